@@ -1,0 +1,464 @@
+"""Every error that hybridkit raises, sorted by what the caller can do about it.
+
+```
+HybridkitError
+├── TemporaryError                     try again: nothing was done, and waiting can help
+│   ├── UnavailableError               a service, database or broker does not answer
+│   │   ├── NotConnectedError          no connection to the broker right now
+│   │   ├── BlockedError               the broker is alive but refuses publishers (memory or disk alarm)
+│   │   └── ServerStartError           a local development server did not come up
+│   ├── RateLimitedError               slow down; `retry_after_seconds` says by how much
+│   ├── ConflictError                  lost a race in the database (serialization, deadlock, lock)
+│   ├── InProgressError                another call with the same idempotency key is still running
+│   └── NackedError                    the broker took the message and gave it back
+├── RejectedError                      fix the request: the same call will fail again
+│   ├── NotFoundError                  no such record, or no such route
+│   ├── InvalidRequestError            the body does not fit the resource; `errors` has pointers
+│   ├── InvalidQueryError              a filter, order or page token that the resource does not allow
+│   ├── UniqueViolationError           another record has that value
+│   ├── ForeignKeyError                the record refers to one that is not there
+│   ├── StaleVersionError              the record changed since it was read
+│   ├── KeyReusedError                 an idempotency key came back with another payload
+│   ├── AccessDeniedError              the caller is not known, or may not do this
+│   └── PayloadError                   bytes that are no valid message
+│       ├── MalformedPayloadError      not JSON, not an envelope, or data of the wrong shape
+│       ├── PayloadTooLargeError       over the size limit, refused before anything is read or sent
+│       ├── UnknownEventTypeError      no registered event has this type
+│       └── UnknownEventVersionError   the type is known, this version of it is not
+├── MisuseError                        fix the code or the deployment
+│   ├── SettingsError                  every problem of the configuration in one report
+│   ├── MissingExtraError              an optional dependency is not installed (also an ImportError)
+│   ├── DeclarationError               a Resource, Event, Retry or consumer that contradicts itself
+│   ├── UnroutableError                no queue wants what was published
+│   ├── TopologyError                  the broker has a queue or exchange with other arguments
+│   ├── NotSupportedError              the server at hand cannot do this (no transactions, for example)
+│   └── ResponseError                  the other side answered with something outside the contract
+└── OutcomeUnknownError                it may have happened or not: repeat it with the same identity
+    ├── DeadlineExceededError          the time ran out first
+    └── ClaimLostError                 another holder has taken this work over
+```
+
+What a data service answers with is `application/problem+json` (RFC 9457). Its `code` and HTTP status are class
+attributes here, so that the service and its client cannot disagree.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+__all__ = [
+    "AccessDeniedError",
+    "BlockedError",
+    "ClaimLostError",
+    "ConflictError",
+    "DeadlineExceededError",
+    "DeclarationError",
+    "FieldError",
+    "ForeignKeyError",
+    "HybridkitError",
+    "InProgressError",
+    "InvalidQueryError",
+    "InvalidRequestError",
+    "KeyReusedError",
+    "MalformedPayloadError",
+    "MisuseError",
+    "MissingExtraError",
+    "NackedError",
+    "NotConnectedError",
+    "NotFoundError",
+    "NotSupportedError",
+    "OutcomeUnknownError",
+    "PayloadError",
+    "PayloadTooLargeError",
+    "RateLimitedError",
+    "RejectedError",
+    "ResponseError",
+    "ServerStartError",
+    "SettingsError",
+    "StaleVersionError",
+    "TemporaryError",
+    "TopologyError",
+    "UnavailableError",
+    "UniqueViolationError",
+    "UnknownEventTypeError",
+    "UnknownEventVersionError",
+    "UnroutableError",
+]
+
+
+class HybridkitError(Exception):
+    """The root: catch it to catch everything that hybridkit raises on purpose.
+
+    Attributes:
+        code: the problem code on the wire, upper case, stable over releases.
+        status: the HTTP status a data service answers with.
+        retryable: whether the same call, made later, can succeed.
+    """
+
+    code: ClassVar[str] = "ERROR"
+    status: ClassVar[int] = 500
+    retryable: ClassVar[bool] = False
+
+
+class FieldError:
+    """One problem at one place of a request: an RFC 6901 JSON pointer, a code and words for people.
+
+    Values never appear in it: what a caller sent may be a secret.
+    """
+
+    __slots__ = ("code", "message", "pointer")
+
+    def __init__(self, pointer: str, code: str, message: str = "") -> None:
+        self.pointer = pointer
+        self.code = code
+        self.message = message
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, FieldError):
+            return NotImplemented
+        return (self.pointer, self.code) == (other.pointer, other.code)
+
+    def __hash__(self) -> int:
+        return hash((self.pointer, self.code))
+
+    def __repr__(self) -> str:
+        return f"FieldError(pointer={self.pointer!r}, code={self.code!r})"
+
+    def __str__(self) -> str:
+        return f"{self.pointer or '/'}: {self.message or self.code}"
+
+
+# ── try again ────────────────────────────────────────────────────────────────────────────────────
+
+
+class TemporaryError(HybridkitError):
+    """Nothing was done; the same call can succeed later."""
+
+    code = "TEMPORARY"
+    status = 503
+    retryable = True
+
+    def __init__(self, message: str, *, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class UnavailableError(TemporaryError):
+    """A service, database or broker is down, starting, or too busy to take the call."""
+
+    code = "UNAVAILABLE"
+
+
+class NotConnectedError(UnavailableError):
+    """There is no connection to the broker, so nothing was sent."""
+
+
+class BlockedError(UnavailableError):
+    """The broker has stopped reading from publishers (`connection.blocked`: a memory or disk alarm)."""
+
+
+class ServerStartError(UnavailableError):
+    """A local server for development and tests did not become ready; the end of its log is in the message."""
+
+
+class RateLimitedError(TemporaryError):
+    """Too many requests."""
+
+    code = "RATE_LIMITED"
+    status = 429
+
+
+class ConflictError(TemporaryError):
+    """The database chose another transaction (SQLSTATE 40001, 40P01, 55P03)."""
+
+    code = "SERIALIZATION_FAILURE"
+    status = 409
+
+
+class InProgressError(TemporaryError):
+    """Another call with the same idempotency key has not finished."""
+
+    code = "IDEMPOTENCY_IN_PROGRESS"
+    status = 409
+
+
+class NackedError(TemporaryError):
+    """The broker answered a publish with `basic.nack`: it did not take responsibility for the message."""
+
+
+# ── fix the request ──────────────────────────────────────────────────────────────────────────────
+
+
+class RejectedError(HybridkitError):
+    """The same request will be refused again."""
+
+    code = "REJECTED"
+    status = 400
+
+
+class NotFoundError(RejectedError):
+    """There is no such record, or no such route."""
+
+    code = "NOT_FOUND"
+    status = 404
+
+
+class InvalidRequestError(RejectedError):
+    """The body does not fit what the resource declares.
+
+    Attributes:
+        errors: one `FieldError` per problem, all of them at once.
+    """
+
+    code = "VALIDATION"
+    status = 422
+
+    def __init__(self, message: str, *, errors: Sequence[FieldError] = ()) -> None:
+        super().__init__(message if not errors else f"{message}: {'; '.join(map(str, errors))}")
+        self.errors = tuple(errors)
+
+
+class InvalidQueryError(RejectedError):
+    """A filter, order, selection or page token that the resource does not allow.
+
+    Attributes:
+        pointer: where in the query the problem is, as an RFC 6901 JSON pointer.
+    """
+
+    code = "INVALID_QUERY"
+
+    def __init__(self, message: str, *, pointer: str = "") -> None:
+        super().__init__(message)
+        self.pointer = pointer
+
+
+class UniqueViolationError(RejectedError):
+    """Another record already has this value.
+
+    Attributes:
+        fields: the fields of the violated constraint, where the database names them.
+    """
+
+    code = "UNIQUE_VIOLATION"
+    status = 409
+
+    def __init__(self, message: str, *, fields: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.fields = tuple(fields)
+
+
+class ForeignKeyError(RejectedError):
+    """The record refers to one that does not exist, or is still referred to."""
+
+    code = "FOREIGN_KEY_VIOLATION"
+    status = 409
+
+
+class StaleVersionError(RejectedError):
+    """The record changed since it was read: read it again and apply the change to what is there now.
+
+    Attributes:
+        current: the ETag that the record has now, where the service told it.
+    """
+
+    code = "PRECONDITION_FAILED"
+    status = 412
+
+    def __init__(self, message: str, *, current: str | None = None) -> None:
+        super().__init__(message)
+        self.current = current
+
+
+class KeyReusedError(RejectedError):
+    """An idempotency key came back with another payload."""
+
+    code = "IDEMPOTENCY_KEY_REUSED"
+    status = 422
+
+
+class AccessDeniedError(RejectedError):
+    """The caller is unknown, or what it asked for is not allowed to it."""
+
+    code = "ACCESS_DENIED"
+    status = 403
+
+
+class PayloadError(RejectedError):
+    """Bytes that cannot become the message they claim to be."""
+
+    code = "VALIDATION"
+    status = 422
+
+
+class MalformedPayloadError(PayloadError):
+    """Not JSON, not an envelope, or data that does not fit the declared type.
+
+    Attributes:
+        errors: where and why, one `FieldError` per problem; never the values.
+    """
+
+    def __init__(self, message: str, *, errors: Sequence[FieldError] = ()) -> None:
+        super().__init__(message if not errors else f"{message}: {'; '.join(map(str, errors))}")
+        self.errors = tuple(errors)
+
+
+class PayloadTooLargeError(PayloadError):
+    """Larger than allowed; refused before it was parsed or sent.
+
+    Attributes:
+        size_bytes: the size that was found.
+        limit_bytes: the size that is allowed.
+    """
+
+    code = "PAYLOAD_TOO_LARGE"
+    status = 413
+
+    def __init__(self, message: str, *, size_bytes: int, limit_bytes: int) -> None:
+        super().__init__(message)
+        self.size_bytes = size_bytes
+        self.limit_bytes = limit_bytes
+
+
+class UnknownEventTypeError(PayloadError):
+    """No registered event has this type.
+
+    Attributes:
+        event_type: the type on the wire.
+    """
+
+    def __init__(self, message: str, *, event_type: str) -> None:
+        super().__init__(message)
+        self.event_type = event_type
+
+
+class UnknownEventVersionError(PayloadError):
+    """The type is registered, but this version is newer than the code, or too old for its upcasters.
+
+    Attributes:
+        event_type: the type on the wire.
+        version: the version on the wire.
+        known: the newest version that this process knows.
+    """
+
+    def __init__(self, message: str, *, event_type: str, version: int, known: int) -> None:
+        super().__init__(message)
+        self.event_type = event_type
+        self.version = version
+        self.known = known
+
+    @property
+    def newer(self) -> bool:
+        """Whether a deployment of this service would know the version: worth waiting for."""
+        return self.version > self.known
+
+
+# ── fix the code or the deployment ───────────────────────────────────────────────────────────────
+
+
+class MisuseError(HybridkitError):
+    """Something is wrong in the code or in how it is deployed; retrying cannot help."""
+
+    code = "MISUSE"
+
+
+class SettingsError(MisuseError):
+    """The configuration is unusable. The message lists every problem at once and never shows a value.
+
+    Attributes:
+        problems: one line per problem: the setting, what is wrong, and what to set.
+    """
+
+    def __init__(self, message: str, *, problems: Sequence[str] = ()) -> None:
+        super().__init__("\n  - ".join([message, *problems]))
+        self.problems = tuple(problems)
+
+
+class MissingExtraError(MisuseError, ImportError):
+    """An optional dependency is needed for this module.
+
+    Attributes:
+        extra: the extra to install, as in `pip install "hybridkit[EXTRA]"`.
+    """
+
+    def __init__(self, module: str, *, extra: str) -> None:
+        super().__init__(f'{module} needs an optional dependency: pip install "hybridkit[{extra}]"')
+        self.extra = extra
+
+
+class DeclarationError(MisuseError, TypeError):
+    """A Resource, Event, Retry policy or consumer was declared in a way that contradicts itself."""
+
+
+class UnroutableError(MisuseError):
+    """The broker confirmed the publish, but no queue wants the message (`basic.return`).
+
+    Attributes:
+        exchange: where it was published.
+        routing_key: with which key.
+    """
+
+    def __init__(self, message: str, *, exchange: str, routing_key: str) -> None:
+        super().__init__(message)
+        self.exchange = exchange
+        self.routing_key = routing_key
+
+
+class TopologyError(MisuseError):
+    """The broker has an exchange, queue or binding that differs from the declared one."""
+
+
+class NotSupportedError(MisuseError):
+    """The server at hand cannot do this."""
+
+    code = "NOT_SUPPORTED"
+    status = 501
+
+
+class ResponseError(MisuseError):
+    """The answer is outside the contract: not JSON, cut short, too large, or of another shape.
+
+    Attributes:
+        response_status: the HTTP status of that answer.
+    """
+
+    def __init__(self, message: str, *, response_status: int) -> None:
+        super().__init__(message)
+        self.response_status = response_status
+
+
+# ── nobody knows yet ─────────────────────────────────────────────────────────────────────────────
+
+
+class OutcomeUnknownError(HybridkitError):
+    """It may have happened or not. Repeating it with the same identity (event id, key) is safe."""
+
+    code = "OUTCOME_UNKNOWN"
+    status = 504
+    retryable = True
+
+
+class DeadlineExceededError(OutcomeUnknownError):
+    """The time allowed for this call ran out before its answer came."""
+
+    code = "DEADLINE_EXCEEDED"
+
+
+class ClaimLostError(OutcomeUnknownError):
+    """The lease of an idempotency claim ran out and another holder has taken the work over."""
+
+
+def error_for_code(code: str) -> type[HybridkitError] | None:
+    """The most general error class with that problem code, or None for a code that is not ours."""
+    return _BY_CODE.get(code)
+
+
+def _collect(root: type[HybridkitError]) -> dict[str, type[HybridkitError]]:
+    found: dict[str, type[HybridkitError]] = {}
+    pending = [root]
+    while pending:
+        error = pending.pop(0)
+        found.setdefault(error.code, error)
+        pending.extend(error.__subclasses__())
+    return found
+
+
+_BY_CODE: Mapping[str, type[HybridkitError]] = _collect(HybridkitError)
