@@ -1,0 +1,193 @@
+"""Bytes and models: the one place where JSON is read and written.
+
+Reading never raises anything but `PayloadError`, whatever the bytes are. Writing gives canonical scalars, so that a
+value has the same bytes on every path: timestamps are UTC with `Z` and at most milliseconds, decimals are strings,
+UUIDs are lower case.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final
+
+import orjson
+from pydantic import AfterValidator, BaseModel, PlainSerializer, TypeAdapter, ValidationError
+
+from hybridkit.errors import FieldError, MalformedPayloadError, PayloadTooLargeError
+
+__all__ = [
+    "MAX_MESSAGE_BYTES",
+    "Timestamp",
+    "check_size",
+    "decode_json",
+    "decode_object",
+    "encode_json",
+    "field_errors",
+    "format_timestamp",
+    "now",
+    "truncate_timestamp",
+    "validate_json",
+    "validate_object",
+]
+
+MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024
+"""What fits into one message, body included: 16 MiB, RabbitMQ's default `max_message_size` since 4.0."""
+
+MAX_FIELD_ERRORS: Final = 20
+"""How many problems one error lists; a hostile body can have millions."""
+
+
+def now() -> datetime:
+    """The time now: UTC, truncated to milliseconds, which is what every store keeps."""
+    return truncate_timestamp(datetime.now(UTC))
+
+
+def truncate_timestamp(moment: datetime) -> datetime:
+    """That moment in UTC with whole milliseconds; a naive one is taken as UTC.
+
+    Raises:
+        ValueError: the moment falls outside the years 1 to 9999 once it is in UTC.
+    """
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    try:
+        moment = moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("timestamp is out of range in UTC") from None
+    return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+
+
+def format_timestamp(moment: datetime) -> str:
+    """RFC 3339 in UTC with `Z`; milliseconds only where there are any: `2025-01-15T10:30:00Z`."""
+    moment = truncate_timestamp(moment).replace(tzinfo=None)
+    return moment.isoformat(timespec="milliseconds" if moment.microsecond else "seconds") + "Z"
+
+
+Timestamp = Annotated[
+    datetime,
+    AfterValidator(truncate_timestamp),
+    PlainSerializer(format_timestamp, return_type=str, when_used="json"),
+]
+"""A `datetime` field that reads any RFC 3339 form and writes the canonical one."""
+
+
+def encode_json(value: Any) -> bytes:
+    """Compact JSON; models by their own serialiser, anything else with canonical scalars. NaN becomes null.
+
+    Raises:
+        MalformedPayloadError: something in it has no JSON form.
+    """
+    try:
+        if isinstance(value, BaseModel):
+            return value.model_dump_json().encode()
+        return orjson.dumps(value, default=_encode_scalar, option=_ENCODE_OPTIONS)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise MalformedPayloadError(f"{type(value).__name__} has no JSON form: {error}") from None
+
+
+def decode_json(body: bytes, *, limit_bytes: int = MAX_MESSAGE_BYTES) -> Any:
+    """The value in those bytes (RFC 8259, UTF-8, no NaN, at most 1024 levels deep).
+
+    Raises:
+        PayloadTooLargeError: over the limit; nothing was parsed.
+        MalformedPayloadError: not JSON.
+    """
+    check_size(body, limit_bytes=limit_bytes)
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise MalformedPayloadError(f"the body is not JSON: {error.msg} at byte {error.pos}") from None
+
+
+def decode_object(body: bytes, *, limit_bytes: int = MAX_MESSAGE_BYTES) -> dict[str, Any]:
+    """As `decode_json`, for a body that has to be a JSON object."""
+    value = decode_json(body, limit_bytes=limit_bytes)
+    if not isinstance(value, dict):
+        raise MalformedPayloadError(f"the body is not a JSON object but {_json_name(value)}")
+    return value
+
+
+def validate_json[T](adapter: TypeAdapter[T], body: bytes, *, what: str) -> T:
+    """That JSON as the adapter's type.
+
+    Args:
+        adapter: the type to read.
+        body: UTF-8 JSON.
+        what: the thing being read, for the error's message.
+
+    Raises:
+        MalformedPayloadError: not JSON, or not of that type; every problem with its pointer, no values.
+    """
+    try:
+        return adapter.validate_json(body)
+    except (ValidationError, RecursionError) as error:
+        raise _malformed(what, error) from None
+
+
+def validate_object[T](adapter: TypeAdapter[T], value: Any, *, what: str) -> T:
+    """An already parsed JSON value as the adapter's type; otherwise as `validate_json`."""
+    try:
+        return adapter.validate_python(value)
+    except (ValidationError, RecursionError) as error:
+        raise _malformed(what, error) from None
+
+
+def field_errors(error: ValidationError) -> tuple[FieldError, ...]:
+    """Pydantic's findings as JSON pointers and codes, without the values that caused them."""
+    found = error.errors(include_url=False, include_input=False, include_context=False)
+    return tuple(
+        FieldError(_pointer(detail["loc"]), detail["type"], _message(detail["type"], detail["msg"]))
+        for detail in found[:MAX_FIELD_ERRORS]
+    )
+
+
+def check_size(body: bytes, *, limit_bytes: int) -> None:
+    """Refuse a body over the limit before anything reads it.
+
+    Raises:
+        PayloadTooLargeError: with both sizes.
+    """
+    size_bytes = len(body)
+    if size_bytes > limit_bytes:
+        raise PayloadTooLargeError(
+            f"the body has {size_bytes} bytes, {limit_bytes} are allowed",
+            size_bytes=size_bytes,
+            limit_bytes=limit_bytes,
+        )
+
+
+# Timestamps go through `format_timestamp`, not through orjson's own form, which keeps microseconds.
+_ENCODE_OPTIONS = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_SUBCLASS
+
+
+def _encode_scalar(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return format_timestamp(value)
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    return _FALLBACK.dump_python(value, mode="json")
+
+
+_FALLBACK: TypeAdapter[Any] = TypeAdapter(Any)
+
+
+def _malformed(what: str, error: ValidationError | RecursionError) -> MalformedPayloadError:
+    if isinstance(error, RecursionError):
+        return MalformedPayloadError(f"{what} is nested too deeply")
+    return MalformedPayloadError(f"{what} does not fit", errors=field_errors(error))
+
+
+def _pointer(location: Sequence[int | str]) -> str:
+    """RFC 6901, section 3; cut where a hostile key would make it endless."""
+    return "".join("/" + str(part)[:100].replace("~", "~0").replace("/", "~1") for part in location[:20])
+
+
+def _message(code: str, message: str) -> str:
+    """Pydantic's words, except the ones that quote what was sent."""
+    return "" if code.startswith("union_tag") else message
+
+
+def _json_name(value: object) -> str:
+    return _JSON_NAMES.get(type(value), "a number")
+
+
+_JSON_NAMES: Mapping[type, str] = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}

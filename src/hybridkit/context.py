@@ -1,0 +1,156 @@
+"""Who asked, for how long, and under which claim: the context that travels with the work.
+
+The edge makes one `RequestContext` per request, update or message and binds it; everything below reads it with
+`current()`. It crosses HTTP and AMQP in headers. The deadline crosses HTTP only: a message may wait in a queue for
+longer than whoever caused it.
+"""
+
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from typing import Final, Self
+
+from hybridkit.errors import DeadlineExceededError
+from hybridkit.ids import new_request_id
+
+__all__ = [
+    "REQUEST_ID_HEADER",
+    "REQUEST_TIMEOUT_HEADER",
+    "USER_ID_HEADER",
+    "Claim",
+    "RequestContext",
+    "bind",
+    "current",
+]
+
+REQUEST_ID_HEADER: Final = "x-request-id"
+USER_ID_HEADER: Final = "x-user-id"
+REQUEST_TIMEOUT_HEADER: Final = "x-request-timeout"
+
+MAX_TIMEOUT_SECONDS: Final = 3600.0
+_ID_SYNTAX = re.compile(r"[A-Za-z0-9._:@/+=-]{1,128}")
+
+
+@dataclass(slots=True)
+class Claim:
+    """The idempotency claim under which the current work runs, and what it has numbered so far.
+
+    Attributes:
+        key: `context:entity:id`, the same on every run of this work.
+    """
+
+    key: str
+    _ordinals: dict[str, int] = field(default_factory=dict[str, int], repr=False)
+
+    def step(self, name: str) -> str:
+        """The name with its ordinal among equal ones in this run: the first `create users` is `create users#0`."""
+        ordinal = self._ordinals.get(name, 0)
+        self._ordinals[name] = ordinal + 1
+        return f"{name}#{ordinal}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestContext:
+    """What every log line, header and event of one piece of work shares.
+
+    Attributes:
+        request_id: 1 to 128 characters out of `A-Z a-z 0-9 . _ : @ / + = -`.
+        user_id: the user on whose behalf this happens, same syntax; None for the system itself.
+        deadline: the `time.monotonic()` instant at which the caller stops waiting; None without one.
+        claim: the idempotency claim that this runs under, if any.
+    """
+
+    request_id: str = field(default_factory=new_request_id)
+    user_id: str | None = None
+    deadline: float | None = None
+    claim: Claim | None = None
+
+    @classmethod
+    def from_http_headers(cls, headers: Mapping[str, str]) -> Self:
+        """The caller's context. An id that is absent or outside the syntax is replaced by a new one.
+
+        Args:
+            headers: case-insensitive, or with lower-case names.
+        """
+        timeout_seconds = _valid_timeout(headers.get(REQUEST_TIMEOUT_HEADER))
+        return cls(
+            request_id=_valid_id(headers.get(REQUEST_ID_HEADER)) or new_request_id(),
+            user_id=_valid_id(headers.get(USER_ID_HEADER)),
+            deadline=None if timeout_seconds is None else time.monotonic() + timeout_seconds,
+        )
+
+    @classmethod
+    def from_amqp_headers(cls, headers: Mapping[str, object]) -> Self:
+        """As `from_http_headers`, for a message: header values of any AMQP type, and never a deadline."""
+        return cls(
+            request_id=_valid_id(headers.get(REQUEST_ID_HEADER)) or new_request_id(),
+            user_id=_valid_id(headers.get(USER_ID_HEADER)),
+        )
+
+    def to_http_headers(self) -> dict[str, str]:
+        """Headers for a call made now; the deadline becomes the seconds that are left, relative, never below 0."""
+        headers = self.to_amqp_headers()
+        remaining = self.remaining_seconds()
+        if remaining is not None:
+            headers[REQUEST_TIMEOUT_HEADER] = f"{max(remaining, 0.0):.3f}"
+        return headers
+
+    def to_amqp_headers(self) -> dict[str, str]:
+        """Headers for a message published now."""
+        headers = {REQUEST_ID_HEADER: self.request_id}
+        if self.user_id is not None:
+            headers[USER_ID_HEADER] = self.user_id
+        return headers
+
+    def remaining_seconds(self) -> float | None:
+        """The time left, negative once it has passed; None without a deadline."""
+        return None if self.deadline is None else self.deadline - time.monotonic()
+
+    def within(self, seconds: float) -> "RequestContext":
+        """This context with a deadline at most that many seconds from now, never later than it had."""
+        deadline = time.monotonic() + seconds
+        return replace(self, deadline=deadline if self.deadline is None else min(deadline, self.deadline))
+
+    def check_deadline(self) -> None:
+        """Stop before work that nobody waits for.
+
+        Raises:
+            DeadlineExceededError: the deadline has passed.
+        """
+        remaining = self.remaining_seconds()
+        if remaining is not None and remaining <= 0:
+            raise DeadlineExceededError(f"the deadline passed {-remaining:.3f} s ago; nothing was started")
+
+
+_current: ContextVar[RequestContext | None] = ContextVar("hybridkit_context", default=None)
+
+
+def current() -> RequestContext:
+    """The bound context; outside of any, a new one that nothing else shares."""
+    return _current.get() or RequestContext()
+
+
+@contextmanager
+def bind(context: RequestContext) -> Iterator[RequestContext]:
+    """Make it the current context inside the `with` block, and in the tasks started there."""
+    token = _current.set(context)
+    try:
+        yield context
+    finally:
+        _current.reset(token)
+
+
+def _valid_id(value: object) -> str | None:
+    """Ids end up in logs, headers and keys: anything that could forge a line or a header is not taken over."""
+    if isinstance(value, bytes):
+        value = value.decode("latin-1")
+    return value if isinstance(value, str) and _ID_SYNTAX.fullmatch(value) else None
+
+
+def _valid_timeout(value: str | None) -> float | None:
+    if value is None or not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,9})?", value):
+        return None
+    return min(float(value), MAX_TIMEOUT_SECONDS)

@@ -1,0 +1,126 @@
+"""Retry policies as values, and the pure decision: again in s seconds, pause, or give up.
+
+```python
+Retry.exponential(first_seconds=1, cap_seconds=300, attempts=8).never(PermissionError).pause_on(UnavailableError)
+```
+
+A policy never sleeps, reads a clock or throws dice; the caller does, so a decision can be tested without waiting.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Final, Self
+
+from hybridkit.errors import DeclarationError, MisuseError, RejectedError
+
+__all__ = ["Decision", "GiveUp", "Pause", "Retry", "RetryAfter"]
+
+MAX_DELAY_SECONDS: Final = 36 * 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class RetryAfter:
+    """Try again, `seconds` from now."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """Stop trying. `reason` is `permanent` (the error can't go away) or `exhausted` (no attempts left)."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """A dependency is down: stop taking work until it is back. The attempt doesn't count."""
+
+
+type Decision = RetryAfter | GiveUp | Pause
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retry:
+    """How often, how far apart, and for which errors. Make one with `immediate` or `exponential`.
+
+    Attributes:
+        attempts: how often the work runs at most, the first time included; at least 1.
+        first_seconds: the upper bound of the first delay; 0 for retries at once.
+        cap_seconds: the upper bound of every delay, at most 36 h.
+        never_for: errors that are given up at once. Errors that blame the request or the code
+            (`RejectedError`, `MisuseError`) always are.
+        pause_for: errors that say a dependency is down.
+    """
+
+    attempts: int = 8
+    first_seconds: float = 1.0
+    cap_seconds: float = 300.0
+    never_for: tuple[type[BaseException], ...] = ()
+    pause_for: tuple[type[BaseException], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse a policy that contradicts itself.
+
+        Raises:
+            DeclarationError: naming the value.
+        """
+        if self.attempts < 1:
+            raise DeclarationError(f"attempts must be at least 1, not {self.attempts}")
+        if not 0 <= self.first_seconds <= self.cap_seconds <= MAX_DELAY_SECONDS:
+            raise DeclarationError(
+                f"0 <= first_seconds <= cap_seconds <= {MAX_DELAY_SECONDS:.0f} must hold,"
+                f" not {self.first_seconds} and {self.cap_seconds}"
+            )
+
+    @classmethod
+    def immediate(cls, *, attempts: int = 3) -> Self:
+        """Again at once: for races that the next attempt wins."""
+        return cls(attempts=attempts, first_seconds=0.0, cap_seconds=0.0)
+
+    @classmethod
+    def exponential(
+        cls, *, first_seconds: float = 1.0, cap_seconds: float = 300.0, attempts: int = 8
+    ) -> Self:
+        """Full jitter: each delay is uniform between 0 and an upper bound that doubles up to the cap.
+
+        https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
+        """
+        return cls(attempts=attempts, first_seconds=first_seconds, cap_seconds=cap_seconds)
+
+    def never(self, *errors: type[BaseException]) -> Self:
+        """This policy, giving up at once on these errors."""
+        return replace(self, never_for=self.never_for + errors)
+
+    def pause_on(self, *errors: type[BaseException]) -> Self:
+        """This policy, pausing on these errors instead of spending attempts. `never` wins over it."""
+        return replace(self, pause_for=self.pause_for + errors)
+
+    def decide(self, error: BaseException, *, attempt: int, jitter: float) -> Decision:
+        """What to do after a failed attempt.
+
+        Args:
+            error: what the attempt raised.
+            attempt: which attempt that was; the first is 1.
+            jitter: a random number from 0 up to 1, as `random.random()` gives it.
+        """
+        if isinstance(error, self.never_for):
+            return GiveUp("permanent")
+        if isinstance(error, self.pause_for):
+            return Pause()
+        if isinstance(error, RejectedError | MisuseError):
+            return GiveUp("permanent")
+        if attempt >= self.attempts:
+            return GiveUp("exhausted")
+        return RetryAfter(self.bound_seconds(attempt) * jitter)
+
+    def bound_seconds(self, attempt: int) -> float:
+        """The longest delay that can follow that attempt."""
+        if self.first_seconds == 0:
+            return 0.0
+        doublings = min(attempt - 1, math.ceil(math.log2(self.cap_seconds / self.first_seconds)))
+        return min(self.first_seconds * 2.0**doublings, self.cap_seconds)
+
+    def total_seconds(self) -> float:
+        """The longest time that all delays together can take."""
+        return sum(self.bound_seconds(attempt) for attempt in range(1, self.attempts))
