@@ -7,7 +7,7 @@ UUIDs are lower case.
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, cast
 
 import orjson
 from pydantic import AfterValidator, BaseModel, PlainSerializer, TypeAdapter, ValidationError
@@ -47,19 +47,23 @@ def truncate_timestamp(moment: datetime) -> datetime:
     Raises:
         ValueError: the moment falls outside the years 1 to 9999 once it is in UTC.
     """
-    if moment.tzinfo is None:
+    offset = moment.utcoffset()
+    if not offset:  # naive, or UTC under another name
         moment = moment.replace(tzinfo=UTC)
-    try:
-        moment = moment.astimezone(UTC)
-    except OverflowError:
-        raise ValueError("timestamp is out of range in UTC") from None
+    else:
+        try:
+            moment = moment.astimezone(UTC)
+        except OverflowError:
+            raise ValueError("timestamp is out of range in UTC") from None
     return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
 
 
 def format_timestamp(moment: datetime) -> str:
     """RFC 3339 in UTC with `Z`; milliseconds only where there are any: `2025-01-15T10:30:00Z`."""
-    moment = truncate_timestamp(moment).replace(tzinfo=None)
-    return moment.isoformat(timespec="milliseconds" if moment.microsecond else "seconds") + "Z"
+    if moment.tzinfo is not UTC and moment.utcoffset():
+        moment = truncate_timestamp(moment)
+    text = moment.replace(tzinfo=None).isoformat(timespec="milliseconds")
+    return text.removesuffix(".000") + "Z"
 
 
 Timestamp = Annotated[
@@ -103,7 +107,7 @@ def decode_object(body: bytes, *, limit_bytes: int = MAX_MESSAGE_BYTES) -> dict[
     value = decode_json(body, limit_bytes=limit_bytes)
     if not isinstance(value, dict):
         raise MalformedPayloadError(f"the body is not a JSON object but {_json_name(value)}")
-    return value
+    return cast("dict[str, Any]", value)
 
 
 def validate_json[T](adapter: TypeAdapter[T], body: bytes, *, what: str) -> T:

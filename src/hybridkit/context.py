@@ -7,7 +7,7 @@ longer than whoever caused it.
 
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -134,7 +134,7 @@ def current() -> RequestContext:
 
 
 @contextmanager
-def bind(context: RequestContext) -> Iterator[RequestContext]:
+def bind(context: RequestContext) -> Generator[RequestContext]:
     """Make it the current context inside the `with` block, and in the tasks started there."""
     token = _current.set(context)
     try:

@@ -1,0 +1,218 @@
+"""The envelope around an event or command, and the way from bytes to it.
+
+```json
+{"event_type": "user.created", "event_id": "1f1e…", "timestamp": "2025-01-15T10:30:00Z", "service": "api_service",
+ "request_id": "…", "user_id": null, "data": {"user_id": "…", "email": "user@example.com"}}
+```
+
+`version` (1 where absent) and `causation_id` are optional. Members that a reader doesn't know are ignored.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Final, cast
+from uuid import UUID
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError
+
+from hybridkit.codec import (
+    MAX_MESSAGE_BYTES,
+    check_size,
+    decode_object,
+    encode_json,
+    format_timestamp,
+    truncate_timestamp,
+    validate_json,
+    validate_object,
+)
+from hybridkit.context import current
+from hybridkit.errors import FieldError, MalformedPayloadError
+from hybridkit.events import EventRegistry, Message, Upcaster
+from hybridkit.events import registry as default_registry
+
+__all__ = ["EventEnvelope", "decode_envelope"]
+
+
+class EventEnvelope[DataT: Message](BaseModel):
+    """A message as it travels: who said it, when, on whose behalf, and the data itself.
+
+    Attributes:
+        event_type: `user.created`.
+        event_id: the event's identity; consumers count it once.
+        timestamp: when it happened; written in UTC with milliseconds.
+        service: who said so.
+        request_id: the request that caused it.
+        user_id: on whose behalf; always written, read as null where absent.
+        data: the event or command itself.
+        version: the schema version of `data`; left out on the wire when it is 1.
+        causation_id: the id of the event that this one answers, if any.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    event_type: str
+    event_id: UUID
+    timestamp: datetime
+    service: str = Field(min_length=1)
+    request_id: str
+    user_id: str | None = None
+    data: DataT
+    version: int = Field(default=1, ge=1)
+    causation_id: UUID | None = None
+
+    @classmethod
+    def wrap[MessageT: Message](
+        cls, message: MessageT, *, service: str, causation_id: UUID | None = None
+    ) -> "EventEnvelope[MessageT]":
+        """Put a message into its envelope, with the request and user of the current context.
+
+        Args:
+            message: the event or command.
+            service: the name of the service that says so.
+            causation_id: the id of the event that this one answers.
+        """
+        context = current()
+        return _envelope_class(type(message)).model_construct(
+            event_type=message.message_type,
+            event_id=message.event_id,
+            timestamp=message.timestamp,
+            service=service,
+            request_id=context.request_id,
+            user_id=context.user_id,
+            data=message,
+            version=message.message_version,
+            causation_id=causation_id,
+        )
+
+    def encode(self) -> bytes:
+        """The wire form, in UTF-8.
+
+        Raises:
+            MalformedPayloadError: the data holds something that has no JSON form.
+        """
+        try:
+            data = self.data.__pydantic_serializer__.to_json(self.data)
+        except PydanticSerializationError as error:
+            raise MalformedPayloadError(
+                f"the data of {self.event_type!r} has no JSON form: {error}"
+            ) from None
+        wire: dict[str, Any] = {
+            "event_type": self.event_type,
+            "event_id": self.event_id,
+            "timestamp": format_timestamp(self.timestamp),
+            "service": self.service,
+            "request_id": self.request_id,
+            "user_id": self.user_id,
+            "data": orjson.Fragment(data),
+        }
+        if self.version != 1:
+            wire["version"] = self.version
+        if self.causation_id is not None:
+            wire["causation_id"] = self.causation_id
+        return encode_json(wire)
+
+
+def decode_envelope(
+    body: bytes, *, registry: EventRegistry = default_registry, limit_bytes: int = MAX_MESSAGE_BYTES
+) -> EventEnvelope[Any]:
+    """The envelope in those bytes, its data brought to the newest version that this process can reach.
+
+    Whatever the bytes are, nothing but `PayloadError` comes out.
+
+    Args:
+        body: UTF-8 JSON.
+        registry: the types to choose from.
+        limit_bytes: refuse more, before parsing.
+
+    Raises:
+        PayloadTooLargeError: over the limit.
+        MalformedPayloadError: not JSON, not an envelope, or data of another shape.
+        UnknownEventTypeError: no such type here.
+        UnknownEventVersionError: no such version here.
+    """
+    check_size(body, limit_bytes=limit_bytes)
+    envelope = _decode_canonical(body, registry) or _decode_any(body, registry, limit_bytes)
+    if envelope.timestamp.tzinfo is None or envelope.timestamp.microsecond % 1000:  # written by somebody else
+        envelope = envelope.model_copy(update={"timestamp": truncate_timestamp(envelope.timestamp)})
+    envelope.data.identify_as(envelope.event_id, envelope.timestamp)
+    return envelope
+
+
+def _decode_canonical(body: bytes, registry: EventRegistry) -> EventEnvelope[Any] | None:
+    """One pass over an envelope as we write it ourselves; None where anything is unusual."""
+    if not body.startswith(_OPENING):
+        return None
+    end = body.find(b'"', len(_OPENING))
+    message = registry.newest(body[len(_OPENING) : end].decode("ascii", "replace"))
+    if message is None:
+        return None
+    try:
+        envelope = _envelope_class(message).__pydantic_validator__.validate_json(body)
+    except (ValidationError, RecursionError):
+        return None
+    if envelope.version != message.message_version or envelope.event_type != message.message_type:
+        return None
+    return cast("EventEnvelope[Any]", envelope)
+
+
+def _decode_any(body: bytes, registry: EventRegistry, limit_bytes: int) -> EventEnvelope[Any]:
+    """Look before reading: the type and version decide which class the data becomes."""
+    wire = decode_object(body, limit_bytes=limit_bytes)
+    message_type, version = _head(wire)
+    message, steps = registry.resolve(message_type, version)
+    adapter = _adapter(message)
+    what = f"the envelope of {message_type!r}"
+    if not steps:
+        return validate_json(adapter, body, what=what)
+    wire["data"] = _upcasted(wire.get("data"), steps, message_type, version)
+    wire["version"] = message.message_version
+    return validate_object(adapter, wire, what=what)
+
+
+_OPENING: Final = b'{"event_type":"'
+
+_envelope_classes: Final[dict[type[Message], type[EventEnvelope[Any]]]] = {}
+
+
+def _envelope_class(message: type[Message]) -> type[EventEnvelope[Any]]:
+    """`EventEnvelope[message]`, without asking pydantic each time."""
+    found = _envelope_classes.get(message)
+    if found is None:
+        found = _envelope_classes[message] = EventEnvelope[message]  # type: ignore[valid-type]
+    return found
+
+
+def _adapter(message: type[Message]) -> TypeAdapter[EventEnvelope[Any]]:
+    return TypeAdapter(_envelope_class(message))
+
+
+def _head(wire: Mapping[str, Any]) -> tuple[str, int]:
+    message_type = wire.get("event_type")
+    if not isinstance(message_type, str):
+        raise _not_an_envelope("/event_type", "string_type", "a string is required")
+    version = wire.get("version", 1)
+    if type(version) is not int or version < 1:
+        raise _not_an_envelope("/version", "int_type", "a whole number from 1 is required")
+    return message_type, version
+
+
+def _not_an_envelope(pointer: str, code: str, message: str) -> MalformedPayloadError:
+    return MalformedPayloadError(
+        "the body is not an event envelope", errors=[FieldError(pointer, code, message)]
+    )
+
+
+def _upcasted(data: Any, steps: tuple[Upcaster, ...], message_type: str, version: int) -> dict[str, Any]:
+    if not isinstance(data, dict):
+        raise MalformedPayloadError(f"the data of {message_type!r} is not a JSON object")
+    upcasted = cast("dict[str, Any]", data)
+    for number, step in enumerate(steps, start=version):
+        try:
+            upcasted = step(upcasted)
+        except Exception as error:  # an upcaster meets data that its author did not expect
+            raise MalformedPayloadError(
+                f"the upcaster of {message_type!r} from version {number} failed: {type(error).__name__}"
+            ) from error
+    return upcasted

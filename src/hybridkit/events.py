@@ -1,0 +1,267 @@
+"""What services tell each other: events and commands, declared once, with a type and a version on the wire.
+
+```python
+class UserCreated(Event, type="user.created", version=1, key="user_id"):
+    user_id: UUID
+    email: str
+
+class SendWelcomeEmail(Command, queue="email_tasks"):
+    user_id: UUID
+```
+
+A declaration enters the registry, so that a consumer can turn bytes back into the class (see `hybridkit.envelope`).
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict
+
+from hybridkit.codec import now
+from hybridkit.context import current
+from hybridkit.errors import DeclarationError, UnknownEventTypeError, UnknownEventVersionError
+from hybridkit.ids import derived_id, new_id
+
+__all__ = ["Command", "Event", "EventRegistry", "Message", "Upcaster", "registry"]
+
+type Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
+"""Turns the `data` of one version into that of the next."""
+
+_TYPE_SYNTAX = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
+_QUEUE_SYNTAX = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*")
+MAX_TYPE_LENGTH: Final = 127
+
+
+class Message(BaseModel):
+    """What `Event` and `Command` share: a type and a version on the wire, and an identity of its own.
+
+    The identity (`event_id`, `timestamp`) is fixed the first time it is asked for, at the latest when the message is
+    published or emitted. Publishing the same object again is therefore the same event, and consumers remove the twin.
+    Inside a claim the id derives from the claim, so that a rerun publishes the same event again.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    message_type: ClassVar[str] = ""
+    message_version: ClassVar[int] = 1
+
+    # A slot, not a private attribute of pydantic's: it costs nothing when a message is read, and it takes no part in
+    # comparison, serialisation or copies (a copy with other data is another event).
+    __slots__ = ("_identity",)
+    if TYPE_CHECKING:
+        _identity: tuple[UUID, datetime]
+
+    @property
+    def event_id(self) -> UUID:
+        """This message's id; the same each time."""
+        return self._identify()[0]
+
+    @property
+    def timestamp(self) -> datetime:
+        """When this message got its identity; UTC, whole milliseconds."""
+        return self._identify()[1]
+
+    def _identify(self) -> tuple[UUID, datetime]:
+        try:
+            return self._identity
+        except AttributeError:
+            claim = current().claim
+            event_id = derived_id(claim.key, claim.step(f"emit {self.message_type}")) if claim else new_id()
+            return self.identify_as(event_id, now())
+
+    def identify_as(self, event_id: UUID, timestamp: datetime) -> tuple[UUID, datetime]:
+        """Take over an identity that was made elsewhere: the envelope's, when a message has been read."""
+        identity = (event_id, timestamp)
+        object.__setattr__(self, "_identity", identity)  # the model is frozen, its slot is not
+        return identity
+
+    @classmethod
+    def upcast(cls, *, from_version: int) -> Callable[[Upcaster], Upcaster]:
+        """Register how `data` of that version becomes `data` of the next, as a decorator.
+
+        Raises:
+            DeclarationError: the version is not below this class's, or has an upcaster already.
+        """
+        if not 1 <= from_version < cls.message_version:
+            raise DeclarationError(
+                f"{cls.__name__} is version {cls.message_version}; an upcaster from {from_version} has no use"
+            )
+
+        def register(upcaster: Upcaster) -> Upcaster:
+            registry.add_upcaster(cls.message_type, from_version, upcaster)
+            return upcaster
+
+        return register
+
+
+class Event(Message):
+    """Something that happened, told to whoever wants to know.
+
+    Declared as `class UserCreated(Event, type="user.created", version=1, key="user_id")`. The type has lower-case
+    words with dots between them, the thing first; the version changes only on a breaking change; `key` names the field
+    whose value keeps events in order. A class without a `type` is a base for others.
+    """
+
+    event_key: ClassVar[str | None] = None
+
+    def __init_subclass__(
+        cls, *, type: str | None = None, version: int = 1, key: str | None = None, **options: Any
+    ) -> None:
+        super().__init_subclass__(**options)
+        cls.message_type = type or ""
+        cls.message_version = version
+        cls.event_key = key
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        """Check the declaration, now that the fields are known, and register it.
+
+        Raises:
+            DeclarationError: naming what contradicts what.
+        """
+        if not cls.message_type:
+            return
+        _check_type(cls)
+        if cls.event_key is not None and cls.event_key not in cls.model_fields:
+            raise DeclarationError(f"{cls.__name__} has no field {cls.event_key!r} to be its key")
+        registry.add(cls)
+
+    @property
+    def ordering_key(self) -> str | None:
+        """The value of the key field as text; None where the event type has no key."""
+        if self.event_key is None:
+            return None
+        return str(getattr(self, self.event_key))
+
+
+class Command(Message):
+    """Work for exactly one queue: `class SendWelcomeEmail(Command, queue="email_tasks")`.
+
+    Its type on the wire is `command.` and the class's name in snake case, unless `type` says otherwise.
+    """
+
+    queue: ClassVar[str] = ""
+
+    def __init_subclass__(
+        cls, *, queue: str | None = None, type: str | None = None, version: int = 1, **options: Any
+    ) -> None:
+        super().__init_subclass__(**options)
+        cls.queue = queue or ""
+        cls.message_type = type or f"command.{_snake_case(cls.__name__)}"
+        cls.message_version = version
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        """Check the declaration and register it.
+
+        Raises:
+            DeclarationError: naming what contradicts what.
+        """
+        if not cls.queue:
+            return
+        if not _QUEUE_SYNTAX.fullmatch(cls.queue):
+            raise DeclarationError(f"{cls.__name__}: queue {cls.queue!r} is not in snake_case")
+        _check_type(cls)
+        registry.add(cls)
+
+
+class EventRegistry:
+    """The event and command types that this process knows, by type and version."""
+
+    def __init__(self) -> None:
+        self._types: dict[str, dict[int, type[Message]]] = {}
+        self._newest: dict[str, type[Message]] = {}
+        self._upcasters: dict[tuple[str, int], Upcaster] = {}
+
+    def __repr__(self) -> str:
+        return f"EventRegistry({sorted(self._types)})"
+
+    def __iter__(self) -> Iterator[type[Message]]:
+        """Every registered class, by type and then version."""
+        for message_type in sorted(self._types):
+            versions = self._types[message_type]
+            yield from (versions[version] for version in sorted(versions))
+
+    def add(self, message: type[Message]) -> None:
+        """Register a declared type; the declaration itself calls this.
+
+        Raises:
+            DeclarationError: another class has this type and version.
+        """
+        versions = self._types.setdefault(message.message_type, {})
+        known = versions.get(message.message_version)
+        if known is not None and (known.__module__, known.__qualname__) != (
+            message.__module__,
+            message.__qualname__,
+        ):
+            raise DeclarationError(
+                f"{message.__qualname__} and {known.__module__}.{known.__qualname__} are both"
+                f" {message.message_type!r} version {message.message_version}"
+            )
+        versions[message.message_version] = message
+        self._newest[message.message_type] = versions[max(versions)]
+
+    def add_upcaster(self, message_type: str, from_version: int, upcaster: Upcaster) -> None:
+        """Register the step from one version to the next.
+
+        Raises:
+            DeclarationError: that step exists.
+        """
+        if (message_type, from_version) in self._upcasters:
+            raise DeclarationError(f"{message_type!r} has an upcaster from version {from_version} already")
+        self._upcasters[message_type, from_version] = upcaster
+
+    def newest(self, message_type: str) -> type[Message] | None:
+        """The class with the highest version of that type, if any."""
+        return self._newest.get(message_type)
+
+    def resolve(self, message_type: str, version: int) -> tuple[type[Message], tuple[Upcaster, ...]]:
+        """The class that a message of this version becomes, and the upcasters that bring it there.
+
+        Upcasters are followed as far as they go; the class declared for the version reached is the answer.
+
+        Raises:
+            UnknownEventTypeError: no class has this type.
+            UnknownEventVersionError: no class has the version reached.
+        """
+        versions = self._types.get(message_type)
+        if versions is None:
+            raise UnknownEventTypeError(
+                f"no event or command of type {message_type[:MAX_TYPE_LENGTH]!r} is declared in this process",
+                event_type=message_type,
+            )
+        steps: list[Upcaster] = []
+        while (step := self._upcasters.get((message_type, version + len(steps)))) is not None:
+            steps.append(step)
+        reached = versions.get(version + len(steps))
+        if reached is None:
+            newest = max(versions)
+            raise UnknownEventVersionError(
+                f"{message_type!r} version {version} is unknown here; the newest known is {newest}",
+                event_type=message_type,
+                version=version,
+                known=newest,
+            )
+        return reached, tuple(steps)
+
+
+registry: Final = EventRegistry()
+
+
+def _check_type(message: type[Message]) -> None:
+    if not _TYPE_SYNTAX.fullmatch(message.message_type) or len(message.message_type) > MAX_TYPE_LENGTH:
+        raise DeclarationError(
+            f"{message.__name__}: type {message.message_type!r} must be lower-case words with dots between them,"
+            f" such as 'user.created', at most {MAX_TYPE_LENGTH} characters"
+        )
+    if message.message_version < 1:
+        raise DeclarationError(
+            f"{message.__name__}: version must be at least 1, not {message.message_version}"
+        )
+
+
+def _snake_case(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
