@@ -1,0 +1,37 @@
+# Every target does its own set-up: scripts/bootstrap finds or installs uv and Python, then syncs an environment.
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test test_lowest lint format docs servers demo
+
+help: ## Print this list
+	@awk -F ':.*## ' '/^[a-z_]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+
+setup: ## Prepare .venv for work on the sources
+	@scripts/bootstrap dev
+
+test: ## Run every gate: format, types, imports, security, docs, then the tests on the built wheel
+	@scripts/bootstrap test
+	@$(MAKE) --no-print-directory servers || echo "make: no local servers were built: tests that need them skip (and fail in CI)"
+	@HYBRIDKIT_TEST_WHEEL=1 .venv-test/bin/python scripts/gates.py
+
+test_lowest: ## Run the tests on the lowest versions that pyproject.toml allows
+	@scripts/bootstrap lowest
+	@$(MAKE) --no-print-directory servers || echo "make: no local servers were built: tests that need them skip (and fail in CI)"
+	@HYBRIDKIT_TEST_WHEEL=1 .venv-lowest/bin/python scripts/gates.py --tests
+
+lint: setup ## Run the gates that need no tests, on the sources
+	@.venv/bin/python scripts/gates.py --static
+
+format: setup ## Format the code and apply ruff's safe fixes
+	@.venv/bin/ruff check --fix --quiet . || true
+	@.venv/bin/ruff format .
+
+docs: setup ## Build the documentation in site/
+	@.venv/bin/mkdocs build --strict
+
+servers: ## Build PostgreSQL, MongoDB, Redis and RabbitMQ for this machine, where there is no container engine
+	@scripts/servers/build
+
+demo: setup ## Run the five services on real servers and drive the scenario
+	@$(MAKE) --no-print-directory servers || echo "make: no local servers were built: the demo takes what it finds"
+	@.venv/bin/python -m examples.run_demo
