@@ -1,0 +1,269 @@
+"""The words of the HTTP contract that a data client and a data service share: headers, transactions, problems.
+
+Errors travel as `application/problem+json` (RFC 9457); `Problem.from_error` and `Problem.to_error` are each other's
+inverse, so that a client raises what the service raised.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Final, Literal, Self
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from hybridkit.codec import Timestamp
+from hybridkit.errors import (
+    FieldError,
+    HybridkitError,
+    InvalidQueryError,
+    InvalidRequestError,
+    MalformedPayloadError,
+    PayloadTooLargeError,
+    ResponseError,
+    StaleVersionError,
+    TemporaryError,
+    UniqueViolationError,
+    error_for_code,
+)
+from hybridkit.events import Command, Event, Message
+
+__all__ = [
+    "CALLER_HEADER",
+    "IDEMPOTENCY_KEY_HEADER",
+    "IDEMPOTENCY_REPLAYED_HEADER",
+    "MAX_BODY_BYTES",
+    "MAX_OPERATIONS",
+    "PROBLEM_MEDIA_TYPE",
+    "AssertOperation",
+    "CreateOperation",
+    "DeleteOperation",
+    "Emission",
+    "Operation",
+    "Problem",
+    "Transaction",
+    "TransactionResult",
+    "UpdateOperation",
+    "UpsertOperation",
+    "parse_key",
+    "quote_key",
+]
+
+IDEMPOTENCY_KEY_HEADER: Final = "idempotency-key"
+IDEMPOTENCY_REPLAYED_HEADER: Final = "idempotency-replayed"
+CALLER_HEADER: Final = "x-service-name"
+"""Which service calls. It tells callers apart; it doesn't authenticate them."""
+PROBLEM_MEDIA_TYPE: Final = "application/problem+json"
+
+MAX_OPERATIONS: Final = 100
+MAX_BODY_BYTES: Final = 1024 * 1024
+MAX_KEY_LENGTH: Final = 255
+
+
+def quote_key(key: str) -> str:
+    """The key as a structured-field string (RFC 9651, section 3.3.3), as `Idempotency-Key` is sent.
+
+    Raises:
+        InvalidRequestError: empty, over 255 characters, or not printable ASCII.
+    """
+    if not 0 < len(key) <= MAX_KEY_LENGTH or not key.isascii() or not key.isprintable():
+        raise InvalidRequestError(f"an idempotency key has 1 to {MAX_KEY_LENGTH} printable ASCII characters")
+    escaped = key.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def parse_key(value: str) -> str:
+    """The key in that header value; quoted or, as many clients send it, bare.
+
+    Raises:
+        InvalidRequestError: as `quote_key`.
+    """
+    value = value.strip()
+    if len(value) >= 2 and value[0] == value[-1] == '"':
+        value = value[1:-1].replace('\\"', '"').replace("\\\\", "\\")
+    quote_key(value)
+    return value
+
+
+# ── POST /v1:transact ────────────────────────────────────────────────────────────────────────────
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class AssertOperation(_Strict):
+    """The record is there, and in the state that `if_match` names; it stays so until the commit."""
+
+    op: Literal["assert"] = "assert"
+    resource: str
+    id: str
+    if_match: str | None = None
+
+
+class CreateOperation(_Strict):
+    """A new record under an id that the client made."""
+
+    op: Literal["create"] = "create"
+    resource: str
+    id: str
+    data: dict[str, Any]
+
+
+class UpdateOperation(_Strict):
+    """Change fields of a record (RFC 7396 merge patch), add to numbers, or both, if `require` holds."""
+
+    op: Literal["update"] = "update"
+    resource: str
+    id: str
+    data: dict[str, Any] = Field(default_factory=dict)
+    increment: dict[str, int | float] = Field(default_factory=dict)
+    require: dict[str, Any] | None = None
+    if_match: str | None = None
+
+
+class UpsertOperation(_Strict):
+    """Create the record, or change it where it is there already."""
+
+    op: Literal["upsert"] = "upsert"
+    resource: str
+    id: str
+    data: dict[str, Any]
+
+
+class DeleteOperation(_Strict):
+    """Remove the record."""
+
+    op: Literal["delete"] = "delete"
+    resource: str
+    id: str
+    if_match: str | None = None
+
+
+type Operation = Annotated[
+    AssertOperation | CreateOperation | UpdateOperation | UpsertOperation | DeleteOperation,
+    Field(discriminator="op"),
+]
+
+
+class Emission(_Strict):
+    """An event or command for the outbox, written in the same transaction as the operations.
+
+    Attributes:
+        key: events with one key are published in commit order.
+        queue: for a command, the queue; None for an event.
+    """
+
+    event_type: str
+    version: int = Field(default=1, ge=1)
+    event_id: UUID
+    timestamp: Timestamp
+    key: str | None = None
+    queue: str | None = None
+    request_id: str
+    user_id: str | None = None
+    data: dict[str, Any]
+
+    @classmethod
+    def of(cls, message: Message, *, request_id: str, user_id: str | None) -> Self:
+        """The emission of that message; its identity is the message's own."""
+        return cls(
+            event_type=message.message_type,
+            version=message.message_version,
+            event_id=message.event_id,
+            timestamp=message.timestamp,
+            key=message.ordering_key if isinstance(message, Event) else None,
+            queue=message.queue if isinstance(message, Command) else None,
+            request_id=request_id,
+            user_id=user_id,
+            data=message.model_dump(mode="json"),
+        )
+
+
+class Transaction(_Strict):
+    """The body of `POST /v1:transact`: all or nothing, in order, at most 100 operations."""
+
+    operations: tuple[Operation, ...] = Field(default=(), max_length=MAX_OPERATIONS)
+    emit: tuple[Emission, ...] = Field(default=(), max_length=MAX_OPERATIONS)
+    isolation: Literal["read_committed", "repeatable_read", "serializable"] = "read_committed"
+
+
+class TransactionResult(BaseModel):
+    """The answer: one record per operation in the same order; null for `assert` and `delete`."""
+
+    results: tuple[dict[str, Any] | None, ...]
+
+
+# ── application/problem+json ─────────────────────────────────────────────────────────────────────
+
+
+class ProblemField(BaseModel):
+    """One entry of a problem's `errors`."""
+
+    pointer: str
+    code: str
+    message: str = ""
+
+
+class Problem(BaseModel):
+    """What a data service answers instead of a result. No SQL and no values in it.
+
+    https://www.rfc-editor.org/rfc/rfc9457#section-3.1
+    """
+
+    type: str = "about:blank"
+    title: str
+    status: int = Field(ge=400, le=599)
+    detail: str = ""
+    instance: str | None = None
+    code: str
+    retryable: bool = False
+    request_id: str | None = None
+    errors: tuple[ProblemField, ...] = ()
+    fields: tuple[str, ...] = ()
+    current: str | None = None
+    retry_after_seconds: float | None = None
+
+    @classmethod
+    def from_error(cls, error: HybridkitError, *, instance: str, request_id: str) -> Self:
+        """That error as its problem."""
+        findings: Sequence[FieldError] = ()
+        if isinstance(error, InvalidRequestError | MalformedPayloadError):
+            findings = error.errors
+        elif isinstance(error, InvalidQueryError) and error.pointer:
+            findings = (FieldError(error.pointer, error.code),)
+        return cls(
+            title=type(error).__name__.removesuffix("Error"),
+            status=error.status,
+            detail=str(error),
+            instance=instance,
+            code=error.code,
+            retryable=error.retryable,
+            request_id=request_id,
+            errors=tuple(ProblemField(pointer=f.pointer, code=f.code, message=f.message) for f in findings),
+            fields=error.fields if isinstance(error, UniqueViolationError) else (),
+            current=error.current if isinstance(error, StaleVersionError) else None,
+            retry_after_seconds=error.retry_after_seconds if isinstance(error, TemporaryError) else None,
+        )
+
+    def to_error(self) -> HybridkitError:
+        """The error that a client raises for this problem."""
+        error = error_for_code(self.code)
+        match error:
+            case None:
+                return ResponseError(f"{self.status} {self.code}: {self.detail}", response_status=self.status)
+            case _ if issubclass(error, InvalidRequestError):
+                found = [FieldError(entry.pointer, entry.code, entry.message) for entry in self.errors]
+                return InvalidRequestError(self.title if found else self.detail, errors=found)
+            case _ if issubclass(error, InvalidQueryError):
+                return InvalidQueryError(self.detail, pointer=self.errors[0].pointer if self.errors else "")
+            case _ if issubclass(error, UniqueViolationError):
+                return UniqueViolationError(self.detail, fields=self.fields)
+            case _ if issubclass(error, StaleVersionError):
+                return StaleVersionError(self.detail, current=self.current)
+            case _ if issubclass(error, TemporaryError):
+                return error(self.detail, retry_after_seconds=self.retry_after_seconds)
+            case _ if issubclass(error, PayloadTooLargeError):
+                return InvalidRequestError(self.detail)
+            case _ if issubclass(error, ResponseError):
+                return ResponseError(self.detail, response_status=self.status)
+            case _:
+                return error(self.detail)

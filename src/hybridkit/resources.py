@@ -1,0 +1,170 @@
+"""One declaration of data, shared by the service that keeps it and the services that use it.
+
+```python
+class NewUser(BaseModel):
+    email: str
+
+class User(NewUser, Record):
+    is_active: bool = True
+
+class UserChanges(BaseModel):
+    is_active: bool | None = None
+
+USERS = Resource("users", record=User, create=NewUser, update=UserChanges,
+                 filterable=("email", "is_active", "created_at"), sortable=("created_at",))
+```
+
+The data service makes its routes from it, the client its types, the tests their fake.
+"""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any, Final, Generic
+from uuid import UUID
+
+from pydantic import BaseModel, Field, TypeAdapter
+from typing_extensions import TypeVar
+
+from hybridkit.codec import Timestamp
+from hybridkit.errors import DeclarationError
+
+__all__ = ["Call", "Record", "Resource"]
+
+IdT = TypeVar("IdT", UUID, str, int, default=UUID)
+
+RESERVED_NAMES: Final = frozenset({"select", "order", "or", "and", "not", "page_size", "page_token"})
+"""Query parameters; a field can't be called like one."""
+
+SYSTEM_FIELDS: Final = ("id", "version", "created_at", "updated_at", "etag")
+"""What `Record` brings, and the data service alone writes."""
+
+_NAME_SYNTAX = re.compile(r"[a-z][a-z0-9_]{0,62}")
+
+
+class Record(BaseModel, Generic[IdT]):
+    """The base of everything stored: `class User(Record)`, or `Record[str]` for a natural key.
+
+    Attributes:
+        id: a UUIDv6 made by the client, unless the type argument says otherwise.
+        version: 1 when created, one more with each change.
+        created_at: UTC, milliseconds.
+        updated_at: UTC, milliseconds.
+        etag: an opaque validator of this state of this record; an update sends it back, so that it changes what was
+            read and nothing else.
+    """
+
+    id: IdT
+    version: int = Field(ge=1)
+    created_at: Timestamp
+    updated_at: Timestamp
+    etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resource[RecordT: Record[Any], CreateT: BaseModel, UpdateT: BaseModel]:
+    """A named collection of records, and what may be done with it.
+
+    Attributes:
+        name: plural snake_case, the path segment under `/v1/`; at most 63 characters.
+        record: what a read returns.
+        create: what a create takes.
+        update: what an update takes; a field that isn't set isn't touched.
+        filterable: record fields (or dotted paths into them) that a filter may name; `id` always may.
+        sortable: record fields that an order may name; `id` always may.
+    """
+
+    name: str
+    record: type[RecordT] = field(kw_only=True)
+    create: type[CreateT] = field(kw_only=True)
+    update: type[UpdateT] = field(kw_only=True)
+    filterable: tuple[str, ...] = field(default=(), kw_only=True)
+    sortable: tuple[str, ...] = field(default=(), kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Check the declaration.
+
+        Raises:
+            DeclarationError: naming the resource, the field and what to change.
+        """
+        if not _NAME_SYNTAX.fullmatch(self.name):
+            raise DeclarationError(f"resource {self.name!r}: a name is snake_case with at most 63 characters")
+        for name in self.record.model_fields:
+            if name in RESERVED_NAMES:
+                raise DeclarationError(
+                    f"{self.name}: the query grammar reserves {name!r}; call the field otherwise"
+                )
+        for path in (*self.filterable, *self.sortable):
+            if path.partition(".")[0] not in self.record.model_fields:
+                raise DeclarationError(f"{self.name}: {self.record.__name__} has no field {path!r}")
+        for model in (self.create, self.update):
+            for name in model.model_fields:
+                if name not in self.record.model_fields:
+                    raise DeclarationError(
+                        f"{self.name}: {model.__name__}.{name} is not in {self.record.__name__}"
+                    )
+
+    def __repr__(self) -> str:
+        return f"Resource({self.name!r}, record={self.record.__name__})"
+
+    @property
+    def path(self) -> str:
+        """`/v1/users`."""
+        return f"/v1/{self.name}"
+
+    def parse_id(self, text: str) -> Any:
+        """An id from a URL, as the record's id type.
+
+        Raises:
+            ValueError: it is none.
+        """
+        return TypeAdapter(self.record.model_fields["id"].annotation).validate_python(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Call[RequestT: BaseModel, ResponseT: BaseModel]:
+    """An operation of a service's own that no CRUD verb says: `POST /v1/{resource}:{name}`.
+
+    Attributes:
+        name: snake_case; not one of the contract's own calls (`query`, `batch_get`, …).
+        resource: what it belongs to.
+        request: the body.
+        response: the answer.
+        safe: it changes nothing, so it needs no idempotency key.
+    """
+
+    name: str
+    resource: Resource[Any, Any, Any] = field(kw_only=True)
+    request: type[RequestT] = field(kw_only=True)
+    response: type[ResponseT] = field(kw_only=True)
+    safe: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Check the declaration.
+
+        Raises:
+            DeclarationError: the name is not snake_case, or is one of the contract's own.
+        """
+        if not _NAME_SYNTAX.fullmatch(self.name) or self.name in RESERVED_CALLS:
+            raise DeclarationError(
+                f"call {self.name!r} of {self.resource.name}: a name is snake_case and not reserved"
+            )
+
+    @property
+    def path(self) -> str:
+        """`/v1/users:deactivate`."""
+        return f"{self.resource.path}:{self.name}"
+
+
+RESERVED_CALLS: Final = frozenset(
+    {
+        "query",
+        "aggregate",
+        "undelete",
+        "transact",
+        "batch_get",
+        "batch_create",
+        "batch_update",
+        "batch_upsert",
+        "batch_delete",
+    }
+)
