@@ -13,6 +13,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 CRITICAL = [
     "src/hybridkit/codec.py",
+    "src/hybridkit/envelope.py",
     "src/hybridkit/events.py",
     "src/hybridkit/retry.py",
 ]

@@ -1,0 +1,25 @@
+"""The reference is complete: every public module has its page, and every page is in the navigation."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "src" / "hybridkit"
+
+
+def public_modules() -> set[str]:
+    """Root modules and packages; what is inside a package is reached through it."""
+    files = {path.stem for path in PACKAGE.glob("*.py")}
+    packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    return {name for name in files | packages if not name.startswith("_")}
+
+
+def test_every_public_module_has_a_reference_page() -> None:
+    pages = {path.stem for path in ROOT.glob("docs/reference/*.md")} - {"index"}
+    assert pages == public_modules()
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    """The strict build only knows the pages that exist; this names the one that was forgotten."""
+    navigation = (ROOT / "mkdocs.yml").read_text()
+    pages = [path.relative_to(ROOT / "docs").as_posix() for path in ROOT.glob("docs/**/*.md")]
+    assert [page for page in pages if page not in navigation] == []

@@ -1,0 +1,33 @@
+"""`import hybridkit` costs next to nothing: no third-party package is loaded before it is used."""
+
+import importlib
+import subprocess
+import sys
+
+import hybridkit
+
+LOADED = """
+import sys
+before = set(sys.modules)
+import hybridkit
+print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
+"""
+
+
+def test_importing_the_package_loads_nothing_but_itself_and_the_standard_library() -> None:
+    done = subprocess.run([sys.executable, "-I", "-c", LOADED], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "hybridkit" in loaded
+    assert loaded - sys.stdlib_module_names == {"hybridkit"}
+
+
+def test_every_exported_name_is_there() -> None:
+    names = hybridkit.__all__
+    assert [name for name in names if getattr(hybridkit, name, None) is None] == []
+    assert len(set(names)) == len(names)
+    assert set(names) <= set(dir(hybridkit))
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    module = importlib.import_module("hybridkit")
+    assert not hasattr(module, "no_such_name")
