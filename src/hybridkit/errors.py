@@ -31,6 +31,7 @@ HybridkitError
 │   ├── DeclarationError               a Resource, Event, Retry or consumer that contradicts itself
 │   ├── UnroutableError                no queue wants what was published
 │   ├── TopologyError                  the broker has a queue or exchange with other arguments
+│   ├── ServerMissingError         no local server of that kind can be had on this machine
 │   ├── NotSupportedError              the server at hand cannot do this (no transactions, for example)
 │   └── ResponseError                  the other side answered with something outside the contract
 └── OutcomeUnknownError                it may have happened or not: repeat it with the same identity
@@ -72,6 +73,7 @@ __all__ = [
     "RateLimitedError",
     "RejectedError",
     "ResponseError",
+    "ServerMissingError",
     "ServerStartError",
     "SettingsError",
     "StaleVersionError",
@@ -411,6 +413,18 @@ class NotSupportedError(MisuseError):
 
     code = "NOT_SUPPORTED"
     status = 501
+
+
+class ServerMissingError(MisuseError):
+    """No local server of that kind can be had on this machine.
+
+    Attributes:
+        missing: one line per way to get one, each with what it needs.
+    """
+
+    def __init__(self, message: str, *, missing: Sequence[str] = ()) -> None:
+        super().__init__("\n  - ".join([message, *missing]))
+        self.missing = tuple(missing)
 
 
 class ResponseError(MisuseError):
