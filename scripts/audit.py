@@ -23,7 +23,7 @@ def audit(*options: str) -> list[dict[str, Any]] | None:
     try:
         found: list[dict[str, Any]] = json.loads(done.stdout)["dependencies"]
     except ValueError:
-        print(done.stderr.strip().splitlines()[-1:])
+        print("pip-audit:", done.stderr.strip().rpartition("\n")[2][:300])
         return None
     return found
 
