@@ -27,7 +27,7 @@ format: setup ## Format the code and apply ruff's safe fixes
 	@.venv/bin/ruff format .
 
 docs: setup ## Build the documentation in site/
-	@.venv/bin/mkdocs build --strict
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 
 servers: ## Build PostgreSQL, MongoDB, Redis and RabbitMQ for this machine, where there is no container engine
 	@scripts/servers/build
