@@ -1,0 +1,451 @@
+"""A Telegram of one's own: enough of the Bot API, over real HTTP, for a real bot client to work against.
+
+```python
+async with FakeTelegram() as telegram:              # point the bot's API base URL at telegram.url
+    telegram.push_text("/start", from_user=TelegramUser(id=7, language_code="ru"))
+    [answer] = await telegram.wait_for_messages(1)
+    telegram.fail("sendMessage", status=429, retry_after_seconds=1)
+```
+
+It keeps Telegram's promises where a bot's safety depends on them: an update is delivered until a later `getUpdates`
+confirms it through its offset, a second poller ends the first one with 409, a wrong token gets 401. As a process,
+`python -m hybridkit.testing._telegram --port 8081`, it is driven through `POST /control/updates`,
+`/control/redeliver`, `/control/faults` and `GET /control/state`.
+
+https://core.telegram.org/bots/api#making-requests
+"""
+
+import argparse
+import asyncio
+import json
+import signal
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from email.parser import BytesParser
+from email.policy import HTTP
+from http import HTTPStatus
+from typing import Any, Final, Self
+from urllib.parse import parse_qsl, urlsplit
+
+__all__ = ["FakeTelegram", "SentMessage", "TelegramUser"]
+
+DEFAULT_TOKEN: Final = "4242:fake-telegram-token"  # noqa: S105 # nosec B105  # a stand-in that opens nothing
+MAX_BODY_BYTES: Final = 64 * 1024 * 1024
+MAX_UPDATES_AT_ONCE: Final = 100
+
+type Params = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TelegramUser:
+    """Who writes to the bot, in a private chat whose id is the user's."""
+
+    id: int
+    first_name: str = "Ada"
+    username: str | None = None
+    language_code: str | None = "en"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SentMessage:
+    """What the bot has sent.
+
+    Attributes:
+        parameters: everything that the bot passed to the method, as text.
+    """
+
+    message_id: int
+    chat_id: int
+    text: str
+    parameters: Params = field(repr=False)
+
+
+@dataclass(slots=True)
+class _Fault:
+    method: str
+    status: int
+    description: str
+    retry_after_seconds: int | None
+    times: int
+
+
+class _RefusedError(Exception):
+    """The answer `{"ok": false, …}` to one call."""
+
+    def __init__(self, status: int, description: str, *, retry_after_seconds: int | None = None) -> None:
+        super().__init__(description)
+        self.status = status
+        self.description = description
+        self.retry_after_seconds = retry_after_seconds
+
+    def answer(self) -> dict[str, Any]:
+        answer: dict[str, Any] = {"ok": False, "error_code": self.status, "description": self.description}
+        if self.retry_after_seconds is not None:
+            answer["parameters"] = {"retry_after": self.retry_after_seconds}
+        return answer
+
+
+class FakeTelegram:
+    """A Bot API server on loopback for one bot, driven by the test that owns it.
+
+    Args:
+        token: the only token it accepts; the bot's id is the part before the colon.
+        port: 0 for any free one.
+    """
+
+    def __init__(self, *, token: str = DEFAULT_TOKEN, port: int = 0) -> None:
+        self.token = token
+        self.bot_id = int(token.partition(":")[0])
+        self.messages: list[SentMessage] = []
+        """All messages that the bot has sent, oldest first."""
+        self.calls: list[str] = []
+        """The names of all methods called, in order."""
+        self.confirmed_update_id = 0
+        """The highest update id that a `getUpdates` offset has confirmed."""
+        self._port = port
+        self._server: asyncio.Server | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+        self._updates: dict[int, dict[str, Any]] = {}
+        self._again: list[int] = []
+        self._next_update_id = 1001
+        self._faults: list[_Fault] = []
+        self._poll = 0
+        self._changed = asyncio.Event()
+        self._methods: Mapping[str, Callable[[Params], Any]] = {
+            "getme": lambda _: self._me(),
+            "sendmessage": self._send_message,
+            "deletewebhook": self._delete_webhook,
+            "answercallbackquery": lambda _: True,
+            "sendchataction": lambda _: True,
+            "setmycommands": lambda _: True,
+        }
+
+    def __repr__(self) -> str:
+        return f"FakeTelegram({self.url!r}, messages={len(self.messages)})"
+
+    @property
+    def url(self) -> str:
+        """The base URL to use instead of `https://api.telegram.org`."""
+        return f"http://127.0.0.1:{self._port}"
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port)
+        self._port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self._connections):
+            connection.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+    # ── what a test does ─────────────────────────────────────────────────────────────────────────
+
+    def push_text(self, text: str, *, from_user: TelegramUser) -> int:
+        """The user writes to the bot; returns the update's id."""
+        sender = {name: value for name, value in asdict(from_user).items() if value is not None}
+        message: dict[str, Any] = {
+            "message_id": self._next_update_id,
+            "from": {**sender, "is_bot": False},
+            "chat": {"id": from_user.id, "type": "private", "first_name": from_user.first_name},
+            "date": int(time.time()),
+            "text": text,
+        }
+        if text.startswith("/"):
+            message["entities"] = [
+                {"type": "bot_command", "offset": 0, "length": len(text.split(maxsplit=1)[0])}
+            ]
+        return self.push_update({"message": message})
+
+    def push_update(self, update: Mapping[str, Any]) -> int:
+        """Any update, in the Bot API's own JSON form without `update_id`; returns the id it gets."""
+        update_id = self._next_update_id
+        self._next_update_id += 1
+        self._updates[update_id] = {"update_id": update_id, **update}
+        self._notify()
+        return update_id
+
+    def redeliver(self, update_id: int) -> None:
+        """Deliver an update once more, although its offset was confirmed.
+
+        Raises:
+            KeyError: there never was such an update.
+        """
+        self._again.append(self._updates[update_id]["update_id"])
+        self._notify()
+
+    def fail(
+        self,
+        method: str,
+        *,
+        status: int,
+        retry_after_seconds: int | None = None,
+        times: int = 1,
+        description: str = "",
+    ) -> None:
+        """Refuse the next calls of a method, without doing what they ask for.
+
+        Args:
+            method: as in the Bot API: `sendMessage`.
+            status: 429, 500, 502, 403 (the user blocked the bot), …
+            retry_after_seconds: sent with a 429.
+            times: how many calls.
+            description: the words; by default those of the HTTP status.
+        """
+        words = description or HTTPStatus(status).phrase
+        if retry_after_seconds is not None:
+            words = f"{words}: retry after {retry_after_seconds}"
+        self._faults.append(_Fault(method.lower(), status, words, retry_after_seconds, times))
+
+    async def wait_for_messages(self, count: int, *, timeout_seconds: float = 10) -> list[SentMessage]:
+        """Every message sent so far, once there are at least `count`.
+
+        Raises:
+            TimeoutError: naming what was sent.
+        """
+        if not await self._wait_until(lambda: len(self.messages) >= count, timeout_seconds):
+            sent = [message.text for message in self.messages]
+            raise TimeoutError(f"the bot sent {len(sent)} of {count} messages in {timeout_seconds} s: {sent}")
+        return list(self.messages)
+
+    async def wait_for_calls(self, method: str, *, count: int = 1, timeout_seconds: float = 10) -> None:
+        """Wait until the bot has called that method at least so often.
+
+        Raises:
+            TimeoutError: naming what was called.
+        """
+        if not await self._wait_until(lambda: self.calls.count(method) >= count, timeout_seconds):
+            raise TimeoutError(f"{method} was not called {count} times in {timeout_seconds} s: {self.calls}")
+
+    async def wait_until_confirmed(self, update_id: int, *, timeout_seconds: float = 10) -> None:
+        """Wait until the bot has told Telegram to forget that update.
+
+        Raises:
+            TimeoutError: it has not.
+        """
+        if not await self._wait_until(lambda: self.confirmed_update_id >= update_id, timeout_seconds):
+            raise TimeoutError(
+                f"update {update_id} was not confirmed in {timeout_seconds} s, only {self.confirmed_update_id}"
+            )
+
+    # ── the Bot API ──────────────────────────────────────────────────────────────────────────────
+
+    async def _call(self, method: str, params: Params) -> Any:
+        self.calls.append(method)
+        self._notify()
+        name = method.lower()
+        self._raise_fault(name)
+        if name == "getupdates":
+            return await self._get_updates(params)
+        found = self._methods.get(name)
+        if found is None:
+            raise _RefusedError(404, f"Not Found: FakeTelegram does not know the method {method}")
+        return found(params)
+
+    def _raise_fault(self, method: str) -> None:
+        for fault in self._faults:
+            if fault.method == method:
+                fault.times -= 1
+                if fault.times == 0:
+                    self._faults.remove(fault)
+                raise _RefusedError(
+                    fault.status, fault.description, retry_after_seconds=fault.retry_after_seconds
+                )
+
+    async def _get_updates(self, params: Params) -> list[dict[str, Any]]:
+        self._poll += 1
+        poll = self._poll
+        self._confirm(int(params.get("offset", 0)))
+        limit = int(params.get("limit", MAX_UPDATES_AT_ONCE))
+
+        def over() -> bool:
+            return poll != self._poll or bool(self._pending())
+
+        await self._wait_until(over, float(params.get("timeout", 0)))
+        if poll != self._poll:
+            raise _RefusedError(409, "Conflict: terminated by other getUpdates request")
+        delivered = self._pending()[:limit]
+        self._again = [update_id for update_id in self._again if update_id not in delivered]
+        return [self._updates[update_id] for update_id in delivered]
+
+    def _confirm(self, offset: int) -> None:
+        self.confirmed_update_id = max(self.confirmed_update_id, offset - 1)
+        self._notify()  # also ends an older poll
+
+    def _pending(self) -> list[int]:
+        unconfirmed = (update_id for update_id in self._updates if update_id > self.confirmed_update_id)
+        return sorted({*unconfirmed, *self._again})
+
+    def _send_message(self, params: Params) -> dict[str, Any]:
+        if not params.get("chat_id", "").lstrip("-").isdecimal():
+            raise _RefusedError(400, "Bad Request: chat not found")
+        if not params.get("text"):
+            raise _RefusedError(400, "Bad Request: message text is empty")
+        message = SentMessage(
+            message_id=len(self.messages) + 1,
+            chat_id=int(params["chat_id"]),
+            text=params["text"],
+            parameters=params,
+        )
+        self.messages.append(message)
+        self._notify()
+        return {
+            "message_id": message.message_id,
+            "from": self._me(),
+            "chat": {"id": message.chat_id, "type": "private"},
+            "date": int(time.time()),
+            "text": message.text,
+        }
+
+    def _delete_webhook(self, params: Params) -> bool:
+        if params.get("drop_pending_updates", "").lower() == "true":
+            self._confirm(self._next_update_id)
+        return True
+
+    def _me(self) -> dict[str, Any]:
+        return {"id": self.bot_id, "is_bot": True, "first_name": "Fake", "username": "fake_bot"}
+
+    # ── control, for a test in another process ───────────────────────────────────────────────────
+
+    def _control(self, name: str, body: bytes) -> Any:
+        if name == "state":
+            sent = [{**asdict(message), "parameters": dict(message.parameters)} for message in self.messages]
+            return {"messages": sent, "calls": self.calls, "confirmed_update_id": self.confirmed_update_id}
+        order: dict[str, Any] = json.loads(body)
+        match name:
+            case "updates" if "text" in order:
+                user = TelegramUser(**order["from_user"])
+                return {"update_id": self.push_text(order["text"], from_user=user)}
+            case "updates":
+                return {"update_id": self.push_update(order)}
+            case "redeliver":
+                return self.redeliver(order["update_id"])
+            case "faults":
+                return self.fail(order.pop("method"), **order)
+            case _:
+                raise _RefusedError(404, "Not Found: control knows state, updates, redeliver and faults")
+
+    # ── HTTP/1.1, as much of it as clients of the Bot API use ─────────────────────────────────────
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        if task is None:  # pragma: no cover  # asyncio always runs this as a task
+            return
+        self._connections.add(task)
+        try:
+            with suppress(ConnectionError, asyncio.IncompleteReadError):
+                while await self._exchange(reader, writer):
+                    pass
+        finally:
+            self._connections.discard(task)
+            writer.close()
+
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """One request and its answer; whether the connection stays open."""
+        head = await reader.readuntil(b"\r\n\r\n")
+        request_line, _, header_lines = head.partition(b"\r\n")
+        method, target, _ = request_line.decode("latin-1").split(" ", 2)
+        headers = BytesParser(policy=HTTP).parsebytes(header_lines, headersonly=True)
+        body = await _read_body(reader, headers)
+        url = urlsplit(target)
+        status, answer = await self._answer(url.path, url.query, headers.get("content-type", ""), body)
+        payload = json.dumps(answer, ensure_ascii=False).encode()
+        writer.write(
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(payload)}\r\n\r\n".encode()
+        )
+        writer.write(b"" if method == "HEAD" else payload)
+        await writer.drain()
+        return headers.get("connection", "").lower() != "close"
+
+    async def _answer(
+        self, path: str, query: str, content_type: str, body: bytes
+    ) -> tuple[int, dict[str, Any]]:
+        try:
+            return 200, {"ok": True, "result": await self._route(path, query, content_type, body)}
+        except _RefusedError as refused:
+            return refused.status, refused.answer()
+        except (ValueError, KeyError, TypeError) as error:
+            return 400, _RefusedError(400, f"Bad Request: {type(error).__name__}: {error}").answer()
+
+    async def _route(self, path: str, query: str, content_type: str, body: bytes) -> Any:
+        first, _, name = path.lstrip("/").partition("/")
+        if first == "health":
+            return True
+        if first == "control":
+            return self._control(name, body)
+        if first != f"bot{self.token}":
+            raise _RefusedError(401, "Unauthorized")
+        return await self._call(name, dict(parse_qsl(query)) | _params(content_type, body))
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _wait_until(self, condition: Callable[[], bool], timeout_seconds: float) -> bool:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_seconds):
+                while not condition():
+                    await self._changed.wait()
+        return condition()
+
+
+async def _read_body(reader: asyncio.StreamReader, headers: Any) -> bytes:
+    if headers.get("transfer-encoding", "").lower() != "chunked":
+        size = int(headers.get("content-length", 0))
+        if size > MAX_BODY_BYTES:
+            raise ConnectionError(f"a body of {size} bytes")
+        return await reader.readexactly(size)
+    body = bytearray()
+    while size := int((await reader.readline()).split(b";")[0], 16):
+        body += await reader.readexactly(size)
+        await reader.readline()
+        if len(body) > MAX_BODY_BYTES:
+            raise ConnectionError(f"a body of more than {len(body)} bytes")
+    while (await reader.readline()).strip():
+        pass  # trailers
+    return bytes(body)
+
+
+def _params(content_type: str, body: bytes) -> dict[str, str]:
+    """The parameters of a call, in any of the three forms that the Bot API takes; a file counts by its name."""
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind == "application/json":
+        return {
+            name: value if isinstance(value, str) else json.dumps(value)
+            for name, value in json.loads(body).items()
+        }
+    if kind == "multipart/form-data":
+        form = BytesParser(policy=HTTP).parsebytes(f"Content-Type: {content_type}\r\n\r\n".encode() + body)
+        return {
+            str(part.get_param("name", header="content-disposition")): part.get_filename()
+            or part.get_content().strip()
+            for part in form.iter_parts()
+        }
+    return dict(parse_qsl(body.decode(), keep_blank_values=True))
+
+
+async def _run(*, port: int, token: str) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with FakeTelegram(token=token, port=port) as telegram:
+        print(f"fake Telegram on {telegram.url}", flush=True)  # noqa: T201  # a program speaks by printing
+        await stop.wait()
+
+
+def main() -> None:
+    """Serve until SIGTERM or Ctrl-C."""
+    parser = argparse.ArgumentParser(prog="python -m hybridkit.testing._telegram", description=__doc__)
+    parser.add_argument("--port", type=int, default=8081)
+    parser.add_argument("--token", default=DEFAULT_TOKEN)
+    arguments = parser.parse_args()
+    asyncio.run(_run(port=arguments.port, token=arguments.token))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""FakeTelegram keeps the Bot API's promises, seen through a real client over real HTTP."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
+import pytest
+from aiogram import Bot
+from aiogram.client.session.aiohttp import AiohttpSession
+from aiogram.client.telegram import TelegramAPIServer
+from aiogram.exceptions import (
+    TelegramBadRequest,
+    TelegramConflictError,
+    TelegramNotFound,
+    TelegramRetryAfter,
+    TelegramServerError,
+    TelegramUnauthorizedError,
+)
+from aiogram.types import BufferedInputFile
+
+from hybridkit.testing._telegram import FakeTelegram, TelegramUser
+
+ADA = TelegramUser(id=7, first_name="Ада", language_code="ru")
+
+
+@pytest.fixture
+async def telegram() -> AsyncIterator[FakeTelegram]:
+    async with FakeTelegram() as server:
+        yield server
+
+
+@pytest.fixture
+async def bot(telegram: FakeTelegram) -> AsyncIterator[Bot]:
+    session = AiohttpSession(api=TelegramAPIServer.from_base(telegram.url))
+    async with Bot(telegram.token, session=session).context() as client:
+        yield client
+
+
+async def test_a_bot_introduces_itself(telegram: FakeTelegram, bot: Bot) -> None:
+    assert (await bot.get_me()).id == telegram.bot_id == bot.id
+
+
+async def test_an_update_comes_again_until_an_offset_confirms_it(telegram: FakeTelegram, bot: Bot) -> None:
+    update_id = telegram.push_text("/start", from_user=ADA)
+    for _ in range(2):
+        [update] = await bot.get_updates()
+        assert update.message is not None
+        assert (update.update_id, update.message.text) == (update_id, "/start")
+        assert update.message.from_user is not None
+        assert update.message.from_user.first_name == "Ада"
+    assert telegram.confirmed_update_id < update_id
+    assert await bot.get_updates(offset=update_id + 1) == []
+    await telegram.wait_until_confirmed(update_id)
+
+
+async def test_a_confirmed_update_can_be_delivered_once_more(telegram: FakeTelegram, bot: Bot) -> None:
+    update_id = telegram.push_text("hello", from_user=ADA)
+    await bot.get_updates(offset=update_id + 1)
+    telegram.redeliver(update_id)
+    assert [update.update_id for update in await bot.get_updates(offset=update_id + 1)] == [update_id]
+    assert await bot.get_updates(offset=update_id + 1) == []
+
+
+async def test_a_long_poll_ends_with_the_first_update(telegram: FakeTelegram, bot: Bot) -> None:
+    poll = asyncio.create_task(bot.get_updates(timeout=60))
+    await telegram.wait_for_calls("getUpdates")
+    update_id = telegram.push_text("hello", from_user=ADA)
+    async with asyncio.timeout(5):
+        assert [update.update_id for update in await poll] == [update_id]
+
+
+async def test_a_second_poller_ends_the_first(telegram: FakeTelegram, bot: Bot) -> None:
+    first = asyncio.create_task(bot.get_updates(timeout=60))
+    await telegram.wait_for_calls("getUpdates")
+    assert await bot.get_updates() == []
+    with pytest.raises(TelegramConflictError):
+        await first
+
+
+async def test_sent_messages_are_recorded(telegram: FakeTelegram, bot: Bot) -> None:
+    answer = await bot.send_message(7, "Добро пожаловать & welcome", parse_mode="HTML")
+    [message] = await telegram.wait_for_messages(1)
+    assert (message.chat_id, message.text) == (7, "Добро пожаловать & welcome")
+    assert message.parameters["parse_mode"] == "HTML"
+    assert answer.message_id == message.message_id
+
+
+async def test_a_refused_call_has_no_effect(telegram: FakeTelegram, bot: Bot) -> None:
+    telegram.fail("sendMessage", status=429, retry_after_seconds=3)
+    with pytest.raises(TelegramRetryAfter) as caught:
+        await bot.send_message(7, "hello")
+    assert caught.value.retry_after == 3
+    telegram.fail("sendMessage", status=502, times=2)
+    for _ in range(2):
+        with pytest.raises(TelegramServerError):
+            await bot.send_message(7, "hello")
+    assert telegram.messages == []
+    await bot.send_message(7, "hello")
+    assert len(telegram.messages) == 1
+
+
+async def test_a_wrong_token_opens_nothing(telegram: FakeTelegram) -> None:
+    session = AiohttpSession(api=TelegramAPIServer.from_base(telegram.url))
+    async with Bot("1:another", session=session).context() as stranger:
+        with pytest.raises(TelegramUnauthorizedError):
+            await stranger.get_me()
+
+
+async def test_what_telegram_refuses_is_refused(telegram: FakeTelegram, bot: Bot) -> None:
+    with pytest.raises(TelegramBadRequest, match="chat not found"):
+        await bot.send_message("nobody", "hello")
+    with pytest.raises(TelegramBadRequest, match="text is empty"):
+        await bot.send_message(7, "")
+    with pytest.raises(TelegramNotFound, match="sendPhoto"):
+        await bot.send_photo(7, BufferedInputFile(b"\x89PNG", "a.png"), caption="an upload, chunked")
+
+
+async def test_pending_updates_can_be_dropped(telegram: FakeTelegram, bot: Bot) -> None:
+    telegram.push_text("old", from_user=ADA)
+    await bot.delete_webhook(drop_pending_updates=True)
+    assert await bot.get_updates() == []
+
+
+async def test_closing_ends_a_poll_in_progress() -> None:
+    async with FakeTelegram() as telegram:
+        session = AiohttpSession(api=TelegramAPIServer.from_base(telegram.url))
+        async with Bot(telegram.token, session=session).context() as bot:
+            poll = asyncio.create_task(bot.get_updates(timeout=60))
+            await telegram.wait_for_calls("getUpdates")
+            async with asyncio.timeout(5):
+                await telegram.__aexit__(None, None, None)
+                with suppress(Exception):
+                    await poll
+
+
+async def test_waiting_says_what_did_not_happen(telegram: FakeTelegram) -> None:
+    with pytest.raises(TimeoutError, match="0 of 1 messages"):
+        await telegram.wait_for_messages(1, timeout_seconds=0.01)
+    with pytest.raises(TimeoutError, match="getMe was not called 2 times"):
+        await telegram.wait_for_calls("getMe", count=2, timeout_seconds=0.01)
+    with pytest.raises(TimeoutError, match="update 5 was not confirmed"):
+        await telegram.wait_until_confirmed(5, timeout_seconds=0.01)
