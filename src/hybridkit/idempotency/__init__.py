@@ -1,0 +1,42 @@
+"""One piece of work runs once, however often it arrives: a record per key in Redis, with a lease and an outcome.
+
+```python
+async with guard.claim("orders:order:42", body) as claim:
+    if claim.done:
+        return claim.result
+    ...
+    claim.set_result({"status": "paid"})
+```
+"""
+
+from hybridkit.idempotency._answers import (
+    Acquired,
+    Begin,
+    Completed,
+    Exhausted,
+    Failed,
+    Finish,
+    InProgress,
+    Mismatch,
+    Outcome,
+    RedisDown,
+)
+from hybridkit.idempotency._guard import Claimed, IdempotencyGuard
+from hybridkit.idempotency._keys import claim_key, fingerprint
+
+__all__ = [
+    "Acquired",
+    "Begin",
+    "Claimed",
+    "Completed",
+    "Exhausted",
+    "Failed",
+    "Finish",
+    "IdempotencyGuard",
+    "InProgress",
+    "Mismatch",
+    "Outcome",
+    "RedisDown",
+    "claim_key",
+    "fingerprint",
+]

@@ -1,0 +1,72 @@
+"""Keys and fingerprints: what counts as the same work, and as the same payload."""
+
+import hashlib
+import re
+from typing import Any, Final
+from urllib.parse import quote
+
+import orjson
+
+from hybridkit.codec import decode_json, encode_json
+
+__all__ = ["check_key", "claim_key", "fingerprint"]
+
+MAX_ID_CHARS: Final = 300
+_KEY: Final = re.compile(rf"[A-Za-z0-9_.-]{{1,100}}:[A-Za-z0-9_.-]{{1,100}}:[!-~]{{1,{MAX_ID_CHARS}}}")
+_WORD: Final = re.compile(r"[A-Za-z0-9_.-]{1,100}")
+
+
+def claim_key(context: str, entity: str, *identity: object) -> str:
+    """The key `context:entity:id`, whatever comes in: for parts that other systems choose.
+
+    Characters outside the syntax are percent-encoded, and an id that gets too long is replaced by its SHA-256. Equal
+    parts give equal keys, different parts different ones.
+
+    Args:
+        context: who works, for example the queue, or `http` and the principal.
+        entity: on what kind of thing, for example the service that sent an event, or the route.
+        identity: which one; several parts are joined with `:`.
+    """
+    parts = ":".join(quote(str(part), safe="") for part in identity)
+    return f"{_word(context)}:{_word(entity)}:{parts if 0 < len(parts) <= MAX_ID_CHARS else _digest(parts)}"
+
+
+def check_key(key: str) -> str:
+    """The key itself, when it has the syntax `context:entity:id`.
+
+    Context and entity are up to 100 characters out of `A-Z a-z 0-9 _ . -`; the id is up to 300 printable ASCII
+    characters without spaces.
+
+    Raises:
+        ValueError: it has not.
+    """
+    if not _KEY.fullmatch(key):
+        raise ValueError(
+            f"an idempotency key is context:entity:id, like orders:order:42, not {key[:80]!r};"
+            " claim_key() makes one from any parts"
+        )
+    return key
+
+
+def fingerprint(payload: Any) -> str:
+    """32 hexadecimal characters that are equal for equal payloads.
+
+    Args:
+        payload: bytes as they are; anything else by its JSON form, in which the order of members doesn't count.
+    """
+    body = payload if isinstance(payload, bytes) else _canonical(payload)
+    return hashlib.sha256(body).hexdigest()[:32]
+
+
+def _canonical(payload: Any) -> bytes:
+    return orjson.dumps(decode_json(encode_json(payload)), option=orjson.OPT_SORT_KEYS)
+
+
+def _word(text: str) -> str:
+    if _WORD.fullmatch(text):
+        return text
+    return f"_{_digest(text)}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
