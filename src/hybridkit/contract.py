@@ -4,7 +4,6 @@ Errors travel as `application/problem+json` (RFC 9457); `Problem.from_error` and
 inverse, so that a client raises what the service raised.
 """
 
-from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal, Self
 from uuid import UUID
 
@@ -225,7 +224,7 @@ class Problem(BaseModel):
     @classmethod
     def from_error(cls, error: HybridkitError, *, instance: str, request_id: str) -> Self:
         """That error as its problem."""
-        findings: Sequence[FieldError] = ()
+        findings: tuple[FieldError, ...] = ()
         if isinstance(error, InvalidRequestError | MalformedPayloadError):
             findings = error.errors
         elif isinstance(error, InvalidQueryError) and error.pointer:

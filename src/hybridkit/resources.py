@@ -19,14 +19,17 @@ The data service makes its routes from it, the client its types, the tests their
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, Final, Generic
+from functools import cache
+from types import UnionType
+from typing import Annotated, Any, Final, Generic, Union, get_args, get_origin
 from uuid import UUID
 
 from pydantic import BaseModel, Field, TypeAdapter
 from typing_extensions import TypeVar
 
 from hybridkit.codec import Timestamp
-from hybridkit.errors import DeclarationError
+from hybridkit.errors import DeclarationError, InvalidQueryError
+from hybridkit.filters import Field as FilterField
 
 __all__ = ["Call", "Record", "Resource"]
 
@@ -106,6 +109,18 @@ class Resource[RecordT: Record[Any], CreateT: BaseModel, UpdateT: BaseModel]:
     def __repr__(self) -> str:
         return f"Resource({self.name!r}, record={self.record.__name__})"
 
+    def __getitem__(self, path: str) -> FilterField:
+        """The field to filter by: `USERS["email"] == "a@example.com"`.
+
+        Raises:
+            InvalidQueryError: the resource doesn't declare it as filterable.
+        """
+        if path != "id" and path not in self.filterable:
+            raise InvalidQueryError(
+                f"{self.name} can't be filtered by {path!r}, only by {sorted({'id', *self.filterable})}"
+            )
+        return FilterField(path, _adapter(self.record, path))
+
     @property
     def path(self) -> str:
         """`/v1/users`."""
@@ -115,9 +130,23 @@ class Resource[RecordT: Record[Any], CreateT: BaseModel, UpdateT: BaseModel]:
         """An id from a URL, as the record's id type.
 
         Raises:
-            ValueError: it is none.
+            ValueError: it is none (pydantic's `ValidationError` is one).
         """
-        return TypeAdapter(self.record.model_fields["id"].annotation).validate_python(text)
+        return _adapter(self.record, "id").validate_strings(text)
+
+
+@cache
+def _adapter(record: type[Record[Any]], path: str) -> TypeAdapter[Any]:
+    """The type of that field without its null; anything, for a path into a document."""
+    head, dot, _ = path.partition(".")
+    info = record.model_fields[head]
+    if dot:
+        return TypeAdapter(Any)
+    annotation: Any = info.annotation
+    members = [member for member in get_args(annotation) if member is not type(None)]
+    if isinstance(annotation, UnionType) or get_origin(annotation) is Union:
+        annotation = Union[tuple(members)]  # noqa: UP007 - built from a list
+    return TypeAdapter(Annotated[annotation, *info.metadata] if info.metadata else annotation)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,255 @@
+"""Filters as values: built from declared fields, the same tree on the client, on the wire and in the data service.
+
+```python
+(USERS["is_active"] == True) & ~USERS["email"].like("%@example.com") | USERS["id"].in_([first, second])
+```
+
+The tree has one JSON form, `{"and": [{"eq": ["is_active", true]}, …]}`, and one form for URLs, which follows the
+grammar of PostgREST: `is_active=eq.true&email=not.like.*@example.com`. `hybridkit.queries` reads and writes both.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, cast, get_args
+
+import orjson
+from pydantic import TypeAdapter, ValidationError
+
+from hybridkit.errors import InvalidQueryError
+
+__all__ = ["And", "Compare", "Field", "Filter", "Not", "Operator", "Or"]
+
+type Operator = Literal["eq", "neq", "gt", "gte", "lt", "lte", "in", "like", "ilike", "is"]
+type Filter = Compare | And | Or | Not
+
+OPERATORS: Final[tuple[str, ...]] = get_args(Operator.__value__)
+PATTERN_OPERATORS: Final = ("like", "ilike")
+MAX_DEPTH: Final = 8
+MAX_CONDITIONS: Final = 100
+MAX_IN_VALUES: Final = 1000
+
+
+class _Combinable:
+    """What every node of the tree can do."""
+
+    __slots__ = ()
+
+    def __and__(self, other: Filter) -> "And":
+        return And((*_parts(self, And), *_parts(other, And)))
+
+    def __or__(self, other: Filter) -> "Or":
+        return Or((*_parts(self, Or), *_parts(other, Or)))
+
+    def __invert__(self) -> "Filter":
+        return self.part if isinstance(self, Not) else Not(cast("Compare | And | Or", self))
+
+    def __bool__(self) -> bool:
+        raise TypeError("a filter has no truth value: combine filters with & | ~, not with and, or, not")
+
+
+@dataclass(frozen=True, slots=True)
+class Compare(_Combinable):
+    """One condition on one field.
+
+    Attributes:
+        field: a declared field, or a dotted path into it.
+        operator: `eq neq gt gte lt lte in like ilike is`.
+        value: of the field's type; a tuple for `in`; None, True or False for `is`; for `like` and `ilike` a pattern
+            with `%` (any run of characters), `_` (any one) and a backslash before a literal one.
+    """
+
+    field: str
+    operator: Operator
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class And(_Combinable):
+    """All of them."""
+
+    parts: tuple[Filter, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Or(_Combinable):
+    """At least one of them."""
+
+    parts: tuple[Filter, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Not(_Combinable):
+    """The opposite; as in SQL, a condition on an absent value is neither true nor, negated, false."""
+
+    part: "Compare | And | Or"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Field:
+    """A declared field of a resource, ready to be compared: `USERS["email"] == "a@example.com"`.
+
+    Attributes:
+        name: the field, or a dotted path into it.
+        adapter: the type its values have.
+    """
+
+    name: str
+    adapter: TypeAdapter[Any]
+
+    __hash__ = None  # type: ignore[assignment] # == builds a filter, so equality can't be hashed
+
+    def __eq__(self, value: object) -> Compare:  # type: ignore[override]
+        return self.compare("eq", value)
+
+    def __ne__(self, value: object) -> Compare:  # type: ignore[override]
+        return self.compare("neq", value)
+
+    def __gt__(self, value: object) -> Compare:
+        return self.compare("gt", value)
+
+    def __ge__(self, value: object) -> Compare:
+        return self.compare("gte", value)
+
+    def __lt__(self, value: object) -> Compare:
+        return self.compare("lt", value)
+
+    def __le__(self, value: object) -> Compare:
+        return self.compare("lte", value)
+
+    def in_(self, values: Iterable[object]) -> Compare:
+        """Equal to one of at most 1,000 values."""
+        return self.compare("in", list(values))
+
+    def like(self, pattern: str) -> Compare:
+        """Text that matches a pattern with `%` and `_`, case-sensitive."""
+        return self.compare("like", pattern)
+
+    def ilike(self, pattern: str) -> Compare:
+        """Text that matches a pattern with `%` and `_`, whatever its case."""
+        return self.compare("ilike", pattern)
+
+    def is_null(self) -> Compare:
+        """Without a value."""
+        return self.compare("is", None)
+
+    def compare(self, operator: Operator, value: object, *, pointer: str = "") -> Compare:
+        """The condition, its value checked against the field's type.
+
+        Args:
+            operator: as in `Compare`.
+            value: a Python or JSON value.
+            pointer: where it stands in the query, for the error.
+
+        Raises:
+            InvalidQueryError: the value doesn't fit the field and operator.
+        """
+        match operator:
+            case "is":
+                if value is not None and not isinstance(value, bool):
+                    raise InvalidQueryError(f"{self.name}: `is` takes null, true or false", pointer=pointer)
+                return Compare(self.name, operator, value)
+            case "in":
+                return Compare(self.name, operator, self._values(value, pointer))
+            case "like" | "ilike":
+                return Compare(self.name, operator, self._pattern(value, pointer))
+            case _:
+                return Compare(self.name, operator, self._value(value, pointer))
+
+    def parse(self, text: str, *, pointer: str = "") -> Any:
+        """The value that this text stands for, as in a URL.
+
+        Raises:
+            InvalidQueryError: it stands for none.
+        """
+        if "." in self.name:
+            return json_scalar(text)
+        try:
+            return self.adapter.validate_strings(text)
+        except ValidationError as error:
+            raise self._unfit(error, pointer) from None
+
+    def _value(self, value: object, pointer: str) -> Any:
+        if value is None:
+            raise InvalidQueryError(f"{self.name}: null is compared with `is` (is_null())", pointer=pointer)
+        try:
+            return self.adapter.validate_python(value)
+        except ValidationError as error:
+            raise self._unfit(error, pointer) from None
+
+    def _values(self, values: object, pointer: str) -> tuple[Any, ...]:
+        if not isinstance(values, list | tuple):
+            raise InvalidQueryError(f"{self.name}: `in` takes a list of values", pointer=pointer)
+        listed = cast("Sequence[object]", values)
+        if len(listed) > MAX_IN_VALUES:
+            raise InvalidQueryError(
+                f"{self.name}: `in` takes at most {MAX_IN_VALUES} values, not {len(listed)}", pointer=pointer
+            )
+        return tuple(self._value(value, pointer) for value in listed)
+
+    def _pattern(self, pattern: object, pointer: str) -> str:
+        if not isinstance(pattern, str) or not isinstance(self._text_probe(), str):
+            raise InvalidQueryError(f"{self.name}: `like` compares text with a pattern", pointer=pointer)
+        tokens = list(pattern_tokens(pattern))
+        if tokens and tokens[-1] == "\\":
+            raise InvalidQueryError(f"{self.name}: the pattern ends in a lone backslash", pointer=pointer)
+        return "".join(
+            token if token in ("\\%", "\\_", "\\\\") or len(token) == 1 else token[1] for token in tokens
+        )
+
+    def _text_probe(self) -> object:
+        """What the field makes of a text that nothing else could be; text only if the field holds text."""
+        try:
+            return self.adapter.validate_python("\N{SNOWMAN}")
+        except ValidationError:
+            return None
+
+    def _unfit(self, error: ValidationError, pointer: str) -> InvalidQueryError:
+        reason = error.errors(include_input=False, include_url=False)[0]["msg"]
+        return InvalidQueryError(f"{self.name}: {reason}", pointer=pointer)
+
+
+def json_scalar(text: str) -> Any:
+    """A path into a document has no declared type: what reads as a JSON scalar is one, the rest is text."""
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return text
+    return text if isinstance(value, dict | list) or value is None else value
+
+
+def pattern_tokens(pattern: str) -> Iterator[str]:
+    """The characters of a pattern, each with the backslash that escapes it."""
+    characters = iter(pattern)
+    for character in characters:
+        yield character + next(characters, "") if character == "\\" else character
+
+
+def check_size(where: Filter) -> None:
+    """Refuse a tree that is too deep or too broad to be a sane query.
+
+    Raises:
+        InvalidQueryError: with the limit.
+    """
+    conditions = 0
+    pending: list[tuple[Filter, int]] = [(where, 1)]
+    while pending:
+        node, depth = pending.pop()
+        if depth > MAX_DEPTH:
+            raise InvalidQueryError(
+                f"the filter is nested more than {MAX_DEPTH} levels deep", pointer="/where"
+            )
+        match node:
+            case Compare():
+                conditions += 1
+            case Not():
+                pending.append((node.part, depth + 1))
+            case And() | Or():
+                pending.extend((part, depth + 1) for part in node.parts)
+    if conditions > MAX_CONDITIONS:
+        raise InvalidQueryError(
+            f"the filter has {conditions} conditions, at most {MAX_CONDITIONS} are allowed", pointer="/where"
+        )
+
+
+def _parts(node: object, kind: type[And | Or]) -> tuple[Filter, ...]:
+    return node.parts if isinstance(node, kind) else (cast("Filter", node),)

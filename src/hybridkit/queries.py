@@ -1,0 +1,505 @@
+"""Queries on a resource, and their two forms on the wire.
+
+The GET form is flat and follows PostgREST's grammar (https://docs.postgrest.org/en/stable/references/api/tables_views.html):
+
+```
+?is_active=eq.true&total=gte.100&or=(status.eq.paid,total.is.null)&order=created_at.desc,id&select=id,total&page_size=50
+```
+
+The JSON form is the tree itself, the body of `POST /v1/{resource}:query`:
+
+```json
+{"where": {"and": [{"eq": ["is_active", true]}, {"gte": ["total", "100"]}]},
+ "order": [["created_at", "desc"]], "page_size": 50}
+```
+
+Reading either refuses fields that the resource doesn't declare, unknown operators and values of the wrong type, with a
+JSON pointer to the place.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final, Literal, Self, assert_never, cast
+
+import orjson
+
+from hybridkit.codec import encode_json
+from hybridkit.errors import InvalidQueryError
+from hybridkit.filters import (
+    OPERATORS,
+    PATTERN_OPERATORS,
+    And,
+    Compare,
+    Field,
+    Filter,
+    Not,
+    Operator,
+    Or,
+    check_size,
+    json_scalar,
+    pattern_tokens,
+)
+from hybridkit.resources import Resource
+
+__all__ = ["DEFAULT_PAGE_SIZE", "MAX_PAGE_SIZE", "Direction", "Query"]
+
+type Direction = Literal["asc", "desc"]
+type AnyResource = Resource[Any, Any, Any]
+
+DEFAULT_PAGE_SIZE: Final = 50
+MAX_PAGE_SIZE: Final = 1000
+MAX_ORDER_FIELDS: Final = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Query:
+    """What to read of a resource, in which order, how much at a time.
+
+    Attributes:
+        where: the filter; None for all records.
+        order: (field, direction) pairs. The id is always the last tie-breaker, whether it is named or not.
+        select: the fields to return; empty for all of them.
+        page_size: records a page, 1 to 1,000.
+        page_token: where to go on, as the page before told it; bound to filter and order.
+    """
+
+    where: Filter | None = None
+    order: tuple[tuple[str, Direction], ...] = ()
+    select: tuple[str, ...] = ()
+    page_size: int = DEFAULT_PAGE_SIZE
+    page_token: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form; what is at its default is left out."""
+        body: dict[str, Any] = {}
+        if self.where is not None:
+            body["where"] = _to_tree(self.where)
+        if self.order:
+            body["order"] = [list(pair) for pair in self.order]
+        if self.select:
+            body["select"] = list(self.select)
+        if self.page_size != DEFAULT_PAGE_SIZE:
+            body["page_size"] = self.page_size
+        if self.page_token is not None:
+            body["page_token"] = self.page_token
+        return body
+
+    def to_params(self) -> list[tuple[str, str]]:
+        """The GET form, as name and value pairs that are not percent-encoded yet."""
+        params = [_to_param(part) for part in _top_level(self.where)]
+        if self.order:
+            params.append(("order", ",".join(f"{name}.{direction}" for name, direction in self.order)))
+        if self.select:
+            params.append(("select", ",".join(self.select)))
+        if self.page_size != DEFAULT_PAGE_SIZE:
+            params.append(("page_size", str(self.page_size)))
+        if self.page_token is not None:
+            params.append(("page_token", self.page_token))
+        return params
+
+    @classmethod
+    def from_json(cls, resource: AnyResource, body: Mapping[str, Any]) -> Self:
+        """The query in that JSON form.
+
+        Raises:
+            InvalidQueryError: with a pointer to what the resource doesn't allow.
+        """
+        for name in body:
+            if name not in _MEMBERS:
+                raise InvalidQueryError(f"a query has no member {name[:100]!r}", pointer=f"/{name[:100]}")
+        where = None
+        if body.get("where") is not None:
+            where = _from_tree(resource, body["where"], "/where", depth=1)
+            check_size(where)
+        return cls(
+            where=where,
+            order=_order(resource, [_pair(entry) for entry in _listed(body.get("order"), "/order")]),
+            select=_selection(resource, [str(name) for name in _listed(body.get("select"), "/select")]),
+            page_size=_page_size(body.get("page_size", DEFAULT_PAGE_SIZE)),
+            page_token=_page_token(body.get("page_token")),
+        )
+
+    @classmethod
+    def from_params(cls, resource: AnyResource, params: Iterable[tuple[str, str]]) -> Self:
+        """The query in those (percent-decoded) URL parameters.
+
+        Raises:
+            InvalidQueryError: with a pointer to the parameter.
+        """
+        parts: list[Filter] = []
+        options: dict[str, str] = {}
+        for name, text in params:
+            if name in _OPTIONS:
+                if name in options:
+                    raise InvalidQueryError(f"{name} is given twice", pointer=f"/{name}")
+                options[name] = text
+            else:
+                parts.append(_Parser(resource, name, text).parameter())
+        where = None if not parts else parts[0] if len(parts) == 1 else And(tuple(parts))
+        if where is not None:
+            check_size(where)
+        order = [_order_entry(entry) for entry in _split(options.get("order"))]
+        return cls(
+            where=where,
+            order=_order(resource, order),
+            select=_selection(resource, _split(options.get("select"))),
+            page_size=_page_size(options.get("page_size", str(DEFAULT_PAGE_SIZE))),
+            page_token=_page_token(options.get("page_token")),
+        )
+
+
+_OPTIONS: Final = ("order", "select", "page_size", "page_token")
+_MEMBERS: Final = ("where", *_OPTIONS)
+_ORDERING_OPERATORS: Final = ("gt", "gte", "lt", "lte")
+
+
+# ── options ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def _split(text: str | None) -> list[str]:
+    return [] if text is None else text.split(",")
+
+
+def _listed(value: object, pointer: str) -> Sequence[Any]:
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise InvalidQueryError(f"{pointer[1:]} is a list", pointer=pointer)
+    return cast("list[Any]", value)
+
+
+def _pair(entry: object) -> tuple[str, str]:
+    match entry:
+        case [str(name), str(direction)]:
+            return name, direction
+        case _:
+            raise InvalidQueryError(
+                'an order entry is a pair such as ["created_at", "desc"]', pointer="/order"
+            )
+
+
+def _order_entry(entry: str) -> tuple[str, str]:
+    name, dot, direction = entry.rpartition(".")
+    return (name, direction) if dot and direction in ("asc", "desc") else (entry, "asc")
+
+
+def _order(resource: AnyResource, entries: Sequence[tuple[str, str]]) -> tuple[tuple[str, Direction], ...]:
+    if len(entries) > MAX_ORDER_FIELDS:
+        raise InvalidQueryError(f"at most {MAX_ORDER_FIELDS} fields can be ordered by", pointer="/order")
+    allowed = {"id", *resource.sortable}
+    names = [name for name, _ in entries]
+    for name, direction in entries:
+        if name not in allowed:
+            raise InvalidQueryError(
+                f"{resource.name} can't be ordered by {name[:100]!r}, only by {sorted(allowed)}",
+                pointer="/order",
+            )
+        if direction not in ("asc", "desc"):
+            raise InvalidQueryError("a direction is asc or desc", pointer="/order")
+        if names.count(name) > 1:
+            raise InvalidQueryError(f"{name} is ordered by twice", pointer="/order")
+    return cast("tuple[tuple[str, Direction], ...]", tuple(entries))
+
+
+def _selection(resource: AnyResource, names: Sequence[str]) -> tuple[str, ...]:
+    for name in names:
+        if name not in resource.record.model_fields:
+            raise InvalidQueryError(f"{resource.name} has no field {name[:100]!r}", pointer="/select")
+    return tuple(dict.fromkeys(names))
+
+
+def _page_size(value: object) -> int:
+    size = (
+        int(value)
+        if isinstance(value, str) and value.isdecimal() and value.isascii() and len(value) < 8
+        else value
+    )
+    if type(size) is not int or not 1 <= size <= MAX_PAGE_SIZE:
+        raise InvalidQueryError(
+            f"page_size is a whole number from 1 to {MAX_PAGE_SIZE}", pointer="/page_size"
+        )
+    return size
+
+
+def _page_token(value: object) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise InvalidQueryError("page_token is the text that the page before gave", pointer="/page_token")
+    return value
+
+
+# ── the JSON form ────────────────────────────────────────────────────────────────────────────────
+
+
+def _to_tree(node: Filter) -> dict[str, Any]:
+    match node:
+        case Compare():
+            return {node.operator: [node.field, _wire(node.value)]}
+        case And():
+            return {"and": [_to_tree(part) for part in node.parts]}
+        case Or():
+            return {"or": [_to_tree(part) for part in node.parts]}
+        case Not():
+            return {"not": _to_tree(node.part)}
+        case _:
+            assert_never(node)
+
+
+def _from_tree(resource: AnyResource, tree: object, pointer: str, *, depth: int) -> Filter:
+    if depth > _PARSE_DEPTH:
+        raise InvalidQueryError("the filter is nested too deeply", pointer="/where")
+    if not isinstance(tree, dict) or len(cast("dict[Any, Any]", tree)) != 1:
+        raise InvalidQueryError(
+            'a condition has one member, such as {"eq": ["status", "paid"]}', pointer=pointer
+        )
+    ((operator, operand),) = cast("dict[str, Any]", tree).items()
+    at = f"{pointer}/{operator[:100]}"
+    match operator, operand:
+        case (("and" | "or"), [_, *_]):
+            listed = cast("list[Any]", operand)
+            parts = tuple(
+                _from_tree(resource, part, f"{at}/{index}", depth=depth + 1)
+                for index, part in enumerate(listed)
+            )
+            return And(parts) if operator == "and" else Or(parts)
+        case "not", dict():
+            return ~_from_tree(resource, cast("object", operand), at, depth=depth + 1)
+        case _, [str(name), value] if operator in OPERATORS:
+            field = _filterable(resource, name, at)
+            return field.compare(cast("Operator", operator), value, pointer=at)
+        case _:
+            raise InvalidQueryError(
+                f"not a condition; operators are {' '.join(OPERATORS)} with [field, value], and, or, not",
+                pointer=at,
+            )
+
+
+_PARSE_DEPTH: Final = 32
+
+
+def _filterable(resource: AnyResource, name: str, pointer: str) -> Field:
+    if name != "id" and name not in resource.filterable:
+        raise InvalidQueryError(
+            f"{resource.name} can't be filtered by {name[:100]!r}, only by {sorted({'id', *resource.filterable})}",
+            pointer=pointer,
+        )
+    return resource[name]
+
+
+# ── the GET form ─────────────────────────────────────────────────────────────────────────────────
+
+
+def _top_level(where: Filter | None) -> tuple[Filter, ...]:
+    match where:
+        case None:
+            return ()
+        case And() if len(where.parts) > 1:
+            return where.parts
+        case _:
+            return (where,)
+
+
+def _to_param(node: Filter, negated: str = "") -> tuple[str, str]:
+    match node:
+        case Compare():
+            return node.field, f"{negated}{node.operator}.{_operand_text(node, quote=False)}"
+        case And() | Or():
+            return f"{negated}{_combinator(node)}", _group(node)
+        case Not():
+            return _to_param(node.part, "not.")
+        case _:
+            assert_never(node)
+
+
+def _term(node: Filter) -> str:
+    """A condition inside parentheses."""
+    match node:
+        case Compare():
+            return f"{node.field}.{node.operator}.{_operand_text(node, quote=True)}"
+        case And() | Or():
+            return f"{_combinator(node)}{_group(node)}"
+        case Not():
+            part = node.part
+            if isinstance(part, Compare):
+                return f"{part.field}.not.{part.operator}.{_operand_text(part, quote=True)}"
+            return f"not.{_term(part)}"
+        case _:
+            assert_never(node)
+
+
+def _combinator(node: And | Or) -> str:
+    return "and" if isinstance(node, And) else "or"
+
+
+def _group(node: And | Or) -> str:
+    return f"({','.join(_term(part) for part in node.parts)})"
+
+
+def _operand_text(node: Compare, *, quote: bool) -> str:
+    match node.operator:
+        case "in":
+            return f"({','.join(_quoted(_text(node.field, value)) for value in node.value)})"
+        case "is":
+            return _text(node.field, node.value)
+        case "like" | "ilike":
+            text = "".join(_PATTERN_TO_URL.get(token, token) for token in pattern_tokens(node.value))
+        case _:
+            text = _text(node.field, node.value)
+    return _quoted(text) if quote else text
+
+
+_PATTERN_TO_URL: Final = {"%": "*", "*": "\\*"}
+_PATTERN_FROM_URL: Final = {"*": "%", "\\*": "*"}
+_RESERVED: Final = frozenset(',.:()"\\ ')
+
+
+def _quoted(text: str) -> str:
+    if text and not _RESERVED.intersection(text):
+        return text
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _wire(value: Any) -> Any:
+    """A filter value as JSON has it."""
+    if isinstance(value, tuple):
+        return [_wire(item) for item in cast("tuple[Any, ...]", value)]
+    if value is None or (isinstance(value, bool | int | float | str) and not isinstance(value, Enum)):
+        return value
+    return orjson.loads(encode_json(value))
+
+
+def _text(field: str, value: Any) -> str:
+    """A filter value as a URL has it; text that would read as another JSON scalar keeps its quotes in a path."""
+    wire = _wire(value)
+    if isinstance(wire, str) and ("." not in field or json_scalar(wire) is wire):
+        return wire
+    return orjson.dumps(wire).decode()
+
+
+class _Parser:
+    """Reads one URL parameter; `name` is a field, `or`, `and`, `not.or` or `not.and`."""
+
+    def __init__(self, resource: AnyResource, name: str, text: str) -> None:
+        self._resource = resource
+        self._name = name
+        self._text = text
+        self._at = 0
+        self._depth = 0
+        self._pointer = f"/{name[:100]}"
+
+    def parameter(self) -> Filter:
+        bare = self._name.removeprefix("not.")
+        if bare in ("and", "or"):
+            parts = self._group()
+            if self._at != len(self._text):
+                raise self._error("text after the closing parenthesis")
+            node = And(parts) if bare == "and" else Or(parts)
+            return node if bare == self._name else Not(node)
+        return self._condition(_filterable(self._resource, self._name, self._pointer), nested=False)
+
+    def _group(self) -> tuple[Filter, ...]:
+        self._depth += 1
+        if self._depth > _PARSE_DEPTH:
+            raise self._error("the filter is nested too deeply")
+        self._expect("(")
+        parts = [self._part()]
+        while self._accept(","):
+            parts.append(self._part())
+        self._expect(")")
+        self._depth -= 1
+        return tuple(parts)
+
+    def _part(self) -> Filter:
+        for prefix, kind in (("and(", And), ("or(", Or)):
+            for negation in ("", "not."):
+                if self._text.startswith(negation + prefix, self._at):
+                    self._at += len(negation + prefix) - 1
+                    node = kind(self._group())
+                    return Not(node) if negation else node
+        return self._condition(self._field(), nested=True)
+
+    def _field(self) -> Field:
+        """The longest declared path that stands here; paths have dots, as the grammar has."""
+        for name in sorted({"id", *self._resource.filterable}, key=len, reverse=True):
+            if self._text.startswith(f"{name}.", self._at):
+                self._at += len(name) + 1
+                return _filterable(self._resource, name, self._pointer)
+        raise self._error(f"no filterable field at {self._at}")
+
+    def _condition(self, field: Field, *, nested: bool) -> Filter:
+        negated = self._accept("not.")
+        operator = self._operator()
+        compare = field.compare(
+            operator, self._operand(field, operator, nested=nested), pointer=self._pointer
+        )
+        return Not(compare) if negated else compare
+
+    def _operator(self) -> Operator:
+        operator, dot, _ = self._text[self._at :].partition(".")
+        if not dot or operator not in OPERATORS:
+            raise self._error(f"an operator ({' '.join(OPERATORS)}) and a dot are expected")
+        self._at += len(operator) + 1
+        return cast("Operator", operator)
+
+    def _operand(self, field: Field, operator: Operator, *, nested: bool) -> object:
+        if operator == "in":
+            values = self._values(field)
+            if not nested and self._at != len(self._text):
+                raise self._error("text after the closing parenthesis")
+            return values
+        text = self._word() if nested else self._text[self._at :]
+        if operator == "is":
+            if text not in _IS_VALUES:
+                raise self._error("`is` takes null, true or false")
+            return _IS_VALUES[text]
+        if operator in PATTERN_OPERATORS:
+            return "".join(_PATTERN_FROM_URL.get(token, token) for token in pattern_tokens(text))
+        return field.parse(text, pointer=self._pointer)
+
+    def _values(self, field: Field) -> list[Any]:
+        self._expect("(")
+        if self._accept(")"):
+            return []
+        values = [field.parse(self._word(), pointer=self._pointer)]
+        while self._accept(","):
+            values.append(field.parse(self._word(), pointer=self._pointer))
+        self._expect(")")
+        return values
+
+    def _word(self) -> str:
+        """A value inside parentheses: quoted, or up to the next comma or parenthesis."""
+        if not self._accept('"'):
+            start = self._at
+            while self._at < len(self._text) and self._text[self._at] not in ",)":
+                self._at += 1
+            return self._text[start : self._at]
+        word: list[str] = []
+        while self._at < len(self._text):
+            character = self._text[self._at]
+            self._at += 1
+            if character == '"':
+                return "".join(word)
+            if character == "\\":
+                character = self._text[self._at : self._at + 1]
+                self._at += 1
+            word.append(character)
+        raise self._error("a quotation mark is not closed")
+
+    def _accept(self, token: str) -> bool:
+        if not self._text.startswith(token, self._at):
+            return False
+        self._at += len(token)
+        return True
+
+    def _expect(self, token: str) -> None:
+        if not self._accept(token):
+            raise self._error(f"{token!r} is expected")
+
+    def _error(self, message: str) -> InvalidQueryError:
+        return InvalidQueryError(
+            f"{self._name[:100]}: {message} (character {self._at})", pointer=self._pointer
+        )
+
+
+_IS_VALUES: Final[Mapping[str, bool | None]] = {"null": None, "true": True, "false": False}

@@ -1,0 +1,318 @@
+"""Filters and queries: both wire forms, read back, give the query that was written."""
+
+from datetime import UTC, datetime
+from decimal import Decimal
+from enum import StrEnum
+from typing import Any
+from urllib.parse import parse_qsl, urlencode
+from uuid import UUID
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from hybridkit.codec import Timestamp, truncate_timestamp
+from hybridkit.errors import InvalidQueryError
+from hybridkit.filters import And, Compare, Filter, Not, Operator, Or
+from hybridkit.queries import Query
+from hybridkit.resources import Record, Resource
+
+
+class Status(StrEnum):
+    OPEN = "open"
+    PAID = "paid"
+
+
+class NewOrder(BaseModel):
+    status: Status
+    customer: str
+    total: Decimal
+    quantity: int
+    is_gift: bool
+    due_at: Timestamp | None = None
+    meta: dict[str, Any] = {}
+
+
+class Order(NewOrder, Record):
+    pass
+
+
+FILTERABLE = (
+    "status",
+    "customer",
+    "total",
+    "quantity",
+    "is_gift",
+    "due_at",
+    "meta.source",
+    "meta.source.page",
+)
+ORDERS = Resource(
+    "orders",
+    record=Order,
+    create=NewOrder,
+    update=NewOrder,
+    filterable=FILTERABLE,
+    sortable=("due_at", "total"),
+)
+
+# Surrogates have no UTF-8 form, so no client can send them.
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+VALUES: dict[str, st.SearchStrategy[Any]] = {
+    "id": st.uuids(),
+    "status": st.sampled_from(Status),
+    "customer": text,
+    "total": st.decimals(allow_nan=False, allow_infinity=False, places=4),
+    "quantity": st.integers(-(2**53), 2**53),
+    "is_gift": st.booleans(),
+    "due_at": st.datetimes(datetime(1970, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC)).map(
+        truncate_timestamp
+    ),
+    "meta.source": text | st.integers(-(2**31), 2**31) | st.booleans(),
+    "meta.source.page": text,
+}
+
+
+@st.composite
+def conditions(draw: st.DrawFn) -> Compare:
+    name = draw(st.sampled_from(sorted(VALUES)))
+    field = ORDERS[name]
+    match draw(st.sampled_from(["compare", "in", "is", "like"])):
+        case "in":
+            return field.in_(draw(st.lists(VALUES[name], max_size=3)))
+        case "is":
+            return field.compare("is", draw(st.sampled_from([None, True, False])))
+        case "like":
+            pattern = draw(st.text("ab%_*\\(),.\" '", max_size=8).filter(_is_pattern))
+            customer = ORDERS["customer"]
+            return customer.like(pattern) if draw(st.booleans()) else customer.ilike(pattern)
+        case _:
+            operators: list[Operator] = ["eq", "neq", "gt", "gte", "lt", "lte"]
+            return field.compare(draw(st.sampled_from(operators)), draw(VALUES[name]))
+
+
+def _is_pattern(pattern: str) -> bool:
+    return (len(pattern) - len(pattern.rstrip("\\"))) % 2 == 0
+
+
+filters: st.SearchStrategy[Filter] = st.recursive(
+    conditions(),
+    lambda inner: st.one_of(
+        st.lists(inner, min_size=1, max_size=3).map(lambda parts: And(tuple(parts))),
+        st.lists(inner, min_size=1, max_size=3).map(lambda parts: Or(tuple(parts))),
+        inner.map(lambda part: ~part),
+    ),
+    max_leaves=8,
+).filter(lambda node: _depth(node) <= 8)
+
+
+def _depth(node: Filter) -> int:
+    match node:
+        case Compare():
+            return 1
+        case Not():
+            return 1 + _depth(node.part)
+        case And() | Or():
+            return 1 + max(map(_depth, node.parts))
+
+
+queries = st.builds(
+    Query,
+    where=st.none() | filters,
+    order=st.lists(
+        st.tuples(st.sampled_from(["id", "due_at", "total"]), st.sampled_from(["asc", "desc"])),
+        unique_by=lambda pair: pair[0],
+    ).map(tuple),
+    select=st.lists(st.sampled_from(["id", "total", "customer"]), unique=True).map(tuple),
+    page_size=st.integers(1, 1000),
+    page_token=st.none() | text,
+)
+
+
+@given(queries)
+def test_the_json_form_reads_back_as_the_same_query(query: Query) -> None:
+    assert Query.from_json(ORDERS, orjson.loads(orjson.dumps(query.to_json()))) == query
+
+
+@given(queries)
+def test_the_url_form_reads_back_as_the_same_query(query: Query) -> None:
+    """Through percent-encoding, as it really travels."""
+    params = parse_qsl(
+        urlencode(query.to_params()), keep_blank_values=True, strict_parsing=bool(query.to_params())
+    )
+    again = Query.from_params(ORDERS, params)
+    assert _flat(again.where) == _flat(query.where)
+    assert (again.order, again.select, again.page_size) == (query.order, query.select, query.page_size)
+    assert again.page_token == query.page_token
+
+
+def _flat(where: Filter | None) -> Filter | None:
+    """A conjunction of one is that one."""
+    return where.parts[0] if isinstance(where, And) and len(where.parts) == 1 else where
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([*FILTERABLE, "or", "and", "not.or", "order", "page_size"]) | text, text)
+    )
+)
+def test_hostile_parameters_give_the_documented_error(params: list[tuple[str, str]]) -> None:
+    try:
+        Query.from_params(ORDERS, params)
+    except InvalidQueryError as error:
+        assert error.pointer.startswith("/")
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | text,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["and", "or", "not", "eq", "in", "is", "like", "zz"]), inner, max_size=2
+        )
+    ),
+    max_leaves=10,
+)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["where", "order", "select", "page_size", "page_token", "x"]), json_values
+    )
+)
+def test_hostile_bodies_give_the_documented_error(body: dict[str, Any]) -> None:
+    try:
+        Query.from_json(ORDERS, body)
+    except InvalidQueryError as error:
+        assert error.pointer.startswith("/")
+
+
+def test_the_url_form_follows_postgrest() -> None:
+    """The readers of PostgREST's manual find its grammar here."""
+    query = Query(
+        where=(ORDERS["status"] == "paid")
+        & (ORDERS["total"] >= Decimal("100.00"))
+        & ~ORDERS["customer"].like("a%")
+        & ((ORDERS["quantity"] > 2) | ORDERS["due_at"].is_null())
+        & ORDERS["customer"].in_(["a,b", "c"]),
+        order=(("due_at", "desc"),),
+    )
+    assert query.to_params() == [
+        ("status", "eq.paid"),
+        ("total", "gte.100.00"),
+        ("customer", "not.like.a*"),
+        ("or", "(quantity.gt.2,due_at.is.null)"),
+        ("customer", 'in.("a,b",c)'),
+        ("order", "due_at.desc"),
+    ]
+
+
+def test_values_are_read_as_the_declared_type() -> None:
+    query = Query.from_params(
+        ORDERS, [("quantity", "eq.5"), ("id", "eq.1f1e544b-a8e6-6cd0-b9f6-f62d3c05b3bc")]
+    )
+    assert query.where == And(
+        (Compare("quantity", "eq", 5), Compare("id", "eq", UUID("1f1e544b-a8e6-6cd0-b9f6-f62d3c05b3bc")))
+    )
+
+
+@pytest.mark.parametrize(
+    ("params", "pointer"),
+    [
+        ([("password", "eq.x")], "/password"),
+        ([("meta", "eq.x")], "/meta"),
+        ([("quantity", "eq.many")], "/quantity"),
+        ([("quantity", "regex.x")], "/quantity"),
+        ([("quantity", "like.5")], "/quantity"),
+        ([("quantity", "5")], "/quantity"),
+        ([("customer", "like.50\\")], "/customer"),
+        ([("status", "is.paid")], "/status"),
+        ([("status", "in.(paid")], "/status"),
+        ([("status", "in.(paid)x")], "/status"),
+        ([("status", "in.open")], "/status"),
+        ([("or", "(status.eq.paid")], "/or"),
+        ([("or", "(status.eq.paid)x")], "/or"),
+        ([("or", '(customer.eq."open)')], "/or"),
+        ([("or", "()")], "/or"),
+        ([("or", "(" * 50)], "/or"),
+        ([("or", "and(" * 50)], "/or"),
+        ([("order", "customer")], "/order"),
+        ([("order", "total.up")], "/order"),
+        ([("order", "total,total.desc")], "/order"),
+        ([("order", "id," * 9)], "/order"),
+        ([("order", "id"), ("order", "total")], "/order"),
+        ([("select", "secret")], "/select"),
+        ([("page_size", "0")], "/page_size"),
+        ([("page_size", "1001")], "/page_size"),
+        ([("page_size", "٣")], "/page_size"),
+        ([("customer", f"eq.{number}") for number in range(101)], "/where"),
+        ([("customer", f"in.({','.join('x' * 1001)})")], "/customer"),
+        ([("or", "(" + "and(or(" * 6 + "id.is.null" + "))" * 6 + ")")], "/where"),
+    ],
+)
+def test_what_the_resource_does_not_declare_is_refused(params: list[tuple[str, str]], pointer: str) -> None:
+    with pytest.raises(InvalidQueryError) as caught:
+        Query.from_params(ORDERS, params)
+    assert caught.value.pointer == pointer
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer"),
+    [
+        ({"filter": {}}, "/filter"),
+        ({"where": []}, "/where"),
+        ({"where": {"eq": ["quantity", None]}}, "/where/eq"),
+        ({"where": {"eq": ["password", 1]}}, "/where/eq"),
+        ({"where": {"and": [{"eq": ["quantity", 1]}, {"eq": ["quantity", "many"]}]}}, "/where/and/1/eq"),
+        ({"where": {"and": []}}, "/where/and"),
+        ({"where": {"$where": ["quantity", "sleep(1)"]}}, "/where/$where"),
+        ({"where": {"in": ["quantity", 1]}}, "/where/in"),
+        ({"where": {"not": 1}}, "/where/not"),
+        ({"order": "total"}, "/order"),
+        ({"order": [["total"]]}, "/order"),
+        ({"order": [["total", "up"]]}, "/order"),
+        ({"select": [1]}, "/select"),
+        ({"page_size": True}, "/page_size"),
+        ({"page_token": 1}, "/page_token"),
+    ],
+)
+def test_a_bad_body_is_refused_with_its_pointer(body: dict[str, Any], pointer: str) -> None:
+    with pytest.raises(InvalidQueryError) as caught:
+        Query.from_json(ORDERS, body)
+    assert caught.value.pointer == pointer
+
+
+def test_a_deep_tree_is_refused_before_it_exhausts_the_stack() -> None:
+    where: dict[str, Any] = {"eq": ["quantity", 1]}
+    for _ in range(500):
+        where = {"and": [where]}
+    with pytest.raises(InvalidQueryError, match="nested"):
+        Query.from_json(ORDERS, {"where": where})
+
+
+def test_python_operators_build_the_tree() -> None:
+    quantity = ORDERS["quantity"]
+    assert (quantity != 1) == Compare("quantity", "neq", 1)
+    assert ((quantity < 1) | (quantity > 3) | (quantity <= 0)) == Or(
+        (Compare("quantity", "lt", 1), Compare("quantity", "gt", 3), Compare("quantity", "lte", 0))
+    )
+    assert ~~(quantity >= 1) == Compare("quantity", "gte", 1)
+    assert ORDERS["customer"].ilike("A%") == Compare("customer", "ilike", "A%")
+
+
+def test_python_and_is_caught_before_it_drops_half_of_the_filter() -> None:
+    """`a and b` would silently be `b`."""
+    with pytest.raises(TypeError, match="&"):
+        _ = (ORDERS["quantity"] == 1) and (ORDERS["quantity"] == 2)
+
+
+def test_none_is_compared_with_is() -> None:
+    with pytest.raises(InvalidQueryError, match="is_null"):
+        _ = ORDERS["quantity"] == None  # noqa: E711
+
+
+def test_an_undeclared_field_is_refused_where_the_filter_is_built() -> None:
+    with pytest.raises(InvalidQueryError, match="only by"):
+        _ = ORDERS["password"]
