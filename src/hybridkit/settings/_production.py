@@ -1,0 +1,91 @@
+"""What production does not start with: placeholders, short secrets, unencrypted connections to other hosts."""
+
+import re
+from typing import Final
+from urllib.parse import SplitResult, parse_qs, unquote
+
+from pydantic import SecretStr
+
+from hybridkit.settings._secret_url import SecretUrl, split
+
+MIN_SECRET_LENGTH: Final = 12
+
+_LOOPBACK: Final = re.compile(r"(localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]+)?")
+_TLS_SCHEMES: Final = {"amqp": "amqps", "http": "https", "redis": "rediss"}
+_TLS_PARAMETERS: Final = ("sslmode", "ssl", "tls")
+_TLS_VALUES: Final = frozenset({"1", "require", "true", "verify-ca", "verify-full"})
+_PLACEHOLDERS: Final = frozenset(
+    {
+        "admin",
+        "default",
+        "guest",
+        "passwd",
+        "password",
+        "postgres",
+        "rabbitmq",
+        "root",
+        "secret",
+        "test",
+        "todo",
+    }
+)
+_PLACEHOLDER_PARTS: Final = (
+    "changeit",
+    "changeme",
+    "changethis",
+    "placeholder",
+    "replaceme",
+    "yourpass",
+    "yoursecret",
+)
+_ADVICE: Final = "make one with: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
+
+
+def check_for_production(value: object, *, allow_plaintext: bool) -> None:
+    """Refuse what a production process must not start with.
+
+    Raises:
+        ValueError: with the reason and the remedy, and without the value.
+    """
+    if isinstance(value, SecretStr):
+        weakness = _weakness(value.get_secret_value())
+        if weakness:
+            raise ValueError(f"is {weakness}")
+    parts = split(value.get_secret_value()) if isinstance(value, SecretUrl) else None
+    if parts is None:
+        return
+    user, _, hosts = parts.netloc.rpartition("@")
+    _, colon, password = user.partition(":")
+    weakness = _weakness(unquote(password)) if colon else None
+    if weakness:
+        raise ValueError(f"has a password that is {weakness}")
+    local = not hosts or all(map(_LOOPBACK.fullmatch, hosts.split(",")))
+    remedy = None if local or allow_plaintext else _tls_remedy(parts)
+    if remedy:
+        raise ValueError(
+            f"is not encrypted, which production refuses; {remedy},"
+            " or set ALLOW_PLAINTEXT_URLS=true if the network itself is trusted"
+        )
+
+
+def _weakness(secret: str) -> str | None:
+    letters = re.sub(r"[^a-z0-9]", "", secret.lower())
+    if (
+        letters in _PLACEHOLDERS
+        or len(set(secret)) < 4
+        or any(part in letters for part in _PLACEHOLDER_PARTS)
+    ):
+        return f"a placeholder, which production refuses; {_ADVICE}"
+    if len(secret) < MIN_SECRET_LENGTH:
+        return f"shorter than the {MIN_SECRET_LENGTH} characters that production wants; {_ADVICE}"
+    return None
+
+
+def _tls_remedy(parts: SplitResult) -> str | None:
+    if parts.scheme in _TLS_SCHEMES:
+        return f"use {_TLS_SCHEMES[parts.scheme]}://"
+    if parts.scheme == "mongodb" or parts.scheme.startswith("postgres"):
+        parameters = parse_qs(parts.query)
+        if not any(_TLS_VALUES.intersection(parameters.get(name, ())) for name in _TLS_PARAMETERS):
+            return f"add ?{'tls=true' if parts.scheme == 'mongodb' else 'sslmode=verify-full'}"
+    return None

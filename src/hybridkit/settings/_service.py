@@ -1,0 +1,130 @@
+"""What every process needs to know."""
+
+import re
+from typing import Any, Literal, NoReturn, cast
+
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SecretsSettingsSource,
+    SettingsConfigDict,
+)
+
+from hybridkit.errors import SettingsError
+from hybridkit.settings._production import check_for_production
+from hybridkit.settings._report import ProblemsError, Reporting
+from hybridkit.settings._secret_url import HttpUrl
+from hybridkit.settings._sources import Arguments, DotEnv, Environment, SecretFiles
+
+
+def required(example: str) -> Any:
+    """A field without a default; the report of problems shows the example.
+
+    Type checkers take it for a default, and so accept `Settings()`, whose values come from elsewhere.
+    """
+    return Field(examples=[example])
+
+
+class ServiceSettings(BaseSettings, Reporting):  # pyright: ignore[reportIncompatibleVariableOverride]
+    """What every process needs. Subclass it, or one of the kinds of process, and add fields of your own.
+
+    The arguments `_secrets_dir` and `_env_file` move those sources for one call; the variable `SECRETS_DIR` moves the
+    directory for a deployment.
+
+    Attributes:
+        environment: production checks secrets and encryption; only development reads `.env`.
+        allow_plaintext_urls: lets production talk to other hosts without TLS.
+        service_name: snake_case; the `service` of events and of log lines.
+        log_level: the least severe level that is logged.
+        log_format: by default a form for people in development, and JSON elsewhere.
+        host: the address to listen on; a container sets `0.0.0.0`.
+        port: of the HTTP application, or of the health endpoint of a worker or bot; 0 takes a free one.
+        start_budget_seconds: how long dependencies may take to answer before the start is given up.
+        shutdown_seconds: from SIGTERM to the end; the orchestrator's grace period should be the same.
+        otel_exporter_otlp_endpoint: base URL of an OTLP/HTTP collector; without one no trace is exported.
+
+    Raises:
+        SettingsError: with every problem at once.
+    """
+
+    model_config = SettingsConfigDict(
+        env_file=".env",
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+        validate_default=True,
+    )
+
+    # These two come first, as the checks of all others read them.
+    environment: Literal["development", "test", "production"] = "development"
+    allow_plaintext_urls: bool = False
+    service_name: str = required("users_api")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
+    log_format: Literal["json", "console"] | None = None
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    start_budget_seconds: float = Field(default=60.0, gt=0)
+    shutdown_seconds: float = Field(default=30.0, gt=0)
+    otel_exporter_otlp_endpoint: HttpUrl | None = None
+
+    def __init__(self, /, **values: Any) -> None:
+        problems: list[str] = []
+        # No files yet: `.env` is read once the environment is known.
+        values.setdefault("_env_file", ())
+        try:
+            super().__init__(**values)
+        except ProblemsError as found:
+            problems = found.problems
+        values.clear()
+        if problems:
+            # Raised outside the handler, and from a frame that holds no value: nothing is chained to it, and a
+            # traceback with locals shows none.
+            count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+            raise SettingsError(f"{type(self).__name__} has {count}:", problems=problems)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The one precedence: arguments, environment, secret files, `.env`."""
+        del env_settings
+        files = cast("DotEnvSettingsSource", dotenv_settings).env_file
+        directory = cast("SecretsSettingsSource", file_secret_settings).secrets_dir
+        return (
+            Arguments(settings_cls, init_settings),
+            Environment(settings_cls),
+            SecretFiles(settings_cls, directory),
+            DotEnv(settings_cls, cls.model_config.get("env_file") if files == () else files),
+        )
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _upper_case(cls, value: Any) -> Any:
+        return value.upper() if isinstance(value, str) else value
+
+    @field_validator("service_name")
+    @classmethod
+    def _snake_case(cls, value: str) -> str:
+        if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", value) or len(value) > 63:
+            raise ValueError("should be snake_case, at most 63 characters")
+        return value
+
+    @field_validator("*")
+    @classmethod
+    def _fit_for_production(cls, value: Any, info: ValidationInfo) -> Any:
+        # An environment that was refused is not among the data: rather too strict now than too late.
+        if info.data.get("environment", "production") == "production":
+            check_for_production(value, allow_plaintext=bool(info.data.get("allow_plaintext_urls")))
+        return value
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "settings hold secrets and cannot be pickled; construct them in the process that needs them"
+        )
