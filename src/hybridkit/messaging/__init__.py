@@ -1,0 +1,18 @@
+"""Events and commands over RabbitMQ: a publisher that cannot lie, and consumers that heal and can prove it.
+
+```python
+async with (
+    BrokerConnection(url, name="worker_service") as connection,
+    RobustPublisher(url, service="worker_service") as publisher,
+    consumer.running(connection, publisher=publisher, providers={MongoDataClient: mongo}, guard=guard),
+):
+    await stopped.wait()
+```
+"""
+
+from hybridkit.messaging._connection import BrokerConnection
+from hybridkit.messaging._consumer import RobustConsumer
+from hybridkit.messaging._guard import Guard
+from hybridkit.messaging._publisher import Receipt, RobustPublisher
+
+__all__ = ["BrokerConnection", "Guard", "Receipt", "RobustConsumer", "RobustPublisher"]
