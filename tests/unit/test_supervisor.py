@@ -1,0 +1,159 @@
+"""The supervisor starts, watches and stops real processes."""
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from hybridkit.dev._probes import free_port
+from hybridkit.dev._supervisor import Service, Supervisor, merge_logs
+from hybridkit.errors import MisuseError, ServerStartError
+
+SERVICE = """
+import http.server, os, signal, sys
+
+class Ready(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200 if self.path == "/ready" else 404)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+def stop(*_):
+    print("stopped", sys.argv[1], flush=True)
+    sys.exit(0)
+
+signal.signal(signal.SIGTERM, stop)
+print("hello from", os.environ["GREETER"], flush=True)
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[2])), Ready).serve_forever()
+"""
+
+
+def service(name: str, *, path: str = "/ready") -> Service:
+    port = free_port()
+    return Service(
+        name=name,
+        argv=[sys.executable, "-c", SERVICE, name, str(port)],
+        environment={"GREETER": name},
+        ready_url=f"http://127.0.0.1:{port}{path}",
+    )
+
+
+async def test_services_run_until_stopped_and_tell_their_exit_codes(tmp_path: Path) -> None:
+    async with Supervisor(tmp_path) as supervisor:
+        await supervisor.start(service("first"), service("second"))
+        supervisor.check_running()
+        assert await supervisor.stop() == {"first": 0, "second": 0}
+        supervisor.check_running()
+    assert (tmp_path / "first.log").read_text() == "hello from first\nstopped first\n"
+    assert set(supervisor.logs) == {"first", "second"}
+
+
+async def test_one_service_can_be_stopped_alone(tmp_path: Path) -> None:
+    async with Supervisor(tmp_path) as supervisor:
+        await supervisor.start(service("first"), service("second"))
+        assert await supervisor.stop("second") == {"second": 0}
+        supervisor.check_running()
+        assert "running=['first']" in repr(supervisor)
+
+
+async def test_leaving_stops_what_still_runs(tmp_path: Path) -> None:
+    async with Supervisor(tmp_path) as supervisor:
+        await supervisor.start(service("only"))
+    assert "stopped only" in (tmp_path / "only.log").read_text()
+
+
+async def test_a_service_that_ends_is_reported_with_its_last_words(tmp_path: Path) -> None:
+    broken = Service(
+        name="broken",
+        argv=[sys.executable, "-c", "import sys; print('no database'); sys.exit(3)"],
+        ready_url=f"http://127.0.0.1:{free_port()}/ready",
+    )
+    async with Supervisor(tmp_path) as supervisor:
+        with pytest.raises(ServerStartError, match=r"(?s)broken ended with exit code 3.*no database"):
+            await supervisor.start(broken)
+
+
+async def test_a_service_that_is_never_ready_is_reported_with_its_last_words(tmp_path: Path) -> None:
+    async with Supervisor(tmp_path) as supervisor:
+        with pytest.raises(ServerStartError, match=r"(?s)slow not ready after 0.5 s.*hello from slow"):
+            await supervisor.start(service("slow", path="/other"), timeout_seconds=0.5)
+
+
+async def test_what_ignores_the_signal_is_killed_at_the_end_of_the_budget(tmp_path: Path) -> None:
+    script = (
+        "import signal, time; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
+    )
+    deaf = Service(name="deaf", argv=[sys.executable, "-c", script])
+    async with Supervisor(tmp_path) as supervisor:
+        await supervisor.start(deaf)
+        async with asyncio.timeout(10):
+            while "deaf" not in supervisor.last_words("deaf"):  # noqa: ASYNC110  # another process's file
+                await asyncio.sleep(0.01)
+        assert await supervisor.stop(timeout_seconds=0.1) == {"deaf": -signal.SIGKILL}
+
+
+async def test_two_services_of_one_name_are_refused(tmp_path: Path) -> None:
+    async with Supervisor(tmp_path) as supervisor:
+        await supervisor.start(service("one"))
+        with pytest.raises(MisuseError, match="one was started already"):
+            await supervisor.start(service("one"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's promise is Linux's")
+async def test_children_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    parent_script = f"""
+import asyncio, pathlib, sys
+from hybridkit.dev._supervisor import Service, Supervisor
+async def main():
+    async with Supervisor(pathlib.Path({str(tmp_path)!r})) as supervisor:
+        script = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+        await supervisor.start(Service(name="child", argv=[sys.executable, "-c", script]))
+        while not supervisor.last_words("child"):
+            await asyncio.sleep(0.01)
+        print(supervisor.last_words("child"), flush=True)
+        await asyncio.sleep(600)
+asyncio.run(main())
+"""
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", parent_script, stdout=asyncio.subprocess.PIPE
+    )
+    assert parent.stdout is not None
+    child = int(await parent.stdout.readline())
+    parent.kill()
+    await parent.wait()
+    async with asyncio.timeout(10):
+        while _runs(child):  # noqa: ASYNC110  # another process
+            await asyncio.sleep(0.01)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
+def test_logs_are_merged_by_request_id_in_order_of_time(tmp_path: Path) -> None:
+    api, worker = tmp_path / "api.log", tmp_path / "worker.log"
+    api.write_text(
+        '{"@timestamp": "2026-11-21T10:00:00.100Z", "message": "asked", "request_id": "r-1"}\n'
+        '{"@timestamp": "2026-11-21T10:00:00.900Z", "message": "answered", "request_id": "r-1"}\n'
+        '{"@timestamp": "2026-11-21T10:00:00.200Z", "message": "asked", "request_id": "r-2"}\n'
+    )
+    worker.write_text(
+        "a print that mentions r-1\n"
+        '{"@timestamp": "2026-11-21T10:00:00.500Z", "message": "handled", "request_id": "r-1"}\n'
+    )
+    merged = merge_logs({"worker": worker, "api": api}, request_id="r-1")
+    assert [(line.service, line.message) for line in merged] == [
+        ("api", "asked"),
+        ("worker", "handled"),
+        ("api", "answered"),
+    ]
+    assert str(merged[1]).endswith("worker               handled")
