@@ -59,7 +59,7 @@ class EventEnvelope[DataT: Message](BaseModel):
     request_id: str
     user_id: str | None = None
     data: DataT
-    version: int = Field(default=1, ge=1)
+    version: int = Field(default=1, ge=1, strict=True)
     causation_id: UUID | None = None
 
     @classmethod

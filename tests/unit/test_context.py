@@ -1,0 +1,89 @@
+"""The context travels in headers; what comes in is checked, and deadlines only shrink."""
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hybridkit.context import Claim, RequestContext, bind, current
+from hybridkit.errors import DeadlineExceededError
+
+ids = st.text("ABCabc019._:@/+=-", min_size=1, max_size=128)
+
+
+@given(ids, st.none() | ids)
+def test_ids_cross_http_and_amqp(request_id: str, user_id: str | None) -> None:
+    context = RequestContext(request_id=request_id, user_id=user_id)
+    assert RequestContext.from_http_headers(context.to_http_headers()) == context
+    assert RequestContext.from_amqp_headers(context.to_amqp_headers()) == context
+
+
+@pytest.mark.parametrize("value", ["", "a" * 129, "a b", "a\nb", "é", '"', None, 5, ["x"], b"\xff"])
+def test_an_id_that_could_forge_a_line_is_replaced(value: object) -> None:
+    context = RequestContext.from_amqp_headers({"x-request-id": value, "x-user-id": value})
+    assert len(context.request_id) == 36
+    assert context.user_id is None
+
+
+def test_header_values_of_other_publishers_may_be_bytes() -> None:
+    assert RequestContext.from_amqp_headers({"x-request-id": b"req-1"}).request_id == "req-1"
+
+
+def test_a_deadline_crosses_http_as_the_seconds_that_are_left() -> None:
+    context = RequestContext().within(2.0)
+    seconds = float(context.to_http_headers()["x-request-timeout"])
+    assert 1.5 < seconds <= 2.0
+    received = RequestContext.from_http_headers({"x-request-timeout": "2.0"})
+    assert 1.5 < (received.remaining_seconds() or 0) <= 2.0
+
+
+def test_a_deadline_never_crosses_a_queue() -> None:
+    assert "x-request-timeout" not in RequestContext().within(2.0).to_amqp_headers()
+
+
+def test_a_passed_deadline_is_sent_as_nothing_left() -> None:
+    assert RequestContext(deadline=time.monotonic() - 5).to_http_headers()["x-request-timeout"] == "0.000"
+
+
+@pytest.mark.parametrize("value", ["-1", "nan", "inf", "1e3", "", "2 s", "9" * 30])
+def test_a_timeout_that_is_no_number_of_seconds_is_ignored(value: str) -> None:
+    assert RequestContext.from_http_headers({"x-request-timeout": value}).deadline is None
+
+
+def test_a_timeout_is_clamped_to_an_hour() -> None:
+    remaining = RequestContext.from_http_headers({"x-request-timeout": "999999"}).remaining_seconds()
+    assert remaining is not None
+    assert remaining <= 3600
+
+
+def test_a_deadline_only_shrinks() -> None:
+    context = RequestContext().within(1.0)
+    assert context.within(5.0) == context
+    assert (context.within(0.5).deadline or 0) < (context.deadline or 0)
+
+
+def test_work_that_nobody_waits_for_is_not_started() -> None:
+    RequestContext().check_deadline()
+    RequestContext().within(60).check_deadline()
+    with pytest.raises(DeadlineExceededError, match="nothing was started"):
+        RequestContext(deadline=time.monotonic() - 1).check_deadline()
+
+
+def test_binding_lasts_as_long_as_its_block() -> None:
+    with bind(RequestContext(request_id="outer")):
+        with bind(RequestContext(request_id="inner")):
+            assert current().request_id == "inner"
+        assert current().request_id == "outer"
+    assert current().request_id != "outer"
+    assert current() != current()
+
+
+def test_a_claim_numbers_equal_steps() -> None:
+    claim = Claim("email_tasks:event:7")
+    assert [claim.step("create users"), claim.step("create users"), claim.step("update users 1")] == [
+        "create users#0",
+        "create users#1",
+        "update users 1#0",
+    ]
+    assert repr(claim) == "Claim(key='email_tasks:event:7')"

@@ -1,0 +1,154 @@
+"""The HTTP contract's words: a client raises what the service raised."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from hybridkit.contract import Emission, Problem, Transaction, parse_key, quote_key
+from hybridkit.errors import (
+    AccessDeniedError,
+    ConflictError,
+    DeadlineExceededError,
+    FieldError,
+    ForeignKeyError,
+    HybridkitError,
+    InProgressError,
+    InvalidQueryError,
+    InvalidRequestError,
+    KeyReusedError,
+    MalformedPayloadError,
+    NotFoundError,
+    NotSupportedError,
+    PayloadTooLargeError,
+    RateLimitedError,
+    ResponseError,
+    StaleVersionError,
+    UnavailableError,
+    UniqueViolationError,
+)
+from hybridkit.events import Command, Event
+
+ERRORS: list[HybridkitError] = [
+    NotFoundError("no users record x"),
+    InvalidRequestError("the body does not fit", errors=[FieldError("/email", "missing", "Field required")]),
+    InvalidQueryError("users can't be filtered by 'x'", pointer="/x"),
+    UniqueViolationError("taken", fields=["email"]),
+    ForeignKeyError("no such account"),
+    StaleVersionError("changed", current='"8-a"'),
+    KeyReusedError("another body"),
+    AccessDeniedError("not for you"),
+    ConflictError("serialization failure", retry_after_seconds=0.1),
+    InProgressError("still running", retry_after_seconds=0.5),
+    UnavailableError("no connection", retry_after_seconds=1),
+    RateLimitedError("slow down", retry_after_seconds=2),
+    NotSupportedError("no transactions here"),
+    DeadlineExceededError("too late"),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_an_error_crosses_the_wire_and_comes_out_as_itself(error: HybridkitError) -> None:
+    body = Problem.from_error(error, instance="/v1/users", request_id="req-1").model_dump_json()
+    again = Problem.model_validate_json(body).to_error()
+    assert type(again) is type(error)
+    for attribute in ("errors", "pointer", "fields", "current", "retry_after_seconds"):
+        assert getattr(again, attribute, None) == getattr(error, attribute, None)
+
+
+def test_errors_of_the_payload_reach_the_client_as_an_invalid_request() -> None:
+    malformed = MalformedPayloadError("the body does not fit", errors=[FieldError("/a", "missing")])
+    for error in (malformed, PayloadTooLargeError("too large", size_bytes=2, limit_bytes=1)):
+        problem = Problem.from_error(error, instance="/v1/users", request_id="req-1")
+        assert problem.status == error.status
+        assert isinstance(problem.to_error(), InvalidRequestError)
+
+
+def test_a_problem_that_is_not_ours_is_a_response_outside_the_contract() -> None:
+    error = Problem(title="Teapot", status=418, code="TEAPOT").to_error()
+    assert isinstance(error, ResponseError)
+    assert error.response_status == 418
+
+
+keys = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), min_size=1, max_size=255)
+
+
+@given(keys)
+def test_a_key_reads_back_from_its_quoted_form(key: str) -> None:
+    assert parse_key(quote_key(key)) == key
+
+
+def test_a_key_may_come_bare() -> None:
+    assert parse_key(" 7c1-a ") == "7c1-a"
+
+
+@pytest.mark.parametrize("value", ["", '""', "k" * 256, "ключ", "a\nb"])
+def test_a_key_outside_the_syntax_is_refused(value: str) -> None:
+    with pytest.raises(InvalidRequestError, match="idempotency key"):
+        parse_key(value)
+
+
+class TicketSold(Event, type="ticket.sold", key="seat", version=2):
+    seat: str
+
+
+class PrintTicket(Command, queue="print_tasks"):
+    seat: str
+
+
+def test_an_emission_keeps_the_identity_of_its_event() -> None:
+    event = TicketSold(seat="A1")
+    emission = Emission.of(event, request_id="req-1", user_id=None)
+    assert (emission.event_id, emission.timestamp) == (event.event_id, event.timestamp)
+    assert (emission.event_type, emission.version, emission.key, emission.queue) == (
+        "ticket.sold",
+        2,
+        "A1",
+        None,
+    )
+    assert emission.data == {"seat": "A1"}
+
+
+def test_an_emitted_command_names_its_queue() -> None:
+    emission = Emission.of(PrintTicket(seat="A1"), request_id="req-1", user_id="user-1")
+    assert (emission.queue, emission.key) == ("print_tasks", None)
+
+
+def test_a_transaction_is_read_by_its_operations() -> None:
+    wire = {
+        "operations": [
+            {"op": "assert", "resource": "accounts", "id": "a1", "if_match": '"7-a"'},
+            {"op": "create", "resource": "orders", "id": "o1", "data": {"total": "10.00"}},
+            {"op": "update", "resource": "stock", "id": "X", "increment": {"quantity": -1}},
+            {"op": "upsert", "resource": "stats", "id": "s", "data": {}},
+            {"op": "delete", "resource": "carts", "id": "c9"},
+        ]
+    }
+    transaction = Transaction.model_validate(wire)
+    assert [operation.op for operation in transaction.operations] == [
+        "assert",
+        "create",
+        "update",
+        "upsert",
+        "delete",
+    ]
+    assert transaction.isolation == "read_committed"
+    assert Transaction.model_validate_json(transaction.model_dump_json()) == transaction
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        {"op": "truncate", "resource": "a", "id": "b"},
+        {"op": "delete", "resource": "a", "id": "b", "cascade": True},
+    ],
+)
+def test_an_operation_outside_the_contract_is_refused(operation: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        Transaction.model_validate({"operations": [operation]})
+
+
+def test_a_transaction_has_at_most_a_hundred_operations() -> None:
+    operation = {"op": "delete", "resource": "carts", "id": "c9"}
+    with pytest.raises(ValidationError, match="at most 100"):
+        Transaction.model_validate({"operations": [operation] * 101})

@@ -1,0 +1,260 @@
+"""The envelope: exactly as on the wire, and never anything but the documented errors from bytes."""
+
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hybridkit.codec import Timestamp
+from hybridkit.context import RequestContext, bind
+from hybridkit.envelope import EventEnvelope, decode_envelope
+from hybridkit.errors import (
+    MalformedPayloadError,
+    PayloadError,
+    PayloadTooLargeError,
+    UnknownEventTypeError,
+    UnknownEventVersionError,
+)
+from hybridkit.events import Event, EventRegistry
+
+EVENT_ID = UUID("1ef21d2f-1207-6660-8c4f-419efbd44d48")
+WIRE = (
+    b'{"event_type":"member.joined","event_id":"1ef21d2f-1207-6660-8c4f-419efbd44d48",'
+    b'"timestamp":"2025-01-15T10:30:00Z","service":"api_service","request_id":"req-1","user_id":"user-1",'
+    b'"data":{"user_id":"1ef21d2f-1207-6660-8c4f-419efbd44d48","email":"user@example.com","registration_source":"web"}}'
+)
+
+
+class MemberJoined(Event, type="member.joined", key="user_id"):
+    user_id: UUID
+    email: str
+    registration_source: str
+
+
+class MeterRead(Event, type="meter.read", version=2):
+    value: float
+    unit: str
+    read_at: Timestamp
+
+
+@MeterRead.upcast(from_version=1)
+def add_unit(data: dict[str, Any]) -> dict[str, Any]:
+    return {**data, "unit": "kWh" if data["value"] >= 0 else "?"}
+
+
+def joined() -> MemberJoined:
+    return MemberJoined(user_id=EVENT_ID, email="user@example.com", registration_source="web")
+
+
+def test_the_wire_form_is_the_documented_one() -> None:
+    """Byte for byte: the members, their order, and their scalars."""
+    envelope = decode_envelope(WIRE)
+    assert envelope.data == joined()
+    assert envelope.timestamp == datetime(2025, 1, 15, 10, 30, tzinfo=UTC)
+    assert envelope.encode() == WIRE
+
+
+def test_wrapping_takes_request_and_user_from_the_context() -> None:
+    event = joined()
+    with bind(RequestContext(request_id="req-9", user_id="user-9")):
+        envelope = EventEnvelope.wrap(event, service="api_service", causation_id=EVENT_ID)
+    assert (envelope.request_id, envelope.user_id, envelope.service) == ("req-9", "user-9", "api_service")
+    assert (envelope.event_id, envelope.timestamp) == (event.event_id, event.timestamp)
+    again = decode_envelope(envelope.encode())
+    assert again == envelope
+    assert type(again) is type(envelope)
+
+
+def test_what_was_received_keeps_its_identity_when_it_is_told_on() -> None:
+    received = decode_envelope(WIRE).data
+    assert (received.event_id, received.timestamp) == (EVENT_ID, datetime(2025, 1, 15, 10, 30, tzinfo=UTC))
+
+
+def test_members_of_a_later_release_are_ignored_and_the_user_may_be_absent() -> None:
+    wire = orjson.loads(WIRE)
+    del wire["user_id"]
+    wire["tenant"] = "t-1"
+    wire["data"]["referrer"] = "x"
+    envelope = decode_envelope(orjson.dumps(wire))
+    assert envelope.user_id is None
+    assert b'"user_id":null' in envelope.encode()
+
+
+def test_any_order_and_white_space_reads_the_same() -> None:
+    wire = orjson.loads(WIRE)
+    body = orjson.dumps(dict(reversed(wire.items())), option=orjson.OPT_INDENT_2)
+    assert decode_envelope(body) == decode_envelope(WIRE)
+
+
+@pytest.mark.parametrize(
+    "timestamp", ["2025-01-15T10:30:00.123456Z", "2025-01-15T12:30:00.123+02:00", "2025-01-15T10:30:00.123"]
+)
+def test_other_writers_timestamps_become_utc_milliseconds(timestamp: str) -> None:
+    envelope = decode_envelope(WIRE.replace(b"2025-01-15T10:30:00Z", timestamp.encode()))
+    assert envelope.timestamp == datetime(2025, 1, 15, 10, 30, 0, 123_000, tzinfo=UTC)
+    assert b'"timestamp":"2025-01-15T10:30:00.123Z"' in envelope.encode()
+
+
+def meter(version: int | None, data: object) -> bytes:
+    wire = {**orjson.loads(WIRE), "event_type": "meter.read", "data": data}
+    if version is not None:
+        wire["version"] = version
+    return orjson.dumps(wire)
+
+
+def test_an_older_version_is_brought_up_to_date() -> None:
+    """Version 1 is also what an absent version means."""
+    for version in (1, None):
+        envelope = decode_envelope(meter(version, {"value": 5, "read_at": "2025-01-15T10:30:00Z"}))
+        assert envelope.data.unit == "kWh"
+        assert envelope.version == 2
+        assert orjson.loads(envelope.encode())["version"] == 2
+
+
+def test_an_upcaster_that_fails_blames_the_payload() -> None:
+    with pytest.raises(MalformedPayloadError, match="from version 1 failed: KeyError"):
+        decode_envelope(meter(1, {}))
+    with pytest.raises(MalformedPayloadError, match="is not a JSON object"):
+        decode_envelope(meter(1, []))
+
+
+def test_a_newer_version_is_named_as_newer() -> None:
+    with pytest.raises(UnknownEventVersionError) as caught:
+        decode_envelope(meter(3, {}))
+    assert caught.value.newer
+
+
+def test_an_unknown_type_is_named() -> None:
+    with pytest.raises(UnknownEventTypeError, match=r"'member\.left'"):
+        decode_envelope(WIRE.replace(b"member.joined", b"member.left"))
+
+
+def test_a_type_repeated_later_in_the_object_counts_as_json_readers_count_it() -> None:
+    """The last member wins, so the fast way through the canonical form must not trust the first."""
+    body = WIRE[:-1] + b',"event_type":"member.left"}'
+    with pytest.raises(UnknownEventTypeError):
+        decode_envelope(body)
+
+
+@pytest.mark.parametrize("version", ["0", "-1", "1.0", '"1"', "true", "null", str(2**70)])
+def test_a_version_is_a_whole_number_from_one(version: str) -> None:
+    with pytest.raises(PayloadError):
+        decode_envelope(WIRE[:-1] + f',"version":{version}}}'.encode())
+
+
+@pytest.mark.parametrize("member", ["event_type", "event_id", "timestamp", "service", "request_id", "data"])
+def test_a_missing_member_is_named(member: str) -> None:
+    wire = orjson.loads(WIRE)
+    del wire[member]
+    with pytest.raises(MalformedPayloadError) as caught:
+        decode_envelope(orjson.dumps(wire))
+    assert [error.pointer for error in caught.value.errors] == [f"/{member}"]
+
+
+def test_problems_in_the_data_have_their_pointer_and_no_value() -> None:
+    with pytest.raises(MalformedPayloadError) as caught:
+        decode_envelope(WIRE.replace(b'"email":"user@example.com"', b'"email":["CANARY"]'))
+    assert caught.value.errors[0].pointer == "/data/email"
+    assert "CANARY" not in str(caught.value)
+
+
+def test_a_body_over_the_limit_is_refused_unread() -> None:
+    with pytest.raises(PayloadTooLargeError):
+        decode_envelope(WIRE, limit_bytes=len(WIRE) - 1)
+    with pytest.raises(PayloadTooLargeError):
+        decode_envelope(b" " * (16 * 1024 * 1024 + 1))
+
+
+def test_data_without_a_json_form_is_refused_before_it_is_sent() -> None:
+    class Opaque(Event, type="thing.opaque"):
+        thing: Any
+
+    with pytest.raises(MalformedPayloadError, match=r"'thing\.opaque' has no JSON form"):
+        EventEnvelope.wrap(Opaque(thing=object()), service="s").encode()
+
+
+def test_a_registry_of_ones_own_knows_only_its_types() -> None:
+    with pytest.raises(UnknownEventTypeError):
+        decode_envelope(WIRE, registry=EventRegistry())
+
+
+# Nothing but PayloadError, whatever the bytes are. --------------------------------------------------------------------
+
+
+@given(st.binary(max_size=400))
+def test_random_bytes_give_the_documented_error(body: bytes) -> None:
+    with pytest.raises(PayloadError):
+        decode_envelope(body)
+
+
+@given(st.data())
+def test_a_mutated_envelope_gives_an_envelope_or_the_documented_error(data: st.DataObject) -> None:
+    """Bytes flipped, cut, doubled and inserted, from both the fast and the slow way in."""
+    body = bytearray(data.draw(st.sampled_from([WIRE, meter(1, {"value": 1}), meter(2, {"unit": "x"})])))
+    for _ in range(data.draw(st.integers(1, 6))):
+        at = data.draw(st.integers(0, len(body)))
+        match data.draw(st.sampled_from(["flip", "cut", "insert", "double"])):
+            case "flip" if at < len(body):
+                body[at] = data.draw(st.integers(0, 255))
+            case "cut":
+                del body[at : at + data.draw(st.integers(1, 30))]
+            case "double":
+                body[at:at] = body[at : at + 40]
+            case _:
+                body[at:at] = data.draw(
+                    st.sampled_from([b"[" * 2_000, b'{"a":' * 400, b"\xff", b"\\ud800", b"1e999"])
+                )
+    try:
+        envelope = decode_envelope(bytes(body))
+    except PayloadError:
+        return
+    decode_envelope(envelope.encode())
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@given(
+    st.dictionaries(st.sampled_from([*orjson.loads(WIRE), "version", "causation_id"]), json_values),
+    st.sampled_from(["member.joined", "meter.read"]),
+)
+def test_valid_json_of_the_wrong_shape_gives_the_documented_error(
+    members: dict[str, Any], event_type: str
+) -> None:
+    wire = {**orjson.loads(WIRE), "event_type": event_type, **members}
+    try:
+        body = orjson.dumps(wire)
+    except TypeError:  # surrogates and huge integers have no JSON form
+        return
+    try:
+        decode_envelope(body)
+    except PayloadError:
+        return
+
+
+text = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+@given(
+    st.builds(MemberJoined, user_id=st.uuids(), email=text, registration_source=text),
+    text.filter(bool),
+    text,
+    st.none() | text,
+    st.none() | st.uuids(),
+)
+def test_every_envelope_reads_back_as_it_was_written(
+    event: MemberJoined, service: str, request_id: str, user_id: str | None, causation_id: UUID | None
+) -> None:
+    with bind(RequestContext(request_id=request_id, user_id=user_id)):
+        envelope = EventEnvelope.wrap(event, service=service, causation_id=causation_id)
+    assert decode_envelope(envelope.encode()) == envelope
+    shuffled = orjson.dumps(dict(reversed(orjson.loads(envelope.encode()).items())))
+    assert decode_envelope(shuffled) == envelope

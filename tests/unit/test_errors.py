@@ -1,0 +1,78 @@
+"""The error tree is drawn in the module's docstring; the drawing is what the classes are."""
+
+import re
+
+import pytest
+
+from hybridkit import errors
+from hybridkit.errors import FieldError, HybridkitError, error_for_code
+
+
+def test_the_drawing_is_the_tree() -> None:
+    lines = (errors.__doc__ or "").splitlines()
+    found = [match for line in lines if (match := re.match(r"([│├└─ ]*)([A-Z]\w+Error)\b", line))]
+    drawn = [(len(match[1]) // 4, match[2]) for match in found]
+    path: list[str] = []
+    edges: set[tuple[str, str]] = set()
+    for depth, name in drawn:
+        path = [*path[:depth], name]
+        if depth:
+            edges.add((path[depth - 1], name))
+    real = {
+        (base.__name__, error.__name__)
+        for error in _tree(HybridkitError)
+        for base in error.__bases__
+        if issubclass(base, HybridkitError)
+    }
+    assert edges == real
+
+
+def test_every_error_is_public() -> None:
+    assert {error.__name__ for error in _tree(HybridkitError)} | {"HybridkitError", "FieldError"} == set(
+        errors.__all__
+    )
+
+
+def test_errors_split_by_what_the_caller_can_do() -> None:
+    for error in _tree(HybridkitError):
+        branches = {"TemporaryError", "RejectedError", "MisuseError", "OutcomeUnknownError"}
+        assert len(branches & {base.__name__ for base in error.__mro__}) == 1
+        assert error.retryable == issubclass(error, errors.TemporaryError | errors.OutcomeUnknownError)
+
+
+def test_a_missing_extra_says_what_to_install_and_is_an_import_error() -> None:
+    error = errors.MissingExtraError("hybridkit.adapters.aiogram", extra="aiogram")
+    assert 'pip install "hybridkit[aiogram]"' in str(error)
+    assert isinstance(error, ImportError)
+
+
+def test_settings_problems_are_listed_one_a_line() -> None:
+    error = errors.SettingsError("the configuration is unusable", problems=["A: missing", "B: too short"])
+    assert str(error) == "the configuration is unusable\n  - A: missing\n  - B: too short"
+
+
+def test_a_field_error_is_a_value_without_the_value() -> None:
+    error = FieldError("/email", "missing", "Field required")
+    assert error == FieldError("/email", "missing")
+    assert hash(error) == hash(FieldError("/email", "missing"))
+    assert error != "x"
+    assert str(error) == "/email: Field required"
+    assert str(FieldError("", "missing")) == "/: missing"
+    assert repr(error) == "FieldError(pointer='/email', code='missing')"
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [("NOT_FOUND", errors.NotFoundError), ("VALIDATION", errors.InvalidRequestError), ("TEAPOT", None)],
+)
+def test_a_problem_code_finds_its_class(code: str, expected: type[HybridkitError] | None) -> None:
+    assert error_for_code(code) is expected
+
+
+def _tree(root: type[HybridkitError]) -> set[type[HybridkitError]]:
+    """Every class below the root that the library itself defines."""
+    below: set[type[HybridkitError]] = set()
+    for error in root.__subclasses__():
+        if error.__module__ == errors.__name__:
+            below |= {error} | _tree(error)
+    return below

@@ -1,0 +1,170 @@
+"""Declarations of events and commands: what they say on the wire, and what contradicts itself."""
+
+from uuid import UUID
+
+import pytest
+
+from hybridkit.context import Claim, RequestContext, bind
+from hybridkit.errors import DeclarationError, UnknownEventTypeError, UnknownEventVersionError
+from hybridkit.events import Command, Event, EventRegistry, registry
+from hybridkit.ids import derived_id
+
+
+class BookLent(Event, type="book.lent", version=3, key="book_id"):
+    book_id: UUID
+    reader: str
+
+
+class SendReminder(Command, queue="reminder_tasks"):
+    reader: str
+
+
+BOOK_ID = UUID("1f1e544b-a8e6-6cd0-b9f6-f62d3c05b3bc")
+
+
+def lent() -> BookLent:
+    return BookLent(book_id=BOOK_ID, reader="ada")
+
+
+def test_a_declaration_carries_type_version_key_and_queue() -> None:
+    assert (BookLent.message_type, BookLent.message_version, BookLent.event_key) == (
+        "book.lent",
+        3,
+        "book_id",
+    )
+    assert (SendReminder.message_type, SendReminder.queue) == ("command.send_reminder", "reminder_tasks")
+    assert lent().ordering_key == str(BOOK_ID)
+
+
+def test_an_event_without_a_key_has_no_order() -> None:
+    class ShopOpened(Event, type="shop.opened"):
+        pass
+
+    assert ShopOpened().ordering_key is None
+
+
+def test_the_identity_is_made_once_and_belongs_to_the_object() -> None:
+    """Publishing the same object twice is the same event; an equal object is another one."""
+    first, second = lent(), lent()
+    assert first.event_id == first.event_id
+    assert first.timestamp == first.timestamp
+    assert first.event_id != second.event_id
+    assert first == second
+    assert hash(first) == hash(second)
+
+
+def test_inside_a_claim_a_rerun_makes_the_same_events_again() -> None:
+    def handler() -> list[UUID]:
+        with bind(RequestContext(claim=Claim("email_tasks:event:7"))):
+            return [lent().event_id, lent().event_id]
+
+    first = handler()
+    assert handler() == first
+    assert len(set(first)) == 2
+    assert first[0] == derived_id("email_tasks:event:7", "emit book.lent#0")
+
+
+def test_a_base_class_without_a_type_is_not_registered() -> None:
+    class Audited(Event):
+        actor: str
+
+    class ShopClosed(Audited, type="shop.closed"):
+        pass
+
+    assert registry.newest("shop.closed") is ShopClosed
+    assert Audited not in set(registry)
+
+
+@pytest.mark.parametrize(
+    "name", ["UserCreated", "user", "user-created.v1", "user..created", "a." + "b" * 130]
+)
+def test_a_type_that_is_not_dotted_snake_case_is_refused(name: str) -> None:
+    with pytest.raises(DeclarationError, match="lower-case words with dots"):
+        type("Bad", (Event,), {"__module__": __name__}, type=name)
+
+
+def test_a_key_must_be_a_field() -> None:
+    with pytest.raises(DeclarationError, match="no field 'isbn' to be its key"):
+
+        class Keyless(Event, type="book.keyless", key="isbn"):
+            pass
+
+
+def test_a_version_starts_at_one() -> None:
+    with pytest.raises(DeclarationError, match="at least 1, not 0"):
+
+        class Early(Event, type="book.early", version=0):
+            pass
+
+
+def test_a_queue_name_is_snake_case() -> None:
+    with pytest.raises(DeclarationError, match="not in snake_case"):
+
+        class Shout(Command, queue="Email-Tasks"):
+            pass
+
+
+def test_two_classes_cannot_be_the_same_version_of_one_type() -> None:
+    with pytest.raises(DeclarationError, match=r"are both 'book\.lent' version 3"):
+
+        class Twin(Event, type="book.lent", version=3):
+            pass
+
+
+def test_a_class_that_is_declared_again_replaces_itself() -> None:
+    """A module may be reloaded."""
+
+    def declare() -> type[Event]:
+        class Reloaded(Event, type="book.reloaded"):
+            pass
+
+        return Reloaded
+
+    declare()
+    again = declare()
+    assert registry.newest("book.reloaded") is again
+
+
+def test_upcasters_lead_as_far_as_they_go() -> None:
+    own = EventRegistry()
+    own.add(BookLent)
+    own.add_upcaster("book.lent", 1, lambda data: data)
+    own.add_upcaster("book.lent", 2, lambda data: data)
+    message, steps = own.resolve("book.lent", 1)
+    assert message is BookLent
+    assert len(steps) == 2
+    assert own.resolve("book.lent", 3) == (BookLent, ())
+
+
+def test_an_unknown_type_or_version_says_what_is_known() -> None:
+    own = EventRegistry()
+    own.add(BookLent)
+    with pytest.raises(UnknownEventTypeError) as unknown:
+        own.resolve("book.burnt", 1)
+    assert unknown.value.event_type == "book.burnt"
+    with pytest.raises(UnknownEventVersionError, match="newest known is 3") as newer:
+        own.resolve("book.lent", 4)
+    assert newer.value.newer
+    with pytest.raises(UnknownEventVersionError) as older:
+        own.resolve("book.lent", 2)
+    assert not older.value.newer
+
+
+def test_an_upcaster_that_leads_nowhere_is_refused() -> None:
+    with pytest.raises(DeclarationError, match="has no use"):
+        BookLent.upcast(from_version=3)
+    own = EventRegistry()
+    own.add_upcaster("book.lent", 1, lambda data: data)
+    with pytest.raises(DeclarationError, match="has an upcaster from version 1 already"):
+        own.add_upcaster("book.lent", 1, lambda data: data)
+
+
+def test_the_registry_lists_types_by_name_and_version() -> None:
+    class Later(Event, type="zoo.opened"):
+        pass
+
+    own = EventRegistry()
+    own.add(Later)
+    own.add(BookLent)
+    assert list(own) == [BookLent, Later]
+    assert repr(own) == "EventRegistry(['book.lent', 'zoo.opened'])"

@@ -1,0 +1,85 @@
+"""Declarations of resources and calls: what they accept, and what contradicts itself."""
+
+from typing import Any
+from uuid import UUID
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from hybridkit.errors import DeclarationError
+from hybridkit.resources import Call, Record, Resource
+
+
+class NewBook(BaseModel):
+    title: str
+    pages: int | None = None
+
+
+class Book(NewBook, Record):
+    pass
+
+
+class Country(Record[str]):
+    name: str
+
+
+class CountryName(BaseModel):
+    name: str
+
+
+BOOKS = Resource("books", record=Book, create=NewBook, update=NewBook, filterable=("title", "pages"))
+COUNTRIES = Resource("countries", record=Country, create=CountryName, update=CountryName)
+
+
+def test_a_resource_is_a_value() -> None:
+    again = Resource("books", record=Book, create=NewBook, update=NewBook, filterable=("title", "pages"))
+    assert again == BOOKS
+    assert {BOOKS: 1}[again] == 1
+    assert BOOKS.path == "/v1/books"
+    assert repr(BOOKS) == "Resource('books', record=Book)"
+
+
+def test_ids_are_uuids_unless_the_record_says_otherwise() -> None:
+    assert BOOKS.parse_id("1F1E544B-A8E6-6CD0-B9F6-F62D3C05B3BC") == UUID(
+        "1f1e544b-a8e6-6cd0-b9f6-f62d3c05b3bc"
+    )
+    assert COUNTRIES.parse_id("fr") == "fr"
+    with pytest.raises(ValidationError):
+        BOOKS.parse_id("fr")
+
+
+def test_an_optional_field_is_filtered_by_its_type_without_null() -> None:
+    assert (BOOKS["pages"] == "12").value == 12
+
+
+@pytest.mark.parametrize("name", ["Books", "book-list", "", "1books", "b" * 64])
+def test_a_name_is_snake_case(name: str) -> None:
+    with pytest.raises(DeclarationError, match="snake_case"):
+        Resource(name, record=Book, create=NewBook, update=NewBook)
+
+
+@pytest.mark.parametrize("field", ["select", "order", "or", "and", "not", "page_size", "page_token"])
+def test_a_field_that_the_query_grammar_reserves_is_refused(field: str) -> None:
+    record: Any = type("Clash", (Record,), {"__annotations__": {field: str}, "__module__": __name__})
+    with pytest.raises(DeclarationError, match=f"reserves '{field}'"):
+        Resource("clashes", record=record, create=NewBook, update=NewBook)
+
+
+def test_fields_that_the_record_does_not_have_are_refused() -> None:
+    with pytest.raises(DeclarationError, match="Book has no field 'author'"):
+        Resource("books", record=Book, create=NewBook, update=NewBook, filterable=("author",))
+    with pytest.raises(DeclarationError, match="Book has no field 'author'"):
+        Resource("books", record=Book, create=NewBook, update=NewBook, sortable=("author",))
+    with pytest.raises(DeclarationError, match=r"CountryName\.name is not in Book"):
+        Resource("books", record=Book, create=CountryName, update=NewBook)
+
+
+def test_a_call_has_its_path_below_its_resource() -> None:
+    lend = Call("lend", resource=BOOKS, request=CountryName, response=Book)
+    assert lend.path == "/v1/books:lend"
+
+
+@pytest.mark.parametrize("name", ["query", "batch_get", "Lend"])
+def test_a_call_cannot_take_the_contracts_own_names(name: str) -> None:
+    with pytest.raises(DeclarationError, match="not reserved"):
+        Call(name, resource=BOOKS, request=CountryName, response=Book)
