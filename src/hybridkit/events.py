@@ -15,7 +15,7 @@ A declaration enters the registry, so that a consumer can turn bytes back into t
 import re
 from collections.abc import Callable, Iterator
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import Any, ClassVar, Final
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
@@ -51,8 +51,6 @@ class Message(BaseModel):
     # A slot, not a private attribute of pydantic's: it costs nothing when a message is read, and it takes no part in
     # comparison, serialisation or copies (a copy with other data is another event).
     __slots__ = ("_identity",)
-    if TYPE_CHECKING:
-        _identity: tuple[UUID, datetime]
 
     @property
     def event_id(self) -> UUID:
@@ -65,12 +63,12 @@ class Message(BaseModel):
         return self._identify()[1]
 
     def _identify(self) -> tuple[UUID, datetime]:
-        try:
-            return self._identity
-        except AttributeError:
-            claim = current().claim
-            event_id = derived_id(claim.key, claim.step(f"emit {self.message_type}")) if claim else new_id()
-            return self.identify_as(event_id, now())
+        identity: tuple[UUID, datetime] | None = getattr(self, "_identity", None)
+        if identity is not None:
+            return identity
+        claim = current().claim
+        event_id = derived_id(claim.key, claim.step(f"emit {self.message_type}")) if claim else new_id()
+        return self.identify_as(event_id, now())
 
     def identify_as(self, event_id: UUID, timestamp: datetime) -> tuple[UUID, datetime]:
         """Take over an identity that was made elsewhere: the envelope's, when a message has been read."""
