@@ -21,7 +21,8 @@ from hybridkit.idempotency._answers import (
     Outcome,
     RedisDown,
 )
-from hybridkit.idempotency._guard import Claimed, IdempotencyGuard
+from hybridkit.idempotency._claimed import Claimed
+from hybridkit.idempotency._guard import IdempotencyGuard
 from hybridkit.idempotency._keys import claim_key, fingerprint
 
 __all__ = [

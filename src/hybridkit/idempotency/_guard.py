@@ -1,50 +1,78 @@
-"""The guard: one piece of work runs once, however often it is asked for."""
+"""The guard: one piece of work runs once, however often it is asked for.
 
+`begin` asks for the work, `hold` keeps its lease while it runs, `finish` records how it ended; a consumer uses these
+three. `claim` puts them together for everyone else.
+"""
+
+import asyncio
+import random
+import secrets
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from dataclasses import replace
+from functools import lru_cache, wraps
+from typing import Any, Final, assert_never, get_type_hints
 
+from pydantic import TypeAdapter
 from redis.asyncio import Redis
 
-from hybridkit.idempotency._answers import Acquired, Begin, Finish, Outcome, RedisDown
+from hybridkit.codec import encode_json, validate_json
+from hybridkit.context import Claim, bind, current
+from hybridkit.errors import (
+    ClaimLostError,
+    DeclarationError,
+    InProgressError,
+    KeyReusedError,
+    MisuseError,
+    RejectedError,
+    UnavailableError,
+)
+from hybridkit.idempotency._answers import (
+    Acquired,
+    Begin,
+    Completed,
+    Exhausted,
+    Failed,
+    Finish,
+    InProgress,
+    Mismatch,
+    Outcome,
+    RedisDown,
+)
+from hybridkit.idempotency._breaker import COOLDOWN_SECONDS
+from hybridkit.idempotency._claimed import Claimed
+from hybridkit.idempotency._keys import check_key, fingerprint
+from hybridkit.idempotency._lease import LeaseKeeper
+from hybridkit.idempotency._records import Records
+from hybridkit.idempotency._scripts import BEGIN, FINISH, RENEW
 
-__all__ = ["Claimed", "IdempotencyGuard"]
+__all__ = ["MAX_RESULT_BYTES", "IdempotencyGuard"]
 
+MAX_RESULT_BYTES: Final = 32 * 1024
+"""A larger result isn't kept: the record then says "done" without it."""
 
-class Claimed:
-    """What `IdempotencyGuard.claim` gives: either the work is yours, or it was done before."""
-
-    @property
-    def key(self) -> str:
-        """The key, `context:entity:id`."""
-        raise NotImplementedError
-
-    @property
-    def done(self) -> bool:
-        """Someone has completed this before: leave the block with `result`."""
-        raise NotImplementedError
-
-    @property
-    def result(self) -> Any:
-        """The stored result, decoded from JSON, when `done`."""
-        raise NotImplementedError
-
-    def set_result(self, value: Any) -> None:
-        """Store this when the block ends without an error."""
-        raise NotImplementedError
+_POLL_SECONDS: Final = 0.05
 
 
 class IdempotencyGuard:
     """Keeps one record per key in Redis: who is working on it until when, or how it ended.
 
+    The guarantee: effectively once for writes through a data service; at least once for everything else (a mail sent
+    just before a crash may be sent again).
+
     Args:
         redis: a client from `connect_redis`; the guard doesn't close it.
         when_down: what to do while Redis doesn't answer.
         lease_seconds: how long a holder may go without renewing before another takes over.
-        retention_seconds: how long an outcome is remembered; longer than the work can come back.
+        retention_seconds: how long an outcome is remembered. It has to be longer than the work can come back: at
+            least twice the retry policy's total delay.
         max_takeovers: how many holders may die before the work is given up.
         key_prefix: goes before every key in Redis.
         timeout_seconds: how long one question to Redis may take.
+
+    Raises:
+        DeclarationError: a lease that is not shorter than the retention, or a number that can't be.
     """
 
     def __init__(
@@ -58,13 +86,29 @@ class IdempotencyGuard:
         key_prefix: str = "hk:claim:",
         timeout_seconds: float = 0.5,
     ) -> None:
-        raise NotImplementedError
+        if not 0 < lease_seconds < retention_seconds:
+            raise DeclarationError(
+                f"0 < lease_seconds < retention_seconds must hold, not {lease_seconds} and {retention_seconds}"
+            )
+        if max_takeovers < 0 or timeout_seconds <= 0:
+            raise DeclarationError(
+                "max_takeovers must not be negative and timeout_seconds must be positive,"
+                f" not {max_takeovers} and {timeout_seconds}"
+            )
+        self._when_down = when_down
+        self._lease_ms = max(round(lease_seconds * 1000), 1)
+        self._retention_ms = max(round(retention_seconds * 1000), 1)
+        self._max_takeovers = max_takeovers
+        self._records = Records(redis, key_prefix=key_prefix, timeout_seconds=timeout_seconds)
+
+    # ── for everyone ─────────────────────────────────────────────────────────────────────────────
 
     @asynccontextmanager
     async def claim(self, key: str, payload: Any, *, wait_seconds: float = 0.5) -> AsyncGenerator[Claimed]:
-        """Run the block once per key.
+        """Run the block once per key; when it was completed before, `done` says so and the block must not repeat it.
 
-        The block runs with `hybridkit.context` bound to the claim. An error releases the key for the next try.
+        The block runs with `hybridkit.context` bound to the claim. An error, or a cancellation, releases the key for
+        the next try.
 
         Args:
             key: `context:entity:id`.
@@ -77,18 +121,61 @@ class IdempotencyGuard:
             RejectedError: it failed for good before, or too many holders died on it.
             ClaimLostError: another holder has taken over; the block was cancelled.
             UnavailableError: Redis is down, and `when_down` refuses.
+            MisuseError: the block ended without looking at `done` although it was.
         """
-        raise NotImplementedError
-        yield
+        match await self.begin(key, payload, wait_seconds=wait_seconds):
+            case Acquired() as acquired:
+                claimed = Claimed(key)
+                try:
+                    async with self.hold(acquired):
+                        yield claimed
+                except BaseException:
+                    await self._finish(acquired, Outcome.RELEASED)
+                    raise
+                if await self._finish(acquired, Outcome.COMPLETED, claimed.body) is Finish.LOST:
+                    self._refuse_lost(acquired)
+            case Completed(body):
+                claimed = Claimed(key, before=Completed(body))
+                with _bound_to(key):  # whoever forgets to look at `done` still writes the same rows
+                    yield claimed
+                claimed.check_looked()
+            case refused:
+                raise _error_for(key, refused)
 
     def idempotent[**P, T](
         self, *, key: Callable[P, str], payload: Callable[P, Any], wait_seconds: float = 0.5
     ) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Awaitable[T]]]:
-        """The decorator form of `claim`: a repeated call gets the stored result, as the annotated return type."""
-        raise NotImplementedError
+        """The decorator form of `claim`: a repeated call gets the stored result, read as the annotated return type.
+
+        Args:
+            key: makes the key from the function's arguments.
+            payload: makes the payload from the function's arguments.
+            wait_seconds: how long to wait for another holder.
+        """
+
+        def decorate(function: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+            @wraps(function)
+            async def once(*args: P.args, **kwargs: P.kwargs) -> T:
+                adapter = _result_adapter(function)
+                name = key(*args, **kwargs)
+                async with self.claim(name, payload(*args, **kwargs), wait_seconds=wait_seconds) as claim:
+                    if claim.done:
+                        before: T = _read(claim, adapter)
+                        return before
+                    result = await function(*args, **kwargs)
+                    claim.set_result(result)
+                    return result
+
+            return once
+
+        return decorate
+
+    # ── for the consumer ─────────────────────────────────────────────────────────────────────────
 
     async def begin(self, key: str, payload: Any, *, wait_seconds: float = 0.0) -> Begin:
         """Ask for the work.
+
+        A caller that is cancelled while it asks leaves nothing behind: what it got is released.
 
         Args:
             key: `context:entity:id`; `claim_key` makes one from parts that others choose.
@@ -98,8 +185,25 @@ class IdempotencyGuard:
 
         Raises:
             UnavailableError: Redis is down, and `when_down` refuses.
+            ValueError: the key has another form.
+            MalformedPayloadError: the payload has no JSON form.
         """
-        raise NotImplementedError
+        wanted = Acquired(
+            key=check_key(key),
+            token=secrets.token_hex(12),
+            fence=0,
+            taken_over=False,
+            guarded=False,
+            fingerprint=fingerprint(payload),
+        )
+        give_up_at = time.monotonic() + wait_seconds
+        while True:
+            answer = await self._ask_to_begin(wanted)
+            left_seconds = give_up_at - time.monotonic()
+            if not isinstance(answer, InProgress) or left_seconds <= 0:
+                return answer
+            pause_seconds = _POLL_SECONDS * random.uniform(0.5, 1.5)  # noqa: S311 - spreads the waiting, no secret
+            await asyncio.sleep(min(pause_seconds, left_seconds))
 
     @asynccontextmanager
     async def hold(self, acquired: Acquired) -> AsyncGenerator[None]:
@@ -108,20 +212,35 @@ class IdempotencyGuard:
         Doesn't finish: call `finish` after the block.
 
         Raises:
-            ClaimLostError: another holder has taken over; the block was cancelled.
+            ClaimLostError: another holder has taken over, or (unless `RedisDown.DURABLE`) Redis did not answer for a
+                whole lease; the block was cancelled.
         """
-        raise NotImplementedError
-        yield
+        keeper = LeaseKeeper(
+            acquired.key,
+            lambda: self.renew(acquired),
+            lease_seconds=self._lease_ms / 1000,
+            may_outlive=self._when_down is RedisDown.DURABLE,
+        )
+        async with keeper:
+            with _bound_to(acquired.key):
+                yield
 
     async def finish(self, acquired: Acquired, outcome: Outcome, result: Any = None) -> Finish:
-        """Record how the work ended. Never raises because of Redis: see `Finish`.
+        """Record how the work ended. Redis being down is an answer here, not an error: see `Finish.UNRECORDED`.
+
+        Goes through even when the caller is cancelled meanwhile.
 
         Args:
             acquired: what `begin` gave.
             outcome: completed, failed for good, or released for another try.
-            result: anything with a JSON form, kept up to 32 KiB.
+            result: anything with a JSON form, kept up to 32 KiB; not for a release.
+
+        Raises:
+            MalformedPayloadError: the result has no JSON form; nothing was recorded.
         """
-        raise NotImplementedError
+        return await self._finish(
+            acquired, outcome, None if outcome is Outcome.RELEASED else encode_json(result)
+        )
 
     async def renew(self, acquired: Acquired) -> bool:
         """Extend the lease from now; False when another holder has it. `hold` does it by itself.
@@ -129,4 +248,132 @@ class IdempotencyGuard:
         Raises:
             UnavailableError: Redis did not answer.
         """
-        raise NotImplementedError
+        [answer] = await self._records.ask(
+            RENEW,
+            acquired.key,
+            acquired.token,
+            self._lease_ms,
+            self._retention_ms,
+            acquired.fingerprint,
+            max(acquired.fence, 1),
+        )
+        return bool(answer != "LOST")
+
+    def __repr__(self) -> str:
+        return (
+            f"IdempotencyGuard(when_down={self._when_down.value!r}, lease_seconds={self._lease_ms / 1000},"
+            f" retention_seconds={self._retention_ms / 1000}, records={self._records!r})"
+        )
+
+    # ── how ──────────────────────────────────────────────────────────────────────────────────────
+
+    async def _ask_to_begin(self, wanted: Acquired) -> Begin:
+        if self._when_down is not RedisDown.STRICT and not self._records.breaker.allows():
+            return self._without_redis(wanted)
+        asking = self._records.start(
+            BEGIN,
+            wanted.key,
+            wanted.token,
+            wanted.fingerprint,
+            self._lease_ms,
+            self._retention_ms,
+            self._max_takeovers,
+        )
+        try:
+            return _begin_answer(wanted, await self._records.answer(asking))
+        except UnavailableError as error:
+            return self._without_redis(wanted, error)
+        except asyncio.CancelledError:
+            self._records.keep(asyncio.create_task(self._release_after(asking, wanted)))
+            raise
+
+    def _without_redis(self, wanted: Acquired, error: UnavailableError | None = None) -> Acquired:
+        if self._when_down is RedisDown.DURABLE:
+            return wanted
+        raise error or UnavailableError(
+            "the idempotency guard refuses work: Redis did not answer a moment ago",
+            retry_after_seconds=COOLDOWN_SECONDS,
+        )
+
+    async def _release_after(self, asking: asyncio.Task[Any], wanted: Acquired) -> None:
+        await asyncio.wait({asking})
+        await self._finish(wanted, Outcome.RELEASED)
+
+    async def _finish(self, acquired: Acquired, outcome: Outcome, body: bytes | None = None) -> Finish:
+        # Where only the record stands between a mail and its twin, it is worth a timeout to write it.
+        if self._when_down is RedisDown.DURABLE and not self._records.breaker.allows():
+            return Finish.UNRECORDED
+        kept = () if body is None or len(body) > MAX_RESULT_BYTES else (body,)
+        try:
+            [answer] = await self._records.ask(
+                FINISH,
+                acquired.key,
+                acquired.token,
+                outcome.value,
+                self._retention_ms,
+                acquired.fingerprint,
+                max(acquired.fence, 1),
+                *kept,
+            )
+        except UnavailableError:
+            return Finish.UNRECORDED
+        return Finish(answer)
+
+    def _refuse_lost(self, acquired: Acquired) -> None:
+        # Unguarded work has never had the key: another holder is no surprise, and no harm to its writes.
+        if acquired.guarded:
+            raise ClaimLostError(f"the claim {acquired.key} was taken over by another holder before it ended")
+
+
+def _bound_to(key: str) -> Any:
+    return bind(replace(current(), claim=Claim(key)))
+
+
+def _begin_answer(wanted: Acquired, reply: list[Any]) -> Begin:
+    match reply:
+        case ["ACQUIRED" | "TAKEN_OVER" as how, fence]:
+            return replace(wanted, fence=int(fence), taken_over=how == "TAKEN_OVER", guarded=True)
+        case ["IN_PROGRESS", left_ms]:
+            return InProgress(int(left_ms))
+        case ["COMPLETED", body]:
+            return Completed(_as_bytes(body))
+        case ["FAILED", body]:
+            return Failed(_as_bytes(body))
+        case ["MISMATCH"]:
+            return Mismatch()
+        case _:
+            return Exhausted()
+
+
+def _as_bytes(body: str | bytes | None) -> bytes | None:
+    return body.encode() if isinstance(body, str) else body
+
+
+def _error_for(key: str, answer: InProgress | Failed | Mismatch | Exhausted) -> Exception:
+    match answer:
+        case InProgress(retry_after_ms):
+            return InProgressError(
+                f"another holder is working on {key}", retry_after_seconds=retry_after_ms / 1000
+            )
+        case Failed():
+            return RejectedError(f"{key} was given up for good; a new try needs a new key")
+        case Mismatch():
+            return KeyReusedError(f"{key} came with another payload before; a new request needs a new key")
+        case Exhausted():
+            return RejectedError(f"too many holders died while working on {key}; it isn't run again")
+        case _:
+            assert_never(answer)
+
+
+@lru_cache
+def _result_adapter(function: Callable[..., Any]) -> TypeAdapter[Any]:
+    return TypeAdapter(get_type_hints(function).get("return", Any))
+
+
+def _read(claim: Claimed, adapter: TypeAdapter[Any]) -> Any:
+    if claim.body is None:
+        raise MisuseError(
+            f"{claim.key} was completed, but its result had more than {MAX_RESULT_BYTES} bytes and was not kept:"
+            " return less, or use claim() and read the result again"
+        )
+    return validate_json(adapter, claim.body, what=f"the stored result of {claim.key}")

@@ -1,0 +1,89 @@
+"""Keeping a lease while a block runs, and stopping the block when the lease is lost."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Any, Final, Self, cast
+
+from hybridkit.errors import ClaimLostError, UnavailableError
+
+__all__ = ["LeaseKeeper"]
+
+SAFE_PART: Final = 0.9
+"""Of a lease, before it counts as lost without news from Redis: time for the last question and for stopping."""
+
+
+class LeaseKeeper:
+    """Renews every third of the lease while its `async with` block runs.
+
+    When another holder has the lease, the block is cancelled and leaves with `ClaimLostError` (the same bookkeeping as
+    in `asyncio.timeout`, so that a cancellation from outside stays one).
+
+    Args:
+        key: for the error.
+        renew: extends the lease; False when another holder has it, `UnavailableError` when nobody knows.
+        lease_seconds: how long a lease lasts from its renewal.
+        may_outlive: whether the block goes on when the lease could not be renewed in time; for work that two holders
+            may do at once without harm.
+    """
+
+    def __init__(
+        self, key: str, renew: Callable[[], Awaitable[bool]], *, lease_seconds: float, may_outlive: bool
+    ) -> None:
+        self._key = key
+        self._renew = renew
+        self._lease_seconds = lease_seconds
+        self._may_outlive = may_outlive
+        self._lost: str | None = None
+
+    async def __aenter__(self) -> Self:
+        self._body = cast("asyncio.Task[Any]", asyncio.current_task())
+        self._cancelling = self._body.cancelling()
+        self._renewing = asyncio.create_task(self._keep(), name=f"hybridkit lease {self._key}")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._renewing.cancel()
+        if self._lost is None:
+            return
+        left_with = error or await _pending_cancellation()
+        if self._body.uncancel() > self._cancelling:  # someone else cancels this task as well
+            if error is None and left_with is not None:
+                raise left_with
+            return
+        if left_with is None or isinstance(left_with, asyncio.CancelledError):
+            raise ClaimLostError(f"the claim {self._key} is lost: {self._lost}") from left_with
+
+    async def _keep(self) -> None:
+        safe_until = time.monotonic() + self._lease_seconds * SAFE_PART
+        while self._lost is None:
+            await asyncio.sleep(self._pause_seconds(safe_until))
+            asked_at = time.monotonic()
+            try:
+                if await self._renew():
+                    safe_until = asked_at + self._lease_seconds * SAFE_PART
+                else:
+                    self._lost = "another holder has taken it over"
+            except UnavailableError:
+                if not self._may_outlive and time.monotonic() >= safe_until:
+                    self._lost = "its lease could not be renewed in time, because Redis does not answer"
+        self._body.cancel()
+
+    def _pause_seconds(self, safe_until: float) -> float:
+        third = self._lease_seconds / 3
+        return third if self._may_outlive else min(third, max(safe_until - time.monotonic(), 0.0))
+
+    def __repr__(self) -> str:
+        return f"LeaseKeeper({self._key!r}, lease_seconds={self._lease_seconds}, lost={self._lost!r})"
+
+
+async def _pending_cancellation() -> asyncio.CancelledError | None:
+    """The cancellation that the task was sent after its last await, if any: absorbed here, or it would hit later."""
+    try:
+        await asyncio.sleep(0)
+    except asyncio.CancelledError as pending:
+        return pending
+    return None

@@ -1,0 +1,111 @@
+"""Questions to Redis that are bounded in time and end in one of two ways: an answer, or `UnavailableError`."""
+
+import asyncio
+import logging
+from typing import Any, cast
+
+from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from hybridkit.errors import UnavailableError
+from hybridkit.idempotency._breaker import COOLDOWN_SECONDS, Breaker
+from hybridkit.idempotency._scripts import Script
+
+__all__ = ["Records"]
+
+_log = logging.getLogger("hybridkit.idempotency")
+
+type Argument = str | bytes | int
+
+
+class Records:
+    """Runs the scripts, each in a task of its own.
+
+    A caller that is cancelled doesn't stop a script half-way: what was asked gets its answer, and the connection stays
+    usable.
+
+    Args:
+        redis: whose time limits may be longer than ours.
+        key_prefix: goes before every key.
+        timeout_seconds: for one script, connecting included.
+    """
+
+    def __init__(self, redis: Redis, *, key_prefix: str, timeout_seconds: float) -> None:
+        self._redis = redis
+        self._key_prefix = key_prefix
+        self._timeout_seconds = timeout_seconds
+        self._running: set[asyncio.Task[Any]] = set()
+        self.breaker = Breaker()
+
+    def start(self, script: Script, key: str, *arguments: Argument) -> asyncio.Task[Any]:
+        """Ask without waiting for the answer."""
+        task = asyncio.create_task(self._run(script, key, *arguments), name=f"hybridkit guard {script.name}")
+        self.keep(task)
+        return task
+
+    def keep(self, task: asyncio.Task[Any]) -> None:
+        """Hold a reference until the task is done (asyncio itself holds none), and take note of its error."""
+        self._running.add(task)
+        task.add_done_callback(self._forget)
+
+    async def ask(self, script: Script, key: str, *arguments: Argument) -> list[Any]:
+        """The script's answer: text first, the rest as it came.
+
+        Raises:
+            UnavailableError: Redis did not answer, or refuses to run the script (out of memory, read only).
+        """
+        return await self.answer(self.start(script, key, *arguments))
+
+    async def answer(self, task: asyncio.Task[Any]) -> list[Any]:
+        """As `ask`, for a script that was started already."""
+        # wait() returns at its time even if the driver were to sit on a cancellation, which wait_for() would await.
+        await asyncio.wait({task}, timeout=self._timeout_seconds)
+        if not task.done():
+            task.cancel()
+            self._note_failure()
+            raise _unavailable(f"no answer within {self._timeout_seconds} s")
+        try:
+            reply = task.result()
+        except (RedisConnectionError, RedisTimeoutError) as error:
+            self._note_failure()
+            raise _unavailable(_words(error)) from error
+        except RedisError as error:
+            # It is there and says no (OOM, READONLY, MISCONF, WRONGTYPE): quick, so no matter for the breaker.
+            _log.warning("Redis refuses to run a script of the idempotency guard: %s", _words(error))
+            raise _unavailable(_words(error)) from error
+        if self.breaker.succeeded():
+            _log.info("Redis answers the idempotency guard again")
+        return _as_list(reply)
+
+    async def _run(self, script: Script, key: str, *arguments: Argument) -> Any:
+        return await script.run(self._redis, self._key_prefix + key, *arguments)
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()
+
+    def _note_failure(self) -> None:
+        if self.breaker.failed():
+            _log.warning("Redis does not answer the idempotency guard; it is asked again once a second")
+
+    def __repr__(self) -> str:
+        return f"Records(key_prefix={self._key_prefix!r}, breaker={self.breaker!r})"
+
+
+def _unavailable(words: str) -> UnavailableError:
+    return UnavailableError(
+        f"the idempotency guard can't reach Redis: {words}", retry_after_seconds=COOLDOWN_SECONDS
+    )
+
+
+def _words(error: RedisError) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _as_list(reply: Any) -> list[Any]:
+    """Text or bytes, one value or several, depending on the script and on the client's `decode_responses`."""
+    first, *rest = cast("list[Any]", reply) if isinstance(reply, list) else [reply]
+    return [first.decode() if isinstance(first, bytes) else first, *rest]

@@ -1,0 +1,162 @@
+"""The record and its three transitions, as Lua scripts: each runs as one atomic step inside Redis.
+
+The record is a hash:
+
+| field         | meaning                                                                              |
+|---------------|--------------------------------------------------------------------------------------|
+| `state`       | `P` in progress, `C` completed, `F` failed for good, `R` released for the next try   |
+| `token`       | the last holder's                                                                    |
+| `fingerprint` | of the payload                                                                       |
+| `lease_end`   | milliseconds of Redis's clock; the holders' clocks never matter                      |
+| `fence`       | acquisitions so far                                                                  |
+| `takeovers`   | acquisitions after a lease ran out so far                                            |
+| `how`         | what `BEGIN` told the holder, for the case that it has to be told again              |
+| `changed`     | milliseconds of Redis's clock at the last transition, for people                     |
+| `result`      | JSON, absent when it was too large to keep                                           |
+
+The key's time to live is the retention, not the lease, so takeovers and fingerprint outlast a crash. Every script may
+run twice with the same arguments: a reply that gets lost on its way can't lock its owner out.
+"""
+
+import hashlib
+from typing import Any, Final
+
+from redis.asyncio import Redis
+from redis.exceptions import NoScriptError
+
+__all__ = ["BEGIN", "FINISH", "RENEW", "Script"]
+
+_NOW = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+"""
+
+_BEGIN = (
+    """
+-- ARGV: token, fingerprint, lease_ms, retention_ms, max_takeovers
+-- answers: {'ACQUIRED' | 'TAKEN_OVER', fence} | {'IN_PROGRESS', ms} | {'COMPLETED' | 'FAILED', result?}
+--          | {'MISMATCH'} | {'EXHAUSTED'}
+"""
+    + _NOW
+    + """
+local record = redis.call('HMGET', KEYS[1], 'state', 'token', 'fingerprint', 'lease_end', 'fence', 'takeovers', 'how')
+local state, owner = record[1], record[2]
+local fence, takeovers = tonumber(record[5] or 0), tonumber(record[6] or 0)
+
+local function take(how)
+    redis.call('HSET', KEYS[1], 'state', 'P', 'token', ARGV[1], 'fingerprint', ARGV[2],
+        'lease_end', string.format('%.0f', now + ARGV[3]), 'fence', fence, 'takeovers', takeovers,
+        'how', how, 'changed', string.format('%.0f', now))
+    redis.call('PEXPIRE', KEYS[1], ARGV[4])
+    return {how, fence}
+end
+
+if not state then
+    fence = 1
+    return take('ACQUIRED')
+end
+if record[3] ~= ARGV[2] then
+    return {'MISMATCH'}
+end
+if state == 'C' or state == 'F' then
+    return {state == 'C' and 'COMPLETED' or 'FAILED', redis.call('HGET', KEYS[1], 'result')}
+end
+if state == 'P' and owner == ARGV[1] then
+    return take(record[7])
+end
+if state == 'R' then
+    fence = fence + 1
+    return take('ACQUIRED')
+end
+local left = tonumber(record[4]) - now
+if left > 0 then
+    return {'IN_PROGRESS', left}
+end
+if takeovers >= tonumber(ARGV[5]) then
+    return {'EXHAUSTED'}
+end
+fence = fence + 1
+takeovers = takeovers + 1
+return take('TAKEN_OVER')
+"""
+)
+
+_FINISH = (
+    """
+-- ARGV: token, outcome (C, F or R), retention_ms, fingerprint, fence[, result]
+-- answers: 'OK' | 'ALREADY' | 'LOST' | 'GONE' | 'RECREATED'
+"""
+    + _NOW
+    + """
+local record = redis.call('HMGET', KEYS[1], 'state', 'token')
+local state, owner = record[1], record[2]
+local answer = 'OK'
+
+if not state then
+    if ARGV[2] == 'R' then
+        return 'GONE'
+    end
+    answer = 'RECREATED'
+    redis.call('HSET', KEYS[1], 'token', ARGV[1], 'fingerprint', ARGV[4], 'fence', ARGV[5], 'takeovers', 0)
+elseif owner ~= ARGV[1] then
+    return 'LOST'
+elseif state == 'C' or state == 'F' or state == ARGV[2] then
+    return 'ALREADY'
+end
+redis.call('HSET', KEYS[1], 'state', ARGV[2], 'changed', string.format('%.0f', now))
+if ARGV[6] then
+    redis.call('HSET', KEYS[1], 'result', ARGV[6])
+end
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+return answer
+"""
+)
+
+_RENEW = (
+    """
+-- ARGV: token, lease_ms, retention_ms, fingerprint, fence
+-- answers: 'OK' | 'LOST' | 'RECREATED' (Redis had lost the record: whoever works on it holds it)
+"""
+    + _NOW
+    + """
+local record = redis.call('HMGET', KEYS[1], 'state', 'token')
+local answer = 'OK'
+
+if not record[1] then
+    answer = 'RECREATED'
+    redis.call('HSET', KEYS[1], 'state', 'P', 'token', ARGV[1], 'fingerprint', ARGV[4], 'fence', ARGV[5],
+        'takeovers', 0, 'how', 'ACQUIRED', 'changed', string.format('%.0f', now))
+elseif record[1] ~= 'P' or record[2] ~= ARGV[1] then
+    return 'LOST'
+end
+redis.call('HSET', KEYS[1], 'lease_end', string.format('%.0f', now + ARGV[2]))
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+return answer
+"""
+)
+
+
+class Script:
+    """A Lua script that Redis knows by its SHA-1, and is sent again after it has forgotten it."""
+
+    __slots__ = ("name", "sha", "text")
+
+    def __init__(self, name: str, text: str) -> None:
+        self.name = name
+        self.text = text
+        self.sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+    async def run(self, redis: Redis, key: str, *arguments: str | bytes | int) -> Any:
+        """The script's answer; one round trip, two when Redis has been restarted since."""
+        try:
+            return await redis.evalsha(self.sha, 1, key, *arguments)
+        except NoScriptError:
+            return await redis.eval(self.text, 1, key, *arguments)
+
+    def __repr__(self) -> str:
+        return f"Script({self.name!r})"
+
+
+BEGIN: Final = Script("BEGIN", _BEGIN)
+FINISH: Final = Script("FINISH", _FINISH)
+RENEW: Final = Script("RENEW", _RENEW)
