@@ -4,7 +4,15 @@ import re
 
 from pydantic import Field, SecretStr, field_validator
 
-from hybridkit.settings._secret_url import AmqpUrl, HttpUrl, MongoUrl, PostgresUrl, RedisUrl, SecretUrl
+from hybridkit.settings._secret_url import (
+    AmqpUrl,
+    HttpUrl,
+    MongoUrl,
+    PostgresUrl,
+    RedisUrl,
+    SecretUrl,
+    refused,
+)
 from hybridkit.settings._service import ServiceSettings, required
 
 
@@ -68,7 +76,7 @@ class BotSettings(DataClientSettings, RedisSettings, RabbitSettings):
     @classmethod
     def _is_token(cls, value: SecretStr) -> SecretStr:
         if not re.fullmatch(r"[0-9]+:[A-Za-z0-9_-]+", value.get_secret_value()):
-            raise ValueError("should be digits, a colon, and the token itself")
+            raise refused("should be digits, a colon, and the token itself")
         return value
 
 

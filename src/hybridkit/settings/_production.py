@@ -6,7 +6,7 @@ from urllib.parse import SplitResult, parse_qs, unquote
 
 from pydantic import SecretStr
 
-from hybridkit.settings._secret_url import SecretUrl, split
+from hybridkit.settings._secret_url import SecretUrl, refused, split
 
 MIN_SECRET_LENGTH: Final = 12
 
@@ -45,12 +45,12 @@ def check_for_production(value: object, *, allow_plaintext: bool) -> None:
     """Refuse what a production process must not start with.
 
     Raises:
-        ValueError: with the reason and the remedy, and without the value.
+        PydanticCustomError: with the reason and the remedy, and without the value.
     """
     if isinstance(value, SecretStr):
         weakness = _weakness(value.get_secret_value())
         if weakness:
-            raise ValueError(f"is {weakness}")
+            raise refused(f"is {weakness}")
     parts = split(value.get_secret_value()) if isinstance(value, SecretUrl) else None
     if parts is None:
         return
@@ -58,11 +58,11 @@ def check_for_production(value: object, *, allow_plaintext: bool) -> None:
     _, colon, password = user.partition(":")
     weakness = _weakness(unquote(password)) if colon else None
     if weakness:
-        raise ValueError(f"has a password that is {weakness}")
+        raise refused(f"has a password that is {weakness}")
     local = not hosts or all(map(_LOOPBACK.fullmatch, hosts.split(",")))
     remedy = None if local or allow_plaintext else _tls_remedy(parts)
     if remedy:
-        raise ValueError(
+        raise refused(
             f"is not encrypted, which production refuses; {remedy},"
             " or set ALLOW_PLAINTEXT_URLS=true if the network itself is trusted"
         )

@@ -1,7 +1,7 @@
 """What is wrong with the settings: one line per problem, and never a value."""
 
 import difflib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -52,18 +52,22 @@ def _lines(
                 problem = "is not set"
             case "extra_forbidden":
                 problem = f"is no setting of {cls.__name__}"
+            case (
+                "value_error" | "assertion_error"
+            ):  # from a validator of the user's, which may quote the value
+                told = details["msg"].partition(", ")[2]
+                problem = _without([values.get(str(name))] if name else values.values(), told)
             case _:
-                problem = details["msg"].removeprefix("Value error, ").removeprefix("Input ")
-        # A validator of the user's own may quote what it refuses.
-        for value in [values.get(str(name), "")] if name else values.values():
-            text = _plain(value)
-            problem = problem.replace(text, MASK) if len(text) > 3 else problem
+                problem = details["msg"].removeprefix("Input ")
         yield _line(cls, str(name), problem, *inside)
 
 
-def _plain(value: Any) -> str:
-    reveal = getattr(value, "get_secret_value", None)
-    return str(reveal() if reveal else value)
+def _without(values: Iterable[Any], told: str) -> str:
+    for value in values:
+        reveal = getattr(value, "get_secret_value", None)
+        text = str(reveal() if reveal else value)
+        told = told.replace(text, MASK) if len(text) > 3 else told
+    return told
 
 
 def _line(cls: type[BaseModel], name: str, problem: str, *inside: int | str) -> str:

@@ -5,8 +5,15 @@ from typing import Annotated, Any, Final, NoReturn, Self
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, Secret
+from pydantic_core import PydanticCustomError
 
 MASK: Final = "**********"
+
+
+def refused(reason: str) -> PydanticCustomError:
+    """The error that a check raises: the reason and the remedy, never the value."""
+    return PydanticCustomError("setting_refused", "{reason}", {"reason": reason})
+
 
 _HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 
@@ -27,7 +34,7 @@ def split(text: str) -> SplitResult | None:
 
 def _check(text: str) -> str:
     if split(text) is None:
-        raise ValueError(
+        raise refused(
             "should be a URL like scheme://user:password@host:port/name,"
             " with @ / ? # in the password written as %40 %2F %3F %23"
         )
@@ -66,7 +73,7 @@ class SecretUrl(Secret[Annotated[str, AfterValidator(_check)]]):
 def _scheme(*allowed: str) -> AfterValidator:
     def check(url: SecretUrl) -> SecretUrl:
         if url.scheme not in allowed:
-            raise ValueError(f"should start with {' or '.join(f'{scheme}://' for scheme in allowed)}")
+            raise refused(f"should start with {' or '.join(f'{scheme}://' for scheme in allowed)}")
         return url
 
     return AfterValidator(check)

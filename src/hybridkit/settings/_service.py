@@ -1,7 +1,7 @@
 """What every process needs to know."""
 
 import re
-from typing import Any, Literal, NoReturn, cast
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
 
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import (
@@ -15,7 +15,7 @@ from pydantic_settings import (
 from hybridkit.errors import SettingsError
 from hybridkit.settings._production import check_for_production
 from hybridkit.settings._report import ProblemsError, Reporting
-from hybridkit.settings._secret_url import HttpUrl
+from hybridkit.settings._secret_url import HttpUrl, refused
 from hybridkit.settings._sources import Arguments, DotEnv, Environment, SecretFiles
 
 
@@ -113,7 +113,7 @@ class ServiceSettings(BaseSettings, Reporting):  # pyright: ignore[reportIncompa
     @classmethod
     def _snake_case(cls, value: str) -> str:
         if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", value) or len(value) > 63:
-            raise ValueError("should be snake_case, at most 63 characters")
+            raise refused("should be snake_case, at most 63 characters")
         return value
 
     @field_validator("*")
@@ -123,6 +123,14 @@ class ServiceSettings(BaseSettings, Reporting):  # pyright: ignore[reportIncompa
         if info.data.get("environment", "production") == "production":
             check_for_production(value, allow_plaintext=bool(info.data.get("allow_plaintext_urls")))
         return value
+
+    if not TYPE_CHECKING:  # pragma: no branch # a checker that saw it would let any attribute be set
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            # pydantic's own refusal quotes the value.
+            if name in type(self).model_fields:
+                raise AttributeError(f"settings are read once: {name} cannot be changed")
+            super().__setattr__(name, value)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(

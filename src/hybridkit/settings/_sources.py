@@ -66,12 +66,14 @@ class Environment(PydanticBaseSettingsSource):
         return _decode(text, field), key(self.settings_cls, field_name), False
 
     def __call__(self) -> dict[str, Any]:
-        found: dict[str, Any] = {name: text for name, text in self.texts.items() if isinstance(text, Problem)}
+        found: dict[str, Any] = {}
         for field_name, field in self.settings_cls.model_fields.items():
             value, name, _ = self.get_field_value(field, field_name)
             if value is not None:
                 found[name] = value
-        return found
+        # What is wrong with the source as a whole belongs to no field.
+        whole = {name: text for name, text in self.texts.items() if isinstance(text, Problem)}
+        return found | {name: text for name, text in whole.items() if text not in found.values()}
 
 
 class SecretFiles(Environment):

@@ -1,0 +1,138 @@
+"""What production does not start with, and what it does start with."""
+
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from hybridkit.settings import (
+    HttpUrl,
+    MongoUrl,
+    PostgresUrl,
+    RabbitSettings,
+    RedisUrl,
+    SecretUrl,
+    ServiceSettings,
+    SettingsError,
+)
+
+GOOD = "kV3-mB7_qT1xYw9z"
+
+
+class Settings(ServiceSettings):
+    service_name: str = "users_api"
+    jwt_secret: SecretStr = SecretStr(GOOD)
+    web_url: HttpUrl | None = None
+    redis_url: RedisUrl | None = None
+    postgres_url: PostgresUrl | None = None
+    mongo_url: MongoUrl | None = None
+    other_url: SecretUrl | None = None
+
+
+def problems_of(**arguments: Any) -> tuple[str, ...]:
+    values: dict[str, Any] = {"environment": "production", "_env_file": None, **arguments}
+    try:
+        Settings(**values)
+    except SettingsError as error:
+        return error.problems
+    return ()
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "changeme",
+        "change-me",
+        "Secret",
+        "PASSWORD!",
+        "<your-secret>",
+        "replace_me_please",
+        "xxxxxxxxxxxxxxxx",
+        "guest",
+        "",
+    ],
+)
+def test_a_placeholder_is_refused(secret: str) -> None:
+    (problem,) = problems_of(jwt_secret=secret)
+    assert problem.startswith(
+        "JWT_SECRET: is a placeholder, which production refuses; make one with: python -c"
+    )
+
+
+def test_a_short_secret_is_refused() -> None:
+    (problem,) = problems_of(jwt_secret=GOOD[:11])
+    assert problem.startswith("JWT_SECRET: is shorter than the 12 characters that production wants; make one")
+    assert problems_of(jwt_secret=GOOD[:12]) == ()
+
+
+@pytest.mark.parametrize("password", ["guest", "change%6De", "short", ""])
+def test_a_weak_password_in_a_url_is_refused(password: str) -> None:
+    (problem,) = problems_of(redis_url=f"rediss://cache:{password}@redis:6379/0")
+    assert problem.startswith("REDIS_URL: has a password that is ")
+
+
+def test_a_url_may_do_without_a_password() -> None:
+    assert problems_of(redis_url="rediss://redis:6379/0", web_url="https://key@sentry.example/1") == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "url", "remedy"),
+    [
+        ("web_url", "http://db_postgres_service:8000", "use https://"),
+        ("redis_url", f"redis://:{GOOD}@redis:6379/0", "use rediss://"),
+        ("postgres_url", f"postgresql://app:{GOOD}@db/app", "add ?sslmode=verify-full"),
+        ("postgres_url", f"postgres://app:{GOOD}@db/app?sslmode=prefer", "add ?sslmode=verify-full"),
+        ("mongo_url", f"mongodb://app:{GOOD}@db/app?tls=false", "add ?tls=true"),
+    ],
+)
+def test_an_unencrypted_connection_to_another_host_is_refused(name: str, url: str, remedy: str) -> None:
+    (problem,) = problems_of(**{name: url})
+    assert problem == (
+        f"{name.upper()}: is not encrypted, which production refuses; {remedy},"
+        " or set ALLOW_PLAINTEXT_URLS=true if the network itself is trusted"
+    )
+    assert problems_of(**{name: url}, allow_plaintext_urls=True) == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        ("web_url", "https://db_postgres_service:8000"),
+        ("web_url", "http://localhost:8000"),
+        ("web_url", "http://127.0.0.2:8000"),
+        ("redis_url", "redis://[::1]:6379/0"),
+        ("postgres_url", f"postgresql+asyncpg://app:{GOOD}@db/app?sslmode=require"),
+        ("postgres_url", f"postgresql://app:{GOOD}@/app?host=/run/postgresql"),
+        ("mongo_url", f"mongodb://app:{GOOD}@a:1,b:2/app?tls=true"),
+        ("mongo_url", f"mongodb+srv://app:{GOOD}@cluster/app"),
+        ("other_url", "ldap://directory"),
+    ],
+)
+def test_encrypted_local_and_unknown_connections_are_accepted(name: str, url: str) -> None:
+    assert problems_of(**{name: url}) == ()
+
+
+def test_one_remote_host_among_local_ones_is_enough() -> None:
+    with pytest.raises(SettingsError, match="use amqps://"):
+        RabbitSettings(
+            environment="production", service_name="relay", rabbitmq_url=SecretUrl("amqp://localhost,rabbit/")
+        )
+
+
+@pytest.mark.parametrize("environment", ["development", "test"])
+def test_only_production_is_checked(environment: str) -> None:
+    assert problems_of(environment=environment, jwt_secret="changeme", web_url="http://data:8000") == ()
+
+
+def test_defaults_are_checked_too() -> None:
+    class Forgotten(Settings):
+        signing_key: SecretStr = SecretStr("changeme")
+
+    with pytest.raises(SettingsError, match="SIGNING_KEY: is a placeholder"):
+        Forgotten(environment="production")
+
+
+def test_an_unknown_environment_is_checked_like_production() -> None:
+    """A slip in the name must not switch the checks off, or hide their findings until the next start."""
+    found = problems_of(environment="prod", jwt_secret="changeme")
+    assert [problem.partition(":")[0] for problem in found] == ["ENVIRONMENT", "JWT_SECRET"]
