@@ -1,0 +1,84 @@
+"""`python -m hybridkit.dev servers`: the servers of the stack on this machine until Ctrl-C."""
+
+import argparse
+import json
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from types import FrameType
+
+from hybridkit.dev._local import LocalServers
+from hybridkit.dev._servers import KINDS, Kind, Server
+from hybridkit.errors import HybridkitError
+
+
+class _Interrupted(BaseException):
+    """SIGINT or SIGTERM came."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code: 0 after a signal, 1 when a server could not be had."""
+    parser = argparse.ArgumentParser(prog="python -m hybridkit.dev", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    servers = commands.add_parser(
+        "servers",
+        help="start local servers and print their URLs",
+        description="Start local servers, print their URLs and where each came from, and wait for Ctrl-C. "
+        "Their data is thrown away. A server given as URL in the environment is only named.",
+    )
+    servers.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(KINDS)}; all by default")
+    servers.add_argument("--json", action="store_true", help="print one line of JSON instead of a table")
+    options = parser.parse_args(arguments)
+    if unknown := [kind for kind in options.kinds if kind not in KINDS]:
+        parser.error(f"unknown kind of server: {', '.join(unknown)} (choose from {', '.join(KINDS)})")
+    return _serve(options.kinds or KINDS, as_json=options.json)
+
+
+def _serve(kinds: Sequence[Kind], *, as_json: bool) -> int:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    local = LocalServers()
+    try:
+        with local:
+            started = local.start_all(kinds)
+            print(_as_json(started) if as_json else _as_table(started), flush=True)  # noqa: T201
+            threading.Event().wait()
+    except _Interrupted:
+        return 0
+    except HybridkitError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    return 0
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    # A second signal must not break off the cleaning up that the first one asked for.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    raise _Interrupted
+
+
+def _as_json(servers: Sequence[Server]) -> str:
+    return json.dumps(
+        {
+            server.kind: {
+                "url": server.url,
+                "source": server.source,
+                "is_real": server.is_real,
+                "management_url": server.management_url,
+            }
+            for server in servers
+        }
+    )
+
+
+def _as_table(servers: Sequence[Server]) -> str:
+    width = max(len(server.url) for server in servers)
+    lines = [f"{server.kind:<9} {server.url:<{width}}  {server.source}" for server in servers]
+    lines += [f"{'':<9} {server.management_url}  (HTTP API)" for server in servers if server.management_url]
+    return "\n".join([*lines, "", "Ctrl-C stops them."])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

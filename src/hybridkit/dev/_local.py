@@ -1,0 +1,88 @@
+"""Local servers for one owner: started on request, all gone when the owner closes them or dies."""
+
+import importlib.util
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Self
+
+from hybridkit.dev import _ladder
+from hybridkit.dev._places import find_server_root, state_directory
+from hybridkit.dev._programs import find_programs, postgres_from_wheel
+from hybridkit.dev._runs import Run
+from hybridkit.dev._servers import Kind, Server
+
+
+class LocalServers:
+    """Real servers where this machine has them, as child processes with data of their own.
+
+    ```text
+    with LocalServers() as servers:
+        postgres = servers.start("postgres")
+        print(postgres.url, postgres.source)
+    ```
+
+    Entering it first cleans up after owners that were killed.
+
+    Args:
+        environment: where URLs and the server root are looked up; `os.environ` by default.
+    """
+
+    def __init__(self, *, environment: Mapping[str, str] | None = None) -> None:
+        self._environment = os.environ if environment is None else environment
+        self._run: Run | None = None
+
+    def __repr__(self) -> str:
+        return f"LocalServers({self._run!r})"
+
+    def __enter__(self) -> Self:
+        self._run = Run(state_directory(self._environment))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self, kind: Kind, *, private: bool = False) -> Server:
+        """Start the best server of that kind that can be had here, and wait until it answers.
+
+        Args:
+            kind: `postgres`, `mongo`, `redis` or `rabbitmq`.
+            private: leave out a URL from the environment: the server is going to be killed or frozen.
+
+        Raises:
+            ServerMissingError: None can be had; the message says what is missing and how to get it.
+            ServerStartError: It was there and did not come up.
+        """
+        if self._run is None:
+            raise RuntimeError("LocalServers is a context manager: enter it before starting a server")
+        return _ladder.start(
+            _ladder.choose(kind, surroundings(self._environment), private=private), self._run
+        )
+
+    def start_all(self, kinds: Sequence[Kind]) -> list[Server]:
+        """Start several at once, in the order given; the first failure is raised when all have settled.
+
+        Raises:
+            ServerMissingError: One of them can't be had.
+            ServerStartError: One of them did not come up.
+        """
+        with ThreadPoolExecutor(max_workers=len(kinds) or 1) as pool:
+            return list(pool.map(self.start, kinds))
+
+    def close(self) -> None:
+        """End every server and remove its data. Safe while others are still starting: they fail."""
+        if self._run is not None:
+            self._run.close()
+
+
+def surroundings(environment: Mapping[str, str]) -> _ladder.Surroundings:
+    """What this machine really has."""
+    root = find_server_root(environment)
+    return _ladder.Surroundings(
+        environment=environment,
+        find_programs=partial(find_programs, root=root, search_path=environment.get("PATH", os.defpath)),
+        find_container_engine=lambda: "no engine answers",
+        has_module=lambda name: importlib.util.find_spec(name) is not None,
+        find_wheel=postgres_from_wheel,
+    )

@@ -1,0 +1,91 @@
+"""MongoDB as a child process: mongod, FerretDB on a PostgreSQL of its own, or neosqlite's wire server."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from hybridkit.dev._places import ENVIRONMENT, Machine, Owner
+from hybridkit.dev._postgres import PostgresServer
+from hybridkit.dev._probes import LOOPBACK, free_port, mongo_answers
+from hybridkit.dev._process import Process
+from hybridkit.dev._programs import Program
+from hybridkit.dev._runs import Run
+from hybridkit.dev._servers import ProcessServer
+
+
+class _MongoServer(ProcessServer):
+    def __init__(self, *, source: str, is_real: bool = True) -> None:
+        self.port = free_port()
+        super().__init__("mongo", f"mongodb://{LOOPBACK}:{self.port}/", source=source, is_real=is_real)
+
+    def _answers(self) -> bool:
+        return mongo_answers(self.port)
+
+
+class MongodServer(_MongoServer):
+    """mongod itself, as a replica set of one would need an election it stands alone."""
+
+    def __init__(self, program: Program, run: Run, *, source: str) -> None:
+        super().__init__(source=source)
+        self._program = program
+        self._run = run
+        self._folder = run.folder("mongo", owner=program.place.owner("mongodb"))
+
+    def _spawn(self) -> Sequence[Process]:
+        where = ["--bind_ip", LOOPBACK, "--port", str(self.port), "--dbpath", str(self._folder)]
+        command = self._program.place.wrap([str(self._program.path), *where], user="mongodb")
+        return [self._run.spawn(command, name="mongod", folder=self._folder, env=ENVIRONMENT)]
+
+
+class FerretServer(_MongoServer):
+    """FerretDB in front of a PostgreSQL with the DocumentDB extension; both suffer each fault together."""
+
+    def __init__(self, program: Program, postgres: Program, run: Run, *, source: str) -> None:
+        super().__init__(source=source)
+        self._program = program
+        self._run = run
+        self._folder = run.folder("ferretdb", owner=program.place.owner("postgres"))
+        settings = {
+            "shared_preload_libraries": "pg_cron,pg_documentdb_core,pg_documentdb",
+            "cron.database_name": "postgres",
+            "cron.host": LOOPBACK,
+        }
+        self._postgres = PostgresServer(postgres, run, source=str(postgres), settings=settings)
+
+    def initialise(self) -> None:
+        """Create the cluster and its extension; a second.
+
+        Raises:
+            ServerStartError: The cluster could not be created or did not start.
+        """
+        self._postgres.initialise()
+        self._postgres.start()
+        create = "create extension documentdb cascade"
+        self._postgres.run_tool("psql", "--quiet", "--command", create, self._postgres.url)
+        self._postgres.stop()
+
+    def _spawn(self) -> Sequence[Process]:
+        self._postgres.start()
+        argv = [
+            str(self._program.path),
+            f"-postgresql-url={self._postgres.url}",
+            f"-listen-addr={LOOPBACK}:{self.port}",
+            f"-state-dir={self._folder}",
+        ]
+        command = self._program.place.wrap(argv, user="postgres")
+        ferretdb = self._run.spawn(command, name="ferretdb", folder=self._folder, env=ENVIRONMENT)
+        return [*self._postgres.processes, ferretdb]
+
+
+class NeosqliteServer(_MongoServer):
+    """neosqlite's wire server: for the demonstration, its gaps are listed in `docs/how-to/run-local-servers.md`."""
+
+    def __init__(self, run: Run, *, source: str) -> None:
+        super().__init__(source=source, is_real=False)
+        self._run = run
+        self._folder = run.folder("mongo", owner=Owner())
+
+    def _spawn(self) -> Sequence[Process]:
+        where = ["--host", LOOPBACK, "--port", str(self.port), "--db", str(self._folder / "data.db")]
+        command = Machine().wrap([sys.executable, "-m", "nx_27017", *where], user=None)
+        return [self._run.spawn(command, name="neosqlite", folder=self._folder, env=os.environ)]

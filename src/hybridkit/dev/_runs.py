@@ -1,0 +1,147 @@
+"""What one owner has started, written down so that the next one can clean up after its `kill -9`.
+
+```
+STATE/runs/20261121-104500-4711-ab12cd/
+├── owner.json       pid, start time and boot of the process that owns this run
+├── processes/NAME   each child, in its own words: one line of /proc/PID/stat
+└── NAME/            data, configuration and log of one server
+```
+"""
+
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Self
+
+from hybridkit.dev._places import Owner
+from hybridkit.dev._process import Process, ProcessId, kill_all, own_process, recorded_processes
+from hybridkit.errors import ServerStartError
+
+_ABANDONED_AFTER_SECONDS = 3600
+
+
+class Run:
+    """A folder on disk and the processes started for it; both are gone when it is closed."""
+
+    def __init__(self, state: Path) -> None:
+        runs = state / "runs"
+        runs.mkdir(parents=True, exist_ok=True)
+        clean_up(state)
+        self._processes: list[Process] = []
+        self._closed = threading.Event()
+        self.directory = runs / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{secrets.token_hex(3)}"
+        # A run appears under its name only when it can be told whose it is.
+        fresh = runs / f".{self.directory.name}"
+        (fresh / "processes").mkdir(parents=True)
+        (fresh / "owner.json").write_text(json.dumps(_describe_owner()))
+        fresh.rename(self.directory)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.directory)!r}, processes={len(self._processes)})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def folder(self, name: str, *, owner: Owner) -> Path:
+        """A new empty folder for one server, which only its user may read."""
+        path = self.directory / name
+        number = 1
+        while path.exists():
+            number += 1
+            path = self.directory / f"{name}-{number}"
+        path.mkdir(mode=0o700)
+        owner.give(path)
+        return path
+
+    def spawn(
+        self,
+        argv: Sequence[str],
+        *,
+        name: str,
+        folder: Path,
+        env: Mapping[str, str],
+        stop_signal: int = signal.SIGTERM,
+        end_signal: int = signal.SIGKILL,
+    ) -> Process:
+        """Start a child that this run owns; its log is `FOLDER/NAME.log`.
+
+        Raises:
+            ServerStartError: The run has been closed in the meantime.
+        """
+        if self._closed.is_set():
+            raise ServerStartError(f"{name} is not started: the run has been closed")
+        record = self.directory / "processes" / f"{folder.name}.{name}"
+        log = folder / f"{name}.log"
+        process = Process.start(
+            argv, log=log, record=record, env=env, stop_signal=stop_signal, end_signal=end_signal
+        )
+        self._processes.append(process)
+        if self._closed.is_set():
+            process.end()
+        return process
+
+    def close(self) -> None:
+        """End what still runs, the youngest first, and remove the folder."""
+        self._closed.set()
+        for process in reversed(self._processes[:]):
+            process.end()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def clean_up(state: Path) -> list[Path]:
+    """Kill the servers of runs whose owner has died, and remove their folders; says which."""
+    removed: list[Path] = []
+    runs = state / "runs"
+    if not runs.is_dir():
+        return removed
+    with file_lock(runs / ".lock"):
+        for directory in runs.iterdir():
+            if directory.is_dir() and not _has_owner(directory):
+                for record in directory.glob("processes/*"):
+                    kill_all(recorded_processes(record.read_text(errors="replace")))
+                shutil.rmtree(directory, ignore_errors=True)
+                removed.append(directory)
+    return removed
+
+
+@contextmanager
+def file_lock(path: Path) -> Generator[None]:
+    """Hold an exclusive lock that the kernel releases with the process."""
+    with path.open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _describe_owner() -> dict[str, str | int]:
+    owner = own_process()
+    return {"pid": owner.pid, "started": owner.started, "boot": _boot()}
+
+
+def _boot() -> str:
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""
+
+
+def _has_owner(directory: Path) -> bool:
+    try:
+        owner: dict[str, Any] = json.loads((directory / "owner.json").read_text())
+    except (OSError, ValueError):
+        return time.time() - directory.stat().st_mtime < _ABANDONED_AFTER_SECONDS
+    if owner["boot"] == _boot():
+        return ProcessId(owner["pid"], owner["started"]).is_alive
+    # Of another boot: nothing of it runs any more, and its pids are somebody else's.
+    for record in directory.glob("processes/*"):
+        record.unlink()
+    return False

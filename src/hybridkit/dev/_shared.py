@@ -1,0 +1,198 @@
+"""One server for several processes: started by the first that asks, gone when the last one has.
+
+A server is owned by a holder, a process of its own (`python -m hybridkit.dev._shared KIND FOLDER`). Whoever uses the
+server holds a shared lock on a file; the holder waits for the exclusive one, which the kernel gives it when the last
+user has released its lock or has died, in whatever way.
+
+```
+STATE/shared/KEY/
+├── KIND.start     locked while somebody finds out whether the server runs, and starts it
+├── KIND.lease     locked by every user
+└── KIND.json      what the holder has to say: the server's URL, or why there is none
+```
+"""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any
+
+from hybridkit.dev._local import LocalServers
+from hybridkit.dev._places import state_directory
+from hybridkit.dev._process import ProcessId, find_process, own_process, wait_until
+from hybridkit.dev._runs import file_lock
+from hybridkit.dev._servers import Kind, Server
+from hybridkit.errors import HybridkitError, ServerMissingError, ServerStartError
+
+_READY_WITHIN_SECONDS = 120.0
+_GONE_WITHIN_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answer:
+    pid: int
+    started: str
+    url: str = ""
+    source: str = ""
+    is_real: bool = True
+    management_url: str | None = None
+    error: str = ""
+    missing: tuple[str, ...] | None = None
+
+    @property
+    def holder(self) -> ProcessId:
+        return ProcessId(self.pid, self.started)
+
+
+class SharedServers:
+    """The servers of one test run, shared by all its processes that use the same key.
+
+    Args:
+        key: what the processes of a run have in common; letters, digits and `-`.
+        environment: where URLs and the server root are looked up; `os.environ` by default.
+    """
+
+    def __init__(self, key: str, *, environment: Mapping[str, str] | None = None) -> None:
+        self._environment = dict(os.environ if environment is None else environment)
+        self._folder = state_directory(self._environment) / "shared" / key
+        self._leases: dict[Kind, IO[bytes]] = {}
+        self._servers: dict[Kind, Server] = {}
+
+    def __repr__(self) -> str:
+        return f"SharedServers({self._folder.name!r}, {sorted(self._servers)})"
+
+    def get(self, kind: Kind) -> Server:
+        """The run's server of that kind; started now if this is the first to ask.
+
+        Nothing can be done to it but using it: it belongs to all.
+
+        Raises:
+            ServerMissingError: None can be had here; the message says what is missing.
+            ServerStartError: It did not come up.
+        """
+        if kind not in self._servers:
+            self._servers[kind] = self._join(kind)
+        return self._servers[kind]
+
+    def release(self) -> None:
+        """Let go of all of them; those that nobody else uses end."""
+        for lease in self._leases.values():
+            lease.close()
+        self._leases.clear()
+        self._servers.clear()
+
+    def wait_until_gone(self) -> None:
+        """Wait until no server of this key is left: for the last one, after `release`."""
+        answers = [_read(path) for path in self._folder.glob("*.json")]
+        holders = [answer.holder for answer in answers if answer]
+        wait_until(
+            lambda: not any(holder.is_alive for holder in holders), timeout_seconds=_GONE_WITHIN_SECONDS
+        )
+
+    def _join(self, kind: Kind) -> Server:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with file_lock(self._folder / f"{kind}.start"):
+            lease = self._leases[kind] = (self._folder / f"{kind}.lease").open("ab")
+            # Waits for a holder that is just ending; a lock that is held makes it stay.
+            fcntl.flock(lease, fcntl.LOCK_SH)
+            answer = _read(self._folder / f"{kind}.json")
+            if answer is None or not answer.holder.is_alive:
+                answer = self._start_holder(kind)
+        if answer.missing is not None:
+            raise ServerMissingError(answer.error, missing=answer.missing)
+        if answer.error:
+            raise ServerStartError(answer.error)
+        return Server(
+            kind,
+            answer.url,
+            source=answer.source,
+            is_real=answer.is_real,
+            management_url=answer.management_url,
+        )
+
+    def _start_holder(self, kind: Kind) -> _Answer:
+        path = self._folder / f"{kind}.json"
+        log = self._folder / f"{kind}.log"
+        path.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "hybridkit.dev._shared", kind, str(self._folder)]
+        # A session of its own and no parent that waits for it: Ctrl-C is for the tests, the holder ends after them.
+        spawned = subprocess.run(  # noqa: S603 # nosec B603
+            ["/bin/sh", "-c", '"$@" >>"$0" 2>&1 </dev/null & echo $!', str(log), *command],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+            start_new_session=True,
+            env=self._environment,
+        )
+        holder = find_process(int(spawned.stdout))
+        wait_until(
+            lambda: path.exists() or holder is None or not holder.is_alive,
+            timeout_seconds=_READY_WITHIN_SECONDS,
+        )
+        if answer := _read(path):
+            return answer
+        said = log.read_text(errors="replace")
+        raise ServerStartError(f"the process that was to hold {kind} has ended:\n{said}")
+
+
+def _read(path: Path) -> _Answer | None:
+    try:
+        said: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    if said["missing"] is not None:
+        said["missing"] = tuple(said["missing"])
+    return _Answer(**said)
+
+
+def _write(path: Path, answer: _Answer) -> None:
+    draft = path.with_suffix(".new")
+    draft.write_text(json.dumps(asdict(answer)))
+    draft.rename(path)
+
+
+def _hold(kind: Kind, folder: Path) -> None:
+    path = folder / f"{kind}.json"
+    with (folder / f"{kind}.lease").open("ab") as lease:
+        try:
+            with LocalServers() as local:
+                _write(path, _start(kind, local))
+                fcntl.flock(lease, fcntl.LOCK_EX)
+        finally:
+            # While the lock is held: whoever waits for it must find nothing, and start a new holder.
+            path.unlink(missing_ok=True)
+
+
+def _start(kind: Kind, local: LocalServers) -> _Answer:
+    me = own_process()
+    try:
+        server = local.start(kind)
+    except ServerMissingError as error:
+        words = str(error).partition("\n")[0]
+        return _Answer(pid=me.pid, started=me.started, error=words, missing=error.missing)
+    except HybridkitError as error:
+        return _Answer(pid=me.pid, started=me.started, error=str(error))
+    return _Answer(
+        pid=me.pid,
+        started=me.started,
+        url=server.url,
+        source=server.source,
+        is_real=server.is_real,
+        management_url=server.management_url,
+    )
+
+
+def _leave(_number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(0)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _leave)
+    _hold(sys.argv[1], Path(sys.argv[2]))  # type: ignore[arg-type]  # SharedServers passes a Kind

@@ -1,0 +1,26 @@
+"""Tools for tests of services: the pytest plugin's fixtures, fakes that speak the real protocols, and faults.
+
+The names are loaded when they are used, because pytest imports this package in every project that has it installed.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hybridkit.testing._proxy import FaultProxy
+    from hybridkit.testing._telegram import FakeTelegram, SentMessage, TelegramUser
+
+__all__ = ["FakeTelegram", "FaultProxy", "SentMessage", "TelegramUser"]
+
+_HOMES = {
+    "FakeTelegram": "hybridkit.testing._telegram",
+    "FaultProxy": "hybridkit.testing._proxy",
+    "SentMessage": "hybridkit.testing._telegram",
+    "TelegramUser": "hybridkit.testing._telegram",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if home := _HOMES.get(name):
+        return getattr(import_module(home), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,171 @@
+"""The pytest plugin: real PostgreSQL, MongoDB, Redis and RabbitMQ for each test that asks for one.
+
+`postgres_url`, `mongo_url`, `redis_url`, `rabbitmq_url` give a test a place of its own (database, virtual host) on a
+server that is started once per run, also over the processes of pytest-xdist. `own_postgres_server` and its like give
+it a whole server, to be killed, frozen and restarted. A test that needs a server which can't be had here is skipped
+with the reason; where the variable CI is set, it fails.
+
+Nothing is imported or started before a test asks for it.
+"""
+
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import pytest
+
+if TYPE_CHECKING:
+    from hybridkit.dev import Kind, Server, SharedServers
+
+_RUN_KEY = pytest.StashKey[str]()
+_SHARED = pytest.StashKey["SharedServers"]()
+_WORKER_INPUT = "hybridkit_run"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Name the run, so that its processes find each other, and register the marker."""
+    config.addinivalue_line(
+        "markers", "real_server: the test proves nothing against a stand-in such as fakeredis"
+    )
+    given: dict[str, str] = getattr(config, "workerinput", {})
+    config.stash[_RUN_KEY] = given.get(_WORKER_INPUT) or secrets.token_hex(8)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker of pytest-xdist which run it belongs to."""
+    node.workerinput[_WORKER_INPUT] = node.config.stash[_RUN_KEY]
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Let go of the servers, and see them end before the run does."""
+    if shared := config.stash.get(_SHARED, None):
+        shared.release()
+    if hasattr(config, "workerinput"):
+        return
+    if shared is None and config.pluginmanager.has_plugin("dsession"):
+        # The controller of pytest-xdist has used none itself, but it is the one that ends last.
+        shared = _shared(config)
+    if shared:
+        shared.close()
+
+
+@pytest.fixture(scope="session")
+def postgres_template() -> Callable[[str], None] | None:
+    """Override it to fill the database that each test gets a copy of: a function that is given its URL."""
+    return None
+
+
+@pytest.fixture(scope="session")
+def _hybridkit_postgres_template(
+    request: pytest.FixtureRequest, postgres_template: Callable[[str], None] | None
+) -> Iterator[str]:
+    from hybridkit.testing import _isolation  # noqa: PLC0415 - costs nothing where no test asks for it
+
+    with _isolation.postgres_template(_find(request, "postgres"), postgres_template) as name:
+        yield name
+
+
+@pytest.fixture
+def postgres_url(request: pytest.FixtureRequest, _hybridkit_postgres_template: str) -> Iterator[str]:
+    """URL of a database of the test's own, a copy of what `postgres_template` filled; dropped afterwards."""
+    from hybridkit.testing import _isolation  # noqa: PLC0415 - costs nothing where no test asks for it
+
+    server = _find(request, "postgres")
+    with _isolation.postgres_database(server, template=_hybridkit_postgres_template) as url:
+        yield url
+
+
+@pytest.fixture
+def mongo_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """URL that ends with a database name of the test's own; dropped afterwards."""
+    from hybridkit.testing import _isolation  # noqa: PLC0415 - costs nothing where no test asks for it
+
+    with _isolation.mongo_database(_find(request, "mongo")) as url:
+        yield url
+
+
+@pytest.fixture
+def redis_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """URL of a numbered database of the test's own; emptied afterwards."""
+    from hybridkit.testing import _isolation  # noqa: PLC0415 - costs nothing where no test asks for it
+
+    with _isolation.redis_database(_find(request, "redis")) as url:
+        yield url
+
+
+@pytest.fixture
+def rabbitmq_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """URL of a virtual host of the test's own; deleted afterwards with all that is in it."""
+    from hybridkit.testing import _isolation  # noqa: PLC0415 - costs nothing where no test asks for it
+
+    with _isolation.rabbitmq_virtual_host(_find(request, "rabbitmq")) as url:
+        yield url
+
+
+@pytest.fixture
+def own_postgres_server(request: pytest.FixtureRequest) -> Iterator["Server"]:
+    """A PostgreSQL that only this test uses, fresh and empty: kill, freeze and restart it."""
+    yield from _own(request, "postgres")
+
+
+@pytest.fixture
+def own_mongo_server(request: pytest.FixtureRequest) -> Iterator["Server"]:
+    """A MongoDB that only this test uses, fresh and empty: kill, freeze and restart it."""
+    yield from _own(request, "mongo")
+
+
+@pytest.fixture
+def own_redis_server(request: pytest.FixtureRequest) -> Iterator["Server"]:
+    """A Redis that only this test uses, fresh and empty: kill, freeze and restart it."""
+    yield from _own(request, "redis")
+
+
+@pytest.fixture
+def own_rabbitmq_server(request: pytest.FixtureRequest) -> Iterator["Server"]:
+    """A RabbitMQ node that only this test uses, fresh and empty: kill, freeze and restart it; 5 seconds."""
+    yield from _own(request, "rabbitmq")
+
+
+def _find(request: pytest.FixtureRequest, kind: "Kind") -> "Server":
+    from hybridkit.errors import ServerMissingError  # noqa: PLC0415 - costs nothing where no test asks for it
+
+    try:
+        server = _shared(request.config).get(kind)
+    except ServerMissingError as error:
+        _give_up(str(error))
+    return _checked(request, server)
+
+
+def _own(request: pytest.FixtureRequest, kind: "Kind") -> Iterator["Server"]:
+    from hybridkit.dev import LocalServers  # noqa: PLC0415 - costs nothing where no test asks for it
+    from hybridkit.errors import ServerMissingError  # noqa: PLC0415
+
+    with LocalServers() as own:
+        try:
+            server = own.start(kind, private=True)
+        except ServerMissingError as error:
+            _give_up(str(error))
+        yield _checked(request, server)
+
+
+def _checked(request: pytest.FixtureRequest, server: "Server") -> "Server":
+    # A session's fixture has no markers of a test; each test asks again through its own fixture.
+    if not server.is_real and request.node.get_closest_marker("real_server"):
+        _give_up(f"the test needs a real {server.kind} server, and there is only a stand-in: {server.source}")
+    return server
+
+
+def _give_up(reason: str) -> NoReturn:
+    if os.environ.get("CI", "").lower() not in ("", "0", "false"):
+        pytest.fail(f"CI is set, so this is no reason to skip: {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+def _shared(config: pytest.Config) -> "SharedServers":
+    from hybridkit.dev import SharedServers  # noqa: PLC0415 - costs nothing where no test asks for it
+
+    if _SHARED not in config.stash:
+        config.stash[_SHARED] = SharedServers(config.stash[_RUN_KEY])
+    return config.stash[_SHARED]
