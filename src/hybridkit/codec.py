@@ -62,8 +62,8 @@ def format_timestamp(moment: datetime) -> str:
     """RFC 3339 in UTC with `Z`; milliseconds only where there are any: `2025-01-15T10:30:00Z`."""
     if moment.tzinfo is not UTC and moment.utcoffset():
         moment = truncate_timestamp(moment)
-    text = moment.replace(tzinfo=None).isoformat(timespec="milliseconds")
-    return text.removesuffix(".000") + "Z"
+    text = moment.isoformat("T", "milliseconds")
+    return f"{text[:19]}Z" if text.startswith(".000", 19) else f"{text[:23]}Z"
 
 
 Timestamp = Annotated[

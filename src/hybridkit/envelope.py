@@ -21,7 +21,6 @@ from hybridkit.codec import (
     MAX_MESSAGE_BYTES,
     check_size,
     decode_object,
-    encode_json,
     format_timestamp,
     truncate_timestamp,
     validate_json,
@@ -92,26 +91,24 @@ class EventEnvelope[DataT: Message](BaseModel):
         Raises:
             MalformedPayloadError: the data holds something that has no JSON form.
         """
+        data = self.data
         try:
-            data = self.data.__pydantic_serializer__.to_json(self.data)
-        except PydanticSerializationError as error:
-            raise MalformedPayloadError(
-                f"the data of {self.event_type!r} has no JSON form: {error}"
-            ) from None
-        wire: dict[str, Any] = {
-            "event_type": self.event_type,
-            "event_id": self.event_id,
-            "timestamp": format_timestamp(self.timestamp),
-            "service": self.service,
-            "request_id": self.request_id,
-            "user_id": self.user_id,
-            "data": orjson.Fragment(data),
-        }
-        if self.version != 1:
-            wire["version"] = self.version
-        if self.causation_id is not None:
-            wire["causation_id"] = self.causation_id
-        return encode_json(wire)
+            wire: dict[str, Any] = {
+                "event_type": self.event_type,
+                "event_id": self.event_id,
+                "timestamp": format_timestamp(self.timestamp),
+                "service": self.service,
+                "request_id": self.request_id,
+                "user_id": self.user_id,
+                "data": orjson.Fragment(data.__pydantic_serializer__.to_json(data)),
+            }
+            if self.version != 1:
+                wire["version"] = self.version
+            if self.causation_id is not None:
+                wire["causation_id"] = self.causation_id
+            return orjson.dumps(wire)
+        except (PydanticSerializationError, orjson.JSONEncodeError) as error:
+            raise MalformedPayloadError(f"{self.event_type!r} has no JSON form: {error}") from None
 
 
 def decode_envelope(
@@ -134,9 +131,11 @@ def decode_envelope(
     """
     check_size(body, limit_bytes=limit_bytes)
     envelope = _decode_canonical(body, registry) or _decode_any(body, registry, limit_bytes)
-    if envelope.timestamp.tzinfo is None or envelope.timestamp.microsecond % 1000:  # written by somebody else
-        envelope = envelope.model_copy(update={"timestamp": truncate_timestamp(envelope.timestamp)})
-    envelope.data.identify_as(envelope.event_id, envelope.timestamp)
+    timestamp = envelope.timestamp
+    if timestamp.microsecond % 1000 or timestamp.tzinfo is None:  # written by somebody else
+        timestamp = truncate_timestamp(timestamp)
+        envelope = envelope.model_copy(update={"timestamp": timestamp})
+    envelope.data.identify_as(envelope.event_id, timestamp)
     return envelope
 
 
@@ -144,17 +143,16 @@ def _decode_canonical(body: bytes, registry: EventRegistry) -> EventEnvelope[Any
     """One pass over an envelope as we write it ourselves; None where anything is unusual."""
     if not body.startswith(_OPENING):
         return None
-    end = body.find(b'"', len(_OPENING))
-    message = registry.newest(body[len(_OPENING) : end].decode("ascii", "replace"))
+    message = registry.newest(body[len(_OPENING) : body.find(b'"', len(_OPENING))].decode("ascii", "replace"))
     if message is None:
         return None
     try:
-        envelope = _envelope_class(message).__pydantic_validator__.validate_json(body)
+        envelope: EventEnvelope[Any] = _envelope_class(message).__pydantic_validator__.validate_json(body)
     except (ValidationError, RecursionError):
         return None
     if envelope.version != message.message_version or envelope.event_type != message.message_type:
         return None
-    return cast("EventEnvelope[Any]", envelope)
+    return envelope
 
 
 def _decode_any(body: bytes, registry: EventRegistry, limit_bytes: int) -> EventEnvelope[Any]:

@@ -73,7 +73,7 @@ class Message(BaseModel):
     def identify_as(self, event_id: UUID, timestamp: datetime) -> tuple[UUID, datetime]:
         """Take over an identity that was made elsewhere: the envelope's, when a message has been read."""
         identity = (event_id, timestamp)
-        object.__setattr__(self, "_identity", identity)  # the model is frozen, its slot is not
+        _fill_slot(self, identity)
         return identity
 
     @classmethod
@@ -93,6 +93,9 @@ class Message(BaseModel):
             return upcaster
 
         return register
+
+
+_fill_slot = vars(Message)["_identity"].__set__  # the model is frozen, its slot is not
 
 
 class Event(Message):
