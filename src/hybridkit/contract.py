@@ -253,7 +253,7 @@ class Problem(BaseModel):
                 found = [FieldError(entry.pointer, entry.code, entry.message) for entry in self.errors]
                 return InvalidRequestError(self.title if found else self.detail, errors=found)
             case _ if issubclass(error, InvalidQueryError):
-                return InvalidQueryError(self.detail, pointer=self.errors[0].pointer if self.errors else "")
+                return error(self.detail, pointer=self.errors[0].pointer if self.errors else "")
             case _ if issubclass(error, UniqueViolationError):
                 return UniqueViolationError(self.detail, fields=self.fields)
             case _ if issubclass(error, StaleVersionError):

@@ -6,18 +6,23 @@ HybridkitError
 │   ├── UnavailableError               a service, database or broker does not answer
 │   │   ├── NotConnectedError          no connection to the broker right now
 │   │   ├── BlockedError               the broker is alive but refuses publishers (memory or disk alarm)
+│   │   ├── OverloadedError            alive, but every place in the queue for it is taken
 │   │   └── ServerStartError           a local development server did not come up
 │   ├── RateLimitedError               slow down; `retry_after_seconds` says by how much
-│   ├── ConflictError                  lost a race in the database (serialization, deadlock, lock)
+│   ├── ConflictError                  lost a race in the database (serialization, deadlock)
+│   │   └── LockTimeoutError           a lock was not to be had in time
 │   ├── InProgressError                another call with the same idempotency key is still running
 │   └── NackedError                    the broker took the message and gave it back
 ├── RejectedError                      fix the request: the same call will fail again
 │   ├── NotFoundError                  no such record, or no such route
+│   ├── MethodNotAllowedError          the route is there, but not for this HTTP method
 │   ├── InvalidRequestError            the body does not fit the resource; `errors` has pointers
 │   ├── InvalidQueryError              a filter, order or page token that the resource does not allow
+│   │   └── PageTokenError             the token belongs to another query, or was made up
 │   ├── UniqueViolationError           another record has that value
 │   ├── ForeignKeyError                the record refers to one that is not there
 │   ├── StaleVersionError              the record changed since it was read
+│   ├── KeyMissingError                a write came without an idempotency key
 │   ├── KeyReusedError                 an idempotency key came back with another payload
 │   ├── AccessDeniedError              the caller is not known, or may not do this
 │   └── PayloadError                   bytes that are no valid message
@@ -59,8 +64,11 @@ __all__ = [
     "InProgressError",
     "InvalidQueryError",
     "InvalidRequestError",
+    "KeyMissingError",
     "KeyReusedError",
+    "LockTimeoutError",
     "MalformedPayloadError",
+    "MethodNotAllowedError",
     "MissingExtraError",
     "MisuseError",
     "NackedError",
@@ -68,6 +76,8 @@ __all__ = [
     "NotFoundError",
     "NotSupportedError",
     "OutcomeUnknownError",
+    "OverloadedError",
+    "PageTokenError",
     "PayloadError",
     "PayloadTooLargeError",
     "RateLimitedError",
@@ -162,6 +172,12 @@ class ServerStartError(UnavailableError):
     """A local server for development and tests did not become ready; the end of its log is in the message."""
 
 
+class OverloadedError(UnavailableError):
+    """The service is alive, but every connection of its pool stayed taken for too long."""
+
+    code = "OVERLOADED"
+
+
 class RateLimitedError(TemporaryError):
     """Too many requests."""
 
@@ -170,10 +186,16 @@ class RateLimitedError(TemporaryError):
 
 
 class ConflictError(TemporaryError):
-    """The database chose another transaction (SQLSTATE 40001, 40P01, 55P03)."""
+    """The database chose another transaction (SQLSTATE 40001, 40P01)."""
 
     code = "SERIALIZATION_FAILURE"
     status = 409
+
+
+class LockTimeoutError(ConflictError):
+    """Another transaction held a lock for too long (SQLSTATE 55P03)."""
+
+    code = "LOCK_TIMEOUT"
 
 
 class InProgressError(TemporaryError):
@@ -204,6 +226,13 @@ class NotFoundError(RejectedError):
     status = 404
 
 
+class MethodNotAllowedError(RejectedError):
+    """The route is there, but not for this HTTP method."""
+
+    code = "METHOD_NOT_ALLOWED"
+    status = 405
+
+
 class InvalidRequestError(RejectedError):
     """The body does not fit what the resource declares.
 
@@ -231,6 +260,12 @@ class InvalidQueryError(RejectedError):
     def __init__(self, message: str, *, pointer: str = "") -> None:
         super().__init__(message)
         self.pointer = pointer
+
+
+class PageTokenError(InvalidQueryError):
+    """The page token belongs to another filter or order, or no service made it."""
+
+    code = "PAGE_TOKEN_MISMATCH"
 
 
 class UniqueViolationError(RejectedError):
@@ -268,6 +303,12 @@ class StaleVersionError(RejectedError):
     def __init__(self, message: str, *, current: str | None = None) -> None:
         super().__init__(message)
         self.current = current
+
+
+class KeyMissingError(RejectedError):
+    """A write came without an `Idempotency-Key`, so it could not be repeated safely."""
+
+    code = "IDEMPOTENCY_KEY_REQUIRED"
 
 
 class KeyReusedError(RejectedError):
