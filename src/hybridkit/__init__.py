@@ -31,7 +31,18 @@ _HOMES = {
     "Retry": "retry",
 }
 
-__all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll] - the names stand in one place
+__all__ = [
+    "Call",
+    "Command",
+    "Event",
+    "EventEnvelope",
+    "HybridkitError",
+    "Query",
+    "Record",
+    "RequestContext",
+    "Resource",
+    "Retry",
+]
 
 
 def __getattr__(name: str) -> Any:
