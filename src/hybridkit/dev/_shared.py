@@ -15,6 +15,7 @@ STATE/shared/KEY/
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -88,13 +89,14 @@ class SharedServers:
         self._leases.clear()
         self._servers.clear()
 
-    def wait_until_gone(self) -> None:
-        """Wait until no server of this key is left: for the last one, after `release`."""
+    def close(self) -> None:
+        """Wait until no server of this key is left, and forget the key: for the last process, after `release`."""
         answers = [_read(path) for path in self._folder.glob("*.json")]
         holders = [answer.holder for answer in answers if answer]
         wait_until(
             lambda: not any(holder.is_alive for holder in holders), timeout_seconds=_GONE_WITHIN_SECONDS
         )
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _join(self, kind: Kind) -> Server:
         self._folder.mkdir(parents=True, exist_ok=True)
