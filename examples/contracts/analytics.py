@@ -1,0 +1,36 @@
+"""What is counted about a user, kept as documents by `db_mongo_service`. The id of a record is the user's."""
+
+from typing import Literal
+
+from pydantic import BaseModel
+
+from hybridkit.resources import Record, Resource
+
+
+class NewUserStats(BaseModel):
+    """The first thing known about a user."""
+
+    registered: bool
+    registration_source: Literal["web", "bot"]
+
+
+class UserStats(NewUserStats, Record):
+    """Everything counted about a user."""
+
+    messages_received: int = 0
+
+
+class UserStatsChanges(BaseModel):
+    """What is counted later."""
+
+    messages_received: int | None = None
+
+
+USER_STATS = Resource(
+    "user_stats",
+    record=UserStats,
+    create=NewUserStats,
+    update=UserStatsChanges,
+    filterable=("registration_source", "created_at"),
+    sortable=("created_at",),
+)

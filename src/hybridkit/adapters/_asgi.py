@@ -1,0 +1,290 @@
+"""What stands around every request of an HTTP application, as plain ASGI: no framework, no copies of the body.
+
+```
+RequestContextMiddleware        whose request is it, until when; what came of it (access log, problem, metrics)
+└── IdempotencyMiddleware       a keyed write runs once; its answer is kept and given again
+    └── the application
+```
+
+https://asgi.readthedocs.io/en/latest/specs/www.html
+"""
+
+import math
+import time
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from dataclasses import replace
+from http import HTTPStatus
+from typing import Any, Final
+
+import structlog
+
+from hybridkit.codec import check_size
+from hybridkit.context import REQUEST_ID_HEADER, RequestContext, bind, current
+from hybridkit.contract import (
+    IDEMPOTENCY_KEY_HEADER,
+    IDEMPOTENCY_REPLAYED_HEADER,
+    MAX_BODY_BYTES,
+    PROBLEM_MEDIA_TYPE,
+    Problem,
+    parse_key,
+)
+from hybridkit.errors import HybridkitError
+from hybridkit.idempotency import Claimed, IdempotencyGuard, claim_key
+
+__all__ = [
+    "IdempotencyMiddleware",
+    "RequestContextMiddleware",
+    "problem_body",
+    "problem_for_status",
+    "problem_headers",
+]
+
+type Scope = MutableMapping[str, Any]
+type Message = MutableMapping[str, Any]
+type Receive = Callable[[], Awaitable[Message]]
+type Send = Callable[[Message], Awaitable[None]]
+type App = Callable[[Scope, Receive, Send], Awaitable[None]]
+type RawHeaders = list[tuple[bytes, bytes]]
+
+PROBE_PATHS: Final = frozenset({"/health", "/ready", "/metrics"})
+_WRITES: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+
+_log: structlog.stdlib.BoundLogger = structlog.get_logger("hybridkit.http")
+
+
+class RequestContextMiddleware:
+    """Binds the request's context, answers with its id, turns errors into problems, and logs one line at the end.
+
+    Args:
+        app: the application.
+        believe_user_id: take `X-User-ID` over from the caller: right only where callers are our own services.
+    """
+
+    def __init__(self, app: App, *, believe_user_id: bool = False) -> None:
+        self.app = app
+        self.believe_user_id = believe_user_id
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection of the server."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        context = RequestContext.from_http_headers(_text_headers(scope))
+        if not self.believe_user_id:
+            context = replace(context, user_id=None)
+        with bind(context):
+            await _Exchange(scope, send, context).run(self.app, receive)
+
+
+class _Exchange:
+    """One request and its answer."""
+
+    def __init__(self, scope: Scope, send: Send, context: RequestContext) -> None:
+        self.scope = scope
+        self.context = context
+        self.status: int | None = None
+        self._send = send
+
+    async def run(self, app: App, receive: Receive) -> None:
+        started = time.perf_counter()
+        try:
+            await app(self.scope, receive, self.send)
+        except Exception as error:  # whatever the application raises becomes an answer
+            if self.status is not None:
+                raise  # half an answer is out: only closing the connection tells the client
+            await self._answer(error)
+        finally:
+            self._log(time.perf_counter() - started)
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = [
+                *message.get("headers", ()),
+                (REQUEST_ID_HEADER.encode(), self.context.request_id.encode()),
+            ]
+            message = {**message, "headers": headers}
+        await self._send(message)
+
+    async def _answer(self, error: Exception) -> None:
+        if isinstance(error, HybridkitError):
+            problem = Problem.from_error(
+                error, instance=self.scope["path"], request_id=self.context.request_id
+            )
+        else:
+            problem = Problem(
+                title="Internal Server Error",
+                status=500,
+                code="INTERNAL",
+                instance=self.scope["path"],
+                request_id=self.context.request_id,
+            )
+        if problem.status >= 500 and not problem.retryable:
+            _log.error("request failed", exc_info=error)
+        await send_answer(self.send, problem.status, problem_headers(problem), problem_body(problem))
+
+    def _log(self, seconds: float) -> None:
+        path = self.scope["path"]
+        log = _log.debug if path in PROBE_PATHS else _log.info
+        # Without the query: it may hold what nobody should read.
+        log(
+            "request",
+            method=self.scope["method"],
+            path=path,
+            status=self.status or 500,
+            duration_ms=round(seconds * 1000, 1),
+        )
+
+
+class IdempotencyMiddleware:
+    """A write with an `Idempotency-Key` runs once; a repeated one gets the kept answer.
+
+    Only answers below 300 are kept; anything else releases the key. Inside, the context carries the claim, so every
+    write to a data service and every event derives its identity from it: a rerun after a crash makes the same rows.
+    The key belongs to the user, the method and the path: two users with one key never see each other's answers.
+
+    Args:
+        app: the application.
+        guard: finds the guard of the running application; None means that there is none.
+    """
+
+    def __init__(self, app: App, *, guard: Callable[[Scope], IdempotencyGuard | None]) -> None:
+        self.app = app
+        self.guard = guard
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection of the server."""
+        header = None
+        if scope["type"] == "http" and scope["method"] in _WRITES:
+            header = _text_headers(scope).get(IDEMPOTENCY_KEY_HEADER)
+        guard = self.guard(scope) if header is not None else None
+        if header is None or guard is None:
+            await self.app(scope, receive, send)
+            return
+        body = await _read_body(receive)
+        name = claim_key(
+            "http", current().user_id or "anonymous", scope["method"], scope["path"], parse_key(header)
+        )
+        answer = _KeptAnswer()
+        try:
+            async with guard.claim(name, body) as claimed:
+                if claimed.done and claimed.body is not None:
+                    answer = _KeptAnswer.load(claimed)
+                else:
+                    await self.app(scope, _replay(body, receive), answer.collect)
+                    answer.keep_in(claimed)
+        except _NotKeptError:
+            pass
+        await answer.give(send)
+
+
+class _NotKeptError(Exception):
+    """Leaves the claim without completing it."""
+
+
+class _KeptAnswer:
+    """An answer on its way into or out of the guard's record."""
+
+    def __init__(self) -> None:
+        self.status = 500
+        self.headers: RawHeaders = []
+        self.body = b""
+
+    async def collect(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self.headers = list(message.get("headers", ()))
+        elif message["type"] == "http.response.body":
+            self.body += message.get("body", b"")
+
+    def keep_in(self, claimed: Claimed) -> None:
+        if not 200 <= self.status < 300:
+            raise _NotKeptError
+        if (
+            not claimed.done
+        ):  # done without a kept answer: it was too large for the record, and so is this one
+            headers = [[name.decode("latin-1"), value.decode("latin-1")] for name, value in self.headers]
+            claimed.set_result(
+                {"status": self.status, "headers": headers, "body": self.body.decode("latin-1")}
+            )
+
+    @classmethod
+    def load(cls, claimed: Claimed) -> "_KeptAnswer":
+        answer, kept = cls(), claimed.result
+        answer.status = kept["status"]
+        answer.headers = [
+            (name.encode("latin-1"), value.encode("latin-1")) for name, value in kept["headers"]
+        ]
+        answer.headers.append((IDEMPOTENCY_REPLAYED_HEADER.encode(), b"true"))
+        answer.body = kept["body"].encode("latin-1")
+        return answer
+
+    async def give(self, send: Send) -> None:
+        await send_answer(send, self.status, self.headers, self.body)
+
+
+async def send_answer(send: Send, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
+    """A whole answer at once."""
+    await send({"type": "http.response.start", "status": status, "headers": list(headers)})
+    await send({"type": "http.response.body", "body": body})
+
+
+def problem_body(problem: Problem) -> bytes:
+    """A problem as JSON, without the members that have nothing to say."""
+    return problem.model_dump_json(exclude_none=True).encode()
+
+
+def problem_headers(problem: Problem) -> RawHeaders:
+    """The headers that go with a problem."""
+    headers = [(b"content-type", PROBLEM_MEDIA_TYPE.encode())]
+    if problem.retry_after_seconds is not None:
+        headers.append((b"retry-after", str(math.ceil(problem.retry_after_seconds)).encode()))
+    return headers
+
+
+def problem_for_status(status: int, *, detail: str, instance: str) -> Problem:
+    """A problem that no error of ours stands behind, such as 405."""
+    phrase = HTTPStatus(status).phrase
+    return Problem(
+        title=phrase,
+        status=status,
+        code=phrase.upper().replace(" ", "_").replace("-", "_").replace("'", ""),
+        detail="" if detail == phrase else detail,
+        instance=instance,
+        request_id=current().request_id,
+    )
+
+
+def _text_headers(scope: Scope) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    for name, value in scope["headers"]:
+        headers.setdefault(name.decode("latin-1"), value.decode("latin-1"))
+    return headers
+
+
+async def _read_body(receive: Receive) -> bytes:
+    body = bytearray()
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ConnectionResetError("the client left before its request was complete")
+        body += message.get("body", b"")
+        if len(body) > MAX_BODY_BYTES:
+            check_size(bytes(body), limit_bytes=MAX_BODY_BYTES)
+        more = message.get("more_body", False)
+    return bytes(body)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """What `receive` would have given, had nobody read it."""
+    given = False
+
+    async def once() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return once

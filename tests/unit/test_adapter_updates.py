@@ -1,0 +1,74 @@
+"""An offset never passes an update whose handler has not finished."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hybridkit.adapters._updates import UpdateLog
+
+
+def test_nothing_is_confirmed_before_anything_has_finished() -> None:
+    log = UpdateLog()
+    assert log.begin(7)
+    assert log.offset is None
+    assert not log.is_idle
+
+
+def test_finished_updates_are_confirmed_up_to_the_oldest_that_runs() -> None:
+    log = UpdateLog()
+    for number in (7, 8, 9):
+        log.begin(number)
+    log.finish(7)
+    log.finish(9)
+    assert log.offset == 8
+    log.confirmed(8)
+    assert log.offset is None
+    log.finish(8)
+    assert log.offset == 10
+
+
+def test_what_comes_again_while_it_is_known_does_not_run_again() -> None:
+    log = UpdateLog()
+    log.begin(7)
+    log.begin(8)
+    log.finish(8)
+    assert not log.begin(7)
+    assert not log.begin(8)
+    log.finish(7)
+    log.confirmed(9)
+    assert log.begin(8)
+
+
+def test_a_lower_number_than_the_last_is_taken_too() -> None:
+    """After a quiet week Telegram goes on with a random number."""
+    log = UpdateLog()
+    log.begin(900)
+    log.finish(900)
+    log.confirmed(log.offset)
+    assert log.offset is None
+    assert log.begin(5)
+    log.finish(5)
+    assert log.offset == 6
+
+
+def test_an_abandoned_update_is_not_confirmed() -> None:
+    log = UpdateLog()
+    log.begin(7)
+    log.begin(8)
+    log.finish(7)
+    log.abandon(8)
+    assert log.offset == 8
+    assert log.is_idle
+
+
+@given(st.lists(st.tuples(st.integers(1, 20), st.sampled_from(["begin", "finish", "confirm"]))))
+def test_whatever_the_order_no_offset_passes_a_running_update(steps: list[tuple[int, str]]) -> None:
+    log, running = UpdateLog(), set[int]()
+    for number, step in steps:
+        if step == "begin" and log.begin(number):
+            running.add(number)
+        elif step == "finish" and number in running:
+            log.finish(number)
+            running.discard(number)
+        elif step == "confirm":
+            log.confirmed(log.offset)
+        assert log.offset is None or all(log.offset <= left for left in running)
