@@ -1,0 +1,11 @@
+"""Redis, connected so that a dead or frozen one costs a caller fractions of a second.
+
+```python
+async with connect_redis(url) as redis:
+    await check_noeviction(redis)
+```
+"""
+
+from hybridkit.coordination._connection import check_noeviction, connect_redis, probe_redis
+
+__all__ = ["check_noeviction", "connect_redis", "probe_redis"]

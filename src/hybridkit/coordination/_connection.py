@@ -1,0 +1,108 @@
+"""The Redis client: its limits, and what a server has to fulfil before work is built on it."""
+
+import logging
+from typing import Final
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from hybridkit.errors import SettingsError, UnavailableError
+
+__all__ = ["check_noeviction", "connect_redis", "probe_redis"]
+
+_log = logging.getLogger("hybridkit.coordination")
+
+_RETRIES: Final = 1
+"""One: enough for a connection that Redis has closed meanwhile. redis-py's default is 10, at 5 s each."""
+
+_EVICTS: Final = (
+    "its maxmemory-policy is {policy}: set `maxmemory-policy noeviction` in redis.conf, or run `redis-cli CONFIG SET"
+    " maxmemory-policy noeviction`; a cache that may be evicted belongs to a Redis of its own, REDIS_CACHE_URL"
+)
+
+
+def connect_redis(
+    url: str,
+    *,
+    timeout_seconds: float = 0.25,
+    max_connections: int = 50,
+    decode_responses: bool = True,
+) -> Redis:
+    """A client that connects when it is first used; close it with `aclose()`, or use it in `async with`.
+
+    A command takes at most about six times `timeout_seconds`, whatever happens: waiting for a free connection (twice
+    that time), and two tries to connect and to read. Commands that block on purpose (`BLPOP`) need a shorter timeout
+    of their own than `timeout_seconds`.
+
+    Args:
+        url: `redis://:password@host:6379/0`, or `rediss://`.
+        timeout_seconds: for connecting, for writing, and for each answer.
+        max_connections: further commands wait for a free one.
+        decode_responses: answer `str`; without it, `bytes`.
+
+    Raises:
+        SettingsError: the URL is none that Redis has.
+    """
+    try:
+        pool = BlockingConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType]  # untyped kwargs
+            url,
+            max_connections=max_connections,
+            timeout=timeout_seconds * 2,
+            socket_timeout=timeout_seconds,
+            socket_connect_timeout=timeout_seconds,
+            socket_keepalive=True,
+            retry=Retry(ExponentialWithJitterBackoff(base=0.01, cap=0.05), _RETRIES),
+            decode_responses=decode_responses,
+            protocol=2,  # the same replies from every supported redis-py; stand-ins speak nothing newer
+        )
+    except ValueError:  # its message may quote the password
+        raise SettingsError(
+            "the Redis URL can't be used",
+            problems=[
+                "it should be redis://user:password@host:6379/0 or rediss://…, the password percent-encoded"
+            ],
+        ) from None
+    return Redis.from_pool(pool)
+
+
+async def probe_redis(redis: Redis) -> None:
+    """For readiness: Redis answers.
+
+    Raises:
+        UnavailableError: it does not.
+    """
+    try:
+        await redis.ping()  # pyright: ignore[reportUnknownMemberType]  # untyped kwargs
+    except RedisError as error:
+        raise UnavailableError(f"Redis does not answer: {type(error).__name__}: {error}") from error
+
+
+async def check_noeviction(redis: Redis) -> None:
+    """For the start: this Redis never throws a key away to make room for another.
+
+    Claims, locks and sessions are such keys; one that is gone is work done twice. A server that won't tell its policy
+    (a stand-in) is taken as it is, with a line in the log.
+
+    Raises:
+        SettingsError: it evicts; with the words to change that.
+        UnavailableError: it does not answer.
+    """
+    try:
+        memory = await redis.info("memory")  # pyright: ignore[reportUnknownMemberType]  # untyped kwargs
+    except (RedisConnectionError, RedisTimeoutError) as error:
+        raise UnavailableError(f"Redis does not answer: {type(error).__name__}: {error}") from error
+    except ResponseError as error:
+        memory = {}
+        _log.info("Redis answers INFO with an error: %s", error)
+    policy = memory.get("maxmemory_policy")
+    if policy is None:
+        _log.warning("Redis does not tell its maxmemory-policy; make sure that it is noeviction")
+    elif policy != "noeviction":
+        raise SettingsError(
+            "Redis may throw away claims, locks and sessions",
+            problems=[_EVICTS.format(policy=policy)],
+        )
