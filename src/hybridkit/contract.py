@@ -262,7 +262,5 @@ class Problem(BaseModel):
                 return error(self.detail, retry_after_seconds=self.retry_after_seconds)
             case _ if issubclass(error, PayloadTooLargeError):
                 return InvalidRequestError(self.detail)
-            case _ if issubclass(error, ResponseError):
-                return ResponseError(self.detail, response_status=self.status)
             case _:
                 return error(self.detail)

@@ -11,7 +11,7 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationError
 
 from hybridkit.codec import (
     Timestamp,
@@ -179,6 +179,15 @@ def test_a_recursive_model_that_is_nested_without_end_is_refused() -> None:
     body = b'{"child":' * 3_000 + b"null" + b"}" * 3_000
     with pytest.raises(PayloadError):
         validate_json(TypeAdapter(Node), body, what="the tree")
+
+
+def test_a_validator_that_exhausts_the_stack_blames_the_payload() -> None:
+    def recurse(value: object) -> object:
+        return recurse(value)
+
+    endless: TypeAdapter[object] = TypeAdapter(Annotated[object, AfterValidator(recurse)])
+    with pytest.raises(MalformedPayloadError, match="nested too deeply"):
+        validate_object(endless, 1, what="the value")
 
 
 def test_a_thousand_problems_are_reported_as_twenty() -> None:

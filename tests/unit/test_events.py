@@ -83,6 +83,13 @@ def test_a_type_that_is_not_dotted_snake_case_is_refused(name: str) -> None:
         type("Bad", (Event,), {"__module__": __name__}, type=name)
 
 
+def test_a_command_without_a_queue_is_a_base_for_others() -> None:
+    class Audited(Command):
+        actor: str
+
+    assert Audited not in set(registry)
+
+
 def test_a_key_must_be_a_field() -> None:
     with pytest.raises(DeclarationError, match="no field 'isbn' to be its key"):
 
