@@ -1,0 +1,339 @@
+"""Is this process alive, and can it work: liveness and readiness from probes, and a small server that tells them.
+
+```python
+health = Health()
+health.add("redis", lambda: probe_redis(redis))
+health.started()
+async with HealthServer(health, port=8003):
+    ...
+```
+
+`/health` answers as long as the event loop turns. `/ready` asks the dependencies: 200 when all answer, 503 while one
+doesn't, before the start is complete, and from the moment the process is told to stop.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, Final, Literal, Self
+
+from hybridkit.codec import encode_json
+from hybridkit.errors import DeclarationError, HybridkitError
+
+__all__ = ["DependencyState", "Health", "HealthServer", "Probe", "Readiness"]
+
+_log = logging.getLogger("hybridkit.health")
+
+type Probe = Callable[[], Awaitable[object]]
+"""Returns when the dependency works and raises when it doesn't."""
+
+REQUEST_LIMIT_BYTES: Final = 8 * 1024
+REQUEST_TIMEOUT_SECONDS: Final = 5.0
+_MAX_DETAIL_CHARS: Final = 200
+
+
+@dataclass(frozen=True, slots=True)
+class DependencyState:
+    """What one probe found.
+
+    Attributes:
+        up: whether the dependency answered as it should.
+        detail: why not: the words of hybridkit's own errors, and no more than the class of any other.
+        seconds: how long the probe took.
+    """
+
+    up: bool
+    detail: str | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """Whether to send this process work.
+
+    Attributes:
+        status: `ready`, or why not: `starting`, `not_ready` (a dependency is down), `draining` (told to stop).
+        dependencies: what each probe found.
+    """
+
+    status: Literal["ready", "starting", "not_ready", "draining"]
+    dependencies: Mapping[str, DependencyState]
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the status is `ready`."""
+        return self.status == "ready"
+
+    @property
+    def status_code(self) -> int:
+        """The HTTP status of `/ready`: 200 or 503."""
+        return HTTPStatus.OK if self.is_ready else HTTPStatus.SERVICE_UNAVAILABLE
+
+    def to_dict(self) -> dict[str, Any]:
+        """The body of `/ready`."""
+        return {
+            "status": self.status,
+            "dependencies": {name: _state_to_dict(state) for name, state in self.dependencies.items()},
+        }
+
+
+class Health:
+    """The probes of a process, its start and its end.
+
+    Args:
+        timeout_seconds: how long one probe may take.
+        cache_seconds: how long an answer is given again without asking; many askers share one round of probes.
+        clock: seconds that never go back; for tests.
+    """
+
+    def __init__(
+        self,
+        *,
+        timeout_seconds: float = 1.0,
+        cache_seconds: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._timeout_seconds = timeout_seconds
+        self._cache_seconds = cache_seconds
+        self._clock = clock
+        self._probes: dict[str, Probe] = {}
+        self._hanging: dict[str, asyncio.Task[object]] = {}
+        self._states: dict[str, DependencyState] = {}
+        self._fresh_until = -1.0
+        self._round: asyncio.Task[None] | None = None
+        self._is_started = False
+        self._is_draining = False
+
+    @property
+    def is_started(self) -> bool:
+        """Whether the start is complete."""
+        return self._is_started
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether the process was told to stop."""
+        return self._is_draining
+
+    def add(self, name: str, probe: Probe) -> None:
+        """Make readiness depend on this probe.
+
+        Args:
+            name: of the dependency, in the answer.
+            probe: called at most once per `cache_seconds`; stopped after `timeout_seconds`.
+
+        Raises:
+            DeclarationError: the name is taken.
+        """
+        if name in self._probes:
+            raise DeclarationError(f"there is a probe named {name!r} already")
+        self._probes[name] = probe
+        self._fresh_until = -1.0
+
+    def remove(self, name: str) -> None:
+        """Forget a dependency, for example because it was closed; unknown names are ignored."""
+        self._probes.pop(name, None)
+        self._states.pop(name, None)
+
+    def started(self) -> None:
+        """The start is complete: from now on the probes decide."""
+        self._is_started = True
+
+    def drain(self) -> None:
+        """The process is told to stop: not ready any more, whatever the probes say."""
+        self._is_draining = True
+
+    async def readiness(self) -> Readiness:
+        """Ask every probe at once, or give the last answer if it is fresh."""
+        if self._clock() >= self._fresh_until:
+            if self._round is None:
+                self._round = asyncio.create_task(self._ask_all(), name="hybridkit health probes")
+                self._round.add_done_callback(self._end_round)
+            # Shielded: an asker that goes away must not take the answer from the others.
+            await asyncio.shield(self._round)
+        return Readiness(self._status(), dict(self._states))
+
+    def _status(self) -> Literal["ready", "starting", "not_ready", "draining"]:
+        if self._is_draining:
+            return "draining"
+        if not self._is_started:
+            return "starting"
+        return "ready" if all(state.up for state in self._states.values()) else "not_ready"
+
+    async def _ask_all(self) -> None:
+        asked = dict(self._probes)
+        found = await asyncio.gather(*(self._ask(name, probe) for name, probe in asked.items()))
+        for name, state in zip(asked, found, strict=True):
+            if name in self._probes:
+                self._note(name, state)
+        self._fresh_until = self._clock() + self._cache_seconds
+
+    async def _ask(self, name: str, probe: Probe) -> DependencyState:
+        if name in self._hanging:
+            return DependencyState(up=False, detail="an earlier probe still hangs", seconds=0.0)
+        since = self._clock()
+        task = asyncio.create_task(_call(probe), name=f"hybridkit probe {name}")
+        # wait() returns at its time also when the probe doesn't end on a cancellation.
+        await asyncio.wait({task}, timeout=self._timeout_seconds)
+        if task.done():
+            detail = _detail(task)
+        else:
+            detail = f"no answer within {self._timeout_seconds} s"
+            self._hanging[name] = task
+            task.add_done_callback(lambda done: self._forget(name, done))
+            task.cancel()
+        return DependencyState(up=detail is None, detail=detail, seconds=self._clock() - since)
+
+    def _note(self, name: str, state: DependencyState) -> None:
+        before = self._states.get(name)
+        self._states[name] = state
+        if not state.up and (before is None or before.up):
+            _log.warning("dependency %s is down: %s", name, state.detail)
+        elif state.up and before is not None and not before.up:
+            _log.info("dependency %s is up again", name)
+
+    def _forget(self, name: str, task: asyncio.Task[object]) -> None:
+        del self._hanging[name]
+        _detail(task)  # takes note of its error, or asyncio would complain that nobody did
+
+    def _end_round(self, _task: asyncio.Task[None]) -> None:
+        self._round = None
+
+    def __repr__(self) -> str:
+        return f"Health({self._status()}, probes={sorted(self._probes)})"
+
+
+class HealthServer:
+    """HTTP for processes that have no web server: `GET /health`, `/ready`, `/metrics`, and nothing more.
+
+    One request per connection, at most 8 KiB and 5 s.
+
+    Args:
+        health: what to tell.
+        port: where to listen; 0 takes a free one.
+        host: the address to listen on; a container needs `0.0.0.0`.
+        metrics: makes the text of `/metrics` in the Prometheus format; without it that path is not found.
+
+    Attributes:
+        port: where it listens, once entered.
+    """
+
+    def __init__(
+        self,
+        health: Health,
+        *,
+        port: int,
+        host: str = "127.0.0.1",
+        metrics: Callable[[], bytes] | None = None,
+    ) -> None:
+        self.port = port
+        self._health = health
+        self._host = host
+        self._metrics = metrics
+        self._server: asyncio.Server | None = None
+        self._serving: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        """Listen.
+
+        Raises:
+            OSError: the port is taken, or may not be used.
+        """
+        self._server = await asyncio.start_server(
+            self._accept, self._host, self.port, limit=REQUEST_LIMIT_BYTES
+        )
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._server is not None:
+            self._server.close()
+        for task in self._serving:
+            task.cancel()
+        await asyncio.gather(*self._serving, return_exceptions=True)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._serve(reader, writer), name="hybridkit health request")
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(REQUEST_TIMEOUT_SECONDS):
+                writer.write(await self._answer(reader))
+                await writer.drain()
+        except (OSError, TimeoutError, asyncio.IncompleteReadError):
+            pass  # the other side has gone, or is too slow to be answered
+        finally:
+            writer.close()
+
+    async def _answer(self, reader: asyncio.StreamReader) -> bytes:
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+        except asyncio.LimitOverrunError:
+            return _response(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+        match head.split(b"\r\n", 1)[0].split(b" "):
+            case [b"GET", target, b"HTTP/1.0" | b"HTTP/1.1"]:
+                return await self._get(target.split(b"?", 1)[0])
+            case [_, _, b"HTTP/1.0" | b"HTTP/1.1"]:
+                return _response(HTTPStatus.METHOD_NOT_ALLOWED)
+            case _:
+                return _response(HTTPStatus.BAD_REQUEST)
+
+    async def _get(self, path: bytes) -> bytes:
+        if path == b"/health":
+            return _json_response(HTTPStatus.OK, {"status": "alive"})
+        if path == b"/ready":
+            readiness = await self._health.readiness()
+            return _json_response(readiness.status_code, readiness.to_dict())
+        if path == b"/metrics" and self._metrics is not None:
+            return _metrics_response(self._metrics)
+        return _response(HTTPStatus.NOT_FOUND)
+
+    def __repr__(self) -> str:
+        return f"HealthServer({self._host}:{self.port}, {self._health!r})"
+
+
+async def _call(probe: Probe) -> object:
+    return await probe()
+
+
+def _detail(task: asyncio.Task[object]) -> str | None:
+    """Why a finished probe says that the dependency is down; None when it says that it is up."""
+    if task.cancelled():
+        return "the probe was cancelled"
+    error = task.exception()
+    if error is None:
+        return None
+    # The words of other libraries may hold an address with a password in it.
+    words = f": {error}" if isinstance(error, HybridkitError) else ""
+    return f"{type(error).__name__}{words}"[:_MAX_DETAIL_CHARS]
+
+
+def _state_to_dict(state: DependencyState) -> dict[str, Any]:
+    detail = {} if state.detail is None else {"detail": state.detail}
+    return {"status": "up" if state.up else "down", "seconds": round(state.seconds, 4), **detail}
+
+
+def _metrics_response(metrics: Callable[[], bytes]) -> bytes:
+    try:
+        body = metrics()
+    except Exception:  # a broken collector of somebody else's must not take the other paths with it
+        _log.exception("the metrics can't be collected")
+        return _response(HTTPStatus.INTERNAL_SERVER_ERROR)
+    return _response(HTTPStatus.OK, body, content_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _json_response(status: int, body: Mapping[str, Any]) -> bytes:
+    return _response(status, encode_json(body), content_type="application/json")
+
+
+def _response(status: int, body: bytes = b"", *, content_type: str = "text/plain; charset=utf-8") -> bytes:
+    phrase = HTTPStatus(status).phrase
+    head = (
+        f"HTTP/1.1 {status:d} {phrase}\r\ncontent-type: {content_type}\r\ncontent-length: {len(body)}\r\n"
+        "cache-control: no-store\r\nconnection: close\r\n\r\n"
+    )
+    return head.encode() + body
