@@ -1,0 +1,38 @@
+"""Data over HTTP: `PostgresDataClient` and `MongoDataClient`, typed by the resources that a data service declares.
+
+```python
+async with PostgresDataClient("http://127.0.0.1:8001", service="api_service") as postgres:
+    user = await postgres.get(USERS, user_id)
+    async for order in postgres.find(ORDERS).where(ORDERS["user_id"] == user.id):
+        ...
+    async with postgres.transaction() as tx:
+        tx.update(USERS, user, UserChanges(is_active=False))
+        tx.emit(UserDeactivated(user_id=user.id))
+```
+
+Every call ends within its deadline with a result or with an error from `hybridkit.errors`; every write carries an
+idempotency key, so that a repeated one changes nothing.
+"""
+
+from hybridkit.clients._client import MongoDataClient, PostgresDataClient
+from hybridkit.clients._find import Find, Page
+from hybridkit.clients._policy import ClientPolicy
+from hybridkit.clients._records import RecordId
+from hybridkit.clients._transaction import DataTransaction, Handle
+from hybridkit.clients._transport import Request, Response, Transport
+from hybridkit.clients._transport_httpx import AnyTransport
+
+__all__ = [
+    "AnyTransport",
+    "ClientPolicy",
+    "DataTransaction",
+    "Find",
+    "Handle",
+    "MongoDataClient",
+    "Page",
+    "PostgresDataClient",
+    "RecordId",
+    "Request",
+    "Response",
+    "Transport",
+]

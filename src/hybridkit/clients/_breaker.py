@@ -1,0 +1,129 @@
+"""Stops calling a target that fails, and finds out carefully when it is back.
+
+```
+closed ──half of at least 20 calls in 10 s failed──► open ──5 s──► half open ──one call succeeds──► closed
+                                                      ▲                │
+                                                      └─twice as long──┘ it fails
+```
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from hybridkit.errors import UnavailableError
+
+__all__ = ["Breaker", "BreakerState"]
+
+type BreakerState = Literal["closed", "open", "half_open"]
+
+WINDOW_SECONDS: Final = 10.0
+MIN_CALLS: Final = 20
+FAILURE_RATIO: Final = 0.5
+FIRST_OPEN_SECONDS: Final = 5.0
+MAX_OPEN_SECONDS: Final = 60.0
+SLICES: Final = 10
+
+
+@dataclass(slots=True)
+class _Slice:
+    """The calls that ended in one tenth of the window; single calls would need memory by the load."""
+
+    ends_at: float
+    calls: int = 0
+    failures: int = 0
+
+
+class Breaker:
+    """Counts how calls end and refuses new ones while the target is failing. Makes no calls itself.
+
+    Args:
+        target: named in the refusal.
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, target: str, *, clock: Callable[[], float]) -> None:
+        self._target = target
+        self._clock = clock
+        self._state: BreakerState = "closed"
+        self._slices: deque[_Slice] = deque()
+        self._open_seconds = FIRST_OPEN_SECONDS
+        self._opened_at = 0.0
+        self._period = 0
+        self._probing = False
+
+    def __repr__(self) -> str:
+        return f"Breaker({self._target!r}, {self.state})"
+
+    @property
+    def state(self) -> BreakerState:
+        """`half_open` as soon as the next call would be let through to try."""
+        if self._state == "open" and self._wait_seconds() <= 0:
+            return "half_open"
+        return self._state
+
+    def enter(self) -> int:
+        """Ask for leave to call; the answer is the ticket that `leave` wants back.
+
+        Raises:
+            UnavailableError: the target is failing, so nothing is sent to it now.
+        """
+        if self._state == "closed":
+            return self._period
+        wait_seconds = self._wait_seconds()
+        if wait_seconds > 0 or self._probing:
+            raise UnavailableError(
+                f"{self._target} has been failing; calls to it are held back to let it recover",
+                retry_after_seconds=max(wait_seconds, 0.0),
+            )
+        self._state = "half_open"
+        self._probing = True
+        return self._period
+
+    def leave(self, ticket: int, *, failed: bool | None) -> None:
+        """Say how the call ended.
+
+        Args:
+            ticket: from `enter`. One from before the last change of state says nothing about now.
+            failed: whether that was the target's fault; None when the call tells nothing about it.
+        """
+        if ticket != self._period:
+            return
+        if self._state == "half_open":
+            self._judge_probe(failed=failed)
+        elif failed is not None:
+            self._count(failed=failed)
+
+    def _judge_probe(self, *, failed: bool | None) -> None:
+        self._probing = False
+        if failed is False:
+            self._state = "closed"
+            self._open_seconds = FIRST_OPEN_SECONDS
+            self._period += 1
+        elif failed:
+            self._open_seconds = min(self._open_seconds * 2, MAX_OPEN_SECONDS)
+            self._open()
+
+    def _count(self, *, failed: bool) -> None:
+        now = self._clock()
+        while self._slices and self._slices[0].ends_at <= now - WINDOW_SECONDS:
+            self._slices.popleft()
+        if not self._slices or self._slices[-1].ends_at <= now:
+            self._slices.append(_Slice(now + WINDOW_SECONDS / SLICES))
+        self._slices[-1].calls += 1
+        self._slices[-1].failures += failed
+        if failed:
+            calls = sum(part.calls for part in self._slices)
+            failures = sum(part.failures for part in self._slices)
+            if calls >= MIN_CALLS and failures >= calls * FAILURE_RATIO:
+                self._open()
+
+    def _open(self) -> None:
+        self._state = "open"
+        self._opened_at = self._clock()
+        self._slices.clear()
+        self._period += 1
+
+    def _wait_seconds(self) -> float:
+        return self._opened_at + self._open_seconds - self._clock()

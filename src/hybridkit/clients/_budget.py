@@ -1,0 +1,36 @@
+"""How many retries a target may cost: a dead service sees at most 20 % more calls, plus a burst of ten."""
+
+from typing import Final
+
+__all__ = ["RetryBudget"]
+
+PER_CALL: Final = 0.2
+MAX_TOKENS: Final = 10.0
+
+
+class RetryBudget:
+    """A token bucket without a clock: calls fill it, retries empty it, so that it scales with the load.
+
+    Args:
+        per_call: what one call puts in.
+        max_tokens: what can be saved up; the bucket starts full.
+    """
+
+    def __init__(self, *, per_call: float = PER_CALL, max_tokens: float = MAX_TOKENS) -> None:
+        self._per_call = per_call
+        self._max_tokens = max_tokens
+        self._tokens = max_tokens
+
+    def __repr__(self) -> str:
+        return f"RetryBudget({self._tokens:.1f} of {self._max_tokens:.0f})"
+
+    def deposit(self) -> None:
+        """Count a call, before its first attempt."""
+        self._tokens = min(self._tokens + self._per_call, self._max_tokens)
+
+    def withdraw(self) -> bool:
+        """Pay for one retry, if there is enough to pay with."""
+        if self._tokens < 1.0:
+            return False
+        self._tokens -= 1.0
+        return True

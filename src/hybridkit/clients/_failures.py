@@ -1,0 +1,114 @@
+"""What went wrong with one attempt: the error for the caller, and what retry and breaker need to know."""
+
+import math
+from email.utils import parsedate_to_datetime
+from typing import Final, NamedTuple
+
+from pydantic import TypeAdapter
+
+from hybridkit.clients._transport import Response
+from hybridkit.codec import now, validate_json
+from hybridkit.contract import PROBLEM_MEDIA_TYPE, Problem
+from hybridkit.errors import (
+    AccessDeniedError,
+    DeadlineExceededError,
+    HybridkitError,
+    MalformedPayloadError,
+    OutcomeUnknownError,
+    RateLimitedError,
+    ResponseError,
+    TemporaryError,
+    UnavailableError,
+)
+
+__all__ = ["Failure", "failure_from"]
+
+MAX_RETRY_AFTER_SECONDS: Final = 3600.0
+SHOWN_CHARACTERS: Final = 80
+
+_PROBLEM = TypeAdapter(Problem)
+
+
+class Failure(NamedTuple):
+    """How an attempt failed.
+
+    Attributes:
+        error: for the caller, if nothing better comes.
+        retryable: whether the target leaves room for another attempt.
+        counts: whether it is the target's fault, for the breaker; None when it tells nothing about the target.
+        sent: whether something may have reached the target.
+    """
+
+    error: HybridkitError
+    retryable: bool
+    counts: bool | None
+    sent: bool = True
+
+
+def failure_from(response: Response, *, what: str, safe: bool) -> Failure | None:
+    """What an answer says went wrong; None for a success.
+
+    Args:
+        response: the answer.
+        what: the request, for the error's message.
+        safe: the request changes nothing, so its outcome can't be unknown.
+    """
+    if 200 <= response.status < 300:
+        return None
+    problem = _problem_in(response)
+    if problem is None:
+        error = _error_without_problem(response, what=what, safe=safe)
+        return Failure(error, error.retryable, counts=response.status in {502, 503, 504})
+    error = problem.to_error()
+    if isinstance(error, TemporaryError) and error.retry_after_seconds is None:
+        error.retry_after_seconds = _retry_after(response)
+    own_504 = response.status == 504 and not isinstance(error, DeadlineExceededError)
+    return Failure(error, problem.retryable, counts=response.status in {502, 503} or own_504)
+
+
+def _problem_in(response: Response) -> Problem | None:
+    if response.headers.get("content-type", "").partition(";")[0].strip().lower() != PROBLEM_MEDIA_TYPE:
+        return None
+    try:
+        return validate_json(_PROBLEM, response.body, what="the problem")
+    except MalformedPayloadError:
+        return None
+
+
+def _error_without_problem(response: Response, *, what: str, safe: bool) -> HybridkitError:
+    """Such answers come from proxies, other servers, or crashes."""
+    said = f"{what}: answered {response.status} without a problem document"
+    match response.status:
+        case 429:
+            return RateLimitedError(said, retry_after_seconds=_retry_after(response))
+        case 503:
+            return UnavailableError(said, retry_after_seconds=_retry_after(response))
+        case 502 | 504 if safe:
+            return UnavailableError(said)
+        case 502 | 504:
+            return OutcomeUnknownError(f"{said}; the write behind it may have happened")
+        case 401 | 403:
+            return AccessDeniedError(said)
+        case _:
+            return ResponseError(
+                f"{said}; is it a data service? It begins with {_beginning(response)}",
+                response_status=response.status,
+            )
+
+
+def _beginning(response: Response) -> str:
+    content_type = response.headers.get("content-type", "no content type")
+    return f"{content_type!s:.40} {response.body[:SHOWN_CHARACTERS].decode('utf-8', 'replace')!r}"
+
+
+def _retry_after(response: Response) -> float | None:
+    """Seconds or a date (RFC 9110, section 10.2.3), between 0 and an hour; None for anything else."""
+    value = response.headers.get("retry-after", "")
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = (parsedate_to_datetime(value) - now()).total_seconds()
+        except (ValueError, TypeError):  # TypeError: a date without a zone
+            return None
+    return min(max(seconds, 0.0), MAX_RETRY_AFTER_SECONDS) if math.isfinite(seconds) else None

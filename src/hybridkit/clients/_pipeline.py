@@ -1,0 +1,266 @@
+"""One call, however many attempts it takes, within one deadline.
+
+`total deadline → retry → budget → breaker → bulkhead → attempt timeout → transport`
+
+Waiting for a place counts against the deadline; backing off holds no place. Only what can be repeated is repeated:
+reads, keyed writes, and whatever was never sent.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Final
+
+from hybridkit.clients._breaker import Breaker
+from hybridkit.clients._budget import RetryBudget
+from hybridkit.clients._bulkhead import Bulkhead
+from hybridkit.clients._deadline import Deadlines
+from hybridkit.clients._failures import Failure, failure_from
+from hybridkit.clients._headers import attempt_headers, call_headers
+from hybridkit.clients._policy import ClientPolicy
+from hybridkit.clients._transport import Request, Response, Transport
+from hybridkit.context import current
+from hybridkit.contract import IDEMPOTENCY_KEY_HEADER, quote_key
+from hybridkit.errors import (
+    DeadlineExceededError,
+    HybridkitError,
+    OutcomeUnknownError,
+    ResponseError,
+    TemporaryError,
+    UnavailableError,
+)
+from hybridkit.retry import RetryAfter
+
+__all__ = ["Intent", "Pipeline"]
+
+ATTEMPT_SHARE: Final = 2 / 3
+"""Of the call's time, for one attempt: a replica that hangs leaves room for another one."""
+ANSWER_SHARE: Final = 0.95
+"""Of the attempt's time, for the service: it can still say that its time ran out, so the outcome is known."""
+SMOOTHING: Final = 0.1
+"""How fast the typical duration of an answer follows the latest one."""
+
+_FIXED_HEADERS: Final = {"accept": "application/json", "accept-encoding": "identity"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intent:
+    """What a call wants, apart from how often it has to be sent.
+
+    Attributes:
+        method: upper case.
+        path: with its query, percent-encoded, from `/` on.
+        headers: of this call alone.
+        body: JSON, or empty.
+        key: the idempotency key of a write.
+        safe: changes nothing, so it can be repeated and its outcome can't be unknown.
+    """
+
+    method: str
+    path: str
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    body: bytes = b""
+    key: str | None = None
+    safe: bool = False
+
+
+class Pipeline:
+    """Sends intents to one target. It doesn't own the transport.
+
+    Args:
+        transport: the wire.
+        base_url: scheme, host, port and a path before `/v1`, without a slash at the end.
+        target: what errors call it.
+        service: the name of the calling service.
+        policy: the limits.
+        clock: monotonic seconds, the same clock as the context's deadline.
+        sleep: waits between attempts.
+        jitter: a number from 0 up to 1.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        base_url: str,
+        target: str,
+        service: str,
+        policy: ClientPolicy,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._transport = transport
+        self._base_url = base_url
+        self._target = target
+        self._service = service
+        self._policy = policy
+        self._clock = clock
+        self._sleep = sleep
+        self._jitter = jitter
+        self._budget = RetryBudget()
+        self._breaker = Breaker(target, clock=clock)
+        self._bulkhead = Bulkhead(target, places=policy.max_in_flight, queue=policy.max_queued)
+        self._deadlines = Deadlines()
+        self._typical_seconds = 0.0
+
+    def __repr__(self) -> str:
+        return f"Pipeline({self._target!r}, {self._breaker!r}, {self._budget!r}, {self._bulkhead!r})"
+
+    async def run(self, intent: Intent) -> Response:
+        """The successful answer to that intent.
+
+        Raises:
+            DeadlineExceededError: the time ran out first.
+            OutcomeUnknownError: a write was sent, and nobody can tell what became of it.
+            UnavailableError: the target doesn't answer, is held back by the breaker, or too many calls wait for it.
+            ResponseError: it answers outside the contract.
+            HybridkitError: whatever else its problem documents say.
+        """
+        call = self._begin(intent)
+        self._budget.deposit()
+        in_doubt = False
+        for attempt in count(1):  # pragma: no branch - it ends by returning or raising
+            outcome = await self._attempt(call, attempt)
+            if isinstance(outcome, Response):
+                return outcome
+            pause_seconds = self._pause(outcome, call, attempt)
+            if pause_seconds is None:
+                raise self._final_error(outcome.error, attempt, in_doubt=in_doubt)
+            in_doubt = in_doubt or isinstance(outcome.error, OutcomeUnknownError)
+            await self._sleep(pause_seconds)
+        raise AssertionError  # pragma: no cover
+
+    async def run_once(self, intent: Intent, *, timeout_seconds: float) -> Response:
+        """As `run`, but a single attempt that passes by breaker and bulkhead: to see how the target is right now."""
+        outcome = await self._exchange(self._begin(intent, timeout_seconds=timeout_seconds), 1)
+        if isinstance(outcome, Failure):
+            raise outcome.error
+        return outcome
+
+    async def aclose(self) -> None:
+        """Wait a moment for attempts that were given up and have not ended."""
+        await self._deadlines.aclose()
+
+    def _begin(self, intent: Intent, *, timeout_seconds: float | None = None) -> "_Call":
+        policy = self._policy
+        usual = policy.read_timeout_seconds if intent.safe else policy.write_timeout_seconds
+        if timeout_seconds is not None:
+            usual = timeout_seconds
+        context = current()
+        remaining = context.remaining_seconds()
+        total = usual if remaining is None else min(usual, remaining)
+        repeatable = intent.safe or intent.key is not None
+        share = ATTEMPT_SHARE if repeatable and policy.retry.attempts > 1 else 1.0
+        headers = {**_FIXED_HEADERS, **call_headers(context, service=self._service), **intent.headers}
+        if intent.key is not None:
+            headers[IDEMPOTENCY_KEY_HEADER] = quote_key(intent.key)
+        return _Call(
+            intent=intent,
+            headers=headers,
+            deadline=self._clock() + total,
+            attempt_seconds=total * share,
+            full_attempt_seconds=usual * share,
+            repeatable=repeatable,
+        )
+
+    async def _attempt(self, call: "_Call", attempt: int) -> Response | Failure:
+        try:
+            ticket = self._breaker.enter()
+        except UnavailableError as refusal:
+            return Failure(refusal, retryable=False, counts=None, sent=False)
+        failed: bool | None = None
+        try:
+            async with self._bulkhead.place(timeout_seconds=self._left(call)):
+                outcome = await self._exchange(call, attempt)
+            failed = outcome.counts if isinstance(outcome, Failure) else False
+        except (UnavailableError, DeadlineExceededError) as refusal:  # no place: what is sent never raises
+            return Failure(refusal, retryable=False, counts=None, sent=False)
+        else:
+            return outcome
+        finally:
+            self._breaker.leave(ticket, failed=failed)
+
+    async def _exchange(self, call: "_Call", attempt: int) -> Response | Failure:
+        """Send it once. Expected errors come back as values, so that the breaker sees them all."""
+        seconds = min(self._left(call), call.attempt_seconds)
+        what = f"{call.intent.method} {self._target}{call.intent.path.partition('?')[0]}"
+        if seconds <= 0:
+            late = DeadlineExceededError(f"{what}: the deadline had passed; this attempt was not sent")
+            return Failure(late, retryable=False, counts=None, sent=False)
+        started = self._clock()
+        try:
+            response = await self._deadlines.run(
+                self._transport.send(self._request(call, attempt, seconds)), timeout_seconds=seconds
+            )
+        except TimeoutError:
+            error = DeadlineExceededError(f"{what}: no whole answer within {seconds:.3f} s")
+            full = seconds >= call.full_attempt_seconds  # less was the caller's doing, not the target's
+            return Failure(error, retryable=True, counts=True if full else None)
+        except UnavailableError as unsent:
+            return Failure(unsent, retryable=True, counts=True, sent=False)
+        except OutcomeUnknownError as lost:
+            return Failure(
+                UnavailableError(str(lost)) if call.intent.safe else lost, retryable=True, counts=True
+            )
+        except ResponseError as garbage:
+            return Failure(garbage, retryable=False, counts=False)
+        self._typical_seconds += (self._clock() - started - self._typical_seconds) * SMOOTHING
+        return failure_from(response, what=what, safe=call.intent.safe) or response
+
+    def _request(self, call: "_Call", attempt: int, seconds: float) -> Request:
+        own = attempt_headers(timeout_seconds=seconds * ANSWER_SHARE, retries=attempt - 1)
+        return Request(
+            method=call.intent.method,
+            url=self._base_url + call.intent.path,
+            headers=call.headers | own,
+            body=call.intent.body,
+            timeout_seconds=seconds,
+            connect_timeout_seconds=min(self._policy.connect_timeout_seconds, seconds),
+            max_response_bytes=self._policy.max_response_bytes,
+        )
+
+    def _pause(self, failure: Failure, call: "_Call", attempt: int) -> float | None:
+        """How long to wait before the next attempt; None for no further attempt."""
+        if not failure.retryable or (failure.sent and not call.repeatable):
+            return None
+        decision = self._policy.retry.decide(failure.error, attempt=attempt, jitter=self._jitter())
+        if not isinstance(decision, RetryAfter):
+            return None
+        asked_seconds = (
+            failure.error.retry_after_seconds if isinstance(failure.error, TemporaryError) else None
+        )
+        pause_seconds = (asked_seconds or 0.0) + decision.seconds
+        if pause_seconds + self._typical_seconds >= self._left(call) or not self._budget.withdraw():
+            return None
+        return pause_seconds
+
+    def _final_error(self, error: HybridkitError, attempts: int, *, in_doubt: bool) -> HybridkitError:
+        """The last attempt's error, unless it would hide that an earlier attempt may have been carried out."""
+        if in_doubt and isinstance(error, TemporaryError):
+            doubt = OutcomeUnknownError(
+                f"an earlier attempt may have been carried out; the last one: {error}"
+            )
+            doubt.__cause__ = error
+            error = doubt
+        if attempts > 1:
+            error.add_note(f"given up after {attempts} attempts")
+        return error
+
+    def _left(self, call: "_Call") -> float:
+        return call.deadline - self._clock()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Call:
+    """An intent under way: what its attempts share."""
+
+    intent: Intent
+    headers: dict[str, str]
+    deadline: float
+    attempt_seconds: float
+    full_attempt_seconds: float
+    repeatable: bool

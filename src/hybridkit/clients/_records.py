@@ -1,0 +1,183 @@
+"""Between typed records and what HTTP carries: ids, bodies, answers."""
+
+from functools import cache
+from typing import Any, NamedTuple
+from urllib.parse import quote
+from uuid import UUID
+
+from pydantic import BaseModel, TypeAdapter
+from pydantic_core import PydanticSerializationError
+
+from hybridkit.clients._find import Page
+from hybridkit.clients._transport import Response
+from hybridkit.codec import validate_json, validate_object
+from hybridkit.errors import InvalidRequestError, MalformedPayloadError, ResponseError
+from hybridkit.resources import Record, Resource
+
+__all__ = [
+    "RecordId",
+    "Target",
+    "changed_fields",
+    "fields_of",
+    "new_id_for",
+    "page_from",
+    "parse_id",
+    "read_answer",
+    "record_from",
+    "record_path",
+    "result_from",
+    "target_of",
+]
+
+type RecordId = UUID | str | int
+"""What identifies a record; which of them it is says the record's declaration."""
+
+type AnyResource = Resource[Any, Any, Any]
+
+
+class Target(NamedTuple):
+    """Which record a write means.
+
+    Attributes:
+        id: of the type that the record declares.
+        etag: the state in which the caller has read it; None for whatever state it is in.
+    """
+
+    id: Any
+    etag: str | None
+
+
+def target_of(resource: AnyResource, record_or_id: Record[Any] | RecordId) -> Target:
+    """A record says which state the caller has seen; an id alone doesn't.
+
+    Raises:
+        InvalidRequestError: an id that no record of that resource can have.
+    """
+    if isinstance(record_or_id, Record):
+        return Target(record_or_id.id, record_or_id.etag)
+    return Target(parse_id(resource, record_or_id), None)
+
+
+def parse_id(resource: AnyResource, id: RecordId) -> Any:
+    """The id as the record's own type.
+
+    Raises:
+        InvalidRequestError: it is empty, or no id of that resource.
+    """
+    try:
+        parsed = resource.parse_id(str(id))
+    except ValueError:
+        parsed = ""
+    if parsed == "":
+        raise InvalidRequestError(
+            f"{resource.name}: {str(id)[:100]!r} is no id of a {resource.record.__name__}"
+        )
+    return parsed
+
+
+def new_id_for(resource: AnyResource, id: RecordId | None, minted: UUID) -> Any:
+    """The id of a record to be created: the given one, or the minted one where ids are UUIDs.
+
+    Raises:
+        InvalidRequestError: none was given for a natural key, or it is no id of that resource.
+    """
+    if id is not None:
+        return parse_id(resource, id)
+    if resource.record.model_fields["id"].annotation is not UUID:
+        raise InvalidRequestError(
+            f"{resource.name}: the id of a {resource.record.__name__} is a natural key; pass it as id="
+        )
+    return minted
+
+
+def record_path(resource: AnyResource, id: object) -> str:
+    """`/v1/users/1f0…`, percent-encoded."""
+    return f"{resource.path}/{quote(str(id), safe='')}"
+
+
+def fields_of(data: BaseModel) -> dict[str, Any]:
+    """Every field, as JSON values.
+
+    Raises:
+        MalformedPayloadError: something in it has no JSON form.
+    """
+    return _dump(data, exclude_unset=False)
+
+
+def changed_fields(changes: BaseModel) -> dict[str, Any]:
+    """The fields that were set, None included (RFC 7396: null removes the value).
+
+    Raises:
+        MalformedPayloadError: something in it has no JSON form.
+    """
+    return _dump(changes, exclude_unset=True)
+
+
+def record_from[RecordT: Record[Any]](resource: Resource[RecordT, Any, Any], response: Response) -> RecordT:
+    """The record in that answer.
+
+    Raises:
+        ResponseError: the body is no such record.
+    """
+    adapter: TypeAdapter[RecordT] = _record_adapter(resource.record)
+    return read_answer(adapter, response, what=f"a record of {resource.name}")
+
+
+def page_from[RecordT: Record[Any]](
+    resource: Resource[RecordT, Any, Any], response: Response
+) -> Page[RecordT]:
+    """The page in that answer.
+
+    Raises:
+        ResponseError: the body is no page of such records.
+    """
+    adapter: TypeAdapter[Page[RecordT]] = _page_adapter(resource.record)
+    return read_answer(adapter, response, what=f"a page of {resource.name}")
+
+
+def read_answer[T](adapter: TypeAdapter[T], response: Response, *, what: str) -> T:
+    """The body of that answer as the adapter's type.
+
+    Raises:
+        ResponseError: it doesn't fit; the message has no values.
+    """
+    try:
+        return validate_json(adapter, response.body, what="it")
+    except MalformedPayloadError as error:
+        raise ResponseError(
+            f"the answer ({response.status}, {len(response.body)} bytes) should be {what}, but {error}",
+            response_status=response.status,
+        ) from None
+
+
+def result_from[RecordT: Record[Any]](resource: Resource[RecordT, Any, Any], value: object) -> RecordT:
+    """An operation's result in a transaction as the record it is.
+
+    Raises:
+        ResponseError: it is no such record.
+    """
+    adapter: TypeAdapter[RecordT] = _record_adapter(resource.record)
+    try:
+        return validate_object(adapter, value, what="it")
+    except MalformedPayloadError as error:
+        raise ResponseError(
+            f"a result of the transaction should be a record of {resource.name}, but {error}",
+            response_status=200,
+        ) from None
+
+
+def _dump(model: BaseModel, *, exclude_unset: bool) -> dict[str, Any]:
+    try:
+        return model.model_dump(mode="json", exclude_unset=exclude_unset)
+    except PydanticSerializationError as error:
+        raise MalformedPayloadError(f"{type(model).__name__} has no JSON form: {error}") from None
+
+
+@cache
+def _record_adapter(record: type[Record[Any]]) -> TypeAdapter[Any]:
+    return TypeAdapter(record)
+
+
+@cache
+def _page_adapter(record: type[Record[Any]]) -> TypeAdapter[Any]:
+    return TypeAdapter(Page[record])  # type: ignore[valid-type] # the class is only known at run time

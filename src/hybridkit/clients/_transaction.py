@@ -1,0 +1,242 @@
+"""Several writes and the events they cause, in one request: all of it happens, or nothing.
+
+The block collects; nothing is sent before it ends. Ids are made here, so that one record can refer to another.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Generic, Literal, Self, TypeVar, cast
+
+from pydantic import BaseModel
+
+from hybridkit.clients._keys import identify
+from hybridkit.clients._records import (
+    RecordId,
+    changed_fields,
+    fields_of,
+    new_id_for,
+    parse_id,
+    result_from,
+    target_of,
+)
+from hybridkit.context import bind, current
+from hybridkit.contract import (
+    MAX_OPERATIONS,
+    AssertOperation,
+    CreateOperation,
+    DeleteOperation,
+    Emission,
+    Operation,
+    Transaction,
+    TransactionResult,
+    UpdateOperation,
+    UpsertOperation,
+)
+from hybridkit.errors import InvalidRequestError, MisuseError, ResponseError
+from hybridkit.events import Message
+from hybridkit.filters import Filter
+from hybridkit.queries import Query
+from hybridkit.resources import IdT, Record, Resource
+
+__all__ = ["DataTransaction", "Handle", "Isolation"]
+
+type Isolation = Literal["read_committed", "repeatable_read", "serializable"]
+
+RecordT_co = TypeVar("RecordT_co", bound=Record[Any], covariant=True)
+
+
+class Handle(Generic[RecordT_co]):  # noqa: UP046 - inferred variance is not enough for `id` in pyright
+    """A record that a transaction will write: its id now, the record itself after the commit.
+
+    Made by `DataTransaction`.
+    """
+
+    def __init__(self, resource: Resource[RecordT_co, Any, Any], id: object) -> None:
+        self._resource = resource
+        self._id = id
+        self._state: Literal["pending", "committed", "failed"] = "pending"
+        self._record: RecordT_co | None = None
+
+    def __repr__(self) -> str:
+        return f"Handle({self._resource.name!r}, {self._id!s}, {self._state})"
+
+    @property
+    def id(self: "Handle[Record[IdT]]") -> IdT:
+        """The record's id, known before anything is sent."""
+        return cast("IdT", self._id)
+
+    @property
+    def result(self) -> RecordT_co:
+        """The record as the transaction wrote it.
+
+        Raises:
+            MisuseError: the transaction hasn't ended, or wasn't committed.
+        """
+        if self._record is not None:
+            return self._record
+        if self._state == "failed":
+            raise MisuseError(
+                f"{self._resource.name} {self._id}: the transaction failed, so there is no result"
+            )
+        raise MisuseError(
+            f"{self._resource.name} {self._id}: ask for the result after the transaction's `async with` block;"
+            " inside it only the id is known"
+        )
+
+    def _settle(self, result: object) -> None:
+        self._record = result_from(self._resource, result)
+        self._state = "committed"
+
+    def _give_up(self) -> None:
+        if self._state == "pending":
+            self._state = "failed"
+
+
+class DataTransaction:
+    """Collects operations and events in its `async with` block, and sends them at its end as one request.
+
+    ```python
+    async with postgres.transaction() as tx:
+        user = tx.create(USERS, body)
+        tx.emit(UserCreated(user_id=user.id, email=body.email))
+    return user.result
+    ```
+
+    They are done in this order, all or nothing; an error says that nothing was done, or that the outcome is unknown.
+    A block that raises sends nothing. Made by `PostgresDataClient.transaction`.
+    """
+
+    def __init__(self, commit: "Commit", *, isolation: Isolation) -> None:
+        self._commit = commit
+        self._isolation: Isolation = isolation
+        self._state: Literal["new", "open", "ended"] = "new"
+        self._operations: list[Operation] = []
+        self._handles: list[Handle[Record[Any]] | None] = []
+        self._emit: list[Emission] = []
+        self._context = current()
+
+    def __repr__(self) -> str:
+        counts = f"{len(self._operations)} operations, {len(self._emit)} messages"
+        return f"DataTransaction({counts}, {self._state})"
+
+    async def __aenter__(self) -> Self:
+        if self._state != "new":
+            raise MisuseError("a transaction is entered once; begin another with client.transaction()")
+        self._state = "open"
+        self._context = current()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._state = "ended"
+        try:
+            if kind is None and (self._operations or self._emit):
+                await self._send()
+        finally:
+            for handle in self._handles:
+                if handle is not None:
+                    handle._give_up()  # noqa: SLF001 - a transaction and its handles are one thing
+
+    def create[RecordT: Record[Any], CreateT: BaseModel](
+        self, resource: Resource[RecordT, CreateT, Any], data: CreateT, *, id: RecordId | None = None
+    ) -> Handle[RecordT]:
+        """Create a record.
+
+        Args:
+            resource: of which kind.
+            data: its fields.
+            id: for records with natural keys; otherwise it is made here, in a claim always the same.
+        """
+        new_id = new_id_for(resource, id, identify(f"create {resource.name}").id)
+        operation = CreateOperation(resource=resource.name, id=str(new_id), data=fields_of(data))
+        return self._add(operation, Handle(resource, new_id))
+
+    def update[RecordT: Record[Any], UpdateT: BaseModel](
+        self,
+        resource: Resource[RecordT, Any, UpdateT],
+        record_or_id: RecordT | RecordId,
+        changes: UpdateT | None = None,
+        *,
+        increment: Mapping[str, int | float] | None = None,
+        require: Filter | None = None,
+    ) -> Handle[RecordT]:
+        """Change a record; one that was read has to be in the state in which it was read.
+
+        Args:
+            resource: of which kind.
+            record_or_id: which one.
+            changes: the fields to set; those that aren't set in it stay as they are.
+            increment: numbers to add to fields, negative ones to subtract.
+            require: what has to hold before it changes, or the transaction fails.
+        """
+        target = target_of(resource, record_or_id)
+        operation = UpdateOperation(
+            resource=resource.name,
+            id=str(target.id),
+            data={} if changes is None else changed_fields(changes),
+            increment=dict(increment or {}),
+            require=None if require is None else Query(where=require).to_json()["where"],
+            if_match=target.etag,
+        )
+        return self._add(operation, Handle(resource, target.id))
+
+    def upsert[RecordT: Record[Any], CreateT: BaseModel](
+        self, resource: Resource[RecordT, CreateT, Any], id: RecordId, data: CreateT
+    ) -> Handle[RecordT]:
+        """Create the record with that id, or change it where it is there already."""
+        parsed = parse_id(resource, id)
+        operation = UpsertOperation(resource=resource.name, id=str(parsed), data=fields_of(data))
+        return self._add(operation, Handle(resource, parsed))
+
+    def delete[RecordT: Record[Any]](
+        self, resource: Resource[RecordT, Any, Any], record_or_id: RecordT | RecordId
+    ) -> None:
+        """Remove a record; one that was read has to be in the state in which it was read."""
+        target = target_of(resource, record_or_id)
+        self._add(DeleteOperation(resource=resource.name, id=str(target.id), if_match=target.etag), None)
+
+    def check[RecordT: Record[Any]](
+        self, resource: Resource[RecordT, Any, Any], record_or_id: RecordT | RecordId
+    ) -> None:
+        """Demand that a record is there, and in the state in which it was read, until the commit."""
+        target = target_of(resource, record_or_id)
+        self._add(AssertOperation(resource=resource.name, id=str(target.id), if_match=target.etag), None)
+
+    def emit(self, message: Message) -> None:
+        """Publish this event or command once the transaction is committed, and only then."""
+        self._require_place(self._emit)
+        self._emit.append(
+            Emission.of(message, request_id=self._context.request_id, user_id=self._context.user_id)
+        )
+
+    def _add[HandleT: Handle[Any] | None](self, operation: Operation, handle: HandleT) -> HandleT:
+        self._require_place(self._operations)
+        self._operations.append(operation)
+        self._handles.append(handle)
+        return handle
+
+    def _require_place(self, collected: Sequence[object]) -> None:
+        if self._state != "open":
+            raise MisuseError(f"this transaction is {self._state}; add to it inside its `async with` block")
+        if len(collected) == MAX_OPERATIONS:
+            raise InvalidRequestError(
+                f"a transaction has at most {MAX_OPERATIONS} operations and as many messages"
+            )
+
+    async def _send(self) -> None:
+        transaction = Transaction(
+            operations=tuple(self._operations), emit=tuple(self._emit), isolation=self._isolation
+        )
+        with bind(self._context):  # outside of any context each `current()` would be another request
+            answer = await self._commit(transaction)
+        if len(answer.results) != len(self._handles):
+            raise ResponseError(
+                f"{len(self._handles)} operations have {len(answer.results)} results", response_status=200
+            )
+        for handle, result in zip(self._handles, answer.results, strict=True):
+            if handle is not None:
+                handle._settle(result)  # noqa: SLF001 - see __aexit__
+
+
+type Commit = Callable[[Transaction], Awaitable[TransactionResult]]

@@ -1,0 +1,89 @@
+"""The wire by httpx: any `httpx.AsyncClient` or `httpx.AsyncBaseTransport`, in-process ASGI among them."""
+
+from typing import Final
+
+import httpx
+
+from hybridkit.clients._transport import Request, Response, Transport, read_body
+from hybridkit.errors import MisuseError, OutcomeUnknownError, UnavailableError
+
+__all__ = ["AnyTransport", "HttpxTransport", "open_transport"]
+
+type AnyTransport = Transport | httpx.AsyncClient | httpx.AsyncBaseTransport
+"""What a client can be given to send with."""
+
+KEEPALIVE_SECONDS: Final = 30.0
+"""Below the 75 s after which our servers close an idle connection, so that the two don't race."""
+
+
+def open_transport(given: AnyTransport | None) -> Transport:
+    """The transport to use: the given one, in a wrapper where it is httpx's."""
+    if given is None:
+        return HttpxTransport(_new_client(None), owned=True)
+    if isinstance(given, httpx.AsyncClient):
+        return HttpxTransport(given, owned=False)
+    if isinstance(given, httpx.AsyncBaseTransport):
+        return HttpxTransport(_new_client(given), owned=True)
+    return given
+
+
+def _new_client(transport: httpx.AsyncBaseTransport | None) -> httpx.AsyncClient:
+    limits = httpx.Limits(
+        max_connections=None,  # the bulkhead limits them, and its queue has a length and a deadline
+        max_keepalive_connections=None,
+        keepalive_expiry=KEEPALIVE_SECONDS,
+    )
+    # No proxies from the environment: they are for the way out, and data services are inside.
+    return httpx.AsyncClient(transport=transport, limits=limits, trust_env=False)
+
+
+class HttpxTransport:
+    """Sends by an `httpx.AsyncClient`.
+
+    Args:
+        client: what to send with.
+        owned: whether closing the transport closes the client.
+    """
+
+    def __init__(self, client: httpx.AsyncClient, *, owned: bool) -> None:
+        self._client = client
+        self._owned = owned
+
+    def __repr__(self) -> str:
+        return f"HttpxTransport(owned={self._owned})"
+
+    async def send(self, request: Request) -> Response:
+        """See `Transport.send`."""
+        try:
+            return await self._send(request)
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError) as error:
+            raise UnavailableError(f"{request}: not sent: {_reason(error)}") from error
+        except httpx.LocalProtocolError as error:
+            raise MisuseError(f"{request}: can't be sent: {error}") from error
+        except httpx.TransportError as error:
+            raise OutcomeUnknownError(f"{request}: no whole answer: {_reason(error)}") from error
+
+    async def aclose(self) -> None:
+        """See `Transport.aclose`."""
+        if self._owned:
+            await self._client.aclose()
+
+    async def _send(self, request: Request) -> Response:
+        async with self._client.stream(
+            request.method,
+            request.url,
+            headers=dict(request.headers),
+            content=request.body or None,
+            timeout=httpx.Timeout(request.timeout_seconds, connect=request.connect_timeout_seconds),
+            follow_redirects=False,
+        ) as answer:
+            headers = dict(answer.headers)
+            # Not aiter_raw: it refuses an answer that a mock transport holds in memory.
+            body = await read_body(
+                answer.aiter_bytes(), request=request, status=answer.status_code, headers=headers
+            )
+            return Response(status=answer.status_code, headers=headers, body=body)
+
+
+def _reason(error: httpx.TransportError) -> str:
+    return f"{type(error).__name__} {error}".rstrip()
