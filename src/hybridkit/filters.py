@@ -10,11 +10,13 @@ grammar of PostgREST: `is_active=eq.true&email=not.like.*@example.com`. `hybridk
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Final, Literal, cast, get_args
 
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
+from hybridkit.codec import encode_json
 from hybridkit.errors import InvalidQueryError
 
 __all__ = ["And", "Compare", "Field", "Filter", "Not", "Operator", "Or"]
@@ -27,6 +29,8 @@ PATTERN_OPERATORS: Final = ("like", "ilike")
 MAX_DEPTH: Final = 8
 MAX_CONDITIONS: Final = 100
 MAX_IN_VALUES: Final = 1000
+MAX_PARSE_DEPTH: Final = 32
+"""Where reading a tree stops, so that a hostile one is refused before it exhausts the stack."""
 
 
 class _Combinable:
@@ -222,6 +226,15 @@ def pattern_tokens(pattern: str) -> Iterator[str]:
     characters = iter(pattern)
     for character in characters:
         yield character + next(characters, "") if character == "\\" else character
+
+
+def wire_value(value: Any) -> Any:
+    """A filter value as JSON has it."""
+    if isinstance(value, tuple):
+        return [wire_value(item) for item in cast("tuple[Any, ...]", value)]
+    if value is None or (isinstance(value, bool | int | float | str) and not isinstance(value, Enum)):
+        return value
+    return orjson.loads(encode_json(value))
 
 
 def check_size(where: Filter) -> None:

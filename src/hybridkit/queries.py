@@ -19,27 +19,22 @@ JSON pointer to the place.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any, Final, Literal, Self, assert_never, cast
 
-import orjson
-
-from hybridkit.codec import encode_json
 from hybridkit.errors import InvalidQueryError
 from hybridkit.filters import (
+    MAX_PARSE_DEPTH,
     OPERATORS,
-    PATTERN_OPERATORS,
     And,
     Compare,
-    Field,
     Filter,
     Not,
     Operator,
     Or,
     check_size,
-    json_scalar,
-    pattern_tokens,
+    wire_value,
 )
+from hybridkit.query_strings import read_filter, write_filter
 from hybridkit.resources import Resource
 
 __all__ = ["DEFAULT_PAGE_SIZE", "MAX_PAGE_SIZE", "Direction", "Query"]
@@ -87,7 +82,7 @@ class Query:
 
     def to_params(self) -> list[tuple[str, str]]:
         """The GET form, as name and value pairs that are not percent-encoded yet."""
-        params = [_to_param(part) for part in _top_level(self.where)]
+        params = write_filter(self.where)
         if self.order:
             params.append(("order", ",".join(f"{name}.{direction}" for name, direction in self.order)))
         if self.select:
@@ -135,7 +130,7 @@ class Query:
                     raise InvalidQueryError(f"{name} is given twice", pointer=f"/{name}")
                 options[name] = text
             else:
-                parts.append(_Parser(resource, name, text).parameter())
+                parts.append(read_filter(resource, name, text))
         where = None if not parts else parts[0] if len(parts) == 1 else And(tuple(parts))
         if where is not None:
             check_size(where)
@@ -234,7 +229,7 @@ def _page_token(value: object) -> str | None:
 def _to_tree(node: Filter) -> dict[str, Any]:
     match node:
         case Compare():
-            return {node.operator: [node.field, _wire(node.value)]}
+            return {node.operator: [node.field, wire_value(node.value)]}
         case And():
             return {"and": [_to_tree(part) for part in node.parts]}
         case Or():
@@ -246,7 +241,7 @@ def _to_tree(node: Filter) -> dict[str, Any]:
 
 
 def _from_tree(resource: AnyResource, tree: object, pointer: str, *, depth: int) -> Filter:
-    if depth > _PARSE_DEPTH:
+    if depth > MAX_PARSE_DEPTH:
         raise InvalidQueryError("the filter is nested too deeply", pointer="/where")
     if not isinstance(tree, dict) or len(cast("dict[Any, Any]", tree)) != 1:
         raise InvalidQueryError(
@@ -265,241 +260,10 @@ def _from_tree(resource: AnyResource, tree: object, pointer: str, *, depth: int)
         case "not", dict():
             return ~_from_tree(resource, cast("object", operand), at, depth=depth + 1)
         case _, [str(name), value] if operator in OPERATORS:
-            field = _filterable(resource, name, at)
+            field = resource.field(name, pointer=at)
             return field.compare(cast("Operator", operator), value, pointer=at)
         case _:
             raise InvalidQueryError(
                 f"not a condition; operators are {' '.join(OPERATORS)} with [field, value], and, or, not",
                 pointer=at,
             )
-
-
-_PARSE_DEPTH: Final = 32
-
-
-def _filterable(resource: AnyResource, name: str, pointer: str) -> Field:
-    if name != "id" and name not in resource.filterable:
-        raise InvalidQueryError(
-            f"{resource.name} can't be filtered by {name[:100]!r}, only by {sorted({'id', *resource.filterable})}",
-            pointer=pointer,
-        )
-    return resource[name]
-
-
-# ── the GET form ─────────────────────────────────────────────────────────────────────────────────
-
-
-def _top_level(where: Filter | None) -> tuple[Filter, ...]:
-    match where:
-        case None:
-            return ()
-        case And() if len(where.parts) > 1:
-            return where.parts
-        case _:
-            return (where,)
-
-
-def _to_param(node: Filter, negated: str = "") -> tuple[str, str]:
-    match node:
-        case Compare():
-            return node.field, f"{negated}{node.operator}.{_operand_text(node, quote=False)}"
-        case And() | Or():
-            return f"{negated}{_combinator(node)}", _group(node)
-        case Not():
-            return _to_param(node.part, "not.")
-        case _:
-            assert_never(node)
-
-
-def _term(node: Filter) -> str:
-    """A condition inside parentheses."""
-    match node:
-        case Compare():
-            return f"{node.field}.{node.operator}.{_operand_text(node, quote=True)}"
-        case And() | Or():
-            return f"{_combinator(node)}{_group(node)}"
-        case Not():
-            part = node.part
-            if isinstance(part, Compare):
-                return f"{part.field}.not.{part.operator}.{_operand_text(part, quote=True)}"
-            return f"not.{_term(part)}"
-        case _:
-            assert_never(node)
-
-
-def _combinator(node: And | Or) -> str:
-    return "and" if isinstance(node, And) else "or"
-
-
-def _group(node: And | Or) -> str:
-    return f"({','.join(_term(part) for part in node.parts)})"
-
-
-def _operand_text(node: Compare, *, quote: bool) -> str:
-    match node.operator:
-        case "in":
-            return f"({','.join(_quoted(_text(node.field, value)) for value in node.value)})"
-        case "is":
-            return _text(node.field, node.value)
-        case "like" | "ilike":
-            text = "".join(_PATTERN_TO_URL.get(token, token) for token in pattern_tokens(node.value))
-        case _:
-            text = _text(node.field, node.value)
-    return _quoted(text) if quote else text
-
-
-_PATTERN_TO_URL: Final = {"%": "*", "*": "\\*"}
-_PATTERN_FROM_URL: Final = {"*": "%", "\\*": "*"}
-_RESERVED: Final = frozenset(',.:()"\\ ')
-
-
-def _quoted(text: str) -> str:
-    if text and not _RESERVED.intersection(text):
-        return text
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
-
-
-def _wire(value: Any) -> Any:
-    """A filter value as JSON has it."""
-    if isinstance(value, tuple):
-        return [_wire(item) for item in cast("tuple[Any, ...]", value)]
-    if value is None or (isinstance(value, bool | int | float | str) and not isinstance(value, Enum)):
-        return value
-    return orjson.loads(encode_json(value))
-
-
-def _text(field: str, value: Any) -> str:
-    """A filter value as a URL has it; text that would read as another JSON scalar keeps its quotes in a path."""
-    wire = _wire(value)
-    if isinstance(wire, str) and ("." not in field or json_scalar(wire) is wire):
-        return wire
-    return orjson.dumps(wire).decode()
-
-
-class _Parser:
-    """Reads one URL parameter; `name` is a field, `or`, `and`, `not.or` or `not.and`."""
-
-    def __init__(self, resource: AnyResource, name: str, text: str) -> None:
-        self._resource = resource
-        self._name = name
-        self._text = text
-        self._at = 0
-        self._depth = 0
-        self._pointer = f"/{name[:100]}"
-
-    def parameter(self) -> Filter:
-        bare = self._name.removeprefix("not.")
-        if bare in ("and", "or"):
-            parts = self._group()
-            if self._at != len(self._text):
-                raise self._error("text after the closing parenthesis")
-            node = And(parts) if bare == "and" else Or(parts)
-            return node if bare == self._name else Not(node)
-        return self._condition(_filterable(self._resource, self._name, self._pointer), nested=False)
-
-    def _group(self) -> tuple[Filter, ...]:
-        self._depth += 1
-        if self._depth > _PARSE_DEPTH:
-            raise self._error("the filter is nested too deeply")
-        self._expect("(")
-        parts = [self._part()]
-        while self._accept(","):
-            parts.append(self._part())
-        self._expect(")")
-        self._depth -= 1
-        return tuple(parts)
-
-    def _part(self) -> Filter:
-        for prefix, kind in (("and(", And), ("or(", Or)):
-            for negation in ("", "not."):
-                if self._text.startswith(negation + prefix, self._at):
-                    self._at += len(negation + prefix) - 1
-                    node = kind(self._group())
-                    return Not(node) if negation else node
-        return self._condition(self._field(), nested=True)
-
-    def _field(self) -> Field:
-        """The longest declared path that stands here; paths have dots, as the grammar has."""
-        for name in sorted({"id", *self._resource.filterable}, key=len, reverse=True):
-            if self._text.startswith(f"{name}.", self._at):
-                self._at += len(name) + 1
-                return _filterable(self._resource, name, self._pointer)
-        raise self._error(f"no filterable field at {self._at}")
-
-    def _condition(self, field: Field, *, nested: bool) -> Filter:
-        negated = self._accept("not.")
-        operator = self._operator()
-        compare = field.compare(
-            operator, self._operand(field, operator, nested=nested), pointer=self._pointer
-        )
-        return Not(compare) if negated else compare
-
-    def _operator(self) -> Operator:
-        operator, dot, _ = self._text[self._at :].partition(".")
-        if not dot or operator not in OPERATORS:
-            raise self._error(f"an operator ({' '.join(OPERATORS)}) and a dot are expected")
-        self._at += len(operator) + 1
-        return cast("Operator", operator)
-
-    def _operand(self, field: Field, operator: Operator, *, nested: bool) -> object:
-        if operator == "in":
-            values = self._values(field)
-            if not nested and self._at != len(self._text):
-                raise self._error("text after the closing parenthesis")
-            return values
-        text = self._word() if nested else self._text[self._at :]
-        if operator == "is":
-            if text not in _IS_VALUES:
-                raise self._error("`is` takes null, true or false")
-            return _IS_VALUES[text]
-        if operator in PATTERN_OPERATORS:
-            return "".join(_PATTERN_FROM_URL.get(token, token) for token in pattern_tokens(text))
-        return field.parse(text, pointer=self._pointer)
-
-    def _values(self, field: Field) -> list[Any]:
-        self._expect("(")
-        if self._accept(")"):
-            return []
-        values = [field.parse(self._word(), pointer=self._pointer)]
-        while self._accept(","):
-            values.append(field.parse(self._word(), pointer=self._pointer))
-        self._expect(")")
-        return values
-
-    def _word(self) -> str:
-        """A value inside parentheses: quoted, or up to the next comma or parenthesis."""
-        if not self._accept('"'):
-            start = self._at
-            while self._at < len(self._text) and self._text[self._at] not in ",)":
-                self._at += 1
-            return self._text[start : self._at]
-        word: list[str] = []
-        while self._at < len(self._text):
-            character = self._text[self._at]
-            self._at += 1
-            if character == '"':
-                return "".join(word)
-            if character == "\\":
-                character = self._text[self._at : self._at + 1]
-                self._at += 1
-            word.append(character)
-        raise self._error("a quotation mark is not closed")
-
-    def _accept(self, token: str) -> bool:
-        if not self._text.startswith(token, self._at):
-            return False
-        self._at += len(token)
-        return True
-
-    def _expect(self, token: str) -> None:
-        if not self._accept(token):
-            raise self._error(f"{token!r} is expected")
-
-    def _error(self, message: str) -> InvalidQueryError:
-        return InvalidQueryError(
-            f"{self._name[:100]}: {message} (character {self._at})", pointer=self._pointer
-        )
-
-
-_IS_VALUES: Final[Mapping[str, bool | None]] = {"null": None, "true": True, "false": False}

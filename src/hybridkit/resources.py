@@ -17,8 +17,8 @@ USERS = Resource("users", record=User, create=NewUser, update=UserChanges,
 The data service makes its routes from it, the client its types, the tests their fake.
 """
 
+import dataclasses
 import re
-from dataclasses import dataclass, field
 from functools import cache
 from types import UnionType
 from typing import Annotated, Any, Final, Generic, Union, get_args, get_origin
@@ -63,7 +63,7 @@ class Record(BaseModel, Generic[IdT]):
     etag: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Resource[RecordT: Record[Any], CreateT: BaseModel, UpdateT: BaseModel]:
     """A named collection of records, and what may be done with it.
 
@@ -77,11 +77,11 @@ class Resource[RecordT: Record[Any], CreateT: BaseModel, UpdateT: BaseModel]:
     """
 
     name: str
-    record: type[RecordT] = field(kw_only=True)
-    create: type[CreateT] = field(kw_only=True)
-    update: type[UpdateT] = field(kw_only=True)
-    filterable: tuple[str, ...] = field(default=(), kw_only=True)
-    sortable: tuple[str, ...] = field(default=(), kw_only=True)
+    record: type[RecordT] = dataclasses.field(kw_only=True)
+    create: type[CreateT] = dataclasses.field(kw_only=True)
+    update: type[UpdateT] = dataclasses.field(kw_only=True)
+    filterable: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
+    sortable: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
         """Check the declaration.
@@ -115,9 +115,14 @@ class Resource[RecordT: Record[Any], CreateT: BaseModel, UpdateT: BaseModel]:
         Raises:
             InvalidQueryError: the resource doesn't declare it as filterable.
         """
+        return self.field(path)
+
+    def field(self, path: str, *, pointer: str = "") -> FilterField:
+        """As `USERS[path]`, with the place in a query for the error."""
         if path != "id" and path not in self.filterable:
             raise InvalidQueryError(
-                f"{self.name} can't be filtered by {path!r}, only by {sorted({'id', *self.filterable})}"
+                f"{self.name} can't be filtered by {path[:100]!r}, only by {sorted({'id', *self.filterable})}",
+                pointer=pointer,
             )
         return FilterField(path, _adapter(self.record, path))
 
@@ -149,7 +154,7 @@ def _adapter(record: type[Record[Any]], path: str) -> TypeAdapter[Any]:
     return TypeAdapter(Annotated[annotation, *info.metadata] if info.metadata else annotation)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Call[RequestT: BaseModel, ResponseT: BaseModel]:
     """An operation of a service's own that no CRUD verb says: `POST /v1/{resource}:{name}`.
 
@@ -162,10 +167,10 @@ class Call[RequestT: BaseModel, ResponseT: BaseModel]:
     """
 
     name: str
-    resource: Resource[Any, Any, Any] = field(kw_only=True)
-    request: type[RequestT] = field(kw_only=True)
-    response: type[ResponseT] = field(kw_only=True)
-    safe: bool = field(default=False, kw_only=True)
+    resource: Resource[Any, Any, Any] = dataclasses.field(kw_only=True)
+    request: type[RequestT] = dataclasses.field(kw_only=True)
+    response: type[ResponseT] = dataclasses.field(kw_only=True)
+    safe: bool = dataclasses.field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         """Check the declaration.
