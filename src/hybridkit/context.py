@@ -23,6 +23,7 @@ __all__ = [
     "Claim",
     "RequestContext",
     "bind",
+    "bound",
     "current",
 ]
 
@@ -131,6 +132,11 @@ _current: ContextVar[RequestContext | None] = ContextVar("hybridkit_context", de
 def current() -> RequestContext:
     """The bound context; outside of any, a new one that nothing else shares."""
     return _current.get() or RequestContext()
+
+
+def bound() -> RequestContext | None:
+    """The bound context, or None outside of any: for logs, which must not make a request id up."""
+    return _current.get()
 
 
 @contextmanager

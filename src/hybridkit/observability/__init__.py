@@ -1,0 +1,33 @@
+"""Logs, metrics and traces: one pipeline each, with the request id in all of them.
+
+```python
+configure_logging(settings)
+log = get_logger(__name__)
+log.info("user registered", plan="free")     # JSON with service, request id and trace id
+
+metrics.events_published.labels("user.created", "confirmed").inc()
+
+with span("import users"):
+    ...
+```
+
+Nothing here may disturb the work it observes: a log line that cannot be written is counted, an exporter that does not
+answer is left behind, and neither raises.
+"""
+
+from hybridkit.observability._logging import configure_logging, get_logger
+from hybridkit.observability._metrics import Metrics, metrics, render_metrics
+from hybridkit.observability._tracing import Tracing, configure_tracing, remote_trace, span, trace_headers
+
+__all__ = [
+    "Metrics",
+    "Tracing",
+    "configure_logging",
+    "configure_tracing",
+    "get_logger",
+    "metrics",
+    "remote_trace",
+    "render_metrics",
+    "span",
+    "trace_headers",
+]

@@ -1,0 +1,249 @@
+"""Logs: structlog and the standard library's loggers through one pipeline, a line per event on standard output.
+
+JSON lines follow the Elastic Common Schema (https://www.elastic.co/docs/reference/ecs): `@timestamp`, `log.level`,
+`message`, `service.name`, `trace.id`, `error.stack_trace`. The request id stands in `http.request.id` and, for people
+who search without a schema, in `request_id`. Other keys stay as the caller wrote them, but for those that the schema
+uses for objects (`user`, `service`, …): a text there would make Elasticsearch refuse the line, so it goes to `labels`.
+"""
+
+import logging
+import re
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, MutableMapping
+from typing import Any, Final, cast
+
+import orjson
+import structlog
+from opentelemetry import trace
+from structlog.typing import FilteringBoundLogger
+
+from hybridkit.context import bound
+from hybridkit.observability._metrics import metrics
+from hybridkit.observability._output import write_line
+from hybridkit.settings import ServiceSettings
+
+type _Event = MutableMapping[str, Any]
+type _Render = Callable[[str, str, dict[str, Any]], bytes]
+
+ECS_VERSION: Final = "8.17.0"
+
+_ECS_OBJECTS: Final = frozenset(
+    {
+        "agent",
+        "client",
+        "container",
+        "ecs",
+        "error",
+        "event",
+        "host",
+        "http",
+        "labels",
+        "log",
+        "network",
+        "process",
+    }
+    | {"server", "service", "source", "span", "trace", "transaction", "url", "user"}
+)
+# Below these levels a library prints tokens, passwords or documents: httpx the full URL, which in Telegram's case is
+# the bot's token; httpcore the headers; aiormq the frame that logs in; SQLAlchemy and PyMongo the data.
+_LIBRARY_LEVELS: Final = {
+    "aio_pika": logging.INFO,
+    "aiogram": logging.INFO,
+    "aiormq": logging.INFO,
+    "httpcore": logging.WARNING,
+    "httpx": logging.WARNING,
+    "pymongo": logging.INFO,
+    "sqlalchemy": logging.WARNING,
+    "urllib3": logging.INFO,
+}
+_LIBRARIES_WITH_HANDLERS: Final = (
+    "gunicorn.access",
+    "gunicorn.error",
+    "uvicorn",
+    "uvicorn.access",
+    "uvicorn.error",
+)
+_RECORD_ATTRIBUTES: Final = frozenset(vars(logging.makeLogRecord({}))) | {
+    "asctime",
+    "color_message",
+    "message",
+}
+# `scheme://user:password@` and the token in a URL of Telegram's, in whatever text they turn up.
+_CREDENTIALS: Final = re.compile(rb"(://)[^\s/@\"]*:[^\s/@\"]*(?=@)|(/bot)[0-9]+:[A-Za-z0-9_-]+")
+
+
+def get_logger(name: str) -> FilteringBoundLogger:
+    """A logger of that name: `log.info("user registered", plan="free")`, the event first and its data as keywords.
+
+    It may be made at import; it follows `configure_logging` whenever that comes.
+    """
+    return cast("FilteringBoundLogger", structlog.get_logger(name))
+
+
+def configure_logging(settings: ServiceSettings) -> None:
+    """Send all logs of this process through the pipeline, with the service's name in each line.
+
+    Lines are written at once, so that none is lost with the process. It may be called again.
+    """
+    level = logging.getLevelNamesMapping()[settings.log_level]
+    as_json = settings.log_format == "json" or (
+        settings.log_format is None and settings.environment != "development"
+    )
+    render = _json_renderer(settings) if as_json else _console_renderer()
+    structlog.configure(
+        processors=[structlog.contextvars.merge_contextvars, _add_context, _Rendering(render)],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=_LineLogger,
+        cache_logger_on_first_use=False,
+    )
+    _take_over_standard_logging(level)
+
+
+def _take_over_standard_logging(level: int) -> None:
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        # What `logging.basicConfig` left, or an earlier call; a test's capturing handler, say, stays.
+        if type(handler) in {logging.StreamHandler, _StandardHandler}:
+            root.removeHandler(handler)
+    root.addHandler(_StandardHandler())
+    root.setLevel(level)
+    for name in _LIBRARIES_WITH_HANDLERS:
+        library = logging.getLogger(name)
+        library.handlers.clear()
+        library.propagate = True
+    for name, lowest in _LIBRARY_LEVELS.items():
+        logging.getLogger(name).setLevel(max(level, lowest))
+    logging.captureWarnings(capture=True)
+
+
+class _StandardHandler(logging.Handler):
+    """Hands a record of the standard library on to the structlog logger of the same name."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        extra = {key: value for key, value in vars(record).items() if key not in _RECORD_ATTRIBUTES}
+        if record.exc_info and record.exc_info[0]:
+            extra["exc_info"] = record.exc_info
+        try:
+            message = record.getMessage()
+        except Exception:  # noqa: BLE001 # arguments that do not fit the format, or whose __str__ fails
+            message = str(record.msg)
+        nearest = min(max(record.levelno // 10 * 10, logging.DEBUG), logging.CRITICAL)
+        try:
+            structlog.get_logger(record.name).bind(**extra).log(nearest, message)
+        except Exception:  # noqa: BLE001 # a key named `self`, a processor of the user's: no reason to fail the work
+            metrics.log_lines_dropped.inc()
+
+
+class _LineLogger:
+    """The end of the pipeline: what structlog wraps, and where it leaves a finished line."""
+
+    def __init__(self, name: str = "") -> None:
+        self.name = name
+
+    def msg(self, line: bytes) -> None:
+        write_line(line)
+
+    debug = info = warning = error = critical = exception = log = msg
+
+
+def _add_context(logger: Any, method: str, event: _Event) -> _Event:
+    """The ids that lines, headers and spans of one piece of work share."""
+    del logger, method
+    context = bound()
+    if context is not None:
+        event.setdefault("request_id", context.request_id)
+        if context.user_id is not None:
+            event.setdefault("user_id", context.user_id)
+    current = trace.get_current_span().get_span_context()
+    if current.is_valid:
+        event["trace.id"] = trace.format_trace_id(current.trace_id)
+        event["span.id"] = trace.format_span_id(current.span_id)
+    return event
+
+
+class _Rendering:
+    """The last processor: an event becomes bytes, whatever it holds."""
+
+    def __init__(self, render: _Render) -> None:
+        self._render = render
+
+    def __call__(self, logger: Any, method: str, event: _Event) -> bytes:
+        name = getattr(logger, "name", "")
+        try:
+            line = self._render(name, method, dict(event))
+        except Exception:  # noqa: BLE001 # a value that cannot be shown must not fail the work that logs it
+            texts = {_text(key): _text(value) for key, value in event.items() if key != "exc_info"}
+            line = self._render(name, method, texts | {"exc_info": event.get("exc_info")})
+        return _CREDENTIALS.sub(rb"\1\2**********", line) + b"\n"
+
+
+def _json_renderer(settings: ServiceSettings) -> _Render:
+    constant = {
+        "service.name": settings.service_name,
+        "service.environment": settings.environment,
+        "ecs.version": ECS_VERSION,
+    }
+
+    def render(name: str, level: str, event: dict[str, Any]) -> bytes:
+        line: dict[str, Any] = {
+            "@timestamp": _timestamp(),
+            "log.level": level,
+            "message": event.pop("event", ""),
+            **constant,
+            "log.logger": name,
+        }
+        if "request_id" in event:
+            line["http.request.id"] = event["request_id"]
+        if "user_id" in event:
+            line["user.id"] = event["user_id"]
+        line |= _error_fields(event.pop("exc_info", None))
+        for key, value in event.items():
+            clash = key in line or (key in _ECS_OBJECTS and not isinstance(value, Mapping))
+            line[f"labels.{key}" if clash else key] = value
+        return orjson.dumps(line, default=_text, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_UTC_Z)
+
+    return render
+
+
+def _console_renderer() -> _Render:
+    # The default formatter of exceptions shows local variables, and with them secrets.
+    renderer = structlog.dev.ConsoleRenderer(
+        colors=bool(sys.stdout) and sys.stdout.isatty(), exception_formatter=structlog.dev.plain_traceback
+    )
+
+    def render(name: str, level: str, event: dict[str, Any]) -> bytes:
+        event |= {"timestamp": _timestamp(), "level": level, "logger": name}
+        return renderer(None, level, event).encode("utf-8", "backslashreplace")
+
+    return render
+
+
+def _error_fields(exc_info: object) -> dict[str, str]:
+    if exc_info is True:
+        exc_info = sys.exc_info()[1]
+    elif isinstance(exc_info, tuple):
+        exc_info = cast("tuple[object, ...]", exc_info)[1]
+    if not isinstance(exc_info, BaseException):
+        return {}
+    return {
+        "error.type": f"{type(exc_info).__module__}.{type(exc_info).__qualname__}",
+        "error.message": _text(exc_info),
+        "error.stack_trace": _text("".join(traceback.format_exception(exc_info))),
+    }
+
+
+def _timestamp() -> str:
+    """UTC with milliseconds, as everywhere on the wire."""
+    now = time.time()
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now))}.{int(now * 1000) % 1000:03d}Z"
+
+
+def _text(value: object) -> str:
+    """The value as a text that UTF-8 can carry; a secret type shows its mask."""
+    try:
+        text = str(value)
+    except Exception as error:  # noqa: BLE001 # whatever a foreign __str__ does, the line goes out
+        text = f"<{type(value).__name__}: str() failed with {type(error).__name__}>"
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,184 @@
+"""Every metric of hybridkit, in one place.
+
+Names carry the unit; labels hold only what has few values: a route's template, never its path; an event's type, never
+its id. The application's own metrics belong into prometheus-client's default registry: `render_metrics` shows both.
+"""
+
+import os
+from collections.abc import Iterable
+from itertools import chain
+from typing import Final
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.multiprocess import MultiProcessCollector
+
+_CALL_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_WORK_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+_AGE_SECONDS: Final = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0, 86400.0)
+
+
+class Metrics:
+    """All metrics, registered with one registry.
+
+    In each comment: what the labels hold. Durations are in seconds, a histogram's count is the number of cases.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.http_server_duration = Histogram(
+            "hybridkit_http_server_duration_seconds",
+            "Time from a request's arrival to the end of its response.",
+            ("method", "route", "status"),  # route: the template, as in /users/{id}; status: as in 200
+            registry=registry,
+            buckets=_CALL_SECONDS,
+        )
+        self.http_server_in_flight = Gauge(
+            "hybridkit_http_server_in_flight_requests",
+            "Requests that are being answered now.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.http_client_duration = Histogram(
+            "hybridkit_http_client_duration_seconds",
+            "Time of one attempt to call another service.",
+            ("target", "method", "outcome"),  # target: the service; outcome: a status, or an error's code
+            registry=registry,
+            buckets=_CALL_SECONDS,
+        )
+        self.http_client_in_flight = Gauge(
+            "hybridkit_http_client_in_flight_requests",
+            "Attempts to call another service that have no answer yet.",
+            ("target",),
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.http_client_retries = Counter(
+            "hybridkit_http_client_retries_total",
+            "Attempts after the first of a call.",
+            ("target",),
+            registry=registry,
+        )
+        self.events_published = Counter(
+            "hybridkit_events_published_total",
+            "Events given to the broker, by what came of it.",
+            ("event_type", "outcome"),  # outcome: confirmed, unrouted, or an error's code
+            registry=registry,
+        )
+        self.event_publish_duration = Histogram(
+            "hybridkit_event_publish_duration_seconds",
+            "Time from a publish to the broker's verdict.",
+            ("event_type",),
+            registry=registry,
+            buckets=_CALL_SECONDS,
+        )
+        self.events_consumed = Counter(
+            "hybridkit_events_consumed_total",
+            "Deliveries that were settled, by how.",
+            (
+                "consumer",
+                "event_type",
+                "outcome",
+            ),  # outcome: done, duplicate, retried, dead_lettered, requeued
+            registry=registry,
+        )
+        self.events_retried = Counter(
+            "hybridkit_events_retried_total",
+            "Deliveries sent to a later attempt, by the error that asked for it.",
+            ("consumer", "event_type", "error"),  # error: a class name
+            registry=registry,
+        )
+        self.events_dead_lettered = Counter(
+            "hybridkit_events_dead_lettered_total",
+            "Deliveries given up, by reason.",
+            ("consumer", "event_type", "reason"),  # reason: malformed, unknown_type, attempts, rejected, …
+            registry=registry,
+        )
+        self.handler_duration = Histogram(
+            "hybridkit_handler_duration_seconds",
+            "Time in a handler of events.",
+            ("consumer", "event_type"),
+            registry=registry,
+            buckets=_WORK_SECONDS,
+        )
+        self.event_age = Histogram(
+            "hybridkit_event_age_seconds",
+            "How long ago an event had been made when it was delivered: the lag of its queue.",
+            ("consumer",),
+            registry=registry,
+            buckets=_AGE_SECONDS,
+        )
+        self.queue_backlog = Gauge(
+            "hybridkit_queue_backlog_messages",
+            "Messages ready in a consumer's queue, as last seen.",
+            ("consumer",),
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.bot_update_duration = Histogram(
+            "hybridkit_bot_update_duration_seconds",
+            "Time in the handlers of a Telegram update.",
+            ("update_type", "outcome"),  # outcome: done, unhandled, duplicate, error
+            registry=registry,
+            buckets=_WORK_SECONDS,
+        )
+        self.idempotency_outcomes = Counter(
+            "hybridkit_idempotency_outcomes_total",
+            "What the guard answered to a claim.",
+            (
+                "scope",
+                "outcome",
+            ),  # scope: http, bot or a consumer; outcome: acquired, taken_over, completed, …
+            registry=registry,
+        )
+        self.outbox_pending = Gauge(
+            "hybridkit_outbox_pending_events",
+            "Events stored with their rows and not confirmed by the broker yet.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.outbox_parked = Gauge(
+            "hybridkit_outbox_parked_events",
+            "Events that cannot be published as things are, and wait for a person.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.outbox_lag = Gauge(
+            "hybridkit_outbox_lag_seconds",
+            "Age of the oldest pending event.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.log_lines_dropped = Counter(
+            "hybridkit_log_lines_dropped_total",
+            "Log lines that could not be written.",
+            registry=registry,
+        )
+
+
+_registry: Final = CollectorRegistry()
+
+metrics: Final = Metrics(_registry)
+
+
+class _Together:
+    """The default registry and ours, as one collector."""
+
+    def collect(self) -> Iterable[Metric]:
+        return chain(REGISTRY.collect(), _registry.collect())
+
+
+def render_metrics(accept: str = "") -> tuple[bytes, str]:
+    """What `/metrics` answers: the body and its content type.
+
+    With `PROMETHEUS_MULTIPROC_DIR` in the environment (several Gunicorn workers, see
+    https://prometheus.github.io/client_python/multiprocess/) it shows the sum over all of them.
+
+    Args:
+        accept: the request's `Accept` header; OpenMetrics on demand, the classic text form otherwise.
+    """
+    encode, content_type = choose_encoder(accept)
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        return encode(_Together()), content_type
+    shared = CollectorRegistry()
+    MultiProcessCollector(shared)  # type: ignore[no-untyped-call] # has no annotations
+    return encode(shared), content_type

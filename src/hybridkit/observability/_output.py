@@ -1,0 +1,43 @@
+"""Where log lines leave the process: at once, whole, and without an error."""
+
+import os
+import sys
+from typing import Any, Final
+
+from hybridkit.observability._metrics import metrics
+
+
+class _Output:
+    """Standard output without its buffer, in which a line dies with the process and a failed one returns at its end."""
+
+    def __init__(self) -> None:
+        self._torn = False
+
+    def write(self, line: bytes) -> None:
+        """Write the line now. A line that cannot be written is counted and dropped."""
+        if self._torn:
+            line = b"\n" + line
+        stream = sys.stdout
+        rest = memoryview(line)
+        try:
+            descriptor = _descriptor(stream)
+            if descriptor is None:
+                stream.write(line.decode())
+                stream.flush()
+                return
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+        except Exception:  # noqa: BLE001 # closed, full, or not a stream at all: logging never fails the work
+            metrics.log_lines_dropped.inc()
+        self._torn = 0 < len(rest) < len(line)
+
+
+def _descriptor(stream: Any) -> int | None:
+    """The file descriptor; None for a stream in memory, as tests put one in place."""
+    try:
+        return int(stream.fileno())
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+write_line: Final = _Output().write

@@ -1,0 +1,141 @@
+"""Traces: spans through the OpenTelemetry API, and an exporter where one is configured.
+
+The API alone records nothing and passes the caller's trace on. With the extra `otel` and
+`OTEL_EXPORTER_OTLP_ENDPOINT` set, spans go to that collector over HTTP. Sampling and batching follow OpenTelemetry's
+own variables (https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/).
+"""
+
+import asyncio
+import threading
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Literal, Self
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace import Link, Span, SpanKind
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.util.types import AttributeValue
+
+from hybridkit.errors import MissingExtraError
+from hybridkit.settings import ServiceSettings
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+
+FLUSH_SECONDS: Final = 5.0
+
+_KINDS: Final = {
+    "internal": SpanKind.INTERNAL,
+    "server": SpanKind.SERVER,
+    "client": SpanKind.CLIENT,
+    "producer": SpanKind.PRODUCER,
+    "consumer": SpanKind.CONSUMER,
+}
+_propagator: Final = TraceContextTextMapPropagator()
+
+
+@contextmanager
+def span(
+    name: str,
+    *,
+    kind: Literal["internal", "server", "client", "producer", "consumer"] = "internal",
+    parent: Mapping[str, str] | None = None,
+    linked: Mapping[str, str] | None = None,
+    attributes: Mapping[str, AttributeValue] | None = None,
+) -> Generator[Span]:
+    """A span that is the current one inside the block; an error that leaves the block is recorded in it.
+
+    Args:
+        name: low in variety: a route's template, `user.created process`, never an id.
+        kind: which side of a call this is.
+        parent: headers whose trace this span continues; without them it is a child of the current span.
+        linked: headers of a message whose trace is linked instead, as it may be long over.
+        attributes: by the names of OpenTelemetry's semantic conventions.
+    """
+    tracer = trace.get_tracer("hybridkit")
+    with tracer.start_as_current_span(
+        name,
+        context=None if parent is None else remote_trace(parent),
+        kind=_KINDS[kind],
+        attributes=attributes,
+        links=_links(linked or {}),
+    ) as started:
+        yield started
+
+
+def trace_headers() -> dict[str, str]:
+    """`traceparent` and `tracestate` of the current span (https://www.w3.org/TR/trace-context/), or nothing."""
+    headers: dict[str, str] = {}
+    _propagator.inject(headers)
+    return headers
+
+
+def remote_trace(headers: Mapping[str, str]) -> Context:
+    """The caller's trace, as a context for OpenTelemetry's own functions; malformed headers make an empty one."""
+    return _propagator.extract(headers, context=Context())
+
+
+def _links(headers: Mapping[str, str]) -> list[Link]:
+    linked = trace.get_current_span(remote_trace(headers)).get_span_context()
+    return [Link(linked)] if linked.is_valid else []
+
+
+class Tracing:
+    """The exporter of this process. As `async with`, it sends what is left when the block ends."""
+
+    def __init__(self, provider: "TracerProvider | None") -> None:
+        self._provider = provider
+
+    def __repr__(self) -> str:
+        return f"Tracing(exporting={self._provider is not None})"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self, *, timeout_seconds: float = FLUSH_SECONDS) -> None:
+        """Send the spans that are left. A collector that does not answer in time is left behind."""
+        provider, self._provider = self._provider, None
+        if provider is None:
+            return
+        loop = asyncio.get_running_loop()
+        done = asyncio.Event()
+
+        def flush() -> None:
+            provider.shutdown()
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(done.set)
+
+        # A daemon thread of its own: the loop's executor is joined at the end of `asyncio.run`, however long it takes.
+        threading.Thread(target=flush, name="hybridkit-flush-traces", daemon=True).start()
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await done.wait()
+        except TimeoutError:
+            return
+
+
+def configure_tracing(settings: ServiceSettings) -> Tracing:
+    """Send this process's spans to `settings.otel_exporter_otlp_endpoint`; without one, do nothing.
+
+    To be called once per process, as OpenTelemetry has one global provider.
+
+    Raises:
+        MissingExtraError: an endpoint is set, but the extra `otel` is not installed.
+    """
+    endpoint = settings.otel_exporter_otlp_endpoint
+    if endpoint is None:
+        return Tracing(None)
+    try:
+        from hybridkit.observability._otlp import otlp_provider  # noqa: PLC0415 # needs the extra
+    except ImportError:
+        raise MissingExtraError("OTEL_EXPORTER_OTLP_ENDPOINT", extra="otel") from None
+    provider = otlp_provider(settings, endpoint.get_secret_value())
+    trace.set_tracer_provider(provider)
+    return Tracing(provider)
