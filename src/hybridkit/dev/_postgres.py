@@ -1,7 +1,6 @@
 """PostgreSQL as a child process: a cluster of its own, open to loopback without a password."""
 
 import signal
-import subprocess
 from collections.abc import Mapping, Sequence
 
 from hybridkit.dev._places import ENVIRONMENT
@@ -10,7 +9,6 @@ from hybridkit.dev._process import Process
 from hybridkit.dev._programs import Program
 from hybridkit.dev._runs import Run
 from hybridkit.dev._servers import ProcessServer
-from hybridkit.errors import ServerStartError
 
 _SETTINGS: Mapping[str, str] = {
     "listen_addresses": LOOPBACK,
@@ -54,9 +52,7 @@ class PostgresServer(ProcessServer):
             ServerStartError: It failed; its output is in the message.
         """
         command = self._program.place.wrap([self._program.beside(name), *arguments], user="postgres")
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT, cwd="/")  # noqa: S603 # nosec B603
-        if done.returncode:
-            raise ServerStartError(f"{name} of {self._program} failed:\n{done.stdout}{done.stderr}")
+        self._run.call(command, name=name, folder=self._folder, env=ENVIRONMENT)
 
     def _spawn(self) -> Sequence[Process]:
         options = [word for name, value in self._settings.items() for word in ("-c", f"{name}={value}")]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 LOOPBACK = "127.0.0.1"
 _OP_MSG = 2013
+_TIMEOUT_SECONDS = 2.0
 
 
 def free_port() -> int:
@@ -30,44 +31,42 @@ def free_port() -> int:
             return port
 
 
-def postgres_answers(port: int, *, timeout_seconds: float = 2) -> bool:
+def postgres_answers(port: int, *, host: str = LOOPBACK) -> bool:
     """Whether a session opens as the user postgres without a password (protocol 3.0, ReadyForQuery)."""
     parameters = b"user\x00postgres\x00database\x00postgres\x00\x00"
     startup = struct.pack("!ii", 8 + len(parameters), 196608) + parameters
     # AuthenticationOk is the first message; ReadyForQuery, `Z` with length 5, ends the greeting.
-    return b"Z\x00\x00\x00\x05I" in _exchange(
-        port, startup, until=b"Z\x00\x00\x00\x05I", timeout_seconds=timeout_seconds
-    )
+    return b"Z\x00\x00\x00\x05I" in _exchange(port, startup, until=b"Z\x00\x00\x00\x05I", host=host)
 
 
-def redis_answers(port: int, *, timeout_seconds: float = 2) -> bool:
+def redis_answers(port: int, *, host: str = LOOPBACK) -> bool:
     """Whether PING gets its PONG: an instance that still loads its data answers -LOADING."""
-    return _exchange(port, b"PING\r\n", until=b"\r\n", timeout_seconds=timeout_seconds).startswith(b"+PONG")
+    return _exchange(port, b"PING\r\n", until=b"\r\n", host=host).startswith(b"+PONG")
 
 
-def mongo_answers(port: int, *, timeout_seconds: float = 2) -> bool:
+def mongo_answers(port: int, *, host: str = LOOPBACK) -> bool:
     """Whether `ping` gets an answer (OP_MSG)."""
     document = b"\x10ping\x00\x01\x00\x00\x00\x02$db\x00\x06\x00\x00\x00admin\x00\x00"
     body = struct.pack("<IB", 0, 0) + struct.pack("<i", 4 + len(document)) + document
     message = struct.pack("<iiii", 16 + len(body), 1, 0, _OP_MSG) + body
-    return b"ok\x00" in _exchange(port, message, until=b"ok\x00", timeout_seconds=timeout_seconds)
+    return b"ok\x00" in _exchange(port, message, until=b"ok\x00", host=host)
 
 
-def rabbitmq_answers(port: int, *, timeout_seconds: float = 2) -> bool:
+def rabbitmq_answers(port: int, *, host: str = LOOPBACK) -> bool:
     """Whether the protocol header is answered with connection.start (class 10, method 10)."""
     start = struct.pack("!HH", 10, 10)
-    return start in _exchange(port, b"AMQP\x00\x00\x09\x01", until=start, timeout_seconds=timeout_seconds)
+    return start in _exchange(port, b"AMQP\x00\x00\x09\x01", until=start, host=host)
 
 
-def epmd_answers(port: int, *, timeout_seconds: float = 2) -> bool:
+def epmd_answers(port: int, *, host: str = LOOPBACK) -> bool:
     """Whether the list of names is given out (EPMD protocol, NAMES_REQ); it starts with the port."""
     here = struct.pack("!I", port)
-    return _exchange(port, b"\x00\x01n", until=here, timeout_seconds=timeout_seconds).startswith(here)
+    return _exchange(port, b"\x00\x01n", until=here, host=host).startswith(here)
 
 
-def _exchange(port: int, request: bytes, *, until: bytes, timeout_seconds: float) -> bytes:
+def _exchange(port: int, request: bytes, *, until: bytes, host: str) -> bytes:
     answer = b""
-    with suppress(OSError), socket.create_connection((LOOPBACK, port), timeout_seconds) as connection:
+    with suppress(OSError), socket.create_connection((host, port), _TIMEOUT_SECONDS) as connection:
         connection.sendall(request)
         while until not in answer and (more := connection.recv(4096)):
             answer += more

@@ -216,6 +216,12 @@ class Process:
         root = find_process(self.pid) if self.is_running else None
         return descendants([root]) if root else []
 
+    def wait(self) -> int:
+        """Wait until the child ends by itself; its exit code."""
+        code = self._child.wait()
+        self._record.unlink(missing_ok=True)
+        return code
+
     def kill(self) -> None:
         """`kill -9` for the child and all below it, as if the machine had run out of memory."""
         kill_all([*self.tree(), *self._frozen])

@@ -16,7 +16,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
@@ -36,6 +36,7 @@ class Run:
         runs.mkdir(parents=True, exist_ok=True)
         clean_up(state)
         self._processes: list[Process] = []
+        self._actions: list[Callable[[], object]] = []
         self._closed = threading.Event()
         self.directory = runs / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{secrets.token_hex(3)}"
         # A run appears under its name only when it can be told whose it is.
@@ -91,9 +92,25 @@ class Run:
             process.end()
         return process
 
+    def call(self, argv: Sequence[str], *, name: str, folder: Path, env: Mapping[str, str]) -> None:
+        """Run a child of this run to its end.
+
+        Raises:
+            ServerStartError: It failed; the end of its output is in the message.
+        """
+        process = self.spawn(argv, name=name, folder=folder, env=env)
+        if code := process.wait():
+            raise ServerStartError(f"{name} ended with {code}:\n{process.last_words()}")
+
+    def on_close(self, action: Callable[[], object]) -> None:
+        """Do that too when the run is closed, before anything else."""
+        self._actions.append(action)
+
     def close(self) -> None:
         """End what still runs, the youngest first, and remove the folder."""
         self._closed.set()
+        for action in reversed(self._actions[:]):
+            action()
         for process in reversed(self._processes[:]):
             process.end()
         shutil.rmtree(self.directory, ignore_errors=True)
