@@ -320,7 +320,7 @@ def _state_to_dict(state: DependencyState) -> dict[str, Any]:
 def _metrics_response(metrics: Callable[[], bytes]) -> bytes:
     try:
         body = metrics()
-    except Exception:  # a broken collector of somebody else's must not take the other paths with it
+    except Exception:  # noqa: BLE001 - somebody else's broken collector must not take the other paths with it
         _log.exception("the metrics can't be collected")
         return _response(HTTPStatus.INTERNAL_SERVER_ERROR)
     return _response(HTTPStatus.OK, body, content_type="text/plain; version=0.0.4; charset=utf-8")

@@ -1,0 +1,458 @@
+"""What a process lives on: opened in order, closed in reverse, whatever goes wrong in between.
+
+```python
+async with ServiceResources(start_budget_seconds=60, shutdown_seconds=30) as resources:
+    redis = await resources.open("redis", lambda: connect_redis(url), provides=Redis, probe=probe_redis)
+    resources.on_drain("jobs", jobs.drain)
+    resources.started()
+    await stop_requested.wait()
+```
+
+Start: each dependency is awaited with growing pauses until the start budget is used up; then one report names all that
+is missing. What was opened until then is closed again.
+
+Stop, all of it within `shutdown_seconds`: readiness turns red, a load balancer gets time to see it, nothing new is
+accepted, what runs is finished, everything is closed in reverse, telemetry is flushed. A second signal (`hurry`) skips
+to closing.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from types import MappingProxyType, TracebackType
+from typing import Any, Final, Self
+
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_before_delay, wait_random_exponential
+
+from hybridkit.errors import DeclarationError, OutcomeUnknownError, TemporaryError, UnavailableError
+from hybridkit.health import Health
+
+__all__ = ["Dependency", "ServiceResources", "StopAction"]
+
+_log = logging.getLogger("hybridkit.lifespan")
+
+type StopAction = Callable[[float], Awaitable[object]]
+"""One step of stopping; it is given the seconds that it may take."""
+
+# Parts of `shutdown_seconds` that are over when a phase has to be.
+WAIT_UNTIL: Final = 0.4
+ACCEPT_UNTIL: Final = 0.5
+DRAIN_UNTIL: Final = 0.75
+CLOSE_UNTIL: Final = 0.9
+FLUSH_UNTIL: Final = 1.0
+
+CANCEL_GRACE_SECONDS: Final = 1.0
+"""How long something that was told to end by cancellation is waited for; then it is left behind."""
+
+FIRST_PAUSE_SECONDS: Final = 0.1
+LONGEST_PAUSE_SECONDS: Final = 3.0
+
+# What a dependency that is still starting raises. Everything else is a mistake, and reported at once.
+_NOT_YET: Final = (TemporaryError, OutcomeUnknownError, OSError)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dependency[T]:
+    """One thing to open.
+
+    Attributes:
+        name: for logs, the report and `/ready`.
+        factory: makes a fresh async context manager for each try.
+        provides: the type under which handlers ask for it; None keeps it to oneself.
+        probe: raises when it doesn't work: asked before it counts as open, and for readiness from then on.
+    """
+
+    name: str
+    factory: Callable[[], AbstractAsyncContextManager[T]]
+    provides: type[T] | None = None
+    probe: Callable[[T], Awaitable[object]] | None = None
+
+
+class ServiceResources:
+    """The registry of what is open, by type, and the order in which it goes away.
+
+    Args:
+        start_budget_seconds: from entering until everything has to be open.
+        shutdown_seconds: from the first step of stopping to the last.
+        unready_seconds: how long to go on working after readiness has turned red, for load balancers.
+        health: told of every probe and of the stop; by default a new one.
+
+    Attributes:
+        health: readiness of what is open.
+    """
+
+    def __init__(
+        self,
+        *,
+        start_budget_seconds: float = 60.0,
+        shutdown_seconds: float = 30.0,
+        unready_seconds: float = 0.0,
+        health: Health | None = None,
+    ) -> None:
+        self.health = health or Health()
+        self._start_budget_seconds = start_budget_seconds
+        self._shutdown_seconds = shutdown_seconds
+        self._unready_seconds = unready_seconds
+        self._providers: dict[type, object] = {}
+        self._opened: list[_Owner[Any]] = []
+        self._start_until = time.monotonic() + start_budget_seconds
+        self._actions: dict[str, list[tuple[str, StopAction]]] = {
+            "stop accepting": [],
+            "drain": [],
+            "flush": [],
+        }
+        self._stop_since: float | None = None
+        self._announcing = asyncio.Lock()
+        self._stopping = asyncio.Lock()
+        self._is_stopped = False
+        self._hurried = asyncio.Event()
+        self._errors: list[BaseException] = []
+
+    async def __aenter__(self) -> Self:
+        self._start_until = time.monotonic() + self._start_budget_seconds
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, Exception):
+            self._unready_seconds = 0.0  # it doesn't work any more: no use in taking work meanwhile
+        await self.stop()
+
+    # ── start ────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def providers(self) -> Mapping[type, object]:
+        """What handlers can ask for by type; a live, read-only view."""
+        return MappingProxyType(self._providers)
+
+    @property
+    def errors(self) -> tuple[BaseException, ...]:
+        """What went wrong while stopping; each was logged."""
+        return tuple(self._errors)
+
+    def provide[T](self, type_: type[T], value: T) -> None:
+        """Offer a value that needs no closing.
+
+        Raises:
+            DeclarationError: the type has a provider.
+        """
+        self._check_free(type_)
+        self._providers[type_] = value
+
+    async def open[T](
+        self,
+        name: str,
+        factory: Callable[[], AbstractAsyncContextManager[T]],
+        *,
+        provides: type[T] | None = None,
+        probe: Callable[[T], Awaitable[object]] | None = None,
+    ) -> T:
+        """Enter the context manager, again and again while it isn't there yet, and keep it until the stop.
+
+        It is entered and left in a task of its own.
+
+        Args:
+            name: for logs, the report and `/ready`.
+            factory: makes a fresh async context manager for each try.
+            provides: the type under which handlers ask for it.
+            probe: raises when it doesn't work: asked before it counts as open, and for readiness from then on.
+
+        Raises:
+            UnavailableError: it was not there when the start budget was used up; the message is the report.
+            DeclarationError: the name or the type is taken.
+            Exception: whatever it raises that waiting can't cure.
+        """
+        [value] = await self.open_together(
+            Dependency(name=name, factory=factory, provides=provides, probe=probe)
+        )
+        opened: T = value
+        return opened
+
+    async def open_together(self, *dependencies: Dependency[Any]) -> tuple[Any, ...]:
+        """As `open`, several at once that don't need each other. Answers the opened values, in the order given.
+
+        A dependency that can't be cured by waiting ends the waiting for the others.
+        """
+        self._check_all_free(dependencies)
+        openings = [_Opening(dependency, until=self._start_until) for dependency in dependencies]
+        tasks = [asyncio.create_task(self._open(opening)) for opening in openings]
+        try:
+            await _until_all_or_mistake(tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)  # each rolls back what it has half opened
+        errors = [error for task in tasks if not task.cancelled() and (error := task.exception())]
+        for mistake in errors:
+            if not isinstance(mistake, _NOT_YET):
+                raise mistake
+        if errors:
+            raise UnavailableError(self._report(openings)) from errors[0]
+        return tuple(task.result() for task in tasks)
+
+    def started(self) -> None:
+        """Everything is open and serving: from now on the probes decide about readiness."""
+        self.health.started()
+        _log.info("started: %s", ", ".join(owner.name for owner in self._opened) or "nothing to open")
+
+    async def _open(self, opening: "_Opening") -> Any:
+        owner = await opening.run()
+        dependency = opening.dependency
+        # No await between here and the end: whoever cancels this finds it either opened and kept, or neither.
+        self._opened.append(owner)
+        if dependency.provides is not None:
+            self._providers[dependency.provides] = owner.value
+        self.health.add(dependency.name, owner.probe)
+        _log.info("%s is open", dependency.name)
+        return owner.value
+
+    def _check_all_free(self, dependencies: tuple[Dependency[Any], ...]) -> None:
+        types: list[type] = []
+        for dependency in dependencies:
+            if (type_ := dependency.provides) is not None:
+                self._check_free(type_)
+                types.append(type_)
+        names = [*(owner.name for owner in self._opened), *(dependency.name for dependency in dependencies)]
+        if len(set(types)) < len(types) or len(set(names)) < len(names):
+            raise DeclarationError(f"each name and each type can be opened once, among {', '.join(names)}")
+
+    def _check_free(self, type_: type) -> None:
+        if type_ in self._providers:
+            raise DeclarationError(f"{type_.__qualname__} has a provider already")
+
+    def _report(self, openings: "list[_Opening]") -> str:
+        lines = [f"the start was given up: not everything came up within {self._start_budget_seconds:g} s"]
+        lines += [f"{owner.name}: open" for owner in self._opened]
+        lines += [f"{opening.dependency.name}: {opening.trouble}" for opening in openings if opening.trouble]
+        return "\n  - ".join(lines)
+
+    # ── stop ─────────────────────────────────────────────────────────────────────────────────────
+
+    def on_stop_accepting(self, name: str, action: StopAction) -> None:
+        """Run this when nothing new is to be taken: stop listening, polling, consuming."""
+        self._actions["stop accepting"].append((name, action))
+
+    def on_drain(self, name: str, action: StopAction) -> None:
+        """Run this to finish what runs."""
+        self._actions["drain"].append((name, action))
+
+    def on_flush(self, name: str, action: StopAction) -> None:
+        """Run this at the very end: send what logs, spans and reports are still buffered."""
+        self._actions["flush"].append((name, action))
+
+    def hurry(self) -> None:
+        """The second signal: don't wait for anything any more, close."""
+        self._hurried.set()
+
+    async def announce(self) -> None:
+        """The first step of `stop`, for those who have to do the next ones themselves: readiness red, and wait."""
+        async with self._announcing:
+            if self._stop_since is not None:
+                return
+            self._stop_since = time.monotonic()
+            self.health.drain()
+            if self._unready_seconds > 0:
+                wait_seconds = min(self._unready_seconds, self._shutdown_seconds * WAIT_UNTIL)
+                _log.info("stopping: not ready any more, waiting %.1f s for that to be seen", wait_seconds)
+                await _wait_for(self._hurried, wait_seconds)
+
+    async def stop(self) -> None:
+        """Stop in order, within `shutdown_seconds`; errors are logged and collected. Repeated calls do nothing."""
+        async with self._stopping:
+            if self._is_stopped:
+                return
+            await self.announce()
+            self._is_stopped = True
+            try:
+                await self._run_actions("stop accepting", until=ACCEPT_UNTIL)
+                await self._run_actions("drain", until=DRAIN_UNTIL)
+            finally:
+                await self._close_all()
+                await self._run_actions("flush", until=FLUSH_UNTIL)
+
+    def _seconds_left(self, until: float) -> float:
+        since = time.monotonic() if self._stop_since is None else self._stop_since
+        return max(since + self._shutdown_seconds * until - time.monotonic(), 0.0)
+
+    async def _run_actions(self, phase: str, *, until: float) -> None:
+        actions = self._actions[phase]
+        may_skip = phase != "flush"
+        if not actions or (may_skip and self._hurried.is_set()):
+            return
+        left = self._seconds_left(until)
+        tasks = {
+            asyncio.create_task(_call(action, left), name=f"hybridkit {phase} {name}"): name
+            for name, action in actions
+        }
+        await _wait_all(list(tasks), left, unless=self._hurried if may_skip else asyncio.Event())
+        unfinished = [task for task in tasks if not task.done()]
+        for task in unfinished:
+            _log.warning("%s of %s did not end in time and is cancelled", phase, tasks[task])
+            task.cancel()
+        if unfinished:
+            await asyncio.wait(unfinished, timeout=CANCEL_GRACE_SECONDS)
+        for task, name in tasks.items():
+            self._note(f"{phase} of {name}", task)
+
+    async def _close_all(self) -> None:
+        while self._opened:
+            # An equal share for each that is left: one that hangs must not take the time of the others.
+            share = self._seconds_left(CLOSE_UNTIL) / len(self._opened)
+            owner = self._opened.pop()
+            await owner.close(max(share, 0.05))
+            self._note(f"closing {owner.name}", owner.task)
+
+    def _note(self, what: str, task: "asyncio.Future[Any]") -> None:
+        if not task.done() or task.cancelled():
+            self._errors.append(TimeoutError(f"{what} did not end in time"))
+            _log.error("%s did not end in time", what)
+        elif error := task.exception():
+            self._errors.append(error)
+            _log.error("%s failed", what, exc_info=error)
+
+    def __repr__(self) -> str:
+        names = ", ".join(owner.name for owner in self._opened)
+        return (
+            f"ServiceResources(open=[{names}], provides={[type_.__qualname__ for type_ in self._providers]})"
+        )
+
+
+class _Opening:
+    """The tries to open one dependency."""
+
+    def __init__(self, dependency: Dependency[Any], *, until: float) -> None:
+        self.dependency = dependency
+        self.trouble = ""
+        self._until = until
+        self._last_error: BaseException | None = None
+
+    async def run(self) -> "_Owner[Any]":
+        """The opened dependency, or the error of the last try."""
+        tries = AsyncRetrying(
+            sleep=asyncio.sleep,
+            retry=retry_if_exception_type(_NOT_YET),
+            wait=wait_random_exponential(multiplier=FIRST_PAUSE_SECONDS, max=LONGEST_PAUSE_SECONDS),
+            stop=stop_before_delay(max(self._until - time.monotonic(), 0.0)),
+            reraise=True,
+        )
+        return await tries(self._try)
+
+    async def _try(self) -> "_Owner[Any]":
+        owner = _Owner(self.dependency)
+        try:
+            await owner.open(max(self._until - time.monotonic(), 0.0))
+        except Exception as error:
+            self._note(error)
+            raise
+        self.trouble = ""
+        return owner
+
+    def _note(self, error: Exception) -> None:
+        if not self.trouble:
+            _log.info("waiting for %s: %s: %s", self.dependency.name, type(error).__name__, error)
+        # Why it failed says more than that the time was over.
+        if not isinstance(error, _NoAnswerError) or not self.trouble:
+            self.trouble = f"{type(error).__name__}: {error}"
+
+
+class _NoAnswerError(UnavailableError):
+    """Opening took longer than the budget."""
+
+
+class _Owner[T]:
+    """One entered context manager, in a task that enters it, keeps it, and leaves it.
+
+    One task for all three, because cancel scopes and task groups inside it belong to the task that made them.
+    """
+
+    def __init__(self, dependency: Dependency[T]) -> None:
+        self.name = dependency.name
+        self._dependency = dependency
+        self._open: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._closing = asyncio.Event()
+        self.task = asyncio.create_task(self._run(), name=f"hybridkit resource {self.name}")
+
+    @property
+    def value(self) -> T:
+        """What the context manager gave."""
+        return self._open.result()
+
+    async def open(self, timeout_seconds: float) -> None:
+        """Wait until it is open; otherwise nothing of it is left."""
+        either: list[asyncio.Future[Any]] = [self.task, self._open]
+        try:
+            await asyncio.wait(either, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            await self._abandon()
+            raise
+        if self._open.done():
+            return
+        if self.task.done():
+            self.task.result()
+        await self._abandon()
+        raise _NoAnswerError(f"it did not open within {timeout_seconds:.1f} s")
+
+    async def probe(self) -> None:
+        """Whether it is still open, and works."""
+        if self.task.done():
+            raise UnavailableError(f"{self.name} has ended by itself")
+        if self._dependency.probe is not None:
+            await self._dependency.probe(self.value)
+
+    async def close(self, timeout_seconds: float) -> None:
+        """Leave the context manager; the task's result says how that went."""
+        self._closing.set()
+        await asyncio.wait({self.task}, timeout=timeout_seconds)
+        if not self.task.done():
+            await self._abandon()
+
+    async def _abandon(self) -> None:
+        self.task.cancel()
+        await asyncio.wait({self.task}, timeout=CANCEL_GRACE_SECONDS)
+
+    async def _run(self) -> None:
+        async with self._dependency.factory() as value:
+            if self._dependency.probe is not None:
+                await self._dependency.probe(value)
+            self._open.set_result(value)
+            await self._closing.wait()
+
+
+async def _until_all_or_mistake(tasks: "list[asyncio.Task[Any]]") -> None:
+    pending = set(tasks)
+    while pending:
+        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            error = task.exception()
+            if error is not None and not isinstance(error, _NOT_YET):
+                return
+
+
+async def _wait_all(
+    tasks: "list[asyncio.Task[Any]]", timeout_seconds: float, *, unless: asyncio.Event
+) -> None:
+    everything = asyncio.ensure_future(asyncio.wait(tasks))
+    stopped = asyncio.ensure_future(unless.wait())
+    try:
+        await asyncio.wait(
+            {everything, stopped}, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED
+        )
+    finally:
+        everything.cancel()
+        stopped.cancel()
+
+
+async def _wait_for(event: asyncio.Event, timeout_seconds: float) -> None:
+    waiting = asyncio.ensure_future(event.wait())
+    try:
+        await asyncio.wait({waiting}, timeout=timeout_seconds)
+    finally:
+        waiting.cancel()
+
+
+async def _call(action: StopAction, seconds: float) -> object:
+    return await action(seconds)
