@@ -11,7 +11,6 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from itertools import count
 from typing import Final
 
 from hybridkit.clients._breaker import Breaker
@@ -123,20 +122,21 @@ class Pipeline:
         call = self._begin(intent)
         self._budget.deposit()
         in_doubt = False
-        for attempt in count(1):  # pragma: no branch - it ends by returning or raising
-            outcome = await self._attempt(call, attempt)
-            if isinstance(outcome, Response):
-                return outcome
+        attempt = 1
+        while isinstance(outcome := await self._attempt(call, attempt), Failure):
             pause_seconds = self._pause(outcome, call, attempt)
             if pause_seconds is None:
                 raise self._final_error(outcome.error, attempt, in_doubt=in_doubt)
-            in_doubt = in_doubt or isinstance(outcome.error, OutcomeUnknownError)
+            in_doubt = in_doubt or (
+                outcome.sent and not intent.safe and isinstance(outcome.error, OutcomeUnknownError)
+            )
             await self._sleep(pause_seconds)
-        raise AssertionError  # pragma: no cover
+            attempt += 1
+        return outcome
 
     async def run_once(self, intent: Intent, *, timeout_seconds: float) -> Response:
         """As `run`, but a single attempt that passes by breaker and bulkhead: to see how the target is right now."""
-        outcome = await self._exchange(self._begin(intent, timeout_seconds=timeout_seconds), 1)
+        outcome = await self._exchange(self._begin(intent, only_seconds=timeout_seconds), 1)
         if isinstance(outcome, Failure):
             raise outcome.error
         return outcome
@@ -145,16 +145,17 @@ class Pipeline:
         """Wait a moment for attempts that were given up and have not ended."""
         await self._deadlines.aclose()
 
-    def _begin(self, intent: Intent, *, timeout_seconds: float | None = None) -> "_Call":
+    def _begin(self, intent: Intent, *, only_seconds: float | None = None) -> "_Call":
         policy = self._policy
-        usual = policy.read_timeout_seconds if intent.safe else policy.write_timeout_seconds
-        if timeout_seconds is not None:
-            usual = timeout_seconds
         context = current()
+        repeatable = intent.safe or intent.key is not None
+        if only_seconds is None:
+            usual = policy.read_timeout_seconds if intent.safe else policy.write_timeout_seconds
+            share = ATTEMPT_SHARE if repeatable and policy.retry.attempts > 1 else 1.0
+        else:
+            usual, share = only_seconds, 1.0
         remaining = context.remaining_seconds()
         total = usual if remaining is None else min(usual, remaining)
-        repeatable = intent.safe or intent.key is not None
-        share = ATTEMPT_SHARE if repeatable and policy.retry.attempts > 1 else 1.0
         headers = {**_FIXED_HEADERS, **call_headers(context, service=self._service), **intent.headers}
         if intent.key is not None:
             headers[IDEMPOTENCY_KEY_HEADER] = quote_key(intent.key)
@@ -197,15 +198,13 @@ class Pipeline:
                 self._transport.send(self._request(call, attempt, seconds)), timeout_seconds=seconds
             )
         except TimeoutError:
-            error = DeadlineExceededError(f"{what}: no whole answer within {seconds:.3f} s")
+            late = DeadlineExceededError(f"{what}: no whole answer within {seconds:.3f} s")
             full = seconds >= call.full_attempt_seconds  # less was the caller's doing, not the target's
-            return Failure(error, retryable=True, counts=True if full else None)
+            return Failure(late, retryable=True, counts=True if full else None)
         except UnavailableError as unsent:
             return Failure(unsent, retryable=True, counts=True, sent=False)
         except OutcomeUnknownError as lost:
-            return Failure(
-                UnavailableError(str(lost)) if call.intent.safe else lost, retryable=True, counts=True
-            )
+            return Failure(_unavailable(lost) if call.intent.safe else lost, retryable=True, counts=True)
         except ResponseError as garbage:
             return Failure(garbage, retryable=False, counts=False)
         self._typical_seconds += (self._clock() - started - self._typical_seconds) * SMOOTHING
@@ -264,3 +263,10 @@ class _Call:
     attempt_seconds: float
     full_attempt_seconds: float
     repeatable: bool
+
+
+def _unavailable(lost: OutcomeUnknownError) -> UnavailableError:
+    """What a lost answer means for a read: nothing can have happened."""
+    error = UnavailableError(str(lost))
+    error.__cause__ = lost
+    return error

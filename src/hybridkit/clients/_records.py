@@ -51,9 +51,13 @@ def target_of(resource: AnyResource, record_or_id: Record[Any] | RecordId) -> Ta
     """A record says which state the caller has seen; an id alone doesn't.
 
     Raises:
-        InvalidRequestError: an id that no record of that resource can have.
+        InvalidRequestError: an id, or an ETag, that no record of that resource can have.
     """
     if isinstance(record_or_id, Record):
+        if not record_or_id.etag.isascii() or not record_or_id.etag.isprintable():
+            raise InvalidRequestError(
+                f"{resource.name} {record_or_id.id}: its etag can't be sent as a header"
+            )
         return Target(record_or_id.id, record_or_id.etag)
     return Target(parse_id(resource, record_or_id), None)
 
@@ -83,11 +87,15 @@ def new_id_for(resource: AnyResource, id: RecordId | None, minted: UUID) -> Any:
     """
     if id is not None:
         return parse_id(resource, id)
-    if resource.record.model_fields["id"].annotation is not UUID:
+    try:
+        parsed = resource.parse_id(str(minted))
+    except ValueError:
+        parsed = None
+    if not isinstance(parsed, UUID):
         raise InvalidRequestError(
             f"{resource.name}: the id of a {resource.record.__name__} is a natural key; pass it as id="
         )
-    return minted
+    return parsed
 
 
 def record_path(resource: AnyResource, id: object) -> str:

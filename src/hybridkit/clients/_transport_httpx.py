@@ -1,5 +1,6 @@
 """The wire by httpx: any `httpx.AsyncClient` or `httpx.AsyncBaseTransport`, in-process ASGI among them."""
 
+from importlib.util import find_spec
 from typing import Final
 
 import httpx
@@ -17,14 +18,25 @@ KEEPALIVE_SECONDS: Final = 30.0
 
 
 def open_transport(given: AnyTransport | None) -> Transport:
-    """The transport to use: the given one, in a wrapper where it is httpx's."""
+    """The given transport, in a wrapper where it is httpx's; for none given, aiohttp's where it is installed.
+
+    Needs a running event loop.
+    """
     if given is None:
-        return HttpxTransport(_new_client(None), owned=True)
+        return _default_transport()
     if isinstance(given, httpx.AsyncClient):
         return HttpxTransport(given, owned=False)
     if isinstance(given, httpx.AsyncBaseTransport):
         return HttpxTransport(_new_client(given), owned=True)
     return given
+
+
+def _default_transport() -> Transport:
+    if find_spec("aiohttp") is None:
+        return HttpxTransport(_new_client(None), owned=True)
+    from hybridkit.clients._transport_aiohttp import AiohttpTransport  # noqa: PLC0415 - an optional dependency
+
+    return AiohttpTransport()
 
 
 def _new_client(transport: httpx.AsyncBaseTransport | None) -> httpx.AsyncClient:

@@ -1,0 +1,67 @@
+"""The wire by aiohttp: what a client uses where aiohttp is installed and nothing else was given.
+
+It costs a fraction of httpx's CPU time per request, and its pool doesn't slow down with the number of connections.
+"""
+
+from typing import Final
+
+import aiohttp
+from yarl import URL
+
+from hybridkit.clients._transport import Request, Response, read_body
+from hybridkit.errors import OutcomeUnknownError, UnavailableError
+
+__all__ = ["AiohttpTransport"]
+
+KEEPALIVE_SECONDS: Final = 30.0
+DNS_CACHE_SECONDS: Final = 10
+
+
+class AiohttpTransport:
+    """Sends by an own `aiohttp.ClientSession`; made while the event loop runs."""
+
+    def __init__(self) -> None:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=0,  # the bulkhead limits them, and its queue has a length and a deadline
+                keepalive_timeout=KEEPALIVE_SECONDS,
+                ttl_dns_cache=DNS_CACHE_SECONDS,
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+        )
+
+    def __repr__(self) -> str:
+        return f"AiohttpTransport(closed={self._session.closed})"
+
+    async def send(self, request: Request) -> Response:
+        """See `Transport.send`."""
+        try:
+            return await self._send(request)
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise UnavailableError(f"{request}: not sent: {_reason(error)}") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise OutcomeUnknownError(f"{request}: no whole answer: {_reason(error)}") from error
+
+    async def aclose(self) -> None:
+        """See `Transport.aclose`."""
+        await self._session.close()
+
+    async def _send(self, request: Request) -> Response:
+        async with self._session.request(
+            request.method,
+            URL(request.url, encoded=True),
+            headers=request.headers,
+            data=request.body or None,
+            timeout=aiohttp.ClientTimeout(connect=request.connect_timeout_seconds),
+            allow_redirects=False,
+        ) as answer:
+            headers = {name.lower(): value for name, value in answer.headers.items()}
+            body = await read_body(
+                answer.content.iter_any(), request=request, status=answer.status, headers=headers
+            )
+            return Response(status=answer.status, headers=headers, body=body)
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__} {error}".rstrip()
