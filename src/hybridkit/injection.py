@@ -7,11 +7,16 @@ await handler(**plan.arguments({UserCreated: event, RequestContext: context}))
 ```
 """
 
+import builtins
+import functools
+import inspect
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, TypeAliasType, get_args, get_origin
 
-__all__ = ["InjectionPlan", "Wanted", "plan_injection"]
+from hybridkit.errors import DeclarationError
+
+__all__ = ["InjectionPlan", "Wanted", "bare_type", "plan_injection"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +31,10 @@ class Wanted:
 
     name: str
     type: Any
-    optional: bool
+    optional: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.name}: {_type_name(self.type)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +54,21 @@ class InjectionPlan:
         return tuple(want for want in self.wanted if not want.optional and want.type not in available)
 
     def arguments(self, values: Mapping[Any, object]) -> dict[str, Any]:
-        """The keyword arguments for a call; parameters with a default and no value keep the default.
+        """The keyword arguments for a call; a parameter with a default and no value keeps its default.
 
         Raises:
-            DeclarationError: a required parameter has no value; all of them are named.
+            DeclarationError: required parameters have no value; all of them are named.
         """
-        raise NotImplementedError
+        if missing := self.missing(values):
+            raise DeclarationError(
+                f"nothing provides {', '.join(map(str, missing))} for {self.owner};"
+                f" provided are {', '.join(sorted(map(_type_name, values))) or 'no types at all'}"
+            )
+        return {want.name: values[want.type] for want in self.wanted if want.type in values}
 
 
 def plan_injection(function: Callable[..., Any], *, skip: Container[str] = ()) -> InjectionPlan:
-    """Read the annotations of a function, method or callable object.
+    """Read the annotations of a function, method, partial or callable object.
 
     Args:
         function: whose parameters are to be filled.
@@ -64,4 +77,70 @@ def plan_injection(function: Callable[..., Any], *, skip: Container[str] = ()) -
     Raises:
         DeclarationError: a parameter has no annotation, one that can't be resolved, or can't be passed by name.
     """
-    raise NotImplementedError
+    owner = _name_of(function)
+    names = _namespace(function)
+    wanted = [
+        _wanted(parameter, owner, names)
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.name not in skip
+    ]
+    return InjectionPlan(owner, tuple(wanted))
+
+
+def bare_type(annotation: Any) -> Any:
+    """The X of `Annotated[X, ...]` and of `type Alias = X`, however deeply they are nested."""
+    while True:
+        if isinstance(annotation, TypeAliasType):
+            annotation = annotation.__value__
+        elif get_origin(annotation) is Annotated:
+            annotation = get_args(annotation)[0]
+        else:
+            return annotation
+
+
+def _wanted(parameter: inspect.Parameter, owner: str, names: Mapping[str, Any]) -> Wanted:
+    where = f"parameter {parameter.name!r} of {owner}"
+    if parameter.kind not in {parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY}:
+        raise DeclarationError(f"{where} can't be passed by name, so it can't be injected")
+    optional = parameter.default is not parameter.empty
+    annotation = parameter.annotation
+    if annotation is parameter.empty:
+        raise DeclarationError(f"{where} has no annotation, and values are injected by type")
+    if isinstance(annotation, str):
+        annotation = _evaluated(annotation, where, names)
+    return Wanted(parameter.name, bare_type(annotation), optional)
+
+
+def _evaluated(annotation: str, where: str, names: Mapping[str, Any]) -> Any:
+    """What the text of an annotation means where the function was defined."""
+    try:
+        return eval(annotation, {**vars(builtins), **names})  # noqa: S307 - source code of the handler, not input
+    except Exception as error:  # an annotation is any expression, so it raises anything
+        raise DeclarationError(
+            f"{where}: the annotation {annotation!r} can't be resolved ({error});"
+            " import the type at run time, outside of `if TYPE_CHECKING:`"
+        ) from error
+
+
+def _namespace(function: Callable[..., Any]) -> Mapping[str, Any]:
+    """The names around the function: of its module, and of the functions it was defined in where it uses them."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    inner = inspect.unwrap(function)
+    if not (inspect.isfunction(inner) or inspect.ismethod(inner)):
+        inner = type(inner).__call__
+    inner = inspect.unwrap(inner)
+    found: dict[str, Any] = dict(getattr(inner, "__globals__", {}))
+    if inspect.isfunction(inner):
+        found.update(inspect.getclosurevars(inner).nonlocals)
+    return found
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return getattr(function, "__qualname__", type(function).__qualname__)
+
+
+def _type_name(annotation: Any) -> str:
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation)

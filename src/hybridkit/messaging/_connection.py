@@ -1,9 +1,47 @@
-"""One connection to the broker that is opened again whenever it is lost."""
+"""One connection to the broker that is opened again whenever it is lost.
 
+This drives aiormq, the layer beneath aio-pika, and leaves aio-pika's robust connection out: one queue that can't be
+restored makes that one reconnect for ever, and one failed restore leaves a dead channel on a connection that says it is
+open. Here a connection restores nothing; each `SupervisedChannel` looks after itself.
+"""
+
+import asyncio
+import time
+from collections.abc import Coroutine
 from types import TracebackType
-from typing import Self
+from typing import Any, Final, Self, cast
 
-__all__ = ["BrokerConnection"]
+import aiormq
+import structlog
+from aiormq.abc import AbstractChannel, AbstractConnection
+from aiormq.channel import Channel
+from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
+from aiormq.exceptions import (
+    AMQPError,
+    AuthenticationError,
+    ConnectionClosed,
+    ProbableAuthenticationError,
+)
+from yarl import URL
+
+from hybridkit.context import current
+from hybridkit.errors import AccessDeniedError, NotConnectedError, UnavailableError
+from hybridkit.messaging._bounded import Background, Backoff, bounded
+
+__all__ = ["ANSWER_SECONDS", "LIBRARY_ERRORS", "BrokerConnection", "Link", "closing", "start_seconds"]
+
+HEARTBEAT_SECONDS: Final = 10
+START_SECONDS: Final = 30.0
+ANSWER_SECONDS: Final = 10.0
+"""How long the broker may take to answer a method before its connection is given up."""
+CLOSE_SECONDS: Final = 5.0
+STABLE_SECONDS: Final = 10.0
+"""A connection that lived shorter than this doesn't count as a success for the backoff."""
+
+LIBRARY_ERRORS: Final = (AMQPError, OSError, RuntimeError, ValueError)
+"""What aiormq raises when a connection or channel fails; a `TimeoutError` of ours is an `OSError` as well."""
+
+_log = structlog.get_logger(__name__)
 
 
 class BrokerConnection:
@@ -15,7 +53,18 @@ class BrokerConnection:
     """
 
     def __init__(self, url: str, *, name: str) -> None:
-        raise NotImplementedError
+        self.name = name
+        self._url = URL(url)
+        if "heartbeat" not in self._url.query:
+            self._url = self._url.update_query(heartbeat=HEARTBEAT_SECONDS)
+        self._link: Link | None = None
+        self._up = asyncio.Event()
+        self._background = Background()
+        self._keeper: asyncio.Task[None] | None = None
+        self._last_error = ""
+
+    def __repr__(self) -> str:
+        return f"BrokerConnection({self.address!r}, name={self.name!r}, is_ready={self.is_ready})"
 
     async def __aenter__(self) -> Self:
         """Connect, trying again with growing pauses until the context's deadline, or for 30 s without one.
@@ -24,15 +73,239 @@ class BrokerConnection:
             NotConnectedError: the broker did not answer in that time.
             AccessDeniedError: it refuses the user, the password or the virtual host.
         """
-        raise NotImplementedError
+        seconds = start_seconds()
+        first = asyncio.get_running_loop().create_future()
+        self._keeper = asyncio.create_task(self._keep(first), name=f"{self.name} broker connection")
+        try:
+            await asyncio.wait({first}, timeout=seconds)
+        except asyncio.CancelledError:
+            await self._stop()
+            raise
+        if first.done() and first.exception() is None:
+            return self
+        await self._stop()
+        if first.done():
+            first.result()
+        raise NotConnectedError(
+            f"no connection to the broker at {self.address} in {seconds:.1f} s: {self._last_error or 'no answer'}"
+        )
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close it; bounded, whatever the broker does."""
-        raise NotImplementedError
+        await self._stop()
+
+    @property
+    def address(self) -> str:
+        """Host, port and virtual host: what may be said in logs and errors."""
+        return (
+            f"{self._url.host}:{self._url.port or _DEFAULT_PORTS.get(self._url.scheme, '')}{self._url.path}"
+        )
 
     @property
     def is_ready(self) -> bool:
         """Whether it is open now."""
-        raise NotImplementedError
+        return self._link is not None
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether the broker has stopped reading from it (`connection.blocked`: a memory or disk alarm)."""
+        return self._link is not None and self._link.is_blocked
+
+    async def link(self) -> "Link":
+        """The open connection, as soon as there is one."""
+        while self._link is None:
+            await self._up.wait()
+        return self._link
+
+    async def _stop(self) -> None:
+        keeper, self._keeper = self._keeper, None
+        if keeper is not None:
+            keeper.cancel()
+            await asyncio.wait({keeper})
+        link, self._link = self._link, None
+        self._up.clear()
+        if link is not None:
+            await link.close()
+        await self._background.cancel(seconds=CLOSE_SECONDS)
+
+    async def _keep(self, first: asyncio.Future[None]) -> None:
+        backoff = Backoff()
+        while True:
+            try:
+                link = await Link.open(self._url, name=self.name, background=self._background)
+            except Exception as error:  # noqa: BLE001 - whatever stops one attempt must not stop all others
+                self._last_error = str(error)
+                if not (first.done() or isinstance(error, UnavailableError)):
+                    first.set_exception(error)
+                    return
+                _log.warning("broker_not_connected", broker=self.address, error=self._last_error)
+            else:
+                if not first.done():
+                    first.set_result(None)
+                if await self._live_through(link) >= STABLE_SECONDS:
+                    backoff.reset()
+            await asyncio.sleep(backoff.next_seconds())
+
+    async def _live_through(self, link: "Link") -> float:
+        """Be connected until the link is lost; the seconds for which it lasted."""
+        opened = time.monotonic()
+        self._link = link
+        self._up.set()
+        _log.info("broker_connected", broker=self.address)
+        await link.lost()
+        self._link = None
+        self._up.clear()
+        _log.warning("broker_connection_lost", broker=self.address)
+        return time.monotonic() - opened
+
+
+class Link:
+    """One TCP connection that speaks AMQP, for as long as it lasts."""
+
+    def __init__(self, connection: aiormq.Connection, sockets: "_Sockets", background: Background) -> None:
+        self._connection = connection
+        self._sockets = sockets
+        self._background = background
+
+    def __repr__(self) -> str:
+        return f"Link({self._connection})"
+
+    @classmethod
+    async def open(cls, url: URL, *, name: str, background: Background) -> "Link":
+        """Connect within 10 s.
+
+        Raises:
+            NotConnectedError: nobody answered.
+            AccessDeniedError: the broker refuses the user, the password or the virtual host.
+        """
+        sockets = _Sockets()
+        connection = aiormq.Connection(
+            url, transport_factory=sockets, client_properties={"connection_name": name}
+        )
+        try:
+            await bounded(
+                connection.connect(),  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType] - undecorated
+                seconds=ANSWER_SECONDS,
+                background=background,
+                name="connecting",
+            )
+        except (AuthenticationError, ProbableAuthenticationError) as error:
+            raise AccessDeniedError(f"the broker refuses user {url.user!r}: {error}") from error
+        except LIBRARY_ERRORS as error:
+            sockets.abort()
+            if "NOT_ALLOWED" in str(
+                error
+            ):  # reply 530 to connection.open: no such virtual host, or none of ours
+                raise AccessDeniedError(
+                    f"the broker refuses the virtual host {url.path!r}: {error}"
+                ) from error
+            raise NotConnectedError(f"{type(error).__name__}: {error}") from error
+        except asyncio.CancelledError:
+            sockets.abort()
+            raise
+        return cls(connection, sockets, background)
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether the broker has sent `connection.blocked`."""
+        # aiormq tells it only to those who wait for the end of it. So wait, for no longer than one step.
+        waiting = self._connection.ready()
+        try:
+            waiting.send(None)
+        except StopIteration:
+            return False
+        waiting.close()
+        return True
+
+    async def writable(self) -> None:
+        """Return when the broker reads from this connection, at once if it does, or when the connection is lost."""
+        if self.is_blocked:
+            unblocked = self._background.start(
+                self._connection.ready(), name="waiting for connection.unblocked"
+            )
+            await asyncio.wait({unblocked, self._closing()}, return_when=asyncio.FIRST_COMPLETED)
+            unblocked.cancel()
+
+    async def lost(self) -> None:
+        """Return when the connection has ended, for whatever reason."""
+        await asyncio.wait({self._closing()})
+
+    async def channel(self, *, confirms: bool) -> Channel:
+        """Open a channel on which a returned message raises.
+
+        Raises:
+            NotConnectedError: the broker did not answer; its connection is given up.
+        """
+        opening = self._connection.channel(publisher_confirms=confirms, on_return_raises=True)
+        try:
+            return cast("Channel", await self.ask(opening, name="opening a channel"))
+        except AMQPError as error:
+            raise NotConnectedError(f"opening a channel: {error}") from error
+
+    async def ask[T](self, work: Coroutine[Any, Any, T], *, name: str, seconds: float = ANSWER_SECONDS) -> T:
+        """The broker's answer, or the end of this connection: a broker that is silent for 10 s is gone.
+
+        Raises:
+            NotConnectedError: no answer, or the connection ended meanwhile.
+            aiormq.exceptions.AMQPError: the broker refuses.
+        """
+        try:
+            return await bounded(work, seconds=seconds, background=self._background, name=name)
+        except TimeoutError as error:
+            self.abort()
+            raise NotConnectedError(str(error)) from error
+        except (OSError, RuntimeError) as error:
+            raise NotConnectedError(f"{name}: {error}") from error
+
+    def abort(self) -> None:
+        """Drop the connection without a word; what is pending on it fails."""
+        self._sockets.abort()
+
+    def _closing(self) -> asyncio.Future[Any]:
+        return closing(self._connection)
+
+    async def close(self) -> None:
+        """Say goodbye; after 5 s just go."""
+        try:
+            await bounded(
+                self._connection.close(ConnectionClosed(200, "closed")),
+                seconds=CLOSE_SECONDS,
+                background=self._background,
+                name="closing the connection",
+            )
+        except LIBRARY_ERRORS as error:
+            _log.debug("broker_close_failed", error=str(error))
+        finally:
+            self.abort()
+
+
+class _Sockets(TransportFactory):
+    """Keeps the socket, because aiormq's own way to close one waits for a peer that may be frozen."""
+
+    def __init__(self) -> None:
+        self._writer: asyncio.StreamWriter | None = None
+
+    async def create(self, url: URL, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        factory = TLSTransportFactory() if url.scheme == "amqps" else TCPTransportFactory()
+        reader, self._writer = await factory.create(url, **options)
+        return reader, self._writer
+
+    def abort(self) -> None:
+        if self._writer is not None:
+            self._writer.transport.abort()
+
+
+def closing(resource: AbstractChannel | AbstractConnection) -> asyncio.Future[Any]:
+    """Done when that connection or channel has ended; a new future each time, which may be thrown away."""
+    return resource.closing  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType] - `Future` is bare
+
+
+_DEFAULT_PORTS: Final = {"amqp": 5672, "amqps": 5671}
+
+
+def start_seconds() -> float:
+    """How long a start may wait for the broker: what the context leaves, or 30 s without a deadline."""
+    remaining = current().remaining_seconds()
+    return START_SECONDS if remaining is None else max(remaining, 0.0)

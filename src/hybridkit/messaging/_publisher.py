@@ -1,15 +1,28 @@
 """Publishing: confirmed and routed, or an error that says what is known."""
 
+import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import batched
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 from uuid import UUID
 
-from hybridkit.errors import HybridkitError
-from hybridkit.events import Command, Event
+from opentelemetry import propagate
+
+from hybridkit.codec import MAX_MESSAGE_BYTES, check_size
+from hybridkit.context import current
+from hybridkit.envelope import EventEnvelope
+from hybridkit.errors import HybridkitError, UnroutableError
+from hybridkit.events import Command, Event, Message
+from hybridkit.messaging._connection import BrokerConnection
+from hybridkit.messaging._headers import EVENT_ID
+from hybridkit.messaging._topology import EVENT_EXCHANGE, delay_route
+from hybridkit.messaging._writer import Outgoing, Writer
 
 __all__ = ["Receipt", "RobustPublisher"]
+
+BATCH: Final = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +50,12 @@ class RobustPublisher:
     """
 
     def __init__(self, url: str, *, service: str) -> None:
-        raise NotImplementedError
+        self.service = service
+        self._connection = BrokerConnection(url, name=f"{service} publisher")
+        self._writer = Writer(self._connection, name=f"{service} publisher")
+
+    def __repr__(self) -> str:
+        return f"RobustPublisher({self._connection.address!r}, service={self.service!r}, is_ready={self.is_ready})"
 
     async def __aenter__(self) -> Self:
         """Connect and declare the exchanges, trying again until the context's deadline, or for 30 s without one.
@@ -47,18 +65,27 @@ class RobustPublisher:
             AccessDeniedError: it refuses the user, the password or the virtual host.
             TopologyError: an exchange exists with other properties.
         """
-        raise NotImplementedError
+        await self._connection.__aenter__()
+        try:
+            await self._writer.start()
+        except BaseException:
+            await self._connection.__aexit__(None, None, None)
+            raise
+        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Wait up to 5 s for the broker's answers to what was published, then close."""
-        raise NotImplementedError
+        try:
+            await self._writer.stop()
+        finally:
+            await self._connection.__aexit__(kind, error, trace)
 
     @property
     def is_ready(self) -> bool:
         """Whether an event published now would be sent: connected, and not blocked by a broker alarm."""
-        raise NotImplementedError
+        return self._writer.is_ready
 
     async def publish(self, event: Event, *, allow_unrouted: bool = False) -> Receipt:
         """Publish to everybody who wants events of this type.
@@ -77,22 +104,35 @@ class RobustPublisher:
             OutcomeUnknownError: it was sent, and no answer came.
             PayloadTooLargeError: over 16 MiB; nothing was sent.
         """
-        raise NotImplementedError
+        return await self._publish(event, EVENT_EXCHANGE, event.message_type, allow_unrouted=allow_unrouted)
 
     async def publish_many(
         self, events: Iterable[Event], *, allow_unrouted: bool = False
     ) -> list[Receipt | HybridkitError]:
-        """As `publish`, all at once: a receipt or an error for each event, in their order."""
-        raise NotImplementedError
+        """As `publish`, 500 at a time: a receipt or an error for each event, in their order.
+
+        The time limit is each event's own, and all of theirs where the context has a deadline.
+        """
+        answers: list[Receipt | HybridkitError] = []
+        for batch in batched(events, BATCH):
+            answers += await asyncio.gather(
+                *(self._answer(event, allow_unrouted=allow_unrouted) for event in batch)
+            )
+        return answers
 
     async def send(self, command: Command, *, delay_seconds: float = 0.0) -> Receipt:
         """Give work to the command's queue; with the errors of `publish`.
 
         Args:
             command: the work.
-            delay_seconds: the earliest time from now at which it is delivered, in whole seconds, at most 36 h.
+            delay_seconds: the earliest time from now at which it is delivered, in whole seconds, at most 36 h. Then the
+                receipt says that the delay has the command; a queue that is missing at its end leaves it in
+                `hk.unrouted`.
         """
-        raise NotImplementedError
+        exchange, routing_key = (
+            delay_route(delay_seconds, command.queue) if delay_seconds else ("", command.queue)
+        )
+        return await self._publish(command, exchange, routing_key, allow_unrouted=False)
 
     async def publish_encoded(
         self,
@@ -114,4 +154,69 @@ class RobustPublisher:
             queue: send it to this queue instead, as a command.
             allow_unrouted: it is no error that no queue wants it.
         """
-        raise NotImplementedError
+        return await self._write(
+            body,
+            exchange=EVENT_EXCHANGE if queue is None else "",
+            routing_key=event_type if queue is None else queue,
+            message_type=event_type,
+            event_id=event_id,
+            allow_unrouted=allow_unrouted,
+        )
+
+    async def forward(self, message: Outgoing, *, allow_unrouted: bool = False) -> bool:
+        """Publish a message as it is; whether a queue took it. The lowest level, for what this package moves itself."""
+        routed = await self._writer.write(message)
+        if not routed and not allow_unrouted:
+            raise UnroutableError(
+                f"no queue wants {message.message_type or 'the message'}, published to"
+                f" {message.exchange or 'the default exchange'!r} with the key {message.routing_key!r};"
+                " start a consumer for it once, or allow_unrouted=True",
+                exchange=message.exchange,
+                routing_key=message.routing_key,
+            )
+        return routed
+
+    def renew_topology(self, *, reason: str) -> None:
+        """Declare the shared exchanges and queues again, on a new channel."""
+        self._writer.renew_topology(reason=reason)
+
+    async def _publish(
+        self, message: Message, exchange: str, routing_key: str, *, allow_unrouted: bool
+    ) -> Receipt:
+        return await self._write(
+            EventEnvelope.wrap(message, service=self.service).encode(),
+            exchange=exchange,
+            routing_key=routing_key,
+            message_type=message.message_type,
+            event_id=message.event_id,
+            allow_unrouted=allow_unrouted,
+        )
+
+    async def _write(
+        self,
+        body: bytes,
+        *,
+        exchange: str,
+        routing_key: str,
+        message_type: str,
+        event_id: UUID,
+        allow_unrouted: bool,
+    ) -> Receipt:
+        check_size(body, limit_bytes=MAX_MESSAGE_BYTES)
+        headers: dict[str, str] = {EVENT_ID: str(event_id), **current().to_amqp_headers()}
+        propagate.inject(headers)
+        message = Outgoing(
+            exchange=exchange,
+            routing_key=routing_key,
+            body=body,
+            headers=headers,
+            message_type=message_type,
+            service=self.service,
+        )
+        return Receipt(event_id=event_id, routed=await self.forward(message, allow_unrouted=allow_unrouted))
+
+    async def _answer(self, event: Event, *, allow_unrouted: bool) -> Receipt | HybridkitError:
+        try:
+            return await self.publish(event, allow_unrouted=allow_unrouted)
+        except HybridkitError as error:
+            return error

@@ -1,0 +1,88 @@
+"""Waiting for the client library without trusting it: its calls run in tasks of ours, and nobody cancels them.
+
+A call into aiormq that is cancelled or that times out leaves a channel in doubt (a lock that is never released,
+delivery tags off by one). So a caller that stops waiting only stops waiting; what was begun goes on, and its end is
+looked at.
+"""
+
+import asyncio
+import random
+from collections.abc import Coroutine
+from typing import Any
+
+__all__ = ["Background", "Backoff", "bounded"]
+
+
+class Background:
+    """Tasks that nobody awaits: kept alive while they run, and their errors looked at."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def __repr__(self) -> str:
+        return f"Background({len(self._tasks)} tasks)"
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def start[T](self, work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
+        """Run it."""
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
+        return task
+
+    async def wait(self, *, seconds: float) -> bool:
+        """Wait for those that run now; whether all of them ended in time."""
+        if not self._tasks:
+            return True
+        _, pending = await asyncio.wait(set(self._tasks), timeout=seconds)
+        return not pending
+
+    async def cancel(self, *, seconds: float) -> bool:
+        """Cancel those that run now, and wait for their end; whether all of them ended in time."""
+        for task in self._tasks:
+            task.cancel()
+        return await self.wait(seconds=seconds)
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever awaits the task gets it too; nobody is not a reason for a warning
+
+
+async def bounded[T](work: Coroutine[Any, Any, T], *, seconds: float, background: Background, name: str) -> T:
+    """The result of a library call, or `TimeoutError`; the call itself is not cancelled.
+
+    A `CancelledError` out of the library, which nobody asked for, becomes a `ConnectionError`.
+    """
+    task = background.start(work, name=name)
+    done, _ = await asyncio.wait({task}, timeout=seconds)
+    if not done:
+        raise TimeoutError(f"{name}: no answer in {seconds:g} s")
+    try:
+        return task.result()
+    except asyncio.CancelledError as error:
+        raise ConnectionError(f"{name}: the connection ended meanwhile") from error
+
+
+class Backoff:
+    """Growing pauses: each is a random part, at least a quarter, of a bound that doubles up to the cap."""
+
+    def __init__(self, *, first_seconds: float = 0.2, cap_seconds: float = 10.0) -> None:
+        self._first_seconds = first_seconds
+        self._cap_seconds = cap_seconds
+        self._bound_seconds = first_seconds
+
+    def __repr__(self) -> str:
+        return f"Backoff(bound_seconds={self._bound_seconds:g})"
+
+    def reset(self) -> None:
+        """Start again with the shortest pause."""
+        self._bound_seconds = self._first_seconds
+
+    def next_seconds(self) -> float:
+        """The next pause."""
+        bound = self._bound_seconds
+        self._bound_seconds = min(bound * 2, self._cap_seconds)
+        return random.uniform(bound / 4, bound)  # noqa: S311 - spreads reconnects, protects nothing

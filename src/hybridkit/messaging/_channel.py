@@ -1,0 +1,267 @@
+"""A channel that is there again after whatever closed it: the common half of publisher and consumer.
+
+What makes a channel useful (declared queues, a consumer) is done again on each new one. A channel in doubt is retired:
+nothing new starts on it, what is still pending on it may end, and then it is closed.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+import structlog
+from aiormq.channel import Channel
+from aiormq.exceptions import (
+    AMQPError,
+    ChannelAccessRefused,
+    ChannelClosed,
+    ChannelLockedResource,
+    ChannelPreconditionFailed,
+)
+
+from hybridkit.errors import (
+    AccessDeniedError,
+    NotConnectedError,
+    TopologyError,
+    UnavailableError,
+)
+from hybridkit.messaging._bounded import Background, Backoff, bounded
+from hybridkit.messaging._connection import (
+    ANSWER_SECONDS,
+    LIBRARY_ERRORS,
+    STABLE_SECONDS,
+    BrokerConnection,
+    Link,
+    closing,
+    start_seconds,
+)
+
+__all__ = ["Lane", "SupervisedChannel"]
+
+PREPARE_SECONDS: Final = 30.0
+"""How long declaring everything may take: a broker makes a quorum queue in milliseconds, or in a second when busy."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Lane:
+    """One channel while it lasts, and how many still need it.
+
+    Args:
+        channel: open.
+        link: the connection it is on.
+        linger_seconds: how long a retired channel waits for those that need it; None waits for all of them.
+    """
+
+    def __init__(self, channel: Channel, link: Link, *, linger_seconds: float | None) -> None:
+        self.channel = channel
+        self.link = link
+        self.retired = asyncio.Event()
+        self._linger_seconds = linger_seconds
+        self._users = 0
+        self._background = Background()
+
+    def __repr__(self) -> str:
+        return f"Lane({self.channel}, users={self._users}, is_open={self.is_open})"
+
+    def __enter__(self) -> None:
+        self._users += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._users -= 1
+        if self.retired.is_set() and not self._users:
+            self.close()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether acknowledgements and publishes can still be sent on it."""
+        return not self.channel.is_closed
+
+    def retire(self) -> None:
+        """Start nothing new on it, and close it when nobody needs it any more."""
+        if self.retired.is_set():
+            return
+        self.retired.set()
+        if not self._users:
+            self.close()
+        elif self._linger_seconds is not None:
+            asyncio.get_running_loop().call_later(self._linger_seconds, self.close)
+
+    def close(self) -> asyncio.Task[None]:
+        """Close it in the background; what is unacknowledged goes back to its queue."""
+        return self._background.start(self._close(), name="closing a channel")
+
+    async def _close(self) -> None:
+        if not self.is_open:
+            return
+        goodbye = self.channel.close(ChannelClosed(200, "closed"))
+        try:
+            await bounded(
+                goodbye, seconds=ANSWER_SECONDS, background=self._background, name="closing a channel"
+            )
+        except LIBRARY_ERRORS as error:
+            _log.debug("channel_close_failed", error=str(error))
+
+
+class SupervisedChannel:
+    """Keeps one channel prepared for its work.
+
+    Args:
+        connection: on which it is opened.
+        name: for logs and errors.
+        confirms: whether it publishes.
+        prepare: what has to be done on each new channel.
+        probe: asks the broker, every now and then, whether the channel still does its work; raises if not.
+        probe_seconds: how often.
+        linger_seconds: see `Lane`.
+    """
+
+    def __init__(
+        self,
+        connection: BrokerConnection,
+        *,
+        name: str,
+        confirms: bool,
+        prepare: Callable[[Lane], Coroutine[Any, Any, None]],
+        probe: Callable[[Lane], Coroutine[Any, Any, None]] | None = None,
+        probe_seconds: float | None = None,
+        linger_seconds: float | None = None,
+    ) -> None:
+        self._connection = connection
+        self._name = name
+        self._confirms = confirms
+        self._prepare = prepare
+        self._probe = probe
+        self._probe_seconds = probe_seconds
+        self._linger_seconds = linger_seconds
+        self._lane: Lane | None = None
+        self._up = asyncio.Event()
+        self._keeper: asyncio.Task[None] | None = None
+        self._last_error = ""
+
+    def __repr__(self) -> str:
+        return f"SupervisedChannel({self._name!r}, {self._lane})"
+
+    @property
+    def current(self) -> Lane | None:
+        """The prepared channel, if there is one now."""
+        lane = self._lane
+        return lane if lane is not None and lane.is_open else None
+
+    async def lane(self) -> Lane:
+        """The prepared channel, as soon as there is one."""
+        while (lane := self.current) is None:
+            self._up.clear()
+            await self._up.wait()
+        return lane
+
+    async def start(self) -> None:
+        """Prepare a first channel, and keep one from then on.
+
+        Raises:
+            NotConnectedError: not until the context's deadline, or for 30 s without one.
+            TopologyError: the broker has something with other properties.
+            AccessDeniedError: the user may not do this.
+        """
+        seconds = start_seconds()
+        first = asyncio.get_running_loop().create_future()
+        self._keeper = asyncio.create_task(self._keep(first), name=f"{self._name} channel")
+        try:
+            await asyncio.wait({first}, timeout=seconds)
+        except asyncio.CancelledError:
+            await self.stop()
+            raise
+        if first.done() and first.exception() is None:
+            return
+        await self.stop()
+        if first.done():
+            first.result()
+        raise NotConnectedError(
+            f"{self._name} is not up after {seconds:.1f} s: {self._last_error or 'no answer'}"
+        )
+
+    async def stop(self) -> Lane | None:
+        """Open no more channels; the last one is still open and the caller's to close."""
+        keeper, self._keeper = self._keeper, None
+        if keeper is not None:
+            keeper.cancel()
+            await asyncio.wait({keeper})
+        lane, self._lane = self._lane, None
+        return lane
+
+    def retire(self, lane: Lane, *, reason: str) -> None:
+        """Replace that channel by a new one."""
+        if not lane.retired.is_set():
+            _log.warning("channel_retired", name=self._name, reason=reason)
+            lane.retire()
+
+    async def _keep(self, first: asyncio.Future[None]) -> None:
+        backoff = Backoff()
+        while True:
+            try:
+                lane = await self._open()
+            except Exception as error:  # noqa: BLE001 - whatever spoils one channel must not end the supervision
+                self._last_error = str(error)
+                if not (first.done() or isinstance(error, UnavailableError)):
+                    first.set_exception(error)
+                    return
+                _log.warning("channel_not_open", name=self._name, error=self._last_error)
+            else:
+                if not first.done():
+                    first.set_result(None)
+                if await self._live_through(lane) >= STABLE_SECONDS:
+                    backoff.reset()
+            await asyncio.sleep(backoff.next_seconds())
+
+    async def _open(self) -> Lane:
+        link = await self._connection.link()
+        await link.writable()
+        channel = await link.channel(confirms=self._confirms)
+        lane = Lane(channel, link, linger_seconds=self._linger_seconds)
+        try:
+            await link.ask(self._prepared(lane), name=f"preparing {self._name}", seconds=PREPARE_SECONDS)
+        except BaseException:
+            lane.close()
+            raise
+        return lane
+
+    async def _prepared(self, lane: Lane) -> None:
+        try:
+            await self._prepare(lane)
+        except (ChannelPreconditionFailed, ChannelLockedResource) as error:
+            raise TopologyError(f"{self._name}: the broker has it with other properties: {error}") from error
+        except ChannelAccessRefused as error:
+            raise AccessDeniedError(f"{self._name}: {error}") from error
+        except AMQPError as error:
+            raise NotConnectedError(f"{self._name}: {type(error).__name__}: {error}") from error
+
+    async def _live_through(self, lane: Lane) -> float:
+        """Have a prepared channel until it is lost or retired; the seconds for which it lasted."""
+        opened = time.monotonic()
+        self._lane = lane
+        self._up.set()
+        closed = closing(lane.channel)
+        retired = asyncio.ensure_future(lane.retired.wait())
+        try:
+            while not closed.done() and not retired.done():
+                await asyncio.wait(
+                    {closed, retired}, timeout=self._probe_seconds, return_when=asyncio.FIRST_COMPLETED
+                )
+                if not closed.done() and not retired.done():
+                    await self._check(lane)
+        finally:
+            retired.cancel()
+        self._lane = None
+        if lane.is_open:
+            lane.retire()
+        else:
+            _log.warning("channel_lost", name=self._name)
+        return time.monotonic() - opened
+
+    async def _check(self, lane: Lane) -> None:
+        if self._probe is None:
+            return
+        try:
+            await lane.link.ask(self._probe(lane), name=f"probing {self._name}")
+        except (NotConnectedError, *LIBRARY_ERRORS) as error:
+            self.retire(lane, reason=f"the probe says: {error}")

@@ -1,0 +1,237 @@
+"""Exchanges, queues and bindings as values, and the ones that hybridkit uses (RabbitMQ 3.10 to 4.x, no plugin).
+
+```
+hk.events         topic                        event type -> the queues of consumers
+<consumer>        quorum queue                 after 20 failed deliveries -> hk.dlx, at least once
+hk.dlx            direct                       <consumer> -> <consumer>.dlq
+hk.delay.L<n>     topic exchange and queue     waits 2^n s, then goes on to level n-1, finally to hk.delay.deliver
+hk.delay.deliver  topic                        17 bits and the queue's name -> that queue
+hk.unrouted       fanout and queue             what hk.dlx and hk.delay.deliver find no queue for
+```
+
+A delay is written in binary into the routing key, highest bit first, one word per bit; at level n a 1 leads through the
+queue and a 0 past it, so a power of two costs one queue. After NServiceBus:
+https://docs.particular.net/transports/rabbitmq/delayed-delivery
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from aiormq.abc import AbstractChannel
+
+from hybridkit.errors import DeclarationError
+
+__all__ = [
+    "DEAD_LETTER_EXCHANGE",
+    "EVENT_EXCHANGE",
+    "UNROUTED",
+    "Binding",
+    "Exchange",
+    "Queue",
+    "Topology",
+    "consumer_topology",
+    "dead_letter_queue",
+    "declare",
+    "delay_route",
+    "shared_topology",
+]
+
+EVENT_EXCHANGE: Final = "hk.events"
+DEAD_LETTER_EXCHANGE: Final = "hk.dlx"
+DELAY_DELIVER_EXCHANGE: Final = "hk.delay.deliver"
+UNROUTED: Final = "hk.unrouted"
+
+DELAY_LEVELS: Final = 17
+MAX_DELAY_SECONDS: Final = 2**DELAY_LEVELS - 1
+DELIVERY_LIMIT: Final = 20
+
+# A queue without a consumer of ours still counts deliveries to whoever looks into it, and RabbitMQ 4 gives it a limit
+# of 20 where none is written. (-1 for "none" drops at the second delivery on 3.10.)
+NO_DELIVERY_LIMIT: Final = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exchange:
+    """A durable exchange.
+
+    Attributes:
+        name: as the broker knows it.
+        kind: how it routes.
+        alternate: the exchange that gets what no binding matches.
+    """
+
+    name: str
+    kind: Literal["topic", "direct", "fanout"]
+    alternate: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Queue:
+    """A durable quorum queue.
+
+    Attributes:
+        name: as the broker knows it.
+        arguments: its `x-` arguments, without the queue type.
+    """
+
+    name: str
+    arguments: Mapping[str, str | int] = field(default_factory=dict[str, str | int])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Binding:
+    """From an exchange to a queue, or to another exchange.
+
+    Attributes:
+        source: the exchange.
+        target: the name of the queue or exchange.
+        key: the routing key, or its pattern.
+        to_exchange: the target is an exchange.
+    """
+
+    source: str
+    target: str
+    key: str = ""
+    to_exchange: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Topology:
+    """What is to be there, in the order in which it is declared."""
+
+    exchanges: tuple[Exchange, ...] = ()
+    queues: tuple[Queue, ...] = ()
+    bindings: tuple[Binding, ...] = ()
+
+    def __add__(self, other: "Topology") -> "Topology":
+        return Topology(
+            exchanges=self.exchanges + other.exchanges,
+            queues=self.queues + other.queues,
+            bindings=self.bindings + other.bindings,
+        )
+
+
+def shared_topology() -> Topology:
+    """What all services share: the event exchange, dead letters, delay levels, and the parking queue."""
+    # hk.events has no alternate exchange: with one, an event that no queue wants is confirmed and never returned.
+    basics = Topology(
+        exchanges=(
+            Exchange(name=UNROUTED, kind="fanout"),
+            Exchange(name=EVENT_EXCHANGE, kind="topic"),
+            Exchange(name=DEAD_LETTER_EXCHANGE, kind="direct", alternate=UNROUTED),
+            Exchange(name=DELAY_DELIVER_EXCHANGE, kind="topic", alternate=UNROUTED),
+        ),
+        queues=(Queue(name=UNROUTED, arguments={"x-delivery-limit": NO_DELIVERY_LIMIT}),),
+        bindings=(Binding(source=UNROUTED, target=UNROUTED),),
+    )
+    for level in range(DELAY_LEVELS):
+        basics += _delay_level(level)
+    return basics
+
+
+def consumer_topology(name: str, event_types: Iterable[str]) -> Topology:
+    """A consumer's queue with its bindings, and its dead-letter queue.
+
+    Args:
+        name: of the queue.
+        event_types: the types to be delivered from the event exchange.
+    """
+    queues = (
+        Queue(
+            name=name,
+            arguments={
+                "x-delivery-limit": DELIVERY_LIMIT,
+                "x-dead-letter-routing-key": name,
+                **_dead_letter_to(DEAD_LETTER_EXCHANGE),
+            },
+        ),
+        Queue(name=dead_letter_queue(name), arguments={"x-delivery-limit": NO_DELIVERY_LIMIT}),
+    )
+    bindings = (
+        Binding(source=DEAD_LETTER_EXCHANGE, target=dead_letter_queue(name), key=name),
+        # As many stars as bits: `#` would also deliver to the queue `a` what is meant for the queue `b.a`.
+        Binding(source=DELAY_DELIVER_EXCHANGE, target=name, key="*." * DELAY_LEVELS + name),
+        *(Binding(source=EVENT_EXCHANGE, target=name, key=event_type) for event_type in event_types),
+    )
+    return Topology(queues=queues, bindings=bindings)
+
+
+def dead_letter_queue(name: str) -> str:
+    """The queue in which that consumer's dead letters wait."""
+    return f"{name}.dlq"
+
+
+def delay_route(seconds: float, queue: str) -> tuple[str, str]:
+    """Exchange and routing key that bring a message to the queue after that time, rounded up to whole seconds.
+
+    Raises:
+        DeclarationError: not between 0 and 36 h.
+    """
+    if not 0 <= seconds <= MAX_DELAY_SECONDS:
+        raise DeclarationError(f"a delay is at least 0 and at most {MAX_DELAY_SECONDS} s, not {seconds}")
+    whole = max(math.ceil(seconds), 1)
+    bits = format(whole, f"0{DELAY_LEVELS}b")
+    return _level_name(whole.bit_length() - 1), ".".join(bits) + "." + queue
+
+
+async def declare(topology: Topology, channel: AbstractChannel) -> None:
+    """Declare it all; what is there already stays.
+
+    Raises:
+        aiormq.exceptions.AMQPError: the broker refuses something; the channel is closed.
+    """
+    for exchange in topology.exchanges:
+        await channel.exchange_declare(
+            exchange.name,
+            exchange_type=exchange.kind,
+            durable=True,
+            arguments={"alternate-exchange": exchange.alternate} if exchange.alternate else None,
+        )
+    for queue in topology.queues:
+        await channel.queue_declare(
+            queue.name, durable=True, arguments={"x-queue-type": "quorum", **queue.arguments}
+        )
+    for binding in topology.bindings:
+        bind = channel.exchange_bind if binding.to_exchange else channel.queue_bind
+        await bind(binding.target, binding.source, binding.key)
+
+
+def _delay_level(level: int) -> Topology:
+    name = _level_name(level)
+    below = _level_name(level - 1) if level else DELAY_DELIVER_EXCHANGE
+    skipped = "*." * (DELAY_LEVELS - 1 - level)
+    return Topology(
+        exchanges=(Exchange(name=name, kind="topic"),),
+        queues=(
+            Queue(
+                name=name,
+                arguments={
+                    "x-message-ttl": 1000 * 2**level,
+                    "x-delivery-limit": NO_DELIVERY_LIMIT,
+                    **_dead_letter_to(below),
+                },
+            ),
+        ),
+        bindings=(
+            Binding(source=name, target=name, key=skipped + "1.#"),
+            Binding(source=name, target=below, key=skipped + "0.#", to_exchange=True),
+        ),
+    )
+
+
+def _level_name(level: int) -> str:
+    return f"hk.delay.L{level}"
+
+
+def _dead_letter_to(exchange: str) -> dict[str, str]:
+    """At least once: the message leaves the queue when the next one has it. Needs `reject-publish`.
+
+    https://www.rabbitmq.com/docs/quorum-queues#activating-at-least-once-dead-lettering
+    """
+    return {
+        "x-dead-letter-exchange": exchange,
+        "x-dead-letter-strategy": "at-least-once",
+        "x-overflow": "reject-publish",
+    }
