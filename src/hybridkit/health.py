@@ -13,7 +13,6 @@ doesn't, before the start is complete, and from the moment the process is told t
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -22,13 +21,17 @@ from typing import Any, Final, Literal, Self
 
 from hybridkit.codec import encode_json
 from hybridkit.errors import DeclarationError, HybridkitError
+from hybridkit.observability import get_logger
 
-__all__ = ["DependencyState", "Health", "HealthServer", "Probe", "Readiness"]
+__all__ = ["DependencyState", "Health", "HealthServer", "Probe", "Readiness", "RenderMetrics"]
 
-_log = logging.getLogger("hybridkit.health")
+_log = get_logger("hybridkit.health")
 
 type Probe = Callable[[], Awaitable[object]]
 """Returns when the dependency works and raises when it doesn't."""
+
+type RenderMetrics = Callable[[str], tuple[bytes, str]]
+"""Given the request's `Accept` header, answers the body and its content type."""
 
 REQUEST_LIMIT_BYTES: Final = 8 * 1024
 REQUEST_TIMEOUT_SECONDS: Final = 5.0
@@ -190,9 +193,9 @@ class Health:
         before = self._states.get(name)
         self._states[name] = state
         if not state.up and (before is None or before.up):
-            _log.warning("dependency %s is down: %s", name, state.detail)
+            _log.warning("dependency is down", dependency=name, reason=state.detail)
         elif state.up and before is not None and not before.up:
-            _log.info("dependency %s is up again", name)
+            _log.info("dependency is up again", dependency=name)
 
     def _forget(self, name: str, task: asyncio.Task[object]) -> None:
         del self._hanging[name]
@@ -214,7 +217,7 @@ class HealthServer:
         health: what to tell.
         port: where to listen; 0 takes a free one.
         host: the address to listen on; a container needs `0.0.0.0`.
-        metrics: makes the text of `/metrics` in the Prometheus format; without it that path is not found.
+        metrics: makes what `/metrics` answers, as `observability.render_metrics`; without it that path is not found.
 
     Attributes:
         port: where it listens, once entered.
@@ -226,7 +229,7 @@ class HealthServer:
         *,
         port: int,
         host: str = "127.0.0.1",
-        metrics: Callable[[], bytes] | None = None,
+        metrics: RenderMetrics | None = None,
     ) -> None:
         self.port = port
         self._health = health
@@ -274,22 +277,23 @@ class HealthServer:
             head = await reader.readuntil(b"\r\n\r\n")
         except asyncio.LimitOverrunError:
             return _response(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
-        match head.split(b"\r\n", 1)[0].split(b" "):
+        request_line, *headers = head.split(b"\r\n")
+        match request_line.split(b" "):
             case [b"GET", target, b"HTTP/1.0" | b"HTTP/1.1"]:
-                return await self._get(target.split(b"?", 1)[0])
+                return await self._get(target.split(b"?", 1)[0], headers)
             case [_, _, b"HTTP/1.0" | b"HTTP/1.1"]:
                 return _response(HTTPStatus.METHOD_NOT_ALLOWED)
             case _:
                 return _response(HTTPStatus.BAD_REQUEST)
 
-    async def _get(self, path: bytes) -> bytes:
+    async def _get(self, path: bytes, headers: list[bytes]) -> bytes:
         if path == b"/health":
             return _json_response(HTTPStatus.OK, {"status": "alive"})
         if path == b"/ready":
             readiness = await self._health.readiness()
             return _json_response(readiness.status_code, readiness.to_dict())
         if path == b"/metrics" and self._metrics is not None:
-            return _metrics_response(self._metrics)
+            return _metrics_response(self._metrics, _accept(headers))
         return _response(HTTPStatus.NOT_FOUND)
 
     def __repr__(self) -> str:
@@ -317,13 +321,21 @@ def _state_to_dict(state: DependencyState) -> dict[str, Any]:
     return {"status": "up" if state.up else "down", "seconds": round(state.seconds, 4), **detail}
 
 
-def _metrics_response(metrics: Callable[[], bytes]) -> bytes:
+def _accept(headers: list[bytes]) -> str:
+    for header in headers:
+        name, _, value = header.partition(b":")
+        if name.lower() == b"accept":
+            return value.strip().decode("latin-1")
+    return ""
+
+
+def _metrics_response(metrics: RenderMetrics, accept: str) -> bytes:
     try:
-        body = metrics()
+        body, content_type = metrics(accept)
     except Exception:  # noqa: BLE001 - somebody else's broken collector must not take the other paths with it
         _log.exception("the metrics can't be collected")
         return _response(HTTPStatus.INTERNAL_SERVER_ERROR)
-    return _response(HTTPStatus.OK, body, content_type="text/plain; version=0.0.4; charset=utf-8")
+    return _response(HTTPStatus.OK, body, content_type=content_type)
 
 
 def _json_response(status: int, body: Mapping[str, Any]) -> bytes:

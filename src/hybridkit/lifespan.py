@@ -17,7 +17,6 @@ to closing.
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
@@ -29,10 +28,11 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_before_delay, 
 
 from hybridkit.errors import DeclarationError, OutcomeUnknownError, TemporaryError, UnavailableError
 from hybridkit.health import Health
+from hybridkit.observability import get_logger
 
 __all__ = ["Dependency", "ServiceResources", "StopAction"]
 
-_log = logging.getLogger("hybridkit.lifespan")
+_log = get_logger("hybridkit.lifespan")
 
 type StopAction = Callable[[float], Awaitable[object]]
 """One step of stopping; it is given the seconds that it may take."""
@@ -197,7 +197,7 @@ class ServiceResources:
     def started(self) -> None:
         """Everything is open and serving: from now on the probes decide about readiness."""
         self.health.started()
-        _log.info("started: %s", ", ".join(owner.name for owner in self._opened) or "nothing to open")
+        _log.info("started", open=[owner.name for owner in self._opened])
 
     async def _open(self, opening: "_Opening") -> Any:
         owner = await opening.run()
@@ -207,7 +207,7 @@ class ServiceResources:
         if dependency.provides is not None:
             self._providers[dependency.provides] = owner.value
         self.health.add(dependency.name, owner.probe)
-        _log.info("%s is open", dependency.name)
+        _log.info("resource is open", resource=dependency.name)
         return owner.value
 
     def _check_all_free(self, dependencies: tuple[Dependency[Any], ...]) -> None:
@@ -257,7 +257,7 @@ class ServiceResources:
             self.health.drain()
             if self._unready_seconds > 0:
                 wait_seconds = min(self._unready_seconds, self._shutdown_seconds * WAIT_UNTIL)
-                _log.info("stopping: not ready any more, waiting %.1f s for that to be seen", wait_seconds)
+                _log.info("not ready any more, and waiting for that to be seen", seconds=wait_seconds)
                 await _wait_for(self._hurried, wait_seconds)
 
     async def stop(self) -> None:
@@ -291,7 +291,7 @@ class ServiceResources:
         await _wait_all(list(tasks), left, unless=self._hurried if may_skip else asyncio.Event())
         unfinished = [task for task in tasks if not task.done()]
         for task in unfinished:
-            _log.warning("%s of %s did not end in time and is cancelled", phase, tasks[task])
+            _log.warning("cancelled, because its time is over", phase=phase, action=tasks[task])
             task.cancel()
         if unfinished:
             await asyncio.wait(unfinished, timeout=CANCEL_GRACE_SECONDS)
@@ -309,10 +309,10 @@ class ServiceResources:
     def _note(self, what: str, task: "asyncio.Future[Any]") -> None:
         if not task.done() or task.cancelled():
             self._errors.append(TimeoutError(f"{what} did not end in time"))
-            _log.error("%s did not end in time", what)
+            _log.error("did not end in time", what=what)
         elif error := task.exception():
             self._errors.append(error)
-            _log.error("%s failed", what, exc_info=error)
+            _log.error("failed while stopping", what=what, exc_info=error)
 
     def __repr__(self) -> str:
         names = ", ".join(owner.name for owner in self._opened)
@@ -353,7 +353,11 @@ class _Opening:
 
     def _note(self, error: Exception) -> None:
         if not self.trouble:
-            _log.info("waiting for %s: %s: %s", self.dependency.name, type(error).__name__, error)
+            _log.info(
+                "waiting for a resource",
+                resource=self.dependency.name,
+                reason=f"{type(error).__name__}: {error}",
+            )
         # Why it failed says more than that the time was over.
         if not isinstance(error, _NoAnswerError) or not self.trouble:
             self.trouble = f"{type(error).__name__}: {error}"

@@ -1,6 +1,5 @@
 """The Redis client: its limits, and what a server has to fulfil before work is built on it."""
 
-import logging
 from typing import Final
 
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -11,10 +10,11 @@ from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from hybridkit.errors import SettingsError, UnavailableError
+from hybridkit.observability import get_logger
 
 __all__ = ["check_noeviction", "connect_redis", "probe_redis"]
 
-_log = logging.getLogger("hybridkit.coordination")
+_log = get_logger("hybridkit.coordination")
 
 _RETRIES: Final = 1
 """One: enough for a connection that Redis has closed meanwhile. redis-py's default is 10, at 5 s each."""
@@ -97,10 +97,10 @@ async def check_noeviction(redis: Redis) -> None:
         raise UnavailableError(f"Redis does not answer: {type(error).__name__}: {error}") from error
     except ResponseError as error:
         memory = {}
-        _log.info("Redis answers INFO with an error: %s", error)
+        _log.info("Redis refuses INFO", reason=str(error))
     policy = memory.get("maxmemory_policy")
     if policy is None:
-        _log.warning("Redis does not tell its maxmemory-policy; make sure that it is noeviction")
+        _log.warning("Redis does not tell its maxmemory-policy: make sure that it is noeviction")
     elif policy != "noeviction":
         raise SettingsError(
             "Redis may throw away claims, locks and sessions",

@@ -46,6 +46,7 @@ from hybridkit.idempotency._keys import check_key, fingerprint
 from hybridkit.idempotency._lease import LeaseKeeper
 from hybridkit.idempotency._records import Records
 from hybridkit.idempotency._scripts import BEGIN, FINISH, RENEW
+from hybridkit.observability import metrics
 
 __all__ = ["MAX_RESULT_BYTES", "IdempotencyGuard"]
 
@@ -53,6 +54,13 @@ MAX_RESULT_BYTES: Final = 32 * 1024
 """A larger result isn't kept: the record then says "done" without it."""
 
 _POLL_SECONDS: Final = 0.05
+_OUTCOMES: Final = {
+    InProgress: "in_progress",
+    Completed: "completed",
+    Failed: "failed",
+    Mismatch: "mismatch",
+    Exhausted: "exhausted",
+}
 
 
 class IdempotencyGuard:
@@ -201,6 +209,7 @@ class IdempotencyGuard:
             answer = await self._ask_to_begin(wanted)
             left_seconds = give_up_at - time.monotonic()
             if not isinstance(answer, InProgress) or left_seconds <= 0:
+                _count(key, _outcome_name(answer))
                 return answer
             pause_seconds = _POLL_SECONDS * random.uniform(0.5, 1.5)  # noqa: S311 - spreads the waiting, no secret
             await asyncio.sleep(min(pause_seconds, left_seconds))
@@ -290,6 +299,7 @@ class IdempotencyGuard:
     def _without_redis(self, wanted: Acquired, error: UnavailableError | None = None) -> Acquired:
         if self._when_down is RedisDown.DURABLE:
             return wanted
+        _count(wanted.key, "unavailable")
         raise error or UnavailableError(
             "the idempotency guard refuses work: Redis did not answer a moment ago",
             retry_after_seconds=COOLDOWN_SECONDS,
@@ -343,6 +353,18 @@ def _begin_answer(wanted: Acquired, reply: list[Any]) -> Begin:
             return Mismatch()
         case _:
             return Exhausted()
+
+
+def _count(key: str, outcome: str) -> None:
+    metrics.idempotency_outcomes.labels(key.partition(":")[0], outcome).inc()
+
+
+def _outcome_name(answer: Begin) -> str:
+    if isinstance(answer, Acquired):
+        if not answer.guarded:
+            return "unguarded"
+        return "taken_over" if answer.taken_over else "acquired"
+    return _OUTCOMES[type(answer)]
 
 
 def _as_bytes(body: str | bytes | None) -> bytes | None:

@@ -23,8 +23,9 @@ def claim_key(context: str, entity: str, *identity: object) -> str:
     parts give equal keys, different parts different ones.
 
     Args:
-        context: who works, for example the queue, or `http` and the principal.
-        entity: on what kind of thing, for example the service that sent an event, or the route.
+        context: what kind of work, for example the consumer's queue, or `http`. It has few values: it is also the
+            `scope` of the guard's metric.
+        entity: whose, for example the service that sent an event, or the user.
         identity: which one; several parts are joined with `:`.
     """
     parts = ":".join(quote(str(part), safe="") for part in identity)

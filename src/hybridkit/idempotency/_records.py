@@ -1,7 +1,6 @@
 """Questions to Redis that are bounded in time and end in one of two ways: an answer, or `UnavailableError`."""
 
 import asyncio
-import logging
 from typing import Any, cast
 
 from redis.asyncio import Redis
@@ -12,10 +11,11 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from hybridkit.errors import UnavailableError
 from hybridkit.idempotency._breaker import COOLDOWN_SECONDS, Breaker
 from hybridkit.idempotency._scripts import Script
+from hybridkit.observability import get_logger
 
 __all__ = ["Records"]
 
-_log = logging.getLogger("hybridkit.idempotency")
+_log = get_logger("hybridkit.idempotency")
 
 type Argument = str | bytes | int
 
@@ -73,7 +73,7 @@ class Records:
             raise _unavailable(_words(error)) from error
         except RedisError as error:
             # It is there and says no (OOM, READONLY, MISCONF, WRONGTYPE): quick, so no matter for the breaker.
-            _log.warning("Redis refuses to run a script of the idempotency guard: %s", _words(error))
+            _log.warning("Redis refuses a script of the idempotency guard", reason=_words(error))
             raise _unavailable(_words(error)) from error
         if self.breaker.succeeded():
             _log.info("Redis answers the idempotency guard again")
@@ -89,7 +89,7 @@ class Records:
 
     def _note_failure(self) -> None:
         if self.breaker.failed():
-            _log.warning("Redis does not answer the idempotency guard; it is asked again once a second")
+            _log.warning("Redis does not answer the idempotency guard", next_try_seconds=COOLDOWN_SECONDS)
 
     def __repr__(self) -> str:
         return f"Records(key_prefix={self._key_prefix!r}, breaker={self.breaker!r})"
