@@ -171,11 +171,12 @@ class _Rendering:
 
     def __call__(self, logger: Any, method: str, event: _Event) -> bytes:
         name = getattr(logger, "name", "")
+        error = _error_in(event.pop("exc_info", None))
         try:
-            line = self._render(name, method, dict(event))
+            line = self._render(name, method, {**event, "exc_info": error})
         except Exception:  # noqa: BLE001 # a value that cannot be shown must not fail the work that logs it
-            texts = {_text(key): _text(value) for key, value in event.items() if key != "exc_info"}
-            line = self._render(name, method, texts | {"exc_info": event.get("exc_info")})
+            texts = {_text(key): _text(value) for key, value in event.items()}
+            line = self._render(name, method, {**texts, "exc_info": error})
         return _CREDENTIALS.sub(rb"\1\2**********", line) + b"\n"
 
 
@@ -198,7 +199,8 @@ def _json_renderer(settings: ServiceSettings) -> _Render:
             line["http.request.id"] = event["request_id"]
         if "user_id" in event:
             line["user.id"] = event["user_id"]
-        line |= _error_fields(event.pop("exc_info", None))
+        error = event.pop("exc_info")
+        line |= {} if error is None else _error_fields(error)
         for key, value in event.items():
             clash = key in line or (key in _ECS_OBJECTS and not isinstance(value, Mapping))
             line[f"labels.{key}" if clash else key] = value
@@ -220,17 +222,20 @@ def _console_renderer() -> _Render:
     return render
 
 
-def _error_fields(exc_info: object) -> dict[str, str]:
+def _error_in(exc_info: object) -> BaseException | None:
+    """The exception that `exc_info` stands for: itself, a tuple of `sys.exc_info()`, or True for the active one."""
     if exc_info is True:
-        exc_info = sys.exc_info()[1]
-    elif isinstance(exc_info, tuple):
+        return sys.exc_info()[1]
+    if isinstance(exc_info, tuple):
         exc_info = cast("tuple[object, ...]", exc_info)[1]
-    if not isinstance(exc_info, BaseException):
-        return {}
+    return exc_info if isinstance(exc_info, BaseException) else None
+
+
+def _error_fields(error: BaseException) -> dict[str, str]:
     return {
-        "error.type": f"{type(exc_info).__module__}.{type(exc_info).__qualname__}",
-        "error.message": _text(exc_info),
-        "error.stack_trace": _text("".join(traceback.format_exception(exc_info))),
+        "error.type": f"{type(error).__module__}.{type(error).__qualname__}",
+        "error.message": _text(error),
+        "error.stack_trace": _text("".join(traceback.format_exception(error))),
     }
 
 

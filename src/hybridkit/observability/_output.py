@@ -29,7 +29,8 @@ class _Output:
                 rest = rest[os.write(descriptor, rest) :]
         except Exception:  # noqa: BLE001 # closed, full, or not a stream at all: logging never fails the work
             metrics.log_lines_dropped.inc()
-        self._torn = 0 < len(rest) < len(line)
+        if len(rest) < len(line):
+            self._torn = bool(rest)
 
 
 def _descriptor(stream: Any) -> int | None:

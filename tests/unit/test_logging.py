@@ -1,0 +1,390 @@
+"""One pipeline for structlog and the standard library: what a line holds, and that it never fails the work."""
+
+import json
+import logging
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, NoReturn
+from uuid import UUID
+
+import pytest
+import structlog
+from pydantic import SecretStr
+
+from hybridkit.context import RequestContext, bind
+from hybridkit.observability import configure_logging, get_logger, metrics, span, trace_headers
+from hybridkit.settings import SecretUrl, ServiceSettings
+
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+def fail(error: Exception) -> NoReturn:
+    raise error
+
+
+LIBRARIES = (
+    "gunicorn.error",
+    "httpx",
+    "httpcore",
+    "uvicorn",
+    "uvicorn.error",
+    "sqlalchemy",
+    "pymongo",
+    "aiormq",
+)
+
+log = get_logger("tests.logging")
+
+
+@pytest.fixture(autouse=True)
+def _restored() -> Iterator[None]:
+    """Logging is global; each test leaves it as it was."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    levels = {name: logging.getLogger(name).level for name in LIBRARIES}
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    for name, before in levels.items():
+        logging.getLogger(name).setLevel(before)
+    logging.captureWarnings(capture=False)
+    structlog.contextvars.clear_contextvars()
+    structlog.reset_defaults()
+
+
+def configure(**values: Any) -> None:
+    configure_logging(ServiceSettings(**{"service_name": "users_api", "environment": "test", **values}))
+
+
+class Lines:
+    """What was logged since the last look, parsed."""
+
+    def __init__(self, captured: pytest.CaptureFixture[str]) -> None:
+        self._captured = captured
+
+    def all(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self._captured.readouterr().out.splitlines()]
+
+    def one(self) -> dict[str, Any]:
+        (line,) = self.all()
+        return line
+
+
+@pytest.fixture
+def lines(capsys: pytest.CaptureFixture[str]) -> Lines:
+    configure()
+    return Lines(capsys)
+
+
+# ── what a line holds ────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_line_follows_the_elastic_common_schema(lines: Lines) -> None:
+    before = datetime.now(UTC)
+    log.info("user registered", plan="free")
+    line = lines.one()
+    written = datetime.fromisoformat(line.pop("@timestamp"))
+    assert abs((written - before).total_seconds()) < 5
+    assert line == {
+        "log.level": "info",
+        "message": "user registered",
+        "service.name": "users_api",
+        "service.environment": "test",
+        "ecs.version": "8.17.0",
+        "log.logger": "tests.logging",
+        "plan": "free",
+    }
+
+
+def test_the_context_is_in_each_line_and_none_is_made_up(lines: Lines) -> None:
+    with bind(RequestContext(request_id="req-1", user_id="user-1")):
+        log.info("inside")
+    with bind(RequestContext(request_id="req-2")):
+        logging.getLogger("library").warning("inside")
+    log.info("outside")
+    full, system, outside = lines.all()
+    ids = ("request_id", "http.request.id", "user_id", "user.id")
+    assert [full[name] for name in ids] == ["req-1", "req-1", "user-1", "user-1"]
+    assert [system.get(name) for name in ids] == ["req-2", "req-2", None, None]
+    assert not outside.keys() & set(ids)
+
+
+def test_a_line_inside_a_span_names_its_trace(lines: Lines) -> None:
+    with span("work", parent={"traceparent": TRACEPARENT}):
+        assert trace_headers()["traceparent"] == TRACEPARENT
+        log.info("traced")
+    line = lines.one()
+    assert (line["trace.id"], line["span.id"]) == ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331")
+
+
+def test_what_the_application_binds_is_in_each_line(lines: Lines) -> None:
+    structlog.contextvars.bind_contextvars(tenant="blue")
+    log.bind(attempt=2).info("bound")
+    line = lines.one()
+    assert (line["tenant"], line["attempt"]) == ("blue", 2)
+
+
+def test_an_error_has_type_message_and_stack(lines: Lines) -> None:
+    try:
+        fail(LookupError("no such user"))
+    except LookupError as error:
+        log.exception("active")
+        log.warning("given", exc_info=error)
+        logging.getLogger("library").exception("standard")
+    log.error("none active", exc_info=True)  # noqa: LOG014 # what it does is the question
+    *failed, none = lines.all()
+    for line in failed:
+        assert (line["error.type"], line["error.message"]) == ("builtins.LookupError", "no such user")
+        assert line["error.stack_trace"].startswith("Traceback (most recent call last):\n")
+        assert line["error.stack_trace"].endswith("LookupError: no such user\n")
+    assert not any(name.startswith("error.") for name in none)
+
+
+def test_keys_that_the_schema_uses_otherwise_go_to_labels(lines: Lines) -> None:
+    """A text where Elasticsearch expects an object makes it refuse the line."""
+    log.info("clash", user="ada", message="mine", http={"request": {"method": "GET"}})
+    line = lines.one()
+    assert (line["message"], line["labels.message"], line["labels.user"]) == ("clash", "mine", "ada")
+    assert line["http"] == {"request": {"method": "GET"}}
+
+
+def test_levels_below_the_configured_one_are_left_out(lines: Lines) -> None:
+    log.debug("no")
+    logging.getLogger("library").debug("no")
+    configure(log_level="DEBUG")
+    log.debug("yes")
+    logging.getLogger("library").debug("yes")
+    assert [line["message"] for line in lines.all()] == ["yes", "yes"]
+
+
+# ── the standard library's loggers ───────────────────────────────────────────────────────────────
+
+
+def test_records_of_the_standard_library_take_the_same_way(lines: Lines) -> None:
+    logging.getLogger("uvicorn.error").warning(
+        "hi %s", "there", extra={"client": "10.0.0.1", "event": "x", "n": 1}
+    )
+    line = lines.one()
+    assert (line["message"], line["log.level"], line["log.logger"]) == (
+        "hi there",
+        "warning",
+        "uvicorn.error",
+    )
+    assert (line["labels.client"], line["n"]) == ("10.0.0.1", 1)
+
+
+def test_handlers_that_uvicorn_installed_are_replaced(
+    lines: Lines, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uvicorn = logging.getLogger("uvicorn")
+    uvicorn.addHandler(logging.StreamHandler(sys.stderr))
+    uvicorn.propagate = False
+    configure()
+    uvicorn.warning("once")
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert captured.out.count("once") == 1
+
+
+def test_configuring_again_does_not_double_the_lines(lines: Lines) -> None:
+    logging.basicConfig(force=True)
+    configure()
+    configure()
+    logging.getLogger("library").warning("once")
+    assert lines.one()["message"] == "once"
+
+
+def test_other_handlers_of_the_root_logger_stay(lines: Lines, caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("library").warning("seen by both")
+    assert caplog.messages == ["seen by both"]
+    assert lines.one()["message"] == "seen by both"
+
+
+def test_levels_of_other_libraries_find_the_nearest(lines: Lines) -> None:
+    logger = logging.getLogger("library")
+    for level in (25, 60):
+        logger.log(level, "custom")
+    logger.handle(logging.makeLogRecord({"msg": "raw", "levelno": 20, "name": "library"}))
+    assert [line["log.level"] for line in lines.all()] == ["info", "critical", "info"]
+
+
+def test_libraries_that_print_secrets_at_low_levels_are_held_back(lines: Lines) -> None:
+    configure(log_level="DEBUG")
+    logging.getLogger("httpx").info("HTTP Request: GET https://api.telegram.org/")
+    logging.getLogger("httpcore.http11").debug("send_request_headers")
+    logging.getLogger("aiormq.connection").debug("Sending StartOk")
+    logging.getLogger("sqlalchemy.engine").info("INSERT")
+    assert lines.all() == []
+
+
+def test_warnings_of_python_are_lines(lines: Lines) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        logging.captureWarnings(capture=False)
+        configure()
+        warnings.warn("old ways", DeprecationWarning, stacklevel=1)
+        logging.captureWarnings(capture=False)
+    line = lines.one()
+    assert line["log.logger"] == "py.warnings"
+    assert "DeprecationWarning: old ways" in line["message"]
+
+
+# ── values that are hard to show ─────────────────────────────────────────────────────────────────
+
+
+class Unshowable:
+    def __str__(self) -> str:
+        raise RuntimeError("no")
+
+    __repr__ = __str__
+
+
+@dataclass
+class Credentials:
+    user: str
+    password: SecretStr
+
+
+def test_secrets_show_their_mask(lines: Lines) -> None:
+    log.info(
+        "secrets",
+        token=SecretStr("CANARY"),
+        broker=SecretUrl("amqp://u:CANARY@rabbit/vhost"),
+        nested=[Credentials("ada", SecretStr("CANARY")), {"key": SecretStr("CANARY")}],
+    )
+    text = json.dumps(lines.one())
+    assert "CANARY" not in text
+    assert "rabbit/vhost" in text
+
+
+def test_credentials_inside_of_texts_are_masked(lines: Lines) -> None:
+    """Drivers and HTTP clients put the URL into the message of the error."""
+    try:
+        fail(ConnectionError("cannot reach amqp://user:CANARY@rabbit:5672/ or redis://:CANARY@redis"))
+    except ConnectionError:
+        log.exception(
+            "POST https://api.telegram.org/bot123456:CANARY-x_y/sendMessage", see="http://host:80/a b@c"
+        )
+    line = lines.one()
+    assert "CANARY" not in json.dumps(line)
+    assert line["message"] == "POST https://api.telegram.org/bot**********/sendMessage"
+    assert line["error.message"] == "cannot reach amqp://**********@rabbit:5672/ or redis://**********@redis"
+    assert line["see"] == "http://host:80/a b@c"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (UUID(int=1), "00000000-0000-0000-0000-000000000001"),
+        (datetime(2026, 1, 2, tzinfo=UTC), "2026-01-02T00:00:00Z"),
+        (Decimal("1.10"), "1.10"),
+        (Path("a/b"), "a/b"),
+        ({1: {2}}, {"1": "{2}"}),
+        (float("nan"), None),
+        (2**70, str(2**70)),
+        ("lone \ud800 surrogate", "lone \\ud800 surrogate"),
+        (b"\xff", "b'\\xff'"),
+        (Unshowable(), "<Unshowable: str() failed with RuntimeError>"),
+    ],
+)
+def test_any_value_makes_a_line(lines: Lines, value: object, shown: object) -> None:
+    log.info("value", value=value)
+    assert lines.one()["value"] == shown
+
+
+def test_a_value_inside_itself_makes_a_line(lines: Lines) -> None:
+    circle: list[object] = []
+    circle.append(circle)
+    try:
+        fail(ValueError("a surrogate: \ud800"))
+    except ValueError:
+        log.exception("value", value=circle)
+    line = lines.one()
+    assert line["value"] == "[[...]]"
+    assert line["error.message"] == "a surrogate: \\ud800"
+
+
+def test_a_message_that_does_not_fit_its_arguments_makes_a_line(
+    lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = logging.getLogger()
+    ours = [handler for handler in root.handlers if handler.__class__.__module__.startswith("hybridkit.")]
+    monkeypatch.setattr(root, "handlers", ours)  # pytest's own handler raises
+    logging.getLogger("library").warning("%d of %d", "one")  # noqa: PLE1206
+    assert lines.one()["message"] == "%d of %d"
+
+
+def test_a_record_that_cannot_pass_is_counted(lines: Lines) -> None:
+    before = metrics.log_lines_dropped._value.get()
+    logging.getLogger("library").warning("x", extra={"self": 1})
+    assert lines.all() == []
+    assert metrics.log_lines_dropped._value.get() == before + 1
+
+
+# ── the form for people ──────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("environment", "log_format", "is_json"),
+    [
+        ("development", None, False),
+        ("test", None, True),
+        ("production", None, True),
+        ("development", "json", True),
+        ("production", "console", False),
+    ],
+)
+def test_development_reads_lines_and_the_rest_is_json(
+    environment: str, log_format: str | None, is_json: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure(environment=environment, log_format=log_format, _env_file=None)
+    log.info("user registered", plan="free")
+    out = capsys.readouterr().out
+    assert out.startswith("{") is is_json
+    assert "user registered" in out
+    assert "\x1b" not in out  # colours are for terminals
+
+
+def test_the_console_shows_context_and_stack_without_locals(capsys: pytest.CaptureFixture[str]) -> None:
+    """structlog's default shows local variables where rich is installed."""
+    configure(log_format="console")
+    password = "CANARY"
+    with bind(RequestContext(request_id="req-1")):
+        try:
+            fail(LookupError(len(password)))
+        except LookupError:
+            log.exception("failed", odd=Unshowable())
+    out = capsys.readouterr().out
+    assert "req-1" in out
+    assert "[tests.logging]" in out
+    assert "LookupError: 6" in out
+    assert "CANARY" not in out.replace('password = "CANARY"', "")
+
+
+# ── threads ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_lines_of_many_threads_stay_whole(capfd: pytest.CaptureFixture[str]) -> None:
+    configure()
+    start = threading.Barrier(8)
+
+    def work(worker: int) -> None:
+        start.wait()
+        for number in range(100):
+            log.info("x" * 500, worker=worker, number=number)
+
+    threads = [threading.Thread(target=work, args=(worker,)) for worker in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = Lines(capfd).all()
+    assert {(line["worker"], line["number"]) for line in found} == {
+        (w, n) for w in range(8) for n in range(100)
+    }

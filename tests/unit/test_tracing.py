@@ -1,0 +1,204 @@
+"""Traces pass through without an exporter, and reach a collector with one."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from queue import Queue
+from typing import Self
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from opentelemetry.sdk.trace import TracerProvider
+
+from hybridkit.errors import MissingExtraError
+from hybridkit.observability import Tracing, configure_tracing, remote_trace, span, trace_headers
+from hybridkit.settings import SecretUrl, ServiceSettings
+
+TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
+TRACEPARENT = f"00-{TRACE_ID}-b7ad6b7169203331-01"
+
+
+def settings(endpoint: str | None = None) -> ServiceSettings:
+    url = None if endpoint is None else SecretUrl(endpoint)
+    return ServiceSettings(service_name="users_api", environment="test", otel_exporter_otlp_endpoint=url)
+
+
+# ── without an exporter ──────────────────────────────────────────────────────────────────────────
+
+
+def test_there_are_no_headers_outside_of_a_trace() -> None:
+    assert trace_headers() == {}
+    with span("work"):
+        assert trace_headers() == {}
+
+
+def test_the_caller_s_trace_is_passed_on() -> None:
+    headers = {"traceparent": TRACEPARENT, "tracestate": "vendor=1"}
+    with span("GET /users/{id}", kind="server", parent=headers), span("work"):
+        assert trace_headers() == headers
+    assert trace_headers() == {}
+
+
+@pytest.mark.parametrize("value", ["", "nonsense", f"00-{'0' * 32}-b7ad6b7169203331-01", "00-" + "a" * 500])
+def test_a_malformed_header_starts_no_trace(value: str) -> None:
+    with span("work", parent={"traceparent": value}, linked={"traceparent": value}):
+        assert trace_headers() == {}
+
+
+def test_a_parent_replaces_the_current_trace() -> None:
+    """A request that comes without a trace is not part of whatever runs here."""
+    with span("outer", parent={"traceparent": TRACEPARENT}), span("inner", parent={}):
+        assert trace_headers() == {}
+
+
+def test_a_remote_trace_is_a_context_of_opentelemetry() -> None:
+    remote = trace.get_current_span(remote_trace({"traceparent": TRACEPARENT})).get_span_context()
+    assert trace.format_trace_id(remote.trace_id) == TRACE_ID
+
+
+async def test_without_an_endpoint_nothing_is_exported() -> None:
+    async with configure_tracing(settings()) as tracing:
+        assert repr(tracing) == "Tracing(exporting=False)"
+    await tracing.aclose()
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "hybridkit.observability._otlp", raising=False)
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
+    with pytest.raises(MissingExtraError, match=r'pip install "hybridkit\[otel\]"'):
+        configure_tracing(settings("http://127.0.0.1:4318"))
+
+
+# ── with an exporter ─────────────────────────────────────────────────────────────────────────────
+
+
+class Collector:
+    """An OTLP/HTTP collector that keeps what it gets."""
+
+    def __init__(self) -> None:
+        self.requests: Queue[tuple[str, bytes]] = Queue()
+        requests = self.requests
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:  # the name that http.server looks for
+                body = self.rfile.read(int(self.headers["content-length"]))
+                self.send_response(200)
+                self.send_header("content-length", "0")
+                self.end_headers()
+                requests.put((self.path, body))
+
+            def log_message(self, format: str, *args: object) -> None:  # its signature
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/"
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def spans(self) -> tuple[dict[str, str], dict[str, Span]]:
+        """The attributes of the resource, and the spans by name, of the one request so far."""
+        path, body = self.requests.get(timeout=10)
+        assert path == "/v1/traces"
+        (resource,) = ExportTraceServiceRequest.FromString(body).resource_spans
+        attributes = {pair.key: pair.value.string_value for pair in resource.resource.attributes}
+        return attributes, {found.name: found for scope in resource.scope_spans for found in scope.spans}
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    with Collector() as running:
+        yield running
+
+
+PROGRAM = """
+import asyncio
+from hybridkit.observability import configure_tracing, span
+from hybridkit.settings import ServiceSettings
+
+PARENT = {"traceparent": "%s"}
+
+async def main():
+    async with configure_tracing(ServiceSettings()):
+        with span("GET /users", kind="server", parent=PARENT, attributes={"http.route": "/users"}):
+            try:
+                with span("work"):
+                    raise LookupError("no such user")
+            except LookupError:
+                pass
+        with span("user.created process", kind="consumer", linked=PARENT):
+            pass
+
+asyncio.run(main())
+"""
+
+
+def run(endpoint: str) -> "subprocess.CompletedProcess[str]":
+    environment = {
+        **os.environ,
+        "ENVIRONMENT": "test",
+        "SERVICE_NAME": "users_api",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
+    }
+    command = [sys.executable, "-c", PROGRAM % TRACEPARENT]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60)
+
+
+def test_spans_reach_the_collector_before_the_process_ends(collector: Collector) -> None:
+    run(collector.url)
+    resource, spans = collector.spans()
+    assert resource["service.name"] == "users_api"
+    assert resource["deployment.environment.name"] == "test"
+    server, work, consumer = (spans[name] for name in ("GET /users", "work", "user.created process"))
+    assert server.trace_id.hex() == work.trace_id.hex() == TRACE_ID
+    assert (server.kind, consumer.kind) == (Span.SPAN_KIND_SERVER, Span.SPAN_KIND_CONSUMER)
+    assert work.parent_span_id == server.span_id
+    assert [event.name for event in work.events] == ["exception"]
+    assert consumer.trace_id.hex() != TRACE_ID
+    assert [link.trace_id.hex() for link in consumer.links] == [TRACE_ID]
+
+
+class Stuck(TracerProvider):
+    """A provider whose collector never answers."""
+
+    def __init__(self) -> None:
+        self.released = threading.Event()
+        self.ended = threading.Event()
+
+    def shutdown(self) -> None:
+        self.released.wait()
+        self.ended.set()
+
+
+async def test_a_collector_that_does_not_answer_is_left_behind() -> None:
+    provider = Stuck()
+    tracing = Tracing(provider)
+    assert repr(tracing) == "Tracing(exporting=True)"
+    started = time.monotonic()
+    await tracing.aclose(timeout_seconds=0.05)
+    assert time.monotonic() - started < 5
+    provider.released.set()
+    assert await asyncio.to_thread(provider.ended.wait, 10)
+
+
+def test_a_flush_that_outlives_its_loop_ends_quietly() -> None:
+    provider = Stuck()
+    asyncio.run(Tracing(provider).aclose(timeout_seconds=0.01))
+    (thread,) = (thread for thread in threading.enumerate() if thread.name == "hybridkit-flush-traces")
+    provider.released.set()
+    thread.join(10)
+    assert not thread.is_alive()
