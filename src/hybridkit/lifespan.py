@@ -37,11 +37,11 @@ _log = get_logger("hybridkit.lifespan")
 type StopAction = Callable[[float], Awaitable[object]]
 """One step of stopping; it is given the seconds that it may take."""
 
-# Parts of `shutdown_seconds` that are over when a phase has to be.
-WAIT_UNTIL: Final = 0.4
+# What of `shutdown_seconds` is over at the end of each phase, at the latest.
+WAIT_UNTIL: Final = 0.3
 ACCEPT_UNTIL: Final = 0.5
-DRAIN_UNTIL: Final = 0.75
-CLOSE_UNTIL: Final = 0.9
+DRAIN_UNTIL: Final = 0.8
+CLOSE_UNTIL: Final = 0.93
 FLUSH_UNTIL: Final = 1.0
 
 CANCEL_GRACE_SECONDS: Final = 1.0
@@ -206,7 +206,8 @@ class ServiceResources:
         self._opened.append(owner)
         if dependency.provides is not None:
             self._providers[dependency.provides] = owner.value
-        self.health.add(dependency.name, owner.probe)
+        if dependency.probe is not None:
+            self.health.add(dependency.name, owner.probe)
         _log.info("resource is open", resource=dependency.name)
         return owner.value
 
