@@ -39,6 +39,7 @@ ATTEMPT_SHARE: Final = 2 / 3
 """Of the call's time, for one attempt: a replica that hangs leaves room for another one."""
 ANSWER_SHARE: Final = 0.95
 """Of the attempt's time, for the service: it can still say that its time ran out, so the outcome is known."""
+ENOUGH_SHARE: Final = 0.9
 SMOOTHING: Final = 0.1
 """How fast the typical duration of an answer follows the latest one."""
 
@@ -164,7 +165,7 @@ class Pipeline:
             headers=headers,
             deadline=self._clock() + total,
             attempt_seconds=total * share,
-            full_attempt_seconds=usual * share,
+            enough_seconds=usual * share * ENOUGH_SHARE,
             repeatable=repeatable,
         )
 
@@ -199,8 +200,7 @@ class Pipeline:
             )
         except TimeoutError:
             late = DeadlineExceededError(f"{what}: no whole answer within {seconds:.3f} s")
-            full = seconds >= call.full_attempt_seconds  # less was the caller's doing, not the target's
-            return Failure(late, retryable=True, counts=True if full else None)
+            return Failure(late, retryable=True, counts=True if seconds >= call.enough_seconds else None)
         except UnavailableError as unsent:
             return Failure(unsent, retryable=True, counts=True, sent=False)
         except OutcomeUnknownError as lost:
@@ -255,13 +255,20 @@ class Pipeline:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Call:
-    """An intent under way: what its attempts share."""
+    """An intent under way: what its attempts share.
+
+    Attributes:
+        deadline: by the pipeline's clock.
+        attempt_seconds: what one attempt may take at most.
+        enough_seconds: an attempt with less had a caller in a hurry, so its timeout tells nothing about the target.
+        repeatable: whether it may be sent again although it may have arrived.
+    """
 
     intent: Intent
     headers: dict[str, str]
     deadline: float
     attempt_seconds: float
-    full_attempt_seconds: float
+    enough_seconds: float
     repeatable: bool
 
 

@@ -1,0 +1,422 @@
+"""The pipeline's decisions, with a transport that follows a script and a clock that sleeping moves."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from hybridkit.clients._pipeline import Intent, Pipeline
+from hybridkit.clients._policy import ClientPolicy
+from hybridkit.clients._transport import Request, Response
+from hybridkit.codec import encode_json
+from hybridkit.context import Claim, RequestContext, bind
+from hybridkit.contract import Problem
+from hybridkit.errors import (
+    ConflictError,
+    DeadlineExceededError,
+    HybridkitError,
+    InProgressError,
+    MisuseError,
+    NotFoundError,
+    OutcomeUnknownError,
+    ResponseError,
+    UnavailableError,
+)
+from hybridkit.retry import Retry
+
+READ = Intent(method="GET", path="/v1/users/7?select=id", safe=True)
+WRITE = Intent(method="POST", path="/v1/users", body=b"{}", key="k-1")
+BARE_WRITE = replace(WRITE, key=None)
+
+OK = Response(status=200, headers={}, body=b"{}")
+REFUSED = UnavailableError("nobody listens")
+CUT = OutcomeUnknownError("cut in mid body")
+
+type Step = Response | Exception | Callable[[], Response]
+
+
+def problem(error: HybridkitError, **changes: object) -> Response:
+    document = Problem.from_error(error, instance="/", request_id="r").model_copy(update=changes)
+    return Response(
+        status=document.status,
+        headers={"content-type": "application/problem+json"},
+        body=encode_json(document),
+    )
+
+
+class Wire:
+    """Follows a script, its last step over and over. Its clock moves when somebody sleeps."""
+
+    def __init__(self, *steps: Step) -> None:
+        self.then(*steps)
+        self.requests: list[Request] = []
+        self.slept: list[float] = []
+        self.now = 500.0
+
+    def then(self, *steps: Step) -> None:
+        self.steps = list(steps)
+
+    async def send(self, request: Request) -> Response:
+        self.requests.append(request)
+        step = self.steps.pop(0) if len(self.steps) > 1 else self.steps[0]
+        if isinstance(step, Exception):
+            raise step
+        return step if isinstance(step, Response) else step()
+
+    async def aclose(self) -> None:
+        """Nothing is held."""
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+    def later(self, seconds: float, response: Response = OK) -> Callable[[], Response]:
+        """An answer that takes its time, by this clock."""
+
+        def answer() -> Response:
+            self.now += seconds
+            return response
+
+        return answer
+
+    def pipeline(self, policy: ClientPolicy | None = None, *, jitter: float = 0.5) -> Pipeline:
+        return Pipeline(
+            self,
+            base_url="http://users:8001",
+            target="users:8001",
+            service="api_service",
+            policy=policy or ClientPolicy(),
+            clock=lambda: self.now,
+            sleep=self.sleep,
+            jitter=lambda: jitter,
+        )
+
+
+async def failure(pipeline: Pipeline, intent: Intent) -> HybridkitError:
+    with pytest.raises(HybridkitError) as caught:
+        await pipeline.run(intent)
+    return caught.value
+
+
+# ── retries ──────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_read_is_tried_three_times_with_full_jitter() -> None:
+    wire = Wire(REFUSED)
+    error = await failure(wire.pipeline(), READ)
+    assert error is REFUSED
+    assert error.__notes__ == ["given up after 3 attempts"]
+    assert wire.slept == [0.025, 0.05]
+    assert [request.headers["x-retry-count"] for request in wire.requests] == ["0", "1", "2"]
+
+
+async def test_a_503_and_then_a_200_is_a_success() -> None:
+    wire = Wire(problem(UnavailableError("starting")), OK)
+    assert await wire.pipeline().run(READ) is OK
+
+
+async def test_a_keyed_write_is_repeated_with_its_key() -> None:
+    """The answer got lost after the effect; the key lets the service answer again."""
+    wire = Wire(CUT, problem(InProgressError("still running")), OK)
+    assert await wire.pipeline().run(WRITE) is OK
+    assert [request.headers["idempotency-key"] for request in wire.requests] == ['"k-1"'] * 3
+    assert len({request.headers["x-request-id"] for request in wire.requests}) == 1
+
+
+async def test_a_write_without_a_key_is_only_repeated_when_it_was_never_sent() -> None:
+    wire = Wire(REFUSED, CUT)
+    error = await failure(wire.pipeline(), BARE_WRITE)
+    assert error is CUT
+    assert len(wire.requests) == 2
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        problem(NotFoundError("gone")),
+        problem(ConflictError("deadlock"), retryable=False),
+        problem(NotFoundError("gone"), retryable=True),
+        Response(status=500, headers={}, body=b"<html>"),
+        ResponseError("too large", response_status=200),
+    ],
+)
+async def test_what_cannot_get_better_is_not_repeated(answer: Step) -> None:
+    wire = Wire(answer)
+    await failure(wire.pipeline(), READ)
+    assert len(wire.requests) == 1
+
+
+async def test_retry_after_is_honoured() -> None:
+    """Not before the service says, and then with jitter, so that all don't come back at once."""
+    wire = Wire(problem(UnavailableError("busy", retry_after_seconds=1.0)), OK)
+    await wire.pipeline().run(READ)
+    assert wire.slept == [1.025]
+
+
+async def test_a_retry_after_beyond_the_deadline_is_told_to_the_caller() -> None:
+    wire = Wire(problem(UnavailableError("busy", retry_after_seconds=60.0)), OK)
+    error = await failure(wire.pipeline(), READ)
+    assert isinstance(error, UnavailableError)
+    assert error.retry_after_seconds == 60
+    assert wire.slept == []
+
+
+async def test_no_attempt_that_cannot_end_in_time() -> None:
+    """Answers have been taking 1.9 s; with 1.1 s left another attempt would only cost the service work."""
+    wire = Wire(OK)
+    pipeline = wire.pipeline()
+    wire.then(wire.later(1.9))
+    for _ in range(50):
+        await pipeline.run(READ)
+    wire.requests.clear()
+    wire.then(wire.later(1.9, problem(UnavailableError("busy"))), OK)
+    assert isinstance(await failure(pipeline, READ), UnavailableError)
+    assert len(wire.requests) == 1
+
+
+async def test_a_dead_service_sees_a_fifth_more_calls() -> None:
+    """Connection refused, thousand times; the breaker is kept out of it by answers that it doesn't count."""
+    wire = Wire(problem(ConflictError("deadlock")))
+    pipeline = wire.pipeline()
+    for _ in range(1000):
+        await failure(pipeline, READ)
+    assert len(wire.requests) <= 1000 * 1.2 + 10
+
+
+async def test_a_policy_that_would_pause_gives_up() -> None:
+    """Nobody is there to pause a single call."""
+    policy = ClientPolicy(retry=Retry.immediate(attempts=3).pause_on(UnavailableError))
+    wire = Wire(REFUSED)
+    await failure(wire.pipeline(policy), READ)
+    assert len(wire.requests) == 1
+
+
+# ── honest errors ────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_lost_answer_to_a_read_is_only_unavailable() -> None:
+    error = await failure(Wire(CUT).pipeline(), READ)
+    assert type(error) is UnavailableError
+    assert error.__cause__ is CUT
+
+
+async def test_a_lost_answer_to_a_write_stays_unknown() -> None:
+    """Even when the last attempt was refused: the first may have done it."""
+    error = await failure(Wire(CUT, REFUSED).pipeline(), WRITE)
+    assert type(error) is OutcomeUnknownError
+    assert error.__cause__ is REFUSED
+
+
+async def test_a_definite_answer_ends_the_doubt() -> None:
+    """With the same key the service would have repeated the success, had there been one."""
+    error = await failure(Wire(CUT, problem(NotFoundError("gone"))).pipeline(), WRITE)
+    assert type(error) is NotFoundError
+
+
+async def test_what_a_transport_should_not_raise_passes_through() -> None:
+    """A bug is no outage: not counted, not repeated, not hidden."""
+    wire = Wire(KeyError("bug"))
+    pipeline = wire.pipeline()
+    for _ in range(30):
+        with pytest.raises(KeyError):
+            await pipeline.run(READ)
+    assert "closed" in repr(pipeline)
+
+
+# ── deadlines ────────────────────────────────────────────────────────────────────────────────────
+
+
+class Silence(Wire):
+    """Takes requests and never answers; time is real."""
+
+    def __init__(self) -> None:
+        super().__init__(OK)
+        self.asked = asyncio.Event()
+
+    async def send(self, request: Request) -> Response:
+        self.requests.append(request)
+        self.asked.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    def pipeline(self, policy: ClientPolicy | None = None, *, jitter: float = 0.0) -> Pipeline:
+        return Pipeline(
+            self,
+            base_url="http://users:8001",
+            target="users:8001",
+            service="api_service",
+            policy=policy or ClientPolicy(read_timeout_seconds=0.06, write_timeout_seconds=0.06),
+            jitter=lambda: jitter,
+        )
+
+
+async def test_a_silent_service_holds_nobody_beyond_the_deadline() -> None:
+    """The first attempt takes two thirds of the time, so another replica could still answer."""
+    wire = Silence()
+    started = time.monotonic()
+    error = await failure(wire.pipeline(), READ)
+    assert isinstance(error, DeadlineExceededError)
+    assert 0.05 < time.monotonic() - started < 1
+    assert [round(request.timeout_seconds, 2) for request in wire.requests][:2] == [0.04, 0.02]
+
+
+async def test_a_single_attempt_may_take_all_the_time() -> None:
+    """Without a key there is no second attempt to leave room for."""
+    wire = Silence()
+    error = await failure(wire.pipeline(), BARE_WRITE)
+    assert isinstance(error, DeadlineExceededError)
+    assert [round(request.timeout_seconds, 2) for request in wire.requests] == [0.06]
+
+
+async def test_the_contexts_deadline_is_never_exceeded() -> None:
+    wire = Silence()
+    with bind(RequestContext().within(0.03)):
+        error = await failure(wire.pipeline(ClientPolicy()), READ)
+    assert isinstance(error, DeadlineExceededError)
+    assert all(request.timeout_seconds <= 0.02 for request in wire.requests)
+
+
+async def test_after_the_deadline_nothing_is_sent() -> None:
+    wire = Wire(OK)
+    with bind(RequestContext(deadline=time.monotonic() - 1)):
+        error = await failure(wire.pipeline(), READ)
+    assert isinstance(error, DeadlineExceededError)
+    assert "was not sent" in str(error)
+    assert wire.requests == []
+
+
+async def test_the_service_is_told_a_little_less_time_than_there_is() -> None:
+    """So that its own 504 still arrives, which says that nothing was done."""
+    wire = Wire(OK)
+    await wire.pipeline().run(READ)
+    request = wire.requests[0]
+    assert request.timeout_seconds == pytest.approx(2.0)
+    assert request.headers["x-request-timeout"] == "1.900"
+    assert request.connect_timeout_seconds == 0.3
+
+
+async def test_a_cancelled_call_gives_its_place_back() -> None:
+    wire = Silence()
+    pipeline = wire.pipeline(ClientPolicy(max_in_flight=1, max_queued=0))
+    task = asyncio.create_task(pipeline.run(READ))
+    await wire.asked.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    with pytest.raises(DeadlineExceededError):
+        await pipeline.run_once(READ, timeout_seconds=0.01)
+    await pipeline.aclose()
+    assert "waiting=0" in repr(pipeline)
+
+
+# ── bulkhead and breaker ─────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_full_house_refuses_without_sending() -> None:
+    wire = Silence()
+    pipeline = wire.pipeline(ClientPolicy(max_in_flight=1, max_queued=0, read_timeout_seconds=0.1))
+    first = asyncio.create_task(failure(pipeline, READ))
+    await wire.asked.wait()
+    error = await failure(pipeline, READ)
+    assert type(error) is UnavailableError
+    assert len(wire.requests) == 1
+    await first
+
+
+async def test_backing_off_holds_no_place() -> None:
+    """While one call waits for its second attempt, another one passes."""
+    wire = Wire(problem(UnavailableError("busy")), OK)
+    pipeline = wire.pipeline(ClientPolicy(max_in_flight=1, max_queued=0))
+    passed: list[Response] = []
+
+    async def meanwhile(_: float) -> None:
+        passed.append(await pipeline.run(READ))
+
+    pipeline._sleep = meanwhile
+    assert await pipeline.run(READ) is OK
+    assert passed == [OK]
+
+
+async def test_the_breaker_stops_calls_to_a_dead_service() -> None:
+    wire = Wire(REFUSED)
+    pipeline = wire.pipeline(ClientPolicy(retry=Retry.immediate(attempts=1)))
+    for _ in range(20):
+        await failure(pipeline, READ)
+    error = await failure(pipeline, READ)
+    assert "held back" in str(error)
+    assert len(wire.requests) == 20
+    wire.now += 5
+    wire.then(OK)
+    assert await pipeline.run(READ) is OK
+
+
+async def test_short_deadlines_of_callers_open_no_breaker() -> None:
+    """Attempts that had less than their usual time say nothing about the service."""
+    wire = Silence()
+    pipeline = wire.pipeline(ClientPolicy())
+    for _ in range(25):
+        with bind(RequestContext().within(0.001)):
+            await failure(pipeline, READ)
+    assert "closed" in repr(pipeline)
+
+
+async def test_a_hung_service_opens_the_breaker() -> None:
+    wire = Silence()
+    policy = ClientPolicy(read_timeout_seconds=0.002, retry=Retry.immediate(attempts=1))
+    pipeline = wire.pipeline(policy)
+    for _ in range(20):
+        await failure(pipeline, READ)
+    assert "open" in repr(pipeline)
+
+
+async def test_a_probe_passes_by_the_breaker() -> None:
+    """Readiness wants to know how the service is now, not how it was."""
+    wire = Wire(REFUSED)
+    pipeline = wire.pipeline(ClientPolicy(retry=Retry.immediate(attempts=1)))
+    for _ in range(20):
+        await failure(pipeline, READ)
+    wire.then(OK)
+    assert await pipeline.run_once(READ, timeout_seconds=1) is OK
+
+
+# ── what is sent ─────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_the_context_travels_with_the_call() -> None:
+    wire = Wire(OK)
+    context = RequestContext(request_id="req-1", user_id="user-1", claim=Claim("a:b:c"))
+    with bind(context):
+        await wire.pipeline().run(WRITE)
+    request = wire.requests[0]
+    assert request.url == "http://users:8001/v1/users"
+    assert request.headers["x-request-id"] == "req-1"
+    assert request.headers["x-user-id"] == "user-1"
+    assert request.headers["x-service-name"] == "api_service"
+    assert request.headers["accept-encoding"] == "identity"
+    assert str(request) == "POST http://users:8001/v1/users"
+
+
+async def test_the_trace_travels_with_the_call() -> None:
+    """The W3C header of the active span."""
+    from opentelemetry import trace
+
+    span = trace.NonRecordingSpan(
+        trace.SpanContext(trace_id=0xABC, span_id=0xDEF, is_remote=False, trace_flags=trace.TraceFlags(1))
+    )
+    wire = Wire(OK)
+    with trace.use_span(span):
+        await wire.pipeline().run(READ)
+    assert wire.requests[0].headers["traceparent"] == f"00-{0xABC:032x}-{0xDEF:016x}-01"
+
+
+async def test_a_key_that_cannot_be_a_header_is_refused() -> None:
+    with pytest.raises(HybridkitError):
+        await Wire(OK).pipeline().run(replace(WRITE, key="a\nb"))
+
+
+async def test_misuse_is_not_repeated() -> None:
+    wire = Wire(MisuseError("a header that can't be sent"))
+    assert isinstance(await failure(wire.pipeline(), READ), MisuseError)
+    assert len(wire.requests) == 1
