@@ -13,7 +13,7 @@ from hybridkit.dev._containers import IMAGES, start_container
 from hybridkit.dev._mongo import FerretServer, MongodServer, NeosqliteServer
 from hybridkit.dev._postgres import start_postgres
 from hybridkit.dev._programs import Program, newest
-from hybridkit.dev._rabbitmq import ErlangNeighbours, RabbitNode
+from hybridkit.dev._rabbitmq import ErlangNeighbours, RabbitNode, start_cluster
 from hybridkit.dev._redis import FakeRedisServer, RedisServer
 from hybridkit.dev._runs import Run
 from hybridkit.dev._servers import Kind, ProcessServer, Server
@@ -130,6 +130,21 @@ def start(choice: Choice, run: Run) -> Server:
             return _start_embedded(choice, run)
         case _:
             assert_never(choice.rung)
+
+
+def start_rabbitmq_cluster(run: Run, surroundings: Surroundings, *, size: int) -> Sequence[Server]:
+    """Start a cluster of nodes; only of RabbitMQ's own program.
+
+    Raises:
+        ServerMissingError: There is no such program here.
+        ServerStartError: A node did not come up.
+    """
+    programs = _choose_programs("rabbitmq", surroundings)
+    if not programs:
+        missing = ["binary: install rabbitmq-server, or run `make servers`"]
+        raise ServerMissingError("no RabbitMQ cluster can be had here", missing=missing)
+    source = f"binary: {programs[0]}, cluster of {size}"
+    return start_cluster(programs[0], run, source=source, size=size)
 
 
 def _choose_programs(kind: Kind, surroundings: Surroundings) -> tuple[Program, ...]:

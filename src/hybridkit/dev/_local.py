@@ -13,6 +13,7 @@ from hybridkit.dev._places import find_server_root, state_directory
 from hybridkit.dev._programs import find_programs, postgres_from_wheel
 from hybridkit.dev._runs import Run
 from hybridkit.dev._servers import Kind, Server
+from hybridkit.errors import MisuseError
 
 
 class LocalServers:
@@ -55,11 +56,18 @@ class LocalServers:
             ServerMissingError: None can be had; the message says what is missing and how to get it.
             ServerStartError: It was there and did not come up.
         """
-        if self._run is None:
-            raise RuntimeError("LocalServers is a context manager: enter it before starting a server")
         return _ladder.start(
-            _ladder.choose(kind, surroundings(self._environment), private=private), self._run
+            _ladder.choose(kind, surroundings(self._environment), private=private), self._entered()
         )
+
+    def start_rabbitmq_cluster(self, *, size: int = 3) -> Sequence[Server]:
+        """Start RabbitMQ nodes that form one cluster; 150 MB of memory each.
+
+        Raises:
+            ServerMissingError: RabbitMQ's own program is not here; containers are not clustered.
+            ServerStartError: A node did not come up.
+        """
+        return _ladder.start_rabbitmq_cluster(self._entered(), surroundings(self._environment), size=size)
 
     def start_all(self, kinds: Sequence[Kind]) -> list[Server]:
         """Start several at once and wait until all answer; when one fails, none is left.
@@ -75,6 +83,11 @@ class LocalServers:
                 # The pool waits for the others, and those that find their processes gone are done at once.
                 self.close()
                 raise
+
+    def _entered(self) -> Run:
+        if self._run is None:
+            raise MisuseError("LocalServers is a context manager: enter it before starting a server")
+        return self._run
 
     def close(self) -> None:
         """End every server and remove its data. Safe while others are still starting: they fail."""

@@ -103,16 +103,16 @@ class Run:
             raise ServerStartError(f"{name} ended with {code}:\n{process.last_words()}")
 
     def on_close(self, action: Callable[[], object]) -> None:
-        """Do that too when the run is closed, before anything else."""
+        """Do that too when the run is closed: after its processes have ended, before its folder goes."""
         self._actions.append(action)
 
     def close(self) -> None:
         """End what still runs, the youngest first, and remove the folder."""
         self._closed.set()
-        for action in reversed(self._actions[:]):
-            action()
         for process in reversed(self._processes[:]):
             process.end()
+        for action in reversed(self._actions[:]):
+            action()
         shutil.rmtree(self.directory, ignore_errors=True)
 
 

@@ -121,7 +121,8 @@ class ProcessServer(Server):
         if self._answers():
             return
         logs = "\n".join(process.last_words() for process in self._processes)
-        self.kill()
+        for process in reversed(self._processes):
+            process.end()
         raise ServerStartError(f"{self.kind} ({self.source}) did not come up; its log ends with:\n{logs}")
 
     def stop(self) -> None:

@@ -10,7 +10,7 @@ Nothing is imported or started before a test asks for it.
 
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
@@ -126,6 +126,20 @@ def own_redis_server(request: pytest.FixtureRequest) -> Iterator["Server"]:
 def own_rabbitmq_server(request: pytest.FixtureRequest) -> Iterator["Server"]:
     """A RabbitMQ node that only this test uses, fresh and empty: kill, freeze and restart it; 5 seconds."""
     yield from _own(request, "rabbitmq")
+
+
+@pytest.fixture
+def own_rabbitmq_cluster() -> Iterator[Sequence["Server"]]:
+    """A cluster of three RabbitMQ nodes that only this test uses: kill, freeze and restart each; 10 seconds."""
+    from hybridkit.dev import LocalServers  # noqa: PLC0415 - costs nothing where no test asks for it
+    from hybridkit.errors import ServerMissingError  # noqa: PLC0415
+
+    with LocalServers() as own:
+        try:
+            nodes = own.start_rabbitmq_cluster()
+        except ServerMissingError as error:
+            _give_up(str(error))
+        yield nodes
 
 
 def _find(request: pytest.FixtureRequest, kind: "Kind") -> "Server":
