@@ -1,0 +1,247 @@
+"""From bodies to operations: validated by the models that a resource declares, all problems at once, no values told."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, Final, NoReturn, assert_never, cast
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model
+from typing_extensions import TypeVar
+
+from hybridkit import contract
+from hybridkit.codec import decode_object, encode_json, field_errors, validate_json
+from hybridkit.contract import MAX_BODY_BYTES, Transaction
+from hybridkit.dataservice._etags import normal_tag
+from hybridkit.dataservice._operations import AnyResource, Assert, Create, Delete, Operation, Update, Upsert
+from hybridkit.dataservice._requests import Condition
+from hybridkit.errors import FieldError, InvalidQueryError, InvalidRequestError
+from hybridkit.filters import Filter
+from hybridkit.ids import new_id
+from hybridkit.queries import Query
+
+__all__ = ["Bodies", "read_transaction"]
+
+
+class _Closed(BaseModel):
+    """Refuses members that the model doesn't have: a newer client's field would be dropped in silence."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Bodies:
+    """What one resource takes, as models and as operations.
+
+    Args:
+        resource: the declaration.
+    """
+
+    def __init__(self, resource: AnyResource) -> None:
+        self.resource = resource
+
+    def __repr__(self) -> str:
+        return f"Bodies({self.resource!r})"
+
+    @cached_property
+    def create_model(self) -> type[BaseModel]:
+        """The body of `POST`: what a create takes, and the id, which the service makes where it is left out."""
+        declared = self.resource.create
+        if "id" in declared.model_fields:
+            return _closed(declared)
+        id_type: Any = self.resource.record.model_fields["id"].annotation
+        if isinstance(id_type, TypeVar):  # `Record` without a type argument
+            id_type = UUID
+        return _closed(declared, id=(UUID | None, None) if id_type is UUID else (id_type, ...))
+
+    @cached_property
+    def replace_model(self) -> type[BaseModel]:
+        """The body of `PUT`: what a create takes; the id stands in the URL."""
+        return _closed(self.resource.create)
+
+    @cached_property
+    def update_model(self) -> type[BaseModel]:
+        """The body of `PATCH`: a merge patch of what an update takes."""
+        return _closed(self.resource.update)
+
+    def create(self, body: bytes) -> Create:
+        """A `POST`.
+
+        Raises:
+            InvalidRequestError: with a pointer to every problem.
+        """
+        model = _validate(self.create_model, body)
+        values = model.model_dump()
+        record_id = values.pop("id", None)
+        return Create(resource=self.resource, id=new_id() if record_id is None else record_id, values=values)
+
+    def create_as(self, record_id: Any, data: Mapping[str, Any], *, at: str = "") -> Create:
+        """A `create` of a transaction, which has its id outside of the data."""
+        values = self._values(record_id, encode_json(data), at=_pointer(at, "data"))
+        return Create(resource=self.resource, id=record_id, values=values, label=at)
+
+    def upsert(self, record_id: Any, body: bytes, *, condition: Condition, at: str = "") -> Upsert:
+        """A `PUT`, or an `upsert` of a transaction.
+
+        Raises:
+            InvalidRequestError: with a pointer to every problem.
+        """
+        values = self._values(record_id, body, at=_pointer(at, "data"))
+        return Upsert(
+            resource=self.resource,
+            id=record_id,
+            values=values,
+            only=condition.only,
+            if_match=condition.if_match,
+            label=at,
+        )
+
+    def update(
+        self,
+        record_id: Any,
+        patch: Mapping[str, Any],
+        *,
+        if_match: str | None,
+        increment: Mapping[str, int | float] | None = None,
+        require: Filter | None = None,
+        at: str = "",
+    ) -> Update:
+        """A `PATCH`, or an `update` of a transaction.
+
+        Raises:
+            InvalidRequestError: with a pointer to every problem.
+        """
+        model = _validate(self.update_model, encode_json(patch), at=_pointer(at, "data"))
+        # An object is merged into what is there, so it goes on as it came: a model would add its defaults.
+        merges = {name: patch[name] for name in model.model_fields_set if isinstance(patch.get(name), dict)}
+        return Update(
+            resource=self.resource,
+            id=record_id,
+            changes=model.model_dump(include=model.model_fields_set - merges.keys()),
+            merges=merges,
+            increment=self._increment(increment or {}, at),
+            require=require,
+            if_match=if_match,
+            label=at,
+        )
+
+    def _values(self, record_id: Any, body: bytes, *, at: str) -> dict[str, Any]:
+        values = _validate(self.replace_model, body, at=at).model_dump()
+        if values.pop("id", record_id) != record_id:
+            raise InvalidRequestError(
+                "the body names another record", errors=[FieldError(f"{at}/id", "id_mismatch")]
+            )
+        return values
+
+    def _increment(self, increment: Mapping[str, int | float], at: str) -> Mapping[str, int | float]:
+        unknown = [name for name in increment if name not in self.resource.update.model_fields]
+        if unknown:
+            raise InvalidRequestError(
+                f"an update of {self.resource.name} can't change that",
+                errors=[FieldError(f"/{at}/increment/{name[:100]}", "extra_forbidden") for name in unknown],
+            )
+        return increment
+
+
+def read_transaction(body: bytes, bodies: Mapping[str, Bodies]) -> tuple[Transaction, tuple[Operation, ...]]:
+    """The transaction in that body, and its operations.
+
+    Args:
+        body: of `POST /v1:transact`.
+        bodies: by name of the resource.
+
+    Raises:
+        MalformedPayloadError: no transaction.
+        InvalidRequestError: an operation that doesn't fit its resource.
+        InvalidQueryError: a requirement that the resource doesn't allow.
+    """
+    transaction = validate_json(_TRANSACTION, body, what="the transaction")
+    operations = tuple(
+        _operation(wanted, bodies, f"operations/{index}")
+        for index, wanted in enumerate(transaction.operations)
+    )
+    return transaction, operations
+
+
+def read_patch(body: bytes) -> dict[str, Any]:
+    """The merge patch in that body; only an object makes sense for a record.
+
+    Raises:
+        MalformedPayloadError: it is none.
+    """
+    return decode_object(body, limit_bytes=MAX_BODY_BYTES)
+
+
+_TRANSACTION: Final = TypeAdapter(Transaction)
+_ANY_STATE: Final = Condition(None, None)
+
+
+def _operation(wanted: contract.Operation, bodies: Mapping[str, Bodies], at: str) -> Operation:
+    body = bodies.get(wanted.resource)
+    if body is None:
+        raise InvalidRequestError(
+            f"{at}: there is no such resource", errors=[FieldError(f"/{at}/resource", "unknown_resource")]
+        )
+    resource, record_id = body.resource, _read_id(body.resource, wanted.id, at)
+    match wanted:
+        case contract.AssertOperation():
+            return Assert(resource=resource, id=record_id, if_match=_tag(wanted.if_match), label=at)
+        case contract.CreateOperation():
+            return body.create_as(record_id, wanted.data, at=at)
+        case contract.UpdateOperation():
+            return body.update(
+                record_id,
+                wanted.data,
+                if_match=_tag(wanted.if_match),
+                increment=wanted.increment,
+                require=_requirement(resource, wanted.require, at),
+                at=at,
+            )
+        case contract.UpsertOperation():
+            return body.upsert(record_id, encode_json(wanted.data), condition=_ANY_STATE, at=at)
+        case contract.DeleteOperation():
+            return Delete(resource=resource, id=record_id, if_match=_tag(wanted.if_match), label=at)
+        case _:
+            assert_never(wanted)
+
+
+def _tag(if_match: str | None) -> str | None:
+    return None if if_match is None else normal_tag(if_match)
+
+
+def _read_id(resource: AnyResource, text: str, at: str) -> Any:
+    try:
+        return resource.parse_id(text)
+    except ValueError:
+        raise InvalidRequestError(
+            f"{at}: no id of {resource.name}", errors=[FieldError(f"/{at}/id", "invalid_id")]
+        ) from None
+
+
+def _requirement(resource: AnyResource, tree: Mapping[str, Any] | None, at: str) -> Filter | None:
+    if tree is None:
+        return None
+    try:
+        return Query.from_json(resource, {"where": tree}).where
+    except InvalidQueryError as error:
+        pointer = f"/{at}/require{error.pointer.removeprefix('/where')}"
+        raise InvalidQueryError(f"{at}: {error}", pointer=pointer) from None
+
+
+def _closed(model: type[BaseModel], **fields: Any) -> type[BaseModel]:
+    made = create_model(model.__name__, __base__=(model, _Closed), __doc__=model.__doc__, **fields)
+    return cast("type[BaseModel]", made)
+
+
+def _validate(model: type[BaseModel], body: bytes, *, at: str = "") -> BaseModel:
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        _refuse(error, at)
+
+
+def _refuse(error: ValidationError, at: str) -> NoReturn:
+    found = [FieldError(at + problem.pointer, problem.code, problem.message) for problem in field_errors(error)]
+    raise InvalidRequestError("the body does not fit", errors=found) from None
+
+
+def _pointer(at: str, member: str) -> str:
+    return f"/{at}/{member}" if at else ""

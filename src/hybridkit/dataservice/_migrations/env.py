@@ -1,0 +1,16 @@
+"""What Alembic runs in order to migrate; `hybridkit.dataservice._postgres_migrations` starts it with a connection."""
+
+from alembic import context
+
+_options = context.config.attributes
+
+context.configure(
+    connection=_options["connection"],
+    target_metadata=_options["metadata"],
+    version_table=_options["version_table"],
+    include_name=_options["include_name"],
+    # One that can't run inside a transaction (`CREATE INDEX CONCURRENTLY`) then doesn't end that of the others.
+    transaction_per_migration=True,
+)
+with context.begin_transaction():
+    context.run_migrations()

@@ -1,0 +1,75 @@
+"""Idempotency keys, the outbox, leases, and the key that page tokens are signed with."""
+
+import secrets
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "hk_0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Create hybridkit's own tables."""
+    op.create_table(
+        "hk_keys",
+        sa.Column("caller", sa.Text(), nullable=False),
+        sa.Column("key", sa.Text(), nullable=False),
+        sa.Column("fingerprint", sa.LargeBinary(), nullable=False),
+        sa.Column("results", sa.LargeBinary(), nullable=False),
+        sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("caller", "key", name="hk_keys_pkey"),
+    )
+    op.create_index("hk_keys_expires_at", "hk_keys", ["expires_at"])
+    op.create_table(
+        "hk_outbox",
+        sa.Column("sequence", sa.BigInteger(), sa.Identity(always=True), nullable=False),
+        sa.Column("event_id", sa.Uuid(), nullable=False),
+        sa.Column("event_type", sa.Text(), nullable=False),
+        sa.Column("key", sa.Text(), nullable=True),
+        sa.Column("queue", sa.Text(), nullable=True),
+        sa.Column("request_id", sa.Text(), nullable=False),
+        sa.Column("user_id", sa.Text(), nullable=True),
+        sa.Column("body", sa.LargeBinary(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("published_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("parked_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("reason", sa.Text(), nullable=True),
+        sa.PrimaryKeyConstraint("sequence", name="hk_outbox_pkey"),
+        sa.UniqueConstraint("event_id", name="hk_outbox_event_id_key"),
+    )
+    op.create_index(
+        "hk_outbox_waiting",
+        "hk_outbox",
+        ["sequence"],
+        postgresql_where=sa.text("published_at IS NULL AND parked_at IS NULL"),
+    )
+    op.create_index(
+        "hk_outbox_published_at",
+        "hk_outbox",
+        ["published_at"],
+        postgresql_where=sa.text("published_at IS NOT NULL"),
+    )
+    op.create_table(
+        "hk_leases",
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("owner", sa.Text(), nullable=False),
+        sa.Column("fence", sa.BigInteger(), nullable=False),
+        sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("name", name="hk_leases_pkey"),
+    )
+    secret = op.create_table(
+        "hk_secrets",
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("value", sa.LargeBinary(), nullable=False),
+        sa.PrimaryKeyConstraint("name", name="hk_secrets_pkey"),
+    )
+    op.bulk_insert(secret, [{"name": "page_token", "value": secrets.token_bytes(32)}])
+
+
+def downgrade() -> None:
+    """Drop them, with every event that waits in the outbox."""
+    for name in ("hk_secrets", "hk_leases", "hk_outbox", "hk_keys"):
+        op.drop_table(name)

@@ -1,0 +1,185 @@
+"""What routes ask of a store, and what it answers: no HTTP in it, and no database.
+
+Every write is a `Write`: one operation for a `POST`, `PUT`, `PATCH` or `DELETE` on a record, many for `:transact`. A
+store carries it out once per idempotency key, as a whole or not at all.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from hybridkit.contract import Emission
+from hybridkit.filters import Filter
+from hybridkit.resources import Resource
+
+__all__ = [
+    "AnyResource",
+    "Assert",
+    "Create",
+    "Delete",
+    "Document",
+    "Operation",
+    "Outcome",
+    "Result",
+    "Update",
+    "Upsert",
+    "Write",
+    "merge_patch",
+]
+
+type AnyResource = Resource[Any, Any, Any]
+
+type Document = Mapping[str, Any]
+"""A record by field, `etag` included, ready for `codec.encode_json`."""
+
+type Operation = Assert | Create | Update | Upsert | Delete
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Target:
+    """What every operation has.
+
+    Attributes:
+        resource: the collection.
+        id: of the resource's id type.
+        label: where the operation stands in the request, for messages: `operations/3`; empty for a single one.
+    """
+
+    resource: AnyResource
+    id: Any
+    label: str = ""
+
+    def says(self, message: str) -> str:
+        """That message, preceded by the operation it is about."""
+        return f"{self.label}: {message}" if self.label else message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assert(_Target):
+    """The record is there, in the state of `if_match` (if given), and stays so until the commit.
+
+    Raises in a store: `NotFoundError`, `StaleVersionError`.
+    """
+
+    if_match: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Create(_Target):
+    """A new record.
+
+    Raises in a store: `UniqueViolationError` where the id or another unique value is taken.
+
+    Attributes:
+        values: validated Python values by field.
+    """
+
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update(_Target):
+    """Change some fields of a record.
+
+    Raises in a store: `NotFoundError`, `StaleVersionError` (also where `require` doesn't hold).
+
+    Attributes:
+        changes: validated Python values by field.
+        merges: RFC 7396 patches for fields that hold documents, as JSON values.
+        increment: what to add to numeric fields.
+        require: must hold before the change.
+        if_match: the ETag that the record must have.
+    """
+
+    changes: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    merges: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
+    increment: Mapping[str, int | float] = field(default_factory=dict[str, int | float])
+    require: Filter | None = None
+    if_match: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upsert(_Target):
+    """Create the record, or replace the values of one that is there.
+
+    Raises in a store: `StaleVersionError` where the condition doesn't hold.
+
+    Attributes:
+        values: validated Python values by field.
+        only: `absent` creates and replaces nothing; `present` replaces and creates nothing.
+        if_match: the ETag that the record must have; implies `present`.
+    """
+
+    values: Mapping[str, Any]
+    only: Literal["absent", "present"] | None = None
+    if_match: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delete(_Target):
+    """Remove the record.
+
+    Raises in a store: `NotFoundError`, `StaleVersionError`.
+    """
+
+    if_match: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Write:
+    """Operations and events that happen together, once per key.
+
+    Attributes:
+        caller: the service that asks; keys are its own, and its events carry its name.
+        key: the idempotency key.
+        fingerprint: of what was asked; another one under the same key is another request.
+        operations: in their order.
+        emit: events and commands for the outbox.
+        isolation: of the database transaction.
+    """
+
+    caller: str
+    key: str
+    fingerprint: bytes
+    operations: tuple[Operation, ...]
+    emit: tuple[Emission, ...] = ()
+    isolation: Literal["read_committed", "repeatable_read", "serializable"] = "read_committed"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one operation did.
+
+    Attributes:
+        record: as it is now; None after a delete or an assert.
+        created: the record was not there before.
+    """
+
+    record: Document | None = None
+    created: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a write did.
+
+    Attributes:
+        results: one per operation, in the same order.
+        replayed: it was done before under this key; these are the results of then.
+    """
+
+    results: tuple[Result, ...]
+    replayed: bool = False
+
+
+def merge_patch(target: Any, patch: Any) -> Any:
+    """The target after that patch, https://www.rfc-editor.org/rfc/rfc7396#section-2."""
+    if not isinstance(patch, Mapping):
+        return patch
+    merged: dict[str, Any] = dict(target) if isinstance(target, Mapping) else {}
+    for name, value in patch.items():
+        if value is None:
+            merged.pop(name, None)
+        else:
+            merged[name] = merge_patch(merged.get(name), value)
+    return merged

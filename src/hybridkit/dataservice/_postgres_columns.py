@@ -1,0 +1,125 @@
+"""What every table of a data service has, and the tables that hybridkit adds.
+
+```python
+class Base(DeclarativeBase):
+    pass
+
+class UserTable(RecordColumns, Base):
+    __tablename__ = "users"
+    email: Mapped[str] = mapped_column(unique=True)
+```
+"""
+
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    DateTime,
+    Identity,
+    Index,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    Uuid,
+    func,
+    text,
+)
+from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.sql.elements import ColumnElement
+
+__all__ = ["KEYS", "LEASES", "OUTBOX", "SECRETS", "SYSTEM", "RecordColumns", "now_in_milliseconds"]
+
+_NOW: Final = "date_trunc('milliseconds', now())"
+
+
+def now_in_milliseconds() -> ColumnElement[datetime]:
+    """The start of the transaction by the database's clock, as exact as the wire and MongoDB keep it."""
+    return func.date_trunc("milliseconds", func.now(), type_=DateTime(timezone=True))
+
+
+class RecordColumns:
+    """The columns of `hybridkit.Record`, to inherit from beside a declarative base.
+
+    The id is a UUID; a resource with natural keys declares `id: Mapped[str] = mapped_column(primary_key=True)`. The
+    others have defaults in the database, so that a row made by SQL is as good as one made over HTTP.
+
+    Attributes:
+        id: the record's id, made by the client.
+        version: 1 for a new record, one more with each change.
+        created_at: UTC, whole milliseconds.
+        updated_at: UTC, whole milliseconds.
+        incarnation: tells a record from an earlier one with the same id; part of its ETag, never shown by itself.
+    """
+
+    id: Mapped[Any] = mapped_column(Uuid(), primary_key=True, sort_order=-1)
+    version: Mapped[int] = mapped_column(BigInteger(), server_default=text("1"), sort_order=1)
+    created_at: Mapped[datetime] = mapped_column(
+        DateTime(timezone=True), server_default=text(_NOW), sort_order=2
+    )
+    updated_at: Mapped[datetime] = mapped_column(
+        DateTime(timezone=True), server_default=text(_NOW), sort_order=3
+    )
+    incarnation: Mapped[int] = mapped_column(
+        BigInteger(), server_default=text("(random() * 4611686018427387903)::bigint"), sort_order=4
+    )
+
+
+SYSTEM: Final = MetaData()
+"""Our own tables; `_migrations` makes them, a test compares the two."""
+
+KEYS: Final = Table(
+    "hk_keys",
+    SYSTEM,
+    Column("caller", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("fingerprint", LargeBinary, nullable=False),
+    Column("results", LargeBinary, nullable=False),
+    Column("expires_at", DateTime(timezone=True), nullable=False),
+    Index("hk_keys_expires_at", "expires_at"),
+)
+"""Idempotency keys with what was answered, written in the transaction that they protect."""
+
+OUTBOX: Final = Table(
+    "hk_outbox",
+    SYSTEM,
+    Column("sequence", BigInteger, Identity(always=True), primary_key=True),
+    Column("event_id", Uuid, nullable=False, unique=True),
+    Column("event_type", Text, nullable=False),
+    Column("key", Text),
+    Column("queue", Text),
+    Column("request_id", Text, nullable=False),
+    Column("user_id", Text),
+    Column("body", LargeBinary, nullable=False),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=text("now()")),
+    Column("published_at", DateTime(timezone=True)),
+    Column("parked_at", DateTime(timezone=True)),
+    Column("reason", Text),
+    Index(
+        "hk_outbox_waiting",
+        "sequence",
+        postgresql_where=text("published_at IS NULL AND parked_at IS NULL"),
+    ),
+    Index("hk_outbox_published_at", "published_at", postgresql_where=text("published_at IS NOT NULL")),
+)
+"""Events and commands, in commit order per key; published ones stay for a while, so that none is taken in twice."""
+
+LEASES: Final = Table(
+    "hk_leases",
+    SYSTEM,
+    Column("name", Text, primary_key=True),
+    Column("owner", Text, nullable=False),
+    Column("fence", BigInteger, nullable=False),
+    Column("expires_at", DateTime(timezone=True), nullable=False),
+)
+"""Which replica does what only one may do."""
+
+SECRETS: Final = Table(
+    "hk_secrets",
+    SYSTEM,
+    Column("name", Text, primary_key=True),
+    Column("value", LargeBinary, nullable=False),
+)
+"""What all replicas share: the key that page tokens are signed with."""

@@ -1,0 +1,230 @@
+"""Connections to PostgreSQL: few, bounded, and each statement stopped at the caller's deadline.
+
+Three bounds, because a frozen server honours none of them by itself: the server cancels a statement at the deadline
+(`statement_timeout`); a timer drops the connection shortly after, whatever the driver waits for; the driver's own
+`command_timeout` is the last one. Cancelling a coroutine is no bound: asyncpg then waits for the server to confirm it.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Final, Literal
+
+import asyncpg
+import orjson
+from sqlalchemy import Executable, Row, event, func, select
+from sqlalchemy.exc import DBAPIError, DisconnectionError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from hybridkit.codec import encode_json
+from hybridkit.context import current
+from hybridkit.dataservice._postgres_errors import commit_error, database_error
+from hybridkit.errors import DeadlineExceededError, HybridkitError, OverloadedError
+
+__all__ = ["Database", "Isolation", "Session"]
+
+type Isolation = Literal["read_committed", "repeatable_read", "serializable"]
+type Meaning = Callable[[Exception], HybridkitError | None]
+
+DEFAULT_SECONDS: Final = 10.0
+"""How long work may take for a caller that sets no deadline."""
+MAX_SECONDS: Final = 60.0
+GRACE_SECONDS: Final = 0.25
+"""What the server gets to cancel a statement by itself before its connection is dropped."""
+ACQUIRE_SECONDS: Final = 1.0
+CONNECT_SECONDS: Final = 3.0
+
+_FAILURES: Final = (DBAPIError, TimeoutError, OSError)
+
+
+class Database:
+    """A pool of connections. Nobody waits for one longer than a second, nor past the deadline.
+
+    Args:
+        url: `postgresql://user:password@host:5432/name`, with libpq's options.
+        pool_size: how many connections there are at most.
+        application_name: what `pg_stat_activity` shows.
+    """
+
+    def __init__(self, url: str, *, pool_size: int, application_name: str) -> None:
+        self._url = url.replace("postgresql+asyncpg://", "postgresql://", 1)
+        self._application_name = application_name
+        self._pool_size = pool_size
+        self._places = asyncio.Semaphore(pool_size)
+        self._closing: set[asyncio.Task[None]] = set()
+        self._engine: AsyncEngine = create_async_engine(
+            "postgresql+asyncpg://",
+            async_creator=self._connect,
+            pool_size=pool_size,
+            max_overflow=0,
+            pool_timeout=ACQUIRE_SECONDS,
+            json_serializer=_to_json_text,
+            json_deserializer=orjson.loads,
+        )
+        event.listen(self._engine.sync_engine, "checkout", _refuse_closed)
+
+    def __repr__(self) -> str:
+        return f"Database(application_name={self._application_name!r}, pool_size={self._pool_size})"
+
+    async def close(self) -> None:
+        """Close every connection that is not in use."""
+        await self._engine.dispose()
+
+    @asynccontextmanager
+    async def session(self, *, isolation: Isolation = "read_committed") -> AsyncIterator["Session"]:
+        """A transaction: committed at the end of the block, rolled back by any exception.
+
+        Raises:
+            OverloadedError: every connection stayed taken.
+            UnavailableError: PostgreSQL does not answer.
+            DeadlineExceededError: the deadline has passed, or passes before the end.
+            OutcomeUnknownError: the connection broke during the commit.
+        """
+        session = await self._open(isolation)
+        try:
+            yield session
+            await session.commit()
+        finally:
+            # A cancelled caller leaves at once; its connection is returned, and its place freed, in its own time.
+            closing = asyncio.create_task(session.close())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closed)
+            await asyncio.shield(closing)
+
+    async def _open(self, isolation: Isolation) -> "Session":
+        deadline = _deadline()
+        await self._take_place(deadline)
+        try:
+            connection = await self._engine.connect()
+            if isolation != "read_committed":
+                await connection.execution_options(isolation_level=isolation.replace("_", " ").upper())
+            raw = await connection.get_raw_connection()
+        except BaseException as error:
+            self._places.release()
+            if isinstance(error, _FAILURES) and (found := database_error(error)):
+                raise found from error
+            raise
+        driver: Any = raw.driver_connection
+        return Session(connection, driver, deadline)
+
+    def _closed(self, closing: asyncio.Task[None]) -> None:
+        self._closing.discard(closing)
+        self._places.release()
+
+    async def _take_place(self, deadline: float) -> None:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise DeadlineExceededError("the deadline has passed; nothing was started")
+        try:
+            async with asyncio.timeout(min(left, ACQUIRE_SECONDS)):
+                await self._places.acquire()
+        except TimeoutError:
+            raise OverloadedError(
+                f"all {self._pool_size} connections to the database stayed taken", retry_after_seconds=1.0
+            ) from None
+
+    async def _connect(self) -> Any:
+        left = _deadline() - time.monotonic()
+        return await asyncpg.connect(
+            self._url,
+            timeout=max(min(left, CONNECT_SECONDS), 0.05),
+            command_timeout=MAX_SECONDS + 1,
+            server_settings={
+                "application_name": self._application_name,
+                # A frozen process must not hold its locks for ever.
+                "idle_in_transaction_session_timeout": f"{MAX_SECONDS:.0f}s",
+            },
+        )
+
+
+class Session:
+    """One transaction on one connection, made by `Database.session`."""
+
+    def __init__(self, connection: AsyncConnection, driver: Any, deadline: float) -> None:
+        self._connection = connection
+        self._driver = driver
+        self._deadline = deadline
+        self._limit_seconds = 0.0
+        self._expired = False
+        left = max(deadline - time.monotonic(), 0.0)
+        self._guard = asyncio.get_running_loop().call_later(left + GRACE_SECONDS, self._expire)
+
+    def __repr__(self) -> str:
+        return f"Session(left_seconds={self._deadline - time.monotonic():.3f})"
+
+    async def execute(
+        self, statement: Executable, *, meaning: Meaning = database_error
+    ) -> Sequence[Row[*tuple[Any, ...]]]:
+        """The rows that the statement returns, if it returns any.
+
+        Args:
+            statement: with bound parameters only.
+            meaning: which of our errors a driver's error is; None lets it through.
+        """
+        await self._limit()
+        try:
+            result = await self._connection.execute(statement)
+        except _FAILURES as error:
+            raise self._translated(error, meaning) from error
+        return result.all() if result.returns_rows else ()
+
+    async def commit(self) -> None:
+        """Commit; the end of the session does it.
+
+        Raises:
+            OutcomeUnknownError: the connection broke on the way.
+        """
+        try:
+            await self._connection.commit()
+        except _FAILURES as error:
+            raise self._translated(error, commit_error) from error
+
+    async def close(self) -> None:
+        """Roll back what is not committed and return the connection, or drop it where it is broken."""
+        try:
+            with suppress(*_FAILURES):  # the outcome is known by now, and the pool drops what it can't reset
+                if self._driver.is_closed():
+                    await self._connection.invalidate()
+                await self._connection.close()
+        finally:
+            self._guard.cancel()
+
+    async def _limit(self) -> None:
+        """Have the server stop the next statement at the deadline; told again once a tenth of the time has gone."""
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise DeadlineExceededError("the deadline passed between two statements; nothing was changed")
+        if not 0.9 * self._limit_seconds <= left <= self._limit_seconds:
+            self._limit_seconds = left
+            limit = func.set_config("statement_timeout", str(max(int(left * 1000), 1)), True)
+            try:
+                await self._connection.execute(select(limit))
+            except _FAILURES as error:
+                raise self._translated(error, database_error) from error
+
+    def _translated(self, error: Exception, meaning: Meaning) -> Exception:
+        if self._expired:
+            return DeadlineExceededError("the database did not answer by the deadline")
+        if not isinstance(error, DBAPIError):  # `command_timeout`: the connection is in the middle of something
+            self._driver.terminate()
+        return meaning(error) or error
+
+    def _expire(self) -> None:
+        self._expired = True
+        self._driver.terminate()
+
+
+def _deadline() -> float:
+    left = current().remaining_seconds()
+    return time.monotonic() + min(DEFAULT_SECONDS if left is None else left, MAX_SECONDS)
+
+
+def _to_json_text(value: Any) -> str:
+    return encode_json(value).decode()
+
+
+def _refuse_closed(dbapi_connection: Any, _record: object, _proxy: object) -> None:
+    """Notice without a round trip that the server has closed an idle connection; the pool opens another."""
+    if dbapi_connection.driver_connection.is_closed():
+        raise DisconnectionError("the server closed this connection")

@@ -1,0 +1,170 @@
+"""Bring a database to the schema that the code needs, from any number of replicas at a time.
+
+There are two histories, each with a version table of its own: hybridkit's tables (`hk_revision`) and the service's
+(`alembic_version`, as Alembic has it by default). Both are run by the `env.py` in `_migrations`, so a service keeps
+nothing but a folder of revisions.
+"""
+
+import asyncio
+import io
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import asyncpg
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, MetaData, text
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.pool import NullPool
+
+from hybridkit.errors import UnavailableError
+
+__all__ = ["History", "histories_of", "migrate", "missing_revisions", "write_revision"]
+
+LOCK_KEY: Final = 0x6879627269646B69
+"""Of the advisory lock that one replica holds while it migrates."""
+LOCK_TIMEOUT: Final = "5s"
+"""How long a migration waits for a table, and everybody else behind it."""
+
+_FOLDER: Final = Path(__file__).with_name("_migrations")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """A line of revisions and how far a database has come on it.
+
+    Attributes:
+        versions: the folder of revisions.
+        version_table: where a database keeps its place.
+    """
+
+    versions: Path
+    version_table: str
+
+    @property
+    def script(self) -> ScriptDirectory:
+        """The revisions, read from the folder."""
+        return ScriptDirectory.from_config(self._config())
+
+    def missing(self, connection: Connection) -> Sequence[str]:
+        """The newest revisions of the code that the database has not reached.
+
+        A database whose revision the code doesn't know was migrated by a newer deployment: nothing is missing.
+        """
+        options = {"version_table": self.version_table}
+        reached = MigrationContext.configure(connection, opts=options).get_current_heads()
+        script = self.script
+        known = {revision.revision for revision in script.walk_revisions()}
+        if not known.issuperset(reached):
+            return ()
+        return sorted(set(script.get_heads()) - set(reached))
+
+    def upgrade(self, connection: Connection) -> None:
+        """Run what is missing."""
+        missing = self.missing(connection)
+        connection.rollback()  # Alembic begins and commits by itself, each revision on its own
+        if missing:
+            command.upgrade(self._config(connection), "heads")
+
+    def write(self, connection: Connection, message: str, metadata: MetaData) -> None:
+        """Write the revision that brings the database to those tables."""
+        command.revision(self._config(connection, metadata), message, autogenerate=True)
+
+    def _config(self, connection: Connection | None = None, metadata: MetaData | None = None) -> Config:
+        config = Config(stdout=io.StringIO())
+        config.set_main_option("script_location", str(_FOLDER).replace("%", "%%"))
+        config.set_main_option("version_locations", str(self.versions).replace("%", "%%"))
+        config.set_main_option("path_separator", "newline")
+        config.attributes |= {
+            "connection": connection,
+            "metadata": metadata,
+            "version_table": self.version_table,
+            "include_name": _is_ours_to_change,
+        }
+        return config
+
+
+def histories_of(migrations: Path | str | None) -> tuple[History, ...]:
+    """Hybridkit's history and, with a folder of revisions, the service's."""
+    own = History(versions=_FOLDER / "versions", version_table="hk_revision")
+    if migrations is None:
+        return (own,)
+    return (own, History(versions=Path(migrations), version_table="alembic_version"))
+
+
+async def migrate(url: str, *, migrations: Path | str | None = None, wait_seconds: float = 60.0) -> None:
+    """Bring the database to the newest revision. One replica does it, the others wait; nothing to do is cheap.
+
+    Args:
+        url: `postgresql://user:password@host:5432/name`.
+        migrations: the folder with the service's revisions; without one only hybridkit's tables are made.
+        wait_seconds: how long to wait for another replica that is at it.
+
+    Raises:
+        UnavailableError: another one was still at it.
+    """
+    async with _connected(url) as connection, _locked(connection, wait_seconds):
+        for history in histories_of(migrations):
+            await connection.run_sync(history.upgrade)
+
+
+async def missing_revisions(connection: AsyncConnection, histories: Sequence[History]) -> Sequence[str]:
+    """The newest revisions of the code that the database has not reached, of all histories."""
+    return [revision for history in histories for revision in await connection.run_sync(history.missing)]
+
+
+async def write_revision(url: str, *, metadata: MetaData, migrations: Path | str, message: str) -> None:
+    """Write the revision that leads from the database's tables to the declared ones, for people to review.
+
+    Args:
+        url: of a database at the newest revision.
+        metadata: of the declarative base.
+        migrations: the folder with the service's revisions.
+        message: what it does, in a few words.
+    """
+    Path(migrations).mkdir(parents=True, exist_ok=True)
+    async with _connected(url) as connection:
+        await connection.run_sync(histories_of(migrations)[-1].write, message, metadata)
+
+
+@asynccontextmanager
+async def _connected(url: str) -> AsyncIterator[AsyncConnection]:
+    """A connection for as long as a migration may take, which no pool of a service gives."""
+
+    async def connect() -> Any:
+        plain = url.replace("postgresql+asyncpg://", "postgresql://", 1)
+        settings = {"application_name": "hybridkit_migrate", "lock_timeout": LOCK_TIMEOUT}
+        return await asyncpg.connect(plain, timeout=10, command_timeout=3600, server_settings=settings)
+
+    engine = create_async_engine("postgresql+asyncpg://", async_creator=connect, poolclass=NullPool)
+    try:
+        async with engine.connect() as connection:
+            yield connection
+    finally:
+        await engine.dispose()
+
+
+@asynccontextmanager
+async def _locked(connection: AsyncConnection, wait_seconds: float) -> AsyncIterator[None]:
+    """The lock is the session's: it outlives transactions, and goes with the connection whatever happens."""
+    give_up = time.monotonic() + wait_seconds
+    while not await connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": LOCK_KEY}):
+        await connection.rollback()
+        if time.monotonic() > give_up:
+            raise UnavailableError(f"another process has been migrating for more than {wait_seconds:.0f} s")
+        await asyncio.sleep(0.1)
+    await connection.commit()
+    yield
+
+
+def _is_ours_to_change(
+    name: str | None, type_: Literal["schema", "table", "column", "index", "unique_constraint", "foreign_key_constraint"], _parents: Any
+) -> bool:
+    """Leave hybridkit's own tables out of what a service's revision is made from."""
+    return not (type_ == "table" and name is not None and name.startswith("hk_"))
