@@ -6,8 +6,6 @@ async with connect_redis(url) as redis:
 ```
 """
 
-from redis.asyncio import Redis
-
-from hybridkit.coordination._connection import check_noeviction, connect_redis, probe_redis
+from hybridkit.coordination._connection import Redis, check_noeviction, connect_redis, probe_redis
 
 __all__ = ["Redis", "check_noeviction", "connect_redis", "probe_redis"]

@@ -12,7 +12,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from hybridkit.errors import SettingsError, UnavailableError
 from hybridkit.observability import get_logger
 
-__all__ = ["check_noeviction", "connect_redis", "probe_redis"]
+__all__ = ["Redis", "check_noeviction", "connect_redis", "probe_redis"]
 
 _log = get_logger("hybridkit.coordination")
 

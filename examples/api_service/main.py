@@ -1,0 +1,27 @@
+"""The public HTTP API, on port 8000: people register here."""
+
+from examples.api_service.api import users
+
+from hybridkit.adapters.fastapi import create_app, run_api
+from hybridkit.settings import ApiSettings
+
+__all__ = ["Settings", "app", "main"]
+
+
+class Settings(ApiSettings):
+    """Read from the environment when the application starts."""
+
+    service_name: str = "api_service"
+
+
+app = create_app(Settings, title="Users")
+app.include_router(users)
+
+
+def main() -> None:
+    """Serve until SIGTERM."""
+    run_api(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""What every kind of process does around its work.
+
+```
+settings → logs → traces → Redis, RabbitMQ, data services → work … SIGTERM → stop in order → exit 0
+```
+
+One kind per process; the first SIGTERM or Ctrl-C asks it to stop, the second one hurries it.
+"""
+
+import asyncio
+import signal
+import sys
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Final, Literal, Self
+
+from hybridkit.clients import MongoDataClient, PostgresDataClient
+from hybridkit.coordination import Redis, check_noeviction, connect_redis, probe_redis
+from hybridkit.errors import HybridkitError, MisuseError, NotConnectedError
+from hybridkit.idempotency import IdempotencyGuard, RedisDown
+from hybridkit.lifespan import Dependency, ServiceResources
+from hybridkit.messaging import BrokerConnection, RobustPublisher
+from hybridkit.observability import configure_logging, configure_tracing, get_logger
+from hybridkit.settings import DataClientSettings, RabbitSettings, RedisSettings, ServiceSettings
+
+__all__ = ["Kind", "StopSignals", "open_resources", "run_process"]
+
+type Kind = Literal["fastapi", "aiogram", "worker"]
+
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+UNREADY_SECONDS: Final = 5.0
+"""How long a load balancer may take to see that a process in production is not ready any more."""
+FAILED: Final = 1
+
+_log = get_logger("hybridkit.process")
+
+
+# ── one kind per process ─────────────────────────────────────────────────────────────────────────
+
+_running: Final[list[Kind]] = []
+
+
+@contextmanager
+def one_kind(kind: Kind) -> Generator[None]:
+    """Be that kind of process inside the block.
+
+    An API, a bot and a worker each own the event loop, the signals and the way of stopping. Two of them in one process
+    take these from each other, and one that is busy or crashes takes the other with it.
+
+    Raises:
+        MisuseError: the process is of another kind already.
+    """
+    other = next((running for running in _running if running != kind), None)
+    if other is not None:
+        raise MisuseError(
+            f"this process runs a service of type {other}, so it can't run one of type {kind} too: give each its own"
+            " process; they reach each other through events or HTTP"
+        )
+    _running.append(kind)
+    try:
+        yield
+    finally:
+        _running.remove(kind)
+
+
+# ── what it lives on ─────────────────────────────────────────────────────────────────────────────
+
+
+@asynccontextmanager
+async def open_resources(
+    kind: Kind, settings: ServiceSettings, *, when_down: RedisDown = RedisDown.DURABLE, consumes: bool = False
+) -> AsyncGenerator[ServiceResources]:
+    """Everything that the settings name, open inside the block and provided by type.
+
+    A data service is awaited, and part of readiness, when its URL is set; one whose URL is left at the default is
+    there for whoever calls it.
+
+    Args:
+        kind: of process.
+        settings: their classes say what is needed: `RedisSettings`, `RabbitSettings`, `DataClientSettings`.
+        when_down: what the idempotency guard does while Redis is down.
+        consumes: open a connection for consumers too.
+    """
+    with one_kind(kind):
+        tracing = configure_tracing(settings)
+        async with ServiceResources(
+            start_budget_seconds=settings.start_budget_seconds,
+            shutdown_seconds=settings.shutdown_seconds,
+            unready_seconds=UNREADY_SECONDS if settings.environment == "production" else 0.0,
+        ) as resources:
+            resources.on_flush("traces", lambda seconds: tracing.aclose(timeout_seconds=seconds))
+            await resources.open_together(*_dependencies(settings, consumes=consumes))
+            redis = resources.providers.get(Redis)
+            if isinstance(redis, Redis):
+                resources.provide(IdempotencyGuard, IdempotencyGuard(redis, when_down=when_down))
+            yield resources
+
+
+def _dependencies(settings: ServiceSettings, *, consumes: bool) -> Generator[Dependency[Any]]:
+    service = settings.service_name
+    if isinstance(settings, RedisSettings):
+        redis_url = settings.redis_url.get_secret_value()
+        yield Dependency(
+            name="redis", factory=lambda: _checked_redis(redis_url), provides=Redis, probe=probe_redis
+        )
+    if isinstance(settings, RabbitSettings):
+        rabbitmq_url = settings.rabbitmq_url.get_secret_value()
+        yield Dependency(
+            name="rabbitmq",
+            factory=lambda: RobustPublisher(rabbitmq_url, service=service),
+            provides=RobustPublisher,
+            probe=_probe_connection,
+        )
+        if consumes:
+            yield Dependency(
+                name="rabbitmq_consumers",
+                factory=lambda: BrokerConnection(rabbitmq_url, name=service),
+                provides=BrokerConnection,
+                probe=_probe_connection,
+            )
+    if isinstance(settings, DataClientSettings):
+        postgres_url = settings.postgres_service_url.get_secret_value()
+        mongo_url = settings.mongo_service_url.get_secret_value()
+        yield Dependency(
+            name="db_postgres_service",
+            factory=lambda: PostgresDataClient(postgres_url, service=service),
+            provides=PostgresDataClient,
+            probe=_probe_client if "postgres_service_url" in settings.model_fields_set else None,
+        )
+        yield Dependency(
+            name="db_mongo_service",
+            factory=lambda: MongoDataClient(mongo_url, service=service),
+            provides=MongoDataClient,
+            probe=_probe_client if "mongo_service_url" in settings.model_fields_set else None,
+        )
+
+
+@asynccontextmanager
+async def _checked_redis(url: str) -> AsyncGenerator[Redis]:
+    async with connect_redis(url) as redis:
+        await check_noeviction(redis)
+        yield redis
+
+
+async def _probe_client(client: PostgresDataClient | MongoDataClient) -> None:
+    await client.probe()
+
+
+async def _probe_connection(connection: RobustPublisher | BrokerConnection) -> None:
+    if not connection.is_ready:
+        raise NotConnectedError("there is no connection to RabbitMQ that takes messages")
+
+
+# ── its start and its end ────────────────────────────────────────────────────────────────────────
+
+
+class StopSignals:
+    """SIGTERM and SIGINT, taken over for the running task.
+
+    While it starts, a signal cancels it.
+
+    Attributes:
+        asked: set by the first signal: stop in order.
+        hurried: set by the second: close, whatever still runs.
+    """
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.hurried = asyncio.Event()
+        self._task = asyncio.current_task()
+        self._resources: ServiceResources | None = None
+
+    def __repr__(self) -> str:
+        return f"StopSignals(asked={self.asked.is_set()}, started={self._resources is not None})"
+
+    def __enter__(self) -> Self:
+        for number in SIGNALS:
+            asyncio.get_running_loop().add_signal_handler(number, self._receive, number)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number in SIGNALS:
+            asyncio.get_running_loop().remove_signal_handler(number)
+
+    def started(self, resources: ServiceResources) -> None:
+        """The start is over: these are to be stopped in order from now on."""
+        resources.started()
+        self._resources = resources
+
+    def _receive(self, number: signal.Signals) -> None:
+        _log.info("signal received", signal=number.name)
+        if self._resources is None:
+            if self._task is not None:
+                self._task.cancel()
+        elif self.asked.is_set():
+            self.hurried.set()
+            self._resources.hurry()
+        self.asked.set()
+
+
+def run_process[SettingsT: ServiceSettings](
+    settings_class: Callable[[], SettingsT],
+    main: Callable[[SettingsT, StopSignals], Coroutine[Any, Any, None]],
+) -> None:
+    """Read the settings, configure the logs, run `main`; return when it has ended well.
+
+    Raises:
+        SystemExit: with code 1 and one readable report, when the settings are unusable or the start failed.
+    """
+    try:
+        settings = settings_class()
+    except HybridkitError as error:
+        sys.exit(str(error))
+    configure_logging(settings)
+
+    async def with_signals() -> None:
+        with StopSignals() as stop:
+            try:
+                await main(settings, stop)
+            except asyncio.CancelledError:
+                if not stop.asked.is_set():
+                    raise
+                _log.info("stopped before the start was complete")
+
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(with_signals())
+    except HybridkitError as error:
+        _log.critical("the process ends", reason=f"{type(error).__name__}: {error}")
+        sys.exit(FAILED)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """That of uvloop, where the extra `fast` is installed."""
+    try:
+        import uvloop  # noqa: PLC0415  # most processes that import an adapter never come here
+    except ImportError:
+        return None
+    return uvloop.new_event_loop

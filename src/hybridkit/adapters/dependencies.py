@@ -1,0 +1,62 @@
+"""What handlers ask for by type, by the same names in every kind of process.
+
+```python
+async def register(body: NewUser, postgres: Postgres) -> User: ...              # a FastAPI route
+async def start(message: Message, postgres: Postgres) -> None: ...              # an Aiogram handler
+async def on_created(event: UserCreated, mongo: Mongo) -> None: ...             # a consumer's handler
+```
+
+FastAPI injects what its own `Depends` marks, so the aliases carry one where FastAPI is installed. Everywhere else the
+alias is looked through, and the bare class does as well.
+"""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from hybridkit.clients import MongoDataClient, PostgresDataClient
+from hybridkit.context import RequestContext, current
+from hybridkit.coordination import Redis as RedisClient
+from hybridkit.errors import DeclarationError
+from hybridkit.messaging import RobustPublisher
+
+if TYPE_CHECKING:
+    from hybridkit.lifespan import ServiceResources
+
+__all__ = ["Context", "Mongo", "Postgres", "Publisher", "Redis"]
+
+
+def _marker(type_: type) -> Any:
+    """With this FastAPI finds, for each request, what the running application has of that type."""
+    try:
+        from fastapi import Depends  # noqa: PLC0415  # optional, and its absence is no error here
+        from starlette.requests import HTTPConnection  # noqa: PLC0415
+    except ImportError:
+        return None
+
+    async def provide(connection: HTTPConnection) -> object:  # a plain function would run in a thread
+        if type_ is RequestContext:
+            return current()
+        resources: ServiceResources = connection.app.state.resources
+        if type_ not in resources.providers:
+            raise DeclarationError(
+                f"nothing provides {type_.__name__} here: the settings class of the application has to name it"
+                " (ApiSettings has everything)"
+            )
+        return resources.providers[type_]
+
+    return Depends(provide)
+
+
+Postgres = Annotated[PostgresDataClient, _marker(PostgresDataClient)]
+"""The client of the PostgreSQL data service."""
+
+Mongo = Annotated[MongoDataClient, _marker(MongoDataClient)]
+"""The client of the MongoDB data service."""
+
+Publisher = Annotated[RobustPublisher, _marker(RobustPublisher)]
+"""Publishes events and sends commands."""
+
+Redis = Annotated[RedisClient, _marker(RedisClient)]
+"""The connection to Redis that holds claims, locks and sessions; see `hybridkit.coordination`."""
+
+Context = Annotated[RequestContext, _marker(RequestContext)]
+"""The request id, user and deadline of what is being handled."""

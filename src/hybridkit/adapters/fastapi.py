@@ -1,0 +1,253 @@
+"""The HTTP kind of process: a FastAPI application with its resources, and a server that stops in good order.
+
+```python
+app = create_app(ApiSettings, title="Users")        # settings are read when the application starts, not here
+
+@app.post("/users", status_code=201)
+async def register(body: NewUser, postgres: Postgres) -> User: ...
+
+def main() -> None:
+    run_api(app)
+```
+
+Every request has a context (request id, deadline) and one log line; errors are answered as problems (RFC 9457);
+`/health`, `/ready` and `/metrics` are there; a write with an `Idempotency-Key` runs once.
+"""
+
+import asyncio
+import socket
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
+from typing import Any, Final
+
+from hybridkit.adapters._asgi import (
+    IdempotencyMiddleware,
+    RequestContextMiddleware,
+    Scope,
+    problem_body,
+    problem_for_status,
+    problem_headers,
+)
+from hybridkit.adapters._running import StopSignals, open_resources, run_process
+from hybridkit.codec import encode_json
+from hybridkit.context import current
+from hybridkit.contract import Problem
+from hybridkit.coordination import Redis
+from hybridkit.errors import FieldError, InvalidRequestError, MissingExtraError
+from hybridkit.idempotency import IdempotencyGuard
+from hybridkit.lifespan import ServiceResources
+from hybridkit.messaging import RobustPublisher
+from hybridkit.observability import render_metrics
+from hybridkit.settings import ServiceSettings
+
+try:
+    import uvicorn
+    from fastapi import FastAPI, Request, Response
+    from fastapi.exceptions import RequestValidationError
+    from starlette.exceptions import HTTPException
+except ImportError:
+    raise MissingExtraError(__name__, extra="fastapi") from None
+
+__all__ = ["IdempotencyMiddleware", "RequestContextMiddleware", "api_lifespan", "create_app", "run_api"]
+
+KEEP_ALIVE_SECONDS: Final = 75
+"""Longer than our clients keep an idle connection (30 s), so that none is closed while a request is on its way."""
+
+DRAIN_SHARE: Final = 0.7
+"""Of `shutdown_seconds`: the rest is for closing what the requests needed."""
+
+type AppLifespan = Callable[[FastAPI], AbstractAsyncContextManager[object]]
+
+
+def create_app(
+    settings_class: type[ServiceSettings],
+    *,
+    title: str,
+    version: str = "0.1.0",
+    lifespan: AppLifespan | None = None,
+    internal: bool = False,
+) -> FastAPI:
+    """An application that opens its resources when it starts and closes them when it stops.
+
+    While it runs, `app.state` has `settings`, `resources`, and of these `redis` and `rabbitmq` (the publisher).
+
+    Args:
+        settings_class: read once, at the start.
+        title: in the OpenAPI document.
+        version: in the OpenAPI document.
+        lifespan: a context manager of the application's own, entered when the resources are open.
+        internal: the callers are our own services, so their `X-User-ID` is believed.
+    """
+
+    @asynccontextmanager
+    async def with_resources(app: FastAPI) -> AsyncGenerator[Any]:
+        settings = getattr(app.state, "settings", None) or settings_class()
+        inner = lifespan(app) if lifespan else nullcontext()
+        async with api_lifespan(app, settings) as resources, inner as state:
+            resources.started()
+            yield state
+
+    app = FastAPI(title=title, version=version, lifespan=with_resources)
+    app.state.settings_class = settings_class
+    app.add_exception_handler(HTTPException, _answer_http_exception)
+    app.add_exception_handler(RequestValidationError, _answer_invalid_request)
+    app.add_middleware(IdempotencyMiddleware, guard=_guard_of)
+    app.add_middleware(
+        RequestContextMiddleware, believe_user_id=internal
+    )  # the last one added is the outermost
+    _add_routes(app)
+    return app
+
+
+@asynccontextmanager
+async def api_lifespan(app: FastAPI, settings: ServiceSettings) -> AsyncGenerator[ServiceResources]:
+    """What `create_app` does around an application's life, for a FastAPI application that is there already.
+
+    Call `resources.started()` when the application can work.
+
+    Args:
+        app: its `state` gets the resources.
+        settings: decide which resources are opened.
+    """
+    async with open_resources("fastapi", settings) as resources:
+        app.state.settings = settings
+        app.state.resources = resources
+        app.state.redis = resources.providers.get(Redis)
+        app.state.rabbitmq = resources.providers.get(RobustPublisher)
+        _instrument(app, settings)
+        yield resources
+
+
+def run_api(app: FastAPI) -> None:
+    """Serve an application of `create_app` until SIGTERM, then finish what runs and return.
+
+    A second signal gives up what still runs. The application works under other ASGI servers too; what they lack is
+    readiness that turns red before the socket closes, and exit code 0.
+
+    Raises:
+        SystemExit: the settings are unusable, or the start failed.
+    """
+
+    async def serve(settings: ServiceSettings, stop: StopSignals) -> None:
+        app.state.settings = settings
+        async with app.router.lifespan_context(app):
+            stop.started(app.state.resources)
+            await _Server(app, settings, stop).serve()
+
+    run_process(app.state.settings_class, serve)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, except for its end: it doesn't close the socket before readiness is red, nor raise the signal again."""
+
+    def __init__(self, app: FastAPI, settings: ServiceSettings, stop: StopSignals) -> None:
+        self._resources: ServiceResources = app.state.resources
+        self._stop = stop
+        super().__init__(
+            uvicorn.Config(
+                app,
+                host=settings.host,
+                port=settings.port,
+                lifespan="off",  # opened around the server: an error in it is an exception, not a log line
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=max(int(settings.shutdown_seconds * DRAIN_SHARE), 1),
+            )
+        )
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield  # `StopSignals` has them
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        watching = asyncio.create_task(self._watch(), name="hybridkit stop")
+        try:
+            await super().serve(sockets)
+        finally:
+            watching.cancel()
+
+    async def _watch(self) -> None:
+        await self._stop.asked.wait()
+        await self._resources.announce()
+        self.should_exit = True
+        await self._stop.hurried.wait()
+        for task in self.server_state.tasks:
+            task.cancel()
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+
+
+# ── answers ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def _add_routes(app: FastAPI) -> None:
+    async def health(_: Request) -> Response:
+        return _json(200, {"status": "alive"})
+
+    async def ready(request: Request) -> Response:
+        resources: ServiceResources = request.app.state.resources
+        readiness = await resources.health.readiness()
+        return _json(readiness.status_code, readiness.to_dict())
+
+    async def metrics(request: Request) -> Response:
+        body, content_type = render_metrics(request.headers.get("accept", ""))
+        return Response(body, headers={"content-type": content_type})
+
+    app.add_route("/health", health, include_in_schema=False)
+    app.add_route("/ready", ready, include_in_schema=False)
+    app.add_route("/metrics", metrics, include_in_schema=False)
+
+
+def _json(status: int, body: object) -> Response:
+    headers = {"cache-control": "no-store"}
+    return Response(encode_json(body), status, headers=headers, media_type="application/json")
+
+
+async def _answer_http_exception(request: Request, error: Exception) -> Response:
+    """Unknown routes, wrong methods, and what routes raise on purpose."""
+    if not isinstance(error, HTTPException):
+        raise error
+    problem = problem_for_status(error.status_code, detail=str(error.detail), instance=request.url.path)
+    return _problem(problem, headers=error.headers)
+
+
+async def _answer_invalid_request(request: Request, error: Exception) -> Response:
+    """A body, path or query that doesn't fit: where and why, never the value, which may be a secret."""
+    if not isinstance(error, RequestValidationError):
+        raise error
+    found = [FieldError(_pointer(detail["loc"]), detail["type"]) for detail in error.errors()]
+    invalid = InvalidRequestError("the request does not fit", errors=found)
+    instance, request_id = request.url.path, current().request_id
+    return _problem(Problem.from_error(invalid, instance=instance, request_id=request_id))
+
+
+def _pointer(location: Sequence[int | str]) -> str:
+    """RFC 6901; from the root of the body, or from the name of the part that it is in."""
+    parts = location[1:] if location and location[0] == "body" else location
+    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
+
+
+def _problem(problem: Problem, *, headers: Mapping[str, str] | None = None) -> Response:
+    own = {name.decode(): value.decode() for name, value in problem_headers(problem)}
+    return Response(problem_body(problem), problem.status, headers={**(headers or {}), **own})
+
+
+# ── what the running application has ─────────────────────────────────────────────────────────────
+
+
+def _guard_of(scope: Scope) -> IdempotencyGuard | None:
+    resources: ServiceResources = scope["app"].state.resources
+    guard = resources.providers.get(IdempotencyGuard)
+    return guard if isinstance(guard, IdempotencyGuard) else None
+
+
+def _instrument(app: FastAPI, settings: ServiceSettings) -> None:
+    """Spans for requests, where spans go anywhere."""
+    if settings.otel_exporter_otlp_endpoint is None:
+        return
+    from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor  # noqa: PLC0415  # slow, rarely needed
+
+    FastAPIInstrumentor.instrument_app(app, excluded_urls="/health,/ready,/metrics")
+    app.middleware_stack = None  # built again with the instrumentation in it
