@@ -94,6 +94,12 @@ def test_an_unencrypted_connection_to_another_host_is_refused(name: str, url: st
     assert problems_of(**{name: url}, allow_plaintext_urls=True) == ()
 
 
+def test_all_that_is_wrong_with_one_url_is_told_at_once() -> None:
+    (problem,) = problems_of(redis_url="redis://:guest@redis:6379/0")
+    assert "has a password that is a placeholder" in problem
+    assert "; and is not encrypted" in problem
+
+
 @pytest.mark.parametrize(
     ("name", "url"),
     [

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Literal, Self
 
 from opentelemetry import trace
-from opentelemetry.context import Context
+from opentelemetry.context import Context, attach, detach, get_current
 from opentelemetry.trace import Link, Span, SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
@@ -55,14 +55,15 @@ def span(
         attributes: by the names of OpenTelemetry's semantic conventions.
     """
     tracer = trace.get_tracer("hybridkit")
-    with tracer.start_as_current_span(
-        name,
-        context=None if parent is None else remote_trace(parent),
-        kind=_KINDS[kind],
-        attributes=attributes,
-        links=_links(linked or {}),
-    ) as started:
-        yield started
+    # Attached, not passed to the tracer: without an SDK, older versions of the API drop what it is passed.
+    token = attach(get_current() if parent is None else remote_trace(parent))
+    try:
+        with tracer.start_as_current_span(
+            name, kind=_KINDS[kind], attributes=attributes, links=_links(linked or {})
+        ) as started:
+            yield started
+    finally:
+        detach(token)
 
 
 def trace_headers() -> dict[str, str]:

@@ -1,6 +1,7 @@
 """What production does not start with: placeholders, short secrets, unencrypted connections to other hosts."""
 
 import re
+from collections.abc import Iterator
 from typing import Final
 from urllib.parse import SplitResult, parse_qs, unquote
 
@@ -45,24 +46,29 @@ def check_for_production(value: object, *, allow_plaintext: bool) -> None:
     """Refuse what a production process must not start with.
 
     Raises:
-        PydanticCustomError: with the reason and the remedy, and without the value.
+        PydanticCustomError: with all reasons and remedies, and without the value.
     """
+    reasons: list[str] = []
     if isinstance(value, SecretStr):
         weakness = _weakness(value.get_secret_value())
-        if weakness:
-            raise refused(f"is {weakness}")
+        reasons += [f"is {weakness}"] if weakness else []
     parts = split(value.get_secret_value()) if isinstance(value, SecretUrl) else None
-    if parts is None:
-        return
+    if parts is not None:
+        reasons += _reasons_against(parts, allow_plaintext=allow_plaintext)
+    if reasons:
+        raise refused("; and ".join(reasons))
+
+
+def _reasons_against(parts: SplitResult, *, allow_plaintext: bool) -> Iterator[str]:
     user, _, hosts = parts.netloc.rpartition("@")
     _, colon, password = user.partition(":")
     weakness = _weakness(unquote(password)) if colon else None
     if weakness:
-        raise refused(f"has a password that is {weakness}")
+        yield f"has a password that is {weakness}"
     local = not hosts or all(map(_LOOPBACK.fullmatch, hosts.split(",")))
     remedy = None if local or allow_plaintext else _tls_remedy(parts)
     if remedy:
-        raise refused(
+        yield (
             f"is not encrypted, which production refuses; {remedy},"
             " or set ALLOW_PLAINTEXT_URLS=true if the network itself is trusted"
         )
