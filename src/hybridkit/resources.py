@@ -21,7 +21,7 @@ import dataclasses
 import re
 from functools import cache
 from types import UnionType
-from typing import Annotated, Any, Final, Generic, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, Union, get_args, get_origin
 from uuid import UUID
 
 from pydantic import BaseModel, Field, TypeAdapter
@@ -82,6 +82,11 @@ class Resource[RecordT: Record[Any], CreateT: BaseModel, UpdateT: BaseModel]:
     update: type[UpdateT] = dataclasses.field(kw_only=True)
     filterable: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
     sortable: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
+
+    if TYPE_CHECKING:
+        # Makes both type parameters invariant: without it a client's `create(USERS, OrderChanges(...))` would
+        # type-check, as a create of their common base.
+        def _takes(self, create: CreateT, update: UpdateT) -> None: ...
 
     def __post_init__(self) -> None:
         """Check the declaration.
