@@ -1,0 +1,289 @@
+"""Transactions: what a block collects, when it is sent, and what its handles know."""
+
+from typing import Any
+from uuid import UUID
+
+import pytest
+from pydantic import BaseModel
+
+from hybridkit.clients._transaction import DataTransaction, Handle, Isolation
+from hybridkit.context import Claim, RequestContext, bind, current
+from hybridkit.contract import Transaction, TransactionResult
+from hybridkit.errors import (
+    HybridkitError,
+    InvalidQueryError,
+    InvalidRequestError,
+    MisuseError,
+    OutcomeUnknownError,
+    ResponseError,
+)
+from hybridkit.events import Command, Event
+from hybridkit.resources import Record, Resource
+
+ID = UUID("1f1e5477-3fd3-6f83-be8e-f44fe982b401")
+
+
+class NewUser(BaseModel):
+    email: str
+    visits: int = 0
+
+
+class User(NewUser, Record):
+    pass
+
+
+class UserChanges(BaseModel):
+    email: str | None = None
+    visits: int | None = None
+
+
+class Country(BaseModel):
+    name: str
+
+
+class CountryRecord(Country, Record[str]):
+    pass
+
+
+USERS = Resource("users", record=User, create=NewUser, update=UserChanges, filterable=("visits",))
+COUNTRIES = Resource("countries", record=CountryRecord, create=Country, update=Country)
+
+
+class Registered(Event, type="client_transaction_test.registered", key="user_id"):
+    user_id: UUID
+
+
+class SendMail(Command, queue="client_transaction_test"):
+    user_id: UUID
+
+
+def stored(id: object = ID, **fields: Any) -> dict[str, Any]:
+    """A record as the service answers it."""
+    moment = "2026-01-15T10:30:00Z"
+    system = {"id": str(id), "version": 1, "created_at": moment, "updated_at": moment, "etag": '"1-a"'}
+    return {**system, "email": "a@example.com", "visits": 0, **fields}
+
+
+class Service:
+    """Takes transactions; answers each operation with a record, or as it is told."""
+
+    def __init__(self, answer: TransactionResult | HybridkitError | None = None) -> None:
+        self.answer = answer
+        self.seen: list[Transaction] = []
+        self.contexts: list[RequestContext] = []
+
+    async def commit(self, transaction: Transaction) -> TransactionResult:
+        self.seen.append(transaction)
+        self.contexts.append(current())
+        if isinstance(self.answer, HybridkitError):
+            raise self.answer
+        results = [
+            None if operation.op in {"assert", "delete"} else stored(operation.id)
+            for operation in transaction.operations
+        ]
+        return self.answer or TransactionResult(results=tuple(results))
+
+    def transaction(self, isolation: Isolation = "read_committed") -> DataTransaction:
+        return DataTransaction(self.commit, isolation=isolation)
+
+    def body(self) -> dict[str, Any]:
+        """The only transaction seen, as JSON."""
+        (transaction,) = self.seen
+        return transaction.model_dump(mode="json")
+
+
+async def test_a_block_is_one_request_at_its_end() -> None:
+    """The id is known inside, the record after it."""
+    service = Service()
+    async with service.transaction() as tx:
+        user = tx.create(USERS, NewUser(email="a@example.com"))
+        assert user.id.version == 6
+        assert service.seen == []
+    assert service.body()["operations"] == [
+        {
+            "op": "create",
+            "resource": "users",
+            "id": str(user.id),
+            "data": {"email": "a@example.com", "visits": 0},
+        }
+    ]
+    assert user.result.id == user.id
+    assert repr(user) == f"Handle('users', {user.id}, committed)"
+
+
+async def test_every_operation_keeps_its_place() -> None:
+    service = Service()
+    user = User.model_validate(stored())
+    async with service.transaction("serializable") as tx:
+        tx.check(USERS, user)
+        tx.check(USERS, ID)
+        tx.update(USERS, user, UserChanges(email="b@example.com"))
+        tx.update(USERS, ID, increment={"visits": -1}, require=USERS["visits"] >= 1)
+        tx.upsert(COUNTRIES, "fr", Country(name="France"))
+        tx.delete(USERS, user)
+        tx.delete(USERS, str(ID).upper())
+        assert repr(tx) == "DataTransaction(7 operations, 0 messages, open)"
+        service.answer = TransactionResult(
+            results=(None, None, stored(), stored(), stored("fr", name="France"), None, None)
+        )
+    tag = '"1-a"'
+    patch: dict[str, Any] = {"op": "update", "resource": "users", "id": str(ID)}
+    assert service.body() == {
+        "operations": [
+            {"op": "assert", "resource": "users", "id": str(ID), "if_match": tag},
+            {"op": "assert", "resource": "users", "id": str(ID), "if_match": None},
+            patch | {"data": {"email": "b@example.com"}, "increment": {}, "require": None, "if_match": tag},
+            patch
+            | {"data": {}, "increment": {"visits": -1}, "require": {"gte": ["visits", 1]}, "if_match": None},
+            {"op": "upsert", "resource": "countries", "id": "fr", "data": {"name": "France"}},
+            {"op": "delete", "resource": "users", "id": str(ID), "if_match": tag},
+            {"op": "delete", "resource": "users", "id": str(ID), "if_match": None},
+        ],
+        "emit": [],
+        "isolation": "serializable",
+    }
+
+
+async def test_messages_go_with_the_writes() -> None:
+    """With the request that caused them; an event by its key, a command to its queue."""
+    service = Service()
+    event, command = Registered(user_id=ID), SendMail(user_id=ID)
+    with bind(RequestContext(request_id="req-1", user_id="user-1")):
+        async with service.transaction() as tx:
+            tx.emit(event)
+            tx.emit(command)
+    first, second = service.body()["emit"]
+    assert first["event_id"] == str(event.event_id)
+    assert (first["event_type"], first["key"], first["queue"]) == (event.message_type, str(ID), None)
+    assert (second["key"], second["queue"]) == (None, "client_transaction_test")
+    assert first["data"] == {"user_id": str(ID)}
+    assert (first["request_id"], first["user_id"]) == ("req-1", "user-1")
+
+
+async def test_without_a_context_events_and_request_share_one_id() -> None:
+    service = Service()
+    async with service.transaction() as tx:
+        tx.emit(Registered(user_id=ID))
+        tx.emit(Registered(user_id=ID))
+    ids = {emission["request_id"] for emission in service.body()["emit"]}
+    assert ids == {service.contexts[0].request_id}
+
+
+async def test_a_block_that_raises_sends_nothing() -> None:
+    service = Service()
+    handles: list[Handle[User]] = []
+
+    async def work() -> None:
+        async with service.transaction() as tx:
+            handles.append(tx.create(USERS, NewUser(email="a@example.com")))
+            raise ValueError("changed my mind")
+
+    with pytest.raises(ValueError, match="changed my mind"):
+        await work()
+    assert service.seen == []
+    with pytest.raises(MisuseError, match="the transaction failed"):
+        _ = handles[0].result
+
+
+async def test_an_empty_block_sends_nothing() -> None:
+    service = Service()
+    async with service.transaction():
+        pass
+    assert service.seen == []
+
+
+async def test_the_result_is_not_there_inside_the_block() -> None:
+    async with Service().transaction() as tx:
+        user = tx.create(USERS, NewUser(email="a@example.com"))
+        with pytest.raises(MisuseError, match="after the transaction's `async with` block"):
+            _ = user.result
+
+
+async def test_a_failed_commit_leaves_no_results() -> None:
+    transaction = Service(OutcomeUnknownError("cut")).transaction()
+    handles: list[Handle[User]] = []
+
+    async def work() -> None:
+        async with transaction as tx:
+            handles.append(tx.create(USERS, NewUser(email="a@example.com")))
+            tx.delete(USERS, ID)
+
+    with pytest.raises(OutcomeUnknownError):
+        await work()
+    with pytest.raises(MisuseError, match="the transaction failed"):
+        _ = handles[0].result
+    assert repr(transaction) == "DataTransaction(2 operations, 0 messages, ended)"
+
+
+@pytest.mark.parametrize(
+    "results",
+    [(), (stored(), stored()), ({"id": "nonsense"},), (None,)],
+    ids=["few", "many", "garbage", "null"],
+)
+async def test_results_that_do_not_fit_are_an_error(results: tuple[dict[str, Any] | None, ...]) -> None:
+    service = Service(TransactionResult(results=results))
+    with pytest.raises(ResponseError):
+        async with service.transaction() as tx:
+            tx.create(USERS, NewUser(email="a@example.com"))
+
+
+async def test_a_transaction_is_used_once() -> None:
+    transaction = Service().transaction()
+    with pytest.raises(MisuseError, match="this transaction is new"):
+        transaction.delete(USERS, ID)
+    async with transaction:
+        pass
+    with pytest.raises(MisuseError, match="this transaction is ended"):
+        transaction.emit(Registered(user_id=ID))
+    with pytest.raises(MisuseError, match="entered once"):
+        async with transaction:
+            pass
+
+
+async def test_a_transaction_has_at_most_100_operations() -> None:
+    """The one that is too many is refused on the spot, with the line that adds it in the traceback."""
+    async with Service().transaction() as tx:
+        for _ in range(100):
+            tx.delete(USERS, ID)
+            tx.emit(Registered(user_id=ID))
+        with pytest.raises(InvalidRequestError, match="at most 100"):
+            tx.delete(USERS, ID)
+        with pytest.raises(InvalidRequestError, match="at most 100"):
+            tx.emit(Registered(user_id=ID))
+
+
+async def test_what_cannot_be_sent_is_refused_inside_the_block() -> None:
+    async with Service().transaction() as tx:
+        with pytest.raises(InvalidRequestError, match="natural key"):
+            tx.create(COUNTRIES, Country(name="France"))
+        with pytest.raises(InvalidRequestError, match="no id of a User"):
+            tx.delete(USERS, "x")
+        with pytest.raises(InvalidQueryError):
+            tx.update(USERS, ID, require=USERS["email"] == "a@example.com")
+
+
+async def test_a_rerun_in_a_claim_makes_the_same_ids() -> None:
+    """Of records and of events, each in its order."""
+
+    async def work(service: Service) -> dict[str, Any]:
+        with bind(RequestContext(request_id="req-1", claim=Claim("worker:event:7"))):
+            async with service.transaction() as tx:
+                for email in ("a@example.com", "b@example.com"):
+                    user = tx.create(USERS, NewUser(email=email))
+                    tx.emit(Registered(user_id=user.id))
+        return service.body()
+
+    first, second = await work(Service()), await work(Service())
+    assert first["operations"] == second["operations"]
+    assert [event["event_id"] for event in first["emit"]] == [event["event_id"] for event in second["emit"]]
+    ids = {UUID(operation["id"]) for operation in first["operations"]}
+    assert len(ids) == 2
+    assert {made.version for made in ids} == {8}
+
+
+async def test_a_natural_key_is_typed_as_declared() -> None:
+    service = Service(TransactionResult(results=(stored("fr", name="France"),)))
+    async with service.transaction() as tx:
+        country = tx.create(COUNTRIES, Country(name="France"), id="fr")
+    assert country.id == "fr"
+    assert country.result.name == "France"
