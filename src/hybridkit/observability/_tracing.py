@@ -33,6 +33,7 @@ _KINDS: Final = {
     "producer": SpanKind.PRODUCER,
     "consumer": SpanKind.CONSUMER,
 }
+_tracer: Final = trace.get_tracer("hybridkit")  # a proxy, for whatever provider comes later
 _propagator: Final = TraceContextTextMapPropagator()
 
 
@@ -54,16 +55,23 @@ def span(
         linked: headers of a message whose trace is linked instead, as it may be long over.
         attributes: by the names of OpenTelemetry's semantic conventions.
     """
-    tracer = trace.get_tracer("hybridkit")
+    if parent is None and _nothing_records():
+        yield trace.get_current_span()
+        return
     # Attached, not passed to the tracer: without an SDK, older versions of the API drop what it is passed.
     token = attach(get_current() if parent is None else remote_trace(parent))
     try:
-        with tracer.start_as_current_span(
+        with _tracer.start_as_current_span(
             name, kind=_KINDS[kind], attributes=attributes, links=_links(linked or {})
         ) as started:
             yield started
     finally:
         detach(token)
+
+
+def _nothing_records() -> bool:
+    """Whether a span would be empty work: 12 µs, as much as the rest of a publish."""
+    return isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
 
 
 def trace_headers() -> dict[str, str]:
