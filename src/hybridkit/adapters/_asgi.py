@@ -16,8 +16,6 @@ from dataclasses import replace
 from http import HTTPStatus
 from typing import Any, Final
 
-import structlog
-
 from hybridkit.codec import check_size
 from hybridkit.context import REQUEST_ID_HEADER, RequestContext, bind, current
 from hybridkit.contract import (
@@ -30,6 +28,7 @@ from hybridkit.contract import (
 )
 from hybridkit.errors import HybridkitError
 from hybridkit.idempotency import Claimed, IdempotencyGuard, claim_key
+from hybridkit.observability import get_logger, metrics
 
 __all__ = [
     "IdempotencyMiddleware",
@@ -49,7 +48,7 @@ type RawHeaders = list[tuple[bytes, bytes]]
 PROBE_PATHS: Final = frozenset({"/health", "/ready", "/metrics"})
 _WRITES: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
-_log: structlog.stdlib.BoundLogger = structlog.get_logger("hybridkit.http")
+_log = get_logger("hybridkit.http")
 
 
 class RequestContextMiddleware:
@@ -87,6 +86,7 @@ class _Exchange:
 
     async def run(self, app: App, receive: Receive) -> None:
         started = time.perf_counter()
+        metrics.http_server_in_flight.inc()
         try:
             await app(self.scope, receive, self.send)
         except Exception as error:  # whatever the application raises becomes an answer
@@ -94,7 +94,8 @@ class _Exchange:
                 raise  # half an answer is out: only closing the connection tells the client
             await self._answer(error)
         finally:
-            self._log(time.perf_counter() - started)
+            metrics.http_server_in_flight.dec()
+            self._note(time.perf_counter() - started)
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -123,16 +124,19 @@ class _Exchange:
             _log.error("request failed", exc_info=error)
         await send_answer(self.send, problem.status, problem_headers(problem), problem_body(problem))
 
-    def _log(self, seconds: float) -> None:
-        path = self.scope["path"]
+    def _note(self, seconds: float) -> None:
+        method, path, status = self.scope["method"], self.scope["path"], self.status or 500
+        route = getattr(self.scope.get("route"), "path", "unknown")  # the path itself may be anything
+        metrics.http_server_duration.labels(method, route, status).observe(seconds)
         log = _log.debug if path in PROBE_PATHS else _log.info
-        # Without the query: it may hold what nobody should read.
         log(
-            "request",
-            method=self.scope["method"],
-            path=path,
-            status=self.status or 500,
-            duration_ms=round(seconds * 1000, 1),
+            f"{method} {path} {status}",  # without the query, which may hold what nobody should read
+            **{
+                "http.request.method": method,
+                "url.path": path,
+                "http.response.status_code": status,
+                "duration_ms": round(seconds * 1000, 1),
+            },
         )
 
 

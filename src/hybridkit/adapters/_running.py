@@ -89,7 +89,8 @@ async def open_resources(
             unready_seconds=UNREADY_SECONDS if settings.environment == "production" else 0.0,
         ) as resources:
             resources.on_flush("traces", lambda seconds: tracing.aclose(timeout_seconds=seconds))
-            await resources.open_together(*_dependencies(settings, consumes=consumes))
+            if dependencies := list(_dependencies(settings, consumes=consumes)):
+                await resources.open_together(*dependencies)
             redis = resources.providers.get(Redis)
             if isinstance(redis, Redis):
                 resources.provide(IdempotencyGuard, IdempotencyGuard(redis, when_down=when_down))

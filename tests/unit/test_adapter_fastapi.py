@@ -1,0 +1,292 @@
+"""What every FastAPI application of `create_app` has: context, one log line, problems, health, keyed writes."""
+
+import json
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+from fakeredis import FakeAsyncRedis
+from fastapi import FastAPI, HTTPException
+from pydantic import BaseModel
+from structlog.testing import capture_logs
+
+from hybridkit.adapters.dependencies import Context, Postgres
+from hybridkit.adapters.fastapi import api_lifespan, create_app
+from hybridkit.context import current
+from hybridkit.errors import MisuseError, RateLimitedError, UniqueViolationError
+from hybridkit.idempotency import IdempotencyGuard
+from hybridkit.settings import ServiceSettings
+
+
+class Settings(ServiceSettings):
+    service_name: str = "test_service"
+
+
+class Order(BaseModel):
+    amount: int
+    note: str = ""
+
+
+@asynccontextmanager
+async def serving(app: FastAPI) -> AsyncGenerator[httpx.AsyncClient]:
+    async with app.router.lifespan_context(app):
+        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            yield client
+
+
+@pytest.fixture
+def app() -> FastAPI:
+    application = create_app(Settings, title="Test")
+
+    @application.get("/context")
+    async def context(context: Context) -> dict[str, Any]:
+        remaining = context.remaining_seconds()
+        return {"id": context.request_id, "user": context.user_id, "waits": remaining is not None}
+
+    @application.get("/orders/{number}")
+    async def read(number: int) -> int:
+        return number
+
+    @application.get("/taken")
+    async def taken() -> None:
+        raise UniqueViolationError("another order has this number", fields=["number"])
+
+    @application.get("/slow_down")
+    async def slow_down() -> None:
+        raise RateLimitedError("too many orders", retry_after_seconds=1.2)
+
+    @application.get("/teapot")
+    async def teapot() -> None:
+        raise HTTPException(418, "short and stout", headers={"x-handle": "here"})
+
+    @application.get("/broken")
+    async def broken() -> None:
+        raise RuntimeError("hunter2")
+
+    @application.get("/unprovided")
+    async def unprovided(postgres: Postgres) -> None: ...
+
+    return application
+
+
+async def test_an_answer_carries_the_request_id_that_came_or_a_new_one(app: FastAPI) -> None:
+    async with serving(app) as client:
+        kept = await client.get("/context", headers={"x-request-id": "r-1", "x-request-timeout": "5"})
+        forged = await client.get("/context", headers={"x-request-id": "two words"})
+    assert kept.headers["x-request-id"] == "r-1"
+    assert kept.json() == {"id": "r-1", "user": None, "waits": True}
+    assert forged.headers["x-request-id"] == forged.json()["id"] != "two words"
+
+
+@pytest.mark.parametrize(("internal", "user"), [(False, None), (True, "ada")])
+async def test_only_an_internal_service_believes_who_the_user_is(internal: bool, user: str | None) -> None:
+    application = create_app(Settings, title="Test", internal=internal)
+
+    @application.get("/user")
+    async def read_user(context: Context) -> str | None:
+        return context.user_id
+
+    async with serving(application) as client:
+        assert (await client.get("/user", headers={"x-user-id": "ada"})).json() == user
+
+
+async def test_errors_are_problems_with_what_a_client_needs(app: FastAPI) -> None:
+    async with serving(app) as client:
+        taken = await client.get("/taken", headers={"x-request-id": "r-2"})
+        slow_down = await client.get("/slow_down")
+    assert taken.headers["content-type"] == "application/problem+json"
+    assert taken.json() == {
+        "type": "about:blank",
+        "title": "UniqueViolation",
+        "status": 409,
+        "detail": "another order has this number",
+        "instance": "/taken",
+        "code": "UNIQUE_VIOLATION",
+        "retryable": False,
+        "request_id": "r-2",
+        "errors": [],
+        "fields": ["number"],
+    }
+    assert (slow_down.status_code, slow_down.headers["retry-after"]) == (429, "2")
+
+
+async def test_what_the_framework_refuses_is_a_problem_too(app: FastAPI) -> None:
+    async with serving(app) as client:
+        unknown = await client.get("/nowhere")
+        wrong_method = await client.delete("/context")
+        teapot = await client.get("/teapot")
+    assert (unknown.status_code, unknown.json()["code"]) == (404, "NOT_FOUND")
+    assert (wrong_method.status_code, wrong_method.json()["code"]) == (405, "METHOD_NOT_ALLOWED")
+    assert (teapot.json()["detail"], teapot.headers["x-handle"]) == ("short and stout", "here")
+
+
+async def test_an_invalid_request_is_told_where_but_never_what(app: FastAPI) -> None:
+    @app.post("/orders")
+    async def create(body: Order) -> None: ...
+
+    async with serving(app) as client:
+        body = await client.post("/orders", json={"amount": "hunter2", "note": 3})
+        path = await client.get("/orders/hunter2")
+    assert body.status_code == path.status_code == 422
+    assert [error["pointer"] for error in body.json()["errors"]] == ["/amount", "/note"]
+    assert [error["pointer"] for error in path.json()["errors"]] == ["/path/number"]
+    assert "hunter2" not in body.text + path.json()["detail"]
+
+
+async def test_an_unexpected_error_tells_the_client_nothing(app: FastAPI) -> None:
+    async with serving(app) as client:
+        answer = await client.get("/broken", headers={"x-request-id": "r-3"})
+    assert (answer.status_code, answer.json()["code"], answer.json()["request_id"]) == (
+        500,
+        "INTERNAL",
+        "r-3",
+    )
+    assert "hunter2" not in answer.text
+
+
+async def test_a_missing_provider_is_a_mistake_of_the_code(app: FastAPI) -> None:
+    async with serving(app) as client:
+        answer = await client.get("/unprovided")
+    assert (answer.status_code, answer.json()["code"]) == (500, "MISUSE")
+    assert "nothing provides PostgresDataClient" in answer.json()["detail"]
+
+
+async def test_health_ready_and_metrics_are_there_and_undocumented(app: FastAPI) -> None:
+    async with serving(app) as client:
+        health, ready = await client.get("/health"), await client.get("/ready")
+        await client.get("/orders/7")
+        metrics = await client.get("/metrics")
+        documented = (await client.get("/openapi.json")).json()["paths"]
+        app.state.resources.health.drain()
+        draining = await client.get("/ready")
+    assert (health.status_code, ready.status_code, draining.status_code) == (200, 200, 503)
+    assert 'route="/orders/{number}"' in metrics.text
+    assert not {"/health", "/ready", "/metrics"} & set(documented)
+
+
+async def test_each_request_is_one_log_line_without_its_query(app: FastAPI) -> None:
+    with capture_logs() as lines:
+        async with serving(app) as client:
+            await client.get("/orders/7?token=hunter2")
+            await client.get("/health")
+    [line] = [line for line in lines if "url.path" in line and line["log_level"] == "info"]
+    assert line["event"] == "GET /orders/7 200"
+    assert "hunter2" not in json.dumps(line)
+
+
+async def test_the_state_has_what_the_settings_name(app: FastAPI) -> None:
+    async with serving(app):
+        assert app.state.settings.service_name == "test_service"
+        assert app.state.redis is None
+        assert app.state.rabbitmq is None
+
+
+async def test_an_application_of_ones_own_gets_the_same_resources() -> None:
+    own = FastAPI()
+    async with api_lifespan(own, Settings()) as resources:
+        assert own.state.resources is resources
+
+
+async def test_a_lifespan_of_the_applications_own_runs_inside() -> None:
+    steps: list[str] = []
+
+    @asynccontextmanager
+    async def own(application: FastAPI) -> AsyncGenerator[dict[str, str]]:
+        steps.append(f"open {application.state.resources is not None}")
+        yield {"kept": "here"}
+        steps.append("closed")
+
+    async with serving(create_app(Settings, title="Test", lifespan=own)):
+        assert steps == ["open True"]
+    assert steps == ["open True", "closed"]
+
+
+# ── keyed writes ─────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def orders() -> list[Order]:
+    return []
+
+
+@pytest.fixture
+async def keyed(app: FastAPI, orders: list[Order]) -> AsyncGenerator[httpx.AsyncClient]:
+    @app.post("/orders", status_code=201)
+    async def create(body: Order) -> dict[str, Any]:
+        claim = current().claim
+        orders.append(body)
+        if body.amount < 0:
+            raise HTTPException(400, "no debts")
+        return {"number": len(orders), "claim": claim.key if claim else None, "note": body.note}
+
+    async with serving(app) as client:
+        app.state.resources.provide(IdempotencyGuard, IdempotencyGuard(FakeAsyncRedis(decode_responses=True)))
+        yield client
+
+
+async def test_a_keyed_write_runs_once_and_its_answer_is_given_again(
+    keyed: httpx.AsyncClient, orders: list[Order]
+) -> None:
+    headers = {"idempotency-key": '"k-1"'}
+    first = await keyed.post("/orders", json={"amount": 1, "note": "чай"}, headers=headers)
+    second = await keyed.post("/orders", json={"amount": 1, "note": "чай"}, headers=headers)
+    assert len(orders) == 1
+    assert (first.status_code, first.content) == (second.status_code, second.content)
+    assert "idempotency-replayed" not in first.headers
+    assert second.headers["idempotency-replayed"] == "true"
+    assert first.headers["x-request-id"] != second.headers["x-request-id"]
+    assert first.json()["claim"] == "http:anonymous:POST:%2Forders:k-1"
+
+
+async def test_a_key_with_another_body_is_refused(keyed: httpx.AsyncClient, orders: list[Order]) -> None:
+    await keyed.post("/orders", json={"amount": 1}, headers={"idempotency-key": "k-2"})
+    other = await keyed.post("/orders", json={"amount": 2}, headers={"idempotency-key": "k-2"})
+    assert (other.status_code, other.json()["code"]) == (422, "IDEMPOTENCY_KEY_REUSED")
+    assert len(orders) == 1
+
+
+async def test_a_refused_write_is_not_kept(keyed: httpx.AsyncClient, orders: list[Order]) -> None:
+    for _ in range(2):
+        refused = await keyed.post("/orders", json={"amount": -1}, headers={"idempotency-key": "k-3"})
+        assert refused.status_code == 400
+    assert len(orders) == 2
+
+
+async def test_an_answer_too_large_to_keep_is_made_again_under_the_same_claim(
+    keyed: httpx.AsyncClient, orders: list[Order]
+) -> None:
+    body = {"amount": 1, "note": "x" * 40_000}
+    answers = [await keyed.post("/orders", json=body, headers={"idempotency-key": "k-4"}) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [201, 201]
+    assert answers[0].json()["claim"] == answers[1].json()["claim"]
+    assert len(orders) == 2
+
+
+async def test_writes_without_a_key_and_reads_with_one_run_each_time(
+    keyed: httpx.AsyncClient, orders: list[Order]
+) -> None:
+    for _ in range(2):
+        await keyed.post("/orders", json={"amount": 1})
+    reads = [await keyed.get("/orders/7", headers={"idempotency-key": "k-5"}) for _ in range(2)]
+    assert len(orders) == 2
+    assert not any("idempotency-replayed" in read.headers for read in reads)
+
+
+async def test_a_key_out_of_syntax_and_a_body_too_large_are_refused(keyed: httpx.AsyncClient) -> None:
+    bad_key = await keyed.post("/orders", json={"amount": 1}, headers={"idempotency-key": "x" * 300})
+    too_large = await keyed.post("/orders", content=b"x" * 1_100_000, headers={"idempotency-key": "k-6"})
+    assert (bad_key.status_code, too_large.status_code) == (422, 413)
+
+
+async def test_two_kinds_of_service_in_one_process_are_refused(app: FastAPI) -> None:
+    from hybridkit.adapters._running import open_resources
+
+    async with serving(app):
+        with pytest.raises(MisuseError, match="type fastapi, so it can't run one of type worker"):
+            async with open_resources("worker", Settings()):
+                pass
+    async with open_resources("worker", Settings()):
+        pass
