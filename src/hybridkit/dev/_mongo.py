@@ -87,5 +87,5 @@ class NeosqliteServer(_MongoServer):
 
     def _spawn(self) -> Sequence[Process]:
         where = ["--host", LOOPBACK, "--port", str(self.port), "--db", str(self._folder / "data.db")]
-        command = Machine().wrap([sys.executable, "-m", "nx_27017", *where], user=None)
+        command = Machine().wrap([sys.executable, "-m", "nx_27017.nx_27017", *where], user=None)
         return [self._run.spawn(command, name="neosqlite", folder=self._folder, env=os.environ)]

@@ -41,7 +41,7 @@ def postgres_answers(port: int, *, host: str = LOOPBACK) -> bool:
 
 def redis_answers(port: int, *, host: str = LOOPBACK) -> bool:
     """Whether PING gets its PONG: an instance that still loads its data answers -LOADING."""
-    return _exchange(port, b"PING\r\n", until=b"\r\n", host=host).startswith(b"+PONG")
+    return _exchange(port, b"*1\r\n$4\r\nPING\r\n", until=b"\r\n", host=host).startswith(b"+PONG")
 
 
 def mongo_answers(port: int, *, host: str = LOOPBACK) -> bool:
