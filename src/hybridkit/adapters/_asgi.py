@@ -9,6 +9,7 @@ RequestContextMiddleware        whose request is it, until when; what came of it
 https://asgi.readthedocs.io/en/latest/specs/www.html
 """
 
+import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
@@ -26,7 +27,7 @@ from hybridkit.contract import (
     Problem,
     parse_key,
 )
-from hybridkit.errors import HybridkitError
+from hybridkit.errors import HybridkitError, OutcomeUnknownError
 from hybridkit.idempotency import Claimed, IdempotencyGuard, claim_key
 from hybridkit.observability import get_logger, metrics
 
@@ -89,6 +90,10 @@ class _Exchange:
         metrics.http_server_in_flight.inc()
         try:
             await app(self.scope, receive, self.send)
+        except asyncio.CancelledError:  # the server stops and has waited long enough
+            if self.status is None:
+                await self._answer(OutcomeUnknownError("the service was stopped before this was finished"))
+            raise
         except Exception as error:  # whatever the application raises becomes an answer
             if self.status is not None:
                 raise  # half an answer is out: only closing the connection tells the client
