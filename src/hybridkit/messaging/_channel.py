@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
-import structlog
 from aiormq.channel import Channel
 from aiormq.exceptions import (
     AMQPError,
@@ -35,13 +34,14 @@ from hybridkit.messaging._connection import (
     closing,
     start_seconds,
 )
+from hybridkit.observability import get_logger
 
 __all__ = ["Lane", "SupervisedChannel"]
 
 PREPARE_SECONDS: Final = 30.0
 """How long declaring everything may take: a broker makes a quorum queue in milliseconds, or in a second when busy."""
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class Lane:
@@ -100,7 +100,7 @@ class Lane:
                 goodbye, seconds=ANSWER_SECONDS, background=self._background, name="closing a channel"
             )
         except LIBRARY_ERRORS as error:
-            _log.debug("channel_close_failed", error=str(error))
+            _log.debug("channel not closed cleanly", error=str(error))
 
 
 class SupervisedChannel:
@@ -192,7 +192,7 @@ class SupervisedChannel:
     def retire(self, lane: Lane, *, reason: str) -> None:
         """Replace that channel by a new one."""
         if not lane.retired.is_set():
-            _log.warning("channel_retired", name=self._name, reason=reason)
+            _log.warning("channel retired", name=self._name, reason=reason)
             lane.retire()
 
     async def _keep(self, first: asyncio.Future[None]) -> None:
@@ -205,7 +205,7 @@ class SupervisedChannel:
                 if not (first.done() or isinstance(error, UnavailableError)):
                     first.set_exception(error)
                     return
-                _log.warning("channel_not_open", name=self._name, error=self._last_error)
+                _log.warning("channel not open", name=self._name, error=self._last_error)
             else:
                 if not first.done():
                     first.set_result(None)
@@ -255,7 +255,7 @@ class SupervisedChannel:
         if lane.is_open:
             lane.retire()
         else:
-            _log.warning("channel_lost", name=self._name)
+            _log.warning("channel lost", name=self._name)
         return time.monotonic() - opened
 
     async def _check(self, lane: Lane) -> None:

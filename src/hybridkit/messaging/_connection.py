@@ -12,7 +12,6 @@ from types import TracebackType
 from typing import Any, Final, Self, cast
 
 import aiormq
-import structlog
 from aiormq.abc import AbstractChannel, AbstractConnection
 from aiormq.channel import Channel
 from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
@@ -27,6 +26,7 @@ from yarl import URL
 from hybridkit.context import current
 from hybridkit.errors import AccessDeniedError, NotConnectedError, UnavailableError
 from hybridkit.messaging._bounded import Background, Backoff, bounded
+from hybridkit.observability import get_logger
 
 __all__ = ["ANSWER_SECONDS", "LIBRARY_ERRORS", "BrokerConnection", "Link", "closing", "start_seconds"]
 
@@ -41,7 +41,7 @@ STABLE_SECONDS: Final = 10.0
 LIBRARY_ERRORS: Final = (AMQPError, OSError, RuntimeError, ValueError)
 """What aiormq raises when a connection or channel fails; a `TimeoutError` of ours is an `OSError` as well."""
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class BrokerConnection:
@@ -71,7 +71,7 @@ class BrokerConnection:
 
         Raises:
             NotConnectedError: the broker did not answer in that time.
-            AccessDeniedError: it refuses the user, the password or the virtual host.
+            AccessDeniedError: it refuses the user or the password.
         """
         seconds = start_seconds()
         first = asyncio.get_running_loop().create_future()
@@ -140,7 +140,7 @@ class BrokerConnection:
                 if not (first.done() or isinstance(error, UnavailableError)):
                     first.set_exception(error)
                     return
-                _log.warning("broker_not_connected", broker=self.address, error=self._last_error)
+                _log.warning("broker not connected", broker=self.address, error=self._last_error)
             else:
                 if not first.done():
                     first.set_result(None)
@@ -153,11 +153,11 @@ class BrokerConnection:
         opened = time.monotonic()
         self._link = link
         self._up.set()
-        _log.info("broker_connected", broker=self.address)
+        _log.info("broker connected", broker=self.address)
         await link.lost()
         self._link = None
         self._up.clear()
-        _log.warning("broker_connection_lost", broker=self.address)
+        _log.warning("broker connection lost", broker=self.address)
         return time.monotonic() - opened
 
 
@@ -178,7 +178,7 @@ class Link:
 
         Raises:
             NotConnectedError: nobody answered.
-            AccessDeniedError: the broker refuses the user, the password or the virtual host.
+            AccessDeniedError: the broker refuses the user or the password.
         """
         sockets = _Sockets()
         connection = aiormq.Connection(
@@ -195,12 +195,9 @@ class Link:
             raise AccessDeniedError(f"the broker refuses user {url.user!r}: {error}") from error
         except LIBRARY_ERRORS as error:
             sockets.abort()
-            if "NOT_ALLOWED" in str(
-                error
-            ):  # reply 530 to connection.open: no such virtual host, or none of ours
-                raise AccessDeniedError(
-                    f"the broker refuses the virtual host {url.path!r}: {error}"
-                ) from error
+            if "Connection.Close" in str(error):  # aiormq's words for a refused connection.open
+                hint = f"does the virtual host {url.path!r} exist, and may user {url.user!r} use it?"
+                raise NotConnectedError(f"the broker closed the connection: {hint}") from error
             raise NotConnectedError(f"{type(error).__name__}: {error}") from error
         except asyncio.CancelledError:
             sockets.abort()
@@ -276,7 +273,7 @@ class Link:
                 name="closing the connection",
             )
         except LIBRARY_ERRORS as error:
-            _log.debug("broker_close_failed", error=str(error))
+            _log.debug("broker connection not closed cleanly", error=str(error))
         finally:
             self.abort()
 

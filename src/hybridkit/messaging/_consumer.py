@@ -1,16 +1,46 @@
 """Consuming: a consumer is a queue, with one typed handler for each type of event or command in it."""
 
+import asyncio
+import re
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
+from aiormq.abc import DeliveredMessage
+
+from hybridkit.errors import DeclarationError, MisuseError, NotConnectedError
 from hybridkit.events import Message
-from hybridkit.messaging._connection import BrokerConnection
+from hybridkit.ids import new_id
+from hybridkit.messaging._bounded import Background, bounded
+from hybridkit.messaging._channel import Lane, SupervisedChannel
+from hybridkit.messaging._connection import LIBRARY_ERRORS, BrokerConnection
+from hybridkit.messaging._delivery import Delivery
 from hybridkit.messaging._guard import Guard
+from hybridkit.messaging._handlers import Handlers
+from hybridkit.messaging._processor import LOCAL_SECONDS, Processor
 from hybridkit.messaging._publisher import RobustPublisher
+from hybridkit.messaging._topology import consumer_topology, declare, shared_topology
+from hybridkit.observability import get_logger, metrics
 from hybridkit.retry import Retry
 
 __all__ = ["RobustConsumer"]
+
+PREFETCH_PER_HANDLER: Final = 3
+MAX_CONCURRENCY: Final = 65_535 // PREFETCH_PER_HANDLER
+MAX_TIMEOUT_SECONDS: Final = LOCAL_SECONDS - 240.0
+"""What is left of the time that a message may be in our hands, after waiting for its turn."""
+PROBE_SECONDS: Final = 15.0
+CANCEL_SECONDS: Final = 2.0
+"""How long a handler gets to end when its time is up, and the broker to say that it stops delivering."""
+UNEXPECTED_PAUSE_SECONDS: Final = 1.0
+
+_NAME: Final = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*")
+MAX_NAME_LENGTH: Final = 200
+"""A routing key has 255 bytes, and the delay levels put 34 in front of the name."""
+
+_log = get_logger(__name__)
 
 
 class RobustConsumer:
@@ -19,15 +49,43 @@ class RobustConsumer:
     Args:
         name: the queue's name, in snake_case with dots: `worker_service.analytics`.
         concurrency: how many handlers run at the same time.
-        timeout_seconds: how long one run of a handler may take; then it counts as failed.
+        timeout_seconds: how long one run of a handler may take, at most 20 minutes; then it counts as failed.
     """
 
     def __init__(self, name: str, *, concurrency: int = 16, timeout_seconds: float = 300.0) -> None:
-        raise NotImplementedError
+        if not _NAME.fullmatch(name) or len(name) > MAX_NAME_LENGTH:
+            raise DeclarationError(
+                f"a consumer's name is snake_case with dots, at most {MAX_NAME_LENGTH} characters, not {name!r}"
+            )
+        if not 1 <= concurrency <= MAX_CONCURRENCY:
+            raise DeclarationError(f"{name}: concurrency is from 1 to {MAX_CONCURRENCY}, not {concurrency}")
+        if not 0 < timeout_seconds <= MAX_TIMEOUT_SECONDS:
+            raise DeclarationError(
+                f"{name}: timeout_seconds is at most {MAX_TIMEOUT_SECONDS:g}, not {timeout_seconds}:"
+                f" the broker wants every message back after half an hour"
+            )
+        self.name = name
+        self.concurrency = concurrency
+        self.timeout_seconds = timeout_seconds
+        self._handlers = Handlers(name)
+        self._run: _Run | None = None
 
-    def on[**P](
+    def __repr__(self) -> str:
+        return f"RobustConsumer({self.name!r}, {self._handlers}, is_ready={self.is_ready})"
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the broker delivers to this consumer now."""
+        return self._run is not None and self._run.is_ready
+
+    @property
+    def in_flight(self) -> int:
+        """How many messages are delivered and not yet settled."""
+        return 0 if self._run is None else self._run.in_flight
+
+    def on[HandlerT: Callable[..., Awaitable[object]]](
         self, message: type[Message], *, retry: Retry | None = None
-    ) -> Callable[[Callable[P, Awaitable[None]]], Callable[P, Awaitable[None]]]:
+    ) -> Callable[[HandlerT], HandlerT]:
         """Register the handler for a type of event or command, as a decorator; the function stays as it is.
 
         Parameters are injected by their annotation: the message's class, `EventEnvelope[...]`, `RequestContext`,
@@ -40,7 +98,16 @@ class RobustConsumer:
         Raises:
             DeclarationError: naming what contradicts what.
         """
-        raise NotImplementedError
+
+        def register(function: HandlerT) -> HandlerT:
+            if self._run is not None:
+                raise DeclarationError(
+                    f"{self.name} is running; its handlers are registered before it starts"
+                )
+            self._handlers.add(message, function, retry or Retry.exponential())
+            return function
+
+        return register
 
     async def start(
         self,
@@ -63,19 +130,46 @@ class RobustConsumer:
         Raises:
             DeclarationError: a handler wants something that no provider gives.
             TopologyError: the queue exists with other properties.
+            AccessDeniedError: the user may not declare or read the queue.
             NotConnectedError: the broker did not answer in that time.
         """
-        raise NotImplementedError
+        if self._run is not None:
+            raise MisuseError(f"{self.name} is running already")
+        available = {RobustPublisher: publisher, **(providers or {})}
+        self._check_handlers(available)
+        processor = Processor(
+            self.name,
+            self._handlers,
+            publisher=publisher,
+            providers=available,
+            guard=guard,
+            timeout_seconds=self.timeout_seconds,
+        )
+        self._run = _Run(self.name, self._handlers, connection, processor, concurrency=self.concurrency)
+        try:
+            await self._run.start()
+        except BaseException:
+            self._run = None
+            raise
+        _log.info("consumer started", consumer=self.name)
 
     async def drain(self, *, budget_seconds: float) -> bool:
         """Stop taking messages, wait for the running handlers, acknowledge, unsubscribe.
 
         What is not finished in that time is cancelled and goes back to the queue.
 
+        Args:
+            budget_seconds: for all of it.
+
         Returns:
             Whether everything was finished. A consumer that isn't running has nothing to finish.
         """
-        raise NotImplementedError
+        run, self._run = self._run, None
+        if run is None:
+            return True
+        finished = await run.drain(budget_seconds)
+        _log.info("consumer drained", consumer=self.name, finished=finished)
+        return finished
 
     @asynccontextmanager
     async def running(
@@ -88,15 +182,121 @@ class RobustConsumer:
         drain_seconds: float = 10.0,
     ) -> AsyncGenerator[None]:
         """`start` before the block and `drain` after it."""
-        raise NotImplementedError
-        yield
+        await self.start(connection, publisher=publisher, providers=providers, guard=guard)
+        try:
+            yield
+        finally:
+            await self.drain(budget_seconds=drain_seconds)
+
+    def _check_handlers(self, available: Mapping[Any, object]) -> None:
+        if not self._handlers:
+            raise DeclarationError(f"{self.name} has no handlers; register one with `@consumer.on(...)`")
+        for handler in self._handlers:
+            if missing := handler.missing(available):
+                raise DeclarationError(
+                    f"{self.name}: nothing provides {missing} for the handler {handler.plan.owner}"
+                )
+
+
+class _Run:
+    """One consumer between start and drain."""
+
+    def __init__(
+        self,
+        name: str,
+        handlers: Handlers,
+        connection: BrokerConnection,
+        processor: Processor,
+        *,
+        concurrency: int,
+    ) -> None:
+        self._name = name
+        self._topology = shared_topology() + consumer_topology(name, handlers.event_types())
+        self._processor = processor
+        self._prefetch = concurrency * PREFETCH_PER_HANDLER
+        self._slots = asyncio.Semaphore(concurrency)
+        self._tasks = Background()
+        self._background = Background()
+        self._draining = False
+        self._tag = f"{name}.{new_id()}"
+        self._channel = SupervisedChannel(
+            connection,
+            name=f"consumer {name}",
+            confirms=False,
+            prepare=self._subscribe,
+            probe=self._probe,
+            probe_seconds=PROBE_SECONDS,
+        )
 
     @property
     def is_ready(self) -> bool:
-        """Whether the broker delivers to this consumer now."""
-        raise NotImplementedError
+        return self._channel.current is not None
 
     @property
     def in_flight(self) -> int:
-        """How many messages are delivered and not yet settled."""
-        raise NotImplementedError
+        return len(self._tasks)
+
+    async def start(self) -> None:
+        await self._channel.start()
+
+    async def drain(self, budget_seconds: float) -> bool:
+        give_up_at = time.monotonic() + budget_seconds
+        self._draining = True
+        lane = await self._channel.stop()
+        if lane is not None:
+            await self._unsubscribe(lane)
+        reserve_seconds = min(CANCEL_SECONDS, budget_seconds / 4)
+        finished = await self._tasks.wait(seconds=max(give_up_at - reserve_seconds - time.monotonic(), 0.0))
+        if not finished:
+            _log.warning(
+                "handlers cancelled at the end of the drain", consumer=self._name, count=self.in_flight
+            )
+            await self._tasks.cancel(seconds=reserve_seconds)
+        if lane is not None:
+            await asyncio.wait({lane.close()}, timeout=max(give_up_at - time.monotonic(), reserve_seconds))
+        return finished
+
+    async def _subscribe(self, lane: Lane) -> None:
+        """Declare everything again, also what is there: a queue that was deleted is back before it is consumed."""
+        await declare(self._topology, lane.channel)
+        await lane.channel.basic_qos(prefetch_count=self._prefetch)
+        lane.channel.on_consumer_cancel_callbacks.add(partial(self._cancelled, lane))
+        await lane.channel.basic_consume(self._name, partial(self._take, lane), consumer_tag=self._tag)
+
+    def _cancelled(self, lane: Lane, _: object) -> None:
+        self._channel.retire(lane, reason="the broker cancelled the consumer")
+
+    async def _probe(self, lane: Lane) -> None:
+        """Ask whether the queue has consumers: a subscription can die without a word."""
+        queue = await lane.channel.queue_declare(self._name, passive=True)
+        metrics.queue_backlog.labels(self._name).set(queue.message_count or 0)
+        if not queue.consumer_count:
+            raise NotConnectedError("the broker knows no consumer of the queue")
+
+    async def _unsubscribe(self, lane: Lane) -> None:
+        try:
+            await bounded(
+                lane.channel.basic_cancel(self._tag),
+                seconds=CANCEL_SECONDS,
+                background=self._background,
+                name=f"cancelling {self._name}",
+            )
+        except LIBRARY_ERRORS as error:
+            _log.debug("consumer not cancelled", consumer=self._name, error=str(error))
+
+    async def _take(self, lane: Lane, message: DeliveredMessage) -> None:
+        """Start a task of our own: aiormq cancels its callbacks when the connection drops."""
+        if not self._draining:
+            self._tasks.start(self._handle(Delivery(self._name, lane, message)), name=f"{self._name} message")
+
+    async def _handle(self, delivery: Delivery) -> None:
+        with delivery.lane:
+            async with self._slots:
+                if self._draining or not delivery.is_ours:
+                    return
+                try:
+                    await self._processor.process(delivery)
+                except Exception as error:  # noqa: BLE001 - a mistake in here must neither lose nor hold a message
+                    _log.exception("message not processed", consumer=self._name, error=repr(error))
+                    await asyncio.sleep(UNEXPECTED_PAUSE_SECONDS)
+                    await delivery.requeue()

@@ -1,6 +1,7 @@
 """Publishing: confirmed and routed, or an error that says what is known."""
 
 import asyncio
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import batched
@@ -8,10 +9,8 @@ from types import TracebackType
 from typing import Final, Self
 from uuid import UUID
 
-from opentelemetry import propagate
-
 from hybridkit.codec import MAX_MESSAGE_BYTES, check_size
-from hybridkit.context import current
+from hybridkit.context import bind, current
 from hybridkit.envelope import EventEnvelope
 from hybridkit.errors import HybridkitError, UnroutableError
 from hybridkit.events import Command, Event, Message
@@ -19,6 +18,7 @@ from hybridkit.messaging._connection import BrokerConnection
 from hybridkit.messaging._headers import EVENT_ID
 from hybridkit.messaging._topology import EVENT_EXCHANGE, delay_route
 from hybridkit.messaging._writer import Outgoing, Writer
+from hybridkit.observability import metrics, span, trace_headers
 
 __all__ = ["Receipt", "RobustPublisher"]
 
@@ -62,7 +62,7 @@ class RobustPublisher:
 
         Raises:
             NotConnectedError: the broker did not answer in that time.
-            AccessDeniedError: it refuses the user, the password or the virtual host.
+            AccessDeniedError: it refuses the user or the password, or the user may not declare the exchanges.
             TopologyError: an exchange exists with other properties.
         """
         await self._connection.__aenter__()
@@ -183,14 +183,15 @@ class RobustPublisher:
     async def _publish(
         self, message: Message, exchange: str, routing_key: str, *, allow_unrouted: bool
     ) -> Receipt:
-        return await self._write(
-            EventEnvelope.wrap(message, service=self.service).encode(),
-            exchange=exchange,
-            routing_key=routing_key,
-            message_type=message.message_type,
-            event_id=message.event_id,
-            allow_unrouted=allow_unrouted,
-        )
+        with bind(current()):  # one request id for body and headers, also where no context was bound
+            return await self._write(
+                EventEnvelope.wrap(message, service=self.service).encode(),
+                exchange=exchange,
+                routing_key=routing_key,
+                message_type=message.message_type,
+                event_id=message.event_id,
+                allow_unrouted=allow_unrouted,
+            )
 
     async def _write(
         self,
@@ -203,20 +204,32 @@ class RobustPublisher:
         allow_unrouted: bool,
     ) -> Receipt:
         check_size(body, limit_bytes=MAX_MESSAGE_BYTES)
-        headers: dict[str, str] = {EVENT_ID: str(event_id), **current().to_amqp_headers()}
-        propagate.inject(headers)
-        message = Outgoing(
-            exchange=exchange,
-            routing_key=routing_key,
-            body=body,
-            headers=headers,
-            message_type=message_type,
-            service=self.service,
-        )
-        return Receipt(event_id=event_id, routed=await self.forward(message, allow_unrouted=allow_unrouted))
+        began = time.perf_counter()
+        attributes = {"messaging.system": "rabbitmq", "messaging.message.id": str(event_id)}
+        with span(f"{message_type} publish", kind="producer", attributes=attributes):
+            message = Outgoing(
+                exchange=exchange,
+                routing_key=routing_key,
+                body=body,
+                headers={EVENT_ID: str(event_id), **current().to_amqp_headers(), **trace_headers()},
+                message_type=message_type,
+                service=self.service,
+            )
+            try:
+                routed = await self.forward(message, allow_unrouted=allow_unrouted)
+            except HybridkitError as error:
+                metrics.events_published.labels(message_type, _outcome(error)).inc()
+                raise
+        metrics.events_published.labels(message_type, "confirmed" if routed else "unrouted").inc()
+        metrics.event_publish_duration.labels(message_type).observe(time.perf_counter() - began)
+        return Receipt(event_id=event_id, routed=routed)
 
     async def _answer(self, event: Event, *, allow_unrouted: bool) -> Receipt | HybridkitError:
         try:
             return await self.publish(event, allow_unrouted=allow_unrouted)
         except HybridkitError as error:
             return error
+
+
+def _outcome(error: HybridkitError) -> str:
+    return "unrouted" if isinstance(error, UnroutableError) else type(error).__name__

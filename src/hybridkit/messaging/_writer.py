@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from uuid import uuid4
 
-import structlog
 from aiormq.exceptions import ChannelInvalidStateError, DeliveryError, PublishError
 from pamqp.commands import Basic
 
@@ -28,6 +27,7 @@ from hybridkit.messaging._bounded import Background
 from hybridkit.messaging._channel import Lane, SupervisedChannel
 from hybridkit.messaging._connection import BrokerConnection
 from hybridkit.messaging._topology import declare, shared_topology
+from hybridkit.observability import get_logger
 
 __all__ = ["Outgoing", "Writer"]
 
@@ -43,7 +43,7 @@ FLUSH_SECONDS: Final = 5.0
 
 _PERSISTENT: Final = 2
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +113,7 @@ class Writer:
         """Take no more messages, wait up to 5 s for the broker's answers, and close."""
         self._is_open = False
         if not await self._tasks.wait(seconds=FLUSH_SECONDS):
-            _log.warning("publishes_unanswered", name=self._name, count=len(self._tasks))
+            _log.warning("publishes unanswered", name=self._name, count=len(self._tasks))
         lane = await self._channel.stop()
         if lane is not None:
             await lane.close()
