@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from types import FrameType
+from urllib.parse import urlsplit, urlunsplit
 
 from hybridkit.dev._local import LocalServers
 from hybridkit.dev._servers import KINDS, Kind, Server
@@ -74,10 +75,29 @@ def _as_json(servers: Sequence[Server]) -> str:
 
 
 def _as_table(servers: Sequence[Server]) -> str:
-    width = max(len(server.url) for server in servers)
-    lines = [f"{server.kind:<9} {server.url:<{width}}  {server.source}" for server in servers]
-    lines += [f"{'':<9} {server.management_url}  (HTTP API)" for server in servers if server.management_url]
+    urls = [_without_password(server) for server in servers]
+    width = max(map(len, urls))
+    lines = [
+        f"{server.kind:<9} {url:<{width}}  {server.source}" for server, url in zip(servers, urls, strict=True)
+    ]
+    lines += [
+        f"{'':<9} {server.management_url}  (HTTP API)"
+        for server in servers
+        if server.management_url and _is_ours(server)
+    ]
     return "\n".join([*lines, "", "Ctrl-C stops them."])
+
+
+def _is_ours(server: Server) -> bool:
+    # The class itself, without any means to start or stop it, is what a URL of the environment leads to.
+    return type(server) is not Server
+
+
+def _without_password(server: Server) -> str:
+    parts = urlsplit(server.url)
+    if _is_ours(server) or not parts.password:
+        return server.url
+    return urlunsplit(parts._replace(netloc=f"{parts.username}:***@{parts.netloc.rpartition('@')[2]}"))
 
 
 if __name__ == "__main__":

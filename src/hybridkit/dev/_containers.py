@@ -73,8 +73,8 @@ def container_problem() -> str | None:
     client: Any = importlib.import_module("testcontainers.core.docker_client")
     try:
         client.DockerClient().client.ping()
-    except (docker.errors.DockerException, OSError) as error:
-        return f"start Docker or Podman; now no engine answers ({error})"
+    except (docker.errors.DockerException, OSError):
+        return "start Docker or Podman: no container engine answers"
     return None
 
 

@@ -8,6 +8,7 @@ decision can be tested without any server.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, assert_never
+from urllib.parse import urlsplit
 
 from hybridkit.dev._containers import IMAGES, start_container
 from hybridkit.dev._mongo import FerretServer, MongodServer, NeosqliteServer
@@ -68,6 +69,7 @@ class Choice:
         rung: where it comes from.
         source: one line for people.
         url: set on the first rung.
+        management_url: RabbitMQ's HTTP API, on the first rung.
         programs: what to run: the server itself, then what it needs.
     """
 
@@ -75,6 +77,7 @@ class Choice:
     rung: Literal["url", "binary", "container", "embedded"]
     source: str
     url: str = ""
+    management_url: str | None = None
     programs: tuple[Program, ...] = ()
 
 
@@ -92,7 +95,10 @@ def choose(kind: Kind, surroundings: Surroundings, *, private: bool = False) -> 
     variable = URL_VARIABLES[kind]
     url = surroundings.environment.get(variable)
     if url and not private:
-        return Choice(kind=kind, rung="url", source=f"URL: {variable}", url=url)
+        management_url = _management_url(url, surroundings.environment) if kind == "rabbitmq" else None
+        return Choice(
+            kind=kind, rung="url", source=f"URL: {variable}", url=url, management_url=management_url
+        )
     if programs := _choose_programs(kind, surroundings):
         source = "binary: " + " on ".join(map(str, programs))
         return Choice(kind=kind, rung="binary", source=source, programs=programs)
@@ -121,7 +127,7 @@ def start(choice: Choice, run: Run) -> Server:
     """
     match choice.rung:
         case "url":
-            return Server(choice.kind, choice.url, source=choice.source)
+            return Server(choice.kind, choice.url, source=choice.source, management_url=choice.management_url)
         case "binary":
             return _start_program(choice, run)
         case "container":
@@ -145,6 +151,15 @@ def start_rabbitmq_cluster(run: Run, surroundings: Surroundings, *, size: int) -
         raise ServerMissingError("no RabbitMQ cluster can be had here", missing=missing)
     source = f"binary: {programs[0]}, cluster of {size}"
     return start_cluster(programs[0], run, source=source, size=size)
+
+
+def _management_url(url: str, environment: Mapping[str, str]) -> str:
+    if given := environment.get("HYBRIDKIT_RABBITMQ_MANAGEMENT_URL"):
+        return given
+    parts = urlsplit(url)
+    scheme, port = ("https", 15671) if parts.scheme == "amqps" else ("http", 15672)
+    user = parts.netloc.rpartition("@")[0] or "guest:guest"
+    return f"{scheme}://{user}@{parts.hostname}:{port}"
 
 
 def _choose_programs(kind: Kind, surroundings: Surroundings) -> tuple[Program, ...]:

@@ -103,5 +103,5 @@ def surroundings(environment: Mapping[str, str]) -> _ladder.Surroundings:
         find_programs=partial(find_programs, root=root, search_path=environment.get("PATH", os.defpath)),
         container_problem=container_problem,
         has_module=lambda name: importlib.util.find_spec(name) is not None,
-        find_wheel=postgres_from_wheel,
+        find_wheel=partial(postgres_from_wheel, state=state_directory(environment)),
     )

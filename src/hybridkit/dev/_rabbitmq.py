@@ -43,9 +43,10 @@ class ErlangNeighbours:
         argv = ["epmd", "-address", LOOPBACK, "-port", str(self.epmd_port)]
         folder = self._run.folder("epmd", owner=place.owner("rabbitmq"))
         command = place.wrap(argv, user="rabbitmq")
-        self._process = self._run.spawn(command, name="epmd", folder=folder, env=ENVIRONMENT)
-        if not wait_until(lambda: epmd_answers(self.epmd_port), timeout_seconds=10):
-            raise ServerStartError(f"epmd of {self._program} did not come up:\n{self._process.last_words()}")
+        epmd = self._process = self._run.spawn(command, name="epmd", folder=folder, env=ENVIRONMENT)
+        wait_until(lambda: epmd_answers(self.epmd_port) or not epmd.is_running, timeout_seconds=10)
+        if not epmd_answers(self.epmd_port):
+            raise ServerStartError(f"epmd of {self._program} did not come up:\n{epmd.last_words()}")
 
 
 class RabbitNode(ProcessServer):

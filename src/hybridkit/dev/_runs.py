@@ -111,8 +111,8 @@ class Run:
         self._closed.set()
         for process in reversed(self._processes[:]):
             process.end()
-        for action in reversed(self._actions[:]):
-            action()
+        while self._actions:
+            self._actions.pop()()
         shutil.rmtree(self.directory, ignore_errors=True)
 
 

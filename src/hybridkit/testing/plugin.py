@@ -82,7 +82,12 @@ def mongo_url(request: pytest.FixtureRequest) -> Iterator[str]:
     """URL that ends with a database name of the test's own; dropped afterwards."""
     from hybridkit.testing import _isolation  # noqa: PLC0415 - costs nothing where no test asks for it
 
-    with _isolation.mongo_database(_find(request, "mongo")) as url:
+    server = _find(request, "mongo")
+    if not server.is_real:
+        # neosqlite keeps all databases in one, so the stand-in is not shared.
+        yield from (own.url for own in _own(request, "mongo"))
+        return
+    with _isolation.mongo_database(server) as url:
         yield url
 
 
