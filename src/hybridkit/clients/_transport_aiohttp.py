@@ -9,7 +9,7 @@ import aiohttp
 from yarl import URL
 
 from hybridkit.clients._transport import Request, Response, read_body
-from hybridkit.errors import OutcomeUnknownError, UnavailableError
+from hybridkit.errors import MisuseError, OutcomeUnknownError, UnavailableError
 
 __all__ = ["AiohttpTransport"]
 
@@ -40,6 +40,8 @@ class AiohttpTransport:
             return await self._send(request)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise UnavailableError(f"{request}: not sent: {_reason(error)}") from error
+        except ValueError as error:  # aiohttp's way to refuse a header or URL
+            raise MisuseError(f"{request}: can't be sent: {error}") from error
         except (aiohttp.ClientError, OSError) as error:
             raise OutcomeUnknownError(f"{request}: no whole answer: {_reason(error)}") from error
 

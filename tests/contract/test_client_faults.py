@@ -1,0 +1,586 @@
+"""The clients against servers that misbehave on a real socket, over each transport.
+
+Whatever a server does, a call ends within its deadline with a result or a typed error.
+"""
+
+import asyncio
+import json
+import socket
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import httpx
+import pytest
+from pydantic import BaseModel
+
+from hybridkit.clients import ClientPolicy, PostgresDataClient, Request
+from hybridkit.clients._transport_aiohttp import AiohttpTransport
+from hybridkit.clients._transport_httpx import open_transport
+from hybridkit.contract import Problem
+from hybridkit.errors import (
+    DeadlineExceededError,
+    HybridkitError,
+    InProgressError,
+    MisuseError,
+    OutcomeUnknownError,
+    ResponseError,
+    UnavailableError,
+)
+from hybridkit.resources import Record, Resource
+from hybridkit.retry import Retry
+
+ID = UUID("1f1e5477-3fd3-6f83-be8e-f44fe982b401")
+MIB = 1024 * 1024
+
+
+class NewUser(BaseModel):
+    email: str
+
+
+class User(NewUser, Record):
+    pass
+
+
+USERS = Resource("users", record=User, create=NewUser, update=NewUser)
+MOMENT = "2026-01-15T10:30:00Z"
+STORED: dict[str, Any] = {
+    "id": str(ID),
+    "version": 1,
+    "created_at": MOMENT,
+    "updated_at": MOMENT,
+    "etag": '"1-a"',
+    "email": "a@example.com",
+}
+RECORD = json.dumps(STORED).encode()
+
+QUICK = ClientPolicy(
+    read_timeout_seconds=0.3,
+    write_timeout_seconds=0.3,
+    retry=Retry.exponential(first_seconds=0.001, cap_seconds=0.01, attempts=3),
+)
+SLACK_SECONDS = 2.0
+"""What a busy machine may add to a deadline; nothing here would end by itself before it."""
+
+
+# ── a server of which the test decides every byte ────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request as it came off the socket."""
+
+    line: str
+    headers: dict[str, str]
+    body: bytes
+
+
+class Connection:
+    """One accepted connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    async def request(self) -> Asked:
+        """The next request, whole."""
+        head = (await self._reader.readuntil(b"\r\n\r\n")).decode()
+        line, *lines = head.removesuffix("\r\n\r\n").split("\r\n")
+        headers = {
+            name.lower(): value for name, value in (header.split(": ", maxsplit=1) for header in lines)
+        }
+        return Asked(line, headers, await self._reader.readexactly(int(headers.get("content-length", "0"))))
+
+    async def send(self, *chunks: bytes) -> None:
+        for chunk in chunks:
+            self._writer.write(chunk)
+            await self._writer.drain()
+
+    async def answer(self, body: bytes, *, status: int = 200, extra: str = "") -> None:
+        await self.send(head(len(body), status=status, extra=extra), body)
+
+    def reset(self) -> None:
+        """An RST instead of a FIN."""
+        raw = self._writer.get_extra_info("socket")
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
+        self._writer.transport.abort()
+
+
+def head(length: int | None, *, status: int = 200, extra: str = "") -> bytes:
+    size = "" if length is None else f"content-length: {length}\r\n"
+    return f"HTTP/1.1 {status} X\r\n{size}content-type: application/json\r\n{extra}\r\n".encode()
+
+
+type Behaviour = Callable[[Connection], Awaitable[None]]
+
+
+class Server:
+    """Behaves on its first connection as the first behaviour says, and so on; the last one repeats."""
+
+    def __init__(self, *behaviours: Behaviour) -> None:
+        self._behaviours = behaviours
+        self.connections = 0
+        self.asked: list[Asked] = []
+        self.url = ""
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        behaviour = self._behaviours[min(self.connections, len(self._behaviours) - 1)]
+        self.connections += 1
+        try:
+            await behaviour(Connection(reader, writer))
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass  # the client has gone, which is what most of these tests are about
+        finally:
+            writer.close()
+
+
+@asynccontextmanager
+async def listening(server: Server) -> AsyncGenerator[Server]:
+    listener = await asyncio.start_server(server.serve, "127.0.0.1", 0)
+    server.url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+    before = asyncio.all_tasks()
+    try:
+        yield server
+    finally:
+        listener.close()
+        for task in asyncio.all_tasks() - before:
+            task.cancel()
+        await asyncio.gather(*asyncio.all_tasks() - before, return_exceptions=True)
+
+
+def answering(*bodies: bytes, status: int = 200, extra: str = "") -> Behaviour:
+    """Keeps the connection open and answers each request with the next body, then with the last one."""
+
+    async def behave(connection: Connection) -> None:
+        answered = 0
+        while True:
+            await connection.request()
+            await connection.answer(bodies[min(answered, len(bodies) - 1)], status=status, extra=extra)
+            answered += 1
+
+    return behave
+
+
+def sending(*chunks: bytes) -> Behaviour:
+    """Answers with these bytes as they are, then closes."""
+
+    async def behave(connection: Connection) -> None:
+        await connection.request()
+        await connection.send(*chunks)
+
+    return behave
+
+
+async def hang(connection: Connection) -> None:
+    """Takes the request and says nothing."""
+    await connection.request()
+    await asyncio.Event().wait()
+
+
+# ── the client under test ────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(params=["httpx", "aiohttp"])
+def transport(request: pytest.FixtureRequest) -> Callable[[], httpx.AsyncBaseTransport | None]:
+    return httpx.AsyncHTTPTransport if request.param == "httpx" else lambda: None
+
+
+type MakeTransport = Callable[[], httpx.AsyncBaseTransport | None]
+
+
+@asynccontextmanager
+async def talking(
+    transport: MakeTransport, *behaviours: Behaviour, policy: ClientPolicy = QUICK
+) -> AsyncGenerator[tuple[PostgresDataClient, Server]]:
+    async with (
+        listening(Server(*behaviours)) as server,
+        PostgresDataClient(server.url, service="api", transport=transport(), policy=policy) as client,
+    ):
+        yield client, server
+
+
+async def failure(call: Awaitable[object], *, seconds: float = 0.3) -> HybridkitError:
+    """The error of that call, which has to come within its deadline."""
+    started = time.monotonic()
+    with pytest.raises(HybridkitError) as caught:
+        await call
+    assert time.monotonic() - started < seconds + SLACK_SECONDS
+    return caught.value
+
+
+def create(client: PostgresDataClient) -> Awaitable[User]:
+    return client.create(USERS, NewUser(email="a@example.com"))
+
+
+# ── well-behaved, to see that the rest isn't green by accident ───────────────────────────────────
+
+
+async def test_one_connection_serves_many_calls(transport: MakeTransport) -> None:
+    async with talking(transport, answering(RECORD)) as (client, server):
+        for _ in range(5):
+            assert (await client.get(USERS, ID)).id == ID
+        assert server.connections == 1
+
+
+async def test_a_chunked_answer_is_read(transport: MakeTransport) -> None:
+    size = f"{len(RECORD):x}\r\n".encode()
+    chunked = sending(head(None, extra="transfer-encoding: chunked\r\n"), size, RECORD, b"\r\n0\r\n\r\n")
+    async with talking(transport, chunked) as (client, _):
+        assert (await client.get(USERS, ID)).id == ID
+
+
+async def test_a_redirect_is_not_followed(transport: MakeTransport) -> None:
+    """It could lead a write, and its headers, anywhere."""
+    away = answering(b"", status=307, extra="location: http://127.0.0.1:1/\r\n")
+    async with talking(transport, away) as (client, _):
+        error = await failure(client.get(USERS, ID))
+    assert isinstance(error, ResponseError)
+    assert error.response_status == 307
+
+
+# ── no answer ────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_nobody_listens(transport: MakeTransport) -> None:
+    """For a write too it is certain that nothing happened."""
+    async with listening(Server(hang)) as server:
+        url = server.url
+    async with PostgresDataClient(url, service="api", transport=transport(), policy=QUICK) as client:
+        for call in (client.get(USERS, ID), create(client)):
+            error = await failure(call)
+            assert type(error) is UnavailableError
+            assert "not sent" in str(error)
+
+
+async def test_an_unknown_host(transport: MakeTransport) -> None:
+    url = "http://nobody.invalid:8001"
+    async with PostgresDataClient(url, service="api", transport=transport()) as client:
+        error = await failure(client.get(USERS, ID), seconds=3)
+    assert isinstance(error, UnavailableError | DeadlineExceededError)
+
+
+async def test_a_host_that_takes_no_connections(transport: MakeTransport) -> None:
+    """A full backlog answers no SYN: the connect timeout ends it long before the deadline."""
+    policy = ClientPolicy(connect_timeout_seconds=0.05, retry=Retry.immediate(attempts=1))
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
+        address = listener.getsockname()
+        filling = [socket.socket() for _ in range(4)]
+        try:
+            for one in filling:
+                one.setblocking(False)
+                one.connect_ex(address)
+            url = f"http://127.0.0.1:{address[1]}"
+            async with PostgresDataClient(url, service="api", transport=transport(), policy=policy) as client:
+                started = time.monotonic()
+                error = await failure(create(client))
+                assert time.monotonic() - started < 1
+        finally:
+            for one in filling:
+                one.close()
+    assert type(error) is UnavailableError
+
+
+async def test_a_hung_service(transport: MakeTransport) -> None:
+    async with talking(transport, hang) as (client, _):
+        assert isinstance(await failure(client.get(USERS, ID)), DeadlineExceededError)
+        assert isinstance(await failure(create(client)), DeadlineExceededError)
+
+
+async def test_a_hung_connection_leaves_time_for_another(transport: MakeTransport) -> None:
+    """One frozen replica behind a balancer, one that works."""
+    async with talking(transport, hang, answering(RECORD)) as (client, server):
+        assert (await create(client)).id == ID
+        assert server.connections == 2
+
+
+async def test_a_dripping_service(transport: MakeTransport) -> None:
+    """A byte now and then resets every timeout but the total one."""
+
+    async def drip(connection: Connection) -> None:
+        await connection.request()
+        await connection.send(head(1000))
+        while True:
+            await connection.send(b" ")
+            await asyncio.sleep(0.01)
+
+    async with talking(transport, drip) as (client, _):
+        assert isinstance(await failure(client.get(USERS, ID)), DeadlineExceededError)
+
+
+async def test_a_service_that_drips_its_headers(transport: MakeTransport) -> None:
+    async def drip(connection: Connection) -> None:
+        await connection.request()
+        await connection.send(b"HTTP/1.1 200 OK\r\n")
+        while True:
+            await connection.send(b"x: y\r\n")
+            await asyncio.sleep(0.01)
+
+    async with talking(transport, drip) as (client, _):
+        assert isinstance(await failure(create(client)), DeadlineExceededError)
+
+
+# ── half an answer ───────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        sending(),
+        sending(b"HTTP/1.1 2"),
+        sending(head(len(RECORD)), RECORD[:40]),
+        sending(head(None, extra="transfer-encoding: chunked\r\n"), b"40\r\n{"),
+        sending(b"\x00\xff not HTTP \r\n\r\n"),
+    ],
+    ids=["closed", "cut head", "cut body", "cut chunk", "not HTTP"],
+)
+async def test_half_an_answer(transport: MakeTransport, behaviour: Behaviour) -> None:
+    """A read is unavailable; a write may have happened, and says so; another attempt helps both."""
+    async with talking(transport, behaviour) as (client, server):
+        assert type(await failure(client.get(USERS, ID))) is UnavailableError
+        assert type(await failure(create(client))) is OutcomeUnknownError
+        assert server.connections >= 6
+    async with talking(transport, behaviour, answering(RECORD)) as (client, _):
+        assert (await create(client)).id == ID
+
+
+async def test_a_connection_reset_in_mid_body(transport: MakeTransport) -> None:
+    async def reset(connection: Connection) -> None:
+        await connection.request()
+        await connection.send(head(1000), b"{")
+        connection.reset()
+
+    async with talking(transport, reset) as (client, _):
+        assert type(await failure(create(client))) is OutcomeUnknownError
+
+
+async def test_a_reply_lost_after_the_effect(transport: MakeTransport) -> None:
+    """The service did it and the connection died: the next attempt has the same key, body and id."""
+    effects: dict[str, bytes] = {}
+
+    async def lose(connection: Connection) -> None:
+        asked = await connection.request()
+        effects[asked.headers["idempotency-key"]] = asked.body
+
+    async def replay(connection: Connection) -> None:
+        asked = await connection.request()
+        assert effects[asked.headers["idempotency-key"]] == asked.body
+        assert asked.headers["x-retry-count"] == "1"
+        await connection.answer(RECORD, extra="idempotency-replayed: true\r\n")
+
+    async with talking(transport, lose, replay) as (client, _):
+        assert (await create(client)).id == ID
+    assert len(effects) == 1
+
+
+async def test_a_stale_connection(transport: MakeTransport) -> None:
+    """Closed by the server just as the next request goes out: repeated on a new one, with the same key."""
+    keys: list[str] = []
+
+    async def close_on_second(connection: Connection) -> None:
+        keys.append((await connection.request()).headers["idempotency-key"])
+        await connection.answer(RECORD)
+        keys.append((await connection.request()).headers["idempotency-key"])
+
+    async def fresh(connection: Connection) -> None:
+        keys.append((await connection.request()).headers["idempotency-key"])
+        await connection.answer(RECORD)
+
+    async with talking(transport, close_on_second, fresh) as (client, server):
+        await create(client)
+        await create(client)
+        assert server.connections == 2
+    first, second, again = keys
+    assert first != second == again
+
+
+async def test_a_connection_closed_while_idle(transport: MakeTransport) -> None:
+    """Noticed, or repeated; either way the caller sees nothing of it."""
+    async with talking(transport, sending(head(len(RECORD)), RECORD), answering(RECORD)) as (client, _):
+        await create(client)
+        assert (await create(client)).id == ID
+
+
+# ── garbage and too much ─────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "body", [b"<html>502 Bad Gateway</html>", RECORD[:40], b'{"id": 7}', b"\xff\xfe", b""]
+)
+async def test_garbage(transport: MakeTransport, body: bytes) -> None:
+    """HTML, cut JSON, another schema: a typed error at once, for nothing would get better."""
+    async with talking(transport, answering(body)) as (client, server):
+        error = await failure(client.get(USERS, ID))
+        assert isinstance(error, ResponseError)
+        assert error.response_status == 200
+        assert server.connections == 1
+
+
+async def test_a_huge_announced_body_is_not_read(transport: MakeTransport) -> None:
+    """500 MB, of which the first byte isn't even waited for."""
+
+    async def announce(connection: Connection) -> None:
+        await connection.request()
+        await connection.send(head(500 * MIB))
+        await asyncio.Event().wait()
+
+    async with talking(transport, announce) as (client, _):
+        error = await failure(client.get(USERS, ID))
+    assert isinstance(error, ResponseError)
+    assert str(16 * MIB) in str(error)
+
+
+async def test_an_endless_body_is_cut_off(transport: MakeTransport) -> None:
+    """Without a length: reading stops at the limit and the connection is closed, so the server can't go on."""
+    sent = 0
+    stopped = asyncio.Event()
+
+    async def flood(connection: Connection) -> None:
+        nonlocal sent
+        await connection.request()
+        try:
+            await connection.send(head(None, extra="connection: close\r\n"))
+            while True:
+                await connection.send(b" " * 65536)
+                sent += 65536
+        finally:
+            stopped.set()
+
+    policy = ClientPolicy(max_response_bytes=MIB)
+    async with talking(transport, flood, policy=policy) as (client, _):
+        assert isinstance(await failure(client.get(USERS, ID), seconds=3), ResponseError)
+        await stopped.wait()
+    assert sent < 32 * MIB
+
+
+async def test_a_compressed_answer_is_refused(transport: MakeTransport) -> None:
+    """A thousand bytes can become a gigabyte, and nobody asked for compression."""
+    zipped = answering(b"\x1f\x8b" + bytes(100), extra="content-encoding: gzip\r\n")
+    async with talking(transport, zipped) as (client, _):
+        error = await failure(client.get(USERS, ID))
+    assert isinstance(error, ResponseError)
+    assert "compressed" in str(error)
+
+
+# ── a service in trouble ─────────────────────────────────────────────────────────────────────────
+
+
+def problem(error: HybridkitError) -> tuple[int, bytes]:
+    document = Problem.from_error(error, instance="/", request_id="r")
+    return document.status, document.model_dump_json().encode()
+
+
+async def test_a_503_and_then_a_200(transport: MakeTransport) -> None:
+    """Also when the 503 comes from a proxy, in HTML."""
+
+    async def recover(connection: Connection) -> None:
+        await connection.request()
+        await connection.answer(b"<html>", status=503)
+        await connection.request()
+        await connection.answer(RECORD)
+
+    async with talking(transport, recover) as (client, server):
+        assert (await create(client)).id == ID
+        assert server.connections == 1
+
+
+async def test_a_key_in_flight_is_waited_for(transport: MakeTransport) -> None:
+    """The twin of this call is still running: the service says when to come back."""
+    status, body = problem(InProgressError("running", retry_after_seconds=0.02))
+
+    async def twin(connection: Connection) -> None:
+        await connection.request()
+        await connection.send(
+            f"HTTP/1.1 {status} X\r\ncontent-type: application/problem+json\r\n"
+            f"content-length: {len(body)}\r\n\r\n".encode(),
+            body,
+        )
+        await connection.request()
+        await connection.answer(RECORD)
+
+    async with talking(transport, twin) as (client, _):
+        assert (await create(client)).id == ID
+
+
+async def test_a_dead_service_recovers_without_a_restart(transport: MakeTransport) -> None:
+    """Down for a while, then back on the same port: the same client goes on."""
+    async with listening(Server(answering(RECORD))) as server:
+        port = int(server.url.rpartition(":")[2])
+        client = PostgresDataClient(server.url, service="api", transport=transport(), policy=QUICK)
+        await client.__aenter__()
+        await client.get(USERS, ID)
+    try:
+        assert isinstance(await failure(client.get(USERS, ID)), UnavailableError)
+        back = await asyncio.start_server(Server(answering(RECORD)).serve, "127.0.0.1", port)
+        async with back:
+            assert (await client.get(USERS, ID)).id == ID
+            await client.__aexit__(None, None, None)
+    finally:
+        await client.__aexit__(None, None, None)
+
+
+async def test_many_calls_share_the_places(transport: MakeTransport) -> None:
+    """Never more connections than places; the others wait and are served."""
+    policy = ClientPolicy(max_in_flight=4)
+    async with talking(transport, answering(RECORD), policy=policy) as (client, server):
+        users = await asyncio.gather(*(client.get(USERS, ID) for _ in range(50)))
+        assert len(users) == 50
+        assert server.connections <= 4
+
+
+async def test_a_cancelled_call_leaves_the_client_usable(transport: MakeTransport) -> None:
+    reached = asyncio.Event()
+
+    async def silent(connection: Connection) -> None:
+        await connection.request()
+        reached.set()
+        await asyncio.Event().wait()
+
+    policy = ClientPolicy(max_in_flight=1, max_queued=0)
+    async with talking(transport, silent, answering(RECORD), policy=policy) as (client, _):
+        task = asyncio.create_task(client.get(USERS, ID))
+        await reached.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert (await client.get(USERS, ID)).id == ID
+
+
+# ── transports ───────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_aiohttp_is_used_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And httpx where it is not."""
+    chosen = open_transport(None)
+    assert isinstance(chosen, AiohttpTransport)
+    await chosen.aclose()
+    assert repr(chosen) == "AiohttpTransport(closed=True)"
+    monkeypatch.setattr("hybridkit.clients._transport_httpx.find_spec", lambda _name: None)
+    fallback = open_transport(None)
+    assert repr(fallback) == "HttpxTransport(owned=True)"
+    await fallback.aclose()
+
+
+async def test_a_transport_of_ones_own_is_used_as_it_is(transport: MakeTransport) -> None:
+    own = open_transport(transport())
+    assert open_transport(own) is own
+    await own.aclose()
+
+
+async def test_what_http_cannot_carry_is_a_misuse(transport: MakeTransport) -> None:
+    """A header that would end the header block: refused by the protocol, and never repeated."""
+    wire = open_transport(transport())
+    async with listening(Server(hang)) as server:
+        request = Request(
+            method="GET",
+            url=server.url,
+            headers={"x": "a\r\nb: c"},
+            timeout_seconds=1,
+            connect_timeout_seconds=1,
+            max_response_bytes=1,
+        )
+        with pytest.raises(MisuseError):
+            await wire.send(request)
+    await wire.aclose()

@@ -1,0 +1,70 @@
+"""What the type checkers infer from a resource; mypy and pyright read this file, and it runs as well."""
+
+from typing import TYPE_CHECKING, Any, assert_type
+from uuid import UUID
+
+from pydantic import BaseModel
+
+from hybridkit.clients import DataTransaction, Find, Handle, Page, PostgresDataClient
+from hybridkit.resources import Record, Resource
+
+
+class NewUser(BaseModel):
+    email: str
+
+
+class User(NewUser, Record):
+    pass
+
+
+class UserChanges(BaseModel):
+    email: str | None = None
+
+
+class Place(BaseModel):
+    name: str
+
+
+class Country(Place, Record[str]):
+    pass
+
+
+USERS = Resource("users", record=User, create=NewUser, update=UserChanges)
+COUNTRIES = Resource("countries", record=Country, create=Place, update=Place)
+
+if TYPE_CHECKING:
+
+    async def reads(client: PostgresDataClient, user_id: UUID) -> None:
+        assert_type(await client.get(USERS, user_id), User)
+        assert_type(await client.find_one(COUNTRIES, "fr"), Country | None)
+        assert_type(client.find(USERS), Find[User])
+        assert_type(client.find(USERS).where(USERS["id"] == user_id).order_by("id").page_size(5), Find[User])
+        assert_type(await client.find(USERS).page(), Page[User])
+        assert_type(await client.find(USERS).first(), User | None)
+        assert_type([user async for user in client.find(USERS)], list[User])
+
+    async def writes(client: PostgresDataClient, user: User) -> None:
+        assert_type(await client.create(USERS, NewUser(email="")), User)
+        assert_type(await client.update(USERS, user, UserChanges()), User)
+        assert_type(await client.upsert(USERS, user.id, NewUser(email="")), User)
+        await client.create(USERS, UserChanges())  # type: ignore[misc] # pyright: ignore[reportArgumentType]
+        await client.update(USERS, user, NewUser(email=""))  # type: ignore[misc] # pyright: ignore[reportArgumentType]
+        await client.upsert(USERS, user.id, Place(name=""))  # type: ignore[misc] # pyright: ignore[reportArgumentType]
+
+    async def transactions(tx: DataTransaction, user: User) -> None:
+        handle = tx.create(USERS, NewUser(email=""))
+        assert_type(handle, Handle[User])
+        assert_type(handle.id, UUID)
+        assert_type(handle.result, User)
+        assert_type(tx.update(USERS, user, UserChanges()).id, UUID)
+        assert_type(tx.upsert(COUNTRIES, "fr", Place(name="")).id, str)
+        tx.create(USERS, Place(name=""))  # type: ignore[misc] # pyright: ignore[reportArgumentType]
+
+
+def test_a_handle_of_one_record_is_a_handle_of_any() -> None:
+    """Covariant, so that functions can take handles of a common base."""
+
+    def name_of(handle: Handle[Record[Any]]) -> str:
+        return str(handle.id)
+
+    assert name_of(Handle(USERS, UUID(int=7))) == str(UUID(int=7))
