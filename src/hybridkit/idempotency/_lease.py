@@ -26,15 +26,23 @@ class LeaseKeeper:
         lease_seconds: how long a lease lasts from its renewal.
         may_outlive: whether the block goes on when the lease could not be renewed in time; for work that two holders
             may do at once without harm.
+        clock: seconds that never go back; for tests.
     """
 
     def __init__(
-        self, key: str, renew: Callable[[], Awaitable[bool]], *, lease_seconds: float, may_outlive: bool
+        self,
+        key: str,
+        renew: Callable[[], Awaitable[bool]],
+        *,
+        lease_seconds: float,
+        may_outlive: bool,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._key = key
         self._renew = renew
         self._lease_seconds = lease_seconds
         self._may_outlive = may_outlive
+        self._clock = clock
         self._lost: str | None = None
 
     async def __aenter__(self) -> Self:
@@ -58,23 +66,23 @@ class LeaseKeeper:
             raise ClaimLostError(f"the claim {self._key} is lost: {self._lost}") from left_with
 
     async def _keep(self) -> None:
-        safe_until = time.monotonic() + self._lease_seconds * SAFE_PART
+        safe_until = self._clock() + self._lease_seconds * SAFE_PART
         while self._lost is None:
             await asyncio.sleep(self._pause_seconds(safe_until))
-            asked_at = time.monotonic()
+            asked_at = self._clock()
             try:
                 if await self._renew():
                     safe_until = asked_at + self._lease_seconds * SAFE_PART
                 else:
                     self._lost = "another holder has taken it over"
             except UnavailableError:
-                if not self._may_outlive and time.monotonic() >= safe_until:
+                if not self._may_outlive and self._clock() >= safe_until:
                     self._lost = "its lease could not be renewed in time, because Redis does not answer"
         self._body.cancel()
 
     def _pause_seconds(self, safe_until: float) -> float:
         third = self._lease_seconds / 3
-        return third if self._may_outlive else min(third, max(safe_until - time.monotonic(), 0.0))
+        return third if self._may_outlive else min(third, max(safe_until - self._clock(), 0.0))
 
     def __repr__(self) -> str:
         return f"LeaseKeeper({self._key!r}, lease_seconds={self._lease_seconds}, lost={self._lost!r})"

@@ -1,0 +1,196 @@
+"""The guard while Redis, the network or a holder breaks."""
+
+import asyncio
+import os
+import signal
+import sys
+import textwrap
+import time
+from collections.abc import AsyncGenerator
+from urllib.parse import urlsplit
+
+import pytest
+
+from hybridkit.coordination import Redis, connect_redis
+from hybridkit.dev import Server
+from hybridkit.errors import ClaimLostError, UnavailableError
+from hybridkit.idempotency import (
+    Acquired,
+    Begin,
+    Completed,
+    Finish,
+    IdempotencyGuard,
+    Outcome,
+    RedisDown,
+)
+from hybridkit.testing import FaultProxy
+
+pytestmark = pytest.mark.real_server
+
+KEY = "orders:order:42"
+RECORD = f"hk:claim:{KEY}"
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncGenerator[Redis]:
+    async with connect_redis(redis_url, timeout_seconds=2.0) as redis:
+        yield redis
+
+
+@pytest.fixture
+async def proxy(redis_url: str) -> AsyncGenerator[FaultProxy]:
+    parts = urlsplit(redis_url)
+    async with FaultProxy(str(parts.hostname), parts.port or 6379) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def far_redis(redis_url: str, proxy: FaultProxy) -> AsyncGenerator[Redis]:
+    """The same Redis, behind the proxy."""
+    async with connect_redis(proxy.url_for(redis_url), timeout_seconds=0.2) as redis:
+        await redis.ping()
+        yield redis
+
+
+def acquired(answer: Begin) -> Acquired:
+    assert isinstance(answer, Acquired), answer
+    return answer
+
+
+async def test_a_lost_reply_does_not_lock_the_owner_out(
+    far_redis: Redis, proxy: FaultProxy, redis: Redis
+) -> None:
+    """Redis has written the claim, and the answer never comes: the holder that goes on is still its owner."""
+    guard = IdempotencyGuard(far_redis)
+    proxy.cut("to_client", at_byte=0)
+    mine = acquired(await guard.begin(KEY, None))
+    assert not mine.guarded
+    assert await redis.hget(RECORD, "token") == mine.token
+    proxy.let_pass()
+    assert await guard.renew(mine)
+    assert await guard.finish(mine, Outcome.COMPLETED, "done") is Finish.OK
+    assert await guard.begin(KEY, None) == Completed(b'"done"')
+
+
+async def test_a_cancelled_question_is_undone_when_its_answer_comes(
+    far_redis: Redis, proxy: FaultProxy, redis: Redis
+) -> None:
+    guard = IdempotencyGuard(far_redis, timeout_seconds=5.0)
+    proxy.delay(0.1)
+    asking = asyncio.create_task(guard.begin(KEY, None))
+    while not await redis.exists(RECORD):
+        pass
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert not acquired(await guard.begin(KEY, None, wait_seconds=5)).taken_over
+
+
+@pytest.mark.parametrize("fault", ["freeze", "swallow"])
+async def test_a_silent_redis_costs_one_timeout_and_then_nothing(
+    far_redis: Redis, proxy: FaultProxy, fault: str
+) -> None:
+    guard = IdempotencyGuard(far_redis, timeout_seconds=0.1)
+    getattr(proxy, fault)()
+    since = time.monotonic()
+    for number in range(50):
+        assert not acquired(await guard.begin(f"orders:order:{number}", None)).guarded
+    assert 0.3 <= time.monotonic() - since < 2.0
+
+
+async def test_work_without_redis_is_recorded_when_redis_is_back(far_redis: Redis, proxy: FaultProxy) -> None:
+    guard = IdempotencyGuard(far_redis)
+    proxy.cut("to_server", at_byte=0)
+    unguarded = acquired(await guard.begin(KEY, None))
+    proxy.let_pass()
+    assert await guard.finish(unguarded, Outcome.COMPLETED, "done") is Finish.RECREATED
+    assert await guard.begin(KEY, None) == Completed(b'"done"')
+
+
+async def test_a_frozen_holder_is_taken_over_and_stops_when_it_wakes(redis_url: str, redis: Redis) -> None:
+    """The holder is a process under SIGSTOP: another one takes over and finishes, and the zombie changes nothing."""
+    holder = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", HOLDER, redis_url, KEY, stdout=asyncio.subprocess.PIPE
+    )
+    assert holder.stdout is not None
+    try:
+        assert await holder.stdout.readline() == b"working\n"
+        os.kill(holder.pid, signal.SIGSTOP)
+        guard = IdempotencyGuard(redis, timeout_seconds=5.0)
+        successor = acquired(await guard.begin(KEY, None, wait_seconds=20))
+        assert (successor.taken_over, successor.fence) == (True, 2)
+        assert await guard.finish(successor, Outcome.COMPLETED, "successor") is Finish.OK
+        os.kill(holder.pid, signal.SIGCONT)
+        assert await holder.stdout.readline() == b"ClaimLostError\n"
+        assert await guard.begin(KEY, None) == Completed(b'"successor"')
+    finally:
+        if holder.returncode is None:
+            holder.kill()
+        await holder.wait()
+
+
+HOLDER = textwrap.dedent("""
+    import asyncio, sys
+    from hybridkit.coordination import connect_redis
+    from hybridkit.errors import ClaimLostError
+    from hybridkit.idempotency import IdempotencyGuard
+
+    async def main(url, key):
+        async with connect_redis(url, timeout_seconds=2.0) as redis:
+            guard = IdempotencyGuard(redis, lease_seconds=1.5, timeout_seconds=5.0)
+            try:
+                async with guard.claim(key, None) as claim:
+                    print("working", flush=True)
+                    await asyncio.sleep(60)
+                    claim.set_result("zombie")
+            except ClaimLostError as error:
+                print(type(error).__name__, flush=True)
+
+    asyncio.run(main(*sys.argv[1:]))
+""")
+
+
+async def test_a_killed_redis_that_comes_back_still_knows_its_claims(own_redis_server: Server) -> None:
+    async with connect_redis(own_redis_server.url) as redis:
+        guard = IdempotencyGuard(redis)
+        async with guard.claim(KEY, None) as claim:
+            await asyncio.to_thread(own_redis_server.kill)
+            assert acquired(await guard.begin("orders:order:43", None)).guarded is False
+            await asyncio.to_thread(own_redis_server.restart)
+            claim.set_result("done")
+        assert await guard.begin(KEY, None) == Completed(b'"done"')
+
+
+async def test_work_whose_redis_is_killed_ends_all_the_same(own_redis_server: Server) -> None:
+    """In every mode: the effect is done, and doing it again would not undo it."""
+    async with connect_redis(own_redis_server.url) as redis:
+        guards = {mode: IdempotencyGuard(redis, when_down=mode) for mode in RedisDown}
+        held = {mode: acquired(await guard.begin(f"a:{mode}:1", None)) for mode, guard in guards.items()}
+        await asyncio.to_thread(own_redis_server.kill)
+        for mode, guard in guards.items():
+            assert await guard.finish(held[mode], Outcome.COMPLETED) is Finish.UNRECORDED
+
+
+async def test_external_work_stops_before_its_lease_when_redis_is_gone(own_redis_server: Server) -> None:
+    async with connect_redis(own_redis_server.url) as redis:
+        guard = IdempotencyGuard(redis, when_down=RedisDown.EXTERNAL, lease_seconds=1.0)
+
+        async def work() -> None:
+            async with guard.claim(KEY, None):
+                await asyncio.to_thread(own_redis_server.kill)
+                await asyncio.Event().wait()
+
+        with pytest.raises(ClaimLostError, match="Redis does not answer"):
+            await work()
+
+
+async def test_a_full_redis_is_as_good_as_none(own_redis_server: Server) -> None:
+    """With noeviction it refuses to write; it answers quickly, so the breaker has nothing to do with it."""
+    async with connect_redis(own_redis_server.url) as redis:
+        await redis.config_set("maxmemory", 1)
+        guard = IdempotencyGuard(redis)
+        assert not acquired(await guard.begin(KEY, None)).guarded
+        with pytest.raises(UnavailableError, match=r"OOM|maxmemory"):
+            await IdempotencyGuard(redis, when_down=RedisDown.STRICT).begin(KEY, None)
+        await redis.config_set("maxmemory", 0)
+        assert acquired(await guard.begin(KEY, None)).guarded

@@ -1,0 +1,180 @@
+"""Keeping a lease: the block runs on while it is renewed, and is stopped when it is lost."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+import pytest
+
+from hybridkit.errors import ClaimLostError, UnavailableError
+from hybridkit.idempotency._lease import LeaseKeeper
+
+LEASE_SECONDS = 0.03
+
+
+class Redis:
+    """Answers renewals from a list; the last answer stays. Its clock moves by a third of a lease per renewal."""
+
+    def __init__(self, *answers: bool | Exception) -> None:
+        self.answers = list(answers)
+        self.now = 1000.0
+        self.renewals = 0
+        self.renewed = asyncio.Condition()
+
+    async def renew(self) -> bool:
+        self.renewals += 1
+        self.now += LEASE_SECONDS / 3
+        async with self.renewed:
+            self.renewed.notify_all()
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def until_renewals(self, count: int) -> None:
+        async with self.renewed:
+            await self.renewed.wait_for(lambda: self.renewals >= count)
+
+    def keeper(self, *, may_outlive: bool = False) -> LeaseKeeper:
+        return LeaseKeeper(
+            "a:b:1",
+            self.renew,
+            lease_seconds=LEASE_SECONDS,
+            may_outlive=may_outlive,
+            clock=lambda: self.now,
+        )
+
+
+DOWN = UnavailableError("down")
+
+
+async def test_the_block_outlives_many_leases_while_it_is_renewed() -> None:
+    redis = Redis(True)
+    async with redis.keeper() as keeper:
+        await redis.until_renewals(7)
+    assert repr(keeper) == "LeaseKeeper('a:b:1', lease_seconds=0.03, lost=None)"
+
+
+async def test_nothing_is_renewed_after_the_block() -> None:
+    redis = Redis(True)
+    async with redis.keeper() as keeper:
+        pass
+    await asyncio.wait({keeper._renewing})
+    assert redis.renewals == 0
+
+
+async def run(keeper: LeaseKeeper, work: Callable[[], Awaitable[object]]) -> None:
+    async with keeper:
+        await work()
+
+
+async def test_losing_the_lease_cancels_the_block() -> None:
+    cleaned_up = asyncio.Event()
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cleaned_up.set()
+
+    with pytest.raises(ClaimLostError, match=r"a:b:1.*another holder"):
+        await run(Redis(True, False).keeper(), work)
+    assert cleaned_up.is_set()
+    assert not asyncio.current_task().cancelling()  # type: ignore[union-attr] # a test runs in a task
+
+
+async def test_the_error_of_a_block_that_fails_while_it_is_stopped_is_kept() -> None:
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise LookupError
+
+    with pytest.raises(LookupError):
+        await run(Redis(False).keeper(), work)
+
+
+async def test_a_block_that_ignores_its_cancellation_has_lost_the_claim_all_the_same() -> None:
+    async def work() -> None:
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+    with pytest.raises(ClaimLostError):
+        await run(Redis(False).keeper(), work)
+
+
+async def test_a_loss_at_the_last_moment_does_not_cancel_what_comes_after_the_block() -> None:
+    keeper = Redis(True).keeper()
+
+    async def work() -> None:
+        keeper._lost = "just now"
+        keeper._body.cancel()
+
+    with pytest.raises(ClaimLostError):
+        await run(keeper, work)
+    await asyncio.sleep(0)
+
+
+async def test_a_cancellation_from_outside_stays_one() -> None:
+    redis = Redis(True)
+
+    async def work() -> None:
+        async with redis.keeper():
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(work())
+    await redis.until_renewals(1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+@pytest.mark.parametrize("ends", ["waiting", "at once"])
+async def test_a_cancellation_from_outside_wins_over_a_loss_at_the_same_time(ends: str) -> None:
+    redis = Redis(True)
+
+    async def work() -> None:
+        async with redis.keeper() as keeper:
+            keeper._lost = "just now"
+            keeper._body.cancel()
+            keeper._body.cancel()
+            if ends == "waiting":
+                await asyncio.Event().wait()
+
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.create_task(work())
+
+
+async def test_a_swallowed_cancellation_from_outside_is_not_turned_into_an_error() -> None:
+    """Who swallows a cancellation answers for it: the keeper neither repeats it nor calls it a loss."""
+    redis = Redis(True)
+
+    async def work() -> str:
+        async with redis.keeper() as keeper:
+            keeper._lost = "just now"
+            keeper._body.cancel()
+            keeper._body.cancel()
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+        return "ended"
+
+    assert await asyncio.create_task(work()) == "ended"
+
+
+async def test_without_news_from_redis_the_block_ends_before_its_lease() -> None:
+    redis = Redis(True, DOWN)
+    with pytest.raises(ClaimLostError, match="Redis does not answer"):
+        async with redis.keeper():
+            await asyncio.Event().wait()
+
+
+async def test_a_renewal_in_time_makes_up_for_failed_ones() -> None:
+    redis = Redis(DOWN, True, DOWN, True, DOWN, True)
+    async with redis.keeper():
+        await redis.until_renewals(7)
+
+
+async def test_harmless_work_goes_on_without_redis() -> None:
+    redis = Redis(DOWN)
+    async with redis.keeper(may_outlive=True):
+        await redis.until_renewals(9)

@@ -1,0 +1,159 @@
+"""What the guard does without Redis, mode by mode, and what it is made with."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+import pytest
+
+from hybridkit.coordination import Redis, connect_redis
+from hybridkit.errors import DeclarationError, UnavailableError
+from hybridkit.idempotency import Acquired, Finish, IdempotencyGuard, Outcome, RedisDown
+from hybridkit.observability import metrics
+
+KEY = "orders:order:42"
+
+
+class DeadRedis:
+    """Accepts connections, counts them, and closes them; or leaves them open without a word."""
+
+    def __init__(self) -> None:
+        self.connections = 0
+        self.url = ""
+        self.is_silent = False
+
+    async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        if self.is_silent:
+            await reader.read(-1)
+        writer.close()
+
+
+@pytest.fixture
+async def dead() -> AsyncGenerator[DeadRedis]:
+    dead = DeadRedis()
+    server = await asyncio.start_server(dead.accept, "127.0.0.1", 0)
+    dead.url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
+    async with server:
+        yield dead
+
+
+@pytest.fixture
+async def redis(dead: DeadRedis) -> AsyncGenerator[Redis]:
+    async with connect_redis(dead.url) as redis:
+        yield redis
+
+
+def outcomes(scope: str, outcome: str) -> float:
+    return float(metrics.idempotency_outcomes.labels(scope, outcome)._value.get())
+
+
+async def test_durable_work_goes_on_and_is_counted(redis: Redis) -> None:
+    before = outcomes("orders", "unguarded")
+    answer = await IdempotencyGuard(redis).begin(KEY, None)
+    assert isinstance(answer, Acquired)
+    assert (answer.guarded, answer.fence, answer.taken_over) == (False, 0, False)
+    assert outcomes("orders", "unguarded") == before + 1
+
+
+async def test_a_durable_block_runs_and_ends_well(redis: Redis) -> None:
+    async with IdempotencyGuard(redis).claim(KEY, None) as claim:
+        claim.set_result("done")
+
+
+@pytest.mark.parametrize("mode", [RedisDown.EXTERNAL, RedisDown.STRICT])
+async def test_other_work_is_refused_and_counted(redis: Redis, mode: RedisDown) -> None:
+    before = outcomes("orders", "unavailable")
+    guard = IdempotencyGuard(redis, when_down=mode)
+    for _ in range(5):
+        with pytest.raises(UnavailableError) as caught:
+            async with guard.claim(KEY, None):
+                pytest.fail("it ran")
+        assert caught.value.retry_after_seconds == 1.0
+    assert outcomes("orders", "unavailable") == before + 5
+
+
+@pytest.mark.parametrize("mode", [RedisDown.DURABLE, RedisDown.EXTERNAL])
+async def test_after_three_failures_redis_is_left_alone(
+    redis: Redis, dead: DeadRedis, mode: RedisDown
+) -> None:
+    guard = IdempotencyGuard(redis, when_down=mode)
+
+    async def ask() -> None:
+        try:
+            await guard.begin(KEY, None)
+        except UnavailableError:
+            assert mode is RedisDown.EXTERNAL
+
+    for _ in range(3):
+        await ask()
+    connections = dead.connections
+    for _ in range(20):
+        await ask()
+    assert dead.connections == connections
+
+
+async def test_strict_asks_every_time(redis: Redis, dead: DeadRedis) -> None:
+    guard = IdempotencyGuard(redis, when_down=RedisDown.STRICT)
+    for _ in range(6):
+        connections = dead.connections
+        with pytest.raises(UnavailableError):
+            await guard.begin(KEY, None)
+        assert dead.connections > connections
+
+
+@pytest.mark.parametrize(("mode", "asks"), [(RedisDown.DURABLE, False), (RedisDown.EXTERNAL, True)])
+async def test_an_outcome_is_worth_a_timeout_only_where_nothing_else_protects(
+    redis: Redis, dead: DeadRedis, mode: RedisDown, *, asks: bool
+) -> None:
+    guard = IdempotencyGuard(redis, when_down=mode)
+    acquired = Acquired(key=KEY, token="t", fence=1, taken_over=False, guarded=True, fingerprint="f")
+    for _ in range(3):
+        assert await guard.finish(acquired, Outcome.COMPLETED) is Finish.UNRECORDED
+    connections = dead.connections
+    assert await guard.finish(acquired, Outcome.COMPLETED) is Finish.UNRECORDED
+    assert (dead.connections > connections) is asks
+
+
+async def test_a_silent_redis_costs_the_guards_own_timeout(dead: DeadRedis) -> None:
+    """Whatever the client's: here one of redis-py's kind, that would wait for a minute."""
+    dead.is_silent = True
+    async with connect_redis(dead.url, timeout_seconds=60) as patient:
+        guard = IdempotencyGuard(patient, when_down=RedisDown.EXTERNAL, timeout_seconds=0.05)
+        with pytest.raises(UnavailableError, match=r"within 0\.05 s"):
+            await guard.begin(KEY, None)
+
+
+async def test_renewing_says_that_nobody_knows(redis: Redis) -> None:
+    acquired = Acquired(key=KEY, token="t", fence=1, taken_over=False, guarded=True, fingerprint="f")
+    with pytest.raises(UnavailableError, match="can't reach Redis"):
+        await IdempotencyGuard(redis).renew(acquired)
+
+
+async def test_a_key_of_another_form_is_refused_before_anything_is_asked(
+    redis: Redis, dead: DeadRedis
+) -> None:
+    with pytest.raises(ValueError, match="context:entity:id"):
+        await IdempotencyGuard(redis).begin("42", None)
+    assert dead.connections == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lease_seconds": 0},
+        {"lease_seconds": 60, "retention_seconds": 60},
+        {"max_takeovers": -1},
+        {"timeout_seconds": 0},
+    ],
+    ids=str,
+)
+async def test_numbers_that_can_not_be_are_refused(redis: Redis, options: dict[str, float]) -> None:
+    with pytest.raises(DeclarationError):
+        IdempotencyGuard(redis, **options)  # type: ignore[arg-type] # numbers of every kind
+
+
+async def test_its_repr_names_what_decides_and_no_url(redis: Redis) -> None:
+    assert repr(IdempotencyGuard(redis)) == (
+        "IdempotencyGuard(when_down='durable', lease_seconds=30.0, retention_seconds=86400.0,"
+        " records=Records(key_prefix='hk:claim:', breaker=Breaker(closed, failures=0)))"
+    )
