@@ -18,6 +18,11 @@ def test_every_public_module_has_a_reference_page() -> None:
     assert pages == public_modules()
 
 
+def test_the_index_of_the_reference_names_every_page() -> None:
+    index = (ROOT / "docs/reference/index.md").read_text()
+    assert [name for name in sorted(public_modules()) if f"]({name}.md)" not in index] == []
+
+
 def test_every_page_is_in_the_navigation() -> None:
     """The strict build only knows the pages that exist; this names the one that was forgotten."""
     navigation = (ROOT / "mkdocs.yml").read_text()
