@@ -10,20 +10,22 @@ One kind per process; the first SIGTERM or Ctrl-C asks it to stop, the second on
 import asyncio
 import signal
 import sys
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, Final, Literal, Self
+from functools import partial
+from typing import Any, Final, Literal, Self, cast
 
 from hybridkit.clients import MongoDataClient, PostgresDataClient
 from hybridkit.coordination import Redis, check_noeviction, connect_redis, probe_redis
 from hybridkit.errors import HybridkitError, MisuseError, NotConnectedError
+from hybridkit.health import Health, HealthServer
 from hybridkit.idempotency import IdempotencyGuard, RedisDown
-from hybridkit.lifespan import Dependency, ServiceResources
-from hybridkit.messaging import BrokerConnection, RobustPublisher
-from hybridkit.observability import configure_logging, configure_tracing, get_logger
+from hybridkit.lifespan import Dependency, ServiceResources, StopAction
+from hybridkit.messaging import BrokerConnection, RobustConsumer, RobustPublisher
+from hybridkit.observability import configure_logging, configure_tracing, get_logger, render_metrics
 from hybridkit.settings import DataClientSettings, RabbitSettings, RedisSettings, ServiceSettings
 
-__all__ = ["Kind", "StopSignals", "open_resources", "run_process"]
+__all__ = ["Kind", "StopSignals", "open_resources", "provided", "run_process", "start_consumers"]
 
 type Kind = Literal["fastapi", "aiogram", "worker"]
 
@@ -68,7 +70,7 @@ def one_kind(kind: Kind) -> Generator[None]:
 
 @asynccontextmanager
 async def open_resources(
-    kind: Kind, settings: ServiceSettings, *, when_down: RedisDown = RedisDown.DURABLE, consumes: bool = False
+    kind: Kind, settings: ServiceSettings, *, when_down: RedisDown = RedisDown.DURABLE
 ) -> AsyncGenerator[ServiceResources]:
     """Everything that the settings name, open inside the block and provided by type.
 
@@ -79,7 +81,6 @@ async def open_resources(
         kind: of process.
         settings: their classes say what is needed: `RedisSettings`, `RabbitSettings`, `DataClientSettings`.
         when_down: what the idempotency guard does while Redis is down.
-        consumes: open a connection for consumers too.
     """
     with one_kind(kind):
         tracing = configure_tracing(settings)
@@ -89,7 +90,9 @@ async def open_resources(
             unready_seconds=UNREADY_SECONDS if settings.environment == "production" else 0.0,
         ) as resources:
             resources.on_flush("traces", lambda seconds: tracing.aclose(timeout_seconds=seconds))
-            if dependencies := list(_dependencies(settings, consumes=consumes)):
+            if kind != "fastapi":
+                await resources.open("health", lambda: _health_server(settings, resources.health))
+            if dependencies := list(_dependencies(kind, settings)):
                 await resources.open_together(*dependencies)
             redis = resources.providers.get(Redis)
             if isinstance(redis, Redis):
@@ -97,7 +100,11 @@ async def open_resources(
             yield resources
 
 
-def _dependencies(settings: ServiceSettings, *, consumes: bool) -> Generator[Dependency[Any]]:
+def _health_server(settings: ServiceSettings, health: Health) -> HealthServer:
+    return HealthServer(health, port=settings.port, host=settings.host, metrics=render_metrics)
+
+
+def _dependencies(kind: Kind, settings: ServiceSettings) -> Generator[Dependency[Any]]:
     service = settings.service_name
     if isinstance(settings, RedisSettings):
         redis_url = settings.redis_url.get_secret_value()
@@ -112,7 +119,7 @@ def _dependencies(settings: ServiceSettings, *, consumes: bool) -> Generator[Dep
             provides=RobustPublisher,
             probe=_probe_connection,
         )
-        if consumes:
+        if kind != "fastapi":
             yield Dependency(
                 name="rabbitmq_consumers",
                 factory=lambda: BrokerConnection(rabbitmq_url, name=service),
@@ -147,9 +154,35 @@ async def _probe_client(client: PostgresDataClient | MongoDataClient) -> None:
     await client.probe()
 
 
-async def _probe_connection(connection: RobustPublisher | BrokerConnection) -> None:
+async def _probe_connection(connection: RobustPublisher | BrokerConnection | RobustConsumer) -> None:
     if not connection.is_ready:
-        raise NotConnectedError("there is no connection to RabbitMQ that takes messages")
+        raise NotConnectedError("RabbitMQ takes or delivers nothing at the moment")
+
+
+async def start_consumers(
+    resources: ServiceResources, consumers: Sequence[RobustConsumer], *, providers: Mapping[Any, object]
+) -> None:
+    """Let them consume until the resources are stopped; each is part of readiness."""
+    if not consumers:
+        return
+    for consumer in consumers:
+        resources.on_drain(consumer.name, _drain_of(consumer))
+        await consumer.start(
+            provided(resources, BrokerConnection),
+            publisher=provided(resources, RobustPublisher),
+            providers=providers,
+            guard=provided(resources, IdempotencyGuard),
+        )
+        resources.health.add(consumer.name, partial(_probe_connection, consumer))
+
+
+def _drain_of(consumer: RobustConsumer) -> StopAction:
+    return lambda seconds: consumer.drain(budget_seconds=seconds)
+
+
+def provided[T](resources: ServiceResources, type_: type[T]) -> T:
+    """What is open under that type."""
+    return cast("T", resources.providers[type_])
 
 
 # ── its start and its end ────────────────────────────────────────────────────────────────────────
