@@ -10,7 +10,7 @@ import random
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final, assert_never
+from typing import Any, Final, Protocol, assert_never
 
 from structlog.contextvars import bound_contextvars
 
@@ -45,12 +45,11 @@ from hybridkit.messaging._delivery import Dead, Delivery, Done, Later, RetryHere
 from hybridkit.messaging._guard import Guard
 from hybridkit.messaging._handlers import Handler, Handlers
 from hybridkit.messaging._headers import VERSION_WAITS
-from hybridkit.messaging._publisher import RobustPublisher
 from hybridkit.messaging._writer import Outgoing
 from hybridkit.observability import get_logger, metrics, span
 from hybridkit.retry import GiveUp, Pause, RetryAfter
 
-__all__ = ["LOCAL_SECONDS", "Processor"]
+__all__ = ["LOCAL_SECONDS", "Copies", "Processor"]
 
 LOCAL_SECONDS: Final = 0.8 * 1800
 """How long a message may be in our hands: 80 % of RabbitMQ's consumer timeout, which closes the channel.
@@ -66,6 +65,18 @@ VERSION_WAIT_SECONDS: Final = (5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 300.0, 300.0)
 """The waits for a deployment that knows a newer version: a quarter of an hour in all, then it is a dead letter."""
 
 _log = get_logger(__name__)
+
+
+class Copies(Protocol):
+    """Where copies of messages are published; `RobustPublisher` has it."""
+
+    async def forward(self, message: Outgoing) -> bool:
+        """Publish a message as it is; raises where no queue takes it."""
+        ...
+
+    def renew_topology(self, *, reason: str) -> None:
+        """Declare the shared exchanges and queues again."""
+        ...
 
 
 @dataclass(slots=True, eq=False)
@@ -95,7 +106,7 @@ class Processor:
         queue: str,
         handlers: Handlers,
         *,
-        publisher: RobustPublisher,
+        publisher: Copies,
         providers: Mapping[Any, object],
         guard: Guard | None,
         timeout_seconds: float,
