@@ -8,7 +8,7 @@ import json
 import socket
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -122,13 +122,23 @@ class Server:
 
     def __init__(self, *behaviours: Behaviour) -> None:
         self._behaviours = behaviours
+        self._serving: set[asyncio.Task[None]] = set()  # asyncio itself only remembers tasks weakly
         self.connections = 0
-        self.asked: list[Asked] = []
         self.url = ""
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         behaviour = self._behaviours[min(self.connections, len(self._behaviours) - 1)]
         self.connections += 1
+        self._serving.add(asyncio.create_task(self._serve(behaviour, reader, writer)))
+
+    async def aclose(self) -> None:
+        for task in self._serving:
+            task.cancel()
+        await asyncio.gather(*self._serving, return_exceptions=True)
+
+    async def _serve(
+        self, behaviour: Behaviour, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         try:
             await behaviour(Connection(reader, writer))
         except (ConnectionError, asyncio.IncompleteReadError):
@@ -138,17 +148,14 @@ class Server:
 
 
 @asynccontextmanager
-async def listening(server: Server) -> AsyncGenerator[Server]:
-    listener = await asyncio.start_server(server.serve, "127.0.0.1", 0)
+async def listening(server: Server, *, port: int = 0) -> AsyncGenerator[Server]:
+    listener = await asyncio.start_server(server.accept, "127.0.0.1", port)
     server.url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
-    before = asyncio.all_tasks()
     try:
         yield server
     finally:
         listener.close()
-        for task in asyncio.all_tasks() - before:
-            task.cancel()
-        await asyncio.gather(*asyncio.all_tasks() - before, return_exceptions=True)
+        await server.aclose()
 
 
 def answering(*bodies: bytes, status: int = 200, extra: str = "") -> Behaviour:
@@ -506,19 +513,14 @@ async def test_a_key_in_flight_is_waited_for(transport: MakeTransport) -> None:
 
 async def test_a_dead_service_recovers_without_a_restart(transport: MakeTransport) -> None:
     """Down for a while, then back on the same port: the same client goes on."""
-    async with listening(Server(answering(RECORD))) as server:
-        port = int(server.url.rpartition(":")[2])
-        client = PostgresDataClient(server.url, service="api", transport=transport(), policy=QUICK)
-        await client.__aenter__()
-        await client.get(USERS, ID)
-    try:
+    async with AsyncExitStack() as stack:
+        async with listening(Server(answering(RECORD))) as server:
+            client = PostgresDataClient(server.url, service="api", transport=transport(), policy=QUICK)
+            await stack.enter_async_context(client)
+            await client.get(USERS, ID)
         assert isinstance(await failure(client.get(USERS, ID)), UnavailableError)
-        back = await asyncio.start_server(Server(answering(RECORD)).serve, "127.0.0.1", port)
-        async with back:
+        async with listening(Server(answering(RECORD)), port=int(server.url.rpartition(":")[2])):
             assert (await client.get(USERS, ID)).id == ID
-            await client.__aexit__(None, None, None)
-    finally:
-        await client.__aexit__(None, None, None)
 
 
 async def test_many_calls_share_the_places(transport: MakeTransport) -> None:
