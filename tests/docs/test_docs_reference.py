@@ -1,5 +1,7 @@
 """The reference is complete: every public module has its page, and every page is in the navigation."""
 
+import re
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,3 +30,9 @@ def test_every_page_is_in_the_navigation() -> None:
     navigation = (ROOT / "mkdocs.yml").read_text()
     pages = [path.relative_to(ROOT / "docs").as_posix() for path in ROOT.glob("docs/**/*.md")]
     assert [page for page in pages if page not in navigation] == []
+
+
+def test_the_layers_that_are_explained_are_the_ones_that_are_checked() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    checked = [re.sub(r"[()]", "", layer).replace(" : ", ", ") for layer in contracts[0]["layers"]]
+    assert "\n".join(checked) in (ROOT / "docs/explanation/architecture.md").read_text()
