@@ -12,9 +12,18 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 CRITICAL = [
+    "src/hybridkit/clients/_transaction.py",
     "src/hybridkit/codec.py",
+    "src/hybridkit/dataservice/_postgres_apply.py",
+    "src/hybridkit/dataservice/_postgres_keys.py",
+    "src/hybridkit/dataservice/_postgres_store.py",
     "src/hybridkit/envelope.py",
     "src/hybridkit/events.py",
+    "src/hybridkit/idempotency/_guard.py",
+    "src/hybridkit/messaging/_consumer.py",
+    "src/hybridkit/messaging/_processor.py",
+    "src/hybridkit/messaging/_publisher.py",
+    "src/hybridkit/messaging/_writer.py",
     "src/hybridkit/retry.py",
 ]
 
