@@ -60,6 +60,14 @@ class Seat(Place, Record[int]):
     pass
 
 
+class NewCoin(Place):
+    id: str
+
+
+class Coin(Place, Record[str]):
+    pass
+
+
 class Changes(BaseModel):
     email: str | None = None
     name: str | None = None
@@ -70,6 +78,7 @@ USERS = Resource(
 )
 COUNTRIES = Resource("countries", record=Country, create=Place, update=Place)
 SEATS = Resource("seats", record=Seat, create=Place, update=Place)
+COINS = Resource("coins", record=Coin, create=NewCoin, update=Place)
 
 MOMENT = "2026-01-15T10:30:00Z"
 STORED = {
@@ -108,11 +117,18 @@ def test_what_is_no_id_is_refused_before_it_is_sent(resource: Resource[Any, Any,
 
 
 def test_ids_are_minted_where_they_are_uuids() -> None:
-    assert new_id_for(USERS, None, ID) == ID
-    assert new_id_for(COUNTRIES, "fr", ID) == "fr"
+    assert new_id_for(USERS, NewUser(email="a"), None, ID) == ID
+    assert new_id_for(COUNTRIES, Place(name="France"), "fr", ID) == "fr"
     for resource in (COUNTRIES, SEATS):
         with pytest.raises(InvalidRequestError, match="natural key; pass it as id="):
-            new_id_for(resource, None, ID)
+            new_id_for(resource, Place(name="France"), None, ID)
+
+
+def test_an_id_may_be_part_of_the_data() -> None:
+    """Where the resource's create declares it."""
+    coin = NewCoin(id="eur", name="Euro")
+    assert new_id_for(COINS, coin, None, ID) == "eur"
+    assert fields_of(coin) == {"id": "eur", "name": "Euro"}
 
 
 def test_a_record_says_in_which_state_it_was_read() -> None:

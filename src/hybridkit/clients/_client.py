@@ -128,8 +128,8 @@ class _DataClient:
             InvalidRequestError: the data doesn't fit.
         """
         identity = identify(f"create {resource.name}")
-        new_id = new_id_for(resource, id, identity.id)
-        body = encode_json({"id": new_id, **fields_of(data)})
+        new_id = new_id_for(resource, data, id, identity.id)
+        body = encode_json({**fields_of(data), "id": new_id})
         return record_from(resource, await self._write("POST", resource.path, body, key=identity.key))
 
     async def update[RecordT: Record[Any], UpdateT: BaseModel](

@@ -79,14 +79,15 @@ def parse_id(resource: AnyResource, id: RecordId) -> Any:
     return parsed
 
 
-def new_id_for(resource: AnyResource, id: RecordId | None, minted: UUID) -> Any:
-    """The id of a record to be created: the given one, or the minted one where ids are UUIDs.
+def new_id_for(resource: AnyResource, data: BaseModel, id: RecordId | None, minted: UUID) -> Any:
+    """The id of a record to be created: the given one, that in the data, or the minted one where ids are UUIDs.
 
     Raises:
-        InvalidRequestError: none was given for a natural key, or it is no id of that resource.
+        InvalidRequestError: a natural key is missing, or it is no id of that resource.
     """
-    if id is not None:
-        return parse_id(resource, id)
+    given = getattr(data, "id", None) if id is None else id
+    if given is not None:
+        return parse_id(resource, given)
     try:
         parsed = resource.parse_id(str(minted))
     except ValueError:

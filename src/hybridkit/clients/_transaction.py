@@ -148,7 +148,7 @@ class DataTransaction:
             data: its fields.
             id: for records with natural keys; otherwise it is made here, in a claim always the same.
         """
-        new_id = new_id_for(resource, id, identify(f"create {resource.name}").id)
+        new_id = new_id_for(resource, data, id, identify(f"create {resource.name}").id)
         operation = CreateOperation(resource=resource.name, id=str(new_id), data=fields_of(data))
         return self._add(operation, Handle(resource, new_id))
 
