@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create
 from typing_extensions import TypeVar
 
 from hybridkit import contract
-from hybridkit.codec import decode_object, encode_json, field_errors, validate_json
-from hybridkit.contract import MAX_BODY_BYTES, Transaction
+from hybridkit.codec import encode_json, field_errors, validate_json
+from hybridkit.contract import Transaction
 from hybridkit.dataservice._etags import normal_tag
 from hybridkit.dataservice._operations import AnyResource, Assert, Create, Delete, Operation, Update, Upsert
 from hybridkit.dataservice._requests import Condition
@@ -50,7 +50,9 @@ class Bodies:
         id_type: Any = self.resource.record.model_fields["id"].annotation
         if isinstance(id_type, TypeVar):  # `Record` without a type argument
             id_type = UUID
-        return _closed(declared, id=(UUID | None, None) if id_type is UUID else (id_type, ...))
+        return _closed(
+            declared, suffix="WithId", id=(UUID | None, None) if id_type is UUID else (id_type, ...)
+        )
 
     @cached_property
     def replace_model(self) -> type[BaseModel]:
@@ -161,15 +163,6 @@ def read_transaction(body: bytes, bodies: Mapping[str, Bodies]) -> tuple[Transac
     return transaction, operations
 
 
-def read_patch(body: bytes) -> dict[str, Any]:
-    """The merge patch in that body; only an object makes sense for a record.
-
-    Raises:
-        MalformedPayloadError: it is none.
-    """
-    return decode_object(body, limit_bytes=MAX_BODY_BYTES)
-
-
 _TRANSACTION: Final = TypeAdapter(Transaction)
 _ANY_STATE: Final = Condition(None, None)
 
@@ -226,8 +219,8 @@ def _requirement(resource: AnyResource, tree: Mapping[str, Any] | None, at: str)
         raise InvalidQueryError(f"{at}: {error}", pointer=pointer) from None
 
 
-def _closed(model: type[BaseModel], **fields: Any) -> type[BaseModel]:
-    made = create_model(model.__name__, __base__=(model, _Closed), __doc__=model.__doc__, **fields)
+def _closed(model: type[BaseModel], *, suffix: str = "", **fields: Any) -> type[BaseModel]:
+    made = create_model(model.__name__ + suffix, __base__=(model, _Closed), __doc__=model.__doc__, **fields)
     return cast("type[BaseModel]", made)
 
 
@@ -239,7 +232,9 @@ def _validate(model: type[BaseModel], body: bytes, *, at: str = "") -> BaseModel
 
 
 def _refuse(error: ValidationError, at: str) -> NoReturn:
-    found = [FieldError(at + problem.pointer, problem.code, problem.message) for problem in field_errors(error)]
+    found = [
+        FieldError(at + problem.pointer, problem.code, problem.message) for problem in field_errors(error)
+    ]
     raise InvalidRequestError("the body does not fit", errors=found) from None
 
 

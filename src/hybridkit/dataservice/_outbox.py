@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
 
-__all__ = ["Lease", "Outbox", "Parked", "Waiting"]
+__all__ = ["Backlog", "Lease", "Outbox", "Parked", "Waiting"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +21,6 @@ class Waiting:
         request_id: of the request that caused it.
         user_id: on whose behalf.
         body: the envelope, encoded.
-        age_seconds: since the commit, by the database's clock.
     """
 
     sequence: int
@@ -32,7 +31,6 @@ class Waiting:
     request_id: str
     user_id: str | None
     body: bytes
-    age_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +59,21 @@ class Lease:
     valid_until: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backlog:
+    """What is in an outbox.
+
+    Attributes:
+        waiting: rows that have not been published.
+        parked: rows that can't be.
+        lag_seconds: the age of the oldest waiting row; 0 where none waits.
+    """
+
+    waiting: int
+    parked: int
+    lag_seconds: float
+
+
 class Outbox(Protocol):
     """What a relay needs of a database. Nothing in it stays locked between two calls."""
 
@@ -74,6 +87,14 @@ class Outbox(Protocol):
 
     async def waiting(self, *, without: Collection[str], limit: int) -> Sequence[Waiting]:
         """The oldest waiting rows, by sequence, without those of some lanes."""
+        ...
+
+    async def backlog(self) -> Backlog:
+        """How much there is."""
+        ...
+
+    async def changed(self, *, timeout_seconds: float) -> None:
+        """Return when this process has added rows, and in any case after that time."""
         ...
 
     async def mark(self, lease: Lease, *, published: Sequence[int], parked: Sequence[Parked]) -> bool:

@@ -71,5 +71,6 @@ def _binding(resource: AnyResource, query: Query) -> bytes:
 
 def _mismatch() -> PageTokenError:
     return PageTokenError(
-        "the page token belongs to another filter or order; start again without a token", pointer="/page_token"
+        "the page token belongs to another filter or order; start again without a token",
+        pointer="/page_token",
     )

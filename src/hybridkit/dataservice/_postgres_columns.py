@@ -21,6 +21,7 @@ from sqlalchemy import (
     Index,
     LargeBinary,
     MetaData,
+    PrimaryKeyConstraint,
     Table,
     Text,
     Uuid,
@@ -73,11 +74,12 @@ SYSTEM: Final = MetaData()
 KEYS: Final = Table(
     "hk_keys",
     SYSTEM,
-    Column("caller", Text, primary_key=True),
-    Column("key", Text, primary_key=True),
+    Column("caller", Text, nullable=False),
+    Column("key", Text, nullable=False),
     Column("fingerprint", LargeBinary, nullable=False),
     Column("results", LargeBinary, nullable=False),
     Column("expires_at", DateTime(timezone=True), nullable=False),
+    PrimaryKeyConstraint("caller", "key", name="hk_keys_pkey"),
     Index("hk_keys_expires_at", "expires_at"),
 )
 """Idempotency keys with what was answered, written in the transaction that they protect."""
@@ -102,6 +104,7 @@ OUTBOX: Final = Table(
         "sequence",
         postgresql_where=text("published_at IS NULL AND parked_at IS NULL"),
     ),
+    Index("hk_outbox_parked", "sequence", postgresql_where=text("parked_at IS NOT NULL")),
     Index("hk_outbox_published_at", "published_at", postgresql_where=text("published_at IS NOT NULL")),
 )
 """Events and commands, in commit order per key; published ones stay for a while, so that none is taken in twice."""

@@ -11,9 +11,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, Literal
 
-import asyncpg
+import asyncpg  # type: ignore[import-untyped] # it ships no types
 import orjson
-from sqlalchemy import Executable, Row, event, func, select
+from sqlalchemy import Connection, Executable, Row, event, func, select
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -22,7 +22,7 @@ from hybridkit.context import current
 from hybridkit.dataservice._postgres_errors import commit_error, database_error
 from hybridkit.errors import DeadlineExceededError, HybridkitError, OverloadedError
 
-__all__ = ["Database", "Isolation", "Session"]
+__all__ = ["Database", "Isolation", "Session", "connect"]
 
 type Isolation = Literal["read_committed", "repeatable_read", "serializable"]
 type Meaning = Callable[[Exception], HybridkitError | None]
@@ -48,7 +48,7 @@ class Database:
     """
 
     def __init__(self, url: str, *, pool_size: int, application_name: str) -> None:
-        self._url = url.replace("postgresql+asyncpg://", "postgresql://", 1)
+        self._url = url
         self._application_name = application_name
         self._pool_size = pool_size
         self._places = asyncio.Semaphore(pool_size)
@@ -126,15 +126,13 @@ class Database:
 
     async def _connect(self) -> Any:
         left = _deadline() - time.monotonic()
-        return await asyncpg.connect(
+        return await connect(
             self._url,
-            timeout=max(min(left, CONNECT_SECONDS), 0.05),
-            command_timeout=MAX_SECONDS + 1,
-            server_settings={
-                "application_name": self._application_name,
-                # A frozen process must not hold its locks for ever.
-                "idle_in_transaction_session_timeout": f"{MAX_SECONDS:.0f}s",
-            },
+            timeout_seconds=max(min(left, CONNECT_SECONDS), 0.05),
+            command_seconds=MAX_SECONDS + 1,
+            application_name=self._application_name,
+            # A frozen process must not hold its locks for ever.
+            idle_in_transaction_session_timeout=f"{MAX_SECONDS:.0f}s",
         )
 
 
@@ -168,6 +166,14 @@ class Session:
         except _FAILURES as error:
             raise self._translated(error, meaning) from error
         return result.all() if result.returns_rows else ()
+
+    async def run_sync[T](self, work: Callable[[Connection], T]) -> T:
+        """Call something that wants SQLAlchemy's plain connection, Alembic for one."""
+        await self._limit()
+        try:
+            return await self._connection.run_sync(work)
+        except _FAILURES as error:
+            raise self._translated(error, database_error) from error
 
     async def commit(self) -> None:
         """Commit; the end of the session does it.
@@ -206,13 +212,30 @@ class Session:
     def _translated(self, error: Exception, meaning: Meaning) -> Exception:
         if self._expired:
             return DeadlineExceededError("the database did not answer by the deadline")
-        if not isinstance(error, DBAPIError):  # `command_timeout`: the connection is in the middle of something
+        if not isinstance(
+            error, DBAPIError
+        ):  # `command_timeout`: the connection is in the middle of something
             self._driver.terminate()
         return meaning(error) or error
 
     def _expire(self) -> None:
         self._expired = True
         self._driver.terminate()
+
+
+async def connect(url: str, *, timeout_seconds: float, command_seconds: float, **settings: str) -> Any:
+    """A connection of asyncpg's, which reads all of libpq's options in a URL (SQLAlchemy knows a few).
+
+    Args:
+        url: `postgresql://`; SQLAlchemy's `postgresql+asyncpg://` is taken too.
+        timeout_seconds: until it is open.
+        command_seconds: for one statement.
+        settings: of the server, for this connection.
+    """
+    plain = url.replace("postgresql+asyncpg://", "postgresql://", 1)
+    return await asyncpg.connect(
+        plain, timeout=timeout_seconds, command_timeout=command_seconds, server_settings=settings
+    )
 
 
 def _deadline() -> float:

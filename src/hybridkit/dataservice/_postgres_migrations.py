@@ -11,18 +11,21 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import asyncpg
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, MetaData, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
+from hybridkit.dataservice._postgres_database import connect
+from hybridkit.dataservice._postgres_errors import database_error
 from hybridkit.errors import UnavailableError
 
 __all__ = ["History", "histories_of", "migrate", "missing_revisions", "write_revision"]
@@ -35,7 +38,7 @@ LOCK_TIMEOUT: Final = "5s"
 _FOLDER: Final = Path(__file__).with_name("_migrations")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class History:
     """A line of revisions and how far a database has come on it.
 
@@ -47,9 +50,9 @@ class History:
     versions: Path
     version_table: str
 
-    @property
+    @cached_property
     def script(self) -> ScriptDirectory:
-        """The revisions, read from the folder."""
+        """The revisions, read from the folder once."""
         return ScriptDirectory.from_config(self._config())
 
     def missing(self, connection: Connection) -> Sequence[str]:
@@ -59,11 +62,10 @@ class History:
         """
         options = {"version_table": self.version_table}
         reached = MigrationContext.configure(connection, opts=options).get_current_heads()
-        script = self.script
-        known = {revision.revision for revision in script.walk_revisions()}
+        known = {revision.revision for revision in self.script.walk_revisions()}
         if not known.issuperset(reached):
             return ()
-        return sorted(set(script.get_heads()) - set(reached))
+        return sorted(set(self.script.get_heads()) - set(reached))
 
     def upgrade(self, connection: Connection) -> None:
         """Run what is missing."""
@@ -74,6 +76,7 @@ class History:
 
     def write(self, connection: Connection, message: str, metadata: MetaData) -> None:
         """Write the revision that brings the database to those tables."""
+        self.versions.mkdir(parents=True, exist_ok=True)
         command.revision(self._config(connection, metadata), message, autogenerate=True)
 
     def _config(self, connection: Connection | None = None, metadata: MetaData | None = None) -> Config:
@@ -107,16 +110,16 @@ async def migrate(url: str, *, migrations: Path | str | None = None, wait_second
         wait_seconds: how long to wait for another replica that is at it.
 
     Raises:
-        UnavailableError: another one was still at it.
+        UnavailableError: PostgreSQL does not answer, or another replica was still at it.
     """
     async with _connected(url) as connection, _locked(connection, wait_seconds):
         for history in histories_of(migrations):
             await connection.run_sync(history.upgrade)
 
 
-async def missing_revisions(connection: AsyncConnection, histories: Sequence[History]) -> Sequence[str]:
+def missing_revisions(connection: Connection, histories: Sequence[History]) -> Sequence[str]:
     """The newest revisions of the code that the database has not reached, of all histories."""
-    return [revision for history in histories for revision in await connection.run_sync(history.missing)]
+    return [revision for history in histories for revision in history.missing(connection)]
 
 
 async def write_revision(url: str, *, metadata: MetaData, migrations: Path | str, message: str) -> None:
@@ -128,7 +131,6 @@ async def write_revision(url: str, *, metadata: MetaData, migrations: Path | str
         migrations: the folder with the service's revisions.
         message: what it does, in a few words.
     """
-    Path(migrations).mkdir(parents=True, exist_ok=True)
     async with _connected(url) as connection:
         await connection.run_sync(histories_of(migrations)[-1].write, message, metadata)
 
@@ -137,15 +139,25 @@ async def write_revision(url: str, *, metadata: MetaData, migrations: Path | str
 async def _connected(url: str) -> AsyncIterator[AsyncConnection]:
     """A connection for as long as a migration may take, which no pool of a service gives."""
 
-    async def connect() -> Any:
-        plain = url.replace("postgresql+asyncpg://", "postgresql://", 1)
-        settings = {"application_name": "hybridkit_migrate", "lock_timeout": LOCK_TIMEOUT}
-        return await asyncpg.connect(plain, timeout=10, command_timeout=3600, server_settings=settings)
+    async def connected() -> Any:
+        return await connect(
+            url,
+            timeout_seconds=10.0,
+            command_seconds=3600.0,
+            application_name="hybridkit_migrate",
+            lock_timeout=LOCK_TIMEOUT,
+        )
 
-    engine = create_async_engine("postgresql+asyncpg://", async_creator=connect, poolclass=NullPool)
+    engine = create_async_engine("postgresql+asyncpg://", async_creator=connected, poolclass=NullPool)
     try:
-        async with engine.connect() as connection:
+        try:
+            connection = await engine.connect()
+        except (DBAPIError, TimeoutError, OSError) as error:
+            raise database_error(error) or error from error
+        try:
             yield connection
+        finally:
+            await connection.close()
     finally:
         await engine.dispose()
 
@@ -164,7 +176,9 @@ async def _locked(connection: AsyncConnection, wait_seconds: float) -> AsyncIter
 
 
 def _is_ours_to_change(
-    name: str | None, type_: Literal["schema", "table", "column", "index", "unique_constraint", "foreign_key_constraint"], _parents: Any
+    name: str | None,
+    type_: Literal["schema", "table", "column", "index", "unique_constraint", "foreign_key_constraint"],
+    _parents: Any,
 ) -> bool:
     """Leave hybridkit's own tables out of what a service's revision is made from."""
     return not (type_ == "table" and name is not None and name.startswith("hk_"))

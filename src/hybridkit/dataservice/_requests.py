@@ -39,7 +39,9 @@ def key_of(request: Request) -> str:
     """
     value = request.headers.get(IDEMPOTENCY_KEY_HEADER)
     if value is None:
-        raise KeyMissingError("a write needs an Idempotency-Key header, the same for every attempt of one call")
+        raise KeyMissingError(
+            "a write needs an Idempotency-Key header, the same for every attempt of one call"
+        )
     return parse_key(value)
 
 

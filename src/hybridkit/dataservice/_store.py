@@ -1,7 +1,6 @@
 """The seam between the routes and a database."""
 
 from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -9,7 +8,7 @@ from hybridkit.dataservice._operations import AnyResource, Document, Outcome, Wr
 from hybridkit.dataservice._outbox import Outbox
 from hybridkit.queries import Query
 
-__all__ = ["Found", "Store", "StoreFactory"]
+__all__ = ["Found", "Store"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +84,4 @@ class Store(Protocol):
 
     async def clean(self) -> int:
         """Delete what is past its retention, some of it; how many rows that were."""
-        ...
-
-
-class StoreFactory(Protocol):
-    """Opens the store of a kind of database."""
-
-    def __call__(self, settings: Any, tables: Any) -> AbstractAsyncContextManager[Store]:
-        """The store, connected, its schema brought up to date."""
         ...

@@ -47,6 +47,12 @@ def upgrade() -> None:
         postgresql_where=sa.text("published_at IS NULL AND parked_at IS NULL"),
     )
     op.create_index(
+        "hk_outbox_parked",
+        "hk_outbox",
+        ["sequence"],
+        postgresql_where=sa.text("parked_at IS NOT NULL"),
+    )
+    op.create_index(
         "hk_outbox_published_at",
         "hk_outbox",
         ["published_at"],

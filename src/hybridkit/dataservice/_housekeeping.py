@@ -1,0 +1,52 @@
+"""Deletes what is past its retention, a little at a time, as long as the service runs."""
+
+import asyncio
+import random
+from typing import Final, Self
+
+from hybridkit.dataservice._store import Store
+from hybridkit.errors import HybridkitError
+from hybridkit.observability import get_logger
+
+__all__ = ["Housekeeping"]
+
+PAUSE_SECONDS: Final = 60.0
+
+_log = get_logger("hybridkit.dataservice")
+
+
+class Housekeeping:
+    """Cleans a store inside its `async with` block. Replicas do it side by side without meeting.
+
+    Args:
+        store: what to clean.
+        pause_seconds: about how long to wait once nothing is left to delete.
+    """
+
+    def __init__(self, store: Store, *, pause_seconds: float = PAUSE_SECONDS) -> None:
+        self._store = store
+        self._pause_seconds = pause_seconds
+        self._running: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"Housekeeping({self._store!r})"
+
+    async def __aenter__(self) -> Self:
+        self._running = asyncio.create_task(self._run(), name="hybridkit housekeeping")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._running is not None:
+            self._running.cancel()
+            await asyncio.wait({self._running})
+
+    async def _run(self) -> None:
+        while True:
+            deleted = 0
+            try:
+                deleted = await self._store.clean()
+            except HybridkitError as error:
+                _log.warning("housekeeping waits for the database", reason=str(error))
+            if not deleted:
+                pause = random.uniform(0.5, 1.5) * self._pause_seconds  # noqa: S311 # nosec B311 - spreads load
+                await asyncio.sleep(pause)

@@ -1,0 +1,172 @@
+"""One resource in its table: which column holds which field, and values on their way in and out."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from decimal import Decimal
+from enum import Enum
+from functools import cached_property
+from typing import Any, Final
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_jsonable_python
+from sqlalchemy import JSON, ColumnElement, Row, inspect, null
+
+from hybridkit.codec import truncate_timestamp
+from hybridkit.dataservice._etags import State
+from hybridkit.dataservice._operations import AnyResource, Document
+from hybridkit.dataservice._postgres_columns import RecordColumns
+from hybridkit.errors import DeclarationError, FieldError, InvalidRequestError
+from hybridkit.resources import SYSTEM_FIELDS
+
+__all__ = ["ResourceTable"]
+
+_NUMBERS: Final = (int, float, Decimal)
+
+
+class ResourceTable:
+    """A resource and its table.
+
+    Args:
+        resource: the declaration.
+        mapped: a declarative class with `RecordColumns`; its attributes are the record's fields.
+
+    Raises:
+        DeclarationError: a field of the record has no column.
+    """
+
+    def __init__(self, resource: AnyResource, mapped: type[RecordColumns]) -> None:
+        self.resource = resource
+        mapper = inspect(mapped)
+        self.table = mapper.local_table
+        self._columns: dict[str, Any] = dict(mapper.columns.items())
+        self.fields = tuple(name for name in resource.record.model_fields if name != "etag")
+        missing = [name for name in (*self.fields, "incarnation") if name not in self._columns]
+        if missing:
+            raise DeclarationError(
+                f"{mapped.__name__} has no column for {', '.join(missing)} of {resource.record.__name__};"
+                " a table of a data service inherits RecordColumns and has the record's fields"
+            )
+
+    def __repr__(self) -> str:
+        return f"ResourceTable({self.resource!r}, {self.table.name!r})"
+
+    def __getitem__(self, name: str) -> Any:
+        """The column of that field."""
+        return self._columns[name]
+
+    def python_type(self, name: str) -> type[Any] | None:
+        """What the column's values are in Python; None where SQLAlchemy doesn't say."""
+        try:
+            return self[name].type.python_type  # type: ignore[no-any-return] # declared as Any
+        except NotImplementedError:
+            return None
+
+    def holds_document(self, name: str) -> bool:
+        """Whether the column is JSON."""
+        return isinstance(self[name].type, JSON)
+
+    def is_number(self, name: str) -> bool:
+        """Whether something can be added to it."""
+        return self.python_type(name) in _NUMBERS
+
+    # ── out ──────────────────────────────────────────────────────────────────────────────────────
+
+    def view(self, fields: Sequence[str] = ()) -> "View":
+        """What to read for those fields of the record, or for all of them."""
+        return View(self, fields)
+
+    @cached_property
+    def whole(self) -> "View":
+        """The whole record."""
+        return View(self, ())
+
+    @property
+    def all(self) -> Sequence[ColumnElement[Any]]:
+        """Every column of a record, for `SELECT` and `RETURNING`."""
+        return self.whole.columns
+
+    def document(self, row: Row[*tuple[Any, ...]]) -> Document:
+        """The record in a row of `all`."""
+        return self.whole.document(row)
+
+    def tag(self, row: Row[*tuple[Any, ...]]) -> str:
+        """The ETag of the record in a row of `all`."""
+        return str(self.document(row)["etag"])
+
+    # ── in ───────────────────────────────────────────────────────────────────────────────────────
+
+    def bound(self, values: Mapping[str, Any], *, at: str = "") -> dict[str, Any]:
+        """Those values by column name, of the columns' types.
+
+        Raises:
+            InvalidRequestError: a value that its column can't hold.
+        """
+        return {self[name].name: self.bind(name, value, at=at) for name, value in values.items()}
+
+    def bind(self, name: str, value: Any, *, at: str = "") -> Any:
+        """The value as the column takes it: text that a model gave is a UUID, time or decimal again."""
+        if self.holds_document(name):
+            return null() if value is None else value  # JSON's own null is another thing than no value
+        kind = self.python_type(name)
+        if value is None or kind is None:
+            return value
+        if not isinstance(value, kind) or isinstance(value, Enum):
+            try:
+                value = TypeAdapter(kind).validate_python(to_jsonable_python(value))
+            except ValidationError:
+                problem = FieldError(f"{at}/{name}", "wrong_type", f"the column holds {kind.__name__}")
+                raise InvalidRequestError("the table can't hold a value", errors=[problem]) from None
+        if isinstance(value, datetime):
+            value = truncate_timestamp(value)
+            return value if self[name].type.timezone else value.replace(tzinfo=None)
+        return value
+
+    @cached_property
+    def _defaulted(self) -> Sequence[str]:
+        """Fields that no create names, with a default in the record but none in the table."""
+        record, create = self.resource.record.model_fields, self.resource.create.model_fields
+        return tuple(
+            name
+            for name in self.fields
+            if name not in SYSTEM_FIELDS
+            and name not in create
+            and not record[name].is_required()
+            and self[name].default is None
+            and self[name].server_default is None
+        )
+
+    def defaults(self) -> dict[str, Any]:
+        """Values for the fields that a create doesn't name, where only the record's model has them."""
+        fields = self.resource.record.model_fields
+        return {
+            name: fields[name].get_default(call_default_factory=True, validated_data={})
+            for name in self._defaulted
+        }
+
+
+class View:
+    """Some fields of a record, and the columns that they take.
+
+    Args:
+        table: of the record.
+        fields: empty for all.
+    """
+
+    def __init__(self, table: ResourceTable, fields: Sequence[str]) -> None:
+        self._is_whole = not fields
+        self._fields = tuple(fields) or tuple(table.resource.record.model_fields)
+        self._stored = tuple(dict.fromkeys((*self._fields, "version", "incarnation")))
+        self._stored = tuple(name for name in self._stored if name != "etag")
+        self.columns: Sequence[ColumnElement[Any]] = tuple(table[name] for name in self._stored)
+
+    def __repr__(self) -> str:
+        return f"View({self._fields})"
+
+    def document(self, row: Row[*tuple[Any, ...]]) -> Document:
+        """The fields in a row that begins with the columns. A subset's ETag is weak: it isn't the whole record."""
+        values = dict(zip(self._stored, row, strict=False))
+        tag = State(values["version"], values["incarnation"]).tag
+        if self._is_whole:
+            values["etag"] = tag
+            return {name: values[name] for name in self._fields}
+        return {**{name: values[name] for name in self._fields if name != "etag"}, "etag": f"W/{tag}"}

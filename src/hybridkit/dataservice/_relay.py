@@ -1,0 +1,242 @@
+"""The relay: takes waiting events out of the outbox, publishes them, and marks them once the broker has confirmed.
+
+One replica at a time does it, by a lease. Events with one key form a lane: one after another, each confirmed before
+the next is sent. Lanes run side by side, and a failure stops its own lane only. Nothing in the database is locked
+while the broker is asked, and a crash between the confirm and the mark publishes the same event again, by the same id.
+"""
+
+import asyncio
+import random
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final, Protocol, Self
+from uuid import UUID, uuid4
+
+from hybridkit.context import RequestContext, bind
+from hybridkit.dataservice._outbox import Lease, Outbox, Parked, Waiting
+from hybridkit.errors import HybridkitError, PayloadError, UnavailableError, UnroutableError
+from hybridkit.observability import get_logger, metrics
+from hybridkit.retry import Retry
+
+__all__ = ["Publisher", "Relay"]
+
+POLL_SECONDS: Final = 0.25
+"""How soon an event is seen that another replica has stored."""
+LEASE_POLL_SECONDS: Final = 1.0
+RENEW_SECONDS: Final = 3.0
+PUBLISH_SECONDS: Final = 10.0
+DATABASE_PAUSE_SECONDS: Final = 1.0
+COALESCE_SECONDS: Final = 0.01
+"""How long to wait for more lanes to end, so that they are marked together."""
+BACKLOG_SECONDS: Final = 5.0
+"""How often the backlog is measured."""
+STOP_SECONDS: Final = 5.0
+MAX_ROWS: Final = 100
+MAX_LANES: Final = 200
+
+_BACKOFF: Final = Retry.exponential(first_seconds=0.5, cap_seconds=30.0)
+_log = get_logger("hybridkit.relay")
+
+
+class Publisher(Protocol):
+    """What the relay needs of the broker; `hybridkit.messaging.RobustPublisher` is one."""
+
+    async def publish_encoded(
+        self, body: bytes, *, event_type: str, event_id: UUID, queue: str | None = None
+    ) -> object:
+        """Return when the broker has stored and routed the message; raise a `HybridkitError` otherwise."""
+        ...
+
+
+@dataclass(slots=True)
+class _Pause:
+    """After failures in a row: nothing until a `time.monotonic()` instant, later each time."""
+
+    failures: int = 0
+    until: float = 0.0
+
+    def extend(self) -> None:
+        self.failures += 1
+        # From half of the bound upwards: an immediate retry of what has just failed helps nobody.
+        jitter = random.uniform(0.5, 1.0)  # noqa: S311 # nosec B311 - spreads load, guards nothing
+        self.until = time.monotonic() + _BACKOFF.bound_seconds(self.failures) * jitter
+
+    @property
+    def is_on(self) -> bool:
+        return time.monotonic() < self.until
+
+
+class Relay:
+    """Publishes what waits in an outbox, inside its `async with` block.
+
+    Any number of replicas may run one on the same outbox. While the broker or the database is away it waits; what it
+    could not finish is found again, and published again, by whoever comes next.
+
+    Args:
+        outbox: where events wait.
+        publisher: what publishes them; used by many lanes at a time.
+    """
+
+    def __init__(self, outbox: Outbox, publisher: Publisher) -> None:
+        self._outbox = outbox
+        self._publisher = publisher
+        self._owner = uuid4().hex
+        self._lease: Lease | None = None
+        self._renew_at = 0.0
+        self._measure_at = 0.0
+        self._lanes: dict[str, asyncio.Task[None]] = {}
+        self._pauses: defaultdict[str, _Pause] = defaultdict(_Pause)
+        self._broker = _Pause()
+        self._published: list[int] = []
+        self._parked: list[Parked] = []
+        self._stopping = False
+        self._running: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        fence = None if self._lease is None else self._lease.fence
+        return f"Relay(fence={fence}, lanes={len(self._lanes)})"
+
+    async def __aenter__(self) -> Self:
+        self._running = asyncio.create_task(self._run(), name="hybridkit relay")
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        """Finish what is being published, mark it, and let another replica take over at once."""
+        self._stopping = True
+        if self._running is not None:
+            self._running.cancel()
+            await asyncio.wait({self._running})
+        if self._lanes:
+            _done, late = await asyncio.wait(self._lanes.values(), timeout=STOP_SECONDS)
+            for lane in late:
+                lane.cancel()
+        with suppress(HybridkitError):  # then the lease runs out, and what is not marked is published again
+            await self._mark()
+            if self._lease is not None:
+                await self._outbox.release(self._owner)
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self._step()
+            except HybridkitError as error:
+                _log.warning("the relay waits for the database", reason=str(error))
+                await asyncio.sleep(DATABASE_PAUSE_SECONDS)
+            except Exception:  # noqa: BLE001 - a defect in one turn must not end the publishing of all events
+                _log.exception("the relay failed and goes on")
+                await asyncio.sleep(DATABASE_PAUSE_SECONDS)
+            else:
+                await self._wait()
+
+    async def _step(self) -> None:
+        """One turn. First what is done is marked, so that no row is taken up that is published already."""
+        await self._hold_lease()
+        await self._mark()
+        self._lanes = {name: lane for name, lane in self._lanes.items() if not lane.done()}
+        if self._lease is None:
+            return
+        if not self._broker.is_on and len(self._lanes) < MAX_LANES:
+            for name, rows in (await self._take()).items():
+                self._lanes[name] = asyncio.create_task(self._publish_lane(name, rows, self._lease.fence))
+        if time.monotonic() >= self._measure_at:
+            self._measure_at = time.monotonic() + BACKLOG_SECONDS
+            await self._measure()
+
+    async def _wait(self) -> None:
+        """Until there may be something to do: a lane ended, rows came, or a while has passed."""
+        if self._lease is None:
+            await asyncio.sleep(LEASE_POLL_SECONDS)
+            return
+        changed = asyncio.create_task(self._outbox.changed(timeout_seconds=POLL_SECONDS))
+        try:
+            await asyncio.wait({changed, *self._lanes.values()}, return_when=asyncio.FIRST_COMPLETED)
+            if self._lanes:
+                await asyncio.wait(self._lanes.values(), timeout=COALESCE_SECONDS)
+        finally:
+            changed.cancel()
+
+    async def _hold_lease(self) -> None:
+        if self._lease is not None and time.monotonic() < self._renew_at:
+            return
+        before, self._lease = self._lease, await self._outbox.acquire(self._owner)
+        self._renew_at = time.monotonic() + RENEW_SECONDS
+        if (before is None) != (self._lease is None):
+            _log.info("the relay took the lease" if self._lease else "the relay lost the lease")
+
+    async def _take(self) -> dict[str, list[Waiting]]:
+        """Waiting rows by lane, none of a lane that is at work or has to pause."""
+        paused = {name for name, pause in self._pauses.items() if pause.is_on}
+        rows = await self._outbox.waiting(without=paused | self._lanes.keys(), limit=MAX_ROWS)
+        lanes: defaultdict[str, list[Waiting]] = defaultdict(list)
+        for row in rows:
+            lanes[row.lane].append(row)
+        return lanes
+
+    async def _publish_lane(self, name: str, rows: Sequence[Waiting], fence: int) -> None:
+        """Publish one row after another, until one has to wait or the lease is over."""
+        for row in rows:
+            if self._stopping or self._lease is None or self._lease.fence != fence:
+                return
+            left = min(self._lease.valid_until - time.monotonic(), PUBLISH_SECONDS)
+            if left <= 0 or self._broker.is_on or not await self._publish(name, row, seconds=left):
+                return
+
+    async def _publish(self, lane: str, row: Waiting, *, seconds: float) -> bool:
+        """Whether the lane may go on. A row whose fate is unknown is published again, as the same event."""
+        context = RequestContext(request_id=row.request_id, user_id=row.user_id).within(seconds)
+        try:
+            with bind(context):
+                async with asyncio.timeout(seconds + 1):  # the publisher keeps to the deadline, if it is ours
+                    await self._publisher.publish_encoded(
+                        row.body, event_type=row.event_type, event_id=row.event_id, queue=row.queue
+                    )
+        except (UnroutableError, PayloadError) as error:
+            self._park(row, error)
+        except UnavailableError as error:
+            self._broker.extend()
+            _log.warning("the relay waits for the broker", reason=str(error))
+            return False
+        except Exception as error:  # noqa: BLE001 - whatever it is, only this lane has to wait
+            self._pauses[lane].extend()
+            _log.warning(
+                "an event was not published and holds up its key",
+                event_type=row.event_type,
+                event_id=str(row.event_id),
+                request_id=row.request_id,
+                failures=self._pauses[lane].failures,
+                exc_info=error,
+            )
+            return False
+        else:
+            self._published.append(row.sequence)
+        self._pauses.pop(lane, None)
+        self._broker.failures = 0
+        return True
+
+    def _park(self, row: Waiting, error: HybridkitError) -> None:
+        self._parked.append(Parked(row.sequence, f"{error.code}: {error}"))
+        _log.error(
+            "an event can't be published and is parked",
+            event_type=row.event_type,
+            event_id=str(row.event_id),
+            request_id=row.request_id,
+            reason=str(error),
+        )
+
+    async def _mark(self) -> None:
+        published, parked = tuple(self._published), tuple(self._parked)
+        if self._lease is None or not (published or parked):
+            return
+        if not await self._outbox.mark(self._lease, published=published, parked=parked):
+            _log.warning("another replica has the lease; what this one published may be published twice")
+            self._lease = None
+        del self._published[: len(published)], self._parked[: len(parked)]
+
+    async def _measure(self) -> None:
+        backlog = await self._outbox.backlog()
+        metrics.outbox_pending.set(backlog.waiting)
+        metrics.outbox_parked.set(backlog.parked)
+        metrics.outbox_lag.set(backlog.lag_seconds)

@@ -1,0 +1,117 @@
+"""A data service as a FastAPI application, made from declarations."""
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI
+
+from hybridkit.adapters.fastapi import create_app
+from hybridkit.dataservice._bodies import Bodies
+from hybridkit.dataservice._housekeeping import Housekeeping
+from hybridkit.dataservice._operations import AnyResource
+from hybridkit.dataservice._relay import Publisher, Relay
+from hybridkit.dataservice._routes import add_routes
+from hybridkit.dataservice._store import Store
+from hybridkit.errors import DeclarationError
+from hybridkit.lifespan import ServiceResources
+from hybridkit.messaging import RobustPublisher
+from hybridkit.settings import ServiceSettings
+
+if TYPE_CHECKING:
+    from hybridkit.dataservice._postgres_columns import RecordColumns
+
+__all__ = ["create_data_service"]
+
+type OpenPublisher = Callable[[], AbstractAsyncContextManager[Publisher]]
+
+
+def create_data_service(
+    settings_class: type[ServiceSettings],
+    tables: "Mapping[AnyResource, type[RecordColumns]]",
+    *,
+    migrations: Path | str | None = None,
+    publisher: OpenPublisher | None = None,
+    title: str = "Data service",
+    version: str = "0.1.0",
+) -> FastAPI:
+    """The contract's routes for these resources, on one database, with a relay that publishes what they emit.
+
+    When it starts it waits for the database and migrates it. Without a broker (settings that are no `RabbitSettings`,
+    and no `publisher`) it refuses to emit. RabbitMQ may go away while it runs: events wait in the outbox.
+
+    Args:
+        settings_class: read once, at the start; `PostgresSettings` or a subclass.
+        tables: by resource, the declarative class that stores it.
+        migrations: the folder with the service's Alembic revisions; without one its tables are somebody else's concern.
+        publisher: publishes instead of RabbitMQ, in tests for example.
+        title: in the OpenAPI document.
+        version: in the OpenAPI document.
+
+    Raises:
+        DeclarationError: a resource and its table don't fit, or a name is taken twice.
+    """
+    if "database_url" not in settings_class.model_fields:
+        raise DeclarationError(f"{settings_class.__name__} has no database_url; use PostgresSettings")
+    bodies = _bodies_by_name(tables)
+    open_store = _store_on_postgres(tables, migrations)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        resources: ServiceResources = app.state.resources
+        settings = app.state.settings
+        store = await resources.open("database", lambda: open_store(settings), probe=_probe)
+        await resources.open("housekeeping", lambda: Housekeeping(store))
+        publishing = await _open_publisher(resources, publisher)
+        if publishing is not None:
+            await resources.open("relay", lambda: Relay(store.outbox, publishing))
+        app.state.store = store
+        app.state.can_emit = publishing is not None
+        yield
+
+    app = create_app(settings_class, title=title, version=version, lifespan=lifespan, internal=True)
+    add_routes(app, bodies)
+    return app
+
+
+def _store_on_postgres(
+    tables: "Mapping[AnyResource, type[RecordColumns]]", migrations: Path | str | None
+) -> Callable[[Any], AbstractAsyncContextManager[Store]]:
+    from hybridkit.dataservice._postgres_store import open_postgres_store  # noqa: PLC0415 - an extra of its own
+    from hybridkit.dataservice._postgres_table import ResourceTable  # noqa: PLC0415
+
+    named = {resource.name: ResourceTable(resource, mapped) for resource, mapped in tables.items()}
+
+    def open_store(settings: Any) -> AbstractAsyncContextManager[Store]:
+        return open_postgres_store(
+            settings.database_url.get_secret_value(),
+            named,
+            name=settings.service_name,
+            migrations=migrations,
+            wait_seconds=settings.start_budget_seconds,
+        )
+
+    return open_store
+
+
+async def _open_publisher(resources: ServiceResources, given: OpenPublisher | None) -> Publisher | None:
+    if given is not None:
+        return await resources.open("publisher", given)
+    # The outbox keeps events while the broker is away, so that is no reason to send this service no requests.
+    resources.health.remove("rabbitmq")
+    publisher = resources.providers.get(RobustPublisher)
+    return publisher if isinstance(publisher, RobustPublisher) else None
+
+
+async def _probe(store: Store) -> None:
+    await store.check()
+
+
+def _bodies_by_name(tables: Mapping[AnyResource, Any]) -> dict[str, Bodies]:
+    bodies: dict[str, Bodies] = {}
+    for resource in tables:
+        if resource.name in bodies:
+            raise DeclarationError(f"two resources are called {resource.name!r}")
+        bodies[resource.name] = Bodies(resource)
+    return bodies
