@@ -137,19 +137,22 @@ async def test_an_invalid_request_is_told_where_but_never_what(app: FastAPI) -> 
 
 
 async def test_an_unexpected_error_tells_the_client_nothing(app: FastAPI) -> None:
-    async with serving(app) as client:
-        answer = await client.get("/broken", headers={"x-request-id": "r-3"})
+    with capture_logs() as lines:
+        async with serving(app) as client:
+            answer = await client.get("/broken", headers={"x-request-id": "r-3"})
     assert (answer.status_code, answer.json()["code"], answer.json()["request_id"]) == (
         500,
         "INTERNAL",
         "r-3",
     )
     assert "hunter2" not in answer.text
+    assert [str(line["exc_info"]) for line in lines if "exc_info" in line] == ["hunter2"]
 
 
 async def test_a_missing_provider_is_a_mistake_of_the_code(app: FastAPI) -> None:
-    async with serving(app) as client:
-        answer = await client.get("/unprovided")
+    with capture_logs():
+        async with serving(app) as client:
+            answer = await client.get("/unprovided")
     assert (answer.status_code, answer.json()["code"]) == (500, "MISUSE")
     assert "nothing provides PostgresDataClient" in answer.json()["detail"]
 

@@ -1,0 +1,263 @@
+"""No update is lost and none runs twice, seen by a real bot client against a fake Telegram over HTTP."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import pytest
+from aiogram import Bot, Dispatcher, F, Router
+from aiogram.filters import Command
+from aiogram.methods import SendMessage
+from aiogram.types import Message
+from fakeredis import FakeAsyncRedis, FakeServer
+from pydantic import SecretStr
+from structlog.testing import capture_logs
+
+from hybridkit.adapters.aiogram import _connected_bot, _Polling, _started, _Updates
+from hybridkit.context import RequestContext, current
+from hybridkit.errors import AccessDeniedError, DeclarationError, UnavailableError
+from hybridkit.idempotency import IdempotencyGuard, RedisDown
+from hybridkit.settings import BotSettings, SecretUrl
+from hybridkit.testing import FakeTelegram, TelegramUser
+
+ADA = TelegramUser(id=7)
+
+
+class Menu:
+    """Stands for anything that a process provides."""
+
+
+@dataclass
+class World:
+    telegram: FakeTelegram
+    redis: FakeServer = field(default_factory=FakeServer)
+    menu: Menu = field(default_factory=Menu)
+
+    @property
+    def settings(self) -> BotSettings:
+        return BotSettings(
+            service_name="bot",
+            bot_token=SecretStr(self.telegram.token),
+            telegram_api_url=SecretUrl(self.telegram.url),
+            redis_url=SecretUrl("redis://127.0.0.1:1/0"),
+            rabbitmq_url=SecretUrl("amqp://127.0.0.1:1/"),
+        )
+
+    @asynccontextmanager
+    async def polling(self, dispatcher: Dispatcher) -> AsyncGenerator[_Polling]:
+        async with AsyncExitStack() as stack:
+            redis = await stack.enter_async_context(FakeAsyncRedis(server=self.redis, decode_responses=True))
+            guard = IdempotencyGuard(redis, when_down=RedisDown.EXTERNAL)
+            bot = await stack.enter_async_context(_connected_bot(self.settings))
+            await stack.enter_async_context(_started(dispatcher, bot, {Menu: self.menu, Bot: bot}))
+            yield await stack.enter_async_context(_Polling(bot, _Updates(dispatcher, bot, guard)))
+
+
+@pytest.fixture
+async def world() -> AsyncGenerator[World]:
+    async with FakeTelegram() as telegram:
+        yield World(telegram)
+
+
+@pytest.fixture
+def dispatcher() -> Dispatcher:
+    """Answers `echo …` at once, and `slow` when the event is set that it puts into its data."""
+    made = Dispatcher()
+    made["release"] = asyncio.Event()
+    made["begun"] = asyncio.Event()
+
+    @made.message(F.text == "slow")
+    async def slow(message: Message, release: asyncio.Event, begun: asyncio.Event) -> None:
+        begun.set()
+        await release.wait()
+        await message.answer("slow done")
+
+    @made.message(F.text == "broken")
+    async def broken(message: Message) -> None:
+        raise RuntimeError("a bug in a handler")
+
+    @made.message(F.text.startswith("echo"))
+    async def echo(message: Message) -> SendMessage:
+        return message.answer(f"{message.text}")
+
+    return made
+
+
+async def test_handlers_get_what_they_ask_for_by_type_and_by_name(world: World) -> None:
+    dispatcher, router = Dispatcher(), Router()
+    dispatcher.include_router(router)
+    dispatcher["by_name"] = "kept"
+    seen: list[object] = []
+
+    @router.message(Command("start"))
+    async def start(
+        message: Message,
+        menu: Annotated[Menu, "an alias"],
+        bot: Bot,
+        context: RequestContext,
+        by_name: str,
+    ) -> None:
+        seen.extend([menu, bot.id, context.request_id == current().request_id, by_name])
+        await message.answer("hello")
+
+    router.message.register(lambda message: message.answer("no annotations"))
+    async with world.polling(dispatcher):
+        world.telegram.push_text("/start", from_user=ADA)
+        world.telegram.push_text("anything", from_user=ADA)
+        await world.telegram.wait_for_messages(2)
+    assert seen == [world.menu, world.telegram.bot_id, True, "kept"]
+
+
+async def test_an_annotation_that_cannot_be_resolved_is_refused_at_the_start(world: World) -> None:
+    dispatcher = Dispatcher()
+
+    @dispatcher.message()
+    async def start(message: Message, menu: "Unknown") -> None: ...  # type: ignore[name-defined]  # noqa: F821  # pyright: ignore[reportUndefinedVariable]
+
+    with pytest.raises(DeclarationError, match="menu"):
+        async with world.polling(dispatcher):
+            pass
+
+
+async def test_an_update_that_is_delivered_again_runs_once(world: World, dispatcher: Dispatcher) -> None:
+    async with world.polling(dispatcher):
+        first = world.telegram.push_text("echo 1", from_user=ADA)
+        await world.telegram.wait_for_messages(1)
+        await world.telegram.wait_until_confirmed(first)
+        world.telegram.redeliver(first)
+        world.telegram.push_text("echo 2", from_user=ADA)
+        messages = await world.telegram.wait_for_messages(2)
+    assert [message.text for message in messages] == ["echo 1", "echo 2"]
+
+
+async def test_a_slow_update_stays_unconfirmed_and_holds_nobody_up(
+    world: World, dispatcher: Dispatcher
+) -> None:
+    async with world.polling(dispatcher):
+        slow = world.telegram.push_text("slow", from_user=ADA)
+        await dispatcher["begun"].wait()
+        quick = world.telegram.push_text("echo", from_user=ADA)
+        await world.telegram.wait_for_messages(1)
+        assert world.telegram.confirmed_update_id < slow
+        dispatcher["release"].set()
+        await world.telegram.wait_until_confirmed(quick)
+    assert [message.text for message in world.telegram.messages] == ["echo", "slow done"]
+
+
+async def test_a_stop_waits_for_what_runs_and_confirms_it(world: World, dispatcher: Dispatcher) -> None:
+    async with world.polling(dispatcher) as polling:
+        slow = world.telegram.push_text("slow", from_user=ADA)
+        await dispatcher["begun"].wait()
+        await polling.stop_asking(1)
+        draining = asyncio.create_task(polling.drain(30))
+        dispatcher["release"].set()
+        await draining
+    assert world.telegram.confirmed_update_id == slow
+    assert [message.text for message in world.telegram.messages] == ["slow done"]
+
+
+async def test_what_a_stop_breaks_off_is_delivered_again_and_runs(
+    world: World, dispatcher: Dispatcher
+) -> None:
+    async with world.polling(dispatcher) as polling:
+        slow = world.telegram.push_text("slow", from_user=ADA)
+        await dispatcher["begun"].wait()
+        await polling.stop_asking(0)
+        await polling.drain(0)
+        assert world.telegram.confirmed_update_id < slow
+    dispatcher["release"].set()
+    async with world.polling(dispatcher):
+        await world.telegram.wait_for_messages(1)
+        await world.telegram.wait_until_confirmed(slow)
+    assert [message.text for message in world.telegram.messages] == ["slow done"]
+
+
+async def test_a_failing_handler_stops_nothing_and_does_not_run_again(
+    world: World, dispatcher: Dispatcher
+) -> None:
+    with capture_logs() as lines:
+        async with world.polling(dispatcher):
+            broken = world.telegram.push_text("broken", from_user=ADA)
+            await world.telegram.wait_until_confirmed(broken)
+            world.telegram.redeliver(broken)
+            world.telegram.push_text("echo", from_user=ADA)
+            await world.telegram.wait_for_messages(1)
+    assert [line["event"] for line in lines].count("an update's handler failed") == 1
+
+
+@pytest.mark.parametrize("status", [429, 502, 409])
+async def test_polling_goes_on_after_telegram_had_trouble(
+    world: World, dispatcher: Dispatcher, status: int
+) -> None:
+    world.telegram.fail("getUpdates", status=status, retry_after_seconds=1 if status == 429 else None)
+    async with world.polling(dispatcher) as polling:
+        await world.telegram.wait_for_calls("getUpdates")
+        world.telegram.push_text("echo", from_user=ADA)
+        await world.telegram.wait_for_messages(1)
+        await polling.probe()
+
+
+async def test_readiness_says_that_telegram_gives_no_updates(world: World, dispatcher: Dispatcher) -> None:
+    world.telegram.fail("getUpdates", status=502, times=1000)
+    async with world.polling(dispatcher) as polling:
+        await world.telegram.wait_for_calls("getUpdates", count=2)
+        with pytest.raises(UnavailableError, match="TelegramServerError"):
+            await polling.probe()
+
+
+async def test_a_token_that_stops_being_valid_ends_the_process(world: World, dispatcher: Dispatcher) -> None:
+    async with world.polling(dispatcher) as polling:
+        await world.telegram.wait_for_calls("getUpdates")
+        world.telegram.fail("getUpdates", status=401, times=1000)
+        world.telegram.push_text("echo", from_user=ADA)
+        with pytest.raises(AccessDeniedError, match="BOT_TOKEN"):
+            await polling.until(asyncio.Event())
+        with pytest.raises(UnavailableError):
+            await polling.probe()
+
+
+async def test_a_wrong_token_is_refused_at_the_start(world: World) -> None:
+    settings = world.settings
+    world.telegram.token = "7:another"
+    with pytest.raises(AccessDeniedError, match="BOT_TOKEN"):
+        async with _connected_bot(settings):
+            pass
+
+
+async def test_a_telegram_that_is_not_there_yet_is_worth_waiting_for(world: World) -> None:
+    world.telegram.fail("getMe", status=502)
+    with pytest.raises(UnavailableError, match="TelegramServerError"):
+        async with _connected_bot(world.settings):
+            pass
+
+
+async def test_an_update_waits_while_redis_is_down(world: World, dispatcher: Dispatcher) -> None:
+    async with world.polling(dispatcher):
+        world.redis.connected = False
+        update = world.telegram.push_text("echo", from_user=ADA)
+        await world.telegram.wait_for_calls("getUpdates", count=3)
+        assert world.telegram.messages == []
+        assert world.telegram.confirmed_update_id < update
+        world.redis.connected = True
+        await world.telegram.wait_for_messages(1)
+
+
+async def test_startup_and_shutdown_handlers_run_around_the_updates(
+    world: World, dispatcher: Dispatcher
+) -> None:
+    steps: list[str] = []
+
+    @dispatcher.startup()
+    async def on_startup(bot: Bot) -> None:
+        steps.append(f"startup {bot.id}")
+
+    @dispatcher.shutdown()
+    async def on_shutdown() -> None:
+        steps.append("shutdown")
+
+    async with world.polling(dispatcher):
+        assert steps == [f"startup {world.telegram.bot_id}"]
+    assert steps[1:] == ["shutdown"]
+    assert "deleteWebhook" in world.telegram.calls
