@@ -38,7 +38,6 @@ class ProcessId:
     pid: int
     started: str
 
-    @property
     def is_alive(self) -> bool:
         """Whether exactly this process still runs (one that waits to be reaped does not)."""
         known = find_process(self.pid)
@@ -46,7 +45,7 @@ class ProcessId:
 
     def send(self, signal_number: int) -> None:
         """Signal exactly this process; nothing happens when it has gone."""
-        if self.is_alive:
+        if self.is_alive():
             with suppress(ProcessLookupError):
                 os.kill(self.pid, signal_number)
 
@@ -93,10 +92,10 @@ def kill_all(processes: Sequence[ProcessId], *, timeout_seconds: float = 5) -> N
     tree = descendants(processes)
     for process in tree:
         process.send(signal.SIGKILL)
-    wait_until(lambda: not any(process.is_alive for process in tree), timeout_seconds=timeout_seconds)
+    wait_until(lambda: not any(process.is_alive() for process in tree), timeout_seconds=timeout_seconds)
 
 
-def wait_until(condition: Callable[[], bool], *, timeout_seconds: float) -> bool:
+def wait_until(condition: Callable[[], object], *, timeout_seconds: float) -> bool:
     """Ask every few milliseconds until the condition holds or the time is over."""
     ends_at = time.monotonic() + timeout_seconds
     while not condition():

@@ -157,7 +157,7 @@ def _has_owner(directory: Path) -> bool:
     except (OSError, ValueError):
         return time.time() - directory.stat().st_mtime < _ABANDONED_AFTER_SECONDS
     if owner["boot"] == _boot():
-        return ProcessId(owner["pid"], owner["started"]).is_alive
+        return ProcessId(owner["pid"], owner["started"]).is_alive()
     # Of another boot: nothing of it runs any more, and its pids are somebody else's.
     for record in directory.glob("processes/*"):
         record.unlink()

@@ -94,7 +94,7 @@ class SharedServers:
         answers = [_read(path) for path in self._folder.glob("*.json")]
         holders = [answer.holder for answer in answers if answer]
         wait_until(
-            lambda: not any(holder.is_alive for holder in holders), timeout_seconds=_GONE_WITHIN_SECONDS
+            lambda: not any(holder.is_alive() for holder in holders), timeout_seconds=_GONE_WITHIN_SECONDS
         )
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -105,7 +105,7 @@ class SharedServers:
             # Waits for a holder that is just ending; a lock that is held makes it stay.
             fcntl.flock(lease, fcntl.LOCK_SH)
             answer = _read(self._folder / f"{kind}.json")
-            if answer is None or not answer.holder.is_alive:
+            if answer is None or not answer.holder.is_alive():
                 answer = self._start_holder(kind)
         if answer.missing is not None:
             raise ServerMissingError(answer.error, missing=answer.missing)
@@ -135,7 +135,7 @@ class SharedServers:
         )
         holder = find_process(int(spawned.stdout))
         wait_until(
-            lambda: path.exists() or holder is None or not holder.is_alive,
+            lambda: path.exists() or holder is None or not holder.is_alive(),
             timeout_seconds=_READY_WITHIN_SECONDS,
         )
         if answer := _read(path):

