@@ -27,16 +27,12 @@ class Handler:
 
     def missing(self, providers: Mapping[Any, object]) -> str:
         """The parameters that nothing provides, for an error; empty when all is there."""
-        return ", ".join(map(str, self.plan.missing({**providers, **_types_of(self.message)})))
+        return ", ".join(map(str, self.plan.missing({*providers, *_types_of(self.message)})))
 
     async def run(self, envelope: EventEnvelope[Any], providers: Mapping[Any, object]) -> None:
         """Call the function for this message."""
-        values: dict[Any, object] = {
-            self.message: envelope.data,
-            EventEnvelope: envelope,
-            EventEnvelope[self.message]: envelope,  # type: ignore[name-defined] # the class is known at run time only
-            RequestContext: current(),
-        }
+        values: dict[Any, object] = dict.fromkeys(_envelopes_of(self.message), envelope)
+        values |= {self.message: envelope.data, RequestContext: current()}
         await self.function(**self.plan.arguments(ChainMap(values, cast("dict[Any, object]", providers))))
 
 
@@ -93,8 +89,13 @@ class Handlers:
             raise DeclarationError(f"{message.__name__} is a base class: it has no type on the wire")
 
 
-def _types_of(message: type[Message]) -> dict[Any, object]:
-    return dict.fromkeys((message, EventEnvelope, EventEnvelope[message], RequestContext))  # type: ignore[valid-type]
+def _envelopes_of(message: type[Message]) -> tuple[Any, ...]:
+    """The ways in which a handler can ask for the envelope."""
+    return EventEnvelope, EventEnvelope[Any], EventEnvelope[message]  # type: ignore[valid-type] # known at run time only
+
+
+def _types_of(message: type[Message]) -> tuple[Any, ...]:
+    return message, RequestContext, *_envelopes_of(message)
 
 
 def _check_plan(plan: InjectionPlan, message: type[Message]) -> None:

@@ -203,7 +203,7 @@ class Processor:
         except asyncio.CancelledError:
             await guard.finish(acquired, Outcome.RELEASED)
             raise
-        finish = await guard.finish(acquired, _OUTCOMES.get(verdict, Outcome.RELEASED))
+        finish = await guard.finish(acquired, _outcome_of(verdict))
         if finish is not Finish.OK:
             _log.warning("idempotency outcome not recorded", finish=finish.value)
         return verdict
@@ -234,7 +234,9 @@ class Processor:
 
     def _failed(self, work: _Work, error: BaseException) -> Verdict | RetryHere:
         attempt = work.failures + 1
-        match work.handler.retry.decide(error, attempt=attempt, jitter=random.random()):  # noqa: S311 - spreads retries
+        jitter = random.random()  # noqa: S311 - spreads retries, protects nothing
+        decision = work.handler.retry.decide(error, attempt=attempt, jitter=jitter)
+        match decision:
             case GiveUp(reason):
                 return Dead(reason, error, attempt)
             case Pause():
@@ -245,6 +247,8 @@ class Processor:
                 if seconds < SHORTEST_DELAY_SECONDS and spent_seconds < LOCAL_SECONDS:
                     return RetryHere(seconds)
                 return Later(seconds, error, work.delivery.failed(attempt))
+            case _:
+                assert_never(decision)
 
     async def _settle(self, delivery: Delivery, verdict: Verdict, event_type: str) -> None:
         """Move a copy where it has to go, then acknowledge."""
@@ -255,6 +259,8 @@ class Processor:
                 outcome = "retried" if await self._put_off(delivery, verdict, event_type) else "requeued"
             case Done(outcome):
                 pass
+            case _:
+                assert_never(verdict)
         await delivery.ack()
         _log.info("message settled", outcome=outcome)
         metrics.events_consumed.labels(self._queue, event_type, outcome).inc()
@@ -284,10 +290,15 @@ class Processor:
         return False
 
 
-_OUTCOMES: Final[Mapping[Verdict | RetryHere, Outcome]] = {
-    Done(): Outcome.COMPLETED,
-    Done("dead_lettered"): Outcome.FAILED,
-}
+def _outcome_of(verdict: Verdict | RetryHere) -> Outcome:
+    """What the guard is told about a run."""
+    match verdict:
+        case Done("done"):
+            return Outcome.COMPLETED
+        case Done("dead_lettered"):
+            return Outcome.FAILED
+        case _:
+            return Outcome.RELEASED
 
 
 def _unreadable(delivery: Delivery, error: PayloadError) -> Verdict:

@@ -1,0 +1,173 @@
+"""Consumers and handlers are checked where they are declared, and once more before they start."""
+
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from hybridkit.context import RequestContext
+from hybridkit.envelope import EventEnvelope
+from hybridkit.errors import DeclarationError, MisuseError
+from hybridkit.events import Command, Event
+from hybridkit.messaging import BrokerConnection, RobustConsumer, RobustPublisher
+from hybridkit.retry import Retry
+
+
+class Declared(Event, type="declarations.declared"):
+    number: int
+
+
+class Another(Event, type="declarations.another"):
+    number: int
+
+
+class Untyped(Event):
+    number: int
+
+
+class Work(Command, queue="declared_tasks"):
+    number: int
+
+
+class Anywhere(Command):
+    number: int
+
+
+class Database: ...
+
+
+URL = "amqp://guest:secret@127.0.0.1:1/"
+
+
+@pytest.fixture
+def consumer() -> RobustConsumer:
+    return RobustConsumer("declared_tasks")
+
+
+@pytest.mark.parametrize("name", ["", "Tasks", "tasks-mail", "tasks.", "täsks", "t" * 201])
+def test_a_name_is_snake_case(name: str) -> None:
+    with pytest.raises(DeclarationError, match="snake_case"):
+        RobustConsumer(name)
+
+
+@pytest.mark.parametrize("concurrency", [0, -1, 30_000])
+def test_concurrency_is_a_number_that_the_broker_takes(concurrency: int) -> None:
+    with pytest.raises(DeclarationError, match="concurrency is from 1 to 21845"):
+        RobustConsumer("tasks", concurrency=concurrency)
+
+
+@pytest.mark.parametrize("timeout_seconds", [0, 1201])
+def test_a_handler_ends_before_the_broker_wants_its_message_back(timeout_seconds: float) -> None:
+    with pytest.raises(DeclarationError, match="timeout_seconds is at most 1200"):
+        RobustConsumer("tasks", timeout_seconds=timeout_seconds)
+
+
+async def test_a_handler_stays_a_plain_function(consumer: RobustConsumer) -> None:
+    """It can be called in a test as it stands."""
+    seen: list[int] = []
+
+    @consumer.on(Declared, retry=Retry.immediate())
+    async def handle(event: Declared, envelope: EventEnvelope[Declared], context: RequestContext) -> None:
+        seen.append(event.number)
+
+    event = Declared(number=1)
+    await handle(event, EventEnvelope.wrap(event, service="tests"), RequestContext())
+    assert seen == [1]
+    assert "declarations.declared" in repr(consumer)
+    assert "handlers=1" not in repr(consumer)
+
+
+def test_one_handler_per_type(consumer: RobustConsumer) -> None:
+    @consumer.on(Declared)
+    async def first(event: Declared) -> None: ...
+
+    with pytest.raises(
+        DeclarationError, match=r"declarations\.declared.*first already.*second\) belongs into"
+    ):
+
+        @consumer.on(Declared)
+        async def second(event: Declared) -> None: ...
+
+
+def test_a_handler_is_a_coroutine_function(consumer: RobustConsumer) -> None:
+    def handle(event: Declared) -> None: ...
+
+    with pytest.raises(DeclarationError, match="handle must be `async def`"):
+        consumer.on(Declared)(handle)  # type: ignore[type-var] # pyright: ignore[reportArgumentType] - what is tested
+
+
+@pytest.mark.parametrize("message", [Untyped, Anywhere])
+def test_a_base_class_can_not_be_handled(consumer: RobustConsumer, message: Any) -> None:
+    async def handle() -> None: ...
+
+    with pytest.raises(DeclarationError, match="is a base class"):
+        consumer.on(message)(handle)
+
+
+def test_a_command_is_handled_where_it_is_sent() -> None:
+    async def handle(command: Work) -> None: ...
+
+    with pytest.raises(DeclarationError, match="goes to the queue 'declared_tasks'"):
+        RobustConsumer("other_tasks").on(Work)(handle)
+    RobustConsumer("declared_tasks").on(Work)(handle)
+
+
+async def wants_another(event: Another) -> None: ...
+
+
+async def wants_another_envelope(envelope: EventEnvelope[Another]) -> None: ...
+
+
+@pytest.mark.parametrize("handler", [wants_another, wants_another_envelope])
+def test_a_handler_asks_for_what_it_gets(consumer: RobustConsumer, handler: Any) -> None:
+    with pytest.raises(DeclarationError, match="is called with Declared; it asks for"):
+        consumer.on(Declared)(handler)
+
+
+def test_a_handler_may_ask_for_any_envelope_and_for_other_values(consumer: RobustConsumer) -> None:
+    async def handle(envelope: EventEnvelope[Any], names: list[str], number: int = 1) -> None: ...
+
+    consumer.on(Declared)(handle)
+
+
+async def test_nothing_starts_without_what_handlers_want(consumer: RobustConsumer) -> None:
+    publisher = RobustPublisher(URL, service="tests")
+    connection = BrokerConnection(URL, name="tests")
+    with pytest.raises(DeclarationError, match="declared_tasks has no handlers"):
+        await consumer.start(connection, publisher=publisher)
+
+    @consumer.on(Declared)
+    async def handle(event: Declared, publisher: RobustPublisher, database: Database, id: UUID) -> None: ...
+
+    with pytest.raises(
+        DeclarationError, match=r"nothing provides database: Database, id: UUID for the handler .*handle"
+    ):
+        await consumer.start(connection, publisher=publisher)
+
+
+async def test_a_consumer_that_is_not_running_is_drained_at_once(consumer: RobustConsumer) -> None:
+    assert await consumer.drain(budget_seconds=0)
+    assert not consumer.is_ready
+    assert consumer.in_flight == 0
+
+
+async def test_a_running_consumer_is_not_changed(
+    consumer: RobustConsumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither started again nor given a handler that its queue isn't bound for."""
+    publisher = RobustPublisher(URL, service="tests")
+
+    @consumer.on(Declared)
+    async def handle(event: Declared) -> None: ...
+
+    monkeypatch.setattr(consumer, "_run", object())
+    with pytest.raises(MisuseError, match="running already"):
+        await consumer.start(BrokerConnection(URL, name="tests"), publisher=publisher)
+    with pytest.raises(DeclarationError, match="registered before it starts"):
+
+        @consumer.on(Work)
+        async def too_late(command: Work) -> None: ...
+
+
+def test_no_password_is_shown() -> None:
+    assert "secret" not in f"{RobustPublisher(URL, service='tests')!r}{BrokerConnection(URL, name='tests')!r}"

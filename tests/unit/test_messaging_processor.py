@@ -1,0 +1,577 @@
+"""What becomes of a delivery: which copy goes where, in which order, and when the original is acknowledged."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, MutableMapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+from uuid import uuid4
+
+import orjson
+import pytest
+from aiormq.abc import DeliveredMessage
+from aiormq.exceptions import ChannelInvalidStateError
+from pamqp.commands import Basic
+from pamqp.header import ContentHeader
+from structlog.testing import capture_logs
+
+from hybridkit.context import Claim, RequestContext, bind, current
+from hybridkit.envelope import EventEnvelope
+from hybridkit.errors import (
+    ClaimLostError,
+    DeadlineExceededError,
+    NotConnectedError,
+    UnavailableError,
+    UnroutableError,
+)
+from hybridkit.events import Event
+from hybridkit.idempotency import (
+    Acquired,
+    Begin,
+    Completed,
+    Exhausted,
+    Failed,
+    Finish,
+    InProgress,
+    Mismatch,
+    Outcome,
+)
+from hybridkit.messaging import _processor as processor_module
+from hybridkit.messaging._bounded import Backoff
+from hybridkit.messaging._delivery import Delivery
+from hybridkit.messaging._handlers import Handlers
+from hybridkit.messaging._processor import Processor
+from hybridkit.messaging._writer import Outgoing
+from hybridkit.retry import Retry
+
+QUEUE = "tests.queue"
+
+
+class Happened(Event, type="processor.happened"):
+    number: int
+
+
+class Unhandled(Event, type="processor.unhandled"):
+    number: int
+
+
+class Newer(Event, type="processor.newer", version=2):
+    number: int
+
+
+class Weird(BaseException):
+    """Not an `Exception`: nobody catches it by accident."""
+
+
+@dataclass
+class Steps:
+    """Everything that happened, in order, and the fakes that wrote it down."""
+
+    log: list[str] = field(default_factory=list[str])
+    copies: list[Outgoing] = field(default_factory=list[Outgoing])
+    refusals: list[Exception] = field(default_factory=list[Exception])
+    is_open: bool = True
+
+    # the channel
+    @property
+    def channel(self) -> "Steps":
+        return self
+
+    async def basic_ack(self, tag: int, **_: object) -> None:
+        if not self.is_open:
+            raise ChannelInvalidStateError
+        self.log.append(f"ack {tag}")
+
+    # the publisher
+    async def forward(self, message: Outgoing) -> bool:
+        if self.refusals:
+            self.log.append("refused")
+            raise self.refusals.pop(0)
+        self.copies.append(message)
+        self.log.append(f"copy to {message.exchange}")
+        return True
+
+    def renew_topology(self, *, reason: str) -> None:
+        self.log.append("topology renewed")
+
+
+class FakeGuard:
+    """Answers what it is told to, and writes down what it is asked."""
+
+    def __init__(self, steps: Steps, *answers: Begin | Exception, finish: Finish = Finish.OK) -> None:
+        self.steps = steps
+        self.answers = list(answers)
+        self.keys: list[str] = []
+        self.payloads: list[Any] = []
+        self.lost = False
+        self._finish = finish
+
+    async def begin(self, key: str, payload: Any, *, wait_seconds: float = 0.0) -> Begin:
+        self.keys.append(key)
+        self.payloads.append(payload)
+        answer = self.answers.pop(0) if self.answers else given(key)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    @asynccontextmanager
+    async def hold(self, acquired: Acquired) -> AsyncGenerator[None]:
+        with bind(replace(current(), claim=Claim(acquired.key))):
+            yield
+        if self.lost:
+            raise ClaimLostError("another holder")
+
+    async def finish(self, acquired: Acquired, outcome: Outcome, result: Any = None) -> Finish:
+        self.steps.log.append(f"finish {outcome.name}")
+        return self._finish
+
+
+def given(key: str = "k:e:1") -> Acquired:
+    return Acquired(key=key, token="t", fence=1, taken_over=False, guarded=True, fingerprint="f")
+
+
+def delivery(steps: Steps, body: bytes, headers: dict[str, Any] | None = None) -> Delivery:
+    properties = Basic.Properties(headers=headers, message_type="processor.happened", app_id="tests")
+    message = DeliveredMessage(
+        delivery=Basic.Deliver(delivery_tag=7),
+        header=ContentHeader(properties=properties),
+        body=body,
+        channel=Any,
+    )
+    return Delivery(QUEUE, cast("Any", steps), message)
+
+
+def envelope(message: Event | None = None) -> bytes:
+    with bind(RequestContext(request_id="req-1", user_id="ann")):
+        return EventEnvelope.wrap(message or Happened(number=1), service="tests").encode()
+
+
+def processor(
+    steps: Steps,
+    handler: Callable[..., Awaitable[object]],
+    *,
+    retry: Retry | None = None,
+    guard: FakeGuard | None = None,
+    timeout_seconds: float = 5.0,
+) -> Processor:
+    handlers = Handlers(QUEUE)
+    handlers.add(Happened, handler, retry or Retry.immediate(attempts=1))
+    return Processor(
+        QUEUE, handlers, publisher=steps, providers={}, guard=guard, timeout_seconds=timeout_seconds
+    )
+
+
+async def succeed(event: Happened) -> None: ...
+
+
+def failing(*errors: BaseException) -> Callable[[Happened], Awaitable[None]]:
+    """A handler that raises these, one per run, and then succeeds."""
+    left = list(errors)
+
+    async def handle(event: Happened) -> None:
+        if left:
+            raise left.pop(0)
+
+    return handle
+
+
+@pytest.fixture
+def steps() -> Steps:
+    return Steps()
+
+
+@pytest.fixture(autouse=True)
+def logs() -> Iterator[list[MutableMapping[str, Any]]]:
+    """What was logged, instead of writing it out."""
+    with capture_logs() as written:
+        yield written
+
+
+@pytest.fixture(autouse=True)
+def no_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Delays are their upper bound, and pauses of the process itself take no time."""
+    monkeypatch.setattr("random.random", lambda: 1.0)
+    monkeypatch.setattr("random.uniform", lambda *_: 1.0)
+    monkeypatch.setattr(Backoff, "next_seconds", lambda _: 0.0)
+
+
+async def test_done_then_acknowledged(steps: Steps) -> None:
+    seen: list[tuple[int, str, str | None]] = []
+
+    async def handle(event: Happened, whole: EventEnvelope[Happened], context: RequestContext) -> None:
+        assert whole.data is event
+        seen.append((event.number, context.request_id, context.user_id))
+        assert current() == context
+        steps.log.append("handled")
+
+    await processor(steps, handle).process(delivery(steps, envelope()))
+    assert steps.log == ["handled", "ack 7"]
+    assert seen == [(1, "req-1", "ann")]
+
+
+async def test_a_strangers_message_without_headers_is_handled(steps: Steps) -> None:
+    """The body decides; ids outside the syntax are replaced, unknown members ignored."""
+    ids: list[str] = []
+
+    async def handle(event: Happened, context: RequestContext) -> None:
+        ids.append(context.request_id)
+
+    body = orjson.dumps(
+        {
+            "event_type": "processor.happened",
+            "event_id": str(uuid4()),
+            "timestamp": "2026-01-01T00:00:00+01:00",
+            "service": "php",
+            "request_id": "two\nlines",
+            "data": {"number": 1},
+            "extra": True,
+        }
+    )
+    await processor(steps, handle).process(delivery(steps, body))
+    assert steps.log == ["ack 7"]
+    assert ids[0].count("-") == 4
+
+
+async def test_the_handler_has_a_deadline_and_a_claim(steps: Steps) -> None:
+    """Also without a guard: what a redelivered event writes again has the same ids and keys."""
+    claims: list[str] = []
+
+    async def handle(event: Happened, context: RequestContext) -> None:
+        assert context.claim is not None
+        claims.append(context.claim.key)
+        remaining = context.remaining_seconds()
+        assert remaining is not None
+        assert 0 < remaining <= 5
+
+    event = Happened(number=1)
+    for _ in range(2):
+        await processor(steps, handle).process(delivery(steps, envelope(event)))
+    assert claims == [f"{QUEUE}:tests:{event.event_id}"] * 2
+
+
+async def test_a_short_retry_waits_here(steps: Steps) -> None:
+    handler = failing(OSError("once"), OSError("twice"))
+    await processor(steps, handler, retry=Retry.immediate(attempts=3)).process(delivery(steps, envelope()))
+    assert steps.log == ["ack 7"]
+
+
+async def test_a_longer_retry_is_a_copy_that_is_confirmed_first(steps: Steps) -> None:
+    retry = Retry.exponential(first_seconds=4, attempts=3)
+    headers = {"x-request-id": "req-1", "x-death": [{"count": 1}], "tenant": "acme"}
+    await processor(steps, failing(OSError()), retry=retry).process(delivery(steps, envelope(), headers))
+    assert steps.log == ["copy to hk.delay.L2", "ack 7"]
+    copy = steps.copies[0]
+    assert copy.routing_key.endswith(f"1.0.0.{QUEUE}")
+    assert (copy.message_type, copy.service) == ("processor.happened", "tests")
+    first_failed_at = copy.headers["hk_first_failed_at"]
+    assert copy.headers == {
+        "x-request-id": "req-1",
+        "tenant": "acme",
+        "hk_queue": QUEUE,
+        "hk_attempt": 1,
+        "hk_first_failed_at": first_failed_at,
+        "hk_failed_at": first_failed_at,
+    }
+
+
+async def test_attempts_are_counted_over_all_copies(steps: Steps) -> None:
+    """The third failure of three allowed is the last; the first one's time stays."""
+    retry = Retry.exponential(first_seconds=4, attempts=3)
+    headers = {"hk_attempt": 2, "hk_first_failed_at": "2026-01-01T00:00:00Z"}
+    await processor(steps, failing(OSError("gone")), retry=retry).process(
+        delivery(steps, envelope(), headers)
+    )
+    assert steps.log == ["copy to hk.dlx", "ack 7"]
+    dead = steps.copies[0]
+    assert dead.routing_key == QUEUE
+    assert dead.headers["hk_reason"] == "exhausted"
+    assert dead.headers["hk_attempt"] == 3
+    assert dead.headers["hk_first_failed_at"] == "2026-01-01T00:00:00Z"
+    assert dead.headers["hk_error_type"] == "builtins.OSError"
+    assert dead.headers["hk_error"] == "gone"
+    assert "in handle" in dead.headers["hk_stack"]
+
+
+async def test_short_retries_count_for_the_copy(steps: Steps) -> None:
+    """A failure here, and the next one goes to the broker with both."""
+    retry = Retry.exponential(first_seconds=0.001, cap_seconds=2, attempts=20)
+    headers = {"hk_attempt": 9}
+    await processor(steps, failing(*[OSError()] * 3), retry=retry).process(
+        delivery(steps, envelope(), headers)
+    )
+    assert steps.copies[0].headers["hk_attempt"] == 11
+
+
+async def test_an_endless_error_text_is_cut(steps: Steps) -> None:
+    await processor(steps, failing(OSError("x" * 100_000))).process(delivery(steps, envelope()))
+    assert len(steps.copies[0].headers["hk_error"]) == 1000
+    assert len(steps.copies[0].headers["hk_stack"]) == 8000
+
+
+async def test_a_permanent_error_is_dead_at_once(steps: Steps) -> None:
+    retry = Retry.exponential(attempts=9).never(ValueError)
+    await processor(steps, failing(ValueError()), retry=retry).process(delivery(steps, envelope()))
+    assert steps.log == ["copy to hk.dlx", "ack 7"]
+    assert steps.copies[0].headers["hk_reason"] == "permanent"
+
+
+async def test_a_pause_counts_no_attempt(steps: Steps) -> None:
+    retry = Retry.immediate(attempts=1).pause_on(UnavailableError)
+    await processor(steps, failing(UnavailableError("down")), retry=retry).process(
+        delivery(steps, envelope())
+    )
+    assert steps.log == ["copy to hk.delay.L3", "ack 7"]
+    assert "hk_attempt" not in steps.copies[0].headers
+
+
+async def test_a_handler_that_takes_too_long_has_failed(steps: Steps) -> None:
+    async def handle(event: Happened) -> None:
+        await asyncio.sleep(60)
+
+    await processor(steps, handle, timeout_seconds=0.01).process(delivery(steps, envelope()))
+    assert steps.copies[0].headers["hk_error_type"].endswith(DeadlineExceededError.__name__)
+    assert "longer than 0.01 s" in steps.copies[0].headers["hk_error"]
+
+
+async def test_a_timeout_of_the_handlers_own_is_its_own(steps: Steps) -> None:
+    await processor(steps, failing(TimeoutError("mine"))).process(delivery(steps, envelope()))
+    assert steps.copies[0].headers["hk_error"] == "mine"
+
+
+async def test_a_library_that_cancels_itself_is_a_failure(steps: Steps) -> None:
+    """Nobody asked for it: aiormq does it when its connection drops."""
+    await processor(steps, failing(asyncio.CancelledError("stray"))).process(delivery(steps, envelope()))
+    assert steps.log == ["copy to hk.dlx", "ack 7"]
+
+
+async def test_a_cancelled_handler_settles_nothing(steps: Steps) -> None:
+    """The message stays unacknowledged, and the guard lets the next one begin at once."""
+    running = asyncio.Event()
+
+    async def handle(event: Happened) -> None:
+        running.set()
+        await asyncio.sleep(60)
+
+    guard = FakeGuard(steps)
+    task = asyncio.create_task(processor(steps, handle, guard=guard).process(delivery(steps, envelope())))
+    await running.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert steps.log == ["finish RELEASED"]
+
+
+async def test_what_is_no_exception_is_not_caught(steps: Steps) -> None:
+    with pytest.raises(Weird):
+        await processor(steps, failing(Weird())).process(delivery(steps, envelope()))
+    assert steps.log == []
+
+
+async def test_a_message_that_waited_too_long_here_goes_round_again(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker would close the channel in the middle of the handler."""
+    monkeypatch.setattr(processor_module, "LOCAL_SECONDS", 1.0)
+    await processor(steps, succeed, timeout_seconds=2).process(delivery(steps, envelope(), {"hk_attempt": 4}))
+    assert steps.log == ["copy to hk.delay.L0", "ack 7"]
+    assert steps.copies[0].headers["hk_attempt"] == 4
+
+
+async def test_a_retry_with_no_time_left_here_goes_to_the_broker(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handled = asyncio.Event()
+
+    async def handle(event: Happened) -> None:
+        monkeypatch.setattr(processor_module, "LOCAL_SECONDS", 1.0)
+        handled.set()
+        raise OSError
+
+    await processor(steps, handle, retry=Retry.immediate()).process(delivery(steps, envelope()))
+    assert handled.is_set()
+    assert steps.log == ["copy to hk.delay.L0", "ack 7"]
+
+
+# ── what can't be read ───────────────────────────────────────────────────────────────────────────
+
+
+def wire(**changes: object) -> bytes:
+    known: dict[str, Any] = orjson.loads(envelope())
+    return orjson.dumps({**known, **changes})
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"", "malformed"),
+        (b"\xff\x00", "malformed"),
+        (b"[]", "malformed"),
+        (wire(data={"number": "x"}), "malformed"),
+        (wire(event_type="nobody.knows"), "unknown_type"),
+        (wire(event_type="processor.newer", version=1), "unknown_version"),
+        (envelope(Unhandled(number=1)), "unknown_type"),
+        (b" " * (16 * 1024 * 1024 + 1), "malformed"),
+    ],
+    ids=["empty", "bytes", "array", "data", "type", "version", "handler", "size"],
+)
+async def test_what_can_not_be_read_is_dead_with_the_reason(steps: Steps, body: bytes, reason: str) -> None:
+    await processor(steps, succeed).process(delivery(steps, body, {"x-request-id": "req-9"}))
+    assert steps.log == ["copy to hk.dlx", "ack 7"]
+    copy = steps.copies[0]
+    assert copy.body == body
+    assert copy.headers["hk_reason"] == reason
+    assert copy.headers["x-request-id"] == "req-9"
+    assert "hk_attempt" not in copy.headers
+
+
+async def test_a_newer_version_waits_for_the_deployment_first(steps: Steps) -> None:
+    """Producers deploy first. It waits eight times, a quarter of an hour in all, and counts no attempt."""
+    body = wire(version=2)
+    waits = 0
+    for _ in range(8):
+        await processor(steps, succeed).process(delivery(steps, body, {"hk_version_waits": waits}))
+        waits = steps.copies[-1].headers["hk_version_waits"]
+    assert waits == 8
+    assert {copy.exchange.rpartition(".")[0] for copy in steps.copies} == {"hk.delay"}
+    await processor(steps, succeed).process(delivery(steps, body, {"hk_version_waits": waits}))
+    assert steps.copies[-1].headers["hk_reason"] == "unknown_version"
+
+
+# ── copies that the broker doesn't take ──────────────────────────────────────────────────────────
+
+
+async def test_a_copy_is_published_until_the_broker_has_it(steps: Steps) -> None:
+    """The original stays unacknowledged meanwhile; a missing delay level is declared again."""
+    unroutable = UnroutableError("nobody", exchange="hk.dlx", routing_key="q")
+    steps.refusals = [NotConnectedError("away"), unroutable]
+    await processor(steps, failing(OSError())).process(delivery(steps, envelope()))
+    assert steps.log == ["refused", "refused", "topology renewed", "copy to hk.dlx", "ack 7"]
+
+
+async def test_no_copy_is_made_of_a_message_that_comes_again_anyway(steps: Steps) -> None:
+    """Its channel has closed, so the broker delivers it again."""
+
+    async def handle(event: Happened) -> None:
+        steps.is_open = False
+        raise OSError
+
+    for retry in (Retry.immediate(attempts=1), Retry.exponential(first_seconds=9)):
+        await processor(steps, handle, retry=retry).process(delivery(steps, envelope()))
+    assert steps.log == []
+
+
+# ── the guard ────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_the_outcome_is_recorded_before_the_acknowledgement(steps: Steps) -> None:
+    guard = FakeGuard(steps)
+    event = Happened(number=3)
+    await processor(steps, succeed, guard=guard).process(
+        delivery(steps, envelope(event), {"hk_generation": 2})
+    )
+    assert steps.log == ["finish COMPLETED", "ack 7"]
+    assert guard.keys == [f"{QUEUE}:tests:{event.event_id}:2"]
+    assert guard.payloads == [["processor.happened", 1, {"number": 3}]]
+
+
+async def test_a_redriven_event_derives_what_it_derived_before(steps: Steps) -> None:
+    """The guard's key has the generation, so that it runs; the claim has not, so that it writes the same."""
+    claims: list[Claim | None] = []
+
+    async def handle(event: Happened, context: RequestContext) -> None:
+        claims.append(context.claim)
+
+    body = envelope()
+    guard = FakeGuard(steps)
+    for generation in (0, 1):
+        await processor(steps, handle, guard=guard).process(
+            delivery(steps, body, {"hk_generation": generation})
+        )
+    assert guard.keys[0] != guard.keys[1]
+    assert claims[0] == claims[1]
+
+
+@pytest.mark.parametrize("answer", [Completed(None), Failed(None)], ids=["completed", "failed"])
+async def test_what_was_finished_before_is_acknowledged(steps: Steps, answer: Begin) -> None:
+    async def handle(event: Happened) -> None:
+        pytest.fail("it runs again")
+
+    await processor(steps, handle, guard=FakeGuard(steps, answer)).process(delivery(steps, envelope()))
+    assert steps.log == ["ack 7"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [(Mismatch(), "mismatch"), (Exhausted(), "takeovers")],
+    ids=["mismatch", "exhausted"],
+)
+async def test_what_must_not_run_is_dead(steps: Steps, answer: Begin, reason: str) -> None:
+    await processor(steps, succeed, guard=FakeGuard(steps, answer)).process(delivery(steps, envelope()))
+    assert steps.log == ["copy to hk.dlx", "ack 7"]
+    assert steps.copies[0].headers["hk_reason"] == reason
+
+
+@pytest.mark.parametrize(
+    ("answer", "level"),
+    [
+        (InProgress(20_000), "hk.delay.L4"),
+        (InProgress(10), "hk.delay.L0"),
+        (InProgress(10**9), "hk.delay.L5"),
+        (UnavailableError("redis is down"), "hk.delay.L3"),
+    ],
+    ids=["running", "nearly done", "endless", "no redis"],
+)
+async def test_waiting_counts_no_attempt(steps: Steps, answer: Begin | Exception, level: str) -> None:
+    await processor(steps, succeed, guard=FakeGuard(steps, answer)).process(delivery(steps, envelope()))
+    assert steps.log == [f"copy to {level}", "ack 7"]
+    assert "hk_attempt" not in steps.copies[0].headers
+
+
+async def test_the_claim_is_released_before_a_retry(steps: Steps) -> None:
+    guard = FakeGuard(steps)
+    retry = Retry.exponential(first_seconds=4)
+    await processor(steps, failing(OSError()), retry=retry, guard=guard).process(delivery(steps, envelope()))
+    assert steps.log == ["finish RELEASED", "copy to hk.delay.L2", "ack 7"]
+
+
+async def test_a_short_retry_begins_again(steps: Steps) -> None:
+    """A run that follows numbers its steps from the start."""
+    guard = FakeGuard(steps)
+    retry = Retry.immediate(attempts=2)
+    await processor(steps, failing(OSError()), retry=retry, guard=guard).process(delivery(steps, envelope()))
+    assert steps.log == ["finish RELEASED", "finish COMPLETED", "ack 7"]
+
+
+async def test_a_dead_letter_is_confirmed_before_the_guard_knows(steps: Steps) -> None:
+    """The other way round, a crash in between would lose the event: the guard says failed, and nobody has it."""
+    guard = FakeGuard(steps)
+    await processor(steps, failing(OSError()), guard=guard).process(delivery(steps, envelope()))
+    assert steps.log == ["copy to hk.dlx", "finish FAILED", "ack 7"]
+
+
+async def test_a_dead_letter_that_nobody_took_has_not_failed(steps: Steps) -> None:
+    async def handle(event: Happened) -> None:
+        steps.is_open = False
+        raise OSError
+
+    await processor(steps, handle, guard=FakeGuard(steps)).process(delivery(steps, envelope()))
+    assert steps.log == ["finish RELEASED"]
+
+
+async def test_a_lost_claim_waits_for_the_other_holder(steps: Steps) -> None:
+    guard = FakeGuard(steps)
+    guard.lost = True
+    await processor(steps, succeed, guard=guard).process(delivery(steps, envelope()))
+    assert steps.log == ["copy to hk.delay.L2", "ack 7"]
+    assert "hk_attempt" not in steps.copies[0].headers
+
+
+async def test_an_outcome_that_redis_did_not_take_is_no_reason_to_run_again(steps: Steps) -> None:
+    guard = FakeGuard(steps, finish=Finish.UNRECORDED)
+    await processor(steps, succeed, guard=guard).process(delivery(steps, envelope()))
+    assert steps.log == ["finish COMPLETED", "ack 7"]
+
+
+def test_reprs_say_where(steps: Steps) -> None:
+    shown: Sequence[object] = [processor(steps, succeed), delivery(steps, b"")]
+    assert all(QUEUE in repr(each) for each in shown)
