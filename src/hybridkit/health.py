@@ -110,16 +110,6 @@ class Health:
         self._is_started = False
         self._is_draining = False
 
-    @property
-    def is_started(self) -> bool:
-        """Whether the start is complete."""
-        return self._is_started
-
-    @property
-    def is_draining(self) -> bool:
-        """Whether the process was told to stop."""
-        return self._is_draining
-
     def add(self, name: str, probe: Probe) -> None:
         """Make readiness depend on this probe.
 
@@ -235,7 +225,6 @@ class HealthServer:
         self._health = health
         self._host = host
         self._metrics = metrics
-        self._server: asyncio.Server | None = None
         self._serving: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
@@ -251,8 +240,7 @@ class HealthServer:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._server is not None:
-            self._server.close()
+        self._server.close()
         for task in self._serving:
             task.cancel()
         await asyncio.gather(*self._serving, return_exceptions=True)
@@ -260,7 +248,13 @@ class HealthServer:
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.create_task(self._serve(reader, writer), name="hybridkit health request")
         self._serving.add(task)
-        task.add_done_callback(self._serving.discard)
+
+        def end(task: asyncio.Task[None]) -> None:
+            # Here and not in the task, which may be cancelled before its first step.
+            self._serving.discard(task)
+            writer.close()
+
+        task.add_done_callback(end)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -269,8 +263,6 @@ class HealthServer:
                 await writer.drain()
         except (OSError, TimeoutError, asyncio.IncompleteReadError):
             pass  # the other side has gone, or is too slow to be answered
-        finally:
-            writer.close()
 
     async def _answer(self, reader: asyncio.StreamReader) -> bytes:
         try:

@@ -21,6 +21,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import Any, Final, Self
 
@@ -207,7 +208,7 @@ class ServiceResources:
         if dependency.provides is not None:
             self._providers[dependency.provides] = owner.value
         if dependency.probe is not None:
-            self.health.add(dependency.name, owner.probe)
+            self.health.add(dependency.name, partial(owner.check, dependency.probe))
         _log.info("resource is open", resource=dependency.name)
         return owner.value
 
@@ -329,7 +330,6 @@ class _Opening:
         self.dependency = dependency
         self.trouble = ""
         self._until = until
-        self._last_error: BaseException | None = None
 
     async def run(self) -> "_Owner[Any]":
         """The opened dependency, or the error of the last try."""
@@ -353,15 +353,13 @@ class _Opening:
         return owner
 
     def _note(self, error: Exception) -> None:
+        if isinstance(error, _NoAnswerError):
+            # Why an earlier try failed says more than that the time was over.
+            self.trouble = self.trouble or str(error)
+            return
         if not self.trouble:
-            _log.info(
-                "waiting for a resource",
-                resource=self.dependency.name,
-                reason=f"{type(error).__name__}: {error}",
-            )
-        # Why it failed says more than that the time was over.
-        if not isinstance(error, _NoAnswerError) or not self.trouble:
-            self.trouble = f"{type(error).__name__}: {error}"
+            _log.info("waiting for a resource", resource=self.dependency.name, reason=repr(error))
+        self.trouble = f"{type(error).__name__}: {error}"
 
 
 class _NoAnswerError(UnavailableError):
@@ -401,12 +399,11 @@ class _Owner[T]:
         await self._abandon()
         raise _NoAnswerError(f"it did not open within {timeout_seconds:.1f} s")
 
-    async def probe(self) -> None:
+    async def check(self, probe: Callable[[T], Awaitable[object]]) -> None:
         """Whether it is still open, and works."""
         if self.task.done():
             raise UnavailableError(f"{self.name} has ended by itself")
-        if self._dependency.probe is not None:
-            await self._dependency.probe(self.value)
+        await probe(self.value)
 
     async def close(self, timeout_seconds: float) -> None:
         """Leave the context manager; the task's result says how that went."""

@@ -1,0 +1,57 @@
+"""`connect_redis` on a Redis server, also on one that dies and comes back."""
+
+import asyncio
+
+import pytest
+
+from hybridkit.coordination import check_noeviction, connect_redis, probe_redis
+from hybridkit.dev import Server
+from hybridkit.errors import SettingsError, UnavailableError
+
+
+async def test_a_fresh_redis_is_what_work_can_be_built_on(redis_url: str) -> None:
+    async with connect_redis(redis_url) as redis:
+        await probe_redis(redis)
+        await check_noeviction(redis)
+
+
+@pytest.mark.parametrize(("decode", "value"), [(True, "ü"), (False, "ü".encode())])
+async def test_answers_are_text_unless_bytes_are_wanted(redis_url: str, decode: bool, value: object) -> None:
+    async with connect_redis(redis_url, decode_responses=decode) as redis:
+        await redis.set("key", "ü")
+        assert await redis.get("key") == value
+
+
+async def test_more_commands_than_connections_wait_for_each_other(redis_url: str) -> None:
+    async with connect_redis(redis_url, max_connections=2, timeout_seconds=5.0) as redis:
+        assert await asyncio.gather(*(redis.incr("counter") for _ in range(100))) == list(range(1, 101))
+
+
+@pytest.mark.real_server
+async def test_a_restarted_redis_is_used_again_without_an_error(own_redis_server: Server) -> None:
+    async with connect_redis(own_redis_server.url) as redis:
+        await redis.set("key", "kept")
+        await asyncio.to_thread(own_redis_server.restart)
+        assert await redis.get("key") == "kept"
+
+
+@pytest.mark.real_server
+async def test_a_frozen_redis_is_given_up_and_used_again_when_it_wakes(own_redis_server: Server) -> None:
+    async with connect_redis(own_redis_server.url) as redis:
+        await probe_redis(redis)
+        own_redis_server.freeze()
+        async with asyncio.timeout(3):
+            with pytest.raises(UnavailableError):
+                await probe_redis(redis)
+        own_redis_server.resume()
+        await probe_redis(redis)
+
+
+@pytest.mark.real_server
+async def test_a_redis_that_evicts_is_refused_until_it_is_told_otherwise(own_redis_server: Server) -> None:
+    async with connect_redis(own_redis_server.url) as redis:
+        await redis.config_set("maxmemory-policy", "allkeys-lru")
+        with pytest.raises(SettingsError, match="noeviction"):
+            await check_noeviction(redis)
+        await redis.config_set("maxmemory-policy", "noeviction")
+        await check_noeviction(redis)
