@@ -1,8 +1,3 @@
-"""What holds for all tests: no verdict depends on how busy the machine is."""
+"""What the whole suite needs of pytest; fixtures with servers come from hybridkit's own plugin."""
 
-from hypothesis import HealthCheck, settings
-
-settings.register_profile(
-    "hybridkit", parent=settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.load_profile("hybridkit")
+pytest_plugins = ["pytester"]

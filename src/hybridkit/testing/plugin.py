@@ -17,6 +17,7 @@ import pytest
 
 if TYPE_CHECKING:
     from hybridkit.dev import Kind, Server, SharedServers
+    from hybridkit.errors import ServerMissingError
 
 _RUN_KEY = pytest.StashKey[str]()
 _SHARED = pytest.StashKey["SharedServers"]()
@@ -143,7 +144,7 @@ def own_rabbitmq_cluster() -> Iterator[Sequence["Server"]]:
         try:
             nodes = own.start_rabbitmq_cluster()
         except ServerMissingError as error:
-            _give_up(str(error))
+            _give_up(_in_one_line(error))
         yield nodes
 
 
@@ -153,7 +154,7 @@ def _find(request: pytest.FixtureRequest, kind: "Kind") -> "Server":
     try:
         server = _shared(request.config).get(kind)
     except ServerMissingError as error:
-        _give_up(str(error))
+        _give_up(_in_one_line(error))
     return _checked(request, server)
 
 
@@ -165,7 +166,7 @@ def _own(request: pytest.FixtureRequest, kind: "Kind") -> Iterator["Server"]:
         try:
             server = own.start(kind, private=True)
         except ServerMissingError as error:
-            _give_up(str(error))
+            _give_up(_in_one_line(error))
         yield _checked(request, server)
 
 
@@ -174,6 +175,10 @@ def _checked(request: pytest.FixtureRequest, server: "Server") -> "Server":
     if not server.is_real and request.node.get_closest_marker("real_server"):
         _give_up(f"the test needs a real {server.kind} server, and there is only a stand-in: {server.source}")
     return server
+
+
+def _in_one_line(error: "ServerMissingError") -> str:
+    return f"{str(error).partition('\n')[0]} ({'; '.join(error.missing)})"
 
 
 def _give_up(reason: str) -> NoReturn:

@@ -1,0 +1,129 @@
+"""`python -m hybridkit.dev servers`, as a developer runs it and as an accident ends it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+from hybridkit.dev import LocalServers
+from hybridkit.dev._places import state_directory
+from hybridkit.dev._probes import mongo_answers, postgres_answers, rabbitmq_answers, redis_answers
+from hybridkit.dev._process import ProcessId, descendants, find_process, wait_until
+from hybridkit.testing.plugin import _give_up
+
+ANSWERS = {
+    "postgres": postgres_answers,
+    "mongo": mongo_answers,
+    "redis": redis_answers,
+    "rabbitmq": rabbitmq_answers,
+}
+Servers = dict[str, dict[str, Any]]
+
+
+@contextmanager
+def servers_command(*arguments: str) -> Generator[tuple[subprocess.Popen[str], Servers]]:
+    """The running command and what it printed; killed at the end, where it still runs."""
+    argv = [sys.executable, "-m", "hybridkit.dev", "servers", "--json", *arguments]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as command:
+        try:
+            assert command.stdout is not None
+            line = command.stdout.readline()
+            if not line:
+                _give_up("not every server can be had here")
+            yield command, json.loads(line)
+        finally:
+            command.kill()
+
+
+def port_of(server: dict[str, Any]) -> int:
+    port = urlsplit(str(server["url"])).port
+    assert port is not None
+    return port
+
+
+def children_of(command: subprocess.Popen[str]) -> list[ProcessId]:
+    found = find_process(command.pid)
+    assert found is not None
+    return descendants([found])[1:]
+
+
+def test_all_four_start_answer_and_say_where_they_come_from() -> None:
+    """One line of JSON, for programs; SIGTERM ends the servers and the command, with exit code 0."""
+    with servers_command() as (command, servers):
+        assert list(servers) == list(ANSWERS)
+        for kind, server in servers.items():
+            assert ANSWERS[kind](port_of(server)), kind
+            assert server["source"].partition(":")[0] in {"binary", "container", "embedded"}
+        command.terminate()
+        assert command.wait(20) == 0
+        assert not any(ANSWERS[kind](port_of(server)) for kind, server in servers.items())
+
+
+def test_ctrl_c_in_the_middle_of_the_start_leaves_nothing() -> None:
+    """Those that are still starting end as well, and the exit code is 0."""
+    argv = [sys.executable, "-m", "hybridkit.dev", "servers", "postgres", "rabbitmq"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as command:
+        try:
+            assert wait_until(lambda: len(children_of(command)) >= 2, timeout_seconds=20)
+            children = children_of(command)
+            command.send_signal(signal.SIGINT)
+            assert command.wait(20) == 0
+            assert wait_until(lambda: not any(child.is_alive() for child in children), timeout_seconds=5)
+        finally:
+            command.kill()
+
+
+def test_after_kill_9_the_kernel_ends_the_servers_and_the_next_start_removes_the_rest() -> None:
+    """The servers get a signal when their owner dies; the folder is found by the next owner."""
+    with servers_command("redis", "postgres") as (command, servers):
+        children = children_of(command)
+        (run,) = [
+            path
+            for path in (state_directory(os.environ) / "runs").iterdir()
+            if f"-{command.pid}-" in path.name
+        ]
+        command.kill()
+        command.wait()
+        assert wait_until(lambda: not any(child.is_alive() for child in children), timeout_seconds=10)
+        assert run.exists()
+        with LocalServers():
+            assert not run.exists()
+        assert not any(ANSWERS[kind](port_of(server)) for kind, server in servers.items())
+
+
+def test_a_frozen_orphan_is_killed_by_the_next_start() -> None:
+    """Nothing but SIGKILL reaches a stopped process, so it outlives its owner: the next one finds its record."""
+    with servers_command("postgres") as (command, _):
+        children = children_of(command)
+        for child in children:
+            child.send(signal.SIGSTOP)
+        command.kill()
+        command.wait()
+        assert any(child.is_alive() for child in children)
+        with LocalServers():
+            assert wait_until(lambda: not any(child.is_alive() for child in children), timeout_seconds=10)
+
+
+def test_an_unknown_kind_is_refused_with_the_known_ones() -> None:
+    """Exit code 2, as for any wrong argument."""
+    argv = [sys.executable, "-m", "hybridkit.dev", "servers", "oracle"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "unknown kind of server: oracle (choose from postgres, mongo, redis, rabbitmq)" in done.stderr
+
+
+def test_a_url_is_only_named_and_its_password_hidden() -> None:
+    """Nothing is started for it; the table is for people, who may be looking over a shoulder."""
+    environment = {**os.environ, "HYBRIDKIT_REDIS_URL": "redis://me:secret@example:6379/0"}
+    argv = [sys.executable, "-m", "hybridkit.dev", "servers", "redis"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=environment) as command:
+        assert command.stdout is not None
+        line = command.stdout.readline()
+        command.terminate()
+        assert command.wait(10) == 0
+    assert line.split() == ["redis", "redis://me:***@example:6379/0", "URL:", "HYBRIDKIT_REDIS_URL"]
