@@ -247,7 +247,7 @@ class Silence(Wire):
             base_url="http://users:8001",
             target="users:8001",
             service="api_service",
-            policy=policy or ClientPolicy(read_timeout_seconds=0.06, write_timeout_seconds=0.06),
+            policy=policy or ClientPolicy(read_timeout_seconds=0.15, write_timeout_seconds=0.15),
             jitter=lambda: jitter,
         )
 
@@ -258,8 +258,10 @@ async def test_a_silent_service_holds_nobody_beyond_the_deadline() -> None:
     started = time.monotonic()
     error = await failure(wire.pipeline(), READ)
     assert isinstance(error, DeadlineExceededError)
-    assert 0.05 < time.monotonic() - started < 1
-    assert [round(request.timeout_seconds, 2) for request in wire.requests][:2] == [0.04, 0.02]
+    assert 0.14 < time.monotonic() - started < 5
+    first, *others = (request.timeout_seconds for request in wire.requests)
+    assert first == pytest.approx(0.1)
+    assert all(seconds <= 0.051 for seconds in others)
 
 
 async def test_a_single_attempt_may_take_all_the_time() -> None:
@@ -267,7 +269,8 @@ async def test_a_single_attempt_may_take_all_the_time() -> None:
     wire = Silence()
     error = await failure(wire.pipeline(), BARE_WRITE)
     assert isinstance(error, DeadlineExceededError)
-    assert [round(request.timeout_seconds, 2) for request in wire.requests] == [0.06]
+    assert len(wire.requests) == 1
+    assert wire.requests[0].timeout_seconds > 0.1
 
 
 async def test_the_contexts_deadline_is_never_exceeded() -> None:
@@ -316,13 +319,15 @@ async def test_a_cancelled_call_gives_its_place_back() -> None:
 
 async def test_a_full_house_refuses_without_sending() -> None:
     wire = Silence()
-    pipeline = wire.pipeline(ClientPolicy(max_in_flight=1, max_queued=0, read_timeout_seconds=0.1))
-    first = asyncio.create_task(failure(pipeline, READ))
+    pipeline = wire.pipeline(ClientPolicy(max_in_flight=1, max_queued=0))
+    first = asyncio.create_task(pipeline.run(READ))
     await wire.asked.wait()
     error = await failure(pipeline, READ)
     assert type(error) is UnavailableError
     assert len(wire.requests) == 1
-    await first
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
 
 
 async def test_backing_off_holds_no_place() -> None:
@@ -363,12 +368,15 @@ async def test_short_deadlines_of_callers_open_no_breaker() -> None:
 
 
 async def test_a_hung_service_opens_the_breaker() -> None:
+    """Attempts that had all their time count; on a busy machine one or the other may have had less."""
     wire = Silence()
-    policy = ClientPolicy(read_timeout_seconds=0.002, retry=Retry.immediate(attempts=1))
+    policy = ClientPolicy(read_timeout_seconds=0.01, retry=Retry.immediate(attempts=1))
     pipeline = wire.pipeline(policy)
-    for _ in range(20):
+    calls = 0
+    while "closed" in repr(pipeline) and calls < 100:
         await failure(pipeline, READ)
-    assert "open" in repr(pipeline)
+        calls += 1
+    assert 20 <= calls < 100
 
 
 async def test_a_probe_passes_by_the_breaker() -> None:
