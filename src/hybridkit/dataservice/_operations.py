@@ -6,7 +6,7 @@ store carries it out once per idempotency key, as a whole or not at all.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from hybridkit.contract import Emission
 from hybridkit.filters import Filter
@@ -176,8 +176,8 @@ def merge_patch(target: Any, patch: Any) -> Any:
     """The target after that patch, https://www.rfc-editor.org/rfc/rfc7396#section-2."""
     if not isinstance(patch, Mapping):
         return patch
-    merged: dict[str, Any] = dict(target) if isinstance(target, Mapping) else {}
-    for name, value in patch.items():
+    merged = dict(cast("Mapping[str, Any]", target)) if isinstance(target, Mapping) else {}
+    for name, value in cast("Mapping[str, Any]", patch).items():
         if value is None:
             merged.pop(name, None)
         else:

@@ -7,9 +7,9 @@ Three bounds, because a frozen server honours none of them by itself: the server
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 import asyncpg  # type: ignore[import-untyped] # it ships no types
 import orjson
@@ -72,7 +72,7 @@ class Database:
         await self._engine.dispose()
 
     @asynccontextmanager
-    async def session(self, *, isolation: Isolation = "read_committed") -> AsyncIterator["Session"]:
+    async def session(self, *, isolation: Isolation = "read_committed") -> AsyncGenerator["Session"]:
         """A transaction: committed at the end of the block, rolled back by any exception.
 
         Raises:
@@ -233,7 +233,8 @@ async def connect(url: str, *, timeout_seconds: float, command_seconds: float, *
         settings: of the server, for this connection.
     """
     plain = url.replace("postgresql+asyncpg://", "postgresql://", 1)
-    return await asyncpg.connect(
+    driver = cast("Any", asyncpg)
+    return await driver.connect(
         plain, timeout=timeout_seconds, command_timeout=command_seconds, server_settings=settings
     )
 

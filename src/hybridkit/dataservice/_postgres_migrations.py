@@ -8,7 +8,7 @@ nothing but a folder of revisions.
 import asyncio
 import io
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -136,7 +136,7 @@ async def write_revision(url: str, *, metadata: MetaData, migrations: Path | str
 
 
 @asynccontextmanager
-async def _connected(url: str) -> AsyncIterator[AsyncConnection]:
+async def _connected(url: str) -> AsyncGenerator[AsyncConnection]:
     """A connection for as long as a migration may take, which no pool of a service gives."""
 
     async def connected() -> Any:
@@ -163,7 +163,7 @@ async def _connected(url: str) -> AsyncIterator[AsyncConnection]:
 
 
 @asynccontextmanager
-async def _locked(connection: AsyncConnection, wait_seconds: float) -> AsyncIterator[None]:
+async def _locked(connection: AsyncConnection, wait_seconds: float) -> AsyncGenerator[None]:
     """The lock is the session's: it outlives transactions, and goes with the connection whatever happens."""
     give_up = time.monotonic() + wait_seconds
     while not await connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": LOCK_KEY}):

@@ -2,12 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from typing import Any, Final
 
-from sqlalchemy import Text, any_, func, literal, not_, select, update
+from sqlalchemy import Integer, Text, any_, func, literal, not_, select, update
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import ARRAY, BIGINT, insert
 
@@ -76,7 +76,7 @@ class PostgresOutbox:
         ours = insert(LEASES).values(
             name=LEASE_NAME, owner=owner, fence=1, expires_at=func.now() + timedelta(seconds=LEASE_SECONDS)
         )
-        changed_hands = sql_cast(LEASES.c.owner != owner, BIGINT)
+        changed_hands = sql_cast(LEASES.c.owner != owner, Integer)  # there is no way from boolean to bigint
         statement = ours.on_conflict_do_update(
             index_elements=[LEASES.c.name],
             set_={
@@ -164,7 +164,7 @@ class PostgresOutbox:
         return True
 
     @asynccontextmanager
-    async def _session(self) -> AsyncIterator[Session]:
+    async def _session(self) -> AsyncGenerator[Session]:
         with bind(RequestContext().within(PATIENCE_SECONDS)):
             async with self._database.session() as session:
                 yield session

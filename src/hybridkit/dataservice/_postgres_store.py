@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -189,7 +189,7 @@ async def open_postgres_store(
     name: str,
     migrations: Path | str | None = None,
     wait_seconds: float = 60.0,
-) -> AsyncIterator[PostgresStore]:
+) -> AsyncGenerator[PostgresStore]:
     """The store, its database brought to the newest revision.
 
     Args:

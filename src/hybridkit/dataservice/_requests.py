@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Mapping
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, cast
 
 import orjson
 from fastapi import Request
@@ -129,10 +129,11 @@ def _without_time(members: Mapping[str, Any] | None) -> Any:
     emitted = members.get("emit") if members else None
     if members is None or not isinstance(emitted, list):
         return members
-    bare = [
-        {name: value for name, value in event.items() if name not in ("timestamp", "request_id")}
-        if isinstance(event, dict)
-        else event
-        for event in emitted
-    ]
-    return {**members, "emit": bare}
+    return {**members, "emit": [_identity_of(event) for event in cast("list[Any]", emitted)]}
+
+
+def _identity_of(event: Any) -> Any:
+    if not isinstance(event, dict):
+        return event
+    members = cast("dict[str, Any]", event)
+    return {name: value for name, value in members.items() if name not in ("timestamp", "request_id")}

@@ -1,6 +1,6 @@
 """A data service as a FastAPI application, made from declarations."""
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +58,7 @@ def create_data_service(
     open_store = _store_on_postgres(tables, migrations)
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         resources: ServiceResources = app.state.resources
         settings = app.state.settings
         store = await resources.open("database", lambda: open_store(settings), probe=_probe)

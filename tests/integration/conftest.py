@@ -1,0 +1,208 @@
+"""A data service on a PostgreSQL of the test's own, in this process, with a broker that only takes notes."""
+
+import itertools
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import httpx
+import orjson
+import pytest
+from fastapi import FastAPI
+from pydantic import BaseModel
+from sqlalchemy import CheckConstraint, ForeignKey, Numeric, Text
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.schema import CreateTable
+
+from hybridkit.codec import Timestamp
+from hybridkit.dataservice import RecordColumns, create_data_service
+from hybridkit.dataservice._postgres_database import connect
+from hybridkit.resources import Record, Resource
+from hybridkit.settings import PostgresUrl, SecretUrl, ServiceSettings
+
+
+class Settings(ServiceSettings):
+    service_name: str = "db_postgres_service"
+    database_url: PostgresUrl
+
+
+class NewOwner(BaseModel):
+    id: str
+    title: str
+
+
+class Owner(Record[str]):
+    title: str
+
+
+class OwnerChanges(BaseModel):
+    title: str | None = None
+
+
+class NewItem(BaseModel):
+    name: str
+    price: Decimal | None = None
+    quantity: int = 0
+    rank: int | None = None
+    due_at: Timestamp | None = None
+    details: dict[str, Any] | None = None
+    owner_id: str | None = None
+
+
+class Item(NewItem, Record):
+    is_active: bool = True
+
+
+class ItemChanges(BaseModel):
+    name: str | None = None
+    price: Decimal | None = None
+    quantity: int | None = None
+    rank: int | None = None
+    details: dict[str, Any] | None = None
+    is_active: bool | None = None
+
+
+OWNERS = Resource("owners", record=Owner, create=NewOwner, update=OwnerChanges, filterable=("title",))
+ITEMS = Resource(
+    "items",
+    record=Item,
+    create=NewItem,
+    update=ItemChanges,
+    filterable=(
+        "name",
+        "price",
+        "quantity",
+        "rank",
+        "due_at",
+        "is_active",
+        "created_at",
+        "details.size",
+        "details.color",
+    ),
+    sortable=("name", "price", "rank", "due_at", "created_at", "details.size"),
+)
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class OwnerTable(RecordColumns, Base):
+    __tablename__ = "owners"
+    id: Mapped[str] = mapped_column(Text, primary_key=True)
+    title: Mapped[str]
+
+
+class ItemTable(RecordColumns, Base):
+    __tablename__ = "items"
+    __table_args__ = (CheckConstraint("quantity >= 0"),)
+    name: Mapped[str] = mapped_column(unique=True)
+    price: Mapped[Decimal | None] = mapped_column(Numeric(12, 2))
+    quantity: Mapped[int]
+    rank: Mapped[int | None]
+    due_at: Mapped[Any] = mapped_column(TIMESTAMP(timezone=True), nullable=True)
+    details: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    owner_id: Mapped[str | None] = mapped_column(ForeignKey("owners.id"))
+    is_active: Mapped[bool]
+
+
+class NotingPublisher:
+    """Confirms what it is given, or raises what it was told to for an event type."""
+
+    def __init__(self) -> None:
+        self.published: list[tuple[UUID, str | None, dict[str, Any]]] = []
+        self.failures: dict[str, Exception] = {}
+
+    async def publish_encoded(
+        self, body: bytes, *, event_type: str, event_id: UUID, queue: str | None = None
+    ) -> None:
+        if event_type in self.failures:
+            raise self.failures[event_type]
+        self.published.append((event_id, queue, orjson.loads(body)))
+
+    @asynccontextmanager
+    async def open(self) -> AsyncGenerator["NotingPublisher"]:
+        yield self
+
+
+class Service:
+    """A running data service, its database and a client that makes a key for every write."""
+
+    def __init__(self, app: FastAPI, url: str, publisher: NotingPublisher) -> None:
+        self.app = app
+        self.url = url
+        self.publisher = publisher
+        self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://data")
+        self._keys = itertools.count()
+
+    @property
+    def store(self) -> Any:
+        return self.app.state.store
+
+    async def get(self, path: str, **headers: str) -> httpx.Response:
+        return await self.http.get(path, headers=_named(headers))
+
+    async def send(
+        self, method: str, path: str, body: object = None, *, key: str | None = None, **headers: str
+    ) -> httpx.Response:
+        content = None if body is None else orjson.dumps(body)
+        key = key or f"key {next(self._keys)}"
+        return await self.http.request(
+            method, path, content=content, headers={"idempotency-key": f'"{key}"', **_named(headers)}
+        )
+
+    async def create(self, name: str, **fields: object) -> dict[str, Any]:
+        answer = await self.send("POST", "/v1/items", {"name": name, **fields})
+        assert answer.status_code == 201, answer.text
+        return dict(answer.json())
+
+    async def transact(self, *operations: Mapping[str, Any], **more: Any) -> httpx.Response:
+        key, headers = more.pop("key", None), more.pop("headers", {})
+        return await self.send(
+            "POST", "/v1:transact", {"operations": operations, **more}, key=key, **headers
+        )
+
+    async def sql(self, statement: str, *arguments: object) -> list[Any]:
+        connection = await connect(
+            self.url, timeout_seconds=10, command_seconds=30, application_name="the test"
+        )
+        try:
+            return list(await connection.fetch(statement, *arguments))
+        finally:
+            await connection.close()
+
+
+def _named(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+@asynccontextmanager
+async def running(url: str, **options: Any) -> AsyncGenerator[Service]:
+    publisher = NotingPublisher()
+    app = create_data_service(Settings, {ITEMS: ItemTable, OWNERS: OwnerTable}, publisher=publisher.open, **options)
+    app.state.settings = Settings(database_url=SecretUrl(url), start_budget_seconds=30)
+    service = Service(app, url, publisher)
+    async with app.router.lifespan_context(app), service.http:
+        yield service
+
+
+async def create_tables(url: str) -> None:
+    connection = await connect(url, timeout_seconds=10, command_seconds=30, application_name="the test")
+    try:
+        for table in Base.metadata.sorted_tables:
+            await connection.execute(str(CreateTable(table).compile(dialect=postgresql.dialect())))
+    finally:
+        await connection.close()
+
+
+@pytest.fixture
+async def service(postgres_url: str) -> AsyncIterator[Service]:
+    """One data service for `items` and `owners`."""
+    await create_tables(postgres_url)
+    async with running(postgres_url) as service:
+        yield service
