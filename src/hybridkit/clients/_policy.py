@@ -17,7 +17,8 @@ class ClientPolicy:
     """Limits of one client; the defaults suit calls that somebody waits for.
 
     Attributes:
-        read_timeout_seconds: for a whole read: queue, attempts and the pauses between them.
+        read_timeout_seconds: for a whole read: queue, attempts and the pauses between them. One attempt takes at most
+            two thirds of it, so that a replica that hangs leaves time for another.
         write_timeout_seconds: the same for a write. The context's deadline shortens both, nothing lengthens them.
         connect_timeout_seconds: for one connection, TLS included.
         retry: how often and how far apart; full jitter up to 50 ms, then 100 ms.
