@@ -1,0 +1,60 @@
+"""Idempotency keys, whatever the database: how long they are kept, and what a repeated one means."""
+
+from datetime import timedelta
+from typing import Final
+
+from hybridkit.dataservice._operations import Outcome, Write
+from hybridkit.errors import KeyReusedError
+from hybridkit.ids import DERIVED_KEY_PREFIX
+from hybridkit.observability import get_logger, metrics
+
+__all__ = ["DERIVED_RETENTION", "RETENTION", "count", "is_derived", "replayed"]
+
+RETENTION: Final = timedelta(hours=72)
+DERIVED_RETENTION: Final = timedelta(days=30)
+"""As long as a dead letter may be redriven: its handler makes the same keys again."""
+
+_log = get_logger("hybridkit.dataservice")
+
+
+def is_derived(key: str) -> bool:
+    """Whether the key was derived from a claim and a step, so that a rerun of a half-done handler repeats it."""
+    return key.startswith(DERIVED_KEY_PREFIX)
+
+
+def replayed(write: Write, fingerprint: bytes, outcome: Outcome) -> Outcome:
+    """What was done under the key before, for a request that repeats it.
+
+    Raises:
+        KeyReusedError: it is another request, under a key that its caller made.
+    """
+    check_repeated(write, fingerprint)
+    if fingerprint == write.fingerprint:
+        count("replayed")
+    return outcome
+
+
+def check_repeated(write: Write, fingerprint: bytes) -> None:
+    """Refuse another request under a key that its caller made; let it pass under a derived key, and say so.
+
+    Raises:
+        KeyReusedError: it is another request.
+    """
+    if fingerprint == write.fingerprint:
+        return
+    if not is_derived(write.key):
+        count("mismatch")
+        raise KeyReusedError("this Idempotency-Key was used for another request; make one key per call")
+    # The rerun of a half-done handler must be able to go on, even where it now asks for something else.
+    count("diverged")
+    _log.warning(
+        "a rerun asks for something else than the run before, and gets what that one did; does the handler read what"
+        " its own first step changed?",
+        caller=write.caller,
+        key=write.key,
+    )
+
+
+def count(outcome: str) -> None:
+    """Count what became of a write."""
+    metrics.idempotency_outcomes.labels("data_service", outcome).inc()

@@ -1,0 +1,174 @@
+"""What an operation makes of a document: decided in memory, then written if the document is still the same."""
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, assert_never
+
+from hybridkit.codec import now
+from hybridkit.dataservice._mongo_collection import HIDDEN, ResourceCollection
+from hybridkit.dataservice._mongo_values import from_bson, to_bson
+from hybridkit.dataservice._operations import (
+    Assert,
+    Create,
+    Delete,
+    Operation,
+    Result,
+    Update,
+    Upsert,
+    merge_patch,
+)
+from hybridkit.dataservice._refusals import fitting, missing, not_a_number, set_and_incremented, stale
+from hybridkit.errors import UniqueViolationError
+from hybridkit.filters import Filter
+
+__all__ = ["Change", "change_for"]
+
+type StoredDocument = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """A document as it shall be.
+
+    Attributes:
+        operation: that wants it so.
+        document: all of it, without its idempotency keys.
+        before: the ETag of the record as it was read; None where there was none.
+        require: must hold for the document that is replaced.
+    """
+
+    operation: Operation
+    document: StoredDocument
+    before: str | None = None
+    require: Filter | None = None
+
+    def result(self, collection: ResourceCollection) -> Result:
+        """What it comes to, for the caller."""
+        if isinstance(self.operation, Delete):
+            return Result()
+        return Result(collection.document(self.document), created=self.before is None)
+
+
+def change_for(
+    operation: Operation, collection: ResourceCollection, live: StoredDocument | None
+) -> Change | None:
+    """What the operation makes of that record; None where it only looks.
+
+    Args:
+        operation: what is asked for.
+        collection: of its resource.
+        live: the stored document; None where there is no record.
+
+    Raises:
+        NotFoundError: the record is not there.
+        StaleVersionError: it is in another state.
+        UniqueViolationError: it is there already.
+        InvalidRequestError: a value that the record can't have.
+    """
+    before = None if live is None else collection.tag(live)
+    match operation:
+        case Assert():
+            _existing(operation, live, before)
+            return None
+        case Create():
+            if live is not None:
+                raise UniqueViolationError(operation.says("a record has this id"), fields=["id"])
+            return Change(operation=operation, document=_new(operation, collection))
+        case Upsert():
+            return _upserted(operation, collection, live, before)
+        case Update():
+            stored = _existing(operation, live, before)
+            return Change(
+                operation=operation,
+                document=_versioned(stored, collection, _changes(operation, collection, stored)),
+                before=before,
+                require=operation.require,
+            )
+        case Delete():
+            stored = _existing(operation, live, before)
+            return Change(operation=operation, document=_tombstone(stored), before=before)
+        case _:
+            assert_never(operation)
+
+
+def _existing(
+    operation: Assert | Update | Delete, live: StoredDocument | None, before: str | None
+) -> StoredDocument:
+    if live is None:
+        raise missing(operation)
+    if operation.if_match not in (None, before):
+        raise stale(operation, before)
+    return live
+
+
+def _upserted(
+    operation: Upsert, collection: ResourceCollection, live: StoredDocument | None, before: str | None
+) -> Change:
+    if live is None:
+        if operation.only == "present":
+            raise stale(operation, None)
+        return Change(operation=operation, document=_new(operation, collection))
+    if operation.only == "absent" or operation.if_match not in (None, before):
+        raise stale(operation, before)
+    document = _versioned(live, collection, operation.values)
+    return Change(operation=operation, document=document, before=before)
+
+
+def _new(operation: Create | Upsert, collection: ResourceCollection) -> StoredDocument:
+    moment = now()
+    return {
+        **collection.stored({**collection.defaults(), **operation.values}),
+        "_id": to_bson(operation.id),
+        "version": 1,
+        "created_at": moment,
+        "updated_at": moment,
+        HIDDEN: {"incarnation": secrets.randbits(62)},
+    }
+
+
+def _versioned(
+    stored: StoredDocument, collection: ResourceCollection, changes: Mapping[str, Any]
+) -> StoredDocument:
+    kept = {name: value for name, value in stored.items() if name not in changes}
+    return {
+        **kept,
+        **collection.stored(changes),
+        "version": stored["version"] + 1,
+        "updated_at": now(),
+        HIDDEN: {"incarnation": stored[HIDDEN]["incarnation"]},
+    }
+
+
+def _tombstone(stored: StoredDocument) -> StoredDocument:
+    return {
+        "_id": stored["_id"],
+        "version": stored["version"] + 1,
+        HIDDEN: {"incarnation": stored[HIDDEN]["incarnation"], "deleted_at": now()},
+    }
+
+
+def _changes(operation: Update, collection: ResourceCollection, stored: StoredDocument) -> dict[str, Any]:
+    merged = {
+        name: fitting(operation, name, merge_patch(collection.value(stored, name), patch))
+        for name, patch in operation.merges.items()
+    }
+    return {**operation.changes, **merged, **_increments(operation, stored)}
+
+
+def _increments(operation: Update, stored: StoredDocument) -> dict[str, Any]:
+    changes: dict[str, Any] = {}
+    for name, amount in operation.increment.items():
+        if name in operation.changes:
+            raise set_and_incremented(operation, name)
+        match from_bson(stored.get(name, 0)):
+            case bool():
+                raise not_a_number(operation, name)
+            case int() | float() as number:
+                changes[name] = number + amount
+            case Decimal() as number:
+                changes[name] = number + Decimal(str(amount))
+            case _:
+                raise not_a_number(operation, name)
+    return changes

@@ -1,0 +1,140 @@
+"""One resource in its collection: its indexes, and records on their way in and out of documents."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import PydanticUndefined
+from pymongo import ASCENDING, IndexModel
+
+from hybridkit.dataservice._etags import State
+from hybridkit.dataservice._mongo_values import from_bson, to_bson
+from hybridkit.dataservice._operations import AnyResource, Document
+from hybridkit.errors import DeclarationError
+from hybridkit.resources import SYSTEM_FIELDS
+
+__all__ = ["HIDDEN", "DocumentCollection", "DocumentIndex", "ResourceCollection"]
+
+HIDDEN: Final = "_hk"
+"""The member of a stored document that readers never see: incarnation, idempotency keys, tombstone."""
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentIndex:
+    """An index over fields of the record, in that order: `DocumentIndex("email", unique=True)`.
+
+    Attributes:
+        fields: of the record, or dotted paths into it.
+        unique: no two records may have the same values; records without a value don't count.
+    """
+
+    fields: tuple[str, ...]
+    unique: bool = False
+
+    def __init__(self, *fields: str, unique: bool = False) -> None:
+        if not fields:
+            raise DeclarationError("an index has at least one field")
+        object.__setattr__(self, "fields", fields)
+        object.__setattr__(self, "unique", unique)
+
+    def model(self) -> IndexModel:
+        """The index as the driver creates it."""
+        keys = [(name, ASCENDING) for name in self.fields]
+        if not self.unique:
+            return IndexModel(keys, name="__".join(self.fields))
+        present = {name: {"$exists": True} for name in self.fields}
+        return IndexModel(keys, name="__".join(self.fields), unique=True, partialFilterExpression=present)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DocumentCollection:
+    """Where a resource is stored in MongoDB.
+
+    Attributes:
+        name: of the collection; the resource's own name where it is empty.
+        indexes: created when the service starts.
+    """
+
+    name: str = ""
+    indexes: tuple[DocumentIndex, ...] = field(default=())
+
+
+class ResourceCollection:
+    """A resource and its collection.
+
+    Args:
+        resource: the declaration.
+        declared: name and indexes.
+
+    Raises:
+        DeclarationError: an index over a field that the record doesn't have.
+    """
+
+    def __init__(self, resource: AnyResource, declared: DocumentCollection) -> None:
+        self.resource = resource
+        self.name = declared.name or resource.name
+        self.indexes = declared.indexes
+        known = resource.record.model_fields
+        for index in declared.indexes:
+            unknown = [name for name in index.fields if name.partition(".")[0] not in known]
+            if unknown:
+                raise DeclarationError(f"{resource.name}: an index names {unknown[0]!r}, which no record has")
+
+        self._nullable = frozenset(name for name, info in known.items() if _takes_none(info.annotation))
+
+    def __repr__(self) -> str:
+        return f"ResourceCollection({self.resource!r}, {self.name!r})"
+
+    def tag(self, stored: Mapping[str, Any]) -> str:
+        """The ETag of a stored document."""
+        return State(stored["version"], stored[HIDDEN]["incarnation"]).tag
+
+    def document(self, stored: Mapping[str, Any], fields: Sequence[str] = ()) -> Document:
+        """The record in a stored document, or some fields of it under a weak ETag."""
+        tag = self.tag(stored)
+        names = [name for name in fields or self.resource.record.model_fields if name != "etag"]
+        record = {name: self.value(stored, name) for name in names}
+        return {**record, "etag": f"W/{tag}" if fields else tag}
+
+    def value(self, stored: Mapping[str, Any], name: str) -> Any:
+        """The value of a field; where none is stored, null if the record allows it, otherwise its default."""
+        if name == "id":
+            return from_bson(stored["_id"])
+        if name in stored:
+            return from_bson(stored[name])
+        return None if self.is_nullable(name) else self._default(name)
+
+    def is_nullable(self, field: str) -> bool:
+        """Whether a record may be without a value for that field, or for that path into it."""
+        name, dot, _ = field.partition(".")
+        return bool(dot) or name in self._nullable
+
+    def _default(self, name: str) -> Any:
+        """For a field that the record got after the document was stored."""
+        default = self.resource.record.model_fields[name].get_default(
+            call_default_factory=True, validated_data={}
+        )
+        return None if default is PydanticUndefined else default
+
+    def stored(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Those values as members of a document; what has no value is left out."""
+        return {name: to_bson(value) for name, value in values.items() if value is not None}
+
+    def defaults(self) -> dict[str, Any]:
+        """Values for the fields that a create doesn't name."""
+        return {
+            name: info.get_default(call_default_factory=True, validated_data={})
+            for name, info in self.resource.record.model_fields.items()
+            if name not in SYSTEM_FIELDS
+            and name not in self.resource.create.model_fields
+            and not info.is_required()
+        }
+
+
+def _takes_none(annotation: Any) -> bool:
+    try:
+        TypeAdapter(annotation).validate_python(None)
+    except ValidationError:
+        return False
+    return True

@@ -1,0 +1,98 @@
+"""From PyMongo's errors to the error tree. The server's own words quote values, so none of them goes on."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from bson.errors import BSONError
+from pymongo.errors import (
+    AutoReconnect,
+    ConnectionFailure,
+    DocumentTooLarge,
+    DuplicateKeyError,
+    ExecutionTimeout,
+    OperationFailure,
+    PyMongoError,
+    ServerSelectionTimeoutError,
+    WaitQueueTimeoutError,
+)
+
+from hybridkit.errors import (
+    DeadlineExceededError,
+    HybridkitError,
+    InvalidQueryError,
+    InvalidRequestError,
+    NotSupportedError,
+    OutcomeUnknownError,
+    OverloadedError,
+    UnavailableError,
+    UniqueViolationError,
+)
+
+__all__ = ["MONGO_FAILURES", "read_error", "write_error"]
+
+MONGO_FAILURES: Final = (PyMongoError, BSONError, OverflowError)
+"""Everything that a call of the driver raises about the database or a value."""
+
+_RETRY_AFTER_SECONDS: Final = 1.0
+_NOT_SUPPORTED: Final = frozenset({59, 115, 238, 40324})
+"""CommandNotFound, CommandNotSupported, NotImplemented, unrecognized stage."""
+_BAD_VALUES: Final = frozenset({2, 9, 14, 52, 121, 17280})
+"""BadValue, FailedToParse, TypeMismatch, DollarPrefixedFieldName, DocumentValidationFailure, key too large."""
+_INDEX_NAME: Final = re.compile(r"index: (?P<name>[A-Za-z0-9_.]+)")
+
+
+def read_error(error: Exception) -> HybridkitError | None:
+    """What that failure of a read means to the caller; None for a mistake in the code."""
+    match error:
+        case WaitQueueTimeoutError():
+            return OverloadedError("every connection stays taken", retry_after_seconds=_RETRY_AFTER_SECONDS)
+        case ServerSelectionTimeoutError():
+            return UnavailableError("the database does not answer", retry_after_seconds=_RETRY_AFTER_SECONDS)
+        case ExecutionTimeout():
+            return DeadlineExceededError("the database stopped at the deadline")
+        case PyMongoError() if error.timeout:
+            return DeadlineExceededError("the database did not answer before the deadline")
+        case ConnectionFailure():
+            return UnavailableError("the database does not answer", retry_after_seconds=_RETRY_AFTER_SECONDS)
+        case OperationFailure() if error.code in _NOT_SUPPORTED:
+            return NotSupportedError("the database server can't do this")
+        case OperationFailure() if error.code in _BAD_VALUES:
+            return InvalidQueryError("the database can't compare a value of this filter with its field")
+        case BSONError() | OverflowError():
+            return InvalidQueryError("the filter has a value that the database can't hold")
+        case _:
+            return None
+
+
+def write_error(error: Exception) -> HybridkitError | None:
+    """As `read_error`, for a write: if the connection breaks in the middle, nobody here knows what became of it."""
+    match error:
+        case DuplicateKeyError():
+            return UniqueViolationError("another record has this value", fields=_fields(error))
+        case DocumentTooLarge():
+            return InvalidRequestError("the record is larger than the database holds (16 MiB)")
+        case BSONError() | OverflowError():
+            return InvalidRequestError("a value is outside of what the database holds")
+        case OperationFailure() if error.code in _BAD_VALUES:
+            return InvalidRequestError("the database refuses a value")
+        case ServerSelectionTimeoutError():
+            return read_error(error)
+        case AutoReconnect():
+            return OutcomeUnknownError(
+                "the connection to the database broke during the write; the same Idempotency-Key finds out"
+            )
+        case _:
+            return read_error(error)
+
+
+def _fields(error: DuplicateKeyError) -> tuple[str, ...]:
+    """The fields of the violated index, where the server names them."""
+    details: dict[str, Any] = dict(error.details or {})
+    if isinstance(details.get("keyPattern"), Mapping):
+        pattern: Mapping[str, Any] = details["keyPattern"]
+        return tuple("id" if name == "_id" else name for name in pattern)
+    named = _INDEX_NAME.search(str(details.get("errmsg", "")))
+    if named is None:
+        return ()
+    return tuple(re.sub(r"^_id_$", "id", named["name"]).split("__"))

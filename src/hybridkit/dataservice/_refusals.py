@@ -1,0 +1,58 @@
+"""Why a store refuses an operation, in the same words whatever the database."""
+
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from hybridkit.codec import field_errors
+from hybridkit.dataservice._operations import Operation
+from hybridkit.errors import FieldError, InvalidRequestError, NotFoundError, StaleVersionError
+
+__all__ = ["fitting", "missing", "not_a_number", "pointer", "set_and_incremented", "stale"]
+
+
+def missing(operation: Operation) -> NotFoundError:
+    """The record is not there."""
+    return NotFoundError(operation.says(f"{operation.resource.name} has no such record"))
+
+
+def stale(operation: Operation, current: str | None) -> StaleVersionError:
+    """The record is in another state, or there although it should not be; `current` is None where it is not there."""
+    reason = "is not there" if current is None else "has changed, or was there already"
+    return StaleVersionError(operation.says(f"the record {reason}"), current=current)
+
+
+def not_a_number(operation: Operation, name: str) -> InvalidRequestError:
+    """An increment of something else."""
+    at = f"{pointer(operation, 'increment')}/{name}"
+    return InvalidRequestError("only a number can grow", errors=[FieldError(at, "not_a_number")])
+
+
+def set_and_incremented(operation: Operation, name: str) -> InvalidRequestError:
+    """Two answers to what a field should be."""
+    at = f"{pointer(operation, 'increment')}/{name}"
+    return InvalidRequestError(
+        "a field is either set or incremented", errors=[FieldError(at, "set_and_incremented")]
+    )
+
+
+def pointer(operation: Operation, member: str = "data") -> str:
+    """Where a member of the operation stands in the request."""
+    return f"/{operation.label}/{member}" if operation.label else ""
+
+
+def fitting(operation: Operation, name: str, document: Any) -> Any:
+    """The merged document, if it still is what the record declares.
+
+    Raises:
+        InvalidRequestError: with a pointer to every problem.
+    """
+    adapter: TypeAdapter[Any] = TypeAdapter(operation.resource.record.model_fields[name].annotation)
+    try:
+        return adapter.dump_python(adapter.validate_python(document))
+    except ValidationError as error:
+        at = f"{pointer(operation)}/{name}"
+        found = [
+            FieldError(at + problem.pointer, problem.code, problem.message) for problem in field_errors(error)
+        ]
+        raise InvalidRequestError("the document does not fit after the patch", errors=found) from None
