@@ -6,10 +6,12 @@ from examples.contracts.users import USERS, UserCreated
 
 from hybridkit.adapters.dependencies import Postgres
 from hybridkit.messaging import RobustConsumer
+from hybridkit.observability import get_logger
 from hybridkit.retry import Retry
 
 __all__ = ["welcomes"]
 
+log = get_logger(__name__)
 welcomes = RobustConsumer("bot_service.welcomes", concurrency=8)
 
 
@@ -19,3 +21,4 @@ async def send_welcome(event: UserCreated, postgres: Postgres, bot: Bot) -> None
     user = await postgres.get(USERS, event.user_id)
     if user.telegram_id is not None:
         await bot.send_message(user.telegram_id, welcome(user.name, user.language))
+        log.info("welcome sent", language=user.language)

@@ -2,8 +2,8 @@
 
 from examples.bot_service.api import dispatcher
 from examples.bot_service.application import welcomes
-from hybridkit.adapters.aiogram import run_bot
 
+from hybridkit.adapters.aiogram import run_bot
 from hybridkit.settings import BotSettings
 
 __all__ = ["Settings", "main"]

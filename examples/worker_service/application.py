@@ -5,10 +5,12 @@ from examples.contracts.users import UserCreated
 
 from hybridkit.adapters.dependencies import Mongo
 from hybridkit.messaging import RobustConsumer
+from hybridkit.observability import get_logger
 from hybridkit.retry import Retry
 
 __all__ = ["analytics"]
 
+log = get_logger(__name__)
 analytics = RobustConsumer("worker_service.analytics", concurrency=32)
 
 
@@ -17,3 +19,4 @@ async def start_analytics(event: UserCreated, mongo: Mongo) -> None:
     """Open the user's statistics. Running twice changes nothing: the document has the user's id."""
     stats = NewUserStats(registered=True, registration_source=event.registration_source)
     await mongo.upsert(USER_STATS, event.user_id, stats)
+    log.info("analytics started")

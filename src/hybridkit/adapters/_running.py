@@ -218,7 +218,6 @@ class StopSignals:
 
     def started(self, resources: ServiceResources) -> None:
         """The start is over: these are to be stopped in order from now on."""
-        resources.started()
         self._resources = resources
 
     def _receive(self, number: signal.Signals) -> None:

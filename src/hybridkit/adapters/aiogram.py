@@ -85,6 +85,7 @@ def run_bot(
 
     async def work(settings: BotSettings, stop: StopSignals) -> None:
         async with _running_bot(dispatcher, settings, consumers) as (resources, polling):
+            resources.started()
             stop.started(resources)
             await polling.until(stop.asked)
 

@@ -38,6 +38,7 @@ def run_worker(settings_class: type[WorkerSettings], *, consumers: Sequence[Robu
 
     async def work(settings: WorkerSettings, stop: StopSignals) -> None:
         async with worker_lifespan(settings, consumers=consumers) as resources:
+            resources.started()
             stop.started(resources)
             await stop.asked.wait()
 

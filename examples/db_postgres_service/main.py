@@ -1,0 +1,35 @@
+"""The PostgreSQL data service, on port 8001: the only process that talks to that database."""
+
+from pathlib import Path
+
+from examples.contracts.users import USERS
+from examples.db_postgres_service.tables import UserTable
+
+from hybridkit.adapters.fastapi import run_api
+from hybridkit.dataservice import create_data_service
+from hybridkit.settings import PostgresSettings
+
+__all__ = ["Settings", "app", "main"]
+
+
+class Settings(PostgresSettings):
+    """Read from the environment when the service starts."""
+
+    service_name: str = "db_postgres_service"
+
+
+app = create_data_service(
+    Settings,
+    {USERS: UserTable},
+    migrations=Path(__file__).with_name("migrations"),
+    title="Users in PostgreSQL",
+)
+
+
+def main() -> None:
+    """Serve until SIGTERM."""
+    run_api(app)
+
+
+if __name__ == "__main__":
+    main()

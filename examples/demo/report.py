@@ -1,0 +1,72 @@
+"""What the demo found out, for people and for tests."""
+
+import json
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+
+__all__ = ["Check", "Report"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One thing that has to hold.
+
+    Attributes:
+        name: what holds, as a sentence.
+        passed: whether it does.
+        detail: the figures behind it, or why it doesn't.
+    """
+
+    name: str
+    passed: bool
+    detail: str = ""
+
+
+@dataclass(slots=True)
+class Report:
+    """Everything checked so far; each check is printed as it is made."""
+
+    checks: list[Check] = field(default_factory=list[Check])
+    story: list[str] = field(default_factory=list[str])
+
+    @property
+    def passed(self) -> bool:
+        """Whether there were checks and all of them hold."""
+        return bool(self.checks) and all(check.passed for check in self.checks)
+
+    def check(self, name: str, passed: bool, detail: str = "") -> None:  # noqa: FBT001  # the one thing to say
+        """Note whether something holds."""
+        self.checks.append(Check(name=name, passed=passed, detail=detail))
+        say(f"  {'PASS' if passed else 'FAIL'}  {name}{f'  ({detail})' if detail else ''}")
+
+    def to_json(self) -> str:
+        """The report for programs."""
+        return json.dumps({"passed": self.passed, **asdict(self)}, ensure_ascii=False, indent=2)
+
+    def __str__(self) -> str:
+        held = sum(check.passed for check in self.checks)
+        return f"{held} of {len(self.checks)} checks hold"
+
+
+class Stopwatch:
+    """Milliseconds since it was made, as text."""
+
+    def __init__(self) -> None:
+        self._since = time.perf_counter()
+
+    def __str__(self) -> str:
+        return f"{(time.perf_counter() - self._since) * 1000:.0f} ms"
+
+
+@contextmanager
+def chapter(title: str) -> Generator[Stopwatch]:
+    """Print a heading, and time what follows."""
+    say(f"\n{title}")
+    yield Stopwatch()
+
+
+def say(line: str) -> None:
+    """Print a line at once."""
+    print(line, flush=True)  # noqa: T201  # the demo speaks by printing

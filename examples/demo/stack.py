@@ -1,0 +1,128 @@
+"""The five services and a fake Telegram, as processes on this machine."""
+
+import socket
+import sys
+from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import urlsplit, urlunsplit
+
+from hybridkit.dev._probes import free_port
+from hybridkit.dev._supervisor import Service, Supervisor
+from hybridkit.testing import FakeTelegram
+
+__all__ = ["DATA_SERVICES", "SERVICES", "Stack", "Urls"]
+
+LOOPBACK: Final = "127.0.0.1"
+START_SECONDS: Final = 120.0
+STOP_SECONDS: Final = 60.0
+
+DATA_SERVICES: Final = ("db_postgres_service", "db_mongo_service")
+BUSINESS_SERVICES: Final = ("api_service", "worker_service", "bot_service")
+SERVICES: Final = (*DATA_SERVICES, *BUSINESS_SERVICES)
+TELEGRAM: Final = "fake_telegram"
+
+_PREFERRED_PORTS: Final = {
+    "api_service": 8000,
+    "db_postgres_service": 8001,
+    "db_mongo_service": 8002,
+    "worker_service": 8003,
+    "bot_service": 8004,
+    TELEGRAM: 8081,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Urls:
+    """Where the servers are."""
+
+    postgres: str = field(repr=False)
+    mongo: str = field(repr=False)
+    redis: str = field(repr=False)
+    rabbitmq: str = field(repr=False)
+
+
+class Stack:
+    """Which process runs where, with which environment.
+
+    Args:
+        urls: where the servers are.
+    """
+
+    def __init__(self, urls: Urls) -> None:
+        self.urls = urls
+        self.ports = _choose_ports()
+        self.telegram_token = FakeTelegram().token
+
+    def __repr__(self) -> str:
+        return f"Stack({self.ports})"
+
+    def url(self, name: str) -> str:
+        """The base URL of that process."""
+        return f"http://{LOOPBACK}:{self.ports[name]}"
+
+    async def start(self, supervisor: Supervisor) -> None:
+        """Start everything and wait until all of it is ready: what others need comes first."""
+        await supervisor.start(self._telegram(), timeout_seconds=START_SECONDS)
+        await supervisor.start(*map(self._service, DATA_SERVICES), timeout_seconds=START_SECONDS)
+        await supervisor.start(*map(self._service, BUSINESS_SERVICES), timeout_seconds=START_SECONDS)
+
+    def _telegram(self) -> Service:
+        command = ["-m", "hybridkit.testing._telegram", "--port", str(self.ports[TELEGRAM])]
+        return Service(
+            name=TELEGRAM,
+            argv=[sys.executable, *command, "--token", self.telegram_token],
+            ready_url=f"{self.url(TELEGRAM)}/health",
+        )
+
+    def _service(self, name: str) -> Service:
+        return Service(
+            name=name,
+            argv=[sys.executable, "-m", f"examples.{name}.main"],
+            environment={
+                "ENVIRONMENT": "test",
+                "LOG_FORMAT": "json",
+                "SERVICE_NAME": name,
+                "HOST": LOOPBACK,
+                "PORT": str(self.ports[name]),
+                "START_BUDGET_SECONDS": str(START_SECONDS),
+                **self._environment(name),
+            },
+            ready_url=f"{self.url(name)}/ready",
+        )
+
+    def _environment(self, name: str) -> dict[str, str]:
+        """Only what the service needs: a business service learns no database's URL."""
+        shared = {"REDIS_URL": self.urls.redis, "RABBITMQ_URL": self.urls.rabbitmq}
+        users = {"POSTGRES_SERVICE_URL": self.url("db_postgres_service")}
+        match name:
+            case "db_postgres_service":
+                return {"DATABASE_URL": self.urls.postgres, "RABBITMQ_URL": self.urls.rabbitmq}
+            case "db_mongo_service":
+                return {"DATABASE_URL": _with_database(self.urls.mongo)}
+            case "worker_service":
+                return {**shared, "MONGO_SERVICE_URL": self.url("db_mongo_service")}
+            case "bot_service":
+                telegram = {"TELEGRAM_API_URL": self.url(TELEGRAM), "BOT_TOKEN": self.telegram_token}
+                return {**shared, **users, **telegram}
+            case _:
+                return {**shared, **users}
+
+
+def _choose_ports() -> dict[str, int]:
+    """The documented ports where they are free, any others where they are not."""
+    return {name: port if _is_free(port) else free_port() for name, port in _PREFERRED_PORTS.items()}
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as attempt:
+        attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the services will
+        try:
+            attempt.bind((LOOPBACK, port))
+        except OSError:
+            return False
+        return True
+
+
+def _with_database(mongo_url: str) -> str:
+    parts = urlsplit(mongo_url)
+    return mongo_url if parts.path.strip("/") else urlunsplit(parts._replace(path="/hybridkit_demo"))
