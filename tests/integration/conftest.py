@@ -137,6 +137,7 @@ class Service:
         self.app = app
         self.url = url
         self.publisher = publisher
+        self.items = ITEMS
         self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://data")
         self._keys = itertools.count()
 
@@ -163,9 +164,7 @@ class Service:
 
     async def transact(self, *operations: Mapping[str, Any], **more: Any) -> httpx.Response:
         key, headers = more.pop("key", None), more.pop("headers", {})
-        return await self.send(
-            "POST", "/v1:transact", {"operations": operations, **more}, key=key, **headers
-        )
+        return await self.send("POST", "/v1:transact", {"operations": operations, **more}, key=key, **headers)
 
     async def sql(self, statement: str, *arguments: object) -> list[Any]:
         connection = await connect(
@@ -184,7 +183,9 @@ def _named(headers: Mapping[str, str]) -> dict[str, str]:
 @asynccontextmanager
 async def running(url: str, **options: Any) -> AsyncGenerator[Service]:
     publisher = NotingPublisher()
-    app = create_data_service(Settings, {ITEMS: ItemTable, OWNERS: OwnerTable}, publisher=publisher.open, **options)
+    app = create_data_service(
+        Settings, {ITEMS: ItemTable, OWNERS: OwnerTable}, publisher=publisher.open, **options
+    )
     app.state.settings = Settings(database_url=SecretUrl(url), start_budget_seconds=30)
     service = Service(app, url, publisher)
     async with app.router.lifespan_context(app), service.http:
