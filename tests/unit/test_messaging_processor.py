@@ -136,7 +136,7 @@ def delivery(steps: Steps, body: bytes, headers: dict[str, Any] | None = None) -
         delivery=Basic.Deliver(delivery_tag=7),
         header=ContentHeader(properties=properties),
         body=body,
-        channel=Any,
+        channel=cast("Any", None),
     )
     return Delivery(QUEUE, cast("Any", steps), message)
 

@@ -145,9 +145,12 @@ class Writer:
         except asyncio.CancelledError:
             self._take_back(write, task)
             raise
-        if task.done():
+        if task.done() and not task.cancelled():
             return task.result()
-        raise self._out_of_time(write, task)
+        self._take_back(write, task)
+        if write.lane is not None:
+            self._suspect(write.lane)
+        raise self._unfinished(write)
 
     async def _write(self, write: _Write) -> bool:
         """The part that callers can't cancel."""
@@ -200,11 +203,10 @@ class Writer:
             del self._unanswered[write]
         return True
 
-    def _out_of_time(self, write: _Write, task: asyncio.Task[bool]) -> HybridkitError:
+    def _unfinished(self, write: _Write) -> HybridkitError:
+        """What is known about a message when its time is up, or the writer has stopped."""
         what = _what(write.message)
-        self._take_back(write, task)
         if write.lane is not None:
-            self._suspect(write.lane)
             return OutcomeUnknownError(
                 f"{what} was sent, and the broker did not answer in time; publish it again"
             )
@@ -220,10 +222,10 @@ class Writer:
 
     def _suspect(self, lane: Lane) -> None:
         """Retire the channel if answers are missing for long, unless an alarm explains it."""
-        oldest = next(write for write in self._unanswered if write.lane is lane)
-        waited = time.monotonic() - (oldest.sent_at or 0.0)
-        if waited >= PATIENCE_SECONDS and not lane.link.is_blocked:
-            self._channel.retire(lane, reason="the broker does not answer publishes")
+        oldest = next((write.sent_at or 0.0 for write in self._unanswered if write.lane is lane), None)
+        if oldest is None or lane.link.is_blocked or time.monotonic() - oldest < PATIENCE_SECONDS:
+            return
+        self._channel.retire(lane, reason="the broker does not answer publishes")
 
 
 async def _declare_shared(lane: Lane) -> None:

@@ -1,0 +1,451 @@
+"""The publisher on a real RabbitMQ: every call ends with its answer, or with an error that says what is known."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, MutableMapping
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+from urllib.parse import urlsplit
+
+import aio_pika
+import orjson
+import pytest
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+from structlog.testing import capture_logs
+
+from hybridkit.context import RequestContext, bind
+from hybridkit.envelope import decode_envelope
+from hybridkit.errors import (
+    AccessDeniedError,
+    BlockedError,
+    DeadlineExceededError,
+    HybridkitError,
+    NackedError,
+    NotConnectedError,
+    OutcomeUnknownError,
+    PayloadTooLargeError,
+    TopologyError,
+    UnroutableError,
+)
+from hybridkit.events import Command, Event
+from hybridkit.ids import new_id
+from hybridkit.messaging import Receipt, RobustPublisher
+from hybridkit.messaging import _channel as channel_module
+from hybridkit.messaging import _connection as connection_module
+from hybridkit.messaging import _writer as writer_module
+from hybridkit.testing import FaultProxy
+
+pytestmark = pytest.mark.real_server
+
+
+class Published(Event, type="publisher.published"):
+    number: int = 0
+    text: str = ""
+
+
+class Unwanted(Event, type="publisher.unwanted"):
+    number: int = 0
+
+
+class Task(Command, queue="publisher_tasks"):
+    number: int
+
+
+@pytest.fixture(autouse=True)
+def logs() -> Iterator[list[MutableMapping[str, Any]]]:
+    with capture_logs() as written:
+        yield written
+
+
+@pytest.fixture
+async def publisher(rabbitmq_url: str) -> AsyncGenerator[RobustPublisher]:
+    async with RobustPublisher(rabbitmq_url, service="tests") as publisher:
+        yield publisher
+
+
+@asynccontextmanager
+async def plain_channel(url: str) -> AsyncGenerator[AbstractChannel]:
+    """Somebody else's client."""
+    async with await aio_pika.connect(url) as connection:
+        yield await connection.channel()
+
+
+async def bind_queue(url: str, name: str = "seen", *, arguments: dict[str, Any] | None = None) -> None:
+    """A queue that wants `publisher.published`."""
+    async with plain_channel(url) as channel:
+        queue = await channel.declare_queue(name, durable=True, arguments=arguments)
+        await queue.bind("hk.events", Published.message_type)
+
+
+async def read(url: str, count: int, name: str = "seen") -> list[AbstractIncomingMessage]:
+    """That many messages out of the queue; waits for them."""
+    async with plain_channel(url) as channel:
+        queue = await channel.get_queue(name)
+        found: list[AbstractIncomingMessage] = []
+        async with queue.iterator(no_ack=True) as messages:
+            async for message in messages:
+                found.append(message)
+                if len(found) == count:
+                    break
+        return found
+
+
+@asynccontextmanager
+async def proxied(url: str) -> AsyncGenerator[tuple[FaultProxy, RobustPublisher]]:
+    """A publisher whose network can fail."""
+    parts = urlsplit(url)
+    async with (
+        FaultProxy(parts.hostname or "", parts.port or 0) as proxy,
+        RobustPublisher(proxy.url_for(url), service="tests") as publisher,
+    ):
+        yield proxy, publisher
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0.01)
+
+
+async def error_of(work: Awaitable[object]) -> type[HybridkitError] | None:
+    try:
+        await work
+    except HybridkitError as error:
+        return type(error)
+    return None
+
+
+# ── the broker's answers ─────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_receipt_means_stored_in_a_queue(publisher: RobustPublisher, rabbitmq_url: str) -> None:
+    await bind_queue(rabbitmq_url)
+    event = Published(number=1)
+    with bind(RequestContext(request_id="req-1", user_id="ann")):
+        receipt = await publisher.publish(event)
+    assert receipt == Receipt(event_id=event.event_id, routed=True)
+    (message,) = await read(rabbitmq_url, 1)
+    envelope = decode_envelope(message.body)
+    assert (envelope.data, envelope.event_id) == (event, event.event_id)
+    assert (envelope.service, envelope.request_id, envelope.user_id) == ("tests", "req-1", "ann")
+    assert message.headers == {
+        "hk_event_id": str(event.event_id),
+        "x-request-id": "req-1",
+        "x-user-id": "ann",
+    }
+    assert message.delivery_mode == aio_pika.DeliveryMode.PERSISTENT
+    assert (message.type, message.app_id) == (event.message_type, "tests")
+    assert message.content_type == "application/json"
+
+
+async def test_without_a_context_body_and_header_share_a_request_id(
+    publisher: RobustPublisher, rabbitmq_url: str
+) -> None:
+    await bind_queue(rabbitmq_url)
+    await publisher.publish(Published())
+    (message,) = await read(rabbitmq_url, 1)
+    assert message.headers["x-request-id"] == orjson.loads(message.body)["request_id"]
+
+
+async def test_an_event_that_no_queue_wants_is_an_error(publisher: RobustPublisher) -> None:
+    """By default aio-pika returns normally here (trap 4)."""
+    with pytest.raises(UnroutableError, match=r"no queue wants publisher\.unwanted") as caught:
+        await publisher.publish(Unwanted())
+    assert (caught.value.exchange, caught.value.routing_key) == ("hk.events", "publisher.unwanted")
+
+
+async def test_an_event_that_nobody_may_be_waiting_for_says_so(publisher: RobustPublisher) -> None:
+    assert not (await publisher.publish(Unwanted(), allow_unrouted=True)).routed
+
+
+async def test_a_message_that_the_broker_gives_back_is_not_published(
+    publisher: RobustPublisher, rabbitmq_url: str
+) -> None:
+    await bind_queue(rabbitmq_url, arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
+    await publisher.publish(Published())
+    with pytest.raises(NackedError, match=r"basic\.nack"):
+        await publisher.publish(Published())
+
+
+async def test_the_same_event_twice_is_two_messages_of_one_identity(
+    publisher: RobustPublisher, rabbitmq_url: str
+) -> None:
+    """Returns are matched by AMQP's `message_id`; two messages that shared one got each other's verdict (trap 5)."""
+    await bind_queue(rabbitmq_url)
+    event = Published()
+    await asyncio.gather(publisher.publish(event), publisher.publish(event))
+    first, second = await read(rabbitmq_url, 2)
+    assert first.message_id != second.message_id
+    assert first.headers["hk_event_id"] == second.headers["hk_event_id"] == str(event.event_id)
+
+
+async def test_each_of_many_has_its_own_answer(publisher: RobustPublisher, rabbitmq_url: str) -> None:
+    """In their order, more than one batch of them."""
+    await bind_queue(rabbitmq_url)
+    events = [Published(number=n) if n % 3 else Unwanted(number=n) for n in range(600)]
+    answers = await publisher.publish_many(events)
+    for event, answer in zip(events, answers, strict=True):
+        if isinstance(event, Published):
+            assert answer == Receipt(event_id=event.event_id)
+        else:
+            assert isinstance(answer, UnroutableError)
+    assert len(await read(rabbitmq_url, 400)) == 400
+
+
+async def test_what_is_too_large_is_not_sent(publisher: RobustPublisher, rabbitmq_url: str) -> None:
+    with pytest.raises(PayloadTooLargeError, match="16777216 are allowed"):
+        await publisher.publish(Published(text="x" * 16 * 1024 * 1024))
+    with pytest.raises(PayloadTooLargeError):
+        await publisher.publish_encoded(b" " * (16 * 1024 * 1024 + 1), event_type="a.b", event_id=new_id())
+
+
+# ── commands, and envelopes that are bytes already ───────────────────────────────────────────────
+
+
+async def test_a_command_goes_to_its_queue(publisher: RobustPublisher, rabbitmq_url: str) -> None:
+    with pytest.raises(UnroutableError, match="'publisher_tasks'"):
+        await publisher.send(Task(number=1))
+    async with plain_channel(rabbitmq_url) as channel:
+        await channel.declare_queue("publisher_tasks", durable=True)
+    await publisher.send(Task(number=2))
+    (message,) = await read(rabbitmq_url, 1, "publisher_tasks")
+    assert decode_envelope(message.body).data == Task(number=2)
+
+
+async def test_a_delayed_command_arrives_later(publisher: RobustPublisher, rabbitmq_url: str) -> None:
+    """Through the levels 1 and 0: two seconds and one."""
+    async with plain_channel(rabbitmq_url) as channel:
+        queue = await channel.declare_queue("publisher_tasks", durable=True)
+        await queue.bind("hk.delay.deliver", "*." * 17 + "publisher_tasks")
+    began = asyncio.get_running_loop().time()
+    await publisher.send(Task(number=1), delay_seconds=3)
+    await read(rabbitmq_url, 1, "publisher_tasks")
+    assert 2.9 < asyncio.get_running_loop().time() - began < 6
+
+
+async def test_an_outbox_publishes_bytes(publisher: RobustPublisher, rabbitmq_url: str) -> None:
+    """An envelope whose type this process doesn't know, as an event or to a queue."""
+    await bind_queue(rabbitmq_url)
+    event_id = new_id()
+    with bind(RequestContext(request_id="req-7")):
+        receipt = await publisher.publish_encoded(
+            b'{"a": 1}', event_type="publisher.published", event_id=event_id
+        )
+        await publisher.publish_encoded(
+            b'{"a": 2}', event_type="some.command", event_id=event_id, queue="seen"
+        )
+        with pytest.raises(UnroutableError):
+            await publisher.publish_encoded(b"{}", event_type="some.event", event_id=event_id)
+        nobody = await publisher.publish_encoded(
+            b"{}", event_type="some.event", event_id=event_id, allow_unrouted=True
+        )
+    assert (receipt.event_id, receipt.routed, nobody.routed) == (event_id, True, False)
+    first, second = await read(rabbitmq_url, 2)
+    assert (first.body, second.body) == (b'{"a": 1}', b'{"a": 2}')
+    assert second.headers == {"hk_event_id": str(event_id), "x-request-id": "req-7"}
+    assert (second.type, second.routing_key) == ("some.command", "seen")
+
+
+# ── deadlines and cancellation ───────────────────────────────────────────────────────────────────
+
+
+async def test_after_the_deadline_nothing_is_started(publisher: RobustPublisher) -> None:
+    with bind(RequestContext().within(0)), pytest.raises(DeadlineExceededError):
+        await publisher.publish(Unwanted())
+
+
+async def test_a_broker_that_does_not_answer_leaves_the_outcome_unknown(rabbitmq_url: str) -> None:
+    """It may land later: here it does, and the publisher goes on with the same channel."""
+    await bind_queue_before_start(rabbitmq_url)
+    async with proxied(rabbitmq_url) as (proxy, publisher):
+        proxy.freeze()
+        with bind(RequestContext().within(0.2)), pytest.raises(OutcomeUnknownError, match="publish it again"):
+            await publisher.publish(Published(number=1))
+        proxy.let_pass()
+        await publisher.publish(Published(number=2))
+        bodies = [decode_envelope(message.body).data for message in await read(rabbitmq_url, 2)]
+    assert bodies == [Published(number=1), Published(number=2)]
+
+
+async def bind_queue_before_start(url: str) -> None:
+    async with RobustPublisher(url, service="tests"):
+        await bind_queue(url)
+
+
+async def test_a_silent_channel_is_replaced_then_its_connection(
+    rabbitmq_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traps 1 and 9: nothing hangs, and a broker that comes back is found again, whatever it was doing."""
+    monkeypatch.setattr(writer_module, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(writer_module, "LINGER_SECONDS", 0.1)
+    monkeypatch.setattr(connection_module, "ANSWER_SECONDS", 0.3)
+    await bind_queue_before_start(rabbitmq_url)
+    async with proxied(rabbitmq_url) as (proxy, publisher):
+        proxy.swallow()
+        with bind(RequestContext().within(0.2)):
+            assert await error_of(publisher.publish(Published(number=1))) is OutcomeUnknownError
+        await until(lambda: not publisher.is_ready)
+        with bind(RequestContext().within(0.2)):
+            assert await error_of(publisher.publish(Published(number=2))) is NotConnectedError
+        proxy.let_pass()
+        await publisher.publish(Published(number=3))
+        bodies = [decode_envelope(message.body).data for message in await read(rabbitmq_url, 1)]
+    assert bodies == [Published(number=3)]
+
+
+async def test_a_cancelled_publish_spoils_no_other(publisher: RobustPublisher, rabbitmq_url: str) -> None:
+    """Trap 2: it could shift the delivery tags, so that later publishes got their neighbour's verdict."""
+    await bind_queue(rabbitmq_url)
+    for turns in range(12):
+        task = asyncio.create_task(publisher.publish(Published(number=-1)))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+    events = [Published(number=n) if n % 2 else Unwanted(number=n) for n in range(100)]
+    answers = await publisher.publish_many(events)
+    assert [isinstance(answer, Receipt) for answer in answers] == [bool(n % 2) for n in range(100)]
+
+
+async def test_a_publish_cancelled_before_it_began_is_not_sent(rabbitmq_url: str) -> None:
+    await bind_queue_before_start(rabbitmq_url)
+    async with proxied(rabbitmq_url) as (proxy, publisher):
+        proxy.freeze()
+        proxy.reset()
+        await until(lambda: not publisher.is_ready)
+        task = asyncio.create_task(publisher.publish(Published(number=1)))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        proxy.let_pass()
+        await publisher.publish(Published(number=2))
+        (message,) = await read(rabbitmq_url, 1)
+    assert decode_envelope(message.body).data == Published(number=2)
+
+
+# ── connections that end ─────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_connection_that_drops_leaves_what_was_sent_unknown_and_comes_back(rabbitmq_url: str) -> None:
+    await bind_queue_before_start(rabbitmq_url)
+    async with proxied(rabbitmq_url) as (proxy, publisher):
+        proxy.freeze()
+        task = asyncio.create_task(publisher.publish(Published(number=1)))
+        await until(lambda: "unanswered=1" in repr(publisher._writer))
+        proxy.reset()
+        with pytest.raises(OutcomeUnknownError, match="before the broker answered"):
+            await task
+        assert not publisher.is_ready
+        proxy.let_pass()
+        await publisher.publish(Published(number=2))
+        assert publisher.is_ready
+
+
+async def test_an_exchange_that_was_deleted_is_declared_again(
+    publisher: RobustPublisher, rabbitmq_url: str
+) -> None:
+    """The broker closes the channel (404); the publish after it finds a new one."""
+    async with plain_channel(rabbitmq_url) as channel:
+        await channel.exchange_delete("hk.events")
+    with pytest.raises(OutcomeUnknownError, match="NotFound"):
+        await publisher.publish(Published())
+    assert not (await publisher.publish(Published(), allow_unrouted=True)).routed
+
+
+async def test_a_stopped_publisher_sends_nothing(rabbitmq_url: str) -> None:
+    async with RobustPublisher(rabbitmq_url, service="tests") as publisher:
+        ready = publisher.is_ready
+    assert (ready, publisher.is_ready) == (True, False)
+    with pytest.raises(NotConnectedError, match="async with"):
+        await publisher.publish(Unwanted())
+
+
+async def test_leaving_waits_for_answers(rabbitmq_url: str) -> None:
+    """A publish that nobody awaits any more is still confirmed before the connection closes."""
+    await bind_queue_before_start(rabbitmq_url)
+    async with RobustPublisher(rabbitmq_url, service="tests") as publisher:
+        task = asyncio.create_task(publisher.publish(Published(number=1)))
+        await asyncio.sleep(0)
+    assert (await task).routed
+
+
+async def test_leaving_is_bounded(rabbitmq_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the broker does: what has no answer by then stays unknown."""
+    for module, name in (
+        (writer_module, "FLUSH_SECONDS"),
+        (channel_module, "ANSWER_SECONDS"),
+        (connection_module, "CLOSE_SECONDS"),
+    ):
+        monkeypatch.setattr(module, name, 0.1)
+    async with FaultProxy(urlsplit(rabbitmq_url).hostname or "", urlsplit(rabbitmq_url).port or 0) as proxy:
+        async with asyncio.timeout(5):
+            async with RobustPublisher(proxy.url_for(rabbitmq_url), service="tests") as publisher:
+                proxy.freeze()
+                task = asyncio.create_task(publisher.publish(Unwanted()))
+                await until(lambda: "unanswered=1" in repr(publisher._writer))
+        with pytest.raises(OutcomeUnknownError):
+            await task
+
+
+# ── starting ─────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_start_without_a_broker_ends_with_the_context(rabbitmq_url: str) -> None:
+    async with FaultProxy("127.0.0.1", 1) as nobody:
+        url = nobody.url_for(rabbitmq_url)
+        with bind(RequestContext().within(0.5)), pytest.raises(NotConnectedError, match=r"in 0\.5 s"):
+            await RobustPublisher(url, service="tests").__aenter__()
+
+
+async def test_a_start_that_is_cancelled_leaves_nothing_behind(rabbitmq_url: str) -> None:
+    parts = urlsplit(rabbitmq_url)
+    async with FaultProxy(parts.hostname or "", parts.port or 0) as proxy:
+        proxy.swallow()
+        task = asyncio.create_task(RobustPublisher(proxy.url_for(rabbitmq_url), service="tests").__aenter__())
+        await until(lambda: proxy.connections > 0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await until(lambda: proxy.connections == 0)
+
+
+async def test_a_wrong_password_is_no_reason_to_wait(rabbitmq_url: str) -> None:
+    url = rabbitmq_url.replace("guest:guest", "guest:wrong")
+    with pytest.raises(AccessDeniedError, match="refuses user 'guest'") as caught:
+        await RobustPublisher(url, service="tests").__aenter__()
+    assert "wrong" not in str(caught.value)
+
+
+async def test_a_virtual_host_that_is_missing_is_named(rabbitmq_url: str) -> None:
+    url = f"{rabbitmq_url}_missing"
+    with bind(RequestContext().within(0.5)), pytest.raises(NotConnectedError, match="_missing' exist"):
+        await RobustPublisher(url, service="tests").__aenter__()
+
+
+async def test_an_exchange_of_another_kind_is_named(rabbitmq_url: str) -> None:
+    async with plain_channel(rabbitmq_url) as channel:
+        await channel.declare_exchange("hk.events", "fanout", durable=True)
+    with pytest.raises(TopologyError, match=r"hk\.events"):
+        await RobustPublisher(rabbitmq_url, service="tests").__aenter__()
+
+
+# ── a broker's alarm ─────────────────────────────────────────────────────────────────────────────
+
+
+async def test_an_alarm_blocks_and_what_was_sent_lands_later(own_rabbitmq_server: Any) -> None:
+    """Trap 10: a timeout means unknown. From then on the publisher knows, and sends nothing until the alarm is over."""
+    server = own_rabbitmq_server
+    async with RobustPublisher(server.url, service="tests") as publisher:
+        await bind_queue(server.url)
+        await asyncio.to_thread(server.ctl, "set_vm_memory_high_watermark", "0.000001")
+        with bind(RequestContext().within(1)):
+            assert await error_of(publisher.publish(Published(number=1))) is OutcomeUnknownError
+        assert not publisher.is_ready
+        with bind(RequestContext().within(0.2)):
+            assert await error_of(publisher.publish(Published(number=2))) is BlockedError
+        waiting = asyncio.create_task(publisher.publish(Published(number=3)))
+        await asyncio.to_thread(server.ctl, "set_vm_memory_high_watermark", "0.6")
+        assert (await waiting).routed
+        bodies = [decode_envelope(message.body).data for message in await read(server.url, 2)]
+    assert bodies == [Published(number=1), Published(number=3)]
