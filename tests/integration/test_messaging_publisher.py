@@ -46,7 +46,7 @@ class Unwanted(Event, type="publisher.unwanted"):
     number: int = 0
 
 
-class Task(Command, queue="publisher_tasks"):
+class Task(Command, queue="publisher_tasks", type="publisher.task"):
     number: int
 
 

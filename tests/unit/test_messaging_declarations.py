@@ -25,7 +25,7 @@ class Untyped(Event):
     number: int
 
 
-class Work(Command, queue="declared_tasks"):
+class Work(Command, queue="declared_tasks", type="declarations.work"):
     number: int
 
 

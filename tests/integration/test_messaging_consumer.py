@@ -1,0 +1,540 @@
+"""Consumers on a real RabbitMQ: they heal, they can prove it, and no message is lost on any way out of a handler."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterator, MutableMapping
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import aio_pika
+import pytest
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+from structlog.testing import capture_logs
+
+from hybridkit.context import RequestContext, bind
+from hybridkit.coordination import connect_redis
+from hybridkit.errors import NotConnectedError, TopologyError
+from hybridkit.events import Command, Event
+from hybridkit.idempotency import IdempotencyGuard
+from hybridkit.messaging import BrokerConnection, RobustConsumer, RobustPublisher
+from hybridkit.messaging import _consumer as consumer_module
+from hybridkit.retry import Retry
+from hybridkit.testing import FaultProxy
+
+pytestmark = pytest.mark.real_server
+
+
+class Consumed(Event, type="consumer.consumed"):
+    number: int = 0
+
+
+class Reported(Event, type="consumer.reported"):
+    number: int
+
+
+class Task(Command, queue="consumer_tasks", type="consumer.task"):
+    number: int
+
+
+class Ledger:
+    """What handlers did, and the words with which a test waits for it."""
+
+    def __init__(self) -> None:
+        self.entries: list[Any] = []
+        self._changed = asyncio.Condition()
+
+    async def add(self, entry: Any) -> None:
+        async with self._changed:
+            self.entries.append(entry)
+            self._changed.notify_all()
+
+    async def reaches(self, count: int) -> list[Any]:
+        async with asyncio.timeout(30), self._changed:
+            await self._changed.wait_for(lambda: len(self.entries) >= count)
+        return self.entries
+
+
+@pytest.fixture(autouse=True)
+def logs() -> Iterator[list[MutableMapping[str, Any]]]:
+    with capture_logs() as written:
+        yield written
+
+
+@pytest.fixture(autouse=True)
+def no_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A retry comes after its longest delay."""
+    monkeypatch.setattr("random.random", lambda: 1.0)
+
+
+@pytest.fixture
+async def publisher(rabbitmq_url: str) -> AsyncGenerator[RobustPublisher]:
+    async with RobustPublisher(rabbitmq_url, service="tests") as publisher:
+        yield publisher
+
+
+@pytest.fixture
+async def connection(rabbitmq_url: str) -> AsyncGenerator[BrokerConnection]:
+    async with BrokerConnection(rabbitmq_url, name="tests") as connection:
+        yield connection
+
+
+@pytest.fixture
+def ledger() -> Ledger:
+    return Ledger()
+
+
+def consumer_of(ledger: Ledger, name: str = "tests.consumer", **options: Any) -> RobustConsumer:
+    """A consumer that writes down the numbers of its events."""
+    consumer = RobustConsumer(name, **options)
+
+    @consumer.on(Consumed)
+    async def note(event: Consumed) -> None:
+        await ledger.add(event.number)
+
+    return consumer
+
+
+@asynccontextmanager
+async def plain_channel(url: str) -> AsyncGenerator[AbstractChannel]:
+    """Somebody else's client."""
+    async with await aio_pika.connect(url) as connection:
+        yield await connection.channel()
+
+
+async def read(url: str, name: str) -> AbstractIncomingMessage:
+    """The next message of the queue; waits for it."""
+    async with plain_channel(url) as channel, asyncio.timeout(20):
+        queue = await channel.get_queue(name)
+        async with queue.iterator(no_ack=True) as messages:
+            return await anext(messages)
+
+
+async def waiting_in(url: str, name: str) -> int:
+    """How many messages are ready in the queue."""
+    async with plain_channel(url) as channel:
+        queue = await channel.declare_queue(name, passive=True)
+        return queue.declaration_result.message_count or 0
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def proxied(url: str) -> AsyncGenerator[tuple[FaultProxy, BrokerConnection]]:
+    """A connection for consumers whose network can fail."""
+    parts = urlsplit(url)
+    async with (
+        FaultProxy(parts.hostname or "", parts.port or 0) as proxy,
+        BrokerConnection(proxy.url_for(url), name="tests") as connection,
+    ):
+        yield proxy, connection
+
+
+# ── the way through ──────────────────────────────────────────────────────────────────────────────
+
+
+async def test_events_and_commands_reach_their_handlers(
+    publisher: RobustPublisher, connection: BrokerConnection, ledger: Ledger, rabbitmq_url: str
+) -> None:
+    """With what the process provides, in the context of whoever published."""
+    consumer = RobustConsumer("consumer_tasks")
+
+    @consumer.on(Consumed)
+    async def first(
+        event: Consumed, context: RequestContext, publisher: RobustPublisher, ledger: Ledger
+    ) -> None:
+        await ledger.add((event.number, context.request_id))
+        await publisher.send(Task(number=event.number + 1))
+
+    @consumer.on(Task)
+    async def second(command: Task, context: RequestContext, ledger: Ledger) -> None:
+        await ledger.add((command.number, context.request_id))
+
+    async with consumer.running(connection, publisher=publisher, providers={Ledger: ledger}):
+        assert consumer.is_ready
+        with bind(RequestContext(request_id="req-1")):
+            await publisher.publish(Consumed(number=1))
+        assert await ledger.reaches(2) == [(1, "req-1"), (2, "req-1")]
+        await until(lambda: consumer.in_flight == 0)
+    assert await waiting_in(rabbitmq_url, "consumer_tasks") == 0
+
+
+async def test_each_queue_gets_every_event_it_wants(
+    publisher: RobustPublisher, connection: BrokerConnection, ledger: Ledger
+) -> None:
+    other = Ledger()
+    async with (
+        consumer_of(ledger).running(connection, publisher=publisher),
+        consumer_of(other, "tests.other").running(connection, publisher=publisher),
+    ):
+        await publisher.publish(Consumed(number=1))
+        assert await ledger.reaches(1) == await other.reaches(1) == [1]
+
+
+async def test_no_more_handlers_run_than_the_consumer_allows(
+    publisher: RobustPublisher, connection: BrokerConnection, ledger: Ledger
+) -> None:
+    """And no more messages are taken from the queue than three for each."""
+    running, most, taken = 0, 0, 0
+    consumer = RobustConsumer("tests.consumer", concurrency=2)
+
+    @consumer.on(Consumed)
+    async def handle(event: Consumed) -> None:
+        nonlocal running, most, taken
+        running += 1
+        most, taken = max(most, running), max(taken, consumer.in_flight)
+        await asyncio.sleep(0.01)
+        running -= 1
+        await ledger.add(event.number)
+
+    async with consumer.running(connection, publisher=publisher):
+        await publisher.publish_many(Consumed(number=n) for n in range(20))
+        assert sorted(await ledger.reaches(20)) == list(range(20))
+    assert (most, taken) == (2, 6)
+
+
+async def test_a_plain_publishers_bad_messages_do_not_stop_the_good(
+    publisher: RobustPublisher, connection: BrokerConnection, ledger: Ledger, rabbitmq_url: str
+) -> None:
+    """No headers, no content type, no message id: the body decides. What can't be read is kept, with the reason."""
+    good = (
+        b'{"event_type":"consumer.consumed","event_id":"%s","timestamp":"2026-01-01T00:00:00Z",'
+        % (str(Consumed().event_id).encode())
+        + b'"service":"php","request_id":"r","data":{"number":5}}'
+    )
+    async with consumer_of(ledger).running(connection, publisher=publisher):
+        async with plain_channel(rabbitmq_url) as channel:
+            events = await channel.get_exchange("hk.events")
+            await events.publish(aio_pika.Message(b"no json"), routing_key=Consumed.message_type)
+            await events.publish(aio_pika.Message(good), routing_key=Consumed.message_type)
+        assert await ledger.reaches(1) == [5]
+        dead = await read(rabbitmq_url, "tests.consumer.dlq")
+    assert dead.body == b"no json"
+    assert dead.headers["hk_reason"] == "malformed"
+    assert dead.headers["hk_queue"] == "tests.consumer"
+
+
+# ── retries and dead letters ─────────────────────────────────────────────────────────────────────
+
+
+async def test_a_retry_comes_back_through_the_delay_levels(
+    publisher: RobustPublisher, connection: BrokerConnection, ledger: Ledger
+) -> None:
+    """Three seconds are two levels; the second copy goes through them without a trace of the first (trap 6)."""
+    consumer = RobustConsumer("tests.consumer")
+    loop = asyncio.get_running_loop()
+
+    @consumer.on(Consumed, retry=Retry.exponential(first_seconds=3, cap_seconds=3))
+    async def handle(event: Consumed) -> None:
+        await ledger.add(loop.time())
+        if len(ledger.entries) < 3:
+            raise OSError("not yet")
+
+    async with consumer.running(connection, publisher=publisher):
+        await publisher.publish(Consumed())
+        first, second, third = await ledger.reaches(3)
+        await until(lambda: consumer.in_flight == 0)
+    assert 2.9 < second - first < 6
+    assert 2.9 < third - second < 6
+
+
+async def test_a_dead_letter_has_its_reason(
+    publisher: RobustPublisher, connection: BrokerConnection, rabbitmq_url: str
+) -> None:
+    consumer = RobustConsumer("tests.consumer")
+
+    @consumer.on(Consumed, retry=Retry.immediate(attempts=2))
+    async def handle(event: Consumed) -> None:
+        raise OSError("always")
+
+    async with consumer.running(connection, publisher=publisher):
+        event = Consumed()
+        with bind(RequestContext(request_id="req-1")):
+            await publisher.publish(event)
+        dead = await read(rabbitmq_url, "tests.consumer.dlq")
+    known = {
+        name: dead.headers[name]
+        for name in ("hk_reason", "hk_error", "hk_attempt", "hk_event_id", "x-request-id")
+    }
+    assert known == {
+        "hk_reason": "exhausted",
+        "hk_error": "always",
+        "hk_attempt": 2,
+        "hk_event_id": str(event.event_id),
+        "x-request-id": "req-1",
+    }
+    assert 'raise OSError("always")' in str(dead.headers["hk_stack"])
+    assert await waiting_in(rabbitmq_url, "tests.consumer") == 0
+
+
+async def test_what_a_plain_client_rejects_is_a_dead_letter_too(
+    publisher: RobustPublisher, connection: BrokerConnection, ledger: Ledger, rabbitmq_url: str
+) -> None:
+    """Without its own dead-letter routing key a queue loses every reject (trap 14)."""
+    async with consumer_of(ledger).running(connection, publisher=publisher):
+        pass
+    await publisher.publish(Consumed(number=1))
+    async with plain_channel(rabbitmq_url) as channel:
+        queue = await channel.get_queue("tests.consumer")
+        async with queue.iterator() as messages:
+            await (await anext(messages)).reject(requeue=False)
+    assert b'"number":1' in (await read(rabbitmq_url, "tests.consumer.dlq")).body
+
+
+async def test_a_dead_letter_queue_that_is_gone_loses_nothing(
+    publisher: RobustPublisher, connection: BrokerConnection, rabbitmq_url: str
+) -> None:
+    """The dead letter waits in the parking queue that catches what no binding matches."""
+    consumer = RobustConsumer("tests.consumer")
+
+    @consumer.on(Consumed, retry=Retry.immediate(attempts=1))
+    async def handle(event: Consumed) -> None:
+        raise OSError
+
+    async with consumer.running(connection, publisher=publisher):
+        async with plain_channel(rabbitmq_url) as channel:
+            await channel.queue_delete("tests.consumer.dlq")
+        await publisher.publish(Consumed(number=1))
+        assert b'"number":1' in (await read(rabbitmq_url, "hk.unrouted")).body
+
+
+# ── the guard ────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_an_event_that_is_published_twice_has_one_effect(
+    publisher: RobustPublisher,
+    connection: BrokerConnection,
+    ledger: Ledger,
+    rabbitmq_url: str,
+    redis_url: str,
+) -> None:
+    async with connect_redis(redis_url) as redis:
+        consumer = consumer_of(ledger)
+        async with consumer.running(connection, publisher=publisher, guard=IdempotencyGuard(redis)):
+            event = Consumed(number=1)
+            await asyncio.gather(*(publisher.publish(event) for _ in range(10)))
+            await publisher.publish(Consumed(number=2))
+            await ledger.reaches(2)
+            await until(lambda: consumer.in_flight == 0)
+        assert sorted(ledger.entries) == [1, 2]
+    assert await waiting_in(rabbitmq_url, "tests.consumer") == 0
+
+
+async def test_a_handler_finishes_when_the_connection_drops_and_has_one_effect(
+    publisher: RobustPublisher, ledger: Ledger, rabbitmq_url: str, redis_url: str
+) -> None:
+    """Aiormq cancels its callbacks then (trap 8). The message comes again, and the guard knows it is done."""
+    consumer = RobustConsumer("tests.consumer")
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    @consumer.on(Consumed)
+    async def handle(event: Consumed) -> None:
+        begun.set()
+        await go_on.wait()
+        await ledger.add(event.number)
+
+    async with connect_redis(redis_url) as redis, proxied(rabbitmq_url) as (proxy, connection):
+        async with consumer.running(connection, publisher=publisher, guard=IdempotencyGuard(redis)):
+            await publisher.publish(Consumed(number=1))
+            await begun.wait()
+            proxy.reset()
+            await until(lambda: not consumer.is_ready)
+            await until(lambda: consumer.is_ready)
+            go_on.set()
+            await ledger.reaches(1)
+            await until(lambda: consumer.in_flight == 0)
+        assert ledger.entries == [1]
+    assert await waiting_in(rabbitmq_url, "tests.consumer") == 0
+
+
+# ── healing ──────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_queue_that_was_deleted_is_back_and_consumed(
+    publisher: RobustPublisher, connection: BrokerConnection, ledger: Ledger, rabbitmq_url: str
+) -> None:
+    """The broker's `basic.cancel` silently ends a plain consumer (trap 3)."""
+    consumer = consumer_of(ledger)
+    async with consumer.running(connection, publisher=publisher):
+        async with plain_channel(rabbitmq_url) as channel:
+            await channel.queue_delete("tests.consumer")
+        await until(lambda: not consumer.is_ready)
+        await until(lambda: consumer.is_ready)
+        await publisher.publish(Consumed(number=1))
+        assert await ledger.reaches(1) == [1]
+
+
+async def test_a_consumer_that_the_broker_forgot_subscribes_again(
+    publisher: RobustPublisher, connection: BrokerConnection, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody says a word; the probe finds out."""
+    monkeypatch.setattr(consumer_module, "PROBE_SECONDS", 0.1)
+    consumer = consumer_of(ledger)
+    async with consumer.running(connection, publisher=publisher):
+        assert consumer._run
+        lane = consumer._run._channel.current
+        assert lane
+        await lane.channel.basic_cancel(consumer._run._tag)
+        await until(lane.retired.is_set)
+        await until(lambda: consumer.is_ready)
+        await publisher.publish(Consumed(number=1))
+        assert await ledger.reaches(1) == [1]
+
+
+async def test_one_bad_queue_harms_no_other(
+    publisher: RobustPublisher, connection: BrokerConnection, ledger: Ledger, rabbitmq_url: str
+) -> None:
+    """A 406 makes a robust connection of aio-pika reconnect for ever (trap 7). Here it is named at the start."""
+    async with plain_channel(rabbitmq_url) as channel:
+        await channel.declare_queue("tests.bad", durable=True)
+    good = consumer_of(ledger)
+    async with good.running(connection, publisher=publisher):
+        link = await connection.link()
+        with pytest.raises(TopologyError, match=r"tests\.bad"):
+            await consumer_of(ledger, "tests.bad").start(connection, publisher=publisher)
+        assert await connection.link() is link
+        await publisher.publish(Consumed(number=1))
+        assert await ledger.reaches(1) == [1]
+
+
+async def test_a_channel_that_the_broker_closes_is_replaced(
+    publisher: RobustPublisher, connection: BrokerConnection, ledger: Ledger
+) -> None:
+    """Here for an acknowledgement of nothing (406); the connection stays."""
+    consumer = consumer_of(ledger)
+    async with consumer.running(connection, publisher=publisher):
+        link = await connection.link()
+        assert consumer._run
+        lane = consumer._run._channel.current
+        assert lane
+        await lane.channel.basic_ack(99)
+        await until(lambda: not lane.is_open)
+        await publisher.publish(Consumed(number=1))
+        assert await ledger.reaches(1) == [1]
+        assert await connection.link() is link
+
+
+async def test_a_start_without_a_broker_ends_with_the_context(
+    publisher: RobustPublisher, ledger: Ledger, rabbitmq_url: str
+) -> None:
+    consumer = consumer_of(ledger)
+    async with proxied(rabbitmq_url) as (proxy, connection):
+        proxy.freeze()
+        with (
+            bind(RequestContext().within(0.3)),
+            pytest.raises(NotConnectedError, match=r"not up after 0\.3 s"),
+        ):
+            await consumer.start(connection, publisher=publisher)
+        assert not consumer.is_ready
+        proxy.let_pass()
+        async with consumer.running(connection, publisher=publisher):
+            assert consumer.is_ready
+
+
+async def test_a_start_that_is_cancelled_can_be_tried_again(
+    publisher: RobustPublisher, connection: BrokerConnection, ledger: Ledger
+) -> None:
+    consumer = consumer_of(ledger)
+    for turns in range(0, 40, 8):
+        task = asyncio.create_task(consumer.start(connection, publisher=publisher))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    async with consumer.running(connection, publisher=publisher):
+        await publisher.publish(Consumed(number=1))
+        assert await ledger.reaches(1) == [1]
+
+
+# ── stopping ─────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_drain_finishes_what_runs_and_leaves_the_rest(
+    publisher: RobustPublisher, connection: BrokerConnection, ledger: Ledger, rabbitmq_url: str
+) -> None:
+    """One handler runs, two messages wait behind it in this process, more in the queue."""
+    consumer = RobustConsumer("tests.consumer", concurrency=1)
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    @consumer.on(Consumed)
+    async def handle(event: Consumed) -> None:
+        begun.set()
+        await go_on.wait()
+        await ledger.add(event.number)
+
+    await consumer.start(connection, publisher=publisher)
+    await publisher.publish_many(Consumed(number=n) for n in range(5))
+    await begun.wait()
+    await until(lambda: consumer.in_flight == 3)
+    drain = asyncio.create_task(consumer.drain(budget_seconds=10))
+    await until(lambda: not consumer.is_ready)
+    go_on.set()
+    assert await drain
+    assert ledger.entries == [0]
+    assert await waiting_in(rabbitmq_url, "tests.consumer") == 4
+
+
+async def test_a_drain_ends_in_time(
+    publisher: RobustPublisher, connection: BrokerConnection, rabbitmq_url: str
+) -> None:
+    """A handler that doesn't end is cancelled, and its message goes back to the queue."""
+    consumer = RobustConsumer("tests.consumer")
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    @consumer.on(Consumed)
+    async def handle(event: Consumed) -> None:
+        begun.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
+
+    await consumer.start(connection, publisher=publisher)
+    await publisher.publish(Consumed())
+    await begun.wait()
+    async with asyncio.timeout(5):
+        assert not await consumer.drain(budget_seconds=0.5)
+    assert ended.is_set()
+    assert await waiting_in(rabbitmq_url, "tests.consumer") == 1
+
+
+async def test_a_drain_without_a_broker_ends_in_time(
+    publisher: RobustPublisher, ledger: Ledger, rabbitmq_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consumer_module, "CANCEL_SECONDS", 0.1)
+    consumer = consumer_of(ledger)
+    async with proxied(rabbitmq_url) as (proxy, connection):
+        await consumer.start(connection, publisher=publisher)
+        proxy.freeze()
+        async with asyncio.timeout(2):
+            assert await consumer.drain(budget_seconds=0.5)
+        proxy.let_pass()
+
+
+# ── mistakes of our own ──────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_message_that_trips_us_up_goes_back(
+    publisher: RobustPublisher, connection: BrokerConnection, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bug in the processing must neither lose a message nor hold it for ever."""
+    monkeypatch.setattr(consumer_module, "UNEXPECTED_PAUSE_SECONDS", 0.01)
+    consumer = consumer_of(ledger)
+    async with consumer.running(connection, publisher=publisher):
+        assert consumer._run
+        process, trips = consumer._run._processor.process, 0
+
+        async def trip(delivery: Any) -> None:
+            nonlocal trips
+            trips += 1
+            if trips < 3:
+                raise LookupError("a bug")
+            await process(delivery)
+
+        monkeypatch.setattr(consumer._run._processor, "process", trip)
+        await publisher.publish(Consumed(number=1))
+        assert await ledger.reaches(1) == [1]
