@@ -1,9 +1,9 @@
 """A data service on a PostgreSQL of the test's own, in this process, with a broker that only takes notes."""
 
+import asyncio
 import itertools
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -166,6 +166,31 @@ class Service:
         key, headers = more.pop("key", None), more.pop("headers", {})
         return await self.send("POST", "/v1:transact", {"operations": operations, **more}, key=key, **headers)
 
+    @asynccontextmanager
+    async def holding(
+        self, statement: str, *arguments: object
+    ) -> AsyncGenerator[Callable[[], Awaitable[None]]]:
+        """What the statement locks stays locked until the end of the block, or until what is yielded is called."""
+        connection = await connect(
+            self.url, timeout_seconds=10, command_seconds=30, application_name="the test"
+        )
+        try:
+            await connection.execute("BEGIN")
+            await connection.execute(statement, *arguments)
+
+            async def release() -> None:
+                await connection.execute("ROLLBACK")
+
+            yield release
+        finally:
+            await connection.close()
+
+    async def until(self, statement: str, *arguments: object) -> None:
+        """Wait for the statement to find something."""
+        async with asyncio.timeout(20):
+            while not await self.sql(statement, *arguments):  # noqa: ASYNC110 - it happens in another process
+                await asyncio.sleep(0.01)
+
     async def sql(self, statement: str, *arguments: object) -> list[Any]:
         connection = await connect(
             self.url, timeout_seconds=10, command_seconds=30, application_name="the test"
@@ -207,3 +232,10 @@ async def service(postgres_url: str) -> AsyncIterator[Service]:
     await create_tables(postgres_url)
     async with running(postgres_url) as service:
         yield service
+
+
+@pytest.fixture
+async def replica(service: Service) -> AsyncIterator[Service]:
+    """A second data service on the same database."""
+    async with running(service.url) as replica:
+        yield replica

@@ -1,4 +1,4 @@
-"""Filters say what they say in Python, pages neither skip nor repeat, and nothing but bound values reaches the database."""
+"""Filters find what they say, pages neither skip nor repeat, and nothing but bound values reaches the database."""
 
 import itertools
 from typing import Any
@@ -87,12 +87,9 @@ async def test_filters_find_what_they_say(service: Any) -> None:
 
 
 async def test_both_forms_of_a_query_find_the_same(service: Any) -> None:
-    from hybridkit.resources import Resource
-
     await fill(service)
-    items: Resource[Any, Any, Any] = service.items
     for where, expected in FILTERS:
-        params = Query.from_json(items, {"where": where}).to_params()
+        params = Query.from_json(service.items, {"where": where}).to_params()
         answer = await service.http.get("/v1/items", params=params)
         assert {item["name"] for item in answer.json()["items"]} == expected, params
 

@@ -3,12 +3,10 @@
 from collections.abc import Mapping
 from typing import Any, assert_never
 
-from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import ColumnElement, and_, delete, func, select, update
 from sqlalchemy import Update as UpdateStatement
 from sqlalchemy.dialects.postgresql import insert
 
-from hybridkit.codec import field_errors
 from hybridkit.dataservice._etags import State
 from hybridkit.dataservice._operations import (
     Assert,
@@ -25,7 +23,15 @@ from hybridkit.dataservice._postgres_columns import now_in_milliseconds
 from hybridkit.dataservice._postgres_database import Session
 from hybridkit.dataservice._postgres_filters import condition
 from hybridkit.dataservice._postgres_table import ResourceTable
-from hybridkit.errors import FieldError, InvalidRequestError, NotFoundError, StaleVersionError
+from hybridkit.dataservice._refusals import (
+    fitting,
+    missing,
+    not_a_number,
+    pointer,
+    set_and_incremented,
+    stale,
+)
+from hybridkit.errors import NotFoundError, StaleVersionError
 
 __all__ = ["apply"]
 
@@ -59,9 +65,9 @@ async def _assert(session: Session, table: ResourceTable, operation: Assert) -> 
     locked = select(*table.all).where(table["id"] == operation.id).with_for_update(read=True)
     rows = await session.execute(locked)
     if not rows:
-        raise _missing(operation)
+        raise missing(operation)
     if operation.if_match not in (None, current := table.tag(rows[0])):
-        raise _stale(operation, current)
+        raise stale(operation, current)
 
 
 async def _create(session: Session, table: ResourceTable, operation: Create) -> Result:
@@ -71,7 +77,7 @@ async def _create(session: Session, table: ResourceTable, operation: Create) -> 
 
 
 async def _update(session: Session, table: ResourceTable, operation: Update) -> Document:
-    changes = table.bound(operation.changes, at=_pointer(operation))
+    changes = table.bound(operation.changes, at=pointer(operation))
     changes |= _increments(table, operation)
     changes |= await _merged(session, table, operation)
     where = _target(table, operation, operation.if_match)
@@ -83,7 +89,7 @@ async def _update(session: Session, table: ResourceTable, operation: Update) -> 
     current = await _current_tag(session, table, operation)
     if operation.if_match in (None, current):
         raise StaleVersionError(operation.says("the requirement does not hold"), current=current)
-    raise _stale(operation, current)
+    raise stale(operation, current)
 
 
 async def _upsert(session: Session, table: ResourceTable, operation: Upsert) -> Result:
@@ -93,17 +99,17 @@ async def _upsert(session: Session, table: ResourceTable, operation: Upsert) -> 
     if operation.only == "absent":
         statement = statement.on_conflict_do_nothing(index_elements=[table["id"]])
     else:
-        changes = _versioned(table, table.bound(operation.values, at=_pointer(operation)))
+        changes = _versioned(table, table.bound(operation.values, at=pointer(operation)))
         statement = statement.on_conflict_do_update(index_elements=[table["id"]], set_=changes)
     rows = await session.execute(statement.returning(*table.all))
     if not rows:
-        raise _stale(operation, await _current_tag(session, table, operation))
+        raise stale(operation, await _current_tag(session, table, operation))
     document = table.document(rows[0])
     return Result(document, created=document["version"] == 1)
 
 
 async def _replace(session: Session, table: ResourceTable, operation: Upsert) -> Result:
-    changes = table.bound(operation.values, at=_pointer(operation))
+    changes = table.bound(operation.values, at=pointer(operation))
     where = _target(table, operation, operation.if_match)
     rows = await session.execute(_change(table, changes).where(where).returning(*table.all))
     if rows:
@@ -112,20 +118,20 @@ async def _replace(session: Session, table: ResourceTable, operation: Upsert) ->
         current = await _current_tag(session, table, operation)
     except NotFoundError:  # a condition on a record that is not there does not hold: RFC 9110, section 13.1.1
         current = None
-    raise _stale(operation, current)
+    raise stale(operation, current)
 
 
 async def _delete(session: Session, table: ResourceTable, operation: Delete) -> None:
     where = _target(table, operation, operation.if_match)
     if not await session.execute(delete(table.table).where(where).returning(table["id"])):
-        raise _stale(operation, await _current_tag(session, table, operation))
+        raise stale(operation, await _current_tag(session, table, operation))
 
 
 # ── parts ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _new_row(table: ResourceTable, operation: Create | Upsert) -> dict[str, Any]:
-    values = table.bound({**table.defaults(), **operation.values}, at=_pointer(operation))
+    values = table.bound({**table.defaults(), **operation.values}, at=pointer(operation))
     return {**values, table["id"].name: operation.id}
 
 
@@ -155,13 +161,10 @@ def _target(
 def _increments(table: ResourceTable, operation: Update) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     for name, amount in operation.increment.items():
-        pointer = f"{_pointer(operation, 'increment')}/{name}"
         if not table.is_number(name):
-            raise InvalidRequestError("only a number can grow", errors=[FieldError(pointer, "not_a_number")])
+            raise not_a_number(operation, name)
         if name in operation.changes:
-            raise InvalidRequestError(
-                "a field is either set or incremented", errors=[FieldError(pointer, "set_and_incremented")]
-            )
+            raise set_and_incremented(operation, name)
         column = table[name]
         changes[column.name] = func.coalesce(column, 0) + table.bind(name, amount)
     return changes
@@ -175,42 +178,16 @@ async def _merged(session: Session, table: ResourceTable, operation: Update) -> 
     columns = [table[name] for name in names]
     rows = await session.execute(select(*columns).where(table["id"] == operation.id).with_for_update())
     if not rows:
-        raise _missing(operation)
+        raise missing(operation)
     merged = {
-        name: _fitting(table, operation, name, merge_patch(current, operation.merges[name]))
+        name: fitting(operation, name, merge_patch(current, operation.merges[name]))
         for name, current in zip(names, rows[0], strict=True)
     }
-    return table.bound(merged, at=_pointer(operation))
-
-
-def _fitting(table: ResourceTable, operation: Update, name: str, document: Any) -> Any:
-    """The merged document, if it still is what the record declares."""
-    adapter: TypeAdapter[Any] = TypeAdapter(table.resource.record.model_fields[name].annotation)
-    try:
-        return adapter.dump_python(adapter.validate_python(document))
-    except ValidationError as error:
-        at = f"{_pointer(operation)}/{name}"
-        errors = [
-            FieldError(at + problem.pointer, problem.code, problem.message) for problem in field_errors(error)
-        ]
-        raise InvalidRequestError("the document does not fit after the patch", errors=errors) from None
+    return table.bound(merged, at=pointer(operation))
 
 
 async def _current_tag(session: Session, table: ResourceTable, operation: Operation) -> str:
     rows = await session.execute(select(*table.all).where(table["id"] == operation.id))
     if not rows:
-        raise _missing(operation)
+        raise missing(operation)
     return table.tag(rows[0])
-
-
-def _pointer(operation: Operation, member: str = "data") -> str:
-    return f"/{operation.label}/{member}" if operation.label else ""
-
-
-def _missing(operation: Operation) -> NotFoundError:
-    return NotFoundError(operation.says(f"{operation.resource.name} has no such record"))
-
-
-def _stale(operation: Operation, current: str | None) -> StaleVersionError:
-    reason = "is not there" if current is None else "has changed, or was there already"
-    return StaleVersionError(operation.says(f"the record {reason}"), current=current)

@@ -6,25 +6,21 @@ call that waits for another. Only what was done is recorded; a refusal is comput
 
 import hashlib
 from collections.abc import Sequence
-from datetime import timedelta
-from typing import Any, Final
+from typing import Any
 
 import orjson
 from sqlalchemy import func, insert, select
 
 from hybridkit.codec import encode_json
+from hybridkit.dataservice._in_flight import in_progress
+from hybridkit.dataservice._keys import DERIVED_RETENTION, RETENTION, is_derived
 from hybridkit.dataservice._operations import Outcome, Result, Write
 from hybridkit.dataservice._postgres_columns import KEYS
 from hybridkit.dataservice._postgres_database import Session
 from hybridkit.dataservice._postgres_errors import constraint_of, database_error
-from hybridkit.errors import ConflictError, HybridkitError, InProgressError
-from hybridkit.ids import DERIVED_KEY_PREFIX
+from hybridkit.errors import ConflictError, HybridkitError
 
-__all__ = ["DERIVED_RETENTION", "RETENTION", "claim_key", "is_derived", "lock_number", "record_key"]
-
-RETENTION: Final = timedelta(hours=72)
-DERIVED_RETENTION: Final = timedelta(days=30)
-"""As long as a dead letter may be redriven: its handler makes the same keys again."""
+__all__ = ["claim_key", "lock_number", "record_key"]
 
 
 async def claim_key(session: Session, write: Write) -> tuple[bytes, Outcome] | None:
@@ -35,7 +31,7 @@ async def claim_key(session: Session, write: Write) -> tuple[bytes, Outcome] | N
     """
     lock = func.pg_try_advisory_xact_lock(lock_number("key", write.caller, write.key))
     if not (await session.execute(select(lock)))[0][0]:
-        raise InProgressError("a call with this Idempotency-Key has not finished", retry_after_seconds=0.2)
+        raise in_progress()
     # A statement of its own: its snapshot is younger than the lock, so it sees what the former holder committed.
     found = await session.execute(
         select(KEYS.c.fingerprint, KEYS.c.results).where(
@@ -58,11 +54,6 @@ async def record_key(session: Session, write: Write, results: Sequence[Result]) 
         ),
         meaning=_key_error,
     )
-
-
-def is_derived(key: str) -> bool:
-    """Whether the key was derived from a claim and a step, so that a rerun of a half-done handler repeats it."""
-    return key.startswith(DERIVED_KEY_PREFIX)
 
 
 def lock_number(*parts: str) -> int:

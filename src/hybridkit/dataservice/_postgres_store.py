@@ -11,19 +11,20 @@ from typing import Any, Final
 from sqlalchemy import delete, func, select, tuple_
 
 from hybridkit.context import RequestContext, bind
+from hybridkit.dataservice._in_flight import PATIENCE_SECONDS, InFlight
+from hybridkit.dataservice._keys import RETENTION, count, replayed
 from hybridkit.dataservice._operations import AnyResource, Document, Outcome, Write
 from hybridkit.dataservice._postgres_apply import apply
 from hybridkit.dataservice._postgres_columns import KEYS, OUTBOX, SECRETS
 from hybridkit.dataservice._postgres_database import Database
 from hybridkit.dataservice._postgres_errors import query_error
 from hybridkit.dataservice._postgres_filters import Ordering, condition
-from hybridkit.dataservice._postgres_keys import RETENTION, claim_key, is_derived, record_key
+from hybridkit.dataservice._postgres_keys import claim_key, record_key
 from hybridkit.dataservice._postgres_migrations import History, histories_of, migrate, missing_revisions
 from hybridkit.dataservice._postgres_outbox import PostgresOutbox, add_emissions
 from hybridkit.dataservice._postgres_table import ResourceTable
 from hybridkit.dataservice._store import Found
-from hybridkit.errors import ConflictError, InProgressError, KeyReusedError, UnavailableError
-from hybridkit.observability import get_logger, metrics
+from hybridkit.errors import ConflictError, InProgressError, RejectedError, UnavailableError
 from hybridkit.queries import Query
 
 __all__ = ["PostgresStore", "open_postgres_store"]
@@ -32,13 +33,11 @@ POOL_SIZE: Final = 10
 OWN_POOL_SIZE: Final = 3
 """For the relay, readiness and housekeeping, which must work while requests take every other connection."""
 CHECK_SECONDS: Final = 0.9
-IN_FLIGHT_SECONDS: Final = 0.5
-IN_FLIGHT_PAUSE_SECONDS: Final = 0.02
+POLL_SECONDS: Final = 0.04
+"""How long to leave a key at most that another process has, before it is asked for again."""
 MAX_RETRIES: Final = 3
 RETRY_SECONDS: Final = 0.02
 CLEAN_ROWS: Final = 1000
-
-_log = get_logger("hybridkit.dataservice")
 
 
 class PostgresStore:
@@ -63,6 +62,7 @@ class PostgresStore:
         self._own = own
         self._tables = tables
         self._histories = histories
+        self._in_flight = InFlight()
         self._signing_key: bytes | None = None
 
     def __repr__(self) -> str:
@@ -99,21 +99,39 @@ class PostgresStore:
 
     async def write(self, write: Write) -> Outcome:
         """Do all of it, once per caller and key; again, at most three times, where another transaction won."""
-        patience = time.monotonic() + IN_FLIGHT_SECONDS
+
+        def replay(fingerprint: bytes, outcome: Outcome) -> Outcome:
+            return replayed(write, fingerprint, Outcome(outcome.results, replayed=True))
+
+        try:
+            return await self._in_flight.run(write, lambda: self._write(write), replay=replay)
+        except InProgressError:
+            count("in_progress")
+            raise
+
+    async def _write(self, write: Write) -> Outcome:
+        give_up = time.monotonic() + PATIENCE_SECONDS
         retries = 0
+        # Above `read_committed` the snapshot is older than the lock on the key: what looks like a refusal may be the
+        # doing of the key's former holder, which a second look shows.
+        looks = 1 if write.isolation == "read_committed" else 2
         while True:
             try:
                 return await self._write_once(write)
             except InProgressError:
-                if time.monotonic() >= patience:
-                    _count("in_progress")
+                if time.monotonic() >= give_up:
                     raise
-                pause = IN_FLIGHT_PAUSE_SECONDS
+                pause = POLL_SECONDS
             except ConflictError:
                 retries += 1
                 if retries > MAX_RETRIES:
                     raise
                 pause = RETRY_SECONDS * 2**retries
+            except RejectedError:
+                looks -= 1
+                if looks == 0:
+                    raise
+                pause = 0.0
             # Without a connection: those who wait must not keep those from working whom they wait for.
             await asyncio.sleep(pause * random.random())  # noqa: S311 # nosec B311 - spreads load
 
@@ -121,14 +139,14 @@ class PostgresStore:
         async with self._database.session(isolation=write.isolation) as session:
             recorded = await claim_key(session, write)
             if recorded is not None:
-                return _replayed(write, *recorded)
+                return replayed(write, *recorded)
             results = [
                 await apply(session, self._tables[operation.resource.name], operation)
                 for operation in write.operations
             ]
             await add_emissions(session, write.emit, service=write.caller)
             await record_key(session, write, results)
-        _count("acquired")
+        count("acquired")
         if write.emit:
             self.outbox.wake()
         return Outcome(tuple(results))
@@ -210,25 +228,3 @@ async def open_postgres_store(
     finally:
         await own.close()
         await database.close()
-
-
-def _replayed(write: Write, fingerprint: bytes, outcome: Outcome) -> Outcome:
-    if fingerprint == write.fingerprint:
-        _count("replayed")
-        return outcome
-    if not is_derived(write.key):
-        _count("mismatch")
-        raise KeyReusedError("this Idempotency-Key was used for another request; make one key per call")
-    # The rerun of a half-done handler must be able to go on, even where it now asks for something else.
-    _count("diverged")
-    _log.warning(
-        "a rerun asks for something else than the run before, and gets what that one did; does the handler read what"
-        " its own first step changed?",
-        caller=write.caller,
-        key=write.key,
-    )
-    return outcome
-
-
-def _count(outcome: str) -> None:
-    metrics.idempotency_outcomes.labels("data_service", outcome).inc()

@@ -1,0 +1,63 @@
+"""Calls of this process with one idempotency key: one of them works, the others wait for what comes of it.
+
+They hold no connection meanwhile, and ask the database nothing. Between processes the database itself decides.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from hybridkit.dataservice._operations import Outcome, Write
+from hybridkit.errors import InProgressError
+
+__all__ = ["PATIENCE_SECONDS", "InFlight", "in_progress"]
+
+PATIENCE_SECONDS: Final = 0.5
+"""How long a call waits for another one with its key."""
+
+type Work = Callable[[], Awaitable[Outcome]]
+type Replay = Callable[[bytes, Outcome], Outcome]
+
+
+class InFlight:
+    """Which keys are at work here."""
+
+    def __init__(self) -> None:
+        self._running: dict[tuple[str, str], asyncio.Future[tuple[bytes, Outcome] | None]] = {}
+
+    def __repr__(self) -> str:
+        return f"InFlight({len(self._running)})"
+
+    async def run(self, write: Write, work: Work, *, replay: Replay) -> Outcome:
+        """Do the work, or wait for an equal call and give its outcome again. If that fails, the next one tries.
+
+        Args:
+            write: says whose key it is.
+            work: does it.
+            replay: given the fingerprint and the outcome of the other call, decides what this one gets.
+
+        Raises:
+            InProgressError: the other call took too long.
+        """
+        name = (write.caller, write.key)
+        give_up = time.monotonic() + PATIENCE_SECONDS
+        while (other := self._running.get(name)) is not None:
+            done, _ = await asyncio.wait({other}, timeout=max(give_up - time.monotonic(), 0.0))
+            if not done:
+                raise in_progress()
+            if (found := other.result()) is not None:
+                return replay(*found)
+        mine = self._running[name] = asyncio.get_running_loop().create_future()
+        outcome: Outcome | None = None
+        try:
+            outcome = await work()
+            return outcome
+        finally:
+            del self._running[name]
+            mine.set_result(None if outcome is None else (write.fingerprint, outcome))
+
+
+def in_progress() -> InProgressError:
+    """Another call has the key."""
+    return InProgressError("a call with this Idempotency-Key has not finished", retry_after_seconds=0.2)
