@@ -15,7 +15,13 @@ def main() -> None:
     run_api(app)
 ```
 
-Names that need SQLAlchemy are loaded when they are used, so that a service on MongoDB does without it.
+On MongoDB a resource is stored in a collection instead:
+
+```python
+app = create_data_service(MongoSettings, {USER_STATS: DocumentCollection(indexes=(DocumentIndex("visits"),))})
+```
+
+Names that need SQLAlchemy or PyMongo are loaded when they are used, so that a service does without the other one.
 """
 
 from importlib import import_module
@@ -26,11 +32,15 @@ from hybridkit.dataservice._service import create_data_service
 from hybridkit.errors import MissingExtraError
 
 if TYPE_CHECKING:
+    from hybridkit.dataservice._mongo_collection import DocumentCollection as DocumentCollection
+    from hybridkit.dataservice._mongo_collection import DocumentIndex as DocumentIndex
     from hybridkit.dataservice._postgres_columns import RecordColumns as RecordColumns
     from hybridkit.dataservice._postgres_migrations import migrate as migrate
     from hybridkit.dataservice._postgres_migrations import write_revision as write_revision
 
 __all__ = [
+    "DocumentCollection",
+    "DocumentIndex",
     "Publisher",
     "RecordColumns",
     "Relay",
@@ -39,18 +49,20 @@ __all__ = [
     "write_revision",
 ]
 
-_ON_POSTGRES = {
-    "RecordColumns": "_postgres_columns",
-    "migrate": "_postgres_migrations",
-    "write_revision": "_postgres_migrations",
+_HOMES = {
+    "DocumentCollection": ("_mongo_collection", "mongo"),
+    "DocumentIndex": ("_mongo_collection", "mongo"),
+    "RecordColumns": ("_postgres_columns", "postgres"),
+    "migrate": ("_postgres_migrations", "postgres"),
+    "write_revision": ("_postgres_migrations", "postgres"),
 }
 
 
 def __getattr__(name: str) -> Any:
-    home = _ON_POSTGRES.get(name)
-    if home is None:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home, extra = _HOMES[name]
     try:
         return getattr(import_module(f"{__name__}.{home}"), name)
     except ModuleNotFoundError:
-        raise MissingExtraError(f"{__name__}.{name}", extra="postgres") from None
+        raise MissingExtraError(f"{__name__}.{name}", extra=extra) from None

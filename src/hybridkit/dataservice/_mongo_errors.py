@@ -39,7 +39,7 @@ _NOT_SUPPORTED: Final = frozenset({59, 115, 238, 40324})
 """CommandNotFound, CommandNotSupported, NotImplemented, unrecognized stage."""
 _BAD_VALUES: Final = frozenset({2, 9, 14, 52, 121, 17280})
 """BadValue, FailedToParse, TypeMismatch, DollarPrefixedFieldName, DocumentValidationFailure, key too large."""
-_INDEX_NAME: Final = re.compile(r"index: (?P<name>[A-Za-z0-9_.]+)")
+_INDEX_NAME: Final = re.compile(r"[Ii]ndex:? '?(?P<name>[A-Za-z0-9_.]+)")
 
 
 def read_error(error: Exception) -> HybridkitError | None:

@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from fastapi import FastAPI
 
@@ -17,19 +17,21 @@ from hybridkit.dataservice._store import Store
 from hybridkit.errors import DeclarationError
 from hybridkit.lifespan import ServiceResources
 from hybridkit.messaging import RobustPublisher
-from hybridkit.settings import ServiceSettings
+from hybridkit.settings import MongoSettings, ServiceSettings
 
 if TYPE_CHECKING:
+    from hybridkit.dataservice._mongo_collection import DocumentCollection
     from hybridkit.dataservice._postgres_columns import RecordColumns
 
 __all__ = ["create_data_service"]
 
+type OpenStore = Callable[[Any], AbstractAsyncContextManager[Store]]
 type OpenPublisher = Callable[[], AbstractAsyncContextManager[Publisher]]
 
 
 def create_data_service(
     settings_class: type[ServiceSettings],
-    tables: "Mapping[AnyResource, type[RecordColumns]]",
+    tables: "Mapping[AnyResource, type[RecordColumns]] | Mapping[AnyResource, DocumentCollection]",
     *,
     migrations: Path | str | None = None,
     publisher: OpenPublisher | None = None,
@@ -38,12 +40,13 @@ def create_data_service(
 ) -> FastAPI:
     """The contract's routes for these resources, on one database, with a relay that publishes what they emit.
 
-    When it starts it waits for the database and migrates it. Without a broker (settings that are no `RabbitSettings`,
-    and no `publisher`) it refuses to emit. RabbitMQ may go away while it runs: events wait in the outbox.
+    When it starts it waits for the database and migrates it, or creates what indexes are missing. Without a broker
+    (settings that are no `RabbitSettings`, and no `publisher`) it refuses to emit, as it does on MongoDB. RabbitMQ may
+    go away while it runs: events wait in the outbox.
 
     Args:
-        settings_class: read once, at the start; `PostgresSettings` or a subclass.
-        tables: by resource, the declarative class that stores it.
+        settings_class: read once, at the start; `PostgresSettings` or `MongoSettings`, or a subclass.
+        tables: by resource, what stores it: a declarative class in PostgreSQL, a `DocumentCollection` in MongoDB.
         migrations: the folder with the service's Alembic revisions; without one its tables are somebody else's concern.
         publisher: publishes instead of RabbitMQ, in tests for example.
         title: in the OpenAPI document.
@@ -53,9 +56,14 @@ def create_data_service(
         DeclarationError: a resource and its table don't fit, or a name is taken twice.
     """
     if "database_url" not in settings_class.model_fields:
-        raise DeclarationError(f"{settings_class.__name__} has no database_url; use PostgresSettings")
+        raise DeclarationError(
+            f"{settings_class.__name__} has no database_url; use PostgresSettings or MongoSettings"
+        )
     bodies = _bodies_by_name(tables)
-    open_store = _store_on_postgres(tables, migrations)
+    if issubclass(settings_class, MongoSettings):
+        open_store = _store_on_mongo(cast("Mapping[AnyResource, DocumentCollection]", tables))
+    else:
+        open_store = _store_on_postgres(cast("Mapping[AnyResource, type[RecordColumns]]", tables), migrations)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
@@ -63,11 +71,12 @@ def create_data_service(
         settings = app.state.settings
         store = await resources.open("database", lambda: open_store(settings), probe=_probe)
         await resources.open("housekeeping", lambda: Housekeeping(store))
-        publishing = await _open_publisher(resources, publisher)
-        if publishing is not None:
-            await resources.open("relay", lambda: Relay(store.outbox, publishing))
         app.state.store = store
-        app.state.can_emit = publishing is not None
+        app.state.can_emit = False
+        outbox, publishing = store.outbox, await _open_publisher(resources, publisher)
+        if outbox is not None and publishing is not None:
+            await resources.open("relay", lambda: Relay(outbox, publishing))
+            app.state.can_emit = True
         yield
 
     app = create_app(settings_class, title=title, version=version, lifespan=lifespan, internal=True)
@@ -77,7 +86,7 @@ def create_data_service(
 
 def _store_on_postgres(
     tables: "Mapping[AnyResource, type[RecordColumns]]", migrations: Path | str | None
-) -> Callable[[Any], AbstractAsyncContextManager[Store]]:
+) -> OpenStore:
     from hybridkit.dataservice._postgres_store import open_postgres_store  # noqa: PLC0415 - an extra of its own
     from hybridkit.dataservice._postgres_table import ResourceTable  # noqa: PLC0415
 
@@ -91,6 +100,20 @@ def _store_on_postgres(
             migrations=migrations,
             wait_seconds=settings.start_budget_seconds,
         )
+
+    return open_store
+
+
+def _store_on_mongo(collections: "Mapping[AnyResource, DocumentCollection]") -> OpenStore:
+    from hybridkit.dataservice._mongo_collection import ResourceCollection  # noqa: PLC0415 - an extra of its own
+    from hybridkit.dataservice._mongo_store import open_mongo_store  # noqa: PLC0415
+
+    named = {
+        resource.name: ResourceCollection(resource, declared) for resource, declared in collections.items()
+    }
+
+    def open_store(settings: Any) -> AbstractAsyncContextManager[Store]:
+        return open_mongo_store(settings.database_url.get_secret_value(), named, name=settings.service_name)
 
     return open_store
 

@@ -32,8 +32,8 @@ class Store(Protocol):
     """
 
     @property
-    def outbox(self) -> Outbox:
-        """The events that wait to be published."""
+    def outbox(self) -> Outbox | None:
+        """The events that wait to be published; None where the database can't keep them with the records."""
         ...
 
     async def get(self, resource: AnyResource, record_id: Any) -> Document | None:
