@@ -104,9 +104,10 @@ async def failure(pipeline: Pipeline, intent: Intent) -> HybridkitError:
 
 
 async def test_a_read_is_tried_three_times_with_full_jitter() -> None:
-    wire = Wire(REFUSED)
+    refused = UnavailableError("nobody listens")
+    wire = Wire(refused)
     error = await failure(wire.pipeline(), READ)
-    assert error is REFUSED
+    assert error is refused
     assert error.__notes__ == ["given up after 3 attempts"]
     assert wire.slept == [0.025, 0.05]
     assert [request.headers["x-retry-count"] for request in wire.requests] == ["0", "1", "2"]
