@@ -126,7 +126,7 @@ async def test_who_serves_by_itself_announces_first_and_stops_later(journal: Jou
 async def test_a_second_signal_ends_the_wait_and_skips_to_closing(journal: Journal) -> None:
     async with ServiceResources(unready_seconds=9) as resources:
         await prepare(resources, journal)
-        asyncio.get_running_loop().call_later(0.05, resources.hurry)
+        asyncio.get_running_loop().call_soon(resources.hurry)
         since = time.monotonic()
         await resources.stop()
     assert time.monotonic() - since < 5
@@ -136,8 +136,12 @@ async def test_a_second_signal_ends_the_wait_and_skips_to_closing(journal: Journ
 async def test_a_second_signal_cancels_what_still_runs(journal: Journal) -> None:
     async with ServiceResources(shutdown_seconds=60) as resources:
         await prepare(resources, journal)
-        resources.on_drain("endless", hang)
-        asyncio.get_running_loop().call_later(0.05, resources.hurry)
+
+        async def insist(seconds: float) -> None:
+            resources.hurry()
+            await hang(seconds)
+
+        resources.on_drain("endless", insist)
         since = time.monotonic()
         await resources.stop()
     assert time.monotonic() - since < 10
