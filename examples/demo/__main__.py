@@ -7,6 +7,7 @@ check holds.
 
 import argparse
 import asyncio
+import logging
 import signal
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Self
 
+import structlog
 from examples.demo.report import Report, chapter, say
 from examples.demo.scenario import play
 from examples.demo.stack import SERVICES, STOP_SECONDS, Stack, Urls
@@ -35,6 +37,7 @@ def main() -> int:
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the outcome there as JSON")
     parser.add_argument("--logs", type=Path, metavar="DIRECTORY", help="keep the services' logs there")
     options = parser.parse_args()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     report = Report()
     with tempfile.TemporaryDirectory(prefix="hybridkit-demo-") as scratch:
         try:
