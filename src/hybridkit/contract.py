@@ -23,7 +23,7 @@ from hybridkit.errors import (
     UniqueViolationError,
     error_for_code,
 )
-from hybridkit.events import Command, Event, Message
+from hybridkit.events import MAX_TYPE_LENGTH, Command, Event, Message
 
 __all__ = [
     "CALLER_HEADER",
@@ -151,12 +151,12 @@ class Emission(_Strict):
         queue: for a command, the queue; None for an event.
     """
 
-    event_type: str
+    event_type: str = Field(min_length=1, max_length=MAX_TYPE_LENGTH)
     version: int = Field(default=1, ge=1)
     event_id: UUID
     timestamp: Timestamp
     key: str | None = None
-    queue: str | None = None
+    queue: str | None = Field(default=None, min_length=1, max_length=MAX_TYPE_LENGTH)
     request_id: str
     user_id: str | None = None
     data: dict[str, Any]

@@ -166,7 +166,9 @@ def _increments(table: ResourceTable, operation: Update) -> dict[str, Any]:
         if name in operation.changes:
             raise set_and_incremented(operation, name)
         column = table[name]
-        changes[column.name] = func.coalesce(column, 0) + table.bind(name, amount)
+        changes[column.name] = func.coalesce(column, 0) + table.bind(
+            name, amount, at=pointer(operation, "increment")
+        )
     return changes
 
 
