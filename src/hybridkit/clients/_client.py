@@ -239,7 +239,7 @@ class PostgresDataClient(_DataClient):
         base_url: where it listens, such as `http://127.0.0.1:8001`.
         service: the name of the calling service, in snake_case.
         transport: what to send with, instead of an own HTTP client: an `httpx.AsyncClient` (which stays the caller's
-            to close), an `httpx.AsyncBaseTransport`, or a `Transport`.
+            to close), or an `httpx.AsyncBaseTransport` or `Transport`, closed with the client.
         policy: other limits than the default ones.
 
     Raises:
