@@ -83,7 +83,7 @@ async def test_a_signal_at_any_time_stops_everything(environment: dict[str, str]
     output, _ = await demo.communicate()
     assert demo.returncode == 130, output.decode()
     assert "Interrupted; everything is stopped." in output.decode()
-    assert [child for child in children if child.is_alive] == []
+    assert [child for child in children if child.is_alive()] == []
 
 
 def processes_below(pid: int) -> list[ProcessId]:
