@@ -34,4 +34,4 @@ servers: ## Build PostgreSQL, MongoDB, Redis and RabbitMQ for this machine, wher
 
 demo: setup ## Run the five services on real servers and drive the scenario
 	@$(MAKE) --no-print-directory servers || echo "make: no local servers were built: the demo takes what it finds"
-	@.venv/bin/python -m examples.run_demo
+	@.venv/bin/python -m examples.demo
