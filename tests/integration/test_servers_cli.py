@@ -90,7 +90,6 @@ def test_after_kill_9_the_kernel_ends_the_servers_and_the_next_start_removes_the
         command.kill()
         command.wait()
         assert wait_until(lambda: not any(child.is_alive() for child in children), timeout_seconds=10)
-        assert run.exists()
         with LocalServers():
             assert not run.exists()
         assert not any(ANSWERS[kind](port_of(server)) for kind, server in servers.items())
@@ -104,7 +103,6 @@ def test_a_frozen_orphan_is_killed_by_the_next_start() -> None:
             child.send(signal.SIGSTOP)
         command.kill()
         command.wait()
-        assert any(child.is_alive() for child in children)
         with LocalServers():
             assert wait_until(lambda: not any(child.is_alive() for child in children), timeout_seconds=10)
 

@@ -143,7 +143,8 @@ def _parse_ps(line: str) -> tuple[ProcessId, int] | None:
 @cache
 def _launcher() -> ThreadPoolExecutor:
     # The kernel takes "parent died" to mean the thread that forked (prctl(2), PR_SET_PDEATHSIG), so every fork
-    # is made by one thread that lives as long as the process.
+    # is made by one thread that lives as long as the process. A forked process does not have that thread.
+    os.register_at_fork(after_in_child=_launcher.cache_clear)
     return ThreadPoolExecutor(max_workers=1, thread_name_prefix="hybridkit-launcher")
 
 

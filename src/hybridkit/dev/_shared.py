@@ -1,6 +1,6 @@
 """One server for several processes: started by the first that asks, gone when the last one has.
 
-A server is owned by a holder, a process of its own (`python -m hybridkit.dev._shared KIND FOLDER`). Whoever uses the
+A server is owned by a holder, a process of its own (`python -m hybridkit.dev._holder KIND FOLDER`). Whoever uses the
 server holds a shared lock on a file; the holder waits for the exclusive one, which the kernel gives it when the last
 user has released its lock or has died, in whatever way.
 
@@ -16,28 +16,29 @@ import fcntl
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import IO, Any
 
-from hybridkit.dev._local import LocalServers
 from hybridkit.dev._places import state_directory
-from hybridkit.dev._process import ProcessId, find_process, own_process, wait_until
+from hybridkit.dev._process import ProcessId, find_process, wait_until
 from hybridkit.dev._runs import file_lock
 from hybridkit.dev._servers import Kind, Server
-from hybridkit.errors import HybridkitError, ServerMissingError, ServerStartError
+from hybridkit.errors import ServerMissingError, ServerStartError
 
 _READY_WITHIN_SECONDS = 120.0
 _GONE_WITHIN_SECONDS = 30.0
+_KEY_FORGOTTEN_AFTER_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Answer:
+class Answer:
+    """What a holder has to say: who it is, and its server or why there is none."""
+
     pid: int
     started: str
     url: str = ""
@@ -49,6 +50,7 @@ class _Answer:
 
     @property
     def holder(self) -> ProcessId:
+        """The process that owns the server."""
         return ProcessId(self.pid, self.started)
 
 
@@ -91,7 +93,7 @@ class SharedServers:
 
     def close(self) -> None:
         """Wait until no server of this key is left, and forget the key: for the last process, after `release`."""
-        answers = [_read(path) for path in self._folder.glob("*.json")]
+        answers = [read_answer(path) for path in self._folder.glob("*.json")]
         holders = [answer.holder for answer in answers if answer]
         wait_until(
             lambda: not any(holder.is_alive() for holder in holders), timeout_seconds=_GONE_WITHIN_SECONDS
@@ -99,12 +101,13 @@ class SharedServers:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _join(self, kind: Kind) -> Server:
+        _forget_old_keys(self._folder.parent)
         self._folder.mkdir(parents=True, exist_ok=True)
         with file_lock(self._folder / f"{kind}.start"):
             lease = self._leases[kind] = (self._folder / f"{kind}.lease").open("ab")
             # Waits for a holder that is just ending; a lock that is held makes it stay.
             fcntl.flock(lease, fcntl.LOCK_SH)
-            answer = _read(self._folder / f"{kind}.json")
+            answer = read_answer(self._folder / f"{kind}.json")
             if answer is None or not answer.holder.is_alive():
                 answer = self._start_holder(kind)
         if answer.missing is not None:
@@ -119,11 +122,11 @@ class SharedServers:
             management_url=answer.management_url,
         )
 
-    def _start_holder(self, kind: Kind) -> _Answer:
+    def _start_holder(self, kind: Kind) -> Answer:
         path = self._folder / f"{kind}.json"
         log = self._folder / f"{kind}.log"
         path.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "hybridkit.dev._shared", kind, str(self._folder)]
+        command = [sys.executable, "-m", "hybridkit.dev._holder", kind, str(self._folder)]
         # A session of its own and no parent that waits for it: Ctrl-C is for the tests, the holder ends after them.
         spawned = subprocess.run(  # noqa: S603 # nosec B603
             ["/bin/sh", "-c", '"$@" >>"$0" 2>&1 </dev/null & echo $!', str(log), *command],
@@ -138,63 +141,34 @@ class SharedServers:
             lambda: path.exists() or holder is None or not holder.is_alive(),
             timeout_seconds=_READY_WITHIN_SECONDS,
         )
-        if answer := _read(path):
+        if answer := read_answer(path):
             return answer
         said = log.read_text(errors="replace")
         raise ServerStartError(f"the process that was to hold {kind} has ended:\n{said}")
 
 
-def _read(path: Path) -> _Answer | None:
+def read_answer(path: Path) -> Answer | None:
+    """What a holder has written, or None where it has not yet."""
     try:
         said: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError):
         return None
     if said["missing"] is not None:
         said["missing"] = tuple(said["missing"])
-    return _Answer(**said)
+    return Answer(**said)
 
 
-def _write(path: Path, answer: _Answer) -> None:
+def write_answer(path: Path, answer: Answer) -> None:
+    """Put it there whole: nobody reads half of it."""
     draft = path.with_suffix(".new")
     draft.write_text(json.dumps(asdict(answer)))
     draft.rename(path)
 
 
-def _hold(kind: Kind, folder: Path) -> None:
-    path = folder / f"{kind}.json"
-    with (folder / f"{kind}.lease").open("ab") as lease:
-        try:
-            with LocalServers() as local:
-                _write(path, _start(kind, local))
-                fcntl.flock(lease, fcntl.LOCK_EX)
-        finally:
-            # While the lock is held: whoever waits for it must find nothing, and start a new holder.
-            path.unlink(missing_ok=True)
-
-
-def _start(kind: Kind, local: LocalServers) -> _Answer:
-    me = own_process()
-    try:
-        server = local.start(kind)
-    except ServerMissingError as error:
-        words = str(error).partition("\n")[0]
-        return _Answer(pid=me.pid, started=me.started, error=words, missing=error.missing)
-    except HybridkitError as error:
-        return _Answer(pid=me.pid, started=me.started, error=str(error))
-    return _Answer(
-        pid=me.pid,
-        started=me.started,
-        url=server.url,
-        source=server.source,
-        is_real=server.is_real,
-        management_url=server.management_url,
-    )
-
-
-def _leave(_number: int, _frame: FrameType | None) -> None:
-    raise SystemExit(0)
-
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _leave)
-    _hold(sys.argv[1], Path(sys.argv[2]))  # type: ignore[arg-type]  # SharedServers passes a Kind
+def _forget_old_keys(shared: Path) -> None:
+    # Of runs that were killed: their servers have ended, and nobody has removed the files.
+    for folder in shared.glob("*"):
+        answers = [read_answer(path) for path in folder.glob("*.json")]
+        in_use = any(answer and answer.holder.is_alive() for answer in answers)
+        if not in_use and time.time() - folder.stat().st_mtime > _KEY_FORGOTTEN_AFTER_SECONDS:
+            shutil.rmtree(folder, ignore_errors=True)

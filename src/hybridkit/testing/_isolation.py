@@ -129,7 +129,7 @@ def _lease_key(number: int) -> str:
 
 
 def _lease_database(redis: Any, leases: Any, url: str) -> int:
-    for number in range(1, _count_databases(redis, leases)):
+    for number in range(1, _count_databases(redis, url)):
         if not leases.set(_lease_key(number), "1", nx=True, ex=_LEASE_SECONDS):
             continue
         with redis.Redis.from_url(_with_path(url, str(number))) as database:
@@ -139,10 +139,12 @@ def _lease_database(redis: Any, leases: Any, url: str) -> int:
     raise UnavailableError("no Redis database is free for a test: each one has keys in it or is leased")
 
 
-def _count_databases(redis: Any, leases: Any) -> int:
+def _count_databases(redis: Any, url: str) -> int:
+    # On a connection of its own: fakeredis does not know the command, and closes the connection after an error.
     try:
-        return int(leases.config_get("databases")["databases"])
-    except (redis.exceptions.ResponseError, KeyError):
+        with redis.Redis.from_url(url) as server:
+            return int(server.config_get("databases")["databases"])
+    except (redis.RedisError, KeyError):
         return 16
 
 

@@ -1,0 +1,55 @@
+"""`python -m hybridkit.dev._holder KIND FOLDER`: owns one shared server until its last user has gone."""
+
+import fcntl
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import cast
+
+from hybridkit.dev._local import LocalServers
+from hybridkit.dev._process import own_process
+from hybridkit.dev._servers import Kind
+from hybridkit.dev._shared import Answer, write_answer
+from hybridkit.errors import HybridkitError, ServerMissingError
+
+
+def hold(kind: Kind, folder: Path) -> None:
+    """Start the server, say so in FOLDER/KIND.json, and end it when no lock on FOLDER/KIND.lease is left."""
+    path = folder / f"{kind}.json"
+    with (folder / f"{kind}.lease").open("ab") as lease:
+        try:
+            with LocalServers() as local:
+                write_answer(path, _start(kind, local))
+                fcntl.flock(lease, fcntl.LOCK_EX)
+        finally:
+            # While the lock is held: whoever waits for it must find nothing, and start a new holder.
+            path.unlink(missing_ok=True)
+
+
+def _start(kind: Kind, local: LocalServers) -> Answer:
+    me = own_process()
+    try:
+        server = local.start(kind)
+    except ServerMissingError as error:
+        words = str(error).partition("\n")[0]
+        return Answer(pid=me.pid, started=me.started, error=words, missing=error.missing)
+    except HybridkitError as error:
+        return Answer(pid=me.pid, started=me.started, error=str(error))
+    return Answer(
+        pid=me.pid,
+        started=me.started,
+        url=server.url,
+        source=server.source,
+        is_real=server.is_real,
+        management_url=server.management_url,
+    )
+
+
+def _leave(_number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(0)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _leave)
+    hold(cast("Kind", sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,141 @@
+"""One server for all processes of a test run, which is gone when the last of them is, however that one ended."""
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from hybridkit.dev import SharedServers
+from hybridkit.dev._places import server_root_directory
+from hybridkit.dev._probes import redis_answers
+from hybridkit.dev._process import wait_until
+from hybridkit.dev._shared import read_answer
+
+RECORD_URL = """
+import os, pathlib, pytest
+
+@pytest.mark.parametrize("number", range(4))
+def test_writes_down_its_server(redis_url, number):
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "alone")
+    pathlib.Path(f"urls-{worker}-{number}").write_text(redis_url)
+"""
+HANG = """
+import pathlib, time
+
+def test_hangs(redis_url):
+    draft = pathlib.Path("draft")
+    draft.write_text(redis_url)
+    draft.rename("url")
+    time.sleep(1000)
+"""
+
+
+@pytest.fixture
+def key(redis_url: str) -> Iterator[str]:
+    """A key of the test's own; where there is no Redis, the fixture that it rests on has skipped the test."""
+    key = secrets.token_hex(8)
+    yield key
+    SharedServers(key).close()
+
+
+@pytest.fixture(autouse=True)
+def same_server_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pytester gives its pytest another home, in which there is none."""
+    monkeypatch.setenv("HYBRIDKIT_SERVER_ROOT", str(server_root_directory(os.environ)))
+
+
+def answers(url: str) -> bool:
+    port = urlsplit(url).port
+    assert port is not None
+    return redis_answers(port)
+
+
+def dies(url: str) -> bool:
+    return wait_until(lambda: not answers(url), timeout_seconds=15)
+
+
+def test_the_last_one_to_let_go_ends_the_server(key: str) -> None:
+    """Both have the same server; it outlives the one that started it."""
+    first, second = SharedServers(key), SharedServers(key)
+    url = first.get("redis").url
+    assert second.get("redis").url == url
+    first.release()
+    assert answers(url)
+    second.release()
+    assert dies(url)
+
+
+def test_another_run_has_a_server_of_its_own(key: str) -> None:
+    """Runs that happen at the same time don't meet."""
+    first, second = SharedServers(key), SharedServers(f"{key}-other")
+    try:
+        assert first.get("redis").url != second.get("redis").url
+    finally:
+        second.release()
+        second.close()
+        first.release()
+
+
+def test_a_user_that_was_killed_holds_nothing(key: str) -> None:
+    """The kernel releases its lock."""
+    script = f"""
+import time
+from hybridkit.dev import SharedServers
+print(SharedServers({key!r}).get("redis").url, flush=True)
+time.sleep(1000)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as user:
+        assert user.stdout is not None
+        url = user.stdout.readline().strip()
+        assert answers(url)
+        user.kill()
+    assert dies(url)
+
+
+def test_a_server_whose_holder_was_killed_is_started_again(key: str) -> None:
+    """The next one to ask does not get an answer of the dead."""
+    first, second = SharedServers(key), SharedServers(key)
+    url = first.get("redis").url
+    answer = read_answer(first._folder / "redis.json")
+    assert answer is not None
+    answer.holder.send(signal.SIGKILL)
+    assert dies(url)
+    assert answers(second.get("redis").url)
+    first.release()
+    second.release()
+
+
+def test_workers_of_xdist_share_one_server(pytester: pytest.Pytester) -> None:
+    """One process for all, a database for each; it has ended when the run has."""
+    pytester.makepyfile(RECORD_URL)
+    result = pytester.runpytest_subprocess("-n", "2")
+    result.assert_outcomes(passed=4)
+    urls = [path.read_text() for path in pytester.path.glob("urls-*")]
+    assert len({urlsplit(url).port for url in urls}) == 1
+    assert not answers(urls[0])
+
+
+@pytest.mark.parametrize(
+    ("signal_number", "options"),
+    [(signal.SIGINT, []), (signal.SIGTERM, []), (signal.SIGKILL, []), (signal.SIGKILL, ["-n", "1"])],
+    ids=["ctrl_c", "sigterm", "kill_9", "kill_9_of_the_controller_of_xdist"],
+)
+def test_an_interrupted_run_leaves_no_server(
+    pytester: pytest.Pytester, signal_number: int, options: list[str]
+) -> None:
+    """The holder ends it, whatever became of the tests."""
+    pytester.makepyfile(HANG)
+    said = Path(pytester.path / "url")
+    with pytester.popen([sys.executable, "-m", "pytest", *options]) as run:
+        assert wait_until(said.exists, timeout_seconds=30)
+        url = said.read_text()
+        assert answers(url)
+        run.send_signal(signal_number)
+        run.wait(30)
+    assert dies(url)
