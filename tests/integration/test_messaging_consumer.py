@@ -241,6 +241,25 @@ async def test_a_retry_comes_back_through_the_delay_levels(
     assert 2.9 < third - second < 6
 
 
+async def test_a_delay_level_that_is_gone_is_declared_again(
+    publisher: RobustPublisher, connection: BrokerConnection, ledger: Ledger, rabbitmq_url: str
+) -> None:
+    """The copy comes back as unroutable; its original is kept until the level is there again."""
+    consumer = RobustConsumer("tests.consumer")
+
+    @consumer.on(Consumed, retry=Retry.exponential(first_seconds=1))
+    async def handle(event: Consumed) -> None:
+        await ledger.add(event.number)
+        if len(ledger.entries) == 1:
+            raise OSError
+
+    async with consumer.running(connection, publisher=publisher):
+        async with plain_channel(rabbitmq_url) as channel:
+            await channel.queue_delete("hk.delay.L0")
+        await publisher.publish(Consumed(number=1))
+        assert await ledger.reaches(2) == [1, 1]
+
+
 async def test_a_dead_letter_has_its_reason(
     publisher: RobustPublisher, connection: BrokerConnection, rabbitmq_url: str
 ) -> None:
@@ -377,6 +396,7 @@ async def test_a_consumer_that_the_broker_forgot_subscribes_again(
         assert consumer._run
         lane = consumer._run._channel.current
         assert lane
+        await consumer._run._probe(lane)
         await lane.channel.basic_cancel(consumer._run._tag)
         await until(lane.retired.is_set)
         await until(lambda: consumer.is_ready)
@@ -476,6 +496,20 @@ async def test_a_drain_finishes_what_runs_and_leaves_the_rest(
     assert await drain
     assert ledger.entries == [0]
     assert await waiting_in(rabbitmq_url, "tests.consumer") == 4
+
+
+async def test_what_arrives_while_stopping_goes_back(
+    publisher: RobustPublisher, connection: BrokerConnection, ledger: Ledger, rabbitmq_url: str
+) -> None:
+    consumer = consumer_of(ledger)
+    await consumer.start(connection, publisher=publisher)
+    assert consumer._run
+    consumer._run._draining = True
+    await publisher.publish(Consumed(number=1))
+    assert await waiting_in(rabbitmq_url, "tests.consumer") == 0
+    assert await consumer.drain(budget_seconds=5)
+    assert await waiting_in(rabbitmq_url, "tests.consumer") == 1
+    assert ledger.entries == []
 
 
 async def test_a_drain_ends_in_time(

@@ -60,6 +60,7 @@ class Lane:
         self._linger_seconds = linger_seconds
         self._users = 0
         self._background = Background()
+        self._closing: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
         return f"Lane({self.channel}, users={self._users}, is_open={self.is_open})"
@@ -88,8 +89,10 @@ class Lane:
             asyncio.get_running_loop().call_later(self._linger_seconds, self.close)
 
     def close(self) -> asyncio.Task[None]:
-        """Close it in the background; what is unacknowledged goes back to its queue."""
-        return self._background.start(self._close(), name="closing a channel")
+        """Close it in the background, once; what is unacknowledged goes back to its queue."""
+        if self._closing is None:
+            self._closing = self._background.start(self._close(), name="closing a channel")
+        return self._closing
 
     async def _close(self) -> None:
         if not self.is_open:
@@ -101,6 +104,10 @@ class Lane:
             )
         except LIBRARY_ERRORS as error:
             _log.debug("channel not closed cleanly", error=str(error))
+
+
+type Step = Callable[[Lane], Coroutine[Any, Any, None]]
+"""Something to be done on a channel."""
 
 
 class SupervisedChannel:
@@ -122,8 +129,8 @@ class SupervisedChannel:
         *,
         name: str,
         confirms: bool,
-        prepare: Callable[[Lane], Coroutine[Any, Any, None]],
-        probe: Callable[[Lane], Coroutine[Any, Any, None]] | None = None,
+        prepare: Step,
+        probe: Step | None = None,
         probe_seconds: float | None = None,
         linger_seconds: float | None = None,
     ) -> None:
@@ -242,13 +249,12 @@ class SupervisedChannel:
         self._up.set()
         closed = closing(lane.channel)
         retired = asyncio.ensure_future(lane.retired.wait())
+        seconds = self._probe_seconds if self._probe else None
         try:
             while not closed.done() and not retired.done():
-                await asyncio.wait(
-                    {closed, retired}, timeout=self._probe_seconds, return_when=asyncio.FIRST_COMPLETED
-                )
-                if not closed.done() and not retired.done():
-                    await self._check(lane)
+                await asyncio.wait({closed, retired}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+                if self._probe and not closed.done() and not retired.done():
+                    await self._check(lane, self._probe)
         finally:
             retired.cancel()
         self._lane = None
@@ -258,10 +264,8 @@ class SupervisedChannel:
             _log.warning("channel lost", name=self._name)
         return time.monotonic() - opened
 
-    async def _check(self, lane: Lane) -> None:
-        if self._probe is None:
-            return
+    async def _check(self, lane: Lane, probe: Step) -> None:
         try:
-            await lane.link.ask(self._probe(lane), name=f"probing {self._name}")
+            await lane.link.ask(probe(lane), name=f"probing {self._name}")
         except (NotConnectedError, *LIBRARY_ERRORS) as error:
             self.retire(lane, reason=f"the probe says: {error}")

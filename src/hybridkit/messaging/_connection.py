@@ -241,15 +241,22 @@ class Link:
         except AMQPError as error:
             raise NotConnectedError(f"opening a channel: {error}") from error
 
-    async def ask[T](self, work: Coroutine[Any, Any, T], *, name: str, seconds: float = ANSWER_SECONDS) -> T:
-        """The broker's answer, or the end of this connection: a broker that is silent for 10 s is gone.
+    async def ask[T](self, work: Coroutine[Any, Any, T], *, name: str, seconds: float | None = None) -> T:
+        """The broker's answer, or the end of this connection: a broker that is silent for that long is gone.
+
+        Args:
+            work: a call into aiormq.
+            name: for the error.
+            seconds: 10 by default.
 
         Raises:
             NotConnectedError: no answer, or the connection ended meanwhile.
             aiormq.exceptions.AMQPError: the broker refuses.
         """
         try:
-            return await bounded(work, seconds=seconds, background=self._background, name=name)
+            return await bounded(
+                work, seconds=seconds or ANSWER_SECONDS, background=self._background, name=name
+            )
         except TimeoutError as error:
             self.abort()
             raise NotConnectedError(str(error)) from error
