@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -167,21 +167,15 @@ class Service:
         return await self.send("POST", "/v1:transact", {"operations": operations, **more}, key=key, **headers)
 
     @asynccontextmanager
-    async def holding(
-        self, statement: str, *arguments: object
-    ) -> AsyncGenerator[Callable[[], Awaitable[None]]]:
-        """What the statement locks stays locked until the end of the block, or until what is yielded is called."""
+    async def holding(self, statement: str, *arguments: object) -> AsyncGenerator[Any]:
+        """Another transaction, which holds what the statement locks until the end of the block."""
         connection = await connect(
             self.url, timeout_seconds=10, command_seconds=30, application_name="the test"
         )
         try:
             await connection.execute("BEGIN")
             await connection.execute(statement, *arguments)
-
-            async def release() -> None:
-                await connection.execute("ROLLBACK")
-
-            yield release
+            yield connection
         finally:
             await connection.close()
 
@@ -239,3 +233,15 @@ async def replica(service: Service) -> AsyncIterator[Service]:
     """A second data service on the same database."""
     async with running(service.url) as replica:
         yield replica
+
+
+@pytest.fixture
+def run_service() -> Callable[..., AbstractAsyncContextManager[Service]]:
+    """Runs a data service on the database with that URL."""
+    return running
+
+
+@pytest.fixture
+def make_tables() -> Callable[[str], Awaitable[None]]:
+    """Creates the tables of the data service in the database with that URL."""
+    return create_tables

@@ -124,14 +124,14 @@ async def test_derived_keys_are_kept_longer(service: Any) -> None:
 async def test_a_key_in_use_elsewhere_is_waited_for_and_then_refused(service: Any) -> None:
     """Half a second; no connection of the pool is held meanwhile."""
     lock = lock_number("key", "anonymous", "k")
-    async with service.holding("SELECT pg_advisory_xact_lock($1)", lock) as release:
+    async with service.holding("SELECT pg_advisory_xact_lock($1)", lock) as other:
         answer = await service.send("POST", "/v1/items", {"name": "pen"}, key="k")
         assert (answer.status_code, answer.json()["code"]) == (409, "IDEMPOTENCY_IN_PROGRESS")
         assert answer.headers["retry-after"] == "1"
         assert answer.json()["retryable"] is True
         waiting = asyncio.create_task(service.send("POST", "/v1/items", {"name": "pen"}, key="k"))
         await service.until("SELECT 1 FROM pg_stat_activity WHERE query LIKE '%pg_try_advisory_xact_lock%'")
-        await release()
+        await other.execute("ROLLBACK")
         assert (await waiting).status_code == 201
 
 

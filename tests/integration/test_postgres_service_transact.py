@@ -187,13 +187,13 @@ async def test_an_operation_takes_a_state_as_its_condition(service: Any) -> None
 async def test_an_assertion_locks_what_it_has_seen(service: Any) -> None:
     """A write that it rules out waits until the commit."""
     pen = await service.create("pen")
-    async with service.holding("SELECT 1 FROM items WHERE id = $1 FOR UPDATE", UUID(pen["id"])) as release:
+    async with service.holding("SELECT 1 FROM items WHERE id = $1 FOR UPDATE", UUID(pen["id"])) as other:
         asserting = asyncio.create_task(
             service.transact({"op": "assert", "resource": "items", "id": pen["id"]})
         )
         await service.until("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
         assert not asserting.done()
-        await release()
+        await other.execute("ROLLBACK")
     assert (await asserting).status_code == 200
 
 
@@ -291,9 +291,9 @@ async def test_the_outbox_has_the_order_of_commits_per_key(service: Any) -> None
 async def test_a_writer_waits_for_the_other_one_with_its_key(service: Any) -> None:
     """And for nobody else."""
     lock = lock_number("lane", "k")
-    async with service.holding("SELECT pg_advisory_xact_lock($1)", lock) as release:
+    async with service.holding("SELECT pg_advisory_xact_lock($1)", lock) as other:
         assert (await service.transact(emit=[emission("other"), emission(None)])).status_code == 200
         waiting = asyncio.create_task(service.transact(emit=[emission("k")]))
         await service.until("SELECT 1 FROM pg_stat_activity WHERE wait_event = 'advisory'")
-        await release()
+        await other.execute("ROLLBACK")
         assert (await waiting).status_code == 200

@@ -25,7 +25,7 @@ LEASE_NAME: Final = "relay"
 LEASE_SECONDS: Final = 10.0
 SAFETY_SECONDS: Final = 1.0
 """How long before others may take over that an owner stops publishing."""
-PATIENCE_SECONDS: Final = 5.0
+PATIENCE_SECONDS: Final = 3.0
 """How long the relay waits for the database; well within its lease."""
 MAX_REASON_LENGTH: Final = 500
 
