@@ -78,6 +78,17 @@ async def test_a_service_that_ends_is_reported_with_its_last_words(tmp_path: Pat
             await supervisor.start(broken)
 
 
+async def test_last_words_are_readable_where_they_were_json(tmp_path: Path) -> None:
+    line = (
+        '{"@timestamp":"2026-11-21T10:00:00.100Z","log.level":"error","message":"no database",'
+        '"service.name":"users","error.message":"refused","error.stack_trace":"Traceback …"}'
+    )
+    async with Supervisor(tmp_path) as supervisor:
+        (tmp_path / "users.log").write_text(f"printed\n{line}\n")
+        words = supervisor.last_words("users")
+    assert words == "printed\n10:00:00.100  error     no database  error.message=refused"
+
+
 async def test_a_service_that_is_never_ready_is_reported_with_its_last_words(tmp_path: Path) -> None:
     async with Supervisor(tmp_path) as supervisor:
         with pytest.raises(ServerStartError, match=r"(?s)slow not ready after 0.5 s.*hello from slow"):

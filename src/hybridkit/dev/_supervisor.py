@@ -138,9 +138,10 @@ class Supervisor:
                 )
 
     def last_words(self, name: str, *, lines: int = 20) -> str:
-        """The end of that service's log."""
+        """The end of that service's log, with JSON lines in a form for people."""
         log = self._log(name)
-        return "\n".join(log.read_text(errors="replace").splitlines()[-lines:]) if log.exists() else ""
+        words = log.read_text(errors="replace").splitlines() if log.exists() else []
+        return "\n".join(map(_readable, words[-lines:]))
 
     async def _spawn(self, service: Service) -> None:
         if service.name in self._children:
@@ -231,16 +232,44 @@ def merge_logs(logs: Mapping[str, Path], *, request_id: str) -> list[LogLine]:
 def _lines(service: str, path: Path, request_id: str) -> Iterator[LogLine]:
     with path.open(errors="replace") as log:
         for text in log:
-            if request_id not in text:
-                continue
-            try:
-                fields: dict[str, Any] = decode_object(text.encode())
-            except PayloadError:
-                continue  # somebody printed
-            if request_id in fields.values():
+            fields = _parsed(text) if request_id in text else None
+            if fields is not None and request_id in fields.values():
                 yield LogLine(
                     service=service,
                     timestamp=str(fields.get("@timestamp", "")),
                     message=str(fields.get("message", "")),
                     fields=fields,
                 )
+
+
+def _parsed(text: str) -> dict[str, Any] | None:
+    """A line of the log; None for what somebody printed."""
+    try:
+        return decode_object(text.encode())
+    except PayloadError:
+        return None
+
+
+def _readable(text: str) -> str:
+    fields = _parsed(text)
+    if fields is None:
+        return text
+    time_of_day = str(fields.get("@timestamp", ""))[11:23]
+    words = f"{time_of_day}  {fields.get('log.level', ''):<8}  {fields.get('message', '')}"
+    told = {name: value for name, value in fields.items() if name not in _BOILERPLATE}
+    return f"{words}  {' '.join(f'{name}={value}' for name, value in told.items())}".rstrip()
+
+
+_BOILERPLATE: Final = frozenset(
+    {
+        "@timestamp",
+        "ecs.version",
+        "error.stack_trace",
+        "http.request.id",
+        "log.level",
+        "log.logger",
+        "message",
+        "service.environment",
+        "service.name",
+    }
+)
