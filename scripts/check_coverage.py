@@ -19,7 +19,7 @@ CRITICAL = [
     "src/hybridkit/dataservice/_postgres_store.py",
     "src/hybridkit/envelope.py",
     "src/hybridkit/events.py",
-    "src/hybridkit/idempotency/_guard.py",
+    "src/hybridkit/idempotency/*.py",
     "src/hybridkit/messaging/_consumer.py",
     "src/hybridkit/messaging/_processor.py",
     "src/hybridkit/messaging/_publisher.py",
