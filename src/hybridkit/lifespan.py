@@ -178,6 +178,8 @@ class ServiceResources:
 
         A dependency that can't be cured by waiting ends the waiting for the others.
         """
+        if not dependencies:
+            return ()
         self._check_all_free(dependencies)
         openings = [_Opening(dependency, until=self._start_until) for dependency in dependencies]
         tasks = [asyncio.create_task(self._open(opening)) for opening in openings]

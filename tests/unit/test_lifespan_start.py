@@ -160,6 +160,11 @@ async def test_independent_ones_open_at_the_same_time(journal: Journal) -> None:
     assert values == ("met", "met")
 
 
+async def test_a_process_may_have_nothing_to_open() -> None:
+    async with ServiceResources() as resources:
+        assert await resources.open_together() == ()
+
+
 async def test_a_mistake_in_one_ends_the_waiting_for_the_others(journal: Journal) -> None:
     since = time.monotonic()
     async with ServiceResources() as resources:
