@@ -1,4 +1,4 @@
-"""A broker that dies or freezes for real: what is confirmed is there, what is unknown is repeated, effects happen once."""
+"""A broker that dies or freezes for real: what is confirmed is there, what is unknown is repeated, effects are once."""
 
 import asyncio
 from collections.abc import Iterator, MutableMapping
