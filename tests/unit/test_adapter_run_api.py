@@ -68,11 +68,11 @@ class Api:
         return self.supervisor.last_words("api", lines=1000)
 
     def signal(self, number: signal.Signals) -> None:
-        self.supervisor._children["api"].send_signal(number)
+        self.supervisor.send("api", number)
 
     async def exit_code(self) -> int:
         async with asyncio.timeout(20):
-            return await self.supervisor._children["api"].wait()
+            return await self.supervisor.wait("api")
 
 
 @pytest.fixture

@@ -94,7 +94,7 @@ class Supervisor:
         waiting = list(services)
         ends_at = time.monotonic() + timeout_seconds
         while waiting := [service for service in waiting if not await _is_ready(service)]:
-            self.check_running()
+            self.check_running(*(service.name for service in services))
             if time.monotonic() > ends_at:
                 raise ServerStartError(
                     f"{', '.join(service.name for service in waiting)} not ready after {timeout_seconds:g} s;"
@@ -117,21 +117,36 @@ class Supervisor:
         try:
             async with asyncio.timeout(timeout_seconds):
                 for name in reversed(chosen):
-                    await self._end(self._children[name], signal.SIGTERM)
+                    self.send(name, signal.SIGTERM)
+                    await self.wait(name)
         except TimeoutError:
             pass  # the exit codes tell
         finally:
             for name in chosen:
-                self._send(self._children[name], signal.SIGKILL)
-        return {name: await self._children[name].wait() for name in chosen}
+                self.send(name, signal.SIGKILL)
+        return {name: await self.wait(name) for name in chosen}
 
-    def check_running(self) -> None:
+    def send(self, name: str, number: signal.Signals) -> None:
+        """Signal that service; nothing happens where it has ended."""
+        if self._children[name].returncode is None:
+            with suppress(ProcessLookupError):
+                self._children[name].send_signal(number)
+
+    async def wait(self, name: str) -> int:
+        """The exit code of that service, once it has ended."""
+        return await self._children[name].wait()
+
+    def check_running(self, *names: str) -> None:
         """Make sure that nothing has ended that was not stopped.
+
+        Args:
+            names: which services; all by default.
 
         Raises:
             ServerStartError: with the name, the exit code and the end of the log.
         """
-        for name, child in self._children.items():
+        for name in names or self._children:
+            child = self._children[name]
             if child.returncode is not None and name not in self._stopped:
                 raise ServerStartError(
                     f"{name} ended with exit code {child.returncode}; its log ends with:\n{self.last_words(name)}"
@@ -156,15 +171,6 @@ class Supervisor:
                 start_new_session=True,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **service.environment},
             )
-
-    async def _end(self, child: asyncio.subprocess.Process, number: signal.Signals) -> None:
-        self._send(child, number)
-        await child.wait()
-
-    def _send(self, child: asyncio.subprocess.Process, number: signal.Signals) -> None:
-        if child.returncode is None:
-            with suppress(ProcessLookupError):
-                child.send_signal(number)
 
     def _log(self, name: str) -> Path:
         return self.log_directory / f"{name}.log"

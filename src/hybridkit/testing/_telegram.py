@@ -31,7 +31,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 __all__ = ["FakeTelegram", "SentMessage", "TelegramUser"]
 
-DEFAULT_TOKEN: Final = "4242:fake-telegram-token"  # noqa: S105 # nosec B105  # a stand-in that opens nothing
+DEFAULT_TOKEN: Final = "4242:fake-telegram-token"  # noqa: S105  # a stand-in that opens nothing
 MAX_BODY_BYTES: Final = 64 * 1024 * 1024
 MAX_UPDATES_AT_ONCE: Final = 100
 

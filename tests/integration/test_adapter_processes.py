@@ -1,0 +1,208 @@
+"""Worker and bot on real RabbitMQ and Redis: what they provide, and what a SIGTERM leaves behind."""
+
+import asyncio
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from aiogram import Bot, Dispatcher
+from aiogram.filters import CommandStart
+from aiogram.types import Message
+from pydantic import SecretStr
+
+from hybridkit import Event
+from hybridkit.adapters.aiogram import bot_lifespan
+from hybridkit.adapters.dependencies import Context, Mongo, Postgres, Publisher, Redis
+from hybridkit.adapters.worker import worker_lifespan
+from hybridkit.dev._probes import free_port
+from hybridkit.dev._supervisor import Service, Supervisor
+from hybridkit.messaging import RobustConsumer, RobustPublisher
+from hybridkit.settings import BotSettings, SecretUrl, WorkerSettings
+from hybridkit.testing import FakeTelegram, TelegramUser
+
+
+class Asked(Event, type="test.asked"):
+    number: int
+    seconds: float = 0.0
+
+
+WORKER = """
+import asyncio
+from hybridkit import Event
+from hybridkit.adapters.worker import run_worker
+from hybridkit.messaging import RobustConsumer
+from hybridkit.settings import WorkerSettings
+
+class Asked(Event, type="test.asked"):
+    number: int
+    seconds: float = 0.0
+
+consumer = RobustConsumer("worker.asked")
+
+@consumer.on(Asked)
+async def answer(event: Asked) -> None:
+    print("begun", event.number, flush=True)
+    await asyncio.sleep(event.seconds)
+    print("done", event.number, flush=True)
+
+run_worker(WorkerSettings, consumers=[consumer])
+print("main returned", flush=True)
+"""
+
+
+class Worker:
+    """The program above, as often as it is started; all runs write into one log."""
+
+    def __init__(self, supervisor: Supervisor, redis_url: str, rabbitmq_url: str) -> None:
+        self.supervisor = supervisor
+        self.environment = {
+            "SERVICE_NAME": "worker",
+            "REDIS_URL": redis_url,
+            "RABBITMQ_URL": rabbitmq_url,
+            "SHUTDOWN_SECONDS": "20",
+        }
+        self.runs: list[str] = []
+
+    async def start(self) -> str:
+        port = free_port()
+        name = f"run_{len(self.runs)}"
+        self.runs.append(name)
+        service = Service(
+            name=name,
+            argv=[sys.executable, "-c", WORKER],
+            environment=self.environment | {"PORT": str(port)},
+            ready_url=f"http://127.0.0.1:{port}/ready",
+        )
+        await self.supervisor.start(service, timeout_seconds=60)
+        return name
+
+    async def ended(self, name: str) -> int:
+        async with asyncio.timeout(60):
+            return await self.supervisor.wait(name)
+
+    def log(self) -> str:
+        return "\n".join(self.supervisor.last_words(name, lines=10_000) for name in self.runs)
+
+    async def until_logged(self, text: str, *, times: int = 1) -> None:
+        async with asyncio.timeout(60):
+            while self.log().count(text) < times:  # noqa: ASYNC110  # another process's file
+                await asyncio.sleep(0.02)
+
+
+async def test_sigterm_finishes_what_runs_and_nothing_runs_twice(
+    redis_url: str, rabbitmq_url: str, tmp_path: Path
+) -> None:
+    async with Supervisor(tmp_path) as supervisor, RobustPublisher(rabbitmq_url, service="test") as publisher:
+        worker = Worker(supervisor, redis_url, rabbitmq_url)
+        run = await worker.start()
+        await publisher.publish(Asked(number=1, seconds=1.0))
+        await worker.until_logged("begun 1")
+        supervisor.send(run, signal.SIGTERM)
+        assert await worker.ended(run) == 0
+        assert "done 1" in worker.log()
+        assert worker.log().endswith("main returned")
+        await worker.start()
+        await publisher.publish(Asked(number=2))
+        await worker.until_logged("done 2")
+        assert worker.log().count("begun 1") == 1
+
+
+async def test_what_a_second_signal_breaks_off_runs_again(
+    redis_url: str, rabbitmq_url: str, tmp_path: Path
+) -> None:
+    async with Supervisor(tmp_path) as supervisor, RobustPublisher(rabbitmq_url, service="test") as publisher:
+        worker = Worker(supervisor, redis_url, rabbitmq_url)
+        run = await worker.start()
+        await publisher.publish(Asked(number=1, seconds=600.0))
+        await worker.until_logged("begun 1")
+        supervisor.send(run, signal.SIGTERM)
+        await worker.until_logged("signal received")
+        supervisor.send(run, signal.SIGTERM)
+        assert await worker.ended(run) == 0
+        assert "done 1" not in worker.log()
+        again = await worker.start()
+        await worker.until_logged("begun 1", times=2)
+        supervisor.send(again, signal.SIGKILL)
+
+
+async def test_a_workers_handlers_get_what_the_settings_name(redis_url: str, rabbitmq_url: str) -> None:
+    consumer = RobustConsumer("worker.asked")
+    seen: asyncio.Queue[list[str]] = asyncio.Queue()
+
+    @consumer.on(Asked)
+    async def answer(
+        event: Asked,
+        *,
+        postgres: Postgres,
+        mongo: Mongo,
+        publisher: Publisher,
+        redis: Redis,
+        context: Context,
+    ) -> None:
+        things = (event, postgres, mongo, publisher, redis, context)
+        await seen.put([type(thing).__name__ for thing in things])
+
+    settings = WorkerSettings(
+        service_name="worker", port=0, redis_url=SecretUrl(redis_url), rabbitmq_url=SecretUrl(rabbitmq_url)
+    )
+    async with worker_lifespan(settings, consumers=[consumer]) as resources:
+        resources.started()
+        readiness = await resources.health.readiness()
+        await resources.providers[RobustPublisher].publish(Asked(number=1))  # type: ignore[attr-defined]
+        assert await asyncio.wait_for(seen.get(), 30) == [
+            "Asked",
+            "PostgresDataClient",
+            "MongoDataClient",
+            "RobustPublisher",
+            "Redis",
+            "RequestContext",
+        ]
+    assert readiness.is_ready
+    assert {"redis", "rabbitmq", "worker.asked"} < set(readiness.dependencies)
+
+
+async def test_a_bot_answers_and_consumes_beside(redis_url: str, rabbitmq_url: str) -> None:
+    dispatcher, consumer = Dispatcher(), RobustConsumer("bot.asked")
+
+    @dispatcher.message(CommandStart())
+    async def start(message: Message, publisher: Publisher) -> None:
+        await publisher.publish(Asked(number=message.chat.id))
+        await message.answer("asked")
+
+    @consumer.on(Asked)
+    async def answer(event: Asked, bot: Bot) -> None:
+        await bot.send_message(event.number, "answered")
+
+    async with FakeTelegram() as telegram:
+        settings = BotSettings(
+            service_name="bot",
+            port=0,
+            redis_url=SecretUrl(redis_url),
+            rabbitmq_url=SecretUrl(rabbitmq_url),
+            bot_token=SecretStr(telegram.token),
+            telegram_api_url=SecretUrl(telegram.url),
+        )
+        async with bot_lifespan(dispatcher, settings, consumers=[consumer]) as resources:
+            resources.started()
+            update_id = telegram.push_text("/start", from_user=TelegramUser(id=7))
+            messages = await telegram.wait_for_messages(2, timeout_seconds=30)
+            readiness = await resources.health.readiness()
+            await telegram.wait_until_confirmed(update_id)
+    assert {message.text for message in messages} == {"asked", "answered"}
+    assert readiness.is_ready
+    assert {"updates", "bot.asked"} < set(readiness.dependencies)
+
+
+async def test_a_handler_that_wants_what_nobody_has_ends_the_start(redis_url: str, rabbitmq_url: str) -> None:
+    consumer = RobustConsumer("worker.asked")
+
+    @consumer.on(Asked)
+    async def answer(event: Asked, path: Path) -> None: ...
+
+    settings = WorkerSettings(
+        service_name="worker", port=0, redis_url=SecretUrl(redis_url), rabbitmq_url=SecretUrl(rabbitmq_url)
+    )
+    with pytest.raises(TypeError, match="path"):
+        async with worker_lifespan(settings, consumers=[consumer]):
+            pass
