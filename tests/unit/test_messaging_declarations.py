@@ -7,8 +7,9 @@ import pytest
 
 from hybridkit.context import RequestContext
 from hybridkit.envelope import EventEnvelope
-from hybridkit.errors import DeclarationError, MisuseError
+from hybridkit.errors import DeclarationError, MalformedPayloadError, MisuseError
 from hybridkit.events import Command, Event
+from hybridkit.ids import new_id
 from hybridkit.messaging import BrokerConnection, RobustConsumer, RobustPublisher
 from hybridkit.retry import Retry
 
@@ -171,3 +172,19 @@ async def test_a_running_consumer_is_not_changed(
 
 def test_no_password_is_shown() -> None:
     assert "secret" not in f"{RobustPublisher(URL, service='tests')!r}{BrokerConnection(URL, name='tests')!r}"
+
+
+@pytest.mark.parametrize("service", ["", "ä" * 128], ids=["empty", "too long"])
+def test_a_service_has_a_name_that_fits(service: str) -> None:
+    with pytest.raises(DeclarationError, match="1 to 255 bytes"):
+        RobustPublisher(URL, service=service)
+
+
+@pytest.mark.parametrize(
+    ("event_type", "queue"), [("ä" * 128, None), ("a.b", "q" * 256)], ids=["type", "queue"]
+)
+async def test_a_name_that_amqp_can_not_carry_is_refused(event_type: str, queue: str | None) -> None:
+    """Before anything is sent, and as what it is: an outbox parks such a row and goes on."""
+    publisher = RobustPublisher(URL, service="tests")
+    with pytest.raises(MalformedPayloadError, match="at most 255 bytes"):
+        await publisher.publish_encoded(b"{}", event_id=new_id(), event_type=event_type, queue=queue)

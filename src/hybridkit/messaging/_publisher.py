@@ -12,7 +12,7 @@ from uuid import UUID
 from hybridkit.codec import MAX_MESSAGE_BYTES, check_size
 from hybridkit.context import bind, current
 from hybridkit.envelope import EventEnvelope
-from hybridkit.errors import HybridkitError, UnroutableError
+from hybridkit.errors import DeclarationError, HybridkitError, MalformedPayloadError, UnroutableError
 from hybridkit.events import Command, Event, Message
 from hybridkit.messaging._connection import BrokerConnection
 from hybridkit.messaging._headers import EVENT_ID
@@ -23,6 +23,7 @@ from hybridkit.observability import metrics, span, trace_headers
 __all__ = ["Receipt", "RobustPublisher"]
 
 BATCH: Final = 500
+MAX_NAME_BYTES: Final = 255
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,10 +47,17 @@ class RobustPublisher:
 
     Args:
         url: `amqp://user:password@host:port/vhost`, or `amqps://`.
-        service: the name that envelopes carry as their `service`.
+        service: the name that envelopes carry as their `service`; up to 255 bytes.
+
+    Raises:
+        DeclarationError: no such name.
     """
 
     def __init__(self, url: str, *, service: str) -> None:
+        if not 1 <= len(service.encode()) <= MAX_NAME_BYTES:
+            raise DeclarationError(
+                f"a service's name has 1 to {MAX_NAME_BYTES} bytes, not {len(service.encode())}"
+            )
         self.service = service
         self._connection = BrokerConnection(url, name=f"{service} publisher")
         self._writer = Writer(self._connection, name=f"{service} publisher")
@@ -204,6 +212,8 @@ class RobustPublisher:
         allow_unrouted: bool,
     ) -> Receipt:
         check_size(body, limit_bytes=MAX_MESSAGE_BYTES)
+        if max(len(routing_key.encode()), len(message_type.encode())) > MAX_NAME_BYTES:
+            raise MalformedPayloadError(f"an event type or queue has at most {MAX_NAME_BYTES} bytes in AMQP")
         began = time.perf_counter()
         attributes = {"messaging.system": "rabbitmq", "messaging.message.id": str(event_id)}
         with span(f"{message_type} publish", kind="producer", attributes=attributes):
@@ -218,7 +228,8 @@ class RobustPublisher:
             try:
                 routed = await self.forward(message, allow_unrouted=allow_unrouted)
             except HybridkitError as error:
-                metrics.events_published.labels(message_type, _outcome(error)).inc()
+                outcome = "unrouted" if isinstance(error, UnroutableError) else error.code
+                metrics.events_published.labels(message_type, outcome).inc()
                 raise
         metrics.events_published.labels(message_type, "confirmed" if routed else "unrouted").inc()
         metrics.event_publish_duration.labels(message_type).observe(time.perf_counter() - began)
@@ -229,7 +240,3 @@ class RobustPublisher:
             return await self.publish(event, allow_unrouted=allow_unrouted)
         except HybridkitError as error:
             return error
-
-
-def _outcome(error: HybridkitError) -> str:
-    return "unrouted" if isinstance(error, UnroutableError) else type(error).__name__
