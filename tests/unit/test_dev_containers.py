@@ -1,0 +1,162 @@
+"""The container rung with containers that are only played: what is asked of testcontainers, and when."""
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import pytest
+
+from hybridkit.dev import _containers as containers
+from hybridkit.dev._containers import container_problem, start_container
+from hybridkit.dev._runs import Run
+from hybridkit.errors import NotSupportedError, ServerStartError
+
+
+class DockerError(Exception):
+    """What docker-py raises for everything."""
+
+
+class PlayedContainer:
+    """Takes every call of testcontainers' and docker-py's that we make, and notes it."""
+
+    pull_fails = False
+    latest: "PlayedContainer"
+
+    def __init__(self, image: str) -> None:
+        self.image = image
+        self.env: dict[str, str] = {}
+        self.ports: dict[int, int] = {}
+        self.asked: list[str] = []
+        type(self).latest = self
+
+    def with_envs(self, **env: str) -> Self:
+        self.env = env
+        return self
+
+    def with_bind_ports(self, inside: int, outside: int) -> None:
+        self.ports[inside] = outside
+
+    def with_command(self, command: list[str]) -> None:
+        self.asked.append(" ".join(command))
+
+    def start(self) -> None:
+        if self.pull_fails:
+            raise DockerError("no such image")
+
+    def get_container_host_ip(self) -> str:
+        return "localhost"
+
+    def get_wrapped_container(self) -> Any:
+        calls = ("stop", "kill", "pause", "unpause", "restart")
+        noted = {name: lambda name=name: self.asked.append(name) for name in calls}
+        return SimpleNamespace(exec_run=self.exec_run, logs=lambda tail: b"no space left", **noted)
+
+    def exec_run(self, command: list[str]) -> tuple[int, bytes]:
+        return (0, " ".join(command).encode()) if command[-1] != "nonsense" else (64, b"unknown command")
+
+    def stop(self) -> None:
+        self.asked.append("removed")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    with Run(tmp_path) as run:
+        yield run
+
+
+@pytest.fixture(autouse=True)
+def played(monkeypatch: pytest.MonkeyPatch) -> None:
+    docker: Any = ModuleType("docker")
+    docker.errors = SimpleNamespace(DockerException=DockerError)
+    testcontainers: Any = ModuleType("testcontainers.core.container")
+    testcontainers.DockerContainer = PlayedContainer
+    monkeypatch.setitem(sys.modules, "docker", docker)
+    monkeypatch.setitem(sys.modules, "testcontainers.core.container", testcontainers)
+    monkeypatch.setattr(PlayedContainer, "pull_fails", False)
+    all_answer = {
+        kind: dataclasses.replace(image, answers=lambda port, host: True)
+        for kind, image in containers.IMAGES.items()
+    }
+    monkeypatch.setattr(containers, "IMAGES", all_answer)
+
+
+def test_the_port_is_chosen_here_so_that_a_restart_keeps_it(run: Run) -> None:
+    """The URL leads to the bound port, and the same for RabbitMQ's HTTP API."""
+    server = start_container("rabbitmq", run)
+    ports = PlayedContainer.latest.ports
+    assert PlayedContainer.latest.image == "rabbitmq:3.13-management"
+    assert urlsplit(server.url).port == ports[5672]
+    assert server.management_url == f"http://guest:guest@127.0.0.1:{ports[15672]}"
+    assert (server.source, server.is_real) == ("container: rabbitmq:3.13-management", True)
+
+
+def test_postgresql_lets_everybody_in(run: Run) -> None:
+    """As the one that is started as a process does."""
+    server = start_container("postgres", run)
+    assert PlayedContainer.latest.env == {"POSTGRES_HOST_AUTH_METHOD": "trust"}
+    assert urlsplit(server.url).username == "postgres"
+
+
+def test_faults_reach_the_whole_container(run: Run) -> None:
+    """Pause is what SIGSTOP is to a process."""
+    server = start_container("mongo", run)
+    for fault in (server.freeze, server.resume, server.kill, server.stop, server.restart):
+        fault()
+    assert PlayedContainer.latest.asked == ["pause", "unpause", "kill", "stop", "restart"]
+
+
+def test_rabbitmqctl_runs_inside(run: Run) -> None:
+    """Its output comes back, its failure is an error with what it said."""
+    server = start_container("rabbitmq", run)
+    assert server.ctl("list_queues", "name") == "rabbitmqctl list_queues name"
+    with pytest.raises(ServerStartError, match="ended with 64: unknown command"):
+        server.ctl("nonsense")
+
+
+def test_no_other_server_has_a_rabbitmqctl(run: Run) -> None:
+    """The error says which server was asked."""
+    with pytest.raises(NotSupportedError, match="redis server"):
+        start_container("redis", run).ctl("status")
+
+
+def test_the_container_goes_with_its_run(run: Run) -> None:
+    """Once."""
+    start_container("redis", run)
+    run.close()
+    run.close()
+    assert PlayedContainer.latest.asked.count("removed") == 1
+
+
+def test_an_image_that_cannot_be_had_is_an_error(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that answers may still have no network."""
+    monkeypatch.setattr(PlayedContainer, "pull_fails", True)
+    with pytest.raises(ServerStartError, match="redis:7 for redis: no such image"):
+        start_container("redis", run)
+
+
+def test_a_server_that_does_not_come_up_shows_its_log(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of what the container wrote."""
+    silent = dataclasses.replace(containers.IMAGES["redis"], answers=lambda port, host: False)
+    monkeypatch.setattr(containers, "IMAGES", {"redis": silent})
+    monkeypatch.setattr(containers, "_READY_WITHIN_SECONDS", 0.0)
+    with pytest.raises(ServerStartError, match="did not come up; its log ends with:\nno space left"):
+        start_container("redis", run)
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_an_engine_is_asked_before_it_is_used(monkeypatch: pytest.MonkeyPatch, alive: bool) -> None:
+    """The client alone, without an engine behind it, is what many machines have."""
+
+    def ping() -> None:
+        if not alive:
+            raise DockerError("connection refused")
+
+    client: Any = ModuleType("testcontainers.core.docker_client")
+    client.DockerClient = lambda: SimpleNamespace(client=SimpleNamespace(ping=ping))
+    monkeypatch.setitem(sys.modules, "testcontainers.core.docker_client", client)
+    problem = container_problem()
+    assert problem is None if alive else problem and "no container engine answers" in problem
