@@ -157,14 +157,28 @@ class Service:
             method, path, content=content, headers={"idempotency-key": f'"{key}"', **_named(headers)}
         )
 
+    async def insist(self, method: str, path: str, body: object = None, **options: Any) -> httpx.Response:
+        """Send it until it is not put off, as a client does: a busy machine is no finding."""
+        options.setdefault("key", f"key {next(self._keys)}")
+        async with asyncio.timeout(60):
+            while True:
+                answer = await self.send(method, path, body, **options)
+                if answer.status_code < 400 or not answer.json()["retryable"]:
+                    return answer
+                await asyncio.sleep(0.05)
+
     async def create(self, name: str, **fields: object) -> dict[str, Any]:
         answer = await self.send("POST", "/v1/items", {"name": name, **fields})
         assert answer.status_code == 201, answer.text
         return dict(answer.json())
 
     async def transact(self, *operations: Mapping[str, Any], **more: Any) -> httpx.Response:
-        key, headers = more.pop("key", None), more.pop("headers", {})
-        return await self.send("POST", "/v1:transact", {"operations": operations, **more}, key=key, **headers)
+        options = {name: more.pop(name) for name in ("key", "x_service_name") if name in more}
+        return await self.send("POST", "/v1:transact", {"operations": operations, **more}, **options)
+
+    async def transact_insistently(self, *operations: Mapping[str, Any], **more: Any) -> httpx.Response:
+        options = {name: more.pop(name) for name in ("key", "x_service_name") if name in more}
+        return await self.insist("POST", "/v1:transact", {"operations": operations, **more}, **options)
 
     @asynccontextmanager
     async def holding(self, statement: str, *arguments: object) -> AsyncGenerator[Any]:

@@ -129,7 +129,7 @@ async def test_a_lost_race_is_run_again(service: Any) -> None:
     sell = {"op": "update", "resource": "items", "id": ITEM, "increment": {"quantity": 1}}
     answers = await asyncio.gather(
         *(
-            service.transact(sell, isolation=isolation)
+            service.transact_insistently(sell, isolation=isolation)
             for isolation in ("repeatable_read", "serializable") * 2
         )
     )

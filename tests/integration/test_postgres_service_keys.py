@@ -139,7 +139,10 @@ async def test_twenty_calls_with_one_key_do_it_once(service: Any) -> None:
     """Fifty times: one created, nineteen get the same answer again."""
     for run in range(50):
         answers = await asyncio.gather(
-            *(service.send("POST", "/v1/items", {"name": f"pen {run}"}, key=f"race {run}") for _ in range(20))
+            *(
+                service.insist("POST", "/v1/items", {"name": f"pen {run}"}, key=f"race {run}")
+                for _ in range(20)
+            )
         )
         assert [answer.status_code for answer in answers] == [201] * 20, [answer.text for answer in answers]
         assert sum("idempotency-replayed" in answer.headers for answer in answers) == 19
@@ -152,7 +155,10 @@ async def test_two_replicas_do_it_once(service: Any, replica: Any) -> None:
     for run, isolation in enumerate(["read_committed", "repeatable_read", "serializable"] * 7):
         owner = {"op": "create", "resource": "owners", "id": f"{run}", "data": {"id": f"{run}", "title": "A"}}
         answers = await asyncio.gather(
-            *(one.transact(owner, isolation=isolation, key=f"race {run}") for one in (service, replica) * 2)
+            *(
+                one.transact_insistently(owner, isolation=isolation, key=f"race {run}")
+                for one in (service, replica) * 2
+            )
         )
         assert [answer.status_code for answer in answers] == [200] * 4, [answer.text for answer in answers]
         assert sum("idempotency-replayed" in answer.headers for answer in answers) == 3

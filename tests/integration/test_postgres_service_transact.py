@@ -157,7 +157,7 @@ async def test_an_increment_of_nothing_starts_at_zero(service: Any) -> None:
 async def test_a_counter_loses_no_increment(service: Any) -> None:
     pen = await service.create("pen", quantity=0)
     answers = await asyncio.gather(
-        *(service.transact(update(pen, increment={"quantity": 1})) for _ in range(30))
+        *(service.transact_insistently(update(pen, increment={"quantity": 1})) for _ in range(30))
     )
     assert {answer.status_code for answer in answers} == {200}
     assert (await service.get(f"/v1/items/{pen['id']}")).json()["quantity"] == 30
@@ -166,7 +166,9 @@ async def test_a_counter_loses_no_increment(service: Any) -> None:
 async def test_never_more_is_sold_than_there_was(service: Any) -> None:
     pen = await service.create("pen", quantity=7)
     sell = update(pen, increment={"quantity": -1}, require={"gte": ["quantity", 1]})
-    answers = await asyncio.gather(*(service.transact(sell, emit=[emission()]) for _ in range(20)))
+    answers = await asyncio.gather(
+        *(service.transact_insistently(sell, emit=[emission()]) for _ in range(20))
+    )
     assert sorted(answer.status_code for answer in answers) == [200] * 7 + [412] * 13
     assert await count(service, "hk_outbox") == 7
 
@@ -223,7 +225,7 @@ async def test_an_emitted_event_has_the_wire_form_of_an_envelope(service: Any) -
         "user_id": "ann",
         "data": event.model_dump(mode="json"),
     }
-    await service.transact(create("a"), emit=[sent], headers={"x_service_name": "api_service"})
+    await service.transact(create("a"), emit=[sent], x_service_name="api_service")
     [row] = await service.sql("SELECT * FROM hk_outbox")
     envelope = decode_envelope(row["body"])
     assert envelope.encode() == row["body"]
@@ -270,7 +272,7 @@ async def test_the_outbox_has_the_order_of_commits_per_key(service: Any) -> None
     async def sell(keys: tuple[str, ...]) -> None:
         events = {key: emission(key) for key in keys}
         operations = [update(records[key], increment={"quantity": 1}) for key in sorted(keys)]
-        answer = await service.transact(*operations, emit=list(events.values()))
+        answer = await service.transact_insistently(*operations, emit=list(events.values()))
         for key, result in zip(sorted(keys), answer.json()["results"], strict=True):
             values[key][events[key]["event_id"]] = result["quantity"]
 
