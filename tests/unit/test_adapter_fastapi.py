@@ -8,14 +8,14 @@ from typing import Any
 import httpx
 import pytest
 from fakeredis import FakeAsyncRedis
-from fastapi import FastAPI, HTTPException
+from fastapi import APIRouter, FastAPI, HTTPException
 from pydantic import BaseModel
 from structlog.testing import capture_logs
 
 from hybridkit.adapters.dependencies import Context, Postgres
 from hybridkit.adapters.fastapi import api_lifespan, create_app
 from hybridkit.context import current
-from hybridkit.errors import MisuseError, RateLimitedError, UniqueViolationError
+from hybridkit.errors import MisuseError, RateLimitedError, UnavailableError, UniqueViolationError
 from hybridkit.idempotency import IdempotencyGuard
 from hybridkit.settings import ServiceSettings
 
@@ -65,9 +65,6 @@ def app() -> FastAPI:
     @application.get("/broken")
     async def broken() -> None:
         raise RuntimeError("hunter2")
-
-    @application.get("/unprovided")
-    async def unprovided(postgres: Postgres) -> None: ...
 
     return application
 
@@ -149,12 +146,41 @@ async def test_an_unexpected_error_tells_the_client_nothing(app: FastAPI) -> Non
     assert [str(line["exc_info"]) for line in lines if "exc_info" in line] == ["hunter2"]
 
 
-async def test_a_missing_provider_is_a_mistake_of_the_code(app: FastAPI) -> None:
-    with capture_logs():
-        async with serving(app) as client:
-            answer = await client.get("/unprovided")
-    assert (answer.status_code, answer.json()["code"]) == (500, "MISUSE")
-    assert "nothing provides PostgresDataClient" in answer.json()["detail"]
+@pytest.mark.parametrize("internal", [False, True])
+async def test_only_our_own_services_are_told_why_something_failed(internal: bool) -> None:
+    application = create_app(Settings, title="Test", internal=internal)
+
+    @application.get("/unprovided")
+    async def unprovided(postgres: Postgres) -> None: ...
+
+    @application.get("/down")
+    async def down() -> None:
+        raise UnavailableError("db_postgres_service at 10.0.0.3 does not answer", retry_after_seconds=2)
+
+    with capture_logs() as lines:
+        async with serving(application) as client:
+            mistake, outage = await client.get("/unprovided"), await client.get("/down")
+    assert (mistake.status_code, mistake.json()["code"]) == (500, "MISUSE")
+    assert (outage.status_code, outage.json()["retryable"], outage.headers["retry-after"]) == (503, True, "2")
+    assert ("nothing provides PostgresDataClient" in mistake.json()["detail"]) is internal
+    assert ("10.0.0.3" in outage.json()["detail"]) is internal
+    assert [line["log_level"] for line in lines if line["event"] == "request failed"] == ["error", "warning"]
+
+
+async def test_metrics_name_the_whole_template_also_of_an_included_router() -> None:
+    application, router = create_app(Settings, title="Test"), APIRouter(prefix="/things")
+
+    @router.get("/{number}")
+    async def read(number: int) -> int:
+        return number
+
+    application.include_router(router, prefix="/v7")
+    async with serving(application) as client:
+        await client.get("/v7/things/3")
+        await client.request("BREW", "/v7/things/3")
+        text = (await client.get("/metrics")).text
+    assert 'method="GET",route="/v7/things/{number}",status="200"' in text
+    assert "BREW" not in text
 
 
 async def test_health_ready_and_metrics_are_there_and_undocumented(app: FastAPI) -> None:

@@ -48,6 +48,7 @@ type RawHeaders = list[tuple[bytes, bytes]]
 
 PROBE_PATHS: Final = frozenset({"/health", "/ready", "/metrics"})
 _WRITES: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+_METHODS: Final = _WRITES | {"GET", "HEAD", "OPTIONS", "QUERY"}
 
 _log = get_logger("hybridkit.http")
 
@@ -57,12 +58,13 @@ class RequestContextMiddleware:
 
     Args:
         app: the application.
-        believe_user_id: take `X-User-ID` over from the caller: right only where callers are our own services.
+        internal: the callers are our own services: their `X-User-ID` is believed, and they are told why something
+            failed. Everybody else learns that it did.
     """
 
-    def __init__(self, app: App, *, believe_user_id: bool = False) -> None:
+    def __init__(self, app: App, *, internal: bool = False) -> None:
         self.app = app
-        self.believe_user_id = believe_user_id
+        self.internal = internal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection of the server."""
@@ -70,17 +72,18 @@ class RequestContextMiddleware:
             await self.app(scope, receive, send)
             return
         context = RequestContext.from_http_headers(_text_headers(scope))
-        if not self.believe_user_id:
+        if not self.internal:
             context = replace(context, user_id=None)
         with bind(context):
-            await _Exchange(scope, send, context).run(self.app, receive)
+            await _Exchange(scope, send, context, tells_why=self.internal).run(self.app, receive)
 
 
 class _Exchange:
     """One request and its answer."""
 
-    def __init__(self, scope: Scope, send: Send, context: RequestContext) -> None:
+    def __init__(self, scope: Scope, send: Send, context: RequestContext, *, tells_why: bool) -> None:
         self.scope = scope
+        self.tells_why = tells_why
         self.context = context
         self.status: int | None = None
         self._send = send
@@ -113,26 +116,32 @@ class _Exchange:
         await self._send(message)
 
     async def _answer(self, error: Exception) -> None:
-        if isinstance(error, HybridkitError):
-            problem = Problem.from_error(
-                error, instance=self.scope["path"], request_id=self.context.request_id
-            )
-        else:
-            problem = Problem(
-                title="Internal Server Error",
-                status=500,
-                code="INTERNAL",
-                instance=self.scope["path"],
-                request_id=self.context.request_id,
-            )
-        if problem.status >= 500 and not problem.retryable:
-            _log.error("request failed", exc_info=error)
+        problem = self._problem(error)
+        if problem.status >= 500:
+            if problem.retryable:
+                _log.warning("request failed", reason=f"{type(error).__name__}: {error}")
+            else:
+                _log.error("request failed", exc_info=error)
+            if not self.tells_why:  # the words are for those who run the services, and name them
+                problem = problem.model_copy(update={"detail": ""})
         await send_answer(self.send, problem.status, problem_headers(problem), problem_body(problem))
+
+    def _problem(self, error: Exception) -> Problem:
+        instance, request_id = self.scope["path"], self.context.request_id
+        if isinstance(error, HybridkitError):
+            return Problem.from_error(error, instance=instance, request_id=request_id)
+        return Problem(
+            title="Internal Server Error",
+            status=500,
+            code="INTERNAL",
+            instance=instance,
+            request_id=request_id,
+        )
 
     def _note(self, seconds: float) -> None:
         method, path, status = self.scope["method"], self.scope["path"], self.status or 500
-        route = getattr(self.scope.get("route"), "path", "unknown")  # the path itself may be anything
-        metrics.http_server_duration.labels(method, route, status).observe(seconds)
+        known_method = method if method in _METHODS else "OTHER"
+        metrics.http_server_duration.labels(known_method, _template(self.scope), status).observe(seconds)
         log = _log.debug if path in PROBE_PATHS else _log.info
         log(
             f"{method} {path} {status}",  # without the query, which may hold what nobody should read
@@ -262,6 +271,13 @@ def problem_for_status(status: int, *, detail: str, instance: str) -> Problem:
         instance=instance,
         request_id=current().request_id,
     )
+
+
+def _template(scope: Scope) -> str:
+    """The matched route as it was declared: a label must not have as many values as there are paths."""
+    # Since routers are included by reference, FastAPI keeps the whole template in a place of its own.
+    included = scope.get("fastapi", {}).get("effective_route_context")
+    return getattr(included, "path", None) or getattr(scope.get("route"), "path", None) or "unknown"
 
 
 def _text_headers(scope: Scope) -> dict[str, str]:

@@ -76,7 +76,8 @@ def create_app(
         title: in the OpenAPI document.
         version: in the OpenAPI document.
         lifespan: a context manager of the application's own, entered when the resources are open.
-        internal: the callers are our own services, so their `X-User-ID` is believed.
+        internal: the callers are our own services: their `X-User-ID` is believed, and they are told why something
+            failed.
     """
 
     @asynccontextmanager
@@ -92,9 +93,7 @@ def create_app(
     app.add_exception_handler(HTTPException, _answer_http_exception)
     app.add_exception_handler(RequestValidationError, _answer_invalid_request)
     app.add_middleware(IdempotencyMiddleware, guard=_guard_of)
-    app.add_middleware(
-        RequestContextMiddleware, believe_user_id=internal
-    )  # the last one added is the outermost
+    app.add_middleware(RequestContextMiddleware, internal=internal)  # the last one added is the outermost
     _add_routes(app)
     return app
 
