@@ -1,8 +1,10 @@
 """Consumers on a real RabbitMQ: they heal, they can prove it, and no message is lost on any way out of a handler."""
 
 import asyncio
+import struct
 from collections.abc import AsyncGenerator, Callable, Iterator, MutableMapping
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -215,6 +217,27 @@ async def test_a_plain_publishers_bad_messages_do_not_stop_the_good(
     assert dead.body == b"no json"
     assert dead.headers["hk_reason"] == "malformed"
     assert dead.headers["hk_queue"] == "tests.consumer"
+
+
+async def test_properties_that_can_not_be_decoded_stop_nobody(
+    publisher: RobustPublisher,
+    connection: BrokerConnection,
+    ledger: Ledger,
+    rabbitmq_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A timestamp of the year 292277026596 ends a plain connection at each delivery, with all consumers on it."""
+    async with consumer_of(ledger).running(connection, publisher=publisher):
+        link = await connection.link()
+        async with plain_channel(rabbitmq_url) as channel:
+            hostile = aio_pika.Message(b"no json", headers={"when": datetime.now(UTC)}, timestamp=1)
+            with monkeypatch.context() as patch:
+                patch.setattr("pamqp.encode.timestamp", lambda _: struct.pack(">Q", 2**63))
+                await channel.default_exchange.publish(hostile, routing_key="tests.consumer")
+        await publisher.publish(Consumed(number=1))
+        assert await ledger.reaches(1) == [1]
+        assert (await read(rabbitmq_url, "tests.consumer.dlq")).headers["hk_reason"] == "malformed"
+        assert await connection.link() is link
 
 
 # ── retries and dead letters ─────────────────────────────────────────────────────────────────────

@@ -14,7 +14,6 @@ from typing import Any, Final, Self, cast
 import aiormq
 from aiormq.abc import AbstractChannel, AbstractConnection
 from aiormq.channel import Channel
-from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
 from aiormq.exceptions import (
     AMQPError,
     AuthenticationError,
@@ -26,6 +25,7 @@ from yarl import URL
 from hybridkit.context import current
 from hybridkit.errors import AccessDeniedError, NotConnectedError, UnavailableError
 from hybridkit.messaging._bounded import Background, Backoff, bounded
+from hybridkit.messaging._sockets import Sockets
 from hybridkit.observability import get_logger
 
 __all__ = ["ANSWER_SECONDS", "LIBRARY_ERRORS", "BrokerConnection", "Link", "closing", "start_seconds"]
@@ -164,7 +164,7 @@ class BrokerConnection:
 class Link:
     """One TCP connection that speaks AMQP, for as long as it lasts."""
 
-    def __init__(self, connection: aiormq.Connection, sockets: "_Sockets", background: Background) -> None:
+    def __init__(self, connection: aiormq.Connection, sockets: Sockets, background: Background) -> None:
         self._connection = connection
         self._sockets = sockets
         self._background = background
@@ -180,7 +180,7 @@ class Link:
             NotConnectedError: nobody answered.
             AccessDeniedError: the broker refuses the user or the password.
         """
-        sockets = _Sockets()
+        sockets = Sockets()
         connection = aiormq.Connection(
             url, transport_factory=sockets, client_properties={"connection_name": name}
         )
@@ -283,22 +283,6 @@ class Link:
             _log.debug("broker connection not closed cleanly", error=str(error))
         finally:
             self.abort()
-
-
-class _Sockets(TransportFactory):
-    """Keeps the socket, because aiormq's own way to close one waits for a peer that may be frozen."""
-
-    def __init__(self) -> None:
-        self._writer: asyncio.StreamWriter | None = None
-
-    async def create(self, url: URL, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        factory = TLSTransportFactory() if url.scheme == "amqps" else TCPTransportFactory()
-        reader, self._writer = await factory.create(url, **options)
-        return reader, self._writer
-
-    def abort(self) -> None:
-        if self._writer is not None:
-            self._writer.transport.abort()
 
 
 def closing(resource: AbstractChannel | AbstractConnection) -> asyncio.Future[Any]:
