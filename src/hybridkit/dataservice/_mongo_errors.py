@@ -29,7 +29,7 @@ from hybridkit.errors import (
     UniqueViolationError,
 )
 
-__all__ = ["MONGO_FAILURES", "read_error", "write_error"]
+__all__ = ["MONGO_FAILURES", "is_duplicate", "read_error", "write_error"]
 
 MONGO_FAILURES: Final = (PyMongoError, BSONError, OverflowError)
 """Everything that a call of the driver raises about the database or a value."""
@@ -68,7 +68,7 @@ def read_error(error: Exception) -> HybridkitError | None:
 def write_error(error: Exception) -> HybridkitError | None:
     """As `read_error`, for a write: if the connection breaks in the middle, nobody here knows what became of it."""
     match error:
-        case DuplicateKeyError():
+        case OperationFailure() if is_duplicate(error):
             return UniqueViolationError("another record has this value", fields=_fields(error))
         case DocumentTooLarge():
             return InvalidRequestError("the record is larger than the database holds (16 MiB)")
@@ -86,7 +86,12 @@ def write_error(error: Exception) -> HybridkitError | None:
             return read_error(error)
 
 
-def _fields(error: DuplicateKeyError) -> tuple[str, ...]:
+def is_duplicate(error: OperationFailure) -> bool:
+    """Whether a unique index refused the document; neosqlite's wire server has only SQLite's words for it."""
+    return isinstance(error, DuplicateKeyError) or str(error).startswith("UNIQUE constraint failed")
+
+
+def _fields(error: OperationFailure) -> tuple[str, ...]:
     """The fields of the violated index, where the server names them."""
     details: dict[str, Any] = dict(error.details or {})
     if isinstance(details.get("keyPattern"), Mapping):

@@ -12,10 +12,11 @@ from typing import Any, Final
 import orjson
 from pymongo import IndexModel
 from pymongo.asynchronous.collection import AsyncCollection
-from pymongo.errors import DuplicateKeyError
+from pymongo.errors import OperationFailure
 
 from hybridkit.codec import encode_json, now
 from hybridkit.dataservice._keys import DERIVED_RETENTION, RETENTION, is_derived
+from hybridkit.dataservice._mongo_errors import is_duplicate
 from hybridkit.dataservice._operations import Outcome, Result, Write
 
 __all__ = ["EMBEDDED_KEYS", "KEYS_COLLECTION", "Keys", "Recorded", "embedded", "entry_for"]
@@ -67,12 +68,14 @@ class Keys:
         """Say that the key belongs to this request; what is known of it where it was claimed before."""
         claimed = {
             "_id": key_id(write),
-            "fingerprint": write.fingerprint,
+            "fingerprint": write.fingerprint.hex(),
             "expires_at": now() + (DERIVED_RETENTION if is_derived(write.key) else RETENTION),
         }
         try:
             await self._collection.insert_one(claimed)
-        except DuplicateKeyError:
+        except OperationFailure as error:
+            if not is_duplicate(error):
+                raise
             return await self.recorded(write)
         return None
 
@@ -84,7 +87,7 @@ class Keys:
     async def forget(self, write: Write) -> None:
         """Give up a claim under which nothing was done: only what was done is remembered."""
         await self._collection.delete_one(
-            {"_id": key_id(write), "fingerprint": write.fingerprint, "done": None}
+            {"_id": key_id(write), "fingerprint": write.fingerprint.hex(), "done": None}
         )
 
     async def take_over(self, entries: Sequence[Stored]) -> None:
@@ -111,10 +114,10 @@ def entry_for(write: Write, result: Result) -> dict[str, Any]:
     """The outcome as it stands in the document that it is about."""
     retention = DERIVED_RETENTION if is_derived(write.key) else RETENTION
     results = encode_json([[result.record, result.created]])
-    kept = {"results": results} if len(results) <= MAX_RESULT_BYTES else {}
+    kept = {"results": results.decode()} if len(results) <= MAX_RESULT_BYTES else {}
     return {
         "key": key_id(write),
-        "fingerprint": write.fingerprint,
+        "fingerprint": write.fingerprint.hex(),
         "expires_at": now() + retention,
         "done": True,
         **kept,
@@ -125,6 +128,6 @@ def _recorded(entry: Stored) -> Recorded:
     results = entry.get("results")
     outcome = None
     if results is not None:
-        pairs: list[tuple[dict[str, Any] | None, bool]] = orjson.loads(bytes(results))
+        pairs: list[tuple[dict[str, Any] | None, bool]] = orjson.loads(results)
         outcome = Outcome(tuple(Result(record, created) for record, created in pairs), replayed=True)
-    return Recorded(bytes(entry["fingerprint"]), outcome, bool(entry.get("done")))
+    return Recorded(bytes.fromhex(entry["fingerprint"]), outcome, bool(entry.get("done")))

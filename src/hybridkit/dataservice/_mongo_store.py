@@ -19,14 +19,14 @@ from bson.codec_options import CodecOptions
 from pymongo import AsyncMongoClient
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
-from pymongo.errors import DuplicateKeyError
+from pymongo.errors import OperationFailure
 
 from hybridkit.codec import now
 from hybridkit.context import RequestContext, bind, current
 from hybridkit.dataservice._keys import DERIVED_RETENTION, check_repeated, count
 from hybridkit.dataservice._mongo_changes import Change, change_for
 from hybridkit.dataservice._mongo_collection import HIDDEN, ResourceCollection
-from hybridkit.dataservice._mongo_errors import MONGO_FAILURES, read_error, write_error
+from hybridkit.dataservice._mongo_errors import MONGO_FAILURES, is_duplicate, read_error, write_error
 from hybridkit.dataservice._mongo_filters import Ordering, condition
 from hybridkit.dataservice._mongo_keys import (
     EMBEDDED_KEYS,
@@ -46,7 +46,6 @@ from hybridkit.errors import (
     RejectedError,
     StaleVersionError,
 )
-from hybridkit.observability import get_logger
 from hybridkit.queries import Query
 
 __all__ = ["MongoStore", "open_mongo_store"]
@@ -64,7 +63,6 @@ CLEAN_DOCUMENTS: Final = 1000
 type StoredDocument = dict[str, Any]
 
 _LIVE: Final = {f"{HIDDEN}.deleted_at": None}
-_log = get_logger("hybridkit.dataservice")
 
 
 class MongoStore:
@@ -188,11 +186,12 @@ class MongoStore:
             made = self._database["hk_secrets"]
             with _bounded(), _meaning(read_error):
                 try:
-                    await made.insert_one({"_id": "page_token", "value": secrets.token_bytes(32)})
-                except DuplicateKeyError:
-                    _log.debug("the page token's key is there")
+                    await made.insert_one({"_id": "page_token", "value": secrets.token_hex(32)})
+                except OperationFailure as error:
+                    if not is_duplicate(error):
+                        raise
                 found = await made.find_one({"_id": "page_token"})
-            self._signing_key = bytes(found["value"]) if found else b""
+            self._signing_key = bytes.fromhex(found["value"]) if found else b""
         return self._signing_key
 
     async def check(self) -> None:
@@ -276,8 +275,8 @@ async def _put(
     if stored is None:
         try:
             await documents.insert_one(document)
-        except DuplicateKeyError:
-            if await documents.find_one(target, {"_id": 1}) is None:
+        except OperationFailure as error:
+            if not is_duplicate(error) or await documents.find_one(target, {"_id": 1}) is None:
                 raise
             return False
         return True

@@ -1,8 +1,9 @@
 """Values on their way into BSON and out of it.
 
-BSON keeps milliseconds and has types for UUIDs and decimals; what it doesn't know (dates, durations, enumerations) is
-stored as JSON has it. A field without a value isn't stored at all, so that a unique index allows many of them, as SQL's
-do.
+BSON keeps milliseconds and has a type for decimals. Identifiers are stored as text, so that they are the same in a
+shell, in another language's driver and inside a document that came as JSON; what BSON doesn't know (dates, durations,
+enumerations) is stored as JSON has it. A field without a value isn't stored at all, so that a unique index allows many
+of them, as SQL's do.
 """
 
 from collections.abc import Mapping
@@ -25,8 +26,10 @@ def to_bson(value: Any) -> Any:
     match value:
         case Enum():
             return to_bson(value.value)
-        case None | bool() | int() | float() | str() | bytes() | UUID() | Decimal128():
+        case None | bool() | int() | float() | str() | bytes() | Decimal128():
             return value
+        case UUID():
+            return str(value)
         case datetime():
             return truncate_timestamp(value)
         case Decimal():
