@@ -62,7 +62,8 @@ async def test_a_lost_reply_does_not_lock_the_owner_out(
 ) -> None:
     """Redis has written the claim, and the answer never comes: the holder that goes on is still its owner."""
     guard = IdempotencyGuard(far_redis)
-    await guard.begin("orders:order:0", None)  # a Redis that doesn't know the script would answer that it doesn't
+    # Before the first one Redis doesn't know the script: the lost reply would only say so.
+    await guard.begin("orders:order:0", None)
     proxy.cut("to_client", at_byte=0)
     mine = acquired(await guard.begin(KEY, None))
     assert not mine.guarded
