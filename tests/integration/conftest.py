@@ -13,15 +13,14 @@ import orjson
 import pytest
 from fastapi import FastAPI
 from pydantic import BaseModel
-from sqlalchemy import CheckConstraint, ForeignKey, Numeric, Text
-from sqlalchemy.dialects import postgresql
+from sqlalchemy import CheckConstraint, ForeignKey, MetaData, Numeric, Text
 from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from sqlalchemy.schema import CreateTable
 
 from hybridkit.codec import Timestamp
 from hybridkit.dataservice import RecordColumns, create_data_service
 from hybridkit.dataservice._postgres_database import connect
+from hybridkit.dataservice._postgres_migrations import migrating_connection
 from hybridkit.resources import Record, Resource
 from hybridkit.settings import PostgresUrl, SecretUrl, ServiceSettings
 
@@ -214,10 +213,13 @@ def _named(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def running(url: str, **options: Any) -> AsyncGenerator[Service]:
+async def running(url: str, *, broker: bool = True, **options: Any) -> AsyncGenerator[Service]:
     publisher = NotingPublisher()
     app = create_data_service(
-        Settings, {ITEMS: ItemTable, OWNERS: OwnerTable}, publisher=publisher.open, **options
+        Settings,
+        {ITEMS: ItemTable, OWNERS: OwnerTable},
+        publisher=publisher.open if broker else None,
+        **options,
     )
     app.state.settings = Settings(database_url=SecretUrl(url), start_budget_seconds=30)
     service = Service(app, url, publisher)
@@ -226,12 +228,9 @@ async def running(url: str, **options: Any) -> AsyncGenerator[Service]:
 
 
 async def create_tables(url: str) -> None:
-    connection = await connect(url, timeout_seconds=10, command_seconds=30, application_name="the test")
-    try:
-        for table in Base.metadata.sorted_tables:
-            await connection.execute(str(CreateTable(table).compile(dialect=postgresql.dialect())))
-    finally:
-        await connection.close()
+    async with migrating_connection(url) as connection:
+        await connection.run_sync(Base.metadata.create_all)
+        await connection.commit()
 
 
 @pytest.fixture
@@ -259,3 +258,9 @@ def run_service() -> Callable[..., AbstractAsyncContextManager[Service]]:
 def make_tables() -> Callable[[str], Awaitable[None]]:
     """Creates the tables of the data service in the database with that URL."""
     return create_tables
+
+
+@pytest.fixture
+def service_tables() -> MetaData:
+    """The tables as the service declares them."""
+    return Base.metadata

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 from sqlalchemy import func, select
 
-from hybridkit.dataservice import _postgres_store
+from hybridkit.dataservice import _postgres_keys, _postgres_store
 from hybridkit.errors import ConflictError, DeadlineExceededError
 from hybridkit.testing import FaultProxy
 
@@ -192,7 +192,7 @@ async def proxied(postgres_url: str, service: Any, run_service: Any) -> AsyncIte
 
 def before_commit(monkeypatch: pytest.MonkeyPatch, action: Any) -> None:
     """Have something happen when all is written, and the commit comes next; once."""
-    record_key = _postgres_store.record_key
+    record_key = _postgres_keys.record_key
 
     async def record(*arguments: Any) -> None:
         await record_key(*arguments)

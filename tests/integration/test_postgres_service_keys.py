@@ -15,7 +15,7 @@ DERIVED = "hkd_" + "0" * 64
 
 
 def outcomes(name: str) -> float:
-    return metrics.idempotency_outcomes.labels("data_service", name)._value.get()
+    return float(metrics.idempotency_outcomes.labels("data_service", name)._value.get())
 
 
 async def count_items(service: Any) -> int:

@@ -264,6 +264,17 @@ async def test_an_event_that_is_none_is_refused(service: Any) -> None:
         assert (await service.transact(emit=[broken])).status_code == 422
 
 
+async def test_without_a_broker_nothing_is_emitted(
+    postgres_url: str, make_tables: Any, run_service: Any
+) -> None:
+    """Nobody would ever publish it; writing goes on."""
+    await make_tables(postgres_url)
+    async with run_service(postgres_url, broker=False) as service:
+        answer = await service.transact(create("a"), emit=[emission()])
+        assert (answer.status_code, answer.json()["code"]) == (501, "NOT_SUPPORTED")
+        assert (await service.transact(create("a"))).status_code == 200
+
+
 async def test_the_outbox_has_the_order_of_commits_per_key(service: Any) -> None:
     """Two keys in either order: the counters, whose row locks make the order of commits, grow with the numbers."""
     records = {"a": await service.create("a"), "b": await service.create("b")}

@@ -20,6 +20,7 @@ from hybridkit.errors import (
     UnroutableError,
 )
 from hybridkit.observability import metrics
+from hybridkit.retry import Retry
 
 
 class MemoryOutbox:
@@ -128,7 +129,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_relay, "DATABASE_PAUSE_SECONDS", 0.02)
     monkeypatch.setattr(_relay, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(_relay, "BACKLOG_SECONDS", 0.02)
-    monkeypatch.setattr(_relay, "_BACKOFF", _relay.Retry.exponential(first_seconds=0.02, cap_seconds=0.05))
+    monkeypatch.setattr(_relay, "_BACKOFF", Retry.exponential(first_seconds=0.02, cap_seconds=0.05))
 
 
 @pytest.fixture

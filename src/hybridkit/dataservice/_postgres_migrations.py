@@ -28,7 +28,14 @@ from hybridkit.dataservice._postgres_database import connect
 from hybridkit.dataservice._postgres_errors import database_error
 from hybridkit.errors import UnavailableError
 
-__all__ = ["History", "histories_of", "migrate", "missing_revisions", "write_revision"]
+__all__ = [
+    "History",
+    "histories_of",
+    "migrate",
+    "migrating_connection",
+    "missing_revisions",
+    "write_revision",
+]
 
 LOCK_KEY: Final = 0x6879627269646B69
 """Of the advisory lock that one replica holds while it migrates."""
@@ -112,7 +119,7 @@ async def migrate(url: str, *, migrations: Path | str | None = None, wait_second
     Raises:
         UnavailableError: PostgreSQL does not answer, or another replica was still at it.
     """
-    async with _connected(url) as connection, _locked(connection, wait_seconds):
+    async with migrating_connection(url) as connection, _locked(connection, wait_seconds):
         for history in histories_of(migrations):
             await connection.run_sync(history.upgrade)
 
@@ -131,12 +138,12 @@ async def write_revision(url: str, *, metadata: MetaData, migrations: Path | str
         migrations: the folder with the service's revisions.
         message: what it does, in a few words.
     """
-    async with _connected(url) as connection:
+    async with migrating_connection(url) as connection:
         await connection.run_sync(histories_of(migrations)[-1].write, message, metadata)
 
 
 @asynccontextmanager
-async def _connected(url: str) -> AsyncGenerator[AsyncConnection]:
+async def migrating_connection(url: str) -> AsyncGenerator[AsyncConnection]:
     """A connection for as long as a migration may take, which no pool of a service gives."""
 
     async def connected() -> Any:

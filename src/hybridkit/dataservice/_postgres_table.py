@@ -57,9 +57,10 @@ class ResourceTable:
     def python_type(self, name: str) -> type[Any] | None:
         """What the column's values are in Python; None where SQLAlchemy doesn't say."""
         try:
-            return self[name].type.python_type  # type: ignore[no-any-return] # declared as Any
-        except NotImplementedError:
+            kind: type[Any] = self[name].type.python_type
+        except NotImplementedError:  # SQLAlchemy 2.0; 2.1 says `object`
             return None
+        return None if kind is object else kind
 
     def holds_document(self, name: str) -> bool:
         """Whether the column is JSON."""

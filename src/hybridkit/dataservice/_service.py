@@ -31,7 +31,7 @@ type OpenPublisher = Callable[[], AbstractAsyncContextManager[Publisher]]
 
 def create_data_service(
     settings_class: type[ServiceSettings],
-    tables: "Mapping[AnyResource, type[RecordColumns]] | Mapping[AnyResource, DocumentCollection]",
+    tables: "Mapping[AnyResource, type[RecordColumns] | DocumentCollection]",
     *,
     migrations: Path | str | None = None,
     publisher: OpenPublisher | None = None,

@@ -1,0 +1,93 @@
+"""Page tokens: bound to their query, not to be made up."""
+
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from hybridkit.dataservice._etags import State, normal_tag
+from hybridkit.dataservice._pages import read_token, write_token
+from hybridkit.errors import PageTokenError
+from hybridkit.filters import Compare
+from hybridkit.queries import Query
+from hybridkit.resources import Record, Resource
+
+KEY = b"k" * 32
+
+
+class NewItem(BaseModel):
+    name: str
+
+
+class Item(NewItem, Record):
+    pass
+
+
+ITEMS = Resource(
+    "items", record=Item, create=NewItem, update=NewItem, filterable=("name",), sortable=("name",)
+)
+QUERY = Query(where=Compare("name", "eq", "a"), order=(("name", "asc"),))
+
+
+def read(token: str, query: Query = QUERY, key: bytes = KEY) -> Any:
+    again = Query(where=query.where, order=query.order, select=("name",), page_size=7, page_token=token)
+    return read_token(ITEMS, again, key=key)
+
+
+def test_a_position_comes_back_whatever_the_page_size_and_selection() -> None:
+    moment = datetime(2026, 1, 1, 0, 0, 0, 123456, tzinfo=UTC)
+    position = [None, 1, "ä", moment, Decimal("1.50"), UUID(int=1)]
+    assert read(write_token(ITEMS, QUERY, position, key=KEY)) == [
+        None,
+        1,
+        "ä",
+        "2026-01-01T00:00:00.123456+00:00",
+        "1.50",
+        str(UUID(int=1)),
+    ]
+
+
+def test_no_token_is_the_beginning() -> None:
+    assert read_token(ITEMS, QUERY, key=KEY) is None
+
+
+def test_another_key_or_order_refuses_it() -> None:
+    token = write_token(ITEMS, QUERY, ["a"], key=KEY)
+    with pytest.raises(PageTokenError):
+        read(token, key=b"x" * 32)
+    with pytest.raises(PageTokenError):
+        read(token, Query(where=QUERY.where, order=(("name", "desc"),)))
+
+
+@given(st.text() | st.binary().map(lambda data: data.hex()))
+def test_nothing_but_a_token_is_a_token(text: str) -> None:
+    with pytest.raises(PageTokenError):
+        read(text)
+
+
+@given(st.integers(min_value=0), st.integers(min_value=0, max_value=255))
+def test_a_changed_token_is_none(position: int, value: int) -> None:
+    from base64 import urlsafe_b64decode, urlsafe_b64encode
+
+    token = write_token(ITEMS, QUERY, [str(uuid4())], key=KEY)
+    raw = bytearray(urlsafe_b64decode(token + "=="))
+    raw[position % len(raw)] ^= value or 1
+    with pytest.raises(PageTokenError):
+        read(urlsafe_b64encode(raw).decode().rstrip("="))
+
+
+@given(st.integers(min_value=1, max_value=10**17), st.integers(min_value=0, max_value=2**62))
+def test_a_tag_says_its_state(version: int, incarnation: int) -> None:
+    state = State(version, incarnation)
+    assert State.of(state.tag) == state
+    assert normal_tag(f" W/{state.tag} ") == normal_tag(state.tag.strip('"')) == state.tag
+
+
+@pytest.mark.parametrize("tag", ["", '""', '"0-1"', '"1-G"', '"1-1', '"01-1"', '"1-11111111111111111"'])
+def test_a_tag_that_no_record_can_have_is_none(tag: str) -> None:
+    assert State.of(tag) is None

@@ -1,0 +1,145 @@
+"""What a declaration must fit, and what a service without a broker or a database says."""
+
+import asyncio
+import sys
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+from sqlalchemy.dialects.postgresql import INET
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from hybridkit import dataservice
+from hybridkit.dataservice import RecordColumns, create_data_service
+from hybridkit.dataservice._bodies import Bodies
+from hybridkit.dataservice._housekeeping import Housekeeping
+from hybridkit.dataservice._postgres_table import ResourceTable
+from hybridkit.dataservice._requests import Condition
+from hybridkit.errors import DeclarationError, InvalidRequestError, MissingExtraError, UnavailableError
+from hybridkit.resources import Record, Resource
+from hybridkit.settings import PostgresUrl, ServiceSettings
+
+
+class Settings(ServiceSettings):
+    service_name: str = "db_postgres_service"
+    database_url: PostgresUrl
+
+
+class NewItem(BaseModel):
+    name: str
+
+
+class Item(NewItem, Record):
+    address: str = "127.0.0.1"
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class ItemTable(RecordColumns, Base):
+    __tablename__ = "items"
+    name: Mapped[str]
+    address: Mapped[str] = mapped_column(INET)
+
+
+class NamelessTable(RecordColumns, Base):
+    __tablename__ = "nameless"
+
+
+ITEMS = Resource("items", record=Item, create=NewItem, update=NewItem)
+
+
+def test_every_field_of_a_record_needs_a_column() -> None:
+    with pytest.raises(DeclarationError, match="NamelessTable has no column for name, address of Item"):
+        create_data_service(Settings, {ITEMS: NamelessTable})
+
+
+def test_two_resources_have_two_names() -> None:
+    class OtherItem(Item):
+        pass
+
+    others = Resource("items", record=OtherItem, create=NewItem, update=NewItem)
+    with pytest.raises(DeclarationError, match="two resources are called 'items'"):
+        create_data_service(Settings, {ITEMS: ItemTable, others: ItemTable})
+
+
+def test_a_service_without_a_database_url_is_none() -> None:
+    with pytest.raises(DeclarationError, match="no database_url"):
+        create_data_service(ServiceSettings, {ITEMS: ItemTable})
+
+
+def test_settings_are_not_read_before_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    app = create_data_service(Settings, {ITEMS: ItemTable}, title="Items")
+    assert app.title == "Items"
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = dataservice.nothing
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "hybridkit.dataservice._postgres_columns", None)
+    with pytest.raises(MissingExtraError, match=r"hybridkit\[postgres\]"):
+        _ = dataservice.RecordColumns
+
+
+def test_a_column_of_an_unusual_type_takes_values_as_they_are() -> None:
+    table = ResourceTable(ITEMS, ItemTable)
+    assert table.python_type("address") is None
+    assert table.bind("address", "10.0.0.1") == "10.0.0.1"
+    assert "items" in repr(table)
+    assert "name" in repr(table.view(("name",)))
+
+
+def test_a_value_that_a_column_cannot_hold_is_pointed_at() -> None:
+    with pytest.raises(InvalidRequestError) as refused:
+        ResourceTable(ITEMS, ItemTable).bound({"version": "many"}, at="/data")
+    assert refused.value.errors[0].pointer == "/data/version"
+
+
+def test_the_id_of_a_create_is_made_unless_it_is_named() -> None:
+    bodies = Bodies(ITEMS)
+    made, named = bodies.create(b'{"name": "a"}'), bodies.create(b'{"name": "a", "id": null}')
+    assert made.id < named.id
+    assert "items" in repr(bodies)
+
+
+def test_a_natural_key_has_to_be_named() -> None:
+    class Owner(Record[str]):
+        title: str
+
+    class NewOwner(BaseModel):
+        title: str
+
+    bodies = Bodies(Resource("owners", record=Owner, create=NewOwner, update=NewOwner))
+    with pytest.raises(InvalidRequestError, match="/id"):
+        bodies.create(b'{"title": "A"}')
+    assert bodies.create(b'{"title": "A", "id": "a"}').id == "a"
+    upsert = bodies.upsert("a", b'{"title": "A"}', condition=Condition(None, None))
+    assert upsert.values == {"title": "A"}
+
+
+class FullStore:
+    """Has more to delete than one batch holds, and fails once."""
+
+    def __init__(self) -> None:
+        self.batches: list[int | Exception] = [1000, UnavailableError("away"), 3, 0]
+        self.emptied = asyncio.Event()
+
+    async def clean(self) -> int:
+        batch = self.batches.pop(0) if self.batches else 0
+        if not self.batches:
+            self.emptied.set()
+        if isinstance(batch, Exception):
+            raise batch
+        return batch
+
+
+async def test_housekeeping_goes_on_until_nothing_is_left() -> None:
+    store: Any = FullStore()
+    async with Housekeeping(store, pause_seconds=0.001) as housekeeping, asyncio.timeout(10):
+        await store.emptied.wait()
+        assert "Housekeeping(" in repr(housekeeping)
