@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -69,6 +70,16 @@ def test_the_last_one_to_let_go_ends_the_server(key: str) -> None:
     assert answers(url)
     second.release()
     assert dies(url)
+
+
+def test_many_at_once_start_one_server(key: str) -> None:
+    """The first starts it, the others wait for it."""
+    users = [SharedServers(key) for _ in range(6)]
+    with ThreadPoolExecutor(max_workers=len(users)) as threads:
+        urls = set(threads.map(lambda user: user.get("redis").url, users))
+    assert len(urls) == 1
+    for user in users:
+        user.release()
 
 
 def test_another_run_has_a_server_of_its_own(key: str) -> None:

