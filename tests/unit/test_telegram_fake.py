@@ -1,9 +1,12 @@
 """FakeTelegram keeps the Bot API's promises, seen through a real client over real HTTP."""
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from pathlib import Path
 
+import httpx
 import pytest
 from aiogram import Bot
 from aiogram.client.session.aiohttp import AiohttpSession
@@ -18,7 +21,9 @@ from aiogram.exceptions import (
 )
 from aiogram.types import BufferedInputFile
 
-from hybridkit.testing._telegram import FakeTelegram, TelegramUser
+from hybridkit.dev._probes import free_port
+from hybridkit.dev._supervisor import Service, Supervisor
+from hybridkit.testing import FakeTelegram, TelegramUser
 
 ADA = TelegramUser(id=7, first_name="Ада", language_code="ru")
 
@@ -140,3 +145,73 @@ async def test_waiting_says_what_did_not_happen(telegram: FakeTelegram) -> None:
         await telegram.wait_for_calls("getMe", count=2, timeout_seconds=0.01)
     with pytest.raises(TimeoutError, match="update 5 was not confirmed"):
         await telegram.wait_until_confirmed(5, timeout_seconds=0.01)
+
+
+# ── driven from another process ──────────────────────────────────────────────────────────────────
+
+
+async def test_another_process_drives_it_over_http(telegram: FakeTelegram, bot: Bot) -> None:
+    async with httpx.AsyncClient(base_url=telegram.url) as client:
+        said = {"text": "hello", "from_user": {"id": 7, "first_name": "Ada"}}
+        text = (await client.post("/control/updates", json=said)).json()["result"]["update_id"]
+        raw = (await client.post("/control/updates", json={"poll": {}})).json()["result"]["update_id"]
+        assert (text, raw) == (1001, 1002)
+        await client.post("/control/faults", json={"method": "sendMessage", "status": 502})
+        with pytest.raises(TelegramServerError):
+            await bot.send_message(7, "lost")
+        await bot.send_message(7, "hello", disable_notification=True)
+        assert (await client.get("/health")).json() == {"ok": True, "result": True}
+        state = (await client.get("/control/state")).json()["result"]
+        assert [sent["text"] for sent in state["messages"]] == ["hello"]
+        assert state["messages"][0]["parameters"]["disable_notification"] == "true"
+        await bot.get_updates(offset=raw + 1)
+        await client.post("/control/redeliver", json={"update_id": text})
+        assert [update.update_id for update in await bot.get_updates(offset=raw + 1)] == [text]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/control/nonsense", "{}", 404),
+        ("/control/redeliver", '{"update_id": 7}', 400),
+        ("/control/faults", "not JSON", 400),
+    ],
+)
+async def test_what_it_is_not_told_clearly_it_refuses(
+    telegram: FakeTelegram, path: str, body: str, status: int
+) -> None:
+    async with httpx.AsyncClient(base_url=telegram.url) as client:
+        assert (await client.post(path, content=body)).status_code == status
+
+
+async def test_parameters_come_in_the_url_as_json_or_as_a_form(telegram: FakeTelegram) -> None:
+    url = f"{telegram.url}/bot{telegram.token}/sendMessage"
+    async with httpx.AsyncClient() as client:
+        await client.get(f"{url}?chat_id=7&text=one")
+        await client.post(url, json={"chat_id": 7, "text": "two"})
+        await client.post(url, data={"chat_id": "7", "text": "three"})
+        await client.post(
+            url, files={"chat_id": (None, "7"), "text": (None, "four"), "photo": ("a.png", b"\x89")}
+        )
+    assert [message.text for message in telegram.messages] == ["one", "two", "three", "four"]
+    assert telegram.messages[3].parameters["photo"] == "a.png"
+
+
+async def test_it_runs_as_a_process_until_a_signal(tmp_path: Path) -> None:
+    port = free_port()
+    program = Service(
+        name="telegram",
+        argv=[
+            sys.executable,
+            "-m",
+            "hybridkit.testing._telegram",
+            "--port",
+            str(port),
+            "--token",
+            "7:secret",
+        ],
+        ready_url=f"http://127.0.0.1:{port}/health",
+    )
+    async with Supervisor(tmp_path) as supervisor:
+        await supervisor.start(program)
+        assert await supervisor.stop() == {"telegram": 0}
