@@ -7,6 +7,7 @@
   they name have to exist.
 """
 
+import os
 import re
 import subprocess
 import sys
@@ -80,9 +81,10 @@ def test_a_page_runs_and_prints_what_it_says(page: Path, tmp_path: Path) -> None
     done = subprocess.run(
         [sys.executable, "-W", "error", script],
         cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=False,
     )
     assert done.returncode == 0, f"{named(page)}\n{done.stderr}"
