@@ -19,6 +19,7 @@ from hybridkit.codec import Timestamp
 from hybridkit.dataservice import DocumentCollection, DocumentIndex, create_data_service
 from hybridkit.dataservice._mongo_keys import EMBEDDED_KEYS
 from hybridkit.errors import DeclarationError
+from hybridkit.ids import derived_id
 from hybridkit.resources import Record, Resource
 from hybridkit.settings import MongoSettings, SecretUrl
 
@@ -352,6 +353,16 @@ async def test_twenty_calls_with_one_key_do_it_once(service: Service) -> None:
 
 
 _ID = "1f1e54a2-f5d4-612b-8824-ddcdfebdd6fc"
+
+
+async def test_a_retry_means_the_same_record_when_the_service_named_it(service: Service) -> None:
+    """Also when only the claim of the first attempt is left: the rerun must not make a second record."""
+    first = await service.send("POST", "/v1/places", {"id": "kyiv", "title": "A"}, key="p")
+    thing = await service.send("POST", "/v1/things", {"name": "pen"}, key="k")
+    assert (first.status_code, thing.status_code) == (201, 201)
+    again = await service.send("POST", "/v1/things", {"name": "pen"}, key="k")
+    assert again.json() == thing.json()
+    assert again.json()["id"] == str(derived_id("anonymous k", "create things"))
 
 
 async def test_a_replay_tells_what_was_done_then(service: Service) -> None:

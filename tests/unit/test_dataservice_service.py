@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from typing import Any
+from uuid import UUID
 
 import pytest
 from pydantic import BaseModel
@@ -100,10 +101,10 @@ def test_a_value_that_a_column_cannot_hold_is_pointed_at() -> None:
     assert refused.value.errors[0].pointer == "/data/version"
 
 
-def test_the_id_of_a_create_is_made_unless_it_is_named() -> None:
-    bodies = Bodies(ITEMS)
-    made, named = bodies.create(b'{"name": "a"}'), bodies.create(b'{"name": "a", "id": null}')
-    assert made.id < named.id
+def test_a_create_that_names_no_id_gets_the_one_of_its_call() -> None:
+    bodies, default_id = Bodies(ITEMS), UUID(int=7)
+    for body in (b'{"name": "a"}', b'{"name": "a", "id": null}'):
+        assert bodies.create(body, default_id=default_id).id == default_id
     assert "items" in repr(bodies)
 
 
@@ -116,8 +117,8 @@ def test_a_natural_key_has_to_be_named() -> None:
 
     bodies = Bodies(Resource("owners", record=Owner, create=NewOwner, update=NewOwner))
     with pytest.raises(InvalidRequestError, match="/id"):
-        bodies.create(b'{"title": "A"}')
-    assert bodies.create(b'{"title": "A", "id": "a"}').id == "a"
+        bodies.create(b'{"title": "A"}', default_id=UUID(int=7))
+    assert bodies.create(b'{"title": "A", "id": "a"}', default_id=UUID(int=7)).id == "a"
     upsert = bodies.upsert("a", b'{"title": "A"}', condition=Condition(None, None))
     assert upsert.values == {"title": "A"}
 

@@ -16,7 +16,6 @@ from hybridkit.dataservice._operations import AnyResource, Assert, Create, Delet
 from hybridkit.dataservice._requests import Condition
 from hybridkit.errors import FieldError, InvalidQueryError, InvalidRequestError
 from hybridkit.filters import Filter
-from hybridkit.ids import new_id
 from hybridkit.queries import Query
 
 __all__ = ["Bodies", "read_transaction"]
@@ -64,8 +63,12 @@ class Bodies:
         """The body of `PATCH`: a merge patch of what an update takes."""
         return _closed(self.resource.update)
 
-    def create(self, body: bytes) -> Create:
+    def create(self, body: bytes, *, default_id: UUID) -> Create:
         """A `POST`.
+
+        Args:
+            body: JSON.
+            default_id: of a record that the body doesn't name; the same on every attempt of one call.
 
         Raises:
             InvalidRequestError: with a pointer to every problem.
@@ -73,7 +76,9 @@ class Bodies:
         model = _validate(self.create_model, body)
         values = model.model_dump()
         record_id = values.pop("id", None)
-        return Create(resource=self.resource, id=new_id() if record_id is None else record_id, values=values)
+        return Create(
+            resource=self.resource, id=default_id if record_id is None else record_id, values=values
+        )
 
     def create_as(self, record_id: Any, data: Mapping[str, Any], *, at: str = "") -> Create:
         """A `create` of a transaction, which has its id outside of the data."""

@@ -28,6 +28,7 @@ from hybridkit.dataservice._requests import (
 )
 from hybridkit.dataservice._store import Store
 from hybridkit.errors import InvalidRequestError, NotFoundError, NotSupportedError
+from hybridkit.ids import derived_id
 from hybridkit.queries import Query
 
 __all__ = ["add_routes"]
@@ -85,7 +86,9 @@ class _ResourceRoutes:
 
     async def create(self, request: Request) -> Response:
         body = await read_body(request)
-        return await self._write(request, self._bodies.create(body), body)
+        # A retry has to mean the same record, also on a database where only that record can tell of the first try.
+        default_id = derived_id(f"{caller_of(request)} {key_of(request)}", f"create {self.resource.name}")
+        return await self._write(request, self._bodies.create(body, default_id=default_id), body)
 
     async def put(self, request: Request) -> Response:
         body = await read_body(request)

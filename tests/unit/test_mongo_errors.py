@@ -1,0 +1,79 @@
+"""What PyMongo raises becomes an error that says what the caller can do, without the server's words."""
+
+import pytest
+from bson.errors import InvalidDocument
+from pymongo.errors import (
+    AutoReconnect,
+    ConnectionFailure,
+    DocumentTooLarge,
+    DuplicateKeyError,
+    ExecutionTimeout,
+    InvalidOperation,
+    NetworkTimeout,
+    OperationFailure,
+    ServerSelectionTimeoutError,
+    WaitQueueTimeoutError,
+)
+
+from hybridkit.dataservice._mongo_errors import read_error, write_error
+from hybridkit.errors import (
+    DeadlineExceededError,
+    HybridkitError,
+    InvalidQueryError,
+    InvalidRequestError,
+    NotSupportedError,
+    OutcomeUnknownError,
+    OverloadedError,
+    UnavailableError,
+    UniqueViolationError,
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "on_read", "on_write"),
+    [
+        (ServerSelectionTimeoutError("CANARY"), UnavailableError, UnavailableError),
+        (WaitQueueTimeoutError("CANARY"), OverloadedError, OverloadedError),
+        (ConnectionFailure("CANARY"), UnavailableError, UnavailableError),
+        (AutoReconnect("CANARY"), UnavailableError, OutcomeUnknownError),
+        (NetworkTimeout("CANARY"), DeadlineExceededError, OutcomeUnknownError),
+        (ExecutionTimeout("CANARY", 50), DeadlineExceededError, DeadlineExceededError),
+        (OperationFailure("CANARY", 2), InvalidQueryError, InvalidRequestError),
+        (OperationFailure("CANARY", 59), NotSupportedError, NotSupportedError),
+        (InvalidDocument("CANARY"), InvalidQueryError, InvalidRequestError),
+        (OverflowError("CANARY"), InvalidQueryError, InvalidRequestError),
+        (DocumentTooLarge("CANARY"), InvalidQueryError, InvalidRequestError),
+        (OperationFailure("CANARY", 13), None, None),
+        (InvalidOperation("CANARY"), None, None),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
+)
+def test_a_failure_says_what_the_caller_can_do(
+    error: Exception, on_read: type[HybridkitError] | None, on_write: type[HybridkitError] | None
+) -> None:
+    for expected, found in ((on_read, read_error(error)), (on_write, write_error(error))):
+        assert (None if found is None else type(found)) is expected
+        assert "CANARY" not in str(found)
+
+
+@pytest.mark.parametrize(
+    ("details", "fields"),
+    [
+        ({"keyPattern": {"email": 1, "tenant": 1}}, ("email", "tenant")),
+        ({"keyPattern": {"_id": 1}}, ("id",)),
+        (
+            {"errmsg": "E11000 duplicate key error collection: app.users index: email dup key: { x }"},
+            ("email",),
+        ),
+        ({"errmsg": "Duplicate key violation on the requested collection: Index 'a__b'"}, ("a", "b")),
+        ({"errmsg": "Duplicate key violation on the requested collection: Index '_id_'"}, ("id",)),
+        ({}, ()),
+    ],
+)
+def test_a_duplicate_names_the_fields_of_its_index(
+    details: dict[str, object], fields: tuple[str, ...]
+) -> None:
+    """mongod tells the pattern, FerretDB the index, whose name is made of the fields."""
+    found = write_error(DuplicateKeyError("x", 11000, details))
+    assert isinstance(found, UniqueViolationError)
+    assert found.fields == fields
