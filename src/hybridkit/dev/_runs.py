@@ -14,6 +14,7 @@ import os
 import secrets
 import shutil
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -113,6 +114,7 @@ class Run:
             process.end()
         while self._actions:
             self._actions.pop()()
+        _release_shared_memory(self.directory)
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
@@ -127,6 +129,7 @@ def clean_up(state: Path) -> list[Path]:
             if directory.is_dir() and not _has_owner(directory):
                 for record in directory.glob("processes/*"):
                     kill_all(recorded_processes(record.read_text(errors="replace")))
+                _release_shared_memory(directory)
                 shutil.rmtree(directory, ignore_errors=True)
                 removed.append(directory)
     return removed
@@ -138,6 +141,15 @@ def file_lock(path: Path) -> Generator[None]:
     with path.open("a") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+
+
+def _release_shared_memory(directory: Path) -> None:
+    # A PostgreSQL that was killed has left a System V segment to the machine, which no process's end removes. The
+    # 7th line of its postmaster.pid has the id; one that ended by itself has removed both.
+    for note in directory.glob("*/data/postmaster.pid"):
+        with suppress(OSError, IndexError):
+            segment = note.read_text().splitlines()[6].split()[1]
+            subprocess.run(["ipcrm", "-m", segment], capture_output=True, check=False)  # noqa: S603, S607 # nosec B603 B607
 
 
 def _describe_owner() -> dict[str, str | int]:
@@ -158,7 +170,7 @@ def _has_owner(directory: Path) -> bool:
         return time.time() - directory.stat().st_mtime < _ABANDONED_AFTER_SECONDS
     if owner["boot"] == _boot():
         return ProcessId(owner["pid"], owner["started"]).is_alive()
-    # Of another boot: nothing of it runs any more, and its pids are somebody else's.
-    for record in directory.glob("processes/*"):
-        record.unlink()
+    # Of another boot: nothing of it runs any more, and its pids and segments are somebody else's.
+    for note in (*directory.glob("processes/*"), *directory.glob("*/data/postmaster.pid")):
+        note.unlink()
     return False
