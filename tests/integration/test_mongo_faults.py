@@ -1,7 +1,7 @@
 """The MongoDB service while its database is frozen, killed and restarted: bounded, typed, and back by itself."""
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 import httpx
@@ -26,7 +26,7 @@ NOTES = Resource("notes", record=Note, create=NewNote, update=NewNote)
 
 
 @asynccontextmanager
-async def running(url: str) -> AsyncIterator[httpx.AsyncClient]:
+async def running(url: str) -> AsyncGenerator[httpx.AsyncClient]:
     app = create_data_service(MongoSettings, {NOTES: DocumentCollection()})
     app.state.settings = MongoSettings(service_name="db_mongo_service", database_url=SecretUrl(url))
     http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://data")

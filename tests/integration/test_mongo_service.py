@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from decimal import Decimal
 from enum import StrEnum
@@ -135,7 +135,7 @@ def _named(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def running(url: str) -> AsyncIterator[Service]:
+async def running(url: str) -> AsyncGenerator[Service]:
     app = create_data_service(MongoSettings, COLLECTIONS)
     app.state.settings = MongoSettings(service_name="db_mongo_service", database_url=SecretUrl(url))
     http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://data")
