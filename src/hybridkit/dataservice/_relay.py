@@ -134,8 +134,11 @@ class Relay:
     async def _step(self) -> None:
         """One turn. First what is done is marked, so that no row is taken up that is published already."""
         await self._hold_lease()
+        # Taken before: a lane that ends while others are marked has confirmed rows without a mark.
+        ended = [name for name, lane in self._lanes.items() if lane.done()]
         await self._mark()
-        self._lanes = {name: lane for name, lane in self._lanes.items() if not lane.done()}
+        for name in ended:
+            del self._lanes[name]
         if self._lease is None:
             return
         if not self._broker.is_on and len(self._lanes) < MAX_LANES:
