@@ -1,0 +1,143 @@
+"""From a transaction over HTTP to a queue of a real RabbitMQ, through the outbox."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import uuid4
+
+import aio_pika
+import httpx
+import orjson
+import pytest
+
+from hybridkit.dataservice import create_data_service
+from hybridkit.dataservice._postgres_database import connect
+from hybridkit.settings import PostgresSettings, SecretUrl
+
+pytestmark = pytest.mark.real_server
+
+
+def emission(event_type: str, number: int, key: str | None = "k", **more: Any) -> dict[str, Any]:
+    return {
+        "event_type": event_type,
+        "event_id": str(uuid4()),
+        "timestamp": "2026-01-15T10:30:00Z",
+        "key": key,
+        "request_id": "the-request",
+        "data": {"number": number},
+        **more,
+    }
+
+
+@asynccontextmanager
+async def service_between(database: str, broker: str) -> AsyncGenerator[httpx.AsyncClient]:
+    app = create_data_service(PostgresSettings, {})
+    app.state.settings = PostgresSettings(
+        service_name="db_postgres_service", database_url=SecretUrl(database), rabbitmq_url=SecretUrl(broker)
+    )
+    transport = httpx.ASGITransport(app)
+    headers = {"x-service-name": "api_service"}
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://data", headers=headers) as client,
+    ):
+        yield client
+
+
+async def emit(client: httpx.AsyncClient, *events: dict[str, Any]) -> None:
+    headers = {"idempotency-key": str(uuid4())}
+    answer = await client.post("/v1:transact", json={"emit": events}, headers=headers)
+    assert answer.status_code == 200, answer.text
+
+
+@asynccontextmanager
+async def queue_for(
+    broker: str, event_type: str, name: str = "wanted"
+) -> AsyncGenerator[aio_pika.abc.AbstractQueue]:
+    connection = await aio_pika.connect(broker)
+    async with connection:
+        channel = await connection.channel()
+        queue = await channel.declare_queue(name, durable=True)
+        await queue.bind("hk.events", event_type)
+        yield queue
+
+
+async def receive(
+    queue: aio_pika.abc.AbstractQueue, count: int
+) -> list[aio_pika.abc.AbstractIncomingMessage]:
+    received: list[aio_pika.abc.AbstractIncomingMessage] = []
+    async with asyncio.timeout(30):
+        while len(received) < count:
+            if message := await queue.get(fail=False, no_ack=True):
+                received.append(message)
+            else:
+                await asyncio.sleep(0.02)
+    return received
+
+
+async def parked(database: str) -> list[Any]:
+    connection = await connect(database, timeout_seconds=10, command_seconds=10, application_name="the test")
+    async with asyncio.timeout(30):
+        while not (rows := await connection.fetch("SELECT * FROM hk_outbox WHERE parked_at IS NOT NULL")):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    await connection.close()
+    return list(rows)
+
+
+async def test_events_arrive_in_order_and_as_envelopes(postgres_url: str, rabbitmq_url: str) -> None:
+    async with (
+        service_between(postgres_url, rabbitmq_url) as client,
+        queue_for(rabbitmq_url, "item.sold") as queue,
+    ):
+        for number in range(0, 30, 3):
+            await emit(client, *(emission("item.sold", number + n, user_id="ann") for n in range(3)))
+        messages = await receive(queue, 30)
+    bodies = [orjson.loads(message.body) for message in messages]
+    assert [body["data"]["number"] for body in bodies] == list(range(30))
+    assert {(body["service"], body["request_id"], body["user_id"]) for body in bodies} == {
+        ("api_service", "the-request", "ann")
+    }
+    assert {message.headers["x-request-id"] for message in messages} == {"the-request"}
+
+
+async def test_an_event_that_nobody_wants_is_parked_and_the_next_one_arrives(
+    postgres_url: str, rabbitmq_url: str
+) -> None:
+    async with (
+        service_between(postgres_url, rabbitmq_url) as client,
+        queue_for(rabbitmq_url, "item.sold") as queue,
+    ):
+        await emit(client, emission("item.forgotten", 1), emission("item.sold", 2))
+        [message] = await receive(queue, 1)
+        assert orjson.loads(message.body)["data"]["number"] == 2
+        [row] = await parked(postgres_url)
+    assert (row["event_type"], "item.forgotten" in row["reason"]) == ("item.forgotten", True)
+
+
+async def test_a_command_goes_to_its_queue(postgres_url: str, rabbitmq_url: str) -> None:
+    async with (
+        service_between(postgres_url, rabbitmq_url) as client,
+        queue_for(rabbitmq_url, "unused", name="email_tasks") as queue,
+    ):
+        await emit(client, emission("command.send_email", 1, key=None, queue="email_tasks"))
+        [message] = await receive(queue, 1)
+    assert orjson.loads(message.body)["event_type"] == "command.send_email"
+
+
+async def test_a_broker_that_is_away_stops_no_request_and_loses_no_event(
+    postgres_url: str, own_rabbitmq_server: Any
+) -> None:
+    """The outbox grows while it is down, the service stays ready, and all of it arrives afterwards, in order."""
+    broker = own_rabbitmq_server.url
+    async with service_between(postgres_url, broker) as client:
+        async with queue_for(broker, "item.sold"):
+            await emit(client, emission("item.sold", 0))
+        await asyncio.to_thread(own_rabbitmq_server.kill)
+        for number in range(1, 6):
+            await emit(client, emission("item.sold", number))
+        assert (await client.get("/ready")).status_code == 200
+        await asyncio.to_thread(own_rabbitmq_server.restart)
+        async with queue_for(broker, "item.sold") as queue:
+            numbers = [orjson.loads(message.body)["data"]["number"] for message in await receive(queue, 6)]
+    assert list(dict.fromkeys(numbers)) == list(range(6))
