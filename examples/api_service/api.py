@@ -2,10 +2,10 @@
 
 from uuid import UUID
 
-from examples.api_service import application
-from examples.contracts.users import NewUser, User
 from fastapi import APIRouter
 
+from examples.api_service import application
+from examples.contracts.users import NewUser, User
 from hybridkit.adapters.dependencies import Postgres
 
 __all__ = ["users"]

@@ -4,7 +4,6 @@ from uuid import UUID
 
 from examples.api_service.domain import canonical_email
 from examples.contracts.users import USERS, NewUser, User, UserCreated
-
 from hybridkit.clients import PostgresDataClient
 
 __all__ = ["find_user", "register"]

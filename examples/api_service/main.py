@@ -1,7 +1,6 @@
 """The public HTTP API, on port 8000: people register here."""
 
 from examples.api_service.api import users
-
 from hybridkit.adapters.fastapi import create_app, run_api
 from hybridkit.settings import ApiSettings
 

@@ -3,9 +3,9 @@
 from aiogram import Dispatcher
 from aiogram.filters import CommandStart
 from aiogram.types import Message
+
 from examples.bot_service.domain import greeting, language_of
 from examples.contracts.users import USERS
-
 from hybridkit.adapters.dependencies import Postgres
 
 __all__ = ["dispatcher"]

@@ -1,9 +1,9 @@
 """What the bot does by itself when it hears of something."""
 
 from aiogram import Bot
+
 from examples.bot_service.domain import welcome
 from examples.contracts.users import USERS, UserCreated
-
 from hybridkit.adapters.dependencies import Postgres
 from hybridkit.messaging import RobustConsumer
 from hybridkit.observability import get_logger

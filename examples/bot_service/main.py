@@ -2,7 +2,6 @@
 
 from examples.bot_service.api import dispatcher
 from examples.bot_service.application import welcomes
-
 from hybridkit.adapters.aiogram import run_bot
 from hybridkit.settings import BotSettings
 

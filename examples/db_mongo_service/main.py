@@ -1,7 +1,6 @@
 """The MongoDB data service, on port 8002: the only process that talks to that database."""
 
 from examples.contracts.analytics import USER_STATS
-
 from hybridkit.adapters.fastapi import run_api
 from hybridkit.dataservice import DocumentCollection, DocumentIndex, create_data_service
 from hybridkit.settings import MongoSettings

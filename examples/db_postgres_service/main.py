@@ -4,7 +4,6 @@ from pathlib import Path
 
 from examples.contracts.users import USERS
 from examples.db_postgres_service.tables import UserTable
-
 from hybridkit.adapters.fastapi import run_api
 from hybridkit.dataservice import create_data_service
 from hybridkit.settings import PostgresSettings

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Self
 
 import structlog
+
 from examples.demo.report import Report, chapter, say
 from examples.demo.scenario import play
 from examples.demo.stack import SERVICES, STOP_SECONDS, Stack, Urls
-
 from hybridkit.dev import KINDS, LocalServers
 from hybridkit.dev._supervisor import Supervisor
 from hybridkit.errors import HybridkitError

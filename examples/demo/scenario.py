@@ -11,11 +11,11 @@ from typing import Final
 from uuid import UUID, uuid4
 
 import httpx
+
 from examples.contracts.analytics import USER_STATS, UserStats
 from examples.contracts.users import USERS, NewUser, User, UserCreated
 from examples.demo.report import Report, chapter, say
 from examples.demo.stack import SERVICES, TELEGRAM, Stack
-
 from hybridkit import EventEnvelope
 from hybridkit.clients import MongoDataClient, PostgresDataClient
 from hybridkit.dev._supervisor import Supervisor, merge_logs

@@ -2,7 +2,6 @@
 
 from examples.contracts.analytics import USER_STATS, NewUserStats
 from examples.contracts.users import UserCreated
-
 from hybridkit.adapters.dependencies import Mongo
 from hybridkit.messaging import RobustConsumer
 from hybridkit.observability import get_logger

@@ -1,7 +1,6 @@
 """The background worker: what happens after somebody has registered, and nobody waits for."""
 
 from examples.worker_service.application import analytics
-
 from hybridkit.adapters.worker import run_worker
 from hybridkit.settings import WorkerSettings
 
