@@ -353,9 +353,11 @@ async def test_an_event_that_is_published_twice_has_one_effect(
     rabbitmq_url: str,
     redis_url: str,
 ) -> None:
-    async with connect_redis(redis_url) as redis:
+    async with connect_redis(redis_url, timeout_seconds=10) as redis:
         consumer = consumer_of(ledger)
-        async with consumer.running(connection, publisher=publisher, guard=IdempotencyGuard(redis)):
+        async with consumer.running(
+            connection, publisher=publisher, guard=IdempotencyGuard(redis, timeout_seconds=30)
+        ):
             event = Consumed(number=1)
             await asyncio.gather(*(publisher.publish(event) for _ in range(10)))
             await publisher.publish(Consumed(number=2))
@@ -378,8 +380,13 @@ async def test_a_handler_finishes_when_the_connection_drops_and_has_one_effect(
         await go_on.wait()
         await ledger.add(event.number)
 
-    async with connect_redis(redis_url) as redis, proxied(rabbitmq_url) as (proxy, connection):
-        async with consumer.running(connection, publisher=publisher, guard=IdempotencyGuard(redis)):
+    async with (
+        connect_redis(redis_url, timeout_seconds=10) as redis,
+        proxied(rabbitmq_url) as (proxy, connection),
+    ):
+        async with consumer.running(
+            connection, publisher=publisher, guard=IdempotencyGuard(redis, timeout_seconds=30)
+        ):
             await publisher.publish(Consumed(number=1))
             await begun.wait()
             proxy.reset()
