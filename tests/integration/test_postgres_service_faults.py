@@ -178,6 +178,16 @@ async def test_a_connection_lost_in_a_statement_is_unavailable(service: Any) -> 
     assert (await service.send("PATCH", PATH, {"rank": 1})).status_code == 200
 
 
+async def test_a_table_that_changes_below_is_a_reason_to_try_again(service: Any) -> None:
+    """PostgreSQL refuses plans that were prepared for the old one; the next try makes new ones."""
+    await service.create("pen", id=ITEM)
+    await asyncio.gather(*(service.get(PATH) for _ in range(20)))
+    await service.sql("ALTER TABLE items ALTER COLUMN rank TYPE bigint")
+    answers = [await service.get(PATH) for _ in range(40)]
+    assert {verdict(answer) for answer in answers} <= {(200, ""), (503, "UNAVAILABLE")}
+    assert answers[-1].status_code == 200
+
+
 @pytest.fixture
 async def proxied(postgres_url: str, service: Any, run_service: Any) -> AsyncIterator[tuple[Any, FaultProxy]]:
     """A second data service, on the far side of a network that can break."""

@@ -43,9 +43,13 @@ class InterfaceError(Exception):
     """As SQLAlchemy's adapter raises it where the driver finds its connection closed."""
 
 
+class InvalidCachedStatementError(Exception):
+    """As SQLAlchemy's adapter raises it where a table has changed since the statement was prepared."""
+
+
 def wrapped(error: Exception) -> DBAPIError:
     """As SQLAlchemy hands it on: around its adapter's error, which the driver's has caused."""
-    adapted = error if isinstance(error, InterfaceError) else Exception(SECRET)
+    adapted = error if isinstance(error, InterfaceError | InvalidCachedStatementError) else Exception(SECRET)
     if adapted is not error:
         adapted.__cause__ = error
     return DBAPIError(f"INSERT … {SECRET}", {"name": SECRET}, adapted)
@@ -80,7 +84,13 @@ def test_a_sqlstate_is_an_error(sqlstate: str, expected: type[HybridkitError]) -
 
 
 @pytest.mark.parametrize(
-    "error", [TimeoutError(), ConnectionRefusedError(), wrapped(InterfaceError("closed"))]
+    "error",
+    [
+        TimeoutError(),
+        ConnectionRefusedError(),
+        wrapped(InterfaceError("closed")),
+        wrapped(InvalidCachedStatementError("changed")),
+    ],
 )
 def test_no_answer_is_unavailable(error: Exception) -> None:
     assert isinstance(database_error(error), UnavailableError)

@@ -59,6 +59,7 @@ class Database:
             pool_size=pool_size,
             max_overflow=0,
             pool_timeout=ACQUIRE_SECONDS,
+            hide_parameters=True,  # values don't belong into logs
             json_serializer=_to_json_text,
             json_deserializer=orjson.loads,
         )

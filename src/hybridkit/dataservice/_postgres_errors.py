@@ -62,6 +62,9 @@ def database_error(error: Exception) -> HybridkitError | None:
             return UnavailableError("the database does not answer", retry_after_seconds=_RETRY_AFTER_SECONDS)
         case "" if _is_connection_failure(error):
             return UnavailableError("the database does not answer", retry_after_seconds=_RETRY_AFTER_SECONDS)
+        case _ if _driver_error(error) == "InvalidCachedStatementError":
+            # A migration ran meanwhile; SQLAlchemy has thrown the prepared plans away, and makes new ones.
+            return UnavailableError("the schema has just changed", retry_after_seconds=0.1)
         case _:
             return None
 
@@ -99,9 +102,13 @@ def _own_state(error: BaseException) -> str | None:
 
 def _is_connection_failure(error: Exception) -> bool:
     """No answer, no route, or a driver that found its connection closed (`InterfaceError`)."""
-    return any(isinstance(link, TimeoutError | OSError) for link in _chain(error)) or (
-        isinstance(error, DBAPIError) and type(error.orig).__name__ == "InterfaceError"
-    )
+    lost = any(isinstance(link, TimeoutError | OSError) for link in _chain(error))
+    return lost or _driver_error(error) == "InterfaceError"
+
+
+def _driver_error(error: Exception) -> str:
+    """The name of the adapter's error, whose classes SQLAlchemy makes at run time."""
+    return type(error.orig).__name__ if isinstance(error, DBAPIError) else ""
 
 
 def _columns(error: Exception) -> tuple[str, ...]:

@@ -155,7 +155,9 @@ async def migrating_connection(url: str) -> AsyncGenerator[AsyncConnection]:
             lock_timeout=LOCK_TIMEOUT,
         )
 
-    engine = create_async_engine("postgresql+asyncpg://", async_creator=connected, poolclass=NullPool)
+    engine = create_async_engine(
+        "postgresql+asyncpg://", async_creator=connected, poolclass=NullPool, hide_parameters=True
+    )
     try:
         try:
             connection = await engine.connect()

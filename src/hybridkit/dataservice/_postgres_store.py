@@ -27,7 +27,7 @@ from hybridkit.dataservice._store import Found
 from hybridkit.errors import ConflictError, InProgressError, RejectedError, UnavailableError
 from hybridkit.queries import Query
 
-__all__ = ["PostgresStore", "open_postgres_store"]
+__all__ = ["POOL_SIZE", "PostgresStore", "open_postgres_store"]
 
 POOL_SIZE: Final = 10
 OWN_POOL_SIZE: Final = 3
@@ -205,6 +205,7 @@ async def open_postgres_store(
     tables: Mapping[str, ResourceTable],
     *,
     name: str,
+    pool_size: int = POOL_SIZE,
     migrations: Path | str | None = None,
     wait_seconds: float = 60.0,
 ) -> AsyncGenerator[PostgresStore]:
@@ -214,6 +215,7 @@ async def open_postgres_store(
         url: `postgresql://user:password@host:5432/name`.
         tables: by the resource's name.
         name: of the service, for `pg_stat_activity`.
+        pool_size: connections for requests.
         migrations: the folder with the service's revisions; without one its tables are somebody else's concern.
         wait_seconds: how long to wait for another replica that migrates.
 
@@ -221,7 +223,7 @@ async def open_postgres_store(
         UnavailableError: PostgreSQL does not answer, or another replica is still migrating.
     """
     await migrate(url, migrations=migrations, wait_seconds=wait_seconds)
-    database = Database(url, pool_size=POOL_SIZE, application_name=name)
+    database = Database(url, pool_size=pool_size, application_name=name)
     own = Database(url, pool_size=OWN_POOL_SIZE, application_name=f"{name}_relay")
     try:
         yield PostgresStore(database, own, tables, histories_of(migrations))

@@ -17,7 +17,7 @@ from hybridkit.dataservice._store import Store
 from hybridkit.errors import DeclarationError
 from hybridkit.lifespan import ServiceResources
 from hybridkit.messaging import RobustPublisher
-from hybridkit.settings import MongoSettings, ServiceSettings
+from hybridkit.settings import MongoSettings, PostgresSettings, ServiceSettings
 
 if TYPE_CHECKING:
     from hybridkit.dataservice._mongo_collection import DocumentCollection
@@ -87,7 +87,7 @@ def create_data_service(
 def _store_on_postgres(
     tables: "Mapping[AnyResource, type[RecordColumns]]", migrations: Path | str | None
 ) -> OpenStore:
-    from hybridkit.dataservice._postgres_store import open_postgres_store  # noqa: PLC0415 - an extra of its own
+    from hybridkit.dataservice._postgres_store import POOL_SIZE, open_postgres_store  # noqa: PLC0415 - an extra of its own
     from hybridkit.dataservice._postgres_table import ResourceTable  # noqa: PLC0415
 
     named = {resource.name: ResourceTable(resource, mapped) for resource, mapped in tables.items()}
@@ -97,6 +97,7 @@ def _store_on_postgres(
             settings.database_url.get_secret_value(),
             named,
             name=settings.service_name,
+            pool_size=settings.database_pool_size if isinstance(settings, PostgresSettings) else POOL_SIZE,
             migrations=migrations,
             wait_seconds=settings.start_budget_seconds,
         )

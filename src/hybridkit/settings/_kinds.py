@@ -85,10 +85,12 @@ class PostgresSettings(RabbitSettings):
 
     Attributes:
         database_url: `postgresql://user:password@host:5432/database`.
+        database_pool_size: connections that one process has for requests; it has three more for itself.
     """
 
     port: int = Field(default=8001, ge=0, le=65535)
     database_url: PostgresUrl = required("postgresql://user:password@postgres:5432/app?sslmode=verify-full")
+    database_pool_size: int = Field(default=10, ge=1, le=500)
 
 
 class MongoSettings(ServiceSettings):
