@@ -114,7 +114,8 @@ def _wanted(parameter: inspect.Parameter, owner: str, names: Mapping[str, Any]) 
 def _evaluated(annotation: str, where: str, names: Mapping[str, Any]) -> Any:
     """What the text of an annotation means where the function was defined."""
     try:
-        return eval(annotation, {**vars(builtins), **names})  # noqa: S307 # nosec B307 - source code of the handler, not input
+        # Source code of the handler, not input.
+        return eval(annotation, {**vars(builtins), **names})  # noqa: S307 # nosec B307
     except Exception as error:  # an annotation is any expression, so it raises anything
         raise DeclarationError(
             f"{where}: the annotation {annotation!r} can't be resolved ({error});"

@@ -10,7 +10,7 @@ import random
 from collections.abc import Coroutine
 from typing import Any
 
-__all__ = ["Background", "Backoff", "bounded"]
+__all__ = ["Background", "Backoff", "bounded", "is_cancelled"]
 
 
 class Background:
@@ -64,6 +64,12 @@ async def bounded[T](work: Coroutine[Any, Any, T], *, seconds: float, background
         return task.result()
     except asyncio.CancelledError as error:
         raise ConnectionError(f"{name}: the connection ended meanwhile") from error
+
+
+def is_cancelled() -> bool:
+    """Whether somebody has cancelled this task: aiormq raises `CancelledError` also where nobody has."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 class Backoff:

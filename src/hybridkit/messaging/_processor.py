@@ -40,7 +40,7 @@ from hybridkit.idempotency import (
     Outcome,
     claim_key,
 )
-from hybridkit.messaging._bounded import Backoff
+from hybridkit.messaging._bounded import Backoff, is_cancelled
 from hybridkit.messaging._delivery import Dead, Delivery, Done, Later, RetryHere, Verdict
 from hybridkit.messaging._guard import Guard
 from hybridkit.messaging._handlers import Handler, Handlers
@@ -126,7 +126,8 @@ class Processor:
         try:
             envelope = decode_envelope(delivery.body)
         except PayloadError as error:
-            with bind(RequestContext.from_amqp_headers(delivery.headers)):
+            context = RequestContext.from_amqp_headers(delivery.headers)
+            with bind(context), bound_contextvars(consumer=self._queue):
                 await self._settle(delivery, _unreadable(delivery, error), "unknown")
             return
         event_type, event_id = envelope.event_type, str(envelope.event_id)
@@ -193,9 +194,8 @@ class Processor:
         try:
             async with guard.hold(acquired):
                 verdict = await self._run(work, claim)
-                if isinstance(
-                    verdict, Dead
-                ):  # confirmed before the guard knows, and while the claim is still ours
+                if isinstance(verdict, Dead):
+                    # Confirmed before the guard knows of it, and while the claim is still ours.
                     buried = await self._bury(work.delivery, verdict, work.envelope.event_type)
                     verdict = Done("dead_lettered" if buried else "requeued")
         except ClaimLostError as error:
@@ -218,7 +218,7 @@ class Processor:
                 with bind(context):
                     await work.handler.run(work.envelope, self._providers)
         except asyncio.CancelledError as error:
-            if _is_cancelled():
+            if is_cancelled():
                 raise
             return self._failed(work, error)  # a library that gave up without being asked
         except Exception as error:  # noqa: BLE001 - whatever a handler raises is for its retry policy to judge
@@ -334,8 +334,3 @@ def _texts(headers: Mapping[str, Any]) -> dict[str, str]:
 
 def _jittered(seconds: float) -> float:
     return seconds * random.uniform(0.8, 1.2)  # noqa: S311 - spreads retries, protects nothing
-
-
-def _is_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

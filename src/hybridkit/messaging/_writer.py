@@ -23,7 +23,7 @@ from hybridkit.errors import (
     NotConnectedError,
     OutcomeUnknownError,
 )
-from hybridkit.messaging._bounded import Background
+from hybridkit.messaging._bounded import Background, is_cancelled
 from hybridkit.messaging._channel import Lane, SupervisedChannel
 from hybridkit.messaging._connection import BrokerConnection
 from hybridkit.messaging._topology import declare, shared_topology
@@ -194,7 +194,7 @@ class Writer:
             Exception,
             asyncio.CancelledError,
         ) as error:  # whatever closed the channel, aiormq hands it to us here
-            if _cancelled_by_us():
+            if is_cancelled():
                 raise
             raise OutcomeUnknownError(
                 f"the channel closed before the broker answered {_what(message)}: {type(error).__name__}: {error}"
@@ -249,8 +249,3 @@ def _what(message: Outgoing) -> str:
     return (
         f"{message.message_type or 'the message'} for {message.exchange or 'queue'!r} {message.routing_key!r}"
     )
-
-
-def _cancelled_by_us() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
