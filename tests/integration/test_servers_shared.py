@@ -98,7 +98,8 @@ def test_a_user_that_was_killed_holds_nothing(key: str) -> None:
     script = f"""
 import time
 from hybridkit.dev import SharedServers
-print(SharedServers({key!r}).get("redis").url, flush=True)
+servers = SharedServers({key!r})
+print(servers.get("redis").url, flush=True)
 time.sleep(1000)
 """
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as user:

@@ -147,16 +147,21 @@ def test_a_server_that_does_not_come_up_shows_its_log(run: Run, monkeypatch: pyt
         start_container("redis", run)
 
 
-@pytest.mark.parametrize("alive", [True, False])
-def test_an_engine_is_asked_before_it_is_used(monkeypatch: pytest.MonkeyPatch, alive: bool) -> None:
+@pytest.mark.parametrize(
+    ("exit_code", "problem"), [(0, None), (1, "start Docker or Podman: no container engine answers")]
+)
+def test_an_engine_is_asked_before_it_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exit_code: int, problem: str | None
+) -> None:
     """The client alone, without an engine behind it, is what many machines have."""
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nexit {exit_code}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    assert container_problem() == problem
 
-    def ping() -> None:
-        if not alive:
-            raise DockerError("connection refused")
 
-    client: Any = ModuleType("testcontainers.core.docker_client")
-    client.DockerClient = lambda: SimpleNamespace(client=SimpleNamespace(ping=ping))
-    monkeypatch.setitem(sys.modules, "testcontainers.core.docker_client", client)
-    problem = container_problem()
-    assert problem is None if alive else problem and "no container engine answers" in problem
+def test_without_the_client_no_engine_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first thing to do is to install it."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert container_problem() == "pip install testcontainers, and start Docker or Podman"

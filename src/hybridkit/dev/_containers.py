@@ -6,6 +6,8 @@ owner that was killed.
 
 import importlib
 import importlib.util
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +25,7 @@ from hybridkit.dev._runs import Run
 from hybridkit.dev._servers import Kind, Server
 from hybridkit.errors import ServerStartError
 
+_ASK_ENGINE = "from testcontainers.core.docker_client import DockerClient; DockerClient().client.ping()"
 _READY_WITHIN_SECONDS = 120.0
 
 
@@ -69,13 +72,9 @@ def container_problem() -> str | None:
     """Why no container can be started here, or None."""
     if importlib.util.find_spec("testcontainers") is None:
         return "pip install testcontainers, and start Docker or Podman"
-    docker: Any = importlib.import_module("docker")
-    client: Any = importlib.import_module("testcontainers.core.docker_client")
-    try:
-        client.DockerClient().client.ping()
-    except (docker.errors.DockerException, OSError):
-        return "start Docker or Podman: no container engine answers"
-    return None
+    # In a process of its own: asking leaves open sockets and a changed environment behind.
+    asked = subprocess.run([sys.executable, "-c", _ASK_ENGINE], capture_output=True, check=False)  # noqa: S603 # nosec B603
+    return None if asked.returncode == 0 else "start Docker or Podman: no container engine answers"
 
 
 class ContainerServer(Server):

@@ -67,6 +67,7 @@ class SharedServers:
         self._folder = state_directory(self._environment) / "shared" / key
         self._leases: dict[Kind, IO[bytes]] = {}
         self._servers: dict[Kind, Server] = {}
+        self._missing: dict[Kind, ServerMissingError] = {}
 
     def __repr__(self) -> str:
         return f"SharedServers({self._folder.name!r}, {sorted(self._servers)})"
@@ -80,6 +81,8 @@ class SharedServers:
             ServerMissingError: None can be had here; the message says what is missing.
             ServerStartError: It did not come up.
         """
+        if kind in self._missing:
+            raise self._missing[kind]
         if kind not in self._servers:
             self._servers[kind] = self._join(kind)
         return self._servers[kind]
@@ -110,8 +113,12 @@ class SharedServers:
             answer = read_answer(self._folder / f"{kind}.json")
             if answer is None or not answer.holder.is_alive():
                 answer = self._start_holder(kind)
+        if answer.error:
+            self._leases.pop(kind).close()
         if answer.missing is not None:
-            raise ServerMissingError(answer.error, missing=answer.missing)
+            # Looking for it costs a second, and every test that asks would look again.
+            self._missing[kind] = ServerMissingError(answer.error, missing=answer.missing)
+            raise self._missing[kind]
         if answer.error:
             raise ServerStartError(answer.error)
         return Server(

@@ -36,7 +36,7 @@ def postgres_database(server: Server, *, template: str = "template1") -> Generat
     name = unique_name()
     _execute(server.url, f"create database {name} template {template}")
     try:
-        yield _with_path(server.url, name)
+        yield with_path(server.url, name)
     finally:
         _execute(server.url, f"drop database if exists {name} with (force)")
 
@@ -58,7 +58,7 @@ def mongo_database(server: Server) -> Generator[str]:
     pymongo = _driver("pymongo", extra="mongo")
     name = unique_name()
     try:
-        yield _with_path(server.url, name)
+        yield with_path(server.url, name)
     finally:
         with pymongo.MongoClient(server.url, timeoutMS=10_000) as client:
             client.drop_database(name)
@@ -74,9 +74,9 @@ def redis_database(server: Server) -> Generator[str]:
         UnavailableError: Every database of the server has keys in it, or is leased to another test.
     """
     redis = _driver("redis")
-    with redis.Redis.from_url(_with_path(server.url, "0")) as leases:
+    with redis.Redis.from_url(with_path(server.url, "0")) as leases:
         number = _lease_database(redis, leases, server.url)
-        url = _with_path(server.url, str(number))
+        url = with_path(server.url, str(number))
         try:
             yield url
         finally:
@@ -93,7 +93,7 @@ def rabbitmq_virtual_host(server: Server) -> Generator[str]:
     _manage(server, "PUT", f"vhosts/{name}", {})
     try:
         _manage(server, "PUT", f"permissions/{name}/{user}", {"configure": ".*", "write": ".*", "read": ".*"})
-        yield _with_path(server.url, name)
+        yield with_path(server.url, name)
     finally:
         _manage(server, "DELETE", f"vhosts/{name}")
 
@@ -105,7 +105,8 @@ def _driver(name: str, *, extra: str = "testing") -> Any:
         raise MissingExtraError(f"the fixture that uses {name}", extra=extra) from error
 
 
-def _with_path(url: str, path: str) -> str:
+def with_path(url: str, path: str) -> str:
+    """The URL with another last part: the database, or the virtual host."""
     return urlunsplit(urlsplit(url)._replace(path=f"/{path}"))
 
 
@@ -132,7 +133,7 @@ def _lease_database(redis: Any, leases: Any, url: str) -> int:
     for number in range(1, _count_databases(redis, url)):
         if not leases.set(_lease_key(number), "1", nx=True, ex=_LEASE_SECONDS):
             continue
-        with redis.Redis.from_url(_with_path(url, str(number))) as database:
+        with redis.Redis.from_url(with_path(url, str(number))) as database:
             if database.dbsize() == 0:
                 return number
         # Somebody's data: the lease stays, so that the next test does not look at it again.

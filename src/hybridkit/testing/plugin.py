@@ -11,6 +11,7 @@ Nothing is imported or started before a test asks for it.
 import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 _RUN_KEY = pytest.StashKey[str]()
 _SHARED = pytest.StashKey["SharedServers"]()
+# By the function that fills it: a module can have another one than the rest of the suite.
+_TEMPLATES = pytest.StashKey[dict[Callable[[str], None] | None, str]]()
 _WORKER_INPUT = "hybridkit_run"
 
 
@@ -31,6 +34,8 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     given: dict[str, str] = getattr(config, "workerinput", {})
     config.stash[_RUN_KEY] = given.get(_WORKER_INPUT) or secrets.token_hex(8)
+    # Cleaned up in reverse order: this comes after everything that the tests have added.
+    config.add_cleanup(lambda: _wait_until_gone(config))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -39,42 +44,27 @@ def pytest_configure_node(node: Any) -> None:
     node.workerinput[_WORKER_INPUT] = node.config.stash[_RUN_KEY]
 
 
-def pytest_unconfigure(config: pytest.Config) -> None:
-    """Let go of the servers, and see them end before the run does."""
-    if shared := config.stash.get(_SHARED, None):
-        shared.release()
-    if hasattr(config, "workerinput"):
-        return
-    if shared is None and config.pluginmanager.has_plugin("dsession"):
-        # The controller of pytest-xdist has used none itself, but it is the one that ends last.
-        shared = _shared(config)
-    if shared:
-        shared.close()
-
-
 @pytest.fixture(scope="session")
 def postgres_template() -> Callable[[str], None] | None:
     """Override it to fill the database that each test gets a copy of: a function that is given its URL."""
     return None
 
 
-@pytest.fixture(scope="session")
-def _hybridkit_postgres_template(
+@pytest.fixture
+def postgres_url(
     request: pytest.FixtureRequest, postgres_template: Callable[[str], None] | None
 ) -> Iterator[str]:
-    from hybridkit.testing import _isolation  # noqa: PLC0415 - costs nothing where no test asks for it
-
-    with _isolation.postgres_template(_find(request, "postgres"), postgres_template) as name:
-        yield name
-
-
-@pytest.fixture
-def postgres_url(request: pytest.FixtureRequest, _hybridkit_postgres_template: str) -> Iterator[str]:
     """URL of a database of the test's own, a copy of what `postgres_template` filled; dropped afterwards."""
     from hybridkit.testing import _isolation  # noqa: PLC0415 - costs nothing where no test asks for it
 
     server = _find(request, "postgres")
-    with _isolation.postgres_database(server, template=_hybridkit_postgres_template) as url:
+    templates = request.config.stash.setdefault(_TEMPLATES, {})
+    if postgres_template not in templates:
+        cleanup = ExitStack()
+        filled = _isolation.postgres_template(server, postgres_template)
+        templates[postgres_template] = cleanup.enter_context(filled)
+        request.config.add_cleanup(cleanup.close)
+    with _isolation.postgres_database(server, template=templates[postgres_template]) as url:
         yield url
 
 
@@ -86,7 +76,7 @@ def mongo_url(request: pytest.FixtureRequest) -> Iterator[str]:
     server = _find(request, "mongo")
     if not server.is_real:
         # neosqlite keeps all databases in one, so the stand-in is not shared.
-        yield from (own.url for own in _own(request, "mongo"))
+        yield from (_isolation.with_path(own.url, "test") for own in _own(request, "mongo"))
         return
     with _isolation.mongo_database(server) as url:
         yield url
@@ -191,5 +181,14 @@ def _shared(config: pytest.Config) -> "SharedServers":
     from hybridkit.dev import SharedServers  # noqa: PLC0415 - costs nothing where no test asks for it
 
     if _SHARED not in config.stash:
-        config.stash[_SHARED] = SharedServers(config.stash[_RUN_KEY])
+        shared = config.stash[_SHARED] = SharedServers(config.stash[_RUN_KEY])
+        config.add_cleanup(shared.release)
     return config.stash[_SHARED]
+
+
+def _wait_until_gone(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):
+        return
+    # The controller of pytest-xdist has used none itself, but it is the one that ends last.
+    if _SHARED in config.stash or config.pluginmanager.has_plugin("dsession"):
+        _shared(config).close()
