@@ -48,8 +48,7 @@ async def publish_until_confirmed(publisher: RobustPublisher, event: Counted) ->
     """What a caller does: the same event again, until there is a receipt."""
     while True:
         try:
-            with bind(RequestContext().within(1)):
-                await publisher.publish(event)
+            await publisher.publish(event)
         except HybridkitError as error:
             if not error.retryable:
                 raise
