@@ -316,6 +316,7 @@ async def test_a_former_owner_stops_and_its_marks_count_for_nothing(
         gate.set()
         await until(lambda: relay._lease is None)
         assert (publisher.sent, outbox.published) == ([row.event_id], [])
+        await until(lambda: metrics.outbox_pending._value.get() == 0)
         outbox.owner = None
         await until(lambda: outbox.published)
     assert publisher.sent == [row.event_id] * 2

@@ -76,6 +76,32 @@ def test_settings_are_not_read_before_the_start(monkeypatch: pytest.MonkeyPatch)
     assert app.title == "Items"
 
 
+def test_models_of_one_name_are_told_apart_in_the_document() -> None:
+    """Two resources may each have a `NewItem`."""
+
+    def other_item() -> type[BaseModel]:
+        class NewItem(BaseModel):
+            title: str
+
+        return NewItem
+
+    other = other_item()
+
+    class Other(Record):
+        title: str
+
+    class OtherTable(RecordColumns, Base):
+        __tablename__ = "others"
+        title: Mapped[str]
+
+    others = Resource("others", record=Other, create=other, update=other)
+    document = create_data_service(Settings, {ITEMS: ItemTable, others: OtherTable}).openapi()
+    schemas = document["components"]["schemas"]
+    for path, field in (("/v1/items", "name"), ("/v1/others", "title")):
+        body = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        assert field in schemas[body["$ref"].rpartition("/")[2]]["properties"]
+
+
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="nothing"):
         _ = dataservice.nothing

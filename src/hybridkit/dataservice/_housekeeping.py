@@ -48,5 +48,5 @@ class Housekeeping:
             except HybridkitError as error:
                 _log.warning("housekeeping waits for the database", reason=str(error))
             if not deleted:
-                pause = random.uniform(0.5, 1.5) * self._pause_seconds  # noqa: S311 # nosec B311 - spreads load
+                pause = random.uniform(0.5, 1.5) * self._pause_seconds  # noqa: S311 - spreads load # nosec B311
                 await asyncio.sleep(pause)

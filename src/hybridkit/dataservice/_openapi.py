@@ -12,10 +12,9 @@ from pydantic.json_schema import models_json_schema
 
 from hybridkit.contract import PROBLEM_MEDIA_TYPE, Problem, Transaction, TransactionResult
 from hybridkit.dataservice._bodies import Bodies
-from hybridkit.dataservice._operations import AnyResource
 from hybridkit.queries import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
 
-__all__ = ["Describe", "add_schemas", "transact"]
+__all__ = ["Describe", "Schemas", "add_schemas", "transact"]
 
 type Description = dict[str, Any]
 """Keyword arguments of `FastAPI.add_api_route`."""
@@ -66,14 +65,42 @@ _PROBLEMS: Final[Mapping[int, str]] = {
 }
 
 
+class Schemas:
+    """The models that bodies have, and where the document defines them.
+
+    Args:
+        bodies: of every resource.
+    """
+
+    def __init__(self, bodies: Iterable[Bodies]) -> None:
+        models: list[type[BaseModel]] = [Problem, Transaction]
+        for body in bodies:
+            models += [body.create_model, body.replace_model, body.update_model]
+        wanted = [(model, "validation") for model in models]
+        places, definitions = models_json_schema(wanted, ref_template=_REFERENCE)  # type: ignore[arg-type]
+        self._places = {model: place for (model, _), place in places.items()}
+        self.definitions: Mapping[str, Any] = definitions["$defs"]
+
+    def __repr__(self) -> str:
+        return f"Schemas({sorted(self.definitions)})"
+
+    def body(self, model: type[BaseModel], media_type: str = "application/json") -> Mapping[str, Any]:
+        """A required body of that model."""
+        return {"required": True, "content": {media_type: {"schema": self._places[model]}}}
+
+
 class Describe:
     """Describes the routes of one resource.
 
     Args:
-        resource: the declaration.
+        bodies: what it takes.
+        schemas: where that is defined.
     """
 
-    def __init__(self, resource: AnyResource) -> None:
+    def __init__(self, bodies: Bodies, schemas: Schemas) -> None:
+        resource = bodies.resource
+        self._bodies = bodies
+        self._schemas = schemas
         self._resource = resource
         self._record: type[BaseModel] = resource.record
         self._page = create_model(
@@ -100,7 +127,7 @@ class Describe:
             "Create a record",
             [_KEY, _CALLER],
             self._ok(201, self._record, 400, 409, 413, 422),
-            body=_content("application/json", create_name(self._resource)),
+            body=self._schemas.body(self._bodies.create_model),
         )
 
     def get(self) -> Description:
@@ -117,7 +144,7 @@ class Describe:
             "Create or replace a record",
             [self._id(), _KEY, _CALLER, _IF_MATCH, _ONLY_ABSENT],
             responses,
-            body=_content("application/json", self._resource.create.__name__),
+            body=self._schemas.body(self._bodies.replace_model),
         )
 
     def patch(self) -> Description:
@@ -127,7 +154,7 @@ class Describe:
             "Change a record",
             [self._id(), _KEY, _CALLER, _IF_MATCH],
             self._ok(200, self._record, 400, 404, 409, 412, 413, 422),
-            body=_content("application/merge-patch+json", self._resource.update.__name__),
+            body=self._schemas.body(self._bodies.update_model, "application/merge-patch+json"),
         )
 
     def delete(self) -> Description:
@@ -172,7 +199,7 @@ class Describe:
         ]
 
 
-def transact() -> Description:
+def transact(schemas: Schemas) -> Description:
     """`POST /v1:transact`."""
     responses: dict[int | str, dict[str, Any]] = {
         200: {"model": TransactionResult, "description": "All of it is done."}
@@ -183,32 +210,21 @@ def transact() -> Description:
         "transactions",
         [_KEY, _CALLER],
         responses | _problems(400, 404, 409, 412, 413, 422, 501),
-        body=_content("application/json", Transaction.__name__),
+        body=schemas.body(Transaction),
     )
 
 
-def add_schemas(app: FastAPI, bodies: Iterable[Bodies]) -> None:
+def add_schemas(app: FastAPI, schemas: Schemas) -> None:
     """Have the application's document define the models that the descriptions refer to."""
-    models: list[type[BaseModel]] = [Problem, Transaction]
-    for body in bodies:
-        models += [body.create_model, body.replace_model, body.update_model]
     build = app.openapi
 
     def with_schemas() -> dict[str, Any]:
         if app.openapi_schema is None:
-            document = build()
-            wanted = [(model, "validation") for model in models]
-            _, definitions = models_json_schema(wanted, ref_template=_REFERENCE)  # type: ignore[arg-type]
-            document.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
+            components = build().setdefault("components", {})
+            components.setdefault("schemas", {}).update(schemas.definitions)
         return app.openapi_schema or {}
 
     app.openapi = with_schemas  # type: ignore[method-assign] # FastAPI's own way to extend the document
-
-
-def create_name(resource: AnyResource) -> str:
-    """What the body of a create is called: it has an id besides what the declared model has."""
-    name = resource.create.__name__
-    return name if "id" in resource.create.model_fields else f"{name}WithId"
 
 
 _OPTIONS: Final[tuple[Mapping[str, Any], ...]] = (
@@ -261,11 +277,6 @@ _QUERY: Final = {
         }
     },
 }
-
-
-def _content(media_type: str, model: str) -> Description:
-    schema = {"$ref": _REFERENCE.format(model=model)}
-    return {"required": True, "content": {media_type: {"schema": schema}}}
 
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:

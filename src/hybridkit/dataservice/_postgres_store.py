@@ -133,7 +133,7 @@ class PostgresStore:
                     raise
                 pause = 0.0
             # Without a connection: those who wait must not keep those from working whom they wait for.
-            await asyncio.sleep(pause * random.random())  # noqa: S311 # nosec B311 - spreads load
+            await asyncio.sleep(pause * random.random())  # noqa: S311 - spreads load # nosec B311
 
     async def _write_once(self, write: Write) -> Outcome:
         async with self._database.session(isolation=write.isolation) as session:

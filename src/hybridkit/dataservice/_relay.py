@@ -16,7 +16,7 @@ from typing import Final, Protocol, Self
 from uuid import UUID, uuid4
 
 from hybridkit.context import RequestContext, bind
-from hybridkit.dataservice._outbox import Lease, Outbox, Parked, Waiting
+from hybridkit.dataservice._outbox import Backlog, Lease, Outbox, Parked, Waiting
 from hybridkit.errors import HybridkitError, PayloadError, UnavailableError, UnroutableError
 from hybridkit.observability import get_logger, metrics
 from hybridkit.retry import Retry
@@ -37,6 +37,7 @@ STOP_SECONDS: Final = 5.0
 MAX_ROWS: Final = 100
 MAX_LANES: Final = 200
 
+_NOTHING: Final = Backlog(waiting=0, parked=0, lag_seconds=0.0)
 _BACKOFF: Final = Retry.exponential(first_seconds=0.5, cap_seconds=30.0)
 _log = get_logger("hybridkit.relay")
 
@@ -61,7 +62,7 @@ class _Pause:
     def extend(self) -> None:
         self.failures += 1
         # From half of the bound upwards: an immediate retry of what has just failed helps nobody.
-        jitter = random.uniform(0.5, 1.0)  # noqa: S311 # nosec B311 - spreads load, guards nothing
+        jitter = random.uniform(0.5, 1.0)  # noqa: S311 - spreads load # nosec B311
         self.until = time.monotonic() + _BACKOFF.bound_seconds(self.failures) * jitter
 
     @property
@@ -140,13 +141,14 @@ class Relay:
         for name in ended:
             del self._lanes[name]
         if self._lease is None:
+            _show(_NOTHING)  # the owner shows how much there is
             return
         if not self._broker.is_on and len(self._lanes) < MAX_LANES:
             for name, rows in (await self._take()).items():
                 self._lanes[name] = asyncio.create_task(self._publish_lane(name, rows, self._lease.fence))
         if time.monotonic() >= self._measure_at:
             self._measure_at = time.monotonic() + BACKLOG_SECONDS
-            await self._measure()
+            _show(await self._outbox.backlog())
 
     async def _wait(self) -> None:
         """Until there may be something to do: a lane ended, rows came, or a while has passed."""
@@ -238,8 +240,8 @@ class Relay:
             self._lease = None
         del self._published[: len(published)], self._parked[: len(parked)]
 
-    async def _measure(self) -> None:
-        backlog = await self._outbox.backlog()
-        metrics.outbox_pending.set(backlog.waiting)
-        metrics.outbox_parked.set(backlog.parked)
-        metrics.outbox_lag.set(backlog.lag_seconds)
+
+def _show(backlog: Backlog) -> None:
+    metrics.outbox_pending.set(backlog.waiting)
+    metrics.outbox_parked.set(backlog.parked)
+    metrics.outbox_lag.set(backlog.lag_seconds)

@@ -40,15 +40,16 @@ TRANSACT_PATH: Final = "/v1:transact"
 
 def add_routes(app: FastAPI, bodies: Mapping[str, Bodies]) -> None:
     """Add everything under `/v1`; the running application's `state` has the `store`, and whether it `can_emit`."""
+    schemas = openapi.Schemas(bodies.values())
     for body in bodies.values():
-        _add_resource(app, _ResourceRoutes(body))
+        _add_resource(app, _ResourceRoutes(body), openapi.Describe(body, schemas))
     transact = _TransactRoute(bodies)
-    app.add_api_route(TRANSACT_PATH, transact.post, methods=["POST"], **openapi.transact())
-    openapi.add_schemas(app, bodies.values())
+    app.add_api_route(TRANSACT_PATH, transact.post, methods=["POST"], **openapi.transact(schemas))
+    openapi.add_schemas(app, schemas)
 
 
-def _add_resource(app: FastAPI, routes: "_ResourceRoutes") -> None:
-    collection, describe = routes.resource.path, openapi.Describe(routes.resource)
+def _add_resource(app: FastAPI, routes: "_ResourceRoutes", describe: openapi.Describe) -> None:
+    collection = routes.resource.path
     # A natural key may have a slash in it, sent as %2F, which a server hands on decoded.
     record = collection + "/{id:path}"
 
