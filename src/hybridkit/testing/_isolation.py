@@ -49,7 +49,10 @@ def postgres_template(server: Server, fill: Callable[[str], None] | None) -> Gen
         return
     with postgres_database(server) as url:
         fill(url)
-        yield urlsplit(url).path.strip("/")
+        name = urlsplit(url).path.strip("/")
+        # PostgreSQL copies no database that somebody is still connected to.
+        _execute(server.url, f"select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'")  # noqa: S608 # nosec B608
+        yield name
 
 
 @contextmanager
