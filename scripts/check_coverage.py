@@ -20,10 +20,7 @@ CRITICAL = [
     "src/hybridkit/envelope.py",
     "src/hybridkit/events.py",
     "src/hybridkit/idempotency/*.py",
-    "src/hybridkit/messaging/_consumer.py",
-    "src/hybridkit/messaging/_processor.py",
-    "src/hybridkit/messaging/_publisher.py",
-    "src/hybridkit/messaging/_writer.py",
+    "src/hybridkit/messaging/*.py",
     "src/hybridkit/retry.py",
 ]
 
