@@ -98,7 +98,7 @@ async def test_events_arrive_in_order_and_as_envelopes(postgres_url: str, rabbit
     assert {(body["service"], body["request_id"], body["user_id"]) for body in bodies} == {
         ("api_service", "the-request", "ann")
     }
-    assert {message.headers["x-request-id"] for message in messages} == {"the-request"}
+    assert {str(message.headers["x-request-id"]) for message in messages} == {"the-request"}
 
 
 async def test_an_event_that_nobody_wants_is_parked_and_the_next_one_arrives(

@@ -51,7 +51,8 @@ def postgres_template(server: Server, fill: Callable[[str], None] | None) -> Gen
         fill(url)
         name = urlsplit(url).path.strip("/")
         # PostgreSQL copies no database that somebody is still connected to.
-        _execute(server.url, f"select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'")  # noqa: S608 # nosec B608
+        end = f"select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'"  # noqa: S608 # nosec B608
+        _execute(server.url, end)
         yield name
 
 
