@@ -3,10 +3,12 @@
 import asyncio
 import itertools
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, MutableMapping, Sequence
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from structlog.testing import capture_logs
 
 from hybridkit.context import current
 from hybridkit.dataservice import Relay, _relay
@@ -130,6 +132,12 @@ class MemoryPublisher:
 
 
 @pytest.fixture(autouse=True)
+def logs() -> Iterator[list[MutableMapping[str, Any]]]:
+    with capture_logs() as written:
+        yield written
+
+
+@pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_relay, "LEASE_POLL_SECONDS", 0.02)
     monkeypatch.setattr(_relay, "DATABASE_PAUSE_SECONDS", 0.02)
@@ -219,7 +227,10 @@ async def test_keys_go_side_by_side(outbox: MemoryOutbox, publisher: MemoryPubli
     "error", [NackedError("no"), OutcomeUnknownError("who knows"), RuntimeError("a bug"), TimeoutError()]
 )
 async def test_a_failing_key_stops_until_it_goes_through(
-    outbox: MemoryOutbox, publisher: MemoryPublisher, error: Exception
+    outbox: MemoryOutbox,
+    publisher: MemoryPublisher,
+    error: Exception,
+    logs: list[MutableMapping[str, Any]],
 ) -> None:
     """The same event again, before its successors; other keys go on."""
     first, second, other = outbox.add("a"), outbox.add("a"), outbox.add("b")
@@ -227,6 +238,9 @@ async def test_a_failing_key_stops_until_it_goes_through(
     async with Relay(outbox, publisher):
         await until(lambda: len(outbox.published) == 3)
     assert publisher.sent == [other.event_id, first.event_id, second.event_id]
+    told = [line for line in logs if line.get("event_id") == str(first.event_id)]
+    assert [line["failures"] for line in told] == [1, 2, 3]
+    assert {line["request_id"] for line in told} == {"the-request"}
 
 
 @pytest.mark.parametrize(

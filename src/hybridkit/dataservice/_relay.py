@@ -205,21 +205,26 @@ class Relay:
             _log.warning("the relay waits for the broker", reason=str(error))
             return False
         except Exception as error:  # noqa: BLE001 - whatever it is, only this lane has to wait
-            self._pauses[lane].extend()
-            _log.warning(
-                "an event was not published and holds up its key",
-                event_type=row.event_type,
-                event_id=str(row.event_id),
-                request_id=row.request_id,
-                failures=self._pauses[lane].failures,
-                exc_info=error,
-            )
+            self._hold_up(lane, row, error)
             return False
         else:
             self._published.append(row.sequence)
         self._pauses.pop(lane, None)
         self._broker.failures = 0
         return True
+
+    def _hold_up(self, lane: str, row: Waiting, error: Exception) -> None:
+        self._pauses[lane].extend()
+        expected = isinstance(error, HybridkitError | TimeoutError)
+        _log.warning(
+            "an event was not published and holds up its key",
+            event_type=row.event_type,
+            event_id=str(row.event_id),
+            request_id=row.request_id,
+            failures=self._pauses[lane].failures,
+            reason=f"{type(error).__name__}: {error}",
+            exc_info=None if expected else error,
+        )
 
     def _park(self, row: Waiting, error: HybridkitError) -> None:
         self._parked.append(Parked(row.sequence, f"{error.code}: {error}"))
