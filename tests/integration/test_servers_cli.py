@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -105,6 +106,18 @@ def test_a_frozen_orphan_is_killed_by_the_next_start() -> None:
         command.wait()
         with LocalServers():
             assert wait_until(lambda: not any(child.is_alive() for child in children), timeout_seconds=10)
+
+
+def test_a_program_that_is_there_and_does_not_start_is_an_error(tmp_path: Path) -> None:
+    """The ladder does not go on behind anybody's back: the newest Redis is broken, so there is none."""
+    redis = tmp_path / "redis-server"
+    redis.write_text("#!/bin/sh\n[ $# = 1 ] && echo Redis server v=99.0.0 || exit 1\n")
+    redis.chmod(0o755)
+    argv = [sys.executable, "-m", "hybridkit.dev", "servers", "redis"]
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: redis (binary: Redis 99.0.0 (this machine)) did not come up")
 
 
 def test_an_unknown_kind_is_refused_with_the_known_ones() -> None:

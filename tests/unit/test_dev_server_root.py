@@ -31,7 +31,7 @@ PLAYED = {
         echo "$1 $2" >>"$PLAYED/calls"
         if [ -e "$PLAYED/hang" ]; then echo $$ >"$PLAYED/hangs"; exec sleep 1000; fi
         if [ -e "$PLAYED/fail" ]; then echo "E: no space left"; exit 1; fi
-        mkdir -p "$2/usr/local/bin"
+        mkdir -p "$2/usr/local/bin" "$2/etc"
     """,
 }
 

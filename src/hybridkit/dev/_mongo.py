@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from hybridkit.dev._places import ENVIRONMENT, Machine, Owner
+from hybridkit.dev._places import Machine, Owner
 from hybridkit.dev._postgres import PostgresServer
 from hybridkit.dev._probes import LOOPBACK, free_port, mongo_answers
 from hybridkit.dev._process import Process
@@ -23,7 +23,7 @@ class _MongoServer(ProcessServer):
 
 
 class MongodServer(_MongoServer):
-    """mongod itself, as a replica set of one would need an election it stands alone."""
+    """mongod itself, standing alone: transactions, which need a replica set, it does not have."""
 
     def __init__(self, program: Program, run: Run, *, source: str) -> None:
         super().__init__(source=source)
@@ -34,7 +34,9 @@ class MongodServer(_MongoServer):
     def _spawn(self) -> Sequence[Process]:
         where = ["--bind_ip", LOOPBACK, "--port", str(self.port), "--dbpath", str(self._folder)]
         command = self._program.place.wrap([str(self._program.path), *where], user="mongodb")
-        return [self._run.spawn(command, name="mongod", folder=self._folder, env=ENVIRONMENT)]
+        return [
+            self._run.spawn(command, name="mongod", folder=self._folder, env=self._program.place.environment)
+        ]
 
 
 class FerretServer(_MongoServer):
@@ -73,7 +75,9 @@ class FerretServer(_MongoServer):
             f"-state-dir={self._folder}",
         ]
         command = self._program.place.wrap(argv, user="postgres")
-        ferretdb = self._run.spawn(command, name="ferretdb", folder=self._folder, env=ENVIRONMENT)
+        ferretdb = self._run.spawn(
+            command, name="ferretdb", folder=self._folder, env=self._program.place.environment
+        )
         return [*self._postgres.processes, ferretdb]
 
 

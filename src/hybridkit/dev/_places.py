@@ -16,8 +16,8 @@ from pathlib import Path
 from hybridkit.dev._process import LINUX
 from hybridkit.errors import ServerStartError
 
-# The whole environment of a server: nothing of the caller's reaches it.
-ENVIRONMENT: Mapping[str, str] = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
+_SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+_LOCALE = "C.UTF-8"
 
 # What the build script writes into stamp.json; a tree of another layout is not used.
 SERVER_ROOT_LAYOUT = 1
@@ -46,6 +46,11 @@ class Machine:
     """Programs of this machine. As root, servers run as an unprivileged user: PostgreSQL insists on it."""
 
     label: str = "this machine"
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """The whole environment of a server: of the caller's it gets the PATH, for what it calls itself."""
+        return {"PATH": f"{os.environ.get('PATH', os.defpath)}:{_SYSTEM_PATH}", "LC_ALL": _LOCALE}
 
     def owner(self, user: str | None) -> Owner:
         """The user with that name, else `nobody`; whoever is not root stays the same."""
@@ -86,6 +91,11 @@ class ServerRoot:
     state: Path
     versions: Mapping[str, str]
     label: str = "server root"
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """The whole environment of a server: nothing of the caller's reaches it."""
+        return {"PATH": _SYSTEM_PATH, "LC_ALL": _LOCALE}
 
     def owner(self, user: str) -> Owner:
         """The tree's own user of that name: its numbers are not the machine's."""

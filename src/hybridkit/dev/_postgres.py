@@ -3,7 +3,6 @@
 import signal
 from collections.abc import Mapping, Sequence
 
-from hybridkit.dev._places import ENVIRONMENT
 from hybridkit.dev._probes import LOOPBACK, free_port, postgres_answers
 from hybridkit.dev._process import Process
 from hybridkit.dev._programs import Program
@@ -52,7 +51,7 @@ class PostgresServer(ProcessServer):
             ServerStartError: It failed; its output is in the message.
         """
         command = self._program.place.wrap([self._program.beside(name), *arguments], user="postgres")
-        self._run.call(command, name=name, folder=self._folder, env=ENVIRONMENT)
+        self._run.call(command, name=name, folder=self._folder, env=self._program.place.environment)
 
     def _spawn(self) -> Sequence[Process]:
         options = [word for name, value in self._settings.items() for word in ("-c", f"{name}={value}")]
@@ -63,7 +62,7 @@ class PostgresServer(ProcessServer):
             command,
             name="postgres",
             folder=self._folder,
-            env=ENVIRONMENT,
+            env=self._program.place.environment,
             stop_signal=signal.SIGINT,
             end_signal=signal.SIGQUIT,
         )

@@ -9,7 +9,6 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from hybridkit.dev._places import ENVIRONMENT
 from hybridkit.dev._probes import LOOPBACK, epmd_answers, free_port, rabbitmq_answers
 from hybridkit.dev._process import Process, wait_until
 from hybridkit.dev._programs import Program
@@ -43,7 +42,9 @@ class ErlangNeighbours:
         argv = ["epmd", "-address", LOOPBACK, "-port", str(self.epmd_port)]
         folder = self._run.folder("epmd", owner=place.owner("rabbitmq"))
         command = place.wrap(argv, user="rabbitmq")
-        epmd = self._process = self._run.spawn(command, name="epmd", folder=folder, env=ENVIRONMENT)
+        epmd = self._process = self._run.spawn(
+            command, name="epmd", folder=folder, env=self._program.place.environment
+        )
         wait_until(lambda: epmd_answers(self.epmd_port) or not epmd.is_running, timeout_seconds=10)
         if not epmd_answers(self.epmd_port):
             raise ServerStartError(f"epmd of {self._program} did not come up:\n{epmd.last_words()}")
@@ -105,7 +106,7 @@ class RabbitNode(ProcessServer):
 
     def _environment(self) -> Mapping[str, str]:
         return {
-            **ENVIRONMENT,
+            **self._program.place.environment,
             "HOME": str(self._folder),
             # The start script becomes the Erlang machine instead of staying its parent.
             "RUNNING_UNDER_SYSTEMD": "true",

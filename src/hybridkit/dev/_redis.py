@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from hybridkit.dev._places import ENVIRONMENT, Machine, Owner
+from hybridkit.dev._places import Machine, Owner
 from hybridkit.dev._probes import LOOPBACK, free_port, redis_answers
 from hybridkit.dev._process import Process
 from hybridkit.dev._programs import Program
@@ -37,7 +37,9 @@ class RedisServer(ProcessServer):
         }
         words = [word for name, value in options.items() for word in (f"--{name}", value)]
         command = self._program.place.wrap([str(self._program.path), *words], user="redis")
-        return [self._run.spawn(command, name="redis", folder=self._folder, env=ENVIRONMENT)]
+        return [
+            self._run.spawn(command, name="redis", folder=self._folder, env=self._program.place.environment)
+        ]
 
     def _answers(self) -> bool:
         return redis_answers(self.port)
