@@ -310,3 +310,15 @@ async def test_a_writer_waits_for_the_other_one_with_its_key(service: Any) -> No
         await service.until("SELECT 1 FROM pg_stat_activity WHERE wait_event = 'advisory'")
         await other.execute("ROLLBACK")
         assert (await waiting).status_code == 200
+
+
+@pytest.mark.parametrize("isolation", ["read_committed", "repeatable_read", "serializable"])
+async def test_a_refusal_is_the_same_under_every_isolation(service: Any, isolation: str) -> None:
+    """Above `read_committed` it takes a second look, and still is a refusal."""
+    missing = {"op": "assert", "resource": "items", "id": "1f1e54a2-f5d4-612b-8824-ddcdfebdd6fc"}
+    answer = await service.transact(missing, isolation=isolation)
+    assert (answer.status_code, answer.json()["code"]) == (404, "NOT_FOUND")
+
+
+async def test_a_store_shows_what_it_stores(service: Any) -> None:
+    assert repr(service.store) == "PostgresStore(['items', 'owners'])"
