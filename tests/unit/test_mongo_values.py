@@ -1,0 +1,74 @@
+"""Values and orders of the MongoDB store, where no request gets them by itself."""
+
+from datetime import UTC, date, datetime, timedelta, timezone
+from decimal import Decimal
+from enum import Enum
+from typing import Any
+from uuid import UUID
+
+import pytest
+from bson.decimal128 import Decimal128
+from pydantic import BaseModel
+
+from hybridkit.dataservice._mongo_collection import DocumentCollection, ResourceCollection
+from hybridkit.dataservice._mongo_filters import Ordering
+from hybridkit.dataservice._mongo_values import from_bson, to_bson
+from hybridkit.errors import PageTokenError
+from hybridkit.queries import Query
+from hybridkit.resources import Record, Resource
+
+
+class NewPage(BaseModel):
+    number: int
+
+
+class Page(NewPage, Record):
+    title: str = "untitled"
+    note: str | None = "none yet"
+
+
+PAGES = ResourceCollection(
+    Resource("pages", record=Page, create=NewPage, update=NewPage, sortable=("number",)), DocumentCollection()
+)
+
+
+class Weight(Enum):
+    LIGHT = Decimal("0.5")
+
+
+@pytest.mark.parametrize(
+    ("value", "stored"),
+    [
+        (UUID(int=7), "00000000-0000-0000-0000-000000000007"),
+        (Weight.LIGHT, Decimal128("0.5")),
+        (date(2026, 1, 15), "2026-01-15"),
+        (timedelta(seconds=3), "PT3S"),
+        (b"\x00", b"\x00"),
+        ({UUID(int=7): (1, Decimal(2))}, {"00000000-0000-0000-0000-000000000007": [1, Decimal128("2")]}),
+        (
+            datetime(2026, 1, 15, 12, 0, 0, 1999, tzinfo=UTC),
+            datetime(2026, 1, 15, 12, 0, 0, 1000, tzinfo=UTC),
+        ),
+    ],
+)
+def test_what_bson_does_not_know_is_stored_as_json_has_it(value: object, stored: object) -> None:
+    assert to_bson(value) == stored
+
+
+def test_moments_come_back_in_utc_however_the_driver_gives_them() -> None:
+    east = datetime(2026, 1, 15, 14, tzinfo=timezone(timedelta(hours=2)))
+    assert from_bson([datetime(2026, 1, 15, 12), east]) == [datetime(2026, 1, 15, 12, tzinfo=UTC)] * 2
+
+
+def test_a_field_that_the_record_got_later_has_its_default() -> None:
+    """A field that may be null can't tell that from null, which is not stored."""
+    assert PAGES.value({"_id": "x"}, "title") == "untitled"
+    assert PAGES.value({"_id": "x"}, "note") is None
+    assert PAGES.value({"_id": "x"}, "number") is None
+    assert repr(PAGES) == "ResourceCollection(Resource('pages', record=Page), 'pages')"
+
+
+@pytest.mark.parametrize("position", [["1"], ["many", str(UUID(int=7))], [1, "no id"]])
+def test_a_position_of_another_order_is_refused(position: list[Any]) -> None:
+    with pytest.raises(PageTokenError):
+        Ordering(PAGES, Query(order=(("number", "asc"),))).after(position)
