@@ -123,12 +123,12 @@ class FaultProxy:
         for link in self._links:
             link.passed[direction] = 0
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        if task is None:
-            return
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.get_running_loop().create_task(self._serve(reader, _Link(writer)))
         self._tasks.add(task)
-        link = _Link(writer)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, link: "_Link") -> None:
         self._links.add(link)
         try:
             # A frozen host does not answer a new connection either: its kernel has only queued it.
@@ -142,7 +142,6 @@ class FaultProxy:
         finally:
             link.close()
             self._links.discard(link)
-            self._tasks.discard(task)
 
     async def _forward(
         self, link: "_Link", direction: Direction, source: asyncio.StreamReader, sink: asyncio.StreamWriter
@@ -180,6 +179,8 @@ class FaultProxy:
             if self._mode is _Mode.SWALLOWING:
                 link.has_lost_bytes = True
                 continue
+            if sink.is_closing():
+                continue
             if not data:
                 sink.write_eof()
                 return
@@ -213,7 +214,8 @@ class _Link:
         """Close both sides with RST, which is what a socket with SO_LINGER of 0 seconds does (socket(7))."""
         for writer in self._writers():
             connection: socket.socket = writer.get_extra_info("socket")
-            with suppress(OSError):
+            # Where the loop has closed the socket already, asyncio raises the one error and uvloop the other.
+            with suppress(OSError, ValueError):
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.transport.abort()
 
