@@ -3,14 +3,15 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 from sqlalchemy import func, select
 
-from hybridkit.dataservice import _postgres_keys, _postgres_store
-from hybridkit.errors import ConflictError, DeadlineExceededError
+from hybridkit.dataservice import _postgres_database, _postgres_keys, _postgres_store
+from hybridkit.errors import ConflictError, DeadlineExceededError, UnavailableError
 from hybridkit.testing import FaultProxy
 
 ITEM = "1f1e54a2-f5d4-612b-8824-ddcdfebdd6fc"
@@ -65,6 +66,29 @@ async def test_each_statement_has_what_is_left(service: Any) -> None:
         with pytest.raises(DeadlineExceededError):
             await session.execute(select(1))
     assert len(limits) == 3
+
+
+async def test_the_driver_has_a_limit_of_its_own(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last one, for what neither the server nor the timer ends; the connection is not used again."""
+    monkeypatch.setattr(
+        _postgres_database, "connect", partial(_connect_impatiently, _postgres_database.connect)
+    )
+    database = _postgres_database.Database(service.url, pool_size=1, application_name="impatient")
+    sleep = select(func.pg_sleep(5))
+    with pytest.raises(UnavailableError):
+        async with database.session() as session:
+            await session.execute(sleep)
+    with pytest.raises(UnavailableError):
+        async with database.session() as session:
+            await session.run_sync(lambda connection: connection.execute(sleep))
+    async with database.session() as session:
+        assert (await session.execute(select(1)))[0][0] == 1
+        assert repr(session).startswith("Session(")
+    await database.close()
+
+
+async def _connect_impatiently(connect: Any, url: str, **options: Any) -> Any:
+    return await connect(url, **{**options, "command_seconds": 0.2})
 
 
 async def test_a_caller_that_leaves_leaves_nothing_behind(service: Any) -> None:

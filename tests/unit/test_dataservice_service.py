@@ -14,9 +14,19 @@ from hybridkit import dataservice
 from hybridkit.dataservice import RecordColumns, create_data_service
 from hybridkit.dataservice._bodies import Bodies
 from hybridkit.dataservice._housekeeping import Housekeeping
+from hybridkit.dataservice._postgres_filters import Ordering, condition
 from hybridkit.dataservice._postgres_table import ResourceTable
 from hybridkit.dataservice._requests import Condition
-from hybridkit.errors import DeclarationError, InvalidRequestError, MissingExtraError, UnavailableError
+from hybridkit.errors import (
+    DeclarationError,
+    InvalidQueryError,
+    InvalidRequestError,
+    MissingExtraError,
+    PageTokenError,
+    UnavailableError,
+)
+from hybridkit.filters import Compare
+from hybridkit.queries import Query
 from hybridkit.resources import Record, Resource
 from hybridkit.settings import PostgresUrl, ServiceSettings
 
@@ -119,6 +129,25 @@ def test_a_column_of_an_unusual_type_takes_values_as_they_are() -> None:
     assert table.bind("address", "10.0.0.1") == "10.0.0.1"
     assert "items" in repr(table)
     assert "name" in repr(table.view(("name",)))
+
+
+@pytest.mark.parametrize("position", [[], ["a", "b", "c"], ["not a moment", str(UUID(int=1))]])
+def test_a_position_of_another_order_is_refused(position: list[Any]) -> None:
+    """A column may have another type since the token was made."""
+    ordering = Ordering(ResourceTable(ITEMS, ItemTable), Query(order=(("created_at", "asc"),)))
+    with pytest.raises(PageTokenError):
+        ordering.after(position)
+
+
+def test_a_position_in_a_column_of_an_unusual_type_is_taken_as_it_is() -> None:
+    ordering = Ordering(ResourceTable(ITEMS, ItemTable), Query(order=(("address", "asc"),)))
+    assert "items.address" in str(ordering.after(["10.0.0.1", str(UUID(int=1))]))
+
+
+def test_a_value_that_its_column_cannot_hold_is_a_bad_query() -> None:
+    """The record may say text where the table says number."""
+    with pytest.raises(InvalidQueryError):
+        condition(ResourceTable(ITEMS, ItemTable), Compare("version", "eq", "many"))
 
 
 def test_a_value_that_a_column_cannot_hold_is_pointed_at() -> None:

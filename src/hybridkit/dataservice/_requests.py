@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Mapping
-from typing import Any, Final, Literal, NamedTuple, cast
+from typing import Any, Final, Literal, NamedTuple
 
 import orjson
 from fastapi import Request
@@ -12,7 +12,16 @@ from hybridkit.contract import CALLER_HEADER, IDEMPOTENCY_KEY_HEADER, MAX_BODY_B
 from hybridkit.dataservice._etags import normal_tag
 from hybridkit.errors import InvalidRequestError, KeyMissingError, PayloadTooLargeError
 
-__all__ = ["Condition", "caller_of", "condition_of", "fingerprint", "key_of", "known_tag", "read_body"]
+__all__ = [
+    "Condition",
+    "caller_of",
+    "condition_of",
+    "fingerprint",
+    "key_of",
+    "known_tag",
+    "read_body",
+    "without_times",
+]
 
 ANONYMOUS: Final = "anonymous"
 _CALLER_SYNTAX = re.compile(r"[a-z][a-z0-9_]{0,62}")
@@ -103,18 +112,17 @@ async def read_body(request: Request) -> bytes:
 
 
 def fingerprint(request: Request, members: Mapping[str, Any] | None) -> bytes:
-    """What a repeated request has in common with the first: method, path and body, whatever the order of members.
-
-    The request id and the timestamp of an emitted event are left out: a rerun makes the same event at another time.
-
-    Raises:
-        InvalidRequestError: more than 254 levels deep.
-    """
-    try:
-        canonical = orjson.dumps(_without_time(members), option=orjson.OPT_SORT_KEYS)
-    except orjson.JSONEncodeError:  # what orjson reads 1024 levels deep it writes 254 levels deep
-        raise InvalidRequestError("the body is nested too deeply") from None
+    """What a repeated request has in common with the first: method, path and body, whatever the order of members."""
+    canonical = orjson.dumps(members, option=orjson.OPT_SORT_KEYS)
     return hashlib.sha256(f"{request.method} {request.url.path}\n".encode() + canonical).digest()
+
+
+def without_times(transaction: Mapping[str, Any]) -> dict[str, Any]:
+    """A transaction as its rerun repeats it: which makes the same events at another time, for another request."""
+    emitted: list[Mapping[str, Any]] = transaction.get("emit") or []
+    varying = ("timestamp", "request_id")
+    events = [{name: event[name] for name in event if name not in varying} for event in emitted]
+    return {**transaction, "emit": events}
 
 
 def _too_large(size_bytes: int) -> PayloadTooLargeError:
@@ -123,17 +131,3 @@ def _too_large(size_bytes: int) -> PayloadTooLargeError:
         size_bytes=size_bytes,
         limit_bytes=MAX_BODY_BYTES,
     )
-
-
-def _without_time(members: Mapping[str, Any] | None) -> Any:
-    emitted = members.get("emit") if members else None
-    if members is None or not isinstance(emitted, list):
-        return members
-    return {**members, "emit": [_identity_of(event) for event in cast("list[Any]", emitted)]}
-
-
-def _identity_of(event: Any) -> Any:
-    if not isinstance(event, dict):
-        return event
-    members = cast("dict[str, Any]", event)
-    return {name: value for name, value in members.items() if name not in ("timestamp", "request_id")}

@@ -25,6 +25,7 @@ from hybridkit.dataservice._requests import (
     key_of,
     known_tag,
     read_body,
+    without_times,
 )
 from hybridkit.dataservice._store import Store
 from hybridkit.errors import InvalidRequestError, NotFoundError, NotSupportedError
@@ -151,11 +152,12 @@ class _TransactRoute:
     async def post(self, request: Request) -> Response:
         body = await read_body(request)
         transaction, operations = read_transaction(body, self._bodies)
+        members = decode_object(body, limit_bytes=MAX_BODY_BYTES)
         self._check_emissions(request, transaction)
         write = Write(
             caller=caller_of(request),
             key=key_of(request),
-            fingerprint=fingerprint(request, decode_object(body, limit_bytes=MAX_BODY_BYTES)),
+            fingerprint=fingerprint(request, without_times(members)),
             operations=operations,
             emit=transaction.emit,
             isolation=transaction.isolation,
