@@ -42,6 +42,9 @@ class PostgresServer(ProcessServer):
             ServerStartError: initdb failed; its output is in the message.
         """
         options = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"]
+        if self._program.version_numbers >= (16,):
+            # Otherwise it takes what the machine offers, and leaves that behind when it is killed.
+            options.append("--set=dynamic_shared_memory_type=mmap")
         self.run_tool("initdb", f"--pgdata={self._data}", *options)
 
     def run_tool(self, name: str, *arguments: str) -> None:
@@ -50,7 +53,8 @@ class PostgresServer(ProcessServer):
         Raises:
             ServerStartError: It failed; its output is in the message.
         """
-        command = self._program.place.wrap([self._program.beside(name), *arguments], user="postgres")
+        argv = [self._program.beside(name), *arguments]
+        command = self._program.place.wrap(argv, user="postgres", die_with_owner="INT")
         self._run.call(command, name=name, folder=self._folder, env=self._program.place.environment)
 
     def _spawn(self) -> Sequence[Process]:

@@ -260,6 +260,8 @@ class Process:
             tree[0].send(signal_number)
         with suppress(subprocess.TimeoutExpired):
             self._child.wait(timeout_seconds)
+        # Its children see that it has gone, and may have something to put away.
+        wait_until(lambda: not any(process.is_alive() for process in tree), timeout_seconds=1)
         kill_all(tree)
         self._child.wait()
         self._record.unlink(missing_ok=True)

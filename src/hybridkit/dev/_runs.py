@@ -99,7 +99,8 @@ class Run:
         Raises:
             ServerStartError: It failed; the end of its output is in the message.
         """
-        process = self.spawn(argv, name=name, folder=folder, env=env)
+        # Not SIGKILL to end it early: initdb, for one, has memory to give back.
+        process = self.spawn(argv, name=name, folder=folder, env=env, end_signal=signal.SIGINT)
         if code := process.wait():
             raise ServerStartError(f"{name} ended with {code}:\n{process.last_words()}")
 
