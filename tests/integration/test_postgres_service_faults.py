@@ -109,6 +109,36 @@ async def test_a_caller_that_leaves_leaves_nothing_behind(service: Any) -> None:
     assert (await service.send("PATCH", PATH, {"rank": 1})).status_code == 200
 
 
+async def test_a_caller_that_leaves_while_connecting_leaves_no_connection(
+    service: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is opened to its end, and closed; its place in the pool is free again."""
+    gate, connect = asyncio.Event(), _postgres_database.connect
+
+    async def slowly(url: str, **options: Any) -> Any:
+        await gate.wait()
+        return await connect(url, **options)
+
+    monkeypatch.setattr(_postgres_database, "connect", slowly)
+    database = _postgres_database.Database(service.url, pool_size=1, application_name="leaver")
+
+    async def work() -> list[int]:
+        async with database.session() as session:
+            return [row[0] for row in await session.execute(select(1))]
+
+    leaving = asyncio.create_task(work())
+    await asyncio.sleep(0)
+    leaving.cancel()
+    await asyncio.wait({leaving})
+    gate.set()
+    assert await work() == [1]
+    assert leaving.cancelled()
+    await database.close()
+    await service.until(
+        "SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM pg_stat_activity WHERE application_name = 'leaver')"
+    )
+
+
 # ── too much at once ─────────────────────────────────────────────────────────────────────────────
 
 

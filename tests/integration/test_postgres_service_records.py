@@ -201,7 +201,9 @@ async def test_every_problem_of_a_body_is_pointed_at_and_no_value_told(service: 
     assert secret not in answer.text
 
 
-@pytest.mark.parametrize("body", [b"{", b"[]", b'"x"', b"\xff", b"[" * 100_000])
+@pytest.mark.parametrize(
+    "body", [b"{", b"[]", b'"x"', b"\xff", b"[" * 100_000], ids=["cut", "array", "text", "binary", "deep"]
+)
 async def test_a_body_that_is_no_object_is_refused(service: Any, body: bytes) -> None:
     for method, path in (
         ("POST", "/v1/items"),

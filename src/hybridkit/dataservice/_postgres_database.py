@@ -7,7 +7,7 @@ Three bounds, because a frozen server honours none of them by itself: the server
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, Literal, cast
 
@@ -52,7 +52,7 @@ class Database:
         self._application_name = application_name
         self._pool_size = pool_size
         self._places = asyncio.Semaphore(pool_size)
-        self._closing: set[asyncio.Task[None]] = set()
+        self._changing: set[asyncio.Task[Any]] = set()
         self._engine: AsyncEngine = create_async_engine(
             "postgresql+asyncpg://",
             async_creator=self._connect,
@@ -69,7 +69,9 @@ class Database:
         return f"Database(application_name={self._application_name!r}, pool_size={self._pool_size})"
 
     async def close(self) -> None:
-        """Close every connection that is not in use."""
+        """Close every connection; those in use when they come back, which is bounded as their work is."""
+        while self._changing:
+            await asyncio.wait(self._changing)
         await self._engine.dispose()
 
     @asynccontextmanager
@@ -87,15 +89,22 @@ class Database:
             yield session
             await session.commit()
         finally:
-            # A cancelled caller leaves at once; its connection is returned, and its place freed, in its own time.
-            closing = asyncio.create_task(session.close())
-            self._closing.add(closing)
-            closing.add_done_callback(self._closed)
-            await asyncio.shield(closing)
+            await asyncio.shield(self._close(session))
+
+    # Opening and closing are tasks: a cancelled caller leaves at once, and they go on to their end, which is bounded.
+    # Cancelled half-way, SQLAlchemy would leave a connection behind that nobody closes.
 
     async def _open(self, isolation: Isolation) -> "Session":
         deadline = _deadline()
         await self._take_place(deadline)
+        opening = self._start(self._connected(isolation, deadline))
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(self._discard)
+            raise
+
+    async def _connected(self, isolation: Isolation, deadline: float) -> "Session":
         try:
             connection = await self._engine.connect()
             if isolation != "read_committed":
@@ -109,9 +118,20 @@ class Database:
         driver: Any = raw.driver_connection
         return Session(connection, driver, deadline)
 
-    def _closed(self, closing: asyncio.Task[None]) -> None:
-        self._closing.discard(closing)
-        self._places.release()
+    def _discard(self, opening: "asyncio.Task[Session]") -> None:
+        if not opening.cancelled() and opening.exception() is None:
+            self._close(opening.result())
+
+    def _close(self, session: "Session") -> asyncio.Task[None]:
+        closing = self._start(session.close())
+        closing.add_done_callback(lambda _: self._places.release())
+        return closing
+
+    def _start[T](self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(work)
+        self._changing.add(task)
+        task.add_done_callback(self._changing.discard)
+        return task
 
     async def _take_place(self, deadline: float) -> None:
         left = deadline - time.monotonic()

@@ -42,6 +42,10 @@ LOCK_KEY: Final = 0x6879627269646B69
 LOCK_TIMEOUT: Final = "5s"
 """How long a migration waits for a table, and everybody else behind it."""
 
+# What separates folders in `version_locations`, so that a space in one doesn't; renamed in Alembic 1.16.
+_SEPARATOR_OPTION: Final = (
+    "path_separator" if hasattr(Config, "get_version_locations_list") else "version_path_separator"
+)
 _FOLDER: Final = Path(__file__).with_name("_migrations")
 
 
@@ -90,7 +94,7 @@ class History:
         config = Config(stdout=io.StringIO())
         config.set_main_option("script_location", str(_FOLDER).replace("%", "%%"))
         config.set_main_option("version_locations", str(self.versions).replace("%", "%%"))
-        config.set_main_option("path_separator", "newline")
+        config.set_main_option(_SEPARATOR_OPTION, "newline")
         config.attributes |= {
             "connection": connection,
             "metadata": metadata,
