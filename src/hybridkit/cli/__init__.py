@@ -1,0 +1,38 @@
+"""The command `hybridkit`, for people and for CI: what an application has at its broker, and what it needs there.
+
+```
+hybridkit topology plan --app worker_service.main --url amqp://127.0.0.1:5672/
+```
+
+Exit codes: 0 when all is well, 1 when something differs or failed, 2 when the command was used wrongly, 130 after
+Ctrl-C. With `--json` a command prints one JSON document on standard output and nothing else. What goes wrong is one
+line on standard error.
+"""
+
+import sys
+from typing import Final
+
+from hybridkit.errors import MissingExtraError
+
+__all__ = ["main"]
+
+# A group of commands is a module with a `typer.Typer` named `app`; it is imported when one of its commands is used.
+GROUPS: Final = {
+    "topology": (
+        "hybridkit.cli._topology",
+        "The exchanges and queues that consumers need: plan, apply, verify.",
+    ),
+}
+
+
+def main() -> None:
+    """Run the command that `sys.argv` names, and end the process with its exit code.
+
+    Raises:
+        SystemExit: always.
+    """
+    try:
+        from hybridkit.cli._app import app  # noqa: PLC0415 - needs the extra, whose absence is told without a stack
+    except MissingExtraError as error:
+        sys.exit(f"error: {error}")
+    app(prog_name="hybridkit")

@@ -1,0 +1,87 @@
+"""The root command: groups that are imported when they are used, and errors of ours as one line."""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import Annotated, Any, Final
+
+from hybridkit.cli import GROUPS
+from hybridkit.errors import HybridkitError, MissingExtraError
+
+try:
+    import typer
+    from typer.core import TyperGroup
+    from typer.main import get_group
+except ImportError:
+    raise MissingExtraError("the command hybridkit", extra="cli") from None
+
+__all__ = ["app"]
+
+INTERRUPTED: Final = 130
+
+
+class _Root(TyperGroup):
+    """Turns what a command raises into an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command.
+
+        Raises:
+            typer.Exit: with 1 after an error of hybridkit, with 130 after Ctrl-C.
+        """
+        try:
+            return super().invoke(ctx)
+        except HybridkitError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt as error:
+            raise typer.Exit(INTERRUPTED) from error
+
+
+class _Lazy(TyperGroup):
+    """A group whose module is imported when its commands are asked for, so that `hybridkit --help` imports none."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names in the module."""
+        return self._group().list_commands(ctx)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of that name, or None."""
+        return self._group().get_command(ctx, cmd_name)
+
+    def _group(self) -> TyperGroup:
+        module, _ = GROUPS[str(self.name)]
+        return get_group(import_module(module).app)
+
+
+def _print_version(value: bool) -> None:  # noqa: FBT001 - typer's signature
+    if value:
+        typer.echo(f"hybridkit {version('hybridkit')}")
+        raise typer.Exit
+
+
+app: Final = typer.Typer(
+    cls=_Root,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def root(
+    *,
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Look after what a hybridkit application has at its broker.
+
+    Exit codes: 0 all is well, 1 something differs or failed, 2 wrong use, 130 Ctrl-C.
+    """
+    del show_version
+
+
+for _name, (_, _help) in GROUPS.items():
+    app.add_typer(typer.Typer(cls=_Lazy, help=_help, no_args_is_help=True, rich_markup_mode=None), name=_name)
