@@ -348,7 +348,7 @@ async def test_an_exchange_that_was_deleted_is_declared_again(
     """The broker closes the channel (404); the publish after it finds a new one."""
     async with plain_channel(rabbitmq_url) as channel:
         await channel.exchange_delete("hk.events")
-    with pytest.raises(OutcomeUnknownError, match="NotFound"):
+    with pytest.raises(OutcomeUnknownError, match="404 NOT_FOUND"):
         await publisher.publish(Published())
     assert not (await publisher.publish(Published(), allow_unrouted=True)).routed
 

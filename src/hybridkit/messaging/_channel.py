@@ -34,6 +34,7 @@ from hybridkit.messaging._connection import (
     closing,
     start_seconds,
 )
+from hybridkit.messaging._port import Port, Receiver
 from hybridkit.observability import get_logger
 
 __all__ = ["Lane", "SupervisedChannel"]
@@ -56,6 +57,7 @@ class Lane:
     def __init__(self, channel: Channel, link: Link, *, linger_seconds: float | None) -> None:
         self.channel = channel
         self.link = link
+        self.port: Port | None = None
         self.retired = asyncio.Event()
         self._linger_seconds = linger_seconds
         self._users = 0
@@ -76,7 +78,17 @@ class Lane:
     @property
     def is_open(self) -> bool:
         """Whether acknowledgements and publishes can still be sent on it."""
-        return not self.channel.is_closed
+        return not self.channel.is_closed and (self.port is None or self.port.is_open)
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether something new should be sent on it, and would leave soon."""
+        return self.is_open and not self.retired.is_set() and self.link.wire.is_writable
+
+    def open_port(self, receiver: Receiver) -> Port:
+        """Have the messages of this channel from now on."""
+        self.port = self.link.port(self.channel, receiver)
+        return self.port
 
     def retire(self) -> None:
         """Start nothing new on it, and close it when nobody needs it any more."""
@@ -91,11 +103,13 @@ class Lane:
     def close(self) -> asyncio.Task[None]:
         """Close it in the background, once; what is unacknowledged goes back to its queue."""
         if self._closing is None:
+            if self.port is not None:
+                self.port.close("closed by us")
             self._closing = self._background.start(self._close(), name="closing a channel")
         return self._closing
 
     async def _close(self) -> None:
-        if not self.is_open:
+        if self.channel.is_closed:
             return
         goodbye = self.channel.close(ChannelClosed(200, "closed"))
         try:
@@ -118,6 +132,7 @@ class SupervisedChannel:
         name: for logs and errors.
         confirms: whether it publishes.
         prepare: what has to be done on each new channel.
+        ready: told of each prepared channel, and with None when it is lost or retired.
         probe: asks the broker, every now and then, whether the channel still does its work; raises if not.
         probe_seconds: how often.
         linger_seconds: see `Lane`.
@@ -130,6 +145,7 @@ class SupervisedChannel:
         name: str,
         confirms: bool,
         prepare: Step,
+        ready: Callable[[Lane | None], None] | None = None,
         probe: Step | None = None,
         probe_seconds: float | None = None,
         linger_seconds: float | None = None,
@@ -138,6 +154,7 @@ class SupervisedChannel:
         self._name = name
         self._confirms = confirms
         self._prepare = prepare
+        self._ready = ready
         self._probe = probe
         self._probe_seconds = probe_seconds
         self._linger_seconds = linger_seconds
@@ -247,6 +264,8 @@ class SupervisedChannel:
         opened = time.monotonic()
         self._lane = lane
         self._up.set()
+        if self._ready:
+            self._ready(lane)
         closed = closing(lane.channel)
         retired = asyncio.ensure_future(lane.retired.wait())
         seconds = self._probe_seconds if self._probe else None
@@ -258,6 +277,8 @@ class SupervisedChannel:
         finally:
             retired.cancel()
         self._lane = None
+        if self._ready:
+            self._ready(None)
         if lane.is_open:
             lane.retire()
         else:

@@ -25,7 +25,8 @@ from yarl import URL
 from hybridkit.context import current
 from hybridkit.errors import AccessDeniedError, NotConnectedError, UnavailableError
 from hybridkit.messaging._bounded import Background, Backoff, bounded
-from hybridkit.messaging._sockets import Sockets
+from hybridkit.messaging._port import Port, Receiver
+from hybridkit.messaging._wire import Sockets, Wire
 from hybridkit.observability import get_logger
 
 __all__ = ["ANSWER_SECONDS", "LIBRARY_ERRORS", "BrokerConnection", "Link", "closing", "start_seconds"]
@@ -162,11 +163,15 @@ class BrokerConnection:
 
 
 class Link:
-    """One TCP connection that speaks AMQP, for as long as it lasts."""
+    """One TCP connection that speaks AMQP, for as long as it lasts.
 
-    def __init__(self, connection: aiormq.Connection, sockets: Sockets, background: Background) -> None:
+    Attributes:
+        wire: its socket.
+    """
+
+    def __init__(self, connection: aiormq.Connection, wire: Wire, background: Background) -> None:
+        self.wire = wire
         self._connection = connection
-        self._sockets = sockets
         self._background = background
 
     def __repr__(self) -> str:
@@ -202,25 +207,20 @@ class Link:
         except asyncio.CancelledError:
             sockets.abort()
             raise
-        return cls(connection, sockets, background)
+        wire = sockets.opened()
+        wire.frame_max = connection.connection_tune.frame_max or wire.frame_max
+        return cls(connection, wire, background)
 
     @property
     def is_blocked(self) -> bool:
         """Whether the broker has sent `connection.blocked`."""
-        # aiormq tells it only to those who wait for the end of it. So wait, for no longer than one step.
-        waiting = self._connection.ready()
-        try:
-            waiting.send(None)
-        except StopIteration:
-            return False
-        waiting.close()
-        return True
+        return not self.wire.unblocked.is_set()
 
     async def writable(self) -> None:
         """Return when the broker reads from this connection, at once if it does, or when the connection is lost."""
         if self.is_blocked:
             unblocked = self._background.start(
-                self._connection.ready(), name="waiting for connection.unblocked"
+                self.wire.unblocked.wait(), name="waiting for connection.unblocked"
             )
             await asyncio.wait({unblocked, self._closing()}, return_when=asyncio.FIRST_COMPLETED)
             unblocked.cancel()
@@ -230,16 +230,20 @@ class Link:
         await asyncio.wait({self._closing()})
 
     async def channel(self, *, confirms: bool) -> Channel:
-        """Open a channel on which a returned message raises.
+        """Open a channel; what it publishes and consumes goes through a port.
 
         Raises:
             NotConnectedError: the broker did not answer; its connection is given up.
         """
-        opening = self._connection.channel(publisher_confirms=confirms, on_return_raises=True)
+        opening = self._connection.channel(publisher_confirms=confirms)
         try:
             return cast("Channel", await self.ask(opening, name="opening a channel"))
         except AMQPError as error:
             raise NotConnectedError(f"opening a channel: {error}") from error
+
+    def port(self, channel: Channel, receiver: Receiver) -> Port:
+        """The way for the messages of that channel."""
+        return self.wire.open_port(channel.number, receiver)
 
     async def ask[T](self, work: Coroutine[Any, Any, T], *, name: str, seconds: float | None = None) -> T:
         """The broker's answer, or the end of this connection: a broker that is silent for that long is gone.
@@ -265,7 +269,7 @@ class Link:
 
     def abort(self) -> None:
         """Drop the connection without a word; what is pending on it fails."""
-        self._sockets.abort()
+        self.wire.abort()
 
     def _closing(self) -> asyncio.Future[Any]:
         return closing(self._connection)

@@ -8,8 +8,6 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Final
 
-from aiormq.abc import DeliveredMessage
-
 from hybridkit.errors import DeclarationError, MisuseError, NotConnectedError
 from hybridkit.events import Message
 from hybridkit.ids import new_id
@@ -19,6 +17,7 @@ from hybridkit.messaging._connection import LIBRARY_ERRORS, BrokerConnection
 from hybridkit.messaging._delivery import Delivery
 from hybridkit.messaging._guard import Guard
 from hybridkit.messaging._handlers import Handlers
+from hybridkit.messaging._port import Delivered
 from hybridkit.messaging._processor import LOCAL_SECONDS, Processor
 from hybridkit.messaging._publisher import RobustPublisher
 from hybridkit.messaging._topology import consumer_topology, declare, shared_topology
@@ -261,7 +260,8 @@ class _Run:
         await declare(self._topology, lane.channel)
         await lane.channel.basic_qos(prefetch_count=self._prefetch)
         lane.channel.on_consumer_cancel_callbacks.add(partial(self._cancelled, lane))
-        await lane.channel.basic_consume(self._name, partial(self._take, lane), consumer_tag=self._tag)
+        lane.open_port(_Inbox(partial(self._take, lane)))
+        await lane.channel.basic_consume(self._name, _nothing, consumer_tag=self._tag)
 
     def _cancelled(self, lane: Lane, _: object) -> None:
         self._channel.retire(lane, reason="the broker cancelled the consumer")
@@ -284,8 +284,7 @@ class _Run:
         except LIBRARY_ERRORS as error:
             _log.debug("consumer not cancelled", consumer=self._name, error=str(error))
 
-    async def _take(self, lane: Lane, message: DeliveredMessage) -> None:
-        """Start a task of our own: aiormq cancels its callbacks when the connection drops."""
+    def _take(self, lane: Lane, message: Delivered) -> None:
         if not self._draining:
             self._tasks.start(self._handle(Delivery(self._name, lane, message)), name=f"{self._name} message")
 
@@ -300,3 +299,23 @@ class _Run:
                     _log.exception("message not processed", consumer=self._name, error=repr(error))
                     await asyncio.sleep(UNEXPECTED_PAUSE_SECONDS)
                     await delivery.requeue()
+
+
+class _Inbox:
+    """Takes the deliveries of a channel."""
+
+    def __init__(self, delivered: Callable[[Delivered], None]) -> None:
+        self.delivered = delivered
+
+    def settled(self, tag: int, *, multiple: bool, accepted: bool) -> None:
+        """Nothing is published here."""
+
+    def returned(self, properties: bytes) -> None:
+        """Nothing is published here."""
+
+    def closed(self, reason: str) -> None:
+        """The supervision sees it."""
+
+
+async def _nothing(_: object) -> None:
+    """For aiormq, which never sees a delivery."""

@@ -3,15 +3,12 @@
 import time
 import traceback
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from aiormq.abc import DeliveredMessage
-from aiormq.exceptions import ChannelInvalidStateError
-
 from hybridkit.codec import format_timestamp, now
 from hybridkit.messaging._channel import Lane
+from hybridkit.messaging._frames import decode_properties
 from hybridkit.messaging._headers import (
     ATTEMPT,
     ERROR,
@@ -27,6 +24,7 @@ from hybridkit.messaging._headers import (
     read_count,
     read_text,
 )
+from hybridkit.messaging._port import Delivered
 from hybridkit.messaging._topology import DEAD_LETTER_EXCHANGE, delay_route
 from hybridkit.messaging._writer import Outgoing
 
@@ -78,18 +76,19 @@ class Delivery:
     Args:
         queue: the consumer's name.
         lane: the channel it came on, and on which alone it can be acknowledged.
-        message: as aiormq gives it.
+        message: from its port.
     """
 
-    def __init__(self, queue: str, lane: Lane, message: DeliveredMessage) -> None:
+    def __init__(self, queue: str, lane: Lane, message: Delivered) -> None:
         self.queue = queue
         self.lane = lane
         self.body = message.body
-        self.headers: Mapping[str, Any] = message.header.properties.headers or {}
         self.received_at = time.monotonic()
-        self._tag = message.delivery_tag or 0
-        self._message_type = message.header.properties.message_type
-        self._service = message.header.properties.app_id
+        self._tag = message.deliver.tag
+        properties = decode_properties(message.properties)
+        self.headers: Mapping[str, Any] = properties.headers or {}
+        self._message_type = properties.message_type
+        self._service = properties.app_id
 
     def __repr__(self) -> str:
         return f"Delivery({self.queue!r}, tag={self._tag}, failures={self.failures})"
@@ -120,13 +119,13 @@ class Delivery:
 
     async def ack(self) -> None:
         """It is done with. Where its channel has closed there is nobody to tell: the broker delivers it again."""
-        with suppress(ChannelInvalidStateError):
-            await self.lane.channel.basic_ack(self._tag, wait=False)
+        if self.lane.port is not None:
+            self.lane.port.ack(self._tag)
 
     async def requeue(self) -> None:
         """Give it back at once; the broker counts that, and dead-letters it at the twentieth time."""
-        with suppress(ChannelInvalidStateError):
-            await self.lane.channel.basic_nack(self._tag, requeue=True, wait=False)
+        if self.lane.port is not None:
+            self.lane.port.requeue(self._tag)
 
     def delayed(self, later: Later) -> Outgoing:
         """The copy that comes back."""

@@ -1,31 +1,29 @@
-"""Handing messages to the broker: written by tasks of ours, answered by the broker, with an end for every caller.
+"""Handing messages to the broker: many in one write, a window of unanswered ones, and an end for every caller.
 
-A caller waits until its deadline and no longer. Its write is not cancelled once it has begun, because that would leave
-the channel in doubt (see `_bounded`); the caller learns that the outcome is unknown. A write that hasn't begun is taken
-back, and the caller learns that nothing was sent.
+A caller waits until its deadline and no longer. What it gave away isn't tied to it: a message that was written stays
+numbered until the broker answers or the channel closes, so no caller that leaves can shift what the broker's numbers
+mean; it learns that the outcome is unknown. A message that wasn't written is taken back, and the caller learns that
+nothing was sent.
 """
 
 import asyncio
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final
-from uuid import uuid4
-
-from aiormq.exceptions import ChannelInvalidStateError, DeliveryError, PublishError
-from pamqp.commands import Basic
+from collections import deque
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from typing import Any, Final, NamedTuple
 
 from hybridkit.context import current
 from hybridkit.errors import (
     BlockedError,
     HybridkitError,
-    NackedError,
+    MalformedPayloadError,
     NotConnectedError,
     OutcomeUnknownError,
 )
-from hybridkit.messaging._bounded import Background, is_cancelled
 from hybridkit.messaging._channel import Lane, SupervisedChannel
+from hybridkit.messaging._confirms import WINDOW, Confirms, Publish
 from hybridkit.messaging._connection import BrokerConnection
+from hybridkit.messaging._frames import address, encode_table
 from hybridkit.messaging._topology import declare, shared_topology
 from hybridkit.observability import get_logger
 
@@ -33,21 +31,16 @@ __all__ = ["Outgoing", "Writer"]
 
 PUBLISH_SECONDS: Final = 10.0
 """How long a publish may take where the context has no deadline."""
-WINDOW: Final = 1000
-"""How many messages may be unconfirmed at a time; the broker slows down beyond that anyway."""
 PATIENCE_SECONDS: Final = 5.0
 """A channel on which an answer is missing for longer is in doubt."""
 LINGER_SECONDS: Final = 30.0
 """How long a channel in doubt is kept for answers that are still to come."""
 FLUSH_SECONDS: Final = 5.0
 
-_PERSISTENT: Final = 2
-
 _log = get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outgoing:
+class Outgoing(NamedTuple):
     """A message on its way out; persistent and mandatory, like all of ours.
 
     Attributes:
@@ -67,16 +60,6 @@ class Outgoing:
     service: str | None = None
 
 
-@dataclass(slots=True, eq=False)
-class _Write:
-    """Where a message is on its way."""
-
-    message: Outgoing
-    blocked: bool = True  # until there is room for it, and again during an alarm
-    sent_at: float | None = None
-    lane: Lane | None = field(default=None, repr=False)
-
-
 class Writer:
     """Publishes over a connection of its own, on one channel at a time.
 
@@ -88,16 +71,23 @@ class Writer:
     def __init__(self, connection: BrokerConnection, *, name: str) -> None:
         self._connection = connection
         self._channel = SupervisedChannel(
-            connection, name=name, confirms=True, prepare=_declare_shared, linger_seconds=LINGER_SECONDS
+            connection,
+            name=name,
+            confirms=True,
+            prepare=self._prepare,
+            ready=self._ready,
+            linger_seconds=LINGER_SECONDS,
         )
         self._name = name
-        self._window = asyncio.Semaphore(WINDOW)
-        self._tasks = Background()
-        self._unanswered: dict[_Write, None] = {}  # in the order in which they were sent
+        self._waiting: deque[Publish] = deque()
+        self._confirms: Confirms | None = None  # of the current channel
+        self._unfinished: set[Confirms] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._flushing: asyncio.Handle | None = None
         self._is_open = False
 
     def __repr__(self) -> str:
-        return f"Writer({self._name!r}, unanswered={len(self._unanswered)})"
+        return f"Writer({self._name!r}, {self._confirms}, waiting={len(self._waiting)})"
 
     @property
     def is_ready(self) -> bool:
@@ -112,12 +102,20 @@ class Writer:
     async def stop(self) -> None:
         """Take no more messages, wait up to 5 s for the broker's answers, and close."""
         self._is_open = False
-        if not await self._tasks.wait(seconds=FLUSH_SECONDS):
-            _log.warning("publishes unanswered", name=self._name, count=len(self._tasks))
+        answers = {publish.answer for publish in self._unanswered() if not publish.answer.done()}
+        if answers and (await asyncio.wait(answers, timeout=FLUSH_SECONDS))[1]:
+            _log.warning("publishes unanswered", name=self._name, count=len(list(self._unanswered())))
+        for publish in self._waiting:
+            publish.fail(self._not_sent(publish))
+        self._waiting.clear()
         lane = await self._channel.stop()
         if lane is not None:
             await lane.close()
-        await self._tasks.cancel(seconds=FLUSH_SECONDS)
+        for confirms in tuple(self._unfinished):  # of channels in doubt
+            await confirms.lane.close()
+        for handle in (self._timer, self._flushing):
+            if handle is not None:
+                handle.cancel()
 
     def renew_topology(self, *, reason: str) -> None:
         """Go over to a new channel, which declares everything again."""
@@ -125,127 +123,127 @@ class Writer:
             self._channel.retire(lane, reason=reason)
 
     async def write(self, message: Outgoing) -> bool:
-        """Publish it; whether a queue took it.
+        """`submit`, and wait for the answer."""
+        return await self.submit(message)
+
+    def submit(self, message: Outgoing) -> asyncio.Future[bool]:
+        """Publish it. The future ends at the latest at the context's deadline, or after 10 s without one.
+
+        Returns:
+            Whether a queue took it, or in the future's exception: `NackedError` (the broker gave it back),
+            `BlockedError` (the broker has an alarm; nothing was sent), `NotConnectedError` (nothing was sent),
+            `OutcomeUnknownError` (it was sent, and no answer came in time).
 
         Raises:
-            NackedError: the broker gave it back.
-            BlockedError: the broker has an alarm; nothing was sent.
-            NotConnectedError: no connection; nothing was sent.
-            OutcomeUnknownError: it was sent, and no answer came in time.
+            NotConnectedError: the writer is not open.
+            DeadlineExceededError: the context's deadline has passed.
+            MalformedPayloadError: a name or a header that AMQP can't carry.
         """
         if not self._is_open:
             raise NotConnectedError(f"{self._name} is not open: enter it with `async with`; nothing was sent")
         context = current()
         context.check_deadline()
-        remaining = context.remaining_seconds()
-        write = _Write(message)
-        task = self._tasks.start(self._write(write), name=f"publish {message.routing_key}")
+        seconds = context.remaining_seconds()
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + (PUBLISH_SECONDS if seconds is None else seconds)
+        exchange, routing_key, body, headers, message_type, service = message
         try:
-            await asyncio.wait({task}, timeout=PUBLISH_SECONDS if remaining is None else remaining)
-        except asyncio.CancelledError:
-            self._take_back(write, task)
-            raise
-        if task.done() and not task.cancelled():
-            return task.result()
-        self._take_back(write, task)
-        if write.lane is not None:
-            self._suspect(write.lane)
-        raise self._unfinished(write)
+            to = address(exchange, routing_key, message_type, service)
+            table = encode_table(headers)
+        except (TypeError, ValueError) as error:
+            raise MalformedPayloadError(f"AMQP can't carry the message: {error}") from error
+        what = (message_type, exchange, routing_key)
+        publish = Publish(to, table, body, what, deadline, loop.create_future())
+        self._waiting.append(publish)
+        self._wake_up_at(deadline)
+        self._flush_soon()
+        return publish.answer
 
-    async def _write(self, write: _Write) -> bool:
-        """The part that callers can't cancel."""
-        async with self._window:
-            write.blocked = False
-            while True:
-                lane = await self._channel.lane()
-                if lane.link.is_blocked:
-                    write.blocked = True
-                    await lane.link.writable()
-                    write.blocked = False
-                    continue
-                try:
-                    with lane:
-                        return await self._publish(write, lane)
-                except ChannelInvalidStateError:  # closed before anything was written: take the next one
-                    continue
+    # ── writing ──────────────────────────────────────────────────────────────────────────────────
 
-    async def _publish(self, write: _Write, lane: Lane) -> bool:
-        message = write.message
-        write.lane, write.sent_at = lane, time.monotonic()
-        self._unanswered[write] = None
-        try:
-            # No timeout goes down: one that expires leaks the channel's lock, and the channel hangs and looks open.
-            await lane.channel.basic_publish(
-                message.body,
-                exchange=message.exchange,
-                routing_key=message.routing_key,
-                properties=_properties(message),
-                mandatory=True,
-                wait=False,
-            )
-        except PublishError:
-            return False
-        except DeliveryError as error:
-            raise NackedError(f"the broker gave {_what(message)} back (basic.nack)") from error
-        except ChannelInvalidStateError:
-            write.lane = write.sent_at = None
-            raise
-        except (
-            Exception,
-            asyncio.CancelledError,
-        ) as error:  # whatever closed the channel, aiormq hands it to us here
-            if is_cancelled():
-                raise
-            raise OutcomeUnknownError(
-                f"the channel closed before the broker answered {_what(message)}: {type(error).__name__}: {error}"
-            ) from error
-        finally:
-            del self._unanswered[write]
-        return True
+    def _flush_soon(self) -> None:
+        """Write in the loop's next turn, with all that comes until then."""
+        if self._flushing is None:
+            self._flushing = asyncio.get_running_loop().call_soon(self._flush)
 
-    def _unfinished(self, write: _Write) -> HybridkitError:
-        """What is known about a message when its time is up, or the writer has stopped."""
-        what = _what(write.message)
-        if write.lane is not None:
-            return OutcomeUnknownError(
-                f"{what} was sent, and the broker did not answer in time; publish it again"
-            )
-        if write.blocked:
-            why = f"a memory or disk alarm, or {WINDOW} unanswered publishes"
-            return BlockedError(f"the broker takes no messages ({why}); {what} was not sent")
-        return NotConnectedError(f"no channel to {self._connection.address}; {what} was not sent")
+    def _flush(self) -> None:
+        self._flushing = None
+        confirms = self._confirms
+        if confirms is None or not confirms.lane.is_writable:
+            return  # `_ready` or the socket calls again
+        now = asyncio.get_running_loop().time()
+        frames: list[bytes] = []
+        while self._waiting and confirms.has_room:
+            publish = self._waiting.popleft()
+            if not publish.answer.done():
+                frames.append(confirms.frames(publish, now=now))
+        if frames:
+            self._unfinished.add(confirms)
+            confirms.port.send(b"".join(frames))
 
-    def _take_back(self, write: _Write, task: asyncio.Task[bool]) -> None:
-        """Cancel a write that hasn't begun: it waits for a channel, and nothing is in doubt."""
-        if write.sent_at is None:
-            task.cancel()
+    async def _prepare(self, lane: Lane) -> None:
+        await declare(shared_topology(), lane.channel)
 
-    def _suspect(self, lane: Lane) -> None:
+    def _ready(self, lane: Lane | None) -> None:
+        """Go over to a new channel, or have none."""
+        self._confirms = None
+        if lane is not None:
+            self._confirms = Confirms(lane, self._told)
+            lane.link.wire.on_writable = self._flush_soon
+            self._flush_soon()
+
+    def _told(self, confirms: Confirms) -> None:
+        """There were answers."""
+        if not len(confirms):
+            self._unfinished.discard(confirms)
+        if self._waiting:
+            self._flush_soon()
+
+    def _unanswered(self) -> Iterator[Publish]:
+        return chain(self._waiting, *self._unfinished)
+
+    # ── the end of waiting ───────────────────────────────────────────────────────────────────────
+
+    def _wake_up_at(self, deadline: float) -> None:
+        if self._timer is None or deadline < self._timer.when():
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = asyncio.get_running_loop().call_at(deadline, self._expire)
+
+    def _expire(self) -> None:
+        """End what is over its deadline, and come again for the next."""
+        self._timer = None
+        now = asyncio.get_running_loop().time()
+        expired = False
+        upcoming: float | None = None
+        for publish in self._unanswered():
+            if publish.answer.done():
+                continue
+            if publish.deadline <= now:
+                expired = True
+                publish.fail(self._not_sent(publish) if publish.sent_at is None else _unknown(publish))
+            elif upcoming is None or publish.deadline < upcoming:
+                upcoming = publish.deadline
+        self._waiting = deque(publish for publish in self._waiting if not publish.answer.done())
+        if upcoming is not None:
+            self._wake_up_at(upcoming)
+        if expired and self._confirms is not None:
+            self._suspect(self._confirms, now)
+
+    def _suspect(self, confirms: Confirms, now: float) -> None:
         """Retire the channel if answers are missing for long, unless an alarm explains it."""
-        oldest = next((write.sent_at or 0.0 for write in self._unanswered if write.lane is lane), None)
-        if oldest is None or lane.link.is_blocked or time.monotonic() - oldest < PATIENCE_SECONDS:
+        oldest = next(iter(confirms), None)
+        if oldest is None or oldest.sent_at is None or confirms.lane.link.is_blocked:
             return
-        self._channel.retire(lane, reason="the broker does not answer publishes")
+        if now - oldest.sent_at >= PATIENCE_SECONDS:
+            self._channel.retire(confirms.lane, reason="the broker does not answer publishes")
+
+    def _not_sent(self, publish: Publish) -> HybridkitError:
+        if self._confirms is None:
+            return NotConnectedError(f"no channel to {self._connection.address}; {publish} was not sent")
+        why = f"a memory or disk alarm, or {WINDOW} unanswered publishes"
+        return BlockedError(f"the broker takes no messages ({why}); {publish} was not sent")
 
 
-async def _declare_shared(lane: Lane) -> None:
-    await declare(shared_topology(), lane.channel)
-
-
-def _properties(message: Outgoing) -> Basic.Properties:
-    return Basic.Properties(
-        content_type="application/json",
-        headers=dict(message.headers),
-        delivery_mode=_PERSISTENT,
-        # Unique per attempt: the broker's returns are matched by it, and two messages that shared one would get each
-        # other's verdict. The event's identity is in the body and in a header.
-        message_id=uuid4().hex,
-        message_type=message.message_type,
-        app_id=message.service,
-    )
-
-
-def _what(message: Outgoing) -> str:
-    return (
-        f"{message.message_type or 'the message'} for {message.exchange or 'queue'!r} {message.routing_key!r}"
-    )
+def _unknown(publish: Publish) -> HybridkitError:
+    return OutcomeUnknownError(f"{publish} was sent, and the broker did not answer in time; publish it again")

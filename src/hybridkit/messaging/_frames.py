@@ -1,0 +1,249 @@
+"""The AMQP frames that carry messages, written and read without detours; pamqp does all the others.
+
+A message is a method frame, a content header frame and body frames. For each kind there is one function, which works on
+whole frames when it writes, and on a payload inside of a larger buffer when it reads.
+https://www.rabbitmq.com/resources/specs/amqp0-9-1.pdf, sections 4.2.3 to 4.2.7.
+"""
+
+import struct
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
+
+from pamqp import commands, encode
+
+from hybridkit.observability import get_logger
+
+__all__ = [
+    "ACK",
+    "BODY",
+    "CHANNEL_CLOSE",
+    "CONNECTION_BLOCKED",
+    "CONNECTION_UNBLOCKED",
+    "DELIVER",
+    "FRAME_KINDS",
+    "FRAME_OVERHEAD",
+    "HEAD",
+    "HEADER",
+    "HEARTBEAT_FRAME",
+    "METHOD",
+    "NACK",
+    "PROPERTIES_AT",
+    "RETURN",
+    "Address",
+    "Deliver",
+    "ack_frame",
+    "address",
+    "decode_properties",
+    "encode_table",
+    "message_frames",
+    "nack_frame",
+    "read_body_size",
+    "read_close",
+    "read_deliver",
+    "read_settled",
+]
+
+METHOD: Final = 1
+HEADER: Final = 2
+BODY: Final = 3
+FRAME_KINDS: Final = frozenset({METHOD, HEADER, BODY, 8})
+HEARTBEAT_FRAME: Final = b"\x08\0\0\0\0\0\0\xce"
+HEAD: Final = struct.Struct(">BHI")
+"""Kind, channel, and the size of the payload, which an end mark follows."""
+FRAME_OVERHEAD: Final = HEAD.size + 1
+
+# Class and method, as the first four bytes of a method frame's payload.
+CONNECTION_BLOCKED: Final = b"\x00\x0a\x00\x3c"
+CONNECTION_UNBLOCKED: Final = b"\x00\x0a\x00\x3d"
+CHANNEL_CLOSE: Final = b"\x00\x14\x00\x28"
+PUBLISH: Final = b"\x00\x3c\x00\x28"
+RETURN: Final = b"\x00\x3c\x00\x32"
+DELIVER: Final = b"\x00\x3c\x00\x3c"
+ACK: Final = b"\x00\x3c\x00\x50"
+NACK: Final = b"\x00\x3c\x00\x78"
+
+PROPERTIES_AT: Final = 12
+"""In a content header: class, weight and body size come before the property flags."""
+MANDATORY: Final = b"\x01"
+END: Final = b"\xce"
+
+_CONTENT: Final = struct.Struct(">BHIHHQH")  # a header frame up to its property flags
+_SETTLE: Final = struct.Struct(">BHI4sQBB")  # a whole frame of basic.ack or basic.nack
+_TAG_AND_BITS: Final = struct.Struct(">QB")
+_SIZE: Final = struct.Struct(">Q")
+_LENGTH: Final = struct.Struct(">I")
+_LENGTHS: Final = tuple(bytes((length,)) for length in range(256))
+_CONTENT_BYTES: Final = _CONTENT.size - HEAD.size
+
+_HAS_TYPE: Final = 0x0020
+_HAS_APP_ID: Final = 0x0008
+# Content type, headers, delivery mode (2: persistent) and message id are in every message of ours.
+_FLAGS: Final = 0x8000 | 0x2000 | 0x1000 | 0x0080
+_CONTENT_TYPE: Final = b"\x10application/json"
+_PERSISTENT: Final = b"\x02"
+
+_log = get_logger(__name__)
+
+
+class Deliver(NamedTuple):
+    """What `basic.deliver` says about the message that follows it."""
+
+    tag: int
+    redelivered: bool
+    exchange: str
+    routing_key: str
+
+
+class Address(NamedTuple):
+    """What stays the same for every message of one kind, encoded once.
+
+    Attributes:
+        method: the payload of `basic.publish`, mandatory.
+        flags: which properties there are.
+        tail: the properties after the message id: type and application id.
+    """
+
+    method: bytes
+    flags: int
+    tail: bytes
+
+
+@lru_cache(maxsize=4096)
+def address(exchange: str, routing_key: str, message_type: str | None, app_id: str | None) -> Address:
+    """Encode where a message goes and what it is.
+
+    Args:
+        exchange: up to 255 bytes, as all of these.
+        routing_key: for a topic exchange.
+        message_type: AMQP's `type`.
+        app_id: who published it.
+
+    Raises:
+        ValueError: one of them is longer, or has no UTF-8 form.
+    """
+    flags, tail = _FLAGS, b""
+    if message_type is not None:
+        flags |= _HAS_TYPE
+        tail = _short(message_type)
+    if app_id is not None:
+        flags |= _HAS_APP_ID
+        tail += _short(app_id)
+    return Address(PUBLISH + b"\0\0" + _short(exchange) + _short(routing_key) + MANDATORY, flags, tail)
+
+
+def message_frames(
+    to: Address, table: bytes, body: bytes, *, message_id: bytes, channel: int, frame_max: int
+) -> bytes:
+    """A whole persistent JSON message: method, content header, body.
+
+    Args:
+        to: by `address`.
+        table: the headers, by `encode_table`.
+        body: in one frame if it fits, otherwise in as many as it needs.
+        message_id: ASCII, up to 255 bytes.
+        channel: its number.
+        frame_max: the largest frame that the broker takes, in bytes.
+    """
+    fields = b"".join((_CONTENT_TYPE, table, _PERSISTENT, _LENGTHS[len(message_id)], message_id, to.tail))
+    return b"".join(
+        (
+            HEAD.pack(METHOD, channel, len(to.method)),
+            to.method,
+            END,
+            _CONTENT.pack(HEADER, channel, _CONTENT_BYTES + len(fields), 60, 0, len(body), to.flags),
+            fields,
+            END,
+            *_body_parts(channel, body, frame_max - FRAME_OVERHEAD),
+        )
+    )
+
+
+def _body_parts(channel: int, body: bytes, most: int) -> Iterator[bytes]:
+    for start in range(0, len(body), most):
+        part = body[start : start + most]
+        yield HEAD.pack(BODY, channel, len(part))
+        yield part
+        yield END
+
+
+def ack_frame(channel: int, tag: int, *, multiple: bool) -> bytes:
+    """`basic.ack`; with `multiple`, of everything up to that tag."""
+    return _SETTLE.pack(METHOD, channel, 13, ACK, tag, multiple, END[0])
+
+
+def nack_frame(channel: int, tag: int) -> bytes:
+    """`basic.nack` that puts the message back into its queue."""
+    return _SETTLE.pack(METHOD, channel, 13, NACK, tag, 2, END[0])
+
+
+def encode_table(headers: Mapping[str, Any]) -> bytes:
+    """A field table with its length.
+
+    Raises:
+        TypeError: a value that AMQP can't carry.
+        ValueError: the same.
+    """
+    parts: list[bytes] = []
+    for name, value in headers.items():
+        if type(value) is str:
+            octets = value.encode()
+            parts += _short(name), b"S", _LENGTH.pack(len(octets)), octets
+        else:
+            parts += _short(name), encode.encode_table_value(value)
+    octets = b"".join(parts)
+    return _LENGTH.pack(len(octets)) + octets
+
+
+def read_settled(data: bytes, start: int) -> tuple[int, int]:
+    """Tag and bits of a `basic.ack` or `basic.nack` at that place; bit 0 is `multiple`."""
+    tag, bits = _TAG_AND_BITS.unpack_from(data, start + 4)
+    return tag, bits
+
+
+def read_deliver(data: bytes, start: int) -> Deliver:
+    """The `basic.deliver` at that place."""
+    at = start + 5 + data[start + 4]  # after the consumer tag
+    tag, redelivered = _TAG_AND_BITS.unpack_from(data, at)
+    exchange, at = _read_short(data, at + 9)
+    routing_key, _ = _read_short(data, at)
+    return Deliver(tag, bool(redelivered), exchange, routing_key)
+
+
+def read_close(data: bytes, start: int) -> str:
+    """Code and text of the `channel.close` at that place, such as `404 NOT_FOUND - no exchange 'a'`."""
+    text, _ = _read_short(data, start + 6)
+    return f"{int.from_bytes(data[start + 4 : start + 6], 'big')} {text}"
+
+
+def read_body_size(data: bytes, start: int) -> int:
+    """The body size in the content header at that place."""
+    size: int = _SIZE.unpack_from(data, start + 4)[0]
+    return size
+
+
+def decode_properties(octets: bytes) -> commands.Basic.Properties:
+    """The properties in a content header's flags and fields; none where they can't be decoded.
+
+    A publisher can send a timestamp of the year 292277026596, and the broker passes it on to whoever consumes.
+    """
+    properties = commands.Basic.Properties()
+    try:
+        flags = int.from_bytes(octets[:2], "big")
+        properties.unmarshal(flags, octets[2:])
+    except Exception as error:  # noqa: BLE001 - a decoder meets what its author did not expect
+        _log.warning("message properties unreadable", error=repr(error))
+        return commands.Basic.Properties()
+    return properties
+
+
+def _short(text: str) -> bytes:
+    octets = text.encode()
+    if len(octets) >= len(_LENGTHS):
+        raise ValueError(f"AMQP takes up to 255 bytes here, not {len(octets)}: {text[:40]!r}…")
+    return _LENGTHS[len(octets)] + octets
+
+
+def _read_short(data: bytes, at: int) -> tuple[str, int]:
+    stop = at + 1 + data[at]
+    return data[at + 1 : stop].decode(errors="replace"), stop

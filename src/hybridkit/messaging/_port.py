@@ -1,0 +1,155 @@
+"""The data plane of one channel: messages and their acknowledgements, both ways, beside aiormq's control plane.
+
+aiormq opens and closes the channel, declares, subscribes and cancels. What carries messages goes through here instead:
+a publish is bytes in the socket's buffer, an answer is a call of the receiver, and no task, lock or queue is between.
+"""
+
+from typing import Final, NamedTuple, Protocol
+
+from hybridkit.messaging._frames import (
+    ACK,
+    DELIVER,
+    HEADER,
+    METHOD,
+    NACK,
+    PROPERTIES_AT,
+    RETURN,
+    Deliver,
+    ack_frame,
+    nack_frame,
+    read_body_size,
+    read_deliver,
+    read_settled,
+)
+
+__all__ = ["Delivered", "Port", "Receiver", "Socket"]
+
+_MULTIPLE: Final = 1
+
+
+class Delivered(NamedTuple):
+    """A message that the broker hands to a consumer.
+
+    Attributes:
+        deliver: its tag, and how it came here.
+        properties: undecoded, for `decode_properties`.
+        body: as it was published.
+    """
+
+    deliver: Deliver
+    properties: bytes
+    body: bytes
+
+
+class Receiver(Protocol):
+    """What a channel's owner is told, in the order in which the broker said it; none of these may raise or wait."""
+
+    def settled(self, tag: int, *, multiple: bool, accepted: bool) -> None:
+        """The broker has (`basic.ack`) or has not (`basic.nack`) taken a publish, or all of them up to that tag."""
+        ...
+
+    def returned(self, properties: bytes) -> None:
+        """No queue wanted a mandatory message; its acknowledgement follows."""
+        ...
+
+    def delivered(self, message: Delivered, /) -> None:
+        """A message for a consumer on this channel."""
+        ...
+
+    def closed(self, reason: str) -> None:
+        """Nothing comes any more, and nothing can be sent."""
+        ...
+
+
+class Socket(Protocol):
+    """What a port writes to."""
+
+    frame_max: int
+
+    def write(self, octets: bytes) -> None:
+        """Send whole frames."""
+        ...
+
+    def release(self, port: "Port") -> None:
+        """Forget a port that is closed."""
+        ...
+
+
+class Port:
+    """One channel's messages.
+
+    Args:
+        socket: of the connection.
+        channel: its number.
+        receiver: who is told.
+    """
+
+    def __init__(self, socket: Socket, channel: int, receiver: Receiver) -> None:
+        self.channel = channel
+        self.is_open = True
+        self._socket = socket
+        self._receiver = receiver
+        self._deliver: Deliver | None = None  # of the message that is coming in; None also for a returned one
+        self._properties = b""
+        self._parts: list[bytes] = []
+        self._missing = 0
+
+    def __repr__(self) -> str:
+        return f"Port(channel={self.channel}, is_open={self.is_open})"
+
+    @property
+    def frame_max(self) -> int:
+        """The largest frame that the broker takes, in bytes."""
+        return self._socket.frame_max
+
+    def send(self, octets: bytes) -> None:
+        """Write whole frames of this channel; on a closed one there is nobody to read them."""
+        if self.is_open:
+            self._socket.write(octets)
+
+    def ack(self, tag: int, *, multiple: bool = False) -> None:
+        """Tell the broker that a delivery, or every one up to it, is done with."""
+        self.send(ack_frame(self.channel, tag, multiple=multiple))
+
+    def requeue(self, tag: int) -> None:
+        """Put a delivery back; the broker counts that, and dead-letters the message at the limit of its queue."""
+        self.send(nack_frame(self.channel, tag))
+
+    def close(self, reason: str) -> None:
+        """Send and receive nothing more."""
+        if self.is_open:
+            self.is_open = False
+            self._socket.release(self)
+            self._receiver.closed(reason)
+
+    def take(self, kind: int, data: bytes, start: int, stop: int) -> bool:
+        """Take the payload of a frame of this channel; False for one that belongs to the control plane."""
+        if kind == METHOD:
+            return self._take_method(data[start : start + 4], data, start)
+        if kind == HEADER:
+            self._properties = data[start + PROPERTIES_AT : stop]
+            self._missing = read_body_size(data, start)
+        else:
+            self._parts.append(data[start:stop])
+            self._missing -= stop - start
+        if self._missing <= 0:
+            self._complete()
+        return True
+
+    def _take_method(self, method: bytes, data: bytes, start: int) -> bool:
+        if method == DELIVER:
+            self._deliver = read_deliver(data, start)
+        elif method in {ACK, NACK}:
+            tag, bits = read_settled(data, start)
+            self._receiver.settled(tag, multiple=bool(bits & _MULTIPLE), accepted=method == ACK)
+        elif method != RETURN:
+            return False
+        return True
+
+    def _complete(self) -> None:
+        deliver, self._deliver = self._deliver, None
+        body, self._parts = b"".join(self._parts), []
+        if deliver is None:
+            self._receiver.returned(self._properties)
+        else:
+            self._receiver.delivered(Delivered(deliver, self._properties, body))
