@@ -49,21 +49,26 @@ def cpu_microseconds(*operations: Callable[[], object], rounds: int = 15, repeat
 
 
 def main(description: str, measure: Callable[[], Iterable[Result]]) -> None:
-    """The command line of a benchmark: a table, or with `--json` one object per line."""
+    """The command line of a benchmark without options of its own."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     as_json = parser.parse_args().json
     for result in measure():
-        if as_json:
-            values = {
-                key: round(value, 3) if isinstance(value, float) else value
-                for key, value in asdict(result).items()
-            }
-            print(json.dumps({**values, "ratio": round(result.ratio, 3)}), flush=True)
-        else:
-            verdict = "reached" if result.ratio >= result.goal else "MISSED"
-            print(
-                f"{result.name:<28} ours {result.ours:>10.2f} {result.unit:<4} {result.peer_name} {result.peer:>10.2f}"
-                f"   ratio {result.ratio:.2f} (goal {result.goal:.2f}: {verdict})",
-                flush=True,
-            )
+        show(result, as_json=as_json)
+
+
+def show(result: Result, *, as_json: bool) -> None:
+    """Print a result: a line of a table, or a JSON object."""
+    if as_json:
+        values = {
+            key: round(value, 3) if isinstance(value, float) else value
+            for key, value in asdict(result).items()
+        }
+        print(json.dumps({**values, "ratio": round(result.ratio, 3)}), flush=True)
+    else:
+        verdict = "reached" if result.ratio >= result.goal else "MISSED"
+        print(
+            f"{result.name:<28} ours {result.ours:>10.2f} {result.unit:<4} {result.peer_name} {result.peer:>10.2f}"
+            f"   ratio {result.ratio:.2f} (goal {result.goal:.2f}: {verdict})",
+            flush=True,
+        )
