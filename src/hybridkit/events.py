@@ -219,6 +219,13 @@ class EventRegistry:
         """The class with the highest version of that type, if any."""
         return self._newest.get(message_type)
 
+    def upcast_versions(self, message: type[Message]) -> list[int]:
+        """The older versions that upcasters bring to that class, ascending."""
+        oldest = newest = message.message_version
+        while (message.message_type, oldest - 1) in self._upcasters:
+            oldest -= 1
+        return list(range(oldest, newest))
+
     def resolve(self, message_type: str, version: int) -> tuple[type[Message], tuple[Upcaster, ...]]:
         """The class that a message of this version becomes, and the upcasters that bring it there.
 

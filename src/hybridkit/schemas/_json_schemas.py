@@ -1,0 +1,164 @@
+"""JSON Schemas (draft 2020-12) of registered messages: of the data, and of the envelope around it.
+
+Each message has names of its own in a document, so that a new one changes nothing about the others:
+
+| name | what it describes |
+|---|---|
+| `user.created.v2` | the envelope, as it travels |
+| `user.created.v2.data` | its `data` |
+| `user.created.v2.data.Address` | a model or an enumeration inside the data |
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any, Final
+
+from pydantic.errors import PydanticUserError
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, JsonSchemaWarningKind
+from pydantic_core import core_schema
+
+from hybridkit.envelope import EventEnvelope
+from hybridkit.errors import DeclarationError
+from hybridkit.events import Command, Event, EventRegistry, Message
+from hybridkit.events import registry as default_registry
+
+__all__ = ["DIALECT", "MARK", "Schema", "envelope_schemas", "event_schemas", "schema_name", "to_json"]
+
+type Schema = dict[str, Any]
+"""A JSON Schema, or a document made of them: plain JSON values."""
+
+DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
+MARK: Final = "x-hybridkit"
+"""On each envelope's schema: type, version, the key or the queue, and the versions that upcasters bring to it."""
+
+_DESCRIPTIONS: Final = {
+    "event_id": "The event's identity: consumers count it once.",
+    "timestamp": "When it happened; written in UTC with milliseconds.",
+    "service": "Who says so.",
+    "request_id": "The request that caused it.",
+    "user_id": "On whose behalf. Always written; read as null where it is absent.",
+    "version": "The version of `data`; 1 where it is absent.",
+    "causation_id": "The id of the event that this one answers.",
+}
+
+
+def event_schemas(registry: EventRegistry = default_registry) -> Schema:
+    """One document with a schema for every registered type and version; an envelope is valid if it fits one of them.
+
+    The schemas describe what readers accept. What `EventEnvelope.encode` writes is within it, and more regular:
+    fields with a default are always there.
+
+    Args:
+        registry: the types to describe; importing a module that declares some registers them.
+
+    Raises:
+        DeclarationError: nothing is registered, or a field's type has no JSON Schema.
+    """
+    definitions = envelope_schemas(registry, prefix="#/$defs/")
+    messages = [{"$ref": f"#/$defs/{schema_name(message)}"} for message in registry]
+    return {"$schema": DIALECT, "title": "Events and commands", "anyOf": messages, "$defs": definitions}
+
+
+def to_json(document: Schema) -> bytes:
+    """The document as a file to be committed: indented, keys sorted, so that equal documents have equal bytes."""
+    return json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+
+
+def envelope_schemas(registry: EventRegistry, *, prefix: str) -> dict[str, Schema]:
+    """The schemas of all messages by their names.
+
+    Args:
+        registry: the types to describe.
+        prefix: what a reference to a name begins with, as `#/$defs/`.
+
+    Raises:
+        DeclarationError: as `event_schemas`.
+    """
+    schemas: dict[str, Schema] = {}
+    for message in registry:
+        schemas |= _schemas_of(message, registry, prefix)
+    if not schemas:
+        raise DeclarationError("no event or command is declared; import the modules that declare them first")
+    return schemas
+
+
+def schema_name(message: type[Message]) -> str:
+    """The name of that type and version in a document: `user.created.v2`."""
+    return f"{message.message_type}.v{message.message_version}"
+
+
+class _Generator(GenerateJsonSchema):
+    """Pydantic's generator, without what would change the file for no reason."""
+
+    def emit_warning(self, kind: JsonSchemaWarningKind, detail: str) -> None:
+        """Nothing: a default without a JSON form, for example, is left out."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        """Never: a title made from the field's name says nothing new."""
+        del schema
+        return False
+
+    def decimal_schema(self, schema: core_schema.DecimalSchema) -> JsonSchemaValue:
+        """A number or a text; the text's pattern differs between versions of pydantic, so it has a format instead."""
+        branches = super().decimal_schema(schema)
+        text = {"type": "string", "format": "decimal"}
+        numbers = [branch for branch in branches["anyOf"] if branch["type"] != "string"]
+        return {"anyOf": [*numbers, text]}
+
+
+def _schemas_of(message: type[Message], registry: EventRegistry, prefix: str) -> Iterator[tuple[str, Schema]]:
+    name = schema_name(message)
+    try:
+        data = message.model_json_schema(
+            ref_template=f"{prefix}{name}.data.{{model}}", schema_generator=_Generator
+        )
+    except PydanticUserError as error:
+        raise DeclarationError(f"{message.__qualname__} has no JSON Schema: {error.message}") from error
+    yield name, _envelope(message, registry, f"{prefix}{name}.data")
+    nested: dict[str, Schema] = data.pop("$defs", {})
+    yield f"{name}.data", _sorted(data)
+    for model, schema in nested.items():
+        yield f"{name}.data.{model}", _sorted(schema)
+
+
+def _envelope(message: type[Message], registry: EventRegistry, data: str) -> Schema:
+    """The envelope's own schema, with what this type and version settles."""
+    general = EventEnvelope[Message].model_json_schema(schema_generator=_Generator)
+    properties: dict[str, Schema] = {
+        name: {**schema, **_described(name)} for name, schema in general["properties"].items()
+    }
+    version = message.message_version
+    properties["event_type"] = {"const": message.message_type}
+    properties["version"] = {"const": version, "default": 1, **_described("version")}
+    properties["data"] = {"$ref": data}
+    required = {*general["required"]}
+    if version != 1:  # absent means 1
+        del properties["version"]["default"]
+        required.add("version")
+    return {
+        "title": f"{message.message_type} version {version}",
+        "type": "object",
+        "properties": properties,
+        "required": sorted(required),
+        MARK: _mark(message, registry),
+    }
+
+
+def _described(name: str) -> Schema:
+    return {"description": _DESCRIPTIONS[name]} if name in _DESCRIPTIONS else {}
+
+
+def _mark(message: type[Message], registry: EventRegistry) -> Schema:
+    mark: Schema = {"type": message.message_type, "version": message.message_version}
+    if issubclass(message, Event):
+        mark["key"] = message.event_key
+    elif issubclass(message, Command):
+        mark["queue"] = message.queue
+    return {**mark, "reads": registry.upcast_versions(message)}
+
+
+def _sorted(schema: Schema) -> Schema:
+    """With the names of required fields in a stable order."""
+    if "required" in schema:
+        schema["required"] = sorted(schema["required"])
+    return schema
