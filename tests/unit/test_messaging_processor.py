@@ -9,10 +9,7 @@ from uuid import uuid4
 
 import orjson
 import pytest
-from aiormq.abc import DeliveredMessage
-from aiormq.exceptions import ChannelInvalidStateError
 from pamqp.commands import Basic
-from pamqp.header import ContentHeader
 from structlog.testing import capture_logs
 
 from hybridkit.context import Claim, RequestContext, bind, current
@@ -38,8 +35,10 @@ from hybridkit.idempotency import (
 )
 from hybridkit.messaging import _processor as processor_module
 from hybridkit.messaging._bounded import Backoff
-from hybridkit.messaging._delivery import Delivery
+from hybridkit.messaging._delivery import Delivery, Identity
+from hybridkit.messaging._frames import Deliver
 from hybridkit.messaging._handlers import Handlers
+from hybridkit.messaging._port import Delivered
 from hybridkit.messaging._processor import Processor
 from hybridkit.messaging._writer import Outgoing
 from hybridkit.retry import Retry
@@ -72,15 +71,23 @@ class Steps:
     refusals: list[Exception] = field(default_factory=list[Exception])
     is_open: bool = True
 
-    # the channel
-    @property
-    def channel(self) -> "Steps":
-        return self
+    finished: set[Identity] = field(default_factory=set[Identity])
 
-    async def basic_ack(self, tag: int, **_: object) -> None:
-        if not self.is_open:
-            raise ChannelInvalidStateError
-        self.log.append(f"ack {tag}")
+    # the channel
+    def ack(self, tag: int, finished: Identity | None) -> None:
+        if self.is_open:
+            self.log.append(f"ack {tag}")
+        elif finished is not None:
+            self.finished.add(finished)
+
+    def requeue(self, tag: int) -> None:
+        self.log.append(f"requeue {tag}")
+
+    def reject(self, tag: int) -> None:
+        self.log.append(f"reject {tag}")
+
+    def was_finished(self, event: Identity) -> bool:
+        return event in self.finished
 
     # the publisher
     async def forward(self, message: Outgoing) -> bool:
@@ -130,15 +137,12 @@ def given(key: str = "k:e:1") -> Acquired:
     return Acquired(key=key, token="t", fence=1, taken_over=False, guarded=True, fingerprint="f")
 
 
-def delivery(steps: Steps, body: bytes, headers: dict[str, Any] | None = None) -> Delivery:
+def delivery(
+    steps: Steps, body: bytes, headers: dict[str, Any] | None = None, *, redelivered: bool = False
+) -> Delivery:
     properties = Basic.Properties(headers=headers, message_type="processor.happened", app_id="tests")
-    message = DeliveredMessage(
-        delivery=Basic.Deliver(delivery_tag=7),
-        header=ContentHeader(properties=properties),
-        body=body,
-        channel=cast("Any", None),
-    )
-    return Delivery(QUEUE, cast("Any", steps), message)
+    deliver = Deliver(7, redelivered, "hk.events", "processor.happened")
+    return Delivery(QUEUE, steps, Delivered(deliver, cast("Any", properties).marshal(), body))
 
 
 def envelope(message: Event | None = None) -> bytes:
@@ -390,6 +394,41 @@ async def test_a_retry_with_no_time_left_here_goes_to_the_broker(
     await processor(steps, handle, retry=Retry.immediate()).process(delivery(steps, envelope()))
     assert handled.is_set()
     assert steps.log == ["copy to hk.delay.L0", "ack 7"]
+
+
+@pytest.mark.parametrize("redelivered", [True, False], ids=["redelivered", "published again"])
+async def test_finished_work_whose_acknowledgement_was_lost_is_not_done_again(
+    steps: Steps, redelivered: bool
+) -> None:
+    """Only where the broker says that we had this message before."""
+    body = envelope()
+    steps.is_open = False
+    await processor(steps, succeed).process(delivery(steps, body))
+    assert len(steps.finished) == 1
+    steps.is_open = True
+
+    async def handle(event: Happened) -> None:
+        steps.log.append("again")
+
+    await processor(steps, handle).process(delivery(steps, body, redelivered=redelivered))
+    assert steps.log == (["ack 7"] if redelivered else ["again", "ack 7"])
+
+
+async def test_what_moved_on_as_a_copy_is_not_finished(steps: Steps) -> None:
+    """The copy is the same event: it must not be taken for the one that was here."""
+
+    async def handle(event: Happened) -> None:
+        raise OSError
+
+    async def forward(message: Outgoing) -> bool:
+        steps.is_open = False
+        return True
+
+    steps.forward = forward  # type: ignore[method-assign]
+    await processor(steps, handle, retry=Retry.exponential(first_seconds=9)).process(
+        delivery(steps, envelope())
+    )
+    assert steps.finished == set()
 
 
 # ── what can't be read ───────────────────────────────────────────────────────────────────────────

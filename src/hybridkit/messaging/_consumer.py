@@ -260,7 +260,8 @@ class _Run:
         await declare(self._topology, lane.channel)
         await lane.channel.basic_qos(prefetch_count=self._prefetch)
         lane.channel.on_consumer_cancel_callbacks.add(partial(self._cancelled, lane))
-        lane.open_port(_Inbox(partial(self._take, lane)))
+        inbox = _Inbox(lane, self._take)
+        lane.open_port(inbox)
         await lane.channel.basic_consume(self._name, _nothing, consumer_tag=self._tag)
 
     def _cancelled(self, lane: Lane, _: object) -> None:
@@ -284,12 +285,13 @@ class _Run:
         except LIBRARY_ERRORS as error:
             _log.debug("consumer not cancelled", consumer=self._name, error=str(error))
 
-    def _take(self, lane: Lane, message: Delivered) -> None:
+    def _take(self, inbox: "_Inbox", message: Delivered) -> None:
         if not self._draining:
-            self._tasks.start(self._handle(Delivery(self._name, lane, message)), name=f"{self._name} message")
+            delivery = Delivery(self._name, inbox, message)
+            self._tasks.start(self._handle(inbox.lane, delivery), name=f"{self._name} message")
 
-    async def _handle(self, delivery: Delivery) -> None:
-        with delivery.lane:
+    async def _handle(self, lane: Lane, delivery: Delivery) -> None:
+        with lane:
             async with self._slots:
                 if self._draining or not delivery.is_ours:
                     return
@@ -298,14 +300,37 @@ class _Run:
                 except Exception as error:  # noqa: BLE001 - a mistake in here must neither lose nor hold a message
                     _log.exception("message not processed", consumer=self._name, error=repr(error))
                     await asyncio.sleep(UNEXPECTED_PAUSE_SECONDS)
-                    await delivery.requeue()
+                    delivery.requeue()
 
 
 class _Inbox:
-    """Takes the deliveries of a channel."""
+    """Takes the deliveries of a channel, and settles them."""
 
-    def __init__(self, delivered: Callable[[Delivered], None]) -> None:
-        self.delivered = delivered
+    def __init__(self, lane: Lane, take: Callable[["_Inbox", Delivered], None]) -> None:
+        self.lane = lane
+        self._take = take
+
+    @property
+    def is_open(self) -> bool:
+        return self.lane.is_open
+
+    def ack(self, tag: int, _: object, /) -> None:
+        if self.lane.port is not None:
+            self.lane.port.ack(tag)
+
+    def requeue(self, tag: int) -> None:
+        if self.lane.port is not None:
+            self.lane.port.requeue(tag)
+
+    def reject(self, tag: int) -> None:
+        raise NotImplementedError
+
+    def was_finished(self, _: object, /) -> bool:
+        return False
+
+    def delivered(self, message: Delivered) -> None:
+        """Hand it on."""
+        self._take(self, message)
 
     def settled(self, tag: int, *, multiple: bool, accepted: bool) -> None:
         """Nothing is published here."""

@@ -4,10 +4,13 @@ import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from functools import cached_property
+from typing import Any, Final, Protocol
+from uuid import UUID
+
+from pamqp import commands
 
 from hybridkit.codec import format_timestamp, now
-from hybridkit.messaging._channel import Lane
 from hybridkit.messaging._frames import decode_properties
 from hybridkit.messaging._headers import (
     ATTEMPT,
@@ -28,7 +31,7 @@ from hybridkit.messaging._port import Delivered
 from hybridkit.messaging._topology import DEAD_LETTER_EXCHANGE, delay_route
 from hybridkit.messaging._writer import Outgoing
 
-__all__ = ["Dead", "Delivery", "Done", "Later", "RetryHere", "Verdict"]
+__all__ = ["Dead", "Delivery", "Done", "Identity", "Later", "Origin", "RetryHere", "Verdict"]
 
 MAX_ERROR_CHARS: Final = 1000
 MAX_STACK_CHARS: Final = 8000
@@ -70,62 +73,120 @@ type Verdict = Done | Later | Dead
 """What becomes of a delivery."""
 
 
+type Identity = tuple[str, UUID, int]
+"""Which event a delivery is: the service that published it, its id, and how often it was redriven."""
+
+
+class Origin(Protocol):
+    """The channel that a delivery came on: there alone it can be settled."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the broker still hears what is said here."""
+        ...
+
+    def ack(self, tag: int, finished: Identity | None, /) -> None:
+        """Done with that delivery; `finished` names the event where its work needn't be done again."""
+        ...
+
+    def requeue(self, tag: int) -> None:
+        """Put that delivery back into its queue."""
+        ...
+
+    def reject(self, tag: int) -> None:
+        """Have the broker dead-letter that delivery."""
+        ...
+
+    def was_finished(self, event: Identity, /) -> bool:
+        """Whether that event's work was finished before, on a channel that closed too early to say so."""
+        ...
+
+
 class Delivery:
-    """A message from the broker, until it is acknowledged.
+    """A message from the broker, until it is settled: acknowledged, put back or rejected.
+
+    Its properties are decoded when something asks for them; of most messages nothing does.
 
     Args:
         queue: the consumer's name.
-        lane: the channel it came on, and on which alone it can be acknowledged.
+        origin: the channel it came on.
         message: from its port.
     """
 
-    def __init__(self, queue: str, lane: Lane, message: Delivered) -> None:
+    def __init__(self, queue: str, origin: Origin, message: Delivered) -> None:
         self.queue = queue
-        self.lane = lane
         self.body = message.body
         self.received_at = time.monotonic()
+        self._origin = origin
         self._tag = message.deliver.tag
-        properties = decode_properties(message.properties)
-        self.headers: Mapping[str, Any] = properties.headers or {}
-        self._message_type = properties.message_type
-        self._service = properties.app_id
+        self._is_redelivered = message.deliver.redelivered
+        self._octets = message.properties
+        self._event: Identity | None = None
 
     def __repr__(self) -> str:
         return f"Delivery({self.queue!r}, tag={self._tag}, failures={self.failures})"
 
+    @cached_property
+    def _properties(self) -> commands.Basic.Properties:
+        return decode_properties(self._octets)
+
+    @property
+    def headers(self) -> Mapping[str, Any]:
+        """The message's headers; none where they can't be decoded."""
+        return self._properties.headers or {}
+
     @property
     def failures(self) -> int:
         """How many runs of the handler have failed before this delivery."""
-        return read_count(self.headers, ATTEMPT)
+        return self._count(ATTEMPT)
 
     @property
     def generation(self) -> int:
         """How often it was taken out of a dead-letter queue and sent again."""
-        return read_count(self.headers, GENERATION)
+        return self._count(GENERATION)
 
     @property
     def version_waits(self) -> int:
         """How often it waited for a deployment that knows its version."""
-        return read_count(self.headers, VERSION_WAITS)
+        return self._count(VERSION_WAITS)
+
+    def _count(self, name: str) -> int:
+        # A header's name stands in the undecoded bytes as it is: where it doesn't, there is nothing to decode.
+        return read_count(self.headers, name) if name.encode() in self._octets else 0
 
     @property
     def is_ours(self) -> bool:
-        """Whether it can still be acknowledged; otherwise the broker delivers it again, to whomever."""
-        return self.lane.is_open
+        """Whether it can still be settled; otherwise the broker delivers it again, to whomever."""
+        return self._origin.is_open
 
     def age_seconds(self) -> float:
         """How long we have had it; the broker's consumer timeout counts the same."""
         return time.monotonic() - self.received_at
 
-    async def ack(self) -> None:
-        """It is done with. Where its channel has closed there is nobody to tell: the broker delivers it again."""
-        if self.lane.port is not None:
-            self.lane.port.ack(self._tag)
+    def identify(self, service: str, event_id: UUID) -> bool:
+        """Say which event it is.
 
-    async def requeue(self) -> None:
+        Returns:
+            Whether its work was finished before, and only the acknowledgement was lost with its channel.
+        """
+        self._event = (service, event_id, self.generation)
+        return self._is_redelivered and self._origin.was_finished(self._event)
+
+    def ack(self, *, finished: bool) -> None:
+        """It is done with. Where its channel has closed there is nobody to tell: the broker delivers it again.
+
+        Args:
+            finished: the work of its event needn't be done again, should it be delivered again.
+        """
+        self._origin.ack(self._tag, self._event if finished else None)
+
+    def requeue(self) -> None:
         """Give it back at once; the broker counts that, and dead-letters it at the twentieth time."""
-        if self.lane.port is not None:
-            self.lane.port.requeue(self._tag)
+        self._origin.requeue(self._tag)
+
+    def reject(self) -> None:
+        """Have the broker move it to the dead-letter queue as it is: without a copy, and without our reason."""
+        self._origin.reject(self._tag)
 
     def delayed(self, later: Later) -> Outgoing:
         """The copy that comes back."""
@@ -162,6 +223,6 @@ class Delivery:
             routing_key=routing_key,
             body=self.body,
             headers={**copied_headers(self.headers), **headers},
-            message_type=self._message_type,
-            service=self._service,
+            message_type=self._properties.message_type,
+            service=self._properties.app_id,
         )

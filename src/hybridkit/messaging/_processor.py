@@ -64,6 +64,9 @@ LONGEST_HOLDER_WAIT_SECONDS: Final = 60.0
 VERSION_WAIT_SECONDS: Final = (5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 300.0, 300.0)
 """The waits for a deployment that knows a newer version: a quarter of an hour in all, then it is a dead letter."""
 
+FINISHED: Final = frozenset({"done", "duplicate"})
+"""The outcomes after which an event's work needn't be done again. A copy that moved is the same event, and goes on."""
+
 _log = get_logger(__name__)
 
 
@@ -138,7 +141,9 @@ class Processor:
         ):
             age_seconds = (now() - envelope.timestamp).total_seconds()
             metrics.event_age.labels(self._queue).observe(max(age_seconds, 0.0))
-            await self._settle(delivery, await self._judge(delivery, envelope), event_type)
+            known = delivery.identify(envelope.service, envelope.event_id)
+            verdict = Done("duplicate") if known else await self._judge(delivery, envelope)
+            await self._settle(delivery, verdict, event_type)
 
     async def _judge(self, delivery: Delivery, envelope: EventEnvelope[Any]) -> Verdict:
         """Run the handler, here as often as its policy says so."""
@@ -261,7 +266,7 @@ class Processor:
                 pass
             case _:
                 assert_never(verdict)
-        await delivery.ack()
+        delivery.ack(finished=outcome in FINISHED)
         _log.info("message settled", outcome=outcome)
         metrics.events_consumed.labels(self._queue, event_type, outcome).inc()
 
