@@ -446,7 +446,15 @@ class UnroutableError(MisuseError):
 
 
 class TopologyError(MisuseError):
-    """The broker has an exchange, queue or binding that differs from the declared one."""
+    """The broker has an exchange, queue or binding that differs from the declared one.
+
+    Attributes:
+        differences: one line each, where all of them were looked for.
+    """
+
+    def __init__(self, message: str, *, differences: Sequence[str] = ()) -> None:
+        super().__init__("\n  - ".join([message, *differences]))
+        self.differences = tuple(differences)
 
 
 class NotSupportedError(MisuseError):

@@ -1,5 +1,113 @@
-"""`hybridkit topology`: what consumers need of the broker, and what it has."""
+"""`hybridkit topology`: what consumers need of the broker, held against what it has."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Annotated, Any, Final
 
 import typer
 
+from hybridkit.cli._common import AppOption, JsonOption, UrlOption, find, print_json, print_table, run
+from hybridkit.messaging import Finding, Plan, RobustConsumer, apply_topology, plan_topology, topology_of
+
 app = typer.Typer()
+
+ManagementOption = Annotated[
+    str | None,
+    typer.Option(
+        "--management-url",
+        envvar="RABBITMQ_MANAGEMENT_URL",
+        metavar="URL",
+        help="http://user:password@host:15672. With it bindings are compared and orphaned queues are found;"
+        " AMQP alone can't list them.",
+    ),
+]
+RenamedOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--renamed-from",
+        metavar="NAME",
+        help="A name that a consumer had before: says what was left in its queues. May be given several times.",
+    ),
+]
+
+_MARKS: Final = {"missing": "+", "conflicting": "!", "extra": "?", "orphaned": "?"}
+
+
+@app.command("plan")
+def plan(
+    apps: AppOption,
+    url: UrlOption,
+    management_url: ManagementOption = None,
+    renamed_from: RenamedOption = None,
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what the broker lacks and what it has otherwise; change nothing.
+
+    Exit code 1 when something is missing or conflicting.
+    """
+    topology = topology_of(find(apps, RobustConsumer))
+    made = plan_topology(topology, url, management_url=management_url, renamed_from=renamed_from or ())
+    found = run(made)
+    if as_json:
+        print_json(_document(found))
+    else:
+        _print_findings(found.of("missing", "conflicting", "extra", "orphaned"))
+        typer.echo("\n".join([_summary(found), *(f"note: {note}" for note in found.notes)]))
+    raise typer.Exit(0 if found.is_clean else 1)
+
+
+@app.command("apply")
+def apply(apps: AppOption, url: UrlOption, *, as_json: JsonOption = False) -> None:
+    """Declare what is missing. Nothing is deleted; with a conflict nothing is declared at all.
+
+    Exit code 1 when there is a conflict.
+    """
+    before = run(apply_topology(topology_of(find(apps, RobustConsumer)), url))
+    declared = before.of("missing")
+    if as_json:
+        print_json({"broker": before.broker, "declared": declared})
+        return
+    print_table([(_MARKS[each.state], each.kind, each.name) for each in declared])
+    typer.echo(f"{before.broker}: {len(declared)} declared, {len(before.of('present'))} were present")
+
+
+@app.command("verify")
+def verify(
+    apps: AppOption, url: UrlOption, management_url: ManagementOption = None, *, as_json: JsonOption = False
+) -> None:
+    """Check that all is there as declared, for CI; without the management URL missing bindings can't be seen.
+
+    Exit code 1 when something is missing or conflicting.
+    """
+    topology = topology_of(find(apps, RobustConsumer))
+    found = run(plan_topology(topology, url, management_url=management_url))
+    if as_json:
+        print_json(_document(found))
+    else:
+        _print_findings(found.of("missing", "conflicting"))
+        typer.echo(_summary(found))
+    raise typer.Exit(0 if found.is_clean else 1)
+
+
+def _document(plan: Plan) -> dict[str, Any]:
+    return {"is_clean": plan.is_clean, "broker": plan.broker, "notes": plan.notes, "findings": plan.findings}
+
+
+def _print_findings(findings: Sequence[Finding]) -> None:
+    rows = [
+        (
+            _MARKS[each.state],
+            each.kind,
+            each.name,
+            each.state,
+            "; ".join(map(str, each.differences)) or each.detail,
+        )
+        for each in findings
+    ]
+    print_table(rows)
+
+
+def _summary(plan: Plan) -> str:
+    counts = Counter(finding.state for finding in plan.findings)
+    return f"{plan.broker}: " + ", ".join(f"{count} {state}" for state, count in counts.items())

@@ -10,9 +10,38 @@ async with (
 ```
 """
 
+from hybridkit.messaging._broker import Broker
 from hybridkit.messaging._connection import BrokerConnection
 from hybridkit.messaging._consumer import RobustConsumer
 from hybridkit.messaging._guard import Guard
+from hybridkit.messaging._inspection import Difference
+from hybridkit.messaging._plan import (
+    Finding,
+    Plan,
+    apply_topology,
+    plan_topology,
+    topology_of,
+    verify_topology,
+)
 from hybridkit.messaging._publisher import Receipt, RobustPublisher
+from hybridkit.messaging._topology import Binding, Exchange, Queue, Topology
 
-__all__ = ["BrokerConnection", "Guard", "Receipt", "RobustConsumer", "RobustPublisher"]
+__all__ = [
+    "Binding",
+    "Broker",
+    "BrokerConnection",
+    "Difference",
+    "Exchange",
+    "Finding",
+    "Guard",
+    "Plan",
+    "Queue",
+    "Receipt",
+    "RobustConsumer",
+    "RobustPublisher",
+    "Topology",
+    "apply_topology",
+    "plan_topology",
+    "topology_of",
+    "verify_topology",
+]

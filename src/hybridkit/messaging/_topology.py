@@ -17,7 +17,7 @@ https://docs.particular.net/transports/rabbitmq/delayed-delivery
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from aiormq.abc import AbstractChannel
 
@@ -31,10 +31,14 @@ __all__ = [
     "Exchange",
     "Queue",
     "Topology",
+    "Value",
     "consumer_topology",
     "dead_letter_queue",
     "declare",
+    "declare_exchange",
+    "declare_queue",
     "delay_route",
+    "delayed_to",
     "shared_topology",
 ]
 
@@ -52,6 +56,12 @@ DELIVERY_LIMIT: Final = 20
 NO_DELIVERY_LIMIT: Final = 1_000_000_000
 
 
+type Value = str | int | bool | None
+"""Of a property; None means that it isn't set."""
+
+_FLAGS: Final = frozenset({"type", "durable", "auto_delete", "internal"})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exchange:
     """A durable exchange.
@@ -66,6 +76,17 @@ class Exchange:
     kind: Literal["topic", "direct", "fanout"]
     alternate: str | None = None
 
+    @property
+    def properties(self) -> dict[str, Value]:
+        """All that makes another declaration of it equivalent or not, flags and arguments together."""
+        return {
+            "type": self.kind,
+            "durable": True,
+            "auto_delete": False,
+            "internal": False,
+            "alternate-exchange": self.alternate,
+        }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Queue:
@@ -77,7 +98,12 @@ class Queue:
     """
 
     name: str
-    arguments: Mapping[str, str | int] = field(default_factory=dict[str, str | int])
+    arguments: Mapping[str, str | int] = field(default_factory=dict[str, str | int], hash=False)
+
+    @property
+    def properties(self) -> dict[str, Value]:
+        """All that makes another declaration of it equivalent or not, flags and arguments together."""
+        return {"durable": True, "auto_delete": False, "x-queue-type": "quorum", **self.arguments}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,10 +122,15 @@ class Binding:
     key: str = ""
     to_exchange: bool = False
 
+    def __str__(self) -> str:
+        return (
+            f"{self.source} -> {self.target} ({self.key})" if self.key else f"{self.source} -> {self.target}"
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Topology:
-    """What is to be there, in the order in which it is declared."""
+    """What is to be there, in the order in which it is declared; `+` joins two, and what both have is there once."""
 
     exchanges: tuple[Exchange, ...] = ()
     queues: tuple[Queue, ...] = ()
@@ -107,10 +138,14 @@ class Topology:
 
     def __add__(self, other: "Topology") -> "Topology":
         return Topology(
-            exchanges=self.exchanges + other.exchanges,
-            queues=self.queues + other.queues,
-            bindings=self.bindings + other.bindings,
+            exchanges=_once(self.exchanges + other.exchanges),
+            queues=_once(self.queues + other.queues),
+            bindings=_once(self.bindings + other.bindings),
         )
+
+
+def _once[T](values: tuple[T, ...]) -> tuple[T, ...]:
+    return tuple(dict.fromkeys(values))
 
 
 def shared_topology() -> Topology:
@@ -151,11 +186,16 @@ def consumer_topology(name: str, event_types: Iterable[str]) -> Topology:
     )
     bindings = (
         Binding(source=DEAD_LETTER_EXCHANGE, target=dead_letter_queue(name), key=name),
-        # As many stars as bits: `#` would also deliver to the queue `a` what is meant for the queue `b.a`.
-        Binding(source=DELAY_DELIVER_EXCHANGE, target=name, key="*." * DELAY_LEVELS + name),
+        delayed_to(name),
         *(Binding(source=EVENT_EXCHANGE, target=name, key=event_type) for event_type in event_types),
     )
     return Topology(queues=queues, bindings=bindings)
+
+
+def delayed_to(name: str) -> Binding:
+    """The binding by which delayed messages reach that queue."""
+    # As many stars as bits: `#` would also deliver to the queue `a` what is meant for the queue `b.a`.
+    return Binding(source=DELAY_DELIVER_EXCHANGE, target=name, key="*." * DELAY_LEVELS + name)
 
 
 def dead_letter_queue(name: str) -> str:
@@ -183,19 +223,33 @@ async def declare(topology: Topology, channel: AbstractChannel) -> None:
         aiormq.exceptions.AMQPError: the broker refuses something; the channel is closed.
     """
     for exchange in topology.exchanges:
-        await channel.exchange_declare(
-            exchange.name,
-            exchange_type=exchange.kind,
-            durable=True,
-            arguments={"alternate-exchange": exchange.alternate} if exchange.alternate else None,
-        )
+        await declare_exchange(channel, exchange.name, exchange.properties)
     for queue in topology.queues:
-        await channel.queue_declare(
-            queue.name, durable=True, arguments={"x-queue-type": "quorum", **queue.arguments}
-        )
+        await declare_queue(channel, queue.name, queue.properties)
     for binding in topology.bindings:
         bind = channel.exchange_bind if binding.to_exchange else channel.queue_bind
         await bind(binding.target, binding.source, binding.key)
+
+
+async def declare_exchange(channel: AbstractChannel, name: str, properties: Mapping[str, Value]) -> None:
+    """Declare an exchange with these flags and arguments."""
+    flags, arguments = _split(properties)
+    kind = flags.pop("type")
+    await channel.exchange_declare(name, exchange_type=kind, **flags, arguments=arguments)
+
+
+async def declare_queue(channel: AbstractChannel, name: str, properties: Mapping[str, Value]) -> None:
+    """Declare a queue with these flags and arguments."""
+    flags, arguments = _split(properties)
+    await channel.queue_declare(name, **flags, arguments=arguments)
+
+
+def _split(properties: Mapping[str, Value]) -> tuple[dict[str, Any], dict[str, Any]]:
+    flags = {name: value for name, value in properties.items() if name in _FLAGS}
+    arguments = {
+        name: value for name, value in properties.items() if name not in _FLAGS and value is not None
+    }
+    return flags, arguments
 
 
 def _delay_level(level: int) -> Topology:

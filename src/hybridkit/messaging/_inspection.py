@@ -1,0 +1,222 @@
+"""What a broker has of a topology, found out by declaring over plain AMQP, without creating anything.
+
+Each thing is first asked for passively, which never creates it; only what is there is declared again as it should be.
+A broker that has it otherwise closes the channel with 406 and names the first property that differs, with its value.
+That value is then put into the next declare, which finds the second property, and so on.
+"""
+
+import re
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, Final, Self
+
+from aiormq.channel import Channel
+from aiormq.exceptions import (
+    AMQPError,
+    ChannelAccessRefused,
+    ChannelLockedResource,
+    ChannelNotFoundEntity,
+    ChannelPreconditionFailed,
+)
+
+from hybridkit.errors import AccessDeniedError, NotConnectedError
+from hybridkit.messaging._channel import Lane
+from hybridkit.messaging._connection import Link
+from hybridkit.messaging._topology import Exchange, Queue, Value, declare_exchange, declare_queue
+
+__all__ = ["Difference", "Found", "Inspection", "difference_in"]
+
+type _Declare = Callable[[Channel, str, Mapping[str, Value]], Coroutine[Any, Any, None]]
+
+_INEQUIVALENT: Final = re.compile(
+    r"inequivalent arg '(?P<name>[^']+)' for (?:queue|exchange) '.*' in vhost '.*': "
+    r"received (?P<received>.+) but current is (?P<current>.+)",
+    re.DOTALL,
+)
+_TYPED: Final = re.compile(r"the value '(?P<value>.*)' of type '(?P<type>\w+)'", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """One property of an exchange or queue that the broker has otherwise.
+
+    Attributes:
+        name: `durable`, `type`, or an argument such as `x-delivery-limit`.
+        declared: the value that it should have; None where it should not be there.
+        actual: the value at the broker; None where it isn't there.
+    """
+
+    name: str
+    declared: Value
+    actual: Value
+
+    def __str__(self) -> str:
+        return f"{self.name} is {_shown(self.actual)}, declared {_shown(self.declared)}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What the broker says of one exchange or queue.
+
+    Attributes:
+        exists: whether it is there, as declared or not.
+        differences: the properties that differ.
+        refusal: the broker's words, where they name no property or could not be followed to the last one.
+        messages: how many wait in a queue.
+        consumers: how many a queue has.
+    """
+
+    exists: bool
+    differences: tuple[Difference, ...] = ()
+    refusal: str = ""
+    messages: int = 0
+    consumers: int = 0
+
+
+class Inspection:
+    """Channels for questions, as the answer to a question can be the end of its channel."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._lane: Lane | None = None
+
+    def __repr__(self) -> str:
+        return f"Inspection({self._link})"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._lane is not None:
+            await self._lane.close()
+
+    async def server_properties(self) -> Mapping[str, Any]:
+        """What the broker has said of itself."""
+        return dict((await self._channel()).connection.server_properties)
+
+    async def exchange(self, exchange: Exchange) -> Found:
+        """Compare an exchange.
+
+        Raises:
+            AccessDeniedError: the user may not declare it.
+            NotConnectedError: the broker did not answer.
+        """
+        try:
+            await self.ask(lambda channel: channel.exchange_declare(exchange.name, passive=True))
+        except ChannelNotFoundEntity:
+            return Found(exists=False)
+        differences, refusal = await self._compare(declare_exchange, exchange.name, exchange.properties)
+        return Found(exists=True, differences=differences, refusal=refusal)
+
+    async def queue(self, queue: Queue) -> Found:
+        """Compare a queue.
+
+        Raises:
+            AccessDeniedError: the user may not declare it.
+            NotConnectedError: the broker did not answer.
+        """
+        found = await self.look_at(queue.name)
+        if not found.exists or found.refusal:
+            return found
+        differences, refusal = await self._compare(declare_queue, queue.name, queue.properties)
+        return replace(found, differences=differences, refusal=refusal)
+
+    async def look_at(self, name: str) -> Found:
+        """Whether there is a queue of that name, with how many messages and consumers."""
+        try:
+            answer = await self.ask(lambda channel: channel.queue_declare(name, passive=True))
+        except ChannelNotFoundEntity:
+            return Found(exists=False)
+        except ChannelLockedResource as error:
+            return Found(exists=True, refusal=str(error))
+        return Found(exists=True, messages=answer.message_count or 0, consumers=answer.consumer_count or 0)
+
+    async def ask[T](
+        self, question: Callable[[Channel], Coroutine[Any, Any, T]], *, seconds: float | None = None
+    ) -> T:
+        """The answer; the channel is thrown away when the broker closes it.
+
+        Args:
+            question: a call into aiormq.
+            seconds: 10 by default.
+
+        Raises:
+            ChannelNotFoundEntity: what was asked for isn't there.
+            ChannelPreconditionFailed: it is there, but otherwise.
+            ChannelLockedResource: it belongs to another connection.
+            AccessDeniedError: the user may not do this.
+            NotConnectedError: the broker did not answer.
+        """
+        channel = await self._channel()
+        try:
+            return await self._link.ask(question(channel), name="inspecting the topology", seconds=seconds)
+        except (ChannelNotFoundEntity, ChannelPreconditionFailed, ChannelLockedResource):
+            self._lane = None
+            raise
+        except ChannelAccessRefused as error:
+            self._lane = None
+            raise AccessDeniedError(str(error)) from error
+        except AMQPError as error:
+            raise NotConnectedError(f"{type(error).__name__}: {error}") from error
+
+    async def _channel(self) -> Channel:
+        if self._lane is None:
+            self._lane = Lane(await self._link.channel(confirms=False), self._link, linger_seconds=None)
+        return self._lane.channel
+
+    async def _compare(
+        self, declare: _Declare, name: str, declared: Mapping[str, Value]
+    ) -> tuple[tuple[Difference, ...], str]:
+        """The differences, and the broker's words where it says more than can be followed."""
+        differences: dict[str, Difference] = {}
+        said = dict(declared)
+        while True:
+            try:
+                await self.ask(lambda channel: declare(channel, name, said))
+            except ChannelPreconditionFailed as error:
+                found = difference_in(str(error), declared)
+                if found is None or found.name in differences:
+                    return tuple(differences.values()), str(error)
+                differences[found.name] = found
+                said[found.name] = found.actual
+            else:
+                return tuple(differences.values()), ""
+
+
+def difference_in(text: str, declared: Mapping[str, Value]) -> Difference | None:
+    """The property that a 406 names; None where it names none, or where its text was cut off at 255 bytes.
+
+    Args:
+        text: `… inequivalent arg 'x-max-length' for queue 'a' in vhost '/': received '2' but current is '1'`.
+        declared: the properties, for the types of their values.
+    """
+    match = _INEQUIVALENT.search(text)
+    if match is None:
+        return None
+    current = match["current"]
+    if current.endswith("..."):
+        return None
+    value = declared.get(match["name"])
+    return Difference(name=match["name"], declared=value, actual=_value(current, like=value))
+
+
+def _value(text: str, *, like: Value) -> Value:
+    """`none`, `'text'` of the same type as the declared one, or `the value '20' of type 'byte'`."""
+    if text == "none":
+        return None
+    typed = _TYPED.fullmatch(text)
+    raw = typed["value"] if typed else text.strip("'")
+    if typed["type"] == "longstr" if typed else isinstance(like, str):
+        return raw
+    if raw in {"true", "false"}:
+        return raw == "true"
+    return int(raw) if re.fullmatch(r"-?\d+", raw) else raw
+
+
+def _shown(value: Value) -> str:
+    if value is None:
+        return "not set"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,296 @@
+"""The difference between a topology and what the broker has: shown, made good, or demanded to be none.
+
+```python
+topology = topology_of([analytics, emails])
+print(await plan_topology(topology, url))       # changes nothing
+await apply_topology(topology, url)             # declares what is missing, deletes nothing
+await verify_topology(topology, url)            # raises TopologyError that names every difference
+```
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Collection, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+from urllib.parse import unquote
+
+from aiormq.exceptions import ChannelPreconditionFailed
+
+from hybridkit.errors import DeclarationError, NotConnectedError, NotSupportedError, TopologyError
+from hybridkit.messaging._broker import Broker
+from hybridkit.messaging._channel import PREPARE_SECONDS
+from hybridkit.messaging._connection import BrokerConnection, start_seconds
+from hybridkit.messaging._consumer import RobustConsumer
+from hybridkit.messaging._inspection import Difference, Found, Inspection
+from hybridkit.messaging._management import list_bindings
+from hybridkit.messaging._topology import (
+    EVENT_EXCHANGE,
+    Binding,
+    Topology,
+    consumer_topology,
+    dead_letter_queue,
+    declare,
+    delayed_to,
+    shared_topology,
+)
+
+__all__ = ["Finding", "Plan", "apply_topology", "plan_topology", "topology_of", "verify_topology"]
+
+type Kind = Literal["exchange", "queue", "binding"]
+type State = Literal["present", "missing", "conflicting", "unknown", "extra", "orphaned"]
+
+_CONNECTION_NAME: Final = "hybridkit topology"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One exchange, queue or binding, and how it stands.
+
+    Attributes:
+        kind: what it is.
+        name: of the exchange or queue; of a binding `source -> target (routing key)`.
+        state: `present` as declared; `missing`; `conflicting`: there, but otherwise; `unknown`: a binding, where nobody
+            was asked who could know; `extra`: there, but not declared; `orphaned`: such a queue without a consumer.
+        differences: of a conflict.
+        detail: what else is known.
+    """
+
+    kind: Kind
+    name: str
+    state: State
+    differences: tuple[Difference, ...] = ()
+    detail: str = ""
+
+    def __str__(self) -> str:
+        said = "; ".join([*map(str, self.differences), *([self.detail] if self.detail else [])])
+        return f"{self.kind} {self.name} is {self.state}" + (f": {said}" if said else "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What was declared, held against what the broker has.
+
+    Attributes:
+        broker: who answered.
+        findings: everything that was looked at, also what is as it should be.
+    """
+
+    broker: Broker
+    findings: tuple[Finding, ...]
+
+    def __str__(self) -> str:
+        found = [str(finding) for finding in self.findings if finding.state not in {"present", "unknown"}]
+        return "\n".join([str(self.broker), *found, *self.notes])
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing is missing and nothing is in conflict, as far as could be seen."""
+        return not self.of("missing", "conflicting")
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What one should know to read the plan: limits of the broker's version, and of the plan itself."""
+        unknown = len(self.of("unknown"))
+        if not unknown:
+            return self.broker.notes
+        said = "AMQP can't list bindings: applying declares them again, and a management URL lets them be compared"
+        return (*self.broker.notes, f"{unknown} bindings are not compared. {said}")
+
+    def of(self, *states: State) -> tuple[Finding, ...]:
+        """The findings in one of these states."""
+        return tuple(finding for finding in self.findings if finding.state in states)
+
+
+def topology_of(consumers: Iterable[RobustConsumer]) -> Topology:
+    """What these consumers need of the broker: what all services share, and their own queues."""
+    topology = shared_topology()
+    for consumer in consumers:
+        topology += consumer_topology(consumer.name, consumer._handlers.event_types())  # noqa: SLF001 - the same package
+    return topology
+
+
+async def plan_topology(
+    topology: Topology,
+    broker: BrokerConnection | str,
+    *,
+    management_url: str | None = None,
+    renamed_from: Collection[str] = (),
+) -> Plan:
+    """Compare, and change nothing.
+
+    Exchanges and queues are compared by declaring again what is there, which the user must be allowed to. One that
+    somebody deletes between two questions can come back by that; nothing else is ever created.
+
+    Args:
+        topology: what should be there.
+        broker: a connection, or a URL to connect to for this.
+        management_url: `http://user:password@host:15672`; with it bindings are compared and orphaned queues are found.
+        renamed_from: names that consumers had before, whose queues may have been left behind.
+
+    Raises:
+        NotConnectedError: the broker did not answer, by the context's deadline or within 30 s.
+        AccessDeniedError: the user may not declare something, or not ask the management API.
+        UnavailableError: the management API did not answer.
+        DeclarationError: a name in `renamed_from` is declared.
+    """
+    if used := [name for name in renamed_from if name in {queue.name for queue in topology.queues}]:
+        raise DeclarationError(f"{', '.join(used)} can't be a former name: it is declared now")
+    async with _inspecting(broker) as (inspection, vhost):
+        bindings = await list_bindings(management_url, vhost=vhost) if management_url else None
+        plan = await _compare(topology, inspection, bindings)
+        leftovers = await _leftovers(topology, inspection, bindings, renamed_from)
+        return replace(plan, findings=(*plan.findings, *leftovers))
+
+
+async def apply_topology(topology: Topology, broker: BrokerConnection | str) -> Plan:
+    """Declare what is missing. Nothing is deleted, and nothing is declared while there is a conflict.
+
+    Args:
+        topology: what should be there.
+        broker: a connection, or a URL to connect to for this.
+
+    Returns:
+        The plan as it was before.
+
+    Raises:
+        TopologyError: the broker has something otherwise; all of it is named.
+        NotSupportedError: the broker is too old.
+        NotConnectedError: the broker did not answer, by the context's deadline or within 30 s.
+        AccessDeniedError: the user may not declare something.
+    """
+    async with _inspecting(broker) as (inspection, _):
+        plan = await _compare(topology, inspection, None)
+        if not plan.broker.is_supported:
+            raise NotSupportedError(plan.broker.notes[0])
+        _demand_none(plan.of("conflicting"), "nothing was declared, as the broker has something otherwise:")
+        try:
+            await inspection.ask(lambda channel: declare(topology, channel), seconds=PREPARE_SECONDS)
+        except ChannelPreconditionFailed as error:
+            raise TopologyError(f"somebody has declared it otherwise meanwhile: {error}") from error
+        return plan
+
+
+async def verify_topology(
+    topology: Topology, broker: BrokerConnection | str, *, management_url: str | None = None
+) -> Plan:
+    """Demand that all is there as declared: for CI, before a deployment, or as a readiness check.
+
+    Without the management URL missing bindings can't be seen.
+
+    Args:
+        topology: what should be there.
+        broker: a connection, or a URL to connect to for this.
+        management_url: `http://user:password@host:15672`.
+
+    Returns:
+        The plan, which has nothing to do.
+
+    Raises:
+        TopologyError: something is missing or otherwise; all of it is named.
+        NotConnectedError: the broker did not answer, by the context's deadline or within 30 s.
+        AccessDeniedError: the user may not declare something, or not ask the management API.
+        UnavailableError: the management API did not answer.
+    """
+    plan = await plan_topology(topology, broker, management_url=management_url)
+    _demand_none(plan.of("missing", "conflicting"), "the broker does not have what is declared:")
+    return plan
+
+
+def _demand_none(findings: Collection[Finding], message: str) -> None:
+    if findings:
+        raise TopologyError(message, differences=[str(finding) for finding in findings])
+
+
+@asynccontextmanager
+async def _inspecting(broker: BrokerConnection | str) -> AsyncGenerator[tuple[Inspection, str]]:
+    """Questions to the broker, and the name of the virtual host."""
+    if isinstance(broker, str):
+        async with BrokerConnection(broker, name=_CONNECTION_NAME) as own, _inspecting(own) as opened:
+            yield opened
+        return
+    seconds = start_seconds()
+    try:
+        async with asyncio.timeout(seconds):
+            link = await broker.link()
+            await link.writable()
+    except TimeoutError as error:
+        raise NotConnectedError(
+            f"no connection to the broker at {broker.address} in {seconds:.1f} s"
+        ) from error
+    async with Inspection(link) as inspection:
+        yield inspection, unquote(broker.address.partition("/")[2]) or "/"
+
+
+async def _compare(topology: Topology, inspection: Inspection, bindings: Collection[Binding] | None) -> Plan:
+    broker = Broker.from_properties(await inspection.server_properties())
+    exchanges = [
+        _finding("exchange", each.name, await inspection.exchange(each)) for each in topology.exchanges
+    ]
+    queues = [_finding("queue", each.name, await inspection.queue(each)) for each in topology.queues]
+    return Plan(broker=broker, findings=(*exchanges, *queues, *_bindings(topology, bindings)))
+
+
+def _finding(kind: Kind, name: str, found: Found) -> Finding:
+    if not found.exists:
+        return Finding(kind=kind, name=name, state="missing")
+    state: State = "conflicting" if found.differences or found.refusal else "present"
+    return Finding(kind=kind, name=name, state=state, differences=found.differences, detail=found.refusal)
+
+
+def _bindings(topology: Topology, actual: Collection[Binding] | None) -> list[Finding]:
+    """How the bindings stand, and which others lead to what the topology declares."""
+    if actual is None:
+        return [Finding(kind="binding", name=str(each), state="unknown") for each in topology.bindings]
+    found = [
+        Finding(kind="binding", name=str(each), state="present" if each in actual else "missing")
+        for each in topology.bindings
+    ]
+    queues = {queue.name for queue in topology.queues}
+    exchanges = {exchange.name for exchange in topology.exchanges}
+    extra = [
+        each
+        for each in set(actual).difference(topology.bindings)
+        if each.target in (exchanges if each.to_exchange else queues)
+    ]
+    return found + [
+        Finding(kind="binding", name=str(each), state="extra", detail=_extra_detail(each))
+        for each in sorted(extra, key=str)
+    ]
+
+
+def _extra_detail(binding: Binding) -> str:
+    if binding.source == EVENT_EXCHANGE and not binding.to_exchange:
+        return "no handler is declared for these events, so they become dead letters"
+    return ""
+
+
+async def _leftovers(
+    topology: Topology,
+    inspection: Inspection,
+    bindings: Collection[Binding] | None,
+    renamed_from: Iterable[str],
+) -> list[Finding]:
+    """Queues of consumers that are not declared: named by the caller, or known by their bindings and not consumed."""
+    declared = {queue.name for queue in topology.queues}
+    named = dict.fromkeys(renamed_from)
+    bound = (
+        {each.target for each in bindings or () if each == delayed_to(each.target)} - declared - set(named)
+    )
+    found: list[Finding] = []
+    for name in [*named, *sorted(bound)]:
+        queue = await inspection.look_at(name)
+        if name in named or not queue.consumers:
+            letters = await inspection.look_at(dead_letter_queue(name))
+            found += _leftover(name, queue, bindings) + _leftover(dead_letter_queue(name), letters, None)
+    return found
+
+
+def _leftover(name: str, found: Found, bindings: Collection[Binding] | None) -> list[Finding]:
+    if not found.exists:
+        return []
+    events = sum(each.source == EVENT_EXCHANGE and each.target == name for each in bindings or ())
+    said = found.refusal or f"{found.messages} messages, {found.consumers} consumers"
+    if events:
+        said += f", and {events} types of events still go there"
+    return [Finding(kind="queue", name=name, state="extra" if found.consumers else "orphaned", detail=said)]

@@ -1,0 +1,258 @@
+"""Topologies against a real RabbitMQ: planned without a trace, applied once, verified, and every conflict named."""
+
+from typing import Any
+
+import aio_pika
+import pytest
+
+from hybridkit.context import RequestContext, bind
+from hybridkit.errors import (
+    AccessDeniedError,
+    DeclarationError,
+    NotConnectedError,
+    NotSupportedError,
+    TopologyError,
+)
+from hybridkit.events import Event
+from hybridkit.messaging import (
+    Broker,
+    BrokerConnection,
+    Difference,
+    Exchange,
+    Queue,
+    RobustConsumer,
+    Topology,
+    apply_topology,
+    plan_topology,
+    topology_of,
+    verify_topology,
+)
+from hybridkit.messaging import _plan as module
+from hybridkit.testing import _isolation, plugin
+
+pytestmark = pytest.mark.real_server
+
+
+class Planned(Event, type="topology.planned"):
+    number: int
+
+
+async def handle(event: Planned) -> None: ...
+
+
+async def ignore(_: object) -> None: ...
+
+
+def consumer(name: str = "topology.consumer") -> RobustConsumer:
+    made = RobustConsumer(name)
+    made.on(Planned)(handle)
+    return made
+
+
+@pytest.fixture
+def topology() -> Topology:
+    return topology_of([consumer()])
+
+
+@pytest.fixture
+def management_url(request: pytest.FixtureRequest) -> str:
+    return str(plugin._find(request, "rabbitmq").management_url)
+
+
+async def test_a_plan_creates_nothing(rabbitmq_url: str, topology: Topology) -> None:
+    """On an empty virtual host all is missing, and still is after the question."""
+    plan = await plan_topology(topology, rabbitmq_url)
+    assert {(each.kind, each.state) for each in plan.findings} == {
+        ("exchange", "missing"),
+        ("queue", "missing"),
+        ("binding", "unknown"),
+    }
+    assert plan.broker.product == "RabbitMQ"
+    assert not plan.is_clean
+    assert await plan_topology(topology, rabbitmq_url) == plan
+
+
+async def test_what_is_applied_is_verified(
+    rabbitmq_url: str, management_url: str, topology: Topology
+) -> None:
+    """Over one connection that is used for other things too; applying again finds nothing to do."""
+    async with BrokerConnection(rabbitmq_url, name="tests") as connection:
+        before = await apply_topology(topology, connection)
+        again = await apply_topology(topology, connection)
+        plan = await verify_topology(topology, connection, management_url=management_url)
+    assert len(before.of("missing")) == len(again.of("present")) == len(topology.exchanges + topology.queues)
+    assert {each.state for each in plan.findings} == {"present"}
+
+
+async def test_every_conflict_is_named_and_stops_everything(rabbitmq_url: str, topology: Topology) -> None:
+    """All properties that differ, of all that differs, with both values; nothing of the rest is declared."""
+    async with await aio_pika.connect(rabbitmq_url) as connection:
+        channel = await connection.channel()
+        await channel.declare_exchange("hk.dlx", "fanout", durable=False)
+        await channel.declare_queue(
+            "topology.consumer",
+            durable=True,
+            arguments={"x-queue-type": "quorum", "x-delivery-limit": 10, "x-max-length": 7},
+        )
+    plan = await plan_topology(topology, rabbitmq_url)
+    exchange, queue = plan.of("conflicting")
+    assert exchange.name == "hk.dlx"
+    assert set(exchange.differences) == {
+        Difference(name="type", declared="direct", actual="fanout"),
+        Difference(name="durable", declared=True, actual=False),
+        Difference(name="alternate-exchange", declared="hk.unrouted", actual=None),
+    }
+    assert queue.name == "topology.consumer"
+    assert set(queue.differences) == {
+        Difference(name="x-delivery-limit", declared=20, actual=10),
+        Difference(name="x-max-length", declared=None, actual=7),
+        Difference(name="x-dead-letter-exchange", declared="hk.dlx", actual=None),
+        Difference(name="x-dead-letter-routing-key", declared="topology.consumer", actual=None),
+        Difference(name="x-dead-letter-strategy", declared="at-least-once", actual=None),
+        Difference(name="x-overflow", declared="reject-publish", actual=None),
+    }
+    with pytest.raises(TopologyError, match="nothing was declared") as refused:
+        await apply_topology(topology, rabbitmq_url)
+    assert refused.value.differences == (str(exchange), str(queue))
+    assert (await plan_topology(topology, rabbitmq_url)).of("missing") == plan.of("missing")
+
+
+async def test_a_classic_queue_is_in_conflict(rabbitmq_url: str) -> None:
+    async with await aio_pika.connect(rabbitmq_url) as connection:
+        await (await connection.channel()).declare_queue("tasks", durable=True)
+    plan = await plan_topology(Topology(queues=(Queue(name="tasks"),)), rabbitmq_url)
+    assert [each.differences for each in plan.findings] == [
+        (Difference(name="x-queue-type", declared="quorum", actual="classic"),)
+    ]
+
+
+async def test_a_queue_of_another_connection_is_in_conflict(rabbitmq_url: str) -> None:
+    """An exclusive one can't even be asked for; the broker's words are all there is."""
+    async with await aio_pika.connect(rabbitmq_url) as connection:
+        await (await connection.channel()).declare_queue("tasks", exclusive=True)
+        plan = await plan_topology(Topology(queues=(Queue(name="tasks"),)), rabbitmq_url)
+    assert [(each.state, each.differences) for each in plan.findings] == [("conflicting", ())]
+    assert "RESOURCE_LOCKED" in plan.findings[0].detail
+
+
+async def test_a_conflict_that_the_broker_can_not_tell_in_full_is_one(rabbitmq_url: str) -> None:
+    """Its answer has 255 bytes; of a long name little else fits."""
+    name = "a" * 200
+    async with await aio_pika.connect(rabbitmq_url) as connection:
+        await (await connection.channel()).declare_queue(
+            name, durable=True, arguments={"x-queue-type": "quorum"}
+        )
+    queue = Queue(name=name, arguments={"x-delivery-limit": 20})
+    plan = await plan_topology(Topology(queues=(queue,)), rabbitmq_url)
+    assert [(each.state, each.differences) for each in plan.findings] == [("conflicting", ())]
+    assert "x-delivery-limit" in plan.findings[0].detail
+
+
+async def test_verifying_names_what_is_missing(
+    rabbitmq_url: str, management_url: str, topology: Topology
+) -> None:
+    """Bindings too, where the management API is asked: nobody else can see that one is gone."""
+    with pytest.raises(TopologyError, match="does not have") as refused:
+        await verify_topology(topology, rabbitmq_url)
+    assert "exchange hk.events is missing" in refused.value.differences
+    await apply_topology(topology, rabbitmq_url)
+    async with await aio_pika.connect(rabbitmq_url) as connection:
+        queue = await (await connection.channel()).get_queue("topology.consumer")
+        await queue.unbind("hk.events", "topology.planned")
+    await verify_topology(topology, rabbitmq_url)
+    with pytest.raises(TopologyError) as refused:
+        await verify_topology(topology, rabbitmq_url, management_url=management_url)
+    assert refused.value.differences == (
+        "binding hk.events -> topology.consumer (topology.planned) is missing",
+    )
+
+
+async def test_what_a_renamed_consumer_leaves_behind_is_found(
+    rabbitmq_url: str, management_url: str, topology: Topology
+) -> None:
+    """By its former name, and by its bindings where the management API is asked."""
+    old = topology_of([consumer("topology.old")])
+    await apply_topology(old, rabbitmq_url)
+    await apply_topology(topology, rabbitmq_url)
+    async with await aio_pika.connect(rabbitmq_url) as connection:
+        channel = await connection.channel()
+        await channel.default_exchange.publish(aio_pika.Message(b"left"), "topology.old")
+        named = await plan_topology(topology, rabbitmq_url, renamed_from=["topology.old", "topology.older"])
+        assert [str(each) for each in named.of("orphaned")] == [
+            "queue topology.old is orphaned: 1 messages, 0 consumers",
+            "queue topology.old.dlq is orphaned: 0 messages, 0 consumers",
+        ]
+        found = await plan_topology(topology, rabbitmq_url, management_url=management_url)
+        assert [str(each) for each in found.of("orphaned")] == [
+            "queue topology.old is orphaned: 1 messages, 0 consumers, and 1 types of events still go there",
+            "queue topology.old.dlq is orphaned: 0 messages, 0 consumers",
+        ]
+        assert found.is_clean
+        await (await channel.get_queue("topology.old")).consume(ignore, no_ack=True)
+        found = await plan_topology(topology, rabbitmq_url, management_url=management_url)
+        assert found.of("orphaned", "extra") == ()
+        named = await plan_topology(topology, rabbitmq_url, renamed_from=["topology.old"])
+        assert [each.name for each in named.of("extra")] == ["topology.old"]
+
+
+async def test_a_name_that_is_declared_is_no_former_name(rabbitmq_url: str, topology: Topology) -> None:
+    with pytest.raises(DeclarationError, match=r"topology\.consumer can't be a former name"):
+        await plan_topology(topology, rabbitmq_url, renamed_from=["topology.consumer"])
+
+
+async def test_a_user_without_rights_is_told(request: pytest.FixtureRequest, rabbitmq_url: str) -> None:
+    """Declaring again what is there is refused like declaring it; so is the list of bindings."""
+    await apply_topology(Topology(exchanges=(Exchange(name="there", kind="topic"),)), rabbitmq_url)
+    server = plugin._find(request, "rabbitmq")
+    vhost = rabbitmq_url.rpartition("/")[2]
+    _isolation._manage(server, "PUT", f"users/{vhost}", {"password": "p", "tags": ""})
+    try:
+        _isolation._manage(
+            server, "PUT", f"permissions/{vhost}/{vhost}", {"configure": "", "write": "", "read": ".*"}
+        )
+        url = rabbitmq_url.replace("guest:guest", f"{vhost}:p")
+        with pytest.raises(AccessDeniedError, match="ACCESS_REFUSED"):
+            await verify_topology(Topology(exchanges=(Exchange(name="there", kind="topic"),)), url)
+        management_url = str(server.management_url).replace("guest:guest", f"{vhost}:p")
+        with pytest.raises(AccessDeniedError, match="refuses user"):
+            await plan_topology(Topology(), url, management_url=management_url)
+    finally:
+        _isolation._manage(server, "DELETE", f"users/{vhost}")
+
+
+async def test_an_old_broker_gets_nothing(
+    rabbitmq_url: str, topology: Topology, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def old(_: Any) -> Broker:
+        return Broker(product="RabbitMQ", version="3.9.29")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Broker, "from_properties", old)
+        with pytest.raises(NotSupportedError, match=r"RabbitMQ 3\.9\.29 is too old"):
+            await apply_topology(topology, rabbitmq_url)
+    assert (await plan_topology(topology, rabbitmq_url)).of("present") == ()
+
+
+async def test_a_conflict_that_comes_while_applying_is_one(
+    rabbitmq_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the comparison and the declaration somebody else declares it."""
+    async with await aio_pika.connect(rabbitmq_url) as connection:
+        await (await connection.channel()).declare_exchange("there", "fanout", durable=True)
+
+    async def compare(*_: object) -> module.Plan:
+        return module.Plan(broker=Broker(product="RabbitMQ", version="4.3.6"), findings=())
+
+    monkeypatch.setattr(module, "_compare", compare)
+    with pytest.raises(TopologyError, match=r"meanwhile.*current is 'fanout'"):
+        await apply_topology(Topology(exchanges=(Exchange(name="there", kind="topic"),)), rabbitmq_url)
+
+
+async def test_a_broker_that_is_not_there_is_not_waited_for(topology: Topology) -> None:
+    """A connection that was never opened, like one that is lost, is waited for until the deadline."""
+    connection = BrokerConnection("amqp://guest:guest@127.0.0.1:1/", name="tests")
+    with (
+        bind(RequestContext().within(0.05)),
+        pytest.raises(NotConnectedError, match=r"no connection .* in 0\.\d s"),
+    ):
+        await plan_topology(topology, connection)
