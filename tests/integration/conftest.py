@@ -1,4 +1,4 @@
-"""A data service on a PostgreSQL of the test's own, in this process, with a broker that only takes notes."""
+"""Two things that several files test: a data service on PostgreSQL in this process, and a broker as others see it."""
 
 import asyncio
 import itertools
@@ -6,8 +6,10 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from decimal import Decimal
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID
 
+import aio_pika
 import httpx
 import orjson
 import pytest
@@ -23,6 +25,9 @@ from hybridkit.dataservice._postgres_database import connect
 from hybridkit.dataservice._postgres_migrations import migrating_connection
 from hybridkit.resources import Record, Resource
 from hybridkit.settings import PostgresUrl, SecretUrl, ServiceSettings
+from hybridkit.testing import FaultProxy
+
+# ── a data service; its broker only takes notes ──────────────────────────────────────────────────
 
 
 class Settings(ServiceSettings):
@@ -264,3 +269,55 @@ def make_tables() -> Callable[[str], Awaitable[None]]:
 def service_tables() -> MetaData:
     """The tables as the service declares them."""
     return Base.metadata
+
+
+# ── a broker, as somebody else's client uses it ──────────────────────────────────────────────────
+
+
+class Broker:
+    """A virtual host of RabbitMQ and plain aio-pika: what is there without anything of hybridkit's."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def at(self, url: str) -> "Broker":
+        return Broker(url)
+
+    @asynccontextmanager
+    async def channel(self, **options: Any) -> AsyncGenerator[aio_pika.abc.AbstractChannel]:
+        async with await aio_pika.connect(self.url) as connection:
+            yield await connection.channel(**options)
+
+    @asynccontextmanager
+    async def proxied(self) -> AsyncGenerator[tuple[FaultProxy, str]]:
+        """A network that can fail, and the URL that leads through it."""
+        parts = urlsplit(self.url)
+        async with FaultProxy(parts.hostname or "", parts.port or 0) as proxy:
+            yield proxy, proxy.url_for(self.url)
+
+    async def version(self) -> tuple[int, ...]:
+        async with await aio_pika.connect(self.url) as connection:
+            assert connection.transport
+            properties = connection.transport.connection.server_properties
+        return tuple(map(int, str(properties["version"]).split(".")[:3]))
+
+    async def read(self, queue: str) -> aio_pika.abc.AbstractIncomingMessage:
+        """Take the next message; waits for it."""
+        async with self.channel() as channel, asyncio.timeout(30):
+            await channel.set_qos(1)
+            async with (await channel.get_queue(queue)).iterator() as messages:
+                message = await anext(messages)
+                await message.ack()
+                return message
+
+    async def state(self, queue: str) -> tuple[int, int]:
+        """How many messages wait in it, and how many consumers it has."""
+        async with self.channel() as channel:
+            found = (await channel.declare_queue(queue, passive=True)).declaration_result
+            return found.message_count or 0, found.consumer_count or 0
+
+
+@pytest.fixture
+def broker(rabbitmq_url: str) -> Broker:
+    """RabbitMQ, reached by plain aio-pika."""
+    return Broker(rabbitmq_url)
