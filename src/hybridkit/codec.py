@@ -38,7 +38,8 @@ MAX_FIELD_ERRORS: Final = 20
 
 def now() -> datetime:
     """The time now: UTC, truncated to milliseconds, which is what every store keeps."""
-    return truncate_timestamp(datetime.now(UTC))
+    moment = datetime.now(UTC)
+    return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
 
 
 def truncate_timestamp(moment: datetime) -> datetime:

@@ -26,12 +26,12 @@ from hybridkit.codec import (
     validate_json,
     validate_object,
 )
-from hybridkit.context import current
+from hybridkit.context import RequestContext, current
 from hybridkit.errors import FieldError, MalformedPayloadError
 from hybridkit.events import EventRegistry, Message, Upcaster
 from hybridkit.events import registry as default_registry
 
-__all__ = ["EventEnvelope", "decode_envelope"]
+__all__ = ["EventEnvelope", "decode_envelope", "encode_message"]
 
 
 class EventEnvelope[DataT: Message](BaseModel):
@@ -91,24 +91,70 @@ class EventEnvelope[DataT: Message](BaseModel):
         Raises:
             MalformedPayloadError: the data holds something that has no JSON form.
         """
-        data = self.data
-        try:
-            wire: dict[str, Any] = {
-                "event_type": self.event_type,
-                "event_id": self.event_id,
-                "timestamp": format_timestamp(self.timestamp),
-                "service": self.service,
-                "request_id": self.request_id,
-                "user_id": self.user_id,
-                "data": orjson.Fragment(data.__pydantic_serializer__.to_json(data)),
-            }
-            if self.version != 1:
-                wire["version"] = self.version
-            if self.causation_id is not None:
-                wire["causation_id"] = self.causation_id
-            return orjson.dumps(wire)
-        except (PydanticSerializationError, orjson.JSONEncodeError) as error:
-            raise MalformedPayloadError(f"{self.event_type!r} has no JSON form: {error}") from None
+        return _encode(
+            self.data,
+            event_id=self.event_id,
+            timestamp=self.timestamp,
+            service=self.service,
+            request_id=self.request_id,
+            user_id=self.user_id,
+            causation_id=self.causation_id,
+            version=self.version,
+        )
+
+
+def encode_message(message: Message, *, service: str, context: RequestContext) -> bytes:
+    """The wire form of a message in its envelope, in UTF-8, without making the envelope: what a publisher needs.
+
+    Args:
+        message: the event or command.
+        service: the name of the service that says so.
+        context: whose request id and user id it carries.
+
+    Raises:
+        MalformedPayloadError: the data holds something that has no JSON form.
+    """
+    event_id, timestamp = message.identify()
+    return _encode(
+        message,
+        event_id=event_id,
+        timestamp=timestamp,
+        service=service,
+        request_id=context.request_id,
+        user_id=context.user_id,
+        causation_id=None,
+        version=message.message_version,
+    )
+
+
+def _encode(
+    data: Message,
+    *,
+    event_id: UUID,
+    timestamp: datetime,
+    service: str,
+    request_id: str,
+    user_id: str | None,
+    causation_id: UUID | None,
+    version: int,
+) -> bytes:
+    try:
+        wire: dict[str, Any] = {
+            "event_type": data.message_type,
+            "event_id": event_id,
+            "timestamp": format_timestamp(timestamp),
+            "service": service,
+            "request_id": request_id,
+            "user_id": user_id,
+            "data": orjson.Fragment(data.__pydantic_serializer__.to_json(data)),
+        }
+        if version != 1:
+            wire["version"] = version
+        if causation_id is not None:
+            wire["causation_id"] = causation_id
+        return orjson.dumps(wire)
+    except (PydanticSerializationError, orjson.JSONEncodeError) as error:
+        raise MalformedPayloadError(f"{data.message_type!r} has no JSON form: {error}") from None
 
 
 def decode_envelope(

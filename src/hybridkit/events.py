@@ -15,13 +15,13 @@ A declaration enters the registry, so that a consumer can turn bytes back into t
 import re
 from collections.abc import Callable, Iterator
 from datetime import datetime
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, cast
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
 
 from hybridkit.codec import now
-from hybridkit.context import current
+from hybridkit.context import bound
 from hybridkit.errors import DeclarationError, UnknownEventTypeError, UnknownEventVersionError
 from hybridkit.ids import derived_id, new_id
 
@@ -55,18 +55,21 @@ class Message(BaseModel):
     @property
     def event_id(self) -> UUID:
         """This message's id; the same each time."""
-        return self._identify()[0]
+        return self.identify()[0]
 
     @property
     def timestamp(self) -> datetime:
         """When this message got its identity; UTC, whole milliseconds."""
-        return self._identify()[1]
+        return self.identify()[1]
 
-    def _identify(self) -> tuple[UUID, datetime]:
-        identity: tuple[UUID, datetime] | None = getattr(self, "_identity", None)
-        if identity is not None:
-            return identity
-        claim = current().claim
+    def identify(self) -> tuple[UUID, datetime]:
+        """Both of them, made now if they aren't yet."""
+        try:
+            return cast("tuple[UUID, datetime]", _read_slot(self))
+        except AttributeError:  # not made yet
+            pass
+        context = bound()
+        claim = context.claim if context else None
         event_id = derived_id(claim.key, claim.step(f"emit {self.message_type}")) if claim else new_id()
         return self.identify_as(event_id, now())
 
@@ -95,6 +98,7 @@ class Message(BaseModel):
         return register
 
 
+_read_slot = vars(Message)["_identity"].__get__  # past pydantic's `__getattr__`, which is slow where there is nothing
 _fill_slot = vars(Message)["_identity"].__set__  # the model is frozen, its slot is not
 
 

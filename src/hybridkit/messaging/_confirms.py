@@ -29,9 +29,9 @@ class Publish:
         table: the headers, encoded.
         body: as it goes out.
         what: names it in errors.
-        deadline: of the event loop's clock.
+        deadline: by `time.monotonic()`.
         answer: whether a queue took it, or a `HybridkitError`.
-        sent_at: when it was written, by the event loop's clock; None as long as it waits.
+        sent_at: when it was written, by `time.monotonic()`; None as long as it waits.
     """
 
     to: Address

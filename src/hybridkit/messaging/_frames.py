@@ -188,7 +188,7 @@ def encode_table(headers: Mapping[str, Any]) -> bytes:
     for name, value in headers.items():
         if type(value) is str:
             octets = value.encode()
-            parts += _short(name), b"S", _LENGTH.pack(len(octets)), octets
+            parts += _text_key(name), _LENGTH.pack(len(octets)), octets
         else:
             parts += _short(name), encode.encode_table_value(value)
     octets = b"".join(parts)
@@ -235,6 +235,11 @@ def decode_properties(octets: bytes) -> commands.Basic.Properties:
         _log.warning("message properties unreadable", error=repr(error))
         return commands.Basic.Properties()
     return properties
+
+
+@lru_cache(maxsize=1024)
+def _text_key(name: str) -> bytes:
+    return _short(name) + b"S"
 
 
 def _short(text: str) -> bytes:

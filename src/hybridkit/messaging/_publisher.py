@@ -4,26 +4,38 @@ import asyncio
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from itertools import batched
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 from uuid import UUID
 
 from hybridkit.codec import MAX_MESSAGE_BYTES, check_size
-from hybridkit.context import bind, current
-from hybridkit.envelope import EventEnvelope
-from hybridkit.errors import DeclarationError, HybridkitError, MalformedPayloadError, UnroutableError
+from hybridkit.context import RequestContext, bound, current
+from hybridkit.envelope import encode_message
+from hybridkit.errors import BlockedError, DeclarationError, HybridkitError, PayloadError, UnroutableError
 from hybridkit.events import Command, Event, Message
 from hybridkit.messaging._connection import BrokerConnection
 from hybridkit.messaging._headers import EVENT_ID
+from hybridkit.messaging._telemetry import (
+    Route,
+    batch_span,
+    count_failure,
+    count_success,
+    publish_span,
+)
 from hybridkit.messaging._topology import EVENT_EXCHANGE, delay_route
 from hybridkit.messaging._writer import Outgoing, Writer
-from hybridkit.observability import metrics, span, trace_headers
+from hybridkit.observability import get_logger, trace_headers
 
 __all__ = ["Receipt", "RobustPublisher"]
 
 BATCH: Final = 500
 MAX_NAME_BYTES: Final = 255
+MAX_WAITING: Final = 10_000
+"""`publish_nowait` drops what comes while so many messages wait to be sent."""
+
+_log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +49,15 @@ class Receipt:
 
     event_id: UUID
     routed: bool = True
+
+
+class _Begun(NamedTuple):
+    """A message that was handed to the writer."""
+
+    message: Outgoing
+    event_id: UUID
+    began: float
+    answer: asyncio.Future[bool]
 
 
 class RobustPublisher:
@@ -112,21 +133,49 @@ class RobustPublisher:
             OutcomeUnknownError: it was sent, and no answer came.
             PayloadTooLargeError: over 16 MiB; nothing was sent.
         """
-        return await self._publish(event, EVENT_EXCHANGE, event.message_type, allow_unrouted=allow_unrouted)
+        return await self._publish(event, _to_subscribers(event), allow_unrouted=allow_unrouted)
 
     async def publish_many(
         self, events: Iterable[Event], *, allow_unrouted: bool = False
     ) -> list[Receipt | HybridkitError]:
         """As `publish`, 500 at a time: a receipt or an error for each event, in their order.
 
-        The time limit is each event's own, and all of theirs where the context has a deadline.
+        The time limit is each event's own, and all of theirs where the context has a deadline. A trace has one span for
+        each 500.
         """
         answers: list[Receipt | HybridkitError] = []
+        context = bound() or RequestContext()
         for batch in batched(events, BATCH):
-            answers += await asyncio.gather(
-                *(self._answer(event, allow_unrouted=allow_unrouted) for event in batch)
-            )
+            with batch_span(EVENT_EXCHANGE, count=len(batch)):
+                begun = [self._begin_or_error(event, context) for event in batch]
+                answers += [
+                    await self._receipt_or_error(each, allow_unrouted=allow_unrouted) for each in begun
+                ]
         return answers
+
+    def publish_nowait(self, event: Event) -> None:
+        """Publish without waiting for the answer: for what may be lost, such as a hint to refresh a cache.
+
+        What no queue takes is counted by its reason (`hybridkit_events_published_total`) and logged. An event that
+        comes while 10,000 messages wait for the broker is dropped as well.
+
+        Raises:
+            MalformedPayloadError: it has no JSON form.
+            PayloadTooLargeError: over 16 MiB.
+        """
+        context = bound() or RequestContext()
+        try:
+            if self._writer.waiting >= MAX_WAITING:
+                raise BlockedError(
+                    f"{MAX_WAITING} messages wait for the broker; {event.message_type} was not sent"
+                )
+            begun = self._begin(event, context)
+        except PayloadError:
+            raise
+        except HybridkitError as error:
+            _drop(event.message_type, event.event_id, error)
+        else:
+            begun.answer.add_done_callback(partial(_look_at, begun))
 
     async def send(self, command: Command, *, delay_seconds: float = 0.0) -> Receipt:
         """Give work to the command's queue; with the errors of `publish`.
@@ -140,7 +189,7 @@ class RobustPublisher:
         exchange, routing_key = (
             delay_route(delay_seconds, command.queue) if delay_seconds else ("", command.queue)
         )
-        return await self._publish(command, exchange, routing_key, allow_unrouted=False)
+        return await self._publish(command, Route(exchange, routing_key, command.queue))
 
     async def publish_encoded(
         self,
@@ -162,81 +211,102 @@ class RobustPublisher:
             queue: send it to this queue instead, as a command.
             allow_unrouted: it is no error that no queue wants it.
         """
-        return await self._write(
-            body,
-            exchange=EVENT_EXCHANGE if queue is None else "",
-            routing_key=event_type if queue is None else queue,
-            message_type=event_type,
-            event_id=event_id,
-            allow_unrouted=allow_unrouted,
-        )
+        route = Route(EVENT_EXCHANGE, event_type) if queue is None else Route("", queue, queue)
+        with publish_span(route, body, event_id):
+            begun = self._submit(route, body, event_type, event_id, bound() or RequestContext())
+            return await self._receipt(begun, allow_unrouted=allow_unrouted)
 
     async def forward(self, message: Outgoing, *, allow_unrouted: bool = False) -> bool:
         """Publish a message as it is; whether a queue took it. The lowest level, for what this package moves itself."""
-        routed = await self._writer.write(message)
+        routed = await self._writer.submit(message, deadline=current().deadline)
         if not routed and not allow_unrouted:
-            raise UnroutableError(
-                f"no queue wants {message.message_type or 'the message'}, published to"
-                f" {message.exchange or 'the default exchange'!r} with the key {message.routing_key!r};"
-                " start a consumer for it once, or allow_unrouted=True",
-                exchange=message.exchange,
-                routing_key=message.routing_key,
-            )
+            raise _unroutable(message)
         return routed
 
     def renew_topology(self, *, reason: str) -> None:
         """Declare the shared exchanges and queues again, on a new channel."""
         self._writer.renew_topology(reason=reason)
 
-    async def _publish(
-        self, message: Message, exchange: str, routing_key: str, *, allow_unrouted: bool
-    ) -> Receipt:
-        with bind(current()):  # one request id for body and headers, also where no context was bound
-            return await self._write(
-                EventEnvelope.wrap(message, service=self.service).encode(),
-                exchange=exchange,
-                routing_key=routing_key,
-                message_type=message.message_type,
-                event_id=message.event_id,
-                allow_unrouted=allow_unrouted,
-            )
+    async def _publish(self, message: Message, route: Route, *, allow_unrouted: bool = False) -> Receipt:
+        context = bound() or RequestContext()
+        body = encode_message(message, service=self.service, context=context)
+        with publish_span(route, body, message.event_id):
+            begun = self._submit(route, body, message.message_type, message.event_id, context)
+            return await self._receipt(begun, allow_unrouted=allow_unrouted)
 
-    async def _write(
-        self,
-        body: bytes,
-        *,
-        exchange: str,
-        routing_key: str,
-        message_type: str,
-        event_id: UUID,
-        allow_unrouted: bool,
-    ) -> Receipt:
+    def _begin(self, event: Event, context: RequestContext) -> _Begun:
+        body = encode_message(event, service=self.service, context=context)
+        return self._submit(_to_subscribers(event), body, event.message_type, event.event_id, context)
+
+    def _submit(
+        self, route: Route, body: bytes, message_type: str, event_id: UUID, context: RequestContext
+    ) -> _Begun:
+        """Hand it to the writer."""
         check_size(body, limit_bytes=MAX_MESSAGE_BYTES)
-        if max(len(routing_key.encode()), len(message_type.encode())) > MAX_NAME_BYTES:
-            raise MalformedPayloadError(f"an event type or queue has at most {MAX_NAME_BYTES} bytes in AMQP")
+        headers = {EVENT_ID: str(event_id), **context.to_amqp_headers(), **trace_headers()}
+        message = Outgoing(route.exchange, route.routing_key, body, headers, message_type, self.service)
         began = time.perf_counter()
-        attributes = {"messaging.system": "rabbitmq", "messaging.message.id": str(event_id)}
-        with span(f"{message_type} publish", kind="producer", attributes=attributes):
-            message = Outgoing(
-                exchange=exchange,
-                routing_key=routing_key,
-                body=body,
-                headers={EVENT_ID: str(event_id), **current().to_amqp_headers(), **trace_headers()},
-                message_type=message_type,
-                service=self.service,
-            )
-            try:
-                routed = await self.forward(message, allow_unrouted=allow_unrouted)
-            except HybridkitError as error:
-                outcome = "unrouted" if isinstance(error, UnroutableError) else error.code
-                metrics.events_published.labels(message_type, outcome).inc()
-                raise
-        metrics.events_published.labels(message_type, "confirmed" if routed else "unrouted").inc()
-        metrics.event_publish_duration.labels(message_type).observe(time.perf_counter() - began)
-        return Receipt(event_id=event_id, routed=routed)
-
-    async def _answer(self, event: Event, *, allow_unrouted: bool) -> Receipt | HybridkitError:
         try:
-            return await self.publish(event, allow_unrouted=allow_unrouted)
+            answer = self._writer.submit(message, deadline=context.deadline)
+        except HybridkitError as error:
+            count_failure(message_type, error)
+            raise
+        return _Begun(message, event_id, began, answer)
+
+    async def _receipt(self, begun: _Begun, *, allow_unrouted: bool) -> Receipt:
+        """The broker's answer to it."""
+        message_type = begun.message.message_type or ""
+        try:
+            routed = await begun.answer
+            if not routed and not allow_unrouted:
+                raise _unroutable(begun.message)
+        except HybridkitError as error:
+            count_failure(message_type, error)
+            raise
+        count_success(message_type, routed=routed, seconds=time.perf_counter() - begun.began)
+        return Receipt(event_id=begun.event_id, routed=routed)
+
+    def _begin_or_error(self, event: Event, context: RequestContext) -> _Begun | HybridkitError:
+        try:
+            return self._begin(event, context)
         except HybridkitError as error:
             return error
+
+    async def _receipt_or_error(
+        self, begun: _Begun | HybridkitError, *, allow_unrouted: bool
+    ) -> Receipt | HybridkitError:
+        if isinstance(begun, HybridkitError):
+            return begun
+        try:
+            return await self._receipt(begun, allow_unrouted=allow_unrouted)
+        except HybridkitError as error:
+            return error
+
+
+def _to_subscribers(event: Event) -> Route:
+    return Route(EVENT_EXCHANGE, event.message_type)
+
+
+def _unroutable(message: Outgoing) -> UnroutableError:
+    return UnroutableError(
+        f"no queue wants {message.message_type or 'the message'}, published to"
+        f" {message.exchange or 'the default exchange'!r} with the key {message.routing_key!r};"
+        " start a consumer for it once, or allow_unrouted=True",
+        exchange=message.exchange,
+        routing_key=message.routing_key,
+    )
+
+
+def _look_at(begun: _Begun, answer: asyncio.Future[bool]) -> None:
+    """Count and log how a message ended for which nobody waits."""
+    message_type = begun.message.message_type or ""
+    error = answer.exception() or (None if answer.result() else _unroutable(begun.message))
+    if error is None:
+        count_success(message_type, routed=True, seconds=time.perf_counter() - begun.began)
+    elif isinstance(error, HybridkitError):
+        _drop(message_type, begun.event_id, error)
+
+
+def _drop(message_type: str, event_id: UUID, error: HybridkitError) -> None:
+    count_failure(message_type, error)
+    _log.warning("event dropped", event_type=message_type, event_id=str(event_id), error=str(error))

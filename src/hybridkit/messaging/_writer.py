@@ -7,14 +7,15 @@ nothing was sent.
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
-from hybridkit.context import current
 from hybridkit.errors import (
     BlockedError,
+    DeadlineExceededError,
     HybridkitError,
     MalformedPayloadError,
     NotConnectedError,
@@ -83,6 +84,7 @@ class Writer:
         self._confirms: Confirms | None = None  # of the current channel
         self._unfinished: set[Confirms] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
         self._flushing: asyncio.Handle | None = None
         self._is_open = False
 
@@ -122,12 +124,17 @@ class Writer:
         if (lane := self._channel.current) is not None:
             self._channel.retire(lane, reason=reason)
 
-    async def write(self, message: Outgoing) -> bool:
-        """`submit`, and wait for the answer."""
-        return await self.submit(message)
+    @property
+    def waiting(self) -> int:
+        """How many messages are not sent yet."""
+        return len(self._waiting)
 
-    def submit(self, message: Outgoing) -> asyncio.Future[bool]:
-        """Publish it. The future ends at the latest at the context's deadline, or after 10 s without one.
+    def submit(self, message: Outgoing, *, deadline: float | None) -> asyncio.Future[bool]:
+        """Publish it.
+
+        Args:
+            message: what and where to.
+            deadline: the `time.monotonic()` instant at which the future ends at the latest; 10 s from now without one.
 
         Returns:
             Whether a queue took it, or in the future's exception: `NackedError` (the broker gave it back),
@@ -136,16 +143,16 @@ class Writer:
 
         Raises:
             NotConnectedError: the writer is not open.
-            DeadlineExceededError: the context's deadline has passed.
+            DeadlineExceededError: the deadline has passed.
             MalformedPayloadError: a name or a header that AMQP can't carry.
         """
         if not self._is_open:
             raise NotConnectedError(f"{self._name} is not open: enter it with `async with`; nothing was sent")
-        context = current()
-        context.check_deadline()
-        seconds = context.remaining_seconds()
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + (PUBLISH_SECONDS if seconds is None else seconds)
+        now = time.monotonic()
+        if deadline is None:
+            deadline = now + PUBLISH_SECONDS
+        elif deadline <= now:
+            raise DeadlineExceededError(f"the deadline passed {now - deadline:.3f} s ago; nothing was sent")
         exchange, routing_key, body, headers, message_type, service = message
         try:
             to = address(exchange, routing_key, message_type, service)
@@ -153,7 +160,7 @@ class Writer:
         except (TypeError, ValueError) as error:
             raise MalformedPayloadError(f"AMQP can't carry the message: {error}") from error
         what = (message_type, exchange, routing_key)
-        publish = Publish(to, table, body, what, deadline, loop.create_future())
+        publish = Publish(to, table, body, what, deadline, asyncio.get_running_loop().create_future())
         self._waiting.append(publish)
         self._wake_up_at(deadline)
         self._flush_soon()
@@ -171,7 +178,7 @@ class Writer:
         confirms = self._confirms
         if confirms is None or not confirms.lane.is_writable:
             return  # `_ready` or the socket calls again
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         frames: list[bytes] = []
         while self._waiting and confirms.has_room:
             publish = self._waiting.popleft()
@@ -205,15 +212,17 @@ class Writer:
     # ── the end of waiting ───────────────────────────────────────────────────────────────────────
 
     def _wake_up_at(self, deadline: float) -> None:
-        if self._timer is None or deadline < self._timer.when():
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = asyncio.get_running_loop().call_at(deadline, self._expire)
+        if self._timer is not None:
+            if self._timer_at <= deadline:
+                return
+            self._timer.cancel()
+        self._timer_at = deadline
+        self._timer = asyncio.get_running_loop().call_later(deadline - time.monotonic(), self._expire)
 
     def _expire(self) -> None:
         """End what is over its deadline, and come again for the next."""
         self._timer = None
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         expired = False
         upcoming: float | None = None
         for publish in self._unanswered():

@@ -17,7 +17,14 @@ answer is left behind, and neither raises.
 
 from hybridkit.observability._logging import configure_logging, get_logger
 from hybridkit.observability._metrics import Metrics, metrics, render_metrics
-from hybridkit.observability._tracing import Tracing, configure_tracing, remote_trace, span, trace_headers
+from hybridkit.observability._tracing import (
+    Tracing,
+    configure_tracing,
+    is_tracing,
+    remote_trace,
+    span,
+    trace_headers,
+)
 
 __all__ = [
     "Metrics",
@@ -25,6 +32,7 @@ __all__ = [
     "configure_logging",
     "configure_tracing",
     "get_logger",
+    "is_tracing",
     "metrics",
     "remote_trace",
     "render_metrics",

@@ -8,7 +8,7 @@ own variables (https://opentelemetry.io/docs/specs/otel/configuration/sdk-enviro
 import asyncio
 import threading
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Literal, Self
 
@@ -37,7 +37,6 @@ _tracer: Final = trace.get_tracer("hybridkit")  # a proxy, for whatever provider
 _propagator: Final = TraceContextTextMapPropagator()
 
 
-@contextmanager
 def span(
     name: str,
     *,
@@ -45,7 +44,7 @@ def span(
     parent: Mapping[str, str] | None = None,
     linked: Mapping[str, str] | None = None,
     attributes: Mapping[str, AttributeValue] | None = None,
-) -> Generator[Span]:
+) -> AbstractContextManager[Span]:
     """A span that is the current one inside the block; an error that leaves the block is recorded in it.
 
     Args:
@@ -55,29 +54,40 @@ def span(
         linked: headers of a message whose trace is linked instead, as it may be long over.
         attributes: by the names of OpenTelemetry's semantic conventions.
     """
-    if parent is None and _nothing_records():
-        yield trace.get_current_span()
-        return
+    if parent is None and not is_tracing():
+        return nullcontext(trace.get_current_span())
+    return _recorded(name, _KINDS[kind], parent, linked, attributes)
+
+
+@contextmanager
+def _recorded(
+    name: str,
+    kind: SpanKind,
+    parent: Mapping[str, str] | None,
+    linked: Mapping[str, str] | None,
+    attributes: Mapping[str, AttributeValue] | None,
+) -> Generator[Span]:
     # Attached, not passed to the tracer: without an SDK, older versions of the API drop what it is passed.
     token = attach(get_current() if parent is None else remote_trace(parent))
     try:
         with _tracer.start_as_current_span(
-            name, kind=_KINDS[kind], attributes=attributes, links=_links(linked or {})
+            name, kind=kind, attributes=attributes, links=_links(linked or {})
         ) as started:
             yield started
     finally:
         detach(token)
 
 
-def _nothing_records() -> bool:
-    """Whether a span would be empty work: 12 µs, as much as the rest of a publish."""
-    return isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+def is_tracing() -> bool:
+    """Whether anything records spans. Where nothing does, one is empty work: 12 µs, as much as a publish."""
+    return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
 
 
 def trace_headers() -> dict[str, str]:
     """`traceparent` and `tracestate` of the current span (https://www.w3.org/TR/trace-context/), or nothing."""
     headers: dict[str, str] = {}
-    _propagator.inject(headers)
+    if trace.get_current_span() is not trace.INVALID_SPAN:
+        _propagator.inject(headers)
     return headers
 
 
