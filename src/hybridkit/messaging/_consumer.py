@@ -11,6 +11,7 @@ from typing import Any, Final
 from hybridkit.errors import DeclarationError, MisuseError, NotConnectedError
 from hybridkit.events import Message
 from hybridkit.ids import new_id
+from hybridkit.messaging._backlog import Backlog, Fifo, Workers
 from hybridkit.messaging._bounded import Background, bounded
 from hybridkit.messaging._channel import Lane, SupervisedChannel
 from hybridkit.messaging._connection import LIBRARY_ERRORS, BrokerConnection
@@ -213,8 +214,8 @@ class _Run:
         self._topology = shared_topology() + consumer_topology(name, handlers.event_types())
         self._processor = processor
         self._prefetch = concurrency * PREFETCH_PER_HANDLER
-        self._slots = asyncio.Semaphore(concurrency)
-        self._tasks = Background()
+        self._backlog: Backlog = Fifo(prefetch=self._prefetch)
+        self._workers = Workers(self._backlog, self._handle, concurrency=concurrency, name=f"{name} message")
         self._background = Background()
         self._draining = False
         self._tag = f"{name}.{new_id()}"
@@ -233,10 +234,11 @@ class _Run:
 
     @property
     def in_flight(self) -> int:
-        return len(self._tasks)
+        return len(self._workers) + len(self._backlog)
 
     async def start(self) -> None:
         await self._channel.start()
+        self._workers.start()
 
     async def drain(self, budget_seconds: float) -> bool:
         give_up_at = time.monotonic() + budget_seconds
@@ -244,13 +246,14 @@ class _Run:
         lane = await self._channel.stop()
         if lane is not None:
             await self._unsubscribe(lane)
+        await self._workers.stop()
         reserve_seconds = min(CANCEL_SECONDS, budget_seconds / 4)
-        finished = await self._tasks.wait(seconds=max(give_up_at - reserve_seconds - time.monotonic(), 0.0))
+        finished = await self._workers.wait(seconds=max(give_up_at - reserve_seconds - time.monotonic(), 0.0))
         if not finished:
             _log.warning(
-                "handlers cancelled at the end of the drain", consumer=self._name, count=self.in_flight
+                "handlers cancelled at the end of the drain", consumer=self._name, count=len(self._workers)
             )
-            await self._tasks.cancel(seconds=reserve_seconds)
+            await self._workers.cancel(seconds=reserve_seconds)
         if lane is not None:
             await asyncio.wait({lane.close()}, timeout=max(give_up_at - time.monotonic(), reserve_seconds))
         return finished
@@ -287,20 +290,17 @@ class _Run:
 
     def _take(self, inbox: "_Inbox", message: Delivered) -> None:
         if not self._draining:
-            delivery = Delivery(self._name, inbox, message)
-            self._tasks.start(self._handle(inbox.lane, delivery), name=f"{self._name} message")
+            self._backlog.put(Delivery(self._name, inbox, message))
 
-    async def _handle(self, lane: Lane, delivery: Delivery) -> None:
-        with lane:
-            async with self._slots:
-                if self._draining or not delivery.is_ours:
-                    return
-                try:
-                    await self._processor.process(delivery)
-                except Exception as error:  # noqa: BLE001 - a mistake in here must neither lose nor hold a message
-                    _log.exception("message not processed", consumer=self._name, error=repr(error))
-                    await asyncio.sleep(UNEXPECTED_PAUSE_SECONDS)
-                    delivery.requeue()
+    async def _handle(self, delivery: Delivery) -> None:
+        if not delivery.is_ours:
+            return
+        try:
+            await self._processor.process(delivery)
+        except Exception as error:  # noqa: BLE001 - a mistake in here must neither lose nor hold a message
+            _log.exception("message not processed", consumer=self._name, error=repr(error))
+            await asyncio.sleep(UNEXPECTED_PAUSE_SECONDS)
+            delivery.requeue()
 
 
 class _Inbox:
@@ -309,6 +309,7 @@ class _Inbox:
     def __init__(self, lane: Lane, take: Callable[["_Inbox", Delivered], None]) -> None:
         self.lane = lane
         self._take = take
+        self._in_hand = 0
 
     @property
     def is_open(self) -> bool:
@@ -317,10 +318,17 @@ class _Inbox:
     def ack(self, tag: int, _: object, /) -> None:
         if self.lane.port is not None:
             self.lane.port.ack(tag)
+        self._settle()
 
     def requeue(self, tag: int) -> None:
         if self.lane.port is not None:
             self.lane.port.requeue(tag)
+        self._settle()
+
+    def _settle(self) -> None:
+        self._in_hand -= 1
+        if not self._in_hand:
+            self.lane.__exit__()
 
     def reject(self, tag: int) -> None:
         raise NotImplementedError
@@ -330,6 +338,9 @@ class _Inbox:
 
     def delivered(self, message: Delivered) -> None:
         """Hand it on."""
+        if not self._in_hand:
+            self.lane.__enter__()
+        self._in_hand += 1
         self._take(self, message)
 
     def settled(self, tag: int, *, multiple: bool, accepted: bool) -> None:

@@ -1,0 +1,175 @@
+"""What has been delivered and waits for its turn, and the tasks that take it from there."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine
+from contextvars import copy_context
+from typing import Any, Final, Protocol
+
+from hybridkit.messaging._delivery import Delivery
+from hybridkit.observability import get_logger
+
+__all__ = ["Backlog", "Fifo", "Workers"]
+
+SLICE_SECONDS: Final = 0.005
+"""How long deliveries may be worked off before the event loop does something else, where handlers never wait."""
+
+_log = get_logger(__name__)
+
+
+class Backlog(Protocol):
+    """Says which delivery is next. All are called in the event loop, `get` by one task."""
+
+    def put(self, delivery: Delivery, /) -> None:
+        """Keep one that came in; those whose channel has closed may be dropped."""
+        ...
+
+    async def get(self) -> Delivery:
+        """The next that may run, as soon as there is one; a `get` that is cancelled takes none."""
+        ...
+
+    def done(self, delivery: Delivery, /) -> None:
+        """That one runs no more, however it ended."""
+        ...
+
+    def __len__(self) -> int:
+        """How many wait."""
+        ...
+
+
+class Fifo:
+    """As they came.
+
+    Args:
+        prefetch: how many there can be of one channel.
+    """
+
+    def __init__(self, *, prefetch: int) -> None:
+        self._prefetch = prefetch
+        self._waiting: deque[Delivery] = deque()
+        self._filled = asyncio.Event()
+
+    def __repr__(self) -> str:
+        return f"Fifo({len(self)} deliveries)"
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def put(self, delivery: Delivery) -> None:
+        """Append it."""
+        if len(self._waiting) >= self._prefetch:  # some are of a channel that has closed, and come again
+            self._waiting = deque(waiting for waiting in self._waiting if waiting.is_ours)
+        self._waiting.append(delivery)
+        self._filled.set()
+
+    async def get(self) -> Delivery:
+        """Take the oldest."""
+        while not self._waiting:
+            self._filled.clear()
+            await self._filled.wait()
+        return self._waiting.popleft()
+
+    def done(self, delivery: Delivery) -> None:
+        """Nothing depends on it."""
+
+
+class Workers:
+    """Runs some deliveries at the same time, each in a task and a context of its own.
+
+    The tasks are ours: a connection that drops cancels none of them, and half-done work is finished. A task starts at
+    once instead of in the loop's next turn, and the many handlers that never wait cost no turn at all.
+
+    Args:
+        backlog: where deliveries come from.
+        process: what is done with one.
+        concurrency: with how many at the same time.
+        name: of the tasks.
+    """
+
+    def __init__(
+        self,
+        backlog: Backlog,
+        process: Callable[[Delivery], Coroutine[Any, Any, None]],
+        *,
+        concurrency: int,
+        name: str,
+    ) -> None:
+        self._backlog = backlog
+        self._process = process
+        self._concurrency = concurrency
+        self._name = name
+        self._context = copy_context()
+        self._running = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._one_less = asyncio.Event()
+        self._dispatcher: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"Workers({self._name!r}, {len(self)} of {self._concurrency} running)"
+
+    def __len__(self) -> int:
+        return self._running
+
+    def start(self) -> None:
+        """Run what there is, and what comes."""
+        self._context = copy_context()
+        self._dispatcher = asyncio.create_task(self._dispatch(), name=f"{self._name} dispatcher")
+
+    async def stop(self) -> None:
+        """Start nothing more; what runs goes on."""
+        dispatcher, self._dispatcher = self._dispatcher, None
+        if dispatcher is not None:
+            dispatcher.cancel()
+            await asyncio.wait({dispatcher})
+
+    async def wait(self, *, seconds: float) -> bool:
+        """Wait for those that run now; whether all of them ended in time."""
+        if not self._tasks:
+            return True
+        _, pending = await asyncio.wait(set(self._tasks), timeout=seconds)
+        return not pending
+
+    async def cancel(self, *, seconds: float) -> bool:
+        """Cancel those that run now, and wait for their end; whether all of them ended in time."""
+        for task in self._tasks:
+            task.cancel()
+        return await self.wait(seconds=seconds)
+
+    async def _dispatch(self) -> None:
+        loop = asyncio.get_running_loop()
+        pause_at = loop.time() + SLICE_SECONDS
+        while True:
+            while self._running >= self._concurrency:
+                self._one_less.clear()
+                await self._one_less.wait()
+            self._start(await self._backlog.get(), loop)
+            if loop.time() >= pause_at:
+                await asyncio.sleep(0)
+                pause_at = loop.time() + SLICE_SECONDS
+
+    def _start(self, delivery: Delivery, loop: asyncio.AbstractEventLoop) -> None:
+        task = asyncio.Task(
+            self._run(delivery), loop=loop, name=self._name, context=self._context.copy(), eager_start=True
+        )
+        if task.done():
+            self._look_at(task)
+        else:
+            self._tasks.add(task)
+            task.add_done_callback(self._ended)
+
+    async def _run(self, delivery: Delivery) -> None:
+        self._running += 1
+        try:
+            await self._process(delivery)
+        finally:
+            self._running -= 1
+            self._one_less.set()
+            self._backlog.done(delivery)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._look_at(task)
+
+    def _look_at(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("a worker failed", name=self._name, exc_info=error)

@@ -1,0 +1,215 @@
+"""Deliveries wait in order, run side by side up to a limit, and share nothing."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, MutableMapping
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from typing import Any, cast
+
+import pytest
+from structlog.testing import capture_logs
+
+from hybridkit.messaging import _backlog as backlog_module
+from hybridkit.messaging._backlog import Fifo, Workers
+from hybridkit.messaging._delivery import Delivery
+
+tenant: ContextVar[str] = ContextVar("tenant", default="nobody")
+
+
+class Numbered:
+    """As much of a delivery as waits for its turn."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.is_ours = True
+
+
+def delivery(number: int) -> Delivery:
+    return cast("Delivery", Numbered(number))
+
+
+def number_of(delivery: Delivery) -> int:
+    return cast("Numbered", delivery).number
+
+
+@pytest.fixture(autouse=True)
+def logs() -> Iterator[list[MutableMapping[str, Any]]]:
+    with capture_logs() as written:
+        yield written
+
+
+@pytest.fixture
+def backlog() -> Fifo:
+    return Fifo(prefetch=3)
+
+
+@asynccontextmanager
+async def workers(
+    backlog: Fifo, process: Callable[[Delivery], Coroutine[Any, Any, None]], *, concurrency: int = 1
+) -> AsyncGenerator[Workers]:
+    running = Workers(backlog, process, concurrency=concurrency, name="tests")
+    running.start()
+    try:
+        yield running
+    finally:
+        await running.stop()
+        await running.cancel(seconds=5)
+
+
+async def test_the_oldest_is_next(backlog: Fifo) -> None:
+    first = asyncio.create_task(backlog.get())
+    await asyncio.sleep(0)
+    for number in range(3):
+        backlog.put(delivery(number))
+    assert [number_of(await first), number_of(await backlog.get())] == [0, 1]
+    assert len(backlog) == 1
+
+
+async def test_what_comes_again_does_not_pile_up(backlog: Fifo) -> None:
+    """Each channel that closes leaves as many behind as it may deliver, and the next delivers them again."""
+    lost = [delivery(number) for number in range(3)]
+    for one in lost:
+        backlog.put(one)
+        cast("Numbered", one).is_ours = False
+    backlog.put(delivery(3))
+    assert len(backlog) == 1
+    assert number_of(await backlog.get()) == 3
+
+
+async def test_a_get_that_is_cancelled_takes_nothing(backlog: Fifo) -> None:
+    getting = asyncio.create_task(backlog.get())
+    await asyncio.sleep(0)
+    backlog.put(delivery(1))
+    getting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await getting
+    assert len(backlog) == 1
+
+
+async def test_no_more_run_than_allowed(backlog: Fifo) -> None:
+    begun, go_on, done = list[int](), asyncio.Event(), asyncio.Event()
+
+    async def process(delivery: Delivery) -> None:
+        begun.append(number_of(delivery))
+        await go_on.wait()
+        if number_of(delivery) == 4:
+            done.set()
+
+    async with workers(backlog, process, concurrency=2) as running:
+        for number in range(5):
+            backlog.put(delivery(number))
+        await asyncio.sleep(0)
+        assert begun == [0, 1]
+        assert (len(running), len(backlog)) == (2, 3)
+        go_on.set()
+        await done.wait()
+    assert begun == [0, 1, 2, 3, 4]
+    assert len(running) == 0
+
+
+async def test_a_message_sees_no_variables_of_another(backlog: Fifo) -> None:
+    """Each starts with what was set where the consumer was started."""
+    seen, done = list[str](), asyncio.Event()
+
+    async def process(delivery: Delivery) -> None:
+        seen.append(tenant.get())
+        tenant.set(f"of {number_of(delivery)}")
+        if number_of(delivery) == 1:
+            await asyncio.sleep(0)
+        seen.append(tenant.get())
+        if number_of(delivery) == 2:
+            done.set()
+
+    tenant.set("the process's")
+    async with workers(backlog, process):
+        tenant.set("somebody else's")
+        for number in range(3):
+            backlog.put(delivery(number))
+        await done.wait()
+    assert seen == ["the process's", "of 0", "the process's", "of 1", "the process's", "of 2"]
+
+
+async def test_a_handler_that_never_waits_holds_nobody_up(
+    backlog: Fifo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a slice of time the event loop has its turn, however much there is to do."""
+    monkeypatch.setattr(backlog_module, "SLICE_SECONDS", 0.0)
+    turns: list[str] = []
+
+    async def process(delivery: Delivery) -> None:
+        turns.append(f"message {number_of(delivery)}")
+
+    async with workers(backlog, process) as running:
+        for number in range(2):
+            backlog.put(delivery(number))
+        for _ in range(3):
+            await asyncio.sleep(0)
+            turns.append("others")
+        assert len(running) == 0
+    assert turns[:3] == ["message 0", "others", "message 1"]
+
+
+async def test_what_runs_ends_after_a_stop(backlog: Fifo) -> None:
+    """And nothing new begins."""
+    begun, go_on, ended = asyncio.Event(), asyncio.Event(), list[int]()
+
+    async def process(delivery: Delivery) -> None:
+        begun.set()
+        await go_on.wait()
+        ended.append(number_of(delivery))
+
+    async with workers(backlog, process) as running:
+        for number in range(2):
+            backlog.put(delivery(number))
+        await begun.wait()
+        await running.stop()
+        assert not await running.wait(seconds=0)
+        go_on.set()
+        assert await running.wait(seconds=5)
+        assert await running.wait(seconds=5)
+    assert ended == [0]
+    assert len(backlog) == 1
+
+
+async def test_what_takes_too_long_can_be_cancelled(backlog: Fifo) -> None:
+    begun = asyncio.Event()
+
+    async def process(_: Delivery) -> None:
+        begun.set()
+        await asyncio.sleep(60)
+
+    async with workers(backlog, process) as running:
+        backlog.put(delivery(1))
+        await begun.wait()
+        assert await running.cancel(seconds=5)
+    assert len(running) == 0
+
+
+@pytest.mark.parametrize("waits", [True, False])
+async def test_a_failed_worker_is_told_and_replaced(
+    backlog: Fifo, logs: list[MutableMapping[str, Any]], waits: bool
+) -> None:
+    done = asyncio.Event()
+
+    async def process(delivery: Delivery) -> None:
+        if waits:
+            await asyncio.sleep(0)
+        if number_of(delivery) == 1:
+            raise LookupError("a bug")
+        done.set()
+
+    async with workers(backlog, process):
+        backlog.put(delivery(1))
+        backlog.put(delivery(2))
+        await done.wait()
+    assert [repr(line["exc_info"]) for line in logs] == ["LookupError('a bug')"]
+
+
+def test_reprs_count() -> None:
+    backlog = Fifo(prefetch=3)
+    backlog.put(delivery(1))
+    assert repr(backlog) == "Fifo(1 deliveries)"
+
+    async def process(_: Delivery) -> None: ...
+
+    assert repr(Workers(backlog, process, concurrency=2, name="tests")) == "Workers('tests', 0 of 2 running)"
