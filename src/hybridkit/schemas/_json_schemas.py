@@ -149,12 +149,13 @@ def _described(name: str) -> Schema:
 
 
 def _mark(message: type[Message], registry: EventRegistry) -> Schema:
-    mark: Schema = {"type": message.message_type, "version": message.message_version}
-    if issubclass(message, Event):
-        mark["key"] = message.event_key
-    elif issubclass(message, Command):
-        mark["queue"] = message.queue
-    return {**mark, "reads": registry.upcast_versions(message)}
+    return {
+        "type": message.message_type,
+        "version": message.message_version,
+        **({"key": message.event_key} if issubclass(message, Event) else {}),
+        **({"queue": message.queue} if issubclass(message, Command) else {}),
+        "reads": registry.upcast_versions(message),
+    }
 
 
 def _sorted(schema: Schema) -> Schema:
