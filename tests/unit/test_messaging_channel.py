@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, MutableMapping
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -19,29 +20,25 @@ from structlog.testing import capture_logs
 from hybridkit.context import RequestContext, bind
 from hybridkit.errors import (
     AccessDeniedError,
-    BlockedError,
     NotConnectedError,
-    OutcomeUnknownError,
     TopologyError,
 )
 from hybridkit.messaging import BrokerConnection
 from hybridkit.messaging import _channel as channel_module
 from hybridkit.messaging import _connection as connection_module
-from hybridkit.messaging import _writer as writer_module
 from hybridkit.messaging._bounded import Background, Backoff, bounded
 from hybridkit.messaging._channel import Lane, SupervisedChannel
 from hybridkit.messaging._connection import Link
-from hybridkit.messaging._writer import Outgoing, Writer
+from hybridkit.messaging._port import Port
 
 NEXT_SECONDS = Backoff.next_seconds
 
 
 class FakeChannel:
-    """An aiormq channel: open until it is closed, and publishing as it is told."""
+    """An aiormq channel: open until it is closed."""
 
-    def __init__(self, publish: Callable[[], Coroutine[Any, Any, None]] | None = None) -> None:
+    def __init__(self) -> None:
         self.ended = asyncio.Event()
-        self.publish = publish
         self.goodbyes = 0
 
     @property
@@ -56,10 +53,6 @@ class FakeChannel:
         self.goodbyes += 1
         self.ended.set()
 
-    async def basic_publish(self, body: bytes, **_: object) -> None:
-        if self.publish:
-            await self.publish()
-
 
 class FakeLink:
     """A connection that opens fake channels."""
@@ -67,15 +60,11 @@ class FakeLink:
     def __init__(self, *channels: FakeChannel) -> None:
         self.channels = list(channels)
         self.opened: list[FakeChannel] = []
-        self.is_blocked = False
-        self.unblocked = asyncio.Event()
 
     async def link(self) -> "FakeLink":
         return self
 
-    async def writable(self) -> None:
-        if self.is_blocked:
-            await self.unblocked.wait()
+    async def writable(self) -> None: ...
 
     async def channel(self, *, confirms: bool) -> FakeChannel:
         self.opened.append(self.channels.pop(0) if self.channels else FakeChannel())
@@ -176,6 +165,26 @@ async def test_a_retired_channel_is_closed_when_nobody_needs_it() -> None:
     assert "is_open=False" in repr(lane)
 
 
+async def test_a_channel_that_is_being_closed_sends_nothing_more() -> None:
+    """The frames after a `channel.close` would be a protocol error."""
+    channel, ended = FakeChannel(), list[str]()
+
+    class Sink:
+        def closed(self, reason: str) -> None:
+            ended.append(reason)
+
+    class Ports(FakeLink):
+        def port(self, channel: object, receiver: Any) -> Port:
+            return Port(cast("Any", SimpleNamespace(release=lambda _: None)), 1, receiver)
+
+    lane = Lane(cast("Any", channel), cast("Link", Ports()), linger_seconds=None)
+    lane.open_port(cast("Any", Sink()))
+    lane.close()
+    assert (ended, lane.is_open, channel.goodbyes) == (["closed by us"], False, 0)
+    await lane.close()
+    assert channel.goodbyes == 1
+
+
 async def test_a_retired_channel_does_not_wait_for_ever() -> None:
     channel = FakeChannel()
     lane = Lane(cast("Any", channel), cast("Link", FakeLink()), linger_seconds=0.01)
@@ -271,8 +280,8 @@ async def test_a_probe_that_fails_replaces_the_channel() -> None:
 
 def test_the_heartbeat_in_the_url_wins() -> None:
     url = "amqp://127.0.0.1/"
-    assert BrokerConnection(url, name="tests")._url.query["heartbeat"] == "10"
-    assert BrokerConnection(f"{url}?heartbeat=3", name="tests")._url.query["heartbeat"] == "3"
+    assert BrokerConnection(url, name="tests")._urls[0].query["heartbeat"] == "10"
+    assert BrokerConnection(f"{url}?heartbeat=3", name="tests")._urls[0].query["heartbeat"] == "3"
 
 
 def test_the_port_is_the_schemes_where_none_is_given() -> None:
@@ -281,6 +290,15 @@ def test_the_port_is_the_schemes_where_none_is_given() -> None:
 
 async def test_a_connection_that_was_never_entered_can_be_left() -> None:
     await BrokerConnection("amqp://127.0.0.1/", name="tests").__aexit__(None, None, None)
+
+
+def test_each_of_several_brokers_is_an_address() -> None:
+    """With one user, virtual host and options for all of them."""
+    broker = BrokerConnection("amqp://u:p%40@a:1,b,[::1]:5/v%2Fw?heartbeat=3", name="tests")
+    assert broker.address == "a:1,b:5672,::1:5/v/w"
+    assert [str(url) for url in broker._urls] == [
+        f"amqp://u:p%40@{host}/v%2Fw?heartbeat=3" for host in ("a:1", "b", "[::1]:5")
+    ]
 
 
 async def test_nobody_listens() -> None:
@@ -293,11 +311,6 @@ class FakeConnection:
 
     def __init__(self) -> None:
         self.ended = asyncio.Event()
-        self.readable = asyncio.Event()
-        self.readable.set()
-
-    async def ready(self) -> None:
-        await self.readable.wait()
 
     @property
     def closing(self) -> asyncio.Future[Any]:
@@ -310,33 +323,35 @@ class FakeConnection:
         raise ConnectionError("gone already")
 
 
-class FakeSockets:
+class FakeWire:
     def __init__(self) -> None:
         self.aborted = False
+        self.unblocked = asyncio.Event()
+        self.unblocked.set()
 
     def abort(self) -> None:
         self.aborted = True
 
 
 @pytest.fixture
-def fake() -> tuple[FakeConnection, FakeSockets, Link]:
-    connection, sockets = FakeConnection(), FakeSockets()
-    return connection, sockets, Link(cast("Any", connection), cast("Any", sockets), Background())
+def fake() -> tuple[FakeConnection, FakeWire, Link]:
+    connection, wire = FakeConnection(), FakeWire()
+    return connection, wire, Link(cast("Any", connection), cast("Any", wire), Background())
 
 
-async def test_a_silent_broker_loses_its_connection(fake: tuple[FakeConnection, FakeSockets, Link]) -> None:
-    _, sockets, link = fake
+async def test_a_silent_broker_loses_its_connection(fake: tuple[FakeConnection, FakeWire, Link]) -> None:
+    _, wire, link = fake
     with pytest.raises(NotConnectedError, match="no answer"):
         await link.ask(asyncio.sleep(60), name="asking", seconds=0.01)
-    assert sockets.aborted
+    assert wire.aborted
     assert "Link(" in repr(link)
 
 
 async def test_a_call_that_fails_costs_nobody_the_connection(
-    fake: tuple[FakeConnection, FakeSockets, Link],
+    fake: tuple[FakeConnection, FakeWire, Link],
 ) -> None:
     """Its channel had closed meanwhile; other consumers share the connection."""
-    _, sockets, link = fake
+    _, wire, link = fake
 
     async def call() -> None:
         raise ChannelInvalidStateError("closed")
@@ -345,15 +360,15 @@ async def test_a_call_that_fails_costs_nobody_the_connection(
         await link.ask(call(), name="asking")
     with pytest.raises(NotConnectedError, match="no channel"):
         await link.channel(confirms=True)
-    assert not sockets.aborted
+    assert not wire.aborted
 
 
 async def test_a_blocked_connection_is_waited_for_until_it_is_lost(
-    fake: tuple[FakeConnection, FakeSockets, Link],
+    fake: tuple[FakeConnection, FakeWire, Link],
 ) -> None:
-    connection, _, link = fake
+    connection, wire, link = fake
     before = link.is_blocked
-    connection.readable.clear()
+    wire.unblocked.clear()
     assert (before, link.is_blocked) == (False, True)
     waiting = asyncio.create_task(link.writable())
     await asyncio.sleep(0)
@@ -362,10 +377,10 @@ async def test_a_blocked_connection_is_waited_for_until_it_is_lost(
     await waiting
 
 
-async def test_a_goodbye_that_fails_is_no_error(fake: tuple[FakeConnection, FakeSockets, Link]) -> None:
-    _, sockets, link = fake
+async def test_a_goodbye_that_fails_is_no_error(fake: tuple[FakeConnection, FakeWire, Link]) -> None:
+    _, wire, link = fake
     await link.close()
-    assert sockets.aborted
+    assert wire.aborted
 
 
 async def test_a_connection_that_drops_at_once_is_not_hammered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,9 +392,7 @@ async def test_a_connection_that_drops_at_once_is_not_hammered(monkeypatch: pyte
         resets += 1
 
     connections = [FakeConnection(), FakeConnection()]
-    first, second = (
-        Link(cast("Any", each), cast("Any", FakeSockets()), Background()) for each in connections
-    )
+    first, second = (Link(cast("Any", each), cast("Any", FakeWire()), Background()) for each in connections)
     links: list[Link | Exception] = [first, LookupError("a bug"), second]
 
     async def open_link(*_: object, **__: object) -> Link:
@@ -400,98 +413,7 @@ async def test_a_connection_that_drops_at_once_is_not_hammered(monkeypatch: pyte
         assert resets == 0
         monkeypatch.setattr(connection_module, "STABLE_SECONDS", 0.0)
         await broker.link()
-        links.append(Link(cast("Any", FakeConnection()), cast("Any", FakeSockets()), Background()))
+        links.append(Link(cast("Any", FakeConnection()), cast("Any", FakeWire()), Background()))
         connections[1].ended.set()
         await until(lambda: not links)
         assert resets == 1
-
-
-# ── the writer ───────────────────────────────────────────────────────────────────────────────────
-
-MESSAGE = Outgoing(exchange="hk.events", routing_key="a.b", body=b"{}", headers={})
-
-
-@asynccontextmanager
-async def writing(link: FakeLink, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[Writer]:
-    async def nothing(*_: object) -> None: ...
-
-    monkeypatch.setattr(writer_module, "declare", nothing)
-    monkeypatch.setattr(writer_module, "FLUSH_SECONDS", 0.05)
-    writer = Writer(cast("BrokerConnection", link), name="fake")
-    await writer.start()
-    try:
-        yield writer
-    finally:
-        await writer.stop()
-
-
-async def test_a_writer_that_was_never_started_can_be_stopped() -> None:
-    writer = Writer(cast("BrokerConnection", FakeLink()), name="fake")
-    await writer.stop()
-    assert not writer.is_ready
-
-
-async def test_a_channel_that_closed_before_the_write_is_no_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing was sent on it, so the next channel is taken."""
-    first = FakeChannel()
-
-    async def refuse() -> None:
-        first.ended.set()
-        raise ChannelInvalidStateError
-
-    first.publish = refuse
-    async with writing(FakeLink(first), monkeypatch) as writer:
-        assert await writer.write(MESSAGE)
-        assert writer.is_ready
-
-
-async def test_beyond_the_window_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer_module, "WINDOW", 1)
-    go_on = asyncio.Event()
-    channel = FakeChannel(publish=lambda: cast("Coroutine[Any, Any, None]", go_on.wait()))
-    async with writing(FakeLink(channel), monkeypatch) as writer:
-        first = asyncio.create_task(writer.write(MESSAGE))
-        await until(lambda: "unanswered=1" in repr(writer))
-        with bind(RequestContext().within(0.01)), pytest.raises(BlockedError, match="1 unanswered publishes"):
-            await writer.write(MESSAGE)
-        go_on.set()
-        assert await first
-
-
-async def test_what_has_no_answer_when_the_writer_stops_stays_unknown(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    channel = FakeChannel(publish=lambda: asyncio.sleep(60))
-    async with writing(FakeLink(channel), monkeypatch) as writer:
-        task = asyncio.create_task(writer.write(MESSAGE))
-        await asyncio.sleep(0)
-    with pytest.raises(OutcomeUnknownError):
-        await task
-
-
-async def test_a_slow_answer_is_no_reason_to_change_the_channel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not before the oldest has waited for five seconds, and not while an alarm explains it."""
-    channel = FakeChannel(publish=lambda: asyncio.sleep(60))
-    link = FakeLink(channel)
-    async with writing(link, monkeypatch) as writer:
-        for patience, blocked, retired in ((5.0, False, False), (0.0, True, False), (0.0, False, True)):
-            monkeypatch.setattr(writer_module, "PATIENCE_SECONDS", patience)
-            task = asyncio.create_task(writer.write(MESSAGE))
-            await until(lambda: "unanswered=1" in repr(writer))
-            link.is_blocked = blocked
-            writer._suspect(cast("Any", next(iter(writer._unanswered)).lane))
-            link.is_blocked = False
-            lane = next(iter(writer._unanswered)).lane
-            assert lane
-            assert lane.retired.is_set() == retired
-            task.cancel()
-
-
-async def test_the_topology_is_declared_again_on_a_new_channel(monkeypatch: pytest.MonkeyPatch) -> None:
-    link = FakeLink()
-    async with writing(link, monkeypatch) as writer:
-        writer.renew_topology(reason="a binding is gone")
-        assert await writer.write(MESSAGE)
-        await until(lambda: len(link.opened) == 2)
-        link.opened[-1].ended.set()
-        writer.renew_topology(reason="there is no channel anyway")

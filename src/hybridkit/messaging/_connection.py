@@ -6,10 +6,13 @@ open. Here a connection restores nothing; each `SupervisedChannel` looks after i
 """
 
 import asyncio
+import ssl
 import time
 from collections.abc import Coroutine
+from itertools import cycle
 from types import TracebackType
 from typing import Any, Final, Self, cast
+from urllib.parse import urlsplit, urlunsplit
 
 import aiormq
 from aiormq.abc import AbstractChannel, AbstractConnection
@@ -49,15 +52,14 @@ class BrokerConnection:
     """A connection that consumers share; publishers have their own, because a broker alarm blocks those that publish.
 
     Args:
-        url: `amqp://user:password@host:port/vhost`, or `amqps://`.
+        url: `amqp://user:password@host:port/vhost`, or `amqps://`, with `?cafile=…` for an authority of your own.
+            Several brokers of a cluster, `amqp://user:password@a:5672,b,c/vhost`, are tried in turn.
         name: shown in the management interface, normally the service's name.
     """
 
     def __init__(self, url: str, *, name: str) -> None:
         self.name = name
-        self._url = URL(url)
-        if "heartbeat" not in self._url.query:
-            self._url = self._url.update_query(heartbeat=HEARTBEAT_SECONDS)
+        self._urls = _broker_urls(url)
         self._link: Link | None = None
         self._up = asyncio.Event()
         self._background = Background()
@@ -100,9 +102,7 @@ class BrokerConnection:
     @property
     def address(self) -> str:
         """Host, port and virtual host: what may be said in logs and errors."""
-        return (
-            f"{self._url.host}:{self._url.port or _DEFAULT_PORTS.get(self._url.scheme, '')}{self._url.path}"
-        )
+        return ",".join(map(_host_and_port, self._urls)) + self._urls[0].path
 
     @property
     def is_ready(self) -> bool:
@@ -133,32 +133,34 @@ class BrokerConnection:
 
     async def _keep(self, first: asyncio.Future[None]) -> None:
         backoff = Backoff()
-        while True:
+        for number, url in enumerate(cycle(self._urls), start=1):
             try:
-                link = await Link.open(self._url, name=self.name, background=self._background)
+                link = await Link.open(url, name=self.name, background=self._background)
             except Exception as error:  # noqa: BLE001 - whatever stops one attempt must not stop all others
                 self._last_error = str(error)
-                if not (first.done() or isinstance(error, UnavailableError)):
+                if not (first.done() or _may_pass(error)):
                     first.set_exception(error)
                     return
-                _log.warning("broker not connected", broker=self.address, error=self._last_error)
+                _log.warning("broker not connected", broker=_host_and_port(url), error=self._last_error)
+                if number % len(self._urls):
+                    continue
             else:
                 if not first.done():
                     first.set_result(None)
-                if await self._live_through(link) >= STABLE_SECONDS:
+                if await self._live_through(link, url) >= STABLE_SECONDS:
                     backoff.reset()
             await asyncio.sleep(backoff.next_seconds())
 
-    async def _live_through(self, link: "Link") -> float:
+    async def _live_through(self, link: "Link", url: URL) -> float:
         """Be connected until the link is lost; the seconds for which it lasted."""
         opened = time.monotonic()
         self._link = link
         self._up.set()
-        _log.info("broker connected", broker=self.address)
+        _log.info("broker connected", broker=_host_and_port(url))
         await link.lost()
         self._link = None
         self._up.clear()
-        _log.warning("broker connection lost", broker=self.address)
+        _log.warning("broker connection lost", broker=_host_and_port(url))
         return time.monotonic() - opened
 
 
@@ -292,6 +294,26 @@ class Link:
 def closing(resource: AbstractChannel | AbstractConnection) -> asyncio.Future[Any]:
     """Done when that connection or channel has ended; a new future each time, which may be thrown away."""
     return resource.closing  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType] - `Future` is bare
+
+
+def _broker_urls(url: str) -> list[URL]:
+    """One URL for each host, with our heartbeat where none is given."""
+    split = urlsplit(url)
+    user, at, hosts = split.netloc.rpartition("@")
+    urls = [URL(urlunsplit(split._replace(netloc=f"{user}{at}{host}"))) for host in hosts.split(",")]
+    return [
+        each if "heartbeat" in each.query else each.update_query(heartbeat=HEARTBEAT_SECONDS) for each in urls
+    ]
+
+
+def _host_and_port(url: URL) -> str:
+    return f"{url.host}:{url.port or _DEFAULT_PORTS.get(url.scheme, '')}"
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether trying again can help at the start: not against a password or a certificate."""
+    broken_setup = (ssl.SSLCertVerificationError, FileNotFoundError, PermissionError)
+    return isinstance(error, UnavailableError) and not isinstance(error.__cause__, broken_setup)
 
 
 _DEFAULT_PORTS: Final = {"amqp": 5672, "amqps": 5671}

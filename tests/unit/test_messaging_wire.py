@@ -1,0 +1,372 @@
+"""The socket that two sides share: who gets which frame, and what our own frames say."""
+
+import asyncio
+import struct
+from collections.abc import Iterator, MutableMapping
+from typing import Any, cast
+
+import pamqp.frame
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pamqp.body import ContentBody
+from pamqp.commands import Basic, Channel, Connection, Exchange
+from pamqp.header import ContentHeader
+from pamqp.heartbeat import Heartbeat
+from structlog.testing import capture_logs
+from yarl import URL
+
+from hybridkit.messaging._frames import (
+    HEARTBEAT_FRAME,
+    PROPERTIES_AT,
+    address,
+    decode_properties,
+    encode_table,
+    message_frames,
+)
+from hybridkit.messaging._port import Delivered, Port
+from hybridkit.messaging._wire import Sockets, Wire
+
+CHANNEL = 7
+
+
+@pytest.fixture(autouse=True)
+def logs() -> Iterator[list[MutableMapping[str, Any]]]:
+    with capture_logs() as written:
+        yield written
+
+
+class Inbox:
+    """A receiver that writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[object] = []
+
+    def settled(self, tag: int, *, multiple: bool, accepted: bool) -> None:
+        self.told.append((tag, multiple, accepted))
+
+    def returned(self, properties: bytes) -> None:
+        self.told.append(decode_properties(properties).message_id)
+
+    def delivered(self, message: Delivered, /) -> None:
+        self.told.append(message)
+
+    def closed(self, reason: str) -> None:
+        self.told.append(reason)
+
+
+class FakeTransport(asyncio.Transport):
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = bytearray()
+        self.aborted = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.written += data
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+class Line:
+    """A wire with one port, and what aiormq would read from it."""
+
+    def __init__(self) -> None:
+        self.reader = asyncio.StreamReader()
+        self.wire = Wire(self.reader, asyncio.get_running_loop())
+        self.transport = FakeTransport()
+        self.wire.connection_made(self.transport)
+        self.wire._alive_at = float("inf")  # no heartbeats but where they are what is tested
+        self.inbox = Inbox()
+        self.port = self.wire.open_port(CHANNEL, self.inbox)
+
+    def hears(self, *frames: object, channel: int = CHANNEL) -> None:
+        self.wire.data_received(b"".join(pamqp.frame.marshal(cast("Any", each), channel) for each in frames))
+
+    def passed_on(self) -> bytes:
+        return bytes(cast("Any", self.reader)._buffer)
+
+
+def delivery(body: bytes, *parts: bytes) -> list[object]:
+    deliver = Basic.Deliver("tag", 5, redelivered=True, exchange="hk.events", routing_key="a.b")
+    properties = Basic.Properties(headers={"hk_attempt": 2}, message_type="a.b")
+    return [
+        deliver,
+        ContentHeader(0, len(body), properties),
+        *(ContentBody(part) for part in parts or (body,)),
+    ]
+
+
+# ── who gets what ────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_message_comes_through_the_port() -> None:
+    line = Line()
+    line.hears(*delivery(b"hello world", b"hello ", b"world"))
+    [message] = line.inbox.told
+    assert isinstance(message, Delivered)
+    assert (message.deliver, message.body) == ((5, True, "hk.events", "a.b"), b"hello world")
+    assert decode_properties(message.properties).headers == {"hk_attempt": 2}
+    assert line.passed_on() == b""
+
+
+async def test_an_empty_message_has_no_body_frame() -> None:
+    line = Line()
+    line.hears(*delivery(b"")[:2])
+    assert [cast("Delivered", each).body for each in line.inbox.told] == [b""]
+
+
+async def test_answers_to_publishes_come_through_the_port() -> None:
+    line = Line()
+    line.hears(
+        Basic.Return(312, "NO_ROUTE", "hk.events", "a.b"),
+        ContentHeader(0, 2, Basic.Properties(message_id="unwanted")),
+        ContentBody(b"{}"),
+        Basic.Ack(3, multiple=True),
+        Basic.Nack(4, multiple=False),
+    )
+    assert line.inbox.told == ["unwanted", (3, True, True), (4, False, False)]
+
+
+async def test_the_control_plane_gets_everything_else() -> None:
+    """Of a channel with a port as well as of others; in the order in which it came."""
+    line = Line()
+    frames: list[tuple[Any, int]] = [
+        (Exchange.DeclareOk(), CHANNEL),
+        (Basic.ConsumeOk("tag"), CHANNEL),
+        (Basic.Cancel("tag"), CHANNEL),
+        (Heartbeat(), 0),
+        (Channel.OpenOk(), 9),
+    ]
+    for frame, channel in frames:
+        line.hears(frame, channel=channel)
+    assert line.passed_on() == b"".join(pamqp.frame.marshal(frame, channel) for frame, channel in frames)
+    assert line.inbox.told == []
+
+
+@given(cut=st.lists(st.integers(1, 60), max_size=12))
+def test_frames_come_in_any_pieces(cut: list[int]) -> None:
+    """The network cuts where it likes."""
+
+    async def run() -> None:
+        line = Line()
+        octets = b"".join(
+            pamqp.frame.marshal(cast("Any", each), CHANNEL)
+            for each in [*delivery(b"hello"), Exchange.DeclareOk(), Basic.Ack(1, multiple=False)]
+        )
+        for size in cut:
+            line.wire.data_received(octets[:size])
+            octets = octets[size:]
+        line.wire.data_received(octets)
+        assert [type(each).__name__ for each in line.inbox.told] == ["Delivered", "tuple"]
+        assert line.passed_on() == pamqp.frame.marshal(Exchange.DeclareOk(), CHANNEL)
+
+    asyncio.run(run())
+
+
+async def test_messages_count_as_a_sign_of_life() -> None:
+    """The control plane watches for a silent peer, and sees none of them."""
+    line = Line()
+    line.wire._alive_at = 0.0
+    line.hears(Basic.Ack(1, multiple=False))
+    line.hears(Basic.Ack(2, multiple=False))
+    assert line.passed_on() == HEARTBEAT_FRAME
+
+
+async def test_another_protocol_is_left_to_those_who_have_words_for_it() -> None:
+    line = Line()
+    line.wire.data_received(b"HTTP/1.1 400 Bad Request\r\n")
+    line.wire.data_received(b"\x01 more")
+    assert line.passed_on() == b"HTTP/1.1 400 Bad Request\r\n\x01 more"
+
+
+@pytest.mark.parametrize(
+    "payload", [b"\x00\x3c\x00\x50\x00", b"\x00\x3c\x00\x3c\xff"], ids=["ack", "deliver"]
+)
+async def test_a_broken_frame_ends_the_connection(
+    payload: bytes, logs: list[MutableMapping[str, Any]]
+) -> None:
+    line = Line()
+    line.wire.data_received(struct.pack(">BHI", 1, CHANNEL, len(payload)) + payload + b"\xce")
+    assert line.transport.aborted
+    assert [entry["event"] for entry in logs] == ["broker sent a malformed frame"]
+
+
+# ── what happens to the connection ───────────────────────────────────────────────────────────────
+
+
+async def test_a_channel_that_the_broker_closes_is_closed_at_once() -> None:
+    """Before aiormq has read it: a frame that we sent after its `close-ok` would be an error of the connection."""
+    line = Line()
+    line.hears(Channel.Close(404, "NOT_FOUND - no exchange", 60, 40), Basic.Ack(1, multiple=False))
+    line.port.ack(5)
+    assert line.inbox.told == ["404 NOT_FOUND - no exchange"]
+    assert line.transport.written == b""
+    assert "is_open=False" in repr(line.port)
+    line.port.close("again")
+    assert len(line.inbox.told) == 1
+
+
+async def test_a_lost_connection_closes_its_ports() -> None:
+    line = Line()
+    other = Inbox()
+    line.wire.open_port(8, other)
+    line.wire.connection_lost(OSError("reset"))
+    assert line.inbox.told == other.told == ["connection lost: reset"]
+    assert line.reader.exception() is not None
+
+
+async def test_a_port_that_was_replaced_does_not_take_the_other_along() -> None:
+    """Channel numbers are used again."""
+    line = Line()
+    inbox = Inbox()
+    line.wire.open_port(CHANNEL, inbox)
+    line.port.close("late")
+    line.hears(Basic.Ack(1, multiple=False))
+    assert inbox.told == [(1, False, True)]
+
+
+async def test_an_alarm_and_a_full_buffer_are_told_apart_from_the_end_of_both() -> None:
+    line = Line()
+    told: list[str] = []
+    line.wire.on_writable = lambda: told.append("writable")
+    line.hears(Connection.Blocked("low on memory"), channel=0)
+    line.wire.pause_writing()
+    assert (line.wire.is_writable, line.wire.unblocked.is_set()) == (False, False)
+    line.hears(Connection.Unblocked(), channel=0)
+    assert (line.wire.is_writable, told) == (False, [])
+    line.wire.resume_writing()
+    assert (line.wire.is_writable, told) == (True, ["writable"])
+    line.wire.on_writable = None
+    line.hears(Connection.Unblocked(), channel=0)
+    assert "is_writable=True" in repr(line.wire)
+
+
+async def test_a_socket_that_was_never_opened_can_be_used_by_mistake() -> None:
+    sockets = Sockets()
+    sockets.abort()
+    wire = Wire(asyncio.StreamReader(), asyncio.get_running_loop())
+    wire.write(b"nothing")
+    wire.abort()
+    assert repr(sockets) == "Sockets(None)"
+
+
+async def test_tls_is_asked_for_where_the_url_says_so() -> None:
+    """With the certificates that the URL names; here there are none that fit, so nothing is connected."""
+
+    class NoCertificates:
+        async def get_context(self) -> None:
+            raise FileNotFoundError("ca.pem")
+
+    with pytest.raises(FileNotFoundError):
+        await Sockets().create(URL("amqps://127.0.0.1:1/"), ssl_context_provider=NoCertificates())
+
+
+# ── what our frames say ──────────────────────────────────────────────────────────────────────────
+
+
+def frames_in(octets: bytes) -> list[Any]:
+    found = []
+    while octets:
+        size, channel, frame = pamqp.frame.unmarshal(octets)
+        assert channel == CHANNEL
+        found.append(frame)
+        octets = octets[size:]
+    return found
+
+
+def message(body: bytes, *, headers: dict[str, Any] | None = None, frame_max: int = 4096) -> bytes:
+    return message_frames(
+        address("hk.events", "user.créée", "user.created", "api_service"),
+        encode_table(headers or {}),
+        body,
+        message_id=b"prefix.1f",
+        channel=CHANNEL,
+        frame_max=frame_max,
+    )
+
+
+def test_a_publish_is_what_pamqp_reads() -> None:
+    headers = {"hk_event_id": "1f1e", "x-user-id": "ü", "hk_attempt": 3, "nested": {"a": [1, None, True]}}
+    publish, header, body = frames_in(message(b'{"a":1}', headers=headers))
+    assert (publish.exchange, publish.routing_key, publish.mandatory, publish.immediate) == (
+        "hk.events",
+        "user.créée",
+        True,
+        False,
+    )
+    properties = header.properties
+    assert header.body_size == 7
+    assert properties.headers == headers
+    assert (properties.content_type, properties.delivery_mode) == ("application/json", 2)
+    assert (properties.message_id, properties.message_type, properties.app_id) == (
+        "prefix.1f",
+        "user.created",
+        "api_service",
+    )
+    assert body.value == b'{"a":1}'
+
+
+def test_type_and_publisher_may_be_left_out() -> None:
+    octets = message_frames(
+        address("", "queue", None, None),
+        encode_table({}),
+        b"{}",
+        message_id=b"1",
+        channel=CHANNEL,
+        frame_max=4096,
+    )
+    _, header, _ = frames_in(octets)
+    assert (header.properties.message_type, header.properties.app_id) == (None, None)
+
+
+@pytest.mark.parametrize(("size", "frames"), [(0, 0), (1, 1), (4088, 1), (4089, 2), (3 * 4088, 3)])
+def test_a_body_is_cut_into_frames_that_the_broker_takes(size: int, frames: int) -> None:
+    parts = frames_in(message(b"x" * size))[2:]
+    assert len(parts) == frames
+    assert b"".join(part.value for part in parts) == b"x" * size
+
+
+VALUES = st.one_of(st.text(max_size=40), st.integers(-(2**31), 2**31), st.booleans(), st.none())
+
+
+@given(st.dictionaries(st.text(min_size=1, max_size=20), VALUES, max_size=6))
+def test_headers_are_what_pamqp_reads(headers: dict[str, Any]) -> None:
+    _, header, _ = frames_in(message(b"{}", headers=headers))
+    assert header.properties.headers == headers
+
+
+@pytest.mark.parametrize("name", ["x" * 256, "é" * 128, "\ud800"])
+def test_a_name_that_does_not_fit_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"255 bytes|surrogates"):
+        address("hk.events", name, None, None)
+    with pytest.raises(ValueError, match=r"255 bytes|surrogates"):
+        encode_table({name: "value"})
+
+
+async def test_acknowledgements_are_what_pamqp_reads() -> None:
+    line = Line()
+    line.port.ack(3)
+    line.port.ack(9, multiple=True)
+    line.port.requeue(12)
+    first, second, third = frames_in(bytes(line.transport.written))
+    assert (first.name, first.delivery_tag, first.multiple) == ("Basic.Ack", 3, False)
+    assert (second.delivery_tag, second.multiple) == (9, True)
+    assert (third.name, third.delivery_tag, third.multiple, third.requeue) == ("Basic.Nack", 12, False, True)
+
+
+@given(flags=st.integers(0, 2**16 - 1), properties=st.binary(max_size=60))
+def test_no_properties_are_unreadable(flags: int, properties: bytes) -> None:
+    """A timestamp of the year 292277026596 ends a plain connection at each delivery, with all consumers on it."""
+    octets = flags.to_bytes(2, "big") + properties
+    assert isinstance(decode_properties(octets), Basic.Properties)
+
+
+def test_properties_that_can_not_be_decoded_are_none() -> None:
+    octets = pamqp.frame.marshal(ContentHeader(0, 5, Basic.Properties(priority=3)), 1)[7 + PROPERTIES_AT : -1]
+    assert decode_properties(octets).priority == 3
+    assert decode_properties(struct.pack(">HQ", 0x0040, 2**63)).timestamp is None
+
+
+def test_reprs_say_where() -> None:
+    assert repr(Port(cast("Any", None), 3, Inbox())) == "Port(channel=3, is_open=True)"

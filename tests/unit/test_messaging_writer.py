@@ -1,0 +1,408 @@
+"""Publishes on their way: numbered as the broker numbers them, and each with an end."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterator, MutableMapping
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pamqp.frame
+import pytest
+from pamqp.body import ContentBody
+from pamqp.commands import Basic, Channel, Connection
+from pamqp.header import ContentHeader
+from structlog.testing import capture_logs
+
+from hybridkit import Event
+from hybridkit.context import RequestContext, bind
+from hybridkit.errors import (
+    BlockedError,
+    DeadlineExceededError,
+    HybridkitError,
+    MalformedPayloadError,
+    NackedError,
+    NotConnectedError,
+    OutcomeUnknownError,
+    PayloadTooLargeError,
+)
+from hybridkit.messaging import RobustPublisher
+from hybridkit.messaging import _confirms as confirms_module
+from hybridkit.messaging import _publisher as publisher_module
+from hybridkit.messaging import _writer as writer_module
+from hybridkit.messaging._wire import Wire
+from hybridkit.messaging._writer import Outgoing, Writer
+from hybridkit.observability import metrics
+
+
+class Forgettable(Event, type="writer.forgettable"):
+    text: str = ""
+
+
+@pytest.fixture(autouse=True)
+def logs() -> Iterator[list[MutableMapping[str, Any]]]:
+    with capture_logs() as written:
+        yield written
+
+
+class Broker(asyncio.Transport):
+    """The other end of a wire with channels on it: reads what is published, answers what it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.received: list[Any] = []
+        self.wire = Wire(asyncio.StreamReader(), asyncio.get_running_loop())
+        self.wire.connection_made(self)
+        self.channel = 0
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        octets = bytes(data)
+        while octets:
+            size, _, frame = pamqp.frame.unmarshal(octets)
+            self.received.append(frame)
+            octets = octets[size:]
+
+    def says(self, *frames: object, channel: int | None = None) -> None:
+        number = self.channel if channel is None else channel
+        self.wire.data_received(b"".join(pamqp.frame.marshal(cast("Any", each), number) for each in frames))
+
+    def returns(self, number: int) -> None:
+        """Give the publish of that number back, as no queue wants it."""
+        headers = [frame for frame in self.received if isinstance(frame, ContentHeader)]
+        self.says(
+            Basic.Return(312, "NO_ROUTE", "hk.events", "a.b"),
+            ContentHeader(0, 2, headers[number - 1].properties),
+            ContentBody(b"{}"),
+            Basic.Ack(number),
+        )
+
+    @property
+    def published(self) -> int:
+        return sum(isinstance(frame, Basic.Publish) for frame in self.received)
+
+    # What a `SupervisedChannel` asks of a connection and a link:
+
+    address = "fake"
+
+    @property
+    def is_blocked(self) -> bool:
+        return not self.wire.unblocked.is_set()
+
+    async def link(self) -> "Broker":
+        return self
+
+    async def writable(self) -> None:
+        await self.wire.unblocked.wait()
+
+    async def open_channel(self, *, confirms: bool) -> Any:
+        self.channel += 1
+        ended = asyncio.Event()
+
+        async def close(_: object) -> None:
+            ended.set()
+
+        class FakeChannel:
+            number = self.channel
+            end = ended.set
+            closing = property(lambda _: asyncio.ensure_future(ended.wait()))
+            is_closed = property(lambda _: ended.is_set())
+
+        fake = FakeChannel()
+        cast("Any", fake).close = close
+        return fake
+
+    def port(self, channel: Any, receiver: Any) -> Any:
+        return self.wire.open_port(channel.number, receiver)
+
+    async def ask(self, work: Any, **_: object) -> Any:
+        return await work
+
+
+class Link:
+    """The broker as a link, whose `channel` is a method."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self.channel = broker.open_channel
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._broker, name)
+
+
+MESSAGE = Outgoing(exchange="hk.events", routing_key="a.b", body=b"{}", headers={})
+
+
+@asynccontextmanager
+async def writing(monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[tuple[Writer, Broker]]:
+    async def nothing(*_: object) -> None: ...
+
+    monkeypatch.setattr(writer_module, "declare", nothing)
+    monkeypatch.setattr(writer_module, "FLUSH_SECONDS", 0.05)
+    broker = Broker()
+    link = Link(broker)
+
+    async def itself() -> Link:
+        return link
+
+    connection = SimpleNamespace(link=itself, address="fake", is_blocked=False)
+    writer = Writer(cast("Any", connection), name="fake")
+    await writer.start()
+    try:
+        yield writer, broker
+    finally:
+        await writer.stop()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0)
+
+
+def submit(writer: Writer, *, seconds: float = 5.0) -> asyncio.Future[bool]:
+    return writer.submit(MESSAGE, deadline=asyncio.get_running_loop().time() + seconds)
+
+
+def error_of(answer: asyncio.Future[bool]) -> HybridkitError | None:
+    return cast("HybridkitError | None", answer.exception())
+
+
+# ── answers ──────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_many_go_out_in_one_write_and_each_gets_its_own_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The broker answers in any order, alone or together; a returned message is one that no queue wanted."""
+    async with writing(monkeypatch) as (writer, broker):
+        answers = [submit(writer) for _ in range(6)]
+        assert broker.published == 0
+        await until(lambda: broker.published == 6)
+        broker.says(Basic.Ack(3), Basic.Nack(5))
+        broker.returns(2)
+        broker.says(Basic.Ack(4, multiple=True), Basic.Ack(6))
+        assert [await answers[number] for number in (0, 1, 2, 3, 5)] == [True, False, True, True, True]
+        assert isinstance(error_of(answers[4]), NackedError)
+        assert "unanswered=0" in repr(writer)
+
+
+async def test_an_answer_to_nothing_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with writing(monkeypatch) as (writer, broker):
+        answer = submit(writer)
+        await until(lambda: broker.published == 1)
+        broker.says(Basic.Ack(7), Basic.Ack(0, multiple=True))
+        broker.says(
+            Basic.Return(312, "NO_ROUTE", "", "a.b"),
+            ContentHeader(0, 0, Basic.Properties(message_id="a stranger's")),
+        )
+        assert not answer.done()
+        broker.says(Basic.Ack(1), Basic.Ack(1))
+        assert await answer
+
+
+async def test_a_caller_that_leaves_shifts_no_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trap 2: what was written keeps its number; what was not is not written."""
+    async with writing(monkeypatch) as (writer, broker):
+        unsent = submit(writer)
+        unsent.cancel()
+        first, second = submit(writer), submit(writer)
+        await until(lambda: broker.published == 2)
+        first.cancel()
+        broker.says(Basic.Ack(1), Basic.Nack(2))
+        await until(second.done)
+        assert isinstance(error_of(second), NackedError)
+
+
+async def test_beyond_the_window_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(confirms_module, "WINDOW", 2)
+    async with writing(monkeypatch) as (writer, broker):
+        answers = [submit(writer) for _ in range(3)]
+        await until(lambda: broker.published == 2)
+        assert writer.waiting == 1
+        broker.says(Basic.Ack(1))
+        await until(lambda: broker.published == 3)
+        broker.says(Basic.Ack(3, multiple=True))
+        assert all([await answer for answer in answers])
+
+
+async def test_the_window_counts_bytes_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(confirms_module, "WINDOW_BYTES", 3)
+    async with writing(monkeypatch) as (writer, broker):
+        answers = [submit(writer) for _ in range(3)]
+        await until(lambda: broker.published == 2)
+        broker.says(Basic.Ack(2, multiple=True))
+        await until(lambda: broker.published == 3)
+        broker.says(Basic.Ack(3))
+        assert all([await answer for answer in answers])
+
+
+# ── ends ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_channel_that_closes_leaves_what_was_sent_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what was not sent goes over the next one."""
+    async with writing(monkeypatch) as (writer, broker):
+        sent = submit(writer)
+        await until(lambda: broker.published == 1)
+        broker.says(Channel.Close(404, "NOT_FOUND - no exchange", 60, 40))
+        unsent = submit(writer)
+        assert "404 NOT_FOUND" in str(error_of(sent))
+        assert isinstance(error_of(sent), OutcomeUnknownError)
+        cast("Any", writer._confirms).lane.channel.end()
+        await until(lambda: broker.published == 2)
+        broker.says(Basic.Ack(1))
+        assert await unsent
+
+
+async def test_a_missing_answer_is_unknown_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has its own deadline, also one that comes later and ends earlier; a late answer harms nobody."""
+    async with writing(monkeypatch) as (writer, broker):
+        later, earlier = submit(writer), submit(writer, seconds=0.01)
+        await until(earlier.done)
+        assert isinstance(error_of(earlier), OutcomeUnknownError)
+        assert not later.done()
+        broker.says(Basic.Ack(2, multiple=True))
+        assert await later
+
+
+async def test_during_an_alarm_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller whose time is up knows so; the others go on at the end of the alarm."""
+    async with writing(monkeypatch) as (writer, broker):
+        broker.says(Connection.Blocked("low on memory"), channel=0)
+        short, patient = submit(writer, seconds=0.01), submit(writer)
+        await until(short.done)
+        assert isinstance(error_of(short), BlockedError)
+        assert (broker.published, writer.waiting) == (0, 1)
+        broker.says(Connection.Unblocked(), channel=0)
+        await until(lambda: broker.published == 1)
+        broker.says(Basic.Ack(1))
+        assert await patient
+
+
+async def test_without_a_channel_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with writing(monkeypatch) as (writer, broker):
+        writer._ready(None)
+        answer = submit(writer, seconds=0.01)
+        await until(answer.done)
+        assert isinstance(error_of(answer), NotConnectedError)
+        assert broker.published == 0
+
+
+async def test_a_slow_answer_is_no_reason_to_change_the_channel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not before the oldest has waited for five seconds, and not while an alarm explains it."""
+    async with writing(monkeypatch) as (writer, broker):
+        submit(writer)
+        await until(lambda: broker.published == 1)
+        confirms = writer._confirms
+        assert confirms is not None
+        for patience, blocked, retired in ((5.0, False, False), (0.0, True, False), (0.0, False, True)):
+            monkeypatch.setattr(writer_module, "PATIENCE_SECONDS", patience)
+            if blocked:
+                broker.wire.unblocked.clear()
+            late = submit(writer, seconds=0.001)
+            await until(late.done)
+            broker.wire.unblocked.set()
+            assert confirms.lane.retired.is_set() == retired
+
+
+async def test_what_has_no_answer_when_the_writer_stops_is_named(
+    monkeypatch: pytest.MonkeyPatch, logs: list[MutableMapping[str, Any]]
+) -> None:
+    """What was sent is unknown, what was not is not sent; on channels in doubt as well."""
+    async with writing(monkeypatch) as (writer, broker):
+        doubtful = submit(writer)
+        await until(lambda: broker.published == 1)
+        writer.renew_topology(reason="a binding is gone")
+        await until(lambda: broker.channel == 2 and writer._confirms is not None)
+        sent = submit(writer)
+        await until(lambda: broker.published == 2)
+        broker.says(Connection.Blocked("low on memory"), channel=0)
+        unsent = submit(writer)
+    assert [type(error_of(answer)) for answer in (doubtful, sent, unsent)] == [
+        OutcomeUnknownError,
+        OutcomeUnknownError,
+        BlockedError,
+    ]
+    assert ("publishes unanswered", 3) in [(entry["event"], entry.get("count")) for entry in logs]
+
+
+async def test_a_writer_that_is_not_open_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = Writer(cast("Any", SimpleNamespace(address="fake", is_blocked=False)), name="fake")
+    await writer.stop()
+    writer.renew_topology(reason="there is no channel anyway")
+    assert not writer.is_ready
+    with pytest.raises(NotConnectedError, match="not open"):
+        submit(writer)
+
+
+async def test_what_can_not_be_sent_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with writing(monkeypatch) as (writer, _):
+        with pytest.raises(DeadlineExceededError):
+            submit(writer, seconds=-1)
+        for message in (MESSAGE._replace(headers={"a": object()}), MESSAGE._replace(routing_key="x" * 256)):
+            with pytest.raises(MalformedPayloadError, match="AMQP can't carry"):
+                writer.submit(message, deadline=None)
+        assert writer.waiting == 0
+
+
+async def test_a_retired_channel_is_kept_for_its_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with writing(monkeypatch) as (writer, broker):
+        answer = submit(writer)
+        await until(lambda: broker.published == 1)
+        lane = cast("Any", writer._confirms).lane
+        writer.renew_topology(reason="a binding is gone")
+        await until(lambda: broker.channel == 2)
+        assert lane.is_open
+        broker.says(Basic.Ack(1), channel=1)
+        assert await answer
+        await until(lambda: not lane.is_open)
+
+
+# ── fire and forget ──────────────────────────────────────────────────────────────────────────────
+
+
+def published(outcome: str) -> float:
+    count: float = cast("Any", metrics.events_published.labels("writer.forgettable", outcome))._value.get()
+    return count
+
+
+@asynccontextmanager
+async def publishing(monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[tuple[RobustPublisher, Broker]]:
+    async with writing(monkeypatch) as (writer, broker):
+        publisher = RobustPublisher("amqp://127.0.0.1/", service="tests")
+        publisher._writer = writer
+        yield publisher, broker
+
+
+async def test_nobody_waits_but_everything_is_counted(
+    monkeypatch: pytest.MonkeyPatch, logs: list[MutableMapping[str, Any]]
+) -> None:
+    """In a queue, wanted by none, given back, and dropped because too many wait: each has its number."""
+    outcomes = ("confirmed", "unrouted", NackedError.code, BlockedError.code)
+    before = [published(outcome) for outcome in outcomes]
+    async with publishing(monkeypatch) as (publisher, broker):
+        for _ in range(3):
+            publisher.publish_nowait(Forgettable())
+        await until(lambda: broker.published == 3)
+        broker.says(Basic.Ack(1), Basic.Nack(3))
+        broker.returns(2)
+        monkeypatch.setattr(publisher_module, "MAX_WAITING", 0)
+        publisher.publish_nowait(Forgettable())
+        await asyncio.sleep(0)
+        assert broker.published == 3
+    assert [published(outcome) - was for outcome, was in zip(outcomes, before, strict=True)] == [1, 1, 1, 1]
+    assert [entry["event"] for entry in logs].count("event dropped") == 3
+
+
+async def test_what_never_could_be_published_is_the_callers_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with publishing(monkeypatch) as (publisher, _):
+        monkeypatch.setattr(publisher_module, "MAX_MESSAGE_BYTES", 100)
+        with pytest.raises(PayloadTooLargeError):
+            publisher.publish_nowait(Forgettable(text="x" * 100))
+
+
+async def test_each_of_many_that_can_not_be_sent_has_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with publishing(monkeypatch) as (publisher, _):
+        with bind(RequestContext().within(0.02)):
+            answers = await publisher.publish_many([Forgettable(), Forgettable()])
+        assert [type(answer) for answer in answers] == [OutcomeUnknownError, OutcomeUnknownError]
+        with bind(RequestContext().within(-1)):
+            answers = await publisher.publish_many([Forgettable()])
+        assert [type(answer) for answer in answers] == [DeadlineExceededError]
