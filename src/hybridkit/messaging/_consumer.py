@@ -83,6 +83,11 @@ class RobustConsumer:
         """How many messages are delivered and not yet settled."""
         return 0 if self._run is None else self._run.in_flight
 
+    @property
+    def handles(self) -> tuple[type[Message], ...]:
+        """The events and commands that it has handlers for."""
+        return tuple(handler.message for handler in self._handlers)
+
     def on[HandlerT: Callable[..., Awaitable[object]]](
         self, message: type[Message], *, retry: Retry | None = None
     ) -> Callable[[HandlerT], HandlerT]:

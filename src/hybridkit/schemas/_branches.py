@@ -25,7 +25,6 @@ _ANNOTATIONS: Final = frozenset(
         "default",
         "deprecated",
         "description",
-        "discriminator",
         "examples",
         "readOnly",
         "title",

@@ -98,6 +98,12 @@ class _Generator(GenerateJsonSchema):
         del schema
         return False
 
+    def tagged_union_schema(self, schema: core_schema.TaggedUnionSchema) -> JsonSchemaValue:
+        """Without OpenAPI's `discriminator`, which AsyncAPI spells otherwise; the tags are constants in any case."""
+        union = super().tagged_union_schema(schema)
+        union.pop("discriminator", None)
+        return union
+
     def decimal_schema(self, schema: core_schema.DecimalSchema) -> JsonSchemaValue:
         """A number or a text; the text's pattern differs between versions of pydantic, so it has a format instead."""
         branches = super().decimal_schema(schema)
