@@ -1,0 +1,208 @@
+"""Traps 3, 7 and 8: what plain aio-pika does when consuming goes wrong, and beside it what the consumer does.
+
+A test named `plain` shows that the trap is there: it fails when the library no longer has it.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterator, MutableMapping
+from typing import Any
+
+import aio_pika
+import pytest
+from aio_pika.abc import AbstractIncomingMessage
+from structlog.testing import capture_logs
+
+from hybridkit.events import Event
+from hybridkit.messaging import BrokerConnection, RobustConsumer, RobustPublisher
+
+pytestmark = pytest.mark.real_server
+
+
+class Consumed(Event, type="traps.consumed"):
+    number: int = 0
+
+
+@pytest.fixture(autouse=True)
+def logs() -> Iterator[list[MutableMapping[str, Any]]]:
+    with capture_logs() as written:
+        yield written
+
+
+@pytest.fixture
+async def publisher(rabbitmq_url: str) -> AsyncGenerator[RobustPublisher]:
+    async with RobustPublisher(rabbitmq_url, service="tests") as publisher:
+        yield publisher
+
+
+def consumer_of(seen: asyncio.Queue[int], name: str = "tests.consumer") -> RobustConsumer:
+    consumer = RobustConsumer(name)
+
+    @consumer.on(Consumed)
+    async def note(event: Consumed) -> None:
+        await seen.put(event.number)
+
+    return consumer
+
+
+async def ignore(message: object) -> None: ...
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0.01)
+
+
+# ── 3: a consumer that the broker cancels is silent ──────────────────────────────────────────────
+
+
+async def test_3_plain_a_cancelled_consumer_is_silent(broker: Any) -> None:
+    """Its queue was deleted and is back. The channel is open, nothing was raised, and nobody consumes."""
+    async with broker.channel() as channel, broker.channel() as other:
+        queue = await channel.declare_queue("tasks", durable=True)
+        await queue.consume(ignore)
+        underlay = await channel.get_underlay_channel()
+        await other.queue_delete("tasks")
+        await until(lambda: not underlay.consumers)
+        await other.declare_queue("tasks", durable=True)
+        await other.default_exchange.publish(aio_pika.Message(b""), "tasks")
+        assert await broker.state("tasks") == (1, 0)
+        assert not channel.is_closed
+
+
+async def test_3_ours_a_cancelled_consumer_comes_back(broker: Any, publisher: RobustPublisher) -> None:
+    seen = asyncio.Queue[int]()
+    consumer = consumer_of(seen)
+    async with (
+        BrokerConnection(broker.url, name="tests") as connection,
+        consumer.running(connection, publisher=publisher),
+    ):
+        async with broker.channel() as other:
+            await other.queue_delete("tests.consumer")
+        await until(lambda: not consumer.is_ready)
+        await until(lambda: consumer.is_ready)
+        await publisher.publish(Consumed(number=1))
+        assert await asyncio.wait_for(seen.get(), 30) == 1
+
+
+# ── 7: one queue that can't be declared stops all that share its connection ──────────────────────
+
+
+async def replace(broker: Any, queue: str) -> None:
+    """Somebody else declares a queue of that name with other properties."""
+    async with broker.channel() as other:
+        await other.queue_delete(queue)
+        await other.declare_queue(queue, durable=True, arguments={"x-max-length": 1})
+
+
+async def test_7_plain_one_bad_queue_ends_the_connection_again_and_again(broker: Any) -> None:
+    """After an interruption; with the usual interval every 5 s. The good queue's consumer never stays."""
+    ended = list[object]()
+    async with (
+        broker.proxied() as (proxy, url),
+        await aio_pika.connect_robust(url, reconnect_interval=0.05) as connection,
+    ):
+
+        async def note(*_: object) -> None:
+            ended.append(None)
+
+        connection.close_callbacks.add(note)
+        good = await (await connection.channel()).declare_queue("good", durable=True)
+        await good.consume(ignore)
+        bad = await connection.channel()
+        await bad.declare_queue("bad", durable=True)
+        await replace(broker, "bad")
+        proxy.reset()
+        await until(lambda: len(ended) > 5)
+
+
+async def test_7_plain_a_channel_that_was_not_restored_once_is_dead(broker: Any) -> None:
+    """Also when what hindered it has gone: whoever uses it waits for ever, and the connection says that it is open."""
+    async with await aio_pika.connect_robust(broker.url, reconnect_interval=0.05) as connection:
+        channel = await connection.channel()
+        await channel.declare_queue("bad", durable=True)
+        await replace(broker, "bad")
+        underlay = await channel.get_underlay_channel()
+        await underlay.basic_ack(99)
+        await until(lambda: underlay.is_closed)
+        async with broker.channel() as other:
+            await other.queue_delete("bad")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(channel.declare_queue("other"), 1)
+        assert connection.connected.is_set()
+        assert not connection.is_closed
+
+
+async def test_7_ours_one_bad_queue_harms_no_other(broker: Any, publisher: RobustPublisher) -> None:
+    seen, nothing = asyncio.Queue[int](), asyncio.Queue[int]()
+    good, bad = consumer_of(seen, "tests.good"), consumer_of(nothing, "tests.bad")
+    async with (
+        broker.proxied() as (proxy, url),
+        BrokerConnection(url, name="tests") as connection,
+        good.running(connection, publisher=publisher),
+        bad.running(connection, publisher=publisher),
+    ):
+        await replace(broker, "tests.bad")
+        await until(lambda: not bad.is_ready)
+        proxy.reset()
+        await until(lambda: not good.is_ready)
+        await until(lambda: good.is_ready)
+        link = await connection.link()
+        await publisher.publish(Consumed(number=1))
+        assert await asyncio.wait_for(seen.get(), 30) == 1
+        assert not bad.is_ready
+        assert await connection.link() is link
+
+
+# ── 8: a handler is cancelled when the connection drops ──────────────────────────────────────────
+
+
+async def test_8_plain_a_running_handler_is_cancelled_when_the_connection_drops(broker: Any) -> None:
+    """In the middle of what it does, by nobody who knows what that is."""
+    begun, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def handle(message: AbstractIncomingMessage) -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    async with (
+        broker.proxied() as (proxy, url),
+        await aio_pika.connect_robust(url, reconnect_interval=0.05) as connection,
+    ):
+        channel = await connection.channel()
+        queue = await channel.declare_queue("tasks", durable=True)
+        await queue.consume(handle)
+        await channel.default_exchange.publish(aio_pika.Message(b""), "tasks")
+        await begun.wait()
+        proxy.reset()
+        async with asyncio.timeout(30):
+            await cancelled.wait()
+
+
+async def test_8_ours_a_running_handler_ends_by_itself(broker: Any, publisher: RobustPublisher) -> None:
+    consumer = RobustConsumer("tests.consumer")
+    begun, go_on, finished = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    @consumer.on(Consumed)
+    async def handle(event: Consumed) -> None:
+        begun.set()
+        await go_on.wait()
+        finished.set()
+
+    async with (
+        broker.proxied() as (proxy, url),
+        BrokerConnection(url, name="tests") as connection,
+        consumer.running(connection, publisher=publisher),
+    ):
+        await publisher.publish(Consumed())
+        await begun.wait()
+        proxy.reset()
+        await until(lambda: not consumer.is_ready)
+        await until(lambda: consumer.is_ready)
+        go_on.set()
+        async with asyncio.timeout(30):
+            await finished.wait()
