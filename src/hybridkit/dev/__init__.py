@@ -1,7 +1,17 @@
-"""Local servers for developers and tests: real ones on any machine, by one ladder."""
+"""Local servers for developers and tests: real ones by one ladder, and a broker with faults on demand."""
 
+from hybridkit.dev._broker import BrokerFaults, DevelopmentBroker, QueueState
 from hybridkit.dev._local import LocalServers
 from hybridkit.dev._servers import KINDS, Kind, Server
 from hybridkit.dev._shared import SharedServers
 
-__all__ = ["KINDS", "Kind", "LocalServers", "Server", "SharedServers"]
+__all__ = [
+    "KINDS",
+    "BrokerFaults",
+    "DevelopmentBroker",
+    "Kind",
+    "LocalServers",
+    "QueueState",
+    "Server",
+    "SharedServers",
+]

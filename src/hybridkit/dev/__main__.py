@@ -1,6 +1,7 @@
-"""`python -m hybridkit.dev servers`: the servers of the stack on this machine until Ctrl-C."""
+"""`python -m hybridkit.dev servers | broker`: the servers of the stack on this machine until Ctrl-C."""
 
 import argparse
+import asyncio
 import json
 import signal
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from types import FrameType
 from urllib.parse import urlsplit, urlunsplit
 
+from hybridkit.dev._broker import DevelopmentBroker
 from hybridkit.dev._local import LocalServers
 from hybridkit.dev._servers import KINDS, Kind, Server
 from hybridkit.errors import HybridkitError
@@ -30,7 +32,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     servers.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(KINDS)}; all by default")
     servers.add_argument("--json", action="store_true", help="print one line of JSON instead of a table")
+    broker = commands.add_parser(
+        "broker",
+        help="run the development broker (AMQP 0-9-1) and print its URL",
+        description="Run the development broker on 127.0.0.1, print its URL, and wait for Ctrl-C. It is for "
+        "development and tests only: it keeps everything in memory, and anybody may connect.",
+    )
+    broker.add_argument("--port", type=int, default=5672, help="5672 by default; 0 for any that is free")
     options = parser.parse_args(arguments)
+    if options.command == "broker":
+        return _run_broker(options.port)
     if unknown := [kind for kind in options.kinds if kind not in KINDS]:
         parser.error(f"unknown kind of server: {', '.join(unknown)} (choose from {', '.join(KINDS)})")
     return _serve(options.kinds or KINDS, as_json=options.json)
@@ -51,6 +62,25 @@ def _serve(kinds: Sequence[Kind], *, as_json: bool) -> int:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 1
     return 0
+
+
+def _run_broker(port: int) -> int:
+    try:
+        asyncio.run(_serve_broker(port))
+    except HybridkitError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    return 0
+
+
+async def _serve_broker(port: int) -> None:
+    interrupted = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    async with DevelopmentBroker(port=port) as broker:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, interrupted.set)
+        print(broker.url, flush=True)  # noqa: T201
+        await interrupted.wait()
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

@@ -1,0 +1,94 @@
+"""The methods of a channel that consume, settle, and ask for confirms."""
+
+import secrets
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from pamqp import base, commands
+
+from hybridkit.dev._broker._deliveries import Consumer
+from hybridkit.dev._broker._refusals import RefusalError
+
+if TYPE_CHECKING:
+    from hybridkit.dev._broker._channel import Channel
+
+
+def _select(channel: "Channel", method: commands.Confirm.Select) -> None:
+    channel.start_confirming()
+    if not method.nowait:
+        channel.send(commands.Confirm.SelectOk())
+
+
+def _qos(channel: "Channel", method: commands.Basic.Qos) -> None:
+    if method.prefetch_size:
+        raise RefusalError(540, f"prefetch_size!=0 ({method.prefetch_size})")
+    if method.global_:
+        channel.deliveries.limit = method.prefetch_count
+        channel.deliveries.wake()
+    else:
+        channel.deliveries.prefetch = method.prefetch_count
+    channel.send(commands.Basic.QosOk())
+
+
+def _consume(channel: "Channel", method: commands.Basic.Consume) -> None:
+    queue = channel.queue(method.queue)
+    tag = method.consumer_tag or f"amq.ctag-{secrets.token_urlsafe(16)}"
+    if tag in channel.deliveries.consumers:
+        raise RefusalError(530, f"attempt to reuse consumer tag '{tag}'")
+    # RabbitMQ takes the flag for a quorum queue and forgets it.
+    exclusive = method.exclusive and queue.settings.kind == "classic"
+    if queue.is_exclusively_used or (exclusive and queue.consumers):
+        place = f"queue '{queue.name}' in vhost '{channel.connection.virtual_host.name}'"
+        raise RefusalError(403, f"{place} in exclusive use")
+    consumer = Consumer(channel, queue, tag, no_ack=method.no_ack, prefetch=channel.deliveries.prefetch)
+    channel.deliveries.consume(consumer)
+    if not method.nowait:
+        channel.send(commands.Basic.ConsumeOk(consumer_tag=tag))
+    queue.add(consumer, exclusive=exclusive)
+
+
+def _cancel(channel: "Channel", method: commands.Basic.Cancel) -> None:
+    channel.deliveries.cancel(method.consumer_tag or "")
+    if not method.nowait:
+        channel.send(commands.Basic.CancelOk(consumer_tag=method.consumer_tag))
+
+
+def _cancelled(_: "Channel", _method: commands.Basic.CancelOk) -> None:
+    """The client's answer to our `basic.cancel`, which RabbitMQ doesn't wait for either."""
+
+
+def _get(channel: "Channel", method: commands.Basic.Get) -> None:
+    channel.deliveries.get(channel.queue(method.queue), no_ack=method.no_ack)
+
+
+def _nack(channel: "Channel", method: commands.Basic.Nack) -> None:
+    channel.deliveries.nack(
+        method.delivery_tag, multiple=method.multiple, requeue=method.requeue, failed=False
+    )
+
+
+def _reject(channel: "Channel", method: commands.Basic.Reject) -> None:
+    # What goes back by reject counts as failed, what goes back by nack doesn't: so it is on RabbitMQ 4.3.
+    channel.deliveries.nack(method.delivery_tag or 0, multiple=False, requeue=method.requeue, failed=True)
+
+
+def _recover(channel: "Channel", method: commands.Basic.Recover | commands.Basic.RecoverAsync) -> None:
+    if not method.requeue:
+        raise RefusalError(540, "requeue=false")
+    channel.deliveries.give_all_back(failed=False)
+    if isinstance(method, commands.Basic.Recover):
+        channel.send(commands.Basic.RecoverOk())
+
+
+CONSUMING: Final[Mapping[type[base.Frame], Callable[["Channel", Any], None]]] = {
+    commands.Confirm.Select: _select,
+    commands.Basic.Qos: _qos,
+    commands.Basic.Consume: _consume,
+    commands.Basic.Cancel: _cancel,
+    commands.Basic.CancelOk: _cancelled,
+    commands.Basic.Get: _get,
+    commands.Basic.Nack: _nack,
+    commands.Basic.Reject: _reject,
+    commands.Basic.Recover: _recover,
+    commands.Basic.RecoverAsync: _recover,
+}

@@ -1,0 +1,255 @@
+"""What a channel has been given and not settled, and the consumers that it is given to."""
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from pamqp import commands
+
+from hybridkit.dev._broker import _frames as frames
+from hybridkit.dev._broker import _properties as fields
+from hybridkit.dev._broker._properties import Properties
+from hybridkit.dev._broker._queues import Entry, Queue
+from hybridkit.dev._broker._refusals import RefusalError
+
+if TYPE_CHECKING:
+    from hybridkit.dev._broker._channel import Channel
+
+_MAX_TAG: Final = 2**63
+
+
+class Consumer:
+    """One `basic.consume`.
+
+    Args:
+        channel: where deliveries go.
+        queue: where they come from.
+        tag: its name on the channel.
+        no_ack: what is delivered counts as acknowledged.
+        prefetch: how many it may have unacknowledged; 0 for any number.
+    """
+
+    def __init__(self, channel: "Channel", queue: Queue, tag: str, *, no_ack: bool, prefetch: int) -> None:
+        self.channel = channel
+        self.queue = queue
+        self.tag = tag
+        self.encoded_tag = frames.short(tag)
+        self.no_ack = no_ack
+        self.prefetch = prefetch
+        self.unsettled = 0
+
+    def __repr__(self) -> str:
+        return f"Consumer({self.tag!r}, {self.queue}, unsettled={self.unsettled})"
+
+    def can_take(self) -> bool:
+        """See `Taker`: its own limit, the channel's, and whether the client reads what it is sent."""
+        deliveries = self.channel.deliveries
+        return (
+            self.channel.connection.can_send
+            and (self.no_ack or not self.prefetch or self.unsettled < self.prefetch)
+            and (self.no_ack or not deliveries.limit or deliveries.to_consumers < deliveries.limit)
+        )
+
+    def take(self, entry: Entry) -> None:
+        """See `Taker`."""
+        deliveries = self.channel.deliveries
+        if not self.no_ack:
+            self.unsettled += 1
+            deliveries.to_consumers += 1
+        faults = self.channel.connection.faults
+        if faults.concern_deliveries:
+            faults.deliver(self, entry)
+        else:
+            deliveries.send(self, entry)
+
+    def take_twin(self, entry: Entry) -> None:
+        """Take a copy that its queue doesn't know of."""
+        if not self.no_ack:
+            self.unsettled += 1
+            self.channel.deliveries.to_consumers += 1
+        self.channel.deliveries.send(self, Entry(entry.message, entry.order, is_twin=True))
+
+    def cancelled(self) -> None:
+        """See `Taker`: the client is told, where it wants to be."""
+        self.channel.deliveries.consumers.pop(self.tag, None)
+        if self.channel.connection.wants_cancel_notifications and not self.channel.is_closing:
+            self.channel.send(commands.Basic.Cancel(consumer_tag=self.tag, nowait=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What is unacknowledged under one tag.
+
+    Attributes:
+        queue: where it belongs.
+        entry: the message there.
+        consumer: who has it; None after `basic.get`.
+    """
+
+    queue: Queue
+    entry: Entry
+    consumer: Consumer | None
+
+
+class Deliveries:
+    """The consumers of one channel and everything that is out on it.
+
+    Attributes:
+        consumers: by their tags.
+        prefetch: the limit of the consumers that come.
+        limit: of all consumers together; 0 for any number.
+        to_consumers: how many they have.
+    """
+
+    def __init__(self, channel: "Channel") -> None:
+        self.consumers: dict[str, Consumer] = {}
+        self.prefetch = 0
+        self.limit = 0
+        self.to_consumers = 0
+        self._channel = channel
+        # Ordered, because a plain dict takes longer and longer to find its first key when the first ones are removed.
+        self._unsettled: OrderedDict[int, Delivery] = OrderedDict()
+        self._last_tag = 0
+
+    def __repr__(self) -> str:
+        return f"Deliveries(consumers={len(self.consumers)}, unsettled={len(self._unsettled)})"
+
+    def send(self, consumer: Consumer, entry: Entry) -> None:
+        """Deliver to a consumer."""
+        channel = self._channel
+        tag = self._register(consumer.queue, entry, consumer, no_ack=consumer.no_ack)
+        head = frames.encode_deliver(
+            channel.number, consumer.encoded_tag, tag, entry.message, redelivered=entry.redelivered
+        )
+        channel.send_content(head, _delivered_properties(entry), entry.message.body)
+
+    def get(self, queue: Queue, *, no_ack: bool) -> None:
+        """Answer a `basic.get`."""
+        channel = self._channel
+        entry = queue.get()
+        if entry is None:
+            channel.send(commands.Basic.GetEmpty())
+            return
+        tag = self._register(queue, entry, None, no_ack=no_ack)
+        head = frames.encode_get_ok(
+            channel.number, tag, entry.message, redelivered=entry.redelivered, left=queue.ready
+        )
+        channel.send_content(head, _delivered_properties(entry), entry.message.body)
+
+    def _register(self, queue: Queue, entry: Entry, consumer: Consumer | None, *, no_ack: bool) -> int:
+        self._last_tag += 1
+        if no_ack:
+            queue.settle(entry)
+        else:
+            self._unsettled[self._last_tag] = Delivery(queue, entry, consumer)
+        return self._last_tag
+
+    # ── settling ─────────────────────────────────────────────────────────────────────────────────
+
+    def ack(self, tag: int, *, multiple: bool) -> None:
+        """Settle one, or all up to it.
+
+        Raises:
+            RefusalError: 406, no such delivery.
+        """
+        taken = self._take(tag, multiple=multiple)
+        for delivery in taken:
+            delivery.queue.settle(delivery.entry)
+        self._dispatch(delivery.queue for delivery in taken)
+
+    def nack(self, tag: int, *, multiple: bool, requeue: bool, failed: bool) -> None:
+        """Give back or reject one, or all up to it.
+
+        Args:
+            tag: 0 with `multiple` means all.
+            multiple: all up to the tag.
+            requeue: give back; otherwise they are dead.
+            failed: giving back counts for the delivery limit.
+
+        Raises:
+            RefusalError: 406, no such delivery.
+        """
+        taken = self._take(tag, multiple=multiple)
+        if requeue:
+            _give_back(taken, failed=failed)
+        else:
+            for delivery in taken:
+                delivery.queue.reject(delivery.entry)
+        self._dispatch(delivery.queue for delivery in taken)
+
+    def give_all_back(self, *, failed: bool) -> None:
+        """Put everything back into its queue."""
+        taken = list(self._unsettled.values())
+        self._unsettled.clear()
+        for delivery in taken:
+            self._release(delivery)
+        _give_back(taken, failed=failed)
+
+    def _take(self, tag: int, *, multiple: bool) -> list[Delivery]:
+        # A tag of 2^63 and more is none that was ever given; pamqp reads it as negative.
+        unknown = RefusalError(406, f"unknown delivery tag {tag % (2 * _MAX_TAG)}")
+        taken: list[Delivery] = []
+        if not multiple or (tag and tag not in self._unsettled):
+            delivery = self._unsettled.pop(tag, None)
+            if delivery is None:
+                raise unknown
+            taken.append(delivery)
+        else:
+            while self._unsettled and (not tag or next(iter(self._unsettled)) <= tag):
+                taken.append(self._unsettled.popitem(last=False)[1])
+        for delivery in taken:
+            self._release(delivery)
+        return taken
+
+    def _release(self, delivery: Delivery) -> None:
+        if delivery.consumer:
+            delivery.consumer.unsettled -= 1
+            self.to_consumers -= 1
+
+    def _dispatch(self, queues: Iterable[Queue]) -> None:
+        if self.limit:
+            queues = [*queues, *(consumer.queue for consumer in self.consumers.values())]
+        for queue in dict.fromkeys(queues):
+            queue.dispatch()
+
+    # ── consumers ────────────────────────────────────────────────────────────────────────────────
+
+    def consume(self, consumer: Consumer) -> None:
+        """Remember a consumer; its queue gets to know it afterwards."""
+        self.consumers[consumer.tag] = consumer
+
+    def cancel(self, tag: str) -> None:
+        """Forget a consumer; what it has stays with the channel."""
+        if consumer := self.consumers.pop(tag, None):
+            consumer.queue.remove(consumer)
+
+    def wake(self) -> None:
+        """Deliver again: a limit has changed, or the client reads again."""
+        for queue in dict.fromkeys(consumer.queue for consumer in self.consumers.values()):
+            queue.dispatch()
+
+    def close(self) -> None:
+        """End the consumers and give back what is out."""
+        for tag in list(self.consumers):
+            self.cancel(tag)
+        self.give_all_back(failed=True)
+
+
+def _give_back(deliveries: Iterable[Delivery], *, failed: bool) -> None:
+    entries: dict[Queue, list[Entry]] = {}
+    for delivery in deliveries:
+        entries.setdefault(delivery.queue, []).append(delivery.entry)
+    for queue, returned in entries.items():
+        queue.give_back(returned, failed=failed)
+
+
+def _delivered_properties(entry: Entry) -> Properties:
+    """As published, with the counts that a quorum queue adds."""
+    properties = entry.message.properties
+    if not entry.acquired:
+        return properties
+    counts = {"x-acquired-count": fields.long_integer(entry.acquired)}
+    if entry.failures:
+        counts["x-delivery-count"] = fields.long_integer(entry.failures)
+    return properties.with_headers({**properties.headers, **counts})
