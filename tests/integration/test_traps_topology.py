@@ -30,7 +30,7 @@ class Noted(Event, type="traps.noted"):
     number: int = 0
 
 
-class Unwanted(Event, type="traps.unwanted"):
+class Unwanted(Event, type="traps.unrouted"):
     pass
 
 
