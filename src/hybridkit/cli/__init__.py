@@ -18,9 +18,13 @@ __all__ = ["main"]
 
 # A group of commands is a module with a `typer.Typer` named `app`; it is imported when one of its commands is used.
 GROUPS: Final = {
+    "events": (
+        "hybridkit.cli._events",
+        "Export the schemas of events and commands, and check them against a release.",
+    ),
     "topology": (
         "hybridkit.cli._topology",
-        "The exchanges and queues that consumers need: plan, apply, verify.",
+        "Plan, apply and verify what consumers need of the broker.",
     ),
 }
 
