@@ -1,6 +1,7 @@
 """What all commands share: their options, finding what an application declares, and printing."""
 
 import asyncio
+import logging
 import sys
 import traceback
 from collections.abc import Coroutine, Generator, Iterable, Sequence
@@ -15,10 +16,21 @@ import structlog
 import typer
 from pydantic import TypeAdapter, ValidationError
 
+from hybridkit.context import RequestContext, bind
 from hybridkit.errors import DeclarationError
 from hybridkit.settings import AmqpUrl, SecretUrl
 
-__all__ = ["AppOption", "JsonOption", "UrlOption", "find", "import_app", "print_json", "print_table", "run"]
+__all__ = [
+    "AppOption",
+    "JsonOption",
+    "UrlOption",
+    "command_group",
+    "find",
+    "import_app",
+    "print_json",
+    "print_table",
+    "run",
+]
 
 
 def _checked_url(value: str) -> str:
@@ -36,7 +48,7 @@ UrlOption = Annotated[
         envvar="RABBITMQ_URL",
         callback=_checked_url,
         metavar="URL",
-        help="amqp://user:password@host:port/vhost; in the environment no other process sees the password.",
+        help="amqp://user:password@host:port/vhost. As an option its password is seen by whoever lists processes.",
     ),
 ]
 AppOption = Annotated[
@@ -44,16 +56,27 @@ AppOption = Annotated[
     typer.Option(
         "--app",
         metavar="MODULE[:NAME]",
-        help="Where it is declared, as it would be imported from here: worker_service.main, or"
+        help="The module that declares consumers or events, as it is imported from here: worker_service.main, or"
         " worker_service.main:analytics for one object. May be given several times.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 
 
-def run[T](work: Coroutine[Any, Any, T]) -> T:
-    """Run the asynchronous half of a command; Ctrl-C cancels it, so that its connections are closed."""
-    with _no_logs():
+def command_group() -> typer.Typer:
+    """What a module of commands calls its `app`."""
+    return typer.Typer(rich_markup_mode=None)
+
+
+def run[T](work: Coroutine[Any, Any, T], *, deadline_seconds: float | None = None) -> T:
+    """Run the asynchronous half of a command; Ctrl-C cancels it, so that its connections are closed.
+
+    Args:
+        work: the coroutine.
+        deadline_seconds: of its context; without one a broker that is not there is waited for half a minute.
+    """
+    context = RequestContext()
+    with _no_logs(), bind(context.within(deadline_seconds) if deadline_seconds else context):
         return asyncio.run(work)
 
 
@@ -73,7 +96,8 @@ def find[T](paths: Iterable[str], kind: type[T]) -> list[T]:
     for path in paths:
         here = list(_instances(_values(path), kind))
         if not here:
-            raise typer.BadParameter(f"there is no {kind.__name__} in {path}", param_hint="--app")
+            hint = "; a package isn't searched, only a module" if _is_package(path) else ""
+            raise typer.BadParameter(f"there is no {kind.__name__} in {path}{hint}", param_hint="--app")
         found |= {id(each): each for each in here}
     return list(found.values())
 
@@ -110,16 +134,22 @@ def print_table(rows: Sequence[Sequence[object]], *, headers: Sequence[str] = ()
 @contextmanager
 def _no_logs() -> Generator[None]:
     """Log lines of a service would go to standard output, between the results; what matters to a command is raised."""
-    before = structlog.get_config()
+    before, disabled = structlog.get_config(), logging.root.manager.disable
     structlog.configure(processors=[_drop])
+    logging.disable()
     try:
         yield
     finally:
         structlog.configure(**before)
+        logging.disable(disabled)
 
 
 def _drop(*_: object) -> Any:
     raise structlog.DropEvent
+
+
+def _is_package(path: str) -> bool:
+    return hasattr(sys.modules.get(path), "__path__")
 
 
 def _values(path: str) -> Iterable[object]:

@@ -6,10 +6,19 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from hybridkit.cli._common import AppOption, JsonOption, UrlOption, find, print_json, print_table, run
+from hybridkit.cli._common import (
+    AppOption,
+    JsonOption,
+    UrlOption,
+    command_group,
+    find,
+    print_json,
+    print_table,
+    run,
+)
 from hybridkit.messaging import Finding, Plan, RobustConsumer, apply_topology, plan_topology, topology_of
 
-app = typer.Typer()
+app = command_group()
 
 ManagementOption = Annotated[
     str | None,
@@ -30,6 +39,8 @@ RenamedOption = Annotated[
     ),
 ]
 
+CONNECT_SECONDS: Final = 10.0
+
 _MARKS: Final = {"missing": "+", "conflicting": "!", "extra": "?", "orphaned": "?"}
 
 
@@ -42,13 +53,13 @@ def plan(
     *,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what the broker lacks and what it has otherwise; change nothing.
+    """Show what is missing and what differs; change nothing.
 
     Exit code 1 when something is missing or conflicting.
     """
     topology = topology_of(find(apps, RobustConsumer))
     made = plan_topology(topology, url, management_url=management_url, renamed_from=renamed_from or ())
-    found = run(made)
+    found = run(made, deadline_seconds=CONNECT_SECONDS)
     if as_json:
         print_json(_document(found))
     else:
@@ -59,11 +70,14 @@ def plan(
 
 @app.command("apply")
 def apply(apps: AppOption, url: UrlOption, *, as_json: JsonOption = False) -> None:
-    """Declare what is missing. Nothing is deleted; with a conflict nothing is declared at all.
+    """Declare what is missing; delete nothing.
+
+    With a conflict nothing is declared at all.
 
     Exit code 1 when there is a conflict.
     """
-    before = run(apply_topology(topology_of(find(apps, RobustConsumer)), url))
+    topology = topology_of(find(apps, RobustConsumer))
+    before = run(apply_topology(topology, url), deadline_seconds=CONNECT_SECONDS)
     declared = before.of("missing")
     if as_json:
         print_json({"broker": before.broker, "declared": declared})
@@ -76,12 +90,15 @@ def apply(apps: AppOption, url: UrlOption, *, as_json: JsonOption = False) -> No
 def verify(
     apps: AppOption, url: UrlOption, management_url: ManagementOption = None, *, as_json: JsonOption = False
 ) -> None:
-    """Check that all is there as declared, for CI; without the management URL missing bindings can't be seen.
+    """Check that all is there as declared, for CI.
+
+    Without the management URL missing bindings can't be seen.
 
     Exit code 1 when something is missing or conflicting.
     """
     topology = topology_of(find(apps, RobustConsumer))
-    found = run(plan_topology(topology, url, management_url=management_url))
+    made = plan_topology(topology, url, management_url=management_url)
+    found = run(made, deadline_seconds=CONNECT_SECONDS)
     if as_json:
         print_json(_document(found))
     else:
