@@ -303,7 +303,7 @@ async def look_into(broker: Any, queue: str, *, times: int) -> None:
 
 
 async def test_15_plain_a_dead_letter_vanishes_after_some_looks(broker: Any) -> None:
-    """On RabbitMQ 4 after 21, the limit of a queue that names none; on 3.10 after one, with the -1 that shall mean none."""
+    """On RabbitMQ 4 after 21, the limit of a queue without one; on 3.10 after one, with the -1 that shall mean none."""
     modern = await broker.version() >= (4, 0)
     arguments = {"x-queue-type": "quorum"} | ({} if modern else {"x-delivery-limit": -1})
     async with broker.channel() as channel:
