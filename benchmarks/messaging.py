@@ -31,7 +31,7 @@ from hybridkit.dev import LocalServers
 ROUNDS: Final = 3
 EVENTS: Final = 5_000
 FEW_EVENTS: Final = 1_500
-C_EVENTS: Final = 20_000
+MANY_EVENTS: Final = 20_000
 OURS: Final = "benchmarks._ours"
 AIO_PIKA: Final = "benchmarks._peer_aio_pika"
 FASTSTREAM: Final = "benchmarks._peer_faststream"
@@ -90,14 +90,14 @@ class Bench:
     def publish_in_flight(self) -> Iterator[Result]:
         """500 events in flight: CPU against FastStream and aio-pika, the rate against C."""
         sides = {
-            "ours": self._side(OURS, "publish_in_flight"),
+            "ours": self._side(OURS, "publish_in_flight", MANY_EVENTS),
             "FastStream": self._side(FASTSTREAM, "publish_in_flight"),
             "aio-pika": self._side(AIO_PIKA, "publish_in_flight"),
         }
         with ExitStack() as stack:
             client = stack.enter_context(c_client())
             if client is not None:
-                sides["librabbitmq"] = partial(client.publish, self._url, C_EVENTS)
+                sides["librabbitmq"] = partial(client.publish, self._url, MANY_EVENTS)
             else:
                 _say("librabbitmq is not available (gcc and librabbitmq-dev): its row is left out")
             medians = self._compare("publish in flight", sides)
@@ -120,7 +120,7 @@ class Bench:
 
     def publish_many(self) -> Iterator[Result]:
         """`publish_many`, against its limit."""
-        medians = self._compare("publish many", {"ours": self._side(OURS, "publish_many", 4 * EVENTS)})
+        medians = self._compare("publish many", {"ours": self._side(OURS, "publish_many", MANY_EVENTS)})
         yield _limit("publish_many", medians, microseconds=15.0)
 
     def consume(self) -> Iterator[Result]:

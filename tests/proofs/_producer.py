@@ -18,9 +18,9 @@ from tests.proofs._books import Book
 from tests.proofs._client import Fate, OrderPlaced, Sampler, ShipOrder, log_warnings, say, stopped_by_signal
 
 TASKS = 50
-MEAN_PAUSE_SECONDS = 0.6
+MEAN_PAUSE_SECONDS = 1.0
 BULK = 50
-BULK_PAUSE_SECONDS = 2.0
+BULK_PAUSE_SECONDS = 3.0
 DELAYS_SECONDS = (0.0, 0.0, 1.0, 2.0, 3.0, 5.0)
 
 
