@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Final, Self
 
-from hybridkit.errors import DeclarationError, MisuseError, RejectedError
+from hybridkit.errors import DeclarationError, MisuseError, RejectedError, TemporaryError
 
 __all__ = ["Decision", "GiveUp", "Pause", "Retry", "RetryAfter"]
 
@@ -99,6 +99,8 @@ class Retry:
     def decide(self, error: BaseException, *, attempt: int, jitter: float) -> Decision:
         """What to do after a failed attempt.
 
+        An error that says when to come back (`retry_after_seconds`) is not asked again before that, up to 36 h.
+
         Args:
             error: what the attempt raised.
             attempt: which attempt that was; the first is 1.
@@ -112,7 +114,7 @@ class Retry:
             return GiveUp("permanent")
         if attempt >= self.attempts:
             return GiveUp("exhausted")
-        return RetryAfter(self.bound_seconds(attempt) * jitter)
+        return RetryAfter(max(self.bound_seconds(attempt) * jitter, _asked_seconds(error)))
 
     def bound_seconds(self, attempt: int) -> float:
         """The longest delay that can follow that attempt."""
@@ -124,3 +126,8 @@ class Retry:
     def total_seconds(self) -> float:
         """The longest time that all delays together can take."""
         return sum(self.bound_seconds(attempt) for attempt in range(1, self.attempts))
+
+
+def _asked_seconds(error: BaseException) -> float:
+    asked = error.retry_after_seconds if isinstance(error, TemporaryError) else None
+    return 0.0 if asked is None else min(asked, MAX_DELAY_SECONDS)

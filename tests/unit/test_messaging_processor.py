@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, MutableMapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 from uuid import uuid4
@@ -33,11 +33,13 @@ from hybridkit.idempotency import (
     Mismatch,
     Outcome,
 )
+from hybridkit.idempotency._keys import fingerprint
 from hybridkit.messaging import _processor as processor_module
 from hybridkit.messaging._bounded import Backoff
 from hybridkit.messaging._delivery import Delivery, Identity
 from hybridkit.messaging._frames import Deliver
 from hybridkit.messaging._handlers import Handlers
+from hybridkit.messaging._pause import Gate, Paused
 from hybridkit.messaging._port import Delivered
 from hybridkit.messaging._processor import Processor
 from hybridkit.messaging._writer import Outgoing
@@ -157,11 +159,18 @@ def processor(
     retry: Retry | None = None,
     guard: FakeGuard | None = None,
     timeout_seconds: float = 5.0,
+    gate: Gate | None = None,
 ) -> Processor:
     handlers = Handlers(QUEUE)
     handlers.add(Happened, handler, retry or Retry.immediate(attempts=1))
     return Processor(
-        QUEUE, handlers, publisher=steps, providers={}, guard=guard, timeout_seconds=timeout_seconds
+        QUEUE,
+        handlers,
+        publisher=steps,
+        providers={},
+        guard=guard,
+        timeout_seconds=timeout_seconds,
+        gate=gate or Gate(QUEUE),
     )
 
 
@@ -320,12 +329,71 @@ async def test_a_permanent_error_is_dead_at_once(steps: Steps) -> None:
 
 
 async def test_a_pause_counts_no_attempt(steps: Steps) -> None:
+    """Nor does it make a copy: the message waits here, and is the probe that finds the dependency back."""
+    gate = Gate(QUEUE)
+    states: list[Paused | None] = []
+    gate.changed = lambda: states.append(gate.paused)
     retry = Retry.immediate(attempts=1).pause_on(UnavailableError)
-    await processor(steps, failing(UnavailableError("down")), retry=retry).process(
-        delivery(steps, envelope())
-    )
-    assert steps.log == ["copy to hk.delay.L3", "ack 7"]
-    assert "hk_attempt" not in steps.copies[0].headers
+    handler = failing(UnavailableError("down"), UnavailableError("still down"))
+    await processor(steps, handler, retry=retry, gate=gate).process(delivery(steps, envelope()))
+    assert steps.log == ["ack 7"]
+    assert [state and state.reason for state in states] == ["UnavailableError: down", None]
+
+
+async def test_a_pause_that_takes_too_long_is_a_copy_that_counts_no_attempt(steps: Steps) -> None:
+    """Before the broker would close the channel."""
+    gate = Gate(QUEUE)
+    gate.shut(UnavailableError("down", retry_after_seconds=60))
+    held = delivery(steps, envelope(), {"hk_attempt": 4})
+    held.received_at -= processor_module.LOCAL_SECONDS - 5.001
+    await processor(steps, succeed, gate=gate, timeout_seconds=5).process(held)
+    assert steps.log == ["copy to hk.delay.L0", "ack 7"]
+    assert steps.copies[0].headers["hk_attempt"] == 4
+    gate.stop()
+
+
+async def test_a_pause_ends_with_the_consumer(steps: Steps) -> None:
+    """What waits is left unacknowledged, and goes back to the queue with the channel."""
+    gate = Gate(QUEUE)
+    gate.shut(OSError())
+    task = asyncio.create_task(processor(steps, succeed, gate=gate).process(delivery(steps, envelope())))
+    gate.stop()
+    await task
+    assert steps.log == []
+
+
+async def test_all_go_on_when_the_gate_is_opened(steps: Steps) -> None:
+    """The first one that comes through opens it for the others."""
+    gate = Gate(QUEUE)
+    gate.shut(UnavailableError("down", retry_after_seconds=60))
+    same = processor(steps, succeed, gate=gate)
+    async with asyncio.TaskGroup() as group:
+        for _ in range(3):
+            group.create_task(same.process(delivery(steps, envelope())))
+        await asyncio.sleep(0)
+        gate.open()
+    assert steps.log == ["ack 7"] * 3
+
+
+async def test_a_retry_that_the_end_of_the_consumer_meets_is_counted(steps: Steps) -> None:
+    """The next process gets a copy that knows of the failure."""
+    gate = Gate(QUEUE)
+
+    async def handle(event: Happened) -> None:
+        gate.stop()
+        raise OSError
+
+    await processor(steps, handle, retry=Retry.immediate(), gate=gate).process(delivery(steps, envelope()))
+    assert steps.log == ["copy to hk.delay.L0", "ack 7"]
+    assert steps.copies[0].headers["hk_attempt"] == 1
+
+
+async def test_any_other_failure_shows_that_the_dependency_is_back(steps: Steps) -> None:
+    gate = Gate(QUEUE)
+    gate.shut(OSError())
+    await processor(steps, failing(ValueError()), gate=gate).process(delivery(steps, envelope()))
+    assert steps.log == ["copy to hk.dlx", "ack 7"]
+    assert gate.is_open
 
 
 async def test_a_handler_that_takes_too_long_has_failed(steps: Steps) -> None:
@@ -510,7 +578,9 @@ async def test_the_outcome_is_recorded_before_the_acknowledgement(steps: Steps) 
     )
     assert steps.log == ["finish COMPLETED", "ack 7"]
     assert guard.keys == [f"{QUEUE}:tests:{event.event_id}:2"]
-    assert guard.payloads == [["processor.happened", 1, {"number": 3}]]
+    assert [fingerprint(payload) for payload in guard.payloads] == [
+        fingerprint(["processor.happened", 1, {"number": 3}])
+    ]
 
 
 async def test_a_redriven_event_derives_what_it_derived_before(steps: Steps) -> None:
@@ -556,14 +626,27 @@ async def test_what_must_not_run_is_dead(steps: Steps, answer: Begin, reason: st
         (InProgress(20_000), "hk.delay.L4"),
         (InProgress(10), "hk.delay.L0"),
         (InProgress(10**9), "hk.delay.L5"),
-        (UnavailableError("redis is down"), "hk.delay.L3"),
     ],
-    ids=["running", "nearly done", "endless", "no redis"],
+    ids=["running", "nearly done", "endless"],
 )
-async def test_waiting_counts_no_attempt(steps: Steps, answer: Begin | Exception, level: str) -> None:
+async def test_waiting_counts_no_attempt(steps: Steps, answer: Begin, level: str) -> None:
     await processor(steps, succeed, guard=FakeGuard(steps, answer)).process(delivery(steps, envelope()))
     assert steps.log == [f"copy to {level}", "ack 7"]
     assert "hk_attempt" not in steps.copies[0].headers
+
+
+async def test_a_guard_that_refuses_pauses_the_consumer(steps: Steps) -> None:
+    """Redis is down, and nothing may run without it; the message waits here."""
+    guard = FakeGuard(steps, UnavailableError("redis is down"))
+    await processor(steps, succeed, guard=guard).process(delivery(steps, envelope()))
+    assert steps.log == ["finish COMPLETED", "ack 7"]
+
+
+async def test_the_claim_is_released_before_a_pause(steps: Steps) -> None:
+    retry = Retry.immediate(attempts=1).pause_on(OSError)
+    guard = FakeGuard(steps)
+    await processor(steps, failing(OSError()), retry=retry, guard=guard).process(delivery(steps, envelope()))
+    assert steps.log == ["finish RELEASED", "finish COMPLETED", "ack 7"]
 
 
 async def test_the_claim_is_released_before_a_retry(steps: Steps) -> None:
@@ -609,6 +692,34 @@ async def test_an_outcome_that_redis_did_not_take_is_no_reason_to_run_again(step
     guard = FakeGuard(steps, finish=Finish.UNRECORDED)
     await processor(steps, succeed, guard=guard).process(delivery(steps, envelope()))
     assert steps.log == ["finish COMPLETED", "ack 7"]
+
+
+async def test_a_message_that_went_well_is_worth_a_line_for_debugging_only(
+    steps: Steps, logs: list[MutableMapping[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet = processor(steps, succeed)
+    monkeypatch.setattr(quiet, "_logs_all", False)
+    await processor(steps, succeed).process(delivery(steps, envelope()))
+    await quiet.process(delivery(steps, envelope()))
+    assert [(line["event"], line["log_level"]) for line in logs] == [("message settled", "debug")]
+
+
+async def test_a_span_is_linked_to_the_producers(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where something records; of the headers nothing is decoded otherwise."""
+    spans: list[tuple[str, Any]] = []
+
+    def span(name: str, **options: Any) -> AbstractContextManager[None]:
+        spans.append((name, options))
+        return nullcontext()
+
+    monkeypatch.setattr(processor_module, "is_tracing", lambda: True)
+    monkeypatch.setattr(processor_module, "span", span)
+    headers = {"traceparent": "00-1-2-3", "number": 5}
+    await processor(steps, succeed).process(delivery(steps, envelope(), headers))
+    [(name, options)] = spans
+    assert name == "processor.happened process"
+    assert options["linked"] == {"traceparent": "00-1-2-3"}
+    assert options["attributes"]["messaging.destination.name"] == QUEUE
 
 
 def test_reprs_say_where(steps: Steps) -> None:

@@ -6,16 +6,20 @@ steps is a duplicate, and the guard and the derived keys make one effect of it.
 """
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final, Protocol, assert_never
 
-from structlog.contextvars import bound_contextvars
+import orjson
+from structlog.contextvars import bind_contextvars, bound_contextvars, reset_contextvars
 
-from hybridkit.codec import decode_object, now
-from hybridkit.context import REQUEST_ID_HEADER, USER_ID_HEADER, Claim, RequestContext, bind, current
+from hybridkit.codec import decode_object
+from hybridkit.context import REQUEST_ID_HEADER, USER_ID_HEADER, Claim, RequestContext, bind
 from hybridkit.envelope import EventEnvelope, decode_envelope
 from hybridkit.errors import (
     ClaimLostError,
@@ -41,12 +45,13 @@ from hybridkit.idempotency import (
     claim_key,
 )
 from hybridkit.messaging._bounded import Backoff, is_cancelled
-from hybridkit.messaging._delivery import Dead, Delivery, Done, Later, RetryHere, Verdict
+from hybridkit.messaging._delivery import Dead, Delivery, Done, Later, Verdict
 from hybridkit.messaging._guard import Guard
 from hybridkit.messaging._handlers import Handler, Handlers
 from hybridkit.messaging._headers import VERSION_WAITS
+from hybridkit.messaging._pause import Gate
 from hybridkit.messaging._writer import Outgoing
-from hybridkit.observability import get_logger, metrics, span
+from hybridkit.observability import get_logger, is_tracing, metrics, span
 from hybridkit.retry import GiveUp, Pause, RetryAfter
 
 __all__ = ["LOCAL_SECONDS", "Copies", "Processor"]
@@ -58,7 +63,6 @@ https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout
 """
 SHORTEST_DELAY_SECONDS: Final = 1.0
 """Below it a retry waits here; the delay levels count whole seconds."""
-PAUSE_SECONDS: Final = 15.0
 HOLDER_WAIT_SECONDS: Final = 5.0
 LONGEST_HOLDER_WAIT_SECONDS: Final = 60.0
 VERSION_WAIT_SECONDS: Final = (5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 300.0, 300.0)
@@ -66,6 +70,9 @@ VERSION_WAIT_SECONDS: Final = (5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 300.0, 300.0)
 
 FINISHED: Final = frozenset({"done", "duplicate"})
 """The outcomes after which an event's work needn't be done again. A copy that moved is the same event, and goes on."""
+
+_DONE: Final = Done()
+_NO_SPAN: Final[AbstractContextManager[object]] = nullcontext()
 
 _log = get_logger(__name__)
 
@@ -82,6 +89,22 @@ class Copies(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Again:
+    """Once more after that time, for an error or for another holder; `failures` so far."""
+
+    seconds: float
+    error: BaseException | None
+    failures: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Hold:
+    """Once more when the dependency is back; nothing has failed."""
+
+    error: BaseException
+
+
 @dataclass(slots=True, eq=False)
 class _Work:
     """A delivery that could be read and has a handler."""
@@ -89,7 +112,20 @@ class _Work:
     delivery: Delivery
     envelope: EventEnvelope[Any]
     handler: Handler
+    key: str
+    context: RequestContext
+    meters: "_Meters"
     failures: int
+
+
+class _Meters:
+    """The metrics of one type of event, looked up once."""
+
+    __slots__ = ("done", "duration")
+
+    def __init__(self, queue: str, event_type: str) -> None:
+        self.done = metrics.events_consumed.labels(queue, event_type, "done")
+        self.duration = metrics.handler_duration.labels(queue, event_type)
 
 
 class Processor:
@@ -102,6 +138,7 @@ class Processor:
         providers: for the handlers' parameters.
         guard: lets each event run once.
         timeout_seconds: for one run of a handler.
+        gate: shut when a handler or the guard says that a dependency is down.
     """
 
     def __init__(
@@ -113,6 +150,7 @@ class Processor:
         providers: Mapping[Any, object],
         guard: Guard | None,
         timeout_seconds: float,
+        gate: Gate | None = None,
     ) -> None:
         self._queue = queue
         self._handlers = handlers
@@ -120,6 +158,10 @@ class Processor:
         self._providers = providers
         self._guard = guard
         self._timeout_seconds = timeout_seconds
+        self._gate = gate or Gate(queue)
+        self._age = metrics.event_age.labels(queue)
+        self._meters: dict[str, _Meters] = {}
+        self._logs_all = _log.is_enabled_for(logging.DEBUG)
 
     def __repr__(self) -> str:
         return f"Processor({self._queue!r}, guarded={self._guard is not None})"
@@ -134,57 +176,90 @@ class Processor:
                 await self._settle(delivery, _unreadable(delivery, error), "unknown")
             return
         event_type, event_id = envelope.event_type, str(envelope.event_id)
-        with (
-            bind(_context_of(envelope)),
-            bound_contextvars(consumer=self._queue, event_type=event_type, event_id=event_id),
-            span(f"{event_type} process", kind="consumer", linked=_texts(delivery.headers)),
-        ):
-            age_seconds = (now() - envelope.timestamp).total_seconds()
-            metrics.event_age.labels(self._queue).observe(max(age_seconds, 0.0))
-            known = delivery.identify(envelope.service, envelope.event_id)
-            verdict = Done("duplicate") if known else await self._judge(delivery, envelope)
-            await self._settle(delivery, verdict, event_type)
+        context = _context_of(envelope)
+        tokens = bind_contextvars(consumer=self._queue, event_type=event_type, event_id=event_id)
+        try:
+            with bind(context), _span(delivery, envelope):
+                await self._process(delivery, envelope, context, event_id)
+        finally:
+            reset_contextvars(**tokens)
 
-    async def _judge(self, delivery: Delivery, envelope: EventEnvelope[Any]) -> Verdict:
-        """Run the handler, here as often as its policy says so."""
+    async def _process(
+        self, delivery: Delivery, envelope: EventEnvelope[Any], context: RequestContext, event_id: str
+    ) -> None:
+        """The same, for what could be read."""
+        self._age.observe(max(time.time() - envelope.timestamp.timestamp(), 0.0))
+        if delivery.identify(envelope.service, envelope.event_id):
+            return await self._settle(delivery, Done("duplicate"), envelope.event_type)
         handler = self._handlers.find(envelope.data)
         if handler is None:
-            what = f"{envelope.event_type!r} version {envelope.version}"
-            unknown = UnknownEventTypeError(
-                f"{self._queue} has no handler for {what}", event_type=envelope.event_type
-            )
-            return Dead("unknown_type", unknown, delivery.failures)
-        work = _Work(delivery, envelope, handler, delivery.failures)
-        while True:
-            if delivery.age_seconds() + self._timeout_seconds > LOCAL_SECONDS:
-                return Later(SHORTEST_DELAY_SECONDS, headers=delivery.failed(work.failures))
-            verdict = await self._once(work)
-            if not isinstance(verdict, RetryHere):
-                return verdict
-            work.failures += 1
-            await asyncio.sleep(verdict.seconds)
+            return await self._settle(delivery, self._unhandled(delivery, envelope), envelope.event_type)
+        key = _key_prefix(self._queue, envelope.service) + event_id
+        meters = self._meters_of(envelope.event_type)
+        work = _Work(delivery, envelope, handler, key, context, meters, delivery.failures)
+        verdict = await self._judge(work)
+        if verdict is _DONE:
+            delivery.ack(finished=True)
+            meters.done.inc()
+            if self._logs_all:
+                _log.debug("message settled", outcome="done")
+        elif verdict is not None:
+            await self._settle(delivery, verdict, envelope.event_type)
+        return None
 
-    async def _once(self, work: _Work) -> Verdict | RetryHere:
+    async def _judge(self, work: _Work) -> Verdict | None:
+        """Run the handler, here as often as its policy says so; None when everything stops first."""
+        while True:
+            if self._left_seconds(work) < 0:
+                return Later(SHORTEST_DELAY_SECONDS, headers=work.delivery.failed(work.failures))
+            verdict = await (self._once(work) if self._gate.is_open else self._after_pause(work))
+            match verdict:
+                case _Hold(error):
+                    self._gate.shut(error)
+                case _Again(seconds, error, failures):
+                    here = seconds < min(SHORTEST_DELAY_SECONDS, self._left_seconds(work))
+                    if not here or self._gate.is_stopped:
+                        return Later(seconds, error, work.delivery.failed(failures))
+                    work.failures = failures
+                    await asyncio.sleep(seconds)
+                case _:
+                    return verdict
+
+    async def _after_pause(self, work: _Work) -> Verdict | _Again | _Hold | None:
+        """One run when the gate is open again, or the run that finds out whether it can be opened."""
+        if not await self._gate.turn(seconds=self._left_seconds(work)):
+            return None if self._gate.is_stopped else _Again(SHORTEST_DELAY_SECONDS, None, work.failures)
+        if self._gate.is_open:
+            return await self._once(work)
+        with self._gate.probing():
+            verdict = await self._once(work)
+            if not isinstance(verdict, _Hold):
+                self._gate.open()
+        return verdict
+
+    def _left_seconds(self, work: _Work) -> float:
+        """How long the message can still wait here before its handler has to begin."""
+        return LOCAL_SECONDS - self._timeout_seconds - work.delivery.age_seconds()
+
+    async def _once(self, work: _Work) -> Verdict | _Again | _Hold:
         """One run, if the guard lets it."""
-        identity = (self._queue, work.envelope.service, work.envelope.event_id)
-        # Steps and ids derive from a claim without the generation: what a redriven event writes again is the same.
-        claim = Claim(claim_key(*identity))
         if self._guard is None:
-            return await self._run(work, claim)
-        key = claim_key(*identity, work.delivery.generation)
-        payload = _payload(work.delivery.body)
+            return await self._run(work)
+        key = f"{work.key}:{work.delivery.generation}"
         try:
-            answer = await self._guard.begin(key, payload, wait_seconds=HOLDER_WAIT_SECONDS)
+            answer = await self._guard.begin(
+                key, _payload(work.delivery.body), wait_seconds=HOLDER_WAIT_SECONDS
+            )
         except UnavailableError as error:
-            return Later(_jittered(PAUSE_SECONDS), error)
+            return _Hold(error)
         match answer:
             case Acquired():
-                return await self._held(self._guard, answer, work, claim)
+                return await self._held(self._guard, answer, work)
             case Completed() | Failed():
                 return Done("duplicate")
             case InProgress(retry_after_ms):
                 seconds = min(retry_after_ms / 1000, LONGEST_HOLDER_WAIT_SECONDS)
-                return Later(max(seconds, SHORTEST_DELAY_SECONDS))
+                return _Again(max(seconds, SHORTEST_DELAY_SECONDS), None, work.failures)
             case Mismatch():
                 reused = KeyReusedError(f"the event {work.envelope.event_id} came before with other data")
                 return Dead("mismatch", reused, work.failures)
@@ -194,17 +269,17 @@ class Processor:
             case _:
                 assert_never(answer)
 
-    async def _held(self, guard: Guard, acquired: Acquired, work: _Work, claim: Claim) -> Verdict | RetryHere:
+    async def _held(self, guard: Guard, acquired: Acquired, work: _Work) -> Verdict | _Again | _Hold:
         """One run by the holder of the claim, and the record of how it ended."""
         try:
             async with guard.hold(acquired):
-                verdict = await self._run(work, claim)
+                verdict = await self._run(work)
                 if isinstance(verdict, Dead):
                     # Confirmed before the guard knows of it, and while the claim is still ours.
                     buried = await self._bury(work.delivery, verdict, work.envelope.event_type)
                     verdict = Done("dead_lettered" if buried else "requeued")
         except ClaimLostError as error:
-            return Later(HOLDER_WAIT_SECONDS, error)
+            return _Again(HOLDER_WAIT_SECONDS, error, work.failures)
         except asyncio.CancelledError:
             await guard.finish(acquired, Outcome.RELEASED)
             raise
@@ -213,9 +288,15 @@ class Processor:
             _log.warning("idempotency outcome not recorded", finish=finish.value)
         return verdict
 
-    async def _run(self, work: _Work, claim: Claim) -> Verdict | RetryHere:
+    async def _run(self, work: _Work) -> Verdict | _Again | _Hold:
         """One run of the handler, and what follows from it."""
-        context = replace(current(), claim=claim).within(self._timeout_seconds)
+        # Steps and ids derive from a claim without the generation: what a redriven event writes again is the same.
+        context = RequestContext(
+            request_id=work.context.request_id,
+            user_id=work.context.user_id,
+            deadline=time.monotonic() + self._timeout_seconds,
+            claim=Claim(work.key),
+        )
         began = time.perf_counter()
         limit = asyncio.timeout(self._timeout_seconds)
         try:
@@ -232,12 +313,10 @@ class Processor:
                 return self._failed(work, late)
             return self._failed(work, error)
         finally:
-            metrics.handler_duration.labels(self._queue, work.envelope.event_type).observe(
-                time.perf_counter() - began
-            )
-        return Done()
+            work.meters.duration.observe(time.perf_counter() - began)
+        return _DONE
 
-    def _failed(self, work: _Work, error: BaseException) -> Verdict | RetryHere:
+    def _failed(self, work: _Work, error: BaseException) -> Verdict | _Again | _Hold:
         attempt = work.failures + 1
         jitter = random.random()  # noqa: S311 - spreads retries, protects nothing
         decision = work.handler.retry.decide(error, attempt=attempt, jitter=jitter)
@@ -245,15 +324,19 @@ class Processor:
             case GiveUp(reason):
                 return Dead(reason, error, attempt)
             case Pause():
-                return Later(_jittered(PAUSE_SECONDS), error)
+                return _Hold(error)
             case RetryAfter(seconds):
                 _log.warning("handler failed", attempt=attempt, retry_seconds=seconds, exc_info=error)
-                spent_seconds = work.delivery.age_seconds() + seconds + self._timeout_seconds
-                if seconds < SHORTEST_DELAY_SECONDS and spent_seconds < LOCAL_SECONDS:
-                    return RetryHere(seconds)
-                return Later(seconds, error, work.delivery.failed(attempt))
+                return _Again(seconds, error, attempt)
             case _:
                 assert_never(decision)
+
+    def _unhandled(self, delivery: Delivery, envelope: EventEnvelope[Any]) -> Dead:
+        what = f"{envelope.event_type!r} version {envelope.version}"
+        unknown = UnknownEventTypeError(
+            f"{self._queue} has no handler for {what}", event_type=envelope.event_type
+        )
+        return Dead("unknown_type", unknown, delivery.failures)
 
     async def _settle(self, delivery: Delivery, verdict: Verdict, event_type: str) -> None:
         """Move a copy where it has to go, then acknowledge."""
@@ -294,8 +377,39 @@ class Processor:
             await asyncio.sleep(backoff.next_seconds())
         return False
 
+    def _meters_of(self, event_type: str) -> _Meters:
+        found = self._meters.get(event_type)
+        if found is None:  # a type that has a handler, so there are few
+            found = self._meters[event_type] = _Meters(self._queue, event_type)
+        return found
 
-def _outcome_of(verdict: Verdict | RetryHere) -> Outcome:
+
+def _span(delivery: Delivery, envelope: EventEnvelope[Any]) -> AbstractContextManager[object]:
+    """The consumer's span, linked to the producer's; of the headers nothing is read where nothing records."""
+    if not is_tracing():
+        return _NO_SPAN
+    attributes = {
+        "messaging.system": "rabbitmq",
+        "messaging.operation.type": "process",
+        "messaging.operation.name": "process",
+        "messaging.destination.name": delivery.queue,
+        "messaging.message.id": str(envelope.event_id),
+    }
+    return span(
+        f"{envelope.event_type} process",
+        kind="consumer",
+        linked=_texts(delivery.headers),
+        attributes=attributes,
+    )
+
+
+@lru_cache(1024)
+def _key_prefix(queue: str, service: str) -> str:
+    """What all claims for events of that service begin with; the event's id follows, which needs no encoding."""
+    return claim_key(queue, service, "0")[:-1]
+
+
+def _outcome_of(verdict: Verdict | _Again | _Hold) -> Outcome:
     """What the guard is told about a run."""
     match verdict:
         case Done("done"):
@@ -327,15 +441,13 @@ def _context_of(envelope: EventEnvelope[Any]) -> RequestContext:
     return RequestContext.from_amqp_headers(headers)
 
 
-def _payload(body: bytes) -> list[Any]:
+def _payload(body: bytes) -> bytes:
     """What makes it the same event: as it was sent, because upcasters change with the next deployment."""
     wire = decode_object(body)
-    return [wire.get("event_type"), wire.get("version", 1), wire.get("data")]
+    same = [wire.get("event_type"), wire.get("version", 1), wire.get("data")]
+    # The canonical form that the guard would make of the list itself, without reading and writing it twice for that.
+    return orjson.dumps(same, option=orjson.OPT_SORT_KEYS)
 
 
 def _texts(headers: Mapping[str, Any]) -> dict[str, str]:
     return {name: value for name, value in headers.items() if isinstance(value, str)}
-
-
-def _jittered(seconds: float) -> float:
-    return seconds * random.uniform(0.8, 1.2)  # noqa: S311 - spreads retries, protects nothing

@@ -114,6 +114,13 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livemax",
         )
+        self.consumer_paused = Gauge(
+            "hybridkit_consumer_paused",
+            "1 while a consumer takes no messages because a dependency is down.",
+            ("consumer",),
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
         self.bot_update_duration = Histogram(
             "hybridkit_bot_update_duration_seconds",
             "Time in the handlers of a Telegram update.",

@@ -1,0 +1,199 @@
+"""The gate in front of the handlers: shut while a dependency is down, and tried with one message at a time.
+
+While it is shut, messages wait here instead of failing one by one. After growing intervals one of them is let through
+as a probe; when it doesn't run into the same wall, the gate opens for all.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from hybridkit.codec import now
+from hybridkit.errors import HybridkitError, TemporaryError
+from hybridkit.messaging._bounded import Backoff
+from hybridkit.observability import get_logger, metrics
+
+__all__ = ["Gate", "Paused"]
+
+FIRST_PROBE_SECONDS: Final = 1.0
+LONGEST_PROBE_SECONDS: Final = 60.0
+LONGEST_ASKED_SECONDS: Final = 900.0
+"""A dependency that asks for more than this is tried anyway."""
+STEADY_SECONDS: Final = 60.0
+"""A gate that was open for less goes on with the intervals of the last pause."""
+MAX_REASON_CHARS: Final = 200
+
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """Why a consumer takes no messages.
+
+    Attributes:
+        reason: the error that asked for it: the words of hybridkit's own errors, no more than the class of any other.
+        since: when it began, in UTC.
+    """
+
+    reason: str
+    since: datetime
+
+
+class Gate:
+    """Open, or shut and probed.
+
+    Args:
+        name: of the consumer, for logs and metrics.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.paused: Paused | None = None
+        self.wants_one = False
+        """A probe is due, and nobody is here to be it."""
+        self.changed: Callable[[], None] = _ignore
+        """Called whenever `paused` or `wants_one` may have changed."""
+        self._name = name
+        self._waiting: deque[asyncio.Future[bool]] = deque()
+        self._backoff = Backoff(first_seconds=FIRST_PROBE_SECONDS, cap_seconds=LONGEST_PROBE_SECONDS)
+        self._timer: asyncio.TimerHandle | None = None
+        self._asked_seconds = 0.0
+        self._opened_at = -STEADY_SECONDS
+        self._stopped = asyncio.Event()
+        self._gauge = metrics.consumer_paused.labels(name)
+
+    def __repr__(self) -> str:
+        return f"Gate({self._name!r}, {self.paused or 'open'}, waiting={len(self._waiting)})"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is nothing to wait for."""
+        return self.paused is None and not self.is_stopped
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether everything stops: who waits is to leave."""
+        return self._stopped.is_set()
+
+    def shut(self, error: BaseException) -> None:
+        """A dependency is down. Of many who say so at the same time, the first one counts."""
+        if isinstance(error, TemporaryError) and error.retry_after_seconds is not None:
+            self._asked_seconds = min(error.retry_after_seconds, LONGEST_ASKED_SECONDS)
+        if not self.is_open:
+            return
+        self.paused = Paused(_words(error), now())
+        self._gauge.set(1)
+        _log.warning("consumer paused", consumer=self._name, reason=self.paused.reason)
+        if time.monotonic() - self._opened_at >= STEADY_SECONDS:
+            self._backoff.reset()
+        self._arm()
+        self.changed()
+
+    def open(self) -> None:
+        """The dependency is back: everybody goes on."""
+        paused, self.paused = self.paused, None
+        if paused is None:
+            return
+        seconds = (now() - paused.since).total_seconds()
+        _log.info("consumer resumed", consumer=self._name, reason=paused.reason, paused_seconds=seconds)
+        self._opened_at = time.monotonic()
+        self._release(passed=True)
+        self.changed()
+
+    def stop(self) -> None:
+        """Let nobody through any more, and send away who waits."""
+        self._stopped.set()
+        self.paused = None
+        self._release(passed=False)
+
+    async def turn(self, *, seconds: float) -> bool:
+        """Wait until the gate is open, or until it is this caller's turn to be the probe.
+
+        Args:
+            seconds: how long the caller can wait.
+
+        Returns:
+            Whether to go on; False when the time is up, or when everything stops.
+        """
+        if self.is_open or self.is_stopped or seconds <= 0:
+            return self.is_open
+        if self.wants_one:
+            self.wants_one = False
+            return True
+        place: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._waiting.append(place)
+        try:
+            await asyncio.wait({place}, timeout=seconds)
+        except asyncio.CancelledError:
+            self._give_back(place)
+            raise
+        if not place.done():
+            self._waiting.remove(place)
+            return False
+        return place.result()
+
+    @contextmanager
+    def probing(self) -> Generator[None]:
+        """The block is the probe; if the gate is still shut at its end, the next one comes after a longer interval."""
+        try:
+            yield
+        finally:
+            if self.paused is not None:
+                self._arm()
+
+    async def rest(self, seconds: float) -> bool:
+        """Wait that long; False when everything stops meanwhile."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stopped.wait()
+        except TimeoutError:
+            return True
+        return False
+
+    def _arm(self) -> None:
+        seconds = max(self._backoff.next_seconds(), self._asked_seconds)
+        self._asked_seconds = 0.0
+        self._disarm()
+        self._timer = self._arm_timer(seconds)
+
+    def _arm_timer(self, seconds: float) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_later(seconds, self._probe)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _probe(self) -> None:
+        if self._waiting:
+            self._waiting.popleft().set_result(True)
+            return
+        self.wants_one = True
+        self.changed()
+
+    def _give_back(self, place: asyncio.Future[bool]) -> None:
+        """Whoever waited there is gone; was it to be the probe, then somebody else is."""
+        if place in self._waiting:
+            self._waiting.remove(place)
+        elif self.paused is not None:
+            self._probe()
+
+    def _release(self, *, passed: bool) -> None:
+        self._gauge.set(0)
+        self.wants_one = False
+        self._disarm()
+        while self._waiting:
+            self._waiting.popleft().set_result(passed)
+
+
+def _ignore() -> None:
+    """Nobody wants to know."""
+
+
+def _words(error: BaseException) -> str:
+    """The words of other libraries may hold an address with a password in it."""
+    words = f": {error}" if isinstance(error, HybridkitError) else ""
+    return f"{type(error).__name__}{words}"[:MAX_REASON_CHARS]

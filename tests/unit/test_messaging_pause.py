@@ -1,0 +1,203 @@
+"""The gate: what waits while a dependency is down, and how it is found to be back."""
+
+import asyncio
+from collections.abc import Iterator, MutableMapping
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from hybridkit.errors import UnavailableError
+from hybridkit.messaging import _pause as pause_module
+from hybridkit.messaging._pause import Gate
+from hybridkit.observability import metrics
+
+
+class Timers:
+    """What the gate wants to be called for, and after how long."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seconds: list[float] = []
+        self._next: asyncio.TimerHandle | None = None
+
+        def arm(gate: Gate, seconds: float) -> asyncio.TimerHandle:
+            self.seconds.append(seconds)
+            self._next = asyncio.get_running_loop().call_later(3600, gate._probe)
+            return self._next
+
+        monkeypatch.setattr(Gate, "_arm_timer", arm)
+
+    def run_out(self) -> None:
+        assert self._next is not None
+        assert not self._next.cancelled()
+        self._next._run()
+
+
+@pytest.fixture
+def timers(monkeypatch: pytest.MonkeyPatch) -> Timers:
+    monkeypatch.setattr("random.uniform", lambda _, bound: bound)
+    return Timers(monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def logs() -> Iterator[list[MutableMapping[str, Any]]]:
+    with capture_logs() as written:
+        yield written
+
+
+@pytest.fixture
+async def gate(timers: Timers) -> Gate:
+    return Gate("tests.gate")
+
+
+def waiting(gate: Gate, *, seconds: float = 60.0) -> "asyncio.Task[bool]":
+    return asyncio.create_task(gate.turn(seconds=seconds))
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def paused_metric() -> float:
+    return float(metrics.consumer_paused.labels("tests.gate")._value.get())
+
+
+async def test_an_open_gate_lets_everybody_through(gate: Gate) -> None:
+    assert gate.is_open
+    assert await gate.turn(seconds=0)
+
+
+async def test_a_shut_gate_says_why_and_since_when(gate: Gate, logs: list[MutableMapping[str, Any]]) -> None:
+    gate.shut(UnavailableError("db_postgres_service does not answer"))
+    assert gate.paused
+    assert gate.paused.reason == "UnavailableError: db_postgres_service does not answer"
+    assert gate.paused.since.tzinfo is not None
+    assert paused_metric() == 1
+    gate.shut(UnavailableError("another one"))
+    assert "db_postgres_service" in repr(gate)
+    gate.open()
+    gate.open()
+    assert paused_metric() == 0
+    assert [(line["event"], line["log_level"]) for line in logs] == [
+        ("consumer paused", "warning"),
+        ("consumer resumed", "info"),
+    ]
+
+
+async def test_the_words_of_other_libraries_are_not_shown(gate: Gate) -> None:
+    gate.shut(ConnectionError("amqp://user:password@host"))
+    assert gate.paused
+    assert gate.paused.reason == "ConnectionError"
+
+
+async def test_one_of_those_who_wait_is_the_probe(gate: Gate, timers: Timers) -> None:
+    gate.shut(OSError())
+    first, second = waiting(gate), waiting(gate)
+    await settle()
+    timers.run_out()
+    assert await first
+    assert not gate.is_open
+    assert not second.done()
+    gate.open()
+    assert await second
+
+
+async def test_the_probes_come_at_growing_intervals(gate: Gate, timers: Timers) -> None:
+    gate.shut(OSError())
+    for _ in range(8):
+        turn = waiting(gate)
+        await settle()
+        timers.run_out()
+        assert await turn
+        with gate.probing():
+            gate.shut(OSError())
+    assert timers.seconds == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+
+
+async def test_a_gate_that_soon_shuts_again_goes_on_with_its_intervals(
+    gate: Gate, timers: Timers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(3):
+        gate.shut(OSError())
+        gate.open()
+    monkeypatch.setattr(pause_module, "STEADY_SECONDS", 0.0)
+    gate.shut(OSError())
+    assert timers.seconds == [1, 2, 4, 1]
+
+
+@pytest.mark.parametrize(("asked", "waited"), [(0.1, 1), (30, 30), (10_000, 900), (None, 1)])
+async def test_the_time_that_a_dependency_asks_for_is_given_once(
+    gate: Gate, timers: Timers, asked: float | None, waited: float
+) -> None:
+    gate.shut(UnavailableError("busy", retry_after_seconds=asked))
+    with gate.probing():
+        pass
+    assert timers.seconds == [waited, 2]
+
+
+async def test_a_probe_that_opens_the_gate_is_the_last(gate: Gate, timers: Timers) -> None:
+    gate.shut(OSError())
+    with gate.probing():
+        gate.open()
+    assert timers.seconds == [1]
+
+
+async def test_where_nobody_waits_one_is_wanted(gate: Gate, timers: Timers) -> None:
+    changes: list[bool] = []
+    gate.changed = lambda: changes.append(gate.wants_one)
+    gate.shut(OSError())
+    timers.run_out()
+    assert changes == [False, True]
+    assert await gate.turn(seconds=1)
+    assert not gate.wants_one
+    assert not gate.is_open
+
+
+async def test_nobody_waits_longer_than_he_can(gate: Gate) -> None:
+    gate.shut(OSError())
+    assert not await gate.turn(seconds=0)
+    assert not await gate.turn(seconds=0.001)
+    assert "waiting=0" in repr(gate)
+
+
+async def test_a_probe_that_is_cancelled_gives_its_turn_to_the_next(gate: Gate, timers: Timers) -> None:
+    gate.shut(OSError())
+    first, second, third = waiting(gate), waiting(gate), waiting(gate)
+    await settle()
+    second.cancel()  # only waits
+    await settle()
+    timers.run_out()
+    first.cancel()  # was to be the probe
+    assert await third
+    for task in (first, second):
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+async def test_whoever_is_cancelled_while_the_gate_opens_needs_no_successor(gate: Gate) -> None:
+    gate.shut(OSError())
+    task = waiting(gate)
+    await settle()
+    gate.open()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not gate.wants_one
+
+
+async def test_a_stop_sends_everybody_away(gate: Gate) -> None:
+    gate.shut(OSError())
+    turn, rest = waiting(gate), asyncio.create_task(gate.rest(60))
+    await settle()
+    gate.stop()
+    assert not await turn
+    assert not await rest
+    assert not await gate.turn(seconds=60)
+    gate.shut(OSError())
+    assert gate.paused is None
+    assert paused_metric() == 0
+
+
+async def test_a_rest_takes_its_time(gate: Gate) -> None:
+    assert await gate.rest(0.001)
