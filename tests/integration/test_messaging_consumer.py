@@ -19,7 +19,7 @@ from hybridkit.errors import NotConnectedError, TopologyError
 from hybridkit.events import Command, Event
 from hybridkit.idempotency import IdempotencyGuard
 from hybridkit.messaging import BrokerConnection, RobustConsumer, RobustPublisher
-from hybridkit.messaging import _consumer as consumer_module
+from hybridkit.messaging import _subscription as subscription_module
 from hybridkit.retry import Retry
 from hybridkit.testing import FaultProxy
 
@@ -420,7 +420,7 @@ async def test_a_consumer_that_the_broker_forgot_subscribes_again(
     publisher: RobustPublisher, connection: BrokerConnection, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody says a word; the probe finds out."""
-    monkeypatch.setattr(consumer_module, "PROBE_SECONDS", 0.1)
+    monkeypatch.setattr(subscription_module, "PROBE_SECONDS", 0.1)
     consumer = consumer_of(ledger)
     async with consumer.running(connection, publisher=publisher):
         assert consumer._run
@@ -569,7 +569,7 @@ async def test_a_drain_ends_in_time(
 async def test_a_drain_without_a_broker_ends_in_time(
     publisher: RobustPublisher, ledger: Ledger, rabbitmq_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(consumer_module, "CANCEL_SECONDS", 0.1)
+    monkeypatch.setattr(subscription_module, "CANCEL_SECONDS", 0.1)
     consumer = consumer_of(ledger)
     async with proxied(rabbitmq_url) as (proxy, connection):
         await consumer.start(connection, publisher=publisher)
@@ -586,7 +586,7 @@ async def test_a_message_that_trips_us_up_goes_back(
     publisher: RobustPublisher, connection: BrokerConnection, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A bug in the processing must neither lose a message nor hold it for ever."""
-    monkeypatch.setattr(consumer_module, "UNEXPECTED_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(subscription_module, "UNEXPECTED_PAUSE_SECONDS", 0.01)
     consumer = consumer_of(ledger)
     async with consumer.running(connection, publisher=publisher):
         assert consumer._run

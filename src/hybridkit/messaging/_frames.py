@@ -172,9 +172,9 @@ def ack_frame(channel: int, tag: int, *, multiple: bool) -> bytes:
     return _SETTLE.pack(METHOD, channel, 13, ACK, tag, multiple, END[0])
 
 
-def nack_frame(channel: int, tag: int) -> bytes:
-    """`basic.nack` that puts the message back into its queue."""
-    return _SETTLE.pack(METHOD, channel, 13, NACK, tag, 2, END[0])
+def nack_frame(channel: int, tag: int, *, requeue: bool = True) -> bytes:
+    """`basic.nack`: puts the message back into its queue, or has the queue dead-letter it."""
+    return _SETTLE.pack(METHOD, channel, 13, NACK, tag, 2 if requeue else 0, END[0])
 
 
 def encode_table(headers: Mapping[str, Any]) -> bytes:

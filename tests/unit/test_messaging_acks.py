@@ -1,0 +1,298 @@
+"""What the broker is told about deliveries: everything once, in few frames, and what got lost is remembered."""
+
+import asyncio
+import struct
+from collections.abc import Callable
+from typing import Any, cast
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hybridkit.messaging import _finished as finished_module
+from hybridkit.messaging import _inbox as inbox_module
+from hybridkit.messaging._acks import Acks
+from hybridkit.messaging._delivery import Delivery, Identity
+from hybridkit.messaging._finished import Finished
+from hybridkit.messaging._frames import Deliver
+from hybridkit.messaging._inbox import Inbox
+from hybridkit.messaging._port import Delivered, Port
+
+KINDS = {80: "ack", 120: "nack"}
+
+
+def told(octets: bytes) -> list[tuple[str, int, int]]:
+    """Method, tag and bits of each frame of 21 bytes."""
+    frames = [octets[start : start + 21] for start in range(0, len(octets), 21)]
+    parsed = [struct.unpack(">BHIHHQBB", frame) for frame in frames]
+    return [(KINDS[method], tag, bits) for _, _, _, _, method, tag, bits, _ in parsed]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 - a socket has no event for what was written
+            await asyncio.sleep(0.001)
+
+
+def event(number: int) -> Identity:
+    return ("tests", UUID(int=number), 0)
+
+
+class Broker:
+    """The broker's side of a channel: what is unacknowledged, and what it was told."""
+
+    frame_max = 131_072
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, int, int]] = []
+        self.unacknowledged: list[int] = []
+
+    def deliver(self, port: Port, count: int = 1, *, first: int = 1) -> None:
+        for tag in range(first, first + count):
+            self.unacknowledged.append(tag)
+            deliver = Deliver(tag, False, "hk.events", "a.b")
+            cast("Any", port)._receiver.delivered(Delivered(deliver, b"\0\0", b"{}"))
+
+    def write(self, octets: bytes) -> None:
+        for frame in told(octets):
+            self.settle(*frame)
+
+    def settle(self, kind: str, tag: int, bits: int) -> None:
+        """As RabbitMQ does it: a tag that it doesn't know closes the channel."""
+        assert tag in self.unacknowledged, "PRECONDITION_FAILED - unknown delivery tag"
+        self.told.append((kind, tag, bits))
+        multiple = kind == "ack" and bits
+        self.unacknowledged = [
+            left for left in self.unacknowledged if (left > tag if multiple else left != tag)
+        ]
+
+    def release(self, port: Port) -> None: ...
+
+
+class FakeLane:
+    """A channel that is closed when nobody needs it any more."""
+
+    def __init__(self, broker: Broker) -> None:
+        self.broker = broker
+        self.users = 0
+        self.closed = False
+
+    @property
+    def is_open(self) -> bool:
+        return self.port.is_open
+
+    def open_port(self, receiver: Any) -> Port:
+        self.port = Port(self.broker, 1, receiver)
+        return self.port
+
+    def __enter__(self) -> None:
+        self.users += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.users -= 1
+
+    def close(self) -> "asyncio.Task[None]":
+        self.port.close("closed by us")
+        return asyncio.create_task(asyncio.sleep(0))
+
+
+class Channel:
+    """An inbox between a broker and a list of what came in."""
+
+    def __init__(self, *, prefetch: int = 48, finished: Finished | None = None) -> None:
+        self.broker = Broker()
+        self.lane = FakeLane(self.broker)
+        self.deliveries: list[Delivery] = []
+        self.finished = finished or Finished(prefetch=prefetch)
+        self.inbox = Inbox(
+            cast("Any", self.lane),
+            queue="tests",
+            prefetch=prefetch,
+            finished=self.finished,
+            take=self.deliveries.append,
+        )
+
+    def deliver(self, count: int) -> None:
+        self.broker.deliver(self.lane.port, count, first=self.inbox.received + 1)
+
+    @property
+    def told(self) -> list[tuple[str, int, int]]:
+        return self.broker.told
+
+
+# ── tags ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_prefix_is_one_frame() -> None:
+    acks = Acks(1)
+    for tag in (2, 1, 3):
+        acks.add(tag)
+    assert told(acks.frames()) == [("ack", 3, 1)]
+    assert acks.frames() == b""
+
+
+def test_behind_a_slow_one_each_is_told_by_itself() -> None:
+    acks = Acks(1)
+    for tag in (1, 3, 4):
+        acks.add(tag)
+    assert told(acks.frames()) == [("ack", 1, 1), ("ack", 3, 0), ("ack", 4, 0)]
+    acks.add(2)
+    assert told(acks.frames()) == [("ack", 2, 1)]
+    acks.add(5)
+    assert told(acks.frames()) == [("ack", 5, 1)]
+
+
+def test_what_is_put_back_is_not_acknowledged() -> None:
+    acks = Acks(1)
+    acks.add(1)
+    acks.settle(2)
+    acks.settle(4)
+    acks.add(3)
+    assert told(acks.frames()) == [("ack", 3, 1)]
+    assert [acks.is_settled(tag) for tag in (1, 4, 5)] == [True, True, False]
+    assert repr(acks) == "Acks(channel=1, oldest=5, untold=0)"
+
+
+@given(st.permutations(range(1, 25)), st.sets(st.integers(1, 24)), st.sets(st.integers(1, 24)))
+def test_in_whatever_order_the_broker_is_told_everything_once(
+    order: list[int], put_back: set[int], flushes: set[int]
+) -> None:
+    """And never names a tag twice, which would close the channel."""
+    broker, acks = Broker(), Acks(1)
+    broker.unacknowledged = list(range(1, 25))
+    for step, tag in enumerate(order):
+        if tag in put_back:
+            acks.settle(tag)
+            broker.settle("nack", tag, 2)
+        else:
+            acks.add(tag)
+        if step in flushes:
+            broker.write(acks.frames())
+    broker.write(acks.frames())
+    assert broker.unacknowledged == []
+
+
+# ── a channel ────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_an_idle_consumer_does_not_wait() -> None:
+    """The last one that is in hand takes all others with it."""
+    channel = Channel()
+    channel.deliver(2)
+    assert (channel.inbox.in_hand, channel.lane.users) == (2, 1)
+    channel.deliveries[0].ack(finished=True)
+    assert channel.told == []
+    channel.deliveries[1].ack(finished=True)
+    assert channel.told == [("ack", 2, 1)]
+    assert (channel.inbox.in_hand, channel.lane.users) == (0, 0)
+
+
+async def test_a_busy_consumer_sends_some_at_a_time() -> None:
+    """A sixteenth of what it may have: three of 48."""
+    channel = Channel()
+    channel.deliver(10)
+    for delivery in channel.deliveries[:7]:
+        delivery.ack(finished=False)
+    assert channel.told == [("ack", 3, 1), ("ack", 6, 1)]
+
+
+async def test_acknowledgements_do_not_wait_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow handler beside them, and nothing else comes: after some milliseconds they leave."""
+    monkeypatch.setattr(inbox_module, "ACK_SECONDS", 0.001)
+    channel = Channel()
+    channel.deliver(3)
+    channel.deliveries[1].ack(finished=True)
+    await until(lambda: channel.told == [("ack", 2, 0)])
+    channel.deliveries[2].ack(finished=True)
+    await until(lambda: channel.told == [("ack", 2, 0), ("ack", 3, 0)])
+
+
+async def test_a_delivery_is_settled_once() -> None:
+    channel = Channel()
+    channel.deliver(3)
+    first, second, third = channel.deliveries
+    first.reject()
+    second.requeue()
+    for delivery in (first, second):
+        delivery.ack(finished=True)
+        delivery.requeue()
+    third.ack(finished=True)
+    assert channel.told == [("nack", 1, 0), ("nack", 2, 2), ("ack", 3, 1)]
+
+
+async def test_what_is_in_hand_leaves_no_room() -> None:
+    """Acknowledgements that haven't left count too."""
+    channel = Channel(prefetch=32)
+    channel.deliver(31)
+    assert channel.inbox.has_room
+    channel.deliver(1)
+    channel.deliveries[0].ack(finished=True)
+    assert not channel.inbox.has_room
+    channel.deliveries[1].ack(finished=True)
+    assert channel.inbox.has_room
+
+
+async def test_what_was_collected_is_sent_before_the_channel_closes() -> None:
+    channel = Channel()
+    channel.deliver(2)
+    channel.deliveries[0].ack(finished=True)
+    await channel.inbox.close()
+    assert channel.told == [("ack", 1, 1)]
+    assert not channel.inbox.is_open
+    assert repr(channel.inbox) == "Inbox('tests', received=2, in_hand=1)"
+
+
+# ── acknowledgements that are lost ───────────────────────────────────────────────────────────────
+
+
+def identified(delivery: Delivery, number: int) -> Delivery:
+    delivery.identify("tests", UUID(int=number))
+    return delivery
+
+
+async def test_lost_acknowledgements_are_remembered() -> None:
+    """Those that were sent last, those that were to be sent, and those that come afterwards; nothing is sent."""
+    channel = Channel()
+    channel.deliver(4)
+    for number, delivery in enumerate(channel.deliveries):
+        identified(delivery, number)
+    channel.deliveries[0].ack(finished=True)
+    channel.inbox.flush()
+    channel.deliveries[1].ack(finished=True)
+    channel.lane.port.close("connection lost")
+    channel.deliveries[2].ack(finished=True)
+    channel.deliveries[3].ack(finished=False)
+    channel.deliveries[3].requeue()
+    channel.inbox.flush()
+    assert [channel.inbox.was_finished(event(number)) for number in range(4)] == [True, True, True, False]
+    assert channel.told == [("ack", 1, 1)]
+
+
+async def test_no_more_are_remembered_than_can_be_lost() -> None:
+    """The broker leaves a channel no more than its prefetch: what came before is known there."""
+    channel = Channel(prefetch=2)
+    for number in range(5):
+        channel.deliver(1)
+        identified(channel.deliveries[-1], number).ack(finished=True)
+    channel.lane.port.close("connection lost")
+    assert [event(number) in channel.finished for number in range(5)] == [False, False, False, True, True]
+
+
+def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    finished = Finished(prefetch=2)
+    finished.add(event(number) for number in range(9))
+    finished.add([event(1)])
+    finished.add([event(9)])
+    assert repr(finished) == "Finished(8 of at most 8)"
+    assert [event(0) in finished, event(1) in finished, event(2) in finished] == [False, True, False]
+    monkeypatch.setattr(finished_module, "KEPT_SECONDS", 0.0)
+    finished.add([event(10)])
+    assert event(10) not in finished
+
+
+async def test_nothing_is_published_on_a_consumers_channel() -> None:
+    channel = Channel()
+    channel.inbox.settled(1, multiple=False, accepted=True)
+    channel.inbox.returned(b"")
+    assert channel.told == []
