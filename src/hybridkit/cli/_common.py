@@ -24,7 +24,6 @@ __all__ = [
     "AppOption",
     "JsonOption",
     "UrlOption",
-    "command_group",
     "find",
     "import_app",
     "print_json",
@@ -61,11 +60,6 @@ AppOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
-
-
-def command_group() -> typer.Typer:
-    """What a module of commands calls its `app`."""
-    return typer.Typer(rich_markup_mode=None)
 
 
 def run[T](work: Coroutine[Any, Any, T], *, deadline_seconds: float | None = None) -> T:

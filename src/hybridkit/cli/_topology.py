@@ -10,7 +10,6 @@ from hybridkit.cli._common import (
     AppOption,
     JsonOption,
     UrlOption,
-    command_group,
     find,
     print_json,
     print_table,
@@ -18,7 +17,7 @@ from hybridkit.cli._common import (
 )
 from hybridkit.messaging import Finding, Plan, RobustConsumer, apply_topology, plan_topology, topology_of
 
-app = command_group()
+app = typer.Typer(rich_markup_mode=None)
 
 ManagementOption = Annotated[
     str | None,

@@ -20,7 +20,7 @@ from aiormq.exceptions import (
     ChannelPreconditionFailed,
 )
 
-from hybridkit.errors import AccessDeniedError, NotConnectedError
+from hybridkit.errors import AccessDeniedError, DeclarationError, NotConnectedError
 from hybridkit.messaging._channel import Lane
 from hybridkit.messaging._connection import Link
 from hybridkit.messaging._topology import Exchange, Queue, Value, declare_exchange, declare_queue
@@ -148,6 +148,7 @@ class Inspection:
             ChannelPreconditionFailed: it is there, but otherwise.
             ChannelLockedResource: it belongs to another connection.
             AccessDeniedError: the user may not do this.
+            DeclarationError: what is asked can't be said in AMQP.
             NotConnectedError: the broker did not answer.
         """
         channel = await self._channel()
@@ -159,6 +160,8 @@ class Inspection:
         except ChannelAccessRefused as error:
             self._lane = None
             raise AccessDeniedError(str(error)) from error
+        except ValueError as error:
+            raise DeclarationError(f"AMQP can't carry this: {error}") from error
         except AMQPError as error:
             raise NotConnectedError(f"{type(error).__name__}: {error}") from error
 

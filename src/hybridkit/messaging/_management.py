@@ -6,6 +6,8 @@ https://www.rabbitmq.com/docs/http-api-reference#get-apibindingsvhost
 import asyncio
 import base64
 import http.client
+from contextlib import suppress
+from http import HTTPStatus
 from typing import Final, TypedDict
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
@@ -17,6 +19,8 @@ from hybridkit.messaging._topology import Binding
 __all__ = ["list_bindings"]
 
 ANSWER_SECONDS: Final = 10.0
+
+_CONNECTIONS: Final = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
 
 
 class _Row(TypedDict):
@@ -42,10 +46,7 @@ async def list_bindings(management_url: str, *, vhost: str) -> frozenset[Binding
         UnavailableError: nobody answered in 10 s.
         ResponseError: what answered is not a management API that knows the virtual host.
     """
-    parts = urlsplit(management_url)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise MisuseError("the management URL should be like http://user:password@host:15672")
-    rows = await asyncio.to_thread(_get, parts, f"/api/bindings/{quote(vhost, safe='')}")
+    rows = await asyncio.to_thread(_get, _parts(management_url), f"/api/bindings/{quote(vhost, safe='')}")
     return frozenset(
         Binding(
             source=row["source"],
@@ -58,10 +59,20 @@ async def list_bindings(management_url: str, *, vhost: str) -> frozenset[Binding
     )
 
 
+def _parts(management_url: str) -> SplitResult:
+    parts = urlsplit(management_url)
+    try:
+        known = parts.scheme in _CONNECTIONS and parts.hostname and (parts.port is None or parts.port)
+    except ValueError:  # the port is no number
+        known = False
+    if not known:
+        raise MisuseError("the management URL should be like http://user:password@host:15672")
+    return parts
+
+
 def _get(url: SplitResult, path: str) -> list[_Row]:
     where = f"the management API at {url.hostname}:{url.port or ''}"
-    opened = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
-    connection = opened(url.hostname or "", url.port, timeout=ANSWER_SECONDS)
+    connection = _CONNECTIONS[url.scheme](url.hostname or "", url.port, timeout=ANSWER_SECONDS)
     try:
         connection.request("GET", url.path.rstrip("/") + path, headers=_authorization(url))
         response = connection.getresponse()
@@ -72,13 +83,13 @@ def _get(url: SplitResult, path: str) -> list[_Row]:
         connection.close()
     if response.status in {401, 403}:
         raise AccessDeniedError(f"{where} refuses user {unquote(url.username or '')!r} ({response.status})")
-    try:
-        return _ROWS.validate_json(body)
-    except ValidationError:
-        raise ResponseError(
-            f"{where} answers {response.status} to {path}: is it one, of the broker with that virtual host?",
-            response_status=response.status,
-        ) from None
+    with suppress(ValidationError):
+        if response.status == HTTPStatus.OK:
+            return _ROWS.validate_json(body)
+    raise ResponseError(
+        f"{where} answers {response.status} to {path}: is it one, of the broker with that virtual host?",
+        response_status=response.status,
+    )
 
 
 def _authorization(url: SplitResult) -> dict[str, str]:

@@ -1,0 +1,109 @@
+"""The list of bindings over HTTP: what is asked, and what every wrong answer becomes."""
+
+import base64
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import cast
+
+import orjson
+import pytest
+
+from hybridkit.errors import AccessDeniedError, HybridkitError, MisuseError, ResponseError, UnavailableError
+from hybridkit.messaging import Binding
+from hybridkit.messaging._management import list_bindings
+
+ROWS = [
+    {"source": "", "destination": "q", "destination_type": "queue", "routing_key": "q", "arguments": {}},
+    {"source": "e", "destination": "q", "destination_type": "queue", "routing_key": "k", "arguments": {}},
+    {"source": "e", "destination": "f", "destination_type": "exchange", "routing_key": "#", "arguments": {}},
+]
+
+
+class Management(HTTPServer):
+    """Answers every request with one status and body, and notes what was asked."""
+
+    def __init__(self, status: int, body: bytes) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.answer = status, body
+        self.asked: list[tuple[str, str]] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://me:p%40ss@127.0.0.1:{self.server_port}/prefix/"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        server = cast("Management", self.server)
+        server.asked.append((self.path, self.headers["Authorization"]))
+        status, body = server.answer
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None: ...
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[int, bytes], Management]]:
+    servers: list[Management] = []
+
+    def start(status: int, body: bytes) -> Management:
+        server = Management(status, body)
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+async def test_bindings_are_listed(serve: Callable[[int, bytes], Management]) -> None:
+    """Those of the virtual host, for that user, behind the path that a proxy puts before it."""
+    server = serve(200, orjson.dumps(ROWS))
+    assert await list_bindings(server.url, vhost="/") == {
+        Binding(source="e", target="q", key="k"),
+        Binding(source="e", target="f", key="#", to_exchange=True),
+    }
+    user = base64.b64encode(b"me:p@ss").decode()
+    assert server.asked == [("/prefix/api/bindings/%2F", f"Basic {user}")]
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "expected", "said"),
+    [
+        (401, b"{}", AccessDeniedError, "refuses user 'me'"),
+        (403, b"{}", AccessDeniedError, "refuses user 'me'"),
+        (404, b'{"error":"Object Not Found"}', ResponseError, "answers 404"),
+        (200, b"<html>", ResponseError, "answers 200"),
+        (200, b'[{"source":"e"}]', ResponseError, "answers 200"),
+        (500, b"[]", ResponseError, "answers 500"),
+    ],
+)
+async def test_another_answer_is_an_error(
+    serve: Callable[[int, bytes], Management],
+    status: int,
+    body: bytes,
+    expected: type[HybridkitError],
+    said: str,
+) -> None:
+    with pytest.raises(expected, match=said) as refused:
+        await list_bindings(serve(status, body).url, vhost="/")
+    assert "p@ss" not in str(refused.value)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_no_answer_is_unavailable(scheme: str) -> None:
+    with pytest.raises(UnavailableError, match=r"at 127\.0\.0\.1:1 does not answer"):
+        await list_bindings(f"{scheme}://me:secret@127.0.0.1:1", vhost="/")
+
+
+@pytest.mark.parametrize(
+    "url", ["amqp://me:secret@127.0.0.1", "http://", "127.0.0.1:15672", "http://h:port/"]
+)
+async def test_a_url_of_another_kind_is_misuse(url: str) -> None:
+    with pytest.raises(MisuseError, match="should be like http"):
+        await list_bindings(url, vhost="/")

@@ -1,0 +1,67 @@
+"""Questions to a broker that answers by closing the channel, or not at all."""
+
+from collections.abc import Coroutine
+from typing import Any, cast
+
+import pytest
+from aiormq.exceptions import AMQPError, ChannelPreconditionFailed
+from pamqp.commands import Queue as QueueMethods
+
+from hybridkit.errors import DeclarationError, HybridkitError, NotConnectedError
+from hybridkit.messaging import Exchange, Queue
+from hybridkit.messaging._inspection import Inspection
+
+
+class Channel:
+    """Answers passive questions, and refuses everything else with the error."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+        self.is_closed = True
+
+    async def queue_declare(self, name: str, *, passive: bool = False, **_: Any) -> QueueMethods.DeclareOk:
+        if passive:
+            return QueueMethods.DeclareOk(queue=name, message_count=1, consumer_count=0)
+        raise self.error
+
+    async def exchange_declare(self, *_: Any, **__: Any) -> None:
+        raise self.error
+
+
+class Connected:
+    """A link whose channels refuse everything; counts them."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+        self.channels = 0
+
+    async def channel(self, *, confirms: bool) -> Channel:
+        assert not confirms
+        self.channels += 1
+        return Channel(self.error)
+
+    async def ask(self, work: Coroutine[Any, Any, Any], **_: Any) -> Any:
+        return await work
+
+
+async def test_a_broker_that_repeats_itself_is_not_asked_for_ever() -> None:
+    """A property whose value can't be said back is named once, with the broker's words."""
+    said = "inequivalent arg 'x-a' for queue 'q' in vhost '/': received '1' but current is 'what?'"
+    link = Connected(ChannelPreconditionFailed(said))
+    async with Inspection(cast("Any", link)) as inspection:
+        found = await inspection.queue(Queue(name="q", arguments={"x-a": 1}))
+    assert [(each.name, each.actual) for each in found.differences] == [("x-a", "what?")]
+    assert found.refusal == said
+    assert found.messages == 1
+    assert link.channels == 2
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [(AMQPError("lost"), NotConnectedError), (ValueError("too long"), DeclarationError)],
+)
+async def test_other_failures_are_errors_of_ours(raised: Exception, expected: type[HybridkitError]) -> None:
+    async with Inspection(cast("Any", Connected(raised))) as inspection:
+        with pytest.raises(expected, match=str(raised)):
+            await inspection.exchange(Exchange(name="e", kind="topic"))
+        assert "Inspection(" in repr(inspection)
