@@ -224,13 +224,16 @@ async def test_a_delivery_is_settled_once() -> None:
 async def test_what_is_in_hand_leaves_no_room() -> None:
     """Acknowledgements that haven't left count too."""
     channel = Channel(prefetch=32)
-    channel.deliver(31)
-    assert channel.inbox.has_room
-    channel.deliver(1)
-    channel.deliveries[0].ack(finished=True)
-    assert not channel.inbox.has_room
-    channel.deliveries[1].ack(finished=True)
-    assert channel.inbox.has_room
+    rooms: list[bool] = []
+    for step in (
+        lambda: channel.deliver(31),
+        lambda: channel.deliver(1),
+        lambda: channel.deliveries[0].ack(finished=True),
+        lambda: channel.deliveries[1].ack(finished=True),
+    ):
+        step()
+        rooms.append(channel.inbox.has_room)
+    assert rooms == [True, False, False, True]
 
 
 async def test_what_was_collected_is_sent_before_the_channel_closes() -> None:
