@@ -1,0 +1,116 @@
+"""Other people's clients: pika reads what we publish, and what pika publishes without a word about it is handled."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator, MutableMapping
+from typing import Any
+
+import orjson
+import pika
+import pytest
+from structlog.testing import capture_logs
+
+from hybridkit.context import RequestContext, bind
+from hybridkit.events import Command, Event
+from hybridkit.messaging import BrokerConnection, RobustConsumer, RobustPublisher
+
+pytestmark = pytest.mark.real_server
+
+
+class Shared(Event, type="others.shared"):
+    number: int = 0
+
+
+class Chore(Command, queue="others_chores", type="others.chore"):
+    number: int = 0
+
+
+@pytest.fixture(autouse=True)
+def logs() -> Iterator[list[MutableMapping[str, Any]]]:
+    with capture_logs() as written:
+        yield written
+
+
+@pytest.fixture
+async def publisher(rabbitmq_url: str) -> AsyncGenerator[RobustPublisher]:
+    async with RobustPublisher(rabbitmq_url, service="tests") as publisher:
+        yield publisher
+
+
+def read_with_pika(url: str, queue: str) -> tuple[Any, Any, Any]:
+    """Method, properties and body of the message that is there."""
+    with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+        found: tuple[Any, Any, Any] = connection.channel().basic_get(queue, auto_ack=True)
+        return found
+
+
+def publish_with_pika(url: str, exchange: str, routing_key: str, body: bytes) -> None:
+    with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+        connection.channel().basic_publish(exchange, routing_key, body)
+
+
+def declare_with_pika(url: str, queue: str) -> None:
+    with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+        channel = connection.channel()
+        channel.queue_declare(queue, durable=True)
+        channel.queue_bind(queue, "hk.events", Shared.message_type)
+
+
+async def test_pika_reads_our_events(publisher: RobustPublisher, rabbitmq_url: str) -> None:
+    """JSON, and properties that say what it is, from whom, and in which request."""
+    await asyncio.to_thread(declare_with_pika, rabbitmq_url, "seen")
+    event = Shared(number=5)
+    with bind(RequestContext(request_id="req-1")):
+        await publisher.publish(event)
+    method, properties, body = await asyncio.to_thread(read_with_pika, rabbitmq_url, "seen")
+    envelope = orjson.loads(body)
+    assert (envelope["event_type"], envelope["data"]) == ("others.shared", {"number": 5})
+    assert (method.exchange, method.routing_key) == ("hk.events", "others.shared")
+    assert (properties.content_type, properties.delivery_mode) == ("application/json", 2)
+    assert (properties.type, properties.app_id) == ("others.shared", "tests")
+    assert properties.headers["hk_event_id"] == envelope["event_id"] == str(event.event_id)
+    assert properties.headers["x-request-id"] == "req-1"
+
+
+async def test_pika_reads_our_commands(publisher: RobustPublisher, rabbitmq_url: str) -> None:
+    await asyncio.to_thread(declare_with_pika, rabbitmq_url, Chore.queue)
+    await publisher.send(Chore(number=6))
+    _, _, body = await asyncio.to_thread(read_with_pika, rabbitmq_url, Chore.queue)
+    assert orjson.loads(body)["data"] == {"number": 6}
+
+
+async def test_a_bare_body_of_pika_is_handled(publisher: RobustPublisher, rabbitmq_url: str) -> None:
+    """An event and a command, without properties, headers or fields that may be absent: the body decides."""
+    consumer, seen = RobustConsumer(Chore.queue), asyncio.Queue[tuple[str, int]]()
+
+    @consumer.on(Shared)
+    async def on_event(event: Shared) -> None:
+        await seen.put(("event", event.number))
+
+    @consumer.on(Chore)
+    async def on_command(command: Chore) -> None:
+        await seen.put(("command", command.number))
+
+    def body(message_type: str, number: int) -> bytes:
+        event_id = str(Shared().event_id)
+        return orjson.dumps(
+            {
+                "event_type": message_type,
+                "event_id": event_id,
+                "timestamp": "2026-01-01T00:00:00Z",
+                "service": "php",
+                "request_id": "r",
+                "data": {"number": number},
+            }
+        )
+
+    async with (
+        BrokerConnection(rabbitmq_url, name="tests") as connection,
+        consumer.running(connection, publisher=publisher),
+        asyncio.timeout(30),
+    ):
+        await asyncio.to_thread(
+            publish_with_pika, rabbitmq_url, "hk.events", "others.shared", body("others.shared", 1)
+        )
+        assert await seen.get() == ("event", 1)
+        await asyncio.to_thread(publish_with_pika, rabbitmq_url, "", Chore.queue, body("others.chore", 2))
+        assert await seen.get() == ("command", 2)
