@@ -47,6 +47,8 @@ def span(
 ) -> AbstractContextManager[Span]:
     """A span that is the current one inside the block; an error that leaves the block is recorded in it.
 
+    Its status is then `ERROR`, and `error.type` the name of the error's class.
+
     Args:
         name: low in variety: a route's template, `user.created process`, never an id.
         kind: which side of a call this is.
@@ -73,7 +75,11 @@ def _recorded(
         with _tracer.start_as_current_span(
             name, kind=kind, attributes=attributes, links=_links(linked or {})
         ) as started:
-            yield started
+            try:
+                yield started
+            except Exception as error:
+                started.set_attribute("error.type", type(error).__qualname__)
+                raise
     finally:
         detach(token)
 
