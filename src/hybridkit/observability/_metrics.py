@@ -90,7 +90,7 @@ class Metrics:
         self.events_dead_lettered = Counter(
             "hybridkit_events_dead_lettered_total",
             "Deliveries given up, by reason.",
-            ("consumer", "event_type", "reason"),  # reason: malformed, unknown_type, attempts, rejected, …
+            ("consumer", "event_type", "reason"),  # reason: malformed, unknown_type, permanent, exhausted, …
             registry=registry,
         )
         self.handler_duration = Histogram(
