@@ -1,10 +1,10 @@
 # Every target does its own set-up: scripts/bootstrap finds or installs uv and Python, then syncs an environment.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test_lowest lint format docs servers demo ledger
+.PHONY: help setup test test_lowest test_rabbitmq_3_10 lint format docs servers demo ledger
 
 help: ## Print this list
-	@awk -F ':.*## ' '/^[a-z_]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9_]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' Makefile
 
 setup: ## Prepare .venv for work on the sources
 	@scripts/bootstrap dev
@@ -18,6 +18,16 @@ test_lowest: ## Run the tests on the lowest versions that pyproject.toml allows
 	@scripts/bootstrap lowest
 	@$(MAKE) --no-print-directory servers || echo "make: no local servers were built: tests that need them skip (and fail in CI)"
 	@HYBRIDKIT_TEST_WHEEL=1 .venv-lowest/bin/python scripts/gates.py --tests
+
+rabbitmq_3_10 = $(or $(XDG_CACHE_HOME),$(or $(HOME),/root)/.cache)/hybridkit/rabbitmq_3_10
+on_rabbitmq_3_10 = env -u HYBRIDKIT_RABBITMQ_URL -u HYBRIDKIT_REDIS_URL HYBRIDKIT_SERVER_ROOT=$(rabbitmq_3_10)
+messaging_tests = $(wildcard $(addprefix tests/integration/test_,messaging_*.py traps_*.py topology_*.py dead_letters.py))
+
+test_rabbitmq_3_10: ## Run the messaging tests on the oldest RabbitMQ that is supported; as root, Linux only
+	@scripts/bootstrap test
+	@$(on_rabbitmq_3_10) scripts/servers/build rabbitmq_3_10
+	@$(on_rabbitmq_3_10) .venv-test/bin/python scripts/servers/check.py "RabbitMQ 3.10"
+	@$(on_rabbitmq_3_10) .venv-test/bin/python scripts/gates.py --tests $(messaging_tests)
 
 lint: setup ## Run the gates that need no tests, on the sources
 	@.venv/bin/python scripts/gates.py --static

@@ -44,7 +44,8 @@ def played(tmp_path: Path) -> Path:
         (folder / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
         (folder / "bin" / name).chmod(0o755)
     (folder / "debootstrap/scripts").mkdir(parents=True)
-    (folder / "debootstrap/scripts/sid").touch()
+    for suite in ("sid", "bookworm"):
+        (folder / "debootstrap/scripts" / suite).touch()
     return folder
 
 
@@ -65,10 +66,10 @@ def environment(played: Path, root: Path) -> dict[str, str]:
 
 @pytest.fixture
 def build(environment: dict[str, str]) -> Build:
-    def build(**more: str) -> subprocess.CompletedProcess[str]:
+    def build(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
         variables = {name: value for name, value in {**environment, **more}.items() if value}
         return subprocess.run(
-            [SCRIPT], env=variables, capture_output=True, text=True, check=False, timeout=60
+            [SCRIPT, *arguments], env=variables, capture_output=True, text=True, check=False, timeout=60
         )
 
     return build
@@ -88,6 +89,25 @@ def test_it_builds_what_python_then_finds(build: Build, root: Path) -> None:
     assert stamp["versions"]["postgres"] == "18.6"
     assert (root / "root/usr/local/bin/ferretdb").read_text() == "ferretdb\n"
     assert sorted(path.name for path in root.iterdir()) == [".lock", "build.log", "root", "stamp.json"]
+
+
+def test_a_root_with_an_old_rabbitmq(build: Build, played: Path, root: Path) -> None:
+    """Debian 12 has RabbitMQ 3.10; nothing of the other root is in it."""
+    done = build("rabbitmq_3_10")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((root / "stamp.json").read_text())["versions"].keys() == {
+        "rabbitmq-server",
+        "redis-server",
+    }
+    assert (played / "calls").read_text().startswith("bookworm ")
+    assert sorted(path.name for path in root.iterdir()) == [".lock", "build.log", "root", "stamp.json"]
+
+
+def test_an_unknown_root_is_named(build: Build, root: Path) -> None:
+    done = build("rabbitmq_2")
+    assert done.returncode == 2
+    assert "no root 'rabbitmq_2'" in done.stderr
+    assert not root.exists()
 
 
 def test_a_second_call_does_nothing(build: Build, played: Path) -> None:

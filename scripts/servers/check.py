@@ -1,0 +1,19 @@
+"""Say which RabbitMQ the tests will run on; fail where it isn't the wanted one.
+
+    python scripts/servers/check.py "RabbitMQ 3.10"
+
+Of several installations the newest is taken, so a machine with a newer RabbitMQ of its own would hide the one that was
+built for the tests.
+"""
+
+import os
+import sys
+
+from hybridkit.dev._ladder import choose
+from hybridkit.dev._local import surroundings
+
+wanted = sys.argv[1]
+source = choose("rabbitmq", surroundings(os.environ), private=True).source
+if f"{wanted}." not in source:
+    sys.exit(f"servers: the tests want {wanted}, and would run on another server ({source})")
+print(f"servers: {source}")
