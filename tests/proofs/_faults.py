@@ -167,6 +167,7 @@ class Injector:
         async with self._channel() as channel:
             deleted = await channel.queue_delete(WATCHERS)
         at = time.monotonic()
+        self._book.write("deleted", "-", WATCHERS, deleted.message_count)
         ends_at = at + HEALS_WITHIN_SECONDS
         bound = f"hk.events\t{WATCHERS}"
         while time.monotonic() < ends_at:
@@ -176,6 +177,7 @@ class Injector:
             await asyncio.sleep(0.2)
         else:
             self.problems.append(f"{WATCHERS} was deleted and is not back after {HEALS_WITHIN_SECONDS:.0f} s")
+        self._book.write("back", "-", WATCHERS)
         self.deletions.append(Deletion(WATCHERS, at, time.monotonic(), deleted.message_count or 0))
 
     async def _delete_dead_letters(self, _: Fault) -> None:
@@ -184,6 +186,7 @@ class Injector:
         await self._take(queue)
         async with self._channel() as channel:
             deleted = await channel.queue_delete(queue)
+        self._book.write("deleted", "-", queue, deleted.message_count)
         if deleted.message_count:
             at = time.monotonic()
             self.deletions.append(Deletion(ORDERS, at, at, deleted.message_count))

@@ -32,8 +32,13 @@ from tests.proofs._faults import Injector, schedule
 
 PUBLISHERS = 2
 REPLICAS = 2
-SETTLE_SECONDS = 100.0
-"""How long nothing may happen before what is missing counts as lost: leases and waits for their holders are shorter."""
+SETTLE_SECONDS = 240.0
+"""How long nothing may happen before what is missing counts as lost.
+
+Longer than leases and waits for their holders, and than RabbitMQ's own wait: what its dead-letter worker had in hand when
+the broker died, it publishes again after three minutes (`dead_letter_worker_publisher_confirm_timeout`).
+"""
+SETTLE_PAUSE_SECONDS = 3.0
 MORE_TASKS = 5
 MORE_FUTURES = 25
 MORE_MIB = 16.0
@@ -137,8 +142,8 @@ async def _settle(folder: Path, injector: Injector) -> None:
         now_done = books.effects, books.dead_letters
         if now_done != done:
             done, changed_at = now_done, time.monotonic()
-        _say(f"{len(books.lost)} to come, {backlog} in queues")
-        await asyncio.sleep(1)
+            _say(f"{len(books.lost)} to come, {backlog} in queues")
+        await asyncio.sleep(SETTLE_PAUSE_SECONDS)
 
 
 def _report(folder: Path, injector: Injector, injected: Counter[str], *, seed: int) -> bool:
