@@ -35,8 +35,8 @@ REPLICAS = 2
 SETTLE_SECONDS = 240.0
 """How long nothing may happen before what is missing counts as lost.
 
-Longer than leases and waits for their holders, and than RabbitMQ's own wait: what its dead-letter worker had in hand when
-the broker died, it publishes again after three minutes (`dead_letter_worker_publisher_confirm_timeout`).
+Longer than leases and waits for their holders, and than RabbitMQ's own wait: what its dead-letter worker had in hand
+when the broker died, it publishes again after three minutes (`dead_letter_worker_publisher_confirm_timeout`).
 """
 SETTLE_PAUSE_SECONDS = 3.0
 MORE_TASKS = 5
