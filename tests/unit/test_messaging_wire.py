@@ -21,6 +21,7 @@ from hybridkit.messaging._frames import (
     PROPERTIES_AT,
     address,
     decode_properties,
+    encode_fields,
     encode_table,
     message_frames,
 )
@@ -278,7 +279,7 @@ def frames_in(octets: bytes) -> list[Any]:
 def message(body: bytes, *, headers: dict[str, Any] | None = None, frame_max: int = 4096) -> bytes:
     return message_frames(
         address("hk.events", "user.créée", "user.created", "api_service"),
-        encode_table(headers or {}),
+        encode_table(encode_fields(headers or {})),
         body,
         message_id=b"prefix.1f",
         channel=CHANNEL,
@@ -310,7 +311,7 @@ def test_a_publish_is_what_pamqp_reads() -> None:
 def test_type_and_publisher_may_be_left_out() -> None:
     octets = message_frames(
         address("", "queue", None, None),
-        encode_table({}),
+        encode_table(b""),
         b"{}",
         message_id=b"1",
         channel=CHANNEL,
@@ -341,7 +342,7 @@ def test_a_name_that_does_not_fit_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=r"255 bytes|surrogates"):
         address("hk.events", name, None, None)
     with pytest.raises(ValueError, match=r"255 bytes|surrogates"):
-        encode_table({name: "value"})
+        encode_fields({name: "value"})
 
 
 async def test_acknowledgements_are_what_pamqp_reads() -> None:

@@ -1,6 +1,7 @@
 """Publishes on their way: numbered as the broker numbers them, and each with an end."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable, Iterator, MutableMapping
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
@@ -25,7 +26,7 @@ from hybridkit.errors import (
     OutcomeUnknownError,
     PayloadTooLargeError,
 )
-from hybridkit.messaging import RobustPublisher
+from hybridkit.messaging import Receipt, RobustPublisher
 from hybridkit.messaging import _confirms as confirms_module
 from hybridkit.messaging import _publisher as publisher_module
 from hybridkit.messaging import _writer as writer_module
@@ -159,7 +160,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def submit(writer: Writer, *, seconds: float = 5.0) -> asyncio.Future[bool]:
-    return writer.submit(MESSAGE, deadline=asyncio.get_running_loop().time() + seconds)
+    return writer.submit(MESSAGE, deadline=time.monotonic() + seconds).answer
 
 
 def error_of(answer: asyncio.Future[bool]) -> HybridkitError | None:
@@ -399,10 +400,13 @@ async def test_what_never_could_be_published_is_the_callers_mistake(monkeypatch:
 
 
 async def test_each_of_many_that_can_not_be_sent_has_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with publishing(monkeypatch) as (publisher, _):
-        with bind(RequestContext().within(0.02)):
-            answers = await publisher.publish_many([Forgettable(), Forgettable()])
-        assert [type(answer) for answer in answers] == [OutcomeUnknownError, OutcomeUnknownError]
+    async with publishing(monkeypatch) as (publisher, broker):
+        many = asyncio.create_task(publisher.publish_many([Forgettable(), Forgettable()]))
+        await until(lambda: broker.published == 2)
+        broker.says(Basic.Ack(1), Channel.Close(406, "PRECONDITION_FAILED", 60, 40))
+        first, second = await many
+        assert isinstance(first, Receipt)
+        assert isinstance(second, OutcomeUnknownError)
         with bind(RequestContext().within(-1)):
             answers = await publisher.publish_many([Forgettable()])
         assert [type(answer) for answer in answers] == [DeadlineExceededError]

@@ -25,10 +25,9 @@ class Publish:
     """One message on its way.
 
     Attributes:
-        to: exchange, routing key, type and publisher, encoded.
+        to: exchange, routing key, type and publisher.
         table: the headers, encoded.
         body: as it goes out.
-        what: names it in errors.
         deadline: by `time.monotonic()`.
         answer: whether a queue took it, or a `HybridkitError`.
         sent_at: when it was written, by `time.monotonic()`; None as long as it waits.
@@ -37,14 +36,12 @@ class Publish:
     to: Address
     table: bytes
     body: bytes
-    what: tuple[str | None, str, str]
     deadline: float
     answer: asyncio.Future[bool]
     sent_at: float | None = None
 
     def __str__(self) -> str:
-        message_type, exchange, routing_key = self.what
-        return f"{message_type or 'the message'} for {exchange or 'queue'!r} {routing_key!r}"
+        return str(self.to)
 
     def fail(self, error: HybridkitError) -> None:
         """End it, if nothing has."""

@@ -35,6 +35,7 @@ __all__ = [
     "ack_frame",
     "address",
     "decode_properties",
+    "encode_fields",
     "encode_table",
     "message_frames",
     "nack_frame",
@@ -102,11 +103,20 @@ class Address(NamedTuple):
         method: the payload of `basic.publish`, mandatory.
         flags: which properties there are.
         tail: the properties after the message id: type and application id.
+        exchange: "" for the default exchange, where the routing key is the queue's name.
+        routing_key: of the message.
+        message_type: AMQP's `type`.
     """
 
     method: bytes
     flags: int
     tail: bytes
+    exchange: str
+    routing_key: str
+    message_type: str | None
+
+    def __str__(self) -> str:
+        return f"{self.message_type or 'the message'} for {self.exchange or 'queue'!r} {self.routing_key!r}"
 
 
 @lru_cache(maxsize=4096)
@@ -129,7 +139,8 @@ def address(exchange: str, routing_key: str, message_type: str | None, app_id: s
     if app_id is not None:
         flags |= _HAS_APP_ID
         tail += _short(app_id)
-    return Address(PUBLISH + b"\0\0" + _short(exchange) + _short(routing_key) + MANDATORY, flags, tail)
+    method = PUBLISH + b"\0\0" + _short(exchange) + _short(routing_key) + MANDATORY
+    return Address(method, flags, tail, exchange, routing_key, message_type)
 
 
 def message_frames(
@@ -146,25 +157,28 @@ def message_frames(
         frame_max: the largest frame that the broker takes, in bytes.
     """
     fields = b"".join((_CONTENT_TYPE, table, _PERSISTENT, _LENGTHS[len(message_id)], message_id, to.tail))
+    size = len(body)
+    if 0 < size <= frame_max - FRAME_OVERHEAD:
+        content = HEAD.pack(BODY, channel, size) + body + END
+    else:
+        content = b"".join(_body_frames(channel, body, frame_max - FRAME_OVERHEAD))
     return b"".join(
         (
             HEAD.pack(METHOD, channel, len(to.method)),
             to.method,
             END,
-            _CONTENT.pack(HEADER, channel, _CONTENT_BYTES + len(fields), 60, 0, len(body), to.flags),
+            _CONTENT.pack(HEADER, channel, _CONTENT_BYTES + len(fields), 60, 0, size, to.flags),
             fields,
             END,
-            *_body_parts(channel, body, frame_max - FRAME_OVERHEAD),
+            content,
         )
     )
 
 
-def _body_parts(channel: int, body: bytes, most: int) -> Iterator[bytes]:
+def _body_frames(channel: int, body: bytes, most: int) -> Iterator[bytes]:
     for start in range(0, len(body), most):
         part = body[start : start + most]
-        yield HEAD.pack(BODY, channel, len(part))
-        yield part
-        yield END
+        yield HEAD.pack(BODY, channel, len(part)) + part + END
 
 
 def ack_frame(channel: int, tag: int, *, multiple: bool) -> bytes:
@@ -177,12 +191,12 @@ def nack_frame(channel: int, tag: int, *, requeue: bool = True) -> bytes:
     return _SETTLE.pack(METHOD, channel, 13, NACK, tag, 2 if requeue else 0, END[0])
 
 
-def encode_table(headers: Mapping[str, Any]) -> bytes:
-    """A field table with its length.
+def encode_fields(headers: Mapping[str, Any]) -> bytes:
+    """The inside of a field table; several of them together are one as well.
 
     Raises:
         TypeError: a value that AMQP can't carry.
-        ValueError: the same.
+        ValueError: the same, or a name of more than 255 bytes.
     """
     parts: list[bytes] = []
     for name, value in headers.items():
@@ -191,8 +205,12 @@ def encode_table(headers: Mapping[str, Any]) -> bytes:
             parts += _text_key(name), _LENGTH.pack(len(octets)), octets
         else:
             parts += _short(name), encode.encode_table_value(value)
-    octets = b"".join(parts)
-    return _LENGTH.pack(len(octets)) + octets
+    return b"".join(parts)
+
+
+def encode_table(fields: bytes) -> bytes:
+    """A field table: its length, then its fields by `encode_fields`."""
+    return _LENGTH.pack(len(fields)) + fields
 
 
 def read_settled(data: bytes, start: int) -> tuple[int, int]:

@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import batched
 from types import TracebackType
@@ -11,19 +11,21 @@ from typing import Final, NamedTuple, Self
 from uuid import UUID
 
 from hybridkit.codec import MAX_MESSAGE_BYTES, check_size
-from hybridkit.context import RequestContext, bound, current
+from hybridkit.context import RequestContext, bound
 from hybridkit.envelope import encode_message
-from hybridkit.errors import BlockedError, DeclarationError, HybridkitError, PayloadError, UnroutableError
-from hybridkit.events import Command, Event, Message
-from hybridkit.messaging._connection import BrokerConnection
-from hybridkit.messaging._headers import EVENT_ID
-from hybridkit.messaging._telemetry import (
-    Route,
-    batch_span,
-    count_failure,
-    count_success,
-    publish_span,
+from hybridkit.errors import (
+    BlockedError,
+    DeclarationError,
+    HybridkitError,
+    MalformedPayloadError,
+    UnroutableError,
 )
+from hybridkit.events import Command, Event, Message
+from hybridkit.messaging._confirms import Publish
+from hybridkit.messaging._connection import BrokerConnection
+from hybridkit.messaging._frames import Address, address, encode_fields, encode_table
+from hybridkit.messaging._headers import EVENT_ID
+from hybridkit.messaging._telemetry import batch_span, count, observe_seconds, outcome_of, publish_span
 from hybridkit.messaging._topology import EVENT_EXCHANGE, delay_route
 from hybridkit.messaging._writer import Outgoing, Writer
 from hybridkit.observability import get_logger, trace_headers
@@ -35,11 +37,12 @@ MAX_NAME_BYTES: Final = 255
 MAX_WAITING: Final = 10_000
 """`publish_nowait` drops what comes while so many messages wait to be sent."""
 
+_EVENT_ID_FIELD: Final = encode_fields({EVENT_ID: "-" * 36})[:-36]  # an id in text form follows
+
 _log = get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Receipt:
+class Receipt(NamedTuple):
     """The broker has stored the message.
 
     Attributes:
@@ -51,13 +54,25 @@ class Receipt:
     routed: bool = True
 
 
-class _Begun(NamedTuple):
-    """A message that was handed to the writer."""
+class _Letter(NamedTuple):
+    """An event or command, ready for the writer.
 
-    message: Outgoing
+    Attributes:
+        to: where it goes.
+        destination: the same for people and spans, without the delay that a routing key may have in it.
+        body: the envelope.
+        event_id: in text form.
+    """
+
+    to: Address
+    destination: str
+    body: bytes
     event_id: UUID
-    began: float
-    answer: asyncio.Future[bool]
+
+    @property
+    def message_type(self) -> str:
+        """The type of the event or command."""
+        return self.to.message_type or ""
 
 
 class RobustPublisher:
@@ -133,7 +148,8 @@ class RobustPublisher:
             OutcomeUnknownError: it was sent, and no answer came.
             PayloadTooLargeError: over 16 MiB; nothing was sent.
         """
-        return await self._publish(event, _to_subscribers(event), allow_unrouted=allow_unrouted)
+        context = bound() or RequestContext()
+        return await self._publish(self._event(event, context), context, allow_unrouted=allow_unrouted)
 
     async def publish_many(
         self, events: Iterable[Event], *, allow_unrouted: bool = False
@@ -146,11 +162,12 @@ class RobustPublisher:
         answers: list[Receipt | HybridkitError] = []
         context = bound() or RequestContext()
         for batch in batched(events, BATCH):
-            with batch_span(EVENT_EXCHANGE, count=len(batch)):
-                begun = [self._begin_or_error(event, context) for event in batch]
-                answers += [
-                    await self._receipt_or_error(each, allow_unrouted=allow_unrouted) for each in begun
-                ]
+            with batch_span(EVENT_EXCHANGE, messages=len(batch)):
+                fields = _shared_fields(context)
+                began = time.monotonic()
+                begun = [self._begin_or_error(event, context, fields) for event in batch]
+                answers += await _answers(batch, begun, allow_unrouted=allow_unrouted)
+                observe_seconds(batch[-1].message_type, time.monotonic() - began)
         return answers
 
     def publish_nowait(self, event: Event) -> None:
@@ -164,18 +181,18 @@ class RobustPublisher:
             PayloadTooLargeError: over 16 MiB.
         """
         context = bound() or RequestContext()
+        letter = self._event(event, context)
+        if self._writer.waiting >= MAX_WAITING:
+            _drop(
+                letter, BlockedError(f"{MAX_WAITING} messages wait for the broker; {letter.to} was not sent")
+            )
+            return
         try:
-            if self._writer.waiting >= MAX_WAITING:
-                raise BlockedError(
-                    f"{MAX_WAITING} messages wait for the broker; {event.message_type} was not sent"
-                )
-            begun = self._begin(event, context)
-        except PayloadError:
-            raise
+            publish = self._begin(letter, context, _shared_fields(context))
         except HybridkitError as error:
-            _drop(event.message_type, event.event_id, error)
+            _drop(letter, error)
         else:
-            begun.answer.add_done_callback(partial(_look_at, begun))
+            publish.answer.add_done_callback(partial(_look_at, letter))
 
     async def send(self, command: Command, *, delay_seconds: float = 0.0) -> Receipt:
         """Give work to the command's queue; with the errors of `publish`.
@@ -189,7 +206,9 @@ class RobustPublisher:
         exchange, routing_key = (
             delay_route(delay_seconds, command.queue) if delay_seconds else ("", command.queue)
         )
-        return await self._publish(command, Route(exchange, routing_key, command.queue))
+        context = bound() or RequestContext()
+        to = self._address(exchange, routing_key, command.message_type)
+        return await self._publish(self._letter(command, context, to, command.queue), context)
 
     async def publish_encoded(
         self,
@@ -211,102 +230,130 @@ class RobustPublisher:
             queue: send it to this queue instead, as a command.
             allow_unrouted: it is no error that no queue wants it.
         """
-        route = Route(EVENT_EXCHANGE, event_type) if queue is None else Route("", queue, queue)
-        with publish_span(route, body, event_id):
-            begun = self._submit(route, body, event_type, event_id, bound() or RequestContext())
-            return await self._receipt(begun, allow_unrouted=allow_unrouted)
+        exchange, routing_key = (EVENT_EXCHANGE, event_type) if queue is None else ("", queue)
+        to = self._address(exchange, routing_key, event_type)
+        letter = _checked(_Letter(to, queue or f"{exchange}:{routing_key}", body, event_id))
+        return await self._publish(letter, bound() or RequestContext(), allow_unrouted=allow_unrouted)
 
     async def forward(self, message: Outgoing, *, allow_unrouted: bool = False) -> bool:
         """Publish a message as it is; whether a queue took it. The lowest level, for what this package moves itself."""
-        routed = await self._writer.submit(message, deadline=current().deadline)
-        if not routed and not allow_unrouted:
-            raise _unroutable(message)
+        context = bound()
+        publish = self._writer.submit(message, deadline=context.deadline if context else None)
+        routed = await publish.answer
+        if not (routed or allow_unrouted):
+            raise _unroutable(publish.to)
         return routed
 
     def renew_topology(self, *, reason: str) -> None:
         """Declare the shared exchanges and queues again, on a new channel."""
         self._writer.renew_topology(reason=reason)
 
-    async def _publish(self, message: Message, route: Route, *, allow_unrouted: bool = False) -> Receipt:
-        context = bound() or RequestContext()
+    def _event(self, event: Event, context: RequestContext) -> _Letter:
+        to = self._address(EVENT_EXCHANGE, event.message_type, event.message_type)
+        return self._letter(event, context, to, f"{EVENT_EXCHANGE}:{event.message_type}")
+
+    def _letter(self, message: Message, context: RequestContext, to: Address, destination: str) -> _Letter:
         body = encode_message(message, service=self.service, context=context)
-        with publish_span(route, body, message.event_id):
-            begun = self._submit(route, body, message.message_type, message.event_id, context)
-            return await self._receipt(begun, allow_unrouted=allow_unrouted)
+        return _checked(_Letter(to, destination, body, message.event_id))
 
-    def _begin(self, event: Event, context: RequestContext) -> _Begun:
-        body = encode_message(event, service=self.service, context=context)
-        return self._submit(_to_subscribers(event), body, event.message_type, event.event_id, context)
-
-    def _submit(
-        self, route: Route, body: bytes, message_type: str, event_id: UUID, context: RequestContext
-    ) -> _Begun:
-        """Hand it to the writer."""
-        check_size(body, limit_bytes=MAX_MESSAGE_BYTES)
-        headers = {EVENT_ID: str(event_id), **context.to_amqp_headers(), **trace_headers()}
-        message = Outgoing(route.exchange, route.routing_key, body, headers, message_type, self.service)
-        began = time.perf_counter()
+    def _address(self, exchange: str, routing_key: str, message_type: str) -> Address:
         try:
-            answer = self._writer.submit(message, deadline=context.deadline)
-        except HybridkitError as error:
-            count_failure(message_type, error)
-            raise
-        return _Begun(message, event_id, began, answer)
+            return address(exchange, routing_key, message_type, self.service)
+        except ValueError as error:
+            raise MalformedPayloadError(f"an event type or queue that AMQP can't carry: {error}") from error
 
-    async def _receipt(self, begun: _Begun, *, allow_unrouted: bool) -> Receipt:
-        """The broker's answer to it."""
-        message_type = begun.message.message_type or ""
-        try:
-            routed = await begun.answer
-            if not routed and not allow_unrouted:
-                raise _unroutable(begun.message)
-        except HybridkitError as error:
-            count_failure(message_type, error)
-            raise
-        count_success(message_type, routed=routed, seconds=time.perf_counter() - begun.began)
-        return Receipt(event_id=begun.event_id, routed=routed)
+    async def _publish(
+        self, letter: _Letter, context: RequestContext, *, allow_unrouted: bool = False
+    ) -> Receipt:
+        began = time.monotonic()
+        with publish_span(
+            letter.destination,
+            routing_key=letter.to.routing_key,
+            event_id=letter.event_id,
+            body_bytes=len(letter.body),
+        ):
+            try:
+                routed = await self._begin(letter, context, _shared_fields(context)).answer
+                if not (routed or allow_unrouted):
+                    raise _unroutable(letter.to)
+            except HybridkitError as error:
+                count(letter.message_type, outcome_of(error))
+                raise
+        count(letter.message_type, outcome_of(routed))
+        observe_seconds(letter.message_type, time.monotonic() - began)
+        return Receipt(letter.event_id, routed)
 
-    def _begin_or_error(self, event: Event, context: RequestContext) -> _Begun | HybridkitError:
-        try:
-            return self._begin(event, context)
-        except HybridkitError as error:
-            return error
+    def _begin(self, letter: _Letter, context: RequestContext, fields: bytes) -> Publish:
+        table = encode_table(_EVENT_ID_FIELD + str(letter.event_id).encode() + fields)
+        return self._writer.begin(letter.to, table, letter.body, deadline=context.deadline)
 
-    async def _receipt_or_error(
-        self, begun: _Begun | HybridkitError, *, allow_unrouted: bool
-    ) -> Receipt | HybridkitError:
-        if isinstance(begun, HybridkitError):
-            return begun
+    def _begin_or_error(
+        self, event: Event, context: RequestContext, fields: bytes
+    ) -> Publish | HybridkitError:
         try:
-            return await self._receipt(begun, allow_unrouted=allow_unrouted)
+            return self._begin(self._event(event, context), context, fields)
         except HybridkitError as error:
             return error
 
 
-def _to_subscribers(event: Event) -> Route:
-    return Route(EVENT_EXCHANGE, event.message_type)
+async def _answers(
+    events: Sequence[Event], begun: Sequence[Publish | HybridkitError], *, allow_unrouted: bool
+) -> list[Receipt | HybridkitError]:
+    """A receipt or an error for each, counted together."""
+    answers: list[Receipt | HybridkitError] = []
+    outcomes: Counter[tuple[str, str]] = Counter()
+    for event, publish in zip(events, begun, strict=True):
+        answer = await _answer(event, publish, allow_unrouted=allow_unrouted)
+        answers.append(answer)
+        outcomes[
+            event.message_type, outcome_of(answer if isinstance(answer, HybridkitError) else answer.routed)
+        ] += 1
+    for (message_type, outcome), messages in outcomes.items():
+        count(message_type, outcome, messages=messages)
+    return answers
 
 
-def _unroutable(message: Outgoing) -> UnroutableError:
+async def _answer(
+    event: Event, publish: Publish | HybridkitError, *, allow_unrouted: bool
+) -> Receipt | HybridkitError:
+    if isinstance(publish, HybridkitError):
+        return publish
+    try:
+        routed = await publish.answer
+    except HybridkitError as error:
+        return error
+    return Receipt(event.event_id, routed) if routed or allow_unrouted else _unroutable(publish.to)
+
+
+def _checked(letter: _Letter) -> _Letter:
+    check_size(letter.body, limit_bytes=MAX_MESSAGE_BYTES)
+    return letter
+
+
+def _shared_fields(context: RequestContext) -> bytes:
+    """The headers that all messages of one context and span have in common."""
+    return encode_fields(context.to_amqp_headers() | trace_headers())
+
+
+def _unroutable(to: Address) -> UnroutableError:
     return UnroutableError(
-        f"no queue wants {message.message_type or 'the message'}, published to"
-        f" {message.exchange or 'the default exchange'!r} with the key {message.routing_key!r};"
-        " start a consumer for it once, or allow_unrouted=True",
-        exchange=message.exchange,
-        routing_key=message.routing_key,
+        f"no queue wants {to}; start a consumer for it once, or allow_unrouted=True",
+        exchange=to.exchange,
+        routing_key=to.routing_key,
     )
 
 
-def _look_at(begun: _Begun, answer: asyncio.Future[bool]) -> None:
-    """Count and log how a message ended for which nobody waits."""
-    message_type = begun.message.message_type or ""
-    error = answer.exception() or (None if answer.result() else _unroutable(begun.message))
-    if error is None:
-        count_success(message_type, routed=True, seconds=time.perf_counter() - begun.began)
-    elif isinstance(error, HybridkitError):
-        _drop(message_type, begun.event_id, error)
+def _look_at(letter: _Letter, answer: asyncio.Future[bool]) -> None:
+    """See how a publish ended for which nobody waits."""
+    error = answer.exception()
+    if error is None and answer.result():
+        count(letter.message_type, outcome_of(True))
+    else:
+        _drop(letter, error if isinstance(error, HybridkitError) else _unroutable(letter.to))
 
 
-def _drop(message_type: str, event_id: UUID, error: HybridkitError) -> None:
-    count_failure(message_type, error)
-    _log.warning("event dropped", event_type=message_type, event_id=str(event_id), error=str(error))
+def _drop(letter: _Letter, error: HybridkitError) -> None:
+    count(letter.message_type, outcome_of(error))
+    _log.warning(
+        "event dropped", event_type=letter.message_type, event_id=str(letter.event_id), error=str(error)
+    )

@@ -5,7 +5,7 @@ https://opentelemetry.io/docs/specs/semconv/messaging/rabbitmq/
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Final
 from uuid import UUID
 
 from opentelemetry.util.types import AttributeValue
@@ -14,76 +14,65 @@ from prometheus_client import Counter, Histogram
 from hybridkit.errors import HybridkitError, UnroutableError
 from hybridkit.observability import is_tracing, metrics, span
 
-__all__ = ["Route", "batch_span", "count_failure", "count_success", "publish_span"]
+__all__ = ["batch_span", "count", "observe_seconds", "outcome_of", "publish_span"]
 
-EVENT_TYPES: Final = 1024
-"""For so many types a metric's labels are looked up once."""
+LABELS: Final = 4096
+"""For so many event types and outcomes a metric is looked up once."""
 
 _NO_SPAN: Final[AbstractContextManager[object]] = nullcontext()
 
 
-class Route(NamedTuple):
-    """Where a message goes.
+def publish_span(
+    destination: str, *, routing_key: str, event_id: UUID, body_bytes: int
+) -> AbstractContextManager[object]:
+    """The producer's span around one publish.
 
-    Attributes:
-        exchange: "" for the default exchange.
-        routing_key: of the message.
-        queue: the only queue that is to get it, also when it gets there through the delay levels.
+    Args:
+        destination: of low variety; not the routing key of a delay, which has the delay in it.
+        routing_key: as it is.
+        event_id: of the event or command.
+        body_bytes: the size.
     """
-
-    exchange: str
-    routing_key: str
-    queue: str | None = None
-
-    @property
-    def destination(self) -> str:
-        """A name of low variety: the routing key of a delay has the delay in it."""
-        return self.queue or f"{self.exchange}:{self.routing_key}"
-
-
-def publish_span(route: Route, body: bytes, event_id: UUID) -> AbstractContextManager[object]:
-    """The producer's span around one publish."""
     if not is_tracing():
         return _NO_SPAN
     attributes: dict[str, AttributeValue] = {
-        "messaging.rabbitmq.destination.routing_key": route.routing_key,
+        "messaging.rabbitmq.destination.routing_key": routing_key,
         "messaging.message.id": str(event_id),
-        "messaging.message.body.size": len(body),
+        "messaging.message.body.size": body_bytes,
     }
-    return _producer(route.destination, attributes)
+    return _producer(destination, attributes)
 
 
-def batch_span(exchange: str, *, count: int) -> AbstractContextManager[object]:
+def batch_span(destination: str, *, messages: int) -> AbstractContextManager[object]:
     """The producer's span around many publishes."""
-    return _producer(exchange, {"messaging.batch.message_count": count}) if is_tracing() else _NO_SPAN
+    return _producer(destination, {"messaging.batch.message_count": messages}) if is_tracing() else _NO_SPAN
 
 
-def count_success(message_type: str, *, routed: bool, seconds: float) -> None:
-    """Count a message that the broker has taken.
-
-    Args:
-        message_type: of the event or command.
-        routed: whether a queue wanted it.
-        seconds: from the publish to the broker's answer.
-    """
-    confirmed, unrouted, duration = _meters(message_type)
-    (confirmed if routed else unrouted).inc()
-    duration.observe(seconds)
+def outcome_of(answer: bool | HybridkitError) -> str:  # noqa: FBT001 - the broker's answer is that: routed or not
+    """What the metrics call it: confirmed, unrouted, or an error's code."""
+    if isinstance(answer, HybridkitError):
+        return "unrouted" if isinstance(answer, UnroutableError) else answer.code
+    return "confirmed" if answer else "unrouted"
 
 
-def count_failure(message_type: str, error: HybridkitError) -> None:
-    """Count a message that nobody has, or of which that isn't known."""
-    outcome = "unrouted" if isinstance(error, UnroutableError) else error.code
-    metrics.events_published.labels(message_type, outcome).inc()
+def count(message_type: str, outcome: str, *, messages: int = 1) -> None:
+    """Count what became of a publish."""
+    _counter(message_type, outcome).inc(messages)
 
 
-@lru_cache(EVENT_TYPES)
-def _meters(message_type: str) -> tuple[Counter, Counter, Histogram]:
-    return (
-        metrics.events_published.labels(message_type, "confirmed"),
-        metrics.events_published.labels(message_type, "unrouted"),
-        metrics.event_publish_duration.labels(message_type),
-    )
+def observe_seconds(message_type: str, seconds: float) -> None:
+    """Note how long the broker's answer took, to a publish or to a batch of them."""
+    _duration(message_type).observe(seconds)
+
+
+@lru_cache(LABELS)
+def _counter(message_type: str, outcome: str) -> Counter:
+    return metrics.events_published.labels(message_type, outcome)
+
+
+@lru_cache(LABELS)
+def _duration(message_type: str) -> Histogram:
+    return metrics.event_publish_duration.labels(message_type)
 
 
 def _producer(destination: str, attributes: dict[str, AttributeValue]) -> AbstractContextManager[object]:

@@ -24,7 +24,7 @@ from hybridkit.errors import (
 from hybridkit.messaging._channel import Lane, SupervisedChannel
 from hybridkit.messaging._confirms import WINDOW, Confirms, Publish
 from hybridkit.messaging._connection import BrokerConnection
-from hybridkit.messaging._frames import address, encode_table
+from hybridkit.messaging._frames import Address, address, encode_fields, encode_table
 from hybridkit.messaging._topology import declare, shared_topology
 from hybridkit.observability import get_logger
 
@@ -129,22 +129,36 @@ class Writer:
         """How many messages are not sent yet."""
         return len(self._waiting)
 
-    def submit(self, message: Outgoing, *, deadline: float | None) -> asyncio.Future[bool]:
-        """Publish it.
+    def submit(self, message: Outgoing, *, deadline: float | None) -> Publish:
+        """Publish it: encode it, then `begin`.
+
+        Raises:
+            MalformedPayloadError: a name or a header that AMQP can't carry.
+        """
+        try:
+            to = address(message.exchange, message.routing_key, message.message_type, message.service)
+            table = encode_table(encode_fields(message.headers))
+        except (TypeError, ValueError) as error:
+            raise MalformedPayloadError(f"AMQP can't carry the message: {error}") from error
+        return self.begin(to, table, message.body, deadline=deadline)
+
+    def begin(self, to: Address, table: bytes, body: bytes, *, deadline: float | None) -> Publish:
+        """Publish what is encoded already.
 
         Args:
-            message: what and where to.
-            deadline: the `time.monotonic()` instant at which the future ends at the latest; 10 s from now without one.
+            to: by `address`.
+            table: the headers, by `encode_table`.
+            body: UTF-8 JSON.
+            deadline: the `time.monotonic()` instant at which the answer is there at the latest; 10 s from now without.
 
         Returns:
-            Whether a queue took it, or in the future's exception: `NackedError` (the broker gave it back),
+            Its answer is whether a queue took it, or one of these errors: `NackedError` (the broker gave it back),
             `BlockedError` (the broker has an alarm; nothing was sent), `NotConnectedError` (nothing was sent),
             `OutcomeUnknownError` (it was sent, and no answer came in time).
 
         Raises:
             NotConnectedError: the writer is not open.
             DeadlineExceededError: the deadline has passed.
-            MalformedPayloadError: a name or a header that AMQP can't carry.
         """
         if not self._is_open:
             raise NotConnectedError(f"{self._name} is not open: enter it with `async with`; nothing was sent")
@@ -153,18 +167,13 @@ class Writer:
             deadline = now + PUBLISH_SECONDS
         elif deadline <= now:
             raise DeadlineExceededError(f"the deadline passed {now - deadline:.3f} s ago; nothing was sent")
-        exchange, routing_key, body, headers, message_type, service = message
-        try:
-            to = address(exchange, routing_key, message_type, service)
-            table = encode_table(headers)
-        except (TypeError, ValueError) as error:
-            raise MalformedPayloadError(f"AMQP can't carry the message: {error}") from error
-        what = (message_type, exchange, routing_key)
-        publish = Publish(to, table, body, what, deadline, asyncio.get_running_loop().create_future())
+        publish = Publish(to, table, body, deadline, asyncio.get_running_loop().create_future())
         self._waiting.append(publish)
-        self._wake_up_at(deadline)
-        self._flush_soon()
-        return publish.answer
+        if self._timer is None or deadline < self._timer_at:
+            self._wake_up_at(deadline)
+        if self._flushing is None:
+            self._flush_soon()
+        return publish
 
     # ── writing ──────────────────────────────────────────────────────────────────────────────────
 
@@ -213,8 +222,6 @@ class Writer:
 
     def _wake_up_at(self, deadline: float) -> None:
         if self._timer is not None:
-            if self._timer_at <= deadline:
-                return
             self._timer.cancel()
         self._timer_at = deadline
         self._timer = asyncio.get_running_loop().call_later(deadline - time.monotonic(), self._expire)
