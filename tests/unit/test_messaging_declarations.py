@@ -5,12 +5,13 @@ from uuid import UUID
 
 import pytest
 
-from hybridkit.context import RequestContext
+from hybridkit.context import RequestContext, bind
 from hybridkit.envelope import EventEnvelope
 from hybridkit.errors import DeclarationError, MalformedPayloadError, MisuseError
 from hybridkit.events import Command, Event
 from hybridkit.ids import new_id
 from hybridkit.messaging import BrokerConnection, RobustConsumer, RobustPublisher
+from hybridkit.messaging._handlers import Handlers
 from hybridkit.retry import Retry
 
 
@@ -35,6 +36,9 @@ class Anywhere(Command):
 
 
 class Database: ...
+
+
+nothing: Any = object()
 
 
 URL = "amqp://guest:secret@127.0.0.1:1/"
@@ -131,6 +135,36 @@ def test_a_handler_may_ask_for_any_envelope_and_for_other_values(consumer: Robus
     consumer.on(Declared)(handle)
 
 
+class Limits:
+    """What a process may or may not provide."""
+
+
+@pytest.mark.parametrize("providers", [{}, {Limits: Limits()}], ids=["absent", "provided"])
+async def test_a_handler_gets_what_it_asks_for(providers: dict[Any, object]) -> None:
+    """A parameter with a default keeps it where nothing provides its type; the message itself is always there."""
+    given: list[object] = []
+
+    async def handle(
+        context: RequestContext,
+        database: Database,
+        limits: Limits | None = None,
+        more: Limits = nothing,
+        event: Declared | None = None,
+        *,
+        envelope: EventEnvelope[Declared],
+    ) -> None:
+        given.extend((context, database, limits, more, event, envelope))
+
+    handlers, database, event = Handlers("tasks"), Database(), Declared(number=1)
+    handlers.add(Declared, handle, Retry.immediate())
+    envelope = EventEnvelope.wrap(event, service="tests")
+    handler = handlers.find(event)
+    assert handler
+    with bind(RequestContext()) as context:
+        await handler.run(envelope, {Database: database, **providers})
+    assert given == [context, database, None, providers.get(Limits, nothing), None, envelope]
+
+
 async def test_nothing_starts_without_what_handlers_want(consumer: RobustConsumer) -> None:
     publisher = RobustPublisher(URL, service="tests")
     connection = BrokerConnection(URL, name="tests")
@@ -186,5 +220,6 @@ def test_a_service_has_a_name_that_fits(service: str) -> None:
 async def test_a_name_that_amqp_can_not_carry_is_refused(event_type: str, queue: str | None) -> None:
     """Before anything is sent, and as what it is: an outbox parks such a row and goes on."""
     publisher = RobustPublisher(URL, service="tests")
-    with pytest.raises(MalformedPayloadError, match="at most 255 bytes"):
+    publisher._writer._is_open = True
+    with pytest.raises(MalformedPayloadError, match="255 bytes"):
         await publisher.publish_encoded(b"{}", event_id=new_id(), event_type=event_type, queue=queue)

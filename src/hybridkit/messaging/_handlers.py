@@ -1,10 +1,9 @@
 """Typed handlers: checked where they are declared, called with what their annotations ask for."""
 
 import inspect
-from collections import ChainMap
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from hybridkit.context import RequestContext, current
 from hybridkit.envelope import EventEnvelope
@@ -16,24 +15,61 @@ from hybridkit.retry import Retry
 __all__ = ["Handler", "Handlers"]
 
 
+type _Source = Callable[[EventEnvelope[Any], Mapping[Any, object]], object]
+"""Where a parameter's value comes from: the message at hand, or what the process provides."""
+
+
 @dataclass(frozen=True, slots=True)
 class Handler:
-    """What to do with one type of event or command, and what when that fails."""
+    """What to do with one type of event or command, and what when that fails.
+
+    Attributes:
+        message: the event or command class.
+        function: the handler itself.
+        retry: what to do when it fails.
+        plan: what it wants.
+        sources: of its parameters, by name; looked up once, because a message costs less than a look into a plan.
+        optional: parameters that keep their default where nothing provides the type.
+    """
 
     message: type[Message]
     function: Callable[..., Awaitable[object]]
     retry: Retry
     plan: InjectionPlan
+    sources: tuple[tuple[str, _Source], ...]
+    optional: tuple[tuple[str, Any], ...]
+
+    @classmethod
+    def of(
+        cls, message: type[Message], function: Callable[..., Awaitable[object]], retry: Retry
+    ) -> "Handler":
+        """Read what the function wants.
+
+        Raises:
+            DeclarationError: it wants something that it can't get.
+        """
+        plan = plan_injection(function)
+        _check_plan(plan, message)
+        own = _sources_of(message)
+        sources = {
+            want.name: own.get(want.type) or _provided(want.type)
+            for want in plan.wanted
+            if want.type in own or not want.optional
+        }
+        optional = tuple((want.name, want.type) for want in plan.wanted if want.name not in sources)
+        return cls(message, function, retry, plan, tuple(sources.items()), optional)
 
     def missing(self, providers: Mapping[Any, object]) -> str:
         """The parameters that nothing provides, for an error; empty when all is there."""
-        return ", ".join(map(str, self.plan.missing({*providers, *_types_of(self.message)})))
+        return ", ".join(map(str, self.plan.missing({*providers, *_sources_of(self.message)})))
 
-    async def run(self, envelope: EventEnvelope[Any], providers: Mapping[Any, object]) -> None:
+    def run(self, envelope: EventEnvelope[Any], providers: Mapping[Any, object]) -> Awaitable[object]:
         """Call the function for this message."""
-        values: dict[Any, object] = dict.fromkeys(_envelopes_of(self.message), envelope)
-        values |= {self.message: envelope.data, RequestContext: current()}
-        await self.function(**self.plan.arguments(ChainMap(values, cast("dict[Any, object]", providers))))
+        arguments = {name: source(envelope, providers) for name, source in self.sources}
+        for name, wanted in self.optional:
+            if wanted in providers:
+                arguments[name] = providers[wanted]
+        return self.function(**arguments)
 
 
 class Handlers:
@@ -76,9 +112,7 @@ class Handlers:
                 f"{self._queue} handles {message.message_type!r} in {other.plan.owner} already;"
                 f" a second handler ({name}) belongs into a second consumer"
             )
-        plan = plan_injection(function)
-        _check_plan(plan, message)
-        self._by_type[message.message_type] = Handler(message, function, retry, plan)
+        self._by_type[message.message_type] = Handler.of(message, function, retry)
 
     def _check_message(self, message: type[Message]) -> None:
         if issubclass(message, Command) and message.queue and message.queue != self._queue:
@@ -89,20 +123,38 @@ class Handlers:
             raise DeclarationError(f"{message.__name__} is a base class: it has no type on the wire")
 
 
-def _envelopes_of(message: type[Message]) -> tuple[Any, ...]:
-    """The ways in which a handler can ask for the envelope."""
-    return EventEnvelope, EventEnvelope[Any], EventEnvelope[message]  # type: ignore[valid-type] # known at run time only
+def _sources_of(message: type[Message]) -> dict[Any, _Source]:
+    """What a handler of that message is given by the message itself."""
+    own: dict[Any, _Source] = {message: _data, RequestContext: _context}
+    # All the ways in which a handler can ask for the envelope.
+    envelopes = EventEnvelope, EventEnvelope[Any], EventEnvelope[message]  # type: ignore[valid-type] # known at run time
+    return own | dict.fromkeys(envelopes, _envelope)
 
 
-def _types_of(message: type[Message]) -> tuple[Any, ...]:
-    return message, RequestContext, *_envelopes_of(message)
+def _data(envelope: EventEnvelope[Any], _: object) -> object:
+    return envelope.data
+
+
+def _envelope(envelope: EventEnvelope[Any], _: object) -> object:
+    return envelope
+
+
+def _context(*_: object) -> object:
+    return current()
+
+
+def _provided(wanted: Any) -> _Source:
+    def provided(_: object, providers: Mapping[Any, object]) -> object:
+        return providers[wanted]
+
+    return provided
 
 
 def _check_plan(plan: InjectionPlan, message: type[Message]) -> None:
     """Refuse a handler that asks for another message than it gets."""
     for want in plan.wanted:
         wanted = want.type
-        if not isinstance(wanted, type) or wanted in _types_of(message):
+        if not isinstance(wanted, type) or wanted in _sources_of(message):
             continue
         if issubclass(wanted, Message | EventEnvelope):
             raise DeclarationError(f"{plan.owner} is called with {message.__name__}; it asks for {want}")

@@ -1,8 +1,8 @@
 """The consumer's end of a channel: what comes in, and what the broker is told of it.
 
-Acknowledgements are collected for a moment, because each write costs as much as a handler; `Acks` knows what is sent.
-They leave at the latest after 25 ms, earlier when they are a sixteenth of the prefetch, and at once when nothing of
-this channel is in hand: then the broker may be waiting for them.
+Acknowledgements are collected for a moment, because a write of its own for each costs more than most handlers; `Acks`
+knows what is sent. They leave after 25 ms, in the loop's next turn when they are a sixteenth of the prefetch, and at
+once when nothing of this channel is in hand: then the broker may be waiting for them.
 """
 
 import asyncio
@@ -51,7 +51,7 @@ class Inbox:
         self._acks = Acks(self._port.channel)
         self._acks_at_once = max(prefetch // PREFETCH_PER_ACK, 1)
         self._last: deque[Identity] = deque(maxlen=prefetch)  # finished, and perhaps not known to the broker
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
         self._prefetch = prefetch
         self.received = 0
         self.in_hand = 0
@@ -82,8 +82,10 @@ class Inbox:
         if finished is not None:
             self._last.append(finished)
         self._acks.add(tag)
-        if len(self._acks) >= self._acks_at_once:
-            self.flush()
+        untold = len(self._acks)
+        if untold == self._acks_at_once:
+            self._disarm()
+            self._timer = asyncio.get_running_loop().call_soon(self.flush)
         elif self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(ACK_SECONDS, self.flush)
         self._let_go()
@@ -96,15 +98,18 @@ class Inbox:
         """Have the broker dead-letter a delivery."""
         self._settle(tag, nack_frame(self._port.channel, tag, requeue=False))
 
+    def give_back(self) -> None:
+        """Have the queue get everything that is in hand, in its order, and another channel opened."""
+        self._lane.retire()
+        self.close()
+
     def was_finished(self, event: Identity) -> bool:
         """Whether it was acknowledged on a channel that closed, maybe before the broker knew."""
         return event in self._finished
 
     def flush(self) -> None:
         """Send the acknowledgements that were collected."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._disarm()
         if len(self._acks):
             self._port.send(self._acks.frames())
 
@@ -118,6 +123,11 @@ class Inbox:
             self._acks.settle(tag)
             self._port.send(frame)
             self._let_go()
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _let_go(self) -> None:
         self.in_hand -= 1
@@ -138,8 +148,7 @@ class Inbox:
     def closed(self, reason: str) -> None:
         """Remember what the broker may not know."""
         del reason
-        if self._timer is not None:
-            self._timer.cancel()
+        self._disarm()
         self._finished.add(self._last)
 
     def settled(self, tag: int, *, multiple: bool, accepted: bool) -> None:
