@@ -13,6 +13,8 @@ async with (
 from hybridkit.messaging._broker import Broker
 from hybridkit.messaging._connection import BrokerConnection
 from hybridkit.messaging._consumer import RobustConsumer
+from hybridkit.messaging._dead_letter_queue import DeadLetters, DeadLetterSummary, Redriven
+from hybridkit.messaging._dead_letters import DeadLetter, DeadLetterFilter, DeadLetterGroup
 from hybridkit.messaging._guard import Guard
 from hybridkit.messaging._inspection import Difference
 from hybridkit.messaging._plan import (
@@ -30,6 +32,11 @@ __all__ = [
     "Binding",
     "Broker",
     "BrokerConnection",
+    "DeadLetter",
+    "DeadLetterFilter",
+    "DeadLetterGroup",
+    "DeadLetterSummary",
+    "DeadLetters",
     "Difference",
     "Exchange",
     "Finding",
@@ -37,6 +44,7 @@ __all__ = [
     "Plan",
     "Queue",
     "Receipt",
+    "Redriven",
     "RobustConsumer",
     "RobustPublisher",
     "Topology",

@@ -1,0 +1,335 @@
+"""The dead-letter toolkit: what is in a dead-letter queue, and sending it back to where it came from.
+
+```python
+letters = DeadLetters(url, "email_tasks.dlq")
+print(await letters.summary())
+late = DeadLetterFilter(error_type="TimeoutError")
+print(await letters.redrive(late, dry_run=True))
+print(await letters.redrive(late, rate_per_second=50))
+```
+
+Sending back is a confirmed copy to the consumer's own queue, then the acknowledgement of the original: whenever the
+process is killed, each message is in one of the two queues or in both, and the guard makes one effect of the two.
+"""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from hybridkit.errors import MisuseError, NackedError, RejectedError, UnroutableError
+from hybridkit.messaging._bounded import Background
+from hybridkit.messaging._dead_letter_reader import Desk, Inbox, open_desk
+from hybridkit.messaging._dead_letters import (
+    DeadLetter,
+    DeadLetterFilter,
+    DeadLetterGroup,
+    Groups,
+    read_dead_letter,
+)
+from hybridkit.messaging._port import Delivered
+from hybridkit.messaging._publisher import RobustPublisher
+
+__all__ = ["DeadLetterSummary", "DeadLetters", "Pace", "Redriven"]
+
+IN_FLIGHT: Final = 100
+"""How many copies may be unconfirmed at the same time."""
+SLOWEST_PER_SECOND: Final = 0.01
+MAX_NAME_BYTES: Final = 240
+"""Of a queue; the lock's name is a little longer."""
+SERVICE: Final = "hybridkit_dlq"
+FLUSH_SECONDS: Final = 60.0
+"""For the last copies; each ends at its deadline, after 10 s if there is none."""
+
+type Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetterSummary:
+    """What is in a queue.
+
+    Attributes:
+        queue: its name.
+        messages: how many wait in it.
+        looked_at: how many of them were counted, from the head; at most 50,000.
+        groups: by type, reason and error; the largest first.
+    """
+
+    queue: str
+    messages: int
+    looked_at: int
+    groups: tuple[DeadLetterGroup, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Redriven:
+    """What became of the messages of a queue.
+
+    Attributes:
+        queue: its name.
+        messages: how many waited in it at the beginning; what came later is not touched.
+        looked_at: how many of them were looked at. Fewer than all of them after `limit`, and where 50,000 stay.
+        matched: how many fit the filter.
+        redriven: how many of those are in their consumers' queues now; in a dry run none.
+        failed: why others of those are still here, and how many.
+        groups: those that fit, by type, reason and error.
+        dry_run: nothing was to be changed.
+    """
+
+    queue: str
+    messages: int
+    looked_at: int
+    matched: int
+    redriven: int
+    failed: Mapping[str, int]
+    groups: tuple[DeadLetterGroup, ...]
+    dry_run: bool
+
+    @property
+    def left(self) -> int:
+        """How many of those that waited at the beginning still do."""
+        return self.messages - self.redriven
+
+
+class DeadLetters:
+    """A dead-letter queue, or the parking queue `hk.unrouted`.
+
+    Every call opens its own connections and reserves the queue, so that two people don't read it at the same time.
+
+    Args:
+        url: `amqp://user:password@host:port/vhost`, or `amqps://`; the user needs to read and declare the queue.
+        queue: its name: `email_tasks.dlq`.
+
+    Raises:
+        MisuseError: no such name.
+    """
+
+    def __init__(self, url: str, queue: str) -> None:
+        if not 1 <= len(queue.encode()) <= MAX_NAME_BYTES:
+            raise MisuseError(
+                f"a queue's name has 1 to {MAX_NAME_BYTES} bytes here, not {len(queue.encode())}"
+            )
+        self.queue = queue
+        self._url = url
+
+    def __repr__(self) -> str:
+        return f"DeadLetters({self.queue!r})"
+
+    async def summary(self) -> DeadLetterSummary:
+        """Count the messages by type, reason and error; the queue stays as it is.
+
+        Raises:
+            NotFoundError: there is no such queue.
+            InProgressError: somebody else reads it.
+            TopologyError: the queue has a delivery limit, by which reading it could lose messages.
+            NotConnectedError: the broker doesn't answer.
+            AccessDeniedError: the user may not read or declare it.
+        """
+        groups = Groups()
+        async with open_desk(self._url, self.queue) as desk, desk.reading(most=desk.messages) as inbox:
+            while (message := await inbox.next()) is not None:
+                groups.add(read_dead_letter(self.queue, inbox.seen, message))
+                inbox.keep()
+            return DeadLetterSummary(
+                queue=self.queue,
+                messages=desk.messages,
+                looked_at=inbox.seen,
+                groups=groups.largest_first(),
+            )
+
+    async def peek(self, matching: DeadLetterFilter | None = None, *, limit: int = 10) -> list[DeadLetter]:
+        """The messages themselves, from the head; the queue stays as it is. With the errors of `summary`.
+
+        Args:
+            matching: only these; by default all.
+            limit: at most so many.
+        """
+        wanted = matching or DeadLetterFilter()
+        found: list[DeadLetter] = []
+        async with open_desk(self._url, self.queue) as desk, desk.reading(most=desk.messages) as inbox:
+            while len(found) < limit and (message := await inbox.next()) is not None:
+                letter = read_dead_letter(self.queue, inbox.seen, message)
+                if wanted.matches(letter):
+                    found.append(letter)
+                inbox.keep()
+        return found
+
+    async def redrive(
+        self,
+        matching: DeadLetterFilter | None = None,
+        *,
+        dry_run: bool = False,
+        rate_per_second: float | None = None,
+        limit: int | None = None,
+        on_progress: Progress | None = None,
+    ) -> Redriven:
+        """Send messages back to the queues of their consumers, in their order; the others stay, in theirs.
+
+        Each runs again with all its attempts and the next generation, so a guard that remembers its failure lets it.
+        What comes into the queue meanwhile is left alone, also what fails again. It may be called again after any
+        error or crash: nothing is lost, and what was under way may be sent twice.
+
+        Args:
+            matching: only these; by default all.
+            dry_run: only say what would be done.
+            rate_per_second: at most so many, from 0.01; by default as fast as the broker confirms.
+            limit: at most so many.
+            on_progress: told, over and over, how many are redriven and how many have failed.
+
+        Raises:
+            HybridkitError: as `summary`, and as `RobustPublisher.publish` where that concerns all messages.
+            MisuseError: no such rate.
+        """
+        work = _Redrive(matching or DeadLetterFilter(), limit, Pace(rate_per_second), on_progress)
+        async with open_desk(self._url, self.queue) as desk:
+            if dry_run:
+                await work.look(desk)
+            else:
+                async with RobustPublisher(self._url, service=SERVICE) as publisher:
+                    await work.send(desk, publisher)
+            return work.result(desk, dry_run=dry_run)
+
+
+class Pace:
+    """Lets things pass at a steady rate, without a burst after a pause.
+
+    Args:
+        rate_per_second: None for no limit.
+        clock: seconds; monotonic.
+        sleep: for so many seconds.
+
+    Raises:
+        MisuseError: the rate is below 0.01.
+    """
+
+    def __init__(
+        self,
+        rate_per_second: float | None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        if rate_per_second is not None and not rate_per_second >= SLOWEST_PER_SECOND:
+            raise MisuseError(f"a rate is at least {SLOWEST_PER_SECOND} per second, not {rate_per_second}")
+        self._interval_seconds = 0.0 if rate_per_second is None else 1 / rate_per_second
+        self._clock = clock
+        self._sleep = sleep
+        self._next_at = clock()
+
+    def __repr__(self) -> str:
+        return f"Pace(interval_seconds={self._interval_seconds:g})"
+
+    async def turn(self) -> None:
+        """Wait for the next turn."""
+        begin = max(self._next_at, self._clock())
+        self._next_at = begin + self._interval_seconds
+        if (seconds := begin - self._clock()) > 0:
+            await self._sleep(seconds)
+
+
+class _Redrive:
+    """One redrive, over as many readers as it takes."""
+
+    def __init__(
+        self, matching: DeadLetterFilter, limit: int | None, pace: Pace, on_progress: Progress | None
+    ) -> None:
+        self._matching = matching
+        self._limit = limit
+        self._pace = pace
+        self._on_progress = on_progress
+        self._groups = Groups()
+        self._matched = 0
+        self._redriven = 0
+        self._left = 0
+        self._failed = Counter[str]()
+        self._error: Exception | None = None
+        self._slots = asyncio.Semaphore(IN_FLIGHT)
+        self._tasks = Background()
+
+    def result(self, desk: Desk, *, dry_run: bool) -> Redriven:
+        return Redriven(
+            queue=desk.queue,
+            messages=desk.messages,
+            looked_at=self._redriven + self._left,
+            matched=self._matched,
+            redriven=self._redriven,
+            failed=dict(self._failed),
+            groups=self._groups.largest_first(),
+            dry_run=dry_run,
+        )
+
+    async def look(self, desk: Desk) -> None:
+        """Count what would be sent."""
+        async with desk.reading(most=desk.messages) as inbox:
+            while self._has_room() and (message := await inbox.next()) is not None:
+                letter = read_dead_letter(desk.queue, inbox.seen, message)
+                if self._matching.matches(letter):
+                    self._count(letter)
+                self._keep(inbox)
+
+    async def send(self, desk: Desk, publisher: RobustPublisher) -> None:
+        """Send what matches; a reader that was cut short is followed by another."""
+        is_through = False
+        while not is_through:
+            # What readers before this one have left is at the head, in the same order.
+            most = desk.messages - self._redriven
+            async with desk.reading(most=most, skip=self._left) as inbox:
+                try:
+                    await self._send_from(inbox, desk, publisher)
+                finally:
+                    await self._tasks.wait(seconds=FLUSH_SECONDS)
+                is_through = not inbox.was_cut
+            self._tell()
+            if self._error is not None:
+                raise self._error
+
+    async def _send_from(self, inbox: Inbox, desk: Desk, publisher: RobustPublisher) -> None:
+        while self._has_room() and (message := await inbox.next()) is not None:
+            self._tell()
+            letter = read_dead_letter(desk.queue, inbox.seen, message)
+            if not self._matching.matches(letter):
+                self._keep(inbox)
+                continue
+            await self._pace.turn()
+            await self._slots.acquire()
+            if inbox.is_over:
+                inbox.was_cut = True
+                self._slots.release()
+                return
+            self._count(letter)
+            self._tasks.start(self._move(inbox, message, letter, publisher), name="redriving")
+
+    def _has_room(self) -> bool:
+        return self._error is None and (self._limit is None or self._matched < self._limit)
+
+    def _count(self, letter: DeadLetter) -> None:
+        self._matched += 1
+        self._groups.add(letter)
+
+    def _keep(self, inbox: Inbox) -> None:
+        self._left += 1
+        inbox.keep()
+
+    async def _move(
+        self, inbox: Inbox, message: Delivered, letter: DeadLetter, publisher: RobustPublisher
+    ) -> None:
+        """One copy, then the acknowledgement; begun in the messages' order, and the broker keeps that."""
+        try:
+            await publisher.forward(letter.copy())
+        except (UnroutableError, NackedError, RejectedError) as error:
+            self._failed[str(error)] += 1
+            self._keep(inbox)
+        except Exception as error:  # noqa: BLE001 - no broker, or whatever else: the others would fail as well
+            self._error = error
+            self._keep(inbox)
+        else:
+            inbox.ack(message)
+            self._redriven += 1
+        finally:
+            self._slots.release()
+
+    def _tell(self) -> None:
+        if self._on_progress is not None:
+            self._on_progress(self._redriven, self._failed.total())

@@ -1,0 +1,275 @@
+"""Reading a dead-letter queue without changing it: not its order, not its length.
+
+AMQP has no way to look at a message but to have it delivered and to give it back. What a quorum queue gets back it puts
+into a line of its own, in front of all others, *at the end of that line*. So whoever takes a part of that line and puts
+it back has changed the order. Here every reader takes the same `WINDOW` of messages, never less than a reader before it
+can have left in that line, and keeps them unacknowledged until its connection closes: then they go back in the order in
+which they came.
+
+The window is also how far a reader can see past messages that stay: behind so many of them it gets no more. Nothing of
+those is held here: a message is read, and forgotten. What waits to be sent back is held up to `BUDGET_BYTES`; then, and
+before the broker takes messages for abandoned (`consumer_timeout`), a reader ends, and a new one begins from the head.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from aiormq.channel import Channel
+from aiormq.exceptions import AMQPError, ChannelLockedResource
+
+from hybridkit.errors import InProgressError, NotConnectedError, NotFoundError, TopologyError
+from hybridkit.messaging._channel import Lane
+from hybridkit.messaging._connection import BrokerConnection
+from hybridkit.messaging._inspection import Found, Inspection
+from hybridkit.messaging._port import Delivered, Port
+from hybridkit.messaging._processor import LOCAL_SECONDS
+from hybridkit.messaging._topology import NO_DELIVERY_LIMIT, Queue
+
+__all__ = ["WINDOW", "Desk", "Inbox", "open_desk"]
+
+WINDOW: Final = 50_000
+"""How many messages a reader may have unacknowledged; AMQP counts them with 16 bits."""
+BUDGET_BYTES: Final = 64 * 1024 * 1024
+SILENCE_SECONDS: Final = 1.0
+"""After so long without a message the queue is asked whether there is one."""
+PATIENCE: Final = 30
+"""How often it may be silent and say that there are some."""
+SETTLE_SECONDS: Final = 5.0
+"""How long to wait for the queue to have everything back; it takes milliseconds."""
+LARGE_LIMIT: Final = 1_000_000
+CONNECTION_NAME: Final = "hybridkit dlq"
+
+
+class Desk:
+    """One queue that is ours to read, as nobody else reads it.
+
+    Args:
+        url: of the broker.
+        queue: its name.
+        inspection: asks about it, over the connection that holds the lock.
+        messages: how many there were at first.
+    """
+
+    def __init__(self, url: str, queue: str, inspection: Inspection, messages: int) -> None:
+        self.queue = queue
+        self.messages = messages
+        self._url = url
+        self._inspection = inspection
+
+    def __repr__(self) -> str:
+        return f"Desk({self.queue!r}, messages={self.messages})"
+
+    @asynccontextmanager
+    async def reading(self, *, most: int, skip: int = 0) -> AsyncGenerator["Inbox"]:
+        """Have the messages delivered from the head on; those that are not acknowledged go back after the block.
+
+        Args:
+            most: after so many it ends.
+            skip: so many at the head stay, and are not handed out.
+
+        Raises:
+            NotConnectedError: the broker doesn't answer.
+        """
+        inbox = Inbox(self, most=most, skip=skip)
+        try:
+            # A connection and not only a channel: what is still on its way must not hold up the goodbye.
+            async with BrokerConnection(self._url, name=f"{CONNECTION_NAME} {self.queue}") as connection:
+                link = await connection.link()
+                channel = await link.channel(confirms=False)
+                inbox.port = Lane(channel, link, linger_seconds=None).open_port(inbox)
+                channel.on_consumer_cancel_callbacks.add(inbox.cancelled)
+                await link.ask(_consume(channel, self.queue), name=f"reading {self.queue}")
+                yield inbox
+        except AMQPError as error:
+            raise NotConnectedError(f"reading {self.queue}: {type(error).__name__}: {error}") from error
+        await self._settled(most - inbox.acknowledged)
+
+    async def ready(self) -> int:
+        """How many messages nobody has."""
+        return (await self._inspection.look_at(self.queue)).messages
+
+    async def _settled(self, messages: int) -> None:
+        """Wait until the queue has back what is left, so that whoever looks next sees it."""
+        give_up_at = asyncio.get_running_loop().time() + SETTLE_SECONDS
+        while asyncio.get_running_loop().time() < give_up_at:
+            found = await self._inspection.look_at(self.queue)
+            if found.messages >= messages and not found.consumers:
+                return
+            await asyncio.sleep(0.01)
+
+
+class Inbox:
+    """What is delivered to a reader, in order.
+
+    Attributes:
+        seen: how many are skipped or handed out by `next`.
+        acknowledged: how many are out of the queue for good.
+        was_cut: it ended before it came to the end of the queue; a new reader sees more.
+    """
+
+    def __init__(self, desk: Desk, *, most: int, skip: int) -> None:
+        self.port: Port | None = None
+        self.seen = 0
+        self.acknowledged = 0
+        self.was_cut = False
+        self._desk = desk
+        self._most = most
+        self._skip = skip
+        self._kept = 0
+        self._waiting: deque[Delivered] = deque()
+        self._bytes = 0
+        self._closed: str | None = None
+        self._changed = asyncio.Event()
+        self._over_at = asyncio.get_running_loop().time() + LOCAL_SECONDS
+
+    def __repr__(self) -> str:
+        return f"Inbox({self._desk.queue!r}, seen={self.seen}, waiting={len(self._waiting)})"
+
+    @property
+    def is_over(self) -> bool:
+        """Whether what it holds may be somebody else's by now: its time is up, or its connection gone."""
+        return self._closed is not None or asyncio.get_running_loop().time() >= self._over_at
+
+    async def next(self) -> Delivered | None:
+        """The next message; None at the end of the queue, of the window, of its time or of the budget.
+
+        Raises:
+            NotConnectedError: the connection is lost, or the broker has messages and delivers none.
+        """
+        silences = 0
+        while True:
+            if self._closed is not None:
+                raise NotConnectedError(f"reading {self._desk.queue}: {self._closed}")
+            if self.is_over:
+                self.was_cut = True
+                return None
+            if self._waiting and self.seen < self._most:
+                return self._pop()
+            if self.was_cut or self.seen >= self._most or self._kept >= WINDOW:
+                return None
+            silences += await self._is_silent()
+            if silences and not await self._desk.ready():
+                return None  # somebody has emptied the queue meanwhile
+            if silences > PATIENCE:
+                raise NotConnectedError(f"the broker has messages in {self._desk.queue} and delivers none")
+
+    def keep(self) -> None:
+        """The message stays in the queue."""
+        self._kept += 1
+        self._changed.set()
+
+    def ack(self, message: Delivered) -> None:
+        """The message leaves the queue."""
+        self.acknowledged += 1
+        if self.port is not None:
+            self.port.ack(message.deliver.tag)
+
+    def _pop(self) -> Delivered:
+        message = self._waiting.popleft()
+        self._bytes -= len(message.body)
+        self.seen += 1
+        return message
+
+    async def _is_silent(self) -> bool:
+        self._changed.clear()
+        try:
+            async with asyncio.timeout(SILENCE_SECONDS):
+                await self._changed.wait()
+        except TimeoutError:
+            return True
+        return False
+
+    # ── what the port says ───────────────────────────────────────────────────────────────────────
+
+    def delivered(self, message: Delivered, /) -> None:
+        """Take it; over the budget it and all after it are for a new reader."""
+        if self.seen < self._skip:
+            self.seen += 1
+            self.keep()
+            return
+        self.was_cut = self.was_cut or self._bytes > BUDGET_BYTES
+        if not self.was_cut:
+            self._waiting.append(message)
+            self._bytes += len(message.body)
+            self._changed.set()
+
+    def closed(self, reason: str) -> None:
+        """Nothing comes any more."""
+        self._closed = reason
+        self._changed.set()
+
+    def cancelled(self, _: object) -> None:
+        """The broker has ended the subscription."""
+        self.closed("the broker cancelled the consumer: was the queue deleted?")
+
+    def settled(self, tag: int, *, multiple: bool, accepted: bool) -> None:
+        """Nothing is published here."""
+
+    def returned(self, properties: bytes) -> None:
+        """Nothing is published here."""
+
+
+@asynccontextmanager
+async def open_desk(url: str, queue: str) -> AsyncGenerator[Desk]:
+    """Reserve a queue for reading it.
+
+    A quorum queue takes a second consumer although the first one is exclusive; so the lock is an exclusive queue, which
+    the broker removes with our connection, however that ends.
+
+    Raises:
+        NotFoundError: there is no such queue.
+        InProgressError: somebody reads it, with this toolkit or otherwise.
+        TopologyError: reading it could lose messages.
+        NotConnectedError: the broker did not answer in 30 s.
+        AccessDeniedError: the user may not read it.
+    """
+    async with BrokerConnection(url, name=f"{CONNECTION_NAME} {queue}") as connection:
+        link = await connection.link()
+        async with Inspection(link) as inspection:
+            found = await inspection.queue(
+                Queue(name=queue, arguments={"x-delivery-limit": NO_DELIVERY_LIMIT})
+            )
+            if not found.exists:
+                raise NotFoundError(f"there is no queue {queue!r}; it is there once its consumer has started")
+            _check_limit(queue, found)
+            await _lock(inspection, queue)
+            found = await inspection.look_at(queue)
+            if found.consumers:
+                raise InProgressError(
+                    f"{queue} has {found.consumers} consumers that take messages out of it; stop them first"
+                )
+            yield Desk(url, queue, inspection, found.messages)
+
+
+def _check_limit(queue: str, found: Found) -> None:
+    """Every look at a message counts as a delivery of it, and at the limit a quorum queue drops it."""
+    differences = {each.name: each.actual for each in found.differences}
+    if "x-queue-type" in differences:
+        return  # another kind of queue, which counts nothing
+    limit = differences.get("x-delivery-limit", NO_DELIVERY_LIMIT)
+    if found.refusal or not isinstance(limit, int) or limit < LARGE_LIMIT:
+        said = found.refusal or f"x-delivery-limit is {'not set' if limit is None else limit}"
+        raise TopologyError(
+            f"{queue} is not read, because that can lose messages: {said}. Each look counts as a delivery, and from"
+            f" RabbitMQ 4.0 on a quorum queue without a limit of its own drops a message after 20 of them. Declare it"
+            f" with x-delivery-limit={NO_DELIVERY_LIMIT}, as hybridkit's consumers do"
+        )
+
+
+async def _lock(inspection: Inspection, queue: str) -> None:
+    try:
+        await inspection.ask(lambda channel: channel.queue_declare(f"hk.reading.{queue}", exclusive=True))
+    except ChannelLockedResource as error:
+        raise InProgressError(f"somebody else reads {queue} now: one at a time") from error
+
+
+async def _consume(channel: Channel, queue: str) -> None:
+    await channel.basic_qos(prefetch_count=WINDOW)
+    await channel.basic_consume(queue, _nothing)
+
+
+async def _nothing(_: object) -> None:
+    """For aiormq, which never sees a delivery."""

@@ -1,0 +1,328 @@
+"""A dead letter as a value: what it was, why it is dead, where it came from, and the copy that is sent back.
+
+Three kinds of writers are understood. Our consumers publish a copy with the reason in `hk_` headers. The broker itself
+(a delivery limit, a reject by a plain client) writes `x-death`. A stranger's message has neither, and only its body and
+its queue can say something. https://www.rabbitmq.com/docs/dlx#effects
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final, cast
+
+from hybridkit.codec import decode_object
+from hybridkit.errors import PayloadError, UnroutableError
+from hybridkit.messaging._frames import decode_properties
+from hybridkit.messaging._headers import (
+    ATTEMPT,
+    ERROR,
+    ERROR_TYPE,
+    EVENT_ID,
+    FAILED_AT,
+    FIRST_FAILED_AT,
+    GENERATION,
+    QUEUE,
+    REASON,
+    STACK,
+    VERSION_WAITS,
+    copied_headers,
+    read_count,
+    read_text,
+)
+from hybridkit.messaging._port import Delivered
+from hybridkit.messaging._topology import (
+    DEAD_LETTER_EXCHANGE,
+    DELAY_DELIVER_EXCHANGE,
+    DELAY_LEVELS,
+    dead_letter_queue,
+)
+from hybridkit.messaging._writer import Outgoing
+
+__all__ = ["DeadLetter", "DeadLetterFilter", "DeadLetterGroup", "Groups", "read_dead_letter"]
+
+MAX_TEXT_CHARS: Final = 16_000
+
+# What belongs to the failure and not to the event. A redriven copy starts without it: all attempts are ahead again.
+_OF_THE_FAILURE: Final = frozenset(
+    {ATTEMPT, ERROR, ERROR_TYPE, FAILED_AT, FIRST_FAILED_AT, QUEUE, REASON, STACK, VERSION_WAITS}
+)
+_DELAY_QUEUES: Final = "hk.delay."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetter:
+    """One message of a dead-letter queue.
+
+    Attributes:
+        queue: where it waits.
+        position: its place in the queue, from 1.
+        target: the consumer's queue that it came from and is sent back to; None where nothing says which.
+        event_type: from AMQP's `type`, otherwise from the body.
+        event_id: from the header, otherwise from the body.
+        reason: `exhausted`, `permanent`, `malformed`, `unknown_type`, `unknown_version`, `mismatch` or `takeovers` by
+            our consumers; `rejected`, `delivery_limit`, `expired` or `maxlen` by the broker; None for a stranger's.
+        error_type: the exception's class with its module; only our consumers know it, as all of the following.
+        error: its message, up to 1,000 characters.
+        stack: its traceback, the last 8,000 characters.
+        attempts: how many runs of the handler failed.
+        generation: how often it was redriven already.
+        first_failed_at: when it failed for the first time; by the broker's clock if the broker gave it up.
+        failed_at: when it became a dead letter.
+        headers: as they are.
+        body: as it was published.
+    """
+
+    queue: str
+    position: int
+    target: str | None
+    event_type: str | None
+    event_id: str | None
+    reason: str | None
+    error_type: str | None
+    error: str | None
+    stack: str | None
+    attempts: int
+    generation: int
+    first_failed_at: datetime | None
+    failed_at: datetime | None
+    headers: Mapping[str, Any] = field(repr=False)
+    body: bytes = field(repr=False)
+    message_type: str | None = field(repr=False)
+    service: str | None = field(repr=False)
+
+    def copy(self) -> Outgoing:
+        """The message that is sent back: the same event, one generation on, with all its attempts ahead.
+
+        Raises:
+            UnroutableError: there is no target.
+        """
+        if self.target is None:
+            raise UnroutableError("nothing says which queue it came from", exchange="", routing_key="")
+        headers = copied_headers(
+            {name: value for name, value in self.headers.items() if name not in _OF_THE_FAILURE}
+        )
+        return Outgoing(
+            exchange="",
+            routing_key=self.target,
+            body=self.body,
+            headers={**headers, GENERATION: self.generation + 1},
+            message_type=self.message_type,
+            service=self.service,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetterFilter:
+    """Which dead letters are meant: those that fit everything that is given.
+
+    Attributes:
+        event_type: equal to it.
+        reason: equal to it.
+        error_type: equal to it, with or without its module: `OSError` or `builtins.OSError`.
+        event_id: equal to it.
+        since: failed then or later; a naive time is UTC. What has no time doesn't fit.
+        until: failed before then.
+        predicate: says True to it.
+    """
+
+    event_type: str | None = None
+    reason: str | None = None
+    error_type: str | None = None
+    event_id: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    predicate: Callable[[DeadLetter], bool] | None = None
+
+    def matches(self, letter: DeadLetter) -> bool:
+        """Whether that one is meant."""
+        return (
+            self.event_type in {None, letter.event_type}
+            and self.reason in {None, letter.reason}
+            and self.event_id in {None, letter.event_id}
+            and _names(self.error_type, letter.error_type)
+            and self._is_in_time(letter.failed_at)
+            and (self.predicate is None or self.predicate(letter))
+        )
+
+    def _is_in_time(self, failed_at: datetime | None) -> bool:
+        if self.since is None and self.until is None:
+            return True
+        if failed_at is None:
+            return False
+        return (self.since is None or _aware(self.since) <= failed_at) and (
+            self.until is None or failed_at < _aware(self.until)
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetterGroup:
+    """Dead letters that have the same type, reason and error.
+
+    Attributes:
+        event_type: of all of them.
+        reason: of all of them.
+        error_type: of all of them.
+        count: how many there are.
+        first_failed_at: the earliest failure of all.
+        last_failed_at: the latest time at which one became a dead letter.
+        event_id: of the one that came last, as an example.
+        error: its message.
+    """
+
+    event_type: str | None
+    reason: str | None
+    error_type: str | None
+    count: int
+    first_failed_at: datetime | None
+    last_failed_at: datetime | None
+    event_id: str | None
+    error: str | None
+
+
+class Groups:
+    """Counts dead letters by type, reason and error, and keeps none of them."""
+
+    def __init__(self) -> None:
+        self._groups: dict[tuple[str | None, str | None, str | None], DeadLetterGroup] = {}
+
+    def __repr__(self) -> str:
+        return f"Groups({len(self._groups)})"
+
+    def add(self, letter: DeadLetter) -> None:
+        """Count one."""
+        key = (letter.event_type, letter.reason, letter.error_type)
+        known = self._groups.get(key)
+        self._groups[key] = DeadLetterGroup(
+            event_type=letter.event_type,
+            reason=letter.reason,
+            error_type=letter.error_type,
+            count=known.count + 1 if known else 1,
+            first_failed_at=_pick(min, known.first_failed_at if known else None, letter.first_failed_at),
+            last_failed_at=_pick(max, known.last_failed_at if known else None, letter.failed_at),
+            event_id=letter.event_id,
+            error=letter.error,
+        )
+
+    def largest_first(self) -> tuple[DeadLetterGroup, ...]:
+        """What was counted."""
+        return tuple(sorted(self._groups.values(), key=lambda group: -group.count))
+
+
+# ── reading one ──────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class _Death:
+    """The broker's note about the newest death that was no delay: queue, reason and time."""
+
+    queue: str | None = None
+    reason: str | None = None
+    at: datetime | None = None
+
+
+def read_dead_letter(queue: str, position: int, message: Delivered) -> DeadLetter:
+    """Understand a message, whoever made it a dead letter; nothing in it can make this fail.
+
+    Args:
+        queue: that it waits in.
+        position: its place there, from 1.
+        message: from a port.
+    """
+    properties = decode_properties(message.properties)
+    headers = cast("Mapping[str, Any]", properties.headers or {})
+    death = _newest_death(headers)
+    reason = read_text(headers, REASON)
+    event_type, event_id = _identity(properties.message_type, read_text(headers, EVENT_ID), message.body)
+    failed_at = _time(headers, FAILED_AT) if reason else None
+    return DeadLetter(
+        queue=queue,
+        position=position,
+        target=_target(queue, message, headers, death),
+        event_type=event_type,
+        event_id=event_id,
+        reason=reason or death.reason,
+        error_type=read_text(headers, ERROR_TYPE),
+        error=_text(headers, ERROR),
+        stack=_text(headers, STACK),
+        attempts=read_count(headers, ATTEMPT),
+        generation=read_count(headers, GENERATION),
+        first_failed_at=_time(headers, FIRST_FAILED_AT) or failed_at or death.at,
+        failed_at=failed_at or death.at,
+        headers=headers,
+        body=message.body,
+        message_type=properties.message_type,
+        service=properties.app_id,
+    )
+
+
+def _target(queue: str, message: Delivered, headers: Mapping[str, Any], death: _Death) -> str | None:
+    """The queue that it came from, by the best witness there is."""
+    ours = read_text(headers, QUEUE)
+    witnesses = (
+        ours if REASON in headers else None,
+        death.queue,
+        ours,
+        _routed_to(message.deliver.exchange, message.deliver.routing_key),
+        queue.removesuffix(dead_letter_queue("")),
+    )
+    return next((each for each in witnesses if each and each != queue), None)
+
+
+def _routed_to(exchange: str, routing_key: str) -> str | None:
+    """The queue that a message of our exchanges was on its way to; an alternate exchange keeps both names."""
+    if exchange == DEAD_LETTER_EXCHANGE:
+        return routing_key
+    if exchange == DELAY_DELIVER_EXCHANGE:
+        return ".".join(routing_key.split(".")[DELAY_LEVELS:])
+    return None
+
+
+def _newest_death(headers: Mapping[str, Any]) -> _Death:
+    """From `x-death`, which has the newest first, or from a stranger's nonsense under that name."""
+    deaths: Any = headers.get("x-death")
+    for death in cast("list[Any]", deaths) if isinstance(deaths, list) else ():
+        if not isinstance(death, dict):
+            continue
+        noted = cast("Mapping[str, Any]", death)
+        queue = read_text(noted, "queue")
+        if queue is not None and not queue.startswith(_DELAY_QUEUES):
+            at = noted.get("time")
+            return _Death(queue, read_text(noted, "reason"), _aware(at) if isinstance(at, datetime) else None)
+    return _Death()
+
+
+def _identity(event_type: str | None, event_id: str | None, body: bytes) -> tuple[str | None, str | None]:
+    """Type and id; the body is only looked into for what the properties don't say."""
+    if event_type and event_id:
+        return event_type, event_id
+    try:
+        envelope = decode_object(body)
+    except PayloadError:
+        return event_type or None, event_id
+    return event_type or _text(envelope, "event_type"), event_id or _text(envelope, "event_id")
+
+
+def _text(values: Mapping[str, Any], name: str) -> str | None:
+    value = values.get(name)
+    return value[:MAX_TEXT_CHARS] if isinstance(value, str) else None
+
+
+def _time(headers: Mapping[str, Any], name: str) -> datetime | None:
+    try:
+        return _aware(datetime.fromisoformat(read_text(headers, name) or ""))
+    except ValueError:
+        return None
+
+
+def _aware(moment: datetime) -> datetime:
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _names(wanted: str | None, error_type: str | None) -> bool:
+    return wanted in {None, error_type} or (error_type or "").endswith(f".{wanted}")
+
+
+def _pick(
+    choose: Callable[[datetime, datetime], datetime], one: datetime | None, other: datetime | None
+) -> datetime | None:
+    return choose(one, other) if one and other else one or other
