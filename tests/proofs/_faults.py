@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import aio_pika
+import httpx
 from aio_pika.abc import AbstractChannel
 
 from hybridkit.dev import Server
@@ -169,16 +170,21 @@ class Injector:
         at = time.monotonic()
         self._book.write("deleted", "-", WATCHERS, deleted.message_count)
         ends_at = at + HEALS_WITHIN_SECONDS
-        bound = f"hk.events\t{WATCHERS}"
         while time.monotonic() < ends_at:
-            said = await self._ctl("list_bindings", "source_name", "destination_name", "--quiet")
-            if bound in said:
+            if await self._insist(self._is_bound):
                 break
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.1)
         else:
             self.problems.append(f"{WATCHERS} was deleted and is not back after {HEALS_WITHIN_SECONDS:.0f} s")
         self._book.write("back", "-", WATCHERS)
         self.deletions.append(Deletion(WATCHERS, at, time.monotonic(), deleted.message_count or 0))
+
+    async def _is_bound(self, node: Server) -> bool:
+        # The management API: rabbitmqctl starts a machine of its own each time, and would report this seconds later.
+        async with httpx.AsyncClient(timeout=5) as http:
+            path = f"/api/bindings/%2F/e/hk.events/q/{WATCHERS}"
+            answer = await http.get(f"{node.management_url}{path}")
+        return answer.status_code == 200 and bool(answer.json())
 
     async def _delete_dead_letters(self, _: Fault) -> None:
         """Emptied into the book first; those that come in between are counted by the broker's answer."""
