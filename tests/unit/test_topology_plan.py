@@ -7,7 +7,7 @@ import pytest
 from hybridkit.messaging import Binding, Broker, Difference, Exchange, Finding, Plan, Queue, Topology
 from hybridkit.messaging._inspection import difference_in
 from hybridkit.messaging._plan import _bindings
-from hybridkit.messaging._topology import Value
+from hybridkit.messaging._topology import Value, delayed_to
 
 FULL = Queue(name="a", arguments={"x-delivery-limit": 20, "x-overflow": "reject-publish"}).properties
 TOPIC = Exchange(name="a", kind="topic").properties
@@ -154,6 +154,11 @@ def states(topology: Topology, actual: set[Binding] | None) -> dict[str, str]:
     return {finding.name: finding.state for finding in _bindings(topology, actual)}
 
 
+def test_a_binding_is_shown_in_short() -> None:
+    assert str(delayed_to("a.b")) == "hk.delay.deliver -> a.b (*{17}.a.b)"
+    assert str(Binding(source="hk.unrouted", target="hk.unrouted")) == "hk.unrouted -> hk.unrouted"
+
+
 def test_bindings_that_nobody_can_list_are_unknown() -> None:
     assert states(ONE_QUEUE, None) == {"hk.events -> a (user.created)": "unknown"}
 
@@ -194,7 +199,7 @@ def test_a_plan_shows_what_is_not_as_declared() -> None:
         "queue other is conflicting: x-delivery-limit is 10, declared 20",
         "queue new is missing",
     ]
-    assert lines[-1].startswith("1 bindings are not compared")
+    assert lines[-1].startswith("bindings not compared: 1.")
 
 
 def test_topologies_are_joined_without_repeating_anything() -> None:

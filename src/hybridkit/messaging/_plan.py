@@ -94,8 +94,8 @@ class Plan:
         unknown = len(self.of("unknown"))
         if not unknown:
             return self.broker.notes
-        said = "AMQP can't list bindings: applying declares them again, and a management URL lets them be compared"
-        return (*self.broker.notes, f"{unknown} bindings are not compared. {said}")
+        said = f"bindings not compared: {unknown}. AMQP can't list them; the management API can"
+        return (*self.broker.notes, said)
 
     def of(self, *states: State) -> tuple[Finding, ...]:
         """The findings in one of these states."""
@@ -290,7 +290,7 @@ def _leftover(name: str, found: Found, bindings: Collection[Binding] | None) -> 
     if not found.exists:
         return []
     events = sum(each.source == EVENT_EXCHANGE and each.target == name for each in bindings or ())
-    said = found.refusal or f"{found.messages} messages, {found.consumers} consumers"
+    said = found.refusal or f"messages: {found.messages}, consumers: {found.consumers}"
     if events:
-        said += f", and {events} types of events still go there"
+        said += f", event types that still go there: {events}"
     return [Finding(kind="queue", name=name, state="extra" if found.consumers else "orphaned", detail=said)]

@@ -15,6 +15,7 @@ https://docs.particular.net/transports/rabbitmq/delayed-delivery
 """
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
@@ -123,9 +124,9 @@ class Binding:
     to_exchange: bool = False
 
     def __str__(self) -> str:
-        return (
-            f"{self.source} -> {self.target} ({self.key})" if self.key else f"{self.source} -> {self.target}"
-        )
+        """In short: `*{17}.a` stands for 17 stars."""
+        key = re.sub(r"(\*\.){3,}", lambda stars: f"*{{{len(stars[0]) // 2}}}.", self.key)
+        return f"{self.source} -> {self.target}" + (f" ({key})" if key else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
