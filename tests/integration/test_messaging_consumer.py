@@ -4,6 +4,7 @@ import asyncio
 import struct
 from collections.abc import AsyncGenerator, Callable, Iterator, MutableMapping
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,6 +20,7 @@ from hybridkit.errors import NotConnectedError, TopologyError
 from hybridkit.events import Command, Event
 from hybridkit.idempotency import IdempotencyGuard
 from hybridkit.messaging import BrokerConnection, RobustConsumer, RobustPublisher
+from hybridkit.messaging import _inbox as inbox_module
 from hybridkit.messaging import _subscription as subscription_module
 from hybridkit.retry import Retry
 from hybridkit.testing import FaultProxy
@@ -36,6 +38,9 @@ class Reported(Event, type="consumer.reported"):
 
 class Task(Command, queue="consumer_tasks", type="consumer.task"):
     number: int
+
+
+tenant: ContextVar[str] = ContextVar("tenant", default="nobody")
 
 
 class Ledger:
@@ -240,28 +245,43 @@ async def test_properties_that_can_not_be_decoded_stop_nobody(
         assert await connection.link() is link
 
 
-# ── retries and dead letters ─────────────────────────────────────────────────────────────────────
-
-
-async def test_a_retry_comes_back_through_the_delay_levels(
-    publisher: RobustPublisher, connection: BrokerConnection, ledger: Ledger
+async def test_a_slow_message_holds_nobody_up(
+    publisher: RobustPublisher, connection: BrokerConnection, ledger: Ledger, rabbitmq_url: str
 ) -> None:
-    """Three seconds are two levels; the second copy goes through them without a trace of the first (trap 6)."""
-    consumer = RobustConsumer("tests.consumer")
-    loop = asyncio.get_running_loop()
+    """What is done behind it is acknowledged one by one: many more come than may be unacknowledged."""
+    consumer, go_on = RobustConsumer("tests.consumer", concurrency=2), asyncio.Event()
 
-    @consumer.on(Consumed, retry=Retry.exponential(first_seconds=3, cap_seconds=3))
+    @consumer.on(Consumed)
     async def handle(event: Consumed) -> None:
-        await ledger.add(loop.time())
-        if len(ledger.entries) < 3:
-            raise OSError("not yet")
+        if event.number == 0:
+            await go_on.wait()
+        await ledger.add(event.number)
 
     async with consumer.running(connection, publisher=publisher):
-        await publisher.publish(Consumed())
-        first, second, third = await ledger.reaches(3)
-        await until(lambda: consumer.in_flight == 0)
-    assert 2.9 < second - first < 6
-    assert 2.9 < third - second < 6
+        await publisher.publish_many(Consumed(number=n) for n in range(100))
+        assert sorted(await ledger.reaches(99)) == list(range(1, 100))
+        go_on.set()
+        await ledger.reaches(100)
+    assert await waiting_in(rabbitmq_url, "tests.consumer") == 0
+
+
+async def test_a_message_sees_no_variables_of_another(
+    publisher: RobustPublisher, connection: BrokerConnection, ledger: Ledger
+) -> None:
+    consumer = RobustConsumer("tests.consumer", concurrency=1)
+
+    @consumer.on(Consumed)
+    async def handle(event: Consumed) -> None:
+        await ledger.add(tenant.get())
+        tenant.set(f"of {event.number}")
+
+    tenant.set("the process's")
+    async with consumer.running(connection, publisher=publisher):
+        await publisher.publish_many(Consumed(number=n) for n in range(3))
+        assert await ledger.reaches(3) == ["the process's"] * 3
+
+
+# ── retries and dead letters ─────────────────────────────────────────────────────────────────────
 
 
 async def test_a_delay_level_that_is_gone_is_declared_again(
@@ -310,20 +330,6 @@ async def test_a_dead_letter_has_its_reason(
     }
     assert 'raise OSError("always")' in str(dead.headers["hk_stack"])
     assert await waiting_in(rabbitmq_url, "tests.consumer") == 0
-
-
-async def test_what_a_plain_client_rejects_is_a_dead_letter_too(
-    publisher: RobustPublisher, connection: BrokerConnection, ledger: Ledger, rabbitmq_url: str
-) -> None:
-    """Without its own dead-letter routing key a queue loses every reject (trap 14)."""
-    async with consumer_of(ledger).running(connection, publisher=publisher):
-        pass
-    await publisher.publish(Consumed(number=1))
-    async with plain_channel(rabbitmq_url) as channel:
-        queue = await channel.get_queue("tests.consumer")
-        async with queue.iterator() as messages:
-            await (await anext(messages)).reject(requeue=False)
-    assert b'"number":1' in (await read(rabbitmq_url, "tests.consumer.dlq")).body
 
 
 async def test_a_dead_letter_queue_that_is_gone_loses_nothing(
@@ -399,21 +405,35 @@ async def test_a_handler_finishes_when_the_connection_drops_and_has_one_effect(
     assert await waiting_in(rabbitmq_url, "tests.consumer") == 0
 
 
-# ── healing ──────────────────────────────────────────────────────────────────────────────────────
-
-
-async def test_a_queue_that_was_deleted_is_back_and_consumed(
-    publisher: RobustPublisher, connection: BrokerConnection, ledger: Ledger, rabbitmq_url: str
+async def test_finished_work_whose_acknowledgement_was_lost_is_not_done_again(
+    publisher: RobustPublisher, ledger: Ledger, rabbitmq_url: str
 ) -> None:
-    """The broker's `basic.cancel` silently ends a plain consumer (trap 3)."""
-    consumer = consumer_of(ledger)
-    async with consumer.running(connection, publisher=publisher):
-        async with plain_channel(rabbitmq_url) as channel:
-            await channel.queue_delete("tests.consumer")
-        await until(lambda: not consumer.is_ready)
-        await until(lambda: consumer.is_ready)
-        await publisher.publish(Consumed(number=1))
-        assert await ledger.reaches(1) == [1]
+    """Without a guard too. Some acknowledgements were sent into the void, one message is finished afterwards."""
+    consumer, go_on = RobustConsumer("tests.consumer", concurrency=8), asyncio.Event()
+
+    @consumer.on(Consumed)
+    async def handle(event: Consumed) -> None:
+        await ledger.add(event.number)
+        if event.number == 0:
+            await go_on.wait()
+
+    async with proxied(rabbitmq_url) as (proxy, connection):
+        async with consumer.running(connection, publisher=publisher):
+            proxy.cut("to_server", at_byte=0)
+            await publisher.publish_many(Consumed(number=n) for n in range(5))
+            await ledger.reaches(5)
+            await until(lambda: not consumer.is_ready)
+            proxy.let_pass()
+            await until(lambda: consumer.is_ready)
+            await publisher.publish(Consumed(number=9))
+            await ledger.reaches(6)
+            go_on.set()
+            await until(lambda: consumer.in_flight == 0)
+    assert ledger.entries == [0, 1, 2, 3, 4, 9]
+    assert await waiting_in(rabbitmq_url, "tests.consumer") == 0
+
+
+# ── healing ──────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_a_consumer_that_the_broker_forgot_subscribes_again(
@@ -432,6 +452,60 @@ async def test_a_consumer_that_the_broker_forgot_subscribes_again(
         await until(lambda: consumer.is_ready)
         await publisher.publish(Consumed(number=1))
         assert await ledger.reaches(1) == [1]
+
+
+async def test_a_consumer_that_the_broker_forgot_beside_others_subscribes_again(
+    publisher: RobustPublisher, connection: BrokerConnection, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker tells how many consumers there are, not which; but messages wait, and none comes."""
+    monkeypatch.setattr(subscription_module, "PROBE_SECONDS", 0.1)
+    forgotten, other = consumer_of(ledger), RobustConsumer("tests.consumer", concurrency=1)
+    go_on = asyncio.Event()
+
+    @other.on(Consumed)
+    async def block(event: Consumed) -> None:
+        await go_on.wait()
+
+    async with forgotten.running(connection, publisher=publisher):
+        assert forgotten._run
+        lane = forgotten._run._channel.current
+        assert lane
+        async with other.running(connection, publisher=publisher):
+            await lane.channel.basic_cancel(forgotten._run._tag)
+            await publisher.publish_many(Consumed(number=n) for n in range(20))
+            assert len(await ledger.reaches(17)) == 17
+            assert lane.retired.is_set()
+            go_on.set()
+            await until(lambda: other.in_flight == 0)
+
+
+async def test_an_idle_consumer_beside_others_is_left_alone(
+    publisher: RobustPublisher, connection: BrokerConnection, ledger: Ledger
+) -> None:
+    """Nothing waits, or nothing has room here, or something came in between: no reason to subscribe again."""
+    consumer, go_on = RobustConsumer("tests.consumer", concurrency=1), asyncio.Event()
+
+    @consumer.on(Consumed)
+    async def handle(event: Consumed) -> None:
+        await ledger.add(event.number)
+        await go_on.wait()
+
+    async with consumer.running(connection, publisher=publisher):
+        run = consumer._run
+        assert run
+        lane = run._channel.current
+        assert lane
+        assert [run._is_starving(waiting) for waiting in (0, 5, 0, 5)] == [False] * 4
+        await publisher.publish(Consumed())
+        await ledger.reaches(1)
+        assert not run._is_starving(5)
+        await publisher.publish_many(Consumed() for _ in range(9))
+        await until(lambda: consumer.in_flight == 3)
+        assert not run._is_starving(5)
+        assert not run._is_starving(5)
+        await run._probe(lane)
+        go_on.set()
+        await ledger.reaches(10)
 
 
 async def test_one_bad_queue_harms_no_other(
@@ -540,6 +614,51 @@ async def test_what_arrives_while_stopping_goes_back(
     assert await consumer.drain(budget_seconds=5)
     assert await waiting_in(rabbitmq_url, "tests.consumer") == 1
     assert ledger.entries == []
+
+
+async def test_a_drain_acknowledges_what_is_done(
+    publisher: RobustPublisher,
+    connection: BrokerConnection,
+    ledger: Ledger,
+    rabbitmq_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Acknowledgements are collected for a moment; the end of the drain is the last one."""
+    monkeypatch.setattr(inbox_module, "ACK_SECONDS", 60.0)
+    consumer = RobustConsumer("tests.consumer")
+
+    @consumer.on(Consumed)
+    async def handle(event: Consumed) -> None:
+        await ledger.add(event.number)
+        if event.number == 0:
+            await asyncio.sleep(60)
+
+    await consumer.start(connection, publisher=publisher)
+    await publisher.publish_many(Consumed(number=n) for n in range(2))
+    await ledger.reaches(2)
+    await until(lambda: consumer.in_flight == 1)
+    assert not await consumer.drain(budget_seconds=0.5)
+    assert b'"number":0' in (await read(rabbitmq_url, "tests.consumer")).body
+    assert await waiting_in(rabbitmq_url, "tests.consumer") == 0
+
+
+async def test_a_handler_that_cancels_itself_holds_no_message(
+    publisher: RobustPublisher, connection: BrokerConnection, ledger: Ledger
+) -> None:
+    """Nobody else asked for it, so the message goes back into its queue and comes again."""
+    consumer = RobustConsumer("tests.consumer")
+
+    @consumer.on(Consumed)
+    async def handle(event: Consumed) -> None:
+        await ledger.add(event.number)
+        task = asyncio.current_task()
+        if len(ledger.entries) == 1 and task:
+            task.cancel()
+            await asyncio.sleep(0)
+
+    async with consumer.running(connection, publisher=publisher):
+        await publisher.publish(Consumed(number=1))
+        assert await ledger.reaches(2) == [1, 1]
 
 
 async def test_a_drain_ends_in_time(

@@ -16,7 +16,6 @@ from hybridkit.context import RequestContext, bind
 from hybridkit.envelope import decode_envelope
 from hybridkit.errors import (
     AccessDeniedError,
-    BlockedError,
     DeadlineExceededError,
     HybridkitError,
     NackedError,
@@ -292,21 +291,6 @@ async def test_a_silent_channel_is_replaced_then_its_connection(
     assert bodies == [Published(number=3)]
 
 
-async def test_a_cancelled_publish_spoils_no_other(publisher: RobustPublisher, rabbitmq_url: str) -> None:
-    """Trap 2: it could shift the delivery tags, so that later publishes got their neighbour's verdict."""
-    await bind_queue(rabbitmq_url)
-    for turns in range(12):
-        task = asyncio.create_task(publisher.publish(Published(number=-1)))
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
-    events = [Published(number=n) if n % 2 else Unwanted(number=n) for n in range(100)]
-    answers = await publisher.publish_many(events)
-    assert [isinstance(answer, Receipt) for answer in answers] == [bool(n % 2) for n in range(100)]
-
-
 async def test_a_publish_cancelled_before_it_began_is_not_sent(rabbitmq_url: str) -> None:
     await bind_queue_before_start(rabbitmq_url)
     async with proxied(rabbitmq_url) as (proxy, publisher):
@@ -438,24 +422,3 @@ async def test_an_exchange_of_another_kind_is_named(rabbitmq_url: str) -> None:
         await channel.declare_exchange("hk.events", "fanout", durable=True)
     with pytest.raises(TopologyError, match=r"hk\.events"):
         await RobustPublisher(rabbitmq_url, service="tests").__aenter__()
-
-
-# ── a broker's alarm ─────────────────────────────────────────────────────────────────────────────
-
-
-async def test_an_alarm_blocks_and_what_was_sent_lands_later(own_rabbitmq_server: Any) -> None:
-    """Trap 10: a timeout means unknown. From then on the publisher knows, and sends nothing until the alarm is over."""
-    server = own_rabbitmq_server
-    async with RobustPublisher(server.url, service="tests") as publisher:
-        await bind_queue(server.url)
-        await asyncio.to_thread(server.ctl, "set_vm_memory_high_watermark", "0.000001")
-        with bind(RequestContext().within(1)):
-            assert await error_of(publisher.publish(Published(number=1))) is OutcomeUnknownError
-        assert not publisher.is_ready
-        with bind(RequestContext().within(0.2)):
-            assert await error_of(publisher.publish(Published(number=2))) is BlockedError
-        waiting = asyncio.create_task(publisher.publish(Published(number=3)))
-        await asyncio.to_thread(server.ctl, "set_vm_memory_high_watermark", "0.6")
-        assert (await waiting).routed
-        bodies = [decode_envelope(message.body).data for message in await read(server.url, 2)]
-    assert bodies == [Published(number=1), Published(number=3)]
