@@ -22,11 +22,8 @@ def _select(channel: "Channel", method: commands.Confirm.Select) -> None:
 def _qos(channel: "Channel", method: commands.Basic.Qos) -> None:
     if method.prefetch_size:
         raise RefusalError(540, f"prefetch_size!=0 ({method.prefetch_size})")
-    if method.global_:
-        channel.deliveries.limit = method.prefetch_count
-        channel.deliveries.wake()
-    else:
-        channel.deliveries.prefetch = method.prefetch_count
+    # RabbitMQ 4.3 has no limit for a whole channel any more: `global` means each consumer too.
+    channel.deliveries.prefetch = method.prefetch_count
     channel.send(commands.Basic.QosOk())
 
 

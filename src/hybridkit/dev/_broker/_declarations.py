@@ -51,7 +51,7 @@ def _unbind_exchange(channel: "Channel", method: commands.Exchange.Unbind) -> No
 def _declare_queue(channel: "Channel", method: commands.Queue.Declare) -> None:
     connection = channel.connection
     if method.passive:
-        queue = channel.queue(method.queue)
+        queue = connection.virtual_host.queue(method.queue, user=connection)
         queue.touch()
     else:
         queue = connection.virtual_host.declare_queue(

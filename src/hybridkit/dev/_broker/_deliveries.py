@@ -43,31 +43,22 @@ class Consumer:
         return f"Consumer({self.tag!r}, {self.queue}, unsettled={self.unsettled})"
 
     def can_take(self) -> bool:
-        """See `Taker`: its own limit, the channel's, and whether the client reads what it is sent."""
-        deliveries = self.channel.deliveries
-        return (
-            self.channel.connection.can_send
-            and (self.no_ack or not self.prefetch or self.unsettled < self.prefetch)
-            and (self.no_ack or not deliveries.limit or deliveries.to_consumers < deliveries.limit)
-        )
+        """See `Taker`: its limit, and whether the client reads what it is sent."""
+        has_room = self.no_ack or not self.prefetch or self.unsettled < self.prefetch
+        return has_room and self.channel.connection.can_send
 
     def take(self, entry: Entry) -> None:
         """See `Taker`."""
-        deliveries = self.channel.deliveries
-        if not self.no_ack:
-            self.unsettled += 1
-            deliveries.to_consumers += 1
+        self.unsettled += not self.no_ack
         faults = self.channel.connection.faults
         if faults.concern_deliveries:
             faults.deliver(self, entry)
         else:
-            deliveries.send(self, entry)
+            self.channel.deliveries.send(self, entry)
 
     def take_twin(self, entry: Entry) -> None:
         """Take a copy that its queue doesn't know of."""
-        if not self.no_ack:
-            self.unsettled += 1
-            self.channel.deliveries.to_consumers += 1
+        self.unsettled += not self.no_ack
         self.channel.deliveries.send(self, Entry(entry.message, entry.order, is_twin=True))
 
     def cancelled(self) -> None:
@@ -91,6 +82,11 @@ class Delivery:
     entry: Entry
     consumer: Consumer | None
 
+    def release(self) -> None:
+        """Make room for the consumer's next."""
+        if self.consumer:
+            self.consumer.unsettled -= 1
+
 
 class Deliveries:
     """The consumers of one channel and everything that is out on it.
@@ -98,15 +94,11 @@ class Deliveries:
     Attributes:
         consumers: by their tags.
         prefetch: the limit of the consumers that come.
-        limit: of all consumers together; 0 for any number.
-        to_consumers: how many they have.
     """
 
     def __init__(self, channel: "Channel") -> None:
         self.consumers: dict[str, Consumer] = {}
         self.prefetch = 0
-        self.limit = 0
-        self.to_consumers = 0
         self._channel = channel
         # Ordered, because a plain dict takes longer and longer to find its first key when the first ones are removed.
         self._unsettled: OrderedDict[int, Delivery] = OrderedDict()
@@ -156,7 +148,7 @@ class Deliveries:
         taken = self._take(tag, multiple=multiple)
         for delivery in taken:
             delivery.queue.settle(delivery.entry)
-        self._dispatch(delivery.queue for delivery in taken)
+        _dispatch(taken)
 
     def nack(self, tag: int, *, multiple: bool, requeue: bool, failed: bool) -> None:
         """Give back or reject one, or all up to it.
@@ -176,14 +168,14 @@ class Deliveries:
         else:
             for delivery in taken:
                 delivery.queue.reject(delivery.entry)
-        self._dispatch(delivery.queue for delivery in taken)
+        _dispatch(taken)
 
     def give_all_back(self, *, failed: bool) -> None:
         """Put everything back into its queue."""
         taken = list(self._unsettled.values())
         self._unsettled.clear()
         for delivery in taken:
-            self._release(delivery)
+            delivery.release()
         _give_back(taken, failed=failed)
 
     def _take(self, tag: int, *, multiple: bool) -> list[Delivery]:
@@ -199,19 +191,8 @@ class Deliveries:
             while self._unsettled and (not tag or next(iter(self._unsettled)) <= tag):
                 taken.append(self._unsettled.popitem(last=False)[1])
         for delivery in taken:
-            self._release(delivery)
+            delivery.release()
         return taken
-
-    def _release(self, delivery: Delivery) -> None:
-        if delivery.consumer:
-            delivery.consumer.unsettled -= 1
-            self.to_consumers -= 1
-
-    def _dispatch(self, queues: Iterable[Queue]) -> None:
-        if self.limit:
-            queues = [*queues, *(consumer.queue for consumer in self.consumers.values())]
-        for queue in dict.fromkeys(queues):
-            queue.dispatch()
 
     # ── consumers ────────────────────────────────────────────────────────────────────────────────
 
@@ -225,7 +206,7 @@ class Deliveries:
             consumer.queue.remove(consumer)
 
     def wake(self) -> None:
-        """Deliver again: a limit has changed, or the client reads again."""
+        """Deliver again: the client reads again."""
         for queue in dict.fromkeys(consumer.queue for consumer in self.consumers.values()):
             queue.dispatch()
 
@@ -234,6 +215,11 @@ class Deliveries:
         for tag in list(self.consumers):
             self.cancel(tag)
         self.give_all_back(failed=True)
+
+
+def _dispatch(deliveries: Iterable[Delivery]) -> None:
+    for queue in dict.fromkeys(delivery.queue for delivery in deliveries):
+        queue.dispatch()
 
 
 def _give_back(deliveries: Iterable[Delivery], *, failed: bool) -> None:

@@ -117,7 +117,12 @@ def _fanout(_: Binding, _key: str, _properties: Properties) -> bool:
 
 
 def _topic(binding: Binding, key: str, _: Properties) -> bool:
-    return topic_matches(binding.key.split("."), key.split("."))
+    return topic_matches(_words(binding.key), _words(key))
+
+
+def _words(key: str) -> Sequence[str]:
+    # RabbitMQ finds no word in an empty key, and an empty one at each end of ".".
+    return key.split(".") if key else ()
 
 
 def topic_matches(pattern: Sequence[str], words: Sequence[str]) -> bool:

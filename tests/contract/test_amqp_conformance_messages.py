@@ -1,0 +1,491 @@
+"""Messages are routed, confirmed, returned, delivered and settled alike on both brokers (aio-pika)."""
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import aio_pika
+import pytest
+from aio_pika import ExchangeType, Message
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage, AbstractQueue
+from aio_pika.exceptions import ChannelClosed, ChannelPreconditionFailed, ConnectionClosed, PublishError
+
+KINDS = ["classic", "quorum"]
+
+
+async def declare(channel: AbstractChannel, name: str = "queue", /, **arguments: Any) -> AbstractQueue:
+    """A durable queue."""
+    named = {key.replace("_", "-"): value for key, value in arguments.items()}
+    return await channel.declare_queue(name, durable=True, arguments=named)
+
+
+async def put(channel: AbstractChannel, *bodies: str, queue: str = "queue", **options: Any) -> None:
+    for body in bodies:
+        await channel.default_exchange.publish(Message(body.encode(), **options), queue)
+
+
+async def get(queue: AbstractQueue, **options: Any) -> AbstractIncomingMessage:
+    """The next message; waits for it."""
+    async with asyncio.timeout(10):
+        while (message := await queue.get(fail=False, **options)) is None:  # noqa: ASYNC110 - the broker tells nobody
+            await asyncio.sleep(0.01)
+        return message
+
+
+async def bodies(queue: AbstractQueue, count: int) -> list[str]:
+    """What the next messages say; they stay unacknowledged."""
+    return [(await get(queue)).body.decode() for _ in range(count)]
+
+
+async def depth(channel: AbstractChannel, name: str = "queue") -> int:
+    count = (await channel.declare_queue(name, passive=True)).declaration_result.message_count
+    assert count is not None
+    return count
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0.01)
+
+
+class Inbox:
+    """A consumer that settles nothing."""
+
+    def __init__(self) -> None:
+        self.messages: list[AbstractIncomingMessage] = []
+
+    async def take(self, message: AbstractIncomingMessage) -> None:
+        self.messages.append(message)
+
+    @property
+    def bodies(self) -> list[str]:
+        return [message.body.decode() for message in self.messages]
+
+    async def receives(self, count: int) -> list[AbstractIncomingMessage]:
+        await until(lambda: len(self.messages) >= count)
+        return self.messages
+
+
+# ── routing ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("pattern", "key", "matches"),
+    [
+        ("a.b", "a.b", True),
+        ("a.b", "a.b.c", False),
+        ("a.*", "a.b", True),
+        ("a.*", "a", False),
+        ("a.*", "a.b.c", False),
+        ("*", "", False),
+        ("", "", True),
+        ("#", "", True),
+        ("a.#", "a", True),
+        ("a.#", "a.b.c", True),
+        ("#.c", "a.b.c", True),
+        ("a.#.c", "a.c", True),
+        ("a.#.*", "a", False),
+        ("*.*", "a.", True),
+        ("a.#.b.#.c", "a.x.b.y.z.c", True),
+    ],
+)
+async def test_topics(channel: AbstractChannel, pattern: str, key: str, matches: bool) -> None:
+    """`*` is one word, `#` any number of them."""
+    exchange = await channel.declare_exchange("exchange", ExchangeType.TOPIC)
+    queue = await declare(channel)
+    await queue.bind(exchange, pattern)
+    await exchange.publish(Message(b""), key, mandatory=False)
+    assert await depth(channel) == matches
+
+
+async def test_direct_and_fanout(channel: AbstractChannel) -> None:
+    """By key, and to all; each queue once, however many bindings lead there."""
+    queue = await declare(channel)
+    for kind in (ExchangeType.DIRECT, ExchangeType.FANOUT):
+        exchange = await channel.declare_exchange(f"exchange.{kind.value}", kind)
+        await queue.bind(exchange, "one")
+        await queue.bind(exchange, "two")
+    await (await channel.get_exchange("exchange.direct")).publish(Message(b"1"), "two")
+    await (await channel.get_exchange("exchange.direct")).publish(Message(b"-"), "three", mandatory=False)
+    await (await channel.get_exchange("exchange.fanout")).publish(Message(b"2"), "three")
+    assert await depth(channel) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "headers", "matches"),
+    [
+        ({"a": "1", "b": "2"}, {"a": "1", "b": "2", "c": "3"}, True),
+        ({"a": "1", "b": "2"}, {"a": "1"}, False),
+        ({"x-match": "any", "a": "1", "b": "2"}, {"a": "1"}, True),
+        ({"x-match": "any", "a": "1"}, {"a": "2"}, False),
+        ({"x-match": "all", "a": 7}, {"a": 7}, True),
+        ({"x-match": "all", "x-mine": "1"}, {}, True),
+        ({"x-match": "any"}, {"a": "1"}, False),
+    ],
+)
+async def test_headers(
+    channel: AbstractChannel, arguments: dict[str, Any], headers: dict[str, Any], matches: bool
+) -> None:
+    """All of them, or any; names that start with `x-` don't count."""
+    exchange = await channel.declare_exchange("exchange", ExchangeType.HEADERS)
+    queue = await declare(channel)
+    await queue.bind(exchange, "", arguments=arguments)
+    await exchange.publish(Message(b"", headers=headers), "", mandatory=False)
+    assert await depth(channel) == matches
+
+
+async def test_exchanges_can_be_bound_to_exchanges(channel: AbstractChannel) -> None:
+    """Also in circles; a queue that is reached twice gets one message."""
+    first = await channel.declare_exchange("first", ExchangeType.TOPIC)
+    second = await channel.declare_exchange("second", ExchangeType.FANOUT)
+    queue = await declare(channel)
+    await second.bind(first, "a.*")
+    await first.bind(second, "")
+    await queue.bind(first, "#")
+    await queue.bind(second, "")
+    await first.publish(Message(b""), "a.b")
+    assert await depth(channel) == 1
+    await second.unbind(first, "a.*")
+    await queue.unbind(first, "#")
+    with pytest.raises(PublishError):
+        await first.publish(Message(b""), "a.b")
+
+
+async def test_an_alternate_exchange_takes_what_nobody_wants(channel: AbstractChannel) -> None:
+    """And a mandatory publish isn't returned then."""
+    other = await channel.declare_exchange("other", ExchangeType.FANOUT)
+    exchange = await channel.declare_exchange("exchange", arguments={"alternate-exchange": "other"})
+    with pytest.raises(PublishError):
+        await exchange.publish(Message(b""), "key")
+    await (await declare(channel)).bind(other)
+    await exchange.publish(Message(b""), "key")
+    assert await depth(channel) == 1
+
+
+async def test_cc_and_bcc_are_routing_keys_too(channel: AbstractChannel) -> None:
+    """BCC is taken out."""
+    queues = [await declare(channel, name) for name in ("one", "two", "three")]
+    await put(channel, "", queue="one", headers={"CC": ["two", "one"], "BCC": ["three"]})
+    assert [list((await get(queue)).headers) for queue in queues] == [["CC"]] * 3
+
+
+# ── publishing ───────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_mandatory_message_without_a_route_is_returned_before_it_is_confirmed(
+    channel: AbstractChannel,
+) -> None:
+    """312; and any other one without a route is confirmed and gone."""
+    await channel.default_exchange.publish(Message(b""), "nowhere", mandatory=False)
+    with pytest.raises(PublishError, match="NO_ROUTE"):
+        await channel.default_exchange.publish(Message(b""), "nowhere")
+
+
+async def test_a_thousand_publishes_are_confirmed(channel: AbstractChannel) -> None:
+    """One by one or many at once: each of them, and in order."""
+    queue = await declare(channel)
+    publishes = (channel.default_exchange.publish(Message(str(n).encode()), "queue") for n in range(1000))
+    await asyncio.gather(*publishes)
+    assert await depth(channel) == 1000
+    assert sorted(map(int, await bodies(queue, 100))) == list(range(100))
+
+
+async def test_everything_about_a_message_arrives(channel: AbstractChannel) -> None:
+    """Properties, and headers of every type."""
+    queue = await declare(channel)
+    headers: dict[str, Any] = {
+        "text": "ä",
+        "binary": bytearray(b"\xff"),
+        "small": 1,
+        "large": 2**40,
+        "float": 1.5,
+        "yes": True,
+        "nothing": None,
+        "time": datetime(2026, 11, 21, tzinfo=UTC),
+        "decimal": Decimal("1.5"),
+        "list": [1, "two", {"three": 3}],
+        "table": {"a": {"b": 1}},
+    }
+    sent = Message(
+        b"body",
+        headers=headers,
+        content_type="application/json",
+        content_encoding="utf-8",
+        priority=3,
+        correlation_id="correlation",
+        reply_to="reply",
+        message_id="message",
+        timestamp=datetime(2026, 11, 21, tzinfo=UTC),
+        type="type",
+        app_id="app",
+        user_id="guest",
+        delivery_mode=2,
+    )
+    await channel.default_exchange.publish(sent, "queue")
+    received = await get(queue)
+    for name in (
+        "headers",
+        "priority",
+        "reply_to",
+        "timestamp",
+        "type",
+        "user_id",
+        "delivery_mode",
+        "app_id",
+    ):
+        assert getattr(received, name) == getattr(sent, name)
+    for name in ("content_type", "content_encoding", "correlation_id", "message_id", "body"):
+        assert getattr(received, name) == getattr(sent, name)
+
+
+@pytest.mark.parametrize("size", [0, 1, 131064, 131065, 1_000_000])
+async def test_bodies_of_any_size_arrive(channel: AbstractChannel, size: int) -> None:
+    """In as many frames as it takes."""
+    queue = await declare(channel)
+    await put(channel, "x" * size)
+    assert len((await get(queue)).body) == size
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"user_id": "bob"}, "user_id property set to 'bob' but authenticated user was 'guest'"),
+        ({"headers": {"CC": "text"}}, "unacceptable_type_in_header"),
+    ],
+)
+async def test_impossible_messages_close_the_channel(
+    channel: AbstractChannel, options: dict[str, Any], text: str
+) -> None:
+    """406."""
+    await declare(channel)
+    with pytest.raises(ChannelClosed, match=text):
+        await put(channel, "", **options)
+
+
+async def test_a_body_over_16_mib_is_refused(
+    channel: AbstractChannel, broker_version: tuple[int, ...]
+) -> None:
+    """RabbitMQ 3.10 takes 128 MiB."""
+    if broker_version < (4,):
+        pytest.skip("RabbitMQ 3.10 takes 128 MiB")
+    await declare(channel)
+    with pytest.raises(
+        ChannelClosed, match="message size 16777217 is larger than configured max size 16777216"
+    ):
+        await put(channel, "x" * (16 * 1024 * 1024 + 1))
+
+
+# ── consuming ────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_consumer_gets_what_is_there_and_what_comes(channel: AbstractChannel, kind: str) -> None:
+    """In order, with ascending tags."""
+    inbox = Inbox()
+    queue = await declare(channel, x_queue_type=kind)
+    await put(channel, "1", "2")
+    await queue.consume(inbox.take)
+    await put(channel, "3")
+    messages = await inbox.receives(3)
+    assert inbox.bodies == ["1", "2", "3"]
+    assert [message.delivery_tag for message in messages] == [1, 2, 3]
+    assert [message.redelivered for message in messages] == [False] * 3
+    for message in messages:
+        await message.ack()
+    await channel.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_prefetch_limits_each_consumer(channel: AbstractChannel, kind: str) -> None:
+    """An ack makes room for the next."""
+    inbox = Inbox()
+    queue = await declare(channel, x_queue_type=kind)
+    await channel.set_qos(prefetch_count=2)
+    await queue.consume(inbox.take)
+    await put(channel, "1", "2", "3", "4")
+    await inbox.receives(2)
+    assert await depth(channel) == 2
+    await inbox.messages[0].ack()
+    await inbox.receives(3)
+    assert await depth(channel) == 1
+
+
+async def test_a_global_prefetch(channel: AbstractChannel, broker_version: tuple[int, ...]) -> None:
+    """RabbitMQ 4.3 takes it for one of each consumer; on 3.10 it limits the channel's consumers together."""
+    inbox = Inbox()
+    await channel.set_qos(prefetch_count=3, global_=True)
+    for name in ("one", "two"):
+        await (await declare(channel, name)).consume(inbox.take)
+    await put(channel, *"1234", queue="one")
+    await put(channel, *"1234", queue="two")
+    await inbox.receives(6 if broker_version >= (4, 3) else 3)
+    left = await depth(channel, "one") + await depth(channel, "two")
+    assert left == (2 if broker_version >= (4, 3) else 5)
+
+
+async def test_consumers_take_turns(connection: AbstractConnection) -> None:
+    """Each gets its share."""
+    channel = await connection.channel()
+    queue = await declare(channel)
+    inboxes = [Inbox(), Inbox()]
+    for inbox in inboxes:
+        await queue.consume(inbox.take)
+    await put(channel, *"123456")
+    await until(lambda: sum(len(inbox.messages) for inbox in inboxes) == 6)
+    assert [len(inbox.messages) for inbox in inboxes] == [3, 3]
+
+
+async def test_without_acknowledgements_nothing_stays(channel: AbstractChannel) -> None:
+    """What was delivered doesn't come back."""
+    inbox = Inbox()
+    queue = await declare(channel)
+    await channel.set_qos(prefetch_count=1)
+    await put(channel, "1", "2", "3")
+    await queue.consume(inbox.take, no_ack=True)
+    await inbox.receives(3)
+    assert await depth(channel) == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_an_ack_of_many_settles_all_up_to_it(connection: AbstractConnection, kind: str) -> None:
+    """The others come back when the channel ends."""
+    channel = await connection.channel()
+    queue = await declare(channel, x_queue_type=kind)
+    await put(channel, *"12345")
+    messages = [await get(queue) for _ in range(5)]
+    await messages[1].ack()
+    await messages[2].ack(multiple=True)
+    await channel.close()
+    queue = await (await connection.channel()).get_queue("queue")
+    assert await bodies(queue, 2) == ["4", "5"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_what_is_given_back_is_redelivered(channel: AbstractChannel, kind: str) -> None:
+    """First of all; a classic queue keeps the order, a quorum queue that of the giving back."""
+    queue = await declare(channel, x_queue_type=kind)
+    await put(channel, *"12345")
+    first, second, third = [await get(queue) for _ in range(3)]
+    for message in (third, first, second):
+        await message.nack()
+    await channel.declare_queue("queue", passive=True)
+    again = [await get(queue) for _ in range(5)]
+    assert [message.redelivered for message in again] == [True] * 3 + [False] * 2
+    if kind == "classic":
+        assert [message.body for message in again] == [b"1", b"2", b"3", b"4", b"5"]
+
+
+async def test_an_unknown_delivery_tag_closes_the_channel(channel: AbstractChannel) -> None:
+    """406, also for one that has been settled; "all" is no error when there is nothing."""
+    amqp = await channel.get_underlay_channel()
+    queue = await declare(channel)
+    await amqp.basic_ack(0, multiple=True)
+    await put(channel, "1")
+    await (await get(queue)).ack()
+    await amqp.basic_ack(1)
+    with pytest.raises(ChannelPreconditionFailed, match="unknown delivery tag 1"):
+        await declare(channel)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_rejected_message_is_gone(channel: AbstractChannel, kind: str) -> None:
+    """Without a dead-letter exchange; with `requeue` it comes back."""
+    queue = await declare(channel, x_queue_type=kind)
+    await put(channel, "1", "2")
+    await (await get(queue)).reject()
+    message = await get(queue)
+    await message.reject(requeue=True)
+    again = await get(queue)
+    assert (again.body, again.redelivered) == (b"2", True)
+
+
+async def test_recover_gives_everything_back(channel: AbstractChannel) -> None:
+    """`basic.recover` with requeue; without, it is not implemented."""
+    queue = await declare(channel)
+    await put(channel, "1", "2")
+    await bodies(queue, 2)
+    await (await channel.get_underlay_channel()).basic_recover(requeue=True)
+    assert await bodies(queue, 2) == ["1", "2"]
+    with pytest.raises(ConnectionClosed, match="requeue=false"):
+        await (await channel.get_underlay_channel()).basic_recover(requeue=False)
+
+
+async def test_get_tells_how_many_are_left(channel: AbstractChannel) -> None:
+    """And that there is none."""
+    queue = await declare(channel)
+    await put(channel, "1", "2", "3")
+    assert (await get(queue)).message_count == 2
+    await bodies(queue, 2)
+    assert await queue.get(fail=False) is None
+
+
+async def test_a_cancelled_consumer_keeps_what_it_has(channel: AbstractChannel) -> None:
+    """It gets nothing more, and can still settle."""
+    inbox = Inbox()
+    queue = await declare(channel)
+    await put(channel, "1")
+    tag = await queue.consume(inbox.take)
+    (message,) = await inbox.receives(1)
+    await queue.cancel(tag)
+    await put(channel, "2")
+    assert await depth(channel) == 1
+    await message.nack()
+    assert await bodies(queue, 2) == ["1", "2"]
+
+
+async def test_what_a_lost_connection_had_goes_back(amqp_url: str, channel: AbstractChannel) -> None:
+    """For the other consumers."""
+    queue = await declare(channel)
+    await put(channel, "1", "2")
+    async with await aio_pika.connect(amqp_url) as other:
+        await bodies(await (await other.channel()).get_queue("queue"), 2)
+    assert await bodies(queue, 2) == ["1", "2"]
+
+
+async def test_an_exclusive_consumer_is_alone(connection: AbstractConnection) -> None:
+    """403 for whoever comes too, and for it where it isn't the first."""
+    channel = await connection.channel()
+    queue = await declare(channel)
+    tag = await queue.consume(Inbox().take, exclusive=True)
+    other = await connection.channel()
+    with pytest.raises(ChannelClosed, match=r"queue 'queue' in vhost '.*' in exclusive use"):
+        await (await other.get_queue("queue")).consume(Inbox().take)
+    await queue.cancel(tag)
+    await queue.consume(Inbox().take)
+    with pytest.raises(ChannelClosed, match="in exclusive use"):
+        await queue.consume(Inbox().take, exclusive=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_single_active_consumer_is_followed_by_the_next(channel: AbstractChannel, kind: str) -> None:
+    """At once, although it still has messages."""
+    first, second = Inbox(), Inbox()
+    queue = await declare(channel, x_queue_type=kind, x_single_active_consumer=True)
+    tag = await queue.consume(first.take)
+    await queue.consume(second.take)
+    await put(channel, "1", "2")
+    await first.receives(2)
+    await queue.cancel(tag)
+    await put(channel, "3")
+    await second.receives(1)
+    assert (first.bodies, second.bodies) == (["1", "2"], ["3"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_the_consumers_of_a_deleted_queue_are_told(connection: AbstractConnection, kind: str) -> None:
+    """By `basic.cancel`; what they have can be settled without an error."""
+    channel = await connection.channel()
+    amqp: Any = await channel.get_underlay_channel()
+    inbox = Inbox()
+    queue = await declare(channel, x_queue_type=kind)
+    await put(channel, "1")
+    tag = await queue.consume(inbox.take)
+    (message,) = await inbox.receives(1)
+    await (await connection.channel()).queue_delete("queue")
+    # aiormq forgets the consumer when it hears of it.
+    await until(lambda: tag not in amqp.consumers)
+    await message.ack()
+    await declare(channel, "another")
