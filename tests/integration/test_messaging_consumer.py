@@ -417,18 +417,21 @@ async def test_finished_work_whose_acknowledgement_was_lost_is_not_done_again(
         if event.number == 0:
             await go_on.wait()
 
-    async with proxied(rabbitmq_url) as (proxy, connection):
-        async with consumer.running(connection, publisher=publisher):
-            proxy.cut("to_server", at_byte=0)
-            await publisher.publish_many(Consumed(number=n) for n in range(5))
-            await ledger.reaches(5)
-            await until(lambda: not consumer.is_ready)
-            proxy.let_pass()
-            await until(lambda: consumer.is_ready)
-            await publisher.publish(Consumed(number=9))
-            await ledger.reaches(6)
-            go_on.set()
-            await until(lambda: consumer.in_flight == 0)
+    async with (
+        proxied(rabbitmq_url) as (proxy, connection),
+        consumer.running(connection, publisher=publisher),
+    ):
+        proxy.cut("to_server", at_byte=0)
+        await publisher.publish_many(Consumed(number=n) for n in range(5))
+        await ledger.reaches(5)
+        await until(lambda: not consumer.is_ready)
+        go_on.set()
+        await until(lambda: consumer.in_flight == 0)
+        proxy.let_pass()
+        await until(lambda: consumer.is_ready)
+        await publisher.publish(Consumed(number=9))
+        await ledger.reaches(6)
+        await until(lambda: consumer.in_flight == 0)
     assert ledger.entries == [0, 1, 2, 3, 4, 9]
     assert await waiting_in(rabbitmq_url, "tests.consumer") == 0
 
