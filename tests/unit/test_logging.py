@@ -388,3 +388,36 @@ def test_lines_of_many_threads_stay_whole(capfd: pytest.CaptureFixture[str]) -> 
     assert {(line["worker"], line["number"]) for line in found} == {
         (w, n) for w in range(8) for n in range(100)
     }
+
+
+# ── without a configuration ──────────────────────────────────────────────────────────────────────
+
+
+def test_a_process_that_configures_nothing_hears_of_trouble_on_the_standard_logger(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of any other library: nothing on standard output, and no values of local variables."""
+    structlog.reset_defaults()
+    secret = "s3cr3t"  # a traceback with locals would show it
+    log.info("fine")
+    structlog.contextvars.bind_contextvars(consumer="email_tasks")
+    log.warning("100 % full", free=0)
+    try:
+        fail(LookupError(f"gone, {len(secret)}"))
+    except LookupError:
+        log.exception("not found")
+    assert [record.getMessage() for record in caplog.records] == [
+        "100 % full free=0 consumer='email_tasks'",
+        "not found consumer='email_tasks'",
+    ]
+    assert caplog.records[1].name == "tests.logging"
+    assert "LookupError: gone, 6" in caplog.text
+    assert "s3cr3t" not in caplog.text
+    assert capsys.readouterr().out == ""
+
+
+def test_an_applications_own_configuration_is_followed() -> None:
+    with structlog.testing.capture_logs() as lines:
+        log.info("theirs")
+    assert [line["event"] for line in lines] == ["theirs"]
+    assert repr(log) == "get_logger('tests.logging')"

@@ -77,9 +77,44 @@ _CREDENTIALS: Final = re.compile(rb"(://)[^\s/@\"]*:[^\s/@\"]*(?=@)|(/bot)[0-9]+
 def get_logger(name: str) -> FilteringBoundLogger:
     """A logger of that name: `log.info("user registered", plan="free")`, the event first and its data as keywords.
 
-    It may be made at import; it follows `configure_logging` whenever that comes.
+    It may be made at import; it follows `configure_logging`, or a structlog configuration of the application's own,
+    whenever that comes. Without either it does what a library should: it writes to the standard library's logger of
+    that name, from where warnings and errors go to standard error unless the application says otherwise.
     """
-    return cast("FilteringBoundLogger", structlog.get_logger(name))
+    return cast("FilteringBoundLogger", _Logger(name))
+
+
+class _Logger:
+    """Looks for the configuration each time it is used."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __repr__(self) -> str:
+        return f"get_logger({self._name!r})"
+
+    def __getattr__(self, method: str) -> Any:
+        if structlog.is_configured():
+            return getattr(structlog.get_logger(self._name), method)
+        logger = structlog.wrap_logger(
+            logging.getLogger(self._name),
+            processors=_UNCONFIGURED,
+            wrapper_class=structlog.stdlib.BoundLogger,
+        )
+        return getattr(logger, method)
+
+
+def _as_standard_arguments(_: object, __: str, event: _Event) -> tuple[tuple[str], dict[str, Any]]:
+    error = event.pop("exc_info", None)
+    text = " ".join([str(event.pop("event")), *(f"{name}={value!r}" for name, value in event.items())])
+    return (text,), {"exc_info": error}
+
+
+_UNCONFIGURED: Final = (
+    structlog.stdlib.filter_by_level,
+    structlog.contextvars.merge_contextvars,
+    _as_standard_arguments,
+)
 
 
 def configure_logging(settings: ServiceSettings) -> None:
