@@ -105,7 +105,7 @@ def test_nothing_changed(module: ModuleType, tmp_path: Path, document: str) -> N
     saved = tmp_path / "events.json"
     saved.write_bytes(to_json(made))
     done = hybridkit("check", str(saved), "--app", module.__name__)
-    assert (done.exit_code, done.output) == (0, "0 changes, 0 breaking\n")
+    assert (done.exit_code, done.output) == (0, "0 breaking and 0 compatible changes\n")
 
 
 def test_a_breaking_change_fails_with_the_field_named(module: ModuleType, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_breaking_change_fails_with_the_field_named(module: ModuleType, tmp_pa
     )
     assert rest == [
         "compatible: command.cli_events_make version 1: added",
-        "2 changes, 1 breaking",
+        "1 breaking and 1 compatible changes",
     ]
 
 

@@ -65,7 +65,7 @@ def check_events(
     else:
         for each in differences:
             typer.echo(f"{'breaking' if each.breaking else 'compatible'}: {each}")
-        typer.echo(f"{len(differences)} changes, {breaking} breaking")
+        typer.echo(f"{breaking} breaking and {len(differences) - breaking} compatible changes")
     raise typer.Exit(1 if breaking else 0)
 
 
