@@ -1,5 +1,6 @@
 """Topologies against a real RabbitMQ: planned without a trace, applied once, verified, and every conflict named."""
 
+import asyncio
 from typing import Any
 
 import aio_pika
@@ -194,6 +195,28 @@ async def test_what_a_renamed_consumer_leaves_behind_is_found(
         assert found.of("orphaned", "extra") == ()
         named = await plan_topology(topology, rabbitmq_url, renamed_from=["topology.old"])
         assert [each.name for each in named.of("extra")] == ["topology.old"]
+
+
+async def test_a_policy_that_takes_something_away_is_found(
+    request: pytest.FixtureRequest, rabbitmq_url: str, management_url: str, topology: Topology
+) -> None:
+    """A dead-letter queue with a bound drops its oldest letters; nothing in a declaration can prevent it."""
+    await apply_topology(topology, rabbitmq_url)
+    vhost = rabbitmq_url.rpartition("/")[2]
+    policy = {
+        "pattern": "dlq$",
+        "apply-to": "queues",
+        "definition": {"max-length": 7, "overflow": "drop-head"},
+    }
+    _isolation._manage(plugin._find(request, "rabbitmq"), "PUT", f"policies/{vhost}/bounded", policy)
+    async with asyncio.timeout(60), BrokerConnection(rabbitmq_url, name="tests") as connection:
+        while not (  # noqa: ASYNC110 - it happens in the broker, whose management API caches its lists
+            found := (await plan_topology(topology, connection, management_url=management_url)).of("altered")
+        ):
+            await asyncio.sleep(0.5)
+    assert [str(each) for each in found] == [
+        "queue topology.consumer.dlq is altered: max-length 7 (set by bounded)"
+    ]
 
 
 async def test_a_name_that_is_declared_is_no_former_name(rabbitmq_url: str, topology: Topology) -> None:

@@ -1,4 +1,4 @@
-"""The list of bindings over HTTP: what is asked, and what every wrong answer becomes."""
+"""Bindings and policies over HTTP: what is asked, and what every wrong answer becomes."""
 
 import base64
 import threading
@@ -11,9 +11,21 @@ import pytest
 
 from hybridkit.errors import AccessDeniedError, HybridkitError, MisuseError, ResponseError, UnavailableError
 from hybridkit.messaging import Binding
-from hybridkit.messaging._management import list_bindings
+from hybridkit.messaging._management import Policies, ask_management
 
-ROWS = [
+QUEUES = [
+    {
+        "name": "q",
+        "policy": "ttl",
+        "operator_policy": None,
+        "effective_policy_definition": {"message-ttl": 1},
+    },
+    {"name": "both", "policy": "a", "operator_policy": "b", "effective_policy_definition": {"expires": 2}},
+    {"name": "none", "policy": None, "operator_policy": None, "effective_policy_definition": {}},
+    {"name": "empty", "policy": "a", "operator_policy": None, "effective_policy_definition": []},
+    {"name": "starting"},
+]
+BINDINGS = [
     {"source": "", "destination": "q", "destination_type": "queue", "routing_key": "q", "arguments": {}},
     {"source": "e", "destination": "q", "destination_type": "queue", "routing_key": "k", "arguments": {}},
     {"source": "e", "destination": "f", "destination_type": "exchange", "routing_key": "#", "arguments": {}},
@@ -21,11 +33,11 @@ ROWS = [
 
 
 class Management(HTTPServer):
-    """Answers every request with one status and body, and notes what was asked."""
+    """Answers requests with one status and the bodies in turn, and notes what was asked."""
 
-    def __init__(self, status: int, body: bytes) -> None:
+    def __init__(self, status: int, *bodies: bytes) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.answer = status, body
+        self.status, self.bodies = status, list(bodies)
         self.asked: list[tuple[str, str]] = []
 
     @property
@@ -33,24 +45,26 @@ class Management(HTTPServer):
         return f"http://me:p%40ss@127.0.0.1:{self.server_port}/prefix/"
 
 
+type Serve = Callable[..., Management]
+
+
 class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         server = cast("Management", self.server)
         server.asked.append((self.path, self.headers["Authorization"]))
-        status, body = server.answer
-        self.send_response(status)
+        self.send_response(server.status)
         self.end_headers()
-        self.wfile.write(body)
+        self.wfile.write(server.bodies.pop(0))
 
     def log_message(self, format: str, *args: object) -> None: ...
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[[int, bytes], Management]]:
+def serve() -> Iterator[Serve]:
     servers: list[Management] = []
 
-    def start(status: int, body: bytes) -> Management:
-        server = Management(status, body)
+    def start(status: int, *bodies: bytes) -> Management:
+        server = Management(status, *bodies)
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
         servers.append(server)
         return server
@@ -61,15 +75,26 @@ def serve() -> Iterator[Callable[[int, bytes], Management]]:
         server.server_close()
 
 
-async def test_bindings_are_listed(serve: Callable[[int, bytes], Management]) -> None:
+async def test_bindings_and_policies_are_listed(serve: Serve) -> None:
     """Those of the virtual host, for that user, behind the path that a proxy puts before it."""
-    server = serve(200, orjson.dumps(ROWS))
-    assert await list_bindings(server.url, vhost="/") == {
+    server = serve(200, orjson.dumps(BINDINGS), orjson.dumps(QUEUES))
+    managed = await ask_management(server.url, vhost="/")
+    assert managed.bindings == {
         Binding(source="e", target="q", key="k"),
         Binding(source="e", target="f", key="#", to_exchange=True),
     }
+    assert managed.policies == {
+        "q": Policies(names=("ttl",), definition={"message-ttl": 1}),
+        "both": Policies(names=("a", "b"), definition={"expires": 2}),
+    }
     user = base64.b64encode(b"me:p@ss").decode()
-    assert server.asked == [("/prefix/api/bindings/%2F", f"Basic {user}")]
+    assert server.asked == [
+        ("/prefix/api/bindings/%2F", f"Basic {user}"),
+        (
+            "/prefix/api/queues/%2F?columns=name,policy,operator_policy,effective_policy_definition",
+            f"Basic {user}",
+        ),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -84,21 +109,21 @@ async def test_bindings_are_listed(serve: Callable[[int, bytes], Management]) ->
     ],
 )
 async def test_another_answer_is_an_error(
-    serve: Callable[[int, bytes], Management],
+    serve: Serve,
     status: int,
     body: bytes,
     expected: type[HybridkitError],
     said: str,
 ) -> None:
     with pytest.raises(expected, match=said) as refused:
-        await list_bindings(serve(status, body).url, vhost="/")
+        await ask_management(serve(status, body).url, vhost="/")
     assert "p@ss" not in str(refused.value)
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 async def test_no_answer_is_unavailable(scheme: str) -> None:
     with pytest.raises(UnavailableError, match=r"at 127\.0\.0\.1:1 does not answer"):
-        await list_bindings(f"{scheme}://me:secret@127.0.0.1:1", vhost="/")
+        await ask_management(f"{scheme}://me:secret@127.0.0.1:1", vhost="/")
 
 
 @pytest.mark.parametrize(
@@ -106,4 +131,4 @@ async def test_no_answer_is_unavailable(scheme: str) -> None:
 )
 async def test_a_url_of_another_kind_is_misuse(url: str) -> None:
     with pytest.raises(MisuseError, match="should be like http"):
-        await list_bindings(url, vhost="/")
+        await ask_management(url, vhost="/")

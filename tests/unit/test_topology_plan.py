@@ -6,7 +6,8 @@ import pytest
 
 from hybridkit.messaging import Binding, Broker, Difference, Exchange, Finding, Plan, Queue, Topology
 from hybridkit.messaging._inspection import difference_in
-from hybridkit.messaging._plan import _bindings
+from hybridkit.messaging._management import Managed, Policies
+from hybridkit.messaging._plan import _altered, _bindings
 from hybridkit.messaging._topology import Value, delayed_to
 
 FULL = Queue(name="a", arguments={"x-delivery-limit": 20, "x-overflow": "reject-publish"}).properties
@@ -79,7 +80,7 @@ def test_a_refusal_names_the_property_with_its_value(
     """As the type that it has, so that it can be said in the next declare."""
     found = difference_in(f"PRECONDITION_FAILED - inequivalent arg {said}", declared)
     assert found == Difference(name=name, declared=declared.get(name), actual=actual)
-    assert found
+    assert found is not None
     assert type(found.actual) is type(actual)
 
 
@@ -150,8 +151,12 @@ ONE_QUEUE = Topology(
 )
 
 
-def states(topology: Topology, actual: set[Binding] | None) -> dict[str, str]:
-    return {finding.name: finding.state for finding in _bindings(topology, actual)}
+def managed(*bindings: Binding, **policies: Policies) -> Managed:
+    return Managed(bindings=frozenset(bindings), policies=policies)
+
+
+def states(known: Managed | None) -> dict[str, str]:
+    return {finding.name: finding.state for finding in _bindings(ONE_QUEUE, known)}
 
 
 def test_a_binding_is_shown_in_short() -> None:
@@ -160,25 +165,44 @@ def test_a_binding_is_shown_in_short() -> None:
 
 
 def test_bindings_that_nobody_can_list_are_unknown() -> None:
-    assert states(ONE_QUEUE, None) == {"hk.events -> a (user.created)": "unknown"}
+    assert states(None) == {"hk.events -> a (user.created)": "unknown"}
 
 
 def test_bindings_are_compared_where_they_are_known() -> None:
     """What leads to something declared without being declared is extra; what leads elsewhere is nobody's business."""
-    assert states(ONE_QUEUE, {STALE, FOREIGN, CHAIN}) == {
+    assert states(managed(STALE, FOREIGN, CHAIN)) == {
         "hk.events -> a (user.created)": "missing",
         "hk.events -> a (user.deleted)": "extra",
         "hk.delay.L1 -> hk.delay.L0 (0.#)": "extra",
     }
-    assert states(ONE_QUEUE, {EVENTS}) == {"hk.events -> a (user.created)": "present"}
+    assert states(managed(EVENTS)) == {"hk.events -> a (user.created)": "present"}
 
 
 def test_a_stale_binding_says_what_becomes_of_its_events() -> None:
-    stale = _bindings(ONE_QUEUE, {EVENTS, STALE})[1]
+    stale = _bindings(ONE_QUEUE, managed(EVENTS, STALE))[1]
     assert str(stale) == (
         "binding hk.events -> a (user.deleted) is extra:"
         " no handler is declared for these events, so they become dead letters"
     )
+
+
+def test_a_policy_that_tightens_a_limit_is_named() -> None:
+    """Of an argument and a policy the lower one holds; what a policy sets above is without effect."""
+    topology = Topology(
+        queues=(
+            Queue(name="a", arguments={"x-delivery-limit": 20, "x-message-ttl": 1000}),
+            Queue(name="b", arguments={"x-delivery-limit": 20}),
+            Queue(name="c"),
+        )
+    )
+    lower = Policies(
+        names=("one", "two"), definition={"delivery-limit": 5, "message-ttl": 2000, "expires": 60}
+    )
+    higher = Policies(names=("one",), definition={"delivery-limit": 30, "overflow": "drop-head"})
+    assert [str(each) for each in _altered(topology, managed(a=lower, b=higher))] == [
+        "queue a is altered: expires 60, delivery-limit 5 (set by one and two)"
+    ]
+    assert _altered(topology, None) == []
 
 
 def test_a_plan_shows_what_is_not_as_declared() -> None:

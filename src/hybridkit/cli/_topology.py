@@ -25,8 +25,8 @@ ManagementOption = Annotated[
         "--management-url",
         envvar="RABBITMQ_MANAGEMENT_URL",
         metavar="URL",
-        help="http://user:password@host:15672. With it bindings are compared and orphaned queues are found;"
-        " AMQP alone can't list them.",
+        help="http://user:password@host:15672. With it bindings are compared, and orphaned queues and policies"
+        " are found; AMQP alone can't list them.",
     ),
 ]
 RenamedOption = Annotated[
@@ -40,7 +40,7 @@ RenamedOption = Annotated[
 
 CONNECT_SECONDS: Final = 10.0
 
-_MARKS: Final = {"missing": "+", "conflicting": "!", "extra": "?", "orphaned": "?"}
+_MARKS: Final = {"missing": "+", "conflicting": "!", "extra": "?", "altered": "?", "orphaned": "?"}
 
 
 @app.command("plan")
@@ -62,7 +62,7 @@ def plan(
     if as_json:
         print_json(_document(found))
     else:
-        _print_findings(found.of("missing", "conflicting", "extra", "orphaned"))
+        _print_findings([finding for finding in found.findings if finding.state in _MARKS])
         typer.echo("\n".join([_summary(found), *(f"note: {note}" for note in found.notes)]))
     raise typer.Exit(0 if found.is_clean else 1)
 

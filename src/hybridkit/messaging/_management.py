@@ -1,14 +1,16 @@
-"""The bindings of a virtual host, from RabbitMQ's management API: AMQP itself can't list them.
+"""What AMQP itself can't tell, from RabbitMQ's management API: the bindings of a virtual host, and its policies.
 
-https://www.rabbitmq.com/docs/http-api-reference#get-apibindingsvhost
+https://www.rabbitmq.com/docs/http-api-reference
 """
 
 import asyncio
 import base64
 import http.client
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Final, TypedDict
+from typing import Any, Final, NotRequired, TypedDict
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from pydantic import TypeAdapter, ValidationError
@@ -16,25 +18,60 @@ from pydantic import TypeAdapter, ValidationError
 from hybridkit.errors import AccessDeniedError, MisuseError, ResponseError, UnavailableError
 from hybridkit.messaging._topology import Binding
 
-__all__ = ["list_bindings"]
+__all__ = ["Managed", "Policies", "ask_management", "list_bindings"]
 
 ANSWER_SECONDS: Final = 10.0
 
 _CONNECTIONS: Final = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
 
 
-class _Row(TypedDict):
+class _BindingRow(TypedDict):
     source: str
     destination: str
     destination_type: str
     routing_key: str
 
 
-_ROWS: Final = TypeAdapter(list[_Row])
+class _QueueRow(TypedDict):
+    name: str
+    policy: NotRequired[str | None]
+    operator_policy: NotRequired[str | None]
+    # An empty one is a list in some releases.
+    effective_policy_definition: NotRequired[dict[str, Any] | list[Any] | None]
 
 
-async def list_bindings(management_url: str, *, vhost: str) -> frozenset[Binding]:
-    """All bindings but those of the default exchange, by which every queue can be reached under its name.
+_BINDINGS: Final = TypeAdapter(list[_BindingRow])
+_QUEUES: Final = TypeAdapter(list[_QueueRow])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policies:
+    """What policies set for a queue, on top of its own arguments.
+
+    Attributes:
+        names: of the policy and the operator policy that match it.
+        definition: what they set together, by the name without `x-`.
+    """
+
+    names: tuple[str, ...]
+    definition: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Managed:
+    """What the management API knows of a virtual host.
+
+    Attributes:
+        bindings: all but those of the default exchange, by which every queue can be reached under its name.
+        policies: by queue, where there are some.
+    """
+
+    bindings: frozenset[Binding]
+    policies: Mapping[str, Policies]
+
+
+async def ask_management(management_url: str, *, vhost: str) -> Managed:
+    """Ask for bindings and policies. New policies show up after some seconds: the API caches its lists.
 
     Args:
         management_url: `http://user:password@host:15672`, or `https://`; the user needs the tag `management`.
@@ -46,17 +83,38 @@ async def list_bindings(management_url: str, *, vhost: str) -> frozenset[Binding
         UnavailableError: nobody answered in 10 s.
         ResponseError: what answered is not a management API that knows the virtual host.
     """
-    rows = await asyncio.to_thread(_get, _parts(management_url), f"/api/bindings/{quote(vhost, safe='')}")
-    return frozenset(
-        Binding(
-            source=row["source"],
-            target=row["destination"],
-            key=row["routing_key"],
-            to_exchange=row["destination_type"] == "exchange",
-        )
-        for row in rows
-        if row["source"]
+    bindings = await list_bindings(management_url, vhost=vhost)
+    columns = ",".join(_QueueRow.__annotations__)
+    queues = await _ask(management_url, f"/api/queues/{quote(vhost, safe='')}?columns={columns}", _QUEUES)
+    return Managed(
+        bindings=bindings,
+        policies={row["name"]: found for row in queues if (found := _policies(row))},
     )
+
+
+async def list_bindings(management_url: str, *, vhost: str) -> frozenset[Binding]:
+    """The bindings alone; takes and raises the same."""
+    rows = await _ask(management_url, f"/api/bindings/{quote(vhost, safe='')}", _BINDINGS)
+    return frozenset(_binding(row) for row in rows if row["source"])
+
+
+async def _ask[T](management_url: str, path: str, shape: TypeAdapter[T]) -> T:
+    return await asyncio.to_thread(_get, _parts(management_url), path, shape)
+
+
+def _binding(row: _BindingRow) -> Binding:
+    return Binding(
+        source=row["source"],
+        target=row["destination"],
+        key=row["routing_key"],
+        to_exchange=row["destination_type"] == "exchange",
+    )
+
+
+def _policies(row: _QueueRow) -> Policies | None:
+    names = tuple(name for name in (row.get("policy"), row.get("operator_policy")) if name)
+    definition = row.get("effective_policy_definition")
+    return Policies(names=names, definition=definition) if isinstance(definition, dict) and names else None
 
 
 def _parts(management_url: str) -> SplitResult:
@@ -70,7 +128,7 @@ def _parts(management_url: str) -> SplitResult:
     return parts
 
 
-def _get(url: SplitResult, path: str) -> list[_Row]:
+def _get[T](url: SplitResult, path: str, shape: TypeAdapter[T]) -> T:
     where = f"the management API at {url.hostname}:{url.port or ''}"
     connection = _CONNECTIONS[url.scheme](url.hostname or "", url.port, timeout=ANSWER_SECONDS)
     try:
@@ -85,7 +143,7 @@ def _get(url: SplitResult, path: str) -> list[_Row]:
         raise AccessDeniedError(f"{where} refuses user {unquote(url.username or '')!r} ({response.status})")
     with suppress(ValidationError):
         if response.status == HTTPStatus.OK:
-            return _ROWS.validate_json(body)
+            return shape.validate_json(body)
     raise ResponseError(
         f"{where} answers {response.status} to {path}: is it one, of the broker with that virtual host?",
         response_status=response.status,

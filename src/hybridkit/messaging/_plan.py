@@ -9,10 +9,10 @@ await verify_topology(topology, url)            # raises TopologyError that name
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Collection, Iterable
+from collections.abc import AsyncGenerator, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Any, Final, Literal
 from urllib.parse import unquote
 
 from aiormq.exceptions import ChannelPreconditionFailed
@@ -23,10 +23,11 @@ from hybridkit.messaging._channel import PREPARE_SECONDS
 from hybridkit.messaging._connection import BrokerConnection, start_seconds
 from hybridkit.messaging._consumer import RobustConsumer
 from hybridkit.messaging._inspection import Difference, Found, Inspection
-from hybridkit.messaging._management import list_bindings
+from hybridkit.messaging._management import Managed, ask_management
 from hybridkit.messaging._topology import (
     EVENT_EXCHANGE,
     Binding,
+    Queue,
     Topology,
     consumer_topology,
     dead_letter_queue,
@@ -38,8 +39,9 @@ from hybridkit.messaging._topology import (
 __all__ = ["Finding", "Plan", "apply_topology", "plan_topology", "topology_of", "verify_topology"]
 
 type Kind = Literal["exchange", "queue", "binding"]
-type State = Literal["present", "missing", "conflicting", "unknown", "extra", "orphaned"]
+type State = Literal["present", "missing", "conflicting", "unknown", "extra", "altered", "orphaned"]
 
+_LIMITS: Final = ("expires", "message-ttl", "max-length", "max-length-bytes", "delivery-limit")
 _CONNECTION_NAME: Final = "hybridkit topology"
 
 
@@ -51,7 +53,8 @@ class Finding:
         kind: what it is.
         name: of the exchange or queue; of a binding `source -> target (routing key)`.
         state: `present` as declared; `missing`; `conflicting`: there, but otherwise; `unknown`: a binding, where nobody
-            was asked who could know; `extra`: there, but not declared; `orphaned`: such a queue without a consumer.
+            was asked who could know; `extra`: there, but not declared; `orphaned`: such a queue without a consumer;
+            `altered`: a queue as declared, for which a policy sets a lower limit.
         differences: of a conflict.
         detail: what else is known.
     """
@@ -125,7 +128,8 @@ async def plan_topology(
     Args:
         topology: what should be there.
         broker: a connection, or a URL to connect to for this.
-        management_url: `http://user:password@host:15672`; with it bindings are compared and orphaned queues are found.
+        management_url: `http://user:password@host:15672`; with it bindings are compared, and orphaned queues and
+            policies are found.
         renamed_from: names that consumers had before, whose queues may have been left behind.
 
     Raises:
@@ -137,9 +141,9 @@ async def plan_topology(
     if used := [name for name in renamed_from if name in {queue.name for queue in topology.queues}]:
         raise DeclarationError(f"{', '.join(used)} can't be a former name: it is declared now")
     async with _inspecting(broker) as (inspection, vhost):
-        bindings = await list_bindings(management_url, vhost=vhost) if management_url else None
-        plan = await _compare(topology, inspection, bindings)
-        leftovers = await _leftovers(topology, inspection, bindings, renamed_from)
+        managed = await ask_management(management_url, vhost=vhost) if management_url else None
+        plan = await _compare(topology, inspection, managed)
+        leftovers = await _leftovers(topology, inspection, managed, renamed_from)
         return replace(plan, findings=(*plan.findings, *leftovers))
 
 
@@ -222,13 +226,14 @@ async def _inspecting(broker: BrokerConnection | str) -> AsyncGenerator[tuple[In
         yield inspection, unquote(broker.address.partition("/")[2]) or "/"
 
 
-async def _compare(topology: Topology, inspection: Inspection, bindings: Collection[Binding] | None) -> Plan:
+async def _compare(topology: Topology, inspection: Inspection, managed: Managed | None) -> Plan:
     broker = Broker.from_properties(await inspection.server_properties())
     exchanges = [
         _finding("exchange", each.name, await inspection.exchange(each)) for each in topology.exchanges
     ]
     queues = [_finding("queue", each.name, await inspection.queue(each)) for each in topology.queues]
-    return Plan(broker=broker, findings=(*exchanges, *queues, *_bindings(topology, bindings)))
+    others = (*_bindings(topology, managed), *_altered(topology, managed))
+    return Plan(broker=broker, findings=(*exchanges, *queues, *others))
 
 
 def _finding(kind: Kind, name: str, found: Found) -> Finding:
@@ -238,19 +243,19 @@ def _finding(kind: Kind, name: str, found: Found) -> Finding:
     return Finding(kind=kind, name=name, state=state, differences=found.differences, detail=found.refusal)
 
 
-def _bindings(topology: Topology, actual: Collection[Binding] | None) -> list[Finding]:
+def _bindings(topology: Topology, managed: Managed | None) -> list[Finding]:
     """How the bindings stand, and which others lead to what the topology declares."""
-    if actual is None:
+    if managed is None:
         return [Finding(kind="binding", name=str(each), state="unknown") for each in topology.bindings]
     found = [
-        Finding(kind="binding", name=str(each), state="present" if each in actual else "missing")
+        Finding(kind="binding", name=str(each), state="present" if each in managed.bindings else "missing")
         for each in topology.bindings
     ]
     queues = {queue.name for queue in topology.queues}
     exchanges = {exchange.name for exchange in topology.exchanges}
     extra = [
         each
-        for each in set(actual).difference(topology.bindings)
+        for each in managed.bindings.difference(topology.bindings)
         if each.target in (exchanges if each.to_exchange else queues)
     ]
     return found + [
@@ -265,31 +270,51 @@ def _extra_detail(binding: Binding) -> str:
     return ""
 
 
+def _altered(topology: Topology, managed: Managed | None) -> list[Finding]:
+    """Queues that are as declared, but whose messages a policy expires, drops or refuses earlier."""
+    found: list[Finding] = []
+    for queue in topology.queues:
+        policies = managed and managed.policies.get(queue.name)
+        if policies and (said := _tightened(queue, policies.definition)):
+            detail = f"{', '.join(said)} (set by {' and '.join(policies.names)})"
+            found.append(Finding(kind="queue", name=queue.name, state="altered", detail=detail))
+    return found
+
+
+def _tightened(queue: Queue, definition: Mapping[str, Any]) -> list[str]:
+    """What holds in spite of the queue's own arguments: of two limits the lower one."""
+    limits = [(name, definition.get(name), queue.arguments.get(f"x-{name}")) for name in _LIMITS]
+    return [
+        f"{name} {value}"
+        for name, value, own in limits
+        if isinstance(value, int) and (not isinstance(own, int) or value < own)
+    ]
+
+
 async def _leftovers(
     topology: Topology,
     inspection: Inspection,
-    bindings: Collection[Binding] | None,
+    managed: Managed | None,
     renamed_from: Iterable[str],
 ) -> list[Finding]:
     """Queues of consumers that are not declared: named by the caller, or known by their bindings and not consumed."""
+    bindings = managed.bindings if managed else frozenset[Binding]()
     declared = {queue.name for queue in topology.queues}
     named = dict.fromkeys(renamed_from)
-    bound = (
-        {each.target for each in bindings or () if each == delayed_to(each.target)} - declared - set(named)
-    )
+    bound = {each.target for each in bindings if each == delayed_to(each.target)} - declared - set(named)
     found: list[Finding] = []
     for name in [*named, *sorted(bound)]:
         queue = await inspection.look_at(name)
         if name in named or not queue.consumers:
             letters = await inspection.look_at(dead_letter_queue(name))
-            found += _leftover(name, queue, bindings) + _leftover(dead_letter_queue(name), letters, None)
+            found += _leftover(name, queue, bindings) + _leftover(dead_letter_queue(name), letters, bindings)
     return found
 
 
-def _leftover(name: str, found: Found, bindings: Collection[Binding] | None) -> list[Finding]:
+def _leftover(name: str, found: Found, bindings: Collection[Binding]) -> list[Finding]:
     if not found.exists:
         return []
-    events = sum(each.source == EVENT_EXCHANGE and each.target == name for each in bindings or ())
+    events = sum(each.source == EVENT_EXCHANGE and each.target == name for each in bindings)
     said = found.refusal or f"messages: {found.messages}, consumers: {found.consumers}"
     if events:
         said += f", event types that still go there: {events}"
