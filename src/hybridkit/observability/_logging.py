@@ -85,23 +85,32 @@ def get_logger(name: str) -> FilteringBoundLogger:
 
 
 class _Logger:
-    """Looks for the configuration each time it is used."""
+    """Follows the configuration: looks each time whether it is still the one that its logger was made for."""
 
     def __init__(self, name: str) -> None:
         self._name = name
+        self._configuration: dict[str, Any] | None = None
+        self._logger: Any = None
 
     def __repr__(self) -> str:
         return f"get_logger({self._name!r})"
 
     def __getattr__(self, method: str) -> Any:
-        if structlog.is_configured():
-            return getattr(structlog.get_logger(self._name), method)
-        logger = structlog.wrap_logger(
+        configuration = structlog.get_config() if structlog.is_configured() else {}
+        if configuration != self._configuration:
+            self._configuration = configuration
+            self._logger = self._configured() if configuration else self._standard()
+        return getattr(self._logger, method)
+
+    def _configured(self) -> Any:
+        return structlog.get_logger(self._name).bind()
+
+    def _standard(self) -> Any:
+        return structlog.wrap_logger(
             logging.getLogger(self._name),
             processors=_UNCONFIGURED,
             wrapper_class=structlog.stdlib.BoundLogger,
-        )
-        return getattr(logger, method)
+        ).bind()
 
 
 def _as_standard_arguments(_: object, __: str, event: _Event) -> tuple[tuple[str], dict[str, Any]]:
