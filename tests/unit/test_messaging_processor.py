@@ -88,6 +88,10 @@ class Steps:
     def reject(self, tag: int) -> None:
         self.log.append(f"reject {tag}")
 
+    def give_back(self) -> None:
+        self.is_open = False
+        self.log.append("given back")
+
     def was_finished(self, event: Identity) -> bool:
         return event in self.finished
 
@@ -373,6 +377,21 @@ async def test_all_go_on_when_the_gate_is_opened(steps: Steps) -> None:
         await asyncio.sleep(0)
         gate.open()
     assert steps.log == ["ack 7"] * 3
+
+
+@pytest.mark.parametrize("opened", [False, True], ids=["probe", "opened"])
+async def test_what_comes_again_anyway_does_not_run_after_a_pause(steps: Steps, *, opened: bool) -> None:
+    """Its channel has closed meanwhile."""
+    gate = Gate(QUEUE)
+    gate.shut(UnavailableError("down", retry_after_seconds=60 if opened else None))
+    task = asyncio.create_task(processor(steps, succeed, gate=gate).process(delivery(steps, envelope())))
+    await asyncio.sleep(0)
+    steps.is_open = False
+    if opened:
+        gate.open()
+    await task
+    assert steps.finished == set()
+    gate.stop()
 
 
 async def test_a_retry_that_the_end_of_the_consumer_meets_is_counted(steps: Steps) -> None:

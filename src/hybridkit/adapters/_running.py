@@ -16,8 +16,9 @@ from functools import partial
 from typing import Any, Final, Literal, Self, cast
 
 from hybridkit.clients import MongoDataClient, PostgresDataClient
+from hybridkit.codec import format_timestamp
 from hybridkit.coordination import Redis, check_noeviction, connect_redis, probe_redis
-from hybridkit.errors import HybridkitError, MisuseError, NotConnectedError
+from hybridkit.errors import HybridkitError, MisuseError, NotConnectedError, UnavailableError
 from hybridkit.health import Health, HealthServer
 from hybridkit.idempotency import IdempotencyGuard, RedisDown
 from hybridkit.lifespan import Dependency, ServiceResources, StopAction
@@ -159,6 +160,13 @@ async def _probe_connection(connection: RobustPublisher | BrokerConnection | Rob
         raise NotConnectedError("RabbitMQ takes or delivers nothing at the moment")
 
 
+async def _probe_consumer(consumer: RobustConsumer) -> None:
+    if (paused := consumer.paused) is not None:
+        since = format_timestamp(paused.since)
+        raise UnavailableError(f"paused since {since} by {paused.reason}")
+    await _probe_connection(consumer)
+
+
 async def start_consumers(
     resources: ServiceResources, consumers: Sequence[RobustConsumer], *, providers: Mapping[Any, object]
 ) -> None:
@@ -173,7 +181,7 @@ async def start_consumers(
             providers=providers,
             guard=provided(resources, IdempotencyGuard),
         )
-        resources.health.add(consumer.name, partial(_probe_connection, consumer))
+        resources.health.add(consumer.name, partial(_probe_consumer, consumer))
 
 
 def _drain_of(consumer: RobustConsumer) -> StopAction:

@@ -17,6 +17,8 @@ from hybridkit.messaging._dead_letter_queue import DeadLetters, DeadLetterSummar
 from hybridkit.messaging._dead_letters import DeadLetter, DeadLetterFilter, DeadLetterGroup
 from hybridkit.messaging._guard import Guard
 from hybridkit.messaging._inspection import Difference
+from hybridkit.messaging._order import Order
+from hybridkit.messaging._pause import Paused
 from hybridkit.messaging._plan import (
     Finding,
     Plan,
@@ -41,6 +43,8 @@ __all__ = [
     "Exchange",
     "Finding",
     "Guard",
+    "Order",
+    "Paused",
     "Plan",
     "Queue",
     "Receipt",

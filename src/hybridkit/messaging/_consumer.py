@@ -6,19 +6,26 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from hybridkit.errors import DeclarationError, MisuseError
-from hybridkit.events import Message
+from hybridkit.events import Event, Message
 from hybridkit.messaging._connection import BrokerConnection
 from hybridkit.messaging._guard import Guard
 from hybridkit.messaging._handlers import Handlers
+from hybridkit.messaging._order import ByKey, Order
+from hybridkit.messaging._pause import Gate, Paused
 from hybridkit.messaging._processor import LOCAL_SECONDS, Processor
 from hybridkit.messaging._publisher import RobustPublisher
-from hybridkit.messaging._subscription import PREFETCH_PER_HANDLER, Subscription
+from hybridkit.messaging._subscription import (
+    PREFETCH_PER_HANDLER,
+    PREFETCH_PER_HANDLER_IN_ORDER,
+    Subscription,
+)
 from hybridkit.observability import get_logger
 from hybridkit.retry import Retry
 
 __all__ = ["RobustConsumer"]
 
 MAX_CONCURRENCY: Final = 65_535 // PREFETCH_PER_HANDLER
+MAX_CONCURRENCY_IN_ORDER: Final = 65_535 // PREFETCH_PER_HANDLER_IN_ORDER
 MAX_TIMEOUT_SECONDS: Final = LOCAL_SECONDS - 240.0
 """What is left of the time that a message may be in our hands, after waiting for its turn."""
 
@@ -36,15 +43,25 @@ class RobustConsumer:
         name: the queue's name, in snake_case with dots: `worker_service.analytics`.
         concurrency: how many handlers run at the same time.
         timeout_seconds: how long one run of a handler may take, at most 20 minutes; then it counts as failed.
+        order: keep the events of a key in order, and what to do when one of them is given up. The queue then has a
+            single active consumer: of several replicas one works, and the next takes over when it ends.
     """
 
-    def __init__(self, name: str, *, concurrency: int = 16, timeout_seconds: float = 300.0) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        concurrency: int = 16,
+        timeout_seconds: float = 300.0,
+        order: Order | None = None,
+    ) -> None:
         if not _NAME.fullmatch(name) or len(name) > MAX_NAME_LENGTH:
             raise DeclarationError(
                 f"a consumer's name is snake_case with dots, at most {MAX_NAME_LENGTH} characters, not {name!r}"
             )
-        if not 1 <= concurrency <= MAX_CONCURRENCY:
-            raise DeclarationError(f"{name}: concurrency is from 1 to {MAX_CONCURRENCY}, not {concurrency}")
+        most = MAX_CONCURRENCY if order is None else MAX_CONCURRENCY_IN_ORDER
+        if not 1 <= concurrency <= most:
+            raise DeclarationError(f"{name}: concurrency is from 1 to {most}, not {concurrency}")
         if not 0 < timeout_seconds <= MAX_TIMEOUT_SECONDS:
             raise DeclarationError(
                 f"{name}: timeout_seconds is at most {MAX_TIMEOUT_SECONDS:g}, not {timeout_seconds}:"
@@ -53,6 +70,7 @@ class RobustConsumer:
         self.name = name
         self.concurrency = concurrency
         self.timeout_seconds = timeout_seconds
+        self.order = order
         self._handlers = Handlers(name)
         self._run: Subscription | None = None
 
@@ -63,6 +81,11 @@ class RobustConsumer:
     def is_ready(self) -> bool:
         """Whether the broker delivers to this consumer now."""
         return self._run is not None and self._run.is_ready
+
+    @property
+    def paused(self) -> Paused | None:
+        """Why it takes no messages at the moment: something that its handlers need is down. None while it works."""
+        return None if self._run is None else self._run.paused
 
     @property
     def in_flight(self) -> int:
@@ -94,6 +117,11 @@ class RobustConsumer:
             if self._run is not None:
                 raise DeclarationError(
                     f"{self.name} is running; its handlers are registered before it starts"
+                )
+            if self.order is not None and not (issubclass(message, Event) and message.event_key):
+                raise DeclarationError(
+                    f"{self.name} keeps the events of a key in order, and {message.__name__} has no key:"
+                    f" declare it with key=..., or handle it in another consumer"
                 )
             self._handlers.add(message, function, retry or Retry.exponential())
             return function
@@ -128,6 +156,7 @@ class RobustConsumer:
             raise MisuseError(f"{self.name} is running already")
         available = {RobustPublisher: publisher, **(providers or {})}
         self._check_handlers(available)
+        gate, lines = Gate(self.name), None if self.order is None else ByKey()
         processor = Processor(
             self.name,
             self._handlers,
@@ -135,9 +164,17 @@ class RobustConsumer:
             providers=available,
             guard=guard,
             timeout_seconds=self.timeout_seconds,
+            gate=gate,
+            lines=lines,
         )
         self._run = Subscription(
-            self.name, self._handlers, connection, processor, concurrency=self.concurrency
+            self.name,
+            self._handlers,
+            connection,
+            processor,
+            gate,
+            concurrency=self.concurrency,
+            lines=lines,
         )
         try:
             await self._run.start()

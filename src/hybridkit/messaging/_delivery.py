@@ -11,6 +11,7 @@ from uuid import UUID
 from pamqp import commands
 
 from hybridkit.codec import format_timestamp, now
+from hybridkit.envelope import EventEnvelope, decode_envelope
 from hybridkit.messaging._frames import decode_properties
 from hybridkit.messaging._headers import (
     ATTEMPT,
@@ -31,7 +32,7 @@ from hybridkit.messaging._port import Delivered
 from hybridkit.messaging._topology import DEAD_LETTER_EXCHANGE, delay_route
 from hybridkit.messaging._writer import Outgoing
 
-__all__ = ["Dead", "Delivery", "Done", "Identity", "Later", "Origin", "RetryHere", "Verdict"]
+__all__ = ["Dead", "Delivery", "Done", "Identity", "Later", "Origin", "Verdict"]
 
 MAX_ERROR_CHARS: Final = 1000
 MAX_STACK_CHARS: Final = 8000
@@ -42,13 +43,6 @@ class Done:
     """Nothing is left to do but to acknowledge. `outcome` is for the metrics."""
 
     outcome: str = "done"
-
-
-@dataclass(frozen=True, slots=True)
-class RetryHere:
-    """Again, after a pause that is too short for the broker."""
-
-    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +91,10 @@ class Origin(Protocol):
         """Have the broker dead-letter that delivery."""
         ...
 
+    def give_back(self) -> None:
+        """Close it: everything of it that is in hand goes back into the queue, in its order."""
+        ...
+
     def was_finished(self, event: Identity, /) -> bool:
         """Whether that event's work was finished before, on a channel that closed too early to say so."""
         ...
@@ -107,6 +105,9 @@ class Delivery:
 
     Its properties are decoded when something asks for them; of most messages nothing does.
 
+    Attributes:
+        key: what keeps it in order, where that is wanted.
+
     Args:
         queue: the consumer's name.
         origin: the channel it came on.
@@ -116,12 +117,14 @@ class Delivery:
     def __init__(self, queue: str, origin: Origin, message: Delivered) -> None:
         self.queue = queue
         self.body = message.body
+        self.key: str | None = None
         self.received_at = time.monotonic()
         self._origin = origin
         self._tag = message.deliver.tag
         self._is_redelivered = message.deliver.redelivered
         self._octets = message.properties
         self._event: Identity | None = None
+        self._envelope: EventEnvelope[Any] | None = None
 
     def __repr__(self) -> str:
         return f"Delivery({self.queue!r}, tag={self._tag}, failures={self.failures})"
@@ -153,6 +156,16 @@ class Delivery:
     def _count(self, name: str) -> int:
         # A header's name stands in the undecoded bytes as it is: where it doesn't, there is nothing to decode.
         return read_count(self.headers, name) if name.encode() in self._octets else 0
+
+    def read(self) -> EventEnvelope[Any]:
+        """The body, parsed once.
+
+        Raises:
+            PayloadError: see `decode_envelope`.
+        """
+        if self._envelope is None:
+            self._envelope = decode_envelope(self.body)
+        return self._envelope
 
     @property
     def is_ours(self) -> bool:
@@ -187,6 +200,10 @@ class Delivery:
     def reject(self) -> None:
         """Have the broker move it to the dead-letter queue as it is: without a copy, and without our reason."""
         self._origin.reject(self._tag)
+
+    def give_back(self) -> None:
+        """Give it back, with everything else from its channel: nothing overtakes anything."""
+        self._origin.give_back()
 
     def delayed(self, later: Later) -> Outgoing:
         """The copy that comes back."""

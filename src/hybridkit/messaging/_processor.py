@@ -20,7 +20,7 @@ from structlog.contextvars import bind_contextvars, bound_contextvars, reset_con
 
 from hybridkit.codec import decode_object
 from hybridkit.context import REQUEST_ID_HEADER, USER_ID_HEADER, Claim, RequestContext, bind
-from hybridkit.envelope import EventEnvelope, decode_envelope
+from hybridkit.envelope import EventEnvelope
 from hybridkit.errors import (
     ClaimLostError,
     DeadlineExceededError,
@@ -49,6 +49,7 @@ from hybridkit.messaging._delivery import Dead, Delivery, Done, Later, Verdict
 from hybridkit.messaging._guard import Guard
 from hybridkit.messaging._handlers import Handler, Handlers
 from hybridkit.messaging._headers import VERSION_WAITS
+from hybridkit.messaging._order import ByKey
 from hybridkit.messaging._pause import Gate
 from hybridkit.messaging._writer import Outgoing
 from hybridkit.observability import get_logger, is_tracing, metrics, span
@@ -61,6 +62,7 @@ LOCAL_SECONDS: Final = 0.8 * 1800
 
 https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout
 """
+MAX_REMEMBERED: Final = 10_000
 SHORTEST_DELAY_SECONDS: Final = 1.0
 """Below it a retry waits here; the delay levels count whole seconds."""
 HOLDER_WAIT_SECONDS: Final = 5.0
@@ -117,6 +119,11 @@ class _Work:
     meters: "_Meters"
     failures: int
 
+    @property
+    def claim(self) -> str:
+        """The guard's key: a redriven event runs again."""
+        return f"{self.key}:{self.delivery.generation}"
+
 
 class _Meters:
     """The metrics of one type of event, looked up once."""
@@ -139,6 +146,7 @@ class Processor:
         guard: lets each event run once.
         timeout_seconds: for one run of a handler.
         gate: shut when a handler or the guard says that a dependency is down.
+        lines: where messages wait in order, if they have to; the delay levels keep none.
     """
 
     def __init__(
@@ -150,7 +158,8 @@ class Processor:
         providers: Mapping[Any, object],
         guard: Guard | None,
         timeout_seconds: float,
-        gate: Gate | None = None,
+        gate: Gate,
+        lines: ByKey | None = None,
     ) -> None:
         self._queue = queue
         self._handlers = handlers
@@ -158,7 +167,9 @@ class Processor:
         self._providers = providers
         self._guard = guard
         self._timeout_seconds = timeout_seconds
-        self._gate = gate or Gate(queue)
+        self._gate = gate
+        self._lines = lines
+        self._failures: dict[str, int] = {}  # of messages in order, which have no copy to count them
         self._age = metrics.event_age.labels(queue)
         self._meters: dict[str, _Meters] = {}
         self._logs_all = _log.is_enabled_for(logging.DEBUG)
@@ -169,11 +180,11 @@ class Processor:
     async def process(self, delivery: Delivery) -> None:
         """See one delivery through to its acknowledgement, or to the end of its channel."""
         try:
-            envelope = decode_envelope(delivery.body)
+            envelope = delivery.read()
         except PayloadError as error:
             context = RequestContext.from_amqp_headers(delivery.headers)
             with bind(context), bound_contextvars(consumer=self._queue):
-                await self._settle(delivery, _unreadable(delivery, error), "unknown")
+                await self._conclude(delivery, self._unreadable(delivery, error), "unknown")
             return
         event_type, event_id = envelope.event_type, str(envelope.event_id)
         context = _context_of(envelope)
@@ -197,6 +208,8 @@ class Processor:
         key = _key_prefix(self._queue, envelope.service) + event_id
         meters = self._meters_of(envelope.event_type)
         work = _Work(delivery, envelope, handler, key, context, meters, delivery.failures)
+        if self._failures:
+            work.failures = self._failures.pop(work.claim, work.failures)
         verdict = await self._judge(work)
         if verdict is _DONE:
             delivery.ack(finished=True)
@@ -204,51 +217,67 @@ class Processor:
             if self._logs_all:
                 _log.debug("message settled", outcome="done")
         elif verdict is not None:
-            await self._settle(delivery, verdict, envelope.event_type)
+            await self._conclude(delivery, verdict, envelope.event_type)
         return None
 
     async def _judge(self, work: _Work) -> Verdict | None:
         """Run the handler, here as often as its policy says so; None when everything stops first."""
         while True:
-            if self._left_seconds(work) < 0:
+            if self._left_seconds(work.delivery) < 0:
                 return Later(SHORTEST_DELAY_SECONDS, headers=work.delivery.failed(work.failures))
             verdict = await (self._once(work) if self._gate.is_open else self._after_pause(work))
             match verdict:
                 case _Hold(error):
                     self._gate.shut(error)
                 case _Again(seconds, error, failures):
-                    here = seconds < min(SHORTEST_DELAY_SECONDS, self._left_seconds(work))
-                    if not here or self._gate.is_stopped:
-                        return Later(seconds, error, work.delivery.failed(failures))
                     work.failures = failures
+                    if not self._waits_here(work, seconds):
+                        return Later(seconds, error, work.delivery.failed(failures))
                     await asyncio.sleep(seconds)
                 case _:
                     return verdict
 
+    def _waits_here(self, work: _Work, seconds: float) -> bool:
+        """Whether the next run is near enough to wait for it in a handler's place."""
+        if self._lines is not None:
+            self._remember(work)
+            return False
+        soon = seconds < min(SHORTEST_DELAY_SECONDS, self._left_seconds(work.delivery))
+        return soon and not self._gate.is_stopped
+
+    def _remember(self, work: _Work) -> None:
+        """Count the failures of a message that may go back to its queue as it is."""
+        if work.failures:
+            self._failures[work.claim] = work.failures
+        if len(self._failures) > MAX_REMEMBERED:
+            del self._failures[next(iter(self._failures))]
+
     async def _after_pause(self, work: _Work) -> Verdict | _Again | _Hold | None:
         """One run when the gate is open again, or the run that finds out whether it can be opened."""
-        if not await self._gate.turn(seconds=self._left_seconds(work)):
+        if not await self._gate.turn(seconds=self._left_seconds(work.delivery)):
             return None if self._gate.is_stopped else _Again(SHORTEST_DELAY_SECONDS, None, work.failures)
         if self._gate.is_open:
-            return await self._once(work)
+            return await self._once(work) if work.delivery.is_ours else None
         with self._gate.probing():
+            if not work.delivery.is_ours:  # it comes again, and is no probe before
+                return None
             verdict = await self._once(work)
             if not isinstance(verdict, _Hold):
                 self._gate.open()
         return verdict
 
-    def _left_seconds(self, work: _Work) -> float:
+    def _left_seconds(self, delivery: Delivery) -> float:
         """How long the message can still wait here before its handler has to begin."""
-        return LOCAL_SECONDS - self._timeout_seconds - work.delivery.age_seconds()
+        return LOCAL_SECONDS - self._timeout_seconds - delivery.age_seconds()
 
     async def _once(self, work: _Work) -> Verdict | _Again | _Hold:
         """One run, if the guard lets it."""
         if self._guard is None:
             return await self._run(work)
-        key = f"{work.key}:{work.delivery.generation}"
+        wait_seconds = HOLDER_WAIT_SECONDS if self._lines is None else 0.0  # in order, it rests outside
         try:
             answer = await self._guard.begin(
-                key, _payload(work.delivery.body), wait_seconds=HOLDER_WAIT_SECONDS
+                work.claim, _payload(work.delivery.body), wait_seconds=wait_seconds
             )
         except UnavailableError as error:
             return _Hold(error)
@@ -258,8 +287,9 @@ class Processor:
             case Completed() | Failed():
                 return Done("duplicate")
             case InProgress(retry_after_ms):
-                seconds = min(retry_after_ms / 1000, LONGEST_HOLDER_WAIT_SECONDS)
-                return _Again(max(seconds, SHORTEST_DELAY_SECONDS), None, work.failures)
+                longest = LONGEST_HOLDER_WAIT_SECONDS if self._lines is None else SHORTEST_DELAY_SECONDS
+                seconds = max(min(retry_after_ms / 1000, longest), SHORTEST_DELAY_SECONDS)
+                return _Again(seconds, None, work.failures)
             case Mismatch():
                 reused = KeyReusedError(f"the event {work.envelope.event_id} came before with other data")
                 return Dead("mismatch", reused, work.failures)
@@ -338,6 +368,17 @@ class Processor:
         )
         return Dead("unknown_type", unknown, delivery.failures)
 
+    async def _conclude(self, delivery: Delivery, verdict: Verdict, event_type: str) -> None:
+        """Settle it; or, in order, have it rest in its line instead of a delay level."""
+        if self._lines is None or delivery.key is None or not isinstance(verdict, Later):
+            await self._settle(delivery, verdict, event_type)
+        elif (left_seconds := self._left_seconds(delivery)) < 0:
+            _log.warning("messages given back", reason="one waited for as long as the broker allows")
+            delivery.give_back()
+        elif delivery.is_ours:
+            self._count_retry(verdict, event_type)
+            self._lines.rest(delivery.key, delivery, min(verdict.seconds, left_seconds))
+
     async def _settle(self, delivery: Delivery, verdict: Verdict, event_type: str) -> None:
         """Move a copy where it has to go, then acknowledge."""
         match verdict:
@@ -359,10 +400,13 @@ class Processor:
         return await self._move(delivery, delivery.dead_letter(dead))
 
     async def _put_off(self, delivery: Delivery, later: Later, event_type: str) -> bool:
+        self._count_retry(later, event_type)
+        return await self._move(delivery, delivery.delayed(later))
+
+    def _count_retry(self, later: Later, event_type: str) -> None:
         error = type(later.error).__name__ if later.error else "waiting"
         _log.info("message put off", delay_seconds=later.seconds, error=error)
         metrics.events_retried.labels(self._queue, event_type, error).inc()
-        return await self._move(delivery, delivery.delayed(later))
 
     async def _move(self, delivery: Delivery, message: Outgoing) -> bool:
         """Publish until the broker has the copy; False when the original is no longer ours and comes again anyway."""
@@ -376,6 +420,29 @@ class Processor:
                 _log.warning("copy not published yet", exchange=message.exchange, error=str(error))
             await asyncio.sleep(backoff.next_seconds())
         return False
+
+    def _unreadable(self, delivery: Delivery, error: PayloadError) -> Verdict:
+        """What becomes of a message that this process can't read."""
+        match error:
+            case UnknownEventVersionError(newer=True) if (wait := self._version_wait(delivery)) is not None:
+                seconds, waits = wait
+                return Later(seconds, error, {VERSION_WAITS: waits})
+            case UnknownEventVersionError():
+                reason = "unknown_version"
+            case UnknownEventTypeError():
+                reason = "unknown_type"
+            case _:
+                reason = "malformed"
+        return Dead(reason, error, delivery.failures)
+
+    def _version_wait(self, delivery: Delivery) -> tuple[float, int] | None:
+        """How long to wait for a deployment that knows the version, and how many waits that makes; None for no more."""
+        if self._lines is None or delivery.key is None:
+            waits = delivery.version_waits
+            return (VERSION_WAIT_SECONDS[waits], waits + 1) if waits < len(VERSION_WAIT_SECONDS) else None
+        longest = min(sum(VERSION_WAIT_SECONDS), LOCAL_SECONDS - self._timeout_seconds)
+        left_seconds = longest - delivery.age_seconds()
+        return (left_seconds, 1) if left_seconds > 0 else None
 
     def _meters_of(self, event_type: str) -> _Meters:
         found = self._meters.get(event_type)
@@ -418,21 +485,6 @@ def _outcome_of(verdict: Verdict | _Again | _Hold) -> Outcome:
             return Outcome.FAILED
         case _:
             return Outcome.RELEASED
-
-
-def _unreadable(delivery: Delivery, error: PayloadError) -> Verdict:
-    """What becomes of a message that this process can't read."""
-    match error:
-        case UnknownEventVersionError(newer=True) if delivery.version_waits < len(VERSION_WAIT_SECONDS):
-            waits = delivery.version_waits
-            return Later(VERSION_WAIT_SECONDS[waits], error, {VERSION_WAITS: waits + 1})
-        case UnknownEventVersionError():
-            reason = "unknown_version"
-        case UnknownEventTypeError():
-            reason = "unknown_type"
-        case _:
-            reason = "malformed"
-    return Dead(reason, error, delivery.failures)
 
 
 def _context_of(envelope: EventEnvelope[Any]) -> RequestContext:

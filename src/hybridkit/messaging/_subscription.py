@@ -15,6 +15,8 @@ from hybridkit.messaging._delivery import Delivery
 from hybridkit.messaging._finished import Finished
 from hybridkit.messaging._handlers import Handlers
 from hybridkit.messaging._inbox import Inbox
+from hybridkit.messaging._order import ByKey
+from hybridkit.messaging._pause import Gate, Paused
 from hybridkit.messaging._processor import Processor
 from hybridkit.messaging._topology import consumer_topology, declare, shared_topology
 from hybridkit.observability import get_logger, metrics
@@ -22,6 +24,8 @@ from hybridkit.observability import get_logger, metrics
 __all__ = ["PREFETCH_PER_HANDLER", "Subscription"]
 
 PREFETCH_PER_HANDLER: Final = 3
+PREFETCH_PER_HANDLER_IN_ORDER: Final = 30
+"""More, as those behind a message that waits for its next attempt take no other key's place."""
 PROBE_SECONDS: Final = 15.0
 CANCEL_SECONDS: Final = 2.0
 """How long a handler gets to end when its time is up, and the broker to say that it stops delivering."""
@@ -38,7 +42,9 @@ class Subscription:
         handlers: whose types it is bound for.
         connection: where messages come from.
         processor: settles them.
+        gate: of the processor; while it is shut, nothing more is taken.
         concurrency: how many at the same time.
+        lines: keeps those of a key in order, where that is wanted.
     """
 
     def __init__(
@@ -47,28 +53,43 @@ class Subscription:
         handlers: Handlers,
         connection: BrokerConnection,
         processor: Processor,
+        gate: Gate,
         *,
         concurrency: int,
+        lines: ByKey | None = None,
     ) -> None:
         self._name = name
-        self._topology = shared_topology() + consumer_topology(name, handlers.event_types())
+        self._topology = shared_topology() + consumer_topology(
+            name, handlers.event_types(), ordered=lines is not None
+        )
         self._processor = processor
-        self._prefetch = concurrency * PREFETCH_PER_HANDLER
+        self._gate = gate
+        gate.changed = self._adjust_soon
+        self._lines = lines
+        self._prefetch = concurrency * (
+            PREFETCH_PER_HANDLER if lines is None else PREFETCH_PER_HANDLER_IN_ORDER
+        )
         self._finished = Finished(prefetch=self._prefetch)
-        self._backlog: Backlog = Fifo(prefetch=self._prefetch)
+        self._backlog: Backlog = Fifo(prefetch=self._prefetch) if lines is None else lines
         self._workers = Workers(self._backlog, self._handle, concurrency=concurrency, name=f"{name} message")
         self._background = Background()
         self._draining = False
         self._tag = f"{name}.{new_id()}"
         self._inboxes: list[Inbox] = []  # of the channels that are open; the last one is the current
         self._starved_at: int | None = None
+        self._lane: Lane | None = None
+        self._consuming = 0
+        self._adjusting = asyncio.Lock()
         self._channel = SupervisedChannel(
             connection,
             name=f"consumer {name}",
             confirms=False,
             prepare=self._subscribe,
+            ready=lambda _: self._adjust_soon(),
             probe=self._probe,
             probe_seconds=PROBE_SECONDS,
+            # In order, a channel that consumes no more is closed at once: what it holds comes before all else.
+            linger_seconds=None if lines is None else 0.0,
         )
 
     def __repr__(self) -> str:
@@ -78,7 +99,12 @@ class Subscription:
     def is_ready(self) -> bool:
         """Whether the broker delivers: from its answer to `basic.consume` until it cancels or the channel is lost."""
         lane = self._channel.current
-        return lane is not None and not lane.retired.is_set()
+        return lane is not None and not lane.retired.is_set() and self._gate.is_open
+
+    @property
+    def paused(self) -> Paused | None:
+        """Why it takes no messages."""
+        return self._gate.paused
 
     @property
     def in_flight(self) -> int:
@@ -94,10 +120,13 @@ class Subscription:
         """Unsubscribe, wait for what runs, acknowledge, close the channel; whether all was finished in time."""
         give_up_at = time.monotonic() + budget_seconds
         self._draining = True
-        lane = await self._channel.stop()
-        if lane is not None:
-            await self._unsubscribe(lane)
+        self._gate.stop()
         await self._workers.stop()
+        lane = await self._channel.stop()
+        if self._lines is not None:
+            self._lines.stop()  # and the broker is not told: whoever consumes next must not begin before the end
+        elif lane is not None:
+            await self._unsubscribe(lane)
         reserve_seconds = min(CANCEL_SECONDS, budget_seconds / 4)
         finished = await self._workers.wait(seconds=max(give_up_at - reserve_seconds - time.monotonic(), 0.0))
         if not finished:
@@ -114,14 +143,47 @@ class Subscription:
     async def _subscribe(self, lane: Lane) -> None:
         """Declare everything again, also what is there: a queue that was deleted is back before it is consumed."""
         await declare(self._topology, lane.channel)
-        await lane.channel.basic_qos(prefetch_count=self._prefetch)
         lane.channel.on_consumer_cancel_callbacks.add(partial(self._cancelled, lane))
         inbox = Inbox(
             lane, queue=self._name, prefetch=self._prefetch, finished=self._finished, take=self._take
         )
         self._inboxes = [*(known for known in self._inboxes if known.is_open), inbox]
         self._starved_at = None
-        await lane.channel.basic_consume(self._name, _nothing, consumer_tag=self._tag)
+        self._lane, self._consuming = lane, 0
+        await self._consume(lane, self._wanted())
+
+    async def _consume(self, lane: Lane, count: int) -> None:
+        """Have up to so many unacknowledged messages delivered on this channel."""
+        if self._consuming:
+            self._consuming = 0
+            await lane.channel.basic_cancel(self._tag)
+        if count:
+            await lane.channel.basic_qos(prefetch_count=count)
+            await lane.channel.basic_consume(self._name, _nothing, consumer_tag=self._tag)
+            if lane is self._lane:  # there may be another one by now
+                self._consuming = count
+
+    def _wanted(self) -> int:
+        """How many messages to have in hand: none in a pause, or one to try with.
+
+        In order the consumer stays: the next one would get messages whose predecessors are in hand here.
+        """
+        if self._gate.paused is None or self._lines is not None:
+            return self._prefetch
+        return 1 if self._gate.wants_one or self._consuming == 1 else 0
+
+    def _adjust_soon(self) -> None:
+        self._background.start(self._adjust(), name=f"adjusting {self._name}")
+
+    async def _adjust(self) -> None:
+        async with self._adjusting:
+            lane = self._channel.current
+            if lane is None or self._draining or self._wanted() == self._consuming:
+                return
+            try:
+                await lane.link.ask(self._consume(lane, self._wanted()), name=f"adjusting {self._name}")
+            except (NotConnectedError, *LIBRARY_ERRORS) as error:
+                self._channel.retire(lane, reason=f"its consumer was not adjusted: {error}")
 
     def _cancelled(self, lane: Lane, _: object) -> None:
         self._channel.retire(lane, reason="the broker cancelled the consumer")
@@ -134,7 +196,7 @@ class Subscription:
         """
         queue = await lane.channel.queue_declare(self._name, passive=True)
         metrics.queue_backlog.labels(self._name).set(queue.message_count or 0)
-        if not queue.consumer_count:
+        if not queue.consumer_count and self._consuming:
             raise NotConnectedError("the broker knows no consumer of the queue")
         if self._is_starving(queue.message_count or 0):
             await self._unsubscribe(lane)
@@ -143,7 +205,8 @@ class Subscription:
     def _is_starving(self, waiting: int) -> bool:
         """Whether two probes in a row have seen messages wait for us, and nothing has come in between."""
         inbox = self._inboxes[-1]
-        if not waiting or not inbox.has_room:
+        # Of the consumers of a queue in order, all but one wait for their turn.
+        if not waiting or not inbox.has_room or self._lines is not None or self._consuming < self._prefetch:
             self._starved_at = None
             return False
         was, self._starved_at = self._starved_at, inbox.received
@@ -172,12 +235,16 @@ class Subscription:
         try:
             await self._processor.process(delivery)
         except asyncio.CancelledError:
-            delivery.requeue()
+            if self._lines is None:
+                delivery.requeue()
             raise
         except Exception as error:  # noqa: BLE001 - a mistake in here must neither lose nor hold a message
             _log.exception("message not processed", consumer=self._name, error=repr(error))
             await asyncio.sleep(UNEXPECTED_PAUSE_SECONDS)
-            delivery.requeue()
+            if self._lines is None:
+                delivery.requeue()
+            else:
+                delivery.give_back()
 
 
 async def _nothing(_: object) -> None:

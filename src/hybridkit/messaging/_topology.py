@@ -51,6 +51,8 @@ UNROUTED: Final = "hk.unrouted"
 DELAY_LEVELS: Final = 17
 MAX_DELAY_SECONDS: Final = 2**DELAY_LEVELS - 1
 DELIVERY_LIMIT: Final = 20
+ORDERED_DELIVERY_LIMIT: Final = 1000
+"""In order, what is in hand goes back to the queue each time that waiting takes too long, and that counts."""
 
 # A queue without a consumer of ours still counts deliveries to whoever looks into it, and RabbitMQ 4 gives it a limit
 # of 20 where none is written. (-1 for "none" drops at the second delivery on 3.10.)
@@ -167,19 +169,22 @@ def shared_topology() -> Topology:
     return basics
 
 
-def consumer_topology(name: str, event_types: Iterable[str]) -> Topology:
+def consumer_topology(name: str, event_types: Iterable[str], *, ordered: bool = False) -> Topology:
     """A consumer's queue with its bindings, and its dead-letter queue.
 
     Args:
         name: of the queue.
         event_types: the types to be delivered from the event exchange.
+        ordered: whether one consumer at a time gets the messages.
     """
+    single = {"x-single-active-consumer": True} if ordered else {}
     queues = (
         Queue(
             name=name,
             arguments={
-                "x-delivery-limit": DELIVERY_LIMIT,
+                "x-delivery-limit": ORDERED_DELIVERY_LIMIT if ordered else DELIVERY_LIMIT,
                 "x-dead-letter-routing-key": name,
+                **single,
                 **_dead_letter_to(DEAD_LETTER_EXCHANGE),
             },
         ),

@@ -1,0 +1,133 @@
+"""Order per key: messages of one key run one after another, and keys beside each other.
+
+The queue has a single active consumer, so one process gets all messages, in order. There each key is a line: the next
+message of it runs when the one before is done with. A message that has to wait (for its next attempt, for another
+process that still works on it) rests at the head of its line, without a place among the running handlers.
+https://www.rabbitmq.com/docs/consumers#single-active-consumer
+"""
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, cast
+
+from hybridkit.codec import decode_object
+from hybridkit.errors import PayloadError, UnknownEventVersionError
+from hybridkit.events import Event, registry
+from hybridkit.messaging._delivery import Delivery
+
+__all__ = ["ByKey", "Order", "key_of"]
+
+
+class Order(StrEnum):
+    """What becomes of a key when one of its messages is given up."""
+
+    SKIP = "skip"
+    """The message goes to the dead-letter queue, and the key goes on with the next one."""
+
+
+@dataclass(slots=True, eq=False)
+class _Line:
+    """Who waits behind the message of a key that runs or rests."""
+
+    waiting: deque[Delivery] = field(default_factory=deque[Delivery])
+    resting: Delivery | None = None
+    timer: asyncio.TimerHandle | None = None
+
+
+class ByKey:
+    """A backlog that gives out one message of each key at a time."""
+
+    def __init__(self) -> None:
+        self._ready: deque[Delivery] = deque()
+        self._filled = asyncio.Event()
+        self._lines: dict[str, _Line] = {}
+
+    def __repr__(self) -> str:
+        return f"ByKey({len(self)} deliveries, {len(self._lines)} keys)"
+
+    def __len__(self) -> int:
+        behind = sum(len(line.waiting) + (line.resting is not None) for line in self._lines.values())
+        return len(self._ready) + behind
+
+    def put(self, delivery: Delivery) -> None:
+        """Append it to the line of its key; what has no key stands in none."""
+        key = delivery.key = key_of(delivery)
+        if key is None:
+            self._give_out(delivery)
+        elif (line := self._lines.get(key)) is None:
+            self._lines[key] = _Line()
+            self._give_out(delivery)
+        else:
+            line.waiting.append(delivery)
+            if line.resting is not None and not line.resting.is_ours:  # the same message is in the line again
+                self._go_on(key, line)
+
+    async def get(self) -> Delivery:
+        """Take the message that has been ready for the longest time."""
+        while not self._ready:
+            self._filled.clear()
+            await self._filled.wait()
+        return self._ready.popleft()
+
+    def rest(self, key: str, delivery: Delivery, seconds: float) -> None:
+        """Have a running message wait at the head of its line, and run again after that time."""
+        line = self._lines[key]
+        line.resting = delivery
+        line.timer = asyncio.get_running_loop().call_later(seconds, self._wake, line, delivery)
+
+    def done(self, delivery: Delivery) -> None:
+        """Go on with the next of its key, unless that one only rests."""
+        if delivery.key is None:
+            return
+        line = self._lines[delivery.key]
+        if line.resting is None:
+            self._go_on(delivery.key, line)
+
+    def stop(self) -> None:
+        """Wake nobody any more."""
+        for line in self._lines.values():
+            if line.timer is not None:
+                line.timer.cancel()
+
+    def _wake(self, line: _Line, delivery: Delivery) -> None:
+        line.resting = line.timer = None
+        self._give_out(delivery)
+
+    def _go_on(self, key: str, line: _Line) -> None:
+        if line.timer is not None:
+            line.timer.cancel()
+        line.resting = line.timer = None
+        while line.waiting:
+            following = line.waiting.popleft()
+            if following.is_ours:
+                self._give_out(following)
+                return
+        del self._lines[key]
+
+    def _give_out(self, delivery: Delivery) -> None:
+        self._ready.append(delivery)
+        self._filled.set()
+
+
+def key_of(delivery: Delivery) -> str | None:
+    """The value that keeps a message in order; None where nothing can be read or its type has no key."""
+    try:
+        message = delivery.read().data
+    except UnknownEventVersionError as error:
+        return _raw_key(delivery.body, error.event_type)
+    except PayloadError:
+        return None
+    return message.ordering_key if isinstance(message, Event) else None
+
+
+def _raw_key(body: bytes, event_type: str) -> str | None:
+    """The key of a version that is not known here, should it be in the same place."""
+    newest = registry.newest(event_type)
+    name = newest.event_key if newest is not None and issubclass(newest, Event) else None
+    data: Any = decode_object(body).get("data")
+    if name is None or not isinstance(data, dict):
+        return None
+    value = cast("dict[str, Any]", data).get(name)
+    return None if value is None else str(value)

@@ -1,0 +1,241 @@
+"""A consumer whose handlers need something that is down: it stops, tells why, and goes on when that is back."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterator
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from hybridkit.adapters._running import start_consumers
+from hybridkit.coordination import connect_redis
+from hybridkit.errors import UnavailableError
+from hybridkit.events import Event
+from hybridkit.idempotency import IdempotencyGuard, RedisDown
+from hybridkit.lifespan import ServiceResources
+from hybridkit.messaging import BrokerConnection, Order, RobustConsumer, RobustPublisher
+from hybridkit.messaging import _pause as pause_module
+from hybridkit.messaging import _processor as processor_module
+from hybridkit.observability import metrics
+from hybridkit.retry import Retry
+from hybridkit.testing import FaultProxy
+
+pytestmark = pytest.mark.real_server
+
+QUEUE = "tests.paused"
+DOWN = "UnavailableError: db_postgres_service does not answer"
+
+
+class Wanted(Event, type="pause.wanted", key="number"):
+    number: int = 0
+
+
+class Dependency:
+    """Something that handlers need, and what they did with it."""
+
+    def __init__(self) -> None:
+        self.is_up = False
+        self.asked = 0
+        self.done: list[int] = []
+
+    async def use(self, number: int) -> None:
+        self.asked += 1
+        if not self.is_up:
+            raise UnavailableError("db_postgres_service does not answer")
+        self.done.append(number)
+
+
+@pytest.fixture(autouse=True)
+def logs() -> Iterator[None]:
+    with capture_logs():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pause_module, "FIRST_PROBE_SECONDS", 0.05)
+    monkeypatch.setattr(pause_module, "LONGEST_PROBE_SECONDS", 0.2)
+
+
+@pytest.fixture
+async def publisher(rabbitmq_url: str) -> AsyncGenerator[RobustPublisher]:
+    async with RobustPublisher(rabbitmq_url, service="tests") as publisher:
+        yield publisher
+
+
+@pytest.fixture
+async def connection(rabbitmq_url: str) -> AsyncGenerator[BrokerConnection]:
+    async with BrokerConnection(rabbitmq_url, name="tests") as connection:
+        yield connection
+
+
+@pytest.fixture
+def dependency() -> Dependency:
+    return Dependency()
+
+
+def consumer_of(dependency: Dependency, **options: Any) -> RobustConsumer:
+    """A consumer that gives up after the first failure, and pauses where the dependency is down."""
+    consumer = RobustConsumer(QUEUE, **options)
+
+    @consumer.on(Wanted, retry=Retry.immediate(attempts=1).pause_on(UnavailableError))
+    async def handle(event: Wanted) -> None:
+        await dependency.use(event.number)
+
+    return consumer
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0.01)
+
+
+def copies() -> float:
+    """How many messages went to a delay level."""
+    return sum(
+        sample.value
+        for metric in metrics.events_retried.collect()
+        for sample in metric.samples
+        if sample.name.endswith("_total") and sample.labels["consumer"] == QUEUE
+    )
+
+
+def gauge() -> float:
+    return float(metrics.consumer_paused.labels(QUEUE)._value.get())
+
+
+@pytest.mark.parametrize("order", [None, Order.SKIP], ids=["unordered", "ordered"])
+async def test_nothing_fails_while_a_dependency_is_down(
+    publisher: RobustPublisher,
+    connection: BrokerConnection,
+    dependency: Dependency,
+    broker: Any,
+    order: Order | None,
+) -> None:
+    """Of 200 messages a few are tried; none makes a copy, none counts a failure, and all run once when it is back."""
+    consumer = consumer_of(dependency, concurrency=4, order=order)
+    before = copies()
+    async with consumer.running(connection, publisher=publisher):
+        await publisher.publish_many(Wanted(number=n) for n in range(200))
+        await until(lambda: consumer.paused is not None)
+        assert consumer.paused
+        assert consumer.paused.reason == DOWN
+        assert (consumer.is_ready, gauge()) == (False, 1)
+        asked = dependency.asked
+        await until(lambda: dependency.asked >= asked + 3)  # probes, one at a time
+        in_hand = 12 if order is None else 120
+        assert dependency.asked <= 12
+        assert consumer.in_flight <= in_hand
+        assert (await broker.state(QUEUE))[0] >= 200 - in_hand
+        dependency.is_up = True
+        await until(lambda: len(dependency.done) == 200)
+        await until(lambda: consumer.in_flight == 0)
+        assert (consumer.is_ready, gauge()) == (True, 0)
+    assert sorted(dependency.done) == list(range(200))
+    assert copies() == before
+    assert await broker.state(f"{QUEUE}.dlq") == (0, 0)
+
+
+async def test_readiness_names_the_pause(
+    publisher: RobustPublisher, connection: BrokerConnection, dependency: Dependency
+) -> None:
+    """`/ready` is red with the reason, and green again when the dependency is back."""
+    consumer = consumer_of(dependency)
+    resources = ServiceResources()
+    resources._providers.update(
+        {BrokerConnection: connection, RobustPublisher: publisher, IdempotencyGuard: None}
+    )
+    await start_consumers(resources, [consumer], providers={})
+    try:
+        await publisher.publish(Wanted())
+        await until(lambda: consumer.paused is not None)
+        state = (await resources.health.readiness()).dependencies[QUEUE]
+        assert not state.up
+        assert state.detail
+        assert state.detail.startswith("UnavailableError: paused since 20")
+        assert state.detail.endswith(f" by {DOWN}")
+    finally:
+        await consumer.drain(budget_seconds=5)
+
+
+async def test_a_drain_in_a_pause_ends_at_once(
+    publisher: RobustPublisher, connection: BrokerConnection, dependency: Dependency, broker: Any
+) -> None:
+    """What is in hand goes back to the queue."""
+    consumer = consumer_of(dependency, concurrency=2)
+    await consumer.start(connection, publisher=publisher)
+    await publisher.publish_many(Wanted(number=n) for n in range(10))
+    await until(lambda: consumer.paused is not None and consumer.in_flight > 2)
+    async with asyncio.timeout(5):
+        assert await consumer.drain(budget_seconds=60)
+    assert (await broker.state(QUEUE))[0] == 10
+    assert gauge() == 0
+
+
+async def test_what_is_in_hand_for_too_long_goes_round_and_one_message_is_tried(
+    publisher: RobustPublisher,
+    connection: BrokerConnection,
+    dependency: Dependency,
+    broker: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before the broker's own timeout; then the queue has a consumer with one message only."""
+    monkeypatch.setattr(processor_module, "LOCAL_SECONDS", 5.5)
+    consumer = consumer_of(dependency, concurrency=2, timeout_seconds=5)
+    before = copies()
+    async with consumer.running(connection, publisher=publisher):
+        await publisher.publish_many(Wanted(number=n) for n in range(20))
+        await until(lambda: copies() >= before + 6)
+        asked = dependency.asked
+        await until(lambda: dependency.asked >= asked + 2)
+        assert consumer.in_flight <= 1
+        dependency.is_up = True
+        await until(lambda: len(dependency.done) == 20)
+    assert sorted(dependency.done) == list(range(20))
+    assert await broker.state(f"{QUEUE}.dlq") == (0, 0)
+
+
+async def test_a_pause_survives_the_connection(
+    publisher: RobustPublisher, dependency: Dependency, broker: Any
+) -> None:
+    """The new channel takes no more than one message to try with."""
+    consumer = consumer_of(dependency, concurrency=2)
+    async with (
+        broker.proxied() as (proxy, url),
+        BrokerConnection(url, name="tests") as connection,
+        consumer.running(connection, publisher=publisher),
+    ):
+        await publisher.publish_many(Wanted(number=n) for n in range(20))
+        await until(lambda: consumer.paused is not None)
+        paused = consumer.paused
+        proxy.reset()
+        asked = dependency.asked
+        await until(lambda: dependency.asked >= asked + 3)
+        assert consumer.paused is paused
+        dependency.is_up = True
+        await until(lambda: len(set(dependency.done)) == 20)
+
+
+async def test_a_guard_without_redis_pauses_the_consumer(
+    publisher: RobustPublisher, connection: BrokerConnection, dependency: Dependency, redis_url: str
+) -> None:
+    """Nothing may run that Redis doesn't know of; nothing fails either."""
+    dependency.is_up = True
+    consumer = consumer_of(dependency)
+    host, port = redis_url.rpartition("@")[2].removeprefix("redis://").split("/")[0].split(":")
+    async with (
+        FaultProxy(host, int(port)) as proxy,
+        connect_redis(proxy.url_for(redis_url), timeout_seconds=10) as redis,
+    ):
+        guard = IdempotencyGuard(redis, when_down=RedisDown.STRICT, timeout_seconds=0.5)
+        async with consumer.running(connection, publisher=publisher, guard=guard):
+            proxy.freeze()
+            await publisher.publish_many(Wanted(number=n) for n in range(5))
+            await until(lambda: consumer.paused is not None)
+            assert consumer.paused
+            assert "the idempotency guard can't reach Redis" in consumer.paused.reason
+            assert dependency.done == []
+            proxy.let_pass()
+            await until(lambda: len(dependency.done) == 5)
+    assert sorted(dependency.done) == list(range(5))
