@@ -25,6 +25,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, TextIO
+from urllib.parse import urlsplit, urlunsplit
 
 from hybridkit.dev import LocalServers, Server
 from tests.proofs._books import Balance, Book, balance, read_books
@@ -79,13 +80,13 @@ async def _run(folder: Path, *, minutes: float, seed: int, cluster: bool) -> boo
         injected: Counter[str] = Counter()
         async with AsyncExitStack() as stack:
             for number in range(REPLICAS):
-                url = nodes[number % len(nodes)].url
+                url = _url(nodes, first=number)
                 await stack.enter_async_context(
                     _process(folder, "_worker", f"worker_{number}", url, redis.url)
                 )
             async with AsyncExitStack() as publishing:
                 for number in range(PUBLISHERS):
-                    url = nodes[-1 - number % len(nodes)].url
+                    url = _url(nodes, first=number + 1)
                     name, seeded = f"producer_{number}", str(seed + number)
                     await publishing.enter_async_context(
                         _process(folder, "_producer", name, url, last=seeded)
@@ -107,6 +108,13 @@ async def _inject(
         _say(str(fault))
         injected[fault.kind] += 1
         await injector.inject(fault)
+
+
+def _url(nodes: Sequence[Server], *, first: int) -> str:
+    """All nodes in one URL, as clients of a cluster have it; each begins with another one."""
+    urls = [urlsplit(nodes[(first + number) % len(nodes)].url) for number in range(len(nodes))]
+    hosts = ",".join(f"{url.hostname}:{url.port}" for url in urls)
+    return urlunsplit(urls[0]._replace(netloc=f"{urls[0].username}:{urls[0].password}@{hosts}"))
 
 
 @asynccontextmanager
