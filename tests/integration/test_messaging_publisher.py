@@ -12,6 +12,7 @@ import pytest
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from structlog.testing import capture_logs
 
+from hybridkit.cloudevents import decode_cloudevent
 from hybridkit.context import RequestContext, bind
 from hybridkit.envelope import decode_envelope
 from hybridkit.errors import (
@@ -134,6 +135,36 @@ async def test_a_receipt_means_stored_in_a_queue(publisher: RobustPublisher, rab
     assert message.delivery_mode == aio_pika.DeliveryMode.PERSISTENT
     assert (message.type, message.app_id) == (event.message_type, "tests")
     assert message.content_type == "application/json"
+
+
+async def test_cloudevents_are_published_for_readers_of_them(rabbitmq_url: str) -> None:
+    """In binary mode: the attributes are headers, the body is the data alone."""
+    event = Published(number=7)
+    async with RobustPublisher(rabbitmq_url, service="tests", cloudevents=True) as publisher:
+        await bind_queue(rabbitmq_url)
+        with bind(RequestContext(request_id="req-1")):
+            await publisher.publish(event)
+    (message,) = await read(rabbitmq_url, 1)
+    assert message.headers["cloudEvents_type"] == event.message_type
+    assert message.headers["cloudEvents_requestid"] == "req-1"
+    assert message.headers["hk_event_id"] == message.headers["cloudEvents_id"] == str(event.event_id)
+    assert decode_cloudevent(message.body, message.headers).data == event
+
+
+async def test_the_next_broker_is_taken_where_one_is_gone(rabbitmq_url: str) -> None:
+    """Here nobody listens on the first address."""
+    several = rabbitmq_url.replace("@", "@127.0.0.1:1,")
+    async with RobustPublisher(several, service="tests") as publisher:
+        assert not (await publisher.publish(Published(), allow_unrouted=True)).routed
+
+
+async def test_what_nobody_waits_for_is_published_all_the_same(rabbitmq_url: str) -> None:
+    async with RobustPublisher(rabbitmq_url, service="tests") as publisher:
+        await bind_queue(rabbitmq_url)
+        for number in range(3):
+            publisher.publish_nowait(Published(number=number))
+    messages = await read(rabbitmq_url, 3)
+    assert [decode_envelope(message.body).data.number for message in messages] == [0, 1, 2]
 
 
 async def test_without_a_context_body_and_header_share_a_request_id(

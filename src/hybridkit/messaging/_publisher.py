@@ -10,9 +10,10 @@ from types import TracebackType
 from typing import Final, NamedTuple, Self
 from uuid import UUID
 
+from hybridkit.cloudevents import to_binary
 from hybridkit.codec import MAX_MESSAGE_BYTES, check_size
-from hybridkit.context import RequestContext, bound
-from hybridkit.envelope import encode_message
+from hybridkit.context import RequestContext, bind, bound
+from hybridkit.envelope import EventEnvelope, encode_message
 from hybridkit.errors import (
     BlockedError,
     DeclarationError,
@@ -61,13 +62,15 @@ class _Letter(NamedTuple):
         to: where it goes.
         destination: the same for people and spans, without the delay that a routing key may have in it.
         body: the envelope.
-        event_id: in text form.
+        event_id: of the event or command.
+        fields: headers of its own, encoded.
     """
 
     to: Address
     destination: str
     body: bytes
     event_id: UUID
+    fields: bytes = b""
 
     @property
     def message_type(self) -> str:
@@ -82,19 +85,22 @@ class RobustPublisher:
     without one.
 
     Args:
-        url: `amqp://user:password@host:port/vhost`, or `amqps://`.
+        url: as for `BrokerConnection`.
         service: the name that envelopes carry as their `service`; up to 255 bytes.
+        cloudevents: publish in the binary form of CloudEvents 1.0 instead of the envelope, for readers outside of the
+            stack; our consumers read both. What comes as bytes, from an outbox, stays as it is.
 
     Raises:
         DeclarationError: no such name.
     """
 
-    def __init__(self, url: str, *, service: str) -> None:
+    def __init__(self, url: str, *, service: str, cloudevents: bool = False) -> None:
         if not 1 <= len(service.encode()) <= MAX_NAME_BYTES:
             raise DeclarationError(
                 f"a service's name has 1 to {MAX_NAME_BYTES} bytes, not {len(service.encode())}"
             )
         self.service = service
+        self._cloudevents = cloudevents
         self._connection = BrokerConnection(url, name=f"{service} publisher")
         self._writer = Writer(self._connection, name=f"{service} publisher")
 
@@ -253,8 +259,14 @@ class RobustPublisher:
         return self._letter(event, context, to, f"{EVENT_EXCHANGE}:{event.message_type}")
 
     def _letter(self, message: Message, context: RequestContext, to: Address, destination: str) -> _Letter:
-        body = encode_message(message, service=self.service, context=context)
-        return _checked(_Letter(to, destination, body, message.event_id))
+        fields = b""
+        if self._cloudevents:
+            with bind(context):
+                headers, body = to_binary(EventEnvelope.wrap(message, service=self.service))
+            fields = encode_fields(headers)
+        else:
+            body = encode_message(message, service=self.service, context=context)
+        return _checked(_Letter(to, destination, body, message.event_id, fields))
 
     def _address(self, exchange: str, routing_key: str, message_type: str) -> Address:
         try:
@@ -284,7 +296,7 @@ class RobustPublisher:
         return Receipt(letter.event_id, routed)
 
     def _begin(self, letter: _Letter, context: RequestContext, fields: bytes) -> Publish:
-        table = encode_table(_EVENT_ID_FIELD + str(letter.event_id).encode() + fields)
+        table = encode_table(_EVENT_ID_FIELD + str(letter.event_id).encode() + letter.fields + fields)
         return self._writer.begin(letter.to, table, letter.body, deadline=context.deadline)
 
     def _begin_or_error(
