@@ -229,6 +229,8 @@ async def test_a_classic_queue_counts_nothing(letters: DeadLetters, broker: Any)
     await fill(broker, *range(3))
     for _ in range(2):
         assert numbers(await letters.peek(limit=2)) == [0, 1]
+    last = DeadLetterFilter(predicate=lambda letter: letter.body == b"2")
+    assert numbers(await letters.peek(last)) == [2]
 
 
 @pytest.mark.usefixtures("queues")
@@ -483,7 +485,7 @@ async def test_a_redrive_that_is_killed_loses_nothing(
     tmp_path: Path,
 ) -> None:
     """Each event is in one of the queues or in both, and has one effect in the end."""
-    count = 240
+    count = 120
     work.error = OSError("no bank")
     async with connect_redis(redis_url) as redis:
         guard = IdempotencyGuard(redis)
@@ -526,14 +528,48 @@ async def test_without_a_broker_to_send_to_everything_stays(
 
 
 @pytest.mark.usefixtures("queues")
-async def test_a_queue_that_is_emptied_meanwhile_is_at_its_end(letters: DeadLetters, broker: Any) -> None:
+async def test_a_queue_that_is_emptied_meanwhile_is_at_its_end(
+    letters: DeadLetters, broker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what never comes back is not waited for."""
+    monkeypatch.setattr(reader_module, "SETTLE_SECONDS", 0.1)
     await fill(broker, *range(3))
     async with reader_module.open_desk(broker.url, letters.queue) as desk:
         async with broker.channel() as channel:
             await (await channel.get_queue(letters.queue)).purge()
         async with desk.reading(most=desk.messages) as inbox:
             assert await inbox.next() is None
-            inbox.acknowledged = 3
+
+
+@pytest.mark.usefixtures("queues")
+async def test_a_broker_that_has_messages_and_delivers_none_is_not_waited_for(
+    letters: DeadLetters, broker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here because the reader keeps more than it says."""
+    monkeypatch.setattr(reader_module, "WINDOW", 1)
+    monkeypatch.setattr(reader_module, "SILENCE_SECONDS", 0.01)
+    await fill(broker, *range(3))
+    async with (
+        reader_module.open_desk(broker.url, letters.queue) as desk,
+        desk.reading(most=desk.messages) as inbox,
+    ):
+        assert await inbox.next()
+        with pytest.raises(NotConnectedError, match="delivers none"):
+            await inbox.next()
+
+
+@pytest.mark.usefixtures("queues")
+async def test_a_reader_whose_time_is_up_hands_out_nothing(
+    letters: DeadLetters, broker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader_module, "LOCAL_SECONDS", 0.0)
+    await fill(broker, 0)
+    async with (
+        reader_module.open_desk(broker.url, letters.queue) as desk,
+        desk.reading(most=desk.messages) as inbox,
+    ):
+        assert await inbox.next() is None
+        assert inbox.was_cut
 
 
 @pytest.mark.usefixtures("queues")

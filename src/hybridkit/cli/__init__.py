@@ -18,6 +18,10 @@ __all__ = ["main"]
 
 # A group of commands is a module with a `typer.Typer` named `app`; it is imported when one of its commands is used.
 GROUPS: Final = {
+    "dlq": (
+        "hybridkit.cli._dead_letters",
+        "Count, show and send back dead letters.",
+    ),
     "events": (
         "hybridkit.cli._events",
         "Export the schemas of events and commands, and check them against a release.",

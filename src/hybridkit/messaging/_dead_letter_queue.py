@@ -15,12 +15,13 @@ process is killed, each message is in one of the two queues or in both, and the 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from hybridkit.errors import MisuseError, NackedError, RejectedError, UnroutableError
 from hybridkit.messaging._bounded import Background
+from hybridkit.messaging._consumer import RobustConsumer
 from hybridkit.messaging._dead_letter_reader import Desk, Inbox, open_desk
 from hybridkit.messaging._dead_letters import (
     DeadLetter,
@@ -29,8 +30,10 @@ from hybridkit.messaging._dead_letters import (
     Groups,
     read_dead_letter,
 )
+from hybridkit.messaging._management import ask_management
 from hybridkit.messaging._port import Delivered
 from hybridkit.messaging._publisher import RobustPublisher
+from hybridkit.messaging._topology import DEAD_LETTER_EXCHANGE, UNROUTED, dead_letter_queue
 
 __all__ = ["DeadLetterSummary", "DeadLetters", "Pace", "Redriven"]
 
@@ -116,6 +119,31 @@ class DeadLetters:
 
     def __repr__(self) -> str:
         return f"DeadLetters({self.queue!r})"
+
+    @staticmethod
+    def queues_of(consumers: Iterable[RobustConsumer]) -> list[str]:
+        """The names of these consumers' dead-letter queues, and of the parking queue."""
+        return [*(dead_letter_queue(consumer.name) for consumer in consumers), UNROUTED]
+
+    @staticmethod
+    async def find_queues(management_url: str, *, vhost: str = "/") -> list[str]:
+        """The names of all dead-letter queues of a virtual host, and of the parking queue.
+
+        AMQP can't list queues, so this asks the management API: for what hangs on the dead-letter exchange.
+
+        Args:
+            management_url: `http://user:password@host:15672`, or `https://`; the user needs the tag `management`.
+            vhost: by its name, `/` for the default one.
+
+        Raises:
+            MisuseError: the URL is no HTTP URL.
+            AccessDeniedError: the user may not ask.
+            UnavailableError: nobody answered in 10 s.
+            ResponseError: what answered is not a management API that knows the virtual host.
+        """
+        bindings = (await ask_management(management_url, vhost=vhost)).bindings
+        exchanges = {DEAD_LETTER_EXCHANGE, UNROUTED}
+        return sorted({each.target for each in bindings if each.source in exchanges and not each.to_exchange})
 
     async def summary(self) -> DeadLetterSummary:
         """Count the messages by type, reason and error; the queue stays as it is.

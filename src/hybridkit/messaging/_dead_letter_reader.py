@@ -111,7 +111,7 @@ class Inbox:
     """
 
     def __init__(self, desk: Desk, *, most: int, skip: int) -> None:
-        self.port: Port | None = None
+        self.port: Port  # of the channel, before anything comes
         self.seen = 0
         self.acknowledged = 0
         self.was_cut = False
@@ -164,8 +164,7 @@ class Inbox:
     def ack(self, message: Delivered) -> None:
         """The message leaves the queue."""
         self.acknowledged += 1
-        if self.port is not None:
-            self.port.ack(message.deliver.tag)
+        self.port.ack(message.deliver.tag)
 
     def _pop(self) -> Delivered:
         message = self._waiting.popleft()
