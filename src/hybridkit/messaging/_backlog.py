@@ -3,7 +3,6 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
-from contextvars import copy_context
 from typing import Any, Final, Protocol
 
 from hybridkit.messaging._delivery import Delivery
@@ -98,7 +97,6 @@ class Workers:
         self._process = process
         self._concurrency = concurrency
         self._name = name
-        self._context = copy_context()
         self._running = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._one_less = asyncio.Event()
@@ -112,7 +110,6 @@ class Workers:
 
     def start(self) -> None:
         """Run what there is, and what comes."""
-        self._context = copy_context()
         self._dispatcher = asyncio.create_task(self._dispatch(), name=f"{self._name} dispatcher")
 
     async def stop(self) -> None:
@@ -148,9 +145,8 @@ class Workers:
                 pause_at = loop.time() + SLICE_SECONDS
 
     def _start(self, delivery: Delivery, loop: asyncio.AbstractEventLoop) -> None:
-        task = asyncio.Task(
-            self._run(delivery), loop=loop, name=self._name, context=self._context.copy(), eager_start=True
-        )
+        # It gets a copy of the dispatcher's context, which is what there was at the start: no message changes that.
+        task = asyncio.Task(self._run(delivery), loop=loop, name=self._name, eager_start=True)
         if task.done():
             self._look_at(task)
         else:
