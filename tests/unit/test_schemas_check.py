@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 from uuid import UUID
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator, FormatChecker
 from pydantic import BaseModel, ConfigDict, Field, create_model
@@ -458,6 +458,8 @@ def limits(kind: str, least: str, most: str) -> st.SearchStrategy[Any]:
     return st.fixed_dictionaries({"type": st.just(kind)}, optional={least: low, most: high})
 
 
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+
 LEAVES = st.one_of(
     limits("integer", "minimum", "maximum"),
     limits("integer", "exclusiveMinimum", "exclusiveMaximum"),
@@ -545,12 +547,13 @@ def breaks(found: list[Difference]) -> bool:
     return any(each.breaking for each in found)
 
 
+@UNHURRIED
 @given(schema=schemas())
 def test_nothing_differs_from_itself(schema: Any) -> None:
     assert check(document(schema), document(schema)) == []
 
 
-@settings(max_examples=200)
+@settings(UNHURRIED, max_examples=200)
 @given(data=st.data(), old=schemas())
 def test_what_is_called_compatible_can_be_read(data: st.DataObject, old: Any) -> None:
     """In both directions, whatever is written."""
@@ -562,6 +565,7 @@ def test_what_is_called_compatible_can_be_read(data: st.DataObject, old: Any) ->
         assert fits(data.draw(instances(new)), old)
 
 
+@UNHURRIED
 @given(data=st.data(), old=schemas())
 def test_the_reverse_change_breaks_the_others(data: st.DataObject, old: Any) -> None:
     new = data.draw(changed(old))
