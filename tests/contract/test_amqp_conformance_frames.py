@@ -26,6 +26,7 @@ class Wire:
         parts = urlsplit(url)
         self.virtual_host = unquote(parts.path[1:]) or "/"
         self.socket = socket.create_connection((parts.hostname, parts.port), timeout=20)
+        self.version = ""
         self._rest = b""
 
     def send(self, *frames: Any, channel: int = 1) -> None:
@@ -62,6 +63,7 @@ class Wire:
         self.send(PROTOCOL)
         start = self.receive()
         assert isinstance(start, commands.Connection.Start)
+        self.version = str(start.server_properties["version"])
         assert {"PLAIN", "AMQPLAIN"} <= set(start.mechanisms.split())
         properties: Any = {"capabilities": CAPABILITIES | capabilities}
         reply = commands.Connection.StartOk(properties, mechanism, response, "en_US")
@@ -212,6 +214,8 @@ MISTAKES: dict[str, tuple[list[Any], int, str]] = {
 def test_mistakes_that_no_connection_survives(wire: Wire, amqp_url: str, mistake: str) -> None:
     """The reason is told, and then the connection ends; the broker goes on for the others."""
     frames, code, text = MISTAKES[mistake]
+    if mistake == "a body that is too long" and wire.version.startswith("3.10"):
+        pytest.skip("RabbitMQ 3.10 doesn't answer that at all")
     close = wire.ask(*frames)
     assert isinstance(close, commands.Connection.Close), close
     assert close.reply_code == code

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Generator
@@ -10,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+import pytest
 
 from hybridkit.dev import LocalServers
 from hybridkit.dev._places import state_directory
@@ -138,3 +141,27 @@ def test_a_url_is_only_named_and_its_password_hidden() -> None:
         command.terminate()
         assert command.wait(10) == 0
     assert line.split() == ["redis", "redis://me:***@example:6379/0", "URL:", "HYBRIDKIT_REDIS_URL"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_development_broker_runs_until_a_signal(number: signal.Signals) -> None:
+    """It prints its URL, warns, and ends with exit code 0."""
+    argv = [sys.executable, "-m", "hybridkit.dev", "broker", "--port", "0"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as command:
+        assert command.stdout is not None
+        url = command.stdout.readline().strip()
+        assert rabbitmq_answers(urlsplit(url).port or 0)
+        command.send_signal(number)
+        _, warning = command.communicate(timeout=20)
+    assert command.returncode == 0
+    assert "for development and tests only" in warning
+
+
+def test_a_port_that_is_taken_is_an_error() -> None:
+    """Exit code 1, and the port in the message."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        argv = [sys.executable, "-m", "hybridkit.dev", "broker", "--port", port]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"error: the development broker can't listen on port {port}" in done.stderr

@@ -1,0 +1,300 @@
+"""The faults of the development broker, as an unmodified aio-pika client meets them."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+import aio_pika
+import pytest
+from aio_pika import Message
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
+from aio_pika.exceptions import ChannelPreconditionFailed, ConnectionClosed, DeliveryError
+from pamqp import commands, frame
+
+from hybridkit.dev import DevelopmentBroker, QueueState
+from hybridkit.errors import MisuseError, ServerStartError
+
+
+@pytest.fixture
+async def broker() -> AsyncGenerator[DevelopmentBroker]:
+    async with DevelopmentBroker() as broker:
+        yield broker
+
+
+@pytest.fixture
+async def connection(broker: DevelopmentBroker) -> AsyncGenerator[AbstractConnection]:
+    async with await aio_pika.connect(broker.url) as connection:
+        yield connection
+
+
+@pytest.fixture
+async def channel(connection: AbstractConnection) -> AbstractChannel:
+    channel = await connection.channel()
+    await channel.declare_queue("queue", durable=True)
+    return channel
+
+
+async def put(channel: AbstractChannel, body: str = "") -> None:
+    await channel.default_exchange.publish(Message(body.encode()), "queue")
+
+
+def putting(channel: AbstractChannel, body: str = "") -> asyncio.Task[None]:
+    return asyncio.create_task(put(channel, body))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0.001)
+
+
+class Inbox:
+    """A consumer that settles nothing."""
+
+    def __init__(self) -> None:
+        self.messages: list[AbstractIncomingMessage] = []
+
+    async def take(self, message: AbstractIncomingMessage) -> None:
+        self.messages.append(message)
+
+    @property
+    def bodies(self) -> list[str]:
+        return [message.body.decode() for message in self.messages]
+
+    async def listen(self, channel: AbstractChannel) -> str:
+        return str(await (await channel.get_queue("queue")).consume(self.take))
+
+    async def receives(self, count: int) -> list[AbstractIncomingMessage]:
+        await until(lambda: len(self.messages) >= count)
+        return self.messages
+
+
+# ── publishers ───────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_dropped_confirms(broker: DevelopmentBroker, channel: AbstractChannel) -> None:
+    """The message is there, its publisher never hears of it, and the next one's confirm doesn't speak for it."""
+    broker.faults.drop_confirms(1)
+    silent = putting(channel)
+    await until(lambda: broker.queues()["queue"].ready == 1)
+    await asyncio.gather(put(channel), put(channel))
+    assert not silent.done()
+    silent.cancel()
+
+
+async def test_delayed_confirms(broker: DevelopmentBroker, channel: AbstractChannel) -> None:
+    """Each comes later, until it is cleared."""
+    broker.faults.delay_confirms(0.2)
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    await put(channel)
+    assert loop.time() - started >= 0.2
+    broker.faults.delay_confirms(60)
+    late = putting(channel)
+    await until(lambda: broker.queues()["queue"].ready == 2)
+    broker.faults.clear()
+    await put(channel)
+    assert not late.done()
+    late.cancel()
+
+
+async def test_nacked_publishes(broker: DevelopmentBroker, channel: AbstractChannel) -> None:
+    """They reach no queue; the next one does."""
+    broker.faults.nack_publishes(1)
+    with pytest.raises(DeliveryError):
+        await put(channel)
+    assert broker.queues()["queue"].ready == 0
+    await put(channel)
+    assert broker.queues()["queue"].ready == 1
+
+
+async def test_a_blocked_publisher(broker: DevelopmentBroker, channel: AbstractChannel) -> None:
+    """It is told when it publishes, its message waits unread, and others may consume."""
+    connection: Any = await channel.get_underlay_channel()
+    ready = connection.connection.ready
+    broker.faults.block("no memory left")
+    waiting = putting(channel)
+    unblocked = asyncio.create_task(ready())
+    await until(connection.connection.write_queue.empty)
+    async with await aio_pika.connect(broker.url) as other:
+        await (await other.channel()).get_queue("queue")
+    assert broker.queues()["queue"].ready == 0
+    assert not waiting.done()
+    broker.faults.unblock()
+    await asyncio.wait_for(asyncio.gather(waiting, unblocked), 10)
+    assert broker.queues()["queue"].ready == 1
+
+
+# ── consumers ────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_duplicated_deliveries(broker: DevelopmentBroker, channel: AbstractChannel) -> None:
+    """The same message under two tags; both can be settled, also by giving back."""
+    inbox = Inbox()
+    await inbox.listen(channel)
+    broker.faults.duplicate_deliveries(1)
+    await put(channel, "1")
+    await put(channel, "2")
+    first, twin, _ = await inbox.receives(3)
+    assert inbox.bodies == ["1", "1", "2"]
+    await twin.nack()
+    await first.ack()
+    await until(lambda: broker.queues()["queue"] == QueueState(ready=0, unacknowledged=1, consumers=1))
+
+
+async def test_reordered_deliveries(broker: DevelopmentBroker, channel: AbstractChannel) -> None:
+    """Held back until there are enough, then the other way round."""
+    inbox = Inbox()
+    await inbox.listen(channel)
+    broker.faults.reorder_deliveries(3)
+    for body in "1234":
+        await put(channel, body)
+    messages = await inbox.receives(4)
+    assert inbox.bodies == ["3", "2", "1", "4"]
+    assert [message.delivery_tag for message in messages] == [1, 2, 3, 4]
+
+
+async def test_what_is_held_back_comes_when_the_faults_are_cleared(
+    broker: DevelopmentBroker, channel: AbstractChannel
+) -> None:
+    """To its consumer, or back into the queue where that has gone."""
+    inbox = Inbox()
+    tag = await inbox.listen(channel)
+    broker.faults.reorder_deliveries(10)
+    await put(channel, "1")
+    assert inbox.messages == []
+    broker.faults.clear()
+    await inbox.receives(1)
+    broker.faults.reorder_deliveries(10)
+    await put(channel, "2")
+    await (await channel.get_queue("queue")).cancel(tag)
+    broker.faults.clear()
+    assert broker.queues()["queue"].ready == 1
+
+
+async def test_cancelled_consumers(broker: DevelopmentBroker, channel: AbstractChannel) -> None:
+    """The queue stays, and so does what they have."""
+    amqp: Any = await channel.get_underlay_channel()
+    inbox = Inbox()
+    tag = await inbox.listen(channel)
+    await put(channel)
+    await inbox.receives(1)
+    assert broker.faults.cancel_consumers("queue") == 1
+    await until(lambda: tag not in amqp.consumers)
+    assert broker.queues()["queue"] == QueueState(ready=0, unacknowledged=1, consumers=0)
+    assert broker.faults.cancel_consumers("nowhere") == 0
+
+
+# ── channels and connections ─────────────────────────────────────────────────────────────────────
+
+
+async def test_closed_channels(
+    broker: DevelopmentBroker, connection: AbstractConnection, channel: AbstractChannel
+) -> None:
+    """With any code; those of one queue, or all."""
+    consuming = await connection.channel()
+    await Inbox().listen(consuming)
+    assert broker.faults.close_channels(406, "timed out", queue="queue") == 1
+    with pytest.raises(ChannelPreconditionFailed, match="PRECONDITION_FAILED - timed out"):
+        await (await consuming.get_underlay_channel()).closing
+    await put(channel)
+    assert broker.faults.close_channels() == 1
+
+
+async def test_closed_connections(broker: DevelopmentBroker, connection: AbstractConnection) -> None:
+    """As an operator closes them."""
+    assert connection.transport is not None
+    closing: asyncio.Future[Any] = connection.transport.connection.closing
+    assert broker.faults.close_connections(320, "by hand") == 1
+    with pytest.raises(ConnectionClosed, match="CONNECTION_FORCED - by hand"):
+        await closing
+
+
+@pytest.mark.parametrize("at_byte", [0, 1, 5, 8, 30, 200])
+async def test_a_cut_connection(broker: DevelopmentBroker, at_byte: int) -> None:
+    """Exactly that many bytes arrive, then the connection ends."""
+    broker.faults.cut("to_client", at_byte=at_byte)
+    reader, writer = await asyncio.open_connection("127.0.0.1", broker.port)
+    writer.write(b"AMQP\x00\x00\x09\x01")
+    assert len(await reader.read()) == at_byte
+    writer.close()
+    broker.faults.clear()
+    async with await aio_pika.connect(broker.url):
+        pass
+
+
+async def test_a_cut_on_the_way_in(broker: DevelopmentBroker, channel: AbstractChannel) -> None:
+    """A publish that is cut in its middle is none."""
+    broker.faults.cut("to_server", at_byte=20)
+    with pytest.raises(aio_pika.exceptions.AMQPError):
+        await put(channel, "x" * 100)
+    assert broker.queues()["queue"].ready == 0
+
+
+async def test_a_frozen_broker(broker: DevelopmentBroker, channel: AbstractChannel) -> None:
+    """Nothing answers, nothing is closed, nothing is lost."""
+    broker.faults.freeze()
+    waiting = putting(channel)
+    joining = asyncio.create_task(aio_pika.connect(broker.url))
+    done, _ = await asyncio.wait({waiting, joining}, timeout=0.2)
+    assert not done
+    assert broker.queues()["queue"].ready == 0
+    broker.faults.thaw()
+    await asyncio.wait_for(waiting, 10)
+    await (await asyncio.wait_for(joining, 10)).close()
+
+
+# ── the broker itself ────────────────────────────────────────────────────────────────────────────
+
+
+async def test_what_it_holds_can_be_looked_at(broker: DevelopmentBroker, channel: AbstractChannel) -> None:
+    """Queues by virtual host, connections by their names."""
+    await put(channel)
+    assert broker.queues() == {"queue": QueueState(ready=1, unacknowledged=0, consumers=0)}
+    assert broker.queues("another") == {}
+    async with await aio_pika.connect(broker.url, client_properties={"connection_name": "mine"}):
+        assert "mine" in broker.connections
+    assert "connections=1" in repr(broker)
+    assert "ready=1" in repr(broker.virtual_host("/").queues["queue"])
+
+
+async def test_only_its_users_may_connect() -> None:
+    """Where it is given some; its URL is the first one's."""
+    async with DevelopmentBroker(users={"me": "pass/word"}) as broker:
+        assert broker.url == f"amqp://me:pass%2Fword@127.0.0.1:{broker.port}/"
+        async with await aio_pika.connect(broker.url):
+            pass
+        with pytest.raises(aio_pika.exceptions.ProbableAuthenticationError):
+            await aio_pika.connect(broker.url.replace("me:", "you:"))
+
+
+async def test_a_port_that_is_taken_is_named(broker: DevelopmentBroker) -> None:
+    """And a broker that isn't entered has no URL."""
+    with pytest.raises(ServerStartError, match=f"can't listen on port {broker.port}"):
+        async with DevelopmentBroker(port=broker.port):
+            pass
+    with pytest.raises(MisuseError, match="enter it"):
+        _ = DevelopmentBroker().url
+
+
+async def test_a_client_that_does_not_read_gets_no_more(
+    broker: DevelopmentBroker, channel: AbstractChannel
+) -> None:
+    """Without acknowledgements too: the messages stay in the queue until it reads."""
+    for _ in range(300):
+        await put(channel, "x" * 100_000)
+    reader, writer = await asyncio.open_connection("127.0.0.1", broker.port)
+    greeting = [
+        frame.marshal(commands.Connection.StartOk(mechanism="PLAIN", response="\0me\0me", locale="en_US"), 0),
+        frame.marshal(commands.Connection.TuneOk(0, 131072, 0), 0),
+        frame.marshal(commands.Connection.Open("/"), 0),
+        frame.marshal(commands.Channel.Open(), 1),
+        frame.marshal(commands.Basic.Consume(queue="queue", no_ack=True), 1),
+    ]
+    writer.write(b"AMQP\x00\x00\x09\x01" + b"".join(greeting))
+    await until(lambda: broker.queues()["queue"].consumers == 1)
+    assert broker.queues()["queue"].ready > 100
+    async with asyncio.timeout(20):
+        while broker.queues()["queue"].ready:
+            await reader.read(1_000_000)
+    writer.close()
