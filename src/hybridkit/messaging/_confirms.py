@@ -47,6 +47,7 @@ class Publish:
         """End it, if nothing has."""
         if not self.answer.done():
             self.answer.set_exception(error)
+            self.answer.exception()  # a caller that has left is no reason for a warning
 
 
 class Confirms:

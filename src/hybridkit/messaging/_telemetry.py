@@ -61,7 +61,7 @@ def count(message_type: str, outcome: str, *, messages: int = 1) -> None:
 
 
 def observe_seconds(message_type: str, seconds: float) -> None:
-    """Note how long the broker's answer took, to a publish or to a batch of them."""
+    """Note how long the broker's answer to a publish took."""
     _duration(message_type).observe(seconds)
 
 

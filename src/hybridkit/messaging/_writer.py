@@ -37,6 +37,8 @@ PATIENCE_SECONDS: Final = 5.0
 LINGER_SECONDS: Final = 30.0
 """How long a channel in doubt is kept for answers that are still to come."""
 FLUSH_SECONDS: Final = 5.0
+WRITE_AT: Final = 64
+"""So many messages are written at once, without waiting for more: the broker works while we encode the next ones."""
 
 _log = get_logger(__name__)
 
@@ -171,7 +173,9 @@ class Writer:
         self._waiting.append(publish)
         if self._timer is None or deadline < self._timer_at:
             self._wake_up_at(deadline)
-        if self._flushing is None:
+        if len(self._waiting) >= WRITE_AT:
+            self._flush()
+        elif self._flushing is None:
             self._flush_soon()
         return publish
 
@@ -183,7 +187,9 @@ class Writer:
             self._flushing = asyncio.get_running_loop().call_soon(self._flush)
 
     def _flush(self) -> None:
-        self._flushing = None
+        if self._flushing is not None:
+            self._flushing.cancel()
+            self._flushing = None
         confirms = self._confirms
         if confirms is None or not confirms.lane.is_writable:
             return  # `_ready` or the socket calls again
