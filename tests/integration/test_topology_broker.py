@@ -20,8 +20,10 @@ from hybridkit.messaging import (
     BrokerConnection,
     Difference,
     Exchange,
+    Order,
     Queue,
     RobustConsumer,
+    RobustPublisher,
     Topology,
     apply_topology,
     plan_topology,
@@ -34,7 +36,7 @@ from hybridkit.testing import _isolation, plugin
 pytestmark = pytest.mark.real_server
 
 
-class Planned(Event, type="topology.planned"):
+class Planned(Event, type="topology.planned", key="number"):
     number: int
 
 
@@ -44,8 +46,8 @@ async def handle(event: Planned) -> None: ...
 async def ignore(_: object) -> None: ...
 
 
-def consumer(name: str = "topology.consumer") -> RobustConsumer:
-    made = RobustConsumer(name)
+def consumer(name: str = "topology.consumer", *, order: Order | None = None) -> RobustConsumer:
+    made = RobustConsumer(name, order=order)
     made.on(Planned)(handle)
     return made
 
@@ -82,6 +84,21 @@ async def test_what_is_applied_is_verified(
         again = await apply_topology(topology, connection)
         plan = await verify_topology(topology, connection, management_url=management_url)
     assert len(before.of("missing")) == len(again.of("present")) == len(topology.exchanges + topology.queues)
+    assert {each.state for each in plan.findings} == {"present"}
+
+
+@pytest.mark.parametrize("order", [None, Order.SKIP], ids=["any order", "in order"])
+async def test_what_a_consumer_declares_itself_is_what_is_planned(
+    rabbitmq_url: str, management_url: str, order: Order | None
+) -> None:
+    """No more and no less, so a plan is true and a consumer starts after `apply`."""
+    started = consumer(order=order)
+    async with (
+        BrokerConnection(rabbitmq_url, name="tests") as connection,
+        RobustPublisher(rabbitmq_url, service="tests") as publisher,
+        started.running(connection, publisher=publisher),
+    ):
+        plan = await verify_topology(topology_of([started]), connection, management_url=management_url)
     assert {each.state for each in plan.findings} == {"present"}
 
 

@@ -109,7 +109,8 @@ def topology_of(consumers: Iterable[RobustConsumer]) -> Topology:
     """What these consumers need of the broker: what all services share, and their own queues."""
     topology = shared_topology()
     for consumer in consumers:
-        topology += consumer_topology(consumer.name, consumer._handlers.event_types())  # noqa: SLF001 - the same package
+        types = consumer._handlers.event_types()  # noqa: SLF001 - the same package
+        topology += consumer_topology(consumer.name, types, ordered=consumer.order is not None)
     return topology
 
 
