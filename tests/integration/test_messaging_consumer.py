@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 
 from hybridkit.context import RequestContext, bind
 from hybridkit.coordination import connect_redis
+from hybridkit.dev import Server
 from hybridkit.errors import NotConnectedError, TopologyError
 from hybridkit.events import Command, Event
 from hybridkit.idempotency import IdempotencyGuard
@@ -39,6 +40,8 @@ class Reported(Event, type="consumer.reported"):
 class Task(Command, queue="consumer_tasks", type="consumer.task"):
     number: int
 
+
+MIB = 1024 * 1024
 
 tenant: ContextVar[str] = ContextVar("tenant", default="nobody")
 
@@ -127,6 +130,15 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(30):
         while not condition():  # noqa: ASYNC110 - what is waited for has no event
             await asyncio.sleep(0.01)
+
+
+async def limit_messages(server: Server, size_bytes: int) -> None:
+    """Set `max_message_size` for the channels to come; RabbitMQ keeps it in one place or the other."""
+    for place in (
+        "application:set_env(rabbit, max_message_size, {}).",
+        "persistent_term:put(max_message_size, {}).",
+    ):
+        await asyncio.to_thread(server.ctl, "eval", place.format(size_bytes))
 
 
 @asynccontextmanager
@@ -347,6 +359,36 @@ async def test_a_dead_letter_queue_that_is_gone_loses_nothing(
             await channel.queue_delete("tests.consumer.dlq")
         await publisher.publish(Consumed(number=1))
         assert b'"number":1' in (await read(rabbitmq_url, "hk.unrouted")).body
+
+
+async def test_messages_over_16_mib_are_dead_letters(own_rabbitmq_server: Server) -> None:
+    """With the reason where the broker takes the copy; as they are where its limit is lower by now."""
+    server, ledger = own_rabbitmq_server, Ledger()
+    consumer = consumer_of(ledger)
+    await limit_messages(server, 64 * MIB)
+    async with (
+        RobustPublisher(server.url, service="tests") as publisher,
+        BrokerConnection(server.url, name="tests") as connection,
+        plain_channel(server.url) as channel,
+    ):
+
+        async def send(size_bytes: int) -> None:
+            message = aio_pika.Message(b" " * size_bytes)
+            await channel.default_exchange.publish(message, routing_key="tests.consumer")
+
+        async with consumer.running(connection, publisher=publisher):
+            await send(17 * MIB)
+            first = await read(server.url, "tests.consumer.dlq")
+        await send(18 * MIB)
+        await limit_messages(server, MIB)
+        publisher.renew_topology(reason="a channel keeps the limit that it was opened with")
+        async with consumer.running(connection, publisher=publisher):
+            second = await read(server.url, "tests.consumer.dlq")
+            await publisher.publish(Consumed(number=1))
+            assert await ledger.reaches(1) == [1]
+    assert [len(first.body), len(second.body)] == [17 * MIB, 18 * MIB]
+    assert first.headers["hk_reason"] == "malformed"
+    assert second.headers["x-first-death-reason"] == "rejected"
 
 
 # ── the guard ────────────────────────────────────────────────────────────────────────────────────

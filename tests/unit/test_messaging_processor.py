@@ -18,6 +18,7 @@ from hybridkit.errors import (
     ClaimLostError,
     DeadlineExceededError,
     NotConnectedError,
+    OutcomeUnknownError,
     UnavailableError,
     UnroutableError,
 )
@@ -39,6 +40,7 @@ from hybridkit.messaging._bounded import Backoff
 from hybridkit.messaging._delivery import Delivery, Identity
 from hybridkit.messaging._frames import Deliver
 from hybridkit.messaging._handlers import Handlers
+from hybridkit.messaging._order import ByKey
 from hybridkit.messaging._pause import Gate, Paused
 from hybridkit.messaging._port import Delivered
 from hybridkit.messaging._processor import Processor
@@ -48,7 +50,7 @@ from hybridkit.retry import Retry
 QUEUE = "tests.queue"
 
 
-class Happened(Event, type="processor.happened"):
+class Happened(Event, type="processor.happened", key="number"):
     number: int
 
 
@@ -164,6 +166,7 @@ def processor(
     guard: FakeGuard | None = None,
     timeout_seconds: float = 5.0,
     gate: Gate | None = None,
+    lines: ByKey | None = None,
 ) -> Processor:
     handlers = Handlers(QUEUE)
     handlers.add(Happened, handler, retry or Retry.immediate(attempts=1))
@@ -175,6 +178,7 @@ def processor(
         guard=guard,
         timeout_seconds=timeout_seconds,
         gate=gate or Gate(QUEUE),
+        lines=lines,
     )
 
 
@@ -574,6 +578,15 @@ async def test_a_copy_is_published_until_the_broker_has_it(steps: Steps) -> None
     assert steps.log == ["refused", "refused", "topology renewed", "copy to hk.dlx", "ack 7"]
 
 
+async def test_a_message_whose_copy_is_too_large_for_the_broker_is_rejected(steps: Steps) -> None:
+    """It has a lower limit by now. Others on the same channel fail with the same words, and are published again."""
+    body = envelope()
+    words = "406 PRECONDITION_FAILED - message size %d is larger than configured max size 9"
+    steps.refusals = [OutcomeUnknownError(words % (len(body) + 1)), OutcomeUnknownError(words % len(body))]
+    await processor(steps, failing(OSError())).process(delivery(steps, body))
+    assert steps.log == ["refused", "refused", "reject 7", "ack 7"]
+
+
 async def test_no_copy_is_made_of_a_message_that_comes_again_anyway(steps: Steps) -> None:
     """Its channel has closed, so the broker delivers it again."""
 
@@ -584,6 +597,105 @@ async def test_no_copy_is_made_of_a_message_that_comes_again_anyway(steps: Steps
     for retry in (Retry.immediate(attempts=1), Retry.exponential(first_seconds=9)):
         await processor(steps, handle, retry=retry).process(delivery(steps, envelope()))
     assert steps.log == []
+
+
+# ── in order ─────────────────────────────────────────────────────────────────────────────────────
+
+
+async def in_order(
+    steps: Steps, body: bytes, handler: Any = succeed, **options: Any
+) -> tuple[ByKey, Delivery]:
+    """One run of a message in the line of its key."""
+    lines = ByKey()
+    lines.put(delivery(steps, body))
+    first = await lines.get()
+    await processor(steps, handler, lines=lines, **options).process(first)
+    lines.done(first)
+    return lines, first
+
+
+async def test_in_order_a_retry_rests_in_its_line(steps: Steps) -> None:
+    lines, _ = await in_order(
+        steps, envelope(), failing(OSError()), retry=Retry.exponential(first_seconds=30)
+    )
+    assert steps.log == []
+    assert len(lines) == 1
+    lines.stop()
+
+
+async def test_in_order_failures_are_remembered(steps: Steps) -> None:
+    """Also when the message comes again on another channel: there is no copy that could count them."""
+    lines = ByKey()
+    same = processor(steps, failing(*[OSError()] * 3), retry=Retry.exponential(attempts=3), lines=lines)
+    body = envelope()
+    for _ in range(3):
+        lines.put(delivery(steps, body))
+        run = await lines.get()
+        await same.process(run)
+        lines.stop()
+        lines = same._lines = ByKey()
+    assert steps.log == ["copy to hk.dlx", "ack 7"]
+    assert steps.copies[0].headers["hk_attempt"] == 3
+    assert same._failures == {}
+
+
+async def test_in_order_not_everything_is_remembered(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest is forgotten: it has been gone for long, or begins its attempts anew."""
+    monkeypatch.setattr(processor_module, "MAX_REMEMBERED", 1)
+    lines = ByKey()
+    same = processor(steps, failing(*[OSError()] * 2), retry=Retry.exponential(attempts=3), lines=lines)
+    first, second = Happened(number=1), Happened(number=2)
+    for event in (first, second):
+        lines.put(delivery(steps, envelope(event)))
+        await same.process(await lines.get())
+    lines.stop()
+    assert list(same._failures) == [f"{QUEUE}:tests:{second.event_id}:0"]
+
+
+@pytest.mark.parametrize("answer", [InProgress(20_000), InProgress(10)], ids=["running", "nearly done"])
+async def test_in_order_another_holder_is_waited_for_here(steps: Steps, answer: Begin) -> None:
+    lines, _ = await in_order(steps, envelope(), guard=FakeGuard(steps, answer))
+    assert steps.log == []
+    assert len(lines) == 1
+    lines.stop()
+
+
+async def test_in_order_what_waited_too_long_gives_all_back(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processor_module, "LOCAL_SECONDS", 1.0)
+    lines, first = await in_order(steps, envelope())
+    assert steps.log == ["given back"]
+    assert len(lines) == 0
+    assert not first.is_ours
+
+
+async def test_in_order_what_comes_again_anyway_holds_nobody(steps: Steps) -> None:
+    async def handle(event: Happened) -> None:
+        steps.is_open = False
+        raise OSError
+
+    lines, _ = await in_order(steps, envelope(), handle, retry=Retry.exponential(first_seconds=30))
+    assert len(lines) == 0
+
+
+async def test_in_order_a_newer_version_holds_its_key(steps: Steps) -> None:
+    """Until a process that knows it takes over, or a quarter of an hour."""
+    lines, first = await in_order(steps, wire(version=2))
+    assert steps.log == []
+    assert len(lines) == 1
+    lines.stop()
+    first.received_at -= 915
+    await processor(steps, succeed, lines=lines).process(first)
+    assert steps.copies[0].headers["hk_reason"] == "unknown_version"
+
+
+async def test_in_order_what_has_no_key_waits_in_a_delay_level(steps: Steps) -> None:
+    """Nothing says whom it would hold up."""
+    body = wire(version=2, data={})
+    lines, _ = await in_order(steps, body)
+    assert steps.log == ["copy to hk.delay.L2", "ack 7"]
+    assert len(lines) == 0
 
 
 # ── the guard ────────────────────────────────────────────────────────────────────────────────────

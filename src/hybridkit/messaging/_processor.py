@@ -26,6 +26,7 @@ from hybridkit.errors import (
     DeadlineExceededError,
     HybridkitError,
     KeyReusedError,
+    OutcomeUnknownError,
     PayloadError,
     RejectedError,
     UnavailableError,
@@ -217,6 +218,8 @@ class Processor:
             if self._logs_all:
                 _log.debug("message settled", outcome="done")
         elif verdict is not None:
+            if self._lines is not None and isinstance(verdict, Later):
+                self._remember(work)
             await self._conclude(delivery, verdict, envelope.event_type)
         return None
 
@@ -239,11 +242,8 @@ class Processor:
 
     def _waits_here(self, work: _Work, seconds: float) -> bool:
         """Whether the next run is near enough to wait for it in a handler's place."""
-        if self._lines is not None:
-            self._remember(work)
-            return False
         soon = seconds < min(SHORTEST_DELAY_SECONDS, self._left_seconds(work.delivery))
-        return soon and not self._gate.is_stopped
+        return soon and self._lines is None and not self._gate.is_stopped
 
     def _remember(self, work: _Work) -> None:
         """Count the failures of a message that may go back to its queue as it is."""
@@ -417,6 +417,10 @@ class Processor:
             except UnroutableError as error:
                 self._publisher.renew_topology(reason=str(error))
             except HybridkitError as error:
+                if _is_too_large(message, error):
+                    _log.error("message rejected without its reason", error=str(error))
+                    delivery.reject()
+                    return True
                 _log.warning("copy not published yet", exchange=message.exchange, error=str(error))
             await asyncio.sleep(backoff.next_seconds())
         return False
@@ -474,6 +478,15 @@ def _span(delivery: Delivery, envelope: EventEnvelope[Any]) -> AbstractContextMa
 def _key_prefix(queue: str, service: str) -> str:
     """What all claims for events of that service begin with; the event's id follows, which needs no encoding."""
     return claim_key(queue, service, "0")[:-1]
+
+
+def _is_too_large(message: Outgoing, error: HybridkitError) -> bool:
+    """Whether the broker has closed the channel (406) because it takes no message of this size.
+
+    It did when this one was published, so its limit is lower now. Another publish on the same channel ends with the
+    same words, but for a message of another size. https://www.rabbitmq.com/docs/configure (`max_message_size`)
+    """
+    return isinstance(error, OutcomeUnknownError) and f"message size {len(message.body)} " in str(error)
 
 
 def _outcome_of(verdict: Verdict | _Again | _Hold) -> Outcome:
