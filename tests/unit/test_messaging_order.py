@@ -1,0 +1,196 @@
+"""Lines: one message of each key at a time, whatever closes, waits or can't be read."""
+
+import asyncio
+from typing import Any, cast
+
+import orjson
+import pytest
+from pamqp.commands import Basic
+
+from hybridkit.envelope import EventEnvelope
+from hybridkit.errors import DeclarationError
+from hybridkit.events import Command, Event
+from hybridkit.messaging._consumer import RobustConsumer
+from hybridkit.messaging._delivery import Delivery
+from hybridkit.messaging._frames import Deliver
+from hybridkit.messaging._order import ByKey, Order, key_of
+from hybridkit.messaging._port import Delivered
+
+
+class Moved(Event, type="lines.moved", version=2, key="account"):
+    account: int
+    number: int = 0
+
+
+class Plain(Event, type="lines.plain"):
+    number: int = 0
+
+
+class Task(Command, queue="lines_tasks"):
+    number: int = 0
+
+
+class Channel:
+    """The origin of deliveries."""
+
+    is_open = True
+
+
+def delivery(message: Event | Command | bytes, *, tag: int = 1, channel: Channel | None = None) -> Delivery:
+    body = message if isinstance(message, bytes) else EventEnvelope.wrap(message, service="tests").encode()
+    properties = cast("Any", Basic.Properties()).marshal()
+    deliver = Deliver(tag, False, "hk.events", "lines.moved")
+    return Delivery("tests.lines", cast("Any", channel or Channel()), Delivered(deliver, properties, body))
+
+
+def wire(**changes: object) -> bytes:
+    known: dict[str, Any] = orjson.loads(EventEnvelope.wrap(Moved(account=7), service="tests").encode())
+    return orjson.dumps({**known, **changes})
+
+
+async def ready(lines: ByKey) -> list[Delivery]:
+    """All that may run now."""
+    found: list[Delivery] = []
+    while True:
+        getting = asyncio.create_task(lines.get())
+        await asyncio.sleep(0)
+        if not getting.done():
+            getting.cancel()
+            return found
+        found.append(getting.result())
+
+
+async def settle() -> None:
+    for _ in range(3):
+        await asyncio.sleep(0.001)
+
+
+async def test_one_of_each_key_is_given_out() -> None:
+    lines = ByKey()
+    first, second, other = (delivery(Moved(account=account)) for account in (1, 1, 2))
+    for each in (first, second, other):
+        lines.put(each)
+    assert len(lines) == 3
+    assert await ready(lines) == [first, other]
+    lines.done(other)
+    lines.done(first)
+    assert await ready(lines) == [second]
+    lines.done(second)
+    assert repr(lines) == "ByKey(0 deliveries, 0 keys)"
+
+
+async def test_whoever_waits_for_one_gets_the_next() -> None:
+    lines = ByKey()
+    getting = asyncio.create_task(lines.get())
+    await asyncio.sleep(0)
+    first = delivery(Moved(account=1))
+    lines.put(first)
+    assert await getting is first
+
+
+async def test_what_rests_holds_its_key() -> None:
+    lines = ByKey()
+    first, second = delivery(Moved(account=1)), delivery(Moved(account=1))
+    lines.put(first)
+    lines.put(second)
+    assert await ready(lines) == [first]
+    lines.rest("1", first, 0.0005)
+    lines.done(first)
+    assert len(lines) == 2
+    assert await ready(lines) == []
+    await settle()
+    assert await ready(lines) == [first]
+    lines.done(first)
+    assert await ready(lines) == [second]
+
+
+async def test_what_comes_again_ends_the_rest_of_its_closed_channel() -> None:
+    """The broker has delivered it once more, behind its own older self."""
+    lines, closed = ByKey(), Channel()
+    old, behind = delivery(Moved(account=1), channel=closed), delivery(Moved(account=1), channel=closed)
+    lines.put(old)
+    lines.put(behind)
+    assert await ready(lines) == [old]
+    lines.rest("1", old, 60)
+    lines.done(old)
+    closed.is_open = False
+    again = delivery(Moved(account=1))
+    lines.put(again)
+    assert await ready(lines) == [again]
+    lines.put(following := delivery(Moved(account=1)))
+    assert await ready(lines) == []
+    lines.done(again)
+    assert await ready(lines) == [following]
+
+
+async def test_nobody_wakes_after_the_end() -> None:
+    lines = ByKey()
+    first, other = delivery(Moved(account=1)), delivery(Moved(account=2))
+    lines.put(first)
+    lines.put(other)
+    assert await ready(lines) == [first, other]
+    lines.rest("1", first, 0)
+    lines.done(first)
+    lines.stop()
+    await settle()
+    assert await ready(lines) == []
+
+
+async def test_what_has_no_key_stands_in_no_line() -> None:
+    lines = ByKey()
+    unreadable = [delivery(b"no json") for _ in range(3)]
+    for each in unreadable:
+        lines.put(each)
+    assert await ready(lines) == unreadable
+    for each in unreadable:
+        lines.done(each)
+    assert len(lines) == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "key"),
+    [
+        (Moved(account=7), "7"),
+        (Plain(), None),
+        (Task(), None),
+        (b"", None),
+        (wire(event_type="nobody.knows"), None),
+        (wire(version=3), "7"),
+        (wire(version=3, data={"account": "8", "currency": "EUR"}), "8"),
+        (wire(version=3, data={"currency": "EUR"}), None),
+        (wire(version=3, data=[]), None),
+        (wire(event_type="lines.plain", version=3), None),
+        (wire(event_type="command.task", version=3), None),
+    ],
+    ids=[
+        "keyed",
+        "plain",
+        "command",
+        "empty",
+        "unknown",
+        "newer",
+        "newer text",
+        "newer without",
+        "newer array",
+        "newer plain",
+        "newer command",
+    ],
+)
+def test_the_key_is_read_wherever_it_can_be(body: Event | Command | bytes, key: str | None) -> None:
+    assert key_of(delivery(body)) == key
+
+
+@pytest.mark.parametrize("message", [Plain, Task])
+def test_a_consumer_in_order_wants_a_key(message: type[Event]) -> None:
+    consumer = RobustConsumer("lines_tasks", order=Order.SKIP)
+    with pytest.raises(DeclarationError, match=f"{message.__name__} has no key"):
+        consumer.on(message)(_nothing)
+    consumer.on(Moved)(_nothing)
+
+
+def test_a_consumer_in_order_holds_more_messages() -> None:
+    with pytest.raises(DeclarationError, match="from 1 to 2184"):
+        RobustConsumer("tests.lines", order=Order.SKIP, concurrency=2185)
+
+
+async def _nothing() -> None: ...
