@@ -2,23 +2,27 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 
 import aio_pika
 import pytest
 from aio_pika.abc import AbstractChannel, AbstractConnection
 
-from hybridkit.dev import DevelopmentBroker
+from hybridkit.dev import DevelopmentBroker, Server
 from hybridkit.testing._isolation import unique_name
 
 
-@pytest.fixture(scope="session")
-def development_broker() -> Iterator[DevelopmentBroker]:
-    """In a thread of its own, so that blocking clients can use it; it knows one user, as RabbitMQ does."""
+@contextmanager
+def broker_in_thread() -> Generator[tuple[DevelopmentBroker, asyncio.AbstractEventLoop]]:
+    """A development broker and its event loop, in a thread of its own, so that blocking clients can use it."""
     started: Future[tuple[DevelopmentBroker, asyncio.AbstractEventLoop, asyncio.Event]] = Future()
 
     async def run() -> None:
+        # One user, as RabbitMQ has.
         async with DevelopmentBroker(users={"guest": "guest"}) as broker:
             stop = asyncio.Event()
             started.set_result((broker, asyncio.get_running_loop(), stop))
@@ -27,9 +31,44 @@ def development_broker() -> Iterator[DevelopmentBroker]:
     thread = threading.Thread(target=asyncio.run, args=(run(),))
     thread.start()
     broker, loop, stop = started.result(10)
-    yield broker
-    loop.call_soon_threadsafe(stop.set)
-    thread.join(10)
+    try:
+        yield broker, loop
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(10)
+
+
+@pytest.fixture(scope="session")
+def development_broker() -> Iterator[DevelopmentBroker]:
+    """One for all tests; each has a virtual host of its own."""
+    with broker_in_thread() as (broker, _):
+        yield broker
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """A broker with nothing in it that can be told that its memory is full, and that it isn't."""
+
+    url: str
+    raise_it: Callable[[], object]
+    end_it: Callable[[], object]
+
+
+@pytest.fixture(params=["development", pytest.param("rabbitmq", marks=pytest.mark.real_server)])
+def memory_alarm(request: pytest.FixtureRequest) -> Iterator[Alarm]:
+    """A broker of the test's own: the development broker, and RabbitMQ."""
+    if request.param == "rabbitmq":
+        server: Server = request.getfixturevalue("own_rabbitmq_server")
+        watermark = partial(server.ctl, "set_vm_memory_high_watermark")
+        yield Alarm(server.url, partial(watermark, "0"), partial(watermark, "0.6"))
+        return
+    with broker_in_thread() as (broker, loop):
+        faults = broker.faults
+        yield Alarm(
+            broker.url,
+            lambda: loop.call_soon_threadsafe(faults.block),
+            lambda: loop.call_soon_threadsafe(faults.unblock),
+        )
 
 
 @pytest.fixture(params=["development", pytest.param("rabbitmq", marks=pytest.mark.real_server)])

@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 import pytest
-from aio_pika import Message
+from aio_pika import ExchangeType, Message
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage, AbstractQueue
 from aio_pika.exceptions import ChannelPreconditionFailed, DeliveryError
 
@@ -299,6 +299,31 @@ async def test_dead_letters_at_least_once(channel: AbstractChannel) -> None:
     for _ in range(3):
         await (await get(queue)).reject()
     assert [(await get(dead)).body for _ in range(3)] == [b"1", b"2", b"3"]
+
+
+async def test_dead_letters_at_least_once_wait_for_their_queue(channel: AbstractChannel) -> None:
+    """And those behind them too, once there are more than 32: why a target needs an alternate exchange."""
+    exchange = await channel.declare_exchange("exchange", ExchangeType.TOPIC)
+    dead = await declare(channel, "dead")
+    await dead.bind(exchange, "known")
+    wait = await declare(
+        channel,
+        x_queue_type="quorum",
+        x_overflow="reject-publish",
+        x_message_ttl=1,
+        x_dead_letter_strategy="at-least-once",
+        x_dead_letter_exchange="exchange",
+    )
+    for key in ("known", "unknown"):
+        await wait.bind("amq.topic", key)
+    source = await channel.get_exchange("amq.topic")
+    await source.publish(Message(b"first"), "known")
+    assert (await get(dead)).body == b"first"
+    for _ in range(40):
+        await source.publish(Message(b""), "unknown")
+    await source.publish(Message(b"behind"), "known")
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(get(dead), 1)
 
 
 async def test_the_delay_levels_of_hybridkit(channel: AbstractChannel) -> None:

@@ -1,6 +1,7 @@
 """What pika, another client with other habits, sees is alike on both brokers."""
 
-from collections.abc import Generator, Iterator
+import time
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -158,3 +159,31 @@ def test_a_large_message(channel: Channel) -> None:
     """Over many frames, both ways."""
     channel.basic_publish("", "queue", b"x" * 1_000_000)
     assert channel.basic_get("queue", auto_ack=True)[2] == b"x" * 1_000_000
+
+
+def until(connection: Any, condition: Callable[[], object]) -> None:
+    """Let pika do its work until then."""
+    ends_at = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < ends_at
+        connection.process_data_events(0.05)
+
+
+def test_an_alarm_blocks_who_publishes(memory_alarm: Any) -> None:
+    """It is told, and what it sends waits unread; the others go on; afterwards all of it is read."""
+    with connected(memory_alarm.url) as publisher, connected(memory_alarm.url) as other:
+        told: list[str] = []
+        publisher.add_on_connection_blocked_callback(lambda *_: told.append("blocked"))
+        publisher.add_on_connection_unblocked_callback(lambda *_: told.append("unblocked"))
+        channel, looking = publisher.channel(), other.channel()
+        looking.queue_declare("queue", durable=True)
+        memory_alarm.raise_it()
+        # The alarm takes a moment to reach everybody.
+        until(publisher, lambda: channel.basic_publish("", "queue", b"1") or told)
+        told_after = looking.queue_declare("queue", passive=True).method.message_count
+        channel.basic_publish("", "queue", b"last")
+        assert looking.queue_declare("queue", passive=True).method.message_count == told_after
+        memory_alarm.end_it()
+        until(publisher, lambda: len(told) == 2)
+        assert told == ["blocked", "unblocked"]
+        until(other, lambda: looking.basic_get("queue", auto_ack=True)[2] == b"last")

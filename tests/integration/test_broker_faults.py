@@ -9,6 +9,7 @@ import pytest
 from aio_pika import Message
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
 from aio_pika.exceptions import ChannelPreconditionFailed, ConnectionClosed, DeliveryError
+from aiormq.exceptions import ConnectionInternalError
 from pamqp import commands, frame
 
 from hybridkit.dev import DevelopmentBroker, QueueState
@@ -244,6 +245,24 @@ async def test_a_frozen_broker(broker: DevelopmentBroker, channel: AbstractChann
     await (await asyncio.wait_for(joining, 10)).close()
 
 
+async def test_a_fault_of_its_own_costs_one_connection(
+    broker: DevelopmentBroker, channel: AbstractChannel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """541, and the others go on."""
+    async with await aio_pika.connect(broker.url) as other:
+        theirs = await other.channel()
+        amqp: Any = await channel.get_underlay_channel()
+
+        def fail(*_: object) -> None:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(broker.virtual_host("/"), "route", fail)
+        with pytest.raises(ConnectionInternalError, match="INTERNAL_ERROR"):
+            await amqp.basic_publish(b"", routing_key="queue")
+        monkeypatch.undo()
+        await put(theirs)
+
+
 # ── the broker itself ────────────────────────────────────────────────────────────────────────────
 
 
@@ -275,6 +294,17 @@ async def test_a_port_that_is_taken_is_named(broker: DevelopmentBroker) -> None:
             pass
     with pytest.raises(MisuseError, match="enter it"):
         _ = DevelopmentBroker().url
+
+
+async def test_leaving_ends_the_connections() -> None:
+    """Whoever is connected notices."""
+    async with DevelopmentBroker() as broker:
+        connection = await aio_pika.connect(broker.url)
+        assert connection.transport is not None
+        closing: asyncio.Future[Any] = connection.transport.connection.closing
+    await asyncio.wait({closing}, timeout=10)
+    assert closing.done()
+    assert broker.connections == []
 
 
 async def test_a_client_that_does_not_read_gets_no_more(
