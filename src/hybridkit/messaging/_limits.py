@@ -1,0 +1,93 @@
+"""A time limit for many runs beside each other. They are equally long, so one timer is enough for all of them."""
+
+import asyncio
+from types import TracebackType
+from typing import Any, Self
+
+__all__ = ["Limit", "Limits"]
+
+
+class Limit:
+    """Around one run: what `asyncio.timeout` does, without a timer of its own.
+
+    Attributes:
+        expired: whether the time was up before the run's end.
+    """
+
+    __slots__ = ("_cancelling", "_limits", "_task", "expired")
+
+    def __init__(self, limits: "Limits", task: asyncio.Task[Any]) -> None:
+        self._limits = limits
+        self._task = task
+        self._cancelling = task.cancelling()
+        self.expired = False
+
+    def __enter__(self) -> Self:
+        self._limits.begin(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End it.
+
+        Raises:
+            TimeoutError: the time was up, and nobody else had cancelled the task.
+        """
+        self._limits.end(self)
+        if self.expired:
+            nobody_else = self._task.uncancel() <= self._cancelling
+            if nobody_else and kind is asyncio.CancelledError:
+                raise TimeoutError from error
+
+    def expire(self) -> None:
+        """The time is up."""
+        self.expired = True
+        self._task.cancel()
+
+
+class Limits:
+    """The limits of the runs that are under way.
+
+    Args:
+        seconds: of each.
+    """
+
+    def __init__(self, *, seconds: float) -> None:
+        self._seconds = seconds
+        self._deadlines: dict[
+            Limit, float
+        ] = {}  # of the event loop's clock; the earliest first, as all are equal
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __repr__(self) -> str:
+        return f"Limits(seconds={self._seconds:g}, {len(self._deadlines)} runs)"
+
+    def one(self) -> Limit:
+        """A limit for one run of the current task."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 # nosec B101 - handlers run in tasks
+        return Limit(self, task)
+
+    def begin(self, limit: Limit) -> None:
+        """Count from now."""
+        loop = asyncio.get_running_loop()
+        deadline = self._deadlines[limit] = loop.time() + self._seconds
+        if self._timer is None:
+            self._timer = loop.call_at(deadline, self._sweep)
+
+    def end(self, limit: Limit) -> None:
+        """Count no more."""
+        self._deadlines.pop(limit, None)
+
+    def _sweep(self) -> None:
+        """End what is over its deadline, and come again at the next one."""
+        loop = asyncio.get_running_loop()
+        self._timer, now = None, loop.time()
+        while self._deadlines:
+            limit, deadline = next(iter(self._deadlines.items()))
+            if deadline > now:
+                self._timer = loop.call_at(deadline, self._sweep)
+                return
+            del self._deadlines[limit]
+            limit.expire()

@@ -1,0 +1,82 @@
+"""Many runs, one timer: each ends in time, by itself, and as `asyncio.timeout` would end it."""
+
+import asyncio
+from contextlib import suppress
+
+import pytest
+
+from hybridkit.messaging._limits import Limits
+
+
+async def test_a_run_that_takes_too_long_ends() -> None:
+    limits = Limits(seconds=0.01)
+    limit = limits.one()
+    with pytest.raises(TimeoutError), limit:
+        await asyncio.sleep(60)
+    assert limit.expired
+    task = asyncio.current_task()
+    assert task
+    assert task.cancelling() == 0
+    assert repr(limits) == "Limits(seconds=0.01, 0 runs)"
+
+
+async def test_each_has_its_own_deadline() -> None:
+    """The timer goes on to the next one that still runs."""
+    limits, loop = Limits(seconds=0.1), asyncio.get_running_loop()
+
+    async def run(after: float, seconds: float) -> float | None:
+        await asyncio.sleep(after)
+        began = loop.time()
+        try:
+            with limits.one():
+                await asyncio.sleep(seconds)
+        except TimeoutError:
+            return loop.time() - began
+        return None
+
+    first, second, third, fourth = await asyncio.gather(run(0, 60), run(0, 0), run(0.03, 60), run(0.06, 0))
+    assert second is fourth is None
+    assert first is not None
+    assert third is not None
+    assert first >= 0.1
+    assert third >= 0.1
+
+
+async def test_a_run_that_ends_in_time_leaves_nothing_behind() -> None:
+    limits = Limits(seconds=0.01)
+    with limits.one() as limit:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.02)
+    assert not limit.expired
+    assert limits._timer is None
+
+
+async def test_what_the_run_raises_is_its_own() -> None:
+    with pytest.raises(LookupError), Limits(seconds=60).one():
+        raise LookupError
+
+
+async def test_a_cancellation_is_no_timeout() -> None:
+    """Also where both come at the same time: who cancelled it waits for the end."""
+    limits, begun = Limits(seconds=60), asyncio.Event()
+
+    async def run() -> None:
+        with limits.one() as limit:
+            begun.set()
+            try:
+                await asyncio.sleep(60)
+            finally:
+                limit.expire()
+
+    task = asyncio.create_task(run())
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_a_run_may_finish_in_spite_of_the_limit() -> None:
+    """It has caught the cancellation and come to its end: that is no failure."""
+    with Limits(seconds=0.01).one() as limit, suppress(asyncio.CancelledError):
+        await asyncio.sleep(60)
+    assert limit.expired
