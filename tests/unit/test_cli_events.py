@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from hybridkit.cli import _events
 from hybridkit.cli._app import app
-from hybridkit.events import Command, Event, EventRegistry, Message
+from hybridkit.events import Command, Event, EventRegistry, Message, registry
 from hybridkit.messaging import RobustConsumer
 from hybridkit.schemas import asyncapi_document, event_schemas, to_json
 
@@ -34,10 +34,10 @@ MadeOtherwise.message_type, MadeOtherwise.event_key = "cli_events.made", "id"
 
 
 def registered(*messages: type[Message]) -> EventRegistry:
-    registry = EventRegistry()
+    declared = EventRegistry()
     for message in messages:
-        registry.add(message)
-    return registry
+        declared.add(message)
+    return declared
 
 
 def hybridkit(*arguments: str) -> Result:
@@ -61,10 +61,10 @@ def module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     made.__dict__.update(consumer=consumer, Made=Made, Make=Make)
     monkeypatch.setitem(sys.modules, "cli_events_app", ModuleType("cli_events_app"))
     monkeypatch.setitem(sys.modules, made.__name__, made)
-    registry = registered(Made, Make)
-    monkeypatch.setattr(_events, "event_schemas", lambda: event_schemas(registry))
+    declared = registered(Made, Make)
+    monkeypatch.setattr(_events, "event_schemas", lambda: event_schemas(declared))
     monkeypatch.setattr(
-        _events, "asyncapi_document", lambda **options: asyncapi_document(registry, **options)
+        _events, "asyncapi_document", lambda **options: asyncapi_document(declared, **options)
     )
     return made
 
@@ -72,7 +72,7 @@ def module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_the_document_names_service_and_handlers(module: ModuleType) -> None:
     shown = hybridkit("export", "--app", module.__name__)
     assert shown.exit_code == 0
-    document = json.loads(shown.output)
+    document = json.loads(shown.stdout)
     assert (document["asyncapi"], document["info"]["title"]) == ("3.0.0", "cli_events_app")
     assert sorted(document["operations"]) == [
         "receive.cli_events_makers.cli_events.made.v1",
@@ -98,9 +98,9 @@ def test_json_schemas_go_into_a_file(module: ModuleType, tmp_path: Path) -> None
 @pytest.mark.parametrize("document", ["event_schemas", "asyncapi_document"])
 def test_nothing_changed(module: ModuleType, tmp_path: Path, document: str) -> None:
     """Whichever document was saved."""
-    registry = registered(Made, Make)
+    declared = registered(Made, Make)
     made: Any = (
-        event_schemas(registry) if document == "event_schemas" else asyncapi_document(registry, service="x")
+        event_schemas(declared) if document == "event_schemas" else asyncapi_document(declared, service="x")
     )
     saved = tmp_path / "events.json"
     saved.write_bytes(to_json(made))
@@ -129,7 +129,7 @@ def test_the_differences_as_json(module: ModuleType, tmp_path: Path) -> None:
     saved.write_bytes(to_json(event_schemas(registered(Made))))
     done = hybridkit("check", str(saved), "--app", module.__name__, "--json")
     assert done.exit_code == 0
-    document = json.loads(done.output)
+    document = json.loads(done.stdout)
     assert document["is_compatible"]
     assert document["differences"][0]["event_type"] == "command.cli_events_make"
 
@@ -158,5 +158,8 @@ def test_a_module_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path.copy())
+    for everything in ("_types", "_newest"):  # without what other tests have declared
+        monkeypatch.setattr(registry, everything, {})
     shown = hybridkit("export", "--app", "cli_events_contracts", "--format", "json_schema")
-    assert "cli_events.kept.v1" in json.loads(shown.output)["$defs"]
+    assert shown.exit_code == 0, shown.output
+    assert "cli_events.kept.v1" in json.loads(shown.stdout)["$defs"]

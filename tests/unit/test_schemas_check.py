@@ -232,6 +232,16 @@ def test_a_breaking_change_is_found_with_its_field_and_shown_by_a_message(case: 
     assert check(document(new), document(new)) == []
 
 
+def test_forbidden_fields_are_told_from_changed_types() -> None:
+    closed, open_model = document({**may_have(), **NO_OTHERS}), document(may_have(a=STRING))
+    assert "fields that are not declared are forbidden now" in [
+        each.change for each in check(open_model, closed)
+    ]
+    assert "added where fields that are not declared were forbidden" in [
+        each.change for each in check(closed, open_model)
+    ]
+
+
 COMPATIBLE: dict[str, tuple[Any, Any, str]] = {
     "optional added": (having(a=STRING), having(a=STRING) | may_have(a=STRING, b=INTEGER), "/b"),
     "optional removed": (may_have(a=STRING, b=INTEGER), may_have(a=STRING), "/b"),
@@ -312,6 +322,19 @@ def test_a_recursive_type_is_compared_once() -> None:
     assert [each.pointer for each in check(old, new)] == ["/data/a"]
     new["$defs"]["Node"]["required"] = ["a"]
     assert {each.pointer for each in check(old, new) if each.breaking} >= {"/data/a"}
+
+
+def test_a_type_in_two_places_is_compared_in_both() -> None:
+    old, new = (document(having(a={"$ref": "#/$defs/Part"}, b={"$ref": "#/$defs/Part"})) for _ in range(2))
+    old["$defs"]["Part"], new["$defs"]["Part"] = having(c=STRING), having(c=INTEGER)
+    assert [each.pointer for each in check(old, new)] == ["/data/a/c", "/data/b/c"]
+
+
+def test_what_stands_beside_a_union_counts_too() -> None:
+    """Also where the union says something else about the same."""
+    long = {"anyOf": [{**STRING, "maxLength": 9}]}
+    (found,) = check(document(having(a={**long, "maxLength": 1})), document(having(a=long)))
+    assert (found.pointer, found.breaks_old_messages, found.breaks_old_readers) == ("/data/a", False, True)
 
 
 # ── types and versions ───────────────────────────────────────────────────────────────────────────
