@@ -36,6 +36,12 @@ async def declare_otherwise(url: str) -> None:
         )
 
 
+async def bind(url: str, queue: str, event_type: str) -> None:
+    async with await aio_pika.connect(url) as connection:
+        channel = await connection.channel()
+        await (await channel.get_queue(queue)).bind("hk.events", event_type)
+
+
 def test_planned_applied_and_verified(rabbitmq_url: str) -> None:
     planned = topology(rabbitmq_url, "plan")
     assert planned.exit_code == 1
@@ -62,6 +68,19 @@ def test_a_conflict_is_shown_with_both_values(rabbitmq_url: str) -> None:
     assert done.output.startswith(
         "error: nothing was declared, as the broker has something otherwise:\n  - queue"
     )
+
+
+def test_what_nobody_declared_is_shown_and_no_failure(
+    rabbitmq_url: str, request: pytest.FixtureRequest
+) -> None:
+    """Neither to the one who plans nor to the one who verifies."""
+    topology(rabbitmq_url, "apply")
+    asyncio.run(bind(rabbitmq_url, "worker_service.analytics", "user.deleted"))
+    management_url = str(plugin._find(request, "rabbitmq").management_url)
+    for command in ("plan", "verify"):
+        done = topology(rabbitmq_url, command, "--management-url", management_url)
+        assert done.exit_code == 0
+        assert re.match(r"\?  binding  hk\.events -> \S+ \(user\.deleted\)  extra  no handler", done.output)
 
 
 def test_json_is_for_programs(rabbitmq_url: str, request: pytest.FixtureRequest) -> None:
@@ -103,17 +122,16 @@ def test_the_process_ends_with_the_code(rabbitmq_url: str) -> None:
 def test_ctrl_c_ends_it_without_a_stack() -> None:
     """While it waits for a broker that takes the connection and never says a word."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        url = f"amqp://127.0.0.1:{silent.getsockname()[1]}/"
-        process = subprocess.Popen(
-            [*COMMAND, "plan", "--app", APP, "--url", url],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
         silent.settimeout(60)
-        connection, _ = silent.accept()
-        with connection:
-            process.send_signal(signal.SIGINT)
-            printed = process.communicate(timeout=60)
+        url = f"amqp://127.0.0.1:{silent.getsockname()[1]}/"
+        command = [*COMMAND, "plan", "--app", APP, "--url", url]
+        with subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            try:
+                with silent.accept()[0]:
+                    process.send_signal(signal.SIGINT)
+                    printed = process.communicate(timeout=60)
+            finally:
+                process.kill()
     assert (process.returncode, printed) == (130, ("", ""))

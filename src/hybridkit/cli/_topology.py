@@ -1,8 +1,8 @@
 """`hybridkit topology`: what consumers need of the broker, held against what it has."""
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import Annotated, Any, Final
+from collections.abc import Iterable
+from typing import Annotated, Final, NoReturn
 
 import typer
 
@@ -15,7 +15,7 @@ from hybridkit.cli._common import (
     print_table,
     run,
 )
-from hybridkit.messaging import Finding, Plan, RobustConsumer, apply_topology, plan_topology, topology_of
+from hybridkit.messaging import Plan, RobustConsumer, apply_topology, plan_topology, topology_of
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -59,12 +59,7 @@ def plan(
     topology = topology_of(find(apps, RobustConsumer))
     made = plan_topology(topology, url, management_url=management_url, renamed_from=renamed_from or ())
     found = run(made, deadline_seconds=CONNECT_SECONDS)
-    if as_json:
-        print_json(_document(found))
-    else:
-        _print_findings([finding for finding in found.findings if finding.state in _MARKS])
-        typer.echo("\n".join([_summary(found), *(f"note: {note}" for note in found.notes)]))
-    raise typer.Exit(0 if found.is_clean else 1)
+    _show(found, notes=found.notes, as_json=as_json)
 
 
 @app.command("apply")
@@ -98,32 +93,22 @@ def verify(
     topology = topology_of(find(apps, RobustConsumer))
     made = plan_topology(topology, url, management_url=management_url)
     found = run(made, deadline_seconds=CONNECT_SECONDS)
+    _show(found, notes=(), as_json=as_json)
+
+
+def _show(plan: Plan, *, notes: Iterable[str], as_json: bool) -> NoReturn:
+    """Print the plan, and end with the exit code that it has."""
     if as_json:
-        print_json(_document(found))
+        document = {"is_clean": plan.is_clean, "broker": plan.broker, "notes": plan.notes}
+        print_json({**document, "findings": plan.findings})
     else:
-        _print_findings(found.of("missing", "conflicting"))
-        typer.echo(_summary(found))
-    raise typer.Exit(0 if found.is_clean else 1)
-
-
-def _document(plan: Plan) -> dict[str, Any]:
-    return {"is_clean": plan.is_clean, "broker": plan.broker, "notes": plan.notes, "findings": plan.findings}
-
-
-def _print_findings(findings: Sequence[Finding]) -> None:
-    rows = [
-        (
-            _MARKS[each.state],
-            each.kind,
-            each.name,
-            each.state,
-            "; ".join(map(str, each.differences)) or each.detail,
-        )
-        for each in findings
-    ]
-    print_table(rows)
-
-
-def _summary(plan: Plan) -> str:
-    counts = Counter(finding.state for finding in plan.findings)
-    return f"{plan.broker}: " + ", ".join(f"{count} {state}" for state, count in counts.items())
+        rows = [
+            (_MARKS.get(each.state), each.kind, each.name, each.state, each.explanation)
+            for each in plan.findings
+        ]
+        print_table([row for row in rows if row[0]])
+        counts = Counter(finding.state for finding in plan.findings)
+        typer.echo(f"{plan.broker}: {', '.join(f'{count} {state}' for state, count in counts.items())}")
+        for note in notes:
+            typer.echo(f"note: {note}")
+    raise typer.Exit(0 if plan.is_clean else 1)

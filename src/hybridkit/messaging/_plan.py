@@ -66,8 +66,13 @@ class Finding:
     detail: str = ""
 
     def __str__(self) -> str:
-        said = "; ".join([*map(str, self.differences), *([self.detail] if self.detail else [])])
+        said = self.explanation
         return f"{self.kind} {self.name} is {self.state}" + (f": {said}" if said else "")
+
+    @property
+    def explanation(self) -> str:
+        """The differences and the detail in words; empty where there are none."""
+        return "; ".join([*map(str, self.differences), *([self.detail] if self.detail else [])])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
