@@ -12,6 +12,7 @@ import pytest
 from aio_pika.abc import AbstractIncomingMessage
 from structlog.testing import capture_logs
 
+from hybridkit.dev import Server
 from hybridkit.events import Event
 from hybridkit.messaging import BrokerConnection, RobustConsumer, RobustPublisher
 
@@ -85,6 +86,41 @@ async def test_3_ours_a_cancelled_consumer_comes_back(broker: Any, publisher: Ro
         await until(lambda: consumer.is_ready)
         await publisher.publish(Consumed(number=1))
         assert await seen.get() == 1
+
+
+async def test_3_plain_and_ours_when_a_message_is_held_too_long(
+    own_rabbitmq_server: Server, broker: Any
+) -> None:
+    """RabbitMQ 4.3 then cancels the consumer of a quorum queue; the plain one is silent, ours comes back."""
+    if await broker.version() < (4, 3):
+        pytest.skip("before RabbitMQ 4.3 the channel is closed, which a client notices")
+    url, broker = own_rabbitmq_server.url, broker.at(own_rabbitmq_server.url)
+    policy = ("impatient", ".*", '{"consumer-timeout": 1000}', "--apply-to", "queues")
+    await asyncio.to_thread(own_rabbitmq_server.ctl, "set_policy", *policy)
+    consumer, seen, go_on = RobustConsumer("tests.consumer"), asyncio.Queue[int](), asyncio.Event()
+
+    @consumer.on(Consumed)
+    async def handle(event: Consumed) -> None:
+        await seen.put(event.number)
+        await go_on.wait()
+
+    async with (
+        broker.channel() as channel,
+        RobustPublisher(url, service="tests") as publisher,
+        BrokerConnection(url, name="tests") as connection,
+        consumer.running(connection, publisher=publisher),
+    ):
+        queue = await channel.declare_queue("tasks", durable=True, arguments={"x-queue-type": "quorum"})
+        await queue.consume(ignore)
+        await channel.default_exchange.publish(aio_pika.Message(b""), "tasks")
+        await publisher.publish(Consumed(number=1))
+        underlay = await channel.get_underlay_channel()
+        await until(lambda: not underlay.consumers)
+        await until(lambda: seen.qsize() > 1)
+        assert consumer.is_ready
+        assert (await broker.state("tasks"))[0] == 1
+        assert not channel.is_closed
+        go_on.set()
 
 
 # ── 7: one queue that can't be declared stops all that share its connection ──────────────────────
