@@ -41,6 +41,7 @@ from hybridkit.messaging._delivery import Delivery, Identity
 from hybridkit.messaging._frames import Deliver
 from hybridkit.messaging._handlers import Handlers
 from hybridkit.messaging._order import ByKey
+from hybridkit.messaging._parking import ParkedKeys
 from hybridkit.messaging._pause import Gate, Paused
 from hybridkit.messaging._port import Delivered
 from hybridkit.messaging._processor import Processor
@@ -167,6 +168,7 @@ def processor(
     timeout_seconds: float = 5.0,
     gate: Gate | None = None,
     lines: ByKey | None = None,
+    parked: ParkedKeys | None = None,
 ) -> Processor:
     handlers = Handlers(QUEUE)
     handlers.add(Happened, handler, retry or Retry.immediate(attempts=1))
@@ -179,6 +181,7 @@ def processor(
         timeout_seconds=timeout_seconds,
         gate=gate or Gate(QUEUE),
         lines=lines,
+        parked=parked,
     )
 
 
@@ -696,6 +699,62 @@ async def test_in_order_what_has_no_key_waits_in_a_delay_level(steps: Steps) -> 
     lines, _ = await in_order(steps, body)
     assert steps.log == ["copy to hk.delay.L2", "ack 7"]
     assert len(lines) == 0
+
+
+# ── parked keys ──────────────────────────────────────────────────────────────────────────────────
+
+
+async def parking(steps: Steps, parked: ParkedKeys, *messages: bytes, **options: Any) -> None:
+    """Messages one after another, as far as their key lets them."""
+    lines = ByKey()
+    same = processor(steps, options.pop("handler", succeed), lines=lines, parked=parked, **options)
+    for body in messages:
+        lines.put(delivery(steps, body, options.get("headers")))
+        run = await lines.get()
+        await same.process(run)
+        lines.done(run)
+
+
+async def test_a_key_is_marked_before_its_dead_letter(steps: Steps) -> None:
+    """A crash in between parks a key whose message comes again; the other way round its successors would run."""
+    parked, first = ParkedKeys(QUEUE), Happened(number=1)
+    await parking(steps, parked, envelope(first), handler=failing(OSError()))
+    assert steps.log == ["copy to ", "copy to hk.dlx", "ack 7"]
+    mark = orjson.loads(steps.copies[0].body)
+    assert steps.copies[0].routing_key == f"{QUEUE}.parked"
+    assert mark == {"key": "1", "generation": 0, "last": str(first.event_id)}
+
+
+async def test_what_comes_after_a_parked_one_follows_it(steps: Steps) -> None:
+    parked, third = ParkedKeys(QUEUE), Happened(number=1)
+    bodies = [envelope(Happened(number=1)), envelope(Happened(number=2)), envelope(third)]
+    await parking(steps, parked, *bodies, handler=failing(OSError()))
+    dead = [copy for copy in steps.copies if copy.exchange]
+    assert [copy.headers["hk_reason"] for copy in dead] == ["exhausted", "key_parked"]
+    assert parked.is_last("1", str(third.event_id))
+    assert not parked.holds("2", 0)
+
+
+async def test_a_mark_that_nobody_took_buries_nothing(steps: Steps) -> None:
+    """The queue of marks is gone; subscribing again declares it."""
+    steps.refusals = [UnroutableError("gone", exchange="", routing_key="q")]
+    await parking(steps, ParkedKeys(QUEUE), envelope(), handler=failing(OSError()))
+    assert steps.log == ["refused", "given back"]
+
+
+async def test_what_was_given_up_elsewhere_has_parked_its_key(steps: Steps) -> None:
+    """By a process that was thought dead: what is known here may be older."""
+    parked = ParkedKeys(QUEUE)
+    lane = parked._read_on = cast("Any", object())
+    await parking(steps, parked, envelope(), guard=FakeGuard(steps, Completed(None)))
+    assert parked._read_on is lane
+    await parking(steps, parked, envelope(), guard=FakeGuard(steps, Failed(None)))
+    assert parked._read_on is None
+
+
+async def test_what_can_not_be_read_parks_nothing(steps: Steps) -> None:
+    await parking(steps, ParkedKeys(QUEUE), wire(data={"number": "x"}))
+    assert steps.log == ["copy to hk.dlx", "ack 7"]
 
 
 # ── the guard ────────────────────────────────────────────────────────────────────────────────────

@@ -11,6 +11,7 @@ from hybridkit.messaging._connection import BrokerConnection
 from hybridkit.messaging._guard import Guard
 from hybridkit.messaging._handlers import Handlers
 from hybridkit.messaging._order import ByKey, Order
+from hybridkit.messaging._parking import ParkedKeys
 from hybridkit.messaging._pause import Gate, Paused
 from hybridkit.messaging._processor import LOCAL_SECONDS, Processor
 from hybridkit.messaging._publisher import RobustPublisher
@@ -157,6 +158,7 @@ class RobustConsumer:
         available = {RobustPublisher: publisher, **(providers or {})}
         self._check_handlers(available)
         gate, lines = Gate(self.name), None if self.order is None else ByKey()
+        parked = ParkedKeys(self.name) if self.order is Order.PARK else None
         processor = Processor(
             self.name,
             self._handlers,
@@ -166,6 +168,7 @@ class RobustConsumer:
             timeout_seconds=self.timeout_seconds,
             gate=gate,
             lines=lines,
+            parked=parked,
         )
         self._run = Subscription(
             self.name,
@@ -175,6 +178,7 @@ class RobustConsumer:
             gate,
             concurrency=self.concurrency,
             lines=lines,
+            parked=parked,
         )
         try:
             await self._run.start()

@@ -185,6 +185,11 @@ class Delivery:
         self._event = (service, event_id, self.generation)
         return self._is_redelivered and self._origin.was_finished(self._event)
 
+    @property
+    def event(self) -> Identity | None:
+        """Which event it is, where somebody has said so."""
+        return self._event
+
     def ack(self, *, finished: bool) -> None:
         """It is done with. Where its channel has closed there is nobody to tell: the broker delivers it again.
 

@@ -26,6 +26,10 @@ class Order(StrEnum):
     SKIP = "skip"
     """The message goes to the dead-letter queue, and the key goes on with the next one."""
 
+    PARK = "park"
+    """The message goes to the dead-letter queue, and so does whatever comes after it with the same key, in order, until
+    all of that has been redriven."""
+
 
 @dataclass(slots=True, eq=False)
 class _Line:

@@ -24,6 +24,7 @@ from hybridkit.messaging._connection import BrokerConnection, start_seconds
 from hybridkit.messaging._consumer import RobustConsumer
 from hybridkit.messaging._inspection import Difference, Found, Inspection
 from hybridkit.messaging._management import Managed, ask_management
+from hybridkit.messaging._order import Order
 from hybridkit.messaging._topology import (
     EVENT_EXCHANGE,
     Binding,
@@ -115,7 +116,9 @@ def topology_of(consumers: Iterable[RobustConsumer]) -> Topology:
     topology = shared_topology()
     for consumer in consumers:
         types = consumer._handlers.event_types()  # noqa: SLF001 - the same package
-        topology += consumer_topology(consumer.name, types, ordered=consumer.order is not None)
+        topology += consumer_topology(
+            consumer.name, types, ordered=consumer.order is not None, parks=consumer.order is Order.PARK
+        )
     return topology
 
 

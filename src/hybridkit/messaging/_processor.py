@@ -52,6 +52,7 @@ from hybridkit.messaging._handlers import Handler, Handlers
 from hybridkit.messaging._headers import VERSION_WAITS
 from hybridkit.messaging._limits import Limits
 from hybridkit.messaging._order import ByKey
+from hybridkit.messaging._parking import ParkedKeys
 from hybridkit.messaging._pause import Gate
 from hybridkit.messaging._writer import Outgoing
 from hybridkit.observability import get_logger, is_tracing, metrics, span
@@ -149,6 +150,7 @@ class Processor:
         timeout_seconds: for one run of a handler.
         gate: shut when a handler or the guard says that a dependency is down.
         lines: where messages wait in order, if they have to; the delay levels keep none.
+        parked: keys that stop when one of their messages is given up.
     """
 
     def __init__(
@@ -162,6 +164,7 @@ class Processor:
         timeout_seconds: float,
         gate: Gate,
         lines: ByKey | None = None,
+        parked: ParkedKeys | None = None,
     ) -> None:
         self._queue = queue
         self._handlers = handlers
@@ -172,6 +175,7 @@ class Processor:
         self._limits = Limits(seconds=timeout_seconds)
         self._gate = gate
         self._lines = lines
+        self._parked = parked
         self._failures: dict[str, int] = {}  # of messages in order, which have no copy to count them
         self._age = metrics.event_age.labels(queue)
         self._meters: dict[str, _Meters] = {}
@@ -213,7 +217,9 @@ class Processor:
         work = _Work(delivery, envelope, handler, key, context, meters, delivery.failures)
         if self._failures:
             work.failures = self._failures.pop(work.claim, work.failures)
-        verdict = await self._judge(work)
+        verdict = await (
+            self._judge(work) if self._parked is None else self._judge_parked(work, self._parked)
+        )
         if verdict is _DONE:
             delivery.ack(finished=True)
             meters.done.inc()
@@ -224,6 +230,19 @@ class Processor:
                 self._remember(work)
             await self._conclude(delivery, verdict, envelope.event_type)
         return None
+
+    async def _judge_parked(self, work: _Work, parked: ParkedKeys) -> Verdict | None:
+        """The same where keys are parked: what comes after a dead letter follows it, until the last of them is done."""
+        key, event_id = work.delivery.key or "", str(work.envelope.event_id)
+        if parked.holds(key, work.delivery.generation):
+            behind = RejectedError("an event with the same key was given up before, and is not redriven yet")
+            return Dead("key_parked", behind, work.failures)
+        verdict = await self._judge(work)
+        done = isinstance(verdict, Done) and verdict.outcome in FINISHED
+        if done and parked.is_last(key, event_id) and not parked.holds(key, work.delivery.generation):
+            _log.info("key freed", event_id=event_id)
+            await self._move(work.delivery, parked.free(key))
+        return verdict
 
     async def _judge(self, work: _Work) -> Verdict | None:
         """Run the handler, here as often as its policy says so; None when everything stops first."""
@@ -286,7 +305,11 @@ class Processor:
         match answer:
             case Acquired():
                 return await self._held(self._guard, answer, work)
-            case Completed() | Failed():
+            case Completed():
+                return Done("duplicate")
+            case Failed():
+                if self._parked is not None:
+                    self._parked.outdated()  # who gave it up has parked its key, maybe after it was read here
                 return Done("duplicate")
             case InProgress(retry_after_ms):
                 longest = LONGEST_HOLDER_WAIT_SECONDS if self._lines is None else SHORTEST_DELAY_SECONDS
@@ -398,6 +421,10 @@ class Processor:
     async def _bury(self, delivery: Delivery, dead: Dead, event_type: str) -> bool:
         _log.error("message dead-lettered", reason=dead.reason, attempts=dead.failures, exc_info=dead.error)
         metrics.events_dead_lettered.labels(self._queue, event_type, dead.reason).inc()
+        if self._parked is not None and delivery.key is not None and delivery.event is not None:
+            _, event_id, generation = delivery.event
+            if not await self._move(delivery, self._parked.park(delivery.key, str(event_id), generation)):
+                return False
         return await self._move(delivery, delivery.dead_letter(dead))
 
     async def _put_off(self, delivery: Delivery, later: Later, event_type: str) -> bool:
@@ -409,6 +436,10 @@ class Processor:
         _log.info("message put off", delay_seconds=later.seconds, error=error)
         metrics.events_retried.labels(self._queue, event_type, error).inc()
 
+    async def forward(self, message: Outgoing) -> bool:
+        """Publish a message of our own, confirmed."""
+        return await self._publisher.forward(message)
+
     async def _move(self, delivery: Delivery, message: Outgoing) -> bool:
         """Publish until the broker has the copy; False when the original is no longer ours and comes again anyway."""
         backoff = Backoff(first_seconds=0.5)
@@ -416,7 +447,10 @@ class Processor:
             try:
                 return await self._publisher.forward(message)
             except UnroutableError as error:
-                self._publisher.renew_topology(reason=str(error))
+                if message.exchange:
+                    self._publisher.renew_topology(reason=str(error))
+                else:  # a queue of the consumer's own is gone; subscribing declares it
+                    delivery.give_back()
             except HybridkitError as error:
                 if _is_too_large(message, error):
                     _log.error("message rejected without its reason", error=str(error))

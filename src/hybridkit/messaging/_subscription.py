@@ -16,6 +16,7 @@ from hybridkit.messaging._finished import Finished
 from hybridkit.messaging._handlers import Handlers
 from hybridkit.messaging._inbox import Inbox
 from hybridkit.messaging._order import ByKey
+from hybridkit.messaging._parking import ParkedKeys
 from hybridkit.messaging._pause import Gate, Paused
 from hybridkit.messaging._processor import Processor
 from hybridkit.messaging._topology import consumer_topology, declare, shared_topology
@@ -45,6 +46,7 @@ class Subscription:
         gate: of the processor; while it is shut, nothing more is taken.
         concurrency: how many at the same time.
         lines: keeps those of a key in order, where that is wanted.
+        parked: the keys that are parked, where they are.
     """
 
     def __init__(
@@ -57,15 +59,17 @@ class Subscription:
         *,
         concurrency: int,
         lines: ByKey | None = None,
+        parked: ParkedKeys | None = None,
     ) -> None:
         self._name = name
         self._topology = shared_topology() + consumer_topology(
-            name, handlers.event_types(), ordered=lines is not None
+            name, handlers.event_types(), ordered=lines is not None, parks=parked is not None
         )
         self._processor = processor
         self._gate = gate
         gate.changed = self._adjust_soon
         self._lines = lines
+        self._parked = parked
         self._prefetch = concurrency * (
             PREFETCH_PER_HANDLER if lines is None else PREFETCH_PER_HANDLER_IN_ORDER
         )
@@ -233,6 +237,8 @@ class Subscription:
         if not delivery.is_ours:
             return
         try:
+            if self._parked is not None and self._lane is not None:
+                await self._parked.read(self._lane, self._processor.forward)
             await self._processor.process(delivery)
         except asyncio.CancelledError:
             if self._lines is None:

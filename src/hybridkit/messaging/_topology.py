@@ -40,6 +40,7 @@ __all__ = [
     "declare_queue",
     "delay_route",
     "delayed_to",
+    "parked_queue",
     "shared_topology",
 ]
 
@@ -169,16 +170,19 @@ def shared_topology() -> Topology:
     return basics
 
 
-def consumer_topology(name: str, event_types: Iterable[str], *, ordered: bool = False) -> Topology:
+def consumer_topology(
+    name: str, event_types: Iterable[str], *, ordered: bool = False, parks: bool = False
+) -> Topology:
     """A consumer's queue with its bindings, and its dead-letter queue.
 
     Args:
         name: of the queue.
         event_types: the types to be delivered from the event exchange.
         ordered: whether one consumer at a time gets the messages.
+        parks: whether it remembers parked keys.
     """
     single = {"x-single-active-consumer": True} if ordered else {}
-    queues = (
+    queues: tuple[Queue, ...] = (
         Queue(
             name=name,
             arguments={
@@ -190,6 +194,9 @@ def consumer_topology(name: str, event_types: Iterable[str], *, ordered: bool = 
         ),
         Queue(name=dead_letter_queue(name), arguments={"x-delivery-limit": NO_DELIVERY_LIMIT}),
     )
+    if parks:
+        one_reader = {"x-delivery-limit": NO_DELIVERY_LIMIT, "x-single-active-consumer": True}
+        queues += (Queue(name=parked_queue(name), arguments=one_reader),)
     bindings = (
         Binding(source=DEAD_LETTER_EXCHANGE, target=dead_letter_queue(name), key=name),
         delayed_to(name),
@@ -207,6 +214,11 @@ def delayed_to(name: str) -> Binding:
 def dead_letter_queue(name: str) -> str:
     """The queue in which that consumer's dead letters wait."""
     return f"{name}.dlq"
+
+
+def parked_queue(name: str) -> str:
+    """The queue that remembers which keys of that consumer are parked."""
+    return f"{name}.parked"
 
 
 def delay_route(seconds: float, queue: str) -> tuple[str, str]:

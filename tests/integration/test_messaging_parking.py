@@ -1,0 +1,186 @@
+"""A key that is parked: what comes after a dead letter follows it, in order, whoever consumes, until it is redriven."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aio_pika
+import pytest
+from structlog.testing import capture_logs
+
+from hybridkit.coordination import connect_redis
+from hybridkit.events import Event
+from hybridkit.idempotency import IdempotencyGuard
+from hybridkit.messaging import BrokerConnection, DeadLetters, Order, RobustConsumer, RobustPublisher
+from hybridkit.messaging import _parking as parking_module
+from hybridkit.messaging import _subscription as subscription_module
+from hybridkit.retry import Retry
+
+pytestmark = pytest.mark.real_server
+
+QUEUE = "tests.accounts"
+
+
+class Booked(Event, type="parking.booked", key="account"):
+    account: int
+    number: int
+
+
+class Service:
+    """A consumer that can be started again, and what its handler is to refuse."""
+
+    def __init__(self, connection: BrokerConnection, publisher: RobustPublisher, guard: Any) -> None:
+        self.refused: set[int] = set()
+        self.done: list[int] = []
+        self.tried: list[int] = []
+        self.consumer = RobustConsumer(QUEUE, order=Order.PARK)
+        self._options: Any = {"publisher": publisher, "guard": guard}
+        self._connection = connection
+        self._publisher = publisher
+
+        @self.consumer.on(Booked, retry=Retry.immediate(attempts=1))
+        async def book(event: Booked) -> None:
+            self.tried.append(event.number)
+            if event.number in self.refused:
+                raise ValueError("refused")
+            self.done.append(event.number)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[None]:
+        async with self.consumer.running(self._connection, **self._options):
+            yield
+            await until(lambda: self.consumer.in_flight == 0)
+
+    async def publish(self, *numbers: int, account: int = 1) -> None:
+        await self._publisher.publish_many(Booked(account=account, number=n) for n in numbers)
+
+
+@pytest.fixture(autouse=True)
+def logs() -> Iterator[None]:
+    with capture_logs():
+        yield
+
+
+@pytest.fixture
+async def service(rabbitmq_url: str, redis_url: str) -> AsyncGenerator[Service]:
+    async with (
+        connect_redis(redis_url, timeout_seconds=10) as redis,
+        RobustPublisher(rabbitmq_url, service="tests") as publisher,
+        BrokerConnection(rabbitmq_url, name="tests") as connection,
+    ):
+        yield Service(connection, publisher, IdempotencyGuard(redis, timeout_seconds=10))
+
+
+@pytest.fixture
+def letters(rabbitmq_url: str) -> DeadLetters:
+    return DeadLetters(rabbitmq_url, f"{QUEUE}.dlq")
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0.01)
+
+
+async def reasons(letters: DeadLetters, count: int) -> dict[str | None, int]:
+    """Why they are dead, as soon as there are so many."""
+    async with asyncio.timeout(60):
+        while (summary := await letters.summary()).messages < count:  # noqa: ASYNC110 - the broker has no event for it
+            await asyncio.sleep(0.05)
+    return {group.reason: group.count for group in summary.groups}
+
+
+async def test_a_parked_key_stops_until_it_is_redriven(
+    service: Service, letters: DeadLetters, broker: Any
+) -> None:
+    """Across a restart, and while other keys go on; what comes during the redrive keeps its place too."""
+    service.refused = {1}
+    async with service.running():
+        await service.publish(1, 2, 3)
+        await service.publish(10, account=2)
+        assert await reasons(letters, 3) == {"exhausted": 1, "key_parked": 2}
+        await until(lambda: service.done == [10])
+    async with service.running():
+        await service.publish(4)
+        await service.publish(11, account=2)
+        await reasons(letters, 4)
+        await until(lambda: service.done == [10, 11])
+        service.refused = set()
+        await letters.redrive()
+        await until(lambda: service.done == [10, 11, 1, 2, 3, 4])
+        await service.publish(5)
+        await until(lambda: service.done[-1] == 5)
+    async with service.running():
+        await service.publish(6)
+        await until(lambda: service.done[-1] == 6)
+        assert await broker.state(f"{QUEUE}.parked") == (0, 0)
+    assert (await letters.summary()).messages == 0
+    assert [number for number in service.tried if number < 10] == [1, 1, 2, 3, 4, 5, 6]
+
+
+async def test_a_key_that_fails_again_is_parked_again(service: Service, letters: DeadLetters) -> None:
+    """Its successors, redriven with it, go back behind it."""
+    service.refused = {1}
+    async with service.running():
+        await service.publish(1, 2)
+        await reasons(letters, 2)
+        await letters.redrive()
+        await reasons(letters, 2)
+        await until(lambda: service.tried == [1, 1])
+        await service.publish(3)
+        await reasons(letters, 3)
+        service.refused = set()
+        await letters.redrive()
+        await until(lambda: service.done == [1, 2])
+        assert await reasons(letters, 1) == {"key_parked": 1}  # it was redriven less often than what failed
+        await letters.redrive()
+        await until(lambda: service.done == [1, 2, 3])
+
+
+async def test_a_queue_of_marks_that_is_gone_is_declared_again(
+    service: Service, letters: DeadLetters, broker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deleting it frees all keys; parking another one brings it back."""
+    monkeypatch.setattr(subscription_module, "UNEXPECTED_PAUSE_SECONDS", 0.01)
+    service.refused = {1, 2}
+    async with service.running():
+        await service.publish(1)
+        await reasons(letters, 1)
+        async with broker.channel() as channel:
+            await channel.queue_delete(f"{QUEUE}.parked")
+        await service.publish(2, account=2)
+        await reasons(letters, 2)
+        await service.publish(3)
+        await until(lambda: service.done == [3])
+        await service.publish(4, account=2)
+        await reasons(letters, 3)
+    assert service.done == [3]
+
+
+async def test_marks_that_can_not_be_read_are_asked_for_again(
+    service: Service, letters: DeadLetters, broker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody else reads them; nothing runs before they are known. What nobody can read is removed."""
+    monkeypatch.setattr(subscription_module, "UNEXPECTED_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(parking_module, "READ_SECONDS", 0.3)
+    async with service.running():
+        pass
+    async with broker.channel() as channel:
+        queue = await channel.get_queue(f"{QUEUE}.parked")
+        await channel.default_exchange.publish(aio_pika.Message(b"no json"), routing_key=queue.name)
+        tag = await queue.consume(_nothing)
+        async with service.running():
+            await service.publish(1)
+            assert service.consumer._run
+            lane = service.consumer._run._channel.current
+            assert lane
+            await until(lambda: not lane.is_open)
+            assert service.done == []
+            await queue.cancel(tag)
+            await channel.close()
+            await until(lambda: service.done == [1])
+    assert (await broker.state(f"{QUEUE}.parked"))[0] == 0
+
+
+async def _nothing(_: object) -> None: ...
