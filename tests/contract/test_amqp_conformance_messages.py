@@ -479,6 +479,24 @@ async def test_a_single_active_consumer_is_followed_by_the_next(channel: Abstrac
 
 
 @pytest.mark.parametrize("kind", KINDS)
+async def test_who_follows_a_dead_consumer_starts_where_that_was(
+    amqp_url: str, channel: AbstractChannel, kind: str
+) -> None:
+    """What it had comes first."""
+    first, second = Inbox(), Inbox()
+    queue = await declare(channel, x_queue_type=kind, x_single_active_consumer=True)
+    async with await aio_pika.connect(amqp_url) as other:
+        theirs = await other.channel()
+        await theirs.set_qos(prefetch_count=3)
+        await (await theirs.get_queue("queue")).consume(first.take)
+        await queue.consume(second.take)
+        await put(channel, *"12345")
+        await first.receives(3)
+    await second.receives(5)
+    assert second.bodies == ["1", "2", "3", "4", "5"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 async def test_the_consumers_of_a_deleted_queue_are_told(connection: AbstractConnection, kind: str) -> None:
     """By `basic.cancel`; what they have can be settled without an error."""
     channel = await connection.channel()

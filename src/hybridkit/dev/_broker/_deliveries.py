@@ -45,7 +45,7 @@ class Consumer:
     def can_take(self) -> bool:
         """See `Taker`: its limit, and whether the client reads what it is sent."""
         has_room = self.no_ack or not self.prefetch or self.unsettled < self.prefetch
-        return has_room and self.channel.connection.can_send
+        return has_room and self.channel.connection.can_send and not self.channel.is_closing
 
     def take(self, entry: Entry) -> None:
         """See `Taker`."""
@@ -211,10 +211,11 @@ class Deliveries:
             queue.dispatch()
 
     def close(self) -> None:
-        """End the consumers and give back what is out."""
+        """Give back what is out, and end the consumers."""
+        # In this order: who comes after a single active consumer must not get later messages first.
+        self.give_all_back(failed=True)
         for tag in list(self.consumers):
             self.cancel(tag)
-        self.give_all_back(failed=True)
 
 
 def _dispatch(deliveries: Iterable[Delivery]) -> None:
