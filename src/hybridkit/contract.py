@@ -173,7 +173,7 @@ class Emission(_Strict):
             queue=message.queue if isinstance(message, Command) else None,
             request_id=request_id,
             user_id=user_id,
-            data=message.model_dump(mode="json"),
+            data=message.model_dump(mode="json", by_alias=True),
         )
 
 

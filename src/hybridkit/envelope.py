@@ -146,7 +146,7 @@ def _encode(
             "service": service,
             "request_id": request_id,
             "user_id": user_id,
-            "data": orjson.Fragment(data.__pydantic_serializer__.to_json(data)),
+            "data": orjson.Fragment(data.__pydantic_serializer__.to_json(data, by_alias=True)),
         }
         if version != 1:
             wire["version"] = version

@@ -8,9 +8,11 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel, Field
 
 from hybridkit.codec import Timestamp
 from hybridkit.context import RequestContext, bind
+from hybridkit.contract import Emission
 from hybridkit.envelope import EventEnvelope, decode_envelope
 from hybridkit.errors import (
     MalformedPayloadError,
@@ -46,6 +48,15 @@ def add_unit(data: dict[str, Any]) -> dict[str, Any]:
     return {**data, "unit": "kWh" if data["value"] >= 0 else "?"}
 
 
+class Place(BaseModel):
+    country: str = Field(alias="countryCode")
+
+
+class ParcelSent(Event, type="parcel.sent"):
+    parcel_id: str = Field(alias="parcelId")
+    place: Place
+
+
 def joined() -> MemberJoined:
     return MemberJoined(user_id=EVENT_ID, email="user@example.com", registration_source="web")
 
@@ -56,6 +67,16 @@ def test_the_wire_form_is_the_documented_one() -> None:
     assert envelope.data == joined()
     assert envelope.timestamp == datetime(2025, 1, 15, 10, 30, tzinfo=UTC)
     assert envelope.encode() == WIRE
+
+
+def test_an_alias_is_the_name_on_the_wire() -> None:
+    """Written as it is read, also within: in the envelope, and in what a transaction emits."""
+    sent = ParcelSent(parcelId="p1", place=Place(countryCode="DE"))
+    body = EventEnvelope.wrap(sent, service="tests").encode()
+    assert decode_envelope(body).data == sent
+    data = {"parcelId": "p1", "place": {"countryCode": "DE"}}
+    assert orjson.loads(body)["data"] == data
+    assert Emission.of(sent, request_id="req-1", user_id=None).data == data
 
 
 def test_wrapping_takes_request_and_user_from_the_context() -> None:
