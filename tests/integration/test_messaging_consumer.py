@@ -501,6 +501,7 @@ async def test_a_cancelled_consumer_is_not_ready_at_once(
         await ledger.reaches(1)
         run._cancelled(lane, None)
         ready_at_once = consumer.is_ready
+        assert repr(run) == "Subscription('tests.consumer', is_ready=False, in_flight=1)"
         await until(lambda: consumer.is_ready)
         assert not ready_at_once
         assert run._channel.current is not lane
