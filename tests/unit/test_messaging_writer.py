@@ -399,6 +399,17 @@ async def test_what_never_could_be_published_is_the_callers_mistake(monkeypatch:
             publisher.publish_nowait(Forgettable(text="x" * 100))
 
 
+async def test_a_publish_that_is_cancelled_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = published("cancelled")
+    async with publishing(monkeypatch) as (publisher, broker):
+        waiting = asyncio.create_task(publisher.publish(Forgettable()))
+        await until(lambda: broker.published == 1)
+        waiting.cancel()
+        await asyncio.wait({waiting})
+        broker.says(Basic.Ack(1))
+    assert published("cancelled") == before + 1
+
+
 async def test_each_of_many_that_can_not_be_sent_has_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
     async with publishing(monkeypatch) as (publisher, broker):
         many = asyncio.create_task(publisher.publish_many([Forgettable(), Forgettable()]))

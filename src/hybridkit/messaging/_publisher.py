@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from itertools import batched
 from types import TracebackType
@@ -76,6 +77,15 @@ class _Letter(NamedTuple):
     def message_type(self) -> str:
         """The type of the event or command."""
         return self.to.message_type or ""
+
+    def span(self) -> AbstractContextManager[object]:
+        """The producer's, around its publish."""
+        return publish_span(
+            self.destination,
+            routing_key=self.to.routing_key,
+            event_id=self.event_id,
+            body_bytes=len(self.body),
+        )
 
 
 type _Pending = tuple[Event, Publish | HybridkitError]
@@ -202,7 +212,8 @@ class RobustPublisher:
             )
             return
         try:
-            publish = self._begin(letter, context, _shared_fields(context))
+            with letter.span():
+                publish = self._begin(letter, context, _shared_fields(context))
         except HybridkitError as error:
             _drop(letter, error)
         else:
@@ -286,18 +297,16 @@ class RobustPublisher:
         self, letter: _Letter, context: RequestContext, *, allow_unrouted: bool = False
     ) -> Receipt:
         began = time.monotonic()
-        with publish_span(
-            letter.destination,
-            routing_key=letter.to.routing_key,
-            event_id=letter.event_id,
-            body_bytes=len(letter.body),
-        ):
+        with letter.span():
             try:
                 routed = await self._begin(letter, context, _shared_fields(context)).answer
                 if not (routed or allow_unrouted):
                     raise _unroutable(letter.to)
             except HybridkitError as error:
                 count(letter.message_type, outcome_of(error))
+                raise
+            except asyncio.CancelledError:
+                count(letter.message_type, "cancelled")
                 raise
         count(letter.message_type, outcome_of(routed))
         observe_seconds(letter.message_type, time.monotonic() - began)

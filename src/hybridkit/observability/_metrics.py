@@ -61,7 +61,7 @@ class Metrics:
         self.events_published = Counter(
             "hybridkit_events_published_total",
             "Events given to the broker, by what came of it.",
-            ("event_type", "outcome"),  # outcome: confirmed, unrouted, or an error's code
+            ("event_type", "outcome"),  # outcome: confirmed, unrouted, cancelled, or an error's code
             registry=registry,
         )
         self.event_publish_duration = Histogram(
