@@ -1,7 +1,7 @@
 """The faults of the development broker, as an unmodified aio-pika client meets them."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 import aio_pika
@@ -9,7 +9,7 @@ import pytest
 from aio_pika import Message
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
 from aio_pika.exceptions import ChannelPreconditionFailed, ConnectionClosed, DeliveryError
-from aiormq.exceptions import ConnectionInternalError
+from aiormq.exceptions import ConnectionInternalError, ConnectionNotImplemented
 from pamqp import commands, frame
 
 from hybridkit.dev import DevelopmentBroker, QueueState
@@ -294,6 +294,21 @@ async def test_a_port_that_is_taken_is_named(broker: DevelopmentBroker) -> None:
             pass
     with pytest.raises(MisuseError, match="enter it"):
         _ = DevelopmentBroker().url
+
+
+NOT_THERE: dict[str, Callable[[Any], Awaitable[Any]]] = {
+    "transactions": lambda amqp: amqp.tx_select(),
+    "streams": lambda amqp: amqp.queue_declare("q", durable=True, arguments={"x-queue-type": "stream"}),
+    "priorities": lambda amqp: amqp.queue_declare("q", durable=True, arguments={"x-max-priority": 5}),
+}
+
+
+@pytest.mark.parametrize("feature", NOT_THERE)
+async def test_what_it_does_not_have_is_not_implemented(connection: AbstractConnection, feature: str) -> None:
+    """540, which nobody overlooks."""
+    channel = await connection.channel(publisher_confirms=False)
+    with pytest.raises(ConnectionNotImplemented, match=f"the development broker has no {feature}"):
+        await NOT_THERE[feature](await channel.get_underlay_channel())
 
 
 async def test_leaving_ends_the_connections() -> None:
