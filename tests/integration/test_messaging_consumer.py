@@ -448,10 +448,11 @@ async def test_a_handler_finishes_when_the_connection_drops_and_has_one_effect(
 
 
 async def test_finished_work_whose_acknowledgement_was_lost_is_not_done_again(
-    publisher: RobustPublisher, ledger: Ledger, rabbitmq_url: str
+    publisher: RobustPublisher, ledger: Ledger, rabbitmq_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a guard too. Some acknowledgements were sent into the void, one message is finished afterwards."""
-    consumer, go_on = RobustConsumer("tests.consumer", concurrency=8), asyncio.Event()
+    monkeypatch.setattr(inbox_module, "ACK_SECONDS", 60.0)
+    consumer, go_on = RobustConsumer("tests.consumer", concurrency=32), asyncio.Event()
 
     @consumer.on(Consumed)
     async def handle(event: Consumed) -> None:
@@ -463,9 +464,12 @@ async def test_finished_work_whose_acknowledgement_was_lost_is_not_done_again(
         proxied(rabbitmq_url) as (proxy, connection),
         consumer.running(connection, publisher=publisher),
     ):
-        proxy.cut("to_server", at_byte=0)
         await publisher.publish_many(Consumed(number=n) for n in range(5))
         await ledger.reaches(5)
+        await until(lambda: consumer.in_flight == 1)
+        proxy.cut("to_server", at_byte=0)
+        assert consumer._run
+        consumer._run._inboxes[-1].flush()
         await until(lambda: not consumer.is_ready)
         go_on.set()
         await until(lambda: consumer.in_flight == 0)
