@@ -36,6 +36,7 @@ from hybridkit.idempotency import (
 )
 from hybridkit.idempotency._keys import fingerprint
 from hybridkit.messaging import _processor as processor_module
+from hybridkit.messaging import _work as work_module
 from hybridkit.messaging._bounded import Backoff
 from hybridkit.messaging._delivery import Delivery, Identity
 from hybridkit.messaging._frames import Deliver
@@ -902,8 +903,8 @@ async def test_a_span_is_linked_to_the_producers(steps: Steps, monkeypatch: pyte
         spans.append((name, options))
         return nullcontext()
 
-    monkeypatch.setattr(processor_module, "is_tracing", lambda: True)
-    monkeypatch.setattr(processor_module, "span", span)
+    monkeypatch.setattr(work_module, "is_tracing", lambda: True)
+    monkeypatch.setattr(work_module, "span", span)
     headers = {"traceparent": "00-1-2-3", "number": 5}
     await processor(steps, succeed).process(delivery(steps, envelope(), headers))
     [(name, options)] = spans

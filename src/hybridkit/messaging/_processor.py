@@ -10,16 +10,11 @@ import logging
 import random
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Final, Protocol, assert_never
 
-import orjson
 from structlog.contextvars import bind_contextvars, bound_contextvars, reset_contextvars
 
-from hybridkit.codec import decode_object
-from hybridkit.context import REQUEST_ID_HEADER, USER_ID_HEADER, Claim, RequestContext, bind
+from hybridkit.context import Claim, RequestContext, bind
 from hybridkit.envelope import EventEnvelope
 from hybridkit.errors import (
     ClaimLostError,
@@ -43,19 +38,29 @@ from hybridkit.idempotency import (
     InProgress,
     Mismatch,
     Outcome,
-    claim_key,
 )
 from hybridkit.messaging._bounded import Backoff, is_cancelled
 from hybridkit.messaging._delivery import Dead, Delivery, Done, Later, Verdict
 from hybridkit.messaging._guard import Guard
-from hybridkit.messaging._handlers import Handler, Handlers
+from hybridkit.messaging._handlers import Handlers
 from hybridkit.messaging._headers import VERSION_WAITS
 from hybridkit.messaging._limits import Limits
 from hybridkit.messaging._order import ByKey
 from hybridkit.messaging._parking import ParkedKeys
 from hybridkit.messaging._pause import Gate
+from hybridkit.messaging._work import (
+    Again,
+    Hold,
+    Meters,
+    Work,
+    claim_prefix,
+    consumer_span,
+    context_of,
+    outcome_of,
+    payload_of,
+)
 from hybridkit.messaging._writer import Outgoing
-from hybridkit.observability import get_logger, is_tracing, metrics, span
+from hybridkit.observability import get_logger, metrics
 from hybridkit.retry import GiveUp, Pause, RetryAfter
 
 __all__ = ["LOCAL_SECONDS", "Copies", "Processor"]
@@ -77,7 +82,6 @@ FINISHED: Final = frozenset({"done", "duplicate"})
 """The outcomes after which an event's work needn't be done again. A copy that moved is the same event, and goes on."""
 
 _DONE: Final = Done()
-_NO_SPAN: Final[AbstractContextManager[object]] = nullcontext()
 
 _log = get_logger(__name__)
 
@@ -92,50 +96,6 @@ class Copies(Protocol):
     def renew_topology(self, *, reason: str) -> None:
         """Declare the shared exchanges and queues again."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Again:
-    """Once more after that time, for an error or for another holder; `failures` so far."""
-
-    seconds: float
-    error: BaseException | None
-    failures: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Hold:
-    """Once more when the dependency is back; nothing has failed."""
-
-    error: BaseException
-
-
-@dataclass(slots=True, eq=False)
-class _Work:
-    """A delivery that could be read and has a handler."""
-
-    delivery: Delivery
-    envelope: EventEnvelope[Any]
-    handler: Handler
-    key: str
-    context: RequestContext
-    meters: "_Meters"
-    failures: int
-
-    @property
-    def claim(self) -> str:
-        """The guard's key: a redriven event runs again."""
-        return f"{self.key}:{self.delivery.generation}"
-
-
-class _Meters:
-    """The metrics of one type of event, looked up once."""
-
-    __slots__ = ("done", "duration")
-
-    def __init__(self, queue: str, event_type: str) -> None:
-        self.done = metrics.events_consumed.labels(queue, event_type, "done")
-        self.duration = metrics.handler_duration.labels(queue, event_type)
 
 
 class Processor:
@@ -178,7 +138,7 @@ class Processor:
         self._parked = parked
         self._failures: dict[str, int] = {}  # of messages in order, which have no copy to count them
         self._age = metrics.event_age.labels(queue)
-        self._meters: dict[str, _Meters] = {}
+        self._meters: dict[str, Meters] = {}
         self._logs_all = _log.is_enabled_for(logging.DEBUG)
 
     def __repr__(self) -> str:
@@ -194,10 +154,10 @@ class Processor:
                 await self._conclude(delivery, self._unreadable(delivery, error), "unknown")
             return
         event_type, event_id = envelope.event_type, str(envelope.event_id)
-        context = _context_of(envelope)
+        context = context_of(envelope)
         tokens = bind_contextvars(consumer=self._queue, event_type=event_type, event_id=event_id)
         try:
-            with bind(context), _span(delivery, envelope):
+            with bind(context), consumer_span(delivery, envelope):
                 await self._process(delivery, envelope, context, event_id)
         finally:
             reset_contextvars(**tokens)
@@ -212,9 +172,9 @@ class Processor:
         handler = self._handlers.find(envelope.data)
         if handler is None:
             return await self._settle(delivery, self._unhandled(delivery, envelope), envelope.event_type)
-        key = _key_prefix(self._queue, envelope.service) + event_id
+        key = claim_prefix(self._queue, envelope.service) + event_id
         meters = self._meters_of(envelope.event_type)
-        work = _Work(delivery, envelope, handler, key, context, meters, delivery.failures)
+        work = Work(delivery, envelope, handler, key, context, meters, delivery.failures)
         if self._failures:
             work.failures = self._failures.pop(work.claim, work.failures)
         verdict = await (
@@ -231,7 +191,7 @@ class Processor:
             await self._conclude(delivery, verdict, envelope.event_type)
         return None
 
-    async def _judge_parked(self, work: _Work, parked: ParkedKeys) -> Verdict | None:
+    async def _judge_parked(self, work: Work, parked: ParkedKeys) -> Verdict | None:
         """The same where keys are parked: what comes after a dead letter follows it, until the last of them is done."""
         key, event_id = work.delivery.key or "", str(work.envelope.event_id)
         if parked.holds(key, work.delivery.generation):
@@ -244,16 +204,16 @@ class Processor:
             await self._move(work.delivery, parked.free(key))
         return verdict
 
-    async def _judge(self, work: _Work) -> Verdict | None:
+    async def _judge(self, work: Work) -> Verdict | None:
         """Run the handler, here as often as its policy says so; None when everything stops first."""
         while True:
             if self._left_seconds(work.delivery) < 0:
                 return Later(SHORTEST_DELAY_SECONDS, headers=work.delivery.failed(work.failures))
             verdict = await (self._once(work) if self._gate.is_open else self._after_pause(work))
             match verdict:
-                case _Hold(error):
+                case Hold(error):
                     self._gate.shut(error)
-                case _Again(seconds, error, failures):
+                case Again(seconds, error, failures):
                     work.failures = failures
                     if not self._waits_here(work, seconds):
                         return Later(seconds, error, work.delivery.failed(failures))
@@ -261,29 +221,29 @@ class Processor:
                 case _:
                     return verdict
 
-    def _waits_here(self, work: _Work, seconds: float) -> bool:
+    def _waits_here(self, work: Work, seconds: float) -> bool:
         """Whether the next run is near enough to wait for it in a handler's place."""
         soon = seconds < min(SHORTEST_DELAY_SECONDS, self._left_seconds(work.delivery))
         return soon and self._lines is None and not self._gate.is_stopped
 
-    def _remember(self, work: _Work) -> None:
+    def _remember(self, work: Work) -> None:
         """Count the failures of a message that may go back to its queue as it is."""
         if work.failures:
             self._failures[work.claim] = work.failures
         if len(self._failures) > MAX_REMEMBERED:
             del self._failures[next(iter(self._failures))]
 
-    async def _after_pause(self, work: _Work) -> Verdict | _Again | _Hold | None:
+    async def _after_pause(self, work: Work) -> Verdict | Again | Hold | None:
         """One run when the gate is open again, or the run that finds out whether it can be opened."""
         if not await self._gate.turn(seconds=self._left_seconds(work.delivery)):
-            return None if self._gate.is_stopped else _Again(SHORTEST_DELAY_SECONDS, None, work.failures)
+            return None if self._gate.is_stopped else Again(SHORTEST_DELAY_SECONDS, None, work.failures)
         if self._gate.is_open:
             return await self._once(work) if work.delivery.is_ours else None
         with self._gate.probing():
             if not work.delivery.is_ours:  # it comes again, and is no probe before
                 return None
             verdict = await self._once(work)
-            if not isinstance(verdict, _Hold):
+            if not isinstance(verdict, Hold):
                 self._gate.open()
         return verdict
 
@@ -291,17 +251,17 @@ class Processor:
         """How long the message can still wait here before its handler has to begin."""
         return LOCAL_SECONDS - self._timeout_seconds - delivery.age_seconds()
 
-    async def _once(self, work: _Work) -> Verdict | _Again | _Hold:
+    async def _once(self, work: Work) -> Verdict | Again | Hold:
         """One run, if the guard lets it."""
         if self._guard is None:
             return await self._run(work)
         wait_seconds = HOLDER_WAIT_SECONDS if self._lines is None else 0.0  # in order, it rests outside
         try:
             answer = await self._guard.begin(
-                work.claim, _payload(work.delivery.body), wait_seconds=wait_seconds
+                work.claim, payload_of(work.delivery.body), wait_seconds=wait_seconds
             )
         except UnavailableError as error:
-            return _Hold(error)
+            return Hold(error)
         match answer:
             case Acquired():
                 return await self._held(self._guard, answer, work)
@@ -314,7 +274,7 @@ class Processor:
             case InProgress(retry_after_ms):
                 longest = LONGEST_HOLDER_WAIT_SECONDS if self._lines is None else SHORTEST_DELAY_SECONDS
                 seconds = max(min(retry_after_ms / 1000, longest), SHORTEST_DELAY_SECONDS)
-                return _Again(seconds, None, work.failures)
+                return Again(seconds, None, work.failures)
             case Mismatch():
                 reused = KeyReusedError(f"the event {work.envelope.event_id} came before with other data")
                 return Dead("mismatch", reused, work.failures)
@@ -324,7 +284,7 @@ class Processor:
             case _:
                 assert_never(answer)
 
-    async def _held(self, guard: Guard, acquired: Acquired, work: _Work) -> Verdict | _Again | _Hold:
+    async def _held(self, guard: Guard, acquired: Acquired, work: Work) -> Verdict | Again | Hold:
         """One run by the holder of the claim, and the record of how it ended."""
         try:
             async with guard.hold(acquired):
@@ -334,16 +294,16 @@ class Processor:
                     buried = await self._bury(work.delivery, verdict, work.envelope.event_type)
                     verdict = Done("dead_lettered" if buried else "requeued")
         except ClaimLostError as error:
-            return _Again(HOLDER_WAIT_SECONDS, error, work.failures)
+            return Again(HOLDER_WAIT_SECONDS, error, work.failures)
         except asyncio.CancelledError:
             await guard.finish(acquired, Outcome.RELEASED)
             raise
-        finish = await guard.finish(acquired, _outcome_of(verdict))
+        finish = await guard.finish(acquired, outcome_of(verdict))
         if finish is not Finish.OK:
             _log.warning("idempotency outcome not recorded", finish=finish.value)
         return verdict
 
-    async def _run(self, work: _Work) -> Verdict | _Again | _Hold:
+    async def _run(self, work: Work) -> Verdict | Again | Hold:
         """One run of the handler, and what follows from it."""
         # Steps and ids derive from a claim without the generation: what a redriven event writes again is the same.
         context = RequestContext(
@@ -370,7 +330,7 @@ class Processor:
             work.meters.duration.observe(time.perf_counter() - began)
         return _DONE
 
-    def _failed(self, work: _Work, error: BaseException) -> Verdict | _Again | _Hold:
+    def _failed(self, work: Work, error: BaseException) -> Verdict | Again | Hold:
         attempt = work.failures + 1
         jitter = random.random()  # noqa: S311 - spreads retries, protects nothing
         decision = work.handler.retry.decide(error, attempt=attempt, jitter=jitter)
@@ -378,10 +338,10 @@ class Processor:
             case GiveUp(reason):
                 return Dead(reason, error, attempt)
             case Pause():
-                return _Hold(error)
+                return Hold(error)
             case RetryAfter(seconds):
                 _log.warning("handler failed", attempt=attempt, retry_seconds=seconds, exc_info=error)
-                return _Again(seconds, error, attempt)
+                return Again(seconds, error, attempt)
             case _:
                 assert_never(decision)
 
@@ -483,36 +443,11 @@ class Processor:
         left_seconds = longest - delivery.age_seconds()
         return (left_seconds, 1) if left_seconds > 0 else None
 
-    def _meters_of(self, event_type: str) -> _Meters:
+    def _meters_of(self, event_type: str) -> Meters:
         found = self._meters.get(event_type)
         if found is None:  # a type that has a handler, so there are few
-            found = self._meters[event_type] = _Meters(self._queue, event_type)
+            found = self._meters[event_type] = Meters(self._queue, event_type)
         return found
-
-
-def _span(delivery: Delivery, envelope: EventEnvelope[Any]) -> AbstractContextManager[object]:
-    """The consumer's span, linked to the producer's; of the headers nothing is read where nothing records."""
-    if not is_tracing():
-        return _NO_SPAN
-    attributes = {
-        "messaging.system": "rabbitmq",
-        "messaging.operation.type": "process",
-        "messaging.operation.name": "process",
-        "messaging.destination.name": delivery.queue,
-        "messaging.message.id": str(envelope.event_id),
-    }
-    return span(
-        f"{envelope.event_type} process",
-        kind="consumer",
-        linked=_texts(delivery.headers),
-        attributes=attributes,
-    )
-
-
-@lru_cache(1024)
-def _key_prefix(queue: str, service: str) -> str:
-    """What all claims for events of that service begin with; the event's id follows, which needs no encoding."""
-    return claim_key(queue, service, "0")[:-1]
 
 
 def _is_too_large(message: Outgoing, error: HybridkitError) -> bool:
@@ -522,32 +457,3 @@ def _is_too_large(message: Outgoing, error: HybridkitError) -> bool:
     same words, but for a message of another size. https://www.rabbitmq.com/docs/configure (`max_message_size`)
     """
     return isinstance(error, OutcomeUnknownError) and f"message size {len(message.body)} " in str(error)
-
-
-def _outcome_of(verdict: Verdict | _Again | _Hold) -> Outcome:
-    """What the guard is told about a run."""
-    match verdict:
-        case Done("done"):
-            return Outcome.COMPLETED
-        case Done("dead_lettered"):
-            return Outcome.FAILED
-        case _:
-            return Outcome.RELEASED
-
-
-def _context_of(envelope: EventEnvelope[Any]) -> RequestContext:
-    """Who asked, as the envelope says; ids outside the syntax are not taken over."""
-    headers = {REQUEST_ID_HEADER: envelope.request_id, USER_ID_HEADER: envelope.user_id}
-    return RequestContext.from_amqp_headers(headers)
-
-
-def _payload(body: bytes) -> bytes:
-    """What makes it the same event: as it was sent, because upcasters change with the next deployment."""
-    wire = decode_object(body)
-    same = [wire.get("event_type"), wire.get("version", 1), wire.get("data")]
-    # The canonical form that the guard would make of the list itself, without reading and writing it twice for that.
-    return orjson.dumps(same, option=orjson.OPT_SORT_KEYS)
-
-
-def _texts(headers: Mapping[str, Any]) -> dict[str, str]:
-    return {name: value for name, value in headers.items() if isinstance(value, str)}

@@ -1,0 +1,129 @@
+"""What a run of a handler needs to know of its message, and the ways in which it can end for now."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final
+
+import orjson
+
+from hybridkit.codec import decode_object
+from hybridkit.context import REQUEST_ID_HEADER, USER_ID_HEADER, RequestContext
+from hybridkit.envelope import EventEnvelope
+from hybridkit.idempotency import Outcome, claim_key
+from hybridkit.messaging._delivery import Delivery, Done, Verdict
+from hybridkit.messaging._handlers import Handler
+from hybridkit.observability import is_tracing, metrics, span
+
+__all__ = [
+    "Again",
+    "Hold",
+    "Meters",
+    "Work",
+    "claim_prefix",
+    "consumer_span",
+    "context_of",
+    "outcome_of",
+    "payload_of",
+]
+
+_NO_SPAN: Final[AbstractContextManager[object]] = nullcontext()
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """Once more after that time, for an error or for another holder; `failures` so far."""
+
+    seconds: float
+    error: BaseException | None
+    failures: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Once more when the dependency is back; nothing has failed."""
+
+    error: BaseException
+
+
+@dataclass(slots=True, eq=False)
+class Work:
+    """A delivery that could be read and has a handler."""
+
+    delivery: Delivery
+    envelope: EventEnvelope[Any]
+    handler: Handler
+    key: str
+    context: RequestContext
+    meters: "Meters"
+    failures: int
+
+    @property
+    def claim(self) -> str:
+        """The guard's key: a redriven event runs again."""
+        return f"{self.key}:{self.delivery.generation}"
+
+
+class Meters:
+    """The metrics of one type of event, looked up once."""
+
+    __slots__ = ("done", "duration")
+
+    def __init__(self, queue: str, event_type: str) -> None:
+        self.done = metrics.events_consumed.labels(queue, event_type, "done")
+        self.duration = metrics.handler_duration.labels(queue, event_type)
+
+
+def consumer_span(delivery: Delivery, envelope: EventEnvelope[Any]) -> AbstractContextManager[object]:
+    """The consumer's span, linked to the producer's; of the headers nothing is read where nothing records."""
+    if not is_tracing():
+        return _NO_SPAN
+    attributes = {
+        "messaging.system": "rabbitmq",
+        "messaging.operation.type": "process",
+        "messaging.operation.name": "process",
+        "messaging.destination.name": delivery.queue,
+        "messaging.message.id": str(envelope.event_id),
+    }
+    return span(
+        f"{envelope.event_type} process",
+        kind="consumer",
+        linked=_texts(delivery.headers),
+        attributes=attributes,
+    )
+
+
+@lru_cache(1024)
+def claim_prefix(queue: str, service: str) -> str:
+    """What all claims for events of that service begin with; the event's id follows, which needs no encoding."""
+    return claim_key(queue, service, "0")[:-1]
+
+
+def outcome_of(verdict: Verdict | Again | Hold) -> Outcome:
+    """What the guard is told about a run."""
+    match verdict:
+        case Done("done"):
+            return Outcome.COMPLETED
+        case Done("dead_lettered"):
+            return Outcome.FAILED
+        case _:
+            return Outcome.RELEASED
+
+
+def context_of(envelope: EventEnvelope[Any]) -> RequestContext:
+    """Who asked, as the envelope says; ids outside the syntax are not taken over."""
+    headers = {REQUEST_ID_HEADER: envelope.request_id, USER_ID_HEADER: envelope.user_id}
+    return RequestContext.from_amqp_headers(headers)
+
+
+def payload_of(body: bytes) -> bytes:
+    """What makes it the same event: as it was sent, because upcasters change with the next deployment."""
+    wire = decode_object(body)
+    same = [wire.get("event_type"), wire.get("version", 1), wire.get("data")]
+    # The canonical form that the guard would make of the list itself, without reading and writing it twice for that.
+    return orjson.dumps(same, option=orjson.OPT_SORT_KEYS)
+
+
+def _texts(headers: Mapping[str, Any]) -> dict[str, str]:
+    return {name: value for name, value in headers.items() if isinstance(value, str)}
