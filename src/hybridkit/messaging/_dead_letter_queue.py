@@ -308,6 +308,7 @@ class _Redrive:
                     await self._send_from(inbox, desk, publisher)
                 finally:
                     await self._tasks.wait(seconds=FLUSH_SECONDS)
+                    await inbox.flush()
                 is_through = not inbox.was_cut
             self._tell()
             if self._error is not None:

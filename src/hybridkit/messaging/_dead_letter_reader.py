@@ -15,7 +15,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final, cast
 
 from aiormq.channel import Channel
 from aiormq.exceptions import AMQPError, ChannelLockedResource
@@ -23,6 +23,7 @@ from aiormq.exceptions import AMQPError, ChannelLockedResource
 from hybridkit.errors import InProgressError, NotConnectedError, NotFoundError, TopologyError
 from hybridkit.messaging._channel import Lane
 from hybridkit.messaging._connection import BrokerConnection
+from hybridkit.messaging._frames import decode_properties
 from hybridkit.messaging._inspection import Found, Inspection
 from hybridkit.messaging._port import Delivered, Port
 from hybridkit.messaging._processor import LOCAL_SECONDS
@@ -41,6 +42,7 @@ SETTLE_SECONDS: Final = 5.0
 """How long to wait for the queue to have everything back; it takes milliseconds."""
 LARGE_LIMIT: Final = 1_000_000
 CONNECTION_NAME: Final = "hybridkit dlq"
+_COUNTS: Final = frozenset({"x-delivery-count", "x-acquired-count"})
 
 
 class Desk:
@@ -122,6 +124,9 @@ class Inbox:
         self._waiting: deque[Delivered] = deque()
         self._bytes = 0
         self._closed: str | None = None
+        self._last: Delivered | None = None
+        self._awaited: tuple[Any, ...] | None = None
+        self._back: Delivered | None = None
         self._changed = asyncio.Event()
         self._over_at = asyncio.get_running_loop().time() + LOCAL_SECONDS
 
@@ -132,6 +137,15 @@ class Inbox:
     def is_over(self) -> bool:
         """Whether what it holds may be somebody else's by now: its time is up, or its connection gone."""
         return self._closed is not None or asyncio.get_running_loop().time() >= self._over_at
+
+    @property
+    def _is_flushed(self) -> bool:
+        return self._back is not None or self._closed is not None
+
+    @property
+    def _is_full(self) -> bool:
+        """Whether the broker delivers no more: the window is of what stays, and of what `flush` needs."""
+        return self._kept + (self._last is not None) >= WINDOW
 
     async def next(self) -> Delivered | None:
         """The next message; None at the end of the queue, of the window, of its time or of the budget.
@@ -148,7 +162,7 @@ class Inbox:
                 return None
             if self._waiting and self.seen < self._most:
                 return self._pop()
-            if self.was_cut or self.seen >= self._most or self._kept >= WINDOW:
+            if self.was_cut or self.seen >= self._most or self._is_full:
                 return None
             silences += await self._is_silent()
             if silences and not await self._desk.ready():
@@ -162,9 +176,29 @@ class Inbox:
         self._changed.set()
 
     def ack(self, message: Delivered) -> None:
-        """The message leaves the queue."""
+        """The message leaves the queue, at the latest with `flush`."""
         self.acknowledged += 1
-        self.port.ack(message.deliver.tag)
+        if self._last is not None:
+            self.port.ack(self._last.deliver.tag)
+        self._last = message
+
+    async def flush(self) -> None:
+        """Wait until the queue has taken all acknowledgements; they can be lost where this doesn't end in time.
+
+        A channel of RabbitMQ has no more than 32 commands under way to a quorum queue, and drops the others when it
+        closes. They are carried out in order: so the last message is given back once, instead of acknowledged, and
+        when it is here again, all before it are settled.
+        """
+        last, self._last = self._last, None
+        if last is None or self._closed is not None:
+            return
+        self._awaited = _content(last)
+        self.port.requeue(last.deliver.tag)
+        give_up_at = asyncio.get_running_loop().time() + SETTLE_SECONDS
+        while not self._is_flushed and asyncio.get_running_loop().time() < give_up_at:
+            await self._is_silent()
+        if self._back is not None:
+            self.port.ack(self._back.deliver.tag)
 
     def _pop(self) -> Delivered:
         message = self._waiting.popleft()
@@ -185,6 +219,10 @@ class Inbox:
 
     def delivered(self, message: Delivered, /) -> None:
         """Take it; over the budget it and all after it are for a new reader."""
+        if message.deliver.redelivered and self._awaited is not None and _content(message) == self._awaited:
+            self._back = message
+            self._changed.set()
+            return
         if self.seen < self._skip:
             self.seen += 1
             self.keep()
@@ -209,6 +247,13 @@ class Inbox:
 
     def returned(self, properties: bytes) -> None:
         """Nothing is published here."""
+
+
+def _content(message: Delivered) -> tuple[Any, ...]:
+    """All but the broker's counts. Of two messages that are the same by this, either may leave for the other."""
+    properties = dict(decode_properties(message.properties))
+    headers = cast("dict[str, Any]", properties.pop("headers", None) or {})
+    return message.body, properties, {name: headers[name] for name in headers.keys() - _COUNTS}
 
 
 @asynccontextmanager
