@@ -26,7 +26,7 @@ from benchmarks._librabbitmq import c_client
 from benchmarks._payload import CONSUMER, EVENT_TYPE, EXCHANGE, PEER_QUEUE, SINK
 from benchmarks._report import Result, show
 from benchmarks._side import Sample, channel_of
-from hybridkit.dev import LocalServers
+from hybridkit.dev import LocalServers, Server
 
 ROUNDS: Final = 3
 EVENTS: Final = 5_000
@@ -59,7 +59,7 @@ def main() -> None:
     )
     chosen = parser.parse_args()
     with LocalServers() as servers:
-        url = chosen.url or servers.start("rabbitmq").url
+        url = chosen.url or _real(servers.start("rabbitmq")).url
         bench = Bench(url, servers, rounds=chosen.rounds, flat_events=10**6 if chosen.long else 10**5)
         for name, comparison in bench.comparisons().items():
             if chosen.only in name:
@@ -135,7 +135,7 @@ class Bench:
 
     def consume_guarded(self) -> Iterator[Result]:
         """The same with the idempotency guard; FastStream's handler does SET NX and SET by hand."""
-        os.environ["BENCHMARK_REDIS_URL"] = self._servers.start("redis").url
+        os.environ["BENCHMARK_REDIS_URL"] = _real(self._servers.start("redis")).url
         sides = {
             "ours": self._side(OURS, "consume_guarded"),
             "FastStream": self._side(FASTSTREAM, "consume_guarded"),
@@ -180,6 +180,13 @@ class Bench:
         """An empty queue for what is published; none of a consumer's."""
         asyncio.run(_delete_queues(self._url))
         asyncio.run(_declare_sink(self._url))
+
+
+def _real(server: Server) -> Server:
+    """No stand-in: its figures would say nothing about anybody's broker."""
+    if not server.is_real:
+        sys.exit(f"a real {server.kind} server is needed, and there is only a stand-in: {server.source}")
+    return server
 
 
 def _run_side(module: str, scenario: str, url: str, count: int) -> Sample:

@@ -76,6 +76,8 @@ async def _run(folder: Path, *, minutes: float, seed: int, cluster: bool) -> boo
         )
         redis = servers.start("redis", private=True)
         _say(f"{nodes[0].source}; {redis.source}")
+        if not (nodes[0].is_real and redis.is_real):
+            sys.exit("a stand-in proves nothing: RabbitMQ and Redis are needed as programs")
         injector = Injector(nodes, book)
         injected: Counter[str] = Counter()
         async with AsyncExitStack() as stack:
