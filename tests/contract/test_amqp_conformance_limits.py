@@ -77,7 +77,7 @@ async def test_only_the_first_in_the_queue_expires(channel: AbstractChannel, kin
     """One that is over waits behind one that isn't."""
     queue = await declare(channel, x_queue_type=kind)
     await put(channel, "long", expiration=60)
-    await put(channel, "short", expiration=0.001)
+    await put(channel, "short", expiration=0)
     await put(channel, "none")
     assert await depth(channel) == 3
     assert (await get(queue)).body == b"long"

@@ -78,7 +78,14 @@ async def test_dropped_confirms(broker: DevelopmentBroker, channel: AbstractChan
     broker.faults.drop_confirms(1)
     silent = putting(channel)
     await until(lambda: broker.queues()["queue"].ready == 1)
-    await asyncio.gather(put(channel), put(channel))
+    broker.faults.freeze()
+    # They are read at once, which is when confirms are put together.
+    others = [putting(channel) for _ in range(5)]
+    await asyncio.sleep(0)
+    amqp: Any = await channel.get_underlay_channel()
+    await until(amqp.write_queue.empty)
+    broker.faults.thaw()
+    await asyncio.wait_for(asyncio.gather(*others), 10)
     assert not silent.done()
     silent.cancel()
 
