@@ -205,7 +205,8 @@ class Link:
             if "Connection.Close" in str(error):  # aiormq's words for a refused connection.open
                 hint = f"does the virtual host {url.path!r} exist, and may user {url.user!r} use it?"
                 raise NotConnectedError(f"the broker closed the connection: {hint}") from error
-            raise NotConnectedError(f"{type(error).__name__}: {error}") from error
+            hint = f" ({_tls_files(url)})" if _is_set_up_wrong(error) else ""
+            raise NotConnectedError(f"{type(error).__name__}: {error}{hint}") from error
         except asyncio.CancelledError:
             sockets.abort()
             raise
@@ -312,8 +313,24 @@ def _host_and_port(url: URL) -> str:
 
 def _may_pass(error: Exception) -> bool:
     """Whether trying again can help at the start: not against a password or a certificate."""
-    broken_setup = (ssl.SSLCertVerificationError, FileNotFoundError, PermissionError)
-    return isinstance(error, UnavailableError) and not isinstance(error.__cause__, broken_setup)
+    return isinstance(error, UnavailableError) and not _is_set_up_wrong(error.__cause__)
+
+
+def _is_set_up_wrong(cause: BaseException | None) -> bool:
+    """Whether TLS can't work: a file that is missing or no certificate, one that isn't trusted, a port without TLS."""
+    # The plain class is what OpenSSL's own refusals are; a connection that breaks has a class of its own.
+    wrong = (ssl.SSLCertVerificationError, FileNotFoundError, PermissionError)
+    return isinstance(cause, wrong) or type(cause) is ssl.SSLError
+
+
+def _tls_files(url: URL) -> str:
+    """Where the certificates come from."""
+    files = [
+        f"{name}={url.query[name]}"
+        for name in ("cafile", "capath", "certfile", "keyfile")
+        if name in url.query
+    ]
+    return ", ".join(files) or "the system's certificates"
 
 
 _DEFAULT_PORTS: Final = {"amqp": 5672, "amqps": 5671}
