@@ -1,6 +1,7 @@
 """Lines: one message of each key at a time, whatever closes, waits or can't be read."""
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any, cast
 
 import orjson
@@ -13,8 +14,11 @@ from hybridkit.events import Command, Event
 from hybridkit.messaging._consumer import RobustConsumer
 from hybridkit.messaging._delivery import Delivery
 from hybridkit.messaging._frames import Deliver
+from hybridkit.messaging._handlers import Handlers
 from hybridkit.messaging._order import ByKey, Order, key_of
+from hybridkit.messaging._pause import Gate
 from hybridkit.messaging._port import Delivered
+from hybridkit.messaging._subscription import Subscription
 
 
 class Moved(Event, type="lines.moved", version=2, key="account"):
@@ -194,3 +198,47 @@ def test_a_consumer_in_order_holds_more_messages() -> None:
 
 
 async def _nothing() -> None: ...
+
+
+def subscription(*, lines: ByKey | None) -> Subscription:
+    """One that is never started; nothing of it reaches a broker."""
+    nowhere = cast("Any", None)
+    return Subscription(
+        "tests.lines",
+        Handlers("tests.lines"),
+        nowhere,
+        nowhere,
+        Gate("tests.lines"),
+        concurrency=1,
+        lines=lines,
+    )
+
+
+@pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
+async def test_a_cancelled_message_is_put_back_alone_only_where_nothing_is_in_order(*, ordered: bool) -> None:
+    """In order it goes back with all others, when the channel closes."""
+    requeued: list[int] = []
+    origin = SimpleNamespace(is_open=True, requeue=requeued.append)
+    run = subscription(lines=ByKey() if ordered else None)
+    run._processor = cast("Any", SimpleNamespace(process=_cancelled))
+    with pytest.raises(asyncio.CancelledError):
+        await run._handle(delivery(Moved(account=1), tag=3, channel=cast("Any", origin)))
+    assert requeued == ([] if ordered else [3])
+
+
+async def test_a_late_answer_of_an_older_channel_changes_nothing() -> None:
+    """Meanwhile another one consumes."""
+    run = subscription(lines=None)
+    lane = cast("Any", SimpleNamespace(channel=SimpleNamespace(basic_qos=_done, basic_consume=_done)))
+    await run._consume(lane, 1)
+    assert run._consuming == 0
+    run._lane = lane
+    await run._consume(lane, 1)
+    assert run._consuming == 1
+
+
+async def _cancelled(_: Delivery) -> None:
+    raise asyncio.CancelledError
+
+
+async def _done(*_: object, **__: object) -> None: ...

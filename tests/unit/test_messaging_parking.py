@@ -1,10 +1,12 @@
 """The log of parked keys: what a reader takes from it, and what is left for the next one."""
 
+from types import SimpleNamespace
 from typing import Any, cast
 
 import orjson
 import pytest
 
+from hybridkit.errors import NotConnectedError
 from hybridkit.messaging._frames import Deliver
 from hybridkit.messaging._parking import Mark, ParkedKeys, _Log
 from hybridkit.messaging._port import Delivered
@@ -77,6 +79,27 @@ async def test_a_channel_that_ends_before_the_end_is_noticed(entries: tuple[dict
     log.closed("the connection was lost")
     assert log.complete.is_set()
     assert log.is_cut is not bool(entries)
+
+
+async def test_a_log_that_was_cut_is_not_believed() -> None:
+    """The connection was lost while it was read."""
+    receivers: list[_Log] = []
+
+    async def consume(*_: object) -> None:
+        receivers[0].closed("lost")
+
+    async def nothing() -> None: ...
+
+    async def channel(**_: object) -> Any:
+        return SimpleNamespace(basic_consume=consume, close=nothing)
+
+    def port(_: object, log: _Log) -> Any:
+        receivers.append(log)
+        return SimpleNamespace(ack=lambda _: None, close=lambda _: None)
+
+    link = cast("Any", SimpleNamespace(channel=channel, port=port))
+    with pytest.raises(NotConnectedError, match=r"reads tests\.q\.parked"):
+        await ParkedKeys("tests.q")._read(link, "me")
 
 
 def test_a_key_is_held_up_to_the_generation_that_failed() -> None:
