@@ -75,7 +75,6 @@ _TAG_AND_BITS: Final = struct.Struct(">QB")
 _SIZE: Final = struct.Struct(">Q")
 _LENGTH: Final = struct.Struct(">I")
 _LENGTHS: Final = tuple(bytes((length,)) for length in range(256))
-_CONTENT_BYTES: Final = _CONTENT.size - HEAD.size
 
 _HAS_TYPE: Final = 0x0020
 _HAS_APP_ID: Final = 0x0008
@@ -83,6 +82,9 @@ _HAS_APP_ID: Final = 0x0008
 _FLAGS: Final = 0x8000 | 0x2000 | 0x1000 | 0x0080
 _CONTENT_TYPE: Final = b"\x10application/json"
 _PERSISTENT: Final = b"\x02"
+_FIXED_BYTES: Final = (
+    _CONTENT.size - HEAD.size + len(_CONTENT_TYPE) + len(_PERSISTENT) + 1
+)  # and the id's length
 
 _log = get_logger(__name__)
 
@@ -156,21 +158,32 @@ def message_frames(
         channel: its number.
         frame_max: the largest frame that the broker takes, in bytes.
     """
-    fields = b"".join((_CONTENT_TYPE, table, _PERSISTENT, _LENGTHS[len(message_id)], message_id, to.tail))
-    size = len(body)
-    if 0 < size <= frame_max - FRAME_OVERHEAD:
-        content = HEAD.pack(BODY, channel, size) + body + END
+    body_bytes = len(body)
+    if 0 < body_bytes <= frame_max - FRAME_OVERHEAD:
+        body_head, content, body_end = HEAD.pack(BODY, channel, body_bytes), body, END
     else:
-        content = b"".join(_body_frames(channel, body, frame_max - FRAME_OVERHEAD))
+        body_head, content, body_end = (
+            b"",
+            b"".join(_body_frames(channel, body, frame_max - FRAME_OVERHEAD)),
+            b"",
+        )
+    header_bytes = _FIXED_BYTES + len(table) + len(message_id) + len(to.tail)
     return b"".join(
         (
             HEAD.pack(METHOD, channel, len(to.method)),
             to.method,
             END,
-            _CONTENT.pack(HEADER, channel, _CONTENT_BYTES + len(fields), 60, 0, size, to.flags),
-            fields,
+            _CONTENT.pack(HEADER, channel, header_bytes, 60, 0, body_bytes, to.flags),
+            _CONTENT_TYPE,
+            table,
+            _PERSISTENT,
+            _LENGTHS[len(message_id)],
+            message_id,
+            to.tail,
             END,
+            body_head,
             content,
+            body_end,
         )
     )
 
