@@ -87,7 +87,7 @@ async def test_what_is_applied_is_verified(
     assert {each.state for each in plan.findings} == {"present"}
 
 
-@pytest.mark.parametrize("order", [None, Order.SKIP], ids=["any order", "in order"])
+@pytest.mark.parametrize("order", [None, Order.SKIP, Order.PARK], ids=["any order", "skips", "parks"])
 async def test_what_a_consumer_declares_itself_is_what_is_planned(
     rabbitmq_url: str, management_url: str, order: Order | None
 ) -> None:
