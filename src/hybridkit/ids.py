@@ -8,6 +8,7 @@ same record and the same event.
 
 import hashlib
 import os
+import time
 from threading import Lock
 from uuid import UUID
 
@@ -15,20 +16,24 @@ import uuid6
 
 __all__ = ["derived_id", "derived_key", "new_id", "new_request_id"]
 
-_NODE_BITS = (1 << 48) - 1
 DERIVED_KEY_PREFIX = "hkd_"
 
+_TICKS_TO_1970 = 0x01B21DD213814000  # of 100 ns, from the Gregorian reform: where the time of a UUID begins
+_VERSION_6_VARIANT_1 = 6 << 76 | 0b10 << 62
+_NOISE_BITS = (1 << 62) - 1  # clock sequence and node
+
 _lock = Lock()
+_last_ticks = 0
 
 
 def new_id() -> UUID:
     """A UUIDv6, greater than every one made before it in this process, from any thread."""
-    noise = int.from_bytes(
-        os.urandom(8)
-    )  # one call instead of the library's two: this is made for every event
+    # `uuid6.uuid6()` makes the same in three times the time, and each event, record and request needs one.
+    global _last_ticks  # noqa: PLW0603 - the last one made, which is the point
+    noise = int.from_bytes(os.urandom(8)) & _NOISE_BITS
     with _lock:
-        made = uuid6.uuid6(node=noise & _NODE_BITS, clock_seq=noise >> 48)
-    return UUID(int=made.int)
+        ticks = _last_ticks = max(time.time_ns() // 100 + _TICKS_TO_1970, _last_ticks + 1)
+    return UUID(int=ticks >> 12 << 80 | (ticks & 0xFFF) << 64 | _VERSION_6_VARIANT_1 | noise)
 
 
 def new_request_id() -> str:
@@ -43,10 +48,7 @@ def derived_id(claim_key: str, step: str) -> UUID:
         claim_key: the idempotency key of the claim, as `context:entity:id`.
         step: what is being made, unique within the claim.
     """
-    octets = bytearray(_digest(claim_key, step)[:16])
-    octets[6] = (octets[6] & 0x0F) | 0x80
-    octets[8] = (octets[8] & 0x3F) | 0x80
-    return UUID(bytes=bytes(octets))
+    return UUID(int=uuid6.UUID(int=int.from_bytes(_digest(claim_key, step)[:16]), version=8).int)
 
 
 def derived_key(claim_key: str, step: str) -> str:

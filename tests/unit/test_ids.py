@@ -1,17 +1,30 @@
 """Ids sort by creation, and derived ids are the same on every run."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
+from uuid import RFC_4122
 
+import uuid6
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hybridkit.ids import derived_id, derived_key, new_id
+
+TICKS_TO_1970 = 0x01B21DD213814000
 
 
 def test_ids_of_one_thread_grow() -> None:
     ids = [new_id() for _ in range(10_000)]
     assert ids == sorted(ids)
     assert {found.version for found in ids} == {6}
+
+
+def test_an_id_tells_its_time_as_the_library_reads_it() -> None:
+    """The layout of RFC 9562, section 5.6, by another implementation of it."""
+    before = time.time_ns() // 1_000_000
+    found = uuid6.UUID(int=new_id().int)
+    assert (found.version, found.variant) == (6, RFC_4122)
+    assert before <= (found.time - TICKS_TO_1970) // 10_000 <= time.time_ns() // 1_000_000 + 1
 
 
 def test_ids_of_many_threads_are_distinct_and_grow_in_each() -> None:
