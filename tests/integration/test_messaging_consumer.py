@@ -14,9 +14,11 @@ import pytest
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from structlog.testing import capture_logs
 
+from hybridkit.cloudevents import to_structured
 from hybridkit.context import RequestContext, bind
 from hybridkit.coordination import connect_redis
 from hybridkit.dev import Server
+from hybridkit.envelope import EventEnvelope
 from hybridkit.errors import NotConnectedError, TopologyError
 from hybridkit.events import Command, Event
 from hybridkit.idempotency import IdempotencyGuard
@@ -179,6 +181,29 @@ async def test_events_and_commands_reach_their_handlers(
         assert await ledger.reaches(2) == [(1, "req-1"), (2, "req-1")]
         await until(lambda: consumer.in_flight == 0)
     assert await waiting_in(rabbitmq_url, "consumer_tasks") == 0
+
+
+async def test_cloudevents_are_read_in_both_forms(
+    connection: BrokerConnection, ledger: Ledger, rabbitmq_url: str, redis_url: str
+) -> None:
+    """From our publisher in binary mode, from anybody in structured mode; once each, however often they come."""
+    event = Consumed(number=2)
+    structured = to_structured(EventEnvelope.wrap(event, service="elsewhere"))
+    async with (
+        connect_redis(redis_url) as redis,
+        RobustPublisher(rabbitmq_url, service="tests", cloudevents=True) as publisher,
+        consumer_of(ledger).running(connection, publisher=publisher, guard=IdempotencyGuard(redis)),
+        plain_channel(rabbitmq_url) as channel,
+    ):
+        binary = Consumed(number=1)
+        for _ in range(2):
+            await publisher.publish(binary)
+            exchange = await channel.get_exchange("hk.events")
+            message = aio_pika.Message(structured, content_type="application/cloudevents+json")
+            await exchange.publish(message, Consumed.message_type)
+        await publisher.publish(Consumed(number=3))
+        await ledger.reaches(3)
+        assert sorted(ledger.entries) == [1, 2, 3]
 
 
 async def test_each_queue_gets_every_event_it_wants(

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import aio_pika
 import orjson
 import pytest
+import uvloop
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from structlog.testing import capture_logs
 
@@ -28,7 +29,7 @@ from hybridkit.errors import (
 )
 from hybridkit.events import Command, Event
 from hybridkit.ids import new_id
-from hybridkit.messaging import Receipt, RobustPublisher
+from hybridkit.messaging import BrokerConnection, Receipt, RobustConsumer, RobustPublisher
 from hybridkit.messaging import _channel as channel_module
 from hybridkit.messaging import _connection as connection_module
 from hybridkit.messaging import _writer as writer_module
@@ -149,6 +150,29 @@ async def test_cloudevents_are_published_for_readers_of_them(rabbitmq_url: str) 
     assert message.headers["cloudEvents_requestid"] == "req-1"
     assert message.headers["hk_event_id"] == message.headers["cloudEvents_id"] == str(event.event_id)
     assert decode_cloudevent(message.body, message.headers).data == event
+
+
+def test_another_event_loop_does_as_well(rabbitmq_url: str) -> None:
+    """Extra `fast`: uvloop's transports are no subclasses of asyncio's."""
+
+    async def there_and_back() -> None:
+        consumer, seen = RobustConsumer("loops"), asyncio.Event()
+
+        @consumer.on(Published)
+        async def see(event: Published) -> None:
+            seen.set()
+
+        async with (
+            RobustPublisher(rabbitmq_url, service="tests") as publisher,
+            BrokerConnection(rabbitmq_url, name="tests") as connection,
+            consumer.running(connection, publisher=publisher),
+            asyncio.timeout(20),
+        ):
+            await publisher.publish(Published())
+            await seen.wait()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(there_and_back())
 
 
 async def test_the_next_broker_is_taken_where_one_is_gone(rabbitmq_url: str) -> None:

@@ -369,6 +369,85 @@ async def test_nothing_is_added_where_nothing_records(
     assert (await read(rabbitmq_url, f"{queue}.dlq")).headers["traceparent"] == remote["traceparent"]
 
 
+async def test_a_run_s_destination_is_exchange_routing_key_and_queue(
+    spans: Spans, publisher: RobustPublisher, connection: BrokerConnection, queue: str
+) -> None:
+    consumer = RobustConsumer(queue)
+
+    @consumer.on(Spoken)
+    async def listen(event: Spoken) -> None:
+        pass
+
+    async with consuming(consumer, connection, publisher, calls=1):
+        await publisher.publish(Spoken())
+    (processed,) = spans.processed
+    assert processed.name == f"process hk.events:telemetry.spoken:{queue}"
+    attributes = attributes_of(processed)
+    assert attributes["messaging.destination.name"] == f"hk.events:telemetry.spoken:{queue}"
+    assert attributes["messaging.rabbitmq.destination.routing_key"] == "telemetry.spoken"
+
+
+async def test_consuming_that_begins_in_a_span_is_no_part_of_it(
+    spans: Spans, publisher: RobustPublisher, connection: BrokerConnection, queue: str
+) -> None:
+    consumer = RobustConsumer(queue)
+
+    @consumer.on(Spoken)
+    async def listen(event: Spoken) -> None:
+        pass
+
+    with span("start"):
+        running = consuming(consumer, connection, publisher, calls=1)
+        await running.__aenter__()
+    await publisher.publish(Spoken())
+    await running.__aexit__(None, None, None)
+    (processed,) = spans.processed
+    assert processed.parent is None
+
+
+async def test_a_run_that_failed_says_why(
+    spans: Spans, publisher: RobustPublisher, connection: BrokerConnection, queue: str
+) -> None:
+    """Whether it is retried or given up; its error doesn't leave the consumer."""
+    consumer = RobustConsumer(queue)
+    errors: list[Exception] = [ConnectionError("not yet"), RejectedError("never")]
+
+    @consumer.on(Spoken, retry=IN_A_SECOND)
+    async def fail(event: Spoken) -> None:
+        raise errors.pop(0)
+
+    async with consuming(consumer, connection, publisher, calls=2):
+        await publisher.publish(Spoken())
+    assert [attributes_of(each)["error.type"] for each in spans.processed] == [
+        "ConnectionError",
+        "RejectedError",
+    ]
+    assert {each.status.status_code for each in spans.processed} == {StatusCode.ERROR}
+    assert [each.events[0].name for each in spans.processed] == ["exception", "exception"]
+
+
+async def test_what_cannot_be_read_has_a_span_too(
+    spans: Spans, publisher: RobustPublisher, connection: BrokerConnection, queue: str, rabbitmq_url: str
+) -> None:
+    """Named after its queue: whoever sends nonsense doesn't choose names."""
+    consumer = RobustConsumer(queue)
+
+    @consumer.on(Spoken)
+    async def listen(event: Spoken) -> None:
+        pass
+
+    async with (
+        consumer.running(connection, publisher=publisher),
+        await aio_pika.connect(rabbitmq_url) as plain,
+    ):
+        exchange = (await plain.channel()).default_exchange
+        await exchange.publish(aio_pika.Message(b'{"event_type": "made.up_by_somebody"}'), queue)
+        await read(rabbitmq_url, f"{queue}.dlq")
+    (processed,) = spans.processed
+    assert processed.name == f"process {queue}"
+    assert attributes_of(processed)["error.type"] == "UnknownEventTypeError"
+
+
 # ── metrics ──────────────────────────────────────────────────────────────────────────────────────
 
 

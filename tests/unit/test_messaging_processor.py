@@ -908,9 +908,9 @@ async def test_a_span_is_linked_to_the_producers(steps: Steps, monkeypatch: pyte
     headers = {"traceparent": "00-1-2-3", "number": 5}
     await processor(steps, succeed).process(delivery(steps, envelope(), headers))
     [(name, options)] = spans
-    assert name == "processor.happened process"
+    assert name == f"process hk.events:processor.happened:{QUEUE}"
     assert options["linked"] == {"traceparent": "00-1-2-3"}
-    assert options["attributes"]["messaging.destination.name"] == QUEUE
+    assert options["attributes"]["messaging.destination.name"] == f"hk.events:processor.happened:{QUEUE}"
 
 
 def test_reprs_say_where(steps: Steps) -> None:

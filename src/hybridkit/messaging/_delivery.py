@@ -10,8 +10,10 @@ from uuid import UUID
 
 from pamqp import commands
 
+from hybridkit.cloudevents import decode_cloudevent, is_cloudevent
 from hybridkit.codec import format_timestamp, now
 from hybridkit.envelope import EventEnvelope, decode_envelope
+from hybridkit.errors import MalformedPayloadError
 from hybridkit.messaging._frames import decode_properties
 from hybridkit.messaging._headers import (
     ATTEMPT,
@@ -29,7 +31,7 @@ from hybridkit.messaging._headers import (
     read_text,
 )
 from hybridkit.messaging._port import Delivered
-from hybridkit.messaging._topology import DEAD_LETTER_EXCHANGE, delay_route
+from hybridkit.messaging._topology import DEAD_LETTER_EXCHANGE, EVENT_EXCHANGE, delay_route
 from hybridkit.messaging._writer import Outgoing
 
 __all__ = ["Dead", "Delivery", "Done", "Identity", "Later", "Origin", "Verdict"]
@@ -120,8 +122,7 @@ class Delivery:
         self.key: str | None = None
         self.received_at = time.monotonic()
         self._origin = origin
-        self._tag = message.deliver.tag
-        self._is_redelivered = message.deliver.redelivered
+        self._tag, self._is_redelivered, self._exchange, self.routing_key = message.deliver
         self._octets = message.properties
         self._event: Identity | None = None
         self._envelope: EventEnvelope[Any] | None = None
@@ -158,19 +159,32 @@ class Delivery:
         return read_count(self.headers, name) if name.encode() in self._octets else 0
 
     def read(self) -> EventEnvelope[Any]:
-        """The body, parsed once.
+        """The envelope in the body, or the CloudEvent that the message is; parsed once.
 
         Raises:
             PayloadError: see `decode_envelope`.
         """
         if self._envelope is None:
-            self._envelope = decode_envelope(self.body)
+            try:
+                self._envelope = decode_envelope(self.body)
+            except MalformedPayloadError:
+                content_type = self._properties.content_type
+                if not is_cloudevent(self.body, self.headers, content_type=content_type):
+                    raise
+                self._envelope = decode_cloudevent(self.body, self.headers)
         return self._envelope
 
     @property
     def is_ours(self) -> bool:
         """Whether it can still be settled; otherwise the broker delivers it again, to whomever."""
         return self._origin.is_open
+
+    @property
+    def destination(self) -> str:
+        """`{exchange}:{routing key}:{queue}` of an event, else the queue: the routing key of a delay has it in it."""
+        if self._exchange == EVENT_EXCHANGE:
+            return f"{self._exchange}:{self.routing_key}:{self.queue}"
+        return self.queue
 
     def age_seconds(self) -> float:
         """How long we have had it; the broker's consumer timeout counts the same."""

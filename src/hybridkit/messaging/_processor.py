@@ -60,7 +60,7 @@ from hybridkit.messaging._work import (
     payload_of,
 )
 from hybridkit.messaging._writer import Outgoing
-from hybridkit.observability import get_logger, metrics
+from hybridkit.observability import fail_span, get_logger, metrics
 from hybridkit.retry import GiveUp, Pause, RetryAfter
 
 __all__ = ["LOCAL_SECONDS", "Copies", "Processor"]
@@ -150,14 +150,14 @@ class Processor:
             envelope = delivery.read()
         except PayloadError as error:
             context = RequestContext.from_amqp_headers(delivery.headers)
-            with bind(context), bound_contextvars(consumer=self._queue):
+            with bind(context), bound_contextvars(consumer=self._queue), consumer_span(delivery):
                 await self._conclude(delivery, self._unreadable(delivery, error), "unknown")
             return
         event_type, event_id = envelope.event_type, str(envelope.event_id)
         context = context_of(envelope)
         tokens = bind_contextvars(consumer=self._queue, event_type=event_type, event_id=event_id)
         try:
-            with bind(context), consumer_span(delivery, envelope):
+            with bind(context), consumer_span(delivery, event_id):
                 await self._process(delivery, envelope, context, event_id)
         finally:
             reset_contextvars(**tokens)
@@ -380,6 +380,7 @@ class Processor:
 
     async def _bury(self, delivery: Delivery, dead: Dead, event_type: str) -> bool:
         _log.error("message dead-lettered", reason=dead.reason, attempts=dead.failures, exc_info=dead.error)
+        fail_span(dead.error)
         metrics.events_dead_lettered.labels(self._queue, event_type, dead.reason).inc()
         if self._parked is not None and delivery.key is not None and delivery.event is not None:
             _, event_id, generation = delivery.event
@@ -393,6 +394,8 @@ class Processor:
 
     def _count_retry(self, later: Later, event_type: str) -> None:
         error = type(later.error).__name__ if later.error else "waiting"
+        if later.error:
+            fail_span(later.error)
         _log.info("message put off", delay_seconds=later.seconds, error=error)
         metrics.events_retried.labels(self._queue, event_type, error).inc()
 

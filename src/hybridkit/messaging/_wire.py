@@ -7,7 +7,7 @@ they never mix. https://www.rabbitmq.com/resources/specs/amqp0-9-1.pdf, section 
 
 import asyncio
 import struct
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from aiormq.connection import SSLContextProvider, TransportFactory
 from yarl import URL
@@ -127,8 +127,7 @@ class Wire(asyncio.StreamReaderProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
         super().connection_made(transport)
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 # nosec B101 - a TCP or TLS transport
-        self._out = transport
+        self._out = cast("asyncio.Transport", transport)  # by its methods: uvloop's is no subclass
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Close all ports."""

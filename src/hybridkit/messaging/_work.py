@@ -75,20 +75,29 @@ class Meters:
         self.duration = metrics.handler_duration.labels(queue, event_type)
 
 
-def consumer_span(delivery: Delivery, envelope: EventEnvelope[Any]) -> AbstractContextManager[object]:
-    """The consumer's span, linked to the producer's; of the headers nothing is read where nothing records."""
+def consumer_span(delivery: Delivery, event_id: str | None = None) -> AbstractContextManager[object]:
+    """The consumer's span, linked to the producer's; of the headers nothing is read where nothing records.
+
+    Args:
+        delivery: the message.
+        event_id: None for one that can't be read.
+    """
     if not is_tracing():
         return _NO_SPAN
-    attributes = {
+    attributes: dict[str, str | int] = {
         "messaging.system": "rabbitmq",
         "messaging.operation.type": "process",
         "messaging.operation.name": "process",
-        "messaging.destination.name": delivery.queue,
-        "messaging.message.id": str(envelope.event_id),
+        "messaging.destination.name": delivery.destination,
+        "messaging.rabbitmq.destination.routing_key": delivery.routing_key,
+        "messaging.message.body.size": len(delivery.body),
+        **({"messaging.message.id": event_id} if event_id else {}),
     }
+    # A trace of its own: the task was started in whatever span the consumer was started in.
     return span(
-        f"{envelope.event_type} process",
+        f"process {delivery.destination}",
         kind="consumer",
+        parent={},
         linked=_texts(delivery.headers),
         attributes=attributes,
     )
@@ -120,7 +129,9 @@ def context_of(envelope: EventEnvelope[Any]) -> RequestContext:
 def payload_of(body: bytes) -> bytes:
     """What makes it the same event: as it was sent, because upcasters change with the next deployment."""
     wire = decode_object(body)
-    same = [wire.get("event_type"), wire.get("version", 1), wire.get("data")]
+    same: Any = wire  # of a CloudEvent, which says the same each time it comes
+    if "event_type" in wire:
+        same = [wire["event_type"], wire.get("version", 1), wire.get("data")]
     # The canonical form that the guard would make of the list itself, without reading and writing it twice for that.
     return orjson.dumps(same, option=orjson.OPT_SORT_KEYS)
 

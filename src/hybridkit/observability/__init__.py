@@ -20,6 +20,7 @@ from hybridkit.observability._metrics import Metrics, metrics, render_metrics
 from hybridkit.observability._tracing import (
     Tracing,
     configure_tracing,
+    fail_span,
     is_tracing,
     remote_trace,
     span,
@@ -31,6 +32,7 @@ __all__ = [
     "Tracing",
     "configure_logging",
     "configure_tracing",
+    "fail_span",
     "get_logger",
     "is_tracing",
     "metrics",
