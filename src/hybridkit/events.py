@@ -98,8 +98,9 @@ class Message(BaseModel):
         return register
 
 
-_read_slot = vars(Message)["_identity"].__get__  # past pydantic's `__getattr__`, which is slow where there is nothing
-_fill_slot = vars(Message)["_identity"].__set__  # the model is frozen, its slot is not
+# Past pydantic's `__getattr__`, which is slow where there is nothing; and the model is frozen, its slot is not.
+_read_slot = vars(Message)["_identity"].__get__
+_fill_slot = vars(Message)["_identity"].__set__
 
 
 class Event(Message):
