@@ -99,7 +99,7 @@ class Retry:
     def decide(self, error: BaseException, *, attempt: int, jitter: float) -> Decision:
         """What to do after a failed attempt.
 
-        An error that says when to come back (`retry_after_seconds`) is not asked again before that, up to 36 h.
+        Where an error says when to come back (`retry_after_seconds`), the delay begins then; 36 h at most in all.
 
         Args:
             error: what the attempt raised.
@@ -114,7 +114,8 @@ class Retry:
             return GiveUp("permanent")
         if attempt >= self.attempts:
             return GiveUp("exhausted")
-        return RetryAfter(max(self.bound_seconds(attempt) * jitter, _asked_seconds(error)))
+        seconds = _asked_seconds(error) + self.bound_seconds(attempt) * jitter
+        return RetryAfter(min(seconds, MAX_DELAY_SECONDS))
 
     def bound_seconds(self, attempt: int) -> float:
         """The longest delay that can follow that attempt."""
@@ -130,4 +131,4 @@ class Retry:
 
 def _asked_seconds(error: BaseException) -> float:
     asked = error.retry_after_seconds if isinstance(error, TemporaryError) else None
-    return 0.0 if asked is None else min(asked, MAX_DELAY_SECONDS)
+    return asked or 0.0

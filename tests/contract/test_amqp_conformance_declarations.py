@@ -174,9 +174,9 @@ async def test_an_auto_delete_queue_goes_with_its_last_consumer(connection: Abst
 
 
 async def test_a_queue_expires_when_nobody_uses_it(connection: AbstractConnection) -> None:
-    """`x-expires` runs from the last use."""
+    """`x-expires` runs from the last use; looking whether it is there is one."""
     channel = await connection.channel()
-    await declare(channel, x_expires=100)
+    await declare(channel, x_expires=1)
     await until_gone(connection, "queue")
 
 

@@ -1,6 +1,7 @@
 """Lines: one message of each key at a time, whatever closes, waits or can't be read."""
 
 import asyncio
+from collections.abc import Coroutine
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -9,7 +10,7 @@ import pytest
 from pamqp.commands import Basic
 
 from hybridkit.envelope import EventEnvelope
-from hybridkit.errors import DeclarationError
+from hybridkit.errors import DeclarationError, NotConnectedError
 from hybridkit.events import Command, Event
 from hybridkit.messaging._consumer import RobustConsumer
 from hybridkit.messaging._delivery import Delivery
@@ -235,6 +236,23 @@ async def test_a_late_answer_of_an_older_channel_changes_nothing() -> None:
     run._lane = lane
     await run._consume(lane, 1)
     assert run._consuming == 1
+
+
+async def test_a_channel_that_can_not_be_adjusted_is_replaced() -> None:
+    """To a pause, or to the end of one."""
+
+    async def ask(work: Coroutine[Any, Any, None], *, name: str) -> None:
+        work.close()
+        raise NotConnectedError(f"{name}: no answer")
+
+    retired: list[str] = []
+    run = subscription(lines=None)
+    lane = cast("Any", SimpleNamespace(link=SimpleNamespace(ask=ask)))
+    run._channel = cast(
+        "Any", SimpleNamespace(current=lane, retire=lambda _, *, reason: retired.append(reason))
+    )
+    await run._adjust()
+    assert retired == ["its consumer was not adjusted: adjusting tests.lines: no answer"]
 
 
 async def _cancelled(_: Delivery) -> None:

@@ -189,6 +189,10 @@ async def test_an_answer_to_nothing_is_no_answer(monkeypatch: pytest.MonkeyPatch
         answer = submit(writer)
         await until(lambda: broker.published == 1)
         broker.says(Basic.Ack(7), Basic.Ack(0, multiple=True))
+        others = [submit(writer), submit(writer)]
+        await until(lambda: broker.published == 3)
+        broker.says(Basic.Ack(2), Basic.Ack(2), Basic.Ack(3))
+        assert all([await other for other in others])
         broker.says(
             Basic.Return(312, "NO_ROUTE", "", "a.b"),
             ContentHeader(0, 0, Basic.Properties(message_id="a stranger's")),
@@ -255,12 +259,14 @@ async def test_a_channel_that_closes_leaves_what_was_sent_unknown(monkeypatch: p
 async def test_a_missing_answer_is_unknown_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each has its own deadline, also one that comes later and ends earlier; a late answer harms nobody."""
     async with writing(monkeypatch) as (writer, broker):
-        later, earlier = submit(writer), submit(writer, seconds=0.01)
+        later, earlier, latest = submit(writer), submit(writer, seconds=0.01), submit(writer, seconds=6.0)
         await until(earlier.done)
         assert isinstance(error_of(earlier), OutcomeUnknownError)
         assert not later.done()
-        broker.says(Basic.Ack(2, multiple=True))
+        assert not latest.done()
+        broker.says(Basic.Ack(3, multiple=True))
         assert await later
+        assert await latest
 
 
 async def test_during_an_alarm_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -390,6 +396,13 @@ async def test_nobody_waits_but_everything_is_counted(
         assert broker.published == 3
     assert [published(outcome) - was for outcome, was in zip(outcomes, before, strict=True)] == [1, 1, 1, 1]
     assert [entry["event"] for entry in logs].count("event dropped") == 3
+
+
+async def test_without_a_connection_it_is_dropped(logs: list[MutableMapping[str, Any]]) -> None:
+    before = published(NotConnectedError.code)
+    RobustPublisher("amqp://127.0.0.1/", service="tests").publish_nowait(Forgettable())
+    assert published(NotConnectedError.code) == before + 1
+    assert [entry["event"] for entry in logs] == ["event dropped"]
 
 
 async def test_what_never_could_be_published_is_the_callers_mistake(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -229,13 +229,9 @@ class Pipeline:
         decision = self._policy.retry.decide(failure.error, attempt=attempt, jitter=self._jitter())
         if not isinstance(decision, RetryAfter):
             return None
-        asked_seconds = (
-            failure.error.retry_after_seconds if isinstance(failure.error, TemporaryError) else None
-        )
-        pause_seconds = (asked_seconds or 0.0) + decision.seconds
-        if pause_seconds + self._typical_seconds >= self._left(call) or not self._budget.withdraw():
+        if decision.seconds + self._typical_seconds >= self._left(call) or not self._budget.withdraw():
             return None
-        return pause_seconds
+        return decision.seconds
 
     def _final_error(self, error: HybridkitError, attempts: int, *, in_doubt: bool) -> HybridkitError:
         """The last attempt's error, unless it would hide that an earlier attempt may have been carried out."""

@@ -22,9 +22,6 @@ class Background:
     def __repr__(self) -> str:
         return f"Background({len(self._tasks)} tasks)"
 
-    def __len__(self) -> int:
-        return len(self._tasks)
-
     def start[T](self, work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
         """Run it."""
         task = asyncio.create_task(work, name=name)

@@ -133,7 +133,9 @@ class BrokerConnection:
 
     async def _keep(self, first: asyncio.Future[None]) -> None:
         backoff = Backoff()
-        for number, url in enumerate(cycle(self._urls), start=1):
+        urls = cycle(enumerate(self._urls, start=1))
+        while True:
+            number, url = next(urls)
             try:
                 link = await Link.open(url, name=self.name, background=self._background)
             except Exception as error:  # noqa: BLE001 - whatever stops one attempt must not stop all others
@@ -142,7 +144,7 @@ class BrokerConnection:
                     first.set_exception(error)
                     return
                 _log.warning("broker not connected", broker=_host_and_port(url), error=self._last_error)
-                if number % len(self._urls):
+                if number < len(self._urls):
                     continue
             else:
                 if not first.done():

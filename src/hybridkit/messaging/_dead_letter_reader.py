@@ -61,9 +61,6 @@ class Desk:
         self._url = url
         self._inspection = inspection
 
-    def __repr__(self) -> str:
-        return f"Desk({self.queue!r}, messages={self.messages})"
-
     @asynccontextmanager
     async def reading(self, *, most: int, skip: int = 0) -> AsyncGenerator["Inbox"]:
         """Have the messages delivered from the head on; those that are not acknowledged go back after the block.
@@ -129,9 +126,6 @@ class Inbox:
         self._back: Delivered | None = None
         self._changed = asyncio.Event()
         self._over_at = asyncio.get_running_loop().time() + LOCAL_SECONDS
-
-    def __repr__(self) -> str:
-        return f"Inbox({self._desk.queue!r}, seen={self.seen}, waiting={len(self._waiting)})"
 
     @property
     def is_over(self) -> bool:
