@@ -121,11 +121,15 @@ def test_a_server_whose_holder_was_killed_is_started_again(key: str) -> None:
     url = first.get("redis").url
     answer = read_answer(first._folder / "redis.json")
     assert answer is not None
-    answer.holder.send(signal.SIGKILL)
-    assert dies(url)
-    assert is_up(second.get("redis").url)
-    first.release()
-    second.release()
+    try:
+        answer.holder.send(signal.SIGKILL)
+        assert dies(url)
+        again = second.get("redis").url
+        log = (second._folder / "redis.log").read_text()
+        assert is_up(again), f"first {url}, then {again}: {log}"
+    finally:
+        first.release()
+        second.release()
 
 
 def test_workers_of_xdist_share_one_server(pytester: pytest.Pytester) -> None:

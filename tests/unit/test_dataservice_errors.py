@@ -43,13 +43,18 @@ class InterfaceError(Exception):
     """As SQLAlchemy's adapter raises it where the driver finds its connection closed."""
 
 
+class InternalClientError(Exception):
+    """As the adapter raises it where the server dies while the driver reads why: `cannot switch to state 15`."""
+
+
 class InvalidCachedStatementError(Exception):
     """As SQLAlchemy's adapter raises it where a table has changed since the statement was prepared."""
 
 
 def wrapped(error: Exception) -> DBAPIError:
     """As SQLAlchemy hands it on: around its adapter's error, which the driver's has caused."""
-    adapted = error if isinstance(error, InterfaceError | InvalidCachedStatementError) else Exception(SECRET)
+    of_the_adapter = InterfaceError | InternalClientError | InvalidCachedStatementError
+    adapted = error if isinstance(error, of_the_adapter) else Exception(SECRET)
     if adapted is not error:
         adapted.__cause__ = error
     return DBAPIError(f"INSERT … {SECRET}", {"name": SECRET}, adapted)
@@ -89,6 +94,7 @@ def test_a_sqlstate_is_an_error(sqlstate: str, expected: type[HybridkitError]) -
         TimeoutError(),
         ConnectionRefusedError(),
         wrapped(InterfaceError("closed")),
+        wrapped(InternalClientError("another operation is in progress")),
         wrapped(InvalidCachedStatementError("changed")),
     ],
 )

@@ -101,9 +101,9 @@ def _own_state(error: BaseException) -> str | None:
 
 
 def _is_connection_failure(error: Exception) -> bool:
-    """No answer, no route, or a driver that found its connection closed (`InterfaceError`)."""
+    """No answer, no route, or a driver that found its connection closed, or closing in the middle of an answer."""
     lost = any(isinstance(link, TimeoutError | OSError) for link in _chain(error))
-    return lost or _driver_error(error) == "InterfaceError"
+    return lost or _driver_error(error) in {"InterfaceError", "InternalClientError"}
 
 
 def _driver_error(error: Exception) -> str:

@@ -17,7 +17,8 @@ from hybridkit.errors import HybridkitError, ServerMissingError
 def hold(kind: Kind, folder: Path) -> None:
     """Start the server, say so in FOLDER/KIND.json, and end it when no lock on FOLDER/KIND.lease is left."""
     path = folder / f"{kind}.json"
-    with (folder / f"{kind}.lease").open("ab") as lease:
+    with (folder / f"{kind}.lease").open("ab") as lease, (folder / f"{kind}.holder").open("ab") as alive:
+        fcntl.flock(alive, fcntl.LOCK_EX)
         try:
             with LocalServers() as local:
                 write_answer(path, _start(kind, local))

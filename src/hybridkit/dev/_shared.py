@@ -8,6 +8,7 @@ user has released its lock or has died, in whatever way.
 STATE/shared/KEY/
 ├── KIND.start     locked while somebody finds out whether the server runs, and starts it
 ├── KIND.lease     locked by every user
+├── KIND.holder    locked by the holder as long as it lives
 └── KIND.json      what the holder has to say: the server's URL, or why there is none
 ```
 """
@@ -111,7 +112,8 @@ class SharedServers:
             # Waits for a holder that is just ending; a lock that is held makes it stay.
             fcntl.flock(lease, fcntl.LOCK_SH)
             answer = read_answer(self._folder / f"{kind}.json")
-            if answer is None or not answer.holder.is_alive():
+            # Not by its pid: a process that was killed is there a moment longer than its server.
+            if answer is None or not is_locked(self._folder / f"{kind}.holder"):
                 answer = self._start_holder(kind)
         if answer.error:
             self._leases.pop(kind).close()
@@ -152,6 +154,16 @@ class SharedServers:
             return answer
         said = log.read_text(errors="replace")
         raise ServerStartError(f"the process that was to hold {kind} has ended:\n{said}")
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the exclusive lock of that file."""
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def read_answer(path: Path) -> Answer | None:
