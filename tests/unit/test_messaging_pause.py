@@ -188,16 +188,11 @@ async def test_whoever_is_cancelled_while_the_gate_opens_needs_no_successor(gate
 
 async def test_a_stop_sends_everybody_away(gate: Gate) -> None:
     gate.shut(OSError())
-    turn, rest = waiting(gate), asyncio.create_task(gate.rest(60))
+    turn = waiting(gate)
     await settle()
     gate.stop()
     assert not await turn
-    assert not await rest
     assert not await gate.turn(seconds=60)
     gate.shut(OSError())
     assert gate.paused is None
     assert paused_metric() == 0
-
-
-async def test_a_rest_takes_its_time(gate: Gate) -> None:
-    assert await gate.rest(0.001)

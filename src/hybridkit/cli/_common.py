@@ -107,7 +107,7 @@ def import_app(path: str) -> ModuleType:
         sys.path.insert(0, here)
     try:
         return import_module(path)
-    except Exception as error:
+    except Exception as error:  # the application's own code runs here, and raises anything
         raise typer.BadParameter(f"importing {path}: {_in_one_line(error)}", param_hint="--app") from error
 
 

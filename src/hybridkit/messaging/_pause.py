@@ -63,7 +63,8 @@ class Gate:
         self._timer: asyncio.TimerHandle | None = None
         self._asked_seconds = 0.0
         self._opened_at = -STEADY_SECONDS
-        self._stopped = asyncio.Event()
+        self.is_stopped = False
+        """Everything stops: who waits is to leave."""
         self._gauge = metrics.consumer_paused.labels(name)
 
     def __repr__(self) -> str:
@@ -73,11 +74,6 @@ class Gate:
     def is_open(self) -> bool:
         """Whether there is nothing to wait for."""
         return self.paused is None and not self.is_stopped
-
-    @property
-    def is_stopped(self) -> bool:
-        """Whether everything stops: who waits is to leave."""
-        return self._stopped.is_set()
 
     def shut(self, error: BaseException) -> None:
         """A dependency is down. Of many who say so at the same time, the first one counts."""
@@ -106,7 +102,7 @@ class Gate:
 
     def stop(self) -> None:
         """Let nobody through any more, and send away who waits."""
-        self._stopped.set()
+        self.is_stopped = True
         self.paused = None
         self._release(passed=False)
 
@@ -144,15 +140,6 @@ class Gate:
         finally:
             if self.paused is not None:
                 self._arm()
-
-    async def rest(self, seconds: float) -> bool:
-        """Wait that long; False when everything stops meanwhile."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._stopped.wait()
-        except TimeoutError:
-            return True
-        return False
 
     def _arm(self) -> None:
         seconds = max(self._backoff.next_seconds(), self._asked_seconds)
