@@ -29,10 +29,15 @@ __all__ = [
     "CALLER_HEADER",
     "IDEMPOTENCY_KEY_HEADER",
     "IDEMPOTENCY_REPLAYED_HEADER",
+    "MAX_BATCH",
     "MAX_BODY_BYTES",
     "MAX_OPERATIONS",
+    "NDJSON_MEDIA_TYPE",
     "PROBLEM_MEDIA_TYPE",
     "AssertOperation",
+    "BatchGet",
+    "BatchRecord",
+    "BatchWrite",
     "CreateOperation",
     "DeleteOperation",
     "Emission",
@@ -51,8 +56,12 @@ IDEMPOTENCY_REPLAYED_HEADER: Final = "idempotency-replayed"
 CALLER_HEADER: Final = "x-service-name"
 """Which service calls. It tells callers apart; it doesn't authenticate them."""
 PROBLEM_MEDIA_TYPE: Final = "application/problem+json"
+NDJSON_MEDIA_TYPE: Final = "application/x-ndjson"
+"""Of an export: one record a line, and `{"$end": true, "count": n}` as the last one, so that a cut is noticed."""
 
 MAX_OPERATIONS: Final = 100
+MAX_BATCH: Final = 1000
+"""Records in one `:batch_…` call."""
 MAX_BODY_BYTES: Final = 1024 * 1024
 MAX_KEY_LENGTH: Final = 255
 
@@ -149,6 +158,9 @@ class Emission(_Strict):
     Attributes:
         key: events with one key are published in commit order.
         queue: for a command, the queue; None for an event.
+        not_before: when it may be published; None for at once.
+        traceparent: the trace of the request that caused it, https://www.w3.org/TR/trace-context/.
+        tracestate: the same trace in its vendors' words.
     """
 
     event_type: str = Field(min_length=1, max_length=MAX_TYPE_LENGTH)
@@ -157,8 +169,11 @@ class Emission(_Strict):
     timestamp: Timestamp
     key: str | None = None
     queue: str | None = Field(default=None, min_length=1, max_length=MAX_TYPE_LENGTH)
+    not_before: Timestamp | None = None
     request_id: str
     user_id: str | None = None
+    traceparent: str | None = Field(default=None, max_length=128)
+    tracestate: str | None = Field(default=None, max_length=512)
     data: dict[str, Any]
 
     @classmethod
@@ -189,6 +204,40 @@ class TransactionResult(BaseModel):
     """The answer: one record per operation in the same order; null for `assert` and `delete`."""
 
     results: tuple[dict[str, Any] | None, ...]
+
+
+# ── POST /v1/{resource}:batch_… ──────────────────────────────────────────────────────────────────
+
+
+class BatchGet(_Strict):
+    """The body of `:batch_get`; answered by `{"items": […]}` in the same order, null for what is not there."""
+
+    ids: tuple[str, ...] = Field(max_length=MAX_BATCH)
+
+
+class BatchRecord(_Strict):
+    """One record of a batch.
+
+    Attributes:
+        id: needed except where a create may make a UUID.
+        data: what a create, update or upsert takes; a delete has none.
+        if_match: the ETag that the record must have, for an update or a delete.
+    """
+
+    id: str | None = None
+    data: dict[str, Any] | None = None
+    if_match: str | None = None
+
+
+class BatchWrite(_Strict):
+    """The body of `:batch_create`, `:batch_update`, `:batch_upsert` and `:batch_delete`: all of it happens, or nothing.
+
+    Answered by `{"items": […]}` in the same order; null for what was deleted.
+
+    https://google.aip.dev/233
+    """
+
+    items: tuple[BatchRecord, ...] = Field(min_length=1, max_length=MAX_BATCH)
 
 
 # ── application/problem+json ─────────────────────────────────────────────────────────────────────

@@ -74,6 +74,9 @@ class Resource[RecordT: Record[Any], CreateT: BaseModel, UpdateT: BaseModel]:
         update: what an update takes; a field that isn't set isn't touched.
         filterable: record fields (or dotted paths into them) that a filter may name; `id` always may.
         sortable: record fields that an order may name; `id` always may.
+        soft_delete: a deleted record is only hidden, and `undelete` brings it back.
+        require_match: an update or delete of a record that is there has to name the state that the caller has read
+            (its ETag), or it is refused with 428.
     """
 
     name: str
@@ -82,6 +85,8 @@ class Resource[RecordT: Record[Any], CreateT: BaseModel, UpdateT: BaseModel]:
     update: type[UpdateT] = dataclasses.field(kw_only=True)
     filterable: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
     sortable: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
+    soft_delete: bool = dataclasses.field(default=False, kw_only=True)
+    require_match: bool = dataclasses.field(default=False, kw_only=True)
 
     if TYPE_CHECKING:
         # Makes both type parameters invariant: without it a client's `create(USERS, OrderChanges(...))` would

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 from sqlalchemy import func, select
 
-from hybridkit.dataservice import _postgres_database, _postgres_keys, _postgres_store
+from hybridkit.dataservice import _postgres_database, _postgres_keys, _postgres_writes
 from hybridkit.errors import ConflictError, DeadlineExceededError, UnavailableError
 from hybridkit.testing import FaultProxy
 
@@ -199,7 +199,7 @@ async def test_races_are_lost_three_times_and_no_more(service: Any, monkeypatch:
         tries += 1
         raise ConflictError("lost")
 
-    monkeypatch.setattr(_postgres_store, "apply", lose)
+    monkeypatch.setattr(_postgres_writes, "apply", lose)
     answer = await service.send("POST", "/v1/items", {"name": "pen"})
     assert verdict(answer) == (409, "SERIALIZATION_FAILURE")
     assert answer.json()["retryable"] is True
@@ -260,10 +260,10 @@ def before_commit(monkeypatch: pytest.MonkeyPatch, action: Any) -> None:
 
     async def record(*arguments: Any) -> None:
         await record_key(*arguments)
-        monkeypatch.setattr(_postgres_store, "record_key", record_key)
+        monkeypatch.setattr(_postgres_writes, "record_key", record_key)
         action()
 
-    monkeypatch.setattr(_postgres_store, "record_key", record)
+    monkeypatch.setattr(_postgres_writes, "record_key", record)
 
 
 async def test_a_lost_answer_to_a_commit_is_found_again_by_its_key(

@@ -66,6 +66,12 @@ def test_every_field_of_a_record_needs_a_column() -> None:
         create_data_service(Settings, {ITEMS: NamelessTable})
 
 
+def test_a_soft_delete_needs_its_column() -> None:
+    hidden = Resource("items", record=Item, create=NewItem, update=NewItem, soft_delete=True)
+    with pytest.raises(DeclarationError, match="ItemTable has no column deleted_at"):
+        create_data_service(Settings, {hidden: ItemTable})
+
+
 def test_two_resources_have_two_names() -> None:
     class OtherItem(Item):
         pass

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from hybridkit.dataservice._mongo_collection import DocumentCollection as DocumentCollection
     from hybridkit.dataservice._mongo_collection import DocumentIndex as DocumentIndex
     from hybridkit.dataservice._postgres_columns import RecordColumns as RecordColumns
+    from hybridkit.dataservice._postgres_columns import SoftDeleteColumns as SoftDeleteColumns
     from hybridkit.dataservice._postgres_migrations import migrate as migrate
     from hybridkit.dataservice._postgres_migrations import write_revision as write_revision
 
@@ -44,6 +45,7 @@ __all__ = [
     "Publisher",
     "RecordColumns",
     "Relay",
+    "SoftDeleteColumns",
     "create_data_service",
     "migrate",
     "write_revision",
@@ -53,6 +55,7 @@ _HOMES = {
     "DocumentCollection": ("_mongo_collection", "mongo"),
     "DocumentIndex": ("_mongo_collection", "mongo"),
     "RecordColumns": ("_postgres_columns", "postgres"),
+    "SoftDeleteColumns": ("_postgres_columns", "postgres"),
     "migrate": ("_postgres_migrations", "postgres"),
     "write_revision": ("_postgres_migrations", "postgres"),
 }

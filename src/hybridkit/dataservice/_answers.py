@@ -9,7 +9,7 @@ from hybridkit.codec import encode_json
 from hybridkit.contract import IDEMPOTENCY_REPLAYED_HEADER
 from hybridkit.dataservice._operations import AnyResource, Document, Outcome
 
-__all__ = ["json_answer", "not_modified", "record_answer", "written"]
+__all__ = ["encoded_answer", "json_answer", "not_modified", "record_answer", "written"]
 
 
 def json_answer(value: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -24,9 +24,15 @@ def record_answer(
     return json_answer(record, status=status, headers={"etag": record["etag"], **(headers or {})})
 
 
-def not_modified(record: Document) -> Response:
+def encoded_answer(body: bytes, *, etag: str | None = None) -> Response:
+    """What a store has read, as it comes."""
+    headers = {} if etag is None else {"etag": etag}
+    return Response(body, headers=headers, media_type="application/json")
+
+
+def not_modified(etag: str) -> Response:
     """The reader has this state already."""
-    return Response(status_code=304, headers={"etag": record["etag"]})
+    return Response(status_code=304, headers={"etag": etag})
 
 
 def written(outcome: Outcome, resource: AnyResource) -> Response:

@@ -15,12 +15,13 @@ from hybridkit.dataservice._operations import (
     Delete,
     Operation,
     Result,
+    Undelete,
     Update,
     Upsert,
     merge_patch,
 )
 from hybridkit.dataservice._refusals import fitting, missing, not_a_number, set_and_incremented, stale
-from hybridkit.errors import UniqueViolationError
+from hybridkit.errors import NotSupportedError, UniqueViolationError
 from hybridkit.filters import Filter
 
 __all__ = ["Change", "change_for"]
@@ -86,6 +87,8 @@ def change_for(
                 before=before,
                 require=operation.require,
             )
+        case Undelete():
+            raise NotSupportedError("undelete is not there yet")
         case Delete():
             stored = _existing(operation, live, before)
             return Change(operation=operation, document=_tombstone(stored), before=before)

@@ -21,7 +21,8 @@ from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import OperationFailure
 
-from hybridkit.codec import now
+from hybridkit.aggregations import Aggregation
+from hybridkit.codec import encode_json, now
 from hybridkit.context import RequestContext, bind, current
 from hybridkit.dataservice._keys import DERIVED_RETENTION, check_repeated, count
 from hybridkit.dataservice._mongo_changes import Change, change_for
@@ -37,8 +38,8 @@ from hybridkit.dataservice._mongo_keys import (
     entry_for,
 )
 from hybridkit.dataservice._mongo_values import to_bson
-from hybridkit.dataservice._operations import AnyResource, Document, Operation, Outcome, Result, Write
-from hybridkit.dataservice._store import Found
+from hybridkit.dataservice._operations import AnyResource, CallWork, Operation, Outcome, Result, Write
+from hybridkit.dataservice._store import Encoded, Found, Lines
 from hybridkit.errors import (
     ConflictError,
     HybridkitError,
@@ -46,6 +47,7 @@ from hybridkit.errors import (
     RejectedError,
     StaleVersionError,
 )
+from hybridkit.filters import Filter
 from hybridkit.queries import Query
 
 __all__ = ["MongoStore", "open_mongo_store"]
@@ -96,12 +98,24 @@ class MongoStore:
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────────
 
-    async def get(self, resource: AnyResource, record_id: Any) -> Document | None:
+    async def get(self, resource: AnyResource, record_id: Any) -> Encoded | None:
         """The record with that id, if there is one."""
         collection = self._collections[resource.name]
         with _bounded(), _meaning(read_error):
             stored = await self._database[collection.name].find_one({"_id": to_bson(record_id), **_LIVE})
-        return None if stored is None else collection.document(stored)
+        if stored is None:
+            return None
+        document = collection.document(stored)
+        return Encoded(encode_json(document), document["etag"])
+
+    async def get_many(self, resource: AnyResource, record_ids: Sequence[Any]) -> bytes:
+        """A JSON array of the records with those ids, in their order, null for what is not there."""
+        collection = self._collections[resource.name]
+        wanted = {"_id": {"$in": to_bson(list(record_ids))}, **_LIVE}
+        with _bounded(), _meaning(read_error):
+            stored = await self._database[collection.name].find(wanted).to_list()
+        found = {document["id"]: document for document in map(collection.document, stored)}
+        return encode_json([found.get(to_bson(record_id)) for record_id in record_ids])
 
     async def find(self, resource: AnyResource, query: Query, *, after: Sequence[Any] | None) -> Found:
         """One page of a query, by keyset: no record is skipped or seen twice, whatever is inserted meanwhile."""
@@ -118,7 +132,30 @@ class MongoStore:
             found = await cursor.to_list()
         page, more = found[: query.page_size], len(found) > query.page_size
         position = [_at(page[-1], collection, name) for name in ordering.names] if more else None
-        return Found([collection.document(stored, query.select) for stored in page], position)
+        return Found(encode_json([collection.document(stored, query.select) for stored in page]), position)
+
+    async def count(self, resource: AnyResource, where: Filter | None, *, exact: bool) -> int:
+        """How many records fit."""
+        collection = self._collections[resource.name]
+        wanted = _LIVE if where is None else {"$and": [_LIVE, condition(where)]}
+        with _bounded(), _meaning(read_error):
+            return await self._database[collection.name].count_documents(wanted)
+
+    def export(self, resource: AnyResource, query: Query) -> AsyncGenerator[Lines]:
+        """Every record of a query, from a cursor on the server."""
+        raise NotSupportedError("exports are not there yet")
+
+    async def aggregate(self, resource: AnyResource, aggregation: Aggregation) -> bytes:
+        """A JSON array of rows, with a member for each group field and function."""
+        raise NotSupportedError("aggregations are not there yet")
+
+    async def run_pipeline(self, resource: AnyResource, pipeline: Sequence[Any]) -> bytes:
+        """A JSON array of what a pipeline comes to."""
+        raise NotSupportedError("pipelines are not there yet")
+
+    async def ask(self, work: CallWork) -> bytes:
+        """Run a service's own call that changes nothing; what it answers."""
+        raise NotSupportedError("calls are not there yet")
 
     # ── writing ──────────────────────────────────────────────────────────────────────────────────
 

@@ -4,7 +4,7 @@ Every write is a `Write`: one operation for a `POST`, `PUT`, `PATCH` or `DELETE`
 store carries it out once per idempotency key, as a whole or not at all.
 """
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -15,12 +15,15 @@ from hybridkit.resources import Resource
 __all__ = [
     "AnyResource",
     "Assert",
+    "CallAnswer",
+    "CallWork",
     "Create",
     "Delete",
     "Document",
     "Operation",
     "Outcome",
     "Result",
+    "Undelete",
     "Update",
     "Upsert",
     "Write",
@@ -32,7 +35,10 @@ type AnyResource = Resource[Any, Any, Any]
 type Document = Mapping[str, Any]
 """A record by field, `etag` included, ready for `codec.encode_json`."""
 
-type Operation = Assert | Create | Update | Upsert | Delete
+type Operation = Assert | Create | Update | Upsert | Delete | Undelete
+
+type CallWork = Callable[[Any], Awaitable[CallAnswer]]
+"""A service's own call at work: it is given the database as its driver has it, inside of the write's transaction."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +132,29 @@ class Delete(_Target):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Undelete(_Target):
+    """Bring back a record that a soft delete has hidden. One that is there stays as it is.
+
+    Raises in a store: `NotFoundError`, `StaleVersionError`.
+    """
+
+    if_match: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CallAnswer:
+    """What a service's own call came to.
+
+    Attributes:
+        body: its answer, as JSON.
+        emit: events and commands for the outbox.
+    """
+
+    body: bytes
+    emit: tuple[Emission, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Write:
     """Operations and events that happen together, once per key.
 
@@ -134,16 +163,20 @@ class Write:
         key: the idempotency key.
         fingerprint: of what was asked; another one under the same key is another request.
         operations: in their order.
+        call: a service's own call, instead of operations.
         emit: events and commands for the outbox.
         isolation: of the database transaction.
+        dry_run: do all of it, answer what came of it, and take it back (`Prefer: tx=rollback`); no key is recorded.
     """
 
     caller: str
     key: str
     fingerprint: bytes
-    operations: tuple[Operation, ...]
+    operations: tuple[Operation, ...] = ()
+    call: CallWork | None = None
     emit: tuple[Emission, ...] = ()
     isolation: Literal["read_committed", "repeatable_read", "serializable"] = "read_committed"
+    dry_run: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,10 +199,12 @@ class Outcome:
     Attributes:
         results: one per operation, in the same order.
         replayed: it was done before under this key; these are the results of then.
+        answer: what a service's own call answered.
     """
 
     results: tuple[Result, ...]
     replayed: bool = False
+    answer: bytes = b""
 
 
 def merge_patch(target: Any, patch: Any) -> Any:

@@ -15,6 +15,7 @@ from hybridkit.dataservice._operations import (
     Document,
     Operation,
     Result,
+    Undelete,
     Update,
     Upsert,
     merge_patch,
@@ -31,7 +32,7 @@ from hybridkit.dataservice._refusals import (
     set_and_incremented,
     stale,
 )
-from hybridkit.errors import NotFoundError, StaleVersionError
+from hybridkit.errors import NotFoundError, NotSupportedError, StaleVersionError
 
 __all__ = ["apply"]
 
@@ -54,6 +55,8 @@ async def apply(session: Session, table: ResourceTable, operation: Operation) ->
             return Result(await _update(session, table, operation))
         case Upsert():
             return await _upsert(session, table, operation)
+        case Undelete():
+            raise NotSupportedError("undelete is not there yet")
         case Delete():
             await _delete(session, table, operation)
             return Result()

@@ -31,7 +31,16 @@ from sqlalchemy import (
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.sql.elements import ColumnElement
 
-__all__ = ["KEYS", "LEASES", "OUTBOX", "SECRETS", "SYSTEM", "RecordColumns", "now_in_milliseconds"]
+__all__ = [
+    "KEYS",
+    "LEASES",
+    "OUTBOX",
+    "SECRETS",
+    "SYSTEM",
+    "RecordColumns",
+    "SoftDeleteColumns",
+    "now_in_milliseconds",
+]
 
 _NOW: Final = "date_trunc('milliseconds', now())"
 
@@ -66,6 +75,16 @@ class RecordColumns:
     incarnation: Mapped[int] = mapped_column(
         BigInteger(), server_default=text("(random() * 4611686018427387903)::bigint"), sort_order=4
     )
+
+
+class SoftDeleteColumns:
+    """What a table has beside `RecordColumns` where its resource is declared with `soft_delete=True`.
+
+    Attributes:
+        deleted_at: when the record was deleted; NULL for one that is there. Readers see neither.
+    """
+
+    deleted_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True), sort_order=5)
 
 
 SYSTEM: Final = MetaData()

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
-from sqlalchemy import JSON, ColumnElement, Row, inspect, null
+from sqlalchemy import JSON, ColumnElement, Row, inspect, null, true
 
 from hybridkit.codec import truncate_timestamp
 from hybridkit.dataservice._etags import State
@@ -46,6 +46,11 @@ class ResourceTable:
                 f"{mapped.__name__} has no column for {', '.join(missing)} of {resource.record.__name__};"
                 " a table of a data service inherits RecordColumns and has the record's fields"
             )
+        if resource.soft_delete and "deleted_at" not in self._columns:
+            raise DeclarationError(
+                f"{mapped.__name__} has no column deleted_at; where {resource.name} is declared with soft_delete,"
+                " its table inherits SoftDeleteColumns too"
+            )
 
     def __repr__(self) -> str:
         return f"ResourceTable({self.resource!r}, {self.table.name!r})"
@@ -53,6 +58,11 @@ class ResourceTable:
     def __getitem__(self, name: str) -> Any:
         """The column of that field."""
         return self._columns[name]
+
+    @cached_property
+    def live(self) -> ColumnElement[bool]:
+        """That a row is a record that is there: everything but what a soft delete has hidden."""
+        return self["deleted_at"].is_(None) if self.resource.soft_delete else true()
 
     def python_type(self, name: str) -> type[Any] | None:
         """What the column's values are in Python; None where SQLAlchemy doesn't say."""

@@ -5,13 +5,13 @@ from typing import Any, Final
 
 from fastapi import FastAPI, Request, Response
 
-from hybridkit.codec import decode_object
+from hybridkit.codec import decode_object, encode_json
 from hybridkit.contract import MAX_BODY_BYTES, Transaction
 from hybridkit.dataservice import _openapi as openapi
 from hybridkit.dataservice._answers import (
+    encoded_answer,
     json_answer,
     not_modified,
-    record_answer,
     replay_headers,
     written,
 )
@@ -77,7 +77,9 @@ class _ResourceRoutes:
         record = await _store(request).get(self.resource, self._id(request))
         if record is None:
             raise NotFoundError(f"{self.resource.name} has no such record")
-        return not_modified(record) if known_tag(request, record["etag"]) else record_answer(record)
+        if known_tag(request, record.etag):
+            return not_modified(record.etag)
+        return encoded_answer(record.body, etag=record.etag)
 
     async def find(self, request: Request) -> Response:
         return await self._page(request, Query.from_params(self.resource, request.query_params.multi_items()))
@@ -114,7 +116,8 @@ class _ResourceRoutes:
         token = None
         if found.position is not None:
             token = write_token(self.resource, query, found.position, key=key)
-        return json_answer({"items": found.items, "next_page_token": token})
+        page = b'{"items":%b,"next_page_token":%b}' % (found.items, encode_json(token))
+        return encoded_answer(page)
 
     async def _write(self, request: Request, operation: Operation, body: bytes | None) -> Response:
         members = None if body is None else decode_object(body, limit_bytes=MAX_BODY_BYTES)

@@ -1,14 +1,31 @@
 """The seam between the routes and a database."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from hybridkit.dataservice._operations import AnyResource, Document, Outcome, Write
+from hybridkit.aggregations import Aggregation
+from hybridkit.dataservice._operations import AnyResource, CallWork, Outcome, Write
 from hybridkit.dataservice._outbox import Outbox
+from hybridkit.filters import Filter
 from hybridkit.queries import Query
 
-__all__ = ["Found", "Store"]
+__all__ = ["Encoded", "Found", "Lines", "Store"]
+
+# What is read leaves the store as the bytes that go out: a database that prints JSON is believed, and nothing is
+# decoded only to be encoded again. The bytes are those that `codec.encode_json` makes of the record.
+
+
+class Encoded(NamedTuple):
+    """One record, ready to be sent.
+
+    Attributes:
+        body: JSON.
+        etag: strong, also in the body.
+    """
+
+    body: bytes
+    etag: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,12 +33,24 @@ class Found:
     """Some records of a query, in its order.
 
     Attributes:
-        items: at most a page of them.
+        items: a JSON array of at most a page of them.
         position: where the last one stands in the order (its values, JSON-able); None where nothing follows it.
     """
 
-    items: Sequence[Document]
+    items: bytes
     position: Sequence[Any] | None
+
+
+class Lines(NamedTuple):
+    """A piece of an export.
+
+    Attributes:
+        body: records as JSON, each with a line feed after it.
+        records: how many.
+    """
+
+    body: bytes
+    records: int
 
 
 class Store(Protocol):
@@ -36,8 +65,12 @@ class Store(Protocol):
         """The events that wait to be published; None where the database can't keep them with the records."""
         ...
 
-    async def get(self, resource: AnyResource, record_id: Any) -> Document | None:
+    async def get(self, resource: AnyResource, record_id: Any) -> Encoded | None:
         """The record with that id, if there is one."""
+        ...
+
+    async def get_many(self, resource: AnyResource, record_ids: Sequence[Any]) -> bytes:
+        """A JSON array of the records with those ids, in their order, null for what is not there."""
         ...
 
     async def find(self, resource: AnyResource, query: Query, *, after: Sequence[Any] | None) -> Found:
@@ -51,6 +84,50 @@ class Store(Protocol):
         Raises:
             InvalidQueryError: a value that the database can't compare with the field.
         """
+        ...
+
+    async def count(self, resource: AnyResource, where: Filter | None, *, exact: bool) -> int:
+        """How many records fit.
+
+        Args:
+            resource: what to count.
+            where: which; None for all.
+            exact: count them; otherwise what the database guesses is good enough.
+
+        Raises:
+            InvalidQueryError: a value that the database can't compare with the field.
+        """
+        ...
+
+    def export(self, resource: AnyResource, query: Query) -> AsyncGenerator[Lines]:
+        """Every record of a query, as one consistent view where the database has such, from a cursor of its own.
+
+        The deadline of the bound context is not that of the whole export, but of the wait for each piece.
+
+        Raises:
+            InvalidQueryError: a value that the database can't compare with the field.
+        """
+        ...
+
+    async def aggregate(self, resource: AnyResource, aggregation: Aggregation) -> bytes:
+        """A JSON array of rows, with a member for each group field and function.
+
+        Raises:
+            InvalidQueryError: a function that the field's type doesn't know.
+        """
+        ...
+
+    async def run_pipeline(self, resource: AnyResource, pipeline: Sequence[Any]) -> bytes:
+        """A JSON array of what MongoDB's aggregation pipeline comes to; its stages and operators are on a list.
+
+        Raises:
+            InvalidQueryError: a stage, operator or field that is not allowed, with a pointer.
+            NotSupportedError: this is no MongoDB.
+        """
+        ...
+
+    async def ask(self, work: CallWork) -> bytes:
+        """Run a service's own call that changes nothing; what it answers."""
         ...
 
     async def write(self, write: Write) -> Outcome:

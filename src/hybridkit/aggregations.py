@@ -1,0 +1,209 @@
+"""Aggregations on a resource: groups, functions over them, and the JSON form that carries both.
+
+```python
+sales = Aggregation(
+    group_by=("status",),
+    functions={"orders": count(), "revenue": total("price")},
+    order=(("revenue", "desc"),),
+)
+```
+
+The body of `POST /v1/{resource}:aggregate`:
+
+```json
+{"group_by": ["status"], "functions": {"orders": ["count"], "revenue": ["sum", "price"]},
+ "order": [["revenue", "desc"]], "limit": 100}
+```
+
+Both databases take it. Only fields that the resource declares as filterable can be grouped by or computed with.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, Self, cast, get_args
+
+from hybridkit.errors import InvalidQueryError
+from hybridkit.filters import Filter
+from hybridkit.queries import Direction, Query
+from hybridkit.resources import Resource
+
+__all__ = ["Aggregation", "Function", "average", "count", "distinct", "largest", "smallest", "total"]
+
+type FunctionName = Literal["count", "count_distinct", "sum", "avg", "min", "max"]
+
+FUNCTION_NAMES: Final[tuple[str, ...]] = get_args(FunctionName.__value__)
+MAX_GROUP_FIELDS: Final = 8
+MAX_FUNCTIONS: Final = 16
+MAX_GROUPS: Final = 1000
+DEFAULT_GROUPS: Final = 100
+_NAME_SYNTAX: Final = re.compile(r"[a-z][a-z0-9_]{0,62}")
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """One function over the records of a group.
+
+    Attributes:
+        name: `count count_distinct sum avg min max`.
+        field: what it is computed from; None for `count`, which counts records.
+    """
+
+    name: FunctionName
+    field: str | None = None
+
+
+def count() -> Function:
+    """How many records."""
+    return Function("count")
+
+
+def distinct(field: str) -> Function:
+    """How many different values."""
+    return Function("count_distinct", field)
+
+
+def total(field: str) -> Function:
+    """The sum; null where no record has a value."""
+    return Function("sum", field)
+
+
+def average(field: str) -> Function:
+    """The arithmetic mean; null where no record has a value."""
+    return Function("avg", field)
+
+
+def smallest(field: str) -> Function:
+    """The smallest value; null where no record has one."""
+    return Function("min", field)
+
+
+def largest(field: str) -> Function:
+    """The largest value; null where no record has one."""
+    return Function("max", field)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aggregation:
+    """What to compute of a resource.
+
+    Attributes:
+        functions: by the name that the result has in each row.
+        group_by: one row for each combination of these fields' values; empty for one row over all records.
+        where: which records count; None for all.
+        order: (name, direction) pairs, of functions or `group_by` fields; rows are otherwise ordered by `group_by`.
+        limit: rows at most, 1 to 1,000.
+    """
+
+    functions: Mapping[str, Function]
+    group_by: tuple[str, ...] = ()
+    where: Filter | None = None
+    order: tuple[tuple[str, Direction], ...] = field(default=())
+    limit: int = DEFAULT_GROUPS
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form; what is at its default is left out."""
+        body: dict[str, Any] = {
+            "functions": {
+                name: [function.name] if function.field is None else [function.name, function.field]
+                for name, function in self.functions.items()
+            }
+        }
+        if self.group_by:
+            body["group_by"] = list(self.group_by)
+        if self.where is not None:
+            body |= Query(where=self.where).to_json()
+        if self.order:
+            body["order"] = [list(pair) for pair in self.order]
+        if self.limit != DEFAULT_GROUPS:
+            body["limit"] = self.limit
+        return body
+
+    @classmethod
+    def from_json(cls, resource: Resource[Any, Any, Any], body: Mapping[str, Any]) -> Self:
+        """The aggregation in that JSON form.
+
+        Raises:
+            InvalidQueryError: with a pointer to what the resource doesn't allow.
+        """
+        for name in body:
+            if name not in _MEMBERS:
+                raise InvalidQueryError(
+                    f"an aggregation has no member {name[:100]!r}", pointer=f"/{name[:100]}"
+                )
+        group_by = _group_by(resource, body.get("group_by", []))
+        functions = _functions(resource, body.get("functions"), taken=group_by)
+        return cls(
+            functions=functions,
+            group_by=group_by,
+            where=Query.from_json(resource, {"where": body.get("where")}).where,
+            order=_order(body.get("order", []), allowed={*group_by, *functions}),
+            limit=_limit(body.get("limit", DEFAULT_GROUPS)),
+        )
+
+
+_MEMBERS: Final = ("functions", "group_by", "where", "order", "limit")
+
+
+def _group_by(resource: Resource[Any, Any, Any], wanted: object) -> tuple[str, ...]:
+    names = cast("list[Any]", wanted)
+    if not isinstance(wanted, list) or not all(isinstance(name, str) for name in names):
+        raise InvalidQueryError("group_by is a list of fields", pointer="/group_by")
+    if len(names) > MAX_GROUP_FIELDS:
+        raise InvalidQueryError(f"at most {MAX_GROUP_FIELDS} fields can be grouped by", pointer="/group_by")
+    for name in names:
+        resource.field(name, pointer="/group_by")
+    return tuple(dict.fromkeys(names))
+
+
+def _functions(
+    resource: Resource[Any, Any, Any], wanted: object, *, taken: tuple[str, ...]
+) -> Mapping[str, Function]:
+    named = cast("dict[str, Any]", wanted)
+    if not isinstance(wanted, dict) or not 1 <= len(named) <= MAX_FUNCTIONS:
+        raise InvalidQueryError(
+            f'functions are 1 to {MAX_FUNCTIONS} members such as {{"orders": ["count"]}}',
+            pointer="/functions",
+        )
+    return {name: _function(resource, name, value, taken=taken) for name, value in named.items()}
+
+
+def _function(
+    resource: Resource[Any, Any, Any], name: str, wanted: object, *, taken: tuple[str, ...]
+) -> Function:
+    pointer = f"/functions/{name[:100]}"
+    if not _NAME_SYNTAX.fullmatch(name) or name in taken:
+        raise InvalidQueryError("a result has a snake_case name of its own", pointer=pointer)
+    match wanted:
+        case ["count"]:
+            return Function("count")
+        case [str(function), str(path)] if function in FUNCTION_NAMES and function != "count":
+            resource.field(path, pointer=pointer)
+            return Function(cast("FunctionName", function), path)
+        case _:
+            raise InvalidQueryError(
+                f'a function is ["count"] or one of {" ".join(FUNCTION_NAMES[1:])} with a field',
+                pointer=pointer,
+            )
+
+
+def _order(wanted: object, *, allowed: set[str]) -> tuple[tuple[str, Direction], ...]:
+    if not isinstance(wanted, list):
+        raise InvalidQueryError("order is a list", pointer="/order")
+    pairs: list[tuple[str, Direction]] = []
+    for entry in cast("list[Any]", wanted):
+        match entry:
+            case [str(name), "asc" | "desc" as direction] if name in allowed:
+                pairs.append((name, direction))
+            case _:
+                raise InvalidQueryError(
+                    f'an order entry is a pair such as ["revenue", "desc"], of {sorted(allowed)}',
+                    pointer="/order",
+                )
+    return tuple(pairs)
+
+
+def _limit(wanted: object) -> int:
+    if type(wanted) is not int or not 1 <= wanted <= MAX_GROUPS:
+        raise InvalidQueryError(f"limit is a whole number from 1 to {MAX_GROUPS}", pointer="/limit")
+    return wanted
