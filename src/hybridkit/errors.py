@@ -24,7 +24,8 @@ HybridkitError
 │   ├── StaleVersionError              the record changed since it was read
 │   ├── KeyMissingError                a write came without an idempotency key
 │   ├── KeyReusedError                 an idempotency key came back with another payload
-│   ├── AccessDeniedError              the caller is not known, or may not do this
+│   ├── UnauthenticatedError           the caller doesn't prove who it is
+│   ├── AccessDeniedError              the caller may not do this
 │   └── PayloadError                   bytes that are no valid message
 │       ├── MalformedPayloadError      not JSON, not an envelope, or data of the wrong shape
 │       ├── PayloadTooLargeError       over the size limit, refused before anything is read or sent
@@ -89,6 +90,7 @@ __all__ = [
     "StaleVersionError",
     "TemporaryError",
     "TopologyError",
+    "UnauthenticatedError",
     "UnavailableError",
     "UniqueViolationError",
     "UnknownEventTypeError",
@@ -318,8 +320,15 @@ class KeyReusedError(RejectedError):
     status = 422
 
 
+class UnauthenticatedError(RejectedError):
+    """The caller doesn't prove who it is."""
+
+    code = "UNAUTHENTICATED"
+    status = 401
+
+
 class AccessDeniedError(RejectedError):
-    """The caller is unknown, or what it asked for is not allowed to it."""
+    """What the caller asked for is not allowed to it."""
 
     code = "ACCESS_DENIED"
     status = 403
