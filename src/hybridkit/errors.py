@@ -22,6 +22,7 @@ HybridkitError
 │   ├── UniqueViolationError           another record has that value
 │   ├── ForeignKeyError                the record refers to one that is not there
 │   ├── StaleVersionError              the record changed since it was read
+│   ├── PreconditionRequiredError      a change has to name the state that the caller has read
 │   ├── KeyMissingError                a write came without an idempotency key
 │   ├── KeyReusedError                 an idempotency key came back with another payload
 │   ├── UnauthenticatedError           the caller doesn't prove who it is
@@ -37,8 +38,9 @@ HybridkitError
 │   ├── DeclarationError               a Resource, Event, Retry or consumer that contradicts itself
 │   ├── UnroutableError                no queue wants what was published
 │   ├── TopologyError                  the broker has a queue or exchange with other arguments
-│   ├── ServerMissingError         no local server of that kind can be had on this machine
-│   ├── NotSupportedError              the server at hand cannot do this (no transactions, for example)
+│   ├── ServerMissingError             no local server of that kind can be had on this machine
+│   ├── NotSupportedError              the server at hand cannot do this
+│   │   └── TransactionsUnavailableError   its database has no transactions over several records
 │   └── ResponseError                  the other side answered with something outside the contract
 └── OutcomeUnknownError                it may have happened or not: repeat it with the same identity
     ├── DeadlineExceededError          the time ran out first
@@ -81,6 +83,7 @@ __all__ = [
     "PageTokenError",
     "PayloadError",
     "PayloadTooLargeError",
+    "PreconditionRequiredError",
     "RateLimitedError",
     "RejectedError",
     "ResponseError",
@@ -90,6 +93,7 @@ __all__ = [
     "StaleVersionError",
     "TemporaryError",
     "TopologyError",
+    "TransactionsUnavailableError",
     "UnauthenticatedError",
     "UnavailableError",
     "UniqueViolationError",
@@ -307,6 +311,13 @@ class StaleVersionError(RejectedError):
         self.current = current
 
 
+class PreconditionRequiredError(RejectedError):
+    """The resource only takes changes that name the state which the caller has read: pass the record, not its id."""
+
+    code = "PRECONDITION_REQUIRED"
+    status = 428
+
+
 class KeyMissingError(RejectedError):
     """A write came without an `Idempotency-Key`, so it could not be repeated safely."""
 
@@ -471,6 +482,12 @@ class NotSupportedError(MisuseError):
 
     code = "NOT_SUPPORTED"
     status = 501
+
+
+class TransactionsUnavailableError(NotSupportedError):
+    """The database has no transactions, so only one record can be written at a time."""
+
+    code = "TRANSACTIONS_UNAVAILABLE"
 
 
 class ServerMissingError(MisuseError):
