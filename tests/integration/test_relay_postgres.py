@@ -17,9 +17,9 @@ from sqlalchemy import text
 from hybridkit.codec import now
 from hybridkit.contract import Emission
 from hybridkit.dataservice import Relay, migrate
-from hybridkit.dataservice._outbox import Parked
 from hybridkit.dataservice._postgres_database import Database
 from hybridkit.dataservice._postgres_outbox import PostgresOutbox, add_emissions
+from hybridkit.dataservice._single_outbox import Parked
 
 
 class Broker:

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from hybridkit.context import current
 from hybridkit.dataservice import Relay, _relay
-from hybridkit.dataservice._outbox import Backlog, Lease, Parked, Waiting
+from hybridkit.dataservice._single_outbox import Backlog, Lease, Parked, Waiting
 from hybridkit.errors import (
     NackedError,
     NotConnectedError,

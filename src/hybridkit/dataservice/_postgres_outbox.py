@@ -14,10 +14,10 @@ from sqlalchemy.dialects.postgresql import ARRAY, BIGINT, insert
 from hybridkit.codec import encode_json, format_timestamp
 from hybridkit.context import RequestContext, bind
 from hybridkit.contract import Emission
-from hybridkit.dataservice._outbox import Backlog, Lease, Parked, Waiting
 from hybridkit.dataservice._postgres_columns import LEASES, OUTBOX
 from hybridkit.dataservice._postgres_database import Database, Session
 from hybridkit.dataservice._postgres_keys import lock_number
+from hybridkit.dataservice._single_outbox import Backlog, Lease, Parked, Waiting
 
 __all__ = ["PostgresOutbox", "add_emissions"]
 

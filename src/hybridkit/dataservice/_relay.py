@@ -16,7 +16,7 @@ from typing import Final, Protocol, Self
 from uuid import UUID, uuid4
 
 from hybridkit.context import RequestContext, bind
-from hybridkit.dataservice._outbox import Backlog, Lease, Outbox, Parked, Waiting
+from hybridkit.dataservice._single_outbox import Backlog, Lease, Outbox, Parked, Waiting
 from hybridkit.errors import HybridkitError, PayloadError, UnavailableError, UnroutableError
 from hybridkit.observability import get_logger, metrics
 from hybridkit.retry import Retry
