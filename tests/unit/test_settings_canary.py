@@ -43,6 +43,8 @@ GOOD: dict[str, str] = {
     "database_url": f"postgresql://app:{CANARY}@db:5432/app?sslmode=require&application_name={CANARY}",
     "signing_key": CANARY,
     "signing_keys": json.dumps([CANARY, CANARY]),
+    "service_token_key": CANARY,
+    "service_token_keys": json.dumps({"bot_service": CANARY}),
 }
 
 
@@ -55,7 +57,7 @@ def _empty_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def from_arguments(values: dict[str, str], _: pytest.MonkeyPatch) -> dict[str, Any]:
-    return {**values, "signing_keys": [CANARY, CANARY]}
+    return {**values, "signing_keys": [CANARY, CANARY], "service_token_keys": {"bot_service": CANARY}}
 
 
 def from_environment(values: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -146,9 +148,10 @@ def test_good_settings_show_no_secret(
 def test_the_secrets_are_there_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """The other half of the canary: an empty cage proves nothing."""
     settings = load(Everything, from_environment(GOOD, monkeypatch))
-    for name in GOOD.keys() - {"signing_keys"}:
+    for name in GOOD.keys() - {"signing_keys", "service_token_keys"}:
         assert getattr(settings, name).get_secret_value() == GOOD[name]
     assert [key.get_secret_value() for key in settings.signing_keys] == [CANARY, CANARY]
+    assert settings.service_token_keys["bot_service"].get_secret_value() == CANARY
 
 
 @each_source
@@ -163,7 +166,7 @@ def test_bad_settings_show_no_secret(
     arguments = source(values, monkeypatch) | (
         {wrong: values[wrong]} if source is from_arguments and wrong else {}
     )
-    if wrong in {"host", "signing_key"}:  # any text will do for these
+    if wrong in {"host", "signing_key", "service_token_key"}:  # any text will do for these
         assert_clean(iter([load(Everything, arguments).signing_key]))
         return
     with pytest.raises(SettingsError) as caught:

@@ -6,6 +6,7 @@ import pytest
 from pydantic import SecretStr
 
 from hybridkit.settings import (
+    DataServiceSettings,
     HttpUrl,
     MongoUrl,
     PostgresUrl,
@@ -142,3 +143,22 @@ def test_an_unknown_environment_is_checked_like_production() -> None:
     """A slip in the name must not switch the checks off, or hide their findings until the next start."""
     found = problems_of(environment="prod", jwt_secret="changeme")
     assert [problem.partition(":")[0] for problem in found] == ["ENVIRONMENT", "JWT_SECRET"]
+
+
+class DataSettings(DataServiceSettings):
+    service_name: str = "db_postgres_service"
+
+
+def test_production_wants_callers_that_prove_who_they_are() -> None:
+    """A name alone may be anybody's."""
+    with pytest.raises(SettingsError, match="ALLOW_UNAUTHENTICATED_CALLERS=true"):
+        DataSettings(environment="production", _env_file=None)
+    DataSettings(environment="test", _env_file=None)
+    DataSettings(environment="production", allow_unauthenticated_callers=True, _env_file=None)
+    DataSettings(environment="production", service_token_keys={"a": SecretStr(GOOD * 2)}, _env_file=None)
+
+
+def test_a_weak_key_of_a_caller_is_named() -> None:
+    keys = {"api_service": SecretStr(GOOD), "bot_service": SecretStr("changeme")}
+    with pytest.raises(SettingsError, match="SERVICE_TOKEN_KEYS: has for bot_service a placeholder"):
+        DataSettings(environment="production", service_token_keys=keys, _env_file=None)

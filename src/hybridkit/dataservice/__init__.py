@@ -27,6 +27,7 @@ Names that need SQLAlchemy or PyMongo are loaded when they are used, so that a s
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from hybridkit.dataservice._callers import Grant
 from hybridkit.dataservice._relay import Publisher, Relay
 from hybridkit.dataservice._service import create_data_service
 from hybridkit.errors import MissingExtraError
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DocumentCollection",
     "DocumentIndex",
+    "Grant",
     "Publisher",
     "RecordColumns",
     "Relay",

@@ -1,18 +1,118 @@
-"""Who calls, and what they may do."""
+"""Who calls, and what they may do.
 
-from typing import Literal
+```python
+create_data_service(PostgresSettings, {USERS: UserTable, ORDERS: OrderTable}, grants={
+    "api_service": Grant(write=[USERS, ORDERS], emit=True),
+    "bot_service": Grant(read=[USERS]),
+})
+```
+
+The settings have a key for each caller, by which its service tokens are verified. Without keys a caller only says who
+it is, which tells callers apart and proves nothing; production refuses to start like that.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Self
 
 from fastapi import Request
 
 from hybridkit.dataservice._operations import AnyResource
 from hybridkit.dataservice._requests import caller_of
+from hybridkit.errors import AccessDeniedError, DeclarationError
+from hybridkit.security import ServiceTokenVerifier
+from hybridkit.settings import ServiceSettings
 
-__all__ = ["Access", "admit"]
+if TYPE_CHECKING:
+    from pydantic import SecretStr
+
+__all__ = ["Access", "Callers", "Grant", "admit"]
 
 type Access = Literal["read", "create", "update", "delete", "emit"]
+type Reach = Collection[AnyResource] | Literal["*"]
 
 
-def admit(request: Request, resource: AnyResource | None, access: Access) -> str:  # noqa: ARG001
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """What one caller may do.
+
+    Attributes:
+        read: resources that it may read; `"*"` for all.
+        write: resources that it may write, and so read; `"*"` for all.
+        emit: whether its transactions may emit events and commands.
+    """
+
+    read: Reach = ()
+    write: Reach = ()
+    emit: bool = False
+
+    def allows(self, resource: AnyResource | None, access: Access) -> bool:
+        """Whether that is among it."""
+        if resource is None:
+            return self.emit
+        reaches = [self.write, self.read] if access == "read" else [self.write]
+        return any(reach == "*" or resource in reach for reach in reaches)
+
+
+class Callers:
+    """The callers of one data service.
+
+    Args:
+        verifier: knows them by their tokens; None believes what `X-Service-Name` says.
+        grants: by the caller's name; None lets every caller do everything.
+    """
+
+    def __init__(self, verifier: ServiceTokenVerifier | None, grants: Mapping[str, Grant] | None) -> None:
+        self._verifier = verifier
+        self._grants = grants
+
+    def __repr__(self) -> str:
+        return f"Callers({self._verifier!r}, grants={None if self._grants is None else sorted(self._grants)})"
+
+    @classmethod
+    def of(cls, settings: ServiceSettings, grants: Mapping[str, Grant] | None) -> Self:
+        """The callers that these settings have keys for.
+
+        Raises:
+            DeclarationError: a key can't be used, or a caller has a grant and no key.
+        """
+        keys: dict[str, SecretStr] = getattr(settings, "service_token_keys", {})
+        if not keys:
+            return cls(None, grants)
+        keyless = sorted(set(grants or ()) - set(keys))
+        if keyless:
+            raise DeclarationError(
+                f"service_token_keys has no key for {', '.join(keyless)}, which has a grant"
+            )
+        plain = {service: key.get_secret_value() for service, key in keys.items()}
+        return cls(ServiceTokenVerifier(plain, audience=settings.service_name), grants)
+
+    def name(self, request: Request) -> str:
+        """The calling service.
+
+        Raises:
+            UnauthenticatedError: it has no good token.
+            InvalidRequestError: without tokens, what it says is no service name.
+        """
+        if self._verifier is None:
+            return caller_of(request)
+        return self._verifier.caller(request.headers.get("authorization"))
+
+    def check(self, caller: str, resource: AnyResource | None, access: Access) -> None:
+        """Let it pass.
+
+        Raises:
+            AccessDeniedError: it may not do that.
+        """
+        if self._grants is None:
+            return
+        grant = self._grants.get(caller)
+        if grant is None or not grant.allows(resource, access):
+            what = "emit events" if resource is None else f"{access} {resource.name}"
+            raise AccessDeniedError(f"{caller} may not {what} here; the data service's grants say who may")
+
+
+def admit(request: Request, resource: AnyResource | None, access: Access) -> str:
     """The name of the calling service, if it may do that.
 
     Args:
@@ -21,7 +121,10 @@ def admit(request: Request, resource: AnyResource | None, access: Access) -> str
         access: what it wants to do there. A service's own call needs what it is declared with.
 
     Raises:
-        InvalidRequestError: what it says is no service name.
-        AccessDeniedError: it may not.
+        UnauthenticatedError: it doesn't prove who it is.
+        AccessDeniedError: it may not do that.
     """
-    return caller_of(request)
+    callers: Callers = request.app.state.callers
+    caller = callers.name(request)
+    callers.check(caller, resource, access)
+    return caller

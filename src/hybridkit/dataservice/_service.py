@@ -9,6 +9,7 @@ from fastapi import FastAPI
 
 from hybridkit.adapters.fastapi import create_app
 from hybridkit.dataservice._bodies import Bodies
+from hybridkit.dataservice._callers import Callers, Grant
 from hybridkit.dataservice._housekeeping import Housekeeping
 from hybridkit.dataservice._operations import AnyResource
 from hybridkit.dataservice._relay import Publisher, Relay
@@ -35,6 +36,7 @@ def create_data_service(
     *,
     migrations: Path | str | None = None,
     publisher: OpenPublisher | None = None,
+    grants: Mapping[str, Grant] | None = None,
     title: str = "Data service",
     version: str = "0.1.0",
 ) -> FastAPI:
@@ -49,6 +51,7 @@ def create_data_service(
         tables: by resource, what stores it: a declarative class in PostgreSQL, a `DocumentCollection` in MongoDB.
         migrations: the folder with the service's Alembic revisions; without one its tables are somebody else's concern.
         publisher: publishes instead of RabbitMQ, in tests for example.
+        grants: by the calling service's name, what it may do; None lets every caller do everything.
         title: in the OpenAPI document.
         version: in the OpenAPI document.
 
@@ -69,6 +72,7 @@ def create_data_service(
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         resources: ServiceResources = app.state.resources
         settings = app.state.settings
+        app.state.callers = Callers.of(settings, grants)
         store = await resources.open("database", lambda: open_store(settings), probe=_probe)
         await resources.open("housekeeping", lambda: Housekeeping(store))
         app.state.store = store

@@ -2,7 +2,7 @@
 
 import re
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
 from hybridkit.settings._secret_url import (
     AmqpUrl,
@@ -13,7 +13,7 @@ from hybridkit.settings._secret_url import (
     SecretUrl,
     refused,
 )
-from hybridkit.settings._service import ServiceSettings, required
+from hybridkit.settings._service import ServiceSettings, checked_name, required
 
 
 class RabbitSettings(ServiceSettings):
@@ -44,10 +44,22 @@ class DataClientSettings(ServiceSettings):
     Attributes:
         postgres_service_url: the PostgreSQL data service.
         mongo_service_url: the MongoDB data service.
+        postgres_service_name: its `service_name`, for which this service's tokens are made.
+        mongo_service_name: the same of the other one.
+        service_token_key: proves to both of them who calls: at least 32 bytes that this service shares with them, or
+            its Ed25519 private key as PEM; None only says who calls.
     """
 
     postgres_service_url: HttpUrl = SecretUrl("http://127.0.0.1:8001")
     mongo_service_url: HttpUrl = SecretUrl("http://127.0.0.1:8002")
+    postgres_service_name: str = "db_postgres_service"
+    mongo_service_name: str = "db_mongo_service"
+    service_token_key: SecretStr | None = None
+
+    @field_validator("postgres_service_name", "mongo_service_name")
+    @classmethod
+    def _is_name(cls, value: str) -> str:
+        return checked_name(value)
 
 
 class ApiSettings(DataClientSettings, RedisSettings, RabbitSettings):
@@ -80,7 +92,33 @@ class BotSettings(DataClientSettings, RedisSettings, RabbitSettings):
         return value
 
 
-class PostgresSettings(RabbitSettings):
+class DataServiceSettings(ServiceSettings):
+    """For a data service, of either kind.
+
+    Attributes:
+        allow_unauthenticated_callers: lets production believe callers who only say who they are, where the network
+            itself keeps everybody else out.
+        service_token_keys: by the name of each calling service, the secret that it shares with this one (at least 32
+            bytes), or its Ed25519 public key as PEM. Empty believes every caller, which production refuses.
+    """
+
+    allow_unauthenticated_callers: bool = False
+    service_token_keys: dict[str, SecretStr] = Field(default_factory=dict)
+
+    @field_validator("service_token_keys")
+    @classmethod
+    def _needed_in_production(cls, value: dict[str, SecretStr], info: ValidationInfo) -> dict[str, SecretStr]:
+        trusted = info.data.get("allow_unauthenticated_callers")
+        if not value and not trusted and info.data.get("environment", "production") == "production":
+            raise refused(
+                'should have a key for each calling service, such as {"users_api": "…"}: without, anybody who can'
+                " connect may claim to be any of them, which production refuses; or set"
+                " ALLOW_UNAUTHENTICATED_CALLERS=true if nobody else can connect"
+            )
+        return value
+
+
+class PostgresSettings(DataServiceSettings, RabbitSettings):
     """The PostgreSQL data service, by default on port 8001. Its relay publishes events.
 
     Attributes:
@@ -93,7 +131,7 @@ class PostgresSettings(RabbitSettings):
     database_pool_size: int = Field(default=10, ge=1, le=500)
 
 
-class MongoSettings(ServiceSettings):
+class MongoSettings(DataServiceSettings):
     """The MongoDB data service, by default on port 8002. Add `RabbitSettings` where it publishes events.
 
     Attributes:

@@ -1,8 +1,8 @@
 """What production does not start with: placeholders, short secrets, unencrypted connections to other hosts."""
 
 import re
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterator, Mapping
+from typing import Final, cast
 from urllib.parse import SplitResult, parse_qs, unquote
 
 from pydantic import SecretStr
@@ -52,11 +52,20 @@ def check_for_production(value: object, *, allow_plaintext: bool) -> None:
     if isinstance(value, SecretStr):
         weakness = _weakness(value.get_secret_value())
         reasons += [f"is {weakness}"] if weakness else []
+    if isinstance(value, dict):
+        reasons += _weak_members(cast("dict[str, object]", value))
     parts = split(value.get_secret_value()) if isinstance(value, SecretUrl) else None
     if parts is not None:
         reasons += _reasons_against(parts, allow_plaintext=allow_plaintext)
     if reasons:
         raise refused("; and ".join(reasons))
+
+
+def _weak_members(members: Mapping[str, object]) -> Iterator[str]:
+    for name, member in members.items():
+        weakness = _weakness(member.get_secret_value()) if isinstance(member, SecretStr) else None
+        if weakness:
+            yield f"has for {name} {weakness}"
 
 
 def _reasons_against(parts: SplitResult, *, allow_plaintext: bool) -> Iterator[str]:

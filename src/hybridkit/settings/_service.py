@@ -27,6 +27,17 @@ def required(example: str) -> Any:
     return Field(examples=[example])
 
 
+def checked_name(value: str) -> str:
+    """The name of a service.
+
+    Raises:
+        PydanticCustomError: it is none.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", value) or len(value) > 63:
+        raise refused("should be snake_case, at most 63 characters")
+    return value
+
+
 class ServiceSettings(BaseSettings, Reporting):  # pyright: ignore[reportIncompatibleVariableOverride]
     """What every process needs. Subclass it, or one of the kinds of process, and add fields of your own.
 
@@ -112,9 +123,7 @@ class ServiceSettings(BaseSettings, Reporting):  # pyright: ignore[reportIncompa
     @field_validator("service_name")
     @classmethod
     def _snake_case(cls, value: str) -> str:
-        if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", value) or len(value) > 63:
-            raise refused("should be snake_case, at most 63 characters")
-        return value
+        return checked_name(value)
 
     @field_validator("*")
     @classmethod
