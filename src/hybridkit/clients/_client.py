@@ -1,18 +1,13 @@
 """The clients of the two data services: typed calls on resources, over HTTP."""
 
-import re
-from collections.abc import Mapping
-from contextlib import AsyncExitStack
-from types import TracebackType
-from typing import Any, Final, Self
-from urllib.parse import urlencode, urlsplit
+from typing import Any, Final
+from urllib.parse import urlencode
 
 from pydantic import BaseModel, TypeAdapter
 
+from hybridkit.clients._base import BaseClient
 from hybridkit.clients._find import Find, Page
 from hybridkit.clients._keys import identify
-from hybridkit.clients._pipeline import Intent, Pipeline
-from hybridkit.clients._policy import ClientPolicy
 from hybridkit.clients._records import (
     RecordId,
     changed_fields,
@@ -26,70 +21,21 @@ from hybridkit.clients._records import (
     target_of,
 )
 from hybridkit.clients._transaction import DataTransaction, Isolation
-from hybridkit.clients._transport import Response
-from hybridkit.clients._transport_httpx import AnyTransport, open_transport
-from hybridkit.codec import check_size, encode_json
-from hybridkit.contract import MAX_BODY_BYTES, Transaction, TransactionResult
-from hybridkit.errors import DeclarationError, HybridkitError, MisuseError, NotFoundError, UnavailableError
+from hybridkit.codec import encode_json
+from hybridkit.contract import Transaction, TransactionResult
+from hybridkit.errors import NotFoundError
 from hybridkit.queries import Query
 from hybridkit.resources import Record, Resource
 
 __all__ = ["MongoDataClient", "PostgresDataClient"]
 
-JSON: Final = {"content-type": "application/json"}
 MERGE_PATCH: Final = {"content-type": "application/merge-patch+json"}
 MAX_URL_LENGTH: Final = 2000
-PROBE_SECONDS: Final = 0.9
-"""Just below the second that a health check gives each probe, so that it hears the reason."""
-
-_SERVICE_SYNTAX = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _TRANSACTION_RESULT = TypeAdapter(TransactionResult)
 
 
-class _DataClient:
+class _DataClient(BaseClient):
     """What both clients can do."""
-
-    def __init__(
-        self,
-        base_url: str,
-        *,
-        service: str,
-        transport: AnyTransport | None = None,
-        policy: ClientPolicy | None = None,
-    ) -> None:
-        self._base_url = _checked_base_url(base_url)
-        if not _SERVICE_SYNTAX.fullmatch(service):
-            raise DeclarationError(f"service {service!r}: a service's name is snake_case")
-        self._service = service
-        self._given = transport
-        self._policy = policy or ClientPolicy()
-        self._pipeline: Pipeline | None = None
-        self._stack = AsyncExitStack()
-
-    def __repr__(self) -> str:
-        state = "open" if self._pipeline else "closed"
-        return f"{type(self).__name__}({self._base_url!r}, service={self._service!r}, {state})"
-
-    async def __aenter__(self) -> Self:
-        if self._pipeline is not None:
-            raise MisuseError(f"{self!r} is open already")
-        transport = open_transport(self._given)
-        self._stack.push_async_callback(transport.aclose)
-        self._pipeline = Pipeline(
-            transport,
-            base_url=self._base_url,
-            target=urlsplit(self._base_url).netloc,
-            service=self._service,
-            policy=self._policy,
-        )
-        self._stack.push_async_callback(self._pipeline.aclose)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._pipeline = None
-        await self._stack.aclose()
 
     async def get[RecordT: Record[Any]](self, resource: Resource[RecordT, Any, Any], id: RecordId) -> RecordT:
         """The record with that id.
@@ -98,7 +44,7 @@ class _DataClient:
             NotFoundError: there is none.
         """
         path = record_path(resource, parse_id(resource, id))
-        return record_from(resource, await self._run(Intent(method="GET", path=path, safe=True)))
+        return record_from(resource, await self._read(path))
 
     async def find_one[RecordT: Record[Any]](
         self, resource: Resource[RecordT, Any, Any], id: RecordId
@@ -197,39 +143,11 @@ class _DataClient:
             headers=_if_match(target.etag),
         )
 
-    async def probe(self) -> None:
-        """Ask the data service whether it is ready; within a second, without a retry.
-
-        Raises:
-            UnavailableError: it is not, or doesn't answer.
-        """
-        try:
-            await self._open_pipeline().run_once(
-                Intent(method="GET", path="/ready", safe=True), timeout_seconds=PROBE_SECONDS
-            )
-        except UnavailableError:
-            raise
-        except HybridkitError as error:
-            raise UnavailableError(f"{self._base_url} is not ready: {error}") from error
-
     async def _fetch_page[RecordT: Record[Any]](
         self, resource: Resource[RecordT, Any, Any], query: Query
     ) -> Page[RecordT]:
-        return page_from(resource, await self._run(_query_intent(resource.path, query)))
-
-    async def _write(
-        self, method: str, path: str, body: bytes, *, key: str, headers: Mapping[str, str] = JSON
-    ) -> Response:
-        check_size(body, limit_bytes=MAX_BODY_BYTES)
-        return await self._run(Intent(method=method, path=path, headers=headers, body=body, key=key))
-
-    async def _run(self, intent: Intent) -> Response:
-        return await self._open_pipeline().run(intent)
-
-    def _open_pipeline(self) -> Pipeline:
-        if self._pipeline is None:
-            raise MisuseError(f"{self!r}: use it inside its `async with` block")
-        return self._pipeline
+        path, body = _query_request(resource.path, query)
+        return page_from(resource, await self._read(path, body=body))
 
 
 class PostgresDataClient(_DataClient):
@@ -241,6 +159,7 @@ class PostgresDataClient(_DataClient):
         transport: what to send with, instead of an own HTTP client: an `httpx.AsyncClient` (which stays the caller's
             to close), or an `httpx.AsyncBaseTransport` or `Transport`, closed with the client.
         policy: other limits than the default ones.
+        authorization: gives the value of the `Authorization` header; asked for each attempt, so that it may change.
 
     Raises:
         DeclarationError: the URL or the name can't be used.
@@ -265,24 +184,14 @@ class MongoDataClient(_DataClient):
     """Reads and writes the records of a MongoDB data service; arguments as for `PostgresDataClient`."""
 
 
-def _checked_base_url(base_url: str) -> str:
-    parts = urlsplit(base_url)
-    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
-        raise DeclarationError("base_url should be like http://127.0.0.1:8001")
-    if parts.username is not None or parts.password is not None:
-        raise DeclarationError("base_url must not have a user or password: it ends up in logs and traces")
-    return base_url.rstrip("/")
-
-
 def _if_match(etag: str | None) -> dict[str, str]:
     return {} if etag is None else {"if-match": etag}
 
 
-def _query_intent(path: str, query: Query) -> Intent:
+def _query_request(path: str, query: Query) -> tuple[str, bytes]:
     """The GET form, which logs and caches understand, while it fits into a URL; beyond that the JSON form."""
     params = query.to_params()
     url = f"{path}?{urlencode(params)}" if params else path
     if len(url) <= MAX_URL_LENGTH:
-        return Intent(method="GET", path=url, safe=True)
-    body = encode_json(query.to_json())
-    return Intent(method="POST", path=f"{path}:query", headers=JSON, body=body, safe=True)
+        return url, b""
+    return f"{path}:query", encode_json(query.to_json())
