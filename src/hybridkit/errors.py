@@ -22,9 +22,12 @@ HybridkitError
 │   ├── UniqueViolationError           another record has that value
 │   ├── ForeignKeyError                the record refers to one that is not there
 │   ├── StaleVersionError              the record changed since it was read
+│   ├── PreconditionRequiredError      a change has to name the state that was read (If-Match)
 │   ├── PreconditionRequiredError      a change has to name the state that the caller has read
 │   ├── KeyMissingError                a write came without an idempotency key
 │   ├── KeyReusedError                 an idempotency key came back with another payload
+│   ├── UriTooLongError                the query doesn't fit into a URL; send it as the body of `:query`
+│   ├── UnsupportedMediaTypeError      the body is no JSON, or it is compressed
 │   ├── UnauthenticatedError           the caller doesn't prove who it is
 │   ├── AccessDeniedError              the caller may not do this
 │   └── PayloadError                   bytes that are no valid message
@@ -84,6 +87,7 @@ __all__ = [
     "PayloadError",
     "PayloadTooLargeError",
     "PreconditionRequiredError",
+    "PreconditionRequiredError",
     "RateLimitedError",
     "RejectedError",
     "ResponseError",
@@ -100,6 +104,8 @@ __all__ = [
     "UnknownEventTypeError",
     "UnknownEventVersionError",
     "UnroutableError",
+    "UnsupportedMediaTypeError",
+    "UriTooLongError",
 ]
 
 
@@ -318,6 +324,16 @@ class PreconditionRequiredError(RejectedError):
     status = 428
 
 
+class PreconditionRequiredError(RejectedError):
+    """A change of this resource has to name the state that the caller has read: send its ETag in `If-Match`.
+
+    https://www.rfc-editor.org/rfc/rfc6585#section-3
+    """
+
+    code = "PRECONDITION_REQUIRED"
+    status = 428
+
+
 class KeyMissingError(RejectedError):
     """A write came without an `Idempotency-Key`, so it could not be repeated safely."""
 
@@ -329,6 +345,20 @@ class KeyReusedError(RejectedError):
 
     code = "IDEMPOTENCY_KEY_REUSED"
     status = 422
+
+
+class UriTooLongError(RejectedError):
+    """The URL is longer than the service takes; a long query goes as the body of `:query`."""
+
+    code = "URI_TOO_LONG"
+    status = 414
+
+
+class UnsupportedMediaTypeError(RejectedError):
+    """The body is of a type that the route doesn't take, or it is compressed."""
+
+    code = "UNSUPPORTED_MEDIA_TYPE"
+    status = 415
 
 
 class UnauthenticatedError(RejectedError):
