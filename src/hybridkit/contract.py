@@ -4,6 +4,8 @@ Errors travel as `application/problem+json` (RFC 9457); `Problem.from_error` and
 inverse, so that a client raises what the service raised.
 """
 
+from collections.abc import Mapping
+from datetime import datetime
 from typing import Annotated, Any, Final, Literal, Self
 from uuid import UUID
 
@@ -64,6 +66,7 @@ MAX_BATCH: Final = 1000
 """Records in one `:batch_…` call."""
 MAX_BODY_BYTES: Final = 1024 * 1024
 MAX_KEY_LENGTH: Final = 255
+MAX_TRACE_STATE_LENGTH: Final = 512
 
 
 def quote_key(key: str) -> str:
@@ -173,12 +176,30 @@ class Emission(_Strict):
     request_id: str
     user_id: str | None = None
     traceparent: str | None = Field(default=None, max_length=128)
-    tracestate: str | None = Field(default=None, max_length=512)
+    tracestate: str | None = Field(default=None, max_length=MAX_TRACE_STATE_LENGTH)
     data: dict[str, Any]
 
     @classmethod
-    def of(cls, message: Message, *, request_id: str, user_id: str | None) -> Self:
-        """The emission of that message; its identity is the message's own."""
+    def of(
+        cls,
+        message: Message,
+        *,
+        request_id: str,
+        user_id: str | None,
+        not_before: datetime | None = None,
+        trace: Mapping[str, str] | None = None,
+    ) -> Self:
+        """The emission of that message; its identity is the message's own.
+
+        Args:
+            message: the event or command.
+            request_id: of the request that causes it.
+            user_id: on whose behalf.
+            not_before: when it may be published; None for at once.
+            trace: `traceparent` and `tracestate`; a state that is too long is left out, as W3C allows.
+        """
+        trace = trace or {}
+        state = trace.get("tracestate", "")
         return cls(
             event_type=message.message_type,
             version=message.message_version,
@@ -186,8 +207,11 @@ class Emission(_Strict):
             timestamp=message.timestamp,
             key=message.ordering_key if isinstance(message, Event) else None,
             queue=message.queue if isinstance(message, Command) else None,
+            not_before=not_before,
             request_id=request_id,
             user_id=user_id,
+            traceparent=trace.get("traceparent"),
+            tracestate=state if 0 < len(state) <= MAX_TRACE_STATE_LENGTH else None,
             data=message.model_dump(mode="json", by_alias=True),
         )
 

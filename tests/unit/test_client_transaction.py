@@ -1,9 +1,11 @@
 """Transactions: what a block collects, when it is sent, and what its handles know."""
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import pytest
+from opentelemetry.context import attach, detach
 from pydantic import BaseModel
 
 from hybridkit.clients._transaction import DataTransaction, Handle, Isolation
@@ -18,6 +20,7 @@ from hybridkit.errors import (
     ResponseError,
 )
 from hybridkit.events import Command, Event
+from hybridkit.observability import remote_trace
 from hybridkit.resources import Record, Resource
 
 ID = UUID("1f1e5477-3fd3-6f83-be8e-f44fe982b401")
@@ -158,6 +161,37 @@ async def test_messages_go_with_the_writes() -> None:
     assert (second["key"], second["queue"]) == (None, "client_transaction_test")
     assert first["data"] == {"user_id": str(ID)}
     assert (first["request_id"], first["user_id"]) == ("req-1", "user-1")
+
+
+async def test_a_message_may_have_to_wait() -> None:
+    """Until a time, or for so long from now; naming both is a mistake."""
+    service = Service()
+    async with service.transaction() as tx:
+        tx.emit(SendMail(user_id=ID), not_before=datetime(2030, 1, 31, 9, tzinfo=UTC))
+        tx.emit(SendMail(user_id=ID), delay_seconds=3600)
+        for wrong in (-1.0, 1e12, float("nan")):
+            with pytest.raises(MisuseError, match="not_before, or delay_seconds"):
+                tx.emit(SendMail(user_id=ID), delay_seconds=wrong)
+        with pytest.raises(MisuseError):
+            tx.emit(SendMail(user_id=ID), not_before=datetime(2030, 1, 31, tzinfo=UTC), delay_seconds=1)
+    until, after = (message["not_before"] for message in service.body()["emit"])
+    assert until == "2030-01-31T09:00:00Z"
+    left = datetime.fromisoformat(after) - datetime.now(UTC)
+    assert timedelta(seconds=3500) < left <= timedelta(seconds=3600)
+
+
+async def test_messages_carry_the_trace_in_which_they_were_emitted() -> None:
+    """The relay publishes in it, long after the request has ended."""
+    service = Service()
+    trace = {"traceparent": f"00-{'4b' * 16}-{'a1' * 8}-01", "tracestate": "vendor=1"}
+    async with service.transaction() as tx:
+        tx.emit(Registered(user_id=ID))
+        token = attach(remote_trace(trace))
+        tx.emit(Registered(user_id=ID))
+        detach(token)
+    without, within = service.body()["emit"]
+    assert (without["traceparent"], without["tracestate"]) == (None, None)
+    assert {name: within[name] for name in trace} == trace
 
 
 async def test_without_a_context_events_and_request_share_one_id() -> None:

@@ -114,6 +114,13 @@ def test_an_emitted_command_names_its_queue() -> None:
     assert (emission.queue, emission.key) == ("print_tasks", None)
 
 
+def test_an_emission_leaves_out_a_trace_state_that_is_too_long() -> None:
+    """No reason not to publish: https://www.w3.org/TR/trace-context/#tracestate-limits."""
+    trace = {"traceparent": "00-a", "tracestate": "x" * 513}
+    emission = Emission.of(TicketSold(seat="A1"), request_id="req-1", user_id=None, trace=trace)
+    assert (emission.traceparent, emission.tracestate) == ("00-a", None)
+
+
 def test_a_transaction_is_read_by_its_operations() -> None:
     wire = {
         "operations": [

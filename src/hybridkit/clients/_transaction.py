@@ -4,8 +4,9 @@ The block collects; nothing is sent before it ends. Ids are made here, so that o
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, Generic, Literal, Self, TypeVar, cast
+from typing import Any, Final, Generic, Literal, Self, TypeVar, cast
 
 from pydantic import BaseModel
 
@@ -19,6 +20,7 @@ from hybridkit.clients._records import (
     result_from,
     target_of,
 )
+from hybridkit.codec import now
 from hybridkit.context import bind, current
 from hybridkit.contract import (
     MAX_OPERATIONS,
@@ -35,10 +37,13 @@ from hybridkit.contract import (
 from hybridkit.errors import InvalidRequestError, MisuseError, ResponseError
 from hybridkit.events import Message
 from hybridkit.filters import Filter
+from hybridkit.observability import trace_headers
 from hybridkit.queries import Query
 from hybridkit.resources import IdT, Record, Resource
 
 __all__ = ["DataTransaction", "Handle", "Isolation"]
+
+MAX_DELAY_SECONDS: Final = 366 * 86400.0
 
 type Isolation = Literal["read_committed", "repeatable_read", "serializable"]
 
@@ -203,11 +208,34 @@ class DataTransaction:
         target = target_of(resource, record_or_id)
         self._add(AssertOperation(resource=resource.name, id=str(target.id), if_match=target.etag), None)
 
-    def emit(self, message: Message) -> None:
-        """Publish this event or command once the transaction is committed, and only then."""
+    def emit(
+        self, message: Message, *, not_before: datetime | None = None, delay_seconds: float | None = None
+    ) -> None:
+        """Publish this event or command once the transaction is committed, and only then.
+
+        Args:
+            message: one with a later time is not in order with the others of its key.
+            not_before: when it may be published at the earliest; a naive time is UTC.
+            delay_seconds: the same, from now.
+
+        Raises:
+            MisuseError: both times are given, the delay is negative, or the transaction is not open.
+        """
         self._require_place(self._emit)
+        if delay_seconds is not None:
+            if not_before is not None or not 0 <= delay_seconds <= MAX_DELAY_SECONDS:
+                raise MisuseError(
+                    f"emit takes not_before, or delay_seconds of 0 to {MAX_DELAY_SECONDS:.0f}, not {delay_seconds}"
+                )
+            not_before = now() + timedelta(seconds=delay_seconds)
         self._emit.append(
-            Emission.of(message, request_id=self._context.request_id, user_id=self._context.user_id)
+            Emission.of(
+                message,
+                request_id=self._context.request_id,
+                user_id=self._context.user_id,
+                not_before=not_before,
+                trace=trace_headers(),
+            )
         )
 
     def _add[HandleT: Handle[Any] | None](self, operation: Operation, handle: HandleT) -> HandleT:

@@ -120,7 +120,7 @@ def fingerprint(request: Request, members: Mapping[str, Any] | None) -> bytes:
 def without_times(transaction: Mapping[str, Any]) -> dict[str, Any]:
     """A transaction as its rerun repeats it: which makes the same events at another time, for another request."""
     emitted: list[Mapping[str, Any]] = transaction.get("emit") or []
-    varying = ("timestamp", "request_id")
+    varying = ("timestamp", "request_id", "not_before", "traceparent", "tracestate")
     events = [{name: event[name] for name in event if name not in varying} for event in emitted]
     return {**transaction, "emit": events}
 
