@@ -2,7 +2,7 @@
 
 from examples.contracts.analytics import USER_STATS
 from hybridkit.adapters.fastapi import run_api
-from hybridkit.dataservice import DocumentCollection, DocumentIndex, create_data_service
+from hybridkit.dataservice import DocumentCollection, DocumentIndex, Grant, create_data_service
 from hybridkit.settings import MongoSettings
 
 __all__ = ["Settings", "app", "main"]
@@ -17,6 +17,7 @@ class Settings(MongoSettings):
 app = create_data_service(
     Settings,
     {USER_STATS: DocumentCollection(indexes=(DocumentIndex("registration_source", "created_at"),))},
+    grants={"worker_service": Grant(write=[USER_STATS]), "demo": Grant(read="*")},
     title="Analytics in MongoDB",
 )
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from examples.contracts.users import USERS
 from examples.db_postgres_service.tables import UserTable
 from hybridkit.adapters.fastapi import run_api
-from hybridkit.dataservice import create_data_service
+from hybridkit.dataservice import Grant, create_data_service
 from hybridkit.settings import PostgresSettings
 
 __all__ = ["Settings", "app", "main"]
@@ -21,6 +21,11 @@ app = create_data_service(
     Settings,
     {USERS: UserTable},
     migrations=Path(__file__).with_name("migrations"),
+    grants={
+        "api_service": Grant(write=[USERS], emit=True),
+        "bot_service": Grant(read=[USERS]),
+        "demo": Grant(read="*"),
+    },
     title="Users in PostgreSQL",
 )
 

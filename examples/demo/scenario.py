@@ -15,7 +15,7 @@ import httpx
 from examples.contracts.analytics import USER_STATS, UserStats
 from examples.contracts.users import USERS, NewUser, User, UserCreated
 from examples.demo.report import Report, chapter, say
-from examples.demo.stack import SERVICES, TELEGRAM, Stack
+from examples.demo.stack import OBSERVER, SERVICES, TELEGRAM, Stack
 from hybridkit import EventEnvelope
 from hybridkit.clients import MongoDataClient, PostgresDataClient
 from hybridkit.dev._supervisor import Supervisor, merge_logs
@@ -62,8 +62,16 @@ class World:
         self.heard: list[EventEnvelope[UserCreated]] = []
         self.api = httpx.AsyncClient(base_url=stack.url("api_service"), timeout=30)
         self.telegram = httpx.AsyncClient(base_url=f"{stack.url(TELEGRAM)}/control", timeout=30)
-        self.postgres = PostgresDataClient(stack.url("db_postgres_service"), service="demo")
-        self.mongo = MongoDataClient(stack.url("db_mongo_service"), service="demo")
+        self.postgres = PostgresDataClient(
+            stack.url("db_postgres_service"),
+            service=OBSERVER,
+            authorization=stack.authorization("db_postgres_service"),
+        )
+        self.mongo = MongoDataClient(
+            stack.url("db_mongo_service"),
+            service=OBSERVER,
+            authorization=stack.authorization("db_mongo_service"),
+        )
         self.publisher = RobustPublisher(stack.urls.rabbitmq, service="demo")
 
     async def register(self, **changes: str) -> httpx.Response:

@@ -1,13 +1,17 @@
 """The five services and a fake Telegram, as processes on this machine."""
 
+import json
+import secrets
 import socket
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import urlsplit, urlunsplit
 
 from hybridkit.dev._probes import free_port
 from hybridkit.dev._supervisor import Service, Supervisor
+from hybridkit.security import ServiceTokenIssuer
 from hybridkit.testing import FakeTelegram
 
 __all__ = ["DATA_SERVICES", "SERVICES", "Stack", "Urls"]
@@ -18,6 +22,8 @@ STOP_SECONDS: Final = 60.0
 
 DATA_SERVICES: Final = ("db_postgres_service", "db_mongo_service")
 BUSINESS_SERVICES: Final = ("api_service", "worker_service", "bot_service")
+OBSERVER: Final = "demo"
+"""As whom the scenario itself looks at the data."""
 SERVICES: Final = (*DATA_SERVICES, *BUSINESS_SERVICES)
 TELEGRAM: Final = "fake_telegram"
 
@@ -52,6 +58,7 @@ class Stack:
         self.urls = urls
         self.ports = _choose_ports()
         self.telegram_token = FakeTelegram().token
+        self.keys = {name: secrets.token_urlsafe(32) for name in (*BUSINESS_SERVICES, OBSERVER)}
 
     def __repr__(self) -> str:
         return f"Stack({self.ports})"
@@ -86,6 +93,7 @@ class Stack:
                 "PORT": str(self.ports[name]),
                 "START_BUDGET_SECONDS": str(START_SECONDS),
                 **self._environment(name),
+                **self._keys(name),
             },
             ready_url=f"{self.url(name)}/ready",
         )
@@ -106,6 +114,16 @@ class Stack:
                 return {**shared, **users, **telegram}
             case _:
                 return {**shared, **users}
+
+    def _keys(self, name: str) -> dict[str, str]:
+        """A data service knows the keys of its callers, a caller only its own."""
+        if name in DATA_SERVICES:
+            return {"SERVICE_TOKEN_KEYS": json.dumps(self.keys)}
+        return {"SERVICE_TOKEN_KEY": self.keys[name]}
+
+    def authorization(self, callee: str) -> Callable[[], str]:
+        """Proves to that data service that it is the scenario that asks."""
+        return ServiceTokenIssuer(OBSERVER, key=self.keys[OBSERVER], audience=callee).header
 
 
 def _choose_ports() -> dict[str, int]:

@@ -130,18 +130,31 @@ def _dependencies(kind: Kind, settings: ServiceSettings) -> Generator[Dependency
     if isinstance(settings, DataClientSettings):
         postgres_url = settings.postgres_service_url.get_secret_value()
         mongo_url = settings.mongo_service_url.get_secret_value()
+        prove_to_postgres = _authorization(settings, callee=settings.postgres_service_name)
+        prove_to_mongo = _authorization(settings, callee=settings.mongo_service_name)
         yield Dependency(
             name="db_postgres_service",
-            factory=lambda: PostgresDataClient(postgres_url, service=service),
+            factory=lambda: PostgresDataClient(
+                postgres_url, service=service, authorization=prove_to_postgres
+            ),
             provides=PostgresDataClient,
             probe=_probe_client if "postgres_service_url" in settings.model_fields_set else None,
         )
         yield Dependency(
             name="db_mongo_service",
-            factory=lambda: MongoDataClient(mongo_url, service=service),
+            factory=lambda: MongoDataClient(mongo_url, service=service, authorization=prove_to_mongo),
             provides=MongoDataClient,
             probe=_probe_client if "mongo_service_url" in settings.model_fields_set else None,
         )
+
+
+def _authorization(settings: DataClientSettings, *, callee: str) -> Callable[[], str] | None:
+    if settings.service_token_key is None:
+        return None
+    from hybridkit.security import ServiceTokenIssuer  # noqa: PLC0415 - an extra of its own
+
+    key = settings.service_token_key.get_secret_value()
+    return ServiceTokenIssuer(settings.service_name, key=key, audience=callee).header
 
 
 @asynccontextmanager
