@@ -22,7 +22,6 @@ HybridkitError
 │   ├── UniqueViolationError           another record has that value
 │   ├── ForeignKeyError                the record refers to one that is not there
 │   ├── StaleVersionError              the record changed since it was read
-│   ├── PreconditionRequiredError      a change has to name the state that was read (If-Match)
 │   ├── PreconditionRequiredError      a change has to name the state that the caller has read
 │   ├── KeyMissingError                a write came without an idempotency key
 │   ├── KeyReusedError                 an idempotency key came back with another payload
@@ -86,7 +85,6 @@ __all__ = [
     "PageTokenError",
     "PayloadError",
     "PayloadTooLargeError",
-    "PreconditionRequiredError",
     "PreconditionRequiredError",
     "RateLimitedError",
     "RejectedError",
@@ -319,16 +317,6 @@ class StaleVersionError(RejectedError):
 
 class PreconditionRequiredError(RejectedError):
     """The resource only takes changes that name the state which the caller has read: pass the record, not its id."""
-
-    code = "PRECONDITION_REQUIRED"
-    status = 428
-
-
-class PreconditionRequiredError(RejectedError):
-    """A change of this resource has to name the state that the caller has read: send its ETag in `If-Match`.
-
-    https://www.rfc-editor.org/rfc/rfc6585#section-3
-    """
 
     code = "PRECONDITION_REQUIRED"
     status = 428
