@@ -1,0 +1,71 @@
+"""Aggregations over records in memory."""
+
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
+from functools import cmp_to_key
+from typing import Any, Final
+
+from hybridkit.aggregations import Aggregation, Function
+from hybridkit.errors import InvalidQueryError
+from hybridkit.testing._memory_filters import compared, fits, value_at
+
+__all__ = ["aggregated"]
+
+type Values = Mapping[str, Any]
+
+
+def aggregated(aggregation: Aggregation, records: Sequence[Values]) -> list[dict[str, Any]]:
+    """A row for each group, in the aggregation's order.
+
+    Raises:
+        InvalidQueryError: a function that the field's type doesn't know.
+    """
+    groups: dict[str, tuple[list[Any], list[Values]]] = {}
+    for values in records:
+        if fits(aggregation.where, values):
+            found = [value_at(values, name) for name in aggregation.group_by]
+            groups.setdefault(repr(found), (found, []))[1].append(values)
+    if not aggregation.group_by:
+        groups.setdefault("[]", ([], []))  # over no records there is one row too
+    rows = [
+        dict(zip(aggregation.group_by, key, strict=True))
+        | {name: _computed(function, members) for name, function in aggregation.functions.items()}
+        for key, members in groups.values()
+    ]
+    named = {name for name, _ in aggregation.order}
+    order = (*aggregation.order, *((name, "asc") for name in aggregation.group_by if name not in named))
+
+    def sign(left: Values, right: Values) -> int:
+        for name, direction in order:
+            if found := compared(left[name], right[name]):
+                return found if direction == "asc" else -found
+        return 0
+
+    return sorted(rows, key=cmp_to_key(sign))[: aggregation.limit]
+
+
+def _computed(function: Function, members: Sequence[Values]) -> Any:
+    if function.field is None:
+        return len(members)
+    found = [value for values in members if (value := value_at(values, function.field)) is not None]
+    if function.name == "count_distinct":
+        return len({repr(value) for value in found})
+    if function.name in ("sum", "avg") and not all(map(_is_number, found)):
+        raise InvalidQueryError(f"{function.field} is no number", pointer="/functions")
+    return _FUNCTIONS[function.name](found) if found else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | Decimal) and not isinstance(value, bool)
+
+
+def _average(found: Sequence[Any]) -> Any:
+    return sum(found) / len(found)
+
+
+_FUNCTIONS: Final[Mapping[str, Callable[[Sequence[Any]], Any]]] = {
+    "sum": sum,
+    "avg": _average,
+    "min": lambda found: min(found, key=cmp_to_key(compared)),
+    "max": lambda found: max(found, key=cmp_to_key(compared)),
+}

@@ -1,0 +1,213 @@
+"""What an operation makes of a record in memory: the contract's rules, one after the other."""
+
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, assert_never
+
+from hybridkit.codec import now
+from hybridkit.dataservice._etags import State
+from hybridkit.dataservice._operations import (
+    AnyResource,
+    Assert,
+    Create,
+    Delete,
+    Document,
+    Operation,
+    Result,
+    Undelete,
+    Update,
+    Upsert,
+    merge_patch,
+)
+from hybridkit.dataservice._refusals import fitting, missing, not_a_number, set_and_incremented, stale
+from hybridkit.errors import StaleVersionError, UniqueViolationError
+from hybridkit.resources import SYSTEM_FIELDS
+from hybridkit.testing._memory_filters import fits, value_at
+
+__all__ = ["MemoryTable", "Row"]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A record as it is kept.
+
+    Attributes:
+        values: by field, without the ETag.
+        incarnation: tells it from an earlier record with the same id.
+        deleted_at: when a soft delete hid it.
+    """
+
+    values: Mapping[str, Any]
+    incarnation: int
+    deleted_at: datetime | None = None
+
+    @property
+    def tag(self) -> str:
+        """The ETag."""
+        return State(self.values["version"], self.incarnation).tag
+
+    def document(self, fields: Sequence[str] = ()) -> Document:
+        """The record, or some fields of it under a weak ETag."""
+        names = [name for name in fields or self.values if name != "etag"]
+        return {
+            **{name: self.values[name] for name in names},
+            "etag": f"W/{self.tag}" if fields else self.tag,
+        }
+
+
+class MemoryTable:
+    """The records of one resource.
+
+    Args:
+        resource: the declaration.
+        unique: fields, or tuples of fields, whose values only one record may have.
+    """
+
+    def __init__(self, resource: AnyResource, unique: Iterable[str | Sequence[str]] = ()) -> None:
+        self.resource = resource
+        self.rows: dict[Any, Row] = {}
+        self._unique = [(names,) if isinstance(names, str) else tuple(names) for names in unique]
+
+    def __repr__(self) -> str:
+        return f"MemoryTable({self.resource.name!r}, {len(self.rows)} rows)"
+
+    @property
+    def live(self) -> list[Row]:
+        """The records that are there."""
+        return [row for row in self.rows.values() if row.deleted_at is None]
+
+    def find(self, record_id: Any) -> Row | None:
+        """The record with that id, if it is there."""
+        row = self.rows.get(record_id)
+        return row if row and row.deleted_at is None else None
+
+    def apply(self, operation: Operation) -> Result:
+        """Carry it out.
+
+        Raises:
+            NotFoundError: its record is not there.
+            StaleVersionError: its condition does not hold.
+            UniqueViolationError: another record has that value.
+            InvalidRequestError: a value that the record can't have.
+        """
+        match operation:
+            case Assert():
+                self._existing(operation)
+                return Result()
+            case Create():
+                if operation.id in self.rows:
+                    raise UniqueViolationError("another record has this value", fields=["id"])
+                return self._created(operation)
+            case Upsert():
+                return self._upserted(operation)
+            case Update():
+                return self._put(operation, self._changed(operation, self._updates(operation)))
+            case Delete():
+                self._delete(operation, self._existing(operation))
+                return Result()
+            case Undelete():
+                return self._undeleted(operation)
+            case _:
+                assert_never(operation)
+
+    def _existing(self, operation: Assert | Update | Upsert | Delete) -> Row:
+        row = self.find(operation.id)
+        if row is None:
+            raise missing(operation)
+        if operation.if_match not in (None, row.tag):
+            raise stale(operation, row.tag)
+        return row
+
+    def _created(self, operation: Create | Upsert) -> Result:
+        moment = now()
+        values = self._fitting(operation, {**self._defaults(), **operation.values})
+        system = {"id": operation.id, "version": 1, "created_at": moment, "updated_at": moment}
+        ordered = {name: {**values, **system}.get(name) for name in self._names}
+        result = self._put(operation, Row(ordered, secrets.randbits(62)))
+        return replace(result, created=True)
+
+    def _upserted(self, operation: Upsert) -> Result:
+        row = self.find(operation.id)
+        if row is None:
+            if operation.only == "present":
+                raise stale(operation, None)
+            if operation.id in self.rows:
+                raise UniqueViolationError("a deleted record has this id", fields=["id"])
+            return self._created(operation)
+        if operation.only == "absent" or operation.if_match not in (None, row.tag):
+            raise stale(operation, row.tag)
+        return self._put(operation, self._changed(operation, self._fitting(operation, operation.values)))
+
+    def _updates(self, operation: Update) -> dict[str, Any]:
+        row = self._existing(operation)
+        if not fits(operation.require, row.values):
+            raise StaleVersionError(operation.says("the requirement does not hold"), current=row.tag)
+        merged = {name: merge_patch(row.values[name], patch) for name, patch in operation.merges.items()}
+        added = {
+            name: self._sum(operation, row, name, amount) for name, amount in operation.increment.items()
+        }
+        return self._fitting(operation, {**operation.changes, **merged, **added})
+
+    def _sum(self, operation: Update, row: Row, name: str, amount: float) -> Any:
+        if name in operation.changes:
+            raise set_and_incremented(operation, name)
+        value = row.values[name]
+        if isinstance(value, bool) or not isinstance(value, int | float | Decimal | None):
+            raise not_a_number(operation, name)
+        return value + Decimal(str(amount)) if isinstance(value, Decimal) else (value or 0) + amount
+
+    def _changed(self, operation: Update | Upsert, changes: Mapping[str, Any]) -> Row:
+        row = self.rows[operation.id]
+        values = {**row.values, **changes, "version": row.values["version"] + 1, "updated_at": now()}
+        return replace(row, values=values)
+
+    def _delete(self, operation: Delete, row: Row) -> None:
+        if not self.resource.soft_delete:
+            del self.rows[operation.id]
+            return
+        values = {**row.values, "version": row.values["version"] + 1}
+        self.rows[operation.id] = replace(row, values=values, deleted_at=now())
+
+    def _undeleted(self, operation: Undelete) -> Result:
+        row = self.rows.get(operation.id)
+        if row is None:
+            raise missing(operation)
+        if operation.if_match not in (None, row.tag):
+            raise stale(operation, row.tag)
+        if row.deleted_at is None:
+            return Result(row.document())
+        values = {**row.values, "version": row.values["version"] + 1, "updated_at": now()}
+        return self._put(operation, replace(row, values=values, deleted_at=None))
+
+    def _put(self, operation: Operation, row: Row) -> Result:
+        for names in self._unique:
+            wanted = [value_at(row.values, name) for name in names]
+            if None not in wanted and any(
+                wanted == [value_at(other.values, name) for name in names]
+                for record_id, other in self.rows.items()
+                if record_id != operation.id
+            ):
+                raise UniqueViolationError("another record has this value", fields=names)
+        self.rows[operation.id] = row
+        return Result(row.document())
+
+    def _fitting(self, operation: Operation, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The values as the record declares them, as a database's columns would have them."""
+        return {name: fitting(operation, name, value) for name, value in values.items()}
+
+    @property
+    def _names(self) -> Sequence[str]:
+        return [name for name in self.resource.record.model_fields if name != "etag"]
+
+    def _defaults(self) -> dict[str, Any]:
+        """Values for the fields that a create doesn't name."""
+        return {
+            name: info.get_default(call_default_factory=True, validated_data={})
+            for name, info in self.resource.record.model_fields.items()
+            if name not in SYSTEM_FIELDS
+            and name not in self.resource.create.model_fields
+            and not info.is_required()
+        }

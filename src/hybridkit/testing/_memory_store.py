@@ -1,0 +1,188 @@
+"""The contract's store in memory: what a data service promises, without a database.
+
+It is what `FakeDataService` stands on, and the shortest account of the contract there is: the routes above it are the
+real ones, and the conformance suite holds it to the same answers as PostgreSQL and MongoDB.
+"""
+
+import asyncio
+import secrets
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from hybridkit.aggregations import Aggregation
+from hybridkit.codec import encode_json
+from hybridkit.context import current
+from hybridkit.contract import Emission  # noqa: TC001 - the attribute's type, for whoever reads it
+from hybridkit.dataservice._in_flight import InFlight
+from hybridkit.dataservice._keys import replayed
+from hybridkit.dataservice._operations import AnyResource, CallWork, Outcome, Write
+from hybridkit.dataservice._store import Encoded, Found, Lines
+from hybridkit.errors import NotSupportedError, TransactionsUnavailableError
+from hybridkit.filters import Filter
+from hybridkit.queries import Query
+from hybridkit.testing._memory_aggregates import aggregated
+from hybridkit.testing._memory_changes import MemoryTable, Row
+from hybridkit.testing._memory_filters import Ordering, fits
+
+__all__ = ["MemoryStore"]
+
+PIECE_RECORDS: Final = 100
+
+
+class MemoryStore:
+    """Records in memory. One write at a time, each as a whole or not at all.
+
+    Args:
+        resources: what it keeps.
+        unique: by resource, the fields (or tuples of fields) whose values only one record may have.
+        has_transactions: whether a write may have several operations; without, as MongoDB is without them, such a
+            write is refused.
+
+    Attributes:
+        emitted: the events and commands of all writes, in commit order.
+    """
+
+    outbox = None
+
+    def __init__(
+        self,
+        resources: Iterable[AnyResource],
+        *,
+        unique: Mapping[AnyResource, Iterable[str | Sequence[str]]] | None = None,
+        has_transactions: bool = True,
+    ) -> None:
+        self.emitted: list[Emission] = []
+        self._tables = {
+            resource.name: MemoryTable(resource, (unique or {}).get(resource, ())) for resource in resources
+        }
+        self._has_transactions = has_transactions
+        self._done: dict[tuple[str, str], tuple[bytes, Outcome]] = {}
+        self._in_flight = InFlight()
+        self._turn = asyncio.Lock()
+        self._signing_key = secrets.token_bytes(32)
+
+    def __repr__(self) -> str:
+        return f"MemoryStore({sorted(self._tables)})"
+
+    # ── reading ──────────────────────────────────────────────────────────────────────────────────
+
+    async def get(self, resource: AnyResource, record_id: Any) -> Encoded | None:
+        """The record with that id, if there is one."""
+        row = self._read(resource).find(record_id)
+        return None if row is None else Encoded(encode_json(row.document()), row.tag)
+
+    async def get_many(self, resource: AnyResource, record_ids: Sequence[Any]) -> bytes:
+        """A JSON array of the records with those ids, in their order, null for what is not there."""
+        rows = map(self._read(resource).find, record_ids)
+        return encode_json([row.document() if row else None for row in rows])
+
+    async def find(self, resource: AnyResource, query: Query, *, after: Sequence[Any] | None) -> Found:
+        """One page of a query."""
+        ordering = Ordering(resource, query)
+        rows = self._ordered(resource, query, ordering)
+        if after is not None:
+            start = ordering.read(after)
+            rows = [row for row in rows if ordering.is_after(row.values, start)]
+        page, more = rows[: query.page_size], len(rows) > query.page_size
+        items = encode_json([row.document(query.select) for row in page])
+        return Found(items, ordering.position(page[-1].values) if more else None)
+
+    async def count(self, resource: AnyResource, where: Filter | None, *, exact: bool) -> int:  # noqa: ARG002 - there is nothing to guess
+        """How many records fit."""
+        return sum(fits(where, row.values) for row in self._read(resource).live)
+
+    async def export(self, resource: AnyResource, query: Query) -> AsyncGenerator[Lines]:
+        """Every record of a query, as they are when it begins."""
+        rows = self._ordered(resource, query, Ordering(resource, query))
+        lines = [encode_json(row.document(query.select)) + b"\n" for row in rows]
+        for start in range(0, len(lines), PIECE_RECORDS):
+            piece = lines[start : start + PIECE_RECORDS]
+            yield Lines(b"".join(piece), len(piece))
+
+    async def aggregate(self, resource: AnyResource, aggregation: Aggregation) -> bytes:
+        """A JSON array of rows, with a member for each group field and function."""
+        records = [row.values for row in self._read(resource).live]
+        return encode_json(aggregated(aggregation, records))
+
+    async def run_pipeline(self, resource: AnyResource, pipeline: Sequence[Any]) -> bytes:  # noqa: ARG002 - the protocol's
+        """Not here."""
+        raise NotSupportedError("there is no MongoDB here to run a pipeline; send group_by and functions")
+
+    async def ask(self, work: CallWork) -> bytes:
+        """Run a service's own call that changes nothing; it is given this store."""
+        current().check_deadline()
+        return (await work(self)).body
+
+    def _read(self, resource: AnyResource) -> MemoryTable:
+        current().check_deadline()
+        return self._tables[resource.name]
+
+    def _ordered(self, resource: AnyResource, query: Query, ordering: Ordering) -> list[Row]:
+        rows = [row for row in self._read(resource).live if fits(query.where, row.values)]
+        return sorted(rows, key=lambda row: ordering.key(row.values))
+
+    # ── writing ──────────────────────────────────────────────────────────────────────────────────
+
+    async def write(self, write: Write) -> Outcome:
+        """Do all of it, once per caller and key; a service's own call is given this store."""
+        current().check_deadline()
+        self._check_capability(write)
+        if write.dry_run:
+            return await self._write(write)
+
+        def replay(fingerprint: bytes, outcome: Outcome) -> Outcome:
+            again = Outcome(outcome.results, replayed=True, answer=outcome.answer)
+            return replayed(write, fingerprint, again)
+
+        async def work() -> Outcome:
+            if done := self._done.get((write.caller, write.key)):
+                return replay(*done)
+            return await self._write(write)
+
+        return await self._in_flight.run(write, work, replay=replay)
+
+    async def _write(self, write: Write) -> Outcome:
+        async with self._turn:
+            before = {name: dict(table.rows) for name, table in self._tables.items()}
+            emitted = len(self.emitted)
+            committed = False
+            try:
+                outcome = await self._do(write)
+                if not write.dry_run:
+                    self._done[write.caller, write.key] = (write.fingerprint, outcome)
+                    committed = True
+                return outcome
+            finally:
+                if not committed:
+                    del self.emitted[emitted:]
+                    for name, rows in before.items():
+                        self._tables[name].rows = rows
+
+    async def _do(self, write: Write) -> Outcome:
+        results = tuple(
+            self._tables[operation.resource.name].apply(operation) for operation in write.operations
+        )
+        answer, emit = b"", write.emit
+        if write.call is not None:
+            called = await write.call(self)
+            answer, emit = called.body, (*emit, *called.emit)
+        known = {emission.event_id for emission in self.emitted}
+        self.emitted += [emission for emission in emit if emission.event_id not in known]
+        return Outcome(results, answer=answer)
+
+    def _check_capability(self, write: Write) -> None:
+        if not self._has_transactions and len(write.operations) > 1:
+            raise TransactionsUnavailableError("this data service writes one record at a time")
+
+    # ── keeping ──────────────────────────────────────────────────────────────────────────────────
+
+    async def signing_key(self) -> bytes:
+        """The secret that page tokens are signed with."""
+        return self._signing_key
+
+    async def check(self) -> None:
+        """Is always ready."""
+
+    async def clean(self) -> int:
+        """Keeps everything."""
+        return 0

@@ -1,0 +1,188 @@
+"""The store in memory: all or nothing, once per key, and SQL's idea of no value."""
+
+from typing import Any
+from uuid import UUID, uuid4
+
+import orjson
+import pytest
+from pydantic import BaseModel
+
+from hybridkit.codec import now
+from hybridkit.contract import Emission
+from hybridkit.dataservice._operations import Create, Delete, Operation, Outcome, Undelete, Update, Write
+from hybridkit.errors import (
+    KeyReusedError,
+    NotFoundError,
+    StaleVersionError,
+    TransactionsUnavailableError,
+    UniqueViolationError,
+)
+from hybridkit.filters import Filter
+from hybridkit.queries import Query
+from hybridkit.resources import Record, Resource
+from hybridkit.testing._memory_store import MemoryStore
+
+
+class NewThing(BaseModel):
+    name: str
+    rank: int | None = None
+    details: dict[str, Any] | None = None
+
+
+class Thing(NewThing, Record):
+    is_active: bool = True
+
+
+class ThingChanges(BaseModel):
+    name: str | None = None
+    rank: int | None = None
+
+
+THINGS = Resource(
+    "things",
+    record=Thing,
+    create=NewThing,
+    update=ThingChanges,
+    filterable=("name", "rank", "details.size"),
+    sortable=("name", "rank", "details.size"),
+    soft_delete=True,
+)
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    return MemoryStore([THINGS], unique={THINGS: ["name"]})
+
+
+async def write(
+    store: MemoryStore, *operations: Operation, key: str = "", body: str = "", **options: Any
+) -> Outcome:
+    return await store.write(
+        Write(
+            caller="api_orders",
+            key=key or str(uuid4()),
+            fingerprint=body.encode(),
+            operations=operations,
+            **options,
+        )
+    )
+
+
+def creates(name: str, **values: Any) -> Create:
+    given = {"rank": None, "details": None, **values}
+    return Create(resource=THINGS, id=uuid4(), values={"name": name, **given})
+
+
+async def names(store: MemoryStore, where: Filter | None = None, **options: Any) -> list[str]:
+    found = await store.find(THINGS, Query(where=where, **options), after=None)
+    return [item["name"] for item in orjson.loads(found.items)]
+
+
+async def test_a_write_that_fails_leaves_nothing(store: MemoryStore) -> None:
+    emission = Emission(event_type="thing.made", event_id=uuid4(), timestamp=now(), request_id="r", data={})
+    with pytest.raises(UniqueViolationError) as caught:
+        await write(store, creates("pen"), creates("pen"), emit=(emission,), key="k")
+    assert caught.value.fields == ("name",)
+    assert (await names(store), store.emitted) == ([], [])
+    await write(store, creates("pen"), emit=(emission,), key="k")
+    assert (await names(store), store.emitted) == (["pen"], [emission])
+
+
+async def test_a_key_answers_again_what_it_did(store: MemoryStore) -> None:
+    create = creates("pen")
+    first = await write(store, create, key="k")
+    await write(store, Update(resource=THINGS, id=create.id, changes={"rank": 1}))
+    again = await write(store, create, key="k")
+    assert (again.results, again.replayed) == (first.results, True)
+    with pytest.raises(KeyReusedError):
+        await write(store, create, key="k", body="another")
+
+
+async def test_a_dry_run_tells_what_would_come_of_it(store: MemoryStore) -> None:
+    outcome = await write(store, creates("pen"), key="k", dry_run=True)
+    assert outcome.results[0].created
+    assert await names(store) == []
+    assert not (await write(store, creates("pen"), key="k")).replayed
+
+
+async def test_a_hidden_record_keeps_its_id_and_comes_back_with_another_tag(store: MemoryStore) -> None:
+    create = creates("pen")
+    first = (await write(store, create)).results[0].record
+    await write(store, Delete(resource=THINGS, id=create.id))
+    assert await store.get(THINGS, create.id) is None
+    with pytest.raises(UniqueViolationError):
+        await write(store, create)
+    back = (await write(store, Undelete(resource=THINGS, id=create.id))).results[0].record
+    assert first
+    assert back
+    assert (back["name"], back["etag"] != first["etag"]) == ("pen", True)
+
+
+async def test_conditions_are_checked(store: MemoryStore) -> None:
+    create = creates("pen", rank=1)
+    await write(store, create)
+    for operation in (
+        Update(resource=THINGS, id=create.id, if_match='"9-1"'),
+        Update(resource=THINGS, id=create.id, increment={"rank": -1}, require=THINGS["rank"] > 1),
+        Delete(resource=THINGS, id=create.id, if_match='"9-1"'),
+    ):
+        with pytest.raises(StaleVersionError):
+            await write(store, operation)
+    with pytest.raises(NotFoundError):
+        await write(store, Delete(resource=THINGS, id=UUID(int=1)))
+
+
+async def test_without_transactions_one_record_is_written_at_a_time() -> None:
+    store = MemoryStore([THINGS], has_transactions=False)
+    await write(store, creates("pen"))
+    with pytest.raises(TransactionsUnavailableError):
+        await write(store, creates("a"), creates("b"))
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        (THINGS["rank"] == 1, ["one"]),
+        (THINGS["rank"] != 1, ["two"]),
+        (~(THINGS["rank"] == 1), ["two"]),
+        (~THINGS["rank"].in_([]), ["none", "one", "two"]),
+        (~THINGS["rank"].in_([1]), ["two"]),
+        (THINGS["rank"].is_null() | (THINGS["rank"] > 1), ["none", "two"]),
+        (~((THINGS["rank"] == 1) & (THINGS["name"] == "none")), ["one", "two"]),
+        (THINGS["name"].ilike("%O%"), ["none", "one", "two"]),
+        (THINGS["name"].like("_ne"), ["one"]),
+        (THINGS["details.size"] > 1, ["two"]),
+        (THINGS["details.size"] == "big", ["one"]),
+        (~(THINGS["details.size"] > 1), ["one"]),
+    ],
+)
+async def test_no_value_is_neither_equal_nor_different(
+    store: MemoryStore, where: Filter, expected: list[str]
+) -> None:
+    await write(
+        store,
+        creates("none"),
+        creates("one", rank=1, details={"size": "big"}),
+        creates("two", rank=2, details={"size": 2}),
+    )
+    assert await names(store, where, order=(("name", "asc"),)) == expected
+
+
+async def test_what_has_no_value_comes_last_or_first_when_descending(store: MemoryStore) -> None:
+    await write(store, creates("none"), creates("two", rank=2), creates("one", rank=1))
+    assert await names(store, order=(("rank", "asc"),)) == ["one", "two", "none"]
+    assert await names(store, order=(("rank", "desc"),)) == ["none", "two", "one"]
+
+
+async def test_pages_follow_each_other(store: MemoryStore) -> None:
+    await write(store, *(creates(str(number), rank=None if number % 3 else 1) for number in range(7)))
+    query = Query(order=(("rank", "desc"),), page_size=2)
+    seen: list[str] = []
+    after = None
+    while True:
+        found = await store.find(THINGS, query, after=after)
+        seen += [item["name"] for item in orjson.loads(found.items)]
+        if found.position is None:
+            break
+        after = orjson.loads(orjson.dumps(list(found.position), default=str))
+    assert sorted(seen) == [str(number) for number in range(7)]
