@@ -18,6 +18,7 @@ import pytest
 from pydantic import BaseModel
 
 from hybridkit.clients import ClientPolicy, PostgresDataClient, Request
+from hybridkit.clients._pipeline import Intent, Pipeline
 from hybridkit.clients._transport_aiohttp import AiohttpTransport
 from hybridkit.clients._transport_httpx import open_transport
 from hybridkit.contract import Problem
@@ -474,6 +475,83 @@ async def test_a_compressed_answer_is_refused(transport: MakeTransport) -> None:
         error = await failure(client.get(USERS, ID))
     assert isinstance(error, ResponseError)
     assert "compressed" in str(error)
+
+
+# ── streams ──────────────────────────────────────────────────────────────────────────────────────
+
+LINES = Intent(method="GET", path="/v1/users", safe=True)
+
+
+@asynccontextmanager
+async def piping(
+    transport: MakeTransport, *behaviours: Behaviour, policy: ClientPolicy = PATIENT
+) -> AsyncGenerator[tuple[Pipeline, Server]]:
+    async with listening(Server(*behaviours)) as server:
+        wire = open_transport(transport())
+        yield Pipeline(wire, base_url=server.url, target="users", service="api", policy=policy), server
+        await wire.aclose()
+
+
+async def test_a_stream_may_be_longer_than_any_answer(transport: MakeTransport) -> None:
+    """The limit is for what is held in memory; the connection is used again afterwards."""
+    long = answering(b"x" * (3 * MIB), RECORD)
+    async with piping(transport, long, policy=replace(PATIENT, max_response_bytes=MIB)) as (pipeline, server):
+        async with pipeline.stream(LINES) as answer:
+            assert sum([len(chunk) async for chunk in answer.chunks]) == 3 * MIB
+        assert (await pipeline.run(LINES)).body == RECORD
+        assert server.connections == 1
+
+
+async def test_a_stream_cut_in_mid_body(transport: MakeTransport) -> None:
+    async with (
+        piping(transport, sending(head(1000), b"{")) as (pipeline, _),
+        pipeline.stream(LINES) as answer,
+    ):
+        with pytest.raises(UnavailableError):
+            [chunk async for chunk in answer.chunks]
+
+
+async def test_a_stream_that_stops(transport: MakeTransport) -> None:
+    """Each chunk has to come in time, however long they take together."""
+
+    async def stop(connection: Connection) -> None:
+        await connection.request()
+        await connection.send(head(1000), b"{")
+        await asyncio.Event().wait()
+
+    async with piping(transport, stop, policy=HURRIED) as (pipeline, _), pipeline.stream(LINES) as answer:
+        assert await anext(answer.chunks) == b"{"
+        with pytest.raises(DeadlineExceededError):
+            await anext(answer.chunks)
+
+
+async def test_a_stream_left_early_closes_its_connection(transport: MakeTransport) -> None:
+    """Otherwise the rest would have to be read before the connection can be used again."""
+    gone = asyncio.Event()
+
+    async def flood(connection: Connection) -> None:
+        await connection.request()
+        try:
+            await connection.send(head(500 * MIB))
+            while True:
+                await connection.send(b" " * 65536)
+        finally:
+            gone.set()
+
+    async with piping(transport, flood, answering(RECORD)) as (pipeline, server):
+        async with pipeline.stream(LINES) as answer:
+            await anext(answer.chunks)
+        await gone.wait()
+        assert (await pipeline.run(LINES)).body == RECORD
+        assert server.connections == 2
+
+
+async def test_a_compressed_stream_is_refused(transport: MakeTransport) -> None:
+    zipped = answering(b"\x1f\x8b" + bytes(100), extra="content-encoding: gzip\r\n")
+    async with piping(transport, zipped) as (pipeline, _):
+        with pytest.raises(ResponseError, match="compressed"):
+            async with pipeline.stream(LINES):
+                raise AssertionError
 
 
 # ── a service in trouble ─────────────────────────────────────────────────────────────────────────

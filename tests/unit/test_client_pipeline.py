@@ -2,14 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
 
 from hybridkit.clients._pipeline import Intent, Pipeline
 from hybridkit.clients._policy import ClientPolicy
-from hybridkit.clients._transport import Request, Response
+from hybridkit.clients._transport import Request, Response, StreamedResponse
 from hybridkit.codec import encode_json
 from hybridkit.context import Claim, RequestContext, bind
 from hybridkit.contract import Problem
@@ -54,6 +55,7 @@ class Wire:
         self.requests: list[Request] = []
         self.slept: list[float] = []
         self.now = 500.0
+        self.open = 0
 
     def then(self, *steps: Step) -> None:
         self.steps = list(steps)
@@ -64,6 +66,21 @@ class Wire:
         if isinstance(step, Exception):
             raise step
         return step if isinstance(step, Response) else step()
+
+    @asynccontextmanager
+    async def stream(self, request: Request) -> AsyncGenerator[StreamedResponse]:
+        """The scripted answer in chunks of one byte."""
+        answer = await self.send(request)
+
+        async def chunks() -> AsyncGenerator[bytes]:
+            for byte in answer.body:
+                yield bytes([byte])
+
+        self.open += 1
+        try:
+            yield StreamedResponse(status=answer.status, headers=answer.headers, chunks=chunks())
+        finally:
+            self.open -= 1
 
     async def aclose(self) -> None:
         """Nothing is held."""
@@ -81,6 +98,9 @@ class Wire:
 
         return answer
 
+    def authorization(self) -> str:
+        return f"Bearer {len(self.requests)}"
+
     def pipeline(self, policy: ClientPolicy | None = None, *, jitter: float = 0.5) -> Pipeline:
         return Pipeline(
             self,
@@ -88,6 +108,7 @@ class Wire:
             target="users:8001",
             service="api_service",
             policy=policy or ClientPolicy(),
+            authorization=self.authorization,
             clock=lambda: self.now,
             sleep=self.sleep,
             jitter=lambda: jitter,
@@ -429,3 +450,52 @@ async def test_misuse_is_not_repeated() -> None:
     wire = Wire(MisuseError("a header that can't be sent"))
     assert isinstance(await failure(wire.pipeline(), READ), MisuseError)
     assert len(wire.requests) == 1
+
+
+async def test_every_attempt_asks_for_its_authorization() -> None:
+    """A token may have run out between two attempts."""
+    wire = Wire(REFUSED, OK)
+    await wire.pipeline().run(READ)
+    assert [request.headers["authorization"] for request in wire.requests] == ["Bearer 0", "Bearer 1"]
+
+
+# ── streams ──────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_stream_is_opened_like_any_call() -> None:
+    """Repeated until it opens; then it holds a place until the block ends, and the service knows no deadline."""
+    wire = Wire(problem(UnavailableError("busy")), OK)
+    pipeline = wire.pipeline(ClientPolicy(max_in_flight=1, max_queued=0))
+    async with pipeline.stream(READ) as answer:
+        assert [chunk async for chunk in answer.chunks] == [b"{", b"}"]
+        assert "calls are under way" in str(await failure(pipeline, READ))
+    assert wire.open == 0
+    assert all("x-request-timeout" not in request.headers for request in wire.requests)
+    await pipeline.run(READ)
+
+
+async def test_a_stream_that_does_not_open_says_why() -> None:
+    wire = Wire(problem(NotFoundError("gone")))
+    with pytest.raises(NotFoundError):
+        async with wire.pipeline().stream(READ):
+            raise AssertionError
+    assert wire.open == 0
+
+
+async def test_a_stream_has_the_contexts_deadline() -> None:
+    """The service is told all the time that there is, as the body takes longer than the first byte."""
+    wire = Wire(OK)
+    wire.now = time.monotonic()
+    with bind(RequestContext().within(60)):
+        async with wire.pipeline().stream(READ) as answer:
+            wire.now += 100
+            with pytest.raises(DeadlineExceededError, match="no further part"):
+                await anext(answer.chunks)
+    assert float(wire.requests[0].headers["x-request-timeout"]) == pytest.approx(60, abs=1)
+
+
+async def test_a_stream_that_is_left_early_is_closed() -> None:
+    wire = Wire(OK)
+    async with wire.pipeline().stream(READ) as answer:
+        await anext(answer.chunks)
+    assert wire.open == 0

@@ -1,7 +1,7 @@
 """What every client is: a service's address, a pipeline to it, and an `async with` block in which it is open."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Final, Self
@@ -34,6 +34,7 @@ class BaseClient:
         service: str,
         transport: AnyTransport | None = None,
         policy: ClientPolicy | None = None,
+        authorization: Callable[[], str] | None = None,
     ) -> None:
         self._base_url = _checked_base_url(base_url)
         if not _SERVICE_SYNTAX.fullmatch(service):
@@ -41,6 +42,7 @@ class BaseClient:
         self._service = service
         self._given = transport
         self._policy = policy or ClientPolicy()
+        self._authorization = authorization
         self._pipeline: Pipeline | None = None
         self._stack = AsyncExitStack()
 
@@ -59,6 +61,7 @@ class BaseClient:
             target=urlsplit(self._base_url).netloc,
             service=self._service,
             policy=self._policy,
+            authorization=self._authorization,
         )
         self._stack.push_async_callback(self._pipeline.aclose)
         return self

@@ -26,8 +26,11 @@ class Deadlines:
         """The result of that work.
 
         Raises:
-            TimeoutError: it has not ended in time.
+            TimeoutError: it has not ended in time; without any time, it has not begun.
         """
+        if timeout_seconds <= 0:
+            work.close()
+            raise TimeoutError
         task = asyncio.create_task(work)
         try:
             await asyncio.wait((task,), timeout=timeout_seconds)

@@ -20,6 +20,9 @@ def call_headers(context: RequestContext, *, service: str) -> dict[str, str]:
     return headers
 
 
-def attempt_headers(*, timeout_seconds: float, retries: int) -> dict[str, str]:
-    """What each attempt says of itself: the seconds it has, and how many came before."""
-    return {REQUEST_TIMEOUT_HEADER: f"{timeout_seconds:.3f}", RETRY_COUNT_HEADER: str(retries)}
+def attempt_headers(*, timeout_seconds: float | None, retries: int) -> dict[str, str]:
+    """What each attempt says of itself: the seconds it has, if they are limited, and how many came before."""
+    headers = {RETRY_COUNT_HEADER: str(retries)}
+    if timeout_seconds is not None:
+        headers[REQUEST_TIMEOUT_HEADER] = f"{timeout_seconds:.3f}"
+    return headers

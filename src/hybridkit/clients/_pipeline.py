@@ -9,9 +9,11 @@ reads, keyed writes, and whatever was never sent.
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 from hybridkit.clients._breaker import Breaker
 from hybridkit.clients._budget import RetryBudget
@@ -20,7 +22,14 @@ from hybridkit.clients._deadline import Deadlines
 from hybridkit.clients._failures import Failure, failure_from
 from hybridkit.clients._headers import attempt_headers, call_headers
 from hybridkit.clients._policy import ClientPolicy
-from hybridkit.clients._transport import Request, Response, Transport
+from hybridkit.clients._transport import (
+    Request,
+    Response,
+    StreamedResponse,
+    Transport,
+    read_body,
+    refuse_compressed,
+)
 from hybridkit.context import current
 from hybridkit.contract import IDEMPOTENCY_KEY_HEADER, quote_key
 from hybridkit.errors import (
@@ -76,6 +85,7 @@ class Pipeline:
         target: what errors call it.
         service: the name of the calling service.
         policy: the limits.
+        authorization: gives the value of the `Authorization` header; asked for each attempt.
         clock: monotonic seconds, the same clock as the context's deadline.
         sleep: waits between attempts.
         jitter: a number from 0 up to 1.
@@ -89,6 +99,7 @@ class Pipeline:
         target: str,
         service: str,
         policy: ClientPolicy,
+        authorization: Callable[[], str] | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         jitter: Callable[[], float] = random.random,
@@ -98,6 +109,7 @@ class Pipeline:
         self._target = target
         self._service = service
         self._policy = policy
+        self._authorization = authorization
         self._clock = clock
         self._sleep = sleep
         self._jitter = jitter
@@ -120,24 +132,33 @@ class Pipeline:
             ResponseError: it answers outside the contract.
             HybridkitError: whatever else its problem documents say.
         """
-        call = self._begin(intent)
-        self._budget.deposit()
-        in_doubt = False
-        attempt = 1
-        while isinstance(outcome := await self._attempt(call, attempt), Failure):
-            pause_seconds = self._pause(outcome, call, attempt)
-            if pause_seconds is None:
-                raise self._final_error(outcome.error, attempt, in_doubt=in_doubt)
-            in_doubt = in_doubt or (
-                outcome.sent and not intent.safe and isinstance(outcome.error, OutcomeUnknownError)
-            )
-            await self._sleep(pause_seconds)
-            attempt += 1
-        return outcome
+        return await self._repeat(self._begin(intent), self._attempt)
+
+    @asynccontextmanager
+    async def stream(self, intent: Intent) -> AsyncGenerator[StreamedResponse]:
+        """The successful answer to that intent, its body in chunks; it holds a place inside the `async with` block.
+
+        Until the headers are there it is a call like any other: repeated where possible, within the usual time. Then
+        the body may be of any size and take any time in all, as long as each chunk comes within the policy's
+        `read_timeout_seconds`; the time that the reader takes between two chunks doesn't count. The deadline of the
+        context, where there is one, ends all of it, and only then is the service told a deadline.
+
+        The chunks raise `UnavailableError` where the body of a safe intent is cut, `OutcomeUnknownError` where that of
+        another one is, and `DeadlineExceededError` when one comes too late.
+
+        Raises:
+            HybridkitError: as `run`.
+        """
+        call = self._begin(intent, streamed=True)
+        async with AsyncExitStack() as stack:
+            answer = await self._repeat(call, partial(self._open, stack))
+            async with aclosing(self._chunks(call, answer.chunks)) as chunks:
+                yield StreamedResponse(status=answer.status, headers=answer.headers, chunks=chunks)
 
     async def run_once(self, intent: Intent, *, timeout_seconds: float) -> Response:
         """As `run`, but a single attempt that passes by breaker and bulkhead: to see how the target is right now."""
-        outcome = await self._exchange(self._begin(intent, only_seconds=timeout_seconds), 1)
+        call = self._begin(intent, only_seconds=timeout_seconds)
+        outcome = await self._exchange(call, 1, self._whole)
         if isinstance(outcome, Failure):
             raise outcome.error
         return outcome
@@ -146,7 +167,22 @@ class Pipeline:
         """Wait a moment for attempts that were given up and have not ended."""
         await self._deadlines.aclose()
 
-    def _begin(self, intent: Intent, *, only_seconds: float | None = None) -> "_Call":
+    async def _repeat[T](self, call: "_Call", send: Callable[["_Call", int], Awaitable[T | Failure]]) -> T:
+        self._budget.deposit()
+        in_doubt = False
+        attempt = 1
+        while isinstance(outcome := await send(call, attempt), Failure):
+            pause_seconds = self._pause(outcome, call, attempt)
+            if pause_seconds is None:
+                raise self._final_error(outcome.error, attempt, in_doubt=in_doubt)
+            in_doubt = in_doubt or (
+                outcome.sent and not call.intent.safe and isinstance(outcome.error, OutcomeUnknownError)
+            )
+            await self._sleep(pause_seconds)
+            attempt += 1
+        return outcome
+
+    def _begin(self, intent: Intent, *, only_seconds: float | None = None, streamed: bool = False) -> "_Call":
         policy = self._policy
         context = current()
         repeatable = intent.safe or intent.key is not None
@@ -167,39 +203,112 @@ class Pipeline:
             attempt_seconds=total * share,
             enough_seconds=usual * share * ENOUGH_SHARE,
             repeatable=repeatable,
+            streamed=streamed,
+            body_deadline=context.deadline,
         )
 
     async def _attempt(self, call: "_Call", attempt: int) -> Response | Failure:
         try:
             ticket = self._breaker.enter()
         except UnavailableError as refusal:
-            return Failure(refusal, retryable=False, counts=None, sent=False)
+            return _refused(refusal)
         failed: bool | None = None
         try:
             async with self._bulkhead.place(timeout_seconds=self._left(call)):
-                outcome = await self._exchange(call, attempt)
+                outcome = await self._exchange(call, attempt, self._whole)
             failed = outcome.counts if isinstance(outcome, Failure) else False
         except (UnavailableError, DeadlineExceededError) as refusal:  # no place: what is sent never raises
-            return Failure(refusal, retryable=False, counts=None, sent=False)
+            return _refused(refusal)
         else:
             return outcome
         finally:
             self._breaker.leave(ticket, failed=failed)
 
-    async def _exchange(self, call: "_Call", attempt: int) -> Response | Failure:
+    async def _open(self, stack: AsyncExitStack, call: "_Call", attempt: int) -> StreamedResponse | Failure:
+        """As `_attempt`, but an answer's body is left to be read, and its place and connection to that stack."""
+        try:
+            ticket = self._breaker.enter()
+        except UnavailableError as refusal:
+            return _refused(refusal)
+        failed: bool | None = None
+        try:
+            async with AsyncExitStack() as kept:
+                await kept.enter_async_context(self._bulkhead.place(timeout_seconds=self._left(call)))
+                outcome = await self._exchange(call, attempt, partial(self._head, kept))
+                if isinstance(outcome, StreamedResponse):
+                    await stack.enter_async_context(kept.pop_all())
+            failed = outcome.counts if isinstance(outcome, Failure) else False
+        except (UnavailableError, DeadlineExceededError) as refusal:
+            return _refused(refusal)
+        else:
+            return outcome
+        finally:
+            self._breaker.leave(ticket, failed=failed)
+
+    async def _whole(self, call: "_Call", request: Request) -> Response | Failure:
+        response = await self._transport.send(request)
+        return failure_from(response, what=self._named(call), safe=call.intent.safe) or response
+
+    async def _head(
+        self, kept: AsyncExitStack, call: "_Call", request: Request
+    ) -> StreamedResponse | Failure:
+        """A success with its body left to be read; anything else as what it says."""
+        async with AsyncExitStack() as opening:
+            answer = await opening.enter_async_context(self._transport.stream(request))
+            refuse_compressed(request, status=answer.status, headers=answer.headers)
+            if not 200 <= answer.status < 300:
+                body = await read_body(
+                    answer.chunks, request=request, status=answer.status, headers=answer.headers
+                )
+                whole = Response(status=answer.status, headers=answer.headers, body=body)
+                failure = failure_from(whole, what=self._named(call), safe=call.intent.safe)
+                if failure is not None:
+                    return failure
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise asyncio.CancelledError  # given up meanwhile: nobody would close it
+            kept.push_async_exit(opening.pop_all())
+            return answer
+
+    async def _chunks(self, call: "_Call", chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+        while True:
+            seconds = self._policy.read_timeout_seconds
+            if call.body_deadline is not None:
+                seconds = min(seconds, call.body_deadline - self._clock())
+            try:
+                chunk = await self._deadlines.run(_next(chunks), timeout_seconds=seconds)
+            except TimeoutError:
+                raise DeadlineExceededError(
+                    f"{self._named(call)}: no further part of the body within {seconds:.3f} s"
+                ) from None
+            except OutcomeUnknownError as cut:
+                if call.intent.safe:
+                    raise _unavailable(cut) from cut
+                raise
+            if chunk is None:
+                return
+            yield chunk
+
+    async def _exchange[T](
+        self,
+        call: "_Call",
+        attempt: int,
+        send: Callable[["_Call", Request], Coroutine[Any, Any, T | Failure]],
+    ) -> T | Failure:
         """Send it once. Expected errors come back as values, so that the breaker sees them all."""
         seconds = min(self._left(call), call.attempt_seconds)
-        what = f"{call.intent.method} {self._target}{call.intent.path.partition('?')[0]}"
         if seconds <= 0:
-            late = DeadlineExceededError(f"{what}: the deadline had passed; this attempt was not sent")
+            late = DeadlineExceededError(
+                f"{self._named(call)}: the deadline had passed; this attempt was not sent"
+            )
             return Failure(late, retryable=False, counts=None, sent=False)
         started = self._clock()
         try:
-            response = await self._deadlines.run(
-                self._transport.send(self._request(call, attempt, seconds)), timeout_seconds=seconds
+            outcome = await self._deadlines.run(
+                send(call, self._request(call, attempt, seconds)), timeout_seconds=seconds
             )
         except TimeoutError:
-            late = DeadlineExceededError(f"{what}: no whole answer within {seconds:.3f} s")
+            late = DeadlineExceededError(f"{self._named(call)}: no whole answer within {seconds:.3f} s")
             return Failure(late, retryable=True, counts=True if seconds >= call.enough_seconds else None)
         except UnavailableError as unsent:
             return Failure(unsent, retryable=True, counts=True, sent=False)
@@ -208,10 +317,15 @@ class Pipeline:
         except ResponseError as garbage:
             return Failure(garbage, retryable=False, counts=False)
         self._typical_seconds += (self._clock() - started - self._typical_seconds) * SMOOTHING
-        return failure_from(response, what=what, safe=call.intent.safe) or response
+        return outcome
 
     def _request(self, call: "_Call", attempt: int, seconds: float) -> Request:
-        own = attempt_headers(timeout_seconds=seconds * ANSWER_SHARE, retries=attempt - 1)
+        told_seconds: float | None = seconds * ANSWER_SHARE
+        if call.streamed:  # the body may take longer than the attempt
+            told_seconds = None if call.body_deadline is None else call.body_deadline - self._clock()
+        own = attempt_headers(timeout_seconds=told_seconds, retries=attempt - 1)
+        if self._authorization is not None:
+            own["authorization"] = self._authorization()
         return Request(
             method=call.intent.method,
             url=self._base_url + call.intent.path,
@@ -245,6 +359,10 @@ class Pipeline:
             error.add_note(f"given up after {attempts} attempts")
         return error
 
+    def _named(self, call: "_Call") -> str:
+        """The call, for messages; its query may hold what a log shouldn't."""
+        return f"{call.intent.method} {self._target}{call.intent.path.partition('?')[0]}"
+
     def _left(self, call: "_Call") -> float:
         return call.deadline - self._clock()
 
@@ -258,6 +376,8 @@ class _Call:
         attempt_seconds: what one attempt may take at most.
         enough_seconds: an attempt with less had a caller in a hurry, so its timeout tells nothing about the target.
         repeatable: whether it may be sent again although it may have arrived.
+        streamed: whether the body is read piece by piece, after the attempt.
+        body_deadline: until when such a body has to be there; None for no limit.
     """
 
     intent: Intent
@@ -266,6 +386,16 @@ class _Call:
     attempt_seconds: float
     enough_seconds: float
     repeatable: bool
+    streamed: bool
+    body_deadline: float | None
+
+
+def _refused(refusal: HybridkitError) -> Failure:
+    return Failure(refusal, retryable=False, counts=None, sent=False)
+
+
+async def _next(chunks: AsyncIterator[bytes]) -> bytes | None:
+    return await anext(chunks, None)
 
 
 def _unavailable(lost: OutcomeUnknownError) -> UnavailableError:

@@ -1,12 +1,13 @@
-"""The seam to the wire: one request out, one whole answer back."""
+"""The seam to the wire: one request out, one answer back, whole or in chunks."""
 
-from collections.abc import AsyncIterable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
 from hybridkit.errors import ResponseError
 
-__all__ = ["Request", "Response", "Transport", "read_body"]
+__all__ = ["Request", "Response", "StreamedResponse", "Transport", "read_body", "refuse_compressed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +52,21 @@ class Response:
     body: bytes
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamedResponse:
+    """An answer of which the body is still on its way.
+
+    Attributes:
+        status: as in `Response`.
+        headers: lower-case names.
+        chunks: the body in pieces of any size, undecoded; to be iterated once.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    chunks: AsyncIterator[bytes]
+
+
 class Transport(Protocol):
     """Whatever can send an HTTP request. One serves one client, with many requests at a time."""
 
@@ -60,7 +76,20 @@ class Transport(Protocol):
         Raises:
             UnavailableError: nothing was sent: no address, no connection, no TLS.
             OutcomeUnknownError: it was sent, or a part of it, and no whole answer came back.
+            TimeoutError: not within `timeout_seconds`.
             ResponseError: the body is over the limit, or encoded in a way that was not asked for.
+        """
+        ...
+
+    def stream(self, request: Request) -> AbstractAsyncContextManager[StreamedResponse]:
+        """The answer to that request once its headers are there; its body is read inside the `async with` block.
+
+        The connection is given back at the end of the block; where the body was not read to its end, it is closed.
+        `max_response_bytes` doesn't apply. The chunks raise `OutcomeUnknownError` where the body is cut.
+
+        Raises:
+            UnavailableError: as `send`.
+            OutcomeUnknownError: as `send`.
         """
         ...
 
@@ -75,11 +104,9 @@ async def read_body(
     """The body in those chunks, given up on as soon as it is known to be too long.
 
     Raises:
-        ResponseError: over the limit; or compressed, where `accept-encoding: identity` was asked for, since a few
-            compressed bytes can become gigabytes.
+        ResponseError: over the limit, or compressed.
     """
-    if headers.get("content-encoding", "identity") != "identity":
-        raise ResponseError(f"{request}: the answer is compressed, unasked", response_status=status)
+    refuse_compressed(request, status=status, headers=headers)
     length = headers.get("content-length", "")
     size_bytes = int(length) if length.isdecimal() else 0
     received: list[bytes] = []
@@ -96,3 +123,13 @@ async def read_body(
             response_status=status,
         )
     return b"".join(received)
+
+
+def refuse_compressed(request: Request, *, status: int, headers: Mapping[str, str]) -> None:
+    """A few compressed bytes can become gigabytes, and `accept-encoding: identity` was asked for.
+
+    Raises:
+        ResponseError: it is compressed.
+    """
+    if headers.get("content-encoding", "identity") != "identity":
+        raise ResponseError(f"{request}: the answer is compressed, unasked", response_status=status)

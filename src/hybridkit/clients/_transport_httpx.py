@@ -1,11 +1,13 @@
 """The wire by httpx: any `httpx.AsyncClient` or `httpx.AsyncBaseTransport`, in-process ASGI among them."""
 
+from collections.abc import AsyncGenerator, AsyncIterator, Generator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from importlib.util import find_spec
 from typing import Final
 
 import httpx
 
-from hybridkit.clients._transport import Request, Response, Transport, read_body
+from hybridkit.clients._transport import Request, Response, StreamedResponse, Transport, read_body
 from hybridkit.errors import MisuseError, OutcomeUnknownError, UnavailableError
 
 __all__ = ["AnyTransport", "HttpxTransport", "open_transport"]
@@ -66,35 +68,65 @@ class HttpxTransport:
 
     async def send(self, request: Request) -> Response:
         """See `Transport.send`."""
-        try:
-            return await self._send(request)
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError) as error:
-            raise UnavailableError(f"{request}: not sent: {_reason(error)}") from error
-        except httpx.LocalProtocolError as error:
-            raise MisuseError(f"{request}: can't be sent: {error}") from error
-        except httpx.TransportError as error:
-            raise OutcomeUnknownError(f"{request}: no whole answer: {_reason(error)}") from error
+        with _meaning(request):
+            async with self._ask(request) as answer:
+                headers = dict(answer.headers)
+                # Not aiter_raw: it refuses an answer that a mock transport holds in memory.
+                body = await read_body(
+                    answer.aiter_bytes(), request=request, status=answer.status_code, headers=headers
+                )
+                return Response(status=answer.status_code, headers=headers, body=body)
+
+    @asynccontextmanager
+    async def stream(self, request: Request) -> AsyncGenerator[StreamedResponse]:
+        """See `Transport.stream`."""
+        async with AsyncExitStack() as stack:
+            with _meaning(request):
+                answer = await stack.enter_async_context(self._ask(request))
+            yield StreamedResponse(
+                status=answer.status_code,
+                headers=dict(answer.headers),
+                chunks=_chunks(request, answer.aiter_bytes()),
+            )
 
     async def aclose(self) -> None:
         """See `Transport.aclose`."""
         if self._owned:
             await self._client.aclose()
 
-    async def _send(self, request: Request) -> Response:
-        async with self._client.stream(
+    def _ask(self, request: Request) -> AbstractAsyncContextManager[httpx.Response]:
+        return self._client.stream(
             request.method,
             request.url,
             headers=dict(request.headers),
             content=request.body or None,
             timeout=httpx.Timeout(request.timeout_seconds, connect=request.connect_timeout_seconds),
             follow_redirects=False,
-        ) as answer:
-            headers = dict(answer.headers)
-            # Not aiter_raw: it refuses an answer that a mock transport holds in memory.
-            body = await read_body(
-                answer.aiter_bytes(), request=request, status=answer.status_code, headers=headers
-            )
-            return Response(status=answer.status_code, headers=headers, body=body)
+        )
+
+
+async def _chunks(request: Request, chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+    while True:
+        with _meaning(request):
+            chunk = await anext(chunks, None)
+        if chunk is None:
+            return
+        yield chunk
+
+
+@contextmanager
+def _meaning(request: Request) -> Generator[None]:
+    """Raise what httpx's errors mean for that request."""
+    try:
+        yield
+    except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError) as error:
+        raise UnavailableError(f"{request}: not sent: {_reason(error)}") from error
+    except (httpx.ReadTimeout, httpx.WriteTimeout) as error:
+        raise TimeoutError(f"{request}: {_reason(error)}") from error
+    except httpx.LocalProtocolError as error:
+        raise MisuseError(f"{request}: can't be sent: {error}") from error
+    except httpx.TransportError as error:
+        raise OutcomeUnknownError(f"{request}: no whole answer: {_reason(error)}") from error
 
 
 def _reason(error: httpx.TransportError) -> str:
