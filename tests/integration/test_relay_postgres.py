@@ -4,10 +4,12 @@ import asyncio
 import subprocess
 import sys
 import textwrap
-from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections import Counter, defaultdict
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import orjson
@@ -17,9 +19,10 @@ from sqlalchemy import text
 from hybridkit.codec import now
 from hybridkit.contract import Emission
 from hybridkit.dataservice import Relay, migrate
+from hybridkit.dataservice._keys import RETENTION
+from hybridkit.dataservice._outbox import PARTITIONS, Backlog, Lease, Parked, Waiting, fair_share
 from hybridkit.dataservice._postgres_database import Database
 from hybridkit.dataservice._postgres_outbox import PostgresOutbox, add_emissions
-from hybridkit.dataservice._single_outbox import Parked
 
 
 class Broker:
@@ -45,28 +48,42 @@ class Replica:
         self.database = Database(url, pool_size=5, application_name="replica")
         self.outbox = PostgresOutbox(self.database)
 
-    async def emit(self, *events: tuple[str | None, int]) -> list[UUID]:
-        emissions = [emission(key, value) for key, value in events]
+    async def emit(self, *events: tuple[str | None, int], **more: Any) -> list[UUID]:
+        emissions = [emission(key, value, **more) for key, value in events]
         async with self.database.session() as session:
             await add_emissions(session, emissions, service="api_service")
         self.outbox.wake()
         return [event.event_id for event in emissions]
 
+    async def acquire(self, owner: str) -> dict[int, Lease]:
+        return {lease.partition: lease for lease in (await self.outbox.acquire(owner)).leases}
+
+    async def waiting(self, *, without: Collection[str] = (), limit: int = 100) -> Sequence[Waiting]:
+        return await self.outbox.waiting(range(PARTITIONS), without=without, limit=limit)
+
+    async def backlog(self) -> Backlog:
+        return await self.outbox.backlog(range(PARTITIONS))
+
     async def drained(self) -> None:
         async with asyncio.timeout(30):
-            while (await self.outbox.backlog()).waiting:  # noqa: ASYNC110 - the relay may be in another process
+            while (await self.backlog()).waiting:  # noqa: ASYNC110 - the relay may be in another process
                 await asyncio.sleep(0.01)
 
+    async def sql(self, statement: str) -> Sequence[Any]:
+        async with self.database.session() as session:
+            return await session.execute(text(statement))
 
-def emission(key: str | None, value: int) -> Emission:
-    return Emission(
-        event_type="item.sold",
-        event_id=uuid4(),
-        timestamp=now(),
-        key=key,
-        request_id="the-request",
-        data={"key": str(key), "value": value},
-    )
+
+def emission(key: str | None, value: int, **more: Any) -> Emission:
+    fields: dict[str, Any] = {
+        "event_type": "item.sold",
+        "event_id": uuid4(),
+        "timestamp": now(),
+        "key": key,
+        "request_id": "the-request",
+        "data": {"key": str(key), "value": value},
+    }
+    return Emission(**{**fields, **more})
 
 
 @asynccontextmanager
@@ -85,62 +102,177 @@ async def replicas(postgres_url: str) -> AsyncIterator[tuple[Replica, Replica]]:
         yield one, two
 
 
-async def test_the_lease_has_one_owner_at_a_time(replicas: tuple[Replica, Replica]) -> None:
-    one, two = (replica.outbox for replica in replicas)
+async def pass_lease_time(replica: Replica) -> None:
+    """As if ten seconds had passed without a sign of life from anybody."""
+    await replica.sql("UPDATE hk_leases SET expires_at = now() - interval '1 s'")
+
+
+async def test_replicas_share_the_partitions(replicas: tuple[Replica, Replica]) -> None:
+    """The first has all, then gives back what is the other's; each partition has one owner at a time."""
+    one, two = replicas
     first = await one.acquire("one")
-    assert first is not None
-    assert await two.acquire("two") is None
-    renewed = await one.acquire("one")
-    assert renewed is not None
-    assert (renewed.fence, renewed.valid_until > first.valid_until) == (first.fence, True)
-    await one.release("one")
+    assert len(first) == PARTITIONS
+    assert await two.acquire("two") == {}
+    renewed = await one.outbox.acquire("one")
+    assert renewed.share == fair_share(2) == PARTITIONS // 2
+    assert {lease.partition: lease.fence for lease in renewed.leases} == {
+        partition: lease.fence for partition, lease in first.items()
+    }
+    assert renewed.leases[0].valid_until > first[0].valid_until
+    await one.outbox.release("one", range(10))
     taken = await two.acquire("two")
-    assert taken is not None
-    assert taken.fence == first.fence + 1
-    await one.release("one")  # it is not his any more
-    assert await one.acquire("one") is None
+    assert len(taken) == PARTITIONS // 2
+    assert taken.keys() < set(range(10))
+    assert all(lease.fence == first[partition].fence + 1 for partition, lease in taken.items())
+    assert len(await one.acquire("one")) == PARTITIONS // 2
+    await one.outbox.release("one", taken.keys())  # they are not his any more
+    assert (await two.acquire("two")).keys() == taken.keys()
+
+
+async def test_who_leaves_does_not_count_any_more(replicas: tuple[Replica, Replica]) -> None:
+    one, two = replicas
+    await one.acquire("one")
+    await two.acquire("two")
+    await one.outbox.release("one")
+    held = await two.outbox.acquire("two")
+    assert (len(held.leases), held.share) == (PARTITIONS, PARTITIONS)
+
+
+async def test_what_a_dead_replica_had_is_taken_over(replicas: tuple[Replica, Replica]) -> None:
+    """Once its leases have run out; and nothing of it stays."""
+    one, two = replicas
+    await one.acquire("dead")
+    assert await two.acquire("two") == {}
+    await pass_lease_time(one)
+    assert len(await two.acquire("two")) == PARTITIONS
+    await two.outbox.clean()
+    names = {row[0] for row in await one.sql("SELECT name FROM hk_leases WHERE name LIKE 'relay.replica.%'")}
+    assert names == {"relay.replica.two"}
+
+
+async def test_partitions_are_never_shared_in_a_race(replicas: tuple[Replica, Replica]) -> None:
+    one, two = replicas
+    async with asyncio.TaskGroup() as group:
+        tasks = [
+            group.create_task(replica.acquire(f"{n}"))
+            for n, replica in enumerate((one, two, one, two, one, two))
+        ]
+    taken = [partition for task in tasks for partition in task.result()]
+    assert sorted(taken) == list(range(PARTITIONS))
 
 
 async def test_marks_under_an_old_fence_count_for_nothing(replicas: tuple[Replica, Replica]) -> None:
+    """Those of other partitions do."""
     one, two = replicas
-    [event_id] = await one.emit(("a", 1))
-    [row] = await one.outbox.waiting(without=(), limit=10)
-    old = await one.outbox.acquire("one")
-    await one.outbox.release("one")
-    new = await two.outbox.acquire("two")
-    assert old is not None
-    assert new is not None
-    assert not await one.outbox.mark(old, published=[row.sequence], parked=[])
-    assert [row.event_id for row in await two.outbox.waiting(without=(), limit=10)] == [event_id]
-    assert await two.outbox.mark(new, published=[row.sequence], parked=[])
-    assert not await two.outbox.waiting(without=(), limit=10)
+    await one.emit(("a", 1), ("b", 1))
+    rows = await one.waiting()
+    lost, kept = rows
+    assert lost.partition != kept.partition
+    old = await one.acquire("one")
+    await two.acquire("two")
+    await one.outbox.release("one", [lost.partition])
+    new = await two.acquire("two")
+    leases = [old[row.partition] for row in rows]
+    assert await one.outbox.mark(leases, published=rows, parked=[]) == {lost.partition}
+    assert await one.outbox.mark(leases, published=[], parked=[Parked(lost, "no")]) == {lost.partition}
+    assert await two.waiting() == [lost]
+    assert not await two.outbox.mark([new[lost.partition]], published=[lost], parked=[])
+    assert not await two.waiting()
 
 
 async def test_what_waits_comes_in_order_and_without_some_keys(replicas: tuple[Replica, Replica]) -> None:
     one, _ = replicas
     ids = await one.emit(("a", 1), ("b", 1), (None, 1), ("a", 2), ("c", 1))
-    rows = await one.outbox.waiting(without=(), limit=4)
+    rows = await one.waiting(limit=4)
     assert [row.event_id for row in rows] == ids[:4]
     assert [row.lane for row in rows] == ["a", "b", str(ids[2]), "a"]
-    rest = await one.outbox.waiting(without={"a", str(ids[2])}, limit=10)
+    assert rows[0].partition == rows[3].partition
+    rest = await one.waiting(without={"a", str(ids[2])})
     assert [row.event_id for row in rest] == [ids[1], ids[4]]
+    others = set(range(PARTITIONS)) - {rows[0].partition}
+    assert not {"a"} & {row.lane for row in await one.outbox.waiting(others, without=(), limit=10)}
 
 
-async def test_a_parked_row_keeps_its_reason(replicas: tuple[Replica, Replica]) -> None:
+async def test_keys_are_spread_over_the_partitions(replicas: tuple[Replica, Replica]) -> None:
     one, _ = replicas
-    await one.emit(("a", 1), ("a", 2))
-    lease = await one.outbox.acquire("one")
-    rows = await one.outbox.waiting(without=(), limit=10)
-    assert lease is not None
-    await one.outbox.mark(lease, published=[], parked=[Parked(rows[0].sequence, "nobody wants it" * 100)])
-    assert [row.sequence for row in await one.outbox.waiting(without=(), limit=10)] == [rows[1].sequence]
-    backlog = await one.outbox.backlog()
-    assert (backlog.waiting, backlog.parked, backlog.lag_seconds > 0) == (1, 1, True)
+    await one.emit(*((f"key {n}", n) for n in range(400)))
+    rows = await one.waiting(limit=400)
+    sizes = Counter(row.partition for row in rows)
+    assert sizes.keys() == set(range(PARTITIONS))
+    assert max(sizes.values()) < 60
+    assert sum([(await one.outbox.backlog([partition])).waiting for partition in range(PARTITIONS)]) == len(
+        rows
+    )
+
+
+async def test_a_row_waits_for_its_time(replicas: tuple[Replica, Replica]) -> None:
+    """It holds nobody up meanwhile, and is late from then on."""
+    one, _ = replicas
+    await one.emit(("a", 1), not_before=now() + timedelta(hours=1))
+    [second] = await one.emit(("a", 2))
+    assert [row.event_id for row in await one.waiting()] == [second]
+    assert ((await one.backlog()).waiting, (await one.backlog()).lag_seconds < 60) == (2, True)
+    await one.sql("UPDATE hk_outbox SET not_before = now() - interval '1 hour' WHERE not_before IS NOT NULL")
+    assert [row.sequence for row in await one.waiting()] == [1, 2]
+    assert (await one.backlog()).lag_seconds > 3000
+
+
+async def test_a_row_keeps_its_trace(replicas: tuple[Replica, Replica]) -> None:
+    one, _ = replicas
+    await one.emit(("a", 1), traceparent="00-a", tracestate="vendor=1")
+    [row] = await one.waiting()
+    assert (row.traceparent, row.tracestate) == ("00-a", "vendor=1")
+
+
+async def test_a_parked_row_keeps_its_reason_until_it_is_tried_again(
+    replicas: tuple[Replica, Replica],
+) -> None:
+    one, _ = replicas
+    ids = await one.emit(("a", 1), ("a", 2), ("b", 3))
+    leases = await one.acquire("one")
+    rows = await one.waiting()
+    await one.outbox.mark(
+        list(leases.values()), published=[], parked=[Parked(row, "nobody wants it" * 100) for row in rows[:2]]
+    )
+    assert [row.event_id for row in await one.waiting()] == ids[2:]
+    backlog = await one.backlog()
+    assert (backlog.waiting, backlog.parked, backlog.lag_seconds > 0) == (1, 2, True)
+    first, second = await one.outbox.entries(parked=True, limit=10)
+    assert (first.event_id, first.key, first.parked_at is not None) == (ids[0], "a", True)
+    assert first.reason is not None
+    assert first.reason.startswith("nobody wants it")
+    assert await one.outbox.entries(parked=True, event_ids=[ids[1]], limit=10) == [second]
+    assert await one.outbox.entries(parked=True, event_type="other", limit=10) == []
+    [waiting] = await one.outbox.entries(parked=False, limit=10)
+    assert (waiting.event_id, waiting.parked_at) == (ids[2], None)
+    assert await one.outbox.retry(event_type="other") == 0
+    assert await one.outbox.retry(event_ids=[ids[1], ids[2]]) == 1
+    assert await one.outbox.retry() == 1
+    assert [row.event_id for row in await one.waiting()] == ids
+
+
+async def test_published_rows_are_deleted_after_their_retention(replicas: tuple[Replica, Replica]) -> None:
+    """Until then they keep the same event from being taken in twice; what waits or is parked stays."""
+    one, _ = replicas
+    event_id = uuid4()
+    await one.emit(("a", 1), event_id=event_id)
+    await one.emit(("a", 2))
+    leases = await one.acquire("one")
+    first, _second = await one.waiting()
+    await one.outbox.mark([leases[first.partition]], published=[first], parked=[])
+    await one.emit(("a", 1), event_id=event_id)
+    assert (await one.backlog()).waiting == 1
+    assert await one.outbox.clean() == 0
+    await one.sql(
+        f"UPDATE hk_outbox SET published_at = now() - interval '{RETENTION.total_seconds()} s'"
+        " WHERE published_at IS NOT NULL"
+    )
+    assert await one.outbox.clean() == 1
+    assert len(await one.waiting()) == 1
 
 
 async def test_an_empty_outbox_lags_by_nothing(replicas: tuple[Replica, Replica]) -> None:
-    backlog = await replicas[0].outbox.backlog()
-    assert (backlog.waiting, backlog.parked, backlog.lag_seconds) == (0, 0, 0)
+    assert await replicas[0].backlog() == Backlog(waiting=0, parked=0, lag_seconds=0)
     assert repr(replicas[0].outbox).startswith("PostgresOutbox(")
 
 
@@ -207,8 +339,7 @@ async def test_a_crash_between_confirm_and_mark_publishes_the_same_event_again(
     assert crashed.returncode == -9
     before = [UUID(line) for line in confirmed.read_text().split()]
     assert before == ids[:5]
-    async with one.database.session() as session:  # as if its ten seconds had passed
-        await session.execute(text("UPDATE hk_leases SET expires_at = now() - interval '1 s'"))
+    await pass_lease_time(one)
     broker = Broker()
     async with Relay(one.outbox, broker):
         await one.drained()

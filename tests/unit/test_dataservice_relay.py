@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, MutableMapping, Sequence
 from typing import Any
 from uuid import UUID, uuid4
@@ -11,8 +12,18 @@ import pytest
 from structlog.testing import capture_logs
 
 from hybridkit.context import current
-from hybridkit.dataservice import Relay, _relay
-from hybridkit.dataservice._single_outbox import Backlog, Lease, Parked, Waiting
+from hybridkit.dataservice import Relay, _holdings, _relay
+from hybridkit.dataservice._holdings import Holdings
+from hybridkit.dataservice._outbox import (
+    PARTITIONS,
+    Backlog,
+    Held,
+    Lease,
+    Parked,
+    Waiting,
+    fair_share,
+    partition_of,
+)
 from hybridkit.errors import (
     NackedError,
     NotConnectedError,
@@ -21,7 +32,7 @@ from hybridkit.errors import (
     UnavailableError,
     UnroutableError,
 )
-from hybridkit.observability import metrics
+from hybridkit.observability import metrics, trace_headers
 from hybridkit.retry import Retry
 
 
@@ -32,8 +43,9 @@ class MemoryOutbox:
         self.rows: dict[int, Waiting] = {}
         self.published: list[int] = []
         self.parked: dict[int, str] = {}
-        self.owner: str | None = None
-        self.fence = 0
+        self.replicas: set[str] = set()
+        self.owners: dict[int, str] = {}
+        self.fences = dict.fromkeys(range(PARTITIONS), 0)
         self.broken: Exception | None = None
         self.failures = 0
         self.marking = False
@@ -45,55 +57,71 @@ class MemoryOutbox:
     def add(self, lane: str, event_type: str = "item.sold", **more: str) -> Waiting:
         row = Waiting(
             sequence=next(self._sequences),
+            partition=partition_of(lane),
             lane=lane,
             event_id=uuid4(),
             event_type=event_type,
             queue=more.get("queue"),
             request_id="the-request",
             user_id="ann",
+            traceparent=more.get("traceparent"),
             body=b"{}",
         )
         self.rows[row.sequence] = row
         self._changed.set()
         return row
 
-    async def acquire(self, owner: str) -> Lease | None:
-        self._fail()
-        if self.owner not in (None, owner):
-            return None
-        if self.owner is None:
-            self.owner, self.fence = owner, self.fence + 1
-        return Lease(self.fence, time.monotonic() + 9)
+    def give(self, partition: int, owner: str) -> None:
+        self.owners[partition] = owner
+        self.fences[partition] += 1
 
-    async def release(self, owner: str) -> None:
+    async def acquire(self, owner: str) -> Held:
         self._fail()
-        if self.owner == owner:
-            self.owner = None
+        self.replicas.add(owner)
+        share = fair_share(len(self.replicas))
+        for partition in range(PARTITIONS):
+            if partition not in self.owners and list(self.owners.values()).count(owner) < share:
+                self.give(partition, owner)
+        mine = [partition for partition, its in self.owners.items() if its == owner]
+        valid_until = time.monotonic() + 9
+        return Held([Lease(partition, self.fences[partition], valid_until) for partition in mine], share)
 
-    async def waiting(self, *, without: Collection[str], limit: int) -> Sequence[Waiting]:
+    async def release(self, owner: str, partitions: Collection[int] | None = None) -> None:
+        self._fail()
+        if partitions is None:
+            self.replicas.discard(owner)
+        for partition in range(PARTITIONS) if partitions is None else partitions:
+            if self.owners.get(partition) == owner:
+                del self.owners[partition]
+
+    async def waiting(
+        self, partitions: Collection[int], *, without: Collection[str], limit: int
+    ) -> Sequence[Waiting]:
         self._fail()
         done = {*self.published, *self.parked}
         rows = [row for row in self.rows.values() if row.sequence not in done and row.lane not in without]
-        return rows[:limit]
+        return [row for row in rows if row.partition in partitions][:limit]
 
-    async def backlog(self) -> Backlog:
-        waiting = await self.waiting(without=(), limit=1000)
-        return Backlog(waiting=len(waiting), parked=len(self.parked), lag_seconds=float(len(waiting)))
+    async def backlog(self, partitions: Collection[int]) -> Backlog:
+        waiting = await self.waiting(partitions, without=(), limit=1000)
+        parked = [number for number in self.parked if self.rows[number].partition in partitions]
+        return Backlog(waiting=len(waiting), parked=len(parked), lag_seconds=float(len(waiting)))
 
     async def changed(self, *, timeout_seconds: float) -> None:
         await asyncio.wait({asyncio.ensure_future(self._changed.wait())}, timeout=timeout_seconds)
         self._changed.clear()
 
-    async def mark(self, lease: Lease, *, published: Sequence[int], parked: Sequence[Parked]) -> bool:
+    async def mark(
+        self, leases: Sequence[Lease], *, published: Sequence[Waiting], parked: Sequence[Parked]
+    ) -> Collection[int]:
         self._fail()
         self.marking = True
         await self.mark_gate.wait()
         self.marking = False
-        if lease.fence != self.fence:
-            return False
-        self.published += published
-        self.parked |= {row.sequence: row.reason for row in parked}
-        return True
+        held = {lease.partition for lease in leases if self.fences[lease.partition] == lease.fence}
+        self.published += [row.sequence for row in published if row.partition in held]
+        self.parked |= {each.row.sequence: each.reason for each in parked if each.row.partition in held}
+        return {lease.partition for lease in leases} - held
 
     def _fail(self) -> None:
         if self.broken is not None:
@@ -108,6 +136,7 @@ class MemoryPublisher:
         self.sent: list[UUID] = []
         self.queues: list[str | None] = []
         self.contexts: list[tuple[str, str | None]] = []
+        self.traces: list[dict[str, str]] = []
         self.at_work: list[str] = []
         self.most_at_work = 0
         self.errors: dict[UUID, list[Exception]] = {}
@@ -127,6 +156,7 @@ class MemoryPublisher:
             self.sent.append(event_id)
             self.queues.append(queue)
             self.contexts.append((current().request_id, current().user_id))
+            self.traces.append(trace_headers())
         finally:
             self.at_work.remove(event_type)
 
@@ -139,7 +169,9 @@ def logs() -> Iterator[list[MutableMapping[str, Any]]]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_relay, "LEASE_POLL_SECONDS", 0.02)
+    monkeypatch.setattr(_holdings, "RENEW_SECONDS", 0.02)
+    monkeypatch.setattr(_holdings, "SEEK_SECONDS", 0.02)
+    monkeypatch.setattr(_relay, "IDLE_SECONDS", 0.02)
     monkeypatch.setattr(_relay, "DATABASE_PAUSE_SECONDS", 0.02)
     monkeypatch.setattr(_relay, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(_relay, "BACKLOG_SECONDS", 0.02)
@@ -303,19 +335,48 @@ async def test_a_row_whose_mark_failed_is_not_published_twice(
     assert (publisher.sent, outbox.published) == ([row.event_id], [row.sequence])
 
 
-async def test_one_replica_publishes_and_another_takes_over(
-    outbox: MemoryOutbox, publisher: MemoryPublisher
-) -> None:
+async def test_replicas_share_the_partitions(outbox: MemoryOutbox, publisher: MemoryPublisher) -> None:
+    """Each publishes its own; one that stops leaves its part to the others."""
     other = MemoryPublisher()
     async with Relay(outbox, other) as second:
+        await until(lambda: len(outbox.owners) == PARTITIONS)
         async with Relay(outbox, publisher) as first:
-            rows = [outbox.add(f"{n}") for n in range(20)]
-            await until(lambda: len(outbox.published) == 20)
-            assert not (publisher.sent and other.sent)
-            assert "Relay(fence=" in repr(first) + repr(second)
-        late = outbox.add("late")
-        await until(lambda: len(outbox.published) == 21)
-    assert sorted([*publisher.sent, *other.sent]) == sorted(row.event_id for row in [*rows, late])
+            await until(lambda: len(set(outbox.owners.values())) == 2)
+            await until(lambda: max(Counter(outbox.owners.values()).values()) == PARTITIONS // 2)
+            rows = [outbox.add(f"{n}") for n in range(100)]
+            await until(lambda: len(outbox.published) == 100)
+            assert publisher.sent
+            assert other.sent
+            assert repr(first) != repr(second)
+            assert "Relay(partitions=[" in repr(first)
+        late = [outbox.add(f"late {n}") for n in range(50)]
+        await until(lambda: len(outbox.published) == 150)
+    assert sorted([*publisher.sent, *other.sent]) == sorted(row.event_id for row in [*rows, *late])
+
+
+async def test_a_partition_is_handed_over_once_nothing_of_it_is_under_way(
+    outbox: MemoryOutbox, publisher: MemoryPublisher
+) -> None:
+    """The other replica never publishes beside this one, and what is behind waits for it."""
+    rows = [outbox.add(f"{n}") for n in range(100)]
+    behind = [outbox.add(row.lane) for row in rows]
+    for row in rows:
+        publisher.gates[row.event_id] = asyncio.Event()
+    other = MemoryPublisher()
+    async with Relay(outbox, publisher):
+        await until(lambda: len(publisher.at_work) == 100)
+        async with Relay(outbox, other):
+            await until(lambda: len(outbox.replicas) == 2)
+            await asyncio.wait({asyncio.create_task(outbox.changed(timeout_seconds=0.1))})
+            assert (set(outbox.owners.values()) < outbox.replicas, other.sent) == (True, [])
+            for gate in publisher.gates.values():
+                gate.set()
+            await until(lambda: len(outbox.published) == 200)
+    for first, second in zip(rows, behind, strict=True):
+        sent = [*publisher.sent, *other.sent]
+        assert sent.index(first.event_id) < sent.index(second.event_id)
+    assert len(publisher.sent) + len(other.sent) == 200
+    assert other.sent
 
 
 async def test_a_former_owner_stops_and_its_marks_count_for_nothing(
@@ -326,27 +387,91 @@ async def test_a_former_owner_stops_and_its_marks_count_for_nothing(
     gate = publisher.gates[row.event_id] = asyncio.Event()
     async with Relay(outbox, publisher) as relay:
         await until(lambda: publisher.at_work)
-        outbox.owner, outbox.fence = "somebody else", outbox.fence + 1
+        for partition in range(PARTITIONS):
+            outbox.give(partition, "somebody else")
         gate.set()
-        await until(lambda: relay._lease is None)
+        await until(lambda: not relay._held.partitions)
         assert (publisher.sent, outbox.published) == ([row.event_id], [])
         await until(lambda: metrics.outbox_pending._value.get() == 0)
-        outbox.owner = None
+        outbox.owners.clear()
         await until(lambda: outbox.published)
     assert publisher.sent == [row.event_id] * 2
+
+
+async def test_a_mark_that_comes_too_late_loses_that_partition_only(
+    outbox: MemoryOutbox, publisher: MemoryPublisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_holdings, "RENEW_SECONDS", 60)
+    mine, lost = outbox.add("a"), outbox.add("b")
+    assert mine.partition != lost.partition
+    gates = [publisher.gates.setdefault(row.event_id, asyncio.Event()) for row in (mine, lost)]
+    async with Relay(outbox, publisher) as relay:
+        await until(lambda: len(publisher.at_work) == 2)
+        outbox.give(lost.partition, "somebody else")
+        for gate in gates:
+            gate.set()
+        await until(lambda: lost.partition not in relay._held.partitions)
+        assert len(relay._held.partitions) == PARTITIONS - 1
+    assert outbox.published == [mine.sequence]
 
 
 async def test_a_lane_ends_with_the_lease(outbox: MemoryOutbox, publisher: MemoryPublisher) -> None:
     """A publish that could end after another owner has begun is not started."""
     relay = Relay(outbox, publisher)
-    relay._lease = Lease(7, time.monotonic() - 1)
     rows = [outbox.add("a"), outbox.add("a")]
-    await relay._publish_lane("a", rows, 7)
-    relay._lease = Lease(8, time.monotonic() + 9)
-    await relay._publish_lane("a", rows, 7)
-    relay._lease = None
-    await relay._publish_lane("a", rows, 7)
+    [lease] = [each for each in (await outbox.acquire("x")).leases if each.partition == rows[0].partition]
+    await relay._publish_lane("a", rows, lease)  # it has none
+    relay._held._replace([Lease(lease.partition, lease.fence, time.monotonic() - 1)])
+    await relay._publish_lane("a", rows, lease)
+    relay._held._replace([Lease(lease.partition, lease.fence + 1, time.monotonic() + 9)])
+    await relay._publish_lane("a", rows, lease)
     assert publisher.sent == []
+    relay._held._replace([lease])
+    await relay._publish_lane("a", rows, lease)
+    assert publisher.sent == [row.event_id for row in rows]
+
+
+async def test_rows_of_a_partition_that_was_lost_meanwhile_are_not_begun(
+    outbox: MemoryOutbox, publisher: MemoryPublisher
+) -> None:
+    relay = Relay(outbox, publisher)
+    relay._begin({"a": [outbox.add("a")]})
+    assert not relay._lanes
+
+
+async def test_what_lies_beyond_the_share_goes_idle_first(outbox: MemoryOutbox) -> None:
+    held = Holdings(outbox)
+    await held.renew(busy=())
+    await outbox.acquire("another")
+    held._renew_at = 0
+    busy = {0, 1, 2, *range(9, 14)}
+    await held.renew(busy=busy)
+    assert set(held.partitions) == busy
+    assert repr(held) == f"Holdings(partitions={sorted(busy)}, surplus=[])"
+
+
+async def test_an_event_goes_on_in_the_trace_of_its_request(
+    outbox: MemoryOutbox, publisher: MemoryPublisher
+) -> None:
+    parent = f"00-{'4b' * 16}-{'a1' * 8}-01"
+    outbox.add("a", traceparent=parent)
+    outbox.add("b")
+    async with Relay(outbox, publisher):
+        await until(lambda: len(outbox.published) == 2)
+    assert publisher.traces == [{"traceparent": parent}, {}]
+
+
+async def test_failures_are_forgotten_after_a_while(
+    outbox: MemoryOutbox, publisher: MemoryPublisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key whose rows somebody else has published by now leaves nothing behind."""
+    monkeypatch.setattr(_relay, "FORGET_SECONDS", 0.0)
+    row = outbox.add("a")
+    publisher.errors[row.event_id] = [NackedError("no")]
+    async with Relay(outbox, publisher) as relay:
+        await until(lambda: relay._pauses)
+        del outbox.rows[row.sequence]
+        await until(lambda: not relay._pauses)
 
 
 async def test_stopping_finishes_what_is_under_way(outbox: MemoryOutbox, publisher: MemoryPublisher) -> None:
@@ -357,7 +482,7 @@ async def test_stopping_finishes_what_is_under_way(outbox: MemoryOutbox, publish
         await until(lambda: publisher.at_work)
         asyncio.get_running_loop().call_later(0.05, gate.set)
     assert publisher.sent == [first.event_id]
-    assert (outbox.published, outbox.owner) == ([first.sequence], None)
+    assert (outbox.published, outbox.owners) == ([first.sequence], {})
     assert second.sequence not in outbox.published
 
 
@@ -377,7 +502,7 @@ async def test_stopping_without_a_database_ends_too(outbox: MemoryOutbox, publis
     async with Relay(outbox, publisher):
         await until(lambda: outbox.published)
         outbox.broken = UnavailableError("away")
-    assert outbox.owner is not None
+    assert outbox.owners
 
 
 async def test_the_backlog_is_measured(outbox: MemoryOutbox, publisher: MemoryPublisher) -> None:

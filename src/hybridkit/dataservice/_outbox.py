@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 PARTITIONS: Final = 16
-"""How many there are, and so how many replicas can publish at a time."""
+"""How many there are, and so how many replicas can publish at a time; a power of two."""
 LEASE_SECONDS: Final = 10.0
 """After that without a sign of life what a replica had is free."""
 SAFETY_SECONDS: Final = 1.0

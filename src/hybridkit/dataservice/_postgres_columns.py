@@ -31,10 +31,14 @@ from sqlalchemy import (
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.sql.elements import ColumnElement
 
+from hybridkit.dataservice._outbox import PARTITIONS
+
 __all__ = [
     "KEYS",
+    "LANE",
     "LEASES",
     "OUTBOX",
+    "PARTITION",
     "SECRETS",
     "SYSTEM",
     "RecordColumns",
@@ -87,6 +91,12 @@ class SoftDeleteColumns:
     deleted_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True), sort_order=5)
 
 
+LANE: Final = "COALESCE(key, event_id::text)"
+"""What keeps rows of the outbox in order."""
+PARTITION: Final = f"(hashtextextended({LANE}, 0) & {PARTITIONS - 1})"
+"""Whose owner publishes a row. Computed, not stored: so it is right for rows of an older release too. The function is
+the one that hash partitions are made by, whose values PostgreSQL keeps from version to version."""
+
 SYSTEM: Final = MetaData()
 """Our own tables; `_migrations` makes them, a test compares the two."""
 
@@ -118,10 +128,19 @@ OUTBOX: Final = Table(
     Column("published_at", DateTime(timezone=True)),
     Column("parked_at", DateTime(timezone=True)),
     Column("reason", Text),
+    Column("not_before", DateTime(timezone=True)),
+    Column("traceparent", Text),
+    Column("tracestate", Text),
     Index(
-        "hk_outbox_waiting",
+        "hk_outbox_ready",
+        text(PARTITION),
         "sequence",
-        postgresql_where=text("published_at IS NULL AND parked_at IS NULL"),
+        postgresql_where=text("published_at IS NULL AND parked_at IS NULL AND not_before IS NULL"),
+    ),
+    Index(
+        "hk_outbox_later",
+        "not_before",
+        postgresql_where=text("published_at IS NULL AND parked_at IS NULL AND not_before IS NOT NULL"),
     ),
     Index("hk_outbox_parked", "sequence", postgresql_where=text("parked_at IS NOT NULL")),
     Index("hk_outbox_published_at", "published_at", postgresql_where=text("published_at IS NOT NULL")),

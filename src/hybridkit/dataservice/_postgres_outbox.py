@@ -4,40 +4,49 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
-from datetime import timedelta
 from typing import Any, Final
+from uuid import UUID
 
-from sqlalchemy import Integer, Text, any_, func, literal, not_, select, update
-from sqlalchemy import cast as sql_cast
+from sqlalchemy import Uuid, any_, delete, func, literal, select, update
 from sqlalchemy.dialects.postgresql import ARRAY, BIGINT, insert
+from sqlalchemy.sql.elements import ColumnElement
 
 from hybridkit.codec import encode_json, format_timestamp
 from hybridkit.context import RequestContext, bind
 from hybridkit.contract import Emission
+from hybridkit.dataservice._keys import RETENTION
+from hybridkit.dataservice._outbox import (
+    LEASE_SECONDS,
+    SAFETY_SECONDS,
+    Backlog,
+    Entry,
+    Held,
+    Lease,
+    Parked,
+    Waiting,
+    fair_share,
+)
 from hybridkit.dataservice._postgres_columns import LEASES, OUTBOX
 from hybridkit.dataservice._postgres_database import Database, Session
 from hybridkit.dataservice._postgres_keys import lock_number
-from hybridkit.dataservice._single_outbox import Backlog, Lease, Parked, Waiting
+from hybridkit.dataservice._postgres_outbox_sql import BACKLOG, BE_ALIVE, MARK, RENEW, REPLICAS, TAKE, WAITING
 
-__all__ = ["PostgresOutbox", "add_emissions"]
+__all__ = ["PostgresOutbox", "add_emissions", "lane_locks", "outbox_rows"]
 
-LEASE_NAME: Final = "relay"
-LEASE_SECONDS: Final = 10.0
-SAFETY_SECONDS: Final = 1.0
-"""How long before others may take over that an owner stops publishing."""
 PATIENCE_SECONDS: Final = 3.0
-"""How long the relay waits for the database; well within its lease."""
+"""How long the relay waits for the database; well within its leases."""
+CLEAN_ROWS: Final = 1000
 MAX_REASON_LENGTH: Final = 500
 
-_IS_WAITING: Final = OUTBOX.c.published_at.is_(None) & OUTBOX.c.parked_at.is_(None)
-_LANE: Final = func.coalesce(OUTBOX.c.key, sql_cast(OUTBOX.c.event_id, Text))
+_COLUMNS: Final = OUTBOX.c
+_IS_PARKED: Final = _COLUMNS.parked_at.is_not(None)
 
 
 async def add_emissions(session: Session, emissions: Sequence[Emission], *, service: str) -> None:
     """Put events and commands into the outbox; one that has been there already is left out.
 
     The keys are locked until the commit, before the rows get their numbers: of two transactions with one key the one
-    that commits first has the lower numbers. They are sorted, so that two transactions can't wait for each other.
+    that commits first has the lower numbers.
 
     Args:
         session: of the transaction that causes them.
@@ -46,14 +55,37 @@ async def add_emissions(session: Session, emissions: Sequence[Emission], *, serv
     """
     if not emissions:
         return
-    locks = sorted({lock_number("lane", emission.key) for emission in emissions if emission.key is not None})
-    if locks:
+    if locks := lane_locks(emissions):
         numbers = func.unnest(literal(locks, ARRAY(BIGINT))).column_valued("number")
         await session.execute(select(func.pg_advisory_xact_lock(numbers)))
-    rows = [_row(emission, service) for emission in emissions]
+    rows = outbox_rows(emissions, service=service)
     await session.execute(
-        insert(OUTBOX).values(rows).on_conflict_do_nothing(index_elements=[OUTBOX.c.event_id])
+        insert(OUTBOX).values(rows).on_conflict_do_nothing(index_elements=[_COLUMNS.event_id])
     )
+
+
+def lane_locks(emissions: Sequence[Emission]) -> list[int]:
+    """The advisory locks of their keys, sorted, so that two transactions can't wait for each other."""
+    return sorted({lock_number("lane", emission.key) for emission in emissions if emission.key is not None})
+
+
+def outbox_rows(emissions: Sequence[Emission], *, service: str) -> list[dict[str, Any]]:
+    """Rows of `hk_outbox`, by column; the others have defaults. Take the `lane_locks` before the rows get numbers."""
+    return [
+        {
+            "event_id": emission.event_id,
+            "event_type": emission.event_type,
+            "key": emission.key,
+            "queue": emission.queue,
+            "request_id": emission.request_id,
+            "user_id": emission.user_id,
+            "body": _envelope(emission, service),
+            "not_before": emission.not_before,
+            "traceparent": emission.traceparent,
+            "tracestate": emission.tracestate,
+        }
+        for emission in emissions
+    ]
 
 
 class PostgresOutbox:
@@ -70,70 +102,64 @@ class PostgresOutbox:
     def __repr__(self) -> str:
         return f"PostgresOutbox({self._database!r})"
 
-    async def acquire(self, owner: str) -> Lease | None:
-        """Take the lease, or renew it; None while somebody else has it."""
+    # ── leases ───────────────────────────────────────────────────────────────────────────────────
+
+    async def acquire(self, owner: str) -> Held:
+        """Give a sign of life, renew what this replica has, and take free partitions up to its share."""
         asked = time.monotonic()
-        ours = insert(LEASES).values(
-            name=LEASE_NAME, owner=owner, fence=1, expires_at=func.now() + timedelta(seconds=LEASE_SECONDS)
-        )
-        changed_hands = sql_cast(LEASES.c.owner != owner, Integer)  # there is no way from boolean to bigint
-        statement = ours.on_conflict_do_update(
-            index_elements=[LEASES.c.name],
-            set_={
-                "owner": owner,
-                "fence": LEASES.c.fence + changed_hands,
-                "expires_at": ours.excluded.expires_at,
-            },
-            where=(LEASES.c.owner == owner) | (LEASES.c.expires_at < func.now()),
-        )
         async with self._session() as session:
-            rows = await session.execute(statement.returning(LEASES.c.fence))
-        return Lease(rows[0][0], asked + LEASE_SECONDS - SAFETY_SECONDS) if rows else None
+            await session.execute(BE_ALIVE.bindparams(owner=owner))
+            [[replicas]] = await session.execute(REPLICAS)
+            rows = list(await session.execute(RENEW.bindparams(owner=owner)))
+            room = fair_share(replicas) - len(rows)
+            if room > 0:
+                rows += await session.execute(TAKE.bindparams(owner=owner, room=room))
+        valid_until = asked + LEASE_SECONDS - SAFETY_SECONDS
+        return Held([Lease(row[0], row[1], valid_until) for row in rows], fair_share(replicas))
 
-    async def release(self, owner: str) -> None:
-        """Give the lease back, so that another replica needn't wait until it runs out."""
-        mine = (LEASES.c.name == LEASE_NAME) & (LEASES.c.owner == owner)
+    async def release(self, owner: str, partitions: Collection[int] | None = None) -> None:
+        """Give partitions back, so that another replica needn't wait; None: all of them, and stop being alive."""
+        mine = (LEASES.c.owner == owner) & LEASES.c.name.startswith("relay.partition.")
+        if partitions is not None:
+            mine &= LEASES.c.name.in_([f"relay.partition.{partition:02}" for partition in partitions])
         async with self._session() as session:
-            await session.execute(
-                update(LEASES).where(mine).values(expires_at=func.now() - timedelta(seconds=1))
-            )
+            await session.execute(update(LEASES).where(mine).values(owner="", expires_at=func.now()))
+            if partitions is None:
+                await session.execute(delete(LEASES).where(LEASES.c.name == f"relay.replica.{owner}"))
 
-    async def waiting(self, *, without: Collection[str], limit: int) -> Sequence[Waiting]:
-        """The oldest waiting rows, by sequence, without those of some lanes."""
-        columns = OUTBOX.c
-        statement = (
-            select(
-                columns.sequence,
-                _LANE,
-                columns.event_id,
-                columns.event_type,
-                columns.queue,
-                columns.request_id,
-                columns.user_id,
-                columns.body,
-            )
-            .where(_IS_WAITING)
-            .order_by(columns.sequence)
-            .limit(limit)
-        )
-        if without:
-            statement = statement.where(not_(any_(literal(sorted(without), ARRAY(Text))) == _LANE))
-        async with self._session() as session:
-            rows = await session.execute(statement)
-        names = ("sequence", "lane", "event_id", "event_type", "queue", "request_id", "user_id", "body")
-        return [Waiting(**dict(zip(names, row, strict=True))) for row in rows]
+    # ── rows ─────────────────────────────────────────────────────────────────────────────────────
 
-    async def backlog(self) -> Backlog:
-        """How much there is."""
-        age = func.extract("epoch", func.clock_timestamp() - OUTBOX.c.created_at)
-        waiting = select(func.count()).select_from(OUTBOX).where(_IS_WAITING).scalar_subquery()
-        parked = (
-            select(func.count()).select_from(OUTBOX).where(OUTBOX.c.parked_at.is_not(None)).scalar_subquery()
-        )
-        oldest = select(age).where(_IS_WAITING).order_by(OUTBOX.c.sequence).limit(1).scalar_subquery()
+    async def waiting(
+        self, partitions: Collection[int], *, without: Collection[str], limit: int
+    ) -> Sequence[Waiting]:
+        """The oldest rows of these partitions whose time has come, by sequence, without those of some lanes."""
+        asked = WAITING.bindparams(partitions=sorted(partitions), without=sorted(without), most=limit)
         async with self._session() as session:
-            [row] = await session.execute(select(waiting, parked, func.coalesce(oldest, 0)))
-        return Backlog(waiting=row[0], parked=row[1], lag_seconds=float(row[2]))
+            rows = await session.execute(asked)
+        return [Waiting(**row._asdict()) for row in rows]
+
+    async def mark(
+        self, leases: Sequence[Lease], *, published: Sequence[Waiting], parked: Sequence[Parked]
+    ) -> Collection[int]:
+        """Record what became of rows; the partitions that somebody else has by now, of whose rows nothing is."""
+        asked = MARK.bindparams(
+            partitions=[lease.partition for lease in leases],
+            fences=[lease.fence for lease in leases],
+            published=[row.sequence for row in published],
+            published_of=[row.partition for row in published],
+            parked=[each.row.sequence for each in parked],
+            parked_of=[each.row.partition for each in parked],
+            reasons=[each.reason[:MAX_REASON_LENGTH] for each in parked],
+        )
+        async with self._session() as session:
+            held = {row[0] for row in await session.execute(asked)}
+        return {lease.partition for lease in leases} - held
+
+    async def backlog(self, partitions: Collection[int]) -> Backlog:
+        """How much there is in these partitions."""
+        async with self._session() as session:
+            [row] = await session.execute(BACKLOG.bindparams(partitions=sorted(partitions)))
+        return Backlog(waiting=row.waiting, parked=row.parked, lag_seconds=float(row.lag_seconds))
 
     async def changed(self, *, timeout_seconds: float) -> None:
         """Return when this process has added rows, and in any case after that time."""
@@ -146,22 +172,47 @@ class PostgresOutbox:
         """This process has added rows."""
         self._changed.set()
 
-    async def mark(self, lease: Lease, *, published: Sequence[int], parked: Sequence[Parked]) -> bool:
-        """Record what became of rows; False, with nothing recorded, for a lease that somebody else has by now."""
-        held = select(LEASES.c.fence).where(LEASES.c.name == LEASE_NAME, LEASES.c.fence == lease.fence)
+    async def clean(self) -> int:
+        """Delete rows that were published a while ago, a batch of them, and what dead replicas left; how many."""
+        published = (
+            select(_COLUMNS.sequence)
+            .where(_COLUMNS.published_at < func.now() - RETENTION)
+            .limit(CLEAN_ROWS)
+            .with_for_update(skip_locked=True)
+        )
+        gone = (
+            select(LEASES.c.name)
+            .where(LEASES.c.name.startswith("relay.replica."), LEASES.c.expires_at < func.now())
+            .with_for_update(skip_locked=True)
+        )
         async with self._session() as session:
-            if not await session.execute(held.with_for_update(read=True)):
-                return False
-            if published:
-                done = OUTBOX.c.sequence == any_(literal(list(published), ARRAY(BIGINT)))
-                await session.execute(update(OUTBOX).where(done).values(published_at=func.now()))
-            for row in parked:
-                await session.execute(
-                    update(OUTBOX)
-                    .where(OUTBOX.c.sequence == row.sequence)
-                    .values(parked_at=func.now(), reason=row.reason[:MAX_REASON_LENGTH])
-                )
-        return True
+            await session.execute(delete(LEASES).where(LEASES.c.name.in_(gone)))
+            rows = await session.execute(
+                delete(OUTBOX).where(_COLUMNS.sequence.in_(published)).returning(_COLUMNS.sequence)
+            )
+        return len(rows)
+
+    # ── for people ───────────────────────────────────────────────────────────────────────────────
+
+    async def entries(
+        self, *, parked: bool, event_type: str | None = None, event_ids: Collection[UUID] = (), limit: int
+    ) -> Sequence[Entry]:
+        """Rows that are parked, or those that wait, by sequence."""
+        state = _IS_PARKED if parked else _COLUMNS.parked_at.is_(None) & _COLUMNS.published_at.is_(None)
+        shown = [_COLUMNS[name] for name in Entry.__slots__]
+        statement = select(*shown).where(state, *_filters(event_type, event_ids))
+        async with self._session() as session:
+            rows = await session.execute(statement.order_by(_COLUMNS.sequence).limit(limit))
+        return [Entry(**row._asdict()) for row in rows]
+
+    async def retry(self, *, event_type: str | None = None, event_ids: Collection[UUID] = ()) -> int:
+        """Let parked rows wait again, in their old places; how many there were."""
+        parked = update(OUTBOX).where(_IS_PARKED, *_filters(event_type, event_ids))
+        async with self._session() as session:
+            rows = await session.execute(
+                parked.values(parked_at=None, reason=None).returning(_COLUMNS.sequence)
+            )
+        return len(rows)
 
     @asynccontextmanager
     async def _session(self) -> AsyncGenerator[Session]:
@@ -170,16 +221,13 @@ class PostgresOutbox:
                 yield session
 
 
-def _row(emission: Emission, service: str) -> dict[str, Any]:
-    return {
-        "event_id": emission.event_id,
-        "event_type": emission.event_type,
-        "key": emission.key,
-        "queue": emission.queue,
-        "request_id": emission.request_id,
-        "user_id": emission.user_id,
-        "body": _envelope(emission, service),
-    }
+def _filters(event_type: str | None, event_ids: Collection[UUID]) -> Sequence[ColumnElement[bool]]:
+    filters: list[ColumnElement[bool]] = []
+    if event_type is not None:
+        filters.append(_COLUMNS.event_type == event_type)
+    if event_ids:
+        filters.append(_COLUMNS.event_id == any_(literal(list(event_ids), ARRAY(Uuid))))
+    return filters
 
 
 def _envelope(emission: Emission, service: str) -> bytes:

@@ -8,9 +8,8 @@ from typing import Final
 from sqlalchemy import delete, func, select, tuple_
 
 from hybridkit.context import RequestContext, bind
-from hybridkit.dataservice._keys import RETENTION
 from hybridkit.dataservice._operations import Outcome, Write
-from hybridkit.dataservice._postgres_columns import KEYS, OUTBOX, SECRETS
+from hybridkit.dataservice._postgres_columns import KEYS, SECRETS
 from hybridkit.dataservice._postgres_database import Database
 from hybridkit.dataservice._postgres_migrations import History, histories_of, migrate, missing_revisions
 from hybridkit.dataservice._postgres_outbox import PostgresOutbox
@@ -92,20 +91,11 @@ class PostgresStore(PostgresReader):
             .limit(CLEAN_ROWS)
             .with_for_update(skip_locked=True)
         )
-        published = (
-            select(OUTBOX.c.sequence)
-            .where(OUTBOX.c.published_at < func.now() - RETENTION)
-            .limit(CLEAN_ROWS)
-            .with_for_update(skip_locked=True)
-        )
         async with self._own.session() as session:
             keys = await session.execute(
                 delete(KEYS).where(tuple_(KEYS.c.caller, KEYS.c.key).in_(expired)).returning(KEYS.c.key)
             )
-            events = await session.execute(
-                delete(OUTBOX).where(OUTBOX.c.sequence.in_(published)).returning(OUTBOX.c.sequence)
-            )
-        return len(keys) + len(events)
+        return len(keys) + await self.outbox.clean()
 
 
 @asynccontextmanager

@@ -1,8 +1,9 @@
 """The relay: takes waiting events out of the outbox, publishes them, and marks them once the broker has confirmed.
 
-One replica at a time does it, by a lease. Events with one key form a lane: one after another, each confirmed before
-the next is sent. Lanes run side by side, and a failure stops its own lane only. Nothing in the database is locked
-while the broker is asked, and a crash between the confirm and the mark publishes the same event again, by the same id.
+Each replica does it for its own partitions of the keys, by leases. Events with one key form a lane: one after another,
+each confirmed before the next is sent. Lanes run side by side, and a failure stops its own lane only. Nothing in the
+database is locked while the broker is asked, and a crash between the confirm and the mark publishes the same event
+again, by the same id.
 """
 
 import asyncio
@@ -13,26 +14,29 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Protocol, Self
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from hybridkit.context import RequestContext, bind
-from hybridkit.dataservice._single_outbox import Backlog, Lease, Outbox, Parked, Waiting
+from hybridkit.dataservice._holdings import Holdings
+from hybridkit.dataservice._outbox import Backlog, Lease, Outbox, Parked, Waiting
 from hybridkit.errors import HybridkitError, PayloadError, UnavailableError, UnroutableError
-from hybridkit.observability import get_logger, metrics
+from hybridkit.observability import get_logger, in_trace, metrics
 from hybridkit.retry import Retry
 
 __all__ = ["Publisher", "Relay"]
 
 POLL_SECONDS: Final = 0.25
 """How soon an event is seen that another replica has stored."""
-LEASE_POLL_SECONDS: Final = 1.0
-RENEW_SECONDS: Final = 3.0
+IDLE_SECONDS: Final = 1.0
+"""How soon a replica without partitions asks for some."""
 PUBLISH_SECONDS: Final = 10.0
 DATABASE_PAUSE_SECONDS: Final = 1.0
 COALESCE_SECONDS: Final = 0.01
 """How long to wait for more lanes to end, so that they are marked together."""
 BACKLOG_SECONDS: Final = 5.0
 """How often the backlog is measured."""
+FORGET_SECONDS: Final = 60.0
+"""How long after a pause the failures before it still count."""
 STOP_SECONDS: Final = 5.0
 MAX_ROWS: Final = 100
 MAX_LANES: Final = 200
@@ -69,6 +73,18 @@ class _Pause:
     def is_on(self) -> bool:
         return time.monotonic() < self.until
 
+    @property
+    def is_over(self) -> bool:
+        return time.monotonic() > self.until + FORGET_SECONDS
+
+
+@dataclass(slots=True)
+class _Lane:
+    """Rows of one key that are being published."""
+
+    partition: int
+    task: asyncio.Task[None]
+
 
 class Relay:
     """Publishes what waits in an outbox, inside its `async with` block.
@@ -84,40 +100,36 @@ class Relay:
     def __init__(self, outbox: Outbox, publisher: Publisher) -> None:
         self._outbox = outbox
         self._publisher = publisher
-        self._owner = uuid4().hex
-        self._lease: Lease | None = None
-        self._renew_at = 0.0
+        self._held = Holdings(outbox)
         self._measure_at = 0.0
-        self._lanes: dict[str, asyncio.Task[None]] = {}
+        self._lanes: dict[str, _Lane] = {}
         self._pauses: defaultdict[str, _Pause] = defaultdict(_Pause)
         self._broker = _Pause()
-        self._published: list[int] = []
+        self._published: list[Waiting] = []
         self._parked: list[Parked] = []
         self._stopping = False
         self._running: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
-        fence = None if self._lease is None else self._lease.fence
-        return f"Relay(fence={fence}, lanes={len(self._lanes)})"
+        return f"Relay(partitions={sorted(self._held.partitions)}, lanes={len(self._lanes)})"
 
     async def __aenter__(self) -> Self:
         self._running = asyncio.create_task(self._run(), name="hybridkit relay")
         return self
 
     async def __aexit__(self, *_error: object) -> None:
-        """Finish what is being published, mark it, and let another replica take over at once."""
+        """Finish what is being published, mark it, and let other replicas take over at once."""
         self._stopping = True
         if self._running is not None:
             self._running.cancel()
             await asyncio.wait({self._running})
         if self._lanes:
-            _done, late = await asyncio.wait(self._lanes.values(), timeout=STOP_SECONDS)
-            for lane in late:
-                lane.cancel()
-        with suppress(HybridkitError):  # then the lease runs out, and what is not marked is published again
+            _done, late = await asyncio.wait(self._tasks(), timeout=STOP_SECONDS)
+            for task in late:
+                task.cancel()
+        with suppress(HybridkitError):  # then the leases run out, and what is not marked is published again
             await self._mark()
-            if self._lease is not None:
-                await self._outbox.release(self._owner)
+            await self._held.leave()
 
     async def _run(self) -> None:
         while True:
@@ -134,66 +146,67 @@ class Relay:
 
     async def _step(self) -> None:
         """One turn. First what is done is marked, so that no row is taken up that is published already."""
-        await self._hold_lease()
+        await self._held.renew(busy={lane.partition for lane in self._lanes.values()})
         # Taken before: a lane that ends while others are marked has confirmed rows without a mark.
-        ended = [name for name, lane in self._lanes.items() if lane.done()]
+        ended = [name for name, lane in self._lanes.items() if lane.task.done()]
         await self._mark()
         for name in ended:
             del self._lanes[name]
-        if self._lease is None:
-            _show(_NOTHING)  # the owner shows how much there is
-            return
-        if not self._broker.is_on and len(self._lanes) < MAX_LANES:
-            for name, rows in (await self._take()).items():
-                self._lanes[name] = asyncio.create_task(self._publish_lane(name, rows, self._lease.fence))
+        if self._held.open and not self._broker.is_on and len(self._lanes) < MAX_LANES:
+            self._begin(await self._take())
         if time.monotonic() >= self._measure_at:
             self._measure_at = time.monotonic() + BACKLOG_SECONDS
-            _show(await self._outbox.backlog())
+            held = self._held.partitions
+            _show(await self._outbox.backlog(held) if held else _NOTHING)
 
     async def _wait(self) -> None:
         """Until there may be something to do: a lane ended, rows came, or a while has passed."""
-        if self._lease is None:
-            await asyncio.sleep(LEASE_POLL_SECONDS)
-            return
-        changed = asyncio.create_task(self._outbox.changed(timeout_seconds=POLL_SECONDS))
+        seconds = POLL_SECONDS if self._held.partitions else IDLE_SECONDS
+        changed = asyncio.create_task(self._outbox.changed(timeout_seconds=seconds))
         try:
-            await asyncio.wait({changed, *self._lanes.values()}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({changed, *self._tasks()}, return_when=asyncio.FIRST_COMPLETED)
             if self._lanes:
-                await asyncio.wait(self._lanes.values(), timeout=COALESCE_SECONDS)
+                await asyncio.wait(self._tasks(), timeout=COALESCE_SECONDS)
         finally:
             changed.cancel()
 
-    async def _hold_lease(self) -> None:
-        if self._lease is not None and time.monotonic() < self._renew_at:
-            return
-        before, self._lease = self._lease, await self._outbox.acquire(self._owner)
-        self._renew_at = time.monotonic() + RENEW_SECONDS
-        if (before is None) != (self._lease is None):
-            _log.info("the relay took the lease" if self._lease else "the relay lost the lease")
+    def _tasks(self) -> Sequence[asyncio.Task[None]]:
+        return [lane.task for lane in self._lanes.values()]
 
     async def _take(self) -> dict[str, list[Waiting]]:
         """Waiting rows by lane, none of a lane that is at work or has to pause."""
+        for name in [name for name, pause in self._pauses.items() if pause.is_over]:
+            del self._pauses[name]
         paused = {name for name, pause in self._pauses.items() if pause.is_on}
-        rows = await self._outbox.waiting(without=paused | self._lanes.keys(), limit=MAX_ROWS)
+        rows = await self._outbox.waiting(
+            self._held.open, without=paused | self._lanes.keys(), limit=MAX_ROWS
+        )
         lanes: defaultdict[str, list[Waiting]] = defaultdict(list)
         for row in rows:
             lanes[row.lane].append(row)
         return lanes
 
-    async def _publish_lane(self, name: str, rows: Sequence[Waiting], fence: int) -> None:
+    def _begin(self, lanes: dict[str, list[Waiting]]) -> None:
+        leases = {lease.partition: lease for lease in self._held.of(self._held.open)}
+        for name, rows in lanes.items():
+            if lease := leases.get(rows[0].partition):
+                task = asyncio.create_task(self._publish_lane(name, rows, lease))
+                self._lanes[name] = _Lane(lease.partition, task)
+
+    async def _publish_lane(self, name: str, rows: Sequence[Waiting], lease: Lease) -> None:
         """Publish one row after another, until one has to wait or the lease is over."""
         for row in rows:
-            if self._stopping or self._lease is None or self._lease.fence != fence:
+            left = min(self._held.seconds_left(lease), PUBLISH_SECONDS)
+            if self._stopping or left <= 0 or self._broker.is_on:
                 return
-            left = min(self._lease.valid_until - time.monotonic(), PUBLISH_SECONDS)
-            if left <= 0 or self._broker.is_on or not await self._publish(name, row, seconds=left):
+            if not await self._publish(name, row, seconds=left):
                 return
 
     async def _publish(self, lane: str, row: Waiting, *, seconds: float) -> bool:
         """Whether the lane may go on. A row whose fate is unknown is published again, as the same event."""
         context = RequestContext(request_id=row.request_id, user_id=row.user_id).within(seconds)
         try:
-            with bind(context):
+            with bind(context), in_trace(_trace(row)):
                 async with asyncio.timeout(seconds + 1):  # the publisher keeps to the deadline, if it is ours
                     await self._publisher.publish_encoded(
                         row.body, event_type=row.event_type, event_id=row.event_id, queue=row.queue
@@ -208,7 +221,7 @@ class Relay:
             self._hold_up(lane, row, error)
             return False
         else:
-            self._published.append(row.sequence)
+            self._published.append(row)
         self._pauses.pop(lane, None)
         self._broker.failures = 0
         return True
@@ -227,7 +240,7 @@ class Relay:
         )
 
     def _park(self, row: Waiting, error: HybridkitError) -> None:
-        self._parked.append(Parked(row.sequence, f"{error.code}: {error}"))
+        self._parked.append(Parked(row, f"{error.code}: {error}"))
         _log.error(
             "an event can't be published and is parked",
             event_type=row.event_type,
@@ -238,12 +251,33 @@ class Relay:
 
     async def _mark(self) -> None:
         published, parked = tuple(self._published), tuple(self._parked)
-        if self._lease is None or not (published or parked):
+        rows = [*published, *(each.row for each in parked)]
+        if not rows:
             return
-        if not await self._outbox.mark(self._lease, published=published, parked=parked):
-            _log.warning("another replica has the lease; what this one published may be published twice")
-            self._lease = None
+        partitions = {row.partition for row in rows}
+        leases = self._held.of(partitions)
+        lost = partitions - {lease.partition for lease in leases}
+        if leases:
+            lost |= set(
+                await self._outbox.mark(
+                    leases,
+                    published=[row for row in published if row.partition not in lost],
+                    parked=[each for each in parked if each.row.partition not in lost],
+                )
+            )
         del self._published[: len(published)], self._parked[: len(parked)]
+        if lost:
+            self._held.lose(lost)
+            _log.warning(
+                "other replicas have these partitions; what this one published may be published twice",
+                partitions=sorted(lost),
+                events=sum(row.partition in lost for row in rows),
+            )
+
+
+def _trace(row: Waiting) -> dict[str, str]:
+    trace = {"traceparent": row.traceparent, "tracestate": row.tracestate}
+    return {name: value for name, value in trace.items() if value is not None}
 
 
 def _show(backlog: Backlog) -> None:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 from hybridkit.aggregations import Aggregation
 from hybridkit.dataservice._operations import AnyResource, CallWork, Outcome, Write
-from hybridkit.dataservice._single_outbox import Outbox
+from hybridkit.dataservice._outbox import Outbox
 from hybridkit.filters import Filter
 from hybridkit.queries import Query
 

@@ -139,19 +139,19 @@ class Metrics:
         )
         self.outbox_pending = Gauge(
             "hybridkit_outbox_pending_events",
-            "Events stored with their rows and not confirmed by the broker yet.",
+            "Events stored with their rows and not confirmed by the broker yet; this replica's part of them.",
             registry=registry,
-            multiprocess_mode="livemax",
+            multiprocess_mode="livesum",
         )
         self.outbox_parked = Gauge(
             "hybridkit_outbox_parked_events",
-            "Events that cannot be published as things are, and wait for a person.",
+            "Events that cannot be published and wait for a person; this replica's part of them.",
             registry=registry,
-            multiprocess_mode="livemax",
+            multiprocess_mode="livesum",
         )
         self.outbox_lag = Gauge(
             "hybridkit_outbox_lag_seconds",
-            "Age of the oldest pending event.",
+            "For how long the oldest pending event could have been published; the replica's that publishes it.",
             registry=registry,
             multiprocess_mode="livemax",
         )

@@ -111,6 +111,16 @@ def remote_trace(headers: Mapping[str, str]) -> Context:
     return _propagator.extract(headers, context=Context())
 
 
+@contextmanager
+def in_trace(headers: Mapping[str, str]) -> Generator[None]:
+    """Inside the block the caller's trace goes on, without a span of its own; without headers there is none."""
+    token = attach(remote_trace(headers))
+    try:
+        yield
+    finally:
+        detach(token)
+
+
 def _links(headers: Mapping[str, str]) -> list[Link]:
     linked = trace.get_current_span(remote_trace(headers)).get_span_context()
     return [Link(linked)] if linked.is_valid else []

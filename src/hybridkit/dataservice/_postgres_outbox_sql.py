@@ -1,0 +1,130 @@
+"""What the relay says to PostgreSQL. Its leases are rows of `hk_leases`: one per partition, one per live replica."""
+
+from typing import Any, Final
+
+from sqlalchemy import BigInteger, Integer, Text, bindparam, text
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.sql.elements import TextClause
+
+from hybridkit.dataservice._outbox import LEASE_SECONDS
+from hybridkit.dataservice._postgres_columns import LANE, PARTITION
+
+__all__ = ["BACKLOG", "BE_ALIVE", "MARK", "RENEW", "REPLICAS", "TAKE", "WAITING"]
+
+_INTEGERS: Final = ARRAY(Integer())
+_NUMBERS: Final = ARRAY(BigInteger())
+_TEXTS: Final = ARRAY(Text())
+
+_END: Final = f"now() + interval '{LEASE_SECONDS} seconds'"
+_READY: Final = "published_at IS NULL AND parked_at IS NULL AND not_before IS NULL"
+_LATER: Final = "published_at IS NULL AND parked_at IS NULL AND not_before IS NOT NULL"
+
+
+def _sql(statement: str, **types: Any) -> TextClause:
+    return text(statement).bindparams(*(bindparam(name, type_=type_) for name, type_ in types.items()))
+
+
+BE_ALIVE: Final = _sql(
+    f"""
+    INSERT INTO hk_leases (name, owner, fence, expires_at) VALUES ('relay.replica.' || :owner, :owner, 0, {_END})
+    ON CONFLICT (name) DO UPDATE SET expires_at = excluded.expires_at
+    """,  # noqa: S608 - made of constants # nosec B608
+    owner=Text(),
+)
+
+REPLICAS: Final = _sql(
+    "SELECT count(*) FROM hk_leases WHERE name LIKE 'relay.replica.%' AND expires_at > now()"
+)
+
+RENEW: Final = _sql(
+    f"""
+    UPDATE hk_leases SET expires_at = {_END} WHERE name LIKE 'relay.partition.%' AND owner = :owner
+    RETURNING right(name, 2)::integer, fence
+    """,  # noqa: S608 - made of constants # nosec B608
+    owner=Text(),
+)
+
+TAKE: Final = _sql(
+    f"""
+    WITH free AS MATERIALIZED (
+        SELECT name FROM hk_leases WHERE name LIKE 'relay.partition.%' AND expires_at <= now()
+        ORDER BY expires_at LIMIT :room FOR UPDATE SKIP LOCKED
+    )
+    UPDATE hk_leases SET owner = :owner, fence = fence + 1, expires_at = {_END} WHERE name IN (SELECT name FROM free)
+    RETURNING right(name, 2)::integer, fence
+    """,  # noqa: S608 - made of constants # nosec B608
+    owner=Text(),
+    room=Integer(),
+)
+
+# Of each partition only the first rows are looked at, by the index on it, however many there are in all.
+WAITING: Final = _sql(
+    f"""
+    WITH ready AS (
+        SELECT first.sequence FROM unnest(:partitions) AS part CROSS JOIN LATERAL (
+            SELECT sequence FROM hk_outbox
+            WHERE {_READY} AND {PARTITION} = part AND {LANE} <> ALL (:without)
+            ORDER BY sequence LIMIT :most
+        ) AS first
+        ORDER BY first.sequence LIMIT :most
+    ), later AS (
+        SELECT sequence FROM hk_outbox
+        WHERE {_LATER} AND not_before <= now() AND {PARTITION} = ANY (:partitions) AND {LANE} <> ALL (:without)
+        ORDER BY not_before LIMIT :most
+    )
+    SELECT sequence, {PARTITION}::integer AS partition, {LANE} AS lane, event_id, event_type, queue, request_id,
+        user_id, traceparent, tracestate, body
+    FROM hk_outbox WHERE sequence IN (SELECT sequence FROM ready UNION ALL SELECT sequence FROM later)
+    ORDER BY sequence
+    """,  # noqa: S608 - made of constants # nosec B608
+    partitions=_NUMBERS,
+    without=_TEXTS,
+    most=Integer(),
+)
+
+# The leases stay locked until the commit, so that nobody takes one over between the look at it and the marks.
+MARK: Final = _sql(
+    """
+    WITH held AS MATERIALIZED (
+        SELECT mine.partition FROM hk_leases JOIN unnest(:partitions, :fences) AS mine (partition, fence)
+            ON hk_leases.name = 'relay.partition.' || to_char(mine.partition, 'FM00')
+            AND hk_leases.fence = mine.fence
+        FOR SHARE OF hk_leases
+    ), done AS (
+        UPDATE hk_outbox SET published_at = now()
+        FROM unnest(:published, :published_of) AS mine (sequence, partition)
+        WHERE hk_outbox.sequence = mine.sequence AND mine.partition IN (SELECT partition FROM held)
+    ), aside AS (
+        UPDATE hk_outbox SET parked_at = now(), reason = mine.reason
+        FROM unnest(:parked, :parked_of, :reasons) AS mine (sequence, partition, reason)
+        WHERE hk_outbox.sequence = mine.sequence AND mine.partition IN (SELECT partition FROM held)
+    )
+    SELECT partition FROM held
+    """,
+    partitions=_INTEGERS,
+    fences=_NUMBERS,
+    published=_NUMBERS,
+    published_of=_INTEGERS,
+    parked=_NUMBERS,
+    parked_of=_INTEGERS,
+    reasons=_TEXTS,
+)
+
+BACKLOG: Final = _sql(
+    f"""
+    WITH since AS (
+        SELECT first.created_at AS moment FROM unnest(:partitions) AS part CROSS JOIN LATERAL (
+            SELECT created_at FROM hk_outbox WHERE {_READY} AND {PARTITION} = part ORDER BY sequence LIMIT 1
+        ) AS first
+        UNION ALL
+        SELECT min(not_before) FROM hk_outbox
+        WHERE {_LATER} AND not_before <= now() AND {PARTITION} = ANY (:partitions)
+    )
+    SELECT
+        (SELECT count(*) FROM hk_outbox WHERE {_READY} AND {PARTITION} = ANY (:partitions))
+        + (SELECT count(*) FROM hk_outbox WHERE {_LATER} AND {PARTITION} = ANY (:partitions)) AS waiting,
+        (SELECT count(*) FROM hk_outbox WHERE parked_at IS NOT NULL AND {PARTITION} = ANY (:partitions)) AS parked,
+        coalesce((SELECT extract(epoch FROM clock_timestamp() - min(moment)) FROM since), 0) AS lag_seconds
+    """,  # noqa: S608 - made of constants # nosec B608
+    partitions=_NUMBERS,
+)
