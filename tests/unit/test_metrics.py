@@ -57,6 +57,7 @@ WORKER = """
 from hybridkit.observability import metrics
 metrics.events_published.labels("user.created", "confirmed").inc({number})
 metrics.outbox_pending.set({number})
+metrics.outbox_lag.set({number})
 metrics.http_server_in_flight.inc()
 metrics.handler_duration.labels("worker.analytics", "user.created").observe(0.2)
 """
@@ -81,7 +82,8 @@ def test_a_page_adds_up_all_workers_of_gunicorn(tmp_path: Path) -> None:
     }
     assert values["hybridkit_events_published_total", "user.created", "confirmed"] == 5
     assert values["hybridkit_handler_duration_seconds_count", "worker.analytics", "user.created"] == 2
-    assert values["hybridkit_outbox_pending_events",] == 3
+    assert values["hybridkit_outbox_pending_events",] == 5
+    assert values["hybridkit_outbox_lag_seconds",] == 3
     assert values["hybridkit_http_server_in_flight_requests",] == 2
 
 
