@@ -199,11 +199,13 @@ class Outcome:
     Attributes:
         results: one per operation, in the same order.
         replayed: it was done before under this key; these are the results of then.
+        reread: the answer was large, so its key keeps ids only: the records are those of now, None for one gone since.
         answer: what a service's own call answered.
     """
 
     results: tuple[Result, ...]
     replayed: bool = False
+    reread: bool = False
     answer: bytes = b""
 
 
