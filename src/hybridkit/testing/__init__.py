@@ -7,12 +7,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hybridkit.testing._data_faults import DataFaults
+    from hybridkit.testing._data_service import FakeDataService
     from hybridkit.testing._proxy import FaultProxy
     from hybridkit.testing._telegram import FakeTelegram, SentMessage, TelegramUser
 
-__all__ = ["FakeTelegram", "FaultProxy", "SentMessage", "TelegramUser"]
+__all__ = ["DataFaults", "FakeDataService", "FakeTelegram", "FaultProxy", "SentMessage", "TelegramUser"]
 
 _HOMES = {
+    "DataFaults": "hybridkit.testing._data_faults",
+    "FakeDataService": "hybridkit.testing._data_service",
     "FakeTelegram": "hybridkit.testing._telegram",
     "FaultProxy": "hybridkit.testing._proxy",
     "SentMessage": "hybridkit.testing._telegram",

@@ -1,0 +1,138 @@
+"""Calls of an ASGI application without a server: in this process, or from the bytes of a loopback socket.
+
+https://asgi.readthedocs.io/en/latest/specs/www.html
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, Final, NamedTuple
+from urllib.parse import unquote
+
+from hybridkit.testing._data_faults import Reply
+
+__all__ = ["App", "Asked", "call", "read_request", "send_reply"]
+
+type Message = MutableMapping[str, Any]
+type App = Callable[
+    [MutableMapping[str, Any], Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]],
+    Awaitable[None],
+]
+
+MAX_HEAD_BYTES: Final = 64 * 1024
+
+
+class Asked(NamedTuple):
+    """A request.
+
+    Attributes:
+        method: upper case.
+        target: path and query, percent-encoded.
+        headers: lower-case names.
+        body: whole.
+    """
+
+    method: str
+    target: str
+    headers: Sequence[tuple[bytes, bytes]]
+    body: bytes
+
+    @property
+    def line(self) -> str:
+        """`POST /v1/orders`."""
+        return f"{self.method} {self.target.partition('?')[0]}"
+
+
+@dataclass(slots=True)
+class _Collector:
+    body: bytes
+    given: bool = False
+    status: int = 500
+    headers: Sequence[tuple[bytes, bytes]] = ()
+    answer: bytes = b""
+
+    async def receive(self) -> Message:
+        if self.given:
+            await asyncio.Event().wait()  # the caller stays connected
+        self.given = True
+        return {"type": "http.request", "body": self.body, "more_body": False}
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status, self.headers = message["status"], message.get("headers", ())
+        else:
+            self.answer += message.get("body", b"")
+
+
+async def call(app: App, asked: Asked) -> Reply:
+    """What the application answers, all of it."""
+    path, _, query = asked.target.partition("?")
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.4"},
+        "http_version": "1.1",
+        "method": asked.method,
+        "scheme": "http",
+        "path": unquote(path),
+        "raw_path": path.encode("latin-1"),
+        "query_string": query.encode("latin-1"),
+        "root_path": "",
+        "headers": list(asked.headers),
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 80),
+        "state": {},
+    }
+    collector = _Collector(asked.body)
+    await app(scope, collector.receive, collector.send)
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in collector.headers}
+    return Reply(collector.status, headers, collector.answer)
+
+
+async def read_request(reader: asyncio.StreamReader) -> Asked | None:
+    """The next request of a connection; None where it has ended.
+
+    https://www.rfc-editor.org/rfc/rfc9112
+    """
+    try:
+        head = await reader.readuntil(b"\r\n\r\n")
+    except asyncio.IncompleteReadError:
+        return None
+    line, *lines = head.removesuffix(b"\r\n\r\n").split(b"\r\n")
+    method, target, _ = line.decode("latin-1").split(" ")
+    pairs = (header.split(b":", 1) for header in lines)
+    headers = [(name.strip().lower(), value.strip()) for name, value in pairs]
+    named = dict(headers)
+    if named.get(b"transfer-encoding", b"").lower() == b"chunked":
+        body = await _read_chunks(reader)
+    else:
+        body = await reader.readexactly(int(named.get(b"content-length", b"0")))
+    return Asked(method, target, headers, body)
+
+
+async def _read_chunks(reader: asyncio.StreamReader) -> bytes:
+    body = bytearray()
+    while size_bytes := int((await reader.readline()).partition(b";")[0], 16):
+        body += await reader.readexactly(size_bytes)
+        await reader.readline()
+    await reader.readline()
+    return bytes(body)
+
+
+async def send_reply(writer: asyncio.StreamWriter, reply: Reply, *, to: Asked) -> None:
+    """Write an answer, as slowly as it says."""
+    has_body = to.method != "HEAD" and reply.status not in (204, 304)
+    phrase = HTTPStatus(reply.status).phrase
+    headers = {name: value for name, value in reply.headers.items() if name != "content-length"}
+    if reply.status != HTTPStatus.NO_CONTENT:
+        headers["content-length"] = str(len(reply.body))
+    lines = [f"HTTP/1.1 {reply.status} {phrase}", *(f"{name}: {value}" for name, value in headers.items())]
+    writer.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
+    if has_body and reply.drip_seconds:
+        for byte in reply.body:
+            await writer.drain()
+            await asyncio.sleep(reply.drip_seconds)
+            writer.write(bytes([byte]))
+    elif has_body:
+        writer.write(reply.body)
+    await writer.drain()

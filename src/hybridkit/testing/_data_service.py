@@ -1,0 +1,198 @@
+"""A data service for tests: the real routes on records in memory, and faults at hand.
+
+```python
+async with FakeDataService({USERS, ORDERS}, unique={USERS: ["email"]}).postgres_client(service="api_service") as client:
+    user = await client.create(USERS, NewUser(email="a@example.com"))
+```
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from typing import Final
+
+from hybridkit.adapters.fastapi import create_app
+from hybridkit.clients import ClientPolicy, MongoDataClient, PostgresDataClient, Request, Response
+from hybridkit.clients._transport import StreamedResponse, read_body
+from hybridkit.contract import Emission
+from hybridkit.dataservice._bodies import Bodies
+from hybridkit.dataservice._callers import Callers
+from hybridkit.dataservice._operations import AnyResource
+from hybridkit.dataservice._routes import add_routes
+from hybridkit.errors import OutcomeUnknownError
+from hybridkit.lifespan import ServiceResources
+from hybridkit.settings import ServiceSettings
+from hybridkit.testing._asgi_calls import MAX_HEAD_BYTES, App, Asked, call, read_request, send_reply
+from hybridkit.testing._data_faults import DataFaults, Reply
+from hybridkit.testing._memory_store import MemoryStore
+
+__all__ = ["FakeDataService"]
+
+BASE_URL: Final = "http://data.test"
+_LOOPBACK: Final = "127.0.0.1"
+
+
+class FakeDataService:
+    """The contract's routes on records in memory: what a service's tests talk to instead of a database.
+
+    It needs no server and no start: clients reach it inside the process. `serve` puts it on a loopback socket, for
+    another process, or for what only a real connection can do.
+
+    Args:
+        resources: what it keeps.
+        unique: by resource, the fields (or tuples of fields) whose values only one record may have.
+        has_transactions: without them it answers as a data service on a MongoDB that has none.
+
+    Attributes:
+        faults: what it shall get wrong.
+        requests: what it was asked, attempts included: `POST /v1/orders`.
+    """
+
+    def __init__(
+        self,
+        resources: Iterable[AnyResource],
+        *,
+        unique: Mapping[AnyResource, Iterable[str | Sequence[str]]] | None = None,
+        has_transactions: bool = True,
+    ) -> None:
+        kept = list(resources)
+        self.faults = DataFaults()
+        self.requests: list[str] = []
+        self._store = MemoryStore(kept, unique=unique, has_transactions=has_transactions)
+        self._app = _application(kept, self._store)
+
+    def __repr__(self) -> str:
+        return f"FakeDataService({self._store!r})"
+
+    @property
+    def emitted(self) -> Sequence[Emission]:
+        """The events and commands of all transactions, in commit order."""
+        return self._store.emitted
+
+    @property
+    def transport(self) -> "FakeTransport":
+        """What a client is given to reach it inside this process: `PostgresDataClient(…, transport=fake.transport)`."""
+        return FakeTransport(self)
+
+    def postgres_client(self, *, service: str, policy: ClientPolicy | None = None) -> PostgresDataClient:
+        """A client of it.
+
+        Args:
+            service: who calls.
+            policy: deadlines, retries and limits; the default one for none.
+        """
+        return PostgresDataClient(BASE_URL, service=service, transport=self.transport, policy=policy)
+
+    def mongo_client(self, *, service: str, policy: ClientPolicy | None = None) -> MongoDataClient:
+        """As `postgres_client`."""
+        return MongoDataClient(BASE_URL, service=service, transport=self.transport, policy=policy)
+
+    def serve(self) -> AbstractAsyncContextManager[str]:
+        """Listen on 127.0.0.1 inside the block, which is given the URL."""
+        return self._serve()
+
+    async def answer(self, asked: Asked, *, reused: bool) -> Reply | None:
+        """The answer to a request; None where its connection ends instead."""
+        self.requests.append(asked.line)
+        treatment = self.faults.meet(asked.line, reused=reused)
+        if treatment.drops_connection:
+            return None
+        await asyncio.sleep(treatment.delay_seconds)
+        reply = treatment.refusal or await call(self._app, asked)
+        return treatment.spoilt(reply)
+
+    @asynccontextmanager
+    async def _serve(self) -> AsyncGenerator[str]:
+        open_connections: set[asyncio.Task[None]] = set()
+
+        def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            task = asyncio.get_running_loop().create_task(self._attend(reader, writer))
+            open_connections.add(task)
+            task.add_done_callback(open_connections.discard)
+
+        server = await asyncio.start_server(accept, _LOOPBACK, 0, limit=MAX_HEAD_BYTES)
+        try:
+            yield f"http://{_LOOPBACK}:{server.sockets[0].getsockname()[1]}"
+        finally:
+            server.close()
+            for task in open_connections:
+                task.cancel()
+            await asyncio.gather(*open_connections, return_exceptions=True)
+
+    async def _attend(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer what comes on one connection until it ends."""
+        reused = False
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            try:
+                while (asked := await read_request(reader)) is not None:
+                    reply = await self.answer(asked, reused=reused)
+                    if reply is None or reply.is_lost:
+                        return
+                    await send_reply(writer, reply, to=asked)
+                    reused = True
+            finally:
+                writer.close()
+
+
+class FakeTransport:
+    """Reaches a fake data service inside the process; a `Transport` of the clients.
+
+    Args:
+        fake: to be reached.
+    """
+
+    def __init__(self, fake: FakeDataService) -> None:
+        self._fake = fake
+        self._used = False
+
+    def __repr__(self) -> str:
+        return f"FakeTransport({self._fake!r})"
+
+    async def send(self, request: Request) -> Response:
+        """The whole answer."""
+        async with self.stream(request) as answer:
+            body = await read_body(
+                answer.chunks, request=request, status=answer.status, headers=answer.headers
+            )
+        return Response(status=answer.status, headers=answer.headers, body=body)
+
+    @asynccontextmanager
+    async def stream(self, request: Request) -> AsyncGenerator[StreamedResponse]:
+        """The answer, its body in chunks."""
+        headers = [
+            (name.encode("latin-1"), value.encode("latin-1")) for name, value in request.headers.items()
+        ]
+        asked = Asked(request.method, _target(request.url), headers, request.body)
+        reused, self._used = self._used, True
+        reply = await self._fake.answer(asked, reused=reused)
+        if reply is None or reply.is_lost:
+            raise OutcomeUnknownError(f"{request}: no whole answer: the fake ended the connection")
+        yield StreamedResponse(status=reply.status, headers=reply.headers, chunks=_chunks(reply))
+
+    async def aclose(self) -> None:
+        """Nothing is open."""
+
+
+def _target(url: str) -> str:
+    """`/v1/users?…` of `http://host/v1/users?…`."""
+    return "/" + url.split("/", 3)[3]
+
+
+async def _chunks(reply: Reply) -> AsyncGenerator[bytes]:
+    if not reply.drip_seconds:
+        yield reply.body
+        return
+    for byte in reply.body:
+        await asyncio.sleep(reply.drip_seconds)
+        yield bytes([byte])
+
+
+def _application(resources: Collection[AnyResource], store: MemoryStore) -> App:
+    """The routes on that store. Its life is not started: that would make this process an API, and read its settings."""
+    app = create_app(ServiceSettings, title="Fake data service", internal=True)
+    add_routes(app, {resource.name: Bodies(resource) for resource in resources})
+    app.state.resources = ServiceResources()
+    app.state.callers = Callers(None, None)
+    app.state.store = store
+    app.state.can_emit = True
+    return app
