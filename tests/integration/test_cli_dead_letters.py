@@ -48,7 +48,7 @@ def dlq(rabbitmq_url: str) -> Dlq:
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is somebody to ask."""
-    monkeypatch.setattr(module, "_is_terminal", lambda: True)
+    monkeypatch.setattr(module, "is_terminal", lambda: True)
 
 
 @pytest.fixture(autouse=True)

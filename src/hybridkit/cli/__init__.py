@@ -1,4 +1,4 @@
-"""The command `hybridkit`, for people and for CI: what an application has at its broker, and what it needs there.
+"""The command `hybridkit`, for people and for CI: what an application has at its broker and in its outboxes.
 
 ```
 hybridkit topology plan --app worker_service.main --url amqp://127.0.0.1:5672/
@@ -25,6 +25,10 @@ GROUPS: Final = {
     "events": (
         "hybridkit.cli._events",
         "Export the schemas of events and commands, and check them against a release.",
+    ),
+    "outbox": (
+        "hybridkit.cli._outbox",
+        "List what a data service has not published, and have it tried again.",
     ),
     "topology": (
         "hybridkit.cli._topology",

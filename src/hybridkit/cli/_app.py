@@ -76,7 +76,7 @@ def root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Look after what a hybridkit application has at its broker.
+    """Look after what a hybridkit application has at its broker and in its outboxes.
 
     Exit codes: 0 all is well, 1 something differs or failed, 2 wrong use, 130 Ctrl-C.
     """

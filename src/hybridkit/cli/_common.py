@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Final, cast
 
 import orjson
 import structlog
@@ -26,10 +26,15 @@ __all__ = [
     "UrlOption",
     "find",
     "import_app",
+    "is_terminal",
     "print_json",
     "print_table",
+    "printable",
     "run",
+    "shown",
 ]
+
+SHOWN_CHARS: Final = 1000
 
 
 def _checked_url(value: str) -> str:
@@ -123,6 +128,22 @@ def print_table(rows: Sequence[Sequence[object]], *, headers: Sequence[str] = ()
     for line in lines:
         cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
         typer.echo("  ".join(cells).rstrip())
+
+
+def shown(value: object, *, most: int = SHOWN_CHARS) -> str:
+    """In one line, and not too long."""
+    text = "-" if value is None else printable(" ".join(str(value).split()))
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+def printable(text: str) -> str:
+    """A message comes from anybody, and a terminal obeys the characters that aren't seen."""
+    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
+
+
+def is_terminal() -> bool:
+    """Whether there is somebody to ask."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
 
 
 @contextmanager

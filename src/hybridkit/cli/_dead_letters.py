@@ -1,6 +1,5 @@
 """`hybridkit dlq`: what is dead, why, and sending it back to its consumers."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Final, cast
@@ -8,7 +7,17 @@ from urllib.parse import unquote, urlsplit
 
 import typer
 
-from hybridkit.cli._common import JsonOption, UrlOption, find, print_json, print_table, run
+from hybridkit.cli._common import (
+    JsonOption,
+    UrlOption,
+    find,
+    is_terminal,
+    print_json,
+    print_table,
+    printable,
+    run,
+    shown,
+)
 from hybridkit.codec import format_timestamp, truncate_timestamp
 from hybridkit.errors import HybridkitError
 from hybridkit.messaging import (
@@ -23,7 +32,7 @@ from hybridkit.messaging import (
 
 app = typer.Typer()
 
-SHOWN_CHARS: Final = 1000
+BODY_CHARS: Final = 1000
 JSON_BODY_CHARS: Final = 16_000
 
 
@@ -161,7 +170,7 @@ def redrive(
             dry_run=dry_run,
             rate_per_second=rate,
             limit=limit,
-            on_progress=_show_progress if _is_terminal() and not as_json else None,
+            on_progress=_show_progress if is_terminal() and not as_json else None,
         )
     )
     if as_json:
@@ -191,17 +200,13 @@ def _names(url: str, queues: Sequence[str], apps: Sequence[str], management_url:
 
 def _is_agreed(letters: DeadLetters, matching: DeadLetterFilter, limit: int | None, *, as_json: bool) -> bool:
     """Show what would be done, and ask whether to do it."""
-    if as_json or not _is_terminal():
+    if as_json or not is_terminal():
         raise typer.BadParameter("there is nobody to ask: add --yes, or --dry-run to see what would be done")
     preview = run(letters.redrive(matching, dry_run=True, limit=limit))
     _print_redriven(preview, limit)
     if preview.matched:
         typer.confirm(f"Send {_count(preview.matched)} back?", abort=True)
     return bool(preview.matched)
-
-
-def _is_terminal() -> bool:
-    return sys.stdin.isatty() and sys.stderr.isatty()
 
 
 # ── printing ─────────────────────────────────────────────────────────────────────────────────────
@@ -224,12 +229,12 @@ _HEADERS: Final = ("COUNT", "TYPE", "REASON", "ERROR", "FIRST FAILURE", "LAST", 
 def _row(group: DeadLetterGroup) -> tuple[object, ...]:
     return (
         group.count,
-        _shown(group.event_type),
-        _shown(group.reason),
-        _shown(group.error_type).removeprefix("builtins."),
+        shown(group.event_type),
+        shown(group.reason),
+        shown(group.error_type).removeprefix("builtins."),
         _time(group.first_failed_at),
         _time(group.last_failed_at),
-        _shown(group.event_id),
+        shown(group.event_id),
     )
 
 
@@ -245,7 +250,7 @@ def _print_redriven(done: Redriven, limit: int | None) -> None:
             f"only the first {done.looked_at} were looked at: too many stay in front of the others", err=True
         )
     for why, count in done.failed.items():
-        typer.echo(f"error: {_count(count)} not sent: {_shown(why)}", err=True)
+        typer.echo(f"error: {_count(count)} not sent: {shown(why)}", err=True)
 
 
 def _show_progress(redriven: int, failed: int) -> None:
@@ -253,21 +258,19 @@ def _show_progress(redriven: int, failed: int) -> None:
 
 
 def _print_letter(letter: DeadLetter) -> None:
-    typer.echo(f"#{letter.position}  {_shown(letter.event_type)}  {_shown(letter.reason)}")
+    typer.echo(f"#{letter.position}  {shown(letter.event_type)}  {shown(letter.reason)}")
     rows = {
-        "event id": _shown(letter.event_id),
-        "from": _shown(letter.target),
-        "error": f"{_shown(letter.error_type)}: {_shown(letter.error)}" if letter.error_type else "-",
+        "event id": shown(letter.event_id),
+        "from": shown(letter.target),
+        "error": f"{shown(letter.error_type)}: {shown(letter.error)}" if letter.error_type else "-",
         "attempts": f"{letter.attempts}, redriven {letter.generation} times",
         "failed": f"first {_time(letter.first_failed_at)}, last {_time(letter.failed_at)}",
-        **{
-            _shown(name): _shown(_plain(value)) for name, value in letter.headers.items() if name[:3] != "hk_"
-        },
-        "body": _shown(_body(letter, SHOWN_CHARS), most=2 * SHOWN_CHARS),
+        **{shown(name): shown(_plain(value)) for name, value in letter.headers.items() if name[:3] != "hk_"},
+        "body": shown(_body(letter, BODY_CHARS), most=2 * BODY_CHARS),
     }
     print_table([(f"    {name}", value) for name, value in rows.items()])
     if letter.stack:
-        typer.echo("\n".join(f"    {_printable(line)}" for line in letter.stack.splitlines()))
+        typer.echo("\n".join(f"    {printable(line)}" for line in letter.stack.splitlines()))
 
 
 def _document(letter: DeadLetter) -> dict[str, Any]:
@@ -291,17 +294,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(each) for each in cast("list[Any]", value)]
     return value if value is None or isinstance(value, (str, int, float, datetime)) else str(value)
-
-
-def _shown(value: object, *, most: int = SHOWN_CHARS) -> str:
-    """In one line, and not too long."""
-    text = "-" if value is None else _printable(" ".join(str(value).split()))
-    return text if len(text) <= most else f"{text[:most]}…"
-
-
-def _printable(text: str) -> str:
-    """A message comes from anybody, and a terminal obeys the characters that aren't seen."""
-    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
 
 
 def _time(moment: datetime | None) -> str:

@@ -15,11 +15,11 @@ from uuid import UUID
 __all__ = [
     "PARTITIONS",
     "Backlog",
-    "Entry",
     "Held",
     "Lease",
     "Outbox",
     "OutboxEntries",
+    "OutboxEntry",
     "Parked",
     "Waiting",
     "fair_share",
@@ -178,7 +178,7 @@ class Outbox(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class OutboxEntry:
     """A row of the outbox, for people.
 
     Attributes:
@@ -211,7 +211,7 @@ class OutboxEntries(Protocol):
 
     async def entries(
         self, *, parked: bool, event_type: str | None = None, event_ids: Collection[UUID] = (), limit: int
-    ) -> Sequence[Entry]:
+    ) -> Sequence[OutboxEntry]:
         """Rows that are parked, or those that wait, by sequence.
 
         Args:

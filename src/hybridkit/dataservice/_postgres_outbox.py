@@ -19,9 +19,9 @@ from hybridkit.dataservice._outbox import (
     LEASE_SECONDS,
     SAFETY_SECONDS,
     Backlog,
-    Entry,
     Held,
     Lease,
+    OutboxEntry,
     Parked,
     Waiting,
     fair_share,
@@ -196,14 +196,14 @@ class PostgresOutbox:
 
     async def entries(
         self, *, parked: bool, event_type: str | None = None, event_ids: Collection[UUID] = (), limit: int
-    ) -> Sequence[Entry]:
+    ) -> Sequence[OutboxEntry]:
         """Rows that are parked, or those that wait, by sequence."""
         state = _IS_PARKED if parked else _COLUMNS.parked_at.is_(None) & _COLUMNS.published_at.is_(None)
-        shown = [_COLUMNS[name] for name in Entry.__slots__]
+        shown = [_COLUMNS[name] for name in OutboxEntry.__slots__]
         statement = select(*shown).where(state, *_filters(event_type, event_ids))
         async with self._session() as session:
             rows = await session.execute(statement.order_by(_COLUMNS.sequence).limit(limit))
-        return [Entry(**row._asdict()) for row in rows]
+        return [OutboxEntry(**row._asdict()) for row in rows]
 
     async def retry(self, *, event_type: str | None = None, event_ids: Collection[UUID] = ()) -> int:
         """Let parked rows wait again, in their old places; how many there were."""

@@ -1,0 +1,65 @@
+"""A database's outbox by its URL, for people and programs that look after it from outside of the service."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from hybridkit.dataservice._outbox import OutboxEntries
+from hybridkit.errors import InvalidRequestError, MissingExtraError, NotSupportedError, UnavailableError
+
+__all__ = ["open_outbox"]
+
+
+@asynccontextmanager
+async def open_outbox(url: str) -> AsyncGenerator[OutboxEntries]:
+    """What waits in a data service's database to be published, and what can't be.
+
+    ```python
+    async with open_outbox("postgresql://user:password@localhost/app") as outbox:
+        for entry in await outbox.entries(parked=True, limit=100):
+            print(entry.event_type, entry.reason)
+    ```
+
+    Args:
+        url: the service's `DATABASE_URL`: `postgresql://…` or `mongodb://…`.
+
+    Raises:
+        UnavailableError: the database does not answer, or was not migrated to this release.
+        MissingExtraError: the extra `postgres` or `mongo` is not installed.
+        InvalidRequestError: a URL of something else.
+    """
+    scheme = url.partition("://")[0].partition("+")[0]
+    if scheme in ("postgresql", "postgres"):
+        async with _on_postgres(url) as outbox:
+            yield outbox
+    elif scheme == "mongodb":
+        raise NotSupportedError("the outbox of MongoDB can't be looked at yet")
+    else:
+        raise InvalidRequestError(
+            f"an outbox is in PostgreSQL or MongoDB, and {scheme!r} is neither's scheme"
+        )
+
+
+@asynccontextmanager
+async def _on_postgres(url: str) -> AsyncGenerator[OutboxEntries]:
+    try:
+        from hybridkit.dataservice._postgres_database import Database  # noqa: PLC0415 - an extra of its own
+        from hybridkit.dataservice._postgres_migrations import (  # noqa: PLC0415
+            histories_of,
+            missing_revisions,
+        )
+        from hybridkit.dataservice._postgres_outbox import PostgresOutbox  # noqa: PLC0415
+    except ModuleNotFoundError:
+        raise MissingExtraError("an outbox in PostgreSQL", extra="postgres") from None
+
+    database = Database(url, pool_size=1, application_name="hybridkit_outbox")
+    try:
+        async with database.session() as session:
+            own = histories_of(None)
+            missing = await session.run_sync(lambda connection: missing_revisions(connection, own))
+        if missing:
+            raise UnavailableError(
+                f"this database is not at revision {', '.join(missing)}; is it a data service's of this release?"
+            )
+        yield PostgresOutbox(database)
+    finally:
+        await database.close()
