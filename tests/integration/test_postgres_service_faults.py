@@ -61,8 +61,8 @@ async def test_each_statement_has_what_is_left(service: Any) -> None:
         for _ in range(3):
             [[limit]] = await session.execute(select(func.current_setting("statement_timeout")))
             limits.add(limit)
-            session._deadline -= 3
-        session._deadline = 0.0
+            session._link.deadline -= 3
+        session._link.deadline = 0.0
         with pytest.raises(DeadlineExceededError):
             await session.execute(select(1))
     assert len(limits) == 3

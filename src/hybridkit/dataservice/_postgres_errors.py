@@ -63,7 +63,7 @@ def database_error(error: Exception) -> HybridkitError | None:
         case "" if _is_connection_failure(error):
             return UnavailableError("the database does not answer", retry_after_seconds=_RETRY_AFTER_SECONDS)
         case _ if _driver_error(error) == "InvalidCachedStatementError":
-            # A migration ran meanwhile; SQLAlchemy has thrown the prepared plans away, and makes new ones.
+            # A migration ran meanwhile; the prepared plans are thrown away by now, and new ones are made.
             return UnavailableError("the schema has just changed", retry_after_seconds=0.1)
         case _:
             return None
@@ -97,6 +97,8 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def _own_state(error: BaseException) -> str | None:
     state = getattr(error, "sqlstate", None)
+    if state is None and type(error).__name__ == "DataError":  # asyncpg's own: it can't send such a value
+        return "22000"
     return state if isinstance(state, str) else None
 
 
@@ -107,8 +109,8 @@ def _is_connection_failure(error: Exception) -> bool:
 
 
 def _driver_error(error: Exception) -> str:
-    """The name of the adapter's error, whose classes SQLAlchemy makes at run time."""
-    return type(error.orig).__name__ if isinstance(error, DBAPIError) else ""
+    """The name of the driver's error, or of its twin, whose classes SQLAlchemy's adapter makes at run time."""
+    return type(error.orig if isinstance(error, DBAPIError) else error).__name__
 
 
 def _columns(error: Exception) -> tuple[str, ...]:

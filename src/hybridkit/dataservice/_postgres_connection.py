@@ -1,0 +1,146 @@
+"""One connection to PostgreSQL, two ways in: asyncpg for compiled text, SQLAlchemy on top of it for statements.
+
+SQLAlchemy never begins or ends a transaction here (its isolation level is AUTOCOMMIT); whoever holds the connection
+does, in as few round trips as there can be.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final, cast
+
+import asyncpg  # type: ignore[import-untyped] # it ships no types
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from hybridkit.errors import DeadlineExceededError, HybridkitError
+
+__all__ = ["FAILURES", "Link", "Meaning", "connect", "limit_fits", "limit_for"]
+
+type Meaning = Callable[[Exception], HybridkitError | None]
+
+GRACE_SECONDS: Final = 0.25
+"""What the server gets to cancel a statement by itself before its connection is dropped."""
+CLOSE_SECONDS: Final = 2.0
+
+_driver: Final = cast("Any", asyncpg)
+
+FAILURES: Final[tuple[type[Exception], ...]] = (
+    DBAPIError,
+    _driver.PostgresError,
+    _driver.InterfaceError,
+    _driver.InternalClientError,
+    TimeoutError,
+    OSError,
+)
+"""Whatever a statement can fail with that is no mistake of ours."""
+
+
+class Link:
+    """A connection, and until when it may be used.
+
+    Attributes:
+        connection: SQLAlchemy's.
+        driver: asyncpg's, the same.
+        deadline: `time.monotonic()` at which whoever uses it now must have finished.
+        limit_seconds: the session's `statement_timeout`.
+    """
+
+    __slots__ = ("_guard", "connection", "deadline", "driver", "expired", "limit_seconds")
+
+    def __init__(self, connection: AsyncConnection, driver: Any) -> None:
+        self.connection = connection
+        self.driver = driver
+        self.deadline = 0.0
+        self.expired = False
+        self.limit_seconds = 0.0
+        self._guard: asyncio.TimerHandle | None = None
+
+    def __repr__(self) -> str:
+        return f"Link(closed={self.driver.is_closed()}, limit_seconds={self.limit_seconds:.3f})"
+
+    def start(self, deadline: float) -> None:
+        """From now on it is in use; shortly after the deadline it is dropped, whatever the driver waits for."""
+        self.deadline = deadline
+        left = max(deadline - time.monotonic(), 0.0)
+        self._guard = asyncio.get_running_loop().call_later(left + GRACE_SECONDS, self._expire)
+
+    def stop(self) -> None:
+        """It is not in use any more."""
+        if self._guard is not None:
+            self._guard.cancel()
+            self._guard = None
+
+    def left(self) -> float:
+        """Seconds until the deadline.
+
+        Raises:
+            DeadlineExceededError: none are left.
+        """
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise DeadlineExceededError("the deadline passed between two statements; nothing was changed")
+        return left
+
+    async def limit(self) -> None:
+        """Have the server stop the next statements at the deadline; a round trip only where it must be told."""
+        left = self.left()
+        if not limit_fits(self.limit_seconds, left):
+            seconds = limit_for(left)
+            await self.driver.execute(f"SET statement_timeout = {int(seconds * 1000)}")
+            self.limit_seconds = seconds
+
+    async def settle(self) -> None:
+        """Wait for a cancelled statement to end, and undo what is not committed."""
+        if not self.driver.is_closed():
+            await self.driver.execute(";")  # waits for what is still under way
+        if not self.driver.is_closed() and self.driver.is_in_transaction():
+            await self.driver.execute("ROLLBACK")
+        if self.connection.in_transaction():
+            await self.connection.rollback()  # SQLAlchemy's own idea of one; the server hears nothing of it
+
+    async def drop(self) -> None:
+        """Close it, without waiting long for the server to take part."""
+        with suppress(*FAILURES):
+            await self.driver.close(timeout=CLOSE_SECONDS)
+        with suppress(*FAILURES):
+            await self.connection.invalidate()
+            await self.connection.close()
+
+    def translated(self, error: Exception, meaning: Meaning) -> Exception:
+        """What that failure of a statement means."""
+        if self.expired:
+            return DeadlineExceededError("the database did not answer by the deadline")
+        if isinstance(error, TimeoutError | OSError):  # `command_timeout`: it is in the middle of something
+            self.driver.terminate()
+        return meaning(error) or error
+
+    def _expire(self) -> None:
+        self.expired = True
+        self.driver.terminate()
+
+
+def limit_fits(limit_seconds: float, left_seconds: float) -> bool:
+    """Whether a limit ends a statement near the deadline: a tenth before, or before the connection is dropped."""
+    return 0.9 * left_seconds <= limit_seconds <= left_seconds + 0.8 * GRACE_SECONDS
+
+
+def limit_for(left_seconds: float) -> float:
+    """A limit that also fits the next requests, if they have about as much time; at least 1 ms, as 0 is none."""
+    return max(left_seconds + min(0.1 * left_seconds, 0.5 * GRACE_SECONDS), 0.001)
+
+
+async def connect(url: str, *, timeout_seconds: float, command_seconds: float, **settings: str) -> Any:
+    """A connection of asyncpg's, which reads all of libpq's options in a URL (SQLAlchemy knows a few).
+
+    Args:
+        url: `postgresql://`; SQLAlchemy's `postgresql+asyncpg://` is taken too.
+        timeout_seconds: until it is open.
+        command_seconds: for one statement.
+        settings: of the server, for this connection.
+    """
+    plain = url.replace("postgresql+asyncpg://", "postgresql://", 1)
+    return await _driver.connect(
+        plain, timeout=timeout_seconds, command_timeout=command_seconds, server_settings=settings
+    )
