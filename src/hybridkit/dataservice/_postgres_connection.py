@@ -94,7 +94,7 @@ class Link:
     async def settle(self) -> None:
         """Wait for a cancelled statement to end, and undo what is not committed."""
         if not self.driver.is_closed():
-            await self.driver.execute(";")  # waits for what is still under way
+            await self.driver.execute("SELECT")  # waits for what is still under way
         if not self.driver.is_closed() and self.driver.is_in_transaction():
             await self.driver.execute("ROLLBACK")
         if self.connection.in_transaction():
