@@ -31,6 +31,7 @@ __all__ = [
     "CALLER_HEADER",
     "IDEMPOTENCY_KEY_HEADER",
     "IDEMPOTENCY_REPLAYED_HEADER",
+    "IDEMPOTENCY_REREAD_HEADER",
     "MAX_BATCH",
     "MAX_BODY_BYTES",
     "MAX_OPERATIONS",
@@ -55,6 +56,8 @@ __all__ = [
 
 IDEMPOTENCY_KEY_HEADER: Final = "idempotency-key"
 IDEMPOTENCY_REPLAYED_HEADER: Final = "idempotency-replayed"
+IDEMPOTENCY_REREAD_HEADER: Final = "idempotency-reread"
+"""Of a replayed answer that was too large to keep: its records are those of now."""
 CALLER_HEADER: Final = "x-service-name"
 """Which service calls. It tells callers apart; it doesn't authenticate them."""
 PROBLEM_MEDIA_TYPE: Final = "application/problem+json"

@@ -28,6 +28,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from hybridkit.dataservice._callers import Grant
+from hybridkit.dataservice._calls import CallContext, Database, DatabaseReader
 from hybridkit.dataservice._outbox import OutboxEntries, OutboxEntry
 from hybridkit.dataservice._outboxes import open_outbox
 from hybridkit.dataservice._relay import Publisher, Relay
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
     from hybridkit.dataservice._postgres_migrations import write_revision as write_revision
 
 __all__ = [
+    "CallContext",
+    "Database",
+    "DatabaseReader",
     "DocumentCollection",
     "DocumentIndex",
     "Grant",

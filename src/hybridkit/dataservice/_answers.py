@@ -1,51 +1,110 @@
-"""From what a store answers to HTTP."""
+"""From what a store answers to HTTP: bytes, that go out as they are."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from typing import Any, Final, NamedTuple, Protocol
 from urllib.parse import quote
 
-from fastapi import Response
-
 from hybridkit.codec import encode_json
-from hybridkit.contract import IDEMPOTENCY_REPLAYED_HEADER
-from hybridkit.dataservice._operations import AnyResource, Document, Outcome
+from hybridkit.contract import IDEMPOTENCY_REPLAYED_HEADER, IDEMPOTENCY_REREAD_HEADER
+from hybridkit.dataservice._operations import AnyResource, Outcome
 
-__all__ = ["encoded_answer", "json_answer", "not_modified", "record_answer", "written"]
+__all__ = [
+    "Answer",
+    "Answering",
+    "Header",
+    "Receive",
+    "Send",
+    "items_answer",
+    "json_answer",
+    "not_modified",
+    "replay_headers",
+    "written",
+]
+
+type Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+type Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+type Header = tuple[bytes, bytes]
+
+_JSON: Final = (b"content-type", b"application/json")
+_TRUE: Final = b"true"
 
 
-def json_answer(value: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """That value as canonical JSON."""
-    return Response(encode_json(value), status, headers=headers, media_type="application/json")
+class Answering(Protocol):
+    """An answer that can be sent."""
+
+    async def send(self, receive: Receive, send: Send, headers: Sequence[Header]) -> None:
+        """Send it, with those headers besides its own."""
+        ...
 
 
-def record_answer(
-    record: Document, *, status: int = 200, headers: Mapping[str, str] | None = None
-) -> Response:
-    """A whole record with its ETag."""
-    return json_answer(record, status=status, headers={"etag": record["etag"], **(headers or {})})
+class Answer(NamedTuple):
+    """An answer in one piece.
+
+    Attributes:
+        status: of HTTP.
+        body: empty for none.
+        headers: its own; the length is added.
+    """
+
+    status: int
+    body: bytes = b""
+    headers: Sequence[Header] = ()
+
+    async def send(self, receive: Receive, send: Send, headers: Sequence[Header]) -> None:  # noqa: ARG002 - of a stream
+        """Send it at once."""
+        all_headers = [*self.headers, *headers]
+        if self.status not in (204, 304):
+            all_headers.append((b"content-length", b"%d" % len(self.body)))
+        await send({"type": "http.response.start", "status": self.status, "headers": all_headers})
+        await send({"type": "http.response.body", "body": self.body})
 
 
-def encoded_answer(body: bytes, *, etag: str | None = None) -> Response:
-    """What a store has read, as it comes."""
-    headers = {} if etag is None else {"etag": etag}
-    return Response(body, headers=headers, media_type="application/json")
+def json_answer(body: bytes, *, status: int = 200, headers: Sequence[Header] = ()) -> Answer:
+    """That JSON."""
+    return Answer(status, body, (_JSON, *headers))
 
 
-def not_modified(etag: str) -> Response:
+def items_answer(items: bytes, *, headers: Sequence[Header] = ()) -> Answer:
+    """`{"items": […]}` around that JSON array."""
+    return json_answer(b'{"items":%b}' % items, headers=headers)
+
+
+def not_modified(etag: str) -> Answer:
     """The reader has this state already."""
-    return Response(status_code=304, headers={"etag": etag})
+    return Answer(304, b"", (etag_header(etag),))
 
 
-def written(outcome: Outcome, resource: AnyResource) -> Response:
-    """The answer to a write of one record."""
+def written(outcome: Outcome, resource: AnyResource, *, minimal: bool = False) -> Answer:
+    """The answer to a write of one record.
+
+    Args:
+        outcome: of that one operation.
+        resource: where it was done.
+        minimal: without a body; status, ETag and location say what happened.
+    """
     headers = replay_headers(outcome)
     [result] = outcome.results
     if result.record is None:
-        return Response(status_code=204, headers=headers)
+        return Answer(204, b"", headers)
     if result.created:
-        headers["location"] = f"{resource.path}/{quote(str(result.record['id']), safe='')}"
-    return record_answer(result.record, status=201 if result.created else 200, headers=headers)
+        location = f"{resource.path}/{quote(str(result.record['id']), safe='')}"
+        headers.append((b"location", location.encode()))
+    headers.append(etag_header(result.record["etag"]))
+    if minimal:
+        return Answer(201 if result.created else 204, b"", headers)
+    return json_answer(encode_json(result.record), status=201 if result.created else 200, headers=headers)
 
 
-def replay_headers(outcome: Outcome) -> dict[str, str]:
-    """Says so where the answer is that of an earlier call."""
-    return {IDEMPOTENCY_REPLAYED_HEADER: "true"} if outcome.replayed else {}
+def etag_header(etag: str) -> Header:
+    """The record's state."""
+    return (b"etag", etag.encode())
+
+
+def replay_headers(outcome: Outcome) -> list[Header]:
+    """Says so where the answer is that of an earlier call, or where its records had to be read again."""
+    headers: list[Header] = []
+    if outcome.replayed:
+        headers.append((IDEMPOTENCY_REPLAYED_HEADER.encode(), _TRUE))
+    if outcome.reread:
+        headers.append((IDEMPOTENCY_REREAD_HEADER.encode(), _TRUE))
+    return headers

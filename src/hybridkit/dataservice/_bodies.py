@@ -14,11 +14,16 @@ from hybridkit.contract import Transaction
 from hybridkit.dataservice._etags import normal_tag
 from hybridkit.dataservice._operations import AnyResource, Assert, Create, Delete, Operation, Update, Upsert
 from hybridkit.dataservice._requests import Condition
-from hybridkit.errors import FieldError, InvalidQueryError, InvalidRequestError
+from hybridkit.errors import (
+    FieldError,
+    InvalidQueryError,
+    InvalidRequestError,
+    PreconditionRequiredError,
+)
 from hybridkit.filters import Filter
 from hybridkit.queries import Query
 
-__all__ = ["Bodies", "read_transaction"]
+__all__ = ["Bodies", "closed", "read_id", "read_transaction", "validate"]
 
 
 class _Closed(BaseModel):
@@ -45,23 +50,30 @@ class Bodies:
         """The body of `POST`: what a create takes, and the id, which the service makes where it is left out."""
         declared = self.resource.create
         if "id" in declared.model_fields:
-            return _closed(declared)
-        id_type: Any = self.resource.record.model_fields["id"].annotation
-        if isinstance(id_type, TypeVar):  # `Record` without a type argument
-            id_type = UUID
-        return _closed(
-            declared, suffix="WithId", id=(UUID | None, None) if id_type is UUID else (id_type, ...)
+            return closed(declared)
+        return closed(
+            declared, suffix="WithId", id=(UUID | None, None) if self.has_uuids else (self._id_type, ...)
         )
+
+    @property
+    def has_uuids(self) -> bool:
+        """Whether the service can make ids."""
+        return self._id_type is UUID
+
+    @property
+    def _id_type(self) -> Any:
+        declared: Any = self.resource.record.model_fields["id"].annotation
+        return UUID if isinstance(declared, TypeVar) else declared  # `Record` without a type argument
 
     @cached_property
     def replace_model(self) -> type[BaseModel]:
         """The body of `PUT`: what a create takes; the id stands in the URL."""
-        return _closed(self.resource.create)
+        return closed(self.resource.create)
 
     @cached_property
     def update_model(self) -> type[BaseModel]:
         """The body of `PATCH`: a merge patch of what an update takes."""
-        return _closed(self.resource.update)
+        return closed(self.resource.update)
 
     def create(self, body: bytes, *, default_id: UUID) -> Create:
         """A `POST`.
@@ -73,7 +85,7 @@ class Bodies:
         Raises:
             InvalidRequestError: with a pointer to every problem.
         """
-        model = _validate(self.create_model, body)
+        model = validate(self.create_model, body)
         values = model.model_dump()
         record_id = values.pop("id", None)
         return Create(
@@ -90,7 +102,10 @@ class Bodies:
 
         Raises:
             InvalidRequestError: with a pointer to every problem.
+            PreconditionRequiredError: it doesn't name the state that it replaces, and has to.
         """
+        if condition.only != "absent":
+            self._check_match(condition.if_match, at)
         values = self._values(record_id, body, at=_pointer(at, "data"))
         return Upsert(
             resource=self.resource,
@@ -115,8 +130,10 @@ class Bodies:
 
         Raises:
             InvalidRequestError: with a pointer to every problem.
+            PreconditionRequiredError: it doesn't name the state that it changes, and has to.
         """
-        model = _validate(self.update_model, encode_json(patch), at=_pointer(at, "data"))
+        self._check_match(if_match, at)
+        model = validate(self.update_model, encode_json(patch), at=_pointer(at, "data"))
         # An object is merged into what is there, so it goes on as it came: a model would add its defaults.
         merges = {name: patch[name] for name in model.model_fields_set if isinstance(patch.get(name), dict)}
         return Update(
@@ -130,8 +147,24 @@ class Bodies:
             label=at,
         )
 
+    def delete(self, record_id: Any, *, if_match: str | None, at: str = "") -> Delete:
+        """A `DELETE`, alone or among others.
+
+        Raises:
+            PreconditionRequiredError: it doesn't name the state that it deletes, and has to.
+        """
+        self._check_match(if_match, at)
+        return Delete(resource=self.resource, id=record_id, if_match=if_match, label=at)
+
+    def _check_match(self, if_match: str | None, at: str) -> None:
+        if self.resource.require_match and if_match is None:
+            where = f"{at}: " if at else ""
+            raise PreconditionRequiredError(
+                f"{where}{self.resource.name} are changed from the state that was read only; send its ETag (If-Match)"
+            )
+
     def _values(self, record_id: Any, body: bytes, *, at: str) -> dict[str, Any]:
-        values = _validate(self.replace_model, body, at=at).model_dump()
+        values = validate(self.replace_model, body, at=at).model_dump()
         if values.pop("id", record_id) != record_id:
             raise InvalidRequestError(
                 "the body names another record", errors=[FieldError(f"{at}/id", "id_mismatch")]
@@ -178,7 +211,7 @@ def _operation(wanted: contract.Operation, bodies: Mapping[str, Bodies], at: str
         raise InvalidRequestError(
             f"{at}: there is no such resource", errors=[FieldError(f"/{at}/resource", "unknown_resource")]
         )
-    resource, record_id = body.resource, _read_id(body.resource, wanted.id, at)
+    resource, record_id = body.resource, read_id(body.resource, wanted.id, at)
     match wanted:
         case contract.AssertOperation():
             return Assert(resource=resource, id=record_id, if_match=_tag(wanted.if_match), label=at)
@@ -196,7 +229,7 @@ def _operation(wanted: contract.Operation, bodies: Mapping[str, Bodies], at: str
         case contract.UpsertOperation():
             return body.upsert(record_id, encode_json(wanted.data), condition=_ANY_STATE, at=at)
         case contract.DeleteOperation():
-            return Delete(resource=resource, id=record_id, if_match=_tag(wanted.if_match), label=at)
+            return body.delete(record_id, if_match=_tag(wanted.if_match), at=at)
         case _:
             assert_never(wanted)
 
@@ -205,7 +238,12 @@ def _tag(if_match: str | None) -> str | None:
     return None if if_match is None else normal_tag(if_match)
 
 
-def _read_id(resource: AnyResource, text: str, at: str) -> Any:
+def read_id(resource: AnyResource, text: str, at: str) -> Any:
+    """The id that stands there, typed.
+
+    Raises:
+        InvalidRequestError: it is none of that resource.
+    """
     try:
         return resource.parse_id(text)
     except ValueError:
@@ -224,12 +262,18 @@ def _requirement(resource: AnyResource, tree: Mapping[str, Any] | None, at: str)
         raise InvalidQueryError(f"{at}: {error}", pointer=pointer) from None
 
 
-def _closed(model: type[BaseModel], *, suffix: str = "", **fields: Any) -> type[BaseModel]:
+def closed(model: type[BaseModel], *, suffix: str = "", **fields: Any) -> type[BaseModel]:
+    """That model, refusing members that it doesn't have, with those fields on top."""
     made = create_model(model.__name__ + suffix, __base__=(model, _Closed), __doc__=model.__doc__, **fields)
     return cast("type[BaseModel]", made)
 
 
-def _validate(model: type[BaseModel], body: bytes, *, at: str = "") -> BaseModel:
+def validate(model: type[BaseModel], body: bytes, *, at: str = "") -> BaseModel:
+    """The body as that model.
+
+    Raises:
+        InvalidRequestError: with a pointer to every problem, from `at` on.
+    """
     try:
         return model.model_validate_json(body)
     except ValidationError as error:

@@ -1,311 +1,473 @@
-"""The OpenAPI description of the routes. They read their bodies themselves, so they have to say what they take.
+"""The OpenAPI description of the routes, which read their requests themselves.
+
+QUERY is not in it: OpenAPI 3.1 has no such method. It takes what `POST …:query` takes.
 
 https://spec.openapis.org/oas/v3.1.0
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, cast
 
 from fastapi import FastAPI
-from pydantic import BaseModel, create_model
-from pydantic.json_schema import models_json_schema
+from pydantic import BaseModel
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-from hybridkit.contract import PROBLEM_MEDIA_TYPE, Problem, Transaction, TransactionResult
+from hybridkit.contract import MAX_BATCH, NDJSON_MEDIA_TYPE, Problem, Transaction, TransactionResult
+from hybridkit.dataservice._batches import BATCH_KINDS, BatchKind
 from hybridkit.dataservice._bodies import Bodies
-from hybridkit.queries import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
+from hybridkit.dataservice._call_routes import CallRoute
+from hybridkit.dataservice._openapi_parts import (
+    ANSWER_HEADERS,
+    EXAMPLE_ID,
+    PARAMETERS,
+    PROBLEMS,
+    SECURITY,
+    Part,
+    aggregation_schema,
+    filter_parameters,
+    query_options,
+    query_schema,
+)
+from hybridkit.dataservice._transact_route import TRANSACT_PATH
 
-__all__ = ["Describe", "Schemas", "add_schemas", "transact"]
+__all__ = ["ContractDocument", "add_document"]
 
-type Description = dict[str, Any]
-"""Keyword arguments of `FastAPI.add_api_route`."""
-
-_REFERENCE: Final = "#/components/schemas/{model}"
-
-_KEY: Final = {
-    "name": "Idempotency-Key",
-    "in": "header",
-    "required": True,
-    "schema": {"type": "string", "minLength": 1, "maxLength": 257},
-    "description": "One per call, the same for every attempt of it; quoted or bare.",
-}
-_CALLER: Final = {
-    "name": "X-Service-Name",
-    "in": "header",
-    "schema": {"type": "string", "pattern": "^[a-z][a-z0-9_]{0,62}$"},
-    "description": "The calling service. Keys are its own, and its events carry its name.",
-}
-_IF_MATCH: Final = {
-    "name": "If-Match",
-    "in": "header",
-    "schema": {"type": "string"},
-    "description": "The ETag that the record must have; `*` for any.",
-}
-_ONLY_ABSENT: Final = {
-    "name": "If-None-Match",
-    "in": "header",
-    "schema": {"type": "string", "const": "*"},
-    "description": "`*`: create the record, replace none.",
-}
-_IF_NONE_MATCH: Final = {
-    "name": "If-None-Match",
-    "in": "header",
-    "schema": {"type": "string"},
-    "description": "The ETags that the reader has already.",
-}
-_PROBLEMS: Final[Mapping[int, str]] = {
-    400: "The query, a page token or the idempotency key is missing or wrong.",
-    404: "There is no such record.",
-    409: "A unique value is taken, a reference leads nowhere, a race was lost, or the key is in use.",
-    412: "The record is in another state.",
-    413: "The body is too large.",
-    422: "The body doesn't fit, or the key was used for another request.",
-    501: "This data service can't do that.",
-    503: "The database does not answer, or is too busy.",
-    504: "The deadline passed first, or nobody knows what became of the call.",
-}
+_JSON: Final = "application/json"
+_MERGE_PATCH: Final = "application/merge-patch+json"
+_SCHEMAS: Final = "#/components/schemas/"
+_ALWAYS: Final = (401, 403, 414, 422, 500, 503, 504)
+_WRITES: Final = ("key", "caller", "timeout", "request_id", "prefer_write")
+_READS: Final = ("caller", "timeout", "request_id")
+_WRITTEN: Final = ("Idempotency-Replayed", "Idempotency-Reread", "Preference-Applied")
 
 
-class Schemas:
-    """The models that bodies have, and where the document defines them.
+class ContractDocument:
+    """What the contract adds to the application's document.
 
     Args:
         bodies: of every resource.
+        calls: the service's own.
+
+    Attributes:
+        paths: by path and method.
+        schemas: by name.
     """
 
-    def __init__(self, bodies: Iterable[Bodies]) -> None:
-        models: list[type[BaseModel]] = [Problem, Transaction]
-        for body in bodies:
-            models += [body.create_model, body.replace_model, body.update_model]
-        wanted = [(model, "validation") for model in models]
-        places, definitions = models_json_schema(wanted, ref_template=_REFERENCE)  # type: ignore[arg-type]
-        self._places = {model: place for (model, _), place in places.items()}
-        self.definitions: Mapping[str, Any] = definitions["$defs"]
+    def __init__(self, bodies: Iterable[Bodies], calls: Sequence[CallRoute]) -> None:
+        listed = list(bodies)
+        self.paths: dict[str, dict[str, Part]] = {}
+        self.schemas: dict[str, Any] = {}
+        self._places = self._define(listed, calls)
+        for body in listed:
+            self._describe(body, [route for route in calls if route.call.resource == body.resource])
+        self._describe_transactions(listed)
 
     def __repr__(self) -> str:
-        return f"Schemas({sorted(self.definitions)})"
+        return f"ContractDocument({sorted(self.paths)})"
 
-    def body(self, model: type[BaseModel], media_type: str = "application/json") -> Mapping[str, Any]:
-        """A required body of that model."""
-        return {"required": True, "content": {media_type: {"schema": self._places[model]}}}
+    @property
+    def components(self) -> dict[str, dict[str, Any]]:
+        """What the paths refer to."""
+        return {
+            "schemas": self.schemas,
+            "parameters": dict(PARAMETERS),
+            "headers": dict(ANSWER_HEADERS),
+            "responses": {_problem_name(status): dict(part) for status, part in PROBLEMS.items()},
+            "securitySchemes": dict(SECURITY),
+        }
 
+    # ── schemas ──────────────────────────────────────────────────────────────────────────────────
 
-class Describe:
-    """Describes the routes of one resource.
+    def _define(self, bodies: Sequence[Bodies], calls: Sequence[CallRoute]) -> dict[type[BaseModel], str]:
+        read: list[type[BaseModel]] = [Problem, TransactionResult]
+        sent: list[type[BaseModel]] = [Transaction]
+        for body in bodies:
+            read.append(body.resource.record)
+            sent += [body.create_model, body.replace_model, body.update_model]
+        for route in calls:
+            read.append(route.call.response)
+            sent.append(route.request_model)
+        wanted: list[tuple[type[BaseModel], JsonSchemaMode]] = [
+            *((model, "serialization") for model in dict.fromkeys(read)),
+            *((model, "validation") for model in dict.fromkeys(sent)),
+        ]
+        places, definitions = models_json_schema(wanted, ref_template=_SCHEMAS + "{model}")
+        self.schemas.update(definitions["$defs"])
+        names = {model: place["$ref"].removeprefix(_SCHEMAS) for (model, _), place in places.items()}
+        return cast("dict[type[BaseModel], str]", names)
 
-    Args:
-        bodies: what it takes.
-        schemas: where that is defined.
-    """
+    def _named(self, name: str, schema: Part) -> Part:
+        """That schema under a name, as what it is referred to by."""
+        self.schemas[name] = dict(schema)
+        return _reference(name)
 
-    def __init__(self, bodies: Bodies, schemas: Schemas) -> None:
+    def _model(self, model: type[BaseModel]) -> Part:
+        return _reference(self._places[model])
+
+    # ── a resource ───────────────────────────────────────────────────────────────────────────────
+
+    def _describe(self, bodies: Bodies, calls: Sequence[CallRoute]) -> None:
         resource = bodies.resource
-        self._bodies = bodies
-        self._schemas = schemas
-        self._resource = resource
-        self._record: type[BaseModel] = resource.record
-        self._page = create_model(
-            f"{resource.record.__name__}Page",
-            items=(list[resource.record], ...),  # type: ignore[name-defined] # a class that is only known now
-            next_page_token=(str | None, None),
+        name, path = resource.name, resource.path
+        described = _Described(self, bodies)
+        add = self.paths.setdefault
+        add(path, {}).update({"get": described.find(), "post": described.create()})
+        add(f"{path}:query", {})["post"] = described.query()
+        add(f"{path}:aggregate", {})["post"] = described.aggregate()
+        add(f"{path}:batch_get", {})["post"] = described.batch_get()
+        for kind in BATCH_KINDS:
+            add(f"{path}:batch_{kind}", {})["post"] = described.batch(kind)
+        for route in calls:
+            add(route.call.path, {})["post"] = self._call(route, name)
+        add(f"{path}/{{id}}", {}).update(
+            {
+                "get": described.get(),
+                "put": described.put(),
+                "patch": described.patch(),
+                "delete": described.delete(),
+            }
+        )
+        if resource.soft_delete:
+            add(f"{path}/{{id}}:undelete", {})["post"] = described.undelete()
+
+    def _call(self, route: CallRoute, tag: str) -> Part:
+        call = route.call
+        answer = self._model(call.response)
+        responses = {200: _answer("Done.", answer, () if call.safe else _WRITTEN)}
+        if not call.safe:
+            responses[204] = _answer("Done, and answered without a body.", None, _WRITTEN)
+        problems = (400, 404, 409, 412, 413, 415, 428, 429, 501)
+        return _operation(
+            f"{call.name}_{tag}",
+            (route.call.request.__doc__ or call.name).strip().partition("\n")[0],
+            _READS if call.safe else _WRITES,
+            responses,
+            problems,
+            tag=tag,
+            body=_body(self._model(route.request_model)),
         )
 
-    def find(self) -> Description:
-        """`GET` of the collection."""
-        parameters = [*self._filters(), *_OPTIONS]
-        return self._made("find", "Find records", parameters, self._ok(200, self._page, 400))
+    def _describe_transactions(self, bodies: Sequence[Bodies]) -> None:
+        responses = {
+            200: _answer("All of it is done.", self._model(TransactionResult), _WRITTEN),
+            204: _answer("All of it is done, and answered without a body.", None, _WRITTEN),
+        }
+        first = bodies[0].resource.name if bodies else "users"
+        example = {"operations": [{"op": "assert", "resource": first, "id": EXAMPLE_ID}]}
+        self.paths[TRANSACT_PATH] = {
+            "post": _operation(
+                "transact",
+                "Several operations and events, all or nothing",
+                _WRITES,
+                responses,
+                (400, 404, 409, 412, 413, 415, 428, 501),
+                tag="transactions",
+                body=_body(self._model(Transaction), example=example),
+            )
+        }
 
-    def query(self) -> Description:
-        """`POST` of a query."""
-        return self._made(
-            "query", "Find records by any filter", [], self._ok(200, self._page, 400, 413, 422), body=_QUERY
+
+class _Described:
+    """The descriptions of one resource's routes."""
+
+    def __init__(self, document: ContractDocument, bodies: Bodies) -> None:
+        self._resource = bodies.resource
+        self._new = document._model(bodies.create_model)  # noqa: SLF001 - the other half of one class
+        self._whole = document._model(bodies.replace_model)  # noqa: SLF001
+        self._changes = document._model(bodies.update_model)  # noqa: SLF001
+        self.record = document._model(bodies.resource.record)  # noqa: SLF001
+        name = self.record["$ref"].removeprefix(_SCHEMAS)
+        schema = document.schemas[name]
+        self._id_schema: Part = schema["properties"]["id"]
+        define = document._named  # noqa: SLF001
+        selection = define(
+            f"{name}Selection",
+            {
+                "type": "object",
+                "properties": schema["properties"],
+                "description": f"The fields of {name} that `select` names.",
+            },
+        )
+        self._page = define(f"{name}Page", _page_schema({"anyOf": [self.record, selection]}))
+        self._items = define(f"{name}Items", _items_schema({"anyOf": [self.record, {"type": "null"}]}))
+        self._rows = define(f"{name}Rows", _items_schema({"type": "object"}))
+        self._query = define(f"{name}Query", query_schema(self._resource))
+        self._aggregation = define(f"{name}Aggregation", aggregation_schema(self._resource))
+
+    def find(self) -> Part:
+        return self._operation(
+            "find",
+            "Find records",
+            ("prefer_count", *_READS),
+            {200: self._found()},
+            (400,),
+            more=[*filter_parameters(self._resource), *query_options(self._resource)],
         )
 
-    def create(self) -> Description:
-        """`POST` of a record."""
-        return self._made(
+    def query(self) -> Part:
+        return self._operation(
+            "query",
+            "Find records by any filter",
+            ("prefer_count", *_READS),
+            {200: self._found()},
+            (400, 413, 415),
+            body=_body(self._query),
+        )
+
+    def aggregate(self) -> Part:
+        return self._operation(
+            "aggregate",
+            "Group records and compute of each group",
+            _READS,
+            {200: _answer("A row for each group.", self._rows)},
+            (400, 413, 415, 501),
+            body=_body(self._aggregation),
+        )
+
+    def get(self) -> Part:
+        responses = {
+            200: _answer("The record.", self.record, ("ETag",)),
+            304: _answer("The reader has it already.", None, ("ETag",)),
+        }
+        return self._operation(
+            "get", "Read a record", ("if_none_match", *_READS), responses, (400, 404), more=[self._id()]
+        )
+
+    def create(self) -> Part:
+        responses = {201: self._written("Created.", "Location", "ETag")}
+        return self._operation(
             "create",
             "Create a record",
-            [_KEY, _CALLER],
-            self._ok(201, self._record, 400, 409, 413, 422),
-            body=self._schemas.body(self._bodies.create_model),
+            _WRITES,
+            responses,
+            (400, 409, 412, 413, 415, 501),
+            body=_body(self._new),
         )
 
-    def get(self) -> Description:
-        """`GET` of a record."""
-        responses = self._ok(200, self._record, 404) | {304: {"description": "The reader has it already."}}
-        return self._made("get", "Read a record", [self._id(), _IF_NONE_MATCH], responses)
-
-    def put(self) -> Description:
-        """`PUT` of a record."""
-        responses = self._ok(200, self._record, 400, 404, 409, 412, 413, 422)
-        responses[201] = {"model": self._record, "description": "Created."}
-        return self._made(
+    def put(self) -> Part:
+        responses = {
+            200: self._written("Replaced.", "ETag"),
+            201: self._written("Created.", "Location", "ETag"),
+            204: _answer("Replaced, and answered without a body.", None, ("ETag", *_WRITTEN)),
+        }
+        return self._operation(
             "put",
             "Create or replace a record",
-            [self._id(), _KEY, _CALLER, _IF_MATCH, _ONLY_ABSENT],
+            ("if_match", "only_absent", *_WRITES),
             responses,
-            body=self._schemas.body(self._bodies.replace_model),
+            (400, 404, 409, 412, 413, 415, 428, 501),
+            more=[self._id()],
+            body=_body(self._whole),
         )
 
-    def patch(self) -> Description:
-        """`PATCH` of a record."""
-        return self._made(
+    def patch(self) -> Part:
+        return self._operation(
             "patch",
             "Change a record",
-            [self._id(), _KEY, _CALLER, _IF_MATCH],
-            self._ok(200, self._record, 400, 404, 409, 412, 413, 422),
-            body=self._schemas.body(self._bodies.update_model, "application/merge-patch+json"),
+            ("if_match", *_WRITES),
+            self._changed("Changed."),
+            (400, 404, 409, 412, 413, 415, 428, 501),
+            more=[self._id()],
+            body=_body(self._changes, _MERGE_PATCH, _JSON),
         )
 
-    def delete(self) -> Description:
-        """`DELETE` of a record."""
-        responses: dict[int | str, dict[str, Any]] = {204: {"description": "Removed."}}
-        return self._made(
+    def delete(self) -> Part:
+        responses = {204: _answer("Removed.", None, _WRITTEN)}
+        return self._operation(
             "delete",
             "Remove a record",
-            [self._id(), _KEY, _CALLER, _IF_MATCH],
-            responses | _problems(400, 404, 409, 412, 422),
-            status_code=204,
+            ("if_match", *_WRITES),
+            responses,
+            (400, 404, 409, 412, 428, 501),
+            more=[self._id()],
         )
 
-    def _made(
-        self,
-        name: str,
-        summary: str,
-        parameters: list[Mapping[str, Any]],
-        responses: dict[int | str, dict[str, Any]],
-        **more: Any,
-    ) -> Description:
-        return _description(
-            f"{name}_{self._resource.name}", summary, self._resource.name, parameters, responses, **more
+    def undelete(self) -> Part:
+        return self._operation(
+            "undelete",
+            "Bring a removed record back; takes who may remove it",
+            ("if_match", *_WRITES),
+            self._changed("Back again."),
+            (400, 404, 409, 412, 501),
+            more=[self._id()],
         )
 
-    def _ok(self, status: int, model: type[BaseModel], *problems: int) -> dict[int | str, dict[str, Any]]:
-        return {status: {"model": model, "description": "Done."}} | _problems(*problems)
+    def batch_get(self) -> Part:
+        ids = {"type": "array", "items": self._text_id(), "maxItems": MAX_BATCH}
+        return self._operation(
+            "batch_get",
+            "Read records by id",
+            _READS,
+            {200: _answer("In the order of the ids, null for what is not there.", self._items)},
+            (400, 413, 415),
+            body=_body(
+                {
+                    "type": "object",
+                    "additionalProperties": False,
+                    "required": ["ids"],
+                    "properties": {"ids": ids},
+                }
+            ),
+        )
 
-    def _id(self) -> Mapping[str, Any]:
-        schema = self._record.model_json_schema()["properties"]["id"]
-        return {"name": "id", "in": "path", "required": True, "schema": schema}
+    def batch(self, kind: BatchKind) -> Part:
+        responses = {
+            200: _answer("In the order of the batch, null for what was removed.", self._items, _WRITTEN),
+            204: _answer("Done, and answered without a body.", None, _WRITTEN),
+        }
+        return self._operation(
+            f"batch_{kind}",
+            f"{kind.capitalize()} records, all of them or none",
+            _WRITES,
+            responses,
+            (400, 404, 409, 412, 413, 415, 428, 501),
+            body=_body(self._batch_schema(kind)),
+        )
 
-    def _filters(self) -> list[Mapping[str, Any]]:
-        return [
-            {
-                "name": name,
-                "in": "query",
-                "schema": {"type": "string"},
-                "description": "An operator and a value, such as `eq.1`, `not.in.(1,2)`, `like.a*`, `is.null`.",
-            }
-            for name in ("id", *self._resource.filterable)
-        ]
+    def _batch_schema(self, kind: BatchKind) -> Part:
+        properties: dict[str, Any] = {"id": self._text_id()}
+        required = ["id"]
+        if kind != "delete":
+            properties["data"] = self._changes if kind == "update" else self._whole
+            required.append("data")
+        if kind == "create":
+            required.remove("id")
+        else:
+            properties["if_match"] = {"type": "string"}
+        item = {
+            "type": "object",
+            "additionalProperties": False,
+            "required": required,
+            "properties": properties,
+        }
+        items = {"type": "array", "items": item, "minItems": 1, "maxItems": MAX_BATCH}
+        return {
+            "type": "object",
+            "additionalProperties": False,
+            "required": ["items"],
+            "properties": {"items": items},
+        }
+
+    def _found(self) -> Part:
+        answer = dict(_answer("A page, or every line of an export.", self._page, ("Preference-Applied",)))
+        lines = {"type": "string", "description": 'A record a line, and `{"$end":true,"count":n}`.'}
+        answer["content"] = {**answer["content"], NDJSON_MEDIA_TYPE: {"schema": lines}}
+        return answer
+
+    def _changed(self, description: str) -> dict[int, Part]:
+        return {
+            200: self._written(description, "ETag"),
+            204: _answer(f"{description} Answered without a body.", None, ("ETag", *_WRITTEN)),
+        }
+
+    def _written(self, description: str, *headers: str) -> Part:
+        return _answer(description, self.record, (*headers, *_WRITTEN))
+
+    def _operation(self, name: str, summary: str, *args: Any, **options: Any) -> Part:
+        tag = self._resource.name
+        return _operation(f"{name}_{tag}", summary, *args, tag=tag, **options)
+
+    def _id(self) -> Part:
+        return {"name": "id", "in": "path", "required": True, "schema": self._id_schema}
+
+    def _text_id(self) -> Part:
+        return self._id_schema if self._id_schema.get("type") == "string" else {"type": "string"}
 
 
-def transact(schemas: Schemas) -> Description:
-    """`POST /v1:transact`."""
-    responses: dict[int | str, dict[str, Any]] = {
-        200: {"model": TransactionResult, "description": "All of it is done."}
-    }
-    return _description(
-        "transact",
-        "Several operations and events, all or nothing",
-        "transactions",
-        [_KEY, _CALLER],
-        responses | _problems(400, 404, 409, 412, 413, 422, 501),
-        body=schemas.body(Transaction),
-    )
-
-
-def add_schemas(app: FastAPI, schemas: Schemas) -> None:
-    """Have the application's document define the models that the descriptions refer to."""
+def add_document(app: FastAPI, document: ContractDocument) -> None:
+    """Have the application's document begin with the contract."""
     build = app.openapi
 
-    def with_schemas() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            components = build().setdefault("components", {})
-            components.setdefault("schemas", {}).update(schemas.definitions)
-        return app.openapi_schema or {}
+    def openapi() -> dict[str, Any]:
+        made = build()
+        own = made.setdefault("paths", {})
+        made["paths"] = {path: {**item, **own.pop(path, {})} for path, item in document.paths.items()} | own
+        components = made.setdefault("components", {})
+        for kind, parts in document.components.items():
+            components[kind] = {**components.get(kind, {}), **parts}
+        return made
 
-    app.openapi = with_schemas  # type: ignore[method-assign] # FastAPI's own way to extend the document
-
-
-_OPTIONS: Final[tuple[Mapping[str, Any], ...]] = (
-    {
-        "name": "or",
-        "in": "query",
-        "schema": {"type": "string"},
-        "description": "Alternatives, such as `(email.eq.a,is_active.is.false)`; `and`, `not.or`, `not.and` likewise.",
-    },
-    {
-        "name": "order",
-        "in": "query",
-        "schema": {"type": "string"},
-        "description": "Fields with a direction, such as `created_at.desc,id`.",
-    },
-    {
-        "name": "select",
-        "in": "query",
-        "schema": {"type": "string"},
-        "description": "The fields to return, separated by commas.",
-    },
-    {
-        "name": "page_size",
-        "in": "query",
-        "schema": {"type": "integer", "minimum": 1, "maximum": MAX_PAGE_SIZE, "default": DEFAULT_PAGE_SIZE},
-    },
-    {
-        "name": "page_token",
-        "in": "query",
-        "schema": {"type": "string"},
-        "description": "The `next_page_token` of the page before.",
-    },
-)
-
-_QUERY: Final = {
-    "required": True,
-    "content": {
-        "application/json": {
-            "schema": {
-                "type": "object",
-                "additionalProperties": False,
-                "properties": {
-                    "where": {"type": "object", "description": 'A tree such as {"eq": ["email", "a"]}.'},
-                    "order": {"type": "array", "items": {"type": "array", "items": {"type": "string"}}},
-                    "select": {"type": "array", "items": {"type": "string"}},
-                    "page_size": {"type": "integer", "minimum": 1, "maximum": MAX_PAGE_SIZE},
-                    "page_token": {"type": "string"},
-                },
-            }
-        }
-    },
-}
+    app.openapi = openapi  # type: ignore[method-assign] # FastAPI's own way to extend the document
 
 
-def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    content = {PROBLEM_MEDIA_TYPE: {"schema": {"$ref": _REFERENCE.format(model="Problem")}}}
-    return {
-        status: {"description": _PROBLEMS[status], "content": content} for status in (*statuses, 503, 504)
-    }
+# ── parts of a description ───────────────────────────────────────────────────────────────────────
 
 
-def _description(
+def _operation(
     operation_id: str,
     summary: str,
-    tag: str,
-    parameters: Iterable[Mapping[str, Any]],
-    responses: dict[int | str, dict[str, Any]],
+    parameters: Iterable[str],
+    responses: Mapping[int, Part],
+    problems: Iterable[int],
     *,
-    body: Mapping[str, Any] | None = None,
-    status_code: int | None = None,
-) -> Description:
-    extra: dict[str, Any] = {"parameters": list(parameters)}
-    if body is not None:
-        extra["requestBody"] = body
-    done = min(status for status in responses if isinstance(status, int))
-    return {
-        "operation_id": operation_id,
+    tag: str,
+    more: Iterable[Part] = (),
+    body: Part | None = None,
+) -> Part:
+    described: dict[str, Any] = {
+        "operationId": operation_id,
         "summary": summary,
         "tags": [tag],
-        "responses": responses,
-        "openapi_extra": extra,
-        "response_model": None,
-        "status_code": status_code or done,
+        "security": [{}, {"service_token": []}],
+        "parameters": [
+            *more,
+            *({"$ref": f"#/components/parameters/{name}"} for name in parameters),
+        ],
+        "responses": {
+            **{str(status): answer for status, answer in sorted(responses.items())},
+            **{
+                str(status): {"$ref": f"#/components/responses/{_problem_name(status)}"}
+                for status in sorted({*problems, *_ALWAYS})
+            },
+        },
     }
+    if body is not None:
+        described["requestBody"] = body
+    return described
+
+
+def _body(schema: Part, *media_types: str, example: Any = None) -> Part:
+    content = {"schema": schema} | ({} if example is None else {"example": example})
+    return {"required": True, "content": dict.fromkeys(media_types or (_JSON,), content)}
+
+
+def _answer(description: str, schema: Part | None, headers: Sequence[str] = ()) -> Part:
+    answer: dict[str, Any] = {
+        "description": description,
+        "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in (*headers, "X-Request-ID")},
+    }
+    if schema is not None:
+        answer["content"] = {_JSON: {"schema": schema}}
+    return answer
+
+
+def _items_schema(item: Part) -> Part:
+    return {
+        "type": "object",
+        "required": ["items"],
+        "properties": {"items": {"type": "array", "items": item}},
+    }
+
+
+def _page_schema(item: Part) -> Part:
+    return {
+        "type": "object",
+        "required": ["items", "next_page_token"],
+        "properties": {
+            "items": {"type": "array", "items": item},
+            "next_page_token": {"type": ["string", "null"], "description": "None means the end."},
+            "total_size": {
+                "type": "integer",
+                "minimum": 0,
+                "description": "Where the caller prefers a count.",
+            },
+        },
+    }
+
+
+def _reference(name: str) -> Part:
+    return {"$ref": _SCHEMAS + name}
+
+
+def _problem_name(status: int) -> str:
+    return f"Problem{status}"

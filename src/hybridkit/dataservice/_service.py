@@ -1,6 +1,6 @@
 """A data service as a FastAPI application, made from declarations."""
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from hybridkit.adapters.fastapi import create_app
 from hybridkit.dataservice._bodies import Bodies
 from hybridkit.dataservice._callers import Callers, Grant
+from hybridkit.dataservice._calls import AnyCall, CallHandler
 from hybridkit.dataservice._housekeeping import Housekeeping
 from hybridkit.dataservice._operations import AnyResource
 from hybridkit.dataservice._relay import Publisher, Relay
@@ -34,6 +35,7 @@ def create_data_service(
     settings_class: type[ServiceSettings],
     tables: "Mapping[AnyResource, type[RecordColumns] | DocumentCollection]",
     *,
+    calls: Mapping[AnyCall, CallHandler] | None = None,
     migrations: Path | str | None = None,
     publisher: OpenPublisher | None = None,
     grants: Mapping[str, Grant] | None = None,
@@ -43,12 +45,13 @@ def create_data_service(
     """The contract's routes for these resources, on one database, with a relay that publishes what they emit.
 
     When it starts it waits for the database and migrates it, or creates what indexes are missing. Without a broker
-    (settings that are no `RabbitSettings`, and no `publisher`) it refuses to emit, as it does on MongoDB. RabbitMQ may
-    go away while it runs: events wait in the outbox.
+    (settings that are no `RabbitSettings`, and no `publisher`) it refuses to emit. RabbitMQ may go away while it runs:
+    events wait in the outbox.
 
     Args:
         settings_class: read once, at the start; `PostgresSettings` or `MongoSettings`, or a subclass.
         tables: by resource, what stores it: a declarative class in PostgreSQL, a `DocumentCollection` in MongoDB.
+        calls: the service's own, and for each an async function that takes its request and a `CallContext`.
         migrations: the folder with the service's Alembic revisions; without one its tables are somebody else's concern.
         publisher: publishes instead of RabbitMQ, in tests for example.
         grants: by the calling service's name, what it may do; None lets every caller do everything.
@@ -56,17 +59,17 @@ def create_data_service(
         version: in the OpenAPI document.
 
     Raises:
-        DeclarationError: a resource and its table don't fit, or a name is taken twice.
+        DeclarationError: a resource and its table don't fit, a call and its handler don't, or a name is taken twice.
     """
     if "database_url" not in settings_class.model_fields:
         raise DeclarationError(
             f"{settings_class.__name__} has no database_url; use PostgresSettings or MongoSettings"
         )
-    bodies = _bodies_by_name(tables)
     if issubclass(settings_class, MongoSettings):
         open_store = _store_on_mongo(cast("Mapping[AnyResource, DocumentCollection]", tables))
     else:
         open_store = _store_on_postgres(cast("Mapping[AnyResource, type[RecordColumns]]", tables), migrations)
+    bodies = _bodies_by_name(tables)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
@@ -76,16 +79,21 @@ def create_data_service(
         store = await resources.open("database", lambda: open_store(settings), probe=_probe)
         await resources.open("housekeeping", lambda: Housekeeping(store))
         app.state.store = store
-        app.state.can_emit = False
-        outbox, publishing = store.outbox, await _open_publisher(resources, publisher)
-        if outbox is not None and publishing is not None:
-            await resources.open("relay", lambda: Relay(outbox, publishing))
-            app.state.can_emit = True
+        app.state.can_emit = await _start_relay(resources, store, publisher)
         yield
 
     app = create_app(settings_class, title=title, version=version, lifespan=lifespan, internal=True)
-    add_routes(app, bodies)
+    add_routes(app, bodies, calls)
     return app
+
+
+async def _start_relay(resources: ServiceResources, store: Store, publisher: OpenPublisher | None) -> bool:
+    """Whether there is one now: it needs an outbox, and a broker to empty it into."""
+    outbox, publishing = store.outbox, await _open_publisher(resources, publisher)
+    if outbox is None or publishing is None:
+        return False
+    await resources.open("relay", lambda: Relay(outbox, publishing))
+    return True
 
 
 def _store_on_postgres(
@@ -136,9 +144,9 @@ async def _probe(store: Store) -> None:
     await store.check()
 
 
-def _bodies_by_name(tables: Mapping[AnyResource, Any]) -> dict[str, Bodies]:
+def _bodies_by_name(resources: Iterable[AnyResource]) -> dict[str, Bodies]:
     bodies: dict[str, Bodies] = {}
-    for resource in tables:
+    for resource in resources:
         if resource.name in bodies:
             raise DeclarationError(f"two resources are called {resource.name!r}")
         bodies[resource.name] = Bodies(resource)

@@ -1,0 +1,64 @@
+"""Many records by id: read together, or written together, all of them or none."""
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from hybridkit.codec import encode_json
+from hybridkit.dataservice._answers import Answer, items_answer, replay_headers
+from hybridkit.dataservice._batches import BATCH_KINDS, BatchKind, read_batch, read_ids
+from hybridkit.dataservice._bodies import Bodies
+from hybridkit.dataservice._callers import Access
+from hybridkit.dataservice._dispatch import ContractRoute, Endpoint
+from hybridkit.dataservice._requests import ContractRequest, key_of, read_body, read_object
+from hybridkit.dataservice._writing import perform
+
+__all__ = ["BatchRoutes"]
+
+_ACCESSES: Final[dict[BatchKind, tuple[Access, ...]]] = {
+    "create": ("create",),
+    "update": ("update",),
+    "upsert": ("create", "update"),
+    "delete": ("delete",),
+}
+
+
+class BatchRoutes:
+    """The `:batch_…` routes of one resource.
+
+    Args:
+        bodies: what it takes.
+    """
+
+    def __init__(self, bodies: Bodies) -> None:
+        self._bodies = bodies
+        self._resource = bodies.resource
+
+    def __repr__(self) -> str:
+        return f"BatchRoutes({self._resource!r})"
+
+    def add_to(self, route: ContractRoute) -> None:
+        """Have them answered there."""
+        path, resource = self._resource.path, self._resource
+        route.add(f"{path}:batch_get", "POST", Endpoint(self.get, resource, ("read",)))
+        for kind in BATCH_KINDS:
+            endpoint = Endpoint(self.writing(kind), resource, _ACCESSES[kind])
+            route.add(f"{path}:batch_{kind}", "POST", endpoint)
+
+    async def get(self, request: ContractRequest) -> Answer:
+        """`:batch_get`: the records in the order of their ids, null for what is not there."""
+        ids = read_ids(self._bodies, await read_body(request))
+        return items_answer(await request.store.get_many(self._resource, ids) if ids else b"[]")
+
+    def writing(self, kind: BatchKind) -> Callable[[ContractRequest], Awaitable[Answer]]:
+        """What answers the batch of that kind."""
+
+        async def write(request: ContractRequest) -> Answer:
+            body, members = await read_object(request)
+            call = f"{request.caller} {key_of(request)} {self._resource.name}"
+            outcome = await perform(request, read_batch(self._bodies, kind, body, call=call), members=members)
+            headers = replay_headers(outcome)
+            if request.preferences.minimal():
+                return Answer(204, b"", headers)
+            return items_answer(encode_json([result.record for result in outcome.results]), headers=headers)
+
+        return write

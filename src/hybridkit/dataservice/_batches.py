@@ -1,0 +1,106 @@
+"""From the bodies of `:batch_…` to ids and operations. Everything in a batch is of one kind and one resource."""
+
+from typing import Any, Final, Literal, assert_never
+
+from pydantic import TypeAdapter
+
+from hybridkit.codec import encode_json, validate_json
+from hybridkit.contract import BatchGet, BatchRecord, BatchWrite
+from hybridkit.dataservice._bodies import Bodies, read_id
+from hybridkit.dataservice._etags import normal_tag
+from hybridkit.dataservice._operations import Operation
+from hybridkit.dataservice._requests import Condition
+from hybridkit.errors import FieldError, InvalidRequestError
+from hybridkit.ids import derived_id
+
+__all__ = ["BATCH_KINDS", "BatchKind", "read_batch", "read_ids"]
+
+type BatchKind = Literal["create", "update", "upsert", "delete"]
+
+BATCH_KINDS: Final[tuple[BatchKind, ...]] = ("create", "update", "upsert", "delete")
+_BATCH_GET: Final = TypeAdapter(BatchGet)
+_BATCH_WRITE: Final = TypeAdapter(BatchWrite)
+
+
+def read_ids(bodies: Bodies, body: bytes) -> list[Any]:
+    """The ids in the body of `:batch_get`.
+
+    Raises:
+        MalformedPayloadError: it is no such body.
+        InvalidRequestError: an id that no record of the resource can have.
+    """
+    wanted = validate_json(_BATCH_GET, body, what="the batch")
+    return [read_id(bodies.resource, text, f"ids/{index}") for index, text in enumerate(wanted.ids)]
+
+
+def read_batch(bodies: Bodies, kind: BatchKind, body: bytes, *, call: str) -> tuple[Operation, ...]:
+    """The operations in the body of a `:batch_…` write.
+
+    Args:
+        bodies: of the resource.
+        kind: of the batch.
+        body: JSON.
+        call: names the call, the same on every attempt: records without an id get the same ones each time.
+
+    Raises:
+        MalformedPayloadError: it is no such body.
+        InvalidRequestError: an item that doesn't fit the resource, or the kind of batch.
+        PreconditionRequiredError: an item has to name the state that it changes.
+    """
+    batch = validate_json(_BATCH_WRITE, body, what="the batch")
+    read = _Items(bodies, kind, call)
+    return tuple(read.operation(item, f"items/{index}") for index, item in enumerate(batch.items))
+
+
+class _Items:
+    def __init__(self, bodies: Bodies, kind: BatchKind, call: str) -> None:
+        self._bodies = bodies
+        self._kind: Literal["create", "update", "upsert", "delete"] = kind
+        self._call = call
+
+    def operation(self, item: BatchRecord, at: str) -> Operation:
+        tag = None if item.if_match is None else normal_tag(item.if_match)
+        match self._kind:
+            case "create":
+                self._without(tag, at, "if_match")
+                data = self._data(item, at)
+                return self._bodies.create_as(self._new_id(item, data, at), data, at=at)
+            case "update":
+                record_id = self._id(item, at)
+                return self._bodies.update(record_id, self._data(item, at), if_match=tag, at=at)
+            case "upsert":
+                condition = Condition(tag, None if tag is None else "present")
+                body = encode_json(self._data(item, at))
+                return self._bodies.upsert(self._id(item, at), body, condition=condition, at=at)
+            case "delete":
+                self._without(item.data, at, "data")
+                return self._bodies.delete(self._id(item, at), if_match=tag, at=at)
+            case _:
+                assert_never(self._kind)
+
+    def _id(self, item: BatchRecord, at: str) -> Any:
+        if item.id is None:
+            raise _wrong(at, "id", "missing")
+        return read_id(self._bodies.resource, item.id, at)
+
+    def _new_id(self, item: BatchRecord, data: dict[str, Any], at: str) -> Any:
+        """As a `POST` has it: named outside of the data, or in it, or made for a resource whose ids are UUIDs."""
+        named = item.id if item.id is not None else data.get("id")
+        if isinstance(named, str | int):
+            return read_id(self._bodies.resource, str(named), at)
+        if self._bodies.has_uuids and named is None:
+            return derived_id(self._call, at)
+        raise _wrong(at, "id", "missing")
+
+    def _data(self, item: BatchRecord, at: str) -> dict[str, Any]:
+        if item.data is None:
+            raise _wrong(at, "data", "missing")
+        return item.data
+
+    def _without(self, value: object, at: str, member: str) -> None:
+        if value is not None:
+            raise _wrong(at, member, "extra_forbidden")
+
+
+def _wrong(at: str, member: str, code: str) -> InvalidRequestError:
+    return InvalidRequestError("the batch does not fit", errors=[FieldError(f"/{at}/{member}", code)])

@@ -1,0 +1,66 @@
+"""The routes of a service's own calls."""
+
+from typing import Any
+
+from hybridkit.dataservice._answers import Answer, json_answer, replay_headers
+from hybridkit.dataservice._bodies import closed, validate
+from hybridkit.dataservice._calls import AnyCall, CallContext, CallHandler, run_call
+from hybridkit.dataservice._dispatch import ContractRoute, Endpoint
+from hybridkit.dataservice._operations import CallAnswer
+from hybridkit.dataservice._requests import ContractRequest, read_object
+from hybridkit.dataservice._writing import perform
+
+__all__ = ["CallRoute"]
+
+
+class CallRoute:
+    """`POST /v1/{resource}:{call}`.
+
+    Args:
+        call: as it is declared.
+        handler: answers it.
+    """
+
+    def __init__(self, call: AnyCall, handler: CallHandler) -> None:
+        self.call = call
+        self.request_model = closed(call.request)
+        self._handler = handler
+
+    def __repr__(self) -> str:
+        return f"CallRoute({self.call.path})"
+
+    def add_to(self, route: ContractRoute) -> None:
+        """Have it answered there: a safe call to whoever may read the resource, another to whoever may update it."""
+        resource = self.call.resource
+        if self.call.safe:
+            endpoint = Endpoint(self.ask, resource, ("read",))
+        else:
+            endpoint = Endpoint(self.change, resource, ("update",))
+        route.add(self.call.path, "POST", endpoint)
+
+    async def ask(self, request: ContractRequest) -> Answer:
+        """A safe call."""
+        body, _ = await read_object(request)
+        model = validate(self.request_model, body)
+
+        async def work(database: Any) -> CallAnswer:
+            context = CallContext(database, caller=request.caller, can_emit=False)
+            return await run_call(self.call, self._handler, model, context)
+
+        return json_answer(await request.store.ask(work))
+
+    async def change(self, request: ContractRequest) -> Answer:
+        """A call that changes something, once per key."""
+        body, members = await read_object(request)
+        model = validate(self.request_model, body)
+        can_emit: bool = request.app.state.can_emit
+
+        async def work(database: Any) -> CallAnswer:
+            context = CallContext(database, caller=request.caller, can_emit=can_emit)
+            return await run_call(self.call, self._handler, model, context)
+
+        outcome = await perform(request, (), members=members, call=work)
+        headers = replay_headers(outcome)
+        if request.preferences.minimal():
+            return Answer(204, b"", headers)
+        return json_answer(outcome.answer, headers=headers)

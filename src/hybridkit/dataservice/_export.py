@@ -1,0 +1,100 @@
+"""Everything that fits a query, as lines of JSON from a cursor, however much it is.
+
+The last line says how many there were: an answer without it was cut. What fails before the first line is an ordinary
+problem; what fails later cuts the connection, as the status is out by then.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from typing import Final
+
+from hybridkit.contract import NDJSON_MEDIA_TYPE
+from hybridkit.dataservice._answers import Answering, Header, Receive, Send
+from hybridkit.dataservice._operations import AnyResource
+from hybridkit.dataservice._requests import ContractRequest
+from hybridkit.dataservice._store import Lines
+from hybridkit.errors import DeadlineExceededError, InvalidQueryError
+from hybridkit.observability import get_logger
+from hybridkit.queries import Query
+
+__all__ = ["begin_export"]
+
+SLOW_READER_SECONDS: Final = 30.0
+"""How long a reader may take nothing before it loses its cursor."""
+
+_log = get_logger("hybridkit.dataservice")
+
+
+async def begin_export(request: ContractRequest, resource: AnyResource, query: Query) -> Answering:
+    """The export, once its first lines are there.
+
+    Raises:
+        InvalidQueryError: it asks for a page, or the database can't compare a value with its field.
+        HybridkitError: the database doesn't answer.
+    """
+    if query.page_token is not None:
+        raise InvalidQueryError("an export has no pages; leave the page token out", pointer="/page_token")
+    pieces = request.store.export(resource, query)
+    try:
+        first = await anext(pieces, Lines(b"", 0))
+    except BaseException:
+        await pieces.aclose()
+        raise
+    return _Export(first, pieces, resource)
+
+
+class _Export:
+    def __init__(self, first: Lines, pieces: AsyncGenerator[Lines], resource: AnyResource) -> None:
+        self._first = first
+        self._pieces = pieces
+        self._resource = resource
+
+    async def send(self, receive: Receive, send: Send, headers: Sequence[Header]) -> None:
+        """Send the lines as the cursor gives them, until the reader leaves."""
+        async with aclosing(self._pieces):
+            staying = asyncio.timeout(None)
+            try:
+                async with staying, _watch(receive, staying):
+                    await self._send(send, headers)
+            except TimeoutError:
+                if not staying.expired():
+                    raise
+                _log.info("the reader of an export has left", resource=self._resource.name)
+
+    async def _send(self, send: Send, headers: Sequence[Header]) -> None:
+        start = [(b"content-type", NDJSON_MEDIA_TYPE.encode()), *headers]
+        await send({"type": "http.response.start", "status": 200, "headers": start})
+        count = self._first.records
+        await _send_piece(send, self._first.body)
+        async for lines in self._pieces:
+            await _send_piece(send, lines.body)
+            count += lines.records
+        await _send_piece(send, b'{"$end":true,"count":%d}\n' % count, more=False)
+
+
+async def _send_piece(send: Send, body: bytes, *, more: bool = True) -> None:
+    try:
+        async with asyncio.timeout(SLOW_READER_SECONDS):
+            await send({"type": "http.response.body", "body": body, "more_body": more})
+    except TimeoutError:
+        raise DeadlineExceededError(
+            f"the reader of an export took nothing for {SLOW_READER_SECONDS:.0f} s"
+        ) from None
+
+
+@asynccontextmanager
+async def _watch(receive: Receive, staying: asyncio.Timeout) -> AsyncGenerator[None]:
+    """End the scope when the reader leaves: nothing else tells, as a server takes lines for nobody in silence."""
+
+    async def watch() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        staying.reschedule(asyncio.get_running_loop().time())
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)

@@ -1,0 +1,90 @@
+"""Many records: pages in both forms, exports of everything that fits, aggregations."""
+
+from typing import Any, Final
+
+from hybridkit.aggregations import Aggregation
+from hybridkit.codec import encode_json
+from hybridkit.contract import NDJSON_MEDIA_TYPE
+from hybridkit.dataservice._answers import Answering, items_answer, json_answer
+from hybridkit.dataservice._bodies import Bodies
+from hybridkit.dataservice._dispatch import ContractRoute, Endpoint
+from hybridkit.dataservice._export import begin_export
+from hybridkit.dataservice._pages import read_token, write_token
+from hybridkit.dataservice._requests import ContractRequest, read_object
+from hybridkit.errors import InvalidQueryError
+from hybridkit.queries import Query
+
+__all__ = ["QueryRoutes"]
+
+
+class QueryRoutes:
+    """The routes that read many records of one resource.
+
+    Args:
+        bodies: what it takes.
+    """
+
+    def __init__(self, bodies: Bodies) -> None:
+        self._resource = bodies.resource
+
+    def __repr__(self) -> str:
+        return f"QueryRoutes({self._resource!r})"
+
+    def add_to(self, route: ContractRoute) -> None:
+        """Have them answered there."""
+        path, resource = self._resource.path, self._resource
+        query = Endpoint(self.query, resource, ("read",))
+        route.add(path, "GET", Endpoint(self.find, resource, ("read",)))
+        route.add(path, "QUERY", query)  # https://www.rfc-editor.org/rfc/rfc10008
+        route.add(f"{path}:query", "POST", query)
+        route.add(f"{path}:aggregate", "POST", Endpoint(self.aggregate, resource, ("read",)))
+
+    async def find(self, request: ContractRequest) -> Answering:
+        """`GET` of the collection: a page, or an export."""
+        return await self._read(
+            request, Query.from_params(self._resource, request.query_params.multi_items())
+        )
+
+    async def query(self, request: ContractRequest) -> Answering:
+        """The same with the query in the body."""
+        _, members = await read_object(request)
+        return await self._read(request, Query.from_json(self._resource, members))
+
+    async def aggregate(self, request: ContractRequest) -> Answering:
+        """Rows of groups and functions, or of a pipeline for MongoDB."""
+        _, members = await read_object(request)
+        if _PIPELINE in members:
+            rows = await request.store.run_pipeline(self._resource, _pipeline(members))
+        else:
+            rows = await request.store.aggregate(
+                self._resource, Aggregation.from_json(self._resource, members)
+            )
+        return items_answer(rows)
+
+    async def _read(self, request: ContractRequest, query: Query) -> Answering:
+        if NDJSON_MEDIA_TYPE in (request.field(b"accept") or ""):
+            return await begin_export(request, self._resource, query)
+        store = request.store
+        key = await store.signing_key()
+        found = await store.find(self._resource, query, after=read_token(self._resource, query, key=key))
+        token = None
+        if found.position is not None:
+            token = write_token(self._resource, query, found.position, key=key)
+        page = b'{"items":%b,"next_page_token":%b' % (found.items, encode_json(token))
+        counting = request.preferences.count()
+        if counting is not None:
+            size = await store.count(self._resource, query.where, exact=counting == "exact")
+            page += b',"total_size":%d' % size
+        return json_answer(page + b"}")
+
+
+_PIPELINE: Final = "pipeline"
+
+
+def _pipeline(members: dict[str, Any]) -> list[Any]:
+    stages = members[_PIPELINE]
+    if len(members) > 1:
+        raise InvalidQueryError("a pipeline stands alone", pointer=f"/{_PIPELINE}")
+    if not isinstance(stages, list):
+        raise InvalidQueryError("a pipeline is a list of stages", pointer=f"/{_PIPELINE}")
+    return stages  # pyright: ignore[reportUnknownVariableType] # what is in it, the store checks

@@ -1,0 +1,109 @@
+"""One record: read, created, replaced, changed, deleted, brought back."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from hybridkit.dataservice._answers import Answer, etag_header, json_answer, not_modified, written
+from hybridkit.dataservice._bodies import Bodies
+from hybridkit.dataservice._dispatch import ContractRoute, Endpoint
+from hybridkit.dataservice._operations import Operation, Undelete
+from hybridkit.dataservice._requests import (
+    ContractRequest,
+    condition_of,
+    key_of,
+    known_tag,
+    read_object,
+)
+from hybridkit.dataservice._writing import perform
+from hybridkit.errors import InvalidRequestError, NotFoundError
+from hybridkit.ids import derived_id
+
+__all__ = ["RecordRoutes"]
+
+
+class RecordRoutes:
+    """The routes of one resource's records.
+
+    Args:
+        bodies: what it takes.
+    """
+
+    def __init__(self, bodies: Bodies) -> None:
+        self._bodies = bodies
+        self._resource = bodies.resource
+
+    def __repr__(self) -> str:
+        return f"RecordRoutes({self._resource!r})"
+
+    def add_to(self, route: ContractRoute) -> None:
+        """Have them answered there. `undelete` is there for a resource whose deletes can be undone only."""
+        resource = self._resource
+        route.add(resource.path, "POST", Endpoint(self.create, resource, ("create",)))
+        route.add_record(resource, "GET", Endpoint(self.get, resource, ("read",)))
+        route.add_record(resource, "PUT", Endpoint(self.put, resource, ("create", "update")))
+        route.add_record(resource, "PATCH", Endpoint(self.patch, resource, ("update",)))
+        route.add_record(resource, "DELETE", Endpoint(self.delete, resource, ("delete",)))
+        if resource.soft_delete:
+            route.add_undelete(resource, Endpoint(self.undelete, resource, ("delete",)))
+
+    async def get(self, request: ContractRequest) -> Answer:
+        """`GET` of a record."""
+        record = await request.store.get(self._resource, self._id(request))
+        if record is None:
+            raise self._missing()
+        if known_tag(request, record.etag):
+            return not_modified(record.etag)
+        return json_answer(record.body, headers=(etag_header(record.etag),))
+
+    async def create(self, request: ContractRequest) -> Answer:
+        """`POST` to the collection."""
+        body, members = await read_object(request)
+        # A retry has to mean the same record, also on a database where only that record can tell of the first try.
+        default_id = derived_id(f"{request.caller} {key_of(request)}", f"create {self._resource.name}")
+        return await self._write(request, self._bodies.create(body, default_id=default_id), members)
+
+    async def put(self, request: ContractRequest) -> Answer:
+        """`PUT` of a record."""
+        record_id, condition = self._id(request), condition_of(request)
+        body, members = await read_object(request)
+        return await self._write(request, self._bodies.upsert(record_id, body, condition=condition), members)
+
+    async def patch(self, request: ContractRequest) -> Answer:
+        """`PATCH` of a record: a merge patch."""
+        record_id, if_match = self._id(request), self._if_match(request)
+        _, members = await read_object(request)
+        return await self._write(request, self._bodies.update(record_id, members, if_match=if_match), members)
+
+    async def delete(self, request: ContractRequest) -> Answer:
+        """`DELETE` of a record."""
+        operation = self._bodies.delete(self._id(request), if_match=self._if_match(request))
+        return await self._write(request, operation, None)
+
+    async def undelete(self, request: ContractRequest) -> Answer:
+        """`POST` of `{id}:undelete`, which has no body."""
+        operation = Undelete(resource=self._resource, id=self._id(request), if_match=self._if_match(request))
+        return await self._write(request, operation, None)
+
+    async def _write(
+        self, request: ContractRequest, operation: Operation, members: Mapping[str, Any] | None
+    ) -> Answer:
+        outcome = await perform(request, (operation,), members=members)
+        return written(outcome, self._resource, minimal=request.preferences.minimal())
+
+    def _id(self, request: ContractRequest) -> Any:
+        try:
+            parsed = self._resource.parse_id(request.record_id)
+        except ValueError:
+            parsed = ""
+        if parsed == "":  # no record can have that id, so there is none
+            raise self._missing()
+        return parsed
+
+    def _if_match(self, request: ContractRequest) -> str | None:
+        condition = condition_of(request)
+        if condition.only == "absent":
+            raise InvalidRequestError("If-None-Match: * contradicts a change of a record that is there")
+        return condition.if_match
+
+    def _missing(self) -> NotFoundError:
+        return NotFoundError(f"{self._resource.name} has no such record")
