@@ -1,6 +1,7 @@
 """Ids, bodies and answers; queries being built; identities of writes."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -12,11 +13,13 @@ from hybridkit.clients._keys import identify
 from hybridkit.clients._records import (
     changed_fields,
     fields_of,
+    found_in,
     new_id_for,
     page_from,
     parse_id,
     record_from,
     record_path,
+    rows_from,
     target_of,
 )
 from hybridkit.clients._transport import Response
@@ -165,18 +168,23 @@ def test_a_record_is_read() -> None:
 
 
 def test_a_page_is_read() -> None:
-    page = page_from(USERS, answer({"items": [STORED], "next_page_token": "t"}))
+    page = page_from(USERS, User, answer({"items": [STORED], "next_page_token": "t"}))
     assert [user.id for user in page.items] == [ID]
     assert page.next_page_token == "t"
-    assert page_from(USERS, answer({"items": []})) == Page(())
+    assert page_from(USERS, User, answer({"items": []})) == Page(())
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", encode_json(STORED)[:50], {"id": "7"}, [], b"\xff"])
 def test_garbage_is_a_typed_error(body: object) -> None:
     """HTML, a cut body, another schema."""
-    for read in (record_from, page_from):
+    for read in (
+        partial(record_from, USERS),
+        partial(page_from, USERS, User),
+        partial(found_in, USERS, count=1),
+        partial(rows_from, "users", User),
+    ):
         with pytest.raises(ResponseError, match="users") as caught:
-            read(USERS, answer(body))
+            read(answer(body))
         assert caught.value.response_status == 200
 
 
@@ -197,13 +205,16 @@ class Pages:
         self.pages = list(pages)
         self.seen: list[Query] = []
 
-    async def fetch(self, resource: Resource[User, Any, Any], query: Query) -> Page[User]:
-        assert resource is USERS
+    async def _fetch_page(self, resource: Any, model: Any, query: Query, *, count: object) -> Any:
+        assert (resource, model, count) == (USERS, User, None)
         self.seen.append(query)
         return self.pages[len(self.seen) - 1]
 
+    def _export(self, resource: Any, model: Any, query: Query) -> AsyncGenerator[Any]:
+        raise NotImplementedError
+
     def find(self) -> Find[User]:
-        return Find(self.fetch, USERS)
+        return Find(self, USERS, User)
 
 
 def users(*emails: str) -> Sequence[User]:

@@ -21,9 +21,11 @@ from hybridkit.clients._records import RecordId
 from hybridkit.clients._transaction import DataTransaction, Handle
 from hybridkit.clients._transport import Request, Response, Transport
 from hybridkit.clients._transport_httpx import AnyTransport
+from hybridkit.clients._writes import Change
 
 __all__ = [
     "AnyTransport",
+    "Change",
     "ClientPolicy",
     "DataTransaction",
     "Find",

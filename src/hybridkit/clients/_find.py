@@ -1,36 +1,50 @@
-"""A query being built, and its answer by pages or record by record."""
+"""A query being built, and its answer by pages, record by record, or as an export."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, Protocol
 
-from hybridkit.errors import InvalidQueryError
+from pydantic import BaseModel
+
+from hybridkit.errors import InvalidQueryError, ResponseError
 from hybridkit.filters import Filter
-from hybridkit.queries import MAX_PAGE_SIZE, Direction, Query
-from hybridkit.resources import Record, Resource
+from hybridkit.queries import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, Direction, Query
+from hybridkit.resources import Resource
 
-__all__ = ["Find", "Page"]
+__all__ = ["Counting", "Find", "Page", "Source"]
+
+type Counting = Literal["exact", "estimated"]
+type AnyResource = Resource[Any, Any, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Page[RecordT: Record[Any]]:
+class Page[ItemT: BaseModel]:
     """Some records, and where the next ones are.
 
     Attributes:
         items: at most `page_size` records.
         next_page_token: opaque; None on the last page.
+        total_size: how many records fit the query; None where nobody asked for a count.
     """
 
-    items: tuple[RecordT, ...]
+    items: tuple[ItemT, ...]
     next_page_token: str | None = None
+    total_size: int | None = None
 
 
-type FetchPage[RecordT: Record[Any]] = Callable[
-    [Resource[RecordT, Any, Any], Query], Awaitable[Page[RecordT]]
-]
+class Source(Protocol):
+    """Where the answers come from: the client that made the query."""
+
+    async def _fetch_page[ItemT: BaseModel](
+        self, resource: AnyResource, model: type[ItemT], query: Query, *, count: Counting | None
+    ) -> Page[ItemT]: ...
+
+    def _export[ItemT: BaseModel](
+        self, resource: AnyResource, model: type[ItemT], query: Query
+    ) -> AsyncGenerator[ItemT]: ...
 
 
-class Find[RecordT: Record[Any]]:
+class Find[ItemT: BaseModel]:
     """A query on one resource. Each method gives a new one, so that a common part can be shared.
 
     ```python
@@ -42,23 +56,24 @@ class Find[RecordT: Record[Any]]:
     """
 
     def __init__(
-        self, fetch: FetchPage[RecordT], resource: Resource[RecordT, Any, Any], query: Query | None = None
+        self, source: Source, resource: AnyResource, model: type[ItemT], query: Query | None = None
     ) -> None:
-        self._fetch = fetch
+        self._source = source
         self._resource = resource
+        self._model = model
         self._query = query or Query()
 
     def __repr__(self) -> str:
         return f"Find({self._resource.name!r}, {self._query!r})"
 
-    def where(self, *conditions: Filter) -> "Find[RecordT]":
+    def where(self, *conditions: Filter) -> "Find[ItemT]":
         """Only records for which all of these hold, and all given before."""
         where = self._query.where
         for condition in conditions:
             where = condition if where is None else where & condition
         return self._with(replace(self._query, where=where))
 
-    def order_by(self, *fields: str, descending: bool = False) -> "Find[RecordT]":
+    def order_by(self, *fields: str, descending: bool = False) -> "Find[ItemT]":
         """Order by these fields, after those given before; the id always comes last.
 
         Raises:
@@ -66,15 +81,15 @@ class Find[RecordT: Record[Any]]:
         """
         for field in fields:
             if field != "id" and field not in self._resource.sortable:
-                allowed = sorted({"id", *self._resource.sortable})
                 raise InvalidQueryError(
-                    f"{self._resource.name} can't be ordered by {field!r}, only by {allowed}"
+                    f"{self._resource.name} can't be ordered by {field!r}, only by"
+                    f" {sorted({'id', *self._resource.sortable})}"
                 )
         direction: Direction = "desc" if descending else "asc"
         added = tuple((field, direction) for field in fields)
         return self._with(replace(self._query, order=(*self._query.order, *added)))
 
-    def page_size(self, size: int) -> "Find[RecordT]":
+    def page_size(self, size: int) -> "Find[ItemT]":
         """How many records one request brings, 1 to 1,000; 50 without it.
 
         Raises:
@@ -84,20 +99,63 @@ class Find[RecordT: Record[Any]]:
             raise InvalidQueryError(f"a page has 1 to {MAX_PAGE_SIZE} records, not {size}")
         return self._with(replace(self._query, page_size=size))
 
-    async def page(self, token: str | None = None) -> Page[RecordT]:
+    def select[ModelT: BaseModel](self, model: type[ModelT]) -> "Find[ModelT]":
+        """Only the fields of that model, and the records as this model.
+
+        Args:
+            model: its fields are some of the record's, by the same names and with types that take their values.
+
+        Raises:
+            InvalidQueryError: the record has no such field.
+        """
+        for name in model.model_fields:
+            if name not in self._resource.record.model_fields:
+                raise InvalidQueryError(f"{self._resource.name} has no field {name!r} for {model.__name__}")
+        query = replace(self._query, select=tuple(model.model_fields))
+        return Find(self._source, self._resource, model, query)
+
+    async def page(self, token: str | None = None, *, count: Counting | None = None) -> Page[ItemT]:
         """One page.
 
         Args:
             token: the `next_page_token` of the page before, from the same query; None for the first page.
-        """
-        return await self._fetch(self._resource, replace(self._query, page_token=token))
+            count: ask for the page's `total_size` as well: an `exact` one makes the database look at every record
+                that fits, an `estimated` one is what it guesses.
 
-    async def first(self) -> RecordT | None:
+        Raises:
+            PageTokenError: the token belongs to another query.
+        """
+        return await self._fetch(replace(self._query, page_token=token), count)
+
+    async def count(self, *, exact: bool = True) -> int:
+        """How many records fit; or, not exact, about how many: what the database guesses, without looking at each."""
+        query = Query(where=self._query.where, select=("id",), page_size=1)
+        page = await self._source._fetch_page(  # noqa: SLF001 - a query and its client are one thing
+            self._resource, _Uncared, query, count="exact" if exact else "estimated"
+        )
+        if page.total_size is None:
+            raise ResponseError(f"the service has not counted its {self._resource.name}", response_status=200)
+        return page.total_size
+
+    async def first(self) -> ItemT | None:
         """The first record in the order, None where no record fits."""
-        page = await self._with(replace(self._query, page_size=1)).page()
+        page = await self._fetch(replace(self._query, page_size=1), None)
         return page.items[0] if page.items else None
 
-    async def __aiter__(self) -> AsyncIterator[RecordT]:
+    def export(self) -> AsyncGenerator[ItemT]:
+        """Every record, in one stream that may take its time: as many as there are, a piece in memory at a time.
+
+        The records are one consistent view where the database has such. A loop that is left early should close it:
+        `async with contextlib.aclosing(find.export()) as records:`.
+
+        Raises:
+            UnavailableError: the stream was cut, after the records so far; it never just ends early.
+            ResponseError: a line is no such record.
+        """
+        query = replace(self._query, page_size=DEFAULT_PAGE_SIZE)
+        return self._source._export(self._resource, self._model, query)  # noqa: SLF001 - see `count`
+
+    async def __aiter__(self) -> AsyncIterator[ItemT]:
         """Every record, page after page, one page in memory at a time."""
         token: str | None = None
         while True:
@@ -108,5 +166,14 @@ class Find[RecordT: Record[Any]]:
             if token is None:
                 return
 
-    def _with(self, query: Query) -> "Find[RecordT]":
-        return Find(self._fetch, self._resource, query)
+    async def _fetch(self, query: Query, count: Counting | None) -> Page[ItemT]:
+        return await self._source._fetch_page(  # noqa: SLF001 - see `count`
+            self._resource, self._model, query, count=count
+        )
+
+    def _with(self, query: Query) -> "Find[ItemT]":
+        return Find(self._source, self._resource, self._model, query)
+
+
+class _Uncared(BaseModel):
+    """A record of which only its being there counts."""

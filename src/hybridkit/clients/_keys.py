@@ -1,12 +1,13 @@
 """The identity of a write: random outside a claim, the same on every run inside one."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 from uuid import UUID
 
 from hybridkit.context import current
 from hybridkit.ids import derived_id, derived_key, new_id
 
-__all__ = ["WriteIdentity", "identify"]
+__all__ = ["BatchIdentity", "WriteIdentity", "identify", "identify_batch"]
 
 
 class WriteIdentity(NamedTuple):
@@ -21,15 +22,49 @@ class WriteIdentity(NamedTuple):
     id: UUID
 
 
-def identify(step: str) -> WriteIdentity:
+class BatchIdentity(NamedTuple):
+    """The same for a write of several records.
+
+    Attributes:
+        key: the `Idempotency-Key` of all of it.
+        id_at: gives the id for the record at that place that the write may create.
+    """
+
+    key: str
+    id_at: Callable[[int], UUID]
+
+
+def identify(name: str, step: str | None = None) -> WriteIdentity:
     """The identity of the next write of that name.
 
     Args:
-        step: operation, resource and, where it is known, the target: `update users 1f0…`. Inside a claim equal ones
-            are numbered in their order, so a rerun of the same code finds the same identities.
+        name: operation, resource and, where it is known, the target: `update users 1f0…`.
+        step: what the caller calls this write. Inside a claim equal names and steps are numbered in their order, so a
+            rerun of the same code finds the same identities; where the order can change, the step tells them apart.
     """
     claim = current().claim
     if claim is None:
         return WriteIdentity(str(new_id()), new_id())
-    numbered = claim.step(step)
+    numbered = claim.step(_with(name, step))
     return WriteIdentity(derived_key(claim.key, numbered), derived_id(claim.key, numbered))
+
+
+def identify_batch(name: str, step: str | None = None) -> BatchIdentity:
+    """As `identify`, with an id for each record."""
+    claim = current().claim
+    if claim is None:
+        return BatchIdentity(str(new_id()), _any_id)
+    claim_key, numbered = claim.key, claim.step(_with(name, step))
+
+    def id_at(index: int) -> UUID:
+        return derived_id(claim_key, f"{numbered} {index}")
+
+    return BatchIdentity(derived_key(claim_key, numbered), id_at)
+
+
+def _any_id(_: int) -> UUID:
+    return new_id()
+
+
+def _with(name: str, step: str | None) -> str:
+    return name if step is None else f"{name} {step}"

@@ -1,7 +1,7 @@
 """How patient a client is, as one frozen value."""
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
 from hybridkit.errors import DeclarationError
 from hybridkit.retry import Retry
@@ -10,11 +10,24 @@ __all__ = ["ClientPolicy"]
 
 MIB: Final = 1024 * 1024
 RETRY: Final = Retry.exponential(first_seconds=0.05, cap_seconds=1.0, attempts=3)
+WORKER_RETRY: Final = Retry.exponential(first_seconds=0.1, cap_seconds=2.0, attempts=4)
+BULK_RETRY: Final = Retry.exponential(first_seconds=0.2, cap_seconds=5.0, attempts=5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientPolicy:
     """Limits of one client; the defaults suit calls that somebody waits for.
+
+    | | `interactive()`, the default | `worker()` | `bulk()` |
+    |---|---|---|---|
+    | for | requests that somebody waits for | events, jobs | imports, exports, reports |
+    | a read, a write | 3 s, 5 s | 10 s, 15 s | 60 s, 60 s |
+    | a connection | 0.3 s | 1 s | 1 s |
+    | attempts, pauses up to | 3, 1 s | 4, 2 s | 5, 5 s |
+    | on the wire, waiting | 64, 128 | 32, 512 | 4, 64 |
+    | an answer | 16 MiB | 16 MiB | 64 MiB |
+
+    Others are made of these: `dataclasses.replace(ClientPolicy.worker(), max_in_flight=8)`.
 
     Attributes:
         read_timeout_seconds: for a whole read: queue, attempts and the pauses between them. One attempt takes at most
@@ -34,6 +47,36 @@ class ClientPolicy:
     max_in_flight: int = 64
     max_queued: int = 128
     max_response_bytes: int = 16 * MIB
+
+    @classmethod
+    def interactive(cls) -> Self:
+        """For requests that somebody waits for: an error now is better than an answer too late."""
+        return cls()
+
+    @classmethod
+    def worker(cls) -> Self:
+        """For events and jobs: nobody waits, and what fails comes back later, so it is more patient."""
+        return cls(
+            read_timeout_seconds=10.0,
+            write_timeout_seconds=15.0,
+            connect_timeout_seconds=1.0,
+            retry=WORKER_RETRY,
+            max_in_flight=32,
+            max_queued=512,
+        )
+
+    @classmethod
+    def bulk(cls) -> Self:
+        """For imports, exports and reports: large and slow calls, a few at a time, so that others still get through."""
+        return cls(
+            read_timeout_seconds=60.0,
+            write_timeout_seconds=60.0,
+            connect_timeout_seconds=1.0,
+            retry=BULK_RETRY,
+            max_in_flight=4,
+            max_queued=64,
+            max_response_bytes=64 * MIB,
+        )
 
     def __post_init__(self) -> None:
         """Refuse limits that let nothing through.

@@ -1,7 +1,9 @@
 """Between typed records and what HTTP carries: ids, bodies, answers."""
 
+from collections.abc import Hashable
+from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from urllib.parse import quote
 from uuid import UUID
 
@@ -17,8 +19,10 @@ from hybridkit.resources import Record, Resource
 __all__ = [
     "RecordId",
     "Target",
+    "adapter_of",
     "changed_fields",
     "fields_of",
+    "found_in",
     "new_id_for",
     "page_from",
     "parse_id",
@@ -26,6 +30,7 @@ __all__ = [
     "record_from",
     "record_path",
     "result_from",
+    "rows_from",
     "target_of",
 ]
 
@@ -128,20 +133,48 @@ def record_from[RecordT: Record[Any]](resource: Resource[RecordT, Any, Any], res
     Raises:
         ResponseError: the body is no such record.
     """
-    adapter: TypeAdapter[RecordT] = _record_adapter(resource.record)
+    adapter: TypeAdapter[RecordT] = adapter_of(resource.record)
     return read_answer(adapter, response, what=f"a record of {resource.name}")
 
 
-def page_from[RecordT: Record[Any]](
-    resource: Resource[RecordT, Any, Any], response: Response
-) -> Page[RecordT]:
+def page_from[ModelT: BaseModel](
+    resource: AnyResource, model: type[ModelT], response: Response
+) -> Page[ModelT]:
     """The page in that answer.
 
     Raises:
         ResponseError: the body is no page of such records.
     """
-    adapter: TypeAdapter[Page[RecordT]] = _page_adapter(resource.record)
+    adapter: TypeAdapter[Page[ModelT]] = _page_adapter(model)
     return read_answer(adapter, response, what=f"a page of {resource.name}")
+
+
+def found_in[RecordT: Record[Any]](
+    resource: Resource[RecordT, Any, Any], response: Response, *, count: int
+) -> list[RecordT | None]:
+    """The records in the answer to a `:batch_get` of so many ids, None for what is not there.
+
+    Raises:
+        ResponseError: the body has other or not as many items.
+    """
+    adapter: TypeAdapter[_Items[RecordT | None]] = _items_adapter(resource.record, nullable=True)
+    items = read_answer(adapter, response, what=f"records of {resource.name}").items
+    if len(items) != count:
+        raise ResponseError(
+            f"{resource.name}: asked for {count} records, the answer has {len(items)} items",
+            response_status=response.status,
+        )
+    return items
+
+
+def rows_from[RowT](what: str, row_type: type[RowT], response: Response) -> list[RowT]:
+    """The items in that answer: written records, or rows of an aggregation.
+
+    Raises:
+        ResponseError: the body has other items.
+    """
+    adapter: TypeAdapter[_Items[RowT]] = _items_adapter(cast("Hashable", row_type), nullable=False)
+    return read_answer(adapter, response, what=what).items
 
 
 def read_answer[T](adapter: TypeAdapter[T], response: Response, *, what: str) -> T:
@@ -165,7 +198,7 @@ def result_from[RecordT: Record[Any]](resource: Resource[RecordT, Any, Any], val
     Raises:
         ResponseError: it is no such record.
     """
-    adapter: TypeAdapter[RecordT] = _record_adapter(resource.record)
+    adapter: TypeAdapter[RecordT] = adapter_of(resource.record)
     try:
         return validate_object(adapter, value, what="it")
     except MalformedPayloadError as error:
@@ -182,11 +215,25 @@ def _dump(model: BaseModel, *, exclude_unset: bool) -> dict[str, Any]:
         raise MalformedPayloadError(f"{type(model).__name__} has no JSON form: {error}") from None
 
 
-@cache
-def _record_adapter(record: type[Record[Any]]) -> TypeAdapter[Any]:
-    return TypeAdapter(record)
+@dataclass(frozen=True, slots=True)
+class _Items[ItemT]:
+    """The body of most answers with several records."""
+
+    items: list[ItemT]
 
 
 @cache
-def _page_adapter(record: type[Record[Any]]) -> TypeAdapter[Any]:
-    return TypeAdapter(Page[record])  # type: ignore[valid-type] # the class is only known at run time
+def adapter_of(type_: type[Any]) -> TypeAdapter[Any]:
+    """The one adapter of that type: making one takes longer than reading many records with it."""
+    return TypeAdapter(type_)
+
+
+@cache
+def _page_adapter(model: type[BaseModel]) -> TypeAdapter[Any]:
+    return TypeAdapter(Page[model])  # type: ignore[valid-type] # the class is only known at run time
+
+
+@cache
+def _items_adapter(type_: Hashable, *, nullable: bool) -> TypeAdapter[Any]:
+    item: Any = cast("Any", type_) | None if nullable else type_
+    return TypeAdapter(_Items[item])

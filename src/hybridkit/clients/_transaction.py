@@ -108,11 +108,12 @@ class DataTransaction:
     ```
 
     They are done in this order, all or nothing; an error says that nothing was done, or that the outcome is unknown.
-    A block that raises sends nothing. Made by `PostgresDataClient.transaction`.
+    A block that raises sends nothing. Made by the `transaction` of a client.
     """
 
-    def __init__(self, commit: "Commit", *, isolation: Isolation) -> None:
+    def __init__(self, commit: "Commit", *, isolation: Isolation, step: str | None = None) -> None:
         self._commit = commit
+        self._step = step
         self._isolation: Isolation = isolation
         self._state: Literal["new", "open", "ended"] = "new"
         self._operations: list[Operation] = []
@@ -153,7 +154,7 @@ class DataTransaction:
             data: its fields.
             id: for records with natural keys; otherwise it is made here, in a claim always the same.
         """
-        new_id = new_id_for(resource, data, id, identify(f"create {resource.name}").id)
+        new_id = new_id_for(resource, data, id, identify(f"create {resource.name}", self._step).id)
         operation = CreateOperation(resource=resource.name, id=str(new_id), data=fields_of(data))
         return self._add(operation, Handle(resource, new_id))
 
