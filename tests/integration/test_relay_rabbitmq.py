@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -11,7 +12,7 @@ import httpx
 import orjson
 import pytest
 
-from hybridkit.dataservice import create_data_service
+from hybridkit.dataservice import create_data_service, open_outbox
 from hybridkit.dataservice._postgres_database import connect
 from hybridkit.settings import PostgresSettings, SecretUrl
 
@@ -123,6 +124,43 @@ async def test_a_command_goes_to_its_queue(postgres_url: str, rabbitmq_url: str)
         await emit(client, emission("command.send_email", 1, key=None, queue="email_tasks"))
         [message] = await receive(queue, 1)
     assert orjson.loads(message.body)["event_type"] == "command.send_email"
+
+
+async def test_a_command_for_later_waits_in_the_outbox(postgres_url: str, rabbitmq_url: str) -> None:
+    """One without a time overtakes it."""
+    command: dict[str, Any] = {"key": None, "queue": "email_tasks"}
+    async with (
+        service_between(postgres_url, rabbitmq_url) as client,
+        queue_for(rabbitmq_url, "unused", name="email_tasks") as queue,
+    ):
+        due = datetime.now(UTC) + timedelta(seconds=2)
+        later = emission("command.send_email", 1, **command, not_before=due.isoformat())
+        await emit(client, later, emission("command.send_email", 2, **command))
+        messages = await receive(queue, 2)
+        assert datetime.now(UTC) >= due - timedelta(milliseconds=1)
+    assert [orjson.loads(message.body)["data"]["number"] for message in messages] == [2, 1]
+
+
+async def test_an_event_goes_on_in_the_trace_of_the_request(postgres_url: str, rabbitmq_url: str) -> None:
+    trace = {"traceparent": f"00-{'4b' * 16}-{'a1' * 8}-01", "tracestate": "vendor=1"}
+    async with (
+        service_between(postgres_url, rabbitmq_url) as client,
+        queue_for(rabbitmq_url, "item.sold") as queue,
+    ):
+        await emit(client, emission("item.sold", 1, **trace), emission("item.sold", 2))
+        first, second = await receive(queue, 2)
+    assert {name: str(first.headers[name]) for name in trace} == trace
+    assert "traceparent" not in second.headers
+
+
+async def test_what_was_parked_arrives_once_it_is_tried_again(postgres_url: str, rabbitmq_url: str) -> None:
+    async with service_between(postgres_url, rabbitmq_url) as client:
+        await emit(client, emission("item.sold", 1))
+        await parked(postgres_url)
+        async with queue_for(rabbitmq_url, "item.sold") as queue, open_outbox(postgres_url) as outbox:
+            assert await outbox.retry() == 1
+            [message] = await receive(queue, 1)
+    assert orjson.loads(message.body)["data"]["number"] == 1
 
 
 async def test_a_broker_that_is_away_stops_no_request_and_loses_no_event(
