@@ -65,3 +65,24 @@ async def test_the_callers_cancellation_reaches_the_work() -> None:
         await task
     await cancelled.wait()
     await deadlines.aclose()
+
+
+async def test_prompt_work_needs_no_task() -> None:
+    """What ends at once when it is cancelled runs where it is awaited, for as long as it may."""
+
+    async def where() -> asyncio.Task[None] | None:
+        return asyncio.current_task()
+
+    deadlines = Deadlines(prompt=True)
+    assert await deadlines.run(where(), timeout_seconds=1) is asyncio.current_task()
+    with pytest.raises(TimeoutError):
+        await deadlines.run(asyncio.Event().wait(), timeout_seconds=0.01)
+
+
+@pytest.mark.parametrize("prompt", [True, False])
+async def test_without_time_nothing_begins(prompt: bool) -> None:
+    async def work() -> None:
+        raise AssertionError
+
+    with pytest.raises(TimeoutError):
+        await Deadlines(prompt=prompt).run(work(), timeout_seconds=0)

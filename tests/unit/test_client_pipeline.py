@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from hybridkit.clients._pipeline import Intent, Pipeline
 from hybridkit.clients._policy import ClientPolicy
@@ -25,7 +26,9 @@ from hybridkit.errors import (
     ResponseError,
     UnavailableError,
 )
+from hybridkit.observability import render_metrics
 from hybridkit.retry import Retry
+from hybridkit.testing._isolation import unique_name
 
 READ = Intent(method="GET", path="/v1/users/7?select=id", safe=True)
 WRITE = Intent(method="POST", path="/v1/users", body=b"{}", key="k-1")
@@ -101,11 +104,13 @@ class Wire:
     def authorization(self) -> str:
         return f"Bearer {len(self.requests)}"
 
-    def pipeline(self, policy: ClientPolicy | None = None, *, jitter: float = 0.5) -> Pipeline:
+    def pipeline(
+        self, policy: ClientPolicy | None = None, *, jitter: float = 0.5, target: str = "users:8001"
+    ) -> Pipeline:
         return Pipeline(
             self,
             base_url="http://users:8001",
-            target="users:8001",
+            target=target,
             service="api_service",
             policy=policy or ClientPolicy(),
             authorization=self.authorization,
@@ -263,11 +268,13 @@ class Silence(Wire):
         await asyncio.Event().wait()
         raise AssertionError
 
-    def pipeline(self, policy: ClientPolicy | None = None, *, jitter: float = 0.0) -> Pipeline:
+    def pipeline(
+        self, policy: ClientPolicy | None = None, *, jitter: float = 0.0, target: str = "users:8001"
+    ) -> Pipeline:
         return Pipeline(
             self,
             base_url="http://users:8001",
-            target="users:8001",
+            target=target,
             service="api_service",
             policy=policy or ClientPolicy(read_timeout_seconds=0.15, write_timeout_seconds=0.15),
             jitter=lambda: jitter,
@@ -457,6 +464,74 @@ async def test_every_attempt_asks_for_its_authorization() -> None:
     wire = Wire(REFUSED, OK)
     await wire.pipeline().run(READ)
     assert [request.headers["authorization"] for request in wire.requests] == ["Bearer 0", "Bearer 1"]
+
+
+async def test_other_peoples_services_are_told_nothing_of_ours() -> None:
+    """Neither who asks for whom, nor in which request, nor for how long."""
+    wire = Wire(OK)
+    pipeline = Pipeline(
+        wire,
+        base_url="http://weather",
+        target="weather",
+        service="api_service",
+        policy=ClientPolicy(),
+        internal=False,
+    )
+    with bind(RequestContext(user_id="user-1").within(60)):
+        await pipeline.run(READ)
+    assert wire.requests[0].headers == {"accept": "application/json", "accept-encoding": "identity"}
+
+
+async def test_what_is_idempotent_by_itself_needs_no_key() -> None:
+    wire = Wire(CUT, OK)
+    assert await wire.pipeline().run(replace(BARE_WRITE, method="PUT", idempotent=True)) is OK
+
+
+# ── metrics ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def sample(name: str, **labels: str) -> float:
+    """That metric as a scrape shows it."""
+    body, _ = render_metrics()
+    for family in text_string_to_metric_families(body.decode()):
+        for one in family.samples:
+            if one.name == name and one.labels == labels:
+                return one.value
+    raise AssertionError(name)
+
+
+async def test_attempts_and_retries_are_counted() -> None:
+    wire = Wire(problem(UnavailableError("busy")), OK)
+    target = unique_name()
+    await wire.pipeline(target=target).run(READ)
+    name = "hybridkit_http_client_duration_seconds_count"
+    assert sample(name, target=target, method="GET", outcome="UNAVAILABLE") == 1
+    assert sample(name, target=target, method="GET", outcome="success") == 1
+    assert sample("hybridkit_http_client_retries_total", target=target) == 1
+    assert sample("hybridkit_http_client_in_flight_requests", target=target) == 0
+    assert sample("hybridkit_http_client_queued_requests", target=target) == 0
+
+
+async def test_the_breakers_state_is_a_metric() -> None:
+    """0 closed, 1 half open, 2 open."""
+    wire = Wire(REFUSED)
+    target = unique_name()
+    pipeline = wire.pipeline(ClientPolicy(retry=Retry.immediate(attempts=1)), target=target)
+    states = [sample("hybridkit_http_client_breaker_state", target=target)]
+    for _ in range(20):
+        await failure(pipeline, READ)
+    states.append(sample("hybridkit_http_client_breaker_state", target=target))
+    assert pipeline.breaker_state == "open"
+    wire.now += 5
+
+    def look() -> Response:
+        states.append(sample("hybridkit_http_client_breaker_state", target=target))
+        return OK
+
+    wire.then(look)
+    await pipeline.run(READ)
+    states.append(sample("hybridkit_http_client_breaker_state", target=target))
+    assert states == [0, 2, 1, 0]
 
 
 # ── streams ──────────────────────────────────────────────────────────────────────────────────────

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from hybridkit.observability import Metrics, metrics, render_metrics
 
-UNITS = ("_seconds", "_requests", "_messages", "_events", "_paused")  # the last is a state: 0 or 1
+UNITS = ("_seconds", "_requests", "_messages", "_events", "_paused", "_state")  # the last is a state: 0 or 1
 
 
 def test_names_carry_a_prefix_and_a_unit() -> None:

@@ -41,11 +41,19 @@ class Breaker:
     Args:
         target: named in the refusal.
         clock: monotonic seconds.
+        on_change: told of each new state.
     """
 
-    def __init__(self, target: str, *, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        target: str,
+        *,
+        clock: Callable[[], float],
+        on_change: Callable[[BreakerState], object] | None = None,
+    ) -> None:
         self._target = target
         self._clock = clock
+        self._on_change = on_change
         self._state: BreakerState = "closed"
         self._slices: deque[_Slice] = deque()
         self._open_seconds = FIRST_OPEN_SECONDS
@@ -77,9 +85,15 @@ class Breaker:
                 f"{self._target} has been failing; calls to it are held back to let it recover",
                 retry_after_seconds=max(wait_seconds, 0.0),
             )
-        self._state = "half_open"
+        if self._state != "half_open":
+            self._become("half_open")
         self._probing = True
         return self._period
+
+    def note_failure(self) -> None:
+        """Count a failure of the target that showed after the call had been judged: a body that broke off."""
+        if self._state == "closed":
+            self._count(failed=True)
 
     def leave(self, ticket: int, *, failed: bool | None) -> None:
         """Say how the call ended.
@@ -98,7 +112,7 @@ class Breaker:
     def _judge_probe(self, *, failed: bool | None) -> None:
         self._probing = False
         if failed is False:
-            self._state = "closed"
+            self._become("closed")
             self._open_seconds = FIRST_OPEN_SECONDS
             self._period += 1
         elif failed:
@@ -120,10 +134,15 @@ class Breaker:
                 self._open()
 
     def _open(self) -> None:
-        self._state = "open"
+        self._become("open")
         self._opened_at = self._clock()
         self._slices.clear()
         self._period += 1
+
+    def _become(self, state: BreakerState) -> None:
+        self._state = state
+        if self._on_change is not None:
+            self._on_change(state)
 
     def _wait_seconds(self) -> float:
         return self._opened_at + self._open_seconds - self._clock()

@@ -1,28 +1,60 @@
-"""What travels with a call: who asks, for how long, in which trace, for the how manieth time."""
+"""What travels with a call: who asks, for how long, in which trace, for the how manieth time.
 
+All of that is between our own services; to other people's go the headers that HTTP itself needs.
+"""
+
+from collections.abc import Callable
 from typing import Final
 
-from opentelemetry import propagate
+from hybridkit.clients._call import Call, Intent
+from hybridkit.context import REQUEST_ID_HEADER, REQUEST_TIMEOUT_HEADER, USER_ID_HEADER, RequestContext
+from hybridkit.contract import CALLER_HEADER, IDEMPOTENCY_KEY_HEADER, quote_key
+from hybridkit.observability import trace_headers
 
-from hybridkit.context import REQUEST_TIMEOUT_HEADER, RequestContext
-from hybridkit.contract import CALLER_HEADER
-
-__all__ = ["RETRY_COUNT_HEADER", "attempt_headers", "call_headers"]
+__all__ = ["RETRY_COUNT_HEADER", "Headers"]
 
 RETRY_COUNT_HEADER: Final = "x-retry-count"
 
 
-def call_headers(context: RequestContext, *, service: str) -> dict[str, str]:
-    """What is the same on every attempt: request, user, caller, trace."""
-    headers = context.to_amqp_headers()  # the ids; over HTTP the deadline is the attempt's own
-    headers[CALLER_HEADER] = service
-    propagate.inject(headers)
-    return headers
+class Headers:
+    """Makes the headers of one client's calls.
 
+    Args:
+        service: the name of the calling service.
+        internal: whether the target is one of our own services.
+        authorization: gives the value of the `Authorization` header; asked for each attempt.
+    """
 
-def attempt_headers(*, timeout_seconds: float | None, retries: int) -> dict[str, str]:
-    """What each attempt says of itself: the seconds it has, if they are limited, and how many came before."""
-    headers = {RETRY_COUNT_HEADER: str(retries)}
-    if timeout_seconds is not None:
-        headers[REQUEST_TIMEOUT_HEADER] = f"{timeout_seconds:.3f}"
-    return headers
+    def __init__(self, *, service: str, internal: bool, authorization: Callable[[], str] | None) -> None:
+        self._internal = internal
+        self._authorization = authorization
+        self._fixed = {"accept": "application/json", "accept-encoding": "identity"}
+        if internal:
+            self._fixed[CALLER_HEADER] = service
+
+    def __repr__(self) -> str:
+        return f"Headers(internal={self._internal})"
+
+    def of_call(self, intent: Intent, context: RequestContext) -> dict[str, str]:
+        """What is the same on every attempt: request, user, caller, trace."""
+        headers = self._fixed.copy()
+        if self._internal:
+            headers[REQUEST_ID_HEADER] = context.request_id
+            if context.user_id is not None:
+                headers[USER_ID_HEADER] = context.user_id
+            headers.update(trace_headers())
+        headers.update(intent.headers)
+        if intent.key is not None:
+            headers[IDEMPOTENCY_KEY_HEADER] = quote_key(intent.key)
+        return headers
+
+    def of_attempt(self, call: Call, *, timeout_seconds: float | None, retries: int) -> dict[str, str]:
+        """Those of the call, and what the attempt says of itself: the seconds it has, and how many came before."""
+        headers = call.headers.copy()
+        if self._internal:
+            headers[RETRY_COUNT_HEADER] = str(retries)
+            if timeout_seconds is not None:
+                headers[REQUEST_TIMEOUT_HEADER] = f"{timeout_seconds:.3f}"
+        if self._authorization is not None:
+            headers["authorization"] = self._authorization()
+        return headers

@@ -9,20 +9,22 @@ reads, keyed writes, and whatever was never sent.
 import asyncio
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
-from hybridkit.clients._breaker import Breaker
+from hybridkit.clients._breaker import Breaker, BreakerState
 from hybridkit.clients._budget import RetryBudget
 from hybridkit.clients._bulkhead import Bulkhead
+from hybridkit.clients._call import Call, Intent, lost_answer, refused
 from hybridkit.clients._deadline import Deadlines
 from hybridkit.clients._failures import Failure, failure_from
-from hybridkit.clients._headers import attempt_headers, call_headers
+from hybridkit.clients._headers import Headers
 from hybridkit.clients._policy import ClientPolicy
+from hybridkit.clients._telemetry import Telemetry
 from hybridkit.clients._transport import (
+    Prompt,
     Request,
     Response,
     StreamedResponse,
@@ -31,7 +33,6 @@ from hybridkit.clients._transport import (
     refuse_compressed,
 )
 from hybridkit.context import current
-from hybridkit.contract import IDEMPOTENCY_KEY_HEADER, quote_key
 from hybridkit.errors import (
     DeadlineExceededError,
     HybridkitError,
@@ -52,29 +53,6 @@ ENOUGH_SHARE: Final = 0.9
 SMOOTHING: Final = 0.1
 """How fast the typical duration of an answer follows the latest one."""
 
-_FIXED_HEADERS: Final = {"accept": "application/json", "accept-encoding": "identity"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Intent:
-    """What a call wants, apart from how often it has to be sent.
-
-    Attributes:
-        method: upper case.
-        path: with its query, percent-encoded, from `/` on.
-        headers: of this call alone.
-        body: JSON, or empty.
-        key: the idempotency key of a write.
-        safe: changes nothing, so it can be repeated and its outcome can't be unknown.
-    """
-
-    method: str
-    path: str
-    headers: Mapping[str, str] = field(default_factory=dict[str, str])
-    body: bytes = b""
-    key: str | None = None
-    safe: bool = False
-
 
 class Pipeline:
     """Sends intents to one target. It doesn't own the transport.
@@ -86,6 +64,8 @@ class Pipeline:
         service: the name of the calling service.
         policy: the limits.
         authorization: gives the value of the `Authorization` header; asked for each attempt.
+        internal: whether the target is one of our own services, which are told who asks, in which request and trace,
+            and for how long.
         clock: monotonic seconds, the same clock as the context's deadline.
         sleep: waits between attempts.
         jitter: a number from 0 up to 1.
@@ -100,6 +80,7 @@ class Pipeline:
         service: str,
         policy: ClientPolicy,
         authorization: Callable[[], str] | None = None,
+        internal: bool = True,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         jitter: Callable[[], float] = random.random,
@@ -107,20 +88,30 @@ class Pipeline:
         self._transport = transport
         self._base_url = base_url
         self._target = target
-        self._service = service
         self._policy = policy
-        self._authorization = authorization
+        self._headers = Headers(service=service, internal=internal, authorization=authorization)
         self._clock = clock
         self._sleep = sleep
         self._jitter = jitter
         self._budget = RetryBudget()
-        self._breaker = Breaker(target, clock=clock)
-        self._bulkhead = Bulkhead(target, places=policy.max_in_flight, queue=policy.max_queued)
-        self._deadlines = Deadlines()
+        self._telemetry = Telemetry(target)
+        self._breaker = Breaker(target, clock=clock, on_change=self._telemetry.breaker)
+        self._bulkhead = Bulkhead(
+            target,
+            places=policy.max_in_flight,
+            queue=policy.max_queued,
+            on_queue=self._telemetry.queued.inc,
+        )
+        self._deadlines = Deadlines(prompt=isinstance(transport, Prompt))
         self._typical_seconds = 0.0
 
     def __repr__(self) -> str:
         return f"Pipeline({self._target!r}, {self._breaker!r}, {self._budget!r}, {self._bulkhead!r})"
+
+    @property
+    def breaker_state(self) -> BreakerState:
+        """Whether calls go through (`closed`), are held back (`open`), or the next one is let through to try."""
+        return self._breaker.state
 
     async def run(self, intent: Intent) -> Response:
         """The successful answer to that intent.
@@ -167,7 +158,7 @@ class Pipeline:
         """Wait a moment for attempts that were given up and have not ended."""
         await self._deadlines.aclose()
 
-    async def _repeat[T](self, call: "_Call", send: Callable[["_Call", int], Awaitable[T | Failure]]) -> T:
+    async def _repeat[T](self, call: Call, send: Callable[[Call, int], Awaitable[T | Failure]]) -> T:
         self._budget.deposit()
         in_doubt = False
         attempt = 1
@@ -179,13 +170,14 @@ class Pipeline:
                 outcome.sent and not call.intent.safe and isinstance(outcome.error, OutcomeUnknownError)
             )
             await self._sleep(pause_seconds)
+            self._telemetry.retries.inc()
             attempt += 1
         return outcome
 
-    def _begin(self, intent: Intent, *, only_seconds: float | None = None, streamed: bool = False) -> "_Call":
+    def _begin(self, intent: Intent, *, only_seconds: float | None = None, streamed: bool = False) -> Call:
         policy = self._policy
         context = current()
-        repeatable = intent.safe or intent.key is not None
+        repeatable = intent.safe or intent.key is not None or intent.idempotent
         if only_seconds is None:
             usual = policy.read_timeout_seconds if intent.safe else policy.write_timeout_seconds
             share = ATTEMPT_SHARE if repeatable and policy.retry.attempts > 1 else 1.0
@@ -193,12 +185,10 @@ class Pipeline:
             usual, share = only_seconds, 1.0
         remaining = context.remaining_seconds()
         total = usual if remaining is None else min(usual, remaining)
-        headers = {**_FIXED_HEADERS, **call_headers(context, service=self._service), **intent.headers}
-        if intent.key is not None:
-            headers[IDEMPOTENCY_KEY_HEADER] = quote_key(intent.key)
-        return _Call(
+        return Call(
             intent=intent,
-            headers=headers,
+            name=f"{intent.method} {self._target}{intent.path.partition('?')[0]}",
+            headers=self._headers.of_call(intent, context),
             deadline=self._clock() + total,
             attempt_seconds=total * share,
             enough_seconds=usual * share * ENOUGH_SHARE,
@@ -207,29 +197,29 @@ class Pipeline:
             body_deadline=context.deadline,
         )
 
-    async def _attempt(self, call: "_Call", attempt: int) -> Response | Failure:
+    async def _attempt(self, call: Call, attempt: int) -> Response | Failure:
         try:
             ticket = self._breaker.enter()
         except UnavailableError as refusal:
-            return _refused(refusal)
+            return refused(refusal)
         failed: bool | None = None
         try:
             async with self._bulkhead.place(timeout_seconds=self._left(call)):
                 outcome = await self._exchange(call, attempt, self._whole)
             failed = outcome.counts if isinstance(outcome, Failure) else False
         except (UnavailableError, DeadlineExceededError) as refusal:  # no place: what is sent never raises
-            return _refused(refusal)
+            return refused(refusal)
         else:
             return outcome
         finally:
             self._breaker.leave(ticket, failed=failed)
 
-    async def _open(self, stack: AsyncExitStack, call: "_Call", attempt: int) -> StreamedResponse | Failure:
+    async def _open(self, stack: AsyncExitStack, call: Call, attempt: int) -> StreamedResponse | Failure:
         """As `_attempt`, but an answer's body is left to be read, and its place and connection to that stack."""
         try:
             ticket = self._breaker.enter()
         except UnavailableError as refusal:
-            return _refused(refusal)
+            return refused(refusal)
         failed: bool | None = None
         try:
             async with AsyncExitStack() as kept:
@@ -239,20 +229,20 @@ class Pipeline:
                     await stack.enter_async_context(kept.pop_all())
             failed = outcome.counts if isinstance(outcome, Failure) else False
         except (UnavailableError, DeadlineExceededError) as refusal:
-            return _refused(refusal)
+            return refused(refusal)
         else:
             return outcome
         finally:
             self._breaker.leave(ticket, failed=failed)
 
-    async def _whole(self, call: "_Call", request: Request) -> Response | Failure:
+    async def _whole(self, call: Call, request: Request) -> Response | Failure:
         response = await self._transport.send(request)
-        return failure_from(response, what=self._named(call), safe=call.intent.safe) or response
+        return failure_from(response, what=call.name, safe=call.intent.safe) or response
 
-    async def _head(
-        self, kept: AsyncExitStack, call: "_Call", request: Request
-    ) -> StreamedResponse | Failure:
+    async def _head(self, kept: AsyncExitStack, call: Call, request: Request) -> StreamedResponse | Failure:
         """A success with its body left to be read; anything else as what it says."""
+        task = asyncio.current_task()
+        cancellations = task.cancelling() if task else 0
         async with AsyncExitStack() as opening:
             answer = await opening.enter_async_context(self._transport.stream(request))
             refuse_compressed(request, status=answer.status, headers=answer.headers)
@@ -261,16 +251,15 @@ class Pipeline:
                     answer.chunks, request=request, status=answer.status, headers=answer.headers
                 )
                 whole = Response(status=answer.status, headers=answer.headers, body=body)
-                failure = failure_from(whole, what=self._named(call), safe=call.intent.safe)
+                failure = failure_from(whole, what=call.name, safe=call.intent.safe)
                 if failure is not None:
                     return failure
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
+            if task is not None and task.cancelling() > cancellations:
                 raise asyncio.CancelledError  # given up meanwhile: nobody would close it
             kept.push_async_exit(opening.pop_all())
             return answer
 
-    async def _chunks(self, call: "_Call", chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+    async def _chunks(self, call: Call, chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
         while True:
             seconds = self._policy.read_timeout_seconds
             if call.body_deadline is not None:
@@ -279,64 +268,73 @@ class Pipeline:
                 chunk = await self._deadlines.run(_next(chunks), timeout_seconds=seconds)
             except TimeoutError:
                 raise DeadlineExceededError(
-                    f"{self._named(call)}: no further part of the body within {seconds:.3f} s"
+                    f"{call.name}: no further part of the body within {seconds:.3f} s"
                 ) from None
             except OutcomeUnknownError as cut:
-                if call.intent.safe:
-                    raise _unavailable(cut) from cut
-                raise
+                self._breaker.note_failure()
+                raise lost_answer(call, cut) from cut
             if chunk is None:
                 return
             yield chunk
 
     async def _exchange[T](
         self,
-        call: "_Call",
+        call: Call,
         attempt: int,
-        send: Callable[["_Call", Request], Coroutine[Any, Any, T | Failure]],
+        send: Callable[[Call, Request], Coroutine[Any, Any, T | Failure]],
     ) -> T | Failure:
         """Send it once. Expected errors come back as values, so that the breaker sees them all."""
         seconds = min(self._left(call), call.attempt_seconds)
         if seconds <= 0:
-            late = DeadlineExceededError(
-                f"{self._named(call)}: the deadline had passed; this attempt was not sent"
-            )
+            late = DeadlineExceededError(f"{call.name}: the deadline had passed; this attempt was not sent")
             return Failure(late, retryable=False, counts=None, sent=False)
         started = self._clock()
+        self._telemetry.in_flight.inc()
         try:
-            outcome = await self._deadlines.run(
-                send(call, self._request(call, attempt, seconds)), timeout_seconds=seconds
+            outcome = await self._judged(
+                call, send(call, self._request(call, attempt, seconds)), seconds=seconds
             )
+        finally:
+            self._telemetry.in_flight.dec()
+        taken_seconds = self._clock() - started
+        if isinstance(outcome, Failure):
+            result = outcome.error.code
+        else:
+            result = "success"
+            self._typical_seconds += (taken_seconds - self._typical_seconds) * SMOOTHING
+        self._telemetry.attempt(call.intent.method, result, taken_seconds)
+        return outcome
+
+    async def _judged[T](
+        self, call: Call, sending: Coroutine[Any, Any, T | Failure], *, seconds: float
+    ) -> T | Failure:
+        try:
+            return await self._deadlines.run(sending, timeout_seconds=seconds)
         except TimeoutError:
-            late = DeadlineExceededError(f"{self._named(call)}: no whole answer within {seconds:.3f} s")
+            late = DeadlineExceededError(f"{call.name}: no whole answer within {seconds:.3f} s")
             return Failure(late, retryable=True, counts=True if seconds >= call.enough_seconds else None)
         except UnavailableError as unsent:
             return Failure(unsent, retryable=True, counts=True, sent=False)
         except OutcomeUnknownError as lost:
-            return Failure(_unavailable(lost) if call.intent.safe else lost, retryable=True, counts=True)
+            return Failure(lost_answer(call, lost), retryable=True, counts=True)
         except ResponseError as garbage:
             return Failure(garbage, retryable=False, counts=False)
-        self._typical_seconds += (self._clock() - started - self._typical_seconds) * SMOOTHING
-        return outcome
 
-    def _request(self, call: "_Call", attempt: int, seconds: float) -> Request:
+    def _request(self, call: Call, attempt: int, seconds: float) -> Request:
         told_seconds: float | None = seconds * ANSWER_SHARE
         if call.streamed:  # the body may take longer than the attempt
             told_seconds = None if call.body_deadline is None else call.body_deadline - self._clock()
-        own = attempt_headers(timeout_seconds=told_seconds, retries=attempt - 1)
-        if self._authorization is not None:
-            own["authorization"] = self._authorization()
         return Request(
             method=call.intent.method,
             url=self._base_url + call.intent.path,
-            headers=call.headers | own,
+            headers=self._headers.of_attempt(call, timeout_seconds=told_seconds, retries=attempt - 1),
             body=call.intent.body,
             timeout_seconds=seconds,
             connect_timeout_seconds=min(self._policy.connect_timeout_seconds, seconds),
             max_response_bytes=self._policy.max_response_bytes,
         )
 
-    def _pause(self, failure: Failure, call: "_Call", attempt: int) -> float | None:
+    def _pause(self, failure: Failure, call: Call, attempt: int) -> float | None:
         """How long to wait before the next attempt; None for no further attempt."""
         if not failure.retryable or (failure.sent and not call.repeatable):
             return None
@@ -359,47 +357,9 @@ class Pipeline:
             error.add_note(f"given up after {attempts} attempts")
         return error
 
-    def _named(self, call: "_Call") -> str:
-        """The call, for messages; its query may hold what a log shouldn't."""
-        return f"{call.intent.method} {self._target}{call.intent.path.partition('?')[0]}"
-
-    def _left(self, call: "_Call") -> float:
+    def _left(self, call: Call) -> float:
         return call.deadline - self._clock()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Call:
-    """An intent under way: what its attempts share.
-
-    Attributes:
-        deadline: by the pipeline's clock.
-        attempt_seconds: what one attempt may take at most.
-        enough_seconds: an attempt with less had a caller in a hurry, so its timeout tells nothing about the target.
-        repeatable: whether it may be sent again although it may have arrived.
-        streamed: whether the body is read piece by piece, after the attempt.
-        body_deadline: until when such a body has to be there; None for no limit.
-    """
-
-    intent: Intent
-    headers: dict[str, str]
-    deadline: float
-    attempt_seconds: float
-    enough_seconds: float
-    repeatable: bool
-    streamed: bool
-    body_deadline: float | None
-
-
-def _refused(refusal: HybridkitError) -> Failure:
-    return Failure(refusal, retryable=False, counts=None, sent=False)
 
 
 async def _next(chunks: AsyncIterator[bytes]) -> bytes | None:
     return await anext(chunks, None)
-
-
-def _unavailable(lost: OutcomeUnknownError) -> UnavailableError:
-    """What a lost answer means for a read: nothing can have happened."""
-    error = UnavailableError(str(lost))
-    error.__cause__ = lost
-    return error

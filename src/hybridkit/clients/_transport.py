@@ -7,7 +7,7 @@ from typing import Protocol
 
 from hybridkit.errors import ResponseError
 
-__all__ = ["Request", "Response", "StreamedResponse", "Transport", "read_body", "refuse_compressed"]
+__all__ = ["Prompt", "Request", "Response", "StreamedResponse", "Transport", "read_body", "refuse_compressed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +96,13 @@ class Transport(Protocol):
     async def aclose(self) -> None:
         """Close every connection."""
         ...
+
+
+class Prompt:
+    """Base of the transports of which every method ends at once when it is cancelled.
+
+    Others run in tasks of their own, to be left behind when their time is over.
+    """
 
 
 async def read_body(

@@ -3,23 +3,25 @@
 It costs a fraction of httpx's CPU time per request, and its pool doesn't slow down with the number of connections.
 """
 
-from collections.abc import AsyncGenerator, Generator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import Final
 
 import aiohttp
 from yarl import URL
 
-from hybridkit.clients._transport import Request, Response, StreamedResponse, read_body
-from hybridkit.errors import MisuseError, OutcomeUnknownError, UnavailableError
+from hybridkit.clients._transport import Prompt, Request, Response, StreamedResponse, read_body
+from hybridkit.errors import HybridkitError, MisuseError, OutcomeUnknownError, UnavailableError
 
 __all__ = ["AiohttpTransport"]
 
 KEEPALIVE_SECONDS: Final = 30.0
 DNS_CACHE_SECONDS: Final = 10
 
+_EXPECTED: Final = (aiohttp.ClientError, OSError, ValueError)
 
-class AiohttpTransport:
+
+class AiohttpTransport(Prompt):
     """Sends by an own `aiohttp.ClientSession`; made while the event loop runs."""
 
     def __init__(self) -> None:
@@ -32,25 +34,30 @@ class AiohttpTransport:
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
         )
+        self._timeout = aiohttp.ClientTimeout()
 
     def __repr__(self) -> str:
         return f"AiohttpTransport(closed={self._session.closed})"
 
     async def send(self, request: Request) -> Response:
         """See `Transport.send`."""
-        with _meaning(request):
+        try:
             async with await self._ask(request) as answer:
                 headers = _headers(answer)
                 body = await read_body(
                     answer.content.iter_any(), request=request, status=answer.status, headers=headers
                 )
                 return Response(status=answer.status, headers=headers, body=body)
+        except _EXPECTED as error:
+            raise _meaning(request, error) from error
 
     @asynccontextmanager
     async def stream(self, request: Request) -> AsyncGenerator[StreamedResponse]:
         """See `Transport.stream`."""
-        with _meaning(request):
+        try:
             answer = await self._ask(request)
+        except _EXPECTED as error:
+            raise _meaning(request, error) from error
         try:
             yield StreamedResponse(
                 status=answer.status, headers=_headers(answer), chunks=_chunks(request, answer)
@@ -63,12 +70,14 @@ class AiohttpTransport:
         await self._session.close()
 
     async def _ask(self, request: Request) -> aiohttp.ClientResponse:
+        if self._timeout.connect != request.connect_timeout_seconds:  # nearly always the same one
+            self._timeout = aiohttp.ClientTimeout(connect=request.connect_timeout_seconds)
         return await self._session.request(
             request.method,
             URL(request.url, encoded=True),
             headers=request.headers,
             data=request.body or None,
-            timeout=aiohttp.ClientTimeout(connect=request.connect_timeout_seconds),
+            timeout=self._timeout,
             allow_redirects=False,
         )
 
@@ -79,24 +88,22 @@ def _headers(answer: aiohttp.ClientResponse) -> dict[str, str]:
 
 async def _chunks(request: Request, answer: aiohttp.ClientResponse) -> AsyncGenerator[bytes]:
     while True:
-        with _meaning(request):
+        try:
             chunk = await answer.content.readany()
+        except _EXPECTED as error:
+            raise _meaning(request, error) from error
         if not chunk:
             return
         yield chunk
 
 
-@contextmanager
-def _meaning(request: Request) -> Generator[None]:
-    """Raise what aiohttp's errors mean for that request."""
-    try:
-        yield
-    except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-        raise UnavailableError(f"{request}: not sent: {_reason(error)}") from error
-    except ValueError as error:  # aiohttp's way to refuse a header or URL
-        raise MisuseError(f"{request}: can't be sent: {error}") from error
-    except (aiohttp.ClientError, OSError) as error:
-        raise OutcomeUnknownError(f"{request}: no whole answer: {_reason(error)}") from error
+def _meaning(request: Request, error: Exception) -> HybridkitError:
+    """What aiohttp's error means for that request."""
+    if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+        return UnavailableError(f"{request}: not sent: {_reason(error)}")
+    if isinstance(error, ValueError):  # aiohttp's way to refuse a header or URL
+        return MisuseError(f"{request}: can't be sent: {error}")
+    return OutcomeUnknownError(f"{request}: no whole answer: {_reason(error)}")
 
 
 def _reason(error: Exception) -> str:

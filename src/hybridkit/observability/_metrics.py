@@ -41,7 +41,7 @@ class Metrics:
         self.http_client_duration = Histogram(
             "hybridkit_http_client_duration_seconds",
             "Time of one attempt to call another service.",
-            ("target", "method", "outcome"),  # target: the service; outcome: a status, or an error's code
+            ("target", "method", "outcome"),  # target: host and port; outcome: success, or the error's code
             registry=registry,
             buckets=_CALL_SECONDS,
         )
@@ -57,6 +57,20 @@ class Metrics:
             "Attempts after the first of a call.",
             ("target",),
             registry=registry,
+        )
+        self.http_client_queued = Gauge(
+            "hybridkit_http_client_queued_requests",
+            "Attempts to call another service that wait for a place among those in flight.",
+            ("target",),
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.http_client_breaker_state = Gauge(
+            "hybridkit_http_client_breaker_state",
+            "0: calls go through; 1: one is let through to try; 2: calls are held back.",
+            ("target",),
+            registry=registry,
+            multiprocess_mode="livemax",
         )
         self.events_published = Counter(
             "hybridkit_events_published_total",
