@@ -18,6 +18,7 @@ from hybridkit.dataservice._answers import Answering, Header, Receive, Send
 from hybridkit.dataservice._callers import Access, Callers
 from hybridkit.dataservice._operations import AnyResource
 from hybridkit.dataservice._requests import ContractRequest, check_head
+from hybridkit.dataservice._timing import DatabaseTime, watch_database
 from hybridkit.errors import DeclarationError
 
 __all__ = ["ContractRoute", "Endpoint", "Place"]
@@ -126,8 +127,9 @@ class ContractRoute(BaseRoute):
         request.caller = callers.name(request)
         for access in endpoint.accesses:
             callers.check(request.caller, endpoint.resource, access)
+        waited = watch_database()
         answer = await endpoint.answer(request)
-        await answer.send(receive, send, _common_headers(request))
+        await answer.send(receive, send, _common_headers(request, waited))
 
     def _find(self, path: str, method: str) -> tuple[Place | None, str]:
         name, slash, record_id = path[len(PREFIX) :].partition("/")
@@ -142,9 +144,13 @@ class ContractRoute(BaseRoute):
         return self._records.get(name), record_id
 
 
-def _common_headers(request: ContractRequest) -> list[Header]:
-    applied = request.applied
-    return [(b"preference-applied", applied.encode())] if applied else []
+def _common_headers(request: ContractRequest, waited: DatabaseTime) -> list[Header]:
+    headers: list[Header] = []
+    if applied := request.applied:
+        headers.append((b"preference-applied", applied.encode()))
+    if waited.seconds:
+        headers.append((b"server-timing", waited.header.encode()))
+    return headers
 
 
 def _name_span(method: str, path: str) -> None:

@@ -37,7 +37,9 @@ async def begin_export(request: ContractRequest, resource: AnyResource, query: Q
         raise InvalidQueryError("an export has no pages; leave the page token out", pointer="/page_token")
     pieces = request.store.export(resource, query)
     try:
-        first = await anext(pieces, Lines(b"", 0))
+        first = await anext(pieces)
+    except StopAsyncIteration:
+        first = Lines(b"", 0)
     except BaseException:
         await pieces.aclose()
         raise
