@@ -17,6 +17,7 @@ from hybridkit.clients._transport import StreamedResponse, read_body
 from hybridkit.contract import Emission
 from hybridkit.dataservice._bodies import Bodies
 from hybridkit.dataservice._callers import Callers
+from hybridkit.dataservice._calls import AnyCall, CallHandler
 from hybridkit.dataservice._operations import AnyResource
 from hybridkit.dataservice._routes import add_routes
 from hybridkit.errors import OutcomeUnknownError
@@ -41,6 +42,7 @@ class FakeDataService:
     Args:
         resources: what it keeps.
         unique: by resource, the fields (or tuples of fields) whose values only one record may have.
+        calls: the service's own, each with what answers it here; its `work.database` is the store in memory.
         has_transactions: without them it answers as a data service on a MongoDB that has none.
 
     Attributes:
@@ -53,13 +55,14 @@ class FakeDataService:
         resources: Iterable[AnyResource],
         *,
         unique: Mapping[AnyResource, Iterable[str | Sequence[str]]] | None = None,
+        calls: Mapping[AnyCall, CallHandler] | None = None,
         has_transactions: bool = True,
     ) -> None:
         kept = list(resources)
         self.faults = DataFaults()
         self.requests: list[str] = []
         self._store = MemoryStore(kept, unique=unique, has_transactions=has_transactions)
-        self._app = _application(kept, self._store)
+        self._app = _application(kept, self._store, calls or {})
 
     def __repr__(self) -> str:
         return f"FakeDataService({self._store!r})"
@@ -187,10 +190,12 @@ async def _chunks(reply: Reply) -> AsyncGenerator[bytes]:
         yield bytes([byte])
 
 
-def _application(resources: Collection[AnyResource], store: MemoryStore) -> App:
+def _application(
+    resources: Collection[AnyResource], store: MemoryStore, calls: Mapping[AnyCall, CallHandler]
+) -> App:
     """The routes on that store. Its life is not started: that would make this process an API, and read its settings."""
     app = create_app(ServiceSettings, title="Fake data service", internal=True)
-    add_routes(app, {resource.name: Bodies(resource) for resource in resources})
+    add_routes(app, {resource.name: Bodies(resource) for resource in resources}, calls)
     app.state.resources = ServiceResources()
     app.state.callers = Callers(None, None)
     app.state.store = store

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from functools import cmp_to_key
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from hybridkit.aggregations import Aggregation, Function
+from hybridkit.dataservice._operations import AnyResource
 from hybridkit.errors import InvalidQueryError
 from hybridkit.testing._memory_filters import compared, fits, value_at
 
@@ -14,12 +15,16 @@ __all__ = ["aggregated"]
 type Values = Mapping[str, Any]
 
 
-def aggregated(aggregation: Aggregation, records: Sequence[Values]) -> list[dict[str, Any]]:
+def aggregated(
+    resource: AnyResource, aggregation: Aggregation, records: Sequence[Values]
+) -> list[dict[str, Any]]:
     """A row for each group, in the aggregation's order.
 
     Raises:
         InvalidQueryError: a function that the field's type doesn't know.
     """
+    for function in aggregation.functions.values():
+        _check(resource, function)
     groups: dict[str, tuple[list[Any], list[Values]]] = {}
     for values in records:
         if fits(aggregation.where, values):
@@ -50,13 +55,16 @@ def _computed(function: Function, members: Sequence[Values]) -> Any:
     found = [value for values in members if (value := value_at(values, function.field)) is not None]
     if function.name == "count_distinct":
         return len({repr(value) for value in found})
-    if function.name in ("sum", "avg") and not all(map(_is_number, found)):
-        raise InvalidQueryError(f"{function.field} is no number", pointer="/functions")
     return _FUNCTIONS[function.name](found) if found else None
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | Decimal) and not isinstance(value, bool)
+def _check(resource: AnyResource, function: Function) -> None:
+    """Only numbers add up. What a path leads to has no declared type."""
+    if function.name not in ("sum", "avg") or "." in (function.field or ""):
+        return
+    annotation = resource.record.model_fields[function.field or ""].annotation
+    if not {int, float, Decimal}.intersection((annotation, *get_args(annotation))):
+        raise InvalidQueryError(f"{function.field} is no number", pointer="/functions")
 
 
 def _average(found: Sequence[Any]) -> Any:

@@ -102,7 +102,7 @@ class MemoryStore:
     async def aggregate(self, resource: AnyResource, aggregation: Aggregation) -> bytes:
         """A JSON array of rows, with a member for each group field and function."""
         records = [row.values for row in self._read(resource).live]
-        return encode_json(aggregated(aggregation, records))
+        return encode_json(aggregated(resource, aggregation, records))
 
     async def run_pipeline(self, resource: AnyResource, pipeline: Sequence[Any]) -> bytes:  # noqa: ARG002 - the protocol's
         """Not here."""

@@ -1,0 +1,56 @@
+"""The HTTP contract as tests, to be run against any data service.
+
+```python
+class TestMyService(DataServiceConformance):
+    @pytest.fixture
+    async def service(self, my_service_url: str) -> AsyncIterator[ServiceUnderTest]:
+        async with ServiceUnderTest(my_service_url, lacks={"transactions": "this MongoDB has none"}) as service:
+            yield service
+```
+
+The service serves `CONFORMANCE_RESOURCES`. It may have been used before, and by other tests at the same time: each test
+looks at its own records only. `pytest-asyncio` runs the tests.
+"""
+
+import pytest
+
+from hybridkit.testing.conformance._aggregates import AggregatesConformance
+from hybridkit.testing.conformance._filters import FiltersConformance
+from hybridkit.testing.conformance._keys import KeysConformance
+from hybridkit.testing.conformance._pages import PagesConformance
+from hybridkit.testing.conformance._problems import ProblemsConformance
+from hybridkit.testing.conformance._records import RecordsConformance
+from hybridkit.testing.conformance._resources import CONFORMANCE_RESOURCES, LEDGERS, PLACES, THINGS
+from hybridkit.testing.conformance._service import Answer, Capability, ServiceUnderTest
+from hybridkit.testing.conformance._transactions import TransactionsConformance
+
+__all__ = [
+    "CONFORMANCE_RESOURCES",
+    "LEDGERS",
+    "PLACES",
+    "THINGS",
+    "AggregatesConformance",
+    "Answer",
+    "Capability",
+    "DataServiceConformance",
+    "FiltersConformance",
+    "KeysConformance",
+    "PagesConformance",
+    "ProblemsConformance",
+    "RecordsConformance",
+    "ServiceUnderTest",
+    "TransactionsConformance",
+]
+
+
+@pytest.mark.asyncio
+class DataServiceConformance(
+    RecordsConformance,
+    FiltersConformance,
+    PagesConformance,
+    KeysConformance,
+    TransactionsConformance,
+    AggregatesConformance,
+    ProblemsConformance,
+):
+    """Everything. A subclass whose name begins with `Test` has a fixture `service`."""

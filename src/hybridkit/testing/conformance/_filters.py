@@ -1,0 +1,212 @@
+"""Filters: each operator means the same in the JSON form, in the URL form and on every database."""
+
+# ruff: noqa: S101 - these are tests
+
+from typing import Any, Final
+from urllib.parse import quote
+
+import pytest
+
+from hybridkit.testing.conformance._resources import THINGS
+from hybridkit.testing.conformance._service import ServiceUnderTest
+
+__all__ = ["FiltersConformance"]
+
+OWNER: Final = "1f1e54a2-f5d4-612b-8824-ddcdfebdd6fc"
+RECORDS: Final[tuple[dict[str, Any], ...]] = (
+    {
+        "name": "anna",
+        "code": None,
+        "kind": "paper",
+        "price": "10.50",
+        "rank": 1,
+        "weight": 1.5,
+        "due_at": "2026-01-01T00:00:00Z",
+        "owner_id": OWNER,
+        "details": {"size": 1, "color": "red"},
+    },
+    {
+        "name": "Anton",
+        "kind": "pen",
+        "price": "9.99",
+        "rank": 2,
+        "weight": -0.5,
+        "due_at": "2026-01-01T00:00:00.001Z",
+        "details": {"size": 2, "color": "blue, dark"},
+    },
+    {"name": "berta*", "kind": "ink", "price": "100", "rank": -3, "details": {"size": "big"}},
+    {"name": "c_%\\(,)\"'", "details": {"color": None}},
+)
+ANNA, ANTON, BERTA, STRANGE = (record["name"] for record in RECORDS)
+
+type Tree = dict[str, Any]
+
+CASES: Final[tuple[tuple[Tree, tuple[str, str], list[str]], ...]] = (
+    # equality
+    ({"eq": ["name", ANNA]}, ("name", "eq.anna"), [ANNA]),
+    ({"eq": ["name", STRANGE]}, ("name", f"eq.{STRANGE}"), [STRANGE]),
+    ({"neq": ["name", ANNA]}, ("name", "neq.anna"), [ANTON, BERTA, STRANGE]),
+    ({"eq": ["rank", 1]}, ("rank", "eq.1"), [ANNA]),
+    ({"neq": ["rank", 1]}, ("rank", "neq.1"), [ANTON, BERTA]),
+    ({"eq": ["price", "10.5"]}, ("price", "eq.10.5"), [ANNA]),
+    ({"eq": ["kind", "ink"]}, ("kind", "eq.ink"), [BERTA]),
+    ({"eq": ["owner_id", OWNER.upper()]}, ("owner_id", f"eq.{OWNER}"), [ANNA]),
+    ({"eq": ["is_active", True]}, ("is_active", "eq.true"), [ANNA, ANTON, BERTA, STRANGE]),
+    ({"eq": ["due_at", "2026-01-01T01:00:00+01:00"]}, ("due_at", "eq.2026-01-01T00:00:00Z"), [ANNA]),
+    # size
+    ({"gt": ["price", "9.99"]}, ("price", "gt.9.99"), [ANNA, BERTA]),
+    ({"gte": ["price", "9.99"]}, ("price", "gte.9.99"), [ANNA, ANTON, BERTA]),
+    ({"lt": ["rank", 1]}, ("rank", "lt.1"), [BERTA]),
+    ({"lte": ["rank", 1]}, ("rank", "lte.1"), [ANNA, BERTA]),
+    ({"gt": ["due_at", "2026-01-01T00:00:00Z"]}, ("due_at", "gt.2026-01-01T00:00:00Z"), [ANTON]),
+    ({"lt": ["weight", 0]}, ("weight", "lt.0"), [ANTON]),
+    # membership
+    ({"in": ["name", [ANNA, BERTA]]}, ("name", "in.(anna,berta*)"), [ANNA, BERTA]),
+    ({"in": ["rank", [1, 2, 7]]}, ("rank", "in.(1,2,7)"), [ANNA, ANTON]),
+    ({"in": ["rank", []]}, ("rank", "in.()"), []),
+    # patterns
+    ({"like": ["name", "an%"]}, ("name", "like.an*"), [ANNA]),
+    ({"ilike": ["name", "AN%"]}, ("name", "ilike.AN*"), [ANNA, ANTON]),
+    ({"like": ["name", "_nton"]}, ("name", "like._nton"), [ANTON]),
+    ({"like": ["name", "%\\%%"]}, ("name", "like.*\\%*"), [STRANGE]),
+    ({"like": ["name", "%*"]}, ("name", "like.*\\*"), [BERTA]),
+    ({"like": ["name", "an.a"]}, ("name", "like.an.a"), []),
+    # absence
+    ({"is": ["rank", None]}, ("rank", "is.null"), [STRANGE]),
+    ({"is": ["is_active", True]}, ("is_active", "is.true"), [ANNA, ANTON, BERTA, STRANGE]),
+    ({"is": ["is_active", False]}, ("is_active", "is.false"), []),
+    # negation: a condition on no value is neither true nor, negated, false
+    ({"not": {"eq": ["rank", 1]}}, ("rank", "not.eq.1"), [ANTON, BERTA]),
+    ({"not": {"neq": ["rank", 1]}}, ("rank", "not.neq.1"), [ANNA]),
+    ({"not": {"gt": ["rank", 1]}}, ("rank", "not.gt.1"), [ANNA, BERTA]),
+    ({"not": {"in": ["rank", [1]]}}, ("rank", "not.in.(1)"), [ANTON, BERTA]),
+    ({"not": {"in": ["rank", []]}}, ("rank", "not.in.()"), [ANNA, ANTON, BERTA, STRANGE]),
+    ({"not": {"like": ["name", "a%"]}}, ("name", "not.like.a*"), [ANTON, BERTA, STRANGE]),
+    ({"not": {"is": ["rank", None]}}, ("rank", "not.is.null"), [ANNA, ANTON, BERTA]),
+    # combinations
+    (
+        {"or": [{"eq": ["rank", 1]}, {"is": ["rank", None]}]},
+        ("or", "(rank.eq.1,rank.is.null)"),
+        [ANNA, STRANGE],
+    ),
+    (
+        {"not": {"or": [{"eq": ["rank", 1]}, {"eq": ["name", STRANGE]}]}},
+        ("not.or", f'(rank.eq.1,name.eq."{STRANGE.replace("\\", "\\\\").replace('"', '\\"')}")'),
+        [ANTON, BERTA],
+    ),
+    (
+        {"and": [{"gt": ["rank", 0]}, {"not": {"eq": ["kind", "pen"]}}]},
+        ("and", "(rank.gt.0,kind.not.eq.pen)"),
+        [ANNA],
+    ),
+    (
+        {"not": {"and": [{"gt": ["rank", 0]}, {"eq": ["name", STRANGE]}]}},
+        ("not.and", f'(rank.gt.0,name.eq."{STRANGE.replace("\\", "\\\\").replace('"', '\\"')}")'),
+        [ANNA, ANTON, BERTA],
+    ),
+    # inside of documents
+    ({"eq": ["details.size", 1]}, ("details.size", "eq.1"), [ANNA]),
+    ({"eq": ["details.size", "big"]}, ("details.size", "eq.big"), [BERTA]),
+    ({"gt": ["details.size", 1]}, ("details.size", "gt.1"), [ANTON]),
+    (
+        {"in": ["details.color", ["red", "blue, dark"]]},
+        ("details.color", 'in.(red,"blue, dark")'),
+        [ANNA, ANTON],
+    ),
+    ({"is": ["details.color", None]}, ("details.color", "is.null"), [BERTA, STRANGE]),
+    ({"neq": ["details.color", "red"]}, ("details.color", "neq.red"), [ANTON]),
+    ({"like": ["details.color", "blue%"]}, ("details.color", "like.blue*"), [ANTON]),
+)
+
+
+@pytest.mark.asyncio
+class FiltersConformance:
+    """What a filter finds."""
+
+    async def test_every_operator_in_both_forms(self, service: ServiceUnderTest) -> None:
+        for record in RECORDS:
+            await service.thing(**record)
+        wrong: list[object] = []
+        for tree, param, expected in CASES:
+            found = {
+                "json": await service.names(tree),
+                "url": await service.names_by_url(param),
+            }
+            wrong += [(form, tree, names) for form, names in found.items() if names != sorted(expected)]
+        assert wrong == []
+
+    async def test_the_method_query_is_the_same(self, service: ServiceUnderTest) -> None:
+        """RFC 10008."""
+        service.needs("query_method")
+        record = await service.thing()
+        answer = await service.ask("QUERY", THINGS.path, {"where": {"eq": ["tag", service.tag]}})
+        assert answer.items == [record]
+
+    @pytest.mark.parametrize(
+        ("where", "pointer"),
+        [
+            ({"eq": ["secret", 1]}, "/where/eq"),
+            ({"eq": ["place_id", "x"]}, "/where/eq"),
+            ({"eq": ["rank", "many"]}, "/where/eq"),
+            ({"eq": ["rank", None]}, "/where/eq"),
+            ({"eq": ["rank", {"$gt": 0}]}, "/where/eq"),
+            ({"eq": ["name", {"$ne": None}]}, "/where/eq"),
+            ({"in": ["rank", 1]}, "/where/in"),
+            ({"like": ["rank", "1%"]}, "/where/like"),
+            ({"between": ["rank", 1]}, "/where/between"),
+            ({"$where": "sleep(1000)"}, "/where/$where"),
+            ({"$expr": {"$gt": ["$rank", 0]}}, "/where/$expr"),
+            ({"and": [{"eq": ["rank", 1]}, {"eq": ["no", 1]}]}, "/where/and/1/eq"),
+            ({"and": []}, "/where/and"),
+            ({"eq": ["rank"]}, "/where/eq"),
+            ({}, "/where"),
+            ("rank = 1", "/where"),
+        ],
+    )
+    async def test_what_is_not_declared_is_refused(
+        self, service: ServiceUnderTest, where: object, pointer: str
+    ) -> None:
+        answer = await service.ask("POST", f"{THINGS.path}:query", {"where": where})
+        assert answer.problem == (400, "INVALID_QUERY")
+        assert answer.pointers == [pointer]
+
+    @pytest.mark.parametrize(
+        "query",
+        [
+            "secret=eq.1",
+            "rank=eq.many",
+            "rank=1",
+            "rank=between.1",
+            "rank=in.(1",
+            "or=(rank.eq.1",
+            "or=()",
+            "$where=eq.1",
+            "rank[$gt]=0",
+            "details.$where=eq.1",
+            "order=secret",
+            "order=rank.sideways",
+            "select=secret",
+            "page_size=0",
+            "page_size=1001",
+            "page_size=many",
+            "page_size=1&page_size=2",
+            "name=like.a\\",
+        ],
+    )
+    async def test_a_url_that_is_not_allowed_is_refused(self, service: ServiceUnderTest, query: str) -> None:
+        answer = await service.get(f"{THINGS.path}?{quote(query, safe='=&.,()%$[]')}")
+        assert answer.problem == (400, "INVALID_QUERY")
+
+    async def test_filters_are_limited(self, service: ServiceUnderTest) -> None:
+        """Depth, the number of conditions and the length of `in`."""
+        deep: Any = {"eq": ["rank", 1]}
+        for _ in range(40):
+            deep = {"or": [deep, {"eq": ["rank", 2]}]}
+        for where in (
+            deep,
+            {"and": [{"eq": ["rank", 1]}] * 101},
+            {"in": ["rank", list(range(1001))]},
+        ):
+            answer = await service.ask("POST", f"{THINGS.path}:query", {"where": where})
+            assert answer.problem == (400, "INVALID_QUERY")
+        assert await service.find({"in": ["rank", list(range(1000))]}) == []

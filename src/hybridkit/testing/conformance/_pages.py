@@ -1,0 +1,215 @@
+"""Pages by keyset, counts, exports, and reading many by id."""
+
+# ruff: noqa: S101 - these are tests
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Final, cast
+
+import orjson
+import pytest
+
+from hybridkit.testing.conformance._resources import THINGS
+from hybridkit.testing.conformance._service import Answer, ServiceUnderTest, fresh_id
+
+__all__ = ["PagesConformance"]
+
+ORDERS: Final[tuple[tuple[tuple[str, str], ...], ...]] = (
+    (),
+    (("name", "asc"),),
+    (("name", "desc"),),
+    (("rank", "asc"),),
+    (("rank", "desc"),),
+    (("price", "desc"), ("rank", "asc")),
+    (("rank", "asc"), ("name", "desc"), ("due_at", "asc")),
+    (("rank", "desc"), ("id", "desc")),
+    (("details.size", "asc"), ("quantity", "desc")),
+    (("due_at", "desc"),),
+)
+
+
+@pytest.mark.asyncio
+class PagesConformance:
+    """Reading more than one record."""
+
+    @pytest.mark.parametrize(
+        "order", ORDERS, ids=lambda order: ",".join(f"{n}.{d}" for n, d in order) or "id"
+    )
+    async def test_pages_join_to_the_whole(
+        self, service: ServiceUnderTest, order: Sequence[tuple[str, str]]
+    ) -> None:
+        """In any order, with ties and with no value, no record is skipped or seen twice."""
+        made = await _fill(service)
+        expected = _sorted(made, order)
+        for page_size in (1, 4, 100):
+            seen = await _walk(service, page_size, [list(pair) for pair in order])
+            assert [item["id"] for item in seen] == [item["id"] for item in expected], page_size
+
+    async def test_what_is_inserted_meanwhile_disturbs_nothing(self, service: ServiceUnderTest) -> None:
+        """Every record that was there at the start is seen once."""
+        before = {record["id"] for record in await _fill(service)}
+
+        async def insert() -> None:
+            for number in range(20):
+                await service.thing(name=f"name {number % 4}", rank=number % 5 or None)
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(insert())
+            seen = await _walk(service, 2, [["rank", "desc"], ["name", "asc"]])
+        times = Counter(item["id"] for item in seen)
+        assert set(times.values()) == {1}
+        assert before <= set(times)
+
+    async def test_the_url_form_gives_the_same_pages(self, service: ServiceUnderTest) -> None:
+        await _fill(service)
+        params = [("tag", f"eq.{service.tag}"), ("order", "rank.desc,name"), ("page_size", "10")]
+        first = await service.get(THINGS.path, params)
+        second = await service.get(THINGS.path, [*params, ("page_token", first.json()["next_page_token"])])
+        tree = {"where": {"eq": ["tag", service.tag]}, "order": [["rank", "desc"], ["name", "asc"]]}
+        same = await service.ask("POST", f"{THINGS.path}:query", {**tree, "page_size": 20})
+        assert [*first.items, *second.items] == same.items
+
+    async def test_the_last_page_has_no_token(self, service: ServiceUnderTest) -> None:
+        assert (await service.get(THINGS.path, [("tag", f"eq.{service.tag}")])).json() == {
+            "items": [],
+            "next_page_token": None,
+        }
+        await service.thing()
+        answer = await service.get(THINGS.path, [("tag", f"eq.{service.tag}"), ("page_size", "1")])
+        assert answer.json()["next_page_token"] is None
+
+    async def test_a_token_is_bound_to_its_query(self, service: ServiceUnderTest) -> None:
+        """Another filter or order, or a token that was tampered with or made up."""
+        await _fill(service)
+        mine = ("tag", f"eq.{service.tag}")
+        first = await service.get(THINGS.path, [mine, ("page_size", "2")])
+        token = first.json()["next_page_token"]
+        swapped = token[:-2] + ("AA" if token[-2:] != "AA" else "BB")
+        for params in (
+            [mine, ("rank", "gt.0"), ("page_token", token)],
+            [mine, ("order", "rank"), ("page_token", token)],
+            [mine, ("page_token", swapped)],
+            [mine, ("page_token", "x")],
+            [mine, ("page_token", "")],
+            [mine, ("page_token", "\u00e9\x00")],
+        ):
+            answer = await service.get(THINGS.path, params)
+            assert answer.problem == (400, "PAGE_TOKEN_MISMATCH"), params
+        assert (
+            await service.get(THINGS.path, [mine, ("page_size", "3"), ("page_token", token)])
+        ).status == 200
+
+    # ── counts ───────────────────────────────────────────────────────────────────────────────────
+
+    async def test_a_count_comes_when_it_is_preferred(self, service: ServiceUnderTest) -> None:
+        await _fill(service)
+        params = [("tag", f"eq.{service.tag}"), ("page_size", "5")]
+        plain = await service.get(THINGS.path, params)
+        counted = await service.get(THINGS.path, params, prefer="count=exact")
+        assert "total_size" not in plain.json()
+        assert counted.json()["total_size"] == 23
+        assert counted.headers["preference-applied"] == "count=exact"
+        assert counted.items == plain.items
+        guessed = await service.get(THINGS.path, params, prefer="count=estimated")
+        assert isinstance(guessed.json()["total_size"], int)
+        assert guessed.headers["preference-applied"] == "count=estimated"
+
+    # ── exports ──────────────────────────────────────────────────────────────────────────────────
+
+    async def test_an_export_has_every_record_and_an_end(self, service: ServiceUnderTest) -> None:
+        made = await _fill(service)
+        params = [("tag", f"eq.{service.tag}"), ("order", "rank.desc")]
+        answer = await service.get(THINGS.path, params, accept="application/x-ndjson")
+        *lines, end = _lines(answer)
+        assert end == {"$end": True, "count": 23}
+        assert [line["id"] for line in lines] == [item["id"] for item in _sorted(made, [("rank", "desc")])]
+        body = {"where": {"eq": ["tag", service.tag]}, "order": [["rank", "desc"]]}
+        posted = await service.ask(
+            "POST", f"{THINGS.path}:query", body, headers={"accept": "application/x-ndjson"}
+        )
+        assert posted.body == answer.body
+
+    async def test_an_export_of_nothing_has_an_end(self, service: ServiceUnderTest) -> None:
+        answer = await service.get(THINGS.path, [("tag", f"eq.{service.tag}")], accept="application/x-ndjson")
+        assert _lines(answer) == [{"$end": True, "count": 0}]
+
+    async def test_a_refused_export_is_a_problem(self, service: ServiceUnderTest) -> None:
+        answer = await service.get(THINGS.path, [("secret", "eq.1")], accept="application/x-ndjson")
+        assert answer.problem == (400, "INVALID_QUERY")
+
+    # ── many by id ───────────────────────────────────────────────────────────────────────────────
+
+    async def test_many_come_in_the_order_of_their_ids(self, service: ServiceUnderTest) -> None:
+        first, second = await service.thing(), await service.thing()
+        ids = [second["id"], fresh_id(), first["id"], second["id"].upper()]
+        answer = await service.ask("POST", f"{THINGS.path}:batch_get", {"ids": ids})
+        assert answer.items == [second, None, first, second]
+        assert (await service.ask("POST", f"{THINGS.path}:batch_get", {"ids": []})).items == []
+
+    async def test_too_many_are_refused(self, service: ServiceUnderTest) -> None:
+        ids = [fresh_id() for _ in range(1001)]
+        answer = await service.ask("POST", f"{THINGS.path}:batch_get", {"ids": ids})
+        assert answer.problem == (422, "VALIDATION")
+        assert (await service.ask("POST", f"{THINGS.path}:batch_get", {"ids": ids[1:]})).items == [
+            None
+        ] * 1000
+
+
+def _lines(answer: Answer) -> list[Any]:
+    assert answer.status == 200, answer
+    assert answer.headers["content-type"].partition(";")[0] == "application/x-ndjson"
+    assert answer.body.endswith(b"\n")
+    return [orjson.loads(line) for line in answer.body.splitlines()]
+
+
+def _sorted(records: Sequence[dict[str, Any]], order: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """The contract's order: no value comes last, or first where it descends; the id decides at the end."""
+    ordered = sorted(records, key=lambda record: str(record["id"]))
+    for name, direction in reversed(order):
+        ordered.sort(key=lambda record: _rank(record, name), reverse=direction == "desc")
+        if direction == "desc":  # `reverse` keeps equal ones as they were
+            continue
+    return ordered
+
+
+def _rank(record: dict[str, Any], path: str) -> tuple[bool, Any]:
+    value: Any = record
+    for name in path.split("."):
+        value = cast("dict[str, Any]", value).get(name) if isinstance(value, dict) else None
+    return (value is None, 0 if value is None else value)
+
+
+async def _fill(service: ServiceUnderTest) -> list[dict[str, Any]]:
+    """Records with ties, and with no value, in every field that can be ordered by."""
+    operations = [
+        {
+            "id": fresh_id(),
+            "data": {
+                "tag": service.tag,
+                "name": f"name {number % 4}",
+                "rank": None if number % 3 == 0 else number % 5,
+                "price": None if number % 4 == 1 else f"{number % 3}.50",
+                "quantity": number % 2,
+                "due_at": None
+                if number % 5 == 2
+                else f"2026-01-0{1 + number % 3}T00:00:00.00{1 + number % 2}Z",
+                "details": None if number % 6 == 0 else {"size": number % 4},
+            },
+        }
+        for number in range(23)
+    ]
+    return [await service.thing(id=operation["id"], **operation["data"]) for operation in operations]  # type: ignore[arg-type] # pyright: ignore[reportCallIssue]
+
+
+async def _walk(service: ServiceUnderTest, page_size: int, order: object) -> list[Any]:
+    """All pages of this test's things, one after the other."""
+    where, seen, token = {"eq": ["tag", service.tag]}, list[Any](), None
+    while True:
+        body = {"where": where, "order": order, "page_size": page_size, "page_token": token}
+        page = await service.ask("POST", f"{THINGS.path}:query", body)
+        assert len(page.items) <= page_size
+        seen += page.items
+        token = page.json()["next_page_token"]
+        if token is None:
+            return seen

@@ -1,0 +1,228 @@
+"""What goes wrong, and how it is told: problems, limits, deadlines, and attempts to break in."""
+
+# ruff: noqa: S101 - these are tests
+
+import json
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from hybridkit.testing.conformance._resources import PLACES, THINGS
+from hybridkit.testing.conformance._service import ServiceUnderTest, fresh_id, path_of
+
+__all__ = ["ProblemsConformance"]
+
+
+@pytest.mark.asyncio
+class ProblemsConformance:
+    """RFC 9457, and nothing that isn't."""
+
+    async def test_a_problem_says_what_it_is_about(self, service: ServiceUnderTest) -> None:
+        path = path_of(THINGS, fresh_id())
+        answer = await service.get(path, x_request_id=service.tag)
+        problem = answer.json()
+        assert answer.headers["x-request-id"] == problem["request_id"] == service.tag
+        assert (problem["instance"], problem["code"], problem["retryable"]) == (path, "NOT_FOUND", False)
+        assert problem["title"]
+
+    async def test_a_bad_body_is_told_with_pointers_and_without_values(
+        self, service: ServiceUnderTest
+    ) -> None:
+        secret = "s3cret-value"  # noqa: S105 - a value that no answer may tell
+        body = {"tag": 1, "kind": secret, "price": secret, "odd": secret, "details": secret}
+        answer = await service.write("POST", THINGS.path, body)
+        assert answer.problem == (422, "VALIDATION")
+        assert sorted(answer.pointers) == ["/details", "/kind", "/odd", "/price", "/tag"]
+        assert secret.encode() not in answer.body
+
+    @pytest.mark.parametrize(
+        "body", [b"", b"{", b"[]", b"null", b'"x"', b"\xff\xfe", b'{"tag": NaN}', b"[" * 5000]
+    )
+    async def test_what_is_no_object_is_refused(self, service: ServiceUnderTest, body: bytes) -> None:
+        for method, target in (("POST", THINGS.path), ("PATCH", path_of(THINGS, fresh_id()))):
+            answer = await service.write(method, target, body, content_type="application/json")
+            assert answer.problem == (422, "VALIDATION"), method
+        for target in (f"{THINGS.path}:query", f"{THINGS.path}:aggregate", f"{THINGS.path}:batch_get"):
+            answer = await service.ask("POST", target, body, headers={"content-type": "application/json"})
+            assert answer.status in (400, 422), target
+            assert answer.problem[1] in ("VALIDATION", "INVALID_QUERY"), target
+
+    async def test_a_unique_value_is_told_by_its_field(self, service: ServiceUnderTest) -> None:
+        await service.thing(code=service.tag)
+        answer = await service.write("POST", THINGS.path, {"tag": service.tag, "code": service.tag})
+        assert answer.problem == (409, "UNIQUE_VIOLATION")
+        assert answer.json()["fields"] == ["code"]
+        assert service.tag.encode() not in answer.body
+        await service.thing()
+        await service.thing()  # many may be without a value
+
+    async def test_a_value_that_a_change_takes_is_unique_too(self, service: ServiceUnderTest) -> None:
+        await service.thing(code=service.tag)
+        other = await service.thing()
+        answer = await service.write("PATCH", path_of(THINGS, other["id"]), {"code": service.tag})
+        assert answer.problem == (409, "UNIQUE_VIOLATION")
+
+    async def test_a_reference_has_to_lead_somewhere(self, service: ServiceUnderTest) -> None:
+        service.needs("foreign_keys")
+        answer = await service.write("POST", THINGS.path, {"tag": service.tag, "place_id": service.tag})
+        assert answer.problem == (409, "FOREIGN_KEY_VIOLATION")
+        await service.write("POST", PLACES.path, {"id": service.tag, "title": "there"})
+        await service.thing(place_id=service.tag)
+
+    async def test_a_required_value_can_t_be_taken_away(self, service: ServiceUnderTest) -> None:
+        record = await service.thing(quantity=1)
+        answer = await service.write("PATCH", path_of(THINGS, record["id"]), {"quantity": None})
+        assert answer.problem == (422, "VALIDATION")
+
+    async def test_a_route_takes_its_methods_only(self, service: ServiceUnderTest) -> None:
+        for method, target in (
+            ("DELETE", THINGS.path),
+            ("PATCH", THINGS.path),
+            ("POST", path_of(THINGS, fresh_id())),
+            ("GET", "/v1:transact"),
+        ):
+            answer = await service.write(method, target)
+            assert answer.problem in ((405, "METHOD_NOT_ALLOWED"), (404, "NOT_FOUND")), (method, target)
+
+    async def test_another_kind_of_body_is_refused(self, service: ServiceUnderTest) -> None:
+        answer = await service.write(
+            "POST", THINGS.path, b"tag=x", content_type="application/x-www-form-urlencoded"
+        )
+        assert answer.problem in ((415, "UNSUPPORTED_MEDIA_TYPE"), (422, "VALIDATION"))
+
+    async def test_a_body_has_at_most_a_mebibyte(self, service: ServiceUnderTest) -> None:
+        body = b'{"tag":"' + b"x" * 1024 * 1024 + b'"}'
+        for target in (THINGS.path, f"{THINGS.path}:query", "/v1:transact"):
+            answer = await service.write("POST", target, body)
+            assert answer.problem == (413, "PAYLOAD_TOO_LARGE"), target
+
+    # ── deadlines ────────────────────────────────────────────────────────────────────────────────
+
+    async def test_nothing_is_done_after_the_deadline(self, service: ServiceUnderTest) -> None:
+        made = await service.write("POST", THINGS.path, {"tag": service.tag}, x_request_timeout="0")
+        assert made.problem == (504, "DEADLINE_EXCEEDED")
+        assert made.json()["retryable"] is True
+        assert await service.find() == []
+        for target in (THINGS.path, path_of(THINGS, fresh_id())):
+            answer = await service.get(target, x_request_timeout="0.000")
+            assert answer.problem == (504, "DEADLINE_EXCEEDED"), target
+
+    async def test_a_strange_deadline_is_none(self, service: ServiceUnderTest) -> None:
+        for value in ("soon", "-1", "nan", "1e9", ""):
+            assert (await service.get(THINGS.path, [("tag", "eq.x")], x_request_timeout=value)).status == 200
+
+    # ── attempts to break in ─────────────────────────────────────────────────────────────────────
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "'; DROP TABLE conformance_things; --",
+            "' OR '1'='1",
+            "\\'; SELECT pg_sleep(5); --",
+            '{"$ne": null}',
+            "$where",
+            "$$; DROP",
+            "%27%20OR%201=1",
+            "\u2019 OR 1=1",
+            "a\r\nx-evil: 1",
+            "(SELECT 1)",
+            "*/**/OR/**/1=1",
+        ],
+    )
+    async def test_a_value_is_a_value(self, service: ServiceUnderTest, text: str) -> None:
+        record = await service.thing(name=text, details={"size": text})
+        await service.thing(name="other")
+        assert record["name"] == text
+        for tree in ({"eq": ["name", text]}, {"in": ["name", [text]]}, {"eq": ["details.size", text]}):
+            assert await service.names(tree) == [text]
+        assert await service.names_by_url(("name", f"eq.{text}")) == [text]
+        answer = await service.transact(
+            {
+                "op": "update",
+                "resource": THINGS.name,
+                "id": record["id"],
+                "data": {"name": "x"},
+                "require": {"eq": ["name", text]},
+            }
+        )
+        assert answer.status == 200
+
+    async def test_a_document_may_look_like_an_operator(self, service: ServiceUnderTest) -> None:
+        """Members with dollars and dots are data, also where they are merged."""
+        odd: dict[str, Any] = {"$set": {"rank": 9}, "a.b": 1, "$where": "sleep(1)", "__proto__": {"x": 1}}
+        record = await service.thing(details=odd)
+        assert record["details"] == odd
+        changed = await service.write(
+            "PATCH", path_of(THINGS, record["id"]), {"details": {"$inc": {"version": 5}, "a.b": 2}}
+        )
+        assert changed.json()["details"] == {**odd, "$inc": {"version": 5}, "a.b": 2}
+        assert (changed.json()["rank"], changed.json()["version"]) == (None, 2)
+
+    async def test_names_are_declared_names(self, service: ServiceUnderTest) -> None:
+        for name in (
+            "rank; DROP TABLE x",
+            "rank) OR (1=1",
+            "$where",
+            "details.$gt",
+            "details",
+            "rank.x",
+            "incarnation",
+            "_hk",
+            "tag'",
+        ):
+            body = {"where": {"eq": [name, 1]}}
+            assert (await service.ask("POST", f"{THINGS.path}:query", body)).problem == (400, "INVALID_QUERY")
+            for member in ({"order": [[name, "asc"]]}, {"select": [f"{name}x"]}):
+                answer = await service.ask("POST", f"{THINGS.path}:query", member)
+                assert answer.problem == (400, "INVALID_QUERY"), (name, member)
+            answer = await service.transact(
+                {"op": "update", "resource": THINGS.name, "id": fresh_id(), "increment": {f"{name} ": 1}}
+            )
+            assert answer.problem == (422, "VALIDATION"), name
+
+    async def test_an_id_is_an_id(self, service: ServiceUnderTest) -> None:
+        for text in ("' OR 1=1", '{"$ne":null}', "../../etc/passwd", "%00", "1"):
+            answer = await service.get(f"{THINGS.path}/{quote(text, safe='')}")
+            assert answer.problem == (404, "NOT_FOUND"), text
+            place = await service.get(f"{PLACES.path}/{quote(text, safe='')}")
+            assert place.problem == (404, "NOT_FOUND"), text
+
+    async def test_null_characters_are_refused_or_kept(self, service: ServiceUnderTest) -> None:
+        """Not every database can keep them; none may stumble over them."""
+        answer = await service.write("POST", THINGS.path, {"tag": service.tag, "name": "a\0b"})
+        assert answer.status == 201 or answer.problem == (422, "VALIDATION")
+        if answer.status == 201:
+            assert answer.json()["name"] == "a\0b"
+        for query in ("name=eq.%00", "details.size=eq.%00", "name=like.*%00"):
+            found = await service.ask("GET", f"{THINGS.path}?{query}")
+            assert found.status == 200 or found.problem == (400, "INVALID_QUERY"), query
+        document = await service.write("POST", THINGS.path, {"tag": service.tag, "details": {"a": "\0"}})
+        assert document.status == 201 or document.problem == (422, "VALIDATION")
+
+    async def test_numbers_out_of_range_are_refused_or_kept(self, service: ServiceUnderTest) -> None:
+        for values in (
+            {"rank": 2**31},
+            {"rank": 2**70},
+            {"quantity": -(2**63) - 1},
+            {"price": "1e400"},
+            {"price": "NaN"},
+        ):
+            body = json.dumps({"tag": service.tag, **values}).encode()
+            answer = await service.write("POST", THINGS.path, body)
+            assert answer.status == 201 or answer.problem == (422, "VALIDATION"), values
+        for tree in ({"eq": ["rank", 2**70]}, {"gt": ["price", "1e400"]}, {"lt": ["rank", -(2**63) - 1]}):
+            found = await service.ask("POST", f"{THINGS.path}:query", json.dumps({"where": tree}).encode())
+            assert found.status == 200 or found.problem == (400, "INVALID_QUERY"), tree
+
+    @pytest.mark.parametrize("name", ["Bad Name", "x' OR 1=1", "a" * 64, "\u00fc", "9lives", "$ne"])
+    async def test_a_caller_has_a_name(self, service: ServiceUnderTest, name: str) -> None:
+        answer = await service.write("POST", THINGS.path, {"tag": service.tag}, x_service_name=name)
+        assert answer.problem == (422, "VALIDATION")
+
+    async def test_a_key_is_only_a_key(self, service: ServiceUnderTest) -> None:
+        for key in ("'; DROP TABLE hk_keys; --", '{"$ne": null}', "a b", "$where", "a.b.c", "\\"):
+            made = await service.write(
+                "POST", THINGS.path, {"tag": service.tag}, key=f"{service.tag} {key}".replace('"', "")
+            )
+            assert made.status == 201, key

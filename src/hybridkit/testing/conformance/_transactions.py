@@ -1,0 +1,219 @@
+"""Several records in one write: transactions and batches, all of it or nothing."""
+
+# ruff: noqa: S101 - these are tests
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from hybridkit.codec import format_timestamp, now
+from hybridkit.testing.conformance._resources import LEDGERS, THINGS
+from hybridkit.testing.conformance._service import ServiceUnderTest, fresh_id
+
+__all__ = ["TransactionsConformance"]
+
+
+def _create(service: ServiceUnderTest, record_id: str | None = None, **values: object) -> dict[str, Any]:
+    data = {"tag": service.tag, **values}
+    return {"op": "create", "resource": THINGS.name, "id": record_id or fresh_id(), "data": data}
+
+
+def _on(op: str, record: dict[str, Any], **members: object) -> dict[str, Any]:
+    return {"op": op, "resource": THINGS.name, "id": record["id"], **members}
+
+
+@pytest.mark.asyncio
+class TransactionsConformance:
+    """`POST /v1:transact` and the batches."""
+
+    async def test_one_operation_needs_no_transactions(self, service: ServiceUnderTest) -> None:
+        answer = await service.transact(_create(service, name="pen"))
+        assert (answer.status, answer.json()["results"][0]["name"]) == (200, "pen")
+
+    async def test_without_transactions_several_are_refused(self, service: ServiceUnderTest) -> None:
+        if service.has("transactions"):
+            pytest.skip("the service has transactions")
+        answer = await service.transact(_create(service), _create(service))
+        assert answer.problem == (501, "TRANSACTIONS_UNAVAILABLE")
+        items = {"items": [{"data": {"tag": service.tag}}] * 2}
+        batch = await service.write("POST", f"{THINGS.path}:batch_create", items)
+        assert batch.problem == (501, "TRANSACTIONS_UNAVAILABLE")
+        assert await service.find() == []
+
+    async def test_operations_see_what_came_before(self, service: ServiceUnderTest) -> None:
+        """Ids are the client's, so that records of one transaction can refer to each other."""
+        service.needs("transactions")
+        made = fresh_id()
+        old = await service.thing(name="old")
+        answer = await service.transact(
+            _create(service, made, name="new", rank=1),
+            _on("update", {"id": made}, data={"name": "newer"}, increment={"rank": 2}),
+            _on("assert", old, if_match=old["etag"]),
+            _on("upsert", old, data={"tag": service.tag, "name": "replaced"}),
+            _on("delete", {"id": made}),
+        )
+        results = answer.json()["results"]
+        assert [result and result["name"] for result in results] == ["new", "newer", None, "replaced", None]
+        assert results[1]["rank"] == 3
+        assert await service.names() == ["replaced"]
+
+    async def test_all_or_nothing(self, service: ServiceUnderTest) -> None:
+        service.needs("transactions")
+        old = await service.thing(name="old", rank=1, code=service.tag)
+        missing = {"id": fresh_id()}
+        failing: list[tuple[dict[str, Any], tuple[int, str]]] = [
+            (_on("update", missing, data={"rank": 1}), (404, "NOT_FOUND")),
+            (_on("delete", missing), (404, "NOT_FOUND")),
+            (_on("assert", missing), (404, "NOT_FOUND")),
+            (_on("assert", old, if_match='"9-9"'), (412, "PRECONDITION_FAILED")),
+            (_on("delete", old, if_match='"9-9"'), (412, "PRECONDITION_FAILED")),
+            (_create(service, code=service.tag), (409, "UNIQUE_VIOLATION")),
+            (_create(service, old["id"]), (409, "UNIQUE_VIOLATION")),
+            (_on("update", old, require={"gt": ["rank", 1]}), (412, "PRECONDITION_FAILED")),
+            (_on("update", old, data={"name": "x" * 101}), (422, "VALIDATION")),
+            (_on("update", old, increment={"name": 1}), (422, "VALIDATION")),
+        ]
+        for operation, expected in failing:
+            answer = await service.transact(
+                _create(service, name="new"), _on("update", old, data={"rank": 2}), operation
+            )
+            if operation.get("require"):  # the rank has just become 2
+                assert answer.status == 200
+                await service.transact(
+                    _on("update", old, data={"rank": 1}), _on("delete", answer.json()["results"][0])
+                )
+                continue
+            assert answer.problem == expected, operation
+            assert [item["rank"] for item in await service.find()] == [1], operation
+
+    async def test_a_problem_names_its_operation(self, service: ServiceUnderTest) -> None:
+        service.needs("transactions")
+        answer = await service.transact(_create(service), {**_create(service), "data": {"tag": 1, "odd": 2}})
+        assert answer.problem == (422, "VALIDATION")
+        assert sorted(answer.pointers) == ["/operations/1/data/odd", "/operations/1/data/tag"]
+        unknown = await service.transact({**_create(service), "resource": "nothing"})
+        assert unknown.pointers == ["/operations/0/resource"]
+
+    async def test_an_increment_holds_its_condition(self, service: ServiceUnderTest) -> None:
+        """Of ten that take one of five, five get it, at the same time."""
+        stock = await service.thing(quantity=5)
+        take = _on("update", stock, increment={"quantity": -1}, require={"gte": ["quantity", 1]})
+
+        async def take_one() -> int:
+            while True:
+                answer = await service.transact(take)
+                if answer.status < 400 or not answer.json()["retryable"]:
+                    return answer.status
+                await asyncio.sleep(0.05)
+
+        statuses = await asyncio.gather(*(take_one() for _ in range(10)))
+        assert sorted(statuses) == [200] * 5 + [412] * 5
+        [left] = await service.find()
+        assert left["quantity"] == 0
+
+    async def test_numbers_of_each_kind_grow(self, service: ServiceUnderTest) -> None:
+        record = await service.thing(price="1.10", quantity=1, weight=0.5, rank=None)
+        answer = await service.transact(
+            _on("update", record, increment={"price": 2, "quantity": -3, "weight": 0.25, "rank": 4})
+        )
+        [changed] = answer.json()["results"]
+        assert (changed["price"], changed["quantity"], changed["weight"], changed["rank"]) == (
+            "3.10",
+            -2,
+            0.75,
+            4,
+        )
+        both = await service.transact(_on("update", record, data={"rank": 1}, increment={"rank": 1}))
+        assert both.problem == (422, "VALIDATION")
+
+    async def test_a_policy_holds_in_a_transaction(self, service: ServiceUnderTest) -> None:
+        made = await service.write("POST", LEDGERS.path, {"balance": 1})
+        update = {"op": "update", "resource": LEDGERS.name, "id": made.json()["id"], "data": {"balance": 2}}
+        assert (await service.transact(update)).problem == (428, "PRECONDITION_REQUIRED")
+        assert (await service.transact({**update, "if_match": made.headers["etag"]})).status == 200
+
+    async def test_a_dry_run_tells_and_changes_nothing(self, service: ServiceUnderTest) -> None:
+        service.needs("transactions")
+        body = {"operations": [_create(service, name="a"), _create(service, name="b")]}
+        answer = await service.write("POST", "/v1:transact", body, prefer="tx=rollback")
+        assert [result["name"] for result in answer.json()["results"]] == ["a", "b"]
+        assert "tx=rollback" in answer.headers["preference-applied"]
+        assert await service.find() == []
+
+    async def test_events_go_with_the_records(self, service: ServiceUnderTest) -> None:
+        """An event that comes again is the same event."""
+        service.needs("events")
+        event = {
+            "event_type": "thing.created",
+            "version": 1,
+            "event_id": fresh_id(),
+            "timestamp": format_timestamp(now()),
+            "key": service.tag,
+            "request_id": "r",
+            "user_id": None,
+            "data": {"tag": service.tag},
+        }
+        for _ in range(2):
+            answer = await service.transact(_create(service), emit=[event])
+            assert answer.status == 200, answer
+
+    async def test_a_transaction_is_limited(self, service: ServiceUnderTest) -> None:
+        answer = await service.transact(*(_create(service) for _ in range(101)))
+        assert answer.problem == (422, "VALIDATION")
+        odd = await service.transact({"op": "drop", "resource": THINGS.name, "id": "x"})
+        assert odd.problem == (422, "VALIDATION")
+        assert (await service.transact(isolation="none")).problem == (422, "VALIDATION")
+
+    # ── batches ──────────────────────────────────────────────────────────────────────────────────
+
+    async def test_a_batch_does_everything(self, service: ServiceUnderTest) -> None:
+        service.needs("transactions")
+        ids = [fresh_id() for _ in range(3)]
+        creates = [{"id": one, "data": {"tag": service.tag, "rank": at}} for at, one in enumerate(ids)]
+        made = (await _batch(service, "create", *creates)).items
+        assert [item["id"] for item in made] == ids
+        changes = [{"id": item["id"], "data": {"rank": 9}, "if_match": item["etag"]} for item in made]
+        assert {item["version"] for item in (await _batch(service, "update", *changes)).items} == {2}
+        puts = [{"id": one, "data": {"tag": service.tag}} for one in (*ids[:2], fresh_id())]
+        assert [item["version"] for item in (await _batch(service, "upsert", *puts)).items] == [3, 3, 1]
+        gone = await _batch(service, "delete", *({"id": one} for one in ids))
+        assert gone.items == [None, None, None]
+        assert len(await service.find()) == 1
+
+    async def test_a_batch_happens_as_a_whole(self, service: ServiceUnderTest) -> None:
+        service.needs("transactions")
+        record = await service.thing(rank=1)
+        for kind, bad, expected in (
+            ("create", {"id": record["id"], "data": {"tag": service.tag}}, (409, "UNIQUE_VIOLATION")),
+            ("update", {"id": fresh_id(), "data": {"rank": 2}}, (404, "NOT_FOUND")),
+            ("delete", {"id": record["id"], "if_match": '"9-9"'}, (412, "PRECONDITION_FAILED")),
+        ):
+            good = (
+                {"id": record["id"], "data": {"rank": 2}}
+                if kind == "update"
+                else {"data": {"tag": service.tag}}
+            )
+            items = [bad] if kind == "delete" else [good, bad]
+            assert (await _batch(service, kind, *items)).problem == expected, kind
+        assert await service.find() == [record]
+
+    async def test_a_batch_is_checked(self, service: ServiceUnderTest) -> None:
+        too_many: list[object] = [{"data": {"tag": service.tag}}] * 1001
+        batches: list[list[object]] = [[], too_many, [{"data": {"odd": 1}}], [{}]]
+        for items in batches:
+            answer = await _batch(service, "create", *items)
+            assert answer.problem == (422, "VALIDATION"), items[:2]
+        for kind in ("update", "upsert", "delete"):
+            answer = await _batch(service, kind, {"data": {"tag": service.tag}})
+            assert answer.problem == (422, "VALIDATION"), kind
+
+    async def test_a_batch_may_be_limited_by_its_caller(self, service: ServiceUnderTest) -> None:
+        items = {"items": [{"data": {"tag": service.tag}}] * 3}
+        answer = await service.write("POST", f"{THINGS.path}:batch_create", items, prefer="max-affected=2")
+        assert answer.status in (400, 422)
+        assert await service.find() == []
+
+
+async def _batch(service: ServiceUnderTest, kind: str, *items: object) -> Any:
+    return await service.write("POST", f"{THINGS.path}:batch_{kind}", {"items": list(items)})

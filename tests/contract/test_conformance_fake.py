@@ -1,0 +1,42 @@
+"""The fake data service keeps the contract, with transactions and without."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from hybridkit.testing import FakeDataService
+from hybridkit.testing.conformance import (
+    CONFORMANCE_RESOURCES,
+    THINGS,
+    Capability,
+    DataServiceConformance,
+    ServiceUnderTest,
+    TransactionsConformance,
+)
+
+LACKS: dict[Capability, str] = {
+    "foreign_keys": "records in memory have none",
+    "slow_call": "nothing in memory is slow",
+    "pipelines": "it is no MongoDB",
+}
+
+
+class TestFake(DataServiceConformance):
+    """In this process."""
+
+    @pytest.fixture
+    async def service(self) -> AsyncIterator[ServiceUnderTest]:
+        fake = FakeDataService(CONFORMANCE_RESOURCES, unique={THINGS: ["code"]})
+        async with ServiceUnderTest("http://data.test", transport=fake.transport, lacks=LACKS) as service:
+            yield service
+
+
+class TestFakeWithoutTransactions(TransactionsConformance):
+    """As a MongoDB that has none, over a socket."""
+
+    @pytest.fixture
+    async def service(self) -> AsyncIterator[ServiceUnderTest]:
+        fake = FakeDataService(CONFORMANCE_RESOURCES, unique={THINGS: ["code"]}, has_transactions=False)
+        lacks: dict[Capability, str] = {**LACKS, "transactions": "the fake was told to have none"}
+        async with fake.serve() as url, ServiceUnderTest(url, lacks=lacks) as service:
+            yield service
