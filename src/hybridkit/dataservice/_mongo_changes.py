@@ -4,10 +4,11 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, assert_never
+from typing import Any, Final, assert_never
 
 from hybridkit.codec import now
 from hybridkit.dataservice._mongo_collection import HIDDEN, ResourceCollection
+from hybridkit.dataservice._mongo_database import StoredDocument, is_live
 from hybridkit.dataservice._mongo_values import from_bson, to_bson
 from hybridkit.dataservice._operations import (
     Assert,
@@ -21,12 +22,13 @@ from hybridkit.dataservice._operations import (
     merge_patch,
 )
 from hybridkit.dataservice._refusals import fitting, missing, not_a_number, set_and_incremented, stale
-from hybridkit.errors import NotSupportedError, UniqueViolationError
+from hybridkit.errors import UniqueViolationError
 from hybridkit.filters import Filter
 
-__all__ = ["Change", "change_for"]
+__all__ = ["GONE", "Change", "change_for"]
 
-type StoredDocument = dict[str, Any]
+GONE: Final = "gone"
+"""In the hidden member of a tombstone: of the record nothing is left but this, its keys and its events."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,69 +37,74 @@ class Change:
 
     Attributes:
         operation: that wants it so.
-        document: all of it, without its idempotency keys.
+        document: all of it, without its idempotency keys and events.
         before: the ETag of the record as it was read; None where there was none.
         require: must hold for the document that is replaced.
+        only_looks: the document is as it was.
     """
 
     operation: Operation
     document: StoredDocument
     before: str | None = None
     require: Filter | None = None
+    only_looks: bool = False
 
     def result(self, collection: ResourceCollection) -> Result:
         """What it comes to, for the caller."""
-        if isinstance(self.operation, Delete):
+        if isinstance(self.operation, Delete | Assert):
             return Result()
         return Result(collection.document(self.document), created=self.before is None)
 
 
-def change_for(
-    operation: Operation, collection: ResourceCollection, live: StoredDocument | None
-) -> Change | None:
-    """What the operation makes of that record; None where it only looks.
+def change_for(operation: Operation, collection: ResourceCollection, stored: StoredDocument | None) -> Change:
+    """What the operation makes of that document.
 
     Args:
         operation: what is asked for.
         collection: of its resource.
-        live: the stored document; None where there is no record.
+        stored: the document, which may be hidden or a tombstone; None where there is none.
 
     Raises:
         NotFoundError: the record is not there.
         StaleVersionError: it is in another state.
-        UniqueViolationError: it is there already.
+        UniqueViolationError: it is there already, perhaps hidden.
         InvalidRequestError: a value that the record can't have.
     """
+    there = None if stored is None or stored[HIDDEN].get(GONE) else stored
+    live = there if is_live(there) else None
     before = None if live is None else collection.tag(live)
     match operation:
         case Assert():
-            _existing(operation, live, before)
-            return None
+            found = _existing(operation, live, before)
+            return Change(operation=operation, document=_same(found), before=before, only_looks=True)
         case Create():
-            if live is not None:
+            if there is not None:
                 raise UniqueViolationError(operation.says("a record has this id"), fields=["id"])
             return Change(operation=operation, document=_new(operation, collection))
         case Upsert():
+            if live is None and there is not None and operation.only != "present":
+                raise UniqueViolationError(operation.says("a deleted record has this id"), fields=["id"])
             return _upserted(operation, collection, live, before)
         case Update():
-            stored = _existing(operation, live, before)
+            found = _existing(operation, live, before)
             return Change(
                 operation=operation,
-                document=_versioned(stored, collection, _changes(operation, collection, stored)),
+                document=_versioned(found, collection, _changes(operation, collection, found)),
                 before=before,
                 require=operation.require,
             )
         case Undelete():
-            raise NotSupportedError("undelete is not there yet")
+            return _undeleted(operation, collection, there)
         case Delete():
-            stored = _existing(operation, live, before)
-            return Change(operation=operation, document=_tombstone(stored), before=before)
+            found = _existing(operation, live, before)
+            gone = _hidden_away(found) if operation.resource.soft_delete else _tombstone(found)
+            return Change(operation=operation, document=gone, before=before)
         case _:
             assert_never(operation)
 
 
 def _existing(
-    operation: Assert | Update | Delete, live: StoredDocument | None, before: str | None
+    operation: Assert | Update | Delete | Undelete, live: StoredDocument | None, before: str | None
 ) -> StoredDocument:
     if live is None:
         raise missing(operation)
@@ -144,11 +151,28 @@ def _versioned(
     }
 
 
+def _undeleted(operation: Undelete, collection: ResourceCollection, there: StoredDocument | None) -> Change:
+    """A hidden record shown again; one that is not hidden stays as it is."""
+    before = None if there is None else collection.tag(there)
+    found = _existing(operation, there, before)
+    document = _same(found) if is_live(found) else _versioned(found, collection, {})
+    return Change(operation=operation, document=document, before=before)
+
+
+def _same(stored: StoredDocument) -> StoredDocument:
+    return {**stored, HIDDEN: {"incarnation": stored[HIDDEN]["incarnation"]}}
+
+
+def _hidden_away(stored: StoredDocument) -> StoredDocument:
+    hidden = {"incarnation": stored[HIDDEN]["incarnation"], "deleted_at": now()}
+    return {**stored, "version": stored["version"] + 1, HIDDEN: hidden}
+
+
 def _tombstone(stored: StoredDocument) -> StoredDocument:
     return {
         "_id": stored["_id"],
         "version": stored["version"] + 1,
-        HIDDEN: {"incarnation": stored[HIDDEN]["incarnation"], "deleted_at": now()},
+        HIDDEN: {"incarnation": stored[HIDDEN]["incarnation"], "deleted_at": now(), GONE: True},
     }
 
 

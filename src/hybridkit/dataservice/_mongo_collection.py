@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any, Final
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticUndefined
-from pymongo import ASCENDING, IndexModel
+from pymongo import ASCENDING, DESCENDING, IndexModel
 
 from hybridkit.dataservice._etags import State
 from hybridkit.dataservice._mongo_values import from_bson, to_bson
@@ -14,18 +15,18 @@ from hybridkit.dataservice._operations import AnyResource, Document
 from hybridkit.errors import DeclarationError
 from hybridkit.resources import SYSTEM_FIELDS
 
-__all__ = ["HIDDEN", "DocumentCollection", "DocumentIndex", "ResourceCollection"]
+__all__ = ["HIDDEN", "DocumentCollection", "DocumentIndex", "ResourceCollection", "stored_name"]
 
 HIDDEN: Final = "_hk"
-"""The member of a stored document that readers never see: incarnation, idempotency keys, tombstone."""
+"""The member of a stored document that readers never see: incarnation, idempotency keys, events, tombstone."""
 
 
 @dataclass(frozen=True, slots=True)
 class DocumentIndex:
-    """An index over fields of the record, in that order: `DocumentIndex("email", unique=True)`.
+    """An index over fields of the record, in that order: `DocumentIndex("owner_id", "-created_at")`.
 
     Attributes:
-        fields: of the record, or dotted paths into it.
+        fields: of the record, or dotted paths into it; descending with a `-` before it.
         unique: no two records may have the same values; records without a value don't count.
     """
 
@@ -38,13 +39,22 @@ class DocumentIndex:
         object.__setattr__(self, "fields", fields)
         object.__setattr__(self, "unique", unique)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The fields without their directions."""
+        return tuple(name.removeprefix("-") for name in self.fields)
+
     def model(self) -> IndexModel:
         """The index as the driver creates it."""
-        keys = [(name, ASCENDING) for name in self.fields]
+        keys = [
+            (stored_name(name.removeprefix("-")), DESCENDING if name.startswith("-") else ASCENDING)
+            for name in self.fields
+        ]
+        name = "__".join(self.fields)
         if not self.unique:
-            return IndexModel(keys, name="__".join(self.fields))
-        present = {name: {"$exists": True} for name in self.fields}
-        return IndexModel(keys, name="__".join(self.fields), unique=True, partialFilterExpression=present)
+            return IndexModel(keys, name=name)
+        present = {stored_name(name): {"$exists": True} for name in self.names}
+        return IndexModel(keys, name=name, unique=True, partialFilterExpression=present)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +87,7 @@ class ResourceCollection:
         self.indexes = declared.indexes
         known = resource.record.model_fields
         for index in declared.indexes:
-            unknown = [name for name in index.fields if name.partition(".")[0] not in known]
+            unknown = [name for name in index.names if name.partition(".")[0] not in known]
             if unknown:
                 raise DeclarationError(f"{resource.name}: an index names {unknown[0]!r}, which no record has")
 
@@ -110,6 +120,17 @@ class ResourceCollection:
         name, dot, _ = field.partition(".")
         return bool(dot) or name in self._nullable
 
+    def may_be_number(self, field: str) -> bool:
+        """Whether a value of that field, or of that path into it, can be added to another."""
+        if "." in field:
+            return True
+        adapter: TypeAdapter[Any] = TypeAdapter(self.resource.record.model_fields[field].annotation)
+        try:
+            found = adapter.validate_python(1)
+        except ValidationError:
+            return False
+        return isinstance(found, int | float | Decimal) and not isinstance(found, bool)
+
     def _default(self, name: str) -> Any:
         """For a field that the record got after the document was stored."""
         default = self.resource.record.model_fields[name].get_default(
@@ -130,6 +151,11 @@ class ResourceCollection:
             and name not in self.resource.create.model_fields
             and not info.is_required()
         }
+
+
+def stored_name(field: str) -> str:
+    """Where a field of the record is stored."""
+    return "_id" if field == "id" else field
 
 
 def _takes_none(annotation: Any) -> bool:

@@ -29,9 +29,9 @@ from hybridkit.errors import (
     UniqueViolationError,
 )
 
-__all__ = ["MONGO_FAILURES", "is_duplicate", "read_error", "write_error"]
+__all__ = ["MONGO_FAILURES", "is_duplicate", "pipeline_error", "read_error", "write_error"]
 
-MONGO_FAILURES: Final = (PyMongoError, BSONError, OverflowError)
+MONGO_FAILURES: Final = (PyMongoError, BSONError, ArithmeticError)
 """Everything that a call of the driver raises about the database or a value."""
 
 _RETRY_AFTER_SECONDS: Final = 1.0
@@ -39,7 +39,9 @@ _NOT_SUPPORTED: Final = frozenset({59, 115, 238, 40324})
 """CommandNotFound, CommandNotSupported, NotImplemented, unrecognized stage."""
 _BAD_VALUES: Final = frozenset({2, 9, 14, 52, 121, 17280})
 """BadValue, FailedToParse, TypeMismatch, DollarPrefixedFieldName, DocumentValidationFailure, key too large."""
-_INDEX_NAME: Final = re.compile(r"[Ii]ndex:? '?(?P<name>[A-Za-z0-9_.]+)")
+_NOT_THE_CALLERS: Final = frozenset({8, 13, 18})
+"""UnknownError, Unauthorized, AuthenticationFailed."""
+_INDEX_NAME: Final = re.compile(r"[Ii]ndex:? '?(?P<name>[A-Za-z0-9_.-]+)")
 
 
 def read_error(error: Exception) -> HybridkitError | None:
@@ -59,7 +61,7 @@ def read_error(error: Exception) -> HybridkitError | None:
             return NotSupportedError("the database server can't do this")
         case OperationFailure() if error.code in _BAD_VALUES:
             return InvalidQueryError("the database can't compare a value of this filter with its field")
-        case BSONError() | OverflowError():
+        case BSONError() | ArithmeticError():
             return InvalidQueryError("the filter has a value that the database can't hold")
         case _:
             return None
@@ -72,7 +74,7 @@ def write_error(error: Exception) -> HybridkitError | None:
             return UniqueViolationError("another record has this value", fields=_fields(error))
         case DocumentTooLarge():
             return InvalidRequestError("the record is larger than the database holds (16 MiB)")
-        case BSONError() | OverflowError():
+        case BSONError() | ArithmeticError():
             return InvalidRequestError("a value is outside of what the database holds")
         case OperationFailure() if error.code in _BAD_VALUES:
             return InvalidRequestError("the database refuses a value")
@@ -86,7 +88,15 @@ def write_error(error: Exception) -> HybridkitError | None:
             return read_error(error)
 
 
-def is_duplicate(error: OperationFailure) -> bool:
+def pipeline_error(error: Exception) -> HybridkitError | None:
+    """As `read_error`, for a pipeline of a caller: what the server doesn't like about it is the caller's to change."""
+    found = read_error(error)
+    if found is None and isinstance(error, OperationFailure) and error.code not in _NOT_THE_CALLERS:
+        return InvalidQueryError("the database can't run this pipeline", pointer="/pipeline")
+    return found
+
+
+def is_duplicate(error: Exception) -> bool:
     """Whether a unique index refused the document; neosqlite's wire server has only SQLite's words for it."""
     return isinstance(error, DuplicateKeyError) or str(error).startswith("UNIQUE constraint failed")
 
@@ -100,4 +110,5 @@ def _fields(error: OperationFailure) -> tuple[str, ...]:
     named = _INDEX_NAME.search(str(details.get("errmsg", "")))
     if named is None:
         return ()
-    return tuple(re.sub(r"^_id_$", "id", named["name"]).split("__"))
+    name = re.sub(r"^_id_$", "id", named["name"])
+    return tuple(part.removeprefix("-") for part in name.split("__"))

@@ -10,24 +10,19 @@ from typing import Any, Final, assert_never
 
 from pydantic import TypeAdapter, ValidationError
 
-from hybridkit.dataservice._mongo_collection import ResourceCollection
+from hybridkit.dataservice._mongo_collection import ResourceCollection, stored_name
 from hybridkit.dataservice._mongo_values import to_bson
 from hybridkit.errors import PageTokenError
 from hybridkit.filters import And, Compare, Filter, Not, Or, pattern_tokens
 from hybridkit.queries import Query
 
-__all__ = ["Ordering", "condition", "stored_name"]
+__all__ = ["Ordering", "condition"]
 
 type Clause = dict[str, Any]
 
 _ORDERED: Final = {"gt": "$gt", "gte": "$gte", "lt": "$lt", "lte": "$lte"}
 _INVERSE: Final = {"gt": "$lte", "gte": "$lt", "lt": "$gte", "lte": "$gt"}
 _NOTHING: Final[Clause] = {"_id": {"$in": []}}
-
-
-def stored_name(field: str) -> str:
-    """Where a field of the record is stored."""
-    return "_id" if field == "id" else field
 
 
 def condition(where: Filter, *, negated: bool = False) -> Clause:

@@ -2,21 +2,27 @@
 
 A single document is all that changes at once. So the outcome of a write stands in the document that it wrote, under the
 key, and becomes true with it. A collection of claims says, before anything is written, which request a key belongs to;
-outcomes move there when a document has collected many of them, and only then leave the document.
+outcomes move there when a document has collected many of them, and only then leave the document. What has no document
+of its own (a call, or events alone) has its outcome, and its events, in its claim.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
 import orjson
-from pymongo import IndexModel
+from pymongo import ASCENDING, IndexModel
+from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import OperationFailure
 
 from hybridkit.codec import encode_json, now
 from hybridkit.dataservice._keys import DERIVED_RETENTION, RETENTION, is_derived
+from hybridkit.dataservice._mongo_collection import HIDDEN
+from hybridkit.dataservice._mongo_database import StoredDocument
 from hybridkit.dataservice._mongo_errors import is_duplicate
+from hybridkit.dataservice._mongo_events import EVENTS, with_events
 from hybridkit.dataservice._operations import Outcome, Result, Write
 
 __all__ = ["EMBEDDED_KEYS", "KEYS_COLLECTION", "Keys", "Recorded", "embedded", "entry_for"]
@@ -26,6 +32,9 @@ EMBEDDED_KEYS: Final = 20
 """How many outcomes stay in a document; older ones move to the claims."""
 MAX_RESULT_BYTES: Final = 16 * 1024
 """A larger result isn't kept twice: its replay answers with the record as it is then."""
+MAX_CLAIM_BYTES: Final = 64 * 1024
+"""As `MAX_RESULT_BYTES`, of what stands in a claim."""
+CLEAN_KEYS: Final = 1000
 
 type Stored = Mapping[str, Any]
 
@@ -52,36 +61,29 @@ class Keys:
         collection: where they are.
     """
 
-    def __init__(self, collection: AsyncCollection[dict[str, Any]]) -> None:
+    def __init__(self, collection: AsyncCollection[StoredDocument]) -> None:
         self._collection = collection
 
     def __repr__(self) -> str:
         return f"Keys({self._collection.full_name!r})"
 
     async def prepare(self) -> None:
-        """Create the index by which the server deletes expired claims."""
-        await self._collection.create_indexes(
-            [IndexModel("expires_at", name="expires_at", expireAfterSeconds=0)]
-        )
+        """Create the index by which expired claims are found."""
+        await self._collection.create_indexes([IndexModel([("expires_at", ASCENDING)], name="expiring")])
 
     async def claim(self, write: Write) -> Recorded | None:
         """Say that the key belongs to this request; what is known of it where it was claimed before."""
-        claimed = {
-            "_id": key_id(write),
-            "fingerprint": write.fingerprint.hex(),
-            "expires_at": now() + (DERIVED_RETENTION if is_derived(write.key) else RETENTION),
-        }
         try:
-            await self._collection.insert_one(claimed)
+            await self._collection.insert_one(_claim(write))
         except OperationFailure as error:
             if not is_duplicate(error):
                 raise
             return await self.recorded(write)
         return None
 
-    async def recorded(self, write: Write) -> Recorded | None:
+    async def recorded(self, write: Write, session: AsyncClientSession | None = None) -> Recorded | None:
         """What the claims know of the key."""
-        found = await self._collection.find_one({"_id": key_id(write)})
+        found = await self._collection.find_one({"_id": key_id(write)}, session=session)
         return None if found is None else _recorded(found)
 
     async def forget(self, write: Write) -> None:
@@ -90,13 +92,45 @@ class Keys:
             {"_id": key_id(write), "fingerprint": write.fingerprint.hex(), "done": None}
         )
 
+    async def finish(self, write: Write, outcome: Outcome, events: Sequence[StoredDocument]) -> bool:
+        """Record in the claim what was done, and the events of it; whether nobody else did so before."""
+        hidden = {HIDDEN: with_events({}, (), events)} if events else {}
+        finished = await self._collection.update_one(
+            {"_id": key_id(write), "done": None}, {"$set": {**_kept(outcome), **hidden, "done": True}}
+        )
+        return bool(finished.matched_count)
+
+    async def record(self, write: Write, outcome: Outcome, session: AsyncClientSession) -> None:
+        """Record what the session's transaction does, in it. Another one with this key makes this one fail."""
+        done = {**_claim(write), **_kept(outcome), "done": True}
+        replaced = await self._collection.replace_one({"_id": done["_id"]}, done, session=session)
+        if not replaced.matched_count:
+            await self._collection.insert_one(done, session=session)
+
     async def take_over(self, entries: Sequence[Stored]) -> None:
         """Record outcomes that are about to leave their document."""
         for entry in entries:
-            known = {name: entry[name] for name in ("fingerprint", "expires_at", "results") if name in entry}
-            await self._collection.update_one(
-                {"_id": entry["key"]}, {"$set": {**known, "done": True}}, upsert=True
-            )
+            names = ("fingerprint", "expires_at", "results", "created")
+            known = {name: entry[name] for name in names if name in entry} | {"done": True}
+            there = await self._collection.update_one({"_id": entry["key"]}, {"$set": known})
+            if not there.matched_count:  # not by an upsert: not every server survives a race of two
+                await self._insert({"_id": entry["key"], **known})
+
+    async def clean(self) -> int:
+        """Delete expired claims, except those with events that no relay has moved; how many."""
+        old = {"expires_at": {"$lt": now()}, f"{HIDDEN}.{EVENTS}": None}
+        found = await self._collection.find(old, {"_id": 1}).limit(CLEAN_KEYS).to_list()
+        if not found:
+            return 0
+        ids = [claim["_id"] for claim in found]
+        return (await self._collection.delete_many({"_id": {"$in": ids}, **old})).deleted_count
+
+    async def _insert(self, claim: StoredDocument) -> None:
+        try:
+            await self._collection.insert_one(claim)
+        except OperationFailure as error:
+            if not is_duplicate(error):
+                raise
 
 
 def key_id(write: Write) -> str:
@@ -110,17 +144,40 @@ def embedded(hidden: Stored, write: Write) -> Recorded | None:
     return next((_recorded(entry) for entry in hidden.get("keys", ()) if entry["key"] == wanted), None)
 
 
-def entry_for(write: Write, result: Result) -> dict[str, Any]:
+def entry_for(write: Write, result: Result) -> StoredDocument:
     """The outcome as it stands in the document that it is about."""
-    retention = DERIVED_RETENTION if is_derived(write.key) else RETENTION
     results = encode_json([[result.record, result.created]])
-    kept = {"results": results.decode()} if len(results) <= MAX_RESULT_BYTES else {}
+    kept = {"results": results.decode()} if len(results) <= MAX_RESULT_BYTES else {"created": result.created}
     return {
         "key": key_id(write),
         "fingerprint": write.fingerprint.hex(),
-        "expires_at": now() + retention,
+        "expires_at": _expires_at(write),
         "done": True,
         **kept,
+    }
+
+
+def _claim(write: Write) -> StoredDocument:
+    return {
+        "_id": key_id(write),
+        "fingerprint": write.fingerprint.hex(),
+        "expires_at": _expires_at(write),
+    }
+
+
+def _expires_at(write: Write) -> datetime:
+    return now() + (DERIVED_RETENTION if is_derived(write.key) else RETENTION)
+
+
+def _kept(outcome: Outcome) -> StoredDocument:
+    """What a claim keeps of an outcome: all of it, or which records it was about."""
+    results = encode_json([[result.record, result.created] for result in outcome.results])
+    if len(results) <= MAX_CLAIM_BYTES:
+        return {"results": results.decode(), "answer": outcome.answer}
+    return {
+        "answer": outcome.answer,
+        "created": [result.created for result in outcome.results],
+        "written": [result.record is not None for result in outcome.results],
     }
 
 
@@ -128,6 +185,7 @@ def _recorded(entry: Stored) -> Recorded:
     results = entry.get("results")
     outcome = None
     if results is not None:
-        pairs: list[tuple[dict[str, Any] | None, bool]] = orjson.loads(results)
-        outcome = Outcome(tuple(Result(record, created) for record, created in pairs), replayed=True)
+        pairs: list[tuple[StoredDocument | None, bool]] = orjson.loads(results)
+        found = tuple(Result(record, created) for record, created in pairs)
+        outcome = Outcome(found, replayed=True, answer=entry.get("answer", b""))
     return Recorded(bytes.fromhex(entry["fingerprint"]), outcome, bool(entry.get("done")))

@@ -14,6 +14,7 @@ from typing import Any, cast
 from uuid import UUID
 
 from bson.decimal128 import Decimal128
+from bson.int64 import Int64
 from pydantic_core import to_jsonable_python
 
 from hybridkit.codec import truncate_timestamp
@@ -50,6 +51,8 @@ def from_bson(value: Any) -> Any:
             return value.to_decimal()
         case datetime():
             return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+        case Int64():
+            return int(value)
         case dict():
             return {name: from_bson(member) for name, member in cast("dict[str, Any]", value).items()}
         case list():

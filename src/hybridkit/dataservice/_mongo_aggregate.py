@@ -1,0 +1,183 @@
+"""An aggregation as stages of a pipeline, with the answers that SQL gives.
+
+Three things differ from MongoDB's own functions: a sum over nothing is null and not 0, no value doesn't count as one,
+and averages are exact where the values are decimals. So the pipeline brings sums and counts, and the rest is done here.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from decimal import ROUND_HALF_UP, Decimal, localcontext
+from typing import Any, Final
+
+from hybridkit.aggregations import Aggregation, Function
+from hybridkit.dataservice._mongo_collection import ResourceCollection, stored_name
+from hybridkit.dataservice._mongo_database import LIVE, StoredDocument
+from hybridkit.dataservice._mongo_filters import condition
+from hybridkit.dataservice._mongo_values import from_bson
+from hybridkit.errors import InvalidQueryError
+
+__all__ = ["Aggregated"]
+
+_NUMERIC: Final = ("sum", "avg")
+
+
+class Aggregated:
+    """One aggregation on its way to the server and back.
+
+    Args:
+        collection: of the resource.
+        aggregation: what is asked.
+
+    Raises:
+        InvalidQueryError: the sum or average of a field that holds no numbers.
+    """
+
+    def __init__(self, collection: ResourceCollection, aggregation: Aggregation) -> None:
+        self._aggregation = aggregation
+        self._functions = list(aggregation.functions.items())
+        for name, function in self._functions:
+            if function.name in _NUMERIC and not collection.may_be_number(function.field or ""):
+                raise InvalidQueryError(f"{function.field} is no number", pointer=f"/functions/{name}")
+
+    def __repr__(self) -> str:
+        return f"Aggregated({self._aggregation!r})"
+
+    def stages(self) -> list[StoredDocument]:
+        """What the server does. Names of results stand behind letters, so that none of them means anything to it."""
+        where = self._aggregation.where
+        wanted = LIVE if where is None else {"$and": [LIVE, condition(where)]}
+        keys = {f"g{at}": _present(name) for at, name in enumerate(self._aggregation.group_by)}
+        parts = dict(self._accumulators())
+        return [
+            {"$match": wanted},
+            {"$group": {"_id": keys or None, **parts}},
+            {"$addFields": dict(self._finished())},
+            {"$addFields": dict(self._markers())},
+            {"$sort": dict(self._order())},
+            {"$limit": self._aggregation.limit},
+        ]
+
+    def _accumulators(self) -> Iterator[tuple[str, Any]]:
+        for at, (_, function) in enumerate(self._functions):
+            if function.field is None:
+                yield f"f{at}", {"$sum": 1}
+                continue
+            value = _present(function.field)
+            match function.name:
+                case "count_distinct":
+                    yield f"f{at}", {"$addToSet": value}
+                case "sum" | "avg":
+                    yield f"f{at}", {"$sum": value}
+                    yield f"n{at}", {"$sum": {"$cond": [{"$isNumber": value}, 1, 0]}}
+                    yield f"x{at}", {"$sum": {"$cond": [_is_other(value), 1, 0]}}
+                case "min":
+                    yield f"f{at}", {"$min": value}
+                case "max":
+                    yield f"f{at}", {"$max": value}
+                case _:
+                    pass
+
+    def _finished(self) -> Iterator[tuple[str, Any]]:
+        """What can be sorted by."""
+        yield "one", 1  # a stage without members is refused
+        for at, (_, function) in enumerate(self._functions):
+            result = f"$f{at}"
+            match function.name:
+                case "count_distinct":
+                    yield f"f{at}", {"$size": {"$setDifference": [result, [None]]}}
+                case "sum":
+                    yield f"f{at}", {"$cond": [{"$eq": [f"$n{at}", 0]}, None, result]}
+                case "avg":
+                    mean = {"$divide": [result, f"$n{at}"]}
+                    yield f"f{at}", {"$cond": [{"$eq": [f"$n{at}", 0]}, None, result]}
+                    yield f"m{at}", {"$cond": [{"$eq": [f"$n{at}", 0]}, None, mean]}
+                case _:
+                    pass
+
+    def _markers(self) -> Iterator[tuple[str, Any]]:
+        """Whether there is no value, as SQL sorts by that first."""
+        for name in self._sorted_names():
+            path = self._path(name)
+            yield f"o_{path.replace('.', '_')}", {"$cond": [{"$eq": [f"${path}", None]}, 1, 0]}
+        yield "one", 1
+
+    def _order(self) -> Iterator[tuple[str, int]]:
+        directions = dict(self._aggregation.order)
+        for name in self._sorted_names():
+            sign = -1 if directions.get(name) == "desc" else 1
+            path = self._path(name)
+            yield f"o_{path.replace('.', '_')}", sign
+            yield path, sign
+        if not self._sorted_names():
+            yield "one", 1
+
+    def _sorted_names(self) -> Sequence[str]:
+        named = [name for name, _ in self._aggregation.order]
+        return list(dict.fromkeys([*named, *self._aggregation.group_by]))
+
+    def _path(self, name: str) -> str:
+        if name in self._aggregation.group_by:
+            return f"_id.g{self._aggregation.group_by.index(name)}"
+        at = list(self._aggregation.functions).index(name)
+        return f"m{at}" if self._aggregation.functions[name].name == "avg" else f"f{at}"
+
+    def rows(self, found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The answer.
+
+        Raises:
+            InvalidQueryError: the sum of something else than numbers.
+        """
+        if not found and not self._aggregation.group_by:  # over no records there is one row too
+            empty = {"count": 0, "count_distinct": 0}
+            return [{name: empty.get(function.name) for name, function in self._functions}]
+        return [self._row(stored) for stored in found]
+
+    def _row(self, stored: Mapping[str, Any]) -> dict[str, Any]:
+        keys: dict[str, Any] = {
+            name: from_bson(stored["_id"][f"g{at}"]) for at, name in enumerate(self._aggregation.group_by)
+        }
+        results = {
+            name: self._result(stored, at, name, function)
+            for at, (name, function) in enumerate(self._functions)
+        }
+        return keys | results
+
+    def _result(self, stored: Mapping[str, Any], at: int, name: str, function: Function) -> Any:
+        if stored.get(f"x{at}"):
+            raise InvalidQueryError(f"{function.field} is no number", pointer=f"/functions/{name}")
+        value = from_bson(stored[f"f{at}"])
+        if function.name != "avg" or value is None:
+            return value
+        return _mean(value, stored[f"n{at}"]) if isinstance(value, Decimal) else value / stored[f"n{at}"]
+
+
+def _present(name: str) -> Any:
+    """The value of a field; null where there is none, which is a group of its own."""
+    return {"$ifNull": [f"${stored_name(name)}", None]}
+
+
+def _is_other(value: Any) -> Any:
+    """Neither a number nor nothing."""
+    return {"$and": [{"$ne": [value, None]}, {"$not": [{"$isNumber": value}]}]}
+
+
+def _mean(total: Decimal, records: int) -> Decimal:
+    """The average to as many digits as PostgreSQL has of it: at least 16 that count, in groups of four.
+
+    https://www.postgresql.org/docs/current/datatype-numeric.html#DATATYPE-NUMERIC-DECIMAL
+    """
+    if not total or not total.is_finite():
+        return total * 0 if total.is_finite() else total
+    weight, first = _leading_group(abs(total))
+    other_weight, other_first = _leading_group(Decimal(records))
+    groups = weight - other_weight - (first <= other_first)
+    exponent = total.as_tuple().exponent
+    scale = max(16 - 4 * groups, -exponent if isinstance(exponent, int) else 0, 0)
+    with localcontext(prec=100):
+        mean = (total / records).quantize(Decimal(1).scaleb(-scale), ROUND_HALF_UP).normalize()
+        return mean if int(mean.as_tuple().exponent) <= 0 else mean.quantize(Decimal(1))
+
+
+def _leading_group(number: Decimal) -> tuple[int, int]:
+    """The power of 10,000 that a positive number begins with, and how often it has it."""
+    weight = number.adjusted() // 4
+    return weight, int(number.scaleb(-4 * weight))

@@ -1,0 +1,95 @@
+"""What the server at hand can do, found out by doing it: a version number or a name proves nothing.
+
+Several servers speak MongoDB's protocol. A `mongod` that stands alone has no transactions, and FerretDB takes the words
+of one and writes at once: only what is left after an abort tells them apart.
+"""
+
+import secrets
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final
+
+from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.errors import ConfigurationError, InvalidOperation, OperationFailure
+
+from hybridkit.codec import now
+from hybridkit.errors import TransactionsUnavailableError
+
+__all__ = ["Capabilities", "probe"]
+
+_LEFTOVERS_EXPIRE: Final = timedelta(minutes=1)
+_UNTRANSACTED: Final = (OperationFailure, ConfigurationError, InvalidOperation)
+"""What a server, or the driver about it, says to a transaction that it doesn't know."""
+
+type StoredDocument = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What this server can do beyond single documents.
+
+    Attributes:
+        server: which one it says it is: `MongoDB 8.0.4`, `FerretDB v2.7.0`.
+        transactions: several documents in one; otherwise a write has exactly one record.
+    """
+
+    server: str
+    transactions: bool
+
+    def require_transactions(self, what: str) -> None:
+        """Refuse what can't be done without.
+
+        Raises:
+            TransactionsUnavailableError: there are none.
+        """
+        if not self.transactions:
+            raise TransactionsUnavailableError(
+                f"{what} needs transactions, which this database ({self.server}) doesn't have; write one record"
+                " at a time"
+            )
+
+
+async def probe(database: AsyncDatabase[StoredDocument], collection: str) -> Capabilities:
+    """Ask the server who it is, and try a transaction.
+
+    Args:
+        database: where to try.
+        collection: one that is there, and deletes what has passed its `expires_at`.
+    """
+    about = await database.command("buildInfo")
+    ferret = about.get("ferretdb")
+    server = f"FerretDB {ferret['version']}" if ferret else f"MongoDB {about.get('version', '?')}"
+    return Capabilities(server=server, transactions=await _has_transactions(database, collection))
+
+
+async def _has_transactions(database: AsyncDatabase[StoredDocument], collection: str) -> bool:
+    try:
+        async with database.client.start_session() as session:
+            return await _takes_back(database, collection, session) and await _commits(
+                database, collection, session
+            )
+    except _UNTRANSACTED:
+        return False
+
+
+async def _takes_back(
+    database: AsyncDatabase[StoredDocument], collection: str, session: AsyncClientSession
+) -> bool:
+    """Whether nothing is left of a transaction that was aborted."""
+    documents = database[collection]
+    trace = {"_id": f"probe {secrets.token_hex(8)}", "expires_at": now() + _LEFTOVERS_EXPIRE}
+    await session.start_transaction()
+    await documents.insert_one(trace, session=session)
+    await session.abort_transaction()
+    left = await documents.find_one_and_delete({"_id": trace["_id"]})
+    return left is None
+
+
+async def _commits(
+    database: AsyncDatabase[StoredDocument], collection: str, session: AsyncClientSession
+) -> bool:
+    await session.start_transaction()
+    await database[collection].find_one({"_id": "probe"}, session=session)
+    await session.commit_transaction()
+    return True

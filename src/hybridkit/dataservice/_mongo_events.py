@@ -1,0 +1,118 @@
+"""Events on their way into the outbox, as they stand in the document that they are about, and in the outbox itself.
+
+Without transactions only one document changes at a time. So events wait inside of the document whose change they tell
+of, in its hidden member, and are there exactly when the change is. A relay moves them on to the outbox.
+
+Each has a number of one counter. It is taken after the document was read and before it is written, and the document is
+only written if it is still as it was read: later events of a document have higher numbers, whoever writes them.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from pymongo import ReturnDocument
+from pymongo.asynchronous.database import AsyncDatabase
+
+from hybridkit.codec import encode_json, format_timestamp, now
+from hybridkit.contract import Emission
+from hybridkit.dataservice._mongo_errors import is_duplicate
+from hybridkit.dataservice._outbox import partition_of
+
+__all__ = ["EMITTED_AT", "EVENTS", "OUTBOX_COLLECTION", "Numbers", "event_rows", "with_events"]
+
+OUTBOX_COLLECTION: Final = "hk_outbox"
+COUNTERS_COLLECTION: Final = "hk_counters"
+EVENTS: Final = "events"
+"""In a document's hidden member: events that no relay has moved yet, in their order."""
+EMITTED_AT: Final = "emitted_at"
+"""Beside them: since when the first of them waits. An index finds documents by it."""
+
+type StoredDocument = dict[str, Any]
+
+
+class Numbers:
+    """Numbers of which each is given once, later ones higher.
+
+    Args:
+        database: with the counter.
+    """
+
+    def __init__(self, database: AsyncDatabase[StoredDocument]) -> None:
+        self._counters = database[COUNTERS_COLLECTION]
+
+    def __repr__(self) -> str:
+        return f"Numbers({self._counters.full_name!r})"
+
+    async def prepare(self) -> None:
+        """Make the counter, before there can be a race for it, which not every server survives."""
+        if await self._counters.find_one({"_id": "outbox"}) is None:
+            try:
+                await self._counters.insert_one({"_id": "outbox", "last": 0})
+            except Exception as error:
+                if not is_duplicate(error):
+                    raise
+
+    async def take(self, count: int) -> int:
+        """The first of so many numbers in a row."""
+        found: StoredDocument | None = None
+        while found is None:
+            found = await self._counters.find_one_and_update(
+                {"_id": "outbox"}, {"$inc": {"last": count}}, return_document=ReturnDocument.AFTER
+            )
+            if found is None:  # somebody has emptied the collection
+                await self.prepare()
+        return int(found["last"]) - count + 1
+
+
+def event_rows(emissions: Sequence[Emission], *, service: str, first: int) -> list[StoredDocument]:
+    """Events and commands as they are stored, numbered from `first` on."""
+    moment = now()
+    rows: list[StoredDocument] = []
+    for sequence, emission in enumerate(emissions, start=first):
+        lane = str(emission.event_id) if emission.key is None else emission.key
+        rows.append(
+            {
+                "_id": str(emission.event_id),
+                "sequence": sequence,
+                "lane": lane,
+                "partition": partition_of(lane),
+                "key": emission.key,
+                "event_type": emission.event_type,
+                "queue": emission.queue,
+                "request_id": emission.request_id,
+                "user_id": emission.user_id,
+                "traceparent": emission.traceparent,
+                "tracestate": emission.tracestate,
+                "body": _envelope(emission, service),
+                "created_at": moment,
+                "not_before": emission.not_before,
+                "state": "waiting",
+            }
+        )
+    return rows
+
+
+def with_events(
+    hidden: StoredDocument, before: Sequence[StoredDocument], rows: Sequence[StoredDocument]
+) -> StoredDocument:
+    """The hidden member of a document with the events that it has, and some more."""
+    events = [*before, *rows]
+    if not events:
+        return hidden
+    return {**hidden, EVENTS: events, EMITTED_AT: events[0]["created_at"]}
+
+
+def _envelope(emission: Emission, service: str) -> bytes:
+    """The bytes that are published, as `EventEnvelope.encode` writes them; this service doesn't know the types."""
+    wire: dict[str, Any] = {
+        "event_type": emission.event_type,
+        "event_id": emission.event_id,
+        "timestamp": format_timestamp(emission.timestamp),
+        "service": service,
+        "request_id": emission.request_id,
+        "user_id": emission.user_id,
+        "data": emission.data,
+    }
+    if emission.version != 1:
+        wire["version"] = emission.version
+    return encode_json(wire)

@@ -1,0 +1,182 @@
+"""Expressions of an aggregation pipeline, checked: operators from a list, fields that can be seen at that point."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal, InvalidOperation
+from typing import Any, Final, cast
+
+from pydantic import TypeAdapter, ValidationError
+
+from hybridkit.dataservice._mongo_collection import HIDDEN
+from hybridkit.dataservice._mongo_values import to_bson
+from hybridkit.errors import InvalidQueryError
+
+__all__ = ["Checked", "checked_name", "expression", "literal", "reference", "refuse", "visible_path"]
+
+MAX_DEPTH: Final = 16
+MAX_NODES: Final = 2000
+MAX_LIST: Final = 1000
+
+_OPERATORS: Final = frozenset(
+    f"${name}"
+    for names in (
+        "abs add avg ceil divide floor max min mod multiply round subtract sum trunc",
+        "and cmp cond eq gt gte ifNull in lt lte ne not or",
+        "arrayElemAt concatArrays first isArray last size slice",
+        "concat strLenCP substrCP toLower toUpper",
+        "dateDiff dateToString dateTrunc dayOfMonth dayOfWeek dayOfYear hour isoWeek isoWeekYear minute month",
+        "second week year",
+        "isNumber toDate toDecimal toDouble toInt toLong toString type",
+    )
+    for name in names.split()
+)
+_NAMED_OPERANDS: Final = {
+    "$cond": frozenset({"if", "then", "else"}),
+    "$dateDiff": frozenset({"startDate", "endDate", "unit", "timezone"}),
+    "$dateToString": frozenset({"date", "format", "timezone", "onNull"}),
+    "$dateTrunc": frozenset({"date", "unit", "binSize", "timezone"}),
+}
+"""Operators whose operand is an object with names of its own."""
+_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,62}")
+_PATH: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}(\.[A-Za-z0-9_][A-Za-z0-9_-]{0,62}){0,15}")
+_MOMENT: Final[TypeAdapter[datetime]] = TypeAdapter(datetime)
+
+
+@dataclass(slots=True)
+class Checked:
+    """How much has been looked at, so that a hostile pipeline is refused before it costs anything."""
+
+    nodes: int = 0
+
+    def step(self, depth: int, at: str) -> None:
+        """One more."""
+        self.nodes += 1
+        if depth > MAX_DEPTH or self.nodes > MAX_NODES:
+            raise refuse(f"at most {MAX_DEPTH} levels and {MAX_NODES} parts", at[:200])
+
+
+def expression(value: object, visible: frozenset[str], at: str, *, checked: Checked, depth: int = 1) -> Any:
+    """The expression as it may run.
+
+    Args:
+        value: as it came: a literal, `"$field"`, an operator, or an object or list of these.
+        visible: the fields that there are.
+        at: where it stands.
+        checked: counts.
+        depth: of this one.
+
+    Raises:
+        InvalidQueryError: something in it is not allowed.
+    """
+    checked.step(depth, at)
+    match value:
+        case str() if value.startswith("$"):
+            return value if value == "$$NOW" else reference(value, visible, at)
+        case list():
+            return [
+                expression(part, visible, f"{at}/{index}", checked=checked, depth=depth + 1)
+                for index, part in enumerate(_short(cast("list[Any]", value), at))
+            ]
+        case dict() if any(str(name).startswith("$") for name in cast("dict[str, Any]", value)):
+            return _operator(cast("dict[str, Any]", value), visible, at, checked=checked, depth=depth)
+        case dict():
+            return {
+                checked_name(name, at): expression(
+                    part, visible, f"{at}/{name}", checked=checked, depth=depth + 1
+                )
+                for name, part in cast("dict[str, Any]", value).items()
+            }
+        case _:
+            return literal(value, at)
+
+
+def _operator(
+    value: dict[str, Any], visible: frozenset[str], at: str, *, checked: Checked, depth: int
+) -> Any:
+    if len(value) != 1:
+        raise refuse("one operator, with what it takes", at)
+    ((name, operand),) = value.items()
+    where = f"{at}/{name[:50]}"
+    if name in ("$date", "$numberDecimal"):
+        return literal(value, at)
+    if name == "$literal":
+        return {"$literal": literal(operand, where)}
+    if name not in _OPERATORS:
+        raise refuse("this operator is not allowed", where)
+    if isinstance(operand, dict) and not any(
+        part.startswith("$") for part in cast("dict[str, Any]", operand)
+    ):
+        members = cast("dict[str, Any]", operand)
+        if not set(members) <= _NAMED_OPERANDS.get(name, frozenset()):
+            raise refuse("this operator takes no such members", where)
+        return {
+            name: {
+                part: expression(member, visible, f"{where}/{part}", checked=checked, depth=depth + 1)
+                for part, member in members.items()
+            }
+        }
+    return {name: expression(cast("object", operand), visible, where, checked=checked, depth=depth + 1)}
+
+
+def reference(text: str, visible: frozenset[str], at: str) -> str:
+    """`$field`, if there is such a field. Variables (`$$ROOT`) are not allowed: they reach around the checks."""
+    if text.startswith("$$"):
+        raise refuse("the only variable is $$NOW", at)
+    return "$" + visible_path(text[1:], visible, at)
+
+
+def visible_path(path: object, visible: Iterable[str], at: str) -> str:
+    """The field, or path into it, if it can be seen."""
+    if not isinstance(path, str) or not _PATH.fullmatch(path) or HIDDEN in path.split("."):
+        raise refuse("no field can have this name", at)
+    if not any(path == name or path.startswith(f"{name}.") for name in visible):
+        raise refuse(f"fields here are {' '.join(sorted(visible))}"[:500], at)
+    return path
+
+
+def checked_name(name: object, at: str) -> str:
+    """A name for something new."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise refuse("a name has letters, digits and _, and begins with a letter", at)
+    return name
+
+
+def literal(value: object, at: str) -> Any:
+    """A value that means itself: a scalar, or a time or decimal in MongoDB's extended JSON."""
+    match value:
+        case None | bool() | int() | float():
+            return value
+        case str() if not value.startswith("$"):
+            return value
+        case {"$date": str(moment)} if _is_single(value):
+            try:
+                return to_bson(_MOMENT.validate_python(moment))
+            except (ValidationError, ValueError):
+                raise refuse("no time", at) from None
+        case {"$numberDecimal": str(number)} if _is_single(value):
+            try:
+                return to_bson(Decimal(number))
+            except (InvalidOperation, ArithmeticError):
+                raise refuse("no decimal", at) from None
+        case _:
+            raise refuse(
+                "a value is text without a leading $, a number, true, false, null, $date or $numberDecimal",
+                at,
+            )
+
+
+def _is_single(value: object) -> bool:
+    return len(cast("dict[str, Any]", value)) == 1
+
+
+def refuse(message: str, pointer: str) -> InvalidQueryError:
+    """What is not allowed, and where."""
+    return InvalidQueryError(message, pointer=pointer[:500])
+
+
+def _short(values: list[Any], at: str) -> list[Any]:
+    if len(values) > MAX_LIST:
+        raise refuse(f"at most {MAX_LIST} values", at)
+    return values

@@ -1,0 +1,177 @@
+"""Reading from MongoDB: records as the JSON that goes out, pages by keyset, counts, exports, aggregations."""
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any, Final, cast
+
+import pymongo
+from pymongo.asynchronous.collection import AsyncCollection
+from pymongo.asynchronous.command_cursor import AsyncCommandCursor
+from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.errors import PyMongoError
+
+from hybridkit.aggregations import Aggregation
+from hybridkit.codec import encode_json
+from hybridkit.context import current
+from hybridkit.dataservice._mongo_aggregate import Aggregated
+from hybridkit.dataservice._mongo_collection import HIDDEN, ResourceCollection
+from hybridkit.dataservice._mongo_database import DEFAULT_SECONDS, LIVE, StoredDocument, bounded, meaning
+from hybridkit.dataservice._mongo_errors import pipeline_error, read_error
+from hybridkit.dataservice._mongo_filters import Ordering, condition
+from hybridkit.dataservice._mongo_pipeline import MAX_DOCUMENTS, MAX_RESULT_BYTES, checked_pipeline
+from hybridkit.dataservice._mongo_values import from_bson, to_bson
+from hybridkit.dataservice._operations import AnyResource, CallWork
+from hybridkit.dataservice._store import Encoded, Found, Lines
+from hybridkit.errors import InvalidQueryError
+from hybridkit.filters import Filter
+from hybridkit.queries import Query
+
+__all__ = ["MongoReader"]
+
+PIECE_RECORDS: Final = 500
+"""Records in a piece of an export."""
+CLOSE_SECONDS: Final = 1.0
+
+
+class MongoReader:
+    """What can be asked of one MongoDB database.
+
+    Args:
+        database: for requests.
+        collections: by the resource's name.
+    """
+
+    def __init__(
+        self, database: AsyncDatabase[StoredDocument], collections: Mapping[str, ResourceCollection]
+    ) -> None:
+        self._database = database
+        self._collections = collections
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({sorted(self._collections)})"
+
+    async def get(self, resource: AnyResource, record_id: Any) -> Encoded | None:
+        """The record with that id, if there is one."""
+        collection = self._collections[resource.name]
+        with bounded(), meaning(read_error):
+            stored = await self._documents(collection).find_one({"_id": to_bson(record_id), **LIVE})
+        if stored is None:
+            return None
+        document = collection.document(stored)
+        return Encoded(encode_json(document), document["etag"])
+
+    async def get_many(self, resource: AnyResource, record_ids: Sequence[Any]) -> bytes:
+        """A JSON array of the records with those ids, in their order, null for what is not there."""
+        collection = self._collections[resource.name]
+        with bounded(), meaning(read_error):
+            ids = to_bson(list(record_ids))
+            stored = await self._documents(collection).find({"_id": {"$in": ids}, **LIVE}).to_list()
+        found = {document["_id"]: collection.document(document) for document in stored}
+        return encode_json([found.get(record_id) for record_id in ids])
+
+    async def find(self, resource: AnyResource, query: Query, *, after: Sequence[Any] | None) -> Found:
+        """One page of a query, by keyset: no record is skipped or seen twice, whatever is inserted meanwhile."""
+        collection = self._collections[resource.name]
+        with bounded(), meaning(read_error):
+            ordering = Ordering(collection, query)
+            stages = [*_stages(ordering, query, after=after), {"$limit": query.page_size + 1}]
+            cursor = await self._documents(collection).aggregate(stages)
+            found = await cursor.to_list()
+        page, more = found[: query.page_size], len(found) > query.page_size
+        position = [_at(page[-1], collection, name) for name in ordering.names] if more else None
+        return Found(encode_json([collection.document(stored, query.select) for stored in page]), position)
+
+    async def count(self, resource: AnyResource, where: Filter | None, *, exact: bool) -> int:
+        """How many records fit; without a filter the server's own bookkeeping is estimate enough."""
+        documents = self._documents(self._collections[resource.name])
+        with bounded(), meaning(read_error):
+            if where is None and not exact:
+                deleted = await documents.count_documents({f"{HIDDEN}.deleted_at": {"$exists": True}})
+                return max(await documents.estimated_document_count() - deleted, 0)
+            wanted = LIVE if where is None else {"$and": [LIVE, condition(where)]}
+            return await documents.count_documents(wanted)
+
+    async def export(self, resource: AnyResource, query: Query) -> AsyncGenerator[Lines]:
+        """Every record of a query, from a cursor on the server, which is closed with the generator.
+
+        A record that is there from the beginning to the end is in it once. What is written meanwhile may be seen or
+        not: a snapshot is what this server has for transactions only.
+        """
+        collection = self._collections[resource.name]
+        seconds = current().remaining_seconds()
+        seconds = DEFAULT_SECONDS if seconds is None else seconds
+        with bounded(seconds), meaning(read_error):
+            stages = _stages(Ordering(collection, query), query, after=None)
+            cursor = await self._documents(collection).aggregate(
+                stages, batchSize=PIECE_RECORDS, allowDiskUse=True
+            )
+        try:
+            while True:
+                with bounded(seconds), meaning(read_error):
+                    found = await cursor.to_list(PIECE_RECORDS)
+                if not found:
+                    return
+                lines = [encode_json(collection.document(stored, query.select)) for stored in found]
+                yield Lines(b"\n".join([*lines, b""]), len(found))
+        finally:
+            await _close(cursor)
+
+    async def aggregate(self, resource: AnyResource, aggregation: Aggregation) -> bytes:
+        """A JSON array of rows, with a member for each group field and function."""
+        collection = self._collections[resource.name]
+        with bounded(), meaning(read_error):
+            wanted = Aggregated(collection, aggregation)
+            cursor = await self._documents(collection).aggregate(wanted.stages(), allowDiskUse=True)
+            return encode_json(wanted.rows(await cursor.to_list()))
+
+    async def run_pipeline(self, resource: AnyResource, pipeline: Sequence[Any]) -> bytes:
+        """A JSON array of what a pipeline of allowed stages comes to: at most 1,000 documents and 4 MiB."""
+        collection = self._collections[resource.name]
+        with bounded(), meaning(pipeline_error):
+            stages = checked_pipeline(collection, pipeline)
+            cursor = await self._documents(collection).aggregate(
+                [{"$match": LIVE}, *stages, {"$limit": MAX_DOCUMENTS + 1}], allowDiskUse=True
+            )
+            found = await cursor.to_list()
+        body = b"" if len(found) > MAX_DOCUMENTS else encode_json(from_bson(found))
+        if len(found) > MAX_DOCUMENTS or len(body) > MAX_RESULT_BYTES:
+            raise InvalidQueryError(
+                f"the pipeline comes to more than {MAX_DOCUMENTS} documents or {MAX_RESULT_BYTES} bytes;"
+                " end it with $limit",
+                pointer="/pipeline",
+            )
+        return body
+
+    async def ask(self, work: CallWork) -> bytes:
+        """Run a service's own call that changes nothing; it is given PyMongo's `AsyncDatabase`."""
+        with bounded(), meaning(read_error):
+            return (await work(self._database)).body
+
+    def _documents(self, collection: ResourceCollection) -> AsyncCollection[StoredDocument]:
+        return self._database[collection.name]
+
+
+def _stages(ordering: Ordering, query: Query, *, after: Sequence[Any] | None) -> list[StoredDocument]:
+    wanted: list[StoredDocument] = [LIVE]
+    if query.where is not None:
+        wanted.append(condition(query.where))
+    if after is not None:
+        wanted.append(ordering.after(after))
+    return [{"$match": {"$and": wanted}}, *ordering.stages()]
+
+
+def _at(stored: StoredDocument, collection: ResourceCollection, name: str) -> Any:
+    """Where a document stands in an order by that field."""
+    head, *path = name.split(".")
+    value: Any = collection.value(stored, head)
+    for part in path:
+        value = cast("dict[str, Any]", value).get(part) if isinstance(value, dict) else None
+    return value
+
+
+async def _close(cursor: AsyncCommandCursor[StoredDocument]) -> None:
+    """Let the server forget it; a server that can't be reached forgets it by itself, after ten minutes."""
+    try:
+        with pymongo.timeout(CLOSE_SECONDS):
+            await cursor.close()
+    except PyMongoError:
+        pass

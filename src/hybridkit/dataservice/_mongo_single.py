@@ -1,0 +1,199 @@
+"""Writing one document at a time, atomic and once per key, on a server that has nothing better.
+
+A write reads its document, decides, and replaces it where it is still as it was read; otherwise it starts again. The
+idempotency key and the events stand in the document, so effect, key and events become true together. A deleted document
+leaves a tombstone with its keys and events, so that a late retry can't bring it back, and nothing it told gets lost.
+
+A service's own call is not one document. Without transactions it runs at least once: its answer and its events become
+true together, under its key, and a crash before that lets a retry run it again.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from pymongo.asynchronous.collection import AsyncCollection
+from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.errors import OperationFailure
+
+from hybridkit.dataservice._keys import check_repeated, count
+from hybridkit.dataservice._mongo_changes import Change, change_for
+from hybridkit.dataservice._mongo_collection import HIDDEN, ResourceCollection
+from hybridkit.dataservice._mongo_database import StoredDocument, is_live
+from hybridkit.dataservice._mongo_errors import is_duplicate
+from hybridkit.dataservice._mongo_events import EVENTS, Numbers, event_rows, with_events
+from hybridkit.dataservice._mongo_filters import condition
+from hybridkit.dataservice._mongo_keys import (
+    EMBEDDED_KEYS,
+    KEYS_COLLECTION,
+    Keys,
+    Recorded,
+    embedded,
+    entry_for,
+)
+from hybridkit.dataservice._mongo_values import to_bson
+from hybridkit.dataservice._operations import CallAnswer, Operation, Outcome, Result, Write
+from hybridkit.errors import ConflictError, RejectedError, StaleVersionError
+
+__all__ = ["SingleWriter", "unchanged"]
+
+CONFLICT_SECONDS: Final = 2.0
+"""How long a write tries to win against others on its document."""
+CONFLICT_PAUSE_SECONDS: Final = 0.02
+
+
+class SingleWriter:
+    """Writes of one record, of events alone, and calls, without transactions.
+
+    Args:
+        database: for requests.
+        collections: by the resource's name.
+        emitted: is called when a write has added events.
+    """
+
+    def __init__(
+        self,
+        database: AsyncDatabase[StoredDocument],
+        collections: Mapping[str, ResourceCollection],
+        *,
+        emitted: Callable[[], None],
+    ) -> None:
+        self._database = database
+        self._collections = collections
+        self._keys = Keys(database[KEYS_COLLECTION])
+        self._numbers = Numbers(database)
+        self._emitted = emitted
+
+    def __repr__(self) -> str:
+        return f"SingleWriter({sorted(self._collections)})"
+
+    async def write(self, write: Write) -> Outcome:
+        """Do it, once per caller and key; again, for a while, where another write of the same document won."""
+        known = await self._keys.claim(write)
+        try:
+            if write.operations:
+                outcome = await self._write_patiently(write, write.operations[0], known)
+            else:
+                outcome = await self._write_claim(write, known)
+        except RejectedError:
+            await self._keys.forget(write)
+            raise
+        if not outcome.replayed:
+            count("acquired")
+            self._emitted()
+        return outcome
+
+    # ── a record ─────────────────────────────────────────────────────────────────────────────────
+
+    async def _write_patiently(self, write: Write, operation: Operation, known: Recorded | None) -> Outcome:
+        give_up_at = time.monotonic() + CONFLICT_SECONDS
+        while True:
+            outcome = await self._write_once(write, operation, known)
+            if outcome is not None:
+                return outcome
+            if time.monotonic() >= give_up_at:
+                raise ConflictError("other writes of this record won each time", retry_after_seconds=0.1)
+            known = await self._keys.recorded(write)
+            await asyncio.sleep(CONFLICT_PAUSE_SECONDS * random.random())  # noqa: S311 # nosec B311 - spreads load
+
+    async def _write_once(self, write: Write, operation: Operation, known: Recorded | None) -> Outcome | None:
+        """The outcome; None where another write came between reading and writing."""
+        collection = self._collections[operation.resource.name]
+        documents = self._database[collection.name]
+        stored = await documents.find_one({"_id": to_bson(operation.id)})
+        known = (embedded(stored[HIDDEN], write) if stored else None) or known
+        if known is not None:
+            check_repeated(write, known.fingerprint)
+            if known.done:
+                return _replayed(known, collection, stored)
+        change = change_for(operation, collection, stored)
+        result = change.result(collection)
+        if change.only_looks and not write.emit:
+            return Outcome((result,))
+        document = await self._with_bookkeeping(write, change, stored, result)
+        return Outcome((result,)) if await _put(documents, stored, document, change) else None
+
+    async def _with_bookkeeping(
+        self, write: Write, change: Change, stored: StoredDocument | None, result: Result
+    ) -> StoredDocument:
+        """The new document with the keys and events of the old one and this write's; the oldest keys move first."""
+        before: StoredDocument = stored[HIDDEN] if stored else {}
+        entries: list[StoredDocument] = [*before.get("keys", ()), entry_for(write, result)]
+        leaving, staying = entries[:-EMBEDDED_KEYS], entries[-EMBEDDED_KEYS:]
+        await self._keys.take_over(leaving)
+        hidden = with_events(change.document[HIDDEN], before.get(EVENTS, ()), await self._events(write))
+        return {**change.document, HIDDEN: {**hidden, "keys": staying}}
+
+    async def _events(self, write: Write, answer: CallAnswer | None = None) -> list[StoredDocument]:
+        emissions = (*write.emit, *(answer.emit if answer else ()))
+        if not emissions:
+            return []
+        first = await self._numbers.take(len(emissions))
+        return event_rows(emissions, service=write.caller, first=first)
+
+    # ── no record ────────────────────────────────────────────────────────────────────────────────
+
+    async def _write_claim(self, write: Write, known: Recorded | None) -> Outcome:
+        """A call, or events alone: what came of it is recorded in the claim."""
+        if known is not None:
+            check_repeated(write, known.fingerprint)
+            if known.done and known.outcome is not None:
+                count("replayed")
+                return known.outcome
+        answer = None if write.call is None else await write.call(self._database)
+        outcome = Outcome((), answer=b"" if answer is None else answer.body)
+        if await self._keys.finish(write, outcome, await self._events(write, answer)):
+            return outcome
+        known = await self._keys.recorded(write)  # another process was quicker
+        count("replayed")
+        return known.outcome if known is not None and known.outcome is not None else outcome
+
+
+def _replayed(known: Recorded, collection: ResourceCollection, stored: StoredDocument | None) -> Outcome:
+    count("replayed")
+    if known.outcome is not None:
+        return known.outcome
+    record = collection.document(stored) if is_live(stored) else None
+    return Outcome((Result(record),), replayed=True, reread=True)
+
+
+def unchanged(stored: StoredDocument) -> StoredDocument:
+    """Matches the document as it was read."""
+    return {
+        "_id": stored["_id"],
+        "version": stored["version"],
+        f"{HIDDEN}.incarnation": stored[HIDDEN]["incarnation"],
+    }
+
+
+async def _put(
+    documents: AsyncCollection[StoredDocument],
+    stored: StoredDocument | None,
+    document: StoredDocument,
+    change: Change,
+) -> bool:
+    """Write it where the document is still as it was read; whether it was.
+
+    Raises:
+        UniqueViolationError: another record has a value that only one may have.
+        StaleVersionError: the document is as it was read, but not as the change requires.
+    """
+    if stored is None:
+        try:
+            await documents.insert_one(document)
+        except OperationFailure as error:
+            there = {"_id": document["_id"]}
+            if not is_duplicate(error) or await documents.find_one(there, {"_id": 1}) is None:
+                raise
+            return False
+        return True
+    target = unchanged(stored)
+    required = {} if change.require is None else {"$and": [condition(change.require)]}
+    replaced = await documents.replace_one({**target, **required}, document)
+    if replaced.matched_count:
+        return True
+    if required and await documents.find_one(target, {"_id": 1}) is not None:
+        raise StaleVersionError(change.operation.says("the requirement does not hold"), current=change.before)
+    return False

@@ -1,0 +1,244 @@
+"""Writing several documents in one transaction, on a server that has them (a replica set or a sharded cluster).
+
+The records, the key with its outcome, and the rows of the outbox become true with one commit. Every transaction reads
+one snapshot, and the server refuses a write of what another has changed since: that attempt starts again.
+
+Events with one key stay in commit order, as a transaction first changes a document that stands for the key: no other
+gets past that before the commit, so the numbers that are taken after it are in the order of commits.
+"""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
+from datetime import timedelta
+from typing import Any, Final
+
+from bson import ObjectId
+from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.errors import DuplicateKeyError, PyMongoError
+from pymongo.read_concern import ReadConcern
+from pymongo.write_concern import WriteConcern
+
+from hybridkit.codec import now
+from hybridkit.dataservice._keys import check_repeated, count
+from hybridkit.dataservice._mongo_changes import Change, change_for
+from hybridkit.dataservice._mongo_collection import HIDDEN, ResourceCollection
+from hybridkit.dataservice._mongo_database import StoredDocument, is_live
+from hybridkit.dataservice._mongo_events import EVENTS, OUTBOX_COLLECTION, Numbers, event_rows, with_events
+from hybridkit.dataservice._mongo_filters import condition
+from hybridkit.dataservice._mongo_keys import KEYS_COLLECTION, Keys, Recorded
+from hybridkit.dataservice._mongo_single import unchanged
+from hybridkit.dataservice._mongo_values import to_bson
+from hybridkit.dataservice._operations import CallAnswer, Operation, Outcome, Result, Write
+from hybridkit.errors import ConflictError, OutcomeUnknownError, StaleVersionError
+
+__all__ = ["LANES_COLLECTION", "LostRaceError", "TransactionWriter", "run_transaction"]
+
+LANES_COLLECTION: Final = "hk_lanes"
+LANES_EXPIRE: Final = timedelta(days=1)
+MAX_ATTEMPTS: Final = 8
+MAX_COMMITS: Final = 3
+PAUSE_SECONDS: Final = 0.01
+MAX_PAUSE_SECONDS: Final = 0.3
+
+
+class LostRaceError(Exception):
+    """Another transaction was first; this one starts again."""
+
+
+class TransactionWriter:
+    """Writes of any number of records, events and calls, in transactions.
+
+    Args:
+        database: for requests.
+        collections: by the resource's name.
+        emitted: is called when a write has added events.
+    """
+
+    def __init__(
+        self,
+        database: AsyncDatabase[StoredDocument],
+        collections: Mapping[str, ResourceCollection],
+        *,
+        emitted: Callable[[], None],
+    ) -> None:
+        self._database = database
+        self._collections = collections
+        self._keys = Keys(database[KEYS_COLLECTION])
+        self._numbers = Numbers(database)
+        self._emitted = emitted
+
+    def __repr__(self) -> str:
+        return f"TransactionWriter({sorted(self._collections)})"
+
+    async def write(self, write: Write) -> Outcome:
+        """Do all of it, once per caller and key, or nothing; take it back at the end if it is a dry run."""
+        async with self._database.client.start_session() as session:
+            outcome = await run_transaction(
+                session, lambda: self.attempt(session, write), keep=not write.dry_run
+            )
+        if not outcome.replayed:
+            count("acquired")
+            self._emitted()
+        return outcome
+
+    async def attempt(self, session: AsyncClientSession, write: Write) -> Outcome:
+        """Everything inside of the transaction, once."""
+        known = None if write.dry_run else await self._keys.recorded(write, session)
+        if known is not None:
+            check_repeated(write, known.fingerprint)
+            if known.done:
+                return await self._replayed(session, write, known)
+        results = tuple([await self._apply(session, operation) for operation in write.operations])
+        answer = None if write.call is None else await self._called(session, write)
+        await self._emit(session, write, answer)
+        outcome = Outcome(results, answer=b"" if answer is None else answer.body)
+        if not write.dry_run:
+            try:
+                await self._keys.record(write, outcome, session)
+            except DuplicateKeyError:
+                raise LostRaceError from None
+        return outcome
+
+    # ── records ──────────────────────────────────────────────────────────────────────────────────
+
+    async def _apply(self, session: AsyncClientSession, operation: Operation) -> Result:
+        collection = self._collections[operation.resource.name]
+        documents = self._database[collection.name]
+        stored = await documents.find_one({"_id": to_bson(operation.id)}, session=session)
+        change = change_for(operation, collection, stored)
+        if stored is None:
+            await documents.insert_one(change.document, session=session)
+        elif change.only_looks:  # a write, so that nobody else can write it before the commit
+            await documents.update_one(
+                {"_id": stored["_id"]}, {"$set": {f"{HIDDEN}.asserted": ObjectId()}}, session=session
+            )
+        else:
+            await self._replace(session, collection, stored, change)
+        return change.result(collection)
+
+    async def _replace(
+        self,
+        session: AsyncClientSession,
+        collection: ResourceCollection,
+        stored: StoredDocument,
+        change: Change,
+    ) -> None:
+        before = stored[HIDDEN]
+        hidden = with_events(change.document[HIDDEN], before.get(EVENTS, ()), ())
+        document = {**change.document, HIDDEN: {**hidden, "keys": before.get("keys", [])}}
+        required = {} if change.require is None else {"$and": [condition(change.require)]}
+        replaced = await self._database[collection.name].replace_one(
+            {**unchanged(stored), **required}, document, session=session
+        )
+        if replaced.matched_count:
+            return
+        if not required:
+            raise LostRaceError
+        raise StaleVersionError(change.operation.says("the requirement does not hold"), current=change.before)
+
+    async def _replayed(self, session: AsyncClientSession, write: Write, known: Recorded) -> Outcome:
+        count("replayed")
+        if known.outcome is not None:
+            return known.outcome
+        results = [await self._reread(session, operation) for operation in write.operations]
+        return Outcome(tuple(results), replayed=True, reread=True)
+
+    async def _reread(self, session: AsyncClientSession, operation: Operation) -> Result:
+        collection = self._collections[operation.resource.name]
+        stored = await self._database[collection.name].find_one(
+            {"_id": to_bson(operation.id)}, session=session
+        )
+        return Result(collection.document(stored) if is_live(stored) else None)
+
+    # ── calls and events ─────────────────────────────────────────────────────────────────────────
+
+    async def _called(self, session: AsyncClientSession, write: Write) -> CallAnswer:
+        """Run a service's own call. What it does with the database belongs to the transaction, without saying so."""
+        if write.call is None:
+            raise LostRaceError
+        bind: Any = getattr(session, "bind", None)  # PyMongo 4.17; before it a call says session=… by itself
+        bound: AbstractAsyncContextManager[Any] = nullcontext() if bind is None else bind(end_session=False)
+        async with bound:
+            return await write.call(self._database)
+
+    async def _emit(self, session: AsyncClientSession, write: Write, answer: CallAnswer | None) -> None:
+        emissions = (*write.emit, *(answer.emit if answer else ()))
+        if not emissions:
+            return
+        lanes = self._database[LANES_COLLECTION]
+        for lane in sorted({emission.key for emission in emissions if emission.key is not None}):
+            held = {"$set": {"expires_at": now() + LANES_EXPIRE}, "$inc": {"events": 1}}
+            await lanes.update_one({"_id": lane}, held, upsert=True, session=session)
+        rows = event_rows(emissions, service=write.caller, first=await self._numbers.take(len(emissions)))
+        outbox = self._database[OUTBOX_COLLECTION]
+        there = await outbox.find(
+            {"_id": {"$in": [row["_id"] for row in rows]}}, {"_id": 1}, session=session
+        ).to_list()
+        known = {row["_id"] for row in there}
+        if new := [row for row in rows if row["_id"] not in known]:
+            await outbox.insert_many(new, session=session)
+
+
+async def run_transaction[T](
+    session: AsyncClientSession, work: Callable[[], Awaitable[T]], *, keep: bool = True
+) -> T:
+    """Run the work in a transaction, again where another one was first.
+
+    PyMongo's `with_transaction` does as much, for two minutes; this ends by the caller's deadline.
+
+    Args:
+        session: without a transaction yet.
+        work: what to do in it; may be called several times.
+        keep: commit it; otherwise take it back.
+
+    Raises:
+        ConflictError: other transactions won each time.
+        OutcomeUnknownError: the server doesn't say whether it has committed.
+    """
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        try:
+            await session.start_transaction(
+                read_concern=ReadConcern("snapshot"), write_concern=WriteConcern("majority")
+            )
+            found = await work()
+            if not keep:
+                await session.abort_transaction()
+                return found
+            await _commit(session)
+        except (LostRaceError, PyMongoError) as error:
+            await _abort(session)
+            if isinstance(error, PyMongoError) and not error.has_error_label("TransientTransactionError"):
+                raise
+        except BaseException:
+            await _abort(session)
+            raise
+        else:
+            return found
+        pause = min(PAUSE_SECONDS * 2**attempt, MAX_PAUSE_SECONDS)
+        await asyncio.sleep(pause * random.random())  # noqa: S311 - spreads load # nosec B311
+    raise ConflictError("other transactions won each time", retry_after_seconds=0.1)
+
+
+async def _commit(session: AsyncClientSession) -> None:
+    """Commit; ask again where the answer got lost, which a server takes as the same commit."""
+    for _ in range(MAX_COMMITS):
+        try:
+            await session.commit_transaction()
+        except PyMongoError as error:
+            if not error.has_error_label("UnknownTransactionCommitResult"):
+                raise
+            if error.timeout:
+                break
+        else:
+            return
+    raise OutcomeUnknownError(
+        "the server doesn't say whether it has committed; the same Idempotency-Key finds out"
+    )
+
+
+async def _abort(session: AsyncClientSession) -> None:
+    if session.in_transaction:
+        await session.abort_transaction()

@@ -1,0 +1,77 @@
+"""Writing to MongoDB, once per caller and key: in a transaction where it takes one and the server has them.
+
+One record without events is written by itself everywhere, which is as atomic and asks less of the server.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from pymongo.asynchronous.database import AsyncDatabase
+
+from hybridkit.dataservice._in_flight import InFlight
+from hybridkit.dataservice._keys import count, replayed
+from hybridkit.dataservice._mongo_capabilities import Capabilities
+from hybridkit.dataservice._mongo_collection import ResourceCollection
+from hybridkit.dataservice._mongo_database import StoredDocument, bounded, meaning
+from hybridkit.dataservice._mongo_errors import write_error
+from hybridkit.dataservice._mongo_single import SingleWriter
+from hybridkit.dataservice._mongo_transactions import TransactionWriter
+from hybridkit.dataservice._operations import Outcome, Write
+from hybridkit.errors import InProgressError
+
+__all__ = ["MongoWriter"]
+
+
+class MongoWriter:
+    """Writes to one MongoDB database.
+
+    Args:
+        database: for requests.
+        collections: by the resource's name.
+        capabilities: what its server can do.
+        emitted: is called when a write has added events.
+    """
+
+    def __init__(
+        self,
+        database: AsyncDatabase[StoredDocument],
+        collections: Mapping[str, ResourceCollection],
+        *,
+        capabilities: Capabilities,
+        emitted: Callable[[], None],
+    ) -> None:
+        self._single = SingleWriter(database, collections, emitted=emitted)
+        self._several = TransactionWriter(database, collections, emitted=emitted)
+        self._capabilities = capabilities
+        self._in_flight = InFlight()
+
+    def __repr__(self) -> str:
+        return f"MongoWriter({self._capabilities!r}, {self._in_flight!r})"
+
+    async def write(self, write: Write) -> Outcome:
+        """Do all of it, once per caller and key.
+
+        Raises:
+            TransactionsUnavailableError: it takes a transaction, and the server has none.
+        """
+        work = self._several.write if self._takes_transaction(write) else self._single.write
+
+        def again(fingerprint: bytes, outcome: Outcome) -> Outcome:
+            return replayed(write, fingerprint, replace(outcome, replayed=True))
+
+        with bounded(), meaning(write_error):
+            if write.dry_run:
+                return await work(write)
+            try:
+                return await self._in_flight.run(write, lambda: work(write), replay=again)
+            except InProgressError:
+                count("in_progress")
+                raise
+
+    def _takes_transaction(self, write: Write) -> bool:
+        if write.dry_run:
+            self._capabilities.require_transactions("a dry run")
+        if len(write.operations) > 1:
+            self._capabilities.require_transactions("a write of several records")
+        simple = len(write.operations) == 1 and not write.emit
+        return self._capabilities.transactions and (write.dry_run or not simple)
