@@ -62,6 +62,7 @@ class Link:
 
     def start(self, deadline: float) -> None:
         """From now on it is in use; shortly after the deadline it is dropped, whatever the driver waits for."""
+        self.stop()
         self.deadline = deadline
         left = max(deadline - time.monotonic(), 0.0)
         self._guard = asyncio.get_running_loop().call_later(left + GRACE_SECONDS, self._expire)

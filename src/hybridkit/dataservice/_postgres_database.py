@@ -277,7 +277,26 @@ class Session:
             raise self._link.translated(error, meaning) from error
         return rows
 
-    async def run[T](self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+    async def cursor(self, sql: str, *arguments: Any, meaning: Meaning = database_error) -> Any:
+        """As `fetch`, but asyncpg's cursor, for `read`."""
+        try:
+            await self._prepare()
+            return await self._link.driver.cursor(sql, *arguments)
+        except FAILURES as error:
+            raise self._link.translated(error, meaning) from error
+
+    async def read(self, cursor: Any, rows: int, *, meaning: Meaning = database_error) -> Sequence[Any]:
+        """The next rows of a cursor, at most so many; none at its end."""
+        try:
+            await self._prepare()
+            records: Sequence[Any] = await cursor.fetch(rows)
+        except FAILURES as error:
+            raise self._link.translated(error, meaning) from error
+        return records
+
+    async def run[T](
+        self, work: Callable[[AsyncConnection], Awaitable[T]], *, meaning: Meaning = database_error
+    ) -> T:
         """Let somebody else use the transaction, by SQLAlchemy's connection; the limit is that of their start.
 
         Its `commit` and `rollback` do nothing: the transaction ends with the session.
@@ -286,7 +305,15 @@ class Session:
             await self._prepare()
             return await work(self._link.connection)
         except FAILURES as error:
-            raise self._link.translated(error, database_error) from error
+            raise self._link.translated(error, meaning) from error
+
+    def pause(self) -> None:
+        """Leave the transaction alone, for a minute at most: then its connection is dropped."""
+        self._link.start(time.monotonic() + MAX_SECONDS)
+
+    def resume(self, seconds: float) -> None:
+        """Go on, with so much time for what comes next."""
+        self._link.start(time.monotonic() + seconds)
 
     async def run_sync[T](self, work: Callable[[Connection], T]) -> T:
         """Call something that wants SQLAlchemy's plain connection, Alembic for one."""

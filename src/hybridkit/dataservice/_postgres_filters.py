@@ -1,199 +1,261 @@
-"""From a query's tree to SQL: declared columns, operators from a closed list, and bound values. No text is pasted."""
+"""From a query's tree to SQL: declared columns, operators from a closed list, and bound values.
+
+What a caller sends is only ever a bound value; what is written into the text comes from the declarations.
+"""
 
 from collections.abc import Sequence
-from typing import Any, assert_never, cast
+from functools import lru_cache
+from typing import Any, Final, Literal, assert_never
 
 import orjson
-from pydantic import TypeAdapter, ValidationError
-from sqlalchemy import ColumnElement, Text, and_, false, func, literal, not_, or_, tuple_
-from sqlalchemy import cast as sql_cast
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import ColumnElement, TextClause, bindparam, text
+from sqlalchemy.types import NullType
 
+from hybridkit.dataservice._postgres_printing import DIALECT, literal
 from hybridkit.dataservice._postgres_table import ResourceTable
 from hybridkit.errors import InvalidQueryError, InvalidRequestError, PageTokenError
 from hybridkit.filters import And, Compare, Filter, Not, Or
 from hybridkit.queries import Query
 
-__all__ = ["Ordering", "condition"]
+__all__ = ["Arguments", "Operand", "Ordering", "condition", "operand", "write_condition"]
 
-type Clause = ColumnElement[bool]
+_COMPARISONS: Final = {"eq": "=", "neq": "<>", "gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 
 
-def condition(table: ResourceTable, where: Filter) -> Clause:
-    """The filter as a condition.
+class Arguments:
+    """The values of one statement, in the order of their places in its text.
+
+    Args:
+        style: of the places: `$1` for asyncpg, `:hk_1` for SQLAlchemy's `text`.
+    """
+
+    def __init__(self, style: Literal["$", ":hk_"] = "$") -> None:
+        self.values: list[Any] = []
+        self._style = style
+
+    def __repr__(self) -> str:
+        return f"Arguments({len(self.values)})"
+
+    def add(self, value: Any) -> str:
+        """The place where that value goes."""
+        self.values.append(value)
+        return f"{self._style}{len(self.values)}"
+
+    def clause(self, sql: str) -> TextClause:
+        """SQL with places for SQLAlchemy, and the values bound to them."""
+        places = (bindparam(f"hk_{n}", value, NullType()) for n, value in enumerate(self.values, 1))
+        return text(sql).bindparams(*places)
+
+
+def condition(table: ResourceTable, where: Filter) -> ColumnElement[bool]:
+    """The filter as a condition of an SQLAlchemy statement; one per statement.
+
+    Raises:
+        InvalidQueryError: a comparison that the column's type doesn't know.
+    """
+    arguments = Arguments(":hk_")
+    clause: Any = arguments.clause(f"({write_condition(table, where, arguments)})")
+    return clause  # type: ignore[no-any-return] # a text is taken wherever a condition is
+
+
+def write_condition(table: ResourceTable, where: Filter, arguments: Arguments) -> str:
+    """The filter as SQL.
 
     Raises:
         InvalidQueryError: a comparison that the column's type doesn't know.
     """
     match where:
         case Compare():
-            return _compare(table, where)
+            return _compare(operand(table, where.field), where, arguments)
         case And():
-            return and_(*(condition(table, part) for part in where.parts))
+            return _joined(" AND ", [write_condition(table, part, arguments) for part in where.parts], "true")
         case Or():
-            return or_(*(condition(table, part) for part in where.parts))
+            return _joined(" OR ", [write_condition(table, part, arguments) for part in where.parts], "false")
         case Not():
-            return not_(condition(table, where.part))
+            return f"NOT ({write_condition(table, where.part, arguments)})"
         case _:
             assert_never(where)
 
 
-def _compare(table: ResourceTable, compare: Compare) -> Clause:
-    operand = _Operand(table, compare.field)
-    left, value = operand.expression, compare.value
+def _joined(word: str, parts: Sequence[str], nothing: str) -> str:
+    return f"({word.join(parts)})" if parts else nothing
+
+
+def _compare(left: "Operand", compare: Compare, arguments: Arguments) -> str:
+    value = compare.value
     match compare.operator:
-        case "eq":
-            return cast("Clause", left == operand.bind(value))
-        case "neq":
-            return cast("Clause", left != operand.bind(value))
+        case "eq" | "neq":
+            return f"{left.sql} {_COMPARISONS[compare.operator]} {left.place(value, arguments)}"
         case "gt" | "gte" | "lt" | "lte":
-            return operand.ordered(compare.operator, value)
+            right = left.place(value, arguments)
+            clause = f"{left.sql} {_COMPARISONS[compare.operator]} {right}"
+            if not left.is_path:
+                return clause
+            # JSON would order a text after every number: only values of one kind are compared.
+            return f"(jsonb_typeof({left.sql}) = jsonb_typeof({right}) AND {clause})"
         case "in":
-            return left.in_([operand.bind(item) for item in value]) if value else false()
-        case "like":
-            return operand.text.like(value)
-        case "ilike":
-            return operand.text.ilike(value)
+            return f"{left.sql} = ANY({left.places(value, arguments)})" if value else "false"
+        case "like" | "ilike":
+            return f"{left.text} {compare.operator.upper()} {arguments.add(value)}"
         case "is":
-            return operand.is_(value)
+            return _is(left, value)
         case _:
             assert_never(compare.operator)
 
 
-class _Operand:
-    """The left side of a comparison: a column, or a path into a JSON column."""
+def _is(left: "Operand", value: bool | None) -> str:  # noqa: FBT001 - the operand of `is`
+    """A test for no value, true or false, which is never itself without an answer."""
+    if value is None:
+        return f"{left.sql} IS NULL"
+    word = "true" if value else "false"
+    if left.is_path:
+        return f"COALESCE({left.sql} = CAST('{word}' AS jsonb), false)"
+    if left.python_type is not bool:
+        raise InvalidQueryError(f"{left.field} is neither true nor false")
+    return f"{left.sql} IS {word.upper()}"
+
+
+class Operand:
+    """The left side of a comparison: a column, or a path into a JSON column.
+
+    Attributes:
+        field: as declared.
+        column: SQLAlchemy's.
+        is_path: whether it leads into a document.
+        sql: what is compared. Inside a document it is JSON, and JSON's null is no value, as outside.
+        text: what a pattern is matched with.
+        type: of the values, in SQL.
+        python_type: of the values; None where SQLAlchemy doesn't say.
+    """
 
     def __init__(self, table: ResourceTable, field: str) -> None:
+        name, _, path = field.partition(".")
+        self.field = field
+        self.column = table[name]
+        self.is_path = bool(path)
+        self.python_type = None if path else table.python_type(name)
         self._table = table
-        self._name, _, path = field.partition(".")
-        self._path = tuple(path.split(".")) if path else ()
-        self._field = field
-
-    @property
-    def is_path(self) -> bool:
-        """Whether it leads into a document."""
-        return bool(self._path)
-
-    @property
-    def expression(self) -> Any:
-        """What is compared. Inside a document it is JSON, and JSON's null is no value, as outside."""
-        column = self._table[self._name]
-        if not self._path:
-            return column
-        return func.nullif(
-            sql_cast(column, JSONB)[self._path], sql_cast(literal("null", Text), JSONB), type_=JSONB
-        )
-
-    @property
-    def text(self) -> ColumnElement[str]:
-        """What a pattern is matched with."""
-        column = self._table[self._name]
-        if self._path:
-            text = sql_cast(column, JSONB)[self._path].astext
+        self._name = name
+        column = table.sql(name)
+        if path:
+            keys = literal(_array(path.split(".")))
+            self.type = "jsonb"
+            self.sql = f"NULLIF(CAST({column} AS jsonb) #> {keys}, CAST('null' AS jsonb))"
+            self.text = f"(CAST({column} AS jsonb) #>> {keys})"
         else:
-            text = column if self._table.python_type(self._name) is str else sql_cast(column, Text)
-        return cast("ColumnElement[str]", text)
+            self.type = self.column.type.compile(dialect=DIALECT)
+            self.sql = column
+            self.text = column if self.python_type is str else f"CAST({column} AS text)"
+        self._process = self.column.type.dialect_impl(DIALECT).bind_processor(DIALECT)
 
-    def bind(self, value: Any) -> Any:
-        """The right side, of the column's type."""
-        if self._path:
-            return sql_cast(literal(orjson.dumps(value, default=str).decode(), Text), JSONB)
+    def __repr__(self) -> str:
+        return f"Operand({self.field!r})"
+
+    @property
+    def is_nullable(self) -> bool:
+        """Whether there may be no value."""
+        return self.is_path or bool(self.column.nullable)
+
+    def place(self, value: Any, arguments: Arguments) -> str:
+        """The right side."""
+        if self.is_path:
+            return f"CAST(CAST({arguments.add(_json(value))} AS text) AS jsonb)"
+        return arguments.add(self.bound(value))
+
+    def places(self, values: Sequence[Any], arguments: Arguments) -> str:
+        """The right side of `in`: an array."""
+        if self.is_path:
+            return f"CAST(CAST({arguments.add([_json(value) for value in values])} AS text[]) AS jsonb[])"
+        return arguments.add([self.bound(value) for value in values])
+
+    def bound(self, value: Any) -> Any:
+        """The value as asyncpg takes it."""
         try:
-            return self._table.bind(self._name, value)
+            bound = self._table.bind(self._name, value)
         except InvalidRequestError:
-            raise InvalidQueryError(f"{self._field} can't be compared with this value") from None
+            raise InvalidQueryError(f"{self.field} can't be compared with this value") from None
+        return bound if self._process is None else self._process(bound)
 
-    def ordered(self, operator: str, value: Any) -> Clause:
-        """A comparison by size. Of JSON only values of one kind: it would order a text after every number."""
-        left, right = self.expression, self.bind(value)
-        clauses = {"gt": left > right, "gte": left >= right, "lt": left < right, "lte": left <= right}
-        if not self._path:
-            return cast("Clause", clauses[operator])
-        return and_(func.jsonb_typeof(left) == func.jsonb_typeof(right), clauses[operator])
 
-    def is_(self, value: bool | None) -> Clause:  # noqa: FBT001 - the operand of `is`
-        """A test for no value, true or false, which is never itself without an answer."""
-        left = self.expression
-        if value is None:
-            return cast("Clause", left.is_(None))
-        if self._path:
-            return func.coalesce(left == self.bind(value), False)
-        if self._table.python_type(self._name) is not bool:
-            raise InvalidQueryError(f"{self._field} is neither true nor false")
-        return cast("Clause", left.is_(value))
+@lru_cache(maxsize=4096)
+def operand(table: ResourceTable, field: str) -> Operand:
+    """That field of the table, or path into one; a declared one."""
+    return Operand(table, field)
 
 
 class Ordering:
     """The order of a query with the id at its end, and what comes after a position in it.
 
     NULLs stand where PostgreSQL has them without being asked (last, or first when descending), as an index does.
+    Positions are PostgreSQL's own texts, so that they are exact whatever the type.
     """
 
     def __init__(self, table: ResourceTable, query: Query) -> None:
-        self._table = table
         pairs = query.order if any(name == "id" for name, _ in query.order) else (*query.order, ("id", "asc"))
-        self._operands = [_Operand(table, name) for name, _ in pairs]
-        self._names = [name for name, _ in pairs]
+        self._operands = [operand(table, name) for name, _ in pairs]
         self._descending = [direction == "desc" for _, direction in pairs]
 
-    @property
-    def columns(self) -> Sequence[ColumnElement[Any]]:
-        """What a row has to bring so that its position is known."""
-        return [operand.expression for operand in self._operands]
+    def __repr__(self) -> str:
+        return f"Ordering({self._operands})"
 
     @property
-    def clauses(self) -> Sequence[ColumnElement[Any]]:
+    def position(self) -> str:
+        """Where a row stands: an array of texts."""
+        return f"ARRAY[{', '.join(f'CAST({operand.sql} AS text)' for operand in self._operands)}]"
+
+    @property
+    def clause(self) -> str:
         """For `ORDER BY`."""
-        return [
-            column.desc() if descending else column.asc()
-            for column, descending in zip(self.columns, self._descending, strict=True)
-        ]
+        return ", ".join(
+            f"{operand.sql} DESC" if descending else operand.sql
+            for operand, descending in zip(self._operands, self._descending, strict=True)
+        )
 
-    def after(self, position: Sequence[Any]) -> Clause:
+    def after(self, position: Sequence[Any], arguments: Arguments) -> str:
         """The rows that come after that one.
 
         Raises:
             PageTokenError: a position of another order.
         """
-        if len(position) != len(self._names):
+        if len(position) != len(self._operands) or not all(
+            value is None or isinstance(value, str) for value in position
+        ):
             raise PageTokenError("the page token belongs to another order", pointer="/page_token")
-        values = [self._parsed(index, value) for index, value in enumerate(position)]
-        if self._is_plain():
-            left, right = tuple_(*self.columns), tuple_(*values)
-            return left < right if self._descending[0] else left > right
-        return or_(*(self._after_at(index, values) for index in range(len(values))))
+        values = [
+            None if value is None else f"CAST(CAST({arguments.add(value)} AS text) AS {operand.type})"
+            for operand, value in zip(self._operands, position, strict=True)
+        ]
+        if self._is_plain() and None not in values:
+            left = ", ".join(operand.sql for operand in self._operands)
+            sign = "<" if self._descending[0] else ">"
+            return f"({left}) {sign} ({', '.join(map(str, values))})"
+        return _joined(" OR ", [self._after_at(index, values) for index in range(len(values))], "false")
 
     def _is_plain(self) -> bool:
         """All one way and never NULL: then one comparison of rows does, and an index serves it."""
-        nullable = any("." in name or self._table[name].nullable for name in self._names)
+        nullable = any(operand.is_nullable for operand in self._operands)
         return not nullable and len(set(self._descending)) == 1
 
-    def _after_at(self, index: int, values: Sequence[Any]) -> Clause:
+    def _after_at(self, index: int, values: Sequence[str | None]) -> str:
         """Equal in every field before `index`, and beyond in that one."""
-        columns = self.columns
         equal = [
-            columns[at].is_(None) if values[at] is None else columns[at] == values[at] for at in range(index)
+            f"{operand.sql} IS NULL" if value is None else f"{operand.sql} = {value}"
+            for operand, value in zip(self._operands[:index], values[:index], strict=True)
         ]
-        return and_(*equal, _beyond(columns[index], values[index], descending=self._descending[index]))
-
-    def _parsed(self, index: int, value: Any) -> Any:
-        """A value of the token, which JSON has flattened, as its column has it: exactly, or rows would be skipped."""
-        operand = self._operands[index]
-        if value is None:
-            return None
-        if operand.is_path:
-            return operand.bind(value)
-        kind = self._table.python_type(self._names[index])
-        if kind is None:
-            return value
-        try:
-            parsed = TypeAdapter(kind).validate_python(value)
-        except ValidationError:
-            raise PageTokenError("the page token belongs to another order", pointer="/page_token") from None
-        return literal(parsed, self._table[self._names[index]].type)
+        beyond = _beyond(self._operands[index].sql, values[index], descending=self._descending[index])
+        return _joined(" AND ", [*equal, beyond], "true")
 
 
-def _beyond(column: ColumnElement[Any], value: Any, *, descending: bool) -> Clause:
+def _beyond(left: str, value: str | None, *, descending: bool) -> str:
     if descending:
-        return column.is_not(None) if value is None else column < value
-    return false() if value is None else or_(column > value, column.is_(None))
+        return f"{left} IS NOT NULL" if value is None else f"{left} < {value}"
+    return "false" if value is None else f"({left} > {value} OR {left} IS NULL)"
+
+
+def _json(value: Any) -> str:
+    return orjson.dumps(value, default=str).decode()
+
+
+def _array(keys: Sequence[str]) -> str:
+    """PostgreSQL's text form of an array."""
+    return "{" + ",".join('"' + key.replace("\\", "\\\\").replace('"', '\\"') + '"' for key in keys) + "}"

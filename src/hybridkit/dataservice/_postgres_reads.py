@@ -1,23 +1,42 @@
-"""Reading from PostgreSQL: records as the JSON that goes out, pages by keyset, counts, exports, aggregations."""
+"""Reading from PostgreSQL: one statement and one round trip a read, and the JSON that PostgreSQL has printed.
 
+A table with a column that PostgreSQL can't print as we do (`_postgres_printing`) is read by the same statements, and
+printed in Python.
+"""
+
+import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import func, select
+import orjson
+from sqlalchemy import Row
 
 from hybridkit.aggregations import Aggregation
 from hybridkit.codec import encode_json
 from hybridkit.dataservice._operations import AnyResource, CallWork
+from hybridkit.dataservice._postgres_aggregations import Aggregated
 from hybridkit.dataservice._postgres_database import Database
 from hybridkit.dataservice._postgres_errors import query_error
-from hybridkit.dataservice._postgres_filters import Ordering, condition
+from hybridkit.dataservice._postgres_export import export_lines
+from hybridkit.dataservice._postgres_filters import Arguments, operand
+from hybridkit.dataservice._postgres_printing import Projection, canonical, projection
+from hybridkit.dataservice._postgres_statements import (
+    batch_statement,
+    page_statement,
+    record_statement,
+    row_statement,
+    where_clause,
+)
 from hybridkit.dataservice._postgres_table import ResourceTable
 from hybridkit.dataservice._store import Encoded, Found, Lines
-from hybridkit.errors import NotSupportedError
-from hybridkit.filters import Filter
+from hybridkit.errors import NotSupportedError, OverloadedError
+from hybridkit.filters import Compare, Filter
 from hybridkit.queries import Query
 
 __all__ = ["PostgresReader"]
+
+EXPORT_SHARE: Final = 3
+"""One connection in so many may be busy with an export."""
 
 
 class PostgresReader:
@@ -31,70 +50,125 @@ class PostgresReader:
     def __init__(self, database: Database, tables: Mapping[str, ResourceTable]) -> None:
         self._database = database
         self._tables = tables
+        self._hot = {name: _HotStatements(table) for name, table in tables.items()}
+        self._exports = asyncio.Semaphore(max(database.pool_size // EXPORT_SHARE, 1))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({sorted(self._tables)})"
 
     async def get(self, resource: AnyResource, record_id: Any) -> Encoded | None:
         """The record with that id, if there is one."""
-        table = self._tables[resource.name]
-        async with self._database.session() as session:
-            rows = await session.execute(
-                select(*table.all).where(table["id"] == record_id), meaning=query_error
-            )
+        hot = self._hot[resource.name]
+        if not hot.whole.is_printed:
+            return await self._get_row(hot, record_id)
+        rows = await self._database.fetch(hot.record, hot.id(record_id), meaning=query_error)
         if not rows:
             return None
-        document = table.document(rows[0])
-        return Encoded(encode_json(document), document["etag"])
+        body, tag = rows[0]
+        return Encoded(canonical(body) if hot.whole.has_documents else body.encode(), tag)
 
     async def get_many(self, resource: AnyResource, record_ids: Sequence[Any]) -> bytes:
         """A JSON array of the records with those ids, in their order, null for what is not there."""
-        table = self._tables[resource.name]
-        async with self._database.session() as session:
-            rows = await session.execute(
-                select(*table.all).where(table["id"].in_(record_ids)), meaning=query_error
-            )
-        found = {document["id"]: document for document in map(table.document, rows)}
-        return encode_json([found.get(record_id) for record_id in record_ids])
+        hot = self._hot[resource.name]
+        if not hot.whole.is_printed:
+            return await self._get_rows(hot, record_ids)
+        ids = [hot.id(record_id) for record_id in record_ids]
+        [[body]] = await self._database.fetch(hot.batch, ids, meaning=query_error)
+        return canonical(body) if hot.whole.has_documents else body.encode()
 
     async def find(self, resource: AnyResource, query: Query, *, after: Sequence[Any] | None) -> Found:
         """One page of a query, by keyset: no row is skipped or seen twice, whatever is inserted meanwhile."""
         table = self._tables[resource.name]
-        ordering = Ordering(table, query)
-        view = table.view(query.select)
-        statement = select(*view.columns, *ordering.columns).order_by(*ordering.clauses)
-        if query.where is not None:
-            statement = statement.where(condition(table, query.where))
-        if after is not None:
-            statement = statement.where(ordering.after(after))
-        async with self._database.session() as session:
-            rows = await session.execute(statement.limit(query.page_size + 1), meaning=query_error)
-        page, more = rows[: query.page_size], len(rows) > query.page_size
-        position = list(page[-1][len(view.columns) :]) if more else None
-        return Found(encode_json([view.document(row) for row in page]), position)
+        shown = projection(table, query.select)
+        if not shown.is_printed:
+            return await self._find_rows(table, shown, query, after)
+        arguments = Arguments()
+        sql = page_statement(table, shown, query, arguments, after=after)
+        [[body, position, rows]] = await self._database.fetch(sql, *arguments.values, meaning=query_error)
+        items = canonical(body) if shown.has_documents else body.encode()
+        return Found(items, position if rows > query.page_size else None)
 
     async def count(self, resource: AnyResource, where: Filter | None, *, exact: bool) -> int:
-        """How many records fit."""
-        table = self._tables[resource.name]
-        statement = select(func.count()).select_from(table.table)
-        if where is not None:
-            statement = statement.where(condition(table, where))
-        async with self._database.session() as session:
-            [[number]] = await session.execute(statement, meaning=query_error)
-        return int(number)
+        """How many records fit; if not exactly, as many as PostgreSQL's planner expects."""
+        table, arguments = self._tables[resource.name], Arguments()
+        tail = f"FROM {table.source}{where_clause(table, where, arguments)}"
+        sql = f"SELECT count(*) {tail}" if exact else f"EXPLAIN (FORMAT JSON) SELECT 1 {tail}"
+        [[answer]] = await self._database.fetch(sql, *arguments.values, meaning=query_error)
+        return int(answer if exact else orjson.loads(answer)[0]["Plan"]["Plan Rows"])
 
-    def export(self, resource: AnyResource, query: Query) -> AsyncGenerator[Lines]:
-        """Every record of a query, from a cursor on the server."""
-        raise NotSupportedError("exports are not there yet")
+    async def export(self, resource: AnyResource, query: Query) -> AsyncGenerator[Lines]:
+        """Every record of a query as one consistent view, from a cursor on the server.
+
+        Raises:
+            OverloadedError: other exports have every connection that exports may have.
+        """
+        if self._exports.locked():
+            raise OverloadedError("other exports are under way; try again later", retry_after_seconds=5.0)
+        table = self._tables[resource.name]
+        async with self._exports:
+            async for lines in export_lines(self._database, table, query):
+                yield lines
 
     async def aggregate(self, resource: AnyResource, aggregation: Aggregation) -> bytes:
         """A JSON array of rows, with a member for each group field and function."""
-        raise NotSupportedError("aggregations are not there yet")
+        aggregated = Aggregated(self._tables[resource.name], aggregation)
+        rows = await self._database.fetch(aggregated.sql, *aggregated.arguments.values, meaning=query_error)
+        return aggregated.encoded(rows)
 
-    async def run_pipeline(self, resource: AnyResource, pipeline: Sequence[Any]) -> bytes:
+    async def run_pipeline(self, resource: AnyResource, pipeline: Sequence[Any]) -> bytes:  # noqa: ARG002 - MongoDB's
         """Not here."""
         raise NotSupportedError("PostgreSQL runs no MongoDB pipelines; send group_by and functions")
 
     async def ask(self, work: CallWork) -> bytes:
-        """Run a service's own call that changes nothing; what it answers."""
-        raise NotSupportedError("calls are not there yet")
+        """Run a service's own call in a transaction that can't change anything; what it answers."""
+        async with self._database.session(read_only=True) as session:
+            return (await session.run(work)).body
+
+    # ── what Python prints ───────────────────────────────────────────────────────────────────────
+
+    async def _get_row(self, hot: "_HotStatements", record_id: Any) -> Encoded | None:
+        rows = await self._rows(hot.table, hot.whole, Query(where=Compare("id", "eq", record_id)))
+        if not rows:
+            return None
+        document = hot.whole.view.document(rows[0])
+        return Encoded(encode_json(document), document["etag"])
+
+    async def _get_rows(self, hot: "_HotStatements", record_ids: Sequence[Any]) -> bytes:
+        wanted = Query(where=Compare("id", "in", tuple(record_ids)))
+        rows = await self._rows(hot.table, hot.whole, wanted)
+        found = {document["id"]: document for document in map(hot.whole.view.document, rows)}
+        return encode_json([found.get(record_id) for record_id in record_ids])
+
+    async def _find_rows(
+        self, table: ResourceTable, shown: Projection, query: Query, after: Sequence[Any] | None
+    ) -> Found:
+        rows = await self._rows(table, shown, query, after=after, limit=query.page_size + 1)
+        page = rows[: query.page_size]
+        position = list(page[-1][-1]) if len(rows) > len(page) else None
+        return Found(encode_json([shown.view.document(row) for row in page]), position)
+
+    async def _rows(
+        self, table: ResourceTable, shown: Projection, query: Query, **options: Any
+    ) -> Sequence[Row[*tuple[Any, ...]]]:
+        """The rows with SQLAlchemy's types; at the end of each its position."""
+        arguments = Arguments(":hk_")
+        sql = row_statement(table, shown, query, arguments, **options)
+        async with self._database.session(read_only=True) as session:
+            statement = arguments.clause(sql).columns(*shown.view.columns)
+            return await session.execute(statement, meaning=query_error)
+
+
+class _HotStatements:
+    """What is asked of a table all the time, written once."""
+
+    def __init__(self, table: ResourceTable) -> None:
+        self.table = table
+        self.whole = projection(table)
+        self._id = operand(table, "id")
+        if self.whole.is_printed:
+            self.record = record_statement(table, self.whole)
+            self.batch = batch_statement(table, self.whole)
+
+    def id(self, record_id: Any) -> Any:
+        """The id as asyncpg takes it."""
+        return self._id.bound(record_id)

@@ -10,6 +10,7 @@ from typing import Any, Final
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 from sqlalchemy import JSON, ColumnElement, Row, inspect, null, true
+from sqlalchemy.dialects.postgresql import dialect
 
 from hybridkit.codec import truncate_timestamp
 from hybridkit.dataservice._etags import State
@@ -21,6 +22,7 @@ from hybridkit.resources import SYSTEM_FIELDS
 __all__ = ["ResourceTable"]
 
 _NUMBERS: Final = (int, float, Decimal)
+_PREPARER: Final = dialect().identifier_preparer  # type: ignore[no-untyped-call] # it has no annotations
 
 
 class ResourceTable:
@@ -58,6 +60,20 @@ class ResourceTable:
     def __getitem__(self, name: str) -> Any:
         """The column of that field."""
         return self._columns[name]
+
+    @cached_property
+    def source(self) -> str:
+        """The table's name in SQL."""
+        return str(_PREPARER.format_table(self.table))
+
+    def sql(self, name: str) -> str:
+        """The column of that field in SQL, with its table."""
+        return f"{self.source}.{_PREPARER.format_column(self[name])}"
+
+    @cached_property
+    def live_sql(self) -> str:
+        """As `live`, in SQL."""
+        return f"{self.sql('deleted_at')} IS NULL" if self.resource.soft_delete else "true"
 
     @cached_property
     def live(self) -> ColumnElement[bool]:
@@ -161,21 +177,25 @@ class View:
     Args:
         table: of the record.
         fields: empty for all.
+
+    Attributes:
+        stored: the fields that have columns to be read.
+        columns: these.
     """
 
     def __init__(self, table: ResourceTable, fields: Sequence[str]) -> None:
         self._is_whole = not fields
         self._fields = tuple(fields) or tuple(table.resource.record.model_fields)
-        self._stored = tuple(dict.fromkeys((*self._fields, "version", "incarnation")))
-        self._stored = tuple(name for name in self._stored if name != "etag")
-        self.columns: Sequence[ColumnElement[Any]] = tuple(table[name] for name in self._stored)
+        stored = dict.fromkeys((*self._fields, "version", "incarnation"))
+        self.stored = tuple(name for name in stored if name != "etag")
+        self.columns: Sequence[ColumnElement[Any]] = tuple(table[name] for name in self.stored)
 
     def __repr__(self) -> str:
         return f"View({self._fields})"
 
     def document(self, row: Row[*tuple[Any, ...]]) -> Document:
         """The fields in a row that begins with the columns. A subset's ETag is weak: it isn't the whole record."""
-        values = dict(zip(self._stored, row, strict=False))
+        values = dict(zip(self.stored, row, strict=False))
         tag = State(values["version"], values["incarnation"]).tag
         if self._is_whole:
             values["etag"] = tag

@@ -1,0 +1,130 @@
+"""Aggregations as SQL: groups and functions of declared fields, printed with the scalars of every other answer."""
+
+# ruff: noqa: S608 - what is pasted comes from declarations, or is a whole number; values are arguments
+
+from collections.abc import Sequence
+from typing import Any, assert_never
+
+import orjson
+from sqlalchemy import Boolean, Float, Integer, Numeric, Uuid
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.types import TypeEngine
+
+from hybridkit.aggregations import Aggregation, Function
+from hybridkit.codec import encode_json
+from hybridkit.dataservice._postgres_filters import Arguments, Operand, operand
+from hybridkit.dataservice._postgres_printing import printed
+from hybridkit.dataservice._postgres_statements import where_clause
+from hybridkit.dataservice._postgres_table import ResourceTable
+from hybridkit.errors import InvalidQueryError
+
+__all__ = ["Aggregated"]
+
+type Value = tuple[str, TypeEngine[Any]]
+"""SQL, and the type that says how to print it."""
+
+
+class Aggregated:
+    """The statement for an aggregation. Its rows are JSON arrays: the group's fields, then the functions.
+
+    Attributes:
+        sql: the statement.
+        arguments: its values.
+
+    Raises:
+        InvalidQueryError: a function that the field's type doesn't know.
+    """
+
+    def __init__(self, table: ResourceTable, aggregation: Aggregation) -> None:
+        self.arguments = Arguments()
+        self._names = [*aggregation.group_by, *aggregation.functions]
+        groups = [_group(table, field) for field in aggregation.group_by]
+        results = [_result(table, name, function) for name, function in aggregation.functions.items()]
+        values = [*groups, *results]
+        shown = [_printed(self._names[n], kind, f"v{n}") for n, (_, kind) in enumerate(values)]
+        selected = ", ".join(f"{sql} AS v{n}" for n, (sql, _) in enumerate(values))
+        grouped = f" GROUP BY {', '.join(sql for sql, _ in groups)}" if groups else ""
+        self.sql = (
+            f"SELECT CAST(json_build_array({', '.join(shown)}) AS text) FROM (SELECT {selected} FROM {table.source}"
+            f"{where_clause(table, aggregation.where, self.arguments)}{grouped}"
+            f"{self._order(aggregation)} LIMIT {aggregation.limit:d}) found"
+        )
+
+    def __repr__(self) -> str:
+        return f"Aggregated({self._names})"
+
+    def encoded(self, rows: Sequence[Any]) -> bytes:
+        """The rows as a JSON array of objects."""
+        return encode_json([dict(zip(self._names, orjson.loads(row[0]), strict=True)) for row in rows])
+
+    def _order(self, aggregation: Aggregation) -> str:
+        """What is asked for, then the group, so that rows never change places."""
+        asked = dict(aggregation.order)
+        pairs = [*asked.items(), *((name, "asc") for name in aggregation.group_by if name not in asked)]
+        columns = [f"{self._names.index(name) + 1} {direction.upper()}" for name, direction in pairs]
+        return f" ORDER BY {', '.join(columns)}" if columns else ""
+
+
+def _group(table: ResourceTable, field: str) -> Value:
+    found = operand(table, field)
+    return found.sql, _kind(found)
+
+
+def _kind(found: Operand) -> TypeEngine[Any]:
+    """Also of a sum: integers add up to an integer, however large; numbers in documents stay numbers."""
+    kind: TypeEngine[Any] = JSONB() if found.is_path else found.column.type
+    return kind
+
+
+def _result(table: ResourceTable, name: str, function: Function) -> Value:
+    if function.field is None:
+        return "count(*)", Integer()
+    found = operand(table, function.field)
+    match function.name:
+        case "count" | "count_distinct":
+            return f"count(DISTINCT {found.sql})", Integer()
+        case "sum":
+            return f"sum({_number(found, name)})", _kind(found)
+        case "avg":
+            return _average(found, name)
+        case "min" | "max":
+            return _extreme(found, largest=function.name == "max")
+        case _:
+            assert_never(function.name)
+
+
+def _number(found: Operand, name: str) -> str:
+    """What can be added up; in a document, whatever is no number counts as nothing."""
+    if found.is_path:
+        return f"CASE WHEN jsonb_typeof({found.sql}) = 'number' THEN CAST({found.sql} AS numeric) END"
+    if not isinstance(found.column.type, Integer | Numeric | Float):
+        raise InvalidQueryError(f"{found.field} is no number", pointer=f"/functions/{name}")
+    return found.sql
+
+
+def _average(found: Operand, name: str) -> Value:
+    """Exact for decimals, otherwise a float."""
+    mean = f"avg({_number(found, name)})"
+    kind: Any = None if found.is_path else found.column.type
+    if isinstance(kind, Numeric) and not isinstance(kind, Float):
+        return f"trim_scale({mean})", Numeric()
+    return f"CAST({mean} AS float8)", Float()
+
+
+def _extreme(found: Operand, *, largest: bool) -> Value:
+    kind = _kind(found)
+    if found.is_path or isinstance(kind, Boolean | Uuid):
+        # PostgreSQL orders these, but has no `min` and `max` for them.
+        direction = " DESC" if largest else ""
+        ordered = (
+            f"array_agg({found.sql} ORDER BY {found.sql}{direction}) FILTER (WHERE {found.sql} IS NOT NULL)"
+        )
+        return f"({ordered})[1]", kind
+    return f"{'max' if largest else 'min'}({found.sql})", kind
+
+
+def _printed(name: str, kind: TypeEngine[Any], value: str) -> str:
+    shown = printed(kind, value)
+    if shown is None:
+        raise InvalidQueryError(f"{name} has values that can't be shown", pointer=f"/{name}")
+    return shown

@@ -1,0 +1,79 @@
+"""A whole query, piece by piece, from a cursor on the server and in one consistent view."""
+
+from collections.abc import AsyncGenerator
+from typing import Final
+
+from hybridkit.codec import encode_json
+from hybridkit.context import current
+from hybridkit.dataservice._postgres_database import DEFAULT_SECONDS, Database, Session
+from hybridkit.dataservice._postgres_errors import query_error
+from hybridkit.dataservice._postgres_filters import Arguments
+from hybridkit.dataservice._postgres_printing import Projection, canonical, projection
+from hybridkit.dataservice._postgres_statements import line_statement, row_statement
+from hybridkit.dataservice._postgres_table import ResourceTable
+from hybridkit.dataservice._store import Lines
+from hybridkit.queries import Query
+
+__all__ = ["export_lines"]
+
+PIECE_BYTES: Final = 256 * 1024
+"""About how large a piece is; it can be larger by what one record is longer than the ones before it."""
+FIRST_ROWS: Final = 50
+MAX_ROWS: Final = 2000
+
+
+async def export_lines(database: Database, table: ResourceTable, query: Query) -> AsyncGenerator[Lines]:
+    """Every record of the query, as lines of JSON.
+
+    What is left until the deadline of the bound context is the time for each piece, not for all of them. A reader who
+    takes no piece for a minute loses the connection. A piece is read when the one before is taken.
+    """
+    left = current().remaining_seconds()
+    seconds = DEFAULT_SECONDS if left is None else left
+    shown = projection(table, query.select)
+    source = _Printed() if shown.is_printed else _Rows()
+    wanted = FIRST_ROWS
+    async with database.session(isolation="repeatable_read", read_only=True) as session:
+        await source.open(session, table, shown, query)
+        while True:
+            lines = await source.read(session, wanted)
+            if lines.records == 0:
+                return
+            session.pause()
+            try:
+                yield lines
+            finally:
+                session.resume(seconds)
+            wanted = min(max(PIECE_BYTES * lines.records // len(lines.body), 1), MAX_ROWS)
+
+
+class _Printed:
+    """Lines that PostgreSQL has printed."""
+
+    async def open(self, session: Session, table: ResourceTable, shown: Projection, query: Query) -> None:
+        arguments = Arguments()
+        sql = line_statement(table, shown, query, arguments)
+        self._cursor = await session.cursor(sql, *arguments.values, meaning=query_error)
+        self._shown = shown
+
+    async def read(self, session: Session, rows: int) -> Lines:
+        records = await session.read(self._cursor, rows, meaning=query_error)
+        if self._shown.has_documents:
+            return Lines(b"".join(canonical(record[0]) + b"\n" for record in records), len(records))
+        return Lines("".join(f"{record[0]}\n" for record in records).encode(), len(records))
+
+
+class _Rows:
+    """Rows that Python prints."""
+
+    async def open(self, session: Session, table: ResourceTable, shown: Projection, query: Query) -> None:
+        arguments = Arguments(":hk_")
+        sql = row_statement(table, shown, query, arguments)
+        statement = arguments.clause(sql).columns(*shown.view.columns)
+        self._result = await session.run(lambda connection: connection.stream(statement), meaning=query_error)
+        self._shown = shown
+
+    async def read(self, session: Session, rows: int) -> Lines:
+        records = await session.run(lambda _: self._result.fetchmany(rows), meaning=query_error)
+        documents = map(self._shown.view.document, records)
+        return Lines(b"".join(encode_json(document) + b"\n" for document in documents), len(records))

@@ -1,0 +1,182 @@
+"""Records printed as JSON by PostgreSQL, in the bytes that `codec.encode_json` makes of them.
+
+Each column's type has an expression that gives them through `row_to_json`, or none: then Python prints the table's
+records, which is decided once. A test compares the two for every type.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, Final
+
+import orjson
+from pydantic_core import to_jsonable_python
+from sqlalchemy import (
+    ARRAY,
+    JSON,
+    Boolean,
+    Date,
+    DateTime,
+    Float,
+    Integer,
+    Numeric,
+    String,
+    Uuid,
+)
+from sqlalchemy import Enum as EnumType
+from sqlalchemy.dialects.postgresql import asyncpg
+from sqlalchemy.types import TypeEngine
+
+from hybridkit.codec import encode_json
+from hybridkit.dataservice._postgres_table import ResourceTable, View
+
+__all__ = ["DIALECT", "Projection", "canonical", "literal", "printed", "projection", "quoted"]
+
+DIALECT: Final = asyncpg.dialect(json_serializer=lambda value: encode_json(value).decode())  # type: ignore[no-untyped-call] # it has no annotations
+MAX_NAME_BYTES: Final = 63
+"""PostgreSQL cuts longer names."""
+
+type Reference = Callable[[str], str]
+"""From a column's name to the SQL that stands for it."""
+
+
+class Projection:
+    """Some fields of a record, or all of them, as PostgreSQL gives them.
+
+    Attributes:
+        view: the same for Python.
+        is_printed: whether PostgreSQL prints the record; otherwise its columns are to be read and encoded.
+        has_documents: whether what it prints still has to be brought into the canonical form.
+    """
+
+    def __init__(self, table: ResourceTable, fields: Sequence[str]) -> None:
+        self.view: View = table.view(fields)
+        names = dict.fromkeys((*(fields or table.resource.record.model_fields), "etag"))
+        self._is_whole = not fields
+        self._names = [name for name in names if name != "etag"] + ["etag"] if fields else list(names)
+        self._table = table
+        stored = [name for name in self._names if name != "etag"]
+        self.is_printed = all(
+            printed(table[name].type, "x") is not None and len(name.encode()) <= MAX_NAME_BYTES
+            for name in stored
+        )
+        self.has_documents = any(table.holds_document(name) for name in stored)
+
+    def __repr__(self) -> str:
+        return f"Projection({self.view!r}, is_printed={self.is_printed})"
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """The fields whose columns have to be read."""
+        return self.view.stored
+
+    def record(self, reference: Reference) -> str:
+        """A subquery of one row, to join as LATERAL; `row_to_json` of it is the record, its `etag` the entity tag."""
+        members = [f"{self._member(name, reference)} AS {quoted(name)}" for name in self._names]
+        return f"(SELECT {', '.join(members)})"
+
+    def _member(self, name: str, reference: Reference) -> str:
+        if name != "etag":
+            return str(printed(self._table[name].type, reference(name)))
+        strong = f"'\"' || {reference('version')} || '-' || to_hex({reference('incarnation')}) || '\"'"
+        return strong if self._is_whole else f"'W/' || {strong}"
+
+
+@lru_cache(maxsize=512)
+def projection(table: ResourceTable, fields: Sequence[str] = ()) -> Projection:
+    """Those fields of the table's record, or all of them; a tuple."""
+    return Projection(table, fields)
+
+
+def canonical(body: bytes | str) -> bytes:
+    """JSON with documents in it as `encode_json` writes them: PostgreSQL has spaces in them, and other numbers."""
+    return encode_json(orjson.loads(body))
+
+
+def printed(kind: TypeEngine[Any], value: str) -> str | None:
+    """The SQL that `row_to_json` shows as `encode_json` shows such a value; None where there is none.
+
+    Args:
+        kind: the column's type; one of somebody else's making may do anything, so Python has to print it.
+        value: SQL.
+    """
+    match kind.dialect_impl(DIALECT):
+        case ours if not type(ours).__module__.startswith("sqlalchemy."):
+            return None
+        case EnumType() as names:
+            return _enumerated(names, value)
+        case Float() as number:
+            return None if number.asdecimal else _float(value)
+        case Numeric() as number:
+            return _decimal(value, number.scale) if number.asdecimal else None
+        case DateTime() as moment:
+            return _timestamp(f"{value} AT TIME ZONE 'UTC'" if moment.timezone else value)
+        case ARRAY() as array:
+            return (
+                value
+                if isinstance(array.item_type.dialect_impl(DIALECT), Integer | String | Boolean)
+                else None
+            )
+        case Uuid() as identifier:
+            return value if identifier.native_uuid else None
+        case Integer() | String() | Boolean() | Date() | JSON():
+            return value
+        case _:
+            return None
+
+
+def quoted(name: str) -> str:
+    """A name as an SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def literal(text: str) -> str:
+    """A text as an SQL literal."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _timestamp(value: str) -> str:
+    return f"replace(to_char({value}, 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"'), '.000Z', 'Z')"
+
+
+def _decimal(value: str, scale: int | None) -> str:
+    """A text, as Python's `str(Decimal)`: with an exponent below 0.000001."""
+    plain = f"CAST({value} AS text)"
+    if scale is not None and scale <= 6:
+        return plain
+    digits = f"ltrim(replace(CAST(abs({value}) AS text), '.', ''), '0')"
+    exponent = f"length({digits}) - 1 - scale({value})"
+    fraction = f"CASE WHEN length({digits}) > 1 THEN '.' || substr({digits}, 2) ELSE '' END"
+    return (
+        f"CASE WHEN abs({value}) >= 0.000001 OR scale({value}) <= 6 THEN {plain}"
+        f" WHEN {value} = 0 THEN '0E-' || scale({value})"
+        f" ELSE CASE WHEN {value} < 0 THEN '-' ELSE '' END || left({digits}, 1) || {fraction}"
+        f" || 'E' || {exponent} END"
+    )
+
+
+def _float(value: str) -> str:
+    """JSON with a fraction or an exponent, as orjson writes it: `1.0`, `1e16`, `1e-6`; null for what is no number."""
+    text = f"CAST(CAST({value} AS float8) AS text)"
+    plain = f"CAST(CAST({text} AS numeric) AS text)"
+    return (
+        f"CAST(CASE WHEN {value} IN ('NaN', 'Infinity', '-Infinity') THEN 'null'"
+        f" WHEN {value} = 0 THEN {text} || '.0'"
+        f" WHEN abs({value}) >= 1e-5 AND abs({value}) < 1e16"
+        f" THEN {plain} || CASE WHEN strpos({plain}, '.') = 0 THEN '.0' ELSE '' END"
+        f" ELSE replace(replace({text}, 'e+', 'e'), 'e-0', 'e-') END AS json)"
+    )
+
+
+def _enumerated(names: EnumType, value: str) -> str | None:
+    """A Python enumeration is kept by its members' names, and shown by their values."""
+    label = f"CAST({value} AS text)"
+    if names.enum_class is None:
+        return label
+    members = names.enum_class
+    if list(names.enums) != [member.name for member in members]:
+        return None  # `values_callable`: kept by something else
+    shown = {member.name: to_jsonable_python(member.value) for member in members}
+    if not all(isinstance(text, str) for text in shown.values()):
+        return None
+    cases = " ".join(f"WHEN {literal(name)} THEN {literal(text)}" for name, text in shown.items())
+    return f"CASE {label} {cases} END"
