@@ -257,6 +257,8 @@ def problem_headers(problem: Problem) -> RawHeaders:
     headers = [(b"content-type", PROBLEM_MEDIA_TYPE.encode())]
     if problem.retry_after_seconds is not None:
         headers.append((b"retry-after", str(math.ceil(problem.retry_after_seconds)).encode()))
+    if problem.status == 401:  # RFC 9110, section 15.5.2, wants one; all our tokens are bearer tokens
+        headers.append((b"www-authenticate", b"Bearer"))
     return headers
 
 

@@ -26,7 +26,7 @@ from hybridkit.settings import ServiceSettings
 if TYPE_CHECKING:
     from pydantic import SecretStr
 
-__all__ = ["Access", "Callers", "Grant", "admit"]
+__all__ = ["Access", "Callers", "Grant"]
 
 type Access = Literal["read", "create", "update", "delete", "emit"]
 type Reach = Collection[AnyResource] | Literal["*"]
@@ -110,21 +110,3 @@ class Callers:
         if grant is None or not grant.allows(resource, access):
             what = "emit events" if resource is None else f"{access} {resource.name}"
             raise AccessDeniedError(f"{caller} may not {what} here; the data service's grants say who may")
-
-
-def admit(request: Request, resource: AnyResource | None, access: Access) -> str:
-    """The name of the calling service, if it may do that.
-
-    Args:
-        request: of which the caller says who it is.
-        resource: what it wants to reach; None for the outbox.
-        access: what it wants to do there. A service's own call needs what it is declared with.
-
-    Raises:
-        UnauthenticatedError: it doesn't prove who it is.
-        AccessDeniedError: it may not do that.
-    """
-    callers: Callers = request.app.state.callers
-    caller = callers.name(request)
-    callers.check(caller, resource, access)
-    return caller

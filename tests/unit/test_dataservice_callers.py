@@ -1,0 +1,212 @@
+"""A data service's callers: known by their tokens, held to their grants, on every route."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+from uuid import uuid4
+
+import httpx
+import pytest
+from pydantic import BaseModel, SecretStr
+
+from hybridkit.clients import DataTransaction, PostgresDataClient
+from hybridkit.dataservice import Grant
+from hybridkit.dataservice._callers import Callers
+from hybridkit.errors import AccessDeniedError, DeclarationError, UnauthenticatedError
+from hybridkit.events import Event
+from hybridkit.resources import Call, Record, Resource
+from hybridkit.security import ServiceTokenIssuer
+from hybridkit.settings import DataServiceSettings
+from hybridkit.testing import FakeDataService
+
+KEYS = {name: f"the secret of {name}, long enough" for name in ("api_service", "bot_service", "stranger")}
+
+
+class NewNote(BaseModel):
+    text: str
+
+
+class Note(NewNote, Record):
+    pass
+
+
+class NoteWritten(Event, type="tests.note_written"):
+    text: str
+
+
+NOTES = Resource("notes", record=Note, create=NewNote, update=NewNote, soft_delete=True)
+OTHERS = Resource("others", record=Note, create=NewNote, update=NewNote)
+GRANTS = {
+    "api_service": Grant(write=[NOTES], emit=True),
+    "bot_service": Grant(read=[NOTES]),
+}
+
+
+class Settings(DataServiceSettings):
+    service_name: str = "data"
+
+
+def settings(*names: str) -> Settings:
+    return Settings(service_token_keys={name: SecretStr(KEYS[name]) for name in names})
+
+
+def serving(callers: Callers, calls: Mapping[Call[Any, Any], Any] | None = None) -> FakeDataService:
+    fake = FakeDataService([NOTES, OTHERS], calls=calls)
+    cast("Any", fake)._app.state.callers = callers
+    return fake
+
+
+def authorization(caller: str, *, audience: str = "data") -> Callable[[], str]:
+    return ServiceTokenIssuer(caller, key=KEYS[caller], audience=audience).header
+
+
+def client(fake: FakeDataService, caller: str) -> PostgresDataClient:
+    return PostgresDataClient(
+        "http://data", service=caller, transport=fake.transport, authorization=authorization(caller)
+    )
+
+
+async def both(transaction: DataTransaction) -> None:
+    async with transaction as tx:
+        tx.create(NOTES, NewNote(text="a"))
+        tx.create(OTHERS, NewNote(text="a"))
+
+
+async def one_event(transaction: DataTransaction) -> None:
+    async with transaction as tx:
+        tx.emit(NoteWritten(text="a"))
+
+
+@pytest.fixture
+def fake() -> FakeDataService:
+    return serving(Callers.of(settings("api_service", "bot_service"), GRANTS))
+
+
+async def test_what_is_granted_is_done(fake: FakeDataService) -> None:
+    async with client(fake, "api_service") as api, client(fake, "bot_service") as bot:
+        async with api.transaction() as tx:
+            note = tx.create(NOTES, NewNote(text="a"))
+            tx.emit(NoteWritten(text="a"))
+        assert (await bot.get(NOTES, note.id)).text == "a"
+        assert [found.id async for found in bot.find(NOTES)] == [note.id]
+
+
+async def test_what_is_not_granted_is_refused_and_not_done(fake: FakeDataService) -> None:
+    async with client(fake, "api_service") as api, client(fake, "bot_service") as bot:
+        note = await api.create(NOTES, NewNote(text="a"))
+        for refused in (
+            lambda: bot.create(NOTES, NewNote(text="b")),
+            lambda: bot.update(NOTES, note, NewNote(text="b")),
+            lambda: bot.upsert(NOTES, uuid4(), NewNote(text="b")),
+            lambda: bot.delete(NOTES, note),
+            lambda: bot.get(OTHERS, note.id),
+            lambda: api.get(OTHERS, note.id),
+        ):
+            with pytest.raises(AccessDeniedError):
+                await refused()
+        assert [found.text async for found in api.find(NOTES)] == ["a"]
+
+
+async def test_a_transaction_needs_every_one_of_its_grants(fake: FakeDataService) -> None:
+    async with client(fake, "api_service") as api, client(fake, "bot_service") as bot:
+        half_granted, emitting = api.transaction(), bot.transaction()
+        with pytest.raises(AccessDeniedError, match="api_service may not create others here"):
+            await both(half_granted)
+        with pytest.raises(AccessDeniedError, match="bot_service may not emit events here"):
+            await one_event(emitting)
+        assert [found async for found in api.find(NOTES)] == []
+        assert not fake.emitted
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE", "QUERY"])
+async def test_no_route_is_open_to_those_who_prove_nothing(fake: FakeDataService, method: str) -> None:
+    """Every path of the document, with every method that it has: 401, whatever the body."""
+    transport = httpx.ASGITransport(fake._app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://data") as http:
+        paths: Mapping[str, Mapping[str, Any]] = (await http.get("/openapi.json")).json()["paths"]
+        asked = [
+            path for path, operations in paths.items() if method.lower() in operations or method == "QUERY"
+        ]
+        for path in asked:
+            answer = await http.request(method, path.replace("{id}", str(uuid4())), json={})
+            if answer.status_code == 405:
+                assert method == "QUERY"
+                continue
+            assert answer.status_code == 401, (method, path)
+            assert answer.json()["code"] == "UNAUTHENTICATED"
+            assert answer.headers["www-authenticate"] == "Bearer"
+
+
+async def test_a_name_alone_proves_nothing(fake: FakeDataService) -> None:
+    async with PostgresDataClient("http://data", service="api_service", transport=fake.transport) as nobody:
+        with pytest.raises(UnauthenticatedError):
+            await nobody.get(NOTES, uuid4())
+
+
+async def test_a_token_for_another_service_is_no_good(fake: FakeDataService) -> None:
+    elsewhere = authorization("api_service", audience="another")
+    async with PostgresDataClient(
+        "http://data", service="api_service", transport=fake.transport, authorization=elsewhere
+    ) as api:
+        with pytest.raises(UnauthenticatedError):
+            await api.get(NOTES, uuid4())
+
+
+async def test_a_call_is_told_the_name_that_was_proven() -> None:
+    """Not the one that `X-Service-Name` says; events carry it too."""
+    names: list[str] = []
+
+    async def answer(body: NewNote, work: Any) -> NewNote:
+        names.append(work.caller)
+        return body
+
+    say = Call("say", resource=NOTES, request=NewNote, response=NewNote)
+    fake = serving(Callers.of(settings("api_service"), None), {say: answer})
+    prove = authorization("api_service")
+    async with PostgresDataClient(
+        "http://data", service="somebody_else", transport=fake.transport, authorization=prove
+    ) as api:
+        await api.call(say, NewNote(text="a"))
+    assert names == ["api_service"]
+
+
+async def test_without_keys_a_name_is_believed_and_grants_hold_all_the_same() -> None:
+    fake = serving(Callers.of(settings(), GRANTS))
+    async with (
+        PostgresDataClient("http://data", service="bot_service", transport=fake.transport) as bot,
+        PostgresDataClient("http://data", service="stranger", transport=fake.transport) as stranger,
+    ):
+        assert [found async for found in bot.find(NOTES)] == []
+        with pytest.raises(AccessDeniedError):
+            [found async for found in stranger.find(NOTES)]
+
+
+def test_a_grant_for_everything() -> None:
+    reader, writer = Grant(read="*"), Grant(write="*")
+    assert reader.allows(NOTES, "read")
+    assert not reader.allows(NOTES, "delete")
+    assert writer.allows(OTHERS, "read")
+    assert writer.allows(OTHERS, "update")
+    assert not writer.allows(None, "emit")
+
+
+def test_a_caller_with_a_grant_and_no_key_could_never_call() -> None:
+    with pytest.raises(DeclarationError, match="no key for bot_service, which has a grant"):
+        Callers.of(settings("api_service"), GRANTS)
+
+
+async def test_a_safe_call_needs_to_read_and_another_one_to_write() -> None:
+    class Asked(BaseModel):
+        text: str
+
+    look = Call("look", resource=NOTES, request=Asked, response=Asked, safe=True)
+    change = Call("change", resource=NOTES, request=Asked, response=Asked)
+
+    async def answer(body: Asked, work: Any) -> Asked:
+        return body
+
+    fake = serving(Callers.of(settings("api_service", "bot_service"), GRANTS), {look: answer, change: answer})
+    async with client(fake, "bot_service") as bot, client(fake, "api_service") as api:
+        assert (await bot.call(look, Asked(text="a"))).text == "a"
+        assert (await api.call(change, Asked(text="a"))).text == "a"
+        with pytest.raises(AccessDeniedError):
+            await bot.call(change, Asked(text="a"))
