@@ -18,8 +18,9 @@ from hybridkit.clients._client import MongoDataClient, PostgresDataClient
 from hybridkit.clients._find import Find, Page
 from hybridkit.clients._policy import ClientPolicy
 from hybridkit.clients._records import RecordId
+from hybridkit.clients._service_client import ReadOptions, ServiceClient, WriteOptions
 from hybridkit.clients._transaction import DataTransaction, Handle
-from hybridkit.clients._transport import Request, Response, Transport
+from hybridkit.clients._transport import Request, Response, StreamedResponse, Transport
 from hybridkit.clients._transport_httpx import AnyTransport
 from hybridkit.clients._writes import Change
 
@@ -33,8 +34,12 @@ __all__ = [
     "MongoDataClient",
     "Page",
     "PostgresDataClient",
+    "ReadOptions",
     "RecordId",
     "Request",
     "Response",
+    "ServiceClient",
+    "StreamedResponse",
     "Transport",
+    "WriteOptions",
 ]

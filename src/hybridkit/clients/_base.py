@@ -35,6 +35,7 @@ class BaseClient:
         transport: AnyTransport | None = None,
         policy: ClientPolicy | None = None,
         authorization: Callable[[], str] | None = None,
+        internal: bool = True,
     ) -> None:
         self._base_url = _checked_base_url(base_url)
         if not _SERVICE_SYNTAX.fullmatch(service):
@@ -43,6 +44,7 @@ class BaseClient:
         self._given = transport
         self._policy = policy or ClientPolicy()
         self._authorization = authorization
+        self._internal = internal
         self._pipeline: Pipeline | None = None
         self._stack = AsyncExitStack()
 
@@ -62,6 +64,7 @@ class BaseClient:
             service=self._service,
             policy=self._policy,
             authorization=self._authorization,
+            internal=self._internal,
         )
         self._stack.push_async_callback(self._pipeline.aclose)
         return self

@@ -91,7 +91,7 @@ def _error_without_problem(response: Response, *, what: str, safe: bool) -> Hybr
             return AccessDeniedError(said)
         case _:
             return ResponseError(
-                f"{said}; is it a data service? It begins with {_beginning(response)}",
+                f"{said}; it begins with {_beginning(response)}",
                 response_status=response.status,
             )
 

@@ -1,0 +1,233 @@
+"""Calls to other business services and to other people's APIs, by the pipeline of the data clients."""
+
+import re
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import cache
+from typing import Any, Final, TypedDict, Unpack, cast, overload
+from urllib.parse import quote, urlencode
+
+from pydantic import BaseModel, TypeAdapter
+
+from hybridkit.clients._base import JSON, BaseClient
+from hybridkit.clients._call import Intent
+from hybridkit.clients._keys import identify
+from hybridkit.clients._policy import ClientPolicy
+from hybridkit.clients._records import read_answer
+from hybridkit.clients._transport import Response
+from hybridkit.clients._transport_httpx import AnyTransport
+from hybridkit.codec import encode_json
+from hybridkit.errors import MisuseError, NotFoundError, ResponseError
+from hybridkit.resources import Call
+
+__all__ = ["ReadOptions", "ServiceClient", "WriteOptions"]
+
+IDEMPOTENT: Final = frozenset({"PUT", "DELETE"})
+"""Done twice it is the same as done once, says https://www.rfc-editor.org/rfc/rfc9110#section-9.2.2."""
+
+_NOT_A_PATH = re.compile(r"^[^/]|[?#]|(?:^|/)\.\.?(?:/|$)")
+
+type Param = str | int | float | bool
+
+
+class ReadOptions(TypedDict, total=False):
+    """What a read can be given.
+
+    Attributes:
+        params: the query; a list gives its name several times.
+        headers: of this call alone, with lower-case names.
+    """
+
+    params: Mapping[str, Param | Sequence[Param]]
+    headers: Mapping[str, str]
+
+
+class WriteOptions(ReadOptions, total=False):
+    """What a write can be given.
+
+    Attributes:
+        json: the body: a model, or whatever has a JSON form.
+        idempotency_key: sent as `Idempotency-Key`, for a service that honours it: then the call may be repeated.
+        idempotent: that it may be repeated without a key. PUT and DELETE may, POST and PATCH may not.
+    """
+
+    json: object
+    idempotency_key: str
+    idempotent: bool
+
+
+class ServiceClient(BaseClient):
+    """Calls one service: typed answers, and the deadline, retries, budget, breaker and bulkhead of every client.
+
+    ```python
+    async with ServiceClient("https://api.weather.example", service="api_service") as weather:
+        now = await weather.get("/v1/now", params={"city": "Oslo"}, response_model=Weather)
+    ```
+
+    An answer without a 2xx status raises: what its problem document says (RFC 9457), or by its status `NotFoundError`
+    (404), `AccessDeniedError` (401, 403), `RateLimitedError` (429), `UnavailableError` (503; 502 and 504 of reads),
+    `OutcomeUnknownError` (502 and 504 of writes), and `ResponseError` with the status for any other. No redirect is
+    followed: it could lead a write, and the authorization, anywhere.
+
+    A read is repeated within the deadline; a write only with a key, where `idempotent` says so, or when it was never
+    sent.
+
+    Args:
+        base_url: the beginning of every URL, such as `https://api.weather.example/v1`.
+        service: the name of the calling service, in snake_case.
+        internal: whether it is one of our own services. These are told who calls, in which request and trace, for
+            which user and for how long, and every write has an idempotency key, which they have to honour. Others are
+            told nothing.
+        transport: what to send with, as for `PostgresDataClient`.
+        policy: other limits than the default ones.
+        authorization: gives the value of the `Authorization` header; asked for each attempt, so that it may change.
+
+    Raises:
+        DeclarationError: the URL or the name can't be used.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        service: str,
+        internal: bool = False,
+        transport: AnyTransport | None = None,
+        policy: ClientPolicy | None = None,
+        authorization: Callable[[], str] | None = None,
+    ) -> None:
+        super().__init__(
+            base_url,
+            service=service,
+            transport=transport,
+            policy=policy,
+            authorization=authorization,
+            internal=internal,
+        )
+
+    @overload
+    async def get(self, path: str, **options: Unpack[ReadOptions]) -> Response: ...
+    @overload
+    async def get[T](self, path: str, *, response_model: type[T], **options: Unpack[ReadOptions]) -> T: ...
+    async def get(
+        self, path: str, *, response_model: type[Any] | None = None, **options: Unpack[ReadOptions]
+    ) -> Any:
+        """Read.
+
+        Args:
+            path: below the base URL, from `/` on; ids in it go through `urllib.parse.quote(id, safe="")`.
+            response_model: what the JSON of the answer is read as; without it the answer comes as it is.
+            **options: see `ReadOptions`.
+
+        Raises:
+            ResponseError: the answer is no such model, or has an unexpected status.
+            HybridkitError: as the class says.
+        """
+        return await self._call("GET", path, response_model, cast("WriteOptions", options))
+
+    @overload
+    async def post(self, path: str, **options: Unpack[WriteOptions]) -> Response: ...
+    @overload
+    async def post[T](self, path: str, *, response_model: type[T], **options: Unpack[WriteOptions]) -> T: ...
+    async def post(
+        self, path: str, *, response_model: type[Any] | None = None, **options: Unpack[WriteOptions]
+    ) -> Any:
+        """Write, with the arguments of `get` and those of `WriteOptions`."""
+        return await self._call("POST", path, response_model, options)
+
+    @overload
+    async def put(self, path: str, **options: Unpack[WriteOptions]) -> Response: ...
+    @overload
+    async def put[T](self, path: str, *, response_model: type[T], **options: Unpack[WriteOptions]) -> T: ...
+    async def put(
+        self, path: str, *, response_model: type[Any] | None = None, **options: Unpack[WriteOptions]
+    ) -> Any:
+        """As `post`."""
+        return await self._call("PUT", path, response_model, options)
+
+    @overload
+    async def patch(self, path: str, **options: Unpack[WriteOptions]) -> Response: ...
+    @overload
+    async def patch[T](self, path: str, *, response_model: type[T], **options: Unpack[WriteOptions]) -> T: ...
+    async def patch(
+        self, path: str, *, response_model: type[Any] | None = None, **options: Unpack[WriteOptions]
+    ) -> Any:
+        """As `post`."""
+        return await self._call("PATCH", path, response_model, options)
+
+    @overload
+    async def delete(self, path: str, **options: Unpack[WriteOptions]) -> Response: ...
+    @overload
+    async def delete[T](
+        self, path: str, *, response_model: type[T], **options: Unpack[WriteOptions]
+    ) -> T: ...
+    async def delete(
+        self, path: str, *, response_model: type[Any] | None = None, **options: Unpack[WriteOptions]
+    ) -> Any:
+        """As `post`."""
+        return await self._call("DELETE", path, response_model, options)
+
+    async def call[RequestT: BaseModel, ResponseT: BaseModel](
+        self, call: Call[RequestT, ResponseT], request: RequestT
+    ) -> ResponseT:
+        """An operation that the service has declared."""
+        response = await self._send("POST", call.path, {"json": request}, safe=call.safe)
+        adapter: TypeAdapter[ResponseT] = _adapter(call.response)
+        return read_answer(adapter, response, what=f"what {call.name} answers")
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        response_model: type[Any] | None,
+        options: WriteOptions,
+    ) -> Any:
+        response = await self._send(method, path, options, safe=method == "GET")
+        if response_model is None:
+            return response
+        adapter: TypeAdapter[Any] = _adapter(
+            cast("Hashable", response_model)
+        )  # mypy takes type[Any] for unhashable
+        return read_answer(adapter, response, what=f"a {response_model.__name__}")
+
+    async def _send(self, method: str, path: str, options: WriteOptions, *, safe: bool) -> Response:
+        url = _url(path, options.get("params", {}))
+        key = options.get("idempotency_key")
+        if self._internal and not safe and key is None:
+            key = identify(f"{method} {path}").key
+        body, content = (encode_json(options["json"]), JSON) if "json" in options else (b"", {})
+        intent = Intent(
+            method=method,
+            path=url,
+            headers={**content, **options.get("headers", {})},
+            body=body,
+            key=key,
+            safe=safe,
+            idempotent=options.get("idempotent", method in IDEMPOTENT),
+        )
+        try:
+            return await self._open_pipeline().run(intent)
+        except ResponseError as error:
+            if error.response_status == 404:
+                raise NotFoundError(str(error)) from error
+            raise
+
+
+def _url(path: str, params: Mapping[str, Param | Sequence[Param]]) -> str:
+    """Refused is what an id that nobody has quoted can make of a path."""
+    if _NOT_A_PATH.search(path):
+        raise MisuseError(
+            f"{path!r} can't be a path: it begins with / and has neither ? nor # nor a segment of dots; pass a query as"
+            ' params, and put ids through urllib.parse.quote(id, safe="")'
+        )
+    encoded = quote(path, safe="/%:@!$&'()*+,;=~")
+    return f"{encoded}?{urlencode(_lower(params), doseq=True)}" if params else encoded
+
+
+def _lower(params: Mapping[str, Param | Sequence[Param]]) -> dict[str, Param | Sequence[Param]]:
+    """Booleans as JSON and most APIs have them: `true`, not `True`."""
+    return {name: str(value).lower() if isinstance(value, bool) else value for name, value in params.items()}
+
+
+@cache
+def _adapter(model: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(model)
