@@ -182,6 +182,10 @@ class Call[RequestT: BaseModel, ResponseT: BaseModel]:
     response: type[ResponseT] = dataclasses.field(kw_only=True)
     safe: bool = dataclasses.field(default=False, kw_only=True)
 
+    if TYPE_CHECKING:
+        # As in `Resource`: a client's `call(DEACTIVATE, Something(...))` must not type-check.
+        def _takes(self, request: RequestT) -> None: ...
+
     def __post_init__(self) -> None:
         """Check the declaration.
 
