@@ -45,7 +45,7 @@ class Replica:
     """The connections of one process."""
 
     def __init__(self, url: str) -> None:
-        self.database = Database(url, pool_size=5, application_name="replica")
+        self.database = Database(url, pool_size=15, application_name="replica")
         self.outbox = PostgresOutbox(self.database)
 
     async def emit(self, *events: tuple[str | None, int], **more: Any) -> list[UUID]:
