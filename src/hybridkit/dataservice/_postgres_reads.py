@@ -5,10 +5,10 @@ printed in Python.
 """
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, Final
 
-import orjson
 from sqlalchemy import Row
 
 from hybridkit.aggregations import Aggregation
@@ -37,6 +37,7 @@ __all__ = ["PostgresReader"]
 
 EXPORT_SHARE: Final = 3
 """One connection in so many may be busy with an export."""
+_EXPECTED_ROWS: Final = re.compile(r"rows=([0-9]+)")
 
 
 class PostgresReader:
@@ -92,9 +93,12 @@ class PostgresReader:
         """How many records fit; if not exactly, as many as PostgreSQL's planner expects."""
         table, arguments = self._tables[resource.name], Arguments()
         tail = f"FROM {table.source}{where_clause(table, where, arguments)}"
-        sql = f"SELECT count(*) {tail}" if exact else f"EXPLAIN (FORMAT JSON) SELECT 1 {tail}"
-        [[answer]] = await self._database.fetch(sql, *arguments.values, meaning=query_error)
-        return int(answer if exact else orjson.loads(answer)[0]["Plan"]["Plan Rows"])
+        sql = f"SELECT count(*) {tail}" if exact else f"EXPLAIN SELECT 1 {tail}"
+        rows = await self._database.fetch(sql, *arguments.values, meaning=query_error)
+        if exact:
+            return int(rows[0][0])
+        expected = _EXPECTED_ROWS.search(rows[0][0])
+        return int(expected[1]) if expected else 0
 
     async def export(self, resource: AnyResource, query: Query) -> AsyncGenerator[Lines]:
         """Every record of a query as one consistent view, from a cursor on the server.
