@@ -1,10 +1,13 @@
 """The HTTP contract's words: a client raises what the service raised."""
 
+import inspect
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from hybridkit import errors
 from hybridkit.contract import Emission, Problem, Transaction, parse_key, quote_key
 from hybridkit.errors import (
     AccessDeniedError,
@@ -26,6 +29,7 @@ from hybridkit.errors import (
     StaleVersionError,
     UnavailableError,
     UniqueViolationError,
+    error_for_code,
 )
 from hybridkit.events import Command, Event
 
@@ -159,3 +163,61 @@ def test_a_transaction_has_at_most_a_hundred_operations() -> None:
     operation = {"op": "delete", "resource": "carts", "id": "c9"}
     with pytest.raises(ValidationError, match="at most 100"):
         Transaction.model_validate({"operations": [operation] * 101})
+
+
+def every_error() -> list[type[HybridkitError]]:
+    """All classes of the tree that the library defines."""
+    found, pending = [], [HybridkitError]
+    while pending:
+        error = pending.pop()
+        found.append(error)
+        pending += [below for below in error.__subclasses__() if below.__module__ == errors.__name__]
+    return found
+
+
+@pytest.mark.parametrize("kind", every_error(), ids=lambda kind: kind.__name__)
+def test_a_client_raises_what_the_service_raised(kind: type[HybridkitError]) -> None:
+    """Of the same code, status and advice; a class without a code of its own as the general one, never as nothing."""
+    needed = {
+        name: 1 if parameter.annotation in {int, "int"} else "x"
+        for name, parameter in inspect.signature(kind.__init__).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty
+    }
+    error = kind("in words", **needed)
+    body = Problem.from_error(error, instance="/v1/users", request_id="req-1").model_dump_json()
+    again = Problem.model_validate_json(body).to_error()
+    expected = error_for_code(kind.code)
+    assert expected is not None
+    if issubclass(expected, PayloadTooLargeError):
+        expected = InvalidRequestError
+    assert type(again) is expected
+    assert again.retryable == error.retryable
+    assert "in words" in str(again)
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "kind"),
+    [
+        ("UNIQUE_VIOLATION", 409, UniqueViolationError),
+        ("FOREIGN_KEY_VIOLATION", 409, ForeignKeyError),
+        ("VALIDATION", 422, InvalidRequestError),
+        ("INVALID_QUERY", 400, InvalidQueryError),
+        ("PAGE_TOKEN_MISMATCH", 400, errors.PageTokenError),
+        ("NOT_FOUND", 404, NotFoundError),
+        ("PRECONDITION_FAILED", 412, StaleVersionError),
+        ("PRECONDITION_REQUIRED", 428, errors.PreconditionRequiredError),
+        ("IDEMPOTENCY_IN_PROGRESS", 409, InProgressError),
+        ("IDEMPOTENCY_KEY_REUSED", 422, KeyReusedError),
+        ("IDEMPOTENCY_KEY_REQUIRED", 400, errors.KeyMissingError),
+        ("SERIALIZATION_FAILURE", 409, ConflictError),
+        ("LOCK_TIMEOUT", 409, errors.LockTimeoutError),
+        ("DEADLINE_EXCEEDED", 504, DeadlineExceededError),
+        ("UNAVAILABLE", 503, UnavailableError),
+        ("OVERLOADED", 503, errors.OverloadedError),
+        ("RATE_LIMITED", 429, RateLimitedError),
+        ("TRANSACTIONS_UNAVAILABLE", 501, errors.TransactionsUnavailableError),
+    ],
+)
+def test_the_codes_of_the_contract(code: str, status: int, kind: type[HybridkitError]) -> None:
+    assert (kind.code, kind.status) == (code, status)
+    assert type(Problem(title="t", status=status, code=code, detail="d").to_error()) is kind
