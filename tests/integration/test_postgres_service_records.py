@@ -279,26 +279,3 @@ async def test_probes_and_metrics_answer(service: Any) -> None:
     ready = await service.get("/ready")
     assert (ready.status_code, ready.json()["dependencies"]["database"]["status"]) == (200, "up")
     assert "hybridkit_idempotency_outcomes_total" in (await service.get("/metrics")).text
-
-
-async def test_the_openapi_document_is_complete(service: Any) -> None:
-    """Every reference leads somewhere, every write says that it needs a key."""
-    document = (await service.get("/openapi.json")).json()
-    text = (await service.get("/openapi.json")).text
-    for name in re.findall(r'"#/components/schemas/(\w+)"', text):
-        assert name in document["components"]["schemas"]
-    assert set(document["paths"]) == {
-        "/v1/items",
-        "/v1/items/{id}",
-        "/v1/items:query",
-        "/v1/owners",
-        "/v1/owners/{id}",
-        "/v1/owners:query",
-        "/v1:transact",
-    }
-    for path, methods in document["paths"].items():
-        for method, operation in methods.items():
-            required = [p["name"] for p in operation["parameters"] if p.get("required")]
-            is_write = method != "get" and not path.endswith(":query")
-            assert ("Idempotency-Key" in required) == is_write, (path, method)
-            assert ("id" in required) == path.endswith("{id}")
