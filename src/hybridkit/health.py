@@ -28,7 +28,7 @@ __all__ = ["DependencyState", "Health", "HealthServer", "Probe", "Readiness", "R
 _log = get_logger("hybridkit.health")
 
 type Probe = Callable[[], Awaitable[object]]
-"""Returns when the dependency works and raises when it doesn't."""
+"""Returns when the dependency works and raises when it doesn't. A string that it returns is told as the detail."""
 
 type RenderMetrics = Callable[[str], tuple[bytes, str]]
 """Given the request's `Accept` header, answers the body and its content type."""
@@ -44,7 +44,8 @@ class DependencyState:
 
     Attributes:
         up: whether the dependency answered as it should.
-        detail: why not: the words of hybridkit's own errors, and no more than the class of any other.
+        detail: why not: the words of hybridkit's own errors, and no more than the class of any other. Of one that is
+            up, what its probe remarked.
         seconds: how long the probe took.
     """
 
@@ -170,14 +171,15 @@ class Health:
         task = asyncio.create_task(_call(probe), name=f"hybridkit probe {name}")
         # wait() returns at its time also when the probe doesn't end on a cancellation.
         await asyncio.wait({task}, timeout=self._timeout_seconds)
+        up = False
         if task.done():
-            detail = _detail(task)
+            up, detail = _finding(task)
         else:
             detail = f"no answer within {self._timeout_seconds} s"
             self._hanging[name] = task
             task.add_done_callback(lambda done: self._forget(name, done))
             task.cancel()
-        return DependencyState(up=detail is None, detail=detail, seconds=self._clock() - since)
+        return DependencyState(up=up, detail=detail, seconds=self._clock() - since)
 
     def _note(self, name: str, state: DependencyState) -> None:
         before = self._states.get(name)
@@ -189,7 +191,7 @@ class Health:
 
     def _forget(self, name: str, task: asyncio.Task[object]) -> None:
         del self._hanging[name]
-        _detail(task)  # takes note of its error, or asyncio would complain that nobody did
+        _finding(task)  # takes note of its error, or asyncio would complain that nobody did
 
     def _end_round(self, _task: asyncio.Task[None]) -> None:
         self._round = None
@@ -296,16 +298,17 @@ async def _call(probe: Probe) -> object:
     return await probe()
 
 
-def _detail(task: asyncio.Task[object]) -> str | None:
-    """Why a finished probe says that the dependency is down; None when it says that it is up."""
+def _finding(task: asyncio.Task[object]) -> tuple[bool, str | None]:
+    """What a finished probe says: whether the dependency is up, and in which words."""
     if task.cancelled():
-        return "the probe was cancelled"
+        return False, "the probe was cancelled"
     error = task.exception()
     if error is None:
-        return None
+        remark = task.result()
+        return True, remark[:_MAX_DETAIL_CHARS] if isinstance(remark, str) else None
     # The words of other libraries may hold an address with a password in it.
     words = f": {error}" if isinstance(error, HybridkitError) else ""
-    return f"{type(error).__name__}{words}"[:_MAX_DETAIL_CHARS]
+    return False, f"{type(error).__name__}{words}"[:_MAX_DETAIL_CHARS]
 
 
 def _state_to_dict(state: DependencyState) -> dict[str, Any]:

@@ -401,11 +401,11 @@ class _Owner[T]:
         await self._abandon()
         raise _NoAnswerError(f"it did not open within {timeout_seconds:.1f} s")
 
-    async def check(self, probe: Callable[[T], Awaitable[object]]) -> None:
-        """Whether it is still open, and works."""
+    async def check(self, probe: Callable[[T], Awaitable[object]]) -> object:
+        """Whether it is still open, and works; what the probe answers."""
         if self.task.done():
             raise UnavailableError(f"{self.name} has ended by itself")
-        await probe(self.value)
+        return await probe(self.value)
 
     async def close(self, timeout_seconds: float) -> None:
         """Leave the context manager; the task's result says how that went."""

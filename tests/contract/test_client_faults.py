@@ -606,6 +606,22 @@ async def test_a_dead_service_recovers_without_a_restart(transport: MakeTranspor
             assert (await client.get(USERS, ID)).id == ID
 
 
+async def test_the_probe_names_the_breaker(transport: MakeTransport) -> None:
+    """So that `/ready` says why calls fail although the service answers."""
+
+    async def reset(connection: Connection) -> None:
+        await connection.request()
+        connection.reset()
+
+    policy = replace(PATIENT, retry=Retry.immediate(attempts=1))
+    broken = [reset] * 20
+    async with talking(transport, *broken, reset, answering(b"{}"), policy=policy) as (client, _):
+        for _ in range(20):
+            await failure(client.get(USERS, ID))
+        assert "(breaker: open)" in str(await failure(client.probe()))
+        assert await client.probe() == "breaker: open"
+
+
 async def test_many_calls_share_the_places(transport: MakeTransport) -> None:
     """Never more connections than places; the others wait and are served."""
     policy = replace(PATIENT, max_in_flight=4)
@@ -631,6 +647,60 @@ async def test_a_cancelled_call_leaves_the_client_usable(transport: MakeTranspor
         with pytest.raises(asyncio.CancelledError):
             await task
         assert (await client.get(USERS, ID)).id == ID
+
+
+# ── a storm of retries ───────────────────────────────────────────────────────────────────────────
+
+
+async def reset_each(connection: Connection) -> None:
+    await connection.request()
+    connection.reset()
+
+
+async def close_each(connection: Connection) -> None:
+    await connection.request()
+
+
+async def busy(connection: Connection) -> None:
+    while True:
+        await connection.request()
+        await connection.answer(b"", status=503)
+
+
+@pytest.mark.parametrize("dead", [reset_each, close_each, busy])
+async def test_a_dead_service_sees_few_calls_more(
+    transport: MakeTransport, dead: Behaviour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most a fifth more than were made, and ten at once: counted at the socket, in one burst and one by one."""
+    monkeypatch.setattr("hybridkit.clients._breaker.MIN_CALLS", 10_000)  # it would hide the budget
+    asked = 0
+
+    async def counted(connection: Connection) -> None:
+        ask = connection.request
+
+        async def request() -> Asked:
+            nonlocal asked
+            found = await ask()
+            asked += 1
+            return found
+
+        connection.request = request  # type: ignore[method-assign]
+        await dead(connection)
+
+    policy = replace(PATIENT, max_queued=1000)
+    async with talking(transport, counted, policy=policy) as (client, _):
+        for _ in range(100):
+            await failure(client.get(USERS, ID))
+        await asyncio.gather(*(failure(client.delete(USERS, ID)) for _ in range(200)))
+    assert 300 < asked <= 300 * 1.2 + 10
+
+
+async def test_the_breaker_ends_the_storm(transport: MakeTransport) -> None:
+    """With it a dead service sees no more than it takes to notice."""
+    async with talking(transport, reset_each) as (client, server):
+        for _ in range(300):
+            await failure(client.get(USERS, ID))
+        assert server.connections <= 20 * 1.2 + 10
 
 
 # ── transports ───────────────────────────────────────────────────────────────────────────────────

@@ -201,3 +201,17 @@ async def test_only_changes_are_logged() -> None:
 
 def test_its_repr_tells_status_and_probes() -> None:
     assert repr(health_with(redis=Dependency().probe)) == "Health(ready, probes=['redis'])"
+
+
+async def test_a_probe_can_remark_something_of_what_is_up() -> None:
+    """That calls are held back, for example: nothing that another process could do better."""
+    health = Health()
+
+    async def probe() -> str:
+        return "breaker: open"
+
+    health.add("users", probe)
+    health.started()
+    readiness = await health.readiness()
+    assert readiness.is_ready
+    assert readiness.to_dict()["dependencies"]["users"]["detail"] == "breaker: open"

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import Any, Final, Literal, Self, cast
 
-from hybridkit.clients import MongoDataClient, PostgresDataClient
+from hybridkit.clients import ClientPolicy, MongoDataClient, PostgresDataClient
 from hybridkit.codec import format_timestamp
 from hybridkit.coordination import Redis, check_noeviction, connect_redis, probe_redis
 from hybridkit.errors import HybridkitError, MisuseError, NotConnectedError, UnavailableError
@@ -132,17 +132,21 @@ def _dependencies(kind: Kind, settings: ServiceSettings) -> Generator[Dependency
         mongo_url = settings.mongo_service_url.get_secret_value()
         prove_to_postgres = _authorization(settings, callee=settings.postgres_service_name)
         prove_to_mongo = _authorization(settings, callee=settings.mongo_service_name)
+        # Somebody waits for an API and a bot; a worker's messages can wait.
+        policy = ClientPolicy.worker() if kind == "worker" else ClientPolicy.interactive()
         yield Dependency(
             name="db_postgres_service",
             factory=lambda: PostgresDataClient(
-                postgres_url, service=service, authorization=prove_to_postgres
+                postgres_url, service=service, policy=policy, authorization=prove_to_postgres
             ),
             provides=PostgresDataClient,
             probe=_probe_client if "postgres_service_url" in settings.model_fields_set else None,
         )
         yield Dependency(
             name="db_mongo_service",
-            factory=lambda: MongoDataClient(mongo_url, service=service, authorization=prove_to_mongo),
+            factory=lambda: MongoDataClient(
+                mongo_url, service=service, policy=policy, authorization=prove_to_mongo
+            ),
             provides=MongoDataClient,
             probe=_probe_client if "mongo_service_url" in settings.model_fields_set else None,
         )
@@ -164,8 +168,8 @@ async def _checked_redis(url: str) -> AsyncGenerator[Redis]:
         yield redis
 
 
-async def _probe_client(client: PostgresDataClient | MongoDataClient) -> None:
-    await client.probe()
+async def _probe_client(client: PostgresDataClient | MongoDataClient) -> str | None:
+    return await client.probe()
 
 
 async def _probe_connection(connection: RobustPublisher | BrokerConnection | RobustConsumer) -> None:

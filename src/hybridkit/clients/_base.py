@@ -75,20 +75,26 @@ class BaseClient:
         self._pipeline = None
         await self._stack.aclose()
 
-    async def probe(self) -> None:
-        """Ask the service whether it is ready; within a second, without a retry.
+    async def probe(self) -> str | None:
+        """Ask the service whether it is ready; within a second, without a retry, and whatever the breaker says.
+
+        Returns:
+            `breaker: open` or `breaker: half_open` while calls are held back, None while they go through.
 
         Raises:
-            UnavailableError: it is not, or doesn't answer.
+            UnavailableError: it is not ready, or doesn't answer.
         """
+        pipeline = self._open_pipeline()
         try:
-            await self._open_pipeline().run_once(
+            await pipeline.run_once(
                 Intent(method="GET", path="/ready", safe=True), timeout_seconds=PROBE_SECONDS
             )
-        except UnavailableError:
-            raise
         except HybridkitError as error:
-            raise UnavailableError(f"{self._base_url} is not ready: {error}") from error
+            if isinstance(error, UnavailableError) and pipeline.breaker_state == "closed":
+                raise
+            breaker = "" if pipeline.breaker_state == "closed" else f" (breaker: {pipeline.breaker_state})"
+            raise UnavailableError(f"{self._base_url} is not ready{breaker}: {error}") from error
+        return None if pipeline.breaker_state == "closed" else f"breaker: {pipeline.breaker_state}"
 
     async def _read(
         self, path: str, *, body: bytes = b"", headers: Mapping[str, str] | None = None

@@ -34,6 +34,10 @@ class AiohttpTransport(Prompt):
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
         )
+        # Otherwise it sends every GET, PUT and DELETE twice to a service that closes the connection: a dead service
+        # would see twice the calls, whatever the budget says. There is no public name for it; aiohttp's own test
+        # client does the same.
+        self._session._retry_connection = False  # noqa: SLF001
         self._timeout = aiohttp.ClientTimeout()
 
     def __repr__(self) -> str:
