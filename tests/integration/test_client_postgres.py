@@ -1,5 +1,6 @@
 """The client and the data service on a real PostgreSQL: what one says the other understands."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from decimal import Decimal
 from typing import Any
@@ -9,6 +10,7 @@ import httpx
 import pytest
 from pydantic import BaseModel
 
+from hybridkit.aggregations import Aggregation, average, count, total
 from hybridkit.clients import Handle, PostgresDataClient
 from hybridkit.codec import Timestamp
 from hybridkit.context import Claim, RequestContext, bind
@@ -61,6 +63,18 @@ ITEMS = Resource(
     filterable=("name", "price", "quantity", "is_active"),
     sortable=("name", "price", "created_at"),
 )
+
+
+class Label(BaseModel):
+    name: str
+    quantity: int
+
+
+class Sum(BaseModel):
+    is_active: bool
+    items: int
+    worth: Decimal
+    mean: float
 
 
 class ItemStocked(Event, type="client_postgres_test.stocked", key="item_id"):
@@ -162,3 +176,115 @@ async def test_a_rerun_in_a_claim_writes_nothing_twice(client: PostgresDataClien
     assert await work() == first
     assert (await client.get(ITEMS, first[0])).quantity == 2
     assert len([item async for item in client.find(ITEMS)]) == 2
+
+
+async def make(client: PostgresDataClient, size: int) -> list[Item]:
+    wanted = [NewItem(name=f"item {n:04}", quantity=n, price=Decimal("0.50")) for n in range(size)]
+    return await client.create_many(ITEMS, wanted)
+
+
+async def test_batches(client: PostgresDataClient) -> None:
+    """A thousand at a time, in their order, as a whole."""
+    made = await make(client, 1000)
+    assert [item.quantity for item in made] == list(range(1000))
+    found = await client.get_many(ITEMS, [made[999].id, UNKNOWN, made[0].id])
+    assert found == [made[999], None, made[0]]
+    changed = await client.update_many(
+        ITEMS, [(made[0], ItemChanges(quantity=5)), (made[1].id, ItemChanges(price=None))]
+    )
+    assert [(item.quantity, item.price, item.version) for item in changed] == [
+        (5, Decimal("0.50"), 2),
+        (1, None, 2),
+    ]
+    with pytest.raises(StaleVersionError):
+        await client.update_many(ITEMS, [(each, ItemChanges(quantity=7)) for each in (made[2], made[0])])
+    with pytest.raises(UniqueViolationError):
+        await client.create_many(ITEMS, [NewItem(name="new"), NewItem(name=made[5].name)])
+    upserted = await client.upsert_many(
+        ITEMS, [(made[3].id, NewItem(name="three")), (UNKNOWN, NewItem(name="unknown"))]
+    )
+    assert [(item.name, item.version) for item in upserted] == [("three", 2), ("unknown", 1)]
+    assert await client.get_many(ITEMS, [item.id for item in upserted]) == upserted
+    await client.delete_many(ITEMS, [changed[0], made[1].id])
+    assert await client.find(ITEMS).count() == 999
+    assert await client.get(ITEMS, made[2].id) == made[2]
+
+
+async def test_a_rerun_of_a_batch_in_a_claim(client: PostgresDataClient) -> None:
+    """Its answer may be too large to keep; the records are the same ones."""
+
+    async def work() -> list[UUID]:
+        with bind(RequestContext(claim=Claim("worker:event:8"))):
+            return [item.id for item in await make(client, 300)]
+
+    assert await work() == await work()
+    assert await client.find(ITEMS).count() == 300
+
+
+async def test_selections_counts_and_exports(client: PostgresDataClient) -> None:
+    made = await make(client, 230)
+    find = client.find(ITEMS).where(ITEMS["quantity"] >= 200).order_by("name")
+    labels = [label async for label in find.select(Label)]
+    assert labels[:1] == [Label(name="item 0200", quantity=200)]
+    assert len(labels) == await find.count() == 30
+    page = await find.page_size(2).page(count="exact")
+    assert (page.items, page.total_size) == (tuple(made[200:202]), 30)
+    assert await client.find(ITEMS).count(exact=False) >= 0
+    assert [item async for item in client.find(ITEMS).order_by("name").export()] == made
+    assert [label async for label in find.select(Label).export()] == labels
+
+
+async def test_aggregations(client: PostgresDataClient) -> None:
+    made = await make(client, 4)
+    await client.update(ITEMS, made[3], ItemChanges(is_active=False))
+    wanted = Aggregation(
+        group_by=("is_active",),
+        functions={"items": count(), "worth": total("price"), "mean": average("quantity")},
+        where=ITEMS["quantity"] > 0,
+        order=(("items", "desc"),),
+    )
+    active, other = await client.aggregate(ITEMS, wanted, row_type=Sum)
+    assert active == Sum(is_active=True, items=2, worth=Decimal("1.00"), mean=1.5)
+    assert other.items == 1
+    assert (await client.aggregate(ITEMS, wanted))[0]["worth"] == "1.00"
+
+
+async def test_replace_and_modify(client: PostgresDataClient) -> None:
+    """No write of anybody is lost, however many change one record at a time."""
+    (item,) = await make(client, 1)
+    replaced = await client.replace(ITEMS, item, NewItem(name="other"))
+    with pytest.raises(StaleVersionError) as stale:
+        await client.replace(ITEMS, item, NewItem(name="late"))
+    assert stale.value.current == replaced.etag
+    with pytest.raises(StaleVersionError):
+        await client.replace(ITEMS, UNKNOWN, NewItem(name="nobody"))
+
+    async def one_more(item: Item) -> ItemChanges:
+        return ItemChanges(quantity=item.quantity + 1)
+
+    await asyncio.gather(*(client.modify(ITEMS, replaced, one_more) for _ in range(5)))
+    assert (await client.get(ITEMS, item.id)).quantity == 5
+
+
+async def test_a_dry_run(client: PostgresDataClient, service: Any) -> None:
+    """What would come of it, errors included, and nothing kept."""
+    (item,) = await make(client, 1)
+    async with client.transaction(dry_run=True) as tx:
+        tried = tx.update(ITEMS, item, ItemChanges(quantity=9))
+        tx.emit(ItemStocked(item_id=item.id))
+    assert tried.result.quantity == 9
+    assert await client.get(ITEMS, item.id) == item
+    assert await service.sql("select * from hk_outbox") == []
+    with pytest.raises(StaleVersionError):
+        async with client.transaction(dry_run=True) as tx:
+            tx.update(ITEMS, tried.result, ItemChanges(quantity=10))
+
+
+async def test_coalesced_reads(service: Any) -> None:
+    transport = httpx.ASGITransport(service.app)
+    async with PostgresDataClient("http://data", service="api", transport=transport, coalesce=True) as client:
+        made = await make(client, 20)
+        found = await asyncio.gather(
+            *(client.find_one(ITEMS, item.id) for item in made), client.find_one(ITEMS, UNKNOWN)
+        )
+    assert found == [*made, None]
