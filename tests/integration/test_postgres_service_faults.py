@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import func, select
 
 from hybridkit.dataservice import _postgres_database, _postgres_keys, _postgres_writes
+from hybridkit.dataservice._postgres_single import SingleCreate
 from hybridkit.errors import ConflictError, DeadlineExceededError, UnavailableError
 from hybridkit.testing import FaultProxy
 
@@ -200,7 +201,7 @@ async def test_races_are_lost_three_times_and_no_more(service: Any, monkeypatch:
         raise ConflictError("lost")
 
     monkeypatch.setattr(_postgres_writes, "apply", lose)
-    answer = await service.send("POST", "/v1/items", {"name": "pen"})
+    answer = await service.send("PUT", PATH, {"name": "pen"})
     assert verdict(answer) == (409, "SERIALIZATION_FAILURE")
     assert answer.json()["retryable"] is True
     assert tries == 4
@@ -255,43 +256,60 @@ async def proxied(postgres_url: str, service: Any, run_service: Any) -> AsyncIte
 
 
 def before_commit(monkeypatch: pytest.MonkeyPatch, action: Any) -> None:
-    """Have something happen when all is written, and the commit comes next; once."""
-    record_key = _postgres_keys.record_key
+    """Have something happen when all is written and the commit comes next, or a statement that commits itself; once."""
+    record_key, write_single = _postgres_keys.record_key, SingleCreate.write
 
     async def record(*arguments: Any) -> None:
         await record_key(*arguments)
+        act()
+
+    async def write(*arguments: Any) -> Any:
+        act()
+        return await write_single(*arguments)
+
+    def act() -> None:
         monkeypatch.setattr(_postgres_writes, "record_key", record_key)
+        monkeypatch.setattr(SingleCreate, "write", write_single)
         action()
 
     monkeypatch.setattr(_postgres_writes, "record_key", record)
+    monkeypatch.setattr(SingleCreate, "write", write)
 
 
+WRITES = [("POST", "/v1/items"), ("PUT", PATH)]
+"""One is a single statement, which commits itself; the other is a transaction."""
+
+
+@pytest.mark.parametrize(("method", "path"), WRITES)
 async def test_a_lost_answer_to_a_commit_is_found_again_by_its_key(
-    proxied: tuple[Any, FaultProxy], monkeypatch: pytest.MonkeyPatch
+    proxied: tuple[Any, FaultProxy], monkeypatch: pytest.MonkeyPatch, method: str, path: str
 ) -> None:
     far, proxy = proxied
+    await far.create("ink")  # prepares the statement, which takes a round trip of its own
     before_commit(monkeypatch, lambda: proxy.cut("to_client", at_byte=0))
-    answer = await far.send("POST", "/v1/items", {"name": "pen"}, key="k")
+    answer = await far.send(method, path, {"name": "pen"}, key="k")
     assert verdict(answer) == (504, "OUTCOME_UNKNOWN")
     assert answer.json()["retryable"] is True
     proxy.let_pass()
     await recovers(far)
-    again = await far.send("POST", "/v1/items", {"name": "pen"}, key="k")
+    again = await far.send(method, path, {"name": "pen"}, key="k")
     assert (again.status_code, again.headers["idempotency-replayed"]) == (201, "true")
 
 
+@pytest.mark.parametrize(("method", "path"), WRITES)
 async def test_a_commit_that_never_arrived_is_done_by_the_next_call(
-    proxied: tuple[Any, FaultProxy], monkeypatch: pytest.MonkeyPatch
+    proxied: tuple[Any, FaultProxy], monkeypatch: pytest.MonkeyPatch, method: str, path: str
 ) -> None:
     far, proxy = proxied
+    await far.get("/v1/items")
     before_commit(monkeypatch, proxy.swallow)
     started = time.monotonic()
-    answer = await far.send("POST", "/v1/items", {"name": "pen"}, key="k", x_request_timeout="1")
+    answer = await far.send(method, path, {"name": "pen"}, key="k", x_request_timeout="1")
     assert verdict(answer) == (504, "DEADLINE_EXCEEDED")
     assert time.monotonic() - started < 8
     proxy.let_pass()
     await recovers(far)
-    again = await far.send("POST", "/v1/items", {"name": "pen"}, key="k")
+    again = await far.send(method, path, {"name": "pen"}, key="k")
     assert again.status_code == 201
     assert "idempotency-replayed" not in again.headers
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from hybridkit.context import RequestContext, bind
-from hybridkit.dataservice._operations import Create, Write
+from hybridkit.dataservice._operations import Create, Outcome, Write
 from hybridkit.dataservice._postgres_keys import lock_number
 from hybridkit.errors import ConflictError
 from hybridkit.observability import metrics
@@ -180,7 +180,7 @@ async def test_a_key_that_was_taken_meanwhile_is_a_lost_race(service: Any) -> No
 
     with bind(RequestContext().within(5)), pytest.raises(ConflictError):
         async with service.store._database.session() as session:
-            await record_key(session, write, [])
+            await record_key(session, write, Outcome(()))
 
 
 async def test_expired_keys_and_published_events_are_deleted(service: Any) -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 __all__ = ["State", "normal_tag"]
 
-_SYNTAX = re.compile(r'"([1-9][0-9]{0,17})-([0-9a-f]{1,16})"')
+_SYNTAX = re.compile(r'"([1-9][0-9]{0,17})-([0-9a-f]{1,15}|[1-7][0-9a-f]{15})"')  # both fit into 64 bits
 
 
 class State(NamedTuple):

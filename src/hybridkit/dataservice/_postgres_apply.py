@@ -1,10 +1,21 @@
-"""Each operation as SQL: one statement where it succeeds, one more to say why it doesn't."""
+"""Operations as SQL: one statement for a run of them where it succeeds, one more to say why it doesn't."""
 
-from collections.abc import Mapping
-from typing import Any, assert_never
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
-from sqlalchemy import ColumnElement, and_, delete, func, select, update
-from sqlalchemy import Update as UpdateStatement
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Executable,
+    Row,
+    and_,
+    delete,
+    func,
+    null,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.dialects.postgresql import insert
 
 from hybridkit.dataservice._etags import State
@@ -12,7 +23,6 @@ from hybridkit.dataservice._operations import (
     Assert,
     Create,
     Delete,
-    Document,
     Operation,
     Result,
     Undelete,
@@ -23,176 +33,366 @@ from hybridkit.dataservice._operations import (
 from hybridkit.dataservice._postgres_columns import now_in_milliseconds
 from hybridkit.dataservice._postgres_database import Session
 from hybridkit.dataservice._postgres_filters import condition
+from hybridkit.dataservice._postgres_runs import Rows, chunks, runs
 from hybridkit.dataservice._postgres_table import ResourceTable
 from hybridkit.dataservice._refusals import (
     fitting,
+    hidden,
     missing,
     not_a_number,
     pointer,
     set_and_incremented,
     stale,
 )
-from hybridkit.errors import NotFoundError, NotSupportedError, StaleVersionError
+from hybridkit.errors import RejectedError, StaleVersionError
 
-__all__ = ["apply"]
+if TYPE_CHECKING:
+    from sqlalchemy.types import TypeEngine
+
+__all__ = ["UnnamedError", "apply", "apply_carefully", "new_row"]
+
+type Found = Row[*tuple[Any, ...]]
+
+_NO_STATE = State(version=0, incarnation=0)
+"""What a tag means that no record can have."""
 
 
-async def apply(session: Session, table: ResourceTable, operation: Operation) -> Result:
-    """Carry it out inside the session's transaction.
+class UnnamedError(Exception):
+    """The database refuses one of several operations; `apply_carefully`, in a new transaction, finds out which."""
+
+
+async def apply(
+    session: Session, tables: Mapping[str, ResourceTable], operations: Sequence[Operation]
+) -> list[Result]:
+    """Carry them out inside the session's transaction, in their order.
 
     Raises:
-        NotFoundError: its record is not there.
-        StaleVersionError: its condition does not hold.
+        NotFoundError: a record is not there.
+        StaleVersionError: a condition does not hold.
+        UniqueViolationError: a value is taken.
+        ForeignKeyError: a record that is referred to is not there.
         InvalidRequestError: a value that the table can't hold.
+        UnnamedError: one of the last three, for one of several.
     """
-    match operation:
-        case Assert():
-            await _assert(session, table, operation)
-            return Result()
-        case Create():
-            return await _create(session, table, operation)
-        case Update():
-            return Result(await _update(session, table, operation))
-        case Upsert():
-            return await _upsert(session, table, operation)
-        case Undelete():
-            raise NotSupportedError("undelete is not there yet")
-        case Delete():
-            await _delete(session, table, operation)
-            return Result()
-        case _:
-            assert_never(operation)
+    results: list[Result] = []
+    for run in runs(operations):
+        table = tables[run[0].resource.name]
+        for chunk in chunks(table, run):
+            results += await _Run(session, table, chunk).apply()
+    return results
 
 
-async def _assert(session: Session, table: ResourceTable, operation: Assert) -> None:
-    locked = select(*table.all).where(table["id"] == operation.id).with_for_update(read=True)
-    rows = await session.execute(locked)
-    if not rows:
-        raise missing(operation)
-    if operation.if_match not in (None, current := table.tag(rows[0])):
-        raise stale(operation, current)
-
-
-async def _create(session: Session, table: ResourceTable, operation: Create) -> Result:
-    statement = insert(table.table).values(_new_row(table, operation)).returning(*table.all)
-    rows = await session.execute(statement)
-    return Result(table.document(rows[0]), created=True)
-
-
-async def _update(session: Session, table: ResourceTable, operation: Update) -> Document:
-    changes = table.bound(operation.changes, at=pointer(operation))
-    changes |= _increments(table, operation)
-    changes |= await _merged(session, table, operation)
-    where = _target(table, operation, operation.if_match)
-    if operation.require is not None:
-        where = and_(where, condition(table, operation.require))
-    rows = await session.execute(_change(table, changes).where(where).returning(*table.all))
-    if rows:
-        return table.document(rows[0])
-    current = await _current_tag(session, table, operation)
-    if operation.if_match in (None, current):
-        raise StaleVersionError(operation.says("the requirement does not hold"), current=current)
-    raise stale(operation, current)
-
-
-async def _upsert(session: Session, table: ResourceTable, operation: Upsert) -> Result:
-    if operation.only == "present":
-        return await _replace(session, table, operation)
-    statement = insert(table.table).values(_new_row(table, operation))
-    if operation.only == "absent":
-        statement = statement.on_conflict_do_nothing(index_elements=[table["id"]])
-    else:
-        changes = _versioned(table, table.bound(operation.values, at=pointer(operation)))
-        statement = statement.on_conflict_do_update(index_elements=[table["id"]], set_=changes)
-    rows = await session.execute(statement.returning(*table.all))
-    if not rows:
-        raise stale(operation, await _current_tag(session, table, operation))
-    document = table.document(rows[0])
-    return Result(document, created=document["version"] == 1)
-
-
-async def _replace(session: Session, table: ResourceTable, operation: Upsert) -> Result:
-    changes = table.bound(operation.values, at=pointer(operation))
-    where = _target(table, operation, operation.if_match)
-    rows = await session.execute(_change(table, changes).where(where).returning(*table.all))
-    if rows:
-        return Result(table.document(rows[0]))
+async def apply_carefully(
+    session: Session, tables: Mapping[str, ResourceTable], operations: Sequence[Operation]
+) -> list[Result]:
+    """As `apply`, but the error says which operation it means: by halves, down to the first that is refused."""
+    await session.execute(text("SAVEPOINT half"))
     try:
-        current = await _current_tag(session, table, operation)
-    except NotFoundError:  # a condition on a record that is not there does not hold: RFC 9110, section 13.1.1
-        current = None
-    raise stale(operation, current)
+        results = await apply(session, tables, operations)
+    except UnnamedError:
+        await session.execute(text("ROLLBACK TO SAVEPOINT half"))
+        middle = len(operations) // 2
+        first = await apply_carefully(session, tables, operations[:middle])
+        return first + await apply_carefully(session, tables, operations[middle:])
+    await session.execute(text("RELEASE SAVEPOINT half"))
+    return results
 
 
-async def _delete(session: Session, table: ResourceTable, operation: Delete) -> None:
-    where = _target(table, operation, operation.if_match)
-    if not await session.execute(delete(table.table).where(where).returning(table["id"])):
-        raise stale(operation, await _current_tag(session, table, operation))
+def new_row(table: ResourceTable, operation: Create | Upsert) -> dict[str, Any]:
+    """The values of a new record, by field.
+
+    Raises:
+        InvalidRequestError: a value that its column can't hold.
+    """
+    at = pointer(operation)
+    values = {**table.defaults(), **operation.values}
+    return {**{name: table.bind(name, value, at=at) for name, value in values.items()}, "id": operation.id}
 
 
-# ── parts ────────────────────────────────────────────────────────────────────────────────────────
+class _Run:
+    """Operations of one shape on one table; see `runs`."""
 
+    def __init__(self, session: Session, table: ResourceTable, run: Sequence[Operation]) -> None:
+        self._session = session
+        self._table = table
+        self._run = run
 
-def _new_row(table: ResourceTable, operation: Create | Upsert) -> dict[str, Any]:
-    values = table.bound({**table.defaults(), **operation.values}, at=pointer(operation))
-    return {**values, table["id"].name: operation.id}
+    async def apply(self) -> list[Result]:
+        match self._run[0]:
+            case Assert():
+                return await self._assert()
+            case Create():
+                return await self._create()
+            case Update():
+                return await self._update()
+            case Upsert(only="present"):
+                return await self._replace()
+            case Upsert():
+                return await self._upsert()
+            case Delete():
+                return await self._delete()
+            case Undelete():
+                return await self._undelete()
 
+    # ── each kind ────────────────────────────────────────────────────────────────────────────────
 
-def _change(table: ResourceTable, changes: Mapping[str, Any]) -> UpdateStatement:
-    return update(table.table).values(_versioned(table, changes))
-
-
-def _versioned(table: ResourceTable, changes: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        **changes,
-        table["version"].name: table["version"] + 1,
-        table["updated_at"].name: now_in_milliseconds(),
-    }
-
-
-def _target(
-    table: ResourceTable, operation: Update | Upsert | Delete, if_match: str | None
-) -> ColumnElement[bool]:
-    """The record, in the state that was asked for; a tag that no record can have matches none."""
-    target: ColumnElement[bool] = table["id"] == operation.id
-    if if_match is None:
-        return target
-    state = State.of(if_match) or State(version=0, incarnation=0)
-    return and_(target, table["version"] == state.version, table["incarnation"] == state.incarnation)
-
-
-def _increments(table: ResourceTable, operation: Update) -> dict[str, Any]:
-    changes: dict[str, Any] = {}
-    for name, amount in operation.increment.items():
-        if not table.is_number(name):
-            raise not_a_number(operation, name)
-        if name in operation.changes:
-            raise set_and_incremented(operation, name)
-        column = table[name]
-        changes[column.name] = func.coalesce(column, 0) + table.bind(
-            name, amount, at=pointer(operation, "increment")
+    async def _assert(self) -> list[Result]:
+        rows = self._targets()
+        locked = (
+            select(rows.position)
+            .where(self._hit(rows), self._table.live)
+            .order_by(rows.position)
+            .with_for_update(read=True, of=self._table.table)
         )
-    return changes
+        hit = await self._hits(locked)
+        await self._explain(hit)
+        return [Result()] * len(self._run)
+
+    async def _create(self) -> list[Result]:
+        rows, names = self._new_rows()
+        statement = insert(self._table.table).from_select(
+            [self._table[name].name for name in names], select(*(rows[name] for name in names))
+        )
+        made = await self._by_id(statement.returning(*self._table.all))
+        return [Result(self._table.document(row), created=True) for row in made if row is not None]
+
+    async def _update(self) -> list[Result]:
+        operations = cast("Sequence[Update]", self._run)
+        values = [self._changes(operation) for operation in operations]
+        merged = await self._merged(operations)
+        added = [self._increments(operation) for operation in operations]
+        every = [{**one, **two} for one, two in zip(values, merged, strict=True)]
+        first = operations[0]
+        rows = self._targets(every, added)
+        changes: dict[str, Any] = {self._table[name].name: rows[name] for name in every[0]}
+        for name in first.increment:
+            changes[self._table[name].name] = func.coalesce(self._table[name], 0) + rows[f"+{name}"]
+        where = and_(self._hit(rows), self._table.live)
+        if first.require is not None:
+            where = and_(where, condition(self._table, first.require))
+        return await self._changed(rows, changes, where)
+
+    async def _replace(self) -> list[Result]:
+        values = [self._replacement(operation) for operation in cast("Sequence[Upsert]", self._run)]
+        rows = self._targets(values)
+        changes: dict[str, Any] = {self._table[name].name: rows[name] for name in values[0]}
+        return await self._changed(rows, changes, and_(self._hit(rows), self._table.live))
+
+    async def _upsert(self) -> list[Result]:
+        rows, names = self._new_rows()
+        first = cast("Upsert", self._run[0])
+        statement = insert(self._table.table).from_select(
+            [self._table[name].name for name in names], select(*(rows[name] for name in names))
+        )
+        if first.only == "absent":
+            statement = statement.on_conflict_do_nothing(index_elements=[self._table["id"]])
+        else:
+            named = {self._table[name].name for name in first.values}
+            changes: dict[str, Any] = {name: statement.excluded[name] for name in named}
+            statement = statement.on_conflict_do_update(
+                index_elements=[self._table["id"]],
+                set_=self._versioned(changes),
+                where=self._table.live if self._table.resource.soft_delete else None,
+            )
+        results: list[Result] = []
+        for operation, row in zip(
+            self._run, await self._by_id(statement.returning(*self._table.all)), strict=True
+        ):
+            if row is None:
+                current = await self._current(operation)
+                raise hidden(operation) if current is None else stale(operation, current)
+            document = self._table.document(row)
+            results.append(Result(document, created=document["version"] == 1))
+        return results
+
+    async def _delete(self) -> list[Result]:
+        rows, table = self._targets(), self._table
+        where = and_(self._hit(rows), table.live)
+        if table.resource.soft_delete:
+            hiding = {
+                table["deleted_at"].name: now_in_milliseconds(),
+                table["version"].name: table["version"] + 1,
+            }
+            hit = await self._hits(update(table.table).values(hiding).where(where).returning(rows.position))
+        else:
+            hit = await self._hits(delete(table.table).where(where).returning(rows.position))
+        await self._explain(hit)
+        return [Result()] * len(self._run)
+
+    async def _undelete(self) -> list[Result]:
+        found: dict[int, Found] = {}
+        if self._table.resource.soft_delete:
+            rows = self._targets()
+            showing = self._versioned({self._table["deleted_at"].name: null()})
+            was_hidden = self._table["deleted_at"].is_not(None)
+            statement = update(self._table.table).values(showing).where(self._hit(rows), was_hidden)
+            found = self._by_position(
+                await self._execute(statement.returning(rows.position, *self._table.all))
+            )
+        results: list[Result] = []
+        for position, operation in enumerate(self._run, 1):
+            row = found.get(position) or await self._undeleted_already(cast("Undelete", operation))
+            results.append(Result(self._table.document(row)))
+        return results
+
+    async def _undeleted_already(self, operation: Undelete) -> Found:
+        """The record that was there all the time; with a hidden one only its condition can be wrong."""
+        statement = select(*self._table.all).where(self._table["id"] == operation.id)
+        rows = await self._execute(statement)
+        if not rows:
+            raise missing(operation)
+        if operation.if_match not in (None, current := self._table.tag(rows[0])):
+            raise stale(operation, current)
+        return rows[0]
+
+    # ── rows ─────────────────────────────────────────────────────────────────────────────────────
+
+    def _new_rows(self) -> tuple[Rows, Sequence[str]]:
+        values = [new_row(self._table, cast("Create | Upsert", operation)) for operation in self._run]
+        names = tuple(values[0])
+        kinds = {name: self._table[name].type for name in names}
+        return Rows(kinds, [[row[name] for name in names] for row in values]), names
+
+    def _targets(
+        self, values: Sequence[Mapping[str, Any]] = (), added: Sequence[Mapping[str, Any]] = ()
+    ) -> Rows:
+        """A row for each operation: which record, in which state, with which values."""
+        kinds: dict[str, TypeEngine[Any]] = {
+            "id": self._table["id"].type,
+            "=version": BigInteger(),
+            "=incarnation": BigInteger(),
+        }
+        kinds |= {name: self._table[name].type for name in (values[0] if values else ())}
+        kinds |= {f"+{name}": self._table[name].type for name in (added[0] if added else ())}
+        rows: list[Sequence[Any]] = []
+        for number, operation in enumerate(self._run):
+            state = (None, None) if (tag := _tag(operation)) is None else State.of(tag) or _NO_STATE
+            given = values[number].values() if values else ()
+            more = added[number].values() if added else ()
+            rows.append((operation.id, *state, *given, *more))
+        return Rows(kinds, rows)
+
+    def _hit(self, rows: Rows) -> ColumnElement[bool]:
+        """The record of a row, in the state that was asked for."""
+        target: ColumnElement[bool] = self._table["id"] == rows["id"]
+        if _tag(self._run[0]) is None:
+            return target
+        same_version = self._table["version"] == rows["=version"]
+        return and_(target, same_version, self._table["incarnation"] == rows["=incarnation"])
+
+    def _changes(self, operation: Update) -> dict[str, Any]:
+        at = pointer(operation)
+        return {name: self._table.bind(name, value, at=at) for name, value in operation.changes.items()}
+
+    def _replacement(self, operation: Upsert) -> dict[str, Any]:
+        at = pointer(operation)
+        return {name: self._table.bind(name, value, at=at) for name, value in operation.values.items()}
+
+    def _increments(self, operation: Update) -> dict[str, Any]:
+        at = pointer(operation, "increment")
+        amounts: dict[str, Any] = {}
+        for name, amount in operation.increment.items():
+            if not self._table.is_number(name):
+                raise not_a_number(operation, name)
+            if name in operation.changes:
+                raise set_and_incremented(operation, name)
+            amounts[name] = self._table.bind(name, amount, at=at)
+        return amounts
+
+    async def _merged(self, operations: Sequence[Update]) -> list[dict[str, Any]]:
+        """The documents after their merge patches; the records stay locked until they are written."""
+        names = tuple(operations[0].merges)
+        if not names:
+            return [{}] * len(operations)
+        rows = self._targets()
+        columns = [self._table[name] for name in names]
+        locked = (
+            select(rows.position, *columns)
+            .where(self._table["id"] == rows["id"], self._table.live)
+            .order_by(rows.position)
+            .with_for_update(of=self._table.table)
+        )
+        found = self._by_position(await self._execute(locked))
+        merged: list[dict[str, Any]] = []
+        for position, operation in enumerate(operations, 1):
+            if position not in found:
+                raise missing(operation)
+            merged.append(
+                {
+                    name: self._table.bind(
+                        name,
+                        fitting(operation, name, merge_patch(document, operation.merges[name])),
+                        at=pointer(operation),
+                    )
+                    for name, document in zip(names, found[position], strict=True)
+                }
+            )
+        return merged
+
+    # ── statements ───────────────────────────────────────────────────────────────────────────────
+
+    async def _changed(
+        self, rows: Rows, changes: Mapping[str, Any], where: ColumnElement[bool]
+    ) -> list[Result]:
+        statement = update(self._table.table).values(self._versioned(changes)).where(where)
+        found = self._by_position(await self._execute(statement.returning(rows.position, *self._table.all)))
+        await self._explain(found)
+        return [Result(self._table.document(found[position + 1])) for position in range(len(self._run))]
+
+    def _versioned(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        version, updated_at = self._table["version"], self._table["updated_at"]
+        return {**changes, version.name: version + 1, updated_at.name: now_in_milliseconds()}
+
+    async def _execute(self, statement: Executable) -> Sequence[Found]:
+        try:
+            return await self._session.execute(statement)
+        except RejectedError as error:
+            if len(self._run) > 1:
+                raise UnnamedError from error
+            error.args = (self._run[0].says(str(error)),)
+            raise
+
+    async def _by_id(self, statement: Executable) -> list[Found | None]:
+        """For each operation the row of its record, from a statement that returns `all` of some."""
+        rows = await self._execute(statement)
+        if len(self._run) == 1:
+            return [rows[0] if rows else None]
+        found = {self._table.document(row)["id"]: row for row in rows}
+        return [found.get(operation.id) for operation in self._run]
+
+    async def _hits(self, statement: Executable) -> set[int]:
+        return {row[0] for row in await self._execute(statement)}
+
+    @staticmethod
+    def _by_position(rows: Sequence[Found]) -> dict[int, Any]:
+        return {row[0]: row[1:] for row in rows}
+
+    async def _explain(self, hit: Mapping[int, Any] | set[int]) -> None:
+        """Say why the first operation had no effect that had none.
+
+        Raises:
+            NotFoundError: its record is not there.
+            StaleVersionError: it is in another state.
+        """
+        for position, operation in enumerate(self._run, 1):
+            if position in hit:
+                continue
+            current = await self._current(operation)
+            if current is None and not isinstance(operation, Upsert):
+                raise missing(operation)
+            # A condition on a record that is not there does not hold: RFC 9110, section 13.1.1.
+            if current is not None and _tag(operation) in (None, current):
+                reason = operation.says("the requirement does not hold")
+                raise StaleVersionError(reason, current=current)
+            raise stale(operation, current)
+
+    async def _current(self, operation: Operation) -> str | None:
+        """The ETag of its record; None for one that is not there."""
+        own = self._table["id"] == operation.id
+        rows = await self._execute(select(*self._table.all).where(own, self._table.live))
+        return self._table.tag(rows[0]) if rows else None
 
 
-async def _merged(session: Session, table: ResourceTable, operation: Update) -> dict[str, Any]:
-    """The documents after their merge patches; the record stays locked until they are written."""
-    if not operation.merges:
-        return {}
-    names = tuple(operation.merges)
-    columns = [table[name] for name in names]
-    rows = await session.execute(select(*columns).where(table["id"] == operation.id).with_for_update())
-    if not rows:
-        raise missing(operation)
-    merged = {
-        name: fitting(operation, name, merge_patch(current, operation.merges[name]))
-        for name, current in zip(names, rows[0], strict=True)
-    }
-    return table.bound(merged, at=pointer(operation))
-
-
-async def _current_tag(session: Session, table: ResourceTable, operation: Operation) -> str:
-    rows = await session.execute(select(*table.all).where(table["id"] == operation.id))
-    if not rows:
-        raise missing(operation)
-    return table.tag(rows[0])
+def _tag(operation: Operation) -> str | None:
+    """The ETag that its record must have."""
+    return None if isinstance(operation, Create) else operation.if_match

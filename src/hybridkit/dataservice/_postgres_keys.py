@@ -2,58 +2,81 @@
 
 A key in use is told by an advisory lock that is tried, never waited for, so no connection of the pool is held by a
 call that waits for another. Only what was done is recorded; a refusal is computed again, as the world may have changed.
+
+The lock and the row are asked for by one statement, whose snapshot may be older than the lock: then it doesn't show
+what the former holder of the lock has committed. That is no danger, as the row can't be written twice; whoever loses
+such a race undoes its work and finds the row when it looks again.
 """
 
 import hashlib
-from collections.abc import Sequence
-from typing import Any
+from datetime import timedelta
+from typing import Final
 
-import orjson
-from sqlalchemy import func, insert, select
-
-from hybridkit.codec import encode_json
 from hybridkit.dataservice._in_flight import in_progress
 from hybridkit.dataservice._keys import DERIVED_RETENTION, RETENTION, is_derived
-from hybridkit.dataservice._operations import Outcome, Result, Write
+from hybridkit.dataservice._operations import Outcome, Write
 from hybridkit.dataservice._postgres_columns import KEYS
-from hybridkit.dataservice._postgres_database import Session
+from hybridkit.dataservice._postgres_database import Database, Session
 from hybridkit.dataservice._postgres_errors import constraint_of, database_error
+from hybridkit.dataservice._recorded import encode_outcome
 from hybridkit.errors import ConflictError, HybridkitError
 
-__all__ = ["claim_key", "lock_number", "record_key"]
+__all__ = ["Recorded", "claim_key", "key_lock", "lock_number", "look_up_key", "record_key", "retention_of"]
+
+type Recorded = tuple[bytes, bytes]
+"""The fingerprint of the call that a key was used for, and what it keeps of its answer."""
+
+_CLAIM: Final = (
+    "SELECT pg_try_advisory_xact_lock($1) AS is_free, fingerprint, results"
+    " FROM (VALUES (true)) AS always LEFT JOIN hk_keys ON caller = $2 AND key = $3"
+)
+_LOOK_UP: Final = "SELECT fingerprint, results FROM hk_keys WHERE caller = $1 AND key = $2"
+_RECORD: Final = (
+    "INSERT INTO hk_keys (caller, key, fingerprint, results, expires_at)"
+    " VALUES ($1, $2, $3, $4, now() + CAST($5 AS interval))"
+)
 
 
-async def claim_key(session: Session, write: Write) -> tuple[bytes, Outcome] | None:
-    """Take the key until the end of the transaction; or what was done under it, and the fingerprint of that.
+async def claim_key(session: Session, write: Write) -> Recorded | None:
+    """Take the key until the end of the transaction; or what was done under it.
 
     Raises:
         InProgressError: another call has it now.
     """
-    lock = func.pg_try_advisory_xact_lock(lock_number("key", write.caller, write.key))
-    if not (await session.execute(select(lock)))[0][0]:
+    [row] = await session.fetch(_CLAIM, key_lock(write), write.caller, write.key)
+    if row["results"] is not None:
+        return row["fingerprint"], row["results"]
+    if not row["is_free"]:
         raise in_progress()
-    # A statement of its own: its snapshot is younger than the lock, so it sees what the former holder committed.
-    found = await session.execute(
-        select(KEYS.c.fingerprint, KEYS.c.results).where(
-            KEYS.c.caller == write.caller, KEYS.c.key == write.key
-        )
-    )
-    return (found[0][0], Outcome(_decode(found[0][1]), replayed=True)) if found else None
+    return None
 
 
-async def record_key(session: Session, write: Write, results: Sequence[Result]) -> None:
-    """Record what was done; it becomes true with the commit."""
-    retention = DERIVED_RETENTION if is_derived(write.key) else RETENTION
-    await session.execute(
-        insert(KEYS).values(
-            caller=write.caller,
-            key=write.key,
-            fingerprint=write.fingerprint,
-            results=_encode(results),
-            expires_at=func.now() + retention,
-        ),
-        meaning=_key_error,
+async def look_up_key(database: Database, write: Write) -> Recorded | None:
+    """What was done under the key, if anything."""
+    rows = await database.fetch(_LOOK_UP, write.caller, write.key)
+    return (rows[0]["fingerprint"], rows[0]["results"]) if rows else None
+
+
+async def record_key(session: Session, write: Write, outcome: Outcome) -> None:
+    """Record what was done; it becomes true with the commit.
+
+    Raises:
+        ConflictError: another call with this key has done it meanwhile.
+    """
+    kept = encode_outcome(write, outcome)
+    await session.fetch(
+        _RECORD, write.caller, write.key, write.fingerprint, kept, retention_of(write), meaning=_key_error
     )
+
+
+def retention_of(write: Write) -> timedelta:
+    """How long its key is kept."""
+    return DERIVED_RETENTION if is_derived(write.key) else RETENTION
+
+
+def key_lock(write: Write) -> int:
+    """The advisory lock of its key."""
+    return lock_number("key", write.caller, write.key)
 
 
 def lock_number(*parts: str) -> int:
@@ -63,16 +86,6 @@ def lock_number(*parts: str) -> int:
 
 
 def _key_error(error: Exception) -> HybridkitError | None:
-    """A snapshot older than the lock (above `read_committed`) doesn't show what the former holder committed."""
     if constraint_of(error) == KEYS.primary_key.name:
         return ConflictError("another call with this Idempotency-Key was faster", retry_after_seconds=0.1)
     return database_error(error)
-
-
-def _encode(results: Sequence[Result]) -> bytes:
-    return encode_json([[result.record, result.created] for result in results])
-
-
-def _decode(stored: bytes) -> tuple[Result, ...]:
-    pairs: list[tuple[dict[str, Any] | None, bool]] = orjson.loads(stored)
-    return tuple(Result(record, created) for record, created in pairs)

@@ -3,18 +3,25 @@
 import asyncio
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Final
 
+from sqlalchemy import select, text
+
+from hybridkit.contract import Emission
+from hybridkit.dataservice._etags import State
 from hybridkit.dataservice._in_flight import PATIENCE_SECONDS, InFlight
 from hybridkit.dataservice._keys import count, replayed
-from hybridkit.dataservice._operations import Outcome, Write
-from hybridkit.dataservice._postgres_apply import apply
-from hybridkit.dataservice._postgres_database import Database
-from hybridkit.dataservice._postgres_keys import claim_key, record_key
+from hybridkit.dataservice._operations import Document, Outcome, Result, Write
+from hybridkit.dataservice._postgres_apply import UnnamedError, apply, apply_carefully
+from hybridkit.dataservice._postgres_database import Database, Session
+from hybridkit.dataservice._postgres_keys import Recorded, claim_key, look_up_key, record_key
 from hybridkit.dataservice._postgres_outbox import add_emissions
+from hybridkit.dataservice._postgres_single import SingleCreate
 from hybridkit.dataservice._postgres_table import ResourceTable
-from hybridkit.errors import ConflictError, InProgressError, RejectedError
+from hybridkit.dataservice._recorded import Reference, decode_outcome
+from hybridkit.errors import ConflictError, InProgressError, KeyReusedError, RejectedError
 
 __all__ = ["PostgresWriter"]
 
@@ -39,16 +46,24 @@ class PostgresWriter:
         self._database = database
         self._tables = tables
         self._emitted = emitted
+        self._single = SingleCreate(database, tables)
         self._in_flight = InFlight()
 
     def __repr__(self) -> str:
         return f"PostgresWriter({sorted(self._tables)}, {self._in_flight!r})"
 
     async def write(self, write: Write) -> Outcome:
-        """Do all of it, once per caller and key; again, at most three times, where another transaction won."""
+        """Do all of it, once per caller and key; again, at most three times, where another transaction won.
+
+        A dry run has no part in keys: it is neither recorded nor answered by what was.
+        """
+        if write.dry_run:
+            return await self._insist(write)
 
         def replay(fingerprint: bytes, outcome: Outcome) -> Outcome:
-            return replayed(write, fingerprint, Outcome(outcome.results, replayed=True))
+            return replayed(
+                write, fingerprint, Outcome(outcome.results, replayed=True, answer=outcome.answer)
+            )
 
         try:
             return await self._in_flight.run(write, lambda: self._write(write), replay=replay)
@@ -57,14 +72,31 @@ class PostgresWriter:
             raise
 
     async def _write(self, write: Write) -> Outcome:
+        done = await self._write_single(write) if self._single.takes(write) else None
+        if done is None:
+            done = await self._insist(write)
+        if not done.replayed:
+            count("acquired")
+        return done
+
+    async def _write_single(self, write: Write) -> Outcome | None:
+        """The outcome of a single statement; None where it takes a transaction to find out."""
+        try:
+            done = await self._single.write(write)
+        except (RejectedError, ConflictError):
+            return None
+        if isinstance(done, tuple):
+            return await self._replay(write, done)
+        if done is not None and write.emit:
+            self._emitted()
+        return done
+
+    async def _insist(self, write: Write) -> Outcome:
         give_up = time.monotonic() + PATIENCE_SECONDS
-        retries = 0
-        # Above `read_committed` the snapshot is older than the lock on the key: what looks like a refusal may be the
-        # doing of the key's former holder, which a second look shows.
-        looks = 1 if write.isolation == "read_committed" else 2
+        retries, careful = 0, False
         while True:
             try:
-                return await self._write_once(write)
+                return await self._write_once(write, careful=careful)
             except InProgressError:
                 if time.monotonic() >= give_up:
                     raise
@@ -74,26 +106,96 @@ class PostgresWriter:
                 if retries > MAX_RETRIES:
                     raise
                 pause = RETRY_SECONDS * 2**retries
+            except UnnamedError:
+                careful, pause = True, 0.0
+            except KeyReusedError:
+                raise
             except RejectedError:
-                looks -= 1
-                if looks == 0:
+                # What looks like a refusal may be the doing of the key's former holder, whom the snapshot missed.
+                recorded = None if write.dry_run else await look_up_key(self._database, write)
+                if recorded is None:
                     raise
-                pause = 0.0
+                return await self._replay(write, recorded)
             # Without a connection: those who wait must not keep those from working whom they wait for.
             await asyncio.sleep(pause * random.random())  # noqa: S311 - spreads load # nosec B311
 
-    async def _write_once(self, write: Write) -> Outcome:
-        async with self._database.session(isolation=write.isolation) as session:
-            recorded = await claim_key(session, write)
-            if recorded is not None:
-                return replayed(write, *recorded)
-            results = [
-                await apply(session, self._tables[operation.resource.name], operation)
-                for operation in write.operations
-            ]
-            await add_emissions(session, write.emit, service=write.caller)
-            await record_key(session, write, results)
-        count("acquired")
-        if write.emit:
+    async def _write_once(self, write: Write, *, careful: bool) -> Outcome:
+        recorded: Recorded | None = None
+        outcome = Outcome(())
+        emissions: Sequence[Emission] = ()
+        with suppress(_TakenBackError):
+            async with self._database.session(isolation=write.isolation) as session:
+                if not write.dry_run:
+                    recorded = await claim_key(session, write)
+                if recorded is None:
+                    outcome, emissions = await self._carry_out(session, write, careful=careful)
+                    await self._settle(session, write, outcome)
+        if recorded is not None:
+            return await self._replay(write, recorded)
+        if emissions and not write.dry_run:
             self._emitted()
-        return Outcome(tuple(results))
+        return outcome
+
+    async def _carry_out(
+        self, session: Session, write: Write, *, careful: bool
+    ) -> tuple[Outcome, Sequence[Emission]]:
+        if write.call is None:
+            work = apply_carefully if careful else apply
+            outcome = Outcome(tuple(await work(session, self._tables, write.operations)))
+            emissions = write.emit
+        else:
+            answer = await session.run(write.call)
+            outcome = Outcome((), answer=answer.body)
+            emissions = (*write.emit, *answer.emit)
+        await add_emissions(session, emissions, service=write.caller)
+        return outcome, emissions
+
+    async def _settle(self, session: Session, write: Write, outcome: Outcome) -> None:
+        if write.dry_run:
+            await session.execute(
+                text("SET CONSTRAINTS ALL IMMEDIATE")
+            )  # what the commit would have looked at
+            raise _TakenBackError
+        await record_key(session, write, outcome)
+
+    async def _replay(self, write: Write, recorded: Recorded) -> Outcome:
+        fingerprint, stored = recorded
+        kept = decode_outcome(stored)
+        outcome = kept if isinstance(kept, Outcome) else await self._read_again(kept)
+        return replayed(write, fingerprint, outcome)
+
+    async def _read_again(self, references: Sequence[Reference | None]) -> Outcome:
+        found: dict[tuple[str, str], Document] = {}
+        async with self._database.session() as session:
+            for name in {reference.resource for reference in references if reference}:
+                table = self._tables[name]
+                ids = [
+                    table.resource.parse_id(reference.id)
+                    for reference in references
+                    if reference and reference.resource == name
+                ]
+                rows = await session.execute(select(*table.all).where(table["id"].in_(ids), table.live))
+                found |= {(name, str(record["id"])): record for record in map(table.document, rows)}
+        results = [
+            Result()
+            if reference is None
+            else _as_it_is(reference, found.get((reference.resource, reference.id)))
+            for reference in references
+        ]
+        return Outcome(tuple(results), replayed=True, reread=True)
+
+
+class _TakenBackError(Exception):
+    """Ends a dry run: whatever leaves a session's block by an error is undone."""
+
+
+def _as_it_is(reference: Reference, record: Document | None) -> Result:
+    """The record of an earlier answer as it is now, unless it is another one by now, with the same id."""
+    if record is not None and _incarnation(record["etag"]) != _incarnation(reference.etag):
+        record = None
+    return Result(record, reference.created)
+
+
+def _incarnation(tag: str) -> int | None:
+    state = State.of(tag)
+    return state and state.incarnation

@@ -6,9 +6,15 @@ from pydantic import TypeAdapter, ValidationError
 
 from hybridkit.codec import field_errors
 from hybridkit.dataservice._operations import Operation
-from hybridkit.errors import FieldError, InvalidRequestError, NotFoundError, StaleVersionError
+from hybridkit.errors import (
+    FieldError,
+    InvalidRequestError,
+    NotFoundError,
+    StaleVersionError,
+    UniqueViolationError,
+)
 
-__all__ = ["fitting", "missing", "not_a_number", "pointer", "set_and_incremented", "stale"]
+__all__ = ["fitting", "hidden", "missing", "not_a_number", "pointer", "set_and_incremented", "stale"]
 
 
 def missing(operation: Operation) -> NotFoundError:
@@ -20,6 +26,11 @@ def stale(operation: Operation, current: str | None) -> StaleVersionError:
     """The record is in another state, or there although it should not be; `current` is None where it is not there."""
     reason = "is not there" if current is None else "has changed, or was there already"
     return StaleVersionError(operation.says(f"the record {reason}"), current=current)
+
+
+def hidden(operation: Operation) -> UniqueViolationError:
+    """The id belongs to a record that a soft delete has hidden: neither is it replaced, nor brought back unseen."""
+    return UniqueViolationError(operation.says("a deleted record has this id; undelete it"), fields=["id"])
 
 
 def not_a_number(operation: Operation, name: str) -> InvalidRequestError:

@@ -1,0 +1,209 @@
+"""One create with its key and its events as one statement, committed by itself: one round trip instead of six.
+
+```
+free    the key's lock, if nobody has it
+known   the key's row, if it was used before
+made    the record, if the key is free and not known
+shown   the record as JSON
+kept    the key's row, with that JSON
+lanes   the locks of the events' keys
+sent    the events; their rows get their numbers after the locks
+```
+
+The statement's snapshot may be older than the lock. Then `known` misses what its former holder has committed, and the
+row of the record or of the key violates its uniqueness: nothing is done, and the transaction of many statements,
+which is asked next, finds out what that means. So it is with whatever the database refuses here.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+from sqlalchemy.sql.elements import Null
+
+from hybridkit.codec import encode_json
+from hybridkit.dataservice._operations import Create, Outcome, Result, Write
+from hybridkit.dataservice._postgres_apply import new_row
+from hybridkit.dataservice._postgres_columns import OUTBOX
+from hybridkit.dataservice._postgres_database import Database
+from hybridkit.dataservice._postgres_errors import commit_error
+from hybridkit.dataservice._postgres_keys import Recorded, key_lock, retention_of
+from hybridkit.dataservice._postgres_outbox import lane_locks, outbox_rows
+from hybridkit.dataservice._postgres_printing import DIALECT, literal, projection, quoted
+from hybridkit.dataservice._postgres_runs import column_type
+from hybridkit.dataservice._postgres_table import ResourceTable
+from hybridkit.dataservice._recorded import MAX_BYTES
+
+__all__ = ["SingleCreate"]
+
+type Convert = Callable[[Any], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Statement:
+    """Compiled for a table and the fields that a create names.
+
+    Attributes:
+        sql: its text.
+        convert: for each field, what makes an argument of its value.
+    """
+
+    sql: str
+    convert: Mapping[str, Convert]
+
+
+class SingleCreate:
+    """Carries out writes that are one create, with or without events.
+
+    Args:
+        database: for requests.
+        tables: by the resource's name.
+    """
+
+    def __init__(self, database: Database, tables: Mapping[str, ResourceTable]) -> None:
+        self._database = database
+        self._tables = tables
+        self._statements: dict[tuple[str, tuple[str, ...], bool], _Statement] = {}
+
+    def __repr__(self) -> str:
+        return f"SingleCreate({len(self._statements)} statements)"
+
+    def takes(self, write: Write) -> bool:
+        """Whether the write is of that kind, and its table's records can be printed by PostgreSQL."""
+        if len(write.operations) != 1 or write.dry_run or write.isolation != "read_committed":
+            return False
+        [operation] = write.operations
+        if not isinstance(operation, Create):
+            return False
+        table = self._tables[operation.resource.name]
+        return projection(table).is_printed and all(column.default is None for column in table.table.columns)
+
+    async def write(self, write: Write) -> Outcome | Recorded | None:
+        """Do it, or say what was done under the key before; None where another call has the key now.
+
+        Raises:
+            RejectedError: the database refuses something; nothing is done.
+            ConflictError: another transaction won; nothing is done.
+            OutcomeUnknownError: the connection broke; the same key finds out.
+        """
+        [operation] = write.operations
+        table = self._tables[operation.resource.name]
+        row = new_row(table, operation)  # type: ignore[arg-type] # `takes` has looked
+        statement = self._statement(table, tuple(row), emits=bool(write.emit))
+        arguments: list[Any] = [
+            key_lock(write),
+            write.caller,
+            write.key,
+            write.fingerprint,
+            retention_of(write),
+            *(convert(row[name]) for name, convert in statement.convert.items()),
+        ]
+        if write.emit:
+            events = outbox_rows(write.emit, service=write.caller)
+            arguments.append(lane_locks(write.emit))
+            arguments += ([event[name] for event in events] for name in _EVENT_COLUMNS)
+        [found] = await self._database.fetch(statement.sql, *arguments, meaning=commit_error)
+        if found["body"] is not None:
+            return Outcome((Result(orjson.loads(found["body"]), created=True),))
+        if found["results"] is not None:
+            return found["fingerprint"], found["results"]
+        return None
+
+    def _statement(self, table: ResourceTable, names: tuple[str, ...], *, emits: bool) -> _Statement:
+        name = (table.resource.name, names, emits)
+        if (statement := self._statements.get(name)) is None:
+            statement = self._statements[name] = _compile(table, names, emits=emits)
+        return statement
+
+
+# ── the text ─────────────────────────────────────────────────────────────────────────────────────
+
+_FIRST_VALUE: Final = 6
+"""The place of the first field's argument; before it are lock, caller, key, fingerprint and retention."""
+
+_EVENT_COLUMNS: Final = (
+    "event_id",
+    "event_type",
+    "key",
+    "queue",
+    "request_id",
+    "user_id",
+    "body",
+    "not_before",
+    "traceparent",
+    "tracestate",
+)
+
+
+def _compile(table: ResourceTable, names: Sequence[str], *, emits: bool) -> _Statement:
+    shown = projection(table)
+    columns = ", ".join(quoted(table[name].name) for name in names)
+    values = ", ".join(
+        f"CAST(${place} AS {_sql_type(table[name].type)})" for place, name in enumerate(names, _FIRST_VALUE)
+    )
+    record = shown.record(lambda name: f"made.{quoted(table[name].name)}")
+    events = _events(_FIRST_VALUE + len(names)) if emits else ""
+    # Nothing of it comes from a request: those are names and types of our own declarations.
+    sql = f"""
+        WITH free AS MATERIALIZED (SELECT pg_try_advisory_xact_lock($1) AS is_free),
+        known AS MATERIALIZED (SELECT fingerprint, results FROM hk_keys WHERE caller = $2 AND key = $3),
+        made AS (
+            INSERT INTO {table.source} ({columns})
+            SELECT {values} FROM free WHERE is_free AND NOT EXISTS (SELECT FROM known)
+            RETURNING *),
+        shown AS (
+            SELECT CAST(row_to_json(r) AS text) AS body, CAST(r."id" AS text) AS id, r."etag" AS etag
+            FROM made, LATERAL {record} r),
+        kept AS (
+            INSERT INTO hk_keys (caller, key, fingerprint, results, expires_at)
+            SELECT $2, $3, $4, convert_to({_results(table)}, 'UTF8'), now() + CAST($5 AS interval) FROM shown)
+        {events}
+        SELECT fingerprint, results, body FROM free LEFT JOIN known ON true LEFT JOIN shown ON true
+    """  # noqa: S608 # nosec B608
+    return _Statement(sql, {name: _converter(table, name) for name in names})
+
+
+def _results(table: ResourceTable) -> str:
+    """As `encode_outcome` has it."""
+    name = literal(encode_json(table.resource.name).decode())
+    reference = f"""'{{"records":[[' || {name} || ',' || to_json(id) || ',' || to_json(etag) || ',true]]}}'"""
+    whole = "'[[' || body || ',true]]'"
+    return f"CASE WHEN octet_length(body) <= {MAX_BYTES} THEN {whole} ELSE {reference} END"
+
+
+def _events(place: int) -> str:
+    """Both parts are joined to what was made: a call that does nothing waits for nobody's events."""
+    kinds = [OUTBOX.c[name].type.compile(dialect=DIALECT) for name in _EVENT_COLUMNS]
+    arrays = ", ".join(f"CAST(${number} AS {kind}[])" for number, kind in enumerate(kinds, place + 1))
+    names = ", ".join(_EVENT_COLUMNS)
+    values = ", ".join(f"event.{name}" for name in _EVENT_COLUMNS)
+    return f""",
+        lanes AS MATERIALIZED (
+            SELECT pg_advisory_xact_lock(number)
+            FROM shown, unnest(CAST(${place} AS bigint[])) WITH ORDINALITY AS lane(number, place) ORDER BY place),
+        sent AS (
+            INSERT INTO hk_outbox ({names})
+            SELECT {values} FROM shown, (SELECT count(*) FROM lanes) AS taken,
+                unnest({arrays}) WITH ORDINALITY AS event({names}, place) ORDER BY event.place
+            ON CONFLICT (event_id) DO NOTHING)
+    """  # noqa: S608 # nosec B608
+
+
+def _sql_type(kind: Any) -> str:
+    return str(column_type(kind).compile(dialect=DIALECT))
+
+
+def _converter(table: ResourceTable, name: str) -> Convert:
+    if table.holds_document(name):
+        return _document
+    kind = table[name].type
+    return kind.dialect_impl(DIALECT).bind_processor(DIALECT) or _same
+
+
+def _document(value: Any) -> str | None:
+    return None if isinstance(value, Null) else encode_json(value).decode()
+
+
+def _same(value: Any) -> Any:
+    return value
