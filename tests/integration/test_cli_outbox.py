@@ -8,18 +8,35 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from pydantic import BaseModel
 from typer.testing import CliRunner, Result
 
 from hybridkit.cli import _outbox as module
 from hybridkit.cli._app import app
 from hybridkit.codec import now
 from hybridkit.contract import Emission
-from hybridkit.dataservice import migrate
+from hybridkit.dataservice import DocumentCollection, migrate
+from hybridkit.dataservice._mongo_collection import ResourceCollection
+from hybridkit.dataservice._mongo_store import open_mongo_store
+from hybridkit.dataservice._operations import Upsert, Write
 from hybridkit.dataservice._outbox import Parked
 from hybridkit.dataservice._postgres_database import Database
 from hybridkit.dataservice._postgres_outbox import PostgresOutbox, add_emissions
+from hybridkit.dev import Server
+from hybridkit.resources import Record, Resource
 
 pytestmark = pytest.mark.real_server
+
+
+class NewThing(BaseModel):
+    name: str
+
+
+class Thing(NewThing, Record[str]):
+    pass
+
+
+THINGS = Resource("things", record=Thing, create=NewThing, update=NewThing)
 
 type Outbox = Callable[..., Result]
 
@@ -72,6 +89,21 @@ def ids(postgres_url: str) -> list[UUID]:
 def emission(event_type: str, **more: Any) -> Emission:
     fields: dict[str, Any] = {"event_type": event_type, "event_id": uuid4(), "key": "k", "timestamp": now()}
     return Emission(request_id="the-request", data={}, **{**fields, **more})
+
+
+async def fill_mongo(url: str) -> list[UUID]:
+    """One parked event and one that waits, in MongoDB."""
+    collections = {"things": ResourceCollection(THINGS, DocumentCollection())}
+    emissions = [emission("item.sold"), emission("item.sold")]
+    async with open_mongo_store(url, collections, name="test") as store:
+        thing = Upsert(resource=THINGS, id="a", values={"name": "a"})
+        await store.write(
+            Write(caller="test", key="1", fingerprint=b"1", operations=(thing,), emit=tuple(emissions))
+        )
+        leases = (await store.outbox.acquire("the test")).leases
+        rows = await store.outbox.waiting(range(16), without=(), limit=3)
+        await store.outbox.mark(leases, published=(), parked=[Parked(rows[0], NOBODY)])
+        return [row.event_id for row in rows]
 
 
 def listed(outbox: Outbox, *arguments: str) -> list[dict[str, Any]]:
@@ -183,16 +215,39 @@ def test_wrong_use_is_explained(outbox: Outbox, arguments: list[str], said: str)
     assert len(listed(outbox)) == 3
 
 
-def test_a_database_that_is_none_is_one_line(postgres_url: str, outbox: Outbox) -> None:
+@pytest.mark.parametrize("scheme", ["postgresql", "mongodb"])
+def test_a_database_that_is_away_is_one_line(outbox: Outbox, scheme: str) -> None:
     """Never its password."""
-    for url, said in (
-        ("postgresql://user:s3cret@127.0.0.1:1/app", "does not answer"),
-        ("mysql://user:s3cret@127.0.0.1:1/app", "PostgreSQL or MongoDB"),
-    ):
+    done = outbox("list", "--database-url", f"{scheme}://user:s3cret@127.0.0.1:1/app")
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert "error: " in done.stderr
+    assert "s3cret" not in done.output
+
+
+def test_a_url_of_something_else_is_wrong_use(outbox: Outbox) -> None:
+    done = outbox("list", "--database-url", "mysql://user:s3cret@127.0.0.1:1/app")
+    assert done.exit_code == 2
+    assert "postgresql" in done.stderr
+    assert "s3cret" not in done.output
+
+
+def test_a_database_of_something_else_is_named(
+    own_postgres_server: Server, mongo_url: str, outbox: Outbox
+) -> None:
+    for url in (own_postgres_server.url, mongo_url):
         done = outbox("list", "--database-url", url)
-        assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
-        assert said in done.stderr
-        assert "s3cret" not in done.output
+        assert done.exit_code == 1
+        assert "is it a data service's" in done.stderr
+
+
+def test_an_outbox_in_mongodb_is_read_as_well(mongo_url: str, outbox: Outbox) -> None:
+    first, second = asyncio.run(fill_mongo(mongo_url))
+    arguments = ["--database-url", mongo_url]
+    [entry] = listed(outbox, *arguments)
+    assert (entry["event_id"], entry["reason"]) == (str(first), NOBODY)
+    assert outbox("retry", "--all", "--yes", *arguments).exit_code == 0
+    waiting = listed(outbox, "--waiting", *arguments)
+    assert [each["event_id"] for each in waiting] == [str(first), str(second)]
 
 
 def test_an_age_is_told_in_its_unit() -> None:

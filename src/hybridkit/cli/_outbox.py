@@ -7,10 +7,12 @@ from typing import Annotated, Any, Final
 from uuid import UUID
 
 import typer
+from pydantic import TypeAdapter, ValidationError
 
 from hybridkit.cli._common import JsonOption, is_terminal, print_json, print_table, run, shown
 from hybridkit.codec import format_timestamp
 from hybridkit.errors import MissingExtraError
+from hybridkit.settings import MongoUrl, PostgresUrl, SecretUrl
 
 try:
     from hybridkit.dataservice import OutboxEntry, open_outbox
@@ -30,11 +32,21 @@ def _checked_id(text: str) -> UUID:
         raise typer.BadParameter(f"not the id of an event: {text!r}") from None
 
 
+def _checked_url(value: str) -> str:
+    kind = MongoUrl if value.startswith("mongodb") else PostgresUrl
+    try:
+        url: SecretUrl = TypeAdapter[SecretUrl](kind).validate_python(value)
+    except ValidationError as error:
+        raise typer.BadParameter(error.errors(include_input=False)[0]["msg"]) from None
+    return url.get_secret_value()
+
+
 DatabaseOption = Annotated[
     str,
     typer.Option(
         "--database-url",
         envvar="DATABASE_URL",
+        callback=_checked_url,
         metavar="URL",
         help="postgresql://… or mongodb://…: the data service's. As an option its password is seen by whoever lists"
         " processes.",

@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from hybridkit.dataservice._outbox import OutboxEntries
-from hybridkit.errors import InvalidRequestError, MissingExtraError, NotSupportedError, UnavailableError
+from hybridkit.errors import InvalidRequestError, MissingExtraError, UnavailableError
 
 __all__ = ["open_outbox"]
 
@@ -23,7 +23,7 @@ async def open_outbox(url: str) -> AsyncGenerator[OutboxEntries]:
         url: the service's `DATABASE_URL`: `postgresql://…` or `mongodb://…`.
 
     Raises:
-        UnavailableError: the database does not answer, or was not migrated to this release.
+        UnavailableError: the database does not answer, or is no data service's of this release.
         MissingExtraError: the extra `postgres` or `mongo` is not installed.
         InvalidRequestError: a URL of something else.
     """
@@ -32,7 +32,8 @@ async def open_outbox(url: str) -> AsyncGenerator[OutboxEntries]:
         async with _on_postgres(url) as outbox:
             yield outbox
     elif scheme == "mongodb":
-        raise NotSupportedError("the outbox of MongoDB can't be looked at yet")
+        async with _on_mongo(url) as outbox:
+            yield outbox
     else:
         raise InvalidRequestError(
             f"an outbox is in PostgreSQL or MongoDB, and {scheme!r} is neither's scheme"
@@ -63,3 +64,20 @@ async def _on_postgres(url: str) -> AsyncGenerator[OutboxEntries]:
         yield PostgresOutbox(database)
     finally:
         await database.close()
+
+
+@asynccontextmanager
+async def _on_mongo(url: str) -> AsyncGenerator[OutboxEntries]:
+    try:
+        from hybridkit.dataservice._mongo_database import bounded, meaning, open_database  # noqa: PLC0415
+        from hybridkit.dataservice._mongo_errors import read_error  # noqa: PLC0415
+        from hybridkit.dataservice._mongo_outbox import LEASES_COLLECTION, MongoOutbox  # noqa: PLC0415
+    except ModuleNotFoundError:
+        raise MissingExtraError("an outbox in MongoDB", extra="mongo") from None
+
+    async with open_database(url, name="hybridkit_outbox") as database:
+        with bounded(), meaning(read_error):
+            known = await database.list_collection_names()
+        if LEASES_COLLECTION not in known:
+            raise UnavailableError(f"the database {database.name} has no outbox; is it a data service's?")
+        yield MongoOutbox(database, ())
