@@ -1,7 +1,7 @@
 """What an operation makes of a document: decided in memory, then written if the document is still the same."""
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final, assert_never
@@ -87,9 +87,10 @@ def change_for(operation: Operation, collection: ResourceCollection, stored: Sto
             return _upserted(operation, collection, live, before)
         case Update():
             found = _existing(operation, live, before)
+            changes = _changes(operation, collection, found)
             return Change(
                 operation=operation,
-                document=_versioned(found, collection, _changes(operation, collection, found)),
+                document=_versioned(found, _stored(operation, collection, changes), changes),
                 before=before,
                 require=operation.require,
             )
@@ -122,14 +123,14 @@ def _upserted(
         return Change(operation=operation, document=_new(operation, collection))
     if operation.only == "absent" or operation.if_match not in (None, before):
         raise stale(operation, before)
-    document = _versioned(live, collection, operation.values)
+    document = _versioned(live, _stored(operation, collection, operation.values), operation.values)
     return Change(operation=operation, document=document, before=before)
 
 
 def _new(operation: Create | Upsert, collection: ResourceCollection) -> StoredDocument:
     moment = now()
     return {
-        **collection.stored({**collection.defaults(), **operation.values}),
+        **_stored(operation, collection, {**collection.defaults(), **operation.values}),
         "_id": to_bson(operation.id),
         "version": 1,
         "created_at": moment,
@@ -138,13 +139,26 @@ def _new(operation: Create | Upsert, collection: ResourceCollection) -> StoredDo
     }
 
 
-def _versioned(
-    stored: StoredDocument, collection: ResourceCollection, changes: Mapping[str, Any]
+def _stored(
+    operation: Create | Upsert | Update, collection: ResourceCollection, values: Mapping[str, Any]
 ) -> StoredDocument:
-    kept = {name: value for name, value in stored.items() if name not in changes}
+    """The values as members of a document.
+
+    Raises:
+        InvalidRequestError: no value for a field that every record has one for.
+    """
+    for name, value in values.items():
+        if value is None and not collection.is_nullable(name):
+            fitting(operation, name, None)
+    return collection.stored(values)
+
+
+def _versioned(stored: StoredDocument, members: StoredDocument, changed: Iterable[str]) -> StoredDocument:
+    """The document with these members instead of those that have changed."""
+    replaced = set(changed)
     return {
-        **kept,
-        **collection.stored(changes),
+        **{name: value for name, value in stored.items() if name not in replaced},
+        **members,
         "version": stored["version"] + 1,
         "updated_at": now(),
         HIDDEN: {"incarnation": stored[HIDDEN]["incarnation"]},
@@ -155,7 +169,7 @@ def _undeleted(operation: Undelete, collection: ResourceCollection, there: Store
     """A hidden record shown again; one that is not hidden stays as it is."""
     before = None if there is None else collection.tag(there)
     found = _existing(operation, there, before)
-    document = _same(found) if is_live(found) else _versioned(found, collection, {})
+    document = _same(found) if is_live(found) else _versioned(found, {}, ())
     return Change(operation=operation, document=document, before=before)
 
 
