@@ -1,24 +1,32 @@
 """The fake data service keeps the contract, with transactions and without."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
 
+from hybridkit.dataservice import CallContext
 from hybridkit.testing import FakeDataService
 from hybridkit.testing.conformance import (
     CONFORMANCE_RESOURCES,
+    SLOW,
     THINGS,
     Capability,
     DataServiceConformance,
     ServiceUnderTest,
+    Slow,
     TransactionsConformance,
 )
 
 LACKS: dict[Capability, str] = {
     "foreign_keys": "records in memory have none",
-    "slow_call": "nothing in memory is slow",
     "pipelines": "it is no MongoDB",
 }
+
+
+async def slow(body: Slow, _: CallContext[object]) -> Slow:
+    await asyncio.sleep(body.seconds)
+    return body
 
 
 class TestFake(DataServiceConformance):
@@ -26,7 +34,7 @@ class TestFake(DataServiceConformance):
 
     @pytest.fixture
     async def service(self) -> AsyncIterator[ServiceUnderTest]:
-        fake = FakeDataService(CONFORMANCE_RESOURCES, unique={THINGS: ["code"]})
+        fake = FakeDataService(CONFORMANCE_RESOURCES, unique={THINGS: ["code"]}, calls={SLOW: slow})
         async with ServiceUnderTest("http://data.test", transport=fake.transport, lacks=LACKS) as service:
             yield service
 

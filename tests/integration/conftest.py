@@ -2,8 +2,15 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+import socket
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Mapping
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+)
 from decimal import Decimal
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,6 +20,7 @@ import aio_pika
 import httpx
 import orjson
 import pytest
+import uvicorn
 from fastapi import FastAPI
 from pydantic import BaseModel
 from sqlalchemy import CheckConstraint, ForeignKey, MetaData, Numeric, Text
@@ -269,6 +277,32 @@ def make_tables() -> Callable[[str], Awaitable[None]]:
 def service_tables() -> MetaData:
     """The tables as the service declares them."""
     return Base.metadata
+
+
+# ── any application, on a socket ─────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def _serving(app: FastAPI) -> Generator[str]:
+    """The application on a loopback port, in an event loop of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = uvicorn.Server(uvicorn.Config(app, lifespan="on", log_config=None, access_log=False))
+        thread = threading.Thread(target=asyncio.run, args=(server.serve([listening]),))
+        thread.start()
+        try:
+            while not server.started:
+                thread.join(0.01)
+                assert thread.is_alive(), "the service did not start"
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(30)
+
+
+@pytest.fixture(scope="session")
+def serve_app() -> Callable[[FastAPI], AbstractContextManager[str]]:
+    """Serves an application inside a `with` block, which is given its URL."""
+    return _serving
 
 
 # ── a broker, as somebody else's client uses it ──────────────────────────────────────────────────

@@ -15,9 +15,9 @@ from hybridkit.context import current
 from hybridkit.contract import Emission  # noqa: TC001 - the attribute's type, for whoever reads it
 from hybridkit.dataservice._in_flight import InFlight
 from hybridkit.dataservice._keys import replayed
-from hybridkit.dataservice._operations import AnyResource, CallWork, Outcome, Write
+from hybridkit.dataservice._operations import AnyResource, CallAnswer, CallWork, Outcome, Write
 from hybridkit.dataservice._store import Encoded, Found, Lines
-from hybridkit.errors import NotSupportedError, TransactionsUnavailableError
+from hybridkit.errors import DeadlineExceededError, NotSupportedError, TransactionsUnavailableError
 from hybridkit.filters import Filter
 from hybridkit.queries import Query
 from hybridkit.testing._memory_aggregates import aggregated
@@ -110,8 +110,7 @@ class MemoryStore:
 
     async def ask(self, work: CallWork) -> bytes:
         """Run a service's own call that changes nothing; it is given this store."""
-        current().check_deadline()
-        return (await work(self)).body
+        return (await self._call(work)).body
 
     def _read(self, resource: AnyResource) -> MemoryTable:
         current().check_deadline()
@@ -164,14 +163,24 @@ class MemoryStore:
         )
         answer, emit = b"", write.emit
         if write.call is not None:
-            called = await write.call(self)
+            called = await self._call(write.call)
             answer, emit = called.body, (*emit, *called.emit)
         known = {emission.event_id for emission in self.emitted}
         self.emitted += [emission for emission in emit if emission.event_id not in known]
         return Outcome(results, answer=answer)
 
+    async def _call(self, work: CallWork) -> CallAnswer:
+        """Run it within the deadline, as a database would."""
+        context = current()
+        context.check_deadline()
+        try:
+            async with asyncio.timeout(context.remaining_seconds()):
+                return await work(self)
+        except TimeoutError:
+            raise DeadlineExceededError("stopped at the deadline; nothing was changed") from None
+
     def _check_capability(self, write: Write) -> None:
-        if not self._has_transactions and len(write.operations) > 1:
+        if not self._has_transactions and (write.dry_run or len(write.operations) > 1):
             raise TransactionsUnavailableError("this data service writes one record at a time")
 
     # ── keeping ──────────────────────────────────────────────────────────────────────────────────

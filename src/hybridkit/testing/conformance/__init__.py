@@ -8,8 +8,9 @@ class TestMyService(DataServiceConformance):
             yield service
 ```
 
-The service serves `CONFORMANCE_RESOURCES`. It may have been used before, and by other tests at the same time: each test
-looks at its own records only. `pytest-asyncio` runs the tests.
+The service serves `CONFORMANCE_RESOURCES`, and the call `SLOW` where something can keep its database busy. It may have
+been used before, and by other tests at the same time: each test looks at its own records only. `pytest-asyncio` runs
+the tests.
 """
 
 import pytest
@@ -20,7 +21,14 @@ from hybridkit.testing.conformance._keys import KeysConformance
 from hybridkit.testing.conformance._pages import PagesConformance
 from hybridkit.testing.conformance._problems import ProblemsConformance
 from hybridkit.testing.conformance._records import RecordsConformance
-from hybridkit.testing.conformance._resources import CONFORMANCE_RESOURCES, LEDGERS, PLACES, THINGS
+from hybridkit.testing.conformance._resources import (
+    CONFORMANCE_RESOURCES,
+    LEDGERS,
+    PLACES,
+    SLOW,
+    THINGS,
+    Slow,
+)
 from hybridkit.testing.conformance._service import Answer, Capability, ServiceUnderTest
 from hybridkit.testing.conformance._transactions import TransactionsConformance
 
@@ -28,6 +36,7 @@ __all__ = [
     "CONFORMANCE_RESOURCES",
     "LEDGERS",
     "PLACES",
+    "SLOW",
     "THINGS",
     "AggregatesConformance",
     "Answer",
@@ -39,6 +48,7 @@ __all__ = [
     "ProblemsConformance",
     "RecordsConformance",
     "ServiceUnderTest",
+    "Slow",
     "TransactionsConformance",
 ]
 

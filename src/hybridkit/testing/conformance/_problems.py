@@ -3,12 +3,13 @@
 # ruff: noqa: S101 - these are tests
 
 import json
+import time
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 
-from hybridkit.testing.conformance._resources import PLACES, THINGS
+from hybridkit.testing.conformance._resources import PLACES, SLOW, THINGS
 from hybridkit.testing.conformance._service import ServiceUnderTest, fresh_id, path_of
 
 __all__ = ["ProblemsConformance"]
@@ -91,6 +92,7 @@ class ProblemsConformance:
         )
         assert answer.problem in ((415, "UNSUPPORTED_MEDIA_TYPE"), (422, "VALIDATION"))
 
+    @pytest.mark.filterwarnings("ignore:Sending a large body")  # aiohttp says it of what is to be refused
     async def test_a_body_has_at_most_a_mebibyte(self, service: ServiceUnderTest) -> None:
         body = b'{"tag":"' + b"x" * 1024 * 1024 + b'"}'
         for target in (THINGS.path, f"{THINGS.path}:query", "/v1:transact"):
@@ -107,6 +109,16 @@ class ProblemsConformance:
         for target in (THINGS.path, path_of(THINGS, fresh_id())):
             answer = await service.get(target, x_request_timeout="0.000")
             assert answer.problem == (504, "DEADLINE_EXCEEDED"), target
+
+    async def test_a_deadline_reaches_the_database(self, service: ServiceUnderTest) -> None:
+        """What it does for nobody any more is stopped there."""
+        service.needs("slow_call")
+        assert (await service.ask("POST", SLOW.path, {"seconds": 0.0})).json() == {"seconds": 0.0}
+        began = time.monotonic()
+        headers = {"x-request-timeout": "0.3"}
+        answer = await service.ask("POST", SLOW.path, {"seconds": 30.0}, headers=headers)
+        assert answer.problem == (504, "DEADLINE_EXCEEDED")
+        assert time.monotonic() - began < 10
 
     async def test_a_strange_deadline_is_none(self, service: ServiceUnderTest) -> None:
         for value in ("soon", "-1", "nan", "1e9", ""):

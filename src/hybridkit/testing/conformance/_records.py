@@ -206,6 +206,7 @@ class RecordsConformance:
         assert (await service.get(made.headers["location"])).headers["etag"] == changed.headers["etag"]
 
     async def test_a_dry_run_changes_nothing(self, service: ServiceUnderTest) -> None:
+        service.needs("transactions")
         made = await service.write(
             "POST", THINGS.path, {"tag": service.tag, "name": "dry"}, key=service.tag, prefer="tx=rollback"
         )

@@ -8,12 +8,13 @@ from uuid import UUID
 from pydantic import BaseModel, Field
 
 from hybridkit.codec import Timestamp
-from hybridkit.resources import Record, Resource
+from hybridkit.resources import Call, Record, Resource
 
 __all__ = [
     "CONFORMANCE_RESOURCES",
     "LEDGERS",
     "PLACES",
+    "SLOW",
     "THINGS",
     "Kind",
     "Ledger",
@@ -23,6 +24,7 @@ __all__ = [
     "NewThing",
     "Place",
     "PlaceChanges",
+    "Slow",
     "Thing",
     "ThingChanges",
 ]
@@ -163,3 +165,13 @@ LEDGERS: Final = Resource(
 """Changes need `If-Match`."""
 
 CONFORMANCE_RESOURCES: Final[tuple[Resource[Any, Any, Any], ...]] = (THINGS, PLACES, LEDGERS)
+
+
+class Slow(BaseModel):
+    """How long to keep the database busy."""
+
+    seconds: float
+
+
+SLOW: Final = Call("slow", resource=THINGS, request=Slow, response=Slow, safe=True)
+"""Keeps the database busy for that long and answers what it was asked: `SELECT pg_sleep(seconds)` in PostgreSQL."""

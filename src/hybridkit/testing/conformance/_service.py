@@ -20,9 +20,7 @@ from hybridkit.testing.conformance._resources import THINGS
 
 __all__ = ["Answer", "Capability", "ServiceUnderTest"]
 
-type Capability = Literal[
-    "transactions", "foreign_keys", "events", "estimates", "slow_call", "query_method", "pipelines"
-]
+type Capability = Literal["transactions", "foreign_keys", "events", "slow_call", "query_method", "pipelines"]
 """What not every server can do.
 
 * `transactions`: several records in one write.
