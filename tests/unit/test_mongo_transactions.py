@@ -1,0 +1,153 @@
+"""How a transaction on MongoDB is begun, committed, repeated and given up, told by a session that answers as told.
+
+PyMongo's session is the seam: https://pymongo.readthedocs.io/en/stable/api/pymongo/asynchronous/client_session.html.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+from pymongo.errors import ConnectionFailure, NetworkTimeout, OperationFailure, PyMongoError
+
+from hybridkit.dataservice import _mongo_transactions
+from hybridkit.dataservice._mongo_transactions import LostRaceError, run_transaction
+from hybridkit.errors import ConflictError, NotFoundError, OutcomeUnknownError
+
+if TYPE_CHECKING:
+    from pymongo.asynchronous.client_session import AsyncClientSession
+
+
+class Session:
+    """Notes what it is asked; commits fail as it was told, one after the other."""
+
+    def __init__(self, *commits: Exception | None) -> None:
+        self.asked: list[str] = []
+        self.in_transaction = False
+        self._commits = list(commits)
+
+    async def start_transaction(self, **_: Any) -> None:
+        assert not self.in_transaction
+        self.asked.append("start")
+        self.in_transaction = True
+
+    async def commit_transaction(self) -> None:
+        self.asked.append("commit")
+        self.in_transaction = False
+        error = self._commits.pop(0) if self._commits else None
+        if error is not None:
+            raise error
+
+    async def abort_transaction(self) -> None:
+        self.asked.append("abort")
+        self.in_transaction = False
+
+
+def labelled[ErrorT: PyMongoError](error: ErrorT, label: str) -> ErrorT:
+    error._add_error_label(label)
+    return error
+
+
+def transient() -> OperationFailure:
+    return labelled(OperationFailure("WriteConflict", 112), "TransientTransactionError")
+
+
+def unknown(error: PyMongoError | None = None) -> PyMongoError:
+    return labelled(error or ConnectionFailure("gone"), "UnknownTransactionCommitResult")
+
+
+def failing(*errors: Exception) -> Callable[[], Awaitable[str]]:
+    """Work that fails so many times, and then is done."""
+    left = list(errors)
+
+    async def work() -> str:
+        if left:
+            raise left.pop(0)
+        return "done"
+
+    return work
+
+
+async def run(session: Session, work: Callable[[], Awaitable[str]], **options: bool) -> str:
+    return await run_transaction(cast("AsyncClientSession", session), work, **options)
+
+
+@pytest.fixture(autouse=True)
+def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_mongo_transactions, "PAUSE_SECONDS", 0.0)
+
+
+async def test_what_is_done_is_committed() -> None:
+    session = Session()
+    assert await run(session, failing()) == "done"
+    assert session.asked == ["start", "commit"]
+
+
+async def test_a_dry_run_is_taken_back() -> None:
+    session = Session()
+    assert await run(session, failing(), keep=False) == "done"
+    assert session.asked == ["start", "abort"]
+
+
+@pytest.mark.parametrize("error", [transient(), LostRaceError()], ids=["write conflict", "key"])
+async def test_a_lost_race_is_run_again(error: Exception) -> None:
+    session = Session()
+    assert await run(session, failing(error, error)) == "done"
+    assert session.asked == ["start", "abort", "start", "abort", "start", "commit"]
+
+
+async def test_a_commit_that_lost_the_race_is_run_again() -> None:
+    session = Session(transient())
+    assert await run(session, failing()) == "done"
+    assert session.asked == ["start", "commit", "start", "commit"]
+
+
+async def test_a_race_lost_each_time_is_a_conflict() -> None:
+    session = Session()
+    with pytest.raises(ConflictError):
+        await run(session, failing(*(transient() for _ in range(100))))
+    assert session.asked.count("start") == _mongo_transactions.MAX_ATTEMPTS
+    assert not session.in_transaction
+
+
+async def test_a_commit_without_an_answer_is_asked_again_and_not_done_again() -> None:
+    """The server takes it as the same commit, so the work isn't run twice."""
+    session = Session(unknown(), unknown())
+    assert await run(session, failing()) == "done"
+    assert session.asked == ["start", "commit", "commit", "commit"]
+
+
+@pytest.mark.parametrize(
+    "commits", [[unknown()] * 9, [unknown(NetworkTimeout("late"))]], ids=["away", "late"]
+)
+async def test_a_commit_that_stays_without_an_answer_is_of_unknown_outcome(commits: list[Exception]) -> None:
+    session = Session(*commits)
+    with pytest.raises(OutcomeUnknownError):
+        await run(session, failing())
+    assert session.asked.count("start") == 1
+
+
+@pytest.mark.parametrize(
+    "error", [NotFoundError("no such record"), OperationFailure("no", 13)], ids=["refused", "failed"]
+)
+async def test_anything_else_takes_it_back_at_once(error: Exception) -> None:
+    session = Session()
+    with pytest.raises(type(error)):
+        await run(session, failing(error))
+    assert session.asked == ["start", "abort"]
+
+
+async def test_a_cancelled_transaction_is_taken_back() -> None:
+    session, begun = Session(), asyncio.Event()
+
+    async def work() -> str:
+        begun.set()
+        await asyncio.sleep(3600)
+        return "never"
+
+    running = asyncio.create_task(run(session, work))
+    await begun.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert session.asked == ["start", "abort"]
