@@ -1,0 +1,206 @@
+"""The wire without a wire: an ASGI application in the same process, for tests.
+
+As a real server does, and httpx's ASGI transport doesn't, it passes a body on while it is being made, opens and closes
+the application's lifespan, goes on with a handler whose caller has left, and shows it nothing of the caller's context
+but what is in the headers. https://asgi.readthedocs.io/en/latest/specs/
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping
+from contextlib import asynccontextmanager, suppress
+from contextvars import Context
+from typing import Any, Final, cast
+from urllib.parse import unquote, urlsplit
+
+from hybridkit.clients._transport import Prompt, Request, Response, StreamedResponse, read_body
+from hybridkit.errors import OutcomeUnknownError, UnavailableError
+
+__all__ = ["AsgiApplication", "AsgiTransport"]
+
+type _Message = MutableMapping[str, Any]
+type AsgiApplication = Callable[
+    [MutableMapping[str, Any], Callable[[], Awaitable[_Message]], Callable[[_Message], Awaitable[None]]],
+    Awaitable[None],
+]
+
+GRACE_SECONDS: Final = 1.0
+"""How long handlers may go on, and the lifespan may take to end, once the transport is closed."""
+VERSION: Final = {"version": "3.0", "spec_version": "2.4"}
+
+
+class AsgiTransport(Prompt):
+    """Sends to an application in the same process. Its lifespan begins with the first request and ends at `aclose`.
+
+    Args:
+        application: FastAPI's, Starlette's, or any other of ASGI 3.
+    """
+
+    def __init__(self, application: AsgiApplication) -> None:
+        self._application = application
+        self._lifespan: _Lifespan | None = None
+        self._handling: set[asyncio.Task[None]] = set()
+
+    def __repr__(self) -> str:
+        return f"AsgiTransport(started={self._lifespan is not None})"
+
+    async def send(self, request: Request) -> Response:
+        """See `Transport.send`."""
+        async with self.stream(request) as answer:
+            body = await read_body(
+                answer.chunks, request=request, status=answer.status, headers=answer.headers
+            )
+            return Response(status=answer.status, headers=answer.headers, body=body)
+
+    @asynccontextmanager
+    async def stream(self, request: Request) -> AsyncGenerator[StreamedResponse]:
+        """See `Transport.stream`."""
+        if self._lifespan is None:
+            self._lifespan = _Lifespan(self._application)
+        state = await self._lifespan.started()
+        exchange = _Exchange(request)
+        task = asyncio.create_task(exchange.run(self._application, state), context=Context())
+        self._handling.add(task)
+        task.add_done_callback(self._handling.discard)
+        try:
+            start = await exchange.next("http.response.start")
+            yield StreamedResponse(status=start["status"], headers=_headers(start), chunks=exchange.chunks())
+        finally:
+            exchange.left.set()
+
+    async def aclose(self) -> None:
+        """Let the handlers end, and then the lifespan."""
+        if self._handling:
+            await asyncio.wait(self._handling, timeout=GRACE_SECONDS)
+        for task in self._handling:
+            task.cancel()
+        if self._lifespan is not None:
+            await self._lifespan.aclose()
+            self._lifespan = None
+
+
+class _Exchange:
+    """One request and its answer; the application waits until each message has been taken."""
+
+    def __init__(self, request: Request) -> None:
+        self.left = asyncio.Event()
+        self._request = request
+        self._asked = False
+        self._messages: asyncio.Queue[_Message | Exception | None] = asyncio.Queue(maxsize=1)
+
+    async def run(self, application: AsgiApplication, state: Mapping[str, Any]) -> None:
+        end: Exception | None = None
+        try:
+            await application(_scope(self._request, state), self._receive, self._send)
+        except Exception as error:  # noqa: BLE001 - it is the caller's to see, as the cause of a lost answer
+            end = error
+        await self._put(end)
+
+    async def next(self, kind: str) -> _Message:
+        message = await self._messages.get()
+        if isinstance(message, Exception):
+            raise OutcomeUnknownError(f"{self._request}: the application raised {message!r}") from message
+        if message is None or message["type"] != kind:
+            found = "ended" if message is None else f"sent {message['type']}"
+            raise OutcomeUnknownError(f"{self._request}: the application {found} instead of {kind}")
+        return message
+
+    async def chunks(self) -> AsyncGenerator[bytes]:
+        more = True
+        while more:
+            message = await self.next("http.response.body")
+            more = message.get("more_body", False)
+            if body := message.get("body", b""):
+                yield body
+
+    async def _receive(self) -> _Message:
+        if not self._asked:
+            self._asked = True
+            return {"type": "http.request", "body": self._request.body, "more_body": False}
+        await self.left.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: _Message) -> None:
+        await self._put(message)
+
+    async def _put(self, message: _Message | Exception | None) -> None:
+        """Nobody takes it any more where the caller has left."""
+        if self.left.is_set():
+            return
+        putting = asyncio.ensure_future(self._messages.put(message))
+        leaving = asyncio.ensure_future(self.left.wait())
+        try:
+            await asyncio.wait((putting, leaving), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            putting.cancel()
+            leaving.cancel()
+
+
+class _Lifespan:
+    """The application's start and end, in a task of its own; without one where it has none."""
+
+    def __init__(self, application: AsgiApplication) -> None:
+        self._state: dict[str, Any] = {}
+        self._started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._asked = False
+        self._closing = asyncio.Event()
+        self._task = asyncio.create_task(self._run(application), context=Context())
+
+    async def started(self) -> dict[str, Any]:
+        """The state that each request gets a copy of."""
+        await asyncio.shield(self._started)
+        return self._state.copy()
+
+    async def aclose(self) -> None:
+        self._closing.set()
+        await asyncio.wait((self._task,), timeout=GRACE_SECONDS)
+        self._task.cancel()
+
+    async def _run(self, application: AsgiApplication) -> None:
+        scope = {"type": "lifespan", "asgi": VERSION, "state": self._state}
+        # What an application does that knows no lifespan, says the specification, is to raise.
+        with suppress(Exception):
+            await application(scope, self._receive, self._send)
+        if not self._started.done():
+            self._started.set_result(None)
+
+    async def _receive(self) -> _Message:
+        if not self._asked:
+            self._asked = True
+            return {"type": "lifespan.startup"}
+        await self._closing.wait()
+        return {"type": "lifespan.shutdown"}
+
+    async def _send(self, message: _Message) -> None:
+        if self._started.done():
+            return
+        if message["type"] == "lifespan.startup.failed":
+            why = message.get("message", "")
+            self._started.set_exception(UnavailableError(f"the application did not start: {why}"))
+        else:
+            self._started.set_result(None)
+
+
+def _scope(request: Request, state: Mapping[str, Any]) -> dict[str, Any]:
+    url = urlsplit(request.url)
+    headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in request.headers.items()]
+    length = [(b"content-length", str(len(request.body)).encode())] if request.body else []
+    return {
+        "type": "http",
+        "asgi": VERSION,
+        "http_version": "1.1",
+        "method": request.method,
+        "scheme": url.scheme,
+        "path": unquote(url.path) or "/",
+        "raw_path": url.path.encode() or b"/",
+        "root_path": "",
+        "query_string": url.query.encode(),
+        "headers": [(b"host", url.netloc.encode()), *headers, *length],
+        "server": (url.hostname, url.port or (443 if url.scheme == "https" else 80)),
+        "client": ("127.0.0.1", 123),
+        "state": state,
+    }
+
+
+def _headers(start: _Message) -> dict[str, str]:
+    raw = cast("list[tuple[bytes, bytes]]", start.get("headers", []))
+    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in raw}
