@@ -8,17 +8,18 @@ nothing but a folder of revisions.
 import asyncio
 import io
 import time
+from argparse import Namespace
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
+from alembic.script import Script, ScriptDirectory
 from sqlalchemy import Connection, MetaData, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
@@ -85,13 +86,15 @@ class History:
         if missing:
             command.upgrade(self._config(connection), "heads")
 
-    def write(self, connection: Connection, message: str, metadata: MetaData) -> None:
-        """Write the revision that brings the database to those tables."""
+    def write(self, connection: Connection, message: str, metadata: MetaData) -> Path:
+        """Write the revision that brings the database to those tables; the file."""
         self.versions.mkdir(parents=True, exist_ok=True)
-        command.revision(self._config(connection, metadata), message, autogenerate=True)
+        made = command.revision(self._config(connection, metadata), message, autogenerate=True)
+        return Path(cast("Script", made).path)
 
     def _config(self, connection: Connection | None = None, metadata: MetaData | None = None) -> Config:
-        config = Config(stdout=io.StringIO())
+        # Alembic prints which file it writes, past `stdout`.
+        config = Config(stdout=io.StringIO(), cmd_opts=Namespace(quiet=True))
         config.set_main_option("script_location", str(_FOLDER).replace("%", "%%"))
         config.set_main_option("version_locations", str(self.versions).replace("%", "%%"))
         config.set_main_option(_SEPARATOR_OPTION, "newline")
@@ -133,8 +136,10 @@ def missing_revisions(connection: Connection, histories: Sequence[History]) -> S
     return [revision for history in histories for revision in history.missing(connection)]
 
 
-async def write_revision(url: str, *, metadata: MetaData, migrations: Path | str, message: str) -> None:
+async def write_revision(url: str, *, metadata: MetaData, migrations: Path | str, message: str) -> Path:
     """Write the revision that leads from the database's tables to the declared ones, for people to review.
+
+    Returns the file.
 
     Args:
         url: of a database at the newest revision.
@@ -143,7 +148,7 @@ async def write_revision(url: str, *, metadata: MetaData, migrations: Path | str
         message: what it does, in a few words.
     """
     async with migrating_connection(url) as connection:
-        await connection.run_sync(histories_of(migrations)[-1].write, message, metadata)
+        return await connection.run_sync(histories_of(migrations)[-1].write, message, metadata)
 
 
 @asynccontextmanager
