@@ -28,6 +28,7 @@ from hybridkit.errors import (
     InProgressError,
     MisuseError,
     OutcomeUnknownError,
+    RateLimitedError,
     ResponseError,
     UnavailableError,
 )
@@ -151,8 +152,8 @@ class Server:
 
 
 @asynccontextmanager
-async def listening(server: Server, *, port: int = 0) -> AsyncGenerator[Server]:
-    listener = await asyncio.start_server(server.accept, "127.0.0.1", port)
+async def listening(server: Server, *, port: int = 0, host: str = "127.0.0.1") -> AsyncGenerator[Server]:
+    listener = await asyncio.start_server(server.accept, host, port)
     server.url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
     try:
         yield server
@@ -210,6 +211,19 @@ async def talking(
         PostgresDataClient(server.url, service="api", transport=transport(), policy=policy) as client,
     ):
         yield client, server
+
+
+LINES = Intent(method="GET", path="/v1/users", safe=True)
+
+
+@asynccontextmanager
+async def piping(
+    transport: MakeTransport, *behaviours: Behaviour, policy: ClientPolicy = PATIENT
+) -> AsyncGenerator[tuple[Pipeline, Server]]:
+    async with listening(Server(*behaviours)) as server:
+        wire = open_transport(transport())
+        yield Pipeline(wire, base_url=server.url, target="users", service="api", policy=policy), server
+        await wire.aclose()
 
 
 async def failure(call: Awaitable[object], *, policy: ClientPolicy = PATIENT) -> HybridkitError:
@@ -333,6 +347,52 @@ async def test_a_service_that_drips_its_headers(transport: MakeTransport) -> Non
 
     async with talking(transport, drip, policy=HURRIED) as (client, _):
         assert isinstance(await failure(create(client), policy=HURRIED), DeadlineExceededError)
+
+
+async def test_a_service_that_reads_nothing(transport: MakeTransport) -> None:
+    """Neither does a body that can't be sent hold anybody, nor is its connection used again."""
+
+    async def ignore(_: Connection) -> None:
+        await asyncio.Event().wait()
+
+    upload = Intent(method="POST", path="/v1/files", body=bytes(32 * MIB))
+    async with piping(transport, ignore, answering(RECORD), policy=HURRIED) as (pipeline, server):
+        assert isinstance(await failure(pipeline.run(upload), policy=HURRIED), DeadlineExceededError)
+        assert (await pipeline.run(LINES)).body == RECORD
+        assert server.connections == 2
+
+
+async def test_a_long_body_arrives(transport: MakeTransport) -> None:
+    arrived: list[tuple[str | None, int]] = []
+
+    async def take(connection: Connection) -> None:
+        asked = await connection.request()
+        arrived.append((asked.headers.get("content-length"), len(asked.body)))
+        await connection.answer(RECORD)
+
+    async with piping(transport, take) as (pipeline, _):
+        await pipeline.run(Intent(method="POST", path="/v1/files", body=bytes(3 * MIB)))
+    assert arrived == [(str(3 * MIB), 3 * MIB)]
+
+
+async def test_a_service_that_has_moved(transport: MakeTransport, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name leads elsewhere now: found by the next attempt, without a restart."""
+    address = "127.0.0.1"
+
+    async def resolve(_self: object, _host: object, port: int, **_: object) -> list[Any]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))]
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", resolve)
+    async with AsyncExitStack() as stack:
+        async with listening(Server(answering(RECORD))) as server:
+            port = int(server.url.rpartition(":")[2])
+            url = f"http://users.test:{port}"
+            client = PostgresDataClient(url, service="api", transport=transport(), policy=PATIENT)
+            await stack.enter_async_context(client)
+            await client.get(USERS, ID)
+        address = "127.0.0.2"
+        async with listening(Server(answering(RECORD)), port=port, host=address):
+            assert (await client.get(USERS, ID)).id == ID
 
 
 # ── half an answer ───────────────────────────────────────────────────────────────────────────────
@@ -479,18 +539,6 @@ async def test_a_compressed_answer_is_refused(transport: MakeTransport) -> None:
 
 # ── streams ──────────────────────────────────────────────────────────────────────────────────────
 
-LINES = Intent(method="GET", path="/v1/users", safe=True)
-
-
-@asynccontextmanager
-async def piping(
-    transport: MakeTransport, *behaviours: Behaviour, policy: ClientPolicy = PATIENT
-) -> AsyncGenerator[tuple[Pipeline, Server]]:
-    async with listening(Server(*behaviours)) as server:
-        wire = open_transport(transport())
-        yield Pipeline(wire, base_url=server.url, target="users", service="api", policy=policy), server
-        await wire.aclose()
-
 
 async def test_a_stream_may_be_longer_than_any_answer(transport: MakeTransport) -> None:
     """The limit is for what is held in memory; the connection is used again afterwards."""
@@ -573,6 +621,25 @@ async def test_a_503_and_then_a_200(transport: MakeTransport) -> None:
 
     async with talking(transport, recover) as (client, server):
         assert (await create(client)).id == ID
+        assert server.connections == 1
+
+
+async def test_too_many_requests(transport: MakeTransport) -> None:
+    """Later, as the service says; where that is too late, its word goes to the caller at once."""
+
+    async def limit(connection: Connection) -> None:
+        await connection.request()
+        await connection.answer(b"", status=429, extra="retry-after: 0.01\r\n")
+        await connection.request()
+        await connection.answer(RECORD)
+        await connection.request()
+        await connection.answer(b"", status=429, extra="retry-after: 3000\r\n")
+
+    async with talking(transport, limit) as (client, server):
+        assert (await create(client)).id == ID
+        error = await failure(create(client))
+        assert isinstance(error, RateLimitedError)
+        assert error.retry_after_seconds == 3000
         assert server.connections == 1
 
 

@@ -17,6 +17,9 @@ __all__ = ["AiohttpTransport"]
 
 KEEPALIVE_SECONDS: Final = 30.0
 DNS_CACHE_SECONDS: Final = 10
+MAX_BODY_AT_ONCE: Final = 1024 * 1024
+"""A longer one is sent in pieces, so that the event loop gets its turn."""
+PIECE: Final = 64 * 1024
 
 _EXPECTED: Final = (aiohttp.ClientError, OSError, ValueError)
 
@@ -25,12 +28,13 @@ class AiohttpTransport(Prompt):
     """Sends by an own `aiohttp.ClientSession`; made while the event loop runs."""
 
     def __init__(self) -> None:
+        self._connector = aiohttp.TCPConnector(
+            limit=0,  # the bulkhead limits them, and its queue has a length and a deadline
+            keepalive_timeout=KEEPALIVE_SECONDS,
+            ttl_dns_cache=DNS_CACHE_SECONDS,
+        )
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=0,  # the bulkhead limits them, and its queue has a length and a deadline
-                keepalive_timeout=KEEPALIVE_SECONDS,
-                ttl_dns_cache=DNS_CACHE_SECONDS,
-            ),
+            connector=self._connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
         )
@@ -53,7 +57,7 @@ class AiohttpTransport(Prompt):
                 )
                 return Response(status=answer.status, headers=headers, body=body)
         except _EXPECTED as error:
-            raise _meaning(request, error) from error
+            raise self._meaning(request, error) from error
 
     @asynccontextmanager
     async def stream(self, request: Request) -> AsyncGenerator[StreamedResponse]:
@@ -61,7 +65,7 @@ class AiohttpTransport(Prompt):
         try:
             answer = await self._ask(request)
         except _EXPECTED as error:
-            raise _meaning(request, error) from error
+            raise self._meaning(request, error) from error
         try:
             yield StreamedResponse(
                 status=answer.status, headers=_headers(answer), chunks=_chunks(request, answer)
@@ -76,14 +80,27 @@ class AiohttpTransport(Prompt):
     async def _ask(self, request: Request) -> aiohttp.ClientResponse:
         if self._timeout.connect != request.connect_timeout_seconds:  # nearly always the same one
             self._timeout = aiohttp.ClientTimeout(connect=request.connect_timeout_seconds)
+        headers, body = request.headers, request.body
+        if len(body) > MAX_BODY_AT_ONCE:
+            headers = {**headers, "content-length": str(len(body))}
         return await self._session.request(
             request.method,
             URL(request.url, encoded=True),
-            headers=request.headers,
-            data=request.body or None,
+            headers=headers,
+            data=_pieces(body) if len(body) > MAX_BODY_AT_ONCE else body or None,
             timeout=self._timeout,
             allow_redirects=False,
         )
+
+    def _meaning(self, request: Request, error: Exception) -> HybridkitError:
+        if isinstance(error, aiohttp.ClientConnectorError):
+            self._connector.clear_dns_cache()  # the service may have moved: the next attempt asks again
+        return _meaning(request, error)
+
+
+async def _pieces(body: bytes) -> AsyncGenerator[bytes]:
+    for start in range(0, len(body), PIECE):
+        yield body[start : start + PIECE]
 
 
 def _headers(answer: aiohttp.ClientResponse) -> dict[str, str]:
