@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from uuid import UUID
 
 import pytest
 from pydantic import BaseModel
 
-from hybridkit.clients import PostgresDataClient, Request, Response
+from hybridkit.clients import ClientPolicy, PostgresDataClient, Request, Response
 from hybridkit.clients._transport import StreamedResponse
 from hybridkit.context import RequestContext, bind
 from hybridkit.errors import DeadlineExceededError, InvalidRequestError, NotFoundError, UnavailableError
@@ -57,7 +58,7 @@ class Recorder:
             raise
         return await self._transport.send(request)
 
-    def stream(self, request: Request) -> StreamedResponse:
+    def stream(self, request: Request) -> AbstractAsyncContextManager[StreamedResponse]:
         raise NotImplementedError
 
     async def aclose(self) -> None:
@@ -80,7 +81,11 @@ def wire(service: FakeDataService) -> Recorder:
 
 @pytest.fixture
 async def client(wire: Recorder) -> AsyncIterator[PostgresDataClient]:
-    async with PostgresDataClient("http://data", service="api", transport=wire, coalesce=True) as client:  # type: ignore[arg-type] # pyright: ignore[reportArgumentType] # it streams nothing
+    """A patient one: what is given up is given up because nobody waits for it."""
+    policy = ClientPolicy.bulk()
+    async with PostgresDataClient(
+        "http://data", service="api", transport=wire, policy=policy, coalesce=True
+    ) as client:
         yield client
 
 
@@ -219,7 +224,7 @@ async def test_more_than_one_batch_takes(client: PostgresDataClient, wire: Recor
 
 async def test_closing_answers_those_who_wait(wire: Recorder) -> None:
     wire.open.clear()
-    async with PostgresDataClient("http://data", service="api", transport=wire, coalesce=True) as client:  # type: ignore[arg-type] # pyright: ignore[reportArgumentType] # it streams nothing
+    async with PostgresDataClient("http://data", service="api", transport=wire, coalesce=True) as client:
         assert client._coalescer is not None
         tasks = [asyncio.create_task(client.get(NOTES, new_id())) for _ in range(2)]
         await wire.arrived.wait()
