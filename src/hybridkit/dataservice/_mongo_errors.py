@@ -91,7 +91,8 @@ def write_error(error: Exception) -> HybridkitError | None:
 def pipeline_error(error: Exception) -> HybridkitError | None:
     """As `read_error`, for a pipeline of a caller: what the server doesn't like about it is the caller's to change."""
     found = read_error(error)
-    if found is None and isinstance(error, OperationFailure) and error.code not in _NOT_THE_CALLERS:
+    is_the_callers = isinstance(error, OperationFailure) and error.code not in _NOT_THE_CALLERS
+    if isinstance(found, InvalidQueryError) or (found is None and is_the_callers):
         return InvalidQueryError("the database can't run this pipeline", pointer="/pipeline")
     return found
 

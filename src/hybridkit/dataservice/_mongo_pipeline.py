@@ -57,7 +57,7 @@ def checked_pipeline(collection: ResourceCollection, pipeline: Sequence[Any]) ->
         if not isinstance(stage, dict) or list(cast("Clause", stage)) != ["$match"]:
             break
         leading += 1
-    state.count(pipeline, "/pipeline")
+    state.count(list(pipeline), "/pipeline")
     before = [
         state.leading_match(stage, f"/pipeline/{at}/$match") for at, stage in enumerate(pipeline[:leading])
     ]
@@ -175,6 +175,7 @@ class _Stages:
         if not isinstance(options["path"], str) or not isinstance(keeps, bool):
             raise refuse("$unwind takes a field, such as $tags", at)
         path = reference(options["path"], self._visible, at)
+        self._declared -= {path[1:]}  # from here on it has one of its values, of another type
         return {"path": path, "preserveNullAndEmptyArrays": keeps}
 
     def _bucket(self, body: object, at: str) -> Clause:
