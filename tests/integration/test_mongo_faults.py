@@ -1,14 +1,19 @@
 """The MongoDB service while its database is frozen, killed and restarted: bounded, typed, and back by itself."""
 
+import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID, uuid4
 
 import httpx
+import orjson
 import pytest
 from pydantic import BaseModel
 
-from hybridkit.dataservice import DocumentCollection, create_data_service
+from hybridkit.dataservice import DocumentCollection, DocumentIndex, create_data_service
 from hybridkit.dev import Server
 from hybridkit.resources import Record, Resource
 from hybridkit.settings import MongoSettings, SecretUrl
@@ -25,9 +30,27 @@ class Note(NewNote, Record):
 NOTES = Resource("notes", record=Note, create=NewNote, update=NewNote)
 
 
+class Broker:
+    """Takes note of what it is given."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.event_ids: set[UUID] = set()
+
+    async def publish_encoded(self, body: bytes, *, event_id: UUID, **_: Any) -> None:
+        self.texts.append(orjson.loads(body)["data"]["text"])
+        self.event_ids.add(event_id)
+
+    @asynccontextmanager
+    async def open(self) -> AsyncGenerator["Broker"]:
+        yield self
+
+
 @asynccontextmanager
-async def running(url: str) -> AsyncGenerator[httpx.AsyncClient]:
-    app = create_data_service(MongoSettings, {NOTES: DocumentCollection()})
+async def running(url: str, broker: Broker | None = None) -> AsyncGenerator[httpx.AsyncClient]:
+    publisher = None if broker is None else broker.open
+    collections = {NOTES: DocumentCollection(indexes=(DocumentIndex("text"),))}
+    app = create_data_service(MongoSettings, collections, publisher=publisher)
     app.state.settings = MongoSettings(service_name="db_mongo_service", database_url=SecretUrl(url))
     http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://data")
     async with app.router.lifespan_context(app), http:
@@ -72,3 +95,129 @@ async def test_a_killed_database_is_unavailable_until_it_is_back(own_mongo_serve
         assert (await write(http, "during")).status_code == 201
         notes = (await http.get("/v1/notes")).json()["items"]
         assert sorted(note["text"] for note in notes) == ["before", "during"]
+
+
+# ── a ledger ─────────────────────────────────────────────────────────────────────────────────────
+
+
+class Writers:
+    """Write notes with their events, each until it is told what became of it, and keep book of it."""
+
+    def __init__(self, http: httpx.AsyncClient) -> None:
+        self._http = http
+        self.written: list[str] = []
+        self.codes: Counter[str] = Counter()
+        self.longest_seconds = 0.0
+        self.stopping = asyncio.Event()
+
+    async def work(self, name: str) -> None:
+        number = 0
+        while not self.stopping.is_set():
+            await self._insist(f"{name} {number}")
+            self.written.append(f"{name} {number}")
+            number += 1
+
+    async def _insist(self, text: str) -> None:
+        note, event_id = str(uuid4()), str(uuid4())
+        body = {
+            "operations": [{"op": "create", "resource": "notes", "id": note, "data": {"text": text}}],
+            "emit": [
+                {
+                    "event_type": "note.written",
+                    "event_id": event_id,
+                    "timestamp": "2026-01-15T10:30:00Z",
+                    "key": text.split(maxsplit=1)[0],
+                    "request_id": "r",
+                    "data": {"text": text},
+                }
+            ],
+        }
+        headers = {"idempotency-key": text, "x-request-timeout": "1"}
+        while True:
+            began = time.monotonic()
+            answer = await self._http.post("/v1:transact", json=body, headers=headers)
+            self.longest_seconds = max(self.longest_seconds, time.monotonic() - began)
+            if answer.status_code == 200:
+                return
+            problem = answer.json()
+            assert problem["retryable"], problem
+            self.codes[problem["code"]] += 1
+            await asyncio.sleep(0.05)
+
+    async def until_more(self, notes: int = 10) -> None:
+        """So many more have been written."""
+        goal = len(self.written) + notes
+        async with asyncio.timeout(60):
+            while len(self.written) < goal:  # noqa: ASYNC110 - the writers are tasks of their own
+                await asyncio.sleep(0.02)
+
+
+@pytest.mark.real_server
+async def test_nothing_is_lost_or_written_twice_while_the_database_comes_and_goes(
+    own_mongo_server: Server,
+) -> None:
+    """Frozen, killed, restarted under writers that insist: every note once, every event, in its writer's order."""
+    broker = Broker()
+    async with running(own_mongo_server.url + "notes", broker) as http:
+        writers = Writers(http)
+        async with asyncio.TaskGroup() as group:
+            for name in ("a", "b", "c", "d"):
+                group.create_task(writers.work(name))
+            await writers.until_more()
+            own_mongo_server.freeze()
+            await asyncio.sleep(1.5)  # longer than a call may take
+            own_mongo_server.resume()
+            await writers.until_more()
+            for _ in range(2):
+                own_mongo_server.kill()
+                await asyncio.sleep(0.3)
+                await asyncio.to_thread(own_mongo_server.restart)
+                await writers.until_more()
+            writers.stopping.set()
+        stored = await _every_note(http)
+        async with asyncio.timeout(60):
+            while len(broker.event_ids) < len(stored):  # noqa: ASYNC110 - the relay is a task of the service's
+                await asyncio.sleep(0.05)
+    assert Counter(stored) == Counter(writers.written)
+    assert set(broker.texts) == set(stored)
+    for name in ("a", "b", "c", "d"):
+        mine = [text for text in dict.fromkeys(broker.texts) if text.startswith(f"{name} ")]
+        assert mine == sorted(mine, key=lambda text: int(text.split()[1]))
+    assert writers.codes.keys() <= {
+        "DEADLINE_EXCEEDED",
+        "UNAVAILABLE",
+        "OUTCOME_UNKNOWN",
+        "SERIALIZATION_FAILURE",
+    }
+    assert writers.longest_seconds < 4
+
+
+async def _every_note(http: httpx.AsyncClient) -> list[str]:
+    texts: list[str] = []
+    token = ""
+    while True:
+        page = (await http.get(f"/v1/notes?page_size=500{token}")).json()
+        texts += [note["text"] for note in page["items"]]
+        if page["next_page_token"] is None:
+            return texts
+        token = f"&page_token={page['next_page_token']}"
+
+
+@pytest.mark.real_server
+async def test_a_restart_with_a_deadline_and_a_full_stop_answers_in_time(own_mongo_server: Server) -> None:
+    """Twenty calls at a server that is gone: each has a typed answer within its second."""
+    async with running(own_mongo_server.url + "notes") as http:
+        own_mongo_server.kill()
+        began = time.monotonic()
+        answers = await asyncio.gather(*(write(http, f"k{number}", seconds=1) for number in range(20)))
+        assert time.monotonic() - began < 4
+        assert {answer.json()["code"] for answer in answers} <= {
+            "UNAVAILABLE",
+            "DEADLINE_EXCEEDED",
+            "OUTCOME_UNKNOWN",
+            "OVERLOADED",
+        }
+        own_mongo_server.restart()
+        again = await asyncio.gather(*(write(http, f"k{number}") for number in range(20)))
+        assert {answer.status_code for answer in again} == {201}
+        assert sorted(await _every_note(http)) == sorted(f"k{number}" for number in range(20))
