@@ -14,7 +14,7 @@ from hybridkit import dataservice
 from hybridkit.dataservice import RecordColumns, create_data_service
 from hybridkit.dataservice._bodies import Bodies
 from hybridkit.dataservice._housekeeping import Housekeeping
-from hybridkit.dataservice._postgres_filters import Ordering, condition
+from hybridkit.dataservice._postgres_filters import Arguments, Ordering, condition
 from hybridkit.dataservice._postgres_table import ResourceTable
 from hybridkit.dataservice._requests import Condition
 from hybridkit.errors import (
@@ -137,17 +137,19 @@ def test_a_column_of_an_unusual_type_takes_values_as_they_are() -> None:
     assert "name" in repr(table.view(("name",)))
 
 
-@pytest.mark.parametrize("position", [[], ["a", "b", "c"], ["not a moment", str(UUID(int=1))]])
+@pytest.mark.parametrize("position", [[], ["a", "b", "c"], [3, str(UUID(int=1))]])
 def test_a_position_of_another_order_is_refused(position: list[Any]) -> None:
     """A column may have another type since the token was made."""
     ordering = Ordering(ResourceTable(ITEMS, ItemTable), Query(order=(("created_at", "asc"),)))
     with pytest.raises(PageTokenError):
-        ordering.after(position)
+        ordering.after(position, Arguments())
 
 
 def test_a_position_in_a_column_of_an_unusual_type_is_taken_as_it_is() -> None:
     ordering = Ordering(ResourceTable(ITEMS, ItemTable), Query(order=(("address", "asc"),)))
-    assert "items.address" in str(ordering.after(["10.0.0.1", str(UUID(int=1))]))
+    arguments = Arguments()
+    assert "AS INET" in ordering.after(["10.0.0.1", str(UUID(int=1))], arguments)
+    assert arguments.values == ["10.0.0.1", str(UUID(int=1))]
 
 
 def test_a_value_that_its_column_cannot_hold_is_a_bad_query() -> None:
