@@ -113,6 +113,8 @@ async def test_replicas_share_the_partitions(replicas: tuple[Replica, Replica]) 
     first = await one.acquire("one")
     assert len(first) == PARTITIONS
     assert await two.acquire("two") == {}
+    assert (await one.outbox.acquire("one")).share == PARTITIONS  # the other one has only just come
+    assert await two.acquire("two") == {}
     renewed = await one.outbox.acquire("one")
     assert renewed.share == fair_share(2) == PARTITIONS // 2
     assert {lease.partition: lease.fence for lease in renewed.leases} == {
@@ -136,6 +138,18 @@ async def test_who_leaves_does_not_count_any_more(replicas: tuple[Replica, Repli
     await one.outbox.release("one")
     held = await two.outbox.acquire("two")
     assert (len(held.leases), held.share) == (PARTITIONS, PARTITIONS)
+
+
+async def test_what_nobody_takes_is_for_anybody(replicas: tuple[Replica, Replica]) -> None:
+    """Replicas that die young, again and again, keep no partition from being published."""
+    one, two = replicas
+    await two.acquire("ghost")
+    await two.acquire("ghost")
+    await two.outbox.release("ghost", range(PARTITIONS))
+    assert len(await one.acquire("one")) == PARTITIONS // 2
+    await one.sql("UPDATE hk_leases SET expires_at = now() - interval '6 s' WHERE owner = ''")
+    for number in range(PARTITIONS // 2):
+        assert len(await one.acquire("one")) == PARTITIONS // 2 + number + 1
 
 
 async def test_what_a_dead_replica_had_is_taken_over(replicas: tuple[Replica, Replica]) -> None:

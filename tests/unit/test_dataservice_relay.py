@@ -22,6 +22,7 @@ from hybridkit.dataservice._outbox import (
     Parked,
     Waiting,
     fair_share,
+    kept_of,
     partition_of,
 )
 from hybridkit.errors import (
@@ -83,8 +84,10 @@ class MemoryOutbox:
             if partition not in self.owners and list(self.owners.values()).count(owner) < share:
                 self.give(partition, owner)
         mine = [partition for partition, its in self.owners.items() if its == owner]
+        others = [list(self.owners.values()).count(other) for other in self.replicas - {owner}]
+        kept = kept_of(len(mine), others, free=PARTITIONS - len(self.owners))
         valid_until = time.monotonic() + 9
-        return Held([Lease(partition, self.fences[partition], valid_until) for partition in mine], share)
+        return Held([Lease(partition, self.fences[partition], valid_until) for partition in mine], kept)
 
     async def release(self, owner: str, partitions: Collection[int] | None = None) -> None:
         self._fail()
@@ -170,7 +173,6 @@ def logs() -> Iterator[list[MutableMapping[str, Any]]]:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_holdings, "RENEW_SECONDS", 0.02)
-    monkeypatch.setattr(_holdings, "SEEK_SECONDS", 0.02)
     monkeypatch.setattr(_relay, "IDLE_SECONDS", 0.02)
     monkeypatch.setattr(_relay, "DATABASE_PAUSE_SECONDS", 0.02)
     monkeypatch.setattr(_relay, "POLL_SECONDS", 0.02)
@@ -450,6 +452,32 @@ async def test_what_lies_beyond_the_share_goes_idle_first(outbox: MemoryOutbox) 
     assert repr(held) == f"Holdings(partitions={sorted(busy)}, surplus=[])"
 
 
+@pytest.mark.parametrize(
+    ("mine", "others", "free", "kept"),
+    [
+        (16, [], 0, 16),
+        (16, [0], 0, 8),
+        (16, [0, 0], 0, 6),
+        (8, [8, 0], 0, 6),
+        (6, [6, 4], 0, 6),
+        (12, [0], 4, 8),
+        (10, [2], 4, 8),
+        (10, [6], 0, 8),
+        (9, [3], 4, 8),
+        (9, [2, 1], 4, 6),
+        (9, [5], 2, 8),
+        (9, [6], 1, 8),
+        (9, [6], 2, 9),
+        (9, [8], 0, 9),
+    ],
+)
+def test_only_what_another_replica_lacks_is_given_back(
+    mine: int, others: list[int], free: int, kept: int
+) -> None:
+    """And what nobody has it takes first."""
+    assert kept_of(mine, others, free=free) == kept
+
+
 async def test_an_event_goes_on_in_the_trace_of_its_request(
     outbox: MemoryOutbox, publisher: MemoryPublisher
 ) -> None:
@@ -459,6 +487,17 @@ async def test_an_event_goes_on_in_the_trace_of_its_request(
     async with Relay(outbox, publisher):
         await until(lambda: len(outbox.published) == 2)
     assert publisher.traces == [{"traceparent": parent}, {}]
+
+
+async def test_it_looks_more_often_while_there_is_something_to_do(
+    outbox: MemoryOutbox, publisher: MemoryPublisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other replicas store events too, and tell nobody."""
+    monkeypatch.setattr(_relay, "BUSY_POLL_SECONDS", 0.005)
+    async with Relay(outbox, publisher) as relay:
+        await until(lambda: relay._poll_seconds == _relay.POLL_SECONDS)
+        outbox.add("a")
+        await until(lambda: relay._poll_seconds < _relay.POLL_SECONDS)
 
 
 async def test_failures_are_forgotten_after_a_while(

@@ -10,9 +10,7 @@ from hybridkit.observability import get_logger
 
 __all__ = ["Holdings"]
 
-RENEW_SECONDS: Final = 3.0
-SEEK_SECONDS: Final = 1.0
-"""How often a replica that has less than its share asks for more."""
+RENEW_SECONDS: Final = 1.0
 
 _log = get_logger("hybridkit.relay")
 
@@ -56,7 +54,7 @@ class Holdings:
         return [self._leases[partition] for partition in partitions if partition in self._leases]
 
     async def renew(self, *, busy: Collection[int]) -> None:
-        """Say that this replica lives, when it is time to; hand over what is beyond its share.
+        """Say that this replica lives, when it is time to; hand over what another one is to have.
 
         Args:
             busy: partitions with rows under way: they are handed over once these are done.
@@ -65,8 +63,7 @@ class Holdings:
             held = await self._outbox.acquire(self._owner)
             self._replace(held.leases)
             self._surplus = _beyond(held.share, self._leases, busy=busy)
-            seeking = len(self._leases) < held.share
-            self._renew_at = time.monotonic() + (SEEK_SECONDS if seeking else RENEW_SECONDS)
+            self._renew_at = time.monotonic() + RENEW_SECONDS
         if done := self._surplus - set(busy):
             await self._outbox.release(self._owner, done)
             self.lose(done)
@@ -88,7 +85,7 @@ class Holdings:
             _log.info("the relay publishes other partitions", partitions=sorted(self._leases))
 
 
-def _beyond(share: int, partitions: Collection[int], *, busy: Collection[int]) -> frozenset[int]:
+def _beyond(kept: int, partitions: Collection[int], *, busy: Collection[int]) -> frozenset[int]:
     """Which of them to give back: first those where nothing is under way."""
     idle_last = sorted(partitions, key=lambda partition: (partition not in busy, partition))
-    return frozenset(idle_last[share:])
+    return frozenset(idle_last[kept:])

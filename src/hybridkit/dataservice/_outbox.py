@@ -1,8 +1,9 @@
 """The seam between the relay and a database: events that wait, who publishes which, and what became of them.
 
-Keys hash into partitions, and each partition has one owner among the replicas, by a lease. A replica says every few
-seconds that it is alive (`acquire`), and has at most its fair share: partitions divided by live replicas, rounded up.
-What it has beyond that it gives back once it has finished there; what a dead one had is free when its lease runs out.
+Keys hash into partitions, and each partition has one owner among the replicas, by a lease. A replica says every second
+that it is alive (`acquire`), and takes up to its fair share: partitions divided by live replicas, rounded up. What it
+has beyond that it gives back where another one lacks it, once it has finished there; what a dead one had is free when
+its lease runs out.
 """
 
 from collections.abc import Collection, Sequence
@@ -23,6 +24,7 @@ __all__ = [
     "Parked",
     "Waiting",
     "fair_share",
+    "kept_of",
     "partition_of",
 ]
 
@@ -30,6 +32,10 @@ PARTITIONS: Final = 16
 """How many there are, and so how many replicas can publish at a time; a power of two."""
 LEASE_SECONDS: Final = 10.0
 """After that without a sign of life what a replica had is free."""
+ALIVE_SECONDS: Final = 3.5
+"""For so long after its last sign of life a replica counts among those that share; they give one every second."""
+PATIENT_SECONDS: Final = 5.0
+"""A partition that nobody has taken for so long is for anybody, whatever its share."""
 SAFETY_SECONDS: Final = 1.0
 """How long before others may take over that an owner stops publishing."""
 
@@ -42,6 +48,19 @@ def partition_of(lane: str) -> int:
 def fair_share(replicas: int) -> int:
     """How many partitions one of so many live replicas may have."""
     return -(-PARTITIONS // max(replicas, 1))
+
+
+def kept_of(mine: int, others: Collection[int], *, free: int) -> int:
+    """How many of its partitions a replica may keep: beyond its share it gives back only what another one lacks.
+
+    Args:
+        mine: how many it has.
+        others: how many each of the other live replicas has.
+        free: how many nobody has; whoever lacks some takes these first.
+    """
+    share = fair_share(1 + len(others))
+    lacking = sum(max(share - theirs, 0) for theirs in others)
+    return max(share, mine - max(lacking - free, 0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +129,7 @@ class Held:
 
     Attributes:
         leases: all of its own, each renewed; those that it has to give back too.
-        share: how many it may have; what is beyond it goes back by `release`.
+        share: how many of them it may keep; what is beyond goes back by `release`.
     """
 
     leases: Sequence[Lease]

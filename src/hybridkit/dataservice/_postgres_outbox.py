@@ -17,6 +17,7 @@ from hybridkit.contract import Emission
 from hybridkit.dataservice._keys import RETENTION
 from hybridkit.dataservice._outbox import (
     LEASE_SECONDS,
+    PATIENT_SECONDS,
     SAFETY_SECONDS,
     Backlog,
     Held,
@@ -25,11 +26,12 @@ from hybridkit.dataservice._outbox import (
     Parked,
     Waiting,
     fair_share,
+    kept_of,
 )
 from hybridkit.dataservice._postgres_columns import LEASES, OUTBOX
 from hybridkit.dataservice._postgres_database import Database, Session
 from hybridkit.dataservice._postgres_keys import lock_number
-from hybridkit.dataservice._postgres_outbox_sql import BACKLOG, BE_ALIVE, MARK, RENEW, REPLICAS, TAKE, WAITING
+from hybridkit.dataservice._postgres_outbox_sql import BACKLOG, BE_ALIVE, MARK, RENEW, SURVEY, TAKE, WAITING
 
 __all__ = ["PostgresOutbox", "add_emissions", "lane_locks", "outbox_rows"]
 
@@ -109,13 +111,18 @@ class PostgresOutbox:
         asked = time.monotonic()
         async with self._session() as session:
             await session.execute(BE_ALIVE.bindparams(owner=owner))
-            [[replicas]] = await session.execute(REPLICAS)
-            rows = list(await session.execute(RENEW.bindparams(owner=owner)))
-            room = fair_share(replicas) - len(rows)
-            if room > 0:
-                rows += await session.execute(TAKE.bindparams(owner=owner, room=room))
+            free, *others = [row[0] for row in await session.execute(SURVEY.bindparams(owner=owner))]
+            mine = await session.execute(RENEW.bindparams(owner=owner))
+            room = fair_share(1 + len(others)) - len(mine)
+            take = (
+                {"room": room, "free_seconds": 0}
+                if room > 0
+                else {"room": 1, "free_seconds": PATIENT_SECONDS}
+            )
+            taken = await session.execute(TAKE.bindparams(owner=owner, **take))
         valid_until = asked + LEASE_SECONDS - SAFETY_SECONDS
-        return Held([Lease(row[0], row[1], valid_until) for row in rows], fair_share(replicas))
+        leases = [Lease(partition, fence, valid_until) for partition, fence in (*mine, *taken)]
+        return Held(leases, kept_of(len(leases), others, free=free - len(taken)))
 
     async def release(self, owner: str, partitions: Collection[int] | None = None) -> None:
         """Give partitions back, so that another replica needn't wait; None: all of them, and stop being alive."""

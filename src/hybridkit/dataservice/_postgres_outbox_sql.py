@@ -2,14 +2,14 @@
 
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, Integer, Text, bindparam, text
+from sqlalchemy import BigInteger, Double, Integer, Text, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.sql.elements import TextClause
 
-from hybridkit.dataservice._outbox import LEASE_SECONDS
+from hybridkit.dataservice._outbox import ALIVE_SECONDS, LEASE_SECONDS
 from hybridkit.dataservice._postgres_columns import LANE, PARTITION
 
-__all__ = ["BACKLOG", "BE_ALIVE", "MARK", "RENEW", "REPLICAS", "TAKE", "WAITING"]
+__all__ = ["BACKLOG", "BE_ALIVE", "MARK", "RENEW", "SURVEY", "TAKE", "WAITING"]
 
 _INTEGERS: Final = ARRAY(Integer())
 _NUMBERS: Final = ARRAY(BigInteger())
@@ -24,17 +24,30 @@ def _sql(statement: str, **types: Any) -> TextClause:
     return text(statement).bindparams(*(bindparam(name, type_=type_) for name, type_ in types.items()))
 
 
+# The first sign of life doesn't count yet: who dies while starting, again and again, is to get nothing.
 BE_ALIVE: Final = _sql(
     f"""
-    INSERT INTO hk_leases (name, owner, fence, expires_at) VALUES ('relay.replica.' || :owner, :owner, 0, {_END})
-    ON CONFLICT (name) DO UPDATE SET expires_at = excluded.expires_at
+    INSERT INTO hk_leases (name, owner, fence, expires_at)
+    VALUES ('relay.replica.' || :owner, :owner, 1, now() + interval '{ALIVE_SECONDS} seconds')
+    ON CONFLICT (name) DO UPDATE SET fence = hk_leases.fence + 1, expires_at = excluded.expires_at
     """,  # noqa: S608 - made of constants # nosec B608
     owner=Text(),
 )
 
-REPLICAS: Final = _sql(
-    "SELECT count(*) FROM hk_leases WHERE name LIKE 'relay.replica.%' AND expires_at > now()"
+SURVEY: Final = _sql(
+    """
+    SELECT count(*) FROM hk_leases WHERE name LIKE 'relay.partition.%' AND expires_at <= now()
+    UNION ALL
+    SELECT (
+        SELECT count(*) FROM hk_leases AS its
+        WHERE its.name LIKE 'relay.partition.%' AND its.owner = replica.owner AND its.expires_at > now()
+    )
+    FROM hk_leases AS replica
+    WHERE name LIKE 'relay.replica.%' AND expires_at > now() AND fence > 1 AND owner <> :owner
+    """,
+    owner=Text(),
 )
+"""How many partitions are free, then how many each of the other replicas has."""
 
 RENEW: Final = _sql(
     f"""
@@ -47,7 +60,8 @@ RENEW: Final = _sql(
 TAKE: Final = _sql(
     f"""
     WITH free AS MATERIALIZED (
-        SELECT name FROM hk_leases WHERE name LIKE 'relay.partition.%' AND expires_at <= now()
+        SELECT name FROM hk_leases
+        WHERE name LIKE 'relay.partition.%' AND expires_at <= now() - make_interval(secs => :free_seconds)
         ORDER BY expires_at LIMIT :room FOR UPDATE SKIP LOCKED
     )
     UPDATE hk_leases SET owner = :owner, fence = fence + 1, expires_at = {_END} WHERE name IN (SELECT name FROM free)
@@ -55,6 +69,7 @@ TAKE: Final = _sql(
     """,  # noqa: S608 - made of constants # nosec B608
     owner=Text(),
     room=Integer(),
+    free_seconds=Double(),
 )
 
 # Of each partition only the first rows are looked at, by the index on it, however many there are in all.

@@ -26,7 +26,9 @@ from hybridkit.retry import Retry
 __all__ = ["Publisher", "Relay"]
 
 POLL_SECONDS: Final = 0.25
-"""How soon an event is seen that another replica has stored."""
+"""How soon an event is seen that another replica has stored, where it is the first one for a while."""
+BUSY_POLL_SECONDS: Final = 0.03
+"""How soon right after another one; each look that finds nothing doubles it."""
 IDLE_SECONDS: Final = 1.0
 """How soon a replica without partitions asks for some."""
 PUBLISH_SECONDS: Final = 10.0
@@ -102,6 +104,7 @@ class Relay:
         self._publisher = publisher
         self._held = Holdings(outbox)
         self._measure_at = 0.0
+        self._poll_seconds = BUSY_POLL_SECONDS
         self._lanes: dict[str, _Lane] = {}
         self._pauses: defaultdict[str, _Pause] = defaultdict(_Pause)
         self._broker = _Pause()
@@ -153,7 +156,9 @@ class Relay:
         for name in ended:
             del self._lanes[name]
         if self._held.open and not self._broker.is_on and len(self._lanes) < MAX_LANES:
-            self._begin(await self._take())
+            lanes = await self._take()
+            self._poll_seconds = BUSY_POLL_SECONDS if lanes else min(2 * self._poll_seconds, POLL_SECONDS)
+            self._begin(lanes)
         if time.monotonic() >= self._measure_at:
             self._measure_at = time.monotonic() + BACKLOG_SECONDS
             held = self._held.partitions
@@ -161,7 +166,7 @@ class Relay:
 
     async def _wait(self) -> None:
         """Until there may be something to do: a lane ended, rows came, or a while has passed."""
-        seconds = POLL_SECONDS if self._held.partitions else IDLE_SECONDS
+        seconds = self._poll_seconds if self._held.partitions else IDLE_SECONDS
         changed = asyncio.create_task(self._outbox.changed(timeout_seconds=seconds))
         try:
             await asyncio.wait({changed, *self._tasks()}, return_when=asyncio.FIRST_COMPLETED)
