@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Generator, Iterable
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -123,22 +123,21 @@ def _serve_peer() -> None:
     engine: AsyncEngine = create_async_engine(_async_url(os.environ["DATABASE_URL"]), pool_size=10)
     new_session = async_sessionmaker(engine, expire_on_commit=False)
 
-    async def session() -> AsyncGenerator[AsyncSession]:
+    async def open_session() -> AsyncGenerator[AsyncSession]:
         async with new_session() as opened:
             yield opened
 
-    type Opened = Annotated[AsyncSession, Depends(session)]
     app = FastAPI()
 
     @app.get("/v1/orders/{order_id}", response_model=OrderOut)
-    async def read(order_id: UUID, session: Opened) -> OrderTable:
+    async def read(order_id: UUID, session: Annotated[AsyncSession, Depends(open_session)]) -> OrderTable:
         found = await session.get(OrderTable, order_id)
         if found is None:
             raise HTTPException(404)
         return found
 
     @app.get("/v1/orders", response_model=OrderPage)
-    async def find(session: Opened, page_size: int = 50) -> Any:
+    async def find(session: Annotated[AsyncSession, Depends(open_session)], page_size: int = 50) -> Any:
         rows = await session.scalars(select(OrderTable).order_by(OrderTable.id).limit(page_size + 1))
         page = rows.all()
         more = len(page) > page_size
@@ -190,9 +189,9 @@ class _Side:
 
 
 @contextmanager
-def _running(side: str, database_url: str) -> Iterator[_Side]:
+def _running(side: str, database_url: str) -> Generator[_Side]:
     port = _free_port()
-    own = {"DATABASE_URL": database_url, "HOST": "127.0.0.1", "PORT": str(port), "ENVIRONMENT": "development"}
+    own = {"DATABASE_URL": database_url, "HOST": "127.0.0.1", "PORT": str(port), "LOG_FORMAT": "json"}
     process = subprocess.Popen(  # noqa: S603 - our own interpreter
         [sys.executable, "-m", "benchmarks._data_server", side],
         stdin=subprocess.PIPE,

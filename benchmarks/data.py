@@ -1,8 +1,8 @@
 """What data over HTTP costs: the client per call, the data service per read, a write with its key and its event.
 
 Every comparison is against what one would write without us, in the same run and with the same content; each part's
-module says how. PostgreSQL is started as `hybridkit.dev` finds it; figures of a stand-in would say nothing, so it has to
-be a real one.
+module says how. PostgreSQL is started as `hybridkit.dev` finds it; figures of a stand-in would say nothing, so it has
+to be a real one.
 """
 
 import argparse

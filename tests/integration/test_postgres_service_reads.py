@@ -212,7 +212,7 @@ rows = st.fixed_dictionaries(
         "flag": perhaps(st.booleans()),
         "at": perhaps(moments.map(lambda moment: moment.replace(tzinfo=UTC))),
         "local": perhaps(moments),
-        "day": perhaps(st.dates()),
+        "day": perhaps(st.dates() | st.sampled_from([date.min, date.max])),
         "document": documents,
         "raw": documents,
         "tags": perhaps(st.lists(st.none() | words, max_size=3)),

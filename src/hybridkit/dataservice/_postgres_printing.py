@@ -5,7 +5,7 @@ records, which is decided once. A test compares the two for every type.
 """
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Final
 
 import orjson
@@ -74,6 +74,17 @@ class Projection:
         members = [f"{self._member(name, reference)} AS {quoted(name)}" for name in self._names]
         return f"(SELECT {', '.join(members)})"
 
+    @cached_property
+    def numbered(self) -> str:
+        """As `record`, of rows with the columns `c0`, `c1` and so on."""
+        places = {name: f"c{n}" for n, name in enumerate(self.columns)}
+        return self.record(places.__getitem__)
+
+    @cached_property
+    def selected(self) -> str:
+        """The columns as `c0`, `c1` and so on."""
+        return ", ".join(f"{self._table.sql(name)} AS c{n}" for n, name in enumerate(self.columns))
+
     def _member(self, name: str, reference: Reference) -> str:
         if name != "etag":
             return str(printed(self._table[name].type, reference(name)))
@@ -109,7 +120,9 @@ def printed(kind: TypeEngine[Any], value: str) -> str | None:
         case Numeric() as number:
             return _decimal(value, number.scale) if number.asdecimal else None
         case DateTime() as moment:
-            return _timestamp(f"{value} AT TIME ZONE 'UTC'" if moment.timezone else value)
+            return _timestamp(value, f"{value} AT TIME ZONE 'UTC'" if moment.timezone else value)
+        case Date():
+            return _finite(value, f"CAST({value} AS text)", "0001-01-01", "9999-12-31")
         case ARRAY() as array:
             return (
                 value
@@ -118,7 +131,7 @@ def printed(kind: TypeEngine[Any], value: str) -> str | None:
             )
         case Uuid() as identifier:
             return value if identifier.native_uuid else None
-        case Integer() | String() | Boolean() | Date() | JSON():
+        case Integer() | String() | Boolean() | JSON():
             return value
         case _:
             return None
@@ -134,8 +147,17 @@ def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _timestamp(value: str) -> str:
-    return f"replace(to_char({value}, 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"'), '.000Z', 'Z')"
+def _timestamp(value: str, in_utc: str) -> str:
+    shown = f"replace(to_char({in_utc}, 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"'), '.000Z', 'Z')"
+    return _finite(value, shown, "0001-01-01T00:00:00Z", "9999-12-31T23:59:59.999Z")
+
+
+def _finite(value: str, shown: str, first: str, last: str) -> str:
+    """The infinities are Python's first and last moment: the driver makes the one from the other, both ways."""
+    return (
+        f"CASE WHEN isfinite({value}) THEN {shown}"
+        f" WHEN {value} > '2000-01-01' THEN '{last}' WHEN {value} IS NOT NULL THEN '{first}' END"
+    )
 
 
 def _decimal(value: str, scale: int | None) -> str:

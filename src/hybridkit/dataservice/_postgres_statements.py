@@ -67,12 +67,11 @@ def row_statement(
 ) -> str:
     """The rows of a query in its order: the columns as `c0`, `c1`, …, and their position as `p`."""
     ordering = Ordering(table, query)
-    columns = [f"{table.sql(name)} AS c{n}" for n, name in enumerate(shown.columns)]
     more = [] if after is None else [ordering.after(after, arguments)]
     # In the text, not as an argument: PostgreSQL plans otherwise for a page than for a table.
     at_most = "" if limit is None else f" LIMIT {limit:d}"
     return (
-        f"SELECT {', '.join(columns)}, {ordering.position} AS p FROM {table.source}"
+        f"SELECT {shown.selected}, {ordering.position} AS p FROM {table.source}"
         f"{where_clause(table, query.where, arguments, *more)} ORDER BY {ordering.clause}{at_most}"
     )
 
@@ -92,16 +91,11 @@ def page_statement(
         f"SELECT '[' || COALESCE(string_agg(CAST(row_to_json(r) AS text), ',') FILTER (WHERE n <= {size:d}), '')"
         f" || ']', max(p) FILTER (WHERE n = {size:d}), count(*)"
         f" FROM (SELECT *, row_number() OVER () AS n FROM ({rows}) ordered) numbered,"
-        f" LATERAL {shown.record(_numbered(shown))} r"
+        f" LATERAL {shown.numbered} r"
     )
 
 
 def line_statement(table: ResourceTable, shown: Projection, query: Query, arguments: Arguments) -> str:
     """Each record of a query as a line of JSON, in its order."""
     rows = row_statement(table, shown, query, arguments)
-    return f"SELECT CAST(row_to_json(r) AS text) FROM ({rows}) ordered, LATERAL {shown.record(_numbered(shown))} r"
-
-
-def _numbered(shown: Projection) -> Any:
-    places = {name: f"c{n}" for n, name in enumerate(shown.columns)}
-    return places.__getitem__
+    return f"SELECT CAST(row_to_json(r) AS text) FROM ({rows}) ordered, LATERAL {shown.numbered} r"
