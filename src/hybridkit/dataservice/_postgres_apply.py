@@ -90,7 +90,7 @@ async def apply_carefully(
     try:
         results = await apply(session, tables, operations)
     except UnnamedError:
-        await session.execute(text("ROLLBACK TO SAVEPOINT half"))
+        await session.roll_back_to("half")
         middle = len(operations) // 2
         first = await apply_carefully(session, tables, operations[:middle])
         return first + await apply_carefully(session, tables, operations[middle:])
@@ -131,7 +131,7 @@ class _Run:
                 return await self._upsert()
             case Delete():
                 return await self._delete()
-            case Undelete():
+            case _:
                 return await self._undelete()
 
     # ── each kind ────────────────────────────────────────────────────────────────────────────────

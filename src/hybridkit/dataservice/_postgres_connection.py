@@ -95,9 +95,7 @@ class Link:
     async def settle(self) -> None:
         """Wait for a cancelled statement to end, and undo what is not committed."""
         if not self.driver.is_closed():
-            await self.driver.execute("SELECT")  # waits for what is still under way
-        if not self.driver.is_closed() and self.driver.is_in_transaction():
-            await self.driver.execute("ROLLBACK")
+            await self.driver.execute("ROLLBACK")  # waits for what is still under way, and fails in no state
         if self.connection.in_transaction():
             await self.connection.rollback()  # SQLAlchemy's own idea of one; the server hears nothing of it
 

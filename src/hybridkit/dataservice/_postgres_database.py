@@ -319,6 +319,14 @@ class Session:
         """Call something that wants SQLAlchemy's plain connection, Alembic for one."""
         return await self.run(lambda connection: connection.run_sync(work))
 
+    async def roll_back_to(self, savepoint: str) -> None:
+        """Undo what was done since that savepoint, a failed statement too; the transaction goes on."""
+        try:
+            await self._link.driver.execute(f"ROLLBACK TO SAVEPOINT {savepoint}")
+        except FAILURES as error:
+            raise self._link.translated(error, database_error) from error
+        self._limit_seconds = -1.0  # a limit that was set since then is undone too
+
     async def commit(self) -> None:
         """Commit; the end of the session does it.
 

@@ -15,6 +15,7 @@ row of the record or of the key violates its uniqueness: nothing is done, and th
 which is asked next, finds out what that means. So it is with whatever the database refuses here.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -36,6 +37,9 @@ from hybridkit.dataservice._postgres_table import ResourceTable
 from hybridkit.dataservice._recorded import MAX_BYTES
 
 __all__ = ["SingleCreate"]
+
+MAX_EVENTS: Final = 4
+"""More of them are another statement each, which has to be prepared on each connection."""
 
 type Convert = Callable[[Any], Any]
 
@@ -64,14 +68,16 @@ class SingleCreate:
     def __init__(self, database: Database, tables: Mapping[str, ResourceTable]) -> None:
         self._database = database
         self._tables = tables
-        self._statements: dict[tuple[str, tuple[str, ...], bool], _Statement] = {}
+        self._statements: dict[tuple[str, tuple[str, ...], int, int], _Statement] = {}
 
     def __repr__(self) -> str:
         return f"SingleCreate({len(self._statements)} statements)"
 
     def takes(self, write: Write) -> bool:
         """Whether the write is of that kind, and its table's records can be printed by PostgreSQL."""
-        if len(write.operations) != 1 or write.dry_run or write.isolation != "read_committed":
+        if len(write.operations) != 1 or len(write.emit) > MAX_EVENTS:
+            return False
+        if write.dry_run or write.isolation != "read_committed":
             return False
         [operation] = write.operations
         if not isinstance(operation, Create):
@@ -90,7 +96,8 @@ class SingleCreate:
         [operation] = write.operations
         table = self._tables[operation.resource.name]
         row = new_row(table, operation)  # type: ignore[arg-type] # `takes` has looked
-        statement = self._statement(table, tuple(row), emits=bool(write.emit))
+        locks = lane_locks(write.emit)
+        statement = self._statement(table, tuple(row), locks=len(locks), events=len(write.emit))
         arguments: list[Any] = [
             key_lock(write),
             write.caller,
@@ -98,11 +105,10 @@ class SingleCreate:
             write.fingerprint,
             retention_of(write),
             *(convert(row[name]) for name, convert in statement.convert.items()),
+            *locks,
         ]
-        if write.emit:
-            events = outbox_rows(write.emit, service=write.caller)
-            arguments.append(lane_locks(write.emit))
-            arguments += ([event[name] for event in events] for name in _EVENT_COLUMNS)
+        for event in outbox_rows(write.emit, service=write.caller):
+            arguments += (event[name] for name in _EVENT_COLUMNS)
         [found] = await self._database.fetch(statement.sql, *arguments, meaning=commit_error)
         if found["body"] is not None:
             return Outcome((Result(orjson.loads(found["body"]), created=True),))
@@ -110,10 +116,12 @@ class SingleCreate:
             return found["fingerprint"], found["results"]
         return None
 
-    def _statement(self, table: ResourceTable, names: tuple[str, ...], *, emits: bool) -> _Statement:
-        name = (table.resource.name, names, emits)
+    def _statement(
+        self, table: ResourceTable, names: tuple[str, ...], *, locks: int, events: int
+    ) -> _Statement:
+        name = (table.resource.name, names, locks, events)
         if (statement := self._statements.get(name)) is None:
-            statement = self._statements[name] = _compile(table, names, emits=emits)
+            statement = self._statements[name] = _compile(table, names, locks=locks, events=events)
         return statement
 
 
@@ -136,14 +144,14 @@ _EVENT_COLUMNS: Final = (
 )
 
 
-def _compile(table: ResourceTable, names: Sequence[str], *, emits: bool) -> _Statement:
+def _compile(table: ResourceTable, names: Sequence[str], *, locks: int, events: int) -> _Statement:
     shown = projection(table)
     columns = ", ".join(quoted(table[name].name) for name in names)
     values = ", ".join(
         f"CAST(${place} AS {_sql_type(table[name].type)})" for place, name in enumerate(names, _FIRST_VALUE)
     )
     record = shown.record(lambda name: f"made.{quoted(table[name].name)}")
-    events = _events(_FIRST_VALUE + len(names)) if emits else ""
+    sending = _events(_FIRST_VALUE + len(names), locks, events) if events else ""
     # Nothing of it comes from a request: those are names and types of our own declarations.
     sql = f"""
         WITH free AS MATERIALIZED (SELECT pg_try_advisory_xact_lock($1) AS is_free),
@@ -158,7 +166,7 @@ def _compile(table: ResourceTable, names: Sequence[str], *, emits: bool) -> _Sta
         kept AS (
             INSERT INTO hk_keys (caller, key, fingerprint, results, expires_at)
             SELECT $2, $3, $4, convert_to({_results(table)}, 'UTF8'), now() + CAST($5 AS interval) FROM shown)
-        {events}
+        {sending}
         SELECT fingerprint, results, body FROM free LEFT JOIN known ON true LEFT JOIN shown ON true
     """  # noqa: S608 # nosec B608
     return _Statement(sql, {name: _converter(table, name) for name in names})
@@ -172,20 +180,27 @@ def _results(table: ResourceTable) -> str:
     return f"CASE WHEN octet_length(body) <= {MAX_BYTES} THEN {whole} ELSE {reference} END"
 
 
-def _events(place: int) -> str:
-    """Both parts are joined to what was made: a call that does nothing waits for nobody's events."""
+def _events(place: int, locks: int, events: int) -> str:
+    """Both parts are joined to what was made: a call that does nothing waits for nobody's events.
+
+    They are lists of values, not arrays: how long an array is would have PostgreSQL plan anew for each call.
+    """
     kinds = [OUTBOX.c[name].type.compile(dialect=DIALECT) for name in _EVENT_COLUMNS]
-    arrays = ", ".join(f"CAST(${number} AS {kind}[])" for number, kind in enumerate(kinds, place + 1))
+    numbers = ", ".join(f"(CAST(${place + number} AS bigint))" for number in range(locks))
+    lanes = f"VALUES {numbers}" if locks else "SELECT 0 WHERE false"
+    places = itertools.count(place + locks)
+    rows = ", ".join(
+        f"({number}, {', '.join(f'CAST(${next(places)} AS {kind})' for kind in kinds)})"
+        for number in range(events)
+    )
     names = ", ".join(_EVENT_COLUMNS)
     values = ", ".join(f"event.{name}" for name in _EVENT_COLUMNS)
     return f""",
-        lanes AS MATERIALIZED (
-            SELECT pg_advisory_xact_lock(number)
-            FROM shown, unnest(CAST(${place} AS bigint[])) WITH ORDINALITY AS lane(number, place) ORDER BY place),
+        lanes AS MATERIALIZED (SELECT pg_advisory_xact_lock(number) FROM shown, ({lanes}) AS lane(number)),
         sent AS (
             INSERT INTO hk_outbox ({names})
             SELECT {values} FROM shown, (SELECT count(*) FROM lanes) AS taken,
-                unnest({arrays}) WITH ORDINALITY AS event({names}, place) ORDER BY event.place
+                (VALUES {rows}) AS event(place, {names}) ORDER BY event.place
             ON CONFLICT (event_id) DO NOTHING)
     """  # noqa: S608 # nosec B608
 
