@@ -6,7 +6,8 @@ they wait for. They take turns on one event loop (uvloop, which our processes ru
 connections; aiohttp one `ClientSession`, the same, read to the end.
 
 `call` compares the wire alone: bytes in, bytes out, and nobody reads them. `get` is what an application does: a record,
-validated by the same pydantic model on every side.
+validated by the same pydantic model on every side. `100 gets` compares our client with itself: calls of one moment that
+become one `:batch_get`, against as many requests.
 """
 
 import asyncio
@@ -29,11 +30,13 @@ from hybridkit.codec import encode_json
 from hybridkit.context import RequestContext, bind
 from hybridkit.resources import Record, Resource
 
-ROUNDS: Final = 7
+ROUNDS: Final = 5
 CALLS: Final = 1024
 CONCURRENCY: Final = 64
 GOAL_HTTPX: Final = 5.0
 GOAL_AIOHTTP: Final = 0.5
+MANY: Final = 100
+GOAL_COALESCED: Final = 4.0
 
 type Call = Callable[[], Awaitable[object]]
 
@@ -53,9 +56,12 @@ class User(NewUser, Record):
 USERS: Final = Resource("users", record=User, create=NewUser, update=NewUser)
 USER_ID: Final = UUID("1f1e5477-3fd3-6f83-be8e-f44fe982b401")
 PATH: Final = f"/v1/users/{USER_ID}"
-BODY: Final = encode_json(
-    {
-        "id": str(USER_ID),
+IDS: Final = tuple(UUID(int=USER_ID.int + number) for number in range(MANY))
+
+
+def _record(id: UUID) -> dict[str, object]:
+    return {
+        "id": str(id),
         "version": 3,
         "created_at": "2026-01-15T10:30:00Z",
         "updated_at": "2026-01-15T10:30:00.123Z",
@@ -64,19 +70,26 @@ BODY: Final = encode_json(
         "display_name": "Somebody",
         "is_active": True,
     }
-)
-ANSWER: Final = (
-    b'HTTP/1.1 200 OK\r\ncontent-type: application/json\r\netag: "3-1f1e5477"\r\n'
-    b"x-request-id: 1f1e5477-3fd3-6f83-be8e-f44fe982b401\r\nserver-timing: db;dur=1.8\r\n"
-    b"content-length: %d\r\n\r\n" % len(BODY)
-) + BODY
+
+
+def _answer(body: bytes) -> bytes:
+    head = (
+        b'HTTP/1.1 200 OK\r\ncontent-type: application/json\r\netag: "3-1f1e5477"\r\n'
+        b"x-request-id: 1f1e5477-3fd3-6f83-be8e-f44fe982b401\r\nserver-timing: db;dur=1.8\r\n"
+        b"content-length: %d\r\n\r\n"
+    )
+    return head % len(body) + body
+
+
+ONE: Final = _answer(encode_json(_record(USER_ID)))
+ALL: Final = _answer(encode_json({"items": [_record(one) for one in IDS]}))
 
 
 # ── the server ───────────────────────────────────────────────────────────────────────────────────
 
 
 class _Fixed(asyncio.Protocol):
-    """One answer per empty line: enough HTTP for requests without a body."""
+    """One answer per empty line: enough HTTP, as no body has one."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.WriteTransport", transport)
@@ -84,7 +97,7 @@ class _Fixed(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         *heads, self._rest = (self._rest + data).split(b"\r\n\r\n")
-        self._transport.write(ANSWER * len(heads))
+        self._transport.write(b"".join(ALL if b":batch_get " in head else ONE for head in heads))
 
 
 async def _serve() -> None:
@@ -155,13 +168,13 @@ async def _microseconds(call: Call, concurrency: int) -> float:
 
     async def caller() -> None:
         with bind(RequestContext()):
-            for _ in range(CALLS // CONCURRENCY if concurrency > 1 else CALLS // 4):
+            for _ in range(each):
                 await call()
 
+    each = (CALLS if concurrency > 1 else CALLS // 4) // concurrency
     start = time.process_time()
     await asyncio.gather(*(caller() for _ in range(concurrency)))
-    calls = CALLS if concurrency > 1 else CALLS // 4
-    return (time.process_time() - start) / calls * 1e6
+    return (time.process_time() - start) / (each * concurrency) * 1e6
 
 
 async def _best(sides: Mapping[str, Call], concurrency: int) -> dict[str, float]:
@@ -189,7 +202,36 @@ async def _measure() -> list[Result]:
                             goal=goal,
                         )
                     )
+        results.append(await _coalesced(url))
     return results
+
+
+async def _coalesced(url: str) -> Result:
+    """A hundred gets of one request, put together and one by one."""
+    async with (
+        PostgresDataClient(url, service="benchmark", coalesce=True) as together,
+        PostgresDataClient(url, service="benchmark") as apart,
+    ):
+
+        async def gets(client: PostgresDataClient) -> None:
+            with bind(RequestContext()):
+                await asyncio.gather(*(client.get(USERS, one) for one in IDS))
+
+        best = [float("inf"), float("inf")]
+        for _ in range(ROUNDS):
+            for side, client in enumerate((together, apart)):
+                start = time.process_time()
+                for _ in range(10):
+                    await gets(client)
+                best[side] = min(best[side], (time.process_time() - start) / 10 * 1e3)
+    return Result(
+        name=f"client {MANY} gets coalesced, CPU",
+        ours=best[0],
+        peer=best[1],
+        peer_name="single",
+        unit="ms",
+        goal=GOAL_COALESCED,
+    )
 
 
 def measure() -> Iterable[Result]:
