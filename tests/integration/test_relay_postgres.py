@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 
 import orjson
 import pytest
+from alembic import command
 from sqlalchemy import text
 
 from hybridkit.codec import now
@@ -22,6 +23,7 @@ from hybridkit.dataservice import Relay, migrate
 from hybridkit.dataservice._keys import RETENTION
 from hybridkit.dataservice._outbox import PARTITIONS, Backlog, Lease, Parked, Waiting, fair_share
 from hybridkit.dataservice._postgres_database import Database
+from hybridkit.dataservice._postgres_migrations import histories_of, migrating_connection
 from hybridkit.dataservice._postgres_outbox import PostgresOutbox, add_emissions
 
 
@@ -100,6 +102,31 @@ async def replicas(postgres_url: str) -> AsyncIterator[tuple[Replica, Replica]]:
     await migrate(postgres_url)
     async with replica_of(postgres_url) as one, replica_of(postgres_url) as two:
         yield one, two
+
+
+async def test_rows_of_an_older_release_are_published(postgres_url: str) -> None:
+    """The migration keeps them, also after a run that was interrupted, and goes back again."""
+    [own] = histories_of(None)
+    async with migrating_connection(postgres_url) as connection:
+        await connection.run_sync(lambda sync: command.upgrade(own._config(sync), "hk_0001"))
+        await connection.execute(
+            text(
+                "INSERT INTO hk_outbox (event_id, event_type, key, request_id, body)"
+                " SELECT gen_random_uuid(), 'item.sold', 'key ' || number % 40, 'r', '{}'"
+                " FROM generate_series(1, 400) AS number"
+            )
+        )
+        await connection.execute(text("ALTER TABLE hk_outbox ADD COLUMN not_before timestamptz"))
+        await connection.execute(text("CREATE INDEX hk_outbox_later ON hk_outbox (event_type)"))
+        await connection.commit()
+    await migrate(postgres_url)
+    async with replica_of(postgres_url) as one:
+        assert len(await one.acquire("one")) == PARTITIONS
+        assert [row.sequence for row in await one.waiting(limit=1000)] == list(range(1, 401))
+    async with migrating_connection(postgres_url) as connection:
+        await connection.run_sync(lambda sync: command.downgrade(own._config(sync), "hk_0001"))
+        left = await connection.scalar(text("SELECT count(*) FROM hk_outbox"))
+    assert left == 400
 
 
 async def pass_lease_time(replica: Replica) -> None:
@@ -348,8 +375,8 @@ async def test_a_crash_between_confirm_and_mark_publishes_the_same_event_again(
     one, _ = replicas
     ids = await one.emit(*(("a", value) for value in range(8)))
     confirmed = tmp_path / "confirmed"
-    command = [sys.executable, "-c", textwrap.dedent(CRASHES), postgres_url, str(confirmed), "5"]
-    crashed = await asyncio.to_thread(subprocess.run, command, timeout=60, check=False)
+    words = [sys.executable, "-c", textwrap.dedent(CRASHES), postgres_url, str(confirmed), "5"]
+    crashed = await asyncio.to_thread(subprocess.run, words, timeout=60, check=False)
     assert crashed.returncode == -9
     before = [UUID(line) for line in confirmed.read_text().split()]
     assert before == ids[:5]
