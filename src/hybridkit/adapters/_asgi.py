@@ -14,11 +14,21 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import replace
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, Final
 
+from prometheus_client import Histogram
+
 from hybridkit.codec import check_size
-from hybridkit.context import REQUEST_ID_HEADER, RequestContext, bind, current
+from hybridkit.context import (
+    REQUEST_ID_HEADER,
+    REQUEST_TIMEOUT_HEADER,
+    USER_ID_HEADER,
+    RequestContext,
+    bind,
+    current,
+)
 from hybridkit.contract import (
     IDEMPOTENCY_KEY_HEADER,
     IDEMPOTENCY_REPLAYED_HEADER,
@@ -50,6 +60,11 @@ PROBE_PATHS: Final = frozenset({"/health", "/ready", "/metrics"})
 _WRITES: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 _METHODS: Final = _WRITES | {"GET", "HEAD", "OPTIONS", "QUERY"}
 
+_REQUEST_ID: Final = REQUEST_ID_HEADER.encode()
+_CONTEXT_HEADERS: Final = {
+    name.encode(): name for name in (REQUEST_ID_HEADER, USER_ID_HEADER, REQUEST_TIMEOUT_HEADER)
+}
+
 _log = get_logger("hybridkit.http")
 
 
@@ -71,8 +86,8 @@ class RequestContextMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        context = RequestContext.from_http_headers(_text_headers(scope))
-        if not self.internal:
+        context = RequestContext.from_http_headers(_context_headers(scope))
+        if not self.internal and context.user_id is not None:
             context = replace(context, user_id=None)
         with bind(context):
             await _Exchange(scope, send, context, tells_why=self.internal).run(self.app, receive)
@@ -108,10 +123,7 @@ class _Exchange:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            headers = [
-                *message.get("headers", ()),
-                (REQUEST_ID_HEADER.encode(), self.context.request_id.encode()),
-            ]
+            headers = [*message.get("headers", ()), (_REQUEST_ID, self.context.request_id.encode())]
             message = {**message, "headers": headers}
         await self._send(message)
 
@@ -141,7 +153,7 @@ class _Exchange:
     def _note(self, seconds: float) -> None:
         method, path, status = self.scope["method"], self.scope["path"], self.status or 500
         known_method = method if method in _METHODS else "OTHER"
-        metrics.http_server_duration.labels(known_method, _template(self.scope), status).observe(seconds)
+        _duration(known_method, _template(self.scope), status).observe(seconds)
         log = _log.debug if path in PROBE_PATHS else _log.info
         log(
             f"{method} {path} {status}",  # without the query, which may hold what nobody should read
@@ -280,6 +292,21 @@ def _template(scope: Scope) -> str:
     # Since routers are included by reference, FastAPI keeps the whole template in a place of its own.
     included = scope.get("fastapi", {}).get("effective_route_context")
     return getattr(included, "path", None) or getattr(scope.get("route"), "path", None) or "unknown"
+
+
+@lru_cache(maxsize=4096)
+def _duration(method: str, route: str, status: int) -> Histogram:
+    """The histogram of those labels, which costs as much to find as to observe."""
+    return metrics.http_server_duration.labels(method, route, status)
+
+
+def _context_headers(scope: Scope) -> dict[str, str]:
+    """The first of each header that the context is made of."""
+    headers: dict[str, str] = {}
+    for name, value in scope["headers"]:
+        if name in _CONTEXT_HEADERS:
+            headers.setdefault(_CONTEXT_HEADERS[name], value.decode("latin-1"))
+    return headers
 
 
 def _text_headers(scope: Scope) -> dict[str, str]:
