@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import os
 import socket
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Mapping
@@ -20,9 +21,14 @@ import aio_pika
 import httpx
 import orjson
 import pytest
+import schemathesis
 import uvicorn
 from fastapi import FastAPI
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.errors import Unsatisfiable
 from pydantic import BaseModel
+from schemathesis import GenerationMode
+from schemathesis.specs.openapi import checks as openapi_checks
 from sqlalchemy import CheckConstraint, ForeignKey, MetaData, Numeric, Text
 from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -303,6 +309,58 @@ def _serving(app: FastAPI) -> Generator[str]:
 def serve_app() -> Callable[[FastAPI], AbstractContextManager[str]]:
     """Serves an application inside a `with` block, which is given its URL."""
     return _serving
+
+
+@pytest.fixture(scope="session")
+def explore() -> Callable[[str], list[str]]:
+    """Sends what an OpenAPI document allows, and what it doesn't; returns the answers that it doesn't tell of.
+
+    `make schemathesis` sends more.
+    """
+    return _explore
+
+
+def _explore(document_url: str) -> list[str]:
+    often = settings(
+        max_examples=int(os.environ.get("HYBRIDKIT_SCHEMATHESIS_EXAMPLES", "8")),
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
+        phases=[Phase.explicit, Phase.generate],
+    )
+    found: list[str] = []
+    # Not the call that keeps the database busy for as long as it is told to.
+    document = schemathesis.openapi.from_url(document_url).exclude(path_regex=":slow$")
+    for result in document.get_all_operations():
+        operation: Any = result.ok()  # type: ignore[union-attr] # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType]
+        for mode in GenerationMode:
+            try:
+                often(given(case=operation.as_strategy(generation_mode=mode))(_check_documented))()
+            except Unsatisfiable:  # nothing about the operation can be wrong
+                continue
+            except (BaseExceptionGroup, Exception) as error:  # noqa: BLE001 - whatever it is, it is a finding
+                found.append(f"{operation.label} ({mode.value}): {_told(error)}")
+    return found
+
+
+def _check_documented(case: Any) -> None:
+    response = case.call()
+    # A typed 501 is what a server answers to that which its database can't do.
+    assert response.status_code < 500 or response.status_code == 501, (
+        f"{case.as_curl_command()}\n{response.text}"
+    )
+    checks = [openapi_checks.status_code_conformance, openapi_checks.response_headers_conformance]
+    # OpenAPI can't say that `Prefer: return=minimal` leaves the body of a 201 out.
+    if "return=minimal" not in "".join(response.headers.get("preference-applied", [])):
+        checks += [openapi_checks.content_type_conformance, openapi_checks.response_schema_conformance]
+    case.validate_response(response, checks=checks)
+
+
+def _told(error: BaseException) -> str:
+    if isinstance(error, BaseExceptionGroup):
+        return "\n".join(map(_told, error.exceptions))
+    return f"{type(error).__name__}: {error}"
 
 
 # ── a broker, as somebody else's client uses it ──────────────────────────────────────────────────
