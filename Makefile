@@ -1,7 +1,7 @@
 # Every target does its own set-up: scripts/bootstrap finds or installs uv and Python, then syncs an environment.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test_lowest test_rabbitmq_3_10 lint format docs servers demo ledger relay
+.PHONY: help setup test test_lowest test_rabbitmq_3_10 lint format docs servers demo ledger relay schemathesis
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z0-9_]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' Makefile
@@ -54,3 +54,7 @@ ledger: setup ## Prove that no message is lost or doubled while brokers die, fre
 relay: setup ## Prove that the outbox loses nothing and keeps the order while its replicas are killed; 4 minutes
 	@$(MAKE) --no-print-directory servers
 	@.venv/bin/python -m tests.proofs.relay
+
+schemathesis: setup ## Hold both data services to their OpenAPI documents with far more requests than the tests send
+	@$(MAKE) --no-print-directory servers
+	@HYBRIDKIT_SCHEMATHESIS_EXAMPLES=200 .venv/bin/pytest tests/integration/test_conformance_*.py -k documented --timeout 3600

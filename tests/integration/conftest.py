@@ -5,6 +5,7 @@ import itertools
 import os
 import socket
 import threading
+import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Mapping
 from contextlib import (
     AbstractAsyncContextManager,
@@ -25,7 +26,7 @@ import schemathesis
 import uvicorn
 from fastapi import FastAPI
 from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis.errors import Unsatisfiable
+from hypothesis.errors import HypothesisDeprecationWarning, Unsatisfiable
 from pydantic import BaseModel
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi import checks as openapi_checks
@@ -336,7 +337,10 @@ def _explore(document_url: str) -> list[str]:
         operation: Any = result.ok()  # type: ignore[union-attr] # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType]
         for mode in GenerationMode:
             try:
-                often(given(case=operation.as_strategy(generation_mode=mode))(_check_documented))()
+                with warnings.catch_warnings():
+                    # Of what Schemathesis itself does.
+                    warnings.simplefilter("ignore", HypothesisDeprecationWarning)
+                    often(given(case=operation.as_strategy(generation_mode=mode))(_check_documented))()
             except Unsatisfiable:  # nothing about the operation can be wrong
                 continue
             except (BaseExceptionGroup, Exception) as error:  # noqa: BLE001 - whatever it is, it is a finding
