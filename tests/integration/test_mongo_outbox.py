@@ -270,6 +270,16 @@ async def test_parked_events_are_listed_counted_and_tried_again(store: MongoStor
     assert {row.event_id for row in await waiting(store)} == {first.event_id, second.event_id}
 
 
+async def test_what_documents_hold_is_in_the_backlog_once(store: MongoStore) -> None:
+    await store.write(write(upsert("a"), emit=[emission("a"), emission("a")]))
+    await store.write(write(emit=[emission("b")]))
+    long_ago = {"$set": {"_hk.emitted_at": now() - timedelta(minutes=1)}}
+    await store._database["counters"].update_many({}, long_ago)
+    backlog = await store.outbox.backlog([0, 1])
+    assert (backlog.waiting, backlog.lag_seconds >= 60) == (3, True)
+    assert (await store.outbox.backlog([1, 2])).waiting == 0
+
+
 async def test_an_event_waits_for_its_time(store: MongoStore) -> None:
     later = emission("a", not_before=now() + timedelta(hours=1))
     await store.write(write(emit=[later, emission("b")]))

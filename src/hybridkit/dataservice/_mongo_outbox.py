@@ -49,6 +49,9 @@ MOVE_DOCUMENTS: Final = 50
 MAX_REASON_LENGTH: Final = 500
 CLEAN_EVENTS: Final = 1000
 
+_EVENTS: Final = f"{HIDDEN}.{EVENTS}"
+_EMITTED_AT: Final = f"{HIDDEN}.{EMITTED_AT}"
+_HOLDS_EVENTS: Final[StoredDocument] = {_EMITTED_AT: {"$exists": True}}
 _WAITING: Final[StoredDocument] = {"state": "waiting"}
 _PARKED: Final[StoredDocument] = {"state": "parked"}
 
@@ -83,7 +86,7 @@ class MongoOutbox:
         )
         for source in self._sources:
             await source.create_indexes(
-                [IndexModel([(f"{HIDDEN}.{EMITTED_AT}", ASCENDING)], name="hk_emitted_at", sparse=True)]
+                [IndexModel([(_EMITTED_AT, ASCENDING)], name="hk_emitted_at", sparse=True)]
             )
         there = {lease["_id"] for lease in await self._leases.find({}, {"_id": 1}).to_list()}
         for partition in range(PARTITIONS):
@@ -165,10 +168,8 @@ class MongoOutbox:
 
     async def move(self, source: AsyncCollection[StoredDocument]) -> None:
         """Put the events that documents of this collection hold into the outbox, and then take them out there."""
-        pending = source.find({f"{HIDDEN}.{EMITTED_AT}": {"$exists": True}}, {f"{HIDDEN}.{EVENTS}": 1})
-        for document in (
-            await pending.sort(f"{HIDDEN}.{EMITTED_AT}", ASCENDING).limit(MOVE_DOCUMENTS).to_list()
-        ):
+        pending = source.find(_HOLDS_EVENTS, {_EVENTS: 1})
+        for document in await pending.sort(_EMITTED_AT, ASCENDING).limit(MOVE_DOCUMENTS).to_list():
             rows: list[StoredDocument] = document[HIDDEN].get(EVENTS, [])
             for row in rows:
                 await _insert(self._events, row)
@@ -178,11 +179,11 @@ class MongoOutbox:
         self, source: AsyncCollection[StoredDocument], document_id: Any, event_ids: Sequence[str]
     ) -> None:
         target = {"_id": document_id}
-        await source.update_one(target, {"$pull": {f"{HIDDEN}.{EVENTS}": {"_id": {"$in": event_ids}}}})
+        await source.update_one(target, {"$pull": {_EVENTS: {"_id": {"$in": event_ids}}}})
         # What has come meanwhile stays, and so does the mark by which it is found.
         await source.update_one(
-            {**target, f"{HIDDEN}.{EVENTS}": []},
-            {"$unset": {f"{HIDDEN}.{EVENTS}": "", f"{HIDDEN}.{EMITTED_AT}": ""}},
+            {**target, _EVENTS: []},
+            {"$unset": {_EVENTS: "", _EMITTED_AT: ""}},
         )
 
     async def mark(
@@ -219,16 +220,22 @@ class MongoOutbox:
         return {lease.partition for lease in leases} - held
 
     async def backlog(self, partitions: Collection[int]) -> Backlog:
-        """How much there is in these partitions, what documents still hold included where they are all."""
+        """How much there is in these partitions; what documents still hold counts as the first partition's."""
         of = _of(partitions)
         with bounded(PATIENCE_SECONDS), meaning(read_error):
             waiting = await self._events.count_documents({**_WAITING, **of})
             parked = await self._events.count_documents({**_PARKED, **of})
-            moment = await self._server_time()
             due = self._events.find(_due(partitions), {"created_at": 1, "not_before": 1})
             first = await due.sort("sequence", ASCENDING).limit(1).to_list()
-        since = max((row["not_before"] or row["created_at"] for row in first), default=moment)
-        return Backlog(waiting=waiting, parked=parked, lag_seconds=max((moment - since).total_seconds(), 0.0))
+            since = [row["not_before"] or row["created_at"] for row in first]
+            for source in self._sources if 0 in partitions else ():
+                held = source.find(_HOLDS_EVENTS, {_EMITTED_AT: 1, _EVENTS: 1}).sort(_EMITTED_AT, ASCENDING)
+                documents = await held.limit(MOVE_DOCUMENTS).to_list()
+                waiting += sum(len(document[HIDDEN].get(EVENTS, ())) for document in documents)
+                since += [document[HIDDEN][EMITTED_AT] for document in documents[:1]]
+            moment = await self._server_time()
+        age = moment - min(since, default=moment)
+        return Backlog(waiting=waiting, parked=parked, lag_seconds=max(age.total_seconds(), 0.0))
 
     async def changed(self, *, timeout_seconds: float) -> None:
         """Return when this process has added events, and in any case after that time."""

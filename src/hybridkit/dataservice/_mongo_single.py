@@ -82,7 +82,8 @@ class SingleWriter:
             raise
         if not outcome.replayed:
             count("acquired")
-            self._emitted()
+            if write.emit or write.call is not None:
+                self._emitted()
         return outcome
 
     # ── a record ─────────────────────────────────────────────────────────────────────────────────

@@ -81,7 +81,8 @@ class TransactionWriter:
             )
         if not outcome.replayed:
             count("acquired")
-            self._emitted()
+            if write.emit or write.call is not None:
+                self._emitted()
         return outcome
 
     async def attempt(self, session: AsyncClientSession, write: Write) -> Outcome:
