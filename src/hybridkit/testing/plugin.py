@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from hybridkit.dev import Kind, Server, SharedServers
     from hybridkit.errors import ServerMissingError
 
+# Its assertions shall say what was found, as those of a test file do.
+pytest.register_assert_rewrite("hybridkit.testing.conformance")
+
 _RUN_KEY = pytest.StashKey[str]()
 _SHARED = pytest.StashKey["SharedServers"]()
 # By the function that fills it: a module can have another one than the rest of the suite.
