@@ -85,7 +85,7 @@ PARAMETERS: Final[Mapping[str, Part]] = {
             "`return=minimal` answers without a body; `tx=rollback` tries it and takes it back; `max-affected=n`"
             " refuses to touch more records (RFC 7240). `Preference-Applied` names what was honoured."
         ),
-        "example": "return=minimal",
+        "example": "max-affected=1000",
     },
     "prefer_count": {
         "name": "Prefer",
