@@ -373,5 +373,6 @@ async def test_a_refused_write_holds_nothing(service: Any) -> None:
     assert (await service.send("PATCH", PATH, {"name": None})).status_code == 422
     [row] = await service.sql(
         "SELECT count(*) AS n FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'"
+        " AND datname = current_database() AND application_name = 'db_postgres_service'"
     )
     assert row["n"] == 0
