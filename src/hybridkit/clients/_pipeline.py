@@ -41,6 +41,7 @@ from hybridkit.errors import (
     TemporaryError,
     UnavailableError,
 )
+from hybridkit.observability import is_tracing
 from hybridkit.retry import RetryAfter
 
 __all__ = ["Intent", "Pipeline"]
@@ -123,7 +124,12 @@ class Pipeline:
             ResponseError: it answers outside the contract.
             HybridkitError: whatever else its problem documents say.
         """
-        return await self._repeat(self._begin(intent), self._attempt)
+        if not is_tracing():
+            return await self._repeat(self._begin(intent), self._attempt)
+        with self._telemetry.span(intent.method) as span:
+            response = await self._repeat(self._begin(intent), self._attempt)
+            self._telemetry.answered(response, span)
+            return response
 
     @asynccontextmanager
     async def stream(self, intent: Intent) -> AsyncGenerator[StreamedResponse]:

@@ -1,9 +1,14 @@
-"""How a target looks from here: its metrics, and a line in the log whenever its breaker changes its state."""
+"""How a target looks from here: its metrics, its spans, and a line in the log when its breaker changes its state."""
 
+import re
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Final
 
+from opentelemetry.trace import Span
+
 from hybridkit.clients._breaker import BreakerState
-from hybridkit.observability import get_logger, metrics
+from hybridkit.clients._transport import Response
+from hybridkit.observability import get_logger, metrics, span
 
 if TYPE_CHECKING:
     from prometheus_client import Histogram
@@ -11,6 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["Telemetry"]
 
 _LEVELS: Final[dict[BreakerState, int]] = {"closed": 0, "half_open": 1, "open": 2}
+
+_TIMING = re.compile(r"([a-z_]{1,32});dur=([0-9]{1,9}(?:\.[0-9]{1,6})?)")
 
 _log = get_logger("hybridkit.clients")
 
@@ -36,6 +43,18 @@ class Telemetry:
             child = metrics.http_client_duration.labels(self._target, method, outcome)
             self._durations[method, outcome] = child
         child.observe(seconds)
+
+    def span(self, method: str) -> AbstractContextManager[Span]:
+        """A call's span, all attempts together: https://opentelemetry.io/docs/specs/semconv/http/http-spans/."""
+        attributes = {"http.request.method": method, "server.address": self._target}
+        return span(f"{method} {self._target}", kind="client", attributes=attributes)
+
+    def answered(self, response: Response, current: Span) -> None:
+        """Note in the call's span what the answer says of itself: its status, and its `Server-Timing`."""
+        if current.is_recording():
+            current.set_attribute("http.response.status_code", response.status)
+            for name, milliseconds in _TIMING.findall(response.headers.get("server-timing", "")):
+                current.set_attribute(f"server_timing.{name}_seconds", float(milliseconds) / 1000)
 
     def breaker(self, state: BreakerState) -> None:
         """Note the breaker's new state."""
