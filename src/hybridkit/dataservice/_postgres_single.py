@@ -68,6 +68,7 @@ class SingleCreate:
     def __init__(self, database: Database, tables: Mapping[str, ResourceTable]) -> None:
         self._database = database
         self._tables = tables
+        self._simple = {name for name, table in tables.items() if _is_simple(table)}
         self._statements: dict[tuple[str, tuple[str, ...], int, int], _Statement] = {}
 
     def __repr__(self) -> str:
@@ -80,10 +81,7 @@ class SingleCreate:
         if write.dry_run or write.isolation != "read_committed":
             return False
         [operation] = write.operations
-        if not isinstance(operation, Create):
-            return False
-        table = self._tables[operation.resource.name]
-        return projection(table).is_printed and all(column.default is None for column in table.table.columns)
+        return isinstance(operation, Create) and operation.resource.name in self._simple
 
     async def write(self, write: Write) -> Outcome | Recorded | None:
         """Do it, or say what was done under the key before; None where another call has the key now.
@@ -142,6 +140,11 @@ _EVENT_COLUMNS: Final = (
     "traceparent",
     "tracestate",
 )
+
+
+def _is_simple(table: ResourceTable) -> bool:
+    """Whether PostgreSQL can print its records, and makes all the defaults there are."""
+    return projection(table).is_printed and all(column.default is None for column in table.table.columns)
 
 
 def _compile(table: ResourceTable, names: Sequence[str], *, locks: int, events: int) -> _Statement:
