@@ -251,8 +251,8 @@ async def test_a_failed_commit_leaves_no_results() -> None:
 
 @pytest.mark.parametrize(
     "results",
-    [(), (stored(), stored()), ({"id": "nonsense"},), (None,)],
-    ids=["few", "many", "garbage", "null"],
+    [(), (stored(), stored()), ({"id": "nonsense"},)],
+    ids=["few", "many", "garbage"],
 )
 async def test_results_that_do_not_fit_are_an_error(results: tuple[dict[str, Any] | None, ...]) -> None:
     service = Service(TransactionResult(results=results))

@@ -15,15 +15,16 @@ from hybridkit.clients._records import (
     RecordId,
     changed_fields,
     fields_of,
+    found_in,
+    gone_since,
     new_id_for,
     parse_id,
-    rows_from,
     target_of,
 )
 from hybridkit.clients._transport import Response
 from hybridkit.codec import encode_json
 from hybridkit.contract import MAX_BATCH, BatchRecord
-from hybridkit.errors import InvalidRequestError, ResponseError
+from hybridkit.errors import InvalidRequestError
 from hybridkit.resources import Record, Resource
 
 __all__ = ["Batches"]
@@ -151,12 +152,10 @@ class Batches(BaseClient):
         response = await self._send_batch(resource, kind, items, key)
         if response is None:
             return []
-        records = rows_from(f"records of {resource.name}", resource.record, response)
-        if len(records) != len(items):
-            raise ResponseError(
-                f"{len(items)} records of {resource.name} were written, the answer has {len(records)}",
-                response_status=response.status,
-            )
+        found = found_in(resource, response, count=len(items))
+        records = [record for record in found if record is not None]
+        if len(records) < len(found):
+            raise gone_since(resource)
         return records
 
     async def _send_batch(

@@ -2,7 +2,8 @@
 
 A hundred tasks that each `get` a record in the same tick of the event loop cost one `:batch_get`. Only calls that
 belong together are put together: of one resource, and of one context (request, user, deadline). So nobody waits by
-another request's deadline, and no request id is told for somebody else's reads.
+another request's deadline, and no request id is told for somebody else's reads. Calls outside of any context are put
+together with each other.
 """
 
 import asyncio

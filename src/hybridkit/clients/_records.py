@@ -3,7 +3,7 @@
 from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple, cast
+from typing import Any, Final, NamedTuple, cast
 from urllib.parse import quote
 from uuid import UUID
 
@@ -13,7 +13,7 @@ from pydantic_core import PydanticSerializationError
 from hybridkit.clients._find import Page
 from hybridkit.clients._transport import Response
 from hybridkit.codec import validate_json, validate_object
-from hybridkit.errors import InvalidRequestError, MalformedPayloadError, ResponseError
+from hybridkit.errors import InvalidRequestError, MalformedPayloadError, NotFoundError, ResponseError
 from hybridkit.resources import Record, Resource
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "changed_fields",
     "fields_of",
     "found_in",
+    "gone_since",
     "new_id_for",
     "page_from",
     "parse_id",
@@ -32,12 +33,16 @@ __all__ = [
     "result_from",
     "rows_from",
     "target_of",
+    "written_record",
 ]
 
 type RecordId = UUID | str | int
 """What identifies a record; which of them it is says the record's declaration."""
 
 type AnyResource = Resource[Any, Any, Any]
+
+
+NO_CONTENT: Final = 204
 
 
 class Target(NamedTuple):
@@ -137,6 +142,27 @@ def record_from[RecordT: Record[Any]](resource: Resource[RecordT, Any, Any], res
     return read_answer(adapter, response, what=f"a record of {resource.name}")
 
 
+def written_record[RecordT: Record[Any]](
+    resource: Resource[RecordT, Any, Any], response: Response
+) -> RecordT:
+    """The record in the answer to a write.
+
+    Raises:
+        NotFoundError: an earlier call with the same key wrote it, and it has been removed since.
+        ResponseError: the body is no such record.
+    """
+    if response.status == NO_CONTENT:
+        raise gone_since(resource)
+    return record_from(resource, response)
+
+
+def gone_since(resource: AnyResource) -> NotFoundError:
+    """What a repeated write finds that was too large for its answer to be kept."""
+    return NotFoundError(
+        f"{resource.name}: an earlier call with this key wrote the record; it has been removed since"
+    )
+
+
 def page_from[ModelT: BaseModel](
     resource: AnyResource, model: type[ModelT], response: Response
 ) -> Page[ModelT]:
@@ -152,7 +178,7 @@ def page_from[ModelT: BaseModel](
 def found_in[RecordT: Record[Any]](
     resource: Resource[RecordT, Any, Any], response: Response, *, count: int
 ) -> list[RecordT | None]:
-    """The records in the answer to a `:batch_get` of so many ids, None for what is not there.
+    """The records in the answer to a batch of so many, None for what is not there.
 
     Raises:
         ResponseError: the body has other or not as many items.
@@ -161,7 +187,7 @@ def found_in[RecordT: Record[Any]](
     items = read_answer(adapter, response, what=f"records of {resource.name}").items
     if len(items) != count:
         raise ResponseError(
-            f"{resource.name}: asked for {count} records, the answer has {len(items)} items",
+            f"{resource.name}: the batch has {count} records, the answer {len(items)}",
             response_status=response.status,
         )
     return items

@@ -15,6 +15,7 @@ from hybridkit.clients._records import (
     RecordId,
     changed_fields,
     fields_of,
+    gone_since,
     new_id_for,
     parse_id,
     result_from,
@@ -59,7 +60,7 @@ class Handle(Generic[RecordT_co]):  # noqa: UP046 - inferred variance is not eno
     def __init__(self, resource: Resource[RecordT_co, Any, Any], id: object) -> None:
         self._resource = resource
         self._id = id
-        self._state: Literal["pending", "committed", "failed"] = "pending"
+        self._state: Literal["pending", "committed", "failed", "gone"] = "pending"
         self._record: RecordT_co | None = None
 
     def __repr__(self) -> str:
@@ -76,9 +77,12 @@ class Handle(Generic[RecordT_co]):  # noqa: UP046 - inferred variance is not eno
 
         Raises:
             MisuseError: the transaction hasn't ended, or wasn't committed.
+            NotFoundError: an earlier call with the same key did it, and the record has been removed since.
         """
         if self._record is not None:
             return self._record
+        if self._state == "gone":
+            raise gone_since(self._resource)
         if self._state == "failed":
             raise MisuseError(
                 f"{self._resource.name} {self._id}: the transaction failed, so there is no result"
@@ -89,8 +93,9 @@ class Handle(Generic[RecordT_co]):  # noqa: UP046 - inferred variance is not eno
         )
 
     def _settle(self, result: object) -> None:
-        self._record = result_from(self._resource, result)
-        self._state = "committed"
+        # A repeated transaction whose answer was too large to keep answers with the records of now.
+        self._record = None if result is None else result_from(self._resource, result)
+        self._state = "gone" if result is None else "committed"
 
     def _give_up(self) -> None:
         if self._state == "pending":

@@ -21,9 +21,9 @@ from hybridkit.clients._records import (
     new_id_for,
     parse_id,
     read_answer,
-    record_from,
     record_path,
     target_of,
+    written_record,
 )
 from hybridkit.clients._transaction import DataTransaction, Isolation
 from hybridkit.clients._transport import Response
@@ -74,7 +74,7 @@ class Writes(Reads):
         identity = identify(f"create {resource.name}", step)
         new_id = new_id_for(resource, data, id, identity.id)
         body = encode_json({**fields_of(data), "id": new_id})
-        return record_from(resource, await self._write("POST", resource.path, body, key=identity.key))
+        return written_record(resource, await self._write("POST", resource.path, body, key=identity.key))
 
     async def replace[RecordT: Record[Any], CreateT: BaseModel](
         self,
@@ -105,7 +105,7 @@ class Writes(Reads):
             key=identify(f"replace {resource.name} {target.id}", step).key,
             headers=JSON | {"if-match": target.etag or "*"},
         )
-        return record_from(resource, response)
+        return written_record(resource, response)
 
     async def update[RecordT: Record[Any], UpdateT: BaseModel](
         self,
@@ -211,7 +211,7 @@ class Writes(Reads):
             encode_json(fields_of(data)),
             key=identify(f"upsert {resource.name} {parsed}", step).key,
         )
-        return record_from(resource, response)
+        return written_record(resource, response)
 
     async def delete[RecordT: Record[Any]](
         self,
@@ -263,7 +263,7 @@ class Writes(Reads):
             key=identify(f"undelete {resource.name} {parsed}", step).key,
             headers={},
         )
-        return record_from(resource, response)
+        return written_record(resource, response)
 
     async def call[RequestT: BaseModel, ResponseT: BaseModel](
         self, call: Call[RequestT, ResponseT], body: RequestT, *, step: str | None = None
@@ -303,7 +303,7 @@ class Writes(Reads):
             key=identity.key,
             headers=MERGE_PATCH | _if_match(target),
         )
-        return record_from(resource, response)
+        return written_record(resource, response)
 
     def _begin_transaction(self, isolation: Isolation, *, dry_run: bool, step: str | None) -> DataTransaction:
         commit = partial(self._transact, dry_run=dry_run, step=step)
