@@ -559,6 +559,16 @@ async def test_a_stream_cut_in_mid_body(transport: MakeTransport) -> None:
             [chunk async for chunk in answer.chunks]
 
 
+async def test_streams_that_break_off_open_the_breaker(transport: MakeTransport) -> None:
+    """A target that begins every answer and ends none is no healthy one."""
+    async with piping(transport, sending(head(1000), b"{")) as (pipeline, _):
+        for _ in range(10):
+            async with pipeline.stream(LINES) as answer:
+                with pytest.raises(UnavailableError):
+                    [chunk async for chunk in answer.chunks]
+        assert pipeline.breaker_state == "open"
+
+
 async def test_a_stream_that_stops(transport: MakeTransport) -> None:
     """Each chunk has to come in time, however long they take together."""
 
