@@ -117,6 +117,12 @@ async def test_what_fails_later_leaves_the_answer_without_an_end(routes: Any) ->
     assert (reader.started, reader.body.count(b"\n"), reader.whole) == ([200], 2, False)
 
 
+async def test_a_cursor_that_times_out_is_no_reader_that_left(routes: Any) -> None:
+    routes.app.state.store = Cursor(routes.store, pieces=2, failure=TimeoutError("the cursor's own"))
+    with pytest.raises(TimeoutError, match="the cursor's own"):
+        await Reader().export(routes.app)
+
+
 async def test_a_reader_that_leaves_stops_the_cursor(routes: Any) -> None:
     cursor = routes.app.state.store = Cursor(routes.store, pieces=1_000_000)
     reader = Reader(leaves_after=3)

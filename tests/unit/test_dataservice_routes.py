@@ -1,10 +1,14 @@
 """What HTTP says around the records: places, methods, limits, preferences, conditions, who may do what."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+from opentelemetry import trace
 
 from hybridkit.dataservice import Grant
+from hybridkit.dataservice._operations import Outcome, Result
+from hybridkit.dataservice._transact_route import TransactRoute
+from hybridkit.errors import DeclarationError
 
 MISSING = "1f1e54a2-f5d4-612b-8824-ddcdfebdd6fc"
 
@@ -84,6 +88,37 @@ async def test_the_routes_work_under_a_prefix(routes: Any) -> None:
     assert "paths" in repr(routes.app.router.routes[0])
 
 
+async def test_a_span_is_named_by_the_place(routes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenTelemetry asks each route of the application for its path, and the contract is only one."""
+
+    class Span:
+        name = ""
+        attributes: ClassVar[dict[str, str]] = {}
+
+        def is_recording(self) -> bool:
+            return True
+
+        def update_name(self, name: str) -> None:
+            self.name = name
+
+        def set_attribute(self, name: str, value: str) -> None:
+            self.attributes[name] = value
+
+    span = Span()
+    monkeypatch.setattr(trace, "get_current_span", lambda: span)
+    await routes.send("GET", f"/v1/notes/{MISSING}")
+    assert (span.name, span.attributes) == ("GET /v1/notes/{id}", {"http.route": "/v1/notes/{id}"})
+
+
+def test_a_place_answers_a_method_once(routes: Any) -> None:
+    contract = routes.app.router.routes[0]
+    with pytest.raises(DeclarationError, match="POST /v1:transact is declared twice"):
+        TransactRoute({}).add_to(contract)
+    endpoints = [endpoint for place in contract.places.values() for endpoint in place.endpoints.values()]
+    owners = {repr(getattr(endpoint.answer, "__self__", None)) for endpoint in endpoints}
+    assert {"RecordRoutes(Resource('notes', record=Note))", "CallRoute(/v1/notes:praise)"} <= owners
+
+
 # ── limits ───────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -158,6 +193,25 @@ async def test_a_body_has_its_limit_whether_it_says_its_length_or_not(routes: An
     for content in (b" " * (1024 * 1024 + 1), chunks()):
         answer = await routes.http.post("/v1/notes", content=content, headers={"idempotency-key": "k"})
         assert code_of(answer) == (413, "PAYLOAD_TOO_LARGE")
+
+
+async def test_a_caller_that_leaves_in_the_middle_is_no_broken_service(routes: Any) -> None:
+    sent: list[Any] = []
+    messages: list[dict[str, Any]] = [
+        {"type": "http.request", "body": b'{"title"', "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+
+    async def receive() -> dict[str, Any]:
+        return messages.pop(0)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/v1/notes", "query_string": b""}
+    await routes.app({**scope, "headers": [(b"idempotency-key", b"k")]}, receive, send)
+    assert sent[0]["status"] == 422
+    assert (await routes.send("GET", "/v1/notes")).json()["items"] == []
 
 
 async def test_a_problem_never_repeats_what_was_sent(routes: Any) -> None:
@@ -254,6 +308,44 @@ async def test_a_resource_may_insist_on_a_condition(routes: Any) -> None:
     assert code_of(answer) == (428, "PRECONDITION_REQUIRED")
     changed = await routes.send("PATCH", "/v1/tags/a", changes, if_match=created.headers["etag"])
     assert changed.json()["color"] == "blue"
+
+
+async def test_a_reader_that_has_the_state_gets_no_body(routes: Any) -> None:
+    record = await routes.create()
+    path = f"/v1/notes/{record['id']}"
+    answer = await routes.send("GET", path, if_none_match=f'W/{record["etag"]}, "other"')
+    assert (answer.status_code, answer.content, answer.headers["etag"]) == (304, b"", record["etag"])
+
+
+@pytest.mark.parametrize(
+    ("method", "condition"),
+    [
+        ("DELETE", {"if_none_match": "*"}),
+        ("PUT", {"if_none_match": '"1-1"'}),
+        ("PUT", {"if_none_match": "*", "if_match": '"1-1"'}),
+        ("PATCH", {"if_match": '"1-1", "2-1"'}),
+    ],
+)
+async def test_a_condition_that_makes_no_sense_is_refused(
+    routes: Any, method: str, condition: dict[str, str]
+) -> None:
+    body = None if method == "DELETE" else {"title": "a"}
+    answer = await routes.send(method, f"/v1/notes/{MISSING}", body, **condition)
+    assert code_of(answer) == (422, "VALIDATION")
+
+
+async def test_a_replay_says_that_its_records_are_those_of_now(routes: Any) -> None:
+    """A large answer is not kept with its key, only what it was about."""
+
+    class Forgetful:
+        async def write(self, _: Any) -> Outcome:
+            return Outcome((Result(),), replayed=True, reread=True)
+
+    routes.app.state.store = Forgetful()
+    items = {"items": [{"data": {"title": "a"}}]}
+    answer = await routes.send("POST", "/v1/notes:batch_create", items)
+    assert answer.json() == {"items": [None]}
+    assert (answer.headers["idempotency-replayed"], answer.headers["idempotency-reread"]) == ("true", "true")
 
 
 async def test_a_removed_record_comes_back(routes: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 import orjson
 from fastapi import Request
+from starlette.requests import ClientDisconnect
 
 from hybridkit.codec import decode_object
 from hybridkit.contract import CALLER_HEADER, IDEMPOTENCY_KEY_HEADER, MAX_BODY_BYTES, parse_key
@@ -168,6 +169,7 @@ async def read_body(request: ContractRequest) -> bytes:
     Raises:
         UnsupportedMediaTypeError: it says that it is something else than JSON, or that it is compressed.
         PayloadTooLargeError: it is longer.
+        InvalidRequestError: the caller has left in the middle of it.
     """
     _check_type(request)
     declared = request.field(b"content-length") or ""
@@ -175,11 +177,14 @@ async def read_body(request: ContractRequest) -> bytes:
         raise _too_large(int(declared))
     chunks: list[bytes] = []
     size_bytes = 0
-    async for chunk in request.stream():
-        size_bytes += len(chunk)
-        if size_bytes > MAX_BODY_BYTES:
-            raise _too_large(size_bytes)
-        chunks.append(chunk)
+    try:
+        async for chunk in request.stream():
+            size_bytes += len(chunk)
+            if size_bytes > MAX_BODY_BYTES:
+                raise _too_large(size_bytes)
+            chunks.append(chunk)
+    except ClientDisconnect:
+        raise InvalidRequestError("the caller left before its body was complete") from None
     return b"".join(chunks)
 
 
