@@ -84,13 +84,14 @@ class ProblemsConformance:
             ("GET", "/v1:transact"),
         ):
             answer = await service.write(method, target)
-            assert answer.problem in ((405, "METHOD_NOT_ALLOWED"), (404, "NOT_FOUND")), (method, target)
+            assert answer.problem == (405, "METHOD_NOT_ALLOWED"), (method, target)
+            assert answer.headers["allow"]
 
     async def test_another_kind_of_body_is_refused(self, service: ServiceUnderTest) -> None:
         answer = await service.write(
             "POST", THINGS.path, b"tag=x", content_type="application/x-www-form-urlencoded"
         )
-        assert answer.problem in ((415, "UNSUPPORTED_MEDIA_TYPE"), (422, "VALIDATION"))
+        assert answer.problem == (415, "UNSUPPORTED_MEDIA_TYPE")
 
     @pytest.mark.filterwarnings("ignore:Sending a large body")  # aiohttp says it of what is to be refused
     async def test_a_body_has_at_most_a_mebibyte(self, service: ServiceUnderTest) -> None:
