@@ -24,10 +24,6 @@ POOL_SIZE: Final = 10
 OWN_POOL_SIZE: Final = 3
 """For the relay, readiness and housekeeping, which must work while requests take every other connection."""
 CHECK_SECONDS: Final = 0.9
-POLL_SECONDS: Final = 0.04
-"""How long to leave a key at most that another process has, before it is asked for again."""
-MAX_RETRIES: Final = 3
-RETRY_SECONDS: Final = 0.02
 CLEAN_ROWS: Final = 1000
 
 
