@@ -169,6 +169,14 @@ async def test_groups_are_those_of_sql(sales: MongoStore) -> None:
     ]
 
 
+async def test_sums_and_averages_over_nothing_are_null_and_sorted_so(sales: MongoStore) -> None:
+    functions = {"sum": total("quantity"), "mean": average("quantity"), "n": distinct("quantity")}
+    for order in ("sum", "mean"):
+        found = await rows(sales, group_by=("id",), functions=functions, order=((order, "asc"),))
+        assert [row["id"] for row in found] == ["a", "b", "d", "e", "c"]
+        assert found[-1] == {"id": "c", "sum": None, "mean": None, "n": 0}
+
+
 async def test_an_order_by_a_result_has_nothing_last(sales: MongoStore) -> None:
     functions = {"least": smallest("quantity"), "most": largest("price")}
     found = await rows(sales, group_by=("id",), functions=functions, order=(("most", "asc"),), limit=5)

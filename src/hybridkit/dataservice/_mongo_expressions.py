@@ -9,7 +9,6 @@ from typing import Any, Final, cast
 
 from pydantic import TypeAdapter, ValidationError
 
-from hybridkit.dataservice._mongo_collection import HIDDEN
 from hybridkit.dataservice._mongo_values import to_bson
 from hybridkit.errors import InvalidQueryError
 
@@ -129,7 +128,7 @@ def reference(text: str, visible: frozenset[str], at: str) -> str:
 
 def visible_path(path: object, visible: Iterable[str], at: str) -> str:
     """The field, or path into it, if it can be seen."""
-    if not isinstance(path, str) or not _PATH.fullmatch(path) or HIDDEN in path.split("."):
+    if not isinstance(path, str) or not _PATH.fullmatch(path):
         raise refuse("no field can have this name", at)
     if not any(path == name or path.startswith(f"{name}.") for name in visible):
         raise refuse(f"fields here are {' '.join(sorted(visible))}"[:500], at)
