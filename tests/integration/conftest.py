@@ -22,14 +22,9 @@ import aio_pika
 import httpx
 import orjson
 import pytest
-import schemathesis
 import uvicorn
 from fastapi import FastAPI
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis.errors import HypothesisDeprecationWarning, Unsatisfiable
 from pydantic import BaseModel
-from schemathesis import GenerationMode
-from schemathesis.specs.openapi import checks as openapi_checks
 from sqlalchemy import CheckConstraint, ForeignKey, MetaData, Numeric, Text
 from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -322,8 +317,12 @@ def explore() -> Callable[[str], list[str]]:
 
 
 def _explore(document_url: str) -> list[str]:
+    import schemathesis
+    from hypothesis import HealthCheck, Phase, given, settings
+    from hypothesis.errors import HypothesisDeprecationWarning, Unsatisfiable
+
     often = settings(
-        max_examples=int(os.environ.get("HYBRIDKIT_SCHEMATHESIS_EXAMPLES", "8")),
+        max_examples=int(os.environ.get("HYBRIDKIT_SCHEMATHESIS_EXAMPLES", "5")),
         derandomize=True,
         deadline=None,
         database=None,
@@ -335,7 +334,7 @@ def _explore(document_url: str) -> list[str]:
     document = schemathesis.openapi.from_url(document_url).exclude(path_regex=":slow$")
     for result in document.get_all_operations():
         operation: Any = result.ok()  # type: ignore[union-attr] # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType]
-        for mode in GenerationMode:
+        for mode in schemathesis.GenerationMode:
             try:
                 with warnings.catch_warnings():
                     # Of what Schemathesis itself does.
@@ -349,6 +348,8 @@ def _explore(document_url: str) -> list[str]:
 
 
 def _check_documented(case: Any) -> None:
+    from schemathesis.specs.openapi import checks as openapi_checks
+
     response = case.call()
     # A typed 501 is what a server answers to that which its database can't do.
     assert response.status_code < 500 or response.status_code == 501, (
