@@ -5,8 +5,8 @@ QUERY is not in it: OpenAPI 3.1 has no such method. It takes what `POST …:quer
 https://spec.openapis.org/oas/v3.1.0
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, cast
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 from fastapi import FastAPI
 from pydantic import BaseModel
@@ -16,6 +16,21 @@ from hybridkit.contract import MAX_BATCH, NDJSON_MEDIA_TYPE, Problem, Transactio
 from hybridkit.dataservice._batches import BATCH_KINDS, BatchKind
 from hybridkit.dataservice._bodies import Bodies
 from hybridkit.dataservice._call_routes import CallRoute
+from hybridkit.dataservice._openapi_operations import (
+    JSON,
+    MERGE_PATCH,
+    READS,
+    SCHEMAS,
+    WRITES,
+    WRITTEN,
+    answer_part,
+    body_part,
+    items_schema,
+    operation_part,
+    page_schema,
+    problem_name,
+    reference,
+)
 from hybridkit.dataservice._openapi_parts import (
     ANSWER_HEADERS,
     EXAMPLE_ID,
@@ -31,14 +46,6 @@ from hybridkit.dataservice._openapi_parts import (
 from hybridkit.dataservice._transact_route import TRANSACT_PATH
 
 __all__ = ["ContractDocument", "add_document"]
-
-_JSON: Final = "application/json"
-_MERGE_PATCH: Final = "application/merge-patch+json"
-_SCHEMAS: Final = "#/components/schemas/"
-_ALWAYS: Final = (401, 403, 414, 422, 500, 503, 504)
-_WRITES: Final = ("key", "caller", "timeout", "request_id", "prefer_write")
-_READS: Final = ("caller", "timeout", "request_id")
-_WRITTEN: Final = ("Idempotency-Replayed", "Idempotency-Reread", "Preference-Applied")
 
 
 class ContractDocument:
@@ -72,7 +79,7 @@ class ContractDocument:
             "schemas": self.schemas,
             "parameters": dict(PARAMETERS),
             "headers": dict(ANSWER_HEADERS),
-            "responses": {_problem_name(status): dict(part) for status, part in PROBLEMS.items()},
+            "responses": {problem_name(status): dict(part) for status, part in PROBLEMS.items()},
             "securitySchemes": dict(SECURITY),
         }
 
@@ -91,18 +98,18 @@ class ContractDocument:
             *((model, "serialization") for model in dict.fromkeys(read)),
             *((model, "validation") for model in dict.fromkeys(sent)),
         ]
-        places, definitions = models_json_schema(wanted, ref_template=_SCHEMAS + "{model}")
+        places, definitions = models_json_schema(wanted, ref_template=SCHEMAS + "{model}")
         self.schemas.update(definitions["$defs"])
-        names = {model: place["$ref"].removeprefix(_SCHEMAS) for (model, _), place in places.items()}
+        names = {model: place["$ref"].removeprefix(SCHEMAS) for (model, _), place in places.items()}
         return cast("dict[type[BaseModel], str]", names)
 
     def _named(self, name: str, schema: Part) -> Part:
         """That schema under a name, as what it is referred to by."""
         self.schemas[name] = dict(schema)
-        return _reference(name)
+        return reference(name)
 
     def _model(self, model: type[BaseModel]) -> Part:
-        return _reference(self._places[model])
+        return reference(self._places[model])
 
     # ── a resource ───────────────────────────────────────────────────────────────────────────────
 
@@ -133,36 +140,36 @@ class ContractDocument:
     def _call(self, route: CallRoute, tag: str) -> Part:
         call = route.call
         answer = self._model(call.response)
-        responses = {200: _answer("Done.", answer, () if call.safe else _WRITTEN)}
+        responses = {200: answer_part("Done.", answer, () if call.safe else WRITTEN)}
         if not call.safe:
-            responses[204] = _answer("Done, and answered without a body.", None, _WRITTEN)
+            responses[204] = answer_part("Done, and answered without a body.", None, WRITTEN)
         problems = (400, 404, 409, 412, 413, 415, 428, 429, 501)
-        return _operation(
+        return operation_part(
             f"{call.name}_{tag}",
             (route.call.request.__doc__ or call.name).strip().partition("\n")[0],
-            _READS if call.safe else _WRITES,
+            READS if call.safe else WRITES,
             responses,
             problems,
             tag=tag,
-            body=_body(self._model(route.request_model)),
+            body=body_part(self._model(route.request_model)),
         )
 
     def _describe_transactions(self, bodies: Sequence[Bodies]) -> None:
         responses = {
-            200: _answer("All of it is done.", self._model(TransactionResult), _WRITTEN),
-            204: _answer("All of it is done, and answered without a body.", None, _WRITTEN),
+            200: answer_part("All of it is done.", self._model(TransactionResult), WRITTEN),
+            204: answer_part("All of it is done, and answered without a body.", None, WRITTEN),
         }
         first = bodies[0].resource.name if bodies else "users"
         example = {"operations": [{"op": "assert", "resource": first, "id": EXAMPLE_ID}]}
         self.paths[TRANSACT_PATH] = {
-            "post": _operation(
+            "post": operation_part(
                 "transact",
                 "Several operations and events, all or nothing",
-                _WRITES,
+                WRITES,
                 responses,
                 (400, 404, 409, 412, 413, 415, 428, 501),
                 tag="transactions",
-                body=_body(self._model(Transaction), example=example),
+                body=body_part(self._model(Transaction), example=example),
             )
         }
 
@@ -176,7 +183,7 @@ class _Described:
         self._whole = document._model(bodies.replace_model)  # noqa: SLF001
         self._changes = document._model(bodies.update_model)  # noqa: SLF001
         self.record = document._model(bodies.resource.record)  # noqa: SLF001
-        name = self.record["$ref"].removeprefix(_SCHEMAS)
+        name = self.record["$ref"].removeprefix(SCHEMAS)
         schema = document.schemas[name]
         self._id_schema: Part = schema["properties"]["id"]
         define = document._named  # noqa: SLF001
@@ -188,9 +195,9 @@ class _Described:
                 "description": f"The fields of {name} that `select` names.",
             },
         )
-        self._page = define(f"{name}Page", _page_schema({"anyOf": [self.record, selection]}))
-        self._items = define(f"{name}Items", _items_schema({"anyOf": [self.record, {"type": "null"}]}))
-        self._rows = define(f"{name}Rows", _items_schema({"type": "object"}))
+        self._page = define(f"{name}Page", page_schema({"anyOf": [self.record, selection]}))
+        self._items = define(f"{name}Items", items_schema({"anyOf": [self.record, {"type": "null"}]}))
+        self._rows = define(f"{name}Rows", items_schema({"type": "object"}))
         self._query = define(f"{name}Query", query_schema(self._resource))
         self._aggregation = define(f"{name}Aggregation", aggregation_schema(self._resource))
 
@@ -198,7 +205,7 @@ class _Described:
         return self._operation(
             "find",
             "Find records",
-            ("prefer_count", *_READS),
+            ("prefer_count", *READS),
             {200: self._found()},
             (400,),
             more=[*filter_parameters(self._resource), *query_options(self._resource)],
@@ -208,29 +215,29 @@ class _Described:
         return self._operation(
             "query",
             "Find records by any filter",
-            ("prefer_count", *_READS),
+            ("prefer_count", *READS),
             {200: self._found()},
             (400, 413, 415),
-            body=_body(self._query),
+            body=body_part(self._query),
         )
 
     def aggregate(self) -> Part:
         return self._operation(
             "aggregate",
             "Group records and compute of each group",
-            _READS,
-            {200: _answer("A row for each group.", self._rows)},
+            READS,
+            {200: answer_part("A row for each group.", self._rows)},
             (400, 413, 415, 501),
-            body=_body(self._aggregation),
+            body=body_part(self._aggregation),
         )
 
     def get(self) -> Part:
         responses = {
-            200: _answer("The record.", self.record, ("ETag",)),
-            304: _answer("The reader has it already.", None, ("ETag",)),
+            200: answer_part("The record.", self.record, ("ETag",)),
+            304: answer_part("The reader has it already.", None, ("ETag",)),
         }
         return self._operation(
-            "get", "Read a record", ("if_none_match", *_READS), responses, (400, 404), more=[self._id()]
+            "get", "Read a record", ("if_none_match", *READS), responses, (400, 404), more=[self._id()]
         )
 
     def create(self) -> Part:
@@ -238,45 +245,45 @@ class _Described:
         return self._operation(
             "create",
             "Create a record",
-            _WRITES,
+            WRITES,
             responses,
             (400, 409, 412, 413, 415, 501),
-            body=_body(self._new),
+            body=body_part(self._new),
         )
 
     def put(self) -> Part:
         responses = {
             200: self._written("Replaced.", "ETag"),
             201: self._written("Created.", "Location", "ETag"),
-            204: _answer("Replaced, and answered without a body.", None, ("ETag", *_WRITTEN)),
+            204: answer_part("Replaced, and answered without a body.", None, ("ETag", *WRITTEN)),
         }
         return self._operation(
             "put",
             "Create or replace a record",
-            ("if_match", "only_absent", *_WRITES),
+            ("if_match", "only_absent", *WRITES),
             responses,
             (400, 404, 409, 412, 413, 415, 428, 501),
             more=[self._id()],
-            body=_body(self._whole),
+            body=body_part(self._whole),
         )
 
     def patch(self) -> Part:
         return self._operation(
             "patch",
             "Change a record",
-            ("if_match", *_WRITES),
+            ("if_match", *WRITES),
             self._changed("Changed."),
             (400, 404, 409, 412, 413, 415, 428, 501),
             more=[self._id()],
-            body=_body(self._changes, _MERGE_PATCH, _JSON),
+            body=body_part(self._changes, MERGE_PATCH, JSON),
         )
 
     def delete(self) -> Part:
-        responses = {204: _answer("Removed.", None, _WRITTEN)}
+        responses = {204: answer_part("Removed.", None, WRITTEN)}
         return self._operation(
             "delete",
             "Remove a record",
-            ("if_match", *_WRITES),
+            ("if_match", *WRITES),
             responses,
             (400, 404, 409, 412, 428, 501),
             more=[self._id()],
@@ -286,7 +293,7 @@ class _Described:
         return self._operation(
             "undelete",
             "Bring a removed record back; takes who may remove it",
-            ("if_match", *_WRITES),
+            ("if_match", *WRITES),
             self._changed("Back again."),
             (400, 404, 409, 412, 501),
             more=[self._id()],
@@ -297,10 +304,10 @@ class _Described:
         return self._operation(
             "batch_get",
             "Read records by id",
-            _READS,
-            {200: _answer("In the order of the ids, null for what is not there.", self._items)},
+            READS,
+            {200: answer_part("In the order of the ids, null for what is not there.", self._items)},
             (400, 413, 415),
-            body=_body(
+            body=body_part(
                 {
                     "type": "object",
                     "additionalProperties": False,
@@ -312,16 +319,16 @@ class _Described:
 
     def batch(self, kind: BatchKind) -> Part:
         responses = {
-            200: _answer("In the order of the batch, null for what was removed.", self._items, _WRITTEN),
-            204: _answer("Done, and answered without a body.", None, _WRITTEN),
+            200: answer_part("In the order of the batch, null for what was removed.", self._items, WRITTEN),
+            204: answer_part("Done, and answered without a body.", None, WRITTEN),
         }
         return self._operation(
             f"batch_{kind}",
             f"{kind.capitalize()} records, all of them or none",
-            _WRITES,
+            WRITES,
             responses,
             (400, 404, 409, 412, 413, 415, 428, 501),
-            body=_body(self._batch_schema(kind)),
+            body=body_part(self._batch_schema(kind)),
         )
 
     def _batch_schema(self, kind: BatchKind) -> Part:
@@ -349,7 +356,7 @@ class _Described:
         }
 
     def _found(self) -> Part:
-        answer = dict(_answer("A page, or every line of an export.", self._page, ("Preference-Applied",)))
+        answer = dict(answer_part("A page, or every line of an export.", self._page, ("Preference-Applied",)))
         lines = {"type": "string", "description": 'A record a line, and `{"$end":true,"count":n}`.'}
         answer["content"] = {**answer["content"], NDJSON_MEDIA_TYPE: {"schema": lines}}
         return answer
@@ -357,15 +364,15 @@ class _Described:
     def _changed(self, description: str) -> dict[int, Part]:
         return {
             200: self._written(description, "ETag"),
-            204: _answer(f"{description} Answered without a body.", None, ("ETag", *_WRITTEN)),
+            204: answer_part(f"{description} Answered without a body.", None, ("ETag", *WRITTEN)),
         }
 
     def _written(self, description: str, *headers: str) -> Part:
-        return _answer(description, self.record, (*headers, *_WRITTEN))
+        return answer_part(description, self.record, (*headers, *WRITTEN))
 
     def _operation(self, name: str, summary: str, *args: Any, **options: Any) -> Part:
         tag = self._resource.name
-        return _operation(f"{name}_{tag}", summary, *args, tag=tag, **options)
+        return operation_part(f"{name}_{tag}", summary, *args, tag=tag, **options)
 
     def _id(self) -> Part:
         return {"name": "id", "in": "path", "required": True, "schema": self._id_schema}
@@ -388,86 +395,3 @@ def add_document(app: FastAPI, document: ContractDocument) -> None:
         return made
 
     app.openapi = openapi  # type: ignore[method-assign] # FastAPI's own way to extend the document
-
-
-# ── parts of a description ───────────────────────────────────────────────────────────────────────
-
-
-def _operation(
-    operation_id: str,
-    summary: str,
-    parameters: Iterable[str],
-    responses: Mapping[int, Part],
-    problems: Iterable[int],
-    *,
-    tag: str,
-    more: Iterable[Part] = (),
-    body: Part | None = None,
-) -> Part:
-    described: dict[str, Any] = {
-        "operationId": operation_id,
-        "summary": summary,
-        "tags": [tag],
-        "security": [{}, {"service_token": []}],
-        "parameters": [
-            *more,
-            *({"$ref": f"#/components/parameters/{name}"} for name in parameters),
-        ],
-        "responses": {
-            **{str(status): answer for status, answer in sorted(responses.items())},
-            **{
-                str(status): {"$ref": f"#/components/responses/{_problem_name(status)}"}
-                for status in sorted({*problems, *_ALWAYS})
-            },
-        },
-    }
-    if body is not None:
-        described["requestBody"] = body
-    return described
-
-
-def _body(schema: Part, *media_types: str, example: Any = None) -> Part:
-    content = {"schema": schema} | ({} if example is None else {"example": example})
-    return {"required": True, "content": dict.fromkeys(media_types or (_JSON,), content)}
-
-
-def _answer(description: str, schema: Part | None, headers: Sequence[str] = ()) -> Part:
-    answer: dict[str, Any] = {
-        "description": description,
-        "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in (*headers, "X-Request-ID")},
-    }
-    if schema is not None:
-        answer["content"] = {_JSON: {"schema": schema}}
-    return answer
-
-
-def _items_schema(item: Part) -> Part:
-    return {
-        "type": "object",
-        "required": ["items"],
-        "properties": {"items": {"type": "array", "items": item}},
-    }
-
-
-def _page_schema(item: Part) -> Part:
-    return {
-        "type": "object",
-        "required": ["items", "next_page_token"],
-        "properties": {
-            "items": {"type": "array", "items": item},
-            "next_page_token": {"type": ["string", "null"], "description": "None means the end."},
-            "total_size": {
-                "type": "integer",
-                "minimum": 0,
-                "description": "Where the caller prefers a count.",
-            },
-        },
-    }
-
-
-def _reference(name: str) -> Part:
-    return {"$ref": _SCHEMAS + name}
-
-
-def _problem_name(status: int) -> str:
-    return f"Problem{status}"

@@ -1,0 +1,120 @@
+"""The parts that every description of a route is put together from.
+
+https://spec.openapis.org/oas/v3.1.0#operation-object
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from hybridkit.dataservice._openapi_parts import Part
+
+__all__ = [
+    "JSON",
+    "MERGE_PATCH",
+    "READS",
+    "SCHEMAS",
+    "WRITES",
+    "WRITTEN",
+    "answer_part",
+    "body_part",
+    "items_schema",
+    "operation_part",
+    "page_schema",
+    "problem_name",
+    "reference",
+]
+
+JSON: Final = "application/json"
+MERGE_PATCH: Final = "application/merge-patch+json"
+SCHEMAS: Final = "#/components/schemas/"
+ALWAYS: Final = (401, 403, 414, 422, 500, 503, 504)
+WRITES: Final = ("key", "caller", "timeout", "request_id", "prefer_write")
+READS: Final = ("caller", "timeout", "request_id")
+WRITTEN: Final = ("Idempotency-Replayed", "Idempotency-Reread", "Preference-Applied")
+
+
+def operation_part(
+    operation_id: str,
+    summary: str,
+    parameters: Iterable[str],
+    responses: Mapping[int, Part],
+    problems: Iterable[int],
+    *,
+    tag: str,
+    more: Iterable[Part] = (),
+    body: Part | None = None,
+) -> Part:
+    """An operation, with what every one can be refused for."""
+    described: dict[str, Any] = {
+        "operationId": operation_id,
+        "summary": summary,
+        "tags": [tag],
+        "security": [{}, {"service_token": []}],
+        "parameters": [
+            *more,
+            *({"$ref": f"#/components/parameters/{name}"} for name in parameters),
+        ],
+        "responses": {
+            **{str(status): answer for status, answer in sorted(responses.items())},
+            **{
+                str(status): {"$ref": f"#/components/responses/{problem_name(status)}"}
+                for status in sorted({*problems, *ALWAYS})
+            },
+        },
+    }
+    if body is not None:
+        described["requestBody"] = body
+    return described
+
+
+def body_part(schema: Part, *media_types: str, example: Any = None) -> Part:
+    """A required body of that schema, in JSON unless other types are named."""
+    content = {"schema": schema} | ({} if example is None else {"example": example})
+    return {"required": True, "content": dict.fromkeys(media_types or (JSON,), content)}
+
+
+def answer_part(description: str, schema: Part | None, headers: Sequence[str] = ()) -> Part:
+    """An answer with those headers; without a schema it has no body."""
+    answer: dict[str, Any] = {
+        "description": description,
+        "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in (*headers, "X-Request-ID")},
+    }
+    if schema is not None:
+        answer["content"] = {JSON: {"schema": schema}}
+    return answer
+
+
+def items_schema(item: Part) -> Part:
+    """`{"items": […]}`."""
+    return {
+        "type": "object",
+        "required": ["items"],
+        "properties": {"items": {"type": "array", "items": item}},
+    }
+
+
+def page_schema(item: Part) -> Part:
+    """A page of such items."""
+    return {
+        "type": "object",
+        "required": ["items", "next_page_token"],
+        "properties": {
+            "items": {"type": "array", "items": item},
+            "next_page_token": {"type": ["string", "null"], "description": "None means the end."},
+            "total_size": {
+                "type": "integer",
+                "minimum": 0,
+                "description": "Where the caller prefers a count.",
+            },
+        },
+    }
+
+
+def reference(name: str) -> Part:
+    """To the schema of that name."""
+    return {"$ref": SCHEMAS + name}
+
+
+def problem_name(status: int) -> str:
+    """Under which the answer of that status is among the components."""
+    return f"Problem{status}"
