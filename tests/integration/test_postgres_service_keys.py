@@ -1,6 +1,7 @@
 """Idempotency in the database: a write happens once per caller and key, and its answer is given again."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from hybridkit.context import RequestContext, bind
 from hybridkit.dataservice._operations import Create, Outcome, Write
 from hybridkit.dataservice._postgres_keys import lock_number
-from hybridkit.errors import ConflictError
+from hybridkit.errors import ConflictError, InvalidRequestError
 from hybridkit.observability import metrics
 
 DERIVED = "hkd_" + "0" * 64
@@ -178,9 +179,11 @@ async def test_a_key_that_was_taken_meanwhile_is_a_lost_race(service: Any) -> No
     )
     from hybridkit.dataservice._postgres_keys import record_key
 
-    with bind(RequestContext().within(5)), pytest.raises(ConflictError):
-        async with service.store._database.session() as session:
-            await record_key(session, write, Outcome(()))
+    impossible = replace(write, key="\0")  # PostgreSQL's texts have no such character
+    for each, error in ((write, ConflictError), (impossible, InvalidRequestError)):
+        with bind(RequestContext().within(5)), pytest.raises(error):
+            async with service.store._database.session() as session:
+                await record_key(session, each, Outcome(()))
 
 
 async def test_expired_keys_and_published_events_are_deleted(service: Any) -> None:
