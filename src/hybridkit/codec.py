@@ -7,6 +7,7 @@ UUIDs are lower case.
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Annotated, Any, Final, cast
 
 import orjson
@@ -167,6 +168,8 @@ _ENCODE_OPTIONS = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_SUBCL
 def _encode_scalar(value: Any) -> Any:
     if isinstance(value, datetime):
         return format_timestamp(value)
+    if isinstance(value, Decimal):
+        return f"{value:f}"  # `1E+2` would be another text for what PostgreSQL prints as `100`
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     return _FALLBACK.dump_python(value, mode="json")

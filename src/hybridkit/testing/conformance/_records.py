@@ -52,6 +52,11 @@ class RecordsConformance:
         assert one.body in (await service.get(THINGS.path, [("tag", f"eq.{service.tag}")])).body
         assert one.body in many.body
 
+    async def test_a_decimal_has_no_exponent(self, service: ServiceUnderTest) -> None:
+        record = await service.thing(price="1.5e3")
+        assert record["price"] == "1500"
+        assert (await service.get(path_of(THINGS, record["id"]))).json() == record
+
     async def test_the_client_may_name_the_record(self, service: ServiceUnderTest) -> None:
         given = fresh_id()
         record = await service.thing(id=given.upper())
