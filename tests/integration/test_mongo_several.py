@@ -130,6 +130,7 @@ async def test_a_large_outcome_is_read_again(several: Several) -> None:
     await several.write(*creates, key="k")
     again = await several.write(*creates, key="k")
     assert (again.replayed, again.reread) == (True, True)
+    assert all(result.created for result in again.results)
     assert [result.record and result.record["id"] for result in again.results] == [
         each.id for each in creates
     ]

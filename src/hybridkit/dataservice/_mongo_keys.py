@@ -47,11 +47,13 @@ class Recorded:
         fingerprint: of the request that it belongs to.
         outcome: what was done; None where that is not known, or too large to be kept.
         done: it was done.
+        created: which records it made, where the outcome was too large.
     """
 
     fingerprint: bytes
     outcome: Outcome | None
     done: bool
+    created: tuple[bool, ...] = ()
 
 
 class Keys:
@@ -147,7 +149,9 @@ def embedded(hidden: Stored, write: Write) -> Recorded | None:
 def entry_for(write: Write, result: Result) -> StoredDocument:
     """The outcome as it stands in the document that it is about."""
     results = encode_json([[result.record, result.created]])
-    kept = {"results": results.decode()} if len(results) <= MAX_RESULT_BYTES else {"created": result.created}
+    kept = (
+        {"results": results.decode()} if len(results) <= MAX_RESULT_BYTES else {"created": [result.created]}
+    )
     return {
         "key": key_id(write),
         "fingerprint": write.fingerprint.hex(),
@@ -174,11 +178,7 @@ def _kept(outcome: Outcome) -> StoredDocument:
     results = encode_json([[result.record, result.created] for result in outcome.results])
     if len(results) <= MAX_CLAIM_BYTES:
         return {"results": results.decode(), "answer": outcome.answer}
-    return {
-        "answer": outcome.answer,
-        "created": [result.created for result in outcome.results],
-        "written": [result.record is not None for result in outcome.results],
-    }
+    return {"answer": outcome.answer, "created": [result.created for result in outcome.results]}
 
 
 def _recorded(entry: Stored) -> Recorded:
@@ -188,4 +188,5 @@ def _recorded(entry: Stored) -> Recorded:
         pairs: list[tuple[StoredDocument | None, bool]] = orjson.loads(results)
         found = tuple(Result(record, created) for record, created in pairs)
         outcome = Outcome(found, replayed=True, answer=entry.get("answer", b""))
-    return Recorded(bytes.fromhex(entry["fingerprint"]), outcome, bool(entry.get("done")))
+    created = tuple(entry.get("created", ()))
+    return Recorded(bytes.fromhex(entry["fingerprint"]), outcome, bool(entry.get("done")), created)

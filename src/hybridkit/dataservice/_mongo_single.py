@@ -157,7 +157,7 @@ def _replayed(known: Recorded, collection: ResourceCollection, stored: StoredDoc
     if known.outcome is not None:
         return known.outcome
     record = collection.document(stored) if is_live(stored) else None
-    return Outcome((Result(record),), replayed=True, reread=True)
+    return Outcome((Result(record, known.created == (True,)),), replayed=True, reread=True)
 
 
 def unchanged(stored: StoredDocument) -> StoredDocument:

@@ -31,7 +31,7 @@ from hybridkit.dataservice._mongo_filters import condition
 from hybridkit.dataservice._mongo_keys import KEYS_COLLECTION, Keys, Recorded
 from hybridkit.dataservice._mongo_single import unchanged
 from hybridkit.dataservice._mongo_values import to_bson
-from hybridkit.dataservice._operations import CallAnswer, Operation, Outcome, Result, Write
+from hybridkit.dataservice._operations import Assert, CallAnswer, Delete, Operation, Outcome, Result, Write
 from hybridkit.errors import ConflictError, OutcomeUnknownError, StaleVersionError
 
 __all__ = ["LANES_COLLECTION", "LostRaceError", "TransactionWriter", "run_transaction"]
@@ -144,15 +144,19 @@ class TransactionWriter:
         count("replayed")
         if known.outcome is not None:
             return known.outcome
-        results = [await self._reread(session, operation) for operation in write.operations]
+        results = [
+            await self._reread(session, operation, created=created)
+            for operation, created in zip(write.operations, known.created, strict=False)
+        ]
         return Outcome(tuple(results), replayed=True, reread=True)
 
-    async def _reread(self, session: AsyncClientSession, operation: Operation) -> Result:
+    async def _reread(self, session: AsyncClientSession, operation: Operation, *, created: bool) -> Result:
+        if isinstance(operation, Assert | Delete):
+            return Result()
         collection = self._collections[operation.resource.name]
-        stored = await self._database[collection.name].find_one(
-            {"_id": to_bson(operation.id)}, session=session
-        )
-        return Result(collection.document(stored) if is_live(stored) else None)
+        documents = self._database[collection.name]
+        stored = await documents.find_one({"_id": to_bson(operation.id)}, session=session)
+        return Result(collection.document(stored) if is_live(stored) else None, created)
 
     # ── calls and events ─────────────────────────────────────────────────────────────────────────
 
