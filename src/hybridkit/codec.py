@@ -34,6 +34,7 @@ MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024
 """What fits into one message, body included: 16 MiB, RabbitMQ's default `max_message_size` since 4.0."""
 
 MAX_FIELD_ERRORS: Final = 20
+MAX_PLAIN_EXPONENT: Final = 1000
 """How many problems one error lists; a hostile body can have millions."""
 
 
@@ -169,10 +170,17 @@ def _encode_scalar(value: Any) -> Any:
     if isinstance(value, datetime):
         return format_timestamp(value)
     if isinstance(value, Decimal):
-        return f"{value:f}"  # `1E+2` would be another text for what PostgreSQL prints as `100`
+        return _decimal_text(value)
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     return _FALLBACK.dump_python(value, mode="json")
+
+
+def _decimal_text(value: Decimal) -> str:
+    """Without an exponent, as PostgreSQL prints it; with one where a few bytes would become megabytes of zeros."""
+    if value.is_finite() and abs(value.adjusted()) > MAX_PLAIN_EXPONENT:
+        return str(value)
+    return f"{value:f}"
 
 
 _FALLBACK: TypeAdapter[Any] = TypeAdapter(Any)

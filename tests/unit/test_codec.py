@@ -194,3 +194,21 @@ def test_a_thousand_problems_are_reported_as_twenty() -> None:
     with pytest.raises(MalformedPayloadError) as caught:
         validate_json(TypeAdapter(list[int]), orjson.dumps(["x"] * 1_000), what="the list")
     assert len(caught.value.errors) == 20
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("1E+2", "100"),
+        ("1.50E-7", "0.000000150"),
+        ("-0.00", "-0.00"),
+        ("NaN", "NaN"),
+        ("-Infinity", "-Infinity"),
+        ("1E+1000", "1" + "0" * 1000),
+        ("1E+1001", "1E+1001"),
+        ("1E-999999999", "1E-999999999"),
+    ],
+)
+def test_a_decimal_has_no_exponent_unless_it_would_be_endless(value: str, text: str) -> None:
+    """PostgreSQL prints digits too; but ten bytes of a caller's must not become a gigabyte of zeros."""
+    assert encode_json([Decimal(value)]) == f'["{text}"]'.encode()

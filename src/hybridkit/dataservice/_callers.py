@@ -51,7 +51,7 @@ class Grant:
         if resource is None:
             return self.emit
         reaches = [self.write, self.read] if access == "read" else [self.write]
-        return any(reach == "*" or resource in reach for reach in reaches)
+        return any(isinstance(reach, str) or resource in reach for reach in reaches)
 
 
 class Callers:

@@ -13,10 +13,10 @@ from typing import Any, Final
 from pymongo import ReturnDocument
 from pymongo.asynchronous.database import AsyncDatabase
 
-from hybridkit.codec import encode_json, format_timestamp, now
+from hybridkit.codec import now
 from hybridkit.contract import Emission
 from hybridkit.dataservice._mongo_errors import is_duplicate
-from hybridkit.dataservice._outbox import partition_of
+from hybridkit.dataservice._outbox import envelope_of, partition_of
 
 __all__ = ["EMITTED_AT", "EVENTS", "OUTBOX_COLLECTION", "Numbers", "event_rows", "with_events"]
 
@@ -83,7 +83,7 @@ def event_rows(emissions: Sequence[Emission], *, service: str, first: int) -> li
                 "user_id": emission.user_id,
                 "traceparent": emission.traceparent,
                 "tracestate": emission.tracestate,
-                "body": _envelope(emission, service),
+                "body": envelope_of(emission, service=service),
                 "created_at": moment,
                 "not_before": emission.not_before,
                 "state": "waiting",
@@ -100,19 +100,3 @@ def with_events(
     if not events:
         return hidden
     return {**hidden, EVENTS: events, EMITTED_AT: events[0]["created_at"]}
-
-
-def _envelope(emission: Emission, service: str) -> bytes:
-    """The bytes that are published, as `EventEnvelope.encode` writes them; this service doesn't know the types."""
-    wire: dict[str, Any] = {
-        "event_type": emission.event_type,
-        "event_id": emission.event_id,
-        "timestamp": format_timestamp(emission.timestamp),
-        "service": service,
-        "request_id": emission.request_id,
-        "user_id": emission.user_id,
-        "data": emission.data,
-    }
-    if emission.version != 1:
-        wire["version"] = emission.version
-    return encode_json(wire)

@@ -10,8 +10,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import blake2b
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 from uuid import UUID
+
+from hybridkit.codec import encode_json, format_timestamp
+from hybridkit.contract import Emission
 
 __all__ = [
     "PARTITIONS",
@@ -23,6 +26,7 @@ __all__ = [
     "OutboxEntry",
     "Parked",
     "Waiting",
+    "envelope_of",
     "fair_share",
     "kept_of",
     "partition_of",
@@ -61,6 +65,27 @@ def kept_of(mine: int, others: Collection[int], *, free: int) -> int:
     share = fair_share(1 + len(others))
     lacking = sum(max(share - theirs, 0) for theirs in others)
     return max(share, mine - max(lacking - free, 0))
+
+
+def envelope_of(emission: Emission, *, service: str) -> bytes:
+    """The bytes that are published, as `EventEnvelope.encode` writes them; this service doesn't know the types.
+
+    Args:
+        emission: the event or command.
+        service: whose it is.
+    """
+    wire: dict[str, Any] = {
+        "event_type": emission.event_type,
+        "event_id": emission.event_id,
+        "timestamp": format_timestamp(emission.timestamp),
+        "service": service,
+        "request_id": emission.request_id,
+        "user_id": emission.user_id,
+        "data": emission.data,
+    }
+    if emission.version != 1:
+        wire["version"] = emission.version
+    return encode_json(wire)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,6 @@ from sqlalchemy import Uuid, any_, delete, func, literal, select, update
 from sqlalchemy.dialects.postgresql import ARRAY, BIGINT, insert
 from sqlalchemy.sql.elements import ColumnElement
 
-from hybridkit.codec import encode_json, format_timestamp
 from hybridkit.context import RequestContext, bind
 from hybridkit.contract import Emission
 from hybridkit.dataservice._keys import RETENTION
@@ -25,6 +24,7 @@ from hybridkit.dataservice._outbox import (
     OutboxEntry,
     Parked,
     Waiting,
+    envelope_of,
     fair_share,
     kept_of,
 )
@@ -81,7 +81,7 @@ def outbox_rows(emissions: Sequence[Emission], *, service: str) -> list[dict[str
             "queue": emission.queue,
             "request_id": emission.request_id,
             "user_id": emission.user_id,
-            "body": _envelope(emission, service),
+            "body": envelope_of(emission, service=service),
             "not_before": emission.not_before,
             "traceparent": emission.traceparent,
             "tracestate": emission.tracestate,
@@ -235,19 +235,3 @@ def _filters(event_type: str | None, event_ids: Collection[UUID]) -> Sequence[Co
     if event_ids:
         filters.append(_COLUMNS.event_id == any_(literal(list(event_ids), ARRAY(Uuid))))
     return filters
-
-
-def _envelope(emission: Emission, service: str) -> bytes:
-    """The bytes that are published, as `EventEnvelope.encode` writes them; this service doesn't know the types."""
-    wire: dict[str, Any] = {
-        "event_type": emission.event_type,
-        "event_id": emission.event_id,
-        "timestamp": format_timestamp(emission.timestamp),
-        "service": service,
-        "request_id": emission.request_id,
-        "user_id": emission.user_id,
-        "data": emission.data,
-    }
-    if emission.version != 1:
-        wire["version"] = emission.version
-    return encode_json(wire)

@@ -118,7 +118,7 @@ def printed(kind: TypeEngine[Any], value: str) -> str | None:
         case Float() as number:
             return None if number.asdecimal else _float(value)
         case Numeric() as number:
-            return _decimal(value, number.scale) if number.asdecimal else None
+            return f"CAST({value} AS text)" if number.asdecimal else None
         case DateTime() as moment:
             return _timestamp(value, f"{value} AT TIME ZONE 'UTC'" if moment.timezone else value)
         case Date():
@@ -157,22 +157,6 @@ def _finite(value: str, shown: str, first: str, last: str) -> str:
     return (
         f"CASE WHEN isfinite({value}) THEN {shown}"
         f" WHEN {value} > '2000-01-01' THEN '{last}' WHEN {value} IS NOT NULL THEN '{first}' END"
-    )
-
-
-def _decimal(value: str, scale: int | None) -> str:
-    """A text, as Python's `str(Decimal)`: with an exponent below 0.000001."""
-    plain = f"CAST({value} AS text)"
-    if scale is not None and scale <= 6:
-        return plain
-    digits = f"ltrim(replace(CAST(abs({value}) AS text), '.', ''), '0')"
-    exponent = f"length({digits}) - 1 - scale({value})"
-    fraction = f"CASE WHEN length({digits}) > 1 THEN '.' || substr({digits}, 2) ELSE '' END"
-    return (
-        f"CASE WHEN abs({value}) >= 0.000001 OR scale({value}) <= 6 THEN {plain}"
-        f" WHEN {value} = 0 THEN '0E-' || scale({value})"
-        f" ELSE CASE WHEN {value} < 0 THEN '-' ELSE '' END || left({digits}, 1) || {fraction}"
-        f" || 'E' || {exponent} END"
     )
 
 
