@@ -45,7 +45,7 @@ class Aggregated:
         selected = ", ".join(f"{sql} AS v{n}" for n, (sql, _) in enumerate(values))
         grouped = f" GROUP BY {', '.join(sql for sql, _ in groups)}" if groups else ""
         self.sql = (
-            f"SELECT CAST(json_build_array({', '.join(shown)}) AS text) FROM (SELECT {selected} FROM {table.source}"
+            f"SELECT CAST(json_build_array({', '.join(shown)}) AS text) FROM (SELECT {selected} FROM {table.source}"  # nosec B608
             f"{where_clause(table, aggregation.where, self.arguments)}{grouped}"
             f"{self._order(aggregation)} LIMIT {aggregation.limit:d}) found"
         )

@@ -39,7 +39,7 @@ def record_statement(table: ResourceTable, shown: Projection) -> str:
     """By `$1`, the id: the JSON of a record and its entity tag."""
     where = where_clause(table, None, Arguments(), f"{table.sql('id')} = $1")
     return (
-        f'SELECT CAST(row_to_json(r) AS text), r."etag"'
+        f'SELECT CAST(row_to_json(r) AS text), r."etag"'  # nosec B608
         f" FROM {table.source}, LATERAL {shown.record(table.sql)} r{where}"
     )
 
@@ -49,7 +49,7 @@ def batch_statement(table: ResourceTable, shown: Projection) -> str:
     kind = table["id"].type.compile(dialect=DIALECT)
     where = where_clause(table, None, Arguments(), f"{table.sql('id')} = wanted.id")
     return (
-        "SELECT '[' || COALESCE(string_agg(COALESCE(found.line, 'null'), ',' ORDER BY wanted.n), '') || ']'"
+        "SELECT '[' || COALESCE(string_agg(COALESCE(found.line, 'null'), ',' ORDER BY wanted.n), '') || ']'"  # nosec B608
         f" FROM unnest(CAST($1 AS {kind}[])) WITH ORDINALITY AS wanted(id, n)"
         " LEFT JOIN LATERAL (SELECT CAST(row_to_json(r) AS text) AS line"
         f" FROM {table.source}, LATERAL {shown.record(table.sql)} r{where}) found ON true"
@@ -71,7 +71,7 @@ def row_statement(
     # In the text, not as an argument: PostgreSQL plans otherwise for a page than for a table.
     at_most = "" if limit is None else f" LIMIT {limit:d}"
     return (
-        f"SELECT {shown.selected}, {ordering.position} AS p FROM {table.source}"
+        f"SELECT {shown.selected}, {ordering.position} AS p FROM {table.source}"  # nosec B608
         f"{where_clause(table, query.where, arguments, *more)} ORDER BY {ordering.clause}{at_most}"
     )
 
@@ -88,7 +88,7 @@ def page_statement(
     size = query.page_size
     rows = row_statement(table, shown, query, arguments, after=after, limit=size + 1)
     return (
-        f"SELECT '[' || COALESCE(string_agg(CAST(row_to_json(r) AS text), ',') FILTER (WHERE n <= {size:d}), '')"
+        f"SELECT '[' || COALESCE(string_agg(CAST(row_to_json(r) AS text), ',') FILTER (WHERE n <= {size:d}), '')"  # nosec B608
         f" || ']', max(p) FILTER (WHERE n = {size:d}), count(*)"
         f" FROM (SELECT *, row_number() OVER () AS n FROM ({rows}) ordered) numbered,"
         f" LATERAL {shown.numbered} r"
@@ -98,4 +98,4 @@ def page_statement(
 def line_statement(table: ResourceTable, shown: Projection, query: Query, arguments: Arguments) -> str:
     """Each record of a query as a line of JSON, in its order."""
     rows = row_statement(table, shown, query, arguments)
-    return f"SELECT CAST(row_to_json(r) AS text) FROM ({rows}) ordered, LATERAL {shown.numbered} r"
+    return f"SELECT CAST(row_to_json(r) AS text) FROM ({rows}) ordered, LATERAL {shown.numbered} r"  # nosec B608
