@@ -149,16 +149,20 @@ class DataSettings(DataServiceSettings):
     service_name: str = "db_postgres_service"
 
 
+def data_settings(**arguments: Any) -> DataSettings:
+    return DataSettings(**{"_env_file": None, **arguments})
+
+
 def test_production_wants_callers_that_prove_who_they_are() -> None:
     """A name alone may be anybody's."""
     with pytest.raises(SettingsError, match="ALLOW_UNAUTHENTICATED_CALLERS=true"):
-        DataSettings(environment="production", _env_file=None)
-    DataSettings(environment="test", _env_file=None)
-    DataSettings(environment="production", allow_unauthenticated_callers=True, _env_file=None)
-    DataSettings(environment="production", service_token_keys={"a": SecretStr(GOOD * 2)}, _env_file=None)
+        data_settings(environment="production")
+    data_settings(environment="test")
+    data_settings(environment="production", allow_unauthenticated_callers=True)
+    data_settings(environment="production", service_token_keys={"a": SecretStr(GOOD * 2)})
 
 
 def test_a_weak_key_of_a_caller_is_named() -> None:
     keys = {"api_service": SecretStr(GOOD), "bot_service": SecretStr("changeme")}
     with pytest.raises(SettingsError, match="SERVICE_TOKEN_KEYS: has for bot_service a placeholder"):
-        DataSettings(environment="production", service_token_keys=keys, _env_file=None)
+        data_settings(environment="production", service_token_keys=keys)
