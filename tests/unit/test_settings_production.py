@@ -150,7 +150,8 @@ class DataSettings(DataServiceSettings):
 
 
 def data_settings(**arguments: Any) -> DataSettings:
-    return DataSettings(**{"_env_file": None, **arguments})
+    values: dict[str, Any] = {"_env_file": None, **arguments}
+    return DataSettings(**values)
 
 
 def test_production_wants_callers_that_prove_who_they_are() -> None:
