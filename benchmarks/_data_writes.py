@@ -4,6 +4,8 @@ Like with like, twice. In the store: `write` of a create with its key and its ev
 `INSERT … RETURNING` on the same pool of the same driver. In the service: `POST /v1:transact` with the same, beside a
 route of the same application that validates a body and runs that insert. Nothing but the server's side is measured:
 requests are handed to the application as ASGI messages. Events stay in the outbox, as publishing is another matter.
+A third peer is what one would write without us: a FastAPI route with an ORM session and a response model, which has
+neither key nor event.
 
 Both sides take turns, one operation at a time; latency is the median of all operations, CPU is `time.process_time` per
 operation of the best round. PostgreSQL's own CPU is not in it, but in the latency.
@@ -18,13 +20,13 @@ from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Final
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import orjson
 from fastapi import FastAPI, Request, Response
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Numeric
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from benchmarks._report import Result
@@ -81,6 +83,15 @@ class Sale(NewSale, Record):
     """What is answered."""
 
 
+class SaleView(NewSale):
+    """What the route without us answers."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: UUID
+    version: int
+
+
 class Settings(ServiceSettings):
     """Of the service."""
 
@@ -104,11 +115,14 @@ async def _measure(url: str) -> list[Result]:
     engine = create_async_engine(url.replace("postgresql://", "postgresql+asyncpg://", 1))
     async with engine.begin() as connection:
         await connection.run_sync(Base.metadata.create_all)
-    await engine.dispose()
     app = create_data_service(Settings, {SALES: SaleTable})
     app.state.settings = Settings(database_url=SecretUrl(url))
     app.add_api_route("/plain", _plain_route, methods=["POST"])
+    usual = FastAPI()
+    usual.state.sessions = async_sessionmaker(engine, expire_on_commit=False)
+    usual.add_api_route("/orm", _orm_route, methods=["POST"], response_model=SaleView, status_code=201)
     async with AsyncExitStack() as stack:
+        stack.push_async_callback(engine.dispose)
         await stack.enter_async_context(app.router.lifespan_context(app))
         app.state.can_emit = True
         store = app.state.store
@@ -116,10 +130,15 @@ async def _measure(url: str) -> list[Result]:
         return [
             *await _compare("store", lambda: _write(store), lambda: _insert(database)),
             *await _compare("service", lambda: _transact(app), lambda: _post_plain(app)),
+            *await _compare(
+                "service", lambda: _transact(app), lambda: _post_orm(usual), peer_name="ORM + response_model"
+            ),
         ]
 
 
-async def _compare(where: str, ours: Operation, peer: Operation) -> list[Result]:
+async def _compare(
+    where: str, ours: Operation, peer: Operation, *, peer_name: str = "plain insert"
+) -> list[Result]:
     sides = {"ours": ours, "peer": peer}
     cpu = dict.fromkeys(sides, float("inf"))
     latencies: dict[str, list[float]] = {name: [] for name in sides}
@@ -141,7 +160,7 @@ async def _compare(where: str, ours: Operation, peer: Operation) -> list[Result]
             name=f"{where}: key, event, {what}",
             ours=figures["ours"] * 1e6,
             peer=figures["peer"] * 1e6,
-            peer_name="plain insert",
+            peer_name=peer_name,
             unit="us",
             goal=GOAL,
         )
@@ -203,6 +222,18 @@ async def _plain_route(request: Request) -> Response:
 
 async def _post_plain(app: FastAPI) -> None:
     await _post(app, "/plain", orjson.dumps(VALUES, default=str))
+
+
+async def _orm_route(request: Request, body: NewSale) -> SaleTable:
+    async with request.app.state.sessions() as session:
+        row = SaleTable(id=uuid4(), **body.model_dump())
+        session.add(row)
+        await session.commit()
+        return row
+
+
+async def _post_orm(app: FastAPI) -> None:
+    await _post(app, "/orm", orjson.dumps(VALUES, default=str))
 
 
 async def _transact(app: FastAPI) -> None:

@@ -211,7 +211,7 @@ def without_times(transaction: Mapping[str, Any]) -> dict[str, Any]:
     return {**transaction, "emit": events}
 
 
-_VARYING: Final = frozenset({"timestamp", "request_id", "traceparent", "tracestate"})
+_VARYING: Final = frozenset({"timestamp", "not_before", "request_id", "traceparent", "tracestate"})
 
 
 def _check_type(request: ContractRequest) -> None:
