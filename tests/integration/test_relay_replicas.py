@@ -16,7 +16,7 @@ async def test_replicas_that_are_killed_lose_no_event_and_no_order(
 ) -> None:
     """Three of them, with writers that share keys, for a few faults."""
     said: list[Any] = []
-    outcome = await prove(own_postgres_server, rabbitmq_url, tmp_path, seed=1, seconds=8, say=said.append)
+    outcome = await prove(own_postgres_server, rabbitmq_url, tmp_path, seed=1, seconds=4, say=said.append)
     assert outcome.holds, dict(outcome.lines())
     assert outcome.faults.total() >= 1
     assert outcome.rows > 100

@@ -66,6 +66,7 @@ def test_the_metadata_says_what_pip_needs(installed: Distribution) -> None:
         "mongo",
         "otel",
         "sentry",
+        "security",
         "fast",
         "cli",
         "testing",
