@@ -279,3 +279,11 @@ async def test_probes_and_metrics_answer(service: Any) -> None:
     ready = await service.get("/ready")
     assert (ready.status_code, ready.json()["dependencies"]["database"]["status"]) == (200, "up")
     assert "hybridkit_idempotency_outcomes_total" in (await service.get("/metrics")).text
+
+
+async def test_a_document_with_a_number_that_json_here_cannot_hold_is_refused(service: Any) -> None:
+    """An integer beyond 64 bits."""
+    body = b'{"name":"b","details":{"size":' + b"9" * 30 + b"}}"
+    answer = await service.http.post("/v1/items", content=body, headers={"idempotency-key": "beyond"})
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["errors"][0]["pointer"].endswith("/details")

@@ -12,11 +12,11 @@ from pydantic_core import to_jsonable_python
 from sqlalchemy import JSON, ColumnElement, Row, inspect, null, true
 from sqlalchemy.dialects.postgresql import dialect
 
-from hybridkit.codec import truncate_timestamp
+from hybridkit.codec import encode_json, truncate_timestamp
 from hybridkit.dataservice._etags import State
 from hybridkit.dataservice._operations import AnyResource, Document
 from hybridkit.dataservice._postgres_columns import RecordColumns
-from hybridkit.errors import DeclarationError, FieldError, InvalidRequestError
+from hybridkit.errors import DeclarationError, FieldError, InvalidRequestError, MalformedPayloadError
 from hybridkit.resources import SYSTEM_FIELDS
 
 __all__ = ["ResourceTable"]
@@ -133,6 +133,7 @@ class ResourceTable:
     def bind(self, name: str, value: Any, *, at: str = "") -> Any:
         """The value as the column takes it: text that a model gave is a UUID, time or decimal again."""
         if self.holds_document(name):
+            _check_document(value, f"{at}/{name}")
             return null() if value is None else value  # JSON's own null is another thing than no value
         kind = self.python_type(name)
         if value is None or kind is None:
@@ -169,6 +170,15 @@ class ResourceTable:
             name: fields[name].get_default(call_default_factory=True, validated_data={})
             for name in self._defaulted
         }
+
+
+def _check_document(value: Any, pointer: str) -> None:
+    """Refuse here what has no JSON form: inside SQLAlchemy it would be a failure of the statement."""
+    try:
+        encode_json(value)
+    except MalformedPayloadError as error:
+        problem = FieldError(pointer, "no_json_form", str(error))
+        raise InvalidRequestError("the table can't hold a value", errors=[problem]) from None
 
 
 class View:
