@@ -146,7 +146,6 @@ class Query:
 
 _OPTIONS: Final = ("order", "select", "page_size", "page_token")
 _MEMBERS: Final = ("where", *_OPTIONS)
-_ORDERING_OPERATORS: Final = ("gt", "gte", "lt", "lte")
 
 
 # ── options ──────────────────────────────────────────────────────────────────────────────────────

@@ -322,7 +322,7 @@ def _explore(document_url: str) -> list[str]:
     from hypothesis.errors import HypothesisDeprecationWarning, Unsatisfiable
 
     often = settings(
-        max_examples=int(os.environ.get("HYBRIDKIT_SCHEMATHESIS_EXAMPLES", "3")),
+        max_examples=int(os.environ.get("HYBRIDKIT_SCHEMATHESIS_EXAMPLES", "5")),
         derandomize=True,
         deadline=None,
         database=None,

@@ -24,6 +24,7 @@ __all__ = [
     "AppOption",
     "JsonOption",
     "UrlOption",
+    "checked_url",
     "find",
     "import_app",
     "is_terminal",
@@ -37,9 +38,22 @@ __all__ = [
 SHOWN_CHARS: Final = 1000
 
 
-def _checked_url(value: str) -> str:
+def _checked_amqp_url(value: str) -> str:
+    return checked_url(value, AmqpUrl)
+
+
+def checked_url(value: str, kind: Any) -> str:
+    """The URL, if it is one of that kind.
+
+    Args:
+        value: what was given.
+        kind: such as `hybridkit.settings.AmqpUrl`.
+
+    Raises:
+        typer.BadParameter: it is none; without the value, which may hold a password.
+    """
     try:
-        url: SecretUrl = TypeAdapter[SecretUrl](AmqpUrl).validate_python(value)
+        url: SecretUrl = TypeAdapter[SecretUrl](kind).validate_python(value)
     except ValidationError as error:
         raise typer.BadParameter(error.errors(include_input=False)[0]["msg"]) from None
     return url.get_secret_value()
@@ -50,7 +64,7 @@ UrlOption = Annotated[
     typer.Option(
         "--url",
         envvar="RABBITMQ_URL",
-        callback=_checked_url,
+        callback=_checked_amqp_url,
         metavar="URL",
         help="amqp://user:password@host:port/vhost. As an option its password is seen by whoever lists processes.",
     ),

@@ -7,12 +7,11 @@ from typing import Annotated, Any, Final
 from uuid import UUID
 
 import typer
-from pydantic import TypeAdapter, ValidationError
 
-from hybridkit.cli._common import JsonOption, is_terminal, print_json, print_table, run, shown
+from hybridkit.cli._common import JsonOption, checked_url, is_terminal, print_json, print_table, run, shown
 from hybridkit.codec import format_timestamp
 from hybridkit.errors import MissingExtraError
-from hybridkit.settings import MongoUrl, PostgresUrl, SecretUrl
+from hybridkit.settings import MongoUrl, PostgresUrl
 
 try:
     from hybridkit.dataservice import OutboxEntry, open_outbox
@@ -33,12 +32,7 @@ def _checked_id(text: str) -> UUID:
 
 
 def _checked_url(value: str) -> str:
-    kind = MongoUrl if value.startswith("mongodb") else PostgresUrl
-    try:
-        url: SecretUrl = TypeAdapter[SecretUrl](kind).validate_python(value)
-    except ValidationError as error:
-        raise typer.BadParameter(error.errors(include_input=False)[0]["msg"]) from None
-    return url.get_secret_value()
+    return checked_url(value, MongoUrl if value.startswith("mongodb") else PostgresUrl)
 
 
 DatabaseOption = Annotated[

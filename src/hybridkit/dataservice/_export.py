@@ -40,7 +40,7 @@ async def begin_export(request: ContractRequest, resource: AnyResource, query: Q
         first = await anext(pieces)
     except StopAsyncIteration:
         first = Lines(b"", 0)
-    except BaseException:
+    except BaseException:  # also a reader that leaves: the cursor holds a connection
         await pieces.aclose()
         raise
     return _Export(first, pieces, resource)

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from pymongo import ReturnDocument
 from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.errors import OperationFailure
 
 from hybridkit.codec import now
 from hybridkit.contract import Emission
@@ -48,7 +49,7 @@ class Numbers:
         if await self._counters.find_one({"_id": "outbox"}) is None:
             try:
                 await self._counters.insert_one({"_id": "outbox", "last": 0})
-            except Exception as error:
+            except OperationFailure as error:
                 if not is_duplicate(error):
                     raise
 

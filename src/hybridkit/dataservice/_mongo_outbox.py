@@ -19,6 +19,7 @@ from uuid import UUID
 from pymongo import ASCENDING, IndexModel, ReturnDocument, UpdateOne
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.errors import OperationFailure
 
 from hybridkit.codec import now
 from hybridkit.dataservice._keys import RETENTION
@@ -333,6 +334,6 @@ async def _insert(documents: AsyncCollection[StoredDocument], document: StoredDo
     """Put it in, unless it is there."""
     try:
         await documents.insert_one(document)
-    except Exception as error:
+    except OperationFailure as error:
         if not is_duplicate(error):
             raise

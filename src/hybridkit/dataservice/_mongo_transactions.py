@@ -217,7 +217,7 @@ async def run_transaction[T](
             await _abort(session)
             if isinstance(error, PyMongoError) and not error.has_error_label("TransientTransactionError"):
                 raise
-        except BaseException:
+        except BaseException:  # also a caller that leaves: the server would keep its locks
             await _abort(session)
             raise
         else:

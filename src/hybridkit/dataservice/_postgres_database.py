@@ -103,7 +103,9 @@ class Database:
         try:
             await link.limit()
             rows: Sequence[Any] = await link.driver.fetch(sql, *arguments)
-        except BaseException as error:
+        except (
+            BaseException
+        ) as error:  # also a caller that leaves: the connection is in the middle of something
             failure = link.translated(error, meaning) if isinstance(error, FAILURES) else error
             await asyncio.shield(self._settle(link))
             if failure is error:
@@ -183,7 +185,7 @@ class Database:
         try:
             connection = await self._engine.connect()
             raw = await connection.get_raw_connection()
-        except BaseException as error:
+        except BaseException as error:  # whatever it is, the place is free again
             self._places.release()
             if isinstance(error, FAILURES) and (found := database_error(error)):
                 raise found from error
