@@ -19,7 +19,7 @@ from pydantic import BaseModel, SecretStr, field_validator
 
 from hybridkit.settings import ApiSettings, BotSettings, PostgresSettings, ServiceSettings, SettingsError
 
-CANARY = "c4n4ry-Zq8vXw2LmN5t"
+CANARY = "c4n4ry-Zq8vXw2LmN5t-Rk3jHb7PdS9x"
 HERE = __file__
 
 

@@ -1,11 +1,15 @@
 """What production does not start with, and what it does start with."""
 
+import sys
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from pydantic import SecretStr
 
 from hybridkit.settings import (
+    DataClientSettings,
     DataServiceSettings,
     HttpUrl,
     MongoUrl,
@@ -145,6 +149,10 @@ def test_an_unknown_environment_is_checked_like_production() -> None:
     assert [problem.partition(":")[0] for problem in found] == ["ENVIRONMENT", "JWT_SECRET"]
 
 
+class ClientSettings(DataClientSettings):
+    service_name: str = "api_service"
+
+
 class DataSettings(DataServiceSettings):
     service_name: str = "db_postgres_service"
 
@@ -167,3 +175,36 @@ def test_a_weak_key_of_a_caller_is_named() -> None:
     keys = {"api_service": SecretStr(GOOD), "bot_service": SecretStr("changeme")}
     with pytest.raises(SettingsError, match="SERVICE_TOKEN_KEYS: has for bot_service a placeholder"):
         data_settings(environment="production", service_token_keys=keys)
+
+
+def test_keys_that_no_token_can_be_made_with_are_among_the_problems() -> None:
+    """They would end the start later, after the broker and the database have been waited for."""
+    private = Ed25519PrivateKey.generate()
+    pem = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+    keys = {"a": "short", "b": GOOD * 2, "c": GOOD * 2, "d": pem}
+    with pytest.raises(SettingsError) as caught:
+        data_settings(service_token_keys={name: SecretStr(key) for name, key in keys.items()}, port="x")
+    [port, wrong] = sorted(caught.value.problems)
+    assert port.startswith("PORT")
+    for told in (
+        "key of a can't be used: a shared secret has at least 32",
+        "b and c have the same",
+        "key of d",
+    ):
+        assert told in wrong
+    with pytest.raises(SettingsError, match=r"SERVICE_TOKEN_KEYS: .*snake_case"):
+        data_settings(service_token_keys={"a\r\nb": SecretStr(GOOD * 2)})
+    for key in ("short", "-----BEGIN PRIVATE KEY-----\nno key\n-----END PRIVATE KEY-----"):
+        with pytest.raises(SettingsError, match="SERVICE_TOKEN_KEY: ") as caught:
+            ClientSettings(service_token_key=SecretStr(key))
+        assert "no key" not in str(caught.value)
+    assert ClientSettings(service_token_key=SecretStr(pem)).service_token_key is not None
+
+
+def test_a_pem_key_without_its_extra_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cryptography.exceptions", None)
+    pem = SecretStr("-----BEGIN PUBLIC KEY-----")
+    with pytest.raises(SettingsError, match=r"SERVICE_TOKEN_KEYS: .*hybridkit\[security\]"):
+        data_settings(service_token_keys={"a": pem})
+    with pytest.raises(SettingsError, match=r"SERVICE_TOKEN_KEY: .*hybridkit\[security\]"):
+        ClientSettings(service_token_key=pem)

@@ -2,36 +2,46 @@
 
 The key decides the algorithm, and the token never does (RFC 8725, section 3.1): a PEM key signs with Ed25519, anything
 else is a shared secret for HMAC-SHA256. With Ed25519 the callee holds public keys only, so that it can't pose as its
-callers.
+callers. The key decides the caller as well (section 3.8): a token that names anybody but the key's owner is refused.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import jwt
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 
 from hybridkit.errors import DeclarationError, UnauthenticatedError
+from hybridkit.observability import get_logger
+from hybridkit.settings._service_keys import signing_key, verifying_keys
 
 __all__ = ["ServiceTokenIssuer", "ServiceTokenVerifier"]
 
 type Algorithm = Literal["HS256", "EdDSA"]
 
 LIFETIME_SECONDS: Final = 60.0
+MAX_LIFETIME_SECONDS: Final = 600.0
+"""What a verifier takes at most, so that a token which leaks is worth nothing soon, whoever made it."""
 LEEWAY_SECONDS: Final = 10.0
 """How far the clocks of two machines may be apart."""
 RENEWAL_SHARE: Final = 0.5
 """Of its lifetime, after which a token is made anew: what is on its way then is still good."""
-MIN_SECRET_BYTES: Final = 32
-"""As long as the hash, RFC 7518, section 3.2."""
 MAX_REMEMBERED: Final = 1024
 MAX_LENGTH: Final = 4096
 
 _SCHEME: Final = "Bearer "
-_CLAIMS: Final = ["exp", "iat", "aud", "iss", "sub"]
+_SIGNATURE_ONLY: Final[Any] = {
+    f"verify_{claim}": False for claim in ("exp", "nbf", "iat", "aud", "iss", "sub", "jti")
+}
+"""The claims are checked below, by one set of rules and by our own clock; the library looks at the system's."""
+
+_log = get_logger(__name__)
+
+
+class _RefusedError(Exception):
+    """Why a token is no good, in words for the log: whoever sent it learns only that it is not."""
 
 
 class ServiceTokenIssuer:
@@ -41,11 +51,11 @@ class ServiceTokenIssuer:
         service: the caller's name.
         key: at least 32 bytes shared with the callee, or an Ed25519 private key as PEM.
         audience: the callee's name.
-        lifetime_seconds: how long a token is good for.
+        lifetime_seconds: how long a token is good for, 1 to 600.
         clock: Unix seconds.
 
     Raises:
-        DeclarationError: the key can't be used.
+        DeclarationError: the key can't be used, or no verifier would take a token of that lifetime.
     """
 
     def __init__(
@@ -57,9 +67,14 @@ class ServiceTokenIssuer:
         lifetime_seconds: float = LIFETIME_SECONDS,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        if not 1 <= lifetime_seconds <= MAX_LIFETIME_SECONDS:
+            raise DeclarationError(
+                f"a service token lives for 1 to {MAX_LIFETIME_SECONDS:.0f} s, not {lifetime_seconds}"
+            )
         self._service = service
         self._audience = audience
-        self._key, self._algorithm = _signing_key(key)
+        self._key = signing_key(key)
+        self._algorithm = _algorithm(self._key)
         self._lifetime_seconds = lifetime_seconds
         self._clock = clock
         self._header = ""
@@ -90,7 +105,9 @@ class ServiceTokenIssuer:
 class ServiceTokenVerifier:
     """Knows callers by their tokens.
 
-    A token that was verified is remembered until it expires: it costs a signature once, not with each request.
+    A token is good if the key that its `kid` names has signed it, `iss` and `sub` are that key's owner, `aud` is this
+    service alone, and now is between its times, which are at most ten minutes apart. One that was verified is
+    remembered until it expires: it costs a signature once, not with each request.
 
     Args:
         keys: by the caller's name, the secret that it shares with this service, or its Ed25519 public key as PEM.
@@ -98,13 +115,13 @@ class ServiceTokenVerifier:
         clock: Unix seconds.
 
     Raises:
-        DeclarationError: a key can't be used.
+        DeclarationError: a key can't be used, or two callers have the same.
     """
 
     def __init__(
         self, keys: Mapping[str, str], *, audience: str, clock: Callable[[], float] = time.time
     ) -> None:
-        self._keys = {service: _verifying_key(service, key) for service, key in keys.items()}
+        self._keys = verifying_keys(keys)
         self._audience = audience
         self._clock = clock
         self._known: dict[str, tuple[str, float]] = {}
@@ -119,91 +136,84 @@ class ServiceTokenVerifier:
             authorization: the value of the header; None where there is none.
 
         Raises:
-            UnauthenticatedError: there is no token, or it is not a good one.
+            UnauthenticatedError: there is no token, or it is not a good one; the log has the reason.
         """
         if authorization is None or authorization[: len(_SCHEME)].lower() != _SCHEME.lower():
             raise UnauthenticatedError("a call needs the header `Authorization: Bearer` with a service token")
         token = authorization[len(_SCHEME) :].strip()
         if (known := self._known.get(token)) is not None and self._clock() < known[1] + LEEWAY_SECONDS:
             return known[0]
-        service, expires_at = self._verified(token)
+        try:
+            service, expires_at = self._verified(token)
+        except _RefusedError as reason:
+            _log.warning("service token refused", reason=str(reason))
+            raise UnauthenticatedError(
+                "the service token is not good here; the log of the service that was called says why"
+            ) from None
         if len(self._known) >= MAX_REMEMBERED:
             self._known.clear()
         self._known[token] = (service, expires_at)
         return service
 
     def _verified(self, token: str) -> tuple[str, float]:
+        """Whose token it is, and its end."""
         if len(token) > MAX_LENGTH:
-            raise UnauthenticatedError("the service token is too long")
+            raise _RefusedError(f"it has more than {MAX_LENGTH} characters")
         try:
-            service = jwt.get_unverified_header(token).get("kid")
-            key, algorithm = (
-                self._keys.get(service, (None, None)) if isinstance(service, str) else (None, None)
-            )
-            if key is None or algorithm is None:
-                raise UnauthenticatedError("the service token is from a service that is not known here")
-            claims = jwt.decode(
-                token,
-                key,
-                algorithms=[algorithm],
-                audience=self._audience,
-                issuer=service,
-                # By our own clock, below; the library looks at the system's.
-                options={"require": _CLAIMS, "verify_exp": False, "verify_iat": False, "verify_nbf": False},
-            )
-        except (jwt.InvalidTokenError, ValueError) as error:
-            raise UnauthenticatedError(f"the service token is no good: {type(error).__name__}") from None
-        return str(claims["sub"]), self._checked_times(claims)
+            header = jwt.get_unverified_header(token)
+            service = _owner(header, self._keys)
+            key = self._keys[service]
+            claims = jwt.decode(token, key, algorithms=[_algorithm(key)], options=_SIGNATURE_ONLY)
+        except (jwt.PyJWTError, ValueError, RecursionError) as error:
+            raise _RefusedError(f"{error!r:.200}") from None
+        for name, wanted in ("iss", service), ("sub", service), ("aud", self._audience):
+            # RFC 7519, section 4.1.3: one audience may be an array of one. With several of them each could pose as the
+            # caller at the others.
+            if claims.get(name) != wanted and not (name == "aud" and claims.get(name) == [wanted]):
+                raise _RefusedError(f"it is signed by {service}, and its {name} is not {wanted}")
+        return service, self._checked_end(claims, service)
 
-    def _checked_times(self, claims: Mapping[str, object]) -> float:
-        now, issued, expires = self._clock(), claims["iat"], claims["exp"]
-        if not isinstance(issued, int | float) or not isinstance(expires, int | float):
-            raise UnauthenticatedError("the service token has no times")
+    def _checked_end(self, claims: Mapping[str, object], service: str) -> float:
+        now, issued, expires = self._clock(), _moment(claims, "iat"), _moment(claims, "exp")
+        begins = _moment(claims, "nbf") if "nbf" in claims else issued
         if now >= expires + LEEWAY_SECONDS:
-            raise UnauthenticatedError("the service token has expired")
-        if issued > now + LEEWAY_SECONDS:
-            raise UnauthenticatedError(
-                "the service token is from the future; compare the clocks of both machines"
+            raise _RefusedError(f"it is from {service}, and expired {now - expires:.0f} s ago")
+        if max(issued, begins) > now + LEEWAY_SECONDS:
+            raise _RefusedError(
+                f"it is from {service}, and begins in {max(issued, begins) - now:.0f} s;"
+                " compare the clocks of both machines"
             )
-        return float(expires)
+        if expires - issued > MAX_LIFETIME_SECONDS:
+            raise _RefusedError(
+                f"it is from {service}, and lives for {expires - issued:.0f} s;"
+                f" at most {MAX_LIFETIME_SECONDS:.0f} are taken"
+            )
+        return expires
 
 
-def _signing_key(key: str) -> tuple[Ed25519PrivateKey | bytes, Algorithm]:
-    if not _is_pem(key):
-        return _secret(key), "HS256"
-    loaded = _loaded(lambda: load_pem_private_key(key.encode(), password=None))
-    if not isinstance(loaded, Ed25519PrivateKey):
-        raise DeclarationError("a service signs with an Ed25519 private key, or with a shared secret")
-    return loaded, "EdDSA"
+def _owner(header: Mapping[str, object], keys: Mapping[str, object]) -> str:
+    """Whose key a token names, of those that are known."""
+    service = header.get("kid")
+    if not isinstance(service, str) or service not in keys:
+        raise _RefusedError(f"its kid {service!r:.100} is no service that has a key here")
+    if str(header.get("typ", "JWT")).upper() != "JWT" or "crit" in header:
+        # RFC 8725, section 3.11: a token of another kind; RFC 7515, section 4.1.11: what isn't understood.
+        raise _RefusedError(f"it has the key of {service}, and is no plain JWT, by its typ or crit")
+    return service
 
 
-def _verifying_key(service: str, key: str) -> tuple[Ed25519PublicKey | bytes, Algorithm]:
-    if not _is_pem(key):
-        return _secret(key), "HS256"
-    loaded = _loaded(lambda: load_pem_public_key(key.encode()))
-    if not isinstance(loaded, Ed25519PublicKey):
-        raise DeclarationError(f"the key of {service} is no Ed25519 public key, and no shared secret")
-    return loaded, "EdDSA"
+def _moment(claims: Mapping[str, object], name: str) -> float:
+    """That claim in Unix seconds: a number, and no NaN or infinity, which JSON doesn't have and Python reads."""
+    value = claims.get(name)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            moment = float(value)
+        except OverflowError:
+            moment = math.inf
+        if math.isfinite(moment):
+            return moment
+    raise _RefusedError(f"its {name} is no moment")
 
 
-def _secret(key: str) -> bytes:
-    if len(key.encode()) < MIN_SECRET_BYTES:
-        raise DeclarationError(
-            f"a service's secret has at least {MIN_SECRET_BYTES} bytes;"
-            " make one with: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
-        )
-    return key.encode()
-
-
-def _is_pem(key: str) -> bool:
-    return key.lstrip().startswith("-----BEGIN")
-
-
-def _loaded(load: Callable[[], object]) -> object:
-    try:
-        return load()
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        # Without the cause: what it says of a key is nobody's business.
-        raise DeclarationError(
-            "a service's PEM key can't be read; it has to be an Ed25519 key without a password"
-        ) from None
+def _algorithm(key: Ed25519PrivateKey | Ed25519PublicKey | bytes) -> Algorithm:
+    return "HS256" if isinstance(key, bytes) else "EdDSA"

@@ -4,6 +4,7 @@ import re
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
+from hybridkit.errors import DeclarationError, MissingExtraError
 from hybridkit.settings._secret_url import (
     AmqpUrl,
     HttpUrl,
@@ -14,6 +15,7 @@ from hybridkit.settings._secret_url import (
     refused,
 )
 from hybridkit.settings._service import ServiceSettings, checked_name, required
+from hybridkit.settings._service_keys import signing_key, verifying_keys
 
 
 class RabbitSettings(ServiceSettings):
@@ -60,6 +62,16 @@ class DataClientSettings(ServiceSettings):
     @classmethod
     def _is_name(cls, value: str) -> str:
         return checked_name(value)
+
+    @field_validator("service_token_key")
+    @classmethod
+    def _signs(cls, value: SecretStr | None) -> SecretStr | None:
+        try:
+            if value is not None:
+                signing_key(value.get_secret_value())
+        except (DeclarationError, MissingExtraError) as error:
+            raise refused(str(error)) from None
+        return value
 
 
 class ApiSettings(DataClientSettings, RedisSettings, RabbitSettings):
@@ -115,6 +127,17 @@ class DataServiceSettings(ServiceSettings):
                 " connect may claim to be any of them, which production refuses; or set"
                 " ALLOW_UNAUTHENTICATED_CALLERS=true if nobody else can connect"
             )
+        return value
+
+    @field_validator("service_token_keys")
+    @classmethod
+    def _verify(cls, value: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for name in value:
+            checked_name(name)
+        try:
+            verifying_keys({name: key.get_secret_value() for name, key in value.items()})
+        except (DeclarationError, MissingExtraError) as error:
+            raise refused(str(error)) from None
         return value
 
 
