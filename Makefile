@@ -57,4 +57,4 @@ relay: setup ## Prove that the outbox loses nothing and keeps the order while it
 
 schemathesis: setup ## Hold both data services to their OpenAPI documents with far more requests than the tests send
 	@$(MAKE) --no-print-directory servers
-	@HYBRIDKIT_SCHEMATHESIS_EXAMPLES=200 .venv/bin/pytest tests/integration/test_conformance_*.py -k documented --timeout 3600
+	@HYBRIDKIT_SCHEMATHESIS_EXAMPLES=200 .venv/bin/pytest tests/integration/test_conformance_*.py -k documented --timeout 3600 -o faulthandler_timeout=0

@@ -26,6 +26,7 @@ HybridkitError
 │   ├── KeyMissingError                a write came without an idempotency key
 │   ├── KeyReusedError                 an idempotency key came back with another payload
 │   ├── UriTooLongError                the query doesn't fit into a URL; send it as the body of `:query`
+│   ├── HeadTooLargeError              the header fields are too many or too long
 │   ├── UnsupportedMediaTypeError      the body is no JSON, or it is compressed
 │   ├── UnauthenticatedError           the caller doesn't prove who it is
 │   ├── AccessDeniedError              the caller may not do this
@@ -65,6 +66,7 @@ __all__ = [
     "DeclarationError",
     "FieldError",
     "ForeignKeyError",
+    "HeadTooLargeError",
     "HybridkitError",
     "InProgressError",
     "InvalidQueryError",
@@ -340,6 +342,13 @@ class UriTooLongError(RejectedError):
 
     code = "URI_TOO_LONG"
     status = 414
+
+
+class HeadTooLargeError(RejectedError):
+    """The header fields of the request are too many or too long."""
+
+    code = "REQUEST_HEADER_FIELDS_TOO_LARGE"
+    status = 431
 
 
 class UnsupportedMediaTypeError(RejectedError):

@@ -16,11 +16,11 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import replace
 from functools import lru_cache
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from prometheus_client import Histogram
 
-from hybridkit.codec import check_size
+from hybridkit.adapters._limits import BodyLimits, LimitedReceive, check_head
 from hybridkit.context import (
     REQUEST_ID_HEADER,
     REQUEST_TIMEOUT_HEADER,
@@ -32,7 +32,6 @@ from hybridkit.context import (
 from hybridkit.contract import (
     IDEMPOTENCY_KEY_HEADER,
     IDEMPOTENCY_REPLAYED_HEADER,
-    MAX_BODY_BYTES,
     PROBLEM_MEDIA_TYPE,
     Problem,
     parse_key,
@@ -42,6 +41,8 @@ from hybridkit.idempotency import Claimed, IdempotencyGuard, claim_key
 from hybridkit.observability import get_logger, metrics
 
 __all__ = [
+    "CUT_EXTENSION",
+    "EventStreams",
     "IdempotencyMiddleware",
     "RequestContextMiddleware",
     "problem_body",
@@ -60,6 +61,9 @@ PROBE_PATHS: Final = frozenset({"/health", "/ready", "/metrics"})
 _WRITES: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 _METHODS: Final = _WRITES | {"GET", "HEAD", "OPTIONS", "QUERY"}
 
+CUT_EXTENSION: Final = "hybridkit.cut"
+"""In a scope's `extensions`: closes the connection at once. Half an answer can't be taken back in another way."""
+
 _REQUEST_ID: Final = REQUEST_ID_HEADER.encode()
 _CONTEXT_HEADERS: Final = {
     name.encode(): name for name in (REQUEST_ID_HEADER, USER_ID_HEADER, REQUEST_TIMEOUT_HEADER)
@@ -75,11 +79,22 @@ class RequestContextMiddleware:
         app: the application.
         internal: the callers are our own services: their `X-User-ID` is believed, and they are told why something
             failed. Everybody else learns that it did.
+        body_limits: how long bodies may get; 1 MiB without them.
+        streams: gets the event streams that are open.
     """
 
-    def __init__(self, app: App, *, internal: bool = False) -> None:
+    def __init__(
+        self,
+        app: App,
+        *,
+        internal: bool = False,
+        body_limits: BodyLimits | None = None,
+        streams: "EventStreams | None" = None,
+    ) -> None:
         self.app = app
         self.internal = internal
+        self.body_limits = body_limits or BodyLimits({})
+        self.streams = streams or EventStreams()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection of the server."""
@@ -90,53 +105,107 @@ class RequestContextMiddleware:
         if not self.internal and context.user_id is not None:
             context = replace(context, user_id=None)
         with bind(context):
-            await _Exchange(scope, send, context, tells_why=self.internal).run(self.app, receive)
+            await _Exchange(scope, send, context, self).run(receive)
+
+
+class EventStreams:
+    """The event streams that are open: a server that stops ends them, as no client ever would.
+
+    An event stream (`text/event-stream`) ends as if its source had ended; its client connects again by itself, to
+    another replica (https://html.spec.whatwg.org/multipage/server-sent-events.html#processing-model).
+    """
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def __repr__(self) -> str:
+        return f"EventStreams({len(self._tasks)} open)"
+
+    def __contains__(self, task: object) -> bool:
+        return task in self._tasks
+
+    def add(self, task: "asyncio.Task[Any]") -> None:
+        """Keep the task that serves one."""
+        self._tasks.add(task)
+
+    def discard(self, task: "asyncio.Task[Any]") -> None:
+        """Forget a task that has ended."""
+        self._tasks.discard(task)
+
+    def end(self) -> None:
+        """Cancel those that are open; each completes its answer."""
+        for task in list(self._tasks):
+            task.cancel()
 
 
 class _Exchange:
     """One request and its answer."""
 
-    def __init__(self, scope: Scope, send: Send, context: RequestContext, *, tells_why: bool) -> None:
+    def __init__(
+        self, scope: Scope, send: Send, context: RequestContext, middleware: RequestContextMiddleware
+    ) -> None:
         self.scope = scope
-        self.tells_why = tells_why
+        self.middleware = middleware
         self.context = context
         self.status: int | None = None
         self._send = send
+        self._task = cast("asyncio.Task[Any]", asyncio.current_task())
 
-    async def run(self, app: App, receive: Receive) -> None:
+    async def run(self, receive: Receive) -> None:
         started = time.perf_counter()
         metrics.http_server_in_flight.inc()
         try:
-            await app(self.scope, receive, self.send)
-        except asyncio.CancelledError:  # the server stops and has waited long enough
-            if self.status is None:
+            limited = LimitedReceive(
+                receive,
+                self.context,
+                limit_bytes=self.middleware.body_limits.of(self.scope["path"]),
+                declared_bytes=check_head(self.scope),
+            )
+            await self.middleware.app(self.scope, limited, self.send)
+        except asyncio.CancelledError:
+            if self._task in self.middleware.streams and self._task.cancelling() == 1:
+                self._task.uncancel()
+                await self._send({"type": "http.response.body", "body": b""})
+                return
+            if self.status is None:  # the server stops and has waited long enough
                 await self._answer(OutcomeUnknownError("the service was stopped before this was finished"))
             raise
-        except Exception as error:  # whatever the application raises becomes an answer
-            if self.status is not None:
-                raise  # half an answer is out: only closing the connection tells the client
-            await self._answer(error)
+        except Exception as error:  # noqa: BLE001 - whatever the application raises becomes an answer
+            if self.status is None:
+                await self._answer(error)
+            else:
+                await self._cut(error)
         finally:
+            self.middleware.streams.discard(self._task)
             metrics.http_server_in_flight.dec()
             self._note(time.perf_counter() - started)
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            if _is_event_stream(message):
+                self.middleware.streams.add(self._task)
             headers = [*message.get("headers", ()), (_REQUEST_ID, self.context.request_id.encode())]
             message = {**message, "headers": headers}
         await self._send(message)
 
+    async def _cut(self, error: Exception) -> None:
+        """Close the connection: nothing else tells a client that what it got is half an answer."""
+        cut = self.scope.get("extensions", {}).get(CUT_EXTENSION)
+        if cut is None:
+            raise error
+        _log_failure(error, "answer cut")
+        await cut()
+
     async def _answer(self, error: Exception) -> None:
         problem = self._problem(error)
         if problem.status >= 500:
-            if problem.retryable:
-                _log.warning("request failed", reason=f"{type(error).__name__}: {error}")
-            else:
-                _log.error("request failed", exc_info=error)
-            if not self.tells_why:  # the words are for those who run the services, and name them
+            _log_failure(error, "request failed")
+            if not self.middleware.internal:  # the words are for those who run the services, and name them
                 problem = problem.model_copy(update={"detail": ""})
-        await send_answer(self.send, problem.status, problem_headers(problem), problem_body(problem))
+        body = problem_body(problem)
+        headers = [*problem_headers(problem), (b"content-length", b"%d" % len(body))]
+        await send_answer(self.send, problem.status, headers, body)
 
     def _problem(self, error: Exception) -> Problem:
         instance, request_id = self.scope["path"], self.context.request_id
@@ -253,6 +322,21 @@ class _KeptAnswer:
         await send_answer(send, self.status, self.headers, self.body)
 
 
+def _log_failure(error: Exception, event: str) -> None:
+    """An error of ours says what happened; of any other its place is needed."""
+    if isinstance(error, HybridkitError) and (error.retryable or error.status != 500):
+        _log.warning(event, reason=f"{type(error).__name__}: {error}")
+    else:
+        _log.error(event, exc_info=error)
+
+
+def _is_event_stream(start: Message) -> bool:
+    return any(
+        name == b"content-type" and value.startswith(b"text/event-stream")
+        for name, value in start.get("headers", ())
+    )
+
+
 async def send_answer(send: Send, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
     """A whole answer at once."""
     await send({"type": "http.response.start", "status": status, "headers": list(headers)})
@@ -324,8 +408,6 @@ async def _read_body(receive: Receive) -> bytes:
         if message["type"] == "http.disconnect":
             raise ConnectionResetError("the client left before its request was complete")
         body += message.get("body", b"")
-        if len(body) > MAX_BODY_BYTES:
-            check_size(bytes(body), limit_bytes=MAX_BODY_BYTES)
         more = message.get("more_body", False)
     return bytes(body)
 

@@ -14,13 +14,12 @@ Every request has a context (request id, deadline) and one log line; errors are 
 `/health`, `/ready` and `/metrics` are there; a write with an `Idempotency-Key` runs once.
 """
 
-import asyncio
-import socket
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
-from typing import Any, Final
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from typing import Any
 
 from hybridkit.adapters._asgi import (
+    EventStreams,
     IdempotencyMiddleware,
     RequestContextMiddleware,
     Scope,
@@ -28,12 +27,14 @@ from hybridkit.adapters._asgi import (
     problem_for_status,
     problem_headers,
 )
+from hybridkit.adapters._limits import BodyLimits
 from hybridkit.adapters._running import StopSignals, open_resources, run_process
+from hybridkit.adapters._server import Server
 from hybridkit.codec import encode_json
 from hybridkit.context import current
 from hybridkit.contract import Problem
 from hybridkit.coordination import Redis
-from hybridkit.errors import FieldError, InvalidRequestError, MissingExtraError
+from hybridkit.errors import FieldError, HybridkitError, InvalidRequestError, MissingExtraError
 from hybridkit.idempotency import IdempotencyGuard
 from hybridkit.lifespan import ServiceResources
 from hybridkit.messaging import RobustPublisher
@@ -41,7 +42,6 @@ from hybridkit.observability import render_metrics
 from hybridkit.settings import ServiceSettings
 
 try:
-    import uvicorn
     from fastapi import FastAPI, Request, Response
     from fastapi.exceptions import RequestValidationError
     from starlette.exceptions import HTTPException
@@ -49,12 +49,6 @@ except ImportError:
     raise MissingExtraError(__name__, extra="fastapi") from None
 
 __all__ = ["IdempotencyMiddleware", "RequestContextMiddleware", "api_lifespan", "create_app", "run_api"]
-
-KEEP_ALIVE_SECONDS: Final = 75
-"""Longer than our clients keep an idle connection (30 s), so that none is closed while a request is on its way."""
-
-DRAIN_SHARE: Final = 0.7
-"""Of `shutdown_seconds`: the rest is for closing what the requests needed."""
 
 type AppLifespan = Callable[[FastAPI], AbstractAsyncContextManager[object]]
 
@@ -66,6 +60,7 @@ def create_app(
     version: str = "0.1.0",
     lifespan: AppLifespan | None = None,
     internal: bool = False,
+    body_limits: Mapping[str, int] | None = None,
 ) -> FastAPI:
     """An application that opens its resources when it starts and closes them when it stops.
 
@@ -78,6 +73,11 @@ def create_app(
         lifespan: a context manager of the application's own, entered when the resources are open.
         internal: the callers are our own services: their `X-User-ID` is believed, and they are told why something
             failed.
+        body_limits: how many bytes a request's body may have, by the path that its URL begins with, such as
+            `{"/photos": 20 * 2**20}`; 1 MiB everywhere else, or what `/` says. Longer ones are answered 413.
+
+    Raises:
+        DeclarationError: a body limit is no path or not positive.
     """
 
     @asynccontextmanager
@@ -88,12 +88,19 @@ def create_app(
             resources.started()
             yield state
 
-    app = FastAPI(title=title, version=version, lifespan=with_resources)
+    # A redirect to the path without its slash would repeat a write, to an address made of the Host field.
+    app = FastAPI(title=title, version=version, lifespan=with_resources, redirect_slashes=False)
     app.state.settings_class = settings_class
     app.add_exception_handler(HTTPException, _answer_http_exception)
     app.add_exception_handler(RequestValidationError, _answer_invalid_request)
     app.add_middleware(IdempotencyMiddleware, guard=_guard_of)
-    app.add_middleware(RequestContextMiddleware, internal=internal)  # the last one added is the outermost
+    app.state.event_streams = EventStreams()
+    app.add_middleware(  # the last one added is the outermost
+        RequestContextMiddleware,
+        internal=internal,
+        body_limits=BodyLimits(body_limits or {}),
+        streams=app.state.event_streams,
+    )
     _add_routes(app)
     return app
 
@@ -131,51 +138,9 @@ def run_api(app: FastAPI) -> None:
         app.state.settings = settings
         async with app.router.lifespan_context(app):
             stop.started(app.state.resources)
-            await _Server(app, settings, stop).serve()
+            await Server(app, settings, stop).serve()
 
     run_process(app.state.settings_class, serve)
-
-
-class _Server(uvicorn.Server):
-    """uvicorn, except for its end: it doesn't close the socket before readiness is red, nor raise the signal again."""
-
-    def __init__(self, app: FastAPI, settings: ServiceSettings, stop: StopSignals) -> None:
-        self._resources: ServiceResources = app.state.resources
-        self._stop = stop
-        super().__init__(
-            uvicorn.Config(
-                app,
-                host=settings.host,
-                port=settings.port,
-                lifespan="off",  # opened around the server: an error in it is an exception, not a log line
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_keep_alive=KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=max(int(settings.shutdown_seconds * DRAIN_SHARE), 1),
-            )
-        )
-
-    @contextmanager
-    def capture_signals(self) -> Generator[None]:
-        yield  # `StopSignals` has them
-
-    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        watching = asyncio.create_task(self._watch(), name="hybridkit stop")
-        try:
-            await super().serve(sockets)
-        finally:
-            watching.cancel()
-
-    async def _watch(self) -> None:
-        await self._stop.asked.wait()
-        await self._resources.announce()
-        self.should_exit = True
-        await self._stop.hurried.wait()
-        for task in self.server_state.tasks:
-            task.cancel()
-        for connection in list(self.server_state.connections):
-            connection.transport.abort()
 
 
 # ── answers ──────────────────────────────────────────────────────────────────────────────────────
@@ -208,6 +173,8 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
     """Unknown routes, wrong methods, and what routes raise on purpose."""
     if not isinstance(error, HTTPException):
         raise error
+    if isinstance(error.__cause__, HybridkitError):  # FastAPI's 400 for whatever reading a body raised
+        raise error.__cause__
     problem = problem_for_status(error.status_code, detail=str(error.detail), instance=request.url.path)
     return _problem(problem, headers=error.headers)
 

@@ -1,0 +1,191 @@
+"""A connection of the server: what its peer may send, and how long it may take, before an application is asked.
+
+```
+a head        at most 64 KiB (431), complete within 20 s (408)
+a body        comes with at least 512 bytes a second, and ends soon after its answer, or the connection is closed
+an answer     is taken by its reader, something of it every 30 s, or the connection is closed
+```
+
+What uvicorn itself refuses (no HTTP, a wrong chunk, an unknown method) is answered as a problem too (RFC 9457).
+"""
+
+import asyncio
+import sys
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from hybridkit.adapters._asgi import (
+    CUT_EXTENSION,
+    App,
+    Receive,
+    Scope,
+    Send,
+    problem_body,
+    problem_for_status,
+    problem_headers,
+)
+from hybridkit.observability import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from uvicorn.protocols.http.flow_control import FlowControl
+
+__all__ = ["Awaited", "Connection", "H11Connection"]
+
+HEAD_SECONDS: Final = 20.0
+BODY_SECONDS: Final = 20.0
+MIN_BODY_BYTES_PER_SECOND: Final = 512
+READER_SECONDS: Final = 30.0
+LINGER_SECONDS: Final = 5.0
+"""How long the rest of a body is read and dropped once its answer is out, so that the answer can arrive."""
+
+_log = get_logger("hybridkit.http")
+
+
+class Awaited(Enum):
+    """The part of a request that the peer owes us."""
+
+    NOTHING = "nothing"
+    HEAD = "head"
+    BODY = "body"
+
+
+class Connection(asyncio.Protocol):
+    """What both of uvicorn's protocols get: limits, deadlines for the peer, and a way to cut an answer.
+
+    The hot path only counts; whether a peer is too slow is looked at once a second, over all connections.
+    """
+
+    transport: asyncio.Transport
+    flow: "FlowControl"
+    cycle: Any  # the two protocols have a class of that name each
+    app: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.app = self._with_extension(self.app)
+        self._lost = asyncio.Event()
+        self._received_bytes = 0
+        self._awaited = Awaited.HEAD
+        self._turn = 0  # counts the changes of what is awaited
+        self._turn_seen = (-1, False)
+        self._since = 0.0
+        self._received_then = 0
+        self._queued_bytes = 0
+        self._queued_since = 0.0
+
+    def data_received(self, data: bytes) -> None:
+        self._received_bytes += len(data)
+        if self._awaited is Awaited.NOTHING and not self._answering:
+            self.now_awaits(Awaited.HEAD)
+        super().data_received(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._lost.set()
+
+    def resume_writing(self) -> None:
+        self._queued_bytes = -1  # the reader has taken something
+        super().resume_writing()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP; called by uvicorn while it handles the parser's error."""
+        self.refuse(getattr(sys.exception(), "error_status_hint", 400), msg)
+
+    def refuse(self, status: int, detail: str) -> None:
+        """Answer with a problem and close; without an answer where one to an earlier request is on its way."""
+        if not self._answering:
+            problem = problem_for_status(status, detail=detail, instance="")
+            body = problem_body(problem)
+            fields = [
+                *problem_headers(problem),
+                (b"content-length", b"%d" % len(body)),
+                (b"connection", b"close"),
+            ]
+            head = b"".join(b"%b: %b\r\n" % field for field in fields)
+            self.transport.write(b"HTTP/1.1 %d %b\r\n%b\r\n%b" % (status, problem.title.encode(), head, body))
+        self.transport.close()
+
+    def check(self, now: float) -> None:
+        """Give the peer up if it is too slow.
+
+        Args:
+            now: of `time.monotonic`.
+        """
+        turn = (self._turn, self._answering)
+        if turn != self._turn_seen or not self._peer_owes():
+            self._turn_seen = turn
+            self._begin_window(now)
+        waited = now - self._since
+        if self._awaited is Awaited.HEAD and waited > HEAD_SECONDS:
+            self.refuse(408, "the head of the request did not come in time")
+        elif self._awaited is Awaited.BODY and not self._answering and waited > LINGER_SECONDS:
+            self._give_up("it goes on with a body that is answered already")
+        elif self._awaited is Awaited.BODY and waited > BODY_SECONDS:
+            if self._received_bytes - self._received_then < waited * MIN_BODY_BYTES_PER_SECOND:
+                self._give_up("its body comes too slowly")
+            self._begin_window(now)
+        self._check_reader(now)
+
+    def _check_reader(self, now: float) -> None:
+        queued_bytes = self.transport.get_write_buffer_size()
+        if queued_bytes == 0 or queued_bytes != self._queued_bytes:
+            self._queued_bytes, self._queued_since = queued_bytes, now
+        elif now - self._queued_since > READER_SECONDS:
+            self._give_up("it takes nothing of its answer")
+
+    def _begin_window(self, now: float) -> None:
+        self._since, self._received_then = now, self._received_bytes
+
+    def _peer_owes(self) -> bool:
+        """Whether the peer keeps us waiting; we keep it waiting where the application has yet to read."""
+        if self._awaited is not Awaited.BODY:
+            return self._awaited is Awaited.HEAD and not self._answering
+        cycle = self.cycle
+        return not (self.flow.read_paused or (cycle is not None and cycle.waiting_for_100_continue))
+
+    @property
+    def _answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def now_awaits(self, part: Awaited) -> None:
+        """Note which part of a request is to come now."""
+        self._awaited = part
+        self._turn += 1
+
+    def _give_up(self, reason: str) -> None:
+        _log.info("a client was given up", reason=reason)
+        self.transport.abort()
+
+    async def _cut(self) -> None:
+        self.transport.abort()  # `close` would wait for a reader that may never read
+        await self._lost.wait()
+
+    def _with_extension(self, app: App) -> App:
+        extensions = {CUT_EXTENSION: self._cut}
+
+        def serve(scope: Scope, receive: Receive, send: Send) -> "Awaitable[None]":
+            scope["extensions"] = extensions
+            return app(scope, receive, send)
+
+        return serve
+
+
+class H11Connection(Connection, H11Protocol):
+    """Pure Python; h11 has a limit for heads, and `RequestContextMiddleware` one for their fields."""
+
+    def handle_events(self) -> None:
+        super().handle_events()
+        theirs = self.conn.their_state
+        if theirs is h11.SEND_BODY:
+            awaited = Awaited.BODY
+        elif theirs is h11.IDLE and (self.cycle is None or self.conn.trailing_data[0]):
+            awaited = Awaited.HEAD
+        else:
+            awaited = Awaited.NOTHING
+        if awaited is not self._awaited:
+            self.now_awaits(awaited)

@@ -1,0 +1,150 @@
+"""What a request may be, checked before any application is asked: its head, its URL, and how long its body may get.
+
+The sizes of a head are those of common servers (gunicorn: 100 fields; h11: 64 KiB), so that what passes here passes
+behind another one as well.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any, Final
+from urllib.parse import unquote_to_bytes
+
+from hybridkit.context import RequestContext
+from hybridkit.contract import MAX_BODY_BYTES
+from hybridkit.errors import (
+    DeadlineExceededError,
+    DeclarationError,
+    HeadTooLargeError,
+    PayloadTooLargeError,
+    RejectedError,
+)
+
+__all__ = ["MAX_HEAD_BYTES", "MAX_HEAD_FIELDS", "BodyLimits", "LimitedReceive", "check_head"]
+
+type Message = MutableMapping[str, Any]
+type Receive = Callable[[], Awaitable[Message]]
+
+MAX_HEAD_BYTES: Final = 64 * 1024
+MAX_HEAD_FIELDS: Final = 100
+
+
+def check_head(scope: Mapping[str, Any]) -> int:
+    """Refuse a head that is too large, ambiguous, or no UTF-8.
+
+    Returns:
+        The length that it declares for its body, in bytes; 0 where it declares none.
+
+    Raises:
+        HeadTooLargeError: over 100 fields or 64 KiB.
+        RejectedError: an HTTP/1.1 request names its host not exactly once (RFC 9112, section 3.2), or its URL has
+            escapes that are no UTF-8, so that several URLs would be one.
+    """
+    fields = scope["headers"]
+    if len(fields) > MAX_HEAD_FIELDS:
+        raise HeadTooLargeError(f"the request has {len(fields)} header fields, {MAX_HEAD_FIELDS} are allowed")
+    hosts = size_bytes = body_bytes = 0
+    for name, value in fields:
+        size_bytes += len(name) + len(value)
+        if name == b"host":
+            hosts += 1
+        elif name == b"content-length" and value.isdigit():
+            body_bytes = int(value)
+    if size_bytes > MAX_HEAD_BYTES:
+        raise HeadTooLargeError(f"the header fields have {size_bytes} bytes, {MAX_HEAD_BYTES} are allowed")
+    if hosts != 1 and scope.get("http_version") == "1.1":
+        raise RejectedError("a request has exactly one Host field")
+    if "\ufffd" in scope["path"]:
+        _check_utf8(scope.get("raw_path") or b"", part="path")
+    if b"%" in scope["query_string"]:
+        _check_utf8(scope["query_string"], part="query")
+    return body_bytes
+
+
+def _check_utf8(escaped: bytes, *, part: str) -> None:
+    try:
+        unquote_to_bytes(escaped).decode()
+    except UnicodeDecodeError:
+        raise RejectedError(f"the {part} of the URL is no UTF-8") from None
+
+
+class BodyLimits:
+    """How many bytes a body may have, by where it is sent.
+
+    Args:
+        by_path: a limit in bytes for the paths that begin with these segments; the longest that fits decides. `/`
+            stands for all others and is 1 MiB unless it is given.
+
+    Raises:
+        DeclarationError: a path doesn't begin with a slash, or a limit is not positive.
+    """
+
+    def __init__(self, by_path: Mapping[str, int]) -> None:
+        for path, limit_bytes in by_path.items():
+            if not path.startswith("/") or limit_bytes <= 0:
+                raise DeclarationError(
+                    f"body limit {path!r}: {limit_bytes}: a path begins with `/`, a limit is positive"
+                )
+        everywhere = {"/": MAX_BODY_BYTES, **by_path}
+        longest_first = sorted(everywhere, key=len, reverse=True)
+        self._by_segments = [(path.rstrip("/"), everywhere[path]) for path in longest_first]
+
+    def __repr__(self) -> str:
+        return f"BodyLimits({ {path or '/': limit for path, limit in self._by_segments} })"
+
+    def of(self, path: str) -> int:
+        """Return the limit of that path, in bytes."""
+        return next(
+            limit
+            for segments, limit in self._by_segments
+            if path.startswith(segments) and path[len(segments) : len(segments) + 1] in ("", "/")
+        )
+
+
+class LimitedReceive:
+    """Let an application read a body no further than to its limit, and wait for it no longer than its caller does.
+
+    Args:
+        receive: of the server.
+        context: whose deadline holds for the body as well.
+        limit_bytes: how long the body may get.
+        declared_bytes: how long it is said to get.
+
+    Raises:
+        PayloadTooLargeError: it is declared to be longer. One that gets longer undeclared fails where it is read.
+    """
+
+    def __init__(
+        self, receive: Receive, context: RequestContext, *, limit_bytes: int, declared_bytes: int
+    ) -> None:
+        if declared_bytes > limit_bytes:
+            raise _too_large(declared_bytes, limit_bytes)
+        self._receive = receive
+        self._context = context
+        self._limit_bytes = limit_bytes
+        self._size_bytes = 0
+        self._complete = False
+
+    async def __call__(self) -> Message:
+        if self._complete:  # the application waits for its client to leave
+            return await self._receive()
+        remaining_seconds = self._context.remaining_seconds()
+        try:
+            async with asyncio.timeout(remaining_seconds):
+                message = await self._receive()
+        except TimeoutError:
+            raise DeadlineExceededError(
+                "the body did not come in the time allowed; nothing was done"
+            ) from None
+        self._size_bytes += len(message.get("body", b""))
+        self._complete = not message.get("more_body", False)
+        if self._size_bytes > self._limit_bytes:
+            raise _too_large(self._size_bytes, self._limit_bytes)
+        return message
+
+
+def _too_large(size_bytes: int, limit_bytes: int) -> PayloadTooLargeError:
+    return PayloadTooLargeError(
+        f"the body has more than the {limit_bytes} bytes that are allowed",
+        size_bytes=size_bytes,
+        limit_bytes=limit_bytes,
+    )

@@ -1,0 +1,117 @@
+"""The server of `run_api`: uvicorn with limits that hold before an application is asked, and an end in good order.
+
+```
+SIGTERM → readiness turns red → event streams end → requests finish → the sockets close
+```
+"""
+
+import asyncio
+import socket
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, cast
+
+from hybridkit.errors import MissingExtraError
+
+try:
+    import uvicorn
+
+    from hybridkit.adapters._connection import Connection, H11Connection
+except ImportError:
+    raise MissingExtraError(__name__, extra="fastapi") from None
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from hybridkit.adapters._asgi import EventStreams
+    from hybridkit.adapters._running import StopSignals
+    from hybridkit.lifespan import ServiceResources
+    from hybridkit.settings import ServiceSettings
+
+__all__ = ["Server"]
+
+KEEP_ALIVE_SECONDS: Final = 75
+"""Longer than our clients keep an idle connection (30 s), so that none is closed while a request is on its way."""
+
+DRAIN_SHARE: Final = 0.7
+"""Of `shutdown_seconds`: the rest is for closing what the requests needed."""
+
+CHECK_SECONDS: Final = 1.0
+"""How often it is looked for peers that are too slow."""
+
+
+class Server(uvicorn.Server):
+    """Serve an application until it is asked to stop.
+
+    The socket stays open until readiness is red, and a signal is not raised a second time at the end.
+
+    Args:
+        app: an application of `create_app` whose lifespan is entered already.
+        settings: host, port and how long a stop may take.
+        stop: says when to stop, and when to hurry.
+    """
+
+    def __init__(self, app: "FastAPI", settings: "ServiceSettings", stop: "StopSignals") -> None:
+        self._resources: ServiceResources = app.state.resources
+        self._streams: EventStreams = app.state.event_streams
+        self._stop = stop
+        super().__init__(
+            uvicorn.Config(
+                app,
+                host=settings.host,
+                port=settings.port,
+                http=_connection_class(),
+                lifespan="off",  # opened around the server: an error in it is an exception, not a log line
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=max(int(settings.shutdown_seconds * DRAIN_SHARE), 1),
+            )
+        )
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        """Leave the signals to `StopSignals`."""
+        yield
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until asked to stop."""
+        watching = [
+            asyncio.create_task(self._watch_stop(), name="hybridkit stop"),
+            asyncio.create_task(self._watch_peers(), name="hybridkit slow peers"),
+        ]
+        try:
+            await super().serve(sockets)
+        finally:
+            for task in watching:
+                task.cancel()
+
+    async def _watch_stop(self) -> None:
+        await self._stop.asked.wait()
+        await self._resources.announce()
+        self.should_exit = True
+        self._streams.end()
+        await self._stop.hurried.wait()
+        for task in self.server_state.tasks:
+            task.cancel()
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+
+    async def _watch_peers(self) -> None:
+        while True:
+            await asyncio.sleep(CHECK_SECONDS)
+            now = time.monotonic()
+            for connection in list(cast("set[object]", self.server_state.connections)):
+                if isinstance(connection, Connection):
+                    connection.check(now)
+
+
+def _connection_class() -> type[asyncio.Protocol]:
+    """Return the parser in C where the extra `fast` is installed."""
+    try:
+        from hybridkit.adapters._httptools_connection import HttpToolsConnection  # noqa: PLC0415 - an extra of its own
+    except ImportError:
+        return H11Connection
+    return HttpToolsConnection
