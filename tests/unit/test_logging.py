@@ -370,6 +370,37 @@ def test_the_console_shows_context_and_stack_without_locals(capsys: pytest.Captu
 # ── threads ──────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.parametrize("control", ["\n", "\r", "\x1b[2J", "\x00", "\x7f", "\x9b", "\u2028", "\u202e"])
+def test_the_console_shows_control_characters_escaped(
+    capsys: pytest.CaptureFixture[str], control: str
+) -> None:
+    """What somebody else has sent neither forges a line nor steers the terminal, wherever in the event it is."""
+    configure(log_format="console")
+    sent = f"GET /{control}2026-01-01 [info] admin logged in"
+    log.info(sent, path=sent, parts=[sent], exc_info=None)
+    logging.getLogger("other").warning("asked: %s", sent)
+    shown = capsys.readouterr().out
+    assert len(shown.splitlines()) == 2
+    assert control.strip("\n") not in shown or control == "\n"
+    assert shown.count("admin logged in") == 4
+
+
+def test_the_console_shows_the_control_characters_of_an_error_escaped(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A stack has lines of its own; nothing else in it is taken literally."""
+    configure(log_format="console")
+    log.error("failed", exc_info=ValueError("\x1b[2Jsent"))
+    assert "\\x1b[2Jsent" in capsys.readouterr().out
+
+
+def test_an_unconfigured_process_shows_control_characters_escaped(caplog: pytest.LogCaptureFixture) -> None:
+    """Without `configure_logging` lines go to the standard library, one each as well."""
+    structlog.reset_defaults()
+    log.warning("GET /\nforged", path="\n")
+    assert caplog.messages == ["GET /\\nforged path='\\n'"]
+
+
 def test_lines_of_many_threads_stay_whole(capfd: pytest.CaptureFixture[str]) -> None:
     configure()
     start = threading.Barrier(8)

@@ -6,13 +6,14 @@ who search without a schema, in `request_id`. Other keys stay as the caller wrot
 uses for objects (`user`, `service`, …): a text there would make Elasticsearch refuse the line, so it goes to `labels`.
 """
 
+import io
 import logging
 import re
 import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, MutableMapping
-from typing import Any, Final, cast
+from typing import Any, Final, TextIO, cast
 
 import orjson
 import structlog
@@ -70,6 +71,8 @@ _RECORD_ATTRIBUTES: Final = frozenset(vars(logging.makeLogRecord({}))) | {
     "color_message",
     "message",
 }
+# C0, DEL and C1, the separators of lines, and what turns the direction of writing.
+_CONTROLS: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 # `scheme://user:password@` and the token in a URL of Telegram's, in whatever text they turn up.
 _CREDENTIALS: Final = re.compile(rb"(://)[^\s/@\"]*:[^\s/@\"]*(?=@)|(/bot)[0-9]+:[A-Za-z0-9_-]+")
 
@@ -115,7 +118,8 @@ class _Logger:
 
 def _as_standard_arguments(_: object, __: str, event: _Event) -> tuple[tuple[str], dict[str, Any]]:
     error = event.pop("exc_info", None)
-    text = " ".join([str(event.pop("event")), *(f"{name}={value!r}" for name, value in event.items())])
+    told = _one_line(str(event.pop("event")))
+    text = " ".join([told, *(f"{name}={value!r}" for name, value in event.items())])
     return (text,), {"exc_info": error}
 
 
@@ -254,16 +258,28 @@ def _json_renderer(settings: ServiceSettings) -> _Render:
 
 
 def _console_renderer() -> _Render:
-    # The default formatter of exceptions shows local variables, and with them secrets.
     renderer = structlog.dev.ConsoleRenderer(
-        colors=bool(sys.stdout) and sys.stdout.isatty(), exception_formatter=structlog.dev.plain_traceback
+        colors=bool(sys.stdout) and sys.stdout.isatty(), exception_formatter=_plain_traceback
     )
 
     def render(name: str, level: str, event: dict[str, Any]) -> bytes:
+        event = {key: _one_line(it) if isinstance(it, str) else it for key, it in event.items()}
         event |= {"timestamp": _timestamp(), "level": level, "logger": name}
         return renderer(None, level, event).encode("utf-8", "backslashreplace")
 
     return render
+
+
+def _plain_traceback(sink: TextIO, error: Any) -> None:
+    """Without the local variables of structlog's own formatter, and so without the secrets in them."""
+    told = io.StringIO()
+    structlog.dev.plain_traceback(told, error)
+    sink.write("\n".join(map(_one_line, told.getvalue().split("\n"))))
+
+
+def _one_line(text: str) -> str:
+    """The text with its control characters escaped: what others send must not forge a line, or steer a terminal."""
+    return text if text.isprintable() else _CONTROLS.sub(lambda it: repr(it.group())[1:-1], text)
 
 
 def _error_in(exc_info: object) -> BaseException | None:
