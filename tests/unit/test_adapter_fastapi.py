@@ -3,7 +3,7 @@
 import json
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import pytest
@@ -194,6 +194,19 @@ async def test_health_ready_and_metrics_are_there_and_undocumented(app: FastAPI)
     assert (health.status_code, ready.status_code, draining.status_code) == (200, 200, 503)
     assert 'route="/orders/{number}"' in metrics.text
     assert not {"/health", "/ready", "/metrics"} & set(documented)
+
+
+@pytest.mark.parametrize(
+    ("environment", "status"), [("development", 200), ("test", 200), ("production", 404)]
+)
+async def test_documents_are_not_served_in_production(
+    app: FastAPI, environment: Literal["development", "test", "production"], status: int
+) -> None:
+    """Strangers learn nothing of the routes there, nor load a page that runs scripts of other hosts."""
+    app.state.settings = Settings(environment=environment)
+    async with serving(app) as client:
+        paths = ["/openapi.json", "/docs", "/redoc", "/docs/oauth2-redirect"]
+        assert {(await client.get(path)).status_code for path in paths} == {status}
 
 
 async def test_each_request_is_one_log_line_without_its_query(app: FastAPI) -> None:

@@ -21,8 +21,10 @@ from typing import Any
 from hybridkit.adapters._asgi import (
     EventStreams,
     IdempotencyMiddleware,
+    Receive,
     RequestContextMiddleware,
     Scope,
+    Send,
     problem_body,
     problem_for_status,
     problem_headers,
@@ -45,6 +47,8 @@ try:
     from fastapi import FastAPI, Request, Response
     from fastapi.exceptions import RequestValidationError
     from starlette.exceptions import HTTPException
+    from starlette.routing import Route
+    from starlette.types import ASGIApp
 except ImportError:
     raise MissingExtraError(__name__, extra="fastapi") from None
 
@@ -64,7 +68,8 @@ def create_app(
 ) -> FastAPI:
     """An application that opens its resources when it starts and closes them when it stops.
 
-    While it runs, `app.state` has `settings`, `resources`, and of these `redis` and `rabbitmq` (the publisher).
+    Its OpenAPI document and the pages made of it (`/docs`, `/redoc`) are served outside of production only. While it
+    runs, `app.state` has `settings`, `resources`, and of these `redis` and `rabbitmq` (the publisher).
 
     Args:
         settings_class: read once, at the start.
@@ -90,6 +95,7 @@ def create_app(
 
     # A redirect to the path without its slash would repeat a write, to an address made of the Host field.
     app = FastAPI(title=title, version=version, lifespan=with_resources, redirect_slashes=False)
+    _hide_documents(app)
     app.state.settings_class = settings_class
     app.add_exception_handler(HTTPException, _answer_http_exception)
     app.add_exception_handler(RequestValidationError, _answer_invalid_request)
@@ -162,6 +168,24 @@ def _add_routes(app: FastAPI) -> None:
     app.add_route("/health", health, include_in_schema=False)
     app.add_route("/ready", ready, include_in_schema=False)
     app.add_route("/metrics", metrics, include_in_schema=False)
+
+
+def _hide_documents(app: FastAPI) -> None:
+    """Serve the OpenAPI document and its pages outside of production only: they tell strangers all that there is."""
+    hidden = {app.openapi_url, app.docs_url, app.redoc_url, app.swagger_ui_oauth2_redirect_url}
+    for route in app.router.routes:
+        if isinstance(route, Route) and route.path in hidden:
+            route.app = _outside_of_production(route.app)
+
+
+def _outside_of_production(app: ASGIApp) -> ASGIApp:
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        settings: ServiceSettings | None = getattr(scope["app"].state, "settings", None)
+        if settings is not None and settings.environment == "production":
+            raise HTTPException(404)
+        await app(scope, receive, send)
+
+    return serve
 
 
 def _json(status: int, body: object) -> Response:
