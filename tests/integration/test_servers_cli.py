@@ -68,6 +68,24 @@ def test_all_four_start_answer_and_say_where_they_come_from() -> None:
         assert not any(ANSWERS[kind](port_of(server)) for kind, server in servers.items())
 
 
+def test_a_server_that_ends_by_itself_is_told_and_ends_the_command() -> None:
+    """Nobody waits for a server that isn't there: the command names it, shows its log and ends with exit code 1."""
+    argv = [sys.executable, "-m", "hybridkit.dev", "servers", "redis"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as command:
+        try:
+            assert command.stdout is not None
+            if not command.stdout.readline():
+                _give_up("no Redis can be had here")
+            for child in children_of(command):
+                child.send(signal.SIGKILL)
+            _, told = command.communicate(timeout=20)
+        finally:
+            command.kill()
+    assert command.returncode == 1
+    assert told.startswith("error: redis (")
+    assert "has ended" in told
+
+
 def test_ctrl_c_in_the_middle_of_the_start_leaves_nothing() -> None:
     """Those that are still starting end as well, and the exit code is 0."""
     argv = [sys.executable, "-m", "hybridkit.dev", "servers", "postgres", "rabbitmq"]

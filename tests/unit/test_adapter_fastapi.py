@@ -12,6 +12,7 @@ from fastapi import APIRouter, FastAPI, HTTPException
 from pydantic import BaseModel
 from structlog.testing import capture_logs
 
+from hybridkit.adapters import _running
 from hybridkit.adapters.dependencies import Context, Postgres
 from hybridkit.adapters.fastapi import api_lifespan, create_app
 from hybridkit.context import current
@@ -200,9 +201,13 @@ async def test_health_ready_and_metrics_are_there_and_undocumented(app: FastAPI)
     ("environment", "status"), [("development", 200), ("test", 200), ("production", 404)]
 )
 async def test_documents_are_not_served_in_production(
-    app: FastAPI, environment: Literal["development", "test", "production"], status: int
+    app: FastAPI,
+    environment: Literal["development", "test", "production"],
+    status: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Strangers learn nothing of the routes there, nor load a page that runs scripts of other hosts."""
+    monkeypatch.setattr(_running, "UNREADY_SECONDS", 0.0)
     app.state.settings = Settings(environment=environment)
     async with serving(app) as client:
         paths = ["/openapi.json", "/docs", "/redoc", "/docs/oauth2-redirect"]

@@ -8,12 +8,15 @@ import sys
 import threading
 from collections.abc import Sequence
 from types import FrameType
+from typing import Final
 from urllib.parse import urlsplit, urlunsplit
 
 from hybridkit.dev._broker import DevelopmentBroker
 from hybridkit.dev._local import LocalServers
-from hybridkit.dev._servers import KINDS, Kind, Server
-from hybridkit.errors import HybridkitError
+from hybridkit.dev._servers import KINDS, Kind, ProcessServer, Server
+from hybridkit.errors import HybridkitError, ServerStartError
+
+CHECK_SECONDS: Final = 0.5
 
 
 class _Interrupted(BaseException):
@@ -21,14 +24,15 @@ class _Interrupted(BaseException):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0 after a signal, 1 when a server could not be had."""
+    """Run the command; returns the exit code: 0 after a signal, 1 when a server could not be had or has ended."""
     parser = argparse.ArgumentParser(prog="python -m hybridkit.dev", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     servers = commands.add_parser(
         "servers",
         help="start local servers and print their URLs",
         description="Start local servers, print their URLs and where each came from, and wait for Ctrl-C. "
-        "Their data is thrown away. A server given as URL in the environment is only named.",
+        "Their data is thrown away. When one of them ends, all do, with exit code 1. "
+        "A server given as URL in the environment is only named.",
     )
     servers.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(KINDS)}; all by default")
     servers.add_argument("--json", action="store_true", help="print one line of JSON instead of a table")
@@ -55,13 +59,31 @@ def _serve(kinds: Sequence[Kind], *, as_json: bool) -> int:
         with local:
             started = local.start_all(kinds)
             print(_as_json(started) if as_json else _as_table(started), flush=True)  # noqa: T201
-            threading.Event().wait()
+            _wait_until_one_ends(started)
     except _Interrupted:
         return 0
     except HybridkitError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 1
     return 0
+
+
+def _wait_until_one_ends(servers: Sequence[Server]) -> None:
+    """Wait for Ctrl-C.
+
+    Raises:
+        ServerStartError: A server has ended by itself; the end of its log is in the message.
+    """
+    ours = [server for server in servers if isinstance(server, ProcessServer)]
+    pause = threading.Event()
+    while all(server.is_running for server in ours):
+        pause.wait(CHECK_SECONDS)
+    ended = [
+        f"{server.kind} ({server.source}) has ended; its log ends with:\n{server.last_words()}"
+        for server in ours
+        if not server.is_running
+    ]
+    raise ServerStartError("\n".join(ended))
 
 
 def _run_broker(port: int) -> int:
