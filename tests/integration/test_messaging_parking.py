@@ -3,9 +3,11 @@
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import aio_pika
+import orjson
 import pytest
 from structlog.testing import capture_logs
 
@@ -15,6 +17,7 @@ from hybridkit.idempotency import IdempotencyGuard
 from hybridkit.messaging import BrokerConnection, DeadLetters, Order, RobustConsumer, RobustPublisher
 from hybridkit.messaging import _parking as parking_module
 from hybridkit.messaging import _subscription as subscription_module
+from hybridkit.messaging._writer import Outgoing
 from hybridkit.retry import Retry
 
 pytestmark = pytest.mark.real_server
@@ -51,6 +54,14 @@ class Service:
         async with self.consumer.running(self._connection, **self._options):
             yield
             await until(lambda: self.consumer.in_flight == 0)
+
+    def has_done(self, number: int) -> bool:
+        return number in self.done
+
+    async def mark(self, *entries: bytes) -> None:
+        """Write these into the log of parked keys."""
+        forward = self._publisher.forward
+        await asyncio.gather(*(forward(Outgoing("", f"{QUEUE}.parked", entry, {})) for entry in entries))
 
     async def publish(self, *numbers: int, account: int = 1) -> None:
         await self._publisher.publish_many(Booked(account=account, number=n) for n in numbers)
@@ -181,6 +192,22 @@ async def test_marks_that_can_not_be_read_are_asked_for_again(
             await channel.close()
             await until(lambda: service.done == [1])
     assert (await broker.state(f"{QUEUE}.parked"))[0] == 0
+
+
+async def test_a_consumer_works_on_however_many_keys_are_parked(service: Service, broker: Any) -> None:
+    """RabbitMQ leaves 2,000 messages with a reader that names no number; whoever takes over reads them all."""
+    async with service.running():
+        pass
+    marks = ({"key": str(n % 2_500), "generation": 0, "last": str(n)} for n in range(2_600))
+    await service.mark(*map(orjson.dumps, marks))
+    for number in (1, 2):
+        async with service.running():
+            await service.publish(number, account=2_500)
+            await service.publish(-number, account=7)
+            await until(partial(service.has_done, number))
+            assert service.consumer.is_ready
+    assert service.done == [1, 2]
+    assert (await broker.state(f"{QUEUE}.parked"))[0] < 10
 
 
 async def _nothing(_: object) -> None: ...

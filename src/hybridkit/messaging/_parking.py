@@ -1,30 +1,51 @@
 """Which keys are parked: known to every process that takes over, because the broker keeps it.
 
-The queue `<consumer>.parked` is a short log of marks: this key stops at that generation, and that event is the last of
-it among the dead letters. Whoever begins to consume reads the log to its end before anything else, keeps the newest
-mark of each key, and removes the rest. The log is written before the dead letter, so no dead letter is overtaken.
+The queue `<consumer>.parked` is a log of marks: this key stops at that generation, and that event is the last of it
+among the dead letters. Whoever begins to consume reads the log to its end before anything else. The log is written
+before the dead letter, so no dead letter is overtaken.
+
+The broker leaves a limited number of messages with a reader, so the log is kept short. While it is read, an entry is
+acknowledged as soon as a newer one of the same key has come. At the end the reader writes what it has found as a fold,
+many marks in one message, and acknowledges all that it has read. What else is in the log is newer than the fold, or in
+it as well if its writer died in between. A process that has written many entries reads the log again.
 
 A key is free again when its last dead letter has been redriven and is done. Until then what was redriven runs, and
 whatever else comes goes to the end of the dead letters.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from itertools import batched
+from typing import Any, Final, cast
+
+from aiormq.channel import Channel
+from aiormq.exceptions import AMQPError
 
 from hybridkit.codec import decode_object, encode_json
 from hybridkit.errors import NotConnectedError, PayloadError
 from hybridkit.ids import new_id
 from hybridkit.messaging._channel import Lane
 from hybridkit.messaging._connection import Link
-from hybridkit.messaging._port import Delivered, Port
+from hybridkit.messaging._port import Delivered
 from hybridkit.messaging._topology import parked_queue
 from hybridkit.messaging._writer import Outgoing
 
 __all__ = ["Mark", "ParkedKeys"]
 
 READ_SECONDS: Final = 20.0
+"""How long the broker may be silent before the end of the log."""
+WINDOW: Final = 65_535
+"""How many entries a reader may have unacknowledged; AMQP counts them with 16 bits. Without a number the broker takes
+2,000."""
+FOLD_AFTER: Final = 1_000
+"""The own entries after which the log is read again."""
+MARKS_PER_ENTRY: Final = 500
+"""So the keys of a fold are millions before its parts fill the window."""
+
+type Forward = Callable[[Outgoing], Awaitable[bool]]
+"""Publishes a message, confirmed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +73,9 @@ class ParkedKeys:
         self._marks: dict[str, Mark] = {}
         self._read_on: Lane | None = None
         self._reading = asyncio.Lock()
+        self._entries = 0  # of ours since the log was read
+        self._unwritten: dict[str, Mark | None] = {}  # changes that the broker hasn't confirmed
+        self._unread: dict[str, Mark | None] = {}  # changes that a reader may not find in the log
 
     def __repr__(self) -> str:
         return f"ParkedKeys({self._queue!r}, {len(self._marks)} keys)"
@@ -69,19 +93,26 @@ class ParkedKeys:
     def park(self, key: str, event_id: str, generation: int) -> Outgoing:
         """Hold this key, and the message that says so for good; it has to be confirmed before the dead letter."""
         known = self._marks.get(key, Mark(generation, event_id))
-        mark = self._marks[key] = Mark(max(known.generation, generation), event_id)
-        return self._entry(key, {"generation": mark.generation, "last": event_id})
+        mark = Mark(max(known.generation, generation), event_id)
+        self._change(key, mark)
+        return self._entry({"key": key, "generation": mark.generation, "last": event_id})
 
     def free(self, key: str) -> Outgoing:
         """Let this key go, and the message that says so for good."""
-        self._marks.pop(key, None)
-        return self._entry(key, {})
+        self._change(key, None)
+        return self._entry({"key": key})
+
+    def written(self, key: str) -> None:
+        """The newest message of that key is confirmed, or will never be."""
+        self._unwritten.pop(key, None)
+        if self._entries >= FOLD_AFTER:
+            self.outdated()
 
     def outdated(self) -> None:
-        """Read the log again before the next message: another process has written something that isn't known here."""
+        """Read the log again before the next message: there is something in it that isn't known here, or much of it."""
         self._read_on = None
 
-    async def read(self, lane: Lane, forward: Callable[[Outgoing], Awaitable[bool]]) -> None:
+    async def read(self, lane: Lane, forward: Forward) -> None:
         """Know what the log says; once for each channel.
 
         Args:
@@ -94,89 +125,165 @@ class ParkedKeys:
         async with self._reading:
             if self._read_on is lane:
                 return
+            self._unread, self._entries = dict(self._unwritten), 0
             end = str(new_id())
-            await forward(self._entry(None, {"end": end}))
-            self._marks = await lane.link.ask(
-                self._read(lane.link, end), name=f"reading {self._queue}", seconds=2 * READ_SECONDS
-            )
+            await forward(self._entry({"key": None, "end": end}))
+            marks: dict[str, Mark | None] = {**await self._read(lane.link, end, forward), **self._unread}
+            self._marks = {key: mark for key, mark in marks.items() if mark is not None}
             self._read_on = lane
 
-    async def _read(self, link: Link, end: str) -> dict[str, Mark]:
-        channel = await link.channel(confirms=False)
-        log = _Log(end)
-        port = link.port(channel, log)
-        try:
-            await channel.basic_consume(self._queue, _nothing)
-            async with asyncio.timeout(READ_SECONDS):
-                await log.complete.wait()
-            log.compact(port)
-        except TimeoutError:
-            raise NotConnectedError(f"{self._queue} was not read in {READ_SECONDS:g} s") from None
-        finally:
-            port.close("read")
-            await channel.close()
-        if log.is_cut:
-            raise NotConnectedError(f"the channel that reads {self._queue} was closed")
-        return log.marks
+    def _change(self, key: str, mark: Mark | None) -> None:
+        if mark is None:
+            self._marks.pop(key, None)
+        else:
+            self._marks[key] = mark
+        self._unwritten[key] = self._unread[key] = mark
+        self._entries += 1
 
-    def _entry(self, key: str | None, values: Mapping[str, Any]) -> Outgoing:
-        return Outgoing("", self._queue, encode_json({"key": key, **values}), {})
+    async def _read(self, link: Link, end: str, forward: Forward) -> dict[str, Mark]:
+        """The marks in the log up to that end, which are a fold at the end of the log from then on."""
+        lane = Lane(await link.channel(confirms=False), link, linger_seconds=None)
+        inbox, log = _Inbox(), _Log()
+        port = lane.open_port(inbox)
+        try:
+            await link.ask(_consume(lane.channel, self._queue), name=f"reading {self._queue}")
+            tag = 0
+            while not log.has_ended(end):
+                message = await inbox.next(self._queue)
+                tag = message.deliver.tag
+                if (superseded := log.add(tag, message.body)) is not None:
+                    port.ack(superseded)
+            await self._write(log.marks(), forward)
+            port.ack(tag, multiple=True)
+        except AMQPError as error:
+            raise NotConnectedError(f"reading {self._queue}: {type(error).__name__}: {error}") from error
+        finally:
+            await asyncio.wait({lane.close()})
+        return log.marks()
+
+    async def _write(self, marks: Mapping[str, Mark], forward: Forward) -> None:
+        """Append a fold; of nothing, nothing is left when what was read is acknowledged."""
+        fold = str(new_id())
+        parts = list(batched(marks.items(), MARKS_PER_ENTRY))
+        for number, part in enumerate(parts, start=1):
+            told = [[key, mark.generation, mark.last] for key, mark in part]
+            await forward(
+                self._entry({"key": None, "fold": fold, "part": number, "of": len(parts), "marks": told})
+            )
+
+    def _entry(self, values: Mapping[str, Any]) -> Outgoing:
+        return Outgoing("", self._queue, encode_json(values), {})
 
 
 class _Log:
-    """Collects the entries up to one's own; the `Receiver` of a port."""
+    """What the entries say, in the order in which they are added."""
 
-    def __init__(self, end: str) -> None:
-        self.marks: dict[str, Mark] = {}
-        self.complete = asyncio.Event()
-        self.is_cut = False
-        self._end = end
-        self._tags: dict[str, int] = {}  # of the newest mark of each key
-        self._superseded: list[int] = []
+    def __init__(self) -> None:
+        self._changes: dict[str, Mark | None] = {}  # of single entries; None frees
+        self._tags: dict[str, int] = {}  # of the newest entry of each key
+        self._folded: dict[str, Mark] = {}  # by the newest complete fold
+        self._fold = ""
+        self._parts: list[Mapping[str, Mark]] = []  # of a fold that isn't complete yet
+        self._end = ""
+        self._end_tag: int | None = None
 
-    def delivered(self, message: Delivered, /) -> None:
-        """Take an entry; what came after the own one is left for the next reader."""
-        if self.complete.is_set():
-            return
-        tag = message.deliver.tag
+    def has_ended(self, end: str) -> bool:
+        """Whether the newest entry is that end."""
+        return self._end == end
+
+    def marks(self) -> dict[str, Mark]:
+        """Of the keys that are parked."""
+        marks: dict[str, Mark | None] = {**self._folded, **self._changes}
+        return {key: mark for key, mark in marks.items() if mark is not None}
+
+    def add(self, tag: int, body: bytes) -> int | None:
+        """Read one entry; the tag of an older one that says nothing any more. What nobody understands says nothing."""
         try:
-            entry = decode_object(message.body)
+            entry = decode_object(body)
         except PayloadError:
-            entry = {}
+            return tag
         match entry:
             case {"key": str(key), "generation": int(generation), "last": str(last)}:
-                self._forget(key)
-                self.marks[key], self._tags[key] = Mark(generation, last), tag
-                return
-            case {"key": str(key)}:
-                self._forget(key)
-            case {"end": self._end}:
-                self.complete.set()
+                return self._change(key, Mark(generation, last), tag)
+            case {"key": str(key), **rest} if not rest:
+                return self._change(key, None, tag)
+            case {"end": str(end)}:
+                superseded, self._end_tag, self._end = self._end_tag, tag, end
+                return superseded
+            case {"fold": str(fold), "part": int(part), "of": int(parts)}:
+                self._add_part(fold, part, parts, entry.get("marks"))
+            case _:
+                return tag
+        return None
+
+    def _change(self, key: str, mark: Mark | None, tag: int) -> int | None:
+        superseded, self._tags[key], self._changes[key] = self._tags.get(key), tag, mark
+        return superseded
+
+    def _add_part(self, fold: str, part: int, parts: int, marks: Any) -> None:
+        if part == 1:
+            self._fold, self._parts = fold, []
+        if fold != self._fold or part != len(self._parts) + 1:
+            return
+        self._parts.append(dict(_read_marks(marks)))
+        if part == parts:
+            self._folded = {key: mark for each in self._parts for key, mark in each.items()}
+
+
+def _read_marks(marks: Any) -> Iterator[tuple[str, Mark]]:
+    for each in cast("list[Any]", marks) if isinstance(marks, list) else ():
+        match each:
+            case [str(key), int(generation), str(last)]:
+                yield key, Mark(generation, last)
             case _:
                 pass
-        self._superseded.append(tag)
 
-    def compact(self, port: Port) -> None:
-        """Remove what says nothing any more; the rest goes back with the channel."""
-        for tag in self._superseded:
-            port.ack(tag)
 
-    def _forget(self, key: str) -> None:
-        if self.marks.pop(key, None) is not None:
-            self._superseded.append(self._tags.pop(key))
+class _Inbox:
+    """Hands out what is delivered, in its order; the `Receiver` of a port."""
+
+    def __init__(self) -> None:
+        self._messages: deque[Delivered] = deque()
+        self._changed = asyncio.Event()
+        self._closed = ""
+
+    async def next(self, queue: str) -> Delivered:
+        """The next message.
+
+        Raises:
+            NotConnectedError: none came in 20 s, or the channel was closed.
+        """
+        try:
+            async with asyncio.timeout(READ_SECONDS):
+                while not self._messages and not self._closed:
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            raise NotConnectedError(f"{queue} was not read in {READ_SECONDS:g} s") from None
+        if self._closed:
+            raise NotConnectedError(f"the channel that reads {queue} was closed: {self._closed}")
+        return self._messages.popleft()
+
+    def delivered(self, message: Delivered, /) -> None:
+        """Keep it."""
+        self._messages.append(message)
+        self._changed.set()
 
     def closed(self, reason: str) -> None:
-        """The connection was lost before the end."""
-        del reason
-        if not self.complete.is_set():
-            self.is_cut = True
-            self.complete.set()
+        """Nothing more comes, and nothing of it can be acknowledged."""
+        self._closed = reason
+        self._changed.set()
 
     def settled(self, tag: int, *, multiple: bool, accepted: bool) -> None:
         """Nothing is published here."""
 
     def returned(self, properties: bytes) -> None:
         """Nothing is published here."""
+
+
+async def _consume(channel: Channel, queue: str) -> None:
+    await channel.basic_qos(prefetch_count=WINDOW)
+    await channel.basic_consume(queue, _nothing)
 
 
 async def _nothing(_: object) -> None:

@@ -201,7 +201,7 @@ class Processor:
         done = isinstance(verdict, Done) and verdict.outcome in FINISHED
         if done and parked.is_last(key, event_id) and not parked.holds(key, work.delivery.generation):
             _log.info("key freed", event_id=event_id)
-            await self._move(work.delivery, parked.free(key))
+            await self._write(work.delivery, key, parked.free(key), parked)
         return verdict
 
     async def _judge(self, work: Work) -> Verdict | None:
@@ -384,9 +384,17 @@ class Processor:
         metrics.events_dead_lettered.labels(self._queue, event_type, dead.reason).inc()
         if self._parked is not None and delivery.key is not None and delivery.event is not None:
             _, event_id, generation = delivery.event
-            if not await self._move(delivery, self._parked.park(delivery.key, str(event_id), generation)):
+            mark = self._parked.park(delivery.key, str(event_id), generation)
+            if not await self._write(delivery, delivery.key, mark, self._parked):
                 return False
         return await self._move(delivery, delivery.dead_letter(dead))
+
+    async def _write(self, delivery: Delivery, key: str, mark: Outgoing, parked: ParkedKeys) -> bool:
+        """Have the log of parked keys say it."""
+        try:
+            return await self._move(delivery, mark)
+        finally:
+            parked.written(key)
 
     async def _put_off(self, delivery: Delivery, later: Later, event_type: str) -> bool:
         self._count_retry(later, event_type)
