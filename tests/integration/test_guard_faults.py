@@ -196,3 +196,77 @@ async def test_a_full_redis_is_as_good_as_none(own_redis_server: Server) -> None
             await IdempotencyGuard(redis, when_down=RedisDown.STRICT).begin(KEY, None)
         await redis.config_set("maxmemory", 0)
         assert acquired(await guard.begin(KEY, None)).guarded
+
+
+# ── answers that come late, or never ─────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def refusing(far_redis: Redis) -> IdempotencyGuard:
+    return IdempotencyGuard(far_redis, when_down=RedisDown.EXTERNAL)
+
+
+async def warm(guard: IdempotencyGuard) -> None:
+    """Let Redis know the scripts, or the answer that gets lost would only say that it doesn't."""
+    for number, outcome in enumerate(Outcome):
+        await guard.finish(acquired(await guard.begin(f"orders:warm:{number}", None)), outcome)
+    assert await guard.renew(acquired(await guard.begin("orders:warm:9", None)))
+
+
+async def until_state(redis: Redis, state: str) -> None:
+    async with asyncio.timeout(20):
+        while await redis.hget(RECORD, "state") != state:  # noqa: ASYNC110 - another process sends no event
+            await asyncio.sleep(0.01)
+
+
+async def test_a_claim_whose_answer_was_lost_is_given_back(
+    refusing: IdempotencyGuard, proxy: FaultProxy, redis: Redis
+) -> None:
+    """Redis gave the key to a caller who was refused: nobody holds it, and it is free long before its lease ends."""
+    await warm(refusing)
+    proxy.cut("to_client", at_byte=0)
+    with pytest.raises(UnavailableError):
+        await refusing.begin(KEY, {"amount": 1})
+    assert await redis.hget(RECORD, "state") == "P"
+    proxy.let_pass()
+    await until_state(redis, "R")
+    assert not acquired(await refusing.begin(KEY, {"amount": 2})).taken_over
+
+
+async def test_an_outcome_whose_answer_was_lost_is_told_again(
+    refusing: IdempotencyGuard, proxy: FaultProxy, redis: Redis
+) -> None:
+    await warm(refusing)
+    mine = acquired(await refusing.begin(KEY, None))
+    proxy.cut("to_server", at_byte=0)
+    assert await refusing.finish(mine, Outcome.COMPLETED, "done") is Finish.UNRECORDED
+    assert await redis.hget(RECORD, "state") == "P"
+    proxy.let_pass()
+    await until_state(redis, "C")
+    assert await refusing.begin(KEY, None) == Completed(b'"done"')
+
+
+@pytest.mark.parametrize("mode", [RedisDown.DURABLE, RedisDown.EXTERNAL])
+async def test_a_release_whose_answer_was_lost_is_told_again(
+    far_redis: Redis, proxy: FaultProxy, redis: Redis, mode: RedisDown
+) -> None:
+    guard = IdempotencyGuard(far_redis, when_down=mode)
+    await warm(guard)
+    mine = acquired(await guard.begin(KEY, None))
+    proxy.cut("to_server", at_byte=0)
+    assert await guard.finish(mine, Outcome.RELEASED) is Finish.UNRECORDED
+    proxy.let_pass()
+    await until_state(redis, "R")
+
+
+async def test_a_renewal_whose_answer_was_lost_leaves_the_holder_the_holder(
+    refusing: IdempotencyGuard, proxy: FaultProxy
+) -> None:
+    await warm(refusing)
+    mine = acquired(await refusing.begin(KEY, None))
+    proxy.cut("to_client", at_byte=0)
+    with pytest.raises(UnavailableError):
+        await refusing.renew(mine)
+    proxy.let_pass()
+    assert await refusing.renew(mine)
+    assert await refusing.finish(mine, Outcome.COMPLETED) is Finish.OK

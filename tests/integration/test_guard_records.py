@@ -280,3 +280,35 @@ async def test_of_200_at_once_exactly_one_gets_the_work(redis: Redis) -> None:
     answers = await asyncio.gather(*(guards[n % 10].begin(KEY, ORDER) for n in range(200)))
     assert [type(answer) for answer in answers].count(Acquired) == 1
     assert [type(answer) for answer in answers].count(InProgress) == 199
+
+
+# ── questions that arrive after their end ────────────────────────────────────────────────────────
+
+
+async def ask_late(guard: IdempotencyGuard, token: str) -> object:
+    """A `BEGIN` of that token, as a network delivers it that held it back."""
+    return await guard._records.ask(BEGIN, KEY, token, "f", 30_000, 60_000, 2)
+
+
+@pytest.mark.parametrize("outcome", [Outcome.RELEASED, Outcome.FORGOTTEN])
+async def test_a_key_that_was_given_back_is_not_taken_by_the_question_it_overtook(
+    guard: IdempotencyGuard, redis: Redis, outcome: Outcome
+) -> None:
+    """Whether the question was there before or not: its token has no holder any more."""
+    mine = Acquired(key=KEY, token="t", fence=0, taken_over=False, guarded=False, fingerprint="f")
+    assert await guard.finish(mine, outcome) is Finish.GONE
+    assert await ask_late(guard, "t") == ["IN_PROGRESS", 0]
+    assert await redis.ttl(RECORD) <= 60
+    assert (await acquire(guard)).fence == 1
+
+
+async def test_work_that_was_not_begun_binds_no_later_payload(guard: IdempotencyGuard, redis: Redis) -> None:
+    assert await guard.finish(await acquire(guard), Outcome.FORGOTTEN) is Finish.OK
+    assert await redis.ttl(RECORD) <= 60
+    assert isinstance(await begin_again(guard, {"number": 43}), Acquired)
+
+
+async def test_work_that_an_earlier_holder_has_begun_is_not_forgotten(guard: IdempotencyGuard) -> None:
+    await guard.finish(await acquire(guard), Outcome.RELEASED)
+    await guard.finish(await acquire(guard), Outcome.FORGOTTEN)
+    assert await begin_again(guard, {"number": 43}) == Mismatch()

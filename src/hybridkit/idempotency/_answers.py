@@ -34,7 +34,7 @@ class RedisDown(StrEnum):
 
 
 class Outcome(StrEnum):
-    """How a piece of work ended; the states of a record that nobody is working on."""
+    """How a piece of work ended."""
 
     COMPLETED = "C"
     """Done. Every later call gets the stored result."""
@@ -44,6 +44,9 @@ class Outcome(StrEnum):
 
     RELEASED = "R"
     """Not done; the next call may run it at once."""
+
+    FORGOTTEN = "X"
+    """Not even begun, such as a request that is refused before its work: as if nobody had asked."""
 
 
 class Finish(StrEnum):
@@ -65,7 +68,8 @@ class Finish(StrEnum):
     """There was no record any more; a new one holds the outcome."""
 
     UNRECORDED = "UNRECORDED"
-    """Redis did not answer. What was done stays done; the record, if any, says `in progress` until its lease ends."""
+    """Redis did not answer. What was done stays done; the record, if any, says `in progress` until its lease ends, or
+    until Redis answers again: it is told once more in the background."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ class Claimed:
             MisuseError: the work was done before, and has its result.
         """
         if self._before is not None:
-            raise MisuseError(f"{self.key} was completed before and keeps its result; look at `done` first")
+            raise MisuseError("it was completed before and keeps its result; look at `done` first")
         self.body = encode_json(value)
 
     def check_looked(self) -> None:
@@ -55,7 +55,7 @@ class Claimed:
         """
         if not self._looked:
             raise MisuseError(
-                f"{self.key} was completed before, and the block ran without looking: begin it with"
+                "it was completed before, and the block ran without looking: begin it with"
                 " `if claim.done: return claim.result`"
             )
 

@@ -12,22 +12,14 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import lru_cache, wraps
-from typing import Any, Final, assert_never, get_type_hints
+from typing import Any, Final, get_type_hints
 
 from pydantic import TypeAdapter
 from redis.asyncio import Redis
 
 from hybridkit.codec import encode_json, validate_json
 from hybridkit.context import Claim, bind, current
-from hybridkit.errors import (
-    ClaimLostError,
-    DeclarationError,
-    InProgressError,
-    KeyReusedError,
-    MisuseError,
-    RejectedError,
-    UnavailableError,
-)
+from hybridkit.errors import DeclarationError, MisuseError, UnavailableError
 from hybridkit.idempotency._answers import (
     Acquired,
     Begin,
@@ -40,12 +32,14 @@ from hybridkit.idempotency._answers import (
     Outcome,
     RedisDown,
 )
+from hybridkit.idempotency._attempt import Attempt, error_for, refuse_lost
 from hybridkit.idempotency._breaker import COOLDOWN_SECONDS
 from hybridkit.idempotency._claimed import Claimed
 from hybridkit.idempotency._keys import check_key, fingerprint
 from hybridkit.idempotency._lease import LeaseKeeper
 from hybridkit.idempotency._records import Records
 from hybridkit.idempotency._scripts import BEGIN, FINISH, RENEW
+from hybridkit.idempotency._unsettled import Unsettled
 from hybridkit.observability import metrics
 
 __all__ = ["MAX_RESULT_BYTES", "IdempotencyGuard"]
@@ -108,6 +102,7 @@ class IdempotencyGuard:
         self._retention_ms = max(round(retention_seconds * 1000), 1)
         self._max_takeovers = max_takeovers
         self._records = Records(redis, key_prefix=key_prefix, timeout_seconds=timeout_seconds)
+        self._unsettled = Unsettled(self._records)
 
     # ── for everyone ─────────────────────────────────────────────────────────────────────────────
 
@@ -141,14 +136,14 @@ class IdempotencyGuard:
                     await self._finish(acquired, Outcome.RELEASED)
                     raise
                 if await self._finish(acquired, Outcome.COMPLETED, claimed.body) is Finish.LOST:
-                    self._refuse_lost(acquired)
+                    refuse_lost(acquired)
             case Completed(body):
                 claimed = Claimed(key, before=Completed(body))
                 with _bound_to(key):  # whoever forgets to look at `done` still writes the same rows
                     yield claimed
                 claimed.check_looked()
             case refused:
-                raise _error_for(key, refused)
+                raise error_for(refused)
 
     def idempotent[**P, T](
         self, *, key: Callable[P, str], payload: Callable[P, Any], wait_seconds: float = 0.5
@@ -177,6 +172,25 @@ class IdempotencyGuard:
             return once
 
         return decorate
+
+    # ── for the HTTP edge ────────────────────────────────────────────────────────────────────────
+
+    @asynccontextmanager
+    async def attempt(self) -> AsyncGenerator[Attempt]:
+        """A block that asks for a key somewhere inside of it, and may have finished long before it ends.
+
+        The lease is renewed from `Attempt.begin` to `Attempt.finish`, which other tasks may call than the block's.
+        What was begun and not finished is released at the end.
+
+        Raises:
+            ClaimLostError: as `hold`; the block was cancelled.
+        """
+        attempt = Attempt(self)
+        try:
+            async with self._lease(attempt.renew):
+                yield attempt
+        finally:
+            await attempt.give_back()
 
     # ── for the consumer ─────────────────────────────────────────────────────────────────────────
 
@@ -224,32 +238,27 @@ class IdempotencyGuard:
             ClaimLostError: another holder has taken over, or (unless `RedisDown.DURABLE`) Redis did not answer for a
                 whole lease; the block was cancelled.
         """
-        keeper = LeaseKeeper(
-            acquired.key,
-            lambda: self.renew(acquired),
-            lease_seconds=self._lease_ms / 1000,
-            may_outlive=self._when_down is RedisDown.DURABLE,
-        )
-        async with keeper:
+        async with self._lease(lambda: self.renew(acquired)):
             with _bound_to(acquired.key):
                 yield
 
     async def finish(self, acquired: Acquired, outcome: Outcome, result: Any = None) -> Finish:
         """Record how the work ended. Redis being down is an answer here, not an error: see `Finish.UNRECORDED`.
 
+        What Redis doesn't confirm it is told again until it does, as long as this process lives.
+
         Goes through even when the caller is cancelled meanwhile.
 
         Args:
             acquired: what `begin` gave.
-            outcome: completed, failed for good, or released for another try.
+            outcome: completed, failed for good, released for another try, or forgotten.
             result: anything with a JSON form, kept up to 32 KiB; not for a release.
 
         Raises:
             MalformedPayloadError: the result has no JSON form; nothing was recorded.
         """
-        return await self._finish(
-            acquired, outcome, None if outcome is Outcome.RELEASED else encode_json(result)
-        )
+        kept = outcome in (Outcome.COMPLETED, Outcome.FAILED)
+        return await self._finish(acquired, outcome, encode_json(result) if kept else None)
 
     async def renew(self, acquired: Acquired) -> bool:
         """Extend the lease from now; False when another holder has it. `hold` does it by itself.
@@ -291,9 +300,13 @@ class IdempotencyGuard:
         try:
             return _begin_answer(wanted, await self._records.answer(asking))
         except UnavailableError as error:
+            if (
+                self._when_down is not RedisDown.DURABLE
+            ):  # Redis may have given the key to somebody who is refused
+                self._unsettled.add(wanted.key, *self._finish_arguments(wanted, Outcome.FORGOTTEN))
             return self._without_redis(wanted, error)
         except asyncio.CancelledError:
-            self._records.keep(asyncio.create_task(self._release_after(asking, wanted)))
+            self._records.keep(asyncio.create_task(self._finish(wanted, Outcome.FORGOTTEN)))
             raise
 
     def _without_redis(self, wanted: Acquired, error: UnavailableError | None = None) -> Acquired:
@@ -305,34 +318,31 @@ class IdempotencyGuard:
             retry_after_seconds=COOLDOWN_SECONDS,
         )
 
-    async def _release_after(self, asking: asyncio.Task[Any], wanted: Acquired) -> None:
-        await asyncio.wait({asking})
-        await self._finish(wanted, Outcome.RELEASED)
-
     async def _finish(self, acquired: Acquired, outcome: Outcome, body: bytes | None = None) -> Finish:
-        # Where only the record stands between a mail and its twin, it is worth a timeout to write it.
-        if self._when_down is RedisDown.DURABLE and not self._records.breaker.allows():
-            return Finish.UNRECORDED
-        kept = () if body is None or len(body) > MAX_RESULT_BYTES else (body,)
+        arguments = self._finish_arguments(acquired, outcome, body)
         try:
-            [answer] = await self._records.ask(
-                FINISH,
-                acquired.key,
-                acquired.token,
-                outcome.value,
-                self._retention_ms,
-                acquired.fingerprint,
-                max(acquired.fence, 1),
-                *kept,
-            )
+            # Where only the record stands between a mail and its twin, it is worth a timeout to write it.
+            if self._when_down is not RedisDown.DURABLE or self._records.breaker.allows():
+                [answer] = await self._records.ask(FINISH, acquired.key, *arguments)
+                return Finish(answer)
         except UnavailableError:
-            return Finish.UNRECORDED
-        return Finish(answer)
+            pass  # it is told again
+        self._unsettled.add(acquired.key, *arguments)
+        return Finish.UNRECORDED
 
-    def _refuse_lost(self, acquired: Acquired) -> None:
-        # Unguarded work has never had the key: another holder is no surprise, and no harm to its writes.
-        if acquired.guarded:
-            raise ClaimLostError(f"the claim {acquired.key} was taken over by another holder before it ended")
+    def _finish_arguments(
+        self, acquired: Acquired, outcome: Outcome, body: bytes | None = None
+    ) -> tuple[str | bytes | int, ...]:
+        kept = () if body is None or len(body) > MAX_RESULT_BYTES else (body,)
+        fence = max(acquired.fence, 1)
+        return acquired.token, outcome.value, self._retention_ms, acquired.fingerprint, fence, *kept
+
+    def _lease(self, renew: Callable[[], Awaitable[bool]]) -> LeaseKeeper:
+        return LeaseKeeper(
+            renew,
+            lease_seconds=self._lease_ms / 1000,
+            may_outlive=self._when_down is RedisDown.DURABLE,
+        )
 
 
 def _bound_to(key: str) -> Any:
@@ -371,22 +381,6 @@ def _as_bytes(body: str | bytes | None) -> bytes | None:
     return body.encode() if isinstance(body, str) else body
 
 
-def _error_for(key: str, answer: InProgress | Failed | Mismatch | Exhausted) -> Exception:
-    match answer:
-        case InProgress(retry_after_ms):
-            return InProgressError(
-                f"another holder is working on {key}", retry_after_seconds=retry_after_ms / 1000
-            )
-        case Failed():
-            return RejectedError(f"{key} was given up for good; a new try needs a new key")
-        case Mismatch():
-            return KeyReusedError(f"{key} came with another payload before; a new request needs a new key")
-        case Exhausted():
-            return RejectedError(f"too many holders died while working on {key}; it isn't run again")
-        case _:
-            assert_never(answer)
-
-
 @lru_cache
 def _result_adapter(function: Callable[..., Any]) -> TypeAdapter[Any]:
     return TypeAdapter(get_type_hints(function).get("return", Any))
@@ -395,7 +389,7 @@ def _result_adapter(function: Callable[..., Any]) -> TypeAdapter[Any]:
 def _read(claim: Claimed, adapter: TypeAdapter[Any]) -> Any:
     if claim.body is None:
         raise MisuseError(
-            f"{claim.key} was completed, but its result had more than {MAX_RESULT_BYTES} bytes and was not kept:"
+            f"it was completed before, but its result had more than {MAX_RESULT_BYTES} bytes and was not kept:"
             " return less, or use claim() and read the result again"
         )
-    return validate_json(adapter, claim.body, what=f"the stored result of {claim.key}")
+    return validate_json(adapter, claim.body, what="the stored result")

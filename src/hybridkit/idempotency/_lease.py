@@ -21,7 +21,6 @@ class LeaseKeeper:
     in `asyncio.timeout`, so that a cancellation from outside stays one).
 
     Args:
-        key: for the error.
         renew: extends the lease; False when another holder has it, `UnavailableError` when nobody knows.
         lease_seconds: how long a lease lasts from its renewal.
         may_outlive: whether the block goes on when the lease could not be renewed in time; for work that two holders
@@ -31,14 +30,12 @@ class LeaseKeeper:
 
     def __init__(
         self,
-        key: str,
         renew: Callable[[], Awaitable[bool]],
         *,
         lease_seconds: float,
         may_outlive: bool,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._key = key
         self._renew = renew
         self._lease_seconds = lease_seconds
         self._may_outlive = may_outlive
@@ -48,7 +45,7 @@ class LeaseKeeper:
     async def __aenter__(self) -> Self:
         self._body = cast("asyncio.Task[Any]", asyncio.current_task())
         self._cancelling = self._body.cancelling()
-        self._renewing = asyncio.create_task(self._keep(), name=f"hybridkit lease {self._key}")
+        self._renewing = asyncio.create_task(self._keep(), name="hybridkit lease")
         return self
 
     async def __aexit__(
@@ -63,7 +60,7 @@ class LeaseKeeper:
                 raise left_with
             return
         if left_with is None or isinstance(left_with, asyncio.CancelledError):
-            raise ClaimLostError(f"the claim {self._key} is lost: {self._lost}") from left_with
+            raise ClaimLostError(f"the claim is lost: {self._lost}") from left_with
 
     async def _keep(self) -> None:
         safe_until = self._clock() + self._lease_seconds * SAFE_PART
@@ -85,7 +82,7 @@ class LeaseKeeper:
         return third if self._may_outlive else min(third, max(safe_until - self._clock(), 0.0))
 
     def __repr__(self) -> str:
-        return f"LeaseKeeper({self._key!r}, lease_seconds={self._lease_seconds}, lost={self._lost!r})"
+        return f"LeaseKeeper(lease_seconds={self._lease_seconds}, lost={self._lost!r})"
 
 
 async def _pending_cancellation() -> asyncio.CancelledError | None:

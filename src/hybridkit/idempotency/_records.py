@@ -13,7 +13,7 @@ from hybridkit.idempotency._breaker import COOLDOWN_SECONDS, Breaker
 from hybridkit.idempotency._scripts import Script
 from hybridkit.observability import get_logger
 
-__all__ = ["Records"]
+__all__ = ["Argument", "Records"]
 
 _log = get_logger("hybridkit.idempotency")
 

@@ -6,7 +6,7 @@ The record is a hash:
 |---------------|--------------------------------------------------------------------------------------|
 | `state`       | `P` in progress, `C` completed, `F` failed for good, `R` released for the next try   |
 | `token`       | the last holder's                                                                    |
-| `fingerprint` | of the payload                                                                       |
+| `fingerprint` | of the payload; absent when nothing was begun                                        |
 | `lease_end`   | milliseconds of Redis's clock; the holders' clocks never matter                      |
 | `fence`       | acquisitions so far                                                                  |
 | `takeovers`   | acquisitions after a lease ran out so far                                            |
@@ -15,7 +15,9 @@ The record is a hash:
 | `result`      | JSON, absent when it was too large to keep                                           |
 
 The key's time to live is the retention, not the lease, so takeovers and fingerprint outlast a crash. Every script may
-run twice with the same arguments: a reply that gets lost on its way can't lock its owner out.
+run twice with the same arguments: a reply that gets lost on its way can't lock its owner out. A token that has given
+its key back never takes it again, and what it gave back is remembered for a minute even where there was no record yet:
+a question that arrives late leaves no claim that nobody holds.
 """
 
 import hashlib
@@ -55,7 +57,7 @@ if not state then
     fence = 1
     return take('ACQUIRED')
 end
-if record[3] ~= ARGV[2] then
+if record[3] and record[3] ~= ARGV[2] then
     return {'MISMATCH'}
 end
 if state == 'C' or state == 'F' then
@@ -65,6 +67,9 @@ if state == 'P' and owner == ARGV[1] then
     return take(record[7])
 end
 if state == 'R' then
+    if owner == ARGV[1] then
+        return {'IN_PROGRESS', 0} -- this question was overtaken by the answer to it: nobody waits for the key
+    end
     fence = fence + 1
     return take('ACQUIRED')
 end
@@ -83,27 +88,40 @@ return take('TAKEN_OVER')
 
 _FINISH = (
     """
--- ARGV: token, outcome (C, F or R), retention_ms, fingerprint, fence[, result]
+-- ARGV: token, outcome (C, F, R or X), retention_ms, fingerprint, fence[, result]
 -- answers: 'OK' | 'ALREADY' | 'LOST' | 'GONE' | 'RECREATED'
 """
     + _NOW
     + """
-local record = redis.call('HMGET', KEYS[1], 'state', 'token')
+local record = redis.call('HMGET', KEYS[1], 'state', 'token', 'fence')
 local state, owner = record[1], record[2]
-local answer = 'OK'
+local outcome, answer = ARGV[2], 'OK'
+
+local function forget(answer)
+    redis.call('HSET', KEYS[1], 'state', 'R', 'token', ARGV[1], 'fence', record[3] or 0,
+        'changed', string.format('%.0f', now))
+    redis.call('HDEL', KEYS[1], 'fingerprint')
+    redis.call('PEXPIRE', KEYS[1], 60000)
+    return answer
+end
 
 if not state then
-    if ARGV[2] == 'R' then
-        return 'GONE'
+    if outcome == 'R' or outcome == 'X' then
+        return forget('GONE')
     end
     answer = 'RECREATED'
     redis.call('HSET', KEYS[1], 'token', ARGV[1], 'fingerprint', ARGV[4], 'fence', ARGV[5], 'takeovers', 0)
 elseif owner ~= ARGV[1] then
     return 'LOST'
-elseif state == 'C' or state == 'F' or state == ARGV[2] then
+elseif state == 'C' or state == 'F' or (state == 'R' and outcome ~= 'C' and outcome ~= 'F') then
     return 'ALREADY'
+elseif outcome == 'X' then
+    if tonumber(record[3]) == 1 then
+        return forget('OK')
+    end
+    outcome = 'R' -- an earlier holder has begun it: what is known of that stays known
 end
-redis.call('HSET', KEYS[1], 'state', ARGV[2], 'changed', string.format('%.0f', now))
+redis.call('HSET', KEYS[1], 'state', outcome, 'changed', string.format('%.0f', now))
 if ARGV[6] then
     redis.call('HSET', KEYS[1], 'result', ARGV[6])
 end

@@ -1,0 +1,53 @@
+"""What Redis was told and has not confirmed."""
+
+import asyncio
+from typing import Final
+
+from hybridkit.errors import UnavailableError
+from hybridkit.idempotency._breaker import COOLDOWN_SECONDS
+from hybridkit.idempotency._records import Argument, Records
+from hybridkit.idempotency._scripts import FINISH
+
+__all__ = ["Unsettled"]
+
+MAX_UNSETTLED: Final = 1000
+"""Of up to 32 KiB each. The oldest go first: their leases end soonest."""
+
+
+class Unsettled:
+    """Tells Redis again how claims ended: one try a second while it is away, then all that has gathered.
+
+    Until then such a claim looks held, and after its lease like one whose holder died. Each end carries its holder's
+    token, so telling it twice or late changes nothing.
+
+    Args:
+        records: asks Redis.
+    """
+
+    def __init__(self, records: Records) -> None:
+        self._records = records
+        self._ends: dict[tuple[str, Argument], tuple[Argument, ...]] = {}
+        self._telling: asyncio.Task[None] | None = None
+
+    def add(self, key: str, token: Argument, *arguments: Argument) -> None:
+        """Have that end of a claim told, with the arguments of `FINISH`."""
+        self._ends[key, token] = (token, *arguments)
+        if len(self._ends) > MAX_UNSETTLED:
+            del self._ends[next(iter(self._ends))]
+        if self._telling is None or self._telling.done():
+            self._telling = asyncio.create_task(self._tell(), name="hybridkit unsettled claims")
+
+    async def _tell(self) -> None:
+        while self._ends:
+            await asyncio.sleep(COOLDOWN_SECONDS)
+            try:
+                while self._ends:
+                    claim, arguments = next(iter(self._ends.items()))
+                    await self._records.ask(FINISH, claim[0], *arguments)
+                    if self._ends.get(claim) is arguments:
+                        del self._ends[claim]
+            except UnavailableError:
+                continue
+
+    def __repr__(self) -> str:
+        return f"Unsettled({len(self._ends)})"
