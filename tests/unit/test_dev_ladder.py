@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hybridkit.dev import KINDS, Kind
+from hybridkit.dev import Kind
 from hybridkit.dev._ladder import URL_VARIABLES, Surroundings, choose
 from hybridkit.dev._places import Machine, Place, ServerRoot
 from hybridkit.dev._programs import Program
@@ -35,7 +35,7 @@ def surroundings(
     )
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", URL_VARIABLES)
 def test_a_url_comes_first(kind: Kind) -> None:
     """What somebody has set on purpose wins over every server that is here."""
     here = surroundings(environment={URL_VARIABLES[kind]: "scheme://there"}, container_problem=None)
@@ -100,6 +100,27 @@ def test_ferretdb_without_its_postgresql_is_no_rung() -> None:
     """The machine's own PostgreSQL does not help it."""
     programs = {"ferretdb": [program("FerretDB", "2.7.0", ROOT)], "postgres": [program("PostgreSQL", "15.1")]}
     assert choose("mongo", surroundings(programs=programs, container_problem=None)).rung == "container"
+
+
+def test_transactions_need_a_mongodb_of_their_own() -> None:
+    """Neither a `mongod` that stands alone nor FerretDB has them, nor has the container."""
+    here = surroundings(
+        programs={"mongod": [program("MongoDB", "8.0")]}, container_problem=None, modules=["secantus"]
+    )
+    choice = choose("mongo_transactions", here)
+    assert (choice.rung, choice.source) == ("embedded", "embedded: SecantusDB")
+
+
+@pytest.mark.parametrize(
+    ("private", "first"),
+    [(False, "set HYBRIDKIT_MONGO_TRANSACTIONS_URL"), (True, "a server of its own")],
+)
+def test_without_transactions_the_ways_out_are_named(private: bool, first: str) -> None:
+    with pytest.raises(ServerMissingError) as caught:
+        choose("mongo_transactions", surroundings(), private=private)
+    url, embedded = caught.value.missing
+    assert first in url
+    assert "pip install --pre secantusdb" in embedded
 
 
 def test_containers_come_before_the_embedded() -> None:

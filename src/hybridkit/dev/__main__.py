@@ -12,11 +12,14 @@ from typing import Final
 from urllib.parse import urlsplit, urlunsplit
 
 from hybridkit.dev._broker import DevelopmentBroker
+from hybridkit.dev._ladder import URL_VARIABLES
 from hybridkit.dev._local import LocalServers
 from hybridkit.dev._servers import KINDS, Kind, ProcessServer, Server
 from hybridkit.errors import HybridkitError, ServerStartError
 
 CHECK_SECONDS: Final = 0.5
+
+_HELP_KINDS = f"of {', '.join(URL_VARIABLES)}; without any, the four of the stack"
 
 
 class _Interrupted(BaseException):
@@ -34,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "Their data is thrown away. When one of them ends, all do, with exit code 1. "
         "A server given as URL in the environment is only named.",
     )
-    servers.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(KINDS)}; all by default")
+    servers.add_argument("kinds", nargs="*", metavar="KIND", help=_HELP_KINDS)
     servers.add_argument("--json", action="store_true", help="print one line of JSON instead of a table")
     broker = commands.add_parser(
         "broker",
@@ -46,8 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.command == "broker":
         return _run_broker(options.port)
-    if unknown := [kind for kind in options.kinds if kind not in KINDS]:
-        parser.error(f"unknown kind of server: {', '.join(unknown)} (choose from {', '.join(KINDS)})")
+    if unknown := [kind for kind in options.kinds if kind not in URL_VARIABLES]:
+        parser.error(f"unknown kind of server: {', '.join(unknown)} (choose from {', '.join(URL_VARIABLES)})")
     return _serve(options.kinds or KINDS, as_json=options.json)
 
 

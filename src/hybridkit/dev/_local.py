@@ -49,7 +49,7 @@ class LocalServers:
         """Start the best server of that kind that can be had here, and wait until it answers.
 
         Args:
-            kind: `postgres`, `mongo`, `redis` or `rabbitmq`.
+            kind: `postgres`, `mongo`, `redis`, `rabbitmq` or `mongo_transactions`.
             private: leave out a URL from the environment: the server is going to be killed or frozen.
 
         Raises:

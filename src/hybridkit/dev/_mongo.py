@@ -1,4 +1,4 @@
-"""MongoDB as a child process: mongod, FerretDB on a PostgreSQL of its own, or neosqlite's wire server."""
+"""MongoDB as a child process: mongod, FerretDB on a PostgreSQL of its own, SecantusDB, or neosqlite's wire server."""
 
 import os
 import sys
@@ -10,13 +10,13 @@ from hybridkit.dev._probes import LOOPBACK, free_port, mongo_answers
 from hybridkit.dev._process import Process
 from hybridkit.dev._programs import Program
 from hybridkit.dev._runs import Run
-from hybridkit.dev._servers import ProcessServer
+from hybridkit.dev._servers import Kind, ProcessServer
 
 
 class _MongoServer(ProcessServer):
-    def __init__(self, *, source: str, is_real: bool = True) -> None:
+    def __init__(self, *, source: str, is_real: bool = True, kind: Kind = "mongo") -> None:
         self.port = free_port()
-        super().__init__("mongo", f"mongodb://{LOOPBACK}:{self.port}/", source=source, is_real=is_real)
+        super().__init__(kind, f"mongodb://{LOOPBACK}:{self.port}/", source=source, is_real=is_real)
 
     def _answers(self) -> bool:
         return mongo_answers(self.port)
@@ -79,6 +79,26 @@ class FerretServer(_MongoServer):
             command, name="ferretdb", folder=self._folder, env=self._program.place.environment
         )
         return [*self._postgres.processes, ferretdb]
+
+
+class SecantusServer(_MongoServer):
+    """SecantusDB, which says that it is a replica set of one: transactions, on MongoDB's own storage engine.
+
+    It is licensed under the GPL: it runs as a process of its own, and nothing of it is imported. Its fail points
+    (`configureFailPoint`) are on.
+    """
+
+    def __init__(self, run: Run, *, source: str) -> None:
+        super().__init__(source=source, kind="mongo_transactions")
+        self._run = run
+        self._folder = run.folder("mongo_transactions", owner=Owner())
+
+    def _spawn(self) -> Sequence[Process]:
+        options = ["--host", LOOPBACK, "--port", str(self.port), "--storage-path", str(self._folder / "data")]
+        argv = [sys.executable, "-c", "from secantus.cli import main; main()", *options]
+        argv += ["--sync-on-commit", "--enable-test-commands", "--log-level", "WARNING"]
+        command = Machine().wrap(argv, user=None)
+        return [self._run.spawn(command, name="secantusdb", folder=self._folder, env=os.environ)]
 
 
 class NeosqliteServer(_MongoServer):

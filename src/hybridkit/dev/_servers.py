@@ -7,8 +7,9 @@ from typing import Literal, NoReturn
 from hybridkit.dev._process import Process, wait_until
 from hybridkit.errors import NotSupportedError, ServerStartError
 
-Kind = Literal["postgres", "mongo", "redis", "rabbitmq"]
+Kind = Literal["postgres", "mongo", "redis", "rabbitmq", "mongo_transactions"]
 KINDS: tuple[Kind, ...] = ("postgres", "mongo", "redis", "rabbitmq")
+"""Those of the stack. `mongo_transactions` is a second MongoDB, for what needs transactions."""
 
 
 class Server:
@@ -17,7 +18,7 @@ class Server:
     All methods block; in async code, give the slow ones (`stop`, `restart`, `ctl`) to `asyncio.to_thread`.
 
     Attributes:
-        kind: `postgres`, `mongo`, `redis` or `rabbitmq`.
+        kind: `postgres`, `mongo`, `redis`, `rabbitmq` or `mongo_transactions`.
         url: where clients reach it; the same over `restart`.
         source: one line that says what it is and where it comes from.
         is_real: False for a stand-in, which proves nothing about the server that it stands in for.

@@ -1,9 +1,10 @@
 """The pytest plugin: real PostgreSQL, MongoDB, Redis and RabbitMQ for each test that asks for one.
 
 `postgres_url`, `mongo_url`, `redis_url`, `rabbitmq_url` give a test a place of its own (database, virtual host) on a
-server that is started once per run, also over the processes of pytest-xdist. `own_postgres_server` and its like give
-it a whole server, to be killed, frozen and restarted. A test that needs a server which can't be had here is skipped
-with the reason; where the variable CI is set, it fails.
+server that is started once per run, also over the processes of pytest-xdist; `mongo_transactions_url` does so on a
+MongoDB that has transactions. `own_postgres_server` and its like give it a whole server, to be killed, frozen and
+restarted. A test that needs a server which can't be had here is skipped with the reason; where the variable CI is set,
+it fails.
 
 Nothing is imported or started before a test asks for it.
 """
@@ -86,6 +87,15 @@ def mongo_url(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture
+def mongo_transactions_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """As `mongo_url`, on a server that has transactions: several records, dry runs, batches, calls."""
+    from hybridkit.testing import _isolation  # noqa: PLC0415 - costs nothing where no test asks for it
+
+    with _isolation.mongo_database(_find(request, "mongo_transactions")) as url:
+        yield url
+
+
+@pytest.fixture
 def redis_url(request: pytest.FixtureRequest) -> Iterator[str]:
     """URL of a numbered database of the test's own; emptied afterwards."""
     from hybridkit.testing import _isolation  # noqa: PLC0415 - costs nothing where no test asks for it
@@ -113,6 +123,12 @@ def own_postgres_server(request: pytest.FixtureRequest) -> Iterator["Server"]:
 def own_mongo_server(request: pytest.FixtureRequest) -> Iterator["Server"]:
     """A MongoDB that only this test uses, fresh and empty: kill, freeze and restart it."""
     yield from _own(request, "mongo")
+
+
+@pytest.fixture
+def own_mongo_transactions_server(request: pytest.FixtureRequest) -> Iterator["Server"]:
+    """A MongoDB with transactions that only this test uses: kill, freeze and restart it, set fail points."""
+    yield from _own(request, "mongo_transactions")
 
 
 @pytest.fixture
