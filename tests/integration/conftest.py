@@ -281,6 +281,15 @@ def service_tables() -> MetaData:
     return Base.metadata
 
 
+# ── MongoDB ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(params=["mongo_url", "mongo_transactions_url"])
+def each_mongo_url(request: pytest.FixtureRequest) -> str:
+    """A database of the test's own on a server without transactions, and on one with them."""
+    return str(request.getfixturevalue(request.param))
+
+
 # ── any application, on a socket ─────────────────────────────────────────────────────────────────
 
 

@@ -64,10 +64,12 @@ THINGS = Resource(
 
 
 @pytest.fixture
-async def client(mongo_url: str) -> AsyncGenerator[MongoDataClient]:
+async def client(each_mongo_url: str) -> AsyncGenerator[MongoDataClient]:
     unique_name = DocumentCollection(indexes=(DocumentIndex("name", unique=True),))
     app = create_data_service(MongoSettings, {THINGS: unique_name})
-    app.state.settings = MongoSettings(service_name="db_mongo_service", database_url=SecretUrl(mongo_url))
+    app.state.settings = MongoSettings(
+        service_name="db_mongo_service", database_url=SecretUrl(each_mongo_url)
+    )
     async with (
         app.router.lifespan_context(app),
         MongoDataClient("http://data", service="api", transport=httpx.ASGITransport(app)) as client,

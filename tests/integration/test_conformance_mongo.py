@@ -1,4 +1,7 @@
-"""MongoDB's data service keeps the contract: the suite that users run, on a real server and over real sockets."""
+"""MongoDB's data service keeps the contract: the suite that users run, on real servers and over real sockets.
+
+One server has no transactions and the other has them.
+"""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
@@ -51,10 +54,10 @@ async def _has_transactions(url: str) -> bool:
         return (await probe(database, "probed")).transactions
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=["mongo", "mongo_transactions"])
 def mongo_database(request: pytest.FixtureRequest) -> Iterator[str]:
     """The URL of a database for all tests: each looks at its own records only."""
-    with _isolation.mongo_database(plugin._find(request, "mongo")) as url:
+    with _isolation.mongo_database(plugin._find(request, request.param)) as url:
         yield url
 
 

@@ -1,4 +1,7 @@
-"""Events on MongoDB: there exactly when their document is, moved by any replica, in their document's order."""
+"""Events on MongoDB: there exactly when their document is, moved by any replica, in their document's order.
+
+All of it on a server without transactions and on one with them.
+"""
 
 import asyncio
 import random
@@ -8,6 +11,7 @@ import textwrap
 from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -101,9 +105,16 @@ async def opened(url: str) -> AsyncGenerator[MongoStore]:
 
 
 @pytest.fixture
-async def store(mongo_url: str) -> AsyncIterator[MongoStore]:
-    async with opened(mongo_url) as store:
+async def store(each_mongo_url: str) -> AsyncIterator[MongoStore]:
+    async with opened(each_mongo_url) as store:
         yield store
+
+
+@pytest.fixture
+def apart(store: MongoStore) -> MongoStore:
+    """A replica on the same database that has found no transactions: its events wait in their documents."""
+    capabilities = replace(store.capabilities, transactions=False)
+    return MongoStore(store._database, store._collections, capabilities=capabilities, outbox=store.outbox)
 
 
 async def waiting(store: MongoStore, limit: int = 100) -> Sequence[Waiting]:
@@ -127,10 +138,22 @@ async def sources(store: MongoStore) -> list[dict[str, Any]]:
 # ── events and their document ────────────────────────────────────────────────────────────────────
 
 
-async def test_an_event_stands_in_its_document_until_it_is_moved(store: MongoStore) -> None:
+async def test_an_event_is_in_the_outbox_with_its_change_where_there_are_transactions(
+    store: MongoStore,
+) -> None:
+    event = emission("a", 1)
+    await store.write(write(upsert("a", 1), emit=[event]))
+    in_outbox = await store._database["hk_outbox"].count_documents({"_id": str(event.event_id)})
+    assert in_outbox == int(store.capabilities.transactions)
+    assert [row.event_id for row in await waiting(store)] == [event.event_id]
+
+
+async def test_an_event_stands_in_its_document_until_it_is_moved(
+    store: MongoStore, apart: MongoStore
+) -> None:
     """One document changes at once: so the change and what tells of it become true together."""
     first, second = emission("a", 1), emission("a", 2)
-    await store.write(write(upsert("a", 1), emit=[first, second]))
+    await apart.write(write(upsert("a", 1), emit=[first, second]))
     [document] = await sources(store)
     assert [event["_id"] for event in document["_hk"]["events"]] == [
         str(first.event_id),
@@ -169,10 +192,12 @@ async def test_a_tombstone_keeps_what_its_record_told(store: MongoStore) -> None
     assert [row.event_id for row in await waiting(store)] == [event.event_id for event in events]
 
 
-async def test_clean_up_leaves_tombstones_and_claims_with_events(store: MongoStore) -> None:
-    await store.write(write(upsert("a"), emit=[emission("a")]))
-    await store.write(write(Delete(resource=COUNTERS, id="a")))
-    await store.write(write(emit=[emission("b")]))
+async def test_clean_up_leaves_tombstones_and_claims_with_events(
+    store: MongoStore, apart: MongoStore
+) -> None:
+    await apart.write(write(upsert("a"), emit=[emission("a")]))
+    await apart.write(write(Delete(resource=COUNTERS, id="a")))
+    await apart.write(write(emit=[emission("b")]))
     long_ago = now() - timedelta(days=60)
     await store._database["counters"].update_many({}, {"$set": {"_hk.deleted_at": long_ago}})
     await store._database["hk_keys"].update_many({}, {"$set": {"expires_at": long_ago}})
@@ -193,10 +218,12 @@ async def test_an_assert_or_nothing_at_all_may_emit(store: MongoStore) -> None:
     assert {row.event_id for row in await waiting(store)} == {looked.event_id, alone.event_id}
 
 
-async def test_a_move_that_was_interrupted_is_done_again_without_a_second_event(store: MongoStore) -> None:
+async def test_a_move_that_was_interrupted_is_done_again_without_a_second_event(
+    store: MongoStore, apart: MongoStore
+) -> None:
     """Events are in the outbox before they leave their document; a crash in between repeats the first half."""
     event = emission("a")
-    await store.write(write(upsert("a"), emit=[event]))
+    await apart.write(write(upsert("a"), emit=[event]))
     [document] = await sources(store)
     await store._database["hk_outbox"].insert_one(document["_hk"]["events"][0])
     assert [row.event_id for row in await waiting(store)] == [event.event_id]
@@ -270,9 +297,9 @@ async def test_parked_events_are_listed_counted_and_tried_again(store: MongoStor
     assert {row.event_id for row in await waiting(store)} == {first.event_id, second.event_id}
 
 
-async def test_what_documents_hold_is_in_the_backlog_once(store: MongoStore) -> None:
-    await store.write(write(upsert("a"), emit=[emission("a"), emission("a")]))
-    await store.write(write(emit=[emission("b")]))
+async def test_what_documents_hold_is_in_the_backlog_once(store: MongoStore, apart: MongoStore) -> None:
+    await apart.write(write(upsert("a"), emit=[emission("a"), emission("a")]))
+    await apart.write(write(emit=[emission("b")]))
     long_ago = {"$set": {"_hk.emitted_at": now() - timedelta(minutes=1)}}
     await store._database["counters"].update_many({}, long_ago)
     backlog = await store.outbox.backlog([0, 1])
@@ -304,11 +331,15 @@ async def test_published_events_are_deleted_after_a_while(store: MongoStore) -> 
 # ── through the service ──────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_service_with_a_broker_publishes_what_a_write_of_one_record_emits(mongo_url: str) -> None:
+async def test_a_service_with_a_broker_publishes_what_a_write_of_one_record_emits(
+    each_mongo_url: str,
+) -> None:
     broker = Broker()
     broker.unroutable = {"nobody.listens"}
     app = create_data_service(MongoSettings, {COUNTERS: DocumentCollection()}, publisher=broker.open)
-    app.state.settings = MongoSettings(service_name="db_mongo_service", database_url=SecretUrl(mongo_url))
+    app.state.settings = MongoSettings(
+        service_name="db_mongo_service", database_url=SecretUrl(each_mongo_url)
+    )
     http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://data")
     events = [emission("a", 1), emission("a", 2, event_type="nobody.listens"), emission("a", 3)]
     body = {
@@ -322,9 +353,12 @@ async def test_a_service_with_a_broker_publishes_what_a_write_of_one_record_emit
         [parked] = await app.state.store.outbox.entries(parked=True, limit=10)
         two = {**body, "operations": [*body["operations"], *body["operations"]]}
         refused = await http.post("/v1:transact", json=two, headers={"idempotency-key": "k2"})
+        has_transactions = app.state.store.capabilities.transactions
     assert broker.values == {"a": [1, 3]}
     assert parked.event_id == events[1].event_id
-    assert (refused.status_code, refused.json()["code"]) == (501, "TRANSACTIONS_UNAVAILABLE")
+    assert (refused.status_code, refused.json()["code"]) == (
+        (409, "UNIQUE_VIOLATION") if has_transactions else (501, "TRANSACTIONS_UNAVAILABLE")
+    )
 
 
 # ── replicas that die ────────────────────────────────────────────────────────────────────────────
@@ -408,20 +442,20 @@ class Replica:
 
 @pytest.mark.real_server
 async def test_replicas_killed_at_random_lose_nothing_and_keep_each_keys_order(
-    mongo_url: str, tmp_path: Path
+    each_mongo_url: str, tmp_path: Path
 ) -> None:
     """Every event at least once and none without its document; first seen in the order of its key's writes."""
     books, chance = tmp_path / "published", random.Random(7)
 
     async def lives(store: MongoStore) -> None:
         for _ in range(2):
-            await Replica(mongo_url, books).live_and_die(store, seconds=chance.uniform(0.05, 0.8))
+            await Replica(each_mongo_url, books).live_and_die(store, seconds=chance.uniform(0.05, 0.8))
 
-    async with opened(mongo_url) as store:
+    async with opened(each_mongo_url) as store:
         await asyncio.gather(_write_all(store), lives(store), lives(store))
         async with asyncio.TaskGroup() as group:
-            group.create_task(Replica(mongo_url, books).live_and_die(store, seconds=1))
-            last = group.create_task(Replica(mongo_url, books).live_and_die(store, seconds=60))
+            group.create_task(Replica(each_mongo_url, books).live_and_die(store, seconds=1))
+            last = group.create_task(Replica(each_mongo_url, books).live_and_die(store, seconds=60))
             await drained(store, len(KEYS) * EVENTS_PER_KEY)
             last.cancel()
         moved = {row["_id"] for row in await store._database["hk_outbox"].find({}, {"_id": 1}).to_list()}

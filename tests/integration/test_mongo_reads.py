@@ -59,8 +59,8 @@ async def opened(url: str) -> AsyncGenerator[MongoStore]:
 
 
 @pytest.fixture
-async def store(mongo_url: str) -> AsyncIterator[MongoStore]:
-    async with opened(mongo_url) as store:
+async def store(each_mongo_url: str) -> AsyncIterator[MongoStore]:
+    async with opened(each_mongo_url) as store:
         yield store
 
 

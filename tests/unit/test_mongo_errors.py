@@ -4,6 +4,7 @@ import pytest
 from bson.errors import InvalidDocument
 from pymongo.errors import (
     AutoReconnect,
+    BulkWriteError,
     ConnectionFailure,
     DocumentTooLarge,
     DuplicateKeyError,
@@ -13,10 +14,13 @@ from pymongo.errors import (
     OperationFailure,
     ServerSelectionTimeoutError,
     WaitQueueTimeoutError,
+    WriteConcernError,
+    WTimeoutError,
 )
 
 from hybridkit.dataservice._mongo_errors import read_error, write_error
 from hybridkit.errors import (
+    ConflictError,
     DeadlineExceededError,
     HybridkitError,
     InvalidQueryError,
@@ -29,6 +33,10 @@ from hybridkit.errors import (
 )
 
 
+def bulk(**details: list[dict[str, object]]) -> BulkWriteError:
+    return BulkWriteError({"writeErrors": [], "writeConcernErrors": [], **details})
+
+
 @pytest.mark.parametrize(
     ("error", "on_read", "on_write"),
     [
@@ -37,6 +45,14 @@ from hybridkit.errors import (
         (ConnectionFailure("CANARY"), UnavailableError, UnavailableError),
         (AutoReconnect("CANARY"), UnavailableError, OutcomeUnknownError),
         (NetworkTimeout("CANARY"), DeadlineExceededError, OutcomeUnknownError),
+        (WriteConcernError("CANARY", 64), UnavailableError, OutcomeUnknownError),
+        (WriteConcernError("CANARY", 100), UnavailableError, OutcomeUnknownError),
+        (WTimeoutError("CANARY", 64), UnavailableError, OutcomeUnknownError),
+        (bulk(writeConcernErrors=[{"code": 91, "errmsg": "CANARY"}]), UnavailableError, OutcomeUnknownError),
+        (bulk(writeErrors=[{"code": 11000, "errmsg": "CANARY"}]), None, UniqueViolationError),
+        (bulk(writeErrors=[{"code": 121, "errmsg": "CANARY"}]), InvalidQueryError, InvalidRequestError),
+        (OperationFailure("CANARY", 24), ConflictError, ConflictError),
+        (OperationFailure("CANARY", 112), ConflictError, ConflictError),
         (ExecutionTimeout("CANARY", 50), DeadlineExceededError, DeadlineExceededError),
         (OperationFailure("CANARY", 2), InvalidQueryError, InvalidRequestError),
         (OperationFailure("CANARY", 59), NotSupportedError, NotSupportedError),
@@ -46,7 +62,9 @@ from hybridkit.errors import (
         (OperationFailure("CANARY", 13), None, None),
         (InvalidOperation("CANARY"), None, None),
     ],
-    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
+    ids=lambda value: (
+        f"{type(value).__name__} {getattr(value, 'code', '')}" if isinstance(value, Exception) else None
+    ),
 )
 def test_a_failure_says_what_the_caller_can_do(
     error: Exception, on_read: type[HybridkitError] | None, on_write: type[HybridkitError] | None

@@ -7,24 +7,44 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, cast
 
+import pymongo
 import pytest
-from pymongo.errors import ConnectionFailure, NetworkTimeout, OperationFailure, PyMongoError
+from pymongo._csot import get_timeout as pymongo_timeout
+from pymongo.errors import (
+    AutoReconnect,
+    ConnectionFailure,
+    NetworkTimeout,
+    OperationFailure,
+    PyMongoError,
+    WriteConcernError,
+)
 
-from hybridkit.dataservice import _mongo_transactions
-from hybridkit.dataservice._mongo_transactions import LostRaceError, run_transaction
-from hybridkit.errors import ConflictError, NotFoundError, OutcomeUnknownError
+from hybridkit.dataservice import _mongo_sessions
+from hybridkit.dataservice._mongo_sessions import LostRaceError, Transactions
+from hybridkit.errors import (
+    ConflictError,
+    DeadlineExceededError,
+    NotFoundError,
+    OutcomeUnknownError,
+    UnavailableError,
+)
 
 if TYPE_CHECKING:
-    from pymongo.asynchronous.client_session import AsyncClientSession
+    from pymongo import AsyncMongoClient
 
 
 class Session:
-    """Notes what it is asked; commits fail as it was told, one after the other."""
+    """A client and its sessions: notes what is asked; commits fail as it was told, one after the other."""
 
     def __init__(self, *commits: Exception | None) -> None:
         self.asked: list[str] = []
         self.in_transaction = False
+        self.ends_when = asyncio.Event()
+        self.ends_when.set()
         self._commits = list(commits)
+
+    def start_session(self) -> "Session":
+        return self
 
     async def start_transaction(self, **_: Any) -> None:
         assert not self.in_transaction
@@ -38,9 +58,12 @@ class Session:
         if error is not None:
             raise error
 
-    async def abort_transaction(self) -> None:
-        self.asked.append("abort")
-        self.in_transaction = False
+    async def end_session(self) -> None:
+        if self.in_transaction:
+            assert pymongo_timeout() == _mongo_sessions.END_SECONDS
+            await self.ends_when.wait()
+            self.asked.append("abort")
+            self.in_transaction = False
 
 
 def labelled[ErrorT: PyMongoError](error: ErrorT, label: str) -> ErrorT:
@@ -69,12 +92,17 @@ def failing(*errors: Exception) -> Callable[[], Awaitable[str]]:
 
 
 async def run(session: Session, work: Callable[[], Awaitable[str]], **options: bool) -> str:
-    return await run_transaction(cast("AsyncClientSession", session), work, **options)
+    transactions = Transactions(cast("AsyncMongoClient[Any]", session))
+    try:
+        with pymongo.timeout(60):
+            return await transactions.run(lambda _: work(), **options)
+    finally:
+        await transactions.close()
 
 
 @pytest.fixture(autouse=True)
 def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_mongo_transactions, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(_mongo_sessions, "PAUSE_SECONDS", 0.0)
 
 
 async def test_what_is_done_is_committed() -> None:
@@ -89,7 +117,18 @@ async def test_a_dry_run_is_taken_back() -> None:
     assert session.asked == ["start", "abort"]
 
 
-@pytest.mark.parametrize("error", [transient(), LostRaceError()], ids=["write conflict", "key"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        transient(),
+        LostRaceError(),
+        OperationFailure("lock timeout", 24),
+        OperationFailure("write conflict", 112),
+        OperationFailure("no such transaction", 251),
+        AutoReconnect("a connection that no transaction stands on"),
+    ],
+    ids=["write conflict", "key", "24", "112", "251", "connection"],
+)
 async def test_a_lost_race_is_run_again(error: Exception) -> None:
     session = Session()
     assert await run(session, failing(error, error)) == "done"
@@ -106,7 +145,7 @@ async def test_a_race_lost_each_time_is_a_conflict() -> None:
     session = Session()
     with pytest.raises(ConflictError):
         await run(session, failing(*(transient() for _ in range(100))))
-    assert session.asked.count("start") == _mongo_transactions.MAX_ATTEMPTS
+    assert session.asked.count("start") == _mongo_sessions.MAX_ATTEMPTS
     assert not session.in_transaction
 
 
@@ -125,6 +164,40 @@ async def test_a_commit_that_stays_without_an_answer_is_of_unknown_outcome(commi
     with pytest.raises(OutcomeUnknownError):
         await run(session, failing())
     assert session.asked.count("start") == 1
+
+
+async def test_connections_that_break_each_time_are_no_conflict() -> None:
+    """Nothing was committed, so its outcome is known."""
+    with pytest.raises(UnavailableError):
+        await run(Session(), failing(*(AutoReconnect("gone") for _ in range(100))))
+
+
+async def test_a_timeout_ends_at_the_first_attempt_and_changes_nothing() -> None:
+    """The driver labels it as a lost race, and the caller's time is over."""
+    session = Session()
+    with pytest.raises(DeadlineExceededError):
+        await run(session, failing(labelled(NetworkTimeout("late"), "TransientTransactionError")))
+    assert session.asked == ["start", "abort"]
+
+
+async def test_a_commit_that_cannot_be_made_durable_is_not_run_again() -> None:
+    session = Session(WriteConcernError("not enough members", 100))
+    with pytest.raises(WriteConcernError):
+        await run(session, failing())
+    assert session.asked == ["start", "commit"]
+
+
+async def test_a_server_that_stopped_does_not_keep_the_caller() -> None:
+    """The transaction is taken back beside the answer, once the server can be asked again."""
+    session = Session()
+    session.ends_when.clear()
+    transactions = Transactions(cast("AsyncMongoClient[Any]", session))
+    with pytest.raises(NotFoundError):
+        await transactions.run(lambda _: failing(NotFoundError("no such record"))())
+    assert session.asked == ["start"]
+    session.ends_when.set()
+    await transactions.close()
+    assert session.asked == ["start", "abort"]
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,16 @@ from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import ConfigurationError, InvalidOperation, OperationFailure
 
 from hybridkit.codec import now
-from hybridkit.errors import TransactionsUnavailableError
+from hybridkit.dataservice._mongo_sessions import begin
+from hybridkit.errors import TransactionsUnavailableError, UnavailableError
 
 __all__ = ["Capabilities", "probe"]
 
 _LEFTOVERS_EXPIRE: Final = timedelta(minutes=1)
-_UNTRANSACTED: Final = (OperationFailure, ConfigurationError, InvalidOperation)
-"""What a server, or the driver about it, says to a transaction that it doesn't know."""
+_UNKNOWN_THERE: Final = frozenset({20, 59, 72, 115, 238, 263})
+"""IllegalOperation, CommandNotFound, InvalidOptions, CommandNotSupported, NotImplemented,
+OperationNotSupportedInTransaction: what a server says to a transaction that it doesn't know, or to its snapshot."""
+_UNKNOWN_TO_DRIVER: Final = (ConfigurationError, InvalidOperation)
 
 type StoredDocument = dict[str, Any]
 
@@ -51,11 +54,14 @@ class Capabilities:
 
 
 async def probe(database: AsyncDatabase[StoredDocument], collection: str) -> Capabilities:
-    """Ask the server who it is, and try a transaction.
+    """Ask the server who it is, and try a transaction as writes begin it.
 
     Args:
         database: where to try.
         collection: one that is there, and deletes what has passed its `expires_at`.
+
+    Raises:
+        UnavailableError: the server has refused it for now; whether it has transactions isn't known.
     """
     about = await database.command("buildInfo")
     ferret = about.get("ferretdb")
@@ -69,8 +75,15 @@ async def _has_transactions(database: AsyncDatabase[StoredDocument], collection:
             return await _takes_back(database, collection, session) and await _commits(
                 database, collection, session
             )
-    except _UNTRANSACTED:
+    except _UNKNOWN_TO_DRIVER:
         return False
+    except OperationFailure as error:
+        if error.code in _UNKNOWN_THERE:
+            return False
+        raise UnavailableError(
+            f"the database can't be asked yet whether it has transactions (code {error.code})",
+            retry_after_seconds=1.0,
+        ) from error
 
 
 async def _takes_back(
@@ -79,7 +92,7 @@ async def _takes_back(
     """Whether nothing is left of a transaction that was aborted."""
     documents = database[collection]
     trace = {"_id": f"probe {secrets.token_hex(8)}", "expires_at": now() + _LEFTOVERS_EXPIRE}
-    await session.start_transaction()
+    await begin(session)
     await documents.insert_one(trace, session=session)
     await session.abort_transaction()
     left = await documents.find_one_and_delete({"_id": trace["_id"]})
@@ -89,7 +102,11 @@ async def _takes_back(
 async def _commits(
     database: AsyncDatabase[StoredDocument], collection: str, session: AsyncClientSession
 ) -> bool:
-    await session.start_transaction()
-    await database[collection].find_one({"_id": "probe"}, session=session)
+    trace = {"_id": f"probe {secrets.token_hex(8)}", "expires_at": now() + _LEFTOVERS_EXPIRE}
+    documents = database[collection]
+    await begin(session)
+    await documents.find_one({"_id": trace["_id"]}, session=session)
+    await documents.insert_one(trace, session=session)
     await session.commit_transaction()
+    await documents.delete_one({"_id": trace["_id"]})
     return True

@@ -1,12 +1,13 @@
 """From PyMongo's errors to the error tree. The server's own words quote values, so none of them goes on."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from bson.errors import BSONError
 from pymongo.errors import (
     AutoReconnect,
+    BulkWriteError,
     ConnectionFailure,
     DocumentTooLarge,
     DuplicateKeyError,
@@ -15,9 +16,12 @@ from pymongo.errors import (
     PyMongoError,
     ServerSelectionTimeoutError,
     WaitQueueTimeoutError,
+    WriteConcernError,
+    WriteError,
 )
 
 from hybridkit.errors import (
+    ConflictError,
     DeadlineExceededError,
     HybridkitError,
     InvalidQueryError,
@@ -29,10 +33,13 @@ from hybridkit.errors import (
     UniqueViolationError,
 )
 
-__all__ = ["MONGO_FAILURES", "is_duplicate", "pipeline_error", "read_error", "write_error"]
+__all__ = ["CONFLICTS", "MONGO_FAILURES", "is_duplicate", "pipeline_error", "read_error", "write_error"]
 
 MONGO_FAILURES: Final = (PyMongoError, BSONError, ArithmeticError)
 """Everything that a call of the driver raises about the database or a value."""
+
+CONFLICTS: Final = frozenset({24, 112, 251})
+"""LockTimeout, WriteConflict, NoSuchTransaction: not every server labels them as repeatable."""
 
 _RETRY_AFTER_SECONDS: Final = 1.0
 _NOT_SUPPORTED: Final = frozenset({59, 115, 238, 40324})
@@ -41,35 +48,54 @@ _BAD_VALUES: Final = frozenset({2, 9, 14, 52, 121, 17280})
 """BadValue, FailedToParse, TypeMismatch, DollarPrefixedFieldName, DocumentValidationFailure, key too large."""
 _NOT_THE_CALLERS: Final = frozenset({8, 13, 18})
 """UnknownError, Unauthorized, AuthenticationFailed."""
+_DUPLICATE: Final = 11000
 _INDEX_NAME: Final = re.compile(r"[Ii]ndex:? '?(?P<name>[A-Za-z0-9_.-]+)")
 
 
 def read_error(error: Exception) -> HybridkitError | None:
     """What that failure of a read means to the caller; None for a mistake in the code."""
+    if isinstance(error, BulkWriteError):
+        error = _first_of(error)
     match error:
+        case WriteConcernError():
+            return UnavailableError(
+                "the database can't say that a write stays", retry_after_seconds=_RETRY_AFTER_SECONDS
+            )
         case WaitQueueTimeoutError():
             return OverloadedError("every connection stays taken", retry_after_seconds=_RETRY_AFTER_SECONDS)
-        case ServerSelectionTimeoutError():
-            return UnavailableError("the database does not answer", retry_after_seconds=_RETRY_AFTER_SECONDS)
         case ExecutionTimeout():
             return DeadlineExceededError("the database stopped at the deadline")
-        case PyMongoError() if error.timeout:
+        case PyMongoError() if error.timeout and not isinstance(error, ServerSelectionTimeoutError):
             return DeadlineExceededError("the database did not answer before the deadline")
         case ConnectionFailure():
             return UnavailableError("the database does not answer", retry_after_seconds=_RETRY_AFTER_SECONDS)
-        case OperationFailure() if error.code in _NOT_SUPPORTED:
-            return NotSupportedError("the database server can't do this")
-        case OperationFailure() if error.code in _BAD_VALUES:
-            return InvalidQueryError("the database can't compare a value of this filter with its field")
+        case OperationFailure():
+            return _refused(error.code)
         case BSONError() | ArithmeticError():
             return InvalidQueryError("the filter has a value that the database can't hold")
         case _:
             return None
 
 
+def _refused(code: int | None) -> HybridkitError | None:
+    if code in CONFLICTS:
+        return ConflictError("other transactions won", retry_after_seconds=0.1)
+    if code in _NOT_SUPPORTED:
+        return NotSupportedError("the database server can't do this")
+    if code in _BAD_VALUES:
+        return InvalidQueryError("the database can't compare a value of this filter with its field")
+    return None
+
+
 def write_error(error: Exception) -> HybridkitError | None:
     """As `read_error`, for a write: if the connection breaks in the middle, nobody here knows what became of it."""
+    if isinstance(error, BulkWriteError):
+        error = _first_of(error)
     match error:
+        case WriteConcernError():
+            return OutcomeUnknownError(
+                "the write was done, and the database can't say that it stays; the same Idempotency-Key finds out"
+            )
         case OperationFailure() if is_duplicate(error):
             return UniqueViolationError("another record has this value", fields=_fields(error))
         case DocumentTooLarge():
@@ -100,6 +126,15 @@ def pipeline_error(error: Exception) -> HybridkitError | None:
 def is_duplicate(error: Exception) -> bool:
     """Whether a unique index refused the document; neosqlite's wire server has only SQLite's words for it."""
     return isinstance(error, DuplicateKeyError) or str(error).startswith("UNIQUE constraint failed")
+
+
+def _first_of(error: BulkWriteError) -> OperationFailure:
+    """What the first write of several met."""
+    refused: Sequence[Mapping[str, Any]] = error.details.get("writeErrors") or ()
+    for told in refused:
+        kind = DuplicateKeyError if told.get("code") == _DUPLICATE else WriteError
+        return kind(str(told.get("errmsg", "")), told.get("code"), told)
+    return WriteConcernError("not durable", error.code, error.details)
 
 
 def _fields(error: OperationFailure) -> tuple[str, ...]:

@@ -37,7 +37,7 @@ from hybridkit.dataservice._mongo_values import to_bson
 from hybridkit.dataservice._operations import CallAnswer, Operation, Outcome, Result, Write
 from hybridkit.errors import ConflictError, RejectedError, StaleVersionError
 
-__all__ = ["SingleWriter", "unchanged"]
+__all__ = ["SingleWriter", "replayed", "unchanged"]
 
 CONFLICT_SECONDS: Final = 2.0
 """How long a write tries to win against others on its document."""
@@ -108,7 +108,7 @@ class SingleWriter:
         if known is not None:
             check_repeated(write, known.fingerprint)
             if known.done:
-                return _replayed(known, collection, stored)
+                return replayed(known, collection, stored)
         change = change_for(operation, collection, stored)
         result = change.result(collection)
         if change.only_looks and not write.emit:
@@ -152,7 +152,8 @@ class SingleWriter:
         return known.outcome if known is not None and known.outcome is not None else outcome
 
 
-def _replayed(known: Recorded, collection: ResourceCollection, stored: StoredDocument | None) -> Outcome:
+def replayed(known: Recorded, collection: ResourceCollection, stored: StoredDocument | None) -> Outcome:
+    """What was done to that document under a key that is known."""
     count("replayed")
     if known.outcome is not None:
         return known.outcome

@@ -67,6 +67,10 @@ class MongoStore(MongoReader):
         """Do all of it, once per caller and key."""
         return await self._writer.write(write)
 
+    async def close(self) -> None:
+        """Wait until no transaction is left open on the server."""
+        await self._writer.close()
+
     # ── keeping ──────────────────────────────────────────────────────────────────────────────────
 
     async def signing_key(self) -> bytes:
@@ -155,4 +159,8 @@ async def open_mongo_store(
             server=capabilities.server,
             transactions=capabilities.transactions,
         )
-        yield MongoStore(database, collections, capabilities=capabilities, outbox=outbox)
+        store = MongoStore(database, collections, capabilities=capabilities, outbox=outbox)
+        try:
+            yield store
+        finally:
+            await store.close()

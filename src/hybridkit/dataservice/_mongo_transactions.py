@@ -7,18 +7,14 @@ Events with one key stay in commit order, as a transaction first changes a docum
 gets past that before the commit, so the numbers that are taken after it are in the order of commits.
 """
 
-import asyncio
-import random
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Any, Final
+from typing import Final
 
 from bson import ObjectId
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.database import AsyncDatabase
-from pymongo.errors import DuplicateKeyError, PyMongoError
-from pymongo.read_concern import ReadConcern
+from pymongo.errors import DuplicateKeyError
 from pymongo.write_concern import WriteConcern
 
 from hybridkit.codec import now
@@ -28,24 +24,34 @@ from hybridkit.dataservice._mongo_collection import HIDDEN, ResourceCollection
 from hybridkit.dataservice._mongo_database import StoredDocument, is_live
 from hybridkit.dataservice._mongo_events import EVENTS, OUTBOX_COLLECTION, Numbers, event_rows, with_events
 from hybridkit.dataservice._mongo_filters import condition
-from hybridkit.dataservice._mongo_keys import KEYS_COLLECTION, Keys, Recorded
-from hybridkit.dataservice._mongo_single import unchanged
+from hybridkit.dataservice._mongo_keys import KEYS_COLLECTION, Keys, Recorded, embedded
+from hybridkit.dataservice._mongo_sessions import LostRaceError, Transactions
+from hybridkit.dataservice._mongo_single import replayed, unchanged
 from hybridkit.dataservice._mongo_values import to_bson
-from hybridkit.dataservice._operations import Assert, CallAnswer, Delete, Operation, Outcome, Result, Write
-from hybridkit.errors import ConflictError, OutcomeUnknownError, StaleVersionError
+from hybridkit.dataservice._operations import (
+    Assert,
+    CallAnswer,
+    CallWork,
+    Delete,
+    Operation,
+    Outcome,
+    Result,
+    Write,
+)
+from hybridkit.errors import StaleVersionError
 
-__all__ = ["LANES_COLLECTION", "LostRaceError", "TransactionWriter", "run_transaction"]
+__all__ = ["LANES_COLLECTION", "TransactionWriter"]
 
 LANES_COLLECTION: Final = "hk_lanes"
 LANES_EXPIRE: Final = timedelta(days=1)
-MAX_ATTEMPTS: Final = 8
-MAX_COMMITS: Final = 3
-PAUSE_SECONDS: Final = 0.01
-MAX_PAUSE_SECONDS: Final = 0.3
 
 
-class LostRaceError(Exception):
-    """Another transaction was first; this one starts again."""
+class _DoneWithoutError(Exception):
+    """A replica that has no transactions has done it, and left the key in its document; this one is taken back."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__("done without a transaction")
+        self.outcome = outcome
 
 
 class TransactionWriter:
@@ -65,6 +71,7 @@ class TransactionWriter:
         emitted: Callable[[], None],
     ) -> None:
         self._database = database
+        self._transactions = Transactions(database.client)
         self._collections = collections
         self._keys = Keys(database[KEYS_COLLECTION])
         self._numbers = Numbers(database)
@@ -75,15 +82,21 @@ class TransactionWriter:
 
     async def write(self, write: Write) -> Outcome:
         """Do all of it, once per caller and key, or nothing; take it back at the end if it is a dry run."""
-        async with self._database.client.start_session() as session:
-            outcome = await run_transaction(
-                session, lambda: self.attempt(session, write), keep=not write.dry_run
+        try:
+            outcome = await self._transactions.run(
+                lambda session: self.attempt(session, write), keep=not write.dry_run
             )
+        except _DoneWithoutError as done:
+            outcome = done.outcome
         if not outcome.replayed:
             count("acquired")
             if write.emit or write.call is not None:
                 self._emitted()
         return outcome
+
+    async def close(self) -> None:
+        """Wait until no transaction is left open."""
+        await self._transactions.close()
 
     async def attempt(self, session: AsyncClientSession, write: Write) -> Outcome:
         """Everything inside of the transaction, once."""
@@ -92,8 +105,8 @@ class TransactionWriter:
             check_repeated(write, known.fingerprint)
             if known.done:
                 return await self._replayed(session, write, known)
-        results = tuple([await self._apply(session, operation) for operation in write.operations])
-        answer = None if write.call is None else await self._called(session, write)
+        results = tuple([await self._apply(session, operation, write) for operation in write.operations])
+        answer = None if write.call is None else await self._called(session, write.call)
         await self._emit(session, write, answer)
         outcome = Outcome(results, answer=b"" if answer is None else answer.body)
         if not write.dry_run:
@@ -105,10 +118,13 @@ class TransactionWriter:
 
     # ── records ──────────────────────────────────────────────────────────────────────────────────
 
-    async def _apply(self, session: AsyncClientSession, operation: Operation) -> Result:
+    async def _apply(self, session: AsyncClientSession, operation: Operation, write: Write) -> Result:
         collection = self._collections[operation.resource.name]
         documents = self._database[collection.name]
         stored = await documents.find_one({"_id": to_bson(operation.id)}, session=session)
+        if stored is not None and not write.dry_run and (known := embedded(stored[HIDDEN], write)):
+            check_repeated(write, known.fingerprint)
+            raise _DoneWithoutError(replayed(known, collection, stored))
         change = change_for(operation, collection, stored)
         if stored is None:
             await documents.insert_one(change.document, session=session)
@@ -160,14 +176,13 @@ class TransactionWriter:
 
     # ── calls and events ─────────────────────────────────────────────────────────────────────────
 
-    async def _called(self, session: AsyncClientSession, write: Write) -> CallAnswer:
+    async def _called(self, session: AsyncClientSession, work: CallWork) -> CallAnswer:
         """Run a service's own call. What it does with the database belongs to the transaction, without saying so."""
-        if write.call is None:
-            raise LostRaceError
-        bind: Any = getattr(session, "bind", None)  # PyMongo 4.17; before it a call says session=… by itself
-        bound: AbstractAsyncContextManager[Any] = nullcontext() if bind is None else bind(end_session=False)
-        async with bound:
-            return await write.call(self._database)
+        # The driver adds the session when it sends a command, and has taken the collection's write concern before:
+        # only the commit may have one.
+        database = self._database.with_options(write_concern=WriteConcern())
+        async with session.bind(end_session=False):
+            return await work(database)
 
     async def _emit(self, session: AsyncClientSession, write: Write, answer: CallAnswer | None) -> None:
         emissions = (*write.emit, *(answer.emit if answer else ()))
@@ -185,65 +200,3 @@ class TransactionWriter:
         known = {row["_id"] for row in there}
         if new := [row for row in rows if row["_id"] not in known]:
             await outbox.insert_many(new, session=session)
-
-
-async def run_transaction[T](
-    session: AsyncClientSession, work: Callable[[], Awaitable[T]], *, keep: bool = True
-) -> T:
-    """Run the work in a transaction, again where another one was first.
-
-    PyMongo's `with_transaction` does as much, for two minutes; this ends by the caller's deadline.
-
-    Args:
-        session: without a transaction yet.
-        work: what to do in it; may be called several times.
-        keep: commit it; otherwise take it back.
-
-    Raises:
-        ConflictError: other transactions won each time.
-        OutcomeUnknownError: the server doesn't say whether it has committed.
-    """
-    for attempt in range(1, MAX_ATTEMPTS + 1):
-        try:
-            await session.start_transaction(
-                read_concern=ReadConcern("snapshot"), write_concern=WriteConcern("majority")
-            )
-            found = await work()
-            if not keep:
-                await session.abort_transaction()
-                return found
-            await _commit(session)
-        except (LostRaceError, PyMongoError) as error:
-            await _abort(session)
-            if isinstance(error, PyMongoError) and not error.has_error_label("TransientTransactionError"):
-                raise
-        except BaseException:  # also a caller that leaves: the server would keep its locks
-            await _abort(session)
-            raise
-        else:
-            return found
-        pause = min(PAUSE_SECONDS * 2**attempt, MAX_PAUSE_SECONDS)
-        await asyncio.sleep(pause * random.random())  # noqa: S311 - spreads load # nosec B311
-    raise ConflictError("other transactions won each time", retry_after_seconds=0.1)
-
-
-async def _commit(session: AsyncClientSession) -> None:
-    """Commit; ask again where the answer got lost, which a server takes as the same commit."""
-    for _ in range(MAX_COMMITS):
-        try:
-            await session.commit_transaction()
-        except PyMongoError as error:
-            if not error.has_error_label("UnknownTransactionCommitResult"):
-                raise
-            if error.timeout:
-                break
-        else:
-            return
-    raise OutcomeUnknownError(
-        "the server doesn't say whether it has committed; the same Idempotency-Key finds out"
-    )
-
-
-async def _abort(session: AsyncClientSession) -> None:
-    if session.in_transaction:
-        await session.abort_transaction()

@@ -68,6 +68,10 @@ class MongoWriter:
                 count("in_progress")
                 raise
 
+    async def close(self) -> None:
+        """Wait until no transaction is left open on the server."""
+        await self._several.close()
+
     def _takes_transaction(self, write: Write) -> bool:
         if write.dry_run:
             self._capabilities.require_transactions("a dry run")
