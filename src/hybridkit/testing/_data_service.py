@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Final
+from urllib.parse import urlsplit
 
 from hybridkit.adapters.fastapi import create_app
 from hybridkit.clients import ClientPolicy, MongoDataClient, PostgresDataClient, Request, Response
@@ -162,9 +163,8 @@ class FakeTransport:
     @asynccontextmanager
     async def stream(self, request: Request) -> AsyncGenerator[StreamedResponse]:
         """The answer, its body in chunks."""
-        headers = [
-            (name.encode("latin-1"), value.encode("latin-1")) for name, value in request.headers.items()
-        ]
+        fields = {"host": urlsplit(request.url).netloc, **request.headers}  # as any real transport adds it
+        headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in fields.items()]
         asked = Asked(request.method, _target(request.url), headers, request.body)
         reused, self._used = self._used, True
         reply = await self._fake.answer(asked, reused=reused)
