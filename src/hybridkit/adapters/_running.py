@@ -11,7 +11,7 @@ import asyncio
 import signal
 import sys
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from functools import partial
 from typing import Any, Final, Literal, Self, cast
 
@@ -26,9 +26,21 @@ from hybridkit.messaging import BrokerConnection, RobustConsumer, RobustPublishe
 from hybridkit.observability import configure_logging, configure_tracing, get_logger, render_metrics
 from hybridkit.settings import DataClientSettings, RabbitSettings, RedisSettings, ServiceSettings
 
-__all__ = ["Kind", "StopSignals", "open_resources", "provided", "run_process", "start_consumers"]
+__all__ = [
+    "Kind",
+    "Lifespan",
+    "StopSignals",
+    "open_application",
+    "open_resources",
+    "provided",
+    "run_process",
+    "start_consumers",
+]
 
 type Kind = Literal["fastapi", "aiogram", "worker"]
+
+type Lifespan = Callable[[ServiceResources], AbstractAsyncContextManager[Mapping[Any, object] | None]]
+"""What an application opens for itself; it may yield what its handlers get, by type."""
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 UNREADY_SECONDS: Final = 5.0
@@ -91,6 +103,9 @@ async def open_resources(
             unready_seconds=UNREADY_SECONDS if settings.environment == "production" else 0.0,
         ) as resources:
             resources.on_flush("traces", lambda seconds: tracing.aclose(timeout_seconds=seconds))
+            for type_ in type(settings).__mro__:
+                if issubclass(type_, ServiceSettings):
+                    resources.provide(type_, settings)
             if kind != "fastapi":
                 await resources.open("health", lambda: _health_server(settings, resources.health))
             if dependencies := list(_dependencies(kind, settings)):
@@ -182,6 +197,15 @@ async def _probe_consumer(consumer: RobustConsumer) -> None:
         since = format_timestamp(paused.since)
         raise UnavailableError(f"paused since {since} by {paused.reason}")
     await _probe_connection(consumer)
+
+
+async def open_application(resources: ServiceResources, lifespan: Lifespan | None) -> None:
+    """Enter what the application opens for itself, and provide what it yields; it is left when the work is drained."""
+    if lifespan is None:
+        return
+    provides = await resources.open("application", lambda: lifespan(resources))
+    for type_, value in (provides or {}).items():
+        resources.provide(type_, value)
 
 
 async def start_consumers(
