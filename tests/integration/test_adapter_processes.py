@@ -3,6 +3,8 @@
 import asyncio
 import signal
 import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from hybridkit.adapters.dependencies import Context, Mongo, Postgres, Publisher,
 from hybridkit.adapters.worker import worker_lifespan
 from hybridkit.dev._probes import free_port
 from hybridkit.dev._supervisor import Service, Supervisor
+from hybridkit.lifespan import ServiceResources
 from hybridkit.messaging import RobustConsumer, RobustPublisher
 from hybridkit.settings import BotSettings, SecretUrl, WorkerSettings
 from hybridkit.testing import FakeTelegram, TelegramUser
@@ -192,6 +195,80 @@ async def test_a_bot_answers_and_consumes_beside(redis_url: str, rabbitmq_url: s
     assert {message.text for message in messages} == {"asked", "answered"}
     assert readiness.is_ready
     assert {"updates", "bot.asked"} < set(readiness.dependencies)
+
+
+class Mailer:
+    """Something of the application's own."""
+
+    def __init__(self) -> None:
+        self.is_open = True
+
+
+class OwnSettings(BotSettings):
+    greeting: str = "hello"
+
+
+async def test_handlers_get_what_the_application_opens_and_its_settings(
+    redis_url: str, rabbitmq_url: str
+) -> None:
+    """In a bot and in the consumers beside; it is closed when the handlers have ended, before what it was built on."""
+    dispatcher, consumer, seen = Dispatcher(), RobustConsumer("bot.asked"), list[object]()
+    mailer = Mailer()
+
+    @asynccontextmanager
+    async def lifespan(resources: ServiceResources) -> AsyncGenerator[dict[type, object]]:
+        assert RobustPublisher in resources.providers
+        yield {Mailer: mailer}
+        mailer.is_open = False
+
+    @dispatcher.message(CommandStart())
+    async def start(message: Message, mailer: Mailer, settings: OwnSettings) -> None:
+        seen.extend([mailer, settings.greeting])
+        await asyncio.sleep(0.1)
+        await message.answer(f"{mailer.is_open}")
+
+    @consumer.on(Asked)
+    async def answer(event: Asked, mailer: Mailer, settings: BotSettings, bot: Bot) -> None:
+        seen.extend([mailer, settings.service_name])
+        await bot.send_message(event.number, "answered")
+
+    async with FakeTelegram() as telegram:
+        settings = OwnSettings(
+            service_name="bot",
+            port=0,
+            redis_url=SecretUrl(redis_url),
+            rabbitmq_url=SecretUrl(rabbitmq_url),
+            bot_token=SecretStr(telegram.token),
+            telegram_api_url=SecretUrl(telegram.url),
+        )
+        for run in (1, 2):  # what lives at module level can be started again
+            mailer.is_open = True
+            running = bot_lifespan(dispatcher, settings, consumers=[consumer], lifespan=lifespan)
+            async with running as resources:
+                resources.started()
+                await resources.providers[RobustPublisher].publish(Asked(number=7))  # type: ignore[attr-defined]
+                await telegram.wait_for_messages(2 * run - 1, timeout_seconds=30)
+                telegram.push_text("/start", from_user=TelegramUser(id=7))
+                while len(seen) < 4 * run:  # noqa: ASYNC110  # the handler is in the middle of it now
+                    await asyncio.sleep(0.01)
+            assert not mailer.is_open
+    assert seen == [mailer, "bot", mailer, "hello"] * 2
+    assert [message.text for message in telegram.messages] == ["answered", "True"] * 2
+
+
+async def test_what_an_application_fails_to_open_ends_the_start(redis_url: str, rabbitmq_url: str) -> None:
+    templates: dict[type, object] = {}
+
+    @asynccontextmanager
+    async def lifespan(_: ServiceResources) -> AsyncGenerator[dict[type, object]]:
+        yield {Mailer: templates[Mailer]}
+
+    settings = WorkerSettings(
+        service_name="worker", port=0, redis_url=SecretUrl(redis_url), rabbitmq_url=SecretUrl(rabbitmq_url)
+    )
+    with pytest.raises(KeyError, match="Mailer"):
+        async with worker_lifespan(settings, consumers=[], lifespan=lifespan):
+            pass
 
 
 async def test_a_handler_that_wants_what_nobody_has_ends_the_start(redis_url: str, rabbitmq_url: str) -> None:

@@ -1,7 +1,7 @@
 """No update is lost and none runs twice, seen by a real bot client against a fake Telegram over HTTP."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -15,14 +15,19 @@ from fakeredis import FakeAsyncRedis, FakeServer
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
-from hybridkit.adapters.aiogram import _connected_bot, _Polling, _started, _Updates
+from hybridkit.adapters._telegram_handling import HANDLER_SECONDS, Updates
+from hybridkit.adapters._telegram_polling import Polling
+from hybridkit.adapters.aiogram import FAILURE_TEXTS, _connected_bot, _started
 from hybridkit.context import RequestContext, current
 from hybridkit.errors import AccessDeniedError, DeclarationError, UnavailableError
 from hybridkit.idempotency import IdempotencyGuard, RedisDown
+from hybridkit.retry import Retry
 from hybridkit.settings import BotSettings, SecretUrl
 from hybridkit.testing import FakeTelegram, TelegramUser
 
 ADA = TelegramUser(id=7)
+BEA = TelegramUser(id=8, language_code="ru-RU")
+QUICK = Retry.exponential(first_seconds=0.01, cap_seconds=0.02, attempts=3)
 
 
 class Menu:
@@ -46,13 +51,27 @@ class World:
         )
 
     @asynccontextmanager
-    async def polling(self, dispatcher: Dispatcher) -> AsyncGenerator[_Polling]:
+    async def polling(
+        self,
+        dispatcher: Dispatcher,
+        *,
+        failure_texts: Mapping[str, str] = FAILURE_TEXTS,
+        handler_seconds: float = HANDLER_SECONDS,
+    ) -> AsyncGenerator[Polling]:
         async with AsyncExitStack() as stack:
             redis = await stack.enter_async_context(FakeAsyncRedis(server=self.redis, decode_responses=True))
             guard = IdempotencyGuard(redis, when_down=RedisDown.EXTERNAL)
             bot = await stack.enter_async_context(_connected_bot(self.settings))
             await stack.enter_async_context(_started(dispatcher, bot, {Menu: self.menu, Bot: bot}))
-            yield await stack.enter_async_context(_Polling(bot, _Updates(dispatcher, bot, guard)))
+            updates = Updates(
+                dispatcher,
+                bot,
+                guard,
+                failure_texts=failure_texts,
+                handler_seconds=handler_seconds,
+                retry=QUICK,
+            )
+            yield await stack.enter_async_context(Polling(bot, updates, redis))
 
 
 @pytest.fixture
@@ -138,7 +157,7 @@ async def test_a_slow_update_stays_unconfirmed_and_holds_nobody_up(
     async with world.polling(dispatcher):
         slow = world.telegram.push_text("slow", from_user=ADA)
         await dispatcher["begun"].wait()
-        quick = world.telegram.push_text("echo", from_user=ADA)
+        quick = world.telegram.push_text("echo", from_user=BEA)
         await world.telegram.wait_for_messages(1)
         assert world.telegram.confirmed_update_id < slow
         dispatcher["release"].set()
@@ -183,7 +202,7 @@ async def test_a_failing_handler_stops_nothing_and_does_not_run_again(
             await world.telegram.wait_until_confirmed(broken)
             world.telegram.redeliver(broken)
             world.telegram.push_text("echo", from_user=ADA)
-            await world.telegram.wait_for_messages(1)
+            await world.telegram.wait_for_messages(2)
     assert [line["event"] for line in lines].count("an update's handler failed") == 1
 
 

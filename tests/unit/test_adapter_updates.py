@@ -10,7 +10,7 @@ def test_nothing_is_confirmed_before_anything_has_finished() -> None:
     log = UpdateLog()
     assert log.begin(7)
     assert log.offset is None
-    assert not log.is_idle
+    assert log.holding
 
 
 def test_finished_updates_are_confirmed_up_to_the_oldest_that_runs() -> None:
@@ -58,18 +58,50 @@ def test_an_abandoned_update_is_not_confirmed() -> None:
     log.finish(7)
     log.abandon(8)
     assert log.offset == 8
-    assert log.is_idle
+    assert not log.holding
 
 
-@given(st.lists(st.tuples(st.integers(1, 20), st.sampled_from(["begin", "finish", "confirm"]))))
-def test_whatever_the_order_no_offset_passes_a_running_update(steps: list[tuple[int, str]]) -> None:
-    log, running = UpdateLog(), set[int]()
+def test_what_is_kept_elsewhere_holds_no_offset_up() -> None:
+    log = UpdateLog()
+    for number in (7, 8, 9):
+        log.begin(number)
+    log.finish(8)
+    assert log.keep([7]) == set()
+    assert log.offset == 9
+    log.confirmed(9)
+    assert not log.begin(7), "it still runs"
+    log.finish(7)
+    assert log.offset is None
+
+
+def test_what_finished_while_it_was_being_kept_is_told() -> None:
+    log = UpdateLog()
+    log.begin(7)
+    log.begin(8)
+    log.finish(7)
+    assert log.keep([7, 8]) == {7}
+    assert log.is_kept(8)
+    assert not log.is_kept(7)
+
+
+STEPS = st.sampled_from(["begin", "finish", "abandon", "keep", "confirm"])
+
+
+@given(st.lists(st.tuples(st.integers(1, 20), STEPS)))
+def test_whatever_the_order_no_offset_passes_an_update_that_would_be_lost(
+    steps: list[tuple[int, str]],
+) -> None:
+    log, running, kept = UpdateLog(), set[int](), set[int]()
     for number, step in steps:
         if step == "begin" and log.begin(number):
             running.add(number)
-        elif step == "finish" and number in running:
-            log.finish(number)
+        elif step in {"finish", "abandon"} and number in running:
+            (log.finish if step == "finish" else log.abandon)(number)
             running.discard(number)
+            kept.discard(number)
+        elif step == "keep" and number in running:
+            log.keep([number])
+            kept.add(number)
         elif step == "confirm":
             log.confirmed(log.offset)
-        assert log.offset is None or all(log.offset <= left for left in running)
+        assert log.offset is None or all(log.offset <= left for left in running - kept)

@@ -1,28 +1,42 @@
 """Which updates are done, and the offset that confirms those and no others.
 
 Telegram forgets every update below the offset of a `getUpdates` call, so an offset may pass an update only when its
-handler has finished. Until then the update comes again with each answer, among new ones, and is recognised here.
+handler has finished, or when it is kept elsewhere. Until then the update comes again with each answer, among new ones,
+and is recognised here.
 
 https://core.telegram.org/bots/api#getupdates
 """
+
+from collections.abc import Collection
 
 __all__ = ["UpdateLog"]
 
 
 class UpdateLog:
-    """The updates that Telegram has delivered and not been told to forget."""
+    """The updates that Telegram has delivered and not been told to forget, and those that run."""
 
     def __init__(self) -> None:
         self._running: set[int] = set()
-        self._finished: set[int] = set()
+        self._kept: set[int] = set()
+        """Of those that run: kept elsewhere, so that Telegram may forget them."""
+        self._passable: set[int] = set()
+        """Finished, or kept elsewhere; Telegram still has them."""
 
     def __repr__(self) -> str:
-        return f"UpdateLog(running={sorted(self._running)}, finished={sorted(self._finished)})"
+        return (
+            f"UpdateLog(running={sorted(self._running)}, kept={sorted(self._kept)},"
+            f" passable={sorted(self._passable)})"
+        )
 
     @property
-    def is_idle(self) -> bool:
-        """Whether nothing is running."""
-        return not self._running
+    def holding(self) -> Collection[int]:
+        """The running updates that no offset may pass."""
+        return self._running - self._kept
+
+    @property
+    def unconfirmed_count(self) -> int:
+        """How many Telegram will deliver again, unless an offset passes them."""
+        return len(self.holding) + len(self._passable)
 
     @property
     def offset(self) -> int | None:
@@ -31,27 +45,47 @@ class UpdateLog:
         None lets Telegram start at its oldest update, which is right also after a quiet week, when it goes on with a
         random, perhaps lower, number.
         """
-        oldest_running = min(self._running, default=None)
-        passed = [number for number in self._finished if oldest_running is None or number < oldest_running]
+        oldest = min(self.holding, default=None)
+        passed = [number for number in self._passable if oldest is None or number < oldest]
         return max(passed) + 1 if passed else None
 
-    def begin(self, update_id: int) -> bool:
-        """Take an update that was delivered; False when it is known already and must not run again."""
-        if update_id in self._running or update_id in self._finished:
+    def begin(self, update_id: int, *, kept: bool = False) -> bool:
+        """Take an update; False when it is known already and must not run again.
+
+        Args:
+            update_id: of the update.
+            kept: it was not delivered but kept elsewhere.
+        """
+        if update_id in self._running or update_id in self._passable:
             return False
         self._running.add(update_id)
+        if kept:
+            self._kept.add(update_id)
         return True
+
+    def keep(self, update_ids: Collection[int]) -> Collection[int]:
+        """These are kept elsewhere from now on; answers those that have finished meanwhile."""
+        kept = self._running.intersection(update_ids)
+        self._kept |= kept
+        self._passable |= kept
+        return set(update_ids) - kept
+
+    def is_kept(self, update_id: int) -> bool:
+        """Whether it is kept elsewhere."""
+        return update_id in self._kept
 
     def finish(self, update_id: int) -> None:
         """Its handler is through, well or badly."""
-        self._running.discard(update_id)
-        self._finished.add(update_id)
+        if update_id not in self._kept:
+            self._passable.add(update_id)
+        self.abandon(update_id)
 
     def abandon(self, update_id: int) -> None:
-        """Its handler was broken off: Telegram has to deliver it again."""
+        """Its handler was broken off: it has to be delivered again, by Telegram or from where it is kept."""
         self._running.discard(update_id)
+        self._kept.discard(update_id)
 
     def confirmed(self, offset: int | None) -> None:
         """Telegram has answered a call with that offset."""
         if offset is not None:
-            self._finished = {number for number in self._finished if number >= offset}
+            self._passable = {number for number in self._passable if number >= offset}

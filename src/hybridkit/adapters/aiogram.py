@@ -12,79 +12,92 @@ def main() -> None:
 
 Aiogram's own polling confirms an update before its handler has run, and cancels running handlers when it stops. Here
 an update is confirmed when its handler is through, so a crash or a stop makes Telegram deliver it again; the
-idempotency guard sees to it that it still runs once. Consumers of events can run beside.
+idempotency guard sees to it that it still runs once. The updates of a chat are handled in their order, those of others
+beside. What fails for a moment is handled again (`TemporaryError` and the other retryable errors of hybridkit,
+Telegram's "retry later", 5xx and lost connections); what is given up is answered with the request id, unless a handler
+of errors of your own has dealt with it. Consumers of events can run beside.
 """
 
-import asyncio
 import inspect
-import random
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import Any, Final, Self, cast
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Final
 
-from hybridkit.adapters._running import StopSignals, open_resources, provided, run_process, start_consumers
-from hybridkit.adapters._updates import UpdateLog
-from hybridkit.context import RequestContext, bind, current
-from hybridkit.errors import AccessDeniedError, MissingExtraError, UnavailableError
-from hybridkit.idempotency import (
-    Acquired,
-    Completed,
-    IdempotencyGuard,
-    InProgress,
-    Outcome,
-    RedisDown,
-    claim_key,
+from hybridkit.adapters._running import (
+    Lifespan,
+    StopSignals,
+    open_application,
+    open_resources,
+    provided,
+    run_process,
+    start_consumers,
 )
+from hybridkit.context import RequestContext, current
+from hybridkit.coordination import Redis
+from hybridkit.errors import DeclarationError, MissingExtraError, UnavailableError
+from hybridkit.idempotency import IdempotencyGuard, RedisDown
 from hybridkit.injection import InjectionPlan, plan_injection
 from hybridkit.lifespan import ServiceResources
 from hybridkit.messaging import RobustConsumer
-from hybridkit.observability import get_logger, metrics
-from hybridkit.retry import Retry
+from hybridkit.observability import get_logger
 from hybridkit.settings import BotSettings
 
 try:
     from aiogram import Bot, Dispatcher
     from aiogram.client.session.aiohttp import AiohttpSession
     from aiogram.client.telegram import TelegramAPIServer
-    from aiogram.dispatcher.event.bases import UNHANDLED
-    from aiogram.exceptions import AiogramError, TelegramRetryAfter, TelegramUnauthorizedError
-    from aiogram.methods import GetUpdates, TelegramMethod
-    from aiogram.types import TelegramObject, Update
-except ImportError:
+    from aiogram.exceptions import AiogramError, TelegramUnauthorizedError
+    from aiogram.types import TelegramObject
+
+    from hybridkit.adapters._telegram_failures import FAILURE_TEXTS, check_texts
+    from hybridkit.adapters._telegram_handling import HANDLER_SECONDS, PassingErrors, Updates
+    from hybridkit.adapters._telegram_polling import Polling, bad_token
+except ImportError as error:
+    if (error.name or "").partition(".")[0] != "aiogram":
+        raise
     raise MissingExtraError(__name__, extra="aiogram") from None
 
-__all__ = ["bot_lifespan", "run_bot"]
-
-POLL_SECONDS: Final = 25
-"""How long Telegram may hold a call back while there is nothing new."""
-
-BUSY_POLL_SECONDS: Final = 0.5
-"""How often to ask while handlers run: their updates are not confirmed, so Telegram answers at once."""
-
-CLAIM_WAIT_SECONDS: Final = 5.0
-CANCEL_SECONDS: Final = 1.0
-_BACKOFF: Final = Retry.exponential(first_seconds=0.5, cap_seconds=10.0)
+__all__ = ["FAILURE_TEXTS", "bot_lifespan", "run_bot"]
 
 _log = get_logger("hybridkit.bot")
 
 
 def run_bot(
-    dispatcher: Dispatcher, settings_class: type[BotSettings], *, consumers: Sequence[RobustConsumer] = ()
+    dispatcher: Dispatcher,
+    settings_class: type[BotSettings],
+    *,
+    consumers: Sequence[RobustConsumer] = (),
+    lifespan: Lifespan | None = None,
+    failure_texts: Mapping[str, str] = FAILURE_TEXTS,
+    handler_seconds: float = HANDLER_SECONDS,
 ) -> None:
     """Ask Telegram for updates until SIGTERM, then finish what runs and return. A second signal gives up what runs.
 
     Args:
-        dispatcher: its handlers may ask for `Postgres`, `Mongo`, `Publisher`, `Redis` and `Context` by type.
+        dispatcher: its handlers may ask for `Postgres`, `Mongo`, `Publisher`, `Redis`, `Context`, the settings, and
+            what `lifespan` provides, by type.
         settings_class: read once, now.
         consumers: run beside; their handlers may also ask for aiogram's `Bot`.
+        lifespan: a context manager of the application's own, entered when the resources are open and left when the
+            handlers have ended. It may yield a mapping of types to what handlers get for them: `{Mailer: mailer}`.
+        failure_texts: what a person is told whose update is given up, by language (`ru`); `{request_id}` is filled in.
+            English, or else the first, is for all other languages. An empty mapping says nothing.
+        handler_seconds: how long the handlers of an update may take; then they are cancelled, and it is given up.
 
     Raises:
         SystemExit: with code 1, when the settings are unusable or the start failed.
     """
 
     async def work(settings: BotSettings, stop: StopSignals) -> None:
-        async with _running_bot(dispatcher, settings, consumers) as (resources, polling):
+        running = _running_bot(
+            dispatcher,
+            settings,
+            consumers=consumers,
+            lifespan=lifespan,
+            failure_texts=failure_texts,
+            handler_seconds=handler_seconds,
+        )
+        async with running as (resources, polling):
             resources.started()
             stop.started(resources)
             await polling.until(stop.asked)
@@ -94,27 +107,58 @@ def run_bot(
 
 @asynccontextmanager
 async def bot_lifespan(
-    dispatcher: Dispatcher, settings: BotSettings, *, consumers: Sequence[RobustConsumer] = ()
+    dispatcher: Dispatcher,
+    settings: BotSettings,
+    *,
+    consumers: Sequence[RobustConsumer] = (),
+    lifespan: Lifespan | None = None,
+    failure_texts: Mapping[str, str] = FAILURE_TEXTS,
+    handler_seconds: float = HANDLER_SECONDS,
 ) -> AsyncGenerator[ServiceResources]:
     """What `run_bot` runs, for those who have a `main` of their own: inside the block the bot answers.
 
     Call `resources.started()` to turn readiness green.
     """
-    async with _running_bot(dispatcher, settings, consumers) as (resources, _):
+    running = _running_bot(
+        dispatcher,
+        settings,
+        consumers=consumers,
+        lifespan=lifespan,
+        failure_texts=failure_texts,
+        handler_seconds=handler_seconds,
+    )
+    async with running as (resources, _):
         yield resources
 
 
 @asynccontextmanager
 async def _running_bot(
-    dispatcher: Dispatcher, settings: BotSettings, consumers: Sequence[RobustConsumer]
-) -> AsyncGenerator[tuple[ServiceResources, "_Polling"]]:
+    dispatcher: Dispatcher,
+    settings: BotSettings,
+    *,
+    consumers: Sequence[RobustConsumer],
+    lifespan: Lifespan | None,
+    failure_texts: Mapping[str, str],
+    handler_seconds: float,
+) -> AsyncGenerator[tuple[ServiceResources, Polling]]:
+    check_texts(failure_texts)
+    if handler_seconds <= 0:
+        raise DeclarationError(f"handler_seconds must be positive, not {handler_seconds}")
     # A message to a person can't be taken back: without Redis, better wait than send it twice.
     async with open_resources("aiogram", settings, when_down=RedisDown.EXTERNAL) as resources:
         bot = await resources.open("telegram", lambda: _connected_bot(settings), provides=Bot)
+        await open_application(resources, lifespan)
         await resources.open("dispatcher", lambda: _started(dispatcher, bot, resources.providers))
         await start_consumers(resources, consumers, providers=resources.providers)
-        updates = _Updates(dispatcher, bot, provided(resources, IdempotencyGuard))
-        polling = await resources.open("updates", lambda: _Polling(bot, updates), probe=_Polling.probe)
+        updates = Updates(
+            dispatcher,
+            bot,
+            provided(resources, IdempotencyGuard),
+            failure_texts=failure_texts,
+            handler_seconds=handler_seconds,
+        )
+        redis = provided(resources, Redis)
+        polling = await resources.open("updates", lambda: Polling(bot, updates, redis), probe=Polling.probe)
         resources.on_stop_accepting("updates", polling.stop_asking)
         resources.on_drain("updates", polling.drain)
         yield resources, polling
@@ -128,7 +172,7 @@ async def _connected_bot(settings: BotSettings) -> AsyncGenerator[Bot]:
             me = await bot.me()
             await bot.delete_webhook()  # with one, Telegram refuses to be polled
         except TelegramUnauthorizedError:
-            raise _bad_token() from None
+            raise bad_token() from None
         except AiogramError as error:
             raise UnavailableError(f"Telegram does not answer: {type(error).__name__}") from error
         _log.info("signed in to Telegram", username=me.username)
@@ -139,203 +183,12 @@ async def _connected_bot(settings: BotSettings) -> AsyncGenerator[Bot]:
 async def _started(dispatcher: Dispatcher, bot: Bot, providers: Mapping[Any, object]) -> AsyncGenerator[None]:
     """Handlers get what they ask for; those of `dispatcher.startup` and `dispatcher.shutdown` run as ever."""
     data = {"dispatcher": dispatcher, "bots": (bot,), **dispatcher.workflow_data}
-    with _Injection(providers).into(dispatcher):
+    with _Injection(providers).into(dispatcher), PassingErrors().around(dispatcher):
         await dispatcher.emit_startup(bot=bot, **data)
         try:
             yield
         finally:
             await dispatcher.emit_shutdown(bot=bot, **data)
-
-
-def _bad_token() -> AccessDeniedError:
-    return AccessDeniedError("Telegram does not know BOT_TOKEN: set the one that @BotFather gave")
-
-
-# ── getting updates ──────────────────────────────────────────────────────────────────────────────
-
-
-class _Polling:
-    """Asks for updates, starts their handlers, and confirms those that are through."""
-
-    def __init__(self, bot: Bot, updates: "_Updates") -> None:
-        self._bot = bot
-        self._updates = updates
-        self._seen = UpdateLog()
-        self._running: set[asyncio.Task[None]] = set()
-        self._asking: asyncio.Task[None]
-        self._trouble = ""
-
-    async def __aenter__(self) -> Self:
-        self._asking = asyncio.create_task(self._ask_for_ever(), name="hybridkit updates")
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.stop_asking(0.0)
-        for task in self._running:
-            task.cancel()
-        if self._running:
-            await asyncio.wait(self._running, timeout=CANCEL_SECONDS)
-
-    async def until(self, stopped: asyncio.Event) -> None:
-        """Wait for that event.
-
-        Raises:
-            AccessDeniedError: Telegram doesn't accept the token any more.
-        """
-        waiting = asyncio.ensure_future(stopped.wait())
-        try:
-            await asyncio.wait({waiting, self._asking}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            waiting.cancel()
-        if not stopped.is_set():
-            await self._asking
-
-    async def probe(self) -> None:
-        """For readiness: Telegram has answered the last time it was asked."""
-        if self._trouble or self._asking.done():
-            raise UnavailableError(f"Telegram gives no updates: {self._trouble or 'nobody asks any more'}")
-
-    async def stop_asking(self, _: float) -> None:
-        """Take nothing new; what was delivered and not begun comes again at the next start."""
-        self._asking.cancel()
-        await asyncio.wait({self._asking})
-
-    async def drain(self, seconds: float) -> None:
-        """Wait for the handlers, break off those that take too long, and confirm the others."""
-        if self._running:
-            await asyncio.wait(self._running, timeout=max(seconds - 2 * CANCEL_SECONDS, 0.0))
-        for task in self._running:
-            task.cancel()
-        if self._running:
-            await asyncio.wait(self._running, timeout=CANCEL_SECONDS)
-        if self._seen.offset is not None:
-            with suppress(AiogramError):  # then they come again, and the guard knows them
-                await self._get_updates(timeout_seconds=0)
-
-    async def _ask_for_ever(self) -> None:
-        failures = 0
-        while True:
-            try:
-                updates = await self._get_updates(timeout_seconds=POLL_SECONDS if self._seen.is_idle else 0)
-            except TelegramUnauthorizedError:
-                raise _bad_token() from None
-            except AiogramError as error:
-                failures += 1
-                self._trouble = type(error).__name__
-                pause_seconds = _pause_after(error, failures)
-                _log.warning("no updates", error=self._trouble, again_in_seconds=round(pause_seconds, 1))
-                await asyncio.sleep(pause_seconds)
-                continue
-            failures, self._trouble = 0, ""
-            for update in updates:
-                self._begin(update)
-            if self._running:
-                await asyncio.wait(self._running, timeout=BUSY_POLL_SECONDS)
-
-    async def _get_updates(self, *, timeout_seconds: int) -> list[Update]:
-        offset = self._seen.offset
-        ask = GetUpdates(offset=offset, timeout=timeout_seconds, allowed_updates=self._updates.types)
-        # Beyond Telegram's own time: the network's. Aiogram knows whole seconds only.
-        updates = await self._bot(ask, request_timeout=timeout_seconds + 15)
-        self._seen.confirmed(offset)
-        return updates
-
-    def _begin(self, update: Update) -> None:
-        if not self._seen.begin(update.update_id):
-            return
-        task = asyncio.create_task(self._updates.run(update), name=f"hybridkit update {update.update_id}")
-        self._running.add(task)
-
-        def end(ended: asyncio.Task[None]) -> None:
-            self._running.discard(ended)
-            finish = self._seen.abandon if ended.cancelled() else self._seen.finish
-            finish(update.update_id)
-
-        task.add_done_callback(end)
-
-
-def _pause_after(error: AiogramError, failures: int) -> float:
-    if isinstance(error, TelegramRetryAfter):
-        return float(error.retry_after)
-    return _BACKOFF.bound_seconds(failures) * random.uniform(0.5, 1.0)  # noqa: S311 # nosec B311  # spreads, no secret
-
-
-# ── handling one update ──────────────────────────────────────────────────────────────────────────
-
-
-class _Updates:
-    """Runs the handlers of an update, once, in a context of its own."""
-
-    def __init__(self, dispatcher: Dispatcher, bot: Bot, guard: IdempotencyGuard) -> None:
-        self.types = dispatcher.resolve_used_update_types()
-        self._dispatcher = dispatcher
-        self._bot = bot
-        self._guard = guard
-
-    async def run(self, update: Update) -> None:
-        """Never raises but for cancellation: an update whose handler fails is logged and done with."""
-        started = time.perf_counter()
-        with bind(RequestContext()):
-            outcome = await self._once(update)
-            seconds = time.perf_counter() - started
-            kind = _type_of(update)
-            metrics.bot_update_duration.labels(kind, outcome).observe(seconds)
-            _log.info(
-                f"update {kind} {outcome}",
-                **{"telegram.update_id": update.update_id, "duration_ms": round(seconds * 1000, 1)},
-            )
-
-    async def _once(self, update: Update) -> str:
-        acquired = await self._claim(update.update_id)
-        if acquired is None:
-            return "duplicate"
-        outcome = Outcome.RELEASED
-        try:
-            async with self._guard.hold(acquired):
-                handled = await self._feed(update)
-            outcome = Outcome.COMPLETED
-        except Exception as error:  # noqa: BLE001  # what a handler raises is told here, and stops nothing else
-            _log.exception("an update's handler failed", exc_info=error)
-            outcome = Outcome.FAILED
-            return "error"
-        else:
-            return "done" if handled else "unhandled"
-        finally:
-            await self._guard.finish(acquired, outcome)
-
-    async def _claim(self, update_id: int) -> Acquired | None:
-        """The right to run it; None when it has run. Waits while Redis is down, or another process has it."""
-        key = claim_key("telegram", str(self._bot.id), update_id)
-        while True:
-            try:
-                answer = await self._guard.begin(key, update_id, wait_seconds=CLAIM_WAIT_SECONDS)
-            except UnavailableError as error:
-                _log.warning("an update waits for Redis", reason=str(error))
-                await asyncio.sleep(_BACKOFF.first_seconds)
-                continue
-            match answer:
-                case Acquired():
-                    return answer
-                case InProgress():
-                    continue
-                case Completed():
-                    return None
-                case refused:
-                    _log.warning("an update is not run again", reason=type(refused).__name__)
-                    return None
-
-    async def _feed(self, update: Update) -> bool:
-        result = await self._dispatcher.feed_update(self._bot, update)
-        if isinstance(result, TelegramMethod):  # the short form: `return message.answer(…)`
-            await self._bot(cast("TelegramMethod[Any]", result))
-        return result is not UNHANDLED
-
-
-def _type_of(update: Update) -> str:
-    try:
-        return update.event_type
-    except LookupError:  # newer than this Aiogram
-        return "unknown"
 
 
 class _Injection:

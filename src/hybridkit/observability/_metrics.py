@@ -138,9 +138,22 @@ class Metrics:
         self.bot_update_duration = Histogram(
             "hybridkit_bot_update_duration_seconds",
             "Time in the handlers of a Telegram update.",
-            ("update_type", "outcome"),  # outcome: done, unhandled, duplicate, error
+            # outcome: done, unhandled, duplicate, error, given_up (a temporary error did not pass), too_long
+            ("update_type", "outcome"),
             registry=registry,
             buckets=_WORK_SECONDS,
+        )
+        self.bot_update_retries = Counter(
+            "hybridkit_bot_update_retries_total",
+            "Handlers of Telegram updates that will run again, because what they met was temporary.",
+            ("update_type",),
+            registry=registry,
+        )
+        self.bot_updates_skipped = Counter(
+            "hybridkit_bot_updates_skipped_total",
+            "Telegram updates that could not be read; usually the library is older than the Bot API.",
+            ("update_type",),
+            registry=registry,
         )
         self.idempotency_outcomes = Counter(
             "hybridkit_idempotency_outcomes_total",

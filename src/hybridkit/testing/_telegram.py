@@ -40,7 +40,14 @@ type Params = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TelegramUser:
-    """Who writes to the bot, in a private chat whose id is the user's."""
+    """Who writes to the bot, in a private chat whose id is the user's.
+
+    Attributes:
+        id: of the user, and of the chat.
+        first_name: shown to others.
+        username: as in `@username`; None for the many who have none.
+        language_code: IETF tag of the user's client: `en`, `ru`, `pt-br`; None when it doesn't tell.
+    """
 
     id: int
     first_name: str = "Ada"
@@ -53,6 +60,9 @@ class SentMessage:
     """What the bot has sent.
 
     Attributes:
+        message_id: of the message, from 1.
+        chat_id: where it was sent to; a user's id in a private chat.
+        text: of the message.
         parameters: everything that the bot passed to the method, as text.
     """
 
@@ -104,6 +114,7 @@ class FakeTelegram:
         """The names of all methods called, in order."""
         self.confirmed_update_id = 0
         """The highest update id that a `getUpdates` offset has confirmed."""
+        self._parameters: list[tuple[str, Params]] = []
         self._port = port
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
@@ -118,6 +129,9 @@ class FakeTelegram:
             "sendmessage": self._send_message,
             "deletewebhook": self._delete_webhook,
             "answercallbackquery": lambda _: True,
+            "answerinlinequery": lambda _: True,
+            "answerprecheckoutquery": lambda _: True,
+            "answershippingquery": lambda _: True,
             "sendchataction": lambda _: True,
             "setmycommands": lambda _: True,
         }
@@ -200,6 +214,10 @@ class FakeTelegram:
             words = f"{words}: retry after {retry_after_seconds}"
         self._faults.append(_Fault(method.lower(), status, words, retry_after_seconds, times))
 
+    def parameters_of(self, method: str) -> list[Params]:
+        """What each call of that method was passed, as text, in order."""
+        return [parameters for name, parameters in self._parameters if name == method]
+
     async def wait_for_messages(self, count: int, *, timeout_seconds: float = 10) -> list[SentMessage]:
         """Every message sent so far, once there are at least `count`.
 
@@ -235,6 +253,7 @@ class FakeTelegram:
 
     async def _call(self, method: str, params: Params) -> Any:
         self.calls.append(method)
+        self._parameters.append((method, params))
         self._notify()
         name = method.lower()
         self._raise_fault(name)
@@ -353,7 +372,7 @@ class FakeTelegram:
         body = await _read_body(reader, headers)
         url = urlsplit(target)
         status, answer = await self._answer(url.path, url.query, headers.get("content-type", ""), body)
-        payload = json.dumps(answer, ensure_ascii=False).encode()
+        payload = json.dumps(answer).encode()
         writer.write(
             f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(payload)}\r\n\r\n".encode()

@@ -1,0 +1,124 @@
+"""What becomes of an update whose handler failed: again later, or an answer to the person who waits for one."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+from aiogram import Bot
+from aiogram.dispatcher.middlewares.user_context import UserContextMiddleware
+from aiogram.exceptions import (
+    AiogramError,
+    TelegramBadRequest,
+    TelegramEntityTooLarge,
+    TelegramNetworkError,
+    TelegramRetryAfter,
+    TelegramServerError,
+)
+from aiogram.types import CallbackQuery, Message, PreCheckoutQuery, ShippingQuery, Update
+
+from hybridkit.coordination import REDIS_IS_AWAY
+from hybridkit.errors import DeclarationError, HybridkitError, TemporaryError
+from hybridkit.observability import get_logger
+
+__all__ = ["FAILURE_TEXTS", "answer_failure", "asked_seconds", "check_texts", "is_temporary"]
+
+FAILURE_TEXTS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "en": "Sorry, that didn't work. Please try again later."
+        " If it happens again, report it with this number: {request_id}",
+        "ru": "Не получилось, извините. Попробуйте, пожалуйста, позже."  # noqa: RUF001  # Russian
+        " Если это повторится, сообщите нам номер: {request_id}",
+    }
+)
+"""What a person is told whose update was given up, by language."""
+
+MAX_ALERT_CHARACTERS: Final = 200
+"""Telegram's limit for the text that answers a button."""
+
+_TEMPORARY: Final = (
+    TelegramRetryAfter,
+    TelegramNetworkError,
+    TelegramServerError,
+    ConnectionError,
+    TimeoutError,
+    *REDIS_IS_AWAY,
+)
+
+_log = get_logger("hybridkit.bot")
+
+
+def is_temporary(error: BaseException) -> bool:
+    """Whether the same update, handled later, can go well: nobody made a mistake."""
+    match error:
+        case HybridkitError():
+            return error.retryable
+        case BaseExceptionGroup():
+            return all(map(is_temporary, error.exceptions))
+        case TelegramEntityTooLarge():  # to aiogram a trouble of the network
+            return False
+        case _:
+            return isinstance(error, _TEMPORARY)
+
+
+def asked_seconds(error: BaseException) -> float:
+    """How long to wait at least, where the error says so."""
+    match error:
+        case TelegramRetryAfter():
+            return float(error.retry_after)
+        case TemporaryError():
+            return error.retry_after_seconds or 0.0
+        case BaseExceptionGroup():
+            return max(map(asked_seconds, error.exceptions))
+        case _:
+            return 0.0
+
+
+def check_texts(texts: Mapping[str, str]) -> None:
+    """Refuse texts that can't be filled in.
+
+    Raises:
+        DeclarationError: naming the language.
+    """
+    for language, text in texts.items():
+        try:
+            text.format(request_id="")
+        except (LookupError, ValueError, AttributeError) as error:
+            raise DeclarationError(
+                f"the failure text for {language!r} can't be filled in ({type(error).__name__}: {error}):"
+                " {request_id} is all it may name, and other braces are doubled"
+            ) from error
+
+
+async def answer_failure(bot: Bot, update: Update, texts: Mapping[str, str], *, request_id: str) -> None:
+    """Tell the person that it didn't work, where the update has one that waits: best effort, once."""
+    user = UserContextMiddleware.resolve_event_context(update).user
+    if user is None or user.is_bot or not texts:
+        return
+    text = _text_for(texts, user.language_code).format(request_id=request_id)
+    try:
+        await _answer(bot, update, text)
+    except (AiogramError, OSError) as error:
+        _log.warning("a person could not be told of a failure", error=type(error).__name__)
+
+
+async def _answer(bot: Bot, update: Update, text: str) -> None:
+    event = update.event
+    match event:
+        # Not in a channel, nor in somebody's business chats, where it would be said in that person's name.
+        case Message() if update.event_type in {"message", "edited_message"}:
+            await bot(event.answer(text, parse_mode=None))
+        case CallbackQuery():
+            try:
+                await bot(event.answer(text[:MAX_ALERT_CHARACTERS], show_alert=True))
+            except TelegramBadRequest:  # such an answer is taken for some seconds only
+                await bot.send_message(event.from_user.id, text, parse_mode=None)
+        case PreCheckoutQuery() | ShippingQuery():
+            await bot(event.answer(ok=False, error_message=text))
+        case _:
+            pass
+
+
+def _text_for(texts: Mapping[str, str], language_code: str | None) -> str:
+    """Those of the language; otherwise English, or whatever comes first."""
+    language = (language_code or "").lower().partition("-")[0]
+    return texts.get(language) or texts.get("en") or next(iter(texts.values()))

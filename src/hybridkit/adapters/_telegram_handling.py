@@ -1,0 +1,236 @@
+"""Handling one update: once, in a context of its own, again where an error will pass, with an answer where it won't."""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Final, cast
+
+from aiogram import Bot, Dispatcher
+from aiogram.dispatcher.event.bases import UNHANDLED, CancelHandler, SkipHandler
+from aiogram.methods import TelegramMethod
+from aiogram.types import ErrorEvent, TelegramObject, Update
+
+from hybridkit.adapters._telegram_failures import answer_failure, asked_seconds, is_temporary
+from hybridkit.context import RequestContext, bind, current
+from hybridkit.errors import ClaimLostError, UnavailableError
+from hybridkit.idempotency import Acquired, Completed, IdempotencyGuard, InProgress, Outcome, claim_key
+from hybridkit.observability import get_logger, metrics
+from hybridkit.retry import Retry, RetryAfter
+
+__all__ = ["HANDLER_SECONDS", "RETRY", "Updates"]
+
+HANDLER_SECONDS: Final = 300.0
+"""How long a handler may take by default. The chat's next update waits for it, so it has to end."""
+
+RETRY: Final = Retry.exponential(first_seconds=0.5, cap_seconds=10.0, attempts=8)
+"""For half a minute or so: that is how long a restart takes, and how long a person waits without a word."""
+
+CLAIM_WAIT_SECONDS: Final = 5.0
+REDIS_PAUSE_SECONDS: Final = 0.5
+
+_log = get_logger("hybridkit.bot")
+
+
+class _TooLongError(Exception):
+    """A handler has not ended in its time."""
+
+
+class _OwnCancellationError(Exception):
+    """A handler was cancelled, and not by us: what it waited for was."""
+
+
+_comes_again: ContextVar[bool] = ContextVar("hybridkit_bot_comes_again", default=False)
+"""Whether the update that is handled would be handled again."""
+
+
+class Updates:
+    """Runs the handlers of an update, once, in a context of its own.
+
+    Args:
+        dispatcher: has the handlers.
+        bot: that was asked.
+        guard: knows what has run.
+        failure_texts: for a person whose update is given up.
+        handler_seconds: how long the handlers of an update may take.
+        retry: how often and how far apart, where an error is temporary.
+    """
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        bot: Bot,
+        guard: IdempotencyGuard,
+        *,
+        failure_texts: Mapping[str, str],
+        handler_seconds: float = HANDLER_SECONDS,
+        retry: Retry = RETRY,
+    ) -> None:
+        self.types = dispatcher.resolve_used_update_types()
+        self._dispatcher = dispatcher
+        self._bot = bot
+        self._guard = guard
+        self._failure_texts = failure_texts
+        self._handler_seconds = handler_seconds
+        self._retry = retry
+
+    def __repr__(self) -> str:
+        return f"Updates({self.types}, handler_seconds={self._handler_seconds})"
+
+    async def run(self, update: Update, stopping: asyncio.Event) -> bool:
+        """Whether it is through, well or badly; False when the stop came first, and it has to be delivered again.
+
+        Never raises but for cancellation: an update that is given up is logged, answered and done with.
+        """
+        started = time.perf_counter()
+        with bind(RequestContext()):
+            outcome = await self._outcome(update, stopping)
+            if outcome is None:
+                return False
+            seconds = time.perf_counter() - started
+            metrics.bot_update_duration.labels(update.event_type, outcome).observe(seconds)
+            _log.info(
+                f"update {update.event_type} {outcome}",
+                **{"telegram.update_id": update.update_id, "duration_ms": round(seconds * 1000, 1)},
+            )
+            return True
+
+    async def _outcome(self, update: Update, stopping: asyncio.Event) -> str | None:
+        while not stopping.is_set():
+            acquired = await self._claim(update.update_id)
+            if acquired is None:
+                return "duplicate"
+            if not isinstance(acquired, Acquired):
+                continue
+            recorded, outcome = Outcome.RELEASED, None
+            try:
+                async with self._guard.hold(acquired):
+                    outcome = await self._to_its_end(update, stopping)
+                if outcome is not None:
+                    recorded = Outcome.COMPLETED if outcome in {"done", "unhandled"} else Outcome.FAILED
+            except ClaimLostError as lost:
+                _log.warning("an update has another holder now", reason=str(lost))
+                continue
+            finally:
+                await self._guard.finish(acquired, recorded)
+            if recorded is Outcome.FAILED:
+                await answer_failure(self._bot, update, self._failure_texts, request_id=current().request_id)
+            return outcome
+        return None
+
+    async def _claim(self, update_id: int) -> Acquired | InProgress | UnavailableError | None:
+        """The right to run it; None when it has run; anything else: ask again."""
+        key = claim_key("telegram", str(self._bot.id), update_id)
+        try:
+            answer = await self._guard.begin(key, update_id, wait_seconds=CLAIM_WAIT_SECONDS)
+        except UnavailableError as error:
+            _log.warning("an update waits for Redis", reason=str(error))
+            await asyncio.sleep(REDIS_PAUSE_SECONDS)
+            return error
+        match answer:
+            case Acquired() | InProgress():
+                return answer
+            case Completed():
+                return None
+            case refused:
+                _log.warning("an update is not run again", reason=type(refused).__name__)
+                return None
+
+    async def _to_its_end(self, update: Update, stopping: asyncio.Event) -> str | None:
+        """How it ended: `done`, `unhandled`, or why it was given up; None when the stop came first."""
+        number = 0
+        while True:
+            number += 1
+            is_last = number >= self._retry.attempts
+            try:
+                handled = await self._attempt(update, is_last=is_last)
+            except Exception as error:  # noqa: BLE001  # what a handler raises is told here, and stops nothing else
+                seconds = None if is_last else self._pause_seconds(error, number)
+                if seconds is None:
+                    _log.exception("an update's handler failed", exc_info=error)
+                    return _why_given_up(error)
+                metrics.bot_update_retries.labels(update.event_type).inc()
+                _log.warning(
+                    "an update is handled again later",
+                    error=type(error).__name__,
+                    attempt=number,
+                    in_seconds=round(seconds, 1),
+                )
+                if await _is_set_within(stopping, seconds):
+                    return None
+            else:
+                return "done" if handled else "unhandled"
+
+    def _pause_seconds(self, error: Exception, number: int) -> float | None:
+        if not is_temporary(error):
+            return None
+        jitter = random.uniform(0.5, 1.0)  # noqa: S311 # nosec B311  # spreads the load, no secret
+        decision = self._retry.decide(error, attempt=number, jitter=jitter)
+        return max(decision.seconds, asked_seconds(error)) if isinstance(decision, RetryAfter) else None
+
+    async def _attempt(self, update: Update, *, is_last: bool) -> bool:
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        cancelling = task.cancelling()
+        token = _comes_again.set(not is_last)
+        limit = asyncio.timeout(self._handler_seconds)
+        try:
+            async with limit:
+                return await self._feed(update)
+        except TimeoutError:
+            if limit.expired():
+                raise _TooLongError(f"not ended within {self._handler_seconds:g} s") from None
+            raise
+        except asyncio.CancelledError as error:
+            if task.cancelling() > cancelling:
+                raise
+            raise _OwnCancellationError("cancelled by what it waited for") from error
+        except (SkipHandler, CancelHandler):
+            return False
+        finally:
+            _comes_again.reset(token)
+
+    async def _feed(self, update: Update) -> bool:
+        result = await self._dispatcher.feed_update(self._bot, update)
+        if isinstance(result, TelegramMethod):  # the short form: `return message.answer(…)`
+            await self._bot(cast("TelegramMethod[Any]", result))
+        return result is not UNHANDLED
+
+
+async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:
+    waiting = asyncio.ensure_future(event.wait())
+    try:
+        await asyncio.wait({waiting}, timeout=seconds)
+    finally:
+        waiting.cancel()
+    return event.is_set()
+
+
+def _why_given_up(error: Exception) -> str:
+    if isinstance(error, _TooLongError):
+        return "too_long"
+    return "given_up" if is_temporary(error) else "error"
+
+
+class PassingErrors:
+    """Keeps what will pass from the handlers of errors, until the last attempt: they would take it for dealt with."""
+
+    @contextmanager
+    def around(self, dispatcher: Dispatcher) -> Generator[None]:
+        """Be part of that dispatcher inside the block."""
+        dispatcher.errors.outer_middleware.register(self)
+        try:
+            yield
+        finally:
+            dispatcher.errors.outer_middleware.unregister(self)
+
+    async def __call__(
+        self,
+        handler: Callable[[TelegramObject, dict[str, Any]], Awaitable[Any]],
+        event: TelegramObject,
+        data: dict[str, Any],
+    ) -> Any:
+        if _comes_again.get() and isinstance(event, ErrorEvent) and is_temporary(event.exception):
+            raise event.exception
+        return await handler(event, data)

@@ -1,0 +1,267 @@
+"""Asking Telegram for updates: none is forgotten before it is through, and none holds the others up.
+
+Telegram delivers the oldest hundred updates that were not confirmed, and confirms only in one go, up to an offset. So
+one handler that doesn't end would keep everything behind it from being confirmed, and after a hundred updates from
+being delivered. Before that, what runs is put on a shelf in Redis, and Telegram may forget it: after a crash the next
+process takes it from there.
+
+The updates of a chat are handled one after another, in their order.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, Final, Self, cast
+
+from aiogram import Bot
+from aiogram.exceptions import AiogramError, TelegramRetryAfter, TelegramUnauthorizedError
+from aiogram.types import Update
+
+from hybridkit.adapters._telegram_handling import Updates
+from hybridkit.adapters._telegram_reading import UNKNOWN, AskForUpdates, chat_of, id_of, read_update, type_of
+from hybridkit.adapters._updates import UpdateLog
+from hybridkit.coordination import Redis, Shelf
+from hybridkit.errors import AccessDeniedError, HybridkitError, UnavailableError
+from hybridkit.observability import get_logger, metrics
+from hybridkit.retry import Retry
+
+__all__ = ["Polling", "bad_token"]
+
+POLL_SECONDS: Final = 25
+"""How long Telegram may hold a call back while there is nothing new."""
+
+BUSY_POLL_SECONDS: Final = 0.5
+"""How often to ask while handlers run: their updates are not confirmed, so Telegram answers at once."""
+
+FULL_ANSWER: Final = 100
+"""Telegram delivers no more at once."""
+
+ROOM: Final = FULL_ANSWER // 2
+"""How many updates may wait for their confirmation; beyond, those that run go on the shelf."""
+
+MAX_RUNNING: Final = 1000
+"""How many updates may be in hand; beyond, no more are asked for."""
+
+SHELF_SECONDS: Final = 86_400
+"""As long as Telegram itself keeps an update; the guard remembers for as long that one has run."""
+
+LOOK_SECONDS: Final = 30.0
+"""How often to look for what another process has left on the shelf."""
+
+CANCEL_SECONDS: Final = 1.0
+_BACKOFF: Final = Retry.exponential(first_seconds=0.5, cap_seconds=10.0)
+
+_log = get_logger("hybridkit.bot")
+
+
+def bad_token() -> AccessDeniedError:
+    """What to raise where Telegram says 401."""
+    return AccessDeniedError("Telegram does not know BOT_TOKEN: set the one that @BotFather gave")
+
+
+class Polling:
+    """Asks for updates, starts their handlers, and confirms those that are through.
+
+    Args:
+        bot: that is asked.
+        updates: runs the handlers.
+        redis: for what Telegram may forget while it runs.
+    """
+
+    def __init__(self, bot: Bot, updates: Updates, redis: Redis) -> None:
+        self._bot = bot
+        self._updates = updates
+        self._shelf = Shelf(redis, key=f"hk:bot:{bot.id}:updates", retention_seconds=SHELF_SECONDS)
+        self._look_at = 0.0
+        self._seen = UpdateLog()
+        self._running: dict[int, asyncio.Task[None]] = {}
+        self._raw: dict[int, object] = {}
+        self._last_of_chat: dict[object, asyncio.Task[None]] = {}
+        self._nameless: list[object] = []
+        self._asking: asyncio.Task[None]
+        self._stopping = asyncio.Event()
+        self._trouble = ""
+
+    def __repr__(self) -> str:
+        return f"Polling({self._seen!r}, trouble={self._trouble!r})"
+
+    async def __aenter__(self) -> Self:
+        await self._look_at_shelf()  # first: what is there is older than what Telegram has
+        self._asking = asyncio.create_task(self._ask_for_ever(), name="hybridkit updates")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop_asking(0.0)
+        await self._break_off()
+
+    async def until(self, stopped: asyncio.Event) -> None:
+        """Wait for that event.
+
+        Raises:
+            AccessDeniedError: Telegram doesn't accept the token any more.
+        """
+        waiting = asyncio.ensure_future(stopped.wait())
+        try:
+            await asyncio.wait({waiting, self._asking}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiting.cancel()
+        if not stopped.is_set():
+            await self._asking
+
+    async def probe(self) -> None:
+        """For readiness: Telegram has answered the last time it was asked, and there is room for what it delivers.
+
+        Raises:
+            UnavailableError: with the reason.
+        """
+        if self._asking.done():
+            raise UnavailableError("Telegram gives no updates: nobody asks any more")
+        if self._trouble:
+            raise UnavailableError(f"Telegram gives no updates: {self._trouble}")
+
+    async def stop_asking(self, _: float) -> None:
+        """Take nothing new; what was delivered and not begun, or waits to be tried again, comes at the next start."""
+        self._stopping.set()
+        self._asking.cancel()
+        await asyncio.wait({self._asking})
+
+    async def drain(self, seconds: float) -> None:
+        """Wait for the handlers, break off those that take too long, and confirm the others."""
+        if self._running:
+            await asyncio.wait(self._running.values(), timeout=max(seconds - 2 * CANCEL_SECONDS, 0.0))
+        await self._break_off()
+        if self._seen.offset is not None:
+            with suppress(AiogramError):  # then they come again, and the guard knows them
+                await self._get_updates(timeout_seconds=0)
+
+    async def _break_off(self) -> None:
+        for task in self._running.values():
+            task.cancel()
+        if self._running:
+            await asyncio.wait(self._running.values(), timeout=CANCEL_SECONDS)
+
+    # ── asking ───────────────────────────────────────────────────────────────────────────────────
+
+    async def _ask_for_ever(self) -> None:
+        failures = 0
+        while True:
+            try:
+                if time.monotonic() >= self._look_at:
+                    with suppress(UnavailableError):  # next time
+                        await self._look_at_shelf()
+                await self._make_room()
+                answer = await self._get_updates(timeout_seconds=0 if self._seen.holding else POLL_SECONDS)
+            except TelegramUnauthorizedError:
+                raise bad_token() from None
+            except Exception as error:  # noqa: BLE001  # whatever an answer does to the library: the next may be good
+                failures += 1
+                self._trouble = str(error) if isinstance(error, HybridkitError) else type(error).__name__
+                pause_seconds = _pause_after(error, failures)
+                _log.warning("no updates", error=self._trouble, again_in_seconds=round(pause_seconds, 1))
+                await asyncio.sleep(pause_seconds)
+                continue
+            failures, self._trouble = 0, ""
+            await self._take(answer)
+
+    async def _get_updates(self, *, timeout_seconds: int) -> Sequence[object]:
+        offset = self._seen.offset
+        ask = AskForUpdates(offset=offset, timeout=timeout_seconds, allowed_updates=self._updates.types)
+        # Beyond Telegram's own time: the network's. Aiogram knows whole seconds only.
+        answer: object = await self._bot(ask, request_timeout=timeout_seconds + 15)
+        if not isinstance(answer, list):
+            raise UnavailableError("what Telegram has answered is no list of updates")
+        self._seen.confirmed(offset)
+        return cast("list[object]", answer)
+
+    async def _take(self, answer: Sequence[object]) -> None:
+        nameless = [raw for raw in answer if id_of(raw) is None]
+        is_new = [self._begin(raw) for raw in answer if id_of(raw) is not None]
+        for raw in nameless:
+            if raw not in self._nameless:
+                _skip(raw)
+                is_new.append(True)
+        self._nameless = nameless
+        if len(answer) >= FULL_ANSWER and not any(is_new):
+            self._trouble = f"{len(answer)} wait for their confirmation, and others come after these only"
+            _log.warning("the bot stands still", reason=self._trouble)
+        if holding := [self._running[update_id] for update_id in self._seen.holding]:
+            await asyncio.wait(holding, timeout=BUSY_POLL_SECONDS)
+        elif answer and not any(is_new):
+            await asyncio.sleep(BUSY_POLL_SECONDS)  # they come again at once
+
+    # ── room for others ──────────────────────────────────────────────────────────────────────────
+
+    async def _make_room(self) -> None:
+        if self._seen.unconfirmed_count > ROOM and self._seen.holding:
+            kept = {update_id: self._raw[update_id] for update_id in self._seen.holding}
+            await self._shelf.put(kept)
+            if finished := self._seen.keep(kept):
+                await self._take_away(*finished)
+        while len(self._running) >= MAX_RUNNING:
+            self._trouble = f"{len(self._running)} are in hand, and not one ends"
+            await asyncio.wait(self._running.values(), return_when=asyncio.FIRST_COMPLETED)
+            self._trouble = ""
+
+    async def _look_at_shelf(self) -> None:
+        """Take up what was put there by a process that has ended since."""
+        self._look_at = time.monotonic() + LOOK_SECONDS
+        for raw in await self._shelf.values():
+            self._begin(raw, kept=True)
+
+    async def _take_away(self, *update_ids: int) -> None:
+        with suppress(UnavailableError):  # then it is looked at again, and the guard knows that it has run
+            await self._shelf.take_away(update_ids)
+
+    # ── one update ───────────────────────────────────────────────────────────────────────────────
+
+    def _begin(self, raw: Any, *, kept: bool = False) -> bool:
+        update_id = id_of(raw)
+        if update_id is None or not self._seen.begin(update_id, kept=kept):
+            return False
+        update = read_update(raw, self._bot)
+        chat = None if update is None else chat_of(update)
+        task = asyncio.create_task(
+            self._run(update_id, update, self._last_of_chat.get(chat)), name=f"hybridkit update {update_id}"
+        )
+        if update is None:
+            _skip(raw)
+        if chat is not None:
+            self._last_of_chat[chat] = task
+        self._raw[update_id] = raw
+        self._running[update_id] = task
+
+        def end(ended: asyncio.Task[None]) -> None:
+            del self._running[update_id], self._raw[update_id]
+            if self._last_of_chat.get(chat) is ended:
+                del self._last_of_chat[chat]
+
+        task.add_done_callback(end)
+        return True
+
+    async def _run(self, update_id: int, update: Update | None, before: "asyncio.Task[None] | None") -> None:
+        is_through = False
+        try:
+            if before is not None:
+                await asyncio.wait({before})
+            is_through = update is None or await self._updates.run(update, self._stopping)
+            if is_through and self._seen.is_kept(update_id):
+                await self._take_away(update_id)
+        finally:
+            (self._seen.finish if is_through else self._seen.abandon)(update_id)
+
+
+def _skip(raw: Any) -> None:
+    update_type, is_known = type_of(raw)
+    metrics.bot_updates_skipped.labels(update_type if is_known else UNKNOWN).inc()
+    _log.warning(
+        "an update can't be read and is skipped: is there a newer aiogram?",
+        **{"telegram.update_id": id_of(raw), "telegram.update_type": update_type},
+    )
+
+
+def _pause_after(error: Exception, failures: int) -> float:
+    if isinstance(error, TelegramRetryAfter):
+        return float(error.retry_after)
+    return _BACKOFF.bound_seconds(failures) * random.uniform(0.5, 1.0)  # noqa: S311 # nosec B311  # spreads, no secret

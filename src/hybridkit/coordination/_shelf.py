@@ -1,0 +1,83 @@
+"""A place in Redis for what must outlive the process that has it in hand."""
+
+import json
+import time
+from collections.abc import Collection, Mapping
+from typing import Any, Final
+
+from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import MasterDownError, ReadOnlyError, RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from hybridkit.errors import UnavailableError
+
+__all__ = ["REDIS_IS_AWAY", "Shelf"]
+
+REDIS_IS_AWAY: Final = (RedisConnectionError, RedisTimeoutError, ReadOnlyError, MasterDownError)
+"""What the Redis client raises while its server is down, starting, or being replaced by another."""
+
+
+class Shelf:
+    """Numbered JSON values under one key.
+
+    Args:
+        redis: a client from `connect_redis`; it isn't closed here.
+        key: of the Redis hash.
+        retention_seconds: how long a value is kept that nobody takes away.
+    """
+
+    def __init__(self, redis: Redis, *, key: str, retention_seconds: int) -> None:
+        # redis-py annotates its commands for its sync and its async client at once.
+        self._redis: Any = redis
+        self._key = key
+        self._retention_seconds = retention_seconds
+
+    def __repr__(self) -> str:
+        return f"Shelf({self._key!r})"
+
+    async def put(self, values: Mapping[int, object]) -> None:
+        """Keep these, all or none of them.
+
+        Raises:
+            UnavailableError: Redis did not answer.
+        """
+        now = time.time()
+        # Not by the codec: what others have made may hold texts that are no Unicode, which this keeps as escapes.
+        entries = {str(number): json.dumps([now, value]) for number, value in values.items()}
+        try:
+            async with self._redis.pipeline(transaction=True) as pipeline:
+                pipeline.hset(self._key, mapping=entries)
+                pipeline.expire(self._key, self._retention_seconds)
+                await pipeline.execute()
+        except RedisError as error:
+            raise _unavailable(error) from error
+
+    async def take_away(self, numbers: Collection[int]) -> None:
+        """Keep these no longer.
+
+        Raises:
+            UnavailableError: Redis did not answer.
+        """
+        try:
+            await self._redis.hdel(self._key, *map(str, numbers))
+        except RedisError as error:
+            raise _unavailable(error) from error
+
+    async def values(self) -> list[Any]:
+        """What is kept, by ascending number.
+
+        Raises:
+            UnavailableError: Redis did not answer.
+        """
+        try:
+            entries: dict[str | bytes, str | bytes] = await self._redis.hgetall(self._key)
+        except RedisError as error:
+            raise _unavailable(error) from error
+        since = time.time() - self._retention_seconds
+        kept = {int(number): json.loads(text) for number, text in entries.items()}
+        return [value for _, (put_at, value) in sorted(kept.items()) if put_at > since]
+
+
+def _unavailable(error: RedisError) -> UnavailableError:
+    return UnavailableError(f"Redis does not answer: {type(error).__name__}: {error}")

@@ -1,0 +1,604 @@
+"""A bot serves everybody: past what it can't read, beside a handler that doesn't end, after an outage."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from typing import Any
+
+import pytest
+from aiogram import Bot, Dispatcher, F
+from aiogram.exceptions import (
+    TelegramBadRequest,
+    TelegramEntityTooLarge,
+    TelegramNetworkError,
+    TelegramRetryAfter,
+    TelegramServerError,
+)
+from aiogram.methods import GetMe
+from aiogram.types import CallbackQuery, ErrorEvent, InlineQuery, Message, PreCheckoutQuery, TelegramObject
+from redis.exceptions import ConnectionError as RedisConnectionError
+from structlog.testing import capture_logs
+
+from hybridkit.adapters import _telegram_polling
+from hybridkit.adapters._telegram_failures import asked_seconds, is_temporary
+from hybridkit.adapters.aiogram import bot_lifespan
+from hybridkit.errors import (
+    ClaimLostError,
+    DeadlineExceededError,
+    DeclarationError,
+    HybridkitError,
+    InvalidRequestError,
+    MisuseError,
+    OverloadedError,
+    RateLimitedError,
+    UnavailableError,
+)
+from hybridkit.observability import metrics
+from hybridkit.testing import FakeTelegram, TelegramUser
+from tests.unit.test_adapter_aiogram import ADA, BEA, World, world
+
+__all__ = ["world"]
+
+SECRET = "what a person has written"
+TOO_NEW_MESSAGE = {
+    "message": {
+        "message_id": 1,
+        "date": 1_420_070_400,
+        "chat": {"id": 5, "type": "private"},
+        "text": SECRET,
+        "forward_origin": {"type": "hidden_user", "date": 1_420_070_400},
+    }
+}
+TOO_NEW: Mapping[str, dict[str, Any]] = {
+    "a message of a later form": TOO_NEW_MESSAGE,
+    "a type of update that is not known": {"telepathy": {"thought": SECRET}},
+    "no type at all": {},
+    "a known type that is null": {"message": None},
+    "half a surrogate pair": {"message": {**TOO_NEW_MESSAGE["message"], "text": "\ud800"}},
+    "a text where an object should be": {"message": SECRET},
+    "a moment that no calendar has": {
+        "message": {"message_id": 1, "date": 10**30, "chat": {"id": 5, "type": "private"}}
+    },
+}
+
+
+@pytest.fixture
+def lines() -> Generator[list[Any]]:
+    """What is logged; also spares the time for drawing each stack."""
+    with capture_logs() as found:
+        yield found
+
+
+pytestmark = pytest.mark.usefixtures("lines")
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110  # of a state that sets no event
+            await asyncio.sleep(0)
+
+
+@pytest.fixture
+def dispatcher() -> Dispatcher:
+    """Echoes, after it has waited for the event `release` where the text says so; counts what it got as `seen`."""
+    made = Dispatcher()
+    made["release"], made["seen"] = asyncio.Event(), []
+
+    @made.message(F.text.startswith("wait"))
+    async def wait(message: Message, release: asyncio.Event, seen: list[str]) -> None:
+        seen.append(f"{message.text}")
+        await release.wait()
+        await message.answer(f"{message.text}")
+
+    @made.message(F.text)
+    async def echo(message: Message, seen: list[str]) -> None:
+        seen.append(f"{message.text}")
+        await message.answer(f"{message.text}")
+
+    return made
+
+
+def texts(telegram: FakeTelegram) -> list[str]:
+    return [message.text for message in telegram.messages]
+
+
+def crowd(telegram: FakeTelegram, count: int, text: str = "hello") -> None:
+    for number in range(count):
+        telegram.push_text(text, from_user=TelegramUser(id=100 + number))
+
+
+# ── what can't be read ───────────────────────────────────────────────────────────────────────────
+
+
+async def test_updates_that_can_not_be_read_are_skipped_among_the_others(
+    world: World, dispatcher: Dispatcher, lines: list[Any]
+) -> None:
+    """Each is logged once, by number and type, and confirmed; those around it are handled once, and it is ready."""
+    async with world.polling(dispatcher) as polling:
+        last = 0
+        for update in TOO_NEW.values():
+            world.telegram.push_update(update)
+            last = world.telegram.push_text("good", from_user=ADA)
+        await world.telegram.wait_for_messages(len(TOO_NEW))
+        await world.telegram.wait_until_confirmed(last)
+        await polling.probe()
+    skipped = [line for line in lines if "can't be read" in line["event"]]
+    assert texts(world.telegram) == ["good"] * len(TOO_NEW)
+    assert [line["telegram.update_id"] for line in skipped] == [1001 + 2 * n for n in range(len(TOO_NEW))]
+    assert [line["telegram.update_type"] for line in skipped][:3] == ["message", "telepathy", "unknown"]
+    assert SECRET not in str(lines)
+
+
+async def test_a_crowd_of_unreadable_updates_is_passed(world: World, dispatcher: Dispatcher) -> None:
+    for _ in range(250):
+        world.telegram.push_update(TOO_NEW_MESSAGE)
+    world.telegram.push_text("good", from_user=ADA)
+    skipped = metrics.bot_updates_skipped.labels("message")
+    before = skipped._value.get()
+    async with world.polling(dispatcher):
+        await world.telegram.wait_for_messages(1)
+    assert skipped._value.get() - before == 250
+
+
+async def test_what_is_no_update_at_all_is_logged_once_and_passed(
+    world: World, dispatcher: Dispatcher, lines: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a number it can't be confirmed by itself: it comes again until something after it is."""
+    oddities: list[Any] = [None, 7, SECRET, [SECRET], {"message": {}}, {"update_id": "7"}, {"update_id": -3}]
+    asked = world.telegram._get_updates
+
+    async def with_oddities(params: Mapping[str, str]) -> list[Any]:
+        return [*oddities, *await asked({**params, "timeout": "0"})]
+
+    monkeypatch.setattr(world.telegram, "_get_updates", with_oddities)
+    async with world.polling(dispatcher) as polling:
+        world.telegram.push_text("good", from_user=ADA)
+        await world.telegram.wait_for_messages(1)
+        await polling.probe()
+        polls = world.telegram.calls.count("getUpdates")
+        await world.telegram.wait_for_calls("getUpdates", count=polls + 2)
+    assert len([line for line in lines if "can't be read" in line["event"]]) == len(oddities)
+    assert SECRET not in str(lines)
+
+
+@pytest.mark.parametrize("answer", [None, {"message": 1}, "text"])
+async def test_an_answer_that_is_no_list_does_not_end_the_asking(
+    world: World, dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch, answer: object
+) -> None:
+    asked, odd = world.telegram._get_updates, [answer]
+
+    async def first_odd(params: Mapping[str, str]) -> Any:
+        return odd.pop() if odd else await asked(params)
+
+    monkeypatch.setattr(world.telegram, "_get_updates", first_odd)
+    async with world.polling(dispatcher):
+        world.telegram.push_text("good", from_user=ADA)
+        await world.telegram.wait_for_messages(1)
+
+
+async def test_numbers_may_jump(world: World, dispatcher: Dispatcher) -> None:
+    async with world.polling(dispatcher):
+        for jump in (1, 5000, 3):
+            world.telegram._next_update_id += jump
+            last = world.telegram.push_text("good", from_user=ADA)
+        await world.telegram.wait_until_confirmed(last)
+    assert texts(world.telegram) == ["good"] * 3
+
+
+# ── what does not end ────────────────────────────────────────────────────────────────────────────
+
+
+async def test_handlers_that_do_not_end_starve_nobody(world: World, dispatcher: Dispatcher) -> None:
+    """Three wait, 250 others are answered; at the end the three are, too."""
+    async with world.polling(dispatcher) as polling:
+        for number in range(3):
+            world.telegram.push_text("wait", from_user=TelegramUser(id=10 + number))
+        crowd(world.telegram, 250)
+        await world.telegram.wait_for_messages(250, timeout_seconds=30)
+        await polling.probe()
+        dispatcher["release"].set()
+        await world.telegram.wait_for_messages(253)
+    assert texts(world.telegram).count("wait") == 3
+    assert len(dispatcher["seen"]) == 253
+
+
+async def test_more_handlers_than_telegram_delivers_at_once_may_hang(
+    world: World, dispatcher: Dispatcher
+) -> None:
+    async with world.polling(dispatcher):
+        crowd(world.telegram, 220, "wait")
+        world.telegram.push_text("next", from_user=ADA)
+        await world.telegram.wait_for_messages(1, timeout_seconds=30)
+        dispatcher["release"].set()
+        await world.telegram.wait_for_messages(221, timeout_seconds=30)
+    assert texts(world.telegram)[0] == "next"
+
+
+async def test_what_telegram_has_forgotten_meanwhile_survives_a_crash(
+    world: World, dispatcher: Dispatcher
+) -> None:
+    """The update that held the others up is confirmed, and broken off: the next process handles it, once."""
+    async with world.polling(dispatcher):
+        slow = world.telegram.push_text("wait", from_user=ADA)
+        crowd(world.telegram, 120)
+        await world.telegram.wait_for_messages(120, timeout_seconds=30)
+        await world.telegram.wait_until_confirmed(slow)
+    dispatcher["release"].set()
+    for _ in range(2):
+        async with world.polling(dispatcher):
+            world.telegram.push_text("after", from_user=ADA)
+            await world.telegram.wait_for_calls("getUpdates")
+            await world.telegram.wait_for_messages(122, timeout_seconds=30)
+    assert texts(world.telegram)[120:122] == ["wait", "after"], "the chat's order is kept"
+    assert texts(world.telegram).count("wait") == 1
+
+
+async def test_updates_of_a_chat_are_handled_in_their_order(world: World, dispatcher: Dispatcher) -> None:
+    async with world.polling(dispatcher):
+        world.telegram.push_text("wait 1", from_user=ADA)
+        world.telegram.push_text("2", from_user=ADA)
+        world.telegram.push_text("other", from_user=BEA)
+        await world.telegram.wait_for_messages(1)
+        dispatcher["release"].set()
+        await world.telegram.wait_for_messages(3)
+    assert texts(world.telegram) == ["other", "wait 1", "2"]
+
+
+async def test_a_handler_that_takes_too_long_is_given_up_and_answered(
+    world: World, dispatcher: Dispatcher
+) -> None:
+    async with world.polling(dispatcher, handler_seconds=0.05):
+        world.telegram.push_text("wait", from_user=ADA)
+        world.telegram.push_text("next", from_user=ADA)
+        messages = await world.telegram.wait_for_messages(2)
+    assert messages[0].text.startswith("Sorry")
+    assert messages[1].text == "next"
+    assert dispatcher["seen"] == ["wait", "next"]
+
+
+async def test_a_handler_that_is_cancelled_by_what_it_waits_for_is_not_run_for_ever(world: World) -> None:
+    dispatcher, seen = Dispatcher(), []
+
+    @dispatcher.message()
+    async def waits(message: Message) -> None:
+        seen.append(message.text)
+        raise asyncio.CancelledError
+
+    async with world.polling(dispatcher):
+        update = world.telegram.push_text("hello", from_user=ADA)
+        await world.telegram.wait_until_confirmed(update)
+    assert seen == ["hello"]
+
+
+async def test_a_bot_that_has_no_room_left_says_that_it_is_not_ready(
+    world: World, dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_telegram_polling, "MAX_RUNNING", 3)
+    async with world.polling(dispatcher) as polling:
+        crowd(world.telegram, 3, "wait")
+        await until(lambda: len(dispatcher["seen"]) == 3 and polling._trouble)
+        with pytest.raises(UnavailableError, match="in hand"):
+            await polling.probe()
+        dispatcher["release"].set()
+        await world.telegram.wait_for_messages(3)
+        await world.telegram.wait_for_calls("getUpdates", count=2)
+        await polling.probe()
+
+
+async def test_without_redis_for_the_shelf_the_bot_says_that_it_is_not_ready(
+    world: World, dispatcher: Dispatcher
+) -> None:
+    async with world.polling(dispatcher) as polling:
+        world.redis.connected = False
+        crowd(world.telegram, 120)
+        await until(lambda: polling._trouble)
+        with pytest.raises(UnavailableError, match="Redis"):
+            await polling.probe()
+        world.redis.connected = True
+        await world.telegram.wait_for_messages(120, timeout_seconds=30)
+
+
+# ── what fails for a moment ──────────────────────────────────────────────────────────────────────
+
+METHOD = GetMe()
+TEMPORARY: list[BaseException] = [
+    UnavailableError("down"),
+    OverloadedError("busy"),
+    RateLimitedError("slowly", retry_after_seconds=0.01),
+    DeadlineExceededError("late"),
+    ClaimLostError("a claim of the handler's own"),
+    TelegramRetryAfter(METHOD, "slowly", 0),
+    TelegramNetworkError(METHOD, "cut"),
+    TelegramServerError(METHOD, "502"),
+    RedisConnectionError("down"),
+    ConnectionResetError("cut"),
+    TimeoutError("late"),
+    ExceptionGroup("both", [UnavailableError("down"), TelegramServerError(METHOD, "502")]),
+]
+MISTAKES: list[BaseException] = [
+    ValueError("a mistake"),
+    MisuseError("a mistake"),
+    InvalidRequestError("a mistake"),
+    TelegramBadRequest(METHOD, "a mistake"),
+    TelegramEntityTooLarge(METHOD, "a mistake"),
+    ExceptionGroup("one of them", [UnavailableError("down"), ValueError("a mistake")]),
+]
+
+
+@pytest.mark.parametrize("error", TEMPORARY, ids=lambda error: type(error).__name__)
+def test_what_waiting_cures_is_temporary(error: BaseException) -> None:
+    assert is_temporary(error)
+
+
+@pytest.mark.parametrize("error", MISTAKES, ids=lambda error: type(error).__name__)
+def test_a_mistake_is_not_temporary(error: BaseException) -> None:
+    assert not is_temporary(error)
+
+
+def test_every_error_of_ours_is_temporary_exactly_when_it_is_retryable() -> None:
+    kinds, pending = set[type[HybridkitError]](), [HybridkitError]
+    while pending:
+        kinds.add(kind := pending.pop())
+        pending += kind.__subclasses__()
+    assert all(is_temporary(kind.__new__(kind)) is kind.retryable for kind in kinds)
+
+
+def test_the_longest_wait_that_is_asked_for_counts() -> None:
+    both = ExceptionGroup(
+        "", [TelegramRetryAfter(METHOD, "", 6), UnavailableError("", retry_after_seconds=9.5)]
+    )
+    assert [asked_seconds(error) for error in (both, *both.exceptions, ValueError())] == [9.5, 6, 9.5, 0]
+
+
+@pytest.mark.parametrize("error", [UnavailableError("down"), TelegramServerError(METHOD, "502")])
+async def test_an_update_that_met_an_outage_is_handled_again_before_the_next_of_its_chat(
+    world: World, error: Exception
+) -> None:
+    dispatcher, seen = Dispatcher(), []
+
+    @dispatcher.message()
+    async def answer(message: Message) -> None:
+        seen.append(message.text)
+        if len(seen) < 3:
+            raise error
+        await message.answer(f"{message.text}")
+
+    async with world.polling(dispatcher):
+        world.telegram.push_text("first", from_user=ADA)
+        world.telegram.push_text("second", from_user=ADA)
+        await world.telegram.wait_for_messages(2)
+    assert texts(world.telegram) == ["first", "second"]
+    assert seen == ["first", "first", "first", "second"]
+
+
+type Break = Callable[[Dispatcher, Callable[[], None]], object]
+
+
+def _by_outer_middleware(dispatcher: Dispatcher, fail: Callable[[], None]) -> None:
+    async def middleware(
+        handler: Callable[[TelegramObject, dict[str, Any]], Awaitable[Any]],
+        event: TelegramObject,
+        data: dict[str, Any],
+    ) -> Any:
+        fail()
+        return await handler(event, data)
+
+    dispatcher.update.outer_middleware(middleware)
+
+
+def _by_inner_middleware(dispatcher: Dispatcher, fail: Callable[[], None]) -> None:
+    async def middleware(
+        handler: Callable[[TelegramObject, dict[str, Any]], Awaitable[Any]],
+        event: TelegramObject,
+        data: dict[str, Any],
+    ) -> Any:
+        fail()
+        return await handler(event, data)
+
+    dispatcher.message.middleware(middleware)
+
+
+def _by_filter(dispatcher: Dispatcher, fail: Callable[[], None]) -> None:
+    async def passes(_: Message) -> bool:
+        fail()
+        return True
+
+    dispatcher.message.filter(passes)
+
+
+@pytest.mark.parametrize("breaks", [_by_outer_middleware, _by_inner_middleware, _by_filter])
+@pytest.mark.parametrize("has_error_handler", [False, True])
+async def test_an_outage_anywhere_on_the_way_to_a_handler_is_tried_again(
+    world: World, dispatcher: Dispatcher, breaks: Break, *, has_error_handler: bool
+) -> None:
+    """In middlewares and filters, too, and although the application has a handler of errors, which sees nothing."""
+    failures, reported = [UnavailableError("down")], list[BaseException]()
+
+    def fail() -> None:
+        if failures:
+            raise failures.pop()
+
+    breaks(dispatcher, fail)
+    if has_error_handler:
+
+        @dispatcher.errors()
+        async def on_error(event: ErrorEvent) -> None:
+            reported.append(event.exception)
+
+    async with world.polling(dispatcher):
+        world.telegram.push_text("hello", from_user=ADA)
+        await world.telegram.wait_for_messages(1)
+    assert texts(world.telegram) == ["hello"]
+    assert reported == []
+
+
+async def test_an_outage_in_a_handler_of_errors_is_tried_again(world: World) -> None:
+    dispatcher, steps = Dispatcher(), list[str]()
+
+    @dispatcher.message()
+    async def broken(_: Message) -> None:
+        steps.append("message")
+        raise ValueError("a mistake")
+
+    @dispatcher.errors()
+    async def on_error(_: ErrorEvent) -> None:
+        steps.append("error")
+        if len(steps) < 3:
+            raise UnavailableError("nobody to report to")
+
+    async with world.polling(dispatcher):
+        update = world.telegram.push_text("hello", from_user=ADA)
+        await world.telegram.wait_until_confirmed(update)
+    assert steps == ["message", "error", "message", "error"]
+    assert texts(world.telegram) == [], "the application's handler of errors has dealt with it"
+
+
+USER = {"id": 8, "is_bot": False, "first_name": "Bea", "language_code": "ru"}
+QUERIES: Mapping[str, dict[str, Any]] = {
+    "callback_query": {"id": "1", "from": USER, "chat_instance": "1", "data": "press"},
+    "inline_query": {"id": "1", "from": USER, "query": "find", "offset": ""},
+    "pre_checkout_query": {
+        "id": "1",
+        "from": USER,
+        "currency": "EUR",
+        "total_amount": 1,
+        "invoice_payload": "x",
+    },
+}
+
+
+@pytest.mark.parametrize("kind", QUERIES)
+async def test_queries_are_tried_again_as_messages_are(world: World, kind: str) -> None:
+    dispatcher, failures = Dispatcher(), [UnavailableError("down")]
+    answered = asyncio.Event()
+
+    @dispatcher.observers[kind]()
+    async def answer(_: CallbackQuery | InlineQuery | PreCheckoutQuery) -> None:
+        if failures:
+            raise failures.pop()
+        answered.set()
+
+    async with world.polling(dispatcher):
+        world.telegram.push_update({kind: QUERIES[kind]})
+        await asyncio.wait_for(answered.wait(), 10)
+
+
+async def test_telegrams_own_pause_is_kept(world: World, dispatcher: Dispatcher) -> None:
+    async with world.polling(dispatcher):
+        world.telegram.fail("sendMessage", status=429, retry_after_seconds=1)
+        started = time.monotonic()
+        world.telegram.push_text("hello", from_user=ADA)
+        await world.telegram.wait_for_messages(1)
+        assert time.monotonic() - started >= 1
+
+
+async def test_a_stop_gives_back_what_waits_to_be_tried_again(world: World) -> None:
+    dispatcher, failures = Dispatcher(), [UnavailableError("down", retry_after_seconds=3600)]
+
+    @dispatcher.message()
+    async def answer(message: Message) -> None:
+        if failures:
+            raise failures.pop()
+        await message.answer(f"{message.text}")
+
+    async with world.polling(dispatcher) as polling:
+        world.telegram.push_text("first", from_user=ADA)
+        last = world.telegram.push_text("second", from_user=ADA)
+        await until(lambda: not failures)
+        await polling.stop_asking(1)
+        await asyncio.wait_for(polling.drain(60), 5)
+        assert world.telegram.confirmed_update_id < last - 1
+    async with world.polling(dispatcher):
+        await world.telegram.wait_until_confirmed(last)
+    assert texts(world.telegram) == ["first", "second"]
+
+
+# ── what is given up ─────────────────────────────────────────────────────────────────────────────
+
+
+def failing(error: BaseException) -> Dispatcher:
+    dispatcher = Dispatcher()
+    dispatcher["seen"] = []
+
+    async def fail(_: TelegramObject, seen: list[None]) -> None:
+        seen.append(None)
+        raise error
+
+    for kind in ("message", *QUERIES):
+        dispatcher.observers[kind].register(fail)
+    return dispatcher
+
+
+@pytest.mark.parametrize(
+    ("error", "runs", "outcome"),
+    [(ValueError("a mistake"), 1, "error"), (UnavailableError("down"), 3, "given_up")],
+)
+async def test_what_is_given_up_is_answered_in_the_persons_language_with_the_request_id(
+    world: World, lines: list[Any], error: Exception, runs: int, outcome: str
+) -> None:
+    dispatcher = failing(error)
+    counted = metrics.bot_update_duration.labels("message", outcome)
+    before = counted._sum.get()
+    async with world.polling(dispatcher):
+        world.telegram.push_text("hello", from_user=BEA)
+        [answer] = await world.telegram.wait_for_messages(1)
+    request_id = answer.text.rpartition(" ")[2]
+    assert answer.text.startswith("Не получилось")  # noqa: RUF001  # Russian
+    assert len(request_id) > 20
+    assert len(dispatcher["seen"]) == runs
+    assert counted._sum.get() > before
+    assert [line["event"] for line in lines].count("an update's handler failed") == 1
+
+
+async def test_buttons_and_payments_get_the_answer_that_they_wait_for(world: World) -> None:
+    async with world.polling(failing(ValueError("a mistake"))):
+        pushed = [world.telegram.push_update({kind: query}) for kind, query in QUERIES.items()]
+        await world.telegram.wait_until_confirmed(max(pushed))
+    [button] = world.telegram.parameters_of("answerCallbackQuery")
+    [payment] = world.telegram.parameters_of("answerPreCheckoutQuery")
+    assert button["text"].startswith("Не получилось")  # noqa: RUF001  # Russian
+    assert button["show_alert"] == "true"
+    assert len(button["text"]) <= 200
+    assert payment["error_message"].startswith("Не получилось")  # noqa: RUF001  # Russian
+    assert payment["ok"] == "false"
+    assert world.telegram.messages == []
+
+
+async def test_a_button_pressed_long_ago_is_answered_by_a_message(world: World) -> None:
+    async with world.polling(failing(ValueError("a mistake"))):
+        world.telegram.fail("answerCallbackQuery", status=400, description="query is too old")
+        world.telegram.push_update({"callback_query": QUERIES["callback_query"]})
+        [answer] = await world.telegram.wait_for_messages(1)
+    assert answer.chat_id == 8
+
+
+@pytest.mark.parametrize(
+    ("failure_texts", "said"), [({"de": "Leider nein ({request_id})"}, "Leider nein"), ({}, None)]
+)
+async def test_the_texts_can_be_replaced(
+    world: World, failure_texts: Mapping[str, str], said: str | None
+) -> None:
+    async with world.polling(failing(ValueError("a mistake")), failure_texts=failure_texts):
+        update = world.telegram.push_text("hello", from_user=ADA)
+        await world.telegram.wait_until_confirmed(update)
+    assert [text.partition(" (")[0] for text in texts(world.telegram)] == ([said] if said else [])
+
+
+async def test_a_text_that_can_not_be_filled_in_is_refused_at_the_start(world: World) -> None:
+    with pytest.raises(DeclarationError, match="'en'"):
+        async with bot_lifespan(Dispatcher(), world.settings, failure_texts={"en": "{name}"}):
+            pass
+
+
+async def test_a_person_who_has_blocked_the_bot_is_no_trouble(world: World, dispatcher: Dispatcher) -> None:
+    dispatcher.message.middleware(_raising)
+    async with world.polling(dispatcher):
+        world.telegram.fail("sendMessage", status=403)
+        update = world.telegram.push_text("hello", from_user=ADA)
+        await world.telegram.wait_until_confirmed(update)
+    assert world.telegram.calls.count("sendMessage") == 1
+
+
+async def _raising(_: Any, __: TelegramObject, data: dict[str, Any]) -> None:
+    assert isinstance(data["bot"], Bot)
+    raise ValueError("a mistake")
