@@ -5,6 +5,7 @@ value has the same bytes on every path: timestamps are UTC with `Z` and at most 
 UUIDs are lower case.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -12,12 +13,14 @@ from typing import Annotated, Any, Final, cast
 
 import orjson
 from pydantic import AfterValidator, BaseModel, PlainSerializer, TypeAdapter, ValidationError
+from pydantic_core import from_json
 
 from hybridkit.errors import FieldError, MalformedPayloadError, PayloadTooLargeError
 
 __all__ = [
     "MAX_MESSAGE_BYTES",
     "Timestamp",
+    "canonical_json",
     "check_size",
     "decode_json",
     "decode_object",
@@ -34,8 +37,8 @@ MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024
 """What fits into one message, body included: 16 MiB, RabbitMQ's default `max_message_size` since 4.0."""
 
 MAX_FIELD_ERRORS: Final = 20
-MAX_PLAIN_EXPONENT: Final = 1000
 """How many problems one error lists; a hostile body can have millions."""
+MAX_PLAIN_EXPONENT: Final = 1000
 
 
 def now() -> datetime:
@@ -74,7 +77,11 @@ Timestamp = Annotated[
     AfterValidator(truncate_timestamp),
     PlainSerializer(format_timestamp, return_type=str, when_used="json"),
 ]
-"""A `datetime` field that reads any RFC 3339 form and writes the canonical one."""
+"""A `datetime` field that reads any RFC 3339 form and writes the canonical one.
+
+Of a fraction what is below milliseconds is cut. A leap second (`23:59:60Z`) is refused, as Python's `datetime` and the
+databases can't hold it; so is a moment that leaves the years 1 to 9999 once it is in UTC.
+"""
 
 
 def encode_json(value: Any) -> bytes:
@@ -86,13 +93,24 @@ def encode_json(value: Any) -> bytes:
     try:
         if isinstance(value, BaseModel):
             return value.model_dump_json().encode()
-        return orjson.dumps(value, default=_encode_scalar, option=_ENCODE_OPTIONS)
+        return _dumps(value, _ENCODE_OPTIONS)
     except (TypeError, ValueError, RecursionError) as error:
         raise MalformedPayloadError(f"{type(value).__name__} has no JSON form: {error}") from None
 
 
+def canonical_json(value: Any) -> bytes:
+    """The same bytes for the same JSON value, in whatever order its members are: what fingerprints are made of.
+
+    Args:
+        value: by `decode_json`.
+    """
+    return _dumps(value, orjson.OPT_SORT_KEYS)
+
+
 def decode_json(body: bytes, *, limit_bytes: int = MAX_MESSAGE_BYTES) -> Any:
-    """The value in those bytes (RFC 8259, UTF-8, no NaN, at most 1024 levels deep).
+    """The value in those bytes (RFC 8259, UTF-8, no NaN and nothing infinite, at most 200 levels deep).
+
+    Integers are exact, however long they are.
 
     Raises:
         PayloadTooLargeError: over the limit; nothing was parsed.
@@ -100,9 +118,12 @@ def decode_json(body: bytes, *, limit_bytes: int = MAX_MESSAGE_BYTES) -> Any:
     """
     check_size(body, limit_bytes=limit_bytes)
     try:
-        return orjson.loads(body)
+        orjson.loads(body)  # the judge, as the reader takes NaN and numbers beyond a double's range
+        return from_json(body)  # which keeps integers over 64 bits, where orjson makes floats of them
     except orjson.JSONDecodeError as error:
         raise MalformedPayloadError(f"the body is not JSON: {error.msg} at byte {error.pos}") from None
+    except ValueError as error:
+        raise MalformedPayloadError(f"the body can't be read: {error}") from None
 
 
 def decode_object(body: bytes, *, limit_bytes: int = MAX_MESSAGE_BYTES) -> dict[str, Any]:
@@ -164,6 +185,26 @@ def check_size(body: bytes, *, limit_bytes: int) -> None:
 
 # Timestamps go through `format_timestamp`, not through orjson's own form, which keeps microseconds.
 _ENCODE_OPTIONS = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_SUBCLASS
+
+
+def _dumps(value: Any, option: int) -> bytes:
+    try:
+        return orjson.dumps(value, default=_encode_scalar, option=option)
+    except TypeError as error:
+        if str(error) != _TOO_LONG:
+            raise
+    # The standard library writes integers of any length; of what comes here it writes the rest as orjson does.
+    return json.dumps(
+        value,
+        default=_encode_scalar,
+        sort_keys=bool(option & orjson.OPT_SORT_KEYS),
+        ensure_ascii=False,
+        allow_nan=False,
+        separators=(",", ":"),
+    ).encode()
+
+
+_TOO_LONG: Final = "Integer exceeds 64-bit range"
 
 
 def _encode_scalar(value: Any) -> Any:

@@ -10,24 +10,24 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Final, cast
+from functools import cache
+from typing import Any, cast
 from uuid import UUID
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from pydantic_core import PydanticSerializationError
 
 from hybridkit.codec import (
     MAX_MESSAGE_BYTES,
-    check_size,
+    Timestamp,
     decode_object,
     format_timestamp,
-    truncate_timestamp,
     validate_json,
     validate_object,
 )
 from hybridkit.context import RequestContext, current
-from hybridkit.errors import FieldError, MalformedPayloadError
+from hybridkit.errors import FieldError, MalformedPayloadError, PayloadError
 from hybridkit.events import EventRegistry, Message, Upcaster
 from hybridkit.events import registry as default_registry
 
@@ -53,7 +53,7 @@ class EventEnvelope[DataT: Message](BaseModel):
 
     event_type: str
     event_id: UUID
-    timestamp: datetime
+    timestamp: Timestamp
     service: str = Field(min_length=1)
     request_id: str
     user_id: str | None = None
@@ -175,59 +175,46 @@ def decode_envelope(
         UnknownEventTypeError: no such type here.
         UnknownEventVersionError: no such version here.
     """
-    check_size(body, limit_bytes=limit_bytes)
-    envelope = _decode_canonical(body, registry) or _decode_any(body, registry, limit_bytes)
-    timestamp = envelope.timestamp
-    if timestamp.microsecond % 1000 or timestamp.tzinfo is None:  # written by somebody else
-        timestamp = truncate_timestamp(timestamp)
-        envelope = envelope.model_copy(update={"timestamp": timestamp})
-    envelope.data.identify_as(envelope.event_id, timestamp)
-    return envelope
-
-
-def _decode_canonical(body: bytes, registry: EventRegistry) -> EventEnvelope[Any] | None:
-    """One pass over an envelope as we write it ourselves; None where anything is unusual."""
-    if not body.startswith(_OPENING):
-        return None
-    message = registry.newest(body[len(_OPENING) : body.find(b'"', len(_OPENING))].decode("ascii", "replace"))
-    if message is None:
-        return None
-    try:
-        envelope: EventEnvelope[Any] = _envelope_class(message).__pydantic_validator__.validate_json(body)
-    except (ValidationError, RecursionError):
-        return None
-    if envelope.version != message.message_version or envelope.event_type != message.message_type:
-        return None
-    return envelope
-
-
-def _decode_any(body: bytes, registry: EventRegistry, limit_bytes: int) -> EventEnvelope[Any]:
-    """Look before reading: the type and version decide which class the data becomes."""
     wire = decode_object(body, limit_bytes=limit_bytes)
+    return read_envelope(wire, body, registry=registry)
+
+
+def read_envelope(wire: dict[str, Any], body: bytes, *, registry: EventRegistry) -> EventEnvelope[Any]:
+    """The envelope with those members.
+
+    Args:
+        wire: by `decode_object`; looked at before the data is read, as type and version decide which class it becomes.
+        body: the same as JSON, from which the data is read, with numbers to their last digit.
+        registry: the types to choose from.
+
+    Raises:
+        PayloadError: as `decode_envelope`.
+    """
     message_type, version = _head(wire)
     message, steps = registry.resolve(message_type, version)
-    adapter = _adapter(message)
     what = f"the envelope of {message_type!r}"
-    if not steps:
-        return validate_json(adapter, body, what=what)
-    wire["data"] = _upcasted(wire.get("data"), steps, message_type, version)
-    wire["version"] = message.message_version
-    return validate_object(adapter, wire, what=what)
+    try:
+        if steps:
+            wire["data"] = _upcasted(wire.get("data"), steps, message_type, version)
+            wire["version"] = message.message_version
+            envelope = validate_object(_adapter(message), wire, what=what)
+        else:
+            envelope = validate_json(_adapter(message), body, what=what)
+        envelope.data.identify_as(envelope.event_id, envelope.timestamp)
+    except PayloadError:
+        raise
+    except Exception as error:  # the validators of a declaration meet data that their author did not expect
+        raise MalformedPayloadError(f"{what} can't be read: {type(error).__name__}") from error
+    return envelope
 
 
-_OPENING: Final = b'{"event_type":"'
-
-_envelope_classes: Final[dict[type[Message], type[EventEnvelope[Any]]]] = {}
-
-
+@cache
 def _envelope_class(message: type[Message]) -> type[EventEnvelope[Any]]:
     """`EventEnvelope[message]`, without asking pydantic each time."""
-    found = _envelope_classes.get(message)
-    if found is None:
-        found = _envelope_classes[message] = EventEnvelope[message]  # type: ignore[valid-type]
-    return found
+    return EventEnvelope[message]  # type: ignore[valid-type]
 
 
+@cache
 def _adapter(message: type[Message]) -> TypeAdapter[EventEnvelope[Any]]:
     return TypeAdapter(_envelope_class(message))
 

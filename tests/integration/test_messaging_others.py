@@ -10,8 +10,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from hybridkit.context import RequestContext, bind
+from hybridkit.envelope import EventEnvelope
 from hybridkit.events import Command, Event
-from hybridkit.messaging import BrokerConnection, RobustConsumer, RobustPublisher
+from hybridkit.messaging import BrokerConnection, DeadLetters, Order, RobustConsumer, RobustPublisher
 
 pytestmark = pytest.mark.real_server
 
@@ -114,3 +115,38 @@ async def test_a_bare_body_of_pika_is_handled(publisher: RobustPublisher, rabbit
         assert await seen.get() == ("event", 1)
         await asyncio.to_thread(publish_with_pika, rabbitmq_url, "", Chore.queue, body("others.chore", 2))
         assert await seen.get() == ("command", 2)
+
+
+class Kept(Event, type="others.kept", key="account"):
+    account: str
+    number: int
+
+
+async def test_a_message_from_the_end_of_the_calendar_stops_nobody(
+    publisher: RobustPublisher, rabbitmq_url: str, logs: list[MutableMapping[str, Any]]
+) -> None:
+    """Its time is of no year in UTC: it is a dead letter, and neither the connection nor any order suffers."""
+    consumer, seen = RobustConsumer("others.kept", order=Order.SKIP), list[int]()
+
+    @consumer.on(Kept)
+    async def on_kept(event: Kept) -> None:
+        seen.append(event.number)
+
+    odd = orjson.loads(EventEnvelope.wrap(Kept(account="a", number=0), service="tests").encode())
+    odd["timestamp"] = "9999-12-31T23:59:59.123456-12:00"
+    async with (
+        BrokerConnection(rabbitmq_url, name="tests") as connection,
+        consumer.running(connection, publisher=publisher),
+    ):
+        for number in (1, 2):
+            await publisher.publish(Kept(account="a", number=number))
+            await asyncio.to_thread(
+                publish_with_pika, rabbitmq_url, "hk.events", Kept.message_type, orjson.dumps(odd)
+            )
+        await publisher.publish(Kept(account="a", number=3))
+        letters = DeadLetters(rabbitmq_url, "others.kept.dlq")
+        async with asyncio.timeout(20):
+            while len(seen) < 3 or len(await letters.peek()) < 2:  # noqa: ASYNC110 - nothing tells
+                await asyncio.sleep(0.05)
+    assert seen == [1, 2, 3]
+    assert not [entry for entry in logs if entry["event"] in {"channel retired", "broker connection lost"}]

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationEr
 
 from hybridkit.codec import (
     Timestamp,
+    canonical_json,
     decode_json,
     decode_object,
     encode_json,
@@ -92,7 +93,26 @@ def test_scalars_have_one_form() -> None:
     assert encode_json(Moment(at=datetime(2025, 1, 15, tzinfo=UTC))) == b'{"at":"2025-01-15T00:00:00Z"}'
 
 
-@pytest.mark.parametrize("value", [object(), {"x": b"\xff"}, "\ud800", 2**70, {1: 2}])
+@given(st.integers() | st.integers(10**300, 10**308 - 1))
+def test_an_integer_is_exact_however_long_it_is(number: int) -> None:
+    """Over 64 bits too, which the usual parsers make floats of."""
+    for value in (number, [number, "7"], {"b": -number, "a": datetime(2025, 1, 15, tzinfo=UTC)}):
+        body = encode_json(value)
+        assert encode_json(decode_json(body)) == body
+    assert decode_json(encode_json({"n": number})) == {"n": number}
+    assert canonical_json({"b": number, "a": 1}) == canonical_json({"a": 1, "b": number})
+
+
+@pytest.mark.parametrize(
+    "number", ["NaN", "Infinity", "-Infinity", "1e400", "-1e400", "1" + "0" * 400, "1" + "0" * 5000]
+)
+@pytest.mark.parametrize("layout", ["{}", '{{"a":[{}]}}', '{{ "a" : {} }}', "[1,\n{}\n]"])
+def test_what_no_double_holds_is_no_json(number: str, layout: str) -> None:
+    with pytest.raises(MalformedPayloadError):
+        decode_json(layout.format(number).encode())
+
+
+@pytest.mark.parametrize("value", [object(), {"x": b"\xff"}, "\ud800", [2**70, "\ud800"], {1: 2}])
 def test_what_has_no_json_form_is_refused(value: object) -> None:
     with pytest.raises(MalformedPayloadError, match="no JSON form"):
         encode_json(value)
@@ -212,3 +232,33 @@ def test_a_thousand_problems_are_reported_as_twenty() -> None:
 def test_a_decimal_has_no_exponent_unless_it_would_be_endless(value: str, text: str) -> None:
     """PostgreSQL prints digits too; but ten bytes of a caller's must not become a gigabyte of zeros."""
     assert encode_json([Decimal(value)]) == f'["{text}"]'.encode()
+
+
+@given(
+    st.datetimes(datetime(1, 1, 1), datetime(1, 1, 3)) | st.datetimes(datetime(9999, 12, 29)),
+    st.integers(-1439, 1439),
+)
+def test_at_the_calendars_edges_a_moment_is_read_or_refused(moment: datetime, offset: int) -> None:
+    """With an offset it can be of no year that UTC has: that is a fault of the value, and no other error."""
+    sign, (hours, minutes) = "-" if offset < 0 else "+", divmod(abs(offset), 60)
+    text = f"{moment.isoformat()}{sign}{hours:02}:{minutes:02}"
+    try:
+        read = Moment.model_validate_json(orjson.dumps({"at": text})).at
+    except ValidationError:
+        with pytest.raises(OverflowError):
+            datetime.fromisoformat(text).astimezone(UTC)
+    else:
+        assert read == truncate_timestamp(datetime.fromisoformat(text))
+
+
+@pytest.mark.parametrize("text", ["2026-06-30T23:59:60Z", "2026-01-01T00:00:00+24:00", "10" * 30])
+def test_what_no_datetime_holds_is_refused(text: str) -> None:
+    """A leap second too: rounded, it would be another moment."""
+    with pytest.raises(ValidationError):
+        Moment.model_validate({"at": text})
+
+
+@pytest.mark.parametrize("digits", [1, 3, 6, 7, 9, 12, 30])
+def test_a_fraction_is_cut_to_milliseconds_however_long_it_is(digits: int) -> None:
+    at = Moment.model_validate_json(orjson.dumps({"at": f"2026-01-01T00:00:00.{'9' * digits}Z"})).at
+    assert at.microsecond == int("999"[:digits].ljust(3, "0")) * 1000

@@ -260,3 +260,18 @@ def test_a_queue_has_a_name(name: str) -> None:
 
 def test_a_toolkit_shows_its_queue_and_not_its_password() -> None:
     assert repr(DeadLetters("amqp://user:secret@host/", "a.dlq")) == "DeadLetters('a.dlq')"
+
+
+@pytest.mark.parametrize(
+    "moment", ["9999-12-31T23:59:59-12:00", "0001-01-01T00:00:00+12:00", "2026-06-30T23:59:60Z", "", "\x00"]
+)
+def test_a_time_that_utc_has_not_is_none(moment: str) -> None:
+    """A stranger wrote the header: the letter is shown all the same, as are the others."""
+    letter = letter_of({"hk_reason": "exhausted", "hk_failed_at": moment, "hk_first_failed_at": moment})
+    assert (letter.reason, letter.failed_at, letter.first_failed_at) == ("exhausted", None, None)
+    assert not DeadLetterFilter(since=NOON).matches(letter)
+
+
+def test_times_are_shown_in_utc() -> None:
+    letter = letter_of({"hk_reason": "exhausted", "hk_failed_at": "2026-01-01T13:00:00.5+01:00"})
+    assert letter.failed_at == NOON + timedelta(milliseconds=500)

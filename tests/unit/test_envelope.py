@@ -1,5 +1,6 @@
 """The envelope: exactly as on the wire, and never anything but the documented errors from bytes."""
 
+import json
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -8,9 +9,9 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
-from hybridkit.codec import Timestamp
+from hybridkit.codec import Timestamp, encode_json
 from hybridkit.context import RequestContext, bind
 from hybridkit.contract import Emission
 from hybridkit.envelope import EventEnvelope, decode_envelope
@@ -41,6 +42,7 @@ class MeterRead(Event, type="meter.read", version=2):
     value: float
     unit: str
     read_at: Timestamp
+    serial: int = 0
 
 
 @MeterRead.upcast(from_version=1)
@@ -124,7 +126,7 @@ def meter(version: int | None, data: object) -> bytes:
     wire = {**orjson.loads(WIRE), "event_type": "meter.read", "data": data}
     if version is not None:
         wire["version"] = version
-    return orjson.dumps(wire)
+    return encode_json(wire)
 
 
 def test_an_older_version_is_brought_up_to_date() -> None:
@@ -203,7 +205,97 @@ def test_a_registry_of_ones_own_knows_only_its_types() -> None:
         decode_envelope(WIRE, registry=EventRegistry())
 
 
-# Nothing but PayloadError, whatever the bytes are. --------------------------------------------------------------------
+# ── nothing but PayloadError, whatever the bytes are ─────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("event_type", ["member.joined", "meter.read", "free.said"])
+@pytest.mark.parametrize(
+    "timestamp",
+    [
+        "9999-12-31T23:59:59.123456-12:00",
+        "9999-12-31T23:59:59-00:01",
+        "0001-01-01T00:00:00.000001+12:00",
+        "0001-01-01T00:00:00+00:01",
+        "2026-06-30T23:59:60Z",
+        "2026-01-01T00:00:00+24:00",
+        "0000-00-00T00:00:00Z",
+        "NaN",
+        "",
+        10**30,
+        1e300,
+        -(10**18),
+        True,
+        [],
+    ],
+)
+def test_a_timestamp_that_is_no_moment_in_utc_is_malformed(event_type: str, timestamp: object) -> None:
+    """However old the version is, and however the envelope is laid out."""
+    data = {"value": 1, "read_at": "2025-01-15T10:30:00Z", "said": 1, "at": "2025-01-15T10:30:00Z"}
+    wire: dict[str, Any] = {**orjson.loads(WIRE), "event_type": event_type, "timestamp": timestamp}
+    wire["data"] |= data
+    for body in (encode_json(wire), json.dumps(wire, indent=1).encode()):
+        with pytest.raises(MalformedPayloadError) as caught:
+            decode_envelope(body)
+        assert [error.pointer for error in caught.value.errors] == ["/timestamp"]
+    wire |= {"timestamp": "2025-01-15T10:30:00Z", "event_type": "free.said"}
+    wire["data"]["at"] = timestamp
+    with pytest.raises(MalformedPayloadError):
+        decode_envelope(encode_json(wire))
+
+
+class FreeSaid(Event, type="free.said"):
+    said: Any
+    at: Timestamp | None = None
+
+
+class Picky(Event, type="picky.event"):
+    value: Any
+
+    @field_validator("value")
+    @classmethod
+    def _careless(cls, value: Any) -> Any:
+        return {"known": 1}[value] if isinstance(value, str) else value + 1
+
+
+def said(value: str, event_type: str = "free.said") -> bytes:
+    return (
+        WIRE.replace(b"member.joined", event_type.encode())[:-2].replace(
+            b'"data":{', b'"data":{"said":%s,"value":%s,' % (value.encode(), value.encode())
+        )
+        + b"}}"
+    )
+
+
+@pytest.mark.parametrize(
+    "number", ["NaN", "Infinity", "-Infinity", "1e400", "-1e400", "1" + "0" * 400, "[" * 300 + "]" * 300]
+)
+@pytest.mark.parametrize("space", ["", " ", "\n\t "])
+def test_what_is_no_json_is_malformed_in_every_layout(number: str, space: str) -> None:
+    body = said(number).replace(b":", b":" + space.encode()).replace(b",", b"," + space.encode())
+    with pytest.raises(MalformedPayloadError):
+        decode_envelope(body)
+    with pytest.raises(MalformedPayloadError):  # also where nobody reads it
+        decode_envelope(WIRE[:-1] + f',"more":{space}{number}}}'.encode())
+
+
+@given(st.integers(-(10**300), 10**300))
+def test_an_integer_arrives_as_it_was_sent(number: int) -> None:
+    assert decode_envelope(EventEnvelope.wrap(FreeSaid(said=[number]), service="s").encode()).data.said == [
+        number
+    ]
+    upcasted = decode_envelope(meter(1, {"value": 1, "read_at": "2025-01-15T10:30:00Z", "serial": number}))
+    assert upcasted.data.serial == number
+
+
+@pytest.mark.parametrize("value", ['"unknown"', "[]", "{}", "null", '"known"', "1"])
+def test_a_declaration_that_fails_over_its_data_blames_the_payload(value: str) -> None:
+    """A validator's `KeyError` or `TypeError` is no reason to try the message again."""
+    body = said(value, "picky.event")
+    if value in {'"known"', "1"}:
+        assert decode_envelope(body).data.value in {1, 2}
+        return
+    with pytest.raises(MalformedPayloadError, match=r"can't be read: (KeyError|TypeError)"):
+        decode_envelope(body)
 
 
 @given(st.binary(max_size=400))

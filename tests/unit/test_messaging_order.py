@@ -58,7 +58,8 @@ async def ready(lines: ByKey) -> list[Delivery]:
     found: list[Delivery] = []
     while True:
         getting = asyncio.create_task(lines.get())
-        await asyncio.sleep(0)
+        for _ in range(10):  # what comes in is read one by one
+            await asyncio.sleep(0)
         if not getting.done():
             getting.cancel()
             return found
@@ -126,6 +127,47 @@ async def test_what_comes_again_ends_the_rest_of_its_closed_channel() -> None:
     assert await ready(lines) == []
     lines.done(again)
     assert await ready(lines) == [following]
+
+
+class Odd(Event, type="lines.odd", key="account"):
+    account: Any
+
+    @property
+    def ordering_key(self) -> str:
+        return str({"known": 1}[self.account])
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        wire(timestamp="9999-12-31T23:59:59.123456-12:00"),
+        wire(timestamp="0001-01-01T00:00:00.000001+12:00"),
+        wire(version=3, data=[1]),
+        wire(event_type="lines.odd", version=1, data={"account": "unknown"}),
+        b"\xff",
+        b"[" * 100_000,
+        b"",
+    ],
+)
+async def test_what_can_not_be_read_disturbs_nobody(odd: bytes) -> None:
+    """It is taken from the socket unread, and runs in no line; those before and after it keep theirs."""
+    lines = ByKey()
+    for each in (delivery(Moved(account=1)), delivery(odd, tag=2), delivery(Moved(account=1), tag=3)):
+        lines.put(each)
+    assert [each._tag for each in await ready(lines)] == [1, 2]
+    assert len(lines) == 1
+
+
+def test_a_version_in_a_cloud_event_that_is_not_known_here_has_no_key() -> None:
+    """Its body is the data alone, and may be anything."""
+    headers = {"cloudEvents_specversion": "1.0", "cloudEvents_type": "lines.moved", "cloudEvents_id": "1"}
+    headers |= {"cloudEvents_source": "s", "cloudEvents_dataversion": "9"}
+    properties = cast("Any", Basic).Properties(headers=headers).marshal()
+    deliver = Deliver(1, False, "hk.events", "lines.moved")
+    assert (
+        key_of(Delivery("tests.lines", cast("Any", Channel()), Delivered(deliver, properties, b"[1]")))
+        is None
+    )
 
 
 async def test_nobody_wakes_after_the_end() -> None:

@@ -1,6 +1,7 @@
 """The socket that two sides share: who gets which frame, and what our own frames say."""
 
 import asyncio
+import contextlib
 import struct
 from collections.abc import Iterator, MutableMapping
 from typing import Any, cast
@@ -16,15 +17,20 @@ from pamqp.heartbeat import Heartbeat
 from structlog.testing import capture_logs
 from yarl import URL
 
+from hybridkit.context import RequestContext
+from hybridkit.errors import PayloadError
+from hybridkit.messaging._delivery import Dead, Delivery, Later
 from hybridkit.messaging._frames import (
     HEARTBEAT_FRAME,
     PROPERTIES_AT,
+    Deliver,
     address,
     decode_properties,
     encode_fields,
     encode_table,
     message_frames,
 )
+from hybridkit.messaging._order import key_of
 from hybridkit.messaging._port import Delivered, Port
 from hybridkit.messaging._wire import Sockets, Wire
 
@@ -143,6 +149,56 @@ async def test_the_control_plane_gets_everything_else() -> None:
         line.hears(frame, channel=channel)
     assert line.passed_on() == b"".join(pamqp.frame.marshal(frame, channel) for frame, channel in frames)
     assert line.inbox.told == []
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), struct.error("no"), IndexError("no")])
+async def test_a_receiver_that_fails_over_one_message_takes_nothing_from_the_others(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, logs: list[MutableMapping[str, Any]]
+) -> None:
+    """The socket is everybody's: a mistake over one message, return or answer must not close it."""
+    line = Line()
+    told = line.inbox.told
+
+    def fail(*_: object, **__: object) -> None:
+        told.append("failed")
+        raise error
+
+    for name in ("delivered", "returned", "settled"):
+        monkeypatch.setattr(line.inbox, name, fail)
+    unwanted = [Basic.Return(312, "", "", ""), ContentHeader(0, 1, Basic.Properties()), ContentBody(b"1")]
+    line.hears(*delivery(b"one"), *unwanted, Basic.Ack(1))
+    monkeypatch.undo()
+    line.hears(*delivery(b"two"))
+    assert told[:3] == ["failed"] * 3
+    assert cast("Delivered", told[3]).body == b"two"
+    assert not line.transport.aborted
+    assert len([entry for entry in logs if entry["log_level"] == "error"]) == 3
+
+
+@given(
+    st.binary(max_size=300) | st.just(b"{}"),
+    st.binary(max_size=200)
+    | st.dictionaries(
+        st.text(max_size=20)
+        | st.sampled_from(["x-request-id", "cloudEvents_specversion", "x-death", "hk_attempt"]),
+        st.text(max_size=20) | st.integers(-(2**31), 2**31) | st.booleans() | st.just("1.0"),
+        max_size=5,
+    ).map(
+        lambda headers: cast(
+            "Any", Basic.Properties(headers=cast("Any", headers), content_type="application/cloudevents+json")
+        ).marshal()
+    ),
+)
+def test_no_bytes_of_a_message_are_too_odd_to_be_dealt_with(body: bytes, properties: bytes) -> None:
+    """Read or refused; and a copy can be made either way."""
+    message = Delivery("q", cast("Any", None), Delivered(Deliver(1, False, "", ""), properties, body))
+    with contextlib.suppress(PayloadError):
+        message.read()
+    assert isinstance(message.failures + message.generation + message.version_waits, int)
+    assert key_of(message) is None
+    RequestContext.from_amqp_headers(message.headers)
+    for copy in (message.delayed(Later(5.0)), message.dead_letter(Dead("malformed", ValueError("no"), 1))):
+        encode_fields(copy.headers)
 
 
 @given(cut=st.lists(st.integers(1, 60), max_size=12))

@@ -34,6 +34,7 @@ app = typer.Typer()
 
 BODY_CHARS: Final = 1000
 JSON_BODY_CHARS: Final = 16_000
+MAX_HEADER_LEVELS: Final = 50
 
 
 def _moment(text: str) -> datetime:
@@ -287,12 +288,15 @@ def _body(letter: DeadLetter, most: int) -> str:
     return text if len(text) <= most else f"{text[:most]}… ({len(letter.body)} bytes)"
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, *, levels: int = MAX_HEADER_LEVELS) -> Any:
     """What JSON can carry; AMQP's headers can hold more."""
+    if not levels:
+        return "…"
     if isinstance(value, Mapping):
-        return {str(name): _plain(each) for name, each in cast("Mapping[Any, Any]", value).items()}
+        members = cast("Mapping[Any, Any]", value).items()
+        return {str(name): _plain(each, levels=levels - 1) for name, each in members}
     if isinstance(value, list):
-        return [_plain(each) for each in cast("list[Any]", value)]
+        return [_plain(each, levels=levels - 1) for each in cast("list[Any]", value)]
     return value if value is None or isinstance(value, (str, int, float, datetime)) else str(value)
 
 

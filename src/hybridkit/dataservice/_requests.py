@@ -5,11 +5,10 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final, Literal, NamedTuple
 
-import orjson
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
-from hybridkit.codec import decode_object
+from hybridkit.codec import canonical_json, decode_object
 from hybridkit.contract import CALLER_HEADER, IDEMPOTENCY_KEY_HEADER, MAX_BODY_BYTES, parse_key
 from hybridkit.dataservice._etags import normal_tag
 from hybridkit.dataservice._preferences import Preferences
@@ -200,8 +199,9 @@ async def read_object(request: ContractRequest) -> tuple[bytes, dict[str, Any]]:
 
 def fingerprint(request: Request, members: Mapping[str, Any] | None) -> bytes:
     """What a repeated request has in common with the first: method, path and body, whatever the order of members."""
-    canonical = orjson.dumps(members, option=orjson.OPT_SORT_KEYS)
-    return hashlib.sha256(f"{request.method} {request.scope['path']}\n".encode() + canonical).digest()
+    return hashlib.sha256(
+        f"{request.method} {request.scope['path']}\n".encode() + canonical_json(members)
+    ).digest()
 
 
 def without_times(transaction: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,9 +5,7 @@ import re
 from typing import Any, Final
 from urllib.parse import quote
 
-import orjson
-
-from hybridkit.codec import decode_json, encode_json
+from hybridkit.codec import canonical_json, decode_json, encode_json
 
 __all__ = ["check_key", "claim_key", "fingerprint"]
 
@@ -60,7 +58,7 @@ def fingerprint(payload: Any) -> str:
 
 
 def _canonical(payload: Any) -> bytes:
-    return orjson.dumps(decode_json(encode_json(payload)), option=orjson.OPT_SORT_KEYS)
+    return canonical_json(decode_json(encode_json(payload)))
 
 
 def _word(text: str) -> str:

@@ -11,6 +11,7 @@ from hybridkit.errors import HybridkitError, NackedError, OutcomeUnknownError
 from hybridkit.messaging._channel import Lane
 from hybridkit.messaging._frames import Address, message_frames
 from hybridkit.messaging._port import Delivered, Port
+from hybridkit.observability import get_logger
 
 __all__ = ["Confirms", "Publish"]
 
@@ -18,6 +19,8 @@ WINDOW: Final = 1000
 """How many messages may be unanswered at a time; the broker slows down beyond that anyway."""
 WINDOW_BYTES: Final = 32 * 1024 * 1024
 """How many bytes of them; one message may be larger."""
+
+_log = get_logger(__name__)
 
 
 @dataclass(slots=True, eq=False)
@@ -121,8 +124,11 @@ class Confirms:
         """Remember it for the answer that follows."""
         if (start := properties.rfind(self._prefix)) < 1:
             return
-        stop = start + properties[start - 1]
-        self._unrouted.add(int(properties[start + len(self._prefix) : stop], 16))
+        number = properties[start + len(self._prefix) : start + properties[start - 1]]
+        try:
+            self._unrouted.add(int(number, 16))
+        except ValueError:  # the same letters within somebody's header
+            _log.warning("a returned message is not one of ours", number=number.decode(errors="replace"))
 
     def delivered(self, message: Delivered) -> None:
         """Nobody consumes here."""

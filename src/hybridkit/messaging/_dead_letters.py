@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final, cast
 
-from hybridkit.codec import decode_object
+from hybridkit.codec import decode_object, truncate_timestamp
 from hybridkit.errors import PayloadError, UnroutableError
 from hybridkit.messaging._frames import decode_properties
 from hybridkit.messaging._headers import (
@@ -286,8 +286,7 @@ def _newest_death(headers: Mapping[str, Any]) -> _Death:
         noted = cast("Mapping[str, Any]", death)
         queue = read_text(noted, "queue")
         if queue is not None and not queue.startswith(_DELAY_QUEUES):
-            at = noted.get("time")
-            return _Death(queue, read_text(noted, "reason"), _aware(at) if isinstance(at, datetime) else None)
+            return _Death(queue, read_text(noted, "reason"), _moment(noted.get("time")))
     return _Death()
 
 
@@ -309,7 +308,15 @@ def _text(values: Mapping[str, Any], name: str) -> str | None:
 
 def _time(headers: Mapping[str, Any], name: str) -> datetime | None:
     try:
-        return _aware(datetime.fromisoformat(read_text(headers, name) or ""))
+        return _moment(datetime.fromisoformat(read_text(headers, name) or ""))
+    except ValueError:
+        return None
+
+
+def _moment(value: object) -> datetime | None:
+    """That moment in UTC; None where it is none, or none of the years that UTC has."""
+    try:
+        return truncate_timestamp(value) if isinstance(value, datetime) else None
     except ValueError:
         return None
 

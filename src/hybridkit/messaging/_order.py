@@ -16,8 +16,11 @@ from hybridkit.codec import decode_object
 from hybridkit.errors import PayloadError, UnknownEventVersionError
 from hybridkit.events import Event, registry
 from hybridkit.messaging._delivery import Delivery
+from hybridkit.observability import get_logger
 
 __all__ = ["ByKey", "Order", "key_of"]
+
+_log = get_logger(__name__)
 
 
 class Order(StrEnum):
@@ -44,6 +47,7 @@ class ByKey:
     """A backlog that gives out one message of each key at a time."""
 
     def __init__(self) -> None:
+        self._incoming: deque[Delivery] = deque()  # not read yet
         self._ready: deque[Delivery] = deque()
         self._filled = asyncio.Event()
         self._lines: dict[str, _Line] = {}
@@ -53,9 +57,14 @@ class ByKey:
 
     def __len__(self) -> int:
         behind = sum(len(line.waiting) + (line.resting is not None) for line in self._lines.values())
-        return len(self._ready) + behind
+        return len(self._incoming) + len(self._ready) + behind
 
     def put(self, delivery: Delivery) -> None:
+        """Keep it, unread: this is called while the socket is read, where a message's content can do no harm."""
+        self._incoming.append(delivery)
+        self._filled.set()
+
+    def _line_up(self, delivery: Delivery) -> None:
         """Append it to the line of its key; what has no key stands in none."""
         key = delivery.key = key_of(delivery)
         if key is None:
@@ -71,8 +80,13 @@ class ByKey:
     async def get(self) -> Delivery:
         """Take the message that has been ready for the longest time."""
         while not self._ready:
-            self._filled.clear()
-            await self._filled.wait()
+            if self._incoming:
+                self._line_up(self._incoming.popleft())
+                if not self._ready:
+                    await asyncio.sleep(0)  # a long line is read in pieces
+            else:
+                self._filled.clear()
+                await self._filled.wait()
         return self._ready.popleft()
 
     def rest(self, key: str, delivery: Delivery, seconds: float) -> None:
@@ -119,18 +133,24 @@ def key_of(delivery: Delivery) -> str | None:
     """The value that keeps a message in order; None where nothing can be read or its type has no key."""
     try:
         message = delivery.read().data
+        return message.ordering_key if isinstance(message, Event) else None
     except UnknownEventVersionError as error:
         return _raw_key(delivery.body, error.event_type)
     except PayloadError:
         return None
-    return message.ordering_key if isinstance(message, Event) else None
+    except Exception as error:  # noqa: BLE001 - a declaration's own code, such as the `__str__` of its key's type
+        _log.error("a message has no key that can be read, and is not in order", error=repr(error))
+        return None
 
 
 def _raw_key(body: bytes, event_type: str) -> str | None:
     """The key of a version that is not known here, should it be in the same place."""
     newest = registry.newest(event_type)
     name = newest.event_key if newest is not None and issubclass(newest, Event) else None
-    data: Any = decode_object(body).get("data")
+    try:
+        data: Any = decode_object(body).get("data")
+    except PayloadError:  # the body of a CloudEvent in binary mode is its data
+        return None
     if name is None or not isinstance(data, dict):
         return None
     value = cast("dict[str, Any]", data).get(name)

@@ -21,10 +21,13 @@ from hybridkit.messaging._frames import (
     read_deliver,
     read_settled,
 )
+from hybridkit.observability import get_logger
 
 __all__ = ["Delivered", "Port", "Receiver", "Socket"]
 
 _MULTIPLE: Final = 1
+
+_log = get_logger(__name__)
 
 
 class Delivered(NamedTuple):
@@ -141,7 +144,10 @@ class Port:
             self._deliver = read_deliver(data, start)
         elif method in {ACK, NACK}:
             tag, bits = read_settled(data, start)
-            self._receiver.settled(tag, multiple=bool(bits & _MULTIPLE), accepted=method == ACK)
+            try:
+                self._receiver.settled(tag, multiple=bool(bits & _MULTIPLE), accepted=method == ACK)
+            except Exception as error:  # noqa: BLE001 - see `_complete`
+                _log.error("a channel failed over an answer", channel=self.channel, exc_info=error)
         elif method != RETURN:
             return False
         return True
@@ -149,7 +155,10 @@ class Port:
     def _complete(self) -> None:
         deliver, self._deliver = self._deliver, None
         body, self._parts = b"".join(self._parts), []
-        if deliver is None:
-            self._receiver.returned(self._properties)
-        else:
-            self._receiver.delivered(Delivered(deliver, self._properties, body))
+        try:
+            if deliver is None:
+                self._receiver.returned(self._properties)
+            else:
+                self._receiver.delivered(Delivered(deliver, self._properties, body))
+        except Exception as error:  # noqa: BLE001 - a mistake over one message must not end everybody's connection
+            _log.error("a channel failed over a message", channel=self.channel, exc_info=error)

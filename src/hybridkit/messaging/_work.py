@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
 
-import orjson
-
-from hybridkit.codec import decode_object
+from hybridkit.codec import canonical_json, decode_object
 from hybridkit.context import REQUEST_ID_HEADER, USER_ID_HEADER, RequestContext
 from hybridkit.envelope import EventEnvelope
 from hybridkit.idempotency import Outcome, claim_key
@@ -133,7 +131,7 @@ def payload_of(body: bytes) -> bytes:
     if "event_type" in wire:
         same = [wire["event_type"], wire.get("version", 1), wire.get("data")]
     # The canonical form that the guard would make of the list itself, without reading and writing it twice for that.
-    return orjson.dumps(same, option=orjson.OPT_SORT_KEYS)
+    return canonical_json(same)
 
 
 def _texts(headers: Mapping[str, Any]) -> dict[str, str]:
