@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from hybridkit.codec import Timestamp
 from hybridkit.errors import (
     FieldError,
+    ForeignKeyError,
     HybridkitError,
     InvalidQueryError,
     InvalidRequestError,
@@ -301,7 +302,9 @@ class Problem(BaseModel):
     def from_error(cls, error: HybridkitError, *, instance: str, request_id: str) -> Self:
         """That error as its problem."""
         findings: tuple[FieldError, ...] = ()
-        if isinstance(error, InvalidRequestError | MalformedPayloadError):
+        if isinstance(
+            error, InvalidRequestError | MalformedPayloadError | UniqueViolationError | ForeignKeyError
+        ):
             findings = error.errors
         elif isinstance(error, InvalidQueryError) and error.pointer:
             findings = (FieldError(error.pointer, error.code),)
@@ -322,16 +325,18 @@ class Problem(BaseModel):
     def to_error(self) -> HybridkitError:
         """The error that a client raises for this problem."""
         error = error_for_code(self.code)
+        found = [FieldError(entry.pointer, entry.code, entry.message) for entry in self.errors]
         match error:
             case None:
                 return ResponseError(f"{self.status} {self.code}: {self.detail}", response_status=self.status)
             case _ if issubclass(error, InvalidRequestError):
-                found = [FieldError(entry.pointer, entry.code, entry.message) for entry in self.errors]
                 return InvalidRequestError(self.title if found else self.detail, errors=found)
             case _ if issubclass(error, InvalidQueryError):
                 return error(self.detail, pointer=self.errors[0].pointer if self.errors else "")
             case _ if issubclass(error, UniqueViolationError):
-                return UniqueViolationError(self.detail, fields=self.fields)
+                return UniqueViolationError(self.detail, fields=self.fields, errors=found)
+            case _ if issubclass(error, ForeignKeyError):
+                return ForeignKeyError(self.detail, errors=found)
             case _ if issubclass(error, StaleVersionError):
                 return StaleVersionError(self.detail, current=self.current)
             case _ if issubclass(error, TemporaryError):

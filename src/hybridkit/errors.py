@@ -285,21 +285,33 @@ class UniqueViolationError(RejectedError):
 
     Attributes:
         fields: the fields of the violated constraint, where the database names them.
+        errors: where in the request these fields are, where the service tells it.
     """
 
     code = "UNIQUE_VIOLATION"
     status = 409
 
-    def __init__(self, message: str, *, fields: Sequence[str] = ()) -> None:
+    def __init__(
+        self, message: str, *, fields: Sequence[str] = (), errors: Sequence[FieldError] = ()
+    ) -> None:
         super().__init__(message)
         self.fields = tuple(fields)
+        self.errors = tuple(errors)
 
 
 class ForeignKeyError(RejectedError):
-    """The record refers to one that does not exist, or is still referred to."""
+    """The record refers to one that does not exist, or is still referred to.
+
+    Attributes:
+        errors: where in the request the reference is, where the service tells it.
+    """
 
     code = "FOREIGN_KEY_VIOLATION"
     status = 409
+
+    def __init__(self, message: str, *, errors: Sequence[FieldError] = ()) -> None:
+        super().__init__(message)
+        self.errors = tuple(errors)
 
 
 class StaleVersionError(RejectedError):

@@ -30,10 +30,10 @@ from hybridkit.dataservice._operations import (
     Write,
 )
 from hybridkit.dataservice._postgres_migrations import migrating_connection
+from hybridkit.dataservice._postgres_refusals import UnnamedError
 from hybridkit.dataservice._postgres_store import PostgresStore, open_postgres_store
 from hybridkit.dataservice._postgres_table import ResourceTable
 from hybridkit.errors import (
-    ConflictError,
     InvalidRequestError,
     KeyReusedError,
     NotFoundError,
@@ -596,7 +596,7 @@ async def test_a_conflict_is_met_by_trying_again(write: Writer, monkeypatch: pyt
     single = write.store._writer._single
 
     async def lose(_: Write) -> None:
-        raise ConflictError("lost")
+        raise UnnamedError
 
     monkeypatch.setattr(single, "write", lose)
     assert (await write(note("pen"))).results[0].created

@@ -1,5 +1,8 @@
 """From what a driver raises to the error tree: by SQLSTATE, never by words, and nothing of the words goes on."""
 
+from typing import Any
+
+import asyncpg  # type: ignore[import-untyped] # it ships no types
 import pytest
 from sqlalchemy.exc import DBAPIError
 
@@ -7,6 +10,10 @@ from hybridkit.dataservice._postgres_errors import (
     commit_error,
     constraint_of,
     database_error,
+    ends_connection,
+    is_outdated,
+    may_be_outdated,
+    note,
     query_error,
     sqlstate_of,
 )
@@ -20,6 +27,7 @@ from hybridkit.errors import (
     InvalidRequestError,
     LockTimeoutError,
     OutcomeUnknownError,
+    TemporaryError,
     UnavailableError,
     UniqueViolationError,
 )
@@ -154,3 +162,147 @@ def test_a_taken_key_is_a_lost_race_and_nothing_else_is() -> None:
     assert isinstance(_key_error(taken), ConflictError)
     assert isinstance(_key_error(wrapped(PostgresError("57P01"))), UnavailableError)
     assert (sqlstate_of(ValueError()), constraint_of(ValueError())) == ("", "")
+
+
+# ── every SQLSTATE that PostgreSQL has ───────────────────────────────────────────────────────────
+
+type Verdict = tuple[int | None, bool]
+"""The status, or None for a mistake in the code, and whether the connection is given up."""
+
+MISTAKE: Verdict = (None, False)
+REFUSED: Verdict = (422, False)
+LOST: Verdict = (409, False)
+AWAY: Verdict = (503, False)
+GIVEN_UP: Verdict = (503, True)
+
+EXPECTED: dict[str, Verdict] = {
+    "08": GIVEN_UP,
+    "22": REFUSED,
+    "2200H": MISTAKE,
+    "23": REFUSED,
+    "23001": (409, False),
+    "23503": (409, False),
+    "23505": (409, False),
+    "23P01": (409, False),
+    "25006": GIVEN_UP,
+    "25P03": GIVEN_UP,
+    "25P04": GIVEN_UP,
+    "26": GIVEN_UP,
+    "28000": AWAY,
+    "28P01": AWAY,
+    "3D000": AWAY,
+    "40": LOST,
+    "40003": (504, False),
+    "428C9": REFUSED,
+    "44": REFUSED,
+    "53": AWAY,
+    "54": REFUSED,
+    "55006": LOST,
+    "55P03": LOST,
+    "57000": AWAY,
+    "57014": (504, False),
+    "57P": GIVEN_UP,
+    "58": AWAY,
+    "72": LOST,
+    "F0": AWAY,
+    "HV00N": AWAY,
+    "P0001": REFUSED,
+    "P0002": REFUSED,
+    "P0003": REFUSED,
+}
+"""By SQLSTATE or its first characters; whatever is not here is a mistake in the code."""
+
+KINDS: Any = vars(asyncpg.exceptions).values()
+STATES = sorted({state for kind in KINDS if isinstance(state := getattr(kind, "sqlstate", None), str)})
+
+
+def raised(sqlstate: str, **fields: str) -> asyncpg.PostgresError:
+    """As asyncpg raises what the server sends."""
+    letters = {"constraint": "n", "table": "t", "column": "c", "schema": "s", "routine": "R", "detail": "D"}
+    named = {letters[name]: value for name, value in fields.items()}
+    error: asyncpg.PostgresError = asyncpg.PostgresError.new({"C": sqlstate, "M": SECRET, **named})
+    return error
+
+
+def expected(sqlstate: str) -> Verdict:
+    return next((EXPECTED[sqlstate[:n]] for n in (5, 3, 2) if sqlstate[:n] in EXPECTED), MISTAKE)
+
+
+@pytest.mark.parametrize("sqlstate", STATES)
+def test_every_sqlstate_has_its_answer(sqlstate: str) -> None:
+    """Status, whether it may be repeated, whether its connection is given up; its words go nowhere."""
+    for error in (raised(sqlstate), wrapped(raised(sqlstate))):
+        found = database_error(error)
+        assert (found and found.status, ends_connection(error)) == expected(sqlstate)
+        if found is not None:
+            assert SECRET not in str(found)
+            assert found.retryable == (found.status in (503, 504) or isinstance(found, ConflictError))
+        if isinstance(found, TemporaryError):
+            assert found.retry_after_seconds
+
+
+def test_what_is_known_not_to_have_happened_is_no_unknown_outcome() -> None:
+    """A server that takes no writes, and an outdated plan, have changed nothing, also where they answer a commit."""
+    for state in ("25006", "26000"):
+        assert isinstance(commit_error(raised(state)), UnavailableError)
+    assert isinstance(commit_error(raised("57P01")), OutcomeUnknownError)
+
+
+@pytest.mark.parametrize("sqlstate", ["MY001", "99999", "ZZZZZ", "PT402"])
+def test_a_code_that_postgresql_does_not_have_is_a_rule_of_the_database(sqlstate: str) -> None:
+    assert isinstance(database_error(wrapped(raised(sqlstate))), InvalidRequestError)
+
+
+@pytest.mark.parametrize("sqlstate", [state for state in STATES if expected(state) == MISTAKE])
+def test_whatever_a_function_raises_is_a_rule_of_the_database(sqlstate: str) -> None:
+    """`RAISE … USING ERRCODE` may take any code, also one that would be a mistake in the code otherwise."""
+    error = wrapped(raised(sqlstate, routine="exec_stmt_raise"))
+    assert isinstance(database_error(error), InvalidRequestError)
+    assert not may_be_outdated(error)
+
+
+def test_a_policy_that_refuses_a_row_is_no_missing_grant() -> None:
+    """Both are 42501; only the first one is the caller's."""
+    policy = raised("42501", routine="ExecWithCheckOptions")
+    assert isinstance(database_error(policy), InvalidRequestError)
+    assert database_error(raised("42501", routine="aclcheck_error")) is None
+
+
+@pytest.mark.parametrize("sqlstate", ["0A000", "42804", "42704", "42883", "XX000"])
+def test_what_a_migration_causes_is_told_from_what_it_does_not(sqlstate: str) -> None:
+    """A statement prepared before it fails like a mistake in the code; another connection tells them apart."""
+    assert may_be_outdated(wrapped(raised(sqlstate)))
+    assert not may_be_outdated(raised("42P01"))
+    cached = raised("0A000", routine="RevalidateCachedQuery")
+    assert type(cached).__name__ == "InvalidCachedStatementError"
+    assert is_outdated(cached)
+    assert is_outdated(asyncpg.exceptions.OutdatedSchemaCacheError("type"))
+
+
+# ── what is logged ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_refusal_is_logged_by_names(caplog: pytest.LogCaptureFixture) -> None:
+    """SQLSTATE, constraint, table and column; no value, and none of PostgreSQL's words."""
+    error = wrapped(
+        raised("23514", constraint="positive", table="items", schema="public", column="size", detail=SECRET)
+    )
+    with caplog.at_level("INFO"):
+        note(error, database_error(error))
+    [record] = caplog.records
+    for word in ("23514", "positive", "items", "public", "size", "VALIDATION"):
+        assert word in record.getMessage()
+    assert SECRET not in record.getMessage()
+
+
+@pytest.mark.parametrize("sqlstate", STATES)
+def test_every_answer_to_a_caller_is_explained_in_the_log(
+    sqlstate: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """But for lost races, which are run again, and mistakes in the code, which are logged with their stack."""
+    error = raised(sqlstate)
+    found = database_error(error)
+    with caplog.at_level("INFO"):
+        note(error, found)
+    told = found is not None and not isinstance(found, ConflictError)
+    assert [sqlstate in record.getMessage() for record in caplog.records] == [True] * told

@@ -47,6 +47,8 @@ class Housekeeping:
                 deleted = await self._store.clean()
             except HybridkitError as error:
                 _log.warning("housekeeping waits for the database", reason=str(error))
+            except Exception:  # noqa: BLE001 - a defect in one round must not end all later ones
+                _log.exception("housekeeping failed and goes on")
             if not deleted:
                 pause = random.uniform(0.5, 1.5) * self._pause_seconds  # noqa: S311 - spreads load # nosec B311
                 await asyncio.sleep(pause)

@@ -32,7 +32,9 @@ from hybridkit.dataservice._operations import (
 )
 from hybridkit.dataservice._postgres_columns import now_in_milliseconds
 from hybridkit.dataservice._postgres_database import Session
+from hybridkit.dataservice._postgres_errors import database_error
 from hybridkit.dataservice._postgres_filters import condition
+from hybridkit.dataservice._postgres_refusals import RefusedError, UnnamedError
 from hybridkit.dataservice._postgres_runs import Rows, chunks, runs
 from hybridkit.dataservice._postgres_table import ResourceTable
 from hybridkit.dataservice._refusals import (
@@ -49,16 +51,12 @@ from hybridkit.errors import RejectedError, StaleVersionError
 if TYPE_CHECKING:
     from sqlalchemy.types import TypeEngine
 
-__all__ = ["UnnamedError", "apply", "apply_carefully", "new_row"]
+__all__ = ["apply", "apply_carefully", "new_row"]
 
 type Found = Row[*tuple[Any, ...]]
 
 _NO_STATE = State(version=0, incarnation=0)
 """What a tag means that no record can have."""
-
-
-class UnnamedError(Exception):
-    """The database refuses one of several operations; `apply_carefully`, in a new transaction, finds out which."""
 
 
 async def apply(
@@ -69,10 +67,9 @@ async def apply(
     Raises:
         NotFoundError: a record is not there.
         StaleVersionError: a condition does not hold.
-        UniqueViolationError: a value is taken.
-        ForeignKeyError: a record that is referred to is not there.
         InvalidRequestError: a value that the table can't hold.
-        UnnamedError: one of the last three, for one of several.
+        RefusedError: the database refuses an operation.
+        UnnamedError: it refuses one of several.
     """
     results: list[Result] = []
     for run in runs(operations):
@@ -345,12 +342,13 @@ class _Run:
 
     async def _execute(self, statement: Executable) -> Sequence[Found]:
         try:
-            return await self._session.execute(statement)
+            return await self._session.execute(statement, meaning=self._meaning)
         except RejectedError as error:
-            if len(self._run) > 1:
-                raise UnnamedError from error
-            error.args = (self._run[0].says(str(error)),)
-            raise
+            raise RefusedError(self._run[0], error) from error
+
+    def _meaning(self, error: Exception) -> Exception | None:
+        found = database_error(error)
+        return UnnamedError() if isinstance(found, RejectedError) and len(self._run) > 1 else found
 
     async def _by_id(self, statement: Executable) -> list[Found | None]:
         """For each operation the row of its record, from a statement that returns `all` of some."""

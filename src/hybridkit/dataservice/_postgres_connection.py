@@ -14,15 +14,29 @@ import asyncpg  # type: ignore[import-untyped] # it ships no types
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from hybridkit.errors import DeadlineExceededError, HybridkitError
+from hybridkit.dataservice._postgres_errors import (
+    Diagnosis,
+    ends_connection,
+    is_outdated,
+    may_be_outdated,
+    note,
+    outdated_error,
+    read_only_error,
+)
+from hybridkit.errors import DeadlineExceededError
 
-__all__ = ["FAILURES", "Link", "Meaning", "connect", "limit_fits", "limit_for"]
+__all__ = ["FAILURES", "Link", "Meaning", "Mistakes", "connect", "limit_fits", "limit_for"]
 
-type Meaning = Callable[[Exception], HybridkitError | None]
+type Meaning = Callable[[Exception], Exception | None]
+"""Which error a driver's error becomes; None lets it through."""
 
 GRACE_SECONDS: Final = 0.25
 """What the server gets to cancel a statement by itself before its connection is dropped."""
 CLOSE_SECONDS: Final = 2.0
+MISTAKE_SECONDS: Final = 60.0
+MAX_MISTAKES: Final = 100
+_IN_RECOVERY: Final = ("0A000", "55000")
+"""How a replica refuses what is more than a plain change: a serializable transaction, for one."""
 
 _driver: Final = cast("Any", asyncpg)
 
@@ -37,6 +51,25 @@ FAILURES: Final[tuple[type[Exception], ...]] = (
 """Whatever a statement can fail with that is no mistake of ours."""
 
 
+class Mistakes:
+    """Failures that new connections have had too: no migration is to blame, so no other connection is worth a try."""
+
+    def __init__(self) -> None:
+        self._until: dict[str, float] = {}
+
+    def __repr__(self) -> str:
+        return f"Mistakes({len(self._until)})"
+
+    def __contains__(self, error: object) -> bool:
+        return self._until.get(str(error), 0.0) > time.monotonic()
+
+    def add(self, error: Exception) -> None:
+        """It is one, for a minute."""
+        if len(self._until) >= MAX_MISTAKES:
+            self._until.clear()
+        self._until[str(error)] = time.monotonic() + MISTAKE_SECONDS
+
+
 class Link:
     """A connection, and until when it may be used.
 
@@ -45,16 +78,39 @@ class Link:
         driver: asyncpg's, the same.
         deadline: `time.monotonic()` at which whoever uses it now must have finished.
         limit_seconds: the session's `statement_timeout`.
+        generation: of the pool's connections; older ones are not used again.
+        is_new: nothing was asked of it before whoever uses it now.
+        is_spent: nothing is to be asked of it any more, nor of those that are as old.
+        is_outdated: and that because the schema has changed since it was opened.
     """
 
-    __slots__ = ("_guard", "connection", "deadline", "driver", "expired", "limit_seconds")
+    __slots__ = (
+        "_guard",
+        "_mistakes",
+        "connection",
+        "deadline",
+        "driver",
+        "expired",
+        "generation",
+        "is_new",
+        "is_outdated",
+        "is_spent",
+        "limit_seconds",
+    )
 
-    def __init__(self, connection: AsyncConnection, driver: Any) -> None:
+    def __init__(
+        self, connection: AsyncConnection, driver: Any, *, generation: int, mistakes: Mistakes
+    ) -> None:
         self.connection = connection
         self.driver = driver
         self.deadline = 0.0
         self.expired = False
         self.limit_seconds = 0.0
+        self.generation = generation
+        self.is_new = True
+        self.is_spent = False
+        self.is_outdated = False
+        self._mistakes = mistakes
         self._guard: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
@@ -108,12 +164,38 @@ class Link:
             await self.connection.close()
 
     def translated(self, error: Exception, meaning: Meaning) -> Exception:
-        """What that failure of a statement means."""
+        """What that failure of a statement means, to the caller and to the connection."""
         if self.expired:
             return DeadlineExceededError("the database did not answer by the deadline")
         if isinstance(error, TimeoutError | OSError):  # `command_timeout`: it is in the middle of something
             self.driver.terminate()
-        return meaning(error) or error
+        found = self._own_fault(error) or meaning(error)
+        note(error, found)
+        return found or error
+
+    def _own_fault(self, error: Exception) -> Exception | None:
+        """The error, where a new connection may well succeed with the same statement."""
+        self.is_spent |= ends_connection(error)
+        if Diagnosis.of(error).sqlstate in _IN_RECOVERY and self._only_reads():
+            self.is_spent = True
+            return read_only_error()
+        if is_outdated(error) or (may_be_outdated(error) and self._may_blame_migration(error)):
+            self.is_spent = self.is_outdated = True
+            return outdated_error()
+        return None
+
+    def _only_reads(self) -> bool:
+        """Whether the server has said that it takes no writes; PostgreSQL 14 and later do, unasked."""
+        told = self.driver.get_settings()
+        return "on" in (
+            getattr(told, "in_hot_standby", None),
+            getattr(told, "default_transaction_read_only", None),
+        )
+
+    def _may_blame_migration(self, error: Exception) -> bool:
+        if self.is_new:
+            self._mistakes.add(error)
+        return error not in self._mistakes
 
     def _expire(self) -> None:
         self.expired = True

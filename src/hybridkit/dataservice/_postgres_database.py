@@ -6,6 +6,10 @@ Three bounds, because a frozen server honours none of them by itself: the server
 
 `Database.fetch` is the short way: one statement, its own transaction, one round trip. `Database.session` is a
 transaction of many statements.
+
+Connections are of a generation. What one of them finds out about all that are as old ends the generation: the server
+takes no writes since a failover, or the schema is another one than statements were prepared for. Then new ones are
+opened, and the name is looked up again.
 """
 
 import asyncio
@@ -24,11 +28,12 @@ from hybridkit.dataservice._postgres_connection import (
     FAILURES,
     Link,
     Meaning,
+    Mistakes,
     connect,
     limit_fits,
     limit_for,
 )
-from hybridkit.dataservice._postgres_errors import commit_error, database_error
+from hybridkit.dataservice._postgres_errors import READ_ONLY, commit_error, database_error, sqlstate_of
 from hybridkit.dataservice._timing import add_database_seconds
 from hybridkit.errors import DeadlineExceededError, MisuseError, OverloadedError
 
@@ -59,6 +64,8 @@ class Database:
         self._places = asyncio.Semaphore(pool_size)
         self._free: list[Link] = []
         self._closed = False
+        self._generation = 0
+        self._mistakes = Mistakes()
         self._changing: set[asyncio.Task[Any]] = set()
         self._engine: AsyncEngine = create_async_engine(
             "postgresql+asyncpg://",
@@ -76,14 +83,21 @@ class Database:
     async def close(self) -> None:
         """Close every connection; those in use when they come back, which is bounded as their work is."""
         self._closed = True
-        while self._free:
-            self._start(self._free.pop().drop())
+        self.renew()
         while self._changing:
             await asyncio.wait(self._changing)
         await self._engine.dispose()
 
+    def renew(self) -> None:
+        """From now on use connections only that are opened later; those in use are closed when they come back."""
+        self._generation += 1
+        while self._free:
+            self._start(self._free.pop().drop())
+
     async def fetch(self, sql: str, *arguments: Any, meaning: Meaning = database_error) -> Sequence[Any]:
         """Run one statement as a transaction of its own, in one round trip.
+
+        Where a migration has overtaken its connection it has done nothing, and runs again on a new one.
 
         Args:
             sql: with `$1`, `$2`, … for the arguments.
@@ -99,7 +113,18 @@ class Database:
             DeadlineExceededError: the deadline has passed, or passes before the end.
         """
         started = time.monotonic()
-        link = await self._take(_deadline(started))
+        deadline = _deadline(started)
+        rows = await self._fetch(deadline, sql, arguments, meaning, again=True)
+        if rows is None:
+            rows = await self._fetch(deadline, sql, arguments, meaning) or ()
+        add_database_seconds(time.monotonic() - started)
+        return rows
+
+    async def _fetch(
+        self, deadline: float, sql: str, arguments: Sequence[Any], meaning: Meaning, *, again: bool = False
+    ) -> Sequence[Any] | None:
+        """The rows; None where the connection was outdated, and the caller wants to try `again`."""
+        link = await self._take(deadline)
         try:
             await link.limit()
             rows: Sequence[Any] = await link.driver.fetch(sql, *arguments)
@@ -108,11 +133,12 @@ class Database:
         ) as error:  # also a caller that leaves: the connection is in the middle of something
             failure = link.translated(error, meaning) if isinstance(error, FAILURES) else error
             await asyncio.shield(self._settle(link))
+            if again and link.is_outdated:
+                return None
             if failure is error:
                 raise
             raise failure from error
         self._give_back(link)
-        add_database_seconds(time.monotonic() - started)
         return rows
 
     @asynccontextmanager
@@ -182,6 +208,7 @@ class Database:
             ) from None
 
     async def _open(self, deadline: float) -> Link:
+        generation = self._generation
         try:
             connection = await self._engine.connect()
             raw = await connection.get_raw_connection()
@@ -190,7 +217,7 @@ class Database:
             if isinstance(error, FAILURES) and (found := database_error(error)):
                 raise found from error
             raise
-        link = Link(connection, raw.driver_connection)
+        link = Link(connection, raw.driver_connection, generation=generation, mistakes=self._mistakes)
         link.start(deadline)
         return link
 
@@ -200,7 +227,10 @@ class Database:
 
     def _give_back(self, link: Link) -> None:
         link.stop()
-        if self._closed or link.driver.is_closed():
+        link.is_new = False
+        if link.is_spent and link.generation == self._generation:
+            self.renew()
+        if self._closed or link.driver.is_closed() or link.generation != self._generation:
             self._start(link.drop())
         else:
             self._free.append(link)
@@ -240,6 +270,7 @@ class Session:
 
     def __init__(self, link: Link, isolation: Isolation, *, read_only: bool) -> None:
         self._link = link
+        self._read_only = read_only
         self._begin = f"BEGIN ISOLATION LEVEL {isolation.replace('_', ' ').upper()}"
         if read_only:
             self._begin += " READ ONLY"
@@ -267,7 +298,7 @@ class Session:
             await self._prepare()
             result = await self._link.connection.execute(statement)
         except FAILURES as error:
-            raise self._link.translated(error, meaning) from error
+            raise self._translated(error, meaning) from error
         return result.all() if result.returns_rows else ()
 
     async def fetch(self, sql: str, *arguments: Any, meaning: Meaning = database_error) -> Sequence[Any]:
@@ -276,7 +307,7 @@ class Session:
             await self._prepare()
             rows: Sequence[Any] = await self._link.driver.fetch(sql, *arguments)
         except FAILURES as error:
-            raise self._link.translated(error, meaning) from error
+            raise self._translated(error, meaning) from error
         return rows
 
     async def cursor(self, sql: str, *arguments: Any, meaning: Meaning = database_error) -> Any:
@@ -285,7 +316,7 @@ class Session:
             await self._prepare()
             return await self._link.driver.cursor(sql, *arguments)
         except FAILURES as error:
-            raise self._link.translated(error, meaning) from error
+            raise self._translated(error, meaning) from error
 
     async def read(self, cursor: Any, rows: int, *, meaning: Meaning = database_error) -> Sequence[Any]:
         """The next rows of a cursor, at most so many; none at its end."""
@@ -293,7 +324,7 @@ class Session:
             await self._prepare()
             records: Sequence[Any] = await cursor.fetch(rows)
         except FAILURES as error:
-            raise self._link.translated(error, meaning) from error
+            raise self._translated(error, meaning) from error
         return records
 
     async def run[T](
@@ -307,7 +338,7 @@ class Session:
             await self._prepare()
             return await work(self._link.connection)
         except FAILURES as error:
-            raise self._link.translated(error, meaning) from error
+            raise self._translated(error, meaning) from error
 
     def pause(self) -> None:
         """Leave the transaction alone, for a minute at most: then its connection is dropped."""
@@ -326,7 +357,7 @@ class Session:
         try:
             await self._link.driver.execute(f"ROLLBACK TO SAVEPOINT {savepoint}")
         except FAILURES as error:
-            raise self._link.translated(error, database_error) from error
+            raise self._translated(error, database_error) from error
         self._limit_seconds = -1.0  # a limit that was set since then is undone too
 
     async def commit(self) -> None:
@@ -341,12 +372,19 @@ class Session:
         try:
             done = await self._link.driver.execute("COMMIT")
         except FAILURES as error:
-            raise self._link.translated(error, commit_error) from error
+            raise self._translated(error, commit_error) from error
         self._has_begun = False
         if done != "COMMIT":  # PostgreSQL answers ROLLBACK, which is no error to it
             raise MisuseError(
                 "a statement of this transaction failed, so PostgreSQL undid all of it; let its error through"
             )
+
+    def _translated(self, error: Exception, meaning: Meaning) -> Exception:
+        if self._read_only and sqlstate_of(error) == READ_ONLY:
+            return MisuseError(
+                "this transaction only reads; a call that changes something isn't declared `safe`"
+            )
+        return self._link.translated(error, meaning)
 
     async def _prepare(self) -> None:
         """Begin, and have the server stop the next statement at the deadline; told again when less is left."""

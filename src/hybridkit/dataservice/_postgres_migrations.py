@@ -124,11 +124,17 @@ async def migrate(url: str, *, migrations: Path | str | None = None, wait_second
         wait_seconds: how long to wait for another replica that is at it.
 
     Raises:
-        UnavailableError: PostgreSQL does not answer, or another replica was still at it.
+        UnavailableError: PostgreSQL does not answer or takes no writes, or another replica was still at it.
     """
-    async with migrating_connection(url) as connection, _locked(connection, wait_seconds):
-        for history in histories_of(migrations):
-            await connection.run_sync(history.upgrade)
+    try:
+        async with migrating_connection(url) as connection, _locked(connection, wait_seconds):
+            for history in histories_of(migrations):
+                await connection.run_sync(history.upgrade)
+    except DBAPIError as error:
+        found = database_error(error)
+        if isinstance(found, UnavailableError):
+            raise found from error
+        raise  # a revision that fails: in PostgreSQL's own words, for who wrote it
 
 
 def missing_revisions(connection: Connection, histories: Sequence[History]) -> Sequence[str]:

@@ -32,9 +32,11 @@ from hybridkit.dataservice._postgres_errors import commit_error
 from hybridkit.dataservice._postgres_keys import Recorded, key_lock, retention_of
 from hybridkit.dataservice._postgres_outbox import lane_locks, outbox_rows
 from hybridkit.dataservice._postgres_printing import DIALECT, literal, projection, quoted
+from hybridkit.dataservice._postgres_refusals import UnnamedError
 from hybridkit.dataservice._postgres_runs import column_type
 from hybridkit.dataservice._postgres_table import ResourceTable
 from hybridkit.dataservice._recorded import MAX_BYTES
+from hybridkit.errors import ConflictError, RejectedError
 
 __all__ = ["SingleCreate"]
 
@@ -87,8 +89,8 @@ class SingleCreate:
         """Do it, or say what was done under the key before; None where another call has the key now.
 
         Raises:
-            RejectedError: the database refuses something; nothing is done.
-            ConflictError: another transaction won; nothing is done.
+            InvalidRequestError: a value that the table can't hold.
+            UnnamedError: the database refuses something, or another transaction won; nothing is done.
             OutcomeUnknownError: the connection broke; the same key finds out.
         """
         [operation] = write.operations
@@ -107,7 +109,7 @@ class SingleCreate:
         ]
         for event in outbox_rows(write.emit, service=write.caller):
             arguments += (event[name] for name in _EVENT_COLUMNS)
-        [found] = await self._database.fetch(statement.sql, *arguments, meaning=commit_error)
+        [found] = await self._database.fetch(statement.sql, *arguments, meaning=_meaning)
         if found["body"] is not None:
             return Outcome((Result(orjson.loads(found["body"]), created=True),))
         if found["results"] is not None:
@@ -121,6 +123,11 @@ class SingleCreate:
         if (statement := self._statements.get(name)) is None:
             statement = self._statements[name] = _compile(table, names, locks=locks, events=events)
         return statement
+
+
+def _meaning(error: Exception) -> Exception | None:
+    found = commit_error(error)
+    return UnnamedError() if isinstance(found, RejectedError | ConflictError) else found
 
 
 # ── the text ─────────────────────────────────────────────────────────────────────────────────────

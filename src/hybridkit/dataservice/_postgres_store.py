@@ -11,6 +11,7 @@ from hybridkit.context import RequestContext, bind
 from hybridkit.dataservice._operations import Outcome, Write
 from hybridkit.dataservice._postgres_columns import KEYS, SECRETS
 from hybridkit.dataservice._postgres_database import Database
+from hybridkit.dataservice._postgres_errors import read_only_error
 from hybridkit.dataservice._postgres_migrations import History, histories_of, migrate, missing_revisions
 from hybridkit.dataservice._postgres_outbox import PostgresOutbox
 from hybridkit.dataservice._postgres_reads import PostgresReader
@@ -66,16 +67,22 @@ class PostgresStore(PostgresReader):
         return self._signing_key
 
     async def check(self) -> None:
-        """Answer within a second, at the newest revision.
+        """Answer within a second, take writes, and be at the newest revision.
 
         Raises:
-            UnavailableError: PostgreSQL doesn't, or a migration has not been run.
+            UnavailableError: PostgreSQL doesn't, or only reads since a failover, or a migration has not been run.
         """
         with bind(RequestContext().within(CHECK_SECONDS)):
             async with self._own.session() as session:
+                [[only_reads]] = await session.execute(select(func.current_setting("transaction_read_only")))
                 missing = await session.run_sync(
                     lambda connection: missing_revisions(connection, self._histories)
                 )
+        if only_reads == "on":
+            # Nobody may write meanwhile, and find that out: the next check looks the server up again.
+            self._own.renew()
+            self._database.renew()
+            raise read_only_error()
         if missing:
             raise UnavailableError(f"the database is not at revision {', '.join(missing)}; migrate it")
 

@@ -14,14 +14,21 @@ from hybridkit.dataservice._etags import State
 from hybridkit.dataservice._in_flight import PATIENCE_SECONDS, InFlight
 from hybridkit.dataservice._keys import count, replayed
 from hybridkit.dataservice._operations import Document, Outcome, Result, Write
-from hybridkit.dataservice._postgres_apply import UnnamedError, apply, apply_carefully
+from hybridkit.dataservice._postgres_apply import apply, apply_carefully
 from hybridkit.dataservice._postgres_database import Database, Session
 from hybridkit.dataservice._postgres_keys import Recorded, claim_key, look_up_key, record_key
 from hybridkit.dataservice._postgres_outbox import add_emissions
+from hybridkit.dataservice._postgres_refusals import RefusedError, UnnamedError, explained
 from hybridkit.dataservice._postgres_single import SingleCreate
 from hybridkit.dataservice._postgres_table import ResourceTable
 from hybridkit.dataservice._recorded import Reference, decode_outcome
-from hybridkit.errors import ConflictError, InProgressError, KeyReusedError, RejectedError
+from hybridkit.errors import (
+    ConflictError,
+    InProgressError,
+    InvalidRequestError,
+    KeyReusedError,
+    RejectedError,
+)
 
 __all__ = ["PostgresWriter"]
 
@@ -83,7 +90,7 @@ class PostgresWriter:
         """The outcome of a single statement; None where it takes a transaction to find out."""
         try:
             done = await self._single.write(write)
-        except (RejectedError, ConflictError):
+        except (UnnamedError, InvalidRequestError):
             return None
         if isinstance(done, tuple):
             return await self._replay(write, done)
@@ -110,14 +117,22 @@ class PostgresWriter:
                 careful, pause = True, 0.0
             except KeyReusedError:
                 raise
-            except RejectedError:
+            except (RejectedError, RefusedError) as error:
                 # What looks like a refusal may be the doing of the key's former holder, whom the snapshot missed.
                 recorded = None if write.dry_run else await look_up_key(self._database, write)
                 if recorded is None:
-                    raise
+                    raise await self._explained(write, error) from error.__cause__
                 return await self._replay(write, recorded)
             # Without a connection: those who wait must not keep those from working whom they wait for.
             await asyncio.sleep(pause * random.random())  # noqa: S311 - spreads load # nosec B311
+
+    async def _explained(self, write: Write, error: RejectedError | RefusedError) -> RejectedError:
+        """What is refused, and where in the request it stands."""
+        if isinstance(error, RejectedError):
+            if len(write.operations) != 1 or error.__cause__ is None:
+                return error
+            error = RefusedError(write.operations[0], error)  # by the commit: a deferred constraint
+        return await explained(self._database, self._tables, error)
 
     async def _write_once(self, write: Write, *, careful: bool) -> Outcome:
         recorded: Recorded | None = None

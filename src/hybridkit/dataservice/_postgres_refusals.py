@@ -1,0 +1,167 @@
+"""What PostgreSQL refuses of a write, pointed to: the constraint that it names is looked up, its columns are fields.
+
+Only the catalogue knows which columns a check, an expression in an index or a generated column is made of, whoever
+made them. It is asked after the refusal, on its own.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from hybridkit.dataservice._operations import Create, Operation, Update, Upsert
+from hybridkit.dataservice._postgres_database import Database
+from hybridkit.dataservice._postgres_errors import Diagnosis
+from hybridkit.dataservice._postgres_table import ResourceTable
+from hybridkit.dataservice._refusals import pointer
+from hybridkit.errors import (
+    FieldError,
+    ForeignKeyError,
+    HybridkitError,
+    InvalidRequestError,
+    RejectedError,
+    UniqueViolationError,
+)
+
+__all__ = ["RefusedError", "UnnamedError", "explained"]
+
+_GENERATED: Final = "428C9"
+_CODES: Final = {
+    "22": "invalid_value",
+    "23502": "not_null",
+    "23503": "foreign_key",
+    "23001": "foreign_key",
+    "23505": "unique",
+    "23514": "check",
+    "23P01": "exclusion",
+    _GENERATED: "generated",
+    "54": "too_long",
+}
+"""The code of a field's problem, by SQLSTATE or its class."""
+_OTHER_CODE: Final = "refused"
+
+_OF_CONSTRAINT: Final = r"""
+    SELECT a.attname FROM pg_class t
+    JOIN pg_namespace n ON n.oid = t.relnamespace AND n.nspname = $2 AND t.relname = $3
+    JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum > 0
+    WHERE to_regclass($1) IN (SELECT t.oid UNION ALL SELECT relid FROM pg_partition_ancestors(t.oid))
+    AND (
+        EXISTS (
+            SELECT FROM pg_constraint c
+            WHERE c.conrelid = t.oid AND c.conname = $4 AND a.attnum = ANY (c.conkey))
+        OR EXISTS (
+            SELECT FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid AND x.relname = $4
+            WHERE i.indrelid = t.oid AND (
+                a.attnum = ANY ((CAST(i.indkey AS int2[]))[0:i.indnkeyatts - 1])
+                OR EXISTS (
+                    SELECT FROM pg_depend d
+                    WHERE d.classid = 'pg_class'::regclass AND d.objid = i.indexrelid
+                    AND d.refclassid = 'pg_class'::regclass AND d.refobjid = t.oid AND d.refobjsubid = a.attnum)
+                AND pg_get_expr(i.indexprs, i.indrelid)
+                    ~ ('\m' || regexp_replace(a.attname, '(\W)', '\\\1', 'g') || '\M'))))
+    ORDER BY a.attnum
+"""
+"""By table as declared, and schema, table and name of a constraint or index: the columns, not those of a predicate. A
+partition is as good as its table."""
+_OF_GENERATED: Final = """
+    SELECT a.attname FROM pg_attribute a
+    WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND (a.attgenerated <> '' OR a.attidentity = 'a')
+"""
+
+_OF_INDEXES: Final = """
+    SELECT DISTINCT a.attname FROM pg_index i
+    JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)
+    WHERE i.indrelid = to_regclass($1)
+"""
+_INDEX_ROW_BYTES: Final = 8191
+"""What any index row can have; where even that is exceeded PostgreSQL doesn't say of which index."""
+
+
+class UnnamedError(Exception):
+    """The database refuses one of several operations; `apply_carefully`, in a new transaction, finds out which."""
+
+
+class RefusedError(Exception):
+    """The database refuses an operation; `explained`, once the transaction is over, says which fields it means.
+
+    Attributes:
+        operation: that is refused.
+        reason: by which error; the driver's is its cause.
+    """
+
+    def __init__(self, operation: Operation, reason: RejectedError) -> None:
+        super().__init__(str(reason))
+        self.operation = operation
+        self.reason = reason
+
+
+async def explained(
+    database: Database, tables: Mapping[str, ResourceTable], refused: RefusedError
+) -> RejectedError:
+    """The reason with its operation, and a pointer to each field that it is about."""
+    operation, reason = refused.operation, refused.reason
+    found = Diagnosis.of(reason.__cause__ or reason)
+    names = await _fields(database, tables[operation.resource.name], operation, found)
+    code = _CODES.get(found.sqlstate) or _CODES.get(found.sqlstate[:2], _OTHER_CODE)
+    errors = [FieldError(_pointer(operation, name), code) for name in names]
+    if not errors and operation.label:
+        errors = [FieldError(f"/{operation.label}", code)]
+    message = operation.says(str(reason))
+    match reason:
+        case UniqueViolationError():
+            return UniqueViolationError(message, fields=names, errors=errors)
+        case ForeignKeyError():
+            return ForeignKeyError(message, errors=errors)
+        case InvalidRequestError():
+            return InvalidRequestError(message, errors=errors)
+        case _:
+            return reason
+
+
+async def _fields(
+    database: Database, table: ResourceTable, operation: Operation, found: Diagnosis
+) -> Sequence[str]:
+    """The fields of the operation's record that PostgreSQL's words are about; none if they are about another table."""
+    values = _values(operation)
+    try:
+        if found.constraint:
+            asked = (_OF_CONSTRAINT, table.source, found.schema, found.table, found.constraint)
+            return await _named(database, table, *asked)
+        if found.sqlstate == _GENERATED:
+            return [
+                name for name in await _named(database, table, _OF_GENERATED, table.source) if name in values
+            ]
+        if found.sqlstate.startswith("54"):
+            indexed = await _named(database, table, _OF_INDEXES, table.source)
+            return [name for name in indexed if _is_long(values.get(name))]
+    except HybridkitError:
+        return ()  # the refusal stands, whether or not it can be explained
+    if found.table not in ("", table.table.name):
+        return ()
+    return [name for name in table.fields if table[name].name == found.column]
+
+
+async def _named(database: Database, table: ResourceTable, sql: str, *arguments: str) -> Sequence[str]:
+    """The fields whose columns the statement finds."""
+    found = {row[0] for row in await database.fetch(sql, *arguments)}
+    return [name for name in table.fields if table[name].name in found]
+
+
+def _values(operation: Operation) -> Mapping[str, Any]:
+    """What the operation sets, by field."""
+    match operation:
+        case Create() | Upsert():
+            return {**operation.values, "id": operation.id}
+        case Update():
+            return {**operation.changes, **operation.merges, **operation.increment}
+        case _:
+            return {}
+
+
+def _is_long(value: Any) -> bool:
+    return isinstance(value, str) and len(value.encode()) > _INDEX_ROW_BYTES
+
+
+def _pointer(operation: Operation, name: str) -> str:
+    if name == "id" and operation.label:
+        return f"/{operation.label}/id"
+    is_increment = isinstance(operation, Update) and name in operation.increment
+    return f"{pointer(operation, 'increment' if is_increment else 'data')}/{name}"
