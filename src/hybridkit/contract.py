@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Annotated, Any, Final, Literal, Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from hybridkit.codec import Timestamp
 from hybridkit.errors import (
@@ -130,7 +130,7 @@ class UpdateOperation(_Strict):
     resource: str
     id: str
     data: dict[str, Any] = Field(default_factory=dict)
-    increment: dict[str, int | float] = Field(default_factory=dict)
+    increment: dict[str, int | FiniteFloat] = Field(default_factory=dict)
     require: dict[str, Any] | None = None
     if_match: str | None = None
 

@@ -3,13 +3,13 @@
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any, Final, assert_never
 
 from hybridkit.codec import now
+from hybridkit.dataservice._increments import incremented
 from hybridkit.dataservice._mongo_collection import HIDDEN, ResourceCollection
 from hybridkit.dataservice._mongo_database import StoredDocument, is_live
-from hybridkit.dataservice._mongo_values import from_bson, to_bson
+from hybridkit.dataservice._mongo_values import to_bson
 from hybridkit.dataservice._operations import (
     Assert,
     Create,
@@ -21,7 +21,7 @@ from hybridkit.dataservice._operations import (
     Upsert,
     merge_patch,
 )
-from hybridkit.dataservice._refusals import fitting, missing, not_a_number, set_and_incremented, stale
+from hybridkit.dataservice._refusals import fitting, missing, stale
 from hybridkit.errors import UniqueViolationError
 from hybridkit.filters import Filter
 
@@ -195,21 +195,7 @@ def _changes(operation: Update, collection: ResourceCollection, stored: StoredDo
         name: fitting(operation, name, merge_patch(collection.value(stored, name), patch))
         for name, patch in operation.merges.items()
     }
-    return {**operation.changes, **merged, **_increments(operation, stored)}
-
-
-def _increments(operation: Update, stored: StoredDocument) -> dict[str, Any]:
-    changes: dict[str, Any] = {}
-    for name, amount in operation.increment.items():
-        if name in operation.changes:
-            raise set_and_incremented(operation, name)
-        match from_bson(stored.get(name, 0)):
-            case bool():
-                raise not_a_number(operation, name)
-            case int() | float() as number:
-                changes[name] = number + amount
-            case Decimal() as number:
-                changes[name] = number + Decimal(str(amount))
-            case _:
-                raise not_a_number(operation, name)
-    return changes
+    added = {
+        name: incremented(operation, name, collection.value(stored, name)) for name in operation.increment
+    }
+    return {**operation.changes, **merged, **added}

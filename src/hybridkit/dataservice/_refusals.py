@@ -1,6 +1,6 @@
 """Why a store refuses an operation, in the same words whatever the database."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -52,18 +52,28 @@ def pointer(operation: Operation, member: str = "data") -> str:
     return f"/{operation.label}/{member}" if operation.label else ""
 
 
-def fitting(operation: Operation, name: str, document: Any) -> Any:
-    """The merged document, if it still is what the record declares.
+def fitting(operation: Operation, name: str, value: Any, *, member: str = "data", bounds: bool = True) -> Any:
+    """The value, if it is what the record declares.
+
+    Args:
+        operation: for the message.
+        name: of the field.
+        value: a merged document, or a sum.
+        member: of the operation, which says where the value comes from.
+        bounds: hold it to those of the record's field too, which a database's column doesn't have.
 
     Raises:
         InvalidRequestError: with a pointer to every problem.
     """
-    adapter: TypeAdapter[Any] = TypeAdapter(operation.resource.record.model_fields[name].annotation)
+    declared = operation.resource.record.model_fields[name]
+    bounded = bounds and declared.metadata
+    annotation: Any = Annotated[declared.annotation, *declared.metadata] if bounded else declared.annotation
+    adapter: TypeAdapter[Any] = TypeAdapter(annotation)
     try:
-        return adapter.dump_python(adapter.validate_python(document))
+        return adapter.dump_python(adapter.validate_python(value))
     except ValidationError as error:
-        at = f"{pointer(operation)}/{name}"
+        at = f"{pointer(operation, member)}/{name}"
         found = [
             FieldError(at + problem.pointer, problem.code, problem.message) for problem in field_errors(error)
         ]
-        raise InvalidRequestError("the document does not fit after the patch", errors=found) from None
+        raise InvalidRequestError("the value does not fit after the change", errors=found) from None

@@ -4,11 +4,11 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from decimal import Decimal
 from typing import Any, assert_never
 
 from hybridkit.codec import now
 from hybridkit.dataservice._etags import State
+from hybridkit.dataservice._increments import incremented
 from hybridkit.dataservice._operations import (
     AnyResource,
     Assert,
@@ -22,7 +22,7 @@ from hybridkit.dataservice._operations import (
     Upsert,
     merge_patch,
 )
-from hybridkit.dataservice._refusals import fitting, missing, not_a_number, set_and_incremented, stale
+from hybridkit.dataservice._refusals import fitting, missing, stale
 from hybridkit.errors import StaleVersionError, UniqueViolationError
 from hybridkit.resources import SYSTEM_FIELDS
 from hybridkit.testing._memory_filters import fits, value_at
@@ -145,19 +145,12 @@ class MemoryTable:
         row = self._existing(operation)
         if not fits(operation.require, row.values):
             raise StaleVersionError(operation.says("the requirement does not hold"), current=row.tag)
-        merged = {name: merge_patch(row.values[name], patch) for name, patch in operation.merges.items()}
-        added = {
-            name: self._sum(operation, row, name, amount) for name, amount in operation.increment.items()
+        merged = {
+            name: fitting(operation, name, merge_patch(row.values[name], patch))
+            for name, patch in operation.merges.items()
         }
-        return self._fitting(operation, {**operation.changes, **merged, **added})
-
-    def _sum(self, operation: Update, row: Row, name: str, amount: float) -> Any:
-        if name in operation.changes:
-            raise set_and_incremented(operation, name)
-        value = row.values[name]
-        if isinstance(value, bool) or not isinstance(value, int | float | Decimal | None):
-            raise not_a_number(operation, name)
-        return value + Decimal(str(amount)) if isinstance(value, Decimal) else (value or 0) + amount
+        added = {name: incremented(operation, name, row.values[name]) for name in operation.increment}
+        return {**self._fitting(operation, operation.changes), **merged, **added}
 
     def _changed(self, operation: Update | Upsert, changes: Mapping[str, Any]) -> Row:
         row = self.rows[operation.id]
@@ -196,7 +189,7 @@ class MemoryTable:
 
     def _fitting(self, operation: Operation, values: Mapping[str, Any]) -> dict[str, Any]:
         """The values as the record declares them, as a database's columns would have them."""
-        return {name: fitting(operation, name, value) for name, value in values.items()}
+        return {name: fitting(operation, name, value, bounds=False) for name, value in values.items()}
 
     @property
     def _names(self) -> Sequence[str]:

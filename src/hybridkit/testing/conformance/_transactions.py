@@ -121,6 +121,46 @@ class TransactionsConformance:
         both = await service.transact(_on("update", record, data={"rank": 1}, increment={"rank": 1}))
         assert both.problem == (422, "VALIDATION")
 
+    @pytest.mark.parametrize(
+        ("values", "field", "amount"),
+        [
+            ({"quantity": 1}, "quantity", 0.5),
+            ({"quantity": 2**31 - 1}, "quantity", 2**63),
+            ({"quantity": -(2**31)}, "quantity", -(2**63)),
+            ({}, "rank", 0.5),
+            ({"name": "a"}, "name", 1),
+            ({"kind": "pen"}, "kind", 1),
+            ({}, "code", 1),
+            ({}, "is_active", 1),
+            ({}, "due_at", 1),
+            ({"due_at": "2026-01-15T10:30:00Z"}, "due_at", 1),
+            ({}, "details", 1),
+            ({"details": {"size": 1}}, "details", 1),
+            ({"weight": 1.5}, "weight", "Infinity"),
+            ({"weight": 1e308}, "weight", 1e308),
+            ({"quantity": 1}, "quantity", "NaN"),
+            ({"price": "1.50"}, "price", "-Infinity"),
+        ],
+        ids=str,
+    )
+    async def test_an_increment_keeps_to_its_fields_type(
+        self, service: ServiceUnderTest, values: dict[str, Any], field: str, amount: object
+    ) -> None:
+        """A sum that the field can't have is refused, whatever is stored there, and changes nothing."""
+        record = await service.thing(**values)
+        answer = await service.transact(_on("update", record, increment={field: amount}))
+        assert answer.status == 422, answer
+        assert await service.find() == [record]
+
+    async def test_an_increment_of_no_value_begins_at_zero(self, service: ServiceUnderTest) -> None:
+        record = await service.thing()
+        answer = await service.transact(
+            _on("update", record, increment={"price": 1.25, "weight": 2, "rank": -(2**31)})
+        )
+        [changed] = answer.json()["results"]
+        assert (changed["price"], changed["weight"], changed["rank"]) == ("1.25", 2.0, -(2**31))
+        assert await service.find() == [changed]
+
     async def test_a_policy_holds_in_a_transaction(self, service: ServiceUnderTest) -> None:
         made = await service.write("POST", LEDGERS.path, {"balance": 1})
         update = {"op": "update", "resource": LEDGERS.name, "id": made.json()["id"], "data": {"balance": 2}}

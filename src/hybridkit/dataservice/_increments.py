@@ -1,0 +1,111 @@
+"""What an increment makes of a value where a store adds by itself: a value that its field may have, or a refusal."""
+
+from collections.abc import Iterator
+from decimal import Context, Decimal, Inexact, InvalidOperation, Overflow
+from types import UnionType
+from typing import Annotated, Any, Final, TypeAliasType, TypeVar, Union, get_args, get_origin
+
+from pydantic import ValidationError
+
+from hybridkit.codec import field_errors
+from hybridkit.dataservice._operations import Update
+from hybridkit.dataservice._refusals import fitting, not_a_number, pointer, set_and_incremented
+from hybridkit.errors import FieldError, InvalidRequestError
+
+__all__ = ["incremented"]
+
+_EXACT: Final = Context(prec=400, traps=[Inexact, InvalidOperation, Overflow])
+"""A sum is exact or refused; 400 digits are more than a float and 64 bits can differ by."""
+_MAX_INTEGER: Final = 2**63
+
+
+def incremented(operation: Update, name: str, value: Any) -> Any:
+    """The value of that field after its increment. No value counts as 0.
+
+    Args:
+        operation: says by how much.
+        name: of the field.
+        value: as it is.
+
+    Raises:
+        InvalidRequestError: the field holds no numbers, or can't hold this one.
+    """
+    if name in operation.changes or name in operation.merges:
+        raise set_and_incremented(operation, name)
+    kinds = set(_numbers(operation.resource.record.model_fields[name].annotation))
+    before = 0 if value is None else value
+    if not kinds or isinstance(before, bool) or not isinstance(before, int | float | Decimal):
+        raise not_a_number(operation, name)
+    total = _sum(before, operation.increment[name], kinds)
+    if total is None:
+        at = f"{pointer(operation, 'increment')}/{name}"
+        raise InvalidRequestError(
+            "the sum is outside of what a number holds", errors=[FieldError(at, "out_of_range")]
+        )
+    _check_update(operation, name, total)
+    return fitting(operation, name, total, member="increment")
+
+
+def _sum(before: float | Decimal, amount: float, kinds: set[type]) -> int | float | Decimal | None:
+    """As a number of one of these kinds, where it is one; None where there is no such number."""
+    if float in kinds and not isinstance(before, Decimal):
+        return _integer_or_float(before, amount, kinds)
+    try:
+        total = _EXACT.add(Decimal(str(before)), Decimal(str(amount)))
+    except ArithmeticError:
+        return None
+    if not total.is_finite():
+        return None
+    if Decimal in kinds:
+        return total
+    whole = int(total) if total == total.to_integral_value() else None
+    if whole is None:
+        return total
+    return whole if -_MAX_INTEGER <= whole < _MAX_INTEGER else None
+
+
+def _integer_or_float(before: float, amount: float, kinds: set[type]) -> int | float | None:
+    if int in kinds and isinstance(before, int) and isinstance(amount, int):
+        whole = before + amount
+        return whole if -_MAX_INTEGER <= whole < _MAX_INTEGER else None
+    try:
+        total = float(before) + float(amount)
+    except OverflowError:
+        return None
+    return total if abs(total) < float("inf") else None
+
+
+def _check_update(operation: Update, name: str, total: Any) -> None:
+    """Hold the sum to what a change of the field may make of it; a change could have set it as well.
+
+    Raises:
+        InvalidRequestError: with a pointer to the increment.
+    """
+    try:
+        operation.resource.update.model_validate({name: total})
+    except ValidationError as error:
+        at = pointer(operation, "increment")
+        found = [
+            FieldError(at + problem.pointer, problem.code, problem.message)
+            for problem in field_errors(error)
+            if problem.pointer == f"/{name}" or problem.pointer.startswith(f"/{name}/")
+        ]
+        if found:
+            raise InvalidRequestError("the sum does not fit", errors=found) from None
+
+
+def _numbers(annotation: Any) -> Iterator[type]:
+    """The kinds of numbers that a field so declared may hold; true and false are none."""
+    if annotation is Any or annotation is object or isinstance(annotation, TypeVar):
+        yield from (int, float, Decimal)
+    elif isinstance(annotation, TypeAliasType):
+        yield from _numbers(annotation.__value__)
+    elif get_origin(annotation) is Annotated:
+        yield from _numbers(get_args(annotation)[0])
+    elif get_origin(annotation) in (Union, UnionType):
+        for part in get_args(annotation):
+            yield from _numbers(part)
+    elif hasattr(annotation, "__supertype__"):
+        yield from _numbers(annotation.__supertype__)
+    elif isinstance(annotation, type) and not issubclass(annotation, bool):
+        yield from (kind for kind in (int, float, Decimal) if issubclass(annotation, kind))
