@@ -16,6 +16,7 @@ from hybridkit.errors import (
     FieldError,
     ForeignKeyError,
     HybridkitError,
+    InvalidHeaderError,
     InvalidQueryError,
     InvalidRequestError,
     MalformedPayloadError,
@@ -27,6 +28,7 @@ from hybridkit.errors import (
     error_for_code,
 )
 from hybridkit.events import MAX_TYPE_LENGTH, Command, Event, Message
+from hybridkit.header_fields import quote_string, read_string
 
 __all__ = [
     "CALLER_HEADER",
@@ -65,6 +67,8 @@ PROBLEM_MEDIA_TYPE: Final = "application/problem+json"
 NDJSON_MEDIA_TYPE: Final = "application/x-ndjson"
 """Of an export: one record a line, and `{"$end": true, "count": n}` as the last one, so that a cut is noticed."""
 
+HEADER_POINTER: Final = "/header/"
+"""Where a problem points for a header field, as FastAPI does; the field's name follows."""
 MAX_OPERATIONS: Final = 100
 MAX_BATCH: Final = 1000
 """Records in one `:batch_…` call."""
@@ -81,19 +85,21 @@ def quote_key(key: str) -> str:
     """
     if not 0 < len(key) <= MAX_KEY_LENGTH or not key.isascii() or not key.isprintable():
         raise InvalidRequestError(f"an idempotency key has 1 to {MAX_KEY_LENGTH} printable ASCII characters")
-    escaped = key.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
+    return quote_string(key)
 
 
 def parse_key(value: str) -> str:
     """The key in that header value; quoted or, as many clients send it, bare.
 
     Raises:
-        InvalidRequestError: as `quote_key`.
+        InvalidRequestError: as `quote_key`; also a quotation mark in a bare key, or one that is not closed.
     """
     value = value.strip()
-    if len(value) >= 2 and value[0] == value[-1] == '"':
-        value = value[1:-1].replace('\\"', '"').replace("\\\\", "\\")
+    if '"' in value:
+        try:
+            value = read_string(value)
+        except ValueError as error:
+            raise InvalidRequestError(f"the idempotency key can't be read: {error}") from None
     quote_key(value)
     return value
 
@@ -308,6 +314,8 @@ class Problem(BaseModel):
             findings = error.errors
         elif isinstance(error, InvalidQueryError) and error.pointer:
             findings = (FieldError(error.pointer, error.code),)
+        elif isinstance(error, InvalidHeaderError):
+            findings = (FieldError(f"{HEADER_POINTER}{error.field}", error.code),)
         return cls(
             title=type(error).__name__.removesuffix("Error"),
             status=error.status,
@@ -333,6 +341,9 @@ class Problem(BaseModel):
                 return InvalidRequestError(self.title if found else self.detail, errors=found)
             case _ if issubclass(error, InvalidQueryError):
                 return error(self.detail, pointer=self.errors[0].pointer if self.errors else "")
+            case _ if issubclass(error, InvalidHeaderError):
+                pointer = self.errors[0].pointer if self.errors else ""
+                return error(self.detail, field=pointer.removeprefix(HEADER_POINTER))
             case _ if issubclass(error, UniqueViolationError):
                 return UniqueViolationError(self.detail, fields=self.fields, errors=found)
             case _ if issubclass(error, ForeignKeyError):

@@ -19,6 +19,8 @@ HybridkitError
 │   ├── InvalidRequestError            the body does not fit the resource; `errors` has pointers
 │   ├── InvalidQueryError              a filter, order or page token that the resource does not allow
 │   │   └── PageTokenError             the token belongs to another query, or was made up
+│   ├── InvalidHeaderError             a header field that can't be read, or that says two things
+│   ├── NotAcceptableError             the answer has none of the media types that the caller takes
 │   ├── UniqueViolationError           another record has that value
 │   ├── ForeignKeyError                the record refers to one that is not there
 │   ├── StaleVersionError              the record changed since it was read
@@ -69,6 +71,7 @@ __all__ = [
     "HeadTooLargeError",
     "HybridkitError",
     "InProgressError",
+    "InvalidHeaderError",
     "InvalidQueryError",
     "InvalidRequestError",
     "KeyMissingError",
@@ -79,6 +82,7 @@ __all__ = [
     "MissingExtraError",
     "MisuseError",
     "NackedError",
+    "NotAcceptableError",
     "NotConnectedError",
     "NotFoundError",
     "NotSupportedError",
@@ -278,6 +282,27 @@ class PageTokenError(InvalidQueryError):
     """The page token belongs to another filter or order, or no service made it."""
 
     code = "PAGE_TOKEN_MISMATCH"
+
+
+class InvalidHeaderError(RejectedError):
+    """A header field that can't be read, or whose lines differ where it has one value.
+
+    Attributes:
+        field: its name, in lower case.
+    """
+
+    code = "INVALID_HEADER"
+
+    def __init__(self, message: str, *, field: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class NotAcceptableError(RejectedError):
+    """The route has no answer of a media type that `Accept` allows."""
+
+    code = "NOT_ACCEPTABLE"
+    status = 406
 
 
 class UniqueViolationError(RejectedError):

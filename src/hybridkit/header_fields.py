@@ -1,0 +1,352 @@
+"""Header fields as HTTP has them: lists over several lines, quoted values, media types, preferences, entity tags.
+
+Readers of one value raise `ValueError`; `Fields.read` makes of it the error that names the field.
+
+https://www.rfc-editor.org/rfc/rfc9110#section-5
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final, NamedTuple
+
+from hybridkit.errors import InvalidHeaderError
+
+__all__ = [
+    "EntityTags",
+    "Fields",
+    "MediaRange",
+    "MediaType",
+    "best_offer",
+    "quote_string",
+    "read_accept",
+    "read_media_type",
+    "read_preferences",
+    "read_string",
+    "read_tags",
+    "split_list",
+]
+
+SINGLE_FIELDS: Final = frozenset(
+    {
+        b"authorization",
+        b"content-type",
+        b"host",
+        b"idempotency-key",
+        b"x-request-id",
+        b"x-request-timeout",
+        b"x-retry-count",
+        b"x-service-name",
+        b"x-user-id",
+    }
+)
+"""What has one value: where two lines differ, whoever reads the other one acts on another request."""
+
+
+class Fields:
+    """The fields of one request.
+
+    Args:
+        lines: name, in lower case, and value of each, as ASGI has them.
+    """
+
+    __slots__ = ("_repeated", "_values")
+
+    def __init__(self, lines: Iterable[tuple[bytes, bytes]]) -> None:
+        lines = list(lines)
+        self._values: dict[bytes, bytes] = dict(lines)
+        self._repeated: dict[bytes, list[bytes]] = {}
+        if len(self._values) < len(lines):
+            for name, value in lines:
+                self._repeated.setdefault(name, []).append(value)
+
+    def __repr__(self) -> str:
+        return f"Fields({sorted(name.decode('latin-1') for name in self._values)})"  # values may be secrets
+
+    def check(self) -> None:
+        """Refuse a field of one value that has several.
+
+        Raises:
+            InvalidHeaderError: with its name.
+        """
+        for name in self._repeated.keys() & SINGLE_FIELDS:
+            self.single(name.decode())
+
+    def single(self, name: str) -> str | None:
+        """The value of a field that has one; None where it is not there.
+
+        Args:
+            name: in lower case.
+
+        Raises:
+            InvalidHeaderError: its lines differ.
+        """
+        key = name.encode()
+        if len(set(self._repeated.get(key, ()))) > 1:
+            raise InvalidHeaderError(f"{name} is given more than once, with different values", field=name)
+        value = self._values.get(key)
+        return None if value is None else value.decode("latin-1")
+
+    def listed(self, name: str) -> str | None:
+        """The value of a list field: its lines are one list, in their order; None where it is not there.
+
+        https://www.rfc-editor.org/rfc/rfc9110#section-5.3
+        """
+        key = name.encode()
+        value = b", ".join(self._repeated[key]) if key in self._repeated else self._values.get(key)
+        return None if value is None else value.decode("latin-1")
+
+    def read[T](self, name: str, reader: Callable[[str], T]) -> T | None:
+        """What the reader makes of a list field; None where it is not there.
+
+        Raises:
+            InvalidHeaderError: the reader can't read it.
+        """
+        value = self.listed(name)
+        if value is None:
+            return None
+        try:
+            return reader(value)
+        except ValueError as error:
+            raise InvalidHeaderError(f"{name}: {error}", field=name) from None
+
+
+# ── parts ────────────────────────────────────────────────────────────────────────────────────────
+
+_TOKEN: Final = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"  # noqa: S105 - RFC 9110's word for it
+_QUOTED: Final = r'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*+"'
+_UNTIL: Final = {mark: re.compile(rf'(?:{_QUOTED}|[^"{mark}])*+') for mark in ",;"}
+_PARAMETER: Final = re.compile(
+    rf'(?P<name>{_TOKEN})(?:[ \t]*=[ \t]*(?:(?P<quoted>{_QUOTED})|(?P<bare>[^" \t]*+)))?'
+)
+_ESCAPED: Final = re.compile(r"\\(.)")
+_BLANKS: Final = " \t"
+
+
+def split_list(value: str) -> list[str]:
+    """The elements of a list, without the empty ones; a comma in a quoted string ends none.
+
+    Raises:
+        ValueError: a quotation mark is not closed.
+    """
+    return [element for element in _split(value, ",") if element]
+
+
+def _split(text: str, mark: str) -> list[str]:
+    parts: list[str] = []
+    at = 0
+    while at <= len(text):
+        match = _UNTIL[mark].match(text, at)
+        end = match.end() if match else at
+        if text[end : end + 1] == '"':
+            raise ValueError("a quotation mark is not closed")
+        parts.append(text[at:end].strip(_BLANKS))
+        at = end + 1
+    return parts
+
+
+def _parameter(text: str) -> tuple[str, str]:
+    """`name=value` with the name in lower case; without a value it is empty, which means the same (RFC 7240)."""
+    match = _PARAMETER.fullmatch(text)
+    if match is None:
+        raise ValueError("a name is expected, with a value after `=` or without one")
+    return match["name"].lower(), _unquoted(match["quoted"]) if match["quoted"] else match["bare"] or ""
+
+
+def _unquoted(quoted: str) -> str:
+    return _ESCAPED.sub(r"\1", quoted[1:-1])
+
+
+# ── structured strings ───────────────────────────────────────────────────────────────────────────
+
+_ITEM: Final = re.compile(
+    r'"(?P<text>(?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*+)"'
+    rf'(?:; *[a-z*][a-z0-9_.*\-]*+(?:=(?:{_QUOTED}|[^" ;,]++))?)*+'
+)
+
+
+def quote_string(text: str) -> str:
+    """Printable ASCII as a structured field's string, https://www.rfc-editor.org/rfc/rfc9651#section-4.1.6."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def read_string(value: str) -> str:
+    """The text in a structured field's string; parameters after it mean nothing here, and are left out.
+
+    https://www.rfc-editor.org/rfc/rfc9651#section-4.2.5
+
+    Raises:
+        ValueError: it is none.
+    """
+    match = _ITEM.fullmatch(value.strip(" "))
+    if match is None:
+        raise ValueError('not a quoted string of printable ASCII, with a backslash before `"` and `\\` only')
+    return _ESCAPED.sub(r"\1", match["text"])
+
+
+# ── preferences ──────────────────────────────────────────────────────────────────────────────────
+
+
+def read_preferences(value: str) -> Mapping[str, str]:
+    """Preferences by name, in lower case; of one that comes twice the first holds. Their parameters are left out.
+
+    https://www.rfc-editor.org/rfc/rfc7240#section-2
+
+    Raises:
+        ValueError: it can't be read. A preference may be ignored; one that is misread would be another one.
+    """
+    wanted: dict[str, str] = {}
+    for element in split_list(value):
+        preference, *parameters = _split(element, ";")
+        name, word = _parameter(preference)
+        for parameter in filter(None, parameters):
+            _parameter(parameter)
+        wanted.setdefault(name, word)
+    return wanted
+
+
+# ── media types ──────────────────────────────────────────────────────────────────────────────────
+
+_TYPE: Final = re.compile(rf"({_TOKEN})/({_TOKEN})")
+_WEIGHT: Final = re.compile(r"(?:0(?:\.\d{0,3})?|1(?:\.0{0,3})?|\.\d{1,3})", re.ASCII)  # Java sends `q=.2`
+
+
+class MediaType(NamedTuple):
+    """A media type, in lower case but for the values of its parameters.
+
+    Attributes:
+        type: `application`.
+        subtype: `json`.
+        parameters: by name; a charset in lower case.
+    """
+
+    type: str
+    subtype: str
+    parameters: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        """`application/json`."""
+        return f"{self.type}/{self.subtype}"
+
+
+class MediaRange(NamedTuple):
+    """What an answer may be, and how welcome it is.
+
+    Attributes:
+        media_type: with `*` for what doesn't matter.
+        weight: from 0, not at all, to 1.
+    """
+
+    media_type: MediaType
+    weight: float
+
+    def takes(self, offer: MediaType) -> bool:
+        """Whether the offer is in that range."""
+        wanted = self.media_type
+        return (
+            wanted.type in ("*", offer.type)
+            and wanted.subtype in ("*", offer.subtype)
+            and wanted.parameters.items() <= offer.parameters.items()
+        )
+
+    @property
+    def specificity(self) -> tuple[bool, bool, int]:
+        """The more specific of two ranges decides, https://www.rfc-editor.org/rfc/rfc9110#section-12.5.1."""
+        wanted = self.media_type
+        return wanted.type != "*", wanted.subtype != "*", len(wanted.parameters)
+
+
+def read_media_type(value: str) -> MediaType:
+    """A media type, https://www.rfc-editor.org/rfc/rfc9110#section-8.3.1.
+
+    Raises:
+        ValueError: it is none.
+    """
+    name, *parts = _split(value, ";")
+    match = _TYPE.fullmatch(name)
+    if match is None:
+        raise ValueError("a media type is expected, such as application/json")
+    parameters: dict[str, str] = {}
+    for key, word in map(_parameter, filter(None, parts)):
+        parameters.setdefault(key, word.lower() if key == "charset" else word)
+    return MediaType(match[1].lower(), match[2].lower(), parameters)
+
+
+def read_accept(value: str) -> Sequence[MediaRange]:
+    """The ranges of an `Accept` field.
+
+    Raises:
+        ValueError: one of them can't be read.
+    """
+    return [_media_range(element) for element in split_list(value)]
+
+
+def _media_range(element: str) -> MediaRange:
+    name, mark, parameters = element.partition(";")
+    wanted = read_media_type(
+        "*/*" + mark + parameters if name.strip(_BLANKS) == "*" else element
+    )  # Java's `*`
+    if wanted.type == "*" != wanted.subtype:
+        raise ValueError("no subtype can follow `*`")
+    weight = wanted.parameters.get("q", "1")
+    if not _WEIGHT.fullmatch(weight):
+        raise ValueError("a weight is a number from 0 to 1")
+    others = {key: word for key, word in wanted.parameters.items() if key != "q"}
+    return MediaRange(wanted._replace(parameters=others), float(weight))
+
+
+def best_offer(ranges: Sequence[MediaRange] | None, offers: Sequence[MediaType]) -> MediaType | None:
+    """The offer that is most welcome; of equally welcome ones that which is named, then the first.
+
+    Args:
+        ranges: of `Accept`; without any everything is welcome.
+        offers: what there is, the usual one first.
+
+    Returns:
+        None where none of them is welcome.
+    """
+    if not ranges:
+        return offers[0]
+    found: list[tuple[float, bool, MediaType]] = []
+    for offer in offers:
+        fitting = [(entry.specificity, entry.weight) for entry in ranges if entry.takes(offer)]
+        (_, is_named, _), weight = max(fitting, default=((False, False, 0), 0.0))
+        found.append((weight, is_named, offer))
+    weight, _, best = max(found, key=lambda entry: entry[:2])
+    return best if weight > 0 else None
+
+
+# ── entity tags ──────────────────────────────────────────────────────────────────────────────────
+
+_TAG: Final = r'(?:W/)?"[\x20\x21\x23-\x7e\x80-\xff]*+"'  # a blank too, as RFC 2616 had it
+_TAGS: Final = re.compile(rf"[ \t,]*+{_TAG}(?:[ \t]*+,[ \t,]*+(?:{_TAG})?)*+[ \t]*+")
+
+
+class EntityTags(NamedTuple):
+    """What `If-Match` or `If-None-Match` names.
+
+    Attributes:
+        any: `*`: whatever state there is.
+        tags: with their quotes and, where they are weak, `W/`.
+    """
+
+    any: bool
+    tags: Sequence[str]
+
+    @property
+    def opaque(self) -> Sequence[str]:
+        """The tags for the weak comparison: two are equal whether or not they are weak."""
+        return [tag.removeprefix("W/") for tag in self.tags]
+
+
+def read_tags(value: str) -> EntityTags:
+    """Entity tags, or `*` alone, https://www.rfc-editor.org/rfc/rfc9110#section-8.8.3.
+
+    Raises:
+        ValueError: neither; a tag without its quotes is none.
+    """
+    if value.strip(_BLANKS) == "*":
+        return EntityTags(any=True, tags=())
+    if not _TAGS.fullmatch(value):
+        raise ValueError('`*`, or entity tags in their quotes are expected, such as "1-2a"')
+    return EntityTags(any=False, tags=re.findall(_TAG, value))
