@@ -13,7 +13,7 @@ from contextvars import ContextVar, Token
 from dataclasses import dataclass, field, replace
 from typing import Final, Self
 
-from hybridkit.errors import DeadlineExceededError
+from hybridkit.errors import DeadlineExceededError, InvalidHeaderError
 from hybridkit.ids import new_request_id
 
 __all__ = [
@@ -32,6 +32,8 @@ USER_ID_HEADER: Final = "x-user-id"
 REQUEST_TIMEOUT_HEADER: Final = "x-request-timeout"
 
 MAX_TIMEOUT_SECONDS: Final = 3600.0
+MAX_TIMEOUT_LENGTH: Final = 32
+_TIMEOUT_SYNTAX = re.compile(r"-?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)")
 _ID_SYNTAX = re.compile(r"[A-Za-z0-9._:@/+=-]{1,128}")
 
 
@@ -75,8 +77,12 @@ class RequestContext:
 
         Args:
             headers: case-insensitive, or with lower-case names.
+
+        Raises:
+            InvalidHeaderError: `X-Request-Timeout` is no number of seconds. One of 0 or less is a deadline that has
+                passed: callers compute what is left.
         """
-        timeout_seconds = _valid_timeout(headers.get(REQUEST_TIMEOUT_HEADER))
+        timeout_seconds = _timeout(headers.get(REQUEST_TIMEOUT_HEADER))
         return cls(
             request_id=_valid_id(headers.get(REQUEST_ID_HEADER)) or new_request_id(),
             user_id=_valid_id(headers.get(USER_ID_HEADER)),
@@ -169,7 +175,11 @@ def _valid_id(value: object) -> str | None:
     return value if isinstance(value, str) and _ID_SYNTAX.fullmatch(value) else None
 
 
-def _valid_timeout(value: str | None) -> float | None:
-    if value is None or not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,9})?", value):
+def _timeout(value: str | None) -> float | None:
+    if value is None:
         return None
-    return min(float(value), MAX_TIMEOUT_SECONDS)
+    if len(value) > MAX_TIMEOUT_LENGTH or not _TIMEOUT_SYNTAX.fullmatch(value.strip()):
+        raise InvalidHeaderError(
+            f"{REQUEST_TIMEOUT_HEADER} is a number of seconds, such as 2.5", field=REQUEST_TIMEOUT_HEADER
+        )
+    return min(max(float(value), 0.0), MAX_TIMEOUT_SECONDS)

@@ -30,7 +30,6 @@ SINGLE_FIELDS: Final = frozenset(
     {
         b"authorization",
         b"content-type",
-        b"host",
         b"idempotency-key",
         b"x-request-id",
         b"x-request-timeout",

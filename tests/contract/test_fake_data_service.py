@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from hybridkit.clients import ClientPolicy, PostgresDataClient
 from hybridkit.clients._transport_aiohttp import AiohttpTransport
-from hybridkit.clients._transport_httpx import HttpxTransport, _new_client  # pyright: ignore[reportPrivateUsage]
+from hybridkit.clients._transport_httpx import HttpxTransport, new_client
 from hybridkit.errors import (
     ConflictError,
     DeadlineExceededError,
@@ -58,9 +58,7 @@ def connect(request: pytest.FixtureRequest, fake: FakeDataService) -> Connect:
                 yield client
             return
         transport = (
-            AiohttpTransport()
-            if request.param == "aiohttp"
-            else HttpxTransport(_new_client(None), owned=True)
+            AiohttpTransport() if request.param == "aiohttp" else HttpxTransport(new_client(None), owned=True)
         )
         async with (
             fake.serve() as url,

@@ -131,7 +131,7 @@ class DataRoutes:
         match, child = self.app.router.routes[0].matches(scope)
         if match is not Match.FULL:
             return
-        path, method = child["route"].path, answer.request.method.lower()
+        path, method = child["route"].path, answer.request.method.lower().replace("head", "get")
         if method == "query":  # OpenAPI 3.1 has no such method
             path, method = f"{path}:query", "post"
         document = self.app.openapi()

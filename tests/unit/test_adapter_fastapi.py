@@ -79,6 +79,42 @@ async def test_an_answer_carries_the_request_id_that_came_or_a_new_one(app: Fast
     assert forged.headers["x-request-id"] == forged.json()["id"] != "two words"
 
 
+@pytest.mark.parametrize(
+    ("lines", "status", "code"),
+    [
+        ([("x-request-timeout", "0")], 504, "DEADLINE_EXCEEDED"),
+        ([("x-request-timeout", "-0.2")], 504, "DEADLINE_EXCEEDED"),
+        ([("x-request-timeout", "5s")], 400, "INVALID_HEADER"),
+        ([("x-request-timeout", "5"), ("x-request-timeout", "6")], 400, "INVALID_HEADER"),
+        ([("authorization", "Bearer a"), ("authorization", "Bearer b")], 400, "INVALID_HEADER"),
+        ([("idempotency-key", "a"), ("idempotency-key", "b")], 400, "INVALID_HEADER"),
+        ([("content-type", "application/json"), ("content-type", "text/plain")], 400, "INVALID_HEADER"),
+    ],
+)
+async def test_a_request_that_is_over_or_says_two_things_does_nothing(
+    lines: list[tuple[str, str]], status: int, code: str
+) -> None:
+    """Its refusal has the id that it came with, so that its sender finds it."""
+    application = create_app(Settings, title="Test")
+    done: list[Order] = []
+
+    @application.post("/orders")
+    async def create(body: Order) -> None:
+        done.append(body)
+
+    async with serving(application) as client:
+        answer = await client.post("/orders", json={"amount": 1}, headers=[("x-request-id", "r-1"), *lines])
+    assert (answer.status_code, answer.json()["code"], done) == (status, code, [])
+    assert answer.headers["x-request-id"] == answer.json()["request_id"] == "r-1"
+
+
+async def test_the_id_of_a_request_with_two_is_a_new_one(app: FastAPI) -> None:
+    async with serving(app) as client:
+        answer = await client.get("/context", headers=[("x-request-id", "a"), ("x-request-id", "b")])
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (400, "/header/x-request-id")
+    assert answer.headers["x-request-id"] not in ("a", "b")
+
+
 @pytest.mark.parametrize(("internal", "user"), [(False, None), (True, "ada")])
 async def test_only_an_internal_service_believes_who_the_user_is(internal: bool, user: str | None) -> None:
     application = create_app(Settings, title="Test", internal=internal)

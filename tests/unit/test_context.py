@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hybridkit.context import Claim, RequestContext, bind, current
-from hybridkit.errors import DeadlineExceededError
+from hybridkit.errors import DeadlineExceededError, InvalidHeaderError
 
 ids = st.text("ABCabc019._:@/+=-", min_size=1, max_size=128)
 
@@ -46,15 +46,28 @@ def test_a_passed_deadline_is_sent_as_nothing_left() -> None:
     assert RequestContext(deadline=time.monotonic() - 5).to_http_headers()["x-request-timeout"] == "0.000"
 
 
-@pytest.mark.parametrize("value", ["-1", "nan", "inf", "1e3", "", "2 s", "9" * 30])
-def test_a_timeout_that_is_no_number_of_seconds_is_ignored(value: str) -> None:
-    assert RequestContext.from_http_headers({"x-request-timeout": value}).deadline is None
+@pytest.mark.parametrize(
+    "value", ["soon", "nan", "inf", "-inf", "1e3", "", "2 s", "1,5", "--1", "\u0661", "9" * 400]
+)
+def test_a_timeout_that_is_no_number_of_seconds_is_refused(value: str) -> None:
+    """Ignored, it would be a deadline that doesn't hold."""
+    with pytest.raises(InvalidHeaderError, match="number of seconds") as refused:
+        RequestContext.from_http_headers({"x-request-timeout": value})
+    assert refused.value.field == "x-request-timeout"
 
 
-def test_a_timeout_is_clamped_to_an_hour() -> None:
-    remaining = RequestContext.from_http_headers({"x-request-timeout": "999999"}).remaining_seconds()
+@pytest.mark.parametrize("value", ["-1", "-0.2", "-0", "0", "0.000", "-999999999", "-.5"])
+def test_a_timeout_of_nothing_or_less_is_a_deadline_that_has_passed(value: str) -> None:
+    """A caller that computes what is left sends just that when its time is over."""
+    with pytest.raises(DeadlineExceededError):
+        RequestContext.from_http_headers({"x-request-timeout": value}).check_deadline()
+
+
+@pytest.mark.parametrize("value", ["999999", "9999999", "3600.5", "9" * 30])
+def test_a_timeout_is_clamped_to_an_hour(value: str) -> None:
+    remaining = RequestContext.from_http_headers({"x-request-timeout": value}).remaining_seconds()
     assert remaining is not None
-    assert remaining <= 3600
+    assert 3500 < remaining <= 3600
 
 
 def test_a_deadline_only_shrinks() -> None:

@@ -35,12 +35,12 @@ async def test_what_is_not_there_is_a_problem(routes: Any, path: str) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [
-        ("PATCH", "/v1/notes", {"GET", "POST", "QUERY"}),
-        ("GET", "/v1/notes:query", {"POST"}),
-        ("POST", f"/v1/notes/{MISSING}", {"GET", "PUT", "PATCH", "DELETE"}),
-        ("GET", f"/v1/notes/{MISSING}:undelete", {"POST"}),
-        ("GET", "/v1:transact", {"POST"}),
-        ("POST", "/v1/tags/red:undelete", {"GET", "PUT", "PATCH", "DELETE"}),
+        ("PATCH", "/v1/notes", {"GET", "HEAD", "POST", "QUERY", "OPTIONS"}),
+        ("GET", "/v1/notes:query", {"POST", "OPTIONS"}),
+        ("POST", f"/v1/notes/{MISSING}", {"GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"}),
+        ("GET", f"/v1/notes/{MISSING}:undelete", {"POST", "OPTIONS"}),
+        ("GET", "/v1:transact", {"POST", "OPTIONS"}),
+        ("POST", "/v1/tags/red:undelete", {"GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"}),
     ],
 )
 async def test_a_wrong_method_is_told_the_right_ones(
@@ -163,6 +163,17 @@ async def test_a_long_query_belongs_into_a_body(routes: Any) -> None:
     assert code_of(answer) == (414, "URI_TOO_LONG")
 
 
+@pytest.mark.parametrize("letter", ["a", "%C3%BC"])
+async def test_a_url_is_measured_in_bytes_with_its_question_mark(routes: Any, letter: str) -> None:
+    for length, status in ((8192, 200), (8193, 414)):
+        url = "/v1/notes?title=eq."
+        url += letter * ((length - len(url)) // len(letter))
+        url += "a" * (length - len(url))
+        assert (await routes.send("GET", url)).status_code == status, length
+    path = f"/v1/tags/{letter * (8200 // len(letter))}"
+    assert code_of(await routes.send("GET", path)) == (414, "URI_TOO_LONG")
+
+
 @pytest.mark.parametrize("encoding", ["gzip", "br, identity"])
 async def test_a_compressed_body_is_refused(routes: Any, encoding: str) -> None:
     answer = await routes.send("POST", "/v1/notes", {"title": "a"}, content_encoding=encoding)
@@ -174,13 +185,25 @@ async def test_a_compressed_body_is_refused(routes: Any, encoding: str) -> None:
     [
         ("application/json", 201),
         ("application/json; charset=utf-8", 201),
-        ("application/vnd.api+json", 201),
+        ('Application/JSON;Charset="UTF-8"', 201),
+        ("application/json; charset=us-ascii; profile=x", 201),
         ("", 201),
+        ("application/json; charset=iso-8859-1", 415),
+        ("application/merge-patch+json", 415),
+        ("application/json-patch+json", 415),
+        ("application/vnd.api+json", 415),
+        ("application/problem+json", 415),
+        ("application/ld+json", 415),
+        ("application/geo+json", 415),
+        ("application/json-seq", 415),
+        ("application/x-ndjson", 415),
+        ("json", 415),
+        ('application/json; charset="utf-8', 415),
         ("text/plain", 415),
         ("application/x-www-form-urlencoded", 415),
     ],
 )
-async def test_a_body_is_json_by_any_of_its_names(routes: Any, media_type: str, status: int) -> None:
+async def test_a_body_is_json_by_its_name(routes: Any, media_type: str, status: int) -> None:
     answer = await routes.send("POST", "/v1/notes", {"title": "a"}, content_type=media_type)
     assert answer.status_code == status
 
@@ -323,7 +346,6 @@ async def test_a_reader_that_has_the_state_gets_no_body(routes: Any) -> None:
         ("DELETE", {"if_none_match": "*"}),
         ("PUT", {"if_none_match": '"1-1"'}),
         ("PUT", {"if_none_match": "*", "if_match": '"1-1"'}),
-        ("PATCH", {"if_match": '"1-1", "2-1"'}),
     ],
 )
 async def test_a_condition_that_makes_no_sense_is_refused(
@@ -450,6 +472,38 @@ async def test_a_reader_may_read_and_nothing_else(routes: Any) -> None:
         assert answer.status_code in (200, 404)
         answer = await routes.send(method, path, body, x_service_name="stranger")
         assert code_of(answer) == (403, "ACCESS_DENIED")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"operations": []},
+        {"odd": 1},
+        [],
+        b"{",
+        {"operations": [{"op": "create", "resource": "notes", "id": MISSING, "data": {"odd": 1}}]},
+        {"operations": [{"op": "update", "resource": "nothing", "id": MISSING}]},
+    ],
+)
+async def test_who_may_do_nothing_learns_nothing_from_a_transaction(routes: Any, body: object) -> None:
+    """Neither what it should look like, nor what there is; and no key is kept for it."""
+    routes.admit({"stranger": Grant()})
+    for caller in ("stranger", "unheard_of"):
+        answer = await routes.send("POST", "/v1:transact", body, x_service_name=caller)
+        assert code_of(answer) == (403, "ACCESS_DENIED")
+
+
+async def test_rights_are_checked_before_fields(routes: Any) -> None:
+    routes.admit({"reader": Grant(read="*")})
+    wrong: dict[str, Any] = {"resource": "notes", "id": "no id", "data": {"odd": 1}}
+    for op, more in (("create", {}), ("upsert", {}), ("update", {"require": {"eq": ["odd", 1]}})):
+        body = {"operations": [{"op": op, **wrong, **more}]}
+        answer = await routes.send("POST", "/v1:transact", body, x_service_name="reader")
+        assert code_of(answer) == (403, "ACCESS_DENIED"), op
+    allowed = {"operations": [{"op": "assert", "resource": "notes", "id": "no id"}]}
+    answer = await routes.send("POST", "/v1:transact", allowed, x_service_name="reader")
+    assert code_of(answer) == (422, "VALIDATION")
 
 
 async def test_emitting_is_a_right_of_its_own(routes: Any) -> None:

@@ -16,7 +16,6 @@ from hybridkit.dataservice._bodies import Bodies
 from hybridkit.dataservice._housekeeping import Housekeeping
 from hybridkit.dataservice._postgres_filters import Arguments, Ordering, condition
 from hybridkit.dataservice._postgres_table import ResourceTable
-from hybridkit.dataservice._requests import Condition
 from hybridkit.errors import (
     DeclarationError,
     InvalidQueryError,
@@ -182,7 +181,7 @@ def test_a_natural_key_has_to_be_named() -> None:
     with pytest.raises(InvalidRequestError, match="/id"):
         bodies.create(b'{"title": "A"}', default_id=UUID(int=7))
     assert bodies.create(b'{"title": "A", "id": "a"}', default_id=UUID(int=7)).id == "a"
-    upsert = bodies.upsert("a", b'{"title": "A"}', condition=Condition(None, None))
+    upsert = bodies.upsert("a", b'{"title": "A"}')
     assert upsert.values == {"title": "A"}
 
 

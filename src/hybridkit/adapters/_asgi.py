@@ -36,7 +36,8 @@ from hybridkit.contract import (
     Problem,
     parse_key,
 )
-from hybridkit.errors import HybridkitError, OutcomeUnknownError
+from hybridkit.errors import HybridkitError, InvalidHeaderError, OutcomeUnknownError
+from hybridkit.header_fields import Fields
 from hybridkit.idempotency import Claimed, IdempotencyGuard, claim_key
 from hybridkit.observability import get_logger, metrics
 
@@ -65,9 +66,7 @@ CUT_EXTENSION: Final = "hybridkit.cut"
 """In a scope's `extensions`: closes the connection at once. Half an answer can't be taken back in another way."""
 
 _REQUEST_ID: Final = REQUEST_ID_HEADER.encode()
-_CONTEXT_HEADERS: Final = {
-    name.encode(): name for name in (REQUEST_ID_HEADER, USER_ID_HEADER, REQUEST_TIMEOUT_HEADER)
-}
+_CONTEXT_HEADERS: Final = (REQUEST_ID_HEADER, USER_ID_HEADER, REQUEST_TIMEOUT_HEADER)
 
 _log = get_logger("hybridkit.http")
 
@@ -101,11 +100,16 @@ class RequestContextMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        context = RequestContext.from_http_headers(_context_headers(scope))
+        app, fields = self.app, Fields(scope["headers"])
+        try:
+            fields.check()
+            context = _context_of(fields, *_CONTEXT_HEADERS)
+        except InvalidHeaderError as error:
+            context, app = _context_of_refused(fields), _refusing(error)
         if not self.internal and context.user_id is not None:
             context = replace(context, user_id=None)
         with bind(context):
-            await _Exchange(scope, send, context, self).run(receive)
+            await _Exchange(scope, send, context, self).run(app, receive)
 
 
 class EventStreams:
@@ -151,17 +155,18 @@ class _Exchange:
         self._send = send
         self._task = cast("asyncio.Task[Any]", asyncio.current_task())
 
-    async def run(self, receive: Receive) -> None:
+    async def run(self, app: App, receive: Receive) -> None:
         started = time.perf_counter()
         metrics.http_server_in_flight.inc()
         try:
+            self.context.check_deadline()
             limited = LimitedReceive(
                 receive,
                 self.context,
                 limit_bytes=self.middleware.body_limits.of(self.scope["path"]),
                 declared_bytes=check_head(self.scope),
             )
-            await self.middleware.app(self.scope, limited, self.send)
+            await app(self.scope, limited, self.send)
         except asyncio.CancelledError:
             if self._task in self.middleware.streams and self._task.cancelling() == 1:
                 self._task.uncancel()
@@ -187,6 +192,8 @@ class _Exchange:
                 self.middleware.streams.add(self._task)
             headers = [*message.get("headers", ()), (_REQUEST_ID, self.context.request_id.encode())]
             message = {**message, "headers": headers}
+        elif self.scope["method"] == "HEAD":  # RFC 9110, section 9.3.2: whatever the application sends
+            message = {**message, "body": b""}
         await self._send(message)
 
     async def _cut(self, error: Exception) -> None:
@@ -255,7 +262,7 @@ class IdempotencyMiddleware:
         """Serve one connection of the server."""
         header = None
         if scope["type"] == "http" and scope["method"] in _WRITES:
-            header = _text_headers(scope).get(IDEMPOTENCY_KEY_HEADER)
+            header = Fields(scope["headers"]).single(IDEMPOTENCY_KEY_HEADER)
         guard = self.guard(scope) if header is not None else None
         if header is None or guard is None:
             await self.app(scope, receive, send)
@@ -384,20 +391,29 @@ def _duration(method: str, route: str, status: int) -> Histogram:
     return metrics.http_server_duration.labels(method, route, status)
 
 
-def _context_headers(scope: Scope) -> dict[str, str]:
-    """The first of each header that the context is made of."""
-    headers: dict[str, str] = {}
-    for name, value in scope["headers"]:
-        if name in _CONTEXT_HEADERS:
-            headers.setdefault(_CONTEXT_HEADERS[name], value.decode("latin-1"))
-    return headers
+def _context_of(fields: Fields, *names: str) -> RequestContext:
+    """The context that those headers tell of.
+
+    Raises:
+        InvalidHeaderError: one of them has several values, or can't be read.
+    """
+    found = ((name, fields.single(name)) for name in names)
+    return RequestContext.from_http_headers({name: value for name, value in found if value is not None})
 
 
-def _text_headers(scope: Scope) -> dict[str, str]:
-    headers: dict[str, str] = {}
-    for name, value in scope["headers"]:
-        headers.setdefault(name.decode("latin-1"), value.decode("latin-1"))
-    return headers
+def _context_of_refused(fields: Fields) -> RequestContext:
+    """With the id that the request was sent under, so that its sender finds the refusal; if it has one."""
+    try:
+        return _context_of(fields, REQUEST_ID_HEADER)
+    except InvalidHeaderError:
+        return RequestContext()
+
+
+def _refusing(error: HybridkitError) -> App:
+    async def refuse(_: Scope, __: Receive, ___: Send) -> None:
+        raise error
+
+    return refuse
 
 
 async def _read_body(receive: Receive) -> bytes:

@@ -10,7 +10,7 @@ import httpx
 from hybridkit.clients._transport import Request, Response, StreamedResponse, Transport, read_body
 from hybridkit.errors import MisuseError, OutcomeUnknownError, UnavailableError
 
-__all__ = ["AnyTransport", "HttpxTransport", "open_transport"]
+__all__ = ["AnyTransport", "HttpxTransport", "new_client", "open_transport"]
 
 type AnyTransport = Transport | httpx.AsyncClient | httpx.AsyncBaseTransport
 """What a client can be given to send with."""
@@ -29,19 +29,20 @@ def open_transport(given: AnyTransport | None) -> Transport:
     if isinstance(given, httpx.AsyncClient):
         return HttpxTransport(given, owned=False)
     if isinstance(given, httpx.AsyncBaseTransport):
-        return HttpxTransport(_new_client(given), owned=True)
+        return HttpxTransport(new_client(given), owned=True)
     return given
 
 
 def _default_transport() -> Transport:
     if find_spec("aiohttp") is None:
-        return HttpxTransport(_new_client(None), owned=True)
+        return HttpxTransport(new_client(None), owned=True)
     from hybridkit.clients._transport_aiohttp import AiohttpTransport  # noqa: PLC0415 - an optional dependency
 
     return AiohttpTransport()
 
 
-def _new_client(transport: httpx.AsyncBaseTransport | None) -> httpx.AsyncClient:
+def new_client(transport: httpx.AsyncBaseTransport | None) -> httpx.AsyncClient:
+    """A client as our clients use it, which sends by that transport, or over the network."""
     limits = httpx.Limits(
         max_connections=None,  # the bulkhead limits them, and its queue has a length and a deadline
         max_keepalive_connections=None,
@@ -98,7 +99,7 @@ class HttpxTransport:
         return self._client.stream(
             request.method,
             request.url,
-            headers=dict(request.headers),
+            headers=[(name.encode(), value.encode()) for name, value in request.headers.items()],
             content=request.body or None,
             timeout=httpx.Timeout(request.timeout_seconds, connect=request.connect_timeout_seconds),
             follow_redirects=False,

@@ -41,7 +41,7 @@ class BatchRoutes:
         path, resource = self._resource.path, self._resource
         route.add(f"{path}:batch_get", "POST", Endpoint(self.get, resource, ("read",)))
         for kind in BATCH_KINDS:
-            endpoint = Endpoint(self.writing(kind), resource, _ACCESSES[kind])
+            endpoint = Endpoint(self.writing(kind), resource, _ACCESSES[kind], prefers=True)
             route.add(f"{path}:batch_{kind}", "POST", endpoint)
 
     async def get(self, request: ContractRequest) -> Answer:

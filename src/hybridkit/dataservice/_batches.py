@@ -6,10 +6,8 @@ from pydantic import TypeAdapter
 
 from hybridkit.codec import encode_json, validate_json
 from hybridkit.contract import BatchGet, BatchRecord, BatchWrite
-from hybridkit.dataservice._bodies import Bodies, read_id
-from hybridkit.dataservice._etags import normal_tag
+from hybridkit.dataservice._bodies import Bodies, read_id, read_tag
 from hybridkit.dataservice._operations import Operation
-from hybridkit.dataservice._requests import Condition
 from hybridkit.errors import FieldError, InvalidRequestError
 from hybridkit.ids import derived_id
 
@@ -59,19 +57,19 @@ class _Items:
         self._call = call
 
     def operation(self, item: BatchRecord, at: str) -> Operation:
-        tag = None if item.if_match is None else normal_tag(item.if_match)
+        tag = read_tag(item.if_match, at)
         match self._kind:
             case "create":
-                self._without(tag, at, "if_match")
+                self._without(item.if_match, at, "if_match")
                 data = self._data(item, at)
                 return self._bodies.create_as(self._new_id(item, data, at), data, at=at)
             case "update":
                 record_id = self._id(item, at)
                 return self._bodies.update(record_id, self._data(item, at), if_match=tag, at=at)
             case "upsert":
-                condition = Condition(tag, None if tag is None else "present")
+                only: Literal["present"] | None = None if item.if_match is None else "present"
                 body = encode_json(self._data(item, at))
-                return self._bodies.upsert(self._id(item, at), body, condition=condition, at=at)
+                return self._bodies.upsert(self._id(item, at), body, only=only, if_match=tag, at=at)
             case "delete":
                 self._without(item.data, at, "data")
                 return self._bodies.delete(self._id(item, at), if_match=tag, at=at)

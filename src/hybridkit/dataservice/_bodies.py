@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, Final, NoReturn, assert_never, cast
+from typing import Any, Final, Literal, NoReturn, assert_never, cast
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model
@@ -11,9 +11,7 @@ from typing_extensions import TypeVar
 from hybridkit import contract
 from hybridkit.codec import encode_json, field_errors, validate_json
 from hybridkit.contract import Transaction
-from hybridkit.dataservice._etags import normal_tag
 from hybridkit.dataservice._operations import AnyResource, Assert, Create, Delete, Operation, Update, Upsert
-from hybridkit.dataservice._requests import Condition
 from hybridkit.errors import (
     FieldError,
     InvalidQueryError,
@@ -21,9 +19,10 @@ from hybridkit.errors import (
     PreconditionRequiredError,
 )
 from hybridkit.filters import Filter
+from hybridkit.header_fields import read_tags
 from hybridkit.queries import Query
 
-__all__ = ["Bodies", "closed", "read_id", "read_transaction", "validate"]
+__all__ = ["Bodies", "closed", "read_id", "read_operations", "read_tag", "read_transaction", "validate"]
 
 
 class _Closed(BaseModel):
@@ -97,22 +96,37 @@ class Bodies:
         values = self._values(record_id, encode_json(data), at=_pointer(at, "data"))
         return Create(resource=self.resource, id=record_id, values=values, label=at)
 
-    def upsert(self, record_id: Any, body: bytes, *, condition: Condition, at: str = "") -> Upsert:
+    def upsert(
+        self,
+        record_id: Any,
+        body: bytes,
+        *,
+        only: Literal["absent", "present"] | None = None,
+        if_match: str | None = None,
+        at: str = "",
+    ) -> Upsert:
         """A `PUT`, or an `upsert` of a transaction.
+
+        Args:
+            record_id: of the record.
+            body: JSON.
+            only: `absent` replaces nothing, `present` creates nothing.
+            if_match: the ETag that the record must have.
+            at: where it stands in the request.
 
         Raises:
             InvalidRequestError: with a pointer to every problem.
             PreconditionRequiredError: it doesn't name the state that it replaces, and has to.
         """
-        if condition.only != "absent":
-            self._check_match(condition.if_match, at)
+        if only != "absent":
+            self._check_match(if_match, at)
         values = self._values(record_id, body, at=_pointer(at, "data"))
         return Upsert(
             resource=self.resource,
             id=record_id,
             values=values,
-            only=condition.only,
-            if_match=condition.if_match,
+            only=only,
+            if_match=if_match,
             label=at,
         )
 
@@ -181,28 +195,33 @@ class Bodies:
         return increment
 
 
-def read_transaction(body: bytes, bodies: Mapping[str, Bodies]) -> tuple[Transaction, tuple[Operation, ...]]:
-    """The transaction in that body, and its operations.
-
-    Args:
-        body: of `POST /v1:transact`.
-        bodies: by name of the resource.
+def read_transaction(body: bytes) -> Transaction:
+    """The transaction in that body; what its operations hold is not looked at yet.
 
     Raises:
         MalformedPayloadError: no transaction.
+    """
+    return validate_json(_TRANSACTION, body, what="the transaction")
+
+
+def read_operations(transaction: Transaction, bodies: Mapping[str, Bodies]) -> tuple[Operation, ...]:
+    """The operations of a transaction.
+
+    Args:
+        transaction: as it was sent.
+        bodies: by name of the resource.
+
+    Raises:
         InvalidRequestError: an operation that doesn't fit its resource.
         InvalidQueryError: a requirement that the resource doesn't allow.
     """
-    transaction = validate_json(_TRANSACTION, body, what="the transaction")
-    operations = tuple(
+    return tuple(
         _operation(wanted, bodies, f"operations/{index}")
         for index, wanted in enumerate(transaction.operations)
     )
-    return transaction, operations
 
 
 _TRANSACTION: Final = TypeAdapter(Transaction)
-_ANY_STATE: Final = Condition(None, None)
 
 
 def _operation(wanted: contract.Operation, bodies: Mapping[str, Bodies], at: str) -> Operation:
@@ -214,28 +233,44 @@ def _operation(wanted: contract.Operation, bodies: Mapping[str, Bodies], at: str
     resource, record_id = body.resource, read_id(body.resource, wanted.id, at)
     match wanted:
         case contract.AssertOperation():
-            return Assert(resource=resource, id=record_id, if_match=_tag(wanted.if_match), label=at)
+            return Assert(resource=resource, id=record_id, if_match=read_tag(wanted.if_match, at), label=at)
         case contract.CreateOperation():
             return body.create_as(record_id, wanted.data, at=at)
         case contract.UpdateOperation():
             return body.update(
                 record_id,
                 wanted.data,
-                if_match=_tag(wanted.if_match),
+                if_match=read_tag(wanted.if_match, at),
                 increment=wanted.increment,
                 require=_requirement(resource, wanted.require, at),
                 at=at,
             )
         case contract.UpsertOperation():
-            return body.upsert(record_id, encode_json(wanted.data), condition=_ANY_STATE, at=at)
+            return body.upsert(record_id, encode_json(wanted.data), at=at)
         case contract.DeleteOperation():
-            return body.delete(record_id, if_match=_tag(wanted.if_match), at=at)
+            return body.delete(record_id, if_match=read_tag(wanted.if_match, at), at=at)
         case _:
             assert_never(wanted)
 
 
-def _tag(if_match: str | None) -> str | None:
-    return None if if_match is None else normal_tag(if_match)
+def read_tag(text: str | None, at: str) -> str | None:
+    """The ETag in a member `if_match`, which is written as in the header; None for `*`, which any state fits.
+
+    Raises:
+        InvalidRequestError: it is no tag, or several.
+    """
+    if text is None:
+        return None
+    pointer = f"/{at}/if_match"
+    try:
+        named = read_tags(text)
+    except ValueError as error:
+        raise InvalidRequestError(f"{at}: {error}", errors=[FieldError(pointer, "invalid_tag")]) from None
+    if len(named.tags) > 1:
+        raise InvalidRequestError(
+            f"{at}: an operation names one state", errors=[FieldError(pointer, "several_tags")]
+        )
+    return None if named.any else named.opaque[0]
 
 
 def read_id(resource: AnyResource, text: str, at: str) -> Any:

@@ -35,7 +35,7 @@ class CallRoute:
         if self.call.safe:
             endpoint = Endpoint(self.ask, resource, ("read",))
         else:
-            endpoint = Endpoint(self.change, resource, ("update",))
+            endpoint = Endpoint(self.change, resource, ("update",), prefers=True)
         route.add(self.call.path, "POST", endpoint)
 
     async def ask(self, request: ContractRequest) -> Answer:

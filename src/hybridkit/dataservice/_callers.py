@@ -46,6 +46,11 @@ class Grant:
     write: Reach = ()
     emit: bool = False
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether that is nothing."""
+        return not (self.read or self.write or self.emit)
+
     def allows(self, resource: AnyResource | None, access: Access) -> bool:
         """Whether that is among it."""
         if resource is None:
@@ -97,6 +102,18 @@ class Callers:
         if self._verifier is None:
             return caller_of(request)
         return self._verifier.caller(request.headers.get("authorization"))
+
+    def check_known(self, caller: str) -> None:
+        """Let it pass as far as what its body asks for is to be looked at.
+
+        Raises:
+            AccessDeniedError: it may do nothing at all.
+        """
+        if self._grants is None:
+            return
+        grant = self._grants.get(caller)
+        if grant is None or grant.is_empty:
+            raise AccessDeniedError(f"{caller} may do nothing here; the data service's grants say who may")
 
     def check(self, caller: str, resource: AnyResource | None, access: Access) -> None:
         """Let it pass.

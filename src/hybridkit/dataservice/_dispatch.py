@@ -2,10 +2,10 @@
 
 A route of FastAPI's costs a regular expression for each one before it, the solving of dependencies and two exit stacks;
 the contract's routes need none of that. A path is split and looked up, and what every request has to pass stands here
-once: its deadline, the length of its URL, who calls and what they may do.
+once: the length of its URL, who calls and what they may do, which answer they take.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -13,16 +13,23 @@ from opentelemetry import trace
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match
 
-from hybridkit.context import current
-from hybridkit.dataservice._answers import Answering, Header, Receive, Send
+from hybridkit.dataservice._answers import Answer, Answering, Header, Receive, Send
 from hybridkit.dataservice._callers import Access, Callers
 from hybridkit.dataservice._operations import AnyResource
-from hybridkit.dataservice._requests import ContractRequest, check_head
+from hybridkit.dataservice._requests import (
+    JSON_MEDIA_TYPE,
+    MERGE_PATCH_MEDIA_TYPE,
+    ContractRequest,
+    check_url,
+)
 from hybridkit.dataservice._timing import DatabaseTime, watch_database
-from hybridkit.errors import DeclarationError
+from hybridkit.errors import DeclarationError, InvalidQueryError, NotAcceptableError
+from hybridkit.header_fields import MediaType, best_offer, read_accept
 
-__all__ = ["ContractRoute", "Endpoint", "Place"]
+__all__ = ["JSON", "LINES", "ContractRoute", "Endpoint", "Place"]
 
+JSON: Final = MediaType("application", "json", {"charset": "utf-8"})
+LINES: Final = MediaType("application", "x-ndjson", {"charset": "utf-8"})
 PREFIX: Final = "/v1/"
 UNDELETE: Final = ":undelete"
 
@@ -35,11 +42,42 @@ class Endpoint:
         answer: given a request that has been let in.
         resource: what it reaches; None for what only its body tells.
         accesses: what it does there; the caller needs all of them.
+        offers: the media types that its answer can have, the usual one first; none for an answer without a body.
+        prefers: whether `Prefer` changes the answer.
+        takes_query: whether the URL may have a query.
     """
 
     answer: Callable[[ContractRequest], Awaitable[Answering]]
     resource: AnyResource | None = None
     accesses: tuple[Access, ...] = ()
+    offers: Sequence[MediaType] = (JSON,)
+    prefers: bool = False
+    takes_query: bool = False
+
+    @property
+    def vary(self) -> str:
+        """The fields of a request that decide on the answer beside its URL, for caches."""
+        names = [name for name, decides in (("Accept", self.offers), ("Prefer", self.prefers)) if decides]
+        return ", ".join(names)
+
+    def check(self, request: ContractRequest) -> None:
+        """Refuse a request that asks for more than it can answer, and settle the answer's media type.
+
+        Raises:
+            InvalidQueryError: a query, where none is read.
+            NotAcceptableError: an answer of other media types only.
+            InvalidHeaderError: `Accept` can't be read.
+        """
+        if not self.takes_query and request.scope["query_string"]:
+            for name, _ in request.query_params.multi_items():
+                raise InvalidQueryError(
+                    f"this route takes no parameter {name[:100]!r}", pointer=f"/{name[:100]}"
+                )
+        if not self.offers:
+            return
+        request.media_type = best_offer(request.fields.read("accept", read_accept), self.offers)
+        if request.media_type is None:
+            raise NotAcceptableError(f"the answer is {' or '.join(offer.name for offer in self.offers)}")
 
 
 @dataclass(slots=True)
@@ -53,6 +91,24 @@ class Place:
 
     path: str
     endpoints: dict[str, Endpoint] = field(default_factory=dict[str, Endpoint])
+
+    def endpoint(self, method: str) -> Endpoint | None:
+        """What answers that method; `HEAD` is `GET` without the body."""
+        return self.endpoints.get("GET" if method == "HEAD" else method)
+
+    @property
+    def allow(self) -> str:
+        """Its methods, for `Allow`."""
+        of_get = ["HEAD"] if "GET" in self.endpoints else []
+        return ", ".join([*self.endpoints, *of_get, "OPTIONS"])
+
+    @property
+    def options(self) -> list[Header]:
+        """What `OPTIONS` tells of it; `Accept-Patch` is from RFC 5789, section 3.1."""
+        headers = [(b"allow", self.allow.encode())]
+        if "PATCH" in self.endpoints:
+            headers.append((b"accept-patch", f"{MERGE_PATCH_MEDIA_TYPE}, {JSON_MEDIA_TYPE}".encode()))
+        return headers
 
 
 class ContractRoute(BaseRoute):
@@ -104,32 +160,35 @@ class ContractRoute(BaseRoute):
         place, record_id = self._find(path.removeprefix(root) if root else path, scope["method"])
         if place is None:
             return Match.NONE, {}
-        known = scope["method"] in place.endpoints
+        known = place.endpoint(scope["method"]) is not None
         child = {"route": place, "path_params": {"id": record_id}}
         return (Match.FULL if known else Match.PARTIAL), child
 
     async def handle(self, scope: Any, receive: Receive, send: Send) -> None:
-        """Answer a request that matches.
+        """Answer a request that matches; `OPTIONS` with the methods that the path has.
 
         Raises:
-            HTTPException: 405, with the methods that the path has.
+            HTTPException: 405, with the same.
         """
         place: Place = scope["route"]
-        endpoint = place.endpoints.get(scope["method"])
+        endpoint = place.endpoint(scope["method"])
         if endpoint is None:
-            raise HTTPException(405, headers={"allow": ", ".join(place.endpoints)})
-        current().check_deadline()
+            if scope["method"] == "OPTIONS":
+                await Answer(204, b"", place.options).send(receive, send, ())
+                return
+            raise HTTPException(405, headers={"allow": place.allow})
         _name_span(scope["method"], place.path)
         request = ContractRequest(scope, receive)
         request.record_id = scope["path_params"]["id"]
-        check_head(request)
+        check_url(request)
         callers: Callers = request.app.state.callers
         request.caller = callers.name(request)
         for access in endpoint.accesses:
             callers.check(request.caller, endpoint.resource, access)
+        endpoint.check(request)
         waited = watch_database()
         answer = await endpoint.answer(request)
-        await answer.send(receive, send, _common_headers(request, waited))
+        await answer.send(receive, send, _common_headers(request, endpoint, waited))
 
     def _find(self, path: str, method: str) -> tuple[Place | None, str]:
         name, slash, record_id = path[len(PREFIX) :].partition("/")
@@ -144,8 +203,8 @@ class ContractRoute(BaseRoute):
         return self._records.get(name), record_id
 
 
-def _common_headers(request: ContractRequest, waited: DatabaseTime) -> list[Header]:
-    headers: list[Header] = []
+def _common_headers(request: ContractRequest, endpoint: Endpoint, waited: DatabaseTime) -> list[Header]:
+    headers: list[Header] = [(b"vary", endpoint.vary.encode())] if endpoint.vary else []
     if applied := request.applied:
         headers.append((b"preference-applied", applied.encode()))
     if waited.seconds:

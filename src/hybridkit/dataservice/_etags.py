@@ -6,7 +6,7 @@ https://www.rfc-editor.org/rfc/rfc9110#section-8.8.3
 import re
 from typing import NamedTuple
 
-__all__ = ["State", "normal_tag"]
+__all__ = ["State"]
 
 _SYNTAX = re.compile(r'"([1-9][0-9]{0,17})-([0-9a-f]{1,15}|[1-7][0-9a-f]{15})"')  # both fit into 64 bits
 
@@ -32,9 +32,3 @@ class State(NamedTuple):
         """The state that a tag names; None for a tag that no record can have."""
         match = _SYNTAX.fullmatch(tag)
         return cls(int(match[1]), int(match[2], 16)) if match else None
-
-
-def normal_tag(tag: str) -> str:
-    """The tag as we write it: strong (proxies that compress an answer weaken its tag) and quoted."""
-    tag = tag.strip().removeprefix("W/")
-    return tag if tag.startswith('"') else f'"{tag}"'

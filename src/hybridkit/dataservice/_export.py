@@ -43,14 +43,17 @@ async def begin_export(request: ContractRequest, resource: AnyResource, query: Q
     except BaseException:  # also a reader that leaves: the cursor holds a connection
         await pieces.aclose()
         raise
-    return _Export(first, pieces, resource)
+    return _Export(first, pieces, resource, is_head=request.method == "HEAD")
 
 
 class _Export:
-    def __init__(self, first: Lines, pieces: AsyncGenerator[Lines], resource: AnyResource) -> None:
+    def __init__(
+        self, first: Lines, pieces: AsyncGenerator[Lines], resource: AnyResource, *, is_head: bool
+    ) -> None:
         self._first = first
         self._pieces = pieces
         self._resource = resource
+        self._is_head = is_head
 
     async def send(self, receive: Receive, send: Send, headers: Sequence[Header]) -> None:
         """Send the lines as the cursor gives them, until the reader leaves."""
@@ -67,6 +70,9 @@ class _Export:
     async def _send(self, send: Send, headers: Sequence[Header]) -> None:
         start = [(b"content-type", NDJSON_MEDIA_TYPE.encode()), *headers]
         await send({"type": "http.response.start", "status": 200, "headers": start})
+        if self._is_head:
+            await send({"type": "http.response.body", "body": b""})
+            return
         count = self._first.records
         await _send_piece(send, self._first.body)
         async for lines in self._pieces:

@@ -17,8 +17,6 @@ from hybridkit.dataservice._batches import BATCH_KINDS, BatchKind
 from hybridkit.dataservice._bodies import Bodies
 from hybridkit.dataservice._call_routes import CallRoute
 from hybridkit.dataservice._openapi_operations import (
-    JSON,
-    MERGE_PATCH,
     READS,
     SCHEMAS,
     WRITES,
@@ -43,6 +41,7 @@ from hybridkit.dataservice._openapi_parts import (
     query_options,
     query_schema,
 )
+from hybridkit.dataservice._requests import JSON_MEDIA_TYPE, MERGE_PATCH_MEDIA_TYPE
 from hybridkit.dataservice._transact_route import TRANSACT_PATH
 
 __all__ = ["ContractDocument", "add_document"]
@@ -143,7 +142,7 @@ class ContractDocument:
         responses = {200: answer_part("Done.", answer, () if call.safe else WRITTEN)}
         if not call.safe:
             responses[204] = answer_part("Done, and answered without a body.", None, WRITTEN)
-        problems = (400, 404, 409, 412, 413, 415, 428, 429, 501)
+        problems = (404, 409, 412, 413, 415, 428, 429, 501)
         return operation_part(
             f"{call.name}_{tag}",
             (route.call.request.__doc__ or call.name).strip().partition("\n")[0],
@@ -167,7 +166,7 @@ class ContractDocument:
                 "Several operations and events, all or nothing",
                 WRITES,
                 responses,
-                (400, 404, 409, 412, 413, 415, 428, 501),
+                (404, 409, 412, 413, 415, 428, 501),
                 tag="transactions",
                 body=body_part(self._model(Transaction), example=example),
             )
@@ -207,7 +206,7 @@ class _Described:
             "Find records",
             ("prefer_count", *READS),
             {200: self._found()},
-            (400,),
+            (),
             more=[*filter_parameters(self._resource), *query_options(self._resource)],
         )
 
@@ -217,7 +216,7 @@ class _Described:
             "Find records by any filter",
             ("prefer_count", *READS),
             {200: self._found()},
-            (400, 413, 415),
+            (413, 415),
             body=body_part(self._query),
         )
 
@@ -227,7 +226,7 @@ class _Described:
             "Group records and compute of each group",
             READS,
             {200: answer_part("A row for each group.", self._rows)},
-            (400, 413, 415, 501),
+            (413, 415, 501),
             body=body_part(self._aggregation),
         )
 
@@ -237,7 +236,12 @@ class _Described:
             304: answer_part("The reader has it already.", None, ("ETag",)),
         }
         return self._operation(
-            "get", "Read a record", ("if_none_match", *READS), responses, (400, 404), more=[self._id()]
+            "get",
+            "Read a record",
+            ("if_match", "if_none_match", *READS),
+            responses,
+            (404, 412),
+            more=[self._id()],
         )
 
     def create(self) -> Part:
@@ -247,7 +251,7 @@ class _Described:
             "Create a record",
             WRITES,
             responses,
-            (400, 409, 412, 413, 415, 501),
+            (409, 412, 413, 415, 501),
             body=body_part(self._new),
         )
 
@@ -262,7 +266,7 @@ class _Described:
             "Create or replace a record",
             ("if_match", "only_absent", *WRITES),
             responses,
-            (400, 404, 409, 412, 413, 415, 428, 501),
+            (404, 409, 412, 413, 415, 428, 501),
             more=[self._id()],
             body=body_part(self._whole),
         )
@@ -273,9 +277,9 @@ class _Described:
             "Change a record",
             ("if_match", *WRITES),
             self._changed("Changed."),
-            (400, 404, 409, 412, 413, 415, 428, 501),
+            (404, 409, 412, 413, 415, 428, 501),
             more=[self._id()],
-            body=body_part(self._changes, MERGE_PATCH, JSON),
+            body=body_part(self._changes, MERGE_PATCH_MEDIA_TYPE, JSON_MEDIA_TYPE),
         )
 
     def delete(self) -> Part:
@@ -285,7 +289,7 @@ class _Described:
             "Remove a record",
             ("if_match", *WRITES),
             responses,
-            (400, 404, 409, 412, 428, 501),
+            (404, 409, 412, 428, 501),
             more=[self._id()],
         )
 
@@ -295,7 +299,7 @@ class _Described:
             "Bring a removed record back; takes who may remove it",
             ("if_match", *WRITES),
             self._changed("Back again."),
-            (400, 404, 409, 412, 501),
+            (404, 409, 412, 501),
             more=[self._id()],
         )
 
@@ -306,7 +310,7 @@ class _Described:
             "Read records by id",
             READS,
             {200: answer_part("In the order of the ids, null for what is not there.", self._items)},
-            (400, 413, 415),
+            (413, 415),
             body=body_part(
                 {
                     "type": "object",
@@ -327,7 +331,7 @@ class _Described:
             f"{kind.capitalize()} records, all of them or none",
             WRITES,
             responses,
-            (400, 404, 409, 412, 413, 415, 428, 501),
+            (404, 409, 412, 413, 415, 428, 501),
             body=body_part(self._batch_schema(kind)),
         )
 

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from hybridkit.dataservice._openapi_parts import Part
+from hybridkit.dataservice._requests import JSON_MEDIA_TYPE
 
 __all__ = [
-    "JSON",
-    "MERGE_PATCH",
     "READS",
     "SCHEMAS",
     "WRITES",
@@ -24,10 +23,8 @@ __all__ = [
     "reference",
 ]
 
-JSON: Final = "application/json"
-MERGE_PATCH: Final = "application/merge-patch+json"
 SCHEMAS: Final = "#/components/schemas/"
-ALWAYS: Final = (401, 403, 414, 422, 500, 503, 504)
+ALWAYS: Final = (400, 401, 403, 414, 422, 500, 503, 504)
 WRITES: Final = ("key", "caller", "timeout", "request_id", "prefer_write")
 READS: Final = ("caller", "timeout", "request_id")
 WRITTEN: Final = ("Idempotency-Replayed", "Idempotency-Reread", "Preference-Applied")
@@ -45,6 +42,9 @@ def operation_part(
     body: Part | None = None,
 ) -> Part:
     """An operation, with what every one can be refused for."""
+    refusals = {*problems, *ALWAYS}
+    if any("content" in answer for answer in responses.values()):
+        refusals.add(406)
     described: dict[str, Any] = {
         "operationId": operation_id,
         "summary": summary,
@@ -58,7 +58,7 @@ def operation_part(
             **{str(status): answer for status, answer in sorted(responses.items())},
             **{
                 str(status): {"$ref": f"#/components/responses/{problem_name(status)}"}
-                for status in sorted({*problems, *ALWAYS})
+                for status in sorted(refusals)
             },
         },
     }
@@ -70,17 +70,19 @@ def operation_part(
 def body_part(schema: Part, *media_types: str, example: Any = None) -> Part:
     """A required body of that schema, in JSON unless other types are named."""
     content = {"schema": schema} | ({} if example is None else {"example": example})
-    return {"required": True, "content": dict.fromkeys(media_types or (JSON,), content)}
+    return {"required": True, "content": dict.fromkeys(media_types or (JSON_MEDIA_TYPE,), content)}
 
 
 def answer_part(description: str, schema: Part | None, headers: Sequence[str] = ()) -> Part:
     """An answer with those headers; without a schema it has no body."""
     answer: dict[str, Any] = {
         "description": description,
-        "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in (*headers, "X-Request-ID")},
+        "headers": {
+            name: {"$ref": f"#/components/headers/{name}"} for name in (*headers, "Vary", "X-Request-ID")
+        },
     }
     if schema is not None:
-        answer["content"] = {JSON: {"schema": schema}}
+        answer["content"] = {JSON_MEDIA_TYPE: {"schema": schema}}
     return answer
 
 

@@ -62,7 +62,10 @@ PARAMETERS: Final[Mapping[str, Part]] = {
         "name": "If-Match",
         "in": "header",
         "schema": {"type": "string", "pattern": '^(\\*|(W/)?"[!#-+\\--~]*")$'},
-        "description": "The ETag that the record must have; `*` for any. Needed where the resource says so (428).",
+        "description": (
+            "The ETag that the record must have, or several, of which it has one; `*` for any. Needed where the"
+            " resource says so (428)."
+        ),
         "example": '"1-2a"',
     },
     "only_absent": {
@@ -111,6 +114,10 @@ ANSWER_HEADERS: Final[Mapping[str, Part]] = {
         "schema": {"type": "string"},
         "description": "The preferences that were honoured.",
     },
+    "Vary": {
+        "schema": {"type": "string"},
+        "description": "The header fields of the request that decided on the answer.",
+    },
     "X-Request-ID": {"schema": {"type": "string"}, "description": "Of this request."},
 }
 
@@ -125,15 +132,16 @@ SECURITY: Final[Part] = {
 
 _PROBLEM: Final = {PROBLEM_MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
 _MEANINGS: Final[Mapping[int, str]] = {
-    400: "The query, a page token or the idempotency key is missing or wrong.",
+    400: "The query, a page token or a header is wrong, or the idempotency key is missing.",
     401: "The caller doesn't prove who it is.",
     403: "The caller may not do this.",
     404: "There is no such record.",
+    406: "No answer of the media types in Accept; a list is JSON or NDJSON, everything else JSON.",
     409: "A unique value is taken, a reference leads nowhere, a race was lost, or the key is in use.",
     412: "The record is in another state.",
     413: "The body has more than 1 MiB.",
     414: "The URL has more than 8 KiB; send the query as the body of `:query`.",
-    415: "The body is no JSON, or it is compressed.",
+    415: "The body is of a type that the route doesn't take, or it is compressed.",
     422: "The body or a header doesn't fit, or the key was used for another request.",
     428: "The resource is changed from the state that was read only; send its ETag in If-Match.",
     429: "Too many requests; `Retry-After` says when to come again.",

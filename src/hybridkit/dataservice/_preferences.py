@@ -18,26 +18,17 @@ class Preferences:
     """The preferences of one request.
 
     Args:
-        wanted: values by name, in lower case.
+        wanted: values by name, in lower case; of a value the case doesn't matter.
     """
 
     __slots__ = ("_applied", "_wanted")
 
     def __init__(self, wanted: Mapping[str, str]) -> None:
-        self._wanted = wanted
+        self._wanted = {name: value.lower() for name, value in wanted.items()}
         self._applied: dict[str, str] = {}
 
     def __repr__(self) -> str:
-        return f"Preferences({dict(self._wanted)!r}, applied={self.applied!r})"
-
-    @classmethod
-    def of(cls, header: str | None) -> "Preferences":
-        """Those in a `Prefer` header; of one that is named twice the first holds (section 2 of the RFC)."""
-        wanted: dict[str, str] = {}
-        for preference in (header or "").split(","):
-            name, _, value = preference.partition(";")[0].partition("=")
-            wanted.setdefault(name.strip().lower(), value.strip().strip('"').lower())
-        return cls(wanted)
+        return f"Preferences({self._wanted!r}, applied={self.applied!r})"
 
     @property
     def applied(self) -> str:

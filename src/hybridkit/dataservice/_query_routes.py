@@ -4,10 +4,9 @@ from typing import Any, Final
 
 from hybridkit.aggregations import Aggregation
 from hybridkit.codec import encode_json
-from hybridkit.contract import NDJSON_MEDIA_TYPE
 from hybridkit.dataservice._answers import Answering, items_answer, json_answer
 from hybridkit.dataservice._bodies import Bodies
-from hybridkit.dataservice._dispatch import ContractRoute, Endpoint
+from hybridkit.dataservice._dispatch import JSON, LINES, ContractRoute, Endpoint
 from hybridkit.dataservice._export import begin_export
 from hybridkit.dataservice._pages import read_token, write_token
 from hybridkit.dataservice._requests import ContractRequest, read_object
@@ -33,8 +32,10 @@ class QueryRoutes:
     def add_to(self, route: ContractRoute) -> None:
         """Have them answered there."""
         path, resource = self._resource.path, self._resource
-        query = Endpoint(self.query, resource, ("read",))
-        route.add(path, "GET", Endpoint(self.find, resource, ("read",)))
+        offers = (JSON, LINES)
+        found = Endpoint(self.find, resource, ("read",), offers=offers, prefers=True, takes_query=True)
+        query = Endpoint(self.query, resource, ("read",), offers=offers, prefers=True)
+        route.add(path, "GET", found)
         route.add(path, "QUERY", query)  # https://www.rfc-editor.org/rfc/rfc10008
         route.add(f"{path}:query", "POST", query)
         route.add(f"{path}:aggregate", "POST", Endpoint(self.aggregate, resource, ("read",)))
@@ -62,7 +63,7 @@ class QueryRoutes:
         return items_answer(rows)
 
     async def _read(self, request: ContractRequest, query: Query) -> Answering:
-        if NDJSON_MEDIA_TYPE in (request.field(b"accept") or ""):
+        if request.media_type == LINES:
             return await begin_export(request, self._resource, query)
         store = request.store
         key = await store.signing_key()

@@ -9,13 +9,11 @@ from hybridkit.dataservice._dispatch import ContractRoute, Endpoint
 from hybridkit.dataservice._operations import Operation, Undelete
 from hybridkit.dataservice._requests import (
     ContractRequest,
-    condition_of,
     key_of,
-    known_tag,
     read_object,
 )
 from hybridkit.dataservice._writing import perform
-from hybridkit.errors import InvalidRequestError, NotFoundError
+from hybridkit.errors import InvalidRequestError, NotFoundError, StaleVersionError
 from hybridkit.ids import derived_id
 
 __all__ = ["RecordRoutes"]
@@ -38,20 +36,22 @@ class RecordRoutes:
     def add_to(self, route: ContractRoute) -> None:
         """Have them answered there. `undelete` is there for a resource whose deletes can be undone only."""
         resource = self._resource
-        route.add(resource.path, "POST", Endpoint(self.create, resource, ("create",)))
+        route.add(resource.path, "POST", Endpoint(self.create, resource, ("create",), prefers=True))
         route.add_record(resource, "GET", Endpoint(self.get, resource, ("read",)))
-        route.add_record(resource, "PUT", Endpoint(self.put, resource, ("create", "update")))
-        route.add_record(resource, "PATCH", Endpoint(self.patch, resource, ("update",)))
-        route.add_record(resource, "DELETE", Endpoint(self.delete, resource, ("delete",)))
+        route.add_record(resource, "PUT", Endpoint(self.put, resource, ("create", "update"), prefers=True))
+        route.add_record(resource, "PATCH", Endpoint(self.patch, resource, ("update",), prefers=True))
+        route.add_record(resource, "DELETE", Endpoint(self.delete, resource, ("delete",), offers=()))
         if resource.soft_delete:
-            route.add_undelete(resource, Endpoint(self.undelete, resource, ("delete",)))
+            route.add_undelete(resource, Endpoint(self.undelete, resource, ("delete",), prefers=True))
 
     async def get(self, request: ContractRequest) -> Answer:
         """`GET` of a record."""
         record = await request.store.get(self._resource, self._id(request))
         if record is None:
             raise self._missing()
-        if known_tag(request, record.etag):
+        if not request.condition.holds(record.etag):
+            raise StaleVersionError("the record is in another state", current=record.etag)
+        if request.condition.knows(record.etag):
             return not_modified(record.etag)
         return json_answer(record.body, headers=(etag_header(record.etag),))
 
@@ -64,24 +64,28 @@ class RecordRoutes:
 
     async def put(self, request: ContractRequest) -> Answer:
         """`PUT` of a record."""
-        record_id, condition = self._id(request), condition_of(request)
+        record_id, only = self._id(request), request.condition.only
         body, members = await read_object(request)
-        return await self._write(request, self._bodies.upsert(record_id, body, condition=condition), members)
+        if_match = await self._if_match(request)
+        operation = self._bodies.upsert(record_id, body, only=only, if_match=if_match)
+        return await self._write(request, operation, members)
 
     async def patch(self, request: ContractRequest) -> Answer:
         """`PATCH` of a record: a merge patch."""
-        record_id, if_match = self._id(request), self._if_match(request)
+        record_id = self._present(request)
         _, members = await read_object(request)
+        if_match = await self._if_match(request)
         return await self._write(request, self._bodies.update(record_id, members, if_match=if_match), members)
 
     async def delete(self, request: ContractRequest) -> Answer:
         """`DELETE` of a record."""
-        operation = self._bodies.delete(self._id(request), if_match=self._if_match(request))
+        operation = self._bodies.delete(self._present(request), if_match=await self._if_match(request))
         return await self._write(request, operation, None)
 
     async def undelete(self, request: ContractRequest) -> Answer:
         """`POST` of `{id}:undelete`, which has no body."""
-        operation = Undelete(resource=self._resource, id=self._id(request), if_match=self._if_match(request))
+        record_id, if_match = self._present(request), await self._if_match(request)
+        operation = Undelete(resource=self._resource, id=record_id, if_match=if_match)
         return await self._write(request, operation, None)
 
     async def _write(
@@ -99,11 +103,22 @@ class RecordRoutes:
             raise self._missing()
         return parsed
 
-    def _if_match(self, request: ContractRequest) -> str | None:
-        condition = condition_of(request)
-        if condition.only == "absent":
+    def _present(self, request: ContractRequest) -> Any:
+        """The id of a record that is changed, and so has to be there."""
+        if request.condition.only == "absent":
             raise InvalidRequestError("If-None-Match: * contradicts a change of a record that is there")
-        return condition.if_match
+        return self._id(request)
+
+    async def _if_match(self, request: ContractRequest) -> str | None:
+        """The state that the record has to be in; of several that are named the one that it is in."""
+        named = request.condition.if_match
+        if named is None or named.any:
+            return None
+        if len(named.tags) > 1:
+            record = await request.store.get(self._resource, self._id(request))
+            if record is not None and record.etag in named.opaque:
+                return record.etag
+        return named.opaque[0]
 
     def _missing(self) -> NotFoundError:
         return NotFoundError(f"{self._resource.name} has no such record")

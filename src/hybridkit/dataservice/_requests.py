@@ -3,14 +3,15 @@
 import hashlib
 import re
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, Final, Literal, NamedTuple
+from urllib.parse import quote
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
 from hybridkit.codec import canonical_json, decode_object
 from hybridkit.contract import CALLER_HEADER, IDEMPOTENCY_KEY_HEADER, MAX_BODY_BYTES, parse_key
-from hybridkit.dataservice._etags import normal_tag
 from hybridkit.dataservice._preferences import Preferences
 from hybridkit.dataservice._store import Store
 from hybridkit.errors import (
@@ -20,16 +21,23 @@ from hybridkit.errors import (
     UnsupportedMediaTypeError,
     UriTooLongError,
 )
+from hybridkit.header_fields import (
+    EntityTags,
+    Fields,
+    MediaType,
+    read_media_type,
+    read_preferences,
+    read_tags,
+    split_list,
+)
 
 __all__ = [
     "Condition",
     "ContractRequest",
     "caller_of",
-    "check_head",
-    "condition_of",
+    "check_url",
     "fingerprint",
     "key_of",
-    "known_tag",
     "read_body",
     "read_object",
     "without_times",
@@ -38,6 +46,11 @@ __all__ = [
 ANONYMOUS: Final = "anonymous"
 MAX_URL_BYTES: Final = 8 * 1024
 """Of path and query together. What is longer is a body of `:query`."""
+
+JSON_MEDIA_TYPE: Final = "application/json"
+MERGE_PATCH_MEDIA_TYPE: Final = "application/merge-patch+json"
+_CHARSETS: Final = frozenset({"utf-8", "utf8", "us-ascii"})
+"""UTF-8 by its names; ASCII is a part of it."""
 
 _CALLER_SYNTAX = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
@@ -48,11 +61,12 @@ class ContractRequest(Request):
     Attributes:
         caller: the service that asks; set once it is let in.
         record_id: the id in the URL, as text; empty where there is none.
+        media_type: of the answer; None where it has no body.
     """
 
     caller: str = ""
     record_id: str = ""
-    _fields: Mapping[bytes, bytes] | None = None
+    media_type: MediaType | None = None
     _preferences: Preferences | None = None
 
     @property
@@ -61,11 +75,20 @@ class ContractRequest(Request):
         store: Store = self.app.state.store
         return store
 
+    @cached_property
+    def fields(self) -> Fields:
+        """The header fields."""
+        return Fields(self.scope["headers"])
+
     @property
     def preferences(self) -> Preferences:
-        """What `Prefer` says, and what of it was honoured so far."""
+        """What `Prefer` says, and what of it was honoured so far.
+
+        Raises:
+            InvalidHeaderError: it can't be read.
+        """
         if self._preferences is None:
-            self._preferences = Preferences.of(self.field(b"prefer"))
+            self._preferences = Preferences(self.fields.read("prefer", read_preferences) or {})
         return self._preferences
 
     @property
@@ -73,24 +96,28 @@ class ContractRequest(Request):
         """What of the preferences was honoured."""
         return "" if self._preferences is None else self._preferences.applied
 
-    def field(self, name: bytes) -> str | None:
-        """A header field, by its name in lower case."""
-        if (
-            self._fields is None
-        ):  # a route looks for several that are mostly not there: one pass for all of them
-            self._fields = dict(reversed(self.scope["headers"]))
-        value = self._fields.get(name)
-        return None if value is None else value.decode("latin-1")
+    @cached_property
+    def condition(self) -> "Condition":
+        """What has to hold of the record, https://www.rfc-editor.org/rfc/rfc9110#section-13.1.
+
+        Raises:
+            InvalidHeaderError: `If-Match` or `If-None-Match` can't be read.
+        """
+        return Condition(
+            self.fields.read("if-match", read_tags), self.fields.read("if-none-match", read_tags)
+        )
 
 
-def check_head(request: ContractRequest) -> None:
-    """Refuse what no route takes.
+def check_url(request: ContractRequest) -> None:
+    """Refuse a URL that no route takes.
 
     Raises:
-        UriTooLongError: the URL has more than 8 KiB.
+        UriTooLongError: it has more than 8 KiB.
     """
     scope = request.scope
-    length = len(scope["path"]) + len(scope["query_string"])
+    path: bytes = scope.get("raw_path") or quote(scope["path"]).encode()
+    query: bytes = scope["query_string"]
+    length = len(path) + len(query) + len(b"?" if query else b"")
     if length > MAX_URL_BYTES:
         raise UriTooLongError(
             f"the URL has {length} bytes, {MAX_URL_BYTES} are allowed; send the query as the body of `:query`"
@@ -116,7 +143,7 @@ def key_of(request: ContractRequest) -> str:
         KeyMissingError: a write needs one.
         InvalidRequestError: it is too long, or not printable ASCII.
     """
-    value = request.field(IDEMPOTENCY_KEY_HEADER.encode())
+    value = request.fields.single(IDEMPOTENCY_KEY_HEADER)
     if value is None:
         raise KeyMissingError(
             "a write needs an Idempotency-Key header, the same for every attempt of one call"
@@ -125,41 +152,46 @@ def key_of(request: ContractRequest) -> str:
 
 
 class Condition(NamedTuple):
-    """What has to hold for a write to happen.
+    """What has to hold of a record, so that it is read or written.
 
     Attributes:
-        if_match: the ETag that the record must have.
-        only: `absent` for `If-None-Match: *`, `present` for any `If-Match`.
+        if_match: it is there, in one of these states.
+        if_none_match: it is in none of these states; any: it is not there.
     """
 
-    if_match: str | None
-    only: Literal["absent", "present"] | None
+    if_match: EntityTags | None = None
+    if_none_match: EntityTags | None = None
 
+    @property
+    def only(self) -> Literal["absent", "present"] | None:
+        """Whether the record has to be there for a write, or must not be.
 
-def condition_of(request: ContractRequest) -> Condition:
-    """The condition of a write, https://www.rfc-editor.org/rfc/rfc9110#section-13.1.
+        Raises:
+            InvalidRequestError: both, or `If-None-Match` with tags.
+        """
+        if self.if_none_match is None:
+            return None if self.if_match is None else "present"
+        if self.if_match is not None or not self.if_none_match.any:
+            raise InvalidRequestError("a write takes `If-None-Match: *` or If-Match, nothing else")
+        return "absent"
 
-    Raises:
-        InvalidRequestError: `If-None-Match` with a tag, or `If-Match` with several.
-    """
-    absent, match = request.field(b"if-none-match"), request.field(b"if-match")
-    if absent is not None:
-        if absent.strip() != "*" or match is not None:
-            raise InvalidRequestError("a write takes `If-None-Match: *` or one If-Match, nothing else")
-        return Condition(None, "absent")
-    if match is None:
-        return Condition(None, None)
-    if match.strip() == "*":
-        return Condition(None, "present")
-    if "," in match:
-        raise InvalidRequestError("If-Match takes one entity tag")
-    return Condition(normal_tag(match), "present")
+    def holds(self, tag: str) -> bool:
+        """Whether a record in that state may be read, as far as `If-Match` says."""
+        return self.if_match is None or self.if_match.any or tag in self.if_match.opaque
 
+    def knows(self, tag: str) -> bool:
+        """Whether the reader has that state already."""
+        known = self.if_none_match
+        return known is not None and (known.any or tag in known.opaque)
 
-def known_tag(request: ContractRequest, tag: str) -> bool:
-    """Whether the reader has that state already (`If-None-Match`)."""
-    known = request.field(b"if-none-match")
-    return known is not None and (known.strip() == "*" or tag in map(normal_tag, known.split(",")))
+    def to_json(self) -> dict[str, list[str]]:
+        """What it asks for, the same however it is written."""
+        asked = {"if_match": self.if_match, "if_none_match": self.if_none_match}
+        return {
+            name: sorted({"*"} if tags.any else set(tags.opaque))
+            for name, tags in asked.items()
+            if tags is not None
+        }
 
 
 async def read_body(request: ContractRequest) -> bytes:
@@ -171,7 +203,7 @@ async def read_body(request: ContractRequest) -> bytes:
         InvalidRequestError: the caller has left in the middle of it.
     """
     _check_type(request)
-    declared = request.field(b"content-length") or ""
+    declared = request.fields.single("content-length") or ""
     if declared.isdecimal() and int(declared) > MAX_BODY_BYTES:
         raise _too_large(int(declared))
     chunks: list[bytes] = []
@@ -197,11 +229,15 @@ async def read_object(request: ContractRequest) -> tuple[bytes, dict[str, Any]]:
     return body, decode_object(body, limit_bytes=MAX_BODY_BYTES)
 
 
-def fingerprint(request: Request, members: Mapping[str, Any] | None) -> bytes:
-    """What a repeated request has in common with the first: method, path and body, whatever the order of members."""
-    return hashlib.sha256(
-        f"{request.method} {request.scope['path']}\n".encode() + canonical_json(members)
-    ).digest()
+def fingerprint(request: ContractRequest, members: Mapping[str, Any] | None) -> bytes:
+    """What a repeated request has in common with the first: method, path, condition and body.
+
+    The order of members doesn't matter, nor do preferences: they say how to answer, or are not kept.
+    """
+    asked = canonical_json(members)
+    if condition := request.condition.to_json():
+        asked += b"\n" + canonical_json(condition)
+    return hashlib.sha256(f"{request.method} {request.scope['path']}\n".encode() + asked).digest()
 
 
 def without_times(transaction: Mapping[str, Any]) -> dict[str, Any]:
@@ -215,18 +251,22 @@ _VARYING: Final = frozenset({"timestamp", "not_before", "request_id", "tracepare
 
 
 def _check_type(request: ContractRequest) -> None:
-    """JSON by any of its names; without a name it is taken for JSON."""
-    encoding = request.field(b"content-encoding")
-    if encoding is not None and encoding.strip().lower() not in ("", "identity"):
+    """JSON by a name that the route takes; without a name it is taken for JSON."""
+    codings = request.fields.read("content-encoding", split_list) or []
+    if any(coding.lower() != "identity" for coding in codings):
         raise UnsupportedMediaTypeError("a compressed body is not taken; send it as it is")
-    declared = request.field(b"content-type")
-    if declared is None:
+    declared = request.fields.single("content-type")
+    if not declared:
         return
-    media_type = declared.partition(";")[0].strip().lower()
-    if media_type not in ("", "application/json") and not media_type.endswith("+json"):
-        raise UnsupportedMediaTypeError(
-            "a body is application/json, or application/merge-patch+json for a PATCH"
-        )
+    takes = (JSON_MEDIA_TYPE, MERGE_PATCH_MEDIA_TYPE) if request.method == "PATCH" else (JSON_MEDIA_TYPE,)
+    try:
+        media_type = read_media_type(declared)
+    except ValueError:
+        media_type = None
+    if media_type is None or media_type.name not in takes:
+        raise UnsupportedMediaTypeError(f"a body is {' or '.join(takes)} here")
+    if media_type.parameters.get("charset", "utf-8") not in _CHARSETS:
+        raise UnsupportedMediaTypeError("JSON is UTF-8")
 
 
 def _too_large(size_bytes: int) -> PayloadTooLargeError:

@@ -1,24 +1,14 @@
 """`POST /v1:transact`: several operations and events, one transaction."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Final
 
 from hybridkit.codec import encode_json
 from hybridkit.contract import Transaction
 from hybridkit.dataservice._answers import Answer, json_answer, replay_headers
-from hybridkit.dataservice._bodies import Bodies, read_transaction
+from hybridkit.dataservice._bodies import Bodies, read_operations, read_transaction
 from hybridkit.dataservice._callers import Access, Callers
 from hybridkit.dataservice._dispatch import ContractRoute, Endpoint
-from hybridkit.dataservice._operations import (
-    AnyResource,
-    Assert,
-    Create,
-    Delete,
-    Operation,
-    Undelete,
-    Update,
-    Upsert,
-)
 from hybridkit.dataservice._requests import ContractRequest, read_object, without_times
 from hybridkit.dataservice._writing import perform
 from hybridkit.errors import NotSupportedError
@@ -27,13 +17,12 @@ __all__ = ["TRANSACT_PATH", "TransactRoute"]
 
 TRANSACT_PATH: Final = "/v1:transact"
 
-_ACCESSES: Final[Mapping[type[Operation], tuple[Access, ...]]] = {
-    Assert: ("read",),
-    Create: ("create",),
-    Update: ("update",),
-    Upsert: ("create", "update"),
-    Delete: ("delete",),
-    Undelete: ("delete",),
+_ACCESSES: Final[Mapping[str, tuple[Access, ...]]] = {
+    "assert": ("read",),
+    "create": ("create",),
+    "update": ("update",),
+    "upsert": ("create", "update"),
+    "delete": ("delete",),
 }
 
 
@@ -52,13 +41,18 @@ class TransactRoute:
 
     def add_to(self, route: ContractRoute) -> None:
         """Have it answered there. What the caller may do is checked operation by operation."""
-        route.add(TRANSACT_PATH, "POST", Endpoint(self.transact))
+        route.add(TRANSACT_PATH, "POST", Endpoint(self.transact, prefers=True))
 
     async def transact(self, request: ContractRequest) -> Answer:
-        """Everything in the body, or nothing."""
+        """Everything in the body, or nothing. Who may not do it learns nothing of what else is wrong with it."""
+        callers: Callers = request.app.state.callers
+        callers.check_known(request.caller)
         body, members = await read_object(request)
-        transaction, operations = read_transaction(body, self._bodies)
-        _check_accesses(request, transaction, operations)
+        transaction = read_transaction(body)
+        self._check_accesses(callers, request.caller, transaction)
+        if transaction.emit and not request.app.state.can_emit:
+            raise NotSupportedError("this data service has no broker, so nothing would publish the events")
+        operations = read_operations(transaction, self._bodies)
         outcome = await perform(
             request,
             operations,
@@ -72,17 +66,14 @@ class TransactRoute:
         results = [result.record for result in outcome.results]
         return json_answer(encode_json({"results": results}), headers=headers)
 
-
-def _check_accesses(
-    request: ContractRequest, transaction: Transaction, operations: Sequence[Operation]
-) -> None:
-    callers: Callers = request.app.state.callers
-    wanted: set[tuple[AnyResource, Access]] = {
-        (operation.resource, access) for operation in operations for access in _ACCESSES[type(operation)]
-    }
-    for resource, access in wanted:
-        callers.check(request.caller, resource, access)
-    if transaction.emit:
-        callers.check(request.caller, None, "emit")
-        if not request.app.state.can_emit:
-            raise NotSupportedError("this data service has no broker, so nothing would publish the events")
+    def _check_accesses(self, callers: Callers, caller: str, transaction: Transaction) -> None:
+        wanted: set[tuple[str, Access]] = {
+            (operation.resource, access)
+            for operation in transaction.operations
+            for access in _ACCESSES[operation.op]
+        }
+        for name, access in sorted(wanted):
+            if name in self._bodies:
+                callers.check(caller, self._bodies[name].resource, access)
+        if transaction.emit:
+            callers.check(caller, None, "emit")

@@ -123,8 +123,8 @@ async def send_reply(writer: asyncio.StreamWriter, reply: Reply, *, to: Asked) -
     """Write an answer, as slowly as it says."""
     has_body = to.method != "HEAD" and reply.status not in (204, 304)
     phrase = HTTPStatus(reply.status).phrase
-    headers = {name: value for name, value in reply.headers.items() if name != "content-length"}
-    if reply.status != HTTPStatus.NO_CONTENT:
+    headers = dict(reply.headers)
+    if has_body:
         headers["content-length"] = str(len(reply.body))
     lines = [f"HTTP/1.1 {reply.status} {phrase}", *(f"{name}: {value}" for name, value in headers.items())]
     writer.write("\r\n".join([*lines, "", ""]).encode("latin-1"))

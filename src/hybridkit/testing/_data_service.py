@@ -164,7 +164,9 @@ class FakeTransport:
     async def stream(self, request: Request) -> AsyncGenerator[StreamedResponse]:
         """The answer, its body in chunks."""
         fields = {"host": urlsplit(request.url).netloc, **request.headers}  # as any real transport adds it
-        headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in fields.items()]
+        headers = [
+            (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in fields.items()
+        ]
         asked = Asked(request.method, _target(request.url), headers, request.body)
         reused, self._used = self._used, True
         reply = await self._fake.answer(asked, reused=reused)

@@ -17,6 +17,7 @@ import pytest
 
 from hybridkit.testing.conformance._aggregates import AggregatesConformance
 from hybridkit.testing.conformance._filters import FiltersConformance
+from hybridkit.testing.conformance._headers import HeadersConformance
 from hybridkit.testing.conformance._keys import KeysConformance
 from hybridkit.testing.conformance._pages import PagesConformance
 from hybridkit.testing.conformance._problems import ProblemsConformance
@@ -43,6 +44,7 @@ __all__ = [
     "Capability",
     "DataServiceConformance",
     "FiltersConformance",
+    "HeadersConformance",
     "KeysConformance",
     "PagesConformance",
     "ProblemsConformance",
@@ -61,6 +63,7 @@ class DataServiceConformance(
     KeysConformance,
     TransactionsConformance,
     AggregatesConformance,
+    HeadersConformance,
     ProblemsConformance,
 ):
     """Everything. A subclass whose name begins with `Test` has a fixture `service`."""

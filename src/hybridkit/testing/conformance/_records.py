@@ -137,7 +137,7 @@ class RecordsConformance:
 
     async def test_a_tag_that_no_record_can_have_matches_none(self, service: ServiceUnderTest) -> None:
         record = await service.thing()
-        for tag in ('"x"', '"0-0"', "junk", '"1-0; DROP"', '"99999999999999999999-1"'):
+        for tag in ('"x"', '"0-0"', '"1-0; DROP"', '"99999999999999999999-1"'):
             answer = await service.write("PATCH", path_of(THINGS, record["id"]), {"rank": 1}, if_match=tag)
             assert answer.problem == (412, "PRECONDITION_FAILED"), tag
 

@@ -12,7 +12,7 @@ from uuid import uuid4
 import pytest
 
 from hybridkit.clients import AnyTransport, Request, Transport
-from hybridkit.clients._transport_httpx import open_transport
+from hybridkit.clients._transport_httpx import HttpxTransport, new_client, open_transport
 from hybridkit.codec import decode_json, encode_json
 from hybridkit.ids import new_id
 from hybridkit.resources import Resource
@@ -105,7 +105,12 @@ class ServiceUnderTest:
         return f"ServiceUnderTest({self._base_url!r}, lacks={sorted(self._lacks)})"
 
     async def __aenter__(self) -> Self:
-        self._transport = open_transport(self._given)
+        # Over the network by httpx: aiohttp makes one line of a field that is to be sent on two.
+        self._transport = (
+            HttpxTransport(new_client(None), owned=True)
+            if self._given is None
+            else open_transport(self._given)
+        )
         return self
 
     async def __aexit__(
