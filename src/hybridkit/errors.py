@@ -27,6 +27,8 @@ HybridkitError
 │   ├── PreconditionRequiredError      a change has to name the state that the caller has read
 │   ├── KeyMissingError                a write came without an idempotency key
 │   ├── KeyReusedError                 an idempotency key came back with another payload
+│   │   └── RequestKeyReusedError       the same at an API, with another request of the same caller
+│   ├── AnswerNotKeptError             done before; its answer was too large to be given again
 │   ├── UriTooLongError                the query doesn't fit into a URL; send it as the body of `:query`
 │   ├── HeadTooLargeError              the header fields are too many or too long
 │   ├── UnsupportedMediaTypeError      the body is no JSON, or it is compressed
@@ -61,6 +63,7 @@ from typing import ClassVar
 
 __all__ = [
     "AccessDeniedError",
+    "AnswerNotKeptError",
     "BlockedError",
     "ClaimLostError",
     "ConflictError",
@@ -94,6 +97,7 @@ __all__ = [
     "PreconditionRequiredError",
     "RateLimitedError",
     "RejectedError",
+    "RequestKeyReusedError",
     "ResponseError",
     "ServerMissingError",
     "ServerStartError",
@@ -372,6 +376,19 @@ class KeyReusedError(RejectedError):
 
     code = "IDEMPOTENCY_KEY_REUSED"
     status = 422
+
+
+class RequestKeyReusedError(KeyReusedError):
+    """A caller of an API sent its `Idempotency-Key` again with another query, body, or wish for the answer's form."""
+
+    code = "KEY_REUSED"
+
+
+class AnswerNotKeptError(RejectedError):
+    """The request was carried out before, and isn't again; its answer was too large to keep: read what it made."""
+
+    code = "IDEMPOTENCY_ANSWER_NOT_KEPT"
+    status = 409
 
 
 class UriTooLongError(RejectedError):

@@ -1,13 +1,16 @@
 """The contract's routes on a store in memory, for the tests of what HTTP says."""
 
 import itertools
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from decimal import Decimal
 from typing import Any
 
 import httpx
 import orjson
 import pytest
+from fakeredis import FakeAsyncRedis
+from fastapi import FastAPI
 from jsonschema import Draft202012Validator
 from pydantic import BaseModel
 from starlette.routing import Match
@@ -19,6 +22,7 @@ from hybridkit.dataservice._callers import Callers, Grant
 from hybridkit.dataservice._routes import add_routes
 from hybridkit.errors import RateLimitedError
 from hybridkit.events import Event
+from hybridkit.idempotency import IdempotencyGuard
 from hybridkit.lifespan import ServiceResources
 from hybridkit.resources import Call, Record, Resource
 from hybridkit.settings import ServiceSettings
@@ -162,3 +166,29 @@ async def routes() -> AsyncIterator[DataRoutes]:
     routes = DataRoutes()
     async with routes.http:
         yield routes
+
+
+# ── an API with an idempotency guard ─────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def fake_redis() -> FakeAsyncRedis:
+    """What the guard of `serve_keyed` has its records in."""
+    return FakeAsyncRedis(decode_responses=True)
+
+
+@pytest.fixture
+def serve_keyed(
+    fake_redis: FakeAsyncRedis,
+) -> Callable[[FastAPI], AbstractAsyncContextManager[httpx.AsyncClient]]:
+    """Runs an application of `create_app` with a guard inside a `with` block, which is given a client."""
+
+    @asynccontextmanager
+    async def serve(app: FastAPI) -> AsyncGenerator[httpx.AsyncClient]:
+        async with app.router.lifespan_context(app):
+            app.state.resources.provide(IdempotencyGuard, IdempotencyGuard(fake_redis))
+            transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+                yield client
+
+    return serve

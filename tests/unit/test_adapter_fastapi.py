@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import httpx
 import pytest
-from fakeredis import FakeAsyncRedis
 from fastapi import APIRouter, FastAPI, HTTPException
 from pydantic import BaseModel
 from structlog.testing import capture_logs
@@ -15,9 +14,7 @@ from structlog.testing import capture_logs
 from hybridkit.adapters import _running
 from hybridkit.adapters.dependencies import Context, Postgres
 from hybridkit.adapters.fastapi import api_lifespan, create_app
-from hybridkit.context import current
 from hybridkit.errors import MisuseError, RateLimitedError, UnavailableError, UniqueViolationError
-from hybridkit.idempotency import IdempotencyGuard
 from hybridkit.settings import ServiceSettings
 
 
@@ -285,83 +282,6 @@ async def test_a_lifespan_of_the_applications_own_runs_inside() -> None:
     async with serving(create_app(Settings, title="Test", lifespan=own)):
         assert steps == ["open True"]
     assert steps == ["open True", "closed"]
-
-
-# ── keyed writes ─────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.fixture
-def orders() -> list[Order]:
-    return []
-
-
-@pytest.fixture
-async def keyed(app: FastAPI, orders: list[Order]) -> AsyncGenerator[httpx.AsyncClient]:
-    @app.post("/orders", status_code=201)
-    async def create(body: Order) -> dict[str, Any]:
-        claim = current().claim
-        orders.append(body)
-        if body.amount < 0:
-            raise HTTPException(400, "no debts")
-        return {"number": len(orders), "claim": claim.key if claim else None, "note": body.note}
-
-    async with serving(app) as client:
-        app.state.resources.provide(IdempotencyGuard, IdempotencyGuard(FakeAsyncRedis(decode_responses=True)))
-        yield client
-
-
-async def test_a_keyed_write_runs_once_and_its_answer_is_given_again(
-    keyed: httpx.AsyncClient, orders: list[Order]
-) -> None:
-    headers = {"idempotency-key": '"k-1"'}
-    first = await keyed.post("/orders", json={"amount": 1, "note": "чай"}, headers=headers)
-    second = await keyed.post("/orders", json={"amount": 1, "note": "чай"}, headers=headers)
-    assert len(orders) == 1
-    assert (first.status_code, first.content) == (second.status_code, second.content)
-    assert "idempotency-replayed" not in first.headers
-    assert second.headers["idempotency-replayed"] == "true"
-    assert first.headers["x-request-id"] != second.headers["x-request-id"]
-    assert first.json()["claim"] == "http:anonymous:POST:%2Forders:k-1"
-
-
-async def test_a_key_with_another_body_is_refused(keyed: httpx.AsyncClient, orders: list[Order]) -> None:
-    await keyed.post("/orders", json={"amount": 1}, headers={"idempotency-key": "k-2"})
-    other = await keyed.post("/orders", json={"amount": 2}, headers={"idempotency-key": "k-2"})
-    assert (other.status_code, other.json()["code"]) == (422, "IDEMPOTENCY_KEY_REUSED")
-    assert len(orders) == 1
-
-
-async def test_a_refused_write_is_not_kept(keyed: httpx.AsyncClient, orders: list[Order]) -> None:
-    for _ in range(2):
-        refused = await keyed.post("/orders", json={"amount": -1}, headers={"idempotency-key": "k-3"})
-        assert refused.status_code == 400
-    assert len(orders) == 2
-
-
-async def test_an_answer_too_large_to_keep_is_made_again_under_the_same_claim(
-    keyed: httpx.AsyncClient, orders: list[Order]
-) -> None:
-    body = {"amount": 1, "note": "x" * 40_000}
-    answers = [await keyed.post("/orders", json=body, headers={"idempotency-key": "k-4"}) for _ in range(2)]
-    assert [answer.status_code for answer in answers] == [201, 201]
-    assert answers[0].json()["claim"] == answers[1].json()["claim"]
-    assert len(orders) == 2
-
-
-async def test_writes_without_a_key_and_reads_with_one_run_each_time(
-    keyed: httpx.AsyncClient, orders: list[Order]
-) -> None:
-    for _ in range(2):
-        await keyed.post("/orders", json={"amount": 1})
-    reads = [await keyed.get("/orders/7", headers={"idempotency-key": "k-5"}) for _ in range(2)]
-    assert len(orders) == 2
-    assert not any("idempotency-replayed" in read.headers for read in reads)
-
-
-async def test_a_key_out_of_syntax_and_a_body_too_large_are_refused(keyed: httpx.AsyncClient) -> None:
-    bad_key = await keyed.post("/orders", json={"amount": 1}, headers={"idempotency-key": "x" * 300})
-    too_large = await keyed.post("/orders", content=b"x" * 1_100_000, headers={"idempotency-key": "k-6"})
-    assert (bad_key.status_code, too_large.status_code) == (422, 413)
 
 
 async def test_two_kinds_of_service_in_one_process_are_refused(app: FastAPI) -> None:

@@ -2,7 +2,7 @@
 
 ```
 RequestContextMiddleware        whose request is it, until when; what came of it (access log, problem, metrics)
-└── IdempotencyMiddleware       a keyed write runs once; its answer is kept and given again
+└── IdempotencyMiddleware       a keyed write runs once; see `_keyed.py`
     └── the application
 ```
 
@@ -29,22 +29,14 @@ from hybridkit.context import (
     bind,
     current,
 )
-from hybridkit.contract import (
-    IDEMPOTENCY_KEY_HEADER,
-    IDEMPOTENCY_REPLAYED_HEADER,
-    PROBLEM_MEDIA_TYPE,
-    Problem,
-    parse_key,
-)
+from hybridkit.contract import PROBLEM_MEDIA_TYPE, Problem
 from hybridkit.errors import HybridkitError, InvalidHeaderError, OutcomeUnknownError
 from hybridkit.header_fields import Fields
-from hybridkit.idempotency import Claimed, IdempotencyGuard, claim_key
 from hybridkit.observability import get_logger, metrics
 
 __all__ = [
     "CUT_EXTENSION",
     "EventStreams",
-    "IdempotencyMiddleware",
     "RequestContextMiddleware",
     "problem_body",
     "problem_for_status",
@@ -59,8 +51,7 @@ type App = Callable[[Scope, Receive, Send], Awaitable[None]]
 type RawHeaders = list[tuple[bytes, bytes]]
 
 PROBE_PATHS: Final = frozenset({"/health", "/ready", "/metrics"})
-_WRITES: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
-_METHODS: Final = _WRITES | {"GET", "HEAD", "OPTIONS", "QUERY"}
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "QUERY"})
 
 CUT_EXTENSION: Final = "hybridkit.cut"
 """In a scope's `extensions`: closes the connection at once. Half an answer can't be taken back in another way."""
@@ -242,93 +233,6 @@ class _Exchange:
         )
 
 
-class IdempotencyMiddleware:
-    """A write with an `Idempotency-Key` runs once; a repeated one gets the kept answer.
-
-    Only answers below 300 are kept; anything else releases the key. Inside, the context carries the claim, so every
-    write to a data service and every event derives its identity from it: a rerun after a crash makes the same rows.
-    The key belongs to the user, the method and the path: two users with one key never see each other's answers.
-
-    Args:
-        app: the application.
-        guard: finds the guard of the running application; None means that there is none.
-    """
-
-    def __init__(self, app: App, *, guard: Callable[[Scope], IdempotencyGuard | None]) -> None:
-        self.app = app
-        self.guard = guard
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection of the server."""
-        header = None
-        if scope["type"] == "http" and scope["method"] in _WRITES:
-            header = Fields(scope["headers"]).single(IDEMPOTENCY_KEY_HEADER)
-        guard = self.guard(scope) if header is not None else None
-        if header is None or guard is None:
-            await self.app(scope, receive, send)
-            return
-        body = await _read_body(receive)
-        name = claim_key(
-            "http", current().user_id or "anonymous", scope["method"], scope["path"], parse_key(header)
-        )
-        answer = _KeptAnswer()
-        try:
-            async with guard.claim(name, body) as claimed:
-                if claimed.done and claimed.body is not None:
-                    answer = _KeptAnswer.load(claimed)
-                else:
-                    await self.app(scope, _replay(body, receive), answer.collect)
-                    answer.keep_in(claimed)
-        except _NotKeptError:
-            pass
-        await answer.give(send)
-
-
-class _NotKeptError(Exception):
-    """Leaves the claim without completing it."""
-
-
-class _KeptAnswer:
-    """An answer on its way into or out of the guard's record."""
-
-    def __init__(self) -> None:
-        self.status = 500
-        self.headers: RawHeaders = []
-        self.body = b""
-
-    async def collect(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-            self.headers = list(message.get("headers", ()))
-        elif message["type"] == "http.response.body":
-            self.body += message.get("body", b"")
-
-    def keep_in(self, claimed: Claimed) -> None:
-        if not 200 <= self.status < 300:
-            raise _NotKeptError
-        if (
-            not claimed.done
-        ):  # done without a kept answer: it was too large for the record, and so is this one
-            headers = [[name.decode("latin-1"), value.decode("latin-1")] for name, value in self.headers]
-            claimed.set_result(
-                {"status": self.status, "headers": headers, "body": self.body.decode("latin-1")}
-            )
-
-    @classmethod
-    def load(cls, claimed: Claimed) -> "_KeptAnswer":
-        answer, kept = cls(), claimed.result
-        answer.status = kept["status"]
-        answer.headers = [
-            (name.encode("latin-1"), value.encode("latin-1")) for name, value in kept["headers"]
-        ]
-        answer.headers.append((IDEMPOTENCY_REPLAYED_HEADER.encode(), b"true"))
-        answer.body = kept["body"].encode("latin-1")
-        return answer
-
-    async def give(self, send: Send) -> None:
-        await send_answer(send, self.status, self.headers, self.body)
-
-
 def _log_failure(error: Exception, event: str) -> None:
     """An error of ours says what happened; of any other its place is needed."""
     if isinstance(error, HybridkitError) and (error.retryable or error.status != 500):
@@ -414,29 +318,3 @@ def _refusing(error: HybridkitError) -> App:
         raise error
 
     return refuse
-
-
-async def _read_body(receive: Receive) -> bytes:
-    body = bytearray()
-    more = True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ConnectionResetError("the client left before its request was complete")
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
-    return bytes(body)
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """What `receive` would have given, had nobody read it."""
-    given = False
-
-    async def once() -> Message:
-        nonlocal given
-        if given:
-            return await receive()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return once

@@ -20,7 +20,6 @@ from typing import Any
 
 from hybridkit.adapters._asgi import (
     EventStreams,
-    IdempotencyMiddleware,
     Receive,
     RequestContextMiddleware,
     Scope,
@@ -29,6 +28,7 @@ from hybridkit.adapters._asgi import (
     problem_for_status,
     problem_headers,
 )
+from hybridkit.adapters._keyed import IdempotencyMiddleware
 from hybridkit.adapters._limits import BodyLimits
 from hybridkit.adapters._running import StopSignals, open_resources, run_process
 from hybridkit.adapters._server import Server
@@ -49,6 +49,8 @@ try:
     from starlette.exceptions import HTTPException
     from starlette.routing import Route
     from starlette.types import ASGIApp
+
+    from hybridkit.adapters._keyed_routes import claims_after_dependencies
 except ImportError:
     raise MissingExtraError(__name__, extra="fastapi") from None
 
@@ -99,7 +101,9 @@ def create_app(
     app.state.settings_class = settings_class
     app.add_exception_handler(HTTPException, _answer_http_exception)
     app.add_exception_handler(RequestValidationError, _answer_invalid_request)
-    app.add_middleware(IdempotencyMiddleware, guard=_guard_of)
+    app.add_middleware(
+        IdempotencyMiddleware, guard=_guard_of, claims_inside=claims_after_dependencies, internal=internal
+    )
     app.state.event_streams = EventStreams()
     app.add_middleware(  # the last one added is the outermost
         RequestContextMiddleware,

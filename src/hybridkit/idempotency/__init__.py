@@ -21,12 +21,15 @@ from hybridkit.idempotency._answers import (
     Outcome,
     RedisDown,
 )
+from hybridkit.idempotency._attempt import Attempt
 from hybridkit.idempotency._claimed import Claimed
-from hybridkit.idempotency._guard import IdempotencyGuard
+from hybridkit.idempotency._guard import MAX_RESULT_BYTES, IdempotencyGuard
 from hybridkit.idempotency._keys import claim_key, fingerprint
 
 __all__ = [
+    "MAX_RESULT_BYTES",
     "Acquired",
+    "Attempt",
     "Begin",
     "Claimed",
     "Completed",

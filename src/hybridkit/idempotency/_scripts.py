@@ -8,6 +8,7 @@ The record is a hash:
 | `token`       | the last holder's                                                                    |
 | `fingerprint` | of the payload; absent when nothing was begun                                        |
 | `lease_end`   | milliseconds of Redis's clock; the holders' clocks never matter                      |
+| `first`       | the token of the first holder                                                        |
 | `fence`       | acquisitions so far                                                                  |
 | `takeovers`   | acquisitions after a lease ran out so far                                            |
 | `how`         | what `BEGIN` told the holder, for the case that it has to be told again              |
@@ -49,6 +50,9 @@ local function take(how)
     redis.call('HSET', KEYS[1], 'state', 'P', 'token', ARGV[1], 'fingerprint', ARGV[2],
         'lease_end', string.format('%.0f', now + ARGV[3]), 'fence', fence, 'takeovers', takeovers,
         'how', how, 'changed', string.format('%.0f', now))
+    if not record[3] then
+        redis.call('HSET', KEYS[1], 'first', ARGV[1])
+    end
     redis.call('PEXPIRE', KEYS[1], ARGV[4])
     return {how, fence}
 end
@@ -93,7 +97,7 @@ _FINISH = (
 """
     + _NOW
     + """
-local record = redis.call('HMGET', KEYS[1], 'state', 'token', 'fence')
+local record = redis.call('HMGET', KEYS[1], 'state', 'token', 'fence', 'first')
 local state, owner = record[1], record[2]
 local outcome, answer = ARGV[2], 'OK'
 
@@ -116,7 +120,7 @@ elseif owner ~= ARGV[1] then
 elseif state == 'C' or state == 'F' or (state == 'R' and outcome ~= 'C' and outcome ~= 'F') then
     return 'ALREADY'
 elseif outcome == 'X' then
-    if tonumber(record[3]) == 1 then
+    if record[4] == ARGV[1] then
         return forget('OK')
     end
     outcome = 'R' -- an earlier holder has begun it: what is known of that stays known

@@ -1,0 +1,324 @@
+"""A write with an `Idempotency-Key`: it runs once, and its answer is kept and given again.
+
+```
+first       … dependencies ── begin ── the work ── answer complete ── recorded ── given      then its background tasks
+repetition  … dependencies ── begin ── the kept answer
+```
+
+A route of FastAPI's asks for the key when its dependencies have let the caller in, so that whoever they refuse learns
+nothing. Everything else has no such moment, and is asked for before it runs.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Final
+
+from hybridkit.adapters._asgi import App, Message, RawHeaders, Receive, Scope, Send, send_answer
+from hybridkit.adapters._identity import claim_name, request_payload
+from hybridkit.context import Claim, RequestContext, bind, current
+from hybridkit.contract import IDEMPOTENCY_KEY_HEADER, IDEMPOTENCY_REPLAYED_HEADER, parse_key
+from hybridkit.errors import (
+    AnswerNotKeptError,
+    HybridkitError,
+    InProgressError,
+    InvalidRequestError,
+    KeyReusedError,
+    RejectedError,
+    RequestKeyReusedError,
+)
+from hybridkit.header_fields import Fields
+from hybridkit.idempotency import MAX_RESULT_BYTES, Attempt, IdempotencyGuard, Outcome
+
+__all__ = ["KEYED", "IdempotencyMiddleware", "KeyedRequest"]
+
+KEYED: Final = "hybridkit.keyed"
+"""Where a scope has its `KeyedRequest`."""
+
+_WRITES: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+_DONE_ELSEWHERE: Final = frozenset({301, 302, 303})
+"""Redirects that say "done; look there". 307 and 308 say "not here; repeat it there", and 304 belongs to reads."""
+
+_OF_ONE_ANSWER: Final = frozenset(
+    {
+        # of the connection, https://www.rfc-editor.org/rfc/rfc9110#section-7.6.1
+        b"connection",
+        b"keep-alive",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        # of the moment
+        b"age",
+        b"date",
+        b"server-timing",
+        b"traceparent",
+        b"traceresponse",
+        b"x-request-id",
+        # of the caller's session
+        b"authentication-info",
+        b"clear-site-data",
+        b"proxy-authentication-info",
+        b"set-cookie",
+        b"set-cookie2",
+        # made again
+        b"content-length",
+        IDEMPOTENCY_REPLAYED_HEADER.encode(),
+    }
+)
+
+
+class IdempotencyMiddleware:
+    """A write with an `Idempotency-Key` runs once; a repeated one gets the kept answer.
+
+    An answer is kept when its last byte is there, before that is sent; what the application does afterwards (background
+    tasks) is not waited for, and its failure takes nothing back. Kept are answers of 2xx, and redirects that say that
+    it is done (301, 302, 303); any other releases the key. One of more than 32 KiB is given, and recorded as done and
+    not kept.
+
+    Inside, the context carries the claim, so every write to a data service and every event derives its identity from
+    it: a rerun after a crash makes the same rows. The key belongs to the caller, the method, the host and the path.
+
+    Args:
+        app: the application.
+        guard: finds the guard of the running application; None means that there is none.
+        claims_inside: whether the request will be answered by something that calls `KeyedRequest.begin` and
+            `KeyedRequest.enter` by itself; where it isn't, that is done before the application is called.
+        internal: the callers are our own services, which are who they say they are.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        guard: Callable[[Scope], IdempotencyGuard | None],
+        claims_inside: Callable[[Scope], bool] = lambda _: False,
+        internal: bool = False,
+    ) -> None:
+        self.app = app
+        self.guard = guard
+        self.claims_inside = claims_inside
+        self.internal = internal
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection of the server."""
+        key = None
+        if scope["type"] == "http" and scope["method"] in _WRITES and KEYED not in scope:
+            key = _key_in(scope)
+        guard = None if key is None else self.guard(scope)
+        if key is None or guard is None:
+            await self.app(scope, receive, send)
+            return
+        body = await _read_body(receive)
+        async with guard.attempt() as attempt:
+            keyed = scope[KEYED] = KeyedRequest(scope, attempt, key, body, send, internal=self.internal)
+            run = self._run if self.claims_inside(scope) else self._claim_and_run
+            await run(keyed, scope, _replay(body, receive))
+            await keyed.conclude()
+
+    async def _run(self, keyed: "KeyedRequest", scope: Scope, receive: Receive) -> None:
+        try:
+            await self.app(scope, receive, keyed.send)
+        except Exception:
+            if not keyed.is_stopped:  # else it is how the work was kept from running
+                raise
+
+    async def _claim_and_run(self, keyed: "KeyedRequest", scope: Scope, receive: Receive) -> None:
+        await keyed.begin()
+        if not keyed.enter(is_let_in=False):
+            return
+        with bind(keyed.context()):
+            try:
+                await self.app(scope, receive, keyed.send)
+            except HybridkitError as error:
+                await keyed.refuse(error.status)
+                raise
+
+
+class KeyedRequest:
+    """One request under a key, and its answer on its way out."""
+
+    def __init__(
+        self, scope: Scope, attempt: Attempt, key: str, body: bytes, send: Send, *, internal: bool
+    ) -> None:
+        self.is_stopped = False
+        self._scope = scope
+        self._attempt = attempt
+        self._key = key
+        self._body = body
+        self._send = send
+        self._internal = internal
+        self._name = ""
+        self._instead: _KeptAnswer | HybridkitError | None = None
+        self._has_entered = False
+        self._is_let_in = False
+        self._head: Message | None = None
+        self._answer = _KeptAnswer(500)
+
+    def __repr__(self) -> str:
+        return f"KeyedRequest({self._name!r}, is_stopped={self.is_stopped})"
+
+    async def begin(self) -> None:
+        """Ask for the key, as whoever the request has turned out to come from.
+
+        Raises:
+            UnavailableError: Redis is down, and the guard refuses.
+        """
+        self._name = claim_name(self._scope, self._key, internal=self._internal)
+        try:
+            before = await self._attempt.begin(self._name, request_payload(self._scope, self._body))
+        except KeyReusedError as reused:
+            self._instead = RequestKeyReusedError(str(reused))
+        except (InProgressError, RejectedError) as refusal:
+            self._instead = refusal
+        else:
+            if before is not None:
+                self._instead = _KeptAnswer.load(before.result)
+
+    def enter(self, *, is_let_in: bool = True) -> bool:
+        """Whether the work may run now. If it may not, what the application sends instead is dropped.
+
+        Args:
+            is_let_in: the caller has been let in; otherwise what runs still has to find out who it is.
+        """
+        self.is_stopped = self._instead is not None
+        self._has_entered = not self.is_stopped
+        self._is_let_in = is_let_in
+        return self._has_entered
+
+    def context(self) -> RequestContext:
+        """The current context under the claim."""
+        return replace(current(), claim=Claim(self._name))
+
+    async def refuse(self, status: int) -> None:
+        """Note an answer that doesn't say that the work is done."""
+        is_unbegun = not self._has_entered or (status in (401, 403) and not self._is_let_in)
+        await self._attempt.finish(Outcome.FORGOTTEN if is_unbegun else Outcome.RELEASED)
+
+    async def conclude(self) -> None:
+        """Give what is there instead of the work."""
+        if not self.is_stopped:
+            return
+        if isinstance(self._instead, HybridkitError):
+            raise self._instead
+        if self._instead is not None:
+            await self._instead.give(self._send)
+
+    async def send(self, message: Message) -> None:
+        """Pass the application's answer on; its last part when it is recorded."""
+        if self.is_stopped:
+            return
+        match message["type"]:
+            case "http.response.start":
+                self._answer = _KeptAnswer(message["status"], message.get("headers", ()))
+                if self._answer.has_length:  # what ends in one piece can still become an error
+                    self._head = message
+                    return
+            case "http.response.body" | "http.response.pathsend" | "http.response.zerocopysend":
+                self._answer.add(message)
+                if not message.get("more_body", False):
+                    await self._record()
+                if self._head is not None:
+                    head, self._head = self._head, None
+                    await self._send(head)
+            case _:
+                pass  # hints, trailers: not part of what is kept
+        await self._send(message)
+
+    async def _record(self) -> None:
+        if self._has_entered and self._answer.is_final:
+            await self._attempt.finish(Outcome.COMPLETED, self._answer.to_record())
+        else:
+            await self.refuse(self._answer.status)
+
+
+class _KeptAnswer:
+    """An answer as far as it can be given again; without a body when that is too large."""
+
+    def __init__(self, status: int, headers: Any = ()) -> None:
+        self.status = status
+        fields = [(bytes(name).lower(), bytes(value)) for name, value in headers]
+        self.has_length = any(name == b"content-length" for name, _ in fields)
+        self.headers: RawHeaders = [field for field in fields if field[0] not in _OF_ONE_ANSWER]
+        self.body: bytearray | None = bytearray()
+
+    @property
+    def is_final(self) -> bool:
+        """Whether it says that the work is done."""
+        return 200 <= self.status < 300 or self.status in _DONE_ELSEWHERE
+
+    def add(self, message: Message) -> None:
+        """Keep the next part of the body, unless it gets too large or is in a file."""
+        if self.body is None:
+            return
+        fits = len(self.body) + len(message.get("body", b"")) <= MAX_RESULT_BYTES
+        if message["type"] == "http.response.body" and fits:
+            self.body += message.get("body", b"")
+        else:
+            self.body = None
+
+    def to_record(self) -> dict[str, Any] | None:
+        """As JSON; None when it can't be kept."""
+        if self.body is None:
+            return None
+        headers = [[name.decode("latin-1"), value.decode("latin-1")] for name, value in self.headers]
+        return {"status": self.status, "headers": headers, "body": self.body.decode("latin-1")}
+
+    @classmethod
+    def load(cls, kept: dict[str, Any] | None) -> "_KeptAnswer | AnswerNotKeptError":
+        """What that record has to say to a repetition."""
+        if kept is None:
+            return AnswerNotKeptError(
+                "this was done before, and is not done again; its answer was too large to keep: read what it made"
+            )
+        answer = cls(kept["status"])
+        answer.headers = [
+            (name.encode("latin-1"), value.encode("latin-1")) for name, value in kept["headers"]
+        ]
+        answer.body = bytearray(kept["body"].encode("latin-1"))
+        return answer
+
+    async def give(self, send: Send) -> None:
+        """Send it as a repetition."""
+        body = bytes(self.body or b"")
+        headers = [*self.headers, (IDEMPOTENCY_REPLAYED_HEADER.encode(), b"true")]
+        if self.status != 204:  # https://www.rfc-editor.org/rfc/rfc9110#section-8.6
+            headers.append((b"content-length", b"%d" % len(body)))
+        await send_answer(send, self.status, headers, body)
+
+
+def _key_in(scope: Scope) -> str | None:
+    """The request's key.
+
+    Raises:
+        InvalidRequestError: it is none.
+        InvalidHeaderError: there are several.
+    """
+    key = Fields(scope["headers"]).single(IDEMPOTENCY_KEY_HEADER)
+    return None if key is None else parse_key(key)
+
+
+async def _read_body(receive: Receive) -> bytes:
+    chunks: list[bytes] = []
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise InvalidRequestError("the caller left before its body was complete")
+        chunks.append(message.get("body", b""))
+        more = message.get("more_body", False)
+    return b"".join(chunks)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """What `receive` would have given, had nobody read it."""
+    given = False
+
+    async def once() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return once

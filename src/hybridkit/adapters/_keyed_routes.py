@@ -1,0 +1,83 @@
+"""Where a route of FastAPI's asks for its key: after all its dependencies, before its function.
+
+FastAPI has no such place of its own. A dependency that is added as the last one asks, and the route's function is
+wrapped, which integrations do (https://docs.sentry.io/platforms/python/integrations/fastapi/): it doesn't run where
+the key was used before. That both are needed is due to parameters: FastAPI solves every dependency, also after one
+that had a header missing, and only then refuses.
+"""
+
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextvars import ContextVar
+from functools import wraps
+from typing import Any, Final
+
+from fastapi import HTTPException, Request
+from fastapi.dependencies.models import Dependant
+from fastapi.dependencies.utils import get_dependant
+from starlette.routing import Host, Match, Mount
+
+from hybridkit.adapters._asgi import Scope
+from hybridkit.adapters._keyed import KEYED, KeyedRequest
+from hybridkit.context import bind
+
+__all__ = ["claims_after_dependencies"]
+
+_answering: ContextVar[KeyedRequest | None] = ContextVar("hybridkit_keyed_request", default=None)
+
+STOPPED: Final = 409
+"""What dependencies that wait for the route's end see of a repetition; the caller is given the kept answer."""
+
+
+def claims_after_dependencies(scope: Scope) -> bool:
+    """Whether the request goes to a route with dependencies, which then asks for the key when it has solved them.
+
+    Args:
+        scope: of the request, before it is routed.
+    """
+    dependant = getattr(_leaf(scope["app"].router.routes, scope), "dependant", None)
+    if not isinstance(dependant, Dependant) or dependant.call is None:
+        return False
+    if not any(each.call is _claim for each in dependant.dependencies):
+        dependant.dependencies.append(get_dependant(path="", call=_claim))
+        dependant.call = _once(dependant.call)
+    return True
+
+
+def _leaf(routes: Iterable[Any], scope: Scope) -> Any:
+    """The route that will answer, also one of a router that is included or an application that is mounted."""
+    for route in routes:
+        match, child = route.matches(scope)
+        if match is not Match.FULL:
+            continue
+        # Since routers are included by reference, FastAPI makes a route of its own for each place that it is in.
+        route = getattr(route, "starlette_route", None) or route  # noqa: PLW2901
+        inner = {**scope, **child}
+        if isinstance(route, Mount | Host):
+            return _leaf(route.routes, inner)
+        included = getattr(route, "effective_candidates", None)
+        return route if included is None else _leaf(included(), inner)
+    return None
+
+
+async def _claim(request: Request) -> AsyncGenerator[None]:
+    keyed: KeyedRequest | None = request.scope.get(KEYED)
+    _answering.set(keyed)
+    if keyed is None:
+        yield
+        return
+    await keyed.begin()
+    with bind(keyed.context()):
+        yield
+
+
+def _once(call: Callable[..., Any]) -> Callable[..., Any]:
+    """The same, be it a coroutine function, a generator, or something for a thread: it is only called later, or not."""
+
+    @wraps(call)
+    def enter(*args: Any, **kwargs: Any) -> Any:
+        keyed = _answering.get()
+        if keyed is not None and not keyed.enter():
+            raise HTTPException(STOPPED)
+        return call(*args, **kwargs)
+
+    return enter
