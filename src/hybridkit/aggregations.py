@@ -190,17 +190,18 @@ def _function(
 def _order(wanted: object, *, allowed: set[str]) -> tuple[tuple[str, Direction], ...]:
     if not isinstance(wanted, list):
         raise InvalidQueryError("order is a list", pointer="/order")
-    pairs: list[tuple[str, Direction]] = []
-    for entry in cast("list[Any]", wanted):
+    entries = cast("list[Any]", wanted)
+    pairs: dict[str, Direction] = {}
+    for entry in entries:
         match entry:
-            case [str(name), "asc" | "desc" as direction] if name in allowed:
-                pairs.append((name, direction))
+            case [str(name), "asc" | "desc" as direction] if name in allowed and name not in pairs:
+                pairs[name] = direction
             case _:
                 raise InvalidQueryError(
-                    f'an order entry is a pair such as ["revenue", "desc"], of {sorted(allowed)}',
+                    f'an order entry is a pair such as ["revenue", "desc"], each once, of {sorted(allowed)}',
                     pointer="/order",
                 )
-    return tuple(pairs)
+    return tuple(pairs.items())
 
 
 def _limit(wanted: object) -> int:

@@ -23,6 +23,7 @@ from typing import Any, Final, Literal, Self, assert_never, cast
 
 from hybridkit.errors import InvalidQueryError
 from hybridkit.filters import (
+    MAX_CONDITIONS,
     MAX_PARSE_DEPTH,
     OPERATORS,
     And,
@@ -105,11 +106,11 @@ class Query:
                 raise InvalidQueryError(f"a query has no member {name[:100]!r}", pointer=f"/{name[:100]}")
         where = None
         if body.get("where") is not None:
-            where = _from_tree(resource, body["where"], "/where", depth=1)
+            where = _TreeReader(resource).read(body["where"], "/where")
             check_size(where)
         return cls(
             where=where,
-            order=_order(resource, [_pair(entry) for entry in _listed(body.get("order"), "/order")]),
+            order=_order(resource, _pairs(_listed(body.get("order"), "/order"))),
             select=_selection(resource, [str(name) for name in _listed(body.get("select"), "/select")]),
             page_size=_page_size(body.get("page_size", DEFAULT_PAGE_SIZE)),
             page_token=_page_token(body.get("page_token")),
@@ -163,6 +164,11 @@ def _listed(value: object, pointer: str) -> Sequence[Any]:
     return cast("list[Any]", value)
 
 
+def _pairs(entries: Sequence[object]) -> list[tuple[str, str]]:
+    _check_order_length(entries)
+    return [_pair(entry) for entry in entries]
+
+
 def _pair(entry: object) -> tuple[str, str]:
     match entry:
         case [str(name), str(direction)]:
@@ -179,8 +185,7 @@ def _order_entry(entry: str) -> tuple[str, str]:
 
 
 def _order(resource: AnyResource, entries: Sequence[tuple[str, str]]) -> tuple[tuple[str, Direction], ...]:
-    if len(entries) > MAX_ORDER_FIELDS:
-        raise InvalidQueryError(f"at most {MAX_ORDER_FIELDS} fields can be ordered by", pointer="/order")
+    _check_order_length(entries)
     allowed = {"id", *resource.sortable}
     names = [name for name, _ in entries]
     for name, direction in entries:
@@ -194,6 +199,11 @@ def _order(resource: AnyResource, entries: Sequence[tuple[str, str]]) -> tuple[t
         if names.count(name) > 1:
             raise InvalidQueryError(f"{name} is ordered by twice", pointer="/order")
     return cast("tuple[tuple[str, Direction], ...]", tuple(entries))
+
+
+def _check_order_length(entries: Sequence[object]) -> None:
+    if len(entries) > MAX_ORDER_FIELDS:
+        raise InvalidQueryError(f"at most {MAX_ORDER_FIELDS} fields can be ordered by", pointer="/order")
 
 
 def _selection(resource: AnyResource, names: Sequence[str]) -> tuple[str, ...]:
@@ -239,30 +249,41 @@ def _to_tree(node: Filter) -> dict[str, Any]:
             assert_never(node)
 
 
-def _from_tree(resource: AnyResource, tree: object, pointer: str, *, depth: int) -> Filter:
-    if depth > MAX_PARSE_DEPTH:
-        raise InvalidQueryError("the filter is nested too deeply", pointer="/where")
-    if not isinstance(tree, dict) or len(cast("dict[Any, Any]", tree)) != 1:
-        raise InvalidQueryError(
-            'a condition has one member, such as {"eq": ["status", "paid"]}', pointer=pointer
-        )
-    ((operator, operand),) = cast("dict[str, Any]", tree).items()
-    at = f"{pointer}/{operator[:100]}"
-    match operator, operand:
-        case (("and" | "or"), [_, *_]):
-            listed = cast("list[Any]", operand)
-            parts = tuple(
-                _from_tree(resource, part, f"{at}/{index}", depth=depth + 1)
-                for index, part in enumerate(listed)
-            )
-            return And(parts) if operator == "and" else Or(parts)
-        case "not", dict():
-            return ~_from_tree(resource, cast("object", operand), at, depth=depth + 1)
-        case _, [str(name), value] if operator in OPERATORS:
-            field = resource.field(name, pointer=at)
-            return field.compare(cast("Operator", operator), value, pointer=at)
-        case _:
+class _TreeReader:
+    """Reads one tree, no further than to the first thing too many: what a condition costs is not paid for a million."""
+
+    def __init__(self, resource: AnyResource) -> None:
+        self._resource = resource
+        self._conditions = 0
+
+    def read(self, tree: object, pointer: str, *, depth: int = 1) -> Filter:
+        if depth > MAX_PARSE_DEPTH:
+            raise InvalidQueryError("the filter is nested too deeply", pointer="/where")
+        if not isinstance(tree, dict) or len(cast("dict[Any, Any]", tree)) != 1:
             raise InvalidQueryError(
-                f"not a condition; operators are {' '.join(OPERATORS)} with [field, value], and, or, not",
-                pointer=at,
+                'a condition has one member, such as {"eq": ["status", "paid"]}', pointer=pointer
             )
+        ((operator, operand),) = cast("dict[str, Any]", tree).items()
+        at = f"{pointer}/{operator[:100]}"
+        match operator, operand:
+            case (("and" | "or"), [_, *_]):
+                listed = cast("list[Any]", operand)
+                parts = tuple(
+                    self.read(part, f"{at}/{index}", depth=depth + 1) for index, part in enumerate(listed)
+                )
+                return And(parts) if operator == "and" else Or(parts)
+            case "not", dict():
+                return ~self.read(cast("object", operand), at, depth=depth + 1)
+            case _, [str(name), value] if operator in OPERATORS:
+                return self._condition(name, cast("Operator", operator), value, at)
+            case _:
+                raise InvalidQueryError(
+                    f"not a condition; operators are {' '.join(OPERATORS)} with [field, value], and, or, not",
+                    pointer=at,
+                )
+
+    def _condition(self, name: str, operator: Operator, value: object, at: str) -> Filter:
+        self._conditions += 1
+        if self._conditions > MAX_CONDITIONS:
+            raise InvalidQueryError(f"the filter has more than {MAX_CONDITIONS} conditions", pointer="/where")
+        return self._resource.field(name, pointer=at).compare(operator, value, pointer=at)

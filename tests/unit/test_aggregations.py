@@ -65,6 +65,7 @@ def test_what_is_at_its_default_is_left_out() -> None:
         ({"functions": {"n": ["count"]}, "order": {}}, "/order"),
         ({"functions": {"n": ["count"]}, "order": [["m", "desc"]]}, "/order"),
         ({"functions": {"n": ["count"]}, "order": [["n", "down"]]}, "/order"),
+        ({"functions": {"n": ["count"]}, "order": [["n", "desc"], ["n", "asc"]]}, "/order"),
         ({"functions": {"n": ["count"]}, "limit": 1001}, "/limit"),
         ({"functions": {"n": ["count"]}, "limit": True}, "/limit"),
         ({"functions": {"n": ["count"]}, "where": {"eq": ["version", 1]}}, "/where/eq"),

@@ -1,5 +1,6 @@
 """Page tokens: bound to their query, not to be made up."""
 
+import string
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -68,6 +69,28 @@ def test_another_key_or_order_refuses_it() -> None:
 def test_nothing_but_a_token_is_a_token(text: str) -> None:
     with pytest.raises(PageTokenError):
         read(text)
+
+
+@given(
+    st.integers(min_value=0), st.sampled_from("=!\n\r\t *.,~\u00e9"), st.integers(min_value=1, max_value=3)
+)
+def test_a_token_with_more_in_it_is_none(position: int, odd: str, times: int) -> None:
+    """A token has one form: neither padding, line feeds nor what base64 has no place for are looked over."""
+    token = write_token(ITEMS, QUERY, [str(uuid4())], key=KEY)
+    at = position % (len(token) + 1)
+    with pytest.raises(PageTokenError):
+        read(token[:at] + odd * times + token[at:])
+
+
+@pytest.mark.parametrize("length", range(12))
+def test_the_last_character_of_a_token_counts_in_full(length: int) -> None:
+    """Also its bits that no byte is made of."""
+    token = write_token(ITEMS, QUERY, ["a" * length], key=KEY)
+    assert read(token) == ["a" * length]
+    for character in string.ascii_letters + string.digits + "-_":
+        if character != token[-1]:
+            with pytest.raises(PageTokenError):
+                read(token[:-1] + character)
 
 
 @given(st.integers(min_value=0), st.integers(min_value=0, max_value=255))

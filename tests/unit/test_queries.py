@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from hybridkit.codec import Timestamp, truncate_timestamp
 from hybridkit.errors import InvalidQueryError
-from hybridkit.filters import And, Compare, Filter, Not, Operator, Or
+from hybridkit.filters import And, Compare, Field, Filter, Not, Operator, Or
 from hybridkit.queries import Query
 from hybridkit.resources import Record, Resource
 
@@ -295,6 +295,43 @@ def test_a_deep_tree_is_refused_before_it_exhausts_the_stack() -> None:
         where = {"and": [where]}
     with pytest.raises(InvalidQueryError, match="nested"):
         Query.from_json(ORDERS, {"where": where})
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        {"or": [{"eq": ["quantity", 1]}] * 60_000},
+        {"and": [{"or": [{"eq": ["quantity", 1]}] * 200}] * 200},
+        {"and": [{"and": [{"or": [{"eq": ["quantity", 1]}] * 30}] * 30}] * 30},
+        {"not": {"and": [{"not": {"lt": ["total", "1"]}}] * 5_000}},
+    ],
+    ids=["flat", "groups", "groups of groups", "negated"],
+)
+def test_a_large_tree_is_read_to_its_limit_and_no_further(
+    where: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each condition costs a look at its value: a caller pays for 100 of them at most, whatever it sends."""
+    compared: list[Operator] = []
+    compare = Field.compare
+
+    def counting(field: Field, operator: Operator, value: object, *, pointer: str = "") -> Compare:
+        compared.append(operator)
+        return compare(field, operator, value, pointer=pointer)
+
+    monkeypatch.setattr(Field, "compare", counting)
+    with pytest.raises(InvalidQueryError, match="more than 100 conditions"):
+        Query.from_json(ORDERS, {"where": where})
+    assert len(compared) == 100
+
+
+def test_a_hundred_conditions_are_read() -> None:
+    where = {"or": [{"eq": ["quantity", number]} for number in range(100)]}
+    assert Query.from_json(ORDERS, {"where": where}).to_json()["where"] == where
+
+
+def test_a_long_order_is_refused_before_it_is_read() -> None:
+    with pytest.raises(InvalidQueryError, match="at most 8"):
+        Query.from_json(ORDERS, {"order": [0] * 9})
 
 
 def test_python_operators_build_the_tree() -> None:

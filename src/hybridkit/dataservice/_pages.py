@@ -35,7 +35,7 @@ def write_token(resource: AnyResource, query: Query, position: Sequence[Any], *,
         key: the store's signing key.
     """
     payload = _binding(resource, query) + orjson.dumps(list(position), default=str)
-    return urlsafe_b64encode(_signature(payload, key) + payload).decode().rstrip("=")
+    return _text(_signature(payload, key) + payload)
 
 
 def read_token(resource: AnyResource, query: Query, *, key: bytes) -> Sequence[Any] | None:
@@ -50,6 +50,10 @@ def read_token(resource: AnyResource, query: Query, *, key: bytes) -> Sequence[A
         token = urlsafe_b64decode(query.page_token.encode("ascii") + b"==")
     except (UnicodeEncodeError, Base64Error):
         raise _mismatch() from None
+    if (
+        _text(token) != query.page_token
+    ):  # padding, line feeds and strange characters, which Python leaves out
+        raise _mismatch()
     signature, payload = token[:_SIGNATURE_BYTES], token[_SIGNATURE_BYTES:]
     if not hmac.compare_digest(signature, _signature(payload, key)):
         raise _mismatch()
@@ -57,6 +61,10 @@ def read_token(resource: AnyResource, query: Query, *, key: bytes) -> Sequence[A
         raise _mismatch()
     position: list[Any] = orjson.loads(payload[_BINDING_BYTES:])
     return position
+
+
+def _text(token: bytes) -> str:
+    return urlsafe_b64encode(token).decode().rstrip("=")
 
 
 def _signature(payload: bytes, key: bytes) -> bytes:
