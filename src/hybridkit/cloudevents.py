@@ -10,28 +10,57 @@
 | data | data |
 
 Structured mode is one JSON object (`application/cloudevents+json`). Binary mode puts the attributes into AMQP
-application properties, which are message headers in AMQP 0-9-1, and leaves the data alone in the body.
+application properties, which are message headers in AMQP 0-9-1, and leaves the data alone in the body. Its headers are
+`cloudEvents_id` or `cloudEvents:id` by the binding for AMQP, or `ce-id` or `ce_id` as the bindings for HTTP and Kafka
+have it, which some SDKs use for RabbitMQ too. Batches are refused: each event is a message of its own.
+
+Of what the specification leaves open: an event without `time` has happened when it is read; without `data` it has no
+fields; `data_base64` holds JSON. An `id` that is no lower-case UUID, which any text may be, stands behind an event id
+that is derived from `source` and `id`, the same at each delivery (`EventEnvelope.original_id` has the text). A
+`causationid` that is no UUID and unknown extensions are left out.
 
 https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md
 https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/amqp-protocol-binding.md
 """
 
+import base64
 from collections.abc import Mapping
-from typing import Any, Final
+from datetime import datetime
+from typing import Any, Final, Literal, NamedTuple
+from uuid import UUID
 
-import orjson
+from pydantic_core import to_json
 
-from hybridkit.codec import MAX_MESSAGE_BYTES, check_size, decode_json, decode_object, encode_json
-from hybridkit.envelope import EventEnvelope, decode_envelope
-from hybridkit.errors import FieldError, MalformedPayloadError
+from hybridkit.codec import (
+    MAX_MESSAGE_BYTES,
+    check_size,
+    decode_json,
+    decode_object,
+    encode_json,
+    format_timestamp,
+    now,
+)
+from hybridkit.envelope import EventEnvelope, read_envelope
+from hybridkit.errors import FieldError, MalformedPayloadError, PayloadError
 from hybridkit.events import EventRegistry
 from hybridkit.events import registry as default_registry
+from hybridkit.ids import derived_id
 
-__all__ = ["STRUCTURED_MEDIA_TYPE", "decode_cloudevent", "is_cloudevent", "to_binary", "to_structured"]
+__all__ = [
+    "STRUCTURED_MEDIA_TYPE",
+    "Wire",
+    "decode_cloudevent",
+    "decode_message",
+    "is_cloudevent",
+    "read_wire",
+    "to_binary",
+    "to_structured",
+]
 
 STRUCTURED_MEDIA_TYPE: Final = "application/cloudevents+json"
 HEADER_PREFIX: Final = "cloudEvents_"
-_PREFIXES: Final = (HEADER_PREFIX, "cloudEvents:")
+_MEDIA_TYPES: Final = "application/cloudevents"
+_PREFIXES: Final = (HEADER_PREFIX, "cloudEvents:", "ce-", "ce_")
 
 _NAMES: Final = {
     "type": "event_type",
@@ -45,34 +74,66 @@ _NAMES: Final = {
 }
 _REQUIRED: Final = ("id", "source", "type")
 
+type _Mode = Literal["structured", "binary"]
+
+
+class Wire(NamedTuple):
+    """A message that was looked at, in the form of an envelope.
+
+    Attributes:
+        members: of the envelope.
+        body: the same as JSON.
+        original_id: of a CloudEvent, the `id` as its source gave it; None for an envelope.
+    """
+
+    members: dict[str, Any]
+    body: bytes
+    original_id: str | None = None
+
 
 def to_structured(envelope: EventEnvelope[Any]) -> bytes:
     """The envelope as one CloudEvents JSON object."""
-    wire = orjson.loads(envelope.encode())
-    data = wire.pop("data")
-    return encode_json({**_attributes(wire), "datacontenttype": "application/json", "data": data})
+    attributes, data = _taken_apart(envelope)
+    return to_json({**attributes, "datacontenttype": "application/json", "data": data})
 
 
 def to_binary(envelope: EventEnvelope[Any]) -> tuple[dict[str, str], bytes]:
     """The envelope as message headers (`cloudEvents_type`, …) and a body that holds the data alone."""
-    wire = orjson.loads(envelope.encode())
-    data = wire.pop("data")
-    return {f"{HEADER_PREFIX}{name}": str(value) for name, value in _attributes(wire).items()}, encode_json(
-        data
-    )
+    attributes, data = _taken_apart(envelope)
+    return {f"{HEADER_PREFIX}{name}": str(value) for name, value in attributes.items()}, encode_json(data)
 
 
 def is_cloudevent(body: bytes, headers: Mapping[str, object], *, content_type: str | None = None) -> bool:
-    """Whether this message is a CloudEvent in either mode, by its headers, content type or `specversion`."""
-    if content_type is not None and content_type.startswith(STRUCTURED_MEDIA_TYPE):
+    """Whether this message is a CloudEvent in either mode: by its content type or headers, else by its own members."""
+    if _mode(headers, content_type) is not None:
         return True
-    return any(f"{prefix}specversion" in headers for prefix in _PREFIXES) or b'"specversion"' in body[:4096]
+    try:
+        return _is_structured(decode_object(body))
+    except PayloadError:
+        return False
+
+
+def decode_message(
+    body: bytes,
+    headers: Mapping[str, object],
+    *,
+    content_type: str | None = None,
+    registry: EventRegistry = default_registry,
+    limit_bytes: int = MAX_MESSAGE_BYTES,
+) -> EventEnvelope[Any]:
+    """The envelope in that message, or the one that its CloudEvent makes.
+
+    Raises:
+        PayloadError: as `hybridkit.envelope.decode_envelope`, and nothing else whatever the bytes are.
+    """
+    return _envelope(read_wire(body, headers, content_type=content_type, limit_bytes=limit_bytes), registry)
 
 
 def decode_cloudevent(
     body: bytes,
     headers: Mapping[str, object] | None = None,
     *,
+    content_type: str | None = None,
     registry: EventRegistry = default_registry,
     limit_bytes: int = MAX_MESSAGE_BYTES,
 ) -> EventEnvelope[Any]:
@@ -83,44 +144,161 @@ def decode_cloudevent(
     Raises:
         PayloadError: as `hybridkit.envelope.decode_envelope`.
     """
+    mode = _mode(headers or {}, content_type) or "structured"
+    return _envelope(_read(mode, body, headers or {}, limit_bytes), registry)
+
+
+def read_wire(
+    body: bytes,
+    headers: Mapping[str, object],
+    *,
+    content_type: str | None = None,
+    limit_bytes: int = MAX_MESSAGE_BYTES,
+) -> Wire:
+    """Look at a message, and leave it open whether its type is known here.
+
+    The properties are asked first: the data of an event may have members of any name.
+
+    Raises:
+        PayloadError: it is no object of JSON, or a CloudEvent that can't be read.
+    """
+    mode = _mode(headers, content_type)
+    if mode is not None:
+        return _read(mode, body, headers, limit_bytes)
+    members = decode_object(body, limit_bytes=limit_bytes)
+    return _of_structured(members) if _is_structured(members) else Wire(members, body)
+
+
+def _envelope(wire: Wire, registry: EventRegistry) -> EventEnvelope[Any]:
+    envelope = read_envelope(wire.members, wire.body, registry=registry)
+    if wire.original_id is not None:
+        envelope.keep_original_id(wire.original_id)
+    return envelope
+
+
+def _mode(headers: Mapping[str, object], content_type: str | None) -> _Mode | None:
+    """By what a message says of itself.
+
+    Raises:
+        MalformedPayloadError: a form of CloudEvents that is not read here.
+    """
+    media_type = (content_type or "").partition(";")[0].strip().lower()
+    if media_type == STRUCTURED_MEDIA_TYPE:
+        return "structured"
+    if media_type.startswith(_MEDIA_TYPES):
+        raise MalformedPayloadError(
+            f"CloudEvents come one by one as {STRUCTURED_MEDIA_TYPE} or in headers, not in a batch or another format"
+        )
+    return "binary" if _prefix(headers) else None
+
+
+def _prefix(headers: Mapping[str, object]) -> str | None:
+    return next((prefix for prefix in _PREFIXES if f"{prefix}specversion" in headers), None)
+
+
+def _is_structured(members: Mapping[str, Any]) -> bool:
+    # No attribute has such a name, which only letters and digits are in.
+    return "specversion" in members and "event_type" not in members
+
+
+def _read(mode: _Mode, body: bytes, headers: Mapping[str, object], limit_bytes: int) -> Wire:
+    if mode == "structured":
+        return _of_structured(decode_object(body, limit_bytes=limit_bytes))
     check_size(body, limit_bytes=limit_bytes)
-    attributes = _from_headers(headers or {})
-    if attributes:
-        data = decode_json(body, limit_bytes=limit_bytes)
-    else:
-        attributes = decode_object(body, limit_bytes=limit_bytes)
-        data = attributes.pop("data", None)
-    if attributes.get("specversion") != "1.0":
-        raise _not_a_cloudevent("specversion", "1.0 is required")
-    for name in _REQUIRED:
-        if name not in attributes:
-            raise _not_a_cloudevent(name, "required")
-    return decode_envelope(
-        encode_json({**_members(attributes), "data": data}), registry=registry, limit_bytes=limit_bytes
-    )
+    prefix = _prefix(headers) or HEADER_PREFIX
+    named = {name.removeprefix(prefix): headers[name] for name in headers if name.startswith(prefix)}
+    attributes = {
+        name: _text(name, value) for name, value in named.items() if name in {*_NAMES, "specversion"}
+    }
+    return _with_fragment(attributes, body or b"{}", limit_bytes)
 
 
-def _attributes(wire: Mapping[str, Any]) -> dict[str, Any]:
-    named = {name: wire[member] for name, member in _NAMES.items() if wire.get(member) is not None}
-    return {"specversion": "1.0", **named}
+def _of_structured(members: Mapping[str, Any]) -> Wire:
+    attributes = {name: value for name, value in members.items() if value is not None}
+    data = attributes.pop("data", None)
+    encoded = attributes.pop("data_base64", None)
+    if encoded is None:
+        members = {**_members(attributes), "data": {} if data is None else data}
+        return Wire(members, to_json(members), attributes["id"])
+    if data is not None:
+        raise _not_a_cloudevent("data_base64", "there is data already")
+    try:
+        octets = base64.b64decode(encoded, validate=True)
+    except (TypeError, ValueError):
+        raise _not_a_cloudevent("data_base64", "is not Base64") from None
+    return _with_fragment(attributes, octets, MAX_MESSAGE_BYTES)
+
+
+def _with_fragment(attributes: Mapping[str, Any], data: bytes, limit_bytes: int) -> Wire:
+    """With data that is JSON already, which goes on byte by byte."""
+    members = _members(attributes)
+    parsed = decode_json(data, limit_bytes=limit_bytes)
+    body = to_json(members)[:-1] + b',"data":' + data + b"}"
+    return Wire({**members, "data": parsed}, body, attributes["id"])
 
 
 def _members(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """The envelope's members but the data.
+
+    Raises:
+        MalformedPayloadError: what makes a CloudEvent is missing.
+    """
+    if attributes.get("specversion") != "1.0":
+        raise _not_a_cloudevent("specversion", "1.0 is required")
+    for name in _REQUIRED:
+        if not isinstance(attributes.get(name), str) or not attributes[name]:
+            raise _not_a_cloudevent(name, "a text is required, which is not empty")
+    event_id = _event_id(attributes["source"], attributes["id"])
     members = {member: attributes[name] for name, member in _NAMES.items() if name in attributes}
+    members |= {"event_id": event_id}
+    members.setdefault("timestamp", format_timestamp(now()))
     members.setdefault("request_id", attributes["id"])
+    if not _is_uuid(members.get("causation_id")):
+        members.pop("causation_id", None)
     version = members.get("version")
-    if isinstance(version, str) and version.isascii() and version.isdecimal():
-        members["version"] = int(version[:9])  # a header carries text
+    if isinstance(version, str) and version.isascii() and version.isdecimal() and len(version) <= 9:
+        members["version"] = int(version)  # a header carries text
     return members
 
 
-def _from_headers(headers: Mapping[str, object]) -> dict[str, Any]:
-    return {
-        name.removeprefix(prefix): value
-        for name, value in headers.items()
-        for prefix in _PREFIXES
-        if name.startswith(prefix)
-    }
+def _event_id(source: str, original_id: str) -> str:
+    """One for each source and id; of a UUID the canonical text alone, as others are other ids."""
+    if _is_uuid(original_id) and str(UUID(original_id)) == original_id:
+        return original_id
+    return str(derived_id(f"cloudevent {source}", original_id))
+
+
+def _is_uuid(value: object) -> bool:
+    try:
+        UUID(value)  # type: ignore[arg-type]
+    except (ValueError, TypeError, AttributeError):
+        return False
+    return True
+
+
+def _text(name: str, value: object) -> str:
+    """An attribute in a header, which has the AMQP type that its writer chose."""
+    match value:
+        case str():
+            return value
+        case bool():
+            return str(value).lower()
+        case int():
+            return str(value)
+        case datetime():
+            return format_timestamp(value)
+        case bytes() | bytearray():
+            return value.decode(errors="replace")
+        case _:
+            raise _not_a_cloudevent(name, "its header is no text")
+
+
+def _taken_apart(envelope: EventEnvelope[Any]) -> tuple[dict[str, Any], Any]:
+    """Its attributes, and its data."""
+    wire = decode_object(envelope.encode())
+    data = wire.pop("data")
+    named = {name: wire[member] for name, member in _NAMES.items() if wire.get(member) is not None}
+    return {"specversion": "1.0", **named, "id": envelope.original_id}, data
 
 
 def _not_a_cloudevent(attribute: str, message: str) -> MalformedPayloadError:

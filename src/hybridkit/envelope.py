@@ -51,6 +51,8 @@ class EventEnvelope[DataT: Message](BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
+    __slots__ = ("_original_id",)  # as in `Message`: it costs nothing where it is not needed
+
     event_type: str
     event_id: UUID
     timestamp: Timestamp
@@ -85,6 +87,18 @@ class EventEnvelope[DataT: Message](BaseModel):
             causation_id=causation_id,
         )
 
+    @property
+    def original_id(self) -> str:
+        """The id that its source gave it: of a CloudEvent any text, of everything else the event id."""
+        try:
+            return cast("str", _read_original_id(self))
+        except AttributeError:
+            return str(self.event_id)
+
+    def keep_original_id(self, original_id: str) -> None:
+        """Remember the id of the CloudEvent that this has been."""
+        _fill_original_id(self, original_id)
+
     def encode(self) -> bytes:
         """The wire form, in UTF-8.
 
@@ -101,6 +115,10 @@ class EventEnvelope[DataT: Message](BaseModel):
             causation_id=self.causation_id,
             version=self.version,
         )
+
+
+_read_original_id = vars(EventEnvelope)["_original_id"].__get__
+_fill_original_id = vars(EventEnvelope)["_original_id"].__set__
 
 
 def encode_message(message: Message, *, service: str, context: RequestContext) -> bytes:

@@ -1,5 +1,10 @@
 """CloudEvents 1.0 in both modes, and back."""
 
+import base64
+import contextlib
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -8,7 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybridkit.cloudevents import decode_cloudevent, is_cloudevent, to_binary, to_structured
+from hybridkit.cloudevents import (
+    STRUCTURED_MEDIA_TYPE,
+    decode_cloudevent,
+    decode_message,
+    is_cloudevent,
+    to_binary,
+    to_structured,
+)
+from hybridkit.codec import now
 from hybridkit.context import RequestContext, bind
 from hybridkit.envelope import EventEnvelope
 from hybridkit.errors import MalformedPayloadError, PayloadError
@@ -88,6 +101,165 @@ def test_a_missing_attribute_is_named(attribute: str) -> None:
     assert caught.value.errors[0].pointer == f"/{attribute}"
 
 
+# ── what others leave out, or write in another way ───────────────────────────────────────────────
+
+
+class PlantGrown(Event, type="plant.grown"):
+    plant: str = "fern"
+    height: int = 0
+
+
+class PlantNamed(Event, type="plant.named"):
+    """Its fields are called as an envelope's and a CloudEvent's are."""
+
+    event_type: str
+    specversion: str
+    data: dict[str, int]
+
+
+def foreign(**changes: object) -> dict[str, Any]:
+    """An event from outside; None leaves an attribute out."""
+    event: dict[str, object] = {
+        "specversion": "1.0",
+        "type": "plant.grown",
+        "source": "/garden",
+        "id": "order-17",
+        "data": {"plant": "fig"},
+    }
+    return {name: value for name, value in (event | changes).items() if value is not None}
+
+
+def in_headers(event: Mapping[str, Any], prefix: str = "cloudEvents_") -> dict[str, object]:
+    return {f"{prefix}{name}": value for name, value in event.items() if name != "data"}
+
+
+def read(event: Mapping[str, Any]) -> EventEnvelope[Any]:
+    """In every form that there is, which make no difference."""
+    body, data = json.dumps(event).encode(), json.dumps(event.get("data", {})).encode()
+    forms = [
+        decode_cloudevent(body),
+        decode_message(body, {}),
+        decode_message(body, {}, content_type="Application/CloudEvents+JSON ; charset=utf-8"),
+        *(
+            decode_message(data, in_headers(event, prefix), content_type="application/json")
+            for prefix in ("cloudEvents_", "cloudEvents:", "ce-", "ce_")
+            if "data_base64" not in event
+        ),
+    ]
+    [first, *others] = [each.model_dump(exclude={"timestamp"}) for each in forms]
+    assert all(each == first for each in others)
+    assert len({each.original_id for each in forms}) == 1
+    return forms[-1]
+
+
+def test_a_time_is_not_needed() -> None:
+    """It has happened when it is read, then."""
+    before = now()
+    assert before <= read(foreign()).timestamp <= now()
+    assert read(foreign(time="2026-01-01T01:00:00.1234567+01:00")).timestamp == datetime(
+        2026, 1, 1, 0, 0, 0, 123_000, tzinfo=UTC
+    )
+
+
+@given(text.filter(bool), text.filter(bool))
+def test_any_text_is_an_id_and_one_event_per_source_and_id(source: str, number: str) -> None:
+    event = read(foreign(id=number, source=source))
+    assert event.event_id == read(foreign(id=number, source=source)).event_id
+    assert event.original_id == number
+    others = [foreign(id=number + "x", source=source), foreign(id=number, source=source + "x")]
+    others += [foreign(id=source, source=number)] if source != number else []
+    assert event.event_id not in {read(other).event_id for other in others}
+    assert orjson.loads(to_structured(event))["id"] == number
+
+
+def test_a_uuid_is_the_event_id_itself_in_its_canonical_form_alone() -> None:
+    """Two ids that differ in case are two ids."""
+    canonical = "1f1e544b-a8e6-6cd0-b9f6-f62d3c05b3bc"
+    assert str(read(foreign(id=canonical)).event_id) == canonical
+    other_forms = [canonical.upper(), canonical.replace("-", ""), f"{{{canonical}}}", f"urn:uuid:{canonical}"]
+    ids = {read(foreign(id=each)).event_id for each in [canonical, *other_forms]}
+    assert len(ids) == 5
+
+
+def test_data_may_be_base64_or_absent() -> None:
+    encoded = base64.b64encode(b' {"plant": "fig", "height": 123456789012345678901234567890}').decode()
+    assert read(foreign(data=None, data_base64=encoded)).data == PlantGrown(
+        plant="fig", height=123456789012345678901234567890
+    )
+    assert read(foreign(data=None)).data == PlantGrown()
+    assert decode_message(b"", in_headers(foreign())).data == PlantGrown()
+    for wrong in ("%", 17, base64.b64encode(b"<xml>").decode(), base64.b64encode(b"[1]").decode()):
+        with pytest.raises(MalformedPayloadError):
+            decode_cloudevent(json.dumps(foreign(data=None, data_base64=wrong)).encode())
+    with pytest.raises(MalformedPayloadError) as caught:
+        decode_cloudevent(json.dumps(foreign(data_base64=encoded)).encode())
+    assert caught.value.errors[0].pointer == "/data_base64"
+
+
+def test_integers_over_64_bits_are_exact() -> None:
+    assert read(foreign(data={"height": 2**90})).data.height == 2**90
+
+
+def test_what_is_not_known_is_ignored() -> None:
+    event = foreign(
+        subject="fig",
+        dataschema="https://example.com/plant.json",
+        datacontenttype="application/json",
+        traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        partitionkey="k",
+        sequence=17,
+        causationid="order-16",
+    )
+    assert read(event).data.plant == "fig"
+    assert read(event).causation_id is None
+
+
+def test_headers_have_the_types_that_their_writer_chose() -> None:
+    headers = in_headers(foreign()) | {
+        "cloudEvents_id": 17,
+        "cloudEvents_source": b"/garden",
+        "cloudEvents_time": datetime(2026, 1, 1, tzinfo=UTC),
+        "cloudEvents_userid": True,
+        "cloudEvents_other": {"a": 1.5},
+    }
+    event = decode_message(b'{"plant": "fig"}', headers)
+    assert event.event_id == read(foreign(id="17")).event_id
+    assert (event.timestamp, event.user_id) == (datetime(2026, 1, 1, tzinfo=UTC), "true")
+    with pytest.raises(MalformedPayloadError) as caught:
+        decode_message(b"{}", headers | {"cloudEvents_id": 1.5})
+    assert caught.value.errors[0].pointer == "/id"
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    ["application/cloudevents-batch+json", "application/cloudevents+avro", "application/cloudevents"],
+)
+def test_a_batch_and_other_formats_are_refused_by_name(content_type: str) -> None:
+    with pytest.raises(MalformedPayloadError, match="one by one"):
+        decode_message(b"[]", {}, content_type=content_type)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"id": ""}, {"id": 17}, {"source": ""}, {"type": None}, {"specversion": "0.3"}]
+)
+def test_what_the_specification_requires_is_required(changes: dict[str, object]) -> None:
+    with pytest.raises(MalformedPayloadError) as caught:
+        decode_cloudevent(json.dumps(foreign(**changes)).encode())
+    assert [error.pointer for error in caught.value.errors] == [f"/{next(iter(changes))}"]
+
+
+def test_the_headers_are_asked_before_the_data() -> None:
+    """Data may have members of any name: an envelope's, or a CloudEvent's."""
+    event = PlantNamed(event_type="parcel.sent", specversion="1.0", data={"a": 1})
+    wrapped = EventEnvelope.wrap(event, service="shop")
+    headers, body = to_binary(wrapped)
+    assert decode_message(body, headers) == wrapped
+    assert decode_message(wrapped.encode(), {}) == wrapped
+    assert decode_message(to_structured(wrapped), {}, content_type=STRUCTURED_MEDIA_TYPE) == wrapped
+    assert decode_message(to_structured(wrapped), {}) == wrapped
+    assert not is_cloudevent(wrapped.encode(), {})
+
+
 @given(
     st.binary() | st.just(b"{}"),
     st.dictionaries(
@@ -100,3 +272,26 @@ def test_a_missing_attribute_is_named(attribute: str) -> None:
 def test_hostile_bytes_and_headers_give_the_documented_error(body: bytes, headers: dict[str, object]) -> None:
     with pytest.raises(PayloadError):
         decode_cloudevent(body, headers)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | text,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(
+            [*foreign(), "time", "data_base64", "requestid", "userid", "causationid", "dataversion"]
+        ),
+        json_values,
+    )
+)
+def test_attributes_of_any_type_give_an_event_or_the_documented_error(changes: dict[str, Any]) -> None:
+    event = {**foreign(), **changes}
+    headers = in_headers(event)
+    for body, asked in ((json.dumps(event).encode(), {}), (b"{}", headers)):
+        with contextlib.suppress(PayloadError):
+            decode_message(body, asked)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import orjson
 import pytest
 from pamqp import commands
 
@@ -275,3 +276,15 @@ def test_a_time_that_utc_has_not_is_none(moment: str) -> None:
 def test_times_are_shown_in_utc() -> None:
     letter = letter_of({"hk_reason": "exhausted", "hk_failed_at": "2026-01-01T13:00:00.5+01:00"})
     assert letter.failed_at == NOON + timedelta(milliseconds=500)
+
+
+@pytest.mark.parametrize("prefix", ["cloudEvents_", "cloudEvents:", "ce-"])
+def test_a_cloud_event_is_listed_by_its_own_type_and_id(prefix: str) -> None:
+    attributes = {"specversion": "1.0", "type": "plant.grown", "source": "/garden", "id": "order-17"}
+    binary = letter_of({f"{prefix}{name}": value for name, value in attributes.items()}, body=b'{"plant": 1}')
+    structured = letter_of(
+        body=orjson.dumps({**attributes, "data": {}}), content_type="application/cloudevents+json"
+    )
+    for letter in (binary, structured):
+        assert (letter.event_type, letter.event_id) == ("plant.grown", "order-17")
+    assert structured.copy().content_type == "application/cloudevents+json"

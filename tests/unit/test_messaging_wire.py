@@ -199,6 +199,7 @@ def test_no_bytes_of_a_message_are_too_odd_to_be_dealt_with(body: bytes, propert
     RequestContext.from_amqp_headers(message.headers)
     for copy in (message.delayed(Later(5.0)), message.dead_letter(Dead("malformed", ValueError("no"), 1))):
         encode_fields(copy.headers)
+        assert copy.content_type == (message._properties.content_type or "application/json")
 
 
 @given(cut=st.lists(st.integers(1, 60), max_size=12))

@@ -10,9 +10,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final, cast
 
-from hybridkit.codec import decode_object, truncate_timestamp
+from pamqp import commands
+
+from hybridkit.cloudevents import read_wire
+from hybridkit.codec import truncate_timestamp
 from hybridkit.errors import PayloadError, UnroutableError
-from hybridkit.messaging._frames import decode_properties
+from hybridkit.messaging._frames import JSON_MEDIA_TYPE, decode_properties
 from hybridkit.messaging._headers import (
     ATTEMPT,
     ERROR,
@@ -89,6 +92,7 @@ class DeadLetter:
     body: bytes = field(repr=False)
     message_type: str | None = field(repr=False)
     service: str | None = field(repr=False)
+    content_type: str = field(default=JSON_MEDIA_TYPE, repr=False)
 
     def copy(self) -> Outgoing:
         """The message that is sent back: the same event, one generation on, with all its attempts ahead.
@@ -108,6 +112,7 @@ class DeadLetter:
             headers={**headers, GENERATION: self.generation + 1},
             message_type=self.message_type,
             service=self.service,
+            content_type=self.content_type,
         )
 
 
@@ -232,7 +237,7 @@ def read_dead_letter(queue: str, position: int, message: Delivered) -> DeadLette
     headers = cast("Mapping[str, Any]", properties.headers or {})
     death = _newest_death(headers)
     reason = read_text(headers, REASON)
-    event_type, event_id = _identity(properties.message_type, read_text(headers, EVENT_ID), message.body)
+    event_type, event_id = _identity(properties, headers, message.body)
     failed_at = _time(headers, FAILED_AT) if reason else None
     return DeadLetter(
         queue=queue,
@@ -252,6 +257,7 @@ def read_dead_letter(queue: str, position: int, message: Delivered) -> DeadLette
         body=message.body,
         message_type=properties.message_type,
         service=properties.app_id,
+        content_type=properties.content_type or JSON_MEDIA_TYPE,
     )
 
 
@@ -290,15 +296,21 @@ def _newest_death(headers: Mapping[str, Any]) -> _Death:
     return _Death()
 
 
-def _identity(event_type: str | None, event_id: str | None, body: bytes) -> tuple[str | None, str | None]:
-    """Type and id; the body is only looked into for what the properties don't say."""
+def _identity(
+    properties: commands.Basic.Properties, headers: Mapping[str, Any], body: bytes
+) -> tuple[str | None, str | None]:
+    """Type and id, of a CloudEvent as its source gave it; the body is looked into for what the properties don't say."""
+    event_type, event_id = properties.message_type or None, read_text(headers, EVENT_ID)
     if event_type and event_id:
         return event_type, event_id
     try:
-        envelope = decode_object(body)
+        wire = read_wire(body, headers, content_type=properties.content_type)
     except PayloadError:
-        return event_type or None, event_id
-    return event_type or _text(envelope, "event_type"), event_id or _text(envelope, "event_id")
+        return event_type, event_id
+    members = wire.members
+    return event_type or _text(members, "event_type"), event_id or wire.original_id or _text(
+        members, "event_id"
+    )
 
 
 def _text(values: Mapping[str, Any], name: str) -> str | None:

@@ -5,16 +5,15 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypedDict
 from uuid import UUID
 
 from pamqp import commands
 
-from hybridkit.cloudevents import decode_cloudevent, is_cloudevent
+from hybridkit.cloudevents import decode_message, read_wire
 from hybridkit.codec import format_timestamp, now
-from hybridkit.envelope import EventEnvelope, decode_envelope
-from hybridkit.errors import MalformedPayloadError
-from hybridkit.messaging._frames import decode_properties
+from hybridkit.envelope import EventEnvelope
+from hybridkit.messaging._frames import JSON_MEDIA_TYPE, decode_properties
 from hybridkit.messaging._headers import (
     ATTEMPT,
     ERROR,
@@ -71,6 +70,11 @@ type Verdict = Done | Later | Dead
 
 type Identity = tuple[str, UUID, int]
 """Which event a delivery is: the service that published it, its id, and how often it was redriven."""
+
+
+class _Form(TypedDict):
+    headers: Mapping[str, Any]
+    content_type: str | None
 
 
 class Origin(Protocol):
@@ -165,14 +169,23 @@ class Delivery:
             PayloadError: see `decode_envelope`.
         """
         if self._envelope is None:
-            try:
-                self._envelope = decode_envelope(self.body)
-            except MalformedPayloadError:
-                content_type = self._properties.content_type
-                if not is_cloudevent(self.body, self.headers, content_type=content_type):
-                    raise
-                self._envelope = decode_cloudevent(self.body, self.headers)
+            self._envelope = decode_message(self.body, **self._form())
         return self._envelope
+
+    def wire(self) -> Mapping[str, Any]:
+        """The members of the envelope as they came, whether or not their type is known here.
+
+        Raises:
+            PayloadError: there are none.
+        """
+        return read_wire(self.body, **self._form()).members
+
+    def _form(self) -> _Form:
+        """What the properties say of the body: nothing, where nothing in their bytes is about CloudEvents."""
+        octets = self._octets.lower()
+        if b"specversion" not in octets and b"cloudevents" not in octets:
+            return _Form(headers={}, content_type=None)
+        return _Form(headers=self.headers, content_type=self._properties.content_type)
 
     @property
     def is_ours(self) -> bool:
@@ -261,4 +274,5 @@ class Delivery:
             headers={**copied_headers(self.headers), **headers},
             message_type=self._properties.message_type,
             service=self._properties.app_id,
+            content_type=self._properties.content_type or JSON_MEDIA_TYPE,
         )

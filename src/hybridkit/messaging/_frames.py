@@ -26,6 +26,7 @@ __all__ = [
     "HEAD",
     "HEADER",
     "HEARTBEAT_FRAME",
+    "JSON_MEDIA_TYPE",
     "METHOD",
     "NACK",
     "PROPERTIES_AT",
@@ -80,11 +81,9 @@ _HAS_TYPE: Final = 0x0020
 _HAS_APP_ID: Final = 0x0008
 # Content type, headers, delivery mode (2: persistent) and message id are in every message of ours.
 _FLAGS: Final = 0x8000 | 0x2000 | 0x1000 | 0x0080
-_CONTENT_TYPE: Final = b"\x10application/json"
+JSON_MEDIA_TYPE: Final = "application/json"
 _PERSISTENT: Final = b"\x02"
-_FIXED_BYTES: Final = (
-    _CONTENT.size - HEAD.size + len(_CONTENT_TYPE) + len(_PERSISTENT) + 1
-)  # and the id's length
+_FIXED_BYTES: Final = _CONTENT.size - HEAD.size + len(_PERSISTENT) + 1  # and the id's length
 
 _log = get_logger(__name__)
 
@@ -104,6 +103,7 @@ class Address(NamedTuple):
     Attributes:
         method: the payload of `basic.publish`, mandatory.
         flags: which properties there are.
+        content_type: encoded, the first of them.
         tail: the properties after the message id: type and application id.
         exchange: "" for the default exchange, where the routing key is the queue's name.
         routing_key: of the message.
@@ -112,6 +112,7 @@ class Address(NamedTuple):
 
     method: bytes
     flags: int
+    content_type: bytes
     tail: bytes
     exchange: str
     routing_key: str
@@ -122,7 +123,13 @@ class Address(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def address(exchange: str, routing_key: str, message_type: str | None, app_id: str | None) -> Address:
+def address(
+    exchange: str,
+    routing_key: str,
+    message_type: str | None,
+    app_id: str | None,
+    content_type: str = JSON_MEDIA_TYPE,
+) -> Address:
     """Encode where a message goes and what it is.
 
     Args:
@@ -130,6 +137,7 @@ def address(exchange: str, routing_key: str, message_type: str | None, app_id: s
         routing_key: for a topic exchange.
         message_type: AMQP's `type`.
         app_id: who published it.
+        content_type: of the body.
 
     Raises:
         ValueError: one of them is longer, or has no UTF-8 form.
@@ -142,13 +150,13 @@ def address(exchange: str, routing_key: str, message_type: str | None, app_id: s
         flags |= _HAS_APP_ID
         tail += _short(app_id)
     method = PUBLISH + b"\0\0" + _short(exchange) + _short(routing_key) + MANDATORY
-    return Address(method, flags, tail, exchange, routing_key, message_type)
+    return Address(method, flags, _short(content_type), tail, exchange, routing_key, message_type)
 
 
 def message_frames(
     to: Address, table: bytes, body: bytes, *, message_id: bytes, channel: int, frame_max: int
 ) -> bytes:
-    """A whole persistent JSON message: method, content header, body.
+    """A whole persistent message: method, content header, body.
 
     Args:
         to: by `address`.
@@ -167,14 +175,14 @@ def message_frames(
             b"".join(_body_frames(channel, body, frame_max - FRAME_OVERHEAD)),
             b"",
         )
-    header_bytes = _FIXED_BYTES + len(table) + len(message_id) + len(to.tail)
+    header_bytes = _FIXED_BYTES + len(to.content_type) + len(table) + len(message_id) + len(to.tail)
     return b"".join(
         (
             HEAD.pack(METHOD, channel, len(to.method)),
             to.method,
             END,
             _CONTENT.pack(HEADER, channel, header_bytes, 60, 0, body_bytes, to.flags),
-            _CONTENT_TYPE,
+            to.content_type,
             table,
             _PERSISTENT,
             _LENGTHS[len(message_id)],

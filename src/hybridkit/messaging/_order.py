@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, cast
 
-from hybridkit.codec import decode_object
 from hybridkit.errors import PayloadError, UnknownEventVersionError
 from hybridkit.events import Event, registry
 from hybridkit.messaging._delivery import Delivery
@@ -135,7 +134,7 @@ def key_of(delivery: Delivery) -> str | None:
         message = delivery.read().data
         return message.ordering_key if isinstance(message, Event) else None
     except UnknownEventVersionError as error:
-        return _raw_key(delivery.body, error.event_type)
+        return _raw_key(delivery.wire().get("data"), error.event_type)
     except PayloadError:
         return None
     except Exception as error:  # noqa: BLE001 - a declaration's own code, such as the `__str__` of its key's type
@@ -143,14 +142,10 @@ def key_of(delivery: Delivery) -> str | None:
         return None
 
 
-def _raw_key(body: bytes, event_type: str) -> str | None:
+def _raw_key(data: Any, event_type: str) -> str | None:
     """The key of a version that is not known here, should it be in the same place."""
     newest = registry.newest(event_type)
     name = newest.event_key if newest is not None and issubclass(newest, Event) else None
-    try:
-        data: Any = decode_object(body).get("data")
-    except PayloadError:  # the body of a CloudEvent in binary mode is its data
-        return None
     if name is None or not isinstance(data, dict):
         return None
     value = cast("dict[str, Any]", data).get(name)

@@ -257,9 +257,7 @@ class Processor:
             return await self._run(work)
         wait_seconds = HOLDER_WAIT_SECONDS if self._lines is None else 0.0  # in order, it rests outside
         try:
-            answer = await self._guard.begin(
-                work.claim, payload_of(work.delivery.body), wait_seconds=wait_seconds
-            )
+            answer = await self._guard.begin(work.claim, payload_of(work.delivery), wait_seconds=wait_seconds)
         except UnavailableError as error:
             return Hold(error)
         match answer:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
 
-from hybridkit.codec import canonical_json, decode_object
+from hybridkit.codec import canonical_json
 from hybridkit.context import REQUEST_ID_HEADER, USER_ID_HEADER, RequestContext
 from hybridkit.envelope import EventEnvelope
 from hybridkit.idempotency import Outcome, claim_key
@@ -124,14 +124,11 @@ def context_of(envelope: EventEnvelope[Any]) -> RequestContext:
     return RequestContext.from_amqp_headers(headers)
 
 
-def payload_of(body: bytes) -> bytes:
+def payload_of(delivery: Delivery) -> bytes:
     """What makes it the same event: as it was sent, because upcasters change with the next deployment."""
-    wire = decode_object(body)
-    same: Any = wire  # of a CloudEvent, which says the same each time it comes
-    if "event_type" in wire:
-        same = [wire["event_type"], wire.get("version", 1), wire.get("data")]
+    wire = delivery.wire()
     # The canonical form that the guard would make of the list itself, without reading and writing it twice for that.
-    return canonical_json(same)
+    return canonical_json([wire["event_type"], wire.get("version", 1), wire.get("data")])
 
 
 def _texts(headers: Mapping[str, Any]) -> dict[str, str]:

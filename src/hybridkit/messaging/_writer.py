@@ -24,7 +24,7 @@ from hybridkit.errors import (
 from hybridkit.messaging._channel import Lane, SupervisedChannel
 from hybridkit.messaging._confirms import WINDOW, Confirms, Publish
 from hybridkit.messaging._connection import BrokerConnection
-from hybridkit.messaging._frames import Address, address, encode_fields, encode_table
+from hybridkit.messaging._frames import JSON_MEDIA_TYPE, Address, address, encode_fields, encode_table
 from hybridkit.messaging._topology import declare, shared_topology
 from hybridkit.observability import get_logger
 
@@ -49,10 +49,11 @@ class Outgoing(NamedTuple):
     Attributes:
         exchange: "" for the default exchange, where the routing key is the queue's name.
         routing_key: at most 255 bytes.
-        body: UTF-8 JSON.
+        body: as it goes out.
         headers: all of them.
         message_type: AMQP's `type`: the event type.
         service: AMQP's `app_id`.
+        content_type: of the body.
     """
 
     exchange: str
@@ -61,6 +62,7 @@ class Outgoing(NamedTuple):
     headers: Mapping[str, Any]
     message_type: str | None = None
     service: str | None = None
+    content_type: str = JSON_MEDIA_TYPE
 
 
 class Writer:
@@ -138,7 +140,13 @@ class Writer:
             MalformedPayloadError: a name or a header that AMQP can't carry.
         """
         try:
-            to = address(message.exchange, message.routing_key, message.message_type, message.service)
+            to = address(
+                message.exchange,
+                message.routing_key,
+                message.message_type,
+                message.service,
+                message.content_type,
+            )
             table = encode_table(encode_fields(message.headers))
         except (TypeError, ValueError) as error:
             raise MalformedPayloadError(f"AMQP can't carry the message: {error}") from error
