@@ -9,6 +9,7 @@ from hybridkit.dataservice import CallContext
 from hybridkit.testing import FakeDataService
 from hybridkit.testing.conformance import (
     CONFORMANCE_RESOURCES,
+    PLACES,
     SLOW,
     THINGS,
     Capability,
@@ -19,7 +20,6 @@ from hybridkit.testing.conformance import (
 )
 
 LACKS: dict[Capability, str] = {
-    "foreign_keys": "records in memory have none",
     "pipelines": "it is no MongoDB",
 }
 
@@ -34,7 +34,12 @@ class TestFake(DataServiceConformance):
 
     @pytest.fixture
     async def service(self) -> AsyncIterator[ServiceUnderTest]:
-        fake = FakeDataService(CONFORMANCE_RESOURCES, unique={THINGS: ["code"]}, calls={SLOW: slow})
+        fake = FakeDataService(
+            CONFORMANCE_RESOURCES,
+            unique={THINGS: ["code"]},
+            references={THINGS: {"place_id": PLACES}},
+            calls={SLOW: slow},
+        )
         async with ServiceUnderTest("http://data.test", transport=fake.transport, lacks=LACKS) as service:
             yield service
 

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from uuid import UUID
 
 import pytest
 from pydantic import BaseModel
@@ -12,14 +13,18 @@ from hybridkit.clients._transport_httpx import HttpxTransport, new_client
 from hybridkit.errors import (
     ConflictError,
     DeadlineExceededError,
+    DeclarationError,
+    ForeignKeyError,
     OutcomeUnknownError,
     ResponseError,
     UnavailableError,
     UniqueViolationError,
 )
+from hybridkit.filters import Compare
+from hybridkit.ids import new_id
 from hybridkit.resources import Record, Resource
 from hybridkit.retry import Retry
-from hybridkit.testing import FakeDataService
+from hybridkit.testing import FakeDataService, UniqueWhere
 
 
 class NewUser(BaseModel):
@@ -170,3 +175,117 @@ async def test_both_clients_reach_it(fake: FakeDataService) -> None:
     async with fake.mongo_client(service="api_service") as client:
         await client.create(USERS, NewUser(email="a@example.com"))
     assert "users" in repr(fake)
+
+
+async def test_on_a_port_it_is_ready(fake: FakeDataService) -> None:
+    """A process that waits for it starts, and a client's probe finds it, inside the process too."""
+    async with fake.serve() as url, PostgresDataClient(url, service="api_service") as client:
+        assert await client.probe() is None
+    async with fake.postgres_client(service="api_service") as client:
+        assert await client.probe() is None
+
+
+class NewOrder(BaseModel):
+    user_id: UUID | None = None
+    number: int = 0
+    is_open: bool = True
+
+
+class Order(NewOrder, Record):
+    pass
+
+
+class OrderChanges(BaseModel):
+    user_id: UUID | None = None
+    is_open: bool | None = None
+
+
+ORDERS = Resource(
+    "orders",
+    record=Order,
+    create=NewOrder,
+    update=OrderChanges,
+    filterable=("is_open",),
+    soft_delete=True,
+)
+
+
+@pytest.fixture
+async def shop() -> AsyncGenerator[PostgresDataClient]:
+    fake = FakeDataService(
+        [USERS, ORDERS],
+        unique={
+            ORDERS: [
+                UniqueWhere("user_id", where=ORDERS["is_open"] == True),  # noqa: E712  # a filter
+                UniqueWhere("number", where=Compare("deleted_at", "is", None)),
+            ]
+        },
+        references={ORDERS: {"user_id": USERS}},
+    )
+    async with fake.postgres_client(service="api_service") as client:
+        yield client
+
+
+async def test_a_reference_leads_to_a_record_that_is_there(shop: PostgresDataClient) -> None:
+    """At a create, an update, an upsert and in a transaction, which does nothing then; null refers to nothing."""
+    order = await shop.create(ORDERS, NewOrder())
+    nobody = NewOrder(user_id=new_id(), number=1)
+    for attempt in (
+        lambda: shop.create(ORDERS, nobody),
+        lambda: shop.upsert(ORDERS, new_id(), nobody),
+        lambda: shop.replace(ORDERS, order, nobody),
+        lambda: shop.update(ORDERS, order, OrderChanges(user_id=new_id())),
+        lambda: shop.create_many(ORDERS, [nobody]),
+    ):
+        with pytest.raises(ForeignKeyError):
+            await attempt()
+    with pytest.raises(ForeignKeyError, match="operations/1"):  # noqa: PT012  # it is sent at the block's end
+        async with shop.transaction() as tx:
+            tx.create(USERS, NewUser(email="a@example.com"))
+            tx.create(ORDERS, nobody)
+    assert await shop.find(USERS).count() == 0
+    async with shop.transaction() as tx:
+        user = tx.create(USERS, NewUser(email="a@example.com"))
+        tx.create(ORDERS, NewOrder(user_id=user.id, number=1))
+
+
+async def test_what_is_referred_to_is_not_deleted(shop: PostgresDataClient) -> None:
+    """Nor when the record that refers to it is only hidden: its row is there, as in a database."""
+    user = await shop.create(USERS, NewUser(email="a@example.com"))
+    order = await shop.create(ORDERS, NewOrder(user_id=user.id))
+    await shop.delete(ORDERS, order)
+    with pytest.raises(ForeignKeyError):
+        await shop.delete(USERS, user)
+    order = await shop.undelete(ORDERS, order.id)
+    await shop.update(ORDERS, order, OrderChanges(user_id=None))
+    await shop.delete(USERS, user)
+
+
+async def test_an_index_over_some_records_looks_at_these_only(shop: PostgresDataClient) -> None:
+    user = await shop.create(USERS, NewUser(email="a@example.com"))
+    first = await shop.create(ORDERS, NewOrder(user_id=user.id, number=1))
+    with pytest.raises(UniqueViolationError) as taken:
+        await shop.create(ORDERS, NewOrder(user_id=user.id, number=2))
+    assert taken.value.fields == ("user_id",)
+    second = await shop.create(ORDERS, NewOrder(user_id=user.id, number=2, is_open=False))
+    with pytest.raises(UniqueViolationError):
+        await shop.update(ORDERS, second, OrderChanges(is_open=True))
+    await shop.update(ORDERS, first, OrderChanges(is_open=False))
+    await shop.update(ORDERS, second, OrderChanges(is_open=True))
+
+
+async def test_an_index_may_leave_out_what_a_soft_delete_has_hidden(shop: PostgresDataClient) -> None:
+    first = await shop.create(ORDERS, NewOrder(number=1))
+    await shop.delete(ORDERS, first)
+    await shop.create(ORDERS, NewOrder(number=1))
+    with pytest.raises(UniqueViolationError):
+        await shop.undelete(ORDERS, first.id)
+
+
+def test_what_a_fake_is_told_of_unknown_fields_and_resources_is_refused() -> None:
+    with pytest.raises(DeclarationError, match="colour"):
+        FakeDataService([USERS], unique={USERS: ["colour"]})
+    with pytest.raises(DeclarationError, match="owner"):
+        FakeDataService([USERS], references={USERS: {"owner": USERS}})
+    with pytest.raises(DeclarationError, match="orders"):
+        FakeDataService([USERS], references={ORDERS: {"user_id": USERS}})

@@ -9,10 +9,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hybridkit.testing._data_faults import DataFaults
     from hybridkit.testing._data_service import FakeDataService
+    from hybridkit.testing._memory_changes import UniqueWhere
     from hybridkit.testing._proxy import FaultProxy
     from hybridkit.testing._telegram import FakeTelegram, SentMessage, TelegramUser
 
-__all__ = ["DataFaults", "FakeDataService", "FakeTelegram", "FaultProxy", "SentMessage", "TelegramUser"]
+__all__ = [
+    "DataFaults",
+    "FakeDataService",
+    "FakeTelegram",
+    "FaultProxy",
+    "SentMessage",
+    "TelegramUser",
+    "UniqueWhere",
+]
 
 _HOMES = {
     "DataFaults": "hybridkit.testing._data_faults",
@@ -21,6 +30,7 @@ _HOMES = {
     "FaultProxy": "hybridkit.testing._proxy",
     "SentMessage": "hybridkit.testing._telegram",
     "TelegramUser": "hybridkit.testing._telegram",
+    "UniqueWhere": "hybridkit.testing._memory_changes",
 }
 
 

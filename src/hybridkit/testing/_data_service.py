@@ -26,6 +26,7 @@ from hybridkit.lifespan import ServiceResources
 from hybridkit.settings import ServiceSettings
 from hybridkit.testing._asgi_calls import MAX_HEAD_BYTES, App, Asked, call, read_request, send_reply
 from hybridkit.testing._data_faults import DataFaults, Reply
+from hybridkit.testing._memory_changes import Unique
 from hybridkit.testing._memory_store import MemoryStore
 
 __all__ = ["FakeDataService"]
@@ -42,7 +43,10 @@ class FakeDataService:
 
     Args:
         resources: what it keeps.
-        unique: by resource, the fields (or tuples of fields) whose values only one record may have.
+        unique: by resource, the fields (or tuples of fields) whose values only one record may have, as a table's
+            unique indexes say; `UniqueWhere` is such an index over some of the records.
+        references: by resource, the fields that are foreign keys, and to whose ids:
+            `{ORDERS: {"user_id": USERS}}`. A record that is referred to can't be deleted.
         calls: the service's own, each with what answers it here; its `work.database` is the store in memory.
         has_transactions: without them it answers as a data service on a MongoDB that has none.
 
@@ -55,14 +59,17 @@ class FakeDataService:
         self,
         resources: Iterable[AnyResource],
         *,
-        unique: Mapping[AnyResource, Iterable[str | Sequence[str]]] | None = None,
+        unique: Mapping[AnyResource, Iterable[Unique]] | None = None,
+        references: Mapping[AnyResource, Mapping[str, AnyResource]] | None = None,
         calls: Mapping[AnyCall, CallHandler] | None = None,
         has_transactions: bool = True,
     ) -> None:
         kept = list(resources)
         self.faults = DataFaults()
         self.requests: list[str] = []
-        self._store = MemoryStore(kept, unique=unique, has_transactions=has_transactions)
+        self._store = MemoryStore(
+            kept, unique=unique, references=references, has_transactions=has_transactions
+        )
         self._app = _application(kept, self._store, calls or {})
 
     def __repr__(self) -> str:
@@ -199,6 +206,7 @@ def _application(
     app = create_app(ServiceSettings, title="Fake data service", internal=True)
     add_routes(app, {resource.name: Bodies(resource) for resource in resources}, calls)
     app.state.resources = ServiceResources()
+    app.state.resources.health.started()
     app.state.callers = Callers(None, None)
     app.state.store = store
     app.state.can_emit = True

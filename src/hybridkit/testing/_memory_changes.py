@@ -23,11 +23,12 @@ from hybridkit.dataservice._operations import (
     merge_patch,
 )
 from hybridkit.dataservice._refusals import fitting, missing, stale
-from hybridkit.errors import StaleVersionError, UniqueViolationError
+from hybridkit.errors import DeclarationError, ForeignKeyError, StaleVersionError, UniqueViolationError
+from hybridkit.filters import Filter
 from hybridkit.resources import SYSTEM_FIELDS
 from hybridkit.testing._memory_filters import fits, value_at
 
-__all__ = ["MemoryTable", "Row"]
+__all__ = ["MemoryTable", "Row", "Unique", "UniqueWhere"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +59,51 @@ class Row:
         }
 
 
+class UniqueWhere:
+    """A unique index over some of the records: `UniqueWhere("email", where=USERS["is_active"] == True)`.
+
+    Args:
+        *fields: of which only one record may have the same values.
+        where: which records it is about; besides the record's fields it may name `deleted_at`, as in
+            `Compare("deleted_at", "is", None)` for those that no soft delete has hidden.
+
+    Attributes:
+        fields: of which only one record may have the same values.
+    """
+
+    def __init__(self, *fields: str, where: Filter | None) -> None:
+        self.fields = fields
+        self._where = where
+
+    def __repr__(self) -> str:
+        return f"UniqueWhere({', '.join(map(repr, self.fields))}, where={self._where!r})"
+
+    def holds_for(self, row: Row) -> bool:
+        """Whether that record is one of them."""
+        return fits(self._where, {**row.values, "deleted_at": row.deleted_at})
+
+
+type Unique = str | Sequence[str] | UniqueWhere
+
+
 class MemoryTable:
     """The records of one resource.
 
     Args:
         resource: the declaration.
         unique: fields, or tuples of fields, whose values only one record may have.
+
+    Attributes:
+        resource: the declaration.
+        rows: by id.
     """
 
-    def __init__(self, resource: AnyResource, unique: Iterable[str | Sequence[str]] = ()) -> None:
+    def __init__(self, resource: AnyResource, unique: Iterable[Unique] = ()) -> None:
         self.resource = resource
         self.rows: dict[Any, Row] = {}
-        self._unique = [(names,) if isinstance(names, str) else tuple(names) for names in unique]
+        self._unique = [_unique_index(resource, index) for index in unique]
+        self._references: list[tuple[str, MemoryTable]] = []
+        self._referring: list[tuple[str, MemoryTable]] = []
 
     def __repr__(self) -> str:
         return f"MemoryTable({self.resource.name!r}, {len(self.rows)} rows)"
@@ -78,6 +112,16 @@ class MemoryTable:
     def live(self) -> list[Row]:
         """The records that are there."""
         return [row for row in self.rows.values() if row.deleted_at is None]
+
+    def refer(self, field: str, to: "MemoryTable") -> None:
+        """A foreign key: that field, where it isn't null, is the id of a record of the other table.
+
+        Raises:
+            DeclarationError: there is no such field.
+        """
+        _check_field(self.resource, field)
+        self._references.append((field, to))
+        to._referring.append((field, self))  # noqa: SLF001 - another table
 
     def find(self, record_id: Any) -> Row | None:
         """The record with that id, if it is there."""
@@ -91,6 +135,7 @@ class MemoryTable:
             NotFoundError: its record is not there.
             StaleVersionError: its condition does not hold.
             UniqueViolationError: another record has that value.
+            ForeignKeyError: it would refer to a record that is not there, or is referred to.
             InvalidRequestError: a value that the record can't have.
         """
         match operation:
@@ -159,6 +204,7 @@ class MemoryTable:
 
     def _delete(self, operation: Delete, row: Row) -> None:
         if not self.resource.soft_delete:
+            self._check_not_referred_to(operation)
             del self.rows[operation.id]
             return
         values = {**row.values, "version": row.values["version"] + 1}
@@ -176,16 +222,33 @@ class MemoryTable:
         return self._put(operation, replace(row, values=values, deleted_at=None))
 
     def _put(self, operation: Operation, row: Row) -> Result:
-        for names in self._unique:
-            wanted = [value_at(row.values, name) for name in names]
-            if None not in wanted and any(
-                wanted == [value_at(other.values, name) for name in names]
-                for record_id, other in self.rows.items()
-                if record_id != operation.id
-            ):
-                raise UniqueViolationError("another record has this value", fields=names)
+        for index in self._unique:
+            self._check_unique(operation, row, index)
+        for field, table in self._references:
+            wanted = row.values[field]
+            is_itself = table is self and wanted == operation.id
+            if wanted is not None and wanted not in table.rows and not is_itself:
+                raise _broken_reference(operation)
         self.rows[operation.id] = row
         return Result(row.document())
+
+    def _check_unique(self, operation: Operation, row: Row, index: UniqueWhere) -> None:
+        wanted = [value_at(row.values, name) for name in index.fields]
+        if None in wanted or not index.holds_for(row):
+            return
+        for record_id, other in self.rows.items():
+            is_other = record_id != operation.id and index.holds_for(other)
+            if is_other and wanted == [value_at(other.values, name) for name in index.fields]:
+                raise UniqueViolationError(
+                    operation.says("another record has this value"), fields=index.fields
+                )
+
+    def _check_not_referred_to(self, operation: Delete) -> None:
+        for field, table in self._referring:
+            for record_id, row in table.rows.items():
+                is_itself = table is self and record_id == operation.id
+                if row.values[field] == operation.id and not is_itself:
+                    raise _broken_reference(operation)
 
     def _fitting(self, operation: Operation, values: Mapping[str, Any]) -> dict[str, Any]:
         """The values as the record declares them, as a database's columns would have them."""
@@ -204,3 +267,25 @@ class MemoryTable:
             and name not in self.resource.create.model_fields
             and not info.is_required()
         }
+
+
+def _unique_index(resource: AnyResource, declared: Unique) -> UniqueWhere:
+    if isinstance(declared, UniqueWhere):
+        index = declared
+    else:
+        names = (declared,) if isinstance(declared, str) else declared
+        index = UniqueWhere(*names, where=None)
+    for name in index.fields:
+        _check_field(resource, name)
+    return index
+
+
+def _check_field(resource: AnyResource, path: str) -> None:
+    if path.partition(".")[0] not in resource.record.model_fields:
+        raise DeclarationError(f"{resource.name}: {resource.record.__name__} has no field {path!r}")
+
+
+def _broken_reference(operation: Operation) -> ForeignKeyError:
+    return ForeignKeyError(
+        operation.says("a record refers to one that is not there, or is still referred to")
+    )

@@ -17,11 +17,16 @@ from hybridkit.dataservice._in_flight import InFlight
 from hybridkit.dataservice._keys import replayed
 from hybridkit.dataservice._operations import AnyResource, CallAnswer, CallWork, Outcome, Write
 from hybridkit.dataservice._store import Encoded, Found, Lines
-from hybridkit.errors import DeadlineExceededError, NotSupportedError, TransactionsUnavailableError
+from hybridkit.errors import (
+    DeadlineExceededError,
+    DeclarationError,
+    NotSupportedError,
+    TransactionsUnavailableError,
+)
 from hybridkit.filters import Filter
 from hybridkit.queries import Query
 from hybridkit.testing._memory_aggregates import aggregated
-from hybridkit.testing._memory_changes import MemoryTable, Row
+from hybridkit.testing._memory_changes import MemoryTable, Row, Unique
 from hybridkit.testing._memory_filters import Ordering, fits
 
 __all__ = ["MemoryStore"]
@@ -35,6 +40,7 @@ class MemoryStore:
     Args:
         resources: what it keeps.
         unique: by resource, the fields (or tuples of fields) whose values only one record may have.
+        references: by resource, the fields that are the id of another resource's record.
         has_transactions: whether a write may have several operations; without, as MongoDB is without them, such a
             write is refused.
 
@@ -48,13 +54,17 @@ class MemoryStore:
         self,
         resources: Iterable[AnyResource],
         *,
-        unique: Mapping[AnyResource, Iterable[str | Sequence[str]]] | None = None,
+        unique: Mapping[AnyResource, Iterable[Unique]] | None = None,
+        references: Mapping[AnyResource, Mapping[str, AnyResource]] | None = None,
         has_transactions: bool = True,
     ) -> None:
         self.emitted: list[Emission] = []
         self._tables = {
             resource.name: MemoryTable(resource, (unique or {}).get(resource, ())) for resource in resources
         }
+        for resource, fields in (references or {}).items():
+            for name, other in fields.items():
+                self._table(resource).refer(name, self._table(other))
         self._has_transactions = has_transactions
         self._done: dict[tuple[str, str], tuple[bytes, Outcome]] = {}
         self._in_flight = InFlight()
@@ -63,6 +73,11 @@ class MemoryStore:
 
     def __repr__(self) -> str:
         return f"MemoryStore({sorted(self._tables)})"
+
+    def _table(self, resource: AnyResource) -> MemoryTable:
+        if resource.name not in self._tables:
+            raise DeclarationError(f"{resource.name} is not among the resources: {sorted(self._tables)}")
+        return self._tables[resource.name]
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────────
 
