@@ -19,6 +19,7 @@ The data service makes its routes from it, the client its types, the tests their
 
 import dataclasses
 import re
+from decimal import Decimal
 from functools import cache
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, Union, get_args, get_origin
@@ -30,6 +31,7 @@ from typing_extensions import TypeVar
 from hybridkit.codec import Timestamp
 from hybridkit.errors import DeclarationError, InvalidQueryError
 from hybridkit.filters import Field as FilterField
+from hybridkit.injection import bare_type
 
 __all__ = ["Call", "Record", "Resource"]
 
@@ -40,6 +42,9 @@ RESERVED_NAMES: Final = frozenset({"select", "order", "or", "and", "not", "page_
 
 SYSTEM_FIELDS: Final = ("id", "version", "created_at", "updated_at", "etag")
 """What `Record` brings, and the data service alone writes."""
+
+NO_SEGMENTS: Final = frozenset({"", ".", ".."})
+"""Natural keys that can't stand in a path."""
 
 _NAME_SYNTAX = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
@@ -145,9 +150,40 @@ class Resource[RecordT: Record[Any], CreateT: BaseModel, UpdateT: BaseModel]:
         """An id from a URL, as the record's id type.
 
         Raises:
-            ValueError: it is none (pydantic's `ValidationError` is one).
+            ValueError: it is none (pydantic's `ValidationError` is one), or a natural key that no path leads to: an
+                empty one, one that is no Unicode text, and the segments `.` and `..`, which everything on the way
+                takes for directories (https://www.rfc-editor.org/rfc/rfc3986#section-5.2.4).
+        """
+        parsed = self.kept_id(text)
+        if isinstance(parsed, str):
+            parsed.encode()  # half a surrogate pair has no encoding, and a UnicodeEncodeError is a ValueError
+            if parsed in NO_SEGMENTS:
+                raise ValueError(f"{self.name}: an id is neither empty nor one of the segments . and ..")
+        return parsed
+
+    def kept_id(self, text: str) -> Any:
+        """As `parse_id`, for the id of a record that is there already, whoever made it.
+
+        Raises:
+            ValueError: it is none.
         """
         return _adapter(self.record, "id").validate_strings(text)
+
+    def number_of(self, name: str) -> type[int | float | Decimal] | None:
+        """The type of a field that an increment can add to: one that an update may change, and a number.
+
+        None for any other field, and for one that there isn't.
+        """
+        return _number(self.record, name) if name in self.update.model_fields else None
+
+
+@cache
+def _number(record: type[Record[Any]], name: str) -> type[int | float | Decimal] | None:
+    members: list[Any] = [bare_type(record.model_fields[name].annotation)]
+    if isinstance(members[0], UnionType) or get_origin(members[0]) is Union:
+        members = [bare_type(member) for member in get_args(members[0]) if member is not type(None)]
+    numbers = [kind for kind in (Decimal, float, int) if kind in members]
+    return numbers[0] if numbers and len(numbers) == len(members) else None
 
 
 @cache

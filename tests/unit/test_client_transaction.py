@@ -1,12 +1,14 @@
 """Transactions: what a block collects, when it is sent, and what its handles know."""
 
+import re
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from decimal import Decimal
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import pytest
 from opentelemetry.context import attach, detach
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from hybridkit.clients._transaction import DataTransaction, Handle, Isolation
 from hybridkit.context import Claim, RequestContext, bind, current
@@ -50,6 +52,36 @@ class CountryRecord(Country, Record[str]):
 
 USERS = Resource("users", record=User, create=NewUser, update=UserChanges, filterable=("visits",))
 COUNTRIES = Resource("countries", record=CountryRecord, create=Country, update=Country)
+
+
+class Part(BaseModel):
+    size: int = 0
+
+
+class NewLot(BaseModel):
+    title: str = ""
+    left: int = 0
+    price: Decimal | None = None
+    weight: Annotated[float | None, Field(ge=0)] = None
+    is_open: bool = True
+    kind: Literal[1, 2] = 1
+    part: Part | None = None
+
+
+class Lot(NewLot, Record):
+    pass
+
+
+class LotChanges(BaseModel):
+    title: str | None = None
+    price: Decimal | None = None
+    weight: float | None = None
+    is_open: bool | None = None
+    kind: Literal[1, 2] | None = None
+    part: Part | None = None
+
+
+LOTS = Resource("lots", record=Lot, create=NewLot, update=LotChanges)
 
 
 class Registered(Event, type="client_transaction_test.registered", key="user_id"):
@@ -321,3 +353,44 @@ async def test_a_natural_key_is_typed_as_declared() -> None:
         country = tx.create(COUNTRIES, Country(name="France"), id="fr")
     assert country.id == "fr"
     assert country.result.name == "France"
+
+
+@pytest.mark.parametrize(
+    ("increment", "changes", "code"),
+    [
+        ({"left": -1}, None, "LotChanges doesn't let it be changed"),
+        ({"nothing": 1}, None, "Lot has no such field"),
+        ({"version": 1}, None, "LotChanges doesn't let it be changed"),
+        ({"title": 1}, None, "it is no number"),
+        ({"is_open": 1}, None, "it is no number"),
+        ({"kind": 1}, None, "it is no number"),
+        ({"part": 1}, None, "it is no number"),
+        ({"part.size": 1}, None, "Lot has no such field"),
+        ({"price": True}, None, "a finite int or float"),
+        ({"price": "1"}, None, "a finite int or float"),
+        ({"price": float("nan")}, None, "a finite int or float"),
+        ({"weight": float("-inf")}, None, "a finite int or float"),
+        ({"price": 1}, LotChanges(price=Decimal(3)), "either set or incremented"),
+        ({"weight": 1, "title": 1}, None, "it is no number"),
+    ],
+)
+async def test_an_increment_that_the_declaration_rules_out_is_refused_by_name_and_unsent(
+    increment: Any, changes: LotChanges | None, code: str
+) -> None:
+    service = Service()
+    with pytest.raises(InvalidRequestError, match=re.escape(code)) as refusal:
+        async with service.transaction() as tx:
+            tx.update(LOTS, ID, changes, increment=increment)
+    assert refusal.value.errors[0].pointer.removeprefix("/increment/") in increment
+    assert service.seen == []
+
+
+async def test_an_integer_grows_by_integers() -> None:
+    service = Service()
+    with pytest.raises(InvalidRequestError, match="visits"):
+        async with service.transaction() as tx:
+            tx.update(USERS, ID, increment={"visits": 0.5})
+    async with service.transaction() as tx:
+        tx.update(USERS, ID, increment={"visits": 2.0})
+        tx.update(LOTS, ID, increment={"price": 0.5, "weight": -2})
+    assert len(service.seen) == 1

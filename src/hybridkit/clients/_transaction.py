@@ -3,6 +3,7 @@
 The block collects; nothing is sent before it ends. Ids are made here, so that one record can refer to another.
 """
 
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -35,7 +36,7 @@ from hybridkit.contract import (
     UpdateOperation,
     UpsertOperation,
 )
-from hybridkit.errors import InvalidRequestError, MisuseError, ResponseError
+from hybridkit.errors import FieldError, InvalidRequestError, MisuseError, ResponseError
 from hybridkit.events import Message
 from hybridkit.filters import Filter
 from hybridkit.observability import trace_headers
@@ -178,14 +179,20 @@ class DataTransaction:
             resource: of which kind.
             record_or_id: which one.
             changes: the fields to set; those that aren't set in it stay as they are.
-            increment: numbers to add to fields, negative ones to subtract.
+            increment: numbers to add to fields, negative ones to subtract. A field has to be a number of the record,
+                and one that the resource's update model has, as for any other change.
             require: what has to hold before it changes, or the transaction fails.
+
+        Raises:
+            InvalidRequestError: an increment that the declaration rules out, with the field's name; nothing is sent.
         """
         target = target_of(resource, record_or_id)
+        data = {} if changes is None else changed_fields(changes)
+        _check_increments(resource, increment or {}, data)
         operation = UpdateOperation(
             resource=resource.name,
             id=str(target.id),
-            data={} if changes is None else changed_fields(changes),
+            data=data,
             increment=dict(increment or {}),
             require=None if require is None else Query(where=require).to_json()["where"],
             if_match=target.etag,
@@ -271,6 +278,35 @@ class DataTransaction:
         for handle, result in zip(self._handles, answer.results, strict=True):
             if handle is not None:
                 handle._settle(result)  # noqa: SLF001 - see __aexit__
+
+
+def _check_increments(
+    resource: Resource[Any, Any, Any], increment: Mapping[str, int | float], changes: Mapping[str, Any]
+) -> None:
+    wrong = {name: _what_is_wrong(resource, name, amount, changes) for name, amount in increment.items()}
+    found = [FieldError(f"/increment/{name}", *problem) for name, problem in wrong.items() if problem]
+    if found:
+        raise InvalidRequestError(f"{resource.name} can't be incremented like that", errors=found)
+
+
+def _what_is_wrong(
+    resource: Resource[Any, Any, Any], name: str, amount: object, changes: Mapping[str, Any]
+) -> tuple[str, str] | None:
+    """The code and the words."""
+    kind = resource.number_of(name)
+    if kind is None:
+        if name not in resource.record.model_fields:
+            return "extra_forbidden", f"{resource.record.__name__} has no such field"
+        if name not in resource.update.model_fields:
+            return "extra_forbidden", f"{resource.update.__name__} doesn't let it be changed"
+        return "not_a_number", "it is no number"
+    if isinstance(amount, bool) or not isinstance(amount, int | float) or not math.isfinite(amount):
+        return "not_a_number", "what is added has to be a finite int or float"
+    if kind is int and amount != int(amount):
+        return "int_from_float", "it is an integer, so integers are added"
+    if name in changes:
+        return "set_and_incremented", "a field is either set or incremented"
+    return None
 
 
 type Commit = Callable[[Transaction], Awaitable[TransactionResult]]

@@ -87,6 +87,8 @@ class Bodies:
         model = validate(self.create_model, body)
         values = model.model_dump()
         record_id = values.pop("id", None)
+        if isinstance(record_id, str):
+            read_id(self.resource, record_id, "")
         return Create(
             resource=self.resource, id=default_id if record_id is None else record_id, values=values
         )
@@ -186,11 +188,19 @@ class Bodies:
         return values
 
     def _increment(self, increment: Mapping[str, int | float], at: str) -> Mapping[str, int | float]:
-        unknown = [name for name in increment if name not in self.resource.update.model_fields]
-        if unknown:
+        changeable = self.resource.update.model_fields
+        found = [
+            FieldError(
+                f"/{at}/increment/{name[:100]}",
+                "not_a_number" if name in changeable else "extra_forbidden",
+            )
+            for name in increment
+            if self.resource.number_of(name) is None
+        ]
+        if found:
             raise InvalidRequestError(
-                f"an update of {self.resource.name} can't change that",
-                errors=[FieldError(f"/{at}/increment/{name[:100]}", "extra_forbidden") for name in unknown],
+                f"an increment adds to numbers that an update of {self.resource.name} may change",
+                errors=found,
             )
         return increment
 
@@ -282,8 +292,9 @@ def read_id(resource: AnyResource, text: str, at: str) -> Any:
     try:
         return resource.parse_id(text)
     except ValueError:
+        where = f"{at}: " if at else ""
         raise InvalidRequestError(
-            f"{at}: no id of {resource.name}", errors=[FieldError(f"/{at}/id", "invalid_id")]
+            f"{where}no id of {resource.name}", errors=[FieldError(_pointer(at, "id") or "/id", "invalid_id")]
         ) from None
 
 
