@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from hybridkit.clients._call import Call, Intent
+from hybridkit.clients._texts import checked_headers
 from hybridkit.context import REQUEST_ID_HEADER, REQUEST_TIMEOUT_HEADER, USER_ID_HEADER, RequestContext
 from hybridkit.contract import CALLER_HEADER, IDEMPOTENCY_KEY_HEADER, quote_key
 from hybridkit.observability import trace_headers
@@ -36,14 +37,16 @@ class Headers:
         return f"Headers(internal={self._internal})"
 
     def of_call(self, intent: Intent, context: RequestContext) -> dict[str, str]:
-        """What is the same on every attempt: request, user, caller, trace."""
+        """What is the same on every attempt: request, user, caller, trace.
+
+        Raises:
+            InvalidRequestError: a header can't be sent, or the idempotency key.
+        """
         headers = self._fixed.copy()
         if self._internal:
-            headers[REQUEST_ID_HEADER] = context.request_id
-            if context.user_id is not None:
-                headers[USER_ID_HEADER] = context.user_id
+            headers.update(checked_headers(_of_context(context)))
             headers.update(trace_headers())
-        headers.update(intent.headers)
+        headers.update(checked_headers(intent.headers))
         if intent.key is not None:
             headers[IDEMPOTENCY_KEY_HEADER] = quote_key(intent.key)
         return headers
@@ -56,5 +59,11 @@ class Headers:
             if timeout_seconds is not None:
                 headers[REQUEST_TIMEOUT_HEADER] = f"{timeout_seconds:.3f}"
         if self._authorization is not None:
-            headers["authorization"] = self._authorization()
+            headers.update(checked_headers({"authorization": self._authorization()}))
         return headers
+
+
+def _of_context(context: RequestContext) -> dict[str, str]:
+    if context.user_id is None:
+        return {REQUEST_ID_HEADER: context.request_id}
+    return {REQUEST_ID_HEADER: context.request_id, USER_ID_HEADER: context.user_id}

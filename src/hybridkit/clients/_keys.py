@@ -5,6 +5,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from hybridkit.context import current
+from hybridkit.errors import InvalidRequestError
 from hybridkit.ids import derived_id, derived_key, new_id
 
 __all__ = ["BatchIdentity", "WriteIdentity", "identify", "identify_batch"]
@@ -67,4 +68,15 @@ def _any_id(_: int) -> UUID:
 
 
 def _with(name: str, step: str | None) -> str:
-    return name if step is None else f"{name} {step}"
+    """Both.
+
+    Raises:
+        InvalidRequestError: the step is no Unicode text.
+    """
+    if step is None:
+        return name
+    try:
+        step.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequestError("a step's name can't hold half a surrogate pair") from None
+    return f"{name} {step}"

@@ -4,7 +4,6 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from itertools import batched
 from typing import Any, Final
-from urllib.parse import urlencode
 
 from pydantic import BaseModel
 
@@ -24,6 +23,7 @@ from hybridkit.clients._records import (
     record_path,
     rows_from,
 )
+from hybridkit.clients._texts import encode_query, query_string
 from hybridkit.codec import encode_json
 from hybridkit.contract import MAX_BATCH, NDJSON_MEDIA_TYPE
 from hybridkit.errors import NotFoundError
@@ -118,14 +118,14 @@ class Reads(BaseClient):
     async def _aggregate[RowT](
         self, resource: AnyResource, body: Mapping[str, Any], row_type: type[RowT]
     ) -> list[RowT]:
-        response = await self._read(f"{resource.path}:aggregate", body=encode_json(body))
+        response = await self._read(f"{resource.path}:aggregate", body=encode_query(body))
         return rows_from(f"rows of {resource.name}", row_type, response)
 
 
 def _query_request(path: str, query: Query) -> tuple[str, bytes]:
     """The GET form, which logs and caches understand, while it fits into a URL; beyond that the JSON form."""
     params = query.to_params()
-    url = f"{path}?{urlencode(params)}" if params else path
+    url = f"{path}?{query_string(params)}" if params else path
     if len(url) <= MAX_URL_LENGTH:
         return url, b""
-    return f"{path}:query", encode_json(query.to_json())
+    return f"{path}:query", encode_query(query.to_json())

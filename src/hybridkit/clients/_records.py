@@ -4,13 +4,13 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final, NamedTuple, cast
-from urllib.parse import quote
 from uuid import UUID
 
 from pydantic import BaseModel, TypeAdapter
 from pydantic_core import PydanticSerializationError
 
 from hybridkit.clients._find import Page
+from hybridkit.clients._texts import quoted
 from hybridkit.clients._transport import Response
 from hybridkit.codec import validate_json, validate_object
 from hybridkit.errors import InvalidRequestError, MalformedPayloadError, NotFoundError, ResponseError
@@ -68,7 +68,7 @@ def target_of(resource: AnyResource, record_or_id: Record[Any] | RecordId) -> Ta
             raise InvalidRequestError(
                 f"{resource.name} {record_or_id.id}: its etag can't be sent as a header"
             )
-        return Target(record_or_id.id, record_or_id.etag)
+        return Target(parse_id(resource, record_or_id.id), record_or_id.etag)
     return Target(parse_id(resource, record_or_id), None)
 
 
@@ -76,17 +76,14 @@ def parse_id(resource: AnyResource, id: RecordId) -> Any:
     """The id as the record's own type.
 
     Raises:
-        InvalidRequestError: it is empty, or no id of that resource.
+        InvalidRequestError: it is no id of that resource, or a natural key that no path leads to: empty, `.` or `..`.
     """
     try:
-        parsed = resource.parse_id(str(id))
+        return resource.parse_id(str(id))
     except ValueError:
-        parsed = ""
-    if parsed == "":
         raise InvalidRequestError(
             f"{resource.name}: {str(id)[:100]!r} is no id of a {resource.record.__name__}"
-        )
-    return parsed
+        ) from None
 
 
 def new_id_for(resource: AnyResource, data: BaseModel, id: RecordId | None, minted: UUID) -> Any:
@@ -111,7 +108,7 @@ def new_id_for(resource: AnyResource, data: BaseModel, id: RecordId | None, mint
 
 def record_path(resource: AnyResource, id: object) -> str:
     """`/v1/users/1f0…`, percent-encoded."""
-    return f"{resource.path}/{quote(str(id), safe='')}"
+    return f"{resource.path}/{quoted(str(id))}"
 
 
 def fields_of(data: BaseModel) -> dict[str, Any]:
@@ -236,9 +233,38 @@ def result_from[RecordT: Record[Any]](resource: Resource[RecordT, Any, Any], val
 
 def _dump(model: BaseModel, *, exclude_unset: bool) -> dict[str, Any]:
     try:
-        return model.model_dump(mode="json", exclude_unset=exclude_unset)
+        dumped = model.model_dump(mode="json", exclude_unset=exclude_unset)
     except PydanticSerializationError as error:
         raise MalformedPayloadError(f"{type(model).__name__} has no JSON form: {error}") from None
+    # pydantic refuses half a surrogate pair in a value, and replaces it in a key.
+    if any(map(_has_replaced_key, dumped.values())) and not _has_unicode_keys(model.model_dump()):
+        raise MalformedPayloadError(f"{type(model).__name__} has no JSON form: a key is no Unicode text")
+    return dumped
+
+
+def _has_replaced_key(value: object) -> bool:
+    match value:
+        case dict():
+            found = cast("dict[str, object]", value)
+            return any("\ufffd" in key for key in found) or any(map(_has_replaced_key, found.values()))
+        case list():
+            return any(map(_has_replaced_key, cast("list[object]", value)))
+        case _:
+            return False
+
+
+def _has_unicode_keys(value: object) -> bool:
+    match value:
+        case dict():
+            found = cast("dict[object, object]", value)
+            keys = (str(key) for key in found)
+            return not any("\ud800" <= character <= "\udfff" for key in keys for character in key) and all(
+                map(_has_unicode_keys, found.values())
+            )
+        case list() | tuple():
+            return all(map(_has_unicode_keys, cast("list[object]", value)))
+        case _:
+            return True
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@ import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cache
 from typing import Any, Final, TypedDict, Unpack, cast, overload
-from urllib.parse import quote, urlencode
 
 from pydantic import BaseModel, TypeAdapter
 
@@ -13,6 +12,7 @@ from hybridkit.clients._call import Intent
 from hybridkit.clients._keys import identify
 from hybridkit.clients._policy import ClientPolicy
 from hybridkit.clients._records import read_answer
+from hybridkit.clients._texts import query_string, quoted
 from hybridkit.clients._transport import Response
 from hybridkit.clients._transport_httpx import AnyTransport
 from hybridkit.codec import encode_json
@@ -24,7 +24,7 @@ __all__ = ["ReadOptions", "ServiceClient", "WriteOptions"]
 IDEMPOTENT: Final = frozenset({"PUT", "DELETE"})
 """Done twice it is the same as done once, says https://www.rfc-editor.org/rfc/rfc9110#section-9.2.2."""
 
-_NOT_A_PATH = re.compile(r"^[^/]|[?#]|(?:^|/)\.\.?(?:/|$)")
+_NOT_A_PATH = re.compile(r"^[^/]|[?#]|(?:^|/)(?:\.|%2e){1,2}(?:/|$)", re.IGNORECASE)
 
 type Param = str | int | float | bool
 
@@ -219,8 +219,8 @@ def _url(path: str, params: Mapping[str, Param | Sequence[Param]]) -> str:
             f"{path!r} can't be a path: it begins with / and has neither ? nor # nor a segment of dots; pass a query as"
             ' params, and put ids through urllib.parse.quote(id, safe="")'
         )
-    encoded = quote(path, safe="/%:@!$&'()*+,;=~")
-    return f"{encoded}?{urlencode(_lower(params), doseq=True)}" if params else encoded
+    encoded = quoted(path, safe="/%:@!$&'()*+,;=~")
+    return f"{encoded}?{query_string(_lower(params))}" if params else encoded
 
 
 def _lower(params: Mapping[str, Param | Sequence[Param]]) -> dict[str, Param | Sequence[Param]]:

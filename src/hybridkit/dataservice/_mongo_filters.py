@@ -152,7 +152,7 @@ class Ordering:
             return value
         adapter: TypeAdapter[Any] = TypeAdapter(self._resource.record.model_fields[name].annotation)
         try:
-            return to_bson(self._resource.parse_id(value) if name == "id" else adapter.validate_python(value))
+            return to_bson(self._resource.kept_id(value) if name == "id" else adapter.validate_python(value))
         except ValidationError:
             raise _another_order() from None
 

@@ -185,7 +185,7 @@ class PostgresWriter:
             for name in {reference.resource for reference in references if reference}:
                 table = self._tables[name]
                 ids = [
-                    table.resource.parse_id(reference.id)
+                    table.resource.kept_id(reference.id)
                     for reference in references
                     if reference and reference.resource == name
                 ]

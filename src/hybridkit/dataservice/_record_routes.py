@@ -96,12 +96,9 @@ class RecordRoutes:
 
     def _id(self, request: ContractRequest) -> Any:
         try:
-            parsed = self._resource.parse_id(request.record_id)
-        except ValueError:
-            parsed = ""
-        if parsed == "":  # no record can have that id, so there is none
-            raise self._missing()
-        return parsed
+            return self._resource.parse_id(request.record_id)
+        except ValueError:  # no record can have that id, so there is none
+            raise self._missing() from None
 
     def _present(self, request: ContractRequest) -> Any:
         """The id of a record that is changed, and so has to be there."""

@@ -184,7 +184,7 @@ class Ordering:
         if value is None or "." in name:
             return value
         if name == "id":
-            return self._resource.parse_id(str(value))
+            return self._resource.kept_id(str(value))
         try:
             parsed = TypeAdapter(self._resource.record.model_fields[name].annotation).validate_python(value)
         except ValidationError:

@@ -75,6 +75,22 @@ class RecordsConformance:
             assert made.headers["location"] == path_of(PLACES, key)
             assert (await service.get(made.headers["location"])).json() == made.json()
 
+    @pytest.mark.parametrize("key", ["", ".", ".."])
+    async def test_a_natural_key_that_no_path_leads_to_is_refused(
+        self, service: ServiceUnderTest, key: str
+    ) -> None:
+        """Whoever takes a path apart makes another one of it; so no record may have it, on whatever way it comes."""
+        item = {"id": key, "data": {"id": key, "title": service.tag}}
+        operation = {"resource": PLACES.name, **item}
+        answers = [
+            await service.write("POST", PLACES.path, item["data"]),
+            await service.write("POST", f"{PLACES.path}:batch_create", {"items": [item]}),
+            await service.write("POST", f"{PLACES.path}:batch_upsert", {"items": [item]}),
+        ]
+        if service.has("transactions"):
+            answers += [await service.transact({"op": op, **operation}) for op in ("create", "upsert")]
+        assert [answer.problem for answer in answers] == [(422, "VALIDATION")] * len(answers)
+
     async def test_what_is_not_there_is_not_found(self, service: ServiceUnderTest) -> None:
         for target in (path_of(THINGS, fresh_id()), f"{THINGS.path}/nonsense", "/v1/nothing", "/nothing"):
             assert (await service.get(target)).problem == (404, "NOT_FOUND")
