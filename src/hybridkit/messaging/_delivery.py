@@ -1,7 +1,6 @@
 """A message that was delivered, what can become of it, and its copies."""
 
 import time
-import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,11 +31,13 @@ from hybridkit.messaging._headers import (
 from hybridkit.messaging._port import Delivered
 from hybridkit.messaging._topology import DEAD_LETTER_EXCHANGE, EVENT_EXCHANGE, delay_route
 from hybridkit.messaging._writer import Outgoing
+from hybridkit.observability import class_name, printable, stack_of
 
 __all__ = ["Dead", "Delivery", "Done", "Identity", "Later", "Origin", "Verdict"]
 
 MAX_ERROR_CHARS: Final = 1000
 MAX_STACK_CHARS: Final = 8000
+MAX_NAME_CHARS: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +114,8 @@ class Delivery:
 
     Attributes:
         key: what keeps it in order, where that is wanted.
+        faults: how often something has failed here that nobody has foreseen.
+        is_settled: whether the broker has been told what becomes of it.
 
     Args:
         queue: the consumer's name.
@@ -130,6 +133,8 @@ class Delivery:
         self._octets = message.properties
         self._event: Identity | None = None
         self._envelope: EventEnvelope[Any] | None = None
+        self.faults = 0
+        self.is_settled = False
 
     def __repr__(self) -> str:
         return f"Delivery({self.queue!r}, tag={self._tag}, failures={self.failures})"
@@ -223,14 +228,21 @@ class Delivery:
         Args:
             finished: the work of its event needn't be done again, should it be delivered again.
         """
+        self.is_settled = True
         self._origin.ack(self._tag, self._event if finished else None)
 
     def requeue(self) -> None:
-        """Give it back at once; the broker counts that, and dead-letters it at the twentieth time."""
+        """Give it back at once, for what ends here and goes on elsewhere: nobody counts that.
+
+        RabbitMQ before 4.3 dead-letters it at the twentieth time; since then its limit counts deliveries that were lost
+        with their channel, and none that was given back. https://www.rabbitmq.com/docs/quorum-queues
+        """
+        self.is_settled = True
         self._origin.requeue(self._tag)
 
     def reject(self) -> None:
         """Have the broker move it to the dead-letter queue as it is: without a copy, and without our reason."""
+        self.is_settled = True
         self._origin.reject(self._tag)
 
     def give_back(self) -> None:
@@ -258,9 +270,9 @@ class Delivery:
         reason = {
             QUEUE: self.queue,
             REASON: dead.reason,
-            ERROR_TYPE: f"{type(dead.error).__module__}.{type(dead.error).__qualname__}",
-            ERROR: str(dead.error)[:MAX_ERROR_CHARS],
-            STACK: "".join(traceback.format_exception(dead.error))[-MAX_STACK_CHARS:],
+            ERROR_TYPE: class_name(dead.error)[:MAX_NAME_CHARS],
+            ERROR: printable(dead.error)[:MAX_ERROR_CHARS],
+            STACK: stack_of(dead.error)[-MAX_STACK_CHARS:],
             FAILED_AT: format_timestamp(now()),
             **self.failed(dead.failures),
         }

@@ -16,7 +16,7 @@ from typing import Final
 from hybridkit.codec import now
 from hybridkit.errors import HybridkitError, TemporaryError
 from hybridkit.messaging._bounded import Backoff
-from hybridkit.observability import get_logger, metrics
+from hybridkit.observability import get_logger, metrics, printable
 
 __all__ = ["Gate", "Paused"]
 
@@ -182,5 +182,5 @@ def _ignore() -> None:
 
 def _words(error: BaseException) -> str:
     """The words of other libraries may hold an address with a password in it."""
-    words = f": {error}" if isinstance(error, HybridkitError) else ""
-    return f"{type(error).__name__}{words}"[:MAX_REASON_CHARS]
+    words = f": {printable(error)}" if isinstance(error, HybridkitError) else ""
+    return printable(f"{type(error).__name__}{words}")[:MAX_REASON_CHARS]

@@ -17,6 +17,7 @@ answer is left behind, and neither raises.
 
 from hybridkit.observability._logging import configure_logging, get_logger
 from hybridkit.observability._metrics import Metrics, metrics, render_metrics
+from hybridkit.observability._texts import class_name, printable, stack_of
 from hybridkit.observability._tracing import (
     Tracing,
     configure_tracing,
@@ -31,6 +32,7 @@ from hybridkit.observability._tracing import (
 __all__ = [
     "Metrics",
     "Tracing",
+    "class_name",
     "configure_logging",
     "configure_tracing",
     "fail_span",
@@ -38,8 +40,10 @@ __all__ = [
     "in_trace",
     "is_tracing",
     "metrics",
+    "printable",
     "remote_trace",
     "render_metrics",
     "span",
+    "stack_of",
     "trace_headers",
 ]

@@ -11,7 +11,6 @@ import logging
 import re
 import sys
 import time
-import traceback
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, Final, TextIO, cast
 
@@ -23,6 +22,7 @@ from structlog.typing import FilteringBoundLogger
 from hybridkit.context import bound
 from hybridkit.observability._metrics import metrics
 from hybridkit.observability._output import write_line
+from hybridkit.observability._texts import class_name, printable, stack_of
 from hybridkit.settings import ServiceSettings
 
 type _Event = MutableMapping[str, Any]
@@ -223,7 +223,7 @@ class _Rendering:
         try:
             line = self._render(name, method, {**event, "exc_info": error})
         except Exception:  # noqa: BLE001 # a value that cannot be shown must not fail the work that logs it
-            texts = {_text(key): _text(value) for key, value in event.items()}
+            texts = {printable(key): printable(value) for key, value in event.items()}
             line = self._render(name, method, {**texts, "exc_info": error})
         return _CREDENTIALS.sub(rb"\1\2**********", line) + b"\n"
 
@@ -252,7 +252,7 @@ def _json_renderer(settings: ServiceSettings) -> _Render:
         for key, value in event.items():
             clash = key in line or (key in _ECS_OBJECTS and not isinstance(value, Mapping))
             line[f"labels.{key}" if clash else key] = value
-        return orjson.dumps(line, default=_text, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_UTC_Z)
+        return orjson.dumps(line, default=printable, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_UTC_Z)
 
     return render
 
@@ -293,9 +293,9 @@ def _error_in(exc_info: object) -> BaseException | None:
 
 def _error_fields(error: BaseException) -> dict[str, str]:
     return {
-        "error.type": f"{type(error).__module__}.{type(error).__qualname__}",
-        "error.message": _text(error),
-        "error.stack_trace": _text("".join(traceback.format_exception(error))),
+        "error.type": class_name(error),
+        "error.message": printable(error),
+        "error.stack_trace": stack_of(error),
     }
 
 
@@ -303,12 +303,3 @@ def _timestamp() -> str:
     """UTC with milliseconds, as everywhere on the wire."""
     now = time.time()
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now))}.{int(now * 1000) % 1000:03d}Z"
-
-
-def _text(value: object) -> str:
-    """The value as a text that UTF-8 can carry; a secret type shows its mask."""
-    try:
-        text = str(value)
-    except Exception as error:  # noqa: BLE001 # whatever a foreign __str__ does, the line goes out
-        text = f"<{type(value).__name__}: str() failed with {type(error).__name__}>"
-    return text.encode("utf-8", "backslashreplace").decode()

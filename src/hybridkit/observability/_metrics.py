@@ -92,7 +92,7 @@ class Metrics:
                 "consumer",
                 "event_type",
                 "outcome",
-            ),  # outcome: done, duplicate, retried, dead_lettered, requeued
+            ),  # outcome: done, duplicate, retried, dead_lettered, rejected, requeued
             registry=registry,
         )
         self.events_retried = Counter(

@@ -19,6 +19,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from opentelemetry.util.types import AttributeValue
 
 from hybridkit.errors import MissingExtraError
+from hybridkit.observability._texts import class_name, printable, stack_of
 from hybridkit.settings import ServiceSettings
 
 if TYPE_CHECKING:
@@ -93,9 +94,11 @@ def fail_span(error: BaseException) -> None:
     """Mark the current span as failed by an error that does not leave its block."""
     current = trace.get_current_span()
     if current.is_recording():
-        current.record_exception(error)
-        current.set_status(StatusCode.ERROR, f"{type(error).__name__}: {error}")
-        current.set_attribute("error.type", type(error).__qualname__)
+        attributes = {"exception.message": printable(error), "exception.stacktrace": stack_of(error)}
+        current.add_event("exception", {"exception.type": class_name(error), **attributes})
+        name = printable(type(error).__qualname__)
+        current.set_status(StatusCode.ERROR, f"{name}: {printable(error)}")
+        current.set_attribute("error.type", name)
 
 
 def trace_headers() -> dict[str, str]:
