@@ -259,14 +259,15 @@ def subscription(*, lines: ByKey | None) -> Subscription:
 
 @pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
 async def test_a_cancelled_message_is_put_back_alone_only_where_nothing_is_in_order(*, ordered: bool) -> None:
-    """In order it goes back with all others, when the channel closes."""
+    """In order it goes back with all others, so that none of them overtakes it."""
     requeued: list[int] = []
-    origin = SimpleNamespace(is_open=True, requeue=requeued.append)
+    given_back: list[bool] = []
+    origin = SimpleNamespace(is_open=True, requeue=requeued.append, give_back=lambda: given_back.append(True))
     run = subscription(lines=ByKey() if ordered else None)
-    run._processor = cast("Any", SimpleNamespace(process=_cancelled))
+    run._processor = cast("Any", SimpleNamespace(process=_cancel))
     with pytest.raises(asyncio.CancelledError):
-        await run._handle(delivery(Moved(account=1), tag=3, channel=cast("Any", origin)))
-    assert requeued == ([] if ordered else [3])
+        await asyncio.create_task(run._handle(delivery(Moved(account=1), tag=3, channel=cast("Any", origin))))
+    assert (requeued, given_back) == (([], [True]) if ordered else ([3], []))
 
 
 async def test_a_late_answer_of_an_older_channel_changes_nothing() -> None:
@@ -297,8 +298,11 @@ async def test_a_channel_that_can_not_be_adjusted_is_replaced() -> None:
     assert retired == ["its consumer was not adjusted: adjusting tests.lines: no answer"]
 
 
-async def _cancelled(_: Delivery) -> None:
-    raise asyncio.CancelledError
+async def _cancel(_: Delivery) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    await asyncio.sleep(60)
 
 
 async def _done(*_: object, **__: object) -> None: ...

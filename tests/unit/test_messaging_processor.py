@@ -64,10 +64,6 @@ class Newer(Event, type="processor.newer", version=2):
     number: int
 
 
-class Weird(BaseException):
-    """Not an `Exception`: nobody catches it by accident."""
-
-
 @dataclass
 class Steps:
     """Everything that happened, in order, and the fakes that wrote it down."""
@@ -458,12 +454,6 @@ async def test_a_cancelled_handler_settles_nothing(steps: Steps) -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert steps.log == ["finish RELEASED"]
-
-
-async def test_what_is_no_exception_is_not_caught(steps: Steps) -> None:
-    with pytest.raises(Weird):
-        await processor(steps, failing(Weird())).process(delivery(steps, envelope()))
-    assert steps.log == []
 
 
 async def test_a_message_that_waited_too_long_here_goes_round_again(

@@ -62,8 +62,9 @@ class DeadLetter:
         target: the consumer's queue that it came from and is sent back to; None where nothing says which.
         event_type: from AMQP's `type`, otherwise from the body.
         event_id: from the header, otherwise from the body.
-        reason: `exhausted`, `permanent`, `malformed`, `unknown_type`, `unknown_version`, `mismatch` or `takeovers` by
-            our consumers; `rejected`, `delivery_limit`, `expired` or `maxlen` by the broker; None for a stranger's.
+        reason: `exhausted`, `permanent`, `malformed`, `unknown_type`, `unknown_version`, `mismatch`, `takeovers`,
+            `key_parked` or `unexpected` by our consumers; `rejected`, `delivery_limit`, `expired` or `maxlen` by the
+            broker; None for a stranger's.
         error_type: the exception's class with its module; only our consumers know it, as all of the following.
         error: its message, up to 1,000 characters.
         stack: its traceback, the last 8,000 characters.

@@ -63,13 +63,13 @@ class Handler:
         """The parameters that nothing provides, for an error; empty when all is there."""
         return ", ".join(map(str, self.plan.missing({*providers, *_sources_of(self.message)})))
 
-    def run(self, envelope: EventEnvelope[Any], providers: Mapping[Any, object]) -> Awaitable[object]:
+    async def run(self, envelope: EventEnvelope[Any], providers: Mapping[Any, object]) -> object:
         """Call the function for this message."""
         arguments = {name: source(envelope, providers) for name, source in self.sources}
         for name, wanted in self.optional:
             if wanted in providers:
                 arguments[name] = providers[wanted]
-        return self.function(**arguments)
+        return await self.function(**arguments)
 
 
 class Handlers:

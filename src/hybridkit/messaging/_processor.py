@@ -10,6 +10,7 @@ import logging
 import random
 import time
 from collections.abc import Mapping
+from enum import Enum, auto
 from typing import Any, Final, Protocol, assert_never
 
 from structlog.contextvars import bind_contextvars, bound_contextvars, reset_contextvars
@@ -24,6 +25,7 @@ from hybridkit.errors import (
     OutcomeUnknownError,
     PayloadError,
     RejectedError,
+    TemporaryError,
     UnavailableError,
     UnknownEventTypeError,
     UnknownEventVersionError,
@@ -39,7 +41,8 @@ from hybridkit.idempotency import (
     Mismatch,
     Outcome,
 )
-from hybridkit.messaging._bounded import Backoff, is_cancelled
+from hybridkit.messaging._apart import run_apart
+from hybridkit.messaging._bounded import Backoff
 from hybridkit.messaging._delivery import Dead, Delivery, Done, Later, Verdict
 from hybridkit.messaging._guard import Guard
 from hybridkit.messaging._handlers import Handlers
@@ -60,8 +63,8 @@ from hybridkit.messaging._work import (
     payload_of,
 )
 from hybridkit.messaging._writer import Outgoing
-from hybridkit.observability import fail_span, get_logger, metrics
-from hybridkit.retry import GiveUp, Pause, RetryAfter
+from hybridkit.observability import fail_span, get_logger, metrics, printable
+from hybridkit.retry import GiveUp, Pause, Retry, RetryAfter
 
 __all__ = ["LOCAL_SECONDS", "Copies", "Processor"]
 
@@ -78,10 +81,30 @@ LONGEST_HOLDER_WAIT_SECONDS: Final = 60.0
 VERSION_WAIT_SECONDS: Final = (5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 300.0, 300.0)
 """The waits for a deployment that knows a newer version: a quarter of an hour in all, then it is a dead letter."""
 
+FAULTS: Final = Retry.exponential(attempts=5)
+"""For what fails in here, and not in a handler."""
+
 FINISHED: Final = frozenset({"done", "duplicate"})
 """The outcomes after which an event's work needn't be done again. A copy that moved is the same event, and goes on."""
 
 _DONE: Final = Done()
+
+
+class _Move(Enum):
+    """How moving a copy ended."""
+
+    DONE = auto()
+    """The broker has it."""
+
+    REJECTED = auto()
+    """There can't be one, so the broker moves the message itself, to the dead letters."""
+
+    LOST = auto()
+    """The original is no longer ours, and comes again anyway."""
+
+
+_BURIED: Final = {_Move.DONE: "dead_lettered", _Move.REJECTED: "rejected", _Move.LOST: "requeued"}
+_PUT_OFF: Final = {_Move.DONE: "retried", _Move.REJECTED: "rejected", _Move.LOST: "requeued"}
 
 _log = get_logger(__name__)
 
@@ -161,6 +184,23 @@ class Processor:
                 await self._process(delivery, envelope, context, event_id)
         finally:
             reset_contextvars(**tokens)
+
+    async def survive(self, delivery: Delivery, error: BaseException) -> None:
+        """Count what nobody has foreseen as a failed attempt: its cause may pass, and if it stays that has an end."""
+        _log.error("message not processed", consumer=self._queue, exc_info=error)
+        if delivery.is_settled:
+            return
+        delivery.faults += 1
+        failures = delivery.failures + delivery.faults
+        decision = FAULTS.decide(error, attempt=failures, jitter=1.0)
+        verdict: Verdict = Dead("unexpected", error, failures)
+        if isinstance(decision, RetryAfter):
+            verdict = Later(max(decision.seconds, SHORTEST_DELAY_SECONDS), error, delivery.failed(failures))
+        try:
+            await self._conclude(delivery, verdict, "unknown")
+        except Exception as failure:  # noqa: BLE001 - the broker itself has to move it then
+            _log.error("message rejected without its reason", consumer=self._queue, exc_info=failure)
+            delivery.reject()
 
     async def _process(
         self, delivery: Delivery, envelope: EventEnvelope[Any], context: RequestContext, event_id: str
@@ -289,11 +329,11 @@ class Processor:
                 verdict = await self._run(work)
                 if isinstance(verdict, Dead):
                     # Confirmed before the guard knows of it, and while the claim is still ours.
-                    buried = await self._bury(work.delivery, verdict, work.envelope.event_type)
-                    verdict = Done("dead_lettered" if buried else "requeued")
+                    moved = await self._bury(work.delivery, verdict, work.envelope.event_type)
+                    verdict = Done(_BURIED[moved])
         except ClaimLostError as error:
             return Again(HOLDER_WAIT_SECONDS, error, work.failures)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, Exception):
             await guard.finish(acquired, Outcome.RELEASED)
             raise
         finish = await guard.finish(acquired, outcome_of(verdict))
@@ -312,21 +352,20 @@ class Processor:
         )
         began = time.perf_counter()
         limit = self._limits.one()
+        error: BaseException | None
         try:
             with limit, bind(context):
-                await work.handler.run(work.envelope, self._providers)
-        except asyncio.CancelledError as error:
-            if is_cancelled():
-                raise
-            return self._failed(work, error)  # a library that gave up without being asked
-        except Exception as error:  # noqa: BLE001 - whatever a handler raises is for its retry policy to judge
-            if limit.expired:
-                late = DeadlineExceededError(f"the handler took longer than {self._timeout_seconds:g} s")
-                return self._failed(work, late)
-            return self._failed(work, error)
+                run = work.handler.run(work.envelope, self._providers)
+                error = await run_apart(run, name=f"{self._queue} handler")
+        except TimeoutError as expired:  # of the limit: what the handler raises is returned
+            error = expired
         finally:
             work.meters.duration.observe(time.perf_counter() - began)
-        return _DONE
+        if error is None:
+            return _DONE
+        if limit.expired:
+            error = DeadlineExceededError(f"the handler took longer than {self._timeout_seconds:g} s")
+        return self._failed(work, error)
 
     def _failed(self, work: Work, error: BaseException) -> Verdict | Again | Hold:
         attempt = work.failures + 1
@@ -365,9 +404,9 @@ class Processor:
         """Move a copy where it has to go, then acknowledge."""
         match verdict:
             case Dead():
-                outcome = "dead_lettered" if await self._bury(delivery, verdict, event_type) else "requeued"
+                outcome = _BURIED[await self._bury(delivery, verdict, event_type)]
             case Later():
-                outcome = "retried" if await self._put_off(delivery, verdict, event_type) else "requeued"
+                outcome = _PUT_OFF[await self._put_off(delivery, verdict, event_type)]
             case Done(outcome):
                 pass
             case _:
@@ -376,30 +415,31 @@ class Processor:
         _log.info("message settled", outcome=outcome)
         metrics.events_consumed.labels(self._queue, event_type, outcome).inc()
 
-    async def _bury(self, delivery: Delivery, dead: Dead, event_type: str) -> bool:
+    async def _bury(self, delivery: Delivery, dead: Dead, event_type: str) -> _Move:
         _log.error("message dead-lettered", reason=dead.reason, attempts=dead.failures, exc_info=dead.error)
         fail_span(dead.error)
         metrics.events_dead_lettered.labels(self._queue, event_type, dead.reason).inc()
         if self._parked is not None and delivery.key is not None and delivery.event is not None:
             _, event_id, generation = delivery.event
             mark = self._parked.park(delivery.key, str(event_id), generation)
-            if not await self._write(delivery, delivery.key, mark, self._parked):
-                return False
+            moved = await self._write(delivery, delivery.key, mark, self._parked)
+            if moved is not _Move.DONE:
+                return moved
         return await self._move(delivery, delivery.dead_letter(dead))
 
-    async def _write(self, delivery: Delivery, key: str, mark: Outgoing, parked: ParkedKeys) -> bool:
+    async def _write(self, delivery: Delivery, key: str, mark: Outgoing, parked: ParkedKeys) -> _Move:
         """Have the log of parked keys say it."""
         try:
             return await self._move(delivery, mark)
         finally:
             parked.written(key)
 
-    async def _put_off(self, delivery: Delivery, later: Later, event_type: str) -> bool:
+    async def _put_off(self, delivery: Delivery, later: Later, event_type: str) -> _Move:
         self._count_retry(later, event_type)
         return await self._move(delivery, delivery.delayed(later))
 
     def _count_retry(self, later: Later, event_type: str) -> None:
-        error = type(later.error).__name__ if later.error else "waiting"
+        error = printable(type(later.error).__name__) if later.error else "waiting"
         if later.error:
             fail_span(later.error)
         _log.info("message put off", delay_seconds=later.seconds, error=error)
@@ -409,25 +449,32 @@ class Processor:
         """Publish a message of our own, confirmed."""
         return await self._publisher.forward(message)
 
-    async def _move(self, delivery: Delivery, message: Outgoing) -> bool:
-        """Publish until the broker has the copy; False when the original is no longer ours and comes again anyway."""
+    async def _move(self, delivery: Delivery, message: Outgoing) -> _Move:
+        """Publish until the broker has the copy, or until it is certain that it can't have it."""
         backoff = Backoff(first_seconds=0.5)
         while delivery.is_ours:
             try:
-                return await self._publisher.forward(message)
+                await self._publisher.forward(message)
             except UnroutableError as error:
                 if message.exchange:
                     self._publisher.renew_topology(reason=str(error))
                 else:  # a queue of the consumer's own is gone; subscribing declares it
                     delivery.give_back()
-            except HybridkitError as error:
+            except (TemporaryError, OutcomeUnknownError) as error:
                 if _is_too_large(message, error):
-                    _log.error("message rejected without its reason", error=str(error))
-                    delivery.reject()
-                    return True
+                    return self._reject(delivery, error)
                 _log.warning("copy not published yet", exchange=message.exchange, error=str(error))
+            except HybridkitError as error:
+                return self._reject(delivery, error)
+            else:
+                return _Move.DONE
             await asyncio.sleep(backoff.next_seconds())
-        return False
+        return _Move.LOST
+
+    def _reject(self, delivery: Delivery, error: HybridkitError) -> _Move:
+        _log.error("message rejected without its reason", error=printable(error))
+        delivery.reject()
+        return _Move.REJECTED
 
     def _unreadable(self, delivery: Delivery, error: PayloadError) -> Verdict:
         """What becomes of a message that this process can't read."""

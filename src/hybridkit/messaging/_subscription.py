@@ -5,10 +5,10 @@ import time
 from functools import partial
 from typing import Final
 
-from hybridkit.errors import NotConnectedError
+from hybridkit.errors import HybridkitError, NotConnectedError
 from hybridkit.ids import new_id
 from hybridkit.messaging._backlog import Backlog, Fifo, Workers
-from hybridkit.messaging._bounded import Background, bounded
+from hybridkit.messaging._bounded import Background, bounded, is_cancelled
 from hybridkit.messaging._channel import Lane, SupervisedChannel
 from hybridkit.messaging._connection import LIBRARY_ERRORS, BrokerConnection
 from hybridkit.messaging._delivery import Delivery
@@ -237,20 +237,33 @@ class Subscription:
         if not delivery.is_ours:
             return
         try:
-            if self._parked is not None and self._lane is not None:
-                await self._parked.read(self._lane, self._processor.forward)
-            await self._processor.process(delivery)
-        except asyncio.CancelledError:
-            if self._lines is None:
-                delivery.requeue()
+            if self._parked is None or await self._knows_parked(self._parked, delivery):
+                await self._processor.process(delivery)
+        except (GeneratorExit, KeyboardInterrupt, SystemExit):
             raise
-        except Exception as error:  # noqa: BLE001 - a mistake in here must neither lose nor hold a message
-            _log.exception("message not processed", consumer=self._name, error=repr(error))
-            await asyncio.sleep(UNEXPECTED_PAUSE_SECONDS)
+        except BaseException as error:
+            if not (isinstance(error, asyncio.CancelledError) and is_cancelled()):
+                # A mistake in here must neither lose nor hold a message.
+                await self._processor.survive(delivery, error)
+                return
             if self._lines is None:
                 delivery.requeue()
-            else:
+            elif not self._draining:  # by whom ever: nothing of its key may run before it
                 delivery.give_back()
+            raise
+
+    async def _knows_parked(self, parked: ParkedKeys, delivery: Delivery) -> bool:
+        """Whether it is known which keys are parked; nothing runs before."""
+        if self._lane is None:
+            return True
+        try:
+            await parked.read(self._lane, self._processor.forward)
+        except HybridkitError as error:
+            _log.warning("parked keys not read yet", consumer=self._name, error=str(error))
+            await asyncio.sleep(UNEXPECTED_PAUSE_SECONDS)
+            delivery.give_back()
+            return False
+        return True
 
 
 async def _nothing(_: object) -> None:

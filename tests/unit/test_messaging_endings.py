@@ -1,0 +1,466 @@
+"""However a message ends, its place is free again, it is counted, and nothing of its key overtakes it."""
+
+import asyncio
+import functools
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
+from typing import Any, Never, cast
+from uuid import uuid4
+
+import orjson
+import pytest
+from pamqp.commands import Basic
+from structlog.testing import capture_logs
+
+from hybridkit.envelope import EventEnvelope
+from hybridkit.errors import MalformedPayloadError
+from hybridkit.events import Event
+from hybridkit.idempotency import Acquired, Finish, Outcome
+from hybridkit.messaging._bounded import Backoff
+from hybridkit.messaging._delivery import Delivery, Identity
+from hybridkit.messaging._frames import Deliver, address, encode_fields
+from hybridkit.messaging._handlers import Handlers
+from hybridkit.messaging._order import ByKey
+from hybridkit.messaging._pause import Gate
+from hybridkit.messaging._port import Delivered
+from hybridkit.messaging._processor import Processor
+from hybridkit.messaging._subscription import Subscription
+from hybridkit.messaging._writer import Outgoing
+from hybridkit.retry import Retry
+
+QUEUE = "tests.endings"
+
+type Run = Callable[[int], Awaitable[object]]
+
+
+class Ended(Event, type="endings.ended", key="key"):
+    key: str
+    number: int
+
+
+class Odd(BaseException):
+    """What a library written in Rust raises when it panics."""
+
+
+class Desk:
+    """A consumer without a broker: what its handler is given, and what becomes of the messages.
+
+    Attributes:
+        done: the numbers that the handler has done, in their order.
+        settled: by number, how the broker was told.
+        copies: what was published, by number.
+        runs: how often the handler was called, by number.
+    """
+
+    def __init__(
+        self, run: Run, *, concurrency: int = 2, ordered: bool = False, guard: Any = None, attempts: int = 1
+    ) -> None:
+        self.done: list[int] = []
+        self.settled: dict[int, str] = {}
+        self.copies: dict[int, Outgoing] = {}
+        self.runs: dict[int, int] = {}
+        self.is_open = True
+        self._run = run
+        self._numbers: dict[bytes, int] = {}
+        self.gate = Gate(QUEUE)
+        lines = ByKey() if ordered else None
+        handlers = Handlers(QUEUE)
+        handlers.add(Ended, self._handle, Retry.immediate(attempts=attempts))
+        self.processor = Processor(
+            QUEUE,
+            handlers,
+            publisher=cast("Any", self),
+            providers={},
+            guard=guard,
+            timeout_seconds=60,
+            gate=self.gate,
+            lines=lines,
+        )
+        nowhere = cast("Any", None)
+        self.consumer = Subscription(
+            QUEUE, handlers, nowhere, self.processor, self.gate, concurrency=concurrency, lines=lines
+        )
+
+    async def _handle(self, event: Ended) -> None:
+        self.runs[event.number] = self.runs.get(event.number, 0) + 1
+        await self._run(event.number)
+        self.done.append(event.number)
+
+    def put(self, number: int, *, key: str | None = None, headers: Mapping[str, Any] | None = None) -> None:
+        """Deliver it."""
+        event = Ended(key=key or str(number), number=number)
+        body = EventEnvelope.wrap(event, service="tests").encode()
+        self.put_body(number, body, headers=headers)
+
+    def put_body(self, number: int, body: bytes, *, headers: Mapping[str, Any] | None = None) -> None:
+        properties = cast("Any", Basic.Properties(headers=cast("Any", headers))).marshal()
+        self._numbers[body] = number
+        deliver = Deliver(number, False, "hk.events", "endings.ended")
+        self.consumer._take(Delivery(QUEUE, self, Delivered(deliver, properties, body)))
+
+    async def settle(self, *numbers: int) -> None:
+        """Work until the broker was told about these, and nothing is in hand."""
+        if self.consumer._workers._dispatcher is None:
+            self.consumer._workers.start()
+        async with asyncio.timeout(30):
+            while not (self.settled.keys() >= set(numbers) and self.consumer.in_flight == 0):  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+
+    # ── the channel ──────────────────────────────────────────────────────────────────────────────
+
+    def ack(self, tag: int, finished: Identity | None) -> None:
+        del finished
+        self.settled.setdefault(tag, "ack")
+
+    def requeue(self, tag: int) -> None:
+        self.settled[tag] = "requeue"
+
+    def reject(self, tag: int) -> None:
+        self.settled[tag] = "reject"
+
+    def give_back(self) -> None:
+        self.is_open = False
+
+    def was_finished(self, event: Identity) -> bool:
+        return not event
+
+    # ── the publisher ────────────────────────────────────────────────────────────────────────────
+
+    async def forward(self, message: Outgoing) -> bool:
+        try:
+            encode_fields(message.headers)
+            address(message.exchange, message.routing_key, message.message_type, message.service)
+        except (TypeError, ValueError) as error:
+            raise MalformedPayloadError("AMQP can't carry it") from error
+        self.copies[self._numbers[message.body]] = message
+        return True
+
+    def renew_topology(self, *, reason: str) -> None:
+        raise AssertionError(reason)
+
+
+class Memory:
+    """A guard that lets everything run, and fails where it is told to."""
+
+    def __init__(self, *errors: BaseException) -> None:
+        self.errors = list(errors)
+        self.outcomes: list[Outcome] = []
+
+    async def begin(self, key: str, payload: object, *, wait_seconds: float = 0.0) -> Acquired:
+        del payload, wait_seconds
+        if self.errors:
+            raise self.errors.pop()
+        return Acquired(key=key, token="t", fence=1, taken_over=False, guarded=True, fingerprint="f")
+
+    def hold(self, _: Acquired) -> AbstractAsyncContextManager[None]:
+        return nullcontext()
+
+    async def finish(self, _: Acquired, outcome: Outcome, result: object = None) -> Finish:
+        del result
+        self.outcomes.append(outcome)
+        return Finish.OK
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(Backoff, "next_seconds", lambda _: 0.0)
+    with capture_logs():
+        yield
+
+
+# ── what a handler can do ────────────────────────────────────────────────────────────────────────
+
+
+async def cancel_itself() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    await asyncio.sleep(60)
+
+
+async def be_cancelled() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().call_soon(task.cancel)
+    await asyncio.sleep(60)
+
+
+async def fail_in_a_group(error: BaseException) -> None:
+    async def fail() -> Never:
+        await asyncio.sleep(0)
+        raise error
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(fail())
+
+
+async def fail(error: BaseException, *, late: bool = False) -> None:
+    if late:
+        await asyncio.sleep(0)
+    raise error
+
+
+ENDINGS: Mapping[str, Callable[[], Awaitable[object]]] = {
+    "an error": lambda: fail(ValueError("no")),
+    "no exception": lambda: fail(Odd()),
+    "no exception, later": lambda: fail(Odd("panicked"), late=True),
+    "a group of them": lambda: fail(BaseExceptionGroup("several", [Odd(), ValueError()])),
+    "a task group": lambda: fail_in_a_group(Odd()),
+    "GeneratorExit": lambda: fail(GeneratorExit()),
+    "GeneratorExit, later": lambda: fail(GeneratorExit(), late=True),
+    "StopIteration": lambda: fail(StopIteration()),
+    "StopAsyncIteration": lambda: fail(StopAsyncIteration()),
+    "CancelledError": lambda: fail(asyncio.CancelledError()),
+    "CancelledError, later": lambda: fail(asyncio.CancelledError(), late=True),
+    "cancels itself": cancel_itself,
+    "is cancelled": be_cancelled,
+}
+
+
+@pytest.mark.parametrize("guarded", [False, True], ids=["unguarded", "guarded"])
+@pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
+@pytest.mark.parametrize("ending", ENDINGS)
+async def test_whatever_ends_a_handler_is_a_failed_attempt(
+    ending: str, *, ordered: bool, guarded: bool
+) -> None:
+    """More of them than places: each is a dead letter, the next of its key comes after it, and all others run."""
+
+    async def run(number: int) -> None:
+        if number <= 6:
+            await ENDINGS[ending]()
+
+    guard = Memory() if guarded else None
+    desk = Desk(run, ordered=ordered, guard=guard)
+    for number in range(1, 13):
+        desk.put(number, key=str(number % 6))
+    await desk.settle(*range(1, 13))
+    assert set(desk.settled.values()) == {"ack"}
+    assert set(desk.runs.values()) == {1}
+    assert sorted(desk.done) == list(range(7, 13))
+    assert {number: copy.headers["hk_reason"] for number, copy in desk.copies.items()} == dict.fromkeys(
+        range(1, 7), "exhausted"
+    )
+    if guard is not None:
+        assert sorted(guard.outcomes) == [Outcome.COMPLETED] * 6 + [Outcome.FAILED] * 6
+
+
+async def test_a_cancelled_handler_is_tried_again_as_often_as_its_policy_says() -> None:
+    desk = Desk(lambda number: be_cancelled() if desk.runs[number] < 3 else fail(ValueError()), attempts=3)
+    desk.put(1)
+    await desk.settle(1)
+    assert desk.runs == {1: 3}
+    assert desk.copies[1].headers["hk_attempt"] == 3
+    assert desk.copies[1].headers["hk_error_type"] == "builtins.ValueError"
+
+
+async def test_a_handler_that_is_done_is_done() -> None:
+    """Also if somebody has cancelled its task too late."""
+
+    async def run(_: int) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+
+    desk = Desk(run)
+    desk.put(1)
+    await desk.settle(1)
+    assert (desk.done, desk.copies) == ([1], {})
+
+
+@pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
+async def test_the_end_of_a_drain_is_no_failure(*, ordered: bool) -> None:
+    """What didn't end in time goes back as it is: by itself where nothing is in order, else with its channel."""
+
+    async def run(number: int) -> None:
+        del number
+        await asyncio.sleep(60)
+
+    desk = Desk(run, ordered=ordered, guard=(guard := Memory()))
+    desk.consumer._workers.start()
+    desk.put(1, key="a")
+    desk.put(2, key="a")
+    while len(desk.runs) < (1 if ordered else 2):  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    desk.consumer._draining = True
+    await desk.consumer._workers.stop()
+    await desk.consumer._workers.cancel(seconds=10)
+    assert desk.settled == ({} if ordered else {1: "requeue", 2: "requeue"})
+    assert desk.copies == {}
+    assert desk.is_open
+    assert set(guard.outcomes) == {Outcome.RELEASED}
+
+
+async def test_nothing_overtakes_a_message_whose_whole_task_was_cancelled() -> None:
+    """By somebody who cancels every task that he finds: everything of the channel goes back, in its order."""
+
+    async def run(number: int) -> None:
+        if number == 1:
+            await asyncio.sleep(60)
+
+    desk = Desk(run, ordered=True)
+    desk.consumer._workers.start()
+    desk.put(1, key="a")
+    desk.put(2, key="a")
+    while not desk.runs:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    for task in desk.consumer._workers._tasks:
+        task.cancel()
+    while desk.consumer.in_flight:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    assert not desk.is_open
+    assert (desk.runs, desk.settled) == ({1: 1}, {})
+
+
+async def test_a_process_that_is_told_to_end_does() -> None:
+    """Whatever a handler raises is caught, but for what ends the process."""
+    for error in (SystemExit(3), KeyboardInterrupt()):
+        desk = Desk(functools.partial(_raise, error))
+        body = EventEnvelope.wrap(Ended(key="a", number=1), service="tests").encode()
+        delivery = Delivery(QUEUE, desk, Delivered(Deliver(1, False, "", ""), b"\0\0", body))
+        with pytest.raises(type(error)):
+            await desk.consumer._handle(delivery)
+        assert desk.settled == {}
+
+
+async def _raise(error: BaseException, _: int) -> None:
+    raise error
+
+
+# ── what nobody has foreseen ─────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("error", [RuntimeError("bug"), Odd(), asyncio.CancelledError()], ids=repr)
+async def test_a_mistake_of_our_own_is_counted_in_the_copy(error: BaseException) -> None:
+    """Its cause may pass, so the message comes again later, with one attempt more."""
+    desk = Desk(_nothing, guard=Memory(error))
+    desk.put(1, headers={"hk_attempt": 2})
+    await desk.settle(1)
+    copy = desk.copies[1]
+    assert copy.exchange.startswith("hk.delay.L")
+    assert copy.headers["hk_attempt"] == 3
+
+
+@pytest.mark.parametrize("error", [RuntimeError("bug"), MalformedPayloadError("never")], ids=repr)
+async def test_a_mistake_of_our_own_has_an_end(error: Exception) -> None:
+    desk = Desk(_nothing, guard=Memory(error))
+    desk.put(1, headers={"hk_attempt": 4})
+    await desk.settle(1)
+    assert desk.copies[1].headers["hk_reason"] == "unexpected"
+    assert desk.copies[1].headers["hk_attempt"] == 5
+    assert desk.done == []
+
+
+async def test_in_order_a_mistake_of_our_own_holds_its_key_for_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is counted here, as there is no copy; other keys go on, and so does its own after it."""
+    monkeypatch.setattr("hybridkit.messaging._processor.SHORTEST_DELAY_SECONDS", 0.0)
+    monkeypatch.setattr(
+        "hybridkit.messaging._processor.FAULTS", Retry(attempts=5, first_seconds=0, cap_seconds=0)
+    )
+    desk = Desk(_nothing, ordered=True)
+    process, failed = desk.processor.process, []
+
+    async def trip(delivery: Delivery) -> None:
+        if desk._numbers[delivery.body] == 1:
+            failed.append(len(desk.done))
+            raise RuntimeError("bug")
+        await process(delivery)
+
+    monkeypatch.setattr(desk.processor, "process", trip)
+    for number, key in ((1, "a"), (2, "a"), (3, "b")):
+        desk.put(number, key=key)
+    await desk.settle(1, 2, 3)
+    assert len(failed) == 5
+    assert desk.copies[1].headers["hk_reason"] == "unexpected"
+    assert desk.done == [3, 2]
+
+
+async def test_what_can_not_be_concluded_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The broker dead-letters it by itself then."""
+    desk = Desk(_nothing, guard=Memory(RuntimeError("bug")))
+    monkeypatch.setattr(desk, "forward", _break)
+    desk.put(1)
+    await desk.settle(1)
+    assert desk.settled == {1: "reject"}
+
+
+async def test_a_mistake_after_the_end_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = Desk(_nothing)
+    ack = desk.ack
+
+    def fails(tag: int, finished: Identity | None) -> None:
+        ack(tag, finished)
+        raise RuntimeError("a logger of the application's own")
+
+    monkeypatch.setattr(desk, "ack", fails)
+    desk.put(1)
+    await desk.settle(1)
+    assert desk.copies == {}
+
+
+async def _nothing(_: int) -> None: ...
+
+
+async def _break(_: Outgoing) -> bool:
+    raise RuntimeError("broken")
+
+
+# ── what can't be published or read ──────────────────────────────────────────────────────────────
+
+
+class SilentError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+@pytest.mark.parametrize("error", [ValueError("\ud83d"), SilentError()], ids=["half an emoji", "no words"])
+@pytest.mark.parametrize("attempts", [1, 2], ids=["at once", "after a retry"])
+async def test_an_error_whose_words_nobody_can_write_is_a_dead_letter(
+    error: Exception, attempts: int
+) -> None:
+    """Its handler runs as often as its policy says, and no more."""
+    desk = Desk(lambda _: fail(error), guard=(guard := Memory()), attempts=attempts)
+    desk.put(1)
+    await desk.settle(1)
+    assert desk.settled == {1: "ack"}
+    assert desk.runs == {1: attempts}
+    assert desk.copies[1].headers["hk_reason"] == "exhausted"
+    assert guard.outcomes[-1] is Outcome.FAILED
+
+
+async def test_a_copy_that_can_never_be_published_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The broker moves the message itself. The guard keeps no end of it, so that it runs when it is sent back."""
+
+    async def refuse(_: Outgoing) -> bool:
+        raise MalformedPayloadError("AMQP can't carry it")
+
+    desk = Desk(lambda _: fail(ValueError()), guard=(guard := Memory()))
+    monkeypatch.setattr(desk, "forward", refuse)
+    desk.put(1)
+    await desk.settle(1)
+    assert desk.settled == {1: "reject"}
+    assert guard.outcomes == [Outcome.RELEASED]
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["1e400", "-1e400", "1" * 400, "-" + "9" * 40, "[" * 180 + "]" * 180, '{"a":' * 150 + "1" + "}" * 150],
+    ids=["1e400", "-1e400", "400 digits", "40 digits", "180 levels", "150 objects"],
+)
+@pytest.mark.parametrize("place", ["data", "envelope"])
+async def test_whatever_can_be_read_ends(value: str, place: str) -> None:
+    """It runs, or it is a dead letter; it doesn't come again and again."""
+    known = {
+        "event_type": "endings.ended",
+        "event_id": str(uuid4()),
+        "timestamp": "2026-01-01T00:00:00Z",
+        "service": "tests",
+        "data": {"key": "a", "number": 1},
+    }
+    (known["data"] if place == "data" else known)["free"] = "VALUE"  # type: ignore[index]
+    desk = Desk(_nothing, guard=Memory())
+    desk.put_body(1, orjson.dumps(known).replace(b'"VALUE"', value.encode()))
+    await desk.settle(1)
+    assert desk.settled == {1: "ack"}
+    assert desk.done == [1] or desk.copies[1].exchange == "hk.dlx"
