@@ -70,6 +70,8 @@ class ThingTable(RecordColumns, Base):
     owner_id: Mapped[UUID | None]
     place_id: Mapped[str | None] = mapped_column(ForeignKey("conformance_places.id"))
     details: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    marks: Mapped[list[Any] | None] = mapped_column(JSONB)
+    parcel: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
     is_active: Mapped[bool]
 
 

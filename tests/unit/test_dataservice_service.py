@@ -159,7 +159,7 @@ def test_a_value_that_its_column_cannot_hold_is_a_bad_query() -> None:
 
 def test_a_value_that_a_column_cannot_hold_is_pointed_at() -> None:
     with pytest.raises(InvalidRequestError) as refused:
-        ResourceTable(ITEMS, ItemTable).bound({"version": "many"}, at="/data")
+        ResourceTable(ITEMS, ItemTable).bind("version", "many", at="/data")
     assert refused.value.errors[0].pointer == "/data/version"
 
 

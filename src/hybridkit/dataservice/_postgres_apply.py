@@ -101,9 +101,8 @@ def new_row(table: ResourceTable, operation: Create | Upsert) -> dict[str, Any]:
     Raises:
         InvalidRequestError: a value that its column can't hold.
     """
-    at = pointer(operation)
-    values = {**table.defaults(), **operation.values}
-    return {**{name: table.bind(name, value, at=at) for name, value in values.items()}, "id": operation.id}
+    values = {**table.defaults(), **operation.values, "id": operation.id}
+    return {name: table.bind(name, value, at=pointer(operation)) for name, value in values.items()}
 
 
 class _Run:
@@ -234,7 +233,7 @@ class _Run:
 
     async def _undeleted_already(self, operation: Undelete) -> Found:
         """The record that was there all the time; with a hidden one only its condition can be wrong."""
-        statement = select(*self._table.all).where(self._table["id"] == operation.id)
+        statement = select(*self._table.all).where(self._table["id"] == self._id(operation))
         rows = await self._execute(statement)
         if not rows:
             raise missing(operation)
@@ -266,8 +265,11 @@ class _Run:
             state = (None, None) if (tag := _tag(operation)) is None else State.of(tag) or _NO_STATE
             given = values[number].values() if values else ()
             more = added[number].values() if added else ()
-            rows.append((operation.id, *state, *given, *more))
+            rows.append((self._id(operation), *state, *given, *more))
         return Rows(kinds, rows)
+
+    def _id(self, operation: Operation) -> Any:
+        return self._table.bind("id", operation.id)
 
     def _hit(self, rows: Rows) -> ColumnElement[bool]:
         """The record of a row, in the state that was asked for."""
@@ -356,7 +358,7 @@ class _Run:
         if len(self._run) == 1:
             return [rows[0] if rows else None]
         found = {self._table.document(row)["id"]: row for row in rows}
-        return [found.get(operation.id) for operation in self._run]
+        return [found.get(self._id(operation)) for operation in self._run]
 
     async def _hits(self, statement: Executable) -> set[int]:
         return {row[0] for row in await self._execute(statement)}
@@ -386,7 +388,7 @@ class _Run:
 
     async def _current(self, operation: Operation) -> str | None:
         """The ETag of its record; None for one that is not there."""
-        own = self._table["id"] == operation.id
+        own = self._table["id"] == self._id(operation)
         rows = await self._execute(select(*self._table.all).where(own, self._table.live))
         return self._table.tag(rows[0]) if rows else None
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any, Final, cast
 
 import asyncpg  # type: ignore[import-untyped] # it ships no types
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import StatementError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from hybridkit.dataservice._postgres_errors import (
@@ -41,7 +41,7 @@ _IN_RECOVERY: Final = ("0A000", "55000")
 _driver: Final = cast("Any", asyncpg)
 
 FAILURES: Final[tuple[type[Exception], ...]] = (
-    DBAPIError,
+    StatementError,  # with the driver's error, or that of a type that doesn't take a value
     _driver.PostgresError,
     _driver.InterfaceError,
     _driver.InternalClientError,

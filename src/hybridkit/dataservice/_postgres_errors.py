@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, Self
 
 import asyncpg  # type: ignore[import-untyped] # it ships no types
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, StatementError
 
 from hybridkit.errors import (
     ConflictError,
@@ -29,6 +29,7 @@ from hybridkit.observability import get_logger
 
 __all__ = [
     "READ_ONLY",
+    "UNTAKEN",
     "Diagnosis",
     "commit_error",
     "constraint_of",
@@ -64,6 +65,8 @@ _OUTDATED: Final = {"InvalidCachedStatementError", "OutdatedSchemaCacheError"}
 _POLICY_CHECK: Final = "ExecWithCheckOptions"
 _RAISED: Final = "exec_stmt_raise"
 """The function of PostgreSQL that executes `RAISE` of PL/pgSQL."""
+UNTAKEN: Final = (ValueError, TypeError, LookupError)
+"""What a column's type raises for a value that it doesn't take."""
 _KEY_COLUMNS: Final = re.compile(r"\((?P<columns>.+?)\)=\(")
 
 _log = get_logger("hybridkit.dataservice")
@@ -256,6 +259,8 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 def _own_state(error: BaseException) -> str | None:
     state = getattr(error, "sqlstate", None)
     if state is None and type(error).__name__ == "DataError":  # asyncpg's own: it can't send such a value
+        return "22000"
+    if type(error) is StatementError and isinstance(error.orig, UNTAKEN):
         return "22000"
     return state if isinstance(state, str) else None
 

@@ -9,10 +9,13 @@ from typing import Any, Final, Literal, assert_never
 
 import orjson
 from sqlalchemy import ColumnElement, TextClause, bindparam, text
-from sqlalchemy.types import NullType
+from sqlalchemy.types import NullType, UserDefinedType
 
-from hybridkit.dataservice._postgres_printing import DIALECT, literal
+from hybridkit.dataservice._postgres_errors import UNTAKEN
+from hybridkit.dataservice._postgres_printing import literal
 from hybridkit.dataservice._postgres_table import ResourceTable
+from hybridkit.dataservice._postgres_types import DIALECT, MAX_PARAMETERS, document_depth, is_scalar
+from hybridkit.dataservice._postgres_values import in_texts
 from hybridkit.errors import InvalidQueryError, InvalidRequestError, PageTokenError
 from hybridkit.filters import And, Compare, Filter, Not, Or
 from hybridkit.queries import Query
@@ -37,7 +40,13 @@ class Arguments:
         return f"Arguments({len(self.values)})"
 
     def add(self, value: Any) -> str:
-        """The place where that value goes."""
+        """The place where that value goes.
+
+        Raises:
+            InvalidQueryError: there are more than fit into a statement.
+        """
+        if len(self.values) == MAX_PARAMETERS:
+            raise InvalidQueryError(f"the filter has more than {MAX_PARAMETERS} values of such types")
         self.values.append(value)
         return f"{self._style}{len(self.values)}"
 
@@ -94,7 +103,7 @@ def _compare(left: "Operand", compare: Compare, arguments: Arguments) -> str:
             # JSON would order a text after every number: only values of one kind are compared.
             return f"(jsonb_typeof({left.sql}) = jsonb_typeof({right}) AND {clause})"
         case "in":
-            return f"{left.sql} = ANY({left.places(value, arguments)})" if value else "false"
+            return f"{left.sql} {left.among(value, arguments)}" if value else "false"
         case "like" | "ilike":
             return f"{left.text} {compare.operator.upper()} {arguments.add(value)}"
         case "is":
@@ -146,7 +155,9 @@ class Operand:
             self.type = self.column.type.compile(dialect=DIALECT)
             self.sql = column
             self.text = column if self.python_type is str else f"CAST({column} AS text)"
-        self._process = self.column.type.dialect_impl(DIALECT).bind_processor(DIALECT)
+        own = self.column.type.dialect_impl(DIALECT)
+        self._is_foreign = isinstance(own, UserDefinedType)
+        self._process = own.bind_processor(DIALECT) if document_depth(own) is None else None
 
     def __repr__(self) -> str:
         return f"Operand({self.field!r})"
@@ -160,21 +171,27 @@ class Operand:
         """The right side."""
         if self.is_path:
             return f"CAST(CAST({arguments.add(_json(value))} AS text) AS jsonb)"
-        return arguments.add(self.bound(value))
+        place = arguments.add(self.bound(value))
+        # Beside a composite PostgreSQL would take it for a row of no type, which has no form on the wire.
+        return f"CAST({place} AS {self.type})" if self._is_foreign else place
 
-    def places(self, values: Sequence[Any], arguments: Arguments) -> str:
-        """The right side of `in`: an array."""
+    def among(self, values: Sequence[Any], arguments: Arguments) -> str:
+        """The right side of `in`, with its operator: an array, or a list where arrays would be of arrays."""
         if self.is_path:
-            return f"CAST(CAST({arguments.add([_json(value) for value in values])} AS text[]) AS jsonb[])"
-        return arguments.add([self.bound(value) for value in values])
+            return (
+                f"= ANY(CAST(CAST({arguments.add([_json(value) for value in values])} AS text[]) AS jsonb[]))"
+            )
+        if is_scalar(self.column.type):
+            return f"= ANY({arguments.add([self.bound(value) for value in values])})"
+        return f"IN ({', '.join(self.place(value, arguments) for value in values)})"
 
     def bound(self, value: Any) -> Any:
         """The value as asyncpg takes it."""
         try:
-            bound = self._table.bind(self._name, value)
-        except InvalidRequestError:
+            bound = in_texts(self.column.type, self._table.bind(self._name, value))
+            return bound if self._process is None else self._process(bound)
+        except (InvalidRequestError, *UNTAKEN):
             raise InvalidQueryError(f"{self.field} can't be compared with this value") from None
-        return bound if self._process is None else self._process(bound)
 
 
 @lru_cache(maxsize=4096)

@@ -23,15 +23,14 @@ from sqlalchemy import (
     Uuid,
 )
 from sqlalchemy import Enum as EnumType
-from sqlalchemy.dialects.postgresql import asyncpg
 from sqlalchemy.types import TypeEngine
 
 from hybridkit.codec import encode_json
 from hybridkit.dataservice._postgres_table import ResourceTable, View
+from hybridkit.dataservice._postgres_types import DIALECT
 
-__all__ = ["DIALECT", "Projection", "canonical", "literal", "printed", "projection", "quoted"]
+__all__ = ["Projection", "canonical", "literal", "printed", "projection", "quoted"]
 
-DIALECT: Final = asyncpg.dialect(json_serializer=lambda value: encode_json(value).decode())  # type: ignore[no-untyped-call] # it has no annotations
 MAX_NAME_BYTES: Final = 63
 """PostgreSQL cuts longer names."""
 

@@ -5,35 +5,35 @@ rows there are, and has no limit on their number.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 from sqlalchemy import (
-    JSON,
     BigInteger,
     ColumnElement,
-    Enum,
     FromClause,
-    String,
     Text,
-    TypeDecorator,
+    bindparam,
+    cast,
     column,
     func,
     literal,
     values,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB
-from sqlalchemy.dialects.postgresql import JSON as PG_JSON
-from sqlalchemy.sql.elements import Null
-from sqlalchemy.types import ARRAY as ANY_ARRAY
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.types import TypeEngine
 
 from hybridkit.dataservice._operations import Create, Operation, Update, Upsert
 from hybridkit.dataservice._postgres_table import ResourceTable
+from hybridkit.dataservice._postgres_types import (
+    MAX_PARAMETERS,
+    document_depth,
+    is_document,
+    is_scalar,
+    parameter_type,
+)
+from hybridkit.dataservice._postgres_values import in_texts
 
-__all__ = ["Rows", "chunks", "column_type", "runs"]
-
-MAX_PARAMETERS: Final = 32_000
-"""PostgreSQL's protocol counts the parameters of a statement in 16 bits."""
+__all__ = ["Rows", "chunks", "runs"]
 
 
 def runs(operations: Iterable[Operation]) -> list[list[Operation]]:
@@ -57,10 +57,9 @@ def runs(operations: Iterable[Operation]) -> list[list[Operation]]:
 def chunks[T: Operation](table: ResourceTable, run: Sequence[T]) -> list[Sequence[T]]:
     """The run in pieces that fit into a statement: one, for a table of ordinary columns."""
     size, columns = len(run), tuple(table.table.columns)
-    if not all(_is_plain(held.type) for held in columns):
-        size = MAX_PARAMETERS // (
-            2 * len(columns) + 3
-        )  # a change sets fields, adds to fields, and names a state
+    if not all(_is_element(held.type) for held in columns):
+        # A change sets fields, adds to fields, and names a state.
+        size = MAX_PARAMETERS // (2 * len(columns) + 3)
     if any(held.default is not None and held.default.is_callable for held in columns):
         size = 1  # SQLAlchemy calls it once per statement
     return [run[start : start + size] for start in range(0, len(run), size)]
@@ -75,27 +74,15 @@ class Rows:
     """
 
     def __init__(self, kinds: Mapping[str, TypeEngine[Any]], rows: Sequence[Sequence[Any]]) -> None:
-        types = [column_type(kind) for kind in kinds.values()]
-        cleaned = [[None if isinstance(value, Null) else value for value in row] for row in rows]
+        types = list(kinds.values())
         # What a column is called must not matter, a reserved word for one.
         names = [f"c{number}" for number in range(len(types))]
-        table: FromClause
-        if all(map(_is_plain, types)):
-            arrays = [
-                literal([row[number] for row in cleaned], ARRAY(kind)) for number, kind in enumerate(types)
-            ]
-            shown = [column(name, kind) for name, kind in zip(names, types, strict=True)]
-            table = (
-                func.unnest(*arrays)
-                .table_valued(*shown, with_ordinality="position")
-                .render_derived(name="given")
-            )
-        else:
-            shown = [column(name, kind) for name, kind in zip(names, types, strict=True)]
-            numbered = [(*row, number) for number, row in enumerate(cleaned, 1)]
-            table = values(*shown, column("position", BigInteger), name="given").data(numbered)
+        table = (_unnested if all(map(_is_element, types)) else _listed)(names, types, rows)
         self.position: ColumnElement[int] = table.c["position"]
-        self._columns = {name: table.c[own] for name, own in zip(kinds, names, strict=True)}
+        self._columns = {
+            name: table.c[own] if document_depth(kind) is None else cast(table.c[own], parameter_type(kind))
+            for (name, kind), own in zip(kinds.items(), names, strict=True)
+        }
 
     def __repr__(self) -> str:
         return f"Rows({list(self._columns)})"
@@ -124,15 +111,53 @@ def _shape(operation: Operation) -> object:
     return (type(operation), operation.resource, named)
 
 
-def _is_plain(kind: TypeEngine[Any]) -> bool:
-    """Whether an array of it is one value per row: arrays of arrays are flattened, and who knows what others do."""
-    return not isinstance(kind, ANY_ARRAY | TypeDecorator)
+def _unnested(
+    names: Sequence[str], types: Sequence[TypeEngine[Any]], rows: Sequence[Sequence[Any]]
+) -> FromClause:
+    """One array per column."""
+    kinds = [_element_type(kind) for kind in types]
+    arrays = [
+        literal([in_texts(kind, row[number]) for row in rows], ARRAY(kinds[number]))
+        for number, kind in enumerate(types)
+    ]
+    shown = [column(name, kind) for name, kind in zip(names, kinds, strict=True)]
+    found: FromClause = (
+        func.unnest(*arrays).table_valued(*shown, with_ordinality="position").render_derived(name="given")
+    )
+    return found
 
 
-def column_type(kind: TypeEngine[Any]) -> TypeEngine[Any]:
-    """The type for a parameter of that column: no text is cut to the column's length unseen, no value is NULL."""
-    if isinstance(kind, JSON):
-        return JSONB(none_as_null=True) if isinstance(kind, JSONB) else PG_JSON(none_as_null=True)
-    if isinstance(kind, String) and not isinstance(kind, Enum):
-        return Text()
-    return kind
+def _listed(
+    names: Sequence[str], types: Sequence[TypeEngine[Any]], rows: Sequence[Sequence[Any]]
+) -> FromClause:
+    """One parameter per value.
+
+    The first row says what the others are: without a cast, a column of nothing but NULLs would be one of texts.
+    """
+    kinds = [_element_type(kind) for kind in types]
+    listed = [
+        [
+            bindparam(None, in_texts(kind, value), own)
+            for kind, own, value in zip(types, kinds, row, strict=True)
+        ]
+        for row in rows
+    ]
+    first: list[Any] = [cast(value, kind) for value, kind in zip(listed[0], kinds, strict=True)]
+    numbered = [(*row, number) for number, row in enumerate([first, *listed[1:]], 1)]
+    shown = [column(name, kind) for name, kind in zip(names, kinds, strict=True)]
+    return values(*shown, column("position", BigInteger), name="given").data(numbered)
+
+
+def _is_element(kind: TypeEngine[Any]) -> bool:
+    return is_scalar(kind) or is_document(kind)
+
+
+def _element_type(kind: TypeEngine[Any]) -> TypeEngine[Any]:
+    """Documents go as texts: one that is a list would be a dimension of an array."""
+    match document_depth(kind):
+        case None:
+            return parameter_type(kind)
+        case 0:
+            return Text()
+        case depth:
+            return ARRAY(Text, dimensions=depth)

@@ -18,25 +18,26 @@ which is asked next, finds out what that means. So it is with whatever the datab
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import orjson
-from sqlalchemy.sql.elements import Null
 
 from hybridkit.codec import encode_json
 from hybridkit.dataservice._operations import Create, Outcome, Result, Write
 from hybridkit.dataservice._postgres_apply import new_row
 from hybridkit.dataservice._postgres_columns import OUTBOX
 from hybridkit.dataservice._postgres_database import Database
-from hybridkit.dataservice._postgres_errors import commit_error
+from hybridkit.dataservice._postgres_errors import UNTAKEN, commit_error
 from hybridkit.dataservice._postgres_keys import Recorded, key_lock, retention_of
 from hybridkit.dataservice._postgres_outbox import lane_locks, outbox_rows
-from hybridkit.dataservice._postgres_printing import DIALECT, literal, projection, quoted
+from hybridkit.dataservice._postgres_printing import literal, projection, quoted
 from hybridkit.dataservice._postgres_refusals import UnnamedError
-from hybridkit.dataservice._postgres_runs import column_type
 from hybridkit.dataservice._postgres_table import ResourceTable
+from hybridkit.dataservice._postgres_types import DIALECT, document_depth, parameter_type
+from hybridkit.dataservice._postgres_values import in_texts
 from hybridkit.dataservice._recorded import MAX_BYTES
-from hybridkit.errors import ConflictError, RejectedError
+from hybridkit.errors import ConflictError, InvalidRequestError, RejectedError
 
 __all__ = ["SingleCreate"]
 
@@ -104,7 +105,7 @@ class SingleCreate:
             write.key,
             write.fingerprint,
             retention_of(write),
-            *(convert(row[name]) for name, convert in statement.convert.items()),
+            *_converted(row, statement),
             *locks,
         ]
         for event in outbox_rows(write.emit, service=write.caller):
@@ -216,18 +217,21 @@ def _events(place: int, locks: int, events: int) -> str:
 
 
 def _sql_type(kind: Any) -> str:
-    return str(column_type(kind).compile(dialect=DIALECT))
+    return str(parameter_type(kind).compile(dialect=DIALECT))
+
+
+def _converted(row: Mapping[str, Any], statement: _Statement) -> Sequence[Any]:
+    try:
+        return [convert(row[name]) for name, convert in statement.convert.items()]
+    except UNTAKEN:
+        raise InvalidRequestError("the database refuses a value") from None
 
 
 def _converter(table: ResourceTable, name: str) -> Convert:
-    if table.holds_document(name):
-        return _document
     kind = table[name].type
+    if document_depth(kind) is not None:
+        return partial(in_texts, kind)
     return kind.dialect_impl(DIALECT).bind_processor(DIALECT) or _same
-
-
-def _document(value: Any) -> str | None:
-    return None if isinstance(value, Null) else encode_json(value).decode()
 
 
 def _same(value: Any) -> Any:

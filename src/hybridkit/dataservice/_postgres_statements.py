@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from hybridkit.dataservice._postgres_filters import Arguments, Ordering, write_condition
-from hybridkit.dataservice._postgres_printing import DIALECT, Projection
+from hybridkit.dataservice._postgres_printing import Projection
 from hybridkit.dataservice._postgres_table import ResourceTable
+from hybridkit.dataservice._postgres_types import DIALECT, parameter_type
 from hybridkit.filters import Filter
 from hybridkit.queries import Query
 
@@ -46,7 +47,7 @@ def record_statement(table: ResourceTable, shown: Projection) -> str:
 
 def batch_statement(table: ResourceTable, shown: Projection) -> str:
     """By `$1`, ids: a JSON array of their records, in their order, with null for what is not there."""
-    kind = table["id"].type.compile(dialect=DIALECT)
+    kind = parameter_type(table["id"].type).compile(dialect=DIALECT)
     where = where_clause(table, None, Arguments(), f"{table.sql('id')} = wanted.id")
     return (
         "SELECT '[' || COALESCE(string_agg(COALESCE(found.line, 'null'), ',' ORDER BY wanted.n), '') || ']'"  # nosec B608

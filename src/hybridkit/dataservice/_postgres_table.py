@@ -1,28 +1,23 @@
 """One resource in its table: which column holds which field, and values on their way in and out."""
 
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Sequence
 from decimal import Decimal
-from enum import Enum
 from functools import cached_property
 from typing import Any, Final
 
-from pydantic import TypeAdapter, ValidationError
-from pydantic_core import to_jsonable_python
-from sqlalchemy import JSON, ColumnElement, Row, inspect, null, true
-from sqlalchemy.dialects.postgresql import dialect
+from sqlalchemy import ColumnElement, Row, inspect, true
 
-from hybridkit.codec import encode_json, truncate_timestamp
 from hybridkit.dataservice._etags import State
 from hybridkit.dataservice._operations import AnyResource, Document
 from hybridkit.dataservice._postgres_columns import RecordColumns
-from hybridkit.errors import DeclarationError, FieldError, InvalidRequestError, MalformedPayloadError
+from hybridkit.dataservice._postgres_types import DIALECT, is_document
+from hybridkit.dataservice._postgres_values import fitted, python_type
+from hybridkit.errors import DeclarationError, FieldError, InvalidRequestError
 from hybridkit.resources import SYSTEM_FIELDS
 
 __all__ = ["ResourceTable"]
 
 _NUMBERS: Final = (int, float, Decimal)
-_PREPARER: Final = dialect().identifier_preparer  # type: ignore[no-untyped-call] # it has no annotations
 
 
 class ResourceTable:
@@ -64,11 +59,11 @@ class ResourceTable:
     @cached_property
     def source(self) -> str:
         """The table's name in SQL."""
-        return str(_PREPARER.format_table(self.table))
+        return str(DIALECT.identifier_preparer.format_table(self.table))
 
     def sql(self, name: str) -> str:
         """The column of that field in SQL, with its table."""
-        return f"{self.source}.{_PREPARER.format_column(self[name])}"
+        return f"{self.source}.{DIALECT.identifier_preparer.format_column(self[name])}"
 
     @cached_property
     def live_sql(self) -> str:
@@ -82,15 +77,11 @@ class ResourceTable:
 
     def python_type(self, name: str) -> type[Any] | None:
         """What the column's values are in Python; None where SQLAlchemy doesn't say."""
-        try:
-            kind: type[Any] = self[name].type.python_type
-        except NotImplementedError:  # SQLAlchemy 2.0; 2.1 says `object`
-            return None
-        return None if kind is object else kind
+        return python_type(self[name].type)
 
     def holds_document(self, name: str) -> bool:
         """Whether the column is JSON."""
-        return isinstance(self[name].type, JSON)
+        return is_document(self[name].type)
 
     def is_number(self, name: str) -> bool:
         """Whether something can be added to it."""
@@ -122,32 +113,17 @@ class ResourceTable:
 
     # ── in ───────────────────────────────────────────────────────────────────────────────────────
 
-    def bound(self, values: Mapping[str, Any], *, at: str = "") -> dict[str, Any]:
-        """Those values by column name, of the columns' types.
+    def bind(self, name: str, value: Any, *, at: str = "") -> Any:
+        """The value as the column takes it.
 
         Raises:
-            InvalidRequestError: a value that its column can't hold.
+            InvalidRequestError: the column can't hold it.
         """
-        return {self[name].name: self.bind(name, value, at=at) for name, value in values.items()}
-
-    def bind(self, name: str, value: Any, *, at: str = "") -> Any:
-        """The value as the column takes it: text that a model gave is a UUID, time or decimal again."""
-        if self.holds_document(name):
-            _check_document(value, f"{at}/{name}")
-            return null() if value is None else value  # JSON's own null is another thing than no value
-        kind = self.python_type(name)
-        if value is None or kind is None:
-            return value
-        if not isinstance(value, kind) or isinstance(value, Enum):
-            try:
-                value = TypeAdapter(kind).validate_python(to_jsonable_python(value))
-            except ValidationError:
-                problem = FieldError(f"{at}/{name}", "wrong_type", f"the column holds {kind.__name__}")
-                raise InvalidRequestError("the table can't hold a value", errors=[problem]) from None
-        if isinstance(value, datetime):
-            value = truncate_timestamp(value)
-            return value if self[name].type.timezone else value.replace(tzinfo=None)
-        return value
+        try:
+            return fitted(self[name].type, value)
+        except ValueError as error:
+            problem = FieldError(f"{at}/{name}", "wrong_type", str(error))
+            raise InvalidRequestError("the table can't hold a value", errors=[problem]) from None
 
     @cached_property
     def _defaulted(self) -> Sequence[str]:
@@ -170,15 +146,6 @@ class ResourceTable:
             name: fields[name].get_default(call_default_factory=True, validated_data={})
             for name in self._defaulted
         }
-
-
-def _check_document(value: Any, pointer: str) -> None:
-    """Refuse here what has no JSON form: inside SQLAlchemy it would be a failure of the statement."""
-    try:
-        encode_json(value)
-    except MalformedPayloadError as error:
-        problem = FieldError(pointer, "no_json_form", str(error))
-        raise InvalidRequestError("the table can't hold a value", errors=[problem]) from None
 
 
 class View:

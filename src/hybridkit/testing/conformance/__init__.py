@@ -32,6 +32,7 @@ from hybridkit.testing.conformance._resources import (
 )
 from hybridkit.testing.conformance._service import Answer, Capability, ServiceUnderTest
 from hybridkit.testing.conformance._transactions import TransactionsConformance
+from hybridkit.testing.conformance._values import ValuesConformance
 
 __all__ = [
     "CONFORMANCE_RESOURCES",
@@ -52,12 +53,14 @@ __all__ = [
     "ServiceUnderTest",
     "Slow",
     "TransactionsConformance",
+    "ValuesConformance",
 ]
 
 
 @pytest.mark.asyncio
 class DataServiceConformance(
     RecordsConformance,
+    ValuesConformance,
     FiltersConformance,
     PagesConformance,
     KeysConformance,

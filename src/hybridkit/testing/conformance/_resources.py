@@ -22,6 +22,8 @@ __all__ = [
     "NewLedger",
     "NewPlace",
     "NewThing",
+    "Parcel",
+    "Piece",
     "Place",
     "PlaceChanges",
     "Slow",
@@ -38,6 +40,22 @@ class Kind(StrEnum):
     INK = "ink"
 
 
+class Piece(BaseModel):
+    """A document in a document."""
+
+    label: str
+    weight: float = 0.0
+    cost: Decimal | None = None
+
+
+class Parcel(BaseModel):
+    """A document of a declared form."""
+
+    width: int = 0
+    pieces: list[Piece] = []
+    cover: Piece | None = None
+
+
 class NewThing(BaseModel):
     """Every kind of field.
 
@@ -46,6 +64,9 @@ class NewThing(BaseModel):
         name: any text.
         code: unique; where foreign keys are, nothing refers to it.
         place_id: of a place; a foreign key where the database has such.
+        details: a document of any form.
+        marks: a list; in an SQL database a JSON column too, which no driver may take for an array.
+        parcel: a document of a declared form.
     """
 
     tag: str
@@ -60,6 +81,8 @@ class NewThing(BaseModel):
     owner_id: UUID | None = None
     place_id: str | None = None
     details: dict[str, Any] | None = None
+    marks: list[Any] | None = None
+    parcel: Parcel | None = None
 
 
 class Thing(NewThing, Record):
@@ -80,6 +103,8 @@ class ThingChanges(BaseModel):
     rank: int | None = None
     due_at: Timestamp | None = None
     details: dict[str, Any] | None = None
+    marks: list[Any] | None = None
+    parcel: Parcel | None = None
     is_active: bool | None = None
 
 

@@ -1,0 +1,118 @@
+"""Columns' types as parameters of statements: which value goes how, so that it arrives as it was given."""
+
+from functools import lru_cache
+from typing import Any, Final
+
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Date,
+    DateTime,
+    Enum,
+    Float,
+    Integer,
+    LargeBinary,
+    Numeric,
+    String,
+    Text,
+    Time,
+    TypeDecorator,
+    Uuid,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, BIT, CITEXT, DOMAIN, INTERVAL, JSONB, asyncpg
+from sqlalchemy.dialects.postgresql import JSON as PG_JSON
+from sqlalchemy.types import ARRAY as ANY_ARRAY
+from sqlalchemy.types import TypeEngine
+
+from hybridkit.codec import encode_json
+
+__all__ = ["DIALECT", "MAX_PARAMETERS", "document_depth", "is_document", "is_scalar", "parameter_type"]
+
+
+def _to_json(value: object) -> str:
+    return encode_json(value).decode()
+
+
+_Dialect: Final[Any] = asyncpg.dialect  # it has no annotations
+DIALECT: Final = _Dialect(
+    dbapi=_Dialect.import_dbapi(),  # some types make the driver's own objects of their values
+    json_serializer=_to_json,
+)
+
+MAX_PARAMETERS: Final = 16_000
+"""Of a filter, and of the rows that are written: PostgreSQL's protocol counts those of a statement in 16 bits."""
+
+_SCALARS: Final = (
+    Boolean,
+    Date,
+    DateTime,
+    Float,
+    INTERVAL,
+    Integer,
+    LargeBinary,
+    Numeric,
+    String,
+    Time,
+    Uuid,
+)
+
+
+def is_document(kind: TypeEngine[Any]) -> bool:
+    """Whether it is JSON, and nobody else's type stands over it."""
+    return document_depth(kind) == 0
+
+
+@lru_cache(maxsize=1024)
+def document_depth(kind: TypeEngine[Any]) -> int | None:
+    """How many dimensions an array of JSON has, 0 for JSON itself; None for everything else."""
+    match kind.dialect_impl(DIALECT):
+        case JSON():
+            return 0
+        case ANY_ARRAY(item_type=item, dimensions=dimensions) if is_document(item):
+            return dimensions or 1
+        case _:
+            return None
+
+
+def is_scalar(kind: TypeEngine[Any]) -> bool:
+    """Whether its values can be the elements of an array.
+
+    A closed list: a driver takes whatever is a sequence in Python for another dimension of the array, and its leaves
+    for the elements. Arrays, JSON, composites and multiranges have such values, and nobody knows what others have.
+    """
+    own = kind.dialect_impl(DIALECT)
+    return isinstance(own, _SCALARS) and type(own).__module__.startswith("sqlalchemy.")
+
+
+@lru_cache(maxsize=1024)
+def parameter_type(kind: TypeEngine[Any]) -> TypeEngine[Any]:
+    """The type for a value of such a column: PostgreSQL's cast to it cuts nothing off, and no value is NULL.
+
+    A cast to `varchar(3)` would shorten a text unseen, which storing one refuses.
+    """
+    match kind if isinstance(kind, TypeDecorator) else kind.dialect_impl(DIALECT):
+        case TypeDecorator() as decorated:
+            own = decorated.dialect_impl(DIALECT)
+            if not isinstance(own, TypeDecorator):
+                return parameter_type(own)
+            wide = decorated.copy()
+            wide.impl = wide.impl_instance = parameter_type(decorated.load_dialect_impl(DIALECT))
+            return wide
+        case ANY_ARRAY() as array:
+            return ARRAY(
+                parameter_type(array.item_type), as_tuple=array.as_tuple, dimensions=array.dimensions
+            )
+        case DOMAIN() as domain:
+            return parameter_type(domain.data_type)
+        case JSONB():
+            return JSONB(none_as_null=True)
+        case JSON():
+            return PG_JSON(none_as_null=True)
+        case BIT():
+            return BIT(varying=True)
+        case Enum() | CITEXT() as own:
+            return own
+        case String():
+            return Text()
+        case own:
+            return own

@@ -1,0 +1,89 @@
+"""Columns' types as parameters: nothing is cut, and what isn't known to be one value isn't taken for one."""
+
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from sqlalchemy import ARRAY, JSON, Integer, Interval, Numeric, String, Text, TypeDecorator
+from sqlalchemy.dialects.postgresql import BIT, CITEXT, DOMAIN, INT4RANGE, JSONB, TIMESTAMP
+from sqlalchemy.types import TypeEngine
+
+from hybridkit.dataservice._postgres_types import DIALECT, document_depth, is_scalar, parameter_type
+from hybridkit.dataservice._postgres_values import fitted, in_texts
+
+
+class Code(TypeDecorator[str]):
+    impl = String(5)
+    cache_ok = True
+
+
+class Doc(TypeDecorator[Any]):
+    impl = JSONB
+    cache_ok = True
+
+
+@pytest.mark.parametrize(
+    ("kind", "sql"),
+    [
+        (String(5), "TEXT"),
+        (ARRAY(String(5)), "TEXT[]"),
+        (ARRAY(String(5), dimensions=2), "TEXT[][]"),
+        (Code(), "TEXT"),
+        (ARRAY(Code()), "TEXT[]"),
+        (DOMAIN("code", String(5)), "TEXT"),
+        (BIT(3), "BIT VARYING"),
+        (String().with_variant(ARRAY(String(5)), "postgresql"), "TEXT[]"),
+        (JSON().with_variant(JSONB(), "postgresql"), "JSONB"),
+        (CITEXT(), "CITEXT"),
+        (Interval(), "INTERVAL"),
+        (Numeric(10, 2), "NUMERIC(10, 2)"),
+    ],
+    ids=repr,
+)
+def test_a_cast_to_the_type_of_a_parameter_cuts_nothing_off(kind: TypeEngine[Any], sql: str) -> None:
+    assert parameter_type(kind).compile(dialect=DIALECT) == sql
+
+
+def test_only_known_types_are_taken_for_one_value() -> None:
+    known: list[TypeEngine[Any]] = [Integer(), Text(), Interval(), TIMESTAMP(), Numeric()]
+    assert all(is_scalar(kind) for kind in known)
+    others: list[TypeEngine[Any]] = [ARRAY(Integer), JSONB(), INT4RANGE(), Code(), DOMAIN("d", Integer)]
+    assert not any(is_scalar(kind) for kind in others)
+
+
+def test_documents_go_as_texts_however_deep_their_array_is() -> None:
+    assert [document_depth(kind) for kind in (JSON(), ARRAY(JSONB), ARRAY(JSONB, dimensions=2), Doc())] == [
+        0, 1, 2, None
+    ]  # fmt: skip
+    assert in_texts(JSONB(), [1, ["a"]]) == '[1,["a"]]'
+    assert in_texts(ARRAY(JSONB), [[1], None]) == ["[1]", None]
+    assert in_texts(ARRAY(JSONB, dimensions=2), [[[1]], [{}]]) == [["[1]"], ["{}"]]
+    assert in_texts(ARRAY(Integer), [1]) == [1]
+
+
+def test_the_elements_of_an_array_are_fitted_as_values_of_a_column_are() -> None:
+    assert fitted(ARRAY(Integer), ("1", None)) == [1, None]
+    at = datetime(2026, 1, 1, microsecond=1999, tzinfo=UTC)
+    assert fitted(ARRAY(TIMESTAMP()), [at]) == [datetime(2026, 1, 1, microsecond=1000)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (ARRAY(Integer), "12"),
+        (ARRAY(Integer), ["a"]),
+        (ARRAY(Integer), [[], []]),
+        (ARRAY(Integer), [[1], [2, 3]]),
+        (ARRAY(Integer), [[[1]], [2]]),
+        (ARRAY(JSONB, dimensions=2), [1]),
+        (Numeric(), Decimal("1e131072")),
+        (Numeric(), Decimal("-1e131072")),
+        (Numeric(), Decimal("1e-16384")),
+        (Numeric(), Decimal("NaN")),
+    ],
+    ids=repr,
+)
+def test_what_can_not_be_held_is_refused(kind: TypeEngine[Any], value: object) -> None:
+    with pytest.raises(ValueError, match=r"hold|length|JSON|int"):
+        fitted(kind, value)
