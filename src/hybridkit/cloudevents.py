@@ -40,6 +40,7 @@ from hybridkit.codec import (
     format_timestamp,
     now,
 )
+from hybridkit.context import is_context_id
 from hybridkit.envelope import EventEnvelope, read_envelope
 from hybridkit.errors import FieldError, MalformedPayloadError, PayloadError
 from hybridkit.events import EventRegistry
@@ -252,7 +253,7 @@ def _members(attributes: Mapping[str, Any]) -> dict[str, Any]:
     members = {member: attributes[name] for name, member in _NAMES.items() if name in attributes}
     members |= {"event_id": event_id}
     members.setdefault("timestamp", format_timestamp(now()))
-    members.setdefault("request_id", attributes["id"])
+    members.setdefault("request_id", attributes["id"] if is_context_id(attributes["id"]) else event_id)
     if not _is_uuid(members.get("causation_id")):
         members.pop("causation_id", None)
     version = members.get("version")

@@ -11,9 +11,12 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field, replace
-from typing import Final, Self
+from typing import Annotated, Final, Self
+from urllib.parse import quote, unquote
 
-from hybridkit.errors import DeadlineExceededError, InvalidHeaderError
+from pydantic import StringConstraints
+
+from hybridkit.errors import DeadlineExceededError, InvalidHeaderError, InvalidRequestError
 from hybridkit.ids import new_request_id
 
 __all__ = [
@@ -21,6 +24,7 @@ __all__ = [
     "REQUEST_TIMEOUT_HEADER",
     "USER_ID_HEADER",
     "Claim",
+    "ContextId",
     "RequestContext",
     "bind",
     "bound",
@@ -34,7 +38,14 @@ REQUEST_TIMEOUT_HEADER: Final = "x-request-timeout"
 MAX_TIMEOUT_SECONDS: Final = 3600.0
 MAX_TIMEOUT_LENGTH: Final = 32
 _TIMEOUT_SYNTAX = re.compile(r"-?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)")
-_ID_SYNTAX = re.compile(r"[A-Za-z0-9._:@/+=-]{1,128}")
+# Any text of one line: an id provider's `auth0|17`, an email address, a URN, a name in any script.
+_ID_PATTERN: Final = "^[^\\x00-\\x1f\\x7f-\\x9f\u2028\u2029]{1,255}$"
+_ID_SYNTAX: Final = re.compile("[^\\x00-\\x1f\\x7f-\\x9f\u2028\u2029\\ud800-\\udfff]{1,255}")
+_IN_HTTP: Final = re.compile(r"[!-~]+")
+_NOT_ENCODED: Final = "".join(map(chr, range(0x21, 0x7F))).replace("%", "")
+
+ContextId = Annotated[str, StringConstraints(pattern=_ID_PATTERN)]
+"""A request's or a user's id in a model: 1 to 255 characters without control characters and line separators."""
 
 
 @dataclass(slots=True)
@@ -60,10 +71,13 @@ class RequestContext:
     """What every log line, header and event of one piece of work shares.
 
     Attributes:
-        request_id: 1 to 128 characters out of `A-Z a-z 0-9 . _ : @ / + = -`.
+        request_id: 1 to 255 characters, none of which controls or ends a line.
         user_id: the user on whose behalf this happens, same syntax; None for the system itself.
         deadline: the `time.monotonic()` instant at which the caller stops waiting; None without one.
         claim: the idempotency claim that this runs under, if any.
+
+    Raises:
+        InvalidRequestError: an id of another syntax, which could forge a line or a header.
     """
 
     request_id: str = field(default_factory=new_request_id)
@@ -71,27 +85,42 @@ class RequestContext:
     deadline: float | None = None
     claim: Claim | None = None
 
+    def __post_init__(self) -> None:
+        for name, value in ("request_id", self.request_id), ("user_id", self.user_id):
+            if value is not None and not is_context_id(value):
+                raise InvalidRequestError(
+                    f"a {name} has 1 to 255 characters, without control characters and line separators"
+                )
+
     @classmethod
     def from_http_headers(cls, headers: Mapping[str, str]) -> Self:
-        """The caller's context. An id that is absent or outside the syntax is replaced by a new one.
+        """The caller's context. A request id that is absent or can't be read is replaced by a new one.
 
         Args:
             headers: case-insensitive, or with lower-case names.
 
         Raises:
-            InvalidHeaderError: `X-Request-Timeout` is no number of seconds. One of 0 or less is a deadline that has
-                passed: callers compute what is left.
+            InvalidHeaderError: `X-User-ID` can't be read, without which it would be somebody else's work; or
+                `X-Request-Timeout` is no number of seconds. One of 0 or less is a deadline that has passed: callers
+                compute what is left.
         """
         timeout_seconds = _timeout(headers.get(REQUEST_TIMEOUT_HEADER))
+        user = headers.get(USER_ID_HEADER)
+        user_id = _from_http(user) if user else None
+        if user and user_id is None:
+            raise InvalidHeaderError(
+                f"{USER_ID_HEADER} is 1 to 255 characters, percent-encoded where they are not visible ASCII",
+                field=USER_ID_HEADER,
+            )
         return cls(
-            request_id=_valid_id(headers.get(REQUEST_ID_HEADER)) or new_request_id(),
-            user_id=_valid_id(headers.get(USER_ID_HEADER)),
+            request_id=_from_http(headers.get(REQUEST_ID_HEADER, "")) or new_request_id(),
+            user_id=user_id,
             deadline=None if timeout_seconds is None else time.monotonic() + timeout_seconds,
         )
 
     @classmethod
     def from_amqp_headers(cls, headers: Mapping[str, object]) -> Self:
-        """As `from_http_headers`, for a message: header values of any AMQP type, and never a deadline."""
+        """What a message's headers say, of any AMQP type: for one that can't be read otherwise; never a deadline."""
         return cls(
             request_id=_valid_id(headers.get(REQUEST_ID_HEADER)) or new_request_id(),
             user_id=_valid_id(headers.get(USER_ID_HEADER)),
@@ -99,7 +128,7 @@ class RequestContext:
 
     def to_http_headers(self) -> dict[str, str]:
         """Headers for a call made now; the deadline becomes the seconds that are left, relative, never below 0."""
-        headers = self.to_amqp_headers()
+        headers = {name: to_http(value) for name, value in self.to_amqp_headers().items()}
         remaining = self.remaining_seconds()
         if remaining is not None:
             headers[REQUEST_TIMEOUT_HEADER] = f"{max(remaining, 0.0):.3f}"
@@ -168,11 +197,30 @@ class _Binding(AbstractContextManager[RequestContext]):
             _current.reset(self._token)
 
 
+def is_context_id(value: str) -> bool:
+    """Whether it may be a request's or a user's id: they end up in logs, headers and keys."""
+    return _ID_SYNTAX.fullmatch(value) is not None
+
+
+def to_http(value: str) -> str:
+    """An id as the value of a header: percent-encoded where it isn't visible ASCII, and where it has a `%`."""
+    return quote(value, safe=_NOT_ENCODED)
+
+
+def _from_http(value: str) -> str | None:
+    if not _IN_HTTP.fullmatch(value):
+        return None
+    try:
+        decoded = unquote(value, errors="strict")
+    except UnicodeDecodeError:
+        return None
+    return decoded if is_context_id(decoded) else None
+
+
 def _valid_id(value: object) -> str | None:
-    """Ids end up in logs, headers and keys: anything that could forge a line or a header is not taken over."""
     if isinstance(value, bytes):
         value = value.decode("latin-1")
-    return value if isinstance(value, str) and _ID_SYNTAX.fullmatch(value) else None
+    return value if isinstance(value, str) and is_context_id(value) else None
 
 
 def _timeout(value: str | None) -> float | None:

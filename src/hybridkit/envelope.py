@@ -26,7 +26,7 @@ from hybridkit.codec import (
     validate_json,
     validate_object,
 )
-from hybridkit.context import RequestContext, current
+from hybridkit.context import ContextId, RequestContext, current
 from hybridkit.errors import FieldError, MalformedPayloadError, PayloadError
 from hybridkit.events import EventRegistry, Message, Upcaster
 from hybridkit.events import registry as default_registry
@@ -58,7 +58,7 @@ class EventEnvelope[DataT: Message](BaseModel):
     timestamp: Timestamp
     service: str = Field(min_length=1)
     request_id: str
-    user_id: str | None = None
+    user_id: ContextId | None = None
     data: DataT
     version: int = Field(default=1, ge=1, strict=True)
     causation_id: UUID | None = None

@@ -122,6 +122,8 @@ async def test_only_an_internal_service_believes_who_the_user_is(internal: bool,
 
     async with serving(application) as client:
         assert (await client.get("/user", headers={"x-user-id": "ada"})).json() == user
+        odd = await client.get("/user", headers={"x-user-id": "a b"})
+        assert odd.status_code == (400 if internal else 200)
 
 
 async def test_errors_are_problems_with_what_a_client_needs(app: FastAPI) -> None:

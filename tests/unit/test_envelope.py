@@ -178,6 +178,18 @@ def test_a_missing_member_is_named(member: str) -> None:
     assert [error.pointer for error in caught.value.errors] == [f"/{member}"]
 
 
+@pytest.mark.parametrize("user_id", ["auth0|17", "Ünal Çelik", "", "a\nb", "a" * 256])
+def test_the_user_of_a_foreign_event_is_kept_or_the_event_is_refused(user_id: str) -> None:
+    """Without its user it would be somebody else's work."""
+    body = orjson.dumps({**orjson.loads(WIRE), "user_id": user_id})
+    if user_id in {"auth0|17", "Ünal Çelik"}:
+        assert decode_envelope(body).user_id == user_id
+        return
+    with pytest.raises(MalformedPayloadError) as caught:
+        decode_envelope(body)
+    assert [error.pointer for error in caught.value.errors] == ["/user_id"]
+
+
 def test_problems_in_the_data_have_their_pointer_and_no_value() -> None:
     with pytest.raises(MalformedPayloadError) as caught:
         decode_envelope(WIRE.replace(b'"email":"user@example.com"', b'"email":["CANARY"]'))
@@ -354,13 +366,14 @@ def test_valid_json_of_the_wrong_shape_gives_the_documented_error(
 
 
 text = st.text(st.characters(exclude_categories=["Cs"]))
+ids = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), min_size=1, max_size=255)
 
 
 @given(
     st.builds(MemberJoined, user_id=st.uuids(), email=text, registration_source=text),
     text.filter(bool),
-    text,
-    st.none() | text,
+    ids,
+    st.none() | ids,
     st.none() | st.uuids(),
 )
 def test_every_envelope_reads_back_as_it_was_written(

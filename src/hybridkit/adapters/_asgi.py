@@ -13,7 +13,6 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from dataclasses import replace
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, Final, cast
@@ -28,6 +27,7 @@ from hybridkit.context import (
     RequestContext,
     bind,
     current,
+    to_http,
 )
 from hybridkit.contract import PROBLEM_MEDIA_TYPE, Problem
 from hybridkit.errors import HybridkitError, InvalidHeaderError, OutcomeUnknownError
@@ -57,7 +57,7 @@ CUT_EXTENSION: Final = "hybridkit.cut"
 """In a scope's `extensions`: closes the connection at once. Half an answer can't be taken back in another way."""
 
 _REQUEST_ID: Final = REQUEST_ID_HEADER.encode()
-_CONTEXT_HEADERS: Final = (REQUEST_ID_HEADER, USER_ID_HEADER, REQUEST_TIMEOUT_HEADER)
+_CONTEXT_HEADERS: Final = (REQUEST_ID_HEADER, REQUEST_TIMEOUT_HEADER)
 
 _log = get_logger("hybridkit.http")
 
@@ -94,11 +94,10 @@ class RequestContextMiddleware:
         app, fields = self.app, Fields(scope["headers"])
         try:
             fields.check()
-            context = _context_of(fields, *_CONTEXT_HEADERS)
+            # From outside nobody is believed who they act for.
+            context = _context_of(fields, *_CONTEXT_HEADERS, *((USER_ID_HEADER,) if self.internal else ()))
         except InvalidHeaderError as error:
             context, app = _context_of_refused(fields), _refusing(error)
-        if not self.internal and context.user_id is not None:
-            context = replace(context, user_id=None)
         with bind(context):
             await _Exchange(scope, send, context, self).run(app, receive)
 
@@ -181,7 +180,7 @@ class _Exchange:
             self.status = message["status"]
             if _is_event_stream(message):
                 self.middleware.streams.add(self._task)
-            headers = [*message.get("headers", ()), (_REQUEST_ID, self.context.request_id.encode())]
+            headers = [*message.get("headers", ()), (_REQUEST_ID, to_http(self.context.request_id).encode())]
             message = {**message, "headers": headers}
         elif self.scope["method"] == "HEAD":  # RFC 9110, section 9.3.2: whatever the application sends
             message = {**message, "body": b""}

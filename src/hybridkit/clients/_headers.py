@@ -8,7 +8,13 @@ from typing import Final
 
 from hybridkit.clients._call import Call, Intent
 from hybridkit.clients._texts import checked_headers
-from hybridkit.context import REQUEST_ID_HEADER, REQUEST_TIMEOUT_HEADER, USER_ID_HEADER, RequestContext
+from hybridkit.context import (
+    REQUEST_ID_HEADER,
+    REQUEST_TIMEOUT_HEADER,
+    USER_ID_HEADER,
+    RequestContext,
+    to_http,
+)
 from hybridkit.contract import CALLER_HEADER, IDEMPOTENCY_KEY_HEADER, quote_key
 from hybridkit.observability import trace_headers
 
@@ -44,7 +50,7 @@ class Headers:
         """
         headers = self._fixed.copy()
         if self._internal:
-            headers.update(checked_headers(_of_context(context)))
+            headers.update(_of_context(context))
             headers.update(trace_headers())
         headers.update(checked_headers(intent.headers))
         if intent.key is not None:
@@ -64,6 +70,7 @@ class Headers:
 
 
 def _of_context(context: RequestContext) -> dict[str, str]:
-    if context.user_id is None:
-        return {REQUEST_ID_HEADER: context.request_id}
-    return {REQUEST_ID_HEADER: context.request_id, USER_ID_HEADER: context.user_id}
+    headers = {REQUEST_ID_HEADER: to_http(context.request_id)}
+    if context.user_id is not None:
+        headers[USER_ID_HEADER] = to_http(context.user_id)
+    return headers

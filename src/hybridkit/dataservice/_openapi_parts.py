@@ -55,8 +55,11 @@ PARAMETERS: Final[Mapping[str, Part]] = {
     "request_id": {
         "name": "X-Request-ID",
         "in": "header",
-        "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:@/+=-]{1,128}$"},
-        "description": "Of the request at the edge that this one belongs to; made up without it.",
+        "schema": {"type": "string", "pattern": "^[!-$&-~]{1,255}$"},
+        "description": (
+            "Of the request at the edge that this one belongs to; made up without it. What is not visible ASCII is"
+            " percent-encoded."
+        ),
     },
     "if_match": {
         "name": "If-Match",

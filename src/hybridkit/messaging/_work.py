@@ -7,12 +7,12 @@ from functools import lru_cache
 from typing import Any, Final
 
 from hybridkit.codec import canonical_json
-from hybridkit.context import REQUEST_ID_HEADER, USER_ID_HEADER, RequestContext
+from hybridkit.context import RequestContext, is_context_id
 from hybridkit.envelope import EventEnvelope
 from hybridkit.idempotency import Outcome, claim_key
 from hybridkit.messaging._delivery import Delivery, Done, Verdict
 from hybridkit.messaging._handlers import Handler
-from hybridkit.observability import is_tracing, metrics, span
+from hybridkit.observability import get_logger, is_tracing, metrics, span
 
 __all__ = [
     "Again",
@@ -27,6 +27,8 @@ __all__ = [
 ]
 
 _NO_SPAN: Final[AbstractContextManager[object]] = nullcontext()
+
+_log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +121,12 @@ def outcome_of(verdict: Verdict | Again | Hold) -> Outcome:
 
 
 def context_of(envelope: EventEnvelope[Any]) -> RequestContext:
-    """Who asked, as the envelope says; ids outside the syntax are not taken over."""
-    headers = {REQUEST_ID_HEADER: envelope.request_id, USER_ID_HEADER: envelope.user_id}
-    return RequestContext.from_amqp_headers(headers)
+    """Who asked, as the envelope says; the event's own id stands in for a request id that could forge a line."""
+    request_id = envelope.request_id
+    if not is_context_id(request_id):
+        request_id = str(envelope.event_id)
+        _log.info("request id replaced, as it is no text of one line", event_id=request_id)
+    return RequestContext(request_id=request_id, user_id=envelope.user_id)
 
 
 def payload_of(delivery: Delivery) -> bytes:

@@ -28,6 +28,26 @@ class ProblemsConformance:
         assert (problem["instance"], problem["code"], problem["retryable"]) == (path, "NOT_FOUND", False)
         assert problem["title"]
 
+    @pytest.mark.parametrize(
+        ("sent", "known_as"),
+        [("auth0|17", "auth0|17"), ("a@b.c:/+=", "a@b.c:/+="), ("%C3%9C%20100%25", "\u00dc 100%")],
+    )
+    async def test_an_id_is_any_text_of_one_line(
+        self, service: ServiceUnderTest, sent: str, known_as: str
+    ) -> None:
+        """Percent-encoded in a header, where it is not visible ASCII."""
+        answer = await service.get(path_of(THINGS, fresh_id()), x_request_id=sent, x_user_id=sent)
+        assert (answer.headers["x-request-id"], answer.json()["request_id"]) == (sent, known_as)
+
+    @pytest.mark.parametrize("sent", ["a b", "%FF", "%0A", "%E2%80%A8", "a" * 256])
+    async def test_a_user_that_can_not_be_read_is_refused(self, service: ServiceUnderTest, sent: str) -> None:
+        """Left out, it would be somebody else's work; a request's id is made up anew."""
+        answer = await service.get(path_of(THINGS, fresh_id()), x_user_id=sent)
+        assert answer.problem == (400, "INVALID_HEADER")
+        answer = await service.get(path_of(THINGS, fresh_id()), x_request_id=sent)
+        assert answer.status == 404
+        assert len(answer.headers["x-request-id"]) == 36
+
     async def test_a_bad_body_is_told_with_pointers_and_without_values(
         self, service: ServiceUnderTest
     ) -> None:
