@@ -523,8 +523,9 @@ class MissingExtraError(MisuseError, ImportError):
         extra: the extra to install, as in `pip install "hybridkit[EXTRA]"`.
     """
 
-    def __init__(self, module: str, *, extra: str) -> None:
-        super().__init__(f'{module} needs an optional dependency: pip install "hybridkit[{extra}]"')
+    def __init__(self, module: str, *, extra: str, or_extra: str = "") -> None:
+        another = f' or "hybridkit[{or_extra}]"' if or_extra else ""
+        super().__init__(f'{module} needs an optional dependency: pip install "hybridkit[{extra}]"{another}')
         self.extra = extra
 
 

@@ -19,7 +19,7 @@ try:
 
     from hybridkit.adapters._connection import Connection, H11Connection
 except ImportError:
-    raise MissingExtraError(__name__, extra="fastapi") from None
+    raise MissingExtraError("hybridkit.adapters.fastapi", extra="fastapi") from None
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

@@ -27,13 +27,20 @@ Names that need SQLAlchemy or PyMongo are loaded when they are used, so that a s
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from hybridkit.dataservice._callers import Grant
-from hybridkit.dataservice._calls import CallContext, Database, DatabaseReader
-from hybridkit.dataservice._outbox import OutboxEntries, OutboxEntry
-from hybridkit.dataservice._outboxes import open_outbox
-from hybridkit.dataservice._relay import Publisher, Relay
-from hybridkit.dataservice._service import create_data_service
 from hybridkit.errors import MissingExtraError
+
+try:
+    from hybridkit.dataservice._callers import Grant
+    from hybridkit.dataservice._calls import CallContext, Database, DatabaseReader
+    from hybridkit.dataservice._outbox import OutboxEntries, OutboxEntry
+    from hybridkit.dataservice._outboxes import open_outbox
+    from hybridkit.dataservice._relay import Publisher, Relay
+    from hybridkit.dataservice._service import create_data_service
+except ImportError as error:
+    # Either extra brings the web framework that both kinds of data service need.
+    if not isinstance(error, MissingExtraError) and error.name not in {"fastapi", "starlette", "uvicorn"}:
+        raise
+    raise MissingExtraError(__name__, extra="postgres", or_extra="mongo") from None
 
 if TYPE_CHECKING:
     from hybridkit.dataservice._mongo_collection import DocumentCollection as DocumentCollection

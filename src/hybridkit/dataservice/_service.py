@@ -16,7 +16,7 @@ from hybridkit.dataservice._operations import AnyResource
 from hybridkit.dataservice._relay import Publisher, Relay
 from hybridkit.dataservice._routes import add_routes
 from hybridkit.dataservice._store import Store
-from hybridkit.errors import DeclarationError
+from hybridkit.errors import DeclarationError, MissingExtraError
 from hybridkit.lifespan import ServiceResources
 from hybridkit.messaging import RobustPublisher
 from hybridkit.settings import MongoSettings, PostgresSettings, ServiceSettings
@@ -99,8 +99,11 @@ async def _start_relay(resources: ServiceResources, store: Store, publisher: Ope
 def _store_on_postgres(
     tables: "Mapping[AnyResource, type[RecordColumns]]", migrations: Path | str | None
 ) -> OpenStore:
-    from hybridkit.dataservice._postgres_store import POOL_SIZE, open_postgres_store  # noqa: PLC0415 - an extra of its own
-    from hybridkit.dataservice._postgres_table import ResourceTable  # noqa: PLC0415
+    try:
+        from hybridkit.dataservice._postgres_store import POOL_SIZE, open_postgres_store  # noqa: PLC0415 - an extra
+        from hybridkit.dataservice._postgres_table import ResourceTable  # noqa: PLC0415
+    except ModuleNotFoundError:
+        raise MissingExtraError("a data service on PostgreSQL", extra="postgres") from None
 
     named = {resource.name: ResourceTable(resource, mapped) for resource, mapped in tables.items()}
 
@@ -118,8 +121,11 @@ def _store_on_postgres(
 
 
 def _store_on_mongo(collections: "Mapping[AnyResource, DocumentCollection]") -> OpenStore:
-    from hybridkit.dataservice._mongo_collection import ResourceCollection  # noqa: PLC0415 - an extra of its own
-    from hybridkit.dataservice._mongo_store import open_mongo_store  # noqa: PLC0415
+    try:
+        from hybridkit.dataservice._mongo_collection import ResourceCollection  # noqa: PLC0415 - an extra of its own
+        from hybridkit.dataservice._mongo_store import open_mongo_store  # noqa: PLC0415
+    except ModuleNotFoundError:
+        raise MissingExtraError("a data service on MongoDB", extra="mongo") from None
 
     named = {
         resource.name: ResourceCollection(resource, declared) for resource, declared in collections.items()

@@ -17,7 +17,7 @@ from hybridkit.errors import MissingExtraError
 try:
     from hybridkit.security._service_tokens import ServiceTokenIssuer, ServiceTokenVerifier
 except ModuleNotFoundError as error:
-    if error.name != "jwt":
+    if error.name not in {"jwt", "cryptography"}:
         raise
     raise MissingExtraError(__name__, extra="security") from None
 

@@ -4,6 +4,7 @@ They are read here, below what signs and verifies with them, so that a process s
 """
 
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from itertools import combinations
 from typing import TYPE_CHECKING, Final
 
@@ -24,8 +25,9 @@ def signing_key(text: str) -> "Ed25519PrivateKey | bytes":
 
     Raises:
         DeclarationError: it can't be used; the message holds nothing of it.
-        MissingExtraError: it is PEM, and the extra `security` is not installed.
+        MissingExtraError: the extra `security` is not installed.
     """
+    _need_extra()
     if not _is_pem(text):
         return _secret(text)
     try:
@@ -48,8 +50,10 @@ def verifying_keys(texts: Mapping[str, str]) -> "dict[str, Ed25519PublicKey | by
 
     Raises:
         DeclarationError: some can't be used; says why for all of them, and holds nothing of them.
-        MissingExtraError: one is PEM, and the extra `security` is not installed.
+        MissingExtraError: there are any, and the extra `security` is not installed.
     """
+    if texts:
+        _need_extra()
     keys: dict[str, Ed25519PublicKey | bytes] = {}
     problems: list[str] = []
     for name, text in texts.items():
@@ -61,6 +65,12 @@ def verifying_keys(texts: Mapping[str, str]) -> "dict[str, Ed25519PublicKey | by
     if problems:
         raise DeclarationError("; and ".join(problems))
     return keys
+
+
+def _need_extra() -> None:
+    """Who has a key will need what makes tokens of it: better told at the start, by the setting's name."""
+    if find_spec("jwt") is None:
+        raise MissingExtraError("a service token key", extra="security")
 
 
 def _verifying_key(text: str) -> "Ed25519PublicKey | bytes":

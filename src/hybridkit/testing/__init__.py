@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hybridkit.testing._data_faults import DataFaults
-    from hybridkit.testing._data_service import FakeDataService
-    from hybridkit.testing._memory_changes import UniqueWhere
+    from hybridkit.testing._data_service import FakeDataService, UniqueWhere
     from hybridkit.testing._proxy import FaultProxy
     from hybridkit.testing._telegram import FakeTelegram, SentMessage, TelegramUser
 
@@ -30,7 +29,7 @@ _HOMES = {
     "FaultProxy": "hybridkit.testing._proxy",
     "SentMessage": "hybridkit.testing._telegram",
     "TelegramUser": "hybridkit.testing._telegram",
-    "UniqueWhere": "hybridkit.testing._memory_changes",
+    "UniqueWhere": "hybridkit.testing._data_service",
 }
 
 

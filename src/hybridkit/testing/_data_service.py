@@ -26,10 +26,10 @@ from hybridkit.lifespan import ServiceResources
 from hybridkit.settings import ServiceSettings
 from hybridkit.testing._asgi_calls import MAX_HEAD_BYTES, App, Asked, call, read_request, send_reply
 from hybridkit.testing._data_faults import DataFaults, Reply
-from hybridkit.testing._memory_changes import Unique
+from hybridkit.testing._memory_changes import Unique, UniqueWhere
 from hybridkit.testing._memory_store import MemoryStore
 
-__all__ = ["FakeDataService"]
+__all__ = ["FakeDataService", "UniqueWhere"]
 
 BASE_URL: Final = "http://data.test"
 _LOOPBACK: Final = "127.0.0.1"

@@ -13,7 +13,12 @@ been used before, and by other tests at the same time: each test looks at its ow
 the tests.
 """
 
-import pytest
+from hybridkit.errors import MissingExtraError
+
+try:
+    import pytest
+except ModuleNotFoundError:
+    raise MissingExtraError(__name__, extra="testing") from None
 
 from hybridkit.testing.conformance._aggregates import AggregatesConformance
 from hybridkit.testing.conformance._filters import FiltersConformance
