@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import httpx
 import pytest
-from fastapi import APIRouter, FastAPI, HTTPException
+from fastapi import APIRouter, FastAPI, HTTPException, Request
 from pydantic import BaseModel
 from structlog.testing import capture_logs
 
@@ -15,7 +15,7 @@ from hybridkit.adapters import _running
 from hybridkit.adapters.dependencies import Context, Postgres
 from hybridkit.adapters.fastapi import api_lifespan, create_app
 from hybridkit.errors import MisuseError, RateLimitedError, UnavailableError, UniqueViolationError
-from hybridkit.settings import ServiceSettings
+from hybridkit.settings import SecretUrl, ServiceSettings
 
 
 class Settings(ServiceSettings):
@@ -295,3 +295,58 @@ async def test_two_kinds_of_service_in_one_process_are_refused(app: FastAPI) -> 
                 pass
     async with open_resources("worker", Settings()):
         pass
+
+
+# ── several starts ───────────────────────────────────────────────────────────────────────────────
+
+
+async def test_settings_belong_to_a_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An application at module level is started again with what holds then: the environment's, or those given."""
+    app = create_app(Settings, title="Test")
+
+    @app.get("/name")
+    async def name(request: Request) -> str:
+        return str(request.app.state.settings.service_name)
+
+    async def started() -> str:
+        async with serving(app) as client:
+            return str((await client.get("/name")).json())
+
+    names = [await started()]
+    monkeypatch.setenv("SERVICE_NAME", "from_the_environment")
+    names.append(await started())
+    app.state.settings = Settings(service_name="given")
+    names.append(await started())
+    names.append(await started())
+    assert names == ["test_service", "from_the_environment", "given", "from_the_environment"]
+
+
+async def test_a_start_that_failed_leaves_no_settings_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = [LookupError("no templates")]
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+        if failures:
+            raise failures.pop()
+        yield
+
+    app = create_app(Settings, title="Test", lifespan=lifespan)
+    app.state.settings = Settings(service_name="first")
+    with pytest.raises(LookupError):
+        async with serving(app):
+            pass
+    monkeypatch.setenv("SERVICE_NAME", "second")
+    async with serving(app) as client:
+        assert app.state.settings.service_name == "second"
+        assert (await client.get("/ready")).status_code == 200
+
+
+async def test_spans_are_those_of_the_start(app: FastAPI) -> None:
+    """With a collector at one start and none at the next, the requests of the first alone are instrumented."""
+    app.state.settings = Settings(otel_exporter_otlp_endpoint=SecretUrl("http://127.0.0.1:9"))
+    seen: list[bool] = []
+    for _ in range(2):
+        async with serving(app) as client:
+            await client.get("/orders/1")
+            seen.append(bool(getattr(app, "_is_instrumented_by_opentelemetry", False)))
+    assert seen == [True, False]

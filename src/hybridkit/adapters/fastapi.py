@@ -14,8 +14,8 @@ Every request has a context (request id, deadline) and one log line; errors are 
 `/health`, `/ready` and `/metrics` are there; a write with an `Idempotency-Key` runs once.
 """
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from typing import Any
 
 from hybridkit.adapters._asgi import (
@@ -68,13 +68,13 @@ def create_app(
     internal: bool = False,
     body_limits: Mapping[str, int] | None = None,
 ) -> FastAPI:
-    """An application that opens its resources when it starts and closes them when it stops.
+    """An application that opens its resources when it starts and closes them when it stops; it may start again.
 
     Its OpenAPI document and the pages made of it (`/docs`, `/redoc`) are served outside of production only. While it
     runs, `app.state` has `settings`, `resources`, and of these `redis` and `rabbitmq` (the publisher).
 
     Args:
-        settings_class: read once, at the start.
+        settings_class: read at each start, unless `app.state.settings` was given for it, as a test does.
         title: in the OpenAPI document.
         version: in the OpenAPI document.
         lifespan: a context manager of the application's own, entered when the resources are open.
@@ -91,9 +91,12 @@ def create_app(
     async def with_resources(app: FastAPI) -> AsyncGenerator[Any]:
         settings = getattr(app.state, "settings", None) or settings_class()
         inner = lifespan(app) if lifespan else nullcontext()
-        async with api_lifespan(app, settings) as resources, inner as state:
-            resources.started()
-            yield state
+        try:
+            async with api_lifespan(app, settings) as resources, inner as state:
+                resources.started()
+                yield state
+        finally:
+            app.state.settings = None  # they belonged to this start
 
     # A redirect to the path without its slash would repeat a write, to an address made of the Host field.
     app = FastAPI(title=title, version=version, lifespan=with_resources, redirect_slashes=False)
@@ -130,8 +133,8 @@ async def api_lifespan(app: FastAPI, settings: ServiceSettings) -> AsyncGenerato
         app.state.resources = resources
         app.state.redis = resources.providers.get(Redis)
         app.state.rabbitmq = resources.providers.get(RobustPublisher)
-        _instrument(app, settings)
-        yield resources
+        with _instrumented(app, settings):
+            yield resources
 
 
 def run_api(app: FastAPI) -> None:
@@ -237,11 +240,18 @@ def _guard_of(scope: Scope) -> IdempotencyGuard | None:
     return guard if isinstance(guard, IdempotencyGuard) else None
 
 
-def _instrument(app: FastAPI, settings: ServiceSettings) -> None:
+@contextmanager
+def _instrumented(app: FastAPI, settings: ServiceSettings) -> Generator[None]:
     """Spans for requests, where spans go anywhere."""
     if settings.otel_exporter_otlp_endpoint is None:
+        yield
         return
     from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor  # noqa: PLC0415  # slow, rarely needed
 
     FastAPIInstrumentor.instrument_app(app, excluded_urls="/health,/ready,/metrics")
     app.middleware_stack = None  # built again with the instrumentation in it
+    try:
+        yield
+    finally:
+        FastAPIInstrumentor.uninstrument_app(app)
+        app.middleware_stack = None
