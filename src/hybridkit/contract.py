@@ -38,6 +38,7 @@ __all__ = [
     "MAX_BATCH",
     "MAX_BODY_BYTES",
     "MAX_OPERATIONS",
+    "MAX_PAGE_BYTES",
     "NDJSON_MEDIA_TYPE",
     "PROBLEM_MEDIA_TYPE",
     "AssertOperation",
@@ -73,6 +74,8 @@ MAX_OPERATIONS: Final = 100
 MAX_BATCH: Final = 1000
 """Records in one `:batch_…` call."""
 MAX_BODY_BYTES: Final = 1024 * 1024
+MAX_PAGE_BYTES: Final = 4 * 1024 * 1024
+"""Of the records in one page, or in one answer to `:batch_get`; a record that is larger comes alone."""
 MAX_KEY_LENGTH: Final = 255
 MAX_TRACE_STATE_LENGTH: Final = 512
 

@@ -18,7 +18,8 @@ HybridkitError
 │   ├── MethodNotAllowedError          the route is there, but not for this HTTP method
 │   ├── InvalidRequestError            the body does not fit the resource; `errors` has pointers
 │   ├── InvalidQueryError              a filter, order or page token that the resource does not allow
-│   │   └── PageTokenError             the token belongs to another query, or was made up
+│   │   ├── PageTokenError             the token belongs to another query, or was made up
+│   │   └── AnswerTooLargeError        the records come to more than one answer may have; ask for fewer
 │   ├── InvalidHeaderError             a header field that can't be read, or that says two things
 │   ├── NotAcceptableError             the answer has none of the media types that the caller takes
 │   ├── UniqueViolationError           another record has that value
@@ -64,6 +65,7 @@ from typing import ClassVar
 __all__ = [
     "AccessDeniedError",
     "AnswerNotKeptError",
+    "AnswerTooLargeError",
     "BlockedError",
     "ClaimLostError",
     "ConflictError",
@@ -286,6 +288,12 @@ class PageTokenError(InvalidQueryError):
     """The page token belongs to another filter or order, or no service made it."""
 
     code = "PAGE_TOKEN_MISMATCH"
+
+
+class AnswerTooLargeError(InvalidQueryError):
+    """The records that were asked for by their ids come to more bytes than one answer may have."""
+
+    code = "ANSWER_TOO_LARGE"
 
 
 class InvalidHeaderError(RejectedError):

@@ -109,6 +109,18 @@ async def test_gets_of_one_moment_are_one_request(
     assert wire.seen[0].body.count(b'"') == 2 + 2 * len(notes)
 
 
+async def test_records_that_one_answer_has_no_room_for_come_in_several(
+    client: PostgresDataClient, wire: Recorder
+) -> None:
+    """Who gets one record must not suffer from the size of somebody else's."""
+    made = [await client.create(NOTES, NewNote(text=f"{n}" * 1_000_000)) for n in range(5)]
+    wire.seen.clear()
+    ids = [note.id for note in made]
+    assert await asyncio.gather(*(client.get(NOTES, each) for each in ids)) == made
+    assert wire.paths == ["/v1/notes:batch_get"] * 3
+    assert await client.get_many(NOTES, [*ids, new_id(), *ids]) == [*made, None, *made]
+
+
 async def test_a_get_by_itself_stays_a_get(
     client: PostgresDataClient, wire: Recorder, notes: list[Note]
 ) -> None:

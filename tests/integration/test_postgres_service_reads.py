@@ -2,7 +2,7 @@
 
 import asyncio
 import enum
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
@@ -36,13 +36,14 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from hybridkit.aggregations import Aggregation, Function, average, count, distinct, largest, smallest, total
 from hybridkit.codec import encode_json
 from hybridkit.context import RequestContext, bind
+from hybridkit.contract import MAX_PAGE_BYTES
 from hybridkit.dataservice import RecordColumns, SoftDeleteColumns
 from hybridkit.dataservice._operations import CallAnswer
-from hybridkit.dataservice._postgres_database import Database
+from hybridkit.dataservice._postgres_database import Database, Session
 from hybridkit.dataservice._postgres_migrations import migrating_connection
 from hybridkit.dataservice._postgres_reads import PostgresReader
 from hybridkit.dataservice._postgres_table import ResourceTable
-from hybridkit.errors import InvalidQueryError, NotSupportedError, OverloadedError
+from hybridkit.errors import AnswerTooLargeError, InvalidQueryError, NotSupportedError, OverloadedError
 from hybridkit.filters import Compare
 from hybridkit.queries import Query
 from hybridkit.resources import Record, Resource
@@ -291,6 +292,42 @@ async def test_what_postgresql_cannot_print_python_does(things: Reading) -> None
     assert orjson.loads(selected.items) == [{"title": "t0", "etag": f"W/{expected[0]['etag']}"}]
     with pytest.raises(InvalidQueryError, match="shown"):
         await things.reader.aggregate(ODDS, Aggregation(functions={"n": count()}, group_by=("opens",)))
+
+
+# ── how much ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("printed", [True, False], ids=["by postgresql", "by python"])
+async def test_no_more_is_read_than_one_answer_has_room_for(
+    things: Reading, printed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL counts the bytes: what a page or a batch is too small for never reaches this process."""
+    resource, field, mapped = (THINGS, "name", ThingTable) if printed else (ODDS, "title", OddTable)
+    ids = await things.add([{field: "x" * 1_000_000} for _ in range(12)], mapped)
+    arrived: list[int] = []
+
+    def counted(rows: Any) -> Any:
+        arrived.append(sum(len(value) for row in rows for value in row if isinstance(value, str)))
+        return rows
+
+    fetch, execute = Database.fetch, Session.execute
+    monkeypatch.setattr(Database, "fetch", lambda *a, **k: _then(fetch(*a, **k), counted))
+    monkeypatch.setattr(Session, "execute", lambda *a, **k: _then(execute(*a, **k), counted))
+    after, pages = None, list[list[str]]()
+    while after is not None or not pages:
+        page = await things.reader.find(resource, Query(page_size=1000), after=after)
+        pages.append([item["id"] for item in orjson.loads(page.items)])
+        after = page.position
+    assert pages == [[str(record_id) for record_id in ids[n : n + 4]] for n in (0, 4, 8)]
+    with pytest.raises(AnswerTooLargeError, match="fewer"):
+        await things.reader.get_many(resource, ids)
+    assert len(orjson.loads(await things.reader.get_many(resource, [*ids[:4], UUID(int=99)]))) == 5
+    assert await things.reader.get_many(resource, []) == b"[]"
+    assert max(arrived) < MAX_PAGE_BYTES + 1_100_000
+
+
+async def _then[T](rows: Awaitable[T], look: Callable[[T], T]) -> T:
+    return look(await rows)
 
 
 # ── which ────────────────────────────────────────────────────────────────────────────────────────

@@ -26,7 +26,7 @@ from hybridkit.clients._records import (
 from hybridkit.clients._texts import encode_query, query_string
 from hybridkit.codec import encode_json
 from hybridkit.contract import MAX_BATCH, NDJSON_MEDIA_TYPE
-from hybridkit.errors import NotFoundError
+from hybridkit.errors import AnswerTooLargeError, NotFoundError
 from hybridkit.queries import Query
 from hybridkit.resources import Record, Resource
 
@@ -63,7 +63,10 @@ class Reads(BaseClient):
     async def get_many[RecordT: Record[Any]](
         self, resource: Resource[RecordT, Any, Any], ids: Sequence[RecordId]
     ) -> list[RecordT | None]:
-        """The records with those ids, in their order, None for what is not there. One request for each 1,000."""
+        """The records with those ids, in their order, None for what is not there.
+
+        One request for each 1,000, and more where they are too large for one answer.
+        """
         parsed = [parse_id(resource, record_id) for record_id in ids]
         found: list[RecordT | None] = []
         for some in batched(parsed, MAX_BATCH):
@@ -83,7 +86,14 @@ class Reads(BaseClient):
         self, resource: Resource[RecordT, Any, Any], ids: Sequence[object]
     ) -> list[RecordT | None]:
         body = encode_json({"ids": [str(record_id) for record_id in ids]})
-        response = await self._read(f"{resource.path}:batch_get", body=body)
+        try:
+            response = await self._read(f"{resource.path}:batch_get", body=body)
+        except AnswerTooLargeError:
+            if len(ids) == 1:
+                raise
+            middle = len(ids) // 2
+            first = await self._get_batch(resource, ids[:middle])
+            return first + await self._get_batch(resource, ids[middle:])
         return found_in(resource, response, count=len(ids))
 
     async def _fetch_page[ItemT: BaseModel](

@@ -6,6 +6,7 @@ from typing import Any, Final, cast
 import pymongo
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.command_cursor import AsyncCommandCursor
+from pymongo.asynchronous.cursor import AsyncCursor
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import PyMongoError
 
@@ -20,7 +21,7 @@ from hybridkit.dataservice._mongo_filters import Ordering, condition
 from hybridkit.dataservice._mongo_pipeline import MAX_DOCUMENTS, MAX_RESULT_BYTES, checked_pipeline
 from hybridkit.dataservice._mongo_values import from_bson, to_bson
 from hybridkit.dataservice._operations import AnyResource, CallWork
-from hybridkit.dataservice._store import Encoded, Found, Lines
+from hybridkit.dataservice._store import Encoded, Found, Lines, Room, answer_too_large, listed
 from hybridkit.errors import InvalidQueryError
 from hybridkit.filters import Filter
 from hybridkit.queries import Query
@@ -64,9 +65,16 @@ class MongoReader:
         collection = self._collections[resource.name]
         with bounded(), meaning(read_error):
             ids = to_bson(list(record_ids))
-            stored = await self._documents(collection).find({"_id": {"$in": ids}, **LIVE}).to_list()
-        found = {document["_id"]: collection.document(document) for document in stored}
-        return encode_json([found.get(record_id) for record_id in ids])
+            cursor = self._documents(collection).find({"_id": {"$in": ids}, **LIVE})
+            room, found = Room(), dict[Any, bytes]()
+            try:
+                async for stored in cursor:
+                    found[stored["_id"]] = record = encode_json(collection.document(stored))
+                    if not room.takes(record):
+                        raise answer_too_large()
+            finally:
+                await _close(cursor)
+        return listed(map(found.get, ids))
 
     async def find(self, resource: AnyResource, query: Query, *, after: Sequence[Any] | None) -> Found:
         """One page of a query, by keyset: no record is skipped or seen twice, whatever is inserted meanwhile."""
@@ -75,10 +83,19 @@ class MongoReader:
             ordering = Ordering(collection, query)
             stages = [*_stages(ordering, query, after=after), {"$limit": query.page_size + 1}]
             cursor = await self._documents(collection).aggregate(stages)
-            found = await cursor.to_list()
-        page, more = found[: query.page_size], len(found) > query.page_size
-        position = [_at(page[-1], collection, name) for name in ordering.names] if more else None
-        return Found(encode_json([collection.document(stored, query.select) for stored in page]), position)
+            room, page, last, more = Room(), list[bytes](), dict[str, Any](), False
+            try:
+                async for stored in cursor:
+                    record = encode_json(collection.document(stored, query.select))
+                    more = len(page) == query.page_size or not room.takes(record)
+                    if more:
+                        break
+                    page.append(record)
+                    last = stored
+            finally:
+                await _close(cursor)
+        position = [_at(last, collection, name) for name in ordering.names] if more else None
+        return Found(b"[%b]" % b",".join(page), position)
 
     async def count(self, resource: AnyResource, where: Filter | None, *, exact: bool) -> int:
         """How many records fit; without a filter the server's own bookkeeping is estimate enough."""
@@ -168,7 +185,7 @@ def _at(stored: StoredDocument, collection: ResourceCollection, name: str) -> An
     return value
 
 
-async def _close(cursor: AsyncCommandCursor[StoredDocument]) -> None:
+async def _close(cursor: AsyncCommandCursor[StoredDocument] | AsyncCursor[StoredDocument]) -> None:
     """Let the server forget it; a server that can't be reached forgets it by itself, after ten minutes."""
     try:
         with pymongo.timeout(CLOSE_SECONDS):

@@ -7,6 +7,7 @@ printed in Python.
 import asyncio
 import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from itertools import takewhile
 from typing import Any, Final
 
 from sqlalchemy import Row
@@ -22,13 +23,13 @@ from hybridkit.dataservice._postgres_filters import Arguments, operand
 from hybridkit.dataservice._postgres_printing import Projection, canonical, projection
 from hybridkit.dataservice._postgres_statements import (
     batch_statement,
+    limited_statement,
     page_statement,
     record_statement,
-    row_statement,
     where_clause,
 )
 from hybridkit.dataservice._postgres_table import ResourceTable
-from hybridkit.dataservice._store import Encoded, Found, Lines
+from hybridkit.dataservice._store import Encoded, Found, Lines, Room, answer_too_large, listed
 from hybridkit.errors import NotSupportedError, OverloadedError
 from hybridkit.filters import Compare, Filter
 from hybridkit.queries import Query
@@ -75,6 +76,8 @@ class PostgresReader:
             return await self._get_rows(hot, record_ids)
         ids = [hot.id(record_id) for record_id in record_ids]
         [[body]] = await self._database.fetch(hot.batch, ids, meaning=query_error)
+        if body is None:
+            raise answer_too_large()
         return canonical(body) if hot.whole.has_documents else body.encode()
 
     async def find(self, resource: AnyResource, query: Query, *, after: Sequence[Any] | None) -> Found:
@@ -85,9 +88,9 @@ class PostgresReader:
             return await self._find_rows(table, shown, query, after)
         arguments = Arguments()
         sql = page_statement(table, shown, query, arguments, after=after)
-        [[body, position, rows]] = await self._database.fetch(sql, *arguments.values, meaning=query_error)
+        [[body, last, more]] = await self._database.fetch(sql, *arguments.values, meaning=query_error)
         items = canonical(body) if shown.has_documents else body.encode()
-        return Found(items, position if rows > query.page_size else None)
+        return Found(items, last[0] if more else None)
 
     async def count(self, resource: AnyResource, where: Filter | None, *, exact: bool) -> int:
         """How many records fit; if not exactly, as many as PostgreSQL's planner expects."""
@@ -140,23 +143,30 @@ class PostgresReader:
     async def _get_rows(self, hot: "_HotStatements", record_ids: Sequence[Any]) -> bytes:
         wanted = Query(where=Compare("id", "in", tuple(record_ids)))
         rows = await self._rows(hot.table, hot.whole, wanted)
-        found = {document["id"]: document for document in map(hot.whole.view.document, rows)}
-        return encode_json([found.get(record_id) for record_id in record_ids])
+        if rows and rows[-1][-2]:
+            raise answer_too_large()
+        found = {document["id"]: encode_json(document) for document in map(hot.whole.view.document, rows)}
+        return listed(map(found.get, record_ids))
 
     async def _find_rows(
         self, table: ResourceTable, shown: Projection, query: Query, after: Sequence[Any] | None
     ) -> Found:
         rows = await self._rows(table, shown, query, after=after, limit=query.page_size + 1)
-        page = rows[: query.page_size]
-        position = list(page[-1][-1]) if len(rows) > len(page) else None
-        return Found(encode_json([shown.view.document(row) for row in page]), position)
+        room = Room()
+        lines = (encode_json(shown.view.document(row)) for row in rows[: query.page_size])
+        page = list(takewhile(room.takes, lines))
+        position = None
+        if page:
+            *_, is_followed, last = rows[len(page) - 1]
+            position = list(last) if is_followed else None
+        return Found(b"[%b]" % b",".join(page), position)
 
     async def _rows(
         self, table: ResourceTable, shown: Projection, query: Query, **options: Any
     ) -> Sequence[Row[*tuple[Any, ...]]]:
-        """The rows with SQLAlchemy's types; at the end of each its position."""
+        """The rows with SQLAlchemy's types; at the end of each whether another one follows, and its position."""
         arguments = Arguments(":hk_")
-        sql = row_statement(table, shown, query, arguments, **options)
+        sql = limited_statement(table, shown, query, arguments, **options)
         async with self._database.session(read_only=True) as session:
             statement = arguments.clause(sql).columns(*shown.view.columns)
             return await session.execute(statement, meaning=query_error)

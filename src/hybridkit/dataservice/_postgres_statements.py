@@ -1,7 +1,8 @@
 """The statements that read records: one row comes back, with the JSON that goes out.
 
-A page is read in three layers: the rows in their order and no more of them than needed, their numbers, and the
-printing, so that nothing is printed that is not sent. Rows of an ordered subquery are aggregated in its order:
+A page is read in three layers: the rows in their order and no more of them than needed, the printing, and the numbers
+and bytes, so that no more is sent than one answer has room for. Rows of an ordered subquery are aggregated in its
+order:
 https://www.postgresql.org/docs/current/functions-aggregate.html
 """
 
@@ -10,6 +11,7 @@ https://www.postgresql.org/docs/current/functions-aggregate.html
 from collections.abc import Sequence
 from typing import Any
 
+from hybridkit.contract import MAX_PAGE_BYTES
 from hybridkit.dataservice._postgres_filters import Arguments, Ordering, write_condition
 from hybridkit.dataservice._postgres_printing import Projection
 from hybridkit.dataservice._postgres_table import ResourceTable
@@ -19,6 +21,7 @@ from hybridkit.queries import Query
 
 __all__ = [
     "batch_statement",
+    "limited_statement",
     "line_statement",
     "page_statement",
     "record_statement",
@@ -46,15 +49,20 @@ def record_statement(table: ResourceTable, shown: Projection) -> str:
 
 
 def batch_statement(table: ResourceTable, shown: Projection) -> str:
-    """By `$1`, ids: a JSON array of their records, in their order, with null for what is not there."""
+    """By `$1`, ids: a JSON array of their records, in their order, with null for what is not there.
+
+    It is null itself where they are more than one answer has room for.
+    """
     kind = parameter_type(table["id"].type).compile(dialect=DIALECT)
     where = where_clause(table, None, Arguments(), f"{table.sql('id')} = wanted.id")
-    return (
-        "SELECT '[' || COALESCE(string_agg(COALESCE(found.line, 'null'), ',' ORDER BY wanted.n), '') || ']'"  # nosec B608
+    counted = (
+        f"SELECT wanted.n, found.line, {_fits('found.line', among='ORDER BY wanted.n')} AS fits"  # nosec B608
         f" FROM unnest(CAST($1 AS {kind}[])) WITH ORDINALITY AS wanted(id, n)"
         " LEFT JOIN LATERAL (SELECT CAST(row_to_json(r) AS text) AS line"
         f" FROM {table.source}, LATERAL {shown.record(table.sql)} r{where}) found ON true"
     )
+    lines = "COALESCE(string_agg(COALESCE(line, 'null'), ',' ORDER BY n) FILTER (WHERE fits), '')"
+    return f"SELECT CASE WHEN bool_and(fits) IS NOT FALSE THEN '[' || {lines} || ']' END FROM ({counted}) counted"  # nosec B608
 
 
 def row_statement(
@@ -85,15 +93,46 @@ def page_statement(
     *,
     after: Sequence[Any] | None,
 ) -> str:
-    """A page as a JSON array, the position of its last record, and how many rows there are, with the next one."""
+    """A page as a JSON array, the positions of its last record, and whether there are more records.
+
+    The array has as many records as one answer has room for; PostgreSQL counts their bytes, so that what is too much
+    never leaves it. The positions are an array of one.
+    """
     size = query.page_size
     rows = row_statement(table, shown, query, arguments, after=after, limit=size + 1)
-    return (
-        f"SELECT '[' || COALESCE(string_agg(CAST(row_to_json(r) AS text), ',') FILTER (WHERE n <= {size:d}), '')"  # nosec B608
-        f" || ']', max(p) FILTER (WHERE n = {size:d}), count(*)"
-        f" FROM (SELECT *, row_number() OVER () AS n FROM ({rows}) ordered) numbered,"
-        f" LATERAL {shown.numbered} r"
+    # Without the fence the planner would print each row twice: to send it, and to count its bytes.
+    lines = (
+        f"SELECT CAST(row_to_json(r) AS text) AS line, ordered.p FROM ({rows}) ordered,"  # nosec B608
+        f" LATERAL {shown.numbered} r OFFSET 0"
     )
+    counted = f"SELECT line, p, row_number() OVER () AS n, {_fits('line')} AS fits FROM ({lines}) printed"  # nosec B608
+    shown_rows = f"CAST(count(*) FILTER (WHERE fits AND n <= {size:d}) AS int)"
+    last = f"(array_agg(p) FILTER (WHERE fits AND n <= {size:d}))[{shown_rows}:{shown_rows}]"
+    return (
+        f"SELECT '[' || COALESCE(string_agg(line, ',') FILTER (WHERE fits AND n <= {size:d}), '') || ']',"  # nosec B608
+        f" {last}, count(*) > {shown_rows} FROM ({counted}) counted"
+    )
+
+
+def limited_statement(
+    table: ResourceTable, shown: Projection, query: Query, arguments: Arguments, **options: Any
+) -> str:
+    """As `row_statement`, no more rows than about what one answer has room for; before `p`, whether a row follows."""
+    rows = row_statement(table, shown, query, arguments, **options)
+    columns = ", ".join(f"c{n}" for n, _ in enumerate(shown.columns))
+    before = "ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING"
+    counted = (
+        "SELECT *, lead(true, 1, false) OVER () AS followed,"  # nosec B608
+        f" COALESCE(sum(octet_length(CAST(ROW(ordered.*) AS text))) OVER ({before}), 0) AS taken"
+        f" FROM ({rows}) ordered"
+    )
+    return f"SELECT {columns}, followed, p FROM ({counted}) counted WHERE taken <= {MAX_PAGE_BYTES:d}"  # nosec B608
+
+
+def _fits(line: str, *, among: str = "") -> str:
+    """Whether an answer has room for that line after those before it; for the first one it always has."""
+    window = f"OVER ({among} ROWS UNBOUNDED PRECEDING)"
+    return f"(COALESCE(sum(octet_length({line}) + 1) {window}, 0) <= {MAX_PAGE_BYTES:d} OR count({line}) {window} = 1)"
 
 
 def line_statement(table: ResourceTable, shown: Projection, query: Query, arguments: Arguments) -> str:

@@ -1,16 +1,18 @@
 """The seam between the routes and a database."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from hybridkit.aggregations import Aggregation
+from hybridkit.contract import MAX_PAGE_BYTES
 from hybridkit.dataservice._operations import AnyResource, CallWork, Outcome, Write
 from hybridkit.dataservice._outbox import Outbox
+from hybridkit.errors import AnswerTooLargeError
 from hybridkit.filters import Filter
 from hybridkit.queries import Query
 
-__all__ = ["Encoded", "Found", "Lines", "Store"]
+__all__ = ["Encoded", "Found", "Lines", "Room", "Store", "answer_too_large", "listed"]
 
 # What is read leaves the store as the bytes that go out: a database that prints JSON is believed, and nothing is
 # decoded only to be encoded again. The bytes are those that `codec.encode_json` makes of the record.
@@ -33,12 +35,53 @@ class Found:
     """Some records of a query, in its order.
 
     Attributes:
-        items: a JSON array of at most a page of them.
+        items: a JSON array of at most a page of them, and at most as many as one answer has room for.
         position: where the last one stands in the order (its values, JSON-able); None where nothing follows it.
     """
 
     items: bytes
     position: Sequence[Any] | None
+
+
+class Room:
+    """What of one answer's room is left. Records are counted as they come, so that no more of them are read."""
+
+    def __init__(self) -> None:
+        self._left_bytes = MAX_PAGE_BYTES
+        self._is_empty = True
+
+    def __repr__(self) -> str:
+        return f"Room({self._left_bytes} bytes left)"
+
+    def takes(self, record: bytes) -> bool:
+        """Whether that record fits in; the first one always does."""
+        self._left_bytes -= len(record) + 1
+        fits = self._left_bytes >= 0 or self._is_empty
+        self._is_empty = False
+        return fits
+
+
+def listed(records: Iterable[bytes | None]) -> bytes:
+    """A JSON array of records, null for what is not there.
+
+    Raises:
+        AnswerTooLargeError: they are too many for one answer.
+    """
+    room = Room()
+    lines: list[bytes] = []
+    for record in records:
+        if record is not None and not room.takes(record):
+            raise answer_too_large()
+        lines.append(b"null" if record is None else record)
+    return b"[%b]" % b",".join(lines)
+
+
+def answer_too_large() -> AnswerTooLargeError:
+    """The records with the given ids are more than one answer has room for."""
+    return AnswerTooLargeError(
+        f"these records have more than {MAX_PAGE_BYTES} bytes; ask for fewer of them at a time",
+        pointer="/ids",
+    )
 
 
 class Lines(NamedTuple):
@@ -70,11 +113,15 @@ class Store(Protocol):
         ...
 
     async def get_many(self, resource: AnyResource, record_ids: Sequence[Any]) -> bytes:
-        """A JSON array of the records with those ids, in their order, null for what is not there."""
+        """A JSON array of the records with those ids, in their order, null for what is not there.
+
+        Raises:
+            AnswerTooLargeError: they are more than one answer has room for; no more than that was read.
+        """
         ...
 
     async def find(self, resource: AnyResource, query: Query, *, after: Sequence[Any] | None) -> Found:
-        """One page of a query.
+        """One page of a query, which ends early where the next record would be too many bytes for one answer.
 
         Args:
             resource: what to read.

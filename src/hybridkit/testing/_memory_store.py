@@ -7,6 +7,7 @@ real ones, and the conformance suite holds it to the same answers as PostgreSQL 
 import asyncio
 import secrets
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from itertools import takewhile
 from typing import Any, Final
 
 from hybridkit.aggregations import Aggregation
@@ -16,7 +17,7 @@ from hybridkit.contract import Emission  # noqa: TC001 - the attribute's type, f
 from hybridkit.dataservice._in_flight import InFlight
 from hybridkit.dataservice._keys import replayed
 from hybridkit.dataservice._operations import AnyResource, CallAnswer, CallWork, Outcome, Write
-from hybridkit.dataservice._store import Encoded, Found, Lines
+from hybridkit.dataservice._store import Encoded, Found, Lines, Room, listed
 from hybridkit.errors import (
     DeadlineExceededError,
     DeclarationError,
@@ -89,7 +90,7 @@ class MemoryStore:
     async def get_many(self, resource: AnyResource, record_ids: Sequence[Any]) -> bytes:
         """A JSON array of the records with those ids, in their order, null for what is not there."""
         rows = map(self._read(resource).find, record_ids)
-        return encode_json([row.document() if row else None for row in rows])
+        return listed(encode_json(row.document()) if row else None for row in rows)
 
     async def find(self, resource: AnyResource, query: Query, *, after: Sequence[Any] | None) -> Found:
         """One page of a query."""
@@ -98,9 +99,13 @@ class MemoryStore:
         if after is not None:
             start = ordering.read(after)
             rows = [row for row in rows if ordering.is_after(row.values, start)]
-        page, more = rows[: query.page_size], len(rows) > query.page_size
-        items = encode_json([row.document(query.select) for row in page])
-        return Found(items, ordering.position(page[-1].values) if more else None)
+        room = Room()
+        records = (encode_json(row.document(query.select)) for row in rows[: query.page_size])
+        page = list(takewhile(room.takes, records))
+        more = len(rows) > len(page)
+        return Found(
+            b"[%b]" % b",".join(page), ordering.position(rows[len(page) - 1].values) if more else None
+        )
 
     async def count(self, resource: AnyResource, where: Filter | None, *, exact: bool) -> int:  # noqa: ARG002 - there is nothing to guess
         """How many records fit."""

@@ -10,11 +10,14 @@ from typing import Any, Final, cast
 import orjson
 import pytest
 
+from hybridkit.contract import MAX_PAGE_BYTES
 from hybridkit.testing.conformance._resources import THINGS
-from hybridkit.testing.conformance._service import Answer, ServiceUnderTest, fresh_id
+from hybridkit.testing.conformance._service import Answer, ServiceUnderTest, fresh_id, path_of
 
 __all__ = ["PagesConformance"]
 
+LARGE: Final = 1024 * 1000
+"""Characters of which one body has room for, and a page for four times as many."""
 ORDERS: Final[tuple[tuple[tuple[str, str], ...], ...]] = (
     (),
     (("name", "asc"),),
@@ -99,6 +102,53 @@ class PagesConformance:
         assert (
             await service.get(THINGS.path, [mine, ("page_size", "3"), ("page_token", token)])
         ).status == 200
+
+    # ── bytes ────────────────────────────────────────────────────────────────────────────────────
+
+    async def test_a_page_ends_before_it_has_too_many_bytes(self, service: ServiceUnderTest) -> None:
+        """A page of large records has fewer of them than was asked for, and a token; none is skipped or seen twice."""
+        made = [await service.thing(name="a", details={"text": "x" * LARGE, "n": n}) for n in range(6)]
+        expected = sorted(record["id"] for record in made)
+        where = {"eq": ["tag", service.tag]}
+        pages = await _pages(service, where, [["name", "asc"]])
+        assert [len(page) for page in pages] == [4, 2]
+        assert [item["id"] for page in pages for item in page] == expected
+        first = await service.get(THINGS.path, [("tag", f"eq.{service.tag}"), ("page_size", "4")])
+        assert (len(first.items), first.json()["next_page_token"] is None) == (4, False)
+        exact = await service.get(THINGS.path, [("tag", f"eq.{service.tag}"), ("page_size", "6")])
+        assert len(exact.items) == 4
+        short = await service.find(select=["id"], page_size=6)
+        assert len(short) == 6  # what is not selected takes no room
+
+    async def test_a_record_that_is_too_large_comes_alone(self, service: ServiceUnderTest) -> None:
+        """It can be read, whatever it grew to; the others come before and after it."""
+        small = await service.thing(name="a")
+        large = await service.thing(name="b")
+        after = await service.thing(name="c")
+        path = path_of(THINGS, large["id"])
+        for member in range(5):
+            grown = await service.write(
+                "PATCH", path, {"details": {str(member): "x" * LARGE}}, prefer="return=minimal"
+            )
+            assert grown.status == 204
+        pages = [
+            [item["id"] for item in page]
+            for page in await _pages(service, {"eq": ["tag", service.tag]}, [["name", "asc"]])
+        ]
+        assert pages == [[small["id"]], [large["id"]], [after["id"]]]
+        alone = await service.ask("POST", f"{THINGS.path}:batch_get", {"ids": [large["id"], fresh_id()]})
+        assert [item and item["id"] for item in alone.items] == [large["id"], None]
+
+    async def test_many_by_id_that_are_too_many_bytes_are_refused(self, service: ServiceUnderTest) -> None:
+        """In one answer: what fits is read, and a record counts each time that it is asked for."""
+        made = [await service.thing(details={"text": "x" * LARGE, "n": n}) for n in range(5)]
+        ids = [record["id"] for record in made]
+        for wanted in (ids, [ids[0], fresh_id()] * 5):
+            refused = await service.ask("POST", f"{THINGS.path}:batch_get", {"ids": wanted})
+            assert refused.problem == (400, "ANSWER_TOO_LARGE")
+            assert refused.pointers == ["/ids"]
+        fitting = await service.ask("POST", f"{THINGS.path}:batch_get", {"ids": [fresh_id(), *ids[:4]]})
+        assert fitting.items == [None, *made[:4]]
 
     # ── counts ───────────────────────────────────────────────────────────────────────────────────
 
@@ -201,6 +251,18 @@ async def _fill(service: ServiceUnderTest) -> list[dict[str, Any]]:
         for number in range(23)
     ]
     return [await service.thing(id=operation["id"], **operation["data"]) for operation in operations]  # type: ignore[arg-type] # pyright: ignore[reportCallIssue]
+
+
+async def _pages(service: ServiceUnderTest, where: object, order: object) -> list[list[Any]]:
+    pages: list[list[Any]] = []
+    token = None
+    while token is not None or not pages:
+        body = {"where": where, "order": order, "page_token": token}
+        page = await service.ask("POST", f"{THINGS.path}:query", body)
+        assert len(page.items) <= 1 or len(page.body) < MAX_PAGE_BYTES + 1000
+        pages.append(page.items)
+        token = page.json()["next_page_token"]
+    return pages
 
 
 async def _walk(service: ServiceUnderTest, page_size: int, order: object) -> list[Any]:
