@@ -9,9 +9,9 @@ from datetime import datetime
 from typing import Annotated, Any, Final, Literal, Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator
 
-from hybridkit.codec import Timestamp
+from hybridkit.codec import Timestamp, encode_json
 from hybridkit.errors import (
     FieldError,
     ForeignKeyError,
@@ -306,6 +306,12 @@ class Problem(BaseModel):
     fields: tuple[str, ...] = ()
     current: str | None = None
     retry_after_seconds: float | None = None
+
+    @field_validator("detail", mode="before")
+    @classmethod
+    def _as_text(cls, detail: Any) -> str:
+        """Other JSON, as APIs may have it there, is no reason to lose the rest of what they say."""
+        return detail if isinstance(detail, str) else encode_json(detail).decode()
 
     @classmethod
     def from_error(cls, error: HybridkitError, *, instance: str, request_id: str) -> Self:

@@ -10,26 +10,23 @@ https://asgi.readthedocs.io/en/latest/specs/www.html
 """
 
 import asyncio
-import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from functools import lru_cache
-from http import HTTPStatus
 from typing import Any, Final, cast
 
 from prometheus_client import Histogram
 
 from hybridkit.adapters._limits import BodyLimits, LimitedReceive, check_head
+from hybridkit.adapters._problems import problem_body, problem_headers, problem_of
 from hybridkit.context import (
     REQUEST_ID_HEADER,
     REQUEST_TIMEOUT_HEADER,
     USER_ID_HEADER,
     RequestContext,
     bind,
-    current,
     to_http,
 )
-from hybridkit.contract import PROBLEM_MEDIA_TYPE, Problem
 from hybridkit.errors import HybridkitError, InvalidHeaderError, OutcomeUnknownError
 from hybridkit.header_fields import Fields
 from hybridkit.observability import get_logger, metrics
@@ -38,9 +35,6 @@ __all__ = [
     "CUT_EXTENSION",
     "EventStreams",
     "RequestContextMiddleware",
-    "problem_body",
-    "problem_for_status",
-    "problem_headers",
 ]
 
 type Scope = MutableMapping[str, Any]
@@ -142,6 +136,8 @@ class _Exchange:
         self.middleware = middleware
         self.context = context
         self.status: int | None = None
+        self._is_complete = False
+        self._failure: list[Message] | None = None
         self._send = send
         self._task = cast("asyncio.Task[Any]", asyncio.current_task())
 
@@ -157,6 +153,7 @@ class _Exchange:
                 declared_bytes=check_head(self.scope),
             )
             await app(self.scope, limited, self.send)
+            await self._release()
         except asyncio.CancelledError:
             if self._task in self.middleware.streams and self._task.cancelling() == 1:
                 self._task.uncancel()
@@ -166,8 +163,11 @@ class _Exchange:
                 await self._answer(OutcomeUnknownError("the service was stopped before this was finished"))
             raise
         except Exception as error:  # noqa: BLE001 - whatever the application raises becomes an answer
-            if self.status is None:
+            if self.status is None or self._failure is not None:
+                self._failure = None
                 await self._answer(error)
+            elif self._is_complete:  # of a background task, say: the answer is out, and stands
+                _log_failure(error, "failed after the answer")
             else:
                 await self._cut(error)
         finally:
@@ -182,9 +182,18 @@ class _Exchange:
                 self.middleware.streams.add(self._task)
             headers = [*message.get("headers", ()), (_REQUEST_ID, to_http(self.context.request_id).encode())]
             message = {**message, "headers": headers}
-        elif self.scope["method"] == "HEAD":  # RFC 9110, section 9.3.2: whatever the application sends
-            message = {**message, "body": b""}
-        await self._send(message)
+            if self.status == 500:  # a mounted application's own, it may be, of an error that comes behind it
+                self._failure = []
+        else:
+            self._is_complete = not message.get("more_body", False)
+            if self._is_complete:
+                self.middleware.streams.discard(self._task)
+            if self.scope["method"] == "HEAD":  # RFC 9110, section 9.3.2: whatever the application sends
+                message = {**message, "body": b""}
+        if self._failure is None:
+            await self._send(message)
+        else:
+            self._failure.append(message)
 
     async def _cut(self, error: Exception) -> None:
         """Close the connection: nothing else tells a client that what it got is half an answer."""
@@ -195,26 +204,24 @@ class _Exchange:
         await cut()
 
     async def _answer(self, error: Exception) -> None:
-        problem = self._problem(error)
+        problem = problem_of(
+            error,
+            instance=self.scope["path"],
+            request_id=self.context.request_id,
+            internal=self.middleware.internal,
+        )
         if problem.status >= 500:
-            _log_failure(error, "request failed")
-            if not self.middleware.internal:  # the words are for those who run the services, and name them
-                problem = problem.model_copy(update={"detail": ""})
+            _log_failure(error, "request failed", is_expected=problem.code != "INTERNAL")
         body = problem_body(problem)
         headers = [*problem_headers(problem), (b"content-length", b"%d" % len(body))]
         await send_answer(self.send, problem.status, headers, body)
+        await self._release()
 
-    def _problem(self, error: Exception) -> Problem:
-        instance, request_id = self.scope["path"], self.context.request_id
-        if isinstance(error, HybridkitError):
-            return Problem.from_error(error, instance=instance, request_id=request_id)
-        return Problem(
-            title="Internal Server Error",
-            status=500,
-            code="INTERNAL",
-            instance=instance,
-            request_id=request_id,
-        )
+    async def _release(self) -> None:
+        """Send what was held back."""
+        held, self._failure = self._failure, None
+        for message in held or ():
+            await self._send(message)
 
     def _note(self, seconds: float) -> None:
         method, path, status = self.scope["method"], self.scope["path"], self.status or 500
@@ -232,12 +239,12 @@ class _Exchange:
         )
 
 
-def _log_failure(error: Exception, event: str) -> None:
-    """An error of ours says what happened; of any other its place is needed."""
-    if isinstance(error, HybridkitError) and (error.retryable or error.status != 500):
+def _log_failure(error: Exception, event: str, *, is_expected: bool = True) -> None:
+    """An error of ours says what happened; of any other, and of our own mistakes, the place is needed."""
+    if is_expected and isinstance(error, HybridkitError) and (error.retryable or error.status != 500):
         _log.warning(event, reason=f"{type(error).__name__}: {error}")
     else:
-        _log.error(event, exc_info=error)
+        _log.error(event, reason=f"{type(error).__name__}: {error}", exc_info=error)
 
 
 def _is_event_stream(start: Message) -> bool:
@@ -251,34 +258,6 @@ async def send_answer(send: Send, status: int, headers: Iterable[tuple[bytes, by
     """A whole answer at once."""
     await send({"type": "http.response.start", "status": status, "headers": list(headers)})
     await send({"type": "http.response.body", "body": body})
-
-
-def problem_body(problem: Problem) -> bytes:
-    """A problem as JSON, without the members that have nothing to say."""
-    return problem.model_dump_json(exclude_none=True).encode()
-
-
-def problem_headers(problem: Problem) -> RawHeaders:
-    """The headers that go with a problem."""
-    headers = [(b"content-type", PROBLEM_MEDIA_TYPE.encode())]
-    if problem.retry_after_seconds is not None:
-        headers.append((b"retry-after", str(math.ceil(problem.retry_after_seconds)).encode()))
-    if problem.status == 401:  # RFC 9110, section 15.5.2, wants one; all our tokens are bearer tokens
-        headers.append((b"www-authenticate", b"Bearer"))
-    return headers
-
-
-def problem_for_status(status: int, *, detail: str, instance: str) -> Problem:
-    """A problem that no error of ours stands behind, such as 405."""
-    phrase = HTTPStatus(status).phrase
-    return Problem(
-        title=phrase,
-        status=status,
-        code=phrase.upper().replace(" ", "_").replace("-", "_").replace("'", ""),
-        detail="" if detail == phrase else detail,
-        instance=instance,
-        request_id=current().request_id,
-    )
 
 
 def _template(scope: Scope) -> str:

@@ -23,10 +23,8 @@ from hybridkit.adapters._asgi import (
     Receive,
     Scope,
     Send,
-    problem_body,
-    problem_for_status,
-    problem_headers,
 )
+from hybridkit.adapters._problems import http_problem, problem_headers
 from hybridkit.observability import get_logger
 
 if TYPE_CHECKING:
@@ -99,8 +97,7 @@ class Connection(asyncio.Protocol):
     def refuse(self, status: int, detail: str) -> None:
         """Answer with a problem and close; without an answer where one to an earlier request is on its way."""
         if not self._answering:
-            problem = problem_for_status(status, detail=detail, instance="")
-            body = problem_body(problem)
+            problem, body = http_problem(status, detail, instance="")
             fields = [
                 *problem_headers(problem),
                 (b"content-length", b"%d" % len(body)),

@@ -10,13 +10,15 @@ def main() -> None:
     run_api(app)
 ```
 
-Every request has a context (request id, deadline) and one log line; errors are answered as problems (RFC 9457);
-`/health`, `/ready` and `/metrics` are there; a write with an `Idempotency-Key` runs once.
+Every request has a context (request id, deadline) and one log line; errors are answered as problems (RFC 9457), and
+those that a client of ours raised by what they mean for the caller, who has made no such request; `/health`, `/ready`
+and `/metrics` are there; a write with an `Idempotency-Key` runs once.
 """
 
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
-from typing import Any
+from http.client import responses
+from typing import Any, Final
 
 from hybridkit.adapters._asgi import (
     EventStreams,
@@ -24,12 +26,10 @@ from hybridkit.adapters._asgi import (
     RequestContextMiddleware,
     Scope,
     Send,
-    problem_body,
-    problem_for_status,
-    problem_headers,
 )
 from hybridkit.adapters._keyed import IdempotencyMiddleware
 from hybridkit.adapters._limits import BodyLimits
+from hybridkit.adapters._problems import http_problem, problem_body, problem_headers
 from hybridkit.adapters._running import StopSignals, open_resources, run_process
 from hybridkit.adapters._server import Server
 from hybridkit.codec import encode_json
@@ -55,6 +55,9 @@ except ImportError:
     raise MissingExtraError(__name__, extra="fastapi") from None
 
 __all__ = ["IdempotencyMiddleware", "RequestContextMiddleware", "api_lifespan", "create_app", "run_api"]
+
+_UNREADABLE: Final = "There was an error parsing the body"
+"""FastAPI's words for whatever reading a body raised."""
 
 type AppLifespan = Callable[[FastAPI], AbstractAsyncContextManager[object]]
 
@@ -201,13 +204,26 @@ def _json(status: int, body: object) -> Response:
 
 
 async def _answer_http_exception(request: Request, error: Exception) -> Response:
-    """Unknown routes, wrong methods, and what routes raise on purpose."""
+    """Unknown routes, wrong methods, and what routes raise on purpose: any status, with its headers and its detail."""
     if not isinstance(error, HTTPException):
         raise error
-    if isinstance(error.__cause__, HybridkitError):  # FastAPI's 400 for whatever reading a body raised
+    if error.detail == _UNREADABLE and isinstance(error.__cause__, HybridkitError):
         raise error.__cause__
-    problem = problem_for_status(error.status_code, detail=str(error.detail), instance=request.url.path)
-    return _problem(problem, headers=error.headers)
+    status, detail = int(error.status_code), error.detail
+    if not 200 <= status <= 599:  # no answer has such a status
+        raise error
+    headers = {name.lower(): str(value) for name, value in (error.headers or {}).items()}
+    if status < 400:
+        return _without_problem(status, detail, headers)
+    problem, body = http_problem(status, detail, instance=request.url.path)
+    return _problem(problem, body, headers)
+
+
+def _without_problem(status: int, detail: Any, headers: dict[str, str]) -> Response:
+    """Such as a redirect: what FastAPI makes of it, but without a body that only repeats the status."""
+    if status in (204, 205, 304) or detail in (None, "", responses.get(status)):
+        return Response(None, status, headers)
+    return Response(encode_json({"detail": detail}), status, headers, media_type="application/json")
 
 
 async def _answer_invalid_request(request: Request, error: Exception) -> Response:
@@ -217,7 +233,8 @@ async def _answer_invalid_request(request: Request, error: Exception) -> Respons
     found = [FieldError(_pointer(detail["loc"]), detail["type"]) for detail in error.errors()]
     invalid = InvalidRequestError("the request does not fit", errors=found)
     instance, request_id = request.url.path, current().request_id
-    return _problem(Problem.from_error(invalid, instance=instance, request_id=request_id))
+    problem = Problem.from_error(invalid, instance=instance, request_id=request_id)
+    return _problem(problem, problem_body(problem))
 
 
 def _pointer(location: Sequence[int | str]) -> str:
@@ -226,9 +243,12 @@ def _pointer(location: Sequence[int | str]) -> str:
     return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
 
 
-def _problem(problem: Problem, *, headers: Mapping[str, str] | None = None) -> Response:
+def _problem(problem: Problem, body: bytes, headers: Mapping[str, str] | None = None) -> Response:
+    """Its own headers are there unless others were raised; those of the body are always its own."""
     own = {name.decode(): value.decode() for name, value in problem_headers(problem)}
-    return Response(problem_body(problem), problem.status, headers={**(headers or {}), **own})
+    of_body = {"content-type", "content-length", "content-encoding"}
+    raised = {name: value for name, value in (headers or {}).items() if name not in of_body}
+    return Response(body, problem.status, {**own, **raised})
 
 
 # ── what the running application has ─────────────────────────────────────────────────────────────

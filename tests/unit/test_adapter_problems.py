@@ -1,0 +1,410 @@
+"""What a caller of an API is told: any status that a route raises, and of others' requests only what concerns it."""
+
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import Depends, FastAPI, HTTPException
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from structlog.testing import capture_logs
+
+from hybridkit import errors
+from hybridkit.adapters.fastapi import create_app
+from hybridkit.clients import AsgiTransport, ServiceClient
+from hybridkit.contract import Problem
+from hybridkit.errors import (
+    AccessDeniedError,
+    ConflictError,
+    DeadlineExceededError,
+    FieldError,
+    ForeignKeyError,
+    HybridkitError,
+    InvalidQueryError,
+    InvalidRequestError,
+    NotFoundError,
+    OutcomeUnknownError,
+    StaleVersionError,
+    TemporaryError,
+    UnauthenticatedError,
+    UniqueViolationError,
+)
+from hybridkit.resources import Record, Resource
+from hybridkit.settings import ServiceSettings
+from hybridkit.testing import FakeDataService
+
+type Api = Callable[[FastAPI], AbstractAsyncContextManager[httpx.AsyncClient]]
+
+INNER = "inner-secret-words"
+
+
+class Settings(ServiceSettings):
+    service_name: str = "test_service"
+
+
+@pytest.fixture
+def app() -> FastAPI:
+    return create_app(Settings, title="Test")
+
+
+@pytest.fixture(autouse=True)
+def logged() -> Generator[list[Any]]:
+    """The lines of the log: printed, a stack trace costs seconds."""
+    with capture_logs() as lines:
+        yield lines
+
+
+@asynccontextmanager
+async def serving(app: FastAPI) -> AsyncGenerator[httpx.AsyncClient]:
+    async with app.router.lifespan_context(app):
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            yield client
+
+
+def raising(app: FastAPI, error: Exception) -> list[str]:
+    """Paths that raise it: of a route, a dependency, a dependency at its end, and a mounted application."""
+
+    async def fail() -> None:
+        raise error
+
+    async def fail_behind() -> AsyncGenerator[None]:
+        yield
+        raise error
+
+    app.add_api_route("/route", fail, methods=["POST"])
+    app.add_api_route("/first", lambda: None, methods=["POST"], dependencies=[Depends(fail)])
+    app.add_api_route(
+        "/behind", lambda: None, methods=["POST"], dependencies=[Depends(fail_behind, scope="function")]
+    )
+    mounted = FastAPI()
+    mounted.add_api_route("/route", fail, methods=["POST"])
+    app.mount("/mounted", mounted)
+    return ["/route", "/first", "/behind", "/mounted/route"]
+
+
+# ── whatever status a route raises ───────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("status", [200, 201, 204, 205, 301, 302, 303, 304, 307, 308, 399])
+async def test_a_status_that_is_no_error_is_answered_without_a_problem(
+    app: FastAPI, serve_keyed: Api, status: int
+) -> None:
+    paths = raising(app, HTTPException(status, headers={"Location": "/sign-in", "X-Mine": "1"}))
+    async with serve_keyed(app) as client:
+        for path in paths:
+            for headers in ({}, {"idempotency-key": "k"}, {"idempotency-key": "k"}):
+                answer = await client.post(path, headers=headers)
+                assert (answer.status_code, answer.headers["location"]) == (status, "/sign-in")
+                assert answer.headers["x-mine"] == "1"
+                assert "problem" not in answer.headers.get("content-type", "")
+                assert status not in (204, 205, 304) or answer.content == b""
+
+
+async def test_what_is_raised_without_being_an_error_keeps_its_detail(app: FastAPI) -> None:
+    raising(app, HTTPException(202, {"left": 3}))
+    async with serving(app) as client:
+        assert (await client.post("/route")).json() == {"detail": {"left": 3}}
+
+
+@pytest.mark.parametrize(
+    "status", [400, 402, 404, 409, 410, 418, 422, 423, 428, 429, 451, 460, 499, 500, 503, 520, 599]
+)
+async def test_every_status_from_400_on_is_a_problem(app: FastAPI, serve_keyed: Api, status: int) -> None:
+    """Also one without a name, from wherever it is raised, keyed or not."""
+    paths = raising(
+        app, HTTPException(status, "as it is", headers={"Retry-After": "7", "Content-Type": "x/y"})
+    )
+    async with serve_keyed(app) as client:
+        for path in paths[:3]:
+            for headers in ({}, {"idempotency-key": "k"}, {"idempotency-key": "k"}):
+                answer = await client.post(path, headers=headers)
+                assert answer.status_code == answer.json()["status"] == status
+                assert (answer.json()["detail"], answer.headers["retry-after"]) == ("as it is", "7")
+                assert answer.headers.get_list("content-type") == ["application/problem+json"]
+                assert answer.json()["code"]
+                assert answer.json()["title"]
+
+
+@pytest.mark.parametrize("status", [99, 103, 600, 1000])
+async def test_a_status_that_no_answer_has_is_a_failure(app: FastAPI, status: int) -> None:
+    raising(app, HTTPException(status, "?"))
+    async with serving(app) as client:
+        answer = await client.post("/route")
+        assert (answer.status_code, answer.json()["code"]) == (500, "INTERNAL")
+
+
+@pytest.mark.parametrize(
+    "detail",
+    [
+        {"reason": "moved", "left": 0},
+        ["a", {"b": [None, True, 1.5]}],
+        [],
+        {},
+        0,
+        False,
+        12.5,
+        {"nested": {"deeply": {"ü": "чай"}}},
+    ],
+)
+async def test_a_detail_of_any_json_stays_json(app: FastAPI, detail: Any) -> None:
+    raising(app, HTTPException(409, detail))
+    async with serving(app) as client:
+        answer = await client.post("/route")
+        assert answer.json()["detail"] == detail
+        problem = Problem.model_validate_json(answer.content)
+        assert isinstance(problem.detail, str)
+        assert problem.code == "CONFLICT"
+
+
+@pytest.mark.parametrize(
+    ("detail", "told"),
+    [
+        (None, ""),
+        ("", ""),
+        ("Conflict", ""),
+        ("why", "why"),
+        (datetime(2026, 1, 1, tzinfo=UTC), ...),
+        (object(), ""),
+    ],
+)
+async def test_a_detail_of_no_json_leaves_the_status(app: FastAPI, detail: Any, told: Any) -> None:
+    raising(app, HTTPException(409, detail))
+    async with serving(app) as client:
+        answer = await client.post("/route")
+        assert answer.status_code == 409
+        assert told is ... or answer.json()["detail"] == told
+
+
+@pytest.mark.parametrize("name", ["WWW-Authenticate", "www-authenticate"])
+async def test_a_401_has_its_own_challenge_or_ours(app: FastAPI, name: str) -> None:
+    @app.get("/own")
+    async def own() -> None:
+        raise HTTPException(401, headers={name: 'Basic realm="shop"'})
+
+    @app.get("/ours")
+    async def ours() -> None:
+        raise HTTPException(401)
+
+    @app.get("/typed")
+    async def typed() -> None:
+        raise UnauthenticatedError("sign in")
+
+    async with serving(app) as client:
+        challenges = [
+            (await client.get(path)).headers.get_list("www-authenticate")
+            for path in ("/own", "/ours", "/typed")
+        ]
+    assert challenges == [['Basic realm="shop"'], ["Bearer"], ["Bearer"]]
+
+
+async def test_an_exception_that_is_raised_from_an_error_of_ours_is_the_one_that_is_told(
+    app: FastAPI,
+) -> None:
+    def error_of_ours() -> None:
+        raise NotFoundError(INNER)
+
+    @app.get("/loan")
+    async def loan() -> None:
+        try:
+            error_of_ours()
+        except NotFoundError as error:
+            raise HTTPException(410, "no such loan") from error
+
+    async with serving(app) as client:
+        answer = await client.get("/loan")
+        assert (answer.status_code, answer.json()["detail"]) == (410, "no such loan")
+
+
+async def test_a_validation_error_that_a_route_raises_is_a_problem(app: FastAPI) -> None:
+    paths = raising(
+        app, RequestValidationError([{"loc": ("body", "a", 0), "type": "missing", "input": INNER}])
+    )
+    async with serving(app) as client:
+        for path in paths[:3]:
+            answer = await client.post(path)
+            assert (answer.status_code, answer.json()["code"]) == (422, "VALIDATION")
+            assert [error["pointer"] for error in answer.json()["errors"]] == ["/a/0"]
+            assert INNER not in answer.text
+
+
+@pytest.mark.parametrize("error", [NotFoundError("no such loan"), ConflictError("busy"), RuntimeError(INNER)])
+async def test_what_a_mounted_application_lets_through_is_a_problem(app: FastAPI, error: Exception) -> None:
+    """Its own 500, which its framework sends before, isn't what the caller gets."""
+    raising(app, error)
+    async with serving(app) as client:
+        answer = await client.post("/mounted/route")
+        assert answer.status_code == getattr(error, "status", 500)
+        assert answer.headers["content-type"] == "application/problem+json"
+
+
+async def test_a_500_that_an_application_means_is_its_own(app: FastAPI) -> None:
+    raising(app, HTTPException(500, "our own"))
+    async with serving(app) as client:
+        assert (await client.post("/mounted/route")).json() == {"detail": "our own"}
+
+
+# ── whose mistake it was ─────────────────────────────────────────────────────────────────────────
+
+
+def every_error() -> list[type[HybridkitError]]:
+    return [getattr(errors, name) for name in errors.__all__ if name != "FieldError"]
+
+
+_NEEDED: dict[str, dict[str, Any]] = {
+    "InvalidHeaderError": {"field": INNER},
+    "PayloadTooLargeError": {"size_bytes": 2, "limit_bytes": 1},
+    "UnknownEventTypeError": {"event_type": INNER},
+    "UnknownEventVersionError": {"event_type": INNER, "version": 2, "known": 1},
+    "UnroutableError": {"exchange": INNER, "routing_key": INNER},
+    "ResponseError": {"response_status": 418},
+    "MissingExtraError": {"extra": INNER},
+}
+
+
+def made(error: type[HybridkitError]) -> HybridkitError:
+    """One that says as much as it can."""
+    given = dict(_NEEDED.get(error.__name__, {}))
+    if issubclass(error, InvalidRequestError):
+        given["errors"] = [FieldError(f"/operations/0/{INNER}", INNER, INNER)]
+    if issubclass(error, InvalidQueryError):
+        given["pointer"] = f"/{INNER}"
+    if issubclass(error, UniqueViolationError):
+        given["fields"] = ["email"]
+    return error(INNER, **given)
+
+
+def meant(error: type[HybridkitError]) -> tuple[int, str]:
+    """What it means for the caller of the caller."""
+    for known in (
+        NotFoundError,
+        StaleVersionError,
+        UniqueViolationError,
+        ForeignKeyError,
+        DeadlineExceededError,
+    ):
+        if issubclass(error, known):
+            return known.status, known.code
+    if issubclass(error, TemporaryError):
+        return 503, "UNAVAILABLE"
+    if issubclass(error, OutcomeUnknownError):
+        return 504, "OUTCOME_UNKNOWN"
+    return 500, "INTERNAL"
+
+
+@pytest.mark.parametrize("error", every_error(), ids=lambda error: error.__name__)
+async def test_an_error_of_another_request_is_told_by_what_it_means_for_this_one(
+    app: FastAPI, logged: list[Any], error: type[HybridkitError]
+) -> None:
+    """Each error that a service answers with, met by a route's client: no words and no pointers of its come through."""
+    inner = create_app(Settings, title="Inner", internal=True)
+
+    @inner.get("/fails")
+    async def fails() -> None:
+        raise made(error)
+
+    @app.post("/asks")
+    async def asks() -> None:
+        async with inner.router.lifespan_context(inner):
+            transport = AsgiTransport(inner)
+            async with ServiceClient("http://inner", service="test_service", transport=transport) as client:
+                await client.get("/fails")
+
+    async with serving(app) as client:
+        answer = await client.post("/asks", headers={"x-request-timeout": "5"})
+    # What reaches a client is the most general error with that code.
+    code = error.code if (known := errors.error_for_code(error.code)) is not None else ""
+    assert known is not None, code
+    status, told = meant(known)
+    assert (answer.status_code, answer.json()["code"]) == (status, told)
+    assert INNER not in answer.text
+    assert answer.json()["errors"] == []
+    assert status != 503 or int(answer.headers["retry-after"]) >= 1
+    assert ("email" in answer.text) is issubclass(error, UniqueViolationError)
+    assert "www-authenticate" not in answer.headers
+    if status == 500:
+        assert [line for line in logged if line["log_level"] == "error" and INNER in line.get("reason", "")]
+
+
+@pytest.mark.parametrize("error", every_error(), ids=lambda error: error.__name__)
+async def test_an_error_that_a_route_raises_is_told_as_it_says(
+    app: FastAPI, error: type[HybridkitError]
+) -> None:
+    """Its words are for the caller, except those of what failed here."""
+    raising(app, made(error))
+    async with serving(app) as client:
+        for path in ("/route", "/first", "/behind"):
+            answer = await client.post(path)
+            assert (answer.status_code, answer.json()["code"]) == (error.status, error.code)
+            assert (INNER in answer.json().get("detail", "")) is (error.status < 500)
+
+
+class NewNote(BaseModel):
+    title: str
+
+
+class Note(NewNote, Record):
+    pass
+
+
+class NoteChanges(BaseModel):
+    title: str | None = None
+
+
+NOTES = Resource("notes", record=Note, create=NewNote, update=NoteChanges)
+
+
+async def test_what_a_client_refuses_to_send_is_a_mistake_of_ours(app: FastAPI) -> None:
+    fake = FakeDataService([NOTES])
+    async with fake.postgres_client(service="test_service") as notes:
+
+        @app.post("/many")
+        async def many() -> None:
+            await notes.create_many(NOTES, [NewNote(title="a")], ids=[])
+
+        async with serving(app) as client:
+            answer = await client.post("/many")
+            assert (answer.status_code, answer.json()["code"]) == (500, "INTERNAL")
+            assert "notes" not in answer.text
+
+
+async def test_what_a_function_of_the_routes_own_raises_is_told_also_when_a_client_calls_it(
+    app: FastAPI,
+) -> None:
+    fake = FakeDataService([NOTES])
+    async with fake.postgres_client(service="test_service") as notes:
+        note = await notes.create(NOTES, NewNote(title="a"))
+
+        def change(_: Note) -> NoteChanges:
+            raise AccessDeniedError("not your note")
+
+        @app.post("/change")
+        async def modify() -> None:
+            await notes.modify(NOTES, note.id, change)
+
+        @app.post("/group")
+        async def group() -> None:
+            raise ExceptionGroup("several", [AccessDeniedError("not your note")])
+
+        async with serving(app) as client:
+            for path in ("/change", "/group"):
+                answer = await client.post(path)
+                assert (answer.status_code, answer.json()["detail"]) == (403, "not your note")
+
+
+async def test_our_own_services_are_told_the_words_as_well(app: FastAPI) -> None:
+    fake = FakeDataService([NOTES])
+    internal = create_app(Settings, title="Internal", internal=True)
+    async with fake.postgres_client(service="test_service") as notes:
+
+        @internal.post("/many")
+        async def many() -> None:
+            await notes.create_many(NOTES, [NewNote(title="a")], ids=[])
+
+        async with serving(internal) as client:
+            answer = await client.post("/many")
+            assert (answer.status_code, answer.json()["code"]) == (500, "INTERNAL")
+            assert "notes" in answer.json()["detail"]
