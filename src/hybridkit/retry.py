@@ -9,11 +9,22 @@ A policy never sleeps, reads a clock or throws dice; the caller does, so a decis
 
 import math
 from dataclasses import dataclass, replace
-from typing import Final, Self
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from email.utils import parsedate_to_datetime
+from typing import Any, Final, Self, cast
 
-from hybridkit.errors import DeclarationError, MisuseError, RejectedError, TemporaryError
+from hybridkit.errors import DeclarationError, MisuseError, RejectedError
 
-__all__ = ["Decision", "GiveUp", "Pause", "Retry", "RetryAfter"]
+__all__ = [
+    "Decision",
+    "GiveUp",
+    "Pause",
+    "Retry",
+    "RetryAfter",
+    "asked_seconds",
+    "retry_after_seconds",
+]
 
 MAX_DELAY_SECONDS: Final = 36 * 3600.0
 
@@ -99,7 +110,7 @@ class Retry:
     def decide(self, error: BaseException, *, attempt: int, jitter: float) -> Decision:
         """What to do after a failed attempt.
 
-        Where an error says when to come back (`retry_after_seconds`), the delay begins then; 36 h at most in all.
+        Where an error says when to come back (`asked_seconds`), the delay begins then; 36 h at most in all.
 
         Args:
             error: what the attempt raised.
@@ -114,7 +125,7 @@ class Retry:
             return GiveUp("permanent")
         if attempt >= self.attempts:
             return GiveUp("exhausted")
-        seconds = _asked_seconds(error) + self.bound_seconds(attempt) * jitter
+        seconds = asked_seconds(error) + self.bound_seconds(attempt) * jitter
         return RetryAfter(min(seconds, MAX_DELAY_SECONDS))
 
     def bound_seconds(self, attempt: int) -> float:
@@ -129,6 +140,67 @@ class Retry:
         return sum(self.bound_seconds(attempt) for attempt in range(1, self.attempts))
 
 
-def _asked_seconds(error: BaseException) -> float:
-    asked = error.retry_after_seconds if isinstance(error, TemporaryError) else None
-    return asked or 0.0
+def asked_seconds(error: BaseException) -> float:
+    """How long whoever has refused asks to wait, from 0 (also for nonsense) to 36 h.
+
+    It may say so in `retry_after_seconds` (hybridkit's errors), in `retry_after` (aiogram's), or by the `Retry-After`
+    of an HTTP answer, its `response` (httpx, requests) or its own `headers` (aiohttp). Of a group the longest counts.
+    """
+    if isinstance(error, BaseExceptionGroup):
+        members = cast("BaseExceptionGroup[BaseException]", error).exceptions
+        return max(map(asked_seconds, members), default=0.0)
+    said = _look(error, "retry_after_seconds"), _look(error, "retry_after"), _header(error)
+    found = (seconds for value in said if (seconds := retry_after_seconds(value)) is not None)
+    return min(max(next(found, 0.0), 0.0), MAX_DELAY_SECONDS)
+
+
+def retry_after_seconds(value: object) -> float | None:
+    """What such a value means, or None: a number or text of seconds, a time span, or an HTTP date.
+
+    https://www.rfc-editor.org/rfc/rfc9110#section-10.2.3
+    """
+    try:
+        match value:
+            case bool():
+                return None
+            case timedelta():
+                seconds = value.total_seconds()
+            case int() | float() | Decimal():
+                seconds = float(value)
+            case str():
+                seconds = _read_seconds(value)
+            case _:
+                return None
+    except OverflowError:  # an integer beyond all floats
+        return MAX_DELAY_SECONDS
+    except (ValueError, TypeError):  # no date, or one without a zone
+        return None
+    return seconds if math.isfinite(seconds) else None
+
+
+def _read_seconds(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()
+
+
+def _header(error: BaseException) -> object:
+    """The `Retry-After` of the answer that the error is about."""
+    for answer in (_look(error, "response"), error):
+        headers: Any = _look(answer, "headers")
+        for name in ("Retry-After", "retry-after"):
+            try:
+                value = headers[name]
+            except Exception:  # noqa: BLE001, S112 # nosec B112 - looked for on the chance that it is there
+                continue
+            return value
+    return None
+
+
+def _look(value: object, name: str) -> object:
+    """The attribute, or None: whatever a property of somebody else's does."""
+    try:
+        return getattr(value, name, None)
+    except Exception:  # noqa: BLE001 - it is looked for on the chance that it is there
+        return None

@@ -1,6 +1,7 @@
 """The gate: what waits while a dependency is down, and how it is found to be back."""
 
 import asyncio
+import math
 from collections.abc import Iterator, MutableMapping
 from typing import Any
 
@@ -126,7 +127,9 @@ async def test_a_gate_that_soon_shuts_again_goes_on_with_its_intervals(
     assert timers.seconds == [1, 2, 4, 1]
 
 
-@pytest.mark.parametrize(("asked", "waited"), [(0.1, 1), (30, 30), (10_000, 900), (None, 1)])
+@pytest.mark.parametrize(
+    ("asked", "waited"), [(0.1, 1), (30, 30), (10_000, 900), (None, 1), (math.nan, 1), (-5, 1)]
+)
 async def test_the_time_that_a_dependency_asks_for_is_given_once(
     gate: Gate, timers: Timers, asked: float | None, waited: float
 ) -> None:

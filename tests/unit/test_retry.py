@@ -1,11 +1,27 @@
 """Retry policies: pure decisions, tested without waiting."""
 
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+import math
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from email.utils import format_datetime
+from types import SimpleNamespace
 
-from hybridkit.errors import DeclarationError, MisuseError, NotFoundError, UnavailableError
-from hybridkit.retry import GiveUp, Pause, Retry, RetryAfter
+import httpx
+import pytest
+from aiogram.exceptions import TelegramRetryAfter
+from aiogram.methods import GetMe
+from hypothesis import example, given
+from hypothesis import strategies as st
+from multidict import CIMultiDict
+
+from hybridkit.errors import (
+    DeclarationError,
+    MisuseError,
+    NotFoundError,
+    RateLimitedError,
+    UnavailableError,
+)
+from hybridkit.retry import GiveUp, Pause, Retry, RetryAfter, asked_seconds
 
 policies = st.builds(
     lambda first, factor, attempts: Retry.exponential(
@@ -92,3 +108,93 @@ def test_an_error_that_says_when_to_come_back_is_not_asked_before(asked: float |
     error = UnavailableError("busy", retry_after_seconds=asked)
     policy = Retry.exponential(first_seconds=1)
     assert policy.decide(error, attempt=1, jitter=1.0) == RetryAfter(waited)
+
+
+class Refusal(Exception):  # noqa: N818 - not ours
+    """An error of somebody else's, with whatever attributes it has."""
+
+    def __init__(self, **attributes: object) -> None:
+        super().__init__("not now")
+        vars(self).update(attributes)
+
+
+class Moody(Refusal):
+    @property
+    def response(self) -> object:
+        raise RuntimeError("the request was never sent")
+
+
+_METHOD = GetMe()
+
+
+def _answered(**headers: str) -> httpx.HTTPStatusError:
+    request = httpx.Request("GET", "http://service")
+    return httpx.HTTPStatusError("busy", request=request, response=httpx.Response(503, headers=headers))
+
+
+@pytest.mark.parametrize(
+    ("error", "seconds"),
+    [
+        (RateLimitedError("slow down", retry_after_seconds=6), 6),
+        (TelegramRetryAfter(_METHOD, "flood control", 6), 6),
+        (_answered(**{"Retry-After": "6"}), 6),
+        (_answered(**{"retry-after": "0.5"}), 0.5),
+        (Refusal(headers=CIMultiDict({"RETRY-AFTER": "7"})), 7),  # as aiohttp has them
+        (Refusal(response=SimpleNamespace(headers={"retry-after": 8})), 8),
+        (Refusal(retry_after=timedelta(minutes=1)), 60),
+        (Refusal(retry_after=Decimal("1.5")), 1.5),
+        (Refusal(retry_after="9"), 9),
+        (ExceptionGroup("all", [OSError(), Refusal(retry_after=3), Refusal(retry_after=5)]), 5),
+        (Moody(retry_after=2), 2),
+    ],
+    ids=[
+        "ours",
+        "aiogram",
+        "httpx",
+        "httpx lower",
+        "aiohttp",
+        "requests",
+        "span",
+        "decimal",
+        "text",
+        "group",
+        "moody",
+    ],
+)
+def test_whoever_asks_for_time_is_given_it(error: Exception, seconds: float) -> None:
+    """Whichever library's error it is."""
+    assert asked_seconds(error) == seconds
+    policy = Retry.exponential(first_seconds=1)
+    assert policy.decide(error, attempt=1, jitter=0.0) == RetryAfter(seconds)
+
+
+def test_a_date_is_waited_for() -> None:
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True)
+    assert 80 < asked_seconds(_answered(**{"Retry-After": soon})) <= 90
+
+
+NONSENSE = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.text(max_size=10),
+    st.binary(max_size=3),
+    st.floats(),
+    st.integers(),
+    st.dates(),
+)
+
+
+@given(NONSENSE, NONSENSE, NONSENSE)
+@example(math.nan, None, None)
+@example(-1.0, None, None)
+@example(10**400, None, None)
+@example(None, "1" * 400, None)
+@example(None, None, "Wed, 21 Oct 9999 07:28:00 -9999")
+@example("Infinity", "-Infinity", "nan")
+def test_however_much_time_is_asked_for_it_has_bounds(one: object, other: object, third: object) -> None:
+    """A message must come again: neither at once and without end, nor never."""
+    error = Refusal(retry_after_seconds=one, retry_after=other, headers={"Retry-After": third})
+    assert 0 <= asked_seconds(error) <= 36 * 3600
+    decision = Retry.exponential(first_seconds=1).decide(error, attempt=1, jitter=0.5)
+    assert isinstance(decision, RetryAfter)
+    assert 0.5 <= decision.seconds <= 36 * 3600

@@ -1,13 +1,11 @@
 """What went wrong with one attempt: the error for the caller, and what retry and breaker need to know."""
 
-import math
-from email.utils import parsedate_to_datetime
 from typing import Final, NamedTuple
 
 from pydantic import TypeAdapter
 
 from hybridkit.clients._transport import Response
-from hybridkit.codec import now, validate_json
+from hybridkit.codec import validate_json
 from hybridkit.contract import PROBLEM_MEDIA_TYPE, Problem
 from hybridkit.errors import (
     AccessDeniedError,
@@ -20,6 +18,7 @@ from hybridkit.errors import (
     TemporaryError,
     UnavailableError,
 )
+from hybridkit.retry import retry_after_seconds
 
 __all__ = ["Failure", "failure_from"]
 
@@ -103,12 +102,5 @@ def _beginning(response: Response) -> str:
 
 def _retry_after(response: Response) -> float | None:
     """Seconds or a date (RFC 9110, section 10.2.3), between 0 and an hour; None for anything else."""
-    value = response.headers.get("retry-after", "")
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = (parsedate_to_datetime(value) - now()).total_seconds()
-        except (ValueError, TypeError):  # TypeError: a date without a zone
-            return None
-    return min(max(seconds, 0.0), MAX_RETRY_AFTER_SECONDS) if math.isfinite(seconds) else None
+    seconds = retry_after_seconds(response.headers.get("retry-after"))
+    return None if seconds is None else min(max(seconds, 0.0), MAX_RETRY_AFTER_SECONDS)

@@ -14,9 +14,10 @@ from datetime import datetime
 from typing import Final
 
 from hybridkit.codec import now
-from hybridkit.errors import HybridkitError, TemporaryError
+from hybridkit.errors import HybridkitError
 from hybridkit.messaging._bounded import Backoff
 from hybridkit.observability import get_logger, metrics, printable
+from hybridkit.retry import asked_seconds
 
 __all__ = ["Gate", "Paused"]
 
@@ -77,8 +78,7 @@ class Gate:
 
     def shut(self, error: BaseException) -> None:
         """A dependency is down. Of many who say so at the same time, the first one counts."""
-        if isinstance(error, TemporaryError) and error.retry_after_seconds is not None:
-            self._asked_seconds = min(error.retry_after_seconds, LONGEST_ASKED_SECONDS)
+        self._asked_seconds = min(asked_seconds(error), LONGEST_ASKED_SECONDS) or self._asked_seconds
         if not self.is_open:
             return
         self.paused = Paused(_words(error), now())
