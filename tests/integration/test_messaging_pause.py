@@ -240,3 +240,27 @@ async def test_a_guard_without_redis_pauses_the_consumer(
             proxy.let_pass()
             await until(lambda: len(dependency.done) == 5)
     assert sorted(dependency.done) == list(range(5))
+
+
+@pytest.mark.parametrize("order", [None, Order.SKIP], ids=["unordered", "ordered"])
+async def test_a_connection_that_is_lost_in_a_pause_makes_it_no_longer(
+    publisher: RobustPublisher,
+    connection: BrokerConnection,
+    dependency: Dependency,
+    monkeypatch: pytest.MonkeyPatch,
+    order: Order | None,
+) -> None:
+    """Those who waited can't be probes any more. If each of them cost an interval, this would take days."""
+    monkeypatch.setattr(pause_module, "LONGEST_PROBE_SECONDS", 1e9)
+    consumer = consumer_of(dependency, concurrency=24, order=order)
+    async with consumer.running(connection, publisher=publisher):
+        await publisher.publish_many(Wanted(number=number) for number in range(60))
+        await until(lambda: consumer.in_flight >= 24)
+        assert consumer.paused
+        link = await connection.link()
+        link.abort()
+        await link.lost()
+        await until(lambda: connection.is_ready)
+        dependency.is_up = True
+        await until(lambda: sorted(dependency.done) == list(range(60)))
+        await until(lambda: consumer.is_ready)

@@ -199,3 +199,48 @@ async def test_a_stop_sends_everybody_away(gate: Gate) -> None:
     gate.shut(OSError())
     assert gate.paused is None
     assert paused_metric() == 0
+
+
+async def test_who_has_nothing_to_go_on_with_is_no_probe(gate: Gate, timers: Timers) -> None:
+    """His channel has closed while he waited: the next one who can is the probe, at the same time."""
+    gate.shut(OSError())
+    stale = [asyncio.create_task(gate.turn(seconds=60, is_wanted=lambda: False)) for _ in range(5)]
+    fresh = waiting(gate)
+    await settle()
+    timers.run_out()
+    assert await fresh
+    assert await asyncio.gather(*stale) == [False] * 5
+    assert timers.seconds == [1]
+
+
+async def test_who_has_nothing_to_go_on_with_leaves_at_once(gate: Gate) -> None:
+    """He may hold a handler's place, without which the probe can't be delivered."""
+    is_open = True
+    gate.shut(OSError())
+    stale = asyncio.create_task(gate.turn(seconds=60, is_wanted=lambda: is_open))
+    fresh = waiting(gate)
+    await settle()
+    gate.sift()
+    assert not stale.done()
+    is_open = False
+    gate.sift()
+    assert not await stale
+    assert not fresh.done()
+    gate.stop()
+    await fresh
+
+
+async def test_a_turn_that_is_passed_on_costs_no_interval(gate: Gate, timers: Timers) -> None:
+    gate.shut(OSError())
+    first, second = waiting(gate), waiting(gate)
+    await settle()
+    timers.run_out()
+    assert await first
+    gate.pass_on()
+    assert await second
+    gate.pass_on()
+    assert gate.wants_one
+    assert timers.seconds == [1]
+    gate.open()
+    gate.pass_on()
+    assert not gate.wants_one

@@ -38,15 +38,24 @@ class Inbox:
         prefetch: how many deliveries may be unacknowledged.
         finished: remembers what could not be acknowledged.
         take: gets each delivery.
+        left: called when the channel has closed: what is in hand comes again.
     """
 
     def __init__(
-        self, lane: Lane, *, queue: str, prefetch: int, finished: Finished, take: Callable[[Delivery], None]
+        self,
+        lane: Lane,
+        *,
+        queue: str,
+        prefetch: int,
+        finished: Finished,
+        take: Callable[[Delivery], None],
+        left: Callable[[], None] | None = None,
     ) -> None:
         self._lane = lane
         self._queue = queue
         self._finished = finished
         self._take = take
+        self._left = left
         self._port = lane.open_port(self)
         self._acks = Acks(self._port.channel)
         self._acks_at_once = max(prefetch // PREFETCH_PER_ACK, 1)
@@ -150,6 +159,8 @@ class Inbox:
         del reason
         self._disarm()
         self._finished.add(self._last)
+        if self._left is not None:
+            self._left()
 
     def settled(self, tag: int, *, multiple: bool, accepted: bool) -> None:
         """Nothing is published here."""

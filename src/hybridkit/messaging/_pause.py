@@ -6,7 +6,6 @@ as a probe; when it doesn't run into the same wall, the gate opens for all.
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +29,14 @@ STEADY_SECONDS: Final = 60.0
 MAX_REASON_CHARS: Final = 200
 
 _log = get_logger(__name__)
+
+
+def _ignore() -> None:
+    """Nobody wants to know."""
+
+
+def _always() -> bool:
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +66,9 @@ class Gate:
         self.changed: Callable[[], None] = _ignore
         """Called whenever `paused` or `wants_one` may have changed."""
         self._name = name
-        self._waiting: deque[asyncio.Future[bool]] = deque()
+        self._waiting: dict[
+            asyncio.Future[bool], Callable[[], bool]
+        ] = {}  # who, and whether there is a reason
         self._backoff = Backoff(first_seconds=FIRST_PROBE_SECONDS, cap_seconds=LONGEST_PROBE_SECONDS)
         self._timer: asyncio.TimerHandle | None = None
         self._asked_seconds = 0.0
@@ -106,14 +115,15 @@ class Gate:
         self.paused = None
         self._release(passed=False)
 
-    async def turn(self, *, seconds: float) -> bool:
+    async def turn(self, *, seconds: float, is_wanted: Callable[[], bool] = _always) -> bool:
         """Wait until the gate is open, or until it is this caller's turn to be the probe.
 
         Args:
             seconds: how long the caller can wait.
+            is_wanted: whether there still is something to go on with; who has nothing is no probe.
 
         Returns:
-            Whether to go on; False when the time is up, or when everything stops.
+            Whether to go on; False when the time is up, when nothing is left to go on with, or when everything stops.
         """
         if self.is_open or self.is_stopped or seconds <= 0:
             return self.is_open
@@ -121,16 +131,29 @@ class Gate:
             self.wants_one = False
             return True
         place: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._waiting.append(place)
+        self._waiting[place] = is_wanted
         try:
             await asyncio.wait({place}, timeout=seconds)
         except asyncio.CancelledError:
-            self._give_back(place)
+            if self._waiting.pop(place, None) is None:
+                self.pass_on()
             raise
         if not place.done():
-            self._waiting.remove(place)
+            del self._waiting[place]
             return False
         return place.result()
+
+    def pass_on(self) -> None:
+        """Whoever was to be the probe can't be it, so somebody else is, at once."""
+        if self.paused is not None:
+            self._probe()
+
+    def sift(self) -> None:
+        """Send away who has nothing left to go on with: he may hold a place that the probe needs."""
+        for place, is_wanted in tuple(self._waiting.items()):
+            if not is_wanted():
+                del self._waiting[place]
+                place.set_result(False)
 
     @contextmanager
     def probing(self) -> Generator[None]:
@@ -155,29 +178,22 @@ class Gate:
             self._timer.cancel()
 
     def _probe(self) -> None:
+        self.sift()
         if self._waiting:
-            self._waiting.popleft().set_result(True)
+            place = next(iter(self._waiting))
+            del self._waiting[place]
+            place.set_result(True)
             return
         self.wants_one = True
         self.changed()
-
-    def _give_back(self, place: asyncio.Future[bool]) -> None:
-        """Whoever waited there is gone; was it to be the probe, then somebody else is."""
-        if place in self._waiting:
-            self._waiting.remove(place)
-        elif self.paused is not None:
-            self._probe()
 
     def _release(self, *, passed: bool) -> None:
         self._gauge.set(0)
         self.wants_one = False
         self._disarm()
-        while self._waiting:
-            self._waiting.popleft().set_result(passed)
-
-
-def _ignore() -> None:
-    """Nobody wants to know."""
+        waiting, self._waiting = self._waiting, {}
+        for place in waiting:
+            place.set_result(passed)
 
 
 def _words(error: BaseException) -> str:

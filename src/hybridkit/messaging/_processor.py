@@ -275,13 +275,19 @@ class Processor:
 
     async def _after_pause(self, work: Work) -> Verdict | Again | Hold | None:
         """One run when the gate is open again, or the run that finds out whether it can be opened."""
-        if not await self._gate.turn(seconds=self._left_seconds(work.delivery)):
+        delivery = work.delivery
+        goes_on = await self._gate.turn(
+            seconds=self._left_seconds(delivery), is_wanted=lambda: delivery.is_ours
+        )
+        if not delivery.is_ours:  # it comes again, and is no probe before
+            if goes_on:
+                self._gate.pass_on()
+            return None
+        if not goes_on:
             return None if self._gate.is_stopped else Again(SHORTEST_DELAY_SECONDS, None, work.failures)
         if self._gate.is_open:
-            return await self._once(work) if work.delivery.is_ours else None
+            return await self._once(work)
         with self._gate.probing():
-            if not work.delivery.is_ours:  # it comes again, and is no probe before
-                return None
             verdict = await self._once(work)
             if not isinstance(verdict, Hold):
                 self._gate.open()

@@ -149,7 +149,12 @@ class Subscription:
         await declare(self._topology, lane.channel)
         lane.channel.on_consumer_cancel_callbacks.add(partial(self._cancelled, lane))
         inbox = Inbox(
-            lane, queue=self._name, prefetch=self._prefetch, finished=self._finished, take=self._take
+            lane,
+            queue=self._name,
+            prefetch=self._prefetch,
+            finished=self._finished,
+            take=self._take,
+            left=self._gate.sift,
         )
         self._inboxes = [*(known for known in self._inboxes if known.is_open), inbox]
         self._starved_at = None
