@@ -631,3 +631,36 @@ async def test_a_lost_connection_is_an_error(broker: Any) -> None:
             assert inbox.is_over
             await inbox.flush()
             inbox.acknowledged = 1
+
+
+async def test_dead_letters_that_were_moved_by_other_means_run_again(
+    work: Work, letters: DeadLetters, guard: IdempotencyGuard, broker: Any
+) -> None:
+    """A shovel, or "Move messages" in RabbitMQ's interface, publishes them as they are, with all their headers."""
+    work.error = OSError("a bug")
+    async with work.running(guard):
+        for again in range(2):
+            for number in range(0 if again else 5):
+                await work.publisher.publish(Paid(number=number))
+            await in_all(letters, 5)
+            work.error = OSError("still there") if again == 0 else None
+            await move(broker, "letters.work.dlq", "letters.work", 5)
+        assert sorted(await work.done(5)) == list(range(5))
+    assert (await letters.summary()).messages == 0
+
+
+async def in_all(letters: DeadLetters, count: int) -> None:
+    async with asyncio.timeout(60):
+        while (await letters.summary()).messages < count:  # noqa: ASYNC110 - the broker has no event for it
+            await asyncio.sleep(0.05)
+
+
+async def move(broker: Any, source: str, target: str, count: int) -> None:
+    """As the shovel plugin does it."""
+    async with broker.channel() as channel:
+        queue = await channel.get_queue(source)
+        for _ in range(count):
+            message = await queue.get()
+            moved = aio_pika.Message(message.body, headers=message.headers, type=message.type)
+            await channel.default_exchange.publish(moved, routing_key=target)
+            await message.ack()

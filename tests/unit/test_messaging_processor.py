@@ -781,6 +781,29 @@ async def test_a_redriven_event_derives_what_it_derived_before(steps: Steps) -> 
     assert claims[0] == claims[1]
 
 
+@pytest.mark.parametrize("fails", [False, True], ids=["done", "fails again"])
+async def test_a_dead_letter_that_was_moved_back_is_a_redriven_one(steps: Steps, *, fails: bool) -> None:
+    """By a shovel, with all its headers: it runs, with all its attempts ahead, and can be moved again."""
+    headers = {
+        "hk_reason": "exhausted",
+        "hk_attempt": 3,
+        "hk_error": "x",
+        "hk_queue": QUEUE,
+        "tenant": "acme",
+    }
+    event = Happened(number=3)
+    for generation in (1, 2):
+        guard = FakeGuard(steps)
+        handler = failing(*[OSError()] * 9) if fails else succeed
+        moved = delivery(steps, envelope(event), headers | {"hk_generation": generation - 1})
+        await processor(steps, handler, retry=Retry.exponential(attempts=2), guard=guard).process(moved)
+        assert guard.keys == [f"{QUEUE}:tests:{event.event_id}:{generation}"]
+        if fails:
+            copy = steps.copies.pop().headers
+            assert (copy["hk_generation"], copy["hk_attempt"], copy["tenant"]) == (generation, 1, "acme")
+            assert not copy.keys() & {"hk_reason", "hk_error"}
+
+
 @pytest.mark.parametrize("answer", [Completed(None), Failed(None)], ids=["completed", "failed"])
 async def test_what_was_finished_before_is_acknowledged(steps: Steps, answer: Begin) -> None:
     async def handle(event: Happened) -> None:

@@ -27,10 +27,10 @@ from hybridkit.messaging._headers import (
     QUEUE,
     REASON,
     STACK,
-    VERSION_WAITS,
     copied_headers,
     read_count,
     read_text,
+    redriven_headers,
 )
 from hybridkit.messaging._port import Delivered
 from hybridkit.messaging._topology import (
@@ -45,10 +45,6 @@ __all__ = ["DeadLetter", "DeadLetterFilter", "DeadLetterGroup", "Groups", "read_
 
 MAX_TEXT_CHARS: Final = 16_000
 
-# What belongs to the failure and not to the event. A redriven copy starts without it: all attempts are ahead again.
-_OF_THE_FAILURE: Final = frozenset(
-    {ATTEMPT, ERROR, ERROR_TYPE, FAILED_AT, FIRST_FAILED_AT, QUEUE, REASON, STACK, VERSION_WAITS}
-)
 _DELAY_QUEUES: Final = "hk.delay."
 
 
@@ -103,14 +99,11 @@ class DeadLetter:
         """
         if self.target is None:
             raise UnroutableError("nothing says which queue it came from", exchange="", routing_key="")
-        headers = copied_headers(
-            {name: value for name, value in self.headers.items() if name not in _OF_THE_FAILURE}
-        )
         return Outgoing(
             exchange="",
             routing_key=self.target,
             body=self.body,
-            headers={**headers, GENERATION: self.generation + 1},
+            headers=copied_headers(redriven_headers(self.headers)),
             message_type=self.message_type,
             service=self.service,
             content_type=self.content_type,

@@ -27,6 +27,7 @@ from hybridkit.messaging._headers import (
     copied_headers,
     read_count,
     read_text,
+    redriven_headers,
 )
 from hybridkit.messaging._port import Delivered
 from hybridkit.messaging._topology import DEAD_LETTER_EXCHANGE, EVENT_EXCHANGE, delay_route
@@ -38,6 +39,8 @@ __all__ = ["Dead", "Delivery", "Done", "Identity", "Later", "Origin", "Verdict"]
 MAX_ERROR_CHARS: Final = 1000
 MAX_STACK_CHARS: Final = 8000
 MAX_NAME_CHARS: Final = 256
+
+_REASON: Final = REASON.encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +146,20 @@ class Delivery:
     def _properties(self) -> commands.Basic.Properties:
         return decode_properties(self._octets)
 
-    @property
+    @cached_property
     def headers(self) -> Mapping[str, Any]:
-        """The message's headers; none where they can't be decoded."""
-        return self._properties.headers or {}
+        """The message's headers; none where they can't be decoded.
+
+        A dead letter that somebody has moved back by other means, with RabbitMQ's shovel or "Move messages", has those
+        of a redriven one: it is meant to run again, with all its attempts ahead.
+        """
+        headers: Mapping[str, Any] = self._properties.headers or {}
+        return redriven_headers(headers) if self._was_dead else headers
+
+    @property
+    def _was_dead(self) -> bool:
+        # A header's name stands in the undecoded bytes as it is: where it doesn't, there is nothing to decode.
+        return _REASON in self._octets and REASON in (self._properties.headers or {})
 
     @property
     def failures(self) -> int:
@@ -164,8 +177,7 @@ class Delivery:
         return self._count(VERSION_WAITS)
 
     def _count(self, name: str) -> int:
-        # A header's name stands in the undecoded bytes as it is: where it doesn't, there is nothing to decode.
-        return read_count(self.headers, name) if name.encode() in self._octets else 0
+        return read_count(self.headers, name) if name.encode() in self._octets or self._was_dead else 0
 
     def read(self) -> EventEnvelope[Any]:
         """The envelope in the body, or the CloudEvent that the message is; parsed once.

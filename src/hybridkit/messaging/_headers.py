@@ -24,6 +24,7 @@ __all__ = [
     "copied_headers",
     "read_count",
     "read_text",
+    "redriven_headers",
 ]
 
 EVENT_ID: Final = "hk_event_id"
@@ -42,6 +43,11 @@ ERROR: Final = "hk_error"
 STACK: Final = "hk_stack"
 FIRST_FAILED_AT: Final = "hk_first_failed_at"
 FAILED_AT: Final = "hk_failed_at"
+
+# What belongs to the failure and not to the event.
+_OF_THE_FAILURE: Final = frozenset(
+    {ATTEMPT, ERROR, ERROR_TYPE, FAILED_AT, FIRST_FAILED_AT, QUEUE, REASON, STACK, VERSION_WAITS}
+)
 
 # The header frame of a message is one frame, at most 128 KiB by default; a message whose copy has more would close
 # the connection each time it is retried. https://www.rabbitmq.com/docs/configure#config-items
@@ -68,6 +74,12 @@ def copied_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
             copied[name] = value
             left -= size
     return copied
+
+
+def redriven_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a dead letter that runs again: one generation on, and without what belongs to its failure."""
+    kept = {name: value for name, value in headers.items() if name not in _OF_THE_FAILURE}
+    return {**kept, GENERATION: read_count(headers, GENERATION) + 1}
 
 
 def read_count(headers: Mapping[str, Any], name: str) -> int:
