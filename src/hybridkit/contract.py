@@ -9,9 +9,11 @@ from datetime import datetime
 from typing import Annotated, Any, Final, Literal, Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator
+from pydantic_core import PydanticSerializationError
 
-from hybridkit.codec import Timestamp, encode_json
+from hybridkit.codec import Timestamp, encode_json, field_errors
+from hybridkit.context import ContextId
 from hybridkit.errors import (
     FieldError,
     ForeignKeyError,
@@ -78,6 +80,9 @@ MAX_PAGE_BYTES: Final = 4 * 1024 * 1024
 """Of the records in one page, or in one answer to `:batch_get`; a record that is larger comes alone."""
 MAX_KEY_LENGTH: Final = 255
 MAX_TRACE_STATE_LENGTH: Final = 512
+MAX_ORDERING_KEY_LENGTH: Final = 1024
+MAX_VERSION: Final = 2**31 - 1
+_VISIBLE: Final = "^[!-~]+$"
 
 
 def quote_key(key: str) -> str:
@@ -171,25 +176,30 @@ type Operation = Annotated[
 class Emission(_Strict):
     """An event or command for the outbox, written in the same transaction as the operations.
 
+    What becomes a header or a routing key of the message is limited here, so that whatever is stored can be sent.
+
     Attributes:
+        event_type: visible ASCII.
         key: events with one key are published in commit order.
-        queue: for a command, the queue; None for an event.
+        queue: for a command, the queue, in visible ASCII; None for an event.
         not_before: when it may be published; None for at once.
+        request_id: of the request that causes it.
+        user_id: on whose behalf.
         traceparent: the trace of the request that caused it, https://www.w3.org/TR/trace-context/.
         tracestate: the same trace in its vendors' words.
     """
 
-    event_type: str = Field(min_length=1, max_length=MAX_TYPE_LENGTH)
-    version: int = Field(default=1, ge=1)
+    event_type: str = Field(min_length=1, max_length=MAX_TYPE_LENGTH, pattern=_VISIBLE)
+    version: int = Field(default=1, ge=1, le=MAX_VERSION)
     event_id: UUID
     timestamp: Timestamp
-    key: str | None = None
-    queue: str | None = Field(default=None, min_length=1, max_length=MAX_TYPE_LENGTH)
+    key: str | None = Field(default=None, max_length=MAX_ORDERING_KEY_LENGTH, pattern=r"^[^\x00]*$")
+    queue: str | None = Field(default=None, min_length=1, max_length=MAX_TYPE_LENGTH, pattern=_VISIBLE)
     not_before: Timestamp | None = None
-    request_id: str
-    user_id: str | None = None
-    traceparent: str | None = Field(default=None, max_length=128)
-    tracestate: str | None = Field(default=None, max_length=MAX_TRACE_STATE_LENGTH)
+    request_id: ContextId
+    user_id: ContextId | None = None
+    traceparent: str | None = Field(default=None, max_length=128, pattern=_VISIBLE)
+    tracestate: str | None = Field(default=None, max_length=MAX_TRACE_STATE_LENGTH, pattern=r"^[\t -~]*$")
     data: dict[str, Any]
 
     @classmethod
@@ -210,23 +220,37 @@ class Emission(_Strict):
             user_id: on whose behalf.
             not_before: when it may be published; None for at once.
             trace: `traceparent` and `tracestate`; a state that is too long is left out, as W3C allows.
+
+        Raises:
+            InvalidRequestError: no message can carry something of it, such as a key of 10,000 characters.
+            MalformedPayloadError: its data has no JSON form.
         """
         trace = trace or {}
         state = trace.get("tracestate", "")
-        return cls(
-            event_type=message.message_type,
-            version=message.message_version,
-            event_id=message.event_id,
-            timestamp=message.timestamp,
-            key=message.ordering_key if isinstance(message, Event) else None,
-            queue=message.queue if isinstance(message, Command) else None,
-            not_before=not_before,
-            request_id=request_id,
-            user_id=user_id,
-            traceparent=trace.get("traceparent"),
-            tracestate=state if 0 < len(state) <= MAX_TRACE_STATE_LENGTH else None,
-            data=message.model_dump(mode="json", by_alias=True),
-        )
+        try:
+            data = message.model_dump(mode="json", by_alias=True)
+        except PydanticSerializationError as error:
+            raise MalformedPayloadError(f"{message.message_type!r} has no JSON form: {error}") from None
+        members: dict[str, Any] = {
+            "event_type": message.message_type,
+            "version": message.message_version,
+            "event_id": message.event_id,
+            "timestamp": message.timestamp,
+            "key": message.ordering_key if isinstance(message, Event) else None,
+            "queue": message.queue if isinstance(message, Command) else None,
+            "not_before": not_before,
+            "request_id": request_id,
+            "user_id": user_id,
+            "traceparent": trace.get("traceparent"),
+            "tracestate": state if 0 < len(state) <= MAX_TRACE_STATE_LENGTH else None,
+            "data": data,
+        }
+        try:
+            return cls(**members)
+        except ValidationError as error:
+            raise InvalidRequestError(
+                f"{message.message_type!r} can't be sent", errors=field_errors(error)
+            ) from None
 
 
 class Transaction(_Strict):

@@ -168,8 +168,11 @@ class Command(Message):
         """
         if not cls.queue:
             return
-        if not _QUEUE_SYNTAX.fullmatch(cls.queue):
-            raise DeclarationError(f"{cls.__name__}: queue {cls.queue!r} is not in snake_case")
+        if not _QUEUE_SYNTAX.fullmatch(cls.queue) or len(cls.queue) > MAX_TYPE_LENGTH:
+            raise DeclarationError(
+                f"{cls.__name__}: queue {cls.queue!r} is not in snake_case,"
+                f" or has more than {MAX_TYPE_LENGTH} characters"
+            )
         _check_type(cls)
         registry.add(cls)
 

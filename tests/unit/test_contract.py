@@ -1,6 +1,7 @@
 """The HTTP contract's words: a client raises what the service raised."""
 
 import inspect
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -221,3 +222,23 @@ def test_a_client_raises_what_the_service_raised(kind: type[HybridkitError]) -> 
 def test_the_codes_of_the_contract(code: str, status: int, kind: type[HybridkitError]) -> None:
     assert (kind.code, kind.status) == (code, status)
     assert type(Problem(title="t", status=status, code=code, detail="d").to_error()) is kind
+
+
+class Keyed(Event, type="contract_test.keyed", key="name"):
+    name: str
+    thing: Any = None
+
+
+@pytest.mark.parametrize("name", ["", "a" * 1024, "Ünal Çelik", "a b\n"])
+def test_an_event_is_in_order_by_any_text_of_reasonable_length(name: str) -> None:
+    assert Emission.of(Keyed(name=name), request_id="r", user_id=None).key == name
+
+
+@pytest.mark.parametrize("name", ["a" * 1025, "a\x00b"])
+def test_an_event_that_can_not_be_stored_is_refused_where_it_is_emitted(name: str) -> None:
+    with pytest.raises(InvalidRequestError, match="can't be sent") as caught:
+        Emission.of(Keyed(name=name), request_id="r", user_id=None)
+    assert [error.pointer for error in caught.value.errors] == ["/key"]
+    assert "aaa" not in str(caught.value)
+    with pytest.raises(MalformedPayloadError, match="has no JSON form"):
+        Emission.of(Keyed(name="a", thing=object()), request_id="r", user_id=None)

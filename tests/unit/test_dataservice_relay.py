@@ -5,7 +5,8 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, MutableMapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 from uuid import UUID, uuid4
 
 import pytest
@@ -275,6 +276,21 @@ async def test_a_failing_key_stops_until_it_goes_through(
     told = [line for line in logs if line.get("event_id") == str(first.event_id)]
     assert [line["failures"] for line in told] == [1, 2, 3]
     assert {line["request_id"] for line in told} == {"the-request"}
+
+
+@pytest.mark.parametrize("field", ["request_id", "user_id"])
+@pytest.mark.parametrize("value", ["x" * 200_000, "two\r\nlines", ""])
+async def test_what_an_older_release_let_in_and_no_message_carries_is_parked(
+    outbox: MemoryOutbox, publisher: MemoryPublisher, field: str, value: str
+) -> None:
+    """With its reason, and at once: those of its key go on."""
+    first = outbox.add("a")
+    outbox.rows[first.sequence] = replace(first, **cast("Any", {field: value}))
+    behind = outbox.add("a")
+    async with Relay(outbox, publisher):
+        await until(lambda: outbox.parked and outbox.published == [behind.sequence])
+    assert f"{field} has 1 to 255 characters" in outbox.parked[first.sequence]
+    assert publisher.sent == [behind.event_id]
 
 
 @pytest.mark.parametrize(

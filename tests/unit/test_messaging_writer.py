@@ -238,6 +238,46 @@ async def test_the_window_counts_bytes_too(monkeypatch: pytest.MonkeyPatch) -> N
         assert all([await answer for answer in answers])
 
 
+# ── what no broker takes ─────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("frame_max", [4096, 131_072])
+async def test_headers_that_fit_into_no_frame_are_refused_and_harm_nobody(
+    monkeypatch: pytest.MonkeyPatch, frame_max: int
+) -> None:
+    """Sent, they would end the connection, and everything on it would be tried again for ever."""
+    async with writing(monkeypatch) as (writer, broker):
+        broker.wire.frame_max = frame_max
+        too_large = MESSAGE._replace(headers={"x-user-id": "u" * frame_max})
+        refused = writer.submit(too_large, deadline=None).answer
+        sent = submit(writer)
+        await until(lambda: broker.published == 1)
+        error = error_of(refused)
+        assert isinstance(error, PayloadTooLargeError)
+        assert error.limit_bytes == frame_max - 8
+        broker.says(Basic.Ack(1))
+        assert await sent
+        largest = frame_max - 8 - (error.size_bytes - frame_max)
+        fits = writer.submit(MESSAGE._replace(headers={"x-user-id": "u" * largest}), deadline=None).answer
+        await until(lambda: broker.published == 2)
+        broker.says(Basic.Ack(2))
+        assert await fits
+
+
+async def test_a_message_that_is_too_large_for_the_broker_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The broker closes the channel for it; the others that were sent there may be published again."""
+    async with writing(monkeypatch) as (writer, broker):
+        large = writer.submit(MESSAGE._replace(body=b"x" * 500), deadline=None).answer
+        other = submit(writer)
+        await until(lambda: broker.published == 2)
+        said = "PRECONDITION_FAILED - message size 500 is larger than configured max size 400"
+        broker.says(Channel.Close(406, said, 60, 40))
+        error = error_of(large)
+        assert isinstance(error, PayloadTooLargeError)
+        assert (error.size_bytes, error.limit_bytes) == (500, 400)
+        assert isinstance(error_of(other), OutcomeUnknownError)
+
+
 # ── ends ─────────────────────────────────────────────────────────────────────────────────────────
 
 

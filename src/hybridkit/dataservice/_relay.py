@@ -19,7 +19,13 @@ from uuid import UUID
 from hybridkit.context import RequestContext, bind
 from hybridkit.dataservice._holdings import Holdings
 from hybridkit.dataservice._outbox import Backlog, Lease, Outbox, Parked, Waiting
-from hybridkit.errors import HybridkitError, PayloadError, UnavailableError, UnroutableError
+from hybridkit.errors import (
+    HybridkitError,
+    InvalidRequestError,
+    PayloadError,
+    UnavailableError,
+    UnroutableError,
+)
 from hybridkit.observability import get_logger, in_trace, metrics
 from hybridkit.retry import Retry
 
@@ -42,6 +48,7 @@ FORGET_SECONDS: Final = 60.0
 STOP_SECONDS: Final = 5.0
 MAX_ROWS: Final = 100
 MAX_LANES: Final = 200
+MAX_LOGGED_CHARS: Final = 255
 
 _NOTHING: Final = Backlog(waiting=0, parked=0, lag_seconds=0.0)
 _BACKOFF: Final = Retry.exponential(first_seconds=0.5, cap_seconds=30.0)
@@ -209,14 +216,14 @@ class Relay:
 
     async def _publish(self, lane: str, row: Waiting, *, seconds: float) -> bool:
         """Whether the lane may go on. A row whose fate is unknown is published again, as the same event."""
-        context = RequestContext(request_id=row.request_id, user_id=row.user_id).within(seconds)
         try:
+            context = RequestContext(request_id=row.request_id, user_id=row.user_id).within(seconds)
             with bind(context), in_trace(_trace(row)):
                 async with asyncio.timeout(seconds + 1):  # the publisher keeps to the deadline, if it is ours
                     await self._publisher.publish_encoded(
                         row.body, event_type=row.event_type, event_id=row.event_id, queue=row.queue
                     )
-        except (UnroutableError, PayloadError) as error:
+        except (UnroutableError, PayloadError, InvalidRequestError) as error:  # it never could be sent
             self._park(row, error)
         except UnavailableError as error:
             self._broker.extend()
@@ -238,7 +245,7 @@ class Relay:
             "an event was not published and holds up its key",
             event_type=row.event_type,
             event_id=str(row.event_id),
-            request_id=row.request_id,
+            request_id=row.request_id[:MAX_LOGGED_CHARS],
             failures=self._pauses[lane].failures,
             reason=f"{type(error).__name__}: {error}",
             exc_info=None if expected else error,
@@ -250,7 +257,7 @@ class Relay:
             "an event can't be published and is parked",
             event_type=row.event_type,
             event_id=str(row.event_id),
-            request_id=row.request_id,
+            request_id=row.request_id[:MAX_LOGGED_CHARS],
             reason=str(error),
         )
 

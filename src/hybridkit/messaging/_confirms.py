@@ -1,13 +1,14 @@
 """What was published on one channel and has no answer yet, and what the broker's answers mean for it."""
 
 import asyncio
+import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 from uuid import uuid4
 
-from hybridkit.errors import HybridkitError, NackedError, OutcomeUnknownError
+from hybridkit.errors import HybridkitError, NackedError, OutcomeUnknownError, PayloadTooLargeError
 from hybridkit.messaging._channel import Lane
 from hybridkit.messaging._frames import Address, message_frames
 from hybridkit.messaging._port import Delivered, Port
@@ -19,6 +20,8 @@ WINDOW: Final = 1000
 """How many messages may be unanswered at a time; the broker slows down beyond that anyway."""
 WINDOW_BYTES: Final = 32 * 1024 * 1024
 """How many bytes of them; one message may be larger."""
+
+_SIZES: Final = re.compile(r"message size ([0-9]+) is larger than configured max size ([0-9]+)")
 
 _log = get_logger(__name__)
 
@@ -88,22 +91,26 @@ class Confirms:
         return self._count < WINDOW and self._bytes < WINDOW_BYTES
 
     def frames(self, publish: Publish, *, now: float) -> bytes:
-        """Number it and encode it; the caller writes it at once."""
+        """Number it and encode it; the caller writes it at once.
+
+        Raises:
+            PayloadTooLargeError: no frame holds its headers; nothing was numbered.
+        """
+        frames = message_frames(
+            publish.to,
+            publish.table,
+            publish.body,
+            message_id=self._prefix + b"%x" % (self._first + len(self._sent)),
+            channel=self.port.channel,
+            frame_max=self.port.frame_max,
+        )
         if not self._count:
             self.lane.__enter__()
-        message_id = self._prefix + b"%x" % (self._first + len(self._sent))
         publish.sent_at = now
         self._sent.append(publish)
         self._count += 1
         self._bytes += len(publish.body)
-        return message_frames(
-            publish.to,
-            publish.table,
-            publish.body,
-            message_id=message_id,
-            channel=self.port.channel,
-            frame_max=self.port.frame_max,
-        )
+        return frames
 
     def __iter__(self) -> Iterator[Publish]:
         """Those that have no answer, the oldest first."""
@@ -136,11 +143,7 @@ class Confirms:
     def closed(self, reason: str) -> None:
         """What has no answer now gets none."""
         for publish in self:
-            publish.fail(
-                OutcomeUnknownError(
-                    f"the channel closed before the broker answered {publish} ({reason}); publish it again"
-                )
-            )
+            publish.fail(_too_large(publish, reason) or _closed(publish, reason))
         self._sent.clear()
         self._count = 0
         self._told(self)
@@ -168,3 +171,24 @@ class Confirms:
             if not self._count:
                 self.lane.__exit__()
         return publish
+
+
+def _closed(publish: Publish, reason: str) -> HybridkitError:
+    return OutcomeUnknownError(
+        f"the channel closed before the broker answered {publish} ({reason}); publish it again"
+    )
+
+
+def _too_large(publish: Publish, reason: str) -> HybridkitError | None:
+    """Whether this is the message for whose size the broker has closed the channel, along with all others on it.
+
+    https://www.rabbitmq.com/docs/configure (`max_message_size`)
+    """
+    said = _SIZES.search(reason)
+    if said is None or int(said[1]) != len(publish.body):
+        return None
+    return PayloadTooLargeError(
+        f"the broker takes no message of {said[1]} bytes, but {said[2]} at most: {publish}",
+        size_bytes=int(said[1]),
+        limit_bytes=int(said[2]),
+    )

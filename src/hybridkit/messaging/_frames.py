@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from pamqp import commands, encode
 
+from hybridkit.errors import PayloadTooLargeError
 from hybridkit.observability import get_logger
 
 __all__ = [
@@ -165,6 +166,9 @@ def message_frames(
         message_id: ASCII, up to 255 bytes.
         channel: its number.
         frame_max: the largest frame that the broker takes, in bytes.
+
+    Raises:
+        PayloadTooLargeError: the content header, unlike the body, can't be cut into frames.
     """
     body_bytes = len(body)
     if 0 < body_bytes <= frame_max - FRAME_OVERHEAD:
@@ -176,6 +180,12 @@ def message_frames(
             b"",
         )
     header_bytes = _FIXED_BYTES + len(to.content_type) + len(table) + len(message_id) + len(to.tail)
+    if header_bytes > frame_max - FRAME_OVERHEAD:
+        raise PayloadTooLargeError(
+            f"the headers of {to} have {header_bytes} bytes, and have to fit into a frame of {frame_max}",
+            size_bytes=header_bytes,
+            limit_bytes=frame_max - FRAME_OVERHEAD,
+        )
     return b"".join(
         (
             HEAD.pack(METHOD, channel, len(to.method)),

@@ -467,8 +467,6 @@ class Processor:
                 else:  # a queue of the consumer's own is gone; subscribing declares it
                     delivery.give_back()
             except (TemporaryError, OutcomeUnknownError) as error:
-                if _is_too_large(message, error):
-                    return self._reject(delivery, error)
                 _log.warning("copy not published yet", exchange=message.exchange, error=str(error))
             except HybridkitError as error:
                 return self._reject(delivery, error)
@@ -510,12 +508,3 @@ class Processor:
         if found is None:  # a type that has a handler, so there are few
             found = self._meters[event_type] = Meters(self._queue, event_type)
         return found
-
-
-def _is_too_large(message: Outgoing, error: HybridkitError) -> bool:
-    """Whether the broker has closed the channel (406) because it takes no message of this size.
-
-    It did when this one was published, so its limit is lower now. Another publish on the same channel ends with the
-    same words, but for a message of another size. https://www.rabbitmq.com/docs/configure (`max_message_size`)
-    """
-    return isinstance(error, OutcomeUnknownError) and f"message size {len(message.body)} " in str(error)

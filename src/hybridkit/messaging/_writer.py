@@ -20,6 +20,7 @@ from hybridkit.errors import (
     MalformedPayloadError,
     NotConnectedError,
     OutcomeUnknownError,
+    PayloadTooLargeError,
 )
 from hybridkit.messaging._channel import Lane, SupervisedChannel
 from hybridkit.messaging._confirms import WINDOW, Confirms, Publish
@@ -164,7 +165,8 @@ class Writer:
         Returns:
             Its answer is whether a queue took it, or one of these errors: `NackedError` (the broker gave it back),
             `BlockedError` (the broker has an alarm; nothing was sent), `NotConnectedError` (nothing was sent),
-            `OutcomeUnknownError` (it was sent, and no answer came in time).
+            `OutcomeUnknownError` (it was sent, and no answer came in time), `PayloadTooLargeError` (its headers fit
+            into no frame, and nothing was sent; or the broker takes no message of this size).
 
         Raises:
             NotConnectedError: the writer is not open.
@@ -206,7 +208,10 @@ class Writer:
         while self._waiting and confirms.has_room:
             publish = self._waiting.popleft()
             if not publish.answer.done():
-                frames.append(confirms.frames(publish, now=now))
+                try:
+                    frames.append(confirms.frames(publish, now=now))
+                except PayloadTooLargeError as error:
+                    publish.fail(error)
         if frames:
             self._unfinished.add(confirms)
             confirms.port.send(b"".join(frames))

@@ -192,6 +192,47 @@ class TransactionsConformance:
             answer = await service.transact(_create(service), emit=[event])
             assert answer.status == 200, answer
 
+    async def test_an_event_that_no_message_can_carry_is_refused(self, service: ServiceUnderTest) -> None:
+        """Stored, it could never be sent; what is not refused here comes through."""
+        service.needs("events")
+        event: dict[str, Any] = {
+            "event_type": "thing.created",
+            "timestamp": format_timestamp(now()),
+            "key": service.tag,
+            "request_id": "auth0|17",
+            "user_id": "\u00dcnal \u00c7elik",
+            "data": {},
+        }
+        for wrong in (
+            {"event_type": "x" * 128},
+            {"event_type": "two\r\nlines"},
+            {"event_type": "a b"},
+            {"event_type": ""},
+            {"queue": "x" * 128},
+            {"queue": "a\tb"},
+            {"key": "k" * 1025},
+            {"key": "a\0b"},
+            {"request_id": ""},
+            {"request_id": "x" * 200_000},
+            {"request_id": "a\r\nb"},
+            {"user_id": "u" * 256},
+            {"user_id": "a\u2028b"},
+            {"traceparent": "\u00fc"},
+            {"traceparent": "0" * 129},
+            {"tracestate": "a=b\r\nc"},
+            {"tracestate": "t" * 513},
+            {"version": 0},
+            {"version": 2**31},
+            {"timestamp": "9999-12-31T23:59:59-12:00"},
+            {"not_before": "0001-01-01T00:00:00+12:00"},
+            {"event_id": "no uuid"},
+        ):
+            emitted = [{**event, "event_id": fresh_id()}, {**event, "event_id": fresh_id(), **wrong}]
+            answer = await service.transact(emit=emitted)
+            assert answer.problem == (422, "VALIDATION"), wrong
+            assert answer.pointers == [f"/emit/1/{next(iter(wrong))}"]
+        assert (await service.transact(emit=[{**event, "event_id": fresh_id()}])).status == 200
+
     async def test_a_transaction_is_limited(self, service: ServiceUnderTest) -> None:
         answer = await service.transact(*(_create(service) for _ in range(101)))
         assert answer.problem == (422, "VALIDATION")
