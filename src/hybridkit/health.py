@@ -21,6 +21,7 @@ from typing import Any, Final, Literal, Self
 
 from hybridkit.codec import encode_json
 from hybridkit.errors import DeclarationError, HybridkitError
+from hybridkit.header_fields import Fields
 from hybridkit.observability import get_logger
 
 __all__ = ["DependencyState", "Health", "HealthServer", "Probe", "Readiness", "RenderMetrics"]
@@ -317,11 +318,9 @@ def _state_to_dict(state: DependencyState) -> dict[str, Any]:
 
 
 def _accept(headers: list[bytes]) -> str:
-    for header in headers:
-        name, _, value = header.partition(b":")
-        if name.lower() == b"accept":
-            return value.strip().decode("latin-1")
-    return ""
+    pairs = (header.partition(b":") for header in headers)
+    fields = Fields((name.lower(), value.strip()) for name, _, value in pairs)
+    return fields.listed("accept") or ""
 
 
 def _metrics_response(metrics: RenderMetrics, accept: str) -> bytes:

@@ -106,6 +106,19 @@ async def test_an_export_is_every_record_in_pieces(
     assert lines == [found.body for found in read if found]
 
 
+async def test_a_piece_of_an_export_ends_by_its_bytes(
+    sales: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large records are not collected by the hundred."""
+    monkeypatch.setattr(reads, "PIECE_BYTES", 300)
+    pieces = [piece async for piece in sales.export(SALES, Query())]
+    assert sum(piece.records for piece in pieces) == 5
+    assert len(pieces) > 1
+    for piece in pieces:
+        *before_the_last, _ = piece.body.splitlines(keepends=True)
+        assert sum(map(len, before_the_last)) < 300
+
+
 async def test_a_reader_that_leaves_closes_the_cursor(
     sales: MongoStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

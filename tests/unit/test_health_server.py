@@ -64,7 +64,8 @@ async def test_metrics_come_from_the_callable_in_the_form_that_was_asked_for(ser
     assert status == 200
     assert "content-type: text/plain; version=" in head
     assert b"# HELP hybridkit_" in body
-    _, head, body = await get(server, "/metrics", "ACCEPT: application/openmetrics-text; version=1.0.0")
+    lines = ("Accept: text/html;q=0.1", "ACCEPT: application/openmetrics-text; version=1.0.0")  # one list
+    _, head, body = await get(server, "/metrics", *lines)
     assert "content-type: application/openmetrics-text" in head
     assert body.endswith(b"# EOF\n")
 

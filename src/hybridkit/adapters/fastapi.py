@@ -37,6 +37,7 @@ from hybridkit.context import current
 from hybridkit.contract import Problem
 from hybridkit.coordination import Redis
 from hybridkit.errors import FieldError, HybridkitError, InvalidRequestError, MissingExtraError
+from hybridkit.header_fields import Fields
 from hybridkit.idempotency import IdempotencyGuard
 from hybridkit.lifespan import ServiceResources
 from hybridkit.messaging import RobustPublisher
@@ -172,7 +173,7 @@ def _add_routes(app: FastAPI) -> None:
         return _json(readiness.status_code, readiness.to_dict())
 
     async def metrics(request: Request) -> Response:
-        body, content_type = render_metrics(request.headers.get("accept", ""))
+        body, content_type = render_metrics(Fields(request.scope["headers"]).listed("accept") or "")
         return Response(body, headers={"content-type": content_type})
 
     app.add_route("/health", health, include_in_schema=False)

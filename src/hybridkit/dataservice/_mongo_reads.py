@@ -29,7 +29,9 @@ from hybridkit.queries import Query
 __all__ = ["MongoReader"]
 
 PIECE_RECORDS: Final = 500
-"""Records in a piece of an export."""
+"""Records in a piece of an export, at most."""
+PIECE_BYTES: Final = 256 * 1024
+"""Where a piece ends; it is longer by what its last record is."""
 CLOSE_SECONDS: Final = 1.0
 
 
@@ -124,11 +126,10 @@ class MongoReader:
         try:
             while True:
                 with bounded(seconds), meaning(read_error):
-                    found = await cursor.to_list(PIECE_RECORDS)
-                if not found:
+                    lines = await _lines(cursor, collection, query.select)
+                if not lines:
                     return
-                lines = [encode_json(collection.document(stored, query.select)) for stored in found]
-                yield Lines(b"\n".join([*lines, b""]), len(found))
+                yield Lines(b"".join(lines), len(lines))
         finally:
             await _close(cursor)
 
@@ -148,15 +149,20 @@ class MongoReader:
             cursor = await self._documents(collection).aggregate(
                 [{"$match": LIVE}, *stages, {"$limit": MAX_DOCUMENTS + 1}], allowDiskUse=True
             )
-            found = await cursor.to_list()
-        body = b"" if len(found) > MAX_DOCUMENTS else encode_json(from_bson(found))
-        if len(found) > MAX_DOCUMENTS or len(body) > MAX_RESULT_BYTES:
-            raise InvalidQueryError(
-                f"the pipeline comes to more than {MAX_DOCUMENTS} documents or {MAX_RESULT_BYTES} bytes;"
-                " end it with $limit",
-                pointer="/pipeline",
-            )
-        return body
+            found, size_bytes = list[bytes](), 0
+            try:
+                async for result in cursor:
+                    found.append(encode_json(from_bson(result)))
+                    size_bytes += len(found[-1]) + 1
+                    if len(found) > MAX_DOCUMENTS or size_bytes > MAX_RESULT_BYTES:
+                        raise InvalidQueryError(
+                            f"the pipeline comes to more than {MAX_DOCUMENTS} documents or {MAX_RESULT_BYTES} bytes;"
+                            " end it with $limit",
+                            pointer="/pipeline",
+                        )
+            finally:
+                await _close(cursor)
+        return b"[%b]" % b",".join(found)
 
     async def ask(self, work: CallWork) -> bytes:
         """Run a service's own call that changes nothing; it is given PyMongo's `AsyncDatabase`."""
@@ -183,6 +189,21 @@ def _at(stored: StoredDocument, collection: ResourceCollection, name: str) -> An
     for part in path:
         value = cast("dict[str, Any]", value).get(part) if isinstance(value, dict) else None
     return value
+
+
+async def _lines(
+    cursor: AsyncCommandCursor[StoredDocument], collection: ResourceCollection, select: Sequence[str]
+) -> list[bytes]:
+    """The next records as lines of JSON: so many of them, or so many bytes."""
+    lines: list[bytes] = []
+    size_bytes = 0
+    while len(lines) < PIECE_RECORDS and size_bytes < PIECE_BYTES:
+        stored = await anext(cursor, None)
+        if stored is None:
+            break
+        lines.append(encode_json(collection.document(stored, select)) + b"\n")
+        size_bytes += len(lines[-1])
+    return lines
 
 
 async def _close(cursor: AsyncCommandCursor[StoredDocument] | AsyncCursor[StoredDocument]) -> None:
