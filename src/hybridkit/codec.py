@@ -27,6 +27,7 @@ __all__ = [
     "encode_json",
     "field_errors",
     "format_timestamp",
+    "in_utc",
     "now",
     "truncate_timestamp",
     "validate_json",
@@ -53,15 +54,22 @@ def truncate_timestamp(moment: datetime) -> datetime:
     Raises:
         ValueError: the moment falls outside the years 1 to 9999 once it is in UTC.
     """
-    offset = moment.utcoffset()
-    if not offset:  # naive, or UTC under another name
-        moment = moment.replace(tzinfo=UTC)
-    else:
-        try:
-            moment = moment.astimezone(UTC)
-        except OverflowError:
-            raise ValueError("timestamp is out of range in UTC") from None
+    moment = in_utc(moment)
     return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+
+
+def in_utc(moment: datetime) -> datetime:
+    """That moment in UTC, as exact as it is; a naive one is taken as UTC.
+
+    Raises:
+        ValueError: the moment falls outside the years 1 to 9999 once it is in UTC.
+    """
+    if not moment.utcoffset():  # naive, or UTC under another name
+        return moment.replace(tzinfo=UTC)
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("timestamp is out of range in UTC") from None
 
 
 def format_timestamp(moment: datetime) -> str:

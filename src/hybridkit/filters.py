@@ -8,18 +8,34 @@ The tree has one JSON form, `{"and": [{"eq": ["is_active", true]}, …]}`, and o
 grammar of PostgREST: `is_active=eq.true&email=not.like.*@example.com`. `hybridkit.queries` reads and writes both.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
 from enum import Enum
-from typing import Any, Final, Literal, cast, get_args
+from math import isfinite
+from types import UnionType
+from typing import (
+    Annotated,
+    Any,
+    Final,
+    Literal,
+    TypeAliasType,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+)
 
 import orjson
-from pydantic import TypeAdapter, ValidationError
+from pydantic import AfterValidator, PlainValidator, TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError, from_json
 
-from hybridkit.codec import encode_json
+from hybridkit.codec import encode_json, in_utc, truncate_timestamp
 from hybridkit.errors import InvalidQueryError
 
-__all__ = ["And", "Compare", "Field", "Filter", "Not", "Operator", "Or"]
+__all__ = ["And", "Compare", "Field", "Filter", "Not", "Operator", "Or", "operand_type"]
 
 type Operator = Literal["eq", "neq", "gt", "gte", "lt", "lte", "in", "like", "ilike", "is"]
 type Filter = Compare | And | Or | Not
@@ -58,8 +74,9 @@ class Compare(_Combinable):
     Attributes:
         field: a declared field, or a dotted path into it.
         operator: `eq neq gt gte lt lte in like ilike is`.
-        value: of the field's type; a tuple for `in`; None, True or False for `is`; for `like` and `ilike` a pattern
-            with `%` (any run of characters), `_` (any one) and a backslash before a literal one.
+        value: of the field's type, but any finite number for a number, and a moment as exact as it was given; a tuple
+            for `in`; None, True or False for `is`; for `like` and `ilike` a pattern with `%` (any run of characters),
+            `_` (any one) and a backslash before a literal one.
     """
 
     field: str
@@ -212,12 +229,87 @@ class Field:
         return InvalidQueryError(f"{self.name}: {reason}", pointer=pointer)
 
 
+# ── what a field is compared with ────────────────────────────────────────────────────────────────
+
+
+def operand_type(annotation: Any) -> Any:
+    """The type of what a field of that type is compared with: its own, but for what would change the question.
+
+    A moment isn't cut to the milliseconds that a store keeps, and a number may be one that the field can't hold: all
+    integers are less than 3.5 or more, and of an amount that is at least 0 one may ask whether it is above -1.
+    """
+    plain, metadata = _unwrapped(annotation)
+    members = get_args(plain) if get_origin(plain) in (Union, UnionType) else (plain,)
+    kinds = {_unwrapped(member)[0] for member in members} - {type(None)}
+    if kinds == {float}:
+        return Annotated[Any, PlainValidator(_float)]
+    if kinds and kinds <= {int, float, Decimal}:
+        return Annotated[Any, PlainValidator(_number)]
+    exact = [AfterValidator(in_utc) if _truncates(each) else each for each in metadata]
+    return _annotated(plain, exact)
+
+
+def _unwrapped(annotation: Any) -> tuple[Any, Sequence[Any]]:
+    """A type without its annotations and names, and the annotations, innermost first."""
+    metadata: tuple[Any, ...] = ()
+    while True:
+        if isinstance(annotation, TypeAliasType):
+            annotation = annotation.__value__
+        elif get_origin(annotation) is Annotated:
+            annotation, *outer = get_args(annotation)
+            metadata = (*outer, *metadata)
+        else:
+            return annotation, metadata
+
+
+def _annotated(plain: Any, metadata: Sequence[Any]) -> Any:
+    return Annotated[plain, *metadata] if metadata else plain
+
+
+def _truncates(annotation: object) -> bool:
+    return isinstance(annotation, AfterValidator) and annotation.func is truncate_timestamp
+
+
+def _number(value: object) -> int | Decimal:
+    """A finite number, exact."""
+    match value:
+        case bool():
+            pass
+        case int():
+            return value
+        case float() if isfinite(value):
+            return Decimal(repr(value))
+        case Decimal() if value.is_finite():
+            return value
+        case str() if _NUMBER.fullmatch(value):
+            return int(value) if _WHOLE.fullmatch(value) else Decimal(value)
+        case _:
+            pass
+    raise PydanticCustomError("finite_number", "a finite number is expected")
+
+
+def _float(value: object) -> int | float | Decimal:
+    """A finite number as a float, or as it is where no float is as large."""
+    number = _number(value)
+    try:
+        found = float(number)
+    except OverflowError:
+        return number
+    return found if isfinite(found) else number
+
+
+_NUMBER: Final = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,9})?\s*", re.ASCII)
+_WHOLE: Final = re.compile(r"\s*[+-]?[0-9]{1,400}\s*", re.ASCII)
+
+
 def json_scalar(text: str) -> Any:
     """A path into a document has no declared type: what reads as a JSON scalar is one, the rest is text."""
     try:
-        value = orjson.loads(text)
-    except orjson.JSONDecodeError:
+        value = from_json(text)
+    except ValueError:
         return text
+    if isinstance(value, float) and not isfinite(value):
+        return _number(text) if _NUMBER.fullmatch(text) else text
     return text if isinstance(value, dict | list) or value is None else value
 
 
@@ -229,9 +321,11 @@ def pattern_tokens(pattern: str) -> Iterator[str]:
 
 
 def wire_value(value: Any) -> Any:
-    """A filter value as JSON has it."""
+    """A filter value as JSON has it, and as exact as it is."""
     if isinstance(value, tuple):
         return [wire_value(item) for item in cast("tuple[Any, ...]", value)]
+    if isinstance(value, datetime):
+        return f"{in_utc(value).replace(tzinfo=None).isoformat()}Z"
     if value is None or (isinstance(value, bool | int | float | str) and not isinstance(value, Enum)):
         return value
     return orjson.loads(encode_json(value))

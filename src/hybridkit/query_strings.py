@@ -11,10 +11,10 @@ https://docs.postgrest.org/en/stable/references/api/tables_views.html#operators
 """
 
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any, Final, assert_never, cast
 
-import orjson
-
+from hybridkit.codec import encode_json
 from hybridkit.errors import InvalidQueryError
 from hybridkit.filters import (
     MAX_PARSE_DEPTH,
@@ -119,10 +119,12 @@ def _quoted(text: str) -> str:
 
 def _text(field: str, value: Any) -> str:
     """A filter value as a URL has it; text that would read as another JSON scalar keeps its quotes in a path."""
+    if isinstance(value, Decimal) and "." in field:
+        return str(value)  # a number, which in JSON would be a text
     wire = wire_value(value)
     if isinstance(wire, str) and ("." not in field or json_scalar(wire) is wire):
         return wire
-    return orjson.dumps(wire).decode()
+    return encode_json(wire).decode()
 
 
 class _Parser:

@@ -31,6 +31,7 @@ from typing_extensions import TypeVar
 from hybridkit.codec import Timestamp
 from hybridkit.errors import DeclarationError, InvalidQueryError
 from hybridkit.filters import Field as FilterField
+from hybridkit.filters import operand_type
 from hybridkit.injection import bare_type
 
 __all__ = ["Call", "Record", "Resource"]
@@ -139,7 +140,7 @@ class Resource[RecordT: Record[Any], CreateT: BaseModel, UpdateT: BaseModel]:
                 f"{self.name} can't be filtered by {path[:100]!r}, only by {sorted({'id', *self.filterable})}",
                 pointer=pointer,
             )
-        return FilterField(path, _adapter(self.record, path))
+        return FilterField(path, _operand_adapter(self.record, path))
 
     @property
     def path(self) -> str:
@@ -189,15 +190,25 @@ def _number(record: type[Record[Any]], name: str) -> type[int | float | Decimal]
 @cache
 def _adapter(record: type[Record[Any]], path: str) -> TypeAdapter[Any]:
     """The type of that field without its null; anything, for a path into a document."""
+    return TypeAdapter(_annotation(record, path))
+
+
+@cache
+def _operand_adapter(record: type[Record[Any]], path: str) -> TypeAdapter[Any]:
+    """The type of what that field is compared with."""
+    return TypeAdapter(operand_type(_annotation(record, path)))
+
+
+def _annotation(record: type[Record[Any]], path: str) -> Any:
     head, dot, _ = path.partition(".")
     info = record.model_fields[head]
     if dot:
-        return TypeAdapter(Any)
+        return Any
     annotation: Any = info.annotation
     members = [member for member in get_args(annotation) if member is not type(None)]
     if isinstance(annotation, UnionType) or get_origin(annotation) is Union:
         annotation = Union[tuple(members)]  # noqa: UP007 - built from a list
-    return TypeAdapter(Annotated[annotation, *info.metadata] if info.metadata else annotation)
+    return Annotated[annotation, *info.metadata] if info.metadata else annotation
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

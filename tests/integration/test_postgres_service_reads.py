@@ -30,7 +30,6 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB, REAL
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from hybridkit.aggregations import Aggregation, Function, average, count, distinct, largest, smallest, total
@@ -43,7 +42,13 @@ from hybridkit.dataservice._postgres_database import Database, Session
 from hybridkit.dataservice._postgres_migrations import migrating_connection
 from hybridkit.dataservice._postgres_reads import PostgresReader
 from hybridkit.dataservice._postgres_table import ResourceTable
-from hybridkit.errors import AnswerTooLargeError, InvalidQueryError, NotSupportedError, OverloadedError
+from hybridkit.errors import (
+    AnswerTooLargeError,
+    InvalidQueryError,
+    MisuseError,
+    NotSupportedError,
+    OverloadedError,
+)
 from hybridkit.filters import Compare
 from hybridkit.queries import Query
 from hybridkit.resources import Record, Resource
@@ -515,8 +520,7 @@ async def test_exports_leave_connections_for_others(postgres_url: str, things: R
 
 
 async def test_an_export_of_what_cannot_be_compared_is_refused(things: Reading) -> None:
-    with pytest.raises(InvalidQueryError):
-        await things.exported(THINGS, Query(where=Compare("number", "eq", 10**30)))
+    assert await things.exported(THINGS, Query(where=Compare("number", "eq", 10**30))) == b""
     with pytest.raises(InvalidQueryError):
         await things.exported(THINGS, Query(where=Compare("name", "eq", "\0")))
 
@@ -536,6 +540,6 @@ async def test_a_call_that_asks_can_change_nothing(things: Reading) -> None:
         return CallAnswer(b"")
 
     assert await things.reader.ask(names) == b'["a"]'
-    with pytest.raises(DBAPIError, match="read-only"):
+    with pytest.raises(MisuseError, match="only reads"):
         await things.reader.ask(change)
     assert repr(things.reader) == "PostgresReader(['odds', 'things'])"

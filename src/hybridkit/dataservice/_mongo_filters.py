@@ -11,6 +11,7 @@ from typing import Any, Final, assert_never
 from pydantic import TypeAdapter, ValidationError
 
 from hybridkit.dataservice._mongo_collection import ResourceCollection, stored_name
+from hybridkit.dataservice._mongo_steps import storable
 from hybridkit.dataservice._mongo_values import to_bson
 from hybridkit.errors import PageTokenError
 from hybridkit.filters import And, Compare, Filter, Not, Or, pattern_tokens
@@ -28,6 +29,8 @@ _NOTHING: Final[Clause] = {"_id": {"$in": []}}
 def condition(where: Filter, *, negated: bool = False) -> Clause:
     """The filter as a condition, or its opposite."""
     match where:
+        case Compare() if (asked := storable(where)) is not where:
+            return condition(asked, negated=negated)
         case Compare():
             return _refuted(where) if negated else _compared(where)
         case And() | Or():

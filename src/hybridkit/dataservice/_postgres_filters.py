@@ -4,15 +4,17 @@ What a caller sends is only ever a bound value; what is written into the text co
 """
 
 from collections.abc import Sequence
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any, Final, Literal, assert_never
 
-import orjson
 from sqlalchemy import ColumnElement, TextClause, bindparam, text
 from sqlalchemy.types import NullType, UserDefinedType
 
+from hybridkit.codec import encode_json
 from hybridkit.dataservice._postgres_errors import UNTAKEN
 from hybridkit.dataservice._postgres_printing import literal
+from hybridkit.dataservice._postgres_steps import Steps, steps_of
 from hybridkit.dataservice._postgres_table import ResourceTable
 from hybridkit.dataservice._postgres_types import DIALECT, MAX_PARAMETERS, document_depth, is_scalar
 from hybridkit.dataservice._postgres_values import in_texts
@@ -23,6 +25,7 @@ from hybridkit.queries import Query
 __all__ = ["Arguments", "Operand", "Ordering", "condition", "operand", "write_condition"]
 
 _COMPARISONS: Final = {"eq": "=", "neq": "<>", "gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
+_STEPPED: Final = frozenset({*_COMPARISONS, "in"})
 
 
 class Arguments:
@@ -92,6 +95,8 @@ def _joined(word: str, parts: Sequence[str], nothing: str) -> str:
 
 def _compare(left: "Operand", compare: Compare, arguments: Arguments) -> str:
     value = compare.value
+    if compare.operator in _STEPPED and (steps := left.steps(value)):
+        return steps.compared(left.sql, compare.operator, value, arguments.add)
     match compare.operator:
         case "eq" | "neq":
             return f"{left.sql} {_COMPARISONS[compare.operator]} {left.place(value, arguments)}"
@@ -166,6 +171,12 @@ class Operand:
     def is_nullable(self) -> bool:
         """Whether there may be no value."""
         return self.is_path or bool(self.column.nullable)
+
+    def steps(self, value: Any) -> Steps | None:
+        """The steps of the column, for values like that one or the first of these; None where it has none."""
+        if self.is_path or value == ():
+            return None
+        return steps_of(self.column.type, value[0] if isinstance(value, tuple) else value)
 
     def place(self, value: Any, arguments: Arguments) -> str:
         """The right side."""
@@ -270,7 +281,7 @@ def _beyond(left: str, value: str | None, *, descending: bool) -> str:
 
 
 def _json(value: Any) -> str:
-    return orjson.dumps(value, default=str).decode()
+    return str(value) if isinstance(value, Decimal) else encode_json(value).decode()
 
 
 def _array(keys: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from decimal import Decimal
 from enum import Enum
 from functools import cmp_to_key
@@ -10,6 +11,7 @@ from typing import Any, Final, assert_never, cast
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
+from hybridkit.codec import truncate_timestamp
 from hybridkit.dataservice._operations import AnyResource
 from hybridkit.errors import InvalidQueryError, PageTokenError
 from hybridkit.filters import And, Compare, Filter, Not, Or, pattern_tokens
@@ -25,6 +27,8 @@ def value_at(values: Values, path: str) -> Any:
     found: Any = values
     for name in path.split("."):
         found = cast("Values", found).get(name) if isinstance(found, Mapping) else None
+    if isinstance(found, datetime):
+        return truncate_timestamp(found)  # as it is shown
     return found.value if isinstance(found, Enum) else found
 
 

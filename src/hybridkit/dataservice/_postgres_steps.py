@@ -1,0 +1,247 @@
+"""Comparing with values that a column doesn't have: between its steps, or beyond its ends.
+
+An integer column has whole numbers of 64 bits; a moment is kept to the microsecond and shown to the millisecond; what
+SQL has put there may lie beyond the years that are shown. A value that is asked for is put between two steps of what a
+reader sees, so that all integers are less than 3.5, and nothing is later than the moment that was shown. The column
+stands alone on its side of each comparison, as an index wants it.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import MAX_EMAX, MIN_EMIN, ROUND_FLOOR, Context, Decimal
+from enum import Enum
+from functools import partial
+from math import inf
+from typing import Any, Final
+
+from sqlalchemy import REAL, Date, DateTime, Float, Integer, Numeric, Time
+from sqlalchemy.types import TypeEngine
+
+from hybridkit.codec import in_utc
+from hybridkit.dataservice._postgres_types import DIALECT
+
+__all__ = ["Step", "Steps", "steps_of"]
+
+FIRST_MOMENT: Final = datetime(1, 1, 1, tzinfo=UTC)
+LAST_MOMENT: Final = datetime(9999, 12, 31, 23, 59, 59, 999000, tzinfo=UTC)
+MILLISECOND: Final = timedelta(milliseconds=1)
+DAY: Final = timedelta(days=1)
+MIN_INTEGER: Final = -(2**63)
+MAX_INTEGER: Final = 2**63 - 1
+MAX_REAL: Final = 3.4028234663852886e38
+MAX_NUMERIC_DIGITS: Final = 131_072
+"""Before the point; behind it there are at most so many:"""
+MAX_NUMERIC_SCALE: Final = 16_383
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """Where a value lies: at a step of what is shown, or between it and the next one.
+
+    Attributes:
+        point: the value, if it is at the step; None between two.
+        start: the least kept value that is shown as this step; None where there is no other before it.
+        end: the least kept value that is shown as a later one, or with `closed` the last that isn't; None where there
+            is no other after it.
+        closed: whether `end` still belongs to the step.
+        before_all: it lies before every step.
+    """
+
+    point: Any = None
+    start: Any = None
+    end: Any = None
+    closed: bool = False
+    before_all: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """The steps of a column.
+
+    Attributes:
+        find: the step of a value.
+        place: SQL for the value that is compared with, or with `[]` for several; the column's own type, or another one.
+        left: SQL for the column as it is compared.
+        shown: SQL for what is shown of it, to look it up in a list.
+    """
+
+    find: Callable[[Any], Step]
+    place: str = "{0}"
+    left: str = "{0}"
+    shown: str = "{0}"
+
+    def compared(self, column: str, operator: str, value: Any, add: Callable[[Any], str]) -> str:
+        """The condition; it has no answer where the column has no value, as any of SQL's.
+
+        Args:
+            column: SQL.
+            operator: `eq neq gt gte lt lte`, or `in` with several values.
+            value: that is asked for.
+            add: from a value to its place among the statement's arguments.
+        """
+        left = self.left.format(column)
+        if operator == "in":
+            points = [point for each in value if (point := self.find(each).point) is not None]
+            shown = self.shown.format(column)
+            return f"{shown} = ANY({self._cast(add(points), '[]')})" if points else f"{left} <> {left}"
+        step = self.find(value)
+        match operator:
+            case "eq" | "neq" if step.closed and step.point is not None and step.point == step.start:
+                return f"{left} {'=' if operator == 'eq' else '<>'} {self._cast(add(step.point))}"
+            case "eq" if step.point is not None:
+                return f"({self._from(left, step, add)} AND {self._until(left, step, add)})"
+            case "neq" if step.point is not None:
+                return f"({self._before(left, step, add)} OR {self._after(left, step, add)})"
+            case "eq" | "neq":
+                return f"{left} {'<>' if operator == 'eq' else '='} {left}"
+            case "gte" if step.point is not None:
+                return self._from(left, step, add)
+            case "lt" if step.point is not None:
+                return self._before(left, step, add)
+            case "gt" | "gte":
+                return self._after(left, step, add)
+            case _:
+                return self._until(left, step, add)
+
+    def _from(self, left: str, step: Step, add: Callable[[Any], str]) -> str:
+        return f"{left} = {left}" if step.start is None else f"{left} >= {self._cast(add(step.start))}"
+
+    def _before(self, left: str, step: Step, add: Callable[[Any], str]) -> str:
+        return f"{left} <> {left}" if step.start is None else f"{left} < {self._cast(add(step.start))}"
+
+    def _until(self, left: str, step: Step, add: Callable[[Any], str]) -> str:
+        if step.end is None:
+            return f"{left} {'<>' if step.before_all else '='} {left}"
+        return f"{left} {'<=' if step.closed else '<'} {self._cast(add(step.end))}"
+
+    def _after(self, left: str, step: Step, add: Callable[[Any], str]) -> str:
+        if step.end is None:
+            return f"{left} {'=' if step.before_all else '<>'} {left}"
+        return f"{left} {'>' if step.closed else '>='} {self._cast(add(step.end))}"
+
+    def _cast(self, place: str, several: str = "") -> str:
+        return self.place.format(place, several)
+
+
+def steps_of(kind: TypeEngine[Any], value: Any) -> Steps | None:
+    """The steps of a column for a value like that; None where it is simply compared.
+
+    Args:
+        kind: the column's type; one of somebody else's making has its own ways.
+        value: that is asked for, or one of several.
+    """
+    if not type(kind).__module__.startswith("sqlalchemy.") or isinstance(value, Enum | bool):
+        return None
+    match kind.dialect_impl(DIALECT), value:
+        case (Integer(), int() | float() | Decimal()):
+            return _INTEGERS
+        case (Float() as own, int() | float() | Decimal()) if not own.asdecimal:
+            return _REALS if isinstance(kind, REAL) or (own.precision or 53) <= 24 else _FLOATS
+        case (Numeric() as own, int() | float() | Decimal()):
+            return _NUMERICS if own.asdecimal else _NUMERIC_FLOATS
+        case (DateTime() as own, datetime()):
+            return _MOMENTS if own.timezone else _LOCAL_MOMENTS
+        case (Date(), date()) if not isinstance(value, datetime):
+            return _DAYS
+        case (Time() as own, time()) if not own.timezone and value.tzinfo is None:
+            return _TIMES
+        case _:
+            return None
+
+
+def _point(value: Any, *, is_last: bool = False) -> Step:
+    """A value that a column can have; the last one stands for what lies beyond too."""
+    return Step(point=value, start=value, end=None if is_last else value, closed=not is_last)
+
+
+def _after(value: Any) -> Step:
+    """Between that value and the next one."""
+    return Step(end=value, closed=True)
+
+
+def _integer(value: Any) -> Step:
+    if value > MAX_INTEGER:
+        return Step()
+    if value < MIN_INTEGER:
+        return Step(before_all=True)
+    floor = int(value) - (int(value) > value)
+    return _point(floor) if floor == value else _after(floor)
+
+
+def _float(value: Any, *, largest: float = sys.float_info.max) -> Step:
+    """The nearest float is meant, as the text of each float stands for itself."""
+    try:
+        found = float(value)
+    except OverflowError:
+        found = inf if value > 0 else -inf
+    if found > largest:
+        return Step(end=inf)  # SQL may have put an infinity there
+    return _after(-inf) if found < -largest else _point(found)
+
+
+def _numeric(value: Any) -> Step:
+    number = Decimal(repr(value)) if isinstance(value, float) else Decimal(value)
+    if number and number.adjusted() >= MAX_NUMERIC_DIGITS:
+        return Step() if number > 0 else Step(before_all=True)
+    floor = number.quantize(_SMALLEST, context=_EXACT) if number.adjusted() < 0 else number
+    if number.is_zero() or floor == number:
+        return _point(number or Decimal(0))
+    return _after(floor)
+
+
+_EXACT: Final = Context(prec=2 * MAX_NUMERIC_SCALE, rounding=ROUND_FLOOR, Emax=MAX_EMAX, Emin=MIN_EMIN)
+_SMALLEST: Final = Decimal((0, (1,), -MAX_NUMERIC_SCALE))
+
+
+def _moment(value: datetime, *, with_zone: bool) -> Step:
+    moment = in_utc(value)
+    floor = moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+    zone = UTC if with_zone else None
+    is_last = floor == LAST_MOMENT
+    return Step(
+        point=floor.replace(tzinfo=zone) if floor == moment else None,
+        start=None if floor == FIRST_MOMENT else floor.replace(tzinfo=zone),
+        end=None if is_last else (floor + MILLISECOND).replace(tzinfo=zone),
+    )
+
+
+def _day(value: date) -> Step:
+    """As texts, since the driver takes the first and the last day for infinities."""
+    following = None if value == date.max else (value + DAY).isoformat()
+    day = value.isoformat()
+    return Step(point=day, start=None if value == date.min else day, end=following)
+
+
+def _time(value: time) -> Step:
+    return _point(value, is_last=value == time.max)  # `24:00` is shown as this one
+
+
+def _shown(first: str, last: str) -> str:
+    return f"CASE WHEN {{0}} IS NOT NULL THEN LEAST(GREATEST({{0}}, {first}), {last}) END"
+
+
+def _moments(*, with_zone: bool) -> Steps:
+    kind = "timestamptz" if with_zone else "timestamp"
+    zone = UTC if with_zone else None
+    second, last = (FIRST_MOMENT + MILLISECOND).replace(tzinfo=zone), LAST_MOMENT.replace(tzinfo=zone)
+    # The driver takes the first moment for an infinity.
+    shown = (
+        f"CASE WHEN {{0}} < {kind} '{second}' THEN {kind} '-infinity'"
+        f" WHEN {{0}} >= {kind} '{last}' THEN {kind} '{last}' ELSE date_trunc('milliseconds', {{0}}) END"
+    )
+    return Steps(partial(_moment, with_zone=with_zone), shown=shown)
+
+
+_INTEGERS: Final = Steps(_integer, "CAST({0} AS bigint{1})")
+_FLOATS: Final = Steps(_float)
+_REALS: Final = Steps(partial(_float, largest=MAX_REAL))
+_NUMERICS: Final = Steps(_numeric, "CAST({0} AS numeric{1})")
+_NUMERIC_FLOATS: Final = Steps(_float, "CAST({0} AS float8{1})", "CAST({0} AS float8)", "CAST({0} AS float8)")
+_MOMENTS: Final = _moments(with_zone=True)
+_LOCAL_MOMENTS: Final = _moments(with_zone=False)
+_DAYS: Final = Steps(
+    _day, "CAST(CAST({0} AS text{1}) AS date{1})", shown=_shown("date '0001-01-01'", "date '9999-12-31'")
+)
+_TIMES: Final = Steps(_time, shown=_shown("time '00:00'", "time '23:59:59.999999'"))
