@@ -1,12 +1,14 @@
 """`connect_redis` on a Redis server, also on one that dies and comes back."""
 
 import asyncio
+from urllib.parse import urlsplit
 
 import pytest
 
 from hybridkit.coordination import check_noeviction, connect_redis, probe_redis
-from hybridkit.dev import Server
+from hybridkit.dev import LocalServers, Server
 from hybridkit.errors import SettingsError, UnavailableError
+from hybridkit.idempotency import Completed, IdempotencyGuard, RedisDown
 
 
 async def test_a_fresh_redis_is_what_work_can_be_built_on(redis_url: str) -> None:
@@ -46,6 +48,48 @@ async def test_a_frozen_redis_is_given_up_and_used_again_when_it_wakes(own_redis
                 await probe_redis(redis)
         own_redis_server.resume()
         await probe_redis(redis)
+
+
+@pytest.mark.real_server
+async def test_a_master_that_becomes_a_replica_is_left_for_the_new_one(own_redis_server: Server) -> None:
+    """The name leads to the new master, the connections to the old one: work runs there, once for each key."""
+    with LocalServers() as servers:
+        successor = await asyncio.to_thread(servers.start, "redis", private=True)
+        old_port, new_port = urlsplit(own_redis_server.url).port or 0, urlsplit(successor.url).port or 0
+        leads_to, pipes = [old_port], set[asyncio.Task[None]]()
+
+        async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", leads_to[0])
+            for source, sink in ((reader, far_writer), (far_reader, writer)):
+                pipes.add(asyncio.create_task(_copy(source, sink)))
+
+        name = await asyncio.start_server(accept, "127.0.0.1", 0)
+        url = f"redis://127.0.0.1:{name.sockets[0].getsockname()[1]}/0"
+        async with connect_redis(own_redis_server.url) as old, connect_redis(url) as redis:
+            await probe_redis(redis)
+            await old.slaveof("127.0.0.1", new_port)
+            with pytest.raises(UnavailableError, match="takes no writes"):
+                await probe_redis(redis)
+            leads_to[0] = new_port
+            guard = IdempotencyGuard(redis, when_down=RedisDown.EXTERNAL, timeout_seconds=5.0)
+            async with guard.claim("orders:order:42", 1) as claim:
+                claim.set_result("done")
+            assert await guard.begin("orders:order:42", 1) == Completed(b'"done"')
+            await probe_redis(redis)
+        name.close()
+        for pipe in pipes:
+            pipe.cancel()
+
+
+async def _copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    try:
+        while data := await source.read(65536):
+            sink.write(data)
+            await sink.drain()
+    except OSError:
+        pass
+    finally:
+        sink.close()
 
 
 @pytest.mark.real_server

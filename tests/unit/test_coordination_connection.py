@@ -2,14 +2,17 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
+from redis.asyncio import BlockingConnectionPool
+from redis.exceptions import ResponseError
 from structlog.testing import capture_logs
 
-from hybridkit.coordination import check_noeviction, connect_redis, probe_redis
+from hybridkit.coordination import Redis, check_noeviction, connect_redis, probe_redis
 from hybridkit.errors import SettingsError, UnavailableError
+from hybridkit.idempotency import IdempotencyGuard, RedisDown
 
 
 @asynccontextmanager
@@ -90,3 +93,100 @@ async def test_a_server_that_does_not_tell_is_taken_with_a_line_in_the_log(answe
         async with answering(answer) as url, connect_redis(url) as redis:
             await check_noeviction(redis)
     assert "make sure that it is noeviction" in lines[-1]["event"]
+
+
+# ── a server that isn't the master any more ──────────────────────────────────────────────────────
+
+
+class Failover:
+    """An address that leads to an old master first: its first connections are told this, later ones are served."""
+
+    def __init__(self, told: bytes, *, connections: int = 1) -> None:
+        self.told = told
+        self.old_connections = connections
+        self.connections = 0
+        self.commands: list[bytes] = []
+
+    @asynccontextmanager
+    async def open(self) -> AsyncGenerator[str]:
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        async with server:
+            yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        answer = self.told if self.connections <= self.old_connections else b":1\r\n"
+        while request := await reader.read(4096):
+            upper = request.upper()
+            if b"SETINFO" in upper:
+                writer.write(b"+OK\r\n" * upper.count(b"SETINFO"))
+            else:
+                self.commands.append(request)
+                writer.write(answer * request.count(b"*"))
+        writer.close()
+
+
+REFUSALS = [
+    b"-READONLY You can't write against a read only replica.\r\n",
+    b"-READONLY You can't write against a read only replica. script: 12, on @user_script:4.\r\n",
+    b"-ERR Error running script (call to f_1): @user_script:4: -READONLY You can't write against a replica.\r\n",
+    b"-MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.\r\n",
+    b"-LOADING Redis is loading the dataset in memory\r\n",
+    b"-NOREPLICAS Not enough good replicas to write.\r\n",
+    b"-CLUSTERDOWN Hash slot not served\r\n",
+    b"-TRYAGAIN Multiple keys request during rehashing of slot\r\n",
+    b"-UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)\r\n",
+]
+
+
+async def _pipeline(redis: Redis) -> None:
+    async with redis.pipeline(transaction=False) as pipeline:
+        pipeline.incr("key")
+        await pipeline.execute()
+
+
+@pytest.mark.parametrize("told", REFUSALS, ids=range(len(REFUSALS)))
+async def test_a_server_that_takes_no_writes_is_left_and_looked_up_again(told: bytes) -> None:
+    """By a command, a script and a pipeline: each goes to the new server, and the old connection is closed."""
+    users: list[Callable[[Redis], Awaitable[object]]] = [
+        lambda redis: redis.incr("key"),
+        lambda redis: redis.evalsha("0" * 40, 1, "key"),
+        _pipeline,
+        lambda redis: redis.delete("key"),
+        probe_redis,
+    ]
+    for use in users:
+        failover = Failover(told)
+        async with failover.open() as url, connect_redis(url) as redis:
+            await use(redis)
+            assert failover.connections == 2
+            await use(redis)
+            assert failover.connections == 2
+
+
+async def test_while_no_server_takes_writes_readiness_and_callers_are_told_quickly() -> None:
+    failover = Failover(REFUSALS[0], connections=1000)
+    async with failover.open() as url, connect_redis(url) as redis:
+        with pytest.raises(UnavailableError, match="takes no writes: You can't write"):
+            await probe_redis(redis)
+        guard = IdempotencyGuard(redis, when_down=RedisDown.EXTERNAL)
+        with pytest.raises(UnavailableError, match="read only"):
+            await guard.begin("orders:order:42", None)
+
+
+async def test_another_refusal_keeps_the_connection() -> None:
+    failover = Failover(b"-WRONGTYPE Operation against a key holding the wrong kind of value\r\n")
+    async with failover.open() as url, connect_redis(url) as redis:
+        for _ in range(2):
+            with pytest.raises(ResponseError):
+                await redis.incr("key")
+        assert failover.connections == 1
+
+
+@pytest.mark.parametrize("url", ["redis://h:1/0", "rediss://h:1/0", "unix:///tmp/redis.sock"])
+def test_every_kind_of_connection_follows_the_master(url: str) -> None:
+    """And stays of its kind."""
+    plain = BlockingConnectionPool.from_url(url).connection_class
+    following = connect_redis(url).connection_pool.connection_class
+    assert issubclass(following, plain)
+    assert following is not plain

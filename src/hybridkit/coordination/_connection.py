@@ -9,6 +9,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from hybridkit.coordination._failover import following_master
 from hybridkit.errors import SettingsError, UnavailableError
 from hybridkit.observability import get_logger
 
@@ -18,6 +19,9 @@ _log = get_logger("hybridkit.coordination")
 
 _RETRIES: Final = 1
 """One: enough for a connection that Redis has closed meanwhile. redis-py's default is 10, at 5 s each."""
+
+_NO_KEY: Final = "hk:probe"
+"""Nobody sets it."""
 
 _EVICTS: Final = (
     "its maxmemory-policy is {policy}: set `maxmemory-policy noeviction` in redis.conf, or run `redis-cli CONFIG SET"
@@ -33,6 +37,9 @@ def connect_redis(
     decode_responses: bool = True,
 ) -> Redis:
     """A client that connects when it is first used; close it with `aclose()`, or use it in `async with`.
+
+    A server that isn't the master any more, or takes no writes for another reason, counts as one that has gone: its
+    connection is closed, and the name looked up again.
 
     A command takes at most about six times `timeout_seconds`, whatever happens: waiting for a free connection (twice
     that time), and two tries to connect and to read. Commands that block on purpose (`BLPOP`) need a shorter timeout
@@ -66,17 +73,18 @@ def connect_redis(
                 "it should be redis://user:password@host:6379/0 or rediss://…, the password percent-encoded"
             ],
         ) from None
+    pool.connection_class = following_master(pool.connection_class)
     return Redis.from_pool(pool)
 
 
 async def probe_redis(redis: Redis) -> None:
-    """For readiness: Redis answers.
+    """For readiness: Redis answers, and takes writes. A replica answers a mere `PING` as well.
 
     Raises:
         UnavailableError: it does not.
     """
     try:
-        await redis.ping()  # pyright: ignore[reportUnknownMemberType]  # untyped kwargs
+        await redis.delete(_NO_KEY)  # a write that changes nothing
     except RedisError as error:
         raise UnavailableError(f"Redis does not answer: {type(error).__name__}: {error}") from error
 

@@ -54,7 +54,7 @@ class Records:
         """The script's answer: text first, the rest as it came.
 
         Raises:
-            UnavailableError: Redis did not answer, or refuses to run the script (out of memory, read only).
+            UnavailableError: Redis did not answer, or refuses to run the script (out of memory).
         """
         return await self.answer(self.start(script, key, *arguments))
 
@@ -72,7 +72,7 @@ class Records:
             self._note_failure()
             raise _unavailable(_words(error)) from error
         except RedisError as error:
-            # It is there and says no (OOM, READONLY, MISCONF, WRONGTYPE): quick, so no matter for the breaker.
+            # It is there and says no (OOM, MISCONF, WRONGTYPE): quick, so no matter for the breaker.
             _log.warning("Redis refuses a script of the idempotency guard", reason=_words(error))
             raise _unavailable(_words(error)) from error
         if self.breaker.succeeded():

@@ -1,0 +1,53 @@
+"""Connections that notice that their server isn't the one to talk to any more.
+
+After a failover the old master is up and answers: it takes no writes, and redis-py keeps its connections. What says so
+is taken for a broken connection here, so that every user of a client (commands, scripts, pipelines) comes to the same:
+the connection is closed, the name is looked up again, and the command sent once more, which was not carried out.
+"""
+
+import re
+from typing import Any
+
+from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
+from redis.exceptions import ClusterDownError, ReadOnlyError, ResponseError, TryAgainError
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+__all__ = ["NotMasterError", "following_master"]
+
+_CODE = re.compile(r"(?:^|-)(?:READONLY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|LOADING|NOREPLICAS|UNBLOCKED)\b")
+"""At the beginning, or in the middle: before Redis 7 a script's own error has that of its command in it."""
+
+
+class NotMasterError(RedisConnectionError):
+    """The server takes no writes: it is a replica, or has not enough of them, or is still loading."""
+
+
+class _FollowingMaster(AbstractConnection):
+    async def read_response(self, *args: Any, **options: Any) -> Any:
+        try:
+            return await super().read_response(*args, **options)  # pyright: ignore[reportUnknownVariableType]
+        except ResponseError as error:
+            typed = isinstance(error, ReadOnlyError | ClusterDownError | TryAgainError)
+            if not typed and not _CODE.search(str(error)):
+                raise
+            await self.disconnect(nowait=True)
+            raise NotMasterError(f"the server takes no writes: {error}") from error
+
+
+class _Tcp(_FollowingMaster, Connection):
+    pass
+
+
+class _Tls(_FollowingMaster, SSLConnection):
+    pass
+
+
+class _Unix(_FollowingMaster, UnixDomainSocketConnection):
+    pass
+
+
+def following_master(connection_class: type[AbstractConnection]) -> type[AbstractConnection]:
+    """The same kind of connection, but one that gives up a server which isn't the master."""
+    if issubclass(connection_class, SSLConnection):
+        return _Tls
+    return _Unix if issubclass(connection_class, UnixDomainSocketConnection) else _Tcp
