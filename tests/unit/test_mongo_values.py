@@ -11,7 +11,7 @@ from bson.decimal128 import Decimal128
 from pydantic import BaseModel
 
 from hybridkit.dataservice._mongo_collection import DocumentCollection, ResourceCollection
-from hybridkit.dataservice._mongo_filters import Ordering
+from hybridkit.dataservice._mongo_ordering import Ordering
 from hybridkit.dataservice._mongo_values import from_bson, to_bson
 from hybridkit.errors import PageTokenError
 from hybridkit.queries import Query

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 from decimal import Context, Decimal, Inexact, InvalidOperation, Overflow
-from types import UnionType
-from typing import Annotated, Any, Final, TypeAliasType, TypeVar, Union, get_args, get_origin
+from typing import Any, Final, TypeVar
 
 from pydantic import ValidationError
 
 from hybridkit.codec import field_errors
+from hybridkit.dataservice._annotations import alternatives
 from hybridkit.dataservice._operations import Update
 from hybridkit.dataservice._refusals import fitting, not_a_number, pointer, set_and_incremented
 from hybridkit.errors import FieldError, InvalidRequestError
@@ -96,16 +96,8 @@ def _check_update(operation: Update, name: str, total: Any) -> None:
 
 def _numbers(annotation: Any) -> Iterator[type]:
     """The kinds of numbers that a field so declared may hold; true and false are none."""
-    if annotation is Any or annotation is object or isinstance(annotation, TypeVar):
-        yield from (int, float, Decimal)
-    elif isinstance(annotation, TypeAliasType):
-        yield from _numbers(annotation.__value__)
-    elif get_origin(annotation) is Annotated:
-        yield from _numbers(get_args(annotation)[0])
-    elif get_origin(annotation) in (Union, UnionType):
-        for part in get_args(annotation):
-            yield from _numbers(part)
-    elif hasattr(annotation, "__supertype__"):
-        yield from _numbers(annotation.__supertype__)
-    elif isinstance(annotation, type) and not issubclass(annotation, bool):
-        yield from (kind for kind in (int, float, Decimal) if issubclass(annotation, kind))
+    for kind in alternatives(annotation):
+        if kind is Any or kind is object or isinstance(kind, TypeVar):
+            yield from (int, float, Decimal)
+        elif isinstance(kind, type) and not issubclass(kind, bool):
+            yield from (number for number in (int, float, Decimal) if issubclass(kind, number))

@@ -3,19 +3,27 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticUndefined
 from pymongo import ASCENDING, DESCENDING, IndexModel
 
 from hybridkit.dataservice._etags import State
-from hybridkit.dataservice._mongo_values import from_bson, to_bson
+from hybridkit.dataservice._mongo_values import from_bson, mergeable, to_bson
 from hybridkit.dataservice._operations import AnyResource, Document
 from hybridkit.errors import DeclarationError
 from hybridkit.resources import SYSTEM_FIELDS
 
-__all__ = ["HIDDEN", "DocumentCollection", "DocumentIndex", "ResourceCollection", "stored_name"]
+__all__ = [
+    "HIDDEN",
+    "DocumentCollection",
+    "DocumentIndex",
+    "ResourceCollection",
+    "bookkeeping",
+    "stored_name",
+    "version_of",
+]
 
 HIDDEN: Final = "_hk"
 """The member of a stored document that readers never see: incarnation, idempotency keys, events, tombstone."""
@@ -98,7 +106,7 @@ class ResourceCollection:
 
     def tag(self, stored: Mapping[str, Any]) -> str:
         """The ETag of a stored document."""
-        return State(stored["version"], stored[HIDDEN]["incarnation"]).tag
+        return State(version_of(stored), bookkeeping(stored).get("incarnation", 0)).tag
 
     def document(self, stored: Mapping[str, Any], fields: Sequence[str] = ()) -> Document:
         """The record in a stored document, or some fields of it under a weak ETag."""
@@ -109,10 +117,19 @@ class ResourceCollection:
 
     def value(self, stored: Mapping[str, Any], name: str) -> Any:
         """The value of a field; where none is stored, null if the record allows it, otherwise its default."""
+        return from_bson(self._stored_value(stored, name))
+
+    def mergeable(self, stored: Mapping[str, Any], name: str) -> Any:
+        """As `value`, to be merged with a patch and stored again."""
+        return mergeable(self._stored_value(stored, name))
+
+    def _stored_value(self, stored: Mapping[str, Any], name: str) -> Any:
         if name == "id":
-            return from_bson(stored["_id"])
+            return stored["_id"]
+        if name == "version":
+            return version_of(stored)
         if name in stored:
-            return from_bson(stored[name])
+            return stored[name]
         return None if self.is_nullable(name) else self._default(name)
 
     def is_nullable(self, field: str) -> bool:
@@ -156,6 +173,18 @@ class ResourceCollection:
 def stored_name(field: str) -> str:
     """Where a field of the record is stored."""
     return "_id" if field == "id" else field
+
+
+def bookkeeping(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The hidden member; empty in a document that was stored by something else than a data service."""
+    found = stored.get(HIDDEN)
+    return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+
+
+def version_of(stored: Mapping[str, Any]) -> int:
+    """The version; 1 for a document that was stored by something else than a data service."""
+    found = stored.get("version")
+    return found if isinstance(found, int) and not isinstance(found, bool) else 1
 
 
 def _takes_none(annotation: Any) -> bool:

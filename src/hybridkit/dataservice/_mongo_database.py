@@ -9,15 +9,14 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final, TypeGuard
 
 import pymongo
-from bson.binary import UuidRepresentation
-from bson.codec_options import CodecOptions
 from pymongo import AsyncMongoClient
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.write_concern import WriteConcern
 
 from hybridkit.context import current
-from hybridkit.dataservice._mongo_collection import HIDDEN
+from hybridkit.dataservice._mongo_collection import HIDDEN, bookkeeping
 from hybridkit.dataservice._mongo_errors import MONGO_FAILURES
+from hybridkit.dataservice._mongo_values import CODEC
 from hybridkit.errors import HybridkitError
 
 __all__ = ["DEFAULT_SECONDS", "LIVE", "StoredDocument", "bounded", "is_live", "meaning", "open_database"]
@@ -35,7 +34,7 @@ LIVE: Final[StoredDocument] = {f"{HIDDEN}.deleted_at": None}
 
 def is_live(stored: StoredDocument | None) -> TypeGuard[StoredDocument]:
     """Whether that is a record, as far as readers are concerned."""
-    return stored is not None and stored[HIDDEN].get("deleted_at") is None
+    return stored is not None and bookkeeping(stored).get("deleted_at") is None
 
 
 @contextmanager
@@ -87,9 +86,6 @@ async def open_database(url: str, *, name: str) -> AsyncGenerator[AsyncDatabase[
         retryWrites=False,  # our keys make a repeated write safe, on servers that can't do that by themselves too
         tz_aware=True,
     )
-    options: CodecOptions[StoredDocument] = CodecOptions(
-        tz_aware=True, uuid_representation=UuidRepresentation.STANDARD
-    )
     async with client:
         durable = WriteConcern("majority") if client.write_concern.is_server_default else client.write_concern
-        yield client.get_default_database("app", codec_options=options, write_concern=durable)
+        yield client.get_default_database("app", codec_options=CODEC, write_concern=durable)

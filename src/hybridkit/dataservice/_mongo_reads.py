@@ -1,7 +1,7 @@
 """Reading from MongoDB: records as the JSON that goes out, pages by keyset, counts, exports, aggregations."""
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import pymongo
 from pymongo.asynchronous.collection import AsyncCollection
@@ -17,7 +17,8 @@ from hybridkit.dataservice._mongo_aggregate import Aggregated
 from hybridkit.dataservice._mongo_collection import HIDDEN, ResourceCollection
 from hybridkit.dataservice._mongo_database import DEFAULT_SECONDS, LIVE, StoredDocument, bounded, meaning
 from hybridkit.dataservice._mongo_errors import pipeline_error, read_error
-from hybridkit.dataservice._mongo_filters import Ordering, condition
+from hybridkit.dataservice._mongo_filters import condition
+from hybridkit.dataservice._mongo_ordering import Ordering
 from hybridkit.dataservice._mongo_pipeline import MAX_DOCUMENTS, MAX_RESULT_BYTES, checked_pipeline
 from hybridkit.dataservice._mongo_values import from_bson, to_bson
 from hybridkit.dataservice._operations import AnyResource, CallWork
@@ -96,7 +97,7 @@ class MongoReader:
                     last = stored
             finally:
                 await _close(cursor)
-        position = [_at(last, collection, name) for name in ordering.names] if more else None
+        position = ordering.position(last) if more else None
         return Found(b"[%b]" % b",".join(page), position)
 
     async def count(self, resource: AnyResource, where: Filter | None, *, exact: bool) -> int:
@@ -180,15 +181,6 @@ def _stages(ordering: Ordering, query: Query, *, after: Sequence[Any] | None) ->
     if after is not None:
         wanted.append(ordering.after(after))
     return [{"$match": {"$and": wanted}}, *ordering.stages()]
-
-
-def _at(stored: StoredDocument, collection: ResourceCollection, name: str) -> Any:
-    """Where a document stands in an order by that field."""
-    head, *path = name.split(".")
-    value: Any = collection.value(stored, head)
-    for part in path:
-        value = cast("dict[str, Any]", value).get(part) if isinstance(value, dict) else None
-    return value
 
 
 async def _lines(
