@@ -15,6 +15,7 @@ from pymongo.errors import (
     ServerSelectionTimeoutError,
     WaitQueueTimeoutError,
     WriteConcernError,
+    WriteError,
     WTimeoutError,
 )
 
@@ -55,6 +56,10 @@ def bulk(**details: list[dict[str, object]]) -> BulkWriteError:
         (OperationFailure("CANARY", 112), ConflictError, ConflictError),
         (ExecutionTimeout("CANARY", 50), DeadlineExceededError, DeadlineExceededError),
         (OperationFailure("CANARY", 2), InvalidQueryError, InvalidRequestError),
+        (WriteError("index row size 3032 exceeds CANARY", 261), None, InvalidRequestError),
+        (WriteError("index row requires 100032 bytes, CANARY", 261), None, InvalidRequestError),
+        (WriteError("CANARY", 17280), None, InvalidRequestError),
+        (OperationFailure("CANARY", 261), None, None),
         (OperationFailure("CANARY", 59), NotSupportedError, NotSupportedError),
         (InvalidDocument("CANARY"), InvalidQueryError, InvalidRequestError),
         (OverflowError("CANARY"), InvalidQueryError, InvalidRequestError),
@@ -63,7 +68,9 @@ def bulk(**details: list[dict[str, object]]) -> BulkWriteError:
         (InvalidOperation("CANARY"), None, None),
     ],
     ids=lambda value: (
-        f"{type(value).__name__} {getattr(value, 'code', '')}" if isinstance(value, Exception) else None
+        f"{type(value).__name__} {getattr(value, 'code', '')} {str(value)[:13]}"
+        if isinstance(value, Exception)
+        else None
     ),
 )
 def test_a_failure_says_what_the_caller_can_do(

@@ -7,7 +7,7 @@ from typing import Any, Final, assert_never
 
 from hybridkit.codec import now
 from hybridkit.dataservice._increments import incremented
-from hybridkit.dataservice._mongo_collection import HIDDEN, ResourceCollection
+from hybridkit.dataservice._mongo_collection import HIDDEN, ResourceCollection, bookkeeping, version_of
 from hybridkit.dataservice._mongo_database import StoredDocument, is_live
 from hybridkit.dataservice._mongo_values import to_bson
 from hybridkit.dataservice._operations import (
@@ -70,7 +70,7 @@ def change_for(operation: Operation, collection: ResourceCollection, stored: Sto
         UniqueViolationError: it is there already, perhaps hidden.
         InvalidRequestError: a value that the record can't have.
     """
-    there = None if stored is None or stored[HIDDEN].get(GONE) else stored
+    there = None if stored is None or bookkeeping(stored).get(GONE) else stored
     live = there if is_live(there) else None
     before = None if live is None else collection.tag(live)
     match operation:
@@ -159,9 +159,9 @@ def _versioned(stored: StoredDocument, members: StoredDocument, changed: Iterabl
     return {
         **{name: value for name, value in stored.items() if name not in replaced},
         **members,
-        "version": stored["version"] + 1,
+        "version": version_of(stored) + 1,
         "updated_at": now(),
-        HIDDEN: {"incarnation": stored[HIDDEN]["incarnation"]},
+        HIDDEN: {"incarnation": bookkeeping(stored).get("incarnation", 0)},
     }
 
 
@@ -174,25 +174,25 @@ def _undeleted(operation: Undelete, collection: ResourceCollection, there: Store
 
 
 def _same(stored: StoredDocument) -> StoredDocument:
-    return {**stored, HIDDEN: {"incarnation": stored[HIDDEN]["incarnation"]}}
+    return {**stored, HIDDEN: {"incarnation": bookkeeping(stored).get("incarnation", 0)}}
 
 
 def _hidden_away(stored: StoredDocument) -> StoredDocument:
-    hidden = {"incarnation": stored[HIDDEN]["incarnation"], "deleted_at": now()}
-    return {**stored, "version": stored["version"] + 1, HIDDEN: hidden}
+    hidden = {"incarnation": bookkeeping(stored).get("incarnation", 0), "deleted_at": now()}
+    return {**stored, "version": version_of(stored) + 1, HIDDEN: hidden}
 
 
 def _tombstone(stored: StoredDocument) -> StoredDocument:
     return {
         "_id": stored["_id"],
-        "version": stored["version"] + 1,
-        HIDDEN: {"incarnation": stored[HIDDEN]["incarnation"], "deleted_at": now(), GONE: True},
+        "version": version_of(stored) + 1,
+        HIDDEN: {"incarnation": bookkeeping(stored).get("incarnation", 0), "deleted_at": now(), GONE: True},
     }
 
 
 def _changes(operation: Update, collection: ResourceCollection, stored: StoredDocument) -> dict[str, Any]:
     merged = {
-        name: fitting(operation, name, merge_patch(collection.value(stored, name), patch))
+        name: fitting(operation, name, merge_patch(collection.mergeable(stored, name), patch))
         for name, patch in operation.merges.items()
     }
     added = {

@@ -44,8 +44,11 @@ CONFLICTS: Final = frozenset({24, 112, 251})
 _RETRY_AFTER_SECONDS: Final = 1.0
 _NOT_SUPPORTED: Final = frozenset({59, 115, 238, 40324})
 """CommandNotFound, CommandNotSupported, NotImplemented, unrecognized stage."""
-_BAD_VALUES: Final = frozenset({2, 9, 14, 52, 121, 17280})
-"""BadValue, FailedToParse, TypeMismatch, DollarPrefixedFieldName, DocumentValidationFailure, key too large."""
+_BAD_VALUES: Final = frozenset({2, 9, 14, 15, 52, 57, 121, 10334, 17419})
+"""BadValue, FailedToParse, TypeMismatch, Overflow (nested too deeply), DollarPrefixedFieldName, DottedFieldName,
+DocumentValidationFailure, and two of documents that are too large."""
+_KEY_TOO_LONG: Final = 17280
+_PROGRAM_LIMIT: Final = 261
 _NOT_THE_CALLERS: Final = frozenset({8, 13, 18})
 """UnknownError, Unauthorized, AuthenticationFailed."""
 _DUPLICATE: Final = 11000
@@ -102,6 +105,8 @@ def write_error(error: Exception) -> HybridkitError | None:
             return InvalidRequestError("the record is larger than the database holds (16 MiB)")
         case BSONError() | ArithmeticError():
             return InvalidRequestError("a value is outside of what the database holds")
+        case OperationFailure() if _is_too_long(error):
+            return InvalidRequestError("the id or another value is too long for its index")
         case OperationFailure() if error.code in _BAD_VALUES:
             return InvalidRequestError("the database refuses a value")
         case ServerSelectionTimeoutError():
@@ -126,6 +131,11 @@ def pipeline_error(error: Exception) -> HybridkitError | None:
 def is_duplicate(error: Exception) -> bool:
     """Whether a unique index refused the document; neosqlite's wire server has only SQLite's words for it."""
     return isinstance(error, DuplicateKeyError) or str(error).startswith("UNIQUE constraint failed")
+
+
+def _is_too_long(error: OperationFailure) -> bool:
+    """Whether a value doesn't fit into an index; FerretDB has PostgreSQL's words for it, under a code of its own."""
+    return error.code == _KEY_TOO_LONG or (error.code == _PROGRAM_LIMIT and "index row" in str(error))
 
 
 def _first_of(error: BulkWriteError) -> OperationFailure:

@@ -20,7 +20,7 @@ from pymongo.errors import OperationFailure
 
 from hybridkit.dataservice._keys import check_repeated, count
 from hybridkit.dataservice._mongo_changes import Change, change_for
-from hybridkit.dataservice._mongo_collection import HIDDEN, ResourceCollection
+from hybridkit.dataservice._mongo_collection import HIDDEN, ResourceCollection, bookkeeping
 from hybridkit.dataservice._mongo_database import StoredDocument, is_live
 from hybridkit.dataservice._mongo_errors import is_duplicate
 from hybridkit.dataservice._mongo_events import EVENTS, Numbers, event_rows, with_events
@@ -104,7 +104,7 @@ class SingleWriter:
         collection = self._collections[operation.resource.name]
         documents = self._database[collection.name]
         stored = await documents.find_one({"_id": to_bson(operation.id)})
-        known = (embedded(stored[HIDDEN], write) if stored else None) or known
+        known = (embedded(bookkeeping(stored), write) if stored else None) or known
         if known is not None:
             check_repeated(write, known.fingerprint)
             if known.done:
@@ -120,7 +120,7 @@ class SingleWriter:
         self, write: Write, change: Change, stored: StoredDocument | None, result: Result
     ) -> StoredDocument:
         """The new document with the keys and events of the old one and this write's; the oldest keys move first."""
-        before: StoredDocument = stored[HIDDEN] if stored else {}
+        before: StoredDocument = bookkeeping(stored) if stored else {}
         entries: list[StoredDocument] = [*before.get("keys", ()), entry_for(write, result)]
         leaving, staying = entries[:-EMBEDDED_KEYS], entries[-EMBEDDED_KEYS:]
         await self._keys.take_over(leaving)
@@ -165,8 +165,8 @@ def unchanged(stored: StoredDocument) -> StoredDocument:
     """Matches the document as it was read."""
     return {
         "_id": stored["_id"],
-        "version": stored["version"],
-        f"{HIDDEN}.incarnation": stored[HIDDEN]["incarnation"],
+        "version": stored.get("version"),
+        f"{HIDDEN}.incarnation": bookkeeping(stored).get("incarnation"),
     }
 
 

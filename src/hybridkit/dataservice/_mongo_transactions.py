@@ -20,7 +20,7 @@ from pymongo.write_concern import WriteConcern
 from hybridkit.codec import now
 from hybridkit.dataservice._keys import check_repeated, count
 from hybridkit.dataservice._mongo_changes import Change, change_for
-from hybridkit.dataservice._mongo_collection import HIDDEN, ResourceCollection
+from hybridkit.dataservice._mongo_collection import HIDDEN, ResourceCollection, bookkeeping
 from hybridkit.dataservice._mongo_database import StoredDocument, is_live
 from hybridkit.dataservice._mongo_events import EVENTS, OUTBOX_COLLECTION, Numbers, event_rows, with_events
 from hybridkit.dataservice._mongo_filters import condition
@@ -122,7 +122,7 @@ class TransactionWriter:
         collection = self._collections[operation.resource.name]
         documents = self._database[collection.name]
         stored = await documents.find_one({"_id": to_bson(operation.id)}, session=session)
-        if stored is not None and not write.dry_run and (known := embedded(stored[HIDDEN], write)):
+        if stored is not None and not write.dry_run and (known := embedded(bookkeeping(stored), write)):
             check_repeated(write, known.fingerprint)
             raise _DoneWithoutError(replayed(known, collection, stored))
         change = change_for(operation, collection, stored)
@@ -143,7 +143,7 @@ class TransactionWriter:
         stored: StoredDocument,
         change: Change,
     ) -> None:
-        before = stored[HIDDEN]
+        before = bookkeeping(stored)
         hidden = with_events(change.document[HIDDEN], before.get(EVENTS, ()), ())
         document = {**change.document, HIDDEN: {**hidden, "keys": before.get("keys", [])}}
         required = {} if change.require is None else {"$and": [condition(change.require)]}

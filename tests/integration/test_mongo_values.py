@@ -1,0 +1,283 @@
+"""What MongoDB holds can be read by every path and ordered by, whatever its type, and whoever has stored it."""
+
+import itertools
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+import orjson
+import pytest
+from bson import Binary, Code, DatetimeMS, Decimal128, Int64, MaxKey, MinKey, ObjectId, Timestamp
+from bson.regex import Regex
+from pydantic import BaseModel
+from pymongo import MongoClient
+
+from hybridkit.dataservice import DocumentCollection, DocumentIndex, create_data_service
+from hybridkit.resources import Record, Resource
+from hybridkit.settings import MongoSettings, SecretUrl
+
+
+class NewBox(BaseModel):
+    id: str
+    name: str = ""
+    code: str | None = None
+    score: float | None = None
+    tags: list[str] = []
+    anything: Any = None
+    doc: dict[str, Any] | None = None
+
+
+class Box(NewBox, Record[str]):
+    pass
+
+
+BOXES = Resource(
+    "boxes",
+    record=Box,
+    create=NewBox,
+    update=NewBox,
+    filterable=("name", "doc.size"),
+    sortable=("name", "score", "tags", "anything", "doc.size", "doc.parts.size"),
+)
+COLLECTION = DocumentCollection(indexes=(DocumentIndex("code", unique=True), DocumentIndex("name")))
+
+FOREIGN: Mapping[str, tuple[Any, Any]] = {
+    "id": (ObjectId("65a4f1e2c3b4a5968778695a"), {"$oid": "65a4f1e2c3b4a5968778695a"}),
+    "regex": (Regex("a", "i"), {"$regularExpression": {"pattern": "a", "options": "i"}}),
+    "code": (Code("f"), {"$code": "f"}),
+    "scope": (
+        Code("f", {"a": ObjectId("65a4f1e2c3b4a5968778695a")}),
+        {"$code": "f", "$scope": {"a": {"$oid": "65a4f1e2c3b4a5968778695a"}}},
+    ),
+    "least": (MinKey(), {"$minKey": 1}),
+    "greatest": (MaxKey(), {"$maxKey": 1}),
+    "clock": (Timestamp(1, 2), {"$timestamp": {"t": 1, "i": 2}}),
+    "bytes": (b"\xff", {"$binary": {"base64": "/w==", "subType": "00"}}),
+    "kind of bytes": (Binary(b"a", 5), {"$binary": {"base64": "YQ==", "subType": "05"}}),
+    "text as bytes": (b"abc", "abc"),
+    "no number": (Decimal128("NaN"), "NaN"),
+    "no end": (Decimal128("-Infinity"), "-Infinity"),
+    "nan": (float("nan"), None),
+    "long": (Int64(2**63 - 1), 2**63 - 1),
+    "uuid": (UUID(int=7), "00000000-0000-0000-0000-000000000007"),
+    "reference": ({"$ref": "a", "$id": ObjectId("65a4f1e2c3b4a5968778695a"), "$db": "b"}, None),
+}
+FAR: Mapping[str, Any] = {"year 36 million": DatetimeMS(2**60), "long ago": DatetimeMS(-(2**60))}
+
+
+class Service:
+    def __init__(self, http: httpx.AsyncClient, url: str, *, dates_are_checked: bool) -> None:
+        self.http = http
+        self.url = url
+        self.dates_are_checked = dates_are_checked
+
+    async def send(self, method: str, path: str, body: object = None) -> httpx.Response:
+        headers = {"idempotency-key": uuid4().hex}
+        return await self.http.request(method, path, content=orjson.dumps(body), headers=headers)
+
+    async def create(self, record_id: str, **values: Any) -> dict[str, Any]:
+        answer = await self.send("POST", "/v1/boxes", {"id": record_id, **values})
+        assert answer.status_code == 201, answer.text
+        return dict(answer.json())
+
+    async def items(self, **params: str) -> list[dict[str, Any]]:
+        answer = await self.http.get("/v1/boxes", params=params)
+        assert answer.status_code == 200, answer.text
+        return list(answer.json()["items"])
+
+    async def pages(self, order: str, *, size: int = 2) -> list[str]:
+        """The ids of all records, page by page."""
+        found: list[str] = []
+        token: dict[str, str] = {}
+        for _ in range(100):
+            params = {"order": order, "page_size": str(size), **token}
+            answer = await self.http.get("/v1/boxes", params=params)
+            assert answer.status_code == 200, answer.text
+            found += [item["id"] for item in answer.json()["items"]]
+            if answer.json()["next_page_token"] is None:
+                return found
+            token = {"page_token": answer.json()["next_page_token"]}
+        raise AssertionError("the pages don't end")
+
+    def store(self, record_id: str, change: Mapping[str, Any]) -> None:
+        """What another program does to a document."""
+        with MongoClient[dict[str, Any]](self.url, uuidRepresentation="standard") as client:
+            client.get_default_database()["boxes"].update_one({"_id": record_id}, change)
+
+
+@pytest.fixture
+async def service(each_mongo_url: str) -> AsyncIterator[Service]:
+    app = create_data_service(MongoSettings, {BOXES: COLLECTION})
+    app.state.settings = MongoSettings(
+        service_name="db_mongo_service", database_url=SecretUrl(each_mongo_url)
+    )
+    http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://data")
+    async with app.router.lifespan_context(app), http:
+        transactions = app.state.store.capabilities.transactions
+        yield Service(http, each_mongo_url, dates_are_checked=transactions)
+
+
+# ── written by callers ───────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "doc",
+    [
+        {"$ref": "#/x", "$id": 1},
+        {"$id": 1, "$ref": "#/x", "more": {"$ref": "y", "$id": {"$ref": "z", "$id": None}}},
+        {"$ref": "a", "$id": 1, "$db": "b"},
+        {"$ref": 1, "$id": 1},
+        {"$ref": "a"},
+        {"in": [{"$ref": "a", "$id": 1}]},
+        {"$oid": "65a4f1e2c3b4a5968778695a"},
+        {"$date": "2026-01-15T10:30:00Z", "$numberDecimal": "1"},
+        {"$gt": {"$in": [1]}, "a.b": {"c.d": 1}, "": {"": 1}, "$": 1},
+        {"_id": 1, "_hk": {"deleted_at": 1}},
+        {"n": [2**63 - 1, -(2**63), 1.5, -0.0, 1e308, 5e-324, True, None, "a\x00b"]},
+    ],
+    ids=str,
+)
+async def test_any_document_of_json_is_there_again_by_every_path(
+    service: Service, doc: dict[str, Any]
+) -> None:
+    """Whatever its keys mean to MongoDB."""
+    await service.create("other")
+    created = await service.send("POST", "/v1/boxes", {"id": "a", "doc": doc, "anything": [doc]})
+    assert (created.status_code, created.json()["doc"], created.json()["anything"]) == (201, doc, [doc])
+    assert (await service.http.get("/v1/boxes/a")).content == created.content
+    assert await service.items(order="name") == [created.json(), *(await service.items())[1:]]
+    many = await service.send("POST", "/v1/boxes:batch_get", {"ids": ["a", "other"]})
+    assert many.json()["items"][0] == created.json()
+    exported = await service.http.get("/v1/boxes", headers={"accept": "application/x-ndjson"})
+    assert orjson.loads(exported.content.splitlines()[0]) == created.json()
+    changed = await service.send("PATCH", "/v1/boxes/a", {"id": "a", "doc": {"added": 1}})
+    assert changed.json()["doc"] == {**doc, "added": 1}
+    replaced = await service.send("PUT", "/v1/boxes/a", {"id": "a", "doc": {"again": doc}})
+    assert replaced.json()["doc"] == {"again": doc}
+
+
+async def test_a_reference_that_drivers_would_change_is_refused(service: Service) -> None:
+    answer = await service.send("POST", "/v1/boxes", {"id": "a", "doc": {"$ref": "a", "$id": 1, "$db": None}})
+    assert (answer.status_code, answer.json()["code"]) == (422, "VALIDATION")
+
+
+@pytest.mark.parametrize("length", [3_000, 9_000, 200_000])
+async def test_a_value_that_is_too_long_for_an_index_is_the_callers(service: Service, length: int) -> None:
+    """A server either takes it or refuses it; what it takes is there."""
+    text = "".join(uuid4().hex for _ in range(length // 32))
+    for answer in (
+        await service.send("POST", "/v1/boxes", {"id": text}),
+        await service.send("POST", "/v1/boxes", {"id": "code", "code": text}),
+        await service.send("POST", "/v1/boxes", {"id": "name", "name": text}),
+        await service.send("PUT", "/v1/boxes/code", {"id": "code", "code": text}),
+        await service.send(
+            "POST",
+            "/v1:transact",
+            {"operations": [{"op": "upsert", "resource": "boxes", "id": text, "data": {"id": text}}]},
+        ),
+    ):
+        assert answer.status_code in (200, 201, 422), answer.text
+    stored = {item["id"] for item in await service.items()}
+    assert stored <= {text, "code", "name"}
+
+
+# ── stored by others ─────────────────────────────────────────────────────────────────────────────
+
+
+async def test_what_json_does_not_know_is_read_as_extended_json(service: Service) -> None:
+    """One such value hides neither its record nor the others, and a patch of something else leaves it as it is."""
+    await service.create("other")
+    await service.create("a", doc={"size": 1})
+    far = {} if service.dates_are_checked else FAR
+    values = {name: stored for name, (stored, _) in FOREIGN.items()} | dict(far)
+    service.store("a", {"$set": {f"doc.{name}": value for name, value in values.items()}})
+    expected = {name: shown for name, (_, shown) in FOREIGN.items()} | {"size": 1}
+    expected["reference"] = {"$ref": "a", "$id": {"$oid": "65a4f1e2c3b4a5968778695a"}, "$db": "b"}
+    expected |= {name: {"$date": {"$numberLong": str(int(value))}} for name, value in far.items()}
+
+    read = (await service.http.get("/v1/boxes/a")).json()
+    assert read["doc"] == expected
+    assert [item["id"] for item in await service.items()] == ["a", "other"]
+    many = await service.send("POST", "/v1/boxes:batch_get", {"ids": ["other", "a"]})
+    assert many.json()["items"][1] == read
+    exported = await service.http.get("/v1/boxes", headers={"accept": "application/x-ndjson"})
+    assert orjson.loads(exported.content.splitlines()[0]) == read
+    changed = await service.send("PATCH", "/v1/boxes/a", {"id": "a", "doc": {"size": 2}})
+    assert (changed.status_code, changed.json()["doc"]) == (200, {**expected, "size": 2})
+    with MongoClient[dict[str, Any]](service.url) as client:
+        [stored] = client.get_default_database()["boxes"].find({"_id": "a"}, {"doc.id": 1, "doc.clock": 1})
+        assert stored["doc"] == {name: FOREIGN[name][0] for name in ("id", "clock")}
+
+
+@pytest.mark.parametrize("name", [name for name in FOREIGN if name != "nan"])
+async def test_groups_and_extremes_show_what_json_does_not_know(service: Service, name: str) -> None:
+    await service.create("a", name="x", doc={"size": 1})
+    service.store("a", {"$set": {"doc.size": FOREIGN[name][0]}})
+    for body in (
+        {"group_by": ["doc.size"], "functions": {"n": ["count"]}},
+        {"group_by": ["name"], "functions": {"n": ["max", "doc.size"], "m": ["min", "doc.size"]}},
+        {"pipeline": [{"$group": {"_id": "$doc.size"}}]},
+    ):
+        answer = await service.send("POST", "/v1/boxes:aggregate", body)
+        assert answer.status_code == 200, answer.text
+
+
+async def test_a_document_that_no_data_service_has_stored_is_a_record(service: Service) -> None:
+    """It has version 1 until it is changed, and hides no other."""
+    await service.create("other")
+    with MongoClient[dict[str, Any]](service.url) as client:
+        client.get_default_database()["boxes"].insert_one({"_id": "a", "name": "old", "doc": {"size": 1}})
+    [read, _] = await service.items()
+    assert (read["id"], read["name"], read["version"]) == ("a", "old", 1)
+    changed = await service.send("PATCH", "/v1/boxes/a", {"id": "a", "doc": {"more": 2}})
+    assert (changed.json()["version"], changed.json()["doc"]) == (2, {"size": 1, "more": 2})
+    assert (await service.send("DELETE", "/v1/boxes/a")).status_code == 204
+    assert [item["id"] for item in await service.items()] == ["other"]
+
+
+# ── order ────────────────────────────────────────────────────────────────────────────────────────
+
+OF_ALL_KINDS: tuple[Any, ...] = (
+    *(3, 2.5, 10, 3, 3.0, -1, 0),
+    *("x", "a", "", "x"),
+    *(True, False, True),
+    *(None, None),
+    *([1, 2], [], [3], ["a"], [None], [[1]]),
+    *({"a": 1}, {}, {"a": 1}, {"$ref": "a", "$id": 1}),
+)
+
+
+ORDERS = ("doc.size", "name,doc.size", "doc.size,name", "anything", "doc.parts.size")
+
+
+async def test_pages_have_every_record_once_and_in_order(service: Service) -> None:
+    """Values of all types, arrays and objects, ties, and records without a value; in both directions."""
+    foreign = [value for name, (value, _) in FOREIGN.items() if name != "text as bytes"]
+    for number, value in enumerate(OF_ALL_KINDS):
+        doc = None if value is None else {"size": value, "parts": [{"size": value}]}
+        await service.create(f"{number:02}", doc=doc, anything=value, name=str(number % 3))
+    for number, value in enumerate(foreign, len(OF_ALL_KINDS)):
+        await service.create(f"{number:02}", doc={}, name=str(number % 3))
+        service.store(f"{number:02}", {"$set": {"doc.size": value, "anything": value}})
+    for fields, direction in itertools.product(ORDERS, ("asc", "desc")):
+        order = ",".join(f"{field}.{direction}" for field in fields.split(","))
+        whole = [item["id"] for item in await service.items(order=order, page_size="500")]
+        assert len(set(whole)) == len(whole) == len(OF_ALL_KINDS) + len(foreign)
+        assert await service.pages(order, size=3) == whole, order
+    without = [f"{number:02}" for number, value in enumerate(OF_ALL_KINDS) if value is None]
+    items = await service.items(order="doc.size", page_size="500")
+    assert [item["id"] for item in items][-len(without) :] == without
+
+
+async def test_pages_of_declared_fields_have_every_record_once(service: Service) -> None:
+    """Lists are compared as wholes, and numbers that are none come before all that are one."""
+    tags = [[], ["b"], ["a", "c"], ["b"], ["a"], ["c", "a"]]
+    for number, (these, score) in enumerate(itertools.product(tags, [1.5, None])):
+        await service.create(f"{number:02}", tags=these, score=score)
+    for number, value in ((0, float("nan")), (2, float("inf")), (4, float("-inf"))):
+        service.store(f"{number:02}", {"$set": {"score": value}})
+    for order in ("tags", "tags.desc", "score", "score.desc", "score,tags.desc", "score.desc,tags"):
+        whole = [item["id"] for item in await service.items(order=order, page_size="500")]
+        assert len(set(whole)) == len(whole) == 12
+        assert await service.pages(order, size=1) == whole, order
