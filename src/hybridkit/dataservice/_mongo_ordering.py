@@ -147,7 +147,7 @@ class Ordering:
             return None
         try:
             if name == "id":
-                return to_bson(self._resource.kept_id(value))
+                return to_bson(self._resource.kept_id(str(value)))
             adapter: TypeAdapter[Any] = TypeAdapter(self._annotation(name))
             return to_bson(adapter.validate_python(value))
         except ValidationError:
@@ -199,7 +199,7 @@ def _is_nan(value: Any) -> bool:
 
 def _decoded(text: Any) -> Any:
     try:
-        return bson.decode(b64decode(text), CODEC)
+        return bson.decode(b64decode(text), CODEC)  # pyright: ignore[reportUnknownMemberType]
     except (TypeError, ValueError, Base64Error, BSONError):
         raise _another_order() from None
 

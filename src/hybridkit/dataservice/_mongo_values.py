@@ -66,7 +66,7 @@ def to_bson(value: Any) -> Any:
         case list() | tuple() | set() | frozenset():
             return [to_bson(member) for member in cast("list[Any]", value)]
         case ObjectId() | Regex() | Code() | Timestamp() | MinKey() | MaxKey() | DatetimeMS():
-            return value
+            return cast("Any", value)
         case _:
             return to_jsonable_python(value)
 
@@ -89,7 +89,8 @@ def from_bson(value: Any) -> Any:
         case bytes():
             return _readable(value)
         case dict() | DBRef():
-            return {name: from_bson(member) for name, member in _members(value).items()}
+            members = _members(cast("dict[str, Any] | DBRef", value))
+            return {name: from_bson(member) for name, member in members.items()}
         case list():
             return [from_bson(member) for member in cast("list[Any]", value)]
         case _:
@@ -100,7 +101,8 @@ def mergeable(value: Any) -> Any:
     """As `from_bson`, with what JSON doesn't know as it is: a patch of something else leaves it so."""
     match value:
         case dict() | DBRef():
-            return {name: mergeable(member) for name, member in _members(value).items()}
+            members = _members(cast("dict[str, Any] | DBRef", value))
+            return {name: mergeable(member) for name, member in members.items()}
         case list():
             return [mergeable(member) for member in cast("list[Any]", value)]
         case _:
