@@ -45,6 +45,7 @@ PATTERN_OPERATORS: Final = ("like", "ilike")
 MAX_DEPTH: Final = 8
 MAX_CONDITIONS: Final = 100
 MAX_IN_VALUES: Final = 1000
+MAX_PATTERN_LENGTH: Final = 1000
 MAX_PARSE_DEPTH: Final = 32
 """Where reading a tree stops, so that a hostile one is refused before it exhausts the stack."""
 
@@ -210,6 +211,10 @@ class Field:
     def _pattern(self, pattern: object, pointer: str) -> str:
         if not isinstance(pattern, str) or not isinstance(self._text_probe(), str):
             raise InvalidQueryError(f"{self.name}: `like` compares text with a pattern", pointer=pointer)
+        if len(pattern) > MAX_PATTERN_LENGTH:
+            raise InvalidQueryError(
+                f"{self.name}: a pattern has at most {MAX_PATTERN_LENGTH} characters", pointer=pointer
+            )
         tokens = list(pattern_tokens(pattern))
         if tokens and tokens[-1] == "\\":
             raise InvalidQueryError(f"{self.name}: the pattern ends in a lone backslash", pointer=pointer)

@@ -111,7 +111,7 @@ class Query:
         return cls(
             where=where,
             order=_order(resource, _pairs(_listed(body.get("order"), "/order"))),
-            select=_selection(resource, [str(name) for name in _listed(body.get("select"), "/select")]),
+            select=_selection(resource, _listed(body.get("select"), "/select")),
             page_size=_page_size(body.get("page_size", DEFAULT_PAGE_SIZE)),
             page_token=_page_token(body.get("page_token")),
         )
@@ -130,8 +130,12 @@ class Query:
                 if name in options:
                     raise InvalidQueryError(f"{name} is given twice", pointer=f"/{name}")
                 options[name] = text
-            else:
+            elif len(parts) < MAX_CONDITIONS:
                 parts.append(read_filter(resource, name, text))
+            else:
+                raise InvalidQueryError(
+                    f"the filter has more than {MAX_CONDITIONS} conditions", pointer="/where"
+                )
         where = None if not parts else parts[0] if len(parts) == 1 else And(tuple(parts))
         if where is not None:
             check_size(where)
@@ -206,11 +210,17 @@ def _check_order_length(entries: Sequence[object]) -> None:
         raise InvalidQueryError(f"at most {MAX_ORDER_FIELDS} fields can be ordered by", pointer="/order")
 
 
-def _selection(resource: AnyResource, names: Sequence[str]) -> tuple[str, ...]:
+def _selection(resource: AnyResource, names: Sequence[object]) -> tuple[str, ...]:
+    fields = resource.record.model_fields
+    if len(names) > len(fields):
+        raise InvalidQueryError(f"{resource.name} has no more than {len(fields)} fields", pointer="/select")
+    selected: dict[str, None] = {}
     for name in names:
-        if name not in resource.record.model_fields:
-            raise InvalidQueryError(f"{resource.name} has no field {name[:100]!r}", pointer="/select")
-    return tuple(dict.fromkeys(names))
+        if not isinstance(name, str) or name not in fields:
+            wrong = repr(name[:100]) if isinstance(name, str) else "of that kind"
+            raise InvalidQueryError(f"{resource.name} has no field {wrong}", pointer="/select")
+        selected[name] = None
+    return tuple(selected)
 
 
 def _page_size(value: object) -> int:

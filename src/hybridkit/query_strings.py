@@ -17,6 +17,7 @@ from typing import Any, Final, assert_never, cast
 from hybridkit.codec import encode_json
 from hybridkit.errors import InvalidQueryError
 from hybridkit.filters import (
+    MAX_CONDITIONS,
     MAX_PARSE_DEPTH,
     OPERATORS,
     PATTERN_OPERATORS,
@@ -136,6 +137,7 @@ class _Parser:
         self._text = text
         self._at = 0
         self._depth = 0
+        self._conditions = 0
         self._pointer = f"/{name[:100]}"
 
     def parameter(self) -> Filter:
@@ -178,6 +180,9 @@ class _Parser:
         raise self._error(f"no filterable field at {self._at}")
 
     def _condition(self, field: Field, *, nested: bool) -> Filter:
+        self._conditions += 1
+        if self._conditions > MAX_CONDITIONS:
+            raise InvalidQueryError(f"the filter has more than {MAX_CONDITIONS} conditions", pointer="/where")
         negated = self._accept("not.")
         operator = self._operator()
         compare = field.compare(

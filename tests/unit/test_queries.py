@@ -297,6 +297,20 @@ def test_a_deep_tree_is_refused_before_it_exhausts_the_stack() -> None:
         Query.from_json(ORDERS, {"where": where})
 
 
+@pytest.fixture
+def compared(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The operators of the conditions that were looked at."""
+    operators: list[str] = []
+    compare = Field.compare
+
+    def counting(field: Field, operator: Operator, value: object, *, pointer: str = "") -> Compare:
+        operators.append(operator)
+        return compare(field, operator, value, pointer=pointer)
+
+    monkeypatch.setattr(Field, "compare", counting)
+    return operators
+
+
 @pytest.mark.parametrize(
     "where",
     [
@@ -307,18 +321,8 @@ def test_a_deep_tree_is_refused_before_it_exhausts_the_stack() -> None:
     ],
     ids=["flat", "groups", "groups of groups", "negated"],
 )
-def test_a_large_tree_is_read_to_its_limit_and_no_further(
-    where: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_large_tree_is_read_to_its_limit_and_no_further(where: dict[str, Any], compared: list[str]) -> None:
     """Each condition costs a look at its value: a caller pays for 100 of them at most, whatever it sends."""
-    compared: list[Operator] = []
-    compare = Field.compare
-
-    def counting(field: Field, operator: Operator, value: object, *, pointer: str = "") -> Compare:
-        compared.append(operator)
-        return compare(field, operator, value, pointer=pointer)
-
-    monkeypatch.setattr(Field, "compare", counting)
     with pytest.raises(InvalidQueryError, match="more than 100 conditions"):
         Query.from_json(ORDERS, {"where": where})
     assert len(compared) == 100
@@ -329,9 +333,33 @@ def test_a_hundred_conditions_are_read() -> None:
     assert Query.from_json(ORDERS, {"where": where}).to_json()["where"] == where
 
 
-def test_a_long_order_is_refused_before_it_is_read() -> None:
-    with pytest.raises(InvalidQueryError, match="at most 8"):
-        Query.from_json(ORDERS, {"order": [0] * 9})
+@pytest.mark.parametrize(
+    ("body", "limit"),
+    [
+        ({"order": [0] * 9}, "at most 8"),
+        ({"select": [0] * 13}, "no more than 12 fields"),
+        ({"where": {"in": ["quantity", ["x"] * 1001]}}, "at most 1000 values"),
+        ({"where": {"like": ["customer", "%" * 1001]}}, "at most 1000 characters"),
+    ],
+)
+def test_what_is_too_long_is_refused_before_it_is_read(body: dict[str, Any], limit: str) -> None:
+    with pytest.raises(InvalidQueryError, match=limit):
+        Query.from_json(ORDERS, body)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        [("quantity", "eq.1")] * 800,
+        [("or", f"({','.join(['quantity.eq.1'] * 500)})")],
+        [("or", f"(and({','.join(['quantity.eq.1'] * 500)}),quantity.eq.2)")],
+    ],
+    ids=["side by side", "flat", "nested"],
+)
+def test_a_long_url_is_read_to_the_same_limit(params: list[tuple[str, str]], compared: list[str]) -> None:
+    with pytest.raises(InvalidQueryError, match="more than 100 conditions"):
+        Query.from_params(ORDERS, params)
+    assert len(compared) == 100
 
 
 def test_python_operators_build_the_tree() -> None:
