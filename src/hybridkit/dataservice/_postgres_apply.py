@@ -37,6 +37,7 @@ from hybridkit.dataservice._postgres_filters import condition
 from hybridkit.dataservice._postgres_refusals import RefusedError, UnnamedError
 from hybridkit.dataservice._postgres_runs import Rows, chunks, runs
 from hybridkit.dataservice._postgres_table import ResourceTable
+from hybridkit.dataservice._postgres_upsert import InsertOnConflict, target
 from hybridkit.dataservice._refusals import (
     fitting,
     hidden,
@@ -177,23 +178,24 @@ class _Run:
     async def _upsert(self) -> list[Result]:
         rows, names = self._new_rows()
         first = cast("Upsert", self._run[0])
-        statement = insert(self._table.table).from_select(
-            [self._table[name].name for name in names], select(*(rows[name] for name in names))
+        table = self._table
+        statement = InsertOnConflict(table.table).from_select(
+            [table[name].name for name in names], select(*(rows[name] for name in names))
         )
         if first.only == "absent":
-            statement = statement.on_conflict_do_nothing(index_elements=[self._table["id"]])
+            statement = statement.on_conflict_do_nothing(index_elements=[table["id"]])
         else:
-            named = {self._table[name].name for name in first.values}
-            changes: dict[str, Any] = {name: statement.excluded[name] for name in named}
+            changes: dict[str, Any] = {
+                table[name].name: statement.excluded[table[name].key] for name in first.values
+            }
             statement = statement.on_conflict_do_update(
-                index_elements=[self._table["id"]],
-                set_=self._versioned(changes),
-                where=self._table.live if self._table.resource.soft_delete else None,
+                index_elements=[table["id"]],
+                set_={**self._versioned(changes), table["version"].name: target(table, "version") + 1},
+                where=target(table, "deleted_at").is_(None) if table.resource.soft_delete else None,
             )
+        written = statement.returning(*(target(table, name) for name in table.whole.stored))
         results: list[Result] = []
-        for operation, row in zip(
-            self._run, await self._by_id(statement.returning(*self._table.all)), strict=True
-        ):
+        for operation, row in zip(self._run, await self._by_id(written), strict=True):
             if row is None:
                 current = await self._current(operation)
                 raise hidden(operation) if current is None else stale(operation, current)
@@ -247,7 +249,7 @@ class _Run:
         values = [new_row(self._table, cast("Create | Upsert", operation)) for operation in self._run]
         names = tuple(values[0])
         kinds = {name: self._table[name].type for name in names}
-        return Rows(kinds, [[row[name] for name in names] for row in values]), names
+        return Rows(self._table.own("given"), kinds, [[row[name] for name in names] for row in values]), names
 
     def _targets(
         self, values: Sequence[Mapping[str, Any]] = (), added: Sequence[Mapping[str, Any]] = ()
@@ -266,7 +268,7 @@ class _Run:
             given = values[number].values() if values else ()
             more = added[number].values() if added else ()
             rows.append((self._id(operation), *state, *given, *more))
-        return Rows(kinds, rows)
+        return Rows(self._table.own("given"), kinds, rows)
 
     def _id(self, operation: Operation) -> Any:
         return self._table.bind("id", operation.id)

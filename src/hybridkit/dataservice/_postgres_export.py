@@ -67,7 +67,7 @@ class _Rows:
     """Rows that Python prints."""
 
     async def open(self, session: Session, table: ResourceTable, shown: Projection, query: Query) -> None:
-        arguments = Arguments(":hk_")
+        arguments = Arguments(for_clause=True)
         sql = row_statement(table, shown, query, arguments)
         statement = arguments.clause(sql).columns(*shown.view.columns)
         self._result = await session.run(lambda connection: connection.stream(statement), meaning=query_error)

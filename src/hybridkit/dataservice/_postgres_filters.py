@@ -3,10 +3,11 @@
 What a caller sends is only ever a bound value; what is written into the text comes from the declarations.
 """
 
+import re
 from collections.abc import Sequence
 from decimal import Decimal
 from functools import lru_cache
-from typing import Any, Final, Literal, assert_never
+from typing import Any, Final, assert_never
 
 from sqlalchemy import ColumnElement, TextClause, bindparam, text
 from sqlalchemy.types import NullType, UserDefinedType
@@ -27,17 +28,21 @@ __all__ = ["Arguments", "Operand", "Ordering", "condition", "operand", "write_co
 _COMPARISONS: Final = {"eq": "=", "neq": "<>", "gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 _STEPPED: Final = frozenset({*_COMPARISONS, "in"})
 
+_MARK: Final = "\0"
+"""Around a place until SQLAlchemy gets it: the one character that no name and no literal has."""
+_PLACE: Final = re.compile(f"{_MARK}([0-9]+){_MARK}")
+
 
 class Arguments:
     """The values of one statement, in the order of their places in its text.
 
     Args:
-        style: of the places: `$1` for asyncpg, `:hk_1` for SQLAlchemy's `text`.
+        for_clause: whether the text goes to SQLAlchemy, by `clause`; else the places are asyncpg's `$1`, `$2`, ….
     """
 
-    def __init__(self, style: Literal["$", ":hk_"] = "$") -> None:
+    def __init__(self, *, for_clause: bool = False) -> None:
         self.values: list[Any] = []
-        self._style = style
+        self._for_clause = for_clause
 
     def __repr__(self) -> str:
         return f"Arguments({len(self.values)})"
@@ -51,12 +56,16 @@ class Arguments:
         if len(self.values) == MAX_PARAMETERS:
             raise InvalidQueryError(f"the filter has more than {MAX_PARAMETERS} values of such types")
         self.values.append(value)
-        return f"{self._style}{len(self.values)}"
+        number = len(self.values)
+        return f"{_MARK}{number}{_MARK}" if self._for_clause else f"${number}"
 
     def clause(self, sql: str) -> TextClause:
         """SQL with places for SQLAlchemy, and the values bound to them."""
-        places = (bindparam(f"hk_{n}", value, NullType()) for n, value in enumerate(self.values, 1))
-        return text(sql).bindparams(*places)
+        escaped = sql.replace(":", "\\:")  # a name or a literal with a colon would be a place to SQLAlchemy
+        places = (
+            bindparam(f"hk_{n}", value, NullType(), unique=True) for n, value in enumerate(self.values, 1)
+        )
+        return text(_PLACE.sub(r":hk_\1", escaped)).bindparams(*places)
 
 
 def condition(table: ResourceTable, where: Filter) -> ColumnElement[bool]:
@@ -65,7 +74,7 @@ def condition(table: ResourceTable, where: Filter) -> ColumnElement[bool]:
     Raises:
         InvalidQueryError: a comparison that the column's type doesn't know.
     """
-    arguments = Arguments(":hk_")
+    arguments = Arguments(for_clause=True)
     clause: Any = arguments.clause(f"({write_condition(table, where, arguments)})")
     return clause  # type: ignore[no-any-return] # a text is taken wherever a condition is
 

@@ -165,7 +165,7 @@ class PostgresReader:
         self, table: ResourceTable, shown: Projection, query: Query, **options: Any
     ) -> Sequence[Row[*tuple[Any, ...]]]:
         """The rows with SQLAlchemy's types; at the end of each whether another one follows, and its position."""
-        arguments = Arguments(":hk_")
+        arguments = Arguments(for_clause=True)
         sql = limited_statement(table, shown, query, arguments, **options)
         async with self._database.session(read_only=True) as session:
             statement = arguments.clause(sql).columns(*shown.view.columns)

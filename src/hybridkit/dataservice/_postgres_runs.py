@@ -69,19 +69,22 @@ class Rows:
     """The values of a run, to be joined; each row has its `position` in the run.
 
     Args:
+        name: of their table in the statement, not that of another one there.
         kinds: the type of each column, by name.
         rows: the values, in the order of the kinds.
     """
 
-    def __init__(self, kinds: Mapping[str, TypeEngine[Any]], rows: Sequence[Sequence[Any]]) -> None:
+    def __init__(
+        self, name: str, kinds: Mapping[str, TypeEngine[Any]], rows: Sequence[Sequence[Any]]
+    ) -> None:
         types = list(kinds.values())
         # What a column is called must not matter, a reserved word for one.
         names = [f"c{number}" for number in range(len(types))]
-        table = (_unnested if all(map(_is_element, types)) else _listed)(names, types, rows)
+        table = (_unnested if all(map(_is_element, types)) else _listed)(name, names, types, rows)
         self.position: ColumnElement[int] = table.c["position"]
         self._columns = {
-            name: table.c[own] if document_depth(kind) is None else cast(table.c[own], parameter_type(kind))
-            for (name, kind), own in zip(kinds.items(), names, strict=True)
+            field: table.c[own] if document_depth(kind) is None else cast(table.c[own], parameter_type(kind))
+            for (field, kind), own in zip(kinds.items(), names, strict=True)
         }
 
     def __repr__(self) -> str:
@@ -112,7 +115,7 @@ def _shape(operation: Operation) -> object:
 
 
 def _unnested(
-    names: Sequence[str], types: Sequence[TypeEngine[Any]], rows: Sequence[Sequence[Any]]
+    name: str, names: Sequence[str], types: Sequence[TypeEngine[Any]], rows: Sequence[Sequence[Any]]
 ) -> FromClause:
     """One array per column."""
     kinds = [_element_type(kind) for kind in types]
@@ -120,15 +123,15 @@ def _unnested(
         literal([in_texts(kind, row[number]) for row in rows], ARRAY(kinds[number]))
         for number, kind in enumerate(types)
     ]
-    shown = [column(name, kind) for name, kind in zip(names, kinds, strict=True)]
+    shown = [column(own, kind) for own, kind in zip(names, kinds, strict=True)]
     found: FromClause = (
-        func.unnest(*arrays).table_valued(*shown, with_ordinality="position").render_derived(name="given")
+        func.unnest(*arrays).table_valued(*shown, with_ordinality="position").render_derived(name=name)
     )
     return found
 
 
 def _listed(
-    names: Sequence[str], types: Sequence[TypeEngine[Any]], rows: Sequence[Sequence[Any]]
+    name: str, names: Sequence[str], types: Sequence[TypeEngine[Any]], rows: Sequence[Sequence[Any]]
 ) -> FromClause:
     """One parameter per value.
 
@@ -144,8 +147,8 @@ def _listed(
     ]
     first: list[Any] = [cast(value, kind) for value, kind in zip(listed[0], kinds, strict=True)]
     numbered = [(*row, number) for number, row in enumerate([first, *listed[1:]], 1)]
-    shown = [column(name, kind) for name, kind in zip(names, kinds, strict=True)]
-    return values(*shown, column("position", BigInteger), name="given").data(numbered)
+    shown = [column(own, kind) for own, kind in zip(names, kinds, strict=True)]
+    return values(*shown, column("position", BigInteger), name=name).data(numbered)
 
 
 def _is_element(kind: TypeEngine[Any]) -> bool:

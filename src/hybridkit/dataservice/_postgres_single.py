@@ -172,7 +172,7 @@ def _compile(table: ResourceTable, names: Sequence[str], *, locks: int, events: 
             SELECT {values} FROM free WHERE is_free AND NOT EXISTS (SELECT FROM known)
             RETURNING *),
         shown AS (
-            SELECT CAST(row_to_json(r) AS text) AS body, CAST(r."id" AS text) AS id, r."etag" AS etag
+            SELECT CAST(row_to_json(r.*) AS text) AS body, CAST(r."id" AS text) AS id, r."etag" AS etag
             FROM made, LATERAL {record} r),
         kept AS (
             INSERT INTO hk_keys (caller, key, fingerprint, results, expires_at)

@@ -4,6 +4,9 @@ A page is read in three layers: the rows in their order and no more of them than
 and bytes, so that no more is sent than one answer has room for. Rows of an ordered subquery are aggregated in its
 order:
 https://www.postgresql.org/docs/current/functions-aggregate.html
+
+A field may be called as anything here is: each name has its table's before it, and `r.*` is a row where `r` might be
+one of its columns. A table may be too, so beside it ours have the names that `ResourceTable.own` gives.
 """
 
 # ruff: noqa: S608 - what is pasted comes from declarations, or is a whole number; values are arguments
@@ -42,9 +45,10 @@ def where_clause(table: ResourceTable, where: Filter | None, arguments: Argument
 def record_statement(table: ResourceTable, shown: Projection) -> str:
     """By `$1`, the id: the JSON of a record and its entity tag."""
     where = where_clause(table, None, Arguments(), f"{table.sql('id')} = $1")
+    row = table.own("row")
     return (
-        f'SELECT CAST(row_to_json(r) AS text), r."etag"'  # nosec B608
-        f" FROM {table.source}, LATERAL {shown.record(table.sql)} r{where}"
+        f'SELECT CAST(row_to_json({row}.*) AS text), {row}."etag"'  # nosec B608
+        f" FROM {table.source}, LATERAL {shown.record(table.sql)} {row}{where}"
     )
 
 
@@ -54,12 +58,13 @@ def batch_statement(table: ResourceTable, shown: Projection) -> str:
     It is null itself where they are more than one answer has room for.
     """
     kind = parameter_type(table["id"].type).compile(dialect=DIALECT)
-    where = where_clause(table, None, Arguments(), f"{table.sql('id')} = wanted.id")
+    wanted, found, row = table.own("wanted"), table.own("found"), table.own("row")
+    where = where_clause(table, None, Arguments(), f"{table.sql('id')} = {wanted}.id")
     counted = (
-        f"SELECT wanted.n, found.line, {_fits('found.line', among='ORDER BY wanted.n')} AS fits"  # nosec B608
-        f" FROM unnest(CAST($1 AS {kind}[])) WITH ORDINALITY AS wanted(id, n)"
-        " LEFT JOIN LATERAL (SELECT CAST(row_to_json(r) AS text) AS line"
-        f" FROM {table.source}, LATERAL {shown.record(table.sql)} r{where}) found ON true"
+        f"SELECT {wanted}.n, {found}.line, {_fits(f'{found}.line', among=f'ORDER BY {wanted}.n')} AS fits"  # nosec B608
+        f" FROM unnest(CAST($1 AS {kind}[])) WITH ORDINALITY AS {wanted}(id, n)"
+        f" LEFT JOIN LATERAL (SELECT CAST(row_to_json({row}.*) AS text) AS line"
+        f" FROM {table.source}, LATERAL {shown.record(table.sql)} {row}{where}) {found} ON true"
     )
     lines = "COALESCE(string_agg(COALESCE(line, 'null'), ',' ORDER BY n) FILTER (WHERE fits), '')"
     return f"SELECT CASE WHEN bool_and(fits) IS NOT FALSE THEN '[' || {lines} || ']' END FROM ({counted}) counted"  # nosec B608
@@ -102,7 +107,7 @@ def page_statement(
     rows = row_statement(table, shown, query, arguments, after=after, limit=size + 1)
     # Without the fence the planner would print each row twice: to send it, and to count its bytes.
     lines = (
-        f"SELECT CAST(row_to_json(r) AS text) AS line, ordered.p FROM ({rows}) ordered,"  # nosec B608
+        f"SELECT CAST(row_to_json(r.*) AS text) AS line, ordered.p FROM ({rows}) ordered,"  # nosec B608
         f" LATERAL {shown.numbered} r OFFSET 0"
     )
     counted = f"SELECT line, p, row_number() OVER () AS n, {_fits('line')} AS fits FROM ({lines}) printed"  # nosec B608
@@ -138,4 +143,4 @@ def _fits(line: str, *, among: str = "") -> str:
 def line_statement(table: ResourceTable, shown: Projection, query: Query, arguments: Arguments) -> str:
     """Each record of a query as a line of JSON, in its order."""
     rows = row_statement(table, shown, query, arguments)
-    return f"SELECT CAST(row_to_json(r) AS text) FROM ({rows}) ordered, LATERAL {shown.numbered} r"  # nosec B608
+    return f"SELECT CAST(row_to_json(r.*) AS text) FROM ({rows}) ordered, LATERAL {shown.numbered} r"  # nosec B608

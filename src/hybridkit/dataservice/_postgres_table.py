@@ -61,6 +61,10 @@ class ResourceTable:
         """The table's name in SQL."""
         return str(DIALECT.identifier_preparer.format_table(self.table))
 
+    def own(self, word: str) -> str:
+        """A name for something of ours in a statement on this table, which is never called so itself."""
+        return f"hk_{word}_" if self.table.name == f"hk_{word}" else f"hk_{word}"
+
     def sql(self, name: str) -> str:
         """The column of that field in SQL, with its table."""
         return f"{self.source}.{DIALECT.identifier_preparer.format_column(self[name])}"
