@@ -1,6 +1,7 @@
 """The Redis client: its limits, and what a server has to fulfil before work is built on it."""
 
 from typing import Final
+from urllib.parse import parse_qs, urlsplit
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
@@ -66,13 +67,9 @@ def connect_redis(
             decode_responses=decode_responses,
             protocol=2,  # the same replies from every supported redis-py; stand-ins speak nothing newer
         )
-    except ValueError:  # its message may quote the password
-        raise SettingsError(
-            "the Redis URL can't be used",
-            problems=[
-                "it should be redis://user:password@host:6379/0 or rediss://…, the password percent-encoded"
-            ],
-        ) from None
+        pool.connection_class(**pool.connection_kwargs)  # it takes its options, or says which it doesn't know
+    except (ValueError, TypeError, RedisError) as error:
+        raise SettingsError("the Redis URL can't be used", problems=[_what_is_wrong(url, error)]) from None
     pool.connection_class = following_master(pool.connection_class)
     return Redis.from_pool(pool)
 
@@ -114,3 +111,11 @@ async def check_noeviction(redis: Redis) -> None:
             "Redis may throw away claims, locks and sessions",
             problems=[_EVICTS.format(policy=policy)],
         )
+
+
+def _what_is_wrong(url: str, error: Exception) -> str:
+    """The option that is to blame; the client's own words may quote the password."""
+    named = next((name for name in parse_qs(urlsplit(url).query) if f"'{name}'" in str(error)), None)
+    if named is not None:
+        return f"the option {named} can't be used: the client doesn't know it, or doesn't take its value"
+    return "it should be redis://user:password@host:6379/0 or rediss://…, the password percent-encoded"

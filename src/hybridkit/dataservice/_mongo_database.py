@@ -4,20 +4,23 @@ Every call of the driver stands between `bounded()` and `meaning(…)`: it ends 
 driver raises becomes an error that says what the caller can do.
 """
 
-from collections.abc import AsyncGenerator, Callable, Generator
+import warnings
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final, TypeGuard
+from urllib.parse import parse_qsl, urlsplit
 
 import pymongo
 from pymongo import AsyncMongoClient
 from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.errors import ConfigurationError
 from pymongo.write_concern import WriteConcern
 
 from hybridkit.context import current
 from hybridkit.dataservice._mongo_collection import HIDDEN, bookkeeping
 from hybridkit.dataservice._mongo_errors import MONGO_FAILURES
 from hybridkit.dataservice._mongo_values import CODEC
-from hybridkit.errors import HybridkitError
+from hybridkit.errors import HybridkitError, SettingsError
 
 __all__ = ["DEFAULT_SECONDS", "LIVE", "StoredDocument", "bounded", "is_live", "meaning", "open_database"]
 
@@ -72,20 +75,48 @@ async def open_database(url: str, *, name: str) -> AsyncGenerator[AsyncDatabase[
     """The database in that URL, `app` where it names none. Nothing is sent yet.
 
     Args:
-        url: `mongodb://user:password@host:27017/name`.
+        url: `mongodb://user:password@host:27017/name`, with the driver's options; they win over the ones here.
         name: of the service, for the server's log.
+
+    Raises:
+        SettingsError: the URL has an option that the driver doesn't know, or a value that it doesn't take.
     """
-    client: AsyncMongoClient[StoredDocument] = AsyncMongoClient(
-        url,
-        appname=name,
-        connectTimeoutMS=int(CONNECT_SECONDS * 1000),
-        serverSelectionTimeoutMS=int(CONNECT_SECONDS * 1000),
-        timeoutMS=int(DEFAULT_SECONDS * 1000),
-        maxPoolSize=POOL_SIZE,
-        waitQueueTimeoutMS=1000,
-        retryWrites=False,  # our keys make a repeated write safe, on servers that can't do that by themselves too
-        tz_aware=True,
-    )
+    client = _client(url, name)
     async with client:
         durable = WriteConcern("majority") if client.write_concern.is_server_default else client.write_concern
         yield client.get_default_database("app", codec_options=CODEC, write_concern=durable)
+
+
+def _client(url: str, name: str) -> "AsyncMongoClient[StoredDocument]":
+    options = parse_qsl(urlsplit(url).query, keep_blank_values=True)
+    asked = {option.lower() for option, _ in options}
+    ours: dict[str, Any] = {
+        "appname": name,
+        "connectTimeoutMS": int(CONNECT_SECONDS * 1000),
+        "serverSelectionTimeoutMS": int(CONNECT_SECONDS * 1000),
+        "timeoutMS": int(DEFAULT_SECONDS * 1000),
+        "maxPoolSize": POOL_SIZE,
+        "waitQueueTimeoutMS": 1000,
+    }
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # so it says that it doesn't know an option
+            return AsyncMongoClient(
+                url,
+                **{option: value for option, value in ours.items() if option.lower() not in asked},
+                # Our keys make a repeated write safe, on servers that can't do that by themselves too.
+                retryWrites=False,
+                tz_aware=True,
+            )
+    except (ConfigurationError, ValueError, TypeError, UserWarning, OSError) as error:
+        problem = _what_is_wrong(options, str(error).lower())
+        raise SettingsError("the URL of MongoDB can't be used", problems=[problem]) from None
+
+
+def _what_is_wrong(options: Sequence[tuple[str, str]], words: str) -> str:
+    """The option that is to blame: the driver's own words may quote a value."""
+    named = [name for name, _ in options if name.lower() in words]
+    named += [name for name, value in options if value and value.lower() in words]
+    if named:
+        return f"the option {named[0]} can't be used: the driver doesn't know it, or doesn't take its value"
+    return "it should be mongodb://user:password@host:27017/name, user and password percent-encoded"

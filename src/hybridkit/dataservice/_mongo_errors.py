@@ -71,7 +71,12 @@ def read_error(error: Exception) -> HybridkitError | None:
         case PyMongoError() if error.timeout and not isinstance(error, ServerSelectionTimeoutError):
             return DeadlineExceededError("the database did not answer before the deadline")
         case ConnectionFailure():
-            return UnavailableError("the database does not answer", retry_after_seconds=_RETRY_AFTER_SECONDS)
+            # By its words: the driver has one class for all that keeps it from a server.
+            without_tls = "SSL handshake failed" in str(error)
+            why = ": TLS can't be set up with it, see tls and tlsCAFile in its URL" if without_tls else ""
+            return UnavailableError(
+                f"the database does not answer{why}", retry_after_seconds=_RETRY_AFTER_SECONDS
+            )
         case OperationFailure():
             return _refused(error.code)
         case BSONError() | ArithmeticError():

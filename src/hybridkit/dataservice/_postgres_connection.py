@@ -23,6 +23,7 @@ from hybridkit.dataservice._postgres_errors import (
     outdated_error,
     read_only_error,
 )
+from hybridkit.dataservice._postgres_url import CONNECT_FAILURES, Target
 from hybridkit.errors import DeadlineExceededError
 
 __all__ = ["FAILURES", "Link", "Meaning", "Mistakes", "connect", "limit_fits", "limit_for"]
@@ -213,15 +214,28 @@ def limit_for(left_seconds: float) -> float:
 
 
 async def connect(url: str, *, timeout_seconds: float, command_seconds: float, **settings: str) -> Any:
-    """A connection of asyncpg's, which reads all of libpq's options in a URL (SQLAlchemy knows a few).
+    """A connection of asyncpg's.
 
     Args:
-        url: `postgresql://`; SQLAlchemy's `postgresql+asyncpg://` is taken too.
-        timeout_seconds: until it is open.
+        url: `postgresql://`, with libpq's options; SQLAlchemy's `postgresql+asyncpg://` is taken too.
+        timeout_seconds: until it is open, at most.
         command_seconds: for one statement.
-        settings: of the server, for this connection.
+        settings: of the server, for this connection; those in the URL win.
+
+    Raises:
+        SettingsError: the URL has an option that can't be followed, by the driver or by the server.
     """
-    plain = url.replace("postgresql+asyncpg://", "postgresql://", 1)
-    return await _driver.connect(
-        plain, timeout=timeout_seconds, command_timeout=command_seconds, server_settings=settings
-    )
+    target = Target.of(url)
+    try:
+        return await _driver.connect(
+            target.dsn,
+            timeout=target.timeout_seconds(timeout_seconds),
+            command_timeout=command_seconds,
+            server_settings=target.settings(settings),
+            ssl=target.ssl,
+        )
+    except CONNECT_FAILURES as error:
+        found = target.meaning(error)
+        if found is None:
+            raise
+        raise found from error

@@ -35,7 +35,13 @@ from hybridkit.dataservice._postgres_connection import (
 )
 from hybridkit.dataservice._postgres_errors import READ_ONLY, commit_error, database_error, sqlstate_of
 from hybridkit.dataservice._timing import add_database_seconds
-from hybridkit.errors import DeadlineExceededError, MisuseError, OverloadedError
+from hybridkit.errors import (
+    DeadlineExceededError,
+    MisuseError,
+    OverloadedError,
+    SettingsError,
+    UnavailableError,
+)
 
 __all__ = ["Database", "Isolation", "Session", "connect"]
 
@@ -255,14 +261,17 @@ class Database:
 
     async def _connect(self) -> Any:
         left = _deadline(time.monotonic()) - time.monotonic()
-        return await connect(
-            self._url,
-            timeout_seconds=max(min(left, CONNECT_SECONDS), 0.05),
-            command_seconds=MAX_SECONDS + 1,
-            application_name=self._application_name,
-            # A frozen process must not hold its locks for ever.
-            idle_in_transaction_session_timeout=f"{MAX_SECONDS:.0f}s",
-        )
+        try:
+            return await connect(
+                self._url,
+                timeout_seconds=max(min(left, CONNECT_SECONDS), 0.05),
+                command_seconds=MAX_SECONDS + 1,
+                application_name=self._application_name,
+                # A frozen process must not hold its locks for ever.
+                idle_in_transaction_session_timeout=f"{MAX_SECONDS:.0f}s",
+            )
+        except SettingsError as error:  # it has worked at the start, so it is the server that has changed
+            raise UnavailableError(str(error)) from error
 
 
 class Session:

@@ -1,11 +1,14 @@
 """URLs that may carry a password: what they show of themselves, and which ones are accepted."""
 
 import re
+from collections.abc import Callable
 from typing import Annotated, Any, Final, NoReturn, Self
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, Secret
 from pydantic_core import PydanticCustomError
+
+from hybridkit.settings._url_options import amqp_problems, one_host_problems, postgres_problems
 
 MASK: Final = "**********"
 
@@ -79,8 +82,20 @@ def _scheme(*allowed: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-AmqpUrl = Annotated[SecretUrl, _scheme("amqps", "amqp")]
-RedisUrl = Annotated[SecretUrl, _scheme("rediss", "redis")]
-HttpUrl = Annotated[SecretUrl, _scheme("https", "http")]
-PostgresUrl = Annotated[SecretUrl, _scheme("postgresql", "postgresql+asyncpg", "postgres")]
+def _without(problems: Callable[[SplitResult], list[str]]) -> AfterValidator:
+    def check(url: SecretUrl) -> SecretUrl:
+        parts = split(url.get_secret_value())
+        if parts is not None and (found := problems(parts)):
+            raise refused("; and ".join(found))
+        return url
+
+    return AfterValidator(check)
+
+
+AmqpUrl = Annotated[SecretUrl, _scheme("amqps", "amqp"), _without(amqp_problems)]
+RedisUrl = Annotated[SecretUrl, _scheme("rediss", "redis"), _without(one_host_problems)]
+HttpUrl = Annotated[SecretUrl, _scheme("https", "http"), _without(one_host_problems)]
+PostgresUrl = Annotated[
+    SecretUrl, _scheme("postgresql", "postgresql+asyncpg", "postgres"), _without(postgres_problems)
+]
 MongoUrl = Annotated[SecretUrl, _scheme("mongodb", "mongodb+srv")]
