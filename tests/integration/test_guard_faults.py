@@ -95,9 +95,9 @@ async def test_a_silent_redis_costs_one_timeout_and_then_nothing(
     guard = IdempotencyGuard(far_redis, timeout_seconds=0.1)
     getattr(proxy, fault)()
     since = time.monotonic()
-    for number in range(50):
+    for number in range(200):  # a timeout for each would be 20 s
         assert not acquired(await guard.begin(f"orders:order:{number}", None)).guarded
-    assert 0.3 <= time.monotonic() - since < 2.0
+    assert 0.3 <= time.monotonic() - since < 10
 
 
 async def test_work_without_redis_is_recorded_when_redis_is_back(far_redis: Redis, proxy: FaultProxy) -> None:

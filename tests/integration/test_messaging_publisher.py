@@ -273,7 +273,7 @@ async def test_a_delayed_command_arrives_later(publisher: RobustPublisher, rabbi
     began = asyncio.get_running_loop().time()
     await publisher.send(Task(number=1), delay_seconds=3)
     await read(rabbitmq_url, 1, "publisher_tasks")
-    assert 2.9 < asyncio.get_running_loop().time() - began < 6
+    assert asyncio.get_running_loop().time() - began > 2.9
 
 
 async def test_an_outbox_publishes_bytes(publisher: RobustPublisher, rabbitmq_url: str) -> None:

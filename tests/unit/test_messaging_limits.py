@@ -22,7 +22,7 @@ async def test_a_run_that_takes_too_long_ends() -> None:
 
 async def test_each_has_its_own_deadline() -> None:
     """The timer goes on to the next one that still runs."""
-    limits, loop = Limits(seconds=0.1), asyncio.get_running_loop()
+    limits, loop = Limits(seconds=0.3), asyncio.get_running_loop()
 
     async def run(after: float, seconds: float) -> float | None:
         await asyncio.sleep(after)
@@ -38,17 +38,17 @@ async def test_each_has_its_own_deadline() -> None:
     assert second is fourth is None
     assert first is not None
     assert third is not None
-    assert first >= 0.1
-    assert third >= 0.1
+    assert first >= 0.3
+    assert third >= 0.3
 
 
 async def test_a_run_that_ends_in_time_leaves_nothing_behind() -> None:
-    limits = Limits(seconds=0.01)
+    limits = Limits(seconds=0.2)
     with limits.one() as limit:
         await asyncio.sleep(0)
-    await asyncio.sleep(0.02)
+    while limits._timer is not None:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
     assert not limit.expired
-    assert limits._timer is None
 
 
 async def test_what_the_run_raises_is_its_own() -> None:
