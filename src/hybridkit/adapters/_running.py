@@ -196,6 +196,8 @@ async def _probe_consumer(consumer: RobustConsumer) -> None:
     if (paused := consumer.paused) is not None:
         since = format_timestamp(paused.since)
         raise UnavailableError(f"paused since {since} by {paused.reason}")
+    if (stalled := consumer.stalled) is not None:
+        raise UnavailableError(stalled)
     await _probe_connection(consumer)
 
 

@@ -108,6 +108,11 @@ class Workers:
     def __len__(self) -> int:
         return self._running
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it takes what comes."""
+        return self._dispatcher is not None and not self._dispatcher.done()
+
     def start(self) -> None:
         """Run what there is, and what comes."""
         self._dispatcher = asyncio.create_task(self._dispatch(), name=f"{self._name} dispatcher")

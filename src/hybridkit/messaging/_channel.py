@@ -172,6 +172,11 @@ class SupervisedChannel:
         lane = self._lane
         return lane if lane is not None and lane.is_open else None
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether there will be another channel if this one is lost."""
+        return self._keeper is not None and not self._keeper.done()
+
     async def lane(self) -> Lane:
         """The prepared channel, as soon as there is one."""
         while (lane := self.current) is None:

@@ -80,13 +80,18 @@ class RobustConsumer:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the broker delivers to this consumer now."""
+        """Whether the broker delivers to this consumer now, and what it delivers goes on."""
         return self._run is not None and self._run.is_ready
 
     @property
     def paused(self) -> Paused | None:
         """Why it takes no messages at the moment: something that its handlers need is down. None while it works."""
         return None if self._run is None else self._run.paused
+
+    @property
+    def stalled(self) -> str | None:
+        """What it can't get past at the moment, so that nothing goes on. None while it works."""
+        return None if self._run is None else self._run.stalled
 
     @property
     def in_flight(self) -> int:

@@ -58,6 +58,7 @@ class Limits:
         self._deadlines: dict[
             Limit, float
         ] = {}  # of the event loop's clock; the earliest first, as all are equal
+        self._expired: dict[Limit, float] = {}  # and since when they haven't ended
         self._timer: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
@@ -79,6 +80,12 @@ class Limits:
     def end(self, limit: Limit) -> None:
         """Count no more."""
         self._deadlines.pop(limit, None)
+        self._expired.pop(limit, None)
+
+    def overdue(self, *, seconds: float) -> int:
+        """How many have not ended so long after their limit: they don't let themselves be cancelled."""
+        since = asyncio.get_running_loop().time() - seconds
+        return sum(expired <= since for expired in self._expired.values())
 
     def _sweep(self) -> None:
         """End what is over its deadline, and come again at the next one."""
@@ -90,4 +97,5 @@ class Limits:
                 self._timer = loop.call_at(deadline, self._sweep)
                 return
             del self._deadlines[limit]
+            self._expired[limit] = now
             limit.expire()

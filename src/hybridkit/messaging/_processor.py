@@ -51,6 +51,7 @@ from hybridkit.messaging._limits import Limits
 from hybridkit.messaging._order import ByKey
 from hybridkit.messaging._parking import ParkedKeys
 from hybridkit.messaging._pause import Gate
+from hybridkit.messaging._stalls import GRACE_SECONDS, Stalls
 from hybridkit.messaging._work import (
     Again,
     Hold,
@@ -162,7 +163,13 @@ class Processor:
         self._failures: dict[str, int] = {}  # of messages in order, which have no copy to count them
         self._age = metrics.event_age.labels(queue)
         self._meters: dict[str, Meters] = {}
+        self.stalls = Stalls()
         self._logs_all = _log.is_enabled_for(logging.DEBUG)
+
+    @property
+    def overdue(self) -> int:
+        """How many handlers don't end, although their time is up and they were cancelled."""
+        return self._limits.overdue(seconds=GRACE_SECONDS)
 
     def __repr__(self) -> str:
         return f"Processor({self._queue!r}, guarded={self._guard is not None})"
@@ -460,7 +467,10 @@ class Processor:
         backoff = Backoff(first_seconds=0.5)
         while delivery.is_ours:
             try:
-                await self._publisher.forward(message)
+                with self.stalls.trying(
+                    f"a copy for {message.exchange or message.routing_key} is not published"
+                ):
+                    await self._publisher.forward(message)
             except UnroutableError as error:
                 if message.exchange:
                     self._publisher.renew_topology(reason=str(error))

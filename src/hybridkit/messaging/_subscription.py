@@ -66,6 +66,7 @@ class Subscription:
             name, handlers.event_types(), ordered=lines is not None, parks=parked is not None
         )
         self._processor = processor
+        self._concurrency = concurrency
         self._gate = gate
         gate.changed = self._adjust_soon
         self._lines = lines
@@ -101,9 +102,22 @@ class Subscription:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the broker delivers: from its answer to `basic.consume` until it cancels or the channel is lost."""
+        """Whether the broker delivers, and what it delivers goes on.
+
+        It delivers from its answer to `basic.consume` until it cancels or the channel is lost.
+        """
         lane = self._channel.current
-        return lane is not None and not lane.retired.is_set() and self._gate.is_open
+        delivers = lane is not None and not lane.retired.is_set() and self._channel.is_kept
+        return delivers and self._gate.is_open and self.stalled is None
+
+    @property
+    def stalled(self) -> str | None:
+        """What it can't get past."""
+        if not self._workers.is_running:
+            return "nothing takes what is delivered"
+        if self._processor.overdue >= self._concurrency:
+            return "every handler's place is taken by one that doesn't end, although its time is up"
+        return self._processor.stalls.reason
 
     @property
     def paused(self) -> Paused | None:
@@ -262,7 +276,8 @@ class Subscription:
         if self._lane is None:
             return True
         try:
-            await parked.read(self._lane, self._processor.forward)
+            with self._processor.stalls.trying("the log of parked keys is not read"):
+                await parked.read(self._lane, self._processor.forward)
         except HybridkitError as error:
             _log.warning("parked keys not read yet", consumer=self._name, error=str(error))
             await asyncio.sleep(UNEXPECTED_PAUSE_SECONDS)

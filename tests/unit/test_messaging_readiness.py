@@ -1,0 +1,228 @@
+"""A consumer is ready only as long as messages move: each state in which it can stand still, one by one."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from structlog.testing import capture_logs
+
+from hybridkit.adapters._running import _probe_consumer
+from hybridkit.envelope import EventEnvelope
+from hybridkit.errors import HybridkitError, NackedError, NotConnectedError, UnavailableError, UnroutableError
+from hybridkit.events import Event
+from hybridkit.messaging import RobustConsumer
+from hybridkit.messaging import _processor as processor_module
+from hybridkit.messaging import _stalls as stalls_module
+from hybridkit.messaging._bounded import Backoff
+from hybridkit.messaging._delivery import Delivery
+from hybridkit.messaging._frames import Deliver
+from hybridkit.messaging._handlers import Handlers
+from hybridkit.messaging._order import ByKey
+from hybridkit.messaging._parking import ParkedKeys
+from hybridkit.messaging._pause import Gate
+from hybridkit.messaging._port import Delivered
+from hybridkit.messaging._processor import Processor
+from hybridkit.messaging._stalls import Stalls
+from hybridkit.messaging._subscription import Subscription
+from hybridkit.messaging._writer import Outgoing
+from hybridkit.retry import Retry
+
+QUEUE = "tests.readiness"
+
+
+class Looked(Event, type="readiness.looked", key="number"):
+    number: int = 0
+
+
+class Bench:
+    """A consumer of two handlers whose channel is up; the broker takes copies as long as `refusal` is None."""
+
+    def __init__(self, handle: Callable[[], Awaitable[object]], *, parks: bool = False) -> None:
+        self.refusal: HybridkitError | None = None
+        self.settled = 0
+        self.is_open = True
+        self.gate = Gate(QUEUE)
+        handlers = Handlers(QUEUE)
+
+        async def run(_: Looked) -> None:
+            await handle()
+
+        handlers.add(Looked, run, Retry.immediate(attempts=1))
+        parked = ParkedKeys(QUEUE) if parks else None
+        lines = ByKey() if parks else None
+        options: Any = {"gate": self.gate, "lines": lines, "parked": parked}
+        self.processor = Processor(
+            QUEUE,
+            handlers,
+            publisher=cast("Any", self),
+            providers={},
+            guard=None,
+            timeout_seconds=0.01,
+            **options,
+        )
+        nowhere = cast("Any", None)
+        self.run = Subscription(QUEUE, handlers, nowhere, self.processor, concurrency=2, **options)
+        self.lane = cast("Any", SimpleNamespace(retired=asyncio.Event()))
+        self.channel = SimpleNamespace(current=self.lane, is_kept=True)
+        self.run._channel = cast("Any", self.channel)
+        self.run._lane = self.lane
+        self.run._workers.start()
+        self.consumer = RobustConsumer(QUEUE)
+        self.consumer._run = self.run
+
+    def put(self, count: int = 1) -> None:
+        for number in range(count):
+            body = EventEnvelope.wrap(Looked(number=number), service="tests").encode()
+            self.run._take(Delivery(QUEUE, self, Delivered(Deliver(1, False, "", ""), b"\0\0", body)))
+
+    def ack(self, *_: object) -> None:
+        self.settled += 1
+
+    def give_back(self) -> None:
+        self.settled += 1
+
+    async def forward(self, _: Outgoing) -> bool:
+        if self.refusal is not None:
+            raise self.refusal
+        return True
+
+    def renew_topology(self, *, reason: str) -> None: ...
+
+    requeue = reject = was_finished = cast("Any", None)
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No time of grace, and no pauses."""
+    monkeypatch.setattr(stalls_module, "GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(processor_module, "GRACE_SECONDS", 0.0)
+    monkeypatch.setattr("hybridkit.messaging._subscription.UNEXPECTED_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(Backoff, "next_seconds", lambda _: 0.001)
+    with capture_logs():
+        yield
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+
+async def done() -> None: ...
+
+
+async def fail() -> None:
+    raise ValueError("no")
+
+
+async def test_a_consumer_that_works_is_ready() -> None:
+    bench = Bench(done)
+    assert bench.consumer.is_ready
+    bench.put(5)
+    await until(lambda: bench.settled == 5)
+    assert bench.consumer.is_ready
+    await _probe_consumer(bench.consumer)
+
+
+@pytest.mark.parametrize(
+    "stop",
+    [
+        lambda bench: setattr(bench.channel, "current", None),
+        lambda bench: bench.lane.retired.set(),
+        lambda bench: setattr(bench.channel, "is_kept", False),
+        lambda bench: bench.gate.shut(UnavailableError("down")),
+        lambda bench: bench.gate.stop(),
+        lambda bench: bench.run._workers._dispatcher.cancel(),
+        lambda bench: setattr(bench.consumer, "_run", None),
+    ],
+    ids=["no channel", "retired", "kept by nobody", "paused", "draining", "taken by nobody", "not started"],
+)
+async def test_a_consumer_that_takes_nothing_is_not_ready(stop: Callable[[Bench], object]) -> None:
+    bench = Bench(done)
+    stop(bench)
+    await until(lambda: not bench.consumer.is_ready)
+    with pytest.raises(UnavailableError):
+        await _probe_consumer(bench.consumer)
+    bench.gate.stop()
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [NackedError("full"), NotConnectedError("away"), UnroutableError("nobody", exchange="", routing_key="")],
+    ids=lambda error: type(error).__name__,
+)
+async def test_a_consumer_whose_dead_letters_nobody_takes_is_not_ready(refusal: HybridkitError) -> None:
+    """Until one of them is published."""
+    bench = Bench(fail)
+    bench.refusal = refusal
+    bench.put(3)
+    await until(lambda: bench.consumer.stalled)
+    assert bench.consumer.stalled == "a copy for hk.dlx is not published"
+    assert not bench.consumer.is_ready
+    with pytest.raises(UnavailableError, match=r"a copy for hk\.dlx"):
+        await _probe_consumer(bench.consumer)
+    bench.refusal = None
+    await until(lambda: bench.settled == 3)
+    assert bench.consumer.is_ready
+
+
+async def test_a_consumer_that_can_not_know_its_parked_keys_is_not_ready() -> None:
+    bench = Bench(done, parks=True)
+    bench.refusal = NotConnectedError("away")
+    bench.put()
+    await until(lambda: bench.settled)
+    assert not bench.consumer.is_ready
+    assert bench.consumer.stalled == "the log of parked keys is not read"
+
+
+async def test_a_consumer_whose_handlers_never_end_is_not_ready() -> None:
+    """Their time is up, and they don't let themselves be cancelled. One that has a place left goes on."""
+    goes_on = asyncio.Event()
+
+    async def never_end() -> None:
+        while not goes_on.is_set():
+            try:
+                await goes_on.wait()
+            except asyncio.CancelledError:
+                continue
+
+    bench = Bench(never_end)
+    bench.put()
+    await until(lambda: bench.processor.overdue == 1)
+    assert bench.consumer.is_ready
+    bench.put(2)
+    await until(lambda: not bench.consumer.is_ready)
+    assert bench.run.in_flight == 3
+    assert "doesn't end" in (bench.consumer.stalled or "")
+    goes_on.set()
+    await until(lambda: bench.settled == 3)
+    assert bench.consumer.is_ready
+
+
+def test_a_stall_is_what_fails_for_long_and_is_still_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stalls_module, "GRACE_SECONDS", 10.0)
+    now = 0.0
+    stalls = Stalls(clock=lambda: now)
+
+    def tried(*, goes_well: bool) -> str | None:
+        with suppress(ZeroDivisionError), stalls.trying("a thing"):
+            assert 1 / goes_well
+        return stalls.reason
+
+    assert tried(goes_well=False) is None
+    now = 11.0
+    assert tried(goes_well=False) == "a thing"
+    assert repr(stalls) == "Stalls(a thing)"
+    now = 12.0
+    assert tried(goes_well=True) is None
+    assert tried(goes_well=False) is None
+    now = 30.0
+    assert tried(goes_well=False) == "a thing"
+    now = 100.0
+    assert stalls.reason is None  # nobody tries it any more
+    assert tried(goes_well=False) is None
+    now = 111.0
+    assert tried(goes_well=False) == "a thing"
