@@ -55,6 +55,7 @@ def connect_redis(
     Raises:
         SettingsError: the URL is none that Redis has.
     """
+    of_tcp = {} if url.startswith("unix:") else {"socket_keepalive": True}
     try:
         pool = BlockingConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType]  # untyped kwargs
             url,
@@ -62,10 +63,10 @@ def connect_redis(
             timeout=timeout_seconds * 2,
             socket_timeout=timeout_seconds,
             socket_connect_timeout=timeout_seconds,
-            socket_keepalive=True,
             retry=Retry(ExponentialWithJitterBackoff(base=0.01, cap=0.05), _RETRIES),
             decode_responses=decode_responses,
             protocol=2,  # the same replies from every supported redis-py; stand-ins speak nothing newer
+            **of_tcp,
         )
         pool.connection_class(**pool.connection_kwargs)  # it takes its options, or says which it doesn't know
     except (ValueError, TypeError, RedisError) as error:
