@@ -39,6 +39,7 @@ from hybridkit.codec import (
     encode_json,
     format_timestamp,
     now,
+    peek_object,
 )
 from hybridkit.context import is_context_id
 from hybridkit.envelope import EventEnvelope, read_envelope
@@ -109,7 +110,7 @@ def is_cloudevent(body: bytes, headers: Mapping[str, object], *, content_type: s
     if _mode(headers, content_type) is not None:
         return True
     try:
-        return _is_structured(decode_object(body))
+        return _is_structured(peek_object(body))
     except PayloadError:
         return False
 
@@ -127,7 +128,12 @@ def decode_message(
     Raises:
         PayloadError: as `hybridkit.envelope.decode_envelope`, and nothing else whatever the bytes are.
     """
-    return _envelope(read_wire(body, headers, content_type=content_type, limit_bytes=limit_bytes), registry)
+    mode = _mode(headers, content_type)
+    if mode is None:
+        members = peek_object(body, limit_bytes=limit_bytes)
+        if not _is_structured(members):
+            return read_envelope(members, body, registry=registry)
+    return _envelope(_read(mode or "structured", body, headers, limit_bytes), registry)
 
 
 def decode_cloudevent(

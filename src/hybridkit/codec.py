@@ -29,6 +29,7 @@ __all__ = [
     "format_timestamp",
     "in_utc",
     "now",
+    "peek_object",
     "truncate_timestamp",
     "validate_json",
     "validate_object",
@@ -55,7 +56,8 @@ def truncate_timestamp(moment: datetime) -> datetime:
         ValueError: the moment falls outside the years 1 to 9999 once it is in UTC.
     """
     moment = in_utc(moment)
-    return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+    below = moment.microsecond % 1000
+    return moment.replace(microsecond=moment.microsecond - below) if below else moment
 
 
 def in_utc(moment: datetime) -> datetime:
@@ -64,8 +66,10 @@ def in_utc(moment: datetime) -> datetime:
     Raises:
         ValueError: the moment falls outside the years 1 to 9999 once it is in UTC.
     """
-    if not moment.utcoffset():  # naive, or UTC under another name
-        return moment.replace(tzinfo=UTC)
+    if moment.tzinfo is UTC:
+        return moment
+    if not moment.utcoffset():  # naive, or UTC under another name; `replace` would take four times as long
+        return datetime.combine(moment, moment.time(), UTC)
     try:
         return moment.astimezone(UTC)
     except OverflowError:
@@ -124,22 +128,24 @@ def decode_json(body: bytes, *, limit_bytes: int = MAX_MESSAGE_BYTES) -> Any:
         PayloadTooLargeError: over the limit; nothing was parsed.
         MalformedPayloadError: not JSON.
     """
-    check_size(body, limit_bytes=limit_bytes)
+    _judged(body, limit_bytes)
     try:
-        orjson.loads(body)  # the judge, as the reader takes NaN and numbers beyond a double's range
         return from_json(body)  # which keeps integers over 64 bits, where orjson makes floats of them
-    except orjson.JSONDecodeError as error:
-        raise MalformedPayloadError(f"the body is not JSON: {error.msg} at byte {error.pos}") from None
     except ValueError as error:
         raise MalformedPayloadError(f"the body can't be read: {error}") from None
 
 
 def decode_object(body: bytes, *, limit_bytes: int = MAX_MESSAGE_BYTES) -> dict[str, Any]:
     """As `decode_json`, for a body that has to be a JSON object."""
-    value = decode_json(body, limit_bytes=limit_bytes)
-    if not isinstance(value, dict):
-        raise MalformedPayloadError(f"the body is not a JSON object but {_json_name(value)}")
-    return cast("dict[str, Any]", value)
+    return _object(decode_json(body, limit_bytes=limit_bytes))
+
+
+def peek_object(body: bytes, *, limit_bytes: int = MAX_MESSAGE_BYTES) -> dict[str, Any]:
+    """As `decode_object` in half the time, to look at a body of which the values are read otherwise.
+
+    Integers over 64 bits are floats in it, and 1024 levels are taken.
+    """
+    return _object(_judged(body, limit_bytes))
 
 
 def validate_json[T](adapter: TypeAdapter[T], body: bytes, *, what: str) -> T:
@@ -154,7 +160,7 @@ def validate_json[T](adapter: TypeAdapter[T], body: bytes, *, what: str) -> T:
         MalformedPayloadError: not JSON, or not of that type; every problem with its pointer, no values.
     """
     try:
-        return adapter.validate_json(body)
+        return cast("T", adapter.validator.validate_json(body))
     except (ValidationError, RecursionError) as error:
         raise _malformed(what, error) from None
 
@@ -189,6 +195,21 @@ def check_size(body: bytes, *, limit_bytes: int) -> None:
             size_bytes=size_bytes,
             limit_bytes=limit_bytes,
         )
+
+
+def _judged(body: bytes, limit_bytes: int) -> Any:
+    """The value, by the stricter of two readers: the other one takes NaN and numbers beyond a double's range."""
+    check_size(body, limit_bytes=limit_bytes)
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise MalformedPayloadError(f"the body is not JSON: {error.msg} at byte {error.pos}") from None
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise MalformedPayloadError(f"the body is not a JSON object but {_json_name(value)}")
+    return cast("dict[str, Any]", value)
 
 
 # Timestamps go through `format_timestamp`, not through orjson's own form, which keeps microseconds.

@@ -23,6 +23,7 @@ from hybridkit.codec import (
     Timestamp,
     decode_object,
     format_timestamp,
+    peek_object,
     validate_json,
     validate_object,
 )
@@ -193,15 +194,14 @@ def decode_envelope(
         UnknownEventTypeError: no such type here.
         UnknownEventVersionError: no such version here.
     """
-    wire = decode_object(body, limit_bytes=limit_bytes)
-    return read_envelope(wire, body, registry=registry)
+    return read_envelope(peek_object(body, limit_bytes=limit_bytes), body, registry=registry)
 
 
-def read_envelope(wire: dict[str, Any], body: bytes, *, registry: EventRegistry) -> EventEnvelope[Any]:
+def read_envelope(wire: Mapping[str, Any], body: bytes, *, registry: EventRegistry) -> EventEnvelope[Any]:
     """The envelope with those members.
 
     Args:
-        wire: by `decode_object`; looked at before the data is read, as type and version decide which class it becomes.
+        wire: by `peek_object`: type and version decide which class the data becomes.
         body: the same as JSON, from which the data is read, with numbers to their last digit.
         registry: the types to choose from.
 
@@ -213,9 +213,10 @@ def read_envelope(wire: dict[str, Any], body: bytes, *, registry: EventRegistry)
     what = f"the envelope of {message_type!r}"
     try:
         if steps:
-            wire["data"] = _upcasted(wire.get("data"), steps, message_type, version)
-            wire["version"] = message.message_version
-            envelope = validate_object(_adapter(message), wire, what=what)
+            exact = decode_object(body)
+            exact["data"] = _upcasted(exact.get("data"), steps, message_type, version)
+            exact["version"] = message.message_version
+            envelope = validate_object(_adapter(message), exact, what=what)
         else:
             envelope = validate_json(_adapter(message), body, what=what)
         envelope.data.identify_as(envelope.event_id, envelope.timestamp)

@@ -1,10 +1,12 @@
 """A data service's callers: known by their tokens, held to their grants, on every route."""
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 from uuid import uuid4
 
 import httpx
+import jwt
 import pytest
 from pydantic import BaseModel, SecretStr
 
@@ -149,6 +151,22 @@ async def test_a_token_for_another_service_is_no_good(fake: FakeDataService) -> 
     ) as api:
         with pytest.raises(UnauthenticatedError):
             await api.get(NOTES, uuid4())
+
+
+async def test_a_key_opens_nothing_of_another_caller(fake: FakeDataService) -> None:
+    """Whoever has one can sign what they like with it: a token is its owner's, whatever it says."""
+    now = int(time.time())
+    claims = {"iss": "bot_service", "sub": "api_service", "aud": "data", "iat": now, "exp": now + 60}
+    token = jwt.encode(claims, KEYS["bot_service"], algorithm="HS256", headers={"kid": "bot_service"})
+    async with PostgresDataClient(
+        "http://data",
+        service="api_service",
+        transport=fake.transport,
+        authorization=lambda: f"Bearer {token}",
+    ) as bot:
+        with pytest.raises(UnauthenticatedError):
+            await bot.create(NOTES, NewNote(text="a"))
+    assert fake.emitted == []
 
 
 async def test_a_call_is_told_the_name_that_was_proven() -> None:

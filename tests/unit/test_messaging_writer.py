@@ -202,6 +202,21 @@ async def test_an_answer_to_nothing_is_no_answer(monkeypatch: pytest.MonkeyPatch
         assert await answer
 
 
+async def test_a_return_that_is_not_of_ours_is_ignored(
+    monkeypatch: pytest.MonkeyPatch, logs: list[MutableMapping[str, Any]]
+) -> None:
+    """Its properties hold what our ids begin with, and then no number."""
+    async with writing(monkeypatch) as (writer, broker):
+        sent = submit(writer)
+        await until(lambda: broker.published == 1)
+        confirms = cast("Any", writer._confirms)
+        for odd in (b"", b"\xff", b"\x05" + confirms._prefix, b"\xff" + confirms._prefix + b"xyz"):
+            confirms.returned(odd)
+        broker.says(Basic.Ack(1))
+        assert await sent
+    assert [entry["event"] for entry in logs].count("a returned message is not one of ours") == 2
+
+
 async def test_a_caller_that_leaves_shifts_no_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trap 2: what was written keeps its number; what was not is not written."""
     async with writing(monkeypatch) as (writer, broker):
