@@ -22,6 +22,8 @@ from hybridkit.errors import (
     InvalidQueryError,
     InvalidRequestError,
     MalformedPayloadError,
+    NoRouteError,
+    NotFoundError,
     PayloadTooLargeError,
     ResponseError,
     StaleVersionError,
@@ -72,6 +74,8 @@ NDJSON_MEDIA_TYPE: Final = "application/x-ndjson"
 
 HEADER_POINTER: Final = "/header/"
 """Where a problem points for a header field, as FastAPI does; the field's name follows."""
+NO_ROUTE: Final = "NO_ROUTE"
+"""In a 404's `errors`: not the record is missing, but the route."""
 MAX_OPERATIONS: Final = 100
 MAX_BATCH: Final = 1000
 """Records in one `:batch_…` call."""
@@ -349,6 +353,8 @@ class Problem(BaseModel):
             findings = (FieldError(error.pointer, error.code),)
         elif isinstance(error, InvalidHeaderError):
             findings = (FieldError(f"{HEADER_POINTER}{error.field}", error.code),)
+        elif isinstance(error, NoRouteError):
+            findings = (FieldError("", NO_ROUTE),)
         return cls(
             title=type(error).__name__.removesuffix("Error"),
             status=error.status,
@@ -365,7 +371,7 @@ class Problem(BaseModel):
 
     def to_error(self) -> HybridkitError:
         """The error that a client raises for this problem."""
-        error = error_for_code(self.code)
+        error = _error_class(self)
         found = [FieldError(entry.pointer, entry.code, entry.message) for entry in self.errors]
         match error:
             case None:
@@ -389,3 +395,10 @@ class Problem(BaseModel):
                 return InvalidRequestError(self.detail)
             case _:
                 return error(self.detail)
+
+
+def _error_class(problem: Problem) -> type[HybridkitError] | None:
+    error = error_for_code(problem.code)
+    if error is NotFoundError and any(entry.code == NO_ROUTE for entry in problem.errors):
+        return NoRouteError
+    return error

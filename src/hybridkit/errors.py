@@ -15,6 +15,7 @@ HybridkitError
 │   └── NackedError                    the broker took the message and gave it back
 ├── RejectedError                      fix the request: the same call will fail again
 │   ├── NotFoundError                  no such record, or no such route
+│   │   └── NoRouteError               no such route: an older service than its caller expects, or another one
 │   ├── MethodNotAllowedError          the route is there, but not for this HTTP method
 │   ├── InvalidRequestError            the body does not fit the resource; `errors` has pointers
 │   ├── InvalidQueryError              a filter, order or page token that the resource does not allow
@@ -87,6 +88,7 @@ __all__ = [
     "MissingExtraError",
     "MisuseError",
     "NackedError",
+    "NoRouteError",
     "NotAcceptableError",
     "NotConnectedError",
     "NotFoundError",
@@ -246,6 +248,10 @@ class NotFoundError(RejectedError):
 
     code = "NOT_FOUND"
     status = 404
+
+
+class NoRouteError(NotFoundError):
+    """There is no such route: the service is older than its caller expects, or another one."""
 
 
 class MethodNotAllowedError(RejectedError):

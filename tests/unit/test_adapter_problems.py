@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -25,6 +26,7 @@ from hybridkit.errors import (
     HybridkitError,
     InvalidQueryError,
     InvalidRequestError,
+    NoRouteError,
     NotFoundError,
     OutcomeUnknownError,
     StaleVersionError,
@@ -32,7 +34,7 @@ from hybridkit.errors import (
     UnauthenticatedError,
     UniqueViolationError,
 )
-from hybridkit.resources import Record, Resource
+from hybridkit.resources import Call, Record, Resource
 from hybridkit.settings import ServiceSettings
 from hybridkit.testing import FakeDataService
 
@@ -279,6 +281,8 @@ def made(error: type[HybridkitError]) -> HybridkitError:
 
 def meant(error: type[HybridkitError]) -> tuple[int, str]:
     """What it means for the caller of the caller."""
+    if issubclass(error, NoRouteError):
+        return 500, "INTERNAL"
     for known in (
         NotFoundError,
         StaleVersionError,
@@ -318,7 +322,7 @@ async def test_an_error_of_another_request_is_told_by_what_it_means_for_this_one
     # What reaches a client is the most general error with that code.
     code = error.code if (known := errors.error_for_code(error.code)) is not None else ""
     assert known is not None, code
-    status, told = meant(known)
+    status, told = meant(error if issubclass(error, NoRouteError) else known)
     assert (answer.status_code, answer.json()["code"]) == (status, told)
     assert INNER not in answer.text
     assert answer.json()["errors"] == []
@@ -355,6 +359,33 @@ class NoteChanges(BaseModel):
 
 
 NOTES = Resource("notes", record=Note, create=NewNote, update=NoteChanges)
+
+
+async def test_a_resource_or_call_that_is_not_served_is_a_mistake_of_ours(app: FastAPI) -> None:
+    """A record that is not there is none: the caller may have asked for it."""
+    fake, others = (
+        FakeDataService([NOTES]),
+        Resource("others", record=Note, create=NewNote, update=NoteChanges),
+    )
+    praise = Call("praise", resource=NOTES, request=NewNote, response=NewNote)
+    async with fake.postgres_client(service="test_service") as notes:
+
+        @app.get("/record")
+        async def record() -> None:
+            await notes.get(NOTES, uuid4())
+
+        @app.get("/resource")
+        async def resource() -> None:
+            await notes.get(others, uuid4())
+
+        @app.get("/call")
+        async def call() -> None:
+            await notes.call(praise, NewNote(title="a"))
+
+        async with serving(app) as client:
+            answers = [await client.get(path) for path in ("/record", "/resource", "/call", "/nowhere")]
+    assert [answer.status_code for answer in answers] == [404, 500, 500, 404]
+    assert [answer.json()["code"] for answer in answers] == ["NOT_FOUND", "INTERNAL", "INTERNAL", "NOT_FOUND"]
 
 
 async def test_what_a_client_refuses_to_send_is_a_mistake_of_ours(app: FastAPI) -> None:

@@ -22,6 +22,7 @@ from hybridkit.errors import (
     InvalidRequestError,
     KeyReusedError,
     MalformedPayloadError,
+    NoRouteError,
     NotFoundError,
     NotSupportedError,
     PayloadTooLargeError,
@@ -191,6 +192,8 @@ def test_a_client_raises_what_the_service_raised(kind: type[HybridkitError]) -> 
     assert expected is not None
     if issubclass(expected, PayloadTooLargeError):
         expected = InvalidRequestError
+    if kind is NoRouteError:
+        expected = NoRouteError
     assert type(again) is expected
     assert again.retryable == error.retryable
     assert "in words" in str(again)

@@ -105,7 +105,7 @@ async def test_a_span_is_named_by_the_place(routes: Any, monkeypatch: pytest.Mon
             self.attributes[name] = value
 
     span = Span()
-    monkeypatch.setattr(trace, "get_current_span", lambda: span)
+    monkeypatch.setattr(trace, "get_current_span", lambda *_: span)
     await routes.send("GET", f"/v1/notes/{MISSING}")
     assert (span.name, span.attributes) == ("GET /v1/notes/{id}", {"http.route": "/v1/notes/{id}"})
 

@@ -17,6 +17,7 @@ from hybridkit.errors import (
     ForeignKeyError,
     HybridkitError,
     MalformedPayloadError,
+    NoRouteError,
     NotFoundError,
     OutcomeUnknownError,
     StaleVersionError,
@@ -82,6 +83,8 @@ def _is_of_another_request(error: BaseException) -> bool:
 def _neutral(error: BaseException) -> HybridkitError | None:
     """What the error of another request means for the caller's; None where it means that we asked wrongly."""
     match error:
+        case NoRouteError():
+            return None
         case NotFoundError():
             return NotFoundError("something that this needs is not there")
         case StaleVersionError():

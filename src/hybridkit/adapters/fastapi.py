@@ -36,7 +36,7 @@ from hybridkit.codec import encode_json
 from hybridkit.context import current
 from hybridkit.contract import Problem
 from hybridkit.coordination import Redis
-from hybridkit.errors import FieldError, HybridkitError, InvalidRequestError, MissingExtraError
+from hybridkit.errors import FieldError, HybridkitError, InvalidRequestError, MissingExtraError, NoRouteError
 from hybridkit.header_fields import Fields
 from hybridkit.idempotency import IdempotencyGuard
 from hybridkit.lifespan import ServiceResources
@@ -211,6 +211,8 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
     if error.detail == _UNREADABLE and isinstance(error.__cause__, HybridkitError):
         raise error.__cause__
     status, detail = int(error.status_code), error.detail
+    if status == 404 and not {"endpoint", "route"} & request.scope.keys():
+        raise NoRouteError("there is no such route")
     if not 200 <= status <= 599:  # no answer has such a status
         raise error
     headers = {name.lower(): str(value) for name, value in (error.headers or {}).items()}
