@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pamqp.body import ContentBody
 from pamqp.commands import Basic, Channel, Connection, Exchange
+from pamqp.exceptions import PAMQPException
 from pamqp.header import ContentHeader
 from pamqp.heartbeat import Heartbeat
 from structlog.testing import capture_logs
@@ -173,6 +174,29 @@ async def test_a_receiver_that_fails_over_one_message_takes_nothing_from_the_oth
     assert cast("Delivered", told[3]).body == b"two"
     assert not line.transport.aborted
     assert len([entry for entry in logs if entry["log_level"] == "error"]) == 3
+
+
+async def test_what_is_on_its_way_to_a_closed_port_is_dropped() -> None:
+    """The control plane would decode its properties: a timestamp of the year 292277026596 ends the connection there."""
+    line = Line()
+    deliver, header, body = (pamqp.frame.marshal(cast("Any", each), CHANNEL) for each in delivery(b"one"))
+    line.wire.data_received(deliver)
+    line.port.close("closed by us")
+    far = struct.pack(">HHQHQ", 60, 0, 3, 0x0040, 2**63 - 1)
+    odd = struct.pack(">BHI", 2, CHANNEL, len(far)) + far + b"\xce"
+    with pytest.raises(PAMQPException):
+        pamqp.frame.unmarshal(odd)
+    unwanted = [Basic.Return(312, "", "", ""), Basic.Ack(1), Basic.Nack(2)]
+    line.wire.data_received(odd + body + deliver + header + body)
+    line.hears(*unwanted)
+    assert line.inbox.told == ["closed by us"]
+    assert line.passed_on() == b""
+    line.hears(Channel.CloseOk())
+    assert line.passed_on() == pamqp.frame.marshal(Channel.CloseOk(), CHANNEL)
+    again = Inbox()
+    line.wire.open_port(CHANNEL, again)  # the number is used again
+    line.hears(*delivery(b"two"))
+    assert [cast("Delivered", each).body for each in again.told] == [b"two"]
 
 
 @given(

@@ -26,6 +26,7 @@ from hybridkit.observability import get_logger
 __all__ = ["Delivered", "Port", "Receiver", "Socket"]
 
 _MULTIPLE: Final = 1
+_OF_MESSAGES: Final = frozenset({DELIVER, RETURN, ACK, NACK})
 
 _log = get_logger(__name__)
 
@@ -73,10 +74,6 @@ class Socket(Protocol):
         """Send whole frames."""
         ...
 
-    def release(self, port: "Port") -> None:
-        """Forget a port that is closed."""
-        ...
-
 
 class Port:
     """One channel's messages.
@@ -122,11 +119,16 @@ class Port:
         """Send and receive nothing more."""
         if self.is_open:
             self.is_open = False
-            self._socket.release(self)
             self._receiver.closed(reason)
 
     def take(self, kind: int, data: bytes, start: int, stop: int) -> bool:
-        """Take the payload of a frame of this channel; False for one that belongs to the control plane."""
+        """Take the payload of a frame of this channel; False for one that belongs to the control plane.
+
+        A closed one takes messages too, which were on their way, and drops them: the control plane would decode their
+        properties, and end the connection over some that it can't.
+        """
+        if not self.is_open:
+            return kind != METHOD or data[start : start + 4] in _OF_MESSAGES
         if kind == METHOD:
             return self._take_method(data[start : start + 4], data, start)
         if kind == HEADER:

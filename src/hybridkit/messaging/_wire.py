@@ -103,14 +103,9 @@ class Wire(asyncio.StreamReaderProtocol):
         return self.unblocked.is_set() and not self._is_full
 
     def open_port(self, channel: int, receiver: Receiver) -> Port:
-        """Take the messages of an open channel, until it closes."""
+        """Take the messages of an open channel, also those that are on their way when the port is closed."""
         port = self._ports[channel] = Port(self, channel, receiver)
         return port
-
-    def release(self, port: Port) -> None:
-        """Forget a port that is closed."""
-        if self._ports.get(port.channel) is port:
-            del self._ports[port.channel]
 
     def write(self, octets: bytes) -> None:
         """Send whole frames."""
