@@ -1,8 +1,13 @@
-"""The reference is complete: every public module has its page, and every page is in the navigation."""
+"""The reference is complete: every public module and metric has its place, and every page is in the navigation."""
 
 import re
 import tomllib
 from pathlib import Path
+
+import griffe
+from prometheus_client import CollectorRegistry
+
+from hybridkit.observability import Metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "src" / "hybridkit"
@@ -16,7 +21,7 @@ def public_modules() -> set[str]:
 
 
 def test_every_public_module_has_a_reference_page() -> None:
-    pages = {path.stem for path in ROOT.glob("docs/reference/*.md")} - {"index"}
+    pages = {path.stem for path in ROOT.glob("docs/reference/*.md")} - {"index", "metrics"}
     assert pages == public_modules()
 
 
@@ -36,3 +41,29 @@ def test_the_layers_that_are_explained_are_the_ones_that_are_checked() -> None:
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     checked = [re.sub(r"[()]", "", layer).replace(" : ", ", ") for layer in contracts[0]["layers"]]
     assert "\n".join(checked) in (ROOT / "docs/explanation/architecture.md").read_text()
+
+
+def test_the_list_of_metrics_is_the_code_s() -> None:
+    """Names, kinds, labels and meanings, in the code's order; every label is explained."""
+    page = (ROOT / "docs/reference/metrics.md").read_text()
+    rows: list[str] = []
+    labels: set[str] = set()
+    for metric in vars(Metrics(CollectorRegistry())).values():
+        [family] = metric.describe()
+        name = family.name + ("_total" if family.type == "counter" else "")
+        labels.update(metric._labelnames)
+        named = ", ".join(f"`{label}`" for label in metric._labelnames)
+        rows.append(f"| `{name}` | {family.type} | {named} | {family.documentation.rstrip('.')} |")
+    assert re.findall(r"^\| `hybridkit_.*? \| (?:histogram|gauge|counter) \|.*$", page, re.MULTILINE) == rows
+    assert set(re.findall(r"^\| `(\w+)` \| [^|]+ \|$", page, re.MULTILINE)) >= labels
+
+
+def test_context_managers_are_shown_as_such() -> None:
+    """Their source has to say that they are generators, which is of no use to whoever enters them."""
+    configured = (ROOT / "mkdocs.yml").read_text()
+    assert "extensions: [docs/context_managers.py]" in configured
+    extensions = griffe.load_extensions(str(ROOT / "docs/context_managers.py"))
+    package = griffe.load("hybridkit", search_paths=[str(ROOT / "src")], extensions=extensions)
+    claim = package["idempotency._guard.IdempotencyGuard.claim"]
+    assert str(claim.returns) == "AbstractAsyncContextManager[Claimed]"
+    assert "async" not in claim.labels
