@@ -14,6 +14,7 @@ from hybridkit.testing.conformance import (
     THINGS,
     Capability,
     DataServiceConformance,
+    HeadersConformance,
     ServiceUnderTest,
     Slow,
     TransactionsConformance,
@@ -44,7 +45,7 @@ class TestFake(DataServiceConformance):
             yield service
 
 
-class TestFakeWithoutTransactions(TransactionsConformance):
+class TestFakeWithoutTransactions(TransactionsConformance, HeadersConformance):
     """As a MongoDB that has none, over a socket."""
 
     @pytest.fixture

@@ -299,6 +299,17 @@ class HeadersConformance:
         )
         assert (created.status, plain.problem) == (201, (422, "IDEMPOTENCY_KEY_REUSED"))
 
+    async def test_a_derived_key_gets_the_first_answer_whatever_the_condition(
+        self, service: ServiceUnderTest
+    ) -> None:
+        """A handler that runs again has read what its own first step changed, and so names another state."""
+        record = await service.thing()
+        path, key = path_of(THINGS, record["id"]), f"hkd_{service.tag}"
+        first = await service.write("PATCH", path, {"rank": 1}, key=key, if_match=record["etag"])
+        again = await service.write("PATCH", path, {"rank": 2}, key=key, if_match=first.headers["etag"])
+        assert (again.status, again.json()) == (200, first.json())
+        assert again.headers["idempotency-replayed"] == "true"
+
     async def test_any_state_is_any_state_in_a_body_too(self, service: ServiceUnderTest) -> None:
         """`*` in `if_match`: the record is there. Where a state has to be named, that names none."""
         record = await service.thing()
