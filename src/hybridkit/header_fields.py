@@ -215,12 +215,12 @@ class MediaType(NamedTuple):
     Attributes:
         type: `application`.
         subtype: `json`.
-        parameters: by name; a charset in lower case.
+        parameters: names with their values; a charset in lower case.
     """
 
     type: str
     subtype: str
-    parameters: Mapping[str, str]
+    parameters: frozenset[tuple[str, str]] = frozenset()
 
     @property
     def name(self) -> str:
@@ -245,7 +245,7 @@ class MediaRange(NamedTuple):
         return (
             wanted.type in ("*", offer.type)
             and wanted.subtype in ("*", offer.subtype)
-            and wanted.parameters.items() <= offer.parameters.items()
+            and wanted.parameters <= offer.parameters
         )
 
     @property
@@ -268,7 +268,7 @@ def read_media_type(value: str) -> MediaType:
     parameters: dict[str, str] = {}
     for key, word in map(_parameter, filter(None, parts)):
         parameters.setdefault(key, word.lower() if key == "charset" else word)
-    return MediaType(match[1].lower(), match[2].lower(), parameters)
+    return MediaType(match[1].lower(), match[2].lower(), frozenset(parameters.items()))
 
 
 def read_accept(value: str) -> Sequence[MediaRange]:
@@ -287,10 +287,10 @@ def _media_range(element: str) -> MediaRange:
     )  # Java's `*`
     if wanted.type == "*" != wanted.subtype:
         raise ValueError("no subtype can follow `*`")
-    weight = wanted.parameters.get("q", "1")
+    weight = next((word for key, word in wanted.parameters if key == "q"), "1")
     if not _WEIGHT.fullmatch(weight):
         raise ValueError("a weight is a number from 0 to 1")
-    others = {key: word for key, word in wanted.parameters.items() if key != "q"}
+    others = wanted.parameters - {("q", weight)}
     return MediaRange(wanted._replace(parameters=others), float(weight))
 
 

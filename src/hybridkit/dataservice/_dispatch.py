@@ -5,8 +5,9 @@ the contract's routes need none of that. A path is split and looked up, and what
 once: the length of its URL, who calls and what they may do, which answer they take.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from typing import Any, Final
 
 from opentelemetry import trace
@@ -24,12 +25,12 @@ from hybridkit.dataservice._requests import (
 )
 from hybridkit.dataservice._timing import DatabaseTime, watch_database
 from hybridkit.errors import DeclarationError, InvalidQueryError, NotAcceptableError
-from hybridkit.header_fields import MediaType, best_offer, read_accept
+from hybridkit.header_fields import MediaType, best_offer, read_accept, read_media_type
 
 __all__ = ["JSON", "LINES", "ContractRoute", "Endpoint", "Place"]
 
-JSON: Final = MediaType("application", "json", {"charset": "utf-8"})
-LINES: Final = MediaType("application", "x-ndjson", {"charset": "utf-8"})
+JSON: Final = read_media_type("application/json; charset=utf-8")
+LINES: Final = read_media_type("application/x-ndjson; charset=utf-8")
 PREFIX: Final = "/v1/"
 UNDELETE: Final = ":undelete"
 
@@ -50,7 +51,7 @@ class Endpoint:
     answer: Callable[[ContractRequest], Awaitable[Answering]]
     resource: AnyResource | None = None
     accesses: tuple[Access, ...] = ()
-    offers: Sequence[MediaType] = (JSON,)
+    offers: tuple[MediaType, ...] = (JSON,)
     prefers: bool = False
     takes_query: bool = False
 
@@ -75,9 +76,18 @@ class Endpoint:
                 )
         if not self.offers:
             return
-        request.media_type = best_offer(request.fields.read("accept", read_accept), self.offers)
+        if request.fields.listed("accept") is None:
+            request.media_type = self.offers[0]
+            return
+        request.media_type = request.fields.read("accept", partial(_most_welcome, offers=self.offers))
         if request.media_type is None:
             raise NotAcceptableError(f"the answer is {' or '.join(offer.name for offer in self.offers)}")
+
+
+@lru_cache(maxsize=256)
+def _most_welcome(accept: str, offers: tuple[MediaType, ...]) -> MediaType | None:
+    """As `best_offer`; a client sends the same field with each request."""
+    return best_offer(read_accept(accept), offers)
 
 
 @dataclass(slots=True)

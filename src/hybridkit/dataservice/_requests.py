@@ -265,7 +265,7 @@ def _check_type(request: ContractRequest) -> None:
         media_type = None
     if media_type is None or media_type.name not in takes:
         raise UnsupportedMediaTypeError(f"a body is {' or '.join(takes)} here")
-    if media_type.parameters.get("charset", "utf-8") not in _CHARSETS:
+    if dict(media_type.parameters).get("charset", "utf-8") not in _CHARSETS:
         raise UnsupportedMediaTypeError("JSON is UTF-8")
 
 
