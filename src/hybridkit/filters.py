@@ -174,6 +174,10 @@ class Field:
                 return Compare(self.name, operator, self._values(value, pointer))
             case "like" | "ilike":
                 return Compare(self.name, operator, self._pattern(value, pointer))
+            case "gt" | "gte" | "lt" | "lte" if "." in self.name and isinstance(value, dict | list):
+                raise InvalidQueryError(
+                    f"{self.name}: no array or object is greater than another", pointer=pointer
+                )
             case _:
                 return Compare(self.name, operator, self._value(value, pointer))
 

@@ -8,6 +8,7 @@ import re
 from typing import Any, Final, assert_never
 
 from hybridkit.dataservice._mongo_collection import stored_name
+from hybridkit.dataservice._mongo_paths import path_condition
 from hybridkit.dataservice._mongo_steps import storable
 from hybridkit.dataservice._mongo_values import to_bson
 from hybridkit.filters import And, Compare, Filter, Not, Or, pattern_tokens
@@ -25,6 +26,8 @@ def condition(where: Filter, *, negated: bool = False) -> Clause:
     match where:
         case Compare() if (asked := storable(where)) is not where:
             return condition(asked, negated=negated)
+        case Compare() if "." in where.field:
+            return path_condition(where, _compared(where)[where.field], negated=negated)
         case Compare():
             return _refuted(where) if negated else _compared(where)
         case And() | Or():

@@ -2,6 +2,7 @@
 
 # ruff: noqa: S101 - these are tests
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -172,6 +173,48 @@ CASES: Final[tuple[tuple[Tree, tuple[str, str], list[str]], ...]] = (
 )
 
 
+_SIZES: Final[Mapping[str, Any]] = {
+    "one": 1,
+    "one and a half": 1.5,
+    "digit": "1",
+    "word": "x",
+    "true": True,
+    "false": False,
+    "empty list": [],
+    "list": [1],
+    "words": ["x", "y"],
+    "object": {"a": 1},
+    "null": None,
+}
+"""What stands at one path in a document of each; beside them is one without a document."""
+
+_ON_A_PATH: Final[Sequence[tuple[Mapping[str, Any], set[str]]]] = (
+    ({"eq": ["details.size", 1]}, {"one"}),
+    ({"eq": ["details.size", "1"]}, {"digit"}),
+    ({"eq": ["details.size", True]}, {"true"}),
+    ({"eq": ["details.size", [1]]}, {"list"}),
+    ({"eq": ["details.size", {"a": 1}]}, {"object"}),
+    ({"neq": ["details.size", 1]}, _SIZES.keys() - {"one", "null"}),
+    ({"neq": ["details.size", [1]]}, _SIZES.keys() - {"list", "null"}),
+    ({"not": {"eq": ["details.size", "x"]}}, _SIZES.keys() - {"word", "null"}),
+    ({"in": ["details.size", [1, "x", ["x", "y"]]]}, {"one", "word", "words"}),
+    ({"in": ["details.size", []]}, set()),
+    ({"not": {"in": ["details.size", [1, [1]]]}}, _SIZES.keys() - {"one", "list", "null"}),
+    ({"gt": ["details.size", 1]}, {"one and a half"}),
+    ({"lte": ["details.size", 1]}, {"one"}),
+    ({"gte": ["details.size", "1"]}, {"digit", "word"}),
+    ({"lt": ["details.size", "x"]}, {"digit"}),
+    ({"not": {"gt": ["details.size", 1]}}, _SIZES.keys() - {"one and a half", "null"}),
+    ({"like": ["details.size", "x%"]}, {"word"}),
+    ({"ilike": ["details.size", "X"]}, {"word"}),
+    ({"is": ["details.size", None]}, {"null", "none"}),
+    ({"not": {"is": ["details.size", None]}}, _SIZES.keys() - {"null"}),
+    ({"is": ["details.size", True]}, {"true"}),
+    ({"not": {"is": ["details.size", True]}}, _SIZES.keys() - {"true"} | {"none"}),
+    ({"eq": ["details.color", "red"]}, set()),
+)
+
+
 @pytest.mark.asyncio
 class FiltersConformance:
     """What a filter finds."""
@@ -263,3 +306,24 @@ class FiltersConformance:
             answer = await service.ask("POST", f"{THINGS.path}:query", {"where": where})
             assert answer.problem == (400, "INVALID_QUERY")
         assert await service.find({"in": ["rank", list(range(1000))]}) == []
+
+    async def test_a_condition_on_a_path_is_of_one_whole_value(self, service: ServiceUnderTest) -> None:
+        """Of the type that is asked for: an array is no element of it, and a path doesn't lead through one."""
+        for name, size in _SIZES.items():
+            await service.thing(name=name, details={"size": size, "color": [{"red": 1}, "red"]})
+        await service.thing(name="none")
+        for where, names in _ON_A_PATH:
+            assert set(await service.names(where)) == names, where
+        for operator in ("gt", "gte", "lt", "lte"):
+            for value in ([1], {"a": 1}):
+                answer = await service.ask(
+                    "POST", f"{THINGS.path}:query", {"where": {operator: ["details.size", value]}}
+                )
+                assert answer.problem == (400, "INVALID_QUERY")
+
+    async def test_a_requirement_on_a_path_is_of_one_whole_value(self, service: ServiceUnderTest) -> None:
+        single, several = await service.thing(details={"size": 1}), await service.thing(details={"size": [1]})
+        for record, status in ((single, 200), (several, 412)):
+            update = {"op": "update", "resource": THINGS.name, "id": record["id"], "data": {"rank": 1}}
+            answer = await service.transact({**update, "require": {"eq": ["details.size", 1]}})
+            assert answer.status == status

@@ -1,0 +1,76 @@
+"""Conditions on a path into a document, as PostgreSQL has them on `jsonb`: of one whole value.
+
+In a filter of MongoDB's a path leads through arrays, and a condition on an array holds where it holds for an element.
+An expression has the value itself: an array wherever there is one on the way. It stands beside the filter's own
+condition, which may use an index.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from hybridkit.dataservice._mongo_values import to_bson
+from hybridkit.filters import Compare
+
+__all__ = ["path_condition"]
+
+type Clause = dict[str, Any]
+
+_NOTHING: Final[Clause] = {"_id": {"$in": []}}
+
+
+def path_condition(compare: Compare, operand: Clause, *, negated: bool) -> Clause:
+    """The condition, or its opposite among the records that have a value there.
+
+    Args:
+        compare: on a path.
+        operand: what MongoDB's filter says about a value that is no array.
+        negated: whether the opposite is wanted.
+    """
+    path = compare.field
+    match compare.operator:
+        case "is" if compare.value is None:
+            return _present(path) if negated else {"$nor": [_present(path)]}
+        case "is":
+            holds = _single(path, operand)
+            return {"$nor": [holds]} if negated else holds
+        case "neq":
+            holds = _equal(path, [compare.value])
+            return holds if negated else _otherwise(path, holds)
+        case "in" if not compare.value:  # nothing is in it, whatever the value
+            return {} if negated else _NOTHING
+        case "eq" | "in":
+            holds = _equal(path, compare.value if compare.operator == "in" else [compare.value])
+        case _:
+            holds = _single(path, operand)
+    return _otherwise(path, holds) if negated else holds
+
+
+def _equal(path: str, values: Sequence[Any]) -> Clause:
+    """One of these values: scalars by the filter's own condition, arrays and objects by comparing them whole."""
+    stored = [to_bson(value) for value in values]
+    scalars = [value for value in stored if not isinstance(value, list | dict)]
+    parts = [_single(path, {"$in": scalars})] if scalars else []
+    for value in stored:
+        if isinstance(value, list | dict):
+            compared: Clause = {"$cmp": [f"${path}", {"$literal": value}]}
+            parts.append({"$and": [_present(path), {"$expr": {"$eq": [compared, 0]}}]})
+    return {"$or": parts}
+
+
+def _otherwise(path: str, holds: Clause) -> Clause:
+    return {"$and": [_present(path), {"$nor": [holds]}]}
+
+
+def _single(path: str, operand: Clause) -> Clause:
+    """The value is no array, nor in one, and fits."""
+    return {"$and": [{path: operand}, _is_no_array(path)]}
+
+
+def _present(path: str) -> Clause:
+    """There is a value, which may be an array, and isn't in one."""
+    value: Clause = {"$ifNull": [f"${path}", None]}
+    return {"$and": [{"$expr": {"$ne": [value, None]}}, _is_no_array(path.rpartition(".")[0])]}
+
+
+def _is_no_array(path: str) -> Clause:
+    return {"$expr": {"$not": [{"$isArray": [f"${path}"]}]}}
