@@ -50,11 +50,9 @@ from hybridkit.ids import derived_id
 
 __all__ = [
     "STRUCTURED_MEDIA_TYPE",
-    "Wire",
     "decode_cloudevent",
     "decode_message",
     "is_cloudevent",
-    "read_wire",
     "to_binary",
     "to_structured",
 ]

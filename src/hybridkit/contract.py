@@ -233,7 +233,7 @@ class Emission(_Strict):
         state = trace.get("tracestate", "")
         try:
             data = message.model_dump(mode="json", by_alias=True)
-        except PydanticSerializationError as error:
+        except (PydanticSerializationError, ValueError, RecursionError) as error:
             raise MalformedPayloadError(f"{message.message_type!r} has no JSON form: {error}") from None
         members: dict[str, Any] = {
             "event_type": message.message_type,

@@ -243,5 +243,17 @@ def test_an_event_that_can_not_be_stored_is_refused_where_it_is_emitted(name: st
         Emission.of(Keyed(name=name), request_id="r", user_id=None)
     assert [error.pointer for error in caught.value.errors] == ["/key"]
     assert "aaa" not in str(caught.value)
+
+
+def circle() -> list[Any]:
+    inner: list[Any] = []
+    inner.append(inner)
+    return inner
+
+
+@pytest.mark.parametrize(
+    "thing", [object(), b"\xff", {"\ud83d": 1}, circle()], ids=["object", "bytes", "half", "circle"]
+)
+def test_data_without_a_json_form_is_refused_where_it_is_emitted(thing: object) -> None:
     with pytest.raises(MalformedPayloadError, match="has no JSON form"):
-        Emission.of(Keyed(name="a", thing=object()), request_id="r", user_id=None)
+        Emission.of(Keyed(name="a", thing=thing), request_id="r", user_id=None)

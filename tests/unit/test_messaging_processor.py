@@ -232,11 +232,13 @@ async def test_done_then_acknowledged(steps: Steps) -> None:
 
 
 async def test_a_strangers_message_without_headers_is_handled(steps: Steps) -> None:
-    """The body decides; ids outside the syntax are replaced, unknown members ignored."""
+    """The body decides; a request id that could forge a line is replaced, unknown members are ignored."""
     ids: list[str] = []
+    users: list[str | None] = []
 
     async def handle(event: Happened, context: RequestContext) -> None:
         ids.append(context.request_id)
+        users.append(context.user_id)
 
     body = orjson.dumps(
         {
@@ -245,6 +247,7 @@ async def test_a_strangers_message_without_headers_is_handled(steps: Steps) -> N
             "timestamp": "2026-01-01T00:00:00+01:00",
             "service": "php",
             "request_id": "two\nlines",
+            "user_id": "auth0|Ünal Çelik",
             "data": {"number": 1},
             "extra": True,
         }
@@ -252,6 +255,7 @@ async def test_a_strangers_message_without_headers_is_handled(steps: Steps) -> N
     await processor(steps, handle).process(delivery(steps, body))
     assert steps.log == ["ack 7"]
     assert ids[0].count("-") == 4
+    assert users == ["auth0|Ünal Çelik"]
 
 
 async def test_the_handler_has_a_deadline_and_a_claim(steps: Steps) -> None:

@@ -281,7 +281,7 @@ def decode_properties(octets: bytes) -> commands.Basic.Properties:
         flags = int.from_bytes(octets[:2], "big")
         properties.unmarshal(flags, octets[2:])
     except Exception as error:  # noqa: BLE001 - a decoder meets what its author did not expect
-        _log.warning("message properties unreadable", error=repr(error))
+        _log.warning("message properties unreadable", error=f"{error!r:.200}")
         return commands.Basic.Properties()
     return properties
 
