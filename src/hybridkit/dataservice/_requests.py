@@ -17,7 +17,6 @@ from hybridkit.dataservice._store import Store
 from hybridkit.errors import (
     InvalidRequestError,
     KeyMissingError,
-    PayloadTooLargeError,
     UnsupportedMediaTypeError,
     UriTooLongError,
 )
@@ -195,28 +194,18 @@ class Condition(NamedTuple):
 
 
 async def read_body(request: ContractRequest) -> bytes:
-    """The body, which is JSON, read no further than to its limit of 1 MiB.
+    """The body, which is JSON; how long it may be and may take has been settled by `RequestContextMiddleware`.
 
     Raises:
         UnsupportedMediaTypeError: it says that it is something else than JSON, or that it is compressed.
-        PayloadTooLargeError: it is longer.
+        PayloadTooLargeError: it is longer than 1 MiB.
         InvalidRequestError: the caller has left in the middle of it.
     """
     _check_type(request)
-    declared = request.fields.single("content-length") or ""
-    if declared.isdecimal() and int(declared) > MAX_BODY_BYTES:
-        raise _too_large(int(declared))
-    chunks: list[bytes] = []
-    size_bytes = 0
     try:
-        async for chunk in request.stream():
-            size_bytes += len(chunk)
-            if size_bytes > MAX_BODY_BYTES:
-                raise _too_large(size_bytes)
-            chunks.append(chunk)
+        return await request.body()
     except ClientDisconnect:
         raise InvalidRequestError("the caller left before its body was complete") from None
-    return b"".join(chunks)
 
 
 async def read_object(request: ContractRequest) -> tuple[bytes, dict[str, Any]]:
@@ -267,11 +256,3 @@ def _check_type(request: ContractRequest) -> None:
         raise UnsupportedMediaTypeError(f"a body is {' or '.join(takes)} here")
     if dict(media_type.parameters).get("charset", "utf-8") not in _CHARSETS:
         raise UnsupportedMediaTypeError("JSON is UTF-8")
-
-
-def _too_large(size_bytes: int) -> PayloadTooLargeError:
-    return PayloadTooLargeError(
-        f"the body has more than the {MAX_BODY_BYTES} bytes that are allowed",
-        size_bytes=size_bytes,
-        limit_bytes=MAX_BODY_BYTES,
-    )
