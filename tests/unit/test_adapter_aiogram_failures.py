@@ -285,6 +285,26 @@ async def test_a_bot_that_has_no_room_left_says_that_it_is_not_ready(
         await polling.probe()
 
 
+async def test_a_bot_whose_handlers_all_wait_says_that_it_is_not_ready(
+    world: World, dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for one lock; where a few people wait, their handlers may just be slow."""
+    monkeypatch.setattr(_telegram_polling, "STILL_SECONDS", 0.05)
+    async with world.polling(dispatcher) as polling:
+        crowd(world.telegram, 9, "wait")
+        await until(lambda: len(dispatcher["seen"]) == 9)
+        await until(lambda: time.monotonic() - polling._moved_at > 0.1)
+        await polling.probe()
+        crowd(world.telegram, 9, "wait for the first one")
+        world.telegram.push_text("wait", from_user=ADA)
+        await until(lambda: len(dispatcher["seen"]) == 10)
+        with pytest.raises(UnavailableError, match="10 chats wait"):
+            await polling.probe()
+        dispatcher["release"].set()
+        await world.telegram.wait_for_messages(19)
+        await polling.probe()
+
+
 async def test_without_redis_for_the_shelf_the_bot_says_that_it_is_not_ready(
     world: World, dispatcher: Dispatcher
 ) -> None:

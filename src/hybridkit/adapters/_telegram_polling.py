@@ -50,6 +50,12 @@ SHELF_SECONDS: Final = 86_400
 LOOK_SECONDS: Final = 30.0
 """How often to look for what another process has left on the shelf."""
 
+STILL_SECONDS: Final = 30.0
+"""For how long no handler may end, in a bot that many people wait for, before it counts as standing still."""
+
+STILL_CHATS: Final = 10
+"""How many are many. Fewer may well be slow by themselves: an upload, a long answer."""
+
 CANCEL_SECONDS: Final = 1.0
 _BACKOFF: Final = Retry.exponential(first_seconds=0.5, cap_seconds=10.0)
 
@@ -83,6 +89,7 @@ class Polling:
         self._asking: asyncio.Task[None]
         self._stopping = asyncio.Event()
         self._trouble = ""
+        self._moved_at = time.monotonic()
 
     def __repr__(self) -> str:
         return f"Polling({self._seen!r}, trouble={self._trouble!r})"
@@ -111,7 +118,7 @@ class Polling:
             await self._asking
 
     async def probe(self) -> None:
-        """For readiness: Telegram has answered the last time it was asked, and there is room for what it delivers.
+        """For readiness: Telegram has answered the last time it was asked, and handlers end.
 
         Raises:
             UnavailableError: with the reason.
@@ -120,6 +127,11 @@ class Polling:
             raise UnavailableError("Telegram gives no updates: nobody asks any more")
         if self._trouble:
             raise UnavailableError(f"Telegram gives no updates: {self._trouble}")
+        still_seconds = time.monotonic() - self._moved_at
+        if len(self._last_of_chat) >= STILL_CHATS and still_seconds > STILL_SECONDS:
+            raise UnavailableError(
+                f"{len(self._last_of_chat)} chats wait, and no handler has ended for {still_seconds:.0f} s"
+            )
 
     async def stop_asking(self, _: float) -> None:
         """Take nothing new; what was delivered and not begun, or waits to be tried again, comes at the next start."""
@@ -229,11 +241,14 @@ class Polling:
             _skip(raw)
         if chat is not None:
             self._last_of_chat[chat] = task
+        if not self._running:
+            self._moved_at = time.monotonic()
         self._raw[update_id] = raw
         self._running[update_id] = task
 
         def end(ended: asyncio.Task[None]) -> None:
             del self._running[update_id], self._raw[update_id]
+            self._moved_at = time.monotonic()
             if self._last_of_chat.get(chat) is ended:
                 del self._last_of_chat[chat]
 
