@@ -290,6 +290,14 @@ async def test_a_write_of_more_than_was_meant_is_not_done(routes: Any) -> None:
     assert len((await routes.send("GET", "/v1/notes")).json()["items"]) == 2
 
 
+async def test_a_call_takes_no_limit_that_it_can_t_hold(routes: Any) -> None:
+    path = "/v1/notes:praise"
+    limited = await routes.send("POST", path, {"title": "a"}, prefer="max-affected=1000")
+    assert code_of(limited) == (422, "VALIDATION")
+    assert routes.store.emitted == []
+    assert (await routes.send("POST", path, {"title": "a"}, prefer="return=minimal")).status_code == 204
+
+
 async def test_an_assert_touches_nothing(routes: Any) -> None:
     record = await routes.create()
     operations = [{"op": "assert", "resource": "notes", "id": record["id"]}]

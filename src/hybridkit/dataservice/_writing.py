@@ -31,12 +31,18 @@ async def perform(
         isolation: of the transaction.
 
     Raises:
-        InvalidRequestError: more records than `max-affected` allows; nothing was done.
+        InvalidRequestError: more records than `max-affected` allows, or a call, which can't tell; nothing was done.
         HybridkitError: as `Store.write`.
     """
     preferences = request.preferences
+    limit = preferences.max_affected()
     if call is None:
-        _check_affected(operations, preferences.max_affected())
+        _check_affected(operations, limit)
+    elif limit is not None:  # ignored, it would be a limit that doesn't hold
+        raise InvalidRequestError(
+            "nobody counts what a service's own call touches; leave max-affected out",
+            errors=[FieldError("", "max_affected")],
+        )
     write = Write(
         caller=request.caller,
         key=key_of(request),
