@@ -187,6 +187,7 @@ async def test_nothing_is_lost_or_written_twice_while_the_database_comes_and_goe
         "DEADLINE_EXCEEDED",
         "UNAVAILABLE",
         "OUTCOME_UNKNOWN",
+        "OVERLOADED",
         "SERIALIZATION_FAILURE",
     }
     assert writers.longest_seconds < 4

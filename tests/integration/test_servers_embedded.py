@@ -63,6 +63,25 @@ async def test_fakeredis_stands_in_for_redis(start_embedded: Start) -> None:
         assert await client.get("kept") is None
 
 
+async def test_secantusdb_has_transactions_and_survives_a_kill(start_embedded: Start) -> None:
+    """What has committed is there after kill -9, and what hasn't is not."""
+    skip_without("secantus")
+    server = start_embedded("mongo_transactions")
+    assert server.is_real
+    client = AsyncMongoClient[dict[str, Any]](server.url)
+    async with client:
+        notes = client["app"]["notes"]
+        async with client.start_session() as session:
+            async with await session.start_transaction():
+                await notes.insert_one({"_id": "committed"}, session=session)
+            await session.start_transaction()
+            await notes.insert_one({"_id": "open"}, session=session)
+            await asyncio.to_thread(server.kill)
+    await asyncio.to_thread(server.restart)
+    async with AsyncMongoClient[dict[str, Any]](server.url) as client:
+        assert await client["app"]["notes"].find().to_list() == [{"_id": "committed"}]
+
+
 async def test_neosqlite_stands_in_for_mongodb(start_embedded: Start) -> None:
     """It says that it is none, and keeps its data in a file."""
     skip_without("nx_27017")

@@ -6,13 +6,18 @@ from enum import Enum
 from typing import Any
 from uuid import UUID
 
+import bson
+import orjson
 import pytest
 from bson.decimal128 import Decimal128
+from bson.errors import InvalidDocument
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from hybridkit.dataservice._mongo_collection import DocumentCollection, ResourceCollection
 from hybridkit.dataservice._mongo_ordering import Ordering
-from hybridkit.dataservice._mongo_values import from_bson, to_bson
+from hybridkit.dataservice._mongo_values import CODEC, from_bson, to_bson
 from hybridkit.errors import PageTokenError
 from hybridkit.queries import Query
 from hybridkit.resources import Record, Resource
@@ -53,6 +58,35 @@ class Weight(Enum):
 )
 def test_what_bson_does_not_know_is_stored_as_json_has_it(value: object, stored: object) -> None:
     assert to_bson(value) == stored
+
+
+_JSON: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["$ref", "$id", "$db", "$oid", "$date", "a.b", "", "_id", "a"]), inner, max_size=4
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(
+    document=st.dictionaries(
+        st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=5), _JSON
+    )
+)
+def test_any_json_is_read_as_it_was_written_or_refused(document: dict[str, Any]) -> None:
+    """Keys that mean something to drivers and shells are keys."""
+    try:
+        stored = to_bson(document)
+        read = bson.decode(bson.encode({"v": stored}, codec_options=CODEC), CODEC)["v"]
+    except InvalidDocument:
+        assert '"$db":null' in orjson.dumps(document).decode()
+        return
+    assert from_bson(read) == document
+    assert orjson.dumps(from_bson(read)) == orjson.dumps(from_bson(stored))
 
 
 def test_moments_come_back_in_utc_however_the_driver_gives_them() -> None:
