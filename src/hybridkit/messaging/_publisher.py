@@ -100,7 +100,7 @@ class RobustPublisher:
 
     Args:
         url: as for `BrokerConnection`.
-        service: the name that envelopes carry as their `service`; up to 255 bytes.
+        service: the name that envelopes carry as their `service`; printable, up to 255 bytes.
         cloudevents: publish in the binary form of CloudEvents 1.0 instead of the envelope, for readers outside of the
             stack; our consumers read both. What comes as bytes, from an outbox, stays as it is.
 
@@ -109,9 +109,9 @@ class RobustPublisher:
     """
 
     def __init__(self, url: str, *, service: str, cloudevents: bool = False) -> None:
-        if not 1 <= len(service.encode()) <= MAX_NAME_BYTES:
+        if not service.isprintable() or not 1 <= len(service.encode()) <= MAX_NAME_BYTES:
             raise DeclarationError(
-                f"a service's name has 1 to {MAX_NAME_BYTES} bytes, not {len(service.encode())}"
+                f"a service's name has 1 to {MAX_NAME_BYTES} bytes and is printable, not {service[:80]!r}"
             )
         self.service = service
         self._cloudevents = cloudevents
