@@ -208,9 +208,10 @@ def test_no_password_is_shown() -> None:
     assert "secret" not in f"{RobustPublisher(URL, service='tests')!r}{BrokerConnection(URL, name='tests')!r}"
 
 
-@pytest.mark.parametrize("service", ["", "ä" * 128], ids=["empty", "too long"])
+@pytest.mark.parametrize("service", ["", "ä" * 128, "a\r\nb", "\x00", "\ud800"], ids=ascii)
 def test_a_service_has_a_name_that_fits(service: str) -> None:
-    with pytest.raises(DeclarationError, match="1 to 255 bytes"):
+    """Into a header, and into one line of a log."""
+    with pytest.raises(DeclarationError, match="1 to 255 bytes and is printable"):
         RobustPublisher(URL, service=service)
 
 
@@ -223,9 +224,3 @@ async def test_a_name_that_amqp_can_not_carry_is_refused(event_type: str, queue:
     publisher._writer._is_open = True
     with pytest.raises(MalformedPayloadError, match="255 bytes"):
         await publisher.publish_encoded(b"{}", event_id=new_id(), event_type=event_type, queue=queue)
-
-
-@pytest.mark.parametrize("service", ["", "a\r\nb", "\x00", "\ud800", "ü" * 128])
-def test_a_publisher_has_a_name_that_every_header_and_log_can_hold(service: str) -> None:
-    with pytest.raises(DeclarationError, match="1 to 255 bytes and is printable"):
-        RobustPublisher(URL, service=service)
