@@ -105,7 +105,7 @@ async def test_a_stale_write_is_refused_and_told_the_current_state(service: Any,
     record = await service.create("pen")
     path = f"/v1/items/{record['id']}"
     current = (await service.send("PATCH", path, {"rank": 1})).json()["etag"]
-    for stale in (record["etag"], '"nonsense"', "1-0"):
+    for stale in (record["etag"], '"nonsense"', '"1-0"', f'"nonsense", {record["etag"]}'):
         answer = await service.send(
             method, path, None if method == "DELETE" else {"name": "ink"}, if_match=stale
         )
@@ -248,7 +248,6 @@ async def test_unknown_routes_and_methods_are_problems(service: Any) -> None:
     [
         {"if_none_match": '"1-1"'},
         {"if_none_match": "*", "if_match": "*"},
-        {"if_match": '"1-1", "2-2"'},
         {"x_service_name": "Not A Name"},
     ],
 )
