@@ -14,7 +14,6 @@ from starlette.authentication import (
     AuthCredentials,
     AuthenticationBackend,
     BaseUser,
-    SimpleUser,
     UnauthenticatedUser,
 )
 from starlette.middleware.authentication import AuthenticationMiddleware
@@ -285,6 +284,15 @@ class _Named(UnauthenticatedUser):
         raise NotImplementedError
 
 
+class _Identified(_Named):
+    def __init__(self, identity: str) -> None:
+        self._identity = identity
+
+    @property
+    def identity(self) -> str:
+        return self._identity
+
+
 @pytest.mark.parametrize("names_only", [False, True])
 async def test_the_user_of_starlettes_authentication_owns_the_key_by_identity_and_not_by_name(
     app: FastAPI, serve_keyed: Api, done: list[Any], names_only: bool
@@ -294,7 +302,7 @@ async def test_the_user_of_starlettes_authentication_owns_the_key_by_identity_an
     class Backend(AuthenticationBackend):
         async def authenticate(self, conn: HTTPConnection) -> tuple[AuthCredentials, BaseUser]:
             identity = conn.headers["authorization"][0]
-            return AuthCredentials(), _Named() if names_only else SimpleUser(identity)
+            return AuthCredentials(), _Named() if names_only else _Identified(identity)
 
     app.add_middleware(AuthenticationMiddleware, backend=Backend())
 
