@@ -25,7 +25,7 @@ from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, Union, get_args, get_origin
 from uuid import UUID
 
-from pydantic import BaseModel, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from typing_extensions import TypeVar
 
 from hybridkit.codec import Timestamp
@@ -61,6 +61,9 @@ class Record(BaseModel, Generic[IdT]):
         etag: an opaque validator of this state of this record; an update sends it back, so that it changes what was
             read and nothing else.
     """
+
+    # A float or decimal may be none: what SQL has put there is shown in words, and must be readable.
+    model_config = ConfigDict(allow_inf_nan=True)
 
     id: IdT
     version: int = Field(ge=1)

@@ -257,14 +257,14 @@ async def test_floats_are_printed_as_orjson_does(things: Reading, value: float) 
 
 
 async def test_documents_are_printed_as_python_would(things: Reading) -> None:
-    """Without spaces, in the order of their members, numbers as orjson reads and writes them."""
+    """Without spaces, in the order of their members, floats as orjson writes them, integers exact."""
     [record_id] = await things.add([{}])
     raw = '{ "b" : 1.10, "a" : 1e2, "n" : 123456789012345678901234567890, "a" : [ ] }'
     async with things.database.session() as session:
         await session.execute(text("UPDATE things SET raw = CAST(:raw AS json)").bindparams(raw=raw))
     found = await things.reader.get(THINGS, record_id)
     assert found is not None
-    assert b'"raw":' + orjson.dumps(orjson.loads(raw)) in found.body
+    assert b'"raw":' + b'{"b":1.1,"a":[],"n":123456789012345678901234567890}' in found.body
 
 
 async def test_what_is_not_in_the_model_is_not_shown(things: Reading) -> None:

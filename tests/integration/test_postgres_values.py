@@ -367,7 +367,7 @@ def test_a_query_by_what_a_column_can_not_hold_is_refused(service: Service) -> N
     """A filter with such a value is a 400, or finds nothing; it is no failure."""
     for name, field, value in [
         ("plain", "word", "c"),
-        ("plain", "amount", "1e131072"),
+        ("plain", "amount", "NaN"),
         ("odd", "loose", ["a"]),
         ("odd", "grid", [[1], [2, 3]]),
         ("odd", "bits", "01x"),

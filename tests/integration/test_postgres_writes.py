@@ -584,7 +584,7 @@ async def test_a_lost_race_of_a_transaction_is_a_replay(
 
 
 async def test_errors_have_their_operation(write: Writer) -> None:
-    with pytest.raises(RejectedError, match="operations/0: "):
+    with pytest.raises(RejectedError, match="/operations/0/data/code"):
         await write(note("a", code="abcdef", label="operations/0"))
     with pytest.raises(InvalidRequestError):
         await write(note("a", code="abcdef"))

@@ -5,13 +5,13 @@
 from collections.abc import Sequence
 from typing import Any, assert_never
 
-import orjson
 from sqlalchemy import Boolean, Float, Integer, Numeric, Uuid
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.types import TypeEngine
 
 from hybridkit.aggregations import Aggregation, Function
 from hybridkit.codec import encode_json
+from hybridkit.dataservice._documents import read_document
 from hybridkit.dataservice._postgres_filters import Arguments, Operand, operand
 from hybridkit.dataservice._postgres_printing import printed
 from hybridkit.dataservice._postgres_statements import where_clause
@@ -55,7 +55,7 @@ class Aggregated:
 
     def encoded(self, rows: Sequence[Any]) -> bytes:
         """The rows as a JSON array of objects."""
-        return encode_json([dict(zip(self._names, orjson.loads(row[0]), strict=True)) for row in rows])
+        return encode_json([dict(zip(self._names, read_document(row[0]), strict=True)) for row in rows])
 
     def _order(self, aggregation: Aggregation) -> str:
         """What is asked for, then the group, so that rows never change places."""

@@ -14,6 +14,7 @@ import asyncpg  # type: ignore[import-untyped] # it ships no types
 from sqlalchemy.exc import StatementError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from hybridkit.dataservice._postgres_codecs import set_codecs
 from hybridkit.dataservice._postgres_errors import (
     Diagnosis,
     ends_connection,
@@ -227,7 +228,7 @@ async def connect(url: str, *, timeout_seconds: float, command_seconds: float, *
     """
     target = Target.of(url)
     try:
-        return await _driver.connect(
+        connection = await _driver.connect(
             target.dsn,
             timeout=target.timeout_seconds(timeout_seconds),
             command_timeout=command_seconds,
@@ -239,3 +240,5 @@ async def connect(url: str, *, timeout_seconds: float, command_seconds: float, *
         if found is None:
             raise
         raise found from error
+    await set_codecs(connection)
+    return connection

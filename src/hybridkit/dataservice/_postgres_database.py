@@ -18,12 +18,12 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequ
 from contextlib import asynccontextmanager
 from typing import Any, Final, Literal
 
-import orjson
 from sqlalchemy import Connection, Executable, NullPool, Row
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from hybridkit.codec import encode_json
 from hybridkit.context import current
+from hybridkit.dataservice._documents import read_document
 from hybridkit.dataservice._postgres_connection import (
     FAILURES,
     Link,
@@ -80,7 +80,7 @@ class Database:
             isolation_level="AUTOCOMMIT",  # transactions are the session's
             hide_parameters=True,  # values don't belong into logs
             json_serializer=_to_json_text,
-            json_deserializer=orjson.loads,
+            json_deserializer=read_document,
         )
 
     def __repr__(self) -> str:

@@ -18,8 +18,8 @@ from hybridkit.dataservice._postgres_printing import literal
 from hybridkit.dataservice._postgres_steps import Steps, steps_of
 from hybridkit.dataservice._postgres_table import ResourceTable
 from hybridkit.dataservice._postgres_types import DIALECT, MAX_PARAMETERS, document_depth, is_scalar
-from hybridkit.dataservice._postgres_values import in_texts
-from hybridkit.errors import InvalidQueryError, InvalidRequestError, PageTokenError
+from hybridkit.dataservice._postgres_values import fitted, in_texts
+from hybridkit.errors import InvalidQueryError, PageTokenError
 from hybridkit.filters import And, Compare, Filter, Not, Or
 from hybridkit.queries import Query
 
@@ -208,9 +208,9 @@ class Operand:
     def bound(self, value: Any) -> Any:
         """The value as asyncpg takes it."""
         try:
-            bound = in_texts(self.column.type, self._table.bind(self._name, value))
+            bound = in_texts(self.column.type, fitted(self.column.type, value))
             return bound if self._process is None else self._process(bound)
-        except (InvalidRequestError, *UNTAKEN):
+        except UNTAKEN:
             raise InvalidQueryError(f"{self.field} can't be compared with this value") from None
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from typing import Any, Final
 
-import orjson
 from pydantic_core import to_jsonable_python
 from sqlalchemy import (
     ARRAY,
@@ -25,11 +24,10 @@ from sqlalchemy import (
 from sqlalchemy import Enum as EnumType
 from sqlalchemy.types import TypeEngine
 
-from hybridkit.codec import encode_json
 from hybridkit.dataservice._postgres_table import ResourceTable, View
 from hybridkit.dataservice._postgres_types import DIALECT
 
-__all__ = ["Projection", "canonical", "literal", "printed", "projection", "quoted"]
+__all__ = ["Projection", "literal", "printed", "projection", "quoted"]
 
 MAX_NAME_BYTES: Final = 63
 """PostgreSQL cuts longer names."""
@@ -97,11 +95,6 @@ def projection(table: ResourceTable, fields: Sequence[str] = ()) -> Projection:
     return Projection(table, fields)
 
 
-def canonical(body: bytes | str) -> bytes:
-    """JSON with documents in it as `encode_json` writes them: PostgreSQL has spaces in them, and other numbers."""
-    return encode_json(orjson.loads(body))
-
-
 def printed(kind: TypeEngine[Any], value: str) -> str | None:
     """The SQL that `row_to_json` shows as `encode_json` shows such a value; None where there is none.
 
@@ -121,7 +114,7 @@ def printed(kind: TypeEngine[Any], value: str) -> str | None:
         case DateTime() as moment:
             return _timestamp(value, f"{value} AT TIME ZONE 'UTC'" if moment.timezone else value)
         case Date():
-            return _finite(value, f"CAST({value} AS text)", "0001-01-01", "9999-12-31")
+            return _within_years(value, f"CAST({value} AS text)", "0001-01-01", "9999-12-31")
         case ARRAY() as array:
             return (
                 value
@@ -148,23 +141,22 @@ def literal(text: str) -> str:
 
 def _timestamp(value: str, in_utc: str) -> str:
     shown = f"replace(to_char({in_utc}, 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"'), '.000Z', 'Z')"
-    return _finite(value, shown, "0001-01-01T00:00:00Z", "9999-12-31T23:59:59.999Z")
+    return _within_years(value, shown, "0001-01-01T00:00:00Z", "9999-12-31T23:59:59.999Z")
 
 
-def _finite(value: str, shown: str, first: str, last: str) -> str:
-    """The infinities are Python's first and last moment: the driver makes the one from the other, both ways."""
+def _within_years(value: str, shown: str, first: str, last: str) -> str:
+    """What lies before the year 1 or after 9999 is the first or the last one; so are the infinities."""
     return (
-        f"CASE WHEN isfinite({value}) THEN {shown}"
-        f" WHEN {value} > '2000-01-01' THEN '{last}' WHEN {value} IS NOT NULL THEN '{first}' END"
+        f"CASE WHEN {value} < '{first}' THEN '{first}' WHEN {value} > '{last}' THEN '{last}' ELSE {shown} END"
     )
 
 
 def _float(value: str) -> str:
-    """JSON with a fraction or an exponent, as orjson writes it: `1.0`, `1e16`, `1e-6`; null for what is no number."""
+    """JSON with a fraction or an exponent, as orjson writes it: `1.0`, `1e16`, `1e-6`; a word for what is no number."""
     text = f"CAST(CAST({value} AS float8) AS text)"
     plain = f"CAST(CAST({text} AS numeric) AS text)"
     return (
-        f"CAST(CASE WHEN {value} IN ('NaN', 'Infinity', '-Infinity') THEN 'null'"
+        f"CAST(CASE WHEN {value} IN ('NaN', 'Infinity', '-Infinity') THEN CAST(to_json({text}) AS text)"
         f" WHEN {value} = 0 THEN {text} || '.0'"
         f" WHEN abs({value}) >= 1e-5 AND abs({value}) < 1e16"
         f" THEN {plain} || CASE WHEN strpos({plain}, '.') = 0 THEN '.0' ELSE '' END"
@@ -184,4 +176,4 @@ def _enumerated(names: EnumType, value: str) -> str | None:
     if not all(isinstance(text, str) for text in shown.values()):
         return None
     cases = " ".join(f"WHEN {literal(name)} THEN {literal(text)}" for name, text in shown.items())
-    return f"CASE {label} {cases} END"
+    return f"CASE {label} {cases} ELSE {label} END"

@@ -14,13 +14,14 @@ from sqlalchemy import Row
 
 from hybridkit.aggregations import Aggregation
 from hybridkit.codec import encode_json
+from hybridkit.dataservice._documents import canonical
 from hybridkit.dataservice._operations import AnyResource, CallWork
 from hybridkit.dataservice._postgres_aggregations import Aggregated
 from hybridkit.dataservice._postgres_database import Database
 from hybridkit.dataservice._postgres_errors import query_error
 from hybridkit.dataservice._postgres_export import export_lines
 from hybridkit.dataservice._postgres_filters import Arguments, operand
-from hybridkit.dataservice._postgres_printing import Projection, canonical, projection
+from hybridkit.dataservice._postgres_printing import Projection, projection
 from hybridkit.dataservice._postgres_statements import (
     batch_statement,
     limited_statement,

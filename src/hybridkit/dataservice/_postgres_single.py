@@ -21,9 +21,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-import orjson
-
 from hybridkit.codec import encode_json
+from hybridkit.dataservice._documents import read_document
 from hybridkit.dataservice._operations import Create, Outcome, Result, Write
 from hybridkit.dataservice._postgres_apply import new_row
 from hybridkit.dataservice._postgres_columns import OUTBOX
@@ -112,7 +111,7 @@ class SingleCreate:
             arguments += (event[name] for name in _EVENT_COLUMNS)
         [found] = await self._database.fetch(statement.sql, *arguments, meaning=_meaning)
         if found["body"] is not None:
-            return Outcome((Result(orjson.loads(found["body"]), created=True),))
+            return Outcome((Result(read_document(found["body"]), created=True),))
         if found["results"] is not None:
             return found["fingerprint"], found["results"]
         return None

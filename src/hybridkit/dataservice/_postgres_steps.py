@@ -208,29 +208,23 @@ def _moment(value: datetime, *, with_zone: bool) -> Step:
 
 
 def _day(value: date) -> Step:
-    """As texts, since the driver takes the first and the last day for infinities."""
-    following = None if value == date.max else (value + DAY).isoformat()
-    day = value.isoformat()
-    return Step(point=day, start=None if value == date.min else day, end=following)
+    is_first, is_last = value == date.min, value == date.max
+    return Step(point=value, start=None if is_first else value, end=None if is_last else value + DAY)
 
 
 def _time(value: time) -> Step:
     return _point(value, is_last=value == time.max)  # `24:00` is shown as this one
 
 
-def _shown(first: str, last: str) -> str:
-    return f"CASE WHEN {{0}} IS NOT NULL THEN LEAST(GREATEST({{0}}, {first}), {last}) END"
+def _shown(kind: str, first: object, last: object, value: str = "{0}") -> str:
+    clamped = f"LEAST(GREATEST({value}, {kind} '{first}'), {kind} '{last}')"
+    return f"CASE WHEN {{0}} IS NOT NULL THEN {clamped} END"
 
 
 def _moments(*, with_zone: bool) -> Steps:
-    kind = "timestamptz" if with_zone else "timestamp"
-    zone = UTC if with_zone else None
-    second, last = (FIRST_MOMENT + MILLISECOND).replace(tzinfo=zone), LAST_MOMENT.replace(tzinfo=zone)
-    # The driver takes the first moment for an infinity.
-    shown = (
-        f"CASE WHEN {{0}} < {kind} '{second}' THEN {kind} '-infinity'"
-        f" WHEN {{0}} >= {kind} '{last}' THEN {kind} '{last}' ELSE date_trunc('milliseconds', {{0}}) END"
-    )
+    kind, zone = ("timestamptz", UTC) if with_zone else ("timestamp", None)
+    first, last = FIRST_MOMENT.replace(tzinfo=zone), LAST_MOMENT.replace(tzinfo=zone)
+    shown = _shown(kind, first, last, "date_trunc('milliseconds', {0})")
     return Steps(partial(_moment, with_zone=with_zone), shown=shown)
 
 
@@ -241,7 +235,5 @@ _NUMERICS: Final = Steps(_numeric, "CAST({0} AS numeric{1})")
 _NUMERIC_FLOATS: Final = Steps(_float, "CAST({0} AS float8{1})", "CAST({0} AS float8)", "CAST({0} AS float8)")
 _MOMENTS: Final = _moments(with_zone=True)
 _LOCAL_MOMENTS: Final = _moments(with_zone=False)
-_DAYS: Final = Steps(
-    _day, "CAST(CAST({0} AS text{1}) AS date{1})", shown=_shown("date '0001-01-01'", "date '9999-12-31'")
-)
-_TIMES: Final = Steps(_time, shown=_shown("time '00:00'", "time '23:59:59.999999'"))
+_DAYS: Final = Steps(_day, shown=_shown("date", date.min, date.max))
+_TIMES: Final = Steps(_time, shown=_shown("time", time.min, time.max))

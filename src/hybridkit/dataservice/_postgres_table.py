@@ -5,13 +5,13 @@ from decimal import Decimal
 from functools import cached_property
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Row, inspect, true
+from sqlalchemy import ColumnElement, Enum, Row, Text, inspect, true, type_coerce
 
 from hybridkit.dataservice._etags import State
 from hybridkit.dataservice._operations import AnyResource, Document
 from hybridkit.dataservice._postgres_columns import RecordColumns
 from hybridkit.dataservice._postgres_types import DIALECT, is_document
-from hybridkit.dataservice._postgres_values import fitted, python_type
+from hybridkit.dataservice._postgres_values import check_limits, fitted, python_type, shown_by
 from hybridkit.errors import DeclarationError, FieldError, InvalidRequestError
 from hybridkit.resources import SYSTEM_FIELDS
 
@@ -124,10 +124,12 @@ class ResourceTable:
             InvalidRequestError: the column can't hold it.
         """
         try:
-            return fitted(self[name].type, value)
+            found = fitted(self[name].type, value)
+            check_limits(self[name].type, found)
         except ValueError as error:
             problem = FieldError(f"{at}/{name}", "wrong_type", str(error))
             raise InvalidRequestError("the table can't hold a value", errors=[problem]) from None
+        return found
 
     @cached_property
     def _defaulted(self) -> Sequence[str]:
@@ -169,7 +171,9 @@ class View:
         self._fields = tuple(fields) or tuple(table.resource.record.model_fields)
         stored = dict.fromkeys((*self._fields, "version", "incarnation"))
         self.stored = tuple(name for name in stored if name != "etag")
-        self.columns: Sequence[ColumnElement[Any]] = tuple(table[name] for name in self.stored)
+        self.columns: Sequence[ColumnElement[Any]] = tuple(_read(table[name]) for name in self.stored)
+        shown = {name: shown_by(table[name].type) for name in self.stored}
+        self._shown = {name: show for name, show in shown.items() if show is not None}
 
     def __repr__(self) -> str:
         return f"View({self._fields})"
@@ -177,8 +181,15 @@ class View:
     def document(self, row: Row[*tuple[Any, ...]]) -> Document:
         """The fields in a row that begins with the columns. A subset's ETag is weak: it isn't the whole record."""
         values = dict(zip(self.stored, row, strict=False))
+        for name, show in self._shown.items():
+            values[name] = show(values[name])
         tag = State(values["version"], values["incarnation"]).tag
         if self._is_whole:
             values["etag"] = tag
             return {name: values[name] for name in self._fields}
         return {**{name: values[name] for name in self._fields if name != "etag"}, "etag": f"W/{tag}"}
+
+
+def _read(column: Any) -> ColumnElement[Any]:
+    """As a column is read: of an enumeration its label, which may be one that the code doesn't have."""
+    return type_coerce(column, Text()).label(column.key) if isinstance(column.type, Enum) else column

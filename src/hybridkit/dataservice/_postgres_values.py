@@ -1,14 +1,17 @@
 """Values on their way into columns: of the types that the driver takes, and such as PostgreSQL can hold."""
 
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, time
 from decimal import Decimal
 from enum import Enum
-from functools import lru_cache
+from functools import lru_cache, partial
+from math import isfinite
 from typing import Any, Final, cast
 
 from pydantic import PydanticSchemaGenerationError, TypeAdapter
 from pydantic_core import to_jsonable_python
+from sqlalchemy import BigInteger, Float, Integer, LargeBinary, Numeric, SmallInteger, String
+from sqlalchemy import Enum as EnumType
 from sqlalchemy.types import ARRAY as ANY_ARRAY
 from sqlalchemy.types import TypeEngine
 
@@ -16,7 +19,7 @@ from hybridkit.codec import encode_json, truncate_timestamp
 from hybridkit.dataservice._postgres_types import DIALECT, document_depth
 from hybridkit.errors import MalformedPayloadError
 
-__all__ = ["fitted", "in_texts", "python_type"]
+__all__ = ["check_limits", "fitted", "in_texts", "python_type", "shown_by"]
 
 MAX_INTEGER_DIGITS: Final = 131_072
 MAX_FRACTION_DIGITS: Final = 16_383
@@ -92,6 +95,8 @@ def _scalar(kind: TypeEngine[Any], value: Any) -> Any:
         case datetime():
             moment = truncate_timestamp(value)
             return moment if getattr(kind, "timezone", False) else moment.replace(tzinfo=None)
+        case time() if value.tzinfo is not None and not getattr(kind, "timezone", False):
+            raise ValueError("the column holds times without an offset")
         case Decimal():
             return _checked_decimal(value)
         case float() if value - value != 0:
@@ -127,3 +132,73 @@ def _python_type(kind: TypeEngine[Any]) -> tuple[type[Any] | None, TypeAdapter[A
         return (None, None) if found is object else (found, TypeAdapter(found))
     except (NotImplementedError, PydanticSchemaGenerationError):  # SQLAlchemy 2.0 says so; 2.1 says `object`
         return None, None
+
+
+def check_limits(kind: TypeEngine[Any], value: Any) -> None:
+    """Refuse a fitted value that the column is too small for, or would cut in silence, as it does with blanks.
+
+    Raises:
+        ValueError: says what the column holds.
+    """
+    match kind.dialect_impl(DIALECT), value:
+        case (ANY_ARRAY() as array, list()):
+            for member in cast("Sequence[Any]", value):
+                check_limits(array if isinstance(member, list) else array.item_type, member)
+        case (EnumType(), _):
+            pass
+        case (String() as text, str()) if text.length is not None and len(value) > text.length:
+            raise ValueError(f"the column holds at most {text.length} characters")
+        case (String(), str()) if "\0" in value:
+            raise ValueError("the column holds text without U+0000")
+        case (Integer() as number, int()) if not -(2 ** (bits := _bits(number))) <= value < 2**bits:
+            raise ValueError(f"the column holds integers of {bits + 1} bits")
+        case (Numeric() as number, Decimal()) if number.precision is not None:
+            scale = number.scale or 0
+            if abs(round(value, scale)) >= 10 ** (number.precision - scale):
+                raise ValueError(f"the column holds {number.precision - scale} digits before the point")
+        case _:
+            pass
+
+
+def _bits(number: Integer) -> int:
+    return 63 if isinstance(number, BigInteger) else 15 if isinstance(number, SmallInteger) else 31
+
+
+# ── out ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def shown_by(kind: TypeEngine[Any]) -> Callable[[Any], Any] | None:
+    """What makes of a column's value what a reader is shown; None where it is that already."""
+    match kind.dialect_impl(DIALECT):
+        case ANY_ARRAY() as array:
+            show = shown_by(array.item_type)
+            return None if show is None or isinstance(array.item_type, EnumType) else partial(_each, show)
+        case EnumType() as labels:
+            members = labels.enum_class.__members__.values() if labels.enum_class else labels.enums
+            return partial(_member, dict(zip(labels.enums, members, strict=True)))
+        case Float() | Numeric():
+            return _in_words
+        case LargeBinary():
+            return _in_text
+        case _:
+            return None
+
+
+def _in_text(value: bytes | None) -> str | None:
+    """As pydantic has bytes in JSON: UTF-8; what isn't, is escaped."""
+    return None if value is None else value.decode(errors="backslashreplace")
+
+
+def _each(show: Callable[[Any], Any], values: Any) -> Any:
+    if not isinstance(values, list):
+        return show(values)
+    return [_each(show, value) for value in cast("list[Any]", values)]
+
+
+def _member(members: Mapping[str, Any], label: Any) -> Any:
+    return members.get(label, label)
+
+
+def _in_words(value: Any) -> Any:
+    """JSON has no number for them: `NaN`, `Infinity`, `-Infinity`."""
+    return str(Decimal(value)) if isinstance(value, float) and not isfinite(value) else value

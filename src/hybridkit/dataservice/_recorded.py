@@ -6,9 +6,8 @@ answered (`answer`), or ids and entity tags (`records`), by which the records ar
 
 from typing import Any, Final, NamedTuple
 
-import orjson
-
 from hybridkit.codec import encode_json
+from hybridkit.dataservice._documents import read_document
 from hybridkit.dataservice._operations import Outcome, Result, Write
 
 __all__ = ["MAX_BYTES", "Reference", "decode_outcome", "encode_outcome"]
@@ -56,7 +55,7 @@ def decode_outcome(stored: bytes) -> Outcome | list[Reference | None]:
     """What was kept: the answer, or the records to read again; None stands for an operation that had none."""
     if stored.startswith(_ANSWER):
         return Outcome((), replayed=True, answer=stored[len(_ANSWER) : -1])
-    kept: dict[str, list[Any]] | list[Any] = orjson.loads(stored)
+    kept: dict[str, list[Any]] | list[Any] = read_document(stored)
     if isinstance(kept, dict):
         return [entry and Reference(*entry) for entry in kept["records"]]
     return Outcome(tuple(Result(record, created) for record, created in kept), replayed=True)
