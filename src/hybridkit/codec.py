@@ -18,6 +18,7 @@ from pydantic_core import from_json
 from hybridkit.errors import FieldError, MalformedPayloadError, PayloadTooLargeError
 
 __all__ = [
+    "MAX_FIELD_ERRORS",
     "MAX_MESSAGE_BYTES",
     "Timestamp",
     "canonical_json",
@@ -40,7 +41,8 @@ MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024
 
 MAX_FIELD_ERRORS: Final = 20
 """How many problems one error lists; a hostile body can have millions."""
-MAX_PLAIN_EXPONENT: Final = 1000
+MAX_PLAIN_EXPONENT: Final = 131_072
+"""As many digits as PostgreSQL's `numeric` has before its point."""
 
 
 def now() -> datetime:
@@ -148,19 +150,20 @@ def peek_object(body: bytes, *, limit_bytes: int = MAX_MESSAGE_BYTES) -> dict[st
     return _object(_judged(body, limit_bytes))
 
 
-def validate_json[T](adapter: TypeAdapter[T], body: bytes, *, what: str) -> T:
+def validate_json[T](adapter: TypeAdapter[T], body: bytes, *, what: str, strict: bool | None = None) -> T:
     """That JSON as the adapter's type.
 
     Args:
         adapter: the type to read.
         body: UTF-8 JSON.
         what: the thing being read, for the error's message.
+        strict: whether a text is no number, and a boolean neither; as the type says if left out.
 
     Raises:
         MalformedPayloadError: not JSON, or not of that type; every problem with its pointer, no values.
     """
     try:
-        return cast("T", adapter.validator.validate_json(body))
+        return cast("T", adapter.validator.validate_json(body, strict=strict))
     except (ValidationError, RecursionError) as error:
         raise _malformed(what, error) from None
 
@@ -247,7 +250,9 @@ def _encode_scalar(value: Any) -> Any:
 
 
 def _decimal_text(value: Decimal) -> str:
-    """Without an exponent, as PostgreSQL prints it; with one where a few bytes would become megabytes of zeros."""
+    """As PostgreSQL prints it: no exponent, no sign of zero; with an exponent only beyond what that can hold."""
+    if not value:
+        value = Decimal((0, (0,), min(int(value.as_tuple().exponent), 0)))
     if value.is_finite() and abs(value.adjusted()) > MAX_PLAIN_EXPONENT:
         return str(value)
     return f"{value:f}"

@@ -144,7 +144,7 @@ class Query:
             where=where,
             order=_order(resource, order),
             select=_selection(resource, _split(options.get("select"))),
-            page_size=_page_size(options.get("page_size", str(DEFAULT_PAGE_SIZE))),
+            page_size=_page_size(_whole(options.get("page_size", str(DEFAULT_PAGE_SIZE)))),
             page_token=_page_token(options.get("page_token")),
         )
 
@@ -224,16 +224,15 @@ def _selection(resource: AnyResource, names: Sequence[object]) -> tuple[str, ...
 
 
 def _page_size(value: object) -> int:
-    size = (
-        int(value)
-        if isinstance(value, str) and value.isdecimal() and value.isascii() and len(value) < 8
-        else value
-    )
-    if type(size) is not int or not 1 <= size <= MAX_PAGE_SIZE:
+    if type(value) is not int or not 1 <= value <= MAX_PAGE_SIZE:
         raise InvalidQueryError(
             f"page_size is a whole number from 1 to {MAX_PAGE_SIZE}", pointer="/page_size"
         )
-    return size
+    return value
+
+
+def _whole(text: str) -> int | str:
+    return int(text) if text.isdecimal() and text.isascii() and len(text) < 8 else text
 
 
 def _page_token(value: object) -> str | None:

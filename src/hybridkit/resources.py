@@ -154,11 +154,14 @@ class Resource[RecordT: Record[Any], CreateT: BaseModel, UpdateT: BaseModel]:
         """An id from a URL, as the record's id type.
 
         Raises:
-            ValueError: it is none (pydantic's `ValidationError` is one), or a natural key that no path leads to: an
-                empty one, one that is no Unicode text, and the segments `.` and `..`, which everything on the way
-                takes for directories (https://www.rfc-editor.org/rfc/rfc3986#section-5.2.4).
+            ValueError: it is none (pydantic's `ValidationError` is one), a UUID in another form than its own, or a
+                natural key that no path leads to: an empty one, one that is no Unicode text, and the segments `.` and
+                `..`, which everything on the way takes for directories
+                (https://www.rfc-editor.org/rfc/rfc3986#section-5.2.4).
         """
         parsed = self.kept_id(text)
+        if isinstance(parsed, UUID) and text.lower() != str(parsed):
+            raise ValueError(f"{self.name}: a UUID has five groups of hexadecimal digits")
         if isinstance(parsed, str):
             parsed.encode()  # half a surrogate pair has no encoding, and a UnicodeEncodeError is a ValueError
             if parsed in NO_SEGMENTS:

@@ -27,7 +27,7 @@ def read_ids(bodies: Bodies, body: bytes) -> list[Any]:
         MalformedPayloadError: it is no such body.
         InvalidRequestError: an id that no record of the resource can have.
     """
-    wanted = validate_json(_BATCH_GET, body, what="the batch")
+    wanted = validate_json(_BATCH_GET, body, what="the batch", strict=True)
     return [read_id(bodies.resource, text, f"ids/{index}") for index, text in enumerate(wanted.ids)]
 
 
@@ -45,7 +45,7 @@ def read_batch(bodies: Bodies, kind: BatchKind, body: bytes, *, call: str) -> tu
         InvalidRequestError: an item that doesn't fit the resource, or the kind of batch.
         PreconditionRequiredError: an item has to name the state that it changes.
     """
-    batch = validate_json(_BATCH_WRITE, body, what="the batch")
+    batch = validate_json(_BATCH_WRITE, body, what="the batch", strict=True)
     read = _Items(bodies, kind, call)
     return tuple(read.operation(item, f"items/{index}") for index, item in enumerate(batch.items))
 

@@ -1,16 +1,19 @@
 """From bodies to operations: validated by the models that a resource declares, all problems at once, no values told."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
+from itertools import islice
 from typing import Any, Final, Literal, NoReturn, assert_never, cast
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model
+from pydantic_core import from_json
 from typing_extensions import TypeVar
 
 from hybridkit import contract
-from hybridkit.codec import encode_json, field_errors, validate_json
+from hybridkit.codec import MAX_FIELD_ERRORS, encode_json, field_errors, validate_json
 from hybridkit.contract import Transaction
+from hybridkit.dataservice._losses import losses
 from hybridkit.dataservice._operations import AnyResource, Assert, Create, Delete, Operation, Update, Upsert
 from hybridkit.errors import (
     FieldError,
@@ -211,7 +214,7 @@ def read_transaction(body: bytes) -> Transaction:
     Raises:
         MalformedPayloadError: no transaction.
     """
-    return validate_json(_TRANSACTION, body, what="the transaction")
+    return validate_json(_TRANSACTION, body, what="the transaction", strict=True)
 
 
 def read_operations(transaction: Transaction, bodies: Mapping[str, Bodies]) -> tuple[Operation, ...]:
@@ -315,21 +318,23 @@ def closed(model: type[BaseModel], *, suffix: str = "", **fields: Any) -> type[B
 
 
 def validate(model: type[BaseModel], body: bytes, *, at: str = "") -> BaseModel:
-    """The body as that model.
+    """The body as that model: with the types that JSON has for its values, and nothing dropped or rounded.
 
     Raises:
         InvalidRequestError: with a pointer to every problem, from `at` on.
     """
     try:
-        return model.model_validate_json(body)
+        found = model.model_validate_json(body, strict=True)
     except ValidationError as error:
-        _refuse(error, at)
+        _refuse(field_errors(error), at)
+    lost = tuple(islice(losses(from_json(body), found), MAX_FIELD_ERRORS))
+    if lost:
+        _refuse(lost, at)
+    return found
 
 
-def _refuse(error: ValidationError, at: str) -> NoReturn:
-    found = [
-        FieldError(at + problem.pointer, problem.code, problem.message) for problem in field_errors(error)
-    ]
+def _refuse(problems: Iterable[FieldError], at: str) -> NoReturn:
+    found = [FieldError(at + problem.pointer, problem.code, problem.message) for problem in problems]
     raise InvalidRequestError("the body does not fit", errors=found) from None
 
 

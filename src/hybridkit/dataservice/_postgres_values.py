@@ -6,7 +6,7 @@ from decimal import Decimal
 from enum import Enum
 from functools import lru_cache, partial
 from math import isfinite
-from typing import Any, Final, cast
+from typing import Any, cast
 
 from pydantic import PydanticSchemaGenerationError, TypeAdapter
 from pydantic_core import to_jsonable_python
@@ -16,14 +16,11 @@ from sqlalchemy.types import ARRAY as ANY_ARRAY
 from sqlalchemy.types import TypeEngine
 
 from hybridkit.codec import encode_json, truncate_timestamp
+from hybridkit.dataservice._losses import DECIMALS, is_exact
 from hybridkit.dataservice._postgres_types import DIALECT, document_depth
 from hybridkit.errors import MalformedPayloadError
 
 __all__ = ["check_limits", "fitted", "in_texts", "python_type", "shown_by"]
-
-MAX_INTEGER_DIGITS: Final = 131_072
-MAX_FRACTION_DIGITS: Final = 16_383
-"""Of `numeric`, https://www.postgresql.org/docs/current/datatype-numeric.html; the driver's form of it wraps around."""
 
 
 def python_type(kind: TypeEngine[Any]) -> type[Any] | None:
@@ -115,13 +112,8 @@ def _checked_document(value: Any) -> Any:
 
 
 def _checked_decimal(value: Decimal) -> Decimal:
-    exponent = value.as_tuple().exponent
-    if isinstance(exponent, str):
-        raise ValueError("the column holds numbers that JSON has")  # noqa: TRY004 - NaN and the infinities
-    if value.adjusted() >= MAX_INTEGER_DIGITS or -exponent > MAX_FRACTION_DIGITS:
-        raise ValueError(
-            f"the column holds at most {MAX_INTEGER_DIGITS} digits before the point, {MAX_FRACTION_DIGITS} after it"
-        )
+    if not is_exact(value):
+        raise ValueError(f"the column holds {DECIMALS}")
     return value
 
 

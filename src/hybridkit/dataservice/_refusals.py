@@ -1,10 +1,12 @@
 """Why a store refuses an operation, in the same words whatever the database."""
 
+from itertools import islice
 from typing import Annotated, Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from hybridkit.codec import field_errors
+from hybridkit.codec import MAX_FIELD_ERRORS, field_errors
+from hybridkit.dataservice._losses import losses
 from hybridkit.dataservice._operations import Operation
 from hybridkit.errors import (
     FieldError,
@@ -70,10 +72,13 @@ def fitting(operation: Operation, name: str, value: Any, *, member: str = "data"
     annotation: Any = Annotated[declared.annotation, *declared.metadata] if bounded else declared.annotation
     adapter: TypeAdapter[Any] = TypeAdapter(annotation)
     try:
-        return adapter.dump_python(adapter.validate_python(value))
+        kept = adapter.validate_python(value)
+        found = tuple(islice(losses(value, kept), MAX_FIELD_ERRORS))
     except ValidationError as error:
-        at = f"{pointer(operation, member)}/{name}"
-        found = [
-            FieldError(at + problem.pointer, problem.code, problem.message) for problem in field_errors(error)
-        ]
-        raise InvalidRequestError("the value does not fit after the change", errors=found) from None
+        found = field_errors(error)
+    else:
+        if not found:
+            return adapter.dump_python(kept)
+    at = f"{pointer(operation, member)}/{name}"
+    problems = [FieldError(at + problem.pointer, problem.code, problem.message) for problem in found]
+    raise InvalidRequestError("the value does not fit after the change", errors=problems)

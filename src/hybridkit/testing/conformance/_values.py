@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import pytest
 
+from hybridkit.codec import canonical_json
 from hybridkit.testing.conformance._resources import THINGS
 from hybridkit.testing.conformance._service import Answer, ServiceUnderTest, fresh_id, path_of
 
@@ -22,6 +23,43 @@ LISTS: Final[Sequence[tuple[list[Any], list[Any]]]] = (
 )
 """Of two records of one batch."""
 
+REFUSED: Final[Sequence[dict[str, Any]]] = (
+    *({"weight": word} for word in ("NaN", "Infinity", "-inf", "1e999", "0.5", True)),
+    *(
+        {"price": word}
+        for word in ("NaN", "-Infinity", "1_000", "\u0661", True, 0.12345678901234567, "1e131072")
+    ),
+    *({"quantity": other} for other in (True, "1", 1.5, None, [1])),
+    *({"due_at": other} for other in (1700000000, "1700000000", "today")),
+    *(
+        {"owner_id": f"{before}1f1e54a2-f5d4-612b-8824-ddcdfebdd6fc{after}"}
+        for before, after in ("{}", ("urn:uuid:", ""))
+    ),
+    {"name": 1},
+    {"marks": [2**64]},
+    {"details": {"deep": [-(2**63) - 1]}},
+    {"bogus": 1},
+    {"parcel": {"bogus": 1}},
+    {"parcel": {"pieces": [{"label": "a", "bogus": 1}]}},
+    {"parcel": {"cover": {"label": "a", "bogus": None}}},
+    {"parcel": {"pieces": [{"label": "a", "weight": "NaN"}]}},
+    {"parcel": {"pieces": [{"label": "a", "cost": "Infinity"}]}},
+)
+"""Undeclared members, and what is another value, or another type of JSON, than the field's."""
+
+EXACT: Final[Sequence[tuple[str, Any, Any]]] = (
+    ("price", 123456789012345678901234567890, "123456789012345678901234567890"),
+    ("price", 10.5, "10.5"),
+    ("price", "1e30", "1" + "0" * 30),
+    ("price", "-0.00", "0.00"),
+    ("weight", -0.5, -0.5),
+    ("weight", 3, 3.0),
+    ("marks", [2**63 - 1, -(2**63), 0.1, True], [2**63 - 1, -(2**63), 0.1, True]),
+    ("parcel", {"pieces": [{"label": "a", "cost": "1.50"}]},
+     {"width": 0, "pieces": [{"label": "a", "weight": 0.0, "cost": "1.50"}], "cover": None}),
+)  # fmt: skip
+"""A field, what is sent, and what is read."""
+
 
 @pytest.mark.asyncio
 class ValuesConformance:
@@ -36,6 +74,43 @@ class ValuesConformance:
                     assert record["marks"] == given, way
                     read = await service.get(path_of(THINGS, record["id"]))
                     assert read.json().get("marks", given) == given, way
+
+    async def test_what_would_be_another_value_is_refused(self, service: ServiceUnderTest) -> None:
+        """Nothing is dropped, rounded or taken for something else, and each way refuses it alike."""
+        for wrong in REFUSED:
+            async for way, answer, _ in _writes(service, [wrong, wrong]):
+                assert answer.status == 422, (way, wrong, answer)
+                assert answer.problem == (422, "VALIDATION"), (way, wrong)
+        changes = {"op": "update", "resource": THINGS.name, "id": str((await service.thing())["id"])}
+        for increment in ({"quantity": True}, {"quantity": "1"}, {"weight": "NaN"}, {"weight": "1e999"}):
+            answer = await service.transact({**changes, "increment": increment})
+            assert answer.problem == (422, "VALIDATION"), (increment, answer)
+
+    async def test_a_merge_adds_no_undeclared_member(self, service: ServiceUnderTest) -> None:
+        """What a merge patch puts into a document is held to its declaration as a whole document is."""
+        path = path_of(THINGS, (await service.thing(parcel={"width": 1}))["id"])
+        refused = await service.write("PATCH", path, {"parcel": {"width": 2, "bogus": 3}})
+        assert refused.problem == (422, "VALIDATION")
+        assert refused.pointers == ["/parcel/bogus"]
+        changed = await service.write("PATCH", path, {"parcel": {"width": 3, "cover": None}})
+        assert changed.json()["parcel"] == {"width": 3, "pieces": [], "cover": None}
+
+    async def test_a_number_is_exact_on_every_path(self, service: ServiceUnderTest) -> None:
+        """One value has one text, whichever way it is written and read."""
+        for field, sent, read in EXACT:
+            async for way, answer, records in _writes(service, [{field: sent}, {field: sent}]):
+                assert answer.status in (200, 201), (way, field, answer)
+                for record in records:
+                    assert canonical_json(record[field]) == canonical_json(read), way
+                    again = await service.get(path_of(THINGS, record["id"]))
+                    assert canonical_json(again.json().get(field, read)) == canonical_json(read), way
+
+    async def test_requests_that_differ_in_a_long_number_are_two(self, service: ServiceUnderTest) -> None:
+        """A key that was used for one is refused for the other."""
+        bodies = [{"tag": service.tag, "price": 10**25 + last} for last in (1, 2)]
+        answers = [await service.write("POST", THINGS.path, body, key=service.tag) for body in bodies]
+        assert answers[0].status == 201
+        assert answers[1].problem == (422, "IDEMPOTENCY_KEY_REUSED")
 
 
 async def _writes(

@@ -1,0 +1,144 @@
+"""What was sent beside what a model made of it: nothing is dropped, and nothing is taken for something else."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from datetime import date, datetime
+from decimal import Decimal
+from math import isfinite
+from typing import Any, Final, cast, get_args
+from uuid import UUID
+
+from pydantic import AliasChoices, AliasPath, BaseModel
+from pydantic.fields import FieldInfo
+
+from hybridkit.errors import FieldError
+
+__all__ = ["DECIMALS", "is_exact", "losses"]
+
+MAX_INTEGER_DIGITS: Final = 131_072
+MAX_FRACTION_DIGITS: Final = 16_383
+"""Of PostgreSQL's `numeric`, beyond which its driver makes another number of it, and of every store's decimals:
+https://www.postgresql.org/docs/current/datatype-numeric.html"""
+DECIMALS: Final = (
+    f"decimals with at most {MAX_INTEGER_DIGITS} digits before the point and {MAX_FRACTION_DIGITS} after it"
+)
+
+FLOAT_DIGITS: Final = 15
+"""So many digits of a decimal a float keeps for sure, https://en.cppreference.com/w/c/types/limits."""
+_DECIMAL: Final = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_DAY: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+
+
+def losses(given: Any, kept: Any, at: str = "") -> Iterator[FieldError]:
+    """Every place where the model kept something else than was sent.
+
+    Args:
+        given: as JSON has it.
+        kept: the same by a model.
+        at: a JSON pointer to it.
+    """
+    match kept:
+        case BaseModel():
+            yield from _in_model(given, kept, at)
+        case _ if is_dataclass(kept) and isinstance(given, Mapping):
+            members = {member.name: getattr(kept, member.name) for member in fields(kept)}
+            yield from _in_mapping({**dict.fromkeys(members), **given}, members, at)
+        case Mapping():
+            yield from _in_mapping(given, cast("Mapping[Any, Any]", kept), at)
+        case list() | tuple() if isinstance(given, list):
+            pairs = zip(cast("list[Any]", given), cast("Sequence[Any]", kept), strict=False)
+            for index, (sent, member) in enumerate(pairs):
+                yield from losses(sent, member, f"{at}/{index}")
+        case _:
+            yield from _in_scalar(given, kept, at)
+
+
+def _in_scalar(given: Any, kept: Any, at: str) -> Iterator[FieldError]:
+    match kept:
+        case float() if not isfinite(kept):
+            yield FieldError(at, "finite_number", "a number is finite")
+        case Decimal():
+            yield from _in_decimal(given, kept, at)
+        case int() if not -(2**63) <= kept < 2**64 and "/" in at[1:]:
+            yield FieldError(at, "int_size", "an integer in a document has 64 bits")
+        case UUID() if isinstance(given, str) and given.lower() != str(kept):
+            yield FieldError(at, "uuid_parsing", "a UUID has five groups of hexadecimal digits")
+        case datetime() | date() if isinstance(given, str) and not _DAY.match(given):
+            yield FieldError(at, "datetime_parsing", "a time is text by RFC 3339")
+        case _:
+            return
+
+
+def is_exact(value: Decimal) -> bool:
+    """Whether it is a number that a store keeps as it is."""
+    exponent = value.as_tuple().exponent
+    if isinstance(exponent, str):  # NaN and the infinities
+        return False
+    return value.adjusted() < MAX_INTEGER_DIGITS and -exponent <= MAX_FRACTION_DIGITS
+
+
+def _in_model(given: Any, kept: BaseModel, at: str) -> Iterator[FieldError]:
+    if not isinstance(given, Mapping):
+        return
+    model = type(kept)
+    names = {own: name for name, info in model.model_fields.items() for own in _names(model, name, info)}
+    for sent, member in cast("Mapping[str, Any]", given).items():
+        pointer = f"{at}/{_token(sent)}"
+        if sent in names:
+            yield from losses(member, getattr(kept, names[sent]), pointer)
+        elif model.model_config.get("extra", "ignore") == "ignore" and not _reshapes(model):
+            yield FieldError(pointer, "extra_forbidden", "there is no such member")
+        if sent in names and _is_long_document(model.model_fields[names[sent]], getattr(kept, names[sent])):
+            yield FieldError(pointer, "int_size", "an integer in a document has 64 bits")
+
+
+def _in_mapping(given: Any, kept: Mapping[Any, Any], at: str) -> Iterator[FieldError]:
+    if not isinstance(given, Mapping):
+        return
+    sent = cast("Mapping[str, Any]", given)
+    if len(sent) > len(kept):  # a dictionary of declared members takes no others
+        yield from (
+            FieldError(f"{at}/{_token(name)}", "extra_forbidden", "there is no such member")
+            for name in sent
+            if name not in kept
+        )
+        return
+    for (name, one), other in zip(sent.items(), kept.values(), strict=False):
+        yield from losses(one, kept.get(name, other), f"{at}/{_token(name)}")
+
+
+def _in_decimal(given: Any, kept: Decimal, at: str) -> Iterator[FieldError]:
+    if not is_exact(kept):
+        yield FieldError(at, "finite_number", f"these are {DECIMALS}")
+    elif isinstance(given, str) and not _DECIMAL.fullmatch(given):
+        yield FieldError(at, "decimal_parsing", "a decimal has the digits 0 to 9, a point and an exponent")
+    elif isinstance(given, float) and len(kept.normalize().as_tuple().digits) > FLOAT_DIGITS:
+        yield FieldError(at, "decimal_parsing", "a decimal of so many digits is exact as text only")
+
+
+def _is_long_document(info: FieldInfo, kept: Any) -> bool:
+    """Whether it is an integer over 64 bits where none is declared, so that it is a document."""
+    declared = (info.annotation, *get_args(info.annotation))
+    return isinstance(kept, int) and not -(2**63) <= kept < 2**64 and int not in declared
+
+
+def _names(model: type[BaseModel], name: str, info: FieldInfo) -> Iterator[str]:
+    alias = info.validation_alias
+    config = model.model_config
+    if alias is None or config.get("populate_by_name") or config.get("validate_by_name"):
+        yield name
+    for choice in alias.choices if isinstance(alias, AliasChoices) else [alias]:
+        head = choice.path[0] if isinstance(choice, AliasPath) else choice
+        if isinstance(head, str):
+            yield head
+
+
+def _reshapes(model: type[BaseModel]) -> bool:
+    """Whether it reads members by code of its own, which alone knows them."""
+    validators = model.__pydantic_decorators__.model_validators.values()
+    return any(validator.info.mode in ("before", "wrap") for validator in validators)
+
+
+def _token(name: str) -> str:
+    return name[:100].replace("~", "~0").replace("/", "~1")
