@@ -6,7 +6,7 @@ https://github.com/mongodb/mongo/wiki/The-%22failCommand%22-fail-point.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -141,10 +141,11 @@ def create(name: str) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def running(url: str) -> AsyncGenerator[Service]:
-    calls = {
+async def running(url: str, more_calls: Mapping[Any, Any] | None = None) -> AsyncGenerator[Service]:
+    calls: dict[Any, Any] = {
         Call("note", resource=ACCOUNTS, request=Note, response=Noted): note,
         Call("forget", resource=ACCOUNTS, request=Note, response=Noted): forget,
+        **(more_calls or {}),
     }
     app = create_data_service(
         MongoSettings, {ACCOUNTS: DocumentCollection()}, publisher=Publisher.open, calls=calls
@@ -229,17 +230,24 @@ async def test_a_transaction_that_met_its_deadline_leaves_its_records_free(
 async def test_a_server_that_stops_in_a_transaction_is_a_timeout_at_the_deadline(
     own_mongo_transactions_server: Server,
 ) -> None:
-    async with running(f"{own_mongo_transactions_server.url}notes") as service:
-        await service.create("a")
-        fail(own_mongo_transactions_server, "insert", blockConnection=True, blockTimeMS=500)
-        begun = asyncio.create_task(service.transact(add("a"), create("b"), seconds=1))
-        await asyncio.sleep(0.3)
+    stopped_at = 0.0
+
+    async def stop(_: Note, work: CallContext[AsyncDatabase[dict[str, Any]]]) -> Noted:
+        nonlocal stopped_at
+        await work.database["notes"].insert_one({"a": 1})
         own_mongo_transactions_server.freeze()
-        began = time.monotonic()
-        answer = await begun
-        assert time.monotonic() - began < 3
+        stopped_at = time.monotonic()
+        await work.database["notes"].insert_one({"a": 2})
+        return Noted(notes=2)
+
+    stopping = Call("stop", resource=ACCOUNTS, request=Note, response=Noted)
+    async with running(f"{own_mongo_transactions_server.url}notes", {stopping: stop}) as service:
+        answer = await service.send("/v1/accounts:stop", {"way": ""}, seconds=1)
+        took_seconds = time.monotonic() - stopped_at
         own_mongo_transactions_server.resume()
         assert (answer.status_code, answer.json()["code"]) == (504, "DEADLINE_EXCEEDED")
+        assert took_seconds < 4
+        assert await service.notes() == 0
 
 
 # ── refusals that pass ───────────────────────────────────────────────────────────────────────────
