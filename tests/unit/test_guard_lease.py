@@ -35,9 +35,10 @@ class Redis:
         async with self.renewed:
             await self.renewed.wait_for(lambda: self.renewals >= count)
 
-    def keeper(self, *, may_outlive: bool = False) -> LeaseKeeper:
+    def keeper(self, *, may_outlive: bool = False, since: float | None = None) -> LeaseKeeper:
         return LeaseKeeper(
             self.renew,
+            since=since,
             lease_seconds=LEASE_SECONDS,
             may_outlive=may_outlive,
             clock=lambda: self.now,
@@ -177,3 +178,38 @@ async def test_harmless_work_goes_on_without_redis() -> None:
     redis = Redis(DOWN)
     async with redis.keeper(may_outlive=True):
         await redis.until_renewals(9)
+
+
+# ── a block that begins late ─────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("may_outlive", [False, True], ids=["must end in time", "may outlive"])
+async def test_a_block_whose_lease_another_holder_has_by_now_does_not_begin(*, may_outlive: bool) -> None:
+    """Its process was frozen between the answer and the start: the lease counts from before the question was sent."""
+    redis = Redis(False)
+    with pytest.raises(ClaimLostError, match="another holder"):
+        async with redis.keeper(may_outlive=may_outlive, since=redis.now - LEASE_SECONDS):
+            pytest.fail("it begins")
+
+
+async def test_a_block_that_begins_late_renews_first() -> None:
+    redis = Redis(True)
+    async with redis.keeper(since=redis.now - LEASE_SECONDS):
+        assert redis.renewals == 1
+
+
+async def test_a_block_that_begins_in_time_asks_nobody() -> None:
+    redis = Redis(False)
+    async with redis.keeper(since=redis.now - LEASE_SECONDS / 2):
+        assert redis.renewals == 0
+
+
+@pytest.mark.parametrize("may_outlive", [False, True], ids=["must end in time", "may outlive"])
+async def test_a_block_that_begins_late_while_redis_is_down(*, may_outlive: bool) -> None:
+    """Two holders at once do no harm to what a data service writes; all else must not begin."""
+    redis = Redis(DOWN)
+    begun = False
+    with suppress(ClaimLostError):
+        async with redis.keeper(may_outlive=may_outlive, since=redis.now - LEASE_SECONDS):
+            begun = True
+    assert begun is may_outlive

@@ -1,6 +1,6 @@
 """What the guard answers: closed sets of frozen values, made for `match`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -83,6 +83,8 @@ class Acquired:
         taken_over: an earlier holder's lease ran out: it crashed, or it is frozen.
         guarded: False when Redis did not answer and the guard continues without it (`RedisDown.DURABLE`).
         fingerprint: of the payload.
+        takeovers: how many holders of this key have ended in that way so far.
+        asked_at: when this was asked for, by `time.monotonic()`: the lease is not older than that. None when unguarded.
     """
 
     key: str
@@ -91,6 +93,8 @@ class Acquired:
     taken_over: bool
     guarded: bool
     fingerprint: str
+    takeovers: int = 0
+    asked_at: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

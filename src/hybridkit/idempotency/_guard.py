@@ -238,7 +238,7 @@ class IdempotencyGuard:
             ClaimLostError: another holder has taken over, or (unless `RedisDown.DURABLE`) Redis did not answer for a
                 whole lease; the block was cancelled.
         """
-        async with self._lease(lambda: self.renew(acquired)):
+        async with self._lease(lambda: self.renew(acquired), since=acquired.asked_at):
             with _bound_to(acquired.key):
                 yield
 
@@ -288,6 +288,7 @@ class IdempotencyGuard:
     async def _ask_to_begin(self, wanted: Acquired) -> Begin:
         if self._when_down is not RedisDown.STRICT and not self._records.breaker.allows():
             return self._without_redis(wanted)
+        asked_at = time.monotonic()
         asking = self._records.start(
             BEGIN,
             wanted.key,
@@ -298,7 +299,7 @@ class IdempotencyGuard:
             self._max_takeovers,
         )
         try:
-            return _begin_answer(wanted, await self._records.answer(asking))
+            return _begin_answer(wanted, await self._records.answer(asking), asked_at=asked_at)
         except UnavailableError as error:
             if (
                 self._when_down is not RedisDown.DURABLE
@@ -337,9 +338,10 @@ class IdempotencyGuard:
         fence = max(acquired.fence, 1)
         return acquired.token, outcome.value, self._retention_ms, acquired.fingerprint, fence, *kept
 
-    def _lease(self, renew: Callable[[], Awaitable[bool]]) -> LeaseKeeper:
+    def _lease(self, renew: Callable[[], Awaitable[bool]], *, since: float | None = None) -> LeaseKeeper:
         return LeaseKeeper(
             renew,
+            since=since,
             lease_seconds=self._lease_ms / 1000,
             may_outlive=self._when_down is RedisDown.DURABLE,
         )
@@ -349,10 +351,17 @@ def _bound_to(key: str) -> Any:
     return bind(replace(current(), claim=Claim(key)))
 
 
-def _begin_answer(wanted: Acquired, reply: list[Any]) -> Begin:
+def _begin_answer(wanted: Acquired, reply: list[Any], *, asked_at: float) -> Begin:
     match reply:
-        case ["ACQUIRED" | "TAKEN_OVER" as how, fence]:
-            return replace(wanted, fence=int(fence), taken_over=how == "TAKEN_OVER", guarded=True)
+        case ["ACQUIRED" | "TAKEN_OVER" as how, fence, takeovers]:
+            return replace(
+                wanted,
+                fence=int(fence),
+                taken_over=how == "TAKEN_OVER",
+                guarded=True,
+                takeovers=int(takeovers),
+                asked_at=asked_at,
+            )
         case ["IN_PROGRESS", left_ms]:
             return InProgress(int(left_ms))
         case ["COMPLETED", body]:

@@ -25,6 +25,8 @@ class LeaseKeeper:
         lease_seconds: how long a lease lasts from its renewal.
         may_outlive: whether the block goes on when the lease could not be renewed in time; for work that two holders
             may do at once without harm.
+        since: when the lease was asked for, by the clock; None for now. A block that would begin after its end, because
+            the process was frozen in between, begins only if it can be renewed.
         clock: seconds that never go back; for tests.
     """
 
@@ -34,18 +36,30 @@ class LeaseKeeper:
         *,
         lease_seconds: float,
         may_outlive: bool,
+        since: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._renew = renew
         self._lease_seconds = lease_seconds
         self._may_outlive = may_outlive
         self._clock = clock
+        self._since = since
         self._lost: str | None = None
 
     async def __aenter__(self) -> Self:
+        """Begin.
+
+        Raises:
+            ClaimLostError: the lease was over before the block could begin.
+        """
+        safe_until = self._safe_from(self._clock() if self._since is None else self._since)
+        if self._clock() >= safe_until:
+            safe_until = await self._ask(safe_until)
+            if self._lost is not None:
+                raise ClaimLostError(f"the claim is lost: {self._lost}")
         self._body = cast("asyncio.Task[Any]", asyncio.current_task())
         self._cancelling = self._body.cancelling()
-        self._renewing = asyncio.create_task(self._keep(), name="hybridkit lease")
+        self._renewing = asyncio.create_task(self._keep(safe_until), name="hybridkit lease")
         return self
 
     async def __aexit__(
@@ -62,20 +76,26 @@ class LeaseKeeper:
         if left_with is None or isinstance(left_with, asyncio.CancelledError):
             raise ClaimLostError(f"the claim is lost: {self._lost}") from left_with
 
-    async def _keep(self) -> None:
-        safe_until = self._clock() + self._lease_seconds * SAFE_PART
+    async def _keep(self, safe_until: float) -> None:
         while self._lost is None:
             await asyncio.sleep(self._pause_seconds(safe_until))
-            asked_at = self._clock()
-            try:
-                if await self._renew():
-                    safe_until = asked_at + self._lease_seconds * SAFE_PART
-                else:
-                    self._lost = "another holder has taken it over"
-            except UnavailableError:
-                if not self._may_outlive and self._clock() >= safe_until:
-                    self._lost = "its lease could not be renewed in time, because Redis does not answer"
+            safe_until = await self._ask(safe_until)
         self._body.cancel()
+
+    async def _ask(self, safe_until: float) -> float:
+        """Renew it once; until when it is safe then."""
+        asked_at = self._clock()
+        try:
+            if await self._renew():
+                return self._safe_from(asked_at)
+            self._lost = "another holder has taken it over"
+        except UnavailableError:
+            if not self._may_outlive and self._clock() >= safe_until:
+                self._lost = "its lease could not be renewed in time, because Redis does not answer"
+        return safe_until
+
+    def _safe_from(self, moment: float) -> float:
+        return moment + self._lease_seconds * SAFE_PART
 
     def _pause_seconds(self, safe_until: float) -> float:
         third = self._lease_seconds / 3

@@ -37,7 +37,7 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 _BEGIN = (
     """
 -- ARGV: token, fingerprint, lease_ms, retention_ms, max_takeovers
--- answers: {'ACQUIRED' | 'TAKEN_OVER', fence} | {'IN_PROGRESS', ms} | {'COMPLETED' | 'FAILED', result?}
+-- answers: {'ACQUIRED' | 'TAKEN_OVER', fence, takeovers} | {'IN_PROGRESS', ms} | {'COMPLETED' | 'FAILED', result?}
 --          | {'MISMATCH'} | {'EXHAUSTED'}
 """
     + _NOW
@@ -54,7 +54,7 @@ local function take(how)
         redis.call('HSET', KEYS[1], 'first', ARGV[1])
     end
     redis.call('PEXPIRE', KEYS[1], ARGV[4])
-    return {how, fence}
+    return {how, fence, takeovers}
 end
 
 if not state then
