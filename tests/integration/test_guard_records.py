@@ -125,7 +125,7 @@ async def test_the_order_of_members_makes_no_other_payload(guard: IdempotencyGua
 async def test_an_expired_lease_is_taken_over_and_the_fence_rises(hasty: IdempotencyGuard) -> None:
     await acquire(hasty)
     second = await acquire(hasty, wait_seconds=5)
-    assert (second.fence, second.taken_over) == (2, True)
+    assert (second.fence, second.taken_over, second.takeovers) == (2, True, 1)
 
 
 async def test_too_many_crashes_exhaust_the_work(hasty: IdempotencyGuard) -> None:

@@ -140,17 +140,30 @@ class Desk:
 
 
 class Memory:
-    """A guard that lets everything run, and fails where it is told to."""
+    """A guard that lets everything run, and fails where it is told to.
 
-    def __init__(self, *errors: BaseException) -> None:
+    Attributes:
+        takeovers: of each claim.
+    """
+
+    def __init__(self, *errors: BaseException, takeovers: int = 0) -> None:
         self.errors = list(errors)
+        self.takeovers = takeovers
         self.outcomes: list[Outcome] = []
 
     async def begin(self, key: str, payload: object, *, wait_seconds: float = 0.0) -> Acquired:
         del payload, wait_seconds
         if self.errors:
             raise self.errors.pop()
-        return Acquired(key=key, token="t", fence=1, taken_over=False, guarded=True, fingerprint="f")
+        return Acquired(
+            key=key,
+            token="t",
+            fence=1,
+            taken_over=False,
+            guarded=True,
+            fingerprint="f",
+            takeovers=self.takeovers,
+        )
 
     def hold(self, _: Acquired) -> AbstractAsyncContextManager[None]:
         return nullcontext()
@@ -324,6 +337,29 @@ async def test_a_process_that_is_told_to_end_does() -> None:
 
 async def _raise(error: BaseException, _: int) -> None:
     raise error
+
+
+@pytest.mark.parametrize(("takeovers", "together"), [(0, 2), (1, 2), (2, 1), (4, 1)])
+async def test_what_may_have_killed_processes_runs_alone(takeovers: int, together: int) -> None:
+    """So that the next death takes none of its neighbours along."""
+    running = most = 0
+
+    async def run(_: int) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        for _turn in range(20):
+            await asyncio.sleep(0)
+        running -= 1
+
+    desk = Desk(run, guard=(guard := Memory(takeovers=takeovers)))
+    for number in range(1, 7):
+        desk.put(number)
+    await desk.settle(*range(1, 7))
+    assert sorted(desk.done) == list(range(1, 7))
+    assert most == together
+    assert guard.outcomes.count(Outcome.COMPLETED) == 6
+    assert guard.outcomes.count(Outcome.RELEASED) == (6 if together == 1 else 0)
 
 
 # ── what nobody has foreseen ─────────────────────────────────────────────────────────────────────

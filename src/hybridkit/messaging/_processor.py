@@ -7,6 +7,7 @@ steps is a duplicate, and the guard and the derived keys make one effect of it.
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections.abc import Mapping
@@ -52,6 +53,7 @@ from hybridkit.messaging._order import ByKey
 from hybridkit.messaging._parking import ParkedKeys
 from hybridkit.messaging._pause import Gate
 from hybridkit.messaging._stalls import GRACE_SECONDS, Stalls
+from hybridkit.messaging._turns import Turns
 from hybridkit.messaging._work import (
     Again,
     Hold,
@@ -81,6 +83,9 @@ HOLDER_WAIT_SECONDS: Final = 5.0
 LONGEST_HOLDER_WAIT_SECONDS: Final = 60.0
 VERSION_WAIT_SECONDS: Final = (5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 300.0, 300.0)
 """The waits for a deployment that knows a newer version: a quarter of an hour in all, then it is a dead letter."""
+
+MOST_TAKEOVERS_BESIDE: Final = 1
+"""What was taken over more often runs alone. Once can be anything: a deployment, a machine that is gone."""
 
 FAULTS: Final = Retry.exponential(attempts=5)
 """For what fails in here, and not in a handler."""
@@ -308,14 +313,34 @@ class Processor:
         """One run, if the guard lets it."""
         if self._guard is None:
             return await self._run(work)
+        turns = Turns.here()
+        await turns.begin()
+        try:
+            verdict = await self._claim(self._guard, work, most_takeovers=MOST_TAKEOVERS_BESIDE)
+        finally:
+            turns.end()
+        if verdict is not None:
+            return verdict
+        _log.warning("message runs alone", reason="processes have died while they had it")
+        async with turns.alone(seconds=self._timeout_seconds) as is_alone:
+            verdict = await self._claim(self._guard, work) if is_alone else None
+        return verdict or Again(HOLDER_WAIT_SECONDS, None, work.failures)
+
+    async def _claim(
+        self, guard: Guard, work: Work, *, most_takeovers: float = math.inf
+    ) -> Verdict | Again | Hold | None:
+        """One run, if the guard lets it; None for one that was taken over more often than that."""
         wait_seconds = HOLDER_WAIT_SECONDS if self._lines is None else 0.0  # in order, it rests outside
         try:
-            answer = await self._guard.begin(work.claim, payload_of(work.delivery), wait_seconds=wait_seconds)
+            answer = await guard.begin(work.claim, payload_of(work.delivery), wait_seconds=wait_seconds)
         except UnavailableError as error:
             return Hold(error)
         match answer:
+            case Acquired(takeovers=takeovers) if takeovers > most_takeovers:
+                await guard.finish(answer, Outcome.RELEASED)
+                return None
             case Acquired():
-                return await self._held(self._guard, answer, work)
+                return await self._held(guard, answer, work)
             case Completed():
                 return Done("duplicate")
             case Failed():
