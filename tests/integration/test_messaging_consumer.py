@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator, MutableMapping
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import aio_pika
@@ -19,7 +19,7 @@ from hybridkit.context import RequestContext, bind
 from hybridkit.coordination import connect_redis
 from hybridkit.dev import Server
 from hybridkit.envelope import EventEnvelope
-from hybridkit.errors import NotConnectedError, TopologyError
+from hybridkit.errors import DeclarationError, NotConnectedError, TopologyError
 from hybridkit.events import Command, Event
 from hybridkit.idempotency import IdempotencyGuard
 from hybridkit.messaging import BrokerConnection, RobustConsumer, RobustPublisher
@@ -827,3 +827,49 @@ async def test_a_message_that_trips_us_up_comes_again(
         monkeypatch.setattr(consumer._run._processor, "process", trip)
         await publisher.publish(Consumed(number=1))
         assert await ledger.reaches(1) == [1]
+
+
+# ── namesakes ────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_second_consumer_of_a_queue_that_handles_other_events_is_refused(
+    publisher: RobustPublisher, connection: BrokerConnection, ledger: Ledger, rabbitmq_url: str
+) -> None:
+    """They would share one queue, and each get what only the other one handles. A replica is none of that."""
+    other = RobustConsumer("tests.consumer")
+
+    @other.on(Reported)
+    async def report(event: Reported) -> None:
+        await ledger.add(event.number)
+
+    async with (
+        BrokerConnection(rabbitmq_url, name="another") as another,
+        consumer_of(ledger).running(connection, publisher=publisher),
+    ):
+        for where in (connection, another):
+            with pytest.raises(DeclarationError, match=r"another consumer named 'tests\.consumer' runs"):
+                await other.start(where, publisher=publisher)
+        async with consumer_of(ledger).running(another, publisher=publisher):
+            pass
+    async with other.running(connection, publisher=publisher):
+        await publisher.publish(Reported(number=7))
+        assert await ledger.reaches(1) == [7]
+
+
+async def test_a_consumer_of_many_types_has_the_time_that_they_take(
+    publisher: RobustPublisher, connection: BrokerConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit grows with their number; what was refused among them is said."""
+    monkeypatch.setattr(subscription_module, "PREPARE_SECONDS", 0.0)
+    consumer = RobustConsumer("tests.consumer")
+    for number in range(200):
+        consumer.on(cast("type[Event]", type(f"Many{number}", (Event,), {}, type=f"many.n{number}")))(
+            _nothing
+        )
+    async with consumer.running(connection, publisher=publisher):
+        assert consumer.is_ready
+        assert (await publisher.publish(consumer.handles[0]())).routed  # type: ignore[arg-type]
+        assert (await publisher.publish(consumer.handles[-1]())).routed  # type: ignore[arg-type]
+
+
+async def _nothing() -> None: ...

@@ -20,6 +20,7 @@ from hybridkit.errors import (
     AccessDeniedError,
     DeadlineExceededError,
     HybridkitError,
+    MisuseError,
     NackedError,
     NotConnectedError,
     OutcomeUnknownError,
@@ -477,3 +478,24 @@ async def test_an_exchange_of_another_kind_is_named(rabbitmq_url: str) -> None:
         await channel.declare_exchange("hk.events", "fanout", durable=True)
     with pytest.raises(TopologyError, match=r"hk\.events"):
         await RobustPublisher(rabbitmq_url, service="tests").__aenter__()
+
+
+# ── elsewhere ────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_publisher_of_another_event_loop_is_refused_at_once(publisher: RobustPublisher) -> None:
+    """Its answer would never wake anybody there."""
+
+    async def elsewhere() -> None:
+        event = Published(number=1)
+        for publishing in (publisher.publish(event), publisher.send(Task(number=1))):
+            with pytest.raises(MisuseError, match="another event loop"):
+                await publishing
+        with pytest.raises(MisuseError, match="another event loop"):
+            publisher.publish_nowait(event)
+        [answer] = await publisher.publish_many([event])
+        assert isinstance(answer, MisuseError)
+
+    async with asyncio.timeout(5):
+        await asyncio.to_thread(lambda: asyncio.run(elsewhere()))
+    assert publisher.is_ready

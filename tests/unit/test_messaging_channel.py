@@ -1,7 +1,8 @@
 """What keeps connections and channels alive, and what bounds every wait for them, without a broker."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, MutableMapping
+import ssl
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, MutableMapping
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any, cast
@@ -20,13 +21,14 @@ from structlog.testing import capture_logs
 from hybridkit.context import RequestContext, bind
 from hybridkit.errors import (
     AccessDeniedError,
+    MisuseError,
     NotConnectedError,
     TopologyError,
 )
 from hybridkit.messaging import BrokerConnection
 from hybridkit.messaging import _channel as channel_module
 from hybridkit.messaging import _connection as connection_module
-from hybridkit.messaging._bounded import Background, Backoff, bounded
+from hybridkit.messaging._bounded import Background, Backoff, Home, bounded
 from hybridkit.messaging._channel import Lane, SupervisedChannel
 from hybridkit.messaging._connection import Link
 from hybridkit.messaging._port import Port
@@ -417,3 +419,95 @@ async def test_a_connection_that_drops_at_once_is_not_hammered(monkeypatch: pyte
         connections[1].ended.set()
         await until(lambda: not links)
         assert resets == 1
+
+
+class Hosts:
+    """What comes of connecting to each of the hosts, by its port; one that is not named is never reached."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **errors: Exception | None) -> None:
+        self.tried: list[int] = []
+
+        async def open_link(url: Any, **_: object) -> Link:
+            self.tried.append(url.port)
+            error = errors[f"port{url.port}"]
+            if error is not None:
+                raise error
+            return Link(cast("Any", FakeConnection()), cast("Any", FakeWire()), Background())
+
+        monkeypatch.setattr(Backoff, "next_seconds", lambda _: 0.0)
+        monkeypatch.setattr(Link, "open", open_link)
+        ports = ",".join(f"127.0.0.1:{name.removeprefix('port')}" for name in errors)
+        self.connection = BrokerConnection(f"amqps://{ports}/", name="tests")
+
+
+def _expired() -> Exception:
+    error = NotConnectedError("certificate has expired")
+    error.__cause__ = ssl.SSLCertVerificationError("certificate has expired")
+    return error
+
+
+HOPELESS: Mapping[str, Callable[[], Exception]] = {
+    "an expired certificate": _expired,
+    "a refused password": lambda: AccessDeniedError("refused"),
+}
+
+
+@pytest.mark.parametrize("why", HOPELESS)
+async def test_all_hosts_are_tried_before_one_of_them_ends_the_start(
+    monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    """A certificate belongs to one host, and so may a user that isn't synchronised yet."""
+    hosts = Hosts(monkeypatch, port1=HOPELESS[why](), port2=HOPELESS[why](), port3=None)
+    async with hosts.connection as connection:
+        assert connection.is_ready
+    assert hosts.tried == [1, 2, 3]
+
+
+@pytest.mark.parametrize("why", HOPELESS)
+async def test_hosts_that_all_refuse_end_the_start(monkeypatch: pytest.MonkeyPatch, why: str) -> None:
+    hosts = Hosts(monkeypatch, port1=HOPELESS[why](), port2=HOPELESS[why]())
+    with pytest.raises((NotConnectedError, AccessDeniedError), match=r"certificate has expired|refused"):
+        await hosts.connection.__aenter__()
+    assert hosts.tried == [1, 2]
+
+
+async def test_a_host_that_may_come_back_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts = Hosts(monkeypatch, port1=_expired(), port2=NotConnectedError("away"))
+    with (
+        bind(RequestContext().within(0.05)),
+        pytest.raises(NotConnectedError, match="no connection to the broker"),
+    ):
+        await hosts.connection.__aenter__()
+    assert len(hosts.tried) > 2
+
+
+# ── elsewhere ────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_what_was_opened_elsewhere_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a forked process or another event loop no answer would ever come."""
+    home = Home()
+    home.check("the publisher")
+
+    async def elsewhere() -> None:
+        with pytest.raises(MisuseError, match="the publisher was opened in another event loop"):
+            home.check("the publisher")
+
+    await asyncio.to_thread(lambda: asyncio.run(elsewhere()))
+    monkeypatch.setattr("os.getpid", lambda: -1)
+    with pytest.raises(MisuseError, match="before this process was forked"):
+        home.check("the publisher")
+    assert "Home(process=" in repr(home)
+
+
+async def test_a_connection_of_another_loop_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts = Hosts(monkeypatch, port1=None)
+
+    async def elsewhere() -> None:
+        with pytest.raises(
+            MisuseError, match="the broker connection 'tests' was opened in another event loop"
+        ):
+            await hosts.connection.link()
+
+    async with hosts.connection:
+        await asyncio.to_thread(lambda: asyncio.run(elsewhere()))

@@ -9,9 +9,16 @@ from typing import Any, cast
 import pytest
 from structlog.testing import capture_logs
 
-from hybridkit.adapters._running import _probe_consumer
+from hybridkit.adapters._running import _probe_consumer, start_consumers
 from hybridkit.envelope import EventEnvelope
-from hybridkit.errors import HybridkitError, NackedError, NotConnectedError, UnavailableError, UnroutableError
+from hybridkit.errors import (
+    DeclarationError,
+    HybridkitError,
+    NackedError,
+    NotConnectedError,
+    UnavailableError,
+    UnroutableError,
+)
 from hybridkit.events import Event
 from hybridkit.messaging import RobustConsumer
 from hybridkit.messaging import _processor as processor_module
@@ -226,3 +233,9 @@ def test_a_stall_is_what_fails_for_long_and_is_still_tried(monkeypatch: pytest.M
     assert tried(goes_well=False) is None
     now = 111.0
     assert tried(goes_well=False) == "a thing"
+
+
+async def test_two_consumers_of_one_name_are_refused_before_either_starts() -> None:
+    consumers = [RobustConsumer(QUEUE), RobustConsumer(QUEUE)]
+    with pytest.raises(DeclarationError, match=r"2 consumers are named 'tests\.readiness'"):
+        await start_consumers(cast("Any", None), consumers, providers={})

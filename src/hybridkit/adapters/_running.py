@@ -10,6 +10,7 @@ One kind per process; the first SIGTERM or Ctrl-C asks it to stop, the second on
 import asyncio
 import signal
 import sys
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from functools import partial
@@ -18,7 +19,13 @@ from typing import Any, Final, Literal, Self, cast
 from hybridkit.clients import ClientPolicy, MongoDataClient, PostgresDataClient
 from hybridkit.codec import format_timestamp
 from hybridkit.coordination import Redis, check_noeviction, connect_redis, probe_redis
-from hybridkit.errors import HybridkitError, MisuseError, NotConnectedError, UnavailableError
+from hybridkit.errors import (
+    DeclarationError,
+    HybridkitError,
+    MisuseError,
+    NotConnectedError,
+    UnavailableError,
+)
 from hybridkit.health import Health, HealthServer
 from hybridkit.idempotency import IdempotencyGuard, RedisDown
 from hybridkit.lifespan import Dependency, ServiceResources, StopAction
@@ -213,9 +220,19 @@ async def open_application(resources: ServiceResources, lifespan: Lifespan | Non
 async def start_consumers(
     resources: ServiceResources, consumers: Sequence[RobustConsumer], *, providers: Mapping[Any, object]
 ) -> None:
-    """Let them consume until the resources are stopped; each is part of readiness."""
+    """Let them consume until the resources are stopped; each is part of readiness.
+
+    Raises:
+        DeclarationError: two of them have one name.
+    """
     if not consumers:
         return
+    for name, count in Counter(consumer.name for consumer in consumers).items():
+        if count > 1:
+            raise DeclarationError(
+                f"{count} consumers are named {name!r}, and a consumer is a queue: register all handlers on one of them"
+                f" (`concurrency=` says how many run at once), or give each its own name"
+            )
     for consumer in consumers:
         resources.on_drain(consumer.name, _drain_of(consumer))
         await consumer.start(

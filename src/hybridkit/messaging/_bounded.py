@@ -6,11 +6,14 @@ looked at.
 """
 
 import asyncio
+import os
 import random
 from collections.abc import Coroutine
 from typing import Any
 
-__all__ = ["Background", "Backoff", "bounded", "is_cancelled"]
+from hybridkit.errors import MisuseError
+
+__all__ = ["Background", "Backoff", "Home", "bounded", "is_cancelled"]
 
 
 class Background:
@@ -67,6 +70,28 @@ def is_cancelled() -> bool:
     """Whether somebody has cancelled this task: aiormq raises `CancelledError` also where nobody has."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
+
+
+class Home:
+    """The process and the event loop in which something was opened: in no other one it would ever get an answer."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._process = os.getpid()
+
+    def __repr__(self) -> str:
+        return f"Home(process={self._process})"
+
+    def check(self, what: str) -> None:
+        """Refuse to go on elsewhere.
+
+        Raises:
+            MisuseError: this is another process, a fork of the first one, or another loop.
+        """
+        if os.getpid() != self._process:
+            raise MisuseError(f"{what} was opened before this process was forked; open one in here")
+        if asyncio.get_running_loop() is not self._loop:
+            raise MisuseError(f"{what} was opened in another event loop; open one in this one")
 
 
 class Backoff:

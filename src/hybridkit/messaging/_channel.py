@@ -37,10 +37,10 @@ from hybridkit.messaging._connection import (
 from hybridkit.messaging._port import Port, Receiver
 from hybridkit.observability import get_logger
 
-__all__ = ["Lane", "SupervisedChannel"]
+__all__ = ["PREPARE_SECONDS", "Lane", "SupervisedChannel"]
 
 PREPARE_SECONDS: Final = 30.0
-"""How long declaring everything may take: a broker makes a quorum queue in milliseconds, or in a second when busy."""
+"""How long declaring some things may take: a broker makes a quorum queue in milliseconds, or in a second when busy."""
 
 _log = get_logger(__name__)
 
@@ -136,6 +136,7 @@ class SupervisedChannel:
         probe: asks the broker, every now and then, whether the channel still does its work; raises if not.
         probe_seconds: how often.
         linger_seconds: see `Lane`.
+        prepare_seconds: how long `prepare` may take before the connection is given up.
     """
 
     def __init__(
@@ -149,6 +150,7 @@ class SupervisedChannel:
         probe: Step | None = None,
         probe_seconds: float | None = None,
         linger_seconds: float | None = None,
+        prepare_seconds: float = PREPARE_SECONDS,
     ) -> None:
         self._connection = connection
         self._name = name
@@ -158,6 +160,7 @@ class SupervisedChannel:
         self._probe = probe
         self._probe_seconds = probe_seconds
         self._linger_seconds = linger_seconds
+        self._prepare_seconds = prepare_seconds
         self._lane: Lane | None = None
         self._up = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
@@ -188,11 +191,11 @@ class SupervisedChannel:
         """Prepare a first channel, and keep one from then on.
 
         Raises:
-            NotConnectedError: not until the context's deadline, or for 30 s without one.
+            NotConnectedError: not until the context's deadline, or for `prepare_seconds` without one.
             TopologyError: the broker has something with other properties.
             AccessDeniedError: the user may not do this.
         """
-        seconds = start_seconds()
+        seconds = start_seconds(self._prepare_seconds)
         first = asyncio.get_running_loop().create_future()
         self._keeper = asyncio.create_task(self._keep(first), name=f"{self._name} channel")
         try:
@@ -248,7 +251,9 @@ class SupervisedChannel:
         channel = await link.channel(confirms=self._confirms)
         lane = Lane(channel, link, linger_seconds=self._linger_seconds)
         try:
-            await link.ask(self._prepared(lane), name=f"preparing {self._name}", seconds=PREPARE_SECONDS)
+            await link.ask(
+                self._prepared(lane), name=f"preparing {self._name}", seconds=self._prepare_seconds
+            )
         except BaseException:
             lane.close()
             raise

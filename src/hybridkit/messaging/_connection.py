@@ -27,7 +27,7 @@ from yarl import URL
 
 from hybridkit.context import current
 from hybridkit.errors import AccessDeniedError, NotConnectedError, UnavailableError
-from hybridkit.messaging._bounded import Background, Backoff, bounded
+from hybridkit.messaging._bounded import Background, Backoff, Home, bounded
 from hybridkit.messaging._port import Port, Receiver
 from hybridkit.messaging._wire import Sockets, Wire
 from hybridkit.observability import get_logger
@@ -63,6 +63,7 @@ class BrokerConnection:
         self._link: Link | None = None
         self._up = asyncio.Event()
         self._background = Background()
+        self._home: Home | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._last_error = ""
 
@@ -76,6 +77,7 @@ class BrokerConnection:
             NotConnectedError: the broker did not answer in that time.
             AccessDeniedError: it refuses the user or the password.
         """
+        self._home = Home()
         seconds = start_seconds()
         first = asyncio.get_running_loop().create_future()
         self._keeper = asyncio.create_task(self._keep(first), name=f"{self.name} broker connection")
@@ -115,7 +117,13 @@ class BrokerConnection:
         return self._link is not None and self._link.is_blocked
 
     async def link(self) -> "Link":
-        """The open connection, as soon as there is one."""
+        """The open connection, as soon as there is one.
+
+        Raises:
+            MisuseError: it was opened in another process or event loop.
+        """
+        if self._home is not None:
+            self._home.check(f"the broker connection {self.name!r}")
         while self._link is None:
             await self._up.wait()
         return self._link
@@ -134,19 +142,22 @@ class BrokerConnection:
     async def _keep(self, first: asyncio.Future[None]) -> None:
         backoff = Backoff()
         urls = cycle(enumerate(self._urls, start=1))
+        hopeless = 0  # of the hosts tried last, one after another
         while True:
             number, url = next(urls)
             try:
                 link = await Link.open(url, name=self.name, background=self._background)
             except Exception as error:  # noqa: BLE001 - whatever stops one attempt must not stop all others
                 self._last_error = str(error)
-                if not (first.done() or _may_pass(error)):
+                hopeless = 0 if _may_pass(error) else hopeless + 1
+                if hopeless >= len(self._urls) and not first.done():
                     first.set_exception(error)
                     return
                 _log.warning("broker not connected", broker=_host_and_port(url), error=self._last_error)
                 if number < len(self._urls):
                     continue
             else:
+                hopeless = 0
                 if not first.done():
                     first.set_result(None)
                 if await self._live_through(link, url) >= STABLE_SECONDS:
@@ -338,7 +349,7 @@ def _tls_files(url: URL) -> str:
 _DEFAULT_PORTS: Final = {"amqp": 5672, "amqps": 5671}
 
 
-def start_seconds() -> float:
-    """How long a start may wait for the broker: what the context leaves, or 30 s without a deadline."""
+def start_seconds(usual: float = START_SECONDS) -> float:
+    """How long a start may wait for the broker: what the context leaves, or the usual time without a deadline."""
     remaining = current().remaining_seconds()
-    return START_SECONDS if remaining is None else max(remaining, 0.0)
+    return usual if remaining is None else max(remaining, 0.0)

@@ -3,7 +3,8 @@
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
+from weakref import WeakKeyDictionary
 
 from hybridkit.errors import DeclarationError, MisuseError
 from hybridkit.events import Event, Message
@@ -35,6 +36,18 @@ MAX_NAME_LENGTH: Final = 200
 """A routing key has 255 bytes, and the delay levels put 34 in front of the name."""
 
 _log = get_logger(__name__)
+
+
+class _Place(NamedTuple):
+    """Where a consumer runs, and what it knows."""
+
+    name: str
+    address: str
+    handles: frozenset[type[Message]]
+
+
+_RUNNING: Final[WeakKeyDictionary[Subscription, _Place]] = WeakKeyDictionary()
+"""All consumers of this process."""
 
 
 class RobustConsumer:
@@ -144,7 +157,8 @@ class RobustConsumer:
     ) -> None:
         """Declare the queue, subscribe, and stay subscribed until `drain`.
 
-        Returns as soon as the broker delivers, at the latest at the context's deadline, or after 30 s without one.
+        Returns as soon as the broker delivers, at the latest at the context's deadline, or after 30 s without one (and
+        0.05 s for each type that is handled).
 
         Args:
             connection: where messages come from; consumers of a process share one.
@@ -153,13 +167,15 @@ class RobustConsumer:
             guard: lets each event run once; without one, a redelivered event runs again.
 
         Raises:
-            DeclarationError: a handler wants something that no provider gives.
+            DeclarationError: a handler wants something that no provider gives; or another consumer of this name runs in
+                this process with other handlers.
             TopologyError: the queue exists with other properties.
             AccessDeniedError: the user may not declare or read the queue.
             NotConnectedError: the broker did not answer in that time.
         """
         if self._run is not None:
             raise MisuseError(f"{self.name} is running already")
+        self._check_namesakes(connection)
         available = {RobustPublisher: publisher, **(providers or {})}
         self._check_handlers(available)
         gate, lines = Gate(self.name), None if self.order is None else ByKey()
@@ -185,9 +201,11 @@ class RobustConsumer:
             lines=lines,
             parked=parked,
         )
+        _RUNNING[self._run] = _Place(self.name, connection.address, frozenset(self.handles))
         try:
             await self._run.start()
         except BaseException:
+            del _RUNNING[self._run]
             self._run = None
             raise
         _log.info("consumer started", consumer=self.name)
@@ -206,6 +224,7 @@ class RobustConsumer:
         run, self._run = self._run, None
         if run is None:
             return True
+        _RUNNING.pop(run, None)
         finished = await run.drain(budget_seconds)
         _log.info("consumer drained", consumer=self.name, finished=finished)
         return finished
@@ -226,6 +245,18 @@ class RobustConsumer:
             yield
         finally:
             await self.drain(budget_seconds=drain_seconds)
+
+    def _check_namesakes(self, connection: BrokerConnection) -> None:
+        """Refuse a second consumer of this queue, unless it is a replica: it handles the same messages."""
+        for place in _RUNNING.values():
+            if (place.name, place.address) != (self.name, connection.address):
+                continue
+            if place.handles != frozenset(self.handles):
+                raise DeclarationError(
+                    f"another consumer named {self.name!r} runs in this process: they would share one queue, and each"
+                    f" would get messages that only the other one handles. Register all handlers on one of them, or"
+                    f" give the other its own name"
+                )
 
     def _check_handlers(self, available: Mapping[Any, object]) -> None:
         if not self._handlers:

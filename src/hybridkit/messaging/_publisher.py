@@ -20,6 +20,7 @@ from hybridkit.errors import (
     DeclarationError,
     HybridkitError,
     MalformedPayloadError,
+    MisuseError,
     UnroutableError,
 )
 from hybridkit.events import Command, Event, Message
@@ -166,6 +167,7 @@ class RobustPublisher:
             BlockedError: the broker has an alarm; nothing was sent.
             NotConnectedError: no connection; nothing was sent.
             OutcomeUnknownError: it was sent, and no answer came.
+            MisuseError: the publisher was opened in another event loop, or before a fork; nothing was sent.
             PayloadTooLargeError: over 16 MiB; nothing was sent.
         """
         context = bound() or RequestContext()
@@ -203,6 +205,7 @@ class RobustPublisher:
         Raises:
             MalformedPayloadError: it has no JSON form.
             PayloadTooLargeError: over 16 MiB.
+            MisuseError: see `publish`.
         """
         context = bound() or RequestContext()
         letter = self._event(event, context)
@@ -214,6 +217,8 @@ class RobustPublisher:
         try:
             with letter.span():
                 publish = self._begin(letter, context, _shared_fields(context))
+        except MisuseError:
+            raise
         except HybridkitError as error:
             _drop(letter, error)
         else:

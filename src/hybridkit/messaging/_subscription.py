@@ -9,7 +9,7 @@ from hybridkit.errors import HybridkitError, NotConnectedError
 from hybridkit.ids import new_id
 from hybridkit.messaging._backlog import Backlog, Fifo, Workers
 from hybridkit.messaging._bounded import Background, bounded, is_cancelled
-from hybridkit.messaging._channel import Lane, SupervisedChannel
+from hybridkit.messaging._channel import PREPARE_SECONDS, Lane, SupervisedChannel
 from hybridkit.messaging._connection import LIBRARY_ERRORS, BrokerConnection
 from hybridkit.messaging._delivery import Delivery
 from hybridkit.messaging._finished import Finished
@@ -28,6 +28,8 @@ PREFETCH_PER_HANDLER: Final = 3
 PREFETCH_PER_HANDLER_IN_ORDER: Final = 30
 """More, as those behind a message that waits for its next attempt take no other key's place."""
 PROBE_SECONDS: Final = 15.0
+SECONDS_PER_BINDING: Final = 0.05
+"""Each type has one, and RabbitMQ takes 4 ms for it, or 15 when busy, also where it is there already."""
 CANCEL_SECONDS: Final = 2.0
 """How long a handler gets to end when its time is up, and the broker to say that it stops delivering."""
 UNEXPECTED_PAUSE_SECONDS: Final = 1.0
@@ -95,6 +97,7 @@ class Subscription:
             probe_seconds=PROBE_SECONDS,
             # In order, a channel that consumes no more is closed at once: what it holds comes before all else.
             linger_seconds=None if lines is None else 0.0,
+            prepare_seconds=PREPARE_SECONDS + SECONDS_PER_BINDING * len(self._topology.bindings),
         )
 
     def __repr__(self) -> str:

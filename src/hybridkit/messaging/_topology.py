@@ -244,7 +244,11 @@ async def declare(topology: Topology, channel: AbstractChannel) -> None:
         await declare_exchange(channel, exchange.name, exchange.properties)
     for queue in topology.queues:
         await declare_queue(channel, queue.name, queue.properties)
-    for binding in topology.bindings:
+    # A consumer may have thousands. Only the last one is answered; where one is refused the channel ends instead.
+    for binding in topology.bindings[:-1]:
+        bind = channel.exchange_bind if binding.to_exchange else channel.queue_bind
+        await bind(binding.target, binding.source, binding.key, nowait=True)
+    for binding in topology.bindings[-1:]:
         bind = channel.exchange_bind if binding.to_exchange else channel.queue_bind
         await bind(binding.target, binding.source, binding.key)
 

@@ -22,6 +22,7 @@ from hybridkit.errors import (
     OutcomeUnknownError,
     PayloadTooLargeError,
 )
+from hybridkit.messaging._bounded import Home
 from hybridkit.messaging._channel import Lane, SupervisedChannel
 from hybridkit.messaging._confirms import WINDOW, Confirms, Publish
 from hybridkit.messaging._connection import BrokerConnection
@@ -103,6 +104,7 @@ class Writer:
 
     async def start(self) -> None:
         """Open the channel and declare what all services share; raises as `SupervisedChannel.start` does."""
+        self._home = Home()
         await self._channel.start()
         self._is_open = True
 
@@ -170,10 +172,12 @@ class Writer:
 
         Raises:
             NotConnectedError: the writer is not open.
+            MisuseError: it was opened in another process or event loop; nothing was sent.
             DeadlineExceededError: the deadline has passed.
         """
         if not self._is_open:
             raise NotConnectedError(f"{self._name} is not open: enter it with `async with`; nothing was sent")
+        self._home.check(self._name)
         now = time.monotonic()
         if deadline is None:
             deadline = now + PUBLISH_SECONDS
