@@ -13,7 +13,7 @@ import pytest
 from pydantic import BaseModel
 
 from hybridkit.aggregations import Aggregation, average, count, distinct, largest, smallest, total
-from hybridkit.codec import Timestamp, encode_json
+from hybridkit.codec import Timestamp, decode_json, encode_json
 from hybridkit.context import RequestContext, bind
 from hybridkit.dataservice import DocumentCollection, DocumentIndex
 from hybridkit.dataservice import _mongo_reads as reads
@@ -215,6 +215,16 @@ async def test_an_average_of_decimals_has_the_digits_that_postgresql_gives(store
         await sell(store, record_id, price=Decimal(price))
     [row] = await rows(store, functions={"mean": average("price")})
     assert row["mean"] == "3.3333333333333333"
+
+
+async def test_a_sum_of_integers_is_exact_beyond_64_bits(store: MongoStore) -> None:
+    """And an integer, however small; the average stays a float."""
+    most = 2**63 - 1
+    for record_id in "abc":
+        await sell(store, record_id, quantity=most)
+    functions = {"sum": total("quantity"), "mean": average("quantity")}
+    body = await store.aggregate(SALES, Aggregation(functions=functions))
+    assert decode_json(body) == [{"sum": 3 * most, "mean": float(most)}]
 
 
 @pytest.mark.parametrize("function", [total("status"), average("created_at")])

@@ -1,12 +1,13 @@
 """An aggregation as stages of a pipeline, with the answers that SQL gives.
 
-Three things differ from MongoDB's own functions: a sum over nothing is null and not 0, no value doesn't count as one,
-and averages are exact where the values are decimals. So the pipeline brings sums and counts, and the rest is done here.
+Four things differ from MongoDB's own functions: a sum over nothing is null and not 0, no value doesn't count as one,
+averages are exact where the values are decimals, and so are sums of integers beyond 64 bits, where MongoDB goes on with
+floats. So the pipeline brings sums and counts, and the rest is done here.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import ROUND_HALF_UP, Decimal, localcontext
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from hybridkit.aggregations import Aggregation, Function
 from hybridkit.dataservice._mongo_collection import ResourceCollection, stored_name
@@ -18,6 +19,7 @@ from hybridkit.errors import InvalidQueryError
 __all__ = ["Aggregated"]
 
 _NUMERIC: Final = ("sum", "avg")
+_NUMBERS: Final = frozenset({int, float, Decimal})
 
 
 class Aggregated:
@@ -33,6 +35,7 @@ class Aggregated:
 
     def __init__(self, collection: ResourceCollection, aggregation: Aggregation) -> None:
         self._aggregation = aggregation
+        self._fields = collection.resource.record.model_fields
         self._functions = list(aggregation.functions.items())
         for name, function in self._functions:
             if function.name in _NUMERIC and not collection.may_be_number(function.field or ""):
@@ -40,6 +43,11 @@ class Aggregated:
 
     def __repr__(self) -> str:
         return f"Aggregated({self._aggregation!r})"
+
+    def _is_whole(self, field: str) -> bool:
+        """Whether the field is declared as an integer."""
+        info = self._fields.get(field)
+        return info is not None and {int} == {info.annotation, *get_args(info.annotation)} & _NUMBERS
 
     def stages(self) -> list[StoredDocument]:
         """What the server does. Names of results stand behind letters, so that none of them means anything to it."""
@@ -66,7 +74,7 @@ class Aggregated:
                 case "count_distinct":
                     yield f"f{at}", {"$addToSet": value}
                 case "sum" | "avg":
-                    yield f"f{at}", {"$sum": value}
+                    yield f"f{at}", {"$sum": _exact(value) if self._is_whole(function.field) else value}
                     yield f"n{at}", {"$sum": {"$cond": [{"$isNumber": value}, 1, 0]}}
                     yield f"x{at}", {"$sum": {"$cond": [_is_other(value), 1, 0]}}
                 case "min":
@@ -145,6 +153,8 @@ class Aggregated:
         if stored.get(f"x{at}"):
             raise InvalidQueryError(f"{function.field} is no number", pointer=f"/functions/{name}")
         value = from_bson(stored[f"f{at}"])
+        if function.name in _NUMERIC and isinstance(value, Decimal) and self._is_whole(function.field or ""):
+            value = int(value)
         if function.name != "avg" or value is None:
             return value
         return _mean(value, stored[f"n{at}"]) if isinstance(value, Decimal) else value / stored[f"n{at}"]
@@ -153,6 +163,11 @@ class Aggregated:
 def _present(name: str) -> Any:
     """The value of a field; null where there is none, which is a group of its own."""
     return {"$ifNull": [f"${stored_name(name)}", None]}
+
+
+def _exact(value: Any) -> Any:
+    """An integer as a decimal, whose sums have 34 digits."""
+    return {"$convert": {"input": value, "to": "decimal", "onError": None, "onNull": None}}
 
 
 def _is_other(value: Any) -> Any:
