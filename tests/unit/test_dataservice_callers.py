@@ -138,6 +138,16 @@ async def test_no_route_is_open_to_those_who_prove_nothing(fake: FakeDataService
             assert answer.headers["www-authenticate"] == "Bearer"
 
 
+async def test_the_document_says_that_calls_need_a_token(fake: FakeDataService) -> None:
+    """Where the settings have keys, no operation says that it can be called without a token."""
+    transport = httpx.ASGITransport(fake._app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://data") as http:
+        paths: Mapping[str, Mapping[str, Any]] = (await http.get("/openapi.json")).json()["paths"]
+    assert [it["security"] for path in paths.values() for it in path.values()] == [
+        [{"service_token": []}] for path in paths.values() for _ in path
+    ]
+
+
 async def test_a_name_alone_proves_nothing(fake: FakeDataService) -> None:
     async with PostgresDataClient("http://data", service="api_service", transport=fake.transport) as nobody:
         with pytest.raises(UnauthenticatedError):

@@ -92,6 +92,11 @@ class Callers:
         plain = {service: key.get_secret_value() for service, key in keys.items()}
         return cls(ServiceTokenVerifier(plain, audience=settings.service_name), grants)
 
+    @property
+    def prove_who_they_are(self) -> bool:
+        """Whether a call needs a service token."""
+        return self._verifier is not None
+
     def name(self, request: Request) -> str:
         """The calling service.
 

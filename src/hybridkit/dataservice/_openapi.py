@@ -6,7 +6,7 @@ https://spec.openapis.org/oas/v3.1.0
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from fastapi import FastAPI
 from pydantic import BaseModel
@@ -43,6 +43,9 @@ from hybridkit.dataservice._openapi_parts import (
 )
 from hybridkit.dataservice._requests import JSON_MEDIA_TYPE, MERGE_PATCH_MEDIA_TYPE
 from hybridkit.dataservice._transact_route import TRANSACT_PATH
+
+if TYPE_CHECKING:
+    from hybridkit.dataservice._callers import Callers
 
 __all__ = ["ContractDocument", "add_document"]
 
@@ -391,11 +394,23 @@ def add_document(app: FastAPI, document: ContractDocument) -> None:
 
     def openapi() -> dict[str, Any]:
         made = build()
-        own = made.setdefault("paths", {})
-        made["paths"] = {path: {**item, **own.pop(path, {})} for path, item in document.paths.items()} | own
-        components = made.setdefault("components", {})
+        own = dict(made.get("paths", {}))
+        security = _security(app)
+        contract = {
+            path: {method: {**operation, "security": security} for method, operation in item.items()}
+            for path, item in document.paths.items()
+        }
+        paths = {path: {**item, **own.pop(path, {})} for path, item in contract.items()} | own
+        components = dict(made.get("components", {}))
         for kind, parts in document.components.items():
             components[kind] = {**components.get(kind, {}), **parts}
-        return made
+        return {**made, "paths": paths, "components": components}
 
     app.openapi = openapi  # type: ignore[method-assign] # FastAPI's own way to extend the document
+
+
+def _security(app: FastAPI) -> list[dict[str, list[str]]]:
+    """What a call has to prove: nothing, where the settings of the running service have no keys."""
+    callers: Callers | None = getattr(app.state, "callers", None)
+    required = [{"service_token": list[str]()}]
+    return required if callers is not None and callers.prove_who_they_are else [{}, *required]

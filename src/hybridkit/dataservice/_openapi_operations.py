@@ -49,7 +49,6 @@ def operation_part(
         "operationId": operation_id,
         "summary": summary,
         "tags": [tag],
-        "security": [{}, {"service_token": []}],
         "parameters": [
             *more,
             *({"$ref": f"#/components/parameters/{name}"} for name in parameters),

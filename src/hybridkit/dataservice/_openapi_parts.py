@@ -48,7 +48,7 @@ PARAMETERS: Final[Mapping[str, Part]] = {
     "timeout": {
         "name": "X-Request-Timeout",
         "in": "header",
-        "schema": {"type": "number", "minimum": 1, "maximum": 3600},
+        "schema": {"type": "number", "minimum": 0, "maximum": 3600},
         "description": "Seconds that the caller still waits; 10 without it. Once they have passed, nothing is started.",
         "example": 3,
     },
