@@ -6,6 +6,7 @@ UUIDs are lower case.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -22,6 +23,7 @@ __all__ = [
     "MAX_MESSAGE_BYTES",
     "Timestamp",
     "canonical_json",
+    "check_readable",
     "check_size",
     "decode_json",
     "decode_object",
@@ -43,6 +45,10 @@ MAX_FIELD_ERRORS: Final = 20
 """How many problems one error lists; a hostile body can have millions."""
 MAX_PLAIN_EXPONENT: Final = 131_072
 """As many digits as PostgreSQL's `numeric` has before its point."""
+MAX_LEVELS: Final = 200
+_STRIDE: Final = 32
+_LONG_RUN: Final = re.compile(rb"[0-9]{9}")
+"""In every 32nd byte: what 309 digits in a row, of which a double may already be infinite, always show there."""
 
 
 def now() -> datetime:
@@ -198,6 +204,20 @@ def check_size(body: bytes, *, limit_bytes: int) -> None:
             size_bytes=size_bytes,
             limit_bytes=limit_bytes,
         )
+
+
+def check_readable(body: bytes) -> None:
+    """Refuse JSON of our own that `decode_json` refuses: deeper than 200 levels, or with a number beyond a double's.
+
+    Args:
+        body: JSON that a serialiser has written. It is parsed only where it may hold such a thing: enough brackets, or
+            digits in so many places that a run of 309 would cover.
+
+    Raises:
+        MalformedPayloadError: nobody could read it.
+    """
+    if body.count(b"[") + body.count(b"{") > MAX_LEVELS or _LONG_RUN.search(body[::_STRIDE]):
+        decode_json(body)
 
 
 def _judged(body: bytes, limit_bytes: int) -> Any:

@@ -10,9 +10,8 @@ from typing import Annotated, Any, Final, Literal, Self
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator
-from pydantic_core import PydanticSerializationError
 
-from hybridkit.codec import Timestamp, encode_json, field_errors
+from hybridkit.codec import Timestamp, check_readable, decode_object, encode_json, field_errors
 from hybridkit.context import ContextId
 from hybridkit.errors import (
     FieldError,
@@ -31,7 +30,7 @@ from hybridkit.errors import (
     UniqueViolationError,
     error_for_code,
 )
-from hybridkit.events import MAX_TYPE_LENGTH, Command, Event, Message
+from hybridkit.events import MAX_TYPE_LENGTH, Command, Event, Message, encode_data
 from hybridkit.header_fields import quote_string, read_string
 
 __all__ = [
@@ -227,14 +226,12 @@ class Emission(_Strict):
 
         Raises:
             InvalidRequestError: no message can carry something of it, such as a key of 10,000 characters.
-            MalformedPayloadError: its data has no JSON form.
+            MalformedPayloadError: its data has no JSON form, or one that no consumer could read.
         """
         trace = trace or {}
         state = trace.get("tracestate", "")
-        try:
-            data = message.model_dump(mode="json", by_alias=True)
-        except (PydanticSerializationError, ValueError, RecursionError) as error:
-            raise MalformedPayloadError(f"{message.message_type!r} has no JSON form: {error}") from None
+        data = encode_data(message)
+        check_message_data(data)
         members: dict[str, Any] = {
             "event_type": message.message_type,
             "version": message.message_version,
@@ -247,7 +244,7 @@ class Emission(_Strict):
             "user_id": user_id,
             "traceparent": trace.get("traceparent"),
             "tracestate": state if 0 < len(state) <= MAX_TRACE_STATE_LENGTH else None,
-            "data": data,
+            "data": decode_object(data),
         }
         try:
             return cls(**members)
@@ -255,6 +252,18 @@ class Emission(_Strict):
             raise InvalidRequestError(
                 f"{message.message_type!r} can't be sent", errors=field_errors(error)
             ) from None
+
+
+def check_message_data(data: bytes) -> None:
+    """Refuse data that no consumer could read once it is in its envelope.
+
+    Args:
+        data: of a message, as JSON.
+
+    Raises:
+        MalformedPayloadError: it is nested too deeply, or has a number beyond a double's range.
+    """
+    check_readable(b'{"data":' + data + b"}")
 
 
 class Transaction(_Strict):

@@ -16,11 +16,11 @@ from uuid import UUID
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
-from pydantic_core import PydanticSerializationError
 
 from hybridkit.codec import (
     MAX_MESSAGE_BYTES,
     Timestamp,
+    check_readable,
     decode_object,
     format_timestamp,
     peek_object,
@@ -29,7 +29,7 @@ from hybridkit.codec import (
 )
 from hybridkit.context import ContextId, RequestContext, current
 from hybridkit.errors import FieldError, MalformedPayloadError, PayloadError
-from hybridkit.events import EventRegistry, Message, Upcaster
+from hybridkit.events import EventRegistry, Message, Upcaster, encode_data
 from hybridkit.events import registry as default_registry
 
 __all__ = ["EventEnvelope", "decode_envelope", "encode_message"]
@@ -157,23 +157,25 @@ def _encode(
     causation_id: UUID | None,
     version: int,
 ) -> bytes:
+    wire: dict[str, Any] = {
+        "event_type": data.message_type,
+        "event_id": event_id,
+        "timestamp": format_timestamp(timestamp),
+        "service": service,
+        "request_id": request_id,
+        "user_id": user_id,
+        "data": orjson.Fragment(encode_data(data)),
+    }
+    if version != 1:
+        wire["version"] = version
+    if causation_id is not None:
+        wire["causation_id"] = causation_id
     try:
-        wire: dict[str, Any] = {
-            "event_type": data.message_type,
-            "event_id": event_id,
-            "timestamp": format_timestamp(timestamp),
-            "service": service,
-            "request_id": request_id,
-            "user_id": user_id,
-            "data": orjson.Fragment(data.__pydantic_serializer__.to_json(data, by_alias=True)),
-        }
-        if version != 1:
-            wire["version"] = version
-        if causation_id is not None:
-            wire["causation_id"] = causation_id
-        return orjson.dumps(wire)
-    except (PydanticSerializationError, orjson.JSONEncodeError) as error:
+        body = orjson.dumps(wire)
+    except orjson.JSONEncodeError as error:
         raise MalformedPayloadError(f"{data.message_type!r} has no JSON form: {error}") from None
+    check_readable(body)
+    return body
 
 
 def decode_envelope(

@@ -18,14 +18,20 @@ from datetime import datetime
 from typing import Any, ClassVar, Final, cast
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import PydanticSerializationError
 
-from hybridkit.codec import now
+from hybridkit.codec import field_errors, now
 from hybridkit.context import bound
-from hybridkit.errors import DeclarationError, UnknownEventTypeError, UnknownEventVersionError
+from hybridkit.errors import (
+    DeclarationError,
+    MalformedPayloadError,
+    UnknownEventTypeError,
+    UnknownEventVersionError,
+)
 from hybridkit.ids import derived_id, new_id
 
-__all__ = ["Command", "Event", "EventRegistry", "Message", "Upcaster", "registry"]
+__all__ = ["Command", "Event", "EventRegistry", "Message", "Upcaster", "encode_data", "registry"]
 
 type Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
 """Turns the `data` of one version into that of the next."""
@@ -101,6 +107,30 @@ class Message(BaseModel):
 # Past pydantic's `__getattr__`, which is slow where there is nothing; and the model is frozen, its slot is not.
 _read_slot = vars(Message)["_identity"].__get__
 _fill_slot = vars(Message)["_identity"].__set__
+
+
+def encode_data(message: Message) -> bytes:
+    """The message as JSON, as it stands in the `data` of an envelope.
+
+    Raises:
+        MalformedPayloadError: it has no JSON form, or one that its own class can't read, such as null for NaN: every
+            consumer would refuse it.
+    """
+    try:
+        data = message.__pydantic_serializer__.to_json(message, by_alias=True)
+    except (PydanticSerializationError, ValueError, RecursionError) as error:
+        raise MalformedPayloadError(f"{message.message_type!r} has no JSON form: {error}") from None
+    try:
+        message.__pydantic_validator__.validate_json(data)
+    except ValidationError as error:
+        raise MalformedPayloadError(
+            f"{message.message_type!r} can't be read back from its JSON", errors=field_errors(error)
+        ) from None
+    except Exception as error:  # the validators of a declaration meet data that their author did not expect
+        raise MalformedPayloadError(
+            f"{message.message_type!r} can't be read back from its JSON: {type(error).__name__}"
+        ) from error
+    return data
 
 
 class Event(Message):

@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field, field_validator
 
+from hybridkit.cloudevents import to_binary, to_structured
 from hybridkit.codec import Timestamp, encode_json
 from hybridkit.context import RequestContext, bind
 from hybridkit.contract import Emission
-from hybridkit.envelope import EventEnvelope, decode_envelope
+from hybridkit.envelope import EventEnvelope, decode_envelope, encode_message
 from hybridkit.errors import (
     MalformedPayloadError,
     PayloadError,
@@ -384,3 +385,79 @@ def test_every_envelope_reads_back_as_it_was_written(
     assert decode_envelope(envelope.encode()) == envelope
     shuffled = orjson.dumps(dict(reversed(orjson.loads(envelope.encode()).items())))
     assert decode_envelope(shuffled) == envelope
+
+
+# ── whatever is published can be read ────────────────────────────────────────────────────────────
+
+
+class Said(Event, type="anything.said"):
+    what: Any = None
+
+
+class Measured(Event, type="value.measured"):
+    value: float = 0.0
+    place: str = Field(default="here", serialization_alias="where", validation_alias="place")
+    positive: int = Field(default=1, gt=0)
+
+
+class Hidden(Event, type="hidden.thing"):
+    secret: str = Field(exclude=True)
+
+
+def nested(levels: int) -> Any:
+    value: Any = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+UNREADABLE = {
+    "a number beyond a double": Said(what=2 * 10**308),
+    "a long number in a list": Said(what=["x" * 40, {"n": -(10**1000)}]),
+    "too many levels": Said(what=nested(199)),
+    "no number": Measured(value=float("nan")),
+    "an infinite number": Measured(value=float("-inf")),
+    "a field that is left out": Hidden(secret="x"),
+    "a value that was never checked": Measured.model_construct(value=1.0, place="", positive=-1),
+}
+
+
+@pytest.mark.parametrize("event", UNREADABLE.values(), ids=UNREADABLE)
+def test_what_no_consumer_could_read_is_refused_where_it_is_published_or_emitted(event: Event) -> None:
+    """Otherwise it is a dead letter of somebody else's."""
+    envelope = EventEnvelope.wrap(event, service="s")
+    for write in (
+        lambda: encode_message(event, service="s", context=RequestContext()),
+        envelope.encode,
+        lambda: to_binary(envelope),
+        lambda: to_structured(envelope),
+        lambda: Emission.of(event, request_id="r", user_id=None),
+    ):
+        with pytest.raises(MalformedPayloadError):
+            write()
+
+
+@pytest.mark.parametrize(
+    "what",
+    [10**308, -(2**64), "9" * 5000, [{}] * 300, "[{" * 300, nested(198), 1e308],
+    ids=["long number", "64 bits", "digits", "many objects", "brackets", "levels", "double"],
+)
+def test_what_only_looks_unreadable_is_published(what: Any) -> None:
+    """The limits are those of the reader, and no tighter."""
+    event = Said(what=what)
+    emission = Emission.of(event, request_id="r", user_id=None)
+    assert emission.data == {"what": what}
+    read = decode_envelope(encode_message(event, service="s", context=RequestContext()))
+    assert read.data == event
+
+
+@given(st.integers(0, 400), st.integers(290, 330), st.sampled_from("179"))
+def test_a_long_number_is_found_wherever_it_stands(before: int, digits: int, first: str) -> None:
+    """Whatever is before it, what a publisher lets through a consumer can read."""
+    event = Said(what=["x" * before, int(first + "9" * (digits - 1))])
+    try:
+        body = encode_message(event, service="s", context=RequestContext())
+    except MalformedPayloadError:
+        assert digits >= 309
+    else:
+        assert decode_envelope(body).data == event

@@ -224,3 +224,11 @@ async def test_a_name_that_amqp_can_not_carry_is_refused(event_type: str, queue:
     publisher._writer._is_open = True
     with pytest.raises(MalformedPayloadError, match="255 bytes"):
         await publisher.publish_encoded(b"{}", event_id=new_id(), event_type=event_type, queue=queue)
+
+
+@pytest.mark.parametrize("data", [b"9" * 400, b"[" * 250 + b"]" * 250], ids=["digits", "levels"])
+async def test_bytes_that_no_consumer_could_read_are_refused(data: bytes) -> None:
+    """Such as an older release has left in an outbox, which parks them."""
+    publisher = RobustPublisher(URL, service="tests")
+    with pytest.raises(MalformedPayloadError):
+        await publisher.publish_encoded(b'{"data":' + data + b"}", event_id=new_id(), event_type="a.b")

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple, Self
 from uuid import UUID
 
 from hybridkit.cloudevents import to_binary
-from hybridkit.codec import MAX_MESSAGE_BYTES, check_size
+from hybridkit.codec import MAX_MESSAGE_BYTES, check_readable, check_size
 from hybridkit.context import RequestContext, bind, bound
 from hybridkit.envelope import EventEnvelope, encode_message
 from hybridkit.errors import (
@@ -167,6 +167,7 @@ class RobustPublisher:
             BlockedError: the broker has an alarm; nothing was sent.
             NotConnectedError: no connection; nothing was sent.
             OutcomeUnknownError: it was sent, and no answer came.
+            MalformedPayloadError: it has no JSON form, or one that no consumer could read; nothing was sent.
             MisuseError: the publisher was opened in another event loop, or before a fork; nothing was sent.
             PayloadTooLargeError: over 16 MiB; nothing was sent.
         """
@@ -203,7 +204,7 @@ class RobustPublisher:
         comes while 10,000 messages wait for the broker is dropped as well.
 
         Raises:
-            MalformedPayloadError: it has no JSON form.
+            MalformedPayloadError: it has no JSON form, or one that no consumer could read.
             PayloadTooLargeError: over 16 MiB.
             MisuseError: see `publish`.
         """
@@ -260,6 +261,7 @@ class RobustPublisher:
             queue: send it to this queue instead, as a command.
             allow_unrouted: it is no error that no queue wants it.
         """
+        check_readable(body)
         exchange, routing_key = (EVENT_EXCHANGE, event_type) if queue is None else ("", queue)
         to = self._address(exchange, routing_key, event_type)
         letter = _checked(_Letter(to, queue or f"{exchange}:{routing_key}", body, event_id))
