@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 import struct
 from collections.abc import Iterator, MutableMapping
-from typing import Any, cast
+from datetime import UTC, datetime
+from typing import Any, Final, cast
 
 import pamqp.frame
 import pytest
@@ -31,6 +32,7 @@ from hybridkit.messaging._frames import (
     encode_table,
     message_frames,
 )
+from hybridkit.messaging._odd_properties import read_properties
 from hybridkit.messaging._order import key_of
 from hybridkit.messaging._port import Delivered, Port
 from hybridkit.messaging._wire import Sockets, Wire
@@ -444,10 +446,62 @@ def test_no_properties_are_unreadable(flags: int, properties: bytes) -> None:
     assert isinstance(decode_properties(octets), Basic.Properties)
 
 
+def encoded(properties: Basic.Properties) -> bytes:
+    """As a port has them."""
+    return pamqp.frame.marshal(ContentHeader(0, 5, properties), 1)[7 + PROPERTIES_AT : -1]
+
+
+FAR: Final = struct.pack(">Q", 2**63)
+"""A time that Python has no `datetime` for."""
+NEAR: Final = datetime(2026, 1, 15, tzinfo=UTC)
+IN_PLACE: Final = struct.pack(">Q", int(NEAR.timestamp()))
+
+
 def test_properties_that_can_not_be_decoded_are_none() -> None:
-    octets = pamqp.frame.marshal(ContentHeader(0, 5, Basic.Properties(priority=3)), 1)[7 + PROPERTIES_AT : -1]
-    assert decode_properties(octets).priority == 3
-    assert decode_properties(struct.pack(">HQ", 0x0040, 2**63)).timestamp is None
+    assert decode_properties(encoded(Basic.Properties(priority=3))).priority == 3
+    assert decode_properties(struct.pack(">H", 0x0040) + FAR).timestamp is None
+
+
+def test_one_property_that_can_not_be_decoded_costs_no_other() -> None:
+    """Otherwise a foreign message loses its content type, its attempts and whose it is by a wrong clock."""
+    whole = Basic.Properties(
+        content_type="application/json",
+        headers={"hk_attempt": 2, "request_id": "r"},
+        delivery_mode=2,
+        message_id="m",
+        timestamp=NEAR,
+        message_type="a.b",
+        app_id="svc",
+    )
+    read = decode_properties(encoded(whole).replace(IN_PLACE, FAR))
+    assert read.timestamp is None
+    assert dict(read) == {**dict(whole), "timestamp": None}
+    not_utf8 = decode_properties(encoded(whole).replace(b"\x01m", b"\x01\xff"))
+    assert dict(not_utf8) == {**dict(whole), "message_id": None}
+
+
+@pytest.mark.parametrize("where", ["first", "last", "in a table", "in a list"])
+def test_one_header_that_can_not_be_decoded_costs_no_other(where: str) -> None:
+    odd: Any = {"in a table": {"x": NEAR}, "in a list": [1, NEAR]}.get(where, NEAR)
+    others: dict[str, Any] = {"hk_attempt": 2, "list": [1, "a"], "table": {"t": NEAR.replace(year=2000)}, "text": "ä",
+                              "yes": True, "none": None, "float": 1.5, "big": 2**40}  # fmt: skip
+    headers = {"odd": odd, **others} if where == "first" else {**others, "odd": odd}
+    octets = encoded(Basic.Properties(content_type="c", headers=headers, message_id="m"))
+    read = decode_properties(octets.replace(IN_PLACE, FAR))
+    assert (read.headers, read.content_type, read.message_id) == (others, "c", "m")
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+header_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("ab"), inner),
+)
+
+
+@given(st.dictionaries(texts, header_values, max_size=5))
+def test_what_is_read_one_by_one_is_what_is_read_at_once(headers: dict[str, Any]) -> None:
+    octets = encoded(Basic.Properties(headers=headers, message_id="m", priority=1))
+    assert dict(read_properties(octets)) == dict(decode_properties(octets))
 
 
 def test_reprs_say_where() -> None:

@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 from pamqp import commands, encode
 
 from hybridkit.errors import PayloadTooLargeError
+from hybridkit.messaging._odd_properties import read_properties
 from hybridkit.observability import get_logger
 
 __all__ = [
@@ -272,7 +273,7 @@ def read_body_size(data: bytes, start: int) -> int:
 
 
 def decode_properties(octets: bytes) -> commands.Basic.Properties:
-    """The properties in a content header's flags and fields; none where they can't be decoded.
+    """The properties in a content header's flags and fields, without those that can't be decoded.
 
     A publisher can send a timestamp of the year 292277026596, and the broker passes it on to whoever consumes.
     """
@@ -282,7 +283,7 @@ def decode_properties(octets: bytes) -> commands.Basic.Properties:
         properties.unmarshal(flags, octets[2:])
     except Exception as error:  # noqa: BLE001 - a decoder meets what its author did not expect
         _log.warning("message properties unreadable", error=f"{error!r:.200}")
-        return commands.Basic.Properties()
+        return read_properties(octets)
     return properties
 
 
