@@ -247,6 +247,10 @@ def _head(wire: Mapping[str, Any]) -> tuple[str, int]:
     version = wire.get("version", 1)
     if type(version) is not int or version < 1:
         raise _not_an_envelope("/version", "int_type", "a whole number from 1 is required")
+    timestamp = wire.get("timestamp", "0000-")
+    # Seconds or milliseconds since 1970: pydantic would guess which by the size, also of a text.
+    if not isinstance(timestamp, str) or timestamp[4:5] != "-":
+        raise _not_an_envelope("/timestamp", "datetime_type", "a time by RFC 3339 is required")
     return message_type, version
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field, field_validator
 
-from hybridkit.cloudevents import to_binary, to_structured
+from hybridkit.cloudevents import decode_cloudevent, to_binary, to_structured
 from hybridkit.codec import Timestamp, encode_json
 from hybridkit.context import RequestContext, bind
 from hybridkit.contract import Emission
@@ -254,6 +254,27 @@ def test_a_timestamp_that_is_no_moment_in_utc_is_malformed(event_type: str, time
     wire["data"]["at"] = timestamp
     with pytest.raises(MalformedPayloadError):
         decode_envelope(encode_json(wire))
+
+
+@pytest.mark.parametrize(
+    "timestamp", [0, 1736937000, 1736937000123, 1.5, "1736937000", "1.5", "-62135596800"], ids=repr
+)
+def test_a_timestamp_is_no_number(timestamp: object) -> None:
+    """Seconds or milliseconds: readers would guess, and not all alike."""
+    wire = {**orjson.loads(WIRE), "timestamp": timestamp}
+    with pytest.raises(MalformedPayloadError) as caught:
+        decode_envelope(encode_json(wire))
+    assert [error.pointer for error in caught.value.errors] == ["/timestamp"]
+    event = {
+        "specversion": "1.0",
+        "id": "1",
+        "source": "s",
+        "type": "member.joined",
+        "time": timestamp,
+        "data": wire["data"],
+    }
+    with pytest.raises(MalformedPayloadError):
+        decode_cloudevent(encode_json(event))
 
 
 class FreeSaid(Event, type="free.said"):
