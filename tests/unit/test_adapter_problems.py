@@ -1,5 +1,6 @@
 """What a caller of an API is told: any status that a route raises, and of others' requests only what concerns it."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
@@ -11,11 +12,14 @@ import pytest
 from fastapi import Depends, FastAPI, HTTPException
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
 from structlog.testing import capture_logs
 
 from hybridkit import errors
 from hybridkit.adapters.fastapi import create_app
 from hybridkit.clients import AsgiTransport, ServiceClient
+from hybridkit.context import current
 from hybridkit.contract import Problem
 from hybridkit.errors import (
     AccessDeniedError,
@@ -32,6 +36,7 @@ from hybridkit.errors import (
     StaleVersionError,
     TemporaryError,
     UnauthenticatedError,
+    UnavailableError,
     UniqueViolationError,
 )
 from hybridkit.resources import Call, Record, Resource
@@ -240,6 +245,89 @@ async def test_a_500_that_an_application_means_is_its_own(app: FastAPI) -> None:
     raising(app, HTTPException(500, "our own"))
     async with serving(app) as client:
         assert (await client.post("/mounted/route")).json() == {"detail": "our own"}
+
+
+FAILURES = [
+    (HTTPException(418, {"a": 1}), 418, {"a": 1}),
+    (HTTPException(404, "no such tenant"), 404, "no such tenant"),
+    (RequestValidationError([]), 422, "the request does not fit"),
+    (AccessDeniedError("not for you"), 403, "not for you"),
+    (RuntimeError(INNER), 500, None),
+]
+
+
+@pytest.mark.parametrize(("error", "status", "detail"), FAILURES, ids=lambda case: type(case).__name__)
+@pytest.mark.parametrize("is_plain", [False, True])
+async def test_what_a_middleware_raises_is_a_problem(
+    app: FastAPI, error: Exception, status: int, detail: Any, *, is_plain: bool, logged: list[Any]
+) -> None:
+    """Also of one that is added when the application is there: it runs in the request's context, and is logged."""
+
+    async def refuse(_: Request, __: Any) -> Response:
+        current().check_deadline()
+        raise error
+
+    class Plain:
+        def __init__(self, _: Any) -> None: ...
+
+        async def __call__(self, scope: Any, _: Any, __: Any) -> None:
+            if scope["type"] == "http":
+                raise error
+
+    if is_plain:
+        app.add_middleware(Plain)
+    else:
+        app.middleware("http")(refuse)
+    async with serving(app) as client:
+        answer = await client.get("/", headers={"x-request-id": "r-1"})
+    told = answer.json()
+    assert (answer.status_code, answer.headers["x-request-id"]) == (status, "r-1")
+    assert (told.get("detail"), told["instance"], told["request_id"]) == (detail, "/", "r-1") or status == 500
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert any(line["event"] == f"GET / {status}" for line in logged)
+
+
+@pytest.mark.parametrize(("error", "status", "detail"), FAILURES, ids=lambda case: type(case).__name__)
+async def test_a_task_group_changes_nothing_of_what_a_single_error_says(
+    app: FastAPI, error: Exception, status: int, detail: Any
+) -> None:
+    async def fail() -> None:
+        raise error
+
+    @app.get("/")
+    async def both() -> None:
+        async with asyncio.TaskGroup() as outer, asyncio.TaskGroup() as group:
+            outer.create_task(asyncio.sleep(0))
+            group.create_task(fail())
+
+    async with serving(app) as client:
+        answer = await client.get("/")
+    assert answer.status_code == status
+    assert answer.json().get("detail") == detail or status == 500
+
+
+@pytest.mark.parametrize(
+    ("errors_of_group", "status"),
+    [
+        ([UnavailableError("a", retry_after_seconds=1), UnavailableError("b", retry_after_seconds=9)], 503),
+        ([UnavailableError("a"), AccessDeniedError("b")], 403),
+        ([UnavailableError("a"), RuntimeError("b")], 500),
+    ],
+    ids=["both again", "one for good", "one mistake"],
+)
+async def test_of_several_errors_the_one_that_says_most_about_a_new_try_is_told(
+    app: FastAPI, errors_of_group: list[Exception], status: int
+) -> None:
+    """Two calls at once, both to what is down, are no mistake of the application's."""
+
+    @app.get("/")
+    async def both() -> None:
+        raise ExceptionGroup("both", errors_of_group)
+
+    async with serving(app) as client:
+        answer = await client.get("/")
+    assert answer.status_code == status
+    assert answer.headers.get("retry-after") == ("9" if status == 503 else None)
 
 
 # ── whose mistake it was ─────────────────────────────────────────────────────────────────────────

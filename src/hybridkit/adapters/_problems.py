@@ -26,7 +26,7 @@ from hybridkit.errors import (
     UniqueViolationError,
 )
 
-__all__ = ["http_problem", "problem_body", "problem_headers", "problem_of"]
+__all__ = ["alone", "http_problem", "problem_body", "problem_headers", "problem_of"]
 
 BUSY_SECONDS: Final = 1.0
 """When to try again, where nobody knows better."""
@@ -43,7 +43,7 @@ def problem_of(error: BaseException, *, instance: str, request_id: str, internal
         request_id: of the request.
         internal: the caller is one of our own services, which may read why.
     """
-    error = _alone(error)
+    error = alone(error)
     told = _neutral(error) if _is_of_another_request(error) else error
     if isinstance(told, HybridkitError):
         problem = Problem.from_error(told, instance=instance, request_id=request_id)
@@ -60,10 +60,22 @@ def problem_of(error: BaseException, *, instance: str, request_id: str, internal
     return problem if problem.status < 500 else problem.model_copy(update={"detail": ""})
 
 
-def _alone(error: BaseException) -> BaseException:
-    """The error itself, where task groups have wrapped a single one."""
+def alone(error: BaseException) -> BaseException:
+    """The error itself, where task groups have wrapped it; of several the one that says most about a new try.
+
+    That is one which no new try helps against, the group where somebody has made a mistake, else the longest wait.
+    """
     inner: tuple[BaseException, ...] = getattr(error, "exceptions", ())
-    return _alone(inner[0]) if len(inner) == 1 else error
+    if not inner:
+        return error
+    each = [alone(one) for one in inner]
+    if len(each) > 1 and not all(isinstance(one, HybridkitError) for one in each):
+        return error
+    return max(each, key=_finality)
+
+
+def _finality(error: BaseException) -> tuple[bool, float]:
+    return not getattr(error, "retryable", False), getattr(error, "retry_after_seconds", None) or 0.0
 
 
 def _is_of_another_request(error: BaseException) -> bool:

@@ -29,7 +29,7 @@ from hybridkit.adapters._asgi import (
 )
 from hybridkit.adapters._keyed import IdempotencyMiddleware
 from hybridkit.adapters._limits import BodyLimits
-from hybridkit.adapters._problems import http_problem, problem_body, problem_headers
+from hybridkit.adapters._problems import alone, http_problem, problem_body, problem_headers
 from hybridkit.adapters._running import StopSignals, open_resources, run_process
 from hybridkit.adapters._server import Server
 from hybridkit.codec import encode_json
@@ -48,6 +48,7 @@ try:
     from fastapi import FastAPI, Request, Response
     from fastapi.exceptions import RequestValidationError
     from starlette.exceptions import HTTPException
+    from starlette.middleware.exceptions import ExceptionMiddleware
     from starlette.routing import Route
     from starlette.types import ASGIApp
 
@@ -103,16 +104,18 @@ def create_app(
             app.state.settings = None  # they belonged to this start
 
     # A redirect to the path without its slash would repeat a write, to an address made of the Host field.
-    app = FastAPI(title=title, version=version, lifespan=with_resources, redirect_slashes=False)
+    app = _Api(title=title, version=version, lifespan=with_resources, redirect_slashes=False)
     _hide_documents(app)
     app.state.settings_class = settings_class
     app.add_exception_handler(HTTPException, _answer_http_exception)
     app.add_exception_handler(RequestValidationError, _answer_invalid_request)
+    app.add_exception_handler(ExceptionGroup, _answer_group)
     app.add_middleware(
         IdempotencyMiddleware, guard=_guard_of, claims_inside=claims_after_dependencies, internal=internal
     )
     app.state.event_streams = EventStreams()
-    app.add_middleware(  # the last one added is the outermost
+    app.add_middleware(ExceptionMiddleware, handlers=dict(app.exception_handlers))
+    app.add_middleware(
         RequestContextMiddleware,
         internal=internal,
         body_limits=BodyLimits(body_limits or {}),
@@ -120,6 +123,17 @@ def create_app(
     )
     _add_routes(app)
     return app
+
+
+class _Api(FastAPI):
+    """Has what answers failures around all middleware, also around what an application adds."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        outermost: tuple[Any, ...] = (RequestContextMiddleware, ExceptionMiddleware)
+        self.user_middleware.sort(
+            key=lambda each: outermost.index(each.cls) if each.cls in outermost else len(outermost)
+        )
+        return super().build_middleware_stack()
 
 
 @asynccontextmanager
@@ -211,7 +225,8 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
     if error.detail == _UNREADABLE and isinstance(error.__cause__, HybridkitError):
         raise error.__cause__
     status, detail = int(error.status_code), error.detail
-    if status == 404 and not {"endpoint", "route"} & request.scope.keys():
+    is_unrouted = not {"endpoint", "route"} & request.scope.keys()
+    if status == 404 and is_unrouted and detail == responses[404]:
         raise NoRouteError("there is no such route")
     if not 200 <= status <= 599:  # no answer has such a status
         raise error
@@ -220,6 +235,17 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
         return _without_problem(status, detail, headers)
     problem, body = http_problem(status, detail, instance=request.url.path)
     return _problem(problem, body, headers)
+
+
+async def _answer_group(request: Request, error: Exception) -> Response:
+    """What a task group has wrapped: where it is a single error, that one's answer."""
+    match alone(error):
+        case HTTPException() as inner:
+            return await _answer_http_exception(request, inner)
+        case RequestValidationError() as inner:
+            return await _answer_invalid_request(request, inner)
+        case _:
+            raise error
 
 
 def _without_problem(status: int, detail: Any, headers: dict[str, str]) -> Response:
