@@ -327,6 +327,24 @@ def test_a_record_that_cannot_pass_is_counted(lines: Lines) -> None:
     assert metrics.log_lines_dropped._value.get() == before + 1
 
 
+def test_a_processor_that_raises_fails_no_work() -> None:
+    """Nor does a logger that can't be made: the line is dropped, and counted."""
+
+    def broken(*_: object) -> NoReturn:
+        raise RuntimeError("a processor")
+
+    configured = structlog.get_config()
+    before = metrics.log_lines_dropped._value.get()
+    try:
+        structlog.configure(processors=[broken])
+        log.error("x", exc_info=ValueError())
+        structlog.configure(logger_factory=broken)
+        log.info("x")
+    finally:
+        structlog.configure(**configured)
+    assert metrics.log_lines_dropped._value.get() == before + 2
+
+
 # ── the form for people ──────────────────────────────────────────────────────────────────────────
 
 

@@ -9,7 +9,8 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from queue import Queue
-from typing import Self
+from typing import Never, Self
+from unittest.mock import Mock
 
 import pytest
 from opentelemetry import trace
@@ -18,7 +19,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from opentelemetry.sdk.trace import TracerProvider
 
 from hybridkit.errors import MissingExtraError
-from hybridkit.observability import Tracing, configure_tracing, remote_trace, span, trace_headers
+from hybridkit.observability import Tracing, _tracing, configure_tracing, remote_trace, span, trace_headers
 from hybridkit.settings import SecretUrl, ServiceSettings
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
@@ -56,6 +57,23 @@ def test_a_parent_replaces_the_current_trace() -> None:
     """A request that comes without a trace is not part of whatever runs here."""
     with span("outer", parent={"traceparent": TRACEPARENT}), span("inner", parent={}):
         assert trace_headers() == {}
+
+
+@pytest.mark.parametrize("broken", ["start_span", "end"])
+def test_what_records_spans_can_not_fail_the_work(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sampler or a processor of the application's own may raise; an error of the block is still its own."""
+
+    def fail(*_: object, **__: object) -> Never:
+        raise RuntimeError("a processor")
+
+    recorded = Mock(spec=trace.Span)
+    tracer = Mock(start_span=fail if broken == "start_span" else lambda *_, **__: recorded)
+    recorded.end.side_effect = fail
+    monkeypatch.setattr(_tracing, "_tracer", tracer)
+    with span("work", parent={}):
+        pass
+    with pytest.raises(ZeroDivisionError), span("work", parent={}):
+        _ = 1 / 0
 
 
 def test_a_remote_trace_is_a_context_of_opentelemetry() -> None:

@@ -12,6 +12,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping, MutableMapping
+from functools import partial
 from typing import Any, Final, TextIO, cast
 
 import orjson
@@ -83,6 +84,8 @@ def get_logger(name: str) -> FilteringBoundLogger:
     It may be made at import; it follows `configure_logging`, or a structlog configuration of the application's own,
     whenever that comes. Without either it does what a library should: it writes to the standard library's logger of
     that name, from where warnings and errors go to standard error unless the application says otherwise.
+
+    Whatever a processor of the application's own raises, the caller goes on: the line is counted as dropped.
     """
     return cast("FilteringBoundLogger", _Logger(name))
 
@@ -99,11 +102,20 @@ class _Logger:
         return f"get_logger({self._name!r})"
 
     def __getattr__(self, method: str) -> Any:
+        try:
+            found = getattr(self._current(), method)
+        except AttributeError:
+            raise
+        except Exception:  # noqa: BLE001 # a logger of the application's own that can't be made
+            found = _drop
+        return partial(_spare, found) if callable(found) else found
+
+    def _current(self) -> Any:
         configuration = structlog.get_config() if structlog.is_configured() else {}
         if configuration != self._configuration:
             self._configuration = configuration
             self._logger = self._configured() if configuration else self._standard()
-        return getattr(self._logger, method)
+        return self._logger
 
     def _configured(self) -> Any:
         return structlog.get_logger(self._name).bind()
@@ -114,6 +126,19 @@ class _Logger:
             processors=_UNCONFIGURED,
             wrapper_class=structlog.stdlib.BoundLogger,
         ).bind()
+
+
+def _spare(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a logger's method; the work that logs must not fail by it."""
+    try:
+        return method(*args, **kwargs)
+    except Exception:  # noqa: BLE001 # a processor of the application's own
+        metrics.log_lines_dropped.inc()
+        return None
+
+
+def _drop(*_: object, **__: object) -> None:
+    metrics.log_lines_dropped.inc()
 
 
 def _as_standard_arguments(_: object, __: str, event: _Event) -> tuple[tuple[str], dict[str, Any]]:

@@ -8,7 +8,7 @@ own variables (https://opentelemetry.io/docs/specs/otel/configuration/sdk-enviro
 import asyncio
 import threading
 from collections.abc import Generator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Literal, Self
 
@@ -73,16 +73,27 @@ def _recorded(
     # Attached, not passed to the tracer: without an SDK, older versions of the API drop what it is passed.
     token = attach(get_current() if parent is None else remote_trace(parent))
     try:
-        with _tracer.start_as_current_span(
-            name, kind=kind, attributes=attributes, links=_links(linked or {})
-        ) as started:
-            try:
+        started = _started(name, kind, attributes, _links(linked or {}))
+        try:
+            with trace.use_span(started):
                 yield started
-            except Exception as error:
-                started.set_attribute("error.type", type(error).__qualname__)
-                raise
+        except Exception as error:
+            started.set_attribute("error.type", type(error).__qualname__)
+            raise
+        finally:
+            with suppress(Exception):  # the same
+                started.end()
     finally:
         detach(token)
+
+
+def _started(
+    name: str, kind: SpanKind, attributes: Mapping[str, AttributeValue] | None, links: list[Link]
+) -> Span:
+    try:
+        return _tracer.start_span(name, kind=kind, attributes=attributes, links=links)
+    except Exception:  # noqa: BLE001 # a processor or sampler of the application's own must not fail what it observes
+        return trace.INVALID_SPAN
 
 
 def is_tracing() -> bool:
