@@ -9,9 +9,11 @@ from uuid import uuid4
 
 import orjson
 import pytest
+import structlog
 from pamqp.commands import Basic
 from structlog.testing import capture_logs
 
+from hybridkit.cloudevents import decode_message
 from hybridkit.envelope import EventEnvelope
 from hybridkit.errors import MalformedPayloadError
 from hybridkit.events import Event
@@ -324,6 +326,27 @@ async def test_nothing_overtakes_a_message_whose_whole_task_was_cancelled() -> N
     assert (desk.runs, desk.settled) == ({1: 1}, {})
 
 
+@pytest.mark.parametrize("bad", [False, True], ids=["readable", "unreadable"])
+async def test_a_copy_whose_task_is_cancelled_goes_back(
+    *, bad: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it is a copy of: nothing stays in hand that nobody works on."""
+    moving = asyncio.Event()
+    desk = Desk(lambda _: fail(ValueError()), guard=None if bad else Memory(RuntimeError("bug")))
+
+    async def forward(_: Outgoing) -> bool:
+        moving.set()
+        await asyncio.sleep(60)
+        return True
+
+    monkeypatch.setattr(desk, "forward", forward)
+    desk.consumer._workers.start()
+    desk.put_body(1, b"{") if bad else desk.put(1)
+    await moving.wait()
+    await desk.consumer._workers.cancel(seconds=10)
+    assert desk.settled == {1: "requeue"}
+
+
 async def test_a_process_that_is_told_to_end_does() -> None:
     """Whatever a handler raises is caught, but for what ends the process."""
     for error in (SystemExit(3), KeyboardInterrupt()):
@@ -412,6 +435,57 @@ async def test_in_order_a_mistake_of_our_own_holds_its_key_for_a_while(
     assert desk.done == [3, 2]
 
 
+@pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
+@pytest.mark.parametrize("place", ["reading", "its key"])
+@pytest.mark.parametrize("error", [ValueError(), Odd(), GeneratorExit(), asyncio.CancelledError()], ids=repr)
+async def test_whatever_a_declaration_raises_ends_with_its_message(
+    error: BaseException, place: str, *, ordered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its validators and upcasters are the application's code, as is the form of a key; others go on."""
+
+    def read(body: bytes, **form: Any) -> Any:
+        if desk._numbers[body] == 1:
+            raise error
+        return decode_message(body, **form)
+
+    def key_of(event: Ended) -> str:
+        if event.number == 1:
+            raise error
+        return event.key
+
+    if place == "reading":
+        monkeypatch.setattr("hybridkit.messaging._delivery.decode_message", read)
+    else:
+        monkeypatch.setattr(Ended, "ordering_key", property(key_of))
+    desk = Desk(_nothing, ordered=ordered)
+    desk.put(1)
+    desk.put(2)
+    await desk.settle(1, 2)
+    assert sorted(desk.done) == ([2] if place == "reading" else [1, 2])
+    reasons = {number: copy.headers["hk_reason"] for number, copy in desk.copies.items()}
+    assert reasons == ({1: "malformed"} if place == "reading" else {})
+
+
+@pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
+@pytest.mark.parametrize(
+    "run", [lambda _: fail(ValueError()), lambda _: asyncio.sleep(0)], ids=["bad", "good"]
+)
+async def test_logs_that_can_not_be_written_hold_no_message(run: Run, *, ordered: bool) -> None:
+    def broken(*_: object) -> Never:
+        raise RuntimeError("a processor of the application's own")
+
+    configured = structlog.get_config()
+    try:
+        structlog.configure(processors=[broken])
+        desk = Desk(run, ordered=ordered, guard=Memory(RuntimeError("bug")))
+        for number in range(1, 7):
+            desk.put(number)
+        await desk.settle(*range(1, 7))
+    finally:
+        structlog.configure(**configured)
+    assert set(desk.settled.values()) == {"ack"}
+
+
 async def test_what_can_not_be_concluded_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     """The broker dead-letters it by itself then."""
     desk = Desk(_nothing, guard=Memory(RuntimeError("bug")))
@@ -447,10 +521,14 @@ async def _break(_: Outgoing) -> bool:
 
 class SilentError(Exception):
     def __str__(self) -> str:
-        raise RuntimeError("no words")
+        raise self.args[0]
 
 
-@pytest.mark.parametrize("error", [ValueError("\ud83d"), SilentError()], ids=["half an emoji", "no words"])
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("\ud83d"), *(SilentError(it) for it in (RuntimeError(), Odd(), GeneratorExit()))],
+    ids=["half an emoji", "no words", "panics", "closes"],
+)
 @pytest.mark.parametrize("attempts", [1, 2], ids=["at once", "after a retry"])
 async def test_an_error_whose_words_nobody_can_write_is_a_dead_letter(
     error: Exception, attempts: int

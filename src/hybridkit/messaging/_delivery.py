@@ -12,6 +12,7 @@ from pamqp import commands
 from hybridkit.cloudevents import decode_message, read_wire
 from hybridkit.codec import format_timestamp, now
 from hybridkit.envelope import EventEnvelope
+from hybridkit.errors import MalformedPayloadError, PayloadError
 from hybridkit.messaging._frames import JSON_MEDIA_TYPE, decode_properties
 from hybridkit.messaging._headers import (
     ATTEMPT,
@@ -186,7 +187,12 @@ class Delivery:
             PayloadError: see `decode_envelope`.
         """
         if self._envelope is None:
-            self._envelope = decode_message(self.body, **self._form())
+            try:
+                self._envelope = decode_message(self.body, **self._form())
+            except (PayloadError, KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:  # upcasters and validators are the application's own code
+                raise MalformedPayloadError(f"the message can't be read: {class_name(error)}") from error
         return self._envelope
 
     def wire(self) -> Mapping[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any, cast
 from hybridkit.errors import PayloadError, UnknownEventVersionError
 from hybridkit.events import Event, registry
 from hybridkit.messaging._delivery import Delivery
-from hybridkit.observability import get_logger
+from hybridkit.observability import class_name, get_logger
 
 __all__ = ["ByKey", "Order", "key_of"]
 
@@ -137,8 +137,10 @@ def key_of(delivery: Delivery) -> str | None:
         return _raw_key(delivery.wire().get("data"), error.event_type)
     except PayloadError:
         return None
-    except Exception as error:  # noqa: BLE001 - a declaration's own code, such as the `__str__` of its key's type
-        _log.error("a message has no key that can be read, and is not in order", error=repr(error))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # noqa: BLE001 - a declaration's own code, such as the `__str__` of its key's type
+        _log.error("a message has no key that can be read, and is not in order", error=class_name(error))
         return None
 
 

@@ -259,20 +259,27 @@ class Subscription:
         if not delivery.is_ours:
             return
         try:
+            await self._process(delivery)
+        except asyncio.CancelledError:
+            if delivery.is_settled:
+                pass
+            elif self._lines is None:
+                delivery.requeue()
+            elif not self._draining:  # by whom ever: nothing of its key may run before it
+                delivery.give_back()
+            raise
+
+    async def _process(self, delivery: Delivery) -> None:
+        """See it to its end; a mistake in here must neither lose nor hold a message."""
+        try:
             if self._parked is None or await self._knows_parked(self._parked, delivery):
                 await self._processor.process(delivery)
         except (GeneratorExit, KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
-            if not (isinstance(error, asyncio.CancelledError) and is_cancelled()):
-                # A mistake in here must neither lose nor hold a message.
-                await self._processor.survive(delivery, error)
-                return
-            if self._lines is None:
-                delivery.requeue()
-            elif not self._draining:  # by whom ever: nothing of its key may run before it
-                delivery.give_back()
-            raise
+            if isinstance(error, asyncio.CancelledError) and is_cancelled():
+                raise
+            await self._processor.survive(delivery, error)
 
     async def _knows_parked(self, parked: ParkedKeys, delivery: Delivery) -> bool:
         """Whether it is known which keys are parked; nothing runs before."""

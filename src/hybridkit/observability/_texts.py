@@ -9,7 +9,9 @@ def printable(value: object) -> str:
     """The value as a text; a secret type shows its mask, half a surrogate pair its escape."""
     try:
         text = str(value)
-    except Exception as error:  # noqa: BLE001 # whatever a foreign __str__ does, its value has a text
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # noqa: BLE001 # whatever a foreign __str__ does, its value has a text
         text = f"<{type(value).__name__}: str() failed with {type(error).__name__}>"
     return text.encode("utf-8", "backslashreplace").decode()
 
@@ -18,7 +20,9 @@ def stack_of(error: BaseException) -> str:
     """Its traceback and those of its causes, as Python shows them."""
     try:
         text = "".join(traceback.format_exception(error))
-    except Exception as failure:  # noqa: BLE001 # an exception's attributes may be anything
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as failure:  # noqa: BLE001 # an exception's attributes may be anything
         text = f"{class_name(error)}: its traceback can't be shown ({type(failure).__name__})"
     return printable(text)
 
