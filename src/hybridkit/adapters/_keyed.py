@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from hybridkit.adapters._asgi import App, Message, RawHeaders, Receive, Scope, Send, send_answer
-from hybridkit.adapters._identity import claim_name, request_payload
+from hybridkit.adapters._identity import UNDECLARED, Declared, claim_name, request_payload
 from hybridkit.context import Claim, RequestContext, bind, current
 from hybridkit.contract import IDEMPOTENCY_KEY_HEADER, IDEMPOTENCY_REPLAYED_HEADER, parse_key
 from hybridkit.errors import (
@@ -158,15 +158,19 @@ class KeyedRequest:
     def __repr__(self) -> str:
         return f"KeyedRequest({self._name!r}, is_stopped={self.is_stopped})"
 
-    async def begin(self) -> None:
+    async def begin(self, declared: Declared = UNDECLARED) -> None:
         """Ask for the key, as whoever the request has turned out to come from.
+
+        Args:
+            declared: what the route says that it reads.
 
         Raises:
             UnavailableError: Redis is down, and the guard refuses.
         """
-        self._name = claim_name(self._scope, self._key, internal=self._internal)
+        self._name = claim_name(self._scope, self._key, declared, internal=self._internal)
+        payload = request_payload(self._scope, self._body, declared, internal=self._internal)
         try:
-            before = await self._attempt.begin(self._name, request_payload(self._scope, self._body))
+            before = await self._attempt.begin(self._name, payload)
         except KeyReusedError as reused:
             self._instead = RequestKeyReusedError(str(reused))
         except (InProgressError, RejectedError) as refusal:

@@ -6,7 +6,7 @@ the key was used before. That both are needed is due to parameters: FastAPI solv
 that had a header missing, and only then refuses.
 """
 
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextvars import ContextVar
 from functools import wraps
 from typing import Any, Final
@@ -14,9 +14,13 @@ from typing import Any, Final
 from fastapi import HTTPException, Request
 from fastapi.dependencies.models import Dependant
 from fastapi.dependencies.utils import get_dependant
+from fastapi.openapi.models import APIKeyIn
+from fastapi.security.api_key import APIKeyBase
+from pydantic import BaseModel
 from starlette.routing import Host, Match, Mount
 
 from hybridkit.adapters._asgi import Scope
+from hybridkit.adapters._identity import Declared
 from hybridkit.adapters._keyed import KEYED, KeyedRequest
 from hybridkit.context import bind
 
@@ -37,8 +41,8 @@ def claims_after_dependencies(scope: Scope) -> bool:
     dependant = getattr(_leaf(scope["app"].router.routes, scope), "dependant", None)
     if not isinstance(dependant, Dependant) or dependant.call is None:
         return False
-    if not any(each.call is _claim for each in dependant.dependencies):
-        dependant.dependencies.append(get_dependant(path="", call=_claim))
+    if not any(isinstance(each.call, _Claiming) for each in dependant.dependencies):
+        dependant.dependencies.append(get_dependant(path="", call=_Claiming(_declared(dependant))))
         dependant.call = _once(dependant.call)
     return True
 
@@ -59,15 +63,60 @@ def _leaf(routes: Iterable[Any], scope: Scope) -> Any:
     return None
 
 
-async def _claim(request: Request) -> AsyncGenerator[None]:
-    keyed: KeyedRequest | None = request.scope.get(KEYED)
-    _answering.set(keyed)
-    if keyed is None:
-        yield
-        return
-    await keyed.begin()
-    with bind(keyed.context()):
-        yield
+class _Claiming:
+    """The dependency that asks for the key.
+
+    Args:
+        declared: what the route reads of a request.
+    """
+
+    def __init__(self, declared: Declared) -> None:
+        self._declared = declared
+
+    def __repr__(self) -> str:
+        return f"_Claiming({self._declared!r})"
+
+    async def __call__(self, request: Request) -> AsyncGenerator[None]:
+        keyed: KeyedRequest | None = request.scope.get(KEYED)
+        _answering.set(keyed)
+        if keyed is None:
+            yield
+            return
+        await keyed.begin(self._declared)
+        with bind(keyed.context()):
+            yield
+
+
+def _declared(dependant: Dependant) -> Declared:
+    inner = list(_inner(dependant))
+    calls: list[Any] = [each.call for each in inner]
+    schemes = [call.model for call in calls if isinstance(call, APIKeyBase)]
+    return Declared(
+        secret_headers=frozenset(
+            scheme.name.lower().encode() for scheme in schemes if scheme.in_ is APIKeyIn.header
+        ),
+        secret_parameters=frozenset(scheme.name for scheme in schemes if scheme.in_ is APIKeyIn.query),
+        of_dependencies=frozenset(name for each in inner for name in _headers(each)),
+        of_route=frozenset(_headers(dependant)),
+    )
+
+
+def _inner(dependant: Dependant) -> Iterator[Dependant]:
+    for each in dependant.dependencies:
+        yield each
+        yield from _inner(each)
+
+
+def _headers(dependant: Dependant) -> Iterator[bytes]:
+    """Their names; several at once may be declared as a model."""
+    for parameter in dependant.header_params:
+        model = parameter.field_info.annotation
+        if isinstance(model, type) and issubclass(model, BaseModel):
+            fields = model.model_fields.items()
+            names = [field.alias or name.replace("_", "-") for name, field in fields]
+        else:
+            names = [parameter.alias]
+        yield from (name.lower().encode() for name in names)
 
 
 def _once(call: Callable[..., Any]) -> Callable[..., Any]:
