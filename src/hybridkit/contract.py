@@ -347,8 +347,10 @@ class Problem(BaseModel):
     @field_validator("detail", mode="before")
     @classmethod
     def _as_text(cls, detail: Any) -> str:
-        """Other JSON, as APIs may have it there, is no reason to lose the rest of what they say."""
-        return detail if isinstance(detail, str) else encode_json(detail).decode()
+        """Other JSON, which APIs may have there, or half a character, is no reason to lose the rest."""
+        if not isinstance(detail, str):
+            return encode_json(detail).decode()
+        return detail if detail.isascii() else detail.encode(errors="replace").decode()
 
     @classmethod
     def from_error(cls, error: HybridkitError, *, instance: str, request_id: str) -> Self:

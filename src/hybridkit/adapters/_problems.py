@@ -9,7 +9,9 @@ from http import HTTPStatus
 from traceback import walk_tb
 from typing import Any, Final
 
-from hybridkit.codec import encode_json
+from pydantic_core import to_json
+
+from hybridkit.codec import decode_json, encode_json
 from hybridkit.context import current
 from hybridkit.contract import PROBLEM_MEDIA_TYPE, Problem
 from hybridkit.errors import (
@@ -26,7 +28,7 @@ from hybridkit.errors import (
     UniqueViolationError,
 )
 
-__all__ = ["alone", "http_problem", "problem_body", "problem_headers", "problem_of"]
+__all__ = ["alone", "http_problem", "json_form", "problem_body", "problem_headers", "problem_of"]
 
 BUSY_SECONDS: Final = 1.0
 """When to try again, where nobody knows better."""
@@ -153,9 +155,21 @@ def http_problem(status: int, detail: Any, *, instance: str) -> tuple[Problem, b
         instance=instance,
         request_id=current().request_id,
     )
-    if isinstance(detail, str | None):
+    told = None if isinstance(detail, str) else json_form(detail)
+    if told is None:
         return problem, problem_body(problem)
+    return problem, encode_json({**problem.model_dump(mode="json", exclude_none=True), "detail": told})
+
+
+def json_form(detail: Any) -> Any:
+    """That detail as FastAPI would show it; None where it has no JSON form: the status says more than a 500 would."""
+    if isinstance(detail, str):
+        return detail.encode(errors="replace").decode()
     try:
-        return problem, encode_json({**problem.model_dump(mode="json", exclude_none=True), "detail": detail})
-    except MalformedPayloadError:  # the status says more than a 500 would
-        return problem, problem_body(problem)
+        return decode_json(encode_json(detail))
+    except MalformedPayloadError:
+        pass
+    try:
+        return decode_json(to_json(detail))  # members may be named by numbers, ids and the like
+    except (ValueError, MalformedPayloadError):
+        return None

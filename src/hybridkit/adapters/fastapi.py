@@ -29,7 +29,7 @@ from hybridkit.adapters._asgi import (
 )
 from hybridkit.adapters._keyed import IdempotencyMiddleware
 from hybridkit.adapters._limits import BodyLimits
-from hybridkit.adapters._problems import alone, http_problem, problem_body, problem_headers
+from hybridkit.adapters._problems import alone, http_problem, json_form, problem_body, problem_headers
 from hybridkit.adapters._running import StopSignals, open_resources, run_process
 from hybridkit.adapters._server import Server
 from hybridkit.codec import encode_json
@@ -60,6 +60,8 @@ __all__ = ["IdempotencyMiddleware", "RequestContextMiddleware", "api_lifespan", 
 
 _UNREADABLE: Final = "There was an error parsing the body"
 """FastAPI's words for whatever reading a body raised."""
+_OF_BODIES: Final = frozenset({"content-type", "content-length", "content-encoding", "transfer-encoding"})
+"""Headers of a body that an exception doesn't have."""
 
 type AppLifespan = Callable[[FastAPI], AbstractAsyncContextManager[object]]
 
@@ -230,7 +232,8 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
         raise NoRouteError("there is no such route")
     if not 200 <= status <= 599:  # no answer has such a status
         raise error
-    headers = {name.lower(): str(value) for name, value in (error.headers or {}).items()}
+    raised = ((name.lower(), str(value)) for name, value in (error.headers or {}).items())
+    headers = {name: value for name, value in raised if name not in _OF_BODIES}
     if status < 400:
         return _without_problem(status, detail, headers)
     problem, body = http_problem(status, detail, instance=request.url.path)
@@ -250,9 +253,10 @@ async def _answer_group(request: Request, error: Exception) -> Response:
 
 def _without_problem(status: int, detail: Any, headers: dict[str, str]) -> Response:
     """Such as a redirect: what FastAPI makes of it, but without a body that only repeats the status."""
-    if status in (204, 205, 304) or detail in (None, "", responses.get(status)):
+    told = None if detail in ("", responses.get(status)) else json_form(detail)
+    if status in (204, 205, 304) or told is None:
         return Response(None, status, headers)
-    return Response(encode_json({"detail": detail}), status, headers, media_type="application/json")
+    return Response(encode_json({"detail": told}), status, headers, media_type="application/json")
 
 
 async def _answer_invalid_request(request: Request, error: Exception) -> Response:
@@ -273,11 +277,9 @@ def _pointer(location: Sequence[int | str]) -> str:
 
 
 def _problem(problem: Problem, body: bytes, headers: Mapping[str, str] | None = None) -> Response:
-    """Its own headers are there unless others were raised; those of the body are always its own."""
+    """Its own headers are there unless others were raised."""
     own = {name.decode(): value.decode() for name, value in problem_headers(problem)}
-    of_body = {"content-type", "content-length", "content-encoding"}
-    raised = {name: value for name, value in (headers or {}).items() if name not in of_body}
-    return Response(body, problem.status, {**own, **raised})
+    return Response(body, problem.status, {**own, **(headers or {})})
 
 
 # ── what the running application has ─────────────────────────────────────────────────────────────
