@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Generator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -19,8 +20,8 @@ from aiogram.types import CallbackQuery, ErrorEvent, InlineQuery, Message, PreCh
 from redis.exceptions import ConnectionError as RedisConnectionError
 from structlog.testing import capture_logs
 
-from hybridkit.adapters import _telegram_polling
-from hybridkit.adapters._telegram_failures import asked_seconds, is_temporary
+from hybridkit.adapters import _telegram_handling, _telegram_polling
+from hybridkit.adapters._telegram_failures import is_temporary
 from hybridkit.adapters.aiogram import bot_lifespan
 from hybridkit.errors import (
     ClaimLostError,
@@ -34,6 +35,7 @@ from hybridkit.errors import (
     UnavailableError,
 )
 from hybridkit.observability import metrics
+from hybridkit.retry import asked_seconds
 from hybridkit.testing import FakeTelegram, TelegramUser
 from tests.unit.test_adapter_aiogram import ADA, BEA, World, world
 
@@ -256,18 +258,110 @@ async def test_a_handler_that_takes_too_long_is_given_up_and_answered(
     assert dispatcher["seen"] == ["wait", "next"]
 
 
-async def test_a_handler_that_is_cancelled_by_what_it_waits_for_is_not_run_for_ever(world: World) -> None:
+class Odd(BaseException):
+    """What a library written in Rust raises when it panics."""
+
+
+async def cancel_itself() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    await asyncio.sleep(60)
+
+
+async def be_cancelled() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().call_soon(task.cancel)
+    await asyncio.sleep(60)
+
+
+async def fail(error: BaseException) -> None:
+    raise error
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda: fail(Odd()),
+        lambda: fail(BaseExceptionGroup("several", [Odd(), ValueError()])),
+        lambda: fail(GeneratorExit()),
+        lambda: fail(StopAsyncIteration()),
+        lambda: fail(asyncio.CancelledError()),
+        cancel_itself,
+        be_cancelled,
+    ],
+    ids=[
+        "panic",
+        "group",
+        "GeneratorExit",
+        "StopAsyncIteration",
+        "CancelledError",
+        "cancels itself",
+        "cancelled",
+    ],
+)
+async def test_however_a_handler_ends_its_update_is_given_up_and_answered_once(
+    world: World, end: Callable[[], Awaitable[object]]
+) -> None:
     dispatcher, seen = Dispatcher(), []
 
     @dispatcher.message()
-    async def waits(message: Message) -> None:
+    async def handle(message: Message) -> None:
         seen.append(message.text)
-        raise asyncio.CancelledError
+        if message.text == "bad":
+            await end()
+        await message.answer("good")
 
     async with world.polling(dispatcher):
-        update = world.telegram.push_text("hello", from_user=ADA)
-        await world.telegram.wait_until_confirmed(update)
-    assert seen == ["hello"]
+        world.telegram.push_text("bad", from_user=ADA)
+        last = world.telegram.push_text("good", from_user=ADA)
+        await world.telegram.wait_until_confirmed(last)
+    assert seen == ["bad", "good"]
+    assert [text[:5] for text in texts(world.telegram)] == ["Sorry", "good"]
+
+
+async def test_a_handler_that_can_not_be_cancelled_is_left_behind(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its update is given up, and its chat goes on without it."""
+    monkeypatch.setattr(_telegram_handling, "CANCELLED_SECONDS", 0.05)
+    dispatcher, goes_on = Dispatcher(), asyncio.Event()
+
+    @dispatcher.message(F.text == "stubborn")
+    async def stubborn(_: Message) -> None:
+        while not goes_on.is_set():
+            with suppress(asyncio.CancelledError):
+                await goes_on.wait()
+
+    @dispatcher.message()
+    async def echo(message: Message) -> None:
+        await message.answer(f"{message.text}")
+
+    async with world.polling(dispatcher, handler_seconds=0.05):
+        world.telegram.push_text("stubborn", from_user=ADA)
+        last = world.telegram.push_text("next", from_user=ADA)
+        await world.telegram.wait_until_confirmed(last)
+        assert [text[:5] for text in texts(world.telegram)] == ["Sorry", "next"]
+        goes_on.set()
+
+
+async def test_what_fails_beside_the_handlers_has_an_end(
+    world: World, dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is taken up again, as the cause may pass; five times, and not for ever."""
+    asked = 0
+
+    async def broken(*_: object, **__: object) -> None:
+        nonlocal asked
+        asked += 1
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(_telegram_polling, "BUSY_POLL_SECONDS", 0.0)
+    monkeypatch.setattr("hybridkit.idempotency.IdempotencyGuard.begin", broken)
+    async with world.polling(dispatcher):
+        await world.telegram.wait_until_confirmed(world.telegram.push_text("hello", from_user=ADA))
+    assert asked == 5
 
 
 async def test_a_bot_that_has_no_room_left_says_that_it_is_not_ready(

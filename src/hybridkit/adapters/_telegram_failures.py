@@ -17,10 +17,10 @@ from aiogram.exceptions import (
 from aiogram.types import CallbackQuery, Message, PreCheckoutQuery, ShippingQuery, Update
 
 from hybridkit.coordination import REDIS_IS_AWAY
-from hybridkit.errors import DeclarationError, HybridkitError, TemporaryError
+from hybridkit.errors import DeclarationError, HybridkitError
 from hybridkit.observability import get_logger
 
-__all__ = ["FAILURE_TEXTS", "answer_failure", "asked_seconds", "check_texts", "is_temporary"]
+__all__ = ["FAILURE_TEXTS", "answer_failure", "check_texts", "is_temporary"]
 
 FAILURE_TEXTS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -58,19 +58,6 @@ def is_temporary(error: BaseException) -> bool:
             return False
         case _:
             return isinstance(error, _TEMPORARY)
-
-
-def asked_seconds(error: BaseException) -> float:
-    """How long to wait at least, where the error says so."""
-    match error:
-        case TelegramRetryAfter():
-            return float(error.retry_after)
-        case TemporaryError():
-            return error.retry_after_seconds or 0.0
-        case BaseExceptionGroup():
-            return max(map(asked_seconds, error.exceptions))
-        case _:
-            return 0.0
 
 
 def check_texts(texts: Mapping[str, str]) -> None:

@@ -13,10 +13,11 @@ from aiogram.dispatcher.event.bases import UNHANDLED, CancelHandler, SkipHandler
 from aiogram.methods import TelegramMethod
 from aiogram.types import ErrorEvent, TelegramObject, Update
 
-from hybridkit.adapters._telegram_failures import answer_failure, asked_seconds, is_temporary
+from hybridkit.adapters._telegram_failures import answer_failure, is_temporary
 from hybridkit.context import RequestContext, bind, current
 from hybridkit.errors import ClaimLostError, UnavailableError
 from hybridkit.idempotency import Acquired, Completed, IdempotencyGuard, InProgress, Outcome, claim_key
+from hybridkit.messaging._apart import run_apart
 from hybridkit.observability import get_logger, metrics
 from hybridkit.retry import Retry, RetryAfter
 
@@ -27,6 +28,9 @@ HANDLER_SECONDS: Final = 300.0
 
 RETRY: Final = Retry.exponential(first_seconds=0.5, cap_seconds=10.0, attempts=8)
 """For half a minute or so: that is how long a restart takes, and how long a person waits without a word."""
+
+CANCELLED_SECONDS: Final = 5.0
+"""How long a handler may take to end when its time is up; then it is left behind, and its chat goes on."""
 
 CLAIM_WAIT_SECONDS: Final = 5.0
 REDIS_PAUSE_SECONDS: Final = 0.5
@@ -75,6 +79,7 @@ class Updates:
         self._failure_texts = failure_texts
         self._handler_seconds = handler_seconds
         self._retry = retry
+        self._left_behind: set[asyncio.Task[Any]] = set()
 
     def __repr__(self) -> str:
         return f"Updates({self.types}, handler_seconds={self._handler_seconds})"
@@ -144,52 +149,73 @@ class Updates:
         while True:
             number += 1
             is_last = number >= self._retry.attempts
-            try:
-                handled = await self._attempt(update, is_last=is_last)
-            except Exception as error:  # noqa: BLE001  # what a handler raises is told here, and stops nothing else
-                seconds = None if is_last else self._pause_seconds(error, number)
-                if seconds is None:
-                    _log.exception("an update's handler failed", exc_info=error)
-                    return _why_given_up(error)
-                metrics.bot_update_retries.labels(update.event_type).inc()
-                _log.warning(
-                    "an update is handled again later",
-                    error=type(error).__name__,
-                    attempt=number,
-                    in_seconds=round(seconds, 1),
-                )
-                if await _is_set_within(stopping, seconds):
-                    return None
-            else:
-                return "done" if handled else "unhandled"
+            ended = await self._attempt(update, is_last=is_last)
+            if isinstance(ended, bool):
+                return "done" if ended else "unhandled"
+            seconds = None if is_last else self._pause_seconds(ended, number)
+            if seconds is None:
+                _log.exception("an update's handler failed", exc_info=ended)
+                return _why_given_up(ended)
+            metrics.bot_update_retries.labels(update.event_type).inc()
+            _log.warning(
+                "an update is handled again later",
+                error=type(ended).__name__,
+                attempt=number,
+                in_seconds=round(seconds, 1),
+            )
+            if await _is_set_within(stopping, seconds):
+                return None
 
-    def _pause_seconds(self, error: Exception, number: int) -> float | None:
+    def _pause_seconds(self, error: BaseException, number: int) -> float | None:
         if not is_temporary(error):
             return None
         jitter = random.uniform(0.5, 1.0)  # noqa: S311 # nosec B311  # spreads the load, no secret
         decision = self._retry.decide(error, attempt=number, jitter=jitter)
-        return max(decision.seconds, asked_seconds(error)) if isinstance(decision, RetryAfter) else None
+        return decision.seconds if isinstance(decision, RetryAfter) else None
 
-    async def _attempt(self, update: Update, *, is_last: bool) -> bool:
-        task = cast("asyncio.Task[Any]", asyncio.current_task())
-        cancelling = task.cancelling()
+    async def _attempt(self, update: Update, *, is_last: bool) -> bool | BaseException:
+        """Whether there was a handler for it; or what it raised, whatever that is."""
+        handled = False
+
+        async def feed() -> None:
+            nonlocal handled
+            handled = await self._feed(update)
+
         token = _comes_again.set(not is_last)
-        limit = asyncio.timeout(self._handler_seconds)
         try:
-            async with limit:
-                return await self._feed(update)
-        except TimeoutError:
-            if limit.expired():
-                raise _TooLongError(f"not ended within {self._handler_seconds:g} s") from None
-            raise
-        except asyncio.CancelledError as error:
-            if task.cancelling() > cancelling:
-                raise
-            raise _OwnCancellationError("cancelled by what it waited for") from error
-        except (SkipHandler, CancelHandler):
-            return False
+            # Apart: what it does to its own task, such as cancelling it, ends neither this one nor its chat.
+            running = asyncio.create_task(run_apart(feed(), name=f"hybridkit handlers {update.update_id}"))
         finally:
             _comes_again.reset(token)
+        if not await self._ends(running):
+            return _TooLongError(f"not ended within {self._handler_seconds:g} s")
+        match running.result():
+            case None:
+                return handled
+            case SkipHandler() | CancelHandler():
+                return False
+            case asyncio.CancelledError():
+                return _OwnCancellationError("cancelled by itself or by what it waited for")
+            case error:
+                return error
+
+    async def _ends(self, running: "asyncio.Task[Any]") -> bool:
+        """Whether it ends in its time; one that doesn't is cancelled, and left behind if that changes nothing."""
+        try:
+            if (await asyncio.wait({running}, timeout=self._handler_seconds))[0]:
+                return True
+            running.cancel()
+            if not (await asyncio.wait({running}, timeout=CANCELLED_SECONDS))[0]:
+                _log.error("a handler does not let itself be cancelled, and its chat goes on without it")
+                self._left_behind.add(running)
+                running.add_done_callback(self._left_behind.discard)
+        except asyncio.CancelledError:
+            running.cancel()
+            await asyncio.wait({running}, timeout=CANCELLED_SECONDS)
+            if running.done() and not running.cancelled() and running.result() is None:
+                return True  # it was through already, and must not run again
+            raise
+        return False
 
     async def _feed(self, update: Update) -> bool:
         result = await self._dispatcher.feed_update(self._bot, update)
@@ -207,7 +233,7 @@ async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:
     return event.is_set()
 
 
-def _why_given_up(error: Exception) -> str:
+def _why_given_up(error: BaseException) -> str:
     if isinstance(error, _TooLongError):
         return "too_long"
     return "given_up" if is_temporary(error) else "error"

@@ -56,6 +56,9 @@ STILL_SECONDS: Final = 30.0
 STILL_CHATS: Final = 10
 """How many are many. Fewer may well be slow by themselves: an upload, a long answer."""
 
+MOST_FAULTS: Final = 5
+"""How often an update is taken up again where nobody knows what fails."""
+
 CANCEL_SECONDS: Final = 1.0
 _BACKOFF: Final = Retry.exponential(first_seconds=0.5, cap_seconds=10.0)
 
@@ -86,6 +89,7 @@ class Polling:
         self._raw: dict[int, object] = {}
         self._last_of_chat: dict[object, asyncio.Task[None]] = {}
         self._nameless: list[object] = []
+        self._faults: dict[int, int] = {}
         self._asking: asyncio.Task[None]
         self._stopping = asyncio.Event()
         self._trouble = ""
@@ -260,11 +264,23 @@ class Polling:
         try:
             if before is not None:
                 await asyncio.wait({before})
-            is_through = update is None or await self._updates.run(update, self._stopping)
+            is_through = update is None or await self._handled(update)
             if is_through and self._seen.is_kept(update_id):
                 await self._take_away(update_id)
         finally:
             (self._seen.finish if is_through else self._seen.abandon)(update_id)
+
+    async def _handled(self, update: Update) -> bool:
+        """Whether it is through; also when, beside its handlers, something fails again and again."""
+        try:
+            return await self._updates.run(update, self._stopping)
+        except Exception as error:  # noqa: BLE001  # nobody has foreseen it: its cause may pass, or stay
+            faults = self._faults[update.update_id] = self._faults.get(update.update_id, 0) + 1
+            _log.exception("an update was not handled", exc_info=error, faults=faults)
+            if faults < MOST_FAULTS:
+                return False
+            del self._faults[update.update_id]
+            return True
 
 
 def _skip(raw: Any) -> None:
