@@ -22,10 +22,11 @@ import re
 from decimal import Decimal
 from functools import cache
 from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, Union, cast, get_args, get_origin
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, Field, GetCoreSchemaHandler, TypeAdapter
+from pydantic_core import CoreSchema
 from typing_extensions import TypeVar
 
 from hybridkit.codec import Timestamp
@@ -50,6 +51,23 @@ NO_SEGMENTS: Final = frozenset({"", ".", ".."})
 _NAME_SYNTAX = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
 
+def _take_words(schema: object) -> None:
+    """Have decimals be no number too. Those of limited digits can't be: pydantic has no such type."""
+    match schema:
+        case {"type": "decimal"}:
+            number = cast("dict[str, Any]", schema)
+            if number.keys().isdisjoint(("max_digits", "decimal_places")):
+                number.setdefault("allow_inf_nan", True)
+        case dict():
+            for member in cast("dict[str, object]", schema).values():
+                _take_words(member)
+        case list() | tuple():
+            for member in cast("list[object]", schema):
+                _take_words(member)
+        case _:
+            pass
+
+
 class Record(BaseModel, Generic[IdT]):
     """The base of everything stored: `class User(Record)`, or `Record[str]` for a natural key.
 
@@ -62,14 +80,18 @@ class Record(BaseModel, Generic[IdT]):
             read and nothing else.
     """
 
-    # A float or decimal may be none: what SQL has put there is shown in words, and must be readable.
-    model_config = ConfigDict(allow_inf_nan=True)
-
     id: IdT
     version: int = Field(ge=1)
     created_at: Timestamp
     updated_at: Timestamp
     etag: str
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """As pydantic has it, but for decimals: what SQL has put there is shown in words, and must be readable."""
+        schema = handler(source)
+        _take_words(schema)
+        return schema
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -1,13 +1,16 @@
 """Declarations of resources and calls: what they accept, and what contradicts itself."""
 
-from typing import Any
+from decimal import Decimal
+from typing import Annotated, Any
 from uuid import UUID
 
 import pytest
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from hybridkit.errors import DeclarationError
 from hybridkit.resources import Call, Record, Resource
+
+type Price = Annotated[Decimal, Field(max_digits=6, decimal_places=2)]
 
 
 class NewBook(BaseModel):
@@ -83,3 +86,22 @@ def test_a_call_has_its_path_below_its_resource() -> None:
 def test_a_call_cannot_take_the_contracts_own_names(name: str) -> None:
     with pytest.raises(DeclarationError, match="not reserved"):
         Call(name, resource=BOOKS, request=CountryName, response=Book)
+
+
+def test_a_record_has_decimals_with_and_without_limits() -> None:
+    """Limited digits can be declared, as of `numeric(6, 2)`; what SQL may put into any `numeric` can be read."""
+
+    class Priced(Record):
+        price: Price | None = None
+        prices: dict[str, list[Annotated[Decimal, Field(decimal_places=2)]]]
+        rate: Decimal
+
+    system = {"id": UUID(int=1), "version": 1, "created_at": 0, "updated_at": 0, "etag": ""}
+    found = Priced.model_validate({**system, "price": "1.50", "prices": {"a": ["2.50"]}, "rate": "NaN"})
+    assert (found.price, found.prices, found.rate.is_nan()) == (
+        Decimal("1.50"),
+        {"a": [Decimal("2.50")]},
+        True,
+    )
+    with pytest.raises(ValidationError):
+        Priced.model_validate({**system, "price": "NaN", "prices": {}, "rate": 1})
