@@ -233,7 +233,7 @@ def result_from[RecordT: Record[Any]](resource: Resource[RecordT, Any, Any], val
 
 def _dump(model: BaseModel, *, exclude_unset: bool) -> dict[str, Any]:
     try:
-        dumped = model.model_dump(mode="json", exclude_unset=exclude_unset)
+        dumped = model.model_dump(mode="json", exclude_unset=exclude_unset, by_alias=True, round_trip=True)
     except PydanticSerializationError as error:
         raise MalformedPayloadError(f"{type(model).__name__} has no JSON form: {error}") from None
     # pydantic refuses half a surrogate pair in a value, and replaces it in a key.

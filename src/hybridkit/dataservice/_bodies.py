@@ -14,6 +14,7 @@ from hybridkit import contract
 from hybridkit.codec import MAX_FIELD_ERRORS, encode_json, field_errors, validate_json
 from hybridkit.contract import Transaction
 from hybridkit.dataservice._losses import losses
+from hybridkit.dataservice._members import fields_by_member, patch_as_stored, values_of
 from hybridkit.dataservice._operations import AnyResource, Assert, Create, Delete, Operation, Update, Upsert
 from hybridkit.errors import (
     FieldError,
@@ -88,7 +89,7 @@ class Bodies:
             InvalidRequestError: with a pointer to every problem.
         """
         model = validate(self.create_model, body)
-        values = model.model_dump()
+        values = values_of(model)
         record_id = values.pop("id", None)
         if isinstance(record_id, str):
             read_id(self.resource, record_id, "")
@@ -153,12 +154,17 @@ class Bodies:
         """
         self._check_match(if_match, at)
         model = validate(self.update_model, encode_json(patch), at=_pointer(at, "data"))
-        # An object is merged into what is there, so it goes on as it came: a model would add its defaults.
-        merges = {name: patch[name] for name in model.model_fields_set if isinstance(patch.get(name), dict)}
+        # An object is merged into what is there, so it has what was sent only: a model would add its defaults.
+        names = fields_by_member(self.update_model)
+        merges = {
+            names[own]: patch_as_stored(value, getattr(model, names[own]))
+            for own, value in patch.items()
+            if own in names and isinstance(value, dict)
+        }
         return Update(
             resource=self.resource,
             id=record_id,
-            changes=model.model_dump(include=model.model_fields_set - merges.keys()),
+            changes=values_of(model, only=model.model_fields_set - merges.keys()),
             merges=merges,
             increment=self._increment(increment or {}, at),
             require=require,
@@ -183,7 +189,7 @@ class Bodies:
             )
 
     def _values(self, record_id: Any, body: bytes, *, at: str) -> dict[str, Any]:
-        values = validate(self.replace_model, body, at=at).model_dump()
+        values = values_of(validate(self.replace_model, body, at=at))
         if values.pop("id", record_id) != record_id:
             raise InvalidRequestError(
                 "the body names another record", errors=[FieldError(f"{at}/id", "id_mismatch")]

@@ -9,12 +9,13 @@ from math import isfinite
 from typing import Any, Final, cast, get_args
 from uuid import UUID
 
-from pydantic import AliasChoices, AliasPath, BaseModel
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from hybridkit.dataservice._members import fields_by_member
 from hybridkit.errors import FieldError
 
-__all__ = ["DECIMALS", "is_exact", "losses"]
+__all__ = ["DECIMALS", "is_exact", "is_integer", "losses"]
 
 MAX_INTEGER_DIGITS: Final = 131_072
 MAX_FRACTION_DIGITS: Final = 16_383
@@ -58,8 +59,12 @@ def _in_scalar(given: Any, kept: Any, at: str) -> Iterator[FieldError]:
     match kept:
         case float() if not isfinite(kept):
             yield FieldError(at, "finite_number", "a number is finite")
+        case float() if isinstance(given, int) and not is_integer(kept, given):
+            yield FieldError(at, "inexact_number", "no float is this integer")
         case Decimal():
             yield from _in_decimal(given, kept, at)
+        case int() if isinstance(given, bool | float) and type(kept) is not type(given) and kept == given:
+            yield FieldError(at, "int_type", "an integer has no fraction, and is neither true nor false")
         case int() if not -(2**63) <= kept < 2**64 and "/" in at[1:]:
             yield FieldError(at, "int_size", "an integer in a document has 64 bits")
         case UUID() if isinstance(given, str) and given.lower() != str(kept):
@@ -68,6 +73,11 @@ def _in_scalar(given: Any, kept: Any, at: str) -> Iterator[FieldError]:
             yield FieldError(at, "datetime_parsing", "a time is text by RFC 3339")
         case _:
             return
+
+
+def is_integer(value: float, number: int) -> bool:
+    """Whether a float is that integer, by its value or as it is written."""
+    return int(value) == number or Decimal(repr(value)) == number
 
 
 def is_exact(value: Decimal) -> bool:
@@ -82,7 +92,7 @@ def _in_model(given: Any, kept: BaseModel, at: str) -> Iterator[FieldError]:
     if not isinstance(given, Mapping):
         return
     model = type(kept)
-    names = {own: name for name, info in model.model_fields.items() for own in _names(model, name, info)}
+    names = fields_by_member(model)
     for sent, member in cast("Mapping[str, Any]", given).items():
         pointer = f"{at}/{_token(sent)}"
         if sent in names:
@@ -104,7 +114,11 @@ def _in_mapping(given: Any, kept: Mapping[Any, Any], at: str) -> Iterator[FieldE
             if name not in kept
         )
         return
-    for (name, one), other in zip(sent.items(), kept.values(), strict=False):
+    for (name, one), (own, other) in zip(sent.items(), kept.items(), strict=False):
+        if type(own) is int and str(own) != name:
+            yield FieldError(
+                f"{at}/{_token(name)}", "int_parsing", "an integer has no zeros or blanks before it"
+            )
         yield from losses(one, kept.get(name, other), f"{at}/{_token(name)}")
 
 
@@ -121,17 +135,6 @@ def _is_long_document(info: FieldInfo, kept: Any) -> bool:
     """Whether it is an integer over 64 bits where none is declared, so that it is a document."""
     declared = (info.annotation, *get_args(info.annotation))
     return isinstance(kept, int) and not -(2**63) <= kept < 2**64 and int not in declared
-
-
-def _names(model: type[BaseModel], name: str, info: FieldInfo) -> Iterator[str]:
-    alias = info.validation_alias
-    config = model.model_config
-    if alias is None or config.get("populate_by_name") or config.get("validate_by_name"):
-        yield name
-    for choice in alias.choices if isinstance(alias, AliasChoices) else [alias]:
-        head = choice.path[0] if isinstance(choice, AliasPath) else choice
-        if isinstance(head, str):
-            yield head
 
 
 def _reshapes(model: type[BaseModel]) -> bool:

@@ -9,7 +9,7 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Any, Final, assert_never
 
-from sqlalchemy import ColumnElement, TextClause, bindparam, text
+from sqlalchemy import CHAR, ColumnElement, TextClause, bindparam, text
 from sqlalchemy.types import NullType, UserDefinedType
 
 from hybridkit.codec import encode_json
@@ -168,7 +168,8 @@ class Operand:
         else:
             self.type = self.column.type.compile(dialect=DIALECT)
             self.sql = column
-            self.text = column if self.python_type is str else f"CAST({column} AS text)"
+            is_text = self.python_type is str and not isinstance(self.column.type, CHAR)
+            self.text = column if is_text else f"CAST({column} AS text)"
         own = self.column.type.dialect_impl(DIALECT)
         self._is_foreign = isinstance(own, UserDefinedType)
         self._process = own.bind_processor(DIALECT) if document_depth(own) is None else None

@@ -11,6 +11,7 @@ from typing import Any, Final
 from pydantic_core import to_jsonable_python
 from sqlalchemy import (
     ARRAY,
+    CHAR,
     JSON,
     Boolean,
     Date,
@@ -25,7 +26,7 @@ from sqlalchemy import Enum as EnumType
 from sqlalchemy.types import TypeEngine
 
 from hybridkit.dataservice._postgres_table import ResourceTable, View
-from hybridkit.dataservice._postgres_types import DIALECT
+from hybridkit.dataservice._postgres_types import DIALECT, is_real
 
 __all__ = ["Projection", "literal", "printed", "projection", "quoted"]
 
@@ -95,7 +96,7 @@ def projection(table: ResourceTable, fields: Sequence[str] = ()) -> Projection:
     return Projection(table, fields)
 
 
-def printed(kind: TypeEngine[Any], value: str) -> str | None:
+def printed(kind: TypeEngine[Any], value: str) -> str | None:  # noqa: C901 - one line per type
     """The SQL that `row_to_json` shows as `encode_json` shows such a value; None where there is none.
 
     Args:
@@ -108,7 +109,7 @@ def printed(kind: TypeEngine[Any], value: str) -> str | None:
         case EnumType() as names:
             return _enumerated(names, value)
         case Float() as number:
-            return None if number.asdecimal else _float(value)
+            return None if number.asdecimal else _float(value, "float4" if is_real(kind) else "float8")
         case Numeric() as number:
             return f"CAST({value} AS text)" if number.asdecimal else None
         case DateTime() as moment:
@@ -123,6 +124,8 @@ def printed(kind: TypeEngine[Any], value: str) -> str | None:
             )
         case Uuid() as identifier:
             return value if identifier.native_uuid else None
+        case CHAR():
+            return f"CAST({value} AS text)"  # without the blanks that it is filled up with
         case Integer() | String() | Boolean() | JSON():
             return value
         case _:
@@ -151,14 +154,15 @@ def _within_years(value: str, shown: str, first: str, last: str) -> str:
     )
 
 
-def _float(value: str) -> str:
+def _float(value: str, kind: str) -> str:
     """JSON with a fraction or an exponent, as orjson writes it: `1.0`, `1e16`, `1e-6`; a word for what is no number."""
-    text = f"CAST(CAST({value} AS float8) AS text)"
+    text = f"CAST(CAST({value} AS {kind}) AS text)"
+    size = f"abs(CAST({text} AS float8))"  # of what is shown: 0.1 of 32 bits is another number
     plain = f"CAST(CAST({text} AS numeric) AS text)"
     return (
         f"CAST(CASE WHEN {value} IN ('NaN', 'Infinity', '-Infinity') THEN CAST(to_json({text}) AS text)"
         f" WHEN {value} = 0 THEN {text} || '.0'"
-        f" WHEN abs({value}) >= 1e-5 AND abs({value}) < 1e16"
+        f" WHEN {size} >= 1e-5 AND {size} < 1e16"
         f" THEN {plain} || CASE WHEN strpos({plain}, '.') = 0 THEN '.0' ELSE '' END"
         f" ELSE replace(replace({text}, 'e+', 'e'), 'e-0', 'e-') END AS json)"
     )

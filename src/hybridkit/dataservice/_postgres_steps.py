@@ -16,11 +16,11 @@ from functools import partial
 from math import inf
 from typing import Any, Final
 
-from sqlalchemy import REAL, Date, DateTime, Float, Integer, Numeric, Time
+from sqlalchemy import Date, DateTime, Float, Integer, Numeric, Time
 from sqlalchemy.types import TypeEngine
 
 from hybridkit.codec import in_utc
-from hybridkit.dataservice._postgres_types import DIALECT
+from hybridkit.dataservice._postgres_types import DIALECT, is_real
 
 __all__ = ["Step", "Steps", "steps_of"]
 
@@ -138,7 +138,7 @@ def steps_of(kind: TypeEngine[Any], value: Any) -> Steps | None:
         case (Integer(), int() | float() | Decimal()):
             return _INTEGERS
         case (Float() as own, int() | float() | Decimal()) if not own.asdecimal:
-            return _REALS if isinstance(kind, REAL) or (own.precision or 53) <= 24 else _FLOATS
+            return _REALS if is_real(kind) else _FLOATS
         case (Numeric() as own, int() | float() | Decimal()):
             return _NUMERICS if own.asdecimal else _NUMERIC_FLOATS
         case (DateTime() as own, datetime()):

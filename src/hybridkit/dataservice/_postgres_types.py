@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from sqlalchemy import (
     JSON,
+    REAL,
     Boolean,
     Date,
     DateTime,
@@ -26,7 +27,15 @@ from sqlalchemy.types import TypeEngine
 
 from hybridkit.codec import encode_json
 
-__all__ = ["DIALECT", "MAX_PARAMETERS", "document_depth", "is_document", "is_scalar", "parameter_type"]
+__all__ = [
+    "DIALECT",
+    "MAX_PARAMETERS",
+    "document_depth",
+    "is_document",
+    "is_real",
+    "is_scalar",
+    "parameter_type",
+]
 
 
 def _to_json(value: object) -> str:
@@ -72,6 +81,16 @@ def document_depth(kind: TypeEngine[Any]) -> int | None:
             return dimensions or 1
         case _:
             return None
+
+
+def is_real(kind: TypeEngine[Any]) -> bool:
+    """Whether it is a float of 32 bits."""
+    own = kind.dialect_impl(DIALECT)
+    return isinstance(kind, REAL) or (isinstance(own, Float) and (own.precision or DOUBLE_BITS) <= REAL_BITS)
+
+
+REAL_BITS: Final = 24
+DOUBLE_BITS: Final = 53
 
 
 def is_scalar(kind: TypeEngine[Any]) -> bool:

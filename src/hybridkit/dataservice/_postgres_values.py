@@ -6,18 +6,20 @@ from decimal import Decimal
 from enum import Enum
 from functools import lru_cache, partial
 from math import isfinite
-from typing import Any, cast
+from struct import Struct
+from typing import Any, Final, cast
+from uuid import UUID
 
 from pydantic import PydanticSchemaGenerationError, TypeAdapter
 from pydantic_core import to_jsonable_python
-from sqlalchemy import BigInteger, Float, Integer, LargeBinary, Numeric, SmallInteger, String
+from sqlalchemy import CHAR, BigInteger, Float, Integer, LargeBinary, Numeric, SmallInteger, String, Uuid
 from sqlalchemy import Enum as EnumType
 from sqlalchemy.types import ARRAY as ANY_ARRAY
 from sqlalchemy.types import TypeEngine
 
 from hybridkit.codec import encode_json, truncate_timestamp
-from hybridkit.dataservice._losses import DECIMALS, is_exact
-from hybridkit.dataservice._postgres_types import DIALECT, document_depth
+from hybridkit.dataservice._losses import DECIMALS, is_exact, is_integer
+from hybridkit.dataservice._postgres_types import DIALECT, document_depth, is_real
 from hybridkit.errors import MalformedPayloadError
 
 __all__ = ["check_limits", "fitted", "in_texts", "python_type", "shown_by"]
@@ -83,6 +85,7 @@ def _scalar(kind: TypeEngine[Any], value: Any) -> Any:
     wanted, adapter = _python_type(kind)
     if adapter is None or wanted is None:
         return value
+    given = value
     if not isinstance(value, wanted) or isinstance(value, Enum):
         try:
             value = adapter.validate_python(to_jsonable_python(value))
@@ -94,10 +97,14 @@ def _scalar(kind: TypeEngine[Any], value: Any) -> Any:
             return moment if getattr(kind, "timezone", False) else moment.replace(tzinfo=None)
         case time() if value.tzinfo is not None and not getattr(kind, "timezone", False):
             raise ValueError("the column holds times without an offset")
+        case Decimal() if isinstance(kind.dialect_impl(DIALECT), Float):
+            return _checked_float(float(_checked_decimal(value)), value)
         case Decimal():
             return _checked_decimal(value)
-        case float() if value - value != 0:
-            raise ValueError("the column holds numbers that JSON has")
+        case float():
+            return _checked_float(value, given)
+        case str() if isinstance(kind.dialect_impl(DIALECT), Uuid) and value.lower() != str(UUID(value)):
+            raise ValueError("the column holds UUIDs: five groups of hexadecimal digits")
         case _:
             return value
 
@@ -109,6 +116,19 @@ def _checked_document(value: Any) -> Any:
     except MalformedPayloadError as error:
         raise ValueError(str(error)) from None
     return value
+
+
+def _checked_float(value: float, given: Any) -> float:
+    """Refuse a number that the nearest float is not."""
+    if not isfinite(value):
+        raise ValueError("the column holds numbers that JSON has")
+    match given:
+        case int() if not is_integer(value, given):
+            raise ValueError("the column holds floats, and none is this integer")
+        case Decimal() if Decimal(repr(value)) != given:
+            raise ValueError("the column holds floats, and none is this decimal")
+        case _:
+            return value
 
 
 def _checked_decimal(value: Decimal) -> Decimal:
@@ -140,6 +160,8 @@ def check_limits(kind: TypeEngine[Any], value: Any) -> None:
             pass
         case (String() as text, str()) if text.length is not None and len(value) > text.length:
             raise ValueError(f"the column holds at most {text.length} characters")
+        case (CHAR(), str()) if value.endswith(" "):
+            raise ValueError("the column holds text without blanks at its end")
         case (String(), str()) if "\0" in value:
             raise ValueError("the column holds text without U+0000")
         case (Integer() as number, int()) if not -(2 ** (bits := _bits(number))) <= value < 2**bits:
@@ -168,12 +190,36 @@ def shown_by(kind: TypeEngine[Any]) -> Callable[[Any], Any] | None:
         case EnumType() as labels:
             members = labels.enum_class.__members__.values() if labels.enum_class else labels.enums
             return partial(_member, dict(zip(labels.enums, members, strict=True)))
+        case Float() if is_real(kind):
+            return _short
         case Float() | Numeric():
             return _in_words
+        case CHAR():
+            return _without_padding
         case LargeBinary():
             return _in_text
         case _:
             return None
+
+
+_REAL: Final = Struct("f")
+_MAX_REAL: Final = 3.4028235677973366e38
+"""From here on it would be infinite."""
+
+
+def _short(value: Any) -> Any:
+    """With as few digits as tell it from every other number of 32 bits, as PostgreSQL prints it: `0.1`."""
+    if not isinstance(value, float) or not isfinite(value):
+        return _in_words(value)
+    bits = _REAL.pack(value)
+    texts = (float(f"{value:.{digits}g}") for digits in range(1, 9))
+    alike = (number for number in texts if abs(number) < _MAX_REAL and _REAL.pack(number) == bits)
+    return next(alike, float(f"{value:.9g}"))
+
+
+def _without_padding(value: str | None) -> str | None:
+    """PostgreSQL fills up what is shorter with blanks, which mean nothing."""
+    return None if value is None else value.rstrip(" ")
 
 
 def _in_text(value: bytes | None) -> str | None:

@@ -7,6 +7,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from hybridkit.codec import MAX_FIELD_ERRORS, field_errors
 from hybridkit.dataservice._losses import losses
+from hybridkit.dataservice._members import dumped
 from hybridkit.dataservice._operations import Operation
 from hybridkit.errors import (
     FieldError,
@@ -78,7 +79,7 @@ def fitting(operation: Operation, name: str, value: Any, *, member: str = "data"
         found = field_errors(error)
     else:
         if not found:
-            return adapter.dump_python(kept)
+            return dumped(adapter, kept)
     at = f"{pointer(operation, member)}/{name}"
     problems = [FieldError(at + problem.pointer, problem.code, problem.message) for problem in found]
     raise InvalidRequestError("the value does not fit after the change", errors=problems)

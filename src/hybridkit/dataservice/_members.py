@@ -1,0 +1,101 @@
+"""What members of a model are called: in what is sent, and in what is stored and shown.
+
+A field of a record is called by its name. Inside a document a member has its alias, as whoever reads it with the same
+model expects. What a model computes is not stored: it would be out of date, and a reader computes it again.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, cast
+
+import orjson
+from pydantic import AliasChoices, AliasPath, BaseModel, TypeAdapter
+
+from hybridkit.codec import encode_json
+
+__all__ = ["dumped", "fields_by_member", "patch_as_stored", "values_of"]
+
+
+def fields_by_member(model: type[BaseModel]) -> Mapping[str, str]:
+    """The model's fields, by every name under which it takes one."""
+    by_name = bool(model.model_config.get("populate_by_name") or model.model_config.get("validate_by_name"))
+    return {
+        own: name
+        for name, info in model.model_fields.items()
+        for own in _taken(name, info.validation_alias, by_name=by_name)
+    }
+
+
+def values_of(model: BaseModel, *, only: Collection[str] | None = None) -> dict[str, Any]:
+    """The model's values by field, and what is in them as it is stored.
+
+    Args:
+        model: validated.
+        only: these fields.
+    """
+    found = model.model_dump(by_alias=True, round_trip=True, include=None if only is None else set(only))
+    shown = {name: info.serialization_alias or name for name, info in type(model).model_fields.items()}
+    return {name: _with_text_keys(found[alias]) for name, alias in shown.items() if alias in found}
+
+
+def dumped(adapter: TypeAdapter[Any], value: Any) -> Any:
+    """A value of a field as it is stored."""
+    return _with_text_keys(adapter.dump_python(value, by_alias=True, round_trip=True))
+
+
+def patch_as_stored(sent: Any, kept: Any) -> Any:
+    """A merge patch, its members called as they are stored; it has no others than were sent.
+
+    Args:
+        sent: the patch.
+        kept: what the field's type makes of it.
+    """
+    if not isinstance(sent, Mapping):
+        return sent
+    members = cast("Mapping[str, Any]", sent)
+    match kept:
+        case BaseModel():
+            model = type(kept)
+            names = fields_by_member(model)
+            declared = {own: value for own, value in members.items() if own in names}
+            others = {own: value for own, value in members.items() if own not in names}
+            return others | {
+                _stored_name(model, names[own]): patch_as_stored(value, getattr(kept, names[own]))
+                for own, value in declared.items()
+            }
+        case Mapping():
+            found = cast("Mapping[str, Any]", kept)
+            return {own: patch_as_stored(value, found.get(own)) for own, value in members.items()}
+        case _:
+            return members
+
+
+def _stored_name(model: type[BaseModel], name: str) -> str:
+    return model.model_fields[name].serialization_alias or name
+
+
+def _taken(name: str, alias: str | AliasPath | AliasChoices | None, *, by_name: bool) -> Iterator[str]:
+    if alias is None or by_name:
+        yield name
+    for choice in alias.choices if isinstance(alias, AliasChoices) else [alias]:
+        head = choice.path[0] if isinstance(choice, AliasPath) else choice
+        if isinstance(head, str):
+            yield head
+
+
+def _with_text_keys(value: Any) -> Any:
+    """With the keys of dictionaries as JSON has them, which has texts only."""
+    match value:
+        case dict():
+            members = cast("dict[object, Any]", value)
+            return {_key(key): _with_text_keys(member) for key, member in members.items()}
+        case list():
+            return [_with_text_keys(member) for member in cast("list[Any]", value)]
+        case _:
+            return value
+
+
+def _key(key: object) -> str:
+    if type(key) is str:
+        return key
+    text = encode_json(key)
+    return str(orjson.loads(text)) if text.startswith(b'"') else text.decode()
