@@ -1,4 +1,4 @@
-"""From a delivery to its acknowledgement: read it, run its handler once, and move a copy where a failure leads.
+"""From a delivery to its acknowledgement: read it, run its handler once, and decide where a failure leads.
 
 The order is what loses nothing: the effect before the acknowledgement; a copy confirmed before its original is
 acknowledged; a dead letter confirmed before the guard remembers that the event has failed. A crash between two of these
@@ -11,8 +11,7 @@ import math
 import random
 import time
 from collections.abc import Mapping
-from enum import Enum, auto
-from typing import Any, Final, Protocol, assert_never
+from typing import Any, Final, assert_never
 
 from structlog.contextvars import bind_contextvars, bound_contextvars, reset_contextvars
 
@@ -21,16 +20,12 @@ from hybridkit.envelope import EventEnvelope
 from hybridkit.errors import (
     ClaimLostError,
     DeadlineExceededError,
-    HybridkitError,
     KeyReusedError,
-    OutcomeUnknownError,
     PayloadError,
     RejectedError,
-    TemporaryError,
     UnavailableError,
     UnknownEventTypeError,
     UnknownEventVersionError,
-    UnroutableError,
 )
 from hybridkit.idempotency import (
     Acquired,
@@ -43,12 +38,12 @@ from hybridkit.idempotency import (
     Outcome,
 )
 from hybridkit.messaging._apart import run_apart
-from hybridkit.messaging._bounded import Backoff
 from hybridkit.messaging._delivery import Dead, Delivery, Done, Later, Verdict
 from hybridkit.messaging._guard import Guard
 from hybridkit.messaging._handlers import Handlers
 from hybridkit.messaging._headers import VERSION_WAITS
 from hybridkit.messaging._limits import Limits
+from hybridkit.messaging._moves import FINISHED, Copies, Moves
 from hybridkit.messaging._order import ByKey
 from hybridkit.messaging._parking import ParkedKeys
 from hybridkit.messaging._pause import Gate
@@ -66,10 +61,10 @@ from hybridkit.messaging._work import (
     payload_of,
 )
 from hybridkit.messaging._writer import Outgoing
-from hybridkit.observability import fail_span, get_logger, metrics, printable
+from hybridkit.observability import get_logger, metrics
 from hybridkit.retry import GiveUp, Pause, Retry, RetryAfter
 
-__all__ = ["LOCAL_SECONDS", "Copies", "Processor"]
+__all__ = ["LOCAL_SECONDS", "Processor"]
 
 LOCAL_SECONDS: Final = 0.8 * 1800
 """How long a message may be in our hands: 80 % of RabbitMQ's consumer timeout, which closes the channel.
@@ -90,41 +85,10 @@ MOST_TAKEOVERS_BESIDE: Final = 1
 FAULTS: Final = Retry.exponential(attempts=5)
 """For what fails in here, and not in a handler."""
 
-FINISHED: Final = frozenset({"done", "duplicate"})
-"""The outcomes after which an event's work needn't be done again. A copy that moved is the same event, and goes on."""
-
 _DONE: Final = Done()
 
 
-class _Move(Enum):
-    """How moving a copy ended."""
-
-    DONE = auto()
-    """The broker has it."""
-
-    REJECTED = auto()
-    """There can't be one, so the broker moves the message itself, to the dead letters."""
-
-    LOST = auto()
-    """The original is no longer ours, and comes again anyway."""
-
-
-_BURIED: Final = {_Move.DONE: "dead_lettered", _Move.REJECTED: "rejected", _Move.LOST: "requeued"}
-_PUT_OFF: Final = {_Move.DONE: "retried", _Move.REJECTED: "rejected", _Move.LOST: "requeued"}
-
 _log = get_logger(__name__)
-
-
-class Copies(Protocol):
-    """Where copies of messages are published; `RobustPublisher` has it."""
-
-    async def forward(self, message: Outgoing) -> bool:
-        """Publish a message as it is; raises where no queue takes it."""
-        ...
-
-    def renew_topology(self, *, reason: str) -> None:
-        """Declare the shared exchanges and queues again."""
-        ...
 
 
 class Processor:
@@ -169,6 +133,7 @@ class Processor:
         self._age = metrics.event_age.labels(queue)
         self._meters: dict[str, Meters] = {}
         self.stalls = Stalls()
+        self._moves = Moves(queue, publisher, stalls=self.stalls, parked=parked)
         self._logs_all = _log.is_enabled_for(logging.DEBUG)
 
     @property
@@ -220,10 +185,12 @@ class Processor:
         """The same, for what could be read."""
         self._age.observe(max(time.time() - envelope.timestamp.timestamp(), 0.0))
         if delivery.identify(envelope.service, envelope.event_id):
-            return await self._settle(delivery, Done("duplicate"), envelope.event_type)
+            return await self._moves.settle(delivery, Done("duplicate"), envelope.event_type)
         handler = self._handlers.find(envelope.data)
         if handler is None:
-            return await self._settle(delivery, self._unhandled(delivery, envelope), envelope.event_type)
+            return await self._moves.settle(
+                delivery, self._unhandled(delivery, envelope), envelope.event_type
+            )
         key = claim_prefix(self._queue, envelope.service) + event_id
         meters = self._meters_of(envelope.event_type)
         work = Work(delivery, envelope, handler, key, context, meters, delivery.failures)
@@ -253,7 +220,7 @@ class Processor:
         done = isinstance(verdict, Done) and verdict.outcome in FINISHED
         if done and parked.is_last(key, event_id) and not parked.holds(key, work.delivery.generation):
             _log.info("key freed", event_id=event_id)
-            await self._write(work.delivery, key, parked.free(key), parked)
+            await self._moves.write(work.delivery, key, parked.free(key), parked)
         return verdict
 
     async def _judge(self, work: Work) -> Verdict | None:
@@ -367,8 +334,7 @@ class Processor:
                 verdict = await self._run(work)
                 if isinstance(verdict, Dead):
                     # Confirmed before the guard knows of it, and while the claim is still ours.
-                    moved = await self._bury(work.delivery, verdict, work.envelope.event_type)
-                    verdict = Done(_BURIED[moved])
+                    verdict = Done(await self._moves.bury(work.delivery, verdict, work.envelope.event_type))
         except ClaimLostError as error:
             return Again(HOLDER_WAIT_SECONDS, error, work.failures)
         except (asyncio.CancelledError, Exception):
@@ -430,90 +396,17 @@ class Processor:
     async def _conclude(self, delivery: Delivery, verdict: Verdict, event_type: str) -> None:
         """Settle it; or, in order, have it rest in its line instead of a delay level."""
         if self._lines is None or delivery.key is None or not isinstance(verdict, Later):
-            await self._settle(delivery, verdict, event_type)
+            await self._moves.settle(delivery, verdict, event_type)
         elif (left_seconds := self._left_seconds(delivery)) < 0:
             _log.warning("messages given back", reason="one waited for as long as the broker allows")
             delivery.give_back()
         elif delivery.is_ours:
-            self._count_retry(verdict, event_type)
+            self._moves.count_retry(verdict, event_type)
             self._lines.rest(delivery.key, delivery, min(verdict.seconds, left_seconds))
-
-    async def _settle(self, delivery: Delivery, verdict: Verdict, event_type: str) -> None:
-        """Move a copy where it has to go, then acknowledge."""
-        match verdict:
-            case Dead():
-                outcome = _BURIED[await self._bury(delivery, verdict, event_type)]
-            case Later():
-                outcome = _PUT_OFF[await self._put_off(delivery, verdict, event_type)]
-            case Done(outcome):
-                pass
-            case _:
-                assert_never(verdict)
-        delivery.ack(finished=outcome in FINISHED)
-        _log.info("message settled", outcome=outcome)
-        metrics.events_consumed.labels(self._queue, event_type, outcome).inc()
-
-    async def _bury(self, delivery: Delivery, dead: Dead, event_type: str) -> _Move:
-        _log.error("message dead-lettered", reason=dead.reason, attempts=dead.failures, exc_info=dead.error)
-        fail_span(dead.error)
-        metrics.events_dead_lettered.labels(self._queue, event_type, dead.reason).inc()
-        if self._parked is not None and delivery.key is not None and delivery.event is not None:
-            _, event_id, generation = delivery.event
-            mark = self._parked.park(delivery.key, str(event_id), generation)
-            moved = await self._write(delivery, delivery.key, mark, self._parked)
-            if moved is not _Move.DONE:
-                return moved
-        return await self._move(delivery, delivery.dead_letter(dead))
-
-    async def _write(self, delivery: Delivery, key: str, mark: Outgoing, parked: ParkedKeys) -> _Move:
-        """Have the log of parked keys say it."""
-        try:
-            return await self._move(delivery, mark)
-        finally:
-            parked.written(key)
-
-    async def _put_off(self, delivery: Delivery, later: Later, event_type: str) -> _Move:
-        self._count_retry(later, event_type)
-        return await self._move(delivery, delivery.delayed(later))
-
-    def _count_retry(self, later: Later, event_type: str) -> None:
-        error = printable(type(later.error).__name__) if later.error else "waiting"
-        if later.error:
-            fail_span(later.error)
-        _log.info("message put off", delay_seconds=later.seconds, error=error)
-        metrics.events_retried.labels(self._queue, event_type, error).inc()
 
     async def forward(self, message: Outgoing) -> bool:
         """Publish a message of our own, confirmed."""
         return await self._publisher.forward(message)
-
-    async def _move(self, delivery: Delivery, message: Outgoing) -> _Move:
-        """Publish until the broker has the copy, or until it is certain that it can't have it."""
-        backoff = Backoff(first_seconds=0.5)
-        while delivery.is_ours:
-            try:
-                with self.stalls.trying(
-                    f"a copy for {message.exchange or message.routing_key} is not published"
-                ):
-                    await self._publisher.forward(message)
-            except UnroutableError as error:
-                if message.exchange:
-                    self._publisher.renew_topology(reason=str(error))
-                else:  # a queue of the consumer's own is gone; subscribing declares it
-                    delivery.give_back()
-            except (TemporaryError, OutcomeUnknownError) as error:
-                _log.warning("copy not published yet", exchange=message.exchange, error=str(error))
-            except HybridkitError as error:
-                return self._reject(delivery, error)
-            else:
-                return _Move.DONE
-            await asyncio.sleep(backoff.next_seconds())
-        return _Move.LOST
-
-    def _reject(self, delivery: Delivery, error: HybridkitError) -> _Move:
-        _log.error("message rejected without its reason", error=printable(error))
-        delivery.reject()
-        return _Move.REJECTED
 
     def _unreadable(self, delivery: Delivery, error: PayloadError) -> Verdict:
         """What becomes of a message that this process can't read."""
