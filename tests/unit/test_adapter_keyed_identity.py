@@ -7,7 +7,7 @@ from uuid import NAMESPACE_DNS, uuid5
 
 import httpx
 import pytest
-from fastapi import Depends, FastAPI, Header, Response, Security
+from fastapi import APIRouter, Cookie, Depends, FastAPI, Header, Response, Security
 from fastapi.security import APIKeyHeader, APIKeyQuery
 from pydantic import BaseModel
 from starlette.applications import Starlette
@@ -74,33 +74,21 @@ class Wishes(BaseModel):
     x_size: str = ""
 
 
-@pytest.mark.parametrize("where", ["route", "dependency", "model"])
+@pytest.mark.parametrize("where", ["route", "model"])
 async def test_a_header_that_the_route_declares_is_part_of_the_request(
     app: FastAPI, serve_keyed: Api, done: list[Any], where: str
 ) -> None:
     """Another value under one key is refused, whoever sends it; what belongs to one attempt may differ."""
 
-    def size(x_size: Annotated[str, Header()], x_request_id: Annotated[str, Header()]) -> str:
-        assert x_request_id
-        return x_size
-
     async def by_route(x_size: Annotated[str, Header()]) -> str:
         done.append(x_size)
         return x_size
-
-    async def by_dependency(found: Annotated[str, Depends(size)]) -> str:
-        done.append(found)
-        return found
 
     async def by_model(wishes: Annotated[Wishes, Header()]) -> str:
         done.append(wishes.x_size)
         return wishes.x_size
 
-    routes: dict[str, Callable[..., Any]] = {
-        "route": by_route,
-        "dependency": by_dependency,
-        "model": by_model,
-    }
+    routes: dict[str, Callable[..., Any]] = {"route": by_route, "model": by_model}
     app.post("/mine")(routes[where])
     async with serve_keyed(app) as client:
         answers = [
@@ -109,6 +97,136 @@ async def test_a_header_that_the_route_declares_is_part_of_the_request(
         ]
     assert [answer.status_code for answer in answers] == [200, 422, 200]
     assert (answers[1].json()["code"], answers[2].json(), done) == ("KEY_REUSED", "S", ["S"])
+
+
+HEADERS_OF_CALLERS = [
+    "x-employee-no",
+    "x-who",
+    "x-telegram-init-data",
+    "x-ssl-client-dn",
+    "x-consumer-username",
+    "x-amzn-oidc-data",
+    "cf-access-jwt-assertion",
+    "x-forwarded-email",
+    "x-sso",
+    "x-signed-by",
+]
+PLACES = ["route dependency", "router dependency", "inner dependency", "scheme", "request", "none", "plain"]
+
+
+def _serve_at(app: FastAPI, place: str, header: str, done: list[Any]) -> None:
+    """Add `POST /mine`, which answers with the header's value, read where the place says."""
+
+    def read(value: Annotated[str, Header(alias=header)]) -> str:
+        return value
+
+    def read_further(value: Annotated[str, Depends(read)]) -> str:
+        return value
+
+    def read_request(request: Request) -> str:
+        return request.headers[header]
+
+    async def mine(request: Request) -> Response:
+        done.append(request.headers[header])
+        return Response(request.headers[header])
+
+    dependencies: dict[str, Any] = {
+        "route dependency": Depends(read),
+        "inner dependency": Depends(read_further),
+        "scheme": Security(APIKeyHeader(name=header)),
+        "request": Depends(read_request),
+    }
+    if place == "plain":
+        app.add_route("/mine", mine, methods=["POST"])
+    elif place == "router dependency":
+        router = APIRouter(dependencies=[Depends(read)])
+        router.post("/mine")(mine)
+        app.include_router(router)
+    else:
+        app.post("/mine", dependencies=[dependencies[place]] if place in dependencies else [])(mine)
+
+
+@pytest.mark.parametrize("place", PLACES)
+async def test_no_header_of_whatever_name_lets_one_caller_have_the_answer_of_another(
+    app: FastAPI, serve_keyed: Api, done: list[Any], place: str
+) -> None:
+    """What a dependency or a scheme reads says who calls; what nobody is known to read makes another request."""
+    async with serve_keyed(app) as client:
+        for header in HEADERS_OF_CALLERS:
+            done.clear()
+            one = FastAPI()
+            _serve_at(one, place, header, done)
+            app.router.routes[:] = [*one.router.routes, *app.router.routes]
+            answers = [
+                await client.post("/mine", headers=key(header) | {header: value})
+                for value in ("ann", "bea", "ann")
+            ]
+            assert answers[0].text == answers[2].text == "ann", header
+            if place in ("request", "none", "plain") and answers[1].status_code == 422:
+                assert problem(answers[1]) == (422, "KEY_REUSED")
+                assert done == ["ann"]
+            else:
+                assert (answers[1].text, done) == ("bea", ["ann", "bea"]), header
+
+
+async def test_cookies_and_parameters_that_dependencies_read_part_keys(
+    app: FastAPI, serve_keyed: Api, done: list[Any]
+) -> None:
+    def read(who: str, badge: Annotated[str, Cookie()]) -> str:
+        return who + badge
+
+    @app.post("/mine")
+    async def mine(by: Annotated[str, Depends(read)]) -> str:
+        done.append(by)
+        return by
+
+    async with serve_keyed(app) as client:
+        for who, badge in (("a", "1"), ("b", "1"), ("a", "2"), ("a", "1")):
+            headers = key("k") | {"cookie": f"badge={badge}"}
+            assert (await client.post("/mine", params={"who": who}, headers=headers)).json() == who + badge
+    assert done == ["a1", "b1", "a2"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+async def test_what_belongs_to_one_attempt_may_differ_wherever_it_is_read(
+    app: FastAPI, serve_keyed: Api, done: list[Any], place: str
+) -> None:
+    """Tracing, forwarding, the caller's program: a scheme that declares one of them as a key is the exception."""
+    async with serve_keyed(app) as client:
+        for header in (
+            "traceparent",
+            "tracestate",
+            "baggage",
+            "x-b3-traceid",
+            "x-cloud-trace-context",
+            "x-amzn-trace-id",
+            "x-request-id",
+            "x-correlation-id",
+            "x-forwarded-for",
+            "x-forwarded-proto",
+            "x-forwarded-port",
+            "x-real-ip",
+            "forwarded",
+            "via",
+            "cf-ray",
+            "cache-control",
+            "pragma",
+            "user-agent",
+            "origin",
+            "referer",
+            "sec-fetch-site",
+            "dnt",
+            "priority",
+            "x-retry-count",
+            "date",
+        ):
+            done.clear()
+            one = FastAPI()
+            _serve_at(one, place, header, done)
+            app.router.routes[:] = [*one.router.routes, *app.router.routes]
+            for value in ("1", "2"):
+                await client.post("/mine", headers=key(header) | {header: value})
+            assert done == (["1", "2"] if place == "scheme" else ["1"]), header
 
 
 class _Person:

@@ -8,6 +8,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from enum import Enum, auto
 from functools import partial
 from typing import Any, Final, NamedTuple, cast
 from urllib.parse import parse_qsl, quote
@@ -23,7 +24,7 @@ type Scope = Mapping[str, Any]
 
 _CREDENTIAL = re.compile(
     r"auth|token|api-?key|access-?key|secret|session|signature|credential|passw|cert|cookie|jwt|assertion|principal"
-    r"|identity|subject|client-?(?:id|name)|app-?id|init-data|user-?name"
+    r"|identity|oidc|saml|subject|client-?(?:id|name)|ssl-client|tls-client|app-?id|init-data|user-?name"
     r"|(?:^|-)(?:user|uid|key|sid|pin|otp|login|email|badge|ticket)(?:-|$)|(?:^|-)client$"
 )
 _PARTY = re.compile(
@@ -31,11 +32,24 @@ _PARTY = re.compile(
     r"|(?:^|-)(?:org|orgid|team|project|shop|store|site|domain|roles?|scopes?|groups?|as|member|actor|caller|consumer"
     r"|merchant|partner|vendor|seller|owner|employee|player|wallet|device)(?:-|$)"
 )
-_NEITHER = re.compile(r"csrf|xsrf|user-agent|^idempotency-key$|^sec-")
 _OF_ONE_ATTEMPT = re.compile(
-    r"(?:^|-)(?:request-id|correlation|trace\w*|span|baggage|sentry|retry|attempts?|timeout|deadline|date|timestamp|nonce"
-    r"|dpop|forwarded|real-ip|client-ip|referer|origin)(?:-|$)|^(?:via|connection|content-length|cache-control|pragma)$"
+    r"(?:x-)?(?:request|correlation|causation|amzn-request|amz-request|amz-cf|kong-request|ms-request|ms-client-request)-id"
+    r"|(?:x-)?(?:request-timeout|request-deadline|request-start|queue-start|deadline|timeout)"
+    r"|(?:x-)?(?:retry|retry-count|retry-attempt|attempt|attempts|attempt-count|date|amz-date|timestamp|nonce)|dpop"
+    # tracing
+    r"|traceparent|tracestate|baggage|b3|x-b3-.+|sentry-trace|newrelic|uber-trace-id|uberctx-.+|x-datadog-.+"
+    r"|x-cloud-trace-context|x-amzn-trace-id|x-trace-id|x-span-id|x-ot-span-context|ot-tracer-.+|grpc-trace-bin"
+    # the way here
+    r"|(?:x-)?forwarded|x-forwarded-(?:for|proto|protocol|port|scheme|ssl|server|prefix|path|uri|by)|via|cdn-loop|x-scheme"
+    r"|x-real-ip|x-client-ip|x-cluster-client-ip|true-client-ip|fastly-client-ip|fly-client-ip|x-real-port"
+    r"|cf-(?:connecting-ip|connecting-ipv6|pseudo-ipv4|ray|ipcountry|visitor|ew-via|worker|request-id)|x-varnish|x-timer"
+    r"|x-envoy-(?!original).+|x-azure-(?:ref|clientip|socketip|requestchain|fdid)|x-arr-log-id|fly-(?:region|request-id)"
+    r"|connection|proxy-connection|keep-alive|te|trailer|transfer-encoding|upgrade|host|content-length|expect"
+    # the caller's program
+    r"|user-agent|origin|referer|referrer|sec-.+|dnt|priority|save-data|upgrade-insecure-requests|x-requested-with"
+    r"|cache-control|pragma|.*(?:csrf|xsrf).*|idempotency-.+"
 )
+"""What says nothing of who calls and what for, and may differ from one attempt to the next."""
 _KNOWN = re.compile(
     r"(?:^|_)(?:user|auth|principal|identity|subject|claims|caller|actor|member|account|tenant|org|organi[sz]ation)(?:_|$)"
 )
@@ -45,45 +59,13 @@ _CREDENTIAL_PARAMETER = re.compile(
     r"(?:api|access|auth|session)?-?(?:key|token|auth|session|sid|jwt|sig|signature)(?:-id)?"
 )
 
-_NEGOTIATED: Final = frozenset(
-    {
-        b"accept",
-        b"accept-charset",
-        b"accept-encoding",
-        b"accept-language",
-        b"accept-version",
-        b"api-version",
-        b"content-encoding",
-        b"content-language",
-        b"content-type",
-        b"if-match",
-        b"if-modified-since",
-        b"if-none-match",
-        b"if-unmodified-since",
-        b"prefer",
-        b"range",
-        b"x-api-version",
-        b"x-currency",
-        b"x-http-method",
-        b"x-http-method-override",
-        b"x-lang",
-        b"x-language",
-        b"x-locale",
-        b"x-method-override",
-        b"x-original-url",
-        b"x-rewrite-url",
-        b"x-time-zone",
-        b"x-timezone",
-    }
-)
-
 
 class Declared(NamedTuple):
     """What a route says that it reads of a request, beyond what every request may have.
 
     Attributes:
         secret_headers: those that hold API keys; in lower case, as all of these.
-        secret_parameters: of the query, as they are written.
+        secret_parameters: of the query, as they are written; also what else its dependencies take from there.
         of_dependencies: headers that its dependencies take, to find out who calls or otherwise.
         of_route: headers that its function takes.
     """
@@ -102,8 +84,9 @@ def claim_name(scope: Scope, key: str, declared: Declared, *, internal: bool) ->
 
     The caller is the verified principal, where there is one: the context's user, or the user of Starlette's
     authentication. Otherwise it is all that could prove who it is: `Authorization`, cookies, API keys, sessions, the
-    client's certificate. What else parts callers from each other always counts: a tenant, and what middleware has put
-    into the scope about them. None of it can be read from the name.
+    client's certificate, and by whatever name, all that the route's dependencies read. What else parts callers from
+    each other always counts: a tenant, and what middleware has put into the scope about them. None of it can be read
+    from the name.
 
     Args:
         scope: of the request, as far as it has come: what its dependencies found out counts.
@@ -127,26 +110,37 @@ def claim_name(scope: Scope, key: str, declared: Declared, *, internal: bool) ->
     return claim_key("http", who, *what)
 
 
-def request_payload(scope: Scope, body: bytes, declared: Declared, *, internal: bool) -> bytes:
-    """What a repetition has in common with the first request: query, body, wishes, and headers that its route reads.
+def request_payload(scope: Scope, body: bytes, declared: Declared) -> bytes:
+    """What a repetition has in common with the first request: query, body, and all headers that are of the request.
 
-    Those that its dependencies read don't count once they have found out who calls.
+    A header that nobody knows counts: whoever reads it, in whatever way, an answer is given to no other value of it.
+    Those that only its dependencies read tell who calls.
     """
-    read = declared.of_route
-    if _principal(scope, internal=internal) is None:
-        read |= declared.of_dependencies
-    read = frozenset(name for name in read - declared.secret_headers if not _is_of_caller_or_attempt(name))
-    wanted = sorted((name, value) for name, value in scope["headers"] if name in _NEGOTIATED or name in read)
+    read = declared._replace(of_dependencies=declared.of_dependencies - declared.of_route)
+    wanted = sorted((name, value) for name, value in scope["headers"] if _kind(name, read) is _Kind.REQUEST)
     return _digest([scope["query_string"], body, *(part for field in wanted for part in field)])
 
 
-def _is_of_caller_or_attempt(name: bytes) -> bool:
-    kinds = (_NEITHER, _OF_ONE_ATTEMPT, _PARTY, _CREDENTIAL)
-    return any(kind.search(_word(name)) for kind in kinds)
+class _Kind(Enum):
+    """What a header is about."""
+
+    CREDENTIAL = auto()
+    PARTY = auto()
+    ATTEMPT = auto()
+    REQUEST = auto()
 
 
-def _word(name: bytes) -> str:
-    return name.decode("latin-1").replace("_", "-")
+def _kind(name: bytes, declared: Declared) -> _Kind:
+    word = name.decode("latin-1").replace("_", "-")
+    if name in declared.secret_headers:
+        return _Kind.CREDENTIAL
+    if _OF_ONE_ATTEMPT.fullmatch(word):
+        return _Kind.ATTEMPT
+    if _PARTY.search(word):
+        return _Kind.PARTY
+    if name in declared.of_dependencies or _CREDENTIAL.search(word):
+        return _Kind.CREDENTIAL
+    return _Kind.REQUEST
 
 
 def _principal(scope: Scope, *, internal: bool) -> str | None:
@@ -173,15 +167,13 @@ def _tell_apart(scope: Scope, declared: Declared) -> tuple[list[bytes], list[byt
     parties: list[tuple[bytes, bytes]] = []
     credentials: list[tuple[bytes, bytes]] = []
     for name, value in scope["headers"]:
-        word = _word(name)
-        if name in declared.secret_headers:
-            credentials.append((name, value))
-        elif _NEITHER.search(word):
-            continue
-        elif _PARTY.search(word):
-            parties.append((name, value))
-        elif _CREDENTIAL.search(word):
-            credentials.append((name, value))
+        match _kind(name, declared):
+            case _Kind.PARTY:
+                parties.append((name, value))
+            case _Kind.CREDENTIAL:
+                credentials.append((name, value))
+            case _:
+                pass
     for word, text in parse_qsl(scope["query_string"].decode("latin-1")):
         kind = word.lower().replace("_", "-")
         if word in declared.secret_parameters or _CREDENTIAL_PARAMETER.fullmatch(kind):

@@ -168,7 +168,7 @@ class KeyedRequest:
             UnavailableError: Redis is down, and the guard refuses.
         """
         self._name = claim_name(self._scope, self._key, declared, internal=self._internal)
-        payload = request_payload(self._scope, self._body, declared, internal=self._internal)
+        payload = request_payload(self._scope, self._body, declared)
         try:
             before = await self._attempt.begin(self._name, payload)
         except KeyReusedError as reused:

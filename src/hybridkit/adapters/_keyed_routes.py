@@ -12,10 +12,11 @@ from functools import wraps
 from typing import Any, Final
 
 from fastapi import HTTPException, Request
+from fastapi._compat import ModelField
 from fastapi.dependencies.models import Dependant
 from fastapi.dependencies.utils import get_dependant
-from fastapi.openapi.models import APIKeyIn
-from fastapi.security.api_key import APIKeyBase
+from fastapi.openapi.models import APIKey, APIKeyIn
+from fastapi.params import Header
 from pydantic import BaseModel
 from starlette.routing import Host, Match, Mount
 
@@ -89,16 +90,21 @@ class _Claiming:
 
 def _declared(dependant: Dependant) -> Declared:
     inner = list(_inner(dependant))
-    calls: list[Any] = [each.call for each in inner]
-    schemes = [call.model for call in calls if isinstance(call, APIKeyBase)]
+    models = [getattr(each.call, "model", None) for each in inner]
+    schemes = [model for model in models if isinstance(model, APIKey)]
+    in_query = {scheme.name for scheme in schemes if scheme.in_ is APIKeyIn.query}
+    in_query.update(name for each in inner for name in _names(each.query_params))
+    in_headers = {scheme.name for scheme in schemes if scheme.in_ is APIKeyIn.header}
     return Declared(
-        secret_headers=frozenset(
-            scheme.name.lower().encode() for scheme in schemes if scheme.in_ is APIKeyIn.header
-        ),
-        secret_parameters=frozenset(scheme.name for scheme in schemes if scheme.in_ is APIKeyIn.query),
-        of_dependencies=frozenset(name for each in inner for name in _headers(each)),
-        of_route=frozenset(_headers(dependant)),
+        secret_headers=_as_sent(in_headers),
+        secret_parameters=frozenset(in_query),
+        of_dependencies=_as_sent(name for each in inner for name in _names(each.header_params)),
+        of_route=_as_sent(_names(dependant.header_params)),
     )
+
+
+def _as_sent(names: Iterable[str]) -> frozenset[bytes]:
+    return frozenset(name.lower().encode("latin-1") for name in names)
 
 
 def _inner(dependant: Dependant) -> Iterator[Dependant]:
@@ -107,16 +113,16 @@ def _inner(dependant: Dependant) -> Iterator[Dependant]:
         yield from _inner(each)
 
 
-def _headers(dependant: Dependant) -> Iterator[bytes]:
-    """Their names; several at once may be declared as a model."""
-    for parameter in dependant.header_params:
+def _names(parameters: Iterable[ModelField]) -> Iterator[str]:
+    """What they are called in a request; several at once may be declared as a model."""
+    for parameter in parameters:
         model = parameter.field_info.annotation
-        if isinstance(model, type) and issubclass(model, BaseModel):
-            fields = model.model_fields.items()
-            names = [field.alias or name.replace("_", "-") for name, field in fields]
-        else:
-            names = [parameter.alias]
-        yield from (name.lower().encode() for name in names)
+        if not isinstance(model, type) or not issubclass(model, BaseModel):
+            yield parameter.alias
+            continue
+        for name, field in model.model_fields.items():
+            in_header = isinstance(parameter.field_info, Header)
+            yield field.alias or (name.replace("_", "-") if in_header else name)
 
 
 def _once(call: Callable[..., Any]) -> Callable[..., Any]:
