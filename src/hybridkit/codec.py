@@ -21,11 +21,13 @@ from hybridkit.errors import FieldError, MalformedPayloadError, PayloadTooLargeE
 __all__ = [
     "MAX_FIELD_ERRORS",
     "MAX_MESSAGE_BYTES",
+    "InexactFloat",
     "Timestamp",
     "canonical_json",
     "check_readable",
     "check_size",
     "decode_json",
+    "decode_numbers",
     "decode_object",
     "encode_json",
     "field_errors",
@@ -127,10 +129,15 @@ def canonical_json(value: Any) -> bytes:
     return _dumps(value, orjson.OPT_SORT_KEYS)
 
 
-def decode_json(body: bytes, *, limit_bytes: int = MAX_MESSAGE_BYTES) -> Any:
+def decode_json(body: bytes, *, limit_bytes: int = MAX_MESSAGE_BYTES, as_written: bool = False) -> Any:
     """The value in those bytes (RFC 8259, UTF-8, no NaN and nothing infinite, at most 200 levels deep).
 
     Integers are exact, however long they are.
+
+    Args:
+        body: JSON.
+        limit_bytes: of the body.
+        as_written: a number that no float is becomes an `InexactFloat`, which knows how it was written.
 
     Raises:
         PayloadTooLargeError: over the limit; nothing was parsed.
@@ -138,14 +145,47 @@ def decode_json(body: bytes, *, limit_bytes: int = MAX_MESSAGE_BYTES) -> Any:
     """
     _judged(body, limit_bytes)
     try:
-        return from_json(body)  # which keeps integers over 64 bits, where orjson makes floats of them
+        # pydantic keeps integers over 64 bits, where orjson makes floats of them.
+        return decode_numbers(body) if as_written else from_json(body)
     except ValueError as error:
         raise MalformedPayloadError(f"the body can't be read: {error}") from None
 
 
-def decode_object(body: bytes, *, limit_bytes: int = MAX_MESSAGE_BYTES) -> dict[str, Any]:
+class InexactFloat(float):
+    """The float next to a number in JSON that no float is: `0.1000000000000000000001`, `1e-400`.
+
+    Attributes:
+        token: the number as it was written; `encode_json` writes it so again.
+    """
+
+    token: str
+
+
+def decode_numbers(body: bytes) -> Any:
+    """The value in bytes that `decode_json` takes, with an `InexactFloat` for each number that no float is."""
+    if not _MAYBE_INEXACT.search(body):
+        return from_json(body)
+    return json.loads(body, parse_float=_written)
+
+
+_MAYBE_INEXACT: Final = re.compile(rb"[0-9.]{17}|[0-9][eE][+-]?[0-9]{2}")
+"""Up to 15 digits and an exponent of one digit are safe, https://en.cppreference.com/w/c/types/limits."""
+
+
+def _written(token: str) -> float:
+    number = float(token)
+    if Decimal(token) == Decimal(repr(number)):
+        return number
+    inexact = InexactFloat(number)
+    inexact.token = token
+    return inexact
+
+
+def decode_object(
+    body: bytes, *, limit_bytes: int = MAX_MESSAGE_BYTES, as_written: bool = False
+) -> dict[str, Any]:
     """As `decode_json`, for a body that has to be a JSON object."""
-    return _object(decode_json(body, limit_bytes=limit_bytes))
+    return _object(decode_json(body, limit_bytes=limit_bytes, as_written=as_written))
 
 
 def peek_object(body: bytes, *, limit_bytes: int = MAX_MESSAGE_BYTES) -> dict[str, Any]:
@@ -262,6 +302,8 @@ _TOO_LONG: Final = "Integer exceeds 64-bit range"
 def _encode_scalar(value: Any) -> Any:
     if isinstance(value, datetime):
         return format_timestamp(value)
+    if isinstance(value, InexactFloat):
+        return orjson.Fragment(value.token)
     if isinstance(value, Decimal):
         return _decimal_text(value)
     if isinstance(value, BaseModel):

@@ -32,7 +32,7 @@ import orjson
 from pydantic import AfterValidator, PlainValidator, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError, from_json
 
-from hybridkit.codec import encode_json, in_utc, truncate_timestamp
+from hybridkit.codec import InexactFloat, encode_json, in_utc, truncate_timestamp
 from hybridkit.errors import InvalidQueryError
 
 __all__ = ["And", "Compare", "Field", "Filter", "Not", "Operator", "Or", "operand_type"]
@@ -286,6 +286,8 @@ def _number(value: object) -> int | Decimal:
             pass
         case int():
             return value
+        case InexactFloat():
+            return Decimal(value.token)
         case float() if isfinite(value):
             return Decimal(repr(value))
         case Decimal() if value.is_finite():

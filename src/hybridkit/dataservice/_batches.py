@@ -4,9 +4,9 @@ from typing import Any, Final, Literal, assert_never
 
 from pydantic import TypeAdapter
 
-from hybridkit.codec import encode_json, validate_json
+from hybridkit.codec import decode_numbers, encode_json, validate_json
 from hybridkit.contract import BatchGet, BatchRecord, BatchWrite
-from hybridkit.dataservice._bodies import Bodies, read_id, read_tag
+from hybridkit.dataservice._bodies import Bodies, read_id, read_tag, with_numbers
 from hybridkit.dataservice._operations import Operation
 from hybridkit.errors import FieldError, InvalidRequestError
 from hybridkit.ids import derived_id
@@ -47,7 +47,8 @@ def read_batch(bodies: Bodies, kind: BatchKind, body: bytes, *, call: str) -> tu
     """
     batch = validate_json(_BATCH_WRITE, body, what="the batch", strict=True)
     read = _Items(bodies, kind, call)
-    return tuple(read.operation(item, f"items/{index}") for index, item in enumerate(batch.items))
+    items = with_numbers(batch.items, decode_numbers(body)["items"])
+    return tuple(read.operation(item, f"items/{index}") for index, item in enumerate(items))
 
 
 class _Items:

@@ -1,17 +1,24 @@
 """From bodies to operations: validated by the models that a resource declares, all problems at once, no values told."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from functools import cached_property
 from itertools import islice
 from typing import Any, Final, Literal, NoReturn, assert_never, cast
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model
-from pydantic_core import from_json
 from typing_extensions import TypeVar
 
 from hybridkit import contract
-from hybridkit.codec import MAX_FIELD_ERRORS, encode_json, field_errors, validate_json
+from hybridkit.codec import (
+    MAX_FIELD_ERRORS,
+    InexactFloat,
+    decode_numbers,
+    encode_json,
+    field_errors,
+    validate_json,
+)
 from hybridkit.contract import Transaction
 from hybridkit.dataservice._losses import losses
 from hybridkit.dataservice._members import fields_by_member, patch_as_stored, values_of
@@ -26,7 +33,16 @@ from hybridkit.filters import Filter
 from hybridkit.header_fields import read_tags
 from hybridkit.queries import Query
 
-__all__ = ["Bodies", "closed", "read_id", "read_operations", "read_tag", "read_transaction", "validate"]
+__all__ = [
+    "Bodies",
+    "closed",
+    "read_id",
+    "read_operations",
+    "read_tag",
+    "read_transaction",
+    "validate",
+    "with_numbers",
+]
 
 
 class _Closed(BaseModel):
@@ -206,6 +222,11 @@ class Bodies:
             for name in increment
             if self.resource.number_of(name) is None
         ]
+        found += [
+            FieldError(f"/{at}/increment/{name[:100]}", "decimal_parsing", "no float is this number")
+            for name, amount in increment.items()
+            if isinstance(amount, InexactFloat) and self.resource.number_of(name) is Decimal
+        ]
         if found:
             raise InvalidRequestError(
                 f"an increment adds to numbers that an update of {self.resource.name} may change",
@@ -220,7 +241,22 @@ def read_transaction(body: bytes) -> Transaction:
     Raises:
         MalformedPayloadError: no transaction.
     """
-    return validate_json(_TRANSACTION, body, what="the transaction", strict=True)
+    found = validate_json(_TRANSACTION, body, what="the transaction", strict=True)
+    written = decode_numbers(body)["operations"]
+    return found.model_copy(update={"operations": with_numbers(found.operations, written)})
+
+
+def with_numbers[T: BaseModel](parts: Sequence[T], written: Sequence[Mapping[str, Any]]) -> tuple[T, ...]:
+    """Operations or items with the numbers as they were written, of which pydantic makes floats.
+
+    Args:
+        parts: of a body.
+        written: the same by `decode_numbers`.
+    """
+    return tuple(
+        part.model_copy(update={name: one[name] for name in ("data", "increment") if name in one})
+        for part, one in zip(parts, written, strict=True)
+    )
 
 
 def read_operations(transaction: Transaction, bodies: Mapping[str, Bodies]) -> tuple[Operation, ...]:
@@ -333,7 +369,7 @@ def validate(model: type[BaseModel], body: bytes, *, at: str = "") -> BaseModel:
         found = model.model_validate_json(body, strict=True)
     except ValidationError as error:
         _refuse(field_errors(error), at)
-    lost = tuple(islice(losses(from_json(body), found), MAX_FIELD_ERRORS))
+    lost = tuple(islice(losses(decode_numbers(body), found), MAX_FIELD_ERRORS))
     if lost:
         _refuse(lost, at)
     return found

@@ -12,6 +12,7 @@ from uuid import UUID
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from hybridkit.codec import InexactFloat
 from hybridkit.dataservice._members import fields_by_member
 from hybridkit.errors import FieldError
 
@@ -35,7 +36,7 @@ def losses(given: Any, kept: Any, at: str = "") -> Iterator[FieldError]:
     """Every place where the model kept something else than was sent.
 
     Args:
-        given: as JSON has it.
+        given: as JSON has it, by `decode_numbers`.
         kept: the same by a model.
         at: a JSON pointer to it.
     """
@@ -127,7 +128,9 @@ def _in_decimal(given: Any, kept: Decimal, at: str) -> Iterator[FieldError]:
         yield FieldError(at, "finite_number", f"these are {DECIMALS}")
     elif isinstance(given, str) and not _DECIMAL.fullmatch(given):
         yield FieldError(at, "decimal_parsing", "a decimal has the digits 0 to 9, a point and an exponent")
-    elif isinstance(given, float) and len(kept.normalize().as_tuple().digits) > FLOAT_DIGITS:
+    elif isinstance(given, InexactFloat) or (
+        isinstance(given, float) and len(kept.normalize().as_tuple().digits) > FLOAT_DIGITS
+    ):
         yield FieldError(at, "decimal_parsing", "a decimal of so many digits is exact as text only")
 
 

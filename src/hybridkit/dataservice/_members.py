@@ -10,7 +10,7 @@ from typing import Any, cast
 import orjson
 from pydantic import AliasChoices, AliasPath, BaseModel, TypeAdapter
 
-from hybridkit.codec import encode_json
+from hybridkit.codec import InexactFloat, encode_json
 
 __all__ = ["dumped", "fields_by_member", "patch_as_stored", "values_of"]
 
@@ -34,12 +34,12 @@ def values_of(model: BaseModel, *, only: Collection[str] | None = None) -> dict[
     """
     found = model.model_dump(by_alias=True, round_trip=True, include=None if only is None else set(only))
     shown = {name: info.serialization_alias or name for name, info in type(model).model_fields.items()}
-    return {name: _with_text_keys(found[alias]) for name, alias in shown.items() if alias in found}
+    return {name: _as_stored(found[alias]) for name, alias in shown.items() if alias in found}
 
 
 def dumped(adapter: TypeAdapter[Any], value: Any) -> Any:
     """A value of a field as it is stored."""
-    return _with_text_keys(adapter.dump_python(value, by_alias=True, round_trip=True))
+    return _as_stored(adapter.dump_python(value, by_alias=True, round_trip=True))
 
 
 def patch_as_stored(sent: Any, kept: Any) -> Any:
@@ -82,14 +82,16 @@ def _taken(name: str, alias: str | AliasPath | AliasChoices | None, *, by_name: 
             yield head
 
 
-def _with_text_keys(value: Any) -> Any:
-    """With the keys of dictionaries as JSON has them, which has texts only."""
+def _as_stored(value: Any) -> Any:
+    """With texts as the keys of dictionaries, as JSON has them, and numbers in documents as floats."""
     match value:
         case dict():
             members = cast("dict[object, Any]", value)
-            return {_key(key): _with_text_keys(member) for key, member in members.items()}
+            return {_key(key): _as_stored(member) for key, member in members.items()}
         case list():
-            return [_with_text_keys(member) for member in cast("list[Any]", value)]
+            return [_as_stored(member) for member in cast("list[Any]", value)]
+        case InexactFloat():
+            return float(value)
         case _:
             return value
 

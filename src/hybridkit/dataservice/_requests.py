@@ -209,13 +209,13 @@ async def read_body(request: ContractRequest) -> bytes:
 
 
 async def read_object(request: ContractRequest) -> tuple[bytes, dict[str, Any]]:
-    """The body as it came, and as the JSON object that it is.
+    """The body as it came, and as the JSON object that it is, its numbers as exact as they were written.
 
     Raises:
         MalformedPayloadError: it is none; otherwise as `read_body`.
     """
     body = await read_body(request)
-    return body, decode_object(body, limit_bytes=MAX_BODY_BYTES)
+    return body, decode_object(body, limit_bytes=MAX_BODY_BYTES, as_written=True)
 
 
 def fingerprint(request: ContractRequest, members: Mapping[str, Any] | None) -> bytes:
