@@ -14,7 +14,8 @@ application properties, which are message headers in AMQP 0-9-1, and leaves the 
 `cloudEvents_id` or `cloudEvents:id` by the binding for AMQP, or `ce-id` or `ce_id` as the bindings for HTTP and Kafka
 have it, which some SDKs use for RabbitMQ too. Batches are refused: each event is a message of its own.
 
-Of what the specification leaves open: an event without `time` has happened when it is read; without `data` it has no
+Of what the specification leaves open: an event without `time` has happened when it is read, and a consumer's copies of
+it (retries, dead letters) keep the time of the first reading in the header `hk_first_read_at`; without `data` it has no
 fields; `data_base64` holds JSON. An `id` that is no lower-case UUID, which any text may be, stands behind an event id
 that is derived from `source` and `id`, the same at each delivery (`EventEnvelope.original_id` has the text). A
 `causationid` that is no UUID and unknown extensions are left out.
@@ -40,6 +41,7 @@ from hybridkit.codec import (
     format_timestamp,
     now,
     peek_object,
+    truncate_timestamp,
 )
 from hybridkit.context import is_context_id
 from hybridkit.envelope import EventEnvelope, read_envelope
@@ -74,6 +76,9 @@ _NAMES: Final = {
 }
 _REQUIRED: Final = ("id", "source", "type")
 
+FIRST_READ_AT: Final = "hk_first_read_at"
+"""The header of a copy that says when an event without `time` was read for the first time."""
+
 type _Mode = Literal["structured", "binary"]
 
 
@@ -84,11 +89,13 @@ class Wire(NamedTuple):
         members: of the envelope.
         body: the same as JSON.
         original_id: of a CloudEvent, the `id` as its source gave it; None for an envelope.
+        is_timed: whether it says itself when it happened.
     """
 
     members: dict[str, Any]
     body: bytes
     original_id: str | None = None
+    is_timed: bool = True
 
 
 def to_structured(envelope: EventEnvelope[Any]) -> bytes:
@@ -171,7 +178,7 @@ def read_wire(
     if mode is not None:
         return _read(mode, body, headers, limit_bytes)
     members = decode_object(body, limit_bytes=limit_bytes)
-    return _of_structured(members) if _is_structured(members) else Wire(members, body)
+    return _of_structured(members, headers) if _is_structured(members) else Wire(members, body)
 
 
 def _envelope(wire: Wire, registry: EventRegistry) -> EventEnvelope[Any]:
@@ -208,41 +215,43 @@ def _is_structured(members: Mapping[str, Any]) -> bool:
 
 def _read(mode: _Mode, body: bytes, headers: Mapping[str, object], limit_bytes: int) -> Wire:
     if mode == "structured":
-        return _of_structured(decode_object(body, limit_bytes=limit_bytes))
+        return _of_structured(decode_object(body, limit_bytes=limit_bytes), headers)
     check_size(body, limit_bytes=limit_bytes)
     prefix = _prefix(headers) or HEADER_PREFIX
     named = {name.removeprefix(prefix): headers[name] for name in headers if name.startswith(prefix)}
     attributes = {
         name: _text(name, value) for name, value in named.items() if name in {*_NAMES, "specversion"}
     }
-    return _with_fragment(attributes, body or b"{}", limit_bytes)
+    return _with_fragment(attributes, body or b"{}", headers, limit_bytes)
 
 
-def _of_structured(members: Mapping[str, Any]) -> Wire:
+def _of_structured(members: Mapping[str, Any], headers: Mapping[str, object]) -> Wire:
     attributes = {name: value for name, value in members.items() if value is not None}
     data = attributes.pop("data", None)
     encoded = attributes.pop("data_base64", None)
     if encoded is None:
-        members = {**_members(attributes), "data": {} if data is None else data}
-        return Wire(members, to_json(members), attributes["id"])
+        members = {**_members(attributes, headers), "data": {} if data is None else data}
+        return Wire(members, to_json(members), attributes["id"], is_timed="time" in attributes)
     if data is not None:
         raise _not_a_cloudevent("data_base64", "there is data already")
     try:
         octets = base64.b64decode(encoded, validate=True)
     except (TypeError, ValueError):
         raise _not_a_cloudevent("data_base64", "is not Base64") from None
-    return _with_fragment(attributes, octets, MAX_MESSAGE_BYTES)
+    return _with_fragment(attributes, octets, headers, MAX_MESSAGE_BYTES)
 
 
-def _with_fragment(attributes: Mapping[str, Any], data: bytes, limit_bytes: int) -> Wire:
+def _with_fragment(
+    attributes: Mapping[str, Any], data: bytes, headers: Mapping[str, object], limit_bytes: int
+) -> Wire:
     """With data that is JSON already, which goes on byte by byte."""
-    members = _members(attributes)
+    members = _members(attributes, headers)
     parsed = decode_json(data, limit_bytes=limit_bytes)
     body = to_json(members)[:-1] + b',"data":' + data + b"}"
-    return Wire({**members, "data": parsed}, body, attributes["id"])
+    return Wire({**members, "data": parsed}, body, attributes["id"], is_timed="time" in attributes)
 
 
-def _members(attributes: Mapping[str, Any]) -> dict[str, Any]:
+def _members(attributes: Mapping[str, Any], headers: Mapping[str, object]) -> dict[str, Any]:
     """The envelope's members but the data.
 
     Raises:
@@ -256,7 +265,7 @@ def _members(attributes: Mapping[str, Any]) -> dict[str, Any]:
     event_id = _event_id(attributes["source"], attributes["id"])
     members = {member: attributes[name] for name, member in _NAMES.items() if name in attributes}
     members |= {"event_id": event_id}
-    members.setdefault("timestamp", format_timestamp(now()))
+    members.setdefault("timestamp", format_timestamp(_first_read_at(headers) or now()))
     members.setdefault("request_id", attributes["id"] if is_context_id(attributes["id"]) else event_id)
     if not _is_uuid(members.get("causation_id")):
         members.pop("causation_id", None)
@@ -264,6 +273,14 @@ def _members(attributes: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(version, str) and version.isascii() and version.isdecimal() and len(version) <= 9:
         members["version"] = int(version)  # a header carries text
     return members
+
+
+def _first_read_at(headers: Mapping[str, object]) -> datetime | None:
+    """When an earlier reader has read it, where its copy says so."""
+    try:
+        return truncate_timestamp(datetime.fromisoformat(str(headers.get(FIRST_READ_AT))))
+    except ValueError:
+        return None
 
 
 def _event_id(source: str, original_id: str) -> str:

@@ -10,6 +10,7 @@ import orjson
 import pytest
 from pamqp import commands
 
+from hybridkit.cloudevents import read_wire
 from hybridkit.errors import MisuseError, UnroutableError
 from hybridkit.messaging import DeadLetter, DeadLetterFilter, DeadLetters
 from hybridkit.messaging._dead_letter_queue import Pace
@@ -288,3 +289,23 @@ def test_a_cloud_event_is_listed_by_its_own_type_and_id(prefix: str) -> None:
     for letter in (binary, structured):
         assert (letter.event_type, letter.event_id) == ("plant.grown", "order-17")
     assert structured.copy().content_type == "application/cloudevents+json"
+
+
+def test_a_cloud_event_is_found_by_the_id_of_the_log_too() -> None:
+    """Consumers log the id that they derive; who has only that one finds the letter."""
+    attributes = {"specversion": "1.0", "type": "plant.grown", "source": "/garden", "id": "order-17"}
+    body = orjson.dumps({**attributes, "data": {}})
+    derived = read_wire(body, {}).members["event_id"]
+    letter = letter_of(body=body, content_type="application/cloudevents+json")
+    assert letter.derived_id == derived != letter.event_id
+    assert all(DeadLetterFilter(event_id=each).matches(letter) for each in ("order-17", derived))
+    assert not DeadLetterFilter(event_id="order-18").matches(letter)
+
+
+def test_an_id_that_consumers_take_as_it_is_stands_alone() -> None:
+    """None doesn't match a letter without a derived id."""
+    number = "0197e6b2-7a6c-7000-8000-000000000000"
+    attributes = {"specversion": "1.0", "type": "plant.grown", "source": "/garden", "id": number}
+    letter = letter_of(body=orjson.dumps({**attributes, "data": {}}))
+    assert (letter.event_id, letter.derived_id) == (number, None)
+    assert not DeadLetterFilter(event_id="None").matches(letter)

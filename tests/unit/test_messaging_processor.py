@@ -4,12 +4,14 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, MutableMapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 from uuid import uuid4
 
 import orjson
 import pytest
 from pamqp.commands import Basic
+from structlog.contextvars import get_contextvars
 from structlog.testing import capture_logs
 
 from hybridkit.context import Claim, RequestContext, bind, current
@@ -332,6 +334,65 @@ async def test_an_endless_error_text_is_cut(steps: Steps) -> None:
     await processor(steps, failing(OSError("x" * 100_000))).process(delivery(steps, envelope()))
     assert len(steps.copies[0].headers["hk_error"]) == 1000
     assert len(steps.copies[0].headers["hk_stack"]) == 8000
+
+
+def cloud_event(**attributes: object) -> tuple[bytes, dict[str, Any]]:
+    event = {
+        "specversion": "1.0",
+        "type": "processor.happened",
+        "source": "/shop",
+        "id": "order-18",
+    } | attributes
+    return orjson.dumps({**event, "data": {"number": 1}}), {
+        f"cloudEvents_{name}": value for name, value in event.items()
+    }
+
+
+@pytest.mark.parametrize("is_binary", [False, True])
+async def test_every_attempt_at_a_cloud_event_without_a_time_sees_the_same(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch, *, is_binary: bool
+) -> None:
+    """The first reading says when it happened: for the retry, the dead letter, and after a redrive."""
+    clock = iter(datetime(2026, 1, 1, tzinfo=UTC) + timedelta(hours=n) for n in range(9))
+    monkeypatch.setattr("hybridkit.cloudevents.now", lambda: next(clock))
+    seen: list[datetime] = []
+
+    async def fail(envelope: EventEnvelope[Happened]) -> None:
+        seen.append(envelope.timestamp)
+        raise TimeoutError
+
+    structured, headers = cloud_event()
+    body = b'{"number": 1}' if is_binary else structured
+    retry = Retry.exponential(attempts=2, first_seconds=30)
+    first = delivery(steps, body, headers if is_binary else None)
+    await processor(steps, fail, retry=retry).process(first)
+    [delayed] = steps.copies
+    await processor(steps, fail, retry=retry).process(delivery(steps, body, dict(delayed.headers)))
+    dead = steps.copies[-1]
+    await processor(steps, fail, retry=retry).process(delivery(steps, body, dict(dead.headers)))
+    assert (dead.exchange, seen) == ("hk.dlx", [datetime(2026, 1, 1, tzinfo=UTC)] * 3)
+
+
+async def test_a_time_of_its_own_is_no_business_of_a_copy(steps: Steps) -> None:
+    body, _ = cloud_event(time="2026-01-01T00:00:00Z")
+    await processor(steps, failing(ValueError())).process(delivery(steps, body))
+    await processor(steps, failing(ValueError())).process(delivery(steps, envelope()))
+    assert len(steps.copies) == 2
+    assert not any("hk_first_read_at" in copy.headers for copy in steps.copies)
+
+
+async def test_the_log_has_both_ids_of_a_cloud_event(
+    steps: Steps, logs: list[MutableMapping[str, Any]]
+) -> None:
+    names: list[dict[str, Any]] = []
+
+    async def note(event: Happened) -> None:
+        names.append(get_contextvars())
+
+    await processor(steps, note).process(delivery(steps, cloud_event()[0]))
+    await processor(steps, note).process(delivery(steps, envelope()))
+    assert names[0]["original_id"] == "order-18" != names[0]["event_id"]
+    assert "original_id" not in names[1]
 
 
 async def test_a_permanent_error_is_dead_at_once(steps: Steps) -> None:

@@ -62,7 +62,10 @@ SinceOption = Annotated[
 UntilOption = Annotated[
     datetime | None, typer.Option("--until", parser=_moment, metavar="TIME", help="Only what failed before.")
 ]
-EventOption = Annotated[str | None, typer.Option("--event-id", metavar="ID", help="Only this event.")]
+EventOption = Annotated[
+    str | None,
+    typer.Option("--event-id", metavar="ID", help="Only this event: its own id, or the one in the log."),
+]
 
 
 @app.command("list")
@@ -262,6 +265,7 @@ def _print_letter(letter: DeadLetter) -> None:
     typer.echo(f"#{letter.position}  {shown(letter.event_type)}  {shown(letter.reason)}")
     rows = {
         "event id": shown(letter.event_id),
+        **({"in the log": shown(letter.derived_id)} if letter.derived_id else {}),
         "from": shown(letter.target),
         "error": f"{shown(letter.error_type)}: {shown(letter.error)}" if letter.error_type else "-",
         "attempts": f"{letter.attempts}, redriven {letter.generation} times",

@@ -57,7 +57,8 @@ class DeadLetter:
         position: its place in the queue, from 1.
         target: the consumer's queue that it came from and is sent back to; None where nothing says which.
         event_type: from AMQP's `type`, otherwise from the body.
-        event_id: from the header, otherwise from the body.
+        event_id: from the header, otherwise from the body; of a CloudEvent as its source gave it.
+        derived_id: by which consumers know and log it, where that is another: a CloudEvent's `id` may be any text.
         reason: `exhausted`, `permanent`, `malformed`, `unknown_type`, `unknown_version`, `mismatch`, `takeovers`,
             `key_parked` or `unexpected` by our consumers; `rejected`, `delivery_limit`, `expired` or `maxlen` by the
             broker; None for a stranger's.
@@ -85,6 +86,7 @@ class DeadLetter:
     generation: int
     first_failed_at: datetime | None
     failed_at: datetime | None
+    derived_id: str | None = None
     headers: Mapping[str, Any] = field(repr=False)
     body: bytes = field(repr=False)
     message_type: str | None = field(repr=False)
@@ -118,7 +120,7 @@ class DeadLetterFilter:
         event_type: equal to it.
         reason: equal to it.
         error_type: equal to it, with or without its module: `OSError` or `builtins.OSError`.
-        event_id: equal to it.
+        event_id: equal to it, or to the derived one in the consumers' log.
         since: failed then or later; a naive time is UTC. What has no time doesn't fit.
         until: failed before then.
         predicate: says True to it.
@@ -137,7 +139,7 @@ class DeadLetterFilter:
         return (
             self.event_type in {None, letter.event_type}
             and self.reason in {None, letter.reason}
-            and self.event_id in {None, letter.event_id}
+            and (self.event_id is None or self.event_id in {letter.event_id, letter.derived_id})
             and _names(self.error_type, letter.error_type)
             and self._is_in_time(letter.failed_at)
             and (self.predicate is None or self.predicate(letter))
@@ -231,7 +233,7 @@ def read_dead_letter(queue: str, position: int, message: Delivered) -> DeadLette
     headers = cast("Mapping[str, Any]", properties.headers or {})
     death = _newest_death(headers)
     reason = read_text(headers, REASON)
-    event_type, event_id = _identity(properties, headers, message.body)
+    event_type, event_id, derived_id = _identity(properties, headers, message.body)
     failed_at = _time(headers, FAILED_AT) if reason else None
     return DeadLetter(
         queue=queue,
@@ -239,6 +241,7 @@ def read_dead_letter(queue: str, position: int, message: Delivered) -> DeadLette
         target=_target(queue, message, headers, death),
         event_type=event_type,
         event_id=event_id,
+        derived_id=derived_id,
         reason=reason or death.reason,
         error_type=read_text(headers, ERROR_TYPE),
         error=_text(headers, ERROR),
@@ -292,19 +295,19 @@ def _newest_death(headers: Mapping[str, Any]) -> _Death:
 
 def _identity(
     properties: commands.Basic.Properties, headers: Mapping[str, Any], body: bytes
-) -> tuple[str | None, str | None]:
-    """Type and id, of a CloudEvent as its source gave it; the body is looked into for what the properties don't say."""
+) -> tuple[str | None, str | None, str | None]:
+    """Type, id and derived id; the body is looked into for what the properties don't say."""
     event_type, event_id = properties.message_type or None, read_text(headers, EVENT_ID)
     if event_type and event_id:
-        return event_type, event_id
+        return event_type, event_id, None
     try:
         wire = read_wire(body, headers, content_type=properties.content_type)
     except PayloadError:
-        return event_type, event_id
+        return event_type, event_id, None
     members = wire.members
-    return event_type or _text(members, "event_type"), event_id or wire.original_id or _text(
-        members, "event_id"
-    )
+    known_as = _text(members, "event_id")
+    event_id = event_id or wire.original_id or known_as
+    return event_type or _text(members, "event_type"), event_id, known_as if known_as != event_id else None
 
 
 def _text(values: Mapping[str, Any], name: str) -> str | None:

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from pamqp import commands
 
-from hybridkit.cloudevents import decode_message, read_wire
+from hybridkit.cloudevents import FIRST_READ_AT, decode_message, read_wire
 from hybridkit.codec import format_timestamp, now
 from hybridkit.envelope import EventEnvelope
 from hybridkit.errors import MalformedPayloadError, PayloadError
@@ -42,6 +42,7 @@ MAX_STACK_CHARS: Final = 8000
 MAX_NAME_CHARS: Final = 256
 
 _REASON: Final = REASON.encode()
+_FIRST_READ_AT: Final = FIRST_READ_AT.encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +207,7 @@ class Delivery:
     def _form(self) -> _Form:
         """What the properties say of the body: nothing, where nothing in their bytes is about CloudEvents."""
         octets = self._octets.lower()
-        if b"specversion" not in octets and b"cloudevents" not in octets:
+        if not (b"specversion" in octets or b"cloudevents" in octets or _FIRST_READ_AT in octets):
             return _Form(headers={}, content_type=None)
         return _Form(headers=self.headers, content_type=self._properties.content_type)
 
@@ -301,8 +302,21 @@ class Delivery:
             exchange=exchange,
             routing_key=routing_key,
             body=self.body,
-            headers={**copied_headers(self.headers), **headers},
+            headers={**copied_headers(self.headers), **self._first_read(), **headers},
             message_type=self._properties.message_type,
             service=self._properties.app_id,
             content_type=self._properties.content_type or JSON_MEDIA_TYPE,
         )
+
+    def _first_read(self) -> dict[str, str]:
+        """When a CloudEvent that has no time was read, so that whoever reads the copy sees the same time."""
+        if b"specversion" not in self.body and b"specversion" not in self._octets.lower():
+            return {}
+        try:
+            wire = read_wire(self.body, **self._form())
+        except PayloadError:
+            return {}
+        if wire.is_timed:
+            return {}
+        seen = format_timestamp(self._envelope.timestamp) if self._envelope else wire.members["timestamp"]
+        return {FIRST_READ_AT: seen}

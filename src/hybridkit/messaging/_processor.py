@@ -61,7 +61,7 @@ from hybridkit.messaging._work import (
     payload_of,
 )
 from hybridkit.messaging._writer import Outgoing
-from hybridkit.observability import get_logger, metrics
+from hybridkit.observability import get_logger, metrics, printable
 from hybridkit.retry import GiveUp, Pause, Retry, RetryAfter
 
 __all__ = ["LOCAL_SECONDS", "Processor"]
@@ -153,9 +153,12 @@ class Processor:
             with bind(context), bound_contextvars(consumer=self._queue), consumer_span(delivery):
                 await self._conclude(delivery, self._unreadable(delivery, error), "unknown")
             return
-        event_type, event_id = envelope.event_type, str(envelope.event_id)
+        event_id = str(envelope.event_id)
         context = context_of(envelope)
-        tokens = bind_contextvars(consumer=self._queue, event_type=event_type, event_id=event_id)
+        names = {"consumer": self._queue, "event_type": envelope.event_type, "event_id": event_id}
+        if (original_id := envelope.original_id) != event_id:
+            names["original_id"] = printable(original_id)
+        tokens = bind_contextvars(**names)
         try:
             with bind(context), consumer_span(delivery, event_id):
                 await self._process(delivery, envelope, context, event_id)
