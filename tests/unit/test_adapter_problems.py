@@ -13,6 +13,7 @@ import pytest
 from fastapi import Depends, FastAPI, HTTPException
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from structlog.testing import capture_logs
@@ -312,6 +313,20 @@ async def test_what_a_middleware_raises_is_a_problem(
     assert (told.get("detail"), told["instance"], told["request_id"]) == (detail, "/", "r-1") or status == 500
     assert answer.headers["content-type"] == "application/problem+json"
     assert any(line["event"] == f"GET / {status}" for line in logged)
+
+
+@pytest.mark.parametrize(("error", "status", "detail"), FAILURES, ids=lambda case: type(case).__name__)
+@pytest.mark.parametrize("path", ["/route", "/first", "/mounted/route"])
+async def test_middleware_adds_its_headers_to_problems(
+    app: FastAPI, error: Exception, status: int, detail: Any, path: str
+) -> None:
+    """Without those of CORS no page could read what was wrong."""
+    app.add_middleware(CORSMiddleware, allow_origins=["http://shop"], allow_credentials=True)
+    raising(app, error)
+    async with serving(app) as client:
+        answer = await client.post(path, headers={"origin": "http://shop"})
+    assert (answer.status_code, answer.json().get("detail")) == (status, detail) or status in {422, 500}
+    assert answer.headers["access-control-allow-origin"] == "http://shop"
 
 
 @pytest.mark.parametrize(("error", "status", "detail"), FAILURES, ids=lambda case: type(case).__name__)

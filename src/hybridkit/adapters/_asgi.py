@@ -1,9 +1,11 @@
 """What stands around every request of an HTTP application, as plain ASGI: no framework, no copies of the body.
 
 ```
-RequestContextMiddleware        whose request is it, until when; what came of it (access log, problem, metrics)
-└── IdempotencyMiddleware       a keyed write runs once; see `_keyed.py`
-    └── the application
+RequestContextMiddleware            whose request is it, until when; what came of it (access log, problem, metrics)
+└── the application's middleware    whenever it was added
+    └── ProblemMiddleware           errors as problems, which pass through that middleware as answers do
+        └── IdempotencyMiddleware   a keyed write runs once; see `_keyed.py`
+            └── the application
 ```
 
 https://asgi.readthedocs.io/en/latest/specs/www.html
@@ -25,6 +27,7 @@ from hybridkit.context import (
     USER_ID_HEADER,
     RequestContext,
     bind,
+    current,
     to_http,
 )
 from hybridkit.errors import HybridkitError, InvalidHeaderError, OutcomeUnknownError
@@ -34,6 +37,7 @@ from hybridkit.observability import get_logger, metrics
 __all__ = [
     "CUT_EXTENSION",
     "EventStreams",
+    "ProblemMiddleware",
     "RequestContextMiddleware",
 ]
 
@@ -96,6 +100,34 @@ class RequestContextMiddleware:
             await _Exchange(scope, send, context, self).run(app, receive)
 
 
+class ProblemMiddleware:
+    """Turns errors into problems where other middleware stands around the application, and adds to every answer (CORS).
+
+    Args:
+        app: the application.
+        internal: as in `RequestContextMiddleware`.
+    """
+
+    def __init__(self, app: App, *, internal: bool = False) -> None:
+        self.app = app
+        self.internal = internal
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection of the server."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        answer = _Answer(send)
+        try:
+            await self.app(scope, receive, answer.send)
+        except Exception as error:
+            if not answer.is_replaceable:
+                raise
+            await _send_problem(error, scope, send, internal=self.internal)
+        else:
+            await answer.release()
+
+
 class EventStreams:
     """The event streams that are open: a server that stops ends them, as no client ever would.
 
@@ -126,6 +158,37 @@ class EventStreams:
             task.cancel()
 
 
+class _Answer:
+    """An answer on its way out. A 500 is held back: a mounted application's own, it may be, of an error behind it."""
+
+    def __init__(self, send: Send) -> None:
+        self.status: int | None = None
+        self._send = send
+        self._held: list[Message] | None = None
+
+    @property
+    def is_replaceable(self) -> bool:
+        """Whether nothing of it is out."""
+        return self.status is None or self._held is not None
+
+    async def send(self, message: Message) -> None:
+        """Pass its next part on, or hold it back."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            if self.status == 500:
+                self._held = []
+        if self._held is None:
+            await self._send(message)
+        else:
+            self._held.append(message)
+
+    async def release(self) -> None:
+        """Send what was held back."""
+        held, self._held = self._held, None
+        for message in held or ():
+            await self._send(message)
+
+
 class _Exchange:
     """One request and its answer."""
 
@@ -135,9 +198,8 @@ class _Exchange:
         self.scope = scope
         self.middleware = middleware
         self.context = context
-        self.status: int | None = None
         self._is_complete = False
-        self._failure: list[Message] | None = None
+        self._answer = _Answer(send)
         self._send = send
         self._task = cast("asyncio.Task[Any]", asyncio.current_task())
 
@@ -153,19 +215,18 @@ class _Exchange:
                 declared_bytes=check_head(self.scope),
             )
             await app(self.scope, limited, self.send)
-            await self._release()
+            await self._answer.release()
         except asyncio.CancelledError:
             if self._task in self.middleware.streams and self._task.cancelling() == 1:
                 self._task.uncancel()
                 await self._send({"type": "http.response.body", "body": b""})
                 return
-            if self.status is None:  # the server stops and has waited long enough
-                await self._answer(OutcomeUnknownError("the service was stopped before this was finished"))
+            if self._answer.status is None:  # the server stops and has waited long enough
+                await self._replace(OutcomeUnknownError("the service was stopped before this was finished"))
             raise
         except Exception as error:  # noqa: BLE001 - whatever the application raises becomes an answer
-            if self.status is None or self._failure is not None:
-                self._failure = None
-                await self._answer(error)
+            if self._answer.is_replaceable:
+                await self._replace(error)
             elif self._is_complete:  # of a background task, say: the answer is out, and stands
                 _log_failure(error, "failed after the answer")
             else:
@@ -177,23 +238,17 @@ class _Exchange:
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.status = message["status"]
             if _is_event_stream(message):
                 self.middleware.streams.add(self._task)
             headers = [*message.get("headers", ()), (_REQUEST_ID, to_http(self.context.request_id).encode())]
             message = {**message, "headers": headers}
-            if self.status == 500:  # a mounted application's own, it may be, of an error that comes behind it
-                self._failure = []
         else:
             self._is_complete = not message.get("more_body", False)
             if self._is_complete:
                 self.middleware.streams.discard(self._task)
             if self.scope["method"] == "HEAD":  # RFC 9110, section 9.3.2: whatever the application sends
                 message = {**message, "body": b""}
-        if self._failure is None:
-            await self._send(message)
-        else:
-            self._failure.append(message)
+        await self._answer.send(message)
 
     async def _cut(self, error: Exception) -> None:
         """Close the connection: nothing else tells a client that what it got is half an answer."""
@@ -203,28 +258,13 @@ class _Exchange:
         _log_failure(error, "answer cut")
         await cut()
 
-    async def _answer(self, error: Exception) -> None:
-        problem = problem_of(
-            error,
-            instance=self.scope["path"],
-            request_id=self.context.request_id,
-            internal=self.middleware.internal,
-        )
-        if problem.status >= 500:
-            _log_failure(error, "request failed", is_expected=problem.code != "INTERNAL")
-        body = problem_body(problem)
-        headers = [*problem_headers(problem), (b"content-length", b"%d" % len(body))]
-        await send_answer(self.send, problem.status, headers, body)
-        await self._release()
-
-    async def _release(self) -> None:
-        """Send what was held back."""
-        held, self._failure = self._failure, None
-        for message in held or ():
-            await self._send(message)
+    async def _replace(self, error: Exception) -> None:
+        self._answer = _Answer(self._send)
+        await _send_problem(error, self.scope, self.send, internal=self.middleware.internal)
+        await self._answer.release()
 
     def _note(self, seconds: float) -> None:
-        method, path, status = self.scope["method"], self.scope["path"], self.status or 500
+        method, path, status = self.scope["method"], self.scope["path"], self._answer.status or 500
         known_method = method if method in _METHODS else "OTHER"
         _duration(known_method, _template(self.scope), status).observe(seconds)
         log = _log.debug if path in PROBE_PATHS else _log.info
@@ -237,6 +277,15 @@ class _Exchange:
                 "duration_ms": round(seconds * 1000, 1),
             },
         )
+
+
+async def _send_problem(error: Exception, scope: Scope, send: Send, *, internal: bool) -> None:
+    problem = problem_of(error, instance=scope["path"], request_id=current().request_id, internal=internal)
+    if problem.status >= 500:
+        _log_failure(error, "request failed", is_expected=problem.code != "INTERNAL")
+    body = problem_body(problem)
+    headers = [*problem_headers(problem), (b"content-length", b"%d" % len(body))]
+    await send_answer(send, problem.status, headers, body)
 
 
 def _log_failure(error: Exception, event: str, *, is_expected: bool = True) -> None:

@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from hybridkit.adapters._asgi import (
     EventStreams,
+    ProblemMiddleware,
     Receive,
     RequestContextMiddleware,
     Scope,
@@ -115,6 +116,7 @@ def create_app(
     app.add_middleware(
         IdempotencyMiddleware, guard=_guard_of, claims_inside=claims_after_dependencies, internal=internal
     )
+    app.add_middleware(ProblemMiddleware, internal=internal)
     app.state.event_streams = EventStreams()
     app.add_middleware(ExceptionMiddleware, handlers=dict(app.exception_handlers))
     app.add_middleware(
