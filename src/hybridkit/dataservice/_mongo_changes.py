@@ -21,8 +21,7 @@ from hybridkit.dataservice._operations import (
     Upsert,
     merge_patch,
 )
-from hybridkit.dataservice._refusals import fitting, missing, stale
-from hybridkit.errors import UniqueViolationError
+from hybridkit.dataservice._refusals import fitting, hidden, missing, stale, taken
 from hybridkit.filters import Filter
 
 __all__ = ["GONE", "Change", "change_for"]
@@ -79,11 +78,11 @@ def change_for(operation: Operation, collection: ResourceCollection, stored: Sto
             return Change(operation=operation, document=_same(found), before=before, only_looks=True)
         case Create():
             if there is not None:
-                raise UniqueViolationError(operation.says("a record has this id"), fields=["id"])
+                raise taken(operation, ["id"], "a record has this id")
             return Change(operation=operation, document=_new(operation, collection))
         case Upsert():
             if live is None and there is not None and operation.only != "present":
-                raise UniqueViolationError(operation.says("a deleted record has this id"), fields=["id"])
+                raise hidden(operation)
             return _upserted(operation, collection, live, before)
         case Update():
             found = _existing(operation, live, before)

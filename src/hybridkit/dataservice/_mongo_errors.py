@@ -1,7 +1,8 @@
 """From PyMongo's errors to the error tree. The server's own words quote values, so none of them goes on."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 from bson.errors import BSONError
@@ -20,6 +21,8 @@ from pymongo.errors import (
     WriteError,
 )
 
+from hybridkit.dataservice._operations import Operation
+from hybridkit.dataservice._refusals import taken
 from hybridkit.errors import (
     ConflictError,
     DeadlineExceededError,
@@ -33,7 +36,15 @@ from hybridkit.errors import (
     UniqueViolationError,
 )
 
-__all__ = ["CONFLICTS", "MONGO_FAILURES", "is_duplicate", "pipeline_error", "read_error", "write_error"]
+__all__ = [
+    "CONFLICTS",
+    "MONGO_FAILURES",
+    "is_duplicate",
+    "pipeline_error",
+    "read_error",
+    "telling",
+    "write_error",
+]
 
 MONGO_FAILURES: Final = (PyMongoError, BSONError, ArithmeticError)
 """Everything that a call of the driver raises about the database or a value."""
@@ -122,6 +133,17 @@ def write_error(error: Exception) -> HybridkitError | None:
             )
         case _:
             return read_error(error)
+
+
+@contextmanager
+def telling(operation: Operation) -> Generator[None]:
+    """Say of a value that is taken where it stands in the request."""
+    try:
+        yield
+    except OperationFailure as error:
+        if not is_duplicate(error):
+            raise
+        raise taken(operation, _fields(error)) from error
 
 
 def pipeline_error(error: Exception) -> HybridkitError | None:

@@ -22,7 +22,7 @@ from hybridkit.dataservice._keys import check_repeated, count
 from hybridkit.dataservice._mongo_changes import Change, change_for
 from hybridkit.dataservice._mongo_collection import HIDDEN, ResourceCollection, bookkeeping
 from hybridkit.dataservice._mongo_database import StoredDocument, is_live
-from hybridkit.dataservice._mongo_errors import is_duplicate
+from hybridkit.dataservice._mongo_errors import is_duplicate, telling
 from hybridkit.dataservice._mongo_events import EVENTS, Numbers, event_rows, with_events
 from hybridkit.dataservice._mongo_filters import condition
 from hybridkit.dataservice._mongo_keys import (
@@ -114,7 +114,8 @@ class SingleWriter:
         if change.only_looks and not write.emit:
             return Outcome((result,))
         document = await self._with_bookkeeping(write, change, stored, result)
-        return Outcome((result,)) if await _put(documents, stored, document, change) else None
+        with telling(operation):
+            return Outcome((result,)) if await _put(documents, stored, document, change) else None
 
     async def _with_bookkeeping(
         self, write: Write, change: Change, stored: StoredDocument | None, result: Result

@@ -22,6 +22,7 @@ from hybridkit.dataservice._keys import check_repeated, count
 from hybridkit.dataservice._mongo_changes import Change, change_for
 from hybridkit.dataservice._mongo_collection import HIDDEN, ResourceCollection, bookkeeping
 from hybridkit.dataservice._mongo_database import StoredDocument, is_live
+from hybridkit.dataservice._mongo_errors import telling
 from hybridkit.dataservice._mongo_events import EVENTS, OUTBOX_COLLECTION, Numbers, event_rows, with_events
 from hybridkit.dataservice._mongo_filters import condition
 from hybridkit.dataservice._mongo_keys import KEYS_COLLECTION, Keys, Recorded, embedded
@@ -126,14 +127,18 @@ class TransactionWriter:
             check_repeated(write, known.fingerprint)
             raise _DoneWithoutError(replayed(known, collection, stored))
         change = change_for(operation, collection, stored)
-        if stored is None:
-            await documents.insert_one(change.document, session=session)
-        elif change.only_looks:  # a write, so that nobody else can write it before the commit
+        if (
+            change.only_looks and stored is not None
+        ):  # a write, so that nobody else can write it before the commit
             await documents.update_one(
                 {"_id": stored["_id"]}, {"$set": {f"{HIDDEN}.asserted": ObjectId()}}, session=session
             )
-        else:
-            await self._replace(session, collection, stored, change)
+            return change.result(collection)
+        with telling(operation):
+            if stored is None:
+                await documents.insert_one(change.document, session=session)
+            else:
+                await self._replace(session, collection, stored, change)
         return change.result(collection)
 
     async def _replace(

@@ -11,9 +11,8 @@ from hybridkit.dataservice._operations import Create, Operation, Update, Upsert
 from hybridkit.dataservice._postgres_database import Database
 from hybridkit.dataservice._postgres_errors import Diagnosis
 from hybridkit.dataservice._postgres_table import ResourceTable
-from hybridkit.dataservice._refusals import pointer
+from hybridkit.dataservice._refusals import pointed
 from hybridkit.errors import (
-    FieldError,
     ForeignKeyError,
     HybridkitError,
     InvalidRequestError,
@@ -101,9 +100,7 @@ async def explained(
     found = Diagnosis.of(reason.__cause__ or reason)
     names = await _fields(database, tables[operation.resource.name], operation, found)
     code = _CODES.get(found.sqlstate) or _CODES.get(found.sqlstate[:2], _OTHER_CODE)
-    errors = [FieldError(_pointer(operation, name), code) for name in names]
-    if not errors and operation.label:
-        errors = [FieldError(f"/{operation.label}", code)]
+    errors = pointed(operation, names, code)
     message = operation.says(str(reason))
     match reason:
         case UniqueViolationError():
@@ -158,10 +155,3 @@ def _values(operation: Operation) -> Mapping[str, Any]:
 
 def _is_long(value: Any) -> bool:
     return isinstance(value, str) and len(value.encode()) > _INDEX_ROW_BYTES
-
-
-def _pointer(operation: Operation, name: str) -> str:
-    if name == "id" and operation.label:
-        return f"/{operation.label}/id"
-    is_increment = isinstance(operation, Update) and name in operation.increment
-    return f"{pointer(operation, 'increment' if is_increment else 'data')}/{name}"

@@ -1,5 +1,6 @@
 """Why a store refuses an operation, in the same words whatever the database."""
 
+from collections.abc import Sequence
 from itertools import islice
 from typing import Annotated, Any
 
@@ -8,16 +9,28 @@ from pydantic import TypeAdapter, ValidationError
 from hybridkit.codec import MAX_FIELD_ERRORS, field_errors
 from hybridkit.dataservice._losses import losses
 from hybridkit.dataservice._members import dumped
-from hybridkit.dataservice._operations import Operation
+from hybridkit.dataservice._operations import Operation, Update
 from hybridkit.errors import (
     FieldError,
+    ForeignKeyError,
     InvalidRequestError,
     NotFoundError,
     StaleVersionError,
     UniqueViolationError,
 )
 
-__all__ = ["fitting", "hidden", "missing", "not_a_number", "pointer", "set_and_incremented", "stale"]
+__all__ = [
+    "fitting",
+    "hidden",
+    "missing",
+    "not_a_number",
+    "pointed",
+    "pointer",
+    "set_and_incremented",
+    "stale",
+    "taken",
+    "unreferred",
+]
 
 
 def missing(operation: Operation) -> NotFoundError:
@@ -33,7 +46,22 @@ def stale(operation: Operation, current: str | None) -> StaleVersionError:
 
 def hidden(operation: Operation) -> UniqueViolationError:
     """The id belongs to a record that a soft delete has hidden: neither is it replaced, nor brought back unseen."""
-    return UniqueViolationError(operation.says("a deleted record has this id; undelete it"), fields=["id"])
+    return taken(operation, ["id"], "a deleted record has this id; undelete it")
+
+
+def taken(
+    operation: Operation, fields: Sequence[str], message: str = "another record has this value"
+) -> UniqueViolationError:
+    """Another record has the values of those fields, which only one may have."""
+    return UniqueViolationError(
+        operation.says(message), fields=fields, errors=pointed(operation, fields, "unique")
+    )
+
+
+def unreferred(operation: Operation, fields: Sequence[str] = ()) -> ForeignKeyError:
+    """Those fields refer to a record that isn't there; or without fields, the record itself is referred to."""
+    message = "a record refers to one that is not there, or is still referred to"
+    return ForeignKeyError(operation.says(message), errors=pointed(operation, fields, "foreign_key"))
 
 
 def not_a_number(operation: Operation, name: str) -> InvalidRequestError:
@@ -53,6 +81,20 @@ def set_and_incremented(operation: Operation, name: str) -> InvalidRequestError:
 def pointer(operation: Operation, member: str = "data") -> str:
     """Where a member of the operation stands in the request."""
     return f"/{operation.label}/{member}" if operation.label else ""
+
+
+def pointed(operation: Operation, fields: Sequence[str], code: str) -> Sequence[FieldError]:
+    """A problem of those fields of the operation, or of the whole operation where nobody knows of which."""
+    if not fields and operation.label:
+        return [FieldError(f"/{operation.label}", code)]
+    return [FieldError(_field_pointer(operation, name), code) for name in fields]
+
+
+def _field_pointer(operation: Operation, name: str) -> str:
+    if name == "id" and operation.label:
+        return f"/{operation.label}/id"
+    is_increment = isinstance(operation, Update) and name in operation.increment
+    return f"{pointer(operation, 'increment' if is_increment else 'data')}/{name.replace('.', '/')}"
 
 
 def fitting(operation: Operation, name: str, value: Any, *, member: str = "data", bounds: bool = True) -> Any:

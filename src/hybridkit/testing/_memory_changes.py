@@ -22,8 +22,8 @@ from hybridkit.dataservice._operations import (
     Upsert,
     merge_patch,
 )
-from hybridkit.dataservice._refusals import fitting, missing, stale
-from hybridkit.errors import DeclarationError, ForeignKeyError, StaleVersionError, UniqueViolationError
+from hybridkit.dataservice._refusals import fitting, hidden, missing, stale, taken, unreferred
+from hybridkit.errors import DeclarationError, StaleVersionError
 from hybridkit.filters import Filter
 from hybridkit.resources import SYSTEM_FIELDS
 from hybridkit.testing._memory_filters import fits, value_at
@@ -144,7 +144,7 @@ class MemoryTable:
                 return Result()
             case Create():
                 if operation.id in self.rows:
-                    raise UniqueViolationError("another record has this value", fields=["id"])
+                    raise taken(operation, ["id"])
                 return self._created(operation)
             case Upsert():
                 return self._upserted(operation)
@@ -180,7 +180,7 @@ class MemoryTable:
             if operation.only == "present":
                 raise stale(operation, None)
             if operation.id in self.rows:
-                raise UniqueViolationError("a deleted record has this id", fields=["id"])
+                raise hidden(operation)
             return self._created(operation)
         if operation.only == "absent" or operation.if_match not in (None, row.tag):
             raise stale(operation, row.tag)
@@ -228,7 +228,7 @@ class MemoryTable:
             wanted = row.values[field]
             is_itself = table is self and wanted == operation.id
             if wanted is not None and wanted not in table.rows and not is_itself:
-                raise _broken_reference(operation)
+                raise unreferred(operation, [field])
         self.rows[operation.id] = row
         return Result(row.document())
 
@@ -239,16 +239,14 @@ class MemoryTable:
         for record_id, other in self.rows.items():
             is_other = record_id != operation.id and index.holds_for(other)
             if is_other and wanted == [value_at(other.values, name) for name in index.fields]:
-                raise UniqueViolationError(
-                    operation.says("another record has this value"), fields=index.fields
-                )
+                raise taken(operation, index.fields)
 
     def _check_not_referred_to(self, operation: Delete) -> None:
         for field, table in self._referring:
             for record_id, row in table.rows.items():
                 is_itself = table is self and record_id == operation.id
                 if row.values[field] == operation.id and not is_itself:
-                    raise _broken_reference(operation)
+                    raise unreferred(operation)
 
     def _fitting(self, operation: Operation, values: Mapping[str, Any]) -> dict[str, Any]:
         """The values as the record declares them, as a database's columns would have them."""
@@ -283,9 +281,3 @@ def _unique_index(resource: AnyResource, declared: Unique) -> UniqueWhere:
 def _check_field(resource: AnyResource, path: str) -> None:
     if path.partition(".")[0] not in resource.record.model_fields:
         raise DeclarationError(f"{resource.name}: {resource.record.__name__} has no field {path!r}")
-
-
-def _broken_reference(operation: Operation) -> ForeignKeyError:
-    return ForeignKeyError(
-        operation.says("a record refers to one that is not there, or is still referred to")
-    )

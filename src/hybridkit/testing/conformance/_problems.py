@@ -85,6 +85,51 @@ class ProblemsConformance:
         answer = await service.write("PATCH", path_of(THINGS, other["id"]), {"code": service.tag})
         assert answer.problem == (409, "UNIQUE_VIOLATION")
 
+    async def test_a_value_that_is_taken_is_pointed_to(self, service: ServiceUnderTest) -> None:
+        """Whichever way the write comes, it says where in the request the value stands."""
+        first, other = await service.thing(code=service.tag), await service.thing()
+        values = {"tag": service.tag, "code": service.tag}
+        told = {
+            "/code": [
+                await service.write("POST", THINGS.path, values),
+                await service.write("PATCH", path_of(THINGS, other["id"]), {"code": service.tag}),
+                await service.write("PUT", path_of(THINGS, other["id"]), values),
+            ],
+            "/id": [await service.write("POST", THINGS.path, {"id": first["id"], "tag": service.tag})],
+        }
+        if service.has("transactions"):
+            given = {"id": fresh_id(), "data": values}
+            last = {"op": "create", "resource": THINGS.name, **given}
+            before = {**last, "id": fresh_id(), "data": {"tag": service.tag}}
+            told["/operations/1/data/code"] = [await service.transact(before, last)]
+            told["/operations/0/id"] = [await service.transact({**before, "id": first["id"]})]
+            told["/items/0/data/code"] = [
+                await service.write("POST", f"{THINGS.path}:batch_create", {"items": [given]}),
+                await service.write("POST", f"{THINGS.path}:batch_upsert", {"items": [given]}),
+            ]
+        for at, answers in told.items():
+            for answer in answers:
+                assert answer.problem == (409, "UNIQUE_VIOLATION"), at
+                errors = answer.json()["errors"]
+                assert [(error["pointer"], error["code"]) for error in errors] == [(at, "unique")]
+
+    async def test_a_reference_that_leads_nowhere_is_pointed_to(self, service: ServiceUnderTest) -> None:
+        service.needs("foreign_keys")
+        made, values = await service.thing(), {"tag": service.tag, "place_id": service.tag}
+        operation = {"op": "create", "resource": THINGS.name, "id": fresh_id(), "data": values}
+        told = {
+            "/place_id": [
+                await service.write("POST", THINGS.path, values),
+                await service.write("PUT", path_of(THINGS, made["id"]), values),
+            ],
+            "/operations/0/data/place_id": [await service.transact(operation)],
+        }
+        for at, answers in told.items():
+            for answer in answers:
+                assert answer.problem == (409, "FOREIGN_KEY_VIOLATION"), at
+                errors = answer.json()["errors"]
+                assert [(error["pointer"], error["code"]) for error in errors] == [(at, "foreign_key")]
+
     async def test_a_reference_has_to_lead_somewhere(self, service: ServiceUnderTest) -> None:
         service.needs("foreign_keys")
         answer = await service.write("POST", THINGS.path, {"tag": service.tag, "place_id": service.tag})
