@@ -869,6 +869,33 @@ async def test_a_dead_letter_that_was_moved_back_is_a_redriven_one(steps: Steps,
             assert not copy.keys() & {"hk_reason", "hk_error"}
 
 
+@pytest.mark.parametrize("last", [2**31 - 2, 2**31 - 1])
+def test_a_generation_has_an_end_and_does_not_begin_anew(steps: Steps, last: int) -> None:
+    moved = delivery(steps, envelope(), {"hk_reason": "exhausted", "hk_generation": last})
+    assert moved.generation == 2**31 - 1
+
+
+async def test_a_dead_letter_of_another_consumer_is_the_event_itself(steps: Steps) -> None:
+    """Moved here, or published to all: its attempts and generations there are none of this consumer's."""
+    event = Happened(number=3)
+    headers = {
+        "hk_reason": "exhausted",
+        "hk_attempt": 3,
+        "hk_queue": "tests.other",
+        "hk_generation": 2,
+        "tenant": "acme",
+    }
+    guard = FakeGuard(steps)
+    moved = delivery(steps, envelope(event), headers)
+    await processor(steps, failing(OSError()), retry=Retry.exponential(attempts=2), guard=guard).process(
+        moved
+    )
+    assert guard.keys == [f"{QUEUE}:tests:{event.event_id}:0"]
+    copy = steps.copies.pop().headers
+    assert (copy["hk_attempt"], copy["tenant"], copy["hk_queue"]) == (1, "acme", QUEUE)
+    assert not copy.keys() & {"hk_reason", "hk_generation"}
+
+
 @pytest.mark.parametrize("answer", [Completed(None), Failed(None)], ids=["completed", "failed"])
 async def test_what_was_finished_before_is_acknowledged(steps: Steps, answer: Begin) -> None:
     async def handle(event: Happened) -> None:

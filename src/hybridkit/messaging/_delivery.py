@@ -26,6 +26,7 @@ from hybridkit.messaging._headers import (
     STACK,
     VERSION_WAITS,
     copied_headers,
+    event_headers,
     read_count,
     read_text,
     redriven_headers,
@@ -153,10 +154,14 @@ class Delivery:
         """The message's headers; none where they can't be decoded.
 
         A dead letter that somebody has moved back by other means, with RabbitMQ's shovel or "Move messages", has those
-        of a redriven one: it is meant to run again, with all its attempts ahead.
+        of a redriven one: it is meant to run again, with all its attempts ahead. One of another consumer says nothing
+        about its fate in this one: it is the event itself, which may well be done here.
         """
         headers: Mapping[str, Any] = self._properties.headers or {}
-        return redriven_headers(headers) if self._was_dead else headers
+        if not self._was_dead:
+            return headers
+        is_own = (read_text(headers, QUEUE) or self.queue) == self.queue
+        return redriven_headers(headers) if is_own else event_headers(headers)
 
     @property
     def _was_dead(self) -> bool:

@@ -22,6 +22,7 @@ __all__ = [
     "STACK",
     "VERSION_WAITS",
     "copied_headers",
+    "event_headers",
     "read_count",
     "read_text",
     "redriven_headers",
@@ -48,6 +49,8 @@ FAILED_AT: Final = "hk_failed_at"
 _OF_THE_FAILURE: Final = frozenset(
     {ATTEMPT, ERROR, ERROR_TYPE, FAILED_AT, FIRST_FAILED_AT, QUEUE, REASON, STACK, VERSION_WAITS}
 )
+
+MAX_COUNT: Final = 2**31 - 1
 
 # The header frame of a message is one frame, at most 128 KiB by default; a message whose copy has more would close
 # the connection each time it is retried. https://www.rabbitmq.com/docs/configure#config-items
@@ -78,14 +81,20 @@ def copied_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
 
 def redriven_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
     """Those of a dead letter that runs again: one generation on, and without what belongs to its failure."""
-    kept = {name: value for name, value in headers.items() if name not in _OF_THE_FAILURE}
-    return {**kept, GENERATION: read_count(headers, GENERATION) + 1}
+    return {**event_headers(headers), GENERATION: min(read_count(headers, GENERATION) + 1, MAX_COUNT)}
+
+
+def event_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the event itself: without what a consumer has added when it failed, and how often it ran again there."""
+    return {
+        name: value for name, value in headers.items() if name not in _OF_THE_FAILURE and name != GENERATION
+    }
 
 
 def read_count(headers: Mapping[str, Any], name: str) -> int:
     """A count from a header; 0 where it is absent or nonsense."""
     value = headers.get(name)
-    return value if type(value) is int and 0 <= value < 2**31 else 0
+    return value if type(value) is int and 0 <= value <= MAX_COUNT else 0
 
 
 def read_text(headers: Mapping[str, Any], name: str) -> str | None:
