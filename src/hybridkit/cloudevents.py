@@ -18,7 +18,7 @@ Of what the specification leaves open: an event without `time` has happened when
 it (retries, dead letters) keep the time of the first reading in the header `hk_first_read_at`; without `data` it has no
 fields; `data_base64` holds JSON. An `id` that is no lower-case UUID, which any text may be, stands behind an event id
 that is derived from `source` and `id`, the same at each delivery (`EventEnvelope.original_id` has the text). A
-`causationid` that is no UUID and unknown extensions are left out.
+`causationid` that is no UUID, a `requestid` that is no line of text, and unknown extensions are left out.
 
 https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md
 https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/amqp-protocol-binding.md
@@ -220,7 +220,9 @@ def _read(mode: _Mode, body: bytes, headers: Mapping[str, object], limit_bytes: 
     prefix = _prefix(headers) or HEADER_PREFIX
     named = {name.removeprefix(prefix): headers[name] for name in headers if name.startswith(prefix)}
     attributes = {
-        name: _text(name, value) for name, value in named.items() if name in {*_NAMES, "specversion"}
+        name: _text(name, value)
+        for name, value in named.items()
+        if name in {*_NAMES, "specversion"} and value is not None
     }
     return _with_fragment(attributes, body or b"{}", headers, limit_bytes)
 
@@ -266,7 +268,17 @@ def _members(attributes: Mapping[str, Any], headers: Mapping[str, object]) -> di
     members = {member: attributes[name] for name, member in _NAMES.items() if name in attributes}
     members |= {"event_id": event_id}
     members.setdefault("timestamp", format_timestamp(_first_read_at(headers) or now()))
-    members.setdefault("request_id", attributes["id"] if is_context_id(attributes["id"]) else event_id)
+    for name in ("request_id", "user_id"):  # extensions, which may be integers
+        if type(members.get(name)) is int:
+            members[name] = str(members[name])
+    members["request_id"] = next(
+        (
+            text
+            for text in (members.get("request_id"), attributes["id"])
+            if isinstance(text, str) and is_context_id(text)
+        ),
+        event_id,
+    )
     if not _is_uuid(members.get("causation_id")):
         members.pop("causation_id", None)
     version = members.get("version")

@@ -232,6 +232,32 @@ def test_headers_have_the_types_that_their_writer_chose() -> None:
 
 
 @pytest.mark.parametrize(
+    ("requestid", "request_id"),
+    [
+        (7, "7"),
+        ("r-1", "r-1"),
+        ("a\nb", "e-1"),
+        ("x" * 300, "e-1"),
+        ("", "e-1"),
+        (True, "e-1"),
+        (None, "e-1"),
+    ],
+    ids=ascii,
+)
+def test_extensions_may_be_integers_and_odd_request_ids_are_left_out(requestid: Any, request_id: str) -> None:
+    """Other people's software has its own idea of them, and an event is worth more."""
+    attributes = {"specversion": "1.0", "id": "e-1", "source": "/s", "type": "parcel.sent", "dataversion": 2}
+    data = {"parcel_id": "1f1e544b-a8e6-6cd0-b9f6-f62d3c05b3bc", "weight_grams": 5}
+    extensions = {"requestid": requestid, "userid": 42}
+    structured = decode_cloudevent(orjson.dumps({**attributes, **extensions, "data": data}))
+    assert (structured.request_id, structured.user_id) == (request_id, "42")
+    if requestid is not True:
+        headers = {f"ce-{name}": value for name, value in {**attributes, **extensions, "time": None}.items()}
+        binary = decode_cloudevent(orjson.dumps(data), headers)
+        assert (binary.request_id, binary.user_id) == (request_id, "42")
+
+
+@pytest.mark.parametrize(
     "content_type",
     ["application/cloudevents-batch+json", "application/cloudevents+avro", "application/cloudevents"],
 )
