@@ -7,16 +7,18 @@ longer than whoever caused it.
 
 import re
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Generator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field, replace
+from inspect import CO_GENERATOR, currentframe
+from types import FrameType
 from typing import Annotated, Final, Self
 from urllib.parse import quote, unquote
 
 from pydantic import StringConstraints
 
-from hybridkit.errors import DeadlineExceededError, InvalidHeaderError, InvalidRequestError
+from hybridkit.errors import DeadlineExceededError, InvalidHeaderError, InvalidRequestError, MisuseError
 from hybridkit.ids import new_request_id
 
 __all__ = [
@@ -175,7 +177,13 @@ def bound() -> RequestContext | None:
 
 
 def bind(context: RequestContext) -> AbstractContextManager[RequestContext]:
-    """Make it the current context inside the `with` block, and in the tasks started there."""
+    """Make it the current context inside the `with` block, and in the tasks started there.
+
+    A dependency of FastAPI's that binds is an `async def`: any other runs in a thread, and the route wouldn't see it.
+
+    Raises:
+        MisuseError: when the block is entered, in such a dependency.
+    """
     return _Binding(context)
 
 
@@ -189,12 +197,68 @@ class _Binding(AbstractContextManager[RequestContext]):
         self._token: Token[RequestContext | None] | None = None
 
     def __enter__(self) -> RequestContext:
+        caller = currentframe()
+        caller = None if caller is None else caller.f_back
+        if caller is not None and caller.f_code.co_flags & CO_GENERATOR:
+            _check_seen(caller)
+        note = _note.get()
+        if note is not None and note.user_id is None:
+            note.user_id = self._context.user_id
         self._token = _current.set(self._context)
         return self._context
 
     def __exit__(self, *_: object) -> None:
         if self._token is not None:
             _current.reset(self._token)
+
+
+class _UserNote:
+    """The first user whom work was bound to: shared with its threads and tasks."""
+
+    __slots__ = ("user_id",)
+
+    def __init__(self) -> None:
+        self.user_id: str | None = None
+
+
+_note: ContextVar[_UserNote | None] = ContextVar("hybridkit_user_note", default=None)
+
+
+@contextmanager
+def noting_user() -> Generator[None]:
+    """Note inside of the block the first user whom its work gets bound to, for `with_noted_user`."""
+    token = _note.set(_UserNote())
+    try:
+        yield
+    finally:
+        _note.reset(token)
+
+
+def with_noted_user(context: RequestContext) -> RequestContext:
+    """This context, or where it has no user, with the one who was noted: to tell of work whose binding is over."""
+    note = _note.get()
+    if note is None or note.user_id is None or context.user_id is not None:
+        return context
+    return replace(context, user_id=note.user_id)
+
+
+def _check_seen(frame: FrameType | None) -> None:
+    """Refuse what nobody would see: FastAPI enters a dependency that is a plain generator in a thread of its own.
+
+    Raises:
+        MisuseError: the generator is such a dependency.
+    """
+    dependency = ""
+    while frame is not None and (
+        frame.f_code.co_flags & CO_GENERATOR or frame.f_globals.get("__name__") == "contextlib"
+    ):
+        dependency = frame.f_code.co_name if frame.f_code.co_flags & CO_GENERATOR else dependency
+        frame = frame.f_back
+    if frame is not None and str(frame.f_globals.get("__name__")).startswith("anyio."):
+        raise MisuseError(
+            f"bind() in the dependency {dependency} is seen by nobody, as FastAPI runs it in a thread: "
+            f"write it as `async def {dependency}`"
+        )
 
 
 def is_context_id(value: str) -> bool:

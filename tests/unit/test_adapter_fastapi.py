@@ -1,19 +1,21 @@
 """What every FastAPI application of `create_app` has: context, one log line, problems, health, keyed writes."""
 
 import json
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
-from typing import Any, Literal
+from collections.abc import AsyncGenerator, Generator, MutableMapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+from typing import Annotated, Any, Literal
 
 import httpx
 import pytest
-from fastapi import APIRouter, FastAPI, HTTPException, Request
+from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Request
 from pydantic import BaseModel
 from structlog.testing import capture_logs
 
 from hybridkit.adapters import _running
 from hybridkit.adapters.dependencies import Context, Postgres
 from hybridkit.adapters.fastapi import api_lifespan, create_app
+from hybridkit.context import bind, current
 from hybridkit.errors import MisuseError, RateLimitedError, UnavailableError, UniqueViolationError
 from hybridkit.settings import SecretUrl, ServiceSettings
 
@@ -247,6 +249,72 @@ async def test_documents_are_not_served_in_production(
     async with serving(app) as client:
         paths = ["/openapi.json", "/docs", "/redoc", "/docs/oauth2-redirect"]
         assert {(await client.get(path)).status_code for path in paths} == {status}
+
+
+def _with_user(_: Any, __: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    return {**line, "user": current().user_id}
+
+
+async def test_a_users_request_is_logged_as_theirs_whether_it_ends_well_or_not() -> None:
+    """The line comes when what the dependency had bound has ended; nobody else's request has that user."""
+    application = create_app(Settings, title="Test")
+
+    async def signed_in(x_name: Annotated[str, Header()]) -> AsyncGenerator[str]:
+        with bind(replace(current(), user_id=x_name)):
+            yield x_name
+
+    @application.get("/fine")
+    async def fine(user: Annotated[str, Depends(signed_in)]) -> str:
+        return user
+
+    @application.get("/broken")
+    async def broken(user: Annotated[str, Depends(signed_in)]) -> str:
+        raise RuntimeError(user)
+
+    async with serving(application) as client:
+        with capture_logs([_with_user]) as lines:
+            await client.get("/fine", headers={"x-name": "ann"})
+            await client.get("/broken", headers={"x-name": "bea"})
+            await client.get("/nowhere")
+    found = [(line["event"], line["user"]) for line in lines]
+    assert found == [
+        ("GET /fine 200", "ann"),
+        ("request failed", "bea"),
+        ("GET /broken 500", "bea"),
+        ("GET /nowhere 404", None),
+    ]
+
+
+@pytest.mark.parametrize("is_nested", [False, True])
+async def test_a_dependency_that_binds_where_nobody_sees_it_is_told(is_nested: bool) -> None:
+    """FastAPI runs a plain generator in a thread; the route would be nobody's."""
+    application, done = create_app(Settings, title="Test"), list[str | None]()
+
+    @contextmanager
+    def acting() -> Generator[None]:
+        with bind(replace(current(), user_id="ann")):
+            yield
+
+    def signed_in() -> Generator[None]:
+        with acting() if is_nested else bind(replace(current(), user_id="ann")):
+            yield
+
+    @application.get("/mine", dependencies=[Depends(signed_in)])
+    async def mine() -> None:
+        done.append(current().user_id)
+
+    @application.get("/thread")
+    def thread() -> str | None:
+        with acting():
+            return current().user_id
+
+    with capture_logs() as lines:
+        async with serving(application) as client:
+            assert (await client.get("/mine")).status_code == 500
+            assert (await client.get("/thread")).json() == "ann"
+    [reason] = [line["reason"] for line in lines if line["event"] == "request failed"]
+    assert "write it as `async def signed_in`" in reason
+    assert done == []
 
 
 async def test_each_request_is_one_log_line_without_its_query(app: FastAPI) -> None:

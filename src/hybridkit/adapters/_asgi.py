@@ -28,7 +28,9 @@ from hybridkit.context import (
     RequestContext,
     bind,
     current,
+    noting_user,
     to_http,
+    with_noted_user,
 )
 from hybridkit.errors import HybridkitError, InvalidHeaderError, OutcomeUnknownError
 from hybridkit.header_fields import Fields
@@ -96,7 +98,7 @@ class RequestContextMiddleware:
             context = _context_of(fields, *_CONTEXT_HEADERS, *((USER_ID_HEADER,) if self.internal else ()))
         except InvalidHeaderError as error:
             context, app = _context_of_refused(fields), _refusing(error)
-        with bind(context):
+        with bind(context), noting_user():
             await _Exchange(scope, send, context, self).run(app, receive)
 
 
@@ -193,7 +195,11 @@ class _Exchange:
     """One request and its answer."""
 
     def __init__(
-        self, scope: Scope, send: Send, context: RequestContext, middleware: RequestContextMiddleware
+        self,
+        scope: Scope,
+        send: Send,
+        context: RequestContext,
+        middleware: RequestContextMiddleware,
     ) -> None:
         self.scope = scope
         self.middleware = middleware
@@ -234,7 +240,8 @@ class _Exchange:
         finally:
             self.middleware.streams.discard(self._task)
             metrics.http_server_in_flight.dec()
-            self._note(time.perf_counter() - started)
+            with bind(with_noted_user(current())):
+                self._note(time.perf_counter() - started)
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -290,10 +297,11 @@ async def _send_problem(error: Exception, scope: Scope, send: Send, *, internal:
 
 def _log_failure(error: Exception, event: str, *, is_expected: bool = True) -> None:
     """An error of ours says what happened; of any other, and of our own mistakes, the place is needed."""
-    if is_expected and isinstance(error, HybridkitError) and (error.retryable or error.status != 500):
-        _log.warning(event, reason=f"{type(error).__name__}: {error}")
-    else:
-        _log.error(event, reason=f"{type(error).__name__}: {error}", exc_info=error)
+    with bind(with_noted_user(current())):
+        if is_expected and isinstance(error, HybridkitError) and (error.retryable or error.status != 500):
+            _log.warning(event, reason=f"{type(error).__name__}: {error}")
+        else:
+            _log.error(event, reason=f"{type(error).__name__}: {error}", exc_info=error)
 
 
 def _is_event_stream(start: Message) -> bool:

@@ -1,6 +1,6 @@
 """A claim that is asked for somewhere inside of a block, and finished before the block ends."""
 
-from typing import TYPE_CHECKING, Any, assert_never
+from typing import TYPE_CHECKING, Any, Final, assert_never
 
 from hybridkit.errors import ClaimLostError, InProgressError, KeyReusedError, MisuseError, RejectedError
 from hybridkit.idempotency._answers import (
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from hybridkit.idempotency._guard import IdempotencyGuard
 
 __all__ = ["Attempt", "error_for", "refuse_lost"]
+
+SOON_SECONDS: Final = 1.0
+"""When to ask again for work that somebody is at."""
 
 
 class Attempt:
@@ -101,9 +104,9 @@ def error_for(answer: InProgress | Failed | Mismatch | Exhausted) -> Exception:
     """That refusal as an error. It never names the key: who asks may be somebody else than who chose it."""
     match answer:
         case InProgress(retry_after_ms):
-            return InProgressError(
-                "another holder is working on it", retry_after_seconds=retry_after_ms / 1000
-            )
+            # The lease is how long it takes at most, if the holder is dead; most work is done much sooner.
+            after_seconds = min(retry_after_ms / 1000, SOON_SECONDS)
+            return InProgressError("another holder is working on it", retry_after_seconds=after_seconds)
         case Failed():
             return RejectedError("it was given up for good; a new try needs a new key")
         case Mismatch():
