@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -34,8 +34,10 @@ from hybridkit.messaging._port import Delivered
 from hybridkit.messaging._processor import Processor
 from hybridkit.messaging._stalls import Stalls
 from hybridkit.messaging._subscription import Subscription
+from hybridkit.messaging._turns import Turns
 from hybridkit.messaging._writer import Outgoing
 from hybridkit.retry import Retry
+from tests.unit.test_messaging_endings import Memory
 
 QUEUE = "tests.readiness"
 
@@ -47,7 +49,14 @@ class Looked(Event, type="readiness.looked", key="number"):
 class Bench:
     """A consumer of two handlers whose channel is up; the broker takes copies as long as `refusal` is None."""
 
-    def __init__(self, handle: Callable[[], Awaitable[object]], *, parks: bool = False) -> None:
+    def __init__(
+        self,
+        handle: Callable[[], Awaitable[object]],
+        *,
+        parks: bool = False,
+        guard: Any = None,
+        timeout_seconds: float = 0.01,
+    ) -> None:
         self.refusal: HybridkitError | None = None
         self.settled = 0
         self.is_open = True
@@ -66,8 +75,8 @@ class Bench:
             handlers,
             publisher=cast("Any", self),
             providers={},
-            guard=None,
-            timeout_seconds=0.01,
+            guard=guard,
+            timeout_seconds=timeout_seconds,
             **options,
         )
         nowhere = cast("Any", None)
@@ -206,6 +215,46 @@ async def test_a_consumer_whose_handlers_never_end_is_not_ready() -> None:
     assert "doesn't end" in (bench.consumer.stalled or "")
     goes_on.set()
     await until(lambda: bench.settled == 3)
+    assert bench.consumer.is_ready
+
+
+async def test_a_consumer_that_has_no_room_and_runs_nothing_is_not_ready(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All that it may have in hand is behind what rests between two attempts. While something runs, it moves."""
+    monkeypatch.setattr("hybridkit.messaging._subscription.GRACE_SECONDS", 0.0)
+    inbox = SimpleNamespace(has_room=True)
+    goes_on = asyncio.Event()
+    bench = Bench(goes_on.wait, timeout_seconds=60)
+    bench.run._inboxes = [cast("Any", inbox)]
+    assert bench.consumer.is_ready
+    inbox.has_room = False
+    with pytest.raises(UnavailableError, match="all that the broker lets it have waits"):
+        await _probe_consumer(bench.consumer)
+    bench.put()
+    await until(lambda: len(bench.run._workers))
+    assert bench.consumer.is_ready
+    goes_on.set()
+    await until(lambda: bench.settled)
+
+
+@pytest.mark.parametrize("waits_for", ["to be alone", "one that is alone"])
+async def test_a_consumer_whose_messages_wait_for_a_turn_is_not_ready(waits_for: str) -> None:
+    """What may have killed processes runs alone, so others may have to wait for a handler that takes long."""
+    turns = Turns.here()
+    takeovers = 2 if waits_for == "to be alone" else 0
+    bench = Bench(done, guard=Memory(takeovers=takeovers), timeout_seconds=60)
+    async with AsyncExitStack() as stack:
+        if takeovers:
+            await turns.begin()
+            stack.callback(turns.end)
+        else:
+            await stack.enter_async_context(turns.alone(seconds=1))
+        bench.put()
+        await until(lambda: bench.consumer.stalled)
+        assert "alone" in (bench.consumer.stalled or "")
+        assert not bench.consumer.is_ready
+    await until(lambda: bench.settled)
     assert bench.consumer.is_ready
 
 

@@ -11,6 +11,7 @@ import math
 import random
 import time
 from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from typing import Any, Final, assert_never
 
 from structlog.contextvars import bind_contextvars, bound_contextvars, reset_contextvars
@@ -284,7 +285,11 @@ class Processor:
         if self._guard is None:
             return await self._run(work)
         turns = Turns.here()
-        await turns.begin()
+        if turns.is_open:
+            await turns.begin()
+        else:
+            with self.stalls.trying("a message runs alone, or waits for it, and all others wait"):
+                await turns.begin()
         try:
             verdict = await self._claim(self._guard, work, most_takeovers=MOST_TAKEOVERS_BESIDE)
         finally:
@@ -292,7 +297,9 @@ class Processor:
         if verdict is not None:
             return verdict
         _log.warning("message runs alone", reason="processes have died while they had it")
-        async with turns.alone(seconds=self._timeout_seconds) as is_alone:
+        async with AsyncExitStack() as stack:
+            with self.stalls.trying("a message that has to run alone waits for the end of others"):
+                is_alone = await stack.enter_async_context(turns.alone(seconds=self._timeout_seconds))
             verdict = await self._claim(self._guard, work) if is_alone else None
         return verdict or Again(HOLDER_WAIT_SECONDS, None, work.failures)
 

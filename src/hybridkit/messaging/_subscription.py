@@ -19,6 +19,7 @@ from hybridkit.messaging._order import ByKey
 from hybridkit.messaging._parking import ParkedKeys
 from hybridkit.messaging._pause import Gate, Paused
 from hybridkit.messaging._processor import Processor
+from hybridkit.messaging._stalls import GRACE_SECONDS
 from hybridkit.messaging._topology import consumer_topology, declare, shared_topology
 from hybridkit.observability import get_logger, metrics
 
@@ -84,6 +85,7 @@ class Subscription:
         self._tag = f"{name}.{new_id()}"
         self._inboxes: list[Inbox] = []  # of the channels that are open; the last one is the current
         self._starved_at: int | None = None
+        self._ran_at = time.monotonic()  # the last one
         self._lane: Lane | None = None
         self._consuming = 0
         self._adjusting = asyncio.Lock()
@@ -120,7 +122,15 @@ class Subscription:
             return "nothing takes what is delivered"
         if self._processor.overdue >= self._concurrency:
             return "every handler's place is taken by one that doesn't end, although its time is up"
+        if self._is_full_and_idle:
+            return "all that the broker lets it have waits, and nothing runs"
         return self._processor.stalls.reason
+
+    @property
+    def _is_full_and_idle(self) -> bool:
+        """Whether for some time nothing runs and nothing can come: all of it rests, or is behind what rests."""
+        is_full = bool(self._inboxes) and not self._inboxes[-1].has_room
+        return is_full and not len(self._workers) and time.monotonic() - self._ran_at >= GRACE_SECONDS
 
     @property
     def paused(self) -> Paused | None:
@@ -268,6 +278,8 @@ class Subscription:
             elif not self._draining:  # by whom ever: nothing of its key may run before it
                 delivery.give_back()
             raise
+        finally:
+            self._ran_at = time.monotonic()
 
     async def _process(self, delivery: Delivery) -> None:
         """See it to its end; a mistake in here must neither lose nor hold a message."""

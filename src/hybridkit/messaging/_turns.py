@@ -35,6 +35,11 @@ class Turns:
             turns = _TURNS[loop] = cls()
         return turns
 
+    @property
+    def is_open(self) -> bool:
+        """Whether nobody is or wants to be alone."""
+        return self._open.is_set()
+
     async def begin(self) -> None:
         """Begin beside others; waits while one is or wants to be alone."""
         while not self._open.is_set():
