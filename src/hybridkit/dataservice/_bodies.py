@@ -242,7 +242,7 @@ def read_transaction(body: bytes) -> Transaction:
         MalformedPayloadError: no transaction.
     """
     found = validate_json(_TRANSACTION, body, what="the transaction", strict=True)
-    written = decode_numbers(body)["operations"]
+    written = decode_numbers(body).get("operations", ())
     return found.model_copy(update={"operations": with_numbers(found.operations, written)})
 
 

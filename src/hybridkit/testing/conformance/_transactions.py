@@ -31,6 +31,11 @@ class TransactionsConformance:
         answer = await service.transact(_create(service, name="pen"))
         assert (answer.status, answer.json()["results"][0]["name"]) == (200, "pen")
 
+    async def test_what_a_transaction_leaves_out_is_empty(self, service: ServiceUnderTest) -> None:
+        """Such as the operations of one that only emits."""
+        answer = await service.write("POST", "/v1:transact", {})
+        assert (answer.status, answer.json()) == (200, {"results": []})
+
     async def test_without_transactions_several_are_refused(self, service: ServiceUnderTest) -> None:
         if service.has("transactions"):
             pytest.skip("the service has transactions")
