@@ -12,7 +12,7 @@ from pydantic import AliasChoices, AliasPath, BaseModel, TypeAdapter
 
 from hybridkit.codec import InexactFloat, encode_json
 
-__all__ = ["dumped", "fields_by_member", "patch_as_stored", "values_of"]
+__all__ = ["dumped", "fields_by_member", "patch_as_stored", "values_of", "with_others"]
 
 
 def fields_by_member(model: type[BaseModel]) -> Mapping[str, str]:
@@ -67,6 +67,36 @@ def patch_as_stored(sent: Any, kept: Any) -> Any:
             return {own: patch_as_stored(value, found.get(own)) for own, value in members.items()}
         case _:
             return members
+
+
+def with_others(stored: Any, given: Any, kept: Any) -> Any:
+    """A document with the members that its model doesn't have, which somebody else has stored.
+
+    Args:
+        stored: the document by its model, to be completed.
+        given: the document as it is.
+        kept: what the model makes of it.
+    """
+    match kept:
+        case BaseModel() if isinstance(given, Mapping):
+            model = type(kept)
+            names = fields_by_member(model)
+            for own, value in cast("Mapping[str, Any]", given).items():
+                if own in names:
+                    alias = _stored_name(model, names[own])
+                    stored[alias] = with_others(stored[alias], value, getattr(kept, names[own]))
+                elif own not in model.model_computed_fields:
+                    stored[own] = value
+        case Mapping():
+            found = cast("Mapping[str, Any]", kept)
+            for own in stored.keys() & found.keys() & given.keys():
+                stored[own] = with_others(stored[own], given[own], found[own])
+        case list():
+            triples = zip(stored, given, cast("list[Any]", kept), strict=False)
+            return [with_others(*triple) for triple in triples]
+        case _:
+            pass
+    return stored
 
 
 def _stored_name(model: type[BaseModel], name: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any, Final, assert_never
 
 from hybridkit.codec import now
 from hybridkit.dataservice._increments import incremented
+from hybridkit.dataservice._merging import merged
 from hybridkit.dataservice._mongo_collection import HIDDEN, ResourceCollection, bookkeeping, version_of
 from hybridkit.dataservice._mongo_database import StoredDocument, is_live
 from hybridkit.dataservice._mongo_values import to_bson
@@ -19,7 +20,6 @@ from hybridkit.dataservice._operations import (
     Undelete,
     Update,
     Upsert,
-    merge_patch,
 )
 from hybridkit.dataservice._refusals import fitting, hidden, missing, stale, taken
 from hybridkit.filters import Filter
@@ -190,11 +190,10 @@ def _tombstone(stored: StoredDocument) -> StoredDocument:
 
 
 def _changes(operation: Update, collection: ResourceCollection, stored: StoredDocument) -> dict[str, Any]:
-    merged = {
-        name: fitting(operation, name, merge_patch(collection.mergeable(stored, name), patch))
-        for name, patch in operation.merges.items()
+    documents = {
+        name: merged(operation, name, collection.mergeable(stored, name)) for name in operation.merges
     }
     added = {
         name: incremented(operation, name, collection.value(stored, name)) for name in operation.increment
     }
-    return {**operation.changes, **merged, **added}
+    return {**operation.changes, **documents, **added}

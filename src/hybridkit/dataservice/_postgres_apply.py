@@ -19,6 +19,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 
 from hybridkit.dataservice._etags import State
+from hybridkit.dataservice._merging import merged
 from hybridkit.dataservice._operations import (
     Assert,
     Create,
@@ -28,7 +29,6 @@ from hybridkit.dataservice._operations import (
     Undelete,
     Update,
     Upsert,
-    merge_patch,
 )
 from hybridkit.dataservice._postgres_columns import now_in_milliseconds
 from hybridkit.dataservice._postgres_database import Session
@@ -39,7 +39,6 @@ from hybridkit.dataservice._postgres_runs import Rows, chunks, runs
 from hybridkit.dataservice._postgres_table import ResourceTable
 from hybridkit.dataservice._postgres_upsert import InsertOnConflict, target
 from hybridkit.dataservice._refusals import (
-    fitting,
     hidden,
     missing,
     not_a_number,
@@ -156,9 +155,9 @@ class _Run:
     async def _update(self) -> list[Result]:
         operations = cast("Sequence[Update]", self._run)
         values = [self._changes(operation) for operation in operations]
-        merged = await self._merged(operations)
+        documents = await self._merged(operations)
         added = [self._increments(operation) for operation in operations]
-        every = [{**one, **two} for one, two in zip(values, merged, strict=True)]
+        every = [{**one, **two} for one, two in zip(values, documents, strict=True)]
         first = operations[0]
         rows = self._targets(every, added)
         changes: dict[str, Any] = {self._table[name].name: rows[name] for name in every[0]}
@@ -314,21 +313,21 @@ class _Run:
             .with_for_update(of=self._table.table)
         )
         found = self._by_position(await self._execute(locked))
-        merged: list[dict[str, Any]] = []
+        changed: list[dict[str, Any]] = []
         for position, operation in enumerate(operations, 1):
             if position not in found:
                 raise missing(operation)
-            merged.append(
+            changed.append(
                 {
                     name: self._table.bind(
                         name,
-                        fitting(operation, name, merge_patch(document, operation.merges[name])),
+                        merged(operation, name, document),
                         at=pointer(operation),
                     )
                     for name, document in zip(names, found[position], strict=True)
                 }
             )
-        return merged
+        return changed
 
     # ── statements ───────────────────────────────────────────────────────────────────────────────
 

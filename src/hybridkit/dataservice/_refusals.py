@@ -20,6 +20,7 @@ from hybridkit.errors import (
 )
 
 __all__ = [
+    "declared_type",
     "fitting",
     "hidden",
     "missing",
@@ -29,6 +30,7 @@ __all__ = [
     "set_and_incremented",
     "stale",
     "taken",
+    "unfit",
     "unreferred",
 ]
 
@@ -103,17 +105,14 @@ def fitting(operation: Operation, name: str, value: Any, *, member: str = "data"
     Args:
         operation: for the message.
         name: of the field.
-        value: a merged document, or a sum.
+        value: to be stored, or a sum.
         member: of the operation, which says where the value comes from.
         bounds: hold it to those of the record's field too, which a database's column doesn't have.
 
     Raises:
         InvalidRequestError: with a pointer to every problem.
     """
-    declared = operation.resource.record.model_fields[name]
-    bounded = bounds and declared.metadata
-    annotation: Any = Annotated[declared.annotation, *declared.metadata] if bounded else declared.annotation
-    adapter: TypeAdapter[Any] = TypeAdapter(annotation)
+    adapter = declared_type(operation, name, bounds=bounds)
     try:
         kept = adapter.validate_python(value)
         found = tuple(islice(losses(value, kept), MAX_FIELD_ERRORS))
@@ -122,6 +121,21 @@ def fitting(operation: Operation, name: str, value: Any, *, member: str = "data"
     else:
         if not found:
             return dumped(adapter, kept)
+    raise unfit(operation, name, found, member=member)
+
+
+def declared_type(operation: Operation, name: str, *, bounds: bool = True) -> TypeAdapter[Any]:
+    """What the record declares for that field, with or without the bounds that stand at the field itself."""
+    declared = operation.resource.record.model_fields[name]
+    bounded = bounds and declared.metadata
+    annotation: Any = Annotated[declared.annotation, *declared.metadata] if bounded else declared.annotation
+    return TypeAdapter(annotation)
+
+
+def unfit(
+    operation: Operation, name: str, found: Sequence[FieldError], *, member: str = "data"
+) -> InvalidRequestError:
+    """A value that its field doesn't have, with a pointer to every problem."""
     at = f"{pointer(operation, member)}/{name}"
     problems = [FieldError(at + problem.pointer, problem.code, problem.message) for problem in found]
-    raise InvalidRequestError("the value does not fit after the change", errors=problems)
+    return InvalidRequestError("the value does not fit after the change", errors=problems[:MAX_FIELD_ERRORS])

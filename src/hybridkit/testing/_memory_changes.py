@@ -9,6 +9,7 @@ from typing import Any, assert_never
 from hybridkit.codec import now
 from hybridkit.dataservice._etags import State
 from hybridkit.dataservice._increments import incremented
+from hybridkit.dataservice._merging import merged
 from hybridkit.dataservice._operations import (
     AnyResource,
     Assert,
@@ -20,7 +21,6 @@ from hybridkit.dataservice._operations import (
     Undelete,
     Update,
     Upsert,
-    merge_patch,
 )
 from hybridkit.dataservice._refusals import fitting, hidden, missing, stale, taken, unreferred
 from hybridkit.errors import DeclarationError, StaleVersionError
@@ -190,12 +190,9 @@ class MemoryTable:
         row = self._existing(operation)
         if not fits(operation.require, row.values):
             raise StaleVersionError(operation.says("the requirement does not hold"), current=row.tag)
-        merged = {
-            name: fitting(operation, name, merge_patch(row.values[name], patch))
-            for name, patch in operation.merges.items()
-        }
+        documents = {name: merged(operation, name, row.values[name]) for name in operation.merges}
         added = {name: incremented(operation, name, row.values[name]) for name in operation.increment}
-        return {**self._fitting(operation, operation.changes), **merged, **added}
+        return {**self._fitting(operation, operation.changes), **documents, **added}
 
     def _changed(self, operation: Update | Upsert, changes: Mapping[str, Any]) -> Row:
         row = self.rows[operation.id]
