@@ -323,6 +323,40 @@ async def test_without_a_broker_everything_waits(outbox: MemoryOutbox, publisher
     assert sorted(publisher.sent) == sorted(row.event_id for row in rows)
 
 
+async def test_keys_that_fail_together_are_one_failure_of_the_broker(
+    outbox: MemoryOutbox, publisher: MemoryPublisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pauses grow with the length of the outage, and not with the number of events that wait."""
+    monkeypatch.setattr(_relay, "_BACKOFF", Retry.exponential(first_seconds=60, cap_seconds=3600))
+    gate, away = asyncio.Event(), NotConnectedError("no connection")
+    for number in range(20):
+        row = outbox.add(f"{number}")
+        publisher.errors[row.event_id], publisher.gates[row.event_id] = [away], gate
+    relay = Relay(outbox, publisher)
+    async with relay:
+        await until(lambda: len(publisher.at_work) == 20)
+        gate.set()
+        await until(lambda: not publisher.at_work and not relay._lanes)
+        assert relay._broker.failures == 1
+
+
+async def test_when_the_broker_is_back_no_key_waits_for_its_own_interval(
+    outbox: MemoryOutbox, publisher: MemoryPublisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was sent as the connection broke has an unknown outcome, and would come minutes after the others."""
+    unknown, away = outbox.add("a"), outbox.add("b")
+    publisher.errors[unknown.event_id] = [OutcomeUnknownError("no answer")]
+    publisher.errors[away.event_id] = [NotConnectedError("no connection")]
+    publisher.gates[away.event_id] = asyncio.Event()
+    monkeypatch.setattr(_relay, "_BACKOFF", Retry.exponential(first_seconds=3600, cap_seconds=3600))
+    relay = Relay(outbox, publisher)
+    async with relay:
+        await until(lambda: relay._pauses["a"].is_on)
+        monkeypatch.setattr(_relay, "_BACKOFF", Retry.immediate())
+        publisher.gates[away.event_id].set()
+        await until(lambda: len(outbox.published) == 2)
+
+
 async def test_without_a_database_it_waits_and_goes_on(
     outbox: MemoryOutbox, publisher: MemoryPublisher
 ) -> None:

@@ -226,8 +226,9 @@ class Relay:
         except (UnroutableError, PayloadError, InvalidRequestError) as error:  # it never could be sent
             self._park(row, error)
         except UnavailableError as error:
-            self._broker.extend()
-            _log.warning("the relay waits for the broker", reason=str(error))
+            if not self._broker.is_on:  # of many lanes that fail together, one counts
+                self._broker.extend()
+                _log.warning("the relay waits for the broker", reason=str(error))
             return False
         except Exception as error:  # noqa: BLE001 - whatever it is, only this lane has to wait
             self._hold_up(lane, row, error)
@@ -235,7 +236,9 @@ class Relay:
         else:
             self._published.append(row)
         self._pauses.pop(lane, None)
-        self._broker.failures = 0
+        if self._broker.failures:  # it is back: what failed meanwhile needn't sit out its own interval
+            self._broker = _Pause()
+            self._pauses.clear()
         return True
 
     def _hold_up(self, lane: str, row: Waiting, error: Exception) -> None:
