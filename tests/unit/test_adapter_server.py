@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
+from starlette.middleware.base import BaseHTTPMiddleware
 from structlog.testing import capture_logs
 
 from hybridkit.adapters import _connection, _server
@@ -431,9 +432,14 @@ async def test_half_an_answer_is_cut_and_logged_once(
 
 
 @pytest.mark.usefixtures("connection")
-async def test_open_event_streams_do_not_hold_up_a_stop(caplog: pytest.LogCaptureFixture) -> None:
-    """They end as if their source had ended, in time and without an error."""
+@pytest.mark.parametrize("has_middleware", [False, True])
+async def test_open_event_streams_do_not_hold_up_a_stop(
+    caplog: pytest.LogCaptureFixture, has_middleware: bool
+) -> None:
+    """They end as if their source had ended, in time and without an error; also through a middleware's task group."""
     app = create_app(Settings, title="Events")
+    if has_middleware:
+        app.add_middleware(BaseHTTPMiddleware, dispatch=lambda request, call_next: call_next(request))
 
     @app.get("/events")
     async def events() -> StreamingResponse:

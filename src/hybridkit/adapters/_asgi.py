@@ -223,8 +223,10 @@ class _Exchange:
             await app(self.scope, limited, self.send)
             await self._answer.release()
         except asyncio.CancelledError:
-            if self._task in self.middleware.streams and self._task.cancelling() == 1:
-                self._task.uncancel()
+            cancellations = self._task.cancelling()  # none where middleware's task group has taken note of it
+            if self._task in self.middleware.streams and cancellations <= 1:
+                for _ in range(cancellations):
+                    self._task.uncancel()
                 await self._send({"type": "http.response.body", "body": b""})
                 return
             if self._answer.status is None:  # the server stops and has waited long enough
