@@ -9,11 +9,12 @@ import httpx
 import jwt
 import pytest
 from pydantic import BaseModel, SecretStr
+from structlog.testing import capture_logs
 
 from hybridkit.clients import DataTransaction, PostgresDataClient
 from hybridkit.dataservice import Grant
 from hybridkit.dataservice._callers import Callers
-from hybridkit.errors import AccessDeniedError, DeclarationError, UnauthenticatedError
+from hybridkit.errors import AccessDeniedError, DeclarationError, UnauthenticatedError, UnavailableError
 from hybridkit.events import Event
 from hybridkit.resources import Call, Record, Resource
 from hybridkit.security import ServiceTokenIssuer
@@ -81,6 +82,32 @@ async def one_event(transaction: DataTransaction) -> None:
 @pytest.fixture
 def fake() -> FakeDataService:
     return serving(Callers.of(settings("api_service", "bot_service"), GRANTS))
+
+
+async def test_a_caller_whose_token_is_refused_is_not_ready_and_told_what_to_compare(
+    fake: FakeDataService,
+) -> None:
+    """Without this both sides are green while every call fails; whoever only asks for readiness needs no token."""
+    wrong = PostgresDataClient(
+        "http://data",
+        service="api_service",
+        transport=fake.transport,
+        authorization=authorization("api_service", audience="db_postgres_service"),
+    )
+    keyless = PostgresDataClient("http://data", service="api_service", transport=fake.transport)
+    with capture_logs() as lines:
+        for client_ in (wrong, keyless):
+            async with client_:
+                with pytest.raises(UnavailableError, match="POSTGRES_SERVICE_NAME or MONGO_SERVICE_NAME"):
+                    await client_.probe()
+    [reason] = [line["reason"] for line in lines if line["event"] == "service token refused"]
+    assert reason.startswith("it is signed by api_service, and its aud is not data: ")
+    assert reason.endswith("as POSTGRES_SERVICE_NAME or MONGO_SERVICE_NAME")
+    async with client(fake, "api_service") as right:
+        assert await right.probe() is None
+    transport = httpx.ASGITransport(cast("Any", fake)._app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://data") as orchestrator:
+        assert (await orchestrator.get("/ready")).status_code == 200
 
 
 async def test_what_is_granted_is_done(fake: FakeDataService) -> None:

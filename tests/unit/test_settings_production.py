@@ -7,7 +7,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from pydantic import SecretStr
+from structlog.testing import capture_logs
 
+from hybridkit.adapters._running import _dependencies
 from hybridkit.settings import (
     DataClientSettings,
     DataServiceSettings,
@@ -151,6 +153,27 @@ def test_an_unknown_environment_is_checked_like_production() -> None:
 
 class ClientSettings(DataClientSettings):
     service_name: str = "api_service"
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        ({}, {"db_postgres_service", "db_mongo_service"}),
+        ({"environment": "production"}, set[str]()),
+        (
+            {"environment": "production", "mongo_service_url": "http://127.0.0.1:8002"},
+            {"db_mongo_service"},
+        ),
+    ],
+)
+def test_production_takes_no_data_service_for_there_whose_url_nobody_has_set(
+    values: dict[str, Any], found: set[str]
+) -> None:
+    """The default is a guess that is right on a developer's machine; the log says which setting is missing."""
+    with capture_logs() as lines:
+        opened = {each.name for each in _dependencies("worker", ClientSettings(**values))}
+    assert opened == found
+    assert len([line for line in lines if "_SERVICE_URL is not set" in line["reason"]]) == 2 - len(found)
 
 
 class DataSettings(DataServiceSettings):

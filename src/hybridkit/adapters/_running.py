@@ -95,7 +95,7 @@ async def open_resources(
     """Everything that the settings name, open inside the block and provided by type.
 
     A data service is awaited, and part of readiness, when its URL is set; one whose URL is left at the default is
-    there for whoever calls it.
+    there for whoever calls it, but not in production: there nothing provides its client.
 
     Args:
         kind: of process.
@@ -156,22 +156,32 @@ def _dependencies(kind: Kind, settings: ServiceSettings) -> Generator[Dependency
         prove_to_mongo = _authorization(settings, callee=settings.mongo_service_name)
         # Somebody waits for an API and a bot; a worker's messages can wait.
         policy = ClientPolicy.worker() if kind == "worker" else ClientPolicy.interactive()
-        yield Dependency(
-            name="db_postgres_service",
-            factory=lambda: PostgresDataClient(
-                postgres_url, service=service, policy=policy, authorization=prove_to_postgres
-            ),
-            provides=PostgresDataClient,
-            probe=_probe_client if "postgres_service_url" in settings.model_fields_set else None,
-        )
-        yield Dependency(
-            name="db_mongo_service",
-            factory=lambda: MongoDataClient(
-                mongo_url, service=service, policy=policy, authorization=prove_to_mongo
-            ),
-            provides=MongoDataClient,
-            probe=_probe_client if "mongo_service_url" in settings.model_fields_set else None,
-        )
+        if _is_there(settings, "postgres_service_url"):
+            yield Dependency(
+                name="db_postgres_service",
+                factory=lambda: PostgresDataClient(
+                    postgres_url, service=service, policy=policy, authorization=prove_to_postgres
+                ),
+                provides=PostgresDataClient,
+                probe=_probe_client if "postgres_service_url" in settings.model_fields_set else None,
+            )
+        if _is_there(settings, "mongo_service_url"):
+            yield Dependency(
+                name="db_mongo_service",
+                factory=lambda: MongoDataClient(
+                    mongo_url, service=service, policy=policy, authorization=prove_to_mongo
+                ),
+                provides=MongoDataClient,
+                probe=_probe_client if "mongo_service_url" in settings.model_fields_set else None,
+            )
+
+
+def _is_there(settings: DataClientSettings, url: str) -> bool:
+    """Whether there is a data service: the defaults are for a developer's machine, and would be a guess elsewhere."""
+    if url in settings.model_fields_set or settings.environment != "production":
+        return True
+    _log.info("a data service is left out", reason=f"{url.upper()} is not set")
+    return False
 
 
 def _authorization(settings: DataClientSettings, *, callee: str) -> Callable[[], str] | None:

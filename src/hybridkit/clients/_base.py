@@ -13,7 +13,13 @@ from hybridkit.clients._transport import Response
 from hybridkit.clients._transport_httpx import AnyTransport, open_transport
 from hybridkit.codec import check_size
 from hybridkit.contract import MAX_BODY_BYTES
-from hybridkit.errors import DeclarationError, HybridkitError, MisuseError, UnavailableError
+from hybridkit.errors import (
+    DeclarationError,
+    HybridkitError,
+    MisuseError,
+    UnauthenticatedError,
+    UnavailableError,
+)
 
 __all__ = ["JSON", "BaseClient"]
 
@@ -82,13 +88,18 @@ class BaseClient:
             `breaker: open` or `breaker: half_open` while calls are held back, None while they go through.
 
         Raises:
-            UnavailableError: it is not ready, or doesn't answer.
+            UnavailableError: it is not ready, doesn't answer, or refuses this service's token.
         """
         pipeline = self._open_pipeline()
         try:
             await pipeline.run_once(
                 Intent(method="GET", path="/ready", safe=True), timeout_seconds=PROBE_SECONDS
             )
+        except UnauthenticatedError as error:
+            raise UnavailableError(
+                f"{self._base_url} refuses the token of {self._service}: compare SERVICE_TOKEN_KEY with its"
+                " SERVICE_TOKEN_KEYS, and POSTGRES_SERVICE_NAME or MONGO_SERVICE_NAME with its SERVICE_NAME"
+            ) from error
         except HybridkitError as error:
             if isinstance(error, UnavailableError) and pipeline.breaker_state == "closed":
                 raise

@@ -1,9 +1,13 @@
 """The contract's routes, made from the declarations. What is database about them is behind `Store`."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from hybridkit.contract import CALLER_HEADER
 from hybridkit.dataservice._batch_routes import BatchRoutes
 from hybridkit.dataservice._bodies import Bodies
 from hybridkit.dataservice._call_routes import CallRoute
@@ -14,13 +18,16 @@ from hybridkit.dataservice._query_routes import QueryRoutes
 from hybridkit.dataservice._record_routes import RecordRoutes
 from hybridkit.dataservice._transact_route import TransactRoute
 
+if TYPE_CHECKING:
+    from hybridkit.dataservice._callers import Callers
+
 __all__ = ["add_routes"]
 
 
 def add_routes(
     app: FastAPI, bodies: Mapping[str, Bodies], calls: Mapping[AnyCall, CallHandler] | None = None
 ) -> None:
-    """Add everything under `/v1`, and its description.
+    """Add everything under `/v1`, and its description; and let `/ready` refuse a caller whose token is refused there.
 
     The running application's `state` has the `store`, the `callers`, and whether it `can_emit`.
 
@@ -44,4 +51,21 @@ def add_routes(
         call.add_to(route)
     TransactRoute(bodies).add_to(route)
     app.router.routes.insert(0, route)
+    for other in app.router.routes:
+        if isinstance(other, Route) and other.path == "/ready":
+            other.app = _knowing_callers(other.app)
     add_document(app, ContractDocument(bodies.values(), own))
+
+
+def _knowing_callers(app: ASGIApp) -> ASGIApp:
+    """Readiness that tells a calling service too when its token is refused; an orchestrator calls as nobody."""
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope)
+        callers: Callers = scope["app"].state.callers
+        comes_from_service = not {CALLER_HEADER, "authorization"}.isdisjoint(request.headers)
+        if comes_from_service and callers.prove_who_they_are:
+            callers.name(request)
+        await app(scope, receive, send)
+
+    return serve

@@ -44,6 +44,9 @@ class _RefusedError(Exception):
     """Why a token is no good, in words for the log: whoever sent it learns only that it is not."""
 
 
+_OF_CALLEE: Final = ": a caller has this service's name as POSTGRES_SERVICE_NAME or MONGO_SERVICE_NAME"
+
+
 class ServiceTokenIssuer:
     """Makes the tokens with which one service calls another.
 
@@ -170,7 +173,8 @@ class ServiceTokenVerifier:
             # RFC 7519, section 4.1.3: one audience may be an array of one. With several of them each could pose as the
             # caller at the others.
             if claims.get(name) != wanted and not (name == "aud" and claims.get(name) == [wanted]):
-                raise _RefusedError(f"it is signed by {service}, and its {name} is not {wanted}")
+                advice = _OF_CALLEE if name == "aud" else ""
+                raise _RefusedError(f"it is signed by {service}, and its {name} is not {wanted}{advice}")
         return service, self._checked_end(claims, service)
 
     def _checked_end(self, claims: Mapping[str, object], service: str) -> float:

@@ -44,8 +44,9 @@ class DataClientSettings(ServiceSettings):
     """For a process that reaches data, which it does over HTTP only.
 
     Attributes:
-        postgres_service_url: the PostgreSQL data service.
-        mongo_service_url: the MongoDB data service.
+        postgres_service_url: the PostgreSQL data service; the default is for development and tests, and in production
+            nothing provides a client until it is set.
+        mongo_service_url: the MongoDB data service; the same of its default.
         postgres_service_name: its `service_name`, for which this service's tokens are made.
         mongo_service_name: the same of the other one.
         service_token_key: proves to both of them who calls: at least 32 bytes that this service shares with them, or
