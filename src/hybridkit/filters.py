@@ -27,9 +27,10 @@ from typing import (
     get_args,
     get_origin,
 )
+from uuid import UUID
 
 import orjson
-from pydantic import AfterValidator, PlainValidator, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, PlainValidator, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError, from_json
 
 from hybridkit.codec import InexactFloat, encode_json, in_utc, truncate_timestamp
@@ -250,8 +251,15 @@ def operand_type(annotation: Any) -> Any:
     plain, metadata = _unwrapped(annotation)
     members = get_args(plain) if get_origin(plain) in (Union, UnionType) else (plain,)
     kinds = {_unwrapped(member)[0] for member in members} - {type(None)}
+    kinds = {
+        getattr(kind, "__default__", kind) for kind in kinds
+    }  # the id of a `Record` without a type argument
     if kinds == {float}:
         return Annotated[Any, PlainValidator(_float)]
+    if kinds == {int, float}:
+        return Annotated[Any, PlainValidator(_integer_or_float)]
+    if kinds == {UUID}:
+        return Annotated[plain, *metadata, BeforeValidator(_uuid_text)]
     if kinds and kinds <= {int, float, Decimal}:
         return Annotated[Any, PlainValidator(_number)]
     exact = [AfterValidator(in_utc) if _truncates(each) else each for each in metadata]
@@ -297,6 +305,22 @@ def _number(value: object) -> int | Decimal:
         case _:
             pass
     raise PydanticCustomError("finite_number", "a finite number is expected")
+
+
+def _integer_or_float(value: object) -> int | float | Decimal:
+    """A finite number, as a document has it."""
+    number = _number(value)
+    return number if isinstance(number, int) else _float(number)
+
+
+def _uuid_text(value: object) -> object:
+    """What is taken for a UUID in a body is in a filter, and nothing else."""
+    if isinstance(value, str) and not _UUID.fullmatch(value):
+        raise PydanticCustomError("uuid_parsing", "a UUID has five groups of hexadecimal digits")
+    return value
+
+
+_UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 
 
 def _float(value: object) -> int | float | Decimal:

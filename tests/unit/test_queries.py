@@ -362,6 +362,19 @@ def test_a_long_url_is_read_to_the_same_limit(params: list[tuple[str, str]], com
     assert len(compared) == 100
 
 
+@pytest.mark.parametrize("text", ["{%s}", "urn:uuid:%s", "%s "])
+def test_a_filter_takes_a_uuid_in_its_own_form_only(text: str) -> None:
+    """As bodies and paths do, in either case."""
+    own = UUID(int=0xABC)
+    assert (ORDERS["id"] == str(own).upper()).value == own
+    assert ORDERS["id"].parse(str(own).upper()) == own
+    for form in (text % own, own.hex):
+        with pytest.raises(InvalidQueryError):
+            ORDERS["id"].parse(form)
+        with pytest.raises(InvalidQueryError):
+            ORDERS["id"].in_([form])
+
+
 def test_python_operators_build_the_tree() -> None:
     quantity = ORDERS["quantity"]
     assert (quantity != 1) == Compare("quantity", "neq", 1)

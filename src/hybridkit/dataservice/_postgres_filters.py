@@ -13,6 +13,7 @@ from sqlalchemy import CHAR, ColumnElement, TextClause, bindparam, text
 from sqlalchemy.types import NullType, UserDefinedType
 
 from hybridkit.codec import encode_json
+from hybridkit.dataservice._annotations import alternatives
 from hybridkit.dataservice._postgres_errors import UNTAKEN
 from hybridkit.dataservice._postgres_printing import literal
 from hybridkit.dataservice._postgres_steps import Steps, steps_of
@@ -172,6 +173,7 @@ class Operand:
             self.text = column if is_text else f"CAST({column} AS text)"
         own = self.column.type.dialect_impl(DIALECT)
         self._is_foreign = isinstance(own, UserDefinedType)
+        self._has_bare_numbers = document_depth(own) == 0 and not _takes_decimals(table, name)
         self._process = own.bind_processor(DIALECT) if document_depth(own) is None else None
 
     def __repr__(self) -> str:
@@ -208,6 +210,8 @@ class Operand:
 
     def bound(self, value: Any) -> Any:
         """The value as asyncpg takes it."""
+        if isinstance(value, Decimal) and self._has_bare_numbers:
+            return _json(value)
         try:
             bound = in_texts(self.column.type, fitted(self.column.type, value))
             return bound if self._process is None else self._process(bound)
@@ -288,6 +292,11 @@ def _beyond(left: str, value: str | None, *, descending: bool) -> str:
     if descending:
         return f"{left} IS NOT NULL" if value is None else f"{left} < {value}"
     return "false" if value is None else f"({left} > {value} OR {left} IS NULL)"
+
+
+def _takes_decimals(table: ResourceTable, name: str) -> bool:
+    """Whether the field declares decimals, which are texts in a document."""
+    return Decimal in alternatives(table.resource.record.model_fields[name].annotation)
 
 
 def _json(value: Any) -> str:
