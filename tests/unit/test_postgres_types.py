@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import BIT, CITEXT, DOMAIN, INT4RANGE, JSONB
 from sqlalchemy.types import TypeEngine
 
 from hybridkit.dataservice._postgres_types import DIALECT, document_depth, is_scalar, parameter_type
-from hybridkit.dataservice._postgres_values import fitted, in_texts
+from hybridkit.dataservice._postgres_values import check_limits, fitted, in_texts
 
 
 class Code(TypeDecorator[str]):
@@ -87,3 +87,26 @@ def test_the_elements_of_an_array_are_fitted_as_values_of_a_column_are() -> None
 def test_what_can_not_be_held_is_refused(kind: TypeEngine[Any], value: object) -> None:
     with pytest.raises(ValueError, match=r"hold|length|JSON|int"):
         fitted(kind, value)
+
+
+@pytest.mark.parametrize("amount", ["1.555", "0.001", "-2.0050001", "1e-3"])
+def test_digits_that_a_column_would_round_away_are_refused(amount: str) -> None:
+    """What can't be stored as it is, isn't stored."""
+    with pytest.raises(ValueError, match="2 digits behind the point"):
+        check_limits(Numeric(10, 2), Decimal(amount))
+
+
+@pytest.mark.parametrize("amount", ["1.55", "1.5500", "0.0000", "1e3", "-99999999.99", "0"])
+def test_zeros_at_the_end_are_no_digits(amount: str) -> None:
+    check_limits(Numeric(10, 2), Decimal(amount))
+
+
+@pytest.mark.parametrize("kind", [JSON(), JSONB(), ARRAY(JSONB)])
+@pytest.mark.parametrize("document", ["a\0", ["\0"], {"a": [{"b": "\0"}]}, {"\0": 1}])
+def test_a_document_with_a_nul_is_refused(kind: TypeEngine[Any], document: Any) -> None:
+    with pytest.raises(ValueError, match="without U\\+0000"):
+        fitted(kind, [document] if isinstance(kind, ARRAY) else document)
+
+
+def test_a_backslash_is_no_nul() -> None:
+    assert fitted(JSONB(), ["\\u0000"]) == ["\\u0000"]

@@ -7,10 +7,12 @@ made them. It is asked after the refusal, on its own.
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from hybridkit.codec import encode_json
 from hybridkit.dataservice._operations import Create, Operation, Update, Upsert
 from hybridkit.dataservice._postgres_database import Database
 from hybridkit.dataservice._postgres_errors import Diagnosis
 from hybridkit.dataservice._postgres_table import ResourceTable
+from hybridkit.dataservice._postgres_values import holds_nul
 from hybridkit.dataservice._refusals import pointed
 from hybridkit.errors import (
     ForeignKeyError,
@@ -19,10 +21,15 @@ from hybridkit.errors import (
     RejectedError,
     UniqueViolationError,
 )
+from hybridkit.observability import get_logger
 
 __all__ = ["RefusedError", "UnnamedError", "explained"]
 
+_log = get_logger("hybridkit.dataservice")
+
 _GENERATED: Final = "428C9"
+_NULS: Final = ("22P05", "22021")
+"""U+0000 in a document or a text, which PostgreSQL doesn't have."""
 _CODES: Final = {
     "22": "invalid_value",
     "23502": "not_null",
@@ -67,9 +74,15 @@ _OF_GENERATED: Final = """
 
 _OF_INDEXES: Final = """
     SELECT DISTINCT a.attname FROM pg_index i
-    JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)
+    JOIN pg_attribute a ON a.attrelid = i.indrelid AND (
+        a.attnum = ANY (i.indkey)
+        OR EXISTS (
+            SELECT FROM pg_depend d
+            WHERE d.classid = 'pg_class'::regclass AND d.objid = i.indexrelid
+            AND d.refclassid = 'pg_class'::regclass AND d.refobjid = i.indrelid AND d.refobjsubid = a.attnum))
     WHERE i.indrelid = to_regclass($1)
 """
+"""By table: the columns of all its indexes, those of expressions too."""
 _INDEX_ROW_BYTES: Final = 8191
 """What any index row can have; where even that is exceeded PostgreSQL doesn't say of which index."""
 
@@ -101,6 +114,13 @@ async def explained(
     names = await _fields(database, tables[operation.resource.name], operation, found)
     code = _CODES.get(found.sqlstate) or _CODES.get(found.sqlstate[:2], _OTHER_CODE)
     errors = pointed(operation, names, code)
+    _log.info(
+        "a write was refused",
+        resource=operation.resource.name,
+        table=tables[operation.resource.name].table.fullname,
+        fields=list(names),
+        code=reason.code,
+    )
     message = operation.says(str(reason))
     match reason:
         case UniqueViolationError():
@@ -126,6 +146,8 @@ async def _fields(
             return [
                 name for name in await _named(database, table, _OF_GENERATED, table.source) if name in values
             ]
+        if found.sqlstate in _NULS:
+            return [name for name in table.fields if holds_nul(values.get(name))]
         if found.sqlstate.startswith("54"):
             indexed = await _named(database, table, _OF_INDEXES, table.source)
             return [name for name in indexed if _is_long(values.get(name))]
@@ -154,4 +176,6 @@ def _values(operation: Operation) -> Mapping[str, Any]:
 
 
 def _is_long(value: Any) -> bool:
-    return isinstance(value, str) and len(value.encode()) > _INDEX_ROW_BYTES
+    if isinstance(value, str):
+        return len(value.encode(errors="surrogatepass")) > _INDEX_ROW_BYTES
+    return isinstance(value, dict | list) and len(encode_json(value)) > _INDEX_ROW_BYTES

@@ -10,6 +10,7 @@ from sqlalchemy import ColumnElement, Enum, Row, Text, inspect, true, type_coerc
 from hybridkit.dataservice._etags import State
 from hybridkit.dataservice._operations import AnyResource, Document
 from hybridkit.dataservice._postgres_columns import RecordColumns
+from hybridkit.dataservice._postgres_misfits import misfit
 from hybridkit.dataservice._postgres_types import DIALECT, is_document
 from hybridkit.dataservice._postgres_values import check_limits, fitted, python_type, shown_by
 from hybridkit.errors import DeclarationError, FieldError, InvalidRequestError
@@ -28,7 +29,7 @@ class ResourceTable:
         mapped: a declarative class with `RecordColumns`; its attributes are the record's fields.
 
     Raises:
-        DeclarationError: a field of the record has no column.
+        DeclarationError: a field of the record has no column, or one that can't hold it.
     """
 
     def __init__(self, resource: AnyResource, mapped: type[RecordColumns]) -> None:
@@ -43,6 +44,9 @@ class ResourceTable:
                 f"{mapped.__name__} has no column for {', '.join(missing)} of {resource.record.__name__};"
                 " a table of a data service inherits RecordColumns and has the record's fields"
             )
+        misfits = [misfit(resource.record, name, self[name].type) for name in self.fields]
+        if told := [each for each in misfits if each is not None]:
+            raise DeclarationError(f"{mapped.__name__} for {resource.record.__name__}: {'; '.join(told)}")
         if resource.soft_delete and "deleted_at" not in self._columns:
             raise DeclarationError(
                 f"{mapped.__name__} has no column deleted_at; where {resource.name} is declared with soft_delete,"

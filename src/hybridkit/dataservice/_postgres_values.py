@@ -22,7 +22,7 @@ from hybridkit.dataservice._losses import DECIMALS, is_exact, is_integer
 from hybridkit.dataservice._postgres_types import DIALECT, document_depth, is_real
 from hybridkit.errors import MalformedPayloadError
 
-__all__ = ["check_limits", "fitted", "in_texts", "python_type", "shown_by"]
+__all__ = ["check_limits", "fitted", "holds_nul", "in_texts", "python_type", "shown_by"]
 
 
 def python_type(kind: TypeEngine[Any]) -> type[Any] | None:
@@ -112,10 +112,29 @@ def _scalar(kind: TypeEngine[Any], value: Any) -> Any:
 def _checked_document(value: Any) -> Any:
     """Refuse here what has no JSON form: inside SQLAlchemy it would be a failure of the statement."""
     try:
-        encode_json(value)
+        encoded = encode_json(value)
     except MalformedPayloadError as error:
         raise ValueError(str(error)) from None
+    if b"\\u0000" in encoded and holds_nul(value):  # that may also be a text with a backslash
+        raise ValueError("the column holds documents without U+0000")
     return value
+
+
+def holds_nul(value: Any) -> bool:
+    """Whether U+0000 is in a text, in a list or document of any depth: no text of PostgreSQL has it.
+
+    A column of `json` would take it, and fail whoever looks into the document later.
+    """
+    match value:
+        case str():
+            return "\0" in value
+        case Mapping():
+            members = cast("Mapping[Any, Any]", value)
+            return any(holds_nul(each) for pair in members.items() for each in pair)
+        case list() | tuple() | set() | frozenset():
+            return any(holds_nul(each) for each in cast("Sequence[Any]", value))
+        case _:
+            return False
 
 
 def _checked_float(value: float, given: Any) -> float:
@@ -167,11 +186,25 @@ def check_limits(kind: TypeEngine[Any], value: Any) -> None:
         case (Integer() as number, int()) if not -(2 ** (bits := _bits(number))) <= value < 2**bits:
             raise ValueError(f"the column holds integers of {bits + 1} bits")
         case (Numeric() as number, Decimal()) if number.precision is not None:
-            scale = number.scale or 0
-            if abs(round(value, scale)) >= 10 ** (number.precision - scale):
-                raise ValueError(f"the column holds {number.precision - scale} digits before the point")
+            _check_digits(value, number.precision, number.scale or 0)
         case _:
             pass
+
+
+def _check_digits(value: Decimal, precision: int, scale: int) -> None:
+    """Refuse what is too large, and what the column would round."""
+    if abs(value) >= 10 ** (precision - scale):
+        raise ValueError(f"the column holds {precision - scale} digits before the point")
+    if _digits_behind(value) > scale:
+        raise ValueError(f"the column holds {scale} digits behind the point")
+
+
+def _digits_behind(value: Decimal) -> int:
+    """How many digits behind the point say something."""
+    _, digits, exponent = value.as_tuple()
+    written = "".join(map(str, digits))
+    zeros = len(written) - len(written.rstrip("0"))
+    return -exponent - zeros if value and isinstance(exponent, int) else 0
 
 
 def _bits(number: Integer) -> int:

@@ -1,0 +1,154 @@
+"""Fields that their columns can't hold: found when a table is declared, not when its first record comes.
+
+Only what can't work is named. A type of one's own, an enumeration of PostgreSQL, an array, and a field that reads or
+writes itself in a way of its own may be anything.
+"""
+
+import types
+from collections.abc import Iterator
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
+from uuid import UUID
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    PlainSerializer,
+    PlainValidator,
+    WrapSerializer,
+    WrapValidator,
+)
+from sqlalchemy import (
+    Boolean,
+    Date,
+    DateTime,
+    Float,
+    Integer,
+    Interval,
+    LargeBinary,
+    Numeric,
+    String,
+    Time,
+    Uuid,
+)
+from sqlalchemy import Enum as EnumType
+from sqlalchemy.types import TypeEngine
+
+from hybridkit.dataservice._postgres_types import DIALECT
+from hybridkit.injection import bare_type
+
+__all__ = ["misfit"]
+
+_TEXT: Final = "text"
+_NUMBER: Final = "number"
+_INTEGER: Final = "integer"
+_TRUTH: Final = "truth"
+_MOMENT: Final = "moment"
+_OTHER: Final = "other"
+
+_COLUMNS: Final[tuple[tuple[type[TypeEngine[Any]], str], ...]] = (
+    (String, _TEXT),
+    (Boolean, _TRUTH),
+    (Integer, _INTEGER),
+    (Numeric, _NUMBER),
+    (Float, _NUMBER),
+    (DateTime, _MOMENT),
+    (Date, _OTHER),
+    (Time, _OTHER),
+    (Interval, _OTHER),
+    (LargeBinary, _OTHER),
+    (Uuid, _OTHER),
+)
+"""What a column holds, by its type; the first that fits."""
+
+_ALL: Final = frozenset({_TEXT, _NUMBER, _INTEGER, _TRUTH, _MOMENT, _OTHER})
+_NONE: Final = frozenset[str]()
+_NUMBERS: Final = frozenset({_NUMBER, _INTEGER, _TRUTH})
+_IMPOSSIBLE: Final[tuple[tuple[type[Any], frozenset[str]], ...]] = (
+    (bool, _ALL - {_TRUTH}),
+    (int, _ALL - {_INTEGER, _NUMBER}),
+    (float, _ALL - {_NUMBER}),
+    (Decimal, _ALL - {_NUMBER}),
+    (str, _NUMBERS),
+    (UUID, _NUMBERS | {_MOMENT}),
+    (datetime, _NUMBERS),
+    (date, _NUMBERS),
+    (time, _NUMBERS | {_MOMENT}),
+    (timedelta, _NUMBERS | {_MOMENT}),
+    (BaseModel, _ALL),
+    (dict, _ALL),
+    (list, _ALL),
+    (tuple, _ALL),
+    (set, _ALL),
+    (frozenset, _ALL),
+)
+"""What columns a value can't be in, by its type; the first that fits."""
+
+_OWN_WAYS: Final = (BeforeValidator, PlainSerializer, PlainValidator, WrapSerializer, WrapValidator)
+
+
+def misfit(record: type[BaseModel], name: str, kind: TypeEngine[Any]) -> str | None:
+    """Why no value of that field can be in a column of that type; None where some can, or nobody knows.
+
+    Args:
+        record: the model.
+        name: of its field.
+        kind: the column's type.
+    """
+    holds = _holds(kind)
+    info = record.model_fields[name]
+    if holds is None or _has_own_way(record, name) or _is_own_way(info.metadata):
+        return None
+    wanted = list(_types(info.annotation))
+    if not wanted or not all(holds in _impossible(each) for each in wanted):
+        return None
+    names = " or ".join(dict.fromkeys(each.__name__ for each in wanted))
+    return f"the column {name} is {kind!r}, which can't hold the field's {names}"
+
+
+def _holds(kind: TypeEngine[Any]) -> str | None:
+    own = kind.dialect_impl(DIALECT)
+    if isinstance(own, EnumType) or not type(own).__module__.startswith("sqlalchemy."):
+        return None
+    return next((holds for each, holds in _COLUMNS if isinstance(own, each)), None)
+
+
+def _impossible(wanted: type[Any]) -> frozenset[str]:
+    return next((holds for each, holds in _IMPOSSIBLE if issubclass(wanted, each)), _NONE)
+
+
+def _has_own_way(record: type[BaseModel], name: str) -> bool:
+    """Whether methods of the model read or write the field."""
+    decorators: Any = record.__pydantic_decorators__
+    methods = (*decorators.field_serializers.values(), *decorators.field_validators.values())
+    return any(name in method.info.fields or "*" in method.info.fields for method in methods)
+
+
+def _is_own_way(metadata: Any) -> bool:
+    return any(isinstance(each, _OWN_WAYS) for each in metadata)
+
+
+def _types(annotation: Any) -> Iterator[type[Any]]:
+    """The types that a value may have, without None; `object` for what nobody knows."""
+    if get_origin(annotation) is Annotated and _is_own_way(annotation.__metadata__):
+        yield object
+        return
+    annotation = bare_type(annotation) if get_origin(annotation) is not Annotated else annotation.__origin__
+    origin = get_origin(annotation)
+    if get_origin(annotation) is Annotated:
+        yield from _types(annotation)
+    elif origin in (Union, types.UnionType):
+        for each in get_args(annotation):
+            yield from _types(each)
+    elif origin is Literal:
+        yield from {type(each) for each in get_args(annotation)}
+    elif annotation is not types.NoneType:
+        found: Any = origin or getattr(annotation, "__supertype__", annotation)
+        if not isinstance(found, type):
+            yield object
+        elif issubclass(found, Enum):
+            yield from {type(each.value) for each in found}
+        else:
+            yield found
