@@ -42,7 +42,7 @@ from hybridkit.messaging import _processor as processor_module
 from hybridkit.messaging import _work as work_module
 from hybridkit.messaging._bounded import Backoff
 from hybridkit.messaging._delivery import Delivery, Identity
-from hybridkit.messaging._frames import Deliver
+from hybridkit.messaging._frames import Deliver, encode_fields
 from hybridkit.messaging._handlers import Handlers
 from hybridkit.messaging._order import ByKey
 from hybridkit.messaging._parking import ParkedKeys
@@ -641,9 +641,27 @@ async def test_a_copy_is_published_until_the_broker_has_it(steps: Steps) -> None
 async def test_a_message_whose_copy_is_too_large_for_the_broker_is_rejected(steps: Steps) -> None:
     """It has a lower limit by now. Others on the same channel don't know their fate, and are published again."""
     too_large = PayloadTooLargeError("too large", size_bytes=10, limit_bytes=9)
-    steps.refusals = [OutcomeUnknownError("the channel closed"), too_large]
+    steps.refusals = [OutcomeUnknownError("the channel closed"), too_large, too_large]
     await processor(steps, failing(OSError())).process(delivery(steps, envelope()))
-    assert steps.log == ["refused", "refused", "reject 7", "ack 7"]
+    assert steps.log == ["refused", "refused", "refused", "reject 7", "ack 7"]
+
+
+@pytest.mark.parametrize("attempts", [1, 2], ids=["dead letter", "retry"])
+async def test_a_copy_whose_headers_fit_into_no_frame_goes_without_most_of_them(
+    steps: Steps, attempts: int
+) -> None:
+    """A broker with a small `frame_max` still learns why it is a dead letter, and how often it was tried."""
+    steps.refusals = [PayloadTooLargeError("too large", size_bytes=9000, limit_bytes=8000)]
+    moved = delivery(steps, envelope(), {"tenant": "x" * 9000, "hk_generation": 2})
+    retry = Retry.exponential(first_seconds=9, attempts=attempts)
+    await processor(steps, failing(OSError("no " * 300)), retry=retry).process(moved)
+    headers = steps.copies[0].headers
+    assert (steps.log[0], steps.log[-1]) == ("refused", "ack 7")
+    assert (headers["hk_attempt"], headers["hk_generation"], headers["hk_queue"]) == (1, 2, QUEUE)
+    assert not headers.keys() & {"tenant", "hk_stack"}
+    assert len(encode_fields(headers)) < 2000
+    if attempts == 1:
+        assert headers["hk_reason"] == "exhausted"
 
 
 async def test_no_copy_is_made_of_a_message_that_comes_again_anyway(steps: Steps) -> None:

@@ -23,6 +23,7 @@ __all__ = [
     "VERSION_WAITS",
     "copied_headers",
     "event_headers",
+    "lean_headers",
     "read_count",
     "read_text",
     "redriven_headers",
@@ -56,6 +57,8 @@ MAX_COUNT: Final = 2**31 - 1
 # the connection each time it is retried. https://www.rabbitmq.com/docs/configure#config-items
 MAX_COPIED_BYTES: Final = 64 * 1024
 
+MAX_LEAN_CHARS: Final = 256
+
 # A copy that keeps them vanishes in the second delay level before RabbitMQ 4.0.1 (cycle detection reads them), and
 # CC and BCC would send it to more queues.
 _NOT_COPIED: Final = frozenset({"x-death", "x-delivery-count", "x-acquired-count", "CC", "BCC"})
@@ -88,6 +91,16 @@ def event_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the event itself: without what a consumer has added when it failed, and how often it ran again there."""
     return {
         name: value for name, value in headers.items() if name not in _OF_THE_FAILURE and name != GENERATION
+    }
+
+
+def lean_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of ours that say why and how often, cut short: for a broker whose frames hold no more."""
+    kept = _OF_THE_FAILURE - {STACK} | {EVENT_ID, GENERATION}
+    return {
+        name: value[:MAX_LEAN_CHARS] if isinstance(value, str) else value
+        for name, value in headers.items()
+        if name in kept
     }
 
 

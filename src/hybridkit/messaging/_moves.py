@@ -4,9 +4,16 @@ import asyncio
 from enum import Enum, auto
 from typing import Final, Protocol, assert_never
 
-from hybridkit.errors import HybridkitError, OutcomeUnknownError, TemporaryError, UnroutableError
+from hybridkit.errors import (
+    HybridkitError,
+    OutcomeUnknownError,
+    PayloadTooLargeError,
+    TemporaryError,
+    UnroutableError,
+)
 from hybridkit.messaging._bounded import Backoff
 from hybridkit.messaging._delivery import Dead, Delivery, Done, Later, Verdict
+from hybridkit.messaging._headers import lean_headers
 from hybridkit.messaging._parking import ParkedKeys
 from hybridkit.messaging._stalls import Stalls
 from hybridkit.messaging._writer import Outgoing
@@ -131,6 +138,13 @@ class Moves:
                     self._publisher.renew_topology(reason=str(error))
                 else:  # a queue of the consumer's own is gone; subscribing declares it
                     delivery.give_back()
+            except PayloadTooLargeError as error:
+                lean = message._replace(headers=lean_headers(message.headers))
+                if lean == message:
+                    return self._reject(delivery, error)
+                _log.warning("copy published without most of its headers", error=str(error))
+                message = lean
+                continue
             except (TemporaryError, OutcomeUnknownError) as error:
                 _log.warning("copy not published yet", exchange=message.exchange, error=str(error))
             except HybridkitError as error:
