@@ -494,6 +494,8 @@ async def test_what_was_opened_elsewhere_is_refused(monkeypatch: pytest.MonkeyPa
             home.check("the publisher")
 
     await asyncio.to_thread(lambda: asyncio.run(elsewhere()))
+    with pytest.raises(MisuseError, match="in a thread without one"):
+        await asyncio.to_thread(home.check, "the publisher")
     monkeypatch.setattr("os.getpid", lambda: -1)
     with pytest.raises(MisuseError, match="before this process was forked"):
         home.check("the publisher")

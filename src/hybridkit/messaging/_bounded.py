@@ -86,11 +86,18 @@ class Home:
         """Refuse to go on elsewhere.
 
         Raises:
-            MisuseError: this is another process, a fork of the first one, or another loop.
+            MisuseError: this is another process, a fork of the first one, another loop, or a thread that runs none.
         """
         if os.getpid() != self._process:
             raise MisuseError(f"{what} was opened before this process was forked; open one in here")
-        if asyncio.get_running_loop() is not self._loop:
+        try:
+            here = asyncio.get_running_loop()
+        except RuntimeError:
+            raise MisuseError(
+                f"{what} was opened in an event loop, and is used in a thread without one;"
+                " hand the call over with `loop.call_soon_threadsafe`"
+            ) from None
+        if here is not self._loop:
             raise MisuseError(f"{what} was opened in another event loop; open one in this one")
 
 
