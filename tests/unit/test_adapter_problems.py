@@ -456,6 +456,30 @@ async def test_an_error_of_another_request_is_told_by_what_it_means_for_this_one
         assert [line for line in logged if line["log_level"] == "error" and INNER in line.get("reason", "")]
 
 
+async def test_a_broken_reference_names_its_field_without_the_way_to_it(app: FastAPI) -> None:
+    """The caller knows its own fields; which operation of ours it was, and where that was sent, is not theirs."""
+    inner = create_app(Settings, title="Inner", internal=True)
+
+    @inner.get("/fails")
+    async def fails() -> None:
+        raise ForeignKeyError(INNER, errors=[FieldError("/operations/0/data/place_id", INNER, INNER)])
+
+    @app.post("/asks")
+    async def asks() -> None:
+        async with inner.router.lifespan_context(inner):
+            transport = AsgiTransport(inner)
+            async with ServiceClient("http://inner", service="test_service", transport=transport) as client:
+                await client.get("/fails")
+
+    async with serving(app) as client:
+        answer = await client.post("/asks")
+    assert (answer.status_code, answer.json()["code"]) == (409, "FOREIGN_KEY_VIOLATION")
+    [found] = answer.json()["errors"]
+    assert (found["pointer"], found["code"]) == ("/place_id", "foreign_key")
+    assert answer.json()["detail"] == "it refers to something that is not there"
+    assert INNER not in answer.text
+
+
 @pytest.mark.parametrize("error", every_error(), ids=lambda error: error.__name__)
 async def test_an_error_that_a_route_raises_is_told_as_it_says(
     app: FastAPI, error: type[HybridkitError]

@@ -22,6 +22,7 @@ from hybridkit.adapters._running import StopSignals
 from hybridkit.adapters._server import Server
 from hybridkit.adapters.fastapi import create_app
 from hybridkit.errors import UnavailableError
+from hybridkit.observability import metrics
 from hybridkit.settings import ServiceSettings
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -186,6 +187,20 @@ async def test_a_head_without_end_takes_no_memory(served: Served, begin: bytes, 
     async with served.peer() as peer:
         await peer.send(begin)
         assert await peer.pour(piece, up_to_bytes=64 * 2**20) < 16 * 2**20  # the kernel's buffers hold some
+
+
+async def test_what_never_becomes_a_request_leaves_a_line_and_a_count(served: Served) -> None:
+    """Nothing else would tell of it; what was sent is not in the line."""
+    counted = metrics.http_server_refused.labels(400)
+    before = counted._value.get()
+    with capture_logs() as lines:
+        async with served.peer() as peer:
+            await peer.send(b"hunter2 hunter2\r\n\r\n")
+            assert (await peer.answer()).status == 400
+    [line] = [line for line in lines if line["event"] == "a connection was refused"]
+    assert (line["log_level"], line["http.response.status_code"]) == ("info", 400)
+    assert "hunter2" not in str(line)
+    assert counted._value.get() == before + 1
 
 
 async def test_a_head_without_end_is_told_so(served: Served) -> None:

@@ -25,7 +25,7 @@ from hybridkit.adapters._asgi import (
     Send,
 )
 from hybridkit.adapters._problems import http_problem, problem_headers
-from hybridkit.observability import get_logger
+from hybridkit.observability import get_logger, metrics
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -96,6 +96,8 @@ class Connection(asyncio.Protocol):
 
     def refuse(self, status: int, detail: str) -> None:
         """Answer with a problem and close; without an answer where one to an earlier request is on its way."""
+        _log.info("a connection was refused", reason=detail, **{"http.response.status_code": status})
+        metrics.http_server_refused.labels(status).inc()
         if not self._answering:
             problem, body = http_problem(status, detail, instance="")
             fields = [

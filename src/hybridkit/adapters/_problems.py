@@ -16,6 +16,7 @@ from hybridkit.context import current
 from hybridkit.contract import PROBLEM_MEDIA_TYPE, Problem
 from hybridkit.errors import (
     DeadlineExceededError,
+    FieldError,
     ForeignKeyError,
     HybridkitError,
     MalformedPayloadError,
@@ -105,8 +106,12 @@ def _neutral(error: BaseException) -> HybridkitError | None:
             return StaleVersionError("it has changed meanwhile; read it again", current=error.current)
         case UniqueViolationError():
             return UniqueViolationError("another one has this value already", fields=error.fields)
+        case ForeignKeyError(errors=()):
+            return ForeignKeyError("it is still referred to, or refers to something that is not there")
         case ForeignKeyError():
-            return ForeignKeyError("it refers to something that is not there, or is still referred to")
+            names = [each.pointer.rpartition("/")[2] for each in error.errors]
+            found = [FieldError(f"/{name}", "foreign_key") for name in names]
+            return ForeignKeyError("it refers to something that is not there", errors=found)
         case TemporaryError():
             return UnavailableError(
                 "too much is going on at the moment; try again",

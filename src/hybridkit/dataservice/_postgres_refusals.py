@@ -13,7 +13,7 @@ from hybridkit.dataservice._postgres_database import Database
 from hybridkit.dataservice._postgres_errors import Diagnosis
 from hybridkit.dataservice._postgres_table import ResourceTable
 from hybridkit.dataservice._postgres_values import holds_nul
-from hybridkit.dataservice._refusals import pointed
+from hybridkit.dataservice._refusals import pointed, unreferred
 from hybridkit.errors import (
     ForeignKeyError,
     HybridkitError,
@@ -126,7 +126,7 @@ async def explained(
         case UniqueViolationError():
             return UniqueViolationError(message, fields=names, errors=errors)
         case ForeignKeyError():
-            return ForeignKeyError(message, errors=errors)
+            return unreferred(operation, names)
         case InvalidRequestError():
             return InvalidRequestError(message, errors=errors)
         case _:

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from hybridkit.codec import MAX_FIELD_ERRORS, field_errors
 from hybridkit.dataservice._losses import losses
 from hybridkit.dataservice._members import dumped
-from hybridkit.dataservice._operations import Operation, Update
+from hybridkit.dataservice._operations import Delete, Operation, Update
 from hybridkit.errors import (
     FieldError,
     ForeignKeyError,
@@ -62,7 +62,9 @@ def taken(
 
 def unreferred(operation: Operation, fields: Sequence[str] = ()) -> ForeignKeyError:
     """Those fields refer to a record that isn't there; or without fields, the record itself is referred to."""
-    message = "a record refers to one that is not there, or is still referred to"
+    if isinstance(operation, Delete):
+        return ForeignKeyError(operation.says("the record is still referred to"))
+    message = "the record refers to one that is not there" if fields else "a reference would lead nowhere"
     return ForeignKeyError(operation.says(message), errors=pointed(operation, fields, "foreign_key"))
 
 

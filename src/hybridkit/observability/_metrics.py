@@ -38,6 +38,12 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livesum",
         )
+        self.http_server_refused = Counter(
+            "hybridkit_http_server_refused_total",
+            "Connections closed before there was a request: a head too large or too slow, or no HTTP.",
+            ("status",),
+            registry=registry,
+        )
         self.http_client_duration = Histogram(
             "hybridkit_http_client_duration_seconds",
             "Time of one attempt to call another service.",
