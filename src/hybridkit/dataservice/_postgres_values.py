@@ -103,8 +103,8 @@ def _scalar(kind: TypeEngine[Any], value: Any) -> Any:
             return _checked_decimal(value)
         case float():
             return _checked_float(value, given)
-        case str() if isinstance(kind.dialect_impl(DIALECT), Uuid) and value.lower() != str(UUID(value)):
-            raise ValueError("the column holds UUIDs: five groups of hexadecimal digits")
+        case str() if isinstance(kind.dialect_impl(DIALECT), Uuid):
+            return _checked_uuid(value)
         case _:
             return value
 
@@ -135,6 +135,13 @@ def holds_nul(value: Any) -> bool:
             return any(holds_nul(each) for each in cast("Sequence[Any]", value))
         case _:
             return False
+
+
+def _checked_uuid(value: str) -> str:
+    """As the column gives it back, by which a batch knows its records."""
+    if value.lower() != (found := str(UUID(value))):
+        raise ValueError("the column holds UUIDs: five groups of hexadecimal digits")
+    return found
 
 
 def _checked_float(value: float, given: Any) -> float:

@@ -1,0 +1,70 @@
+"""Ids that PostgreSQL gives back in another form than they came: batches know their records by them all the same."""
+
+from uuid import uuid4
+
+import httpx
+from pydantic import BaseModel
+from sqlalchemy import CHAR, Uuid
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from hybridkit.dataservice import RecordColumns, create_data_service
+from hybridkit.dataservice._postgres_migrations import migrating_connection
+from hybridkit.resources import Record, Resource
+from hybridkit.settings import PostgresUrl, SecretUrl, ServiceSettings
+
+
+class Settings(ServiceSettings):
+    service_name: str = "text_ids"
+    database_url: PostgresUrl
+
+
+class NewSeat(BaseModel):
+    row: int = 0
+
+
+class Seat(NewSeat, Record[str]):
+    pass
+
+
+PADDED = Resource("padded", record=Seat, create=NewSeat, update=NewSeat)
+UPPER = Resource("upper", record=Seat, create=NewSeat, update=NewSeat)
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class PaddedTable(RecordColumns, Base):
+    __tablename__ = "padded"
+    id: Mapped[str] = mapped_column(CHAR(5), primary_key=True)
+    row: Mapped[int]
+
+
+class UpperTable(RecordColumns, Base):
+    __tablename__ = "upper"
+    id: Mapped[str] = mapped_column(Uuid(as_uuid=False), primary_key=True)
+    row: Mapped[int]
+
+
+async def test_batches_know_their_records_by_padded_and_upper_case_ids(postgres_url: str) -> None:
+    """Each write of several records answers with all of them, in their order."""
+    async with migrating_connection(postgres_url) as connection:
+        await connection.run_sync(Base.metadata.create_all)
+        await connection.commit()
+    app = create_data_service(Settings, {PADDED: PaddedTable, UPPER: UpperTable})
+    app.state.settings = Settings(database_url=SecretUrl(postgres_url))
+    transport = httpx.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://data.test") as http,
+    ):
+        for name, ids in ("padded", ["a", "bb"]), ("upper", [str(uuid4()).upper() for _ in range(2)]):
+            shown = [own.lower() for own in ids]
+            for kind in ("create", "update", "upsert"):
+                items = [{"id": own, "data": {"row": 1}} for own in ids]
+                key = {"idempotency-key": f'"{name} {kind}"'}
+                answer = await http.post(f"/v1/{name}:batch_{kind}", json={"items": items}, headers=key)
+                assert answer.status_code == 200, answer.text
+                assert [item["id"] for item in answer.json()["items"]] == shown, kind
+            found = await http.post(f"/v1/{name}:batch_get", json={"ids": ids})
+            assert [item["id"] for item in found.json()["items"]] == shown
