@@ -486,6 +486,32 @@ async def test_logs_that_can_not_be_written_hold_no_message(run: Run, *, ordered
     assert set(desk.settled.values()) == {"ack"}
 
 
+@pytest.mark.parametrize("error", [ValueError(), Odd(), GeneratorExit(), asyncio.CancelledError()], ids=repr)
+@pytest.mark.parametrize("attempt", [1, 5])
+async def test_a_retry_policy_that_fails_gives_up_in_the_end(
+    error: BaseException, attempt: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be the application's own class, or have an error class in it that can't be asked."""
+
+    class Broken(type):
+        def __instancecheck__(cls, _: object) -> bool:
+            raise error
+
+    class NeverError(Exception, metaclass=Broken): ...
+
+    monkeypatch.setattr(Retry, "immediate", lambda attempts: Retry(attempts=attempts).never(NeverError))
+    monkeypatch.setattr("random.random", lambda: 1.0)
+    desk = Desk(lambda _: fail(OSError()), guard=(guard := Memory()))
+    desk.put(1, headers={"hk_attempt": attempt - 1})
+    await desk.settle(1)
+    headers = desk.copies[1].headers
+    assert (headers["hk_attempt"], headers.get("hk_reason")) == (
+        attempt,
+        "exhausted" if attempt == 5 else None,
+    )
+    assert guard.outcomes == [Outcome.FAILED if attempt == 5 else Outcome.RELEASED]
+
+
 async def test_what_can_not_be_concluded_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     """The broker dead-letters it by itself then."""
     desk = Desk(_nothing, guard=Memory(RuntimeError("bug")))

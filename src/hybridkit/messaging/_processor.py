@@ -84,7 +84,7 @@ MOST_TAKEOVERS_BESIDE: Final = 1
 """What was taken over more often runs alone. Once can be anything: a deployment, a machine that is gone."""
 
 FAULTS: Final = Retry.exponential(attempts=5)
-"""For what fails in here, and not in a handler."""
+"""For what fails in here, and not in a handler; and where a policy of the application's own fails."""
 
 _DONE: Final = Done()
 
@@ -384,7 +384,13 @@ class Processor:
     def _failed(self, work: Work, error: BaseException) -> Verdict | Again | Hold:
         attempt = work.failures + 1
         jitter = random.random()  # noqa: S311 - spreads retries, protects nothing
-        decision = work.handler.retry.decide(error, attempt=attempt, jitter=jitter)
+        try:
+            decision = work.handler.retry.decide(error, attempt=attempt, jitter=jitter)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as broken:  # noqa: BLE001 - a policy, or a class in it, of the application's own
+            _log.error("a retry policy failed", exc_info=broken)
+            decision = FAULTS.decide(error, attempt=attempt, jitter=jitter)
         match decision:
             case GiveUp(reason):
                 return Dead(reason, error, attempt)
