@@ -555,6 +555,8 @@ class UnroutableError(MisuseError):
         routing_key: with which key.
     """
 
+    code = "UNROUTABLE"
+
     def __init__(self, message: str, *, exchange: str, routing_key: str) -> None:
         super().__init__(message)
         self.exchange = exchange

@@ -4,13 +4,14 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 import pytest
 from aiogram import Bot, Dispatcher, F, Router
-from aiogram.filters import Command
+from aiogram.filters import Command, CommandObject
+from aiogram.fsm.context import FSMContext
 from aiogram.methods import SendMessage
-from aiogram.types import Message
+from aiogram.types import Message, User
 from fakeredis import FakeAsyncRedis, FakeServer
 from pydantic import SecretStr
 from structlog.testing import capture_logs
@@ -280,3 +281,68 @@ async def test_startup_and_shutdown_handlers_run_around_the_updates(
         assert steps == [f"startup {world.telegram.bot_id}"]
     assert steps[1:] == ["shutdown"]
     assert "deleteWebhook" in world.telegram.calls
+
+
+class Nope:
+    """Nobody provides it."""
+
+
+@pytest.mark.parametrize("filters", [(), (F.text == "a",), (F.photo,), (Command("start"),)])
+async def test_what_nobody_provides_is_found_at_the_start(world: World, filters: tuple[Any, ...]) -> None:
+    dispatcher = Dispatcher()
+
+    @dispatcher.message(*filters)
+    async def handle(message: Message, n: Nope) -> None: ...
+
+    with pytest.raises(DeclarationError, match=r"nothing provides n: Nope for the handler .*handle.* Menu"):
+        async with world.polling(dispatcher):
+            pass
+
+
+async def test_what_somebody_may_provide_is_no_mistake(world: World) -> None:
+    """Aiogram, a filter, a middleware, the startup, or a default: none of them is a false alarm."""
+    dispatcher, watched = Dispatcher(), Router()
+    dispatcher.include_router(watched)
+
+    @dispatcher.startup()
+    async def begin(dispatcher: Dispatcher) -> None:
+        dispatcher["late"] = Nope()
+
+    @dispatcher.message(Command("start"))
+    async def by_aiogram(
+        message: Message, command: CommandObject, state: FSMContext, event_from_user: User, bots: list[Bot]
+    ) -> None: ...
+
+    @dispatcher.message(F.text.regexp("a").as_("found"))
+    async def by_filter(message: Message, found: Nope) -> None: ...
+
+    @dispatcher.message(lambda message: {"n": Nope()})
+    async def by_function(message: Message, n: Nope) -> None: ...
+
+    @dispatcher.message(Command("late"))
+    async def by_startup(message: Message, late: Nope, n: Nope | None = None) -> None: ...
+
+    async def give(handler: Any, event: Any, data: dict[str, Any]) -> Any:
+        return await handler(event, {**data, "n": Nope()})
+
+    watched.message.middleware.register(give)
+
+    @watched.message()
+    async def by_middleware(message: Message, n: Nope) -> None: ...
+
+    async with world.polling(dispatcher):
+        pass
+
+
+async def test_what_a_filter_has_not_given_is_told_clearly(world: World) -> None:
+    dispatcher = Dispatcher()
+
+    @dispatcher.message(lambda message: True)
+    async def handle(message: Message, n: Nope) -> None: ...
+
+    with capture_logs() as logs:
+        async with world.polling(dispatcher):
+            world.telegram.push_text("a", from_user=ADA)
+            await world.telegram.wait_for_messages(1)
+    [told] = [entry for entry in logs if entry["event"] == "an update's handler failed"]
+    assert "nothing provides n: Nope" in str(told["exc_info"])

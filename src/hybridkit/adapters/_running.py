@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from functools import partial
-from typing import Any, Final, Literal, Self, cast
+from typing import Any, Final, Literal, NewType, Self, cast, get_origin
 
 from hybridkit.clients import ClientPolicy, MongoDataClient, PostgresDataClient
 from hybridkit.codec import format_timestamp
@@ -219,12 +219,25 @@ async def _probe_consumer(consumer: RobustConsumer) -> None:
 
 
 async def open_application(resources: ServiceResources, lifespan: Lifespan | None) -> None:
-    """Enter what the application opens for itself, and provide what it yields; it is left when the work is drained."""
+    """Enter what the application opens for itself, and provide what it yields; it is left when the work is drained.
+
+    Raises:
+        DeclarationError: it yields something under a key that is no type, or has a provider.
+    """
     if lifespan is None:
         return
     provides = await resources.open("application", lambda: lifespan(resources))
+    # What has no type as its key could be asked for by nobody.
+    if named := [key for key in provides or () if not _is_type(key)]:
+        raise DeclarationError(
+            f"the lifespan yields {', '.join(map(repr, named))}; handlers ask by type, as in `{{Mailer: mailer}}`"
+        )
     for type_, value in (provides or {}).items():
         resources.provide(type_, value)
+
+
+def _is_type(key: object) -> bool:
+    return isinstance(key, type | NewType) or get_origin(key) is not None
 
 
 async def start_consumers(

@@ -19,7 +19,7 @@ of errors of your own has dealt with it. Consumers of events can run beside.
 """
 
 import inspect
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Container, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
 
@@ -49,6 +49,7 @@ try:
     from aiogram.exceptions import AiogramError, TelegramUnauthorizedError
     from aiogram.types import TelegramObject
 
+    from hybridkit.adapters._telegram_closed import CONTEXT_NAMES, closed_handlers
     from hybridkit.adapters._telegram_failures import FAILURE_TEXTS, check_texts
     from hybridkit.adapters._telegram_handling import HANDLER_SECONDS, PassingErrors, Updates
     from hybridkit.adapters._telegram_polling import Polling, bad_token
@@ -183,9 +184,11 @@ async def _connected_bot(settings: BotSettings) -> AsyncGenerator[Bot]:
 async def _started(dispatcher: Dispatcher, bot: Bot, providers: Mapping[Any, object]) -> AsyncGenerator[None]:
     """Handlers get what they ask for; those of `dispatcher.startup` and `dispatcher.shutdown` run as ever."""
     data = {"dispatcher": dispatcher, "bots": (bot,), **dispatcher.workflow_data}
-    with _Injection(providers).into(dispatcher), PassingErrors().around(dispatcher):
+    injection = _Injection(providers)
+    with injection.into(dispatcher), PassingErrors().around(dispatcher):
         await dispatcher.emit_startup(bot=bot, **data)
         try:
+            injection.check(dispatcher)  # what handles the startup may have put into the dispatcher's data
             yield
         finally:
             await dispatcher.emit_shutdown(bot=bot, **data)
@@ -197,6 +200,27 @@ class _Injection:
     def __init__(self, providers: Mapping[Any, object]) -> None:
         self._providers = providers
         self._plans: dict[Any, InjectionPlan] = {}
+        self._by_name: dict[Any, InjectionPlan] = {}
+
+    def check(self, dispatcher: Dispatcher) -> None:
+        """Find what nobody can provide, as far as that is certain before there is an update.
+
+        Raises:
+            DeclarationError: a handler's parameter is neither of a type that is provided, nor has the name of anything
+                that Aiogram, the dispatcher's data or a filter gives.
+        """
+        for name, observer, handler in closed_handlers(dispatcher):
+            given = {*dispatcher.workflow_data, *CONTEXT_NAMES}
+            self._check_given(handler.callback, given, f"{name} of {observer}")
+
+    def _check_given(self, callback: Callable[..., Any], given: Container[str], where: str) -> None:
+        missing = [want for want in self._by_name[callback].wanted if want.name not in given]
+        if missing:
+            types = sorted(getattr(each, "__qualname__", str(each)) for each in self._providers)
+            raise DeclarationError(
+                f"nothing provides {', '.join(map(str, missing))} for the handler {self._by_name[callback].owner}"
+                f" ({where}); by type there are {', '.join(types)}"
+            )
 
     @contextmanager
     def into(self, dispatcher: Dispatcher) -> Generator[None]:
@@ -224,9 +248,15 @@ class _Injection:
         event: TelegramObject,
         data: dict[str, Any],
     ) -> Any:
-        plan = self._plan(data["handler"].callback)
+        callback = data["handler"].callback
         values = {**self._providers, RequestContext: current()}
-        return await handler(event, data | plan.arguments(values))
+        given = data | self._plan(callback).arguments(values)
+        try:
+            return await handler(event, given)
+        except TypeError as error:
+            if "required" in str(error):  # Python's word, where the handler was called without a parameter
+                self._check_given(callback, given, "neither does a filter or middleware")
+            raise
 
     def _plan(self, callback: Callable[..., Any]) -> InjectionPlan:
         if callback not in self._plans:
@@ -236,6 +266,8 @@ class _Injection:
             plan = plan_injection(callback, skip={parameters[0].name, *by_name} if parameters else ())
             known = (*self._providers, RequestContext)
             wanted = tuple(want for want in plan.wanted if want.type in known)
+            others = tuple(want for want in plan.wanted if want.type not in known and not want.optional)
+            self._by_name[callback] = InjectionPlan(plan.owner, others)
             self._plans[callback] = InjectionPlan(plan.owner, wanted)
         return self._plans[callback]
 

@@ -371,7 +371,7 @@ def _shared_fields(context: RequestContext) -> bytes:
 
 def _unroutable(to: Address) -> UnroutableError:
     return UnroutableError(
-        f"no queue wants {to}; start a consumer for it once, or allow_unrouted=True",
+        f"no queue wants {to}; start a consumer for it once",
         exchange=to.exchange,
         routing_key=to.routing_key,
     )

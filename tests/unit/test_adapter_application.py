@@ -1,0 +1,35 @@
+"""What an application opens for itself and provides to its handlers."""
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, NewType
+
+import pytest
+
+from hybridkit.adapters._running import open_application
+from hybridkit.errors import DeclarationError
+from hybridkit.lifespan import ServiceResources
+
+City = NewType("City", str)
+
+
+async def provided(yielded: Mapping[Any, object]) -> Mapping[type, object]:
+    @asynccontextmanager
+    async def lifespan(resources: ServiceResources) -> AsyncGenerator[Mapping[Any, object]]:
+        yield yielded
+
+    async with ServiceResources() as resources:
+        await open_application(resources, lifespan)
+        return dict(resources.providers)
+
+
+@pytest.mark.parametrize("key", ["nope", 1, None, "Mailer"])
+async def test_a_key_that_is_no_type_is_refused(key: object) -> None:
+    """Handlers ask by type, so nobody could ever ask for it."""
+    with pytest.raises(DeclarationError, match="the lifespan yields"):
+        await provided({int: 1, key: 1})
+
+
+async def test_whatever_an_annotation_can_be_is_a_key() -> None:
+    yielded = {dict: {}, list[int]: [1], City: "Tbilisi"}
+    assert dict(await provided(yielded)) == yielded
