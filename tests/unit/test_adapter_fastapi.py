@@ -17,6 +17,7 @@ from hybridkit.adapters.dependencies import Context, Postgres
 from hybridkit.adapters.fastapi import api_lifespan, create_app
 from hybridkit.context import bind, current
 from hybridkit.errors import MisuseError, RateLimitedError, UnavailableError, UniqueViolationError
+from hybridkit.observability import Tracing
 from hybridkit.settings import SecretUrl, ServiceSettings
 
 
@@ -409,8 +410,11 @@ async def test_a_start_that_failed_leaves_no_settings_behind(monkeypatch: pytest
         assert (await client.get("/ready")).status_code == 200
 
 
-async def test_spans_are_those_of_the_start(app: FastAPI) -> None:
+async def test_spans_are_those_of_the_start(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a collector at one start and none at the next, the requests of the first alone are instrumented."""
+    monkeypatch.setattr(
+        _running, "configure_tracing", lambda _: Tracing(None)
+    )  # it is the process's, not a start's
     app.state.settings = Settings(otel_exporter_otlp_endpoint=SecretUrl("http://127.0.0.1:9"))
     seen: list[bool] = []
     for _ in range(2):
