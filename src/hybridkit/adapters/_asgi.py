@@ -20,7 +20,7 @@ from typing import Any, Final, cast
 from prometheus_client import Histogram
 
 from hybridkit.adapters._limits import BodyLimits, LimitedReceive, check_head
-from hybridkit.adapters._problems import problem_body, problem_headers, problem_of
+from hybridkit.adapters._problems import is_of_another_request, problem_body, problem_headers, problem_of
 from hybridkit.context import (
     REQUEST_ID_HEADER,
     REQUEST_TIMEOUT_HEADER,
@@ -32,7 +32,7 @@ from hybridkit.context import (
     to_http,
     with_noted_user,
 )
-from hybridkit.errors import HybridkitError, InvalidHeaderError, OutcomeUnknownError
+from hybridkit.errors import HybridkitError, InvalidHeaderError, OutcomeUnknownError, RejectedError
 from hybridkit.header_fields import Fields
 from hybridkit.observability import get_logger, metrics
 
@@ -298,12 +298,17 @@ async def _send_problem(error: Exception, scope: Scope, send: Send, *, internal:
 
 
 def _log_failure(error: Exception, event: str, *, is_expected: bool = True) -> None:
-    """An error of ours says what happened; of any other, and of our own mistakes, the place is needed."""
+    """An error of ours says what happened; of any other, and of our own mistakes, the place is needed.
+
+    What another service has answered says by itself which request that was.
+    """
     with bind(with_noted_user(current())):
         if is_expected and isinstance(error, HybridkitError) and (error.retryable or error.status != 500):
             _log.warning(event, reason=f"{type(error).__name__}: {error}")
         else:
-            _log.error(event, reason=f"{type(error).__name__}: {error}", exc_info=error)
+            is_answer = isinstance(error, RejectedError) and is_of_another_request(error)
+            place = {} if is_answer else {"exc_info": error}
+            _log.error(event, reason=f"{type(error).__name__}: {error}", **place)
 
 
 def _is_event_stream(start: Message) -> bool:

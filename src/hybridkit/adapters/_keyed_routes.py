@@ -25,7 +25,7 @@ from hybridkit.adapters._identity import Declared
 from hybridkit.adapters._keyed import KEYED, KeyedRequest
 from hybridkit.context import bind
 
-__all__ = ["claims_after_dependencies"]
+__all__ = ["claims_after_dependencies", "reads_body"]
 
 _answering: ContextVar[KeyedRequest | None] = ContextVar("hybridkit_keyed_request", default=None)
 
@@ -46,6 +46,18 @@ def claims_after_dependencies(scope: Scope) -> bool:
         dependant.dependencies.append(get_dependant(path="", call=_Claiming(_declared(dependant))))
         dependant.call = _once(dependant.call)
     return True
+
+
+def reads_body(scope: Scope) -> bool:
+    """Whether the request goes to a route whose function or dependencies take something of the body from FastAPI.
+
+    Args:
+        scope: of the request, before it is routed.
+    """
+    dependant = getattr(_leaf(scope["app"].router.routes, scope), "dependant", None)
+    return isinstance(dependant, Dependant) and any(
+        each.body_params for each in (dependant, *_inner(dependant))
+    )
 
 
 def _leaf(routes: Iterable[Any], scope: Scope) -> Any:

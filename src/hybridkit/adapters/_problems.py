@@ -29,7 +29,15 @@ from hybridkit.errors import (
     UniqueViolationError,
 )
 
-__all__ = ["alone", "http_problem", "json_form", "problem_body", "problem_headers", "problem_of"]
+__all__ = [
+    "alone",
+    "http_problem",
+    "is_of_another_request",
+    "json_form",
+    "problem_body",
+    "problem_headers",
+    "problem_of",
+]
 
 BUSY_SECONDS: Final = 1.0
 """When to try again, where nobody knows better."""
@@ -47,7 +55,7 @@ def problem_of(error: BaseException, *, instance: str, request_id: str, internal
         internal: the caller is one of our own services, which may read why.
     """
     error = alone(error)
-    told = _neutral(error) if _is_of_another_request(error) else error
+    told = _neutral(error) if is_of_another_request(error) else error
     if isinstance(told, HybridkitError):
         problem = Problem.from_error(told, instance=instance, request_id=request_id)
     else:
@@ -81,7 +89,7 @@ def _finality(error: BaseException) -> tuple[bool, float]:
     return not getattr(error, "retryable", False), getattr(error, "retry_after_seconds", None) or 0.0
 
 
-def _is_of_another_request(error: BaseException) -> bool:
+def is_of_another_request(error: BaseException) -> bool:
     """Whether a client or a publisher raised it: they stand among the innermost frames of its traceback, ours.
 
     What an application's own function raises is about its caller, also where a client calls that function.

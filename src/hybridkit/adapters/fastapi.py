@@ -33,6 +33,7 @@ from hybridkit.adapters._limits import BodyLimits
 from hybridkit.adapters._problems import alone, http_problem, json_form, problem_body, problem_headers
 from hybridkit.adapters._running import StopSignals, open_resources, run_process
 from hybridkit.adapters._server import Server
+from hybridkit.adapters._texts import TextMiddleware
 from hybridkit.codec import encode_json
 from hybridkit.context import current
 from hybridkit.contract import Problem
@@ -53,7 +54,7 @@ try:
     from starlette.routing import Route
     from starlette.types import ASGIApp
 
-    from hybridkit.adapters._keyed_routes import claims_after_dependencies
+    from hybridkit.adapters._keyed_routes import claims_after_dependencies, reads_body
 except ImportError:
     raise MissingExtraError(__name__, extra="fastapi") from None
 
@@ -113,6 +114,8 @@ def create_app(
     app.add_exception_handler(HTTPException, _answer_http_exception)
     app.add_exception_handler(RequestValidationError, _answer_invalid_request)
     app.add_exception_handler(ExceptionGroup, _answer_group)
+    if not internal:  # a data service says better what it doesn't take, and why
+        app.add_middleware(TextMiddleware, reads_body=reads_body)
     app.add_middleware(
         IdempotencyMiddleware, guard=_guard_of, claims_inside=claims_after_dependencies, internal=internal
     )

@@ -1,0 +1,106 @@
+"""Text that no database takes: U+0000, and half of a surrogate pair. Its sender is told where, and nothing runs."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any, Final, cast
+from urllib.parse import parse_qsl
+
+from hybridkit.adapters._asgi import App, Message, Receive, Scope, Send
+from hybridkit.codec import MAX_FIELD_ERRORS
+from hybridkit.errors import FieldError, InvalidRequestError
+from hybridkit.header_fields import Fields
+
+__all__ = ["TextMiddleware"]
+
+_ESCAPES: Final = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])|\x00")
+"""What JSON may write such text with: escapes, or any in UTF-16, which has a zero byte in each letter."""
+
+_NO_TEXT: Final = re.compile("[\x00\ud800-\udfff]")
+_CODE: Final = "string_unicode"
+
+
+class TextMiddleware:
+    """Refuses such text in a path, a query, and a JSON body that FastAPI reads.
+
+    A body that a route reads by itself is its own: it may be signed, or kept as it is.
+
+    Args:
+        app: the application.
+        reads_body: whether FastAPI reads the body of the route that the request goes to.
+    """
+
+    def __init__(self, app: App, *, reads_body: Callable[[Scope], bool]) -> None:
+        self.app = app
+        self.reads_body = reads_body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection of the server.
+
+        Raises:
+            InvalidRequestError: there is such text, with a pointer to each.
+        """
+        if scope["type"] == "http":
+            _refuse(_in_url(scope))
+            if "json" in (Fields(scope["headers"]).listed("content-type") or "json").lower():
+                receive = self._checked(receive, dict(scope))
+        await self.app(scope, receive, send)
+
+    def _checked(self, receive: Receive, scope: Scope) -> Receive:
+        chunks: list[bytes] = []
+
+        async def receive_checked() -> Message:
+            message = await receive()
+            if message["type"] == "http.request":
+                chunks.append(message.get("body", b""))
+                if not message.get("more_body", False):
+                    body = b"".join(chunks)
+                    if _ESCAPES.search(body) and self.reads_body(scope):
+                        _refuse(_in_json(body))
+            return message
+
+        return receive_checked
+
+
+def _refuse(found: Iterator[str]) -> None:
+    errors = [FieldError(pointer, _CODE) for pointer in islice(found, MAX_FIELD_ERRORS)]
+    if errors:
+        raise InvalidRequestError("text has neither U+0000 nor half of a surrogate pair", errors=errors)
+
+
+def _in_url(scope: Scope) -> Iterator[str]:
+    if "\x00" in scope["path"]:
+        yield "/path"
+    if b"%00" not in scope["query_string"]:
+        return
+    for name, value in parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True):
+        if "\x00" in name:
+            yield "/query"
+        elif "\x00" in value:
+            yield f"/query/{_escaped(name)}"
+
+
+def _in_json(body: bytes) -> Iterator[str]:
+    try:
+        waiting: list[tuple[str, Any]] = [("", json.loads(body))]
+    except (ValueError, RecursionError):
+        return  # it is refused as what it is
+    while waiting:
+        pointer, value = waiting.pop()
+        if isinstance(value, str):
+            if _NO_TEXT.search(value):
+                yield pointer
+        elif isinstance(value, list):
+            members = cast("list[Any]", value)
+            waiting += reversed([(f"{pointer}/{index}", member) for index, member in enumerate(members)])
+        elif isinstance(value, dict):
+            named = cast("dict[str, Any]", value)
+            if any(map(_NO_TEXT.search, named)):
+                yield pointer
+                continue
+            waiting += reversed([(f"{pointer}/{_escaped(name)}", member) for name, member in named.items()])
+
+
+def _escaped(name: str) -> str:
+    return name.replace("~", "~0").replace("/", "~1")
