@@ -6,13 +6,13 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
-from uuid import NAMESPACE_DNS, uuid4
+from uuid import NAMESPACE_DNS, UUID, uuid4
 
 import httpx
 import pytest
 from fastapi import Depends, FastAPI, HTTPException
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel
+from pydantic import BaseModel, field_validator
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
@@ -590,3 +590,36 @@ async def test_our_own_services_are_told_the_words_as_well(app: FastAPI) -> None
             answer = await client.post("/many")
             assert (answer.status_code, answer.json()["code"]) == (500, "INTERNAL")
             assert "notes" in answer.json()["detail"]
+
+
+async def test_a_request_that_does_not_fit_is_told_in_words_without_the_value(app: FastAPI) -> None:
+    """What pydantic has words for is told in them; a validator's own words may quote the value, and aren't."""
+
+    class Sent(BaseModel):
+        number: int
+        code: str
+        owner: UUID
+
+        @field_validator("code")
+        @classmethod
+        def checked(cls, code: str) -> str:
+            raise ValueError(f"{code} is no code")
+
+    @app.post("/sent")
+    async def take(body: Sent) -> None: ...
+
+    async with serving(app) as client:
+        sent = {"number": INNER, "code": INNER, "owner": INNER}
+        answer = await client.post("/sent", json=sent)
+        broken = await client.post(
+            "/sent", content=b'{"number":', headers={"content-type": "application/json"}
+        )
+    assert INNER not in answer.text
+    assert {error["pointer"]: error["message"] for error in answer.json()["errors"]} == {
+        "/number": "Input should be a valid integer, unable to parse string as an integer",
+        "/code": "the value is refused",
+        "/owner": "the value is refused",
+    }
+    assert [(it["pointer"], it["code"], it["message"]) for it in broken.json()["errors"]] == [
+        ("", "json_invalid", "the body is no JSON")
+    ]

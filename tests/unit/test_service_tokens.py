@@ -220,6 +220,21 @@ def test_a_refusal_tells_its_reason_to_the_log_alone() -> None:
     assert "api_service, and expired" in why_expired
 
 
+@pytest.mark.parametrize(
+    ("header", "claimed"),
+    [
+        (signed(claims_of(), kid="nobody\n"), "nobody\\n"),
+        (issuer(OTHER).header(), "api_service"),
+        ("Bearer a.b.c", None),
+    ],
+)
+def test_the_log_names_who_claimed_to_call(header: str, claimed: str | None) -> None:
+    """Also of a forgery: it is the first question of whoever reads the line."""
+    with capture_logs() as lines, pytest.raises(UnauthenticatedError):
+        verifier().caller(header)
+    assert lines[0]["claimed_kid"] == claimed
+
+
 def test_a_public_key_is_no_secret_to_sign_with() -> None:
     """The key decides the algorithm: otherwise whoever knows a public key could sign with it as a secret."""
     _, public = pem_pair()

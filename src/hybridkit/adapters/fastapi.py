@@ -18,7 +18,9 @@ and `/metrics` are there; a write with an `Idempotency-Key` runs once.
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from http.client import responses
-from typing import Any, Final
+from typing import Any, Final, get_args
+
+from pydantic_core.core_schema import ErrorType
 
 from hybridkit.adapters._asgi import (
     EventStreams,
@@ -62,6 +64,17 @@ __all__ = ["IdempotencyMiddleware", "RequestContextMiddleware", "api_lifespan", 
 
 _UNREADABLE: Final = "There was an error parsing the body"
 """FastAPI's words for whatever reading a body raised."""
+_TELLABLE: Final = frozenset(get_args(ErrorType)) - {
+    "assertion_error",
+    "get_attribute_error",
+    "iteration_error",
+    "json_invalid",
+    "mapping_type",
+    "union_tag_invalid",
+    "uuid_parsing",
+    "value_error",
+}
+"""Problems that pydantic tells in words of its own, without the value; somebody else's words may quote it."""
 _OF_BODIES: Final = frozenset({"content-type", "content-length", "content-encoding", "transfer-encoding"})
 """Headers of a body that an exception doesn't have."""
 
@@ -268,11 +281,19 @@ async def _answer_invalid_request(request: Request, error: Exception) -> Respons
     """A body, path or query that doesn't fit: where and why, never the value, which may be a secret."""
     if not isinstance(error, RequestValidationError):
         raise error
-    found = [FieldError(_pointer(detail["loc"]), detail["type"]) for detail in error.errors()]
+    found = [_finding(detail) for detail in error.errors()]
     invalid = InvalidRequestError("the request does not fit", errors=found)
     instance, request_id = request.url.path, current().request_id
     problem = Problem.from_error(invalid, instance=instance, request_id=request_id)
     return _problem(problem, problem_body(problem))
+
+
+def _finding(detail: Mapping[str, Any]) -> FieldError:
+    kind = str(detail["type"])
+    if kind == "json_invalid":  # FastAPI has the place of a byte where others have a field
+        return FieldError("", kind, "the body is no JSON")
+    words = str(detail.get("msg", "")) if kind in _TELLABLE else "the value is refused"
+    return FieldError(_pointer(detail["loc"]), kind, words)
 
 
 def _pointer(location: Sequence[int | str]) -> str:

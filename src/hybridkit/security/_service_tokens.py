@@ -37,6 +37,8 @@ _SIGNATURE_ONLY: Final[Any] = {
 }
 """The claims are checked below, by one set of rules and by our own clock; the library looks at the system's."""
 
+MAX_CLAIMED_CHARS: Final = 100
+
 _log = get_logger(__name__)
 
 
@@ -149,7 +151,7 @@ class ServiceTokenVerifier:
         try:
             service, expires_at = self._verified(token)
         except _RefusedError as reason:
-            _log.warning("service token refused", reason=str(reason))
+            _log.warning("service token refused", reason=str(reason), claimed_kid=_claimed(token))
             raise UnauthenticatedError(
                 "the service token is not good here; the log of the service that was called says why"
             ) from None
@@ -204,6 +206,17 @@ def _owner(header: Mapping[str, object], keys: Mapping[str, object]) -> str:
         # RFC 8725, section 3.11: a token of another kind; RFC 7515, section 4.1.11: what isn't understood.
         raise _RefusedError(f"it has the key of {service}, and is no plain JWT, by its typ or crit")
     return service
+
+
+def _claimed(token: str) -> str | None:
+    """Who the token says to be from, whether or not that is true; None where it can't be read."""
+    if len(token) > MAX_LENGTH:
+        return None
+    try:
+        kid: object = jwt.get_unverified_header(token).get("kid")
+    except (jwt.PyJWTError, ValueError, RecursionError):
+        return None
+    return ascii(kid)[1:-1][:MAX_CLAIMED_CHARS] if isinstance(kid, str) else None
 
 
 def _moment(claims: Mapping[str, object], name: str) -> float:
