@@ -68,7 +68,8 @@ async def test_secantusdb_has_transactions_and_survives_a_kill(start_embedded: S
     skip_without("secantus")
     server = start_embedded("mongo_transactions")
     assert server.is_real
-    client = AsyncMongoClient[dict[str, Any]](server.url)
+    # The session tells the server of its end, and is not to wait long for one that was killed.
+    client = AsyncMongoClient[dict[str, Any]](server.url, serverSelectionTimeoutMS=2000)
     async with client:
         notes = client["app"]["notes"]
         async with client.start_session() as session:
