@@ -34,7 +34,8 @@ STATIC = {
     "audit": ["python", "scripts/audit.py"],
     "docs": ["mkdocs", "build", "--strict", "--quiet"],
 }
-PYTEST = ["-m", "pytest", "-n", "2", f"--junitxml={RESULTS}"]
+# More than there are cores: half of the time a test waits for a server.
+PYTEST = ["-m", "pytest", "-n", "4", f"--junitxml={RESULTS}"]
 COVERAGE = {
     "coverage": ["coverage", "report", "--skip-covered"],
     "critical": ["python", "scripts/check_coverage.py"],

@@ -67,8 +67,9 @@ class ValuesConformance:
 
     async def test_a_list_is_stored_as_it_is(self, service: ServiceUnderTest) -> None:
         """Its members are no values of their own, and stay with their record."""
+        old = await _things(service)
         for lists in LISTS:
-            async for way, answer, records in _writes(service, [{"marks": given} for given in lists]):
+            async for way, answer, records in _writes(service, old, [{"marks": given} for given in lists]):
                 assert answer.status in (200, 201), (way, answer)
                 for record, given in zip(records, lists, strict=False):
                     assert record["marks"] == given, way
@@ -77,11 +78,12 @@ class ValuesConformance:
 
     async def test_what_would_be_another_value_is_refused(self, service: ServiceUnderTest) -> None:
         """Nothing is dropped, rounded or taken for something else, and each way refuses it alike."""
+        old = await _things(service)
         for wrong in REFUSED:
-            async for way, answer, _ in _writes(service, [wrong, wrong]):
+            async for way, answer, _ in _writes(service, old, [wrong, wrong]):
                 assert answer.status == 422, (way, wrong, answer)
                 assert answer.problem == (422, "VALIDATION"), (way, wrong)
-        changes = {"op": "update", "resource": THINGS.name, "id": str((await service.thing())["id"])}
+        changes = {"op": "update", "resource": THINGS.name, "id": old[0]}
         for increment in ({"quantity": True}, {"quantity": "1"}, {"weight": "NaN"}, {"weight": "1e999"}):
             answer = await service.transact({**changes, "increment": increment})
             assert answer.problem == (422, "VALIDATION"), (increment, answer)
@@ -97,8 +99,9 @@ class ValuesConformance:
 
     async def test_a_number_is_exact_on_every_path(self, service: ServiceUnderTest) -> None:
         """One value has one text, whichever way it is written and read."""
+        old = await _things(service)
         for field, sent, read in EXACT:
-            async for way, answer, records in _writes(service, [{field: sent}, {field: sent}]):
+            async for way, answer, records in _writes(service, old, [{field: sent}, {field: sent}]):
                 assert answer.status in (200, 201), (way, field, answer)
                 for record in records:
                     assert canonical_json(record[field]) == canonical_json(read), way
@@ -113,17 +116,26 @@ class ValuesConformance:
         assert answers[1].problem == (422, "IDEMPOTENCY_KEY_REUSED")
 
 
+async def _things(service: ServiceUnderTest) -> list[str]:
+    """The ids of as many records as `_writes` changes."""
+    return [str((await service.thing())["id"]) for _ in range(8)]
+
+
 async def _writes(
-    service: ServiceUnderTest, values: Sequence[Mapping[str, Any]]
+    service: ServiceUnderTest, old: Sequence[str], values: Sequence[Mapping[str, Any]]
 ) -> AsyncGenerator[tuple[str, Answer, list[Any]]]:
     """Write the values in every way that the service has, two records at once where a request takes many.
+
+    Args:
+        service: the one under test.
+        old: eight records to be changed.
+        values: of two records.
 
     Yields:
         The way's name, what was answered, and the records that came of it.
     """
     first, path, tag = values[0], THINGS.path, {"tag": service.tag}
     full = [{**tag, **value} for value in values]
-    old = [str((await service.thing())["id"]) for _ in range(8)]
     dry = {"prefer": "tx=rollback"}
     single: list[tuple[str, str, Mapping[str, Any]]] = [
         ("POST", path, full[0]),
