@@ -182,7 +182,11 @@ NO_MOMENTS = [float("nan"), float("inf"), -float("inf"), 10**400, str(NOW + 60),
 
 
 @pytest.mark.parametrize("claim", ["exp", "iat", "nbf"])
-@pytest.mark.parametrize("value", [None, *NO_MOMENTS], ids=lambda value: str(value)[:12])
+@pytest.mark.parametrize(
+    "value",
+    [None, *NO_MOMENTS],
+    ids=["null", "nan", "inf", "-inf", "huge", "text", "true", "false", "list", "object"],
+)
 def test_a_token_whose_times_are_no_moments_is_refused(claim: str, value: object) -> None:
     """Nothing is later than NaN, so that it would never end."""
     if claim == "nbf" and value is None:
