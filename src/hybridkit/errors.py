@@ -551,13 +551,13 @@ class UnroutableError(MisuseError):
     """The broker confirmed the publish, but no queue wants the message (`basic.return`).
 
     Attributes:
-        exchange: where it was published.
+        exchange: where it was published; empty in the error of another process, like the key.
         routing_key: with which key.
     """
 
     code = "UNROUTABLE"
 
-    def __init__(self, message: str, *, exchange: str, routing_key: str) -> None:
+    def __init__(self, message: str, *, exchange: str = "", routing_key: str = "") -> None:
         super().__init__(message)
         self.exchange = exchange
         self.routing_key = routing_key

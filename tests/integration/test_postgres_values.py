@@ -174,7 +174,7 @@ ODD: dict[str, Case] = {
     "padded": (str, CHAR(5), texts.filter(lambda it: not it.endswith(" "))),
     "named": (dict[int, int], JSONB(), st.dictionaries(small.map(str), small, max_size=3)),
     "measured": (float, REAL(), st.decimals(-9999, 9999, places=1).map(lambda it: float(it) + 0.0)),
-    "rated": (Decimal, Double(), st.integers(-(2**53), 2**53).map(lambda it: it / 4)),
+    "rated": (Decimal, Double(), st.integers(-(2**42), 2**42).map(lambda it: it / 4)),
     "half": (int | float, Double(), floats),
     "owner": (str, Uuid(as_uuid=False), st.uuids().map(str)),
     "mixed": (int | float, JSONB(), small | floats.filter(bool)),

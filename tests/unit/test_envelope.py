@@ -482,3 +482,19 @@ def test_a_long_number_is_found_wherever_it_stands(before: int, digits: int, fir
         assert digits >= 309
     else:
         assert decode_envelope(body).data == event
+
+
+class Blob(Event, type="blob.kept"):
+    raw: bytes
+
+
+def test_bytes_that_are_no_text_have_no_json_form() -> None:
+    """An event that JSON can't hold is refused where it is encoded, before anything is sent."""
+    with pytest.raises(MalformedPayloadError, match="no JSON form"):
+        encode_message(Blob(raw=b"\xff"), service="users", context=RequestContext())
+
+
+def test_a_service_name_that_is_no_unicode_has_no_json_form() -> None:
+    """Also where it is not the data that can't be written."""
+    with pytest.raises(MalformedPayloadError, match="no JSON form"):
+        encode_message(Blob(raw=b"x"), service="\ud800", context=RequestContext())
