@@ -1,0 +1,76 @@
+"""Rare paths of deliveries: a handler that ends the process, tables that lie about their lengths, a key that exits."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from pamqp.commands import Basic
+
+from hybridkit.messaging._apart import run_apart
+from hybridkit.messaging._moves import Moves
+from hybridkit.messaging._odd_properties import read_properties
+from hybridkit.messaging._order import key_of
+from hybridkit.messaging._stalls import Stalls
+
+
+def header(fields: bytes) -> bytes:
+    """A content header whose only property is a table of these fields."""
+    return Basic.Properties.flags["headers"].to_bytes(2, "big") + len(fields).to_bytes(4, "big") + fields
+
+
+KNOWN = b"\x01at\x01"  # the field a, a true boolean
+
+
+@pytest.mark.parametrize("ending", [KeyboardInterrupt, SystemExit])
+def test_what_ends_the_process_ends_who_ran_it_too(ending: type[BaseException]) -> None:
+    """Work that waits and then ends the process stops the loop, and whoever awaits it gets that same exception."""
+
+    async def work() -> None:
+        await asyncio.sleep(0)
+        raise ending
+
+    loop = asyncio.new_event_loop()
+    try:
+        caller = loop.create_task(run_apart(work(), name="work"))
+        with pytest.raises(ending):  # out of the task of its own
+            loop.run_until_complete(caller)
+        assert not caller.done()
+        with pytest.raises(ending):  # and out of its caller's
+            loop.run_until_complete(caller)
+        assert isinstance(caller.exception(), ending)
+    finally:
+        loop.close()
+
+
+def test_moves_name_their_queue() -> None:
+    """The moves of a queue say in a log whose they are."""
+    assert repr(Moves("tests.moves", cast("Any", None), stalls=Stalls())) == "Moves('tests.moves')"
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        pytest.param(b"\x01b?\x00\x00", id="a type that no table has"),
+        pytest.param(b"\x01b", id="no type at all"),
+        pytest.param(b"\x01bl\x00\x00", id="a number cut off"),
+        pytest.param(b"\x01bS\x00\x00\x00\x09text", id="a text shorter than it says"),
+    ],
+)
+def test_headers_are_read_up_to_the_first_that_cannot_be_measured(cut: bytes) -> None:
+    """What stands in front of a field whose end can't be found is read, and nothing after it."""
+    assert read_properties(header(KNOWN + cut)).headers == {"a": True}
+
+
+@pytest.mark.parametrize("ending", [KeyboardInterrupt, SystemExit])
+def test_a_key_that_ends_the_process_is_not_taken_for_an_unreadable_one(
+    ending: type[BaseException],
+) -> None:
+    """While a message's key is read, what ends the process passes."""
+
+    def read() -> None:
+        raise ending
+
+    delivery = SimpleNamespace(read=read)
+    with pytest.raises(ending):
+        key_of(cast("Any", delivery))
