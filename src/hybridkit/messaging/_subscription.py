@@ -3,7 +3,7 @@
 import asyncio
 import time
 from functools import partial
-from typing import Final
+from typing import Final, cast
 
 from hybridkit.errors import HybridkitError, NotConnectedError
 from hybridkit.ids import new_id
@@ -295,11 +295,10 @@ class Subscription:
 
     async def _knows_parked(self, parked: ParkedKeys, delivery: Delivery) -> bool:
         """Whether it is known which keys are parked; nothing runs before."""
-        if self._lane is None:
-            return True
         try:
             with self._processor.stalls.trying("the log of parked keys is not read"):
-                await parked.read(self._lane, self._processor.forward)
+                # There is one: it is set before anything can be delivered on it.
+                await parked.read(cast("Lane", self._lane), self._processor.forward)
         except HybridkitError as error:
             _log.warning("parked keys not read yet", consumer=self._name, error=str(error))
             await asyncio.sleep(UNEXPECTED_PAUSE_SECONDS)
