@@ -105,7 +105,7 @@ KEYS = st.one_of(
 
 
 @pytest.mark.parametrize("way", WAYS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(key=KEYS)
 @example(key=".")
 @example(key="..")

@@ -333,7 +333,6 @@ def _explore(document_url: str) -> list[str]:
     often = settings(
         max_examples=int(os.environ.get("HYBRIDKIT_SCHEMATHESIS_EXAMPLES", "5")),
         derandomize=True,
-        deadline=None,
         database=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
         phases=[Phase.explicit, Phase.generate],

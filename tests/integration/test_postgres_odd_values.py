@@ -88,12 +88,11 @@ class Odd(NewOdd, Record):
 
 class NewLabel(BaseModel):
     name: str
-    mood: Mood | str = Mood.GOOD
-    took: timedelta = timedelta(0)
 
 
 class Label(NewLabel, Record):
-    pass
+    mood: Mood | str
+    took: timedelta
 
 
 NAMES = ("name", "at", "day", "weight", "short", "big")
@@ -275,10 +274,13 @@ async def test_a_label_that_the_code_does_not_have_is_shown_as_it_is(service: Se
     connection = await connect(service.url, timeout_seconds=10, command_seconds=30, application_name="test")
     await connection.execute("ALTER TYPE mood ADD VALUE 'NEW'")
     await connection.close()
-    await service.put(LABELS, "mood", "NEW")
-    await service.put(LABELS, "mood", "BAD")
+    new, bad = await service.put(LABELS, "mood", "NEW"), await service.put(LABELS, "mood", "BAD")
     items = (await service.http.get(LABELS.path)).json()["items"]
-    assert sorted(item["mood"] for item in items) == ["NEW", "bad"]
+    assert {item["id"]: item["mood"] for item in items} == {new: "NEW", bad: "bad"}
+    for method in ("PUT", "PATCH", "GET"):
+        body = None if method == "GET" else {"name": method}
+        answers = [await service.send(method, f"{LABELS.path}/{one}", body) for one in (new, bad)]
+        assert [answer.json()["mood"] for answer in answers] == ["NEW", "bad"], method
 
 
 @pytest.mark.parametrize("resource", [SIMPLE, ODD], ids=["simple", "odd"])

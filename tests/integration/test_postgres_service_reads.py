@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 from sqlalchemy import (
     ARRAY,
+    CHAR,
     JSON,
     BigInteger,
     DateTime,
@@ -90,6 +91,13 @@ class Odd(Record):
     title: str = ""
 
 
+class Listing(Record):
+    """Lists of what is printed otherwise alone than in an array."""
+
+    kinds: list[Kind | str] | None = None
+    codes: list[str] | None = None
+
+
 FIELDS = tuple(name for name in Thing.model_fields if name not in Record.model_fields)
 THINGS = Resource(
     "things",
@@ -103,6 +111,7 @@ THINGS = Resource(
 ODDS = Resource(
     "odds", record=Odd, create=Nothing, update=Nothing, filterable=("opens", "title"), sortable=("title",)
 )
+LISTINGS = Resource("listings", record=Listing, create=Nothing, update=Nothing)
 
 
 class Base(DeclarativeBase):
@@ -137,12 +146,22 @@ class OddTable(RecordColumns, Base):
     title: Mapped[str]
 
 
+class ListingTable(RecordColumns, Base):
+    __tablename__ = "listings"
+    kinds: Mapped[Any] = mapped_column(ARRAY(Enum(Kind, name="kind")), nullable=True)
+    codes: Mapped[Any] = mapped_column(ARRAY(CHAR(3)), nullable=True)
+
+
 class Reading:
-    """A reader of both tables, and the way around it."""
+    """A reader of the tables, and the way around it."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        self.tables = {"things": ResourceTable(THINGS, ThingTable), "odds": ResourceTable(ODDS, OddTable)}
+        self.tables = {
+            "things": ResourceTable(THINGS, ThingTable),
+            "odds": ResourceTable(ODDS, OddTable),
+            "listings": ResourceTable(LISTINGS, ListingTable),
+        }
         self.reader = PostgresReader(database, self.tables)
 
     async def add(self, rows: list[dict[str, Any]], mapped: Any = ThingTable) -> list[UUID]:
@@ -176,7 +195,7 @@ async def reading(url: str, **options: Any) -> AsyncGenerator[Reading]:
 
 @pytest.fixture
 async def things(postgres_url: str) -> AsyncIterator[Reading]:
-    """Both tables, empty."""
+    """The tables, empty."""
     async with migrating_connection(postgres_url) as connection:
         await connection.run_sync(Base.metadata.create_all)
         await connection.commit()
@@ -230,7 +249,7 @@ rows = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.lists(rows, min_size=1, max_size=12))
 async def test_postgresql_prints_the_bytes_of_the_codec(things: Reading, added: list[dict[str, Any]]) -> None:
     """For every type and on every way out: the database's JSON and Python's are the same."""
@@ -254,6 +273,20 @@ async def test_floats_are_printed_as_orjson_does(things: Reading, value: float) 
     found = await things.reader.get(THINGS, record_id)
     assert found is not None
     assert b'"ratio":' + orjson.dumps(value) + b"," in found.body
+
+
+async def test_the_elements_of_an_array_are_shown_as_what_is_alone(things: Reading) -> None:
+    """The values of an enumeration, not its names; a label that the code doesn't have; texts without padding."""
+    await things.add([{"kinds": [Kind.BIG, None], "codes": ["a", None, "b c"]}], ListingTable)
+    async with things.database.session() as session:
+        await session.execute(text("ALTER TYPE kind ADD VALUE 'NEW'"))
+    async with things.database.session() as session:
+        await session.execute(text("UPDATE listings SET kinds = kinds || 'NEW'::kind"))
+    expected = {"kinds": ["big one", None, "NEW"], "codes": ["a", None, "b c"]}
+    found = await things.reader.find(LISTINGS, Query(), after=None)
+    [shown] = orjson.loads(found.items)
+    assert {name: shown[name] for name in expected} == expected
+    assert found.items == encode_json(await things.documents(LISTINGS))
 
 
 async def test_documents_are_printed_as_python_would(things: Reading) -> None:

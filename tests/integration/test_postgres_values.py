@@ -304,7 +304,6 @@ def service(
 
 often = settings(
     max_examples=6,
-    deadline=None,
     derandomize=True,
     database=None,
     phases=[Phase.explicit, Phase.generate],  # a smaller example costs minutes
@@ -337,6 +336,15 @@ def test_a_value_is_stored_as_it_is_on_every_path(service: Service, name: str, d
             assert {f: shown(record[f]) for f in wanted} == {f: shown(wanted[f]) for f in wanted}, way
     for way, record in service.reads(name, service.made(name, **asked[0])):
         assert {f: shown(record[f]) for f in asked[0]} == {f: shown(asked[0][f]) for f in asked[0]}, way
+
+
+def test_lists_among_the_documents_of_an_array_are_documents(service: Service) -> None:
+    """Of an array whose first document is a list, each of the others is what it was, not its keys."""
+    asked = {"docs": [[], {"a": 1}, [{"b": 2}], "text"]}
+    for way, answer, records in service.writes("odd", [asked, asked]):
+        assert [record["docs"] for record in records] == [asked["docs"]] * len(records), (way, answer.text)
+    for way, record in service.reads("odd", service.made("odd", **asked)):
+        assert record["docs"] == asked["docs"], way
 
 
 # ── what can't be stored is refused ──────────────────────────────────────────────────────────────

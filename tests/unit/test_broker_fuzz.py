@@ -5,7 +5,7 @@ import logging
 import struct
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pamqp import commands, frame
 
@@ -113,7 +113,7 @@ def feed(data: bytes, *, step: int) -> Socket:
     return socket
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(max_examples=60)
 @given(data=INPUT, step=st.integers(1, 200))
 def test_a_client_can_send_anything(data: bytes, step: int) -> None:
     """Every byte that it answers belongs to a frame."""
@@ -123,7 +123,7 @@ def test_a_client_can_send_anything(data: bytes, step: int) -> None:
         rest = rest[size:]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.binary(max_size=100))
 def test_before_the_handshake_too(data: bytes) -> None:
     """Bytes without any sense."""

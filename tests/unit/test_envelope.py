@@ -440,6 +440,7 @@ UNREADABLE = {
     "an infinite number": Measured(value=float("-inf")),
     "a field that is left out": Hidden(secret="x"),
     "a value that was never checked": Measured.model_construct(value=1.0, place="", positive=-1),
+    "a value that its validator fails over": Picky.model_construct(value="unknown"),
 }
 
 

@@ -223,7 +223,7 @@ CHANGES = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(changes=CHANGES, size=st.sampled_from([1, 2, 100]))
 async def test_every_reader_knows_what_was_written(changes: Iterable[tuple[str, str]], size: int) -> None:
     """Whatever was folded before, and wherever a reader has died."""

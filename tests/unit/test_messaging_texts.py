@@ -113,7 +113,7 @@ async def test_every_error_can_be_the_reason_of_a_pause(text: str) -> None:
     gate.stop()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(text=st.text(st.characters(codec=None, categories=None), max_size=40))
 def test_the_words_of_every_error_are_kept(text: str) -> None:
     kept = headers_of(ValueError(text))["hk_error"]

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator, FormatChecker, ValidationError
 from pydantic import BaseModel, Field, JsonValue
@@ -347,7 +347,6 @@ def test_operations_are_the_ones_that_the_caller_knows(document: Any, registry: 
 BOUGHT_SCHEMAS = event_schemas(registered(Bought))
 
 
-@settings(deadline=None)
 @given(price=st.decimals(allow_nan=False, allow_infinity=False), count=st.integers(1, 100), at=st.datetimes())
 def test_whatever_is_encoded_fits(price: Decimal, count: int, at: datetime) -> None:
     envelope = wire(bought(price=price, count=count, at=at))

@@ -481,7 +481,7 @@ def limits(kind: str, least: str, most: str) -> st.SearchStrategy[Any]:
     return st.fixed_dictionaries({"type": st.just(kind)}, optional={least: low, most: high})
 
 
-UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+FILTERED = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 
 LEAVES = st.one_of(
     limits("integer", "minimum", "maximum"),
@@ -570,13 +570,13 @@ def breaks(found: list[Difference]) -> bool:
     return any(each.breaking for each in found)
 
 
-@UNHURRIED
+@FILTERED
 @given(schema=schemas())
 def test_nothing_differs_from_itself(schema: Any) -> None:
     assert check(document(schema), document(schema)) == []
 
 
-@settings(UNHURRIED, max_examples=200)
+@settings(FILTERED, max_examples=200)
 @given(data=st.data(), old=schemas())
 def test_what_is_called_compatible_can_be_read(data: st.DataObject, old: Any) -> None:
     """In both directions, whatever is written."""
@@ -588,7 +588,7 @@ def test_what_is_called_compatible_can_be_read(data: st.DataObject, old: Any) ->
         assert fits(data.draw(instances(new)), old)
 
 
-@UNHURRIED
+@FILTERED
 @given(data=st.data(), old=schemas())
 def test_the_reverse_change_breaks_the_others(data: st.DataObject, old: Any) -> None:
     new = data.draw(changed(old))

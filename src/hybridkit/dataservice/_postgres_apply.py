@@ -36,7 +36,7 @@ from hybridkit.dataservice._postgres_errors import database_error
 from hybridkit.dataservice._postgres_filters import condition
 from hybridkit.dataservice._postgres_refusals import RefusedError, UnnamedError
 from hybridkit.dataservice._postgres_runs import Rows, chunks, runs
-from hybridkit.dataservice._postgres_table import ResourceTable
+from hybridkit.dataservice._postgres_table import ResourceTable, as_read
 from hybridkit.dataservice._postgres_upsert import InsertOnConflict, target
 from hybridkit.dataservice._refusals import (
     hidden,
@@ -192,7 +192,7 @@ class _Run:
                 set_={**self._versioned(changes), table["version"].name: target(table, "version") + 1},
                 where=target(table, "deleted_at").is_(None) if table.resource.soft_delete else None,
             )
-        written = statement.returning(*(target(table, name) for name in table.whole.stored))
+        written = statement.returning(*(as_read(target(table, name)) for name in table.whole.stored))
         results: list[Result] = []
         for operation, row in zip(self._run, await self._by_id(written), strict=True):
             if row is None:

@@ -117,19 +117,19 @@ def printed(kind: TypeEngine[Any], value: str) -> str | None:  # noqa: C901 - on
         case Date():
             return _within_years(value, f"CAST({value} AS text)", "0001-01-01", "9999-12-31")
         case ARRAY() as array:
-            return (
-                value
-                if isinstance(array.item_type.dialect_impl(DIALECT), Integer | String | Boolean)
-                else None
-            )
+            return value if _is_printed_as_is(array.item_type.dialect_impl(DIALECT)) else None
         case Uuid() as identifier:
             return value if identifier.native_uuid else None
         case CHAR():
             return f"CAST({value} AS text)"  # without the blanks that it is filled up with
-        case Integer() | String() | Boolean() | JSON():
+        case JSON():
             return value
-        case _:
-            return None
+        case plain:
+            return value if _is_printed_as_is(plain) else None
+
+
+def _is_printed_as_is(kind: TypeEngine[Any]) -> bool:
+    return isinstance(kind, Integer | String | Boolean) and not isinstance(kind, EnumType | CHAR)
 
 
 def quoted(name: str) -> str:

@@ -3,20 +3,28 @@
 from collections.abc import Sequence
 from decimal import Decimal
 from functools import cached_property
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
-from sqlalchemy import ColumnElement, Enum, Row, Text, inspect, true, type_coerce
+from sqlalchemy import ARRAY, ColumnElement, Enum, Row, Text, inspect, true, type_coerce
 
 from hybridkit.dataservice._etags import State
 from hybridkit.dataservice._operations import AnyResource, Document
 from hybridkit.dataservice._postgres_columns import RecordColumns
 from hybridkit.dataservice._postgres_misfits import misfit
-from hybridkit.dataservice._postgres_types import DIALECT, is_document
+from hybridkit.dataservice._postgres_types import (
+    DIALECT,
+    document_depth,
+    is_document,
+    parameter_type,
+)
 from hybridkit.dataservice._postgres_values import check_limits, fitted, python_type, shown_by
 from hybridkit.errors import DeclarationError, FieldError, InvalidRequestError
 from hybridkit.resources import SYSTEM_FIELDS
 
-__all__ = ["ResourceTable"]
+if TYPE_CHECKING:
+    from sqlalchemy.types import TypeEngine
+
+__all__ = ["ResourceTable", "as_read"]
 
 _NUMBERS: Final = (int, float, Decimal)
 
@@ -175,7 +183,7 @@ class View:
         self._fields = tuple(fields) or tuple(table.resource.record.model_fields)
         stored = dict.fromkeys((*self._fields, "version", "incarnation"))
         self.stored = tuple(name for name in stored if name != "etag")
-        self.columns: Sequence[ColumnElement[Any]] = tuple(_read(table[name]) for name in self.stored)
+        self.columns: Sequence[ColumnElement[Any]] = tuple(as_read(table[name]) for name in self.stored)
         shown = {name: shown_by(table[name].type) for name in self.stored}
         self._shown = {name: show for name, show in shown.items() if show is not None}
 
@@ -194,6 +202,20 @@ class View:
         return {**{name: values[name] for name in self._fields if name != "etag"}, "etag": f"W/{tag}"}
 
 
-def _read(column: Any) -> ColumnElement[Any]:
-    """As a column is read: of an enumeration its label, which may be one that the code doesn't have."""
-    return type_coerce(column, Text()).label(column.key) if isinstance(column.type, Enum) else column
+def as_read(column: Any) -> ColumnElement[Any]:
+    """The column with the type to read it by: of an enumeration its labels, of an array of JSON its documents.
+
+    A label may be one that the code doesn't have; documents that are lists SQLAlchemy takes for dimensions of an array
+    that declares none.
+    """
+    kind: TypeEngine[Any] = column.type
+    match kind:
+        case Enum():
+            kind = Text()
+        case ARRAY(item_type=Enum()) as labels:
+            kind = ARRAY(Text, dimensions=labels.dimensions)
+        case ARRAY(dimensions=None) as array if document_depth(array):
+            kind = parameter_type(array)
+        case _:
+            return cast("ColumnElement[Any]", column)
+    return type_coerce(column, kind).label(column.key)

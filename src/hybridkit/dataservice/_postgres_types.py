@@ -118,9 +118,9 @@ def parameter_type(kind: TypeEngine[Any]) -> TypeEngine[Any]:
             wide.impl = wide.impl_instance = parameter_type(decorated.load_dialect_impl(DIALECT))
             return wide
         case ANY_ARRAY() as array:
-            return ARRAY(
-                parameter_type(array.item_type), as_tuple=array.as_tuple, dimensions=array.dimensions
-            )
+            # Of JSON that is a list, SQLAlchemy would make another dimension.
+            dimensions = document_depth(array) or array.dimensions
+            return ARRAY(parameter_type(array.item_type), as_tuple=array.as_tuple, dimensions=dimensions)
         case DOMAIN() as domain:
             return parameter_type(domain.data_type)
         case JSONB():

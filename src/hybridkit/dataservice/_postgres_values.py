@@ -226,7 +226,7 @@ def shown_by(kind: TypeEngine[Any]) -> Callable[[Any], Any] | None:
     match kind.dialect_impl(DIALECT):
         case ANY_ARRAY() as array:
             show = shown_by(array.item_type)
-            return None if show is None or isinstance(array.item_type, EnumType) else partial(_each, show)
+            return None if show is None else partial(_each, show)
         case EnumType() as labels:
             members = labels.enum_class.__members__.values() if labels.enum_class else labels.enums
             return partial(_member, dict(zip(labels.enums, members, strict=True)))
