@@ -575,4 +575,4 @@ async def test_a_call_that_asks_can_change_nothing(things: Reading) -> None:
     assert await things.reader.ask(names) == b'["a"]'
     with pytest.raises(MisuseError, match="only reads"):
         await things.reader.ask(change)
-    assert repr(things.reader) == "PostgresReader(['odds', 'things'])"
+    assert repr(things.reader) == "PostgresReader(['listings', 'odds', 'things'])"
