@@ -33,13 +33,16 @@ class Wanted(Event, type="pause.wanted", key="number"):
 class Dependency:
     """Something that handlers need, and what they did with it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, crowd: int = 1) -> None:
         self.is_up = False
+        self._crowd = asyncio.Barrier(crowd)
         self.asked = 0
         self.done: list[int] = []
 
     async def use(self, number: int) -> None:
         self.asked += 1
+        if self.asked <= self._crowd.parties:
+            await self._crowd.wait()
         if not self.is_up:
             raise UnavailableError("db_postgres_service does not answer")
         self.done.append(number)
@@ -246,16 +249,17 @@ async def test_a_guard_without_redis_pauses_the_consumer(
 async def test_a_connection_that_is_lost_in_a_pause_makes_it_no_longer(
     publisher: RobustPublisher,
     connection: BrokerConnection,
-    dependency: Dependency,
     monkeypatch: pytest.MonkeyPatch,
     order: Order | None,
 ) -> None:
     """Those who waited can't be probes any more. If each of them cost an interval, this would take days."""
     monkeypatch.setattr(pause_module, "LONGEST_PROBE_SECONDS", 1e9)
+    dependency = Dependency(crowd=24)  # a message that came alone would keep the others from coming
     consumer = consumer_of(dependency, concurrency=24, order=order)
     async with consumer.running(connection, publisher=publisher):
         await publisher.publish_many(Wanted(number=number) for number in range(60))
-        await until(lambda: consumer.in_flight >= 24 and consumer.paused is not None)
+        await until(lambda: consumer.paused is not None)
+        assert consumer.in_flight >= 24
         link = await connection.link()
         link.abort()
         await link.lost()
