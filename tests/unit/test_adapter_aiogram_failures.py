@@ -1,6 +1,7 @@
 """A bot serves everybody: past what it can't read, beside a handler that doesn't end, after an outage."""
 
 import asyncio
+import json
 import time
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import suppress
@@ -17,6 +18,7 @@ from aiogram.exceptions import (
 )
 from aiogram.methods import GetMe
 from aiogram.types import CallbackQuery, ErrorEvent, InlineQuery, Message, PreCheckoutQuery, TelegramObject
+from fakeredis import FakeAsyncRedis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from structlog.testing import capture_logs
 
@@ -34,6 +36,7 @@ from hybridkit.errors import (
     RateLimitedError,
     UnavailableError,
 )
+from hybridkit.idempotency import claim_key
 from hybridkit.observability import metrics
 from hybridkit.retry import asked_seconds
 from hybridkit.testing import FakeTelegram, TelegramUser
@@ -233,6 +236,55 @@ async def test_what_telegram_has_forgotten_meanwhile_survives_a_crash(
             await world.telegram.wait_for_messages(122, timeout_seconds=30)
     assert texts(world.telegram)[120:122] == ["wait", "after"], "the chat's order is kept"
     assert texts(world.telegram).count("wait") == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "entry"),
+    [
+        ("x", "[9e9, {}]"),
+        ("1", "no JSON"),
+        ("1", "{}"),
+        ("1", "[9e9]"),
+        ("1", '["soon", {}]'),
+        ("1", "[9e9, 7]"),
+    ],
+)
+async def test_what_others_put_on_the_shelf_hides_nothing(
+    world: World, dispatcher: Dispatcher, number: str, entry: str
+) -> None:
+    """A release before or after this one, or a person: the bot starts, and what it can read there is handled."""
+    chat = {"id": 7, "type": "private"}
+    message = {"message_id": 1, "date": 1_420_070_400, "chat": chat, "text": "kept"}
+    kept = json.dumps([9e9, {"update_id": 900, "message": message}])
+    async with FakeAsyncRedis(server=world.redis) as redis:
+        shelf = f"hk:bot:{world.telegram.bot_id}:updates"
+        await redis.hset(shelf, mapping={number: entry, "900": kept})  # pyright: ignore[reportUnknownMemberType]
+    async with world.polling(dispatcher) as polling:
+        await world.telegram.wait_for_messages(1)
+        await polling.probe()
+    assert texts(world.telegram) == ["kept"]
+
+
+async def test_what_processes_have_died_on_runs_alone(world: World) -> None:
+    """Nobody can tell which of two updates it was: so the next death takes one of them along, and not both."""
+    dispatcher, running, seen = Dispatcher(), set[str](), list[set[str]]()
+
+    @dispatcher.message()
+    async def handle(message: Message) -> None:
+        running.add(message.text or "")
+        seen.append(running.copy())
+        await asyncio.sleep(0)
+        running.discard(message.text or "")
+
+    async with FakeAsyncRedis(server=world.redis) as redis:
+        for text, from_user in {"one": ADA, "two": BEA}.items():
+            update_id = world.telegram.push_text(text, from_user=from_user)
+            claim = f"hk:claim:{claim_key('telegram', str(world.telegram.bot_id), update_id)}"
+            left: dict[Any, Any] = {"state": "P", "token": "dead", "lease_end": 0, "fence": 2, "takeovers": 1}
+            await redis.hset(claim, mapping=left)  # pyright: ignore[reportUnknownMemberType]
+    async with world.polling(dispatcher):
+        await world.telegram.wait_until_confirmed(update_id)
+    assert sorted(map(sorted, seen)) == [["one"], ["two"]]
 
 
 async def test_updates_of_a_chat_are_handled_in_their_order(world: World, dispatcher: Dispatcher) -> None:

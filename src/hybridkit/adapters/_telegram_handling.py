@@ -1,10 +1,11 @@
 """Handling one update: once, in a context of its own, again where an error will pass, with an answer where it won't."""
 
 import asyncio
+import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import Any, Final, cast
 
@@ -18,6 +19,7 @@ from hybridkit.context import RequestContext, bind, current
 from hybridkit.errors import ClaimLostError, UnavailableError
 from hybridkit.idempotency import Acquired, Completed, IdempotencyGuard, InProgress, Outcome, claim_key
 from hybridkit.messaging._apart import run_apart
+from hybridkit.messaging._turns import Turns
 from hybridkit.observability import get_logger, metrics
 from hybridkit.retry import Retry, RetryAfter
 
@@ -31,6 +33,11 @@ RETRY: Final = Retry.exponential(first_seconds=0.5, cap_seconds=10.0, attempts=8
 
 CANCELLED_SECONDS: Final = 5.0
 """How long a handler may take to end when its time is up; then it is left behind, and its chat goes on."""
+
+MOST_TAKEOVERS_BESIDE: Final = 1
+"""What was taken over more often runs alone, as in a consumer: a process that dies on it takes no others along."""
+ALONE_SECONDS: Final = 30.0
+"""How long all others may have to wait for that."""
 
 CLAIM_WAIT_SECONDS: Final = 5.0
 REDIS_PAUSE_SECONDS: Final = 0.5
@@ -103,27 +110,52 @@ class Updates:
             return True
 
     async def _outcome(self, update: Update, stopping: asyncio.Event) -> str | None:
+        most_takeovers: float = MOST_TAKEOVERS_BESIDE
         while not stopping.is_set():
-            acquired = await self._claim(update.update_id)
-            if acquired is None:
-                return "duplicate"
-            if not isinstance(acquired, Acquired):
-                continue
-            recorded, outcome = Outcome.RELEASED, None
-            try:
-                async with self._guard.hold(acquired):
-                    outcome = await self._to_its_end(update, stopping)
-                if outcome is not None:
-                    recorded = Outcome.COMPLETED if outcome in {"done", "unhandled"} else Outcome.FAILED
-            except ClaimLostError as lost:
-                _log.warning("an update has another holder now", reason=str(lost))
-                continue
-            finally:
-                await self._guard.finish(acquired, recorded)
-            if recorded is Outcome.FAILED:
-                await answer_failure(self._bot, update, self._failure_texts, request_id=current().request_id)
-            return outcome
+            async with self._turn(alone=most_takeovers == math.inf):
+                acquired = await self._claim(update.update_id)
+                if acquired is None:
+                    return "duplicate"
+                if not isinstance(acquired, Acquired):
+                    continue
+                if acquired.takeovers > most_takeovers:
+                    _log.warning("an update runs alone", reason="processes have died while they had it")
+                    await self._guard.finish(acquired, Outcome.RELEASED)
+                    most_takeovers = math.inf
+                    continue
+                try:
+                    return await self._held(acquired, update, stopping)
+                except ClaimLostError as lost:
+                    _log.warning("an update has another holder now", reason=str(lost))
         return None
+
+    async def _held(self, acquired: Acquired, update: Update, stopping: asyncio.Event) -> str | None:
+        """How it ended for the holder of its claim; None when the stop came first."""
+        recorded = Outcome.RELEASED
+        try:
+            async with self._guard.hold(acquired):
+                outcome = await self._to_its_end(update, stopping)
+            if outcome is not None:
+                recorded = Outcome.COMPLETED if outcome in {"done", "unhandled"} else Outcome.FAILED
+        finally:
+            await self._guard.finish(acquired, recorded)
+        if recorded is Outcome.FAILED:
+            await answer_failure(self._bot, update, self._failure_texts, request_id=current().request_id)
+        return outcome
+
+    @asynccontextmanager
+    async def _turn(self, *, alone: bool) -> AsyncGenerator[None]:
+        """The block runs beside others, or with nothing beside it; where that can't be had, beside the last ones."""
+        turns = Turns.here()
+        if alone:
+            async with turns.alone(seconds=ALONE_SECONDS):
+                yield
+            return
+        await turns.begin()
+        try:
+            yield
+        finally:
+            turns.end()
 
     async def _claim(self, update_id: int) -> Acquired | InProgress | UnavailableError | None:
         """The right to run it; None when it has run; anything else: ask again."""

@@ -11,11 +11,15 @@ from redis.exceptions import MasterDownError, ReadOnlyError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from hybridkit.errors import UnavailableError
+from hybridkit.observability import get_logger
 
 __all__ = ["REDIS_IS_AWAY", "Shelf"]
 
 REDIS_IS_AWAY: Final = (RedisConnectionError, RedisTimeoutError, ReadOnlyError, MasterDownError)
 """What the Redis client raises while its server is down, starting, or being replaced by another."""
+
+
+_log = get_logger("hybridkit.coordination")
 
 
 class Shelf:
@@ -75,8 +79,15 @@ class Shelf:
         except RedisError as error:
             raise _unavailable(error) from error
         since = time.time() - self._retention_seconds
-        kept = {int(number): json.loads(text) for number, text in entries.items()}
-        return [value for _, (put_at, value) in sorted(kept.items()) if put_at > since]
+        kept: dict[int, Any] = {}
+        for number, text in entries.items():
+            try:
+                put_at, value = json.loads(text)
+                if put_at > since:
+                    kept[int(number)] = value
+            except (ValueError, TypeError, RecursionError):  # one that isn't ours must not hide the others
+                _log.warning("a value on a shelf can't be read", key=self._key)
+        return [kept[number] for number in sorted(kept)]
 
 
 def _unavailable(error: RedisError) -> UnavailableError:
