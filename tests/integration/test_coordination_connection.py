@@ -1,6 +1,7 @@
 """`connect_redis` on a Redis server, also on one that dies and comes back."""
 
 import asyncio
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -48,6 +49,26 @@ async def test_a_frozen_redis_is_given_up_and_used_again_when_it_wakes(own_redis
                 await probe_redis(redis)
         own_redis_server.resume()
         await probe_redis(redis)
+
+
+FULL = ["CONFIG", "SET", "maxmemory", "1"]
+NO_SCRIPTS = ["ACL", "SETUSER", "default", "-@scripting"]
+
+
+@pytest.mark.real_server
+@pytest.mark.parametrize("change", [FULL, NO_SCRIPTS], ids=["full", "no_scripts"])
+async def test_readiness_is_red_where_the_guard_is_refused(
+    own_redis_server: Server, change: list[str]
+) -> None:
+    """A full Redis still answers and deletes, and so does one that lets a user run no scripts."""
+    async with connect_redis(own_redis_server.url) as redis:
+        await probe_redis(redis)
+        client: Any = redis  # untyped in redis-py
+        await client.execute_command(*change)
+        with pytest.raises(UnavailableError):
+            await IdempotencyGuard(redis, when_down=RedisDown.EXTERNAL).begin("orders:order:42", None)
+        with pytest.raises(UnavailableError, match=r"maxmemory|no permissions"):
+            await probe_redis(redis)
 
 
 @pytest.mark.real_server

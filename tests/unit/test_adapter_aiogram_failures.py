@@ -267,7 +267,7 @@ async def test_what_others_put_on_the_shelf_hides_nothing(
 
 async def test_what_processes_have_died_on_runs_alone(world: World) -> None:
     """Nobody can tell which of two updates it was: so the next death takes one of them along, and not both."""
-    dispatcher, running, seen = Dispatcher(), set[str](), list[set[str]]()
+    dispatcher, running, seen, last = Dispatcher(), set[str](), list[set[str]](), 0
 
     @dispatcher.message()
     async def handle(message: Message) -> None:
@@ -278,12 +278,12 @@ async def test_what_processes_have_died_on_runs_alone(world: World) -> None:
 
     async with FakeAsyncRedis(server=world.redis) as redis:
         for text, from_user in {"one": ADA, "two": BEA}.items():
-            update_id = world.telegram.push_text(text, from_user=from_user)
+            last = update_id = world.telegram.push_text(text, from_user=from_user)
             claim = f"hk:claim:{claim_key('telegram', str(world.telegram.bot_id), update_id)}"
             left: dict[Any, Any] = {"state": "P", "token": "dead", "lease_end": 0, "fence": 2, "takeovers": 1}
             await redis.hset(claim, mapping=left)  # pyright: ignore[reportUnknownMemberType]
     async with world.polling(dispatcher):
-        await world.telegram.wait_until_confirmed(update_id)
+        await world.telegram.wait_until_confirmed(last)
     assert sorted(map(sorted, seen)) == [["one"], ["two"]]
 
 

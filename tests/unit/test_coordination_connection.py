@@ -136,6 +136,9 @@ REFUSALS = [
     b"-CLUSTERDOWN Hash slot not served\r\n",
     b"-TRYAGAIN Multiple keys request during rehashing of slot\r\n",
     b"-UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)\r\n",
+    b"-MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk.\r\n",
+    b"-BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.\r\n",
+    b"-EXECABORT Transaction discarded because of: READONLY You can't write against a read only replica.\r\n",
 ]
 
 

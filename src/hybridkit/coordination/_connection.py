@@ -1,6 +1,6 @@
 """The Redis client: its limits, and what a server has to fulfil before work is built on it."""
 
-from typing import Final
+from typing import Any, Final, cast
 from urllib.parse import parse_qs, urlsplit
 
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -23,6 +23,8 @@ _RETRIES: Final = 1
 
 _NO_KEY: Final = "hk:probe"
 """Nobody sets it."""
+_TAKES_WRITES: Final = "return redis.call('SETRANGE', KEYS[1], 0, '')"
+"""Changes nothing, and is refused where a claim is: a full Redis still deletes, and a user may lack scripts."""
 
 _EVICTS: Final = (
     "its maxmemory-policy is {policy}: set `maxmemory-policy noeviction` in redis.conf, or run `redis-cli CONFIG SET"
@@ -76,13 +78,13 @@ def connect_redis(
 
 
 async def probe_redis(redis: Redis) -> None:
-    """For readiness: Redis answers, and takes writes. A replica answers a mere `PING` as well.
+    """For readiness: Redis answers, runs scripts and takes writes. A replica or a full one answers a `PING` as well.
 
     Raises:
         UnavailableError: it does not.
     """
     try:
-        await redis.delete(_NO_KEY)  # a write that changes nothing
+        await cast("Any", redis).eval(_TAKES_WRITES, 1, _NO_KEY)
     except RedisError as error:
         raise UnavailableError(f"Redis does not answer: {type(error).__name__}: {error}") from error
 

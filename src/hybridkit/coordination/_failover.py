@@ -14,8 +14,11 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 __all__ = ["NotMasterError", "following_master"]
 
-_CODE = re.compile(r"(?:^|-)(?:READONLY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|LOADING|NOREPLICAS|UNBLOCKED)\b")
-"""At the beginning, or in the middle: before Redis 7 a script's own error has that of its command in it."""
+_CODE = re.compile(
+    r"(?:^|-|: )(?:READONLY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|LOADING|NOREPLICAS|UNBLOCKED|MISCONF|BUSY)\b"
+)
+"""At the beginning, or in the middle: before Redis 7 a script's own error has that of its command in it, and a
+transaction's always has that of what it was discarded for."""
 
 
 class NotMasterError(RedisConnectionError):
