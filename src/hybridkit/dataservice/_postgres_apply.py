@@ -32,7 +32,7 @@ from hybridkit.dataservice._operations import (
 )
 from hybridkit.dataservice._postgres_columns import now_in_milliseconds
 from hybridkit.dataservice._postgres_database import Session
-from hybridkit.dataservice._postgres_errors import database_error
+from hybridkit.dataservice._postgres_errors import database_error, query_error
 from hybridkit.dataservice._postgres_filters import condition
 from hybridkit.dataservice._postgres_refusals import RefusedError, UnnamedError
 from hybridkit.dataservice._postgres_runs import Rows, chunks, runs
@@ -46,7 +46,8 @@ from hybridkit.dataservice._refusals import (
     set_and_incremented,
     stale,
 )
-from hybridkit.errors import RejectedError, StaleVersionError
+from hybridkit.errors import InvalidQueryError, RejectedError, StaleVersionError
+from hybridkit.filters import Filter
 
 if TYPE_CHECKING:
     from sqlalchemy.types import TypeEngine
@@ -165,7 +166,7 @@ class _Run:
             changes[self._table[name].name] = func.coalesce(self._table[name], 0) + rows[f"+{name}"]
         where = and_(self._hit(rows), self._table.live)
         if first.require is not None:
-            where = and_(where, condition(self._table, first.require))
+            where = and_(where, self._requirement(first, first.require))
         return await self._changed(rows, changes, where)
 
     async def _replace(self) -> list[Result]:
@@ -299,6 +300,12 @@ class _Run:
             amounts[name] = self._table.bind(name, amount, at=at)
         return amounts
 
+    def _requirement(self, operation: Update, require: Filter) -> ColumnElement[bool]:
+        try:
+            return condition(self._table, require)
+        except InvalidQueryError as error:
+            raise _incomparable(operation, str(error)) from None
+
     async def _merged(self, operations: Sequence[Update]) -> list[dict[str, Any]]:
         """The documents after their merge patches; the records stay locked until they are written."""
         names = tuple(operations[0].merges)
@@ -350,7 +357,10 @@ class _Run:
             raise RefusedError(self._run[0], error) from error
 
     def _meaning(self, error: Exception) -> Exception | None:
-        found = database_error(error)
+        first, found = self._run[0], database_error(error)
+        if found is None and isinstance(first, Update) and first.require is not None:
+            meant = query_error(error)
+            found = meant and _incomparable(first, str(meant))
         return UnnamedError() if isinstance(found, RejectedError) and len(self._run) > 1 else found
 
     async def _by_id(self, statement: Executable) -> list[Found | None]:
@@ -392,6 +402,11 @@ class _Run:
         own = self._table["id"] == self._id(operation)
         rows = await self._execute(select(*self._table.all).where(own, self._table.live))
         return self._table.tag(rows[0]) if rows else None
+
+
+def _incomparable(operation: Update, reason: str) -> InvalidQueryError:
+    """What it requires compares what can't be compared."""
+    return InvalidQueryError(operation.says(reason), pointer=pointer(operation, "require"))
 
 
 def _tag(operation: Operation) -> str | None:

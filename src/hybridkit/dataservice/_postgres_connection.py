@@ -17,11 +17,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from hybridkit.dataservice._postgres_codecs import set_codecs
 from hybridkit.dataservice._postgres_errors import (
     Diagnosis,
+    OutdatedError,
     ends_connection,
     is_outdated,
     may_be_outdated,
     note,
-    outdated_error,
     read_only_error,
 )
 from hybridkit.dataservice._postgres_url import CONNECT_FAILURES, Target
@@ -183,7 +183,7 @@ class Link:
             return read_only_error()
         if is_outdated(error) or (may_be_outdated(error) and self._may_blame_migration(error)):
             self.is_spent = self.is_outdated = True
-            return outdated_error()
+            return OutdatedError()
         return None
 
     def _only_reads(self) -> bool:

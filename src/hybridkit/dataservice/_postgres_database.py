@@ -33,7 +33,13 @@ from hybridkit.dataservice._postgres_connection import (
     limit_fits,
     limit_for,
 )
-from hybridkit.dataservice._postgres_errors import READ_ONLY, commit_error, database_error, sqlstate_of
+from hybridkit.dataservice._postgres_errors import (
+    READ_ONLY,
+    OutdatedError,
+    commit_error,
+    database_error,
+    sqlstate_of,
+)
 from hybridkit.dataservice._timing import add_database_seconds
 from hybridkit.errors import (
     DeadlineExceededError,
@@ -146,6 +152,19 @@ class Database:
             raise failure from error
         self._give_back(link)
         return rows
+
+    async def execute(
+        self, statement: Executable, *, meaning: Meaning = database_error
+    ) -> Sequence[Row[*tuple[Any, ...]]]:
+        """As `fetch`, by SQLAlchemy, in a transaction that only reads."""
+        try:
+            return await self._executed(statement, meaning)
+        except OutdatedError:
+            return await self._executed(statement, meaning)
+
+    async def _executed(self, statement: Executable, meaning: Meaning) -> Sequence[Row[*tuple[Any, ...]]]:
+        async with self.session(read_only=True) as session:
+            return await session.execute(statement, meaning=meaning)
 
     @asynccontextmanager
     async def session(

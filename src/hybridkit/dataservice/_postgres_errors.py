@@ -31,6 +31,7 @@ __all__ = [
     "READ_ONLY",
     "UNTAKEN",
     "Diagnosis",
+    "OutdatedError",
     "commit_error",
     "constraint_of",
     "database_error",
@@ -38,7 +39,6 @@ __all__ = [
     "is_outdated",
     "may_be_outdated",
     "note",
-    "outdated_error",
     "query_error",
     "read_only_error",
     "sqlstate_of",
@@ -70,6 +70,13 @@ UNTAKEN: Final = (ValueError, TypeError, LookupError)
 _KEY_COLUMNS: Final = re.compile(r"\((?P<columns>.+?)\)=\(")
 
 _log = get_logger("hybridkit.dataservice")
+
+
+class OutdatedError(UnavailableError):
+    """A migration has overtaken the connection: nothing was done, and a new connection knows the schema."""
+
+    def __init__(self) -> None:
+        super().__init__("the schema has just changed", retry_after_seconds=0.1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +133,7 @@ def database_error(error: Exception) -> HybridkitError | None:
     """What that failure of a statement means to the caller; None for a mistake in the code."""
     found = Diagnosis.of(error)
     if is_outdated(error):
-        return outdated_error()
+        return OutdatedError()
     if not found.sqlstate:
         return _unanswered(error) if _is_connection_failure(error) else None
     for states, meaning in _MEANINGS:
@@ -151,11 +158,6 @@ def commit_error(error: Exception) -> HybridkitError | None:
             "the connection to the database broke during the commit; the same Idempotency-Key finds out"
         )
     return found
-
-
-def outdated_error() -> UnavailableError:
-    """A migration ran meanwhile: the prepared plans are thrown away, and new ones are made."""
-    return UnavailableError("the schema has just changed", retry_after_seconds=0.1)
 
 
 def read_only_error(_error: Exception | None = None) -> UnavailableError:

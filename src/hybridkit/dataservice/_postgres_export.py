@@ -1,13 +1,14 @@
 """A whole query, piece by piece, from a cursor on the server and in one consistent view."""
 
 from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack
 from typing import Final
 
 from hybridkit.codec import encode_json
 from hybridkit.context import current
 from hybridkit.dataservice._documents import canonical
 from hybridkit.dataservice._postgres_database import DEFAULT_SECONDS, Database, Session
-from hybridkit.dataservice._postgres_errors import query_error
+from hybridkit.dataservice._postgres_errors import OutdatedError, query_error
 from hybridkit.dataservice._postgres_filters import Arguments
 from hybridkit.dataservice._postgres_printing import Projection, projection
 from hybridkit.dataservice._postgres_statements import line_statement, row_statement
@@ -32,10 +33,12 @@ async def export_lines(database: Database, table: ResourceTable, query: Query) -
     left = current().remaining_seconds()
     seconds = DEFAULT_SECONDS if left is None else left
     shown = projection(table, query.select)
-    source = _Printed() if shown.is_printed else _Rows()
     wanted = FIRST_ROWS
-    async with database.session(isolation="repeatable_read", read_only=True) as session:
-        await source.open(session, table, shown, query)
+    async with AsyncExitStack() as stack:
+        try:
+            session, source = await _opened(stack, database, table, shown, query)
+        except OutdatedError:
+            session, source = await _opened(stack, database, table, shown, query)
         while True:
             lines = await source.read(session, wanted)
             if lines.records == 0:
@@ -46,6 +49,19 @@ async def export_lines(database: Database, table: ResourceTable, query: Query) -
             finally:
                 session.resume(seconds)
             wanted = min(max(PIECE_BYTES * lines.records // len(lines.body), 1), MAX_ROWS)
+
+
+async def _opened(
+    stack: AsyncExitStack, database: Database, table: ResourceTable, shown: Projection, query: Query
+) -> tuple[Session, "_Printed | _Rows"]:
+    """A cursor, in a transaction that the stack ends."""
+    source = _Printed() if shown.is_printed else _Rows()
+    async with AsyncExitStack() as opening:
+        begun = database.session(isolation="repeatable_read", read_only=True)
+        session = await opening.enter_async_context(begun)
+        await source.open(session, table, shown, query)
+        stack.push_async_exit(opening.pop_all())
+    return session, source
 
 
 class _Printed:

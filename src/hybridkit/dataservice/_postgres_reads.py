@@ -168,9 +168,8 @@ class PostgresReader:
         """The rows with SQLAlchemy's types; at the end of each whether another one follows, and its position."""
         arguments = Arguments(for_clause=True)
         sql = limited_statement(table, shown, query, arguments, **options)
-        async with self._database.session(read_only=True) as session:
-            statement = arguments.clause(sql).columns(*shown.view.columns)
-            return await session.execute(statement, meaning=query_error)
+        statement = arguments.clause(sql).columns(*shown.view.columns)
+        return await self._database.execute(statement, meaning=query_error)
 
 
 class _HotStatements:

@@ -16,6 +16,7 @@ from hybridkit.dataservice._keys import count, replayed
 from hybridkit.dataservice._operations import Document, Outcome, Result, Write
 from hybridkit.dataservice._postgres_apply import apply, apply_carefully
 from hybridkit.dataservice._postgres_database import Database, Session
+from hybridkit.dataservice._postgres_errors import OutdatedError
 from hybridkit.dataservice._postgres_keys import Recorded, claim_key, look_up_key, record_key
 from hybridkit.dataservice._postgres_outbox import add_emissions
 from hybridkit.dataservice._postgres_refusals import RefusedError, UnnamedError, explained
@@ -108,7 +109,7 @@ class PostgresWriter:
                 if time.monotonic() >= give_up:
                     raise
                 pause = POLL_SECONDS
-            except ConflictError:
+            except (ConflictError, OutdatedError):
                 retries += 1
                 if retries > MAX_RETRIES:
                     raise
