@@ -270,7 +270,7 @@ async def test_a_record_that_is_referred_to_is_not_deleted(rules: Rules) -> None
 
 
 async def test_after_a_migration_every_request_works(rules: Rules) -> None:
-    """A column gets another type, and the next one too: requests run again on new connections, and old plans are forgotten."""
+    """A column gets another type, and the next one too: requests run again on new connections."""
     mine = await rules.made(size=1)
 
     async def answers() -> list[httpx.Response]:

@@ -150,6 +150,7 @@ PLAIN: dict[str, Case] = {
     "list": (list[Any], JSONB(), lists),
     "either": (list[Any], JSON().with_variant(JSONB(), "postgresql"), lists),
 }
+LEVEL = DOMAIN("values_level", Enum(Mood, name="values_mood"), create_type=False)
 ODD: dict[str, Case] = {
     "labels": (list[str | None], ARRAY(Text), st.lists(texts | st.none(), max_size=3)),
     "codes": (list[str], ARRAY(String(5)), st.lists(texts, max_size=3)),
@@ -183,6 +184,15 @@ ODD: dict[str, Case] = {
     "since": (Timestamp, TIMESTAMP(timezone=True), moments),
     "cost": (Decimal, Numeric(10, 2), amounts.filter(lambda it: len(it) < 10)),
     "doc": (Any, JSONB(), documents),
+    "sheet": (Any, JSON(), documents),
+    "credit": (Decimal, JSONB(), amounts),
+    "level": (Mood, LEVEL, st.sampled_from(list(Mood)).map(str)),
+    "levels": (list[Mood | None], ARRAY(LEVEL), st.lists(st.none() | st.sampled_from(list(Mood)).map(str))),
+    "tag": (
+        str,
+        DOMAIN("values_tag", CHAR(5), create_type=False),
+        texts.filter(lambda it: not it.endswith(" ")),
+    ),
 }
 
 
@@ -208,6 +218,9 @@ RESOURCES = dict(declared(name, cases) for name, cases in ALL.items())
 async def create_tables(url: str) -> None:
     async with migrating_connection(url) as connection:
         await connection.exec_driver_sql("CREATE TYPE pair AS (first integer, second text)")
+        await connection.exec_driver_sql("CREATE TYPE values_mood AS ENUM ('GOOD', 'BAD')")
+        await connection.exec_driver_sql("CREATE DOMAIN values_level AS values_mood")
+        await connection.exec_driver_sql("CREATE DOMAIN values_tag AS char(5)")
         await connection.run_sync(Base.metadata.create_all)
         await connection.commit()
 
@@ -413,6 +426,30 @@ def test_a_query_by_what_a_column_can_not_hold_is_refused(service: Service) -> N
             assert answer.status_code == 400, (where, answer.text)
 
 
+@pytest.mark.parametrize(
+    ("operator", "value"), [("eq", {"a": 1}), ("in", [1]), ("gt", [1]), ("is", True)], ids=str
+)
+def test_what_can_not_be_compared_is_a_mistake_of_the_query(
+    service: Service, operator: str, value: Any
+) -> None:
+    """PostgreSQL compares no JSON: each way to ask says so at once, on a connection that others have used."""
+    own = service.made("odd")
+    where = {operator: ["sheet", value]}
+    required = {"op": "update", "resource": "odd", "id": own, "require": where}
+    lines = {"accept": "application/x-ndjson"}
+    answers = {
+        "query": service.send("POST", "/v1/odd:query", {"where": where}),
+        "export": service.send("POST", "/v1/odd:query", {"where": where, "order": [["id", "asc"]]}, **lines),
+        "require": service.send("POST", "/v1:transact", {"operations": [required]}),
+        "require twice": service.send("POST", "/v1:transact", {"operations": [required, required]}),
+    }
+    assert {way: answer.status_code for way, answer in answers.items()} == dict.fromkeys(answers, 400)
+    for way in ("require", "require twice"):
+        problem = answers[way].json()
+        assert problem["errors"][0]["pointer"] == "/operations/0/require", problem
+        assert problem["detail"].startswith("operations/0: ")
+
+
 def test_numbers_in_documents_are_compared_as_numbers(service: Service) -> None:
     """Also with numbers that the field can't hold, which would be texts of decimals elsewhere."""
     own = service.made("odd", mixed=1.5, whole=3)
@@ -431,7 +468,8 @@ def test_in_finds_values_of_every_type(service: Service) -> None:
     samples = {
         "plain": {"words": "ä", "number": 7, "mood": "bad", "day": "2026-01-02", "took": "PT5S", "list": [1, ["a"]]},
         "odd": {"labels": ["x", "y"], "grid": [[1, 2], [3, 4]], "moods": ["good"], "span": [1, 4], "bits": "011",
-                "point": [1, "a"], "host": "10.0.0.1", "joined": ["a", "b"], "docs": [[1], {"a": None}]},
+                "point": [1, "a"], "host": "10.0.0.1", "joined": ["a", "b"], "docs": [[1], {"a": None}],
+                "level": "bad", "levels": ["good", None], "tag": "ab", "credit": "2"},
     }  # fmt: skip
     for name, values in samples.items():
         own = service.made(name, **values)

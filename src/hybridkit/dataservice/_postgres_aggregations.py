@@ -16,6 +16,7 @@ from hybridkit.dataservice._postgres_filters import Arguments, Operand, operand
 from hybridkit.dataservice._postgres_printing import printed
 from hybridkit.dataservice._postgres_statements import where_clause
 from hybridkit.dataservice._postgres_table import ResourceTable
+from hybridkit.dataservice._postgres_types import bare
 from hybridkit.errors import InvalidQueryError
 
 __all__ = ["Aggregated"]
@@ -97,7 +98,7 @@ def _number(found: Operand, name: str) -> str:
     """What can be added up; in a document, whatever is no number counts as nothing."""
     if found.is_path:
         return f"CASE WHEN jsonb_typeof({found.sql}) = 'number' THEN CAST({found.sql} AS numeric) END"
-    if not isinstance(found.column.type, Integer | Numeric | Float):
+    if not isinstance(bare(found.column.type), Integer | Numeric | Float):
         raise InvalidQueryError(f"{found.field} is no number", pointer=f"/functions/{name}")
     return found.sql
 
@@ -105,7 +106,7 @@ def _number(found: Operand, name: str) -> str:
 def _average(found: Operand, name: str) -> Value:
     """Exact for decimals, otherwise a float."""
     mean = f"avg({_number(found, name)})"
-    kind: Any = None if found.is_path else found.column.type
+    kind: Any = None if found.is_path else bare(found.column.type)
     if isinstance(kind, Numeric) and not isinstance(kind, Float):
         return f"trim_scale({mean})", Numeric()
     return f"CAST({mean} AS float8)", Float()
@@ -113,7 +114,7 @@ def _average(found: Operand, name: str) -> Value:
 
 def _extreme(found: Operand, *, largest: bool) -> Value:
     kind = _kind(found)
-    if found.is_path or isinstance(kind, Boolean | Uuid):
+    if found.is_path or isinstance(bare(kind), Boolean | Uuid):
         # PostgreSQL orders these, but has no `min` and `max` for them.
         direction = " DESC" if largest else ""
         ordered = (

@@ -10,6 +10,8 @@ from functools import lru_cache
 from typing import Any, Final, assert_never
 
 from sqlalchemy import CHAR, ColumnElement, TextClause, bindparam, text
+from sqlalchemy import Enum as EnumType
+from sqlalchemy.dialects.postgresql import DOMAIN
 from sqlalchemy.types import NullType, UserDefinedType
 
 from hybridkit.codec import encode_json
@@ -18,7 +20,14 @@ from hybridkit.dataservice._postgres_errors import UNTAKEN
 from hybridkit.dataservice._postgres_printing import literal
 from hybridkit.dataservice._postgres_steps import Steps, steps_of
 from hybridkit.dataservice._postgres_table import ResourceTable
-from hybridkit.dataservice._postgres_types import DIALECT, MAX_PARAMETERS, document_depth, is_scalar
+from hybridkit.dataservice._postgres_types import (
+    DIALECT,
+    MAX_PARAMETERS,
+    bare,
+    document_depth,
+    is_scalar,
+    parameter_type,
+)
 from hybridkit.dataservice._postgres_values import fitted, in_texts
 from hybridkit.errors import InvalidQueryError, PageTokenError
 from hybridkit.filters import And, Compare, Filter, Not, Or
@@ -160,21 +169,29 @@ class Operand:
         self.python_type = None if path else table.python_type(name)
         self._table = table
         self._name = name
+        own = bare(self.column.type)
         column = table.sql(name)
+        self.type = self.column.type.compile(dialect=DIALECT)
+        if isinstance(own, EnumType) and isinstance(self.column.type, DOMAIN):
+            # Of a domain PostgreSQL doesn't see by itself that it compares labels.
+            self.type = own.compile(dialect=DIALECT)
+            column = f"CAST({column} AS {self.type})"
         if path:
             keys = literal(_array(path.split(".")))
             self.type = "jsonb"
             self.sql = f"NULLIF(CAST({column} AS jsonb) #> {keys}, CAST('null' AS jsonb))"
             self.text = f"(CAST({column} AS jsonb) #>> {keys})"
         else:
-            self.type = self.column.type.compile(dialect=DIALECT)
             self.sql = column
-            is_text = self.python_type is str and not isinstance(self.column.type, CHAR)
+            is_text = self.python_type is str and not isinstance(own, CHAR)
             self.text = column if is_text else f"CAST({column} AS text)"
-        own = self.column.type.dialect_impl(DIALECT)
         self._is_foreign = isinstance(own, UserDefinedType)
-        self._has_bare_numbers = document_depth(own) == 0 and not _takes_decimals(table, name)
-        self._process = own.bind_processor(DIALECT) if document_depth(own) is None else None
+        declared = set(alternatives(table.resource.record.model_fields[name].annotation))
+        # Decimals are texts in a document, where their field declares any.
+        self._has_bare_numbers = document_depth(own) == 0 and Decimal not in declared
+        self._has_decimals = document_depth(own) == 0 and Decimal in declared and int not in declared
+        bound = parameter_type(self.column.type).dialect_impl(DIALECT)
+        self._process = bound.bind_processor(DIALECT) if document_depth(own) is None else None
 
     def __repr__(self) -> str:
         return f"Operand({self.field!r})"
@@ -212,6 +229,8 @@ class Operand:
         """The value as asyncpg takes it."""
         if isinstance(value, Decimal) and self._has_bare_numbers:
             return _json(value)
+        if isinstance(value, int) and self._has_decimals:
+            value = Decimal(value)
         try:
             bound = in_texts(self.column.type, fitted(self.column.type, value))
             return bound if self._process is None else self._process(bound)
@@ -292,11 +311,6 @@ def _beyond(left: str, value: str | None, *, descending: bool) -> str:
     if descending:
         return f"{left} IS NOT NULL" if value is None else f"{left} < {value}"
     return "false" if value is None else f"({left} > {value} OR {left} IS NULL)"
-
-
-def _takes_decimals(table: ResourceTable, name: str) -> bool:
-    """Whether the field declares decimals, which are texts in a document."""
-    return Decimal in alternatives(table.resource.record.model_fields[name].annotation)
 
 
 def _json(value: Any) -> str:

@@ -36,7 +36,7 @@ from sqlalchemy import (
 from sqlalchemy import Enum as EnumType
 from sqlalchemy.types import TypeEngine
 
-from hybridkit.dataservice._postgres_types import DIALECT
+from hybridkit.dataservice._postgres_types import bare
 from hybridkit.injection import bare_type
 
 __all__ = ["misfit"]
@@ -109,7 +109,7 @@ def misfit(record: type[BaseModel], name: str, kind: TypeEngine[Any]) -> str | N
 
 
 def _holds(kind: TypeEngine[Any]) -> str | None:
-    own = kind.dialect_impl(DIALECT)
+    own = bare(kind)
     if isinstance(own, EnumType) or not type(own).__module__.startswith("sqlalchemy."):
         return None
     return next((holds for each, holds in _COLUMNS if isinstance(own, each)), None)

@@ -26,7 +26,7 @@ from sqlalchemy import Enum as EnumType
 from sqlalchemy.types import TypeEngine
 
 from hybridkit.dataservice._postgres_table import ResourceTable, View
-from hybridkit.dataservice._postgres_types import DIALECT, is_real
+from hybridkit.dataservice._postgres_types import bare, is_real
 
 __all__ = ["Projection", "literal", "printed", "projection", "quoted"]
 
@@ -103,7 +103,7 @@ def printed(kind: TypeEngine[Any], value: str) -> str | None:  # noqa: C901 - on
         kind: the column's type; one of somebody else's making may do anything, so Python has to print it.
         value: SQL.
     """
-    match kind.dialect_impl(DIALECT):
+    match bare(kind):
         case ours if not type(ours).__module__.startswith("sqlalchemy."):
             return None
         case EnumType() as names:
@@ -117,7 +117,7 @@ def printed(kind: TypeEngine[Any], value: str) -> str | None:  # noqa: C901 - on
         case Date():
             return _within_years(value, f"CAST({value} AS text)", "0001-01-01", "9999-12-31")
         case ARRAY() as array:
-            return value if _is_printed_as_is(array.item_type.dialect_impl(DIALECT)) else None
+            return value if _is_printed_as_is(bare(array.item_type)) else None
         case Uuid() as identifier:
             return value if identifier.native_uuid else None
         case CHAR():

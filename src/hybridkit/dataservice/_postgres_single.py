@@ -33,7 +33,7 @@ from hybridkit.dataservice._postgres_outbox import lane_locks, outbox_rows
 from hybridkit.dataservice._postgres_printing import literal, projection, quoted
 from hybridkit.dataservice._postgres_refusals import UnnamedError
 from hybridkit.dataservice._postgres_table import ResourceTable
-from hybridkit.dataservice._postgres_types import DIALECT, document_depth, parameter_type
+from hybridkit.dataservice._postgres_types import DIALECT, bare, document_depth, parameter_type
 from hybridkit.dataservice._postgres_values import in_texts
 from hybridkit.dataservice._recorded import MAX_BYTES
 from hybridkit.errors import ConflictError, InvalidRequestError, RejectedError
@@ -230,7 +230,7 @@ def _converter(table: ResourceTable, name: str) -> Convert:
     kind = table[name].type
     if document_depth(kind) is not None:
         return partial(in_texts, kind)
-    return kind.dialect_impl(DIALECT).bind_processor(DIALECT) or _same
+    return bare(kind).bind_processor(DIALECT) or _same
 
 
 def _same(value: Any) -> Any:

@@ -20,7 +20,7 @@ from sqlalchemy import Date, DateTime, Float, Integer, Numeric, Time
 from sqlalchemy.types import TypeEngine
 
 from hybridkit.codec import in_utc
-from hybridkit.dataservice._postgres_types import DIALECT, is_real
+from hybridkit.dataservice._postgres_types import bare, is_real
 
 __all__ = ["Step", "Steps", "steps_of"]
 
@@ -134,7 +134,7 @@ def steps_of(kind: TypeEngine[Any], value: Any) -> Steps | None:
     """
     if not type(kind).__module__.startswith("sqlalchemy.") or isinstance(value, Enum | bool):
         return None
-    match kind.dialect_impl(DIALECT), value:
+    match bare(kind), value:
         case (Integer(), int() | float() | Decimal()):
             return _INTEGERS
         case (Float() as own, int() | float() | Decimal()) if not own.asdecimal:

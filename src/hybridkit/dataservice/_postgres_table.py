@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from sqlalchemy import ARRAY, ColumnElement, Enum, Row, Text, inspect, true, type_coerce
+from sqlalchemy.dialects.postgresql import DOMAIN
 
 from hybridkit.dataservice._etags import State
 from hybridkit.dataservice._operations import AnyResource, Document
@@ -208,14 +209,20 @@ def as_read(column: Any) -> ColumnElement[Any]:
     A label may be one that the code doesn't have; documents that are lists SQLAlchemy takes for dimensions of an array
     that declares none.
     """
-    kind: TypeEngine[Any] = column.type
+    kind = _read_by(column.type)
+    return cast("ColumnElement[Any]", column) if kind is None else type_coerce(column, kind).label(column.key)
+
+
+def _read_by(kind: "TypeEngine[Any]") -> "TypeEngine[Any] | None":
+    """The type to read such a column by; None where it is its own."""
     match kind:
+        case DOMAIN():
+            return _read_by(kind.data_type) or kind.data_type
         case Enum():
-            kind = Text()
+            return Text()
         case ARRAY(item_type=Enum()) as labels:
-            kind = ARRAY(Text, dimensions=labels.dimensions)
+            return ARRAY(Text, dimensions=labels.dimensions)
         case ARRAY(dimensions=None) as array if document_depth(array):
-            kind = parameter_type(array)
+            return parameter_type(array)
         case _:
-            return cast("ColumnElement[Any]", column)
-    return type_coerce(column, kind).label(column.key)
+            return None

@@ -30,6 +30,7 @@ from hybridkit.codec import encode_json
 __all__ = [
     "DIALECT",
     "MAX_PARAMETERS",
+    "bare",
     "document_depth",
     "is_document",
     "is_real",
@@ -66,6 +67,13 @@ _SCALARS: Final = (
 )
 
 
+@lru_cache(maxsize=1024)
+def bare(kind: TypeEngine[Any]) -> TypeEngine[Any]:
+    """The type as PostgreSQL has it; of a domain what it is over."""
+    own = kind.dialect_impl(DIALECT)
+    return bare(own.data_type) if isinstance(own, DOMAIN) else own
+
+
 def is_document(kind: TypeEngine[Any]) -> bool:
     """Whether it is JSON, and nobody else's type stands over it."""
     return document_depth(kind) == 0
@@ -74,7 +82,7 @@ def is_document(kind: TypeEngine[Any]) -> bool:
 @lru_cache(maxsize=1024)
 def document_depth(kind: TypeEngine[Any]) -> int | None:
     """How many dimensions an array of JSON has, 0 for JSON itself; None for everything else."""
-    match kind.dialect_impl(DIALECT):
+    match bare(kind):
         case JSON():
             return 0
         case ANY_ARRAY(item_type=item, dimensions=dimensions) if is_document(item):
@@ -85,7 +93,9 @@ def document_depth(kind: TypeEngine[Any]) -> int | None:
 
 def is_real(kind: TypeEngine[Any]) -> bool:
     """Whether it is a float of 32 bits."""
-    own = kind.dialect_impl(DIALECT)
+    if isinstance(kind, DOMAIN):
+        return is_real(kind.data_type)
+    own = bare(kind)
     return isinstance(kind, REAL) or (isinstance(own, Float) and (own.precision or DOUBLE_BITS) <= REAL_BITS)
 
 
@@ -99,7 +109,7 @@ def is_scalar(kind: TypeEngine[Any]) -> bool:
     A closed list: a driver takes whatever is a sequence in Python for another dimension of the array, and its leaves
     for the elements. Arrays, JSON, composites and multiranges have such values, and nobody knows what others have.
     """
-    own = kind.dialect_impl(DIALECT)
+    own = bare(kind)
     return isinstance(own, _SCALARS) and type(own).__module__.startswith("sqlalchemy.")
 
 
@@ -109,7 +119,7 @@ def parameter_type(kind: TypeEngine[Any]) -> TypeEngine[Any]:
 
     A cast to `varchar(3)` would shorten a text unseen, which storing one refuses.
     """
-    match kind if isinstance(kind, TypeDecorator) else kind.dialect_impl(DIALECT):
+    match kind if isinstance(kind, TypeDecorator) else bare(kind):
         case TypeDecorator() as decorated:
             own = decorated.dialect_impl(DIALECT)
             if not isinstance(own, TypeDecorator):
@@ -121,8 +131,6 @@ def parameter_type(kind: TypeEngine[Any]) -> TypeEngine[Any]:
             # Of JSON that is a list, SQLAlchemy would make another dimension.
             dimensions = document_depth(array) or array.dimensions
             return ARRAY(parameter_type(array.item_type), as_tuple=array.as_tuple, dimensions=dimensions)
-        case DOMAIN() as domain:
-            return parameter_type(domain.data_type)
         case JSONB():
             return JSONB(none_as_null=True)
         case JSON():

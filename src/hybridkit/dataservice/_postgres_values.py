@@ -19,7 +19,7 @@ from sqlalchemy.types import TypeEngine
 
 from hybridkit.codec import encode_json, truncate_timestamp
 from hybridkit.dataservice._losses import DECIMALS, is_exact, is_integer
-from hybridkit.dataservice._postgres_types import DIALECT, document_depth, is_real
+from hybridkit.dataservice._postgres_types import bare, document_depth, is_real
 from hybridkit.errors import MalformedPayloadError
 
 __all__ = ["check_limits", "fitted", "holds_nul", "in_texts", "python_type", "shown_by"]
@@ -40,7 +40,7 @@ def fitted(kind: TypeEngine[Any], value: Any) -> Any:
         return None
     if document_depth(kind) == 0:
         return _checked_document(value)
-    match kind.dialect_impl(DIALECT):
+    match bare(kind):
         case ANY_ARRAY() as array:
             return _array(array, value, document_depth(array) or array.dimensions)
         case _:
@@ -94,16 +94,16 @@ def _scalar(kind: TypeEngine[Any], value: Any) -> Any:
     match value:
         case datetime():
             moment = truncate_timestamp(value)
-            return moment if getattr(kind, "timezone", False) else moment.replace(tzinfo=None)
-        case time() if value.tzinfo is not None and not getattr(kind, "timezone", False):
+            return moment if getattr(bare(kind), "timezone", False) else moment.replace(tzinfo=None)
+        case time() if value.tzinfo is not None and not getattr(bare(kind), "timezone", False):
             raise ValueError("the column holds times without an offset")
-        case Decimal() if isinstance(kind.dialect_impl(DIALECT), Float):
+        case Decimal() if isinstance(bare(kind), Float):
             return _checked_float(float(_checked_decimal(value)), value)
         case Decimal():
             return _checked_decimal(value)
         case float():
             return _checked_float(value, given)
-        case str() if isinstance(kind.dialect_impl(DIALECT), Uuid):
+        case str() if isinstance(bare(kind), Uuid):
             return _checked_uuid(value)
         case _:
             return value
@@ -166,7 +166,7 @@ def _checked_decimal(value: Decimal) -> Decimal:
 @lru_cache(maxsize=1024)
 def _python_type(kind: TypeEngine[Any]) -> tuple[type[Any] | None, TypeAdapter[Any] | None]:
     try:
-        found: type[Any] = kind.python_type
+        found: type[Any] = bare(kind).python_type
         return (None, None) if found is object else (found, TypeAdapter(found))
     except (NotImplementedError, PydanticSchemaGenerationError):  # SQLAlchemy 2.0 says so; 2.1 says `object`
         return None, None
@@ -178,7 +178,7 @@ def check_limits(kind: TypeEngine[Any], value: Any) -> None:
     Raises:
         ValueError: says what the column holds.
     """
-    match kind.dialect_impl(DIALECT), value:
+    match bare(kind), value:
         case (ANY_ARRAY() as array, list()):
             for member in cast("Sequence[Any]", value):
                 check_limits(array if isinstance(member, list) else array.item_type, member)
@@ -223,7 +223,7 @@ def _bits(number: Integer) -> int:
 
 def shown_by(kind: TypeEngine[Any]) -> Callable[[Any], Any] | None:
     """What makes of a column's value what a reader is shown; None where it is that already."""
-    match kind.dialect_impl(DIALECT):
+    match bare(kind):
         case ANY_ARRAY() as array:
             show = shown_by(array.item_type)
             return None if show is None else partial(_each, show)
