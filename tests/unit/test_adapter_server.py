@@ -140,6 +140,11 @@ def echoing() -> FastAPI:
     async def echo(request: Request) -> int:
         return len(await request.body())
 
+    @app.post("/seen")
+    async def seen(request: Request) -> dict[str, Any]:
+        body = await request.body()
+        return {"body": body.decode(), "fields": sorted(request.headers)}
+
     return app
 
 
@@ -274,6 +279,82 @@ async def test_a_url_in_utf_8_is_served(served: Served, target: bytes) -> None:
     """Also one that has the character by which decoders replace what they can't read."""
     answer = await served.ask(b"GET %b HTTP/1.1\r\nHost: api\r\n\r\n" % target)
     assert answer.status in (200, 404)
+
+
+UNCLEAR = [
+    b"POST /echo HTTP/1.1\r\nHost: api\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    b"POST /echo HTTP/1.1\r\nHost: api\r\nTransfer-Encoding: chunked\r\nContent-Length: 30\r\n\r\n0\r\n\r\n",
+    b"POST /echo HTTP/1.0\r\nHost: api\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    b"POST /echo HTTP/1.1\r\nHost: api\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+    b"OPTIONS * HTTP/1.1\r\nHost: api\r\n\r\n",
+    b"CONNECT elsewhere.example:443 HTTP/1.1\r\nHost: api\r\n\r\n",
+]
+
+
+@pytest.mark.parametrize(
+    "unclear",
+    UNCLEAR,
+    ids=["length and chunks", "chunks and length", "chunks of 1.0", "another coding", "all", "authority"],
+)
+async def test_a_head_that_can_be_read_in_two_ways_ends_its_connection(
+    served: Served, unclear: bytes
+) -> None:
+    """What a proxy in front takes for the next request is not served as one (RFC 9112, section 6.3)."""
+    async with served.peer() as peer:
+        await peer.send(unclear + GET + b"\r\n")
+        told = await peer.rest()
+    assert told.startswith((b"HTTP/1.1 400", b"HTTP/1.1 501"))
+    assert b"application/problem+json" in told
+    assert b"alive" not in told
+
+
+async def test_a_host_is_named_in_every_version_from_1_1_on(served: Served) -> None:
+    """HTTP/1.2 is no way around the rule."""
+    async with served.peer() as peer:
+        await peer.send(b"GET /health HTTP/1.2\r\n\r\n")
+        assert (await peer.answer()).status == 400
+
+
+async def test_fields_behind_a_body_are_no_fields_of_the_head(served: Served) -> None:
+    """A proxy that takes `X-User-ID` out of a head lets trailers pass (RFC 9110, section 6.5.1)."""
+    head = POST.replace(b"/echo", b"/seen") + b"transfer-encoding: chunked\r\n\r\n"
+    answer = await served.ask(head + b"3\r\nabc\r\n0\r\nX-User-ID: root\r\nAuthorization: Bearer x\r\n\r\n")
+    seen = json.loads(answer.body)
+    assert seen["body"] == "abc"
+    assert not {"x-user-id", "authorization"} & set(seen["fields"])
+
+
+@pytest.mark.parametrize("is_split", [False, True], ids=["in one piece", "in two"])
+@pytest.mark.parametrize(
+    "body",
+    [b"content-length: 3\r\n\r\nabc", b"transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"],
+    ids=["length", "chunks"],
+)
+async def test_a_wish_for_another_protocol_costs_no_body(
+    served: Served, body: bytes, *, is_split: bool
+) -> None:
+    """Java's client and curl send `Upgrade: h2c` with a POST; the body is neither lost nor the next request."""
+    wish = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AA\r\n"
+    head = POST.replace(b"/echo", b"/seen") + wish
+    begin, end, rest = body.partition(b"\r\n\r\n")
+    async with served.peer() as peer:
+        if is_split:
+            await peer.send(head + begin)
+            await peer.send(end)
+            await peer.send(rest + GET + b"\r\n")
+        else:
+            await peer.send(head + body + GET + b"\r\n")
+        assert json.loads((await peer.answer()).body)["body"] == "abc"
+        assert json.loads((await peer.answer()).body) == {"status": "alive"}
+
+
+async def test_many_wishes_at_once_are_many_requests(served: Served) -> None:
+    """A pipeline of them is answered one by one."""
+    wish = GET + b"connection: Upgrade\r\nupgrade: h2c\r\n\r\n"
+    async with served.peer() as peer:
+        await peer.send(wish * 1500)
+        for _ in range(1500):
+            assert (await peer.answer()).status == 200
 
 
 async def test_a_slash_too_many_leads_nowhere(served: Served) -> None:

@@ -19,7 +19,7 @@ from typing import Any, Final, cast
 
 from prometheus_client import Histogram
 
-from hybridkit.adapters._limits import BodyLimits, LimitedReceive, check_head
+from hybridkit.adapters._limits import BodyLimits, LimitedReceive, UnclearHeadError, check_head
 from hybridkit.adapters._problems import is_of_another_request, problem_body, problem_headers, problem_of
 from hybridkit.context import (
     REQUEST_ID_HEADER,
@@ -214,11 +214,10 @@ class _Exchange:
         metrics.http_server_in_flight.inc()
         try:
             self.context.check_deadline()
+            declared_bytes = check_head(self.scope)
+            limit_bytes = self.middleware.body_limits.of(self.scope["path"])
             limited = LimitedReceive(
-                receive,
-                self.context,
-                limit_bytes=self.middleware.body_limits.of(self.scope["path"]),
-                declared_bytes=check_head(self.scope),
+                receive, self.context, limit_bytes=limit_bytes, declared_bytes=declared_bytes
             )
             await app(self.scope, limited, self.send)
             await self._answer.release()
@@ -294,6 +293,8 @@ async def _send_problem(error: Exception, scope: Scope, send: Send, *, internal:
         _log_failure(error, "request failed", is_expected=problem.code != "INTERNAL")
     body = problem_body(problem)
     headers = [*problem_headers(problem), (b"content-length", b"%d" % len(body))]
+    if isinstance(error, UnclearHeadError):
+        headers.append((b"connection", b"close"))
     await send_answer(send, problem.status, headers, body)
 
 

@@ -1,7 +1,13 @@
-"""A connection whose parser is in C (the extra `fast`): it keeps a field that doesn't end for as long as bytes come."""
+"""A connection whose parser is in C (the extra `fast`), and what it leaves to do.
 
+It keeps a field that doesn't end for as long as bytes come, takes the fields behind a body for those of the head, and
+the body of a request that would like another protocol for that protocol.
+"""
+
+import sys
 from typing import cast
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from hybridkit.adapters._connection import Awaited, Connection
@@ -15,23 +21,67 @@ class HttpToolsConnection(Connection, HttpToolsProtocol):
 
     _unparsed_bytes = 0
     _parsed = False
+    _in_head = True
+    _trailers = 0
+    _data = b""
+    _again = b""
+    """What is to be parsed once more, by a parser that sees no upgrade."""
 
     def data_received(self, data: bytes) -> None:
+        while data:
+            self._data, self._again = data, b""
+            self._take(data)
+            data = self._again
+
+    def _take(self, data: bytes) -> None:
         self._parsed = False
         super().data_received(data)
         if self._parsed:
             self._unparsed_bytes = 0
             return
         self._unparsed_bytes += len(data)
-        fields = cast("list[tuple[bytes, bytes]] | None", self.headers) or ()  # those of a trailer as well
-        too_large = self._unparsed_bytes > MAX_HEAD_BYTES or len(fields) > MAX_HEAD_FIELDS
+        fields = cast("list[tuple[bytes, bytes]] | None", self.headers) or ()
+        too_large = self._unparsed_bytes > MAX_HEAD_BYTES or len(fields) + self._trailers > MAX_HEAD_FIELDS
         if too_large and not self.transport.is_closing():
             self.refuse(431, "the head of the request is too large")
 
+    def on_message_begin(self) -> None:
+        self._in_head, self._trailers = True, 0
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # https://www.rfc-editor.org/rfc/rfc9110#section-6.5.1: no proxy looks at trailers as it does at the head.
+        if self._in_head:
+            super().on_header(name, value)
+        else:
+            self._trailers += 1
+
     def on_headers_complete(self) -> None:
         self._parsed = True
+        if self._is_upgrade_ignored():
+            return
+        self._in_head = False
         self.now_awaits(Awaited.BODY)
         super().on_headers_complete()
+
+    def _is_upgrade_ignored(self) -> bool:
+        """Whether the head is to be parsed again without its wish for a protocol that is not spoken here."""
+        wishes = self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
+        return wishes and not self._should_upgrade()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Go on in HTTP/1.1 (RFC 9110, section 7.8); called by uvicorn while it handles the parser's end.
+
+        The parser takes what follows for the other protocol: the body would be lost, or be read as the next request.
+        """
+        parsed_bytes: int = cast("httptools.HttpParserUpgrade", sys.exception()).args[0]
+        kept = [field for field in self.headers if field[0] != b"upgrade"]
+        version = self.parser.get_http_version().encode()
+        line = b"%b %b HTTP/%b\r\n" % (self.parser.get_method(), self.url, version)
+        head = b"".join([line, *(b"%b: %b\r\n" % field for field in kept), b"\r\n"])
+        self._again = head + self._data[parsed_bytes:]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
 
     def on_body(self, body: bytes) -> None:
         self._parsed = True
@@ -39,5 +89,7 @@ class HttpToolsConnection(Connection, HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._parsed = True
+        if self._in_head:  # of a head that is parsed again
+            return
         self.now_awaits(Awaited.NOTHING)
         super().on_message_complete()

@@ -5,7 +5,7 @@ behind another one as well.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
@@ -19,13 +19,28 @@ from hybridkit.errors import (
     RejectedError,
 )
 
-__all__ = ["MAX_HEAD_BYTES", "MAX_HEAD_FIELDS", "BodyLimits", "LimitedReceive", "check_head"]
+__all__ = [
+    "MAX_HEAD_BYTES",
+    "MAX_HEAD_FIELDS",
+    "BodyLimits",
+    "LimitedReceive",
+    "UnclearHeadError",
+    "check_head",
+]
 
 type Message = MutableMapping[str, Any]
 type Receive = Callable[[], Awaitable[Message]]
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_HEAD_FIELDS: Final = 100
+_WITHOUT_HOST: Final = frozenset({"", "0.9", "1.0", "2", "3"})
+"""Versions of HTTP; from 2 on the name of the host is elsewhere."""
+MAX_LENGTH_DIGITS: Final = 20
+"""Of a length that is looked at: one with more digits is beyond any limit as well."""
+
+
+class UnclearHeadError(RejectedError):
+    """A head that can be read in several ways; its connection ends with the answer."""
 
 
 def check_head(scope: Mapping[str, Any]) -> int:
@@ -36,6 +51,8 @@ def check_head(scope: Mapping[str, Any]) -> int:
 
     Raises:
         HeadTooLargeError: over 100 fields or 64 KiB.
+        UnclearHeadError: a proxy in front may read the head in another way, by its length, its transfer coding or its
+            target (RFC 9112, sections 3.2 and 6), so that the rest of the connection can't be trusted either.
         RejectedError: an HTTP/1.1 request names its host not exactly once (RFC 9112, section 3.2), or its URL has
             escapes that are no UTF-8, so that several URLs would be one.
     """
@@ -43,21 +60,34 @@ def check_head(scope: Mapping[str, Any]) -> int:
     if len(fields) > MAX_HEAD_FIELDS:
         raise HeadTooLargeError(f"the request has {len(fields)} header fields, {MAX_HEAD_FIELDS} are allowed")
     hosts = size_bytes = body_bytes = 0
+    framing: list[bytes] = []
     for name, value in fields:
         size_bytes += len(name) + len(value)
         if name == b"host":
             hosts += 1
+        elif name == b"transfer-encoding":
+            framing.append(value.lower())
         elif name == b"content-length" and value.isdigit():
-            body_bytes = int(value)
+            framing.append(name)
+            body_bytes = int(value[:MAX_LENGTH_DIGITS])
+    _check_clear(scope, framing)
     if size_bytes > MAX_HEAD_BYTES:
         raise HeadTooLargeError(f"the header fields have {size_bytes} bytes, {MAX_HEAD_BYTES} are allowed")
-    if hosts != 1 and scope.get("http_version") == "1.1":
+    if hosts != 1 and scope.get("http_version", "") not in _WITHOUT_HOST:
         raise RejectedError("a request has exactly one Host field")
     if "\ufffd" in scope["path"]:
         _check_utf8(scope.get("raw_path") or b"", part="path")
     if b"%" in scope["query_string"]:
         _check_utf8(scope["query_string"], part="query")
     return body_bytes
+
+
+def _check_clear(scope: Mapping[str, Any], framing: Sequence[bytes]) -> None:
+    is_clear = framing in ([], [b"content-length"], [b"chunked"])
+    if not is_clear or (framing == [b"chunked"] and scope.get("http_version") == "1.0"):
+        raise UnclearHeadError("a body has one length, or is sent in chunks by HTTP/1.1, in no other coding")
+    if not scope["path"].startswith("/"):
+        raise UnclearHeadError("the target of a request is a path")
 
 
 def _check_utf8(escaped: bytes, *, part: str) -> None:
