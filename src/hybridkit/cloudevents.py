@@ -12,7 +12,7 @@
 Structured mode is one JSON object (`application/cloudevents+json`). Binary mode puts the attributes into AMQP
 application properties, which are message headers in AMQP 0-9-1, and leaves the data alone in the body. Its headers are
 `cloudEvents_id` or `cloudEvents:id` by the binding for AMQP, or `ce-id` or `ce_id` as the bindings for HTTP and Kafka
-have it, which some SDKs use for RabbitMQ too. Batches are refused: each event is a message of its own.
+have it, which some SDKs use for RabbitMQ too, in any case. Batches are refused: each event is a message of its own.
 
 Of what the specification leaves open: an event without `time` has happened when it is read, and a consumer's copies of
 it (retries, dead letters) keep the time of the first reading in the header `hk_first_read_at`; without `data` it has no
@@ -62,7 +62,8 @@ __all__ = [
 STRUCTURED_MEDIA_TYPE: Final = "application/cloudevents+json"
 HEADER_PREFIX: Final = "cloudEvents_"
 _MEDIA_TYPES: Final = "application/cloudevents"
-_PREFIXES: Final = (HEADER_PREFIX, "cloudEvents:", "ce-", "ce_")
+_PREFIXES: Final = ("cloudevents_", "cloudevents:", "ce-", "ce_")
+"""In any case: a bridge from HTTP, where names have none, may write `Ce-Id`."""
 
 _NAMES: Final = {
     "type": "event_type",
@@ -205,7 +206,8 @@ def _mode(headers: Mapping[str, object], content_type: str | None) -> _Mode | No
 
 
 def _prefix(headers: Mapping[str, object]) -> str | None:
-    return next((prefix for prefix in _PREFIXES if f"{prefix}specversion" in headers), None)
+    names = {name.lower() for name in headers}
+    return next((prefix for prefix in _PREFIXES if f"{prefix}specversion" in names), None)
 
 
 def _is_structured(members: Mapping[str, Any]) -> bool:
@@ -217,14 +219,15 @@ def _read(mode: _Mode, body: bytes, headers: Mapping[str, object], limit_bytes: 
     if mode == "structured":
         return _of_structured(decode_object(body, limit_bytes=limit_bytes), headers)
     check_size(body, limit_bytes=limit_bytes)
-    prefix = _prefix(headers) or HEADER_PREFIX
-    named = {name.removeprefix(prefix): headers[name] for name in headers if name.startswith(prefix)}
-    attributes = {
-        name: _text(name, value)
-        for name, value in named.items()
-        if name in {*_NAMES, "specversion"} and value is not None
-    }
-    return _with_fragment(attributes, body or b"{}", headers, limit_bytes)
+    prefix = _prefix(headers) or _PREFIXES[0]
+    attributes: dict[str, str] = {}
+    for header, value in headers.items():
+        name = header.lower().removeprefix(prefix)
+        if not header.lower().startswith(prefix) or name not in {*_NAMES, "specversion"} or value is None:
+            continue
+        if attributes.setdefault(name, text := _text(name, value)) != text:
+            raise _not_a_cloudevent(name, "it is there twice, with different values")
+    return _with_fragment(attributes, body, headers, limit_bytes)
 
 
 def _of_structured(members: Mapping[str, Any], headers: Mapping[str, object]) -> Wire:
@@ -246,9 +249,11 @@ def _of_structured(members: Mapping[str, Any], headers: Mapping[str, object]) ->
 def _with_fragment(
     attributes: Mapping[str, Any], data: bytes, headers: Mapping[str, object], limit_bytes: int
 ) -> Wire:
-    """With data that is JSON already, which goes on byte by byte."""
+    """With data that is JSON already, which goes on byte by byte; null is no data, in this form too."""
     members = _members(attributes, headers)
-    parsed = decode_json(data, limit_bytes=limit_bytes)
+    parsed = decode_json(data or b"{}", limit_bytes=limit_bytes)
+    if not data or parsed is None:
+        parsed, data = {}, b"{}"
     body = to_json(members)[:-1] + b',"data":' + data + b"}"
     return Wire({**members, "data": parsed}, body, attributes["id"], is_timed="time" in attributes)
 

@@ -143,7 +143,7 @@ def read(event: Mapping[str, Any]) -> EventEnvelope[Any]:
         decode_message(body, {}, content_type="Application/CloudEvents+JSON ; charset=utf-8"),
         *(
             decode_message(data, in_headers(event, prefix), content_type="application/json")
-            for prefix in ("cloudEvents_", "cloudEvents:", "ce-", "ce_")
+            for prefix in ("cloudEvents_", "cloudEvents:", "ce-", "ce_", "CE-", "cloudevents:")
             if "data_base64" not in event
         ),
     ]
@@ -188,13 +188,29 @@ def test_data_may_be_base64_or_absent() -> None:
         plant="fig", height=123456789012345678901234567890
     )
     assert read(foreign(data=None)).data == PlantGrown()
-    assert decode_message(b"", in_headers(foreign())).data == PlantGrown()
+    for empty in (b"", b"null"):
+        nothing = base64.b64encode(empty).decode()
+        assert decode_message(empty, in_headers(foreign())).data == PlantGrown()
+        assert (
+            decode_cloudevent(json.dumps(foreign(data=None, data_base64=nothing)).encode()).data
+            == PlantGrown()
+        )
     for wrong in ("%", 17, base64.b64encode(b"<xml>").decode(), base64.b64encode(b"[1]").decode()):
         with pytest.raises(MalformedPayloadError):
             decode_cloudevent(json.dumps(foreign(data=None, data_base64=wrong)).encode())
     with pytest.raises(MalformedPayloadError) as caught:
         decode_cloudevent(json.dumps(foreign(data_base64=encoded)).encode())
     assert caught.value.errors[0].pointer == "/data_base64"
+
+
+def test_the_names_of_headers_have_no_case_and_no_two_values() -> None:
+    """As HTTP has them, from where a bridge may bring them."""
+    headers = {name.title(): value for name, value in in_headers(foreign(), "ce-").items()}
+    assert is_cloudevent(b"", headers)
+    assert decode_message(b"", headers | {"ce-id": "order-17"}).original_id == "order-17"
+    with pytest.raises(MalformedPayloadError) as caught:
+        decode_message(b"", headers | {"ce-id": "order-18"})
+    assert caught.value.errors[0].pointer == "/id"
 
 
 def test_integers_over_64_bits_are_exact() -> None:
