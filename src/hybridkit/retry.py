@@ -8,10 +8,13 @@ A policy never sleeps, reads a clock or throws dice; the caller does, so a decis
 """
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from email.utils import parsedate_to_datetime
+from functools import partial
+from operator import getitem
 from typing import Any, Final, Self, cast
 
 from hybridkit.errors import DeclarationError, MisuseError, RejectedError
@@ -110,18 +113,20 @@ class Retry:
     def decide(self, error: BaseException, *, attempt: int, jitter: float) -> Decision:
         """What to do after a failed attempt.
 
-        Where an error says when to come back (`asked_seconds`), the delay begins then; 36 h at most in all.
+        Where an error says when to come back (`asked_seconds`), the delay begins then; 36 h at most in all. A group is
+        given up where one of its errors would be, and pauses where all of them would.
 
         Args:
             error: what the attempt raised.
             attempt: which attempt that was; the first is 1.
             jitter: a random number from 0 up to 1, as `random.random()` gives it.
         """
-        if isinstance(error, self.never_for):
+        leaves = tuple(_leaves(error))
+        if any(isinstance(one, self.never_for) for one in (error, *leaves)):
             return GiveUp("permanent")
-        if isinstance(error, self.pause_for):
+        if isinstance(error, self.pause_for) or all(isinstance(one, self.pause_for) for one in leaves):
             return Pause()
-        if isinstance(error, RejectedError | MisuseError):
+        if any(isinstance(one, RejectedError | MisuseError) for one in leaves):
             return GiveUp("permanent")
         if attempt >= self.attempts:
             return GiveUp("exhausted")
@@ -147,11 +152,21 @@ def asked_seconds(error: BaseException) -> float:
     of an HTTP answer, its `response` (httpx, requests) or its own `headers` (aiohttp). Of a group the longest counts.
     """
     if isinstance(error, BaseExceptionGroup):
-        members = cast("BaseExceptionGroup[BaseException]", error).exceptions
-        return max(map(asked_seconds, members), default=0.0)
+        return max(map(asked_seconds, _leaves(cast("BaseException", error))), default=0.0)
     said = _look(error, "retry_after_seconds"), _look(error, "retry_after"), _header(error)
     found = (seconds for value in said if (seconds := retry_after_seconds(value)) is not None)
     return min(max(next(found, 0.0), 0.0), MAX_DELAY_SECONDS)
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    """The errors of a group and of the groups in it, which are no groups."""
+    pending = [error]
+    while pending:
+        one = pending.pop()
+        if isinstance(one, BaseExceptionGroup):
+            pending += cast("BaseExceptionGroup[BaseException]", one).exceptions
+        else:
+            yield one
 
 
 def retry_after_seconds(value: object) -> float | None:
@@ -190,17 +205,21 @@ def _header(error: BaseException) -> object:
     for answer in (_look(error, "response"), error):
         headers: Any = _look(answer, "headers")
         for name in ("Retry-After", "retry-after"):
-            try:
-                value = headers[name]
-            except Exception:  # noqa: BLE001, S112 # nosec B112 - looked for on the chance that it is there
-                continue
-            return value
+            if (value := _tried(partial(getitem, headers, name))) is not None:
+                return value
     return None
 
 
 def _look(value: object, name: str) -> object:
-    """The attribute, or None: whatever a property of somebody else's does."""
+    """The attribute, or None."""
+    return _tried(partial(getattr, value, name, None))
+
+
+def _tried(look: Callable[[], object]) -> object:
+    """What is found there, or None: whatever a property of somebody else's does."""
     try:
-        return getattr(value, name, None)
-    except Exception:  # noqa: BLE001 - it is looked for on the chance that it is there
+        return look()
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:  # noqa: BLE001 - it is looked for on the chance that it is there
         return None

@@ -19,6 +19,7 @@ from hybridkit.errors import (
     MisuseError,
     NotFoundError,
     RateLimitedError,
+    RejectedError,
     UnavailableError,
 )
 from hybridkit.retry import GiveUp, Pause, Retry, RetryAfter, asked_seconds
@@ -198,3 +199,64 @@ def test_however_much_time_is_asked_for_it_has_bounds(one: object, other: object
     decision = Retry.exponential(first_seconds=1).decide(error, attempt=1, jitter=0.5)
     assert isinstance(decision, RetryAfter)
     assert 0.5 <= decision.seconds <= 36 * 3600
+
+
+class Down(ExceptionGroup[Exception]):
+    """A group that somebody has a name for."""
+
+
+DOWN, REFUSED, MISTAKE = UnavailableError("down"), RejectedError("no"), ValueError("a mistake")
+POLICY = Retry.exponential(first_seconds=1).never(PermissionError).pause_on(UnavailableError, Down)
+
+
+@pytest.mark.parametrize(
+    ("group", "decision"),
+    [
+        (ExceptionGroup("", [DOWN, ExceptionGroup("", [DOWN])]), Pause()),
+        (ExceptionGroup("", [DOWN, MISTAKE]), RetryAfter(0.0)),
+        (ExceptionGroup("", [DOWN, PermissionError()]), GiveUp("permanent")),
+        (ExceptionGroup("", [MISTAKE, ExceptionGroup("", [REFUSED])]), GiveUp("permanent")),
+        (Down("", [MISTAKE]), Pause()),
+    ],
+    ids=["all_down", "a_mistake_too", "one_of_never", "one_refused", "by_name"],
+)
+def test_a_group_is_decided_by_its_errors(group: ExceptionGroup[Exception], decision: object) -> None:
+    """What a task group raises around the only error that there was means the same as the error."""
+    assert POLICY.decide(group, attempt=1, jitter=0.0) == decision
+
+
+def test_a_group_may_be_deep() -> None:
+    error: Exception = RateLimitedError("slowly", retry_after_seconds=7)
+    for _ in range(5000):
+        error = ExceptionGroup[Exception]("", [error])
+    assert POLICY.decide(error, attempt=1, jitter=0.0) == RetryAfter(7)
+
+
+class _Panic(BaseException):
+    pass
+
+
+class _TrapError(Exception):
+    """Whatever is looked up in it raises."""
+
+    def __init__(self, trap: BaseException) -> None:
+        self._trap = trap
+
+    @property
+    def retry_after(self) -> float:
+        raise self._trap
+
+    @property
+    def headers(self) -> "_TrapError":
+        return self
+
+    def __getitem__(self, _: str) -> str:
+        raise self._trap
+
+
+def test_no_attribute_of_an_error_prevents_the_decision() -> None:
+    """A library in another language panics in a property: that is no answer, as is any other error."""
+    assert POLICY.decide(_TrapError(_Panic()), attempt=1, jitter=0.5) == RetryAfter(0.5)
+    for ending in (KeyboardInterrupt(), SystemExit()):
+        with pytest.raises(type(ending)):
+            POLICY.decide(_TrapError(ending), attempt=1, jitter=0.5)
