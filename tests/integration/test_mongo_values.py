@@ -38,7 +38,7 @@ BOXES = Resource(
     create=NewBox,
     update=NewBox,
     filterable=("name", "doc.size"),
-    sortable=("name", "score", "tags", "anything", "doc.size", "doc.parts.size"),
+    sortable=("name", "score", "tags", "anything", "doc.size", "doc.parts.size", "created_at", "version"),
 )
 COLLECTION = DocumentCollection(indexes=(DocumentIndex("code", unique=True), DocumentIndex("name")))
 
@@ -104,6 +104,11 @@ class Service:
         """What another program does to a document."""
         with MongoClient[dict[str, Any]](self.url, uuidRepresentation="standard") as client:
             client.get_default_database()["boxes"].update_one({"_id": record_id}, change)
+
+    def insert(self, *documents: Mapping[str, Any]) -> None:
+        """Documents of another program."""
+        with MongoClient[dict[str, Any]](self.url, uuidRepresentation="standard") as client:
+            client.get_default_database()["boxes"].insert_many([dict(document) for document in documents])
 
 
 @pytest.fixture
@@ -281,3 +286,41 @@ async def test_pages_of_declared_fields_have_every_record_once(service: Service)
         whole = [item["id"] for item in await service.items(order=order, page_size="500")]
         assert len(set(whole)) == len(whole) == 12
         assert await service.pages(order, size=1) == whole, order
+
+
+async def test_pages_of_a_declared_field_have_every_record_once_whatever_others_have_stored(
+    service: Service,
+) -> None:
+    """Values of other types, none at all, and documents that no data service has stored."""
+    values = [value for name, (value, _) in FOREIGN.items() if name != "reference"]
+    values += [value for value in OF_ALL_KINDS if not isinstance(value, list | dict)]
+    documents = [
+        {"_id": f"{at:02}", "name": value, "created_at": value, "version": value, "score": value}
+        for at, value in enumerate(values)
+    ]
+    service.insert(*documents, {"_id": "nothing"}, {"_id": ObjectId()}, {"_id": 1}, {"_id": UUID(int=1)})
+    for field, direction in itertools.product(
+        ("name", "created_at", "version", "score", "id"), ("asc", "desc")
+    ):
+        order = f"{field}.{direction}"
+        whole = [item["id"] for item in await service.items(order=order, page_size="500")]
+        assert len(whole) == len(documents) + 4
+        assert await service.pages(order, size=4) == whole, order
+
+
+@pytest.mark.parametrize("order", ["name", "name.desc", "version,name"])
+@pytest.mark.parametrize("value", [["b", "d"], [], [["b"]]], ids=str)
+async def test_pages_are_refused_where_a_list_stands_instead_of_a_value(
+    service: Service, order: str, value: list[Any]
+) -> None:
+    """`$sort` takes one of its elements: a cursor by the list itself would pass it over, or tell it twice."""
+    service.insert(*({"_id": name, "name": name} for name in "abcde"), {"_id": "list", "name": value})
+    assert len(await service.items(order=order)) == 6
+    params = {"order": order, "page_size": "1"}
+    answer = await service.http.get("/v1/boxes", params=params)
+    while answer.status_code == 200:
+        token = answer.json()["next_page_token"]
+        assert token is not None
+        answer = await service.http.get("/v1/boxes", params={**params, "page_token": token})
+    assert (answer.status_code, answer.json()["code"]) == (400, "INVALID_QUERY")
+    assert answer.json()["errors"][0]["pointer"] == "/order"

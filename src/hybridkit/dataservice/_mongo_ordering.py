@@ -1,9 +1,12 @@
 """The order of a query on MongoDB, and the cursor that goes on in it: both have to compare alike.
 
 MongoDB's `$sort` compares values of all types with each other, and of an array its least or greatest element, while
-`$gt` in a filter finds values of one type only, and arrays by any of their elements. A field of one declared type
-knows no such difference, and its order and cursor may use an index. Anything else, such as a path into a document, is
-compared as one object that a stage computes: there whole values are compared, as an expression of the cursor does too.
+`$gt` in a filter finds values of one type only, and arrays by any of their elements. So a cursor asks by expressions,
+which compare as `$sort` does all that is no array, whatever others have stored in a field.
+
+A field of one declared type that every record has a value for is sorted as it is, which an index may serve; the cursor
+also names the types and values that come into question, for the same index. Anything else, such as a path into a
+document, is compared as one object that a stage computes.
 """
 
 import math
@@ -13,16 +16,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
+from types import NoneType
 from typing import Any, Final
 from uuid import UUID
 
 import bson
+from bson import MaxKey, MinKey, ObjectId, Timestamp
+from bson.binary import Binary
+from bson.code import Code
+from bson.datetime_ms import DatetimeMS
+from bson.dbref import DBRef
+from bson.decimal128 import Decimal128
 from bson.errors import BSONError
-from pydantic import TypeAdapter, ValidationError
+from bson.int64 import Int64
+from bson.regex import Regex
 
 from hybridkit.dataservice._annotations import alternatives
 from hybridkit.dataservice._mongo_collection import ResourceCollection, stored_name
-from hybridkit.dataservice._mongo_values import CODEC, to_bson
+from hybridkit.dataservice._mongo_values import CODEC
 from hybridkit.errors import PageTokenError
 from hybridkit.queries import Query
 
@@ -30,7 +41,6 @@ __all__ = ["Ordering"]
 
 type Clause = dict[str, Any]
 
-_NOTHING: Final[Clause] = {"_id": {"$in": []}}
 _COMPUTED: Final = "_hk_order"
 _SCALARS: Final[Mapping[type, str]] = {
     bool: "bool",
@@ -45,13 +55,33 @@ _SCALARS: Final[Mapping[type, str]] = {
     timedelta: "text",
 }
 """What these are stored as; in this order, as some are others too."""
+_BRACKETS: Final[Sequence[tuple[tuple[type, ...], Sequence[int]]]] = (
+    ((MinKey,), []),
+    ((NoneType,), [10]),
+    ((int, Int64, float, Decimal128), [1, 16, 18, 19]),
+    ((str,), [2, 14]),
+    ((dict, DBRef), [3]),
+    ((list,), []),
+    ((bytes, Binary, UUID), [5]),
+    ((ObjectId,), [7]),
+    ((bool,), [8]),
+    ((datetime, DatetimeMS), [9]),
+    ((Timestamp,), [17]),
+    ((Regex,), [11]),
+    ((Code,), [12, 13, 15]),
+    ((MaxKey,), []),
+)
+"""The order of MongoDB's types, https://www.mongodb.com/docs/manual/reference/bson-type-comparison-order/: what
+the driver makes of them, and their numbers. Arrays are found by `$gte`, as indexes don't know their type; the least and
+the greatest, of which each is one value, by `$eq`."""
+_PLACES: Final[Mapping[type, int]] = {kind: at for at, (kinds, _) in enumerate(_BRACKETS) for kind in kinds}
 
 
 class Ordering:
     """The order of a query, and what comes after a position in it.
 
     Records without a value come last, or first when descending, as PostgreSQL has it. MongoDB has it the other way
-    round, so such fields are sorted by whether they have a value first, which no index serves.
+    round, so fields that may be without one are sorted by whether they have it first, which no index serves.
 
     Args:
         collection: of the resource.
@@ -59,12 +89,12 @@ class Ordering:
     """
 
     def __init__(self, collection: ResourceCollection, query: Query) -> None:
-        self._collection = collection
         self._resource = collection.resource
         pairs = query.order if any(name == "id" for name, _ in query.order) else (*query.order, ("id", "asc"))
         self._pairs = pairs
-        self._nullable = {name for name, _ in pairs if collection.is_nullable(name)}
-        self._whole = {name for name, _ in pairs if not self._has_one_type(name)}
+        self._whole = {
+            name for name, _ in pairs if collection.is_nullable(name) or not self._has_one_type(name)
+        }
 
     def __repr__(self) -> str:
         return f"Ordering({self._pairs!r})"
@@ -75,37 +105,35 @@ class Ordering:
             return True
         if "." in name:
             return False
-        kinds = {_stored_as(kind) for kind in alternatives(self._annotation(name))}
+        declared = self._resource.record.model_fields[name].annotation
+        kinds = {_stored_as(kind) for kind in alternatives(declared)}
         return len(kinds) == 1 and None not in kinds
 
     def stages(self) -> list[Clause]:
         """The stages of an aggregation that bring matched documents into order."""
-        computed: Clause = {}
-        for at, (name, _) in enumerate(self._pairs):
-            if name in self._whole:
-                computed[f"k{at}"] = _whole_value(name)
-            elif name in self._nullable:
-                computed[f"k{at}"] = _has_none(name)
+        computed = {
+            f"k{at}": _whole_value(name) for at, (name, _) in enumerate(self._pairs) if name in self._whole
+        }
         added: list[Clause] = [{"$addFields": {_COMPUTED: computed}}] if computed else []
         return [*added, {"$sort": dict(self._keys())}]
 
     def _keys(self) -> Iterator[tuple[str, int]]:
         for at, (name, direction) in enumerate(self._pairs):
-            sign = 1 if direction == "asc" else -1
-            if name in self._whole or name in self._nullable:
-                yield f"{_COMPUTED}.k{at}", sign
-            if name not in self._whole:
-                yield stored_name(name), sign
+            key = f"{_COMPUTED}.k{at}" if name in self._whole else stored_name(name)
+            yield key, _sign(direction)
+
+    def has_no_place(self, stored: Mapping[str, Any]) -> bool:
+        """Whether somebody has stored a list where one value is declared: there `$sort` takes one of its elements."""
+        plain = [stored_name(name) for name, _ in self._pairs if name not in self._whole]
+        return any(isinstance(stored.get(name), list) for name in plain)
 
     def position(self, stored: Mapping[str, Any]) -> Sequence[Any]:
-        """Where a document that the stages gave stands, for a token."""
+        """Where a document that the stages gave stands, for a token: JSON doesn't know all its types."""
         return [self._at(stored, at, name) for at, (name, _) in enumerate(self._pairs)]
 
-    def _at(self, stored: Mapping[str, Any], at: int, name: str) -> Any:
-        if name in self._whole:
-            return b64encode(bson.encode(stored[_COMPUTED][f"k{at}"], codec_options=CODEC)).decode()
-        value = self._collection.value(stored, name) if name == "id" or name in stored else None
-        return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    def _at(self, stored: Mapping[str, Any], at: int, name: str) -> str:
+        value = stored[_COMPUTED][f"k{at}"] if name in self._whole else stored.get(stored_name(name))
+        return b64encode(bson.encode({"": value}, codec_options=CODEC)).decode()
 
     def after(self, position: Sequence[Any]) -> Clause:
         """The documents that come after that one.
@@ -115,46 +143,31 @@ class Ordering:
         """
         if len(position) != len(self._pairs):
             raise _another_order()
-        values = [self._parsed(name, value) for (name, _), value in zip(self._pairs, position, strict=True)]
+        values = [_decoded(text) for text in position]
         return {"$or": [self._after_at(index, values) for index in range(len(values))]}
 
     def _after_at(self, index: int, values: Sequence[Any]) -> Clause:
         """Equal in every field before `index`, and beyond in that one."""
-        equal = [self._same(self._pairs[at][0], values[at]) for at in range(index)]
-        return {"$and": [*equal, self._beyond(*self._pairs[index], values[index])]}
+        equal = [self._compares(self._pairs[at][0], values[at], 0) for at in range(index)]
+        name, direction = self._pairs[index]
+        return {"$and": [*equal, self._compares(name, values[index], _sign(direction))]}
 
-    def _same(self, name: str, value: Any) -> Clause:
+    def _compares(self, name: str, value: Any, sign: int) -> Clause:
+        """The documents whose value comes after that one (1), before it (-1), or neither (0)."""
         if name in self._whole:
-            return _compares(name, value, 0)
-        return {stored_name(name): {"$eq": value}}
-
-    def _beyond(self, name: str, direction: str, value: Any) -> Clause:
-        if name in self._whole:
-            return _compares(name, value, 1 if direction == "asc" else -1)
+            return {"$expr": _differs(_whole_value(name), value, sign)}
         stored = stored_name(name)
-        if direction == "desc":
-            return {stored: {"$ne": None}} if value is None else _less(stored, value)
-        if value is None:
-            return _NOTHING
-        beyond = _greater(stored, value)
-        return {"$or": [beyond, {stored: {"$eq": None}}]} if name in self._nullable else beyond
+        found: Clause = {"$ifNull": [f"${stored}", None]}
+        exactly = _differs(found, value, sign)
+        if sign == 0:
+            return {"$and": [_near(stored, value, "$eq"), {"$expr": exactly}]}
+        # Arrays come too, so that none is passed over in silence: see has_no_place.
+        others: Clause = {"$or": [*_beyond(stored, value, sign), {stored: {"$gte": []}}]}
+        return {"$and": [others, {"$expr": {"$or": [{"$isArray": [found]}, exactly]}}]}
 
-    def _parsed(self, name: str, value: Any) -> Any:
-        """A value of the token, which JSON has flattened, as it is stored."""
-        if name in self._whole:
-            return _decoded(value)
-        if value is None and name in self._nullable:
-            return None
-        try:
-            if name == "id":
-                return to_bson(self._resource.kept_id(str(value)))
-            adapter: TypeAdapter[Any] = TypeAdapter(self._annotation(name))
-            return to_bson(adapter.validate_python(value))
-        except ValidationError:
-            raise _another_order() from None
 
-    def _annotation(self, name: str) -> Any:
-        return self._resource.record.model_fields[name].annotation
+def _sign(direction: str) -> int:
+    return 1 if direction == "asc" else -1
 
 
 def _stored_as(kind: Any) -> str | None:
@@ -167,40 +180,51 @@ def _stored_as(kind: Any) -> str | None:
     return next((stored for scalar, stored in _SCALARS.items() if issubclass(kind, scalar)), None)
 
 
-def _has_none(name: str) -> Clause:
-    return {"$cond": [{"$eq": [{"$ifNull": [f"${stored_name(name)}", None]}, None]}, 1, 0]}
-
-
 def _whole_value(name: str) -> Clause:
     """An object that compares as the value does: whether there is none, then the value itself."""
-    return {"none": _has_none(name), "value": {"$ifNull": [f"${stored_name(name)}", None]}}
+    value: Clause = {"$ifNull": [f"${stored_name(name)}", None]}
+    return {"none": {"$cond": [{"$eq": [value, None]}, 1, 0]}, "value": value}
 
 
-def _compares(name: str, value: Any, sign: int) -> Clause:
-    """The documents whose value comes after that one (1), before it (-1), or neither (0); one of these always holds."""
-    return {"$expr": {"$eq": [{"$cmp": [_whole_value(name), {"$literal": value}]}, sign]}}
+def _differs(found: Clause, value: Any, sign: int) -> Clause:
+    """Whether what is found is greater than the value (1), less (-1) or the same (0); one of these always holds."""
+    return {"$eq": [{"$cmp": [found, {"$literal": value}]}, sign]}
 
 
-def _greater(stored: str, value: Any) -> Clause:
-    """NaN is the least number, and for a filter no number is greater."""
-    return {stored: {"$gte": -math.inf} if _is_nan(value) else {"$gt": value}}
+def _beyond(stored: str, value: Any, sign: int) -> Iterator[Clause]:
+    """Conditions for an index, of which one holds for every document on that side of the value."""
+    own = _PLACES[type(value)]
+    yield _near(stored, value, "$gt" if sign > 0 else "$lt")
+    if sign < 0 and own == _PLACES[float]:
+        yield {stored: {"$eq": math.nan}}
+    if sign < 0 and own > _PLACES[NoneType]:
+        yield {stored: {"$eq": None}}
+    others = _BRACKETS[own + 1 :] if sign > 0 else _BRACKETS[:own]
+    if types := [number for _, numbers in others for number in numbers]:
+        yield {stored: {"$type": types}}
+    yield {stored: {"$eq": MaxKey() if sign > 0 else MinKey()}}
 
 
-def _less(stored: str, value: Any) -> Clause:
-    if _is_nan(value):
-        return _NOTHING
-    less = {stored: {"$lt": value}}
-    return {"$or": [less, {stored: {"$eq": math.nan}}]} if isinstance(value, float) else less
-
-
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and math.isnan(value)
+def _near(stored: str, value: Any, operator: str) -> Clause:
+    """A condition for an index that holds for every document with a value of that kind for which the operator does."""
+    match value:
+        case float() | Decimal128() if Decimal(str(value)).is_nan():
+            pass
+        case Code():
+            pass
+        case None | MinKey() | MaxKey():
+            return {stored: {"$eq": value}}
+        case str() | bool() | int() | float() | Decimal128() | datetime() | ObjectId():
+            return {stored: {operator: value}}
+        case _:
+            pass
+    return {stored: {"$type": list(_BRACKETS[_PLACES[type(value)]][1])}}
 
 
 def _decoded(text: Any) -> Any:
     try:
-        return bson.decode(b64decode(text), CODEC)  # pyright: ignore[reportUnknownMemberType]
-    except (TypeError, ValueError, Base64Error, BSONError):
+        return bson.decode(b64decode(text), CODEC)[""]  # pyright: ignore[reportUnknownMemberType]
+    except (TypeError, ValueError, KeyError, Base64Error, BSONError):
         raise _another_order() from None
 
 

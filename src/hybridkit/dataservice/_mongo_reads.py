@@ -87,8 +87,10 @@ class MongoReader:
             stages = [*_stages(ordering, query, after=after), {"$limit": query.page_size + 1}]
             cursor = await self._documents(collection).aggregate(stages)
             room, page, last, more = Room(), list[bytes](), dict[str, Any](), False
+            no_place = False
             try:
                 async for stored in cursor:
+                    no_place = no_place or ordering.has_no_place(stored)
                     record = encode_json(collection.document(stored, query.select))
                     more = len(page) == query.page_size or not room.takes(record)
                     if more:
@@ -97,6 +99,11 @@ class MongoReader:
                     last = stored
             finally:
                 await _close(cursor)
+        if no_place and (more or after is not None):
+            raise InvalidQueryError(
+                "a record has a list where this order needs one value; its pages can't be told",
+                pointer="/order",
+            )
         position = ordering.position(last) if more else None
         return Found(b"[%b]" % b",".join(page), position)
 
