@@ -38,7 +38,7 @@ from sqlalchemy import (
     TypeDecorator,
     Uuid,
 )
-from sqlalchemy.dialects.postgresql import BIT, DOMAIN, INET, INT4RANGE, JSONB, TIMESTAMP
+from sqlalchemy.dialects.postgresql import BIT, CITEXT, DOMAIN, INET, INT4RANGE, JSONB, TIMESTAMP
 from sqlalchemy.orm import DeclarativeBase, mapped_column
 from sqlalchemy.types import TypeEngine, UserDefinedType
 
@@ -188,6 +188,13 @@ ODD: dict[str, Case] = {
     "credit": (Decimal, JSONB(), amounts),
     "level": (Mood, LEVEL, st.sampled_from(list(Mood)).map(str)),
     "levels": (list[Mood | None], ARRAY(LEVEL), st.lists(st.none() | st.sampled_from(list(Mood)).map(str))),
+    "names": (list[str | None], ARRAY(CITEXT), st.lists(texts | st.none(), max_size=3)),
+    "points": (
+        list[tuple[int, str]],
+        ARRAY(Point()),
+        st.lists(st.tuples(small, texts).map(list), max_size=3),
+    ),
+    "wraps": (list[Any], ARRAY(Wrapped()), st.lists(lists, max_size=3)),
     "tag": (
         str,
         DOMAIN("values_tag", CHAR(5), create_type=False),
@@ -221,6 +228,7 @@ async def create_tables(url: str) -> None:
         await connection.exec_driver_sql("CREATE TYPE values_mood AS ENUM ('GOOD', 'BAD')")
         await connection.exec_driver_sql("CREATE DOMAIN values_level AS values_mood")
         await connection.exec_driver_sql("CREATE DOMAIN values_tag AS char(5)")
+        await connection.exec_driver_sql("CREATE EXTENSION citext")
         await connection.run_sync(Base.metadata.create_all)
         await connection.commit()
 
@@ -351,13 +359,26 @@ def test_a_value_is_stored_as_it_is_on_every_path(service: Service, name: str, d
         assert {f: shown(record[f]) for f in asked[0]} == {f: shown(asked[0][f]) for f in asked[0]}, way
 
 
-def test_lists_among_the_documents_of_an_array_are_documents(service: Service) -> None:
-    """Of an array whose first document is a list, each of the others is what it was, not its keys."""
-    asked = {"docs": [[], {"a": 1}, [{"b": 2}], "text"]}
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("docs", [[], {"a": 1}, [{"b": 2}], "text"]),
+        ("wraps", [[], {"a": 1}, [{"b": 2}], "text"]),
+        ("points", [[1, "a"], [2, ""]]),
+        ("names", [""]),
+        ("names", ["a", "", None]),
+    ],
+)
+def test_the_elements_of_an_array_are_what_they_were(service: Service, field: str, value: Any) -> None:
+    """A list is no further dimension where an element may be one, and an empty text is one."""
+    asked = {field: value}
     for way, answer, records in service.writes("odd", [asked, asked]):
-        assert [record["docs"] for record in records] == [asked["docs"]] * len(records), (way, answer.text)
+        assert answer.is_success, (way, answer.text)
+        assert [record[field] for record in records] == [value] * len(records), way
     for way, record in service.reads("odd", service.made("odd", **asked)):
-        assert record["docs"] == asked["docs"], way
+        assert record[field] == value, way
+    found = service.send("POST", "/v1/odd:query", {"where": {"eq": [field, value]}})
+    assert _members(found, "items"), found.text
 
 
 # ── what can't be stored is refused ──────────────────────────────────────────────────────────────

@@ -81,7 +81,7 @@ class Projection:
     @cached_property
     def selected(self) -> str:
         """The columns as `c0`, `c1` and so on."""
-        return ", ".join(f"{self._table.sql(name)} AS c{n}" for n, name in enumerate(self.columns))
+        return ", ".join(f"{self._table.read_sql(name)} AS c{n}" for n, name in enumerate(self.columns))
 
     def _member(self, name: str, reference: Reference) -> str:
         if name != "etag":

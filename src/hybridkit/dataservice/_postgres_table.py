@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from sqlalchemy import ARRAY, ColumnElement, Enum, Row, Text, inspect, true, type_coerce
+from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import DOMAIN
 
 from hybridkit.dataservice._etags import State
@@ -14,9 +15,9 @@ from hybridkit.dataservice._postgres_columns import RecordColumns
 from hybridkit.dataservice._postgres_misfits import misfit
 from hybridkit.dataservice._postgres_types import (
     DIALECT,
-    document_depth,
+    array_depth,
     is_document,
-    parameter_type,
+    is_perilous,
 )
 from hybridkit.dataservice._postgres_values import check_limits, fitted, python_type, shown_by
 from hybridkit.errors import DeclarationError, FieldError, InvalidRequestError
@@ -81,6 +82,10 @@ class ResourceTable:
     def sql(self, name: str) -> str:
         """The column of that field in SQL, with its table."""
         return f"{self.source}.{DIALECT.identifier_preparer.format_column(self[name])}"
+
+    def read_sql(self, name: str) -> str:
+        """As `sql`, for the driver to read."""
+        return f"CAST({self.sql(name)} AS text[])" if is_perilous(self[name].type) else self.sql(name)
 
     @cached_property
     def live_sql(self) -> str:
@@ -210,6 +215,8 @@ def as_read(column: Any) -> ColumnElement[Any]:
     that declares none.
     """
     kind = _read_by(column.type)
+    if is_perilous(column.type):
+        return type_coerce(sql_cast(column, ARRAY(Text)), kind or column.type).label(column.key)
     return cast("ColumnElement[Any]", column) if kind is None else type_coerce(column, kind).label(column.key)
 
 
@@ -222,7 +229,7 @@ def _read_by(kind: "TypeEngine[Any]") -> "TypeEngine[Any] | None":
             return Text()
         case ARRAY(item_type=Enum()) as labels:
             return ARRAY(Text, dimensions=labels.dimensions)
-        case ARRAY(dimensions=None) as array if document_depth(array):
-            return parameter_type(array)
+        case ARRAY(dimensions=None) as array if depth := array_depth(array):
+            return ARRAY(array.item_type, as_tuple=array.as_tuple, dimensions=depth)
         case _:
             return None

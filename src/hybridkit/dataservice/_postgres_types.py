@@ -20,19 +20,33 @@ from sqlalchemy import (
     TypeDecorator,
     Uuid,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, BIT, CITEXT, DOMAIN, INTERVAL, JSONB, asyncpg
+from sqlalchemy.dialects.postgresql import (
+    ARRAY,
+    BIT,
+    CITEXT,
+    DOMAIN,
+    HSTORE,
+    INTERVAL,
+    JSONB,
+    TSQUERY,
+    TSVECTOR,
+    asyncpg,
+)
 from sqlalchemy.dialects.postgresql import JSON as PG_JSON
+from sqlalchemy.dialects.postgresql.ranges import AbstractRange
 from sqlalchemy.types import ARRAY as ANY_ARRAY
-from sqlalchemy.types import TypeEngine
+from sqlalchemy.types import TypeEngine, UserDefinedType
 
 from hybridkit.codec import encode_json
 
 __all__ = [
     "DIALECT",
     "MAX_PARAMETERS",
+    "array_depth",
     "bare",
     "document_depth",
     "is_document",
+    "is_perilous",
     "is_real",
     "is_scalar",
     "parameter_type",
@@ -52,6 +66,10 @@ DIALECT: Final = _Dialect(
 MAX_PARAMETERS: Final = 16_000
 """Of a filter, and of the rows that are written: PostgreSQL's protocol counts those of a statement in 16 bits."""
 
+_LISTS: Final = (JSON, ANY_ARRAY, AbstractRange, UserDefinedType)
+"""What may have lists for values, by itself or under a type of one's own."""
+_BY_TEXT: Final = (CITEXT, HSTORE, TSQUERY, TSVECTOR)
+"""What asyncpg has no binary form for; of core's types only those that have an empty text."""
 _SCALARS: Final = (
     Boolean,
     Date,
@@ -85,10 +103,35 @@ def document_depth(kind: TypeEngine[Any]) -> int | None:
     match bare(kind):
         case JSON():
             return 0
-        case ANY_ARRAY(item_type=item, dimensions=dimensions) if is_document(item):
-            return dimensions or 1
+        case ANY_ARRAY(item_type=item) as array if is_document(item):
+            return array_depth(array)
         case _:
             return None
+
+
+def array_depth(array: ANY_ARRAY[Any]) -> int | None:
+    """How many dimensions it has: one where none are declared and its elements may be lists; None where they tell.
+
+    SQLAlchemy takes the first element for a hint, so that a document or a composite would be another dimension.
+    """
+    return array.dimensions or (1 if isinstance(_innermost(array.item_type), _LISTS) else None)
+
+
+@lru_cache(maxsize=1024)
+def is_perilous(kind: TypeEngine[Any]) -> bool:
+    """Whether it is an array in which the driver reads an empty text as no object at all, which ends the process."""
+    match _innermost(kind):
+        case ANY_ARRAY(item_type=item):
+            return isinstance(_innermost(item), _BY_TEXT)
+        case _:
+            return False
+
+
+@lru_cache(maxsize=1024)
+def _innermost(kind: TypeEngine[Any]) -> TypeEngine[Any]:
+    """The type under domains and types of one's own."""
+    own = bare(kind)
+    return _innermost(own.load_dialect_impl(DIALECT)) if isinstance(own, TypeDecorator) else own
 
 
 def is_real(kind: TypeEngine[Any]) -> bool:
@@ -128,9 +171,8 @@ def parameter_type(kind: TypeEngine[Any]) -> TypeEngine[Any]:
             wide.impl = wide.impl_instance = parameter_type(decorated.load_dialect_impl(DIALECT))
             return wide
         case ANY_ARRAY() as array:
-            # Of JSON that is a list, SQLAlchemy would make another dimension.
-            dimensions = document_depth(array) or array.dimensions
-            return ARRAY(parameter_type(array.item_type), as_tuple=array.as_tuple, dimensions=dimensions)
+            item = parameter_type(array.item_type)
+            return ARRAY(item, as_tuple=array.as_tuple, dimensions=array_depth(array))
         case JSONB():
             return JSONB(none_as_null=True)
         case JSON():

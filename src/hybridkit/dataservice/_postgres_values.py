@@ -19,7 +19,7 @@ from sqlalchemy.types import TypeEngine
 
 from hybridkit.codec import encode_json, truncate_timestamp
 from hybridkit.dataservice._losses import DECIMALS, is_exact, is_integer
-from hybridkit.dataservice._postgres_types import bare, document_depth, is_real
+from hybridkit.dataservice._postgres_types import array_depth, bare, document_depth, is_real
 from hybridkit.errors import MalformedPayloadError
 
 __all__ = ["check_limits", "fitted", "holds_nul", "in_texts", "python_type", "shown_by"]
@@ -42,7 +42,7 @@ def fitted(kind: TypeEngine[Any], value: Any) -> Any:
         return _checked_document(value)
     match bare(kind):
         case ANY_ARRAY() as array:
-            return _array(array, value, document_depth(array) or array.dimensions)
+            return _array(array, value, array_depth(array))
         case _:
             return _scalar(kind, value)
 
