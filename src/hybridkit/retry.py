@@ -188,7 +188,7 @@ def retry_after_seconds(value: object) -> float | None:
                 return None
     except OverflowError:  # an integer beyond all floats
         return MAX_DELAY_SECONDS
-    except (ValueError, TypeError):  # no date, or one without a zone
+    except ValueError:  # no date
         return None
     return seconds if math.isfinite(seconds) else None
 
@@ -197,7 +197,10 @@ def _read_seconds(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        return (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()
+        moment = parsedate_to_datetime(text)
+        if moment.tzinfo is None:  # the date of C's asctime, which is obsolete, and in UTC
+            moment = moment.replace(tzinfo=UTC)
+        return (moment - datetime.now(UTC)).total_seconds()
 
 
 def _header(error: BaseException) -> object:

@@ -17,7 +17,7 @@ import httpx
 import pytest
 from pydantic import BaseModel
 
-from hybridkit.clients import ClientPolicy, PostgresDataClient, Request
+from hybridkit.clients import ClientPolicy, PostgresDataClient, Request, ServiceClient
 from hybridkit.clients._pipeline import Intent, Pipeline
 from hybridkit.clients._transport_aiohttp import AiohttpTransport
 from hybridkit.clients._transport_httpx import open_transport
@@ -535,6 +535,54 @@ async def test_a_compressed_answer_is_refused(transport: MakeTransport) -> None:
         error = await failure(client.get(USERS, ID))
     assert isinstance(error, ResponseError)
     assert "compressed" in str(error)
+
+
+async def test_a_compressed_answer_is_refused_on_whichever_line_it_says_so(transport: MakeTransport) -> None:
+    """A second line that names no coding takes nothing back."""
+    extra = "content-encoding: gzip\r\ncontent-encoding: identity\r\n"
+    async with talking(transport, answering(RECORD, extra=extra)) as (client, _):
+        assert isinstance(await failure(client.get(USERS, ID)), ResponseError)
+
+
+@pytest.mark.parametrize("coding", ["Identity", ""])
+async def test_an_answer_may_say_that_it_is_not_compressed(transport: MakeTransport, coding: str) -> None:
+    """In whatever case."""
+    async with talking(transport, answering(RECORD, extra=f"content-encoding: {coding}\r\n")) as (client, _):
+        assert (await client.get(USERS, ID)).id == ID
+
+
+async def test_a_field_that_comes_twice_counts_once(transport: MakeTransport) -> None:
+    """A proxy that adds what is there already changes nothing."""
+    extra = "retry-after: 3000\r\n" * 2
+    async with talking(transport, answering(b"", status=429, extra=extra)) as (client, _):
+        error = await failure(client.get(USERS, ID))
+    assert isinstance(error, RateLimitedError)
+    assert error.retry_after_seconds == 3000
+
+
+async def test_the_lines_of_a_field_are_one_list(transport: MakeTransport) -> None:
+    """Over every transport alike, with bytes that are no ASCII as Latin-1."""
+    answer = b"HTTP/1.1 200 X\r\nlink: <a>\r\nLink: <\xe9>\r\ncontent-length: 0\r\n\r\n"
+    async with (
+        listening(Server(sending(answer))) as server,
+        ServiceClient(server.url, service="api", transport=transport(), policy=PATIENT) as client,
+    ):
+        assert (await client.get("/a")).headers["link"] == "<a>, <\xe9>"
+
+
+async def test_no_cookie_goes_from_one_call_to_the_next(transport: MakeTransport) -> None:
+    """The next call may be another user's."""
+    cookies: list[str | None] = []
+
+    async def set_cookie(connection: Connection) -> None:
+        while True:
+            cookies.append((await connection.request()).headers.get("cookie"))
+            await connection.answer(RECORD, extra="set-cookie: session=ann\r\n")
+
+    async with talking(transport, set_cookie) as (client, _):
+        await client.get(USERS, ID)
+        await client.get(USERS, ID)
+    assert cookies == [None, None]
 
 
 # ── streams ──────────────────────────────────────────────────────────────────────────────────────

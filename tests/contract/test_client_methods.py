@@ -384,15 +384,29 @@ async def test_a_dry_run_tells_and_keeps_nothing(client: AnyClient) -> None:
             tx.create(ITEMS, NewItem(name="item 0"))
 
 
-async def test_a_service_that_ignores_the_wish_for_a_dry_run() -> None:
+@pytest.mark.parametrize("applied", ["", "return=minimal", "tx=", 'tx="rollback', "tx=rollbacks"])
+async def test_a_service_that_ignores_the_wish_for_a_dry_run(applied: str) -> None:
     """It has done it; that must not look like a success."""
-    transport = httpx.MockTransport(lambda _: httpx.Response(200, json={"results": [None]}))
+    headers = {"preference-applied": applied}
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, json={"results": [None]}, headers=headers))
     async with PostgresDataClient("http://data", service="api", transport=transport) as client:
         tx = client.transaction(dry_run=True)
         await tx.__aenter__()
         tx.check(ITEMS, UNKNOWN)
         with pytest.raises(ResponseError, match="was carried out"):
             await tx.__aexit__(None, None, None)
+
+
+@pytest.mark.parametrize("applied", ["tx=rollback", 'return=minimal, TX = "rollback"; a=1'])
+async def test_a_dry_run_may_be_confirmed_in_any_form(applied: str) -> None:
+    """By RFC 7240, with quotes or without."""
+    headers = {"preference-applied": applied}
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, json={"results": [None]}, headers=headers))
+    async with (
+        PostgresDataClient("http://data", service="api", transport=transport) as client,
+        client.transaction(dry_run=True) as tx,
+    ):
+        tx.check(ITEMS, UNKNOWN)
 
 
 async def test_a_server_without_transactions() -> None:

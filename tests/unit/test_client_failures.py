@@ -1,7 +1,6 @@
 """What an answer says went wrong."""
 
 from datetime import timedelta
-from email.utils import format_datetime
 
 import pytest
 
@@ -95,7 +94,8 @@ def test_retry_after_comes_from_the_problem_or_the_header() -> None:
         ("soon", None),
         ("", None),
         ("Sat, 21 Nov 2020 08:00:00 GMT", 0.0),
-        ("Sat, 21 Nov 2020 08:00:00 -0000", None),
+        ("Sat, 21 Nov 2020 08:00:00 -0000", 0.0),
+        ("Sat Nov 21 08:00:00 2020", 0.0),
     ],
 )
 def test_retry_after_is_clamped(value: str, seconds: float | None) -> None:
@@ -104,10 +104,24 @@ def test_retry_after_is_clamped(value: str, seconds: float | None) -> None:
     assert failure.error.retry_after_seconds == seconds
 
 
-def test_retry_after_may_be_a_date() -> None:
-    failure = judge(429, headers={"retry-after": format_datetime(now() + timedelta(seconds=60), usegmt=True)})
+@pytest.mark.parametrize(
+    "form", ["%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT", "%a %b %d %H:%M:%S %Y"]
+)
+def test_retry_after_may_be_a_date(form: str) -> None:
+    """In each of the forms that a recipient has to take, https://www.rfc-editor.org/rfc/rfc9110#section-5.6.7."""
+    failure = judge(429, headers={"retry-after": (now() + timedelta(seconds=60)).strftime(form)})
     assert isinstance(failure.error, RateLimitedError)
     assert failure.error.retry_after_seconds == pytest.approx(60, abs=2)
+
+
+@pytest.mark.parametrize(("said", "seconds"), [("-5", 0.0), ("1e308", 3600.0), ("NaN", 7.0), ("null", 7.0)])
+def test_a_problem_asks_for_a_time_that_can_be_waited_for(said: str, seconds: float) -> None:
+    """Whatever number stands there; where it is none, the header counts."""
+    headers = {"content-type": "application/problem+json", "retry-after": "7"}
+    body = f'{{"title": "Busy", "status": 503, "code": "UNAVAILABLE", "retry_after_seconds": {said}}}'
+    failure = judge(503, body.encode(), headers=headers)
+    assert isinstance(failure.error, UnavailableError)
+    assert failure.error.retry_after_seconds == seconds
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import math
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from email.utils import format_datetime
 from types import SimpleNamespace
 
 import httpx
@@ -169,8 +168,10 @@ def test_whoever_asks_for_time_is_given_it(error: Exception, seconds: float) -> 
     assert policy.decide(error, attempt=1, jitter=0.0) == RetryAfter(seconds)
 
 
-def test_a_date_is_waited_for() -> None:
-    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True)
+@pytest.mark.parametrize("form", ["%a, %d %b %Y %H:%M:%S GMT", "%a %b %d %H:%M:%S %Y"])
+def test_a_date_is_waited_for(form: str) -> None:
+    """Also in the form of C's asctime, which names no zone."""
+    soon = (datetime.now(UTC) + timedelta(seconds=90)).strftime(form)
     assert 80 < asked_seconds(_answered(**{"Retry-After": soon})) <= 90
 
 

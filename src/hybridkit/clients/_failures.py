@@ -59,8 +59,9 @@ def failure_from(response: Response, *, what: str, safe: bool) -> Failure | None
         error = _error_without_problem(response, what=what, safe=safe)
         return Failure(error, error.retryable, counts=response.status in {502, 503, 504})
     error = problem.to_error()
-    if isinstance(error, TemporaryError) and error.retry_after_seconds is None:
-        error.retry_after_seconds = _retry_after(response)
+    if isinstance(error, TemporaryError):
+        said = _clamped(retry_after_seconds(error.retry_after_seconds))
+        error.retry_after_seconds = _retry_after(response) if said is None else said
     own_504 = response.status == 504 and not isinstance(error, DeadlineExceededError)
     return Failure(error, problem.retryable, counts=response.status in {502, 503} or own_504)
 
@@ -102,5 +103,8 @@ def _beginning(response: Response) -> str:
 
 def _retry_after(response: Response) -> float | None:
     """Seconds or a date (RFC 9110, section 10.2.3), between 0 and an hour; None for anything else."""
-    seconds = retry_after_seconds(response.headers.get("retry-after"))
+    return _clamped(retry_after_seconds(response.headers.get("retry-after")))
+
+
+def _clamped(seconds: float | None) -> float | None:
     return None if seconds is None else min(max(seconds, 0.0), MAX_RETRY_AFTER_SECONDS)

@@ -1,13 +1,25 @@
 """The seam to the wire: one request out, one answer back, whole or in chunks."""
 
-from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from hybridkit.errors import ResponseError
 
-__all__ = ["Prompt", "Request", "Response", "StreamedResponse", "Transport", "read_body", "refuse_compressed"]
+__all__ = [
+    "Prompt",
+    "Request",
+    "Response",
+    "StreamedResponse",
+    "Transport",
+    "headers_of",
+    "read_body",
+    "refuse_compressed",
+]
+
+MAX_LENGTH_DIGITS: Final = 20
+"""Of an announced length that is read; a longer one is nonsense."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +55,7 @@ class Response:
 
     Attributes:
         status: whatever it is; a transport judges nothing and follows no redirect.
-        headers: lower-case names.
+        headers: lower-case names; a field on several lines is one list.
         body: undecoded.
     """
 
@@ -105,6 +117,23 @@ class Prompt:
     """
 
 
+def headers_of(lines: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """The header fields of an answer, by their names in lower case.
+
+    Several lines of one field are one list, in their order; a line that is there twice counts once, as that of a field
+    with one value (https://www.rfc-editor.org/rfc/rfc9110#section-5.3).
+    """
+    headers: dict[str, str] = {}
+    for name, value in lines:
+        key, text = name.decode("latin-1").lower(), value.decode("latin-1")
+        before = headers.get(key)
+        if before is None:
+            headers[key] = text
+        elif before != text:
+            headers[key] = f"{before}, {text}"
+    return headers
+
+
 async def read_body(
     chunks: AsyncIterable[bytes], *, request: Request, status: int, headers: Mapping[str, str]
 ) -> bytes:
@@ -115,7 +144,8 @@ async def read_body(
     """
     refuse_compressed(request, status=status, headers=headers)
     length = headers.get("content-length", "")
-    size_bytes = int(length) if length.isdecimal() else 0
+    is_length = length.isascii() and length.isdecimal() and len(length) <= MAX_LENGTH_DIGITS
+    size_bytes = int(length) if is_length else 0
     received: list[bytes] = []
     if size_bytes <= request.max_response_bytes:
         size_bytes = 0
@@ -138,5 +168,6 @@ def refuse_compressed(request: Request, *, status: int, headers: Mapping[str, st
     Raises:
         ResponseError: it is compressed.
     """
-    if headers.get("content-encoding", "identity") != "identity":
+    codings = {coding.strip().lower() for coding in headers.get("content-encoding", "").split(",")}
+    if codings - {"", "identity"}:
         raise ResponseError(f"{request}: the answer is compressed, unasked", response_status=status)

@@ -10,7 +10,14 @@ from typing import Final
 import aiohttp
 from yarl import URL
 
-from hybridkit.clients._transport import Prompt, Request, Response, StreamedResponse, read_body
+from hybridkit.clients._transport import (
+    Prompt,
+    Request,
+    Response,
+    StreamedResponse,
+    headers_of,
+    read_body,
+)
 from hybridkit.errors import HybridkitError, MisuseError, OutcomeUnknownError, UnavailableError
 
 __all__ = ["AiohttpTransport"]
@@ -51,7 +58,7 @@ class AiohttpTransport(Prompt):
         """See `Transport.send`."""
         try:
             async with await self._ask(request) as answer:
-                headers = _headers(answer)
+                headers = headers_of(answer.raw_headers)
                 body = await read_body(
                     answer.content.iter_any(), request=request, status=answer.status, headers=headers
                 )
@@ -68,7 +75,9 @@ class AiohttpTransport(Prompt):
             raise self._meaning(request, error) from error
         try:
             yield StreamedResponse(
-                status=answer.status, headers=_headers(answer), chunks=_chunks(request, answer)
+                status=answer.status,
+                headers=headers_of(answer.raw_headers),
+                chunks=_chunks(request, answer),
             )
         finally:
             answer.release()  # closes the connection where the body was not read to its end
@@ -101,10 +110,6 @@ class AiohttpTransport(Prompt):
 async def _pieces(body: bytes) -> AsyncGenerator[bytes]:
     for start in range(0, len(body), PIECE):
         yield body[start : start + PIECE]
-
-
-def _headers(answer: aiohttp.ClientResponse) -> dict[str, str]:
-    return {name.lower(): value for name, value in answer.headers.items()}
 
 
 async def _chunks(request: Request, answer: aiohttp.ClientResponse) -> AsyncGenerator[bytes]:

@@ -12,7 +12,14 @@ from contextvars import Context
 from typing import Any, Final, cast
 from urllib.parse import unquote, urlsplit
 
-from hybridkit.clients._transport import Prompt, Request, Response, StreamedResponse, read_body
+from hybridkit.clients._transport import (
+    Prompt,
+    Request,
+    Response,
+    StreamedResponse,
+    headers_of,
+    read_body,
+)
 from hybridkit.errors import OutcomeUnknownError, UnavailableError
 
 __all__ = ["AsgiApplication", "AsgiTransport"]
@@ -203,4 +210,4 @@ def _scope(request: Request, state: Mapping[str, Any]) -> dict[str, Any]:
 
 def _headers(start: _Message) -> dict[str, str]:
     raw = cast("list[tuple[bytes, bytes]]", start.get("headers", []))
-    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in raw}
+    return headers_of(raw)

@@ -2,12 +2,20 @@
 
 from collections.abc import AsyncGenerator, AsyncIterator, Generator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from importlib.util import find_spec
 from typing import Final
 
 import httpx
 
-from hybridkit.clients._transport import Request, Response, StreamedResponse, Transport, read_body
+from hybridkit.clients._transport import (
+    Request,
+    Response,
+    StreamedResponse,
+    Transport,
+    headers_of,
+    read_body,
+)
 from hybridkit.errors import MisuseError, OutcomeUnknownError, UnavailableError
 
 __all__ = ["AnyTransport", "HttpxTransport", "new_client", "open_transport"]
@@ -48,8 +56,10 @@ def new_client(transport: httpx.AsyncBaseTransport | None) -> httpx.AsyncClient:
         max_keepalive_connections=None,
         keepalive_expiry=KEEPALIVE_SECONDS,
     )
+    # A cookie that is kept would go with the next call, which another user may have caused.
+    no_cookies = CookieJar(policy=DefaultCookiePolicy(allowed_domains=()))
     # No proxies from the environment: they are for the way out, and data services are inside.
-    return httpx.AsyncClient(transport=transport, limits=limits, trust_env=False)
+    return httpx.AsyncClient(transport=transport, limits=limits, cookies=no_cookies, trust_env=False)
 
 
 class HttpxTransport:
@@ -71,7 +81,7 @@ class HttpxTransport:
         """See `Transport.send`."""
         with _meaning(request):
             async with self._ask(request) as answer:
-                headers = dict(answer.headers)
+                headers = headers_of(answer.headers.raw)
                 # Not aiter_raw: it refuses an answer that a mock transport holds in memory.
                 body = await read_body(
                     answer.aiter_bytes(), request=request, status=answer.status_code, headers=headers
@@ -86,7 +96,7 @@ class HttpxTransport:
                 answer = await stack.enter_async_context(self._ask(request))
             yield StreamedResponse(
                 status=answer.status_code,
-                headers=dict(answer.headers),
+                headers=headers_of(answer.headers.raw),
                 chunks=_chunks(request, answer.aiter_bytes()),
             )
 

@@ -3,7 +3,8 @@
 import asyncio
 import inspect
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
@@ -31,6 +32,7 @@ from hybridkit.codec import encode_json
 from hybridkit.context import bind, current
 from hybridkit.contract import Transaction, TransactionResult
 from hybridkit.errors import ResponseError, StaleVersionError
+from hybridkit.header_fields import read_preferences
 from hybridkit.resources import Call, Record, Resource
 
 __all__ = ["Change", "Writes"]
@@ -327,8 +329,10 @@ def _if_match(target: Target) -> dict[str, str]:
 
 def _check_taken_back(response: Response) -> None:
     """A service that ignores the wish for a dry run has done it (RFC 7240, section 2)."""
-    applied = response.headers.get("preference-applied", "")
-    if DRY_RUN not in {preference.strip() for preference in applied.replace(";", ",").split(",")}:
+    applied: Mapping[str, str] = {}
+    with suppress(ValueError):  # what can't be read says nothing
+        applied = read_preferences(response.headers.get("preference-applied", ""))
+    if applied.get("tx", "").lower() != "rollback":
         raise ResponseError(
             "the service doesn't say that it took the dry run back, so it was carried out",
             response_status=response.status,
