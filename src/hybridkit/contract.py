@@ -9,7 +9,15 @@ from datetime import datetime
 from typing import Annotated, Any, Final, Literal, Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    field_validator,
+)
 
 from hybridkit.codec import Timestamp, check_readable, decode_object, encode_json, field_errors
 from hybridkit.context import ContextId
@@ -32,6 +40,7 @@ from hybridkit.errors import (
 )
 from hybridkit.events import MAX_TYPE_LENGTH, Command, Event, Message, encode_data
 from hybridkit.header_fields import quote_string, read_string
+from hybridkit.retry import MAX_DELAY_SECONDS, retry_after_seconds
 
 __all__ = [
     "CALLER_HEADER",
@@ -59,6 +68,7 @@ __all__ = [
     "UpsertOperation",
     "parse_key",
     "quote_key",
+    "whole_characters",
 ]
 
 IDEMPOTENCY_KEY_HEADER: Final = "idempotency-key"
@@ -317,12 +327,21 @@ class BatchWrite(_Strict):
 # ── application/problem+json ─────────────────────────────────────────────────────────────────────
 
 
+def whole_characters(text: Any) -> Any:
+    """The text without halves of surrogate pairs, which have no UTF-8; anything else as it is."""
+    is_sendable = not isinstance(text, str) or text.isascii()
+    return text if is_sendable else text.encode(errors="replace").decode()
+
+
+_Words = Annotated[str, BeforeValidator(whole_characters)]
+
+
 class ProblemField(BaseModel):
     """One entry of a problem's `errors`."""
 
-    pointer: str
-    code: str
-    message: str = ""
+    pointer: _Words
+    code: _Words
+    message: _Words = ""
 
 
 class Problem(BaseModel):
@@ -332,16 +351,16 @@ class Problem(BaseModel):
     """
 
     type: str = "about:blank"
-    title: str
+    title: _Words
     status: int = Field(ge=400, le=599)
     detail: str = ""
-    instance: str | None = None
-    code: str
+    instance: _Words | None = None
+    code: _Words
     retryable: bool = False
-    request_id: str | None = None
+    request_id: _Words | None = None
     errors: tuple[ProblemField, ...] = ()
-    fields: tuple[str, ...] = ()
-    current: str | None = None
+    fields: tuple[_Words, ...] = ()
+    current: _Words | None = None
     retry_after_seconds: float | None = None
 
     @field_validator("detail", mode="before")
@@ -350,7 +369,7 @@ class Problem(BaseModel):
         """Other JSON, which APIs may have there, or half a character, is no reason to lose the rest."""
         if not isinstance(detail, str):
             return encode_json(detail).decode()
-        return detail if detail.isascii() else detail.encode(errors="replace").decode()
+        return str(whole_characters(detail))
 
     @classmethod
     def from_error(cls, error: HybridkitError, *, instance: str, request_id: str) -> Self:
@@ -377,7 +396,7 @@ class Problem(BaseModel):
             errors=tuple(ProblemField(pointer=f.pointer, code=f.code, message=f.message) for f in findings),
             fields=error.fields if isinstance(error, UniqueViolationError) else (),
             current=error.current if isinstance(error, StaleVersionError) else None,
-            retry_after_seconds=error.retry_after_seconds if isinstance(error, TemporaryError) else None,
+            retry_after_seconds=_sendable_seconds(error),
         )
 
     def to_error(self) -> HybridkitError:
@@ -406,6 +425,12 @@ class Problem(BaseModel):
                 return InvalidRequestError(self.detail)
             case _:
                 return error(self.detail)
+
+
+def _sendable_seconds(error: HybridkitError) -> float | None:
+    """When the error asks to come back, as far as that can be waited for."""
+    asked = retry_after_seconds(error.retry_after_seconds) if isinstance(error, TemporaryError) else None
+    return None if asked is None else min(max(asked, 0.0), MAX_DELAY_SECONDS)
 
 
 def _error_class(problem: Problem) -> type[HybridkitError] | None:

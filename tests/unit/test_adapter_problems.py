@@ -208,6 +208,68 @@ async def test_headers_of_another_body_are_dropped(app: FastAPI) -> None:
             assert int(answer.headers["content-length"]) == len(answer.content)
 
 
+@pytest.mark.parametrize(
+    ("value", "lines"),
+    [
+        (["Basic", 'Digest realm="é"'], ["Basic", 'Digest realm="é"']),
+        (("Basic",), ["Basic"]),
+        (7, ["7"]),
+        (None, ["Bearer"]),
+        ("Basic\r\nset-cookie: a=b", ["Basic  set-cookie: a=b"]),
+        ("10 €", ["10 €".encode().decode("latin-1")]),
+        ("\ud800", ["?"]),
+    ],
+    ids=["list", "tuple", "number", "none", "lines", "beyond Latin-1", "half a character"],
+)
+async def test_a_header_of_an_exception_is_sent_as_it_can_be(
+    app: FastAPI, value: Any, lines: list[str]
+) -> None:
+    """A value that no line can hold neither costs the status nor makes a line of its own."""
+    app.add_api_route("/a", fails(HTTPException(401, headers={"WWW-Authenticate": value})))
+    async with serving(app) as client:
+        answer = await client.get("/a")
+    assert answer.status_code == 401
+    found = [text.decode("latin-1") for name, text in answer.headers.raw if name == b"www-authenticate"]
+    assert found == lines
+
+
+@pytest.mark.parametrize(
+    ("seconds", "header"),
+    [(float("inf"), None), (float("nan"), None), (-5.0, "0"), (1e308, "129600"), (1.2, "2")],
+)
+async def test_nobody_is_asked_for_a_time_that_is_none(
+    app: FastAPI, seconds: float, header: str | None
+) -> None:
+    """Neither for an endless nor for a negative one; the status is as it was raised."""
+    app.add_api_route("/a", fails(UnavailableError("busy", retry_after_seconds=seconds)))
+    async with serving(app) as client:
+        answer = await client.get("/a")
+    assert (answer.status_code, answer.headers.get("retry-after")) == (503, header)
+
+
+HALF = "\ud800"
+
+
+@pytest.mark.parametrize("internal", [False, True])
+@pytest.mark.parametrize(
+    "error",
+    [
+        NotFoundError(HALF),
+        InvalidRequestError("x", errors=[FieldError(f"/{HALF}", HALF, HALF)]),
+        UniqueViolationError("x", fields=[HALF]),
+        StaleVersionError("x", current=HALF),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_half_a_character_in_an_error_costs_no_status(error: HybridkitError, *, internal: bool) -> None:
+    """It may come from what a caller has sent; the rest is told as it is."""
+    app = create_app(Settings, title="Test", internal=internal)
+    app.add_api_route("/a", fails(error))
+    async with serving(app) as client:
+        answer = await client.get("/a")
+    assert (answer.status_code, answer.json()["code"]) == (error.status, error.code)
+
+
 @pytest.mark.parametrize("name", ["WWW-Authenticate", "www-authenticate"])
 async def test_a_401_has_its_own_challenge_or_ours(app: FastAPI, name: str) -> None:
     @app.get("/own")

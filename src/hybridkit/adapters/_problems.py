@@ -13,7 +13,7 @@ from pydantic_core import to_json
 
 from hybridkit.codec import decode_json, encode_json
 from hybridkit.context import current
-from hybridkit.contract import PROBLEM_MEDIA_TYPE, Problem
+from hybridkit.contract import PROBLEM_MEDIA_TYPE, Problem, whole_characters
 from hybridkit.errors import (
     DeadlineExceededError,
     FieldError,
@@ -67,7 +67,7 @@ def problem_of(error: BaseException, *, instance: str, request_id: str, internal
             request_id=request_id,
         )
     if internal and isinstance(error, HybridkitError):
-        return problem.model_copy(update={"detail": str(error)})
+        return problem.model_copy(update={"detail": whole_characters(str(error))})
     return problem if problem.status < 500 else problem.model_copy(update={"detail": ""})
 
 
@@ -177,7 +177,7 @@ def http_problem(status: int, detail: Any, *, instance: str) -> tuple[Problem, b
 def json_form(detail: Any) -> Any:
     """That detail as FastAPI would show it; None where it has no JSON form: the status says more than a 500 would."""
     if isinstance(detail, str):
-        return detail.encode(errors="replace").decode()
+        return whole_characters(detail)
     try:
         return decode_json(encode_json(detail))
     except MalformedPayloadError:

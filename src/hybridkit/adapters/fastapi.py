@@ -15,10 +15,11 @@ those that a client of ours raised by what they mean for the caller, who has mad
 and `/metrics` are there; a write with an `Idempotency-Key` runs once.
 """
 
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+import re
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from http.client import responses
-from typing import Any, Final, get_args
+from typing import Any, Final, cast, get_args
 
 from pydantic_core.core_schema import ErrorType
 
@@ -38,7 +39,7 @@ from hybridkit.adapters._server import Server
 from hybridkit.adapters._texts import TextMiddleware
 from hybridkit.codec import encode_json
 from hybridkit.context import current
-from hybridkit.contract import Problem
+from hybridkit.contract import Problem, whole_characters
 from hybridkit.coordination import Redis
 from hybridkit.errors import FieldError, HybridkitError, InvalidRequestError, MissingExtraError, NoRouteError
 from hybridkit.header_fields import Fields
@@ -77,6 +78,8 @@ _TELLABLE: Final = frozenset(get_args(ErrorType)) - {
 """Problems that pydantic tells in words of its own, without the value; somebody else's words may quote it."""
 _OF_BODIES: Final = frozenset({"content-type", "content-length", "content-encoding", "transfer-encoding"})
 """Headers of a body that an exception doesn't have."""
+
+_CONTROLS: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 type AppLifespan = Callable[[FastAPI], AbstractAsyncContextManager[object]]
 
@@ -250,12 +253,34 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
         raise NoRouteError("there is no such route")
     if not 200 <= status <= 599:  # no answer has such a status
         raise error
-    raised = ((name.lower(), str(value)) for name, value in (error.headers or {}).items())
-    headers = {name: value for name, value in raised if name not in _OF_BODIES}
+    lines = list(_raised_lines(error.headers or {}))
     if status < 400:
-        return _without_problem(status, detail, headers)
-    problem, body = http_problem(status, detail, instance=request.url.path)
-    return _problem(problem, body, headers)
+        answer = _without_problem(status, detail)
+    else:
+        answer = _problem(*http_problem(status, detail, instance=request.url.path))
+    for name, _ in lines:  # its own are there unless others were raised
+        del answer.headers[name]
+    for name, value in lines:
+        answer.headers.append(name, value)
+    return answer
+
+
+def _raised_lines(headers: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The header of an exception, one value a line, as it can be sent: a line can't be ended by a value."""
+    for name, value in headers.items():
+        if name.lower() in _OF_BODIES or value is None:
+            continue
+        values = cast("Sequence[Any]", value) if isinstance(value, list | tuple) else [value]
+        yield from ((name.lower(), _sendable(each)) for each in values)
+
+
+def _sendable(value: Any) -> str:
+    text = _CONTROLS.sub(" ", whole_characters(str(value)))
+    try:
+        text.encode("latin-1")
+    except UnicodeEncodeError:  # as UTF-8, which readers guess
+        return text.encode().decode("latin-1")
+    return text
 
 
 async def _answer_group(request: Request, error: Exception) -> Response:
@@ -269,12 +294,12 @@ async def _answer_group(request: Request, error: Exception) -> Response:
             raise error
 
 
-def _without_problem(status: int, detail: Any, headers: dict[str, str]) -> Response:
+def _without_problem(status: int, detail: Any) -> Response:
     """Such as a redirect: what FastAPI makes of it, but without a body that only repeats the status."""
     told = None if detail in ("", responses.get(status)) else json_form(detail)
     if status in (204, 205, 304) or told is None:
-        return Response(None, status, headers)
-    return Response(encode_json({"detail": told}), status, headers, media_type="application/json")
+        return Response(None, status)
+    return Response(encode_json({"detail": told}), status, media_type="application/json")
 
 
 async def _answer_invalid_request(request: Request, error: Exception) -> Response:
@@ -302,10 +327,9 @@ def _pointer(location: Sequence[int | str]) -> str:
     return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
 
 
-def _problem(problem: Problem, body: bytes, headers: Mapping[str, str] | None = None) -> Response:
-    """Its own headers are there unless others were raised."""
+def _problem(problem: Problem, body: bytes) -> Response:
     own = {name.decode(): value.decode() for name, value in problem_headers(problem)}
-    return Response(body, problem.status, {**own, **(headers or {})})
+    return Response(body, problem.status, own)
 
 
 # ── what the running application has ─────────────────────────────────────────────────────────────
