@@ -3,7 +3,7 @@
 import re
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from bson.errors import BSONError
 from pymongo.errors import (
@@ -13,6 +13,7 @@ from pymongo.errors import (
     DocumentTooLarge,
     DuplicateKeyError,
     ExecutionTimeout,
+    NotPrimaryError,
     OperationFailure,
     PyMongoError,
     ServerSelectionTimeoutError,
@@ -58,6 +59,13 @@ _NOT_SUPPORTED: Final = frozenset({59, 115, 238, 40324})
 _BAD_VALUES: Final = frozenset({2, 9, 14, 15, 52, 57, 121, 10334, 17419})
 """BadValue, FailedToParse, TypeMismatch, Overflow (nested too deeply), DollarPrefixedFieldName, DottedFieldName,
 DocumentValidationFailure, and two of documents that are too large."""
+_NOT_THE_PRIMARY: Final = frozenset({10058, 10107, 13435, 13436})
+"""What a server says that takes no writes after an election; one that steps down in the middle says something else."""
+_BROKEN_BEHIND: Final = frozenset({6, 7, 89, 202, 317, 9001})
+"""HostUnreachable, HostNotFound, NetworkTimeout, NetworkInterfaceExceededTimeLimit, PooledConnectionsDropped,
+SocketException: a router has lost the server behind it."""
+_NO_SERVER: Final = frozenset({133, 134, 14031})
+"""FailedToSatisfyReadPreference, ReadConcernMajorityNotAvailableYet, OutOfDiskSpace."""
 _KEY_TOO_LONG: Final = 17280
 _PROGRAM_LIMIT: Final = 261
 _NOT_THE_CALLERS: Final = frozenset({8, 13, 18})
@@ -97,6 +105,8 @@ def read_error(error: Exception) -> HybridkitError | None:
 
 
 def _refused(code: int | None) -> HybridkitError | None:
+    if code in _BROKEN_BEHIND | _NO_SERVER:
+        return UnavailableError("the database does not answer", retry_after_seconds=_RETRY_AFTER_SECONDS)
     if code in CONFLICTS:
         return ConflictError("other transactions won", retry_after_seconds=0.1)
     if code in _NOT_SUPPORTED:
@@ -125,14 +135,27 @@ def write_error(error: Exception) -> HybridkitError | None:
             return InvalidRequestError("the id or another value is too long for its index")
         case OperationFailure() if error.code in _BAD_VALUES:
             return InvalidRequestError("the database refuses a value")
-        case ServerSelectionTimeoutError():
-            return read_error(error)
-        case AutoReconnect():
+        case _ if _is_broken(error):
             return OutcomeUnknownError(
                 "the connection to the database broke during the write; the same Idempotency-Key finds out"
             )
         case _:
             return read_error(error)
+
+
+def _is_broken(error: Exception) -> bool:
+    """Whether the server may have done what was asked, although nobody has said so."""
+    match error:
+        case ServerSelectionTimeoutError():
+            return False
+        case NotPrimaryError():
+            details = error.details
+            code: object = cast("Any", details).get("code") if isinstance(details, Mapping) else None
+            return code not in _NOT_THE_PRIMARY
+        case OperationFailure():
+            return error.code in _BROKEN_BEHIND
+        case _:
+            return isinstance(error, AutoReconnect)
 
 
 @contextmanager
