@@ -1,5 +1,6 @@
 """What every FastAPI application of `create_app` has: context, one log line, problems, health, keyed writes."""
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, Generator, MutableMapping
 from contextlib import asynccontextmanager, contextmanager
@@ -9,6 +10,7 @@ from typing import Annotated, Any, Literal
 import httpx
 import pytest
 from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Request
+from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 from structlog.testing import capture_logs
 
@@ -220,6 +222,49 @@ async def test_metrics_name_the_whole_template_also_of_an_included_router() -> N
         text = (await client.get("/metrics")).text
     assert 'method="GET",route="/v7/things/{number}",status="200"' in text
     assert "BREW" not in text
+
+
+async def test_head_is_answered_as_get_without_the_body(app: FastAPI) -> None:
+    """At routes of FastAPI's, too, also included and mounted ones; errors as well. Others' `HEAD` stays theirs."""
+    router, mounted = APIRouter(), FastAPI()
+    router.get("/included")(lambda: "a")
+    mounted.get("/deep")(lambda: "a")
+    app.include_router(router)
+    app.mount("/mounted", mounted)
+    app.post("/posted")(lambda: "a")
+    app.head("/own", status_code=204)(lambda: None)
+    app.get("/own")(lambda: "a")
+    paths = ["/orders/7", "/orders/x", "/taken", "/included", "/mounted/deep", "/health", "/absent"]
+    async with serving(app) as client:
+        for path in paths:
+            got, head = await client.get(path), await client.head(path)
+            assert (head.status_code, head.content) == (got.status_code, b"")
+            assert head.headers["content-length"] == got.headers["content-length"]
+        assert (await client.head("/posted")).status_code == 405
+        assert (await client.head("/own")).status_code == 204
+        metrics = (await client.get("/metrics")).text
+    assert 'method="HEAD",route="/orders/{number}",status="200"' in metrics
+
+
+async def test_the_head_of_a_stream_without_end_is_given_at_once(app: FastAPI) -> None:
+    """What would be its body is ended, and not waited for."""
+    ended = asyncio.Event()
+
+    async def ticks() -> AsyncGenerator[bytes]:
+        try:
+            while True:
+                yield b"data: 1\n\n"
+                await asyncio.sleep(0)
+        finally:
+            ended.set()
+
+    @app.get("/ticks")
+    async def stream() -> StreamingResponse:
+        return StreamingResponse(ticks(), media_type="text/event-stream")
+
+    async with serving(app) as client, asyncio.timeout(10):
+        assert (await client.head("/ticks")).status_code == 200
+        await ended.wait()
 
 
 async def test_health_ready_and_metrics_are_there_and_undocumented(app: FastAPI) -> None:

@@ -400,6 +400,41 @@ async def test_a_key_with_another_body_is_refused(app: FastAPI, serve_keyed: Api
     assert done == [{"amount": 1}]
 
 
+@pytest.mark.parametrize(
+    ("path", "is_the_same"),
+    [("a~b", True), ("%61%7eb", True), ("a%7Eb", True), ("A~b", False), ("a~b/", False), ("a%2Fb", False)],
+)
+async def test_a_path_is_the_same_however_it_is_written(
+    app: FastAPI, serve_keyed: Api, done: list[Any], path: str, *, is_the_same: bool
+) -> None:
+    """A proxy may write a path anew between two attempts (RFC 3986, section 6.2.2); `%2F` is no slash."""
+
+    @app.post("/notes/{name:path}")
+    async def note(name: str) -> str:
+        done.append(name)
+        return name
+
+    async with serve_keyed(app) as client:
+        await client.post("/notes/a~b", headers=key("k"))
+        again = await client.post(f"/notes/{path}", headers=key("k"))
+    assert ("idempotency-replayed" in again.headers) == is_the_same
+    assert len(done) == (1 if is_the_same else 2)
+
+
+async def test_a_slash_in_a_name_is_no_slash_of_a_path(
+    app: FastAPI, serve_keyed: Api, done: list[Any]
+) -> None:
+    @app.post("/notes/{name:path}")
+    async def note(name: str) -> str:
+        done.append(name)
+        return name
+
+    async with serve_keyed(app) as client:
+        for path in ("a%2Fb", "a/b", "a%2fb"):
+            await client.post(f"/notes/{path}", headers=key("k"))
+    assert len(done) == 2
+
+
 @pytest.mark.parametrize("query", ["to=bea", "", "to=ann&fast=1", "to=Ann"])
 async def test_a_key_with_another_query_is_refused(
     app: FastAPI, serve_keyed: Api, done: list[Any], query: str

@@ -332,6 +332,29 @@ async def test_what_a_mounted_application_lets_through_is_a_problem(app: FastAPI
         assert answer.headers["content-type"] == "application/problem+json"
 
 
+@pytest.mark.parametrize("of", [Exception, 500])
+@pytest.mark.parametrize("is_sync", [False, True])
+async def test_a_failure_is_answered_by_the_applications_own_handler(
+    app: FastAPI, logged: list[Any], of: Any, *, is_sync: bool
+) -> None:
+    """It says what callers see; the log has the failure all the same. Errors of ours stay problems."""
+
+    def answer(request: Request, error: Exception) -> Response:
+        return Response(f"{request.url.path}: {error}", 500)
+
+    async def answer_later(request: Request, error: Exception) -> Response:
+        return answer(request, error)
+
+    app.add_exception_handler(of, answer if is_sync else answer_later)
+    app.add_api_route("/broken", fails(RuntimeError("why")))
+    app.add_api_route("/typed", fails(NotFoundError("what")))
+    async with serving(app) as client:
+        broken, typed = await client.get("/broken"), await client.get("/typed")
+    assert (broken.status_code, broken.text) == (500, "/broken: why")
+    assert (typed.status_code, typed.json()["code"]) == (404, "NOT_FOUND")
+    assert [line["event"] for line in logged if line["log_level"] == "error"] == ["request failed"]
+
+
 async def test_a_500_that_an_application_means_is_its_own(app: FastAPI) -> None:
     raising(app, HTTPException(500, "our own"))
     async with serving(app) as client:

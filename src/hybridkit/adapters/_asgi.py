@@ -48,6 +48,7 @@ type Message = MutableMapping[str, Any]
 type Receive = Callable[[], Awaitable[Message]]
 type Send = Callable[[Message], Awaitable[None]]
 type App = Callable[[Scope, Receive, Send], Awaitable[None]]
+type AnswerFailure = Callable[[Scope, Receive, Send, Exception], Awaitable[bool]]
 type RawHeaders = list[tuple[bytes, bytes]]
 
 PROBE_PATHS: Final = frozenset({"/health", "/ready", "/metrics"})
@@ -108,11 +109,15 @@ class ProblemMiddleware:
     Args:
         app: the application.
         internal: as in `RequestContextMiddleware`.
+        answer_failure: answers an error in the application's own way; false where it has none.
     """
 
-    def __init__(self, app: App, *, internal: bool = False) -> None:
+    def __init__(
+        self, app: App, *, internal: bool = False, answer_failure: "AnswerFailure | None" = None
+    ) -> None:
         self.app = app
         self.internal = internal
+        self.answer_failure = answer_failure
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection of the server."""
@@ -125,6 +130,9 @@ class ProblemMiddleware:
         except Exception as error:
             if not answer.is_replaceable:
                 raise
+            if self.answer_failure and await self.answer_failure(scope, receive, send, error):
+                _log_failure(error, "request failed", is_expected=False)
+                return
             await _send_problem(error, scope, send, internal=self.internal)
         else:
             await answer.release()

@@ -11,7 +11,7 @@ from contextlib import suppress
 from enum import Enum, auto
 from functools import partial
 from typing import Any, Final, NamedTuple, cast
-from urllib.parse import parse_qsl, quote
+from urllib.parse import parse_qsl, quote, unquote_to_bytes
 from uuid import UUID
 
 from hybridkit.context import current
@@ -96,9 +96,7 @@ def claim_name(scope: Scope, key: str, declared: Declared, *, internal: bool) ->
     """
     principal = _principal(scope, internal=internal)
     parties, credentials = _tell_apart(scope, declared)
-    raw_path = scope.get("raw_path")
-    path = quote(scope["path"]) if raw_path is None else raw_path.decode("latin-1")
-    what = [scope["method"], _host(scope), path, key]
+    what = [scope["method"], _host(scope), _path(scope), key]
     if parties:
         what.append(_digest(parties).hex())
     if principal is not None:
@@ -211,6 +209,12 @@ def _flat(fields: list[tuple[bytes, bytes]]) -> list[bytes]:
 
 def _host(scope: Scope) -> str:
     return next((value.decode("latin-1").lower() for name, value in scope["headers"] if name == b"host"), "")
+
+
+def _path(scope: Scope) -> str:
+    """One form of all that lead to the same place: `%7E` is `~`, `%2f` is `%2F`, which is no `/`."""
+    raw: bytes = scope.get("raw_path") or quote(scope["path"]).encode()
+    return "/".join(quote(unquote_to_bytes(segment), safe="") for segment in raw.split(b"/"))
 
 
 def _digest(parts: Iterable[bytes]) -> bytes:

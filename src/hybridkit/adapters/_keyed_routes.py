@@ -25,7 +25,7 @@ from hybridkit.adapters._identity import Declared
 from hybridkit.adapters._keyed import KEYED, KeyedRequest
 from hybridkit.context import bind
 
-__all__ = ["claims_after_dependencies", "reads_body"]
+__all__ = ["claims_after_dependencies", "is_routed", "reads_body"]
 
 _answering: ContextVar[KeyedRequest | None] = ContextVar("hybridkit_keyed_request", default=None)
 
@@ -46,6 +46,15 @@ def claims_after_dependencies(scope: Scope) -> bool:
         dependant.dependencies.append(get_dependant(path="", call=_Claiming(_declared(dependant))))
         dependant.call = _once(dependant.call)
     return True
+
+
+def is_routed(scope: Scope) -> bool:
+    """Whether a route answers the request, by its path and its method.
+
+    Args:
+        scope: of the request, before it is routed.
+    """
+    return _leaf(scope["app"].router.routes, scope) is not None
 
 
 def reads_body(scope: Scope) -> bool:

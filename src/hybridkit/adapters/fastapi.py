@@ -19,6 +19,7 @@ import re
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from http.client import responses
+from inspect import iscoroutinefunction
 from typing import Any, Final, cast, get_args
 
 from pydantic_core.core_schema import ErrorType
@@ -31,6 +32,7 @@ from hybridkit.adapters._asgi import (
     Scope,
     Send,
 )
+from hybridkit.adapters._head_requests import HeadMiddleware
 from hybridkit.adapters._keyed import IdempotencyMiddleware
 from hybridkit.adapters._limits import BodyLimits
 from hybridkit.adapters._problems import alone, http_problem, json_form, problem_body, problem_headers
@@ -52,12 +54,13 @@ from hybridkit.settings import ServiceSettings
 try:
     from fastapi import FastAPI, Request, Response
     from fastapi.exceptions import RequestValidationError
+    from starlette.concurrency import run_in_threadpool
     from starlette.exceptions import HTTPException
     from starlette.middleware.exceptions import ExceptionMiddleware
     from starlette.routing import Route
     from starlette.types import ASGIApp
 
-    from hybridkit.adapters._keyed_routes import claims_after_dependencies, reads_body
+    from hybridkit.adapters._keyed_routes import claims_after_dependencies, is_routed, reads_body
 except ImportError:
     raise MissingExtraError(__name__, extra="fastapi") from None
 
@@ -130,12 +133,13 @@ def create_app(
     app.add_exception_handler(HTTPException, _answer_http_exception)
     app.add_exception_handler(RequestValidationError, _answer_invalid_request)
     app.add_exception_handler(ExceptionGroup, _answer_group)
+    app.add_middleware(HeadMiddleware, is_routed=is_routed)
     if not internal:  # a data service says better what it doesn't take, and why
         app.add_middleware(TextMiddleware, reads_body=reads_body)
     app.add_middleware(
         IdempotencyMiddleware, guard=_guard_of, claims_inside=claims_after_dependencies, internal=internal
     )
-    app.add_middleware(ProblemMiddleware, internal=internal)
+    app.add_middleware(ProblemMiddleware, internal=internal, answer_failure=_answer_failure)
     app.state.event_streams = EventStreams()
     app.add_middleware(ExceptionMiddleware, handlers=dict(app.exception_handlers))
     app.add_middleware(
@@ -292,6 +296,23 @@ async def _answer_group(request: Request, error: Exception) -> Response:
             return await _answer_invalid_request(request, inner)
         case _:
             raise error
+
+
+async def _answer_failure(scope: Scope, receive: Receive, send: Send, error: Exception) -> bool:
+    """Have the application's own handler of all errors answer; where Starlette asks it, none arrives."""
+    handlers: Mapping[Any, Any] = scope["app"].exception_handlers
+    handler = handlers.get(Exception) or handlers.get(500)
+    if handler is None or isinstance(alone(error), HybridkitError):
+        return False
+    request = Request(scope, receive)
+    answered = (
+        handler(request, error)
+        if iscoroutinefunction(handler)
+        else run_in_threadpool(handler, request, error)
+    )
+    response: Response = await answered
+    await response(scope, receive, send)
+    return True
 
 
 def _without_problem(status: int, detail: Any) -> Response:
