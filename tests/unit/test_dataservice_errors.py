@@ -218,7 +218,15 @@ STATES = sorted({state for kind in KINDS if isinstance(state := getattr(kind, "s
 
 def raised(sqlstate: str, **fields: str) -> asyncpg.PostgresError:
     """As asyncpg raises what the server sends."""
-    letters = {"constraint": "n", "table": "t", "column": "c", "schema": "s", "routine": "R", "detail": "D"}
+    letters = {
+        "constraint": "n",
+        "table": "t",
+        "column": "c",
+        "schema": "s",
+        "routine": "R",
+        "detail": "D",
+        "severity": "V",
+    }
     named = {letters[name]: value for name, value in fields.items()}
     error: asyncpg.PostgresError = asyncpg.PostgresError.new({"C": sqlstate, "M": SECRET, **named})
     return error
@@ -245,7 +253,14 @@ def test_what_is_known_not_to_have_happened_is_no_unknown_outcome() -> None:
     """A server that takes no writes, and an outdated plan, have changed nothing, also where they answer a commit."""
     for state in ("25006", "26000"):
         assert isinstance(commit_error(raised(state)), UnavailableError)
-    assert isinstance(commit_error(raised("57P01")), OutcomeUnknownError)
+    full = {"severity": "ERROR", "routine": "mdextend"}
+    assert isinstance(commit_error(wrapped(raised("53100", **full))), UnavailableError)
+
+
+@pytest.mark.parametrize("told", [{}, {"severity": "ERROR"}, {"severity": "FATAL", "routine": "die"}])
+def test_who_ends_a_connection_at_the_commit_leaves_its_outcome_unknown(told: dict[str, str]) -> None:
+    """PostgreSQL names the function that says so, a proxy before it has none."""
+    assert isinstance(commit_error(raised("57P01", **told)), OutcomeUnknownError)
 
 
 @pytest.mark.parametrize("sqlstate", ["MY001", "99999", "ZZZZZ", "PT402"])

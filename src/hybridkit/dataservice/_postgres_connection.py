@@ -45,6 +45,7 @@ _driver: Final = cast("Any", asyncpg)
 FAILURES: Final[tuple[type[Exception], ...]] = (
     StatementError,  # with the driver's error, or that of a type that doesn't take a value
     _driver.PostgresError,
+    _driver.PostgresWarning,  # an error all the same, whose SQLSTATE is of class 01 or 02
     _driver.InterfaceError,
     _driver.InternalClientError,
     TimeoutError,

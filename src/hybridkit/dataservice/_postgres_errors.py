@@ -67,6 +67,7 @@ _RAISED: Final = "exec_stmt_raise"
 """The function of PostgreSQL that executes `RAISE` of PL/pgSQL."""
 UNTAKEN: Final = (ValueError, TypeError, LookupError)
 """What a column's type raises for a value that it doesn't take."""
+_LOGGED: Final = ("sqlstate", "schema", "table", "column", "constraint")
 _KEY_COLUMNS: Final = re.compile(r"\((?P<columns>.+?)\)=\(")
 
 _log = get_logger("hybridkit.dataservice")
@@ -90,6 +91,7 @@ class Diagnosis:
         column: that it is about.
         constraint: that is violated, or the index.
         routine: of PostgreSQL's own source.
+        severity: `ERROR` where the connection goes on.
     """
 
     sqlstate: str = ""
@@ -98,6 +100,7 @@ class Diagnosis:
     column: str = ""
     constraint: str = ""
     routine: str = ""
+    severity: str = ""
 
     @classmethod
     def of(cls, error: BaseException) -> Self:
@@ -112,11 +115,18 @@ class Diagnosis:
             column=_text(found, "column_name"),
             constraint=_text(found, "constraint_name"),
             routine=_text(found, "server_source_function"),
+            severity=_text(found, "severity_en"),
         )
 
     def to_log(self) -> Mapping[str, str]:
         """Its parts that are there."""
-        return {name: value for name, value in asdict(self).items() if value and name != "routine"}
+        told = asdict(self)
+        return {name: told[name] for name in _LOGGED if told[name]}
+
+    @property
+    def is_undone(self) -> bool:
+        """Whether PostgreSQL itself, and no proxy before it, says that nothing of the statement or commit is there."""
+        return self.severity == "ERROR" and self.routine != ""
 
 
 def sqlstate_of(error: BaseException) -> str:
@@ -153,7 +163,8 @@ def query_error(error: Exception) -> HybridkitError | None:
 def commit_error(error: Exception) -> HybridkitError | None:
     """As `database_error`, for a commit: if the connection is gone, nobody here knows what became of it."""
     found = database_error(error)
-    if isinstance(found, UnavailableError) and sqlstate_of(error) != READ_ONLY and not is_outdated(error):
+    is_known = Diagnosis.of(error).is_undone or sqlstate_of(error) == READ_ONLY or is_outdated(error)
+    if isinstance(found, UnavailableError) and not is_known:
         return OutcomeUnknownError(
             "the connection to the database broke during the commit; the same Idempotency-Key finds out"
         )
