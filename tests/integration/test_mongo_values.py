@@ -13,6 +13,7 @@ from bson.regex import Regex
 from pydantic import BaseModel
 from pymongo import MongoClient
 
+from hybridkit.codec import decode_json
 from hybridkit.dataservice import DocumentCollection, DocumentIndex, create_data_service
 from hybridkit.resources import Record, Resource
 from hybridkit.settings import MongoSettings, SecretUrl
@@ -23,6 +24,7 @@ class NewBox(BaseModel):
     name: str = ""
     code: str | None = None
     score: float | None = None
+    count: int = 0
     tags: list[str] = []
     anything: Any = None
     doc: dict[str, Any] | None = None
@@ -37,7 +39,7 @@ BOXES = Resource(
     record=Box,
     create=NewBox,
     update=NewBox,
-    filterable=("name", "doc.size"),
+    filterable=("name", "count", "doc.size"),
     sortable=("name", "score", "tags", "anything", "doc.size", "doc.parts.size", "created_at", "version"),
 )
 COLLECTION = DocumentCollection(indexes=(DocumentIndex("code", unique=True), DocumentIndex("name")))
@@ -226,6 +228,29 @@ async def test_groups_and_extremes_show_what_json_does_not_know(service: Service
     ):
         answer = await service.send("POST", "/v1/boxes:aggregate", body)
         assert answer.status_code == 200, answer.text
+
+
+SUMS: tuple[tuple[list[Any], Any, Any], ...] = (
+    ([2**62, 2**62, 2**62 + 1], 3 * 2**62 + 1, float(2**62)),
+    ([Int64(1), 2], 3, 1.5),
+    ([1, 2.5], 3.5, 1.75),
+    ([2, Decimal128("2.5")], "4.5", "2.25"),
+    ([1, float("nan")], None, None),
+    ([1, Decimal128("-Infinity")], "-Infinity", "-Infinity"),
+    ([Decimal128("3E+6000")], "3" + "0" * 6000, "3" + "0" * 6000),
+    ([None, None], None, None),
+)
+
+
+@pytest.mark.parametrize("field", ["count", "doc.size"])
+async def test_sums_are_of_all_numbers_that_are_stored(service: Service, field: str) -> None:
+    """Integers alone make an integer, of any size and also inside of documents; what else there is, is no failure."""
+    for at, (values, _, _) in enumerate(SUMS):
+        service.insert(*({"name": f"{at}", "count": value, "doc": {"size": value}} for value in values))
+    functions = {"total": ["sum", field], "mean": ["avg", field]}
+    answer = await service.send("POST", "/v1/boxes:aggregate", {"group_by": ["name"], "functions": functions})
+    expected = [{"name": f"{at}", "total": total, "mean": mean} for at, (_, total, mean) in enumerate(SUMS)]
+    assert decode_json(answer.content) == {"items": expected}
 
 
 async def test_a_document_that_no_data_service_has_stored_is_a_record(service: Service) -> None:

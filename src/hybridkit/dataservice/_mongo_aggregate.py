@@ -1,13 +1,13 @@
 """An aggregation as stages of a pipeline, with the answers that SQL gives.
 
 Four things differ from MongoDB's own functions: a sum over nothing is null and not 0, no value doesn't count as one,
-averages are exact where the values are decimals, and so are sums of integers beyond 64 bits, where MongoDB goes on with
-floats. So the pipeline brings sums and counts, and the rest is done here.
+averages are exact where the values are decimals, and so are sums of integers beyond 64 bits, declared or inside of
+documents, where MongoDB goes on with floats. So the pipeline brings sums and counts, and the rest is done here.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import ROUND_HALF_UP, Decimal, localcontext
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 from hybridkit.aggregations import Aggregation, Function
 from hybridkit.dataservice._mongo_collection import ResourceCollection, stored_name
@@ -19,7 +19,6 @@ from hybridkit.errors import InvalidQueryError
 __all__ = ["Aggregated"]
 
 _NUMERIC: Final = ("sum", "avg")
-_NUMBERS: Final = frozenset({int, float, Decimal})
 
 
 class Aggregated:
@@ -35,7 +34,6 @@ class Aggregated:
 
     def __init__(self, collection: ResourceCollection, aggregation: Aggregation) -> None:
         self._aggregation = aggregation
-        self._fields = collection.resource.record.model_fields
         self._functions = list(aggregation.functions.items())
         for name, function in self._functions:
             if function.name in _NUMERIC and not collection.may_be_number(function.field or ""):
@@ -43,11 +41,6 @@ class Aggregated:
 
     def __repr__(self) -> str:
         return f"Aggregated({self._aggregation!r})"
-
-    def _is_whole(self, field: str) -> bool:
-        """Whether the field is declared as an integer."""
-        info = self._fields.get(field)
-        return info is not None and {int} == {info.annotation, *get_args(info.annotation)} & _NUMBERS
 
     def stages(self) -> list[StoredDocument]:
         """What the server does. Names of results stand behind letters, so that none of them means anything to it."""
@@ -74,7 +67,9 @@ class Aggregated:
                 case "count_distinct":
                     yield f"f{at}", {"$addToSet": value}
                 case "sum" | "avg":
-                    yield f"f{at}", {"$sum": _exact(value) if self._is_whole(function.field) else value}
+                    yield f"f{at}", {"$sum": {"$cond": [_is_integer(value), 0, value]}}
+                    yield f"w{at}", {"$sum": {"$cond": [_is_integer(value), _exact(value), 0]}}
+                    yield f"i{at}", {"$sum": {"$cond": [_is_integer(value), 1, 0]}}
                     yield f"n{at}", {"$sum": {"$cond": [{"$isNumber": value}, 1, 0]}}
                     yield f"x{at}", {"$sum": {"$cond": [_is_other(value), 1, 0]}}
                 case "min":
@@ -92,11 +87,10 @@ class Aggregated:
             match function.name:
                 case "count_distinct":
                     yield f"f{at}", {"$size": {"$setDifference": [result, [None]]}}
-                case "sum":
-                    yield f"f{at}", {"$cond": [{"$eq": [f"$n{at}", 0]}, None, result]}
-                case "avg":
-                    mean = {"$divide": [result, f"$n{at}"]}
-                    yield f"f{at}", {"$cond": [{"$eq": [f"$n{at}", 0]}, None, result]}
+                case "sum" | "avg":
+                    total = {"$cond": [{"$eq": [f"$i{at}", f"$n{at}"]}, f"$w{at}", _added(result, f"$w{at}")]}
+                    mean = {"$divide": [total, f"$n{at}"]}
+                    yield f"f{at}", {"$cond": [{"$eq": [f"$n{at}", 0]}, None, total]}
                     yield f"m{at}", {"$cond": [{"$eq": [f"$n{at}", 0]}, None, mean]}
                 case _:
                     pass
@@ -153,8 +147,8 @@ class Aggregated:
         if stored.get(f"x{at}"):
             raise InvalidQueryError(f"{function.field} is no number", pointer=f"/functions/{name}")
         value = from_bson(stored[f"f{at}"])
-        if function.name in _NUMERIC and isinstance(value, Decimal) and self._is_whole(function.field or ""):
-            value = int(value)
+        if function.name in _NUMERIC and value is not None and stored[f"i{at}"] == stored[f"n{at}"]:
+            value = int(value)  # of integers alone
         if function.name != "avg" or value is None:
             return value
         return _mean(value, stored[f"n{at}"]) if isinstance(value, Decimal) else value / stored[f"n{at}"]
@@ -165,9 +159,19 @@ def _present(name: str) -> Any:
     return {"$ifNull": [f"${stored_name(name)}", None]}
 
 
+def _is_integer(value: Any) -> Any:
+    return {"$in": [{"$type": value}, ["int", "long"]]}
+
+
 def _exact(value: Any) -> Any:
     """An integer as a decimal, whose sums have 34 digits."""
     return {"$convert": {"input": value, "to": "decimal", "onError": None, "onNull": None}}
+
+
+def _added(others: str, integers: str) -> Any:
+    """The sum of floats or decimals, and the decimal sum of integers: a number of their own kind."""
+    are_decimals = {"$eq": [{"$type": others}, "decimal"]}
+    return {"$add": [others, {"$cond": [are_decimals, integers, {"$toDouble": integers}]}]}
 
 
 def _is_other(value: Any) -> Any:
@@ -187,7 +191,7 @@ def _mean(total: Decimal, records: int) -> Decimal:
     groups = weight - other_weight - (first <= other_first)
     exponent = total.as_tuple().exponent
     scale = max(16 - 4 * groups, -exponent if isinstance(exponent, int) else 0, 0)
-    with localcontext(prec=100):
+    with localcontext(prec=100 + abs(total.adjusted())):
         mean = (total / records).quantize(Decimal(1).scaleb(-scale), ROUND_HALF_UP).normalize()
         return mean if int(mean.as_tuple().exponent) <= 0 else mean.quantize(Decimal(1))
 
