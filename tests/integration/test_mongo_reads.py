@@ -278,6 +278,30 @@ async def test_every_allowed_stage_runs(sales: MongoStore) -> None:
     assert sum(row["count"] for row in facets["by"]) == sum(row["count"] for row in facets["sizes"]) == 5
 
 
+async def test_a_pipeline_compares_with_the_value_that_was_given(sales: MongoStore) -> None:
+    """Also with one that BSON doesn't have: moments are not cut before they are compared."""
+    between = "2026-01-15T10:30:00.0015Z"
+    for at, record_id in enumerate("abc"):
+        moment = datetime(2026, 1, 15, 10, 30, 0, at * 1000, tzinfo=UTC)
+        await do(sales, Update(resource=SALES, id=record_id, changes={"sold_at": moment}))
+    cases: list[tuple[Any, str]] = [
+        (between, ""),
+        ({"$eq": between}, ""),
+        ({"$ne": between}, "abcde"),
+        ({"$gt": between}, "c"),
+        ({"$gte": between}, "c"),
+        ({"$lt": between}, "ab"),
+        ({"$lte": between}, "ab"),
+        ({"$not": {"$lt": between}}, "cde"),
+        ({"$in": [between, "2026-01-15T10:30:00.002Z"]}, "c"),
+        ({"$nin": [between]}, "abcde"),
+    ]
+    for wanted, ids in cases:
+        for before in ([], [{"$sort": {"id": 1}}]):
+            found = await run(sales, *before, {"$match": {"sold_at": wanted}})
+            assert sorted(row["id"] for row in found) == list(ids), wanted
+
+
 async def test_what_the_server_cannot_run_is_the_callers_mistake(sales: MongoStore) -> None:
     with pytest.raises(InvalidQueryError, match="can't run this pipeline"):
         await run(sales, {"$project": {"x": {"$divide": ["$price", 0]}}})

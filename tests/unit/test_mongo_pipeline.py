@@ -94,6 +94,11 @@ GROUP = {"$group": {"_id": "$status", "total": {"$sum": "$price"}}}
         ([{"$facet": {"a": [{"$limit": 1}] * MAX_STAGES}}], "/pipeline/0/$facet/a"),
         ([{"$match": {"sold_at": {"$gt": "soon"}}}], "/pipeline/0/$match/sold_at/$gt"),
         ([{"$addFields": {"x": {"$date": "soon"}}}], "/pipeline/0/$addFields/x"),
+        ([{"$addFields": {"x": {"$date": "2026-01-15T10:30:00.0015Z"}}}], "/pipeline/0/$addFields/x"),
+        (
+            [{"$match": {"sold_at": {"$gt": "2026-01-15", "$gte": "2026-01-15T10:30:00.0015Z"}}}],
+            "/pipeline/0/$match/sold_at/$gte",
+        ),
     ],
 )
 def test_what_is_not_on_the_list_is_refused_with_its_place(stages: list[Any], pointer: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Final, cast
 
 from pydantic import TypeAdapter, ValidationError
 
+from hybridkit.codec import in_utc, truncate_timestamp
 from hybridkit.dataservice._mongo_values import to_bson
 from hybridkit.errors import InvalidQueryError
 
@@ -151,9 +152,12 @@ def literal(value: object, at: str) -> Any:
             return value
         case {"$date": str(moment)} if _is_single(value):
             try:
-                return to_bson(_MOMENT.validate_python(moment))
+                given = in_utc(_MOMENT.validate_python(moment))
             except (ValidationError, ValueError):
                 raise refuse("no time", at) from None
+            if given != truncate_timestamp(given):
+                raise refuse("a time has at most milliseconds", at)
+            return given
         case {"$numberDecimal": str(number)} if _is_single(value):
             try:
                 return to_bson(Decimal(number))

@@ -23,6 +23,7 @@ from hybridkit.dataservice._mongo_expressions import (
     refuse,
     visible_path,
 )
+from hybridkit.dataservice._mongo_steps import floor
 from hybridkit.dataservice._mongo_values import to_bson
 
 __all__ = ["MAX_DOCUMENTS", "MAX_RESULT_BYTES", "MAX_STAGES", "checked_pipeline"]
@@ -263,25 +264,40 @@ class _Stages:
         self._checked.step(1, at)
         operators = cast("Clause", wanted) if isinstance(wanted, dict) else {}
         if not operators or set(operators) & {"$date", "$numberDecimal"}:
-            return {"$eq": self._operand(path, wanted, at)}
+            return self._compared(path, "$eq", wanted, at)
         checked: Clause = {}
         for operator, operand in operators.items():
             where = f"{at}/{operator[:50]}"
             if operator in _COMPARISONS:
-                checked[operator] = self._operand(path, operand, where)
+                found = self._compared(path, operator, operand, where)
             elif operator in ("$in", "$nin") and isinstance(operand, list) and len(operand) <= MAX_DOCUMENTS:  # pyright: ignore[reportUnknownArgumentType]
-                checked[operator] = [
-                    self._operand(path, value, where) for value in cast("list[Any]", operand)
-                ]
+                values = [floor(self._operand(path, value, where)) for value in cast("list[Any]", operand)]
+                found = {operator: [to_bson(kept) for kept, exact in values if exact]}
             elif operator == "$exists" and isinstance(operand, bool):
-                checked[operator] = operand
+                found = {operator: operand}
             elif operator == "$size":
-                checked[operator] = _whole(cast("object", operand), where, least=0, most=MAX_SKIP)
+                found = {operator: _whole(cast("object", operand), where, least=0, most=MAX_SKIP)}
             elif operator == "$not":
-                checked[operator] = self._wanted(path, operand, where)
+                found = {operator: self._wanted(path, operand, where)}
             else:
                 raise refuse("operators are $eq $ne $gt $gte $lt $lte $in $nin $exists $size $not", where)
+            if found.keys() & checked.keys():
+                raise refuse("this says the same as another operator; one of them is enough", where)
+            checked |= found
         return checked
+
+    def _compared(self, path: str, operator: str, operand: Any, at: str) -> Clause:
+        """A comparison with that value, or the same question about the next lower one that BSON has."""
+        kept, exact = floor(self._operand(path, operand, at))
+        if exact:
+            return {operator: to_bson(kept)}
+        match operator:
+            case "$eq":
+                return {"$in": []}
+            case "$ne":
+                return {"$nin": []}
+            case _:
+                return {"$gt" if operator.startswith("$gt") else "$lte": to_bson(kept)}
 
     def _operand(self, path: str, value: Any, at: str) -> Any:
         """A value to compare with: of the field's type, where the field is still the record's own."""
@@ -289,11 +305,8 @@ class _Stages:
         if checked is None or self._computed or path not in self._declared or "." in path:
             return checked
         field = self._collection.resource.field(path, pointer=at)
-        return to_bson(
-            field.compare(
-                "eq", value if isinstance(value, str | int | float | bool) else checked, pointer=at
-            ).value
-        )
+        given = value if isinstance(value, str | int | float | bool) else checked
+        return field.compare("eq", given, pointer=at).value
 
     _CHECKS: Final[Mapping[str, Callable[..., Any]]] = {
         "$match": _match,

@@ -14,7 +14,7 @@ from typing import Any, Final
 from hybridkit.codec import truncate_timestamp
 from hybridkit.filters import And, Compare, Filter, Operator, Or
 
-__all__ = ["storable"]
+__all__ = ["floor", "storable"]
 
 _BETWEEN: Final[Mapping[Operator, Operator]] = {"gt": "gt", "gte": "gt", "lt": "lte", "lte": "lte"}
 _DECIMAL128: Final = Context(prec=34, rounding=ROUND_FLOOR, Emin=-6143, Emax=6144, clamp=1, traps=[])
@@ -25,7 +25,7 @@ def storable(compare: Compare) -> Filter:
     field, operator = compare.field, compare.operator
     match operator:
         case "eq" | "neq" | "gt" | "gte" | "lt" | "lte":
-            kept, exact = _floor(compare.value)
+            kept, exact = floor(compare.value)
             if exact:
                 return compare if kept is compare.value else Compare(field, operator, kept)
             # Parts that exclude each other, or that hold together for each value, but never for none.
@@ -34,7 +34,7 @@ def storable(compare: Compare) -> Filter:
                 return And((below, above))
             return Or((below, above)) if operator == "neq" else Compare(field, _BETWEEN[operator], kept)
         case "in" if compare.value:
-            found = tuple(kept for kept, exact in map(_floor, compare.value) if exact)
+            found = tuple(kept for kept, exact in map(floor, compare.value) if exact)
             if not found:
                 return storable(Compare(field, "eq", compare.value[0]))
             is_same = len(found) == len(compare.value) and all(map(is_, found, compare.value))
@@ -43,7 +43,7 @@ def storable(compare: Compare) -> Filter:
             return compare
 
 
-def _floor(value: Any) -> tuple[Any, bool]:
+def floor(value: Any) -> tuple[Any, bool]:
     """The greatest value of BSON's that isn't greater, and whether it is the same."""
     match value:
         case Enum() | bool():
