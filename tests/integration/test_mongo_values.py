@@ -23,6 +23,7 @@ class NewBox(BaseModel):
     id: str
     name: str = ""
     code: str | None = None
+    owner__id: str | None = None
     score: float | None = None
     count: int = 0
     tags: list[str] = []
@@ -39,10 +40,16 @@ BOXES = Resource(
     record=Box,
     create=NewBox,
     update=NewBox,
-    filterable=("name", "count", "doc.size"),
+    filterable=("name", "count", "anything", "doc", "doc.size"),
     sortable=("name", "score", "tags", "anything", "doc.size", "doc.parts.size", "created_at", "version"),
 )
-COLLECTION = DocumentCollection(indexes=(DocumentIndex("code", unique=True), DocumentIndex("name")))
+COLLECTION = DocumentCollection(
+    indexes=(
+        DocumentIndex("code", unique=True),
+        DocumentIndex("name"),
+        DocumentIndex("owner__id", "-doc.größe", unique=True),
+    )
+)
 
 FOREIGN: Mapping[str, tuple[Any, Any]] = {
     "id": (ObjectId("65a4f1e2c3b4a5968778695a"), {"$oid": "65a4f1e2c3b4a5968778695a"}),
@@ -189,6 +196,38 @@ async def test_a_value_that_is_too_long_for_an_index_is_the_callers(service: Ser
     assert stored <= {text, "code", "name"}
 
 
+async def test_a_value_that_is_taken_is_named_whatever_its_fields_are_called(service: Service) -> None:
+    """FerretDB tells the name of the index, which is made of theirs."""
+    values: dict[str, Any] = {"owner__id": "x", "doc": {"größe": 1}}
+    await service.create("a", **values)
+    answer = await service.send("POST", "/v1/boxes", {"id": "b", **values})
+    assert (answer.status_code, answer.json()["code"]) == (409, "UNIQUE_VIOLATION")
+    assert answer.json()["fields"] == ["owner__id", "doc.größe"]
+    taken = await service.send("POST", "/v1/boxes", {"id": "a"})
+    assert (taken.status_code, taken.json()["fields"]) == (409, ["id"])
+
+
+async def test_a_document_is_compared_as_one_value_whatever_its_members_are_called(service: Service) -> None:
+    docs: dict[str, Any] = {"a": {"$gt": 1, "b": 2}, "b": {"x": 1}, "c": {"$ref": "a", "$id": 1}, "d": None}
+    for record_id, doc in docs.items():
+        await service.create(record_id, doc=doc, anything=doc)
+    cases: list[tuple[Any, list[str]]] = [
+        ({"eq": docs["a"]}, ["a"]),
+        ({"neq": docs["a"]}, ["b", "c"]),
+        ({"in": [docs["a"], docs["c"]]}, ["a", "c"]),
+        ({"not eq": docs["c"]}, ["a", "b"]),
+        ({"not neq": docs["c"]}, ["c"]),
+        ({"not in": [docs["a"], docs["b"]]}, ["c"]),
+    ]
+    for field, (condition, ids) in itertools.product(("doc", "anything"), cases):
+        ((operator, value),) = condition.items()
+        where: Any = {operator.removeprefix("not "): [field, value]}
+        where = {"not": where} if operator.startswith("not ") else where
+        answer = await service.send("POST", "/v1/boxes:query", {"where": where, "order": [["id", "asc"]]})
+        assert answer.status_code == 200, (where, answer.text)
+        assert [item["id"] for item in answer.json()["items"]] == ids, where
+
+
 # ── stored by others ─────────────────────────────────────────────────────────────────────────────
 
 
@@ -264,6 +303,14 @@ async def test_a_document_that_no_data_service_has_stored_is_a_record(service: S
     assert (changed.json()["version"], changed.json()["doc"]) == (2, {"size": 1, "more": 2})
     assert (await service.send("DELETE", "/v1/boxes/a")).status_code == 204
     assert [item["id"] for item in await service.items()] == ["other"]
+
+
+@pytest.mark.parametrize("version", [{"$gt": 0}, Regex("a"), "x", None, [1], Decimal128("2")], ids=str)
+async def test_a_record_can_be_changed_whatever_its_version_is(service: Service, version: Any) -> None:
+    await service.create("a")
+    service.store("a", {"$set": {"version": version}})
+    changed = await service.send("PATCH", "/v1/boxes/a", {"id": "a", "name": "b"})
+    assert (changed.status_code, changed.json().get("version")) == (200, 2), changed.text
 
 
 # ── order ────────────────────────────────────────────────────────────────────────────────────────

@@ -1,7 +1,7 @@
 """From PyMongo's errors to the error tree. The server's own words quote values, so none of them goes on."""
 
 import re
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, cast
 
@@ -71,7 +71,7 @@ _PROGRAM_LIMIT: Final = 261
 _NOT_THE_CALLERS: Final = frozenset({8, 13, 18})
 """UnknownError, Unauthorized, AuthenticationFailed."""
 _DUPLICATE: Final = 11000
-_INDEX_NAME: Final = re.compile(r"[Ii]ndex:? '?(?P<name>[A-Za-z0-9_.-]+)")
+_INDEX_NAME: Final = re.compile(r"[Ii]ndex:? (?:'(?P<quoted>[^']+)'|(?P<name>\S+))")
 
 
 def read_error(error: Exception) -> HybridkitError | None:
@@ -166,7 +166,8 @@ def telling(operation: Operation) -> Generator[None]:
     except OperationFailure as error:
         if not is_duplicate(error):
             raise
-        raise taken(operation, _fields(error)) from error
+        known = operation.resource.record.model_fields
+        raise taken(operation, _fields(error, known)) from error
 
 
 def pipeline_error(error: Exception) -> HybridkitError | None:
@@ -197,8 +198,8 @@ def _first_of(error: BulkWriteError) -> OperationFailure:
     return WriteConcernError("not durable", error.code, error.details)
 
 
-def _fields(error: OperationFailure) -> tuple[str, ...]:
-    """The fields of the violated index, where the server names them."""
+def _fields(error: OperationFailure, known: Collection[str] = ()) -> tuple[str, ...]:
+    """The fields of the violated index, where the server names them; names of fields may have `__` in them."""
     details: dict[str, Any] = dict(error.details or {})
     if isinstance(details.get("keyPattern"), Mapping):
         pattern: Mapping[str, Any] = details["keyPattern"]
@@ -206,5 +207,11 @@ def _fields(error: OperationFailure) -> tuple[str, ...]:
     named = _INDEX_NAME.search(str(details.get("errmsg", "")))
     if named is None:
         return ()
-    name = re.sub(r"^_id_$", "id", named["name"])
-    return tuple(part.removeprefix("-") for part in name.split("__"))
+    name = re.sub(r"^_id_$", "id", named["quoted"] or named["name"])
+    found, part = list[str](), ""
+    for piece in name.split("__"):
+        part = f"{part}__{piece}" if part else piece.removeprefix("-")
+        if not known or part.partition(".")[0] in known:
+            found.append(part)
+            part = ""
+    return tuple(found)

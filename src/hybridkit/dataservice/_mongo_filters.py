@@ -5,6 +5,7 @@ such records out. MongoDB's own operators would let them in, so negations are pu
 """
 
 import re
+from collections.abc import Sequence
 from typing import Any, Final, assert_never
 
 from hybridkit.dataservice._mongo_collection import stored_name
@@ -45,11 +46,11 @@ def _compared(compare: Compare) -> Clause:
         case "eq":
             return {name: {"$eq": value}}
         case "neq":
-            return {name: {"$nin": [value, None]}}
+            return _none_of(name, [value])
         case "gt" | "gte" | "lt" | "lte" as operator:
             return {name: {_ORDERED[operator]: value}}
         case "in":
-            return {name: {"$in": value}}
+            return _one_of(name, value)
         case "like" | "ilike":
             return {name: _pattern(compare)}
         case "is":
@@ -62,19 +63,33 @@ def _refuted(compare: Compare) -> Clause:
     name, value = stored_name(compare.field), to_bson(compare.value)
     match compare.operator:
         case "eq":
-            return {name: {"$nin": [value, None]}}
+            return _none_of(name, [value])
         case "neq":
             return {name: {"$eq": value}}
         case "gt" | "gte" | "lt" | "lte" as operator:
             return {name: {_INVERSE[operator]: value}}
         case "in":
-            return {name: {"$nin": [*value, None]}} if value else {}
+            return _none_of(name, value) if value else {}
         case "like" | "ilike":
             return {name: {"$not": _pattern(compare), "$ne": None}}
         case "is":
             return {name: {"$ne": value}}
         case _:
             assert_never(compare.operator)
+
+
+def _one_of(name: str, values: Sequence[Any]) -> Clause:
+    """One of these. Objects stand apart: in a list MongoDB takes one with a `$` for an operator, and refuses it."""
+    scalars = [value for value in values if not isinstance(value, dict)]
+    objects: list[Clause] = [{name: {"$eq": value}} for value in values if isinstance(value, dict)]
+    return {"$or": [{name: {"$in": scalars}}, *objects]} if objects else {name: {"$in": scalars}}
+
+
+def _none_of(name: str, values: Sequence[Any]) -> Clause:
+    """A value, and none of these."""
+    if any(isinstance(value, dict) for value in values):
+        return {"$nor": [_one_of(name, [*values, None])]}
+    return {name: {"$nin": [*values, None]}}
 
 
 def _pattern(compare: Compare) -> Clause:

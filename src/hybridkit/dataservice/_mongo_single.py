@@ -166,8 +166,8 @@ def unchanged(stored: StoredDocument) -> StoredDocument:
     """Matches the document as it was read."""
     return {
         "_id": stored["_id"],
-        "version": stored.get("version"),
-        f"{HIDDEN}.incarnation": bookkeeping(stored).get("incarnation"),
+        "version": {"$eq": stored.get("version")},
+        f"{HIDDEN}.incarnation": {"$eq": bookkeeping(stored).get("incarnation")},
     }
 
 
