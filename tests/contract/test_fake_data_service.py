@@ -1,5 +1,6 @@
 """The fake data service: what a client makes of its faults, inside the process and over each transport."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from uuid import UUID
@@ -183,6 +184,49 @@ async def test_on_a_port_it_is_ready(fake: FakeDataService) -> None:
         assert await client.probe() is None
     async with fake.postgres_client(service="api_service") as client:
         assert await client.probe() is None
+
+
+async def asked_by_bytes(fake: FakeDataService, *pieces: bytes) -> AsyncGenerator[bytes]:
+    """The first line of what each piece is answered with, on one connection."""
+    async with fake.serve() as url:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+        for piece in pieces:
+            writer.write(piece)
+            async with asyncio.timeout(10):
+                yield await reader.readline()
+                await reader.readuntil(b"\r\n")
+        writer.close()
+
+
+HEAD = b"POST /v1/users HTTP/1.1\r\nHost: data\r\nidempotency-key: k\r\n"
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"garbage\r\n\r\n", b"400"),
+        (b"GET /health HTTP/1.1\r\nno colon\r\n\r\n", b"400"),
+        (HEAD + b"content-length: -1\r\n\r\n", b"400"),
+        (HEAD + b"content-length: %b\r\n\r\n" % (b"9" * 5000), b"400"),
+        (HEAD + b"transfer-encoding: chunked\r\n\r\nno size\r\n", b"400"),
+        (HEAD + b"x-a: %b\r\n\r\n" % (b"b" * 70_000), b"431"),
+    ],
+    ids=["no request", "no field", "negative length", "endless length", "no chunk", "large head"],
+)
+async def test_on_a_port_it_refuses_what_is_no_http(
+    fake: FakeDataService, request_: bytes, status: bytes
+) -> None:
+    """As a data service does, instead of closing without a word."""
+    lines = [line async for line in asked_by_bytes(fake, request_)]
+    assert [line.split()[1] for line in lines] == [status]
+
+
+async def test_on_a_port_it_tells_a_client_to_go_on(fake: FakeDataService) -> None:
+    """Large bodies are sent after an answer only; trailers behind them are no next request."""
+    head = HEAD + b"expect: 100-continue\r\ntransfer-encoding: chunked\r\n\r\n"
+    body = b'1a\r\n{"email":"a@example.com"}\n\r\n0\r\nx-checksum: 1\r\n\r\n'
+    lines = [line async for line in asked_by_bytes(fake, head, body)]
+    assert [line.split()[1] for line in lines] == [b"100", b"201"]
 
 
 class NewOrder(BaseModel):

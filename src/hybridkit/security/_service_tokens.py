@@ -189,6 +189,8 @@ class ServiceTokenVerifier:
                 f"it is from {service}, and begins in {max(issued, begins) - now:.0f} s;"
                 " compare the clocks of both machines"
             )
+        if expires <= max(issued, begins):
+            raise _RefusedError(f"it is from {service}, and ends before it begins")
         if expires - issued > MAX_LIFETIME_SECONDS:
             raise _RefusedError(
                 f"it is from {service}, and lives for {expires - issued:.0f} s;"

@@ -10,6 +10,8 @@ from http import HTTPStatus
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote
 
+from hybridkit.clients._transport import headers_of
+from hybridkit.errors import HeadTooLargeError, RejectedError
 from hybridkit.testing._data_faults import Reply
 
 __all__ = ["App", "Asked", "call", "read_request", "send_reply"]
@@ -85,28 +87,38 @@ async def call(app: App, asked: Asked) -> Reply:
     }
     collector = _Collector(asked.body)
     await app(scope, collector.receive, collector.send)
-    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in collector.headers}
-    return Reply(collector.status, headers, collector.answer)
+    return Reply(collector.status, headers_of(collector.headers), collector.answer)
 
 
-async def read_request(reader: asyncio.StreamReader) -> Asked | None:
+async def read_request(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Asked | None:
     """The next request of a connection; None where it has ended.
 
     https://www.rfc-editor.org/rfc/rfc9112
+
+    Raises:
+        HeadTooLargeError: its head has more than 64 KiB.
+        RejectedError: it is no HTTP.
     """
     try:
         head = await reader.readuntil(b"\r\n\r\n")
     except asyncio.IncompleteReadError:
         return None
-    line, *lines = head.removesuffix(b"\r\n\r\n").split(b"\r\n")
-    method, target, _ = line.decode("latin-1").split(" ")
-    pairs = (header.split(b":", 1) for header in lines)
-    headers = [(name.strip().lower(), value.strip()) for name, value in pairs]
-    named = dict(headers)
-    if named.get(b"transfer-encoding", b"").lower() == b"chunked":
-        body = await _read_chunks(reader)
-    else:
-        body = await reader.readexactly(int(named.get(b"content-length", b"0")))
+    except asyncio.LimitOverrunError:
+        raise HeadTooLargeError(f"the head of the request has more than {MAX_HEAD_BYTES} bytes") from None
+    try:
+        line, *lines = head.removesuffix(b"\r\n\r\n").lstrip(b"\r\n").split(b"\r\n")
+        method, target, _ = line.decode("latin-1").split(" ")
+        pairs = (header.split(b":", 1) for header in lines)
+        headers = [(name.strip().lower(), value.strip()) for name, value in pairs]
+        named = dict(headers)
+        if named.get(b"expect", b"").lower() == b"100-continue":
+            writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if named.get(b"transfer-encoding", b"").lower() == b"chunked":
+            body = await _read_chunks(reader)
+        else:
+            body = await reader.readexactly(int(named.get(b"content-length", b"0")))
+    except ValueError:
+        raise RejectedError("the request is no HTTP") from None
     return Asked(method, target, headers, body)
 
 
@@ -115,7 +127,8 @@ async def _read_chunks(reader: asyncio.StreamReader) -> bytes:
     while size_bytes := int((await reader.readline()).partition(b";")[0], 16):
         body += await reader.readexactly(size_bytes)
         await reader.readline()
-    await reader.readline()
+    while (await reader.readline()).strip():
+        pass  # trailers mean nothing here
     return bytes(body)
 
 

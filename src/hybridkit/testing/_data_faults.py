@@ -9,7 +9,7 @@ from hybridkit.codec import encode_json
 from hybridkit.contract import PROBLEM_MEDIA_TYPE, Problem
 from hybridkit.errors import HybridkitError, UnavailableError
 
-__all__ = ["DataFaults", "Garbage", "Reply"]
+__all__ = ["DataFaults", "Garbage", "Reply", "reply_of"]
 
 type Garbage = Literal["html", "cut_json", "wrong_schema"]
 
@@ -33,6 +33,14 @@ class Reply:
     body: bytes
     drip_seconds: float = 0.0
     is_lost: bool = False
+
+
+def reply_of(problem: Problem) -> Reply:
+    """That problem as an answer."""
+    headers = {"content-type": PROBLEM_MEDIA_TYPE}
+    if problem.retry_after_seconds is not None:
+        headers["retry-after"] = f"{problem.retry_after_seconds:.0f}"
+    return Reply(problem.status, headers, problem.model_dump_json(exclude_none=True).encode())
 
 
 @dataclass(slots=True, kw_only=True)
@@ -75,12 +83,7 @@ class Treatment:
     def refusal(self) -> Reply | None:
         """What is answered instead of doing anything."""
         problem = next((fault.problem for fault in self._faults if fault.problem), None)
-        if problem is None:
-            return None
-        headers = {"content-type": PROBLEM_MEDIA_TYPE}
-        if problem.retry_after_seconds is not None:
-            headers["retry-after"] = f"{problem.retry_after_seconds:.0f}"
-        return Reply(problem.status, headers, problem.model_dump_json(exclude_none=True).encode())
+        return None if problem is None else reply_of(problem)
 
     def spoilt(self, reply: Reply) -> Reply:
         """The answer as it arrives."""

@@ -15,17 +15,17 @@ from urllib.parse import urlsplit
 from hybridkit.adapters.fastapi import create_app
 from hybridkit.clients import ClientPolicy, MongoDataClient, PostgresDataClient, Request, Response
 from hybridkit.clients._transport import StreamedResponse, read_body
-from hybridkit.contract import Emission
+from hybridkit.contract import Emission, Problem
 from hybridkit.dataservice._bodies import Bodies
 from hybridkit.dataservice._callers import Callers
 from hybridkit.dataservice._calls import AnyCall, CallHandler
 from hybridkit.dataservice._operations import AnyResource
 from hybridkit.dataservice._routes import add_routes
-from hybridkit.errors import OutcomeUnknownError
+from hybridkit.errors import OutcomeUnknownError, RejectedError
 from hybridkit.lifespan import ServiceResources
 from hybridkit.settings import ServiceSettings
 from hybridkit.testing._asgi_calls import MAX_HEAD_BYTES, App, Asked, call, read_request, send_reply
-from hybridkit.testing._data_faults import DataFaults, Reply
+from hybridkit.testing._data_faults import DataFaults, Reply, reply_of
 from hybridkit.testing._memory_changes import Unique, UniqueWhere
 from hybridkit.testing._memory_store import MemoryStore
 
@@ -33,6 +33,7 @@ __all__ = ["FakeDataService", "UniqueWhere"]
 
 BASE_URL: Final = "http://data.test"
 _LOOPBACK: Final = "127.0.0.1"
+_UNREADABLE: Final = Asked("GET", "", (), b"")
 
 
 class FakeDataService:
@@ -135,12 +136,15 @@ class FakeDataService:
         reused = False
         with suppress(ConnectionError, asyncio.IncompleteReadError):
             try:
-                while (asked := await read_request(reader)) is not None:
+                while (asked := await read_request(reader, writer)) is not None:
                     reply = await self.answer(asked, reused=reused)
                     if reply is None or reply.is_lost:
                         return
                     await send_reply(writer, reply, to=asked)
                     reused = True
+            except RejectedError as refusal:
+                problem = Problem.from_error(refusal, instance="", request_id="fake")
+                await send_reply(writer, reply_of(problem), to=_UNREADABLE)
             finally:
                 writer.close()
 
