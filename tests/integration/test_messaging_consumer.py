@@ -25,6 +25,13 @@ from hybridkit.idempotency import IdempotencyGuard
 from hybridkit.messaging import BrokerConnection, RobustConsumer, RobustPublisher
 from hybridkit.messaging import _inbox as inbox_module
 from hybridkit.messaging import _subscription as subscription_module
+from hybridkit.messaging._topology import (
+    DEAD_LETTER_EXCHANGE,
+    DELAY_DELIVER_EXCHANGE,
+    EVENT_EXCHANGE,
+    declare,
+    shared_topology,
+)
 from hybridkit.retry import Retry
 from hybridkit.testing import FaultProxy
 
@@ -560,6 +567,39 @@ async def test_a_consumer_that_the_broker_forgot_subscribes_again(
         await until(lambda: consumer.is_ready)
         await publisher.publish(Consumed(number=1))
         assert await ledger.reaches(1) == [1]
+
+
+async def test_what_was_deleted_around_a_consumer_is_there_again(
+    publisher: RobustPublisher,
+    connection: BrokerConnection,
+    ledger: Ledger,
+    rabbitmq_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Publishers make an exchange again, without its bindings; the queue of the dead letters nobody makes but us."""
+    monkeypatch.setattr(subscription_module, "BINDINGS_PER_PROBE", 1)
+    consumer = RobustConsumer("tests.consumer")
+
+    @consumer.on(Consumed, retry=Retry.exponential(first_seconds=1, cap_seconds=1, attempts=2))
+    async def fail(event: Consumed) -> None:
+        await ledger.add(event.number)
+        raise ValueError("again, and then never")
+
+    async with consumer.running(connection, publisher=publisher):
+        link = await connection.link()
+        channel = await link.channel(confirms=False)
+        for exchange in (EVENT_EXCHANGE, DELAY_DELIVER_EXCHANGE, DEAD_LETTER_EXCHANGE):
+            await channel.exchange_delete(exchange)
+        await channel.queue_delete("tests.consumer.dlq")
+        await declare(shared_topology(), channel)
+        run = consumer._run
+        assert run
+        lane = await run._channel.lane()
+        for _ in run._own.bindings:
+            await run._probe(lane)
+        await publisher.publish(Consumed(number=1))
+        assert await ledger.reaches(2) == [1, 1]
+        assert (await read(rabbitmq_url, "tests.consumer.dlq")).headers["hk_reason"] == "exhausted"
 
 
 async def test_a_consumer_that_the_broker_forgot_beside_others_subscribes_again(

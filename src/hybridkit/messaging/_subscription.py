@@ -20,7 +20,7 @@ from hybridkit.messaging._parking import ParkedKeys
 from hybridkit.messaging._pause import Gate, Paused
 from hybridkit.messaging._processor import Processor
 from hybridkit.messaging._stalls import GRACE_SECONDS
-from hybridkit.messaging._topology import consumer_topology, declare, shared_topology
+from hybridkit.messaging._topology import Topology, consumer_topology, declare, shared_topology
 from hybridkit.observability import get_logger, metrics
 
 __all__ = ["PREFETCH_PER_HANDLER", "Subscription"]
@@ -29,6 +29,7 @@ PREFETCH_PER_HANDLER: Final = 3
 PREFETCH_PER_HANDLER_IN_ORDER: Final = 30
 """More, as those behind a message that waits for its next attempt take no other key's place."""
 PROBE_SECONDS: Final = 15.0
+BINDINGS_PER_PROBE: Final = 100
 SECONDS_PER_BINDING: Final = 0.05
 """Each type has one, and RabbitMQ takes 4 ms for it, or 15 when busy, also where it is there already."""
 CANCEL_SECONDS: Final = 2.0
@@ -65,9 +66,11 @@ class Subscription:
         parked: ParkedKeys | None = None,
     ) -> None:
         self._name = name
-        self._topology = shared_topology() + consumer_topology(
+        self._own = consumer_topology(
             name, handlers.event_types(), ordered=lines is not None, parks=parked is not None
         )
+        self._topology = shared_topology() + self._own
+        self._restored = 0  # bindings, since the first one
         self._processor = processor
         self._concurrency = concurrency
         self._gate = gate
@@ -237,6 +240,18 @@ class Subscription:
         if self._is_starving(queue.message_count or 0):
             await self._unsubscribe(lane)
             raise NotConnectedError("messages wait in the queue, and none is delivered here")
+        await self._restore(lane)
+
+    async def _restore(self, lane: Lane) -> None:
+        """Declare the queues and bindings around its queue again, of the bindings some at a time.
+
+        Who deletes an exchange deletes its bindings, and a publisher makes it again without them: nothing would come
+        any more, and nobody tells a consumer. Where the exchange isn't there, the channel ends, and the next one makes
+        it.
+        """
+        following = self._own.bindings[self._restored : self._restored + BINDINGS_PER_PROBE]
+        self._restored = (self._restored + len(following)) % len(self._own.bindings)
+        await declare(Topology(queues=self._own.queues[1:], bindings=following), lane.channel)
 
     def _is_starving(self, waiting: int) -> bool:
         """Whether two probes in a row have seen messages wait for us, and nothing has come in between."""
