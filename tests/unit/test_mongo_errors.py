@@ -6,6 +6,7 @@ from pymongo.errors import (
     AutoReconnect,
     BulkWriteError,
     ConnectionFailure,
+    CursorNotFound,
     DocumentTooLarge,
     DuplicateKeyError,
     ExecutionTimeout,
@@ -20,7 +21,7 @@ from pymongo.errors import (
     WTimeoutError,
 )
 
-from hybridkit.dataservice._mongo_errors import read_error, write_error
+from hybridkit.dataservice._mongo_errors import pipeline_error, read_error, write_error
 from hybridkit.errors import (
     ConflictError,
     DeadlineExceededError,
@@ -61,6 +62,11 @@ def bulk(**details: list[dict[str, object]]) -> BulkWriteError:
         (bulk(writeErrors=[{"code": 121, "errmsg": "CANARY"}]), InvalidQueryError, InvalidRequestError),
         (OperationFailure("CANARY", 24), ConflictError, ConflictError),
         (OperationFailure("CANARY", 112), ConflictError, ConflictError),
+        *(
+            (OperationFailure("CANARY", code), UnavailableError, OutcomeUnknownError)
+            for code in (225, 237, 246, 262, 290, 11601)
+        ),
+        (CursorNotFound("CANARY", 43), UnavailableError, OutcomeUnknownError),
         (ExecutionTimeout("CANARY", 50), DeadlineExceededError, DeadlineExceededError),
         (OperationFailure("CANARY", 2), InvalidQueryError, InvalidRequestError),
         (WriteError("index row size 3032 exceeds CANARY", 261), None, InvalidRequestError),
@@ -86,6 +92,11 @@ def test_a_failure_says_what_the_caller_can_do(
     for expected, found in ((on_read, read_error(error)), (on_write, write_error(error))):
         assert (None if found is None else type(found)) is expected
         assert "CANARY" not in str(found)
+
+
+def test_an_interrupted_pipeline_is_not_the_callers_mistake() -> None:
+    assert isinstance(pipeline_error(CursorNotFound("CANARY", 43)), UnavailableError)
+    assert isinstance(pipeline_error(OperationFailure("CANARY", 16020)), InvalidQueryError)
 
 
 @pytest.mark.parametrize(

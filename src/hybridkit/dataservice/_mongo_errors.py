@@ -66,6 +66,9 @@ _BROKEN_BEHIND: Final = frozenset({6, 7, 89, 202, 317, 9001})
 SocketException: a router has lost the server behind it."""
 _NO_SERVER: Final = frozenset({133, 134, 14031})
 """FailedToSatisfyReadPreference, ReadConcernMajorityNotAvailableYet, OutOfDiskSpace."""
+_INTERRUPTED: Final = frozenset({43, 225, 237, 246, 262, 290, 11601})
+"""CursorNotFound, TransactionTooOld, CursorKilled, SnapshotUnavailable, ExceededTimeLimit,
+TransactionExceededLifetimeLimitSeconds, Interrupted: a server has given up what it had begun."""
 _KEY_TOO_LONG: Final = 17280
 _PROGRAM_LIMIT: Final = 261
 _NOT_THE_CALLERS: Final = frozenset({8, 13, 18})
@@ -105,7 +108,7 @@ def read_error(error: Exception) -> HybridkitError | None:
 
 
 def _refused(code: int | None) -> HybridkitError | None:
-    if code in _BROKEN_BEHIND | _NO_SERVER:
+    if code in _BROKEN_BEHIND | _NO_SERVER | _INTERRUPTED:
         return UnavailableError("the database does not answer", retry_after_seconds=_RETRY_AFTER_SECONDS)
     if code in CONFLICTS:
         return ConflictError("other transactions won", retry_after_seconds=0.1)
@@ -153,7 +156,7 @@ def _is_broken(error: Exception) -> bool:
             code: object = cast("Any", details).get("code") if isinstance(details, Mapping) else None
             return code not in _NOT_THE_PRIMARY
         case OperationFailure():
-            return error.code in _BROKEN_BEHIND
+            return error.code in _BROKEN_BEHIND | _INTERRUPTED
         case _:
             return isinstance(error, AutoReconnect)
 
