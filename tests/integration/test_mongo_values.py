@@ -313,6 +313,21 @@ async def test_a_record_can_be_changed_whatever_its_version_is(service: Service,
     assert (changed.status_code, changed.json().get("version")) == (200, 2), changed.text
 
 
+@pytest.mark.parametrize(
+    "hidden", [{"incarnation": 2.0**61}, {"incarnation": "x"}, {"keys": None}, {"events": None}, 1], ids=str
+)
+async def test_a_record_is_read_and_changed_whatever_became_of_its_bookkeeping(
+    service: Service, hidden: Any
+) -> None:
+    """A shell that stores a document again makes floats of large integers; that hides no record."""
+    await service.create("a")
+    service.store("a", {"$set": {"_hk": hidden}})
+    [read] = await service.items()
+    changed = await service.send("PATCH", "/v1/boxes/a", {"id": "a", "name": "b"})
+    assert (changed.status_code, changed.json()["version"]) == (200, read["version"] + 1), changed.text
+    assert (await service.http.get("/v1/boxes/a")).content == changed.content
+
+
 # ── order ────────────────────────────────────────────────────────────────────────────────────────
 
 OF_ALL_KINDS: tuple[Any, ...] = (

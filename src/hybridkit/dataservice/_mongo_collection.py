@@ -29,6 +29,9 @@ HIDDEN: Final = "_hk"
 """The member of a stored document that readers never see: incarnation, idempotency keys, events, tombstone."""
 
 
+_KEPT: Final[Mapping[str, type]] = {"incarnation": int, "keys": list, "events": list}
+
+
 @dataclass(frozen=True, slots=True)
 class DocumentIndex:
     """An index over fields of the record, in that order: `DocumentIndex("owner_id", "-created_at")`.
@@ -176,9 +179,13 @@ def stored_name(field: str) -> str:
 
 
 def bookkeeping(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """The hidden member; empty in a document that was stored by something else than a data service."""
+    """The hidden member; empty in a document that was stored by something else than a data service.
+
+    Without what something else has made of its parts: a shell that stores a document again may make floats of integers.
+    """
     found = stored.get(HIDDEN)
-    return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+    members = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+    return {name: value for name, value in members.items() if isinstance(value, _KEPT.get(name, object))}
 
 
 def version_of(stored: Mapping[str, Any]) -> int:

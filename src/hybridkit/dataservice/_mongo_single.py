@@ -12,7 +12,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Final, cast
 
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
@@ -163,11 +163,13 @@ def replayed(known: Recorded, collection: ResourceCollection, stored: StoredDocu
 
 
 def unchanged(stored: StoredDocument) -> StoredDocument:
-    """Matches the document as it was read."""
+    """Matches the document as it was read, also where something else has stored it."""
+    hidden = stored.get(HIDDEN)
+    incarnation = cast("StoredDocument", hidden).get("incarnation") if isinstance(hidden, dict) else None
     return {
         "_id": stored["_id"],
         "version": {"$eq": stored.get("version")},
-        f"{HIDDEN}.incarnation": {"$eq": bookkeeping(stored).get("incarnation")},
+        f"{HIDDEN}.incarnation": {"$eq": incarnation},
     }
 
 
