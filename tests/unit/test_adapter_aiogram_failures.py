@@ -265,6 +265,15 @@ async def test_what_others_put_on_the_shelf_hides_nothing(
     assert texts(world.telegram) == ["kept"]
 
 
+async def died_on(world: World, update_id: int) -> int:
+    """Leave the claim behind that two processes have had when they died; the update's number."""
+    claim = f"hk:claim:{claim_key('telegram', str(world.telegram.bot_id), update_id)}"
+    left: dict[Any, Any] = {"state": "P", "token": "dead", "lease_end": 0, "fence": 2, "takeovers": 1}
+    async with FakeAsyncRedis(server=world.redis) as redis:
+        await redis.hset(claim, mapping=left)  # pyright: ignore[reportUnknownMemberType]
+    return update_id
+
+
 async def test_what_processes_have_died_on_runs_alone(world: World) -> None:
     """Nobody can tell which of two updates it was: so the next death takes one of them along, and not both."""
     dispatcher, running, seen, last = Dispatcher(), set[str](), list[set[str]](), 0
@@ -276,15 +285,25 @@ async def test_what_processes_have_died_on_runs_alone(world: World) -> None:
         await asyncio.sleep(0)
         running.discard(message.text or "")
 
-    async with FakeAsyncRedis(server=world.redis) as redis:
-        for text, from_user in {"one": ADA, "two": BEA}.items():
-            last = update_id = world.telegram.push_text(text, from_user=from_user)
-            claim = f"hk:claim:{claim_key('telegram', str(world.telegram.bot_id), update_id)}"
-            left: dict[Any, Any] = {"state": "P", "token": "dead", "lease_end": 0, "fence": 2, "takeovers": 1}
-            await redis.hset(claim, mapping=left)  # pyright: ignore[reportUnknownMemberType]
+    for text, from_user in {"one": ADA, "two": BEA}.items():
+        last = await died_on(world, world.telegram.push_text(text, from_user=from_user))
     async with world.polling(dispatcher):
         await world.telegram.wait_until_confirmed(last)
     assert sorted(map(sorted, seen)) == [["one"], ["two"]]
+
+
+async def test_what_runs_alone_and_does_not_end_starves_nobody(
+    world: World, dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_telegram_handling, "ALONE_SECONDS", 0.05)
+    for number in range(3):
+        await died_on(world, world.telegram.push_text("wait", from_user=TelegramUser(id=10 + number)))
+    async with world.polling(dispatcher):
+        world.telegram.push_text("hello", from_user=ADA)
+        await world.telegram.wait_for_messages(1)
+        assert texts(world.telegram) == ["hello"]
+        dispatcher["release"].set()
+        await world.telegram.wait_for_messages(4)
 
 
 async def test_updates_of_a_chat_are_handled_in_their_order(world: World, dispatcher: Dispatcher) -> None:

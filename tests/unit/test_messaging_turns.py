@@ -94,3 +94,15 @@ async def test_a_loop_has_one_of_them() -> None:
 
 async def _here() -> Turns:
     return Turns.here()
+
+
+async def test_others_wait_for_no_longer_than_they_have_to() -> None:
+    """Who is alone and doesn't end runs on, beside them; the next one can be alone again."""
+    turns = Turns()
+    async with turns.alone(seconds=60, most_seconds=0.01) as is_alone:
+        assert is_alone
+        await asyncio.wait_for(turns.begin(), 30)
+        turns.end()
+        async with turns.alone(seconds=60, most_seconds=60) as is_next:
+            assert is_next
+    assert turns.is_open

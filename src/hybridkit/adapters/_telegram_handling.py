@@ -36,8 +36,8 @@ CANCELLED_SECONDS: Final = 5.0
 
 MOST_TAKEOVERS_BESIDE: Final = 1
 """What was taken over more often runs alone, as in a consumer: a process that dies on it takes no others along."""
-ALONE_SECONDS: Final = 30.0
-"""How long all others may have to wait for that."""
+ALONE_SECONDS: Final = 5.0
+"""How long it waits for others then, and they for it: it may as well be one of those that take long or never end."""
 
 CLAIM_WAIT_SECONDS: Final = 5.0
 REDIS_PAUSE_SECONDS: Final = 0.5
@@ -148,7 +148,7 @@ class Updates:
         """The block runs beside others, or with nothing beside it; where that can't be had, beside the last ones."""
         turns = Turns.here()
         if alone:
-            async with turns.alone(seconds=ALONE_SECONDS):
+            async with turns.alone(seconds=ALONE_SECONDS, most_seconds=ALONE_SECONDS):
                 yield
             return
         await turns.begin()

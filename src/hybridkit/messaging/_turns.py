@@ -7,7 +7,7 @@ process that does nothing else meanwhile: the next death then has one suspect.
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from weakref import WeakKeyDictionary
 
 __all__ = ["Turns"]
@@ -53,8 +53,13 @@ class Turns:
             self._idle.set()
 
     @asynccontextmanager
-    async def alone(self, *, seconds: float) -> AsyncGenerator[bool]:
-        """The block runs with nothing beside it; with False if that could not be had in that time."""
+    async def alone(self, *, seconds: float, most_seconds: float | None = None) -> AsyncGenerator[bool]:
+        """The block runs with nothing beside it; with False if that could not be had in that time.
+
+        Args:
+            seconds: how long to wait for the end of the others.
+            most_seconds: how long they wait; then they go on beside the block. None for as long as it takes.
+        """
         is_alone = False
         try:
             async with asyncio.timeout(seconds):
@@ -71,10 +76,12 @@ class Turns:
         except TimeoutError:
             yield False
             return
-        try:
+        with ExitStack() as leaving:
+            leaving.callback(self._leave)
+            if most_seconds is not None:
+                timer = asyncio.get_running_loop().call_later(most_seconds, leaving.close)
+                leaving.callback(timer.cancel)
             yield True
-        finally:
-            self._leave()
 
     def _leave(self) -> None:
         self._open.set()
