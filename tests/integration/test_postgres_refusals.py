@@ -22,7 +22,7 @@ from sqlalchemy import (
     UniqueConstraint,
     text,
 )
-from sqlalchemy.dialects.postgresql import ExcludeConstraint
+from sqlalchemy.dialects.postgresql import DOMAIN, ExcludeConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from hybridkit.dataservice import RecordColumns, create_data_service
@@ -47,6 +47,7 @@ class NewRule(BaseModel):
     short: str | None = None
     parent: str | None = None
     slot: int | None = None
+    grade: int | None = None
 
 
 class Rule(NewRule, Record):
@@ -87,6 +88,9 @@ class RuleTable(RecordColumns, Base):
     short: Mapped[str | None] = mapped_column(String(5))
     parent: Mapped[str | None] = mapped_column(ForeignKey("parents.id"))
     slot: Mapped[int | None]
+    grade: Mapped[int | None] = mapped_column(
+        DOMAIN("grade", Integer, check=text("VALUE < 7")), key="other_grade"
+    )
     doubled: Mapped[int | None] = mapped_column(Integer, Computed("size * 2", persisted=True))
     number: Mapped[int] = mapped_column(Integer, Identity(always=True))
 
@@ -108,6 +112,7 @@ TRIGGER = """
             WHEN 17 THEN RAISE EXCEPTION 'the secret of 17' USING COLUMN = 'size';
             WHEN 19 THEN RAISE EXCEPTION 'the secret of 19' USING ERRCODE = '02000';
             WHEN 53 THEN RAISE EXCEPTION 'the secret of 53' USING ERRCODE = 'out_of_memory';
+            WHEN 99 THEN RETURN NULL;
             WHEN 18 THEN SELECT id INTO STRICT nobody FROM parents;
             ELSE NULL;
         END CASE;
@@ -176,6 +181,7 @@ CASES: list[tuple[dict[str, Any], int, set[str], str]] = [
     ({"word": LONGER}, 422, {"word"}, "54000"),
     ({"parent": "nobody"}, 409, {"parent"}, "23503"),
     ({"slot": 11}, 409, {"slot"}, "23P01"),
+    ({"grade": 7}, 422, {"grade"}, "23514"),
     ({"size": 13}, 422, set(), "P0001"),
     ({"size": 14}, 422, set(), "MY014"),
     ({"size": 15}, 422, set(), "42501"),
@@ -257,6 +263,33 @@ async def test_an_increment_that_breaks_a_rule_is_pointed_to(rules: Rules) -> No
     grow = {"op": "update", "resource": "rules", "id": mine, "increment": {"size": 1}}
     answer = await rules.send("POST", "/v1:transact", {"operations": [grow]})
     assert (answer.status_code, pointers(answer)) == (422, {"/operations/0/increment/size"})
+
+
+async def test_what_a_trigger_passes_over_is_refused(rules: Rules) -> None:
+    """A trigger that returns NULL leaves the row out, and the database says nothing about it."""
+    mine, kept = await rules.made(size=1), await rules.made(size=2)
+    await rules.sql(
+        "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'",
+        "CREATE TRIGGER keep BEFORE DELETE ON rules FOR EACH ROW WHEN (OLD.size = 2) EXECUTE FUNCTION keep()",
+    )
+    other, passed = {"id": str(uuid4()), "data": {"size": 3}}, {"size": 99}
+    new = {"id": str(uuid4()), "data": passed}
+    update = {"op": "update", "resource": "rules", "id": mine, "data": passed}
+    asked: list[tuple[str, str, Any, set[str]]] = [
+        ("POST", "/v1/rules", passed, set()),
+        ("PUT", f"/v1/rules/{uuid4()}", passed, set()),
+        ("PUT", f"/v1/rules/{mine}", passed, set()),
+        ("PATCH", f"/v1/rules/{mine}", passed, set()),
+        ("DELETE", f"/v1/rules/{kept}", None, set()),
+        ("POST", "/v1/rules:batch_create", {"items": [other, new]}, {"/items/1"}),
+        ("POST", "/v1/rules:batch_upsert", {"items": [other, new]}, {"/items/1"}),
+        ("POST", "/v1:transact", {"operations": [update]}, {"/operations/0"}),
+    ]
+    for method, path, body, expected in asked:
+        answer = await rules.send(method, path, body)
+        assert (answer.status_code, pointers(answer)) == (422, expected), (method, path, answer.text)
+    sizes = [rule["size"] for rule in (await rules.send("GET", "/v1/rules?order=size")).json()["items"]]
+    assert sizes == [1, 2]
 
 
 async def test_a_record_that_is_referred_to_is_not_deleted(rules: Rules) -> None:

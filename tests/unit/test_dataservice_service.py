@@ -7,8 +7,9 @@ from uuid import UUID
 
 import pytest
 from pydantic import BaseModel
+from sqlalchemy import literal
 from sqlalchemy.dialects.postgresql import INET
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, column_property, mapped_column
 
 from hybridkit import dataservice
 from hybridkit.dataservice import RecordColumns, create_data_service
@@ -63,6 +64,18 @@ ITEMS = Resource("items", record=Item, create=NewItem, update=NewItem)
 def test_every_field_of_a_record_needs_a_column() -> None:
     with pytest.raises(DeclarationError, match="NamelessTable has no column for name, address of Item"):
         create_data_service(Settings, {ITEMS: NamelessTable})
+
+
+def test_an_expression_is_no_column() -> None:
+    """No write could set it, and no statement on the table has its name."""
+
+    class OtherTable(RecordColumns, Base):
+        __tablename__ = "others"
+        name: Mapped[str]
+        address = column_property(literal("here"))
+
+    with pytest.raises(DeclarationError, match="OtherTable has no column for address of Item"):
+        create_data_service(Settings, {ITEMS: OtherTable})
 
 
 def test_a_soft_delete_needs_its_column() -> None:

@@ -40,6 +40,7 @@ from hybridkit.dataservice._postgres_table import ResourceTable, as_read
 from hybridkit.dataservice._postgres_upsert import InsertOnConflict, target
 from hybridkit.dataservice._refusals import (
     hidden,
+    left_out,
     missing,
     not_a_number,
     pointer,
@@ -148,10 +149,15 @@ class _Run:
     async def _create(self) -> list[Result]:
         rows, names = self._new_rows()
         statement = insert(self._table.table).from_select(
-            [self._table[name].name for name in names], select(*(rows[name] for name in names))
+            [self._table[name].key for name in names], select(*(rows[name] for name in names))
         )
         made = await self._by_id(statement.returning(*self._table.all))
-        return [Result(self._table.document(row), created=True) for row in made if row is not None]
+        results: list[Result] = []
+        for operation, row in zip(self._run, made, strict=True):
+            if row is None:
+                raise left_out(operation)
+            results.append(Result(self._table.document(row), created=True))
+        return results
 
     async def _update(self) -> list[Result]:
         operations = cast("Sequence[Update]", self._run)
@@ -161,9 +167,9 @@ class _Run:
         every = [{**one, **two} for one, two in zip(values, documents, strict=True)]
         first = operations[0]
         rows = self._targets(every, added)
-        changes: dict[str, Any] = {self._table[name].name: rows[name] for name in every[0]}
+        changes: dict[str, Any] = {self._table[name].key: rows[name] for name in every[0]}
         for name in first.increment:
-            changes[self._table[name].name] = func.coalesce(self._table[name], 0) + rows[f"+{name}"]
+            changes[self._table[name].key] = func.coalesce(self._table[name], 0) + rows[f"+{name}"]
         where = and_(self._hit(rows), self._table.live)
         if first.require is not None:
             where = and_(where, self._requirement(first, first.require))
@@ -172,7 +178,7 @@ class _Run:
     async def _replace(self) -> list[Result]:
         values = [self._replacement(operation) for operation in cast("Sequence[Upsert]", self._run)]
         rows = self._targets(values)
-        changes: dict[str, Any] = {self._table[name].name: rows[name] for name in values[0]}
+        changes: dict[str, Any] = {self._table[name].key: rows[name] for name in values[0]}
         return await self._changed(rows, changes, and_(self._hit(rows), self._table.live))
 
     async def _upsert(self) -> list[Result]:
@@ -180,36 +186,43 @@ class _Run:
         first = cast("Upsert", self._run[0])
         table = self._table
         statement = InsertOnConflict(table.table).from_select(
-            [table[name].name for name in names], select(*(rows[name] for name in names))
+            [table[name].key for name in names], select(*(rows[name] for name in names))
         )
         if first.only == "absent":
             statement = statement.on_conflict_do_nothing(index_elements=[table["id"]])
         else:
             changes: dict[str, Any] = {
-                table[name].name: statement.excluded[table[name].key] for name in first.values
+                table[name].key: statement.excluded[table[name].key] for name in first.values
             }
             statement = statement.on_conflict_do_update(
                 index_elements=[table["id"]],
-                set_={**self._versioned(changes), table["version"].name: target(table, "version") + 1},
+                set_={**self._versioned(changes), table["version"].key: target(table, "version") + 1},
                 where=target(table, "deleted_at").is_(None) if table.resource.soft_delete else None,
             )
         written = statement.returning(*(as_read(target(table, name)) for name in table.whole.stored))
         results: list[Result] = []
         for operation, row in zip(self._run, await self._by_id(written), strict=True):
             if row is None:
-                current = await self._current(operation)
-                raise hidden(operation) if current is None else stale(operation, current)
+                raise await self._unwritten(cast("Upsert", operation))
             document = self._table.document(row)
             results.append(Result(document, created=document["version"] == 1))
         return results
+
+    async def _unwritten(self, operation: Upsert) -> RejectedError:
+        current = await self._current(operation)
+        if current is None and self._table.resource.soft_delete:
+            return hidden(operation)
+        if current is not None and operation.only == "absent":
+            return stale(operation, current)
+        return left_out(operation)
 
     async def _delete(self) -> list[Result]:
         rows, table = self._targets(), self._table
         where = and_(self._hit(rows), table.live)
         if table.resource.soft_delete:
             hiding = {
-                table["deleted_at"].name: now_in_milliseconds(),
-                table["version"].name: table["version"] + 1,
+                table["deleted_at"].key: now_in_milliseconds(),
+                table["version"].key: table["version"] + 1,
             }
             hit = await self._hits(update(table.table).values(hiding).where(where).returning(rows.position))
         else:
@@ -221,7 +234,7 @@ class _Run:
         found: dict[int, Found] = {}
         if self._table.resource.soft_delete:
             rows = self._targets()
-            showing = self._versioned({self._table["deleted_at"].name: null()})
+            showing = self._versioned({self._table["deleted_at"].key: null()})
             was_hidden = self._table["deleted_at"].is_not(None)
             statement = update(self._table.table).values(showing).where(self._hit(rows), was_hidden)
             found = self._by_position(
@@ -348,7 +361,7 @@ class _Run:
 
     def _versioned(self, changes: Mapping[str, Any]) -> dict[str, Any]:
         version, updated_at = self._table["version"], self._table["updated_at"]
-        return {**changes, version.name: version + 1, updated_at.name: now_in_milliseconds()}
+        return {**changes, version.key: version + 1, updated_at.key: now_in_milliseconds()}
 
     async def _execute(self, statement: Executable) -> Sequence[Found]:
         try:
@@ -393,6 +406,8 @@ class _Run:
                 raise missing(operation)
             # A condition on a record that is not there does not hold: RFC 9110, section 13.1.1.
             if current is not None and _tag(operation) in (None, current):
+                if not isinstance(operation, Update) or operation.require is None:
+                    raise left_out(operation)
                 reason = operation.says("the requirement does not hold")
                 raise StaleVersionError(reason, current=current)
             raise stale(operation, current)

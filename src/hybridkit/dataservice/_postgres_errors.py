@@ -67,7 +67,7 @@ _RAISED: Final = "exec_stmt_raise"
 """The function of PostgreSQL that executes `RAISE` of PL/pgSQL."""
 UNTAKEN: Final = (ValueError, TypeError, LookupError)
 """What a column's type raises for a value that it doesn't take."""
-_LOGGED: Final = ("sqlstate", "schema", "table", "column", "constraint")
+_LOGGED: Final = ("sqlstate", "schema", "table", "column", "constraint", "domain")
 _KEY_COLUMNS: Final = re.compile(r"\((?P<columns>.+?)\)=\(")
 
 _log = get_logger("hybridkit.dataservice")
@@ -90,6 +90,7 @@ class Diagnosis:
         table: that it is about.
         column: that it is about.
         constraint: that is violated, or the index.
+        domain: whose rule it is, or another type.
         routine: of PostgreSQL's own source.
         severity: `ERROR` where the connection goes on.
     """
@@ -99,6 +100,7 @@ class Diagnosis:
     table: str = ""
     column: str = ""
     constraint: str = ""
+    domain: str = ""
     routine: str = ""
     severity: str = ""
 
@@ -114,6 +116,7 @@ class Diagnosis:
             table=_text(found, "table_name"),
             column=_text(found, "column_name"),
             constraint=_text(found, "constraint_name"),
+            domain=_text(found, "data_type_name"),
             routine=_text(found, "server_source_function"),
             severity=_text(found, "severity_en"),
         )

@@ -72,6 +72,14 @@ _OF_GENERATED: Final = """
     WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND (a.attgenerated <> '' OR a.attidentity = 'a')
 """
 
+_OF_DOMAIN: Final = """
+    SELECT a.attname FROM pg_attribute a
+    JOIN pg_type d ON a.atttypid IN (d.oid, d.typarray) AND d.typname = $3
+    JOIN pg_namespace n ON n.oid = d.typnamespace AND n.nspname = $2
+    WHERE a.attrelid = to_regclass($1) AND a.attnum > 0
+"""
+"""By table, and schema and name of a domain: the columns of it, and of arrays of it."""
+
 _OF_INDEXES: Final = """
     SELECT DISTINCT a.attname FROM pg_index i
     JOIN pg_attribute a ON a.attrelid = i.indrelid AND (
@@ -139,6 +147,9 @@ async def _fields(
     """The fields of the operation's record that PostgreSQL's words are about; none if they are about another table."""
     values = _values(operation)
     try:
+        if found.domain:
+            named = await _named(database, table, _OF_DOMAIN, table.source, found.schema, found.domain)
+            return [name for name in named if name in values]
         if found.constraint:
             asked = (_OF_CONSTRAINT, table.source, found.schema, found.table, found.constraint)
             return await _named(database, table, *asked)

@@ -46,7 +46,9 @@ class ResourceTable:
         self.resource = resource
         mapper = inspect(mapped)
         self.table = mapper.local_table
-        self._columns: dict[str, Any] = dict(mapper.columns.items())
+        own: dict[str, Any] = dict(mapper.columns.items())
+        # An expression, or a column of another table, can't be written.
+        self._columns = {name: held for name, held in own.items() if self.table.c.contains_column(held)}
         self.fields = tuple(name for name in resource.record.model_fields if name != "etag")
         missing = [name for name in (*self.fields, "incarnation") if name not in self._columns]
         if missing:

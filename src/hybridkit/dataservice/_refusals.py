@@ -51,6 +51,12 @@ def hidden(operation: Operation) -> UniqueViolationError:
     return taken(operation, ["id"], "a deleted record has this id; undelete it")
 
 
+def left_out(operation: Operation) -> InvalidRequestError:
+    """The database has passed the record over, as a trigger or a rule can, and says no more."""
+    errors = pointed(operation, (), "refused")
+    return InvalidRequestError(operation.says("the database has left the record out"), errors=errors)
+
+
 def taken(
     operation: Operation, fields: Sequence[str], message: str = "another record has this value"
 ) -> UniqueViolationError:
