@@ -5,7 +5,7 @@ the body of a request that would like another protocol for that protocol.
 """
 
 import sys
-from typing import cast
+from typing import Final, cast
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -14,6 +14,10 @@ from hybridkit.adapters._connection import Awaited, Connection
 from hybridkit.adapters._limits import MAX_HEAD_BYTES, MAX_HEAD_FIELDS
 
 __all__ = ["HttpToolsConnection"]
+
+HEAD_PIECE_BYTES: Final = 4 * 1024
+BODY_PIECE_BYTES: Final = 16 * 1024
+"""How much is parsed at a time, as no parser stops in the middle of a piece."""
 
 
 class HttpToolsConnection(Connection, HttpToolsProtocol):
@@ -27,11 +31,35 @@ class HttpToolsConnection(Connection, HttpToolsProtocol):
     _again = b""
     """What is to be parsed once more, by a parser that sees no upgrade."""
 
+    _waiting = b""
+    """What is not parsed before all requests so far are being answered: parsed they take thirty times the memory."""
+
     def data_received(self, data: bytes) -> None:
-        while data:
-            self._data, self._again = data, b""
-            self._take(data)
-            data = self._again
+        if self._waiting:
+            self._waiting += data
+        else:
+            self._feed(data)
+
+    def _feed(self, data: bytes) -> None:
+        at = 0
+        while at < len(data) and not self.transport.is_closing():
+            if self.pipeline:
+                self._waiting = data[at:]
+                return
+            step = BODY_PIECE_BYTES if self._awaited is Awaited.BODY else HEAD_PIECE_BYTES
+            self._data, self._again = data[at : at + step], b""
+            at += step
+            self._take(self._data)
+            if self._again:
+                data, at = self._again + data[at:], 0
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.pipeline:
+            self.flow.pause_reading()
+        elif self._waiting:
+            waiting, self._waiting = self._waiting, b""
+            self._feed(waiting)
 
     def _take(self, data: bytes) -> None:
         self._parsed = False
