@@ -69,13 +69,13 @@ def test_every_field_of_a_record_needs_a_column() -> None:
 def test_an_expression_is_no_column() -> None:
     """No write could set it, and no statement on the table has its name."""
 
-    class OtherTable(RecordColumns, Base):
-        __tablename__ = "others"
+    class ExpressionTable(RecordColumns, Base):
+        __tablename__ = "expressions"
         name: Mapped[str]
         address = column_property(literal("here"))
 
-    with pytest.raises(DeclarationError, match="OtherTable has no column for address of Item"):
-        create_data_service(Settings, {ITEMS: OtherTable})
+    with pytest.raises(DeclarationError, match="ExpressionTable has no column for address of Item"):
+        create_data_service(Settings, {ITEMS: ExpressionTable})
 
 
 def test_a_soft_delete_needs_its_column() -> None:
