@@ -20,6 +20,7 @@ from aiogram.methods import GetMe
 from aiogram.types import CallbackQuery, ErrorEvent, InlineQuery, Message, PreCheckoutQuery, TelegramObject
 from fakeredis import FakeAsyncRedis
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
 from structlog.testing import capture_logs
 
 from hybridkit.adapters import _telegram_handling, _telegram_polling
@@ -496,6 +497,10 @@ TEMPORARY: list[BaseException] = [
     TelegramNetworkError(METHOD, "cut"),
     TelegramServerError(METHOD, "502"),
     RedisConnectionError("down"),
+    ReadOnlyError("You can't write against a read only replica."),
+    ResponseError("NOREPLICAS Not enough good replicas to write."),
+    ResponseError("BUSY Redis is busy running a script."),
+    OutOfMemoryError("command not allowed when used memory > 'maxmemory'."),
     ConnectionResetError("cut"),
     TimeoutError("late"),
     ExceptionGroup("both", [UnavailableError("down"), TelegramServerError(METHOD, "502")]),
@@ -505,12 +510,13 @@ MISTAKES: list[BaseException] = [
     MisuseError("a mistake"),
     InvalidRequestError("a mistake"),
     TelegramBadRequest(METHOD, "a mistake"),
+    ResponseError("WRONGTYPE Operation against a key holding the wrong kind of value"),
     TelegramEntityTooLarge(METHOD, "a mistake"),
     ExceptionGroup("one of them", [UnavailableError("down"), ValueError("a mistake")]),
 ]
 
 
-@pytest.mark.parametrize("error", TEMPORARY, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("error", TEMPORARY, ids=lambda error: f"{type(error).__name__} {str(error)[:6]}")
 def test_what_waiting_cures_is_temporary(error: BaseException) -> None:
     assert is_temporary(error)
 

@@ -17,6 +17,7 @@ from aiogram.exceptions import (
 from aiogram.types import CallbackQuery, Message, PreCheckoutQuery, ShippingQuery, Update
 
 from hybridkit.coordination import REDIS_IS_AWAY
+from hybridkit.coordination._failover import is_refused_for_now
 from hybridkit.errors import DeclarationError, HybridkitError
 from hybridkit.observability import get_logger
 
@@ -57,7 +58,8 @@ def is_temporary(error: BaseException) -> bool:
         case TelegramEntityTooLarge():  # to aiogram a trouble of the network
             return False
         case _:
-            return isinstance(error, _TEMPORARY)
+            # Redis also answers clients that aren't ours: aiogram's storage has one.
+            return isinstance(error, _TEMPORARY) or is_refused_for_now(error)
 
 
 def check_texts(texts: Mapping[str, str]) -> None:

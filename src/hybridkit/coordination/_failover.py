@@ -9,16 +9,26 @@ import re
 from typing import Any
 
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
-from redis.exceptions import ClusterDownError, ReadOnlyError, ResponseError, TryAgainError
+from redis.exceptions import ClusterDownError, OutOfMemoryError, ReadOnlyError, ResponseError, TryAgainError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-__all__ = ["NotMasterError", "following_master"]
+__all__ = ["NotMasterError", "following_master", "is_refused_for_now"]
 
 _CODE = re.compile(
     r"(?:^|-|: )(?:READONLY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|LOADING|NOREPLICAS|UNBLOCKED|MISCONF|BUSY)\b"
 )
 """At the beginning, or in the middle: before Redis 7 a script's own error has that of its command in it, and a
 transaction's always has that of what it was discarded for."""
+
+
+def is_refused_for_now(error: BaseException) -> bool:
+    """Whether that is an answer of Redis, to whichever client, that another one or this one later wouldn't give."""
+    return isinstance(error, OutOfMemoryError) or _takes_no_writes(error)
+
+
+def _takes_no_writes(error: BaseException) -> bool:
+    typed = isinstance(error, ReadOnlyError | ClusterDownError | TryAgainError)
+    return typed or (isinstance(error, ResponseError) and bool(_CODE.search(str(error))))
 
 
 class NotMasterError(RedisConnectionError):
@@ -30,8 +40,7 @@ class _FollowingMaster(AbstractConnection):
         try:
             return await super().read_response(*args, **options)  # pyright: ignore[reportUnknownVariableType]
         except ResponseError as error:
-            typed = isinstance(error, ReadOnlyError | ClusterDownError | TryAgainError)
-            if not typed and not _CODE.search(str(error)):
+            if not _takes_no_writes(error):
                 raise
             await self.disconnect(nowait=True)
             raise NotMasterError(f"the server takes no writes: {error}") from error
