@@ -12,7 +12,7 @@ from uuid import UUID
 import httpx
 import orjson
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, create_model
 from pymongo import MongoClient
 
 from hybridkit.codec import Timestamp
@@ -526,6 +526,22 @@ async def test_a_second_replica_finds_indexes_and_signing_key(service: Service) 
         rest = (await other.get(f"/v1/things?page_size=1&page_token={page['next_page_token']}")).json()
         assert [item["name"] for item in rest["items"]] == ["b"]
         assert (await other.send("POST", "/v1/things", {"name": "a"}, key="another")).status_code == 409
+
+
+@pytest.mark.parametrize("name", ["hk_keys", "system.views", "a$b"])
+def test_a_collection_of_somebody_else_is_refused(name: str) -> None:
+    """The service's own has everybody's answers and events."""
+    with pytest.raises(DeclarationError, match="call it otherwise"):
+        create_data_service(MongoSettings, {THINGS: DocumentCollection(name=name)})
+
+
+@pytest.mark.parametrize("name", ["a.b", "$a"])
+def test_a_field_that_mongodb_takes_for_something_else_is_refused(name: str) -> None:
+    fields: dict[str, Any] = {name: (int, 0)}
+    record: Any = create_model("Odd", __base__=Record[str], **fields)
+    odd: Any = Resource("odd", record=record, create=BaseModel, update=BaseModel)
+    with pytest.raises(DeclarationError, match="call it otherwise"):
+        create_data_service(MongoSettings, {odd: DocumentCollection()})
 
 
 def test_an_index_over_an_unknown_field_is_refused() -> None:

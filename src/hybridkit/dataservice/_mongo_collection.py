@@ -89,7 +89,7 @@ class ResourceCollection:
         declared: name and indexes.
 
     Raises:
-        DeclarationError: an index over a field that the record doesn't have.
+        DeclarationError: an index over a field that the record doesn't have, or a name that means something else.
     """
 
     def __init__(self, resource: AnyResource, declared: DocumentCollection) -> None:
@@ -97,6 +97,14 @@ class ResourceCollection:
         self.name = declared.name or resource.name
         self.indexes = declared.indexes
         known = resource.record.model_fields
+        if self.name.startswith(("hk_", "system.")) or "$" in self.name:
+            raise DeclarationError(
+                f"{resource.name}: the collection {self.name!r} isn't the resource's own; call it otherwise"
+            )
+        if paths := [name for name in known if "." in name or name.startswith("$")]:
+            raise DeclarationError(
+                f"{resource.name}: MongoDB takes the field {paths[0]!r} for a path or an operator; call it otherwise"
+            )
         for index in declared.indexes:
             unknown = [name for name in index.names if name.partition(".")[0] not in known]
             if unknown:
