@@ -602,6 +602,28 @@ async def test_what_was_deleted_around_a_consumer_is_there_again(
         assert (await read(rabbitmq_url, "tests.consumer.dlq")).headers["hk_reason"] == "exhausted"
 
 
+async def test_what_can_not_be_declared_again_stops_nothing(
+    publisher: RobustPublisher,
+    connection: BrokerConnection,
+    ledger: Ledger,
+    logs: list[MutableMapping[str, Any]],
+) -> None:
+    """Somebody has made the queue of the dead letters another one: that is told, and the consumer goes on."""
+    consumer = consumer_of(ledger)
+    async with consumer.running(connection, publisher=publisher):
+        channel = await (await connection.link()).channel(confirms=False)
+        await channel.queue_delete("tests.consumer.dlq")
+        await channel.queue_declare("tests.consumer.dlq", durable=True)
+        assert consumer._run
+        lane = await consumer._run._channel.lane()
+        await consumer._run._probe(lane)
+        assert consumer.is_ready
+        await publisher.publish(Consumed(number=1))
+        assert await ledger.reaches(1) == [1]
+        assert await consumer._run._channel.lane() is lane
+    assert "topology not declared again" in [line["event"] for line in logs]
+
+
 async def test_a_consumer_that_the_broker_forgot_beside_others_subscribes_again(
     publisher: RobustPublisher, connection: BrokerConnection, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,8 @@ import time
 from functools import partial
 from typing import Final, cast
 
+from aiormq.exceptions import ChannelAccessRefused, ChannelPreconditionFailed
+
 from hybridkit.errors import HybridkitError, NotConnectedError
 from hybridkit.ids import new_id
 from hybridkit.messaging._backlog import Backlog, Fifo, Workers
@@ -246,12 +248,18 @@ class Subscription:
         """Declare the queues and bindings around its queue again, of the bindings some at a time.
 
         Who deletes an exchange deletes its bindings, and a publisher makes it again without them: nothing would come
-        any more, and nobody tells a consumer. Where the exchange isn't there, the channel ends, and the next one makes
-        it.
+        any more, and nobody tells a consumer. Where the exchange isn't there, the next channel makes it.
         """
         following = self._own.bindings[self._restored : self._restored + BINDINGS_PER_PROBE]
         self._restored = (self._restored + len(following)) % len(self._own.bindings)
-        await declare(Topology(queues=self._own.queues[1:], bindings=following), lane.channel)
+        # A channel of its own: what is refused closes it, and must not stop what works.
+        aside = Lane(await lane.link.channel(confirms=False), lane.link, linger_seconds=None)
+        try:
+            await declare(Topology(queues=self._own.queues[1:], bindings=following), aside.channel)
+        except (ChannelAccessRefused, ChannelPreconditionFailed) as error:
+            _log.warning("topology not declared again", consumer=self._name, error=str(error))
+        finally:
+            await asyncio.wait({aside.close()})
 
     def _is_starving(self, waiting: int) -> bool:
         """Whether two probes in a row have seen messages wait for us, and nothing has come in between."""
