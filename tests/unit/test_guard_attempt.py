@@ -53,12 +53,20 @@ async def test_an_attempt_asks_once(attempt: Attempt) -> None:
 async def test_what_was_finished_is_given_to_the_next_attempt(
     guard: IdempotencyGuard, attempt: Attempt
 ) -> None:
-    """The first end counts: neither a second one nor giving back changes what the next attempt is told."""
+    """With its result."""
     await attempt.begin(KEY, None)
-    await attempt.finish(Outcome.COMPLETED, "first")
-    await attempt.finish(Outcome.COMPLETED, "second")
+    await attempt.finish(Outcome.COMPLETED, "done")
+    assert await Attempt(guard).begin(KEY, None) == Completed(b'"done"')
+
+
+async def test_an_attempt_ends_once(fake_redis: FakeAsyncRedis, attempt: Attempt) -> None:
+    """Neither a second end nor giving back is told, so that it doesn't matter who has the key by then."""
+    await attempt.begin(KEY, None)
+    await attempt.finish(Outcome.COMPLETED)
+    await take_over(fake_redis)
+    await attempt.finish(Outcome.COMPLETED)
     await attempt.give_back()
-    assert await Attempt(guard).begin(KEY, None) == Completed(b'"first"')
+    assert isinstance(await IdempotencyGuard(fake_redis).begin(KEY, None), InProgress)
 
 
 async def test_what_was_given_back_is_the_next_attempts_to_do(
@@ -89,11 +97,17 @@ async def test_only_a_lease_that_is_held_can_be_lost(fake_redis: FakeAsyncRedis,
     assert not await attempt.renew()
 
 
-async def test_after_the_end_there_is_no_lease_to_lose(fake_redis: FakeAsyncRedis, attempt: Attempt) -> None:
-    """Another holder after the end is no loss for this one."""
+async def test_after_the_end_no_lease_is_asked_for(
+    guard: IdempotencyGuard, attempt: Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A background task may go on for long behind an answer, and Redis may be away by then."""
+
+    async def away(_: Acquired) -> bool:
+        raise UnavailableError("away")
+
     await attempt.begin(KEY, None)
     await attempt.finish(Outcome.RELEASED)
-    await take_over(fake_redis)
+    monkeypatch.setattr(guard, "renew", away)
     assert await attempt.renew()
 
 
