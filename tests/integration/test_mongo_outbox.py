@@ -123,7 +123,7 @@ async def waiting(store: MongoStore, limit: int = 100) -> Sequence[Waiting]:
 
 async def drained(store: MongoStore, events: int) -> None:
     """Until so many events are in the outbox and none of them waits."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(200):
         while True:
             rows = await store._database["hk_outbox"].count_documents({"state": "published"})
             if rows >= events:
@@ -425,7 +425,7 @@ class Replica:
         assert process.stderr is not None
         line = b""
         try:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(200):
                 while not line.startswith(b"owner "):
                     line = await process.stderr.readline()
                     assert line, "it did not start"

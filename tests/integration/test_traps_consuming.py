@@ -117,7 +117,7 @@ async def test_3_plain_and_ours_when_a_message_is_held_too_long(
         underlay = await channel.get_underlay_channel()
         await until(lambda: not underlay.consumers)
         await until(lambda: seen.qsize() > 1)
-        assert consumer.is_ready
+        await until(lambda: consumer.is_ready)
         assert (await broker.state("tasks"))[0] == 1
         assert not channel.is_closed
         go_on.set()

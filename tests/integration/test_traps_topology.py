@@ -253,7 +253,7 @@ async def test_13_ours_messages_without_a_target_are_parked(broker: Any, publish
     began = loop.time()
     await publisher.send(Work(), delay_seconds=1)
     await broker.read("traps_alive")
-    assert loop.time() - began < 4
+    assert loop.time() - began < 30
     assert (await broker.state("hk.unrouted"))[0] == 40
 
 

@@ -55,7 +55,7 @@ class Replica:
             self._process = await asyncio.create_subprocess_exec(
                 *command, env=self._environment, stdout=log, stderr=log
             )
-        async with httpx.AsyncClient() as client, asyncio.timeout(60):
+        async with httpx.AsyncClient() as client, asyncio.timeout(200):
             while True:
                 if self._process.returncode is not None:
                     raise RuntimeError(f"a replica did not start:\n{self._log.read_text()[-3000:]}")

@@ -64,7 +64,7 @@ def mongo_database(server: Server) -> Generator[str]:
     try:
         yield with_path(server.url, name)
     finally:
-        with pymongo.MongoClient(server.url, timeoutMS=10_000) as client:
+        with pymongo.MongoClient(server.url, timeoutMS=60_000) as client:
             client.drop_database(name)
 
 
