@@ -9,6 +9,7 @@ from uuid import UUID
 import httpx
 import pytest
 from pydantic import BaseModel
+from pymongo import MongoClient
 
 from hybridkit.aggregations import Aggregation, count, total
 from hybridkit.clients import MongoDataClient
@@ -79,6 +80,22 @@ async def client(each_mongo_url: str) -> AsyncGenerator[MongoDataClient]:
 
 async def make(client: MongoDataClient, size: int) -> list[Thing]:
     return [await client.create(THINGS, NewThing(name=f"{n:03}", quantity=n % 2)) for n in range(size)]
+
+
+async def test_a_page_with_what_no_data_service_has_stored_is_read(
+    client: MongoDataClient, each_mongo_url: str
+) -> None:
+    """A document of another program has version 1, and a time."""
+    with MongoClient[dict[str, Any]](each_mongo_url) as other:
+        other.get_default_database()["things"].insert_many(
+            [{"_id": str(UUID(int=1)), "name": "a"}, {"_id": str(UUID(int=2)), "name": "b", "version": 0}]
+        )
+    await make(client, 1)
+    things = [thing async for thing in client.find(THINGS).order_by("name")]
+    assert [(thing.name, thing.version) for thing in things] == [("000", 1), ("a", 1), ("b", 1)]
+    assert [thing async for thing in client.find(THINGS).order_by("name").export()] == things
+    changed = await client.update(THINGS, things[2], ThingChanges(quantity=9))
+    assert (changed.version, changed.created_at, changed.quantity) == (2, things[2].created_at, 9)
 
 
 async def test_single_records(client: MongoDataClient) -> None:

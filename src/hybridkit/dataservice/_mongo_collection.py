@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Final, cast
 
@@ -29,6 +30,8 @@ HIDDEN: Final = "_hk"
 """The member of a stored document that readers never see: incarnation, idempotency keys, events, tombstone."""
 
 
+_UNKNOWN_TIME: Final = datetime.fromtimestamp(0, UTC)
+"""When a document was stored by something else that doesn't say so: every record has a time."""
 _KEPT: Final[Mapping[str, type]] = {"incarnation": int, "keys": list, "events": list}
 
 
@@ -139,6 +142,8 @@ class ResourceCollection:
             return stored["_id"]
         if name == "version":
             return version_of(stored)
+        if name in ("created_at", "updated_at") and stored.get(name) is None:
+            return _UNKNOWN_TIME
         if name in stored:
             return stored[name]
         return None if self.is_nullable(name) else self._default(name)
@@ -199,7 +204,7 @@ def bookkeeping(stored: Mapping[str, Any]) -> dict[str, Any]:
 def version_of(stored: Mapping[str, Any]) -> int:
     """The version; 1 for a document that was stored by something else than a data service."""
     found = stored.get("version")
-    return found if isinstance(found, int) and not isinstance(found, bool) else 1
+    return found if isinstance(found, int) and not isinstance(found, bool) and found > 0 else 1
 
 
 def _takes_none(annotation: Any) -> bool:
