@@ -32,7 +32,7 @@ from hybridkit.dataservice._operations import (
 )
 from hybridkit.dataservice._postgres_columns import now_in_milliseconds
 from hybridkit.dataservice._postgres_database import Session
-from hybridkit.dataservice._postgres_errors import database_error, query_error
+from hybridkit.dataservice._postgres_errors import database_error, query_error, sqlstate_of
 from hybridkit.dataservice._postgres_filters import condition
 from hybridkit.dataservice._postgres_refusals import RefusedError, UnnamedError
 from hybridkit.dataservice._postgres_runs import Rows, chunks, runs
@@ -57,6 +57,8 @@ __all__ = ["apply", "apply_carefully", "new_row"]
 
 type Found = Row[*tuple[Any, ...]]
 
+_TWICE = "21000"
+"""Two ids that are one to PostgreSQL: it changes no record twice in one statement."""
 _NO_STATE = State(version=0, incarnation=0)
 """What a tag means that no record can have."""
 
@@ -374,7 +376,8 @@ class _Run:
         if found is None and isinstance(first, Update) and first.require is not None:
             meant = query_error(error)
             found = meant and _incomparable(first, str(meant))
-        return UnnamedError() if isinstance(found, RejectedError) and len(self._run) > 1 else found
+        is_one_of_several = isinstance(found, RejectedError) or sqlstate_of(error) == _TWICE
+        return UnnamedError() if is_one_of_several and len(self._run) > 1 else found
 
     async def _by_id(self, statement: Executable) -> list[Found | None]:
         """For each operation the row of its record, from a statement that returns `all` of some."""
@@ -382,7 +385,11 @@ class _Run:
         if len(self._run) == 1:
             return [rows[0] if rows else None]
         found = {self._table.document(row)["id"]: row for row in rows}
-        return [found.get(self._id(operation)) for operation in self._run]
+        asked = [self._id(operation) for operation in self._run]
+        if not found.keys() >= set(asked):
+            # Left out, or the same to PostgreSQL and not to Python, as texts of CITEXT are.
+            raise UnnamedError
+        return [found[record_id] for record_id in asked]
 
     async def _hits(self, statement: Executable) -> set[int]:
         return {row[0] for row in await self._execute(statement)}
@@ -407,7 +414,7 @@ class _Run:
             # A condition on a record that is not there does not hold: RFC 9110, section 13.1.1.
             if current is not None and _tag(operation) in (None, current):
                 if not isinstance(operation, Update) or operation.require is None:
-                    raise left_out(operation)
+                    raise left_out(operation) if len(self._run) == 1 else UnnamedError
                 reason = operation.says("the requirement does not hold")
                 raise StaleVersionError(reason, current=current)
             raise stale(operation, current)

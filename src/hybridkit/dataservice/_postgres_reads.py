@@ -146,8 +146,9 @@ class PostgresReader:
         rows = await self._rows(hot.table, hot.whole, wanted)
         if rows and rows[-1][-2]:
             raise answer_too_large()
-        found = {document["id"]: encode_json(document) for document in map(hot.whole.view.document, rows)}
-        return listed(map(found.get, record_ids))
+        documents = map(hot.whole.view.document, rows)
+        found = {encode_json(document["id"]): encode_json(document) for document in documents}
+        return listed(found.get(encode_json(record_id)) for record_id in record_ids)
 
     async def _find_rows(
         self, table: ResourceTable, shown: Projection, query: Query, after: Sequence[Any] | None
