@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Any
 
 import httpx
 import pytest
@@ -95,6 +96,29 @@ async def test_a_handler_goes_on_when_its_caller_has_left() -> None:
             await api.get("/slow")
         application.go_on.set()
         await application.done.wait()
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        {},
+        {"status": "none"},
+        {"status": 200, "headers": [("name", "value")]},
+        {"status": 200, "headers": [1]},
+    ],
+    ids=["no status", "status", "text for bytes", "no pairs"],
+)
+async def test_an_answer_whose_head_is_none_is_a_lost_one(start: dict[str, Any]) -> None:
+    """An application that breaks ASGI's rules looks like a server that breaks HTTP's."""
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            await send({"type": "http.response.start", **start})
+            await send({"type": "http.response.body"})
+
+    async with client(AsgiTransport(application)) as api:
+        with pytest.raises(OutcomeUnknownError):
+            await api.post("/a")
 
 
 async def test_a_body_comes_while_it_is_made() -> None:

@@ -849,6 +849,17 @@ async def test_a_transport_of_ones_own_is_used_as_it_is(transport: MakeTransport
     await own.aclose()
 
 
+async def test_a_transport_that_is_closed_is_a_misuse(transport: MakeTransport) -> None:
+    """Such as one that two clients share, of which the first has ended."""
+    shared = open_transport(transport())
+    await shared.aclose()
+    async with PostgresDataClient("http://127.0.0.1:9", service="api", transport=shared) as client:
+        assert isinstance(await failure(client.get(USERS, ID)), MisuseError)
+        with pytest.raises(MisuseError):
+            async for _ in client.find(USERS).export():
+                pass
+
+
 async def test_what_http_cannot_carry_is_a_misuse(transport: MakeTransport) -> None:
     """A header that would end the header block: refused by the protocol, and never repeated."""
     wire = open_transport(transport())

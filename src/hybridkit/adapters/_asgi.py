@@ -5,7 +5,9 @@ RequestContextMiddleware            whose request is it, until when; what came o
 └── the application's middleware    whenever it was added
     └── ProblemMiddleware           errors as problems, which pass through that middleware as answers do
         └── IdempotencyMiddleware   a keyed write runs once; see `_keyed.py`
-            └── the application
+            └── TextMiddleware      text that no database takes; not where our own services call
+                └── HeadMiddleware  `HEAD` as `GET`
+                    └── the application
 ```
 
 https://asgi.readthedocs.io/en/latest/specs/www.html

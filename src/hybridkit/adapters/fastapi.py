@@ -99,7 +99,8 @@ def create_app(
     """An application that opens its resources when it starts and closes them when it stops; it may start again.
 
     Its OpenAPI document and the pages made of it (`/docs`, `/redoc`) are served outside of production only. While it
-    runs, `app.state` has `settings`, `resources`, and of these `redis` and `rabbitmq` (the publisher).
+    runs, `app.state` has `settings`, `resources`, and of these `redis` and `rabbitmq` (the publisher). Whatever answers
+    `GET` answers `HEAD`.
 
     Args:
         settings_class: read at each start, unless `app.state.settings` was given for it, as a test does.

@@ -28,7 +28,7 @@ MAX_BODY_AT_ONCE: Final = 1024 * 1024
 """A longer one is sent in pieces, so that the event loop gets its turn."""
 PIECE: Final = 64 * 1024
 
-_EXPECTED: Final = (aiohttp.ClientError, OSError, ValueError)
+_EXPECTED: Final = (aiohttp.ClientError, OSError, ValueError, RuntimeError)
 
 
 class AiohttpTransport(Prompt):
@@ -127,7 +127,7 @@ def _meaning(request: Request, error: Exception) -> HybridkitError:
     """What aiohttp's error means for that request."""
     if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
         return UnavailableError(f"{request}: not sent: {_reason(error)}")
-    if isinstance(error, ValueError):  # aiohttp's way to refuse a header or URL
+    if isinstance(error, ValueError | RuntimeError):  # aiohttp's way to refuse a header or URL; it is closed
         return MisuseError(f"{request}: can't be sent: {error}")
     return OutcomeUnknownError(f"{request}: no whole answer: {_reason(error)}")
 

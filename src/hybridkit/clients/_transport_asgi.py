@@ -70,7 +70,11 @@ class AsgiTransport(Prompt):
         task.add_done_callback(self._handling.discard)
         try:
             start = await exchange.next("http.response.start")
-            yield StreamedResponse(status=start["status"], headers=_headers(start), chunks=exchange.chunks())
+            try:
+                status, headers = int(start["status"]), _headers(start)
+            except (LookupError, TypeError, ValueError, AttributeError) as error:
+                raise OutcomeUnknownError(f"{request}: the head of its answer is none: {error!r}") from error
+            yield StreamedResponse(status=status, headers=headers, chunks=exchange.chunks())
         finally:
             exchange.left.set()
 

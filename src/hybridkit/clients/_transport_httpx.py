@@ -134,7 +134,7 @@ def _meaning(request: Request) -> Generator[None]:
         raise UnavailableError(f"{request}: not sent: {_reason(error)}") from error
     except (httpx.ReadTimeout, httpx.WriteTimeout) as error:
         raise TimeoutError(f"{request}: {_reason(error)}") from error
-    except httpx.LocalProtocolError as error:
+    except (httpx.LocalProtocolError, RuntimeError) as error:  # httpx says by the latter that it is closed
         raise MisuseError(f"{request}: can't be sent: {error}") from error
     except httpx.TransportError as error:
         raise OutcomeUnknownError(f"{request}: no whole answer: {_reason(error)}") from error
