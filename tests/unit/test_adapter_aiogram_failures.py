@@ -182,6 +182,14 @@ async def test_an_answer_that_is_no_list_does_not_end_the_asking(
         await world.telegram.wait_for_messages(1)
 
 
+def test_telegram_is_asked_again_when_it_wants_and_never_at_once() -> None:
+    for asked, least, most in ((30, 30, 30), (0, 4, 10), (-1, 4, 10)):
+        pause_seconds = _telegram_polling._pause_after(
+            TelegramRetryAfter(METHOD, "slowly", asked), failures=5
+        )
+        assert least <= pause_seconds <= most
+
+
 async def test_numbers_may_jump(world: World, dispatcher: Dispatcher) -> None:
     async with world.polling(dispatcher):
         for jump in (1, 5000, 3):

@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Any, Final, Self, cast
 
 from aiogram import Bot
-from aiogram.exceptions import AiogramError, TelegramRetryAfter, TelegramUnauthorizedError
+from aiogram.exceptions import AiogramError, TelegramUnauthorizedError
 from aiogram.types import Update
 
 from hybridkit.adapters._telegram_handling import Updates
@@ -25,7 +25,7 @@ from hybridkit.adapters._updates import UpdateLog
 from hybridkit.coordination import Redis, Shelf
 from hybridkit.errors import AccessDeniedError, HybridkitError, UnavailableError
 from hybridkit.observability import get_logger, metrics
-from hybridkit.retry import Retry
+from hybridkit.retry import Retry, asked_seconds
 
 __all__ = ["Polling", "bad_token"]
 
@@ -293,6 +293,5 @@ def _skip(raw: Any) -> None:
 
 
 def _pause_after(error: Exception, failures: int) -> float:
-    if isinstance(error, TelegramRetryAfter):
-        return float(error.retry_after)
-    return _BACKOFF.bound_seconds(failures) * random.uniform(0.5, 1.0)  # noqa: S311 # nosec B311  # spreads, no secret
+    own_seconds = _BACKOFF.bound_seconds(failures) * random.uniform(0.5, 1.0)  # noqa: S311 # nosec B311  # spreads
+    return max(asked_seconds(error), own_seconds)
