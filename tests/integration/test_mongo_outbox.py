@@ -125,8 +125,9 @@ async def drained(store: MongoStore, events: int) -> None:
     """Until so many events are in the outbox and none of them waits."""
     async with asyncio.timeout(200):
         while True:
-            rows = await store._database["hk_outbox"].count_documents({"state": "published"})
-            if rows >= events:
+            outbox = store._database["hk_outbox"]
+            published = await outbox.count_documents({"state": "published"})
+            if published >= events and not await outbox.count_documents({"state": "waiting"}):
                 return
             await asyncio.sleep(0.02)
 
