@@ -41,7 +41,7 @@ async def exists(connection: AbstractConnection, queue: str) -> bool:
 
 
 async def until_gone(connection: AbstractConnection, queue: str) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while await exists(connection, queue):  # noqa: ASYNC110 - the broker tells nobody
             await asyncio.sleep(0.01)
 

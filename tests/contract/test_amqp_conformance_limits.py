@@ -29,7 +29,7 @@ async def put(channel: AbstractChannel, *bodies: str, queue: str = "queue", **op
 
 async def get(queue: AbstractQueue) -> AbstractIncomingMessage:
     """The next message; waits for it."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (message := await queue.get(fail=False)) is None:  # noqa: ASYNC110 - the broker tells nobody
             await asyncio.sleep(0.01)
         return message
@@ -42,7 +42,7 @@ async def depth(channel: AbstractChannel, name: str = "queue") -> int:
 
 
 async def until_depth(channel: AbstractChannel, count: int, name: str = "queue") -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while await depth(channel, name) != count:  # noqa: ASYNC110 - the broker tells nobody
             await asyncio.sleep(0.01)
 

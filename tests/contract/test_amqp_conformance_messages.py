@@ -28,7 +28,7 @@ async def put(channel: AbstractChannel, *bodies: str, queue: str = "queue", **op
 
 async def get(queue: AbstractQueue, **options: Any) -> AbstractIncomingMessage:
     """The next message; waits for it."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (message := await queue.get(fail=False, **options)) is None:  # noqa: ASYNC110 - the broker tells nobody
             await asyncio.sleep(0.01)
         return message
@@ -46,7 +46,7 @@ async def depth(channel: AbstractChannel, name: str = "queue") -> int:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - what is waited for has no event
             await asyncio.sleep(0.01)
 

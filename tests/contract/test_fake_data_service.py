@@ -192,7 +192,7 @@ async def asked_by_bytes(fake: FakeDataService, *pieces: bytes) -> AsyncGenerato
         reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
         for piece in pieces:
             writer.write(piece)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 yield await reader.readline()
                 await reader.readuntil(b"\r\n")
         writer.close()

@@ -209,7 +209,7 @@ class Service:
 
     async def until(self, statement: str, *arguments: object) -> None:
         """Wait for the statement to find something."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not await self.sql(statement, *arguments):  # noqa: ASYNC110 - it happens in another process
                 await asyncio.sleep(0.01)
 
@@ -412,7 +412,7 @@ class Broker:
 
     async def read(self, queue: str) -> aio_pika.abc.AbstractIncomingMessage:
         """Take the next message; waits for it."""
-        async with self.channel() as channel, asyncio.timeout(30):
+        async with self.channel() as channel, asyncio.timeout(60):
             await channel.set_qos(1)
             async with (await channel.get_queue(queue)).iterator() as messages:
                 message = await anext(messages)

@@ -44,7 +44,7 @@ def putting(channel: AbstractChannel, body: str = "") -> asyncio.Task[None]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - what is waited for has no event
             await asyncio.sleep(0.001)
 
@@ -346,7 +346,7 @@ async def test_a_client_that_does_not_read_gets_no_more(
     writer.write(b"AMQP\x00\x00\x09\x01" + b"".join(greeting))
     await until(lambda: broker.queues()["queue"].consumers == 1)
     assert broker.queues()["queue"].ready > 100
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while broker.queues()["queue"].ready:
             await reader.read(1_000_000)
     writer.close()

@@ -42,7 +42,7 @@ async def connection(broker: DevelopmentBroker) -> AsyncGenerator[BrokerConnecti
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - what is waited for has no event
             await asyncio.sleep(0.01)
 
@@ -138,6 +138,6 @@ async def test_a_consumer_heals(
     notes = Notes()
     async with notes.consumer.running(connection, publisher=publisher):
         assert FAULTS[fault](broker.faults)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await insist(publisher, Noticed(number=1))
         await until(lambda: set(notes.numbers) == {1})

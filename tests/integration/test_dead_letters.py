@@ -519,7 +519,7 @@ async def test_a_redrive_that_is_killed_loses_nothing(
         await work.publisher.publish_many([Shipped(number=number) for number in range(count)])
         await until_there_are(count, letters.queue, broker)
     await kill_half_way(broker.url, tmp_path, after=count // 8)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while (await broker.state(letters.queue))[1]:  # noqa: ASYNC110 - it happens at the broker
             await asyncio.sleep(0.01)
     sent, left = (await broker.state("letters.work"))[0], (await letters.summary()).messages
@@ -531,7 +531,7 @@ async def test_a_redrive_that_is_killed_loses_nothing(
     async with work.running(guard):
         assert (await letters.redrive()).redriven == left
         assert sorted(await work.done(count)) == list(range(count))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while (await broker.state("letters.work"))[0] or work.consumer.in_flight:  # noqa: ASYNC110 - as above
                 await asyncio.sleep(0.01)
     assert sorted(work.numbers) == list(range(count))

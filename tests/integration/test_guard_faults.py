@@ -214,7 +214,7 @@ async def warm(guard: IdempotencyGuard) -> None:
 
 
 async def until_state(redis: Redis, state: str) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while await redis.hget(RECORD, "state") != state:  # noqa: ASYNC110 - another process sends no event
             await asyncio.sleep(0.01)
 

@@ -16,7 +16,7 @@ async def open_redis(resources: ServiceResources, url: str) -> Redis:
 
 
 async def until_ready(health: Health, *, ready: bool) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (await health.readiness()).is_ready is not ready:  # noqa: ASYNC110 - another process sends no event
             await asyncio.sleep(0.01)
 

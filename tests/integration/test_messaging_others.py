@@ -107,7 +107,7 @@ async def test_a_bare_body_of_pika_is_handled(publisher: RobustPublisher, rabbit
     async with (
         BrokerConnection(rabbitmq_url, name="tests") as connection,
         consumer.running(connection, publisher=publisher),
-        asyncio.timeout(30),
+        asyncio.timeout(60),
     ):
         await asyncio.to_thread(
             publish_with_pika, rabbitmq_url, "hk.events", "others.shared", body("others.shared", 1)
@@ -145,7 +145,7 @@ async def test_a_message_from_the_end_of_the_calendar_stops_nobody(
             )
         await publisher.publish(Kept(account="a", number=3))
         letters = DeadLetters(rabbitmq_url, "others.kept.dlq")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while len(seen) < 3 or len(await letters.peek()) < 2:  # noqa: ASYNC110 - nothing tells
                 await asyncio.sleep(0.05)
     assert seen == [1, 2, 3]

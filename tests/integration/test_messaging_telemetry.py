@@ -107,7 +107,7 @@ async def consuming(
         object.__setattr__(handler, "function", counted(handler.function, reached))
     async with consumer.running(connection, publisher=publisher, drain_seconds=30):
         yield
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             for _ in range(calls):
                 await reached.acquire()
 
@@ -143,14 +143,14 @@ def sample(name: str, **labels: str) -> float:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - what is waited for has no event
             await asyncio.sleep(0.01)
 
 
 async def read(url: str, name: str) -> Any:
     """The next message of a queue."""
-    async with await aio_pika.connect(url) as plain, asyncio.timeout(20):
+    async with await aio_pika.connect(url) as plain, asyncio.timeout(60):
         channel = await plain.channel()
         await channel.set_qos(prefetch_count=1)
         async with (await channel.get_queue(name)).iterator() as messages:

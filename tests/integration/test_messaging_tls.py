@@ -71,7 +71,7 @@ def logs() -> Iterator[list[MutableMapping[str, Any]]]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - what is waited for has no event
             await asyncio.sleep(0.01)
 
@@ -128,7 +128,7 @@ def stranger(tmp_path: Path) -> Path:
 
 async def fails_to_start(starting: RobustPublisher | BrokerConnection) -> str:
     """What it says, which has to be soon: nothing gets better by waiting."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         with pytest.raises(NotConnectedError) as caught:
             await starting.__aenter__()
     return str(caught.value)

@@ -213,7 +213,7 @@ async def test_a_transaction_that_met_its_deadline_leaves_its_records_free(
     late = await service.transact(add("a"), create("b"), seconds=0.4)
     assert (late.status_code, late.json()["code"]) == (504, "DEADLINE_EXCEEDED")
     began = time.monotonic()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while (await service.transact(add("a"), create(uuid4().hex))).status_code != 200:  # noqa: ASYNC110 - the server's
             await asyncio.sleep(0.05)
     assert time.monotonic() - began < 15  # and not the minute after which the server gives it up

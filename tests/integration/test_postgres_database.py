@@ -161,7 +161,7 @@ async def test_what_comes_back_after_the_end_is_closed(postgres_url: str) -> Non
         await database.close()
     await database.close()
     query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'late'"
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (await other.fetch(query))[0][0]:  # noqa: ASYNC110 - it happens in another process
             await asyncio.sleep(0.01)
     await other.close()

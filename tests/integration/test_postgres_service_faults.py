@@ -26,7 +26,7 @@ def verdict(answer: Any) -> tuple[int, str]:
 
 async def recovers(service: Any) -> None:
     """New connections replace the broken ones; the first calls may still find those."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while (await service.get("/v1/items")).status_code != 200:  # noqa: ASYNC110 - the network has no event
             await asyncio.sleep(0.05)
         while (await service.get("/ready")).status_code != 200:  # noqa: ASYNC110

@@ -67,7 +67,7 @@ class Replica:
         return await self.outbox.backlog(range(PARTITIONS))
 
     async def drained(self) -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while (await self.backlog()).waiting:  # noqa: ASYNC110 - the relay may be in another process
                 await asyncio.sleep(0.01)
 

@@ -68,7 +68,7 @@ async def receive(
     queue: aio_pika.abc.AbstractQueue, count: int
 ) -> list[aio_pika.abc.AbstractIncomingMessage]:
     received: list[aio_pika.abc.AbstractIncomingMessage] = []
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while len(received) < count:
             if message := await queue.get(fail=False, no_ack=True):
                 received.append(message)
@@ -79,7 +79,7 @@ async def receive(
 
 async def parked(database: str) -> list[Any]:
     connection = await connect(database, timeout_seconds=10, command_seconds=10, application_name="the test")
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not (rows := await connection.fetch("SELECT * FROM hk_outbox WHERE parked_at IS NOT NULL")):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     await connection.close()

@@ -174,7 +174,7 @@ async def test_a_quorum_queue_survives_the_death_of_a_node(own_rabbitmq_cluster:
         await channel.declare_queue("kept", durable=True, arguments={"x-queue-type": "quorum"})
         await channel.default_exchange.publish(Message(b"kept"), routing_key="kept")
     first.kill()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         assert await read_once_elected(second.url) == "kept"
     await asyncio.to_thread(first.restart)
     running = await asyncio.to_thread(first.ctl, "cluster_status", "--formatter", "json")

@@ -76,7 +76,7 @@ async def test_a_signal_at_any_time_stops_everything(environment: dict[str, str]
     assert demo.stdout is not None
     while chapter not in (line := (await demo.stdout.readline()).decode()):
         assert line, "the demo ended by itself"
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not (children := processes_below(demo.pid)):  # noqa: ASYNC110  # another process's children
             await asyncio.sleep(0.01)
     demo.send_signal(signal.SIGTERM)

@@ -49,7 +49,7 @@ async def ignore(message: object) -> None: ...
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - what is waited for has no event
             await asyncio.sleep(0.01)
 
@@ -78,7 +78,7 @@ async def test_3_ours_a_cancelled_consumer_comes_back(broker: Any, publisher: Ro
     async with (
         BrokerConnection(broker.url, name="tests") as connection,
         consumer.running(connection, publisher=publisher),
-        asyncio.timeout(10),
+        asyncio.timeout(60),
     ):
         async with broker.channel() as other:
             await other.queue_delete("tests.consumer")
@@ -217,7 +217,7 @@ async def test_8_plain_a_running_handler_is_cancelled_when_the_connection_drops(
         await channel.default_exchange.publish(aio_pika.Message(b""), "tasks")
         await begun.wait()
         proxy.reset()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await cancelled.wait()
 
 
@@ -242,5 +242,5 @@ async def test_8_ours_a_running_handler_ends_by_itself(broker: Any, publisher: R
         await until(lambda: not consumer.is_ready)
         await until(lambda: consumer.is_ready)
         go_on.set()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await finished.wait()

@@ -67,7 +67,7 @@ async def connection(rabbitmq_url: str) -> AsyncGenerator[BrokerConnection]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - what is waited for has no event
             await asyncio.sleep(0.01)
 
@@ -190,7 +190,7 @@ async def test_11_ours_every_binding_is_declared_again(broker: Any) -> None:
         await until(lambda: not (publisher.is_ready or consumer.is_ready))
         await until(lambda: publisher.is_ready and consumer.is_ready)
         await publisher.send(Work(), delay_seconds=2)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await done.wait()
 
 

@@ -79,7 +79,7 @@ pytestmark = pytest.mark.usefixtures("lines")
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110  # of a state that sets no event
             await asyncio.sleep(0)
 

@@ -262,7 +262,7 @@ async def test_the_head_of_a_stream_without_end_is_given_at_once(app: FastAPI) -
     async def stream() -> StreamingResponse:
         return StreamingResponse(ticks(), media_type="text/event-stream")
 
-    async with serving(app) as client, asyncio.timeout(10):
+    async with serving(app) as client, asyncio.timeout(60):
         assert (await client.head("/ticks")).status_code == 200
         await ended.wait()
 

@@ -291,7 +291,7 @@ async def test_parts_of_a_stream_are_not_held_back(app: FastAPI, serve_keyed: Ap
         if message.get("body") == b"a":
             first_is_out.set()
 
-    async with serve_keyed(app), asyncio.timeout(5):
+    async with serve_keyed(app), asyncio.timeout(60):
         await app(_scope("/stream"), _receive_of([b""]), send)
     assert sent[0] == "http.response.start"
 
@@ -374,7 +374,7 @@ async def test_an_answer_does_not_wait_for_what_comes_after_it(
         if message["type"] == "http.response.body" and not message.get("more_body"):
             answered.set()
 
-    async with serve_keyed(app) as client, asyncio.timeout(5):
+    async with serve_keyed(app) as client, asyncio.timeout(60):
         first = asyncio.create_task(app(_scope("/letters"), _receive_of([b""]), send))
         await answered.wait()
         assert (await client.post("/letters", headers=key("k"))).json() == "ok"
@@ -421,7 +421,7 @@ async def test_a_request_that_is_cancelled_after_its_answer_has_been_answered(
         if message["type"] == "http.response.body" and not message.get("more_body"):
             answered.set()
 
-    async with serve_keyed(app) as client, asyncio.timeout(5):
+    async with serve_keyed(app) as client, asyncio.timeout(60):
         first = asyncio.create_task(app(_scope("/letters"), _receive_of([b""]), send))
         await answered.wait()
         first.cancel()
@@ -445,7 +445,7 @@ async def test_a_request_that_is_cancelled_before_its_answer_may_run_again(
 
     async def send(message: Any) -> None: ...
 
-    async with serve_keyed(app) as client, asyncio.timeout(5):
+    async with serve_keyed(app) as client, asyncio.timeout(60):
         first = asyncio.create_task(app(_scope("/slow"), _receive_of([b""]), send))
         await going.wait()
         first.cancel()
@@ -466,7 +466,7 @@ async def test_a_client_that_leaves_before_the_answer_finds_it_kept(
 
     async def send(message: Any) -> None: ...
 
-    async with serve_keyed(app) as client, asyncio.timeout(5):
+    async with serve_keyed(app) as client, asyncio.timeout(60):
         await app(_scope("/slow"), _receive_of([b""]), send)
         assert (await client.post("/slow", headers=key("k"))).json() == "ok"
     assert done == [1]

@@ -60,7 +60,7 @@ class Api:
         await self.supervisor.start(service)
 
     async def until_logged(self, text: str) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while text not in self.log():  # noqa: ASYNC110  # another process's file
                 await asyncio.sleep(0.01)
 
@@ -71,7 +71,7 @@ class Api:
         self.supervisor.send("api", number)
 
     async def exit_code(self) -> int:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             return await self.supervisor.wait("api")
 
 

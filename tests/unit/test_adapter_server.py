@@ -71,7 +71,7 @@ class Peer:
         return sent
 
     async def answer(self) -> Answered:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             head = (await self.reader.readuntil(b"\r\n\r\n")).decode()
             status_line, *lines = head.rstrip().split("\r\n")
             fields = {name.lower(): value.strip() for name, _, value in (it.partition(":") for it in lines)}
@@ -80,7 +80,7 @@ class Peer:
 
     async def rest(self) -> bytes:
         """All that comes until the server closes."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             try:
                 return await self.reader.read()
             except ConnectionError:
@@ -126,7 +126,7 @@ async def serve(app: FastAPI) -> AsyncGenerator[Served]:
         stop = StopSignals()
         server = Server(app, settings, stop)
         serving = asyncio.create_task(server.serve())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not server.started:  # noqa: ASYNC110  # uvicorn has no event for it
                 await asyncio.sleep(0)
         try:
@@ -508,7 +508,7 @@ async def test_a_reader_that_takes_nothing_loses_its_connection() -> None:
     async with serve(app) as served, served.peer(buffer_bytes=1024) as peer:
         peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
         await peer.send(b"GET /endless HTTP/1.1\r\nHost: api\r\n\r\n")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await ended.wait()
 
 

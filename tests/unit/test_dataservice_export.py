@@ -126,7 +126,7 @@ async def test_a_cursor_that_times_out_is_no_reader_that_left(routes: Any) -> No
 async def test_a_reader_that_leaves_stops_the_cursor(routes: Any) -> None:
     cursor = routes.app.state.store = Cursor(routes.store, pieces=1_000_000)
     reader = Reader(leaves_after=3)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await reader.export(routes.app)
     assert cursor.closed.is_set()
     assert cursor.given < 100

@@ -192,7 +192,7 @@ def publisher() -> MemoryPublisher:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - the relay tells nobody
             await asyncio.sleep(0.001)
 

@@ -216,6 +216,6 @@ class FullStore:
 
 async def test_housekeeping_goes_on_until_nothing_is_left() -> None:
     store: Any = FullStore()
-    async with Housekeeping(store, pause_seconds=0.001) as housekeeping, asyncio.timeout(10):
+    async with Housekeeping(store, pause_seconds=0.001) as housekeeping, asyncio.timeout(60):
         await store.emptied.wait()
         assert "Housekeeping(" in repr(housekeeping)

@@ -30,7 +30,7 @@ def told(octets: bytes) -> list[tuple[str, int, int]]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - a socket has no event for what was written
             await asyncio.sleep(0.001)
 

@@ -99,7 +99,7 @@ def supervised(link: FakeLink, **options: Any) -> SupervisedChannel:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - what is waited for has no event
             await asyncio.sleep(0)
 
@@ -192,7 +192,7 @@ async def test_a_retired_channel_does_not_wait_for_ever() -> None:
     lane = Lane(cast("Any", channel), cast("Link", FakeLink()), linger_seconds=0.01)
     with lane:
         lane.retire()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await channel.ended.wait()
 
 

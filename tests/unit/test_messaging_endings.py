@@ -104,7 +104,7 @@ class Desk:
         """Work until the broker was told about these, and nothing is in hand."""
         if self.consumer._workers._dispatcher is None:
             self.consumer._workers.start()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while not (self.settled.keys() >= set(numbers) and self.consumer.in_flight == 0):  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
 

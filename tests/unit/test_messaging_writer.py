@@ -154,7 +154,7 @@ async def writing(monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[tuple[Write
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - what is waited for has no event
             await asyncio.sleep(0)
 
