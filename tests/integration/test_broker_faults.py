@@ -85,7 +85,7 @@ async def test_dropped_confirms(broker: DevelopmentBroker, channel: AbstractChan
     amqp: Any = await channel.get_underlay_channel()
     await until(amqp.write_queue.empty)
     broker.faults.thaw()
-    await asyncio.wait_for(asyncio.gather(*others), 10)
+    await asyncio.wait_for(asyncio.gather(*others), 60)
     assert not silent.done()
     silent.cancel()
 
@@ -129,7 +129,7 @@ async def test_a_blocked_publisher(broker: DevelopmentBroker, channel: AbstractC
     assert broker.queues()["queue"].ready == 0
     assert not waiting.done()
     broker.faults.unblock()
-    await asyncio.wait_for(asyncio.gather(waiting, unblocked), 10)
+    await asyncio.wait_for(asyncio.gather(waiting, unblocked), 60)
     assert broker.queues()["queue"].ready == 1
 
 
@@ -248,8 +248,8 @@ async def test_a_frozen_broker(broker: DevelopmentBroker, channel: AbstractChann
     assert not done
     assert broker.queues()["queue"].ready == 0
     broker.faults.thaw()
-    await asyncio.wait_for(waiting, 10)
-    await (await asyncio.wait_for(joining, 10)).close()
+    await asyncio.wait_for(waiting, 60)
+    await (await asyncio.wait_for(joining, 60)).close()
 
 
 async def test_a_fault_of_its_own_costs_one_connection(

@@ -64,7 +64,7 @@ def test_all_four_start_answer_and_say_where_they_come_from() -> None:
             assert ANSWERS[kind](port_of(server)), kind
             assert server["source"].partition(":")[0] in {"binary", "container", "embedded"}
         command.terminate()
-        assert command.wait(20) == 0
+        assert command.wait(60) == 0
         assert not any(ANSWERS[kind](port_of(server)) for kind, server in servers.items())
 
 
@@ -78,7 +78,7 @@ def test_a_server_that_ends_by_itself_is_told_and_ends_the_command() -> None:
                 _give_up("no Redis can be had here")
             for child in children_of(command):
                 child.send(signal.SIGKILL)
-            _, told = command.communicate(timeout=20)
+            _, told = command.communicate(timeout=60)
         finally:
             command.kill()
     assert command.returncode == 1
@@ -94,7 +94,7 @@ def test_ctrl_c_in_the_middle_of_the_start_leaves_nothing() -> None:
             assert wait_until(lambda: len(children_of(command)) >= 2, timeout_seconds=20)
             children = children_of(command)
             command.send_signal(signal.SIGINT)
-            assert command.wait(20) == 0
+            assert command.wait(60) == 0
             assert wait_until(lambda: not any(child.is_alive() for child in children), timeout_seconds=5)
         finally:
             command.kill()
@@ -158,7 +158,7 @@ def test_a_url_is_only_named_and_its_password_hidden() -> None:
         assert command.stdout is not None
         line = command.stdout.readline()
         command.terminate()
-        assert command.wait(10) == 0
+        assert command.wait(60) == 0
     assert line.split() == ["redis", "redis://me:***@example:6379/0", "URL:", "HYBRIDKIT_REDIS_URL"]
 
 
@@ -171,7 +171,7 @@ def test_the_development_broker_runs_until_a_signal(number: signal.Signals) -> N
         url = command.stdout.readline().strip()
         assert rabbitmq_answers(urlsplit(url).port or 0)
         command.send_signal(number)
-        _, warning = command.communicate(timeout=20)
+        _, warning = command.communicate(timeout=60)
     assert command.returncode == 0
     assert "for development and tests only" in warning
 

@@ -679,7 +679,7 @@ async def test_queries_are_tried_again_as_messages_are(world: World, kind: str) 
 
     async with world.polling(dispatcher):
         world.telegram.push_update({kind: QUERIES[kind]})
-        await asyncio.wait_for(answered.wait(), 10)
+        await asyncio.wait_for(answered.wait(), 60)
 
 
 async def test_telegrams_own_pause_is_kept(world: World, dispatcher: Dispatcher) -> None:
@@ -705,7 +705,7 @@ async def test_a_stop_gives_back_what_waits_to_be_tried_again(world: World) -> N
         last = world.telegram.push_text("second", from_user=ADA)
         await until(lambda: not failures)
         await polling.stop_asking(1)
-        await asyncio.wait_for(polling.drain(60), 5)
+        await asyncio.wait_for(polling.drain(60), 60)
         assert world.telegram.confirmed_update_id < last - 1
     async with world.polling(dispatcher):
         await world.telegram.wait_until_confirmed(last)

@@ -84,7 +84,7 @@ async def test_a_message_that_is_settled_does_not_go_back_when_its_task_is_cance
 
     monkeypatch.setattr(desk.processor, "process", settle_and_linger)
     task = asyncio.create_task(desk.consumer._handle(delivered(desk)))
-    await asyncio.wait_for(settled.wait(), 10)
+    await asyncio.wait_for(settled.wait(), 60)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
