@@ -493,7 +493,8 @@ async def test_what_is_idempotent_by_itself_needs_no_key() -> None:
 def sample(name: str, **labels: str) -> float:
     """That metric as a scrape shows it."""
     body, _ = render_metrics()
-    for family in text_string_to_metric_families(body.decode()):
+    lines = [line for line in body.decode().splitlines() if line.startswith(name)]
+    for family in text_string_to_metric_families("\n".join(lines)):
         for one in family.samples:
             if one.name == name and one.labels == labels:
                 return one.value
