@@ -35,7 +35,7 @@ STATIC = {
     "docs": ["mkdocs", "build", "--strict", "--quiet"],
 }
 # More than there are cores: half of the time a test waits for a server.
-PYTEST = ["-m", "pytest", "-n", "6", f"--junitxml={RESULTS}"]
+PYTEST = ["-m", "pytest", "-n", "4", f"--junitxml={RESULTS}"]
 COVERAGE = {
     "coverage": ["coverage", "report", "--skip-covered"],
     "critical": ["python", "scripts/check_coverage.py"],
