@@ -48,7 +48,7 @@ class ErlangNeighbours:
         epmd = self._process = self._run.spawn(
             command, name="epmd", folder=folder, env=self._program.place.environment
         )
-        wait_until(lambda: epmd_answers(self.epmd_port) or not epmd.is_running, timeout_seconds=10)
+        wait_until(lambda: epmd_answers(self.epmd_port) or not epmd.is_running, timeout_seconds=60)
         if not epmd_answers(self.epmd_port):
             raise ServerStartError(f"epmd of {self._program} did not come up:\n{epmd.last_words()}")
 
@@ -94,7 +94,7 @@ class RabbitNode(ProcessServer):
         argv = [self._program.beside("rabbitmqctl"), "--node", self.name, *arguments]
         command = self._program.place.wrap(argv, user="rabbitmq")
         done = subprocess.run(  # noqa: S603 # nosec B603
-            command, capture_output=True, text=True, check=False, env=self._environment(), cwd="/", timeout=60
+            command, capture_output=True, text=True, check=False, env=self._environment(), cwd="/", timeout=180
         )
         if done.returncode:
             said = f"{done.stdout}{done.stderr}".strip()
