@@ -94,7 +94,13 @@ class RabbitNode(ProcessServer):
         argv = [self._program.beside("rabbitmqctl"), "--node", self.name, *arguments]
         command = self._program.place.wrap(argv, user="rabbitmq")
         done = subprocess.run(  # noqa: S603 # nosec B603
-            command, capture_output=True, text=True, check=False, env=self._environment(), cwd="/", timeout=180
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            env=self._environment(),
+            cwd="/",
+            timeout=180,
         )
         if done.returncode:
             said = f"{done.stdout}{done.stderr}".strip()
