@@ -335,4 +335,4 @@ async def test_the_delay_levels_of_hybridkit(channel: AbstractChannel) -> None:
     started = time.monotonic()
     await (await channel.get_exchange(exchange)).publish(Message(b"late"), key)
     assert (await get(queue)).body == b"late"
-    assert time.monotonic() - started > 2.9
+    assert 2.9 < time.monotonic() - started < 30

@@ -57,7 +57,7 @@ async def test_a_silent_server_costs_fractions_of_a_second() -> None:
         since = time.monotonic()
         with pytest.raises(UnavailableError):
             await probe_redis(redis)
-        assert time.monotonic() - since < 10
+        assert time.monotonic() - since < 3
 
 
 async def test_an_exhausted_pool_is_waited_for_only_so_long() -> None:
@@ -65,7 +65,7 @@ async def test_an_exhausted_pool_is_waited_for_only_so_long() -> None:
         since = time.monotonic()
         results = await asyncio.gather(*(probe_redis(redis) for _ in range(5)), return_exceptions=True)
         assert all(isinstance(result, UnavailableError) for result in results)
-        assert time.monotonic() - since < 10
+        assert time.monotonic() - since < 3
 
 
 async def test_a_server_that_evicts_is_refused_with_the_words_to_fix_it() -> None:

@@ -129,7 +129,9 @@ class ProblemMiddleware:
         answer = _Answer(send)
         try:
             await self.app(scope, receive, answer.send)
-        except Exception as error:
+        except (
+            Exception
+        ) as error:  # whatever the application raises becomes an answer, as long as none is out
             if not answer.is_replaceable:
                 raise
             if self.answer_failure and await self.answer_failure(scope, receive, send, error):
