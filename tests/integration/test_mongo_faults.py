@@ -77,7 +77,7 @@ async def test_a_frozen_database_ends_calls_at_their_deadline_and_loses_nothing(
         own_mongo_server.resume()
         assert read.json()["code"] == "DEADLINE_EXCEEDED"
         assert written.status_code == 504
-        assert took_seconds < 20
+        assert took_seconds < 9
         assert (await write(http, "during")).status_code == 201
         notes = (await http.get("/v1/notes")).json()["items"]
         assert sorted(note["text"] for note in notes) == ["before", "during"]
@@ -190,7 +190,7 @@ async def test_nothing_is_lost_or_written_twice_while_the_database_comes_and_goe
         "OVERLOADED",
         "SERIALIZATION_FAILURE",
     }
-    assert writers.longest_seconds < 20  # the driver alone would wait for 30
+    assert writers.longest_seconds < 9  # the driver alone would take its 10
 
 
 async def _every_note(http: httpx.AsyncClient) -> list[str]:
@@ -211,7 +211,7 @@ async def test_a_restart_with_a_deadline_and_a_full_stop_answers_in_time(own_mon
         own_mongo_server.kill()
         began = time.monotonic()
         answers = await asyncio.gather(*(write(http, f"k{number}", seconds=1) for number in range(20)))
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < 9
         assert {answer.json()["code"] for answer in answers} <= {
             "UNAVAILABLE",
             "DEADLINE_EXCEEDED",
