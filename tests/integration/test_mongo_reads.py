@@ -19,7 +19,15 @@ from hybridkit.dataservice import DocumentCollection, DocumentIndex
 from hybridkit.dataservice import _mongo_reads as reads
 from hybridkit.dataservice._mongo_collection import ResourceCollection
 from hybridkit.dataservice._mongo_store import MongoStore, open_mongo_store
-from hybridkit.dataservice._operations import CallAnswer, Create, Delete, Undelete, Update, Upsert, Write
+from hybridkit.dataservice._store._operations import (
+    CallAnswer,
+    Create,
+    Delete,
+    Undelete,
+    Update,
+    Upsert,
+    Write,
+)
 from hybridkit.errors import (
     DeadlineExceededError,
     InvalidQueryError,

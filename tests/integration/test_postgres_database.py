@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 from hybridkit.context import RequestContext, bind
 from hybridkit.dataservice._postgres_connection import limit_fits, limit_for
 from hybridkit.dataservice._postgres_database import Database
-from hybridkit.dataservice._timing import watch_database
+from hybridkit.dataservice._store._waiting_time import watch_database
 from hybridkit.errors import DeadlineExceededError, InvalidRequestError, MisuseError, OverloadedError
 
 PID = "SELECT pg_backend_pid()"

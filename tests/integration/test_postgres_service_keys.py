@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from hybridkit.context import RequestContext, bind
-from hybridkit.dataservice._operations import Create, Outcome, Write
 from hybridkit.dataservice._postgres_keys import lock_number
+from hybridkit.dataservice._store._operations import Create, Outcome, Write
 from hybridkit.errors import ConflictError, InvalidRequestError
 from hybridkit.observability import metrics
 

@@ -16,7 +16,11 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from hybridkit.codec import format_timestamp, now
 from hybridkit.contract import Emission
 from hybridkit.dataservice import RecordColumns, SoftDeleteColumns
-from hybridkit.dataservice._operations import (
+from hybridkit.dataservice._postgres_migrations import migrating_connection
+from hybridkit.dataservice._postgres_refusals import UnnamedError
+from hybridkit.dataservice._postgres_store import PostgresStore, open_postgres_store
+from hybridkit.dataservice._postgres_table import ResourceTable
+from hybridkit.dataservice._store._operations import (
     AnyResource,
     Assert,
     CallAnswer,
@@ -29,10 +33,6 @@ from hybridkit.dataservice._operations import (
     Upsert,
     Write,
 )
-from hybridkit.dataservice._postgres_migrations import migrating_connection
-from hybridkit.dataservice._postgres_refusals import UnnamedError
-from hybridkit.dataservice._postgres_store import PostgresStore, open_postgres_store
-from hybridkit.dataservice._postgres_table import ResourceTable
 from hybridkit.errors import (
     InvalidRequestError,
     KeyReusedError,

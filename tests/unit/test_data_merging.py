@@ -7,8 +7,8 @@ import pytest
 from pydantic import BaseModel
 
 from hybridkit import Record, Resource
-from hybridkit.dataservice._merging import merged
-from hybridkit.dataservice._operations import Update
+from hybridkit.dataservice._store._merging import merged
+from hybridkit.dataservice._store._operations import Update
 from hybridkit.errors import InvalidRequestError
 
 

@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from hybridkit.dataservice import _export
-from hybridkit.dataservice._store import Lines
+from hybridkit.dataservice._store._protocol import Lines
 from hybridkit.errors import DeadlineExceededError, UnavailableError
 
 NDJSON = "application/x-ndjson"

@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from hybridkit.dataservice import _in_flight
-from hybridkit.dataservice._in_flight import InFlight
-from hybridkit.dataservice._operations import Outcome, Result, Write
+from hybridkit.dataservice._store import _in_flight
+from hybridkit.dataservice._store._in_flight import InFlight
+from hybridkit.dataservice._store._operations import Outcome, Result, Write
 from hybridkit.errors import ConflictError, InProgressError
 
 DONE = Outcome((Result({"id": "1"}, created=True),))

@@ -13,7 +13,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 from hybridkit.codec import encode_json
 from hybridkit.dataservice._bodies import closed, validate
-from hybridkit.dataservice._losses import losses
+from hybridkit.dataservice._store._losses import losses
 from hybridkit.errors import InvalidRequestError
 
 

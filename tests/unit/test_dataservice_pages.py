@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from hybridkit.dataservice._etags import State
 from hybridkit.dataservice._pages import read_token, write_token
+from hybridkit.dataservice._store._etags import State
 from hybridkit.errors import PageTokenError
 from hybridkit.filters import Compare
 from hybridkit.queries import Query

@@ -6,7 +6,7 @@ import pytest
 from opentelemetry import trace
 
 from hybridkit.dataservice import Grant
-from hybridkit.dataservice._operations import Outcome, Result
+from hybridkit.dataservice._store._operations import Outcome, Result
 from hybridkit.dataservice._transact_route import TransactRoute
 from hybridkit.errors import DeclarationError
 

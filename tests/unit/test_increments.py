@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field, field_validator
 
 from hybridkit.codec import Timestamp
-from hybridkit.dataservice._increments import incremented
-from hybridkit.dataservice._operations import Update
+from hybridkit.dataservice._store._increments import incremented
+from hybridkit.dataservice._store._operations import Update
 from hybridkit.errors import InvalidRequestError
 from hybridkit.resources import Record, Resource
 

@@ -9,7 +9,15 @@ from pydantic import BaseModel
 
 from hybridkit.codec import now
 from hybridkit.contract import Emission
-from hybridkit.dataservice._operations import Create, Delete, Operation, Outcome, Undelete, Update, Write
+from hybridkit.dataservice._store._operations import (
+    Create,
+    Delete,
+    Operation,
+    Outcome,
+    Undelete,
+    Update,
+    Write,
+)
 from hybridkit.errors import (
     KeyReusedError,
     NotFoundError,

@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 from hybridkit.codec import encode_json
 from hybridkit.contract import IDEMPOTENCY_REPLAYED_HEADER, IDEMPOTENCY_REREAD_HEADER
-from hybridkit.dataservice._operations import AnyResource, Outcome
+from hybridkit.dataservice._store._operations import AnyResource, Outcome
 
 __all__ = [
     "Answer",

@@ -20,9 +20,17 @@ from hybridkit.codec import (
     validate_json,
 )
 from hybridkit.contract import Transaction
-from hybridkit.dataservice._losses import losses
-from hybridkit.dataservice._members import fields_by_member, patch_as_stored, values_of
-from hybridkit.dataservice._operations import AnyResource, Assert, Create, Delete, Operation, Update, Upsert
+from hybridkit.dataservice._store._losses import losses
+from hybridkit.dataservice._store._members import fields_by_member, patch_as_stored, values_of
+from hybridkit.dataservice._store._operations import (
+    AnyResource,
+    Assert,
+    Create,
+    Delete,
+    Operation,
+    Update,
+    Upsert,
+)
 from hybridkit.errors import (
     FieldError,
     InvalidQueryError,

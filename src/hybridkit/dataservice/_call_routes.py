@@ -6,8 +6,8 @@ from hybridkit.dataservice._answers import Answer, json_answer, replay_headers
 from hybridkit.dataservice._bodies import closed, validate
 from hybridkit.dataservice._calls import AnyCall, CallContext, CallHandler, run_call
 from hybridkit.dataservice._dispatch import ContractRoute, Endpoint
-from hybridkit.dataservice._operations import CallAnswer
 from hybridkit.dataservice._requests import ContractRequest, read_object
+from hybridkit.dataservice._store._operations import CallAnswer
 from hybridkit.dataservice._writing import perform
 
 __all__ = ["CallRoute"]

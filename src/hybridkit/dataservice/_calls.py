@@ -25,8 +25,8 @@ from pydantic import BaseModel
 from hybridkit.codec import encode_json
 from hybridkit.context import current
 from hybridkit.contract import Emission
-from hybridkit.dataservice._operations import CallAnswer
-from hybridkit.dataservice._store import Store
+from hybridkit.dataservice._store._operations import CallAnswer
+from hybridkit.dataservice._store._protocol import Store
 from hybridkit.errors import DeclarationError, NotSupportedError
 from hybridkit.events import Message
 from hybridkit.observability import trace_headers

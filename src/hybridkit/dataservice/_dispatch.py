@@ -16,14 +16,14 @@ from starlette.routing import BaseRoute, Match
 
 from hybridkit.dataservice._answers import Answer, Answering, Header, Receive, Send
 from hybridkit.dataservice._callers import Access, Callers
-from hybridkit.dataservice._operations import AnyResource
 from hybridkit.dataservice._requests import (
     JSON_MEDIA_TYPE,
     MERGE_PATCH_MEDIA_TYPE,
     ContractRequest,
     check_url,
 )
-from hybridkit.dataservice._timing import DatabaseTime, watch_database
+from hybridkit.dataservice._store._operations import AnyResource
+from hybridkit.dataservice._store._waiting_time import DatabaseTime, watch_database
 from hybridkit.errors import DeclarationError, InvalidQueryError, NotAcceptableError
 from hybridkit.header_fields import MediaType, best_offer, read_accept, read_media_type
 

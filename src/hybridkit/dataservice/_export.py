@@ -11,9 +11,9 @@ from typing import Final
 
 from hybridkit.contract import NDJSON_MEDIA_TYPE
 from hybridkit.dataservice._answers import Answering, Header, Receive, Send
-from hybridkit.dataservice._operations import AnyResource
 from hybridkit.dataservice._requests import ContractRequest
-from hybridkit.dataservice._store import Lines
+from hybridkit.dataservice._store._operations import AnyResource
+from hybridkit.dataservice._store._protocol import Lines
 from hybridkit.errors import DeadlineExceededError, InvalidQueryError
 from hybridkit.observability import get_logger
 from hybridkit.queries import Query

@@ -4,7 +4,7 @@ import asyncio
 import random
 from typing import Final, Self
 
-from hybridkit.dataservice._store import Store
+from hybridkit.dataservice._store._protocol import Store
 from hybridkit.errors import HybridkitError
 from hybridkit.observability import get_logger
 

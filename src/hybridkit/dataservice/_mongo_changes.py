@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any, Final, assert_never
 
 from hybridkit.codec import now
-from hybridkit.dataservice._increments import incremented
-from hybridkit.dataservice._merging import merged
 from hybridkit.dataservice._mongo_collection import HIDDEN, ResourceCollection, bookkeeping, version_of
 from hybridkit.dataservice._mongo_database import StoredDocument, is_live
 from hybridkit.dataservice._mongo_values import to_bson
-from hybridkit.dataservice._operations import (
+from hybridkit.dataservice._store._increments import incremented
+from hybridkit.dataservice._store._merging import merged
+from hybridkit.dataservice._store._operations import (
     Assert,
     Create,
     Delete,
@@ -21,7 +21,7 @@ from hybridkit.dataservice._operations import (
     Update,
     Upsert,
 )
-from hybridkit.dataservice._refusals import fitting, hidden, missing, stale, taken
+from hybridkit.dataservice._store._refusals import fitting, hidden, missing, stale, taken
 from hybridkit.filters import Filter
 
 __all__ = ["GONE", "Change", "change_for"]

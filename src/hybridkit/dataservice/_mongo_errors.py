@@ -22,8 +22,8 @@ from pymongo.errors import (
     WriteError,
 )
 
-from hybridkit.dataservice._operations import Operation
-from hybridkit.dataservice._refusals import taken
+from hybridkit.dataservice._store._operations import Operation
+from hybridkit.dataservice._store._refusals import taken
 from hybridkit.errors import (
     ConflictError,
     DeadlineExceededError,

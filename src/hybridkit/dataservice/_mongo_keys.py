@@ -18,12 +18,12 @@ from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import OperationFailure
 
 from hybridkit.codec import encode_json, now
-from hybridkit.dataservice._keys import DERIVED_RETENTION, RETENTION, is_derived
 from hybridkit.dataservice._mongo_collection import HIDDEN
 from hybridkit.dataservice._mongo_database import StoredDocument
 from hybridkit.dataservice._mongo_errors import is_duplicate
 from hybridkit.dataservice._mongo_events import EVENTS, with_events
-from hybridkit.dataservice._operations import Outcome, Result, Write
+from hybridkit.dataservice._store._keys import DERIVED_RETENTION, RETENTION, is_derived
+from hybridkit.dataservice._store._operations import Outcome, Result, Write
 
 __all__ = ["EMBEDDED_KEYS", "KEYS_COLLECTION", "Keys", "Recorded", "embedded", "entry_for"]
 

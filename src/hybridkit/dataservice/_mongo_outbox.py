@@ -22,7 +22,6 @@ from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import OperationFailure
 
 from hybridkit.codec import now
-from hybridkit.dataservice._keys import RETENTION
 from hybridkit.dataservice._mongo_collection import HIDDEN
 from hybridkit.dataservice._mongo_database import StoredDocument, bounded, meaning
 from hybridkit.dataservice._mongo_errors import is_duplicate, read_error
@@ -39,6 +38,7 @@ from hybridkit.dataservice._outbox import (
     Waiting,
     fair_share,
 )
+from hybridkit.dataservice._store._keys import RETENTION
 
 __all__ = ["MongoOutbox"]
 

@@ -21,8 +21,8 @@ from hybridkit.dataservice._mongo_filters import condition
 from hybridkit.dataservice._mongo_ordering import Ordering
 from hybridkit.dataservice._mongo_pipeline import MAX_DOCUMENTS, MAX_RESULT_BYTES, checked_pipeline
 from hybridkit.dataservice._mongo_values import from_bson, to_bson
-from hybridkit.dataservice._operations import AnyResource, CallWork
-from hybridkit.dataservice._store import Encoded, Found, Lines, Room, answer_too_large, listed
+from hybridkit.dataservice._store._operations import AnyResource, CallWork
+from hybridkit.dataservice._store._protocol import Encoded, Found, Lines, Room, answer_too_large, listed
 from hybridkit.errors import InvalidQueryError
 from hybridkit.filters import Filter
 from hybridkit.queries import Query

@@ -18,7 +18,6 @@ from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import OperationFailure
 
-from hybridkit.dataservice._keys import check_repeated, count
 from hybridkit.dataservice._mongo_changes import Change, change_for
 from hybridkit.dataservice._mongo_collection import HIDDEN, ResourceCollection, bookkeeping
 from hybridkit.dataservice._mongo_database import StoredDocument, is_live
@@ -34,7 +33,8 @@ from hybridkit.dataservice._mongo_keys import (
     entry_for,
 )
 from hybridkit.dataservice._mongo_values import to_bson
-from hybridkit.dataservice._operations import CallAnswer, Operation, Outcome, Result, Write
+from hybridkit.dataservice._store._keys import check_repeated, count
+from hybridkit.dataservice._store._operations import CallAnswer, Operation, Outcome, Result, Write
 from hybridkit.errors import ConflictError, RejectedError, StaleVersionError
 
 __all__ = ["SingleWriter", "replayed", "unchanged"]

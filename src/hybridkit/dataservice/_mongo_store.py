@@ -11,7 +11,6 @@ from pymongo.errors import OperationFailure
 
 from hybridkit.codec import now
 from hybridkit.context import RequestContext, bind
-from hybridkit.dataservice._keys import DERIVED_RETENTION
 from hybridkit.dataservice._mongo_capabilities import Capabilities, probe
 from hybridkit.dataservice._mongo_changes import GONE
 from hybridkit.dataservice._mongo_collection import HIDDEN, ResourceCollection
@@ -23,7 +22,8 @@ from hybridkit.dataservice._mongo_outbox import MongoOutbox
 from hybridkit.dataservice._mongo_reads import MongoReader
 from hybridkit.dataservice._mongo_transactions import LANES_COLLECTION
 from hybridkit.dataservice._mongo_writes import MongoWriter
-from hybridkit.dataservice._operations import Outcome, Write
+from hybridkit.dataservice._store._keys import DERIVED_RETENTION
+from hybridkit.dataservice._store._operations import Outcome, Write
 from hybridkit.observability import get_logger
 
 __all__ = ["MongoStore", "open_mongo_store"]

@@ -18,7 +18,6 @@ from pymongo.errors import DuplicateKeyError
 from pymongo.write_concern import WriteConcern
 
 from hybridkit.codec import now
-from hybridkit.dataservice._keys import check_repeated, count
 from hybridkit.dataservice._mongo_changes import Change, change_for
 from hybridkit.dataservice._mongo_collection import HIDDEN, ResourceCollection, bookkeeping
 from hybridkit.dataservice._mongo_database import StoredDocument, is_live
@@ -29,7 +28,8 @@ from hybridkit.dataservice._mongo_keys import KEYS_COLLECTION, Keys, Recorded, e
 from hybridkit.dataservice._mongo_sessions import LostRaceError, Transactions
 from hybridkit.dataservice._mongo_single import replayed, unchanged
 from hybridkit.dataservice._mongo_values import to_bson
-from hybridkit.dataservice._operations import (
+from hybridkit.dataservice._store._keys import check_repeated, count
+from hybridkit.dataservice._store._operations import (
     Assert,
     CallAnswer,
     CallWork,

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from hybridkit.aggregations import FUNCTION_NAMES, MAX_FUNCTIONS, MAX_GROUP_FIELDS, MAX_GROUPS
 from hybridkit.contract import PROBLEM_MEDIA_TYPE
-from hybridkit.dataservice._operations import AnyResource
+from hybridkit.dataservice._store._operations import AnyResource
 from hybridkit.filters import OPERATORS
 from hybridkit.queries import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
 

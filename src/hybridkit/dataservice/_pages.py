@@ -15,7 +15,7 @@ from typing import Any, Final
 import orjson
 
 from hybridkit.codec import encode_json
-from hybridkit.dataservice._operations import AnyResource
+from hybridkit.dataservice._store._operations import AnyResource
 from hybridkit.errors import PageTokenError
 from hybridkit.queries import Query
 

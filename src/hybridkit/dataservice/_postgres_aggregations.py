@@ -11,12 +11,12 @@ from sqlalchemy.types import TypeEngine
 
 from hybridkit.aggregations import Aggregation, Function
 from hybridkit.codec import encode_json
-from hybridkit.dataservice._documents import read_document
 from hybridkit.dataservice._postgres_filters import Arguments, Operand, operand
 from hybridkit.dataservice._postgres_printing import printed
 from hybridkit.dataservice._postgres_statements import where_clause
 from hybridkit.dataservice._postgres_table import ResourceTable
 from hybridkit.dataservice._postgres_types import bare
+from hybridkit.dataservice._store._documents import read_document
 from hybridkit.errors import InvalidQueryError
 
 __all__ = ["Aggregated"]

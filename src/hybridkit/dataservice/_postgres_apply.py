@@ -18,9 +18,17 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import insert
 
-from hybridkit.dataservice._etags import State
-from hybridkit.dataservice._merging import merged
-from hybridkit.dataservice._operations import (
+from hybridkit.dataservice._postgres_columns import now_in_milliseconds
+from hybridkit.dataservice._postgres_database import Session
+from hybridkit.dataservice._postgres_errors import database_error, query_error, sqlstate_of
+from hybridkit.dataservice._postgres_filters import condition
+from hybridkit.dataservice._postgres_refusals import RefusedError, UnnamedError
+from hybridkit.dataservice._postgres_runs import Rows, chunks, runs
+from hybridkit.dataservice._postgres_table import ResourceTable, as_read
+from hybridkit.dataservice._postgres_upsert import InsertOnConflict, target
+from hybridkit.dataservice._store._etags import State
+from hybridkit.dataservice._store._merging import merged
+from hybridkit.dataservice._store._operations import (
     Assert,
     Create,
     Delete,
@@ -30,15 +38,7 @@ from hybridkit.dataservice._operations import (
     Update,
     Upsert,
 )
-from hybridkit.dataservice._postgres_columns import now_in_milliseconds
-from hybridkit.dataservice._postgres_database import Session
-from hybridkit.dataservice._postgres_errors import database_error, query_error, sqlstate_of
-from hybridkit.dataservice._postgres_filters import condition
-from hybridkit.dataservice._postgres_refusals import RefusedError, UnnamedError
-from hybridkit.dataservice._postgres_runs import Rows, chunks, runs
-from hybridkit.dataservice._postgres_table import ResourceTable, as_read
-from hybridkit.dataservice._postgres_upsert import InsertOnConflict, target
-from hybridkit.dataservice._refusals import (
+from hybridkit.dataservice._store._refusals import (
     hidden,
     left_out,
     missing,

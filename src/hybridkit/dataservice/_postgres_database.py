@@ -23,7 +23,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from hybridkit.codec import encode_json
 from hybridkit.context import current
-from hybridkit.dataservice._documents import read_document
 from hybridkit.dataservice._postgres_connection import (
     FAILURES,
     Link,
@@ -40,7 +39,8 @@ from hybridkit.dataservice._postgres_errors import (
     database_error,
     sqlstate_of,
 )
-from hybridkit.dataservice._timing import add_database_seconds
+from hybridkit.dataservice._store._documents import read_document
+from hybridkit.dataservice._store._waiting_time import add_database_seconds
 from hybridkit.errors import (
     DeadlineExceededError,
     MisuseError,

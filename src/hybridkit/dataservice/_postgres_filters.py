@@ -15,7 +15,6 @@ from sqlalchemy.dialects.postgresql import DOMAIN
 from sqlalchemy.types import NullType, UserDefinedType
 
 from hybridkit.codec import encode_json
-from hybridkit.dataservice._annotations import alternatives
 from hybridkit.dataservice._postgres_errors import UNTAKEN
 from hybridkit.dataservice._postgres_printing import literal
 from hybridkit.dataservice._postgres_steps import Steps, steps_of
@@ -29,6 +28,7 @@ from hybridkit.dataservice._postgres_types import (
     parameter_type,
 )
 from hybridkit.dataservice._postgres_values import fitted, in_texts
+from hybridkit.dataservice._store._annotations import alternatives
 from hybridkit.errors import InvalidQueryError, PageTokenError
 from hybridkit.filters import And, Compare, Filter, Not, Or
 from hybridkit.queries import Query

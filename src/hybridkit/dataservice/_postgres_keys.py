@@ -12,13 +12,13 @@ import hashlib
 from datetime import timedelta
 from typing import Final
 
-from hybridkit.dataservice._in_flight import in_progress
-from hybridkit.dataservice._keys import DERIVED_RETENTION, RETENTION, is_derived
-from hybridkit.dataservice._operations import Outcome, Write
 from hybridkit.dataservice._postgres_columns import KEYS
 from hybridkit.dataservice._postgres_database import Database, Session
 from hybridkit.dataservice._postgres_errors import constraint_of, database_error
-from hybridkit.dataservice._recorded import encode_outcome
+from hybridkit.dataservice._store._in_flight import in_progress
+from hybridkit.dataservice._store._kept_outcomes import encode_outcome
+from hybridkit.dataservice._store._keys import DERIVED_RETENTION, RETENTION, is_derived
+from hybridkit.dataservice._store._operations import Outcome, Write
 from hybridkit.errors import ConflictError, HybridkitError
 
 __all__ = ["Recorded", "claim_key", "key_lock", "lock_number", "look_up_key", "record_key", "retention_of"]

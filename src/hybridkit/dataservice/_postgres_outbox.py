@@ -13,7 +13,6 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from hybridkit.context import RequestContext, bind
 from hybridkit.contract import Emission
-from hybridkit.dataservice._keys import RETENTION
 from hybridkit.dataservice._outbox import (
     LEASE_SECONDS,
     PATIENT_SECONDS,
@@ -32,6 +31,7 @@ from hybridkit.dataservice._postgres_columns import LEASES, OUTBOX
 from hybridkit.dataservice._postgres_database import Database, Session
 from hybridkit.dataservice._postgres_keys import lock_number
 from hybridkit.dataservice._postgres_outbox_sql import BACKLOG, BE_ALIVE, MARK, RENEW, SURVEY, TAKE, WAITING
+from hybridkit.dataservice._store._keys import RETENTION
 
 __all__ = ["PostgresOutbox", "add_emissions", "lane_locks", "outbox_rows"]
 

@@ -14,8 +14,6 @@ from sqlalchemy import Row
 
 from hybridkit.aggregations import Aggregation
 from hybridkit.codec import encode_json
-from hybridkit.dataservice._documents import canonical
-from hybridkit.dataservice._operations import AnyResource, CallWork
 from hybridkit.dataservice._postgres_aggregations import Aggregated
 from hybridkit.dataservice._postgres_database import Database
 from hybridkit.dataservice._postgres_errors import query_error
@@ -30,7 +28,9 @@ from hybridkit.dataservice._postgres_statements import (
     where_clause,
 )
 from hybridkit.dataservice._postgres_table import ResourceTable
-from hybridkit.dataservice._store import Encoded, Found, Lines, Room, answer_too_large, listed
+from hybridkit.dataservice._store._documents import canonical
+from hybridkit.dataservice._store._operations import AnyResource, CallWork
+from hybridkit.dataservice._store._protocol import Encoded, Found, Lines, Room, answer_too_large, listed
 from hybridkit.errors import NotSupportedError, OverloadedError
 from hybridkit.filters import Compare, Filter
 from hybridkit.queries import Query

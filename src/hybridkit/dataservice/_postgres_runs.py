@@ -22,7 +22,6 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.types import TypeEngine
 
-from hybridkit.dataservice._operations import Create, Operation, Update, Upsert
 from hybridkit.dataservice._postgres_table import ResourceTable
 from hybridkit.dataservice._postgres_types import (
     MAX_PARAMETERS,
@@ -32,6 +31,7 @@ from hybridkit.dataservice._postgres_types import (
     parameter_type,
 )
 from hybridkit.dataservice._postgres_values import in_texts
+from hybridkit.dataservice._store._operations import Create, Operation, Update, Upsert
 
 __all__ = ["Rows", "chunks", "runs"]
 

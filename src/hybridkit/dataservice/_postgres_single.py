@@ -22,8 +22,6 @@ from functools import partial
 from typing import Any, Final
 
 from hybridkit.codec import encode_json
-from hybridkit.dataservice._documents import read_document
-from hybridkit.dataservice._operations import Create, Outcome, Result, Write
 from hybridkit.dataservice._postgres_apply import new_row
 from hybridkit.dataservice._postgres_columns import OUTBOX
 from hybridkit.dataservice._postgres_database import Database
@@ -35,7 +33,9 @@ from hybridkit.dataservice._postgres_refusals import UnnamedError
 from hybridkit.dataservice._postgres_table import ResourceTable
 from hybridkit.dataservice._postgres_types import DIALECT, bare, document_depth, parameter_type
 from hybridkit.dataservice._postgres_values import in_texts
-from hybridkit.dataservice._recorded import MAX_BYTES
+from hybridkit.dataservice._store._documents import read_document
+from hybridkit.dataservice._store._kept_outcomes import MAX_BYTES
+from hybridkit.dataservice._store._operations import Create, Outcome, Result, Write
 from hybridkit.errors import ConflictError, InvalidRequestError, RejectedError
 
 __all__ = ["SingleCreate"]

@@ -8,7 +8,6 @@ from typing import Final
 from sqlalchemy import delete, func, select, tuple_
 
 from hybridkit.context import RequestContext, bind
-from hybridkit.dataservice._operations import Outcome, Write
 from hybridkit.dataservice._postgres_columns import KEYS, SECRETS
 from hybridkit.dataservice._postgres_database import Database
 from hybridkit.dataservice._postgres_errors import read_only_error
@@ -17,6 +16,7 @@ from hybridkit.dataservice._postgres_outbox import PostgresOutbox
 from hybridkit.dataservice._postgres_reads import PostgresReader
 from hybridkit.dataservice._postgres_table import ResourceTable
 from hybridkit.dataservice._postgres_writes import PostgresWriter
+from hybridkit.dataservice._store._operations import Outcome, Write
 from hybridkit.errors import UnavailableError
 
 __all__ = ["POOL_SIZE", "PostgresStore", "open_postgres_store"]

@@ -9,8 +9,6 @@ from sqlalchemy import ARRAY, ColumnElement, Enum, Row, Text, inspect, true, typ
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import DOMAIN
 
-from hybridkit.dataservice._etags import State
-from hybridkit.dataservice._operations import AnyResource, Document
 from hybridkit.dataservice._postgres_columns import RecordColumns
 from hybridkit.dataservice._postgres_misfits import misfit
 from hybridkit.dataservice._postgres_types import (
@@ -20,6 +18,8 @@ from hybridkit.dataservice._postgres_types import (
     is_perilous,
 )
 from hybridkit.dataservice._postgres_values import check_limits, fitted, python_type, shown_by
+from hybridkit.dataservice._store._etags import State
+from hybridkit.dataservice._store._operations import AnyResource, Document
 from hybridkit.errors import DeclarationError, FieldError, InvalidRequestError
 from hybridkit.resources import SYSTEM_FIELDS
 

@@ -10,10 +10,6 @@ from typing import Final
 from sqlalchemy import select, text
 
 from hybridkit.contract import Emission
-from hybridkit.dataservice._etags import State
-from hybridkit.dataservice._in_flight import PATIENCE_SECONDS, InFlight
-from hybridkit.dataservice._keys import count, replayed
-from hybridkit.dataservice._operations import Document, Outcome, Result, Write
 from hybridkit.dataservice._postgres_apply import apply, apply_carefully
 from hybridkit.dataservice._postgres_database import Database, Session
 from hybridkit.dataservice._postgres_errors import OutdatedError
@@ -22,7 +18,11 @@ from hybridkit.dataservice._postgres_outbox import add_emissions
 from hybridkit.dataservice._postgres_refusals import RefusedError, UnnamedError, explained
 from hybridkit.dataservice._postgres_single import SingleCreate
 from hybridkit.dataservice._postgres_table import ResourceTable
-from hybridkit.dataservice._recorded import Reference, decode_outcome
+from hybridkit.dataservice._store._etags import State
+from hybridkit.dataservice._store._in_flight import PATIENCE_SECONDS, InFlight
+from hybridkit.dataservice._store._kept_outcomes import Reference, decode_outcome
+from hybridkit.dataservice._store._keys import count, replayed
+from hybridkit.dataservice._store._operations import Document, Outcome, Result, Write
 from hybridkit.errors import (
     ConflictError,
     InProgressError,

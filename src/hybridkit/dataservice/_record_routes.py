@@ -6,12 +6,12 @@ from typing import Any
 from hybridkit.dataservice._answers import Answer, etag_header, json_answer, not_modified, written
 from hybridkit.dataservice._bodies import Bodies
 from hybridkit.dataservice._dispatch import ContractRoute, Endpoint
-from hybridkit.dataservice._operations import Operation, Undelete
 from hybridkit.dataservice._requests import (
     ContractRequest,
     key_of,
     read_object,
 )
+from hybridkit.dataservice._store._operations import Operation, Undelete
 from hybridkit.dataservice._writing import perform
 from hybridkit.errors import InvalidRequestError, NotFoundError, StaleVersionError
 from hybridkit.ids import derived_id

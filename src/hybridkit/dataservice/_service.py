@@ -12,10 +12,10 @@ from hybridkit.dataservice._bodies import Bodies
 from hybridkit.dataservice._callers import Callers, Grant
 from hybridkit.dataservice._calls import AnyCall, CallHandler
 from hybridkit.dataservice._housekeeping import Housekeeping
-from hybridkit.dataservice._operations import AnyResource
 from hybridkit.dataservice._relay import Publisher, Relay
 from hybridkit.dataservice._routes import add_routes
-from hybridkit.dataservice._store import Store
+from hybridkit.dataservice._store._operations import AnyResource
+from hybridkit.dataservice._store._protocol import Store
 from hybridkit.errors import DeclarationError, MissingExtraError
 from hybridkit.lifespan import ServiceResources
 from hybridkit.messaging import RobustPublisher

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from hybridkit.contract import Emission
-from hybridkit.dataservice._operations import Assert, CallWork, Operation, Outcome, Write
 from hybridkit.dataservice._requests import ContractRequest, fingerprint, key_of
+from hybridkit.dataservice._store._operations import Assert, CallWork, Operation, Outcome, Write
 from hybridkit.errors import FieldError, InvalidRequestError
 
 __all__ = ["perform"]

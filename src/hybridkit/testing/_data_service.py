@@ -19,8 +19,8 @@ from hybridkit.contract import Emission, Problem
 from hybridkit.dataservice._bodies import Bodies
 from hybridkit.dataservice._callers import Callers
 from hybridkit.dataservice._calls import AnyCall, CallHandler
-from hybridkit.dataservice._operations import AnyResource
 from hybridkit.dataservice._routes import add_routes
+from hybridkit.dataservice._store._operations import AnyResource
 from hybridkit.errors import OutcomeUnknownError, RejectedError
 from hybridkit.lifespan import ServiceResources
 from hybridkit.settings import ServiceSettings

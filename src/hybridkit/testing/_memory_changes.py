@@ -7,10 +7,10 @@ from datetime import datetime
 from typing import Any, assert_never
 
 from hybridkit.codec import now
-from hybridkit.dataservice._etags import State
-from hybridkit.dataservice._increments import incremented
-from hybridkit.dataservice._merging import merged
-from hybridkit.dataservice._operations import (
+from hybridkit.dataservice._store._etags import State
+from hybridkit.dataservice._store._increments import incremented
+from hybridkit.dataservice._store._merging import merged
+from hybridkit.dataservice._store._operations import (
     AnyResource,
     Assert,
     Create,
@@ -22,7 +22,7 @@ from hybridkit.dataservice._operations import (
     Update,
     Upsert,
 )
-from hybridkit.dataservice._refusals import fitting, hidden, missing, stale, taken, unreferred
+from hybridkit.dataservice._store._refusals import fitting, hidden, missing, stale, taken, unreferred
 from hybridkit.errors import DeclarationError, StaleVersionError
 from hybridkit.filters import Filter
 from hybridkit.resources import SYSTEM_FIELDS

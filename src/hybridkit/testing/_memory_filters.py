@@ -12,7 +12,7 @@ import orjson
 from pydantic import TypeAdapter, ValidationError
 
 from hybridkit.codec import truncate_timestamp
-from hybridkit.dataservice._operations import AnyResource
+from hybridkit.dataservice._store._operations import AnyResource
 from hybridkit.errors import InvalidQueryError, PageTokenError
 from hybridkit.filters import And, Compare, Filter, Not, Or, pattern_tokens
 from hybridkit.queries import Query

@@ -14,10 +14,10 @@ from hybridkit.aggregations import Aggregation
 from hybridkit.codec import encode_json
 from hybridkit.context import current
 from hybridkit.contract import Emission  # noqa: TC001 - the attribute's type, for whoever reads it
-from hybridkit.dataservice._in_flight import InFlight
-from hybridkit.dataservice._keys import replayed
-from hybridkit.dataservice._operations import AnyResource, CallAnswer, CallWork, Outcome, Write
-from hybridkit.dataservice._store import Encoded, Found, Lines, Room, listed
+from hybridkit.dataservice._store._in_flight import InFlight
+from hybridkit.dataservice._store._keys import replayed
+from hybridkit.dataservice._store._operations import AnyResource, CallAnswer, CallWork, Outcome, Write
+from hybridkit.dataservice._store._protocol import Encoded, Found, Lines, Room, listed
 from hybridkit.errors import (
     DeadlineExceededError,
     DeclarationError,

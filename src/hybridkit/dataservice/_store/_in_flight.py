@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from hybridkit.dataservice._operations import Outcome, Write
+from hybridkit.dataservice._store._operations import Outcome, Write
 from hybridkit.errors import InProgressError
 
 __all__ = ["PATIENCE_SECONDS", "InFlight", "in_progress"]

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 from pydantic import TypeAdapter, ValidationError
 
 from hybridkit.codec import MAX_FIELD_ERRORS, field_errors
-from hybridkit.dataservice._losses import losses
-from hybridkit.dataservice._members import dumped
-from hybridkit.dataservice._operations import Delete, Operation, Update
+from hybridkit.dataservice._store._losses import losses
+from hybridkit.dataservice._store._members import dumped
+from hybridkit.dataservice._store._operations import Delete, Operation, Update
 from hybridkit.errors import (
     FieldError,
     ForeignKeyError,

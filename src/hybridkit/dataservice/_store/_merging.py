@@ -9,10 +9,10 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from hybridkit.codec import field_errors
-from hybridkit.dataservice._losses import losses
-from hybridkit.dataservice._members import dumped, with_others
-from hybridkit.dataservice._operations import Update, merge_patch
-from hybridkit.dataservice._refusals import declared_type, unfit
+from hybridkit.dataservice._store._losses import losses
+from hybridkit.dataservice._store._members import dumped, with_others
+from hybridkit.dataservice._store._operations import Update, merge_patch
+from hybridkit.dataservice._store._refusals import declared_type, unfit
 from hybridkit.errors import FieldError
 
 __all__ = ["merged"]

@@ -7,9 +7,9 @@ from typing import Any, Final, TypeVar
 from pydantic import ValidationError
 
 from hybridkit.codec import field_errors
-from hybridkit.dataservice._annotations import alternatives
-from hybridkit.dataservice._operations import Update
-from hybridkit.dataservice._refusals import fitting, not_a_number, pointer, set_and_incremented
+from hybridkit.dataservice._store._annotations import alternatives
+from hybridkit.dataservice._store._operations import Update
+from hybridkit.dataservice._store._refusals import fitting, not_a_number, pointer, set_and_incremented
 from hybridkit.errors import FieldError, InvalidRequestError
 
 __all__ = ["incremented"]

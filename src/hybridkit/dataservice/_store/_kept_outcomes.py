@@ -7,8 +7,8 @@ answered (`answer`), or ids and entity tags (`records`), by which the records ar
 from typing import Any, Final, NamedTuple
 
 from hybridkit.codec import encode_json
-from hybridkit.dataservice._documents import read_document
-from hybridkit.dataservice._operations import Outcome, Result, Write
+from hybridkit.dataservice._store._documents import read_document
+from hybridkit.dataservice._store._operations import Outcome, Result, Write
 
 __all__ = ["MAX_BYTES", "Reference", "decode_outcome", "encode_outcome"]
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from hybridkit.codec import InexactFloat
-from hybridkit.dataservice._members import fields_by_member
+from hybridkit.dataservice._store._members import fields_by_member
 from hybridkit.errors import FieldError
 
 __all__ = ["DECIMALS", "is_exact", "is_integer", "losses"]

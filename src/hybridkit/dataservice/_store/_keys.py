@@ -3,7 +3,7 @@
 from datetime import timedelta
 from typing import Final
 
-from hybridkit.dataservice._operations import Outcome, Write
+from hybridkit.dataservice._store._operations import Outcome, Write
 from hybridkit.errors import KeyReusedError
 from hybridkit.ids import DERIVED_KEY_PREFIX
 from hybridkit.observability import get_logger, metrics

@@ -1,0 +1,1 @@
+"""What a store does for the routes: the protocol, operations, and what each store decides alike."""
