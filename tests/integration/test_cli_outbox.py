@@ -18,7 +18,7 @@ from hybridkit.contract import Emission
 from hybridkit.dataservice import DocumentCollection, migrate
 from hybridkit.dataservice._mongo_collection import ResourceCollection
 from hybridkit.dataservice._mongo_store import open_mongo_store
-from hybridkit.dataservice._outbox import Parked
+from hybridkit.dataservice._outbox._protocol import Parked
 from hybridkit.dataservice._postgres_database import Database
 from hybridkit.dataservice._postgres_outbox import PostgresOutbox, add_emissions
 from hybridkit.dataservice._store._operations import Upsert, Write

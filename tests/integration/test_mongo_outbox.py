@@ -27,7 +27,7 @@ from hybridkit.contract import Emission
 from hybridkit.dataservice import DocumentCollection, create_data_service
 from hybridkit.dataservice._mongo_collection import ResourceCollection
 from hybridkit.dataservice._mongo_store import MongoStore, open_mongo_store
-from hybridkit.dataservice._outbox import PARTITIONS, Parked, Waiting, fair_share
+from hybridkit.dataservice._outbox._protocol import PARTITIONS, Parked, Waiting, fair_share
 from hybridkit.dataservice._store._keys import RETENTION
 from hybridkit.dataservice._store._operations import Assert, Delete, Update, Upsert, Write
 from hybridkit.errors import UnroutableError

@@ -20,7 +20,7 @@ from hybridkit.dataservice._mongo_collection import ResourceCollection
 from hybridkit.dataservice._mongo_keys import MAX_CLAIM_BYTES
 from hybridkit.dataservice._mongo_store import MongoStore, open_mongo_store
 from hybridkit.dataservice._mongo_transactions import LANES_COLLECTION, TransactionWriter
-from hybridkit.dataservice._outbox import PARTITIONS
+from hybridkit.dataservice._outbox._protocol import PARTITIONS
 from hybridkit.dataservice._store._operations import (
     Assert,
     CallAnswer,

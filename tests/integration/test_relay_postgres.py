@@ -20,7 +20,7 @@ from sqlalchemy import text
 from hybridkit.codec import now
 from hybridkit.contract import Emission
 from hybridkit.dataservice import Relay, migrate
-from hybridkit.dataservice._outbox import PARTITIONS, Backlog, Lease, Parked, Waiting, fair_share
+from hybridkit.dataservice._outbox._protocol import PARTITIONS, Backlog, Lease, Parked, Waiting, fair_share
 from hybridkit.dataservice._postgres_database import Database
 from hybridkit.dataservice._postgres_migrations import histories_of, migrating_connection
 from hybridkit.dataservice._postgres_outbox import PostgresOutbox, add_emissions

@@ -13,9 +13,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from hybridkit.context import current
-from hybridkit.dataservice import Relay, _holdings, _relay
-from hybridkit.dataservice._holdings import Holdings
-from hybridkit.dataservice._outbox import (
+from hybridkit.dataservice import Relay
+from hybridkit.dataservice._outbox import _leases as _holdings
+from hybridkit.dataservice._outbox import _relay
+from hybridkit.dataservice._outbox._leases import Holdings
+from hybridkit.dataservice._outbox._protocol import (
     PARTITIONS,
     Backlog,
     Held,

@@ -32,9 +32,9 @@ from hybridkit.errors import MissingExtraError
 try:
     from hybridkit.dataservice._callers import Grant
     from hybridkit.dataservice._calls import CallContext, Database, DatabaseReader
-    from hybridkit.dataservice._outbox import OutboxEntries, OutboxEntry
-    from hybridkit.dataservice._outboxes import open_outbox
-    from hybridkit.dataservice._relay import Publisher, Relay
+    from hybridkit.dataservice._open_outbox import open_outbox
+    from hybridkit.dataservice._outbox._protocol import OutboxEntries, OutboxEntry
+    from hybridkit.dataservice._outbox._relay import Publisher, Relay
     from hybridkit.dataservice._service import create_data_service
 except ImportError as error:
     # Either extra brings the web framework that both kinds of data service need.

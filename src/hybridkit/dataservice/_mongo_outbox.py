@@ -26,7 +26,7 @@ from hybridkit.dataservice._mongo_collection import HIDDEN
 from hybridkit.dataservice._mongo_database import StoredDocument, bounded, meaning
 from hybridkit.dataservice._mongo_errors import is_duplicate, read_error
 from hybridkit.dataservice._mongo_events import EMITTED_AT, EVENTS, OUTBOX_COLLECTION
-from hybridkit.dataservice._outbox import (
+from hybridkit.dataservice._outbox._protocol import (
     LEASE_SECONDS,
     PARTITIONS,
     SAFETY_SECONDS,

@@ -31,7 +31,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.sql.elements import ColumnElement
 
-from hybridkit.dataservice._outbox import PARTITIONS
+from hybridkit.dataservice._outbox._protocol import PARTITIONS
 
 __all__ = [
     "KEYS",

@@ -13,7 +13,7 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from hybridkit.context import RequestContext, bind
 from hybridkit.contract import Emission
-from hybridkit.dataservice._outbox import (
+from hybridkit.dataservice._outbox._protocol import (
     LEASE_SECONDS,
     PATIENT_SECONDS,
     SAFETY_SECONDS,

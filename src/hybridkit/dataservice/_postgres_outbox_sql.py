@@ -6,7 +6,7 @@ from sqlalchemy import BigInteger, Double, Integer, Text, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.sql.elements import TextClause
 
-from hybridkit.dataservice._outbox import ALIVE_SECONDS, LEASE_SECONDS
+from hybridkit.dataservice._outbox._protocol import ALIVE_SECONDS, LEASE_SECONDS
 from hybridkit.dataservice._postgres_columns import LANE, PARTITION
 
 __all__ = ["BACKLOG", "BE_ALIVE", "MARK", "RENEW", "SURVEY", "TAKE", "WAITING"]

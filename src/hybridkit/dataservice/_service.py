@@ -12,7 +12,7 @@ from hybridkit.dataservice._bodies import Bodies
 from hybridkit.dataservice._callers import Callers, Grant
 from hybridkit.dataservice._calls import AnyCall, CallHandler
 from hybridkit.dataservice._housekeeping import Housekeeping
-from hybridkit.dataservice._relay import Publisher, Relay
+from hybridkit.dataservice._outbox._relay import Publisher, Relay
 from hybridkit.dataservice._routes import add_routes
 from hybridkit.dataservice._store._operations import AnyResource
 from hybridkit.dataservice._store._protocol import Store

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 from hybridkit.aggregations import Aggregation
 from hybridkit.contract import MAX_PAGE_BYTES
-from hybridkit.dataservice._outbox import Outbox
+from hybridkit.dataservice._outbox._protocol import Outbox
 from hybridkit.dataservice._store._operations import AnyResource, CallWork, Outcome, Write
 from hybridkit.errors import AnswerTooLargeError
 from hybridkit.filters import Filter

@@ -17,8 +17,8 @@ from typing import Final, Protocol, Self
 from uuid import UUID
 
 from hybridkit.context import RequestContext, bind
-from hybridkit.dataservice._holdings import Holdings
-from hybridkit.dataservice._outbox import Backlog, Lease, Outbox, Parked, Waiting
+from hybridkit.dataservice._outbox._leases import Holdings
+from hybridkit.dataservice._outbox._protocol import Backlog, Lease, Outbox, Parked, Waiting
 from hybridkit.errors import (
     HybridkitError,
     InvalidRequestError,

@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
-from hybridkit.dataservice._outbox import OutboxEntries
+from hybridkit.dataservice._outbox._protocol import OutboxEntries
 from hybridkit.errors import InvalidRequestError, MissingExtraError, UnavailableError
 
 __all__ = ["open_outbox"]

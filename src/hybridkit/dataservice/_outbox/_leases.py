@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from typing import Final
 from uuid import uuid4
 
-from hybridkit.dataservice._outbox import Lease, Outbox
+from hybridkit.dataservice._outbox._protocol import Lease, Outbox
 from hybridkit.observability import get_logger
 
 __all__ = ["Holdings"]
