@@ -17,9 +17,9 @@ from starlette.routing import Match
 
 from hybridkit.adapters.fastapi import create_app
 from hybridkit.dataservice import CallContext
-from hybridkit.dataservice._bodies import Bodies
-from hybridkit.dataservice._callers import Callers, Grant
-from hybridkit.dataservice._routes import add_routes
+from hybridkit.dataservice._http._bodies import Bodies
+from hybridkit.dataservice._http._callers import Callers, Grant
+from hybridkit.dataservice._http._routes import add_routes
 from hybridkit.errors import RateLimitedError
 from hybridkit.events import Event
 from hybridkit.idempotency import IdempotencyGuard

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from hybridkit.clients import DataTransaction, PostgresDataClient
 from hybridkit.dataservice import Grant
-from hybridkit.dataservice._callers import Callers
+from hybridkit.dataservice._http._callers import Callers
 from hybridkit.errors import AccessDeniedError, DeclarationError, UnauthenticatedError, UnavailableError
 from hybridkit.events import Event
 from hybridkit.resources import Call, Record, Resource

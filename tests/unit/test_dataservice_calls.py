@@ -6,8 +6,8 @@ import pytest
 from pydantic import BaseModel
 
 from hybridkit.dataservice import CallContext, Database
-from hybridkit.dataservice._bodies import Bodies
-from hybridkit.dataservice._calls import check_calls, run_call
+from hybridkit.dataservice._http._bodies import Bodies
+from hybridkit.dataservice._http._own_calls import check_calls, run_call
 from hybridkit.errors import DeclarationError
 from hybridkit.resources import Call, Record, Resource
 

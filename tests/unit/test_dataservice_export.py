@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from hybridkit.dataservice import _export
+from hybridkit.dataservice._http import _export
 from hybridkit.dataservice._store._protocol import Lines
 from hybridkit.errors import DeadlineExceededError, UnavailableError
 

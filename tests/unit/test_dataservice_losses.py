@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 from hybridkit.codec import encode_json
-from hybridkit.dataservice._bodies import closed, validate
+from hybridkit.dataservice._http._bodies import closed, validate
 from hybridkit.dataservice._store._losses import losses
 from hybridkit.errors import InvalidRequestError
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from hybridkit.dataservice._pages import read_token, write_token
+from hybridkit.dataservice._http._page_tokens import read_token, write_token
 from hybridkit.dataservice._store._etags import State
 from hybridkit.errors import PageTokenError
 from hybridkit.filters import Compare

@@ -6,8 +6,8 @@ import pytest
 from opentelemetry import trace
 
 from hybridkit.dataservice import Grant
+from hybridkit.dataservice._http._transact_route import TransactRoute
 from hybridkit.dataservice._store._operations import Outcome, Result
-from hybridkit.dataservice._transact_route import TransactRoute
 from hybridkit.errors import DeclarationError
 
 MISSING = "1f1e54a2-f5d4-612b-8824-ddcdfebdd6fc"

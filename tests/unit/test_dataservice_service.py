@@ -13,8 +13,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, column_property, mapped_colu
 
 from hybridkit import dataservice
 from hybridkit.dataservice import RecordColumns, create_data_service
-from hybridkit.dataservice._bodies import Bodies
 from hybridkit.dataservice._housekeeping import Housekeeping
+from hybridkit.dataservice._http._bodies import Bodies
 from hybridkit.dataservice._postgres_filters import Arguments, Ordering, condition
 from hybridkit.dataservice._postgres_table import ResourceTable
 from hybridkit.errors import (

@@ -30,8 +30,8 @@ from typing import TYPE_CHECKING, Any
 from hybridkit.errors import MissingExtraError
 
 try:
-    from hybridkit.dataservice._callers import Grant
-    from hybridkit.dataservice._calls import CallContext, Database, DatabaseReader
+    from hybridkit.dataservice._http._callers import Grant
+    from hybridkit.dataservice._http._own_calls import CallContext, Database, DatabaseReader
     from hybridkit.dataservice._open_outbox import open_outbox
     from hybridkit.dataservice._outbox._protocol import OutboxEntries, OutboxEntry
     from hybridkit.dataservice._outbox._relay import Publisher, Relay

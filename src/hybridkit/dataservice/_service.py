@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, cast
 from fastapi import FastAPI
 
 from hybridkit.adapters.fastapi import create_app
-from hybridkit.dataservice._bodies import Bodies
-from hybridkit.dataservice._callers import Callers, Grant
-from hybridkit.dataservice._calls import AnyCall, CallHandler
 from hybridkit.dataservice._housekeeping import Housekeeping
+from hybridkit.dataservice._http._bodies import Bodies
+from hybridkit.dataservice._http._callers import Callers, Grant
+from hybridkit.dataservice._http._own_calls import AnyCall, CallHandler
+from hybridkit.dataservice._http._routes import add_routes
 from hybridkit.dataservice._outbox._relay import Publisher, Relay
-from hybridkit.dataservice._routes import add_routes
 from hybridkit.dataservice._store._operations import AnyResource
 from hybridkit.dataservice._store._protocol import Store
 from hybridkit.errors import DeclarationError, MissingExtraError

@@ -16,10 +16,10 @@ from hybridkit.adapters.fastapi import create_app
 from hybridkit.clients import ClientPolicy, MongoDataClient, PostgresDataClient, Request, Response
 from hybridkit.clients._transport import StreamedResponse, read_body
 from hybridkit.contract import Emission, Problem
-from hybridkit.dataservice._bodies import Bodies
-from hybridkit.dataservice._callers import Callers
-from hybridkit.dataservice._calls import AnyCall, CallHandler
-from hybridkit.dataservice._routes import add_routes
+from hybridkit.dataservice._http._bodies import Bodies
+from hybridkit.dataservice._http._callers import Callers
+from hybridkit.dataservice._http._own_calls import AnyCall, CallHandler
+from hybridkit.dataservice._http._routes import add_routes
 from hybridkit.dataservice._store._operations import AnyResource
 from hybridkit.errors import OutcomeUnknownError, RejectedError
 from hybridkit.lifespan import ServiceResources

@@ -8,18 +8,18 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hybridkit.contract import CALLER_HEADER
-from hybridkit.dataservice._batch_routes import BatchRoutes
-from hybridkit.dataservice._bodies import Bodies
-from hybridkit.dataservice._call_routes import CallRoute
-from hybridkit.dataservice._calls import AnyCall, CallHandler, check_calls
-from hybridkit.dataservice._dispatch import ContractRoute
-from hybridkit.dataservice._openapi import ContractDocument, add_document
-from hybridkit.dataservice._query_routes import QueryRoutes
-from hybridkit.dataservice._record_routes import RecordRoutes
-from hybridkit.dataservice._transact_route import TransactRoute
+from hybridkit.dataservice._http._batch_routes import BatchRoutes
+from hybridkit.dataservice._http._bodies import Bodies
+from hybridkit.dataservice._http._call_routes import CallRoute
+from hybridkit.dataservice._http._openapi._document import ContractDocument, add_document
+from hybridkit.dataservice._http._own_calls import AnyCall, CallHandler, check_calls
+from hybridkit.dataservice._http._query_routes import QueryRoutes
+from hybridkit.dataservice._http._record_routes import RecordRoutes
+from hybridkit.dataservice._http._router import ContractRoute
+from hybridkit.dataservice._http._transact_route import TransactRoute
 
 if TYPE_CHECKING:
-    from hybridkit.dataservice._callers import Callers
+    from hybridkit.dataservice._http._callers import Callers
 
 __all__ = ["add_routes"]
 

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 
 from hybridkit.codec import canonical_json, decode_object
 from hybridkit.contract import CALLER_HEADER, IDEMPOTENCY_KEY_HEADER, MAX_BODY_BYTES, parse_key
-from hybridkit.dataservice._preferences import Preferences
+from hybridkit.dataservice._http._preferences import Preferences
 from hybridkit.dataservice._store._protocol import Store
 from hybridkit.errors import (
     InvalidRequestError,

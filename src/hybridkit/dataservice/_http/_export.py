@@ -10,8 +10,8 @@ from contextlib import aclosing, asynccontextmanager
 from typing import Final
 
 from hybridkit.contract import NDJSON_MEDIA_TYPE
-from hybridkit.dataservice._answers import Answering, Header, Receive, Send
-from hybridkit.dataservice._requests import ContractRequest
+from hybridkit.dataservice._http._requests import ContractRequest
+from hybridkit.dataservice._http._responses import Answering, Header, Receive, Send
 from hybridkit.dataservice._store._operations import AnyResource
 from hybridkit.dataservice._store._protocol import Lines
 from hybridkit.errors import DeadlineExceededError, InvalidQueryError

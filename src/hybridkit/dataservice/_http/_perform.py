@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from hybridkit.contract import Emission
-from hybridkit.dataservice._requests import ContractRequest, fingerprint, key_of
+from hybridkit.dataservice._http._requests import ContractRequest, fingerprint, key_of
 from hybridkit.dataservice._store._operations import Assert, CallWork, Operation, Outcome, Write
 from hybridkit.errors import FieldError, InvalidRequestError
 

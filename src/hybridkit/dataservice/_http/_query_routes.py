@@ -4,12 +4,12 @@ from typing import Any, Final
 
 from hybridkit.aggregations import Aggregation
 from hybridkit.codec import encode_json
-from hybridkit.dataservice._answers import Answering, items_answer, json_answer
-from hybridkit.dataservice._bodies import Bodies
-from hybridkit.dataservice._dispatch import JSON, LINES, ContractRoute, Endpoint
-from hybridkit.dataservice._export import begin_export
-from hybridkit.dataservice._pages import read_token, write_token
-from hybridkit.dataservice._requests import ContractRequest, read_object
+from hybridkit.dataservice._http._bodies import Bodies
+from hybridkit.dataservice._http._export import begin_export
+from hybridkit.dataservice._http._page_tokens import read_token, write_token
+from hybridkit.dataservice._http._requests import ContractRequest, read_object
+from hybridkit.dataservice._http._responses import Answering, items_answer, json_answer
+from hybridkit.dataservice._http._router import JSON, LINES, ContractRoute, Endpoint
 from hybridkit.errors import InvalidQueryError
 from hybridkit.queries import Query
 

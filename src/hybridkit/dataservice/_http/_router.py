@@ -14,14 +14,14 @@ from opentelemetry import trace
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match
 
-from hybridkit.dataservice._answers import Answer, Answering, Header, Receive, Send
-from hybridkit.dataservice._callers import Access, Callers
-from hybridkit.dataservice._requests import (
+from hybridkit.dataservice._http._callers import Access, Callers
+from hybridkit.dataservice._http._requests import (
     JSON_MEDIA_TYPE,
     MERGE_PATCH_MEDIA_TYPE,
     ContractRequest,
     check_url,
 )
+from hybridkit.dataservice._http._responses import Answer, Answering, Header, Receive, Send
 from hybridkit.dataservice._store._operations import AnyResource
 from hybridkit.dataservice._store._waiting_time import DatabaseTime, watch_database
 from hybridkit.errors import DeclarationError, InvalidQueryError, NotAcceptableError

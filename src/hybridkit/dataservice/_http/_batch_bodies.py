@@ -6,7 +6,7 @@ from pydantic import TypeAdapter
 
 from hybridkit.codec import decode_numbers, encode_json, validate_json
 from hybridkit.contract import BatchGet, BatchRecord, BatchWrite
-from hybridkit.dataservice._bodies import Bodies, read_id, read_tag, with_numbers
+from hybridkit.dataservice._http._bodies import Bodies, read_id, read_tag, with_numbers
 from hybridkit.dataservice._store._operations import Operation
 from hybridkit.errors import FieldError, InvalidRequestError
 from hybridkit.ids import derived_id

@@ -6,8 +6,8 @@ https://spec.openapis.org/oas/v3.1.0#operation-object
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from hybridkit.dataservice._openapi_parts import Part
-from hybridkit.dataservice._requests import JSON_MEDIA_TYPE
+from hybridkit.dataservice._http._openapi._parts import Part
+from hybridkit.dataservice._http._requests import JSON_MEDIA_TYPE
 
 __all__ = [
     "READS",

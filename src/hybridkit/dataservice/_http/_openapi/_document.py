@@ -13,10 +13,10 @@ from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from hybridkit.contract import MAX_BATCH, NDJSON_MEDIA_TYPE, Problem, Transaction, TransactionResult
-from hybridkit.dataservice._batches import BATCH_KINDS, BatchKind
-from hybridkit.dataservice._bodies import Bodies
-from hybridkit.dataservice._call_routes import CallRoute
-from hybridkit.dataservice._openapi_operations import (
+from hybridkit.dataservice._http._batch_bodies import BATCH_KINDS, BatchKind
+from hybridkit.dataservice._http._bodies import Bodies
+from hybridkit.dataservice._http._call_routes import CallRoute
+from hybridkit.dataservice._http._openapi._operations import (
     READS,
     SCHEMAS,
     WRITES,
@@ -29,7 +29,7 @@ from hybridkit.dataservice._openapi_operations import (
     problem_name,
     reference,
 )
-from hybridkit.dataservice._openapi_parts import (
+from hybridkit.dataservice._http._openapi._parts import (
     ANSWER_HEADERS,
     EXAMPLE_ID,
     PARAMETERS,
@@ -41,11 +41,11 @@ from hybridkit.dataservice._openapi_parts import (
     query_options,
     query_schema,
 )
-from hybridkit.dataservice._requests import JSON_MEDIA_TYPE, MERGE_PATCH_MEDIA_TYPE
-from hybridkit.dataservice._transact_route import TRANSACT_PATH
+from hybridkit.dataservice._http._requests import JSON_MEDIA_TYPE, MERGE_PATCH_MEDIA_TYPE
+from hybridkit.dataservice._http._transact_route import TRANSACT_PATH
 
 if TYPE_CHECKING:
-    from hybridkit.dataservice._callers import Callers
+    from hybridkit.dataservice._http._callers import Callers
 
 __all__ = ["ContractDocument", "add_document"]
 

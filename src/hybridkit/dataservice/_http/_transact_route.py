@@ -5,12 +5,12 @@ from typing import Final
 
 from hybridkit.codec import encode_json
 from hybridkit.contract import Transaction
-from hybridkit.dataservice._answers import Answer, json_answer, replay_headers
-from hybridkit.dataservice._bodies import Bodies, read_operations, read_transaction
-from hybridkit.dataservice._callers import Access, Callers
-from hybridkit.dataservice._dispatch import ContractRoute, Endpoint
-from hybridkit.dataservice._requests import ContractRequest, read_object, without_times
-from hybridkit.dataservice._writing import perform
+from hybridkit.dataservice._http._bodies import Bodies, read_operations, read_transaction
+from hybridkit.dataservice._http._callers import Access, Callers
+from hybridkit.dataservice._http._perform import perform
+from hybridkit.dataservice._http._requests import ContractRequest, read_object, without_times
+from hybridkit.dataservice._http._responses import Answer, json_answer, replay_headers
+from hybridkit.dataservice._http._router import ContractRoute, Endpoint
 from hybridkit.errors import NotSupportedError
 
 __all__ = ["TRANSACT_PATH", "TransactRoute"]

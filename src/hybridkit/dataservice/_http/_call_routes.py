@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from hybridkit.dataservice._answers import Answer, json_answer, replay_headers
-from hybridkit.dataservice._bodies import closed, validate
-from hybridkit.dataservice._calls import AnyCall, CallContext, CallHandler, run_call
-from hybridkit.dataservice._dispatch import ContractRoute, Endpoint
-from hybridkit.dataservice._requests import ContractRequest, read_object
+from hybridkit.dataservice._http._bodies import closed, validate
+from hybridkit.dataservice._http._own_calls import AnyCall, CallContext, CallHandler, run_call
+from hybridkit.dataservice._http._perform import perform
+from hybridkit.dataservice._http._requests import ContractRequest, read_object
+from hybridkit.dataservice._http._responses import Answer, json_answer, replay_headers
+from hybridkit.dataservice._http._router import ContractRoute, Endpoint
 from hybridkit.dataservice._store._operations import CallAnswer
-from hybridkit.dataservice._writing import perform
 
 __all__ = ["CallRoute"]
 

@@ -4,13 +4,13 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from hybridkit.codec import encode_json
-from hybridkit.dataservice._answers import Answer, items_answer, replay_headers
-from hybridkit.dataservice._batches import BATCH_KINDS, BatchKind, read_batch, read_ids
-from hybridkit.dataservice._bodies import Bodies
-from hybridkit.dataservice._callers import Access
-from hybridkit.dataservice._dispatch import ContractRoute, Endpoint
-from hybridkit.dataservice._requests import ContractRequest, key_of, read_body, read_object
-from hybridkit.dataservice._writing import perform
+from hybridkit.dataservice._http._batch_bodies import BATCH_KINDS, BatchKind, read_batch, read_ids
+from hybridkit.dataservice._http._bodies import Bodies
+from hybridkit.dataservice._http._callers import Access
+from hybridkit.dataservice._http._perform import perform
+from hybridkit.dataservice._http._requests import ContractRequest, key_of, read_body, read_object
+from hybridkit.dataservice._http._responses import Answer, items_answer, replay_headers
+from hybridkit.dataservice._http._router import ContractRoute, Endpoint
 
 __all__ = ["BatchRoutes"]
 

@@ -3,16 +3,16 @@
 from collections.abc import Mapping
 from typing import Any
 
-from hybridkit.dataservice._answers import Answer, etag_header, json_answer, not_modified, written
-from hybridkit.dataservice._bodies import Bodies
-from hybridkit.dataservice._dispatch import ContractRoute, Endpoint
-from hybridkit.dataservice._requests import (
+from hybridkit.dataservice._http._bodies import Bodies
+from hybridkit.dataservice._http._perform import perform
+from hybridkit.dataservice._http._requests import (
     ContractRequest,
     key_of,
     read_object,
 )
+from hybridkit.dataservice._http._responses import Answer, etag_header, json_answer, not_modified, written
+from hybridkit.dataservice._http._router import ContractRoute, Endpoint
 from hybridkit.dataservice._store._operations import Operation, Undelete
-from hybridkit.dataservice._writing import perform
 from hybridkit.errors import InvalidRequestError, NotFoundError, StaleVersionError
 from hybridkit.ids import derived_id
 
