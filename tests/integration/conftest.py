@@ -31,8 +31,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from hybridkit.codec import Timestamp
 from hybridkit.dataservice import RecordColumns, create_data_service
-from hybridkit.dataservice._postgres_database import connect
-from hybridkit.dataservice._postgres_migrations import migrating_connection
+from hybridkit.dataservice._postgres._driver._pool import connect
+from hybridkit.dataservice._postgres._schema import migrating_connection
 from hybridkit.resources import Record, Resource
 from hybridkit.settings import PostgresUrl, SecretUrl, ServiceSettings
 from hybridkit.testing import FaultProxy

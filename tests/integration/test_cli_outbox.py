@@ -19,8 +19,8 @@ from hybridkit.dataservice import DocumentCollection, migrate
 from hybridkit.dataservice._mongo_collection import ResourceCollection
 from hybridkit.dataservice._mongo_store import open_mongo_store
 from hybridkit.dataservice._outbox._protocol import Parked
-from hybridkit.dataservice._postgres_database import Database
-from hybridkit.dataservice._postgres_outbox import PostgresOutbox, add_emissions
+from hybridkit.dataservice._postgres._driver._pool import Database
+from hybridkit.dataservice._postgres._outbox import PostgresOutbox, add_emissions
 from hybridkit.dataservice._store._operations import Upsert, Write
 from hybridkit.dev import Server
 from hybridkit.resources import Record, Resource

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from hybridkit.dataservice import CallContext, RecordColumns, SoftDeleteColumns, create_data_service
-from hybridkit.dataservice._postgres_migrations import migrating_connection
+from hybridkit.dataservice._postgres._schema import migrating_connection
 from hybridkit.settings import PostgresUrl, SecretUrl, ServiceSettings
 from hybridkit.testing import _isolation, plugin
 from hybridkit.testing.conformance import (

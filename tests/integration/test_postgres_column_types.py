@@ -28,7 +28,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from hybridkit.clients import PostgresDataClient
 from hybridkit.codec import Timestamp
 from hybridkit.dataservice import RecordColumns, create_data_service
-from hybridkit.dataservice._postgres_migrations import migrating_connection
+from hybridkit.dataservice._postgres._schema import migrating_connection
 from hybridkit.ids import new_id
 from hybridkit.resources import Record, Resource
 from hybridkit.settings import PostgresUrl, SecretUrl, ServiceSettings

@@ -9,8 +9,8 @@ from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError
 
 from hybridkit.context import RequestContext, bind
-from hybridkit.dataservice._postgres_connection import limit_fits, limit_for
-from hybridkit.dataservice._postgres_database import Database
+from hybridkit.dataservice._postgres._driver._connection import limit_fits, limit_for
+from hybridkit.dataservice._postgres._driver._pool import Database
 from hybridkit.dataservice._store._waiting_time import watch_database
 from hybridkit.errors import DeadlineExceededError, InvalidRequestError, MisuseError, OverloadedError
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hybridkit.dataservice._postgres_connection import connect
+from hybridkit.dataservice._postgres._driver._connection import connect
 from hybridkit.dev import Server
 from hybridkit.errors import MisuseError, UnavailableError
 

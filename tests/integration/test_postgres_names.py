@@ -16,7 +16,7 @@ from sqlalchemy.orm import DeclarativeBase, mapped_column
 
 from hybridkit import Record, Resource
 from hybridkit.dataservice import RecordColumns, SoftDeleteColumns, create_data_service
-from hybridkit.dataservice._postgres_migrations import migrating_connection
+from hybridkit.dataservice._postgres._schema import migrating_connection
 from hybridkit.settings import PostgresUrl, SecretUrl, ServiceSettings
 from hybridkit.testing import _isolation, plugin
 

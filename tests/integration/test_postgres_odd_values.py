@@ -36,8 +36,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from hybridkit.clients import AsgiTransport, PostgresDataClient
 from hybridkit.codec import Timestamp
 from hybridkit.dataservice import RecordColumns, create_data_service
-from hybridkit.dataservice._postgres_connection import connect
-from hybridkit.dataservice._postgres_migrations import migrating_connection
+from hybridkit.dataservice._postgres._driver._connection import connect
+from hybridkit.dataservice._postgres._schema import migrating_connection
 from hybridkit.resources import Record, Resource
 from hybridkit.settings import PostgresUrl, SecretUrl, ServiceSettings
 

@@ -26,8 +26,8 @@ from sqlalchemy.dialects.postgresql import DOMAIN, ExcludeConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from hybridkit.dataservice import RecordColumns, create_data_service
-from hybridkit.dataservice._postgres_connection import connect
-from hybridkit.dataservice._postgres_migrations import migrating_connection
+from hybridkit.dataservice._postgres._driver._connection import connect
+from hybridkit.dataservice._postgres._schema import migrating_connection
 from hybridkit.resources import Record, Resource
 from hybridkit.settings import PostgresUrl, SecretUrl, ServiceSettings
 

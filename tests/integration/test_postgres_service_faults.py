@@ -10,8 +10,10 @@ from urllib.parse import urlsplit
 import pytest
 from sqlalchemy import func, select
 
-from hybridkit.dataservice import _postgres_database, _postgres_keys, _postgres_writes
-from hybridkit.dataservice._postgres_single import SingleCreate
+from hybridkit.dataservice._postgres import _keys as _postgres_keys
+from hybridkit.dataservice._postgres import _writer as _postgres_writes
+from hybridkit.dataservice._postgres._create_statement import SingleCreate
+from hybridkit.dataservice._postgres._driver import _pool as _postgres_database
 from hybridkit.errors import ConflictError, DeadlineExceededError, UnavailableError
 from hybridkit.testing import FaultProxy
 

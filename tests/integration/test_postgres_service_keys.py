@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from hybridkit.context import RequestContext, bind
-from hybridkit.dataservice._postgres_keys import lock_number
+from hybridkit.dataservice._postgres._keys import lock_number
 from hybridkit.dataservice._store._operations import Create, Outcome, Write
 from hybridkit.errors import ConflictError, InvalidRequestError
 from hybridkit.observability import metrics
@@ -177,7 +177,7 @@ async def test_a_key_that_was_taken_meanwhile_is_a_lost_race(service: Any) -> No
             Create(resource=service.items, id="1f1e54a2-f5d4-612b-8824-ddcdfebdd6fc", values={"name": "x"}),
         ),
     )
-    from hybridkit.dataservice._postgres_keys import record_key
+    from hybridkit.dataservice._postgres._keys import record_key
 
     impossible = replace(write, key="\0")  # PostgreSQL's texts have no such character
     for each, error in ((write, ConflictError), (impossible, InvalidRequestError)):

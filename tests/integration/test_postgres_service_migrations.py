@@ -10,9 +10,9 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Connection, MetaData
 
 from hybridkit.dataservice import migrate, write_revision
-from hybridkit.dataservice._postgres_columns import SYSTEM
-from hybridkit.dataservice._postgres_database import Database
-from hybridkit.dataservice._postgres_migrations import LOCK_KEY, histories_of, migrating_connection
+from hybridkit.dataservice._postgres._columns import SYSTEM
+from hybridkit.dataservice._postgres._driver._pool import Database
+from hybridkit.dataservice._postgres._schema import LOCK_KEY, histories_of, migrating_connection
 from hybridkit.errors import UnavailableError
 
 FIRST = """

@@ -38,10 +38,10 @@ from hybridkit.codec import encode_json
 from hybridkit.context import RequestContext, bind
 from hybridkit.contract import MAX_PAGE_BYTES
 from hybridkit.dataservice import RecordColumns, SoftDeleteColumns
-from hybridkit.dataservice._postgres_database import Database, Session
-from hybridkit.dataservice._postgres_migrations import migrating_connection
-from hybridkit.dataservice._postgres_reads import PostgresReader
-from hybridkit.dataservice._postgres_table import ResourceTable
+from hybridkit.dataservice._postgres._driver._pool import Database, Session
+from hybridkit.dataservice._postgres._reader import PostgresReader
+from hybridkit.dataservice._postgres._schema import migrating_connection
+from hybridkit.dataservice._postgres._table import ResourceTable
 from hybridkit.dataservice._store._operations import CallAnswer
 from hybridkit.errors import (
     AnswerTooLargeError,

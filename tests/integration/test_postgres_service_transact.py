@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from hybridkit.dataservice._postgres_keys import lock_number
+from hybridkit.dataservice._postgres._keys import lock_number
 from hybridkit.dataservice._store._operations import Update
 from hybridkit.dataservice._store._refusals import fitting
 from hybridkit.envelope import decode_envelope

@@ -21,9 +21,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeEngine
 
-from hybridkit.dataservice._postgres_connection import connect
-from hybridkit.dataservice._postgres_filters import Arguments
-from hybridkit.dataservice._postgres_steps import steps_of
+from hybridkit.dataservice._postgres._driver._connection import connect
+from hybridkit.dataservice._postgres._filters import Arguments
+from hybridkit.dataservice._postgres._types._steps import steps_of
 
 FIRST, LAST = datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, 999000, tzinfo=UTC)
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hybridkit.dataservice._postgres_connection import connect
+from hybridkit.dataservice._postgres._driver._connection import connect
 from hybridkit.errors import SettingsError, UnavailableError
 
 

@@ -45,7 +45,7 @@ from sqlalchemy.types import TypeEngine, UserDefinedType
 from hybridkit import Record, Resource
 from hybridkit.codec import Timestamp, format_timestamp
 from hybridkit.dataservice import RecordColumns, create_data_service
-from hybridkit.dataservice._postgres_migrations import migrating_connection
+from hybridkit.dataservice._postgres._schema import migrating_connection
 from hybridkit.settings import PostgresUrl, SecretUrl, ServiceSettings
 from hybridkit.testing import _isolation, plugin
 

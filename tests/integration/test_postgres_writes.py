@@ -16,10 +16,10 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from hybridkit.codec import format_timestamp, now
 from hybridkit.contract import Emission
 from hybridkit.dataservice import RecordColumns, SoftDeleteColumns
-from hybridkit.dataservice._postgres_migrations import migrating_connection
-from hybridkit.dataservice._postgres_refusals import UnnamedError
-from hybridkit.dataservice._postgres_store import PostgresStore, open_postgres_store
-from hybridkit.dataservice._postgres_table import ResourceTable
+from hybridkit.dataservice._postgres._refusals import UnnamedError
+from hybridkit.dataservice._postgres._schema import migrating_connection
+from hybridkit.dataservice._postgres._store import PostgresStore, open_postgres_store
+from hybridkit.dataservice._postgres._table import ResourceTable
 from hybridkit.dataservice._store._operations import (
     AnyResource,
     Assert,
@@ -568,7 +568,7 @@ async def test_a_lost_race_of_a_transaction_is_a_replay(
     write: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What looks like a refusal was the doing of the key's former holder."""
-    from hybridkit.dataservice import _postgres_writes
+    from hybridkit.dataservice._postgres import _writer
 
     record = await write.note("pen")
     change = Delete(resource=PLAIN, id=record["id"])
@@ -579,7 +579,7 @@ async def test_a_lost_race_of_a_transaction_is_a_replay(
     async def nothing_yet(*_: Any) -> None:
         return None
 
-    monkeypatch.setattr(_postgres_writes, "claim_key", nothing_yet)
+    monkeypatch.setattr(_writer, "claim_key", nothing_yet)
     assert (await write(change, key="k")).replayed
 
 

@@ -21,9 +21,9 @@ from hybridkit.codec import now
 from hybridkit.contract import Emission
 from hybridkit.dataservice import Relay, migrate
 from hybridkit.dataservice._outbox._protocol import PARTITIONS, Backlog, Lease, Parked, Waiting, fair_share
-from hybridkit.dataservice._postgres_database import Database
-from hybridkit.dataservice._postgres_migrations import histories_of, migrating_connection
-from hybridkit.dataservice._postgres_outbox import PostgresOutbox, add_emissions
+from hybridkit.dataservice._postgres._driver._pool import Database
+from hybridkit.dataservice._postgres._outbox import PostgresOutbox, add_emissions
+from hybridkit.dataservice._postgres._schema import histories_of, migrating_connection
 from hybridkit.dataservice._store._keys import RETENTION
 
 
@@ -347,8 +347,8 @@ async def test_a_replica_takes_over_when_the_other_one_stops(replicas: tuple[Rep
 CRASHES = """
     import asyncio, os, sys
     from hybridkit.dataservice import Relay
-    from hybridkit.dataservice._postgres_database import Database
-    from hybridkit.dataservice._postgres_outbox import PostgresOutbox
+    from hybridkit.dataservice._postgres._driver._pool import Database
+    from hybridkit.dataservice._postgres._outbox import PostgresOutbox
 
     url, confirmed, survive = sys.argv[1], sys.argv[2], int(sys.argv[3])
 

@@ -6,7 +6,7 @@ import asyncpg  # type: ignore[import-untyped] # it ships no types
 import pytest
 from sqlalchemy.exc import DBAPIError
 
-from hybridkit.dataservice._postgres_errors import (
+from hybridkit.dataservice._postgres._driver._errors import (
     commit_error,
     constraint_of,
     database_error,
@@ -17,7 +17,7 @@ from hybridkit.dataservice._postgres_errors import (
     query_error,
     sqlstate_of,
 )
-from hybridkit.dataservice._postgres_keys import _key_error
+from hybridkit.dataservice._postgres._keys import _key_error
 from hybridkit.errors import (
     ConflictError,
     DeadlineExceededError,

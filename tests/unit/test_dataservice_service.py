@@ -15,8 +15,8 @@ from hybridkit import dataservice
 from hybridkit.dataservice import RecordColumns, create_data_service
 from hybridkit.dataservice._housekeeping import Housekeeping
 from hybridkit.dataservice._http._bodies import Bodies
-from hybridkit.dataservice._postgres_filters import Arguments, Ordering, condition
-from hybridkit.dataservice._postgres_table import ResourceTable
+from hybridkit.dataservice._postgres._filters import Arguments, Ordering, condition
+from hybridkit.dataservice._postgres._table import ResourceTable
 from hybridkit.errors import (
     DeclarationError,
     InvalidQueryError,
@@ -136,7 +136,7 @@ def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "hybridkit.dataservice._postgres_columns", None)
+    monkeypatch.setitem(sys.modules, "hybridkit.dataservice._postgres._columns", None)
     with pytest.raises(MissingExtraError, match=r"hybridkit\[postgres\]"):
         _ = dataservice.RecordColumns
 

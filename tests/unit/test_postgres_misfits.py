@@ -33,8 +33,8 @@ from sqlalchemy.types import TypeEngine
 
 from hybridkit.codec import Timestamp
 from hybridkit.dataservice import RecordColumns
-from hybridkit.dataservice._postgres_misfits import misfit
-from hybridkit.dataservice._postgres_table import ResourceTable
+from hybridkit.dataservice._postgres._table import ResourceTable
+from hybridkit.dataservice._postgres._types._misfits import misfit
 from hybridkit.errors import DeclarationError
 from hybridkit.resources import Record, Resource
 

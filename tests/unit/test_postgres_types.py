@@ -9,8 +9,13 @@ from sqlalchemy import ARRAY, JSON, Integer, Interval, Numeric, String, Text, Ty
 from sqlalchemy.dialects.postgresql import BIT, CITEXT, DOMAIN, INT4RANGE, JSONB, TIMESTAMP
 from sqlalchemy.types import TypeEngine
 
-from hybridkit.dataservice._postgres_types import DIALECT, document_depth, is_scalar, parameter_type
-from hybridkit.dataservice._postgres_values import check_limits, fitted, in_texts
+from hybridkit.dataservice._postgres._types._parameters import (
+    DIALECT,
+    document_depth,
+    is_scalar,
+    parameter_type,
+)
+from hybridkit.dataservice._postgres._types._values import check_limits, fitted, in_texts
 
 
 class Code(TypeDecorator[str]):

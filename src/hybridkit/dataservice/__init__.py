@@ -45,10 +45,10 @@ except ImportError as error:
 if TYPE_CHECKING:
     from hybridkit.dataservice._mongo_collection import DocumentCollection as DocumentCollection
     from hybridkit.dataservice._mongo_collection import DocumentIndex as DocumentIndex
-    from hybridkit.dataservice._postgres_columns import RecordColumns as RecordColumns
-    from hybridkit.dataservice._postgres_columns import SoftDeleteColumns as SoftDeleteColumns
-    from hybridkit.dataservice._postgres_migrations import migrate as migrate
-    from hybridkit.dataservice._postgres_migrations import write_revision as write_revision
+    from hybridkit.dataservice._postgres._columns import RecordColumns as RecordColumns
+    from hybridkit.dataservice._postgres._columns import SoftDeleteColumns as SoftDeleteColumns
+    from hybridkit.dataservice._postgres._schema import migrate as migrate
+    from hybridkit.dataservice._postgres._schema import write_revision as write_revision
 
 __all__ = [
     "CallContext",
@@ -72,10 +72,10 @@ __all__ = [
 _HOMES = {
     "DocumentCollection": ("_mongo_collection", "mongo"),
     "DocumentIndex": ("_mongo_collection", "mongo"),
-    "RecordColumns": ("_postgres_columns", "postgres"),
-    "SoftDeleteColumns": ("_postgres_columns", "postgres"),
-    "migrate": ("_postgres_migrations", "postgres"),
-    "write_revision": ("_postgres_migrations", "postgres"),
+    "RecordColumns": ("_postgres._columns", "postgres"),
+    "SoftDeleteColumns": ("_postgres._columns", "postgres"),
+    "migrate": ("_postgres._schema", "postgres"),
+    "write_revision": ("_postgres._schema", "postgres"),
 }
 
 

@@ -43,12 +43,12 @@ async def open_outbox(url: str) -> AsyncGenerator[OutboxEntries]:
 @asynccontextmanager
 async def _on_postgres(url: str) -> AsyncGenerator[OutboxEntries]:
     try:
-        from hybridkit.dataservice._postgres_database import Database  # noqa: PLC0415 - an extra of its own
-        from hybridkit.dataservice._postgres_migrations import (  # noqa: PLC0415
+        from hybridkit.dataservice._postgres._driver._pool import Database  # noqa: PLC0415 - an extra of its own
+        from hybridkit.dataservice._postgres._outbox import PostgresOutbox  # noqa: PLC0415
+        from hybridkit.dataservice._postgres._schema import (  # noqa: PLC0415
             histories_of,
             missing_revisions,
         )
-        from hybridkit.dataservice._postgres_outbox import PostgresOutbox  # noqa: PLC0415
     except ModuleNotFoundError:
         raise MissingExtraError("an outbox in PostgreSQL", extra="postgres") from None
 

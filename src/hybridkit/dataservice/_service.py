@@ -23,7 +23,7 @@ from hybridkit.settings import MongoSettings, PostgresSettings, ServiceSettings
 
 if TYPE_CHECKING:
     from hybridkit.dataservice._mongo_collection import DocumentCollection
-    from hybridkit.dataservice._postgres_columns import RecordColumns
+    from hybridkit.dataservice._postgres._columns import RecordColumns
 
 __all__ = ["create_data_service"]
 
@@ -100,8 +100,8 @@ def _store_on_postgres(
     tables: "Mapping[AnyResource, type[RecordColumns]]", migrations: Path | str | None
 ) -> OpenStore:
     try:
-        from hybridkit.dataservice._postgres_store import POOL_SIZE, open_postgres_store  # noqa: PLC0415 - an extra
-        from hybridkit.dataservice._postgres_table import ResourceTable  # noqa: PLC0415
+        from hybridkit.dataservice._postgres._store import POOL_SIZE, open_postgres_store  # noqa: PLC0415 - an extra
+        from hybridkit.dataservice._postgres._table import ResourceTable  # noqa: PLC0415
     except ModuleNotFoundError:
         raise MissingExtraError("a data service on PostgreSQL", extra="postgres") from None
 

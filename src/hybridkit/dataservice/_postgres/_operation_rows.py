@@ -22,15 +22,15 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.types import TypeEngine
 
-from hybridkit.dataservice._postgres_table import ResourceTable
-from hybridkit.dataservice._postgres_types import (
+from hybridkit.dataservice._postgres._table import ResourceTable
+from hybridkit.dataservice._postgres._types._parameters import (
     MAX_PARAMETERS,
     document_depth,
     is_document,
     is_scalar,
     parameter_type,
 )
-from hybridkit.dataservice._postgres_values import in_texts
+from hybridkit.dataservice._postgres._types._values import in_texts
 from hybridkit.dataservice._store._operations import Create, Operation, Update, Upsert
 
 __all__ = ["Rows", "chunks", "runs"]

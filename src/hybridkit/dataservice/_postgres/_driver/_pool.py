@@ -23,7 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from hybridkit.codec import encode_json
 from hybridkit.context import current
-from hybridkit.dataservice._postgres_connection import (
+from hybridkit.dataservice._postgres._driver._connection import (
     FAILURES,
     Link,
     Meaning,
@@ -32,7 +32,7 @@ from hybridkit.dataservice._postgres_connection import (
     limit_fits,
     limit_for,
 )
-from hybridkit.dataservice._postgres_errors import (
+from hybridkit.dataservice._postgres._driver._errors import (
     READ_ONLY,
     OutdatedError,
     commit_error,

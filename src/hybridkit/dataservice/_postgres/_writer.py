@@ -10,14 +10,14 @@ from typing import Final
 from sqlalchemy import select, text
 
 from hybridkit.contract import Emission
-from hybridkit.dataservice._postgres_apply import apply, apply_carefully
-from hybridkit.dataservice._postgres_database import Database, Session
-from hybridkit.dataservice._postgres_errors import OutdatedError
-from hybridkit.dataservice._postgres_keys import Recorded, claim_key, look_up_key, record_key
-from hybridkit.dataservice._postgres_outbox import add_emissions
-from hybridkit.dataservice._postgres_refusals import RefusedError, UnnamedError, explained
-from hybridkit.dataservice._postgres_single import SingleCreate
-from hybridkit.dataservice._postgres_table import ResourceTable
+from hybridkit.dataservice._postgres._create_statement import SingleCreate
+from hybridkit.dataservice._postgres._driver._errors import OutdatedError
+from hybridkit.dataservice._postgres._driver._pool import Database, Session
+from hybridkit.dataservice._postgres._keys import Recorded, claim_key, look_up_key, record_key
+from hybridkit.dataservice._postgres._operations import apply, apply_carefully
+from hybridkit.dataservice._postgres._outbox import add_emissions
+from hybridkit.dataservice._postgres._refusals import RefusedError, UnnamedError, explained
+from hybridkit.dataservice._postgres._table import ResourceTable
 from hybridkit.dataservice._store._etags import State
 from hybridkit.dataservice._store._in_flight import PATIENCE_SECONDS, InFlight
 from hybridkit.dataservice._store._kept_outcomes import Reference, decode_outcome

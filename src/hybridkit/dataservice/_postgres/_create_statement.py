@@ -22,17 +22,17 @@ from functools import partial
 from typing import Any, Final
 
 from hybridkit.codec import encode_json
-from hybridkit.dataservice._postgres_apply import new_row
-from hybridkit.dataservice._postgres_columns import OUTBOX
-from hybridkit.dataservice._postgres_database import Database
-from hybridkit.dataservice._postgres_errors import UNTAKEN, commit_error
-from hybridkit.dataservice._postgres_keys import Recorded, key_lock, retention_of
-from hybridkit.dataservice._postgres_outbox import lane_locks, outbox_rows
-from hybridkit.dataservice._postgres_printing import literal, projection, quoted
-from hybridkit.dataservice._postgres_refusals import UnnamedError
-from hybridkit.dataservice._postgres_table import ResourceTable
-from hybridkit.dataservice._postgres_types import DIALECT, bare, document_depth, parameter_type
-from hybridkit.dataservice._postgres_values import in_texts
+from hybridkit.dataservice._postgres._columns import OUTBOX
+from hybridkit.dataservice._postgres._driver._errors import UNTAKEN, commit_error
+from hybridkit.dataservice._postgres._driver._pool import Database
+from hybridkit.dataservice._postgres._keys import Recorded, key_lock, retention_of
+from hybridkit.dataservice._postgres._operations import new_row
+from hybridkit.dataservice._postgres._outbox import lane_locks, outbox_rows
+from hybridkit.dataservice._postgres._refusals import UnnamedError
+from hybridkit.dataservice._postgres._table import ResourceTable
+from hybridkit.dataservice._postgres._types._json_printing import literal, projection, quoted
+from hybridkit.dataservice._postgres._types._parameters import DIALECT, bare, document_depth, parameter_type
+from hybridkit.dataservice._postgres._types._values import in_texts
 from hybridkit.dataservice._store._documents import read_document
 from hybridkit.dataservice._store._kept_outcomes import MAX_BYTES
 from hybridkit.dataservice._store._operations import Create, Outcome, Result, Write

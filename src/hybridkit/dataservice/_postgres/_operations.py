@@ -18,14 +18,14 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import insert
 
-from hybridkit.dataservice._postgres_columns import now_in_milliseconds
-from hybridkit.dataservice._postgres_database import Session
-from hybridkit.dataservice._postgres_errors import database_error, query_error, sqlstate_of
-from hybridkit.dataservice._postgres_filters import condition
-from hybridkit.dataservice._postgres_refusals import RefusedError, UnnamedError
-from hybridkit.dataservice._postgres_runs import Rows, chunks, runs
-from hybridkit.dataservice._postgres_table import ResourceTable, as_read
-from hybridkit.dataservice._postgres_upsert import InsertOnConflict, target
+from hybridkit.dataservice._postgres._columns import now_in_milliseconds
+from hybridkit.dataservice._postgres._driver._errors import database_error, query_error, sqlstate_of
+from hybridkit.dataservice._postgres._driver._pool import Session
+from hybridkit.dataservice._postgres._filters import condition
+from hybridkit.dataservice._postgres._operation_rows import Rows, chunks, runs
+from hybridkit.dataservice._postgres._refusals import RefusedError, UnnamedError
+from hybridkit.dataservice._postgres._table import ResourceTable, as_read
+from hybridkit.dataservice._postgres._upsert import InsertOnConflict, target
 from hybridkit.dataservice._store._etags import State
 from hybridkit.dataservice._store._merging import merged
 from hybridkit.dataservice._store._operations import (

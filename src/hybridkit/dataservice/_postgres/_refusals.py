@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from hybridkit.codec import encode_json
-from hybridkit.dataservice._postgres_database import Database
-from hybridkit.dataservice._postgres_errors import Diagnosis
-from hybridkit.dataservice._postgres_table import ResourceTable
-from hybridkit.dataservice._postgres_values import holds_nul
+from hybridkit.dataservice._postgres._driver._errors import Diagnosis
+from hybridkit.dataservice._postgres._driver._pool import Database
+from hybridkit.dataservice._postgres._table import ResourceTable
+from hybridkit.dataservice._postgres._types._values import holds_nul
 from hybridkit.dataservice._store._operations import Create, Operation, Update, Upsert
 from hybridkit.dataservice._store._refusals import pointed, unreferred
 from hybridkit.errors import (

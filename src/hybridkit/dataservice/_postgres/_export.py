@@ -6,12 +6,12 @@ from typing import Final
 
 from hybridkit.codec import encode_json
 from hybridkit.context import current
-from hybridkit.dataservice._postgres_database import DEFAULT_SECONDS, Database, Session
-from hybridkit.dataservice._postgres_errors import OutdatedError, query_error
-from hybridkit.dataservice._postgres_filters import Arguments
-from hybridkit.dataservice._postgres_printing import Projection, projection
-from hybridkit.dataservice._postgres_statements import line_statement, row_statement
-from hybridkit.dataservice._postgres_table import ResourceTable
+from hybridkit.dataservice._postgres._driver._errors import OutdatedError, query_error
+from hybridkit.dataservice._postgres._driver._pool import DEFAULT_SECONDS, Database, Session
+from hybridkit.dataservice._postgres._filters import Arguments
+from hybridkit.dataservice._postgres._read_statements import line_statement, row_statement
+from hybridkit.dataservice._postgres._table import ResourceTable
+from hybridkit.dataservice._postgres._types._json_printing import Projection, projection
 from hybridkit.dataservice._store._documents import canonical
 from hybridkit.dataservice._store._protocol import Lines
 from hybridkit.queries import Query

@@ -14,20 +14,20 @@ from sqlalchemy import Row
 
 from hybridkit.aggregations import Aggregation
 from hybridkit.codec import encode_json
-from hybridkit.dataservice._postgres_aggregations import Aggregated
-from hybridkit.dataservice._postgres_database import Database
-from hybridkit.dataservice._postgres_errors import query_error
-from hybridkit.dataservice._postgres_export import export_lines
-from hybridkit.dataservice._postgres_filters import Arguments, operand
-from hybridkit.dataservice._postgres_printing import Projection, projection
-from hybridkit.dataservice._postgres_statements import (
+from hybridkit.dataservice._postgres._aggregations import Aggregated
+from hybridkit.dataservice._postgres._driver._errors import query_error
+from hybridkit.dataservice._postgres._driver._pool import Database
+from hybridkit.dataservice._postgres._export import export_lines
+from hybridkit.dataservice._postgres._filters import Arguments, operand
+from hybridkit.dataservice._postgres._read_statements import (
     batch_statement,
     limited_statement,
     page_statement,
     record_statement,
     where_clause,
 )
-from hybridkit.dataservice._postgres_table import ResourceTable
+from hybridkit.dataservice._postgres._table import ResourceTable
+from hybridkit.dataservice._postgres._types._json_printing import Projection, projection
 from hybridkit.dataservice._store._documents import canonical
 from hybridkit.dataservice._store._operations import AnyResource, CallWork
 from hybridkit.dataservice._store._protocol import Encoded, Found, Lines, Room, answer_too_large, listed

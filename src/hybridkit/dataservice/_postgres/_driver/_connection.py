@@ -14,8 +14,8 @@ import asyncpg  # type: ignore[import-untyped] # it ships no types
 from sqlalchemy.exc import StatementError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from hybridkit.dataservice._postgres_codecs import set_codecs
-from hybridkit.dataservice._postgres_errors import (
+from hybridkit.dataservice._postgres._driver._codecs import set_codecs
+from hybridkit.dataservice._postgres._driver._errors import (
     Diagnosis,
     OutdatedError,
     ends_connection,
@@ -24,7 +24,7 @@ from hybridkit.dataservice._postgres_errors import (
     note,
     read_only_error,
 )
-from hybridkit.dataservice._postgres_url import CONNECT_FAILURES, Target
+from hybridkit.dataservice._postgres._driver._url import CONNECT_FAILURES, Target
 from hybridkit.errors import DeadlineExceededError
 
 __all__ = ["FAILURES", "Link", "Meaning", "Mistakes", "connect", "limit_fits", "limit_for"]

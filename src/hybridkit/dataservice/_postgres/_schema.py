@@ -25,8 +25,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from hybridkit.dataservice._postgres_database import connect
-from hybridkit.dataservice._postgres_errors import database_error
+from hybridkit.dataservice._postgres._driver._errors import database_error
+from hybridkit.dataservice._postgres._driver._pool import connect
 from hybridkit.errors import UnavailableError
 
 __all__ = [

@@ -36,7 +36,7 @@ from sqlalchemy import (
 from sqlalchemy import Enum as EnumType
 from sqlalchemy.types import TypeEngine
 
-from hybridkit.dataservice._postgres_types import bare
+from hybridkit.dataservice._postgres._types._parameters import bare
 from hybridkit.injection import bare_type
 
 __all__ = ["misfit"]

@@ -25,8 +25,8 @@ from sqlalchemy import (
 from sqlalchemy import Enum as EnumType
 from sqlalchemy.types import TypeEngine
 
-from hybridkit.dataservice._postgres_table import ResourceTable, View
-from hybridkit.dataservice._postgres_types import bare, is_real
+from hybridkit.dataservice._postgres._table import ResourceTable, View
+from hybridkit.dataservice._postgres._types._parameters import bare, is_real
 
 __all__ = ["Projection", "literal", "printed", "projection", "quoted"]
 

@@ -12,9 +12,9 @@ import hashlib
 from datetime import timedelta
 from typing import Final
 
-from hybridkit.dataservice._postgres_columns import KEYS
-from hybridkit.dataservice._postgres_database import Database, Session
-from hybridkit.dataservice._postgres_errors import constraint_of, database_error
+from hybridkit.dataservice._postgres._columns import KEYS
+from hybridkit.dataservice._postgres._driver._errors import constraint_of, database_error
+from hybridkit.dataservice._postgres._driver._pool import Database, Session
 from hybridkit.dataservice._store._in_flight import in_progress
 from hybridkit.dataservice._store._kept_outcomes import encode_outcome
 from hybridkit.dataservice._store._keys import DERIVED_RETENTION, RETENTION, is_derived

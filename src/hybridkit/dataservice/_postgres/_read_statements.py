@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from hybridkit.contract import MAX_PAGE_BYTES
-from hybridkit.dataservice._postgres_filters import Arguments, Ordering, write_condition
-from hybridkit.dataservice._postgres_printing import Projection
-from hybridkit.dataservice._postgres_table import ResourceTable
-from hybridkit.dataservice._postgres_types import DIALECT, parameter_type
+from hybridkit.dataservice._postgres._filters import Arguments, Ordering, write_condition
+from hybridkit.dataservice._postgres._table import ResourceTable
+from hybridkit.dataservice._postgres._types._json_printing import Projection
+from hybridkit.dataservice._postgres._types._parameters import DIALECT, parameter_type
 from hybridkit.filters import Filter
 from hybridkit.queries import Query
 

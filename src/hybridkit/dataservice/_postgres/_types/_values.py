@@ -18,7 +18,7 @@ from sqlalchemy.types import ARRAY as ANY_ARRAY
 from sqlalchemy.types import TypeEngine
 
 from hybridkit.codec import encode_json, truncate_timestamp
-from hybridkit.dataservice._postgres_types import array_depth, bare, document_depth, is_real
+from hybridkit.dataservice._postgres._types._parameters import array_depth, bare, document_depth, is_real
 from hybridkit.dataservice._store._losses import DECIMALS, is_exact, is_integer
 from hybridkit.errors import MalformedPayloadError
 

@@ -15,11 +15,10 @@ from sqlalchemy.dialects.postgresql import DOMAIN
 from sqlalchemy.types import NullType, UserDefinedType
 
 from hybridkit.codec import encode_json
-from hybridkit.dataservice._postgres_errors import UNTAKEN
-from hybridkit.dataservice._postgres_printing import literal
-from hybridkit.dataservice._postgres_steps import Steps, steps_of
-from hybridkit.dataservice._postgres_table import ResourceTable
-from hybridkit.dataservice._postgres_types import (
+from hybridkit.dataservice._postgres._driver._errors import UNTAKEN
+from hybridkit.dataservice._postgres._table import ResourceTable
+from hybridkit.dataservice._postgres._types._json_printing import literal
+from hybridkit.dataservice._postgres._types._parameters import (
     DIALECT,
     MAX_PARAMETERS,
     bare,
@@ -27,7 +26,8 @@ from hybridkit.dataservice._postgres_types import (
     is_scalar,
     parameter_type,
 )
-from hybridkit.dataservice._postgres_values import fitted, in_texts
+from hybridkit.dataservice._postgres._types._steps import Steps, steps_of
+from hybridkit.dataservice._postgres._types._values import fitted, in_texts
 from hybridkit.dataservice._store._annotations import alternatives
 from hybridkit.errors import InvalidQueryError, PageTokenError
 from hybridkit.filters import And, Compare, Filter, Not, Or

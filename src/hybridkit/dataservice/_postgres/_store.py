@@ -8,14 +8,14 @@ from typing import Final
 from sqlalchemy import delete, func, select, tuple_
 
 from hybridkit.context import RequestContext, bind
-from hybridkit.dataservice._postgres_columns import KEYS, SECRETS
-from hybridkit.dataservice._postgres_database import Database
-from hybridkit.dataservice._postgres_errors import read_only_error
-from hybridkit.dataservice._postgres_migrations import History, histories_of, migrate, missing_revisions
-from hybridkit.dataservice._postgres_outbox import PostgresOutbox
-from hybridkit.dataservice._postgres_reads import PostgresReader
-from hybridkit.dataservice._postgres_table import ResourceTable
-from hybridkit.dataservice._postgres_writes import PostgresWriter
+from hybridkit.dataservice._postgres._columns import KEYS, SECRETS
+from hybridkit.dataservice._postgres._driver._errors import read_only_error
+from hybridkit.dataservice._postgres._driver._pool import Database
+from hybridkit.dataservice._postgres._outbox import PostgresOutbox
+from hybridkit.dataservice._postgres._reader import PostgresReader
+from hybridkit.dataservice._postgres._schema import History, histories_of, migrate, missing_revisions
+from hybridkit.dataservice._postgres._table import ResourceTable
+from hybridkit.dataservice._postgres._writer import PostgresWriter
 from hybridkit.dataservice._store._operations import Outcome, Write
 from hybridkit.errors import UnavailableError
 

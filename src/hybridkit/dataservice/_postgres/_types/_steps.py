@@ -20,7 +20,7 @@ from sqlalchemy import Date, DateTime, Float, Integer, Numeric, Time
 from sqlalchemy.types import TypeEngine
 
 from hybridkit.codec import in_utc
-from hybridkit.dataservice._postgres_types import bare, is_real
+from hybridkit.dataservice._postgres._types._parameters import bare, is_real
 
 __all__ = ["Step", "Steps", "steps_of"]
 

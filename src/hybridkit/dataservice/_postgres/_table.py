@@ -9,15 +9,15 @@ from sqlalchemy import ARRAY, ColumnElement, Enum, Row, Text, inspect, true, typ
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import DOMAIN
 
-from hybridkit.dataservice._postgres_columns import RecordColumns
-from hybridkit.dataservice._postgres_misfits import misfit
-from hybridkit.dataservice._postgres_types import (
+from hybridkit.dataservice._postgres._columns import RecordColumns
+from hybridkit.dataservice._postgres._types._misfits import misfit
+from hybridkit.dataservice._postgres._types._parameters import (
     DIALECT,
     array_depth,
     is_document,
     is_perilous,
 )
-from hybridkit.dataservice._postgres_values import check_limits, fitted, python_type, shown_by
+from hybridkit.dataservice._postgres._types._values import check_limits, fitted, python_type, shown_by
 from hybridkit.dataservice._store._etags import State
 from hybridkit.dataservice._store._operations import AnyResource, Document
 from hybridkit.errors import DeclarationError, FieldError, InvalidRequestError

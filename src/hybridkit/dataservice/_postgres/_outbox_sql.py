@@ -7,7 +7,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.sql.elements import TextClause
 
 from hybridkit.dataservice._outbox._protocol import ALIVE_SECONDS, LEASE_SECONDS
-from hybridkit.dataservice._postgres_columns import LANE, PARTITION
+from hybridkit.dataservice._postgres._columns import LANE, PARTITION
 
 __all__ = ["BACKLOG", "BE_ALIVE", "MARK", "RENEW", "SURVEY", "TAKE", "WAITING"]
 

@@ -27,10 +27,10 @@ from hybridkit.dataservice._outbox._protocol import (
     fair_share,
     kept_of,
 )
-from hybridkit.dataservice._postgres_columns import LEASES, OUTBOX
-from hybridkit.dataservice._postgres_database import Database, Session
-from hybridkit.dataservice._postgres_keys import lock_number
-from hybridkit.dataservice._postgres_outbox_sql import BACKLOG, BE_ALIVE, MARK, RENEW, SURVEY, TAKE, WAITING
+from hybridkit.dataservice._postgres._columns import LEASES, OUTBOX
+from hybridkit.dataservice._postgres._driver._pool import Database, Session
+from hybridkit.dataservice._postgres._keys import lock_number
+from hybridkit.dataservice._postgres._outbox_sql import BACKLOG, BE_ALIVE, MARK, RENEW, SURVEY, TAKE, WAITING
 from hybridkit.dataservice._store._keys import RETENTION
 
 __all__ = ["PostgresOutbox", "add_emissions", "lane_locks", "outbox_rows"]

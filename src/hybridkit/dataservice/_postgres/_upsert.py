@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, FromClause
 from sqlalchemy.dialects.postgresql import Insert
 from sqlalchemy.ext.compiler import compiles
 
-from hybridkit.dataservice._postgres_table import ResourceTable
+from hybridkit.dataservice._postgres._table import ResourceTable
 
 __all__ = ["InsertOnConflict", "target"]
 

@@ -1,4 +1,4 @@
-"""What Alembic runs in order to migrate; `hybridkit.dataservice._postgres_migrations` starts it with a connection."""
+"""What Alembic runs in order to migrate; `hybridkit.dataservice._postgres._schema` starts it with a connection."""
 
 from alembic import context
 
