@@ -16,8 +16,8 @@ from hybridkit.cli._app import app
 from hybridkit.codec import now
 from hybridkit.contract import Emission
 from hybridkit.dataservice import DocumentCollection, migrate
-from hybridkit.dataservice._mongo_collection import ResourceCollection
-from hybridkit.dataservice._mongo_store import open_mongo_store
+from hybridkit.dataservice._mongo._collection import ResourceCollection
+from hybridkit.dataservice._mongo._store import open_mongo_store
 from hybridkit.dataservice._outbox._protocol import Parked
 from hybridkit.dataservice._postgres._driver._pool import Database
 from hybridkit.dataservice._postgres._outbox import PostgresOutbox, add_emissions

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from pymongo import AsyncMongoClient
 
 from hybridkit.dataservice import DocumentCollection, DocumentIndex, create_data_service
-from hybridkit.dataservice._mongo_capabilities import probe
+from hybridkit.dataservice._mongo._driver._capabilities import probe
 from hybridkit.resources import Resource
 from hybridkit.settings import MongoSettings, SecretUrl
 from hybridkit.testing import _isolation, plugin

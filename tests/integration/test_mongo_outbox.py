@@ -25,8 +25,8 @@ from pydantic import BaseModel
 from hybridkit.codec import now
 from hybridkit.contract import Emission
 from hybridkit.dataservice import DocumentCollection, create_data_service
-from hybridkit.dataservice._mongo_collection import ResourceCollection
-from hybridkit.dataservice._mongo_store import MongoStore, open_mongo_store
+from hybridkit.dataservice._mongo._collection import ResourceCollection
+from hybridkit.dataservice._mongo._store import MongoStore, open_mongo_store
 from hybridkit.dataservice._outbox._protocol import PARTITIONS, Parked, Waiting, fair_share
 from hybridkit.dataservice._store._keys import RETENTION
 from hybridkit.dataservice._store._operations import Assert, Delete, Update, Upsert, Write
@@ -385,7 +385,7 @@ PROGRAM = """
     import orjson
 
     from hybridkit.dataservice import Relay
-    from hybridkit.dataservice._mongo_store import open_mongo_store
+    from hybridkit.dataservice._mongo._store import open_mongo_store
 
     books = os.open({books!r}, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 

@@ -16,9 +16,9 @@ from hybridkit.aggregations import Aggregation, average, count, distinct, larges
 from hybridkit.codec import Timestamp, decode_json, encode_json
 from hybridkit.context import RequestContext, bind
 from hybridkit.dataservice import DocumentCollection, DocumentIndex
-from hybridkit.dataservice import _mongo_reads as reads
-from hybridkit.dataservice._mongo_collection import ResourceCollection
-from hybridkit.dataservice._mongo_store import MongoStore, open_mongo_store
+from hybridkit.dataservice._mongo import _reader as reads
+from hybridkit.dataservice._mongo._collection import ResourceCollection
+from hybridkit.dataservice._mongo._store import MongoStore, open_mongo_store
 from hybridkit.dataservice._store._operations import (
     CallAnswer,
     Create,

@@ -17,8 +17,8 @@ from pymongo import MongoClient
 
 from hybridkit.codec import Timestamp
 from hybridkit.dataservice import DocumentCollection, DocumentIndex, create_data_service
-from hybridkit.dataservice._mongo_keys import EMBEDDED_KEYS
-from hybridkit.dataservice._mongo_store import MongoStore
+from hybridkit.dataservice._mongo._keys import EMBEDDED_KEYS
+from hybridkit.dataservice._mongo._store import MongoStore
 from hybridkit.errors import DeclarationError
 from hybridkit.ids import derived_id
 from hybridkit.resources import Record, Resource

@@ -16,10 +16,10 @@ from pydantic import BaseModel
 from hybridkit.codec import encode_json, now
 from hybridkit.contract import Emission
 from hybridkit.dataservice import DocumentCollection, DocumentIndex
-from hybridkit.dataservice._mongo_collection import ResourceCollection
-from hybridkit.dataservice._mongo_keys import MAX_CLAIM_BYTES
-from hybridkit.dataservice._mongo_store import MongoStore, open_mongo_store
-from hybridkit.dataservice._mongo_transactions import LANES_COLLECTION, TransactionWriter
+from hybridkit.dataservice._mongo._collection import ResourceCollection
+from hybridkit.dataservice._mongo._keys import MAX_CLAIM_BYTES
+from hybridkit.dataservice._mongo._store import MongoStore, open_mongo_store
+from hybridkit.dataservice._mongo._transaction_writer import LANES_COLLECTION, TransactionWriter
 from hybridkit.dataservice._outbox._protocol import PARTITIONS
 from hybridkit.dataservice._store._operations import (
     Assert,

@@ -19,8 +19,8 @@ from pymongo import AsyncMongoClient, InsertOne, MongoClient
 from pymongo.asynchronous.database import AsyncDatabase
 
 from hybridkit.dataservice import CallContext, DocumentCollection, create_data_service
-from hybridkit.dataservice._mongo_capabilities import probe
-from hybridkit.dataservice._mongo_store import MongoStore
+from hybridkit.dataservice._mongo._driver._capabilities import probe
+from hybridkit.dataservice._mongo._store import MongoStore
 from hybridkit.dev import Server
 from hybridkit.errors import NotFoundError
 from hybridkit.events import Event

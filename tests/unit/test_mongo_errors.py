@@ -21,7 +21,7 @@ from pymongo.errors import (
     WTimeoutError,
 )
 
-from hybridkit.dataservice._mongo_errors import pipeline_error, read_error, write_error
+from hybridkit.dataservice._mongo._driver._errors import pipeline_error, read_error, write_error
 from hybridkit.errors import (
     ConflictError,
     DeadlineExceededError,

@@ -10,8 +10,8 @@ from pydantic import BaseModel
 
 from hybridkit.codec import Timestamp
 from hybridkit.dataservice import DocumentCollection
-from hybridkit.dataservice._mongo_collection import ResourceCollection
-from hybridkit.dataservice._mongo_pipeline import MAX_STAGES, checked_pipeline
+from hybridkit.dataservice._mongo._collection import ResourceCollection
+from hybridkit.dataservice._mongo._pipeline import MAX_STAGES, checked_pipeline
 from hybridkit.errors import InvalidQueryError
 from hybridkit.resources import Record, Resource
 

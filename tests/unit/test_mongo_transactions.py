@@ -19,8 +19,8 @@ from pymongo.errors import (
     WriteConcernError,
 )
 
-from hybridkit.dataservice import _mongo_sessions
-from hybridkit.dataservice._mongo_sessions import LostRaceError, Transactions
+from hybridkit.dataservice._mongo._driver import _sessions as _mongo_sessions
+from hybridkit.dataservice._mongo._driver._sessions import LostRaceError, Transactions
 from hybridkit.errors import (
     ConflictError,
     DeadlineExceededError,

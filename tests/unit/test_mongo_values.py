@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from hybridkit.dataservice._mongo_collection import DocumentCollection, ResourceCollection
-from hybridkit.dataservice._mongo_ordering import Ordering
-from hybridkit.dataservice._mongo_values import CODEC, from_bson, to_bson
+from hybridkit.dataservice._mongo._collection import DocumentCollection, ResourceCollection
+from hybridkit.dataservice._mongo._ordering import Ordering
+from hybridkit.dataservice._mongo._values import CODEC, from_bson, to_bson
 from hybridkit.errors import PageTokenError
 from hybridkit.queries import Query
 from hybridkit.resources import Record, Resource

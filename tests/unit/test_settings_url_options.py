@@ -7,8 +7,8 @@ import pytest
 from pymongo.errors import AutoReconnect
 
 from hybridkit.coordination import connect_redis
-from hybridkit.dataservice._mongo_database import open_database
-from hybridkit.dataservice._mongo_errors import read_error
+from hybridkit.dataservice._mongo._driver._database import open_database
+from hybridkit.dataservice._mongo._driver._errors import read_error
 from hybridkit.dataservice._postgres._driver._url import Target
 from hybridkit.errors import SettingsError
 from hybridkit.settings import MongoSettings, PostgresSettings, RedisSettings, SecretUrl

@@ -43,8 +43,8 @@ except ImportError as error:
     raise MissingExtraError(__name__, extra="postgres", or_extra="mongo") from None
 
 if TYPE_CHECKING:
-    from hybridkit.dataservice._mongo_collection import DocumentCollection as DocumentCollection
-    from hybridkit.dataservice._mongo_collection import DocumentIndex as DocumentIndex
+    from hybridkit.dataservice._mongo._collection import DocumentCollection as DocumentCollection
+    from hybridkit.dataservice._mongo._collection import DocumentIndex as DocumentIndex
     from hybridkit.dataservice._postgres._columns import RecordColumns as RecordColumns
     from hybridkit.dataservice._postgres._columns import SoftDeleteColumns as SoftDeleteColumns
     from hybridkit.dataservice._postgres._schema import migrate as migrate
@@ -70,8 +70,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "DocumentCollection": ("_mongo_collection", "mongo"),
-    "DocumentIndex": ("_mongo_collection", "mongo"),
+    "DocumentCollection": ("_mongo._collection", "mongo"),
+    "DocumentIndex": ("_mongo._collection", "mongo"),
     "RecordColumns": ("_postgres._columns", "postgres"),
     "SoftDeleteColumns": ("_postgres._columns", "postgres"),
     "migrate": ("_postgres._schema", "postgres"),

@@ -69,9 +69,9 @@ async def _on_postgres(url: str) -> AsyncGenerator[OutboxEntries]:
 @asynccontextmanager
 async def _on_mongo(url: str) -> AsyncGenerator[OutboxEntries]:
     try:
-        from hybridkit.dataservice._mongo_database import bounded, meaning, open_database  # noqa: PLC0415
-        from hybridkit.dataservice._mongo_errors import read_error  # noqa: PLC0415
-        from hybridkit.dataservice._mongo_outbox import LEASES_COLLECTION, MongoOutbox  # noqa: PLC0415
+        from hybridkit.dataservice._mongo._driver._database import bounded, meaning, open_database  # noqa: PLC0415
+        from hybridkit.dataservice._mongo._driver._errors import read_error  # noqa: PLC0415
+        from hybridkit.dataservice._mongo._outbox import LEASES_COLLECTION, MongoOutbox  # noqa: PLC0415
     except ModuleNotFoundError:
         raise MissingExtraError("an outbox in MongoDB", extra="mongo") from None
 

@@ -22,7 +22,7 @@ from hybridkit.messaging import RobustPublisher
 from hybridkit.settings import MongoSettings, PostgresSettings, ServiceSettings
 
 if TYPE_CHECKING:
-    from hybridkit.dataservice._mongo_collection import DocumentCollection
+    from hybridkit.dataservice._mongo._collection import DocumentCollection
     from hybridkit.dataservice._postgres._columns import RecordColumns
 
 __all__ = ["create_data_service"]
@@ -122,8 +122,8 @@ def _store_on_postgres(
 
 def _store_on_mongo(collections: "Mapping[AnyResource, DocumentCollection]") -> OpenStore:
     try:
-        from hybridkit.dataservice._mongo_collection import ResourceCollection  # noqa: PLC0415 - an extra of its own
-        from hybridkit.dataservice._mongo_store import open_mongo_store  # noqa: PLC0415
+        from hybridkit.dataservice._mongo._collection import ResourceCollection  # noqa: PLC0415 - an extra of its own
+        from hybridkit.dataservice._mongo._store import open_mongo_store  # noqa: PLC0415
     except ModuleNotFoundError:
         raise MissingExtraError("a data service on MongoDB", extra="mongo") from None
 

@@ -8,7 +8,7 @@ condition, which may use an index.
 from collections.abc import Sequence
 from typing import Any, Final
 
-from hybridkit.dataservice._mongo_values import to_bson
+from hybridkit.dataservice._mongo._values import to_bson
 from hybridkit.filters import Compare
 
 __all__ = ["path_condition"]

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticUndefined
 from pymongo import ASCENDING, DESCENDING, IndexModel
 
-from hybridkit.dataservice._mongo_values import from_bson, mergeable, to_bson
+from hybridkit.dataservice._mongo._values import from_bson, mergeable, to_bson
 from hybridkit.dataservice._store._etags import State
 from hybridkit.dataservice._store._operations import AnyResource, Document
 from hybridkit.errors import DeclarationError

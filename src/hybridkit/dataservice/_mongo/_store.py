@@ -11,17 +11,17 @@ from pymongo.errors import OperationFailure
 
 from hybridkit.codec import now
 from hybridkit.context import RequestContext, bind
-from hybridkit.dataservice._mongo_capabilities import Capabilities, probe
-from hybridkit.dataservice._mongo_changes import GONE
-from hybridkit.dataservice._mongo_collection import HIDDEN, ResourceCollection
-from hybridkit.dataservice._mongo_database import StoredDocument, bounded, meaning, open_database
-from hybridkit.dataservice._mongo_errors import is_duplicate, read_error
-from hybridkit.dataservice._mongo_events import EVENTS, Numbers
-from hybridkit.dataservice._mongo_keys import KEYS_COLLECTION, Keys
-from hybridkit.dataservice._mongo_outbox import MongoOutbox
-from hybridkit.dataservice._mongo_reads import MongoReader
-from hybridkit.dataservice._mongo_transactions import LANES_COLLECTION
-from hybridkit.dataservice._mongo_writes import MongoWriter
+from hybridkit.dataservice._mongo._changes import GONE
+from hybridkit.dataservice._mongo._collection import HIDDEN, ResourceCollection
+from hybridkit.dataservice._mongo._document_events import EVENTS, Numbers
+from hybridkit.dataservice._mongo._driver._capabilities import Capabilities, probe
+from hybridkit.dataservice._mongo._driver._database import StoredDocument, bounded, meaning, open_database
+from hybridkit.dataservice._mongo._driver._errors import is_duplicate, read_error
+from hybridkit.dataservice._mongo._keys import KEYS_COLLECTION, Keys
+from hybridkit.dataservice._mongo._outbox import MongoOutbox
+from hybridkit.dataservice._mongo._reader import MongoReader
+from hybridkit.dataservice._mongo._transaction_writer import LANES_COLLECTION
+from hybridkit.dataservice._mongo._writer import MongoWriter
 from hybridkit.dataservice._store._keys import DERIVED_RETENTION
 from hybridkit.dataservice._store._operations import Outcome, Write
 from hybridkit.observability import get_logger

@@ -31,8 +31,8 @@ from bson.errors import BSONError
 from bson.int64 import Int64
 from bson.regex import Regex
 
-from hybridkit.dataservice._mongo_collection import ResourceCollection, stored_name
-from hybridkit.dataservice._mongo_values import CODEC
+from hybridkit.dataservice._mongo._collection import ResourceCollection, stored_name
+from hybridkit.dataservice._mongo._values import CODEC
 from hybridkit.dataservice._store._annotations import alternatives
 from hybridkit.errors import PageTokenError
 from hybridkit.queries import Query

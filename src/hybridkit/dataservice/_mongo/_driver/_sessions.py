@@ -18,7 +18,7 @@ from pymongo.errors import AutoReconnect, OperationFailure, PyMongoError
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
-from hybridkit.dataservice._mongo_errors import CONFLICTS, read_error
+from hybridkit.dataservice._mongo._driver._errors import CONFLICTS, read_error
 from hybridkit.errors import ConflictError, OutcomeUnknownError, UnavailableError
 
 __all__ = ["LostRaceError", "Transactions", "begin"]

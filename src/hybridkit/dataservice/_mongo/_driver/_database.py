@@ -17,9 +17,9 @@ from pymongo.errors import ConfigurationError
 from pymongo.write_concern import WriteConcern
 
 from hybridkit.context import current
-from hybridkit.dataservice._mongo_collection import HIDDEN, bookkeeping
-from hybridkit.dataservice._mongo_errors import MONGO_FAILURES
-from hybridkit.dataservice._mongo_values import CODEC
+from hybridkit.dataservice._mongo._collection import HIDDEN, bookkeeping
+from hybridkit.dataservice._mongo._driver._errors import MONGO_FAILURES
+from hybridkit.dataservice._mongo._values import CODEC
 from hybridkit.errors import HybridkitError, SettingsError
 
 __all__ = ["DEFAULT_SECONDS", "LIVE", "StoredDocument", "bounded", "is_live", "meaning", "open_database"]

@@ -10,7 +10,7 @@ from typing import Any, Final, cast
 from pydantic import TypeAdapter, ValidationError
 
 from hybridkit.codec import in_utc, truncate_timestamp
-from hybridkit.dataservice._mongo_values import to_bson
+from hybridkit.dataservice._mongo._values import to_bson
 from hybridkit.errors import InvalidQueryError
 
 __all__ = ["Checked", "checked_name", "expression", "literal", "reference", "refuse", "visible_path"]

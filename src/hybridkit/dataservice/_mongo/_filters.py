@@ -8,10 +8,10 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final, assert_never
 
-from hybridkit.dataservice._mongo_collection import stored_name
-from hybridkit.dataservice._mongo_paths import path_condition
-from hybridkit.dataservice._mongo_steps import storable
-from hybridkit.dataservice._mongo_values import to_bson
+from hybridkit.dataservice._mongo._collection import stored_name
+from hybridkit.dataservice._mongo._paths import path_condition
+from hybridkit.dataservice._mongo._steps import storable
+from hybridkit.dataservice._mongo._values import to_bson
 from hybridkit.filters import And, Compare, Filter, Not, Or, pattern_tokens
 
 __all__ = ["condition"]

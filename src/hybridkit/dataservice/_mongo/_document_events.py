@@ -16,7 +16,7 @@ from pymongo.errors import OperationFailure
 
 from hybridkit.codec import now
 from hybridkit.contract import Emission
-from hybridkit.dataservice._mongo_errors import is_duplicate
+from hybridkit.dataservice._mongo._driver._errors import is_duplicate
 from hybridkit.dataservice._outbox._protocol import envelope_of, partition_of
 
 __all__ = ["EMITTED_AT", "EVENTS", "OUTBOX_COLLECTION", "Numbers", "event_rows", "with_events"]

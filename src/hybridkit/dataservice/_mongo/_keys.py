@@ -18,10 +18,10 @@ from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import OperationFailure
 
 from hybridkit.codec import encode_json, now
-from hybridkit.dataservice._mongo_collection import HIDDEN
-from hybridkit.dataservice._mongo_database import StoredDocument
-from hybridkit.dataservice._mongo_errors import is_duplicate
-from hybridkit.dataservice._mongo_events import EVENTS, with_events
+from hybridkit.dataservice._mongo._collection import HIDDEN
+from hybridkit.dataservice._mongo._document_events import EVENTS, with_events
+from hybridkit.dataservice._mongo._driver._database import StoredDocument
+from hybridkit.dataservice._mongo._driver._errors import is_duplicate
 from hybridkit.dataservice._store._keys import DERIVED_RETENTION, RETENTION, is_derived
 from hybridkit.dataservice._store._operations import Outcome, Result, Write
 

@@ -10,10 +10,10 @@ from decimal import ROUND_HALF_UP, Decimal, localcontext
 from typing import Any, Final
 
 from hybridkit.aggregations import Aggregation, Function
-from hybridkit.dataservice._mongo_collection import ResourceCollection, stored_name
-from hybridkit.dataservice._mongo_database import LIVE, StoredDocument
-from hybridkit.dataservice._mongo_filters import condition
-from hybridkit.dataservice._mongo_values import from_bson
+from hybridkit.dataservice._mongo._collection import ResourceCollection, stored_name
+from hybridkit.dataservice._mongo._driver._database import LIVE, StoredDocument
+from hybridkit.dataservice._mongo._filters import condition
+from hybridkit.dataservice._mongo._values import from_bson
 from hybridkit.errors import InvalidQueryError
 
 __all__ = ["Aggregated"]

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Final, assert_never
 
 from hybridkit.codec import now
-from hybridkit.dataservice._mongo_collection import HIDDEN, ResourceCollection, bookkeeping, version_of
-from hybridkit.dataservice._mongo_database import StoredDocument, is_live
-from hybridkit.dataservice._mongo_values import to_bson
+from hybridkit.dataservice._mongo._collection import HIDDEN, ResourceCollection, bookkeeping, version_of
+from hybridkit.dataservice._mongo._driver._database import StoredDocument, is_live
+from hybridkit.dataservice._mongo._values import to_bson
 from hybridkit.dataservice._store._increments import incremented
 from hybridkit.dataservice._store._merging import merged
 from hybridkit.dataservice._store._operations import (

@@ -14,7 +14,7 @@ from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import ConfigurationError, InvalidOperation, OperationFailure
 
 from hybridkit.codec import now
-from hybridkit.dataservice._mongo_sessions import begin
+from hybridkit.dataservice._mongo._driver._sessions import begin
 from hybridkit.errors import TransactionsUnavailableError, UnavailableError
 
 __all__ = ["Capabilities", "probe"]

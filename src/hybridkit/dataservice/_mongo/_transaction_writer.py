@@ -18,16 +18,22 @@ from pymongo.errors import DuplicateKeyError
 from pymongo.write_concern import WriteConcern
 
 from hybridkit.codec import now
-from hybridkit.dataservice._mongo_changes import Change, change_for
-from hybridkit.dataservice._mongo_collection import HIDDEN, ResourceCollection, bookkeeping
-from hybridkit.dataservice._mongo_database import StoredDocument, is_live
-from hybridkit.dataservice._mongo_errors import telling
-from hybridkit.dataservice._mongo_events import EVENTS, OUTBOX_COLLECTION, Numbers, event_rows, with_events
-from hybridkit.dataservice._mongo_filters import condition
-from hybridkit.dataservice._mongo_keys import KEYS_COLLECTION, Keys, Recorded, embedded
-from hybridkit.dataservice._mongo_sessions import LostRaceError, Transactions
-from hybridkit.dataservice._mongo_single import replayed, unchanged
-from hybridkit.dataservice._mongo_values import to_bson
+from hybridkit.dataservice._mongo._changes import Change, change_for
+from hybridkit.dataservice._mongo._collection import HIDDEN, ResourceCollection, bookkeeping
+from hybridkit.dataservice._mongo._document_events import (
+    EVENTS,
+    OUTBOX_COLLECTION,
+    Numbers,
+    event_rows,
+    with_events,
+)
+from hybridkit.dataservice._mongo._document_writer import replayed, unchanged
+from hybridkit.dataservice._mongo._driver._database import StoredDocument, is_live
+from hybridkit.dataservice._mongo._driver._errors import telling
+from hybridkit.dataservice._mongo._driver._sessions import LostRaceError, Transactions
+from hybridkit.dataservice._mongo._filters import condition
+from hybridkit.dataservice._mongo._keys import KEYS_COLLECTION, Keys, Recorded, embedded
+from hybridkit.dataservice._mongo._values import to_bson
 from hybridkit.dataservice._store._keys import check_repeated, count
 from hybridkit.dataservice._store._operations import (
     Assert,

@@ -18,13 +18,13 @@ from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import OperationFailure
 
-from hybridkit.dataservice._mongo_changes import Change, change_for
-from hybridkit.dataservice._mongo_collection import HIDDEN, ResourceCollection, bookkeeping
-from hybridkit.dataservice._mongo_database import StoredDocument, is_live
-from hybridkit.dataservice._mongo_errors import is_duplicate, telling
-from hybridkit.dataservice._mongo_events import EVENTS, Numbers, event_rows, with_events
-from hybridkit.dataservice._mongo_filters import condition
-from hybridkit.dataservice._mongo_keys import (
+from hybridkit.dataservice._mongo._changes import Change, change_for
+from hybridkit.dataservice._mongo._collection import HIDDEN, ResourceCollection, bookkeeping
+from hybridkit.dataservice._mongo._document_events import EVENTS, Numbers, event_rows, with_events
+from hybridkit.dataservice._mongo._driver._database import StoredDocument, is_live
+from hybridkit.dataservice._mongo._driver._errors import is_duplicate, telling
+from hybridkit.dataservice._mongo._filters import condition
+from hybridkit.dataservice._mongo._keys import (
     EMBEDDED_KEYS,
     KEYS_COLLECTION,
     Keys,
@@ -32,7 +32,7 @@ from hybridkit.dataservice._mongo_keys import (
     embedded,
     entry_for,
 )
-from hybridkit.dataservice._mongo_values import to_bson
+from hybridkit.dataservice._mongo._values import to_bson
 from hybridkit.dataservice._store._keys import check_repeated, count
 from hybridkit.dataservice._store._operations import CallAnswer, Operation, Outcome, Result, Write
 from hybridkit.errors import ConflictError, RejectedError, StaleVersionError

@@ -22,10 +22,10 @@ from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import OperationFailure
 
 from hybridkit.codec import now
-from hybridkit.dataservice._mongo_collection import HIDDEN
-from hybridkit.dataservice._mongo_database import StoredDocument, bounded, meaning
-from hybridkit.dataservice._mongo_errors import is_duplicate, read_error
-from hybridkit.dataservice._mongo_events import EMITTED_AT, EVENTS, OUTBOX_COLLECTION
+from hybridkit.dataservice._mongo._collection import HIDDEN
+from hybridkit.dataservice._mongo._document_events import EMITTED_AT, EVENTS, OUTBOX_COLLECTION
+from hybridkit.dataservice._mongo._driver._database import StoredDocument, bounded, meaning
+from hybridkit.dataservice._mongo._driver._errors import is_duplicate, read_error
 from hybridkit.dataservice._outbox._protocol import (
     LEASE_SECONDS,
     PARTITIONS,

@@ -8,12 +8,12 @@ from dataclasses import replace
 
 from pymongo.asynchronous.database import AsyncDatabase
 
-from hybridkit.dataservice._mongo_capabilities import Capabilities
-from hybridkit.dataservice._mongo_collection import ResourceCollection
-from hybridkit.dataservice._mongo_database import StoredDocument, bounded, meaning
-from hybridkit.dataservice._mongo_errors import write_error
-from hybridkit.dataservice._mongo_single import SingleWriter
-from hybridkit.dataservice._mongo_transactions import TransactionWriter
+from hybridkit.dataservice._mongo._collection import ResourceCollection
+from hybridkit.dataservice._mongo._document_writer import SingleWriter
+from hybridkit.dataservice._mongo._driver._capabilities import Capabilities
+from hybridkit.dataservice._mongo._driver._database import StoredDocument, bounded, meaning
+from hybridkit.dataservice._mongo._driver._errors import write_error
+from hybridkit.dataservice._mongo._transaction_writer import TransactionWriter
 from hybridkit.dataservice._store._in_flight import InFlight
 from hybridkit.dataservice._store._keys import count, replayed
 from hybridkit.dataservice._store._operations import Outcome, Write

@@ -13,14 +13,20 @@ from pymongo.errors import PyMongoError
 from hybridkit.aggregations import Aggregation
 from hybridkit.codec import encode_json
 from hybridkit.context import current
-from hybridkit.dataservice._mongo_aggregate import Aggregated
-from hybridkit.dataservice._mongo_collection import HIDDEN, ResourceCollection
-from hybridkit.dataservice._mongo_database import DEFAULT_SECONDS, LIVE, StoredDocument, bounded, meaning
-from hybridkit.dataservice._mongo_errors import pipeline_error, read_error
-from hybridkit.dataservice._mongo_filters import condition
-from hybridkit.dataservice._mongo_ordering import Ordering
-from hybridkit.dataservice._mongo_pipeline import MAX_DOCUMENTS, MAX_RESULT_BYTES, checked_pipeline
-from hybridkit.dataservice._mongo_values import from_bson, to_bson
+from hybridkit.dataservice._mongo._aggregations import Aggregated
+from hybridkit.dataservice._mongo._collection import HIDDEN, ResourceCollection
+from hybridkit.dataservice._mongo._driver._database import (
+    DEFAULT_SECONDS,
+    LIVE,
+    StoredDocument,
+    bounded,
+    meaning,
+)
+from hybridkit.dataservice._mongo._driver._errors import pipeline_error, read_error
+from hybridkit.dataservice._mongo._filters import condition
+from hybridkit.dataservice._mongo._ordering import Ordering
+from hybridkit.dataservice._mongo._pipeline import MAX_DOCUMENTS, MAX_RESULT_BYTES, checked_pipeline
+from hybridkit.dataservice._mongo._values import from_bson, to_bson
 from hybridkit.dataservice._store._operations import AnyResource, CallWork
 from hybridkit.dataservice._store._protocol import Encoded, Found, Lines, Room, answer_too_large, listed
 from hybridkit.errors import InvalidQueryError

@@ -13,8 +13,8 @@ https://www.mongodb.com/docs/manual/reference/operator/aggregation-pipeline/
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, cast
 
-from hybridkit.dataservice._mongo_collection import ResourceCollection, stored_name
-from hybridkit.dataservice._mongo_expressions import (
+from hybridkit.dataservice._mongo._collection import ResourceCollection, stored_name
+from hybridkit.dataservice._mongo._expressions import (
     Checked,
     checked_name,
     expression,
@@ -23,8 +23,8 @@ from hybridkit.dataservice._mongo_expressions import (
     refuse,
     visible_path,
 )
-from hybridkit.dataservice._mongo_steps import floor
-from hybridkit.dataservice._mongo_values import to_bson
+from hybridkit.dataservice._mongo._steps import floor
+from hybridkit.dataservice._mongo._values import to_bson
 
 __all__ = ["MAX_DOCUMENTS", "MAX_RESULT_BYTES", "MAX_STAGES", "checked_pipeline"]
 

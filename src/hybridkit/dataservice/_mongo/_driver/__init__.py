@@ -1,0 +1,1 @@
+"""The way to the server: its client, what it can, transactions, and what errors mean."""
