@@ -20,13 +20,13 @@ from hybridkit.dataservice import CallContext
 from hybridkit.dataservice._http._bodies import Bodies
 from hybridkit.dataservice._http._callers import Callers, Grant
 from hybridkit.dataservice._http._routes import add_routes
+from hybridkit.dataservice._memory._store import MemoryStore
 from hybridkit.errors import RateLimitedError
 from hybridkit.events import Event
 from hybridkit.idempotency import IdempotencyGuard
 from hybridkit.lifespan import ServiceResources
 from hybridkit.resources import Call, Record, Resource
 from hybridkit.settings import ServiceSettings
-from hybridkit.testing._memory_store import MemoryStore
 
 _OF_HTTP = {"content-type", "content-length", "x-request-id"}
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from hybridkit.codec import now
 from hybridkit.contract import Emission
+from hybridkit.dataservice._memory._store import MemoryStore
 from hybridkit.dataservice._store._operations import (
     Create,
     Delete,
@@ -28,7 +29,6 @@ from hybridkit.errors import (
 from hybridkit.filters import Filter
 from hybridkit.queries import Query
 from hybridkit.resources import Record, Resource
-from hybridkit.testing._memory_store import MemoryStore
 
 
 class NewThing(BaseModel):

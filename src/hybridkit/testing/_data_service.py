@@ -20,14 +20,14 @@ from hybridkit.dataservice._http._bodies import Bodies
 from hybridkit.dataservice._http._callers import Callers
 from hybridkit.dataservice._http._own_calls import AnyCall, CallHandler
 from hybridkit.dataservice._http._routes import add_routes
+from hybridkit.dataservice._memory._store import MemoryStore
+from hybridkit.dataservice._memory._table import Unique, UniqueWhere
 from hybridkit.dataservice._store._operations import AnyResource
 from hybridkit.errors import OutcomeUnknownError, RejectedError
 from hybridkit.lifespan import ServiceResources
 from hybridkit.settings import ServiceSettings
 from hybridkit.testing._asgi_calls import MAX_HEAD_BYTES, App, Asked, call, read_request, send_reply
 from hybridkit.testing._data_faults import DataFaults, Reply, reply_of
-from hybridkit.testing._memory_changes import Unique, UniqueWhere
-from hybridkit.testing._memory_store import MemoryStore
 
 __all__ = ["FakeDataService", "UniqueWhere"]
 

@@ -14,6 +14,9 @@ from hybridkit.aggregations import Aggregation
 from hybridkit.codec import encode_json
 from hybridkit.context import current
 from hybridkit.contract import Emission  # noqa: TC001 - the attribute's type, for whoever reads it
+from hybridkit.dataservice._memory._aggregations import aggregated
+from hybridkit.dataservice._memory._filters import Ordering, fits
+from hybridkit.dataservice._memory._table import MemoryTable, Row, Unique
 from hybridkit.dataservice._store._in_flight import InFlight
 from hybridkit.dataservice._store._keys import replayed
 from hybridkit.dataservice._store._operations import AnyResource, CallAnswer, CallWork, Outcome, Write
@@ -26,9 +29,6 @@ from hybridkit.errors import (
 )
 from hybridkit.filters import Filter
 from hybridkit.queries import Query
-from hybridkit.testing._memory_aggregates import aggregated
-from hybridkit.testing._memory_changes import MemoryTable, Row, Unique
-from hybridkit.testing._memory_filters import Ordering, fits
 
 __all__ = ["MemoryStore"]
 

@@ -6,9 +6,9 @@ from functools import cmp_to_key
 from typing import Any, Final, get_args
 
 from hybridkit.aggregations import Aggregation, Function
+from hybridkit.dataservice._memory._filters import compared, fits, value_at
 from hybridkit.dataservice._store._operations import AnyResource
 from hybridkit.errors import InvalidQueryError
-from hybridkit.testing._memory_filters import compared, fits, value_at
 
 __all__ = ["aggregated"]
 

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any, assert_never
 
 from hybridkit.codec import now
+from hybridkit.dataservice._memory._filters import fits, value_at
 from hybridkit.dataservice._store._etags import State
 from hybridkit.dataservice._store._increments import incremented
 from hybridkit.dataservice._store._merging import merged
@@ -26,7 +27,6 @@ from hybridkit.dataservice._store._refusals import fitting, hidden, missing, sta
 from hybridkit.errors import DeclarationError, StaleVersionError
 from hybridkit.filters import Filter
 from hybridkit.resources import SYSTEM_FIELDS
-from hybridkit.testing._memory_filters import fits, value_at
 
 __all__ = ["MemoryTable", "Row", "Unique", "UniqueWhere"]
 
