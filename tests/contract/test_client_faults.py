@@ -18,7 +18,7 @@ import pytest
 from pydantic import BaseModel
 
 from hybridkit.clients import ClientPolicy, PostgresDataClient, Request, ServiceClient
-from hybridkit.clients._pipeline import Intent, Pipeline
+from hybridkit.clients._pipeline._pipeline import Intent, Pipeline
 from hybridkit.clients._transport_aiohttp import AiohttpTransport
 from hybridkit.clients._transport_httpx import open_transport
 from hybridkit.contract import Problem
@@ -797,7 +797,7 @@ async def test_a_dead_service_sees_few_calls_more(
     transport: MakeTransport, dead: Behaviour, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At most a fifth more than were made, and ten at once: counted at the socket, in one burst and one by one."""
-    monkeypatch.setattr("hybridkit.clients._breaker.MIN_CALLS", 10_000)  # it would hide the budget
+    monkeypatch.setattr("hybridkit.clients._pipeline._breaker.MIN_CALLS", 10_000)  # it would hide the budget
     asked = 0
 
     async def counted(connection: Connection) -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybridkit.clients._breaker import Breaker
+from hybridkit.clients._pipeline._breaker import Breaker
 from hybridkit.errors import UnavailableError
 
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybridkit.clients._budget import RetryBudget
+from hybridkit.clients._pipeline._retry_budget import RetryBudget
 
 
 @given(st.lists(st.booleans(), max_size=500))

@@ -5,7 +5,7 @@ import contextlib
 
 import pytest
 
-from hybridkit.clients._bulkhead import Bulkhead
+from hybridkit.clients._pipeline._bulkhead import Bulkhead
 from hybridkit.errors import DeadlineExceededError, UnavailableError
 
 

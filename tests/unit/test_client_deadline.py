@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from hybridkit.clients._deadline import Deadlines
+from hybridkit.clients._pipeline._deadline import Deadlines
 
 
 async def test_work_in_time_has_its_result_and_its_error() -> None:

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from hybridkit.clients._failures import Failure, failure_from
+from hybridkit.clients._pipeline._failures import Failure, failure_from
 from hybridkit.clients._transport import Response
 from hybridkit.codec import encode_json, now
 from hybridkit.contract import Problem

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from hybridkit.clients._pipeline import Intent, Pipeline
-from hybridkit.clients._policy import ClientPolicy
+from hybridkit.clients._pipeline._pipeline import Intent, Pipeline
+from hybridkit.clients._pipeline._policy import ClientPolicy
 from hybridkit.clients._transport import Request, Response, StreamedResponse
 from hybridkit.codec import encode_json
 from hybridkit.context import Claim, RequestContext, bind

@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from hybridkit.clients import AsgiTransport, ClientPolicy
-from hybridkit.clients._pipeline import Intent, Pipeline
+from hybridkit.clients._pipeline._pipeline import Intent, Pipeline
 from hybridkit.clients._transport_asgi import AsgiApplication
 from hybridkit.errors import ResponseError
 from hybridkit.observability import _tracing

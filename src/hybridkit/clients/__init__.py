@@ -16,7 +16,7 @@ idempotency key, so that a repeated one changes nothing.
 
 from hybridkit.clients._client import MongoDataClient, PostgresDataClient
 from hybridkit.clients._find import Find, Page
-from hybridkit.clients._policy import ClientPolicy
+from hybridkit.clients._pipeline._policy import ClientPolicy
 from hybridkit.clients._records import RecordId
 from hybridkit.clients._service_client import ReadOptions, ServiceClient, WriteOptions
 from hybridkit.clients._transaction import DataTransaction, Handle

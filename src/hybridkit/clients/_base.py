@@ -7,8 +7,8 @@ from types import TracebackType
 from typing import Final, Self
 from urllib.parse import urlsplit
 
-from hybridkit.clients._pipeline import Intent, Pipeline
-from hybridkit.clients._policy import ClientPolicy
+from hybridkit.clients._pipeline._pipeline import Intent, Pipeline
+from hybridkit.clients._pipeline._policy import ClientPolicy
 from hybridkit.clients._transport import Response
 from hybridkit.clients._transport_httpx import AnyTransport, open_transport
 from hybridkit.codec import check_size

@@ -6,7 +6,7 @@ from typing import Any, Self, overload
 from hybridkit.aggregations import Aggregation
 from hybridkit.clients._batches import Batches
 from hybridkit.clients._coalescer import Coalescer
-from hybridkit.clients._policy import ClientPolicy
+from hybridkit.clients._pipeline._policy import ClientPolicy
 from hybridkit.clients._records import AnyResource
 from hybridkit.clients._transaction import DataTransaction, Isolation
 from hybridkit.clients._transport_httpx import AnyTransport

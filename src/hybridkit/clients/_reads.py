@@ -11,7 +11,8 @@ from hybridkit.clients._base import JSON, BaseClient
 from hybridkit.clients._coalescer import Coalescer
 from hybridkit.clients._export import read_export
 from hybridkit.clients._find import Counting, Find, Page
-from hybridkit.clients._pipeline import Intent
+from hybridkit.clients._pipeline._pipeline import Intent
+from hybridkit.clients._pipeline._texts import encode_query, query_string
 from hybridkit.clients._records import (
     AnyResource,
     RecordId,
@@ -23,7 +24,6 @@ from hybridkit.clients._records import (
     record_path,
     rows_from,
 )
-from hybridkit.clients._texts import encode_query, query_string
 from hybridkit.codec import encode_json
 from hybridkit.contract import MAX_BATCH, NDJSON_MEDIA_TYPE
 from hybridkit.errors import AnswerTooLargeError, NotFoundError

@@ -8,11 +8,11 @@ from typing import Any, Final, TypedDict, Unpack, cast, overload
 from pydantic import BaseModel, TypeAdapter
 
 from hybridkit.clients._base import JSON, BaseClient
-from hybridkit.clients._call import Intent
 from hybridkit.clients._keys import identify
-from hybridkit.clients._policy import ClientPolicy
+from hybridkit.clients._pipeline._attempt import Intent
+from hybridkit.clients._pipeline._policy import ClientPolicy
+from hybridkit.clients._pipeline._texts import query_string, quoted
 from hybridkit.clients._records import read_answer
-from hybridkit.clients._texts import query_string, quoted
 from hybridkit.clients._transport import Response
 from hybridkit.clients._transport_httpx import AnyTransport
 from hybridkit.codec import encode_json

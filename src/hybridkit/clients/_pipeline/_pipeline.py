@@ -14,15 +14,15 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
 from typing import Any, Final
 
-from hybridkit.clients._breaker import Breaker, BreakerState
-from hybridkit.clients._budget import RetryBudget
-from hybridkit.clients._bulkhead import Bulkhead
-from hybridkit.clients._call import Call, Intent, lost_answer, refused
-from hybridkit.clients._deadline import Deadlines
-from hybridkit.clients._failures import Failure, failure_from
-from hybridkit.clients._headers import Headers
-from hybridkit.clients._policy import ClientPolicy
-from hybridkit.clients._telemetry import Telemetry
+from hybridkit.clients._pipeline._attempt import Call, Intent, lost_answer, refused
+from hybridkit.clients._pipeline._breaker import Breaker, BreakerState
+from hybridkit.clients._pipeline._bulkhead import Bulkhead
+from hybridkit.clients._pipeline._deadline import Deadlines
+from hybridkit.clients._pipeline._failures import Failure, failure_from
+from hybridkit.clients._pipeline._headers import Headers
+from hybridkit.clients._pipeline._policy import ClientPolicy
+from hybridkit.clients._pipeline._retry_budget import RetryBudget
+from hybridkit.clients._pipeline._telemetry import Telemetry
 from hybridkit.clients._transport import (
     Prompt,
     Request,

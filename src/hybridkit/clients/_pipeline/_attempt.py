@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from hybridkit.clients._failures import Failure
+from hybridkit.clients._pipeline._failures import Failure
 from hybridkit.errors import HybridkitError, OutcomeUnknownError, UnavailableError
 
 __all__ = ["Call", "Intent", "lost_answer", "refused"]

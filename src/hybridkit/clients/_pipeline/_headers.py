@@ -6,8 +6,8 @@ All of that is between our own services; to other people's go the headers that H
 from collections.abc import Callable
 from typing import Final
 
-from hybridkit.clients._call import Call, Intent
-from hybridkit.clients._texts import checked_headers
+from hybridkit.clients._pipeline._attempt import Call, Intent
+from hybridkit.clients._pipeline._texts import checked_headers
 from hybridkit.context import (
     REQUEST_ID_HEADER,
     REQUEST_TIMEOUT_HEADER,

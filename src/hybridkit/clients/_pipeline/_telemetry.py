@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from opentelemetry.trace import Span
 
-from hybridkit.clients._breaker import BreakerState
+from hybridkit.clients._pipeline._breaker import BreakerState
 from hybridkit.clients._transport import Response
 from hybridkit.observability import get_logger, metrics, span
 

@@ -1,0 +1,1 @@
+"""One call of a client, however many attempts it takes."""
