@@ -13,7 +13,7 @@ from fastapi.responses import StreamingResponse
 
 from hybridkit.clients import AnyTransport, AsgiTransport, ClientPolicy, ServiceClient
 from hybridkit.clients._pipeline._pipeline import Intent, Pipeline
-from hybridkit.clients._transport_httpx import open_transport
+from hybridkit.clients._transports._httpx import open_transport
 from hybridkit.context import RequestContext, bind, current
 from hybridkit.errors import DeadlineExceededError, OutcomeUnknownError, UnavailableError
 from hybridkit.retry import Retry

@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from hybridkit.clients import ClientPolicy, PostgresDataClient, Request, Response
-from hybridkit.clients._transport import StreamedResponse
+from hybridkit.clients._transports._base import StreamedResponse
 from hybridkit.context import RequestContext, bind
 from hybridkit.errors import DeadlineExceededError, InvalidRequestError, NotFoundError, UnavailableError
 from hybridkit.ids import new_id

@@ -19,8 +19,8 @@ from pydantic import BaseModel
 
 from hybridkit.clients import ClientPolicy, PostgresDataClient, Request, ServiceClient
 from hybridkit.clients._pipeline._pipeline import Intent, Pipeline
-from hybridkit.clients._transport_aiohttp import AiohttpTransport
-from hybridkit.clients._transport_httpx import open_transport
+from hybridkit.clients._transports._aiohttp import AiohttpTransport
+from hybridkit.clients._transports._httpx import open_transport
 from hybridkit.contract import Problem
 from hybridkit.errors import (
     DeadlineExceededError,
@@ -837,7 +837,7 @@ async def test_aiohttp_is_used_where_it_is_installed(monkeypatch: pytest.MonkeyP
     assert isinstance(chosen, AiohttpTransport)
     await chosen.aclose()
     assert repr(chosen) == "AiohttpTransport(closed=True)"
-    monkeypatch.setattr("hybridkit.clients._transport_httpx.find_spec", lambda _name: None)
+    monkeypatch.setattr("hybridkit.clients._transports._httpx.find_spec", lambda _name: None)
     fallback = open_transport(None)
     assert repr(fallback) == "HttpxTransport(owned=True)"
     await fallback.aclose()

@@ -9,8 +9,8 @@ import pytest
 from pydantic import BaseModel
 
 from hybridkit.clients import ClientPolicy, PostgresDataClient
-from hybridkit.clients._transport_aiohttp import AiohttpTransport
-from hybridkit.clients._transport_httpx import HttpxTransport, new_client
+from hybridkit.clients._transports._aiohttp import AiohttpTransport
+from hybridkit.clients._transports._httpx import HttpxTransport, new_client
 from hybridkit.errors import (
     ConflictError,
     DeadlineExceededError,

@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 
 from hybridkit.clients._pipeline._failures import Failure, failure_from
-from hybridkit.clients._transport import Response
+from hybridkit.clients._transports._base import Response
 from hybridkit.codec import encode_json, now
 from hybridkit.contract import Problem
 from hybridkit.errors import (

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from hybridkit.clients._pipeline._pipeline import Intent, Pipeline
 from hybridkit.clients._pipeline._policy import ClientPolicy
-from hybridkit.clients._transport import Request, Response, StreamedResponse
+from hybridkit.clients._transports._base import Request, Response, StreamedResponse
 from hybridkit.codec import encode_json
 from hybridkit.context import Claim, RequestContext, bind
 from hybridkit.contract import Problem

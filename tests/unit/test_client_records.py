@@ -22,7 +22,7 @@ from hybridkit.clients._records import (
     rows_from,
     target_of,
 )
-from hybridkit.clients._transport import Response
+from hybridkit.clients._transports._base import Response
 from hybridkit.codec import encode_json
 from hybridkit.context import Claim, RequestContext, bind
 from hybridkit.errors import (

@@ -11,7 +11,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from hybridkit.clients import AsgiTransport, ClientPolicy
 from hybridkit.clients._pipeline._pipeline import Intent, Pipeline
-from hybridkit.clients._transport_asgi import AsgiApplication
+from hybridkit.clients._transports._asgi import AsgiApplication
 from hybridkit.errors import ResponseError
 from hybridkit.observability import _tracing
 from hybridkit.retry import Retry

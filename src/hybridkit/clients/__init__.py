@@ -20,9 +20,9 @@ from hybridkit.clients._pipeline._policy import ClientPolicy
 from hybridkit.clients._records import RecordId
 from hybridkit.clients._service_client import ReadOptions, ServiceClient, WriteOptions
 from hybridkit.clients._transaction import DataTransaction, Handle
-from hybridkit.clients._transport import Request, Response, StreamedResponse, Transport
-from hybridkit.clients._transport_asgi import AsgiTransport
-from hybridkit.clients._transport_httpx import AnyTransport
+from hybridkit.clients._transports._asgi import AsgiTransport
+from hybridkit.clients._transports._base import Request, Response, StreamedResponse, Transport
+from hybridkit.clients._transports._httpx import AnyTransport
 from hybridkit.clients._writes import Change
 
 __all__ = [

@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 
 from hybridkit.clients._pipeline._pipeline import Intent, Pipeline
 from hybridkit.clients._pipeline._policy import ClientPolicy
-from hybridkit.clients._transport import Response
-from hybridkit.clients._transport_httpx import AnyTransport, open_transport
+from hybridkit.clients._transports._base import Response
+from hybridkit.clients._transports._httpx import AnyTransport, open_transport
 from hybridkit.codec import check_size
 from hybridkit.contract import MAX_BODY_BYTES
 from hybridkit.errors import (

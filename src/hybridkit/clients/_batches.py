@@ -21,7 +21,7 @@ from hybridkit.clients._records import (
     parse_id,
     target_of,
 )
-from hybridkit.clients._transport import Response
+from hybridkit.clients._transports._base import Response
 from hybridkit.codec import encode_json
 from hybridkit.contract import MAX_BATCH, BatchRecord
 from hybridkit.errors import InvalidRequestError

@@ -9,7 +9,7 @@ from hybridkit.clients._coalescer import Coalescer
 from hybridkit.clients._pipeline._policy import ClientPolicy
 from hybridkit.clients._records import AnyResource
 from hybridkit.clients._transaction import DataTransaction, Isolation
-from hybridkit.clients._transport_httpx import AnyTransport
+from hybridkit.clients._transports._httpx import AnyTransport
 from hybridkit.clients._writes import Writes
 
 __all__ = ["MongoDataClient", "PostgresDataClient"]

@@ -11,7 +11,7 @@ from pydantic_core import PydanticSerializationError
 
 from hybridkit.clients._find import Page
 from hybridkit.clients._pipeline._texts import quoted
-from hybridkit.clients._transport import Response
+from hybridkit.clients._transports._base import Response
 from hybridkit.codec import validate_json, validate_object
 from hybridkit.errors import InvalidRequestError, MalformedPayloadError, NotFoundError, ResponseError
 from hybridkit.resources import Record, Resource

@@ -13,8 +13,8 @@ from hybridkit.clients._pipeline._attempt import Intent
 from hybridkit.clients._pipeline._policy import ClientPolicy
 from hybridkit.clients._pipeline._texts import query_string, quoted
 from hybridkit.clients._records import read_answer
-from hybridkit.clients._transport import Response
-from hybridkit.clients._transport_httpx import AnyTransport
+from hybridkit.clients._transports._base import Response
+from hybridkit.clients._transports._httpx import AnyTransport
 from hybridkit.codec import encode_json
 from hybridkit.errors import MisuseError, NotFoundError, ResponseError
 from hybridkit.resources import Call

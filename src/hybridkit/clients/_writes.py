@@ -27,7 +27,7 @@ from hybridkit.clients._records import (
     written_record,
 )
 from hybridkit.clients._transaction import DataTransaction, Isolation
-from hybridkit.clients._transport import Response
+from hybridkit.clients._transports._base import Response
 from hybridkit.codec import encode_json
 from hybridkit.context import bind, current
 from hybridkit.contract import Transaction, TransactionResult

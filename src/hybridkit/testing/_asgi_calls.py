@@ -10,7 +10,7 @@ from http import HTTPStatus
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote
 
-from hybridkit.clients._transport import headers_of
+from hybridkit.clients._transports._base import headers_of
 from hybridkit.errors import HeadTooLargeError, RejectedError
 from hybridkit.testing._data_faults import Reply
 

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from hybridkit.adapters.fastapi import create_app
 from hybridkit.clients import ClientPolicy, MongoDataClient, PostgresDataClient, Request, Response
-from hybridkit.clients._transport import StreamedResponse, read_body
+from hybridkit.clients._transports._base import StreamedResponse, read_body
 from hybridkit.contract import Emission, Problem
 from hybridkit.dataservice._http._bodies import Bodies
 from hybridkit.dataservice._http._callers import Callers

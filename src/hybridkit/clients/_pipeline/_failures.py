@@ -4,7 +4,7 @@ from typing import Final, NamedTuple
 
 from pydantic import TypeAdapter
 
-from hybridkit.clients._transport import Response
+from hybridkit.clients._transports._base import Response
 from hybridkit.codec import validate_json
 from hybridkit.contract import PROBLEM_MEDIA_TYPE, Problem
 from hybridkit.errors import (

@@ -23,7 +23,7 @@ from hybridkit.clients._pipeline._headers import Headers
 from hybridkit.clients._pipeline._policy import ClientPolicy
 from hybridkit.clients._pipeline._retry_budget import RetryBudget
 from hybridkit.clients._pipeline._telemetry import Telemetry
-from hybridkit.clients._transport import (
+from hybridkit.clients._transports._base import (
     Prompt,
     Request,
     Response,

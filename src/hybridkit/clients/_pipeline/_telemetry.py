@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from opentelemetry.trace import Span
 
 from hybridkit.clients._pipeline._breaker import BreakerState
-from hybridkit.clients._transport import Response
+from hybridkit.clients._transports._base import Response
 from hybridkit.observability import get_logger, metrics, span
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from uuid import uuid4
 import pytest
 
 from hybridkit.clients import AnyTransport, Request, Transport
-from hybridkit.clients._transport_httpx import HttpxTransport, new_client, open_transport
+from hybridkit.clients._transports._httpx import HttpxTransport, new_client, open_transport
 from hybridkit.codec import decode_json, encode_json
 from hybridkit.ids import new_id
 from hybridkit.resources import Resource

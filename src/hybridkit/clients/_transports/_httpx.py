@@ -8,7 +8,7 @@ from typing import Final
 
 import httpx
 
-from hybridkit.clients._transport import (
+from hybridkit.clients._transports._base import (
     Request,
     Response,
     StreamedResponse,
@@ -44,7 +44,7 @@ def open_transport(given: AnyTransport | None) -> Transport:
 def _default_transport() -> Transport:
     if find_spec("aiohttp") is None:
         return HttpxTransport(new_client(None), owned=True)
-    from hybridkit.clients._transport_aiohttp import AiohttpTransport  # noqa: PLC0415 - an optional dependency
+    from hybridkit.clients._transports._aiohttp import AiohttpTransport  # noqa: PLC0415 - an optional dependency
 
     return AiohttpTransport()
 

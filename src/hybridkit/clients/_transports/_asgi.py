@@ -12,7 +12,7 @@ from contextvars import Context
 from typing import Any, Final, cast
 from urllib.parse import unquote, urlsplit
 
-from hybridkit.clients._transport import (
+from hybridkit.clients._transports._base import (
     Prompt,
     Request,
     Response,

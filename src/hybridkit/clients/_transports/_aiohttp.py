@@ -10,7 +10,7 @@ from typing import Final
 import aiohttp
 from yarl import URL
 
-from hybridkit.clients._transport import (
+from hybridkit.clients._transports._base import (
     Prompt,
     Request,
     Response,
