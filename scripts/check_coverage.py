@@ -22,7 +22,7 @@ CRITICAL = [
     "src/hybridkit/envelope.py",
     "src/hybridkit/events.py",
     "src/hybridkit/idempotency/*.py",
-    "src/hybridkit/messaging/*.py",
+    "src/hybridkit/messaging/**/*.py",
     "src/hybridkit/retry.py",
 ]
 

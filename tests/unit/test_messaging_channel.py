@@ -26,12 +26,12 @@ from hybridkit.errors import (
     TopologyError,
 )
 from hybridkit.messaging import BrokerConnection
-from hybridkit.messaging import _channel as channel_module
-from hybridkit.messaging import _connection as connection_module
-from hybridkit.messaging._bounded import Background, Backoff, Home, bounded
-from hybridkit.messaging._channel import Lane, SupervisedChannel
-from hybridkit.messaging._connection import Link
-from hybridkit.messaging._port import Port
+from hybridkit.messaging._amqp import _channel as channel_module
+from hybridkit.messaging._amqp import _connection as connection_module
+from hybridkit.messaging._amqp._channel import Lane, SupervisedChannel
+from hybridkit.messaging._amqp._connection import Link
+from hybridkit.messaging._amqp._port import Port
+from hybridkit.messaging._amqp._waiting import Background, Backoff, Home, bounded
 
 NEXT_SECONDS = Backoff.next_seconds
 

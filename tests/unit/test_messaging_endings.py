@@ -18,13 +18,13 @@ from hybridkit.envelope import EventEnvelope
 from hybridkit.errors import MalformedPayloadError
 from hybridkit.events import Event
 from hybridkit.idempotency import Acquired, Finish, Outcome
-from hybridkit.messaging._bounded import Backoff
+from hybridkit.messaging._amqp._frames import Deliver, address, encode_fields
+from hybridkit.messaging._amqp._port import Delivered
+from hybridkit.messaging._amqp._waiting import Backoff
 from hybridkit.messaging._delivery import Delivery, Identity
-from hybridkit.messaging._frames import Deliver, address, encode_fields
 from hybridkit.messaging._handlers import Handlers
 from hybridkit.messaging._order import ByKey
 from hybridkit.messaging._pause import Gate
-from hybridkit.messaging._port import Delivered
 from hybridkit.messaging._processor import Processor
 from hybridkit.messaging._subscription import Subscription
 from hybridkit.messaging._writer import Outgoing

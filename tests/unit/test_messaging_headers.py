@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pamqp.encode import field_table
 
-from hybridkit.messaging._headers import copied_headers, read_count, read_text
+from hybridkit.messaging._amqp._headers import copied_headers, read_count, read_text
 
 
 def test_notes_about_a_death_stay_behind() -> None:

@@ -12,13 +12,13 @@ from pamqp.commands import Basic
 from hybridkit.envelope import EventEnvelope
 from hybridkit.errors import DeclarationError, NotConnectedError
 from hybridkit.events import Command, Event
+from hybridkit.messaging._amqp._frames import Deliver
+from hybridkit.messaging._amqp._port import Delivered
 from hybridkit.messaging._consumer import RobustConsumer
 from hybridkit.messaging._delivery import Delivery
-from hybridkit.messaging._frames import Deliver
 from hybridkit.messaging._handlers import Handlers
 from hybridkit.messaging._order import ByKey, Order, key_of
 from hybridkit.messaging._pause import Gate
-from hybridkit.messaging._port import Delivered
 from hybridkit.messaging._subscription import Subscription
 
 

@@ -7,9 +7,9 @@ from typing import Any, cast
 import pytest
 from pamqp.commands import Basic
 
+from hybridkit.messaging._amqp._odd_properties import read_properties
 from hybridkit.messaging._apart import run_apart
 from hybridkit.messaging._moves import Moves
-from hybridkit.messaging._odd_properties import read_properties
 from hybridkit.messaging._order import key_of
 from hybridkit.messaging._stalls import Stalls
 

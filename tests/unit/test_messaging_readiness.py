@@ -23,14 +23,14 @@ from hybridkit.events import Event
 from hybridkit.messaging import RobustConsumer
 from hybridkit.messaging import _processor as processor_module
 from hybridkit.messaging import _stalls as stalls_module
-from hybridkit.messaging._bounded import Backoff
+from hybridkit.messaging._amqp._frames import Deliver
+from hybridkit.messaging._amqp._port import Delivered
+from hybridkit.messaging._amqp._waiting import Backoff
 from hybridkit.messaging._delivery import Delivery
-from hybridkit.messaging._frames import Deliver
 from hybridkit.messaging._handlers import Handlers
 from hybridkit.messaging._order import ByKey
 from hybridkit.messaging._parking import ParkedKeys
 from hybridkit.messaging._pause import Gate
-from hybridkit.messaging._port import Delivered
 from hybridkit.messaging._processor import Processor
 from hybridkit.messaging._stalls import Stalls
 from hybridkit.messaging._subscription import Subscription

@@ -21,8 +21,7 @@ from yarl import URL
 
 from hybridkit.context import RequestContext
 from hybridkit.errors import PayloadError
-from hybridkit.messaging._delivery import Dead, Delivery, Later
-from hybridkit.messaging._frames import (
+from hybridkit.messaging._amqp._frames import (
     HEARTBEAT_FRAME,
     PROPERTIES_AT,
     Deliver,
@@ -32,10 +31,11 @@ from hybridkit.messaging._frames import (
     encode_table,
     message_frames,
 )
-from hybridkit.messaging._odd_properties import read_properties
+from hybridkit.messaging._amqp._odd_properties import read_properties
+from hybridkit.messaging._amqp._port import Delivered, Port
+from hybridkit.messaging._amqp._socket import Sockets, Wire
+from hybridkit.messaging._delivery import Dead, Delivery, Later
 from hybridkit.messaging._order import key_of
-from hybridkit.messaging._port import Delivered, Port
-from hybridkit.messaging._wire import Sockets, Wire
 
 CHANNEL = 7
 

@@ -30,7 +30,7 @@ from hybridkit.messaging import Receipt, RobustPublisher
 from hybridkit.messaging import _confirms as confirms_module
 from hybridkit.messaging import _publisher as publisher_module
 from hybridkit.messaging import _writer as writer_module
-from hybridkit.messaging._wire import Wire
+from hybridkit.messaging._amqp._socket import Wire
 from hybridkit.messaging._writer import Outgoing, Writer
 from hybridkit.observability import metrics
 

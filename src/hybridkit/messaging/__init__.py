@@ -10,8 +10,8 @@ async with (
 ```
 """
 
+from hybridkit.messaging._amqp._connection import BrokerConnection
 from hybridkit.messaging._broker import Broker
-from hybridkit.messaging._connection import BrokerConnection
 from hybridkit.messaging._consumer import RobustConsumer
 from hybridkit.messaging._dead_letter_queue import DeadLetters, DeadLetterSummary, Redriven
 from hybridkit.messaging._dead_letters import DeadLetter, DeadLetterFilter, DeadLetterGroup

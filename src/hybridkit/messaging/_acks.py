@@ -6,7 +6,7 @@ prefetch. A tag that the broker has been told about is never named again: that w
 https://www.rabbitmq.com/docs/confirms#consumer-acks-multiple-parameter
 """
 
-from hybridkit.messaging._frames import ack_frame
+from hybridkit.messaging._amqp._frames import ack_frame
 
 __all__ = ["Acks"]
 

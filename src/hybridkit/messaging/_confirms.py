@@ -9,9 +9,9 @@ from typing import Final
 from uuid import uuid4
 
 from hybridkit.errors import HybridkitError, NackedError, OutcomeUnknownError, PayloadTooLargeError
-from hybridkit.messaging._channel import Lane
-from hybridkit.messaging._frames import Address, message_frames
-from hybridkit.messaging._port import Delivered, Port
+from hybridkit.messaging._amqp._channel import Lane
+from hybridkit.messaging._amqp._frames import Address, message_frames
+from hybridkit.messaging._amqp._port import Delivered, Port
 from hybridkit.observability import get_logger
 
 __all__ = ["Confirms", "Publish"]

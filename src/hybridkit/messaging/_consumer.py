@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 
 from hybridkit.errors import DeclarationError, MisuseError
 from hybridkit.events import Event, Message
-from hybridkit.messaging._connection import BrokerConnection
+from hybridkit.messaging._amqp._connection import BrokerConnection
 from hybridkit.messaging._guard import Guard
 from hybridkit.messaging._handlers import Handlers
 from hybridkit.messaging._order import ByKey, Order

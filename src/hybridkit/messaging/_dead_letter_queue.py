@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from hybridkit.errors import MisuseError, NackedError, RejectedError, UnroutableError
-from hybridkit.messaging._bounded import Background
+from hybridkit.messaging._amqp._port import Delivered
+from hybridkit.messaging._amqp._waiting import Background
 from hybridkit.messaging._consumer import RobustConsumer
 from hybridkit.messaging._dead_letter_reader import Desk, Inbox, open_desk
 from hybridkit.messaging._dead_letters import (
@@ -31,7 +32,6 @@ from hybridkit.messaging._dead_letters import (
     read_dead_letter,
 )
 from hybridkit.messaging._management import ask_management
-from hybridkit.messaging._port import Delivered
 from hybridkit.messaging._publisher import RobustPublisher
 from hybridkit.messaging._topology import DEAD_LETTER_EXCHANGE, UNROUTED, dead_letter_queue
 

@@ -21,11 +21,11 @@ from aiormq.channel import Channel
 from aiormq.exceptions import AMQPError, ChannelLockedResource
 
 from hybridkit.errors import InProgressError, NotConnectedError, NotFoundError, TopologyError
-from hybridkit.messaging._channel import Lane
-from hybridkit.messaging._connection import BrokerConnection
-from hybridkit.messaging._frames import decode_properties
+from hybridkit.messaging._amqp._channel import Lane
+from hybridkit.messaging._amqp._connection import BrokerConnection
+from hybridkit.messaging._amqp._frames import decode_properties
+from hybridkit.messaging._amqp._port import Delivered, Port
 from hybridkit.messaging._inspection import Found, Inspection
-from hybridkit.messaging._port import Delivered, Port
 from hybridkit.messaging._processor import LOCAL_SECONDS
 from hybridkit.messaging._topology import NO_DELIVERY_LIMIT, Queue
 

@@ -15,8 +15,8 @@ from pamqp import commands
 from hybridkit.cloudevents import read_wire
 from hybridkit.codec import truncate_timestamp
 from hybridkit.errors import PayloadError, UnroutableError
-from hybridkit.messaging._frames import JSON_MEDIA_TYPE, decode_properties
-from hybridkit.messaging._headers import (
+from hybridkit.messaging._amqp._frames import JSON_MEDIA_TYPE, decode_properties
+from hybridkit.messaging._amqp._headers import (
     ATTEMPT,
     ERROR,
     ERROR_TYPE,
@@ -32,7 +32,7 @@ from hybridkit.messaging._headers import (
     read_text,
     redriven_headers,
 )
-from hybridkit.messaging._port import Delivered
+from hybridkit.messaging._amqp._port import Delivered
 from hybridkit.messaging._topology import (
     DEAD_LETTER_EXCHANGE,
     DELAY_DELIVER_EXCHANGE,

@@ -13,8 +13,8 @@ from hybridkit.cloudevents import FIRST_READ_AT, decode_message, read_wire
 from hybridkit.codec import format_timestamp, now
 from hybridkit.envelope import EventEnvelope
 from hybridkit.errors import MalformedPayloadError, PayloadError
-from hybridkit.messaging._frames import JSON_MEDIA_TYPE, decode_properties
-from hybridkit.messaging._headers import (
+from hybridkit.messaging._amqp._frames import JSON_MEDIA_TYPE, decode_properties
+from hybridkit.messaging._amqp._headers import (
     ATTEMPT,
     ERROR,
     ERROR_TYPE,
@@ -31,7 +31,7 @@ from hybridkit.messaging._headers import (
     read_text,
     redriven_headers,
 )
-from hybridkit.messaging._port import Delivered
+from hybridkit.messaging._amqp._port import Delivered
 from hybridkit.messaging._topology import DEAD_LETTER_EXCHANGE, EVENT_EXCHANGE, delay_route
 from hybridkit.messaging._writer import Outgoing
 from hybridkit.observability import class_name, printable, stack_of

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from typing import Final
 
 from hybridkit.messaging._acks import Acks
-from hybridkit.messaging._channel import Lane
+from hybridkit.messaging._amqp._channel import Lane
+from hybridkit.messaging._amqp._frames import nack_frame
+from hybridkit.messaging._amqp._port import Delivered
 from hybridkit.messaging._delivery import Delivery, Identity
 from hybridkit.messaging._finished import Finished
-from hybridkit.messaging._frames import nack_frame
-from hybridkit.messaging._port import Delivered
 
 __all__ = ["Inbox"]
 

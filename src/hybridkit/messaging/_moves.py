@@ -11,9 +11,9 @@ from hybridkit.errors import (
     TemporaryError,
     UnroutableError,
 )
-from hybridkit.messaging._bounded import Backoff
+from hybridkit.messaging._amqp._headers import lean_headers
+from hybridkit.messaging._amqp._waiting import Backoff
 from hybridkit.messaging._delivery import Dead, Delivery, Done, Later, Verdict
-from hybridkit.messaging._headers import lean_headers
 from hybridkit.messaging._parking import ParkedKeys
 from hybridkit.messaging._stalls import Stalls
 from hybridkit.messaging._writer import Outgoing

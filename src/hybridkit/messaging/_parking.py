@@ -26,9 +26,9 @@ from aiormq.exceptions import AMQPError
 from hybridkit.codec import decode_object, encode_json
 from hybridkit.errors import NotConnectedError, PayloadError
 from hybridkit.ids import new_id
-from hybridkit.messaging._channel import Lane
-from hybridkit.messaging._connection import Link
-from hybridkit.messaging._port import Delivered
+from hybridkit.messaging._amqp._channel import Lane
+from hybridkit.messaging._amqp._connection import Link
+from hybridkit.messaging._amqp._port import Delivered
 from hybridkit.messaging._topology import parked_queue
 from hybridkit.messaging._writer import Outgoing
 

@@ -14,7 +14,7 @@ from typing import Final
 
 from hybridkit.codec import now
 from hybridkit.errors import HybridkitError
-from hybridkit.messaging._bounded import Backoff
+from hybridkit.messaging._amqp._waiting import Backoff
 from hybridkit.observability import get_logger, metrics, printable
 from hybridkit.retry import asked_seconds
 

@@ -18,9 +18,9 @@ from urllib.parse import unquote
 from aiormq.exceptions import ChannelPreconditionFailed
 
 from hybridkit.errors import DeclarationError, NotConnectedError, NotSupportedError, TopologyError
+from hybridkit.messaging._amqp._channel import PREPARE_SECONDS
+from hybridkit.messaging._amqp._connection import BrokerConnection, start_seconds
 from hybridkit.messaging._broker import Broker
-from hybridkit.messaging._channel import PREPARE_SECONDS
-from hybridkit.messaging._connection import BrokerConnection, start_seconds
 from hybridkit.messaging._consumer import RobustConsumer
 from hybridkit.messaging._inspection import Difference, Found, Inspection
 from hybridkit.messaging._management import Managed, ask_management

@@ -38,11 +38,11 @@ from hybridkit.idempotency import (
     Mismatch,
     Outcome,
 )
+from hybridkit.messaging._amqp._headers import VERSION_WAITS
 from hybridkit.messaging._apart import run_apart
 from hybridkit.messaging._delivery import Dead, Delivery, Done, Later, Verdict
 from hybridkit.messaging._guard import Guard
 from hybridkit.messaging._handlers import Handlers
-from hybridkit.messaging._headers import VERSION_WAITS
 from hybridkit.messaging._limits import Limits
 from hybridkit.messaging._moves import FINISHED, Copies, Moves
 from hybridkit.messaging._order import ByKey

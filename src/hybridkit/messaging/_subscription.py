@@ -9,10 +9,10 @@ from aiormq.exceptions import ChannelAccessRefused, ChannelPreconditionFailed
 
 from hybridkit.errors import HybridkitError, NotConnectedError
 from hybridkit.ids import new_id
+from hybridkit.messaging._amqp._channel import PREPARE_SECONDS, Lane, SupervisedChannel
+from hybridkit.messaging._amqp._connection import LIBRARY_ERRORS, BrokerConnection
+from hybridkit.messaging._amqp._waiting import Background, bounded, is_cancelled
 from hybridkit.messaging._backlog import Backlog, Fifo, Workers
-from hybridkit.messaging._bounded import Background, bounded, is_cancelled
-from hybridkit.messaging._channel import PREPARE_SECONDS, Lane, SupervisedChannel
-from hybridkit.messaging._connection import LIBRARY_ERRORS, BrokerConnection
 from hybridkit.messaging._delivery import Delivery
 from hybridkit.messaging._finished import Finished
 from hybridkit.messaging._handlers import Handlers

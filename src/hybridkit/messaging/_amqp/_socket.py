@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from aiormq.connection import SSLContextProvider, TransportFactory
 from yarl import URL
 
-from hybridkit.messaging._frames import (
+from hybridkit.messaging._amqp._frames import (
     CHANNEL_CLOSE,
     CONNECTION_BLOCKED,
     CONNECTION_UNBLOCKED,
@@ -23,7 +23,7 @@ from hybridkit.messaging._frames import (
     METHOD,
     read_close,
 )
-from hybridkit.messaging._port import Port, Receiver
+from hybridkit.messaging._amqp._port import Port, Receiver
 from hybridkit.observability import get_logger
 
 if TYPE_CHECKING:

@@ -27,9 +27,9 @@ from yarl import URL
 
 from hybridkit.context import current
 from hybridkit.errors import AccessDeniedError, NotConnectedError, UnavailableError
-from hybridkit.messaging._bounded import Background, Backoff, Home, bounded
-from hybridkit.messaging._port import Port, Receiver
-from hybridkit.messaging._wire import Sockets, Wire
+from hybridkit.messaging._amqp._port import Port, Receiver
+from hybridkit.messaging._amqp._socket import Sockets, Wire
+from hybridkit.messaging._amqp._waiting import Background, Backoff, Home, bounded
 from hybridkit.observability import get_logger
 
 __all__ = ["ANSWER_SECONDS", "LIBRARY_ERRORS", "BrokerConnection", "Link", "closing", "start_seconds"]

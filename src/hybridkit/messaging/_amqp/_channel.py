@@ -24,8 +24,7 @@ from hybridkit.errors import (
     TopologyError,
     UnavailableError,
 )
-from hybridkit.messaging._bounded import Background, Backoff, bounded
-from hybridkit.messaging._connection import (
+from hybridkit.messaging._amqp._connection import (
     ANSWER_SECONDS,
     LIBRARY_ERRORS,
     STABLE_SECONDS,
@@ -34,7 +33,8 @@ from hybridkit.messaging._connection import (
     closing,
     start_seconds,
 )
-from hybridkit.messaging._port import Port, Receiver
+from hybridkit.messaging._amqp._port import Port, Receiver
+from hybridkit.messaging._amqp._waiting import Background, Backoff, bounded
 from hybridkit.observability import get_logger
 
 __all__ = ["PREPARE_SECONDS", "Lane", "SupervisedChannel"]

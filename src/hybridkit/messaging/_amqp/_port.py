@@ -6,7 +6,7 @@ a publish is bytes in the socket's buffer, an answer is a call of the receiver, 
 
 from typing import Final, NamedTuple, Protocol
 
-from hybridkit.messaging._frames import (
+from hybridkit.messaging._amqp._frames import (
     ACK,
     DELIVER,
     HEADER,

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 from pamqp import commands, encode
 
 from hybridkit.errors import PayloadTooLargeError
-from hybridkit.messaging._odd_properties import read_properties
+from hybridkit.messaging._amqp._odd_properties import read_properties
 from hybridkit.observability import get_logger
 
 __all__ = [
