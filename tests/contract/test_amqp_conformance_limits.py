@@ -9,7 +9,7 @@ from aio_pika import ExchangeType, Message
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage, AbstractQueue
 from aio_pika.exceptions import ChannelPreconditionFailed, DeliveryError
 
-from hybridkit.messaging import _topology as topology
+from hybridkit.messaging._topology import _declared as topology
 
 Version = tuple[int, ...]
 KINDS = ["classic", "quorum"]

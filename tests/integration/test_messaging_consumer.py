@@ -25,7 +25,7 @@ from hybridkit.idempotency import IdempotencyGuard
 from hybridkit.messaging import BrokerConnection, RobustConsumer, RobustPublisher
 from hybridkit.messaging import _inbox as inbox_module
 from hybridkit.messaging import _subscription as subscription_module
-from hybridkit.messaging._topology import (
+from hybridkit.messaging._topology._declared import (
     DEAD_LETTER_EXCHANGE,
     DELAY_DELIVER_EXCHANGE,
     EVENT_EXCHANGE,

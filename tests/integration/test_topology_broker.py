@@ -30,7 +30,7 @@ from hybridkit.messaging import (
     topology_of,
     verify_topology,
 )
-from hybridkit.messaging import _plan as module
+from hybridkit.messaging._topology import _plan as module
 from hybridkit.testing import _isolation, plugin
 
 pytestmark = pytest.mark.real_server

@@ -11,7 +11,7 @@ import pytest
 
 from hybridkit.errors import AccessDeniedError, HybridkitError, MisuseError, ResponseError, UnavailableError
 from hybridkit.messaging import Binding
-from hybridkit.messaging._management import Policies, ask_management
+from hybridkit.messaging._topology._management import Policies, ask_management
 
 QUEUES = [
     {

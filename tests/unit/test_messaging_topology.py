@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hybridkit.errors import DeclarationError
-from hybridkit.messaging._topology import (
+from hybridkit.messaging._topology._declared import (
     Binding,
     Exchange,
     Topology,

@@ -303,8 +303,8 @@ def test_an_event_s_channel_is_its_routing_key(document: Any) -> None:
 
 def test_names_of_the_broker_are_those_of_messaging() -> None:
     """The core may not import them."""
-    from hybridkit.messaging import _topology
     from hybridkit.messaging._amqp import _headers
+    from hybridkit.messaging._topology import _declared as _topology
     from hybridkit.schemas import _asyncapi
 
     assert _asyncapi.EVENT_EXCHANGE == _topology.EVENT_EXCHANGE

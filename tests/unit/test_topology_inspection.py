@@ -9,7 +9,7 @@ from pamqp.commands import Queue as QueueMethods
 
 from hybridkit.errors import DeclarationError, HybridkitError, NotConnectedError
 from hybridkit.messaging import Exchange, Queue
-from hybridkit.messaging._inspection import Inspection
+from hybridkit.messaging._topology._inspection import Inspection
 
 
 class Channel:

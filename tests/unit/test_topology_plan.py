@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from hybridkit.messaging import Binding, Broker, Difference, Exchange, Finding, Plan, Queue, Topology
-from hybridkit.messaging._inspection import difference_in
-from hybridkit.messaging._management import Managed, Policies
-from hybridkit.messaging._plan import _altered, _bindings
-from hybridkit.messaging._topology import Value, delayed_to
+from hybridkit.messaging._topology._declared import Value, delayed_to
+from hybridkit.messaging._topology._inspection import difference_in
+from hybridkit.messaging._topology._management import Managed, Policies
+from hybridkit.messaging._topology._plan import _altered, _bindings
 
 FULL = Queue(name="a", arguments={"x-delivery-limit": 20, "x-overflow": "reject-publish"}).properties
 TOPIC = Exchange(name="a", kind="topic").properties

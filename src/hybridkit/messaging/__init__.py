@@ -11,15 +11,17 @@ async with (
 """
 
 from hybridkit.messaging._amqp._connection import BrokerConnection
-from hybridkit.messaging._broker import Broker
 from hybridkit.messaging._consumer import RobustConsumer
 from hybridkit.messaging._dead_letter_queue import DeadLetters, DeadLetterSummary, Redriven
 from hybridkit.messaging._dead_letters import DeadLetter, DeadLetterFilter, DeadLetterGroup
 from hybridkit.messaging._guard import Guard
-from hybridkit.messaging._inspection import Difference
 from hybridkit.messaging._order import Order
 from hybridkit.messaging._pause import Paused
-from hybridkit.messaging._plan import (
+from hybridkit.messaging._publisher import Receipt, RobustPublisher
+from hybridkit.messaging._topology._broker_version import Broker
+from hybridkit.messaging._topology._declared import Binding, Exchange, Queue, Topology
+from hybridkit.messaging._topology._inspection import Difference
+from hybridkit.messaging._topology._plan import (
     Finding,
     Plan,
     apply_topology,
@@ -27,8 +29,6 @@ from hybridkit.messaging._plan import (
     topology_of,
     verify_topology,
 )
-from hybridkit.messaging._publisher import Receipt, RobustPublisher
-from hybridkit.messaging._topology import Binding, Exchange, Queue, Topology
 
 __all__ = [
     "Binding",

@@ -25,9 +25,9 @@ from hybridkit.messaging._amqp._channel import Lane
 from hybridkit.messaging._amqp._connection import BrokerConnection
 from hybridkit.messaging._amqp._frames import decode_properties
 from hybridkit.messaging._amqp._port import Delivered, Port
-from hybridkit.messaging._inspection import Found, Inspection
 from hybridkit.messaging._processor import LOCAL_SECONDS
-from hybridkit.messaging._topology import NO_DELIVERY_LIMIT, Queue
+from hybridkit.messaging._topology._declared import NO_DELIVERY_LIMIT, Queue
+from hybridkit.messaging._topology._inspection import Found, Inspection
 
 __all__ = ["WINDOW", "Desk", "Inbox", "open_desk"]
 

@@ -33,7 +33,7 @@ from hybridkit.messaging._amqp._headers import (
     redriven_headers,
 )
 from hybridkit.messaging._amqp._port import Delivered
-from hybridkit.messaging._topology import (
+from hybridkit.messaging._topology._declared import (
     DEAD_LETTER_EXCHANGE,
     DELAY_DELIVER_EXCHANGE,
     DELAY_LEVELS,

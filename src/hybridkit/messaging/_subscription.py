@@ -22,7 +22,7 @@ from hybridkit.messaging._parking import ParkedKeys
 from hybridkit.messaging._pause import Gate, Paused
 from hybridkit.messaging._processor import Processor
 from hybridkit.messaging._stalls import GRACE_SECONDS
-from hybridkit.messaging._topology import Topology, consumer_topology, declare, shared_topology
+from hybridkit.messaging._topology._declared import Topology, consumer_topology, declare, shared_topology
 from hybridkit.observability import get_logger, metrics
 
 __all__ = ["PREFETCH_PER_HANDLER", "Subscription"]

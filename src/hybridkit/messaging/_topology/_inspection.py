@@ -23,7 +23,7 @@ from aiormq.exceptions import (
 from hybridkit.errors import AccessDeniedError, DeclarationError, NotConnectedError
 from hybridkit.messaging._amqp._channel import Lane
 from hybridkit.messaging._amqp._connection import Link
-from hybridkit.messaging._topology import Exchange, Queue, Value, declare_exchange, declare_queue
+from hybridkit.messaging._topology._declared import Exchange, Queue, Value, declare_exchange, declare_queue
 
 __all__ = ["Difference", "Found", "Inspection", "difference_in"]
 

@@ -20,12 +20,10 @@ from aiormq.exceptions import ChannelPreconditionFailed
 from hybridkit.errors import DeclarationError, NotConnectedError, NotSupportedError, TopologyError
 from hybridkit.messaging._amqp._channel import PREPARE_SECONDS
 from hybridkit.messaging._amqp._connection import BrokerConnection, start_seconds
-from hybridkit.messaging._broker import Broker
 from hybridkit.messaging._consumer import RobustConsumer
-from hybridkit.messaging._inspection import Difference, Found, Inspection
-from hybridkit.messaging._management import Managed, ask_management
 from hybridkit.messaging._order import Order
-from hybridkit.messaging._topology import (
+from hybridkit.messaging._topology._broker_version import Broker
+from hybridkit.messaging._topology._declared import (
     EVENT_EXCHANGE,
     Binding,
     Queue,
@@ -36,6 +34,8 @@ from hybridkit.messaging._topology import (
     delayed_to,
     shared_topology,
 )
+from hybridkit.messaging._topology._inspection import Difference, Found, Inspection
+from hybridkit.messaging._topology._management import Managed, ask_management
 
 __all__ = ["Finding", "Plan", "apply_topology", "plan_topology", "topology_of", "verify_topology"]
 

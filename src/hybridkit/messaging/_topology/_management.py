@@ -16,7 +16,7 @@ from urllib.parse import SplitResult, quote, unquote, urlsplit
 from pydantic import TypeAdapter, ValidationError
 
 from hybridkit.errors import AccessDeniedError, MisuseError, ResponseError, UnavailableError
-from hybridkit.messaging._topology import Binding
+from hybridkit.messaging._topology._declared import Binding
 
 __all__ = ["Managed", "Policies", "ask_management", "list_bindings"]
 

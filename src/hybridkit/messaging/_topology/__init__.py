@@ -1,0 +1,1 @@
+"""Exchanges, queues and bindings: planned, declared, and compared with what is there."""
