@@ -17,7 +17,7 @@ from hybridkit.idempotency import IdempotencyGuard
 from hybridkit.messaging import BrokerConnection, DeadLetters, Order, RobustConsumer, RobustPublisher
 from hybridkit.messaging import _parking as parking_module
 from hybridkit.messaging import _subscription as subscription_module
-from hybridkit.messaging._writer import Outgoing
+from hybridkit.messaging._publishing._writer import Outgoing
 from hybridkit.retry import Retry
 
 pytestmark = pytest.mark.real_server

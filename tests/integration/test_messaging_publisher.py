@@ -31,9 +31,9 @@ from hybridkit.errors import (
 from hybridkit.events import Command, Event
 from hybridkit.ids import new_id
 from hybridkit.messaging import BrokerConnection, Receipt, RobustConsumer, RobustPublisher
-from hybridkit.messaging import _writer as writer_module
 from hybridkit.messaging._amqp import _channel as channel_module
 from hybridkit.messaging._amqp import _connection as connection_module
+from hybridkit.messaging._publishing import _writer as writer_module
 from hybridkit.testing import FaultProxy
 
 pytestmark = pytest.mark.real_server

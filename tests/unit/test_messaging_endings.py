@@ -26,8 +26,8 @@ from hybridkit.messaging._handlers import Handlers
 from hybridkit.messaging._order import ByKey
 from hybridkit.messaging._pause import Gate
 from hybridkit.messaging._processor import Processor
+from hybridkit.messaging._publishing._writer import Outgoing
 from hybridkit.messaging._subscription import Subscription
-from hybridkit.messaging._writer import Outgoing
 from hybridkit.retry import Retry
 
 QUEUE = "tests.endings"

@@ -16,7 +16,7 @@ from hybridkit.messaging import _parking as parking_module
 from hybridkit.messaging._amqp._frames import Deliver
 from hybridkit.messaging._amqp._port import Delivered
 from hybridkit.messaging._parking import Mark, ParkedKeys, _Inbox
-from hybridkit.messaging._writer import Outgoing
+from hybridkit.messaging._publishing._writer import Outgoing
 
 QUEUE = "tests.q"
 

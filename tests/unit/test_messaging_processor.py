@@ -49,7 +49,7 @@ from hybridkit.messaging._order import ByKey
 from hybridkit.messaging._parking import ParkedKeys
 from hybridkit.messaging._pause import Gate, Paused
 from hybridkit.messaging._processor import Processor
-from hybridkit.messaging._writer import Outgoing
+from hybridkit.messaging._publishing._writer import Outgoing
 from hybridkit.retry import Retry
 
 QUEUE = "tests.queue"

@@ -32,10 +32,10 @@ from hybridkit.messaging._order import ByKey
 from hybridkit.messaging._parking import ParkedKeys
 from hybridkit.messaging._pause import Gate
 from hybridkit.messaging._processor import Processor
+from hybridkit.messaging._publishing._writer import Outgoing
 from hybridkit.messaging._stalls import Stalls
 from hybridkit.messaging._subscription import Subscription
 from hybridkit.messaging._turns import Turns
-from hybridkit.messaging._writer import Outgoing
 from hybridkit.retry import Retry
 from tests.unit.test_messaging_endings import Memory
 

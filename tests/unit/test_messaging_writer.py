@@ -27,11 +27,11 @@ from hybridkit.errors import (
     PayloadTooLargeError,
 )
 from hybridkit.messaging import Receipt, RobustPublisher
-from hybridkit.messaging import _confirms as confirms_module
-from hybridkit.messaging import _publisher as publisher_module
-from hybridkit.messaging import _writer as writer_module
 from hybridkit.messaging._amqp._socket import Wire
-from hybridkit.messaging._writer import Outgoing, Writer
+from hybridkit.messaging._publishing import _confirms as confirms_module
+from hybridkit.messaging._publishing import _publisher as publisher_module
+from hybridkit.messaging._publishing import _writer as writer_module
+from hybridkit.messaging._publishing._writer import Outgoing, Writer
 from hybridkit.observability import metrics
 
 

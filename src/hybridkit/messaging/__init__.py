@@ -17,7 +17,7 @@ from hybridkit.messaging._dead_letters import DeadLetter, DeadLetterFilter, Dead
 from hybridkit.messaging._guard import Guard
 from hybridkit.messaging._order import Order
 from hybridkit.messaging._pause import Paused
-from hybridkit.messaging._publisher import Receipt, RobustPublisher
+from hybridkit.messaging._publishing._publisher import Receipt, RobustPublisher
 from hybridkit.messaging._topology._broker_version import Broker
 from hybridkit.messaging._topology._declared import Binding, Exchange, Queue, Topology
 from hybridkit.messaging._topology._inspection import Difference

@@ -15,7 +15,7 @@ from hybridkit.messaging._order import ByKey, Order
 from hybridkit.messaging._parking import ParkedKeys
 from hybridkit.messaging._pause import Gate, Paused
 from hybridkit.messaging._processor import LOCAL_SECONDS, Processor
-from hybridkit.messaging._publisher import RobustPublisher
+from hybridkit.messaging._publishing._publisher import RobustPublisher
 from hybridkit.messaging._subscription import (
     PREFETCH_PER_HANDLER,
     PREFETCH_PER_HANDLER_IN_ORDER,

@@ -31,7 +31,7 @@ from hybridkit.messaging._dead_letters import (
     Groups,
     read_dead_letter,
 )
-from hybridkit.messaging._publisher import RobustPublisher
+from hybridkit.messaging._publishing._publisher import RobustPublisher
 from hybridkit.messaging._topology._declared import DEAD_LETTER_EXCHANGE, UNROUTED, dead_letter_queue
 from hybridkit.messaging._topology._management import ask_management
 

@@ -33,13 +33,13 @@ from hybridkit.messaging._amqp._headers import (
     redriven_headers,
 )
 from hybridkit.messaging._amqp._port import Delivered
+from hybridkit.messaging._publishing._writer import Outgoing
 from hybridkit.messaging._topology._declared import (
     DEAD_LETTER_EXCHANGE,
     DELAY_DELIVER_EXCHANGE,
     DELAY_LEVELS,
     dead_letter_queue,
 )
-from hybridkit.messaging._writer import Outgoing
 
 __all__ = ["DeadLetter", "DeadLetterFilter", "DeadLetterGroup", "Groups", "read_dead_letter"]
 

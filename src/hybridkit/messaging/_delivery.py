@@ -32,8 +32,8 @@ from hybridkit.messaging._amqp._headers import (
     redriven_headers,
 )
 from hybridkit.messaging._amqp._port import Delivered
+from hybridkit.messaging._publishing._writer import Outgoing
 from hybridkit.messaging._topology._declared import DEAD_LETTER_EXCHANGE, EVENT_EXCHANGE, delay_route
-from hybridkit.messaging._writer import Outgoing
 from hybridkit.observability import class_name, printable, stack_of
 
 __all__ = ["Dead", "Delivery", "Done", "Identity", "Later", "Origin", "Verdict"]

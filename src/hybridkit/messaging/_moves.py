@@ -15,8 +15,8 @@ from hybridkit.messaging._amqp._headers import lean_headers
 from hybridkit.messaging._amqp._waiting import Backoff
 from hybridkit.messaging._delivery import Dead, Delivery, Done, Later, Verdict
 from hybridkit.messaging._parking import ParkedKeys
+from hybridkit.messaging._publishing._writer import Outgoing
 from hybridkit.messaging._stalls import Stalls
-from hybridkit.messaging._writer import Outgoing
 from hybridkit.observability import fail_span, get_logger, metrics, printable
 
 __all__ = ["FINISHED", "Copies", "Moves"]

@@ -29,8 +29,8 @@ from hybridkit.ids import new_id
 from hybridkit.messaging._amqp._channel import Lane
 from hybridkit.messaging._amqp._connection import Link
 from hybridkit.messaging._amqp._port import Delivered
+from hybridkit.messaging._publishing._writer import Outgoing
 from hybridkit.messaging._topology._declared import parked_queue
-from hybridkit.messaging._writer import Outgoing
 
 __all__ = ["Mark", "ParkedKeys"]
 

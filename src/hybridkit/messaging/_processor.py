@@ -48,6 +48,7 @@ from hybridkit.messaging._moves import FINISHED, Copies, Moves
 from hybridkit.messaging._order import ByKey
 from hybridkit.messaging._parking import ParkedKeys
 from hybridkit.messaging._pause import Gate
+from hybridkit.messaging._publishing._writer import Outgoing
 from hybridkit.messaging._stalls import GRACE_SECONDS, Stalls
 from hybridkit.messaging._turns import Turns
 from hybridkit.messaging._work import (
@@ -61,7 +62,6 @@ from hybridkit.messaging._work import (
     outcome_of,
     payload_of,
 )
-from hybridkit.messaging._writer import Outgoing
 from hybridkit.observability import get_logger, metrics, printable
 from hybridkit.retry import GiveUp, Pause, Retry, RetryAfter
 

@@ -26,7 +26,7 @@ from hybridkit.messaging._amqp._channel import Lane, SupervisedChannel
 from hybridkit.messaging._amqp._connection import BrokerConnection
 from hybridkit.messaging._amqp._frames import JSON_MEDIA_TYPE, Address, address, encode_fields, encode_table
 from hybridkit.messaging._amqp._waiting import Home
-from hybridkit.messaging._confirms import WINDOW, Confirms, Publish
+from hybridkit.messaging._publishing._confirms import WINDOW, Confirms, Publish
 from hybridkit.messaging._topology._declared import declare, shared_topology
 from hybridkit.observability import get_logger
 

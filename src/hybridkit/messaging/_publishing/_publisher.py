@@ -27,10 +27,16 @@ from hybridkit.events import Command, Event, Message
 from hybridkit.messaging._amqp._connection import BrokerConnection
 from hybridkit.messaging._amqp._frames import Address, address, encode_fields, encode_table
 from hybridkit.messaging._amqp._headers import EVENT_ID
-from hybridkit.messaging._confirms import Publish
-from hybridkit.messaging._telemetry import batch_span, count, observe_seconds, outcome_of, publish_span
+from hybridkit.messaging._publishing._confirms import Publish
+from hybridkit.messaging._publishing._telemetry import (
+    batch_span,
+    count,
+    observe_seconds,
+    outcome_of,
+    publish_span,
+)
+from hybridkit.messaging._publishing._writer import Outgoing, Writer
 from hybridkit.messaging._topology._declared import EVENT_EXCHANGE, delay_route
-from hybridkit.messaging._writer import Outgoing, Writer
 from hybridkit.observability import get_logger, trace_headers
 
 __all__ = ["Receipt", "RobustPublisher"]

@@ -1,0 +1,1 @@
+"""The publisher: messages written, and confirmed by the broker."""
