@@ -23,8 +23,8 @@ from hybridkit.errors import DeclarationError, NotConnectedError, TopologyError
 from hybridkit.events import Command, Event
 from hybridkit.idempotency import IdempotencyGuard
 from hybridkit.messaging import BrokerConnection, RobustConsumer, RobustPublisher
-from hybridkit.messaging import _inbox as inbox_module
-from hybridkit.messaging import _subscription as subscription_module
+from hybridkit.messaging._consuming import _inbox as inbox_module
+from hybridkit.messaging._consuming import _subscription as subscription_module
 from hybridkit.messaging._topology._declared import (
     DEAD_LETTER_EXCHANGE,
     DELAY_DELIVER_EXCHANGE,

@@ -21,8 +21,8 @@ from hybridkit.errors import UnavailableError
 from hybridkit.events import Event
 from hybridkit.idempotency import IdempotencyGuard
 from hybridkit.messaging import BrokerConnection, DeadLetters, Order, RobustConsumer, RobustPublisher
-from hybridkit.messaging import _processor as processor_module
-from hybridkit.messaging import _subscription as subscription_module
+from hybridkit.messaging._consuming import _processor as processor_module
+from hybridkit.messaging._consuming import _subscription as subscription_module
 from hybridkit.retry import Retry
 
 pytestmark = pytest.mark.real_server

@@ -15,8 +15,8 @@ from hybridkit.coordination import connect_redis
 from hybridkit.events import Event
 from hybridkit.idempotency import IdempotencyGuard
 from hybridkit.messaging import BrokerConnection, DeadLetters, Order, RobustConsumer, RobustPublisher
-from hybridkit.messaging import _parking as parking_module
-from hybridkit.messaging import _subscription as subscription_module
+from hybridkit.messaging._consuming import _parking as parking_module
+from hybridkit.messaging._consuming import _subscription as subscription_module
 from hybridkit.messaging._publishing._writer import Outgoing
 from hybridkit.retry import Retry
 

@@ -14,8 +14,8 @@ from hybridkit.events import Event
 from hybridkit.idempotency import IdempotencyGuard, RedisDown
 from hybridkit.lifespan import ServiceResources
 from hybridkit.messaging import BrokerConnection, Order, RobustConsumer, RobustPublisher
-from hybridkit.messaging import _pause as pause_module
-from hybridkit.messaging import _processor as processor_module
+from hybridkit.messaging._consuming import _pause as pause_module
+from hybridkit.messaging._consuming import _processor as processor_module
 from hybridkit.observability import metrics
 from hybridkit.retry import Retry
 from hybridkit.testing import FaultProxy

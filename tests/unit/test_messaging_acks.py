@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybridkit.messaging import _finished as finished_module
-from hybridkit.messaging import _inbox as inbox_module
-from hybridkit.messaging._acks import Acks
 from hybridkit.messaging._amqp._frames import Deliver
 from hybridkit.messaging._amqp._port import Delivered, Port
-from hybridkit.messaging._delivery import Delivery, Identity
-from hybridkit.messaging._finished import Finished
-from hybridkit.messaging._inbox import Inbox
+from hybridkit.messaging._consuming import _inbox as inbox_module
+from hybridkit.messaging._consuming import _lost_acks as finished_module
+from hybridkit.messaging._consuming._acks import Acks
+from hybridkit.messaging._consuming._delivery import Delivery, Identity
+from hybridkit.messaging._consuming._inbox import Inbox
+from hybridkit.messaging._consuming._lost_acks import Finished
 
 KINDS = {80: "ack", 120: "nack"}
 

@@ -9,9 +9,9 @@ from typing import Any, cast
 import pytest
 from structlog.testing import capture_logs
 
-from hybridkit.messaging import _backlog as backlog_module
-from hybridkit.messaging._backlog import Fifo, Workers
-from hybridkit.messaging._delivery import Delivery
+from hybridkit.messaging._consuming import _backlog as backlog_module
+from hybridkit.messaging._consuming._backlog import Fifo, Workers
+from hybridkit.messaging._consuming._delivery import Delivery
 
 tenant: ContextVar[str] = ContextVar("tenant", default="nobody")
 

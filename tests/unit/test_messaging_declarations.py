@@ -11,7 +11,7 @@ from hybridkit.errors import DeclarationError, MalformedPayloadError, MisuseErro
 from hybridkit.events import Command, Event
 from hybridkit.ids import new_id
 from hybridkit.messaging import BrokerConnection, RobustConsumer, RobustPublisher
-from hybridkit.messaging._handlers import Handlers
+from hybridkit.messaging._consuming._handlers import Handlers
 from hybridkit.retry import Retry
 
 

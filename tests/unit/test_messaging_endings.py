@@ -21,13 +21,13 @@ from hybridkit.idempotency import Acquired, Finish, Outcome
 from hybridkit.messaging._amqp._frames import Deliver, address, encode_fields
 from hybridkit.messaging._amqp._port import Delivered
 from hybridkit.messaging._amqp._waiting import Backoff
-from hybridkit.messaging._delivery import Delivery, Identity
-from hybridkit.messaging._handlers import Handlers
-from hybridkit.messaging._order import ByKey
-from hybridkit.messaging._pause import Gate
-from hybridkit.messaging._processor import Processor
+from hybridkit.messaging._consuming._delivery import Delivery, Identity
+from hybridkit.messaging._consuming._handlers import Handlers
+from hybridkit.messaging._consuming._order import ByKey
+from hybridkit.messaging._consuming._pause import Gate
+from hybridkit.messaging._consuming._processor import Processor
+from hybridkit.messaging._consuming._subscription import Subscription
 from hybridkit.messaging._publishing._writer import Outgoing
-from hybridkit.messaging._subscription import Subscription
 from hybridkit.retry import Retry
 
 QUEUE = "tests.endings"
@@ -413,9 +413,9 @@ async def test_in_order_a_mistake_of_our_own_holds_its_key_for_a_while(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It is counted here, as there is no copy; other keys go on, and so does its own after it."""
-    monkeypatch.setattr("hybridkit.messaging._processor.SHORTEST_DELAY_SECONDS", 0.0)
+    monkeypatch.setattr("hybridkit.messaging._consuming._processor.SHORTEST_DELAY_SECONDS", 0.0)
     monkeypatch.setattr(
-        "hybridkit.messaging._processor.FAULTS", Retry(attempts=5, first_seconds=0, cap_seconds=0)
+        "hybridkit.messaging._consuming._processor.FAULTS", Retry(attempts=5, first_seconds=0, cap_seconds=0)
     )
     desk = Desk(_nothing, ordered=True)
     process, failed = desk.processor.process, []
@@ -454,7 +454,7 @@ async def test_whatever_a_declaration_raises_ends_with_its_message(
         return event.key
 
     if place == "reading":
-        monkeypatch.setattr("hybridkit.messaging._delivery.decode_message", read)
+        monkeypatch.setattr("hybridkit.messaging._consuming._delivery.decode_message", read)
     else:
         monkeypatch.setattr(Ended, "ordering_key", property(key_of))
     desk = Desk(_nothing, ordered=ordered)

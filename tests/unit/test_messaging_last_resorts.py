@@ -10,8 +10,8 @@ from hybridkit.envelope import EventEnvelope
 from hybridkit.errors import NotConnectedError
 from hybridkit.messaging._amqp._frames import Deliver
 from hybridkit.messaging._amqp._port import Delivered
-from hybridkit.messaging._delivery import Delivery
-from hybridkit.messaging._parking import Mark, ParkedKeys
+from hybridkit.messaging._consuming._delivery import Delivery
+from hybridkit.messaging._consuming._parking import Mark, ParkedKeys
 from hybridkit.retry import Retry
 from tests.unit.test_messaging_endings import QUEUE, Desk, Ended
 from tests.unit.test_messaging_parking import Broker, mark, read

@@ -14,12 +14,12 @@ from hybridkit.errors import DeclarationError, NotConnectedError
 from hybridkit.events import Command, Event
 from hybridkit.messaging._amqp._frames import Deliver
 from hybridkit.messaging._amqp._port import Delivered
-from hybridkit.messaging._consumer import RobustConsumer
-from hybridkit.messaging._delivery import Delivery
-from hybridkit.messaging._handlers import Handlers
-from hybridkit.messaging._order import ByKey, Order, key_of
-from hybridkit.messaging._pause import Gate
-from hybridkit.messaging._subscription import Subscription
+from hybridkit.messaging._consuming._consumer import RobustConsumer
+from hybridkit.messaging._consuming._delivery import Delivery
+from hybridkit.messaging._consuming._handlers import Handlers
+from hybridkit.messaging._consuming._order import ByKey, Order, key_of
+from hybridkit.messaging._consuming._pause import Gate
+from hybridkit.messaging._consuming._subscription import Subscription
 
 
 class Moved(Event, type="lines.moved", version=2, key="account"):

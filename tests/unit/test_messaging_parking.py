@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybridkit.errors import NackedError, NotConnectedError
-from hybridkit.messaging import _parking as parking_module
 from hybridkit.messaging._amqp._frames import Deliver
 from hybridkit.messaging._amqp._port import Delivered
-from hybridkit.messaging._parking import Mark, ParkedKeys, _Inbox
+from hybridkit.messaging._consuming import _parking as parking_module
+from hybridkit.messaging._consuming._parking import Mark, ParkedKeys, _Inbox
 from hybridkit.messaging._publishing._writer import Outgoing
 
 QUEUE = "tests.q"

@@ -9,8 +9,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from hybridkit.errors import UnavailableError
-from hybridkit.messaging import _pause as pause_module
-from hybridkit.messaging._pause import Gate
+from hybridkit.messaging._consuming import _pause as pause_module
+from hybridkit.messaging._consuming._pause import Gate
 from hybridkit.observability import metrics
 
 

@@ -38,17 +38,17 @@ from hybridkit.idempotency import (
     Outcome,
 )
 from hybridkit.idempotency._keys import fingerprint
-from hybridkit.messaging import _processor as processor_module
-from hybridkit.messaging import _work as work_module
 from hybridkit.messaging._amqp._frames import Deliver, encode_fields
 from hybridkit.messaging._amqp._port import Delivered
 from hybridkit.messaging._amqp._waiting import Backoff
-from hybridkit.messaging._delivery import Delivery, Identity
-from hybridkit.messaging._handlers import Handlers
-from hybridkit.messaging._order import ByKey
-from hybridkit.messaging._parking import ParkedKeys
-from hybridkit.messaging._pause import Gate, Paused
-from hybridkit.messaging._processor import Processor
+from hybridkit.messaging._consuming import _processor as processor_module
+from hybridkit.messaging._consuming import _work as work_module
+from hybridkit.messaging._consuming._delivery import Delivery, Identity
+from hybridkit.messaging._consuming._handlers import Handlers
+from hybridkit.messaging._consuming._order import ByKey
+from hybridkit.messaging._consuming._parking import ParkedKeys
+from hybridkit.messaging._consuming._pause import Gate, Paused
+from hybridkit.messaging._consuming._processor import Processor
 from hybridkit.messaging._publishing._writer import Outgoing
 from hybridkit.retry import Retry
 

@@ -8,10 +8,10 @@ import pytest
 from pamqp.commands import Basic
 
 from hybridkit.messaging._amqp._odd_properties import read_properties
-from hybridkit.messaging._apart import run_apart
+from hybridkit.messaging._consuming._apart import run_apart
+from hybridkit.messaging._consuming._order import key_of
+from hybridkit.messaging._consuming._stalls import Stalls
 from hybridkit.messaging._moves import Moves
-from hybridkit.messaging._order import key_of
-from hybridkit.messaging._stalls import Stalls
 
 
 def header(fields: bytes) -> bytes:

@@ -21,21 +21,21 @@ from hybridkit.errors import (
 )
 from hybridkit.events import Event
 from hybridkit.messaging import RobustConsumer
-from hybridkit.messaging import _processor as processor_module
-from hybridkit.messaging import _stalls as stalls_module
 from hybridkit.messaging._amqp._frames import Deliver
 from hybridkit.messaging._amqp._port import Delivered
 from hybridkit.messaging._amqp._waiting import Backoff
-from hybridkit.messaging._delivery import Delivery
-from hybridkit.messaging._handlers import Handlers
-from hybridkit.messaging._order import ByKey
-from hybridkit.messaging._parking import ParkedKeys
-from hybridkit.messaging._pause import Gate
-from hybridkit.messaging._processor import Processor
+from hybridkit.messaging._consuming import _processor as processor_module
+from hybridkit.messaging._consuming import _stalls as stalls_module
+from hybridkit.messaging._consuming._delivery import Delivery
+from hybridkit.messaging._consuming._handlers import Handlers
+from hybridkit.messaging._consuming._order import ByKey
+from hybridkit.messaging._consuming._parking import ParkedKeys
+from hybridkit.messaging._consuming._pause import Gate
+from hybridkit.messaging._consuming._processor import Processor
+from hybridkit.messaging._consuming._stalls import Stalls
+from hybridkit.messaging._consuming._subscription import Subscription
+from hybridkit.messaging._consuming._turns import Turns
 from hybridkit.messaging._publishing._writer import Outgoing
-from hybridkit.messaging._stalls import Stalls
-from hybridkit.messaging._subscription import Subscription
-from hybridkit.messaging._turns import Turns
 from hybridkit.retry import Retry
 from tests.unit.test_messaging_endings import Memory
 
@@ -115,7 +115,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No time of grace, and no pauses."""
     monkeypatch.setattr(stalls_module, "GRACE_SECONDS", 0.0)
     monkeypatch.setattr(processor_module, "GRACE_SECONDS", 0.0)
-    monkeypatch.setattr("hybridkit.messaging._subscription.UNEXPECTED_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("hybridkit.messaging._consuming._subscription.UNEXPECTED_PAUSE_SECONDS", 0.0)
     monkeypatch.setattr(Backoff, "next_seconds", lambda _: 0.001)
     with capture_logs():
         yield
@@ -222,7 +222,7 @@ async def test_a_consumer_that_has_no_room_and_runs_nothing_is_not_ready(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """All that it may have in hand is behind what rests between two attempts. While something runs, it moves."""
-    monkeypatch.setattr("hybridkit.messaging._subscription.GRACE_SECONDS", 0.0)
+    monkeypatch.setattr("hybridkit.messaging._consuming._subscription.GRACE_SECONDS", 0.0)
     inbox = SimpleNamespace(has_room=True)
     goes_on = asyncio.Event()
     bench = Bench(goes_on.wait, timeout_seconds=60)

@@ -12,8 +12,8 @@ from structlog.testing import capture_logs
 from hybridkit.errors import UnavailableError
 from hybridkit.messaging._amqp._frames import Deliver, encode_fields
 from hybridkit.messaging._amqp._port import Delivered
-from hybridkit.messaging._delivery import Dead, Delivery
-from hybridkit.messaging._pause import Gate
+from hybridkit.messaging._consuming._delivery import Dead, Delivery
+from hybridkit.messaging._consuming._pause import Gate
 from hybridkit.observability import class_name, printable, stack_of
 
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from hybridkit.messaging._turns import Turns
+from hybridkit.messaging._consuming._turns import Turns
 
 
 async def settle() -> None:

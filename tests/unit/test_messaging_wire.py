@@ -34,8 +34,8 @@ from hybridkit.messaging._amqp._frames import (
 from hybridkit.messaging._amqp._odd_properties import read_properties
 from hybridkit.messaging._amqp._port import Delivered, Port
 from hybridkit.messaging._amqp._socket import Sockets, Wire
-from hybridkit.messaging._delivery import Dead, Delivery, Later
-from hybridkit.messaging._order import key_of
+from hybridkit.messaging._consuming._delivery import Dead, Delivery, Later
+from hybridkit.messaging._consuming._order import key_of
 
 CHANNEL = 7
 

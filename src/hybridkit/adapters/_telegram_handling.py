@@ -18,8 +18,8 @@ from hybridkit.adapters._telegram_failures import answer_failure, is_temporary
 from hybridkit.context import RequestContext, bind, current
 from hybridkit.errors import ClaimLostError, UnavailableError
 from hybridkit.idempotency import Acquired, Completed, IdempotencyGuard, InProgress, Outcome, claim_key
-from hybridkit.messaging._apart import run_apart
-from hybridkit.messaging._turns import Turns
+from hybridkit.messaging._consuming._apart import run_apart
+from hybridkit.messaging._consuming._turns import Turns
 from hybridkit.observability import get_logger, metrics
 from hybridkit.retry import Retry, RetryAfter
 

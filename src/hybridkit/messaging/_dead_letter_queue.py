@@ -22,7 +22,7 @@ from typing import Final
 from hybridkit.errors import MisuseError, NackedError, RejectedError, UnroutableError
 from hybridkit.messaging._amqp._port import Delivered
 from hybridkit.messaging._amqp._waiting import Background
-from hybridkit.messaging._consumer import RobustConsumer
+from hybridkit.messaging._consuming._consumer import RobustConsumer
 from hybridkit.messaging._dead_letter_reader import Desk, Inbox, open_desk
 from hybridkit.messaging._dead_letters import (
     DeadLetter,

@@ -25,7 +25,7 @@ from hybridkit.messaging._amqp._channel import Lane
 from hybridkit.messaging._amqp._connection import BrokerConnection
 from hybridkit.messaging._amqp._frames import decode_properties
 from hybridkit.messaging._amqp._port import Delivered, Port
-from hybridkit.messaging._processor import LOCAL_SECONDS
+from hybridkit.messaging._consuming._processor import LOCAL_SECONDS
 from hybridkit.messaging._topology._declared import NO_DELIVERY_LIMIT, Queue
 from hybridkit.messaging._topology._inspection import Found, Inspection
 

@@ -13,10 +13,10 @@ from hybridkit.errors import (
 )
 from hybridkit.messaging._amqp._headers import lean_headers
 from hybridkit.messaging._amqp._waiting import Backoff
-from hybridkit.messaging._delivery import Dead, Delivery, Done, Later, Verdict
-from hybridkit.messaging._parking import ParkedKeys
+from hybridkit.messaging._consuming._delivery import Dead, Delivery, Done, Later, Verdict
+from hybridkit.messaging._consuming._parking import ParkedKeys
+from hybridkit.messaging._consuming._stalls import Stalls
 from hybridkit.messaging._publishing._writer import Outgoing
-from hybridkit.messaging._stalls import Stalls
 from hybridkit.observability import fail_span, get_logger, metrics, printable
 
 __all__ = ["FINISHED", "Copies", "Moves"]

@@ -20,8 +20,8 @@ from aiormq.exceptions import ChannelPreconditionFailed
 from hybridkit.errors import DeclarationError, NotConnectedError, NotSupportedError, TopologyError
 from hybridkit.messaging._amqp._channel import PREPARE_SECONDS
 from hybridkit.messaging._amqp._connection import BrokerConnection, start_seconds
-from hybridkit.messaging._consumer import RobustConsumer
-from hybridkit.messaging._order import Order
+from hybridkit.messaging._consuming._consumer import RobustConsumer
+from hybridkit.messaging._consuming._order import Order
 from hybridkit.messaging._topology._broker_version import Broker
 from hybridkit.messaging._topology._declared import (
     EVENT_EXCHANGE,

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from hybridkit.errors import PayloadError, UnknownEventVersionError
 from hybridkit.events import Event, registry
-from hybridkit.messaging._delivery import Delivery
+from hybridkit.messaging._consuming._delivery import Delivery
 from hybridkit.observability import class_name, get_logger
 
 __all__ = ["ByKey", "Order", "key_of"]

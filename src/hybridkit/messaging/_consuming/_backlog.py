@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, Protocol
 
-from hybridkit.messaging._delivery import Delivery
+from hybridkit.messaging._consuming._delivery import Delivery
 from hybridkit.observability import get_logger
 
 __all__ = ["Backlog", "Fifo", "Workers"]

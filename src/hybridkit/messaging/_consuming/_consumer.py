@@ -9,18 +9,18 @@ from weakref import WeakKeyDictionary
 from hybridkit.errors import DeclarationError, MisuseError
 from hybridkit.events import Event, Message
 from hybridkit.messaging._amqp._connection import BrokerConnection
-from hybridkit.messaging._guard import Guard
-from hybridkit.messaging._handlers import Handlers
-from hybridkit.messaging._order import ByKey, Order
-from hybridkit.messaging._parking import ParkedKeys
-from hybridkit.messaging._pause import Gate, Paused
-from hybridkit.messaging._processor import LOCAL_SECONDS, Processor
-from hybridkit.messaging._publishing._publisher import RobustPublisher
-from hybridkit.messaging._subscription import (
+from hybridkit.messaging._consuming._guard import Guard
+from hybridkit.messaging._consuming._handlers import Handlers
+from hybridkit.messaging._consuming._order import ByKey, Order
+from hybridkit.messaging._consuming._parking import ParkedKeys
+from hybridkit.messaging._consuming._pause import Gate, Paused
+from hybridkit.messaging._consuming._processor import LOCAL_SECONDS, Processor
+from hybridkit.messaging._consuming._subscription import (
     PREFETCH_PER_HANDLER,
     PREFETCH_PER_HANDLER_IN_ORDER,
     Subscription,
 )
+from hybridkit.messaging._publishing._publisher import RobustPublisher
 from hybridkit.observability import get_logger
 from hybridkit.retry import Retry
 

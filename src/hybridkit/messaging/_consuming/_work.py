@@ -10,8 +10,8 @@ from hybridkit.codec import canonical_json
 from hybridkit.context import RequestContext, is_context_id
 from hybridkit.envelope import EventEnvelope
 from hybridkit.idempotency import Outcome, claim_key
-from hybridkit.messaging._delivery import Delivery, Done, Verdict
-from hybridkit.messaging._handlers import Handler
+from hybridkit.messaging._consuming._delivery import Delivery, Done, Verdict
+from hybridkit.messaging._consuming._handlers import Handler
 from hybridkit.observability import get_logger, is_tracing, metrics, span
 
 __all__ = [

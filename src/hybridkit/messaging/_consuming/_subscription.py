@@ -12,16 +12,16 @@ from hybridkit.ids import new_id
 from hybridkit.messaging._amqp._channel import PREPARE_SECONDS, Lane, SupervisedChannel
 from hybridkit.messaging._amqp._connection import LIBRARY_ERRORS, BrokerConnection
 from hybridkit.messaging._amqp._waiting import Background, bounded, is_cancelled
-from hybridkit.messaging._backlog import Backlog, Fifo, Workers
-from hybridkit.messaging._delivery import Delivery
-from hybridkit.messaging._finished import Finished
-from hybridkit.messaging._handlers import Handlers
-from hybridkit.messaging._inbox import Inbox
-from hybridkit.messaging._order import ByKey
-from hybridkit.messaging._parking import ParkedKeys
-from hybridkit.messaging._pause import Gate, Paused
-from hybridkit.messaging._processor import Processor
-from hybridkit.messaging._stalls import GRACE_SECONDS
+from hybridkit.messaging._consuming._backlog import Backlog, Fifo, Workers
+from hybridkit.messaging._consuming._delivery import Delivery
+from hybridkit.messaging._consuming._handlers import Handlers
+from hybridkit.messaging._consuming._inbox import Inbox
+from hybridkit.messaging._consuming._lost_acks import Finished
+from hybridkit.messaging._consuming._order import ByKey
+from hybridkit.messaging._consuming._parking import ParkedKeys
+from hybridkit.messaging._consuming._pause import Gate, Paused
+from hybridkit.messaging._consuming._processor import Processor
+from hybridkit.messaging._consuming._stalls import GRACE_SECONDS
 from hybridkit.messaging._topology._declared import Topology, consumer_topology, declare, shared_topology
 from hybridkit.observability import get_logger, metrics
 

@@ -10,12 +10,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from hybridkit.messaging._acks import Acks
 from hybridkit.messaging._amqp._channel import Lane
 from hybridkit.messaging._amqp._frames import nack_frame
 from hybridkit.messaging._amqp._port import Delivered
-from hybridkit.messaging._delivery import Delivery, Identity
-from hybridkit.messaging._finished import Finished
+from hybridkit.messaging._consuming._acks import Acks
+from hybridkit.messaging._consuming._delivery import Delivery, Identity
+from hybridkit.messaging._consuming._lost_acks import Finished
 
 __all__ = ["Inbox"]
 

@@ -39,19 +39,17 @@ from hybridkit.idempotency import (
     Outcome,
 )
 from hybridkit.messaging._amqp._headers import VERSION_WAITS
-from hybridkit.messaging._apart import run_apart
-from hybridkit.messaging._delivery import Dead, Delivery, Done, Later, Verdict
-from hybridkit.messaging._guard import Guard
-from hybridkit.messaging._handlers import Handlers
-from hybridkit.messaging._limits import Limits
-from hybridkit.messaging._moves import FINISHED, Copies, Moves
-from hybridkit.messaging._order import ByKey
-from hybridkit.messaging._parking import ParkedKeys
-from hybridkit.messaging._pause import Gate
-from hybridkit.messaging._publishing._writer import Outgoing
-from hybridkit.messaging._stalls import GRACE_SECONDS, Stalls
-from hybridkit.messaging._turns import Turns
-from hybridkit.messaging._work import (
+from hybridkit.messaging._consuming._apart import run_apart
+from hybridkit.messaging._consuming._delivery import Dead, Delivery, Done, Later, Verdict
+from hybridkit.messaging._consuming._guard import Guard
+from hybridkit.messaging._consuming._handlers import Handlers
+from hybridkit.messaging._consuming._order import ByKey
+from hybridkit.messaging._consuming._parking import ParkedKeys
+from hybridkit.messaging._consuming._pause import Gate
+from hybridkit.messaging._consuming._stalls import GRACE_SECONDS, Stalls
+from hybridkit.messaging._consuming._time_limits import Limits
+from hybridkit.messaging._consuming._turns import Turns
+from hybridkit.messaging._consuming._work import (
     Again,
     Hold,
     Meters,
@@ -62,6 +60,8 @@ from hybridkit.messaging._work import (
     outcome_of,
     payload_of,
 )
+from hybridkit.messaging._moves import FINISHED, Copies, Moves
+from hybridkit.messaging._publishing._writer import Outgoing
 from hybridkit.observability import get_logger, metrics, printable
 from hybridkit.retry import GiveUp, Pause, Retry, RetryAfter
 

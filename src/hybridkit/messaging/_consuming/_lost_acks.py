@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Final
 
-from hybridkit.messaging._delivery import Identity
+from hybridkit.messaging._consuming._delivery import Identity
 
 __all__ = ["Finished"]
 

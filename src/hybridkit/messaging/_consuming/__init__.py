@@ -1,0 +1,1 @@
+"""The consumer: deliveries received, ordered, handled and settled."""
