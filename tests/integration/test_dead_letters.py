@@ -30,7 +30,7 @@ from hybridkit.messaging import (
     RobustConsumer,
     RobustPublisher,
 )
-from hybridkit.messaging import _dead_letter_reader as reader_module
+from hybridkit.messaging._dead_letters import _reader as reader_module
 from hybridkit.retry import Retry
 
 pytestmark = pytest.mark.real_server

@@ -15,8 +15,8 @@ from hybridkit.errors import MisuseError, UnroutableError
 from hybridkit.messaging import DeadLetter, DeadLetterFilter, DeadLetters
 from hybridkit.messaging._amqp._frames import Deliver
 from hybridkit.messaging._amqp._port import Delivered
-from hybridkit.messaging._dead_letter_queue import Pace
-from hybridkit.messaging._dead_letters import Groups, read_dead_letter
+from hybridkit.messaging._dead_letters._letter import Groups, read_dead_letter
+from hybridkit.messaging._dead_letters._queue import Pace
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 

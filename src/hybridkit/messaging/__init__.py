@@ -15,8 +15,8 @@ from hybridkit.messaging._consuming._consumer import RobustConsumer
 from hybridkit.messaging._consuming._guard import Guard
 from hybridkit.messaging._consuming._order import Order
 from hybridkit.messaging._consuming._pause import Paused
-from hybridkit.messaging._dead_letter_queue import DeadLetters, DeadLetterSummary, Redriven
-from hybridkit.messaging._dead_letters import DeadLetter, DeadLetterFilter, DeadLetterGroup
+from hybridkit.messaging._dead_letters._letter import DeadLetter, DeadLetterFilter, DeadLetterGroup
+from hybridkit.messaging._dead_letters._queue import DeadLetters, DeadLetterSummary, Redriven
 from hybridkit.messaging._publishing._publisher import Receipt, RobustPublisher
 from hybridkit.messaging._topology._broker_version import Broker
 from hybridkit.messaging._topology._declared import Binding, Exchange, Queue, Topology

@@ -60,7 +60,7 @@ from hybridkit.messaging._consuming._work import (
     outcome_of,
     payload_of,
 )
-from hybridkit.messaging._moves import FINISHED, Copies, Moves
+from hybridkit.messaging._dead_letters._moves import FINISHED, Copies, Moves
 from hybridkit.messaging._publishing._writer import Outgoing
 from hybridkit.observability import get_logger, metrics, printable
 from hybridkit.retry import GiveUp, Pause, Retry, RetryAfter

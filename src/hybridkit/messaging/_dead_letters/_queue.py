@@ -23,14 +23,14 @@ from hybridkit.errors import MisuseError, NackedError, RejectedError, Unroutable
 from hybridkit.messaging._amqp._port import Delivered
 from hybridkit.messaging._amqp._waiting import Background
 from hybridkit.messaging._consuming._consumer import RobustConsumer
-from hybridkit.messaging._dead_letter_reader import Desk, Inbox, open_desk
-from hybridkit.messaging._dead_letters import (
+from hybridkit.messaging._dead_letters._letter import (
     DeadLetter,
     DeadLetterFilter,
     DeadLetterGroup,
     Groups,
     read_dead_letter,
 )
+from hybridkit.messaging._dead_letters._reader import Desk, Inbox, open_desk
 from hybridkit.messaging._publishing._publisher import RobustPublisher
 from hybridkit.messaging._topology._declared import DEAD_LETTER_EXCHANGE, UNROUTED, dead_letter_queue
 from hybridkit.messaging._topology._management import ask_management
