@@ -22,7 +22,7 @@ from examples.demo.report import Report, chapter, say
 from examples.demo.scenario import play
 from examples.demo.stack import SERVICES, STOP_SECONDS, Stack, Urls
 from hybridkit.dev import KINDS, LocalServers
-from hybridkit.dev._supervisor import Supervisor
+from hybridkit.dev._processes._supervisor import Supervisor
 from hybridkit.errors import HybridkitError
 
 __all__ = ["main"]

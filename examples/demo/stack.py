@@ -10,7 +10,7 @@ from typing import Final
 from urllib.parse import urlsplit, urlunsplit
 
 from hybridkit.dev._probes import free_port
-from hybridkit.dev._supervisor import Service, Supervisor
+from hybridkit.dev._processes._supervisor import Service, Supervisor
 from hybridkit.security import ServiceTokenIssuer
 from hybridkit.testing import FakeTelegram
 

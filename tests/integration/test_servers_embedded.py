@@ -17,7 +17,7 @@ from hybridkit.dev import Kind, Server
 from hybridkit.dev._ladder import choose, start
 from hybridkit.dev._local import surroundings
 from hybridkit.dev._places import state_directory
-from hybridkit.dev._runs import Run
+from hybridkit.dev._processes._runs import Run
 
 Start = Callable[[Kind], Server]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hybridkit.dev._process import ProcessId, descendants, find_process
+from hybridkit.dev._processes._process import ProcessId, descendants, find_process
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from hybridkit.dev._probes import free_port
-from hybridkit.dev._supervisor import Service, Supervisor
+from hybridkit.dev._processes._supervisor import Service, Supervisor
 
 PROGRAM = """
 import asyncio, sys

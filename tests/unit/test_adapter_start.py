@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hybridkit.dev._probes import free_port
-from hybridkit.dev._supervisor import Service, Supervisor
+from hybridkit.dev._processes._supervisor import Service, Supervisor
 
 # Importing Aiogram takes seconds, and on a machine with much to do many of them.
 pytestmark = pytest.mark.timeout(300)

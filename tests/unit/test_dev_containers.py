@@ -12,7 +12,7 @@ import pytest
 
 from hybridkit.dev import _containers as containers
 from hybridkit.dev._containers import container_problem, start_container
-from hybridkit.dev._runs import Run
+from hybridkit.dev._processes._runs import Run
 from hybridkit.errors import NotSupportedError, ServerStartError
 
 

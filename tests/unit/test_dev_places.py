@@ -20,7 +20,7 @@ from hybridkit.dev._places import (
     state_directory,
 )
 from hybridkit.dev._probes import free_port, redis_answers
-from hybridkit.dev._process import LINUX
+from hybridkit.dev._processes._process import LINUX
 from hybridkit.dev._programs import find_programs
 from hybridkit.errors import MisuseError, NotSupportedError, ServerStartError
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hybridkit.dev._places import Owner
-from hybridkit.dev._process import (
+from hybridkit.dev._processes._process import (
     Process,
     ProcessId,
     descendants,
@@ -20,7 +20,7 @@ from hybridkit.dev._process import (
     recorded_processes,
     wait_until,
 )
-from hybridkit.dev._runs import Run, clean_up
+from hybridkit.dev._processes._runs import Run, clean_up
 from hybridkit.errors import ServerStartError
 
 # A server with one session, each in a process group of its own, as PostgreSQL has them.
@@ -144,8 +144,8 @@ def abandon_a_server(state: Path) -> ProcessId:
         import os
         from pathlib import Path
         from hybridkit.dev._places import Owner
-        from hybridkit.dev._process import find_process, wait_until
-        from hybridkit.dev._runs import Run
+        from hybridkit.dev._processes._process import find_process, wait_until
+        from hybridkit.dev._processes._runs import Run
         run = Run(Path({str(state)!r}))
         folder = run.folder("server", owner=Owner())
         argv = ["sh", "-c", "echo ready; exec sleep 1000"]
@@ -194,7 +194,7 @@ def test_pids_of_another_boot_are_not_killed(tmp_path: Path) -> None:
 
 def test_ps_knows_the_same_processes_as_proc(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is no /proc, ps is asked; it tells the same tree in other words."""
-    import hybridkit.dev._process as module
+    import hybridkit.dev._processes._process as module
 
     with subprocess.Popen(["sleep", "1000"]) as child:
         monkeypatch.setattr(module, "LINUX", False)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hybridkit.dev import SharedServers
-from hybridkit.dev._process import own_process
+from hybridkit.dev._processes._process import own_process
 from hybridkit.dev._shared import Answer, write_answer
 from hybridkit.errors import ServerMissingError, ServerStartError
 

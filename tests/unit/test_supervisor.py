@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hybridkit.dev._probes import free_port
-from hybridkit.dev._supervisor import Service, Supervisor, merge_logs
+from hybridkit.dev._processes._supervisor import Service, Supervisor, merge_logs
 from hybridkit.errors import MisuseError, ServerStartError
 
 SERVICE = """
@@ -120,7 +120,7 @@ async def test_two_services_of_one_name_are_refused(tmp_path: Path) -> None:
 async def test_children_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     parent_script = f"""
 import asyncio, pathlib, sys
-from hybridkit.dev._supervisor import Service, Supervisor
+from hybridkit.dev._processes._supervisor import Service, Supervisor
 async def main():
     async with Supervisor(pathlib.Path({str(tmp_path)!r})) as supervisor:
         script = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"

@@ -20,8 +20,8 @@ from hybridkit.dev._probes import (
     rabbitmq_answers,
     redis_answers,
 )
-from hybridkit.dev._process import wait_until
-from hybridkit.dev._runs import Run
+from hybridkit.dev._processes._process import wait_until
+from hybridkit.dev._processes._runs import Run
 from hybridkit.dev._servers import Kind, Server
 from hybridkit.errors import ServerStartError
 

@@ -8,7 +8,7 @@ from types import FrameType
 from typing import cast
 
 from hybridkit.dev._local import LocalServers
-from hybridkit.dev._process import own_process
+from hybridkit.dev._processes._process import own_process
 from hybridkit.dev._servers import Kind
 from hybridkit.dev._shared import Answer, write_answer
 from hybridkit.errors import HybridkitError, ServerMissingError

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from hybridkit.dev._places import Machine, Owner
 from hybridkit.dev._postgres import PostgresServer
 from hybridkit.dev._probes import LOOPBACK, free_port, mongo_answers
-from hybridkit.dev._process import Process
+from hybridkit.dev._processes._process import Process
+from hybridkit.dev._processes._runs import Run
 from hybridkit.dev._programs import Program
-from hybridkit.dev._runs import Run
 from hybridkit.dev._servers import Kind, ProcessServer
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hybridkit.dev._process import LINUX
+from hybridkit.dev._processes._process import LINUX
 from hybridkit.errors import ServerStartError
 
 _SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"

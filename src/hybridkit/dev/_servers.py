@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Literal, NoReturn
 
-from hybridkit.dev._process import Process, wait_until
+from hybridkit.dev._processes._process import Process, wait_until
 from hybridkit.errors import NotSupportedError, ServerStartError
 
 Kind = Literal["postgres", "mongo", "redis", "rabbitmq", "mongo_transactions"]

@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from hybridkit.dev._places import state_directory
-from hybridkit.dev._process import ProcessId, find_process, wait_until
-from hybridkit.dev._runs import file_lock
+from hybridkit.dev._processes._process import ProcessId, find_process, wait_until
+from hybridkit.dev._processes._runs import file_lock
 from hybridkit.dev._servers import Kind, Server
 from hybridkit.errors import ServerMissingError, ServerStartError
 

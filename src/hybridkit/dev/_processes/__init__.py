@@ -1,0 +1,1 @@
+"""Processes of one's own: started, watched and stopped together."""
