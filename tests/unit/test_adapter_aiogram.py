@@ -16,8 +16,8 @@ from fakeredis import FakeAsyncRedis, FakeServer
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
-from hybridkit.adapters._telegram_handling import HANDLER_SECONDS, Updates
-from hybridkit.adapters._telegram_polling import Polling
+from hybridkit.adapters._telegram._handling import HANDLER_SECONDS, Updates
+from hybridkit.adapters._telegram._polling import Polling
 from hybridkit.adapters.aiogram import FAILURE_TEXTS, _connected_bot, _started
 from hybridkit.context import RequestContext, current
 from hybridkit.errors import AccessDeniedError, DeclarationError, UnavailableError

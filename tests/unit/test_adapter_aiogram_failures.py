@@ -23,8 +23,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
 from structlog.testing import capture_logs
 
-from hybridkit.adapters import _telegram_handling, _telegram_polling
-from hybridkit.adapters._telegram_failures import is_temporary
+from hybridkit.adapters._telegram import _handling as _telegram_handling
+from hybridkit.adapters._telegram import _polling as _telegram_polling
+from hybridkit.adapters._telegram._failures import is_temporary
 from hybridkit.adapters.aiogram import bot_lifespan
 from hybridkit.errors import (
     ClaimLostError,

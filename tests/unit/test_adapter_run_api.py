@@ -9,8 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from hybridkit.dev._probes import free_port
 from hybridkit.dev._processes._supervisor import Service, Supervisor
+from hybridkit.dev._servers._probes import free_port
 
 PROGRAM = """
 import asyncio, sys

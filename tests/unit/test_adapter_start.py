@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hybridkit.dev._probes import free_port
 from hybridkit.dev._processes._supervisor import Service, Supervisor
+from hybridkit.dev._servers._probes import free_port
 
 # Importing Aiogram takes seconds, and on a machine with much to do many of them.
 pytestmark = pytest.mark.timeout(300)

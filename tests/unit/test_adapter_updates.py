@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybridkit.adapters._updates import UpdateLog
+from hybridkit.adapters._telegram._updates import UpdateLog
 
 
 def test_nothing_is_confirmed_before_anything_has_finished() -> None:

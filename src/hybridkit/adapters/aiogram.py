@@ -49,10 +49,10 @@ try:
     from aiogram.exceptions import AiogramError, TelegramUnauthorizedError
     from aiogram.types import TelegramObject
 
-    from hybridkit.adapters._telegram_closed import CONTEXT_NAMES, closed_handlers
-    from hybridkit.adapters._telegram_failures import FAILURE_TEXTS, check_texts
-    from hybridkit.adapters._telegram_handling import HANDLER_SECONDS, PassingErrors, Updates
-    from hybridkit.adapters._telegram_polling import Polling, bad_token
+    from hybridkit.adapters._telegram._closed import CONTEXT_NAMES, closed_handlers
+    from hybridkit.adapters._telegram._failures import FAILURE_TEXTS, check_texts
+    from hybridkit.adapters._telegram._handling import HANDLER_SECONDS, PassingErrors, Updates
+    from hybridkit.adapters._telegram._polling import Polling, bad_token
 except ImportError as error:
     if (error.name or "").partition(".")[0] != "aiogram":
         raise

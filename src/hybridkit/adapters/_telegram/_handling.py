@@ -14,7 +14,7 @@ from aiogram.dispatcher.event.bases import UNHANDLED, CancelHandler, SkipHandler
 from aiogram.methods import TelegramMethod
 from aiogram.types import ErrorEvent, TelegramObject, Update
 
-from hybridkit.adapters._telegram_failures import answer_failure, is_temporary
+from hybridkit.adapters._telegram._failures import answer_failure, is_temporary
 from hybridkit.context import RequestContext, bind, current
 from hybridkit.errors import ClaimLostError, UnavailableError
 from hybridkit.idempotency import Acquired, Completed, IdempotencyGuard, InProgress, Outcome, claim_key

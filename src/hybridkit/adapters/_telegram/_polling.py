@@ -19,9 +19,9 @@ from aiogram import Bot
 from aiogram.exceptions import AiogramError, TelegramUnauthorizedError
 from aiogram.types import Update
 
-from hybridkit.adapters._telegram_handling import Updates
-from hybridkit.adapters._telegram_reading import UNKNOWN, AskForUpdates, chat_of, id_of, read_update, type_of
-from hybridkit.adapters._updates import UpdateLog
+from hybridkit.adapters._telegram._handling import Updates
+from hybridkit.adapters._telegram._reading import UNKNOWN, AskForUpdates, chat_of, id_of, read_update, type_of
+from hybridkit.adapters._telegram._updates import UpdateLog
 from hybridkit.coordination import Redis, Shelf
 from hybridkit.errors import AccessDeniedError, HybridkitError, UnavailableError
 from hybridkit.observability import get_logger, metrics

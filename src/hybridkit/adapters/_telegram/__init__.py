@@ -1,0 +1,1 @@
+"""Updates of Telegram: polled, read, handled, and tried again."""
