@@ -9,8 +9,8 @@ built for the tests.
 import os
 import sys
 
-from hybridkit.dev._ladder import choose
-from hybridkit.dev._local import surroundings
+from hybridkit.dev._servers._choice import choose
+from hybridkit.dev._servers._local import surroundings
 
 wanted = sys.argv[1]
 source = choose("rabbitmq", surroundings(os.environ), private=True).source

@@ -17,8 +17,8 @@ from hybridkit import Event
 from hybridkit.adapters.aiogram import bot_lifespan
 from hybridkit.adapters.dependencies import Context, Mongo, Postgres, Publisher, Redis
 from hybridkit.adapters.worker import worker_lifespan
-from hybridkit.dev._probes import free_port
 from hybridkit.dev._processes._supervisor import Service, Supervisor
+from hybridkit.dev._servers._probes import free_port
 from hybridkit.lifespan import ServiceResources
 from hybridkit.messaging import RobustConsumer, RobustPublisher
 from hybridkit.settings import BotSettings, SecretUrl, WorkerSettings

@@ -13,7 +13,7 @@ import trustme
 from structlog.testing import capture_logs
 
 from hybridkit.dev import Server
-from hybridkit.dev._probes import free_port
+from hybridkit.dev._servers._probes import free_port
 from hybridkit.errors import NotConnectedError
 from hybridkit.events import Event
 from hybridkit.messaging import BrokerConnection, Receipt, RobustConsumer, RobustPublisher

@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from hybridkit.dev import LocalServers
-from hybridkit.dev._places import state_directory
-from hybridkit.dev._probes import mongo_answers, postgres_answers, rabbitmq_answers, redis_answers
 from hybridkit.dev._processes._process import ProcessId, descendants, find_process, wait_until
+from hybridkit.dev._servers._probes import mongo_answers, postgres_answers, rabbitmq_answers, redis_answers
+from hybridkit.dev._servers._server_root import state_directory
 from hybridkit.testing.plugin import _give_up
 
 ANSWERS = {

@@ -14,10 +14,10 @@ from pymongo import AsyncMongoClient
 from redis.asyncio import Redis
 
 from hybridkit.dev import Kind, Server
-from hybridkit.dev._ladder import choose, start
-from hybridkit.dev._local import surroundings
-from hybridkit.dev._places import state_directory
 from hybridkit.dev._processes._runs import Run
+from hybridkit.dev._servers._choice import choose, start
+from hybridkit.dev._servers._local import surroundings
+from hybridkit.dev._servers._server_root import state_directory
 
 Start = Callable[[Kind], Server]
 

@@ -15,7 +15,7 @@ from pymongo import AsyncMongoClient
 from redis.asyncio import Redis
 
 from hybridkit.dev import KINDS, Server
-from hybridkit.dev._probes import mongo_answers, postgres_answers, rabbitmq_answers, redis_answers
+from hybridkit.dev._servers._probes import mongo_answers, postgres_answers, rabbitmq_answers, redis_answers
 
 pytestmark = pytest.mark.real_server
 

@@ -13,10 +13,10 @@ from urllib.parse import urlsplit
 import pytest
 
 from hybridkit.dev import SharedServers
-from hybridkit.dev._places import server_root_directory
-from hybridkit.dev._probes import redis_answers
 from hybridkit.dev._processes._process import wait_until
-from hybridkit.dev._shared import is_locked, read_answer
+from hybridkit.dev._servers._probes import redis_answers
+from hybridkit.dev._servers._server_root import server_root_directory
+from hybridkit.dev._servers._shared import is_locked, read_answer
 
 RECORD_URL = """
 import os, pathlib, pytest

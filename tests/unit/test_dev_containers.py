@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from hybridkit.dev import _containers as containers
-from hybridkit.dev._containers import container_problem, start_container
 from hybridkit.dev._processes._runs import Run
+from hybridkit.dev._servers import _containers as containers
+from hybridkit.dev._servers._containers import container_problem, start_container
 from hybridkit.errors import NotSupportedError, ServerStartError
 
 

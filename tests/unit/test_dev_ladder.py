@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from hybridkit.dev import Kind
-from hybridkit.dev._ladder import URL_VARIABLES, Surroundings, choose
-from hybridkit.dev._places import Machine, Place, ServerRoot
-from hybridkit.dev._programs import Program
+from hybridkit.dev._servers._choice import URL_VARIABLES, Surroundings, choose
+from hybridkit.dev._servers._programs import Program
+from hybridkit.dev._servers._server_root import Machine, Place, ServerRoot
 from hybridkit.errors import ServerMissingError
 
 ROOT = ServerRoot(Path("/servers/root"), Path("/state"), {})

@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 
 from hybridkit.dev import LocalServers
-from hybridkit.dev import _programs as programs
-from hybridkit.dev._places import (
+from hybridkit.dev._processes._process import LINUX
+from hybridkit.dev._servers import _programs as programs
+from hybridkit.dev._servers._probes import free_port, redis_answers
+from hybridkit.dev._servers._programs import find_programs
+from hybridkit.dev._servers._server_root import (
     SERVER_ROOT_LAYOUT,
     Machine,
     ServerRoot,
@@ -19,9 +22,6 @@ from hybridkit.dev._places import (
     server_root_directory,
     state_directory,
 )
-from hybridkit.dev._probes import free_port, redis_answers
-from hybridkit.dev._processes._process import LINUX
-from hybridkit.dev._programs import find_programs
 from hybridkit.errors import MisuseError, NotSupportedError, ServerStartError
 
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can change the user or the root directory")

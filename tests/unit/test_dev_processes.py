@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from hybridkit.dev._places import Owner
 from hybridkit.dev._processes._process import (
     Process,
     ProcessId,
@@ -21,6 +20,7 @@ from hybridkit.dev._processes._process import (
     wait_until,
 )
 from hybridkit.dev._processes._runs import Run, clean_up
+from hybridkit.dev._servers._server_root import Owner
 from hybridkit.errors import ServerStartError
 
 # A server with one session, each in a process group of its own, as PostgreSQL has them.
@@ -143,7 +143,7 @@ def abandon_a_server(state: Path) -> ProcessId:
     script = f"""
         import os
         from pathlib import Path
-        from hybridkit.dev._places import Owner
+        from hybridkit.dev._servers._server_root import Owner
         from hybridkit.dev._processes._process import find_process, wait_until
         from hybridkit.dev._processes._runs import Run
         run = Run(Path({str(state)!r}))

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from hybridkit.dev._places import SERVER_ROOT_LAYOUT
 from hybridkit.dev._processes._process import find_process, wait_until
+from hybridkit.dev._servers._server_root import SERVER_ROOT_LAYOUT
 
 SCRIPT = Path(__file__).parents[2] / "scripts/servers/build"
 Build = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -12,13 +12,13 @@ import pytest
 
 from hybridkit.dev import SharedServers
 from hybridkit.dev._processes._process import own_process
-from hybridkit.dev._shared import Answer, write_answer
+from hybridkit.dev._servers._shared import Answer, write_answer
 from hybridkit.errors import ServerMissingError, ServerStartError
 
 
 @pytest.fixture
 def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SharedServers]:
-    monkeypatch.setattr("hybridkit.dev._shared.state_directory", lambda environment: tmp_path)
+    monkeypatch.setattr("hybridkit.dev._servers._shared.state_directory", lambda environment: tmp_path)
     shared = SharedServers(secrets.token_hex(8))
     yield shared
     shared.release()

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hybridkit.dev._probes import free_port
 from hybridkit.dev._processes._supervisor import Service, Supervisor, merge_logs
+from hybridkit.dev._servers._probes import free_port
 from hybridkit.errors import MisuseError, ServerStartError
 
 SERVICE = """

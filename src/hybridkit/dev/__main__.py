@@ -12,9 +12,9 @@ from typing import Final
 from urllib.parse import urlsplit, urlunsplit
 
 from hybridkit.dev._broker import DevelopmentBroker
-from hybridkit.dev._ladder import URL_VARIABLES
-from hybridkit.dev._local import LocalServers
-from hybridkit.dev._servers import KINDS, Kind, ProcessServer, Server
+from hybridkit.dev._servers._choice import URL_VARIABLES
+from hybridkit.dev._servers._local import LocalServers
+from hybridkit.dev._servers._server import KINDS, Kind, ProcessServer, Server
 from hybridkit.errors import HybridkitError, ServerStartError
 
 CHECK_SECONDS: Final = 0.5

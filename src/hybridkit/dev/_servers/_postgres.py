@@ -3,11 +3,11 @@
 import signal
 from collections.abc import Mapping, Sequence
 
-from hybridkit.dev._probes import LOOPBACK, free_port, postgres_answers
 from hybridkit.dev._processes._process import Process
 from hybridkit.dev._processes._runs import Run
-from hybridkit.dev._programs import Program
-from hybridkit.dev._servers import ProcessServer
+from hybridkit.dev._servers._probes import LOOPBACK, free_port, postgres_answers
+from hybridkit.dev._servers._programs import Program
+from hybridkit.dev._servers._server import ProcessServer
 
 _SETTINGS: Mapping[str, str] = {
     "listen_addresses": LOOPBACK,

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from hybridkit.dev._places import Machine, Place, ServerRoot
+from hybridkit.dev._servers._server_root import Machine, Place, ServerRoot
 
 _USUAL_PLACES: Mapping[str, Sequence[str]] = {
     "postgres": (

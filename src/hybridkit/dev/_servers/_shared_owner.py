@@ -1,4 +1,4 @@
-"""`python -m hybridkit.dev._holder KIND FOLDER`: owns one shared server until its last user has gone."""
+"""`python -m hybridkit.dev._servers._shared_owner KIND FOLDER`: owns one shared server until its last user has gone."""
 
 import fcntl
 import signal
@@ -7,10 +7,10 @@ from pathlib import Path
 from types import FrameType
 from typing import cast
 
-from hybridkit.dev._local import LocalServers
 from hybridkit.dev._processes._process import own_process
-from hybridkit.dev._servers import Kind
-from hybridkit.dev._shared import Answer, write_answer
+from hybridkit.dev._servers._local import LocalServers
+from hybridkit.dev._servers._server import Kind
+from hybridkit.dev._servers._shared import Answer, write_answer
 from hybridkit.errors import HybridkitError, ServerMissingError
 
 

@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Self
 
-from hybridkit.dev import _ladder
-from hybridkit.dev._containers import container_problem
-from hybridkit.dev._places import find_server_root, state_directory
 from hybridkit.dev._processes._runs import Run
-from hybridkit.dev._programs import find_programs, postgres_from_wheel
-from hybridkit.dev._servers import Kind, Server
+from hybridkit.dev._servers import _choice as _ladder
+from hybridkit.dev._servers._containers import container_problem
+from hybridkit.dev._servers._programs import find_programs, postgres_from_wheel
+from hybridkit.dev._servers._server import Kind, Server
+from hybridkit.dev._servers._server_root import find_server_root, state_directory
 from hybridkit.errors import MisuseError
 
 

@@ -1,8 +1,8 @@
 """One server for several processes: started by the first that asks, gone when the last one has.
 
-A server is owned by a holder, a process of its own (`python -m hybridkit.dev._holder KIND FOLDER`). Whoever uses the
-server holds a shared lock on a file; the holder waits for the exclusive one, which the kernel gives it when the last
-user has released its lock or has died, in whatever way.
+A server is owned by a holder, a process of its own (`python -m hybridkit.dev._servers._shared_owner KIND FOLDER`).
+Whoever uses the server holds a shared lock on a file; the holder waits for the exclusive one, which the kernel gives it
+when the last user has released its lock or has died, in whatever way.
 
 ```
 STATE/shared/KEY/
@@ -25,10 +25,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from hybridkit.dev._places import state_directory
 from hybridkit.dev._processes._process import ProcessId, find_process, wait_until
 from hybridkit.dev._processes._runs import file_lock
-from hybridkit.dev._servers import Kind, Server
+from hybridkit.dev._servers._server import Kind, Server
+from hybridkit.dev._servers._server_root import state_directory
 from hybridkit.errors import ServerMissingError, ServerStartError
 
 _READY_WITHIN_SECONDS = 120.0
@@ -135,7 +135,7 @@ class SharedServers:
         path = self._folder / f"{kind}.json"
         log = self._folder / f"{kind}.log"
         path.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "hybridkit.dev._holder", kind, str(self._folder)]
+        command = [sys.executable, "-m", "hybridkit.dev._servers._shared_owner", kind, str(self._folder)]
         # A session of its own and no parent that waits for it: Ctrl-C is for the tests, the holder ends after them.
         spawned = subprocess.run(  # noqa: S603 # nosec B603
             ["/bin/sh", "-c", '"$@" >>"$0" 2>&1 </dev/null & echo $!', str(log), *command],

@@ -4,12 +4,12 @@ import os
 import sys
 from collections.abc import Sequence
 
-from hybridkit.dev._places import Machine, Owner
-from hybridkit.dev._probes import LOOPBACK, free_port, redis_answers
 from hybridkit.dev._processes._process import Process
 from hybridkit.dev._processes._runs import Run
-from hybridkit.dev._programs import Program
-from hybridkit.dev._servers import ProcessServer
+from hybridkit.dev._servers._probes import LOOPBACK, free_port, redis_answers
+from hybridkit.dev._servers._programs import Program
+from hybridkit.dev._servers._server import ProcessServer
+from hybridkit.dev._servers._server_root import Machine, Owner
 
 DATABASES = 1024
 
@@ -55,7 +55,9 @@ class FakeRedisServer(ProcessServer):
         self._folder = run.folder("redis", owner=Owner())
 
     def _spawn(self) -> Sequence[Process]:
-        argv = Machine().wrap([sys.executable, "-m", "hybridkit.dev._fake_redis", str(self.port)], user=None)
+        argv = Machine().wrap(
+            [sys.executable, "-m", "hybridkit.dev._servers._fake_redis", str(self.port)], user=None
+        )
         return [self._run.spawn(argv, name="redis", folder=self._folder, env=os.environ)]
 
     def _answers(self) -> bool:

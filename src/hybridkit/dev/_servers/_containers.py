@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hybridkit.dev._probes import (
+from hybridkit.dev._processes._process import wait_until
+from hybridkit.dev._processes._runs import Run
+from hybridkit.dev._servers._probes import (
     LOOPBACK,
     free_port,
     mongo_answers,
@@ -20,9 +22,7 @@ from hybridkit.dev._probes import (
     rabbitmq_answers,
     redis_answers,
 )
-from hybridkit.dev._processes._process import wait_until
-from hybridkit.dev._processes._runs import Run
-from hybridkit.dev._servers import Kind, Server
+from hybridkit.dev._servers._server import Kind, Server
 from hybridkit.errors import ServerStartError
 
 _ASK_ENGINE = "from testcontainers.core.docker_client import DockerClient; DockerClient().client.ping()"

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import Literal, assert_never
 from urllib.parse import urlsplit
 
-from hybridkit.dev._containers import IMAGES, start_container
-from hybridkit.dev._mongo import FerretServer, MongodServer, NeosqliteServer, SecantusServer
-from hybridkit.dev._postgres import start_postgres
 from hybridkit.dev._processes._runs import Run
-from hybridkit.dev._programs import Program, newest
-from hybridkit.dev._rabbitmq import BrokerServer, ErlangNeighbours, RabbitNode, start_cluster
-from hybridkit.dev._redis import FakeRedisServer, RedisServer
-from hybridkit.dev._servers import Kind, ProcessServer, Server
+from hybridkit.dev._servers._containers import IMAGES, start_container
+from hybridkit.dev._servers._mongo import FerretServer, MongodServer, NeosqliteServer, SecantusServer
+from hybridkit.dev._servers._postgres import start_postgres
+from hybridkit.dev._servers._programs import Program, newest
+from hybridkit.dev._servers._rabbitmq import BrokerServer, ErlangNeighbours, RabbitNode, start_cluster
+from hybridkit.dev._servers._redis import FakeRedisServer, RedisServer
+from hybridkit.dev._servers._server import Kind, ProcessServer, Server
 from hybridkit.errors import NotSupportedError, ServerMissingError
 
 URL_VARIABLES: Mapping[Kind, str] = {

@@ -1,0 +1,1 @@
+"""PostgreSQL, MongoDB, Redis and RabbitMQ on this machine."""
