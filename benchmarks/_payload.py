@@ -11,8 +11,7 @@ from uuid import UUID
 
 from pydantic import BaseModel
 
-from hybridkit.envelope import EventEnvelope
-from hybridkit.events import Event
+from hybridkit.events import Event, EventEnvelope
 from hybridkit.ids import new_id
 
 EXCHANGE: Final = "hk.events"

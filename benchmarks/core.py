@@ -15,8 +15,7 @@ from uuid import UUID
 from pydantic import BaseModel
 
 from benchmarks._report import Result, cpu_microseconds, main
-from hybridkit.envelope import EventEnvelope, decode_envelope
-from hybridkit.events import Event
+from hybridkit.events import Event, EventEnvelope, decode_envelope
 from hybridkit.ids import new_id
 
 IMPORT_LIMIT_MILLISECONDS = 25.0

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from hybridkit.clients import PostgresDataClient as PostgresDataClient
     from hybridkit.context import RequestContext as RequestContext
     from hybridkit.dataservice import create_data_service as create_data_service
-    from hybridkit.envelope import EventEnvelope as EventEnvelope
     from hybridkit.errors import HybridkitError as HybridkitError
     from hybridkit.events import Command as Command
     from hybridkit.events import Event as Event
+    from hybridkit.events import EventEnvelope as EventEnvelope
     from hybridkit.idempotency import IdempotencyGuard as IdempotencyGuard
     from hybridkit.messaging import RobustConsumer as RobustConsumer
     from hybridkit.messaging import RobustPublisher as RobustPublisher
@@ -45,7 +45,7 @@ _HOMES = {
     "Command": "events",
     "Context": "adapters.dependencies",
     "Event": "events",
-    "EventEnvelope": "envelope",
+    "EventEnvelope": "events",
     "HybridkitError": "errors",
     "IdempotencyGuard": "idempotency",
     "Mongo": "adapters.dependencies",

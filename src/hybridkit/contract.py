@@ -38,7 +38,8 @@ from hybridkit.errors import (
     UniqueViolationError,
     error_for_code,
 )
-from hybridkit.events import MAX_TYPE_LENGTH, Command, Event, Message, encode_data
+from hybridkit.events import Command, Event, Message, encode_data
+from hybridkit.events._declaration import MAX_TYPE_LENGTH
 from hybridkit.header_fields import quote_string, read_string
 from hybridkit.retry import MAX_DELAY_SECONDS, retry_after_seconds
 

@@ -14,13 +14,12 @@ import pytest
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from structlog.testing import capture_logs
 
-from hybridkit.cloudevents import to_structured
 from hybridkit.context import RequestContext, bind
 from hybridkit.coordination import connect_redis
 from hybridkit.dev import Server
-from hybridkit.envelope import EventEnvelope
 from hybridkit.errors import DeclarationError, NotConnectedError, TopologyError
-from hybridkit.events import Command, Event
+from hybridkit.events import Command, Event, EventEnvelope
+from hybridkit.events.cloudevents import to_structured
 from hybridkit.idempotency import IdempotencyGuard
 from hybridkit.messaging import BrokerConnection, RobustConsumer, RobustPublisher
 from hybridkit.messaging._consuming import _inbox as inbox_module

@@ -10,8 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from hybridkit.context import RequestContext, bind
-from hybridkit.envelope import EventEnvelope
-from hybridkit.events import Command, Event
+from hybridkit.events import Command, Event, EventEnvelope
 from hybridkit.messaging import BrokerConnection, DeadLetters, Order, RobustConsumer, RobustPublisher
 
 pytestmark = pytest.mark.real_server

@@ -13,9 +13,7 @@ import uvloop
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from structlog.testing import capture_logs
 
-from hybridkit.cloudevents import decode_cloudevent
 from hybridkit.context import RequestContext, bind
-from hybridkit.envelope import decode_envelope
 from hybridkit.errors import (
     AccessDeniedError,
     DeadlineExceededError,
@@ -28,7 +26,8 @@ from hybridkit.errors import (
     TopologyError,
     UnroutableError,
 )
-from hybridkit.events import Command, Event
+from hybridkit.events import Command, Event, decode_envelope
+from hybridkit.events.cloudevents import decode_cloudevent
 from hybridkit.ids import new_id
 from hybridkit.messaging import BrokerConnection, Receipt, RobustConsumer, RobustPublisher
 from hybridkit.messaging._amqp import _channel as channel_module

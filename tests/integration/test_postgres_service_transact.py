@@ -10,9 +10,8 @@ import pytest
 from hybridkit.dataservice._postgres._keys import lock_number
 from hybridkit.dataservice._store._operations import Update
 from hybridkit.dataservice._store._refusals import fitting
-from hybridkit.envelope import decode_envelope
 from hybridkit.errors import InvalidRequestError
-from hybridkit.events import Event
+from hybridkit.events import Event, decode_envelope
 from hybridkit.observability import metrics
 
 

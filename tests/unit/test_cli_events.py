@@ -12,8 +12,8 @@ from typer.testing import CliRunner, Result
 from hybridkit.cli import _events
 from hybridkit.cli._app import app
 from hybridkit.events import Command, Event, EventRegistry, Message, registry
+from hybridkit.events.schemas import asyncapi_document, event_schemas, to_json
 from hybridkit.messaging import RobustConsumer
-from hybridkit.schemas import asyncapi_document, event_schemas, to_json
 
 
 class Made(Event, type="cli_events.made", key="id"):

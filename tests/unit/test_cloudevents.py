@@ -13,7 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybridkit.cloudevents import (
+from hybridkit.codec import now
+from hybridkit.context import RequestContext, bind
+from hybridkit.errors import MalformedPayloadError, PayloadError
+from hybridkit.events import Event, EventEnvelope
+from hybridkit.events.cloudevents import (
     STRUCTURED_MEDIA_TYPE,
     decode_cloudevent,
     decode_message,
@@ -21,11 +25,6 @@ from hybridkit.cloudevents import (
     to_binary,
     to_structured,
 )
-from hybridkit.codec import now
-from hybridkit.context import RequestContext, bind
-from hybridkit.envelope import EventEnvelope
-from hybridkit.errors import MalformedPayloadError, PayloadError
-from hybridkit.events import Event
 
 text = st.text(st.characters(exclude_categories=["Cs"]))
 ids = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), min_size=1, max_size=255)

@@ -10,8 +10,8 @@ import orjson
 import pytest
 from pamqp import commands
 
-from hybridkit.cloudevents import read_wire
 from hybridkit.errors import MisuseError, UnroutableError
+from hybridkit.events.cloudevents import read_wire
 from hybridkit.messaging import DeadLetter, DeadLetterFilter, DeadLetters
 from hybridkit.messaging._amqp._frames import Deliver
 from hybridkit.messaging._amqp._port import Delivered

@@ -11,11 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field, field_validator
 
-from hybridkit.cloudevents import decode_cloudevent, to_binary, to_structured
 from hybridkit.codec import Timestamp, encode_json
 from hybridkit.context import RequestContext, bind
 from hybridkit.contract import Emission
-from hybridkit.envelope import EventEnvelope, decode_envelope, encode_message
 from hybridkit.errors import (
     MalformedPayloadError,
     PayloadError,
@@ -23,7 +21,8 @@ from hybridkit.errors import (
     UnknownEventTypeError,
     UnknownEventVersionError,
 )
-from hybridkit.events import Event, EventRegistry
+from hybridkit.events import Event, EventEnvelope, EventRegistry, decode_envelope, encode_message
+from hybridkit.events.cloudevents import decode_cloudevent, to_binary, to_structured
 
 EVENT_ID = UUID("1ef21d2f-1207-6660-8c4f-419efbd44d48")
 WIRE = (

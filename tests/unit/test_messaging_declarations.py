@@ -6,9 +6,8 @@ from uuid import UUID
 import pytest
 
 from hybridkit.context import RequestContext, bind
-from hybridkit.envelope import EventEnvelope
 from hybridkit.errors import DeclarationError, MalformedPayloadError, MisuseError
-from hybridkit.events import Command, Event
+from hybridkit.events import Command, Event, EventEnvelope
 from hybridkit.ids import new_id
 from hybridkit.messaging import BrokerConnection, RobustConsumer, RobustPublisher
 from hybridkit.messaging._consuming._handlers import Handlers

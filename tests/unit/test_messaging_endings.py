@@ -13,10 +13,9 @@ import structlog
 from pamqp.commands import Basic
 from structlog.testing import capture_logs
 
-from hybridkit.cloudevents import decode_message
-from hybridkit.envelope import EventEnvelope
 from hybridkit.errors import MalformedPayloadError
-from hybridkit.events import Event
+from hybridkit.events import Event, EventEnvelope
+from hybridkit.events.cloudevents import decode_message
 from hybridkit.idempotency import Acquired, Finish, Outcome
 from hybridkit.messaging._amqp._frames import Deliver, address, encode_fields
 from hybridkit.messaging._amqp._port import Delivered

@@ -6,8 +6,8 @@ from typing import Any, cast
 import pytest
 from aiormq.exceptions import AMQPError
 
-from hybridkit.envelope import EventEnvelope
 from hybridkit.errors import NotConnectedError
+from hybridkit.events import EventEnvelope
 from hybridkit.messaging._amqp._frames import Deliver
 from hybridkit.messaging._amqp._port import Delivered
 from hybridkit.messaging._consuming._delivery import Delivery

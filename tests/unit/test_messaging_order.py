@@ -9,9 +9,8 @@ import orjson
 import pytest
 from pamqp.commands import Basic
 
-from hybridkit.envelope import EventEnvelope
 from hybridkit.errors import DeclarationError, NotConnectedError
-from hybridkit.events import Command, Event
+from hybridkit.events import Command, Event, EventEnvelope
 from hybridkit.messaging._amqp._frames import Deliver
 from hybridkit.messaging._amqp._port import Delivered
 from hybridkit.messaging._consuming._consumer import RobustConsumer

@@ -15,7 +15,6 @@ from structlog.contextvars import get_contextvars
 from structlog.testing import capture_logs
 
 from hybridkit.context import Claim, RequestContext, bind, current
-from hybridkit.envelope import EventEnvelope
 from hybridkit.errors import (
     ClaimLostError,
     DeadlineExceededError,
@@ -25,7 +24,7 @@ from hybridkit.errors import (
     UnavailableError,
     UnroutableError,
 )
-from hybridkit.events import Event
+from hybridkit.events import Event, EventEnvelope
 from hybridkit.idempotency import (
     Acquired,
     Begin,
@@ -354,7 +353,7 @@ async def test_every_attempt_at_a_cloud_event_without_a_time_sees_the_same(
 ) -> None:
     """The first reading says when it happened: for the retry, the dead letter, and after a redrive."""
     clock = iter(datetime(2026, 1, 1, tzinfo=UTC) + timedelta(hours=n) for n in range(9))
-    monkeypatch.setattr("hybridkit.cloudevents.now", lambda: next(clock))
+    monkeypatch.setattr("hybridkit.events.cloudevents.now", lambda: next(clock))
     seen: list[datetime] = []
 
     async def fail(envelope: EventEnvelope[Happened]) -> None:

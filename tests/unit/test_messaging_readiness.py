@@ -10,7 +10,6 @@ import pytest
 from structlog.testing import capture_logs
 
 from hybridkit.adapters._running import _probe_consumer, start_consumers
-from hybridkit.envelope import EventEnvelope
 from hybridkit.errors import (
     DeclarationError,
     HybridkitError,
@@ -19,7 +18,7 @@ from hybridkit.errors import (
     UnavailableError,
     UnroutableError,
 )
-from hybridkit.events import Event
+from hybridkit.events import Event, EventEnvelope
 from hybridkit.messaging import RobustConsumer
 from hybridkit.messaging._amqp._frames import Deliver
 from hybridkit.messaging._amqp._port import Delivered

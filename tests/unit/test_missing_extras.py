@@ -64,7 +64,10 @@ MODULES = [
         f"hybridkit.{name}"
         for name in ("clients", "coordination", "dataservice", "dev", "idempotency", "messaging")
     ),
-    *(f"hybridkit.{name}" for name in ("observability", "security", "settings", "schemas", "testing", "cli")),
+    *(
+        f"hybridkit.{name}"
+        for name in ("observability", "security", "settings", "events.schemas", "testing", "cli")
+    ),
     *(f"hybridkit.adapters.{name}" for name in ("aiogram", "dependencies", "fastapi", "worker")),
     "hybridkit.testing.conformance",
 ]

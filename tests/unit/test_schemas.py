@@ -16,11 +16,10 @@ from pydantic import BaseModel, Field, JsonValue
 
 from hybridkit.codec import Timestamp
 from hybridkit.context import RequestContext, bind
-from hybridkit.envelope import EventEnvelope, decode_envelope
 from hybridkit.errors import DeclarationError
-from hybridkit.events import Command, Event, EventRegistry, Message
+from hybridkit.events import Command, Event, EventEnvelope, EventRegistry, Message, decode_envelope
+from hybridkit.events.schemas import asyncapi_document, event_schemas, to_json
 from hybridkit.ids import new_id
-from hybridkit.schemas import asyncapi_document, event_schemas, to_json
 
 
 class Color(StrEnum):
@@ -303,9 +302,9 @@ def test_an_event_s_channel_is_its_routing_key(document: Any) -> None:
 
 def test_names_of_the_broker_are_those_of_messaging() -> None:
     """The core may not import them."""
+    from hybridkit.events.schemas import _asyncapi
     from hybridkit.messaging._amqp import _headers
     from hybridkit.messaging._topology import _declared as _topology
-    from hybridkit.schemas import _asyncapi
 
     assert _asyncapi.EVENT_EXCHANGE == _topology.EVENT_EXCHANGE
     assert _asyncapi.EVENT_ID_HEADER == _headers.EVENT_ID

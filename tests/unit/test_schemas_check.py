@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from hybridkit.errors import MalformedPayloadError
 from hybridkit.events import Command, Event, EventRegistry, Message
-from hybridkit.schemas import Difference, asyncapi_document, check, event_schemas
+from hybridkit.events.schemas import Difference, asyncapi_document, check, event_schemas
 
 
 def document(data: Any, *, version: int = 1, **mark: Any) -> Any:

@@ -10,8 +10,8 @@ import typer
 from hybridkit.cli._common import AppOption, JsonOption, find, import_app, print_json
 from hybridkit.codec import decode_object
 from hybridkit.errors import MalformedPayloadError
+from hybridkit.events.schemas import Schema, asyncapi_document, check, event_schemas, to_json
 from hybridkit.messaging import RobustConsumer
-from hybridkit.schemas import Schema, asyncapi_document, check, event_schemas, to_json
 
 app = typer.Typer(rich_markup_mode=None)
 

@@ -9,10 +9,10 @@ from uuid import UUID
 
 from pamqp import commands
 
-from hybridkit.cloudevents import FIRST_READ_AT, decode_message, read_wire
 from hybridkit.codec import format_timestamp, now
-from hybridkit.envelope import EventEnvelope
 from hybridkit.errors import MalformedPayloadError, PayloadError
+from hybridkit.events import EventEnvelope
+from hybridkit.events.cloudevents import FIRST_READ_AT, decode_message, read_wire
 from hybridkit.messaging._amqp._frames import JSON_MEDIA_TYPE, decode_properties
 from hybridkit.messaging._amqp._headers import (
     ATTEMPT,

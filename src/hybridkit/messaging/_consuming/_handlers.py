@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from hybridkit.context import RequestContext, current
-from hybridkit.envelope import EventEnvelope
 from hybridkit.errors import DeclarationError
-from hybridkit.events import Command, Event, Message
+from hybridkit.events import Command, Event, EventEnvelope, Message
 from hybridkit.injection import InjectionPlan, plan_injection
 from hybridkit.retry import Retry
 

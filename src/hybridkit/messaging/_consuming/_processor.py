@@ -17,7 +17,6 @@ from typing import Any, Final, assert_never
 from structlog.contextvars import bind_contextvars, bound_contextvars, reset_contextvars
 
 from hybridkit.context import Claim, RequestContext, bind
-from hybridkit.envelope import EventEnvelope
 from hybridkit.errors import (
     ClaimLostError,
     DeadlineExceededError,
@@ -28,6 +27,7 @@ from hybridkit.errors import (
     UnknownEventTypeError,
     UnknownEventVersionError,
 )
+from hybridkit.events import EventEnvelope
 from hybridkit.idempotency import (
     Acquired,
     Completed,

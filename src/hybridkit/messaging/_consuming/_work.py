@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from hybridkit.codec import canonical_json
 from hybridkit.context import RequestContext, is_context_id
-from hybridkit.envelope import EventEnvelope
+from hybridkit.events import EventEnvelope
 from hybridkit.idempotency import Outcome, claim_key
 from hybridkit.messaging._consuming._delivery import Delivery, Done, Verdict
 from hybridkit.messaging._consuming._handlers import Handler

@@ -12,9 +12,9 @@ from typing import Any, Final, cast
 
 from pamqp import commands
 
-from hybridkit.cloudevents import read_wire
 from hybridkit.codec import truncate_timestamp
 from hybridkit.errors import PayloadError, UnroutableError
+from hybridkit.events.cloudevents import read_wire
 from hybridkit.messaging._amqp._frames import JSON_MEDIA_TYPE, decode_properties
 from hybridkit.messaging._amqp._headers import (
     ATTEMPT,

@@ -11,10 +11,8 @@ from types import TracebackType
 from typing import Final, NamedTuple, Self
 from uuid import UUID
 
-from hybridkit.cloudevents import to_binary
 from hybridkit.codec import MAX_MESSAGE_BYTES, check_readable, check_size
 from hybridkit.context import RequestContext, bind, bound
-from hybridkit.envelope import EventEnvelope, encode_message
 from hybridkit.errors import (
     BlockedError,
     DeclarationError,
@@ -23,7 +21,8 @@ from hybridkit.errors import (
     MisuseError,
     UnroutableError,
 )
-from hybridkit.events import Command, Event, Message
+from hybridkit.events import Command, Event, EventEnvelope, Message, encode_message
+from hybridkit.events.cloudevents import to_binary
 from hybridkit.messaging._amqp._connection import BrokerConnection
 from hybridkit.messaging._amqp._frames import Address, address, encode_fields, encode_table
 from hybridkit.messaging._amqp._headers import EVENT_ID

@@ -17,10 +17,10 @@ from pydantic.errors import PydanticUserError
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, JsonSchemaWarningKind
 from pydantic_core import core_schema
 
-from hybridkit.envelope import EventEnvelope
 from hybridkit.errors import DeclarationError
-from hybridkit.events import Command, Event, EventRegistry, Message
-from hybridkit.events import registry as default_registry
+from hybridkit.events._declaration import Command, Event, EventRegistry, Message
+from hybridkit.events._declaration import registry as default_registry
+from hybridkit.events._envelope import EventEnvelope
 
 __all__ = ["DIALECT", "MARK", "Schema", "envelope_schemas", "event_schemas", "schema_name", "to_json"]
 

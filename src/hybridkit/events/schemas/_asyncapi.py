@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from hybridkit.context import REQUEST_ID_HEADER, USER_ID_HEADER
-from hybridkit.events import Command, EventRegistry, Message
-from hybridkit.events import registry as default_registry
-from hybridkit.schemas._json_schemas import Schema, envelope_schemas, schema_name
+from hybridkit.events._declaration import Command, EventRegistry, Message
+from hybridkit.events._declaration import registry as default_registry
+from hybridkit.events.schemas._json_schemas import Schema, envelope_schemas, schema_name
 
 __all__ = ["asyncapi_document"]
 

@@ -44,10 +44,10 @@ from hybridkit.codec import (
     truncate_timestamp,
 )
 from hybridkit.context import is_context_id
-from hybridkit.envelope import EventEnvelope, read_envelope
 from hybridkit.errors import FieldError, MalformedPayloadError, PayloadError
-from hybridkit.events import EventRegistry
-from hybridkit.events import registry as default_registry
+from hybridkit.events._declaration import EventRegistry
+from hybridkit.events._declaration import registry as default_registry
+from hybridkit.events._envelope import EventEnvelope, read_envelope
 from hybridkit.ids import derived_id
 
 __all__ = [
@@ -132,7 +132,7 @@ def decode_message(
     """The envelope in that message, or the one that its CloudEvent makes.
 
     Raises:
-        PayloadError: as `hybridkit.envelope.decode_envelope`, and nothing else whatever the bytes are.
+        PayloadError: as `hybridkit.events.decode_envelope`, and nothing else whatever the bytes are.
     """
     mode = _mode(headers, content_type)
     if mode is None:
@@ -155,7 +155,7 @@ def decode_cloudevent(
     A `requestid` is optional in a CloudEvent from outside; without one the event's own id stands in.
 
     Raises:
-        PayloadError: as `hybridkit.envelope.decode_envelope`.
+        PayloadError: as `hybridkit.events.decode_envelope`.
     """
     mode = _mode(headers or {}, content_type) or "structured"
     return _envelope(_read(mode, body, headers or {}, limit_bytes), registry)

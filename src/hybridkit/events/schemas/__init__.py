@@ -30,8 +30,8 @@ https://json-schema.org/draft/2020-12
 https://www.asyncapi.com/docs/reference/specification/v3.0.0
 """
 
-from hybridkit.schemas._asyncapi import asyncapi_document
-from hybridkit.schemas._differences import Difference, check
-from hybridkit.schemas._json_schemas import Schema, event_schemas, to_json
+from hybridkit.events.schemas._asyncapi import asyncapi_document
+from hybridkit.events.schemas._differences import Difference, check
+from hybridkit.events.schemas._json_schemas import Schema, event_schemas, to_json
 
 __all__ = ["Difference", "Schema", "asyncapi_document", "check", "event_schemas", "to_json"]

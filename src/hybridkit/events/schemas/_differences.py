@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from hybridkit.errors import MalformedPayloadError
-from hybridkit.schemas._branches import Branch, branches, same
-from hybridkit.schemas._json_schemas import MARK, Schema, to_json
-from hybridkit.schemas._misfits import Comparison, below
+from hybridkit.events.schemas._alternatives import Branch, branches, same
+from hybridkit.events.schemas._incompatibilities import Comparison, below
+from hybridkit.events.schemas._json_schemas import MARK, Schema, to_json
 
 __all__ = ["Difference", "check"]
 

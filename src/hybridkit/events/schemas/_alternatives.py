@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from hybridkit.errors import MalformedPayloadError
-from hybridkit.schemas._json_schemas import Schema
+from hybridkit.events.schemas._json_schemas import Schema
 
 __all__ = ["Branch", "branches", "canonical", "constraints", "follow", "same", "summary"]
 

@@ -1,12 +1,4 @@
-"""The envelope around an event or command, and the way from bytes to it.
-
-```json
-{"event_type": "user.created", "event_id": "1f1e…", "timestamp": "2025-01-15T10:30:00Z", "service": "api_service",
- "request_id": "…", "user_id": null, "data": {"user_id": "…", "email": "user@example.com"}}
-```
-
-`version` (1 where absent) and `causation_id` are optional. Members that a reader doesn't know are ignored.
-"""
+"""The envelope around an event or command: written, read, and brought to the newest version of its class."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -29,8 +21,8 @@ from hybridkit.codec import (
 )
 from hybridkit.context import ContextId, RequestContext, current
 from hybridkit.errors import FieldError, MalformedPayloadError, PayloadError
-from hybridkit.events import EventRegistry, Message, Upcaster, encode_data
-from hybridkit.events import registry as default_registry
+from hybridkit.events._declaration import EventRegistry, Message, Upcaster, encode_data
+from hybridkit.events._declaration import registry as default_registry
 
 __all__ = ["EventEnvelope", "decode_envelope", "encode_message"]
 

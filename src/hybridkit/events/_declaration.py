@@ -1,16 +1,4 @@
-"""What services tell each other: events and commands, declared once, with a type and a version on the wire.
-
-```python
-class UserCreated(Event, type="user.created", version=1, key="user_id"):
-    user_id: UUID
-    email: str
-
-class SendWelcomeEmail(Command, queue="email_tasks"):
-    user_id: UUID
-```
-
-A declaration enters the registry, so that a consumer can turn bytes back into the class (see `hybridkit.envelope`).
-"""
+"""Declarations of events and commands, and the registry that knows them by type and version."""
 
 import re
 from collections.abc import Callable, Iterator

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
-from hybridkit.schemas._branches import Branch, branches, canonical, same, summary
-from hybridkit.schemas._json_schemas import Schema
+from hybridkit.events.schemas._alternatives import Branch, branches, canonical, same, summary
+from hybridkit.events.schemas._json_schemas import Schema
 
 __all__ = ["Comparison", "Misfit", "below"]
 
