@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from hybridkit.idempotency import IdempotencyGuard as IdempotencyGuard
     from hybridkit.messaging import RobustConsumer as RobustConsumer
     from hybridkit.messaging import RobustPublisher as RobustPublisher
-    from hybridkit.queries import Query as Query
     from hybridkit.resources import Call as Call
+    from hybridkit.resources import Query as Query
     from hybridkit.resources import Record as Record
     from hybridkit.resources import Resource as Resource
     from hybridkit.retry import Retry as Retry
@@ -55,7 +55,7 @@ _HOMES = {
     "PostgresDataClient": "clients",
     "PostgresSettings": "settings",
     "Publisher": "adapters.dependencies",
-    "Query": "queries",
+    "Query": "resources",
     "Record": "resources",
     "Redis": "adapters.dependencies",
     "RequestContext": "context",

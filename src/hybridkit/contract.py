@@ -19,6 +19,7 @@ from pydantic import (
     field_validator,
 )
 
+from hybridkit._header_fields import quote_string, read_string
 from hybridkit.codec import Timestamp, check_readable, decode_object, encode_json, field_errors
 from hybridkit.context import ContextId
 from hybridkit.errors import (
@@ -40,7 +41,6 @@ from hybridkit.errors import (
 )
 from hybridkit.events import Command, Event, Message, encode_data
 from hybridkit.events._declaration import MAX_TYPE_LENGTH
-from hybridkit.header_fields import quote_string, read_string
 from hybridkit.retry import MAX_DELAY_SECONDS, retry_after_seconds
 
 __all__ = [

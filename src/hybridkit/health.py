@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final, Literal, Self
 
+from hybridkit._header_fields import Fields
 from hybridkit.codec import encode_json
 from hybridkit.errors import DeclarationError, HybridkitError
-from hybridkit.header_fields import Fields
 from hybridkit.observability import get_logger
 
 __all__ = ["DependencyState", "Health", "HealthServer", "Probe", "Readiness", "RenderMetrics"]

@@ -27,8 +27,7 @@ from hybridkit.errors import (
     UniqueViolationError,
 )
 from hybridkit.events import Event
-from hybridkit.queries import Query
-from hybridkit.resources import Record, Resource
+from hybridkit.resources import Query, Record, Resource
 
 ID = UUID("1f1e5477-3fd3-6f83-be8e-f44fe982b401")
 

@@ -10,7 +10,6 @@ import httpx
 import pytest
 from pydantic import BaseModel
 
-from hybridkit.aggregations import Aggregation, count, total
 from hybridkit.clients import ClientPolicy, MongoDataClient, PostgresDataClient
 from hybridkit.context import Claim, RequestContext, bind
 from hybridkit.dataservice import CallContext
@@ -25,7 +24,7 @@ from hybridkit.errors import (
     UnavailableError,
     UniqueViolationError,
 )
-from hybridkit.resources import Call, Record, Resource
+from hybridkit.resources import Aggregation, Call, Record, Resource, count, total
 from hybridkit.testing import FakeDataService
 
 UNKNOWN = UUID("1f1e5477-3fd3-6f83-be8e-f44fe982b401")

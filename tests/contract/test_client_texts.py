@@ -11,7 +11,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from hybridkit.aggregations import Aggregation, count
 from hybridkit.clients import AnyTransport, AsgiTransport, PostgresDataClient, ServiceClient
 from hybridkit.context import Claim, RequestContext, bind
 from hybridkit.errors import (
@@ -21,7 +20,7 @@ from hybridkit.errors import (
     MisuseError,
     NotFoundError,
 )
-from hybridkit.resources import Record, Resource
+from hybridkit.resources import Aggregation, Record, Resource, count
 from hybridkit.testing import FakeDataService
 
 

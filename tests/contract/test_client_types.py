@@ -34,7 +34,7 @@ COUNTRIES = Resource("countries", record=Country, create=Place, update=Place)
 RENAME = Call("rename", resource=USERS, request=Place, response=UserChanges)
 
 if TYPE_CHECKING:
-    from hybridkit.aggregations import Aggregation, count
+    from hybridkit.resources import Aggregation, count
 
     async def reads(client: PostgresDataClient, user_id: UUID) -> None:
         assert_type(await client.get(USERS, user_id), User)

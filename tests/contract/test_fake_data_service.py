@@ -21,9 +21,8 @@ from hybridkit.errors import (
     UnavailableError,
     UniqueViolationError,
 )
-from hybridkit.filters import Compare
 from hybridkit.ids import new_id
-from hybridkit.resources import Record, Resource
+from hybridkit.resources import Compare, Record, Resource
 from hybridkit.retry import Retry
 from hybridkit.testing import FakeDataService, UniqueWhere
 

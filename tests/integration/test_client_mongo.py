@@ -11,7 +11,6 @@ import pytest
 from pydantic import BaseModel
 from pymongo import MongoClient
 
-from hybridkit.aggregations import Aggregation, count, total
 from hybridkit.clients import MongoDataClient
 from hybridkit.context import Claim, RequestContext, bind
 from hybridkit.dataservice import DocumentCollection, DocumentIndex, create_data_service
@@ -21,7 +20,7 @@ from hybridkit.errors import (
     TransactionsUnavailableError,
     UniqueViolationError,
 )
-from hybridkit.resources import Record, Resource
+from hybridkit.resources import Aggregation, Record, Resource, count, total
 from hybridkit.settings import MongoSettings, SecretUrl
 
 UNKNOWN = UUID("1f1e5477-3fd3-6f83-be8e-f44fe982b401")

@@ -10,7 +10,6 @@ import httpx
 import pytest
 from pydantic import BaseModel
 
-from hybridkit.aggregations import Aggregation, average, count, total
 from hybridkit.clients import Handle, PostgresDataClient
 from hybridkit.codec import Timestamp
 from hybridkit.context import Claim, RequestContext, bind
@@ -22,7 +21,7 @@ from hybridkit.errors import (
     UniqueViolationError,
 )
 from hybridkit.events import Event
-from hybridkit.resources import Record, Resource
+from hybridkit.resources import Aggregation, Record, Resource, average, count, total
 
 UNKNOWN = UUID("1f1e5477-3fd3-6f83-be8e-f44fe982b401")
 

@@ -12,7 +12,6 @@ import orjson
 import pytest
 from pydantic import BaseModel
 
-from hybridkit.aggregations import Aggregation, average, count, distinct, largest, smallest, total
 from hybridkit.codec import Timestamp, decode_json, encode_json
 from hybridkit.context import RequestContext, bind
 from hybridkit.dataservice import DocumentCollection, DocumentIndex
@@ -35,9 +34,19 @@ from hybridkit.errors import (
     StaleVersionError,
     UniqueViolationError,
 )
-from hybridkit.filters import Compare
-from hybridkit.queries import Query
-from hybridkit.resources import Record, Resource
+from hybridkit.resources import (
+    Aggregation,
+    Compare,
+    Query,
+    Record,
+    Resource,
+    average,
+    count,
+    distinct,
+    largest,
+    smallest,
+    total,
+)
 
 
 class NewSale(BaseModel):

@@ -37,8 +37,7 @@ from hybridkit.errors import (
     StaleVersionError,
     TransactionsUnavailableError,
 )
-from hybridkit.filters import Compare
-from hybridkit.resources import Record, Resource
+from hybridkit.resources import Compare, Record, Resource
 
 
 class NewThing(BaseModel):

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from hybridkit.queries import Query
+from hybridkit.resources import Query
 
 
 async def fill(service: Any) -> list[dict[str, Any]]:

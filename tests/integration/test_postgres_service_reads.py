@@ -33,7 +33,6 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB, REAL
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from hybridkit.aggregations import Aggregation, Function, average, count, distinct, largest, smallest, total
 from hybridkit.codec import encode_json
 from hybridkit.context import RequestContext, bind
 from hybridkit.contract import MAX_PAGE_BYTES
@@ -50,9 +49,20 @@ from hybridkit.errors import (
     NotSupportedError,
     OverloadedError,
 )
-from hybridkit.filters import Compare
-from hybridkit.queries import Query
-from hybridkit.resources import Record, Resource
+from hybridkit.resources import (
+    Aggregation,
+    Compare,
+    Function,
+    Query,
+    Record,
+    Resource,
+    average,
+    count,
+    distinct,
+    largest,
+    smallest,
+    total,
+)
 
 
 class Kind(enum.Enum):

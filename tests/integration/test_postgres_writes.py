@@ -41,8 +41,7 @@ from hybridkit.errors import (
     StaleVersionError,
     UniqueViolationError,
 )
-from hybridkit.filters import Compare
-from hybridkit.resources import Record, Resource
+from hybridkit.resources import Compare, Record, Resource
 
 
 class Color(Enum):

@@ -5,9 +5,18 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from hybridkit.aggregations import Aggregation, average, count, distinct, largest, smallest, total
 from hybridkit.errors import InvalidQueryError
-from hybridkit.resources import Record, Resource
+from hybridkit.resources import (
+    Aggregation,
+    Record,
+    Resource,
+    average,
+    count,
+    distinct,
+    largest,
+    smallest,
+    total,
+)
 
 
 class NewOrder(BaseModel):

@@ -32,8 +32,7 @@ from hybridkit.errors import (
     MalformedPayloadError,
     ResponseError,
 )
-from hybridkit.queries import Query
-from hybridkit.resources import Record, Resource
+from hybridkit.resources import Query, Record, Resource
 
 ID = UUID("1f1e5477-3fd3-6f83-be8e-f44fe982b401")
 

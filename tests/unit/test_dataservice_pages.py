@@ -14,9 +14,7 @@ from pydantic import BaseModel
 from hybridkit.dataservice._http._page_tokens import read_token, write_token
 from hybridkit.dataservice._store._etags import State
 from hybridkit.errors import PageTokenError
-from hybridkit.filters import Compare
-from hybridkit.queries import Query
-from hybridkit.resources import Record, Resource
+from hybridkit.resources import Compare, Query, Record, Resource
 
 KEY = b"k" * 32
 

@@ -25,9 +25,7 @@ from hybridkit.errors import (
     PageTokenError,
     UnavailableError,
 )
-from hybridkit.filters import Compare
-from hybridkit.queries import Query
-from hybridkit.resources import Record, Resource
+from hybridkit.resources import Compare, Query, Record, Resource
 from hybridkit.settings import PostgresUrl, ServiceSettings
 
 

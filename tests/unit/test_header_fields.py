@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybridkit.errors import InvalidHeaderError
-from hybridkit.header_fields import (
+from hybridkit._header_fields import (
     SINGLE_FIELDS,
     EntityTags,
     Fields,
@@ -24,6 +23,7 @@ from hybridkit.header_fields import (
     read_tags,
     split_list,
 )
+from hybridkit.errors import InvalidHeaderError
 
 JSON = MediaType("application", "json", frozenset({("charset", "utf-8")}))
 LINES = MediaType("application", "x-ndjson", frozenset({("charset", "utf-8")}))

@@ -26,9 +26,7 @@ from hybridkit.errors import (
     TransactionsUnavailableError,
     UniqueViolationError,
 )
-from hybridkit.filters import Filter
-from hybridkit.queries import Query
-from hybridkit.resources import Record, Resource
+from hybridkit.resources import Filter, Query, Record, Resource
 
 
 class NewThing(BaseModel):

@@ -19,8 +19,7 @@ from hybridkit.dataservice._mongo._collection import DocumentCollection, Resourc
 from hybridkit.dataservice._mongo._ordering import Ordering
 from hybridkit.dataservice._mongo._values import CODEC, from_bson, to_bson
 from hybridkit.errors import PageTokenError
-from hybridkit.queries import Query
-from hybridkit.resources import Record, Resource
+from hybridkit.resources import Query, Record, Resource
 
 
 class NewPage(BaseModel):

@@ -15,9 +15,7 @@ from pydantic import BaseModel
 
 from hybridkit.codec import Timestamp, truncate_timestamp
 from hybridkit.errors import InvalidQueryError
-from hybridkit.filters import And, Compare, Field, Filter, Not, Operator, Or
-from hybridkit.queries import Query
-from hybridkit.resources import Record, Resource
+from hybridkit.resources import And, Compare, Field, Filter, Not, Operator, Or, Query, Record, Resource
 
 
 class Status(StrEnum):

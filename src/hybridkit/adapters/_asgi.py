@@ -21,6 +21,7 @@ from typing import Any, Final, cast
 
 from prometheus_client import Histogram
 
+from hybridkit._header_fields import Fields
 from hybridkit.adapters._limits import BodyLimits, LimitedReceive, UnclearHeadError, check_head
 from hybridkit.adapters._problems import is_of_another_request, problem_body, problem_headers, problem_of
 from hybridkit.context import (
@@ -35,7 +36,6 @@ from hybridkit.context import (
     with_noted_user,
 )
 from hybridkit.errors import HybridkitError, InvalidHeaderError, OutcomeUnknownError, RejectedError
-from hybridkit.header_fields import Fields
 from hybridkit.observability import get_logger, metrics
 
 __all__ = [

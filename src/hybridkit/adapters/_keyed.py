@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
+from hybridkit._header_fields import Fields
 from hybridkit.adapters._asgi import App, Message, RawHeaders, Receive, Scope, Send, send_answer
 from hybridkit.adapters._identity import UNDECLARED, Declared, claim_name, request_payload
 from hybridkit.context import Claim, RequestContext, bind, current
@@ -26,7 +27,6 @@ from hybridkit.errors import (
     RejectedError,
     RequestKeyReusedError,
 )
-from hybridkit.header_fields import Fields
 from hybridkit.idempotency import MAX_RESULT_BYTES, Attempt, IdempotencyGuard, Outcome
 
 __all__ = ["KEYED", "IdempotencyMiddleware", "KeyedRequest"]

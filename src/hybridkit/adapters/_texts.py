@@ -7,10 +7,10 @@ from itertools import islice
 from typing import Any, Final, cast
 from urllib.parse import parse_qsl
 
+from hybridkit._header_fields import Fields
 from hybridkit.adapters._asgi import App, Message, Receive, Scope, Send
 from hybridkit.codec import MAX_FIELD_ERRORS
 from hybridkit.errors import FieldError, InvalidRequestError
-from hybridkit.header_fields import Fields
 
 __all__ = ["TextMiddleware"]
 

@@ -24,6 +24,7 @@ from typing import Any, Final, cast, get_args
 
 from pydantic_core.core_schema import ErrorType
 
+from hybridkit._header_fields import Fields
 from hybridkit.adapters._asgi import (
     EventStreams,
     ProblemMiddleware,
@@ -44,7 +45,6 @@ from hybridkit.context import current
 from hybridkit.contract import Problem, whole_characters
 from hybridkit.coordination import Redis
 from hybridkit.errors import FieldError, HybridkitError, InvalidRequestError, MissingExtraError, NoRouteError
-from hybridkit.header_fields import Fields
 from hybridkit.idempotency import IdempotencyGuard
 from hybridkit.lifespan import ServiceResources
 from hybridkit.messaging import RobustPublisher

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self, overload
 
-from hybridkit.aggregations import Aggregation
 from hybridkit.clients._batches import Batches
 from hybridkit.clients._coalescer import Coalescer
 from hybridkit.clients._pipeline._policy import ClientPolicy
@@ -11,6 +10,7 @@ from hybridkit.clients._records import AnyResource
 from hybridkit.clients._transaction import DataTransaction, Isolation
 from hybridkit.clients._transports._httpx import AnyTransport
 from hybridkit.clients._writes import Writes
+from hybridkit.resources import Aggregation
 
 __all__ = ["MongoDataClient", "PostgresDataClient"]
 

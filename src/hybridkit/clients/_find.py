@@ -7,9 +7,7 @@ from typing import Any, Literal, Protocol
 from pydantic import BaseModel
 
 from hybridkit.errors import InvalidQueryError, ResponseError
-from hybridkit.filters import Filter
-from hybridkit.queries import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, Direction, Query
-from hybridkit.resources import Resource
+from hybridkit.resources import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, Direction, Filter, Query, Resource
 
 __all__ = ["Counting", "Find", "Page", "Source"]
 

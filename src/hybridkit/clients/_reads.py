@@ -27,8 +27,7 @@ from hybridkit.clients._records import (
 from hybridkit.codec import encode_json
 from hybridkit.contract import MAX_BATCH, NDJSON_MEDIA_TYPE
 from hybridkit.errors import AnswerTooLargeError, NotFoundError
-from hybridkit.queries import Query
-from hybridkit.resources import Record, Resource
+from hybridkit.resources import Query, Record, Resource
 
 __all__ = ["Reads"]
 

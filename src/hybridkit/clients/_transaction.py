@@ -38,10 +38,9 @@ from hybridkit.contract import (
 )
 from hybridkit.errors import FieldError, InvalidRequestError, MisuseError, ResponseError
 from hybridkit.events import Message
-from hybridkit.filters import Filter
 from hybridkit.observability import trace_headers
-from hybridkit.queries import Query
-from hybridkit.resources import IdT, Record, Resource
+from hybridkit.resources import Filter, Query, Record, Resource
+from hybridkit.resources._resource import IdT
 
 __all__ = ["DataTransaction", "Handle", "Isolation"]
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, TypeAdapter
 
+from hybridkit._header_fields import read_preferences
 from hybridkit.clients._base import JSON
 from hybridkit.clients._keys import WriteIdentity, identify
 from hybridkit.clients._reads import Reads
@@ -32,7 +33,6 @@ from hybridkit.codec import encode_json
 from hybridkit.context import bind, current
 from hybridkit.contract import Transaction, TransactionResult
 from hybridkit.errors import ResponseError, StaleVersionError
-from hybridkit.header_fields import read_preferences
 from hybridkit.resources import Call, Record, Resource
 
 __all__ = ["Change", "Writes"]

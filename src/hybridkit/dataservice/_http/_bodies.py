@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create
 from typing_extensions import TypeVar
 
 from hybridkit import contract
+from hybridkit._header_fields import read_tags
 from hybridkit.codec import (
     MAX_FIELD_ERRORS,
     InexactFloat,
@@ -37,9 +38,7 @@ from hybridkit.errors import (
     InvalidRequestError,
     PreconditionRequiredError,
 )
-from hybridkit.filters import Filter
-from hybridkit.header_fields import read_tags
-from hybridkit.queries import Query
+from hybridkit.resources import Filter, Query
 
 __all__ = [
     "Bodies",

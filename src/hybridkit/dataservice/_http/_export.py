@@ -16,7 +16,7 @@ from hybridkit.dataservice._store._operations import AnyResource
 from hybridkit.dataservice._store._protocol import Lines
 from hybridkit.errors import DeadlineExceededError, InvalidQueryError
 from hybridkit.observability import get_logger
-from hybridkit.queries import Query
+from hybridkit.resources import Query
 
 __all__ = ["begin_export"]
 

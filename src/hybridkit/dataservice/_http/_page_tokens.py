@@ -17,7 +17,7 @@ import orjson
 from hybridkit.codec import encode_json
 from hybridkit.dataservice._store._operations import AnyResource
 from hybridkit.errors import PageTokenError
-from hybridkit.queries import Query
+from hybridkit.resources import Query
 
 __all__ = ["read_token", "write_token"]
 

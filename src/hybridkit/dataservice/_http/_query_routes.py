@@ -2,7 +2,6 @@
 
 from typing import Any, Final
 
-from hybridkit.aggregations import Aggregation
 from hybridkit.codec import encode_json
 from hybridkit.dataservice._http._bodies import Bodies
 from hybridkit.dataservice._http._export import begin_export
@@ -11,7 +10,7 @@ from hybridkit.dataservice._http._requests import ContractRequest, read_object
 from hybridkit.dataservice._http._responses import Answering, items_answer, json_answer
 from hybridkit.dataservice._http._router import JSON, LINES, ContractRoute, Endpoint
 from hybridkit.errors import InvalidQueryError
-from hybridkit.queries import Query
+from hybridkit.resources import Aggregation, Query
 
 __all__ = ["QueryRoutes"]
 

@@ -10,6 +10,15 @@ from urllib.parse import quote
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
+from hybridkit._header_fields import (
+    EntityTags,
+    Fields,
+    MediaType,
+    read_media_type,
+    read_preferences,
+    read_tags,
+    split_list,
+)
 from hybridkit.codec import canonical_json, decode_object
 from hybridkit.contract import CALLER_HEADER, IDEMPOTENCY_KEY_HEADER, MAX_BODY_BYTES, parse_key
 from hybridkit.dataservice._http._preferences import Preferences
@@ -19,15 +28,6 @@ from hybridkit.errors import (
     KeyMissingError,
     UnsupportedMediaTypeError,
     UriTooLongError,
-)
-from hybridkit.header_fields import (
-    EntityTags,
-    Fields,
-    MediaType,
-    read_media_type,
-    read_preferences,
-    read_tags,
-    split_list,
 )
 
 __all__ = [

@@ -14,6 +14,7 @@ from opentelemetry import trace
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match
 
+from hybridkit._header_fields import MediaType, best_offer, read_accept, read_media_type
 from hybridkit.dataservice._http._callers import Access, Callers
 from hybridkit.dataservice._http._requests import (
     JSON_MEDIA_TYPE,
@@ -25,7 +26,6 @@ from hybridkit.dataservice._http._responses import Answer, Answering, Header, Re
 from hybridkit.dataservice._store._operations import AnyResource
 from hybridkit.dataservice._store._waiting_time import DatabaseTime, watch_database
 from hybridkit.errors import DeclarationError, InvalidQueryError, NotAcceptableError
-from hybridkit.header_fields import MediaType, best_offer, read_accept, read_media_type
 
 __all__ = ["JSON", "LINES", "ContractRoute", "Endpoint", "Place"]
 

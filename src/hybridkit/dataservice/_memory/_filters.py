@@ -14,8 +14,8 @@ from pydantic import TypeAdapter, ValidationError
 from hybridkit.codec import truncate_timestamp
 from hybridkit.dataservice._store._operations import AnyResource
 from hybridkit.errors import InvalidQueryError, PageTokenError
-from hybridkit.filters import And, Compare, Filter, Not, Or, pattern_tokens
-from hybridkit.queries import Query
+from hybridkit.resources import And, Compare, Filter, Not, Or, Query
+from hybridkit.resources._filters import pattern_tokens
 
 __all__ = ["Ordering", "compared", "fits", "value_at"]
 

@@ -10,7 +10,6 @@ from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from itertools import takewhile
 from typing import Any, Final
 
-from hybridkit.aggregations import Aggregation
 from hybridkit.codec import encode_json
 from hybridkit.context import current
 from hybridkit.contract import Emission  # noqa: TC001 - the attribute's type, for whoever reads it
@@ -27,8 +26,7 @@ from hybridkit.errors import (
     NotSupportedError,
     TransactionsUnavailableError,
 )
-from hybridkit.filters import Filter
-from hybridkit.queries import Query
+from hybridkit.resources import Aggregation, Filter, Query
 
 __all__ = ["MemoryStore"]
 

@@ -25,8 +25,8 @@ from hybridkit.dataservice._store._operations import (
 )
 from hybridkit.dataservice._store._refusals import fitting, hidden, missing, stale, taken, unreferred
 from hybridkit.errors import DeclarationError, StaleVersionError
-from hybridkit.filters import Filter
-from hybridkit.resources import SYSTEM_FIELDS
+from hybridkit.resources import Filter
+from hybridkit.resources._resource import SYSTEM_FIELDS
 
 __all__ = ["MemoryTable", "Row", "Unique", "UniqueWhere"]
 

@@ -9,12 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from decimal import ROUND_HALF_UP, Decimal, localcontext
 from typing import Any, Final
 
-from hybridkit.aggregations import Aggregation, Function
 from hybridkit.dataservice._mongo._collection import ResourceCollection, stored_name
 from hybridkit.dataservice._mongo._driver._database import LIVE, StoredDocument
 from hybridkit.dataservice._mongo._filters import condition
 from hybridkit.dataservice._mongo._values import from_bson
 from hybridkit.errors import InvalidQueryError
+from hybridkit.resources import Aggregation, Function
 
 __all__ = ["Aggregated"]
 

@@ -22,7 +22,7 @@ from hybridkit.dataservice._store._operations import (
     Upsert,
 )
 from hybridkit.dataservice._store._refusals import fitting, hidden, missing, stale, taken
-from hybridkit.filters import Filter
+from hybridkit.resources import Filter
 
 __all__ = ["GONE", "Change", "change_for"]
 

@@ -12,7 +12,8 @@ from hybridkit.dataservice._mongo._collection import stored_name
 from hybridkit.dataservice._mongo._paths import path_condition
 from hybridkit.dataservice._mongo._steps import storable
 from hybridkit.dataservice._mongo._values import to_bson
-from hybridkit.filters import And, Compare, Filter, Not, Or, pattern_tokens
+from hybridkit.resources import And, Compare, Filter, Not, Or
+from hybridkit.resources._filters import pattern_tokens
 
 __all__ = ["condition"]
 

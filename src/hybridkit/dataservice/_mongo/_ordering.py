@@ -35,7 +35,7 @@ from hybridkit.dataservice._mongo._collection import ResourceCollection, stored_
 from hybridkit.dataservice._mongo._values import CODEC
 from hybridkit.dataservice._store._annotations import alternatives
 from hybridkit.errors import PageTokenError
-from hybridkit.queries import Query
+from hybridkit.resources import Query
 
 __all__ = ["Ordering"]
 

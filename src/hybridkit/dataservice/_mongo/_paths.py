@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from hybridkit.dataservice._mongo._values import to_bson
-from hybridkit.filters import Compare
+from hybridkit.resources import Compare
 
 __all__ = ["path_condition"]
 

@@ -10,7 +10,6 @@ from pymongo.asynchronous.cursor import AsyncCursor
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import PyMongoError
 
-from hybridkit.aggregations import Aggregation
 from hybridkit.codec import encode_json
 from hybridkit.context import current
 from hybridkit.dataservice._mongo._aggregations import Aggregated
@@ -30,8 +29,7 @@ from hybridkit.dataservice._mongo._values import from_bson, to_bson
 from hybridkit.dataservice._store._operations import AnyResource, CallWork
 from hybridkit.dataservice._store._protocol import Encoded, Found, Lines, Room, answer_too_large, listed
 from hybridkit.errors import InvalidQueryError
-from hybridkit.filters import Filter
-from hybridkit.queries import Query
+from hybridkit.resources import Aggregation, Filter, Query
 
 __all__ = ["MongoReader"]
 

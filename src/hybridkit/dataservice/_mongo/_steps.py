@@ -12,7 +12,7 @@ from operator import is_
 from typing import Any, Final
 
 from hybridkit.codec import truncate_timestamp
-from hybridkit.filters import And, Compare, Filter, Operator, Or
+from hybridkit.resources import And, Compare, Filter, Operator, Or
 
 __all__ = ["floor", "storable"]
 

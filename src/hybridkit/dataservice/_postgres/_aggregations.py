@@ -9,7 +9,6 @@ from sqlalchemy import Boolean, Float, Integer, Numeric, Uuid
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.types import TypeEngine
 
-from hybridkit.aggregations import Aggregation, Function
 from hybridkit.codec import encode_json
 from hybridkit.dataservice._postgres._filters import Arguments, Operand, operand
 from hybridkit.dataservice._postgres._read_statements import where_clause
@@ -18,6 +17,7 @@ from hybridkit.dataservice._postgres._types._json_printing import printed
 from hybridkit.dataservice._postgres._types._parameters import bare
 from hybridkit.dataservice._store._documents import read_document
 from hybridkit.errors import InvalidQueryError
+from hybridkit.resources import Aggregation, Function
 
 __all__ = ["Aggregated"]
 

@@ -14,7 +14,7 @@ from hybridkit.dataservice._postgres._table import ResourceTable
 from hybridkit.dataservice._postgres._types._json_printing import Projection, projection
 from hybridkit.dataservice._store._documents import canonical
 from hybridkit.dataservice._store._protocol import Lines
-from hybridkit.queries import Query
+from hybridkit.resources import Query
 
 __all__ = ["export_lines"]
 

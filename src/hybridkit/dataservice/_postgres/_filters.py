@@ -30,8 +30,7 @@ from hybridkit.dataservice._postgres._types._steps import Steps, steps_of
 from hybridkit.dataservice._postgres._types._values import fitted, in_texts
 from hybridkit.dataservice._store._annotations import alternatives
 from hybridkit.errors import InvalidQueryError, PageTokenError
-from hybridkit.filters import And, Compare, Filter, Not, Or
-from hybridkit.queries import Query
+from hybridkit.resources import And, Compare, Filter, Not, Or, Query
 
 __all__ = ["Arguments", "Operand", "Ordering", "condition", "operand", "write_condition"]
 

@@ -48,7 +48,7 @@ from hybridkit.dataservice._store._refusals import (
     stale,
 )
 from hybridkit.errors import InvalidQueryError, RejectedError, StaleVersionError
-from hybridkit.filters import Filter
+from hybridkit.resources import Filter
 
 if TYPE_CHECKING:
     from sqlalchemy.types import TypeEngine

@@ -19,8 +19,7 @@ from hybridkit.dataservice._postgres._filters import Arguments, Ordering, write_
 from hybridkit.dataservice._postgres._table import ResourceTable
 from hybridkit.dataservice._postgres._types._json_printing import Projection
 from hybridkit.dataservice._postgres._types._parameters import DIALECT, parameter_type
-from hybridkit.filters import Filter
-from hybridkit.queries import Query
+from hybridkit.resources import Filter, Query
 
 __all__ = [
     "batch_statement",

@@ -12,7 +12,6 @@ from typing import Any, Final
 
 from sqlalchemy import Row
 
-from hybridkit.aggregations import Aggregation
 from hybridkit.codec import encode_json
 from hybridkit.dataservice._postgres._aggregations import Aggregated
 from hybridkit.dataservice._postgres._driver._errors import query_error
@@ -32,8 +31,7 @@ from hybridkit.dataservice._store._documents import canonical
 from hybridkit.dataservice._store._operations import AnyResource, CallWork
 from hybridkit.dataservice._store._protocol import Encoded, Found, Lines, Room, answer_too_large, listed
 from hybridkit.errors import NotSupportedError, OverloadedError
-from hybridkit.filters import Compare, Filter
-from hybridkit.queries import Query
+from hybridkit.resources import Aggregation, Compare, Filter, Query
 
 __all__ = ["PostgresReader"]
 

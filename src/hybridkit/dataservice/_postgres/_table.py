@@ -21,7 +21,7 @@ from hybridkit.dataservice._postgres._types._values import check_limits, fitted,
 from hybridkit.dataservice._store._etags import State
 from hybridkit.dataservice._store._operations import AnyResource, Document
 from hybridkit.errors import DeclarationError, FieldError, InvalidRequestError
-from hybridkit.resources import SYSTEM_FIELDS
+from hybridkit.resources._resource import SYSTEM_FIELDS
 
 if TYPE_CHECKING:
     from sqlalchemy.types import TypeEngine

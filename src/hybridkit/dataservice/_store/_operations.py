@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 from hybridkit.contract import Emission
-from hybridkit.filters import Filter
-from hybridkit.resources import Resource
+from hybridkit.resources import Filter, Resource
 
 __all__ = [
     "AnyResource",

@@ -4,13 +4,11 @@ from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from hybridkit.aggregations import Aggregation
 from hybridkit.contract import MAX_PAGE_BYTES
 from hybridkit.dataservice._outbox._protocol import Outbox
 from hybridkit.dataservice._store._operations import AnyResource, CallWork, Outcome, Write
 from hybridkit.errors import AnswerTooLargeError
-from hybridkit.filters import Filter
-from hybridkit.queries import Query
+from hybridkit.resources import Aggregation, Filter, Query
 
 __all__ = ["Encoded", "Found", "Lines", "Room", "Store", "answer_too_large", "listed"]
 

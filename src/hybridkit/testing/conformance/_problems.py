@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import pytest
 
-from hybridkit.header_fields import quote_string
+from hybridkit._header_fields import quote_string
 from hybridkit.testing.conformance._resources import PLACES, SLOW, THINGS
 from hybridkit.testing.conformance._service import ServiceUnderTest, fresh_id, path_of
 

@@ -6,11 +6,11 @@ https://spec.openapis.org/oas/v3.1.0
 from collections.abc import Mapping
 from typing import Any, Final
 
-from hybridkit.aggregations import FUNCTION_NAMES, MAX_FUNCTIONS, MAX_GROUP_FIELDS, MAX_GROUPS
 from hybridkit.contract import PROBLEM_MEDIA_TYPE
 from hybridkit.dataservice._store._operations import AnyResource
-from hybridkit.filters import OPERATORS
-from hybridkit.queries import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
+from hybridkit.resources import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
+from hybridkit.resources._aggregations import FUNCTION_NAMES, MAX_FUNCTIONS, MAX_GROUP_FIELDS, MAX_GROUPS
+from hybridkit.resources._filters import OPERATORS
 
 __all__ = [
     "ANSWER_HEADERS",

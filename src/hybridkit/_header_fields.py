@@ -11,21 +11,6 @@ from typing import Final, NamedTuple
 
 from hybridkit.errors import InvalidHeaderError
 
-__all__ = [
-    "EntityTags",
-    "Fields",
-    "MediaRange",
-    "MediaType",
-    "best_offer",
-    "quote_string",
-    "read_accept",
-    "read_media_type",
-    "read_preferences",
-    "read_string",
-    "read_tags",
-    "split_list",
-]
-
 SINGLE_FIELDS: Final = frozenset(
     {
         b"authorization",

@@ -1,21 +1,4 @@
-"""One declaration of data, shared by the service that keeps it and the services that use it.
-
-```python
-class NewUser(BaseModel):
-    email: str
-
-class User(NewUser, Record):
-    is_active: bool = True
-
-class UserChanges(BaseModel):
-    is_active: bool | None = None
-
-USERS = Resource("users", record=User, create=NewUser, update=UserChanges,
-                 filterable=("email", "is_active", "created_at"), sortable=("created_at",))
-```
-
-The data service makes its routes from it, the client its types, the tests their fake.
-"""
+"""Declarations of data: records, resources, and calls with a type for their arguments and their result."""
 
 import dataclasses
 import re
@@ -31,9 +14,9 @@ from typing_extensions import TypeVar
 
 from hybridkit.codec import Timestamp
 from hybridkit.errors import DeclarationError, InvalidQueryError
-from hybridkit.filters import Field as FilterField
-from hybridkit.filters import operand_type
 from hybridkit.injection import bare_type
+from hybridkit.resources._filters import Field as FilterField
+from hybridkit.resources._filters import operand_type
 
 __all__ = ["Call", "Record", "Resource"]
 

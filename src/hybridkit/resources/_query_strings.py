@@ -1,11 +1,4 @@
-"""The form of a filter that URLs carry, following PostgREST's grammar.
-
-```
-is_active=eq.true                 total=gte.100             customer=not.like.a*          status=in.(open,paid)
-or=(quantity.gt.2,due_at.is.null)                           not.and=(total.lt.5,or(id.eq.…,due_at.is.null))
-```
-
-Inside parentheses a value with reserved characters is quoted: `customer.in.("a,b",c)`. In patterns `*` stands for `%`.
+"""Filters in the query of a URL, in the grammar of PostgREST.
 
 https://docs.postgrest.org/en/stable/references/api/tables_views.html#operators
 """
@@ -16,7 +9,7 @@ from typing import Any, Final, assert_never, cast
 
 from hybridkit.codec import encode_json
 from hybridkit.errors import InvalidQueryError
-from hybridkit.filters import (
+from hybridkit.resources._filters import (
     MAX_CONDITIONS,
     MAX_PARSE_DEPTH,
     OPERATORS,
@@ -32,7 +25,7 @@ from hybridkit.filters import (
     pattern_tokens,
     wire_value,
 )
-from hybridkit.resources import Resource
+from hybridkit.resources._resource import Resource
 
 __all__ = ["read_filter", "write_filter"]
 

@@ -1,22 +1,4 @@
-"""Aggregations on a resource: groups, functions over them, and the JSON form that carries both.
-
-```python
-sales = Aggregation(
-    group_by=("status",),
-    functions={"orders": count(), "revenue": total("price")},
-    order=(("revenue", "desc"),),
-)
-```
-
-The body of `POST /v1/{resource}:aggregate`:
-
-```json
-{"group_by": ["status"], "functions": {"orders": ["count"], "revenue": ["sum", "price"]},
- "order": [["revenue", "desc"]], "limit": 100}
-```
-
-Both databases take it. Only fields that the resource declares as filterable can be grouped by or computed with.
-"""
+"""Aggregations on a resource: groups, and functions over the records of each."""
 
 import re
 from collections.abc import Mapping
@@ -24,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Self, cast, get_args
 
 from hybridkit.errors import InvalidQueryError
-from hybridkit.filters import Filter
-from hybridkit.queries import Direction, Query
-from hybridkit.resources import Resource
+from hybridkit.resources._filters import Filter
+from hybridkit.resources._queries import Direction, Query
+from hybridkit.resources._resource import Resource
 
 __all__ = ["Aggregation", "Function", "average", "count", "distinct", "largest", "smallest", "total"]
 

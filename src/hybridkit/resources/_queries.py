@@ -1,28 +1,11 @@
-"""Queries on a resource, and their two forms on the wire.
-
-The GET form is flat and follows PostgREST's grammar (https://docs.postgrest.org/en/stable/references/api/tables_views.html):
-
-```
-?is_active=eq.true&total=gte.100&or=(status.eq.paid,total.is.null)&order=created_at.desc,id&select=id,total&page_size=50
-```
-
-The JSON form is the tree itself, the body of `POST /v1/{resource}:query`:
-
-```json
-{"where": {"and": [{"eq": ["is_active", true]}, {"gte": ["total", "100"]}]},
- "order": [["created_at", "desc"]], "page_size": 50}
-```
-
-Reading either refuses fields that the resource doesn't declare, unknown operators and values of the wrong type, with a
-JSON pointer to the place.
-"""
+"""Queries on a resource, and their two forms on the wire: the query of a URL and a body of JSON."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Self, assert_never, cast
 
 from hybridkit.errors import InvalidQueryError
-from hybridkit.filters import (
+from hybridkit.resources._filters import (
     MAX_CONDITIONS,
     MAX_PARSE_DEPTH,
     OPERATORS,
@@ -35,8 +18,8 @@ from hybridkit.filters import (
     check_size,
     wire_value,
 )
-from hybridkit.query_strings import read_filter, write_filter
-from hybridkit.resources import Resource
+from hybridkit.resources._query_strings import read_filter, write_filter
+from hybridkit.resources._resource import Resource
 
 __all__ = ["DEFAULT_PAGE_SIZE", "MAX_PAGE_SIZE", "Direction", "Query"]
 

@@ -1,12 +1,4 @@
-"""Filters as values: built from declared fields, the same tree on the client, on the wire and in the data service.
-
-```python
-(USERS["is_active"] == True) & ~USERS["email"].like("%@example.com") | USERS["id"].in_([first, second])
-```
-
-The tree has one JSON form, `{"and": [{"eq": ["is_active", true]}, …]}`, and one form for URLs, which follows the
-grammar of PostgREST: `is_active=eq.true&email=not.like.*@example.com`. `hybridkit.queries` reads and writes both.
-"""
+"""Filters as values: a tree that clients build from fields of a resource and data services read."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
