@@ -9,9 +9,9 @@ from pamqp.commands import Basic
 
 from hybridkit.messaging._amqp._odd_properties import read_properties
 from hybridkit.messaging._consuming._apart import run_apart
+from hybridkit.messaging._consuming._moves import Moves
 from hybridkit.messaging._consuming._order import key_of
 from hybridkit.messaging._consuming._stalls import Stalls
-from hybridkit.messaging._dead_letters._moves import Moves
 
 
 def header(fields: bytes) -> bytes:

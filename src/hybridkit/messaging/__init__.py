@@ -11,7 +11,7 @@ async with (
 """
 
 from hybridkit.messaging._amqp._connection import BrokerConnection
-from hybridkit.messaging._consuming._consumer import RobustConsumer
+from hybridkit.messaging._consuming._consumer import RobustConsumer, topology_of
 from hybridkit.messaging._consuming._guard import Guard
 from hybridkit.messaging._consuming._order import Order
 from hybridkit.messaging._consuming._pause import Paused
@@ -26,7 +26,6 @@ from hybridkit.messaging._topology._plan import (
     Plan,
     apply_topology,
     plan_topology,
-    topology_of,
     verify_topology,
 )
 

@@ -1,7 +1,7 @@
 """Consuming: a consumer is a queue, with one typed handler for each type of event or command in it."""
 
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
@@ -21,10 +21,11 @@ from hybridkit.messaging._consuming._subscription import (
     Subscription,
 )
 from hybridkit.messaging._publishing._publisher import RobustPublisher
+from hybridkit.messaging._topology._declared import Topology, consumer_topology, shared_topology
 from hybridkit.observability import get_logger
 from hybridkit.retry import Retry
 
-__all__ = ["RobustConsumer"]
+__all__ = ["RobustConsumer", "topology_of"]
 
 MAX_CONCURRENCY: Final = 65_535 // PREFETCH_PER_HANDLER
 MAX_CONCURRENCY_IN_ORDER: Final = 65_535 // PREFETCH_PER_HANDLER_IN_ORDER
@@ -266,3 +267,14 @@ class RobustConsumer:
                 raise DeclarationError(
                     f"{self.name}: nothing provides {missing} for the handler {handler.plan.owner}"
                 )
+
+
+def topology_of(consumers: Iterable[RobustConsumer]) -> Topology:
+    """What these consumers need of the broker: what all services share, and their own queues."""
+    topology = shared_topology()
+    for consumer in consumers:
+        types = consumer._handlers.event_types()  # noqa: SLF001 - the same package
+        topology += consumer_topology(
+            consumer.name, types, ordered=consumer.order is not None, parks=consumer.order is Order.PARK
+        )
+    return topology

@@ -43,6 +43,7 @@ from hybridkit.messaging._consuming._apart import run_apart
 from hybridkit.messaging._consuming._delivery import Dead, Delivery, Done, Later, Verdict
 from hybridkit.messaging._consuming._guard import Guard
 from hybridkit.messaging._consuming._handlers import Handlers
+from hybridkit.messaging._consuming._moves import FINISHED, Copies, Moves
 from hybridkit.messaging._consuming._order import ByKey
 from hybridkit.messaging._consuming._parking import ParkedKeys
 from hybridkit.messaging._consuming._pause import Gate
@@ -60,7 +61,6 @@ from hybridkit.messaging._consuming._work import (
     outcome_of,
     payload_of,
 )
-from hybridkit.messaging._dead_letters._moves import FINISHED, Copies, Moves
 from hybridkit.messaging._publishing._writer import Outgoing
 from hybridkit.observability import get_logger, metrics, printable
 from hybridkit.retry import GiveUp, Pause, Retry, RetryAfter

@@ -20,24 +20,20 @@ from aiormq.exceptions import ChannelPreconditionFailed
 from hybridkit.errors import DeclarationError, NotConnectedError, NotSupportedError, TopologyError
 from hybridkit.messaging._amqp._channel import PREPARE_SECONDS
 from hybridkit.messaging._amqp._connection import BrokerConnection, start_seconds
-from hybridkit.messaging._consuming._consumer import RobustConsumer
-from hybridkit.messaging._consuming._order import Order
 from hybridkit.messaging._topology._broker_version import Broker
 from hybridkit.messaging._topology._declared import (
     EVENT_EXCHANGE,
     Binding,
     Queue,
     Topology,
-    consumer_topology,
     dead_letter_queue,
     declare,
     delayed_to,
-    shared_topology,
 )
 from hybridkit.messaging._topology._inspection import Difference, Found, Inspection
 from hybridkit.messaging._topology._management import Managed, ask_management
 
-__all__ = ["Finding", "Plan", "apply_topology", "plan_topology", "topology_of", "verify_topology"]
+__all__ = ["Finding", "Plan", "apply_topology", "plan_topology", "verify_topology"]
 
 type Kind = Literal["exchange", "queue", "binding"]
 type State = Literal["present", "missing", "conflicting", "unknown", "extra", "altered", "orphaned"]
@@ -109,17 +105,6 @@ class Plan:
     def of(self, *states: State) -> tuple[Finding, ...]:
         """The findings in one of these states."""
         return tuple(finding for finding in self.findings if finding.state in states)
-
-
-def topology_of(consumers: Iterable[RobustConsumer]) -> Topology:
-    """What these consumers need of the broker: what all services share, and their own queues."""
-    topology = shared_topology()
-    for consumer in consumers:
-        types = consumer._handlers.event_types()  # noqa: SLF001 - the same package
-        topology += consumer_topology(
-            consumer.name, types, ordered=consumer.order is not None, parks=consumer.order is Order.PARK
-        )
-    return topology
 
 
 async def plan_topology(
