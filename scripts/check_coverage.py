@@ -12,6 +12,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 CRITICAL = [
+    "src/hybridkit/_tasks.py",
     "src/hybridkit/clients/_transaction.py",
     "src/hybridkit/codec.py",
     "src/hybridkit/dataservice/_postgres/_operations.py",

@@ -27,6 +27,7 @@ from typing import Any, Final, Self
 
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_before_delay, wait_random_exponential
 
+from hybridkit._tasks import is_set_within
 from hybridkit.errors import DeclarationError, OutcomeUnknownError, TemporaryError, UnavailableError
 from hybridkit.health import Health
 from hybridkit.observability import get_logger
@@ -262,7 +263,7 @@ class ServiceResources:
             if self._unready_seconds > 0:
                 wait_seconds = min(self._unready_seconds, self._shutdown_seconds * WAIT_UNTIL)
                 _log.info("not ready any more, and waiting for that to be seen", seconds=wait_seconds)
-                await _wait_for(self._hurried, wait_seconds)
+                await is_set_within(self._hurried, seconds=wait_seconds)
 
     async def stop(self) -> None:
         """Stop in order, within `shutdown_seconds`; errors are logged and collected. Repeated calls do nothing."""
@@ -448,14 +449,6 @@ async def _wait_all(
     finally:
         everything.cancel()
         stopped.cancel()
-
-
-async def _wait_for(event: asyncio.Event, timeout_seconds: float) -> None:
-    waiting = asyncio.ensure_future(event.wait())
-    try:
-        await asyncio.wait({waiting}, timeout=timeout_seconds)
-    finally:
-        waiting.cancel()
 
 
 async def _call(action: StopAction, seconds: float) -> object:

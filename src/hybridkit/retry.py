@@ -4,10 +4,12 @@
 Retry.exponential(first_seconds=1, cap_seconds=300, attempts=8).never(PermissionError).pause_on(UnavailableError)
 ```
 
-A policy never sleeps, reads a clock or throws dice; the caller does, so a decision can be tested without waiting.
+A policy never sleeps or reads a clock; the caller does, so that a decision can be tested without waiting.
 """
 
 import math
+import random
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -20,6 +22,7 @@ from typing import Any, Final, Self, cast
 from hybridkit.errors import DeclarationError, MisuseError, RejectedError
 
 __all__ = [
+    "UNLIMITED",
     "Decision",
     "GiveUp",
     "Pause",
@@ -30,6 +33,8 @@ __all__ = [
 ]
 
 MAX_DELAY_SECONDS: Final = 36 * 3600.0
+UNLIMITED: Final = sys.maxsize
+"""Attempts of a policy that never gives up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,14 +140,31 @@ class Retry:
 
     def bound_seconds(self, attempt: int) -> float:
         """The longest delay that can follow that attempt."""
-        if self.first_seconds == 0:
-            return 0.0
-        doublings = min(attempt - 1, math.ceil(math.log2(self.cap_seconds / self.first_seconds)))
-        return min(self.first_seconds * 2.0**doublings, self.cap_seconds)
+        return min(self.first_seconds * 2.0 ** min(attempt - 1, self._doublings), self.cap_seconds)
+
+    @property
+    def _doublings(self) -> int:
+        """How often the bound doubles until it reaches the cap."""
+        return math.ceil(math.log2(self.cap_seconds / self.first_seconds)) if self.first_seconds else 0
+
+    def pauses(self, *, jitter: Callable[[], float] = random.random) -> Iterator[float]:
+        """Yield the pauses in seconds between the attempts of a loop that asks for no decision, such as a reconnect.
+
+        Each is a random part of its upper bound, but at least a quarter of it, so that nothing is asked again at once.
+        After a success, a loop begins again with a new iterator.
+
+        Args:
+            jitter: gives a number from 0 up to 1 for each pause.
+        """
+        for attempt in range(1, self.attempts):
+            yield self.bound_seconds(attempt) * (0.25 + 0.75 * jitter())
 
     def total_seconds(self) -> float:
         """The longest time that all delays together can take."""
-        return sum(self.bound_seconds(attempt) for attempt in range(1, self.attempts))
+        retries = self.attempts - 1
+        growing = min(retries, self._doublings)
+        bounds = (self.bound_seconds(attempt) for attempt in range(1, growing + 1))
+        return sum(bounds) + (retries - growing) * self.bound_seconds(self.attempts)
 
 
 def asked_seconds(error: BaseException) -> float:

@@ -21,7 +21,7 @@ from hybridkit.errors import (
     RejectedError,
     UnavailableError,
 )
-from hybridkit.retry import GiveUp, Pause, Retry, RetryAfter, asked_seconds
+from hybridkit.retry import UNLIMITED, GiveUp, Pause, Retry, RetryAfter, asked_seconds
 
 policies = st.builds(
     lambda first, factor, attempts: Retry.exponential(
@@ -48,6 +48,26 @@ def test_a_delay_lies_between_zero_and_a_bound_that_doubles_up_to_the_cap(
     assert policy.bound_seconds(attempt) == pytest.approx(
         min(policy.first_seconds * 2.0 ** (attempt - 1), policy.cap_seconds)
     )
+
+
+@given(policies, jitters)
+def test_pauses_grow_to_the_cap_and_are_never_below_a_quarter_of_their_bound(
+    policy: Retry, jitter: float
+) -> None:
+    """There is one pause between each two attempts."""
+    pauses = list(policy.pauses(jitter=lambda: jitter))
+    assert len(pauses) == policy.attempts - 1
+    for attempt, pause in enumerate(pauses, start=1):
+        bound = policy.bound_seconds(attempt)
+        assert bound / 4 <= pause <= bound
+
+
+def test_a_policy_without_a_limit_goes_on_with_pauses_at_its_cap() -> None:
+    """The total of such a policy is a number too, and takes no time to compute."""
+    policy = Retry.exponential(first_seconds=0.2, cap_seconds=10, attempts=UNLIMITED)
+    pauses = policy.pauses(jitter=lambda: 1.0)
+    assert [next(pauses) for _ in range(8)] == pytest.approx([0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10, 10])
+    assert policy.total_seconds() > 1e18
 
 
 @given(policies, jitters)

@@ -8,6 +8,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from hybridkit._tasks import TaskSet
 from hybridkit.errors import UnavailableError
 from hybridkit.idempotency._breaker import COOLDOWN_SECONDS, Breaker
 from hybridkit.idempotency._scripts import Script
@@ -36,19 +37,16 @@ class Records:
         self._redis = redis
         self._key_prefix = key_prefix
         self._timeout_seconds = timeout_seconds
-        self._running: set[asyncio.Task[Any]] = set()
+        self._running = TaskSet()
         self.breaker = Breaker()
 
     def start(self, script: Script, key: str, *arguments: Argument) -> asyncio.Task[Any]:
         """Ask without waiting for the answer."""
-        task = asyncio.create_task(self._run(script, key, *arguments), name=f"hybridkit guard {script.name}")
-        self.keep(task)
-        return task
+        return self._running.start(self._run(script, key, *arguments), name=f"hybridkit guard {script.name}")
 
     def keep(self, task: asyncio.Task[Any]) -> None:
-        """Hold a reference until the task is done (asyncio itself holds none), and take note of its error."""
-        self._running.add(task)
-        task.add_done_callback(self._forget)
+        """Keep a task that was started elsewhere until it is done."""
+        self._running.keep(task)
 
     async def ask(self, script: Script, key: str, *arguments: Argument) -> list[Any]:
         """The script's answer: text first, the rest as it came.
@@ -81,11 +79,6 @@ class Records:
 
     async def _run(self, script: Script, key: str, *arguments: Argument) -> Any:
         return await script.run(self._redis, self._key_prefix + key, *arguments)
-
-    def _forget(self, task: asyncio.Task[Any]) -> None:
-        self._running.discard(task)
-        if not task.cancelled():
-            task.exception()
 
     def _note_failure(self) -> None:
         if self.breaker.failed():
