@@ -17,7 +17,7 @@ from starlette.routing import Match
 
 from hybridkit.adapters.fastapi import create_app
 from hybridkit.dataservice import CallContext
-from hybridkit.dataservice._http._bodies import Bodies
+from hybridkit.dataservice._http._bodies import RequestBodies
 from hybridkit.dataservice._http._callers import Callers, Grant
 from hybridkit.dataservice._http._routes import add_routes
 from hybridkit.dataservice._memory._store import MemoryStore
@@ -106,7 +106,7 @@ class DataRoutes:
     def __init__(self) -> None:
         self.app = create_app(ServiceSettings, title="Notes", internal=True)
         self.store: Any = MemoryStore([NOTES, TAGS])
-        resources = {resource.name: Bodies(resource) for resource in (NOTES, TAGS)}
+        resources = {resource.name: RequestBodies(resource) for resource in (NOTES, TAGS)}
         add_routes(self.app, resources, {PRAISE: praise, COUNT_LETTERS: count_letters})
         self.app.state.resources = ServiceResources()
         self.app.state.store = self.store

@@ -6,7 +6,7 @@ import pytest
 from pydantic import BaseModel
 
 from hybridkit.dataservice import CallContext, Database
-from hybridkit.dataservice._http._bodies import Bodies
+from hybridkit.dataservice._http._bodies import RequestBodies
 from hybridkit.dataservice._http._own_calls import check_calls, run_call
 from hybridkit.errors import DeclarationError
 from hybridkit.resources import Call, Record, Resource
@@ -129,12 +129,12 @@ async def with_unknown_names(_body: "Nowhere", _work: Any) -> Told:  # type: ign
 )
 def test_a_handler_fits_its_call(handler: Any, complaint: str) -> None:
     with pytest.raises(DeclarationError, match=f"/v1/things:tell: .*{complaint}"):
-        check_calls({TELL: handler}, {"things": Bodies(THINGS)})
+        check_calls({TELL: handler}, {"things": RequestBodies(THINGS)})
 
 
 @pytest.mark.parametrize("handler", [tell, without_annotations, with_unknown_names])
 def test_what_annotations_do_not_tell_is_believed(handler: Any) -> None:
-    check_calls({TELL: handler}, {"things": Bodies(THINGS)})
+    check_calls({TELL: handler}, {"things": RequestBodies(THINGS)})
 
 
 def test_a_call_has_a_resource_and_a_name_of_its_own() -> None:
@@ -142,7 +142,7 @@ def test_a_call_has_a_resource_and_a_name_of_its_own() -> None:
         check_calls({TELL: tell}, {})
     other = Call("tell", resource=THINGS, request=Ask, response=Told, safe=True)
     with pytest.raises(DeclarationError, match="two calls are /v1/things:tell"):
-        check_calls({TELL: tell, other: tell}, {"things": Bodies(THINGS)})
+        check_calls({TELL: tell, other: tell}, {"things": RequestBodies(THINGS)})
 
 
 async def test_a_handler_that_returns_something_else_is_broken() -> None:

@@ -31,9 +31,9 @@ async def test_every_path_is_described_and_every_description_is_a_path(routes: A
     document = (await routes.http.get("/openapi.json")).json()
     described = {(path, method) for path, method, _ in operations(document)}
     served = {
-        (place.path, method.lower())
-        for place in routes.app.router.routes[0].places.values()
-        for method in place.endpoints
+        (item.path, method.lower())
+        for item in routes.app.router.routes[0].path_items.values()
+        for method in item.endpoints
     }
     assert described == served - {("/v1/notes", "query"), ("/v1/tags", "query")}
     assert document["openapi"].startswith("3.1")

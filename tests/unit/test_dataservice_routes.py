@@ -114,8 +114,8 @@ def test_a_place_answers_a_method_once(routes: Any) -> None:
     contract = routes.app.router.routes[0]
     with pytest.raises(DeclarationError, match="POST /v1:transact is declared twice"):
         TransactRoute({}).add_to(contract)
-    endpoints = [endpoint for place in contract.places.values() for endpoint in place.endpoints.values()]
-    owners = {repr(getattr(endpoint.answer, "__self__", None)) for endpoint in endpoints}
+    endpoints = [endpoint for item in contract.path_items.values() for endpoint in item.endpoints.values()]
+    owners = {repr(getattr(endpoint.handler, "__self__", None)) for endpoint in endpoints}
     assert {"RecordRoutes(Resource('notes', record=Note))", "CallRoute(/v1/notes:praise)"} <= owners
 
 

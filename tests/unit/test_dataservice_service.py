@@ -14,7 +14,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, column_property, mapped_colu
 from hybridkit import dataservice
 from hybridkit.dataservice import RecordColumns, create_data_service
 from hybridkit.dataservice._housekeeping import Housekeeping
-from hybridkit.dataservice._http._bodies import Bodies
+from hybridkit.dataservice._http._bodies import RequestBodies
 from hybridkit.dataservice._postgres._filters import Arguments, Ordering, condition
 from hybridkit.dataservice._postgres._table import ResourceTable
 from hybridkit.errors import (
@@ -175,7 +175,7 @@ def test_a_value_that_a_column_cannot_hold_is_pointed_at() -> None:
 
 
 def test_a_create_that_names_no_id_gets_the_one_of_its_call() -> None:
-    bodies, default_id = Bodies(ITEMS), UUID(int=7)
+    bodies, default_id = RequestBodies(ITEMS), UUID(int=7)
     for body in (b'{"name": "a"}', b'{"name": "a", "id": null}'):
         assert bodies.create(body, default_id=default_id).id == default_id
     assert "items" in repr(bodies)
@@ -188,7 +188,7 @@ def test_a_natural_key_has_to_be_named() -> None:
     class NewOwner(BaseModel):
         title: str
 
-    bodies = Bodies(Resource("owners", record=Owner, create=NewOwner, update=NewOwner))
+    bodies = RequestBodies(Resource("owners", record=Owner, create=NewOwner, update=NewOwner))
     with pytest.raises(InvalidRequestError, match="/id"):
         bodies.create(b'{"title": "A"}', default_id=UUID(int=7))
     assert bodies.create(b'{"title": "A", "id": "a"}', default_id=UUID(int=7)).id == "a"

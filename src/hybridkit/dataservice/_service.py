@@ -9,7 +9,7 @@ from fastapi import FastAPI
 
 from hybridkit.adapters.fastapi import create_app
 from hybridkit.dataservice._housekeeping import Housekeeping
-from hybridkit.dataservice._http._bodies import Bodies
+from hybridkit.dataservice._http._bodies import RequestBodies
 from hybridkit.dataservice._http._callers import Callers, Grant
 from hybridkit.dataservice._http._own_calls import AnyCall, CallHandler
 from hybridkit.dataservice._http._routes import add_routes
@@ -150,10 +150,10 @@ async def _probe(store: Store) -> None:
     await store.check()
 
 
-def _bodies_by_name(resources: Iterable[AnyResource]) -> dict[str, Bodies]:
-    bodies: dict[str, Bodies] = {}
+def _bodies_by_name(resources: Iterable[AnyResource]) -> dict[str, RequestBodies]:
+    bodies: dict[str, RequestBodies] = {}
     for resource in resources:
         if resource.name in bodies:
             raise DeclarationError(f"two resources are called {resource.name!r}")
-        bodies[resource.name] = Bodies(resource)
+        bodies[resource.name] = RequestBodies(resource)
     return bodies

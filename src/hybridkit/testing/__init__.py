@@ -7,8 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hybridkit.dataservice._memory._table import UniqueWhere
     from hybridkit.testing._data_faults import DataFaults
-    from hybridkit.testing._data_service import FakeDataService, UniqueWhere
+    from hybridkit.testing._data_service import FakeDataService
     from hybridkit.testing._proxy import FaultProxy
     from hybridkit.testing._telegram import FakeTelegram, SentMessage, TelegramUser
 
@@ -29,7 +30,7 @@ _HOMES = {
     "FaultProxy": "hybridkit.testing._proxy",
     "SentMessage": "hybridkit.testing._telegram",
     "TelegramUser": "hybridkit.testing._telegram",
-    "UniqueWhere": "hybridkit.testing._data_service",
+    "UniqueWhere": "hybridkit.dataservice._memory._table",
 }
 
 

@@ -14,8 +14,6 @@ from hybridkit.clients._transports._base import headers_of
 from hybridkit.errors import HeadTooLargeError, RejectedError
 from hybridkit.testing._data_faults import Reply
 
-__all__ = ["App", "Asked", "call", "read_request", "send_reply"]
-
 type Message = MutableMapping[str, Any]
 type App = Callable[
     [MutableMapping[str, Any], Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]],

@@ -9,8 +9,6 @@ from hybridkit.codec import encode_json
 from hybridkit.contract import PROBLEM_MEDIA_TYPE, Problem
 from hybridkit.errors import HybridkitError, UnavailableError
 
-__all__ = ["DataFaults", "Garbage", "Reply", "reply_of"]
-
 type Garbage = Literal["html", "cut_json", "wrong_schema"]
 
 _HTML: Final = b"<html><body><h1>502 Bad Gateway</h1></body></html>"

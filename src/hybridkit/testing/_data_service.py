@@ -16,20 +16,18 @@ from hybridkit.adapters.fastapi import create_app
 from hybridkit.clients import ClientPolicy, MongoDataClient, PostgresDataClient, Request, Response
 from hybridkit.clients._transports._base import StreamedResponse, read_body
 from hybridkit.contract import Emission, Problem
-from hybridkit.dataservice._http._bodies import Bodies
+from hybridkit.dataservice._http._bodies import RequestBodies
 from hybridkit.dataservice._http._callers import Callers
 from hybridkit.dataservice._http._own_calls import AnyCall, CallHandler
 from hybridkit.dataservice._http._routes import add_routes
 from hybridkit.dataservice._memory._store import MemoryStore
-from hybridkit.dataservice._memory._table import Unique, UniqueWhere
+from hybridkit.dataservice._memory._table import Unique
 from hybridkit.dataservice._store._operations import AnyResource
 from hybridkit.errors import OutcomeUnknownError, RejectedError
 from hybridkit.lifespan import ServiceResources
 from hybridkit.settings import ServiceSettings
 from hybridkit.testing._asgi_calls import MAX_HEAD_BYTES, App, Asked, call, read_request, send_reply
 from hybridkit.testing._data_faults import DataFaults, Reply, reply_of
-
-__all__ = ["FakeDataService", "UniqueWhere"]
 
 BASE_URL: Final = "http://data.test"
 _LOOPBACK: Final = "127.0.0.1"
@@ -208,7 +206,7 @@ def _application(
 ) -> App:
     """The routes on that store. Its life is not started: that would make this process an API, and read its settings."""
     app = create_app(ServiceSettings, title="Fake data service", internal=True)
-    add_routes(app, {resource.name: Bodies(resource) for resource in resources}, calls)
+    add_routes(app, {resource.name: RequestBodies(resource) for resource in resources}, calls)
     app.state.resources = ServiceResources()
     app.state.resources.health.started()
     app.state.callers = Callers(None, None)

@@ -29,8 +29,6 @@ from http import HTTPStatus
 from typing import Any, Final, Self
 from urllib.parse import parse_qsl, urlsplit
 
-__all__ = ["FakeTelegram", "SentMessage", "TelegramUser"]
-
 DEFAULT_TOKEN: Final = "4242:fake-telegram-token"  # noqa: S105  # a stand-in that opens nothing
 MAX_BODY_BYTES: Final = 64 * 1024 * 1024
 MAX_UPDATES_AT_ONCE: Final = 100

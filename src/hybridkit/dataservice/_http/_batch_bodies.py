@@ -6,12 +6,10 @@ from pydantic import TypeAdapter
 
 from hybridkit.codec import decode_numbers, encode_json, validate_json
 from hybridkit.contract import BatchGet, BatchRecord, BatchWrite
-from hybridkit.dataservice._http._bodies import Bodies, read_id, read_tag, with_numbers
+from hybridkit.dataservice._http._bodies import RequestBodies, read_id, read_tag, with_numbers
 from hybridkit.dataservice._store._operations import Operation
 from hybridkit.errors import FieldError, InvalidRequestError
 from hybridkit.ids import derived_id
-
-__all__ = ["BATCH_KINDS", "BatchKind", "read_batch", "read_ids"]
 
 type BatchKind = Literal["create", "update", "upsert", "delete"]
 
@@ -20,7 +18,7 @@ _BATCH_GET: Final = TypeAdapter(BatchGet)
 _BATCH_WRITE: Final = TypeAdapter(BatchWrite)
 
 
-def read_ids(bodies: Bodies, body: bytes) -> list[Any]:
+def read_ids(bodies: RequestBodies, body: bytes) -> list[Any]:
     """The ids in the body of `:batch_get`.
 
     Raises:
@@ -31,7 +29,7 @@ def read_ids(bodies: Bodies, body: bytes) -> list[Any]:
     return [read_id(bodies.resource, text, f"ids/{index}") for index, text in enumerate(wanted.ids)]
 
 
-def read_batch(bodies: Bodies, kind: BatchKind, body: bytes, *, call: str) -> tuple[Operation, ...]:
+def read_batch(bodies: RequestBodies, kind: BatchKind, body: bytes, *, call: str) -> tuple[Operation, ...]:
     """The operations in the body of a `:batch_…` write.
 
     Args:
@@ -52,7 +50,7 @@ def read_batch(bodies: Bodies, kind: BatchKind, body: bytes, *, call: str) -> tu
 
 
 class _Items:
-    def __init__(self, bodies: Bodies, kind: BatchKind, call: str) -> None:
+    def __init__(self, bodies: RequestBodies, kind: BatchKind, call: str) -> None:
         self._bodies = bodies
         self._kind: Literal["create", "update", "upsert", "delete"] = kind
         self._call = call

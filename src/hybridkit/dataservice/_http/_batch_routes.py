@@ -5,14 +5,12 @@ from typing import Final
 
 from hybridkit.codec import encode_json
 from hybridkit.dataservice._http._batch_bodies import BATCH_KINDS, BatchKind, read_batch, read_ids
-from hybridkit.dataservice._http._bodies import Bodies
+from hybridkit.dataservice._http._bodies import RequestBodies
 from hybridkit.dataservice._http._callers import Access
 from hybridkit.dataservice._http._perform import perform
 from hybridkit.dataservice._http._requests import ContractRequest, key_of, read_body, read_object
-from hybridkit.dataservice._http._responses import Answer, items_answer, replay_headers
-from hybridkit.dataservice._http._router import ContractRoute, Endpoint
-
-__all__ = ["BatchRoutes"]
+from hybridkit.dataservice._http._responses import BytesResponse, items_response, replay_headers
+from hybridkit.dataservice._http._router import ContractRouter, Endpoint
 
 _ACCESSES: Final[dict[BatchKind, tuple[Access, ...]]] = {
     "create": ("create",),
@@ -29,36 +27,36 @@ class BatchRoutes:
         bodies: what it takes.
     """
 
-    def __init__(self, bodies: Bodies) -> None:
+    def __init__(self, bodies: RequestBodies) -> None:
         self._bodies = bodies
         self._resource = bodies.resource
 
     def __repr__(self) -> str:
         return f"BatchRoutes({self._resource!r})"
 
-    def add_to(self, route: ContractRoute) -> None:
+    def add_to(self, router: ContractRouter) -> None:
         """Have them answered there."""
         path, resource = self._resource.path, self._resource
-        route.add(f"{path}:batch_get", "POST", Endpoint(self.get, resource, ("read",)))
+        router.add(f"{path}:batch_get", "POST", Endpoint(self.get, resource, ("read",)))
         for kind in BATCH_KINDS:
             endpoint = Endpoint(self.writing(kind), resource, _ACCESSES[kind], prefers=True)
-            route.add(f"{path}:batch_{kind}", "POST", endpoint)
+            router.add(f"{path}:batch_{kind}", "POST", endpoint)
 
-    async def get(self, request: ContractRequest) -> Answer:
+    async def get(self, request: ContractRequest) -> BytesResponse:
         """`:batch_get`: the records in the order of their ids, null for what is not there."""
         ids = read_ids(self._bodies, await read_body(request))
-        return items_answer(await request.store.get_many(self._resource, ids) if ids else b"[]")
+        return items_response(await request.store.get_many(self._resource, ids) if ids else b"[]")
 
-    def writing(self, kind: BatchKind) -> Callable[[ContractRequest], Awaitable[Answer]]:
+    def writing(self, kind: BatchKind) -> Callable[[ContractRequest], Awaitable[BytesResponse]]:
         """What answers the batch of that kind."""
 
-        async def write(request: ContractRequest) -> Answer:
+        async def write(request: ContractRequest) -> BytesResponse:
             body, members = await read_object(request)
             call = f"{request.caller} {key_of(request)} {self._resource.name}"
             outcome = await perform(request, read_batch(self._bodies, kind, body, call=call), members=members)
             headers = replay_headers(outcome)
             if request.preferences.minimal():
-                return Answer(204, b"", headers)
-            return items_answer(encode_json([result.record for result in outcome.results]), headers=headers)
+                return BytesResponse(204, b"", headers)
+            return items_response(encode_json([result.record for result in outcome.results]), headers=headers)
 
         return write

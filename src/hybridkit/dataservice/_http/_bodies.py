@@ -40,17 +40,6 @@ from hybridkit.errors import (
 )
 from hybridkit.resources import Filter, Query
 
-__all__ = [
-    "Bodies",
-    "closed",
-    "read_id",
-    "read_operations",
-    "read_tag",
-    "read_transaction",
-    "validate",
-    "with_numbers",
-]
-
 
 class _Closed(BaseModel):
     """Refuses members that the model doesn't have: a newer client's field would be dropped in silence."""
@@ -58,7 +47,7 @@ class _Closed(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class Bodies:
+class RequestBodies:
     """What one resource takes, as models and as operations.
 
     Args:
@@ -69,7 +58,7 @@ class Bodies:
         self.resource = resource
 
     def __repr__(self) -> str:
-        return f"Bodies({self.resource!r})"
+        return f"RequestBodies({self.resource!r})"
 
     @cached_property
     def create_model(self) -> type[BaseModel]:
@@ -266,7 +255,7 @@ def with_numbers[T: BaseModel](parts: Sequence[T], written: Sequence[Mapping[str
     )
 
 
-def read_operations(transaction: Transaction, bodies: Mapping[str, Bodies]) -> tuple[Operation, ...]:
+def read_operations(transaction: Transaction, bodies: Mapping[str, RequestBodies]) -> tuple[Operation, ...]:
     """The operations of a transaction.
 
     Args:
@@ -286,7 +275,7 @@ def read_operations(transaction: Transaction, bodies: Mapping[str, Bodies]) -> t
 _TRANSACTION: Final = TypeAdapter(Transaction)
 
 
-def _operation(wanted: contract.Operation, bodies: Mapping[str, Bodies], at: str) -> Operation:
+def _operation(wanted: contract.Operation, bodies: Mapping[str, RequestBodies], at: str) -> Operation:
     body = bodies.get(wanted.resource)
     if body is None:
         raise InvalidRequestError(

@@ -6,11 +6,9 @@ from hybridkit.dataservice._http._bodies import closed, validate
 from hybridkit.dataservice._http._own_calls import AnyCall, CallContext, CallHandler, run_call
 from hybridkit.dataservice._http._perform import perform
 from hybridkit.dataservice._http._requests import ContractRequest, read_object
-from hybridkit.dataservice._http._responses import Answer, json_answer, replay_headers
-from hybridkit.dataservice._http._router import ContractRoute, Endpoint
+from hybridkit.dataservice._http._responses import BytesResponse, json_response, replay_headers
+from hybridkit.dataservice._http._router import ContractRouter, Endpoint
 from hybridkit.dataservice._store._operations import CallAnswer
-
-__all__ = ["CallRoute"]
 
 
 class CallRoute:
@@ -29,16 +27,16 @@ class CallRoute:
     def __repr__(self) -> str:
         return f"CallRoute({self.call.path})"
 
-    def add_to(self, route: ContractRoute) -> None:
+    def add_to(self, router: ContractRouter) -> None:
         """Have it answered there: a safe call to whoever may read the resource, another to whoever may update it."""
         resource = self.call.resource
         if self.call.safe:
             endpoint = Endpoint(self.ask, resource, ("read",))
         else:
             endpoint = Endpoint(self.change, resource, ("update",), prefers=True)
-        route.add(self.call.path, "POST", endpoint)
+        router.add(self.call.path, "POST", endpoint)
 
-    async def ask(self, request: ContractRequest) -> Answer:
+    async def ask(self, request: ContractRequest) -> BytesResponse:
         """A safe call."""
         body, _ = await read_object(request)
         model = validate(self.request_model, body)
@@ -47,9 +45,9 @@ class CallRoute:
             context = CallContext(database, caller=request.caller, can_emit=False)
             return await run_call(self.call, self._handler, model, context)
 
-        return json_answer(await request.store.ask(work))
+        return json_response(await request.store.ask(work))
 
-    async def change(self, request: ContractRequest) -> Answer:
+    async def change(self, request: ContractRequest) -> BytesResponse:
         """A call that changes something, once per key."""
         body, members = await read_object(request)
         model = validate(self.request_model, body)
@@ -62,5 +60,5 @@ class CallRoute:
         outcome = await perform(request, (), members=members, call=work)
         headers = replay_headers(outcome)
         if request.preferences.minimal():
-            return Answer(204, b"", headers)
-        return json_answer(outcome.answer, headers=headers)
+            return BytesResponse(204, b"", headers)
+        return json_response(outcome.answer, headers=headers)

@@ -26,8 +26,6 @@ from hybridkit.settings import ServiceSettings
 if TYPE_CHECKING:
     from pydantic import SecretStr
 
-__all__ = ["Access", "Callers", "Grant"]
-
 type Access = Literal["read", "create", "update", "delete", "emit"]
 type Reach = Collection[AnyResource] | Literal["*"]
 

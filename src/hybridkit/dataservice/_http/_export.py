@@ -11,14 +11,12 @@ from typing import Final
 
 from hybridkit.contract import NDJSON_MEDIA_TYPE
 from hybridkit.dataservice._http._requests import ContractRequest
-from hybridkit.dataservice._http._responses import Answering, Header, Receive, Send
+from hybridkit.dataservice._http._responses import Header, Receive, Response, Send
 from hybridkit.dataservice._store._operations import AnyResource
 from hybridkit.dataservice._store._protocol import Lines
 from hybridkit.errors import DeadlineExceededError, InvalidQueryError
 from hybridkit.observability import get_logger
 from hybridkit.resources import Query
-
-__all__ = ["begin_export"]
 
 SLOW_READER_SECONDS: Final = 30.0
 """How long a reader may take nothing before it loses its cursor."""
@@ -26,7 +24,7 @@ SLOW_READER_SECONDS: Final = 30.0
 _log = get_logger("hybridkit.dataservice")
 
 
-async def begin_export(request: ContractRequest, resource: AnyResource, query: Query) -> Answering:
+async def begin_export(request: ContractRequest, resource: AnyResource, query: Query) -> Response:
     """The export, once its first lines are there.
 
     Raises:

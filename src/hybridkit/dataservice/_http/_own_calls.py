@@ -32,8 +32,6 @@ from hybridkit.events import Message
 from hybridkit.observability import trace_headers
 from hybridkit.resources import Call
 
-__all__ = ["AnyCall", "CallContext", "CallHandler", "Database", "DatabaseReader", "check_calls", "run_call"]
-
 type AnyCall = Call[Any, Any]
 
 type CallHandler = Callable[[Any, CallContext[Any]], Awaitable[BaseModel]]

@@ -19,8 +19,6 @@ from hybridkit.dataservice._store._operations import AnyResource
 from hybridkit.errors import PageTokenError
 from hybridkit.resources import Query
 
-__all__ = ["read_token", "write_token"]
-
 _SIGNATURE_BYTES: Final = 16
 _BINDING_BYTES: Final = 8
 

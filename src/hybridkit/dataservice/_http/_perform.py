@@ -8,8 +8,6 @@ from hybridkit.dataservice._http._requests import ContractRequest, fingerprint, 
 from hybridkit.dataservice._store._operations import Assert, CallWork, Operation, Outcome, Write
 from hybridkit.errors import FieldError, InvalidRequestError
 
-__all__ = ["perform"]
-
 
 async def perform(
     request: ContractRequest,

@@ -11,8 +11,6 @@ from typing import Literal
 
 from hybridkit.errors import InvalidRequestError
 
-__all__ = ["Preferences"]
-
 
 class Preferences:
     """The preferences of one request.

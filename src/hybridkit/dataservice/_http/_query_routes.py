@@ -3,16 +3,14 @@
 from typing import Any, Final
 
 from hybridkit.codec import encode_json
-from hybridkit.dataservice._http._bodies import Bodies
+from hybridkit.dataservice._http._bodies import RequestBodies
 from hybridkit.dataservice._http._export import begin_export
 from hybridkit.dataservice._http._page_tokens import read_token, write_token
 from hybridkit.dataservice._http._requests import ContractRequest, read_object
-from hybridkit.dataservice._http._responses import Answering, items_answer, json_answer
-from hybridkit.dataservice._http._router import JSON, LINES, ContractRoute, Endpoint
+from hybridkit.dataservice._http._responses import Response, items_response, json_response
+from hybridkit.dataservice._http._router import JSON, NDJSON, ContractRouter, Endpoint
 from hybridkit.errors import InvalidQueryError
 from hybridkit.resources import Aggregation, Query
-
-__all__ = ["QueryRoutes"]
 
 
 class QueryRoutes:
@@ -22,35 +20,35 @@ class QueryRoutes:
         bodies: what it takes.
     """
 
-    def __init__(self, bodies: Bodies) -> None:
+    def __init__(self, bodies: RequestBodies) -> None:
         self._resource = bodies.resource
 
     def __repr__(self) -> str:
         return f"QueryRoutes({self._resource!r})"
 
-    def add_to(self, route: ContractRoute) -> None:
+    def add_to(self, router: ContractRouter) -> None:
         """Have them answered there."""
         path, resource = self._resource.path, self._resource
-        offers = (JSON, LINES)
+        offers = (JSON, NDJSON)
         found = Endpoint(self.find, resource, ("read",), offers=offers, prefers=True, takes_query=True)
         query = Endpoint(self.query, resource, ("read",), offers=offers, prefers=True)
-        route.add(path, "GET", found)
-        route.add(path, "QUERY", query)  # https://www.rfc-editor.org/rfc/rfc10008
-        route.add(f"{path}:query", "POST", query)
-        route.add(f"{path}:aggregate", "POST", Endpoint(self.aggregate, resource, ("read",)))
+        router.add(path, "GET", found)
+        router.add(path, "QUERY", query)  # https://www.rfc-editor.org/rfc/rfc10008
+        router.add(f"{path}:query", "POST", query)
+        router.add(f"{path}:aggregate", "POST", Endpoint(self.aggregate, resource, ("read",)))
 
-    async def find(self, request: ContractRequest) -> Answering:
+    async def find(self, request: ContractRequest) -> Response:
         """`GET` of the collection: a page, or an export."""
         return await self._read(
             request, Query.from_params(self._resource, request.query_params.multi_items())
         )
 
-    async def query(self, request: ContractRequest) -> Answering:
+    async def query(self, request: ContractRequest) -> Response:
         """The same with the query in the body."""
         _, members = await read_object(request)
         return await self._read(request, Query.from_json(self._resource, members))
 
-    async def aggregate(self, request: ContractRequest) -> Answering:
+    async def aggregate(self, request: ContractRequest) -> Response:
         """Rows of groups and functions, or of a pipeline for MongoDB."""
         _, members = await read_object(request)
         if _PIPELINE in members:
@@ -59,10 +57,10 @@ class QueryRoutes:
             rows = await request.store.aggregate(
                 self._resource, Aggregation.from_json(self._resource, members)
             )
-        return items_answer(rows)
+        return items_response(rows)
 
-    async def _read(self, request: ContractRequest, query: Query) -> Answering:
-        if request.media_type == LINES:
+    async def _read(self, request: ContractRequest, query: Query) -> Response:
+        if request.media_type == NDJSON:
             return await begin_export(request, self._resource, query)
         store = request.store
         key = await store.signing_key()
@@ -75,7 +73,7 @@ class QueryRoutes:
         if counting is not None:
             size = await store.count(self._resource, query.where, exact=counting == "exact")
             page += b',"total_size":%d' % size
-        return json_answer(page + b"}")
+        return json_response(page + b"}")
 
 
 _PIPELINE: Final = "pipeline"

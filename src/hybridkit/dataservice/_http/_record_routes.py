@@ -3,20 +3,24 @@
 from collections.abc import Mapping
 from typing import Any
 
-from hybridkit.dataservice._http._bodies import Bodies
+from hybridkit.dataservice._http._bodies import RequestBodies
 from hybridkit.dataservice._http._perform import perform
 from hybridkit.dataservice._http._requests import (
     ContractRequest,
     key_of,
     read_object,
 )
-from hybridkit.dataservice._http._responses import Answer, etag_header, json_answer, not_modified, written
-from hybridkit.dataservice._http._router import ContractRoute, Endpoint
+from hybridkit.dataservice._http._responses import (
+    BytesResponse,
+    etag_header,
+    json_response,
+    not_modified,
+    write_response,
+)
+from hybridkit.dataservice._http._router import ContractRouter, Endpoint
 from hybridkit.dataservice._store._operations import Operation, Undelete
 from hybridkit.errors import InvalidRequestError, NotFoundError, StaleVersionError
 from hybridkit.ids import derived_id
-
-__all__ = ["RecordRoutes"]
 
 
 class RecordRoutes:
@@ -26,25 +30,25 @@ class RecordRoutes:
         bodies: what it takes.
     """
 
-    def __init__(self, bodies: Bodies) -> None:
+    def __init__(self, bodies: RequestBodies) -> None:
         self._bodies = bodies
         self._resource = bodies.resource
 
     def __repr__(self) -> str:
         return f"RecordRoutes({self._resource!r})"
 
-    def add_to(self, route: ContractRoute) -> None:
+    def add_to(self, router: ContractRouter) -> None:
         """Have them answered there. `undelete` is there for a resource whose deletes can be undone only."""
         resource = self._resource
-        route.add(resource.path, "POST", Endpoint(self.create, resource, ("create",), prefers=True))
-        route.add_record(resource, "GET", Endpoint(self.get, resource, ("read",)))
-        route.add_record(resource, "PUT", Endpoint(self.put, resource, ("create", "update"), prefers=True))
-        route.add_record(resource, "PATCH", Endpoint(self.patch, resource, ("update",), prefers=True))
-        route.add_record(resource, "DELETE", Endpoint(self.delete, resource, ("delete",), offers=()))
+        router.add(resource.path, "POST", Endpoint(self.create, resource, ("create",), prefers=True))
+        router.add_record(resource, "GET", Endpoint(self.get, resource, ("read",)))
+        router.add_record(resource, "PUT", Endpoint(self.put, resource, ("create", "update"), prefers=True))
+        router.add_record(resource, "PATCH", Endpoint(self.patch, resource, ("update",), prefers=True))
+        router.add_record(resource, "DELETE", Endpoint(self.delete, resource, ("delete",), offers=()))
         if resource.soft_delete:
-            route.add_undelete(resource, Endpoint(self.undelete, resource, ("delete",), prefers=True))
+            router.add_undelete(resource, Endpoint(self.undelete, resource, ("delete",), prefers=True))
 
-    async def get(self, request: ContractRequest) -> Answer:
+    async def get(self, request: ContractRequest) -> BytesResponse:
         """`GET` of a record."""
         record = await request.store.get(self._resource, self._id(request))
         if record is None:
@@ -53,16 +57,16 @@ class RecordRoutes:
             raise StaleVersionError("the record is in another state", current=record.etag)
         if request.condition.knows(record.etag):
             return not_modified(record.etag)
-        return json_answer(record.body, headers=(etag_header(record.etag),))
+        return json_response(record.body, headers=(etag_header(record.etag),))
 
-    async def create(self, request: ContractRequest) -> Answer:
+    async def create(self, request: ContractRequest) -> BytesResponse:
         """`POST` to the collection."""
         body, members = await read_object(request)
         # A retry has to mean the same record, also on a database where only that record can tell of the first try.
         default_id = derived_id(f"{request.caller} {key_of(request)}", f"create {self._resource.name}")
         return await self._write(request, self._bodies.create(body, default_id=default_id), members)
 
-    async def put(self, request: ContractRequest) -> Answer:
+    async def put(self, request: ContractRequest) -> BytesResponse:
         """`PUT` of a record."""
         record_id, only = self._id(request), request.condition.only
         body, members = await read_object(request)
@@ -70,19 +74,19 @@ class RecordRoutes:
         operation = self._bodies.upsert(record_id, body, only=only, if_match=if_match)
         return await self._write(request, operation, members)
 
-    async def patch(self, request: ContractRequest) -> Answer:
+    async def patch(self, request: ContractRequest) -> BytesResponse:
         """`PATCH` of a record: a merge patch."""
         record_id = self._present(request)
         _, members = await read_object(request)
         if_match = await self._if_match(request)
         return await self._write(request, self._bodies.update(record_id, members, if_match=if_match), members)
 
-    async def delete(self, request: ContractRequest) -> Answer:
+    async def delete(self, request: ContractRequest) -> BytesResponse:
         """`DELETE` of a record."""
         operation = self._bodies.delete(self._present(request), if_match=await self._if_match(request))
         return await self._write(request, operation, None)
 
-    async def undelete(self, request: ContractRequest) -> Answer:
+    async def undelete(self, request: ContractRequest) -> BytesResponse:
         """`POST` of `{id}:undelete`, which has no body."""
         record_id, if_match = self._present(request), await self._if_match(request)
         operation = Undelete(resource=self._resource, id=record_id, if_match=if_match)
@@ -90,9 +94,9 @@ class RecordRoutes:
 
     async def _write(
         self, request: ContractRequest, operation: Operation, members: Mapping[str, Any] | None
-    ) -> Answer:
+    ) -> BytesResponse:
         outcome = await perform(request, (operation,), members=members)
-        return written(outcome, self._resource, minimal=request.preferences.minimal())
+        return write_response(outcome, self._resource, minimal=request.preferences.minimal())
 
     def _id(self, request: ContractRequest) -> Any:
         try:

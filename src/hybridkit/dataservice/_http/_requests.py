@@ -30,18 +30,6 @@ from hybridkit.errors import (
     UriTooLongError,
 )
 
-__all__ = [
-    "Condition",
-    "ContractRequest",
-    "caller_of",
-    "check_url",
-    "fingerprint",
-    "key_of",
-    "read_body",
-    "read_object",
-    "without_times",
-]
-
 ANONYMOUS: Final = "anonymous"
 MAX_URL_BYTES: Final = 8 * 1024
 """Of path and query together. What is longer is a body of `:query`."""

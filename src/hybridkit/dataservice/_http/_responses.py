@@ -8,19 +8,6 @@ from hybridkit.codec import encode_json
 from hybridkit.contract import IDEMPOTENCY_REPLAYED_HEADER, IDEMPOTENCY_REREAD_HEADER
 from hybridkit.dataservice._store._operations import AnyResource, Outcome
 
-__all__ = [
-    "Answer",
-    "Answering",
-    "Header",
-    "Receive",
-    "Send",
-    "items_answer",
-    "json_answer",
-    "not_modified",
-    "replay_headers",
-    "written",
-]
-
 type Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 type Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 type Header = tuple[bytes, bytes]
@@ -29,7 +16,7 @@ _JSON: Final = (b"content-type", b"application/json")
 _TRUE: Final = b"true"
 
 
-class Answering(Protocol):
+class Response(Protocol):
     """An answer that can be sent."""
 
     async def send(self, receive: Receive, send: Send, headers: Sequence[Header]) -> None:
@@ -37,7 +24,7 @@ class Answering(Protocol):
         ...
 
 
-class Answer(NamedTuple):
+class BytesResponse(NamedTuple):
     """An answer in one piece.
 
     Attributes:
@@ -59,22 +46,22 @@ class Answer(NamedTuple):
         await send({"type": "http.response.body", "body": self.body})
 
 
-def json_answer(body: bytes, *, status: int = 200, headers: Sequence[Header] = ()) -> Answer:
+def json_response(body: bytes, *, status: int = 200, headers: Sequence[Header] = ()) -> BytesResponse:
     """That JSON."""
-    return Answer(status, body, (_JSON, *headers))
+    return BytesResponse(status, body, (_JSON, *headers))
 
 
-def items_answer(items: bytes, *, headers: Sequence[Header] = ()) -> Answer:
+def items_response(items: bytes, *, headers: Sequence[Header] = ()) -> BytesResponse:
     """`{"items": […]}` around that JSON array."""
-    return json_answer(b'{"items":%b}' % items, headers=headers)
+    return json_response(b'{"items":%b}' % items, headers=headers)
 
 
-def not_modified(etag: str) -> Answer:
+def not_modified(etag: str) -> BytesResponse:
     """The reader has this state already."""
-    return Answer(304, b"", (etag_header(etag),))
+    return BytesResponse(304, b"", (etag_header(etag),))
 
 
-def written(outcome: Outcome, resource: AnyResource, *, minimal: bool = False) -> Answer:
+def write_response(outcome: Outcome, resource: AnyResource, *, minimal: bool = False) -> BytesResponse:
     """The answer to a write of one record.
 
     Args:
@@ -85,14 +72,14 @@ def written(outcome: Outcome, resource: AnyResource, *, minimal: bool = False) -
     headers = replay_headers(outcome)
     [result] = outcome.results
     if result.record is None:
-        return Answer(204, b"", headers)
+        return BytesResponse(204, b"", headers)
     if result.created:
         location = f"{resource.path}/{quote(str(result.record['id']), safe='')}"
         headers.append((b"location", location.encode()))
     headers.append(etag_header(result.record["etag"]))
     if minimal:
-        return Answer(201 if result.created else 204, b"", headers)
-    return json_answer(encode_json(result.record), status=201 if result.created else 200, headers=headers)
+        return BytesResponse(201 if result.created else 204, b"", headers)
+    return json_response(encode_json(result.record), status=201 if result.created else 200, headers=headers)
 
 
 def etag_header(etag: str) -> Header:

@@ -22,15 +22,13 @@ from hybridkit.dataservice._http._requests import (
     ContractRequest,
     check_url,
 )
-from hybridkit.dataservice._http._responses import Answer, Answering, Header, Receive, Send
+from hybridkit.dataservice._http._responses import BytesResponse, Header, Receive, Response, Send
 from hybridkit.dataservice._store._operations import AnyResource
 from hybridkit.dataservice._store._waiting_time import DatabaseTime, watch_database
 from hybridkit.errors import DeclarationError, InvalidQueryError, NotAcceptableError
 
-__all__ = ["JSON", "LINES", "ContractRoute", "Endpoint", "Place"]
-
 JSON: Final = read_media_type("application/json; charset=utf-8")
-LINES: Final = read_media_type("application/x-ndjson; charset=utf-8")
+NDJSON: Final = read_media_type("application/x-ndjson; charset=utf-8")
 PREFIX: Final = "/v1/"
 UNDELETE: Final = ":undelete"
 
@@ -40,7 +38,7 @@ class Endpoint:
     """What answers one method of one path.
 
     Attributes:
-        answer: given a request that has been let in.
+        handler: answers a request that has been let in.
         resource: what it reaches; None for what only its body tells.
         accesses: what it does there; the caller needs all of them.
         offers: the media types that its answer can have, the usual one first; none for an answer without a body.
@@ -48,7 +46,7 @@ class Endpoint:
         takes_query: whether the URL may have a query.
     """
 
-    answer: Callable[[ContractRequest], Awaitable[Answering]]
+    handler: Callable[[ContractRequest], Awaitable[Response]]
     resource: AnyResource | None = None
     accesses: tuple[Access, ...] = ()
     offers: tuple[MediaType, ...] = (JSON,)
@@ -91,7 +89,7 @@ def _most_welcome(accept: str, offers: tuple[MediaType, ...]) -> MediaType | Non
 
 
 @dataclass(slots=True)
-class Place:
+class PathItem:
     """One path of the contract.
 
     Attributes:
@@ -121,35 +119,35 @@ class Place:
         return headers
 
 
-class ContractRoute(BaseRoute):
+class ContractRouter(BaseRoute):
     """Everything under `/v1` that the declarations make. What it doesn't know is left to the application's own routes.
 
     Attributes:
-        places: by path.
+        path_items: by path.
     """
 
     path = path_format = "/v1"
 
     def __init__(self) -> None:
-        self.places: dict[str, Place] = {}
-        self._records: dict[str, Place] = {}
-        self._undeletes: dict[str, Place] = {}
+        self.path_items: dict[str, PathItem] = {}
+        self._records: dict[str, PathItem] = {}
+        self._undeletes: dict[str, PathItem] = {}
         self._natural: set[str] = set()
 
     def __repr__(self) -> str:
-        return f"ContractRoute({len(self.places)} paths)"
+        return f"ContractRouter({len(self.path_items)} paths)"
 
-    def add(self, path: str, method: str, endpoint: Endpoint) -> Place:
+    def add(self, path: str, method: str, endpoint: Endpoint) -> PathItem:
         """Answer that method of that path.
 
         Raises:
             DeclarationError: something does already.
         """
-        place = self.places.setdefault(path, Place(path))
-        if method in place.endpoints:
+        item = self.path_items.setdefault(path, PathItem(path))
+        if method in item.endpoints:
             raise DeclarationError(f"{method} {path} is declared twice")
-        place.endpoints[method] = endpoint
-        return place
+        item.endpoints[method] = endpoint
+        return item
 
     def add_record(self, resource: AnyResource, method: str, endpoint: Endpoint) -> None:
         """Answer that method of the resource's records."""
@@ -167,11 +165,11 @@ class ContractRoute(BaseRoute):
             return Match.NONE, {}
         path: str = scope["path"]
         root: str = scope.get("root_path", "")
-        place, record_id = self._find(path.removeprefix(root) if root else path, scope["method"])
-        if place is None:
+        item, record_id = self._find(path.removeprefix(root) if root else path, scope["method"])
+        if item is None:
             return Match.NONE, {}
-        known = place.endpoint(scope["method"]) is not None
-        child = {"route": place, "path_params": {"id": record_id}}
+        known = item.endpoint(scope["method"]) is not None
+        child = {"route": item, "path_params": {"id": record_id}}
         return (Match.FULL if known else Match.PARTIAL), child
 
     async def handle(self, scope: Any, receive: Receive, send: Send) -> None:
@@ -180,14 +178,14 @@ class ContractRoute(BaseRoute):
         Raises:
             HTTPException: 405, with the same.
         """
-        place: Place = scope["route"]
-        endpoint = place.endpoint(scope["method"])
+        item: PathItem = scope["route"]
+        endpoint = item.endpoint(scope["method"])
         if endpoint is None:
             if scope["method"] == "OPTIONS":
-                await Answer(204, b"", place.options).send(receive, send, ())
+                await BytesResponse(204, b"", item.options).send(receive, send, ())
                 return
-            raise HTTPException(405, headers={"allow": place.allow})
-        _name_span(scope["method"], place.path)
+            raise HTTPException(405, headers={"allow": item.allow})
+        _name_span(scope["method"], item.path)
         request = ContractRequest(scope, receive)
         request.record_id = scope["path_params"]["id"]
         check_url(request)
@@ -197,13 +195,13 @@ class ContractRoute(BaseRoute):
             callers.check(request.caller, endpoint.resource, access)
         endpoint.check(request)
         waited = watch_database()
-        answer = await endpoint.answer(request)
-        await answer.send(receive, send, _common_headers(request, endpoint, waited))
+        response = await endpoint.handler(request)
+        await response.send(receive, send, _common_headers(request, endpoint, waited))
 
-    def _find(self, path: str, method: str) -> tuple[Place | None, str]:
+    def _find(self, path: str, method: str) -> tuple[PathItem | None, str]:
         name, slash, record_id = path[len(PREFIX) :].partition("/")
         if not slash or not path.startswith(PREFIX):
-            return self.places.get(path), ""
+            return self.path_items.get(path), ""
         # A natural key may have a slash in it, sent as %2F, which a server hands on decoded; and a colon.
         natural = name in self._natural
         if record_id.endswith(UNDELETE) and name in self._undeletes and (method == "POST" or not natural):

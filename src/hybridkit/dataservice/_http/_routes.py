@@ -9,23 +9,21 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hybridkit.contract import CALLER_HEADER
 from hybridkit.dataservice._http._batch_routes import BatchRoutes
-from hybridkit.dataservice._http._bodies import Bodies
+from hybridkit.dataservice._http._bodies import RequestBodies
 from hybridkit.dataservice._http._call_routes import CallRoute
 from hybridkit.dataservice._http._openapi._document import ContractDocument, add_document
 from hybridkit.dataservice._http._own_calls import AnyCall, CallHandler, check_calls
 from hybridkit.dataservice._http._query_routes import QueryRoutes
 from hybridkit.dataservice._http._record_routes import RecordRoutes
-from hybridkit.dataservice._http._router import ContractRoute
+from hybridkit.dataservice._http._router import ContractRouter
 from hybridkit.dataservice._http._transact_route import TransactRoute
 
 if TYPE_CHECKING:
     from hybridkit.dataservice._http._callers import Callers
 
-__all__ = ["add_routes"]
-
 
 def add_routes(
-    app: FastAPI, bodies: Mapping[str, Bodies], calls: Mapping[AnyCall, CallHandler] | None = None
+    app: FastAPI, bodies: Mapping[str, RequestBodies], calls: Mapping[AnyCall, CallHandler] | None = None
 ) -> None:
     """Add everything under `/v1`, and its description; and let `/ready` refuse a caller whose token is refused there.
 
@@ -41,16 +39,16 @@ def add_routes(
     """
     calls = calls or {}
     check_calls(calls, bodies)
-    route = ContractRoute()
+    router = ContractRouter()
     for body in bodies.values():
-        RecordRoutes(body).add_to(route)
-        QueryRoutes(body).add_to(route)
-        BatchRoutes(body).add_to(route)
+        RecordRoutes(body).add_to(router)
+        QueryRoutes(body).add_to(router)
+        BatchRoutes(body).add_to(router)
     own = [CallRoute(call, handler) for call, handler in calls.items()]
     for call in own:
-        call.add_to(route)
-    TransactRoute(bodies).add_to(route)
-    app.router.routes.insert(0, route)
+        call.add_to(router)
+    TransactRoute(bodies).add_to(router)
+    app.router.routes.insert(0, router)
     for other in app.router.routes:
         if isinstance(other, Route) and other.path == "/ready":
             other.app = _knowing_callers(other.app)

@@ -5,15 +5,13 @@ from typing import Final
 
 from hybridkit.codec import encode_json
 from hybridkit.contract import Transaction
-from hybridkit.dataservice._http._bodies import Bodies, read_operations, read_transaction
+from hybridkit.dataservice._http._bodies import RequestBodies, read_operations, read_transaction
 from hybridkit.dataservice._http._callers import Access, Callers
 from hybridkit.dataservice._http._perform import perform
 from hybridkit.dataservice._http._requests import ContractRequest, read_object, without_times
-from hybridkit.dataservice._http._responses import Answer, json_answer, replay_headers
-from hybridkit.dataservice._http._router import ContractRoute, Endpoint
+from hybridkit.dataservice._http._responses import BytesResponse, json_response, replay_headers
+from hybridkit.dataservice._http._router import ContractRouter, Endpoint
 from hybridkit.errors import NotSupportedError
-
-__all__ = ["TRANSACT_PATH", "TransactRoute"]
 
 TRANSACT_PATH: Final = "/v1:transact"
 
@@ -33,17 +31,17 @@ class TransactRoute:
         bodies: by name of the resource.
     """
 
-    def __init__(self, bodies: Mapping[str, Bodies]) -> None:
+    def __init__(self, bodies: Mapping[str, RequestBodies]) -> None:
         self._bodies = bodies
 
     def __repr__(self) -> str:
         return f"TransactRoute({sorted(self._bodies)})"
 
-    def add_to(self, route: ContractRoute) -> None:
+    def add_to(self, router: ContractRouter) -> None:
         """Have it answered there. What the caller may do is checked operation by operation."""
-        route.add(TRANSACT_PATH, "POST", Endpoint(self.transact, prefers=True))
+        router.add(TRANSACT_PATH, "POST", Endpoint(self.transact, prefers=True))
 
-    async def transact(self, request: ContractRequest) -> Answer:
+    async def transact(self, request: ContractRequest) -> BytesResponse:
         """Everything in the body, or nothing. Who may not do it learns nothing of what else is wrong with it."""
         callers: Callers = request.app.state.callers
         callers.check_known(request.caller)
@@ -62,9 +60,9 @@ class TransactRoute:
         )
         headers = replay_headers(outcome)
         if request.preferences.minimal():
-            return Answer(204, b"", headers)
+            return BytesResponse(204, b"", headers)
         results = [result.record for result in outcome.results]
-        return json_answer(encode_json({"results": results}), headers=headers)
+        return json_response(encode_json({"results": results}), headers=headers)
 
     def _check_accesses(self, callers: Callers, caller: str, transaction: Transaction) -> None:
         wanted: set[tuple[str, Access]] = {

@@ -9,8 +9,6 @@ import pytest
 from hybridkit.testing.conformance._resources import THINGS
 from hybridkit.testing.conformance._service import Answer, ServiceUnderTest
 
-__all__ = ["AggregatesConformance"]
-
 RECORDS: Final[tuple[dict[str, Any], ...]] = (
     {"kind": "pen", "price": "1.50", "rank": 1, "quantity": 2, "name": "a"},
     {"kind": "pen", "price": "2.50", "rank": 4, "quantity": 4, "name": "b"},

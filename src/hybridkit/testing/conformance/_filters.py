@@ -11,8 +11,6 @@ import pytest
 from hybridkit.testing.conformance._resources import THINGS
 from hybridkit.testing.conformance._service import ServiceUnderTest
 
-__all__ = ["FiltersConformance"]
-
 OWNER: Final = "1f1e54a2-f5d4-612b-8824-ddcdfebdd6fc"
 RECORDS: Final[tuple[dict[str, Any], ...]] = (
     {

@@ -9,8 +9,6 @@ import pytest
 from hybridkit.testing.conformance._resources import LEDGERS, PLACES, THINGS
 from hybridkit.testing.conformance._service import ServiceUnderTest, fresh_id, path_of
 
-__all__ = ["HeadersConformance"]
-
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
 

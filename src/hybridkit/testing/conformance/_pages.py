@@ -14,8 +14,6 @@ from hybridkit.contract import MAX_PAGE_BYTES
 from hybridkit.testing.conformance._resources import THINGS
 from hybridkit.testing.conformance._service import Answer, ServiceUnderTest, fresh_id, path_of
 
-__all__ = ["PagesConformance"]
-
 LARGE: Final = 1024 * 1000
 """Characters of which one body has room for, and a page for four times as many."""
 ORDERS: Final[tuple[tuple[tuple[str, str], ...], ...]] = (

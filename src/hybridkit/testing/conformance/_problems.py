@@ -13,8 +13,6 @@ from hybridkit._header_fields import quote_string
 from hybridkit.testing.conformance._resources import PLACES, SLOW, THINGS
 from hybridkit.testing.conformance._service import ServiceUnderTest, fresh_id, path_of
 
-__all__ = ["ProblemsConformance"]
-
 
 @pytest.mark.asyncio
 class ProblemsConformance:

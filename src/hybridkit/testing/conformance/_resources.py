@@ -10,27 +10,6 @@ from pydantic import BaseModel, Field
 from hybridkit.codec import Timestamp
 from hybridkit.resources import Call, Record, Resource
 
-__all__ = [
-    "CONFORMANCE_RESOURCES",
-    "LEDGERS",
-    "PLACES",
-    "SLOW",
-    "THINGS",
-    "Kind",
-    "Ledger",
-    "LedgerChanges",
-    "NewLedger",
-    "NewPlace",
-    "NewThing",
-    "Parcel",
-    "Piece",
-    "Place",
-    "PlaceChanges",
-    "Slow",
-    "Thing",
-    "ThingChanges",
-]
-
 
 class Kind(StrEnum):
     """A closed set of words."""

@@ -18,8 +18,6 @@ from hybridkit.ids import new_id
 from hybridkit.resources import Resource
 from hybridkit.testing.conformance._resources import THINGS
 
-__all__ = ["Answer", "Capability", "ServiceUnderTest"]
-
 type Capability = Literal["transactions", "foreign_keys", "events", "slow_call", "query_method", "pipelines"]
 """What not every server can do.
 

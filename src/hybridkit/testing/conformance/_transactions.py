@@ -11,8 +11,6 @@ from hybridkit.codec import format_timestamp, now
 from hybridkit.testing.conformance._resources import LEDGERS, THINGS
 from hybridkit.testing.conformance._service import ServiceUnderTest, fresh_id
 
-__all__ = ["TransactionsConformance"]
-
 
 def _create(service: ServiceUnderTest, record_id: str | None = None, **values: object) -> dict[str, Any]:
     data = {"tag": service.tag, **values}

@@ -11,9 +11,6 @@ from hybridkit.codec import canonical_json
 from hybridkit.testing.conformance._resources import THINGS
 from hybridkit.testing.conformance._service import Answer, ServiceUnderTest, fresh_id, path_of
 
-__all__ = ["ValuesConformance"]
-
-
 LISTS: Final[Sequence[tuple[list[Any], list[Any]]]] = (
     (["a"], ["b"]),
     ([1, 2], [3, 4]),

@@ -14,7 +14,7 @@ from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from hybridkit.contract import MAX_BATCH, NDJSON_MEDIA_TYPE, Problem, Transaction, TransactionResult
 from hybridkit.dataservice._http._batch_bodies import BATCH_KINDS, BatchKind
-from hybridkit.dataservice._http._bodies import Bodies
+from hybridkit.dataservice._http._bodies import RequestBodies
 from hybridkit.dataservice._http._call_routes import CallRoute
 from hybridkit.dataservice._http._openapi._operations import (
     READS,
@@ -47,8 +47,6 @@ from hybridkit.dataservice._http._transact_route import TRANSACT_PATH
 if TYPE_CHECKING:
     from hybridkit.dataservice._http._callers import Callers
 
-__all__ = ["ContractDocument", "add_document"]
-
 
 class ContractDocument:
     """What the contract adds to the application's document.
@@ -62,11 +60,11 @@ class ContractDocument:
         schemas: by name.
     """
 
-    def __init__(self, bodies: Iterable[Bodies], calls: Sequence[CallRoute]) -> None:
+    def __init__(self, bodies: Iterable[RequestBodies], calls: Sequence[CallRoute]) -> None:
         listed = list(bodies)
         self.paths: dict[str, dict[str, Part]] = {}
         self.schemas: dict[str, Any] = {}
-        self._places = self._define(listed, calls)
+        self._schema_names = self._define(listed, calls)
         for body in listed:
             self._describe(body, [route for route in calls if route.call.resource == body.resource])
         self._describe_transactions(listed)
@@ -87,7 +85,9 @@ class ContractDocument:
 
     # ── schemas ──────────────────────────────────────────────────────────────────────────────────
 
-    def _define(self, bodies: Sequence[Bodies], calls: Sequence[CallRoute]) -> dict[type[BaseModel], str]:
+    def _define(
+        self, bodies: Sequence[RequestBodies], calls: Sequence[CallRoute]
+    ) -> dict[type[BaseModel], str]:
         read: list[type[BaseModel]] = [Problem, TransactionResult]
         sent: list[type[BaseModel]] = [Transaction]
         for body in bodies:
@@ -100,9 +100,9 @@ class ContractDocument:
             *((model, "serialization") for model in dict.fromkeys(read)),
             *((model, "validation") for model in dict.fromkeys(sent)),
         ]
-        places, definitions = models_json_schema(wanted, ref_template=SCHEMAS + "{model}")
+        references, definitions = models_json_schema(wanted, ref_template=SCHEMAS + "{model}")
         self.schemas.update(definitions["$defs"])
-        names = {model: place["$ref"].removeprefix(SCHEMAS) for (model, _), place in places.items()}
+        names = {model: pointer["$ref"].removeprefix(SCHEMAS) for (model, _), pointer in references.items()}
         return cast("dict[type[BaseModel], str]", names)
 
     def _named(self, name: str, schema: Part) -> Part:
@@ -111,11 +111,11 @@ class ContractDocument:
         return reference(name)
 
     def _model(self, model: type[BaseModel]) -> Part:
-        return reference(self._places[model])
+        return reference(self._schema_names[model])
 
     # ── a resource ───────────────────────────────────────────────────────────────────────────────
 
-    def _describe(self, bodies: Bodies, calls: Sequence[CallRoute]) -> None:
+    def _describe(self, bodies: RequestBodies, calls: Sequence[CallRoute]) -> None:
         resource = bodies.resource
         name, path = resource.name, resource.path
         described = _Described(self, bodies)
@@ -156,7 +156,7 @@ class ContractDocument:
             body=body_part(self._model(route.request_model)),
         )
 
-    def _describe_transactions(self, bodies: Sequence[Bodies]) -> None:
+    def _describe_transactions(self, bodies: Sequence[RequestBodies]) -> None:
         responses = {
             200: answer_part("All of it is done.", self._model(TransactionResult), WRITTEN),
             204: answer_part("All of it is done, and answered without a body.", None, WRITTEN),
@@ -179,7 +179,7 @@ class ContractDocument:
 class _Described:
     """The descriptions of one resource's routes."""
 
-    def __init__(self, document: ContractDocument, bodies: Bodies) -> None:
+    def __init__(self, document: ContractDocument, bodies: RequestBodies) -> None:
         self._resource = bodies.resource
         self._new = document._model(bodies.create_model)  # noqa: SLF001 - the other half of one class
         self._whole = document._model(bodies.replace_model)  # noqa: SLF001

@@ -9,20 +9,6 @@ from typing import Any, Final
 from hybridkit.dataservice._http._openapi._parts import Part
 from hybridkit.dataservice._http._requests import JSON_MEDIA_TYPE
 
-__all__ = [
-    "READS",
-    "SCHEMAS",
-    "WRITES",
-    "WRITTEN",
-    "answer_part",
-    "body_part",
-    "items_schema",
-    "operation_part",
-    "page_schema",
-    "problem_name",
-    "reference",
-]
-
 SCHEMAS: Final = "#/components/schemas/"
 ALWAYS: Final = (400, 401, 403, 414, 422, 500, 503, 504)
 WRITES: Final = ("key", "caller", "timeout", "request_id", "prefer_write")

@@ -12,19 +12,6 @@ from hybridkit.resources import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
 from hybridkit.resources._aggregations import FUNCTION_NAMES, MAX_FUNCTIONS, MAX_GROUP_FIELDS, MAX_GROUPS
 from hybridkit.resources._filters import OPERATORS
 
-__all__ = [
-    "ANSWER_HEADERS",
-    "EXAMPLE_ID",
-    "PARAMETERS",
-    "PROBLEMS",
-    "SECURITY",
-    "Part",
-    "aggregation_schema",
-    "filter_parameters",
-    "query_options",
-    "query_schema",
-]
-
 type Part = Mapping[str, Any]
 
 EXAMPLE_ID: Final = "1f1e54a2-f5d4-612b-8824-ddcdfebdd6fc"
