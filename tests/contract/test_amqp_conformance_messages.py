@@ -1,7 +1,6 @@
 """Messages are routed, confirmed, returned, delivered and settled alike on both brokers (aio-pika)."""
 
 import asyncio
-from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -11,6 +10,8 @@ import pytest
 from aio_pika import ExchangeType, Message
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage, AbstractQueue
 from aio_pika.exceptions import ChannelClosed, ChannelPreconditionFailed, ConnectionClosed, PublishError
+
+from tests.helpers import until
 
 KINDS = ["classic", "quorum"]
 
@@ -43,12 +44,6 @@ async def depth(channel: AbstractChannel, name: str = "queue") -> int:
     count = (await channel.declare_queue(name, passive=True)).declaration_result.message_count
     assert count is not None
     return count
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110 - what is waited for has no event
-            await asyncio.sleep(0.01)
 
 
 class Inbox:

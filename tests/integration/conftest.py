@@ -33,6 +33,7 @@ from hybridkit.codec import Timestamp
 from hybridkit.dataservice import RecordColumns, create_data_service
 from hybridkit.dataservice._postgres._driver._pool import connect
 from hybridkit.dataservice._postgres._schema import migrating_connection
+from hybridkit.messaging import BrokerConnection, RobustPublisher
 from hybridkit.resources import Record, Resource
 from hybridkit.settings import PostgresUrl, SecretUrl, ServiceSettings
 from hybridkit.testing import FaultProxy
@@ -430,3 +431,17 @@ class Broker:
 def broker(rabbitmq_url: str) -> Broker:
     """RabbitMQ, reached by plain aio-pika."""
     return Broker(rabbitmq_url)
+
+
+@pytest.fixture
+async def publisher(rabbitmq_url: str) -> AsyncGenerator[RobustPublisher]:
+    """A publisher on RabbitMQ, in the virtual host of the test."""
+    async with RobustPublisher(rabbitmq_url, service="tests") as publisher:
+        yield publisher
+
+
+@pytest.fixture
+async def connection(rabbitmq_url: str) -> AsyncGenerator[BrokerConnection]:
+    """A connection to RabbitMQ for consumers, in the virtual host of the test."""
+    async with BrokerConnection(rabbitmq_url, name="tests") as connection:
+        yield connection

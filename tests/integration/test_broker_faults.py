@@ -14,6 +14,7 @@ from pamqp import commands, frame
 
 from hybridkit.dev import DevelopmentBroker, QueueState
 from hybridkit.errors import MisuseError, ServerStartError
+from tests.helpers import until
 
 
 @pytest.fixture
@@ -41,12 +42,6 @@ async def put(channel: AbstractChannel, body: str = "") -> None:
 
 def putting(channel: AbstractChannel, body: str = "") -> asyncio.Task[None]:
     return asyncio.create_task(put(channel, body))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110 - what is waited for has no event
-            await asyncio.sleep(0.001)
 
 
 class Inbox:

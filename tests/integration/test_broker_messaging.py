@@ -12,6 +12,7 @@ from hybridkit.errors import NackedError, NotConnectedError, OutcomeUnknownError
 from hybridkit.events import Event
 from hybridkit.messaging import BrokerConnection, RobustConsumer, RobustPublisher
 from hybridkit.retry import Retry
+from tests.helpers import until
 
 
 class Noticed(Event, type="broker.noticed"):
@@ -39,12 +40,6 @@ async def publisher(broker: DevelopmentBroker) -> AsyncGenerator[RobustPublisher
 async def connection(broker: DevelopmentBroker) -> AsyncGenerator[BrokerConnection]:
     async with BrokerConnection(broker.url, name="tests") as connection:
         yield connection
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110 - what is waited for has no event
-            await asyncio.sleep(0.01)
 
 
 class Notes:

@@ -2,14 +2,13 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import aio_pika
 import pytest
-from structlog.testing import capture_logs
 
 from hybridkit.coordination import connect_redis
 from hybridkit.errors import (
@@ -33,7 +32,7 @@ from hybridkit.messaging import (
 from hybridkit.messaging._dead_letters import _reader as reader_module
 from hybridkit.retry import Retry
 
-pytestmark = pytest.mark.real_server
+pytestmark = [pytest.mark.real_server, pytest.mark.usefixtures("logs")]
 
 NO_LIMIT = 1_000_000_000
 
@@ -88,13 +87,6 @@ class Work:
         async with self._changed:
             self.numbers.append(number)
             self._changed.notify_all()
-
-
-@pytest.fixture(autouse=True)
-def logs() -> Iterator[None]:
-    """A stack for each failure of a handler would be most of the test's time."""
-    with capture_logs():
-        yield
 
 
 @pytest.fixture

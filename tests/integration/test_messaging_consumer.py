@@ -2,7 +2,7 @@
 
 import asyncio
 import struct
-from collections.abc import AsyncGenerator, Callable, Iterator, MutableMapping
+from collections.abc import AsyncGenerator, MutableMapping
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -12,7 +12,6 @@ from urllib.parse import urlsplit
 import aio_pika
 import pytest
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
-from structlog.testing import capture_logs
 
 from hybridkit.context import RequestContext, bind
 from hybridkit.coordination import connect_redis
@@ -33,8 +32,9 @@ from hybridkit.messaging._topology._declared import (
 )
 from hybridkit.retry import Retry
 from hybridkit.testing import FaultProxy
+from tests.helpers import until
 
-pytestmark = pytest.mark.real_server
+pytestmark = [pytest.mark.real_server, pytest.mark.usefixtures("logs", "no_jitter")]
 
 
 class Consumed(Event, type="consumer.consumed"):
@@ -70,30 +70,6 @@ class Ledger:
         async with asyncio.timeout(60), self._changed:
             await self._changed.wait_for(lambda: len(self.entries) >= count)
         return self.entries
-
-
-@pytest.fixture(autouse=True)
-def logs() -> Iterator[list[MutableMapping[str, Any]]]:
-    with capture_logs() as written:
-        yield written
-
-
-@pytest.fixture(autouse=True)
-def no_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A retry comes after its longest delay."""
-    monkeypatch.setattr("random.random", lambda: 1.0)
-
-
-@pytest.fixture
-async def publisher(rabbitmq_url: str) -> AsyncGenerator[RobustPublisher]:
-    async with RobustPublisher(rabbitmq_url, service="tests") as publisher:
-        yield publisher
-
-
-@pytest.fixture
-async def connection(rabbitmq_url: str) -> AsyncGenerator[BrokerConnection]:
-    async with BrokerConnection(rabbitmq_url, name="tests") as connection:
-        yield connection
 
 
 @pytest.fixture
@@ -132,12 +108,6 @@ async def waiting_in(url: str, name: str) -> int:
     async with plain_channel(url) as channel:
         queue = await channel.declare_queue(name, passive=True)
         return queue.declaration_result.message_count or 0
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110 - what is waited for has no event
-            await asyncio.sleep(0.01)
 
 
 async def limit_messages(server: Server, size_bytes: int) -> None:

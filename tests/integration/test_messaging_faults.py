@@ -1,12 +1,9 @@
 """A broker that dies or freezes for real: what is confirmed is there, what is unknown is repeated, effects are once."""
 
 import asyncio
-from collections.abc import Iterator, MutableMapping
-from typing import Any
 from uuid import UUID
 
 import pytest
-from structlog.testing import capture_logs
 
 from hybridkit.context import RequestContext, bind
 from hybridkit.coordination import connect_redis
@@ -16,19 +13,13 @@ from hybridkit.events import Event
 from hybridkit.idempotency import IdempotencyGuard
 from hybridkit.messaging import BrokerConnection, RobustConsumer, RobustPublisher
 
-pytestmark = pytest.mark.real_server
+pytestmark = [pytest.mark.real_server, pytest.mark.usefixtures("logs")]
 
 EVENTS = 300
 
 
 class Counted(Event, type="faults.counted"):
     number: int
-
-
-@pytest.fixture(autouse=True)
-def logs() -> Iterator[list[MutableMapping[str, Any]]]:
-    with capture_logs() as written:
-        yield written
 
 
 def counting(effects: list[UUID], enough: asyncio.Event) -> RobustConsumer:

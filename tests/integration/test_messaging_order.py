@@ -9,12 +9,11 @@ import random
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, cast
 
 import pytest
-from structlog.testing import capture_logs
 
 from hybridkit.coordination import Redis, connect_redis
 from hybridkit.errors import UnavailableError
@@ -24,8 +23,9 @@ from hybridkit.messaging import BrokerConnection, DeadLetters, Order, RobustCons
 from hybridkit.messaging._consuming import _processor as processor_module
 from hybridkit.messaging._consuming import _subscription as subscription_module
 from hybridkit.retry import Retry
+from tests.helpers import until
 
-pytestmark = pytest.mark.real_server
+pytestmark = [pytest.mark.real_server, pytest.mark.usefixtures("logs")]
 
 QUEUE = "tests.balances"
 
@@ -114,12 +114,12 @@ async def test_nothing_overtakes_when_a_replica_is_killed(
     async with connect_redis(redis_url, timeout_seconds=10) as redis:
         async with replicas(rabbitmq_url, redis_url) as running:
             await publish(publisher, *events)
-            await until(lambda: _at_least(redis, KILL_AT))
+            await until(lambda: _at_least(redis, KILL_AT), seconds=200)
             killed = int(await redis.get("worker") or 0)
             running[killed].send_signal(signal.SIGKILL)
-            await until(lambda: _at_least(redis, EVENTS - len(given_up)))
+            await until(lambda: _at_least(redis, EVENTS - len(given_up)), seconds=200)
             assert int(await redis.get("worker") or 0) != killed
-            await until(lambda: _settled(rabbitmq_url))
+            await until(lambda: _settled(rabbitmq_url), seconds=200)
         for account in range(KEYS):
             numbers = [
                 int(n) for n in await cast("Awaitable[Any]", redis.lrange(f"account:{account}", 0, -1))
@@ -154,36 +154,9 @@ class Ledger:
         return [number for key, number in self.entries if key == account]
 
 
-@pytest.fixture(autouse=True)
-def logs() -> Iterator[None]:
-    with capture_logs():
-        yield
-
-
-@pytest.fixture
-async def publisher(rabbitmq_url: str) -> AsyncGenerator[RobustPublisher]:
-    async with RobustPublisher(rabbitmq_url, service="tests") as publisher:
-        yield publisher
-
-
-@pytest.fixture
-async def connection(rabbitmq_url: str) -> AsyncGenerator[BrokerConnection]:
-    async with BrokerConnection(rabbitmq_url, name="tests") as connection:
-        yield connection
-
-
 @pytest.fixture
 def ledger() -> Ledger:
     return Ledger()
-
-
-async def until(condition: Callable[[], bool | Awaitable[bool]]) -> None:
-    async with asyncio.timeout(200):
-        while True:
-            answer = condition()
-            if await answer if isinstance(answer, Awaitable) else answer:
-                return
-            await asyncio.sleep(0.02)
 
 
 async def publish(publisher: RobustPublisher, *events: Event) -> None:

@@ -1,19 +1,18 @@
 """Other people's clients: pika reads what we publish, and what pika publishes without a word about it is handled."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, MutableMapping
+from collections.abc import MutableMapping
 from typing import Any
 
 import orjson
 import pika
 import pytest
-from structlog.testing import capture_logs
 
 from hybridkit.context import RequestContext, bind
 from hybridkit.events import Command, Event, EventEnvelope
 from hybridkit.messaging import BrokerConnection, DeadLetters, Order, RobustConsumer, RobustPublisher
 
-pytestmark = pytest.mark.real_server
+pytestmark = [pytest.mark.real_server, pytest.mark.usefixtures("logs")]
 
 
 class Shared(Event, type="others.shared"):
@@ -22,18 +21,6 @@ class Shared(Event, type="others.shared"):
 
 class Chore(Command, queue="others_chores", type="others.chore"):
     number: int = 0
-
-
-@pytest.fixture(autouse=True)
-def logs() -> Iterator[list[MutableMapping[str, Any]]]:
-    with capture_logs() as written:
-        yield written
-
-
-@pytest.fixture
-async def publisher(rabbitmq_url: str) -> AsyncGenerator[RobustPublisher]:
-    async with RobustPublisher(rabbitmq_url, service="tests") as publisher:
-        yield publisher
 
 
 def read_with_pika(url: str, queue: str) -> tuple[Any, Any, Any]:

@@ -1,7 +1,7 @@
 """A key that is parked: what comes after a dead letter follows it, in order, whoever consumes, until it is redriven."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -9,7 +9,6 @@ from typing import Any
 import aio_pika
 import orjson
 import pytest
-from structlog.testing import capture_logs
 
 from hybridkit.coordination import connect_redis
 from hybridkit.events import Event
@@ -19,8 +18,9 @@ from hybridkit.messaging._consuming import _parking as parking_module
 from hybridkit.messaging._consuming import _subscription as subscription_module
 from hybridkit.messaging._publishing._writer import Outgoing
 from hybridkit.retry import Retry
+from tests.helpers import until
 
-pytestmark = pytest.mark.real_server
+pytestmark = [pytest.mark.real_server, pytest.mark.usefixtures("logs")]
 
 QUEUE = "tests.accounts"
 
@@ -67,12 +67,6 @@ class Service:
         await self._publisher.publish_many(Booked(account=account, number=n) for n in numbers)
 
 
-@pytest.fixture(autouse=True)
-def logs() -> Iterator[None]:
-    with capture_logs():
-        yield
-
-
 @pytest.fixture
 async def service(rabbitmq_url: str, redis_url: str) -> AsyncGenerator[Service]:
     async with (
@@ -86,12 +80,6 @@ async def service(rabbitmq_url: str, redis_url: str) -> AsyncGenerator[Service]:
 @pytest.fixture
 def letters(rabbitmq_url: str) -> DeadLetters:
     return DeadLetters(rabbitmq_url, f"{QUEUE}.dlq")
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110 - what is waited for has no event
-            await asyncio.sleep(0.01)
 
 
 async def reasons(letters: DeadLetters, count: int) -> dict[str | None, int]:

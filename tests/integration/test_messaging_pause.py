@@ -1,11 +1,9 @@
 """A consumer whose handlers need something that is down: it stops, tells why, and goes on when that is back."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any
 
 import pytest
-from structlog.testing import capture_logs
 
 from hybridkit.adapters._running import start_consumers
 from hybridkit.coordination import connect_redis
@@ -19,8 +17,9 @@ from hybridkit.messaging._consuming import _processor as processor_module
 from hybridkit.observability import metrics
 from hybridkit.retry import Retry
 from hybridkit.testing import FaultProxy
+from tests.helpers import until
 
-pytestmark = pytest.mark.real_server
+pytestmark = [pytest.mark.real_server, pytest.mark.usefixtures("logs")]
 
 QUEUE = "tests.paused"
 DOWN = "UnavailableError: db_postgres_service does not answer"
@@ -49,27 +48,9 @@ class Dependency:
 
 
 @pytest.fixture(autouse=True)
-def logs() -> Iterator[None]:
-    with capture_logs():
-        yield
-
-
-@pytest.fixture(autouse=True)
 def quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pause_module, "FIRST_PROBE_SECONDS", 0.05)
     monkeypatch.setattr(pause_module, "LONGEST_PROBE_SECONDS", 0.2)
-
-
-@pytest.fixture
-async def publisher(rabbitmq_url: str) -> AsyncGenerator[RobustPublisher]:
-    async with RobustPublisher(rabbitmq_url, service="tests") as publisher:
-        yield publisher
-
-
-@pytest.fixture
-async def connection(rabbitmq_url: str) -> AsyncGenerator[BrokerConnection]:
-    async with BrokerConnection(rabbitmq_url, name="tests") as connection:
-        yield connection
 
 
 @pytest.fixture
@@ -86,12 +67,6 @@ def consumer_of(dependency: Dependency, **options: Any) -> RobustConsumer:
         await dependency.use(event.number)
 
     return consumer
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110 - what is waited for has no event
-            await asyncio.sleep(0.01)
 
 
 def copies() -> float:

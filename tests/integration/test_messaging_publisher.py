@@ -1,7 +1,7 @@
 """The publisher on a real RabbitMQ: every call ends with its answer, or with an error that says what is known."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
@@ -11,13 +11,11 @@ import orjson
 import pytest
 import uvloop
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
-from structlog.testing import capture_logs
 
 from hybridkit.context import RequestContext, bind
 from hybridkit.errors import (
     AccessDeniedError,
     DeadlineExceededError,
-    HybridkitError,
     MisuseError,
     NackedError,
     NotConnectedError,
@@ -34,8 +32,9 @@ from hybridkit.messaging._amqp import _channel as channel_module
 from hybridkit.messaging._amqp import _connection as connection_module
 from hybridkit.messaging._publishing import _writer as writer_module
 from hybridkit.testing import FaultProxy
+from tests.helpers import error_of, until
 
-pytestmark = pytest.mark.real_server
+pytestmark = [pytest.mark.real_server, pytest.mark.usefixtures("logs")]
 
 
 class Published(Event, type="publisher.published"):
@@ -49,18 +48,6 @@ class Unwanted(Event, type="publisher.unwanted"):
 
 class Task(Command, queue="publisher_tasks", type="publisher.task"):
     number: int
-
-
-@pytest.fixture(autouse=True)
-def logs() -> Iterator[list[MutableMapping[str, Any]]]:
-    with capture_logs() as written:
-        yield written
-
-
-@pytest.fixture
-async def publisher(rabbitmq_url: str) -> AsyncGenerator[RobustPublisher]:
-    async with RobustPublisher(rabbitmq_url, service="tests") as publisher:
-        yield publisher
 
 
 @asynccontextmanager
@@ -99,20 +86,6 @@ async def proxied(url: str) -> AsyncGenerator[tuple[FaultProxy, RobustPublisher]
         RobustPublisher(proxy.url_for(url), service="tests") as publisher,
     ):
         yield proxy, publisher
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110 - what is waited for has no event
-            await asyncio.sleep(0.01)
-
-
-async def error_of(work: Awaitable[object]) -> type[HybridkitError] | None:
-    try:
-        await work
-    except HybridkitError as error:
-        return type(error)
-    return None
 
 
 # ── the broker's answers ─────────────────────────────────────────────────────────────────────────

@@ -4,7 +4,7 @@ https://opentelemetry.io/docs/specs/semconv/messaging/rabbitmq/
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,8 +25,9 @@ from hybridkit.messaging import BrokerConnection, RobustConsumer, RobustPublishe
 from hybridkit.observability import _metrics, _tracing, span
 from hybridkit.retry import Retry
 from hybridkit.testing import FaultProxy
+from tests.helpers import until
 
-pytestmark = pytest.mark.real_server
+pytestmark = [pytest.mark.real_server, pytest.mark.usefixtures("no_jitter")]
 
 IN_A_SECOND = Retry.exponential(first_seconds=1, cap_seconds=1, attempts=2)
 
@@ -71,24 +72,6 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[Spans]:
     monkeypatch.setattr(_tracing, "_tracer", provider.get_tracer("hybridkit"))
     yield Spans(exporter)
     provider.shutdown()
-
-
-@pytest.fixture(autouse=True)
-def no_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A retry comes after its longest delay."""
-    monkeypatch.setattr("random.random", lambda: 1.0)
-
-
-@pytest.fixture
-async def publisher(rabbitmq_url: str) -> AsyncGenerator[RobustPublisher]:
-    async with RobustPublisher(rabbitmq_url, service="tests") as publisher:
-        yield publisher
-
-
-@pytest.fixture
-async def connection(rabbitmq_url: str) -> AsyncGenerator[BrokerConnection]:
-    async with BrokerConnection(rabbitmq_url, name="tests") as connection:
-        yield connection
 
 
 @pytest.fixture
@@ -140,12 +123,6 @@ def identity(made: ReadableSpan) -> tuple[int, int]:
 
 def sample(name: str, **labels: str) -> float:
     return _metrics._registry.get_sample_value(f"hybridkit_{name}", labels) or 0.0
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110 - what is waited for has no event
-            await asyncio.sleep(0.01)
 
 
 async def read(url: str, name: str) -> Any:

@@ -1,16 +1,14 @@
 """TLS on a real RabbitMQ: publishers and consumers work over `amqps://`, and what is wrong with it is said at once."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator, MutableMapping
+from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 import trustme
-from structlog.testing import capture_logs
 
 from hybridkit.dev import Server
 from hybridkit.dev._servers._probes import free_port
@@ -19,8 +17,9 @@ from hybridkit.events import Event
 from hybridkit.messaging import BrokerConnection, Receipt, RobustConsumer, RobustPublisher
 from hybridkit.testing import FaultProxy
 from hybridkit.testing.plugin import _own
+from tests.helpers import until
 
-pytestmark = pytest.mark.real_server
+pytestmark = [pytest.mark.real_server, pytest.mark.usefixtures("logs")]
 
 
 class Encrypted(Event, type="tls.encrypted"):
@@ -62,18 +61,6 @@ def tls(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     authority.cert_pem.write_to_path(str(path))
     for server in _own(request, "rabbitmq"):
         yield Listener(listen(server, authority.issue_cert("127.0.0.1")), path)
-
-
-@pytest.fixture(autouse=True)
-def logs() -> Iterator[list[MutableMapping[str, Any]]]:
-    with capture_logs() as written:
-        yield written
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110 - what is waited for has no event
-            await asyncio.sleep(0.01)
 
 
 @asynccontextmanager

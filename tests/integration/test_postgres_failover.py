@@ -1,7 +1,6 @@
 """After a failover the old primary is up and takes no writes: the service says so, leaves it, and finds the new one."""
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -9,6 +8,7 @@ import pytest
 from hybridkit.dataservice._postgres._driver._connection import connect
 from hybridkit.dev import Server
 from hybridkit.errors import MisuseError, UnavailableError
+from tests.helpers import until
 
 EVENT = {
     "event_type": "item.made",
@@ -38,12 +38,6 @@ async def only_reads(url: str, *, on: bool) -> None:
         await connection.execute("SELECT pg_reload_conf()")
     finally:
         await connection.close()
-
-
-async def until(holds: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(60):
-        while not await holds():  # noqa: ASYNC110 - the server reads its settings when it likes
-            await asyncio.sleep(0.1)
 
 
 @pytest.fixture

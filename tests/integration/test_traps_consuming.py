@@ -4,35 +4,22 @@ A test named `plain` shows that the trap is there: it fails when the library no 
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator, MutableMapping
 from typing import Any
 
 import aio_pika
 import pytest
 from aio_pika.abc import AbstractIncomingMessage
-from structlog.testing import capture_logs
 
 from hybridkit.dev import Server
 from hybridkit.events import Event
 from hybridkit.messaging import BrokerConnection, RobustConsumer, RobustPublisher
+from tests.helpers import until
 
-pytestmark = pytest.mark.real_server
+pytestmark = [pytest.mark.real_server, pytest.mark.usefixtures("logs")]
 
 
 class Consumed(Event, type="traps.consumed"):
     number: int = 0
-
-
-@pytest.fixture(autouse=True)
-def logs() -> Iterator[list[MutableMapping[str, Any]]]:
-    with capture_logs() as written:
-        yield written
-
-
-@pytest.fixture
-async def publisher(rabbitmq_url: str) -> AsyncGenerator[RobustPublisher]:
-    async with RobustPublisher(rabbitmq_url, service="tests") as publisher:
-        yield publisher
 
 
 def consumer_of(seen: asyncio.Queue[int], name: str = "tests.consumer") -> RobustConsumer:
@@ -46,12 +33,6 @@ def consumer_of(seen: asyncio.Queue[int], name: str = "tests.consumer") -> Robus
 
 
 async def ignore(message: object) -> None: ...
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110 - what is waited for has no event
-            await asyncio.sleep(0.01)
 
 
 # ── 3: a consumer that the broker cancels is silent ──────────────────────────────────────────────

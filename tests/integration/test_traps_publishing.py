@@ -5,7 +5,7 @@ it is skipped and says since when.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Awaitable
 from contextlib import suppress
 from importlib.metadata import version
 from typing import Any
@@ -14,16 +14,16 @@ import aio_pika
 import orjson
 import pytest
 from aio_pika.exceptions import PublishError
-from structlog.testing import capture_logs
 
 from hybridkit.context import RequestContext, bind
 from hybridkit.dev import Server
-from hybridkit.errors import BlockedError, HybridkitError, OutcomeUnknownError, UnroutableError
+from hybridkit.errors import BlockedError, OutcomeUnknownError, UnroutableError
 from hybridkit.events import Event
 from hybridkit.ids import new_id
 from hybridkit.messaging import Receipt, RobustPublisher
+from tests.helpers import error_of, until
 
-pytestmark = pytest.mark.real_server
+pytestmark = [pytest.mark.real_server, pytest.mark.usefixtures("logs")]
 
 AIORMQ = tuple(map(int, version("aiormq").split(".")[:3]))
 
@@ -37,31 +37,11 @@ class Unwanted(Event, type="traps.unwanted"):
     number: int = 0
 
 
-@pytest.fixture(autouse=True)
-def logs() -> Iterator[list[MutableMapping[str, Any]]]:
-    with capture_logs() as written:
-        yield written
-
-
 async def want(broker: Any) -> None:
     """A queue for `traps.wanted`, beside the publisher's exchanges."""
     async with broker.channel() as channel:
         queue = await channel.declare_queue("wanted", durable=True)
         await queue.bind("hk.events", Wanted.message_type)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110 - what is waited for has no event
-            await asyncio.sleep(0.01)
-
-
-async def error_of(work: Awaitable[object]) -> type[HybridkitError] | None:
-    try:
-        await work
-    except HybridkitError as error:
-        return type(error)
-    return None
 
 
 async def hangs(work: Awaitable[object], *, seconds: float = 1.0) -> bool:

@@ -5,7 +5,6 @@ version has none, it is skipped and says since when.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator, MutableMapping
 from importlib.metadata import version
 from typing import Any
 
@@ -14,14 +13,14 @@ import pytest
 from aio_pika import ExchangeType
 from aio_pika.abc import AbstractChannel
 from pamqp.commands import Basic
-from structlog.testing import capture_logs
 
 from hybridkit.errors import UnroutableError
 from hybridkit.events import Command, Event
 from hybridkit.messaging import BrokerConnection, RobustConsumer, RobustPublisher
 from hybridkit.retry import Retry
+from tests.helpers import until
 
-pytestmark = pytest.mark.real_server
+pytestmark = [pytest.mark.real_server, pytest.mark.usefixtures("logs", "no_jitter")]
 
 AIO_PIKA = tuple(map(int, version("aio-pika").split(".")[:3]))
 
@@ -40,36 +39,6 @@ class Work(Command, queue="traps_alive", type="traps.work"):
 
 class Gone(Command, queue="traps_gone", type="traps.gone"):
     number: int = 0
-
-
-@pytest.fixture(autouse=True)
-def logs() -> Iterator[list[MutableMapping[str, Any]]]:
-    with capture_logs() as written:
-        yield written
-
-
-@pytest.fixture(autouse=True)
-def no_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A retry comes after its longest delay."""
-    monkeypatch.setattr("random.random", lambda: 1.0)
-
-
-@pytest.fixture
-async def publisher(rabbitmq_url: str) -> AsyncGenerator[RobustPublisher]:
-    async with RobustPublisher(rabbitmq_url, service="tests") as publisher:
-        yield publisher
-
-
-@pytest.fixture
-async def connection(rabbitmq_url: str) -> AsyncGenerator[BrokerConnection]:
-    async with BrokerConnection(rabbitmq_url, name="tests") as connection:
-        yield connection
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110 - what is waited for has no event
-            await asyncio.sleep(0.01)
 
 
 async def declare_consumer(connection: BrokerConnection, publisher: RobustPublisher) -> None:

@@ -42,6 +42,7 @@ from hybridkit.idempotency import claim_key
 from hybridkit.observability import metrics
 from hybridkit.retry import asked_seconds
 from hybridkit.testing import FakeTelegram, TelegramUser
+from tests.helpers import until
 from tests.unit.test_adapter_aiogram import ADA, BEA, World, world
 
 __all__ = ["world"]
@@ -77,12 +78,6 @@ def lines() -> Generator[list[Any]]:
 
 
 pytestmark = pytest.mark.usefixtures("lines")
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110  # of a state that sets no event
-            await asyncio.sleep(0)
 
 
 @pytest.fixture

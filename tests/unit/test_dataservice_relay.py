@@ -4,13 +4,12 @@ import asyncio
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, MutableMapping, Sequence
+from collections.abc import Collection, MutableMapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 from uuid import UUID, uuid4
 
 import pytest
-from structlog.testing import capture_logs
 
 from hybridkit.context import current
 from hybridkit.dataservice import Relay
@@ -38,6 +37,9 @@ from hybridkit.errors import (
 )
 from hybridkit.observability import metrics, trace_headers
 from hybridkit.retry import Retry
+from tests.helpers import until
+
+pytestmark = pytest.mark.usefixtures("logs")
 
 
 class MemoryOutbox:
@@ -168,12 +170,6 @@ class MemoryPublisher:
 
 
 @pytest.fixture(autouse=True)
-def logs() -> Iterator[list[MutableMapping[str, Any]]]:
-    with capture_logs() as written:
-        yield written
-
-
-@pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_holdings, "RENEW_SECONDS", 0.02)
     monkeypatch.setattr(_relay, "IDLE_SECONDS", 0.02)
@@ -191,12 +187,6 @@ def outbox() -> MemoryOutbox:
 @pytest.fixture
 def publisher() -> MemoryPublisher:
     return MemoryPublisher()
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110 - the relay tells nobody
-            await asyncio.sleep(0.001)
 
 
 async def test_what_waits_is_published_and_marked(outbox: MemoryOutbox, publisher: MemoryPublisher) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import struct
-from collections.abc import Callable
 from typing import Any, cast
 from uuid import UUID
 
@@ -18,6 +17,7 @@ from hybridkit.messaging._consuming._acks import Acks
 from hybridkit.messaging._consuming._delivery import Delivery, Identity
 from hybridkit.messaging._consuming._inbox import Inbox
 from hybridkit.messaging._consuming._lost_acks import Finished
+from tests.helpers import until
 
 KINDS = {80: "ack", 120: "nack"}
 
@@ -27,12 +27,6 @@ def told(octets: bytes) -> list[tuple[str, int, int]]:
     frames = [octets[start : start + 21] for start in range(0, len(octets), 21)]
     parsed = [struct.unpack(">BHIHHQBB", frame) for frame in frames]
     return [(KINDS[method], tag, bits) for _, _, _, _, method, tag, bits, _ in parsed]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110 - a socket has no event for what was written
-            await asyncio.sleep(0.001)
 
 
 def event(number: int) -> Identity:

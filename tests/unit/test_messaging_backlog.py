@@ -1,17 +1,18 @@
 """Deliveries wait in order, run side by side up to a limit, and share nothing."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, MutableMapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, MutableMapping
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import Any, cast
 
 import pytest
-from structlog.testing import capture_logs
 
 from hybridkit.messaging._consuming import _backlog as backlog_module
 from hybridkit.messaging._consuming._backlog import Fifo, Workers
 from hybridkit.messaging._consuming._delivery import Delivery
+
+pytestmark = pytest.mark.usefixtures("logs")
 
 tenant: ContextVar[str] = ContextVar("tenant", default="nobody")
 
@@ -30,12 +31,6 @@ def delivery(number: int) -> Delivery:
 
 def number_of(delivery: Delivery) -> int:
     return cast("Numbered", delivery).number
-
-
-@pytest.fixture(autouse=True)
-def logs() -> Iterator[list[MutableMapping[str, Any]]]:
-    with capture_logs() as written:
-        yield written
 
 
 @pytest.fixture

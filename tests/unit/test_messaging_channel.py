@@ -2,7 +2,7 @@
 
 import asyncio
 import ssl
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, MutableMapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,7 +16,6 @@ from aiormq.exceptions import (
     ChannelNotFoundEntity,
     ChannelPreconditionFailed,
 )
-from structlog.testing import capture_logs
 
 from hybridkit.context import RequestContext, bind
 from hybridkit.errors import (
@@ -32,6 +31,9 @@ from hybridkit.messaging._amqp._channel import Lane, SupervisedChannel
 from hybridkit.messaging._amqp._connection import Link
 from hybridkit.messaging._amqp._port import Port
 from hybridkit.messaging._amqp._waiting import Background, Backoff, Home, bounded
+from tests.helpers import until
+
+pytestmark = pytest.mark.usefixtures("logs")
 
 NEXT_SECONDS = Backoff.next_seconds
 
@@ -81,12 +83,6 @@ class FakeLink:
 
 
 @pytest.fixture(autouse=True)
-def logs() -> Iterator[list[MutableMapping[str, Any]]]:
-    with capture_logs() as written:
-        yield written
-
-
-@pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Backoff, "next_seconds", lambda _: 0.0)
 
@@ -96,12 +92,6 @@ def supervised(link: FakeLink, **options: Any) -> SupervisedChannel:
 
     arguments: dict[str, Any] = {"name": "fake", "confirms": False, "prepare": prepare, **options}
     return SupervisedChannel(cast("BrokerConnection", link), **arguments)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110 - what is waited for has no event
-            await asyncio.sleep(0)
 
 
 @asynccontextmanager

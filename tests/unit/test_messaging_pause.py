@@ -2,16 +2,17 @@
 
 import asyncio
 import math
-from collections.abc import Iterator, MutableMapping
+from collections.abc import MutableMapping
 from typing import Any
 
 import pytest
-from structlog.testing import capture_logs
 
 from hybridkit.errors import UnavailableError
 from hybridkit.messaging._consuming import _pause as pause_module
 from hybridkit.messaging._consuming._pause import Gate
 from hybridkit.observability import metrics
+
+pytestmark = pytest.mark.usefixtures("logs")
 
 
 class Timers:
@@ -38,12 +39,6 @@ class Timers:
 def timers(monkeypatch: pytest.MonkeyPatch) -> Timers:
     monkeypatch.setattr("random.uniform", lambda _, bound: bound)
     return Timers(monkeypatch)
-
-
-@pytest.fixture(autouse=True)
-def logs() -> Iterator[list[MutableMapping[str, Any]]]:
-    with capture_logs() as written:
-        yield written
 
 
 @pytest.fixture

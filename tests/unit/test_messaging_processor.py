@@ -1,7 +1,7 @@
 """What becomes of a delivery: which copy goes where, in which order, and when the original is acknowledged."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, MutableMapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -12,7 +12,6 @@ import orjson
 import pytest
 from pamqp.commands import Basic
 from structlog.contextvars import get_contextvars
-from structlog.testing import capture_logs
 
 from hybridkit.context import Claim, RequestContext, bind, current
 from hybridkit.errors import (
@@ -50,6 +49,8 @@ from hybridkit.messaging._consuming._pause import Gate, Paused
 from hybridkit.messaging._consuming._processor import Processor
 from hybridkit.messaging._publishing._writer import Outgoing
 from hybridkit.retry import Retry
+
+pytestmark = pytest.mark.usefixtures("logs")
 
 QUEUE = "tests.queue"
 
@@ -201,13 +202,6 @@ def failing(*errors: BaseException) -> Callable[[Happened], Awaitable[None]]:
 @pytest.fixture
 def steps() -> Steps:
     return Steps()
-
-
-@pytest.fixture(autouse=True)
-def logs() -> Iterator[list[MutableMapping[str, Any]]]:
-    """What was logged, instead of writing it out."""
-    with capture_logs() as written:
-        yield written
 
 
 @pytest.fixture(autouse=True)

@@ -36,6 +36,7 @@ from hybridkit.messaging._consuming._subscription import Subscription
 from hybridkit.messaging._consuming._turns import Turns
 from hybridkit.messaging._publishing._writer import Outgoing
 from hybridkit.retry import Retry
+from tests.helpers import until
 from tests.unit.test_messaging_endings import Memory
 
 QUEUE = "tests.readiness"
@@ -118,12 +119,6 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(Backoff, "next_seconds", lambda _: 0.001)
     with capture_logs():
         yield
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
 
 
 async def done() -> None: ...

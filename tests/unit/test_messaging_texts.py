@@ -1,13 +1,12 @@
 """The words of a dead letter: every error has some, and AMQP can carry them."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pamqp.commands import Basic
-from structlog.testing import capture_logs
 
 from hybridkit.errors import UnavailableError
 from hybridkit.messaging._amqp._frames import Deliver, encode_fields
@@ -15,6 +14,8 @@ from hybridkit.messaging._amqp._port import Delivered
 from hybridkit.messaging._consuming._delivery import Dead, Delivery
 from hybridkit.messaging._consuming._pause import Gate
 from hybridkit.observability import class_name, printable, stack_of
+
+pytestmark = pytest.mark.usefixtures("logs")
 
 
 class Odd(BaseException):
@@ -79,12 +80,6 @@ def _from(cause: BaseException) -> Exception:
     error = ValueError("no")
     error.__cause__ = cause
     return error
-
-
-@pytest.fixture(autouse=True)
-def logs() -> Iterator[None]:
-    with capture_logs():
-        yield
 
 
 def headers_of(error: BaseException, **headers: str) -> Mapping[str, Any]:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import struct
-from collections.abc import Iterator, MutableMapping
+from collections.abc import MutableMapping
 from datetime import UTC, datetime
 from typing import Any, Final, cast
 
@@ -16,7 +16,6 @@ from pamqp.commands import Basic, Channel, Connection, Exchange
 from pamqp.exceptions import PAMQPException
 from pamqp.header import ContentHeader
 from pamqp.heartbeat import Heartbeat
-from structlog.testing import capture_logs
 from yarl import URL
 
 from hybridkit.context import RequestContext
@@ -37,13 +36,9 @@ from hybridkit.messaging._amqp._socket import Sockets, Wire
 from hybridkit.messaging._consuming._delivery import Dead, Delivery, Later
 from hybridkit.messaging._consuming._order import key_of
 
+pytestmark = pytest.mark.usefixtures("logs")
+
 CHANNEL = 7
-
-
-@pytest.fixture(autouse=True)
-def logs() -> Iterator[list[MutableMapping[str, Any]]]:
-    with capture_logs() as written:
-        yield written
 
 
 class Inbox:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, MutableMapping
+from collections.abc import AsyncGenerator, MutableMapping
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any, cast
@@ -12,7 +12,6 @@ import pytest
 from pamqp.body import ContentBody
 from pamqp.commands import Basic, Channel, Connection
 from pamqp.header import ContentHeader
-from structlog.testing import capture_logs
 
 from hybridkit import Event
 from hybridkit.context import RequestContext, bind
@@ -33,16 +32,13 @@ from hybridkit.messaging._publishing import _publisher as publisher_module
 from hybridkit.messaging._publishing import _writer as writer_module
 from hybridkit.messaging._publishing._writer import Outgoing, Writer
 from hybridkit.observability import metrics
+from tests.helpers import until
+
+pytestmark = pytest.mark.usefixtures("logs")
 
 
 class Forgettable(Event, type="writer.forgettable"):
     text: str = ""
-
-
-@pytest.fixture(autouse=True)
-def logs() -> Iterator[list[MutableMapping[str, Any]]]:
-    with capture_logs() as written:
-        yield written
 
 
 class Broker(asyncio.Transport):
@@ -151,12 +147,6 @@ async def writing(monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[tuple[Write
         yield writer, broker
     finally:
         await writer.stop()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110 - what is waited for has no event
-            await asyncio.sleep(0)
 
 
 def submit(writer: Writer, *, seconds: float = 5.0) -> asyncio.Future[bool]:
