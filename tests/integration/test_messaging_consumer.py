@@ -251,7 +251,7 @@ async def test_properties_that_can_not_be_decoded_stop_nobody(
 ) -> None:
     """A timestamp of the year 292277026596 ends a plain connection at each delivery, with all consumers on it."""
     async with consumer_of(ledger).running(connection, publisher=publisher):
-        link = await connection.link()
+        open_connection = await connection.opened()
         async with plain_channel(rabbitmq_url) as channel:
             hostile = aio_pika.Message(b"no json", headers={"when": datetime.now(UTC)}, timestamp=1)
             with monkeypatch.context() as patch:
@@ -260,7 +260,7 @@ async def test_properties_that_can_not_be_decoded_stop_nobody(
         await publisher.publish(Consumed(number=1))
         assert await ledger.reaches(1) == [1]
         assert (await read(rabbitmq_url, "tests.consumer.dlq")).headers["hk_reason"] == "malformed"
-        assert await connection.link() is link
+        assert await connection.opened() is open_connection
 
 
 async def test_a_slow_message_holds_nobody_up(
@@ -505,16 +505,16 @@ async def test_a_cancelled_consumer_is_not_ready_at_once(
     async with consumer.running(connection, publisher=publisher):
         run = consumer._run
         assert run
-        lane = run._channel.current
-        assert lane
+        open_channel = run._channel.current
+        assert open_channel
         await publisher.publish(Consumed(number=1))
         await ledger.reaches(1)
-        run._cancelled(lane, None)
+        run._cancelled(open_channel, None)
         ready_at_once = consumer.is_ready
         assert repr(run) == "Subscription('tests.consumer', is_ready=False, in_flight=1)"
         await until(lambda: consumer.is_ready)
         assert not ready_at_once
-        assert run._channel.current is not lane
+        assert run._channel.current is not open_channel
         await publisher.publish(Consumed(number=2))
         assert await ledger.reaches(2) == [1, 2]
         go_on.set()
@@ -528,11 +528,11 @@ async def test_a_consumer_that_the_broker_forgot_subscribes_again(
     consumer = consumer_of(ledger)
     async with consumer.running(connection, publisher=publisher):
         assert consumer._run
-        lane = consumer._run._channel.current
-        assert lane
-        await consumer._run._probe(lane)
-        await lane.channel.basic_cancel(consumer._run._tag)
-        await until(lane.retired.is_set)
+        open_channel = consumer._run._channel.current
+        assert open_channel
+        await consumer._run._probe(open_channel)
+        await open_channel.raw.basic_cancel(consumer._run._tag)
+        await until(open_channel.retired.is_set)
         await until(lambda: consumer.is_ready)
         await publisher.publish(Consumed(number=1))
         assert await ledger.reaches(1) == [1]
@@ -555,17 +555,17 @@ async def test_what_was_deleted_around_a_consumer_is_there_again(
         raise ValueError("again, and then never")
 
     async with consumer.running(connection, publisher=publisher):
-        link = await connection.link()
-        channel = await link.channel(confirms=False)
+        open_connection = await connection.opened()
+        channel = await open_connection.channel(confirms=False)
         for exchange in (EVENT_EXCHANGE, DELAY_DELIVER_EXCHANGE, DEAD_LETTER_EXCHANGE):
             await channel.exchange_delete(exchange)
         await channel.queue_delete("tests.consumer.dlq")
         await declare(shared_topology(), channel)
         run = consumer._run
         assert run
-        lane = await run._channel.lane()
+        open_channel = await run._channel.opened()
         for _ in run._own.bindings:
-            await run._probe(lane)
+            await run._probe(open_channel)
         await publisher.publish(Consumed(number=1))
         assert await ledger.reaches(2) == [1, 1]
         assert (await read(rabbitmq_url, "tests.consumer.dlq")).headers["hk_reason"] == "exhausted"
@@ -580,16 +580,16 @@ async def test_what_can_not_be_declared_again_stops_nothing(
     """Somebody has made the queue of the dead letters another one: that is told, and the consumer goes on."""
     consumer = consumer_of(ledger)
     async with consumer.running(connection, publisher=publisher):
-        channel = await (await connection.link()).channel(confirms=False)
+        channel = await (await connection.opened()).channel(confirms=False)
         await channel.queue_delete("tests.consumer.dlq")
         await channel.queue_declare("tests.consumer.dlq", durable=True)
         assert consumer._run
-        lane = await consumer._run._channel.lane()
-        await consumer._run._probe(lane)
+        open_channel = await consumer._run._channel.opened()
+        await consumer._run._probe(open_channel)
         assert consumer.is_ready
         await publisher.publish(Consumed(number=1))
         assert await ledger.reaches(1) == [1]
-        assert await consumer._run._channel.lane() is lane
+        assert await consumer._run._channel.opened() is open_channel
     assert "topology not declared again" in [line["event"] for line in logs]
 
 
@@ -607,13 +607,13 @@ async def test_a_consumer_that_the_broker_forgot_beside_others_subscribes_again(
 
     async with forgotten.running(connection, publisher=publisher):
         assert forgotten._run
-        lane = forgotten._run._channel.current
-        assert lane
+        open_channel = forgotten._run._channel.current
+        assert open_channel
         async with other.running(connection, publisher=publisher):
-            await lane.channel.basic_cancel(forgotten._run._tag)
+            await open_channel.raw.basic_cancel(forgotten._run._tag)
             await publisher.publish_many(Consumed(number=n) for n in range(20))
             assert len(await ledger.reaches(17)) == 17
-            assert lane.retired.is_set()
+            assert open_channel.retired.is_set()
             go_on.set()
             await until(lambda: other.in_flight == 0)
 
@@ -632,8 +632,8 @@ async def test_an_idle_consumer_beside_others_is_left_alone(
     async with consumer.running(connection, publisher=publisher):
         run = consumer._run
         assert run
-        lane = run._channel.current
-        assert lane
+        open_channel = run._channel.current
+        assert open_channel
         assert [run._is_starving(waiting) for waiting in (0, 5, 0, 5)] == [False] * 4
         await publisher.publish(Consumed())
         await ledger.reaches(1)
@@ -642,7 +642,7 @@ async def test_an_idle_consumer_beside_others_is_left_alone(
         await until(lambda: consumer.in_flight == 3)
         assert not run._is_starving(5)
         assert not run._is_starving(5)
-        await run._probe(lane)
+        await run._probe(open_channel)
         go_on.set()
         await ledger.reaches(10)
 
@@ -655,10 +655,10 @@ async def test_one_bad_queue_harms_no_other(
         await channel.declare_queue("tests.bad", durable=True)
     good = consumer_of(ledger)
     async with good.running(connection, publisher=publisher):
-        link = await connection.link()
+        open_connection = await connection.opened()
         with pytest.raises(TopologyError, match=r"tests\.bad"):
             await consumer_of(ledger, "tests.bad").start(connection, publisher=publisher)
-        assert await connection.link() is link
+        assert await connection.opened() is open_connection
         await publisher.publish(Consumed(number=1))
         assert await ledger.reaches(1) == [1]
 
@@ -669,15 +669,15 @@ async def test_a_channel_that_the_broker_closes_is_replaced(
     """Here for an acknowledgement of nothing (406); the connection stays."""
     consumer = consumer_of(ledger)
     async with consumer.running(connection, publisher=publisher):
-        link = await connection.link()
+        open_connection = await connection.opened()
         assert consumer._run
-        lane = consumer._run._channel.current
-        assert lane
-        await lane.channel.basic_ack(99)
-        await until(lambda: not lane.is_open)
+        open_channel = consumer._run._channel.current
+        assert open_channel
+        await open_channel.raw.basic_ack(99)
+        await until(lambda: not open_channel.is_open)
         await publisher.publish(Consumed(number=1))
         assert await ledger.reaches(1) == [1]
-        assert await connection.link() is link
+        assert await connection.opened() is open_connection
 
 
 async def test_a_start_without_a_broker_ends_with_the_context(

@@ -136,8 +136,8 @@ async def _at_least(redis: Redis, count: int) -> bool:
 
 async def _settled(url: str) -> bool:
     async with BrokerConnection(url, name="tests") as connection:
-        link = await connection.link()
-        channel = await link.channel(confirms=False)
+        open_connection = await connection.opened()
+        channel = await open_connection.channel(confirms=False)
         return not (await channel.queue_declare(QUEUE, passive=True)).message_count
 
 
@@ -304,9 +304,9 @@ async def test_a_pause_that_takes_too_long_keeps_the_order(
         await until(lambda: consumer.paused is not None)
         run = consumer._run
         assert run
-        lane = run._channel.current
-        assert lane
-        await until(lambda: not lane.is_open)
+        open_channel = run._channel.current
+        assert open_channel
+        await until(lambda: not open_channel.is_open)
         is_up = True
         await until(lambda: len(ledger.entries) == 10)
     assert [ledger.of(0), ledger.of(1)] == [[0, 2, 4, 6, 8], [1, 3, 5, 7, 9]]

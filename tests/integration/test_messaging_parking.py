@@ -172,9 +172,9 @@ async def test_marks_that_can_not_be_read_are_asked_for_again(
         async with service.running():
             await service.publish(1)
             assert service.consumer._run
-            lane = service.consumer._run._channel.current
-            assert lane
-            await until(lambda: not lane.is_open)
+            open_channel = service.consumer._run._channel.current
+            assert open_channel
+            await until(lambda: not open_channel.is_open)
             assert service.done == []
             await queue.cancel(tag)
             await channel.close()

@@ -235,9 +235,9 @@ async def test_a_connection_that_is_lost_in_a_pause_makes_it_no_longer(
         await publisher.publish_many(Wanted(number=number) for number in range(60))
         await until(lambda: consumer.paused is not None)
         assert consumer.in_flight >= 24
-        link = await connection.link()
-        link.abort()
-        await link.lost()
+        open_connection = await connection.opened()
+        open_connection.abort()
+        await open_connection.lost()
         await until(lambda: connection.is_ready)
         dependency.is_up = True
         await until(lambda: sorted(dependency.done) == list(range(60)))

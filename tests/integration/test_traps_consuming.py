@@ -166,11 +166,11 @@ async def test_7_ours_one_bad_queue_harms_no_other(broker: Any, publisher: Robus
         proxy.reset()
         await until(lambda: not good.is_ready)
         await until(lambda: good.is_ready)
-        link = await connection.link()
+        open_connection = await connection.opened()
         await publisher.publish(Consumed(number=1))
         assert await asyncio.wait_for(seen.get(), 30) == 1
         assert not bad.is_ready
-        assert await connection.link() is link
+        assert await connection.opened() is open_connection
 
 
 # ── 8: a handler is cancelled when the connection drops ──────────────────────────────────────────

@@ -64,7 +64,7 @@ class Broker:
     def release(self, port: Port) -> None: ...
 
 
-class FakeLane:
+class FakeOpenChannel:
     """A channel that is closed when nobody needs it any more."""
 
     def __init__(self, broker: Broker) -> None:
@@ -96,11 +96,11 @@ class Channel:
 
     def __init__(self, *, prefetch: int = 48, finished: Finished | None = None) -> None:
         self.broker = Broker()
-        self.lane = FakeLane(self.broker)
+        self.open_channel = FakeOpenChannel(self.broker)
         self.deliveries: list[Delivery] = []
         self.finished = finished or Finished(prefetch=prefetch)
         self.inbox = Inbox(
-            cast("Any", self.lane),
+            cast("Any", self.open_channel),
             queue="tests",
             prefetch=prefetch,
             finished=self.finished,
@@ -108,7 +108,7 @@ class Channel:
         )
 
     def deliver(self, count: int) -> None:
-        self.broker.deliver(self.lane.port, count, first=self.inbox.received + 1)
+        self.broker.deliver(self.open_channel.port, count, first=self.inbox.received + 1)
 
     @property
     def told(self) -> list[tuple[str, int, int]]:
@@ -174,12 +174,12 @@ async def test_an_idle_consumer_does_not_wait() -> None:
     """The last one that is in hand takes all others with it."""
     channel = Channel()
     channel.deliver(2)
-    assert (channel.inbox.in_hand, channel.lane.users) == (2, 1)
+    assert (channel.inbox.in_hand, channel.open_channel.users) == (2, 1)
     channel.deliveries[0].ack(finished=True)
     assert channel.told == []
     channel.deliveries[1].ack(finished=True)
     assert channel.told == [("ack", 2, 1)]
-    assert (channel.inbox.in_hand, channel.lane.users) == (0, 0)
+    assert (channel.inbox.in_hand, channel.open_channel.users) == (0, 0)
 
 
 async def test_a_busy_consumer_sends_some_at_a_time() -> None:
@@ -262,7 +262,7 @@ async def test_lost_acknowledgements_are_remembered() -> None:
     channel.deliveries[0].ack(finished=True)
     channel.inbox.flush()
     channel.deliveries[1].ack(finished=True)
-    channel.lane.port.close("connection lost")
+    channel.open_channel.port.close("connection lost")
     channel.deliveries[2].ack(finished=True)
     channel.deliveries[3].ack(finished=False)
     channel.deliveries[3].requeue()
@@ -277,7 +277,7 @@ async def test_no_more_are_remembered_than_can_be_lost() -> None:
     for number in range(5):
         channel.deliver(1)
         identified(channel.deliveries[-1], number).ack(finished=True)
-    channel.lane.port.close("connection lost")
+    channel.open_channel.port.close("connection lost")
     assert [event(number) in channel.finished for number in range(5)] == [False, False, False, True, True]
 
 

@@ -27,8 +27,8 @@ from hybridkit.errors import (
 from hybridkit.messaging import BrokerConnection
 from hybridkit.messaging._amqp import _channel as channel_module
 from hybridkit.messaging._amqp import _connection as connection_module
-from hybridkit.messaging._amqp._channel import Lane, SupervisedChannel
-from hybridkit.messaging._amqp._connection import Link
+from hybridkit.messaging._amqp._channel import OpenChannel, SupervisedChannel
+from hybridkit.messaging._amqp._connection import OpenConnection
 from hybridkit.messaging._amqp._port import Port
 from hybridkit.messaging._amqp._waiting import Background, Backoff, Home, bounded
 from tests.helpers import until
@@ -58,21 +58,21 @@ class FakeChannel:
         self.ended.set()
 
 
-class FakeLink:
+class FakeConnections:
     """A connection that opens fake channels."""
 
     def __init__(self, *channels: FakeChannel) -> None:
         self.channels = list(channels)
-        self.opened: list[FakeChannel] = []
+        self.channels_opened: list[FakeChannel] = []
 
-    async def link(self) -> "FakeLink":
+    async def opened(self) -> "FakeConnections":
         return self
 
     async def writable(self) -> None: ...
 
     async def channel(self, *, confirms: bool) -> FakeChannel:
-        self.opened.append(self.channels.pop(0) if self.channels else FakeChannel())
-        return self.opened[-1]
+        self.channels_opened.append(self.channels.pop(0) if self.channels else FakeChannel())
+        return self.channels_opened[-1]
 
     async def ask(self, work: Coroutine[Any, Any, Any], **_: object) -> Any:
         return await work
@@ -87,11 +87,11 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Backoff, "next_seconds", lambda _: 0.0)
 
 
-def supervised(link: FakeLink, **options: Any) -> SupervisedChannel:
-    async def prepare(lane: Lane) -> None: ...
+def supervised(connections: FakeConnections, **options: Any) -> SupervisedChannel:
+    async def prepare(open_channel: OpenChannel) -> None: ...
 
     arguments: dict[str, Any] = {"name": "fake", "confirms": False, "prepare": prepare, **options}
-    return SupervisedChannel(cast("BrokerConnection", link), **arguments)
+    return SupervisedChannel(cast("BrokerConnection", connections), **arguments)
 
 
 @asynccontextmanager
@@ -146,15 +146,17 @@ def test_pauses_grow_to_a_cap_and_start_again() -> None:
 async def test_a_retired_channel_is_closed_when_nobody_needs_it() -> None:
     """An acknowledgement can only be sent on the channel that delivered."""
     channel = FakeChannel()
-    lane = Lane(cast("Any", channel), cast("Link", FakeLink()), linger_seconds=None)
-    with lane:
-        lane.retire()
-        lane.retire()
+    open_channel = OpenChannel(
+        cast("Any", channel), cast("OpenConnection", FakeConnections()), linger_seconds=None
+    )
+    with open_channel:
+        open_channel.retire()
+        open_channel.retire()
         await asyncio.sleep(0)
-        assert lane.is_open
-    await lane.close()
+        assert open_channel.is_open
+    await open_channel.close()
     assert channel.goodbyes == 1
-    assert "is_open=False" in repr(lane)
+    assert "is_open=False" in repr(open_channel)
 
 
 async def test_a_channel_that_is_being_closed_sends_nothing_more() -> None:
@@ -165,23 +167,25 @@ async def test_a_channel_that_is_being_closed_sends_nothing_more() -> None:
         def closed(self, reason: str) -> None:
             ended.append(reason)
 
-    class Ports(FakeLink):
+    class Ports(FakeConnections):
         def port(self, channel: object, receiver: Any) -> Port:
             return Port(cast("Any", SimpleNamespace(release=lambda _: None)), 1, receiver)
 
-    lane = Lane(cast("Any", channel), cast("Link", Ports()), linger_seconds=None)
-    lane.open_port(cast("Any", Sink()))
-    lane.close()
-    assert (ended, lane.is_open, channel.goodbyes) == (["closed by us"], False, 0)
-    await lane.close()
+    open_channel = OpenChannel(cast("Any", channel), cast("OpenConnection", Ports()), linger_seconds=None)
+    open_channel.open_port(cast("Any", Sink()))
+    open_channel.close()
+    assert (ended, open_channel.is_open, channel.goodbyes) == (["closed by us"], False, 0)
+    await open_channel.close()
     assert channel.goodbyes == 1
 
 
 async def test_a_retired_channel_does_not_wait_for_ever() -> None:
     channel = FakeChannel()
-    lane = Lane(cast("Any", channel), cast("Link", FakeLink()), linger_seconds=0.01)
-    with lane:
-        lane.retire()
+    open_channel = OpenChannel(
+        cast("Any", channel), cast("OpenConnection", FakeConnections()), linger_seconds=0.01
+    )
+    with open_channel:
+        open_channel.retire()
         async with asyncio.timeout(60):
             await channel.ended.wait()
 
@@ -191,27 +195,27 @@ async def test_a_retired_channel_does_not_wait_for_ever() -> None:
 
 async def test_a_channel_that_closes_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(channel_module, "STABLE_SECONDS", 0.0)
-    link = FakeLink()
-    async with started(supervised(link)) as channel:
-        first = await channel.lane()
-        link.opened[0].ended.set()
+    connections = FakeConnections()
+    async with started(supervised(connections)) as channel:
+        first = await channel.opened()
+        connections.channels_opened[0].ended.set()
         assert channel.current is None
-        assert await channel.lane() is not first
+        assert await channel.opened() is not first
         assert "is_open=True" in repr(channel)
 
 
 async def test_a_channel_is_retired_once() -> None:
-    link = FakeLink()
-    async with started(supervised(link)) as channel:
-        first = await channel.lane()
+    connections = FakeConnections()
+    async with started(supervised(connections)) as channel:
+        first = await channel.opened()
         channel.retire(first, reason="doubt")
         channel.retire(first, reason="doubt")
         await until(lambda: channel.current not in {first, None})
-        assert len(link.opened) == 2
+        assert len(connections.channels_opened) == 2
 
 
 async def test_what_was_never_started_can_be_stopped() -> None:
-    assert await supervised(FakeLink()).stop() is None
+    assert await supervised(FakeConnections()).stop() is None
 
 
 @pytest.mark.parametrize(
@@ -223,48 +227,48 @@ async def test_what_was_never_started_can_be_stopped() -> None:
     ],
 )
 async def test_a_refusal_is_named_at_the_start(refusal: AMQPError, error: type[Exception]) -> None:
-    async def prepare(lane: Lane) -> None:
+    async def prepare(open_channel: OpenChannel) -> None:
         raise refusal
 
     with pytest.raises(error, match="fake"):
-        await supervised(FakeLink(), prepare=prepare).start()
+        await supervised(FakeConnections(), prepare=prepare).start()
 
 
 async def test_a_passing_trouble_is_tried_again() -> None:
     """Also what nobody has thought of: after the start nothing ends the supervision."""
     troubles: list[Exception] = [ChannelNotFoundEntity("no exchange"), AMQPError("strange")]
 
-    async def prepare(lane: Lane) -> None:
+    async def prepare(open_channel: OpenChannel) -> None:
         if troubles:
             raise troubles.pop()
 
-    link = FakeLink()
-    async with started(supervised(link, prepare=prepare)) as channel:
-        assert len(link.opened) == 3
+    connections = FakeConnections()
+    async with started(supervised(connections, prepare=prepare)) as channel:
+        assert len(connections.channels_opened) == 3
         troubles.append(LookupError("a bug"))
-        link.opened[-1].ended.set()
-        await channel.lane()
-        assert len(link.opened) == 5
+        connections.channels_opened[-1].ended.set()
+        await channel.opened()
+        assert len(connections.channels_opened) == 5
 
 
 async def test_a_start_ends_with_the_context() -> None:
-    async def prepare(lane: Lane) -> None:
+    async def prepare(open_channel: OpenChannel) -> None:
         raise ChannelNotFoundEntity("no exchange")
 
     with bind(RequestContext().within(0.05)), pytest.raises(NotConnectedError, match="no exchange"):
-        await supervised(FakeLink(), prepare=prepare).start()
+        await supervised(FakeConnections(), prepare=prepare).start()
 
 
 async def test_a_probe_that_fails_replaces_the_channel() -> None:
     answers: list[Exception | None] = [None, OSError("gone")]
 
-    async def probe(lane: Lane) -> None:
+    async def probe(open_channel: OpenChannel) -> None:
         if answers and (error := answers.pop(0)):
             raise error
 
-    link = FakeLink()
-    async with started(supervised(link, probe=probe, probe_seconds=0.001)):
-        await until(lambda: len(link.opened) == 2)
+    connections = FakeConnections()
+    async with started(supervised(connections, probe=probe, probe_seconds=0.001)):
+        await until(lambda: len(connections.channels_opened) == 2)
 
 
 # ── connections ──────────────────────────────────────────────────────────────────────────────────
@@ -326,52 +330,56 @@ class FakeWire:
 
 
 @pytest.fixture
-def fake() -> tuple[FakeConnection, FakeWire, Link]:
+def fake() -> tuple[FakeConnection, FakeWire, OpenConnection]:
     connection, wire = FakeConnection(), FakeWire()
-    return connection, wire, Link(cast("Any", connection), cast("Any", wire), Background())
+    return connection, wire, OpenConnection(cast("Any", connection), cast("Any", wire), Background())
 
 
-async def test_a_silent_broker_loses_its_connection(fake: tuple[FakeConnection, FakeWire, Link]) -> None:
-    _, wire, link = fake
+async def test_a_silent_broker_loses_its_connection(
+    fake: tuple[FakeConnection, FakeWire, OpenConnection],
+) -> None:
+    _, wire, open_connection = fake
     with pytest.raises(NotConnectedError, match="no answer"):
-        await link.ask(asyncio.sleep(60), name="asking", seconds=0.01)
+        await open_connection.ask(asyncio.sleep(60), name="asking", seconds=0.01)
     assert wire.aborted
-    assert "Link(" in repr(link)
+    assert "OpenConnection(" in repr(open_connection)
 
 
 async def test_a_call_that_fails_costs_nobody_the_connection(
-    fake: tuple[FakeConnection, FakeWire, Link],
+    fake: tuple[FakeConnection, FakeWire, OpenConnection],
 ) -> None:
     """Its channel had closed meanwhile; other consumers share the connection."""
-    _, wire, link = fake
+    _, wire, open_connection = fake
 
     async def call() -> None:
         raise ChannelInvalidStateError("closed")
 
     with pytest.raises(NotConnectedError, match="asking: closed"):
-        await link.ask(call(), name="asking")
+        await open_connection.ask(call(), name="asking")
     with pytest.raises(NotConnectedError, match="no channel"):
-        await link.channel(confirms=True)
+        await open_connection.channel(confirms=True)
     assert not wire.aborted
 
 
 async def test_a_blocked_connection_is_waited_for_until_it_is_lost(
-    fake: tuple[FakeConnection, FakeWire, Link],
+    fake: tuple[FakeConnection, FakeWire, OpenConnection],
 ) -> None:
-    connection, wire, link = fake
-    before = link.is_blocked
+    connection, wire, open_connection = fake
+    before = open_connection.is_blocked
     wire.unblocked.clear()
-    assert (before, link.is_blocked) == (False, True)
-    waiting = asyncio.create_task(link.writable())
+    assert (before, open_connection.is_blocked) == (False, True)
+    waiting = asyncio.create_task(open_connection.writable())
     await asyncio.sleep(0)
     assert not waiting.done()
     connection.ended.set()
     await waiting
 
 
-async def test_a_goodbye_that_fails_is_no_error(fake: tuple[FakeConnection, FakeWire, Link]) -> None:
-    _, wire, link = fake
-    await link.close()
+async def test_a_goodbye_that_fails_is_no_error(
+    fake: tuple[FakeConnection, FakeWire, OpenConnection],
+) -> None:
+    _, wire, open_connection = fake
+    await open_connection.close()
     assert wire.aborted
 
 
@@ -384,30 +392,34 @@ async def test_a_connection_that_drops_at_once_is_not_hammered(monkeypatch: pyte
         resets += 1
 
     connections = [FakeConnection(), FakeConnection()]
-    first, second = (Link(cast("Any", each), cast("Any", FakeWire()), Background()) for each in connections)
-    links: list[Link | Exception] = [first, LookupError("a bug"), second]
+    first, second = (
+        OpenConnection(cast("Any", each), cast("Any", FakeWire()), Background()) for each in connections
+    )
+    open_connections: list[OpenConnection | Exception] = [first, LookupError("a bug"), second]
 
-    async def open_link(*_: object, **__: object) -> Link:
-        link = links.pop(0)
-        if isinstance(link, Exception):
-            raise link
-        return link
+    async def open_one(*_: object, **__: object) -> OpenConnection:
+        open_connection = open_connections.pop(0)
+        if isinstance(open_connection, Exception):
+            raise open_connection
+        return open_connection
 
     monkeypatch.setattr(Backoff, "reset", count)
-    monkeypatch.setattr(Link, "open", open_link)
+    monkeypatch.setattr(OpenConnection, "open", open_one)
     broker = BrokerConnection("amqp://127.0.0.1/", name="tests")
-    waiting = asyncio.create_task(broker.link())
+    waiting = asyncio.create_task(broker.opened())
     await asyncio.sleep(0)
     async with broker:
         assert await waiting is first
         connections[0].ended.set()
-        await until(lambda: not links)
+        await until(lambda: not open_connections)
         assert resets == 0
         monkeypatch.setattr(connection_module, "STABLE_SECONDS", 0.0)
-        await broker.link()
-        links.append(Link(cast("Any", FakeConnection()), cast("Any", FakeWire()), Background()))
+        await broker.opened()
+        open_connections.append(
+            OpenConnection(cast("Any", FakeConnection()), cast("Any", FakeWire()), Background())
+        )
         connections[1].ended.set()
-        await until(lambda: not links)
+        await until(lambda: not open_connections)
         assert resets == 1
 
 
@@ -417,15 +429,15 @@ class Hosts:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **errors: Exception | None) -> None:
         self.tried: list[int] = []
 
-        async def open_link(url: Any, **_: object) -> Link:
+        async def open_one(url: Any, **_: object) -> OpenConnection:
             self.tried.append(url.port)
             error = errors[f"port{url.port}"]
             if error is not None:
                 raise error
-            return Link(cast("Any", FakeConnection()), cast("Any", FakeWire()), Background())
+            return OpenConnection(cast("Any", FakeConnection()), cast("Any", FakeWire()), Background())
 
         monkeypatch.setattr(Backoff, "next_seconds", lambda _: 0.0)
-        monkeypatch.setattr(Link, "open", open_link)
+        monkeypatch.setattr(OpenConnection, "open", open_one)
         ports = ",".join(f"127.0.0.1:{name.removeprefix('port')}" for name in errors)
         self.connection = BrokerConnection(f"amqps://{ports}/", name="tests")
 
@@ -499,7 +511,7 @@ async def test_a_connection_of_another_loop_is_refused(monkeypatch: pytest.Monke
         with pytest.raises(
             MisuseError, match="the broker connection 'tests' was opened in another event loop"
         ):
-            await hosts.connection.link()
+            await hosts.connection.opened()
 
     async with hosts.connection:
         await asyncio.to_thread(lambda: asyncio.run(elsewhere()))

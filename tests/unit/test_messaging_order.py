@@ -272,11 +272,11 @@ async def test_a_cancelled_message_is_put_back_alone_only_where_nothing_is_in_or
 async def test_a_late_answer_of_an_older_channel_changes_nothing() -> None:
     """Meanwhile another one consumes."""
     run = subscription(lines=None)
-    lane = cast("Any", SimpleNamespace(channel=SimpleNamespace(basic_qos=_done, basic_consume=_done)))
-    await run._consume(lane, 1)
+    open_channel = cast("Any", SimpleNamespace(raw=SimpleNamespace(basic_qos=_done, basic_consume=_done)))
+    await run._consume(open_channel, 1)
     assert run._consuming == 0
-    run._lane = lane
-    await run._consume(lane, 1)
+    run._open_channel = open_channel
+    await run._consume(open_channel, 1)
     assert run._consuming == 1
 
 
@@ -289,9 +289,9 @@ async def test_a_channel_that_can_not_be_adjusted_is_replaced() -> None:
 
     retired: list[str] = []
     run = subscription(lines=None)
-    lane = cast("Any", SimpleNamespace(link=SimpleNamespace(ask=ask)))
+    open_channel = cast("Any", SimpleNamespace(connection=SimpleNamespace(ask=ask)))
     run._channel = cast(
-        "Any", SimpleNamespace(current=lane, retire=lambda _, *, reason: retired.append(reason))
+        "Any", SimpleNamespace(current=open_channel, retire=lambda _, *, reason: retired.append(reason))
     )
     await run._adjust()
     assert retired == ["its consumer was not adjusted: adjusting tests.lines: no answer"]

@@ -53,7 +53,7 @@ class Broker:
         self._deliver()
         return True
 
-    def lane(self) -> Any:
+    def open_channel(self) -> Any:
         """A channel that messages come on; each is another one."""
 
         async def channel(**_: object) -> Any:
@@ -68,7 +68,7 @@ class Broker:
             self._reader, self._delivered, self._held = reader, 0, {}
             return SimpleNamespace(ack=self._ack, close=reader.closed, is_open=True)
 
-        return cast("Any", SimpleNamespace(link=SimpleNamespace(channel=channel, ask=ask, port=port)))
+        return cast("Any", SimpleNamespace(connection=SimpleNamespace(channel=channel, ask=ask, port=port)))
 
     async def _qos(self, *, prefetch_count: int) -> None:
         self.window = prefetch_count
@@ -105,7 +105,7 @@ def mark(key: str, last: str, generation: int = 0) -> dict[str, Any]:
 async def read(broker: Broker, keys: ParkedKeys | None = None) -> dict[str, Mark]:
     """The marks that a process knows which takes over."""
     keys = keys or ParkedKeys(QUEUE)
-    await keys.read(broker.lane(), broker.forward)
+    await keys.read(broker.open_channel(), broker.forward)
     return keys._marks
 
 
@@ -159,9 +159,9 @@ async def test_the_own_entries_are_folded_while_the_process_runs(monkeypatch: py
     """Each dead letter of a parked key writes one: without an end, if nobody reads them."""
     monkeypatch.setattr(parking_module, "FOLD_AFTER", 10)
     broker, keys = Broker(), ParkedKeys(QUEUE)
-    lane = broker.lane()
+    open_channel = broker.open_channel()
     for number in range(100):
-        await keys.read(lane, broker.forward)
+        await keys.read(open_channel, broker.forward)
         await broker.forward(keys.park("a", str(number), 0))
         keys.written("a")
         assert len(broker.entries) <= 12

@@ -812,9 +812,9 @@ async def test_a_mark_that_nobody_took_buries_nothing(steps: Steps) -> None:
 async def test_what_was_given_up_elsewhere_has_parked_its_key(steps: Steps) -> None:
     """By a process that was thought dead: what is known here may be older."""
     parked = ParkedKeys(QUEUE)
-    lane = parked._read_on = cast("Any", object())
+    open_channel = parked._read_on = cast("Any", object())
     await parking(steps, parked, envelope(), guard=FakeGuard(steps, Completed(None)))
-    assert parked._read_on is lane
+    assert parked._read_on is open_channel
     await parking(steps, parked, envelope(), guard=FakeGuard(steps, Failed(None)))
     assert parked._read_on is None
 

@@ -81,10 +81,10 @@ class Bench:
         )
         nowhere = cast("Any", None)
         self.run = Subscription(QUEUE, handlers, nowhere, self.processor, concurrency=2, **options)
-        self.lane = cast("Any", SimpleNamespace(retired=asyncio.Event()))
-        self.channel = SimpleNamespace(current=self.lane, is_kept=True)
+        self.open_channel = cast("Any", SimpleNamespace(retired=asyncio.Event()))
+        self.channel = SimpleNamespace(current=self.open_channel, is_kept=True)
         self.run._channel = cast("Any", self.channel)
-        self.run._lane = self.lane
+        self.run._open_channel = self.open_channel
         self.run._workers.start()
         self.consumer = RobustConsumer(QUEUE)
         self.consumer._run = self.run
@@ -141,7 +141,7 @@ async def test_a_consumer_that_works_is_ready() -> None:
     "stop",
     [
         lambda bench: setattr(bench.channel, "current", None),
-        lambda bench: bench.lane.retired.set(),
+        lambda bench: bench.open_channel.retired.set(),
         lambda bench: setattr(bench.channel, "is_kept", False),
         lambda bench: bench.gate.shut(UnavailableError("down")),
         lambda bench: bench.gate.stop(),

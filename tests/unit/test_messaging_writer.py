@@ -76,7 +76,7 @@ class Broker(asyncio.Transport):
     def published(self) -> int:
         return sum(isinstance(frame, Basic.Publish) for frame in self.received)
 
-    # What a `SupervisedChannel` asks of a connection and a link:
+    # What a `SupervisedChannel` asks of connections:
 
     address = "fake"
 
@@ -84,7 +84,7 @@ class Broker(asyncio.Transport):
     def is_blocked(self) -> bool:
         return not self.wire.unblocked.is_set()
 
-    async def link(self) -> "Broker":
+    async def opened(self) -> "Broker":
         return self
 
     async def writable(self) -> None:
@@ -114,8 +114,8 @@ class Broker(asyncio.Transport):
         return await work
 
 
-class Link:
-    """The broker as a link, whose `channel` is a method."""
+class FakeConnection:
+    """The broker as a connection, whose `channel` is a method."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
@@ -135,12 +135,12 @@ async def writing(monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[tuple[Write
     monkeypatch.setattr(writer_module, "declare", nothing)
     monkeypatch.setattr(writer_module, "FLUSH_SECONDS", 0.05)
     broker = Broker()
-    link = Link(broker)
+    connected = FakeConnection(broker)
 
-    async def itself() -> Link:
-        return link
+    async def itself() -> FakeConnection:
+        return connected
 
-    connection = SimpleNamespace(link=itself, address="fake", is_blocked=False)
+    connection = SimpleNamespace(opened=itself, address="fake", is_blocked=False)
     writer = Writer(cast("Any", connection), name="fake")
     await writer.start()
     try:
@@ -295,7 +295,7 @@ async def test_a_channel_that_closes_leaves_what_was_sent_unknown(monkeypatch: p
         unsent = submit(writer)
         assert "404 NOT_FOUND" in str(error_of(sent))
         assert isinstance(error_of(sent), OutcomeUnknownError)
-        cast("Any", writer._confirms).lane.channel.end()
+        cast("Any", writer._confirms).channel.raw.end()
         await until(lambda: broker.published == 2)
         broker.says(Basic.Ack(1))
         assert await unsent
@@ -351,7 +351,7 @@ async def test_a_slow_answer_is_no_reason_to_change_the_channel(monkeypatch: pyt
             late = submit(writer, seconds=0.001)
             await until(late.done)
             broker.wire.unblocked.set()
-            assert confirms.lane.retired.is_set() == retired
+            assert confirms.channel.retired.is_set() == retired
 
 
 async def test_what_has_no_answer_when_the_writer_stops_is_named(
@@ -398,13 +398,13 @@ async def test_a_retired_channel_is_kept_for_its_answers(monkeypatch: pytest.Mon
     async with writing(monkeypatch) as (writer, broker):
         answer = submit(writer)
         await until(lambda: broker.published == 1)
-        lane = cast("Any", writer._confirms).lane
+        open_channel = cast("Any", writer._confirms).channel
         writer.renew_topology(reason="a binding is gone")
         await until(lambda: broker.channel == 2)
-        assert lane.is_open
+        assert open_channel.is_open
         broker.says(Basic.Ack(1), channel=1)
         assert await answer
-        await until(lambda: not lane.is_open)
+        await until(lambda: not open_channel.is_open)
 
 
 # ── fire and forget ──────────────────────────────────────────────────────────────────────────────

@@ -29,7 +29,7 @@ class Channel:
 
 
 class Connected:
-    """A link whose channels refuse everything; counts them."""
+    """A connection whose channels refuse everything; counts them."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
@@ -47,13 +47,13 @@ class Connected:
 async def test_a_broker_that_repeats_itself_is_not_asked_for_ever() -> None:
     """A property whose value can't be said back is named once, with the broker's words."""
     said = "inequivalent arg 'x-a' for queue 'q' in vhost '/': received '1' but current is 'what?'"
-    link = Connected(ChannelPreconditionFailed(said))
-    async with Inspection(cast("Any", link)) as inspection:
+    connection = Connected(ChannelPreconditionFailed(said))
+    async with Inspection(cast("Any", connection)) as inspection:
         found = await inspection.queue(Queue(name="q", arguments={"x-a": 1}))
     assert [(each.name, each.actual) for each in found.differences] == [("x-a", "what?")]
     assert found.refusal == said
     assert found.messages == 1
-    assert link.channels == 2
+    assert connection.channels == 2
 
 
 @pytest.mark.parametrize(

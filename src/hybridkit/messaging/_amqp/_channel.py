@@ -29,7 +29,7 @@ from hybridkit.messaging._amqp._connection import (
     LIBRARY_ERRORS,
     STABLE_SECONDS,
     BrokerConnection,
-    Link,
+    OpenConnection,
     closing,
     start_seconds,
 )
@@ -37,7 +37,7 @@ from hybridkit.messaging._amqp._port import Port, Receiver
 from hybridkit.messaging._amqp._waiting import Background, Backoff, bounded
 from hybridkit.observability import get_logger
 
-__all__ = ["PREPARE_SECONDS", "Lane", "SupervisedChannel"]
+__all__ = ["PREPARE_SECONDS", "OpenChannel", "SupervisedChannel"]
 
 PREPARE_SECONDS: Final = 30.0
 """How long declaring some things may take: a broker makes a quorum queue in milliseconds, or in a second when busy."""
@@ -45,18 +45,18 @@ PREPARE_SECONDS: Final = 30.0
 _log = get_logger(__name__)
 
 
-class Lane:
-    """One channel while it lasts, and how many still need it.
+class OpenChannel:
+    """One channel for as long as it is open, and how many still use it.
 
     Args:
-        channel: open.
-        link: the connection it is on.
+        raw: aiormq's channel.
+        connection: the connection it is on.
         linger_seconds: how long a retired channel waits for those that need it; None waits for all of them.
     """
 
-    def __init__(self, channel: Channel, link: Link, *, linger_seconds: float | None) -> None:
-        self.channel = channel
-        self.link = link
+    def __init__(self, raw: Channel, connection: OpenConnection, *, linger_seconds: float | None) -> None:
+        self.raw = raw
+        self.connection = connection
         self.port: Port | None = None
         self.retired = asyncio.Event()
         self._linger_seconds = linger_seconds
@@ -65,7 +65,7 @@ class Lane:
         self._closing: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
-        return f"Lane({self.channel}, users={self._users}, is_open={self.is_open})"
+        return f"OpenChannel({self.raw}, users={self._users}, is_open={self.is_open})"
 
     def __enter__(self) -> None:
         self._users += 1
@@ -75,19 +75,26 @@ class Lane:
         if self.retired.is_set() and not self._users:
             self.close()
 
+    @classmethod
+    async def open(
+        cls, connection: OpenConnection, *, confirms: bool = False, linger_seconds: float | None = None
+    ) -> "OpenChannel":
+        """Open a channel, for publishing only with `confirms`; raises as `OpenConnection.channel` does."""
+        return cls(await connection.channel(confirms=confirms), connection, linger_seconds=linger_seconds)
+
     @property
     def is_open(self) -> bool:
         """Whether acknowledgements and publishes can still be sent on it."""
-        return not self.channel.is_closed and (self.port is None or self.port.is_open)
+        return not self.raw.is_closed and (self.port is None or self.port.is_open)
 
     @property
     def is_writable(self) -> bool:
         """Whether something new should be sent on it, and would leave soon."""
-        return self.is_open and not self.retired.is_set() and self.link.wire.is_writable
+        return self.is_open and not self.retired.is_set() and self.connection.wire.is_writable
 
     def open_port(self, receiver: Receiver) -> Port:
         """Have the messages of this channel from now on."""
-        self.port = self.link.port(self.channel, receiver)
+        self.port = self.connection.port(self.raw, receiver)
         return self.port
 
     def retire(self) -> None:
@@ -109,9 +116,9 @@ class Lane:
         return self._closing
 
     async def _close(self) -> None:
-        if self.channel.is_closed:
+        if self.raw.is_closed:
             return
-        goodbye = self.channel.close(ChannelClosed(200, "closed"))
+        goodbye = self.raw.close(ChannelClosed(200, "closed"))
         try:
             await bounded(
                 goodbye, seconds=ANSWER_SECONDS, background=self._background, name="closing a channel"
@@ -120,7 +127,7 @@ class Lane:
             _log.debug("channel not closed cleanly", error=str(error))
 
 
-type Step = Callable[[Lane], Coroutine[Any, Any, None]]
+type Step = Callable[[OpenChannel], Coroutine[Any, Any, None]]
 """Something to be done on a channel."""
 
 
@@ -135,7 +142,7 @@ class SupervisedChannel:
         ready: told of each prepared channel, and with None when it is lost or retired.
         probe: asks the broker, every now and then, whether the channel still does its work; raises if not.
         probe_seconds: how often.
-        linger_seconds: see `Lane`.
+        linger_seconds: see `OpenChannel`.
         prepare_seconds: how long `prepare` may take before the connection is given up.
     """
 
@@ -146,7 +153,7 @@ class SupervisedChannel:
         name: str,
         confirms: bool,
         prepare: Step,
-        ready: Callable[[Lane | None], None] | None = None,
+        ready: Callable[[OpenChannel | None], None] | None = None,
         probe: Step | None = None,
         probe_seconds: float | None = None,
         linger_seconds: float | None = None,
@@ -161,31 +168,31 @@ class SupervisedChannel:
         self._probe_seconds = probe_seconds
         self._linger_seconds = linger_seconds
         self._prepare_seconds = prepare_seconds
-        self._lane: Lane | None = None
+        self._opened: OpenChannel | None = None
         self._up = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
         self._last_error = ""
 
     def __repr__(self) -> str:
-        return f"SupervisedChannel({self._name!r}, {self._lane})"
+        return f"SupervisedChannel({self._name!r}, {self._opened})"
 
     @property
-    def current(self) -> Lane | None:
+    def current(self) -> OpenChannel | None:
         """The prepared channel, if there is one now."""
-        lane = self._lane
-        return lane if lane is not None and lane.is_open else None
+        channel = self._opened
+        return channel if channel is not None and channel.is_open else None
 
     @property
     def is_kept(self) -> bool:
         """Whether there will be another channel if this one is lost."""
         return self._keeper is not None and not self._keeper.done()
 
-    async def lane(self) -> Lane:
+    async def opened(self) -> OpenChannel:
         """The prepared channel, as soon as there is one."""
-        while (lane := self.current) is None:
+        while (channel := self.current) is None:
             self._up.clear()
             await self._up.wait()
-        return lane
+        return channel
 
     async def start(self) -> None:
         """Prepare a first channel, and keep one from then on.
@@ -212,26 +219,26 @@ class SupervisedChannel:
             f"{self._name} is not up after {seconds:.1f} s: {self._last_error or 'no answer'}"
         )
 
-    async def stop(self) -> Lane | None:
+    async def stop(self) -> OpenChannel | None:
         """Open no more channels; the last one is still open and the caller's to close."""
         keeper, self._keeper = self._keeper, None
         if keeper is not None:
             keeper.cancel()
             await asyncio.wait({keeper})
-        lane, self._lane = self._lane, None
-        return lane
+        channel, self._opened = self._opened, None
+        return channel
 
-    def retire(self, lane: Lane, *, reason: str) -> None:
+    def retire(self, channel: OpenChannel, *, reason: str) -> None:
         """Replace that channel by a new one."""
-        if not lane.retired.is_set():
+        if not channel.retired.is_set():
             _log.warning("channel retired", name=self._name, reason=reason)
-            lane.retire()
+            channel.retire()
 
     async def _keep(self, first: asyncio.Future[None]) -> None:
         backoff = Backoff()
         while True:
             try:
-                lane = await self._open()
+                channel = await self._open()
             except Exception as error:  # noqa: BLE001 - whatever spoils one channel must not end the supervision
                 self._last_error = str(error)
                 if not (first.done() or isinstance(error, UnavailableError)):
@@ -241,27 +248,28 @@ class SupervisedChannel:
             else:
                 if not first.done():
                     first.set_result(None)
-                if await self._live_through(lane) >= STABLE_SECONDS:
+                if await self._live_through(channel) >= STABLE_SECONDS:
                     backoff.reset()
             await asyncio.sleep(backoff.next_seconds())
 
-    async def _open(self) -> Lane:
-        link = await self._connection.link()
-        await link.writable()
-        channel = await link.channel(confirms=self._confirms)
-        lane = Lane(channel, link, linger_seconds=self._linger_seconds)
+    async def _open(self) -> OpenChannel:
+        connection = await self._connection.opened()
+        await connection.writable()
+        channel = await OpenChannel.open(
+            connection, confirms=self._confirms, linger_seconds=self._linger_seconds
+        )
         try:
-            await link.ask(
-                self._prepared(lane), name=f"preparing {self._name}", seconds=self._prepare_seconds
+            await connection.ask(
+                self._prepared(channel), name=f"preparing {self._name}", seconds=self._prepare_seconds
             )
         except BaseException:
-            lane.close()
+            channel.close()
             raise
-        return lane
+        return channel
 
-    async def _prepared(self, lane: Lane) -> None:
+    async def _prepared(self, channel: OpenChannel) -> None:
         try:
-            await self._prepare(lane)
+            await self._prepare(channel)
         except (ChannelPreconditionFailed, ChannelLockedResource) as error:
             raise TopologyError(f"{self._name}: the broker has it with other properties: {error}") from error
         except ChannelAccessRefused as error:
@@ -269,34 +277,34 @@ class SupervisedChannel:
         except AMQPError as error:
             raise NotConnectedError(f"{self._name}: {type(error).__name__}: {error}") from error
 
-    async def _live_through(self, lane: Lane) -> float:
+    async def _live_through(self, channel: OpenChannel) -> float:
         """Have a prepared channel until it is lost or retired; the seconds for which it lasted."""
         opened = time.monotonic()
-        self._lane = lane
+        self._opened = channel
         self._up.set()
         if self._ready:
-            self._ready(lane)
-        closed = closing(lane.channel)
-        retired = asyncio.ensure_future(lane.retired.wait())
+            self._ready(channel)
+        closed = closing(channel.raw)
+        retired = asyncio.ensure_future(channel.retired.wait())
         seconds = self._probe_seconds if self._probe else None
         try:
             while not closed.done() and not retired.done():
                 await asyncio.wait({closed, retired}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
                 if self._probe and not closed.done() and not retired.done():
-                    await self._check(lane, self._probe)
+                    await self._check(channel, self._probe)
         finally:
             retired.cancel()
-        self._lane = None
+        self._opened = None
         if self._ready:
             self._ready(None)
-        if lane.is_open:
-            lane.retire()
+        if channel.is_open:
+            channel.retire()
         else:
             _log.warning("channel lost", name=self._name)
         return time.monotonic() - opened
 
-    async def _check(self, lane: Lane, probe: Step) -> None:
+    async def _check(self, channel: OpenChannel, probe: Step) -> None:
         try:
-            await lane.link.ask(probe(lane), name=f"probing {self._name}")
+            await channel.connection.ask(probe(channel), name=f"probing {self._name}")
         except (NotConnectedError, *LIBRARY_ERRORS) as error:
-            self.retire(lane, reason=f"the probe says: {error}")
+            self.retire(channel, reason=f"the probe says: {error}")

@@ -32,7 +32,14 @@ from hybridkit.messaging._amqp._socket import Sockets, Wire
 from hybridkit.messaging._amqp._waiting import Background, Backoff, Home, bounded
 from hybridkit.observability import get_logger
 
-__all__ = ["ANSWER_SECONDS", "LIBRARY_ERRORS", "BrokerConnection", "Link", "closing", "start_seconds"]
+__all__ = [
+    "ANSWER_SECONDS",
+    "LIBRARY_ERRORS",
+    "BrokerConnection",
+    "OpenConnection",
+    "closing",
+    "start_seconds",
+]
 
 HEARTBEAT_SECONDS: Final = 10
 START_SECONDS: Final = 30.0
@@ -60,7 +67,7 @@ class BrokerConnection:
     def __init__(self, url: str, *, name: str) -> None:
         self.name = name
         self._urls = _broker_urls(url)
-        self._link: Link | None = None
+        self._opened: OpenConnection | None = None
         self._up = asyncio.Event()
         self._background = Background()
         self._home: Home | None = None
@@ -109,34 +116,34 @@ class BrokerConnection:
     @property
     def is_ready(self) -> bool:
         """Whether it is open now."""
-        return self._link is not None
+        return self._opened is not None
 
     @property
     def is_blocked(self) -> bool:
         """Whether the broker has stopped reading from it (`connection.blocked`: a memory or disk alarm)."""
-        return self._link is not None and self._link.is_blocked
+        return self._opened is not None and self._opened.is_blocked
 
-    async def link(self) -> "Link":
-        """The open connection, as soon as there is one.
+    async def opened(self) -> "OpenConnection":
+        """Wait until there is an open connection, and return it.
 
         Raises:
             MisuseError: it was opened in another process or event loop.
         """
         if self._home is not None:
             self._home.check(f"the broker connection {self.name!r}")
-        while self._link is None:
+        while self._opened is None:
             await self._up.wait()
-        return self._link
+        return self._opened
 
     async def _stop(self) -> None:
         keeper, self._keeper = self._keeper, None
         if keeper is not None:
             keeper.cancel()
             await asyncio.wait({keeper})
-        link, self._link = self._link, None
+        connection, self._opened = self._opened, None
         self._up.clear()
-        if link is not None:
-            await link.close()
+        if connection is not None:
+            await connection.close()
         await self._background.cancel(seconds=CLOSE_SECONDS)
 
     async def _keep(self, first: asyncio.Future[None]) -> None:
@@ -146,7 +153,7 @@ class BrokerConnection:
         while True:
             number, url = next(urls)
             try:
-                link = await Link.open(url, name=self.name, background=self._background)
+                connection = await OpenConnection.open(url, name=self.name, background=self._background)
             except Exception as error:  # noqa: BLE001 - whatever stops one attempt must not stop all others
                 self._last_error = str(error)
                 hopeless = 0 if _may_pass(error) else hopeless + 1
@@ -160,24 +167,24 @@ class BrokerConnection:
                 hopeless = 0
                 if not first.done():
                     first.set_result(None)
-                if await self._live_through(link, url) >= STABLE_SECONDS:
+                if await self._live_through(connection, url) >= STABLE_SECONDS:
                     backoff.reset()
             await asyncio.sleep(backoff.next_seconds())
 
-    async def _live_through(self, link: "Link", url: URL) -> float:
-        """Be connected until the link is lost; the seconds for which it lasted."""
+    async def _live_through(self, connection: "OpenConnection", url: URL) -> float:
+        """Be connected until the connection is lost; the seconds for which it lasted."""
         opened = time.monotonic()
-        self._link = link
+        self._opened = connection
         self._up.set()
         _log.info("broker connected", broker=_host_and_port(url))
-        await link.lost()
-        self._link = None
+        await connection.lost()
+        self._opened = None
         self._up.clear()
         _log.warning("broker connection lost", broker=_host_and_port(url))
         return time.monotonic() - opened
 
 
-class Link:
+class OpenConnection:
     """One TCP connection that speaks AMQP, for as long as it lasts.
 
     Attributes:
@@ -190,10 +197,10 @@ class Link:
         self._background = background
 
     def __repr__(self) -> str:
-        return f"Link({self._connection})"
+        return f"OpenConnection({self._connection})"
 
     @classmethod
-    async def open(cls, url: URL, *, name: str, background: Background) -> "Link":
+    async def open(cls, url: URL, *, name: str, background: Background) -> "OpenConnection":
         """Connect within 10 s.
 
         Raises:

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from hybridkit.messaging._amqp._channel import Lane
+from hybridkit.messaging._amqp._channel import OpenChannel
 from hybridkit.messaging._amqp._frames import nack_frame
 from hybridkit.messaging._amqp._port import Delivered
 from hybridkit.messaging._consuming._acks import Acks
@@ -33,7 +33,7 @@ class Inbox:
     As long as something of it is in hand, the channel is not closed when it is retired.
 
     Args:
-        lane: the channel.
+        channel: the channel.
         queue: the consumer's name.
         prefetch: how many deliveries may be unacknowledged.
         finished: remembers what could not be acknowledged.
@@ -43,7 +43,7 @@ class Inbox:
 
     def __init__(
         self,
-        lane: Lane,
+        channel: OpenChannel,
         *,
         queue: str,
         prefetch: int,
@@ -51,12 +51,12 @@ class Inbox:
         take: Callable[[Delivery], None],
         left: Callable[[], None] | None = None,
     ) -> None:
-        self._lane = lane
+        self._channel = channel
         self._queue = queue
         self._finished = finished
         self._take = take
         self._left = left
-        self._port = lane.open_port(self)
+        self._port = channel.open_port(self)
         self._acks = Acks(self._port.channel)
         self._acks_at_once = max(prefetch // PREFETCH_PER_ACK, 1)
         self._last: deque[Identity] = deque(maxlen=prefetch)  # finished, and perhaps not known to the broker
@@ -78,7 +78,7 @@ class Inbox:
     @property
     def is_open(self) -> bool:
         """Whether the broker still hears what is said here."""
-        return self._lane.is_open
+        return self._channel.is_open
 
     def ack(self, tag: int, finished: Identity | None) -> None:
         """Done with a delivery; remembered where the broker can't be told."""
@@ -109,7 +109,7 @@ class Inbox:
 
     def give_back(self) -> None:
         """Have the queue get everything that is in hand, in its order, and another channel opened."""
-        self._lane.retire()
+        self._channel.retire()
         self.close()
 
     def was_finished(self, event: Identity) -> bool:
@@ -125,7 +125,7 @@ class Inbox:
     def close(self) -> "asyncio.Task[None]":
         """Send them and close the channel; what is in hand goes back to its queue."""
         self.flush()
-        return self._lane.close()
+        return self._channel.close()
 
     def _settle(self, tag: int, frame: bytes) -> None:
         if self._port.is_open and not self._acks.is_settled(tag):
@@ -142,14 +142,14 @@ class Inbox:
         self.in_hand -= 1
         if not self.in_hand:
             self.flush()
-            self._lane.__exit__()
+            self._channel.__exit__()
 
     # ── what the broker says: see `Receiver` ─────────────────────────────────────────────────────
 
     def delivered(self, message: Delivered) -> None:
         """Hand it on."""
         if not self.in_hand:
-            self._lane.__enter__()
+            self._channel.__enter__()
         self.in_hand += 1
         self.received += 1
         self._take(Delivery(self._queue, self, message))

@@ -26,8 +26,8 @@ from aiormq.exceptions import AMQPError
 from hybridkit.codec import decode_object, encode_json
 from hybridkit.errors import NotConnectedError, PayloadError
 from hybridkit.ids import new_id
-from hybridkit.messaging._amqp._channel import Lane
-from hybridkit.messaging._amqp._connection import Link
+from hybridkit.messaging._amqp._channel import OpenChannel
+from hybridkit.messaging._amqp._connection import OpenConnection
 from hybridkit.messaging._amqp._port import Delivered
 from hybridkit.messaging._publishing._writer import Outgoing
 from hybridkit.messaging._topology._declared import parked_queue
@@ -71,7 +71,7 @@ class ParkedKeys:
     def __init__(self, queue: str) -> None:
         self._queue = parked_queue(queue)
         self._marks: dict[str, Mark] = {}
-        self._read_on: Lane | None = None
+        self._read_on: OpenChannel | None = None
         self._reading = asyncio.Lock()
         self._entries = 0  # of ours since the log was read
         self._unwritten: dict[str, Mark | None] = {}  # changes that the broker hasn't confirmed
@@ -112,25 +112,28 @@ class ParkedKeys:
         """Read the log again before the next message: there is something in it that isn't known here, or much of it."""
         self._read_on = None
 
-    async def read(self, lane: Lane, forward: Forward) -> None:
+    async def read(self, channel: OpenChannel, forward: Forward) -> None:
         """Know what the log says; once for each channel.
 
         Args:
-            lane: the channel that messages come on now.
+            channel: the channel that messages come on now.
             forward: publishes a message, confirmed.
 
         Raises:
             NotConnectedError: the broker did not answer in time.
         """
         async with self._reading:
-            if self._read_on is lane:
+            if self._read_on is channel:
                 return
             self._unread, self._entries = dict(self._unwritten), 0
             end = str(new_id())
             await forward(self._entry({"key": None, "end": end}))
-            marks: dict[str, Mark | None] = {**await self._read(lane.link, end, forward), **self._unread}
+            marks: dict[str, Mark | None] = {
+                **await self._read(channel.connection, end, forward),
+                **self._unread,
+            }
             self._marks = {key: mark for key, mark in marks.items() if mark is not None}
-            self._read_on = lane
+            self._read_on = channel
 
     def _change(self, key: str, mark: Mark | None) -> None:
         if mark is None:
@@ -140,13 +143,13 @@ class ParkedKeys:
         self._unwritten[key] = self._unread[key] = mark
         self._entries += 1
 
-    async def _read(self, link: Link, end: str, forward: Forward) -> dict[str, Mark]:
+    async def _read(self, connection: OpenConnection, end: str, forward: Forward) -> dict[str, Mark]:
         """The marks in the log up to that end, which are a fold at the end of the log from then on."""
-        lane = Lane(await link.channel(confirms=False), link, linger_seconds=None)
+        channel = await OpenChannel.open(connection)
         inbox, log = _Inbox(), _Log()
-        port = lane.open_port(inbox)
+        port = channel.open_port(inbox)
         try:
-            await link.ask(_consume(lane.channel, self._queue), name=f"reading {self._queue}")
+            await connection.ask(_consume(channel.raw, self._queue), name=f"reading {self._queue}")
             tag = 0
             while not log.has_ended(end):
                 message = await inbox.next(self._queue)
@@ -158,7 +161,7 @@ class ParkedKeys:
         except AMQPError as error:
             raise NotConnectedError(f"reading {self._queue}: {type(error).__name__}: {error}") from error
         finally:
-            await asyncio.wait({lane.close()})
+            await asyncio.wait({channel.close()})
         return log.marks()
 
     async def _write(self, marks: Mapping[str, Mark], forward: Forward) -> None:

@@ -9,7 +9,7 @@ from aiormq.exceptions import ChannelAccessRefused, ChannelPreconditionFailed
 
 from hybridkit.errors import HybridkitError, NotConnectedError
 from hybridkit.ids import new_id
-from hybridkit.messaging._amqp._channel import PREPARE_SECONDS, Lane, SupervisedChannel
+from hybridkit.messaging._amqp._channel import PREPARE_SECONDS, OpenChannel, SupervisedChannel
 from hybridkit.messaging._amqp._connection import LIBRARY_ERRORS, BrokerConnection
 from hybridkit.messaging._amqp._waiting import Background, bounded, is_cancelled
 from hybridkit.messaging._consuming._backlog import Backlog, Fifo, Workers
@@ -91,7 +91,7 @@ class Subscription:
         self._inboxes: list[Inbox] = []  # of the channels that are open; the last one is the current
         self._starved_at: int | None = None
         self._ran_at = time.monotonic()  # the last one
-        self._lane: Lane | None = None
+        self._open_channel: OpenChannel | None = None
         self._consuming = 0
         self._adjusting = asyncio.Lock()
         self._channel = SupervisedChannel(
@@ -116,8 +116,8 @@ class Subscription:
 
         It delivers from its answer to `basic.consume` until it cancels or the channel is lost.
         """
-        lane = self._channel.current
-        delivers = lane is not None and not lane.retired.is_set() and self._channel.is_kept
+        channel = self._channel.current
+        delivers = channel is not None and not channel.retired.is_set() and self._channel.is_kept
         return delivers and self._gate.is_open and self.stalled is None
 
     @property
@@ -158,11 +158,11 @@ class Subscription:
         self._draining = True
         self._gate.stop()
         await self._workers.stop()
-        lane = await self._channel.stop()
+        channel = await self._channel.stop()
         if self._lines is not None:
             self._lines.stop()  # and the broker is not told: whoever consumes next must not begin before the end
-        elif lane is not None:
-            await self._unsubscribe(lane)
+        elif channel is not None:
+            await self._unsubscribe(channel)
         reserve_seconds = min(CANCEL_SECONDS, budget_seconds / 4)
         finished = await self._workers.wait(seconds=max(give_up_at - reserve_seconds - time.monotonic(), 0.0))
         if not finished:
@@ -176,12 +176,12 @@ class Subscription:
 
     # ── the channel ──────────────────────────────────────────────────────────────────────────────
 
-    async def _subscribe(self, lane: Lane) -> None:
+    async def _subscribe(self, channel: OpenChannel) -> None:
         """Declare everything again, also what is there: a queue that was deleted is back before it is consumed."""
-        await declare(self._topology, lane.channel)
-        lane.channel.on_consumer_cancel_callbacks.add(partial(self._cancelled, lane))
+        await declare(self._topology, channel.raw)
+        channel.raw.on_consumer_cancel_callbacks.add(partial(self._cancelled, channel))
         inbox = Inbox(
-            lane,
+            channel,
             queue=self._name,
             prefetch=self._prefetch,
             finished=self._finished,
@@ -190,18 +190,18 @@ class Subscription:
         )
         self._inboxes = [*(known for known in self._inboxes if known.is_open), inbox]
         self._starved_at = None
-        self._lane, self._consuming = lane, 0
-        await self._consume(lane, self._wanted())
+        self._open_channel, self._consuming = channel, 0
+        await self._consume(channel, self._wanted())
 
-    async def _consume(self, lane: Lane, count: int) -> None:
+    async def _consume(self, channel: OpenChannel, count: int) -> None:
         """Have up to so many unacknowledged messages delivered on this channel."""
         if self._consuming:
             self._consuming = 0
-            await lane.channel.basic_cancel(self._tag)
+            await channel.raw.basic_cancel(self._tag)
         if count:
-            await lane.channel.basic_qos(prefetch_count=count)
-            await lane.channel.basic_consume(self._name, _nothing, consumer_tag=self._tag)
-            if lane is self._lane:  # there may be another one by now
+            await channel.raw.basic_qos(prefetch_count=count)
+            await channel.raw.basic_consume(self._name, _nothing, consumer_tag=self._tag)
+            if channel is self._open_channel:  # there may be another one by now
                 self._consuming = count
 
     def _wanted(self) -> int:
@@ -218,33 +218,35 @@ class Subscription:
 
     async def _adjust(self) -> None:
         async with self._adjusting:
-            lane = self._channel.current
-            if lane is None or self._draining or self._wanted() == self._consuming:
+            channel = self._channel.current
+            if channel is None or self._draining or self._wanted() == self._consuming:
                 return
             try:
-                await lane.link.ask(self._consume(lane, self._wanted()), name=f"adjusting {self._name}")
+                await channel.connection.ask(
+                    self._consume(channel, self._wanted()), name=f"adjusting {self._name}"
+                )
             except (NotConnectedError, *LIBRARY_ERRORS) as error:
-                self._channel.retire(lane, reason=f"its consumer was not adjusted: {error}")
+                self._channel.retire(channel, reason=f"its consumer was not adjusted: {error}")
 
-    def _cancelled(self, lane: Lane, _: object) -> None:
-        self._channel.retire(lane, reason="the broker cancelled the consumer")
+    def _cancelled(self, channel: OpenChannel, _: object) -> None:
+        self._channel.retire(channel, reason="the broker cancelled the consumer")
 
-    async def _probe(self, lane: Lane) -> None:
+    async def _probe(self, channel: OpenChannel) -> None:
         """Find out whether the broker still knows this consumer: a subscription can die without a word.
 
         The broker tells how many consumers a queue has, not which. So one that lives beside others is known by its
         deliveries: where messages wait and there is room for them here, they come.
         """
-        queue = await lane.channel.queue_declare(self._name, passive=True)
+        queue = await channel.raw.queue_declare(self._name, passive=True)
         metrics.queue_backlog.labels(self._name).set(queue.message_count or 0)
         if not queue.consumer_count and self._consuming:
             raise NotConnectedError("the broker knows no consumer of the queue")
         if self._is_starving(queue.message_count or 0):
-            await self._unsubscribe(lane)
+            await self._unsubscribe(channel)
             raise NotConnectedError("messages wait in the queue, and none is delivered here")
-        await self._restore(lane)
+        await self._restore(channel)
 
-    async def _restore(self, lane: Lane) -> None:
+    async def _restore(self, channel: OpenChannel) -> None:
         """Declare the queues and bindings around its queue again, of the bindings some at a time.
 
         Who deletes an exchange deletes its bindings, and a publisher makes it again without them: nothing would come
@@ -253,9 +255,9 @@ class Subscription:
         following = self._own.bindings[self._restored : self._restored + BINDINGS_PER_PROBE]
         self._restored = (self._restored + len(following)) % len(self._own.bindings)
         # A channel of its own: what is refused closes it, and must not stop what works.
-        aside = Lane(await lane.link.channel(confirms=False), lane.link, linger_seconds=None)
+        aside = await OpenChannel.open(channel.connection)
         try:
-            await declare(Topology(queues=self._own.queues[1:], bindings=following), aside.channel)
+            await declare(Topology(queues=self._own.queues[1:], bindings=following), aside.raw)
         except (ChannelAccessRefused, ChannelPreconditionFailed) as error:
             _log.warning("topology not declared again", consumer=self._name, error=str(error))
         finally:
@@ -271,10 +273,10 @@ class Subscription:
         was, self._starved_at = self._starved_at, inbox.received
         return was == inbox.received
 
-    async def _unsubscribe(self, lane: Lane) -> None:
+    async def _unsubscribe(self, channel: OpenChannel) -> None:
         try:
             await bounded(
-                lane.channel.basic_cancel(self._tag),
+                channel.raw.basic_cancel(self._tag),
                 seconds=CANCEL_SECONDS,
                 background=self._background,
                 name=f"cancelling {self._name}",
@@ -321,7 +323,7 @@ class Subscription:
         try:
             with self._processor.stalls.trying("the log of parked keys is not read"):
                 # There is one: it is set before anything can be delivered on it.
-                await parked.read(cast("Lane", self._lane), self._processor.forward)
+                await parked.read(cast("OpenChannel", self._open_channel), self._processor.forward)
         except HybridkitError as error:
             _log.warning("parked keys not read yet", consumer=self._name, error=str(error))
             await asyncio.sleep(UNEXPECTED_PAUSE_SECONDS)

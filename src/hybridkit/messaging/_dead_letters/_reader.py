@@ -21,7 +21,7 @@ from aiormq.channel import Channel
 from aiormq.exceptions import AMQPError, ChannelLockedResource
 
 from hybridkit.errors import InProgressError, NotConnectedError, NotFoundError, TopologyError
-from hybridkit.messaging._amqp._channel import Lane
+from hybridkit.messaging._amqp._channel import OpenChannel
 from hybridkit.messaging._amqp._connection import BrokerConnection
 from hybridkit.messaging._amqp._frames import decode_properties
 from hybridkit.messaging._amqp._port import Delivered, Port
@@ -76,11 +76,10 @@ class Desk:
         try:
             # A connection and not only a channel: what is still on its way must not hold up the goodbye.
             async with BrokerConnection(self._url, name=f"{CONNECTION_NAME} {self.queue}") as connection:
-                link = await connection.link()
-                channel = await link.channel(confirms=False)
-                inbox.port = Lane(channel, link, linger_seconds=None).open_port(inbox)
-                channel.on_consumer_cancel_callbacks.add(inbox.cancelled)
-                await link.ask(_consume(channel, self.queue), name=f"reading {self.queue}")
+                channel = await OpenChannel.open(await connection.opened())
+                inbox.port = channel.open_port(inbox)
+                channel.raw.on_consumer_cancel_callbacks.add(inbox.cancelled)
+                await channel.connection.ask(_consume(channel.raw, self.queue), name=f"reading {self.queue}")
                 yield inbox
         except AMQPError as error:
             raise NotConnectedError(f"reading {self.queue}: {type(error).__name__}: {error}") from error
@@ -265,8 +264,8 @@ async def open_desk(url: str, queue: str) -> AsyncGenerator[Desk]:
         AccessDeniedError: the user may not read it.
     """
     async with BrokerConnection(url, name=f"{CONNECTION_NAME} {queue}") as connection:
-        link = await connection.link()
-        async with Inspection(link) as inspection:
+        opened = await connection.opened()
+        async with Inspection(opened) as inspection:
             found = await inspection.queue(
                 Queue(name=queue, arguments={"x-delivery-limit": NO_DELIVERY_LIMIT})
             )

@@ -9,7 +9,7 @@ from typing import Final
 from uuid import uuid4
 
 from hybridkit.errors import HybridkitError, NackedError, OutcomeUnknownError, PayloadTooLargeError
-from hybridkit.messaging._amqp._channel import Lane
+from hybridkit.messaging._amqp._channel import OpenChannel
 from hybridkit.messaging._amqp._frames import Address, message_frames
 from hybridkit.messaging._amqp._port import Delivered, Port
 from hybridkit.observability import get_logger
@@ -60,13 +60,13 @@ class Confirms:
     """The publishes of one channel: numbered as the broker numbers them, answered as it answers.
 
     Args:
-        lane: the channel.
+        channel: the channel.
         told: called after each answer.
     """
 
-    def __init__(self, lane: Lane, told: "Callable[[Confirms], None]") -> None:
-        self.lane = lane
-        self.port: Port = lane.open_port(self)
+    def __init__(self, channel: OpenChannel, told: "Callable[[Confirms], None]") -> None:
+        self.channel = channel
+        self.port: Port = channel.open_port(self)
         self._told = told
         # By tag, in the order in which they were sent: the leftmost has the tag `_first` and has no answer, others that
         # have one leave a gap.
@@ -105,7 +105,7 @@ class Confirms:
             frame_max=self.port.frame_max,
         )
         if not self._count:
-            self.lane.__enter__()
+            self.channel.__enter__()
         publish.sent_at = now
         self._sent.append(publish)
         self._count += 1
@@ -169,7 +169,7 @@ class Confirms:
             self._bytes -= len(publish.body)
             self._count -= 1
             if not self._count:
-                self.lane.__exit__()
+                self.channel.__exit__()
         return publish
 
 

@@ -22,7 +22,7 @@ from hybridkit.errors import (
     OutcomeUnknownError,
     PayloadTooLargeError,
 )
-from hybridkit.messaging._amqp._channel import Lane, SupervisedChannel
+from hybridkit.messaging._amqp._channel import OpenChannel, SupervisedChannel
 from hybridkit.messaging._amqp._connection import BrokerConnection
 from hybridkit.messaging._amqp._frames import JSON_MEDIA_TYPE, Address, address, encode_fields, encode_table
 from hybridkit.messaging._amqp._waiting import Home
@@ -117,19 +117,19 @@ class Writer:
         for publish in self._waiting:
             publish.fail(self._not_sent(publish))
         self._waiting.clear()
-        lane = await self._channel.stop()
-        if lane is not None:
-            await lane.close()
+        channel = await self._channel.stop()
+        if channel is not None:
+            await channel.close()
         for confirms in tuple(self._unfinished):  # of channels in doubt
-            await confirms.lane.close()
+            await confirms.channel.close()
         for handle in (self._timer, self._flushing):
             if handle is not None:
                 handle.cancel()
 
     def renew_topology(self, *, reason: str) -> None:
         """Go over to a new channel, which declares everything again."""
-        if (lane := self._channel.current) is not None:
-            self._channel.retire(lane, reason=reason)
+        if (channel := self._channel.current) is not None:
+            self._channel.retire(channel, reason=reason)
 
     @property
     def waiting(self) -> int:
@@ -205,7 +205,7 @@ class Writer:
             self._flushing.cancel()
             self._flushing = None
         confirms = self._confirms
-        if confirms is None or not confirms.lane.is_writable:
+        if confirms is None or not confirms.channel.is_writable:
             return  # `_ready` or the socket calls again
         now = time.monotonic()
         frames: list[bytes] = []
@@ -220,15 +220,15 @@ class Writer:
             self._unfinished.add(confirms)
             confirms.port.send(b"".join(frames))
 
-    async def _prepare(self, lane: Lane) -> None:
-        await declare(shared_topology(), lane.channel)
+    async def _prepare(self, channel: OpenChannel) -> None:
+        await declare(shared_topology(), channel.raw)
 
-    def _ready(self, lane: Lane | None) -> None:
+    def _ready(self, channel: OpenChannel | None) -> None:
         """Go over to a new channel, or have none."""
         self._confirms = None
-        if lane is not None:
-            self._confirms = Confirms(lane, self._told)
-            lane.link.wire.on_writable = self._flush_soon
+        if channel is not None:
+            self._confirms = Confirms(channel, self._told)
+            channel.connection.wire.on_writable = self._flush_soon
             self._flush_soon()
 
     def _told(self, confirms: Confirms) -> None:
@@ -272,10 +272,10 @@ class Writer:
     def _suspect(self, confirms: Confirms, now: float) -> None:
         """Retire the channel if answers are missing for long, unless an alarm explains it."""
         oldest = next(iter(confirms), None)
-        if oldest is None or oldest.sent_at is None or confirms.lane.link.is_blocked:
+        if oldest is None or oldest.sent_at is None or confirms.channel.connection.is_blocked:
             return
         if now - oldest.sent_at >= PATIENCE_SECONDS:
-            self._channel.retire(confirms.lane, reason="the broker does not answer publishes")
+            self._channel.retire(confirms.channel, reason="the broker does not answer publishes")
 
     def _not_sent(self, publish: Publish) -> HybridkitError:
         if self._confirms is None:

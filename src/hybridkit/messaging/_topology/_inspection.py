@@ -21,8 +21,8 @@ from aiormq.exceptions import (
 )
 
 from hybridkit.errors import AccessDeniedError, DeclarationError, NotConnectedError
-from hybridkit.messaging._amqp._channel import Lane
-from hybridkit.messaging._amqp._connection import Link
+from hybridkit.messaging._amqp._channel import OpenChannel
+from hybridkit.messaging._amqp._connection import OpenConnection
 from hybridkit.messaging._topology._declared import Exchange, Queue, Value, declare_exchange, declare_queue
 
 __all__ = ["Difference", "Found", "Inspection", "difference_in"]
@@ -77,12 +77,12 @@ class Found:
 class Inspection:
     """Channels for questions, as the answer to a question can be the end of its channel."""
 
-    def __init__(self, link: Link) -> None:
-        self._link = link
-        self._lane: Lane | None = None
+    def __init__(self, connection: OpenConnection) -> None:
+        self._connection = connection
+        self._opened: OpenChannel | None = None
 
     def __repr__(self) -> str:
-        return f"Inspection({self._link})"
+        return f"Inspection({self._connection})"
 
     async def __aenter__(self) -> Self:
         return self
@@ -90,8 +90,8 @@ class Inspection:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._lane is not None:
-            await self._lane.close()
+        if self._opened is not None:
+            await self._opened.close()
 
     async def server_properties(self) -> Mapping[str, Any]:
         """What the broker has said of itself."""
@@ -153,12 +153,14 @@ class Inspection:
         """
         channel = await self._channel()
         try:
-            return await self._link.ask(question(channel), name="inspecting the topology", seconds=seconds)
+            return await self._connection.ask(
+                question(channel), name="inspecting the topology", seconds=seconds
+            )
         except (ChannelNotFoundEntity, ChannelPreconditionFailed, ChannelLockedResource):
-            self._lane = None
+            self._opened = None
             raise
         except ChannelAccessRefused as error:
-            self._lane = None
+            self._opened = None
             raise AccessDeniedError(str(error)) from error
         except ValueError as error:
             raise DeclarationError(f"AMQP can't carry this: {error}") from error
@@ -166,9 +168,9 @@ class Inspection:
             raise NotConnectedError(f"{type(error).__name__}: {error}") from error
 
     async def _channel(self) -> Channel:
-        if self._lane is None:
-            self._lane = Lane(await self._link.channel(confirms=False), self._link, linger_seconds=None)
-        return self._lane.channel
+        if self._opened is None:
+            self._opened = await OpenChannel.open(self._connection)
+        return self._opened.raw
 
     async def _compare(
         self, declare: _Declare, name: str, declared: Mapping[str, Value]

@@ -210,13 +210,13 @@ async def _inspecting(broker: BrokerConnection | str) -> AsyncGenerator[tuple[In
     seconds = start_seconds()
     try:
         async with asyncio.timeout(seconds):
-            link = await broker.link()
-            await link.writable()
+            connection = await broker.opened()
+            await connection.writable()
     except TimeoutError as error:
         raise NotConnectedError(
             f"no connection to the broker at {broker.address} in {seconds:.1f} s"
         ) from error
-    async with Inspection(link) as inspection:
+    async with Inspection(connection) as inspection:
         yield inspection, unquote(broker.address.partition("/")[2]) or "/"
 
 
