@@ -19,7 +19,7 @@ from hybridkit.dataservice import DocumentCollection, migrate
 from hybridkit.dataservice._mongo._collection import ResourceCollection
 from hybridkit.dataservice._mongo._store import open_mongo_store
 from hybridkit.dataservice._outbox._protocol import Parked
-from hybridkit.dataservice._postgres._driver._pool import Database
+from hybridkit.dataservice._postgres._driver._pool import Pool
 from hybridkit.dataservice._postgres._outbox import PostgresOutbox, add_emissions
 from hybridkit.dataservice._store._operations import Upsert, Write
 from hybridkit.dev import Server
@@ -65,8 +65,8 @@ def ids(postgres_url: str) -> list[UUID]:
 
     async def fill() -> list[UUID]:
         await migrate(postgres_url)
-        database = Database(postgres_url, pool_size=1, application_name="the test")
-        store = PostgresOutbox(database)
+        pool = Pool(postgres_url, pool_size=1, application_name="the test")
+        store = PostgresOutbox(pool)
         emissions = [
             emission("item.sold"),
             emission("item.sold"),
@@ -74,13 +74,13 @@ def ids(postgres_url: str) -> list[UUID]:
             emission("item.found"),
             emission("item.found", not_before=now() + timedelta(hours=1)),
         ]
-        async with database.session() as session:
+        async with pool.session() as session:
             await add_emissions(session, emissions, service="api_service")
         leases = (await store.acquire("the test")).leases
         rows = await store.waiting(range(16), without=(), limit=3)
         await store.mark(leases, published=(), parked=[Parked(row, NOBODY) for row in rows])
         await store.release("the test")
-        await database.close()
+        await pool.close()
         return [each.event_id for each in emissions]
 
     return asyncio.run(fill())

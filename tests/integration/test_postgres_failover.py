@@ -60,10 +60,10 @@ async def test_a_server_that_only_reads_is_left_and_found_again(primary: Any) ->
 
     item = await service.create("before")
     store = service.store
-    before = [link for database in (store._database, store._own) for link in database._free]
+    before = [link for database in (store._pool, store._own_pool) for link in database._free]
     await only_reads(service.url, on=True)
     await until(not_ready)
-    assert all(link not in store._database._free for link in before)
+    assert all(link not in store._pool._free for link in before)
     assert (await service.get(f"/v1/items/{item['id']}")).status_code == 200
     for answer in (
         await service.send("POST", "/v1/items", {"name": "one"}),
@@ -76,7 +76,7 @@ async def test_a_server_that_only_reads_is_left_and_found_again(primary: Any) ->
         assert (answer.status_code, answer.json()["code"]) == (503, "UNAVAILABLE"), answer.text
         assert answer.json()["retryable"]
         assert int(answer.headers["retry-after"]) >= 1
-    assert store._database._free == []
+    assert store._pool._free == []
     for work in (store.clean(), store.outbox.acquire("replica"), store.outbox.retry()):
         with pytest.raises(UnavailableError):
             await work
@@ -96,6 +96,6 @@ async def test_a_change_in_a_transaction_that_only_reads_is_a_mistake_in_the_cod
     store = service.store
     await service.create("before")
     with pytest.raises(MisuseError):
-        async with store._database.session(read_only=True) as session:
+        async with store._pool.session(read_only=True) as session:
             await session.fetch("UPDATE items SET rank = 1")
-    assert store._database._free
+    assert store._pool._free

@@ -10,10 +10,9 @@ from urllib.parse import urlsplit
 import pytest
 from sqlalchemy import func, select
 
-from hybridkit.dataservice._postgres import _keys as _postgres_keys
-from hybridkit.dataservice._postgres import _writer as _postgres_writes
+from hybridkit.dataservice._postgres import _keys, _writer
 from hybridkit.dataservice._postgres._create_statement import SingleCreate
-from hybridkit.dataservice._postgres._driver import _pool as _postgres_database
+from hybridkit.dataservice._postgres._driver import _pool
 from hybridkit.errors import ConflictError, DeadlineExceededError, UnavailableError
 from hybridkit.testing import FaultProxy
 
@@ -60,7 +59,7 @@ async def test_the_deadline_reaches_the_database(service: Any) -> None:
 async def test_each_statement_has_what_is_left(service: Any) -> None:
     """A transaction of many statements ends at the deadline too."""
     limits: set[str] = set()
-    async with service.store._database.session() as session:
+    async with service.store._pool.session() as session:
         for _ in range(3):
             [[limit]] = await session.execute(select(func.current_setting("statement_timeout")))
             limits.add(limit)
@@ -73,21 +72,19 @@ async def test_each_statement_has_what_is_left(service: Any) -> None:
 
 async def test_the_driver_has_a_limit_of_its_own(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last one, for what neither the server nor the timer ends; the connection is not used again."""
-    monkeypatch.setattr(
-        _postgres_database, "connect", partial(_connect_impatiently, _postgres_database.connect)
-    )
-    database = _postgres_database.Database(service.url, pool_size=1, application_name="impatient")
+    monkeypatch.setattr(_pool, "connect", partial(_connect_impatiently, _pool.connect))
+    pool = _pool.Pool(service.url, pool_size=1, application_name="impatient")
     sleep = select(func.pg_sleep(5))
     with pytest.raises(UnavailableError):
-        async with database.session() as session:
+        async with pool.session() as session:
             await session.execute(sleep)
     with pytest.raises(UnavailableError):
-        async with database.session() as session:
+        async with pool.session() as session:
             await session.run_sync(lambda connection: connection.execute(sleep))
-    async with database.session() as session:
+    async with pool.session() as session:
         assert (await session.execute(select(1)))[0][0] == 1
         assert repr(session).startswith("Session(")
-    await database.close()
+    await pool.close()
 
 
 async def _connect_impatiently(connect: Any, url: str, **options: Any) -> Any:
@@ -116,17 +113,17 @@ async def test_a_caller_that_leaves_while_connecting_leaves_no_connection(
     service: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is opened to its end, and closed; its place in the pool is free again."""
-    gate, connect = asyncio.Event(), _postgres_database.connect
+    gate, connect = asyncio.Event(), _pool.connect
 
     async def slowly(url: str, **options: Any) -> Any:
         await gate.wait()
         return await connect(url, **options)
 
-    monkeypatch.setattr(_postgres_database, "connect", slowly)
-    database = _postgres_database.Database(service.url, pool_size=1, application_name="leaver")
+    monkeypatch.setattr(_pool, "connect", slowly)
+    pool = _pool.Pool(service.url, pool_size=1, application_name="leaver")
 
     async def work() -> list[int]:
-        async with database.session() as session:
+        async with pool.session() as session:
             return [row[0] for row in await session.execute(select(1))]
 
     leaving = asyncio.create_task(work())
@@ -136,7 +133,7 @@ async def test_a_caller_that_leaves_while_connecting_leaves_no_connection(
     gate.set()
     assert await work() == [1]
     assert leaving.cancelled()
-    await database.close()
+    await pool.close()
     await service.until(
         "SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM pg_stat_activity WHERE application_name = 'leaver')"
     )
@@ -202,7 +199,7 @@ async def test_races_are_lost_three_times_and_no_more(service: Any, monkeypatch:
         tries += 1
         raise ConflictError("lost")
 
-    monkeypatch.setattr(_postgres_writes, "apply", lose)
+    monkeypatch.setattr(_writer, "apply", lose)
     answer = await service.send("PUT", PATH, {"name": "pen"})
     assert verdict(answer) == (409, "SERIALIZATION_FAILURE")
     assert answer.json()["retryable"] is True
@@ -259,7 +256,7 @@ async def proxied(postgres_url: str, service: Any, run_service: Any) -> AsyncIte
 
 def before_commit(monkeypatch: pytest.MonkeyPatch, action: Any) -> None:
     """Have something happen when all is written and the commit comes next, or a statement that commits itself; once."""
-    record_key, write_single = _postgres_keys.record_key, SingleCreate.write
+    record_key, write_single = _keys.record_key, SingleCreate.write
 
     async def record(*arguments: Any) -> None:
         await record_key(*arguments)
@@ -270,11 +267,11 @@ def before_commit(monkeypatch: pytest.MonkeyPatch, action: Any) -> None:
         return await write_single(*arguments)
 
     def act() -> None:
-        monkeypatch.setattr(_postgres_writes, "record_key", record_key)
+        monkeypatch.setattr(_writer, "record_key", record_key)
         monkeypatch.setattr(SingleCreate, "write", write_single)
         action()
 
-    monkeypatch.setattr(_postgres_writes, "record_key", record)
+    monkeypatch.setattr(_writer, "record_key", record)
     monkeypatch.setattr(SingleCreate, "write", write)
 
 

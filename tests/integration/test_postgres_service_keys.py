@@ -182,7 +182,7 @@ async def test_a_key_that_was_taken_meanwhile_is_a_lost_race(service: Any) -> No
     impossible = replace(write, key="\0")  # PostgreSQL's texts have no such character
     for each, error in ((write, ConflictError), (impossible, InvalidRequestError)):
         with bind(RequestContext().within(5)), pytest.raises(error):
-            async with service.store._database.session() as session:
+            async with service.store._pool.session() as session:
                 await record_key(session, each, Outcome(()))
 
 

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, MetaData
 
 from hybridkit.dataservice import migrate, write_revision
 from hybridkit.dataservice._postgres._columns import SYSTEM
-from hybridkit.dataservice._postgres._driver._pool import Database
+from hybridkit.dataservice._postgres._driver._pool import Pool
 from hybridkit.dataservice._postgres._schema import LOCK_KEY, histories_of, migrating_connection
 from hybridkit.errors import UnavailableError
 
@@ -83,15 +83,15 @@ async def test_racing_replicas_do_not_collide(postgres_url: str, migrations: Pat
 
 
 async def test_a_replica_waits_for_the_other_one_but_not_for_ever(postgres_url: str) -> None:
-    database = Database(postgres_url, pool_size=1, application_name="the other one")
-    async with database.session() as session:
+    pool = Pool(postgres_url, pool_size=1, application_name="the other one")
+    async with pool.session() as session:
         from sqlalchemy import func, select
 
         await session.execute(select(func.pg_advisory_xact_lock(LOCK_KEY)))
         with pytest.raises(UnavailableError, match="another process"):
             await migrate(postgres_url, wait_seconds=0.1)
     await migrate(postgres_url, wait_seconds=0.1)
-    await database.close()
+    await pool.close()
 
 
 async def test_a_broken_revision_leaves_nothing_behind(postgres_url: str, migrations: Path) -> None:

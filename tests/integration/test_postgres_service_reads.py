@@ -37,7 +37,7 @@ from hybridkit.codec import encode_json
 from hybridkit.context import RequestContext, bind
 from hybridkit.contract import MAX_PAGE_BYTES
 from hybridkit.dataservice import RecordColumns, SoftDeleteColumns
-from hybridkit.dataservice._postgres._driver._pool import Database, Session
+from hybridkit.dataservice._postgres._driver._pool import Pool, Session
 from hybridkit.dataservice._postgres._reader import PostgresReader
 from hybridkit.dataservice._postgres._schema import migrating_connection
 from hybridkit.dataservice._postgres._table import ResourceTable
@@ -165,19 +165,19 @@ class ListingTable(RecordColumns, Base):
 class Reading:
     """A reader of the tables, and the way around it."""
 
-    def __init__(self, database: Database) -> None:
-        self.database = database
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
         self.tables = {
             "things": ResourceTable(THINGS, ThingTable),
             "odds": ResourceTable(ODDS, OddTable),
             "listings": ResourceTable(LISTINGS, ListingTable),
         }
-        self.reader = PostgresReader(database, self.tables)
+        self.reader = PostgresReader(pool, self.tables)
 
     async def add(self, rows: list[dict[str, Any]], mapped: Any = ThingTable) -> list[UUID]:
         ids = [UUID(int=n) for n in range(len(rows))]
         numbered = [{"id": record_id, **row} for record_id, row in zip(ids, rows, strict=True)]
-        async with self.database.session() as session:
+        async with self.pool.session() as session:
             await session.execute(text(f"TRUNCATE {mapped.__tablename__}"))
             for row in numbered:
                 await session.execute(insert(mapped).values(**row))
@@ -186,7 +186,7 @@ class Reading:
     async def documents(self, resource: Any) -> list[Any]:
         """The records as Python has them, by id."""
         table = self.tables[resource.name]
-        async with self.database.session() as session:
+        async with self.pool.session() as session:
             rows = await session.execute(select(*table.all).order_by(table["id"]))
         return [table.document(row) for row in rows]
 
@@ -196,11 +196,11 @@ class Reading:
 
 @asynccontextmanager
 async def reading(url: str, **options: Any) -> AsyncGenerator[Reading]:
-    database = Database(url, application_name="reading", **{"pool_size": 4, **options})
+    pool = Pool(url, application_name="reading", **{"pool_size": 4, **options})
     try:
-        yield Reading(database)
+        yield Reading(pool)
     finally:
-        await database.close()
+        await pool.close()
 
 
 @pytest.fixture
@@ -288,9 +288,9 @@ async def test_floats_are_printed_as_orjson_does(things: Reading, value: float) 
 async def test_the_elements_of_an_array_are_shown_as_what_is_alone(things: Reading) -> None:
     """The values of an enumeration, not its names; a label that the code doesn't have; texts without padding."""
     await things.add([{"kinds": [Kind.BIG, None], "codes": ["a", None, "b c"]}], ListingTable)
-    async with things.database.session() as session:
+    async with things.pool.session() as session:
         await session.execute(text("ALTER TYPE kind ADD VALUE 'NEW'"))
-    async with things.database.session() as session:
+    async with things.pool.session() as session:
         await session.execute(text("UPDATE listings SET kinds = kinds || 'NEW'::kind"))
     expected = {"kinds": ["big one", None, "NEW"], "codes": ["a", None, "b c"]}
     found = await things.reader.find(LISTINGS, Query(), after=None)
@@ -303,7 +303,7 @@ async def test_documents_are_printed_as_python_would(things: Reading) -> None:
     """Without spaces, in the order of their members, floats as orjson writes them, integers exact."""
     [record_id] = await things.add([{}])
     raw = '{ "b" : 1.10, "a" : 1e2, "n" : 123456789012345678901234567890, "a" : [ ] }'
-    async with things.database.session() as session:
+    async with things.pool.session() as session:
         await session.execute(text("UPDATE things SET raw = CAST(:raw AS json)").bindparams(raw=raw))
     found = await things.reader.get(THINGS, record_id)
     assert found is not None
@@ -358,8 +358,8 @@ async def test_no_more_is_read_than_one_answer_has_room_for(
         arrived.append(sum(len(value) for row in rows for value in row if isinstance(value, str)))
         return rows
 
-    fetch, execute = Database.fetch, Session.execute
-    monkeypatch.setattr(Database, "fetch", lambda *a, **k: _then(fetch(*a, **k), counted))
+    fetch, execute = Pool.fetch, Session.execute
+    monkeypatch.setattr(Pool, "fetch", lambda *a, **k: _then(fetch(*a, **k), counted))
     monkeypatch.setattr(Session, "execute", lambda *a, **k: _then(execute(*a, **k), counted))
     after, pages = None, list[list[str]]()
     while after is not None or not pages:
@@ -431,7 +431,7 @@ async def test_pages_go_on_behind_any_type(things: Reading) -> None:
 
 async def test_a_count_is_exact_or_what_the_planner_expects(things: Reading) -> None:
     await things.add([{"number": n % 10} for n in range(200)])
-    async with things.database.session() as session:
+    async with things.pool.session() as session:
         await session.execute(text("ANALYZE things"))
     five = Compare("number", "lt", 5)
     assert await things.reader.count(THINGS, None, exact=True) == 200
@@ -520,7 +520,7 @@ async def test_an_export_is_one_view_in_bounded_pieces(things: Reading) -> None:
     seen: list[int] = []
     async for lines in things.reader.export(THINGS, Query(order=(("number", "desc"),))):
         if not sizes:
-            async with things.database.session() as session:
+            async with things.pool.session() as session:
                 await session.execute(text("DELETE FROM things WHERE number < 300"))
         sizes.append(len(lines.body))
         found = [orjson.loads(line) for line in lines.body.splitlines()]
@@ -552,7 +552,7 @@ async def test_exports_leave_connections_for_others(postgres_url: str, things: R
     assert await things.reader.count(THINGS, None, exact=True) == 2
     await export.aclose()
     assert (await things.exported(THINGS, Query())).count(b"\n") == 2
-    async with things.database.session() as session:
+    async with things.pool.session() as session:
         [[idle]] = await session.execute(
             text(
                 "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'reading'"

@@ -141,7 +141,7 @@ class Writer:
         return await self.store.write(write)
 
     async def rows(self, sql: str) -> list[Any]:
-        return list(await self.store._database.fetch(sql))
+        return list(await self.store._pool.fetch(sql))
 
     async def note(self, title: str, **values: Any) -> dict[str, Any]:
         made = note(title, **values)
@@ -518,13 +518,13 @@ async def test_a_create_with_its_events_is_one_statement(
     known = emission(key=None)
     await write(emit=(known,))
     statements: list[str] = []
-    fetch = write.store._database.fetch
+    fetch = write.store._pool.fetch
 
     async def noting(sql: str, *arguments: Any, **options: Any) -> Any:
         statements.append(sql)
         return await fetch(sql, *arguments, **options)
 
-    monkeypatch.setattr(write.store._database, "fetch", noting)
+    monkeypatch.setattr(write.store._pool, "fetch", noting)
     events = (emission(key="b"), known, emission(key="a"), emission(key=None))
     await write(note("pen", details={"a": 1}), emit=events, key="k")
     assert len(statements) == 1

@@ -21,7 +21,7 @@ from hybridkit.codec import now
 from hybridkit.contract import Emission
 from hybridkit.dataservice import Relay, migrate
 from hybridkit.dataservice._outbox._protocol import PARTITIONS, Backlog, Lease, Parked, Waiting, fair_share
-from hybridkit.dataservice._postgres._driver._pool import Database
+from hybridkit.dataservice._postgres._driver._pool import Pool
 from hybridkit.dataservice._postgres._outbox import PostgresOutbox, add_emissions
 from hybridkit.dataservice._postgres._schema import histories_of, migrating_connection
 from hybridkit.dataservice._store._keys import RETENTION
@@ -47,12 +47,12 @@ class Replica:
     """The connections of one process."""
 
     def __init__(self, url: str) -> None:
-        self.database = Database(url, pool_size=15, application_name="replica")
-        self.outbox = PostgresOutbox(self.database)
+        self.pool = Pool(url, pool_size=15, application_name="replica")
+        self.outbox = PostgresOutbox(self.pool)
 
     async def emit(self, *events: tuple[str | None, int], **more: Any) -> list[UUID]:
         emissions = [emission(key, value, **more) for key, value in events]
-        async with self.database.session() as session:
+        async with self.pool.session() as session:
             await add_emissions(session, emissions, service="api_service")
         self.outbox.wake()
         return [event.event_id for event in emissions]
@@ -72,7 +72,7 @@ class Replica:
                 await asyncio.sleep(0.01)
 
     async def sql(self, statement: str) -> Sequence[Any]:
-        async with self.database.session() as session:
+        async with self.pool.session() as session:
             return await session.execute(text(statement))
 
 
@@ -94,7 +94,7 @@ async def replica_of(url: str) -> AsyncGenerator[Replica]:
     try:
         yield replica
     finally:
-        await replica.database.close()
+        await replica.pool.close()
 
 
 @pytest.fixture
@@ -347,7 +347,7 @@ async def test_a_replica_takes_over_when_the_other_one_stops(replicas: tuple[Rep
 CRASHES = """
     import asyncio, os, sys
     from hybridkit.dataservice import Relay
-    from hybridkit.dataservice._postgres._driver._pool import Database
+    from hybridkit.dataservice._postgres._driver._pool import Pool
     from hybridkit.dataservice._postgres._outbox import PostgresOutbox
 
     url, confirmed, survive = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -360,8 +360,8 @@ CRASHES = """
                 os.kill(os.getpid(), 9)
 
     async def main():
-        database = Database(url, pool_size=3, application_name="replica")
-        async with Relay(PostgresOutbox(database), Publisher()):
+        pool = Pool(url, pool_size=3, application_name="replica")
+        async with Relay(PostgresOutbox(pool), Publisher()):
             await asyncio.sleep(60)
 
     asyncio.run(main())

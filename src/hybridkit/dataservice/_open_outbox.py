@@ -43,7 +43,7 @@ async def open_outbox(url: str) -> AsyncGenerator[OutboxEntries]:
 @asynccontextmanager
 async def _on_postgres(url: str) -> AsyncGenerator[OutboxEntries]:
     try:
-        from hybridkit.dataservice._postgres._driver._pool import Database  # noqa: PLC0415 - an extra of its own
+        from hybridkit.dataservice._postgres._driver._pool import Pool  # noqa: PLC0415 - an extra of its own
         from hybridkit.dataservice._postgres._outbox import PostgresOutbox  # noqa: PLC0415
         from hybridkit.dataservice._postgres._schema import (  # noqa: PLC0415
             histories_of,
@@ -52,18 +52,18 @@ async def _on_postgres(url: str) -> AsyncGenerator[OutboxEntries]:
     except ModuleNotFoundError:
         raise MissingExtraError("an outbox in PostgreSQL", extra="postgres") from None
 
-    database = Database(url, pool_size=1, application_name="hybridkit_outbox")
+    pool = Pool(url, pool_size=1, application_name="hybridkit_outbox")
     try:
-        async with database.session() as session:
+        async with pool.session() as session:
             own = histories_of(None)
             missing = await session.run_sync(lambda connection: missing_revisions(connection, own))
         if missing:
             raise UnavailableError(
                 f"this database is not at revision {', '.join(missing)}; is it a data service's of this release?"
             )
-        yield PostgresOutbox(database)
+        yield PostgresOutbox(pool)
     finally:
-        await database.close()
+        await pool.close()
 
 
 @asynccontextmanager

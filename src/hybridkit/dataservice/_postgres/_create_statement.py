@@ -24,7 +24,7 @@ from typing import Any, Final
 from hybridkit.codec import encode_json
 from hybridkit.dataservice._postgres._columns import OUTBOX
 from hybridkit.dataservice._postgres._driver._errors import UNTAKEN, commit_error
-from hybridkit.dataservice._postgres._driver._pool import Database
+from hybridkit.dataservice._postgres._driver._pool import Pool
 from hybridkit.dataservice._postgres._keys import Recorded, key_lock, retention_of
 from hybridkit.dataservice._postgres._operations import new_row
 from hybridkit.dataservice._postgres._outbox import lane_locks, outbox_rows
@@ -63,12 +63,12 @@ class SingleCreate:
     """Carries out writes that are one create, with or without events.
 
     Args:
-        database: for requests.
+        pool: for requests.
         tables: by the resource's name.
     """
 
-    def __init__(self, database: Database, tables: Mapping[str, ResourceTable]) -> None:
-        self._database = database
+    def __init__(self, pool: Pool, tables: Mapping[str, ResourceTable]) -> None:
+        self._pool = pool
         self._tables = tables
         self._simple = {name for name, table in tables.items() if _is_simple(table)}
         self._statements: dict[tuple[str, tuple[str, ...], int, int], _Statement] = {}
@@ -109,7 +109,7 @@ class SingleCreate:
         ]
         for event in outbox_rows(write.emit, service=write.caller):
             arguments += (event[name] for name in _EVENT_COLUMNS)
-        [found] = await self._database.fetch(statement.sql, *arguments, meaning=_meaning)
+        [found] = await self._pool.fetch(statement.sql, *arguments, meaning=_meaning)
         if found["body"] is not None:
             return Outcome((Result(read_document(found["body"]), created=True),))
         if found["results"] is not None:

@@ -7,7 +7,7 @@ from typing import Final
 from hybridkit.codec import encode_json
 from hybridkit.context import current
 from hybridkit.dataservice._postgres._driver._errors import OutdatedError, query_error
-from hybridkit.dataservice._postgres._driver._pool import DEFAULT_SECONDS, Database, Session
+from hybridkit.dataservice._postgres._driver._pool import DEFAULT_SECONDS, Pool, Session
 from hybridkit.dataservice._postgres._filters import Arguments
 from hybridkit.dataservice._postgres._read_statements import line_statement, row_statement
 from hybridkit.dataservice._postgres._table import ResourceTable
@@ -24,7 +24,7 @@ FIRST_ROWS: Final = 50
 MAX_ROWS: Final = 2000
 
 
-async def export_lines(database: Database, table: ResourceTable, query: Query) -> AsyncGenerator[Lines]:
+async def export_lines(pool: Pool, table: ResourceTable, query: Query) -> AsyncGenerator[Lines]:
     """Every record of the query, as lines of JSON.
 
     What is left until the deadline of the bound context is the time for each piece, not for all of them. A reader who
@@ -36,9 +36,9 @@ async def export_lines(database: Database, table: ResourceTable, query: Query) -
     wanted = FIRST_ROWS
     async with AsyncExitStack() as stack:
         try:
-            session, source = await _opened(stack, database, table, shown, query)
+            session, source = await _opened(stack, pool, table, shown, query)
         except OutdatedError:
-            session, source = await _opened(stack, database, table, shown, query)
+            session, source = await _opened(stack, pool, table, shown, query)
         while True:
             lines = await source.read(session, wanted)
             if lines.records == 0:
@@ -52,12 +52,12 @@ async def export_lines(database: Database, table: ResourceTable, query: Query) -
 
 
 async def _opened(
-    stack: AsyncExitStack, database: Database, table: ResourceTable, shown: Projection, query: Query
+    stack: AsyncExitStack, pool: Pool, table: ResourceTable, shown: Projection, query: Query
 ) -> tuple[Session, "_Printed | _Rows"]:
     """A cursor, in a transaction that the stack ends."""
     source = _Printed() if shown.is_printed else _Rows()
     async with AsyncExitStack() as opening:
-        begun = database.session(isolation="repeatable_read", read_only=True)
+        begun = pool.session(isolation="repeatable_read", read_only=True)
         session = await opening.enter_async_context(begun)
         await source.open(session, table, shown, query)
         stack.push_async_exit(opening.pop_all())

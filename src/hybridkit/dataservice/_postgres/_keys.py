@@ -14,7 +14,7 @@ from typing import Final
 
 from hybridkit.dataservice._postgres._columns import KEYS
 from hybridkit.dataservice._postgres._driver._errors import constraint_of, database_error
-from hybridkit.dataservice._postgres._driver._pool import Database, Session
+from hybridkit.dataservice._postgres._driver._pool import Pool, Session
 from hybridkit.dataservice._store._in_flight import in_progress
 from hybridkit.dataservice._store._kept_outcomes import encode_outcome
 from hybridkit.dataservice._store._keys import DERIVED_RETENTION, RETENTION, is_derived
@@ -51,9 +51,9 @@ async def claim_key(session: Session, write: Write) -> Recorded | None:
     return None
 
 
-async def look_up_key(database: Database, write: Write) -> Recorded | None:
+async def look_up_key(pool: Pool, write: Write) -> Recorded | None:
     """What was done under the key, if anything."""
-    rows = await database.fetch(_LOOK_UP, write.caller, write.key)
+    rows = await pool.fetch(_LOOK_UP, write.caller, write.key)
     return (rows[0]["fingerprint"], rows[0]["results"]) if rows else None
 
 

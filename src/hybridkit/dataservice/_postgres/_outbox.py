@@ -28,7 +28,7 @@ from hybridkit.dataservice._outbox._protocol import (
     kept_of,
 )
 from hybridkit.dataservice._postgres._columns import LEASES, OUTBOX
-from hybridkit.dataservice._postgres._driver._pool import Database, Session
+from hybridkit.dataservice._postgres._driver._pool import Pool, Session
 from hybridkit.dataservice._postgres._keys import lock_number
 from hybridkit.dataservice._postgres._outbox_sql import BACKLOG, BE_ALIVE, MARK, RENEW, SURVEY, TAKE, WAITING
 from hybridkit.dataservice._store._keys import RETENTION
@@ -94,15 +94,15 @@ class PostgresOutbox:
     """The relay's side of the outbox.
 
     Args:
-        database: of the relay's own, so that a busy service doesn't keep events waiting.
+        pool: of the relay's own, so that a busy service doesn't keep events waiting.
     """
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
         self._changed = asyncio.Event()
 
     def __repr__(self) -> str:
-        return f"PostgresOutbox({self._database!r})"
+        return f"PostgresOutbox({self._pool!r})"
 
     # ── leases ───────────────────────────────────────────────────────────────────────────────────
 
@@ -224,7 +224,7 @@ class PostgresOutbox:
     @asynccontextmanager
     async def _session(self) -> AsyncGenerator[Session]:
         with bind(RequestContext().within(PATIENCE_SECONDS)):
-            async with self._database.session() as session:
+            async with self._pool.session() as session:
                 yield session
 
 

@@ -1,7 +1,7 @@
 """Reading from PostgreSQL: one statement and one round trip a read, and the JSON that PostgreSQL has printed.
 
-A table with a column that PostgreSQL can't print as we do (`_postgres_printing`) is read by the same statements, and
-printed in Python.
+A table with a column that PostgreSQL can't print as `encode_json` does (`_types._json_printing`) is read by the same
+statements, and printed in Python.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from sqlalchemy import Row
 from hybridkit.codec import encode_json
 from hybridkit.dataservice._postgres._aggregations import Aggregated
 from hybridkit.dataservice._postgres._driver._errors import query_error
-from hybridkit.dataservice._postgres._driver._pool import Database
+from hybridkit.dataservice._postgres._driver._pool import Pool
 from hybridkit.dataservice._postgres._export import export_lines
 from hybridkit.dataservice._postgres._filters import Arguments, operand
 from hybridkit.dataservice._postgres._read_statements import (
@@ -44,15 +44,15 @@ class PostgresReader:
     """What can be asked of one PostgreSQL database.
 
     Args:
-        database: for requests.
+        pool: for requests.
         tables: by the resource's name.
     """
 
-    def __init__(self, database: Database, tables: Mapping[str, ResourceTable]) -> None:
-        self._database = database
+    def __init__(self, pool: Pool, tables: Mapping[str, ResourceTable]) -> None:
+        self._pool = pool
         self._tables = tables
         self._hot = {name: _HotStatements(table) for name, table in tables.items()}
-        self._exports = asyncio.Semaphore(max(database.pool_size // EXPORT_SHARE, 1))
+        self._exports = asyncio.Semaphore(max(pool.pool_size // EXPORT_SHARE, 1))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({sorted(self._tables)})"
@@ -62,7 +62,7 @@ class PostgresReader:
         hot = self._hot[resource.name]
         if not hot.whole.is_printed:
             return await self._get_row(hot, record_id)
-        rows = await self._database.fetch(hot.record, hot.id(record_id), meaning=query_error)
+        rows = await self._pool.fetch(hot.record, hot.id(record_id), meaning=query_error)
         if not rows:
             return None
         body, tag = rows[0]
@@ -74,7 +74,7 @@ class PostgresReader:
         if not hot.whole.is_printed:
             return await self._get_rows(hot, record_ids)
         ids = [hot.id(record_id) for record_id in record_ids]
-        [[body]] = await self._database.fetch(hot.batch, ids, meaning=query_error)
+        [[body]] = await self._pool.fetch(hot.batch, ids, meaning=query_error)
         if body is None:
             raise answer_too_large()
         return canonical(body) if hot.whole.has_documents else body.encode()
@@ -87,7 +87,7 @@ class PostgresReader:
             return await self._find_rows(table, shown, query, after)
         arguments = Arguments()
         sql = page_statement(table, shown, query, arguments, after=after)
-        [[body, last, more]] = await self._database.fetch(sql, *arguments.values, meaning=query_error)
+        [[body, last, more]] = await self._pool.fetch(sql, *arguments.values, meaning=query_error)
         items = canonical(body) if shown.has_documents else body.encode()
         return Found(items, last[0] if more else None)
 
@@ -96,7 +96,7 @@ class PostgresReader:
         table, arguments = self._tables[resource.name], Arguments()
         tail = f"FROM {table.source}{where_clause(table, where, arguments)}"
         sql = f"SELECT count(*) {tail}" if exact else f"EXPLAIN SELECT 1 {tail}"
-        rows = await self._database.fetch(sql, *arguments.values, meaning=query_error)
+        rows = await self._pool.fetch(sql, *arguments.values, meaning=query_error)
         if exact:
             return int(rows[0][0])
         expected = _EXPECTED_ROWS.search(rows[0][0])
@@ -112,13 +112,13 @@ class PostgresReader:
             raise OverloadedError("other exports are under way; try again later", retry_after_seconds=5.0)
         table = self._tables[resource.name]
         async with self._exports:
-            async for lines in export_lines(self._database, table, query):
+            async for lines in export_lines(self._pool, table, query):
                 yield lines
 
     async def aggregate(self, resource: AnyResource, aggregation: Aggregation) -> bytes:
         """A JSON array of rows, with a member for each group field and function."""
         aggregated = Aggregated(self._tables[resource.name], aggregation)
-        rows = await self._database.fetch(aggregated.sql, *aggregated.arguments.values, meaning=query_error)
+        rows = await self._pool.fetch(aggregated.sql, *aggregated.arguments.values, meaning=query_error)
         return aggregated.encoded(rows)
 
     async def run_pipeline(self, resource: AnyResource, pipeline: Sequence[Any]) -> bytes:  # noqa: ARG002 - MongoDB's
@@ -127,7 +127,7 @@ class PostgresReader:
 
     async def ask(self, work: CallWork) -> bytes:
         """Run a service's own call in a transaction that can't change anything; what it answers."""
-        async with self._database.session(read_only=True) as session:
+        async with self._pool.session(read_only=True) as session:
             return (await session.run(work)).body
 
     # ── what Python prints ───────────────────────────────────────────────────────────────────────
@@ -168,7 +168,7 @@ class PostgresReader:
         arguments = Arguments(for_clause=True)
         sql = limited_statement(table, shown, query, arguments, **options)
         statement = arguments.clause(sql).columns(*shown.view.columns)
-        return await self._database.execute(statement, meaning=query_error)
+        return await self._pool.execute(statement, meaning=query_error)
 
 
 class _HotStatements:

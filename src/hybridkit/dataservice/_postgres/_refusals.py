@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from hybridkit.codec import encode_json
 from hybridkit.dataservice._postgres._driver._errors import Diagnosis
-from hybridkit.dataservice._postgres._driver._pool import Database
+from hybridkit.dataservice._postgres._driver._pool import Pool
 from hybridkit.dataservice._postgres._table import ResourceTable
 from hybridkit.dataservice._postgres._types._values import holds_nul
 from hybridkit.dataservice._store._operations import Create, Operation, Update, Upsert
@@ -113,13 +113,11 @@ class RefusedError(Exception):
         self.reason = reason
 
 
-async def explained(
-    database: Database, tables: Mapping[str, ResourceTable], refused: RefusedError
-) -> RejectedError:
+async def explained(pool: Pool, tables: Mapping[str, ResourceTable], refused: RefusedError) -> RejectedError:
     """The reason with its operation, and a pointer to each field that it is about."""
     operation, reason = refused.operation, refused.reason
     found = Diagnosis.of(reason.__cause__ or reason)
-    names = await _fields(database, tables[operation.resource.name], operation, found)
+    names = await _fields(pool, tables[operation.resource.name], operation, found)
     code = _CODES.get(found.sqlstate) or _CODES.get(found.sqlstate[:2], _OTHER_CODE)
     errors = pointed(operation, names, code)
     _log.info(
@@ -141,26 +139,22 @@ async def explained(
             return reason
 
 
-async def _fields(
-    database: Database, table: ResourceTable, operation: Operation, found: Diagnosis
-) -> Sequence[str]:
+async def _fields(pool: Pool, table: ResourceTable, operation: Operation, found: Diagnosis) -> Sequence[str]:
     """The fields of the operation's record that PostgreSQL's words are about; none if they are about another table."""
     values = _values(operation)
     try:
         if found.domain:
-            named = await _named(database, table, _OF_DOMAIN, table.source, found.schema, found.domain)
+            named = await _named(pool, table, _OF_DOMAIN, table.source, found.schema, found.domain)
             return [name for name in named if name in values]
         if found.constraint:
             asked = (_OF_CONSTRAINT, table.source, found.schema, found.table, found.constraint)
-            return await _named(database, table, *asked)
+            return await _named(pool, table, *asked)
         if found.sqlstate == _GENERATED:
-            return [
-                name for name in await _named(database, table, _OF_GENERATED, table.source) if name in values
-            ]
+            return [name for name in await _named(pool, table, _OF_GENERATED, table.source) if name in values]
         if found.sqlstate in _NULS:
             return [name for name in table.fields if holds_nul(values.get(name))]
         if found.sqlstate.startswith("54"):
-            indexed = await _named(database, table, _OF_INDEXES, table.source)
+            indexed = await _named(pool, table, _OF_INDEXES, table.source)
             return [name for name in indexed if _is_long(values.get(name))]
     except HybridkitError:
         return ()  # the refusal stands, whether or not it can be explained
@@ -169,9 +163,9 @@ async def _fields(
     return [name for name in table.fields if table[name].name == found.column]
 
 
-async def _named(database: Database, table: ResourceTable, sql: str, *arguments: str) -> Sequence[str]:
+async def _named(pool: Pool, table: ResourceTable, sql: str, *arguments: str) -> Sequence[str]:
     """The fields whose columns the statement finds."""
-    found = {row[0] for row in await database.fetch(sql, *arguments)}
+    found = {row[0] for row in await pool.fetch(sql, *arguments)}
     return [name for name in table.fields if table[name].name in found]
 
 

@@ -10,7 +10,7 @@ from sqlalchemy import delete, func, select, tuple_
 from hybridkit.context import RequestContext, bind
 from hybridkit.dataservice._postgres._columns import KEYS, SECRETS
 from hybridkit.dataservice._postgres._driver._errors import read_only_error
-from hybridkit.dataservice._postgres._driver._pool import Database
+from hybridkit.dataservice._postgres._driver._pool import Pool
 from hybridkit.dataservice._postgres._outbox import PostgresOutbox
 from hybridkit.dataservice._postgres._reader import PostgresReader
 from hybridkit.dataservice._postgres._schema import History, histories_of, migrate, missing_revisions
@@ -32,23 +32,23 @@ class PostgresStore(PostgresReader):
     """One PostgreSQL database behind the contract.
 
     Args:
-        database: for requests.
-        own: for what must work while requests take every connection.
+        pool: for requests.
+        own_pool: for what must work while requests take every connection.
         tables: by the resource's name.
         histories: whose newest revisions the database has to have.
     """
 
     def __init__(
         self,
-        database: Database,
-        own: Database,
+        pool: Pool,
+        own_pool: Pool,
         tables: Mapping[str, ResourceTable],
         histories: Sequence[History],
     ) -> None:
-        super().__init__(database, tables)
-        self.outbox = PostgresOutbox(own)
-        self._writer = PostgresWriter(database, tables, emitted=self.outbox.wake)
-        self._own = own
+        super().__init__(pool, tables)
+        self.outbox = PostgresOutbox(own_pool)
+        self._writer = PostgresWriter(pool, tables, emitted=self.outbox.wake)
+        self._own_pool = own_pool
         self._histories = histories
         self._signing_key: bytes | None = None
 
@@ -61,7 +61,7 @@ class PostgresStore(PostgresReader):
     async def signing_key(self) -> bytes:
         """The secret that page tokens are signed with; the first migration made it."""
         if self._signing_key is None:
-            async with self._database.session() as session:
+            async with self._pool.session() as session:
                 rows = await session.execute(select(SECRETS.c.value).where(SECRETS.c.name == "page_token"))
             self._signing_key = bytes(rows[0][0])
         return self._signing_key
@@ -73,15 +73,15 @@ class PostgresStore(PostgresReader):
             UnavailableError: PostgreSQL doesn't, or only reads since a failover, or a migration has not been run.
         """
         with bind(RequestContext().within(CHECK_SECONDS)):
-            async with self._own.session() as session:
+            async with self._own_pool.session() as session:
                 [[only_reads]] = await session.execute(select(func.current_setting("transaction_read_only")))
                 missing = await session.run_sync(
                     lambda connection: missing_revisions(connection, self._histories)
                 )
         if only_reads == "on":
             # Nobody may write meanwhile, and find that out: the next check looks the server up again.
-            self._own.renew()
-            self._database.renew()
+            self._own_pool.renew()
+            self._pool.renew()
             raise read_only_error()
         if missing:
             raise UnavailableError(f"the database is not at revision {', '.join(missing)}; migrate it")
@@ -94,7 +94,7 @@ class PostgresStore(PostgresReader):
             .limit(CLEAN_ROWS)
             .with_for_update(skip_locked=True)
         )
-        async with self._own.session() as session:
+        async with self._own_pool.session() as session:
             keys = await session.execute(
                 delete(KEYS).where(tuple_(KEYS.c.caller, KEYS.c.key).in_(expired)).returning(KEYS.c.key)
             )
@@ -125,10 +125,10 @@ async def open_postgres_store(
         UnavailableError: PostgreSQL does not answer, or another replica is still migrating.
     """
     await migrate(url, migrations=migrations, wait_seconds=wait_seconds)
-    database = Database(url, pool_size=pool_size, application_name=name)
-    own = Database(url, pool_size=OWN_POOL_SIZE, application_name=f"{name}_relay")
+    pool = Pool(url, pool_size=pool_size, application_name=name)
+    own_pool = Pool(url, pool_size=OWN_POOL_SIZE, application_name=f"{name}_relay")
     try:
-        yield PostgresStore(database, own, tables, histories_of(migrations))
+        yield PostgresStore(pool, own_pool, tables, histories_of(migrations))
     finally:
-        await own.close()
-        await database.close()
+        await own_pool.close()
+        await pool.close()

@@ -12,7 +12,7 @@ from sqlalchemy import select, text
 from hybridkit.contract import Emission
 from hybridkit.dataservice._postgres._create_statement import SingleCreate
 from hybridkit.dataservice._postgres._driver._errors import OutdatedError
-from hybridkit.dataservice._postgres._driver._pool import Database, Session
+from hybridkit.dataservice._postgres._driver._pool import Pool, Session
 from hybridkit.dataservice._postgres._keys import Recorded, claim_key, look_up_key, record_key
 from hybridkit.dataservice._postgres._operations import apply, apply_carefully
 from hybridkit.dataservice._postgres._outbox import add_emissions
@@ -43,18 +43,18 @@ class PostgresWriter:
     """Writes to one PostgreSQL database, once per caller and key.
 
     Args:
-        database: for requests.
+        pool: for requests.
         tables: by the resource's name.
         emitted: is called when a committed write has added to the outbox.
     """
 
     def __init__(
-        self, database: Database, tables: Mapping[str, ResourceTable], *, emitted: Callable[[], None]
+        self, pool: Pool, tables: Mapping[str, ResourceTable], *, emitted: Callable[[], None]
     ) -> None:
-        self._database = database
+        self._pool = pool
         self._tables = tables
         self._emitted = emitted
-        self._single = SingleCreate(database, tables)
+        self._single = SingleCreate(pool, tables)
         self._in_flight = InFlight()
 
     def __repr__(self) -> str:
@@ -120,7 +120,7 @@ class PostgresWriter:
                 raise
             except (RejectedError, RefusedError) as error:
                 # What looks like a refusal may be the doing of the key's former holder, whom the snapshot missed.
-                recorded = None if write.dry_run else await look_up_key(self._database, write)
+                recorded = None if write.dry_run else await look_up_key(self._pool, write)
                 if recorded is None:
                     raise await self._explained(write, error) from error.__cause__
                 return await self._replay(write, recorded)
@@ -133,14 +133,14 @@ class PostgresWriter:
             if len(write.operations) != 1 or error.__cause__ is None:
                 return error
             error = RefusedError(write.operations[0], error)  # by the commit: a deferred constraint
-        return await explained(self._database, self._tables, error)
+        return await explained(self._pool, self._tables, error)
 
     async def _write_once(self, write: Write, *, careful: bool) -> Outcome:
         recorded: Recorded | None = None
         outcome = Outcome(())
         emissions: Sequence[Emission] = ()
         with suppress(_TakenBackError):
-            async with self._database.session(isolation=write.isolation) as session:
+            async with self._pool.session(isolation=write.isolation) as session:
                 if not write.dry_run:
                     recorded = await claim_key(session, write)
                 if recorded is None:
@@ -182,7 +182,7 @@ class PostgresWriter:
 
     async def _read_again(self, references: Sequence[Reference | None]) -> Outcome:
         found: dict[tuple[str, str], Document] = {}
-        async with self._database.session() as session:
+        async with self._pool.session() as session:
             for name in {reference.resource for reference in references if reference}:
                 table = self._tables[name]
                 ids = [

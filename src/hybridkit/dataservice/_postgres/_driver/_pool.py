@@ -4,7 +4,7 @@ Three bounds, because a frozen server honours none of them by itself: the server
 (`statement_timeout`); a timer drops the connection shortly after, whatever the driver waits for; the driver's own
 `command_timeout` is the last one. Cancelling a coroutine is no bound: asyncpg then waits for the server to confirm it.
 
-`Database.fetch` is the short way: one statement, its own transaction, one round trip. `Database.session` is a
+`Pool.fetch` is the short way: one statement, its own transaction, one round trip. `Pool.session` is a
 transaction of many statements.
 
 Connections are of a generation. What one of them finds out about all that are as old ends the generation: the server
@@ -49,7 +49,7 @@ from hybridkit.errors import (
     UnavailableError,
 )
 
-__all__ = ["Database", "Isolation", "Session", "connect"]
+__all__ = ["Isolation", "Pool", "Session", "connect"]
 
 type Isolation = Literal["read_committed", "repeatable_read", "serializable"]
 
@@ -60,7 +60,7 @@ ACQUIRE_SECONDS: Final = 1.0
 CONNECT_SECONDS: Final = 3.0
 
 
-class Database:
+class Pool:
     """A pool of connections. Nobody waits for one longer than a second, nor past the deadline.
 
     Args:
@@ -73,7 +73,7 @@ class Database:
         self.pool_size = pool_size
         self._url = url
         self._application_name = application_name
-        self._places = asyncio.Semaphore(pool_size)
+        self._permits = asyncio.Semaphore(pool_size)
         self._free: list[Link] = []
         self._closed = False
         self._generation = 0
@@ -90,7 +90,7 @@ class Database:
         )
 
     def __repr__(self) -> str:
-        return f"Database(application_name={self._application_name!r}, pool_size={self.pool_size})"
+        return f"Pool(application_name={self._application_name!r}, pool_size={self.pool_size})"
 
     async def close(self) -> None:
         """Close every connection; those in use when they come back, which is bounded as their work is."""
@@ -203,7 +203,7 @@ class Database:
     # Cancelled half-way, they would leave a connection behind that nobody closes.
 
     async def _take(self, deadline: float) -> Link:
-        await self._take_place(deadline)
+        await self._take_permit(deadline)
         while self._free:
             link = self._free.pop()
             if not link.driver.is_closed():
@@ -217,16 +217,16 @@ class Database:
             opening.add_done_callback(self._discard)
             raise
 
-    async def _take_place(self, deadline: float) -> None:
+    async def _take_permit(self, deadline: float) -> None:
         left = deadline - time.monotonic()
         if left <= 0:
             raise DeadlineExceededError("the deadline has passed; nothing was started")
-        if not self._places.locked():
-            await self._places.acquire()
+        if not self._permits.locked():
+            await self._permits.acquire()
             return
         try:
             async with asyncio.timeout(min(left, ACQUIRE_SECONDS)):
-                await self._places.acquire()
+                await self._permits.acquire()
         except TimeoutError:
             raise OverloadedError(
                 f"all {self.pool_size} connections to the database stayed taken", retry_after_seconds=1.0
@@ -237,8 +237,8 @@ class Database:
         try:
             connection = await self._engine.connect()
             raw = await connection.get_raw_connection()
-        except BaseException as error:  # whatever it is, the place is free again
-            self._places.release()
+        except BaseException as error:  # whatever it is, the permit is free again
+            self._permits.release()
             if isinstance(error, FAILURES) and (found := database_error(error)):
                 raise found from error
             raise
@@ -259,7 +259,7 @@ class Database:
             self._start(link.drop())
         else:
             self._free.append(link)
-        self._places.release()
+        self._permits.release()
 
     def _settle(self, link: Link) -> asyncio.Task[None]:
         return self._start(self._settled(link))
@@ -294,7 +294,7 @@ class Database:
 
 
 class Session:
-    """One transaction on one connection, made by `Database.session`."""
+    """One transaction on one connection, made by `Pool.session`."""
 
     def __init__(self, link: Link, isolation: Isolation, *, read_only: bool) -> None:
         self._link = link
@@ -330,7 +330,7 @@ class Session:
         return result.all() if result.returns_rows else ()
 
     async def fetch(self, sql: str, *arguments: Any, meaning: Meaning = database_error) -> Sequence[Any]:
-        """As `Database.fetch`, within the transaction: asyncpg's records of compiled text."""
+        """As `Pool.fetch`, within the transaction: asyncpg's records of compiled text."""
         try:
             await self._prepare()
             rows: Sequence[Any] = await self._link.driver.fetch(sql, *arguments)

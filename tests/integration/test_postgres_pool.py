@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError
 
 from hybridkit.context import RequestContext, bind
 from hybridkit.dataservice._postgres._driver._connection import limit_fits, limit_for
-from hybridkit.dataservice._postgres._driver._pool import Database
+from hybridkit.dataservice._postgres._driver._pool import Pool
 from hybridkit.dataservice._store._waiting_time import watch_database
 from hybridkit.errors import DeadlineExceededError, InvalidRequestError, MisuseError, OverloadedError
 
@@ -19,34 +19,34 @@ LIMIT = "SELECT current_setting('statement_timeout')"
 
 
 @pytest.fixture
-async def database(postgres_url: str) -> AsyncIterator[Database]:
+async def pool(postgres_url: str) -> AsyncIterator[Pool]:
     """A pool of one connection: what is not given back is missed at once."""
-    database = Database(postgres_url, pool_size=1, application_name="pool")
-    yield database
-    await database.close()
+    pool = Pool(postgres_url, pool_size=1, application_name="pool")
+    yield pool
+    await pool.close()
 
 
-async def test_a_statement_stops_at_the_deadline_and_its_connection_goes_on(database: Database) -> None:
-    [[pid]] = await database.fetch(PID)
+async def test_a_statement_stops_at_the_deadline_and_its_connection_goes_on(pool: Pool) -> None:
+    [[pid]] = await pool.fetch(PID)
     started = time.monotonic()
     with bind(RequestContext().within(0.3)), pytest.raises(DeadlineExceededError):
-        await database.fetch("SELECT pg_sleep(30)")
+        await pool.fetch("SELECT pg_sleep(30)")
     assert time.monotonic() - started < 5
-    assert [[pid]] == [list(row) for row in await database.fetch(PID)]
+    assert [[pid]] == [list(row) for row in await pool.fetch(PID)]
 
 
-async def test_the_limit_is_told_only_where_it_must_change(database: Database) -> None:
+async def test_the_limit_is_told_only_where_it_must_change(pool: Pool) -> None:
     """Requests with about the same time share a setting of the session; a transaction has its own."""
     limits: list[str] = []
     for seconds in (3.0, 2.95, 3.1, 1.0):
         with bind(RequestContext().within(seconds)):
-            limits += [row[0] for row in await database.fetch(LIMIT)]
-            async with database.session() as session:
+            limits += [row[0] for row in await pool.fetch(LIMIT)]
+            async with pool.session() as session:
                 limits += [row[0] for row in await session.fetch(LIMIT)]
     assert len(set(limits[:6])) == 1
     assert len(set(limits)) == 2
     with bind(RequestContext().within(0.5)):
-        async with database.session() as session:
+        async with pool.session() as session:
             [[within]] = await session.fetch(LIMIT)
     assert within not in limits
 
@@ -59,87 +59,87 @@ def test_a_limit_ends_a_statement_before_its_connection_is_dropped(left: float) 
     assert not limit_fits(left + 0.3, left)
 
 
-async def test_a_cancelled_read_gives_its_connection_back(database: Database) -> None:
-    reading = asyncio.create_task(database.fetch("SELECT pg_sleep(30)"))
+async def test_a_cancelled_read_gives_its_connection_back(pool: Pool) -> None:
+    reading = asyncio.create_task(pool.fetch("SELECT pg_sleep(30)"))
     await asyncio.sleep(0.1)
     reading.cancel()
     with pytest.raises(asyncio.CancelledError):
         await reading
-    assert (await database.fetch("SELECT 1"))[0][0] == 1
+    assert (await pool.fetch("SELECT 1"))[0][0] == 1
 
 
-async def test_a_refused_statement_costs_no_connection(database: Database) -> None:
-    [[pid]] = await database.fetch(PID)
+async def test_a_refused_statement_costs_no_connection(pool: Pool) -> None:
+    [[pid]] = await pool.fetch(PID)
     with pytest.raises(InvalidRequestError):
-        await database.fetch("SELECT 1 / $1", 0)
+        await pool.fetch("SELECT 1 / $1", 0)
     with pytest.raises(InvalidRequestError):
-        await database.fetch("SELECT CAST($1 AS int)", 10**12)
+        await pool.fetch("SELECT CAST($1 AS int)", 10**12)
     with pytest.raises(InvalidRequestError):
-        async with database.session() as session:
+        async with pool.session() as session:
             await session.fetch("SELECT 1 / 0")
-    assert [[pid]] == [list(row) for row in await database.fetch(PID)]
+    assert [[pid]] == [list(row) for row in await pool.fetch(PID)]
 
 
-async def test_both_ways_in_are_one_transaction(database: Database) -> None:
+async def test_both_ways_in_are_one_transaction(pool: Pool) -> None:
     """SQLAlchemy's statements, compiled text and a cursor see each other's work, and are undone together."""
-    await database.fetch("CREATE TABLE notes (n int)")
+    await pool.fetch("CREATE TABLE notes (n int)")
     with pytest.raises(KeyError):  # noqa: PT012 - the transaction is what fails
-        async with database.session() as session:
+        async with pool.session() as session:
             await session.execute(text("INSERT INTO notes VALUES (1)"))
             await session.run(lambda connection: connection.execute(text("INSERT INTO notes VALUES (2)")))
             await session.fetch("INSERT INTO notes VALUES ($1)", 3)
             cursor = await session.cursor("SELECT n FROM notes ORDER BY n")
             assert [row[0] for row in await session.read(cursor, 10)] == [1, 2, 3]
             raise KeyError
-    async with database.session(isolation="serializable", read_only=True) as session:
+    async with pool.session(isolation="serializable", read_only=True) as session:
         assert await session.execute(select(text("n")).select_from(text("notes"))) == []
         [[isolation]] = await session.fetch("SHOW transaction_isolation")
     assert isolation == "serializable"
 
 
-async def test_somebody_elses_commit_ends_nothing(database: Database) -> None:
-    await database.fetch("CREATE TABLE notes (n int)")
+async def test_somebody_elses_commit_ends_nothing(pool: Pool) -> None:
+    await pool.fetch("CREATE TABLE notes (n int)")
     with pytest.raises(KeyError):  # noqa: PT012 - the transaction is what fails
-        async with database.session() as session:
+        async with pool.session() as session:
             await session.execute(text("INSERT INTO notes VALUES (1)"))
             await session.run(lambda connection: connection.commit())
             raise KeyError
-    assert await database.fetch("SELECT n FROM notes") == []
+    assert await pool.fetch("SELECT n FROM notes") == []
 
 
-async def test_a_swallowed_failure_is_no_success(database: Database) -> None:
+async def test_a_swallowed_failure_is_no_success(pool: Pool) -> None:
     """PostgreSQL answers a commit of what has failed by undoing it, without an error."""
-    await database.fetch("CREATE TABLE notes (n int)")
+    await pool.fetch("CREATE TABLE notes (n int)")
     with pytest.raises(MisuseError, match="undid"):  # noqa: PT012 - the transaction is what fails
-        async with database.session() as session:
+        async with pool.session() as session:
             await session.execute(text("INSERT INTO notes VALUES (1)"))
             with pytest.raises(DBAPIError):
                 await session.execute(text("SELECT no_such_column"))
-    assert await database.fetch("SELECT n FROM notes") == []
+    assert await pool.fetch("SELECT n FROM notes") == []
 
 
-async def test_failures_of_a_cursor_are_typed(database: Database) -> None:
+async def test_failures_of_a_cursor_are_typed(pool: Pool) -> None:
     with pytest.raises(InvalidRequestError):
-        async with database.session() as session:
+        async with pool.session() as session:
             await session.cursor("SELECT CAST($1 AS int)", 10**12)
     with pytest.raises(InvalidRequestError):
-        async with database.session() as session:
+        async with pool.session() as session:
             await session.read(await session.cursor("SELECT 1 / (n - 1) FROM generate_series(0, 2) n"), 3)
 
 
-async def test_nobody_waits_for_long(database: Database) -> None:
-    async with database.session():
+async def test_nobody_waits_for_long(pool: Pool) -> None:
+    async with pool.session():
         with bind(RequestContext().within(0.05)), pytest.raises(OverloadedError):
-            await database.fetch("SELECT 1")
+            await pool.fetch("SELECT 1")
     with bind(RequestContext().within(0)), pytest.raises(DeadlineExceededError):
-        await database.fetch("SELECT 1")
+        await pool.fetch("SELECT 1")
 
 
-async def test_a_request_knows_how_long_it_has_waited(database: Database) -> None:
+async def test_a_request_knows_how_long_it_has_waited(pool: Pool) -> None:
     waited = watch_database()
-    await database.fetch("SELECT pg_sleep(0.02)")
+    await pool.fetch("SELECT pg_sleep(0.02)")
     once = waited.seconds
-    async with database.session() as session:
+    async with pool.session() as session:
         await session.fetch("SELECT pg_sleep(0.02)")
     assert once >= 0.02
     assert waited.seconds >= once + 0.02
@@ -147,19 +147,19 @@ async def test_a_request_knows_how_long_it_has_waited(database: Database) -> Non
     assert repr(waited).startswith("DatabaseTime(0.")
 
 
-async def test_a_session_without_statements_asks_nothing(database: Database) -> None:
-    async with database.session() as session:
+async def test_a_session_without_statements_asks_nothing(pool: Pool) -> None:
+    async with pool.session() as session:
         assert session.is_clean
-    assert repr(database) == "Database(application_name='pool', pool_size=1)"
+    assert repr(pool) == "Pool(application_name='pool', pool_size=1)"
 
 
 async def test_what_comes_back_after_the_end_is_closed(postgres_url: str) -> None:
-    database = Database(postgres_url, pool_size=1, application_name="late")
-    other = Database(postgres_url, pool_size=1, application_name="other")
-    async with database.session() as session:
+    pool = Pool(postgres_url, pool_size=1, application_name="late")
+    other = Pool(postgres_url, pool_size=1, application_name="other")
+    async with pool.session() as session:
         await session.fetch("SELECT 1")
-        await database.close()
-    await database.close()
+        await pool.close()
+    await pool.close()
     query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'late'"
     async with asyncio.timeout(60):
         while (await other.fetch(query))[0][0]:  # noqa: ASYNC110 - it happens in another process
