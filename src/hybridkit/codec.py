@@ -16,6 +16,7 @@ import orjson
 from pydantic import AfterValidator, BaseModel, PlainSerializer, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
+from hybridkit._syntax import json_pointer
 from hybridkit.errors import FieldError, MalformedPayloadError, PayloadTooLargeError
 
 __all__ = [
@@ -331,7 +332,7 @@ def _malformed(what: str, error: ValidationError | RecursionError) -> MalformedP
 
 def _pointer(location: Sequence[int | str]) -> str:
     """RFC 6901, section 3; cut where a hostile key would make it endless."""
-    return "".join("/" + str(part)[:100].replace("~", "~0").replace("/", "~1") for part in location[:20])
+    return json_pointer(str(part)[:100] for part in location[:20])
 
 
 def _message(code: str, message: str) -> str:

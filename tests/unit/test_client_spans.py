@@ -9,9 +9,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from hybridkit._asgi_types import ASGIApp
 from hybridkit.clients import AsgiTransport, ClientPolicy
 from hybridkit.clients._pipeline._pipeline import Intent, Pipeline
-from hybridkit.clients._transports._asgi import AsgiApplication
 from hybridkit.errors import ResponseError
 from hybridkit.observability import _tracing
 from hybridkit.retry import Retry
@@ -31,7 +31,7 @@ def exporter(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
     provider.shutdown()
 
 
-def answering(*statuses: int, seen: list[bytes]) -> AsgiApplication:
+def answering(*statuses: int, seen: list[bytes]) -> ASGIApp:
     left = list(statuses)
 
     async def application(
@@ -46,7 +46,7 @@ def answering(*statuses: int, seen: list[bytes]) -> AsgiApplication:
     return application
 
 
-async def call(application: AsgiApplication) -> None:
+async def call(application: ASGIApp) -> None:
     wire = AsgiTransport(application)
     policy = ClientPolicy(retry=Retry.immediate(attempts=3))
     try:

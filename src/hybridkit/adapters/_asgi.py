@@ -15,12 +15,13 @@ https://asgi.readthedocs.io/en/latest/specs/www.html
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable
 from functools import lru_cache
 from typing import Any, Final, cast
 
 from prometheus_client import Histogram
 
+from hybridkit._asgi_types import ASGIApp, Message, Receive, Scope, Send
 from hybridkit._header_fields import Fields
 from hybridkit.adapters._limits import BodyLimits, LimitedReceive, UnclearHeadError, check_head
 from hybridkit.adapters._problems import is_of_another_request, problem_body, problem_headers, problem_of
@@ -45,11 +46,6 @@ __all__ = [
     "RequestContextMiddleware",
 ]
 
-type Scope = MutableMapping[str, Any]
-type Message = MutableMapping[str, Any]
-type Receive = Callable[[], Awaitable[Message]]
-type Send = Callable[[Message], Awaitable[None]]
-type App = Callable[[Scope, Receive, Send], Awaitable[None]]
 type AnswerFailure = Callable[[Scope, Receive, Send, Exception], Awaitable[bool]]
 type RawHeaders = list[tuple[bytes, bytes]]
 
@@ -78,7 +74,7 @@ class RequestContextMiddleware:
 
     def __init__(
         self,
-        app: App,
+        app: ASGIApp,
         *,
         internal: bool = False,
         body_limits: BodyLimits | None = None,
@@ -115,7 +111,7 @@ class ProblemMiddleware:
     """
 
     def __init__(
-        self, app: App, *, internal: bool = False, answer_failure: "AnswerFailure | None" = None
+        self, app: ASGIApp, *, internal: bool = False, answer_failure: "AnswerFailure | None" = None
     ) -> None:
         self.app = app
         self.internal = internal
@@ -221,7 +217,7 @@ class _Exchange:
         self._send = send
         self._task = cast("asyncio.Task[Any]", asyncio.current_task())
 
-    async def run(self, app: App, receive: Receive) -> None:
+    async def run(self, app: ASGIApp, receive: Receive) -> None:
         started = time.perf_counter()
         metrics.http_server_in_flight.inc()
         try:
@@ -368,7 +364,7 @@ def _context_of_refused(fields: Fields) -> RequestContext:
         return RequestContext()
 
 
-def _refusing(error: HybridkitError) -> App:
+def _refusing(error: HybridkitError) -> ASGIApp:
     async def refuse(_: Scope, __: Receive, ___: Send) -> None:
         raise error
 

@@ -17,13 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from hybridkit.adapters._asgi import (
-    CUT_EXTENSION,
-    App,
-    Receive,
-    Scope,
-    Send,
-)
+from hybridkit._asgi_types import ASGIApp, Receive, Scope, Send
+from hybridkit.adapters._asgi import CUT_EXTENSION
 from hybridkit.adapters._problems import http_problem, problem_headers
 from hybridkit.observability import get_logger, metrics
 
@@ -164,7 +159,7 @@ class Connection(asyncio.Protocol):
         self.transport.abort()  # `close` would wait for a reader that may never read
         await self._lost.wait()
 
-    def _with_extension(self, app: App) -> App:
+    def _with_extension(self, app: ASGIApp) -> ASGIApp:
         extensions = {CUT_EXTENSION: self._cut}
 
         def serve(scope: Scope, receive: Receive, send: Send) -> "Awaitable[None]":

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Final
 
-from hybridkit.adapters._asgi import App, Message, Receive, Scope, Send
+from hybridkit._asgi_types import ASGIApp, Message, Receive, Scope, Send
 
 __all__ = ["HeadMiddleware"]
 
@@ -19,7 +19,7 @@ class HeadMiddleware:
         is_routed: whether something answers the request that this is.
     """
 
-    def __init__(self, app: App, *, is_routed: Callable[[Scope], bool]) -> None:
+    def __init__(self, app: ASGIApp, *, is_routed: Callable[[Scope], bool]) -> None:
         self.app = app
         self.is_routed = is_routed
 

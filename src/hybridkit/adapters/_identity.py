@@ -14,13 +14,13 @@ from typing import Any, Final, NamedTuple, cast
 from urllib.parse import parse_qsl, quote, unquote_to_bytes
 from uuid import UUID
 
+from hybridkit._asgi_types import Scope
 from hybridkit.context import current
 from hybridkit.contract import CALLER_HEADER
 from hybridkit.idempotency import claim_key
 
 __all__ = ["UNDECLARED", "Declared", "claim_name", "request_payload"]
 
-type Scope = Mapping[str, Any]
 
 _CREDENTIAL = re.compile(
     r"auth|token|api-?key|access-?key|secret|session|signature|credential|passw|cert|cookie|jwt|assertion|principal"

@@ -13,8 +13,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
+from hybridkit._asgi_types import ASGIApp, Message, Receive, Scope, Send
 from hybridkit._header_fields import Fields
-from hybridkit.adapters._asgi import App, Message, RawHeaders, Receive, Scope, Send, send_answer
+from hybridkit.adapters._asgi import RawHeaders, send_answer
 from hybridkit.adapters._identity import UNDECLARED, Declared, claim_name, request_payload
 from hybridkit.context import Claim, RequestContext, bind, current
 from hybridkit.contract import IDEMPOTENCY_KEY_HEADER, IDEMPOTENCY_REPLAYED_HEADER, parse_key
@@ -89,7 +90,7 @@ class IdempotencyMiddleware:
 
     def __init__(
         self,
-        app: App,
+        app: ASGIApp,
         *,
         guard: Callable[[Scope], IdempotencyGuard | None],
         claims_inside: Callable[[Scope], bool] = lambda _: False,

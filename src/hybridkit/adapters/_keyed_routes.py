@@ -20,7 +20,7 @@ from fastapi.params import Header
 from pydantic import BaseModel
 from starlette.routing import Host, Match, Mount
 
-from hybridkit.adapters._asgi import Scope
+from hybridkit._asgi_types import Scope
 from hybridkit.adapters._identity import Declared
 from hybridkit.adapters._keyed import KEYED, KeyedRequest
 from hybridkit.context import bind

@@ -5,10 +5,11 @@ behind another one as well.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
+from hybridkit._asgi_types import Message, Receive
 from hybridkit.context import RequestContext
 from hybridkit.contract import MAX_BODY_BYTES
 from hybridkit.errors import (
@@ -28,8 +29,6 @@ __all__ = [
     "check_head",
 ]
 
-type Message = MutableMapping[str, Any]
-type Receive = Callable[[], Awaitable[Message]]
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_HEAD_FIELDS: Final = 100

@@ -7,8 +7,9 @@ from itertools import islice
 from typing import Any, Final, cast
 from urllib.parse import parse_qsl
 
+from hybridkit._asgi_types import ASGIApp, Message, Receive, Scope, Send
 from hybridkit._header_fields import Fields
-from hybridkit.adapters._asgi import App, Message, Receive, Scope, Send
+from hybridkit._syntax import escape_token
 from hybridkit.codec import MAX_FIELD_ERRORS
 from hybridkit.errors import FieldError, InvalidRequestError
 
@@ -31,7 +32,7 @@ class TextMiddleware:
         reads_body: whether FastAPI reads the body of the route that the request goes to.
     """
 
-    def __init__(self, app: App, *, reads_body: Callable[[Scope], bool]) -> None:
+    def __init__(self, app: ASGIApp, *, reads_body: Callable[[Scope], bool]) -> None:
         self.app = app
         self.reads_body = reads_body
 
@@ -78,7 +79,7 @@ def _in_url(scope: Scope) -> Iterator[str]:
         if "\x00" in name:
             yield "/query"
         elif "\x00" in value:
-            yield f"/query/{_escaped(name)}"
+            yield f"/query/{escape_token(name)}"
 
 
 def _in_json(body: bytes) -> Iterator[str]:
@@ -99,8 +100,6 @@ def _in_json(body: bytes) -> Iterator[str]:
             if any(map(_NO_TEXT.search, named)):
                 yield pointer
                 continue
-            waiting += reversed([(f"{pointer}/{_escaped(name)}", member) for name, member in named.items()])
-
-
-def _escaped(name: str) -> str:
-    return name.replace("~", "~0").replace("/", "~1")
+            waiting += reversed(
+                [(f"{pointer}/{escape_token(name)}", member) for name, member in named.items()]
+            )

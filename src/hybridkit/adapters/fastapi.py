@@ -24,15 +24,10 @@ from typing import Any, Final, cast, get_args
 
 from pydantic_core.core_schema import ErrorType
 
+from hybridkit._asgi_types import Receive, Scope, Send
 from hybridkit._header_fields import Fields
-from hybridkit.adapters._asgi import (
-    EventStreams,
-    ProblemMiddleware,
-    Receive,
-    RequestContextMiddleware,
-    Scope,
-    Send,
-)
+from hybridkit._syntax import json_pointer
+from hybridkit.adapters._asgi import EventStreams, ProblemMiddleware, RequestContextMiddleware
 from hybridkit.adapters._head_requests import HeadMiddleware
 from hybridkit.adapters._keyed import IdempotencyMiddleware
 from hybridkit.adapters._limits import BodyLimits
@@ -346,7 +341,7 @@ def _finding(detail: Mapping[str, Any]) -> FieldError:
 def _pointer(location: Sequence[int | str]) -> str:
     """RFC 6901; from the root of the body, or from the name of the part that it is in."""
     parts = location[1:] if location and location[0] == "body" else location
-    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
+    return json_pointer(parts)
 
 
 def _problem(problem: Problem, body: bytes) -> Response:

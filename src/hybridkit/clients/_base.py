@@ -1,12 +1,12 @@
 """What every client is: a service's address, a pipeline to it, and an `async with` block in which it is open."""
 
-import re
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Final, Self
 from urllib.parse import urlsplit
 
+from hybridkit._syntax import NAME_SYNTAX
 from hybridkit.clients._pipeline._pipeline import Intent, Pipeline
 from hybridkit.clients._pipeline._policy import ClientPolicy
 from hybridkit.clients._transports._base import Response
@@ -27,8 +27,6 @@ JSON: Final = {"content-type": "application/json"}
 PROBE_SECONDS: Final = 0.9
 """Just below the second that a health check gives each probe, so that it hears the reason."""
 
-_SERVICE_SYNTAX = re.compile(r"[a-z][a-z0-9_]{0,62}")
-
 
 class BaseClient:
     """A client of one service, open inside its `async with` block."""
@@ -44,7 +42,7 @@ class BaseClient:
         internal: bool = True,
     ) -> None:
         self._base_url = _checked_base_url(base_url)
-        if not _SERVICE_SYNTAX.fullmatch(service):
+        if not NAME_SYNTAX.fullmatch(service):
             raise DeclarationError(f"service {service!r}: a service's name is snake_case")
         self._service = service
         self._given = transport

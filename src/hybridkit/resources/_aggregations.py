@@ -1,10 +1,10 @@
 """Aggregations on a resource: groups, and functions over the records of each."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Self, cast, get_args
 
+from hybridkit._syntax import NAME_SYNTAX
 from hybridkit.errors import InvalidQueryError
 from hybridkit.resources._filters import Filter
 from hybridkit.resources._queries import Direction, Query
@@ -19,7 +19,6 @@ MAX_GROUP_FIELDS: Final = 8
 MAX_FUNCTIONS: Final = 16
 MAX_GROUPS: Final = 1000
 DEFAULT_GROUPS: Final = 100
-_NAME_SYNTAX: Final = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +153,7 @@ def _function(
     resource: Resource[Any, Any, Any], name: str, wanted: object, *, taken: tuple[str, ...]
 ) -> Function:
     pointer = f"/functions/{name[:100]}"
-    if not _NAME_SYNTAX.fullmatch(name) or name in taken:
+    if not NAME_SYNTAX.fullmatch(name) or name in taken:
         raise InvalidQueryError("a result has a snake_case name of its own", pointer=pointer)
     match wanted:
         case ["count"]:

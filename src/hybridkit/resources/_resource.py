@@ -1,7 +1,6 @@
 """Declarations of data: records, resources, and calls with a type for their arguments and their result."""
 
 import dataclasses
-import re
 from decimal import Decimal
 from functools import cache
 from types import UnionType
@@ -12,6 +11,7 @@ from pydantic import BaseModel, Field, GetCoreSchemaHandler, TypeAdapter
 from pydantic_core import CoreSchema
 from typing_extensions import TypeVar
 
+from hybridkit._syntax import NAME_SYNTAX
 from hybridkit.codec import Timestamp
 from hybridkit.errors import DeclarationError, InvalidQueryError
 from hybridkit.injection import bare_type
@@ -30,8 +30,6 @@ SYSTEM_FIELDS: Final = ("id", "version", "created_at", "updated_at", "etag")
 
 NO_SEGMENTS: Final = frozenset({"", ".", ".."})
 """Natural keys that can't stand in a path."""
-
-_NAME_SYNTAX = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
 
 def _take_words(schema: object) -> None:
@@ -113,7 +111,7 @@ class Resource[RecordT: Record[Any], CreateT: BaseModel, UpdateT: BaseModel]:
         Raises:
             DeclarationError: naming the resource, the field and what to change.
         """
-        if not _NAME_SYNTAX.fullmatch(self.name):
+        if not NAME_SYNTAX.fullmatch(self.name):
             raise DeclarationError(f"resource {self.name!r}: a name is snake_case with at most 63 characters")
         for name in self.record.model_fields:
             if name in RESERVED_NAMES:
@@ -250,7 +248,7 @@ class Call[RequestT: BaseModel, ResponseT: BaseModel]:
         Raises:
             DeclarationError: the name is not snake_case, or is one of the contract's own.
         """
-        if not _NAME_SYNTAX.fullmatch(self.name) or self.name in RESERVED_CALLS:
+        if not NAME_SYNTAX.fullmatch(self.name) or self.name in RESERVED_CALLS:
             raise DeclarationError(
                 f"call {self.name!r} of {self.resource.name}: a name is snake_case and not reserved"
             )

@@ -4,21 +4,16 @@ https://asgi.readthedocs.io/en/latest/specs/www.html
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 from urllib.parse import unquote
 
+from hybridkit._asgi_types import ASGIApp, Message
 from hybridkit.clients._transports._base import headers_of
 from hybridkit.errors import HeadTooLargeError, RejectedError
 from hybridkit.testing._data_faults import Reply
-
-type Message = MutableMapping[str, Any]
-type App = Callable[
-    [MutableMapping[str, Any], Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]],
-    Awaitable[None],
-]
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 
@@ -65,7 +60,7 @@ class _Collector:
             self.answer += message.get("body", b"")
 
 
-async def call(app: App, asked: Asked) -> Reply:
+async def call(app: ASGIApp, asked: Asked) -> Reply:
     """What the application answers, all of it."""
     path, _, query = asked.target.partition("?")
     scope = {

@@ -12,6 +12,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 from typing import Final
 from urllib.parse import urlsplit
 
+from hybridkit._asgi_types import ASGIApp
 from hybridkit.adapters.fastapi import create_app
 from hybridkit.clients import ClientPolicy, MongoDataClient, PostgresDataClient, Request, Response
 from hybridkit.clients._transports._base import StreamedResponse, read_body
@@ -26,7 +27,7 @@ from hybridkit.dataservice._store._operations import AnyResource
 from hybridkit.errors import OutcomeUnknownError, RejectedError
 from hybridkit.lifespan import ServiceResources
 from hybridkit.settings import ServiceSettings
-from hybridkit.testing._asgi_calls import MAX_HEAD_BYTES, App, Asked, call, read_request, send_reply
+from hybridkit.testing._asgi_calls import MAX_HEAD_BYTES, Asked, call, read_request, send_reply
 from hybridkit.testing._data_faults import DataFaults, Reply, reply_of
 
 BASE_URL: Final = "http://data.test"
@@ -203,7 +204,7 @@ async def _chunks(reply: Reply) -> AsyncGenerator[bytes]:
 
 def _application(
     resources: Collection[AnyResource], store: MemoryStore, calls: Mapping[AnyCall, CallHandler]
-) -> App:
+) -> ASGIApp:
     """The routes on that store. Its life is not started: that would make this process an API, and read its settings."""
     app = create_app(ServiceSettings, title="Fake data service", internal=True)
     add_routes(app, {resource.name: RequestBodies(resource) for resource in resources}, calls)

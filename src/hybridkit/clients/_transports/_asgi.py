@@ -6,12 +6,13 @@ but what is in the headers. https://asgi.readthedocs.io/en/latest/specs/
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager, suppress
 from contextvars import Context
 from typing import Any, Final, cast
 from urllib.parse import unquote, urlsplit
 
+from hybridkit._asgi_types import ASGIApp, Message
 from hybridkit.clients._transports._base import (
     Prompt,
     Request,
@@ -21,14 +22,6 @@ from hybridkit.clients._transports._base import (
     read_body,
 )
 from hybridkit.errors import OutcomeUnknownError, UnavailableError
-
-__all__ = ["AsgiApplication", "AsgiTransport"]
-
-type _Message = MutableMapping[str, Any]
-type AsgiApplication = Callable[
-    [MutableMapping[str, Any], Callable[[], Awaitable[_Message]], Callable[[_Message], Awaitable[None]]],
-    Awaitable[None],
-]
 
 GRACE_SECONDS: Final = 1.0
 """How long handlers may go on, and the lifespan may take to end, once the transport is closed."""
@@ -42,7 +35,7 @@ class AsgiTransport(Prompt):
         application: FastAPI's, Starlette's, or any other of ASGI 3.
     """
 
-    def __init__(self, application: AsgiApplication) -> None:
+    def __init__(self, application: ASGIApp) -> None:
         self._application = application
         self._lifespan: _Lifespan | None = None
         self._handling: set[asyncio.Task[None]] = set()
@@ -96,9 +89,9 @@ class _Exchange:
         self.left = asyncio.Event()
         self._request = request
         self._asked = False
-        self._messages: asyncio.Queue[_Message | Exception | None] = asyncio.Queue(maxsize=1)
+        self._messages: asyncio.Queue[Message | Exception | None] = asyncio.Queue(maxsize=1)
 
-    async def run(self, application: AsgiApplication, state: Mapping[str, Any]) -> None:
+    async def run(self, application: ASGIApp, state: Mapping[str, Any]) -> None:
         end: Exception | None = None
         try:
             await application(_scope(self._request, state), self._receive, self._send)
@@ -106,7 +99,7 @@ class _Exchange:
             end = error
         await self._put(end)
 
-    async def next(self, kind: str) -> _Message:
+    async def next(self, kind: str) -> Message:
         message = await self._messages.get()
         if isinstance(message, Exception):
             raise OutcomeUnknownError(f"{self._request}: the application raised {message!r}") from message
@@ -123,17 +116,17 @@ class _Exchange:
             if body := message.get("body", b""):
                 yield body
 
-    async def _receive(self) -> _Message:
+    async def _receive(self) -> Message:
         if not self._asked:
             self._asked = True
             return {"type": "http.request", "body": self._request.body, "more_body": False}
         await self.left.wait()
         return {"type": "http.disconnect"}
 
-    async def _send(self, message: _Message) -> None:
+    async def _send(self, message: Message) -> None:
         await self._put(message)
 
-    async def _put(self, message: _Message | Exception | None) -> None:
+    async def _put(self, message: Message | Exception | None) -> None:
         """Nobody takes it any more where the caller has left."""
         if self.left.is_set():
             return
@@ -149,7 +142,7 @@ class _Exchange:
 class _Lifespan:
     """The application's start and end, in a task of its own; without one where it has none."""
 
-    def __init__(self, application: AsgiApplication) -> None:
+    def __init__(self, application: ASGIApp) -> None:
         self._state: dict[str, Any] = {}
         self._started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._asked = False
@@ -166,7 +159,7 @@ class _Lifespan:
         await asyncio.wait((self._task,), timeout=GRACE_SECONDS)
         self._task.cancel()
 
-    async def _run(self, application: AsgiApplication) -> None:
+    async def _run(self, application: ASGIApp) -> None:
         scope = {"type": "lifespan", "asgi": VERSION, "state": self._state}
         # What an application does that knows no lifespan, says the specification, is to raise.
         with suppress(Exception):
@@ -174,14 +167,14 @@ class _Lifespan:
         if not self._started.done():
             self._started.set_result(None)
 
-    async def _receive(self) -> _Message:
+    async def _receive(self) -> Message:
         if not self._asked:
             self._asked = True
             return {"type": "lifespan.startup"}
         await self._closing.wait()
         return {"type": "lifespan.shutdown"}
 
-    async def _send(self, message: _Message) -> None:
+    async def _send(self, message: Message) -> None:
         if self._started.done():
             return
         if message["type"] == "lifespan.startup.failed":
@@ -212,6 +205,6 @@ def _scope(request: Request, state: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _headers(start: _Message) -> dict[str, str]:
+def _headers(start: Message) -> dict[str, str]:
     raw = cast("list[tuple[bytes, bytes]]", start.get("headers", []))
     return headers_of(raw)

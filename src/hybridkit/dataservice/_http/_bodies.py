@@ -12,6 +12,7 @@ from typing_extensions import TypeVar
 
 from hybridkit import contract
 from hybridkit._header_fields import read_tags
+from hybridkit._syntax import escape_token
 from hybridkit.codec import (
     MAX_FIELD_ERRORS,
     InexactFloat,
@@ -212,14 +213,16 @@ class RequestBodies:
         changeable = self.resource.update.model_fields
         found = [
             FieldError(
-                f"/{at}/increment/{name[:100]}",
+                f"/{at}/increment/{escape_token(name[:100])}",
                 "not_a_number" if name in changeable else "extra_forbidden",
             )
             for name in increment
             if self.resource.number_of(name) is None
         ]
         found += [
-            FieldError(f"/{at}/increment/{name[:100]}", "decimal_parsing", "no float is this number")
+            FieldError(
+                f"/{at}/increment/{escape_token(name[:100])}", "decimal_parsing", "no float is this number"
+            )
             for name, amount in increment.items()
             if isinstance(amount, InexactFloat) and self.resource.number_of(name) is Decimal
         ]

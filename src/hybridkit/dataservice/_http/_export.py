@@ -9,9 +9,10 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Final
 
+from hybridkit._asgi_types import Receive, Send
 from hybridkit.contract import NDJSON_MEDIA_TYPE
 from hybridkit.dataservice._http._requests import ContractRequest
-from hybridkit.dataservice._http._responses import Header, Receive, Response, Send
+from hybridkit.dataservice._http._responses import Header, Response
 from hybridkit.dataservice._store._operations import AnyResource
 from hybridkit.dataservice._store._protocol import Lines
 from hybridkit.errors import DeadlineExceededError, InvalidQueryError

@@ -1,7 +1,6 @@
 """What a request says besides its target: who calls, under which key, on which condition, with which body."""
 
 import hashlib
-import re
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Final, Literal, NamedTuple
@@ -19,6 +18,7 @@ from hybridkit._header_fields import (
     read_tags,
     split_list,
 )
+from hybridkit._syntax import NAME_SYNTAX
 from hybridkit.codec import canonical_json, decode_object
 from hybridkit.contract import CALLER_HEADER, IDEMPOTENCY_KEY_HEADER, MAX_BODY_BYTES, parse_key
 from hybridkit.dataservice._http._preferences import Preferences
@@ -38,8 +38,6 @@ JSON_MEDIA_TYPE: Final = "application/json"
 MERGE_PATCH_MEDIA_TYPE: Final = "application/merge-patch+json"
 _CHARSETS: Final = frozenset({"utf-8", "utf8", "us-ascii"})
 """UTF-8 by its names; ASCII is a part of it."""
-
-_CALLER_SYNTAX = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
 
 class ContractRequest(Request):
@@ -118,7 +116,7 @@ def caller_of(request: Request) -> str:
         InvalidRequestError: what it says is no service name.
     """
     name = request.headers.get(CALLER_HEADER, ANONYMOUS)
-    if not _CALLER_SYNTAX.fullmatch(name):
+    if not NAME_SYNTAX.fullmatch(name):
         raise InvalidRequestError(f"{CALLER_HEADER} is no snake_case name of at most 63 characters")
     return name
 

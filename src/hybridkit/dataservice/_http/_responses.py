@@ -1,15 +1,14 @@
 """From what a store answers to HTTP: bytes, that go out as they are."""
 
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from typing import Any, Final, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Final, NamedTuple, Protocol
 from urllib.parse import quote
 
+from hybridkit._asgi_types import Receive, Send
 from hybridkit.codec import encode_json
 from hybridkit.contract import IDEMPOTENCY_REPLAYED_HEADER, IDEMPOTENCY_REREAD_HEADER
 from hybridkit.dataservice._store._operations import AnyResource, Outcome
 
-type Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-type Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 type Header = tuple[bytes, bytes]
 
 _JSON: Final = (b"content-type", b"application/json")

@@ -14,7 +14,9 @@ from opentelemetry import trace
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match
 
+from hybridkit._asgi_types import Receive, Send
 from hybridkit._header_fields import MediaType, best_offer, read_accept, read_media_type
+from hybridkit._syntax import escape_token
 from hybridkit.dataservice._http._callers import Access, Callers
 from hybridkit.dataservice._http._requests import (
     JSON_MEDIA_TYPE,
@@ -22,7 +24,7 @@ from hybridkit.dataservice._http._requests import (
     ContractRequest,
     check_url,
 )
-from hybridkit.dataservice._http._responses import BytesResponse, Header, Receive, Response, Send
+from hybridkit.dataservice._http._responses import BytesResponse, Header, Response
 from hybridkit.dataservice._store._operations import AnyResource
 from hybridkit.dataservice._store._waiting_time import DatabaseTime, watch_database
 from hybridkit.errors import DeclarationError, InvalidQueryError, NotAcceptableError
@@ -70,7 +72,7 @@ class Endpoint:
         if not self.takes_query and request.scope["query_string"]:
             for name, _ in request.query_params.multi_items():
                 raise InvalidQueryError(
-                    f"this route takes no parameter {name[:100]!r}", pointer=f"/{name[:100]}"
+                    f"this route takes no parameter {name[:100]!r}", pointer=f"/{escape_token(name[:100])}"
                 )
         if not self.offers:
             return

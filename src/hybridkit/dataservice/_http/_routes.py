@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
 
+from hybridkit._asgi_types import ASGIApp, Receive, Scope, Send
 from hybridkit.contract import CALLER_HEADER
 from hybridkit.dataservice._http._batch_routes import BatchRoutes
 from hybridkit.dataservice._http._bodies import RequestBodies

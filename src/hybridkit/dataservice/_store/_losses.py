@@ -12,6 +12,7 @@ from uuid import UUID
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from hybridkit._syntax import escape_token
 from hybridkit.codec import InexactFloat
 from hybridkit.dataservice._store._members import fields_by_member
 from hybridkit.errors import FieldError
@@ -147,4 +148,4 @@ def _reshapes(model: type[BaseModel]) -> bool:
 
 
 def _token(name: str) -> str:
-    return name[:100].replace("~", "~0").replace("/", "~1")
+    return escape_token(name[:100])

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
+from hybridkit._syntax import unescape_token
 from hybridkit.errors import MalformedPayloadError
 from hybridkit.events.schemas._json_schemas import Schema
 
@@ -97,7 +98,7 @@ def follow(reference: str, document: Schema) -> Any:
     place: Any = document
     path, _, pointer = reference.partition("#/")
     for part in pointer.split("/"):
-        name = part.replace("~1", "/").replace("~0", "~")
+        name = unescape_token(part)
         if path or not isinstance(place, dict) or name not in place:
             raise MalformedPayloadError(f"the reference {reference!r} leads nowhere in the document")
         place = cast("Schema", place)[name]

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
+from hybridkit._syntax import escape_token
 from hybridkit.events.schemas._alternatives import Branch, branches, canonical, same, summary
 from hybridkit.events.schemas._json_schemas import Schema
 
@@ -260,4 +261,4 @@ def _text(schema: Any) -> Any:
 
 def below(pointer: str, name: str) -> str:
     """The pointer to that member (RFC 6901)."""
-    return f"{pointer}/{name.replace('~', '~0').replace('/', '~1')}"
+    return f"{pointer}/{escape_token(name)}"

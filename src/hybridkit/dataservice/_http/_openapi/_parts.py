@@ -6,6 +6,7 @@ https://spec.openapis.org/oas/v3.1.0
 from collections.abc import Mapping
 from typing import Any, Final
 
+from hybridkit._syntax import NAME_SYNTAX
 from hybridkit.contract import PROBLEM_MEDIA_TYPE
 from hybridkit.dataservice._store._operations import AnyResource
 from hybridkit.resources import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
@@ -28,7 +29,7 @@ PARAMETERS: Final[Mapping[str, Part]] = {
     "caller": {
         "name": "X-Service-Name",
         "in": "header",
-        "schema": {"type": "string", "pattern": "^[a-z][a-z0-9_]{0,62}$"},
+        "schema": {"type": "string", "pattern": f"^{NAME_SYNTAX.pattern}$"},
         "description": "The calling service, where no token proves it. Keys are its own; its events carry its name.",
         "example": "api_service",
     },
@@ -261,7 +262,7 @@ def aggregation_schema(resource: AnyResource) -> Part:
         "properties": {
             "functions": {
                 "type": "object",
-                "propertyNames": {"pattern": "^[a-z][a-z0-9_]{0,62}$"},
+                "propertyNames": {"pattern": f"^{NAME_SYNTAX.pattern}$"},
                 "minProperties": 1,
                 "maxProperties": MAX_FUNCTIONS,
                 "additionalProperties": function,
