@@ -11,6 +11,7 @@ from pamqp import commands, frame
 
 from hybridkit.dev import DevelopmentBroker
 from hybridkit.dev._broker._connection import Connection
+from hybridkit.dev._broker._fault_plan import FaultPlan
 
 GREETING = b"AMQP\x00\x00\x09\x01" + b"".join(
     frame.marshal(method, channel)
@@ -93,7 +94,7 @@ def feed(data: bytes, *, step: int) -> Socket:
 
     async def run() -> Socket:
         broker, socket = DevelopmentBroker(), Socket()
-        connection = Connection(broker)
+        connection = Connection(broker, FaultPlan())
         connection.connection_made(socket)
         for at in range(0, len(data), step):
             if not socket.is_closed:

@@ -8,6 +8,7 @@ from typing import Final, Self
 from urllib.parse import quote
 
 from hybridkit.dev._broker._connection import Connection
+from hybridkit.dev._broker._fault_plan import FaultPlan
 from hybridkit.dev._broker._faults import BrokerFaults
 from hybridkit.dev._broker._virtual_host import VirtualHost
 from hybridkit.errors import MisuseError, ServerStartError
@@ -55,7 +56,8 @@ class DevelopmentBroker:
 
     def __init__(self, *, port: int = 0, users: Mapping[str, str] | None = None) -> None:
         self.port = port
-        self.faults = BrokerFaults(self)
+        self._fault_plan = FaultPlan()
+        self.faults = BrokerFaults(self, self._fault_plan)
         self._users = users
         self._connections: dict[Connection, None] = {}
         self._virtual_hosts: dict[str, VirtualHost] = {}
@@ -68,7 +70,9 @@ class DevelopmentBroker:
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
         try:
-            self._server = await loop.create_server(lambda: Connection(self), _LOOPBACK, self.port)
+            self._server = await loop.create_server(
+                lambda: Connection(self, self._fault_plan), _LOOPBACK, self.port
+            )
         except OSError as error:
             raise ServerStartError(
                 f"the development broker can't listen on port {self.port}: {error}"

@@ -1,26 +1,26 @@
 """A channel: its publishes with their confirms, and the methods that are answered on it."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final, Protocol
 
 from pamqp import base, commands
 
 from hybridkit.dev._broker import _frames as frames
-from hybridkit.dev._broker._consuming import CONSUMING
-from hybridkit.dev._broker._declarations import DECLARATIONS
-from hybridkit.dev._broker._deliveries import Deliveries
+from hybridkit.dev._broker._deliveries import Deliveries, DeliveryConnection
 from hybridkit.dev._broker._messages import Message
 from hybridkit.dev._broker._properties import Properties
 from hybridkit.dev._broker._queues import Queue
 from hybridkit.dev._broker._refusals import RefusalError
-
-if TYPE_CHECKING:
-    from hybridkit.dev._broker._connection import Connection
+from hybridkit.dev._broker._virtual_host import VirtualHost
 
 MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024
-_HANDLERS: Final = {**DECLARATIONS, **CONSUMING}
 _MANDATORY: Final = 1
 _IMMEDIATE: Final = 2
+
+
+type ChannelMethods = Mapping[type[base.Frame], Callable[[Channel, Any], None]]
+"""What answers a method of a channel, by the method's type."""
 
 
 @dataclass(slots=True)
@@ -36,8 +36,40 @@ class Incoming:
     pieces: list[bytes] | None = None
 
 
+class ChannelConnection(DeliveryConnection, Protocol):
+    """The connection that a channel belongs to."""
+
+    @property
+    def user(self) -> str:
+        """The user that the client has logged in as."""
+        ...
+
+    @property
+    def frame_max(self) -> int:
+        """The size in bytes that no frame may exceed."""
+        ...
+
+    @property
+    def virtual_host(self) -> VirtualHost:
+        """The virtual host that the client has opened."""
+        ...
+
+    def send(self, data: bytes) -> None:
+        """Send an encoded frame, soon."""
+        ...
+
+    def flush_later(self, channel: "Channel") -> None:
+        """Call the channel's `flush_confirms`, soon."""
+        ...
+
+
 class Channel:
     """One channel of a connection.
+
+    Args:
+        connection: the connection that it belongs to.
+        number: its number on that connection.
+        methods: what answers each method but those that `Channel` answers itself.
 
     Attributes:
         connection: which it belongs to.
@@ -47,9 +79,15 @@ class Channel:
         is_closing: `channel.close` was sent, and not answered yet.
     """
 
-    def __init__(self, connection: "Connection", number: int) -> None:
+    def __init__(
+        self,
+        connection: ChannelConnection,
+        number: int,
+        methods: ChannelMethods,
+    ) -> None:
         self.connection = connection
         self.number = number
+        self._methods = methods
         self.deliveries = Deliveries(self)
         self.last_queue = ""
         self.is_closing = False
@@ -174,7 +212,7 @@ class Channel:
     def _confirm(self, *, is_ack: bool) -> None:
         tag = self._published
         faults = self.connection.faults
-        if faults.concern_confirms and faults.take_confirm(self, tag, is_ack=is_ack):
+        if faults.concern_confirms and faults.take_confirm(tag, self.confirm_late, is_ack=is_ack):
             # One "all up to here" more would confirm that one too.
             self._can_confirm_many = False
         elif is_ack:
@@ -220,7 +258,7 @@ class Channel:
     # ── methods ──────────────────────────────────────────────────────────────────────────────────
 
     def _answer(self, method: base.Frame) -> None:
-        if handler := _HANDLERS.get(type(method)):
+        if handler := self._methods.get(type(method)):
             handler(self, method)
         elif isinstance(method, (commands.Tx.Select, commands.Tx.Commit, commands.Tx.Rollback)):
             raise RefusalError(540, "the development broker has no transactions")

@@ -8,18 +8,17 @@ import logging
 import struct
 from contextlib import suppress
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Any, Final, Protocol, cast
 
 from pamqp import base, commands, decode
 
 from hybridkit.dev._broker import _frames as frames
 from hybridkit.dev._broker._channel import Channel
+from hybridkit.dev._broker._consuming import CONSUMING
+from hybridkit.dev._broker._declarations import DECLARATIONS
+from hybridkit.dev._broker._fault_plan import FaultPlan
 from hybridkit.dev._broker._refusals import RefusalError, reply_text
-
-if TYPE_CHECKING:
-    from hybridkit.dev._broker._broker import DevelopmentBroker
-    from hybridkit.dev._broker._faults import BrokerFaults
-    from hybridkit.dev._broker._virtual_host import VirtualHost
+from hybridkit.dev._broker._virtual_host import VirtualHost
 
 CHANNEL_MAX: Final = 2047
 FRAME_MAX: Final = 131072
@@ -44,6 +43,7 @@ _CLOSE_SECONDS: Final = 5.0
 _WRITE_AT_BYTES: Final = 65536
 _HOLD_AT_BYTES: Final = 1024 * 1024
 _IDS: Final = struct.Struct(">HH")
+_METHODS: Final = {**DECLARATIONS, **CONSUMING}
 
 _log = logging.getLogger(__name__)
 
@@ -57,13 +57,35 @@ class _State(Enum):
     CLOSING = "closing"
 
 
+class ConnectionHost(Protocol):
+    """The broker that a client has connected to."""
+
+    def virtual_host(self, name: str) -> VirtualHost:
+        """Return the virtual host of that name."""
+        ...
+
+    def knows(self, user: str, password: str) -> bool:
+        """Return whether that user may connect."""
+        ...
+
+    def connected(self, connection: "Connection") -> None:
+        """Register a connection that has begun."""
+        ...
+
+    def disconnected(self, connection: "Connection") -> None:
+        """Forget a connection that has ended."""
+        ...
+
+
 class Connection(asyncio.Protocol):
     """Speaks AMQP 0-9-1 with one client.
 
     Args:
         broker: which the client has connected to.
+        faults: what has been asked to go wrong.
 
     Attributes:
+        faults: what has been asked to go wrong.
         user: who it says it is.
         name: what the client calls the connection.
         virtual_host: which it has opened.
@@ -71,7 +93,8 @@ class Connection(asyncio.Protocol):
         wants_cancel_notifications: the client knows `basic.cancel` of the server.
     """
 
-    def __init__(self, broker: "DevelopmentBroker") -> None:
+    def __init__(self, broker: ConnectionHost, faults: FaultPlan) -> None:
+        self.faults = faults
         self.user = ""
         self.name = ""
         self.frame_max = FRAME_MAX
@@ -97,11 +120,6 @@ class Connection(asyncio.Protocol):
 
     def __repr__(self) -> str:
         return f"Connection({self.name!r}, {self._state.value}, channels={len(self._channels)})"
-
-    @property
-    def faults(self) -> "BrokerFaults":
-        """What has been asked to go wrong."""
-        return self._broker.faults
 
     @property
     def channels(self) -> list[Channel]:
@@ -285,8 +303,8 @@ class Connection(asyncio.Protocol):
                 self._on_channel_method(channel, frames.decode_method(payload))
                 return
             channel.on_method(payload)
-            if payload[:4] == frames.PUBLISH and self._broker.faults.blocked_because is not None:
-                self._block(self._broker.faults.blocked_because)
+            if payload[:4] == frames.PUBLISH and self.faults.blocked_because is not None:
+                self._block(self.faults.blocked_because)
         elif kind == frames.HEADER:
             channel.on_header(payload)
         else:
@@ -314,7 +332,7 @@ class Connection(asyncio.Protocol):
             if len(self._channels) >= CHANNEL_MAX:
                 reached = f"has reached the negotiated channel_max ({CHANNEL_MAX})"
                 raise RefusalError(530, f"number of channels opened ({len(self._channels)}) {reached}")
-            self._channels[number] = Channel(self, number)
+            self._channels[number] = Channel(self, number, _METHODS)
             self._channels[number].send(commands.Channel.OpenOk())
         elif isinstance(method, commands.Channel.Close):
             channel.send(commands.Channel.CloseOk())

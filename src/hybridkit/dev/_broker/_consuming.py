@@ -1,25 +1,22 @@
 """The methods of a channel that consume, settle, and ask for confirms."""
 
 import secrets
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
-from pamqp import base, commands
+from pamqp import commands
 
+from hybridkit.dev._broker._channel import Channel, ChannelMethods
 from hybridkit.dev._broker._deliveries import Consumer
 from hybridkit.dev._broker._refusals import RefusalError
 
-if TYPE_CHECKING:
-    from hybridkit.dev._broker._channel import Channel
 
-
-def _select(channel: "Channel", method: commands.Confirm.Select) -> None:
+def _select(channel: Channel, method: commands.Confirm.Select) -> None:
     channel.start_confirming()
     if not method.nowait:
         channel.send(commands.Confirm.SelectOk())
 
 
-def _qos(channel: "Channel", method: commands.Basic.Qos) -> None:
+def _qos(channel: Channel, method: commands.Basic.Qos) -> None:
     if method.prefetch_size:
         raise RefusalError(540, f"prefetch_size!=0 ({method.prefetch_size})")
     # RabbitMQ 4.3 has no limit for a whole channel any more: `global` means each consumer too.
@@ -27,7 +24,7 @@ def _qos(channel: "Channel", method: commands.Basic.Qos) -> None:
     channel.send(commands.Basic.QosOk())
 
 
-def _consume(channel: "Channel", method: commands.Basic.Consume) -> None:
+def _consume(channel: Channel, method: commands.Basic.Consume) -> None:
     queue = channel.queue(method.queue)
     tag = method.consumer_tag or f"amq.ctag-{secrets.token_urlsafe(16)}"
     if tag in channel.deliveries.consumers:
@@ -44,32 +41,32 @@ def _consume(channel: "Channel", method: commands.Basic.Consume) -> None:
     queue.add(consumer, exclusive=exclusive)
 
 
-def _cancel(channel: "Channel", method: commands.Basic.Cancel) -> None:
+def _cancel(channel: Channel, method: commands.Basic.Cancel) -> None:
     channel.deliveries.cancel(method.consumer_tag or "")
     if not method.nowait:
         channel.send(commands.Basic.CancelOk(consumer_tag=method.consumer_tag))
 
 
-def _cancelled(_: "Channel", _method: commands.Basic.CancelOk) -> None:
+def _cancelled(_: Channel, _method: commands.Basic.CancelOk) -> None:
     """The client's answer to our `basic.cancel`, which RabbitMQ doesn't wait for either."""
 
 
-def _get(channel: "Channel", method: commands.Basic.Get) -> None:
+def _get(channel: Channel, method: commands.Basic.Get) -> None:
     channel.deliveries.get(channel.queue(method.queue), no_ack=method.no_ack)
 
 
-def _nack(channel: "Channel", method: commands.Basic.Nack) -> None:
+def _nack(channel: Channel, method: commands.Basic.Nack) -> None:
     channel.deliveries.nack(
         method.delivery_tag, multiple=method.multiple, requeue=method.requeue, failed=False
     )
 
 
-def _reject(channel: "Channel", method: commands.Basic.Reject) -> None:
+def _reject(channel: Channel, method: commands.Basic.Reject) -> None:
     # What goes back by reject counts as failed, what goes back by nack doesn't: so it is on RabbitMQ 4.3.
     channel.deliveries.nack(method.delivery_tag or 0, multiple=False, requeue=method.requeue, failed=True)
 
 
-def _recover(channel: "Channel", method: commands.Basic.Recover | commands.Basic.RecoverAsync) -> None:
+def _recover(channel: Channel, method: commands.Basic.Recover | commands.Basic.RecoverAsync) -> None:
     if not method.requeue:
         raise RefusalError(540, "requeue=false")
     channel.deliveries.give_all_back(failed=False)
@@ -77,7 +74,7 @@ def _recover(channel: "Channel", method: commands.Basic.Recover | commands.Basic
         channel.send(commands.Basic.RecoverOk())
 
 
-CONSUMING: Final[Mapping[type[base.Frame], Callable[["Channel", Any], None]]] = {
+CONSUMING: Final[ChannelMethods] = {
     commands.Confirm.Select: _select,
     commands.Basic.Qos: _qos,
     commands.Basic.Consume: _consume,

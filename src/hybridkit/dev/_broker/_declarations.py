@@ -1,19 +1,16 @@
 """The methods of a channel that declare, bind and delete."""
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from pamqp import base, commands
 
 from hybridkit.dev._broker import _frames as frames
+from hybridkit.dev._broker._channel import Channel, ChannelMethods
 from hybridkit.dev._broker._queues import Queue
 from hybridkit.dev._broker._refusals import RefusalError
 
-if TYPE_CHECKING:
-    from hybridkit.dev._broker._channel import Channel
 
-
-def _declare_exchange(channel: "Channel", method: commands.Exchange.Declare) -> None:
+def _declare_exchange(channel: Channel, method: commands.Exchange.Declare) -> None:
     host = channel.connection.virtual_host
     if method.passive:
         host.exchange(method.exchange or "")
@@ -29,26 +26,26 @@ def _declare_exchange(channel: "Channel", method: commands.Exchange.Declare) -> 
     _reply(channel, method, commands.Exchange.DeclareOk())
 
 
-def _delete_exchange(channel: "Channel", method: commands.Exchange.Delete) -> None:
+def _delete_exchange(channel: Channel, method: commands.Exchange.Delete) -> None:
     channel.connection.virtual_host.delete_exchange(method.exchange or "", if_unused=method.if_unused)
     _reply(channel, method, commands.Exchange.DeleteOk())
 
 
-def _bind_exchange(channel: "Channel", method: commands.Exchange.Bind) -> None:
+def _bind_exchange(channel: Channel, method: commands.Exchange.Bind) -> None:
     host = channel.connection.virtual_host
     target = host.exchange(method.destination or "")
     host.bind(method.source or "", target, method.routing_key, method.arguments or {})
     _reply(channel, method, commands.Exchange.BindOk())
 
 
-def _unbind_exchange(channel: "Channel", method: commands.Exchange.Unbind) -> None:
+def _unbind_exchange(channel: Channel, method: commands.Exchange.Unbind) -> None:
     host = channel.connection.virtual_host
     target = host.exchanges.get(method.destination or "")
     host.unbind(method.source or "", target, method.routing_key, method.arguments or {})
     _reply(channel, method, commands.Exchange.UnbindOk())
 
 
-def _declare_queue(channel: "Channel", method: commands.Queue.Declare) -> None:
+def _declare_queue(channel: Channel, method: commands.Queue.Declare) -> None:
     connection = channel.connection
     if method.passive:
         queue = connection.virtual_host.queue(method.queue, user=connection)
@@ -67,7 +64,7 @@ def _declare_queue(channel: "Channel", method: commands.Queue.Declare) -> None:
         connection.send(frames.encode_declare_ok(channel.number, queue.name, queue.ready, queue.consumers))
 
 
-def _delete_queue(channel: "Channel", method: commands.Queue.Delete) -> None:
+def _delete_queue(channel: Channel, method: commands.Queue.Delete) -> None:
     host = channel.connection.virtual_host
     name = method.queue or channel.last_queue
     count = 0
@@ -92,30 +89,30 @@ def _check_delete(queue: Queue, place: str, *, if_unused: bool, if_empty: bool) 
         raise RefusalError(406, f"{place} not empty")
 
 
-def _purge_queue(channel: "Channel", method: commands.Queue.Purge) -> None:
+def _purge_queue(channel: Channel, method: commands.Queue.Purge) -> None:
     _reply(channel, method, commands.Queue.PurgeOk(message_count=channel.queue(method.queue).purge()))
 
 
-def _bind_queue(channel: "Channel", method: commands.Queue.Bind) -> None:
+def _bind_queue(channel: Channel, method: commands.Queue.Bind) -> None:
     queue = channel.queue(method.queue)
     key = method.routing_key or ("" if method.queue else queue.name)
     channel.connection.virtual_host.bind(method.exchange or "", queue, key, method.arguments or {})
     _reply(channel, method, commands.Queue.BindOk())
 
 
-def _unbind_queue(channel: "Channel", method: commands.Queue.Unbind) -> None:
+def _unbind_queue(channel: Channel, method: commands.Queue.Unbind) -> None:
     host = channel.connection.virtual_host
     target = host.queues.get(method.queue or channel.last_queue)
     host.unbind(method.exchange or "", target, method.routing_key, method.arguments or {})
     channel.send(commands.Queue.UnbindOk())
 
 
-def _reply(channel: "Channel", method: Any, answer: base.Frame) -> None:
+def _reply(channel: Channel, method: Any, answer: base.Frame) -> None:
     if not method.nowait:
         channel.send(answer)
 
 
-DECLARATIONS: Final[Mapping[type[base.Frame], Callable[["Channel", Any], None]]] = {
+DECLARATIONS: Final[ChannelMethods] = {
     commands.Exchange.Declare: _declare_exchange,
     commands.Exchange.Delete: _delete_exchange,
     commands.Exchange.Bind: _bind_exchange,

@@ -3,20 +3,69 @@
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
-from pamqp import commands
+from pamqp import base, commands
 
 from hybridkit.dev._broker import _frames as frames
 from hybridkit.dev._broker import _properties as fields
+from hybridkit.dev._broker._fault_plan import FaultPlan
 from hybridkit.dev._broker._properties import Properties
 from hybridkit.dev._broker._queues import Entry, Queue
 from hybridkit.dev._broker._refusals import RefusalError
 
-if TYPE_CHECKING:
-    from hybridkit.dev._broker._channel import Channel
-
 _MAX_TAG: Final = 2**63
+
+
+class DeliveryConnection(Protocol):
+    """The connection that deliveries go out on."""
+
+    @property
+    def can_send(self) -> bool:
+        """Whether the client reads what it is sent."""
+        ...
+
+    @property
+    def faults(self) -> FaultPlan:
+        """The faults that are due."""
+        ...
+
+    @property
+    def wants_cancel_notifications(self) -> bool:
+        """Whether the client knows `basic.cancel` of the server."""
+        ...
+
+
+class DeliveryChannel(Protocol):
+    """The channel that deliveries go out on."""
+
+    @property
+    def connection(self) -> DeliveryConnection:
+        """The connection that the channel belongs to."""
+        ...
+
+    @property
+    def number(self) -> int:
+        """The channel's number on its connection."""
+        ...
+
+    @property
+    def deliveries(self) -> "Deliveries":
+        """The channel's consumers and unsettled messages."""
+        ...
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether the channel takes part in nothing any more."""
+        ...
+
+    def send(self, method: base.Frame) -> None:
+        """Send a method."""
+        ...
+
+    def send_content(self, head: bytes, properties: Properties, body: bytes) -> None:
+        """Send a method that is encoded already, and its content."""
+        ...
 
 
 class Consumer:
@@ -30,7 +79,9 @@ class Consumer:
         prefetch: how many it may have unacknowledged; 0 for any number.
     """
 
-    def __init__(self, channel: "Channel", queue: Queue, tag: str, *, no_ack: bool, prefetch: int) -> None:
+    def __init__(
+        self, channel: DeliveryChannel, queue: Queue, tag: str, *, no_ack: bool, prefetch: int
+    ) -> None:
         self.channel = channel
         self.queue = queue
         self.tag = tag
@@ -56,10 +107,21 @@ class Consumer:
         else:
             self.channel.deliveries.send(self, entry)
 
-    def take_twin(self, entry: Entry) -> None:
-        """Take a copy that its queue doesn't know of."""
+    def deliver(self, entry: Entry) -> None:
+        """See `Recipient`."""
+        self.channel.deliveries.send(self, entry)
+
+    def deliver_copy(self, entry: Entry) -> None:
+        """See `Recipient`."""
         self.unsettled += not self.no_ack
-        self.channel.deliveries.send(self, Entry(entry.message, entry.order, is_twin=True))
+        self.deliver(Entry(entry.message, entry.order, is_copy=True))
+
+    def deliver_late(self, entry: Entry) -> None:
+        """See `Recipient`."""
+        if self.channel.is_closing or self.tag not in self.channel.deliveries.consumers:
+            self.queue.give_back([entry], failed=False)
+        else:
+            self.deliver(entry)
 
     def cancelled(self) -> None:
         """See `Taker`: the client is told, where it wants to be."""
@@ -96,7 +158,7 @@ class Deliveries:
         prefetch: the limit of the consumers that come.
     """
 
-    def __init__(self, channel: "Channel") -> None:
+    def __init__(self, channel: DeliveryChannel) -> None:
         self.consumers: dict[str, Consumer] = {}
         self.prefetch = 0
         self._channel = channel

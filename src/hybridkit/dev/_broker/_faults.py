@@ -1,19 +1,26 @@
-"""What the broker can be told to get wrong, for tests of what a client makes of it."""
+"""Faults on demand: how tests make the broker misbehave."""
 
-import asyncio
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
+from hybridkit.dev._broker._channel import Channel
+from hybridkit.dev._broker._connection import Connection
+from hybridkit.dev._broker._fault_plan import Direction, FaultPlan
 from hybridkit.dev._broker._refusals import reply_text
+from hybridkit.dev._broker._virtual_host import VirtualHost
 
-if TYPE_CHECKING:
-    from hybridkit.dev._broker._broker import DevelopmentBroker
-    from hybridkit.dev._broker._channel import Channel
-    from hybridkit.dev._broker._connection import Connection
-    from hybridkit.dev._broker._deliveries import Consumer
-    from hybridkit.dev._broker._queues import Entry
 
-Direction = Literal["to_server", "to_client"]
+class FaultyBroker(Protocol):
+    """The broker that faults act on."""
+
+    @property
+    def open_connections(self) -> Sequence[Connection]:
+        """The connections of its clients."""
+        ...
+
+    def virtual_host(self, name: str) -> VirtualHost:
+        """Return the virtual host of that name."""
+        ...
 
 
 class BrokerFaults:
@@ -22,46 +29,47 @@ class BrokerFaults:
     Call everything from the event loop in which the broker runs.
     """
 
-    def __init__(self, broker: "DevelopmentBroker") -> None:
-        self.is_frozen = False
-        self.blocked_because: str | None = None
+    def __init__(self, broker: FaultyBroker, plan: FaultPlan) -> None:
         self._broker = broker
-        self._unconfirmed = 0
-        self._nacks = 0
-        self._delay_seconds = 0.0
-        self._twins = 0
-        self._reorder = 0
-        self._held: list[tuple[Consumer, Entry]] = []
-        self._cuts: dict[Direction, int] = {}
-        self._passed: dict[tuple[Connection, Direction], int] = {}
+        self._plan = plan
 
     def __repr__(self) -> str:
         return f"BrokerFaults(is_frozen={self.is_frozen}, blocked_because={self.blocked_because!r})"
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the broker neither reads nor writes."""
+        return self._plan.is_frozen
+
+    @property
+    def blocked_because(self) -> str | None:
+        """The reason of the alarm, or None without an alarm."""
+        return self._plan.blocked_because
 
     # ── publishers ───────────────────────────────────────────────────────────────────────────────
 
     def drop_confirms(self, count: int) -> None:
         """Store the next publishes and never confirm them."""
-        self._unconfirmed = count
+        self._plan.unconfirmed = count
 
     def delay_confirms(self, seconds: float) -> None:
         """Confirm each publish that much later."""
-        self._delay_seconds = seconds
+        self._plan.confirm_delay_seconds = seconds
 
     def nack_publishes(self, count: int) -> None:
         """Refuse the next publishes with `basic.nack`; they reach no queue."""
-        self._nacks = count
+        self._plan.nacks = count
 
     def block(self, reason: str = "low on memory") -> None:
         """Raise an alarm: who publishes is told (`connection.blocked`), and nothing more is read from it.
 
         As in RabbitMQ, connections that don't publish go on, and the publish that is told waits unread.
         """
-        self.blocked_because = reason
+        self._plan.blocked_because = reason
 
     def unblock(self) -> None:
         """End the alarm: `connection.unblocked`, and what has waited is read."""
-        self.blocked_because = None
+        self._plan.blocked_because = None
         for connection in self._broker.open_connections:
             connection.unblock()
 
@@ -69,12 +77,12 @@ class BrokerFaults:
 
     def duplicate_deliveries(self, count: int) -> None:
         """Deliver each of the next messages twice, with a delivery tag each."""
-        self._twins = count
+        self._plan.duplicates = count
 
     def reorder_deliveries(self, count: int) -> None:
         """Hold back the next messages until there are that many, and deliver them in reverse order."""
-        self._release()
-        self._reorder = count
+        self._plan.release()
+        self._plan.reorder = count
 
     def cancel_consumers(self, queue: str, *, virtual_host: str = "/") -> int:
         """Cancel a queue's consumers with `basic.cancel`, as a fail-over does; how many they were."""
@@ -92,8 +100,8 @@ class BrokerFaults:
             queue: only those that consume from a queue of that name.
         """
         channels = list(self._channels(queue))
-        for channel in channels:
-            channel.connection.close_channel(channel, code, reply_text(code, text))
+        for connection, channel in channels:
+            connection.close_channel(channel, code, reply_text(code, text))
         return len(channels)
 
     def close_connections(self, code: int = 320, text: str = "a fault") -> int:
@@ -110,95 +118,30 @@ class BrokerFaults:
             direction: `to_server` or `to_client`; each can have its own cut.
             at_byte: how many bytes pass, counted per connection from now, or from its start if it comes later.
         """
-        self._cuts[direction] = at_byte
-        self._passed = {key: passed for key, passed in self._passed.items() if key[1] != direction}
+        self._plan.cut(direction, at_byte)
 
     def freeze(self) -> None:
         """Read and write nothing and close nothing, as under SIGSTOP; new connections wait."""
-        self.is_frozen = True
+        self._plan.is_frozen = True
         for connection in self._broker.open_connections:
             connection.freeze()
 
     def thaw(self) -> None:
         """Go on where it was frozen."""
-        self.is_frozen = False
+        self._plan.is_frozen = False
         for connection in self._broker.open_connections:
             connection.thaw()
 
     def clear(self) -> None:
         """End every fault; what was held back is delivered."""
-        self._unconfirmed = self._nacks = self._twins = self._reorder = 0
-        self._delay_seconds = 0.0
-        self._cuts.clear()
-        self._passed.clear()
+        self._plan.clear()
         self.thaw()
         self.unblock()
-        self._release()
+        self._plan.release()
 
-    # ── asked by the broker ──────────────────────────────────────────────────────────────────────
-
-    @property
-    def concern_confirms(self) -> bool:
-        """Whether a confirm may have to be treated in another way."""
-        return bool(self._unconfirmed or self._nacks or self._delay_seconds)
-
-    @property
-    def concern_deliveries(self) -> bool:
-        """Whether a delivery may have to be treated in another way."""
-        return bool(self._twins or self._reorder)
-
-    def take_nack(self) -> bool:
-        """Whether this publish is to be refused."""
-        if not self._nacks:
-            return False
-        self._nacks -= 1
-        return True
-
-    def take_confirm(self, channel: "Channel", tag: int, *, is_ack: bool) -> bool:
-        """Whether this confirm is not to be sent now."""
-        if not is_ack:
-            return False
-        if self._unconfirmed:
-            self._unconfirmed -= 1
-            return True
-        if not self._delay_seconds:
-            return False
-        asyncio.get_running_loop().call_later(self._delay_seconds, channel.confirm_late, tag)
-        return True
-
-    def deliver(self, consumer: "Consumer", entry: "Entry") -> None:
-        """Deliver it, in the way that was asked for."""
-        if self._reorder:
-            self._held.append((consumer, entry))
-            if len(self._held) >= self._reorder:
-                self._reorder = 0
-                self._release()
-            return
-        consumer.channel.deliveries.send(consumer, entry)
-        if self._twins:
-            self._twins -= 1
-            consumer.take_twin(entry)
-
-    def passing(self, connection: "Connection", direction: Direction, data: bytes) -> bytes:
-        """What of these bytes gets through."""
-        limit = self._cuts.get(direction)
-        if limit is None:
-            return data
-        passed = self._passed.get((connection, direction), 0)
-        self._passed[connection, direction] = passed + len(data)
-        return data[: max(limit - passed, 0)]
-
-    def _release(self) -> None:
-        held, self._held = self._held, []
-        for consumer, entry in reversed(held):
-            if consumer.channel.is_closing or consumer.tag not in consumer.channel.deliveries.consumers:
-                consumer.queue.give_back([entry], failed=False)
-            else:
-                consumer.channel.deliveries.send(consumer, entry)
-
-    def _channels(self, queue: str | None) -> Iterable["Channel"]:
+    def _channels(self, queue: str | None) -> Iterable[tuple[Connection, Channel]]:
         for connection in self._broker.open_connections:
             for channel in connection.channels:
                 consumers = channel.deliveries.consumers.values()
                 if queue is None or any(consumer.queue.name == queue for consumer in consumers):
-                    yield channel
+                    yield connection, channel

@@ -31,7 +31,7 @@ class Entry:
         redelivered: somebody has had it before.
         acquired: how often somebody had it and gave it back (quorum queues count).
         failures: how often because it was rejected, or its channel ended.
-        is_twin: a copy that the queue knows nothing of.
+        is_copy: a copy that the queue knows nothing of.
     """
 
     message: Message
@@ -40,7 +40,7 @@ class Entry:
     redelivered: bool = False
     acquired: int = 0
     failures: int = 0
-    is_twin: bool = False
+    is_copy: bool = False
 
     def __lt__(self, other: "Entry") -> bool:
         return self.order < other.order
@@ -165,12 +165,12 @@ class Queue:
 
     def settle(self, entry: Entry) -> None:
         """It was acknowledged."""
-        if not entry.is_twin:
+        if not entry.is_copy:
             self.unacknowledged -= 1
 
     def reject(self, entry: Entry) -> None:
         """Somebody doesn't want it, and nobody else shall have it."""
-        if not entry.is_twin:
+        if not entry.is_copy:
             self.unacknowledged -= 1
             self._bury(entry, "rejected", was_delivered=True)
 
@@ -182,7 +182,7 @@ class Queue:
             failed: it counts for the delivery limit.
         """
         for entry in entries:
-            if not (entry.is_twin or self.is_deleted):
+            if not (entry.is_copy or self.is_deleted):
                 self.unacknowledged -= 1
                 self._give_back(entry, failed=failed)
         self.dispatch()
