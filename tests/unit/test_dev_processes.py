@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from hybridkit.dev._processes._process import (
+    Owner,
     Process,
     ProcessId,
     descendants,
@@ -20,7 +21,6 @@ from hybridkit.dev._processes._process import (
     wait_until,
 )
 from hybridkit.dev._processes._runs import Run, clean_up
-from hybridkit.dev._servers._server_root import Owner
 from hybridkit.errors import ServerStartError
 
 # A server with one session, each in a process group of its own, as PostgreSQL has them.
@@ -143,8 +143,7 @@ def abandon_a_server(state: Path) -> ProcessId:
     script = f"""
         import os
         from pathlib import Path
-        from hybridkit.dev._servers._server_root import Owner
-        from hybridkit.dev._processes._process import find_process, wait_until
+        from hybridkit.dev._processes._process import Owner, find_process, wait_until
         from hybridkit.dev._processes._runs import Run
         run = Run(Path({str(state)!r}))
         folder = run.folder("server", owner=Owner())

@@ -32,6 +32,19 @@ _PS_LINE = re.compile(r"^\s*(\d+)\s+(\d+)\s+(\S.*\S)\s*$")
 
 
 @dataclass(frozen=True, slots=True)
+class Owner:
+    """The user a server runs as; None on both where it is the one who asks."""
+
+    uid: int | None = None
+    gid: int | None = None
+
+    def give(self, path: Path) -> None:
+        """Make that user the owner of a file or folder."""
+        if self.uid is not None and self.gid is not None:
+            os.chown(path, self.uid, self.gid)
+
+
+@dataclass(frozen=True, slots=True)
 class ProcessId:
     """One process of this boot, never mistaken for a later one with the same pid."""
 

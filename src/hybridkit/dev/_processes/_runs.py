@@ -22,8 +22,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
-from hybridkit.dev._processes._process import Process, ProcessId, kill_all, own_process, recorded_processes
-from hybridkit.dev._servers._server_root import Owner
+from hybridkit.dev._processes._process import (
+    Owner,
+    Process,
+    ProcessId,
+    kill_all,
+    own_process,
+    recorded_processes,
+)
 from hybridkit.errors import ServerStartError
 
 _ABANDONED_AFTER_SECONDS = 3600

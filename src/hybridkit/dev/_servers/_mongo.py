@@ -4,13 +4,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-from hybridkit.dev._processes._process import Process
+from hybridkit.dev._processes._process import Owner, Process
 from hybridkit.dev._processes._runs import Run
 from hybridkit.dev._servers._postgres import PostgresServer
 from hybridkit.dev._servers._probes import LOOPBACK, free_port, mongo_answers
 from hybridkit.dev._servers._programs import Program
 from hybridkit.dev._servers._server import Kind, ProcessServer
-from hybridkit.dev._servers._server_root import Machine, Owner
+from hybridkit.dev._servers._server_root import Machine
 
 
 class _MongoServer(ProcessServer):

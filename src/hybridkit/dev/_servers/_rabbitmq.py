@@ -11,12 +11,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from hybridkit.dev._processes._process import Process, wait_until
+from hybridkit.dev._processes._process import Owner, Process, wait_until
 from hybridkit.dev._processes._runs import Run
 from hybridkit.dev._servers._probes import LOOPBACK, epmd_answers, free_port, rabbitmq_answers
 from hybridkit.dev._servers._programs import Program
 from hybridkit.dev._servers._server import ProcessServer
-from hybridkit.dev._servers._server_root import Machine, Owner
+from hybridkit.dev._servers._server_root import Machine
 from hybridkit.errors import ServerStartError
 
 _PLUGINS = "[rabbitmq_management].\n"

@@ -4,12 +4,12 @@ import os
 import sys
 from collections.abc import Sequence
 
-from hybridkit.dev._processes._process import Process
+from hybridkit.dev._processes._process import Owner, Process
 from hybridkit.dev._processes._runs import Run
 from hybridkit.dev._servers._probes import LOOPBACK, free_port, redis_answers
 from hybridkit.dev._servers._programs import Program
 from hybridkit.dev._servers._server import ProcessServer
-from hybridkit.dev._servers._server_root import Machine, Owner
+from hybridkit.dev._servers._server_root import Machine
 
 DATABASES = 1024
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hybridkit.dev._processes._process import LINUX
+from hybridkit.dev._processes._process import LINUX, Owner
 from hybridkit.errors import ServerStartError
 
 _SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
@@ -26,19 +26,6 @@ _ENTER_TREE = (
     'tree=$0 state=$1; shift; mkdir -p "$tree$state" && mount --bind /proc "$tree/proc" && '
     'mount --bind /dev "$tree/dev" && mount --bind "$state" "$tree$state" && exec chroot "$tree" "$@"'
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Owner:
-    """The user a server runs as; None on both where it is the one who asks."""
-
-    uid: int | None = None
-    gid: int | None = None
-
-    def give(self, path: Path) -> None:
-        """Make that user the owner of a file or folder."""
-        if self.uid is not None and self.gid is not None:
-            os.chown(path, self.uid, self.gid)
 
 
 @dataclass(frozen=True, slots=True)
