@@ -21,7 +21,6 @@ from hybridkit.dataservice._postgres._schema import migrating_connection
 from hybridkit.dataservice._postgres._store import PostgresStore, open_postgres_store
 from hybridkit.dataservice._postgres._table import ResourceTable
 from hybridkit.dataservice._store._operations import (
-    AnyResource,
     Assert,
     CallAnswer,
     Create,
@@ -42,6 +41,7 @@ from hybridkit.errors import (
     UniqueViolationError,
 )
 from hybridkit.resources import Compare, Record, Resource
+from hybridkit.resources._resource import AnyResource
 
 
 class Color(Enum):

@@ -11,7 +11,6 @@ from pydantic import BaseModel
 from hybridkit.clients._base import BaseClient
 from hybridkit.clients._keys import identify_batch
 from hybridkit.clients._records import (
-    AnyResource,
     RecordId,
     changed_fields,
     fields_of,
@@ -26,6 +25,7 @@ from hybridkit.codec import encode_json
 from hybridkit.contract import MAX_BATCH, BatchRecord
 from hybridkit.errors import InvalidRequestError
 from hybridkit.resources import Record, Resource
+from hybridkit.resources._resource import AnyResource
 
 __all__ = ["Batches"]
 

@@ -6,11 +6,11 @@ from typing import Any, Self, overload
 from hybridkit.clients._batches import Batches
 from hybridkit.clients._coalescer import Coalescer
 from hybridkit.clients._pipeline._policy import ClientPolicy
-from hybridkit.clients._records import AnyResource
 from hybridkit.clients._transaction import DataTransaction, Isolation
 from hybridkit.clients._transports._httpx import AnyTransport
 from hybridkit.clients._writes import Writes
 from hybridkit.resources import Aggregation
+from hybridkit.resources._resource import AnyResource
 
 __all__ = ["MongoDataClient", "PostgresDataClient"]
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from itertools import batched
 from typing import Any
 
-from hybridkit.clients._records import AnyResource
 from hybridkit.context import bound
 from hybridkit.contract import MAX_BATCH
 from hybridkit.errors import NotFoundError, UnavailableError
 from hybridkit.resources import Record, Resource
+from hybridkit.resources._resource import AnyResource
 
 __all__ = ["Coalescer"]
 

@@ -2,17 +2,17 @@
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from pydantic import BaseModel
 
 from hybridkit.errors import InvalidQueryError, ResponseError
-from hybridkit.resources import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, Direction, Filter, Query, Resource
+from hybridkit.resources import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, Direction, Filter, Query
+from hybridkit.resources._resource import AnyResource
 
 __all__ = ["Counting", "Find", "Page", "Source"]
 
 type Counting = Literal["exact", "estimated"]
-type AnyResource = Resource[Any, Any, Any]
 
 
 @dataclass(frozen=True, slots=True)

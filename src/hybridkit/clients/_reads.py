@@ -14,7 +14,6 @@ from hybridkit.clients._find import Counting, Find, Page
 from hybridkit.clients._pipeline._pipeline import Intent
 from hybridkit.clients._pipeline._texts import encode_query, query_string
 from hybridkit.clients._records import (
-    AnyResource,
     RecordId,
     adapter_of,
     found_in,
@@ -28,6 +27,7 @@ from hybridkit.codec import encode_json
 from hybridkit.contract import MAX_BATCH, NDJSON_MEDIA_TYPE
 from hybridkit.errors import AnswerTooLargeError, NotFoundError
 from hybridkit.resources import Query, Record, Resource
+from hybridkit.resources._resource import AnyResource
 
 __all__ = ["Reads"]
 

@@ -15,6 +15,7 @@ from hybridkit.clients._transports._base import Response
 from hybridkit.codec import validate_json, validate_object
 from hybridkit.errors import InvalidRequestError, MalformedPayloadError, NotFoundError, ResponseError
 from hybridkit.resources import Record, Resource
+from hybridkit.resources._resource import AnyResource
 
 __all__ = [
     "RecordId",
@@ -38,9 +39,6 @@ __all__ = [
 
 type RecordId = UUID | str | int
 """What identifies a record; which of them it is says the record's declaration."""
-
-type AnyResource = Resource[Any, Any, Any]
-
 
 NO_CONTENT: Final = 204
 

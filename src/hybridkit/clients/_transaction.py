@@ -40,7 +40,7 @@ from hybridkit.errors import FieldError, InvalidRequestError, MisuseError, Respo
 from hybridkit.events import Message
 from hybridkit.observability import trace_headers
 from hybridkit.resources import Filter, Query, Record, Resource
-from hybridkit.resources._resource import IdT
+from hybridkit.resources._resource import AnyResource, IdT
 
 __all__ = ["DataTransaction", "Handle", "Isolation"]
 
@@ -280,7 +280,7 @@ class DataTransaction:
 
 
 def _check_increments(
-    resource: Resource[Any, Any, Any], increment: Mapping[str, int | float], changes: Mapping[str, Any]
+    resource: AnyResource, increment: Mapping[str, int | float], changes: Mapping[str, Any]
 ) -> None:
     wrong = {name: _what_is_wrong(resource, name, amount, changes) for name, amount in increment.items()}
     found = [FieldError(f"/increment/{name}", *problem) for name, problem in wrong.items() if problem]
@@ -289,7 +289,7 @@ def _check_increments(
 
 
 def _what_is_wrong(
-    resource: Resource[Any, Any, Any], name: str, amount: object, changes: Mapping[str, Any]
+    resource: AnyResource, name: str, amount: object, changes: Mapping[str, Any]
 ) -> tuple[str, str] | None:
     """The code and the words."""
     kind = resource.number_of(name)

@@ -14,11 +14,11 @@ from hybridkit.dataservice._http._callers import Callers, Grant
 from hybridkit.dataservice._http._own_calls import AnyCall, CallHandler
 from hybridkit.dataservice._http._routes import add_routes
 from hybridkit.dataservice._outbox._relay import Publisher, Relay
-from hybridkit.dataservice._store._operations import AnyResource
 from hybridkit.dataservice._store._protocol import Store
 from hybridkit.errors import DeclarationError, MissingExtraError
 from hybridkit.lifespan import ServiceResources
 from hybridkit.messaging import RobustPublisher
+from hybridkit.resources._resource import AnyResource
 from hybridkit.settings import MongoSettings, PostgresSettings, ServiceSettings
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from hybridkit._syntax import NAME_SYNTAX
 from hybridkit.errors import InvalidQueryError
 from hybridkit.resources._filters import Filter
 from hybridkit.resources._queries import Direction, Query
-from hybridkit.resources._resource import Resource
+from hybridkit.resources._resource import AnyResource
 
 __all__ = ["Aggregation", "Function", "average", "count", "distinct", "largest", "smallest", "total"]
 
@@ -101,7 +101,7 @@ class Aggregation:
         return body
 
     @classmethod
-    def from_json(cls, resource: Resource[Any, Any, Any], body: Mapping[str, Any]) -> Self:
+    def from_json(cls, resource: AnyResource, body: Mapping[str, Any]) -> Self:
         """The aggregation in that JSON form.
 
         Raises:
@@ -126,7 +126,7 @@ class Aggregation:
 _MEMBERS: Final = ("functions", "group_by", "where", "order", "limit")
 
 
-def _group_by(resource: Resource[Any, Any, Any], wanted: object) -> tuple[str, ...]:
+def _group_by(resource: AnyResource, wanted: object) -> tuple[str, ...]:
     names = cast("list[Any]", wanted)
     if not isinstance(wanted, list) or not all(isinstance(name, str) for name in names):
         raise InvalidQueryError("group_by is a list of fields", pointer="/group_by")
@@ -137,9 +137,7 @@ def _group_by(resource: Resource[Any, Any, Any], wanted: object) -> tuple[str, .
     return tuple(dict.fromkeys(names))
 
 
-def _functions(
-    resource: Resource[Any, Any, Any], wanted: object, *, taken: tuple[str, ...]
-) -> Mapping[str, Function]:
+def _functions(resource: AnyResource, wanted: object, *, taken: tuple[str, ...]) -> Mapping[str, Function]:
     named = cast("dict[str, Any]", wanted)
     if not isinstance(wanted, dict) or not 1 <= len(named) <= MAX_FUNCTIONS:
         raise InvalidQueryError(
@@ -149,9 +147,7 @@ def _functions(
     return {name: _function(resource, name, value, taken=taken) for name, value in named.items()}
 
 
-def _function(
-    resource: Resource[Any, Any, Any], name: str, wanted: object, *, taken: tuple[str, ...]
-) -> Function:
+def _function(resource: AnyResource, name: str, wanted: object, *, taken: tuple[str, ...]) -> Function:
     pointer = f"/functions/{name[:100]}"
     if not NAME_SYNTAX.fullmatch(name) or name in taken:
         raise InvalidQueryError("a result has a snake_case name of its own", pointer=pointer)

@@ -19,12 +19,11 @@ from hybridkit.resources._filters import (
     wire_value,
 )
 from hybridkit.resources._query_strings import read_filter, write_filter
-from hybridkit.resources._resource import Resource
+from hybridkit.resources._resource import AnyResource
 
 __all__ = ["DEFAULT_PAGE_SIZE", "MAX_PAGE_SIZE", "Direction", "Query"]
 
 type Direction = Literal["asc", "desc"]
-type AnyResource = Resource[Any, Any, Any]
 
 DEFAULT_PAGE_SIZE: Final = 50
 MAX_PAGE_SIZE: Final = 1000

@@ -25,7 +25,7 @@ from hybridkit.resources._filters import (
     pattern_tokens,
     wire_value,
 )
-from hybridkit.resources._resource import Resource
+from hybridkit.resources._resource import AnyResource
 
 __all__ = ["read_filter", "write_filter"]
 
@@ -41,7 +41,7 @@ def write_filter(where: Filter | None) -> list[tuple[str, str]]:
             return [_to_param(where)]
 
 
-def read_filter(resource: Resource[Any, Any, Any], name: str, text: str) -> Filter:
+def read_filter(resource: AnyResource, name: str, text: str) -> Filter:
     """The filter in one (percent-decoded) URL parameter.
 
     Raises:
@@ -124,7 +124,7 @@ def _text(field: str, value: Any) -> str:
 class _Parser:
     """Reads one URL parameter; `name` is a field, `or`, `and`, `not.or` or `not.and`."""
 
-    def __init__(self, resource: Resource[Any, Any, Any], name: str, text: str) -> None:
+    def __init__(self, resource: AnyResource, name: str, text: str) -> None:
         self._resource = resource
         self._name = name
         self._text = text

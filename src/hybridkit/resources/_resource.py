@@ -18,8 +18,6 @@ from hybridkit.injection import bare_type
 from hybridkit.resources._filters import Field as FilterField
 from hybridkit.resources._filters import operand_type
 
-__all__ = ["Call", "Record", "Resource"]
-
 IdT = TypeVar("IdT", UUID, str, int, default=UUID)
 
 RESERVED_NAMES: Final = frozenset({"select", "order", "or", "and", "not", "page_size", "page_token"})
@@ -220,6 +218,10 @@ def _annotation(record: type[Record[Any]], path: str) -> Any:
     return Annotated[annotation, *info.metadata] if info.metadata else annotation
 
 
+type AnyResource = Resource[Any, Any, Any]
+"""A resource whose models don't matter."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Call[RequestT: BaseModel, ResponseT: BaseModel]:
     """An operation of a service's own that no CRUD verb says: `POST /v1/{resource}:{name}`.
@@ -233,7 +235,7 @@ class Call[RequestT: BaseModel, ResponseT: BaseModel]:
     """
 
     name: str
-    resource: Resource[Any, Any, Any] = dataclasses.field(kw_only=True)
+    resource: AnyResource = dataclasses.field(kw_only=True)
     request: type[RequestT] = dataclasses.field(kw_only=True)
     response: type[ResponseT] = dataclasses.field(kw_only=True)
     safe: bool = dataclasses.field(default=False, kw_only=True)

@@ -23,9 +23,9 @@ from hybridkit.dataservice._http._own_calls import AnyCall, CallHandler
 from hybridkit.dataservice._http._routes import add_routes
 from hybridkit.dataservice._memory._store import MemoryStore
 from hybridkit.dataservice._memory._table import Unique
-from hybridkit.dataservice._store._operations import AnyResource
 from hybridkit.errors import OutcomeUnknownError, RejectedError
 from hybridkit.lifespan import ServiceResources
+from hybridkit.resources._resource import AnyResource
 from hybridkit.settings import ServiceSettings
 from hybridkit.testing._asgi_calls import MAX_HEAD_BYTES, Asked, call, read_request, send_reply
 from hybridkit.testing._data_faults import DataFaults, Reply, reply_of

@@ -25,7 +25,6 @@ from hybridkit.contract import Transaction
 from hybridkit.dataservice._store._losses import losses
 from hybridkit.dataservice._store._members import fields_by_member, patch_as_stored, values_of
 from hybridkit.dataservice._store._operations import (
-    AnyResource,
     Assert,
     Create,
     Delete,
@@ -40,6 +39,7 @@ from hybridkit.errors import (
     PreconditionRequiredError,
 )
 from hybridkit.resources import Filter, Query
+from hybridkit.resources._resource import AnyResource
 
 
 class _Closed(BaseModel):

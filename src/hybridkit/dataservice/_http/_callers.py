@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Literal, Self
 from fastapi import Request
 
 from hybridkit.dataservice._http._requests import caller_of
-from hybridkit.dataservice._store._operations import AnyResource
 from hybridkit.errors import AccessDeniedError, DeclarationError
+from hybridkit.resources._resource import AnyResource
 from hybridkit.security import ServiceTokenVerifier
 from hybridkit.settings import ServiceSettings
 

@@ -13,11 +13,11 @@ from hybridkit._asgi_types import Receive, Send
 from hybridkit.contract import NDJSON_MEDIA_TYPE
 from hybridkit.dataservice._http._requests import ContractRequest
 from hybridkit.dataservice._http._responses import Header, Response
-from hybridkit.dataservice._store._operations import AnyResource
 from hybridkit.dataservice._store._protocol import Lines
 from hybridkit.errors import DeadlineExceededError, InvalidQueryError
 from hybridkit.observability import get_logger
 from hybridkit.resources import Query
+from hybridkit.resources._resource import AnyResource
 
 SLOW_READER_SECONDS: Final = 30.0
 """How long a reader may take nothing before it loses its cursor."""

@@ -15,9 +15,9 @@ from typing import Any, Final
 import orjson
 
 from hybridkit.codec import encode_json
-from hybridkit.dataservice._store._operations import AnyResource
 from hybridkit.errors import PageTokenError
 from hybridkit.resources import Query
+from hybridkit.resources._resource import AnyResource
 
 _SIGNATURE_BYTES: Final = 16
 _BINDING_BYTES: Final = 8
@@ -29,7 +29,7 @@ def write_token(resource: AnyResource, query: Query, position: Sequence[Any], *,
     Args:
         resource: what was read.
         query: how.
-        position: the values of the order's fields in the last record, the id at the end; JSON-able.
+        position: the values of `Query.total_order` in the last record; JSON-able.
         key: the store's signing key.
     """
     payload = _binding(resource, query) + orjson.dumps(list(position), default=str)

@@ -7,7 +7,8 @@ from urllib.parse import quote
 from hybridkit._asgi_types import Receive, Send
 from hybridkit.codec import encode_json
 from hybridkit.contract import IDEMPOTENCY_REPLAYED_HEADER, IDEMPOTENCY_REREAD_HEADER
-from hybridkit.dataservice._store._operations import AnyResource, Outcome
+from hybridkit.dataservice._store._operations import Outcome
+from hybridkit.resources._resource import AnyResource
 
 type Header = tuple[bytes, bytes]
 

@@ -25,9 +25,9 @@ from hybridkit.dataservice._http._requests import (
     check_url,
 )
 from hybridkit.dataservice._http._responses import BytesResponse, Header, Response
-from hybridkit.dataservice._store._operations import AnyResource
 from hybridkit.dataservice._store._waiting_time import DatabaseTime, watch_database
 from hybridkit.errors import DeclarationError, InvalidQueryError, NotAcceptableError
+from hybridkit.resources._resource import AnyResource
 
 JSON: Final = read_media_type("application/json; charset=utf-8")
 NDJSON: Final = read_media_type("application/x-ndjson; charset=utf-8")

@@ -6,9 +6,9 @@ from functools import cmp_to_key
 from typing import Any, Final, get_args
 
 from hybridkit.dataservice._memory._filters import compared, fits, value_at
-from hybridkit.dataservice._store._operations import AnyResource
 from hybridkit.errors import InvalidQueryError
 from hybridkit.resources import Aggregation, Function
+from hybridkit.resources._resource import AnyResource
 
 __all__ = ["aggregated"]
 

@@ -12,10 +12,10 @@ import orjson
 from pydantic import TypeAdapter, ValidationError
 
 from hybridkit.codec import truncate_timestamp
-from hybridkit.dataservice._store._operations import AnyResource
 from hybridkit.errors import InvalidQueryError, PageTokenError
 from hybridkit.resources import And, Compare, Filter, Not, Or, Query
 from hybridkit.resources._filters import pattern_tokens
+from hybridkit.resources._resource import AnyResource
 
 __all__ = ["Ordering", "compared", "fits", "value_at"]
 

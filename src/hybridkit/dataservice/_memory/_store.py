@@ -18,7 +18,7 @@ from hybridkit.dataservice._memory._filters import Ordering, fits
 from hybridkit.dataservice._memory._table import MemoryTable, Row, Unique
 from hybridkit.dataservice._store._in_flight import InFlight
 from hybridkit.dataservice._store._keys import replayed
-from hybridkit.dataservice._store._operations import AnyResource, CallAnswer, CallWork, Outcome, Write
+from hybridkit.dataservice._store._operations import CallAnswer, CallWork, Outcome, Write
 from hybridkit.dataservice._store._protocol import Encoded, Found, Lines, Room, listed
 from hybridkit.errors import (
     DeadlineExceededError,
@@ -27,6 +27,7 @@ from hybridkit.errors import (
     TransactionsUnavailableError,
 )
 from hybridkit.resources import Aggregation, Filter, Query
+from hybridkit.resources._resource import AnyResource
 
 __all__ = ["MemoryStore"]
 

@@ -12,7 +12,6 @@ from hybridkit.dataservice._store._etags import State
 from hybridkit.dataservice._store._increments import incremented
 from hybridkit.dataservice._store._merging import merged
 from hybridkit.dataservice._store._operations import (
-    AnyResource,
     Assert,
     Create,
     Delete,
@@ -26,7 +25,7 @@ from hybridkit.dataservice._store._operations import (
 from hybridkit.dataservice._store._refusals import fitting, hidden, missing, stale, taken, unreferred
 from hybridkit.errors import DeclarationError, StaleVersionError
 from hybridkit.resources import Filter
-from hybridkit.resources._resource import SYSTEM_FIELDS
+from hybridkit.resources._resource import SYSTEM_FIELDS, AnyResource
 
 __all__ = ["MemoryTable", "Row", "Unique", "UniqueWhere"]
 

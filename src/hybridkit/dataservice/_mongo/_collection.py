@@ -12,9 +12,9 @@ from pymongo import ASCENDING, DESCENDING, IndexModel
 
 from hybridkit.dataservice._mongo._values import from_bson, mergeable, to_bson
 from hybridkit.dataservice._store._etags import State
-from hybridkit.dataservice._store._operations import AnyResource, Document
+from hybridkit.dataservice._store._operations import Document
 from hybridkit.errors import DeclarationError
-from hybridkit.resources._resource import SYSTEM_FIELDS
+from hybridkit.resources._resource import SYSTEM_FIELDS, AnyResource
 
 __all__ = [
     "HIDDEN",

@@ -26,10 +26,11 @@ from hybridkit.dataservice._mongo._filters import condition
 from hybridkit.dataservice._mongo._ordering import Ordering
 from hybridkit.dataservice._mongo._pipeline import MAX_DOCUMENTS, MAX_RESULT_BYTES, checked_pipeline
 from hybridkit.dataservice._mongo._values import from_bson, to_bson
-from hybridkit.dataservice._store._operations import AnyResource, CallWork
+from hybridkit.dataservice._store._operations import CallWork
 from hybridkit.dataservice._store._protocol import Encoded, Found, Lines, Room, answer_too_large, listed
 from hybridkit.errors import InvalidQueryError
 from hybridkit.resources import Aggregation, Filter, Query
+from hybridkit.resources._resource import AnyResource
 
 __all__ = ["MongoReader"]
 

@@ -28,10 +28,11 @@ from hybridkit.dataservice._postgres._read_statements import (
 from hybridkit.dataservice._postgres._table import ResourceTable
 from hybridkit.dataservice._postgres._types._json_printing import Projection, projection
 from hybridkit.dataservice._store._documents import canonical
-from hybridkit.dataservice._store._operations import AnyResource, CallWork
+from hybridkit.dataservice._store._operations import CallWork
 from hybridkit.dataservice._store._protocol import Encoded, Found, Lines, Room, answer_too_large, listed
 from hybridkit.errors import NotSupportedError, OverloadedError
 from hybridkit.resources import Aggregation, Compare, Filter, Query
+from hybridkit.resources._resource import AnyResource
 
 __all__ = ["PostgresReader"]
 

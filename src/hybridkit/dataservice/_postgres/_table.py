@@ -19,9 +19,9 @@ from hybridkit.dataservice._postgres._types._parameters import (
 )
 from hybridkit.dataservice._postgres._types._values import check_limits, fitted, python_type, shown_by
 from hybridkit.dataservice._store._etags import State
-from hybridkit.dataservice._store._operations import AnyResource, Document
+from hybridkit.dataservice._store._operations import Document
 from hybridkit.errors import DeclarationError, FieldError, InvalidRequestError
-from hybridkit.resources._resource import SYSTEM_FIELDS
+from hybridkit.resources._resource import SYSTEM_FIELDS, AnyResource
 
 if TYPE_CHECKING:
     from sqlalchemy.types import TypeEngine

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 from hybridkit.contract import Emission
-from hybridkit.resources import Filter, Resource
+from hybridkit.resources import Filter
+from hybridkit.resources._resource import AnyResource
 
 __all__ = [
-    "AnyResource",
     "Assert",
     "CallAnswer",
     "CallWork",
@@ -28,8 +28,6 @@ __all__ = [
     "Write",
     "merge_patch",
 ]
-
-type AnyResource = Resource[Any, Any, Any]
 
 type Document = Mapping[str, Any]
 """A record by field, `etag` included, ready for `codec.encode_json`."""

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple, Protocol
 
 from hybridkit.contract import MAX_PAGE_BYTES
 from hybridkit.dataservice._outbox._protocol import Outbox
-from hybridkit.dataservice._store._operations import AnyResource, CallWork, Outcome, Write
+from hybridkit.dataservice._store._operations import CallWork, Outcome, Write
 from hybridkit.errors import AnswerTooLargeError
 from hybridkit.resources import Aggregation, Filter, Query
+from hybridkit.resources._resource import AnyResource
 
 __all__ = ["Encoded", "Found", "Lines", "Room", "Store", "answer_too_large", "listed"]
 

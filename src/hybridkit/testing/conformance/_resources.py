@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 
 from hybridkit.codec import Timestamp
 from hybridkit.resources import Call, Record, Resource
+from hybridkit.resources._resource import AnyResource
 
 
 class Kind(StrEnum):
@@ -168,7 +169,7 @@ LEDGERS: Final = Resource(
 )
 """Changes need `If-Match`."""
 
-CONFORMANCE_RESOURCES: Final[tuple[Resource[Any, Any, Any], ...]] = (THINGS, PLACES, LEDGERS)
+CONFORMANCE_RESOURCES: Final[tuple[AnyResource, ...]] = (THINGS, PLACES, LEDGERS)
 
 
 class Slow(BaseModel):

@@ -15,7 +15,7 @@ from hybridkit.clients import AnyTransport, Request, Transport
 from hybridkit.clients._transports._httpx import HttpxTransport, new_client, open_transport
 from hybridkit.codec import decode_json, encode_json
 from hybridkit.ids import new_id
-from hybridkit.resources import Resource
+from hybridkit.resources._resource import AnyResource
 from hybridkit.testing.conformance._resources import THINGS
 
 type Capability = Literal["transactions", "foreign_keys", "events", "slow_call", "query_method", "pipelines"]
@@ -197,7 +197,7 @@ class ServiceUnderTest:
         return sorted(item["name"] for item in answer.items)
 
 
-def path_of(resource: Resource[Any, Any, Any], record_id: object) -> str:
+def path_of(resource: AnyResource, record_id: object) -> str:
     """Where a record is."""
     return f"{resource.path}/{quote(str(record_id), safe='')}"
 

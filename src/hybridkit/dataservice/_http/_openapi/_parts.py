@@ -8,10 +8,10 @@ from typing import Any, Final
 
 from hybridkit._syntax import NAME_SYNTAX
 from hybridkit.contract import PROBLEM_MEDIA_TYPE
-from hybridkit.dataservice._store._operations import AnyResource
 from hybridkit.resources import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
 from hybridkit.resources._aggregations import FUNCTION_NAMES, MAX_FUNCTIONS, MAX_GROUP_FIELDS, MAX_GROUPS
 from hybridkit.resources._filters import OPERATORS
+from hybridkit.resources._resource import AnyResource
 
 type Part = Mapping[str, Any]
 
