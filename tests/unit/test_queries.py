@@ -397,3 +397,11 @@ def test_none_is_compared_with_is() -> None:
 def test_an_undeclared_field_is_refused_where_the_filter_is_built() -> None:
     with pytest.raises(InvalidQueryError, match="only by"):
         _ = ORDERS["password"]
+
+
+def test_the_total_order_ends_with_the_id() -> None:
+    """It is added where the order doesn't name it, and stays where and as the order names it."""
+    assert Query().total_order == (("id", "asc"),)
+    assert Query(order=(("total", "desc"),)).total_order == (("total", "desc"), ("id", "asc"))
+    named = Query(order=(("id", "desc"), ("total", "asc")))
+    assert named.total_order == named.order

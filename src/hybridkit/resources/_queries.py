@@ -36,7 +36,8 @@ class Query:
 
     Attributes:
         where: the filter; None for all records.
-        order: (field, direction) pairs. The id is always the last tie-breaker, whether it is named or not.
+        order: (field, direction) pairs. The id is always the last tie-breaker, whether it is named or not. Records
+            without a value come last, or first where the direction is `desc`.
         select: the fields to return; empty for all of them.
         page_size: records a page, 1 to 1,000.
         page_token: where to go on, as the page before told it; bound to filter and order.
@@ -47,6 +48,13 @@ class Query:
     select: tuple[str, ...] = ()
     page_size: int = DEFAULT_PAGE_SIZE
     page_token: str | None = None
+
+    @property
+    def total_order(self) -> tuple[tuple[str, Direction], ...]:
+        """The order with the id, ascending, at its end where no field names it: no two records tie."""
+        if any(name == "id" for name, _ in self.order):
+            return self.order
+        return (*self.order, ("id", "asc"))
 
     def to_json(self) -> dict[str, Any]:
         """The JSON form; what is at its default is left out."""

@@ -152,8 +152,7 @@ class Ordering:
 
     def __init__(self, resource: AnyResource, query: Query) -> None:
         self._resource = resource
-        named = any(name == "id" for name, _ in query.order)
-        self._pairs = query.order if named else (*query.order, ("id", "asc"))
+        self._pairs = query.total_order
         self._key = cmp_to_key(self._sign)
 
     def position(self, values: Values) -> Sequence[Any]:

@@ -90,10 +90,9 @@ class Ordering:
 
     def __init__(self, collection: ResourceCollection, query: Query) -> None:
         self._resource = collection.resource
-        pairs = query.order if any(name == "id" for name, _ in query.order) else (*query.order, ("id", "asc"))
-        self._pairs = pairs
+        self._pairs = query.total_order
         self._whole = {
-            name for name, _ in pairs if collection.is_nullable(name) or not self._has_one_type(name)
+            name for name, _ in self._pairs if collection.is_nullable(name) or not self._has_one_type(name)
         }
 
     def __repr__(self) -> str:

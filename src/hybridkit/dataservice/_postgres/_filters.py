@@ -251,9 +251,8 @@ class Ordering:
     """
 
     def __init__(self, table: ResourceTable, query: Query) -> None:
-        pairs = query.order if any(name == "id" for name, _ in query.order) else (*query.order, ("id", "asc"))
-        self._operands = [operand(table, name) for name, _ in pairs]
-        self._descending = [direction == "desc" for _, direction in pairs]
+        self._operands = [operand(table, name) for name, _ in query.total_order]
+        self._descending = [direction == "desc" for _, direction in query.total_order]
 
     def __repr__(self) -> str:
         return f"Ordering({self._operands})"
