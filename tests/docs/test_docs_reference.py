@@ -30,6 +30,14 @@ def test_the_index_of_the_reference_names_every_page() -> None:
     assert [name for name in sorted(public_modules()) if f"]({name}.md)" not in index] == []
 
 
+def test_the_index_of_the_how_tos_names_every_guide() -> None:
+    """By the title that the guide has, so that a reader who searches for one finds the other."""
+    index = (ROOT / "docs/how-to/index.md").read_text()
+    guides = [path for path in sorted(ROOT.glob("docs/how-to/*.md")) if path.name != "index.md"]
+    titles = {path.name: path.read_text().partition("\n")[0].removeprefix("# ") for path in guides}
+    assert [name for name, title in titles.items() if f"* [{title}]({name})" not in index] == []
+
+
 def test_every_page_is_in_the_navigation() -> None:
     """The strict build only knows the pages that exist; this names the one that was forgotten."""
     navigation = (ROOT / "mkdocs.yml").read_text()
