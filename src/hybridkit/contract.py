@@ -1,10 +1,15 @@
 """The words of the HTTP contract that a data client and a data service share: headers, transactions, problems.
 
-Errors travel as `application/problem+json` (RFC 9457); `Problem.from_error` and `Problem.to_error` are each other's
-inverse, so that a client raises what the service raised.
+Errors travel as `application/problem+json` (RFC 9457). `Problem.to_error` makes of a problem the error that
+`Problem.from_error` was given, with its message and those of its attributes that a problem has members for, except that
+
+* a class without a code of its own comes back as the most general one with that code, such as `UnavailableError` for
+  `NotConnectedError`, or `MisuseError` for `SettingsError`;
+* a `PayloadError` comes back as `InvalidRequestError`, and the sizes of one that was too large only in its message;
+* `retry_after_seconds` comes back between 0 and `MAX_DELAY_SECONDS` of `hybridkit.retry`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal, Self
 from uuid import UUID
@@ -408,7 +413,7 @@ class Problem(BaseModel):
             case None:
                 return ResponseError(f"{self.status} {self.code}: {self.detail}", response_status=self.status)
             case _ if issubclass(error, InvalidRequestError):
-                return InvalidRequestError(self.title if found else self.detail, errors=found)
+                return InvalidRequestError(self._message_without(found), errors=found)
             case _ if issubclass(error, InvalidQueryError):
                 return error(self.detail, pointer=self.errors[0].pointer if self.errors else "")
             case _ if issubclass(error, InvalidHeaderError):
@@ -426,6 +431,13 @@ class Problem(BaseModel):
                 return InvalidRequestError(self.detail)
             case _:
                 return error(self.detail)
+
+    def _message_without(self, problems: Sequence[FieldError]) -> str:
+        """The detail without the list of problems that `InvalidRequestError` puts at its end."""
+        if not problems:
+            return self.detail
+        listed = f": {'; '.join(map(str, problems))}"
+        return self.detail.removesuffix(listed) if self.detail.endswith(listed) else self.title
 
 
 def _sendable_seconds(error: HybridkitError) -> float | None:
