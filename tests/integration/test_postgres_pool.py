@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 from hybridkit.context import RequestContext, bind
 from hybridkit.dataservice._postgres._driver._connection import limit_fits, limit_for
 from hybridkit.dataservice._postgres._driver._pool import Pool
-from hybridkit.dataservice._store._waiting_time import watch_database
+from hybridkit.dataservice._store._waiting_time import start_waiting_time
 from hybridkit.errors import DeadlineExceededError, InvalidRequestError, MisuseError, OverloadedError
 
 PID = "SELECT pg_backend_pid()"
@@ -136,7 +136,7 @@ async def test_nobody_waits_for_long(pool: Pool) -> None:
 
 
 async def test_a_request_knows_how_long_it_has_waited(pool: Pool) -> None:
-    waited = watch_database()
+    waited = start_waiting_time()
     await pool.fetch("SELECT pg_sleep(0.02)")
     once = waited.seconds
     async with pool.session() as session:
@@ -144,7 +144,7 @@ async def test_a_request_knows_how_long_it_has_waited(pool: Pool) -> None:
     assert once >= 0.02
     assert waited.seconds >= once + 0.02
     assert waited.header == f"db;dur={waited.seconds * 1000:.1f}"
-    assert repr(waited).startswith("DatabaseTime(0.")
+    assert repr(waited).startswith("WaitingTime(0.")
 
 
 async def test_a_session_without_statements_asks_nothing(pool: Pool) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from hybridkit.dataservice._postgres._keys import lock_number
 from hybridkit.dataservice._store._operations import Update
-from hybridkit.dataservice._store._refusals import fitting
+from hybridkit.dataservice._store._refusals import validated
 from hybridkit.errors import InvalidRequestError
 from hybridkit.events import Event, decode_envelope
 from hybridkit.observability import metrics
@@ -132,7 +132,7 @@ async def test_a_merge_that_breaks_the_record_is_refused(service: Any) -> None:
     """What comes out of a patch is checked as the record declares it."""
     operation = Update(resource=service.items, id=uuid4(), label="operations/0")
     with pytest.raises(InvalidRequestError) as refused:
-        fitting(operation, "details", [1])
+        validated(operation, "details", [1])
     assert refused.value.errors[0].pointer == "/operations/0/data/details"
 
 

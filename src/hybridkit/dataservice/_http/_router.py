@@ -25,7 +25,7 @@ from hybridkit.dataservice._http._requests import (
     check_url,
 )
 from hybridkit.dataservice._http._responses import BytesResponse, Header, Response
-from hybridkit.dataservice._store._waiting_time import DatabaseTime, watch_database
+from hybridkit.dataservice._store._waiting_time import WaitingTime, start_waiting_time
 from hybridkit.errors import DeclarationError, InvalidQueryError, NotAcceptableError
 from hybridkit.resources._resource import AnyResource
 
@@ -196,7 +196,7 @@ class ContractRouter(BaseRoute):
         for access in endpoint.accesses:
             callers.check(request.caller, endpoint.resource, access)
         endpoint.check(request)
-        waited = watch_database()
+        waited = start_waiting_time()
         response = await endpoint.handler(request)
         await response.send(receive, send, _common_headers(request, endpoint, waited))
 
@@ -213,7 +213,7 @@ class ContractRouter(BaseRoute):
         return self._records.get(name), record_id
 
 
-def _common_headers(request: ContractRequest, endpoint: Endpoint, waited: DatabaseTime) -> list[Header]:
+def _common_headers(request: ContractRequest, endpoint: Endpoint, waited: WaitingTime) -> list[Header]:
     headers: list[Header] = [(b"vary", endpoint.vary.encode())] if endpoint.vary else []
     if applied := request.applied:
         headers.append((b"preference-applied", applied.encode()))

@@ -22,8 +22,16 @@ from hybridkit.dataservice._store._operations import (
     Update,
     Upsert,
 )
-from hybridkit.dataservice._store._refusals import fitting, hidden, missing, stale, taken, unreferred
-from hybridkit.errors import DeclarationError, StaleVersionError
+from hybridkit.dataservice._store._refusals import (
+    foreign_key_violation,
+    hidden,
+    not_found,
+    requirement_failed,
+    stale_version,
+    unique_violation,
+    validated,
+)
+from hybridkit.errors import DeclarationError
 from hybridkit.resources import Filter
 from hybridkit.resources._resource import SYSTEM_FIELDS, AnyResource
 
@@ -143,7 +151,7 @@ class MemoryTable:
                 return Result()
             case Create():
                 if operation.id in self.rows:
-                    raise taken(operation, ["id"])
+                    raise unique_violation(operation, ["id"])
                 return self._created(operation)
             case Upsert():
                 return self._upserted(operation)
@@ -160,9 +168,9 @@ class MemoryTable:
     def _existing(self, operation: Assert | Update | Upsert | Delete) -> Row:
         row = self.find(operation.id)
         if row is None:
-            raise missing(operation)
+            raise not_found(operation)
         if operation.if_match not in (None, row.tag):
-            raise stale(operation, row.tag)
+            raise stale_version(operation, row.tag)
         return row
 
     def _created(self, operation: Create | Upsert) -> Result:
@@ -177,18 +185,18 @@ class MemoryTable:
         row = self.find(operation.id)
         if row is None:
             if operation.only == "present":
-                raise stale(operation, None)
+                raise stale_version(operation, None)
             if operation.id in self.rows:
                 raise hidden(operation)
             return self._created(operation)
         if operation.only == "absent" or operation.if_match not in (None, row.tag):
-            raise stale(operation, row.tag)
+            raise stale_version(operation, row.tag)
         return self._put(operation, self._changed(operation, self._fitting(operation, operation.values)))
 
     def _updates(self, operation: Update) -> dict[str, Any]:
         row = self._existing(operation)
         if not fits(operation.require, row.values):
-            raise StaleVersionError(operation.says("the requirement does not hold"), current=row.tag)
+            raise requirement_failed(operation, row.tag)
         documents = {name: merged(operation, name, row.values[name]) for name in operation.merges}
         added = {name: incremented(operation, name, row.values[name]) for name in operation.increment}
         return {**self._fitting(operation, operation.changes), **documents, **added}
@@ -209,9 +217,9 @@ class MemoryTable:
     def _undeleted(self, operation: Undelete) -> Result:
         row = self.rows.get(operation.id)
         if row is None:
-            raise missing(operation)
+            raise not_found(operation)
         if operation.if_match not in (None, row.tag):
-            raise stale(operation, row.tag)
+            raise stale_version(operation, row.tag)
         if row.deleted_at is None:
             return Result(row.document())
         values = {**row.values, "version": row.values["version"] + 1, "updated_at": now()}
@@ -224,7 +232,7 @@ class MemoryTable:
             wanted = row.values[field]
             is_itself = table is self and wanted == operation.id
             if wanted is not None and wanted not in table.rows and not is_itself:
-                raise unreferred(operation, [field])
+                raise foreign_key_violation(operation, [field])
         self.rows[operation.id] = row
         return Result(row.document())
 
@@ -235,18 +243,18 @@ class MemoryTable:
         for record_id, other in self.rows.items():
             is_other = record_id != operation.id and index.holds_for(other)
             if is_other and wanted == [value_at(other.values, name) for name in index.fields]:
-                raise taken(operation, index.fields)
+                raise unique_violation(operation, index.fields)
 
     def _check_not_referred_to(self, operation: Delete) -> None:
         for field, table in self._referring:
             for record_id, row in table.rows.items():
                 is_itself = table is self and record_id == operation.id
                 if row.values[field] == operation.id and not is_itself:
-                    raise unreferred(operation)
+                    raise foreign_key_violation(operation)
 
     def _fitting(self, operation: Operation, values: Mapping[str, Any]) -> dict[str, Any]:
         """The values as the record declares them, as a database's columns would have them."""
-        return {name: fitting(operation, name, value, bounds=False) for name, value in values.items()}
+        return {name: validated(operation, name, value, bounds=False) for name, value in values.items()}
 
     @property
     def _names(self) -> Sequence[str]:

@@ -21,7 +21,13 @@ from hybridkit.dataservice._store._operations import (
     Update,
     Upsert,
 )
-from hybridkit.dataservice._store._refusals import fitting, hidden, missing, stale, taken
+from hybridkit.dataservice._store._refusals import (
+    hidden,
+    not_found,
+    stale_version,
+    unique_violation,
+    validated,
+)
 from hybridkit.resources import Filter
 
 __all__ = ["GONE", "Change", "change_for"]
@@ -78,7 +84,7 @@ def change_for(operation: Operation, collection: ResourceCollection, stored: Sto
             return Change(operation=operation, document=_same(found), before=before, only_looks=True)
         case Create():
             if there is not None:
-                raise taken(operation, ["id"], "a record has this id")
+                raise unique_violation(operation, ["id"], "a record has this id")
             return Change(operation=operation, document=_new(operation, collection))
         case Upsert():
             if live is None and there is not None and operation.only != "present":
@@ -107,9 +113,9 @@ def _existing(
     operation: Assert | Update | Delete | Undelete, live: StoredDocument | None, before: str | None
 ) -> StoredDocument:
     if live is None:
-        raise missing(operation)
+        raise not_found(operation)
     if operation.if_match not in (None, before):
-        raise stale(operation, before)
+        raise stale_version(operation, before)
     return live
 
 
@@ -118,10 +124,10 @@ def _upserted(
 ) -> Change:
     if live is None:
         if operation.only == "present":
-            raise stale(operation, None)
+            raise stale_version(operation, None)
         return Change(operation=operation, document=_new(operation, collection))
     if operation.only == "absent" or operation.if_match not in (None, before):
-        raise stale(operation, before)
+        raise stale_version(operation, before)
     document = _versioned(live, _stored(operation, collection, operation.values), operation.values)
     return Change(operation=operation, document=document, before=before)
 
@@ -148,7 +154,7 @@ def _stored(
     """
     for name, value in values.items():
         if value is None and not collection.is_nullable(name):
-            fitting(operation, name, None)
+            validated(operation, name, None)
     return collection.stored(values)
 
 

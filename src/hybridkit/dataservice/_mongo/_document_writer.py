@@ -28,23 +28,24 @@ from hybridkit.dataservice._mongo._keys import (
     EMBEDDED_KEYS,
     KEYS_COLLECTION,
     Keys,
-    Recorded,
+    KnownKey,
     embedded,
     entry_for,
 )
 from hybridkit.dataservice._mongo._values import to_bson
 from hybridkit.dataservice._store._keys import check_repeated, count
 from hybridkit.dataservice._store._operations import CallAnswer, Operation, Outcome, Result, Write
-from hybridkit.errors import ConflictError, RejectedError, StaleVersionError
+from hybridkit.dataservice._store._refusals import requirement_failed
+from hybridkit.errors import ConflictError, RejectedError
 
-__all__ = ["SingleWriter", "replayed", "unchanged"]
+__all__ = ["DocumentWriter", "replayed", "unchanged"]
 
 CONFLICT_SECONDS: Final = 2.0
 """How long a write tries to win against others on its document."""
 CONFLICT_PAUSE_SECONDS: Final = 0.02
 
 
-class SingleWriter:
+class DocumentWriter:
     """Writes of one record, of events alone, and calls, without transactions.
 
     Args:
@@ -67,7 +68,7 @@ class SingleWriter:
         self._emitted = emitted
 
     def __repr__(self) -> str:
-        return f"SingleWriter({sorted(self._collections)})"
+        return f"DocumentWriter({sorted(self._collections)})"
 
     async def write(self, write: Write) -> Outcome:
         """Do it, once per caller and key; again, for a while, where another write of the same document won."""
@@ -88,7 +89,7 @@ class SingleWriter:
 
     # ── a record ─────────────────────────────────────────────────────────────────────────────────
 
-    async def _write_patiently(self, write: Write, operation: Operation, known: Recorded | None) -> Outcome:
+    async def _write_patiently(self, write: Write, operation: Operation, known: KnownKey | None) -> Outcome:
         give_up_at = time.monotonic() + CONFLICT_SECONDS
         while True:
             outcome = await self._write_once(write, operation, known)
@@ -96,10 +97,10 @@ class SingleWriter:
                 return outcome
             if time.monotonic() >= give_up_at:
                 raise ConflictError("other writes of this record won each time", retry_after_seconds=0.1)
-            known = await self._keys.recorded(write)
+            known = await self._keys.look_up(write)
             await asyncio.sleep(CONFLICT_PAUSE_SECONDS * random.random())  # noqa: S311 # nosec B311 - spreads load
 
-    async def _write_once(self, write: Write, operation: Operation, known: Recorded | None) -> Outcome | None:
+    async def _write_once(self, write: Write, operation: Operation, known: KnownKey | None) -> Outcome | None:
         """The outcome; None where another write came between reading and writing."""
         collection = self._collections[operation.resource.name]
         documents = self._database[collection.name]
@@ -137,7 +138,7 @@ class SingleWriter:
 
     # ── no record ────────────────────────────────────────────────────────────────────────────────
 
-    async def _write_claim(self, write: Write, known: Recorded | None) -> Outcome:
+    async def _write_claim(self, write: Write, known: KnownKey | None) -> Outcome:
         """A call, or events alone: what came of it is recorded in the claim."""
         if known is not None:
             check_repeated(write, known.fingerprint)
@@ -148,12 +149,12 @@ class SingleWriter:
         outcome = Outcome((), answer=b"" if answer is None else answer.body)
         if await self._keys.finish(write, outcome, await self._events(write, answer)):
             return outcome
-        known = await self._keys.recorded(write)  # another process was quicker
+        known = await self._keys.look_up(write)  # another process was quicker
         count("replayed")
         return known.outcome if known is not None and known.outcome is not None else outcome
 
 
-def replayed(known: Recorded, collection: ResourceCollection, stored: StoredDocument | None) -> Outcome:
+def replayed(known: KnownKey, collection: ResourceCollection, stored: StoredDocument | None) -> Outcome:
     """What was done to that document under a key that is known."""
     count("replayed")
     if known.outcome is not None:
@@ -200,5 +201,5 @@ async def _put(
     if replaced.matched_count:
         return True
     if required and await documents.find_one(target, {"_id": 1}) is not None:
-        raise StaleVersionError(change.operation.says("the requirement does not hold"), current=change.before)
+        raise requirement_failed(change.operation, change.before)
     return False

@@ -25,7 +25,7 @@ from hybridkit.dataservice._mongo._driver._errors import is_duplicate
 from hybridkit.dataservice._store._keys import DERIVED_RETENTION, RETENTION, is_derived
 from hybridkit.dataservice._store._operations import Outcome, Result, Write
 
-__all__ = ["EMBEDDED_KEYS", "KEYS_COLLECTION", "Keys", "Recorded", "embedded", "entry_for"]
+__all__ = ["EMBEDDED_KEYS", "KEYS_COLLECTION", "Keys", "KnownKey", "embedded", "entry_for"]
 
 KEYS_COLLECTION: Final = "hk_keys"
 EMBEDDED_KEYS: Final = 20
@@ -40,7 +40,7 @@ type Stored = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
+class KnownKey:
     """What is known of a key.
 
     Attributes:
@@ -73,20 +73,20 @@ class Keys:
         """Create the index by which expired claims are found."""
         await self._collection.create_indexes([IndexModel([("expires_at", ASCENDING)], name="expiring")])
 
-    async def claim(self, write: Write) -> Recorded | None:
+    async def claim(self, write: Write) -> KnownKey | None:
         """Say that the key belongs to this request; what is known of it where it was claimed before."""
         try:
             await self._collection.insert_one(_claim(write))
         except OperationFailure as error:
             if not is_duplicate(error):
                 raise
-            return await self.recorded(write)
+            return await self.look_up(write)
         return None
 
-    async def recorded(self, write: Write, session: AsyncClientSession | None = None) -> Recorded | None:
+    async def look_up(self, write: Write, session: AsyncClientSession | None = None) -> KnownKey | None:
         """What the claims know of the key."""
         found = await self._collection.find_one({"_id": key_id(write)}, session=session)
-        return None if found is None else _recorded(found)
+        return None if found is None else _known_key(found)
 
     async def forget(self, write: Write) -> None:
         """Give up a claim under which nothing was done: only what was done is remembered."""
@@ -140,10 +140,10 @@ def key_id(write: Write) -> str:
     return f"{write.caller} {write.key}"
 
 
-def embedded(hidden: Stored, write: Write) -> Recorded | None:
+def embedded(hidden: Stored, write: Write) -> KnownKey | None:
     """What the document itself knows of the key."""
     wanted = key_id(write)
-    return next((_recorded(entry) for entry in hidden.get("keys", ()) if entry["key"] == wanted), None)
+    return next((_known_key(entry) for entry in hidden.get("keys", ()) if entry["key"] == wanted), None)
 
 
 def entry_for(write: Write, result: Result) -> StoredDocument:
@@ -181,7 +181,7 @@ def _kept(outcome: Outcome) -> StoredDocument:
     return {"answer": outcome.answer, "created": [result.created for result in outcome.results]}
 
 
-def _recorded(entry: Stored) -> Recorded:
+def _known_key(entry: Stored) -> KnownKey:
     results = entry.get("results")
     outcome = None
     if results is not None:
@@ -189,4 +189,4 @@ def _recorded(entry: Stored) -> Recorded:
         found = tuple(Result(record, created) for record, created in pairs)
         outcome = Outcome(found, replayed=True, answer=entry.get("answer", b""))
     created = tuple(entry.get("created", ()))
-    return Recorded(bytes.fromhex(entry["fingerprint"]), outcome, bool(entry.get("done")), created)
+    return KnownKey(bytes.fromhex(entry["fingerprint"]), outcome, bool(entry.get("done")), created)

@@ -32,7 +32,7 @@ from hybridkit.dataservice._mongo._driver._database import StoredDocument, is_li
 from hybridkit.dataservice._mongo._driver._errors import telling
 from hybridkit.dataservice._mongo._driver._sessions import LostRaceError, Transactions
 from hybridkit.dataservice._mongo._filters import condition
-from hybridkit.dataservice._mongo._keys import KEYS_COLLECTION, Keys, Recorded, embedded
+from hybridkit.dataservice._mongo._keys import KEYS_COLLECTION, Keys, KnownKey, embedded
 from hybridkit.dataservice._mongo._values import to_bson
 from hybridkit.dataservice._store._keys import check_repeated, count
 from hybridkit.dataservice._store._operations import (
@@ -45,7 +45,7 @@ from hybridkit.dataservice._store._operations import (
     Result,
     Write,
 )
-from hybridkit.errors import StaleVersionError
+from hybridkit.dataservice._store._refusals import requirement_failed
 
 __all__ = ["LANES_COLLECTION", "TransactionWriter"]
 
@@ -107,7 +107,7 @@ class TransactionWriter:
 
     async def attempt(self, session: AsyncClientSession, write: Write) -> Outcome:
         """Everything inside of the transaction, once."""
-        known = None if write.dry_run else await self._keys.recorded(write, session)
+        known = None if write.dry_run else await self._keys.look_up(write, session)
         if known is not None:
             check_repeated(write, known.fingerprint)
             if known.done:
@@ -165,9 +165,9 @@ class TransactionWriter:
             return
         if not required:
             raise LostRaceError
-        raise StaleVersionError(change.operation.says("the requirement does not hold"), current=change.before)
+        raise requirement_failed(change.operation, change.before)
 
-    async def _replayed(self, session: AsyncClientSession, write: Write, known: Recorded) -> Outcome:
+    async def _replayed(self, session: AsyncClientSession, write: Write, known: KnownKey) -> Outcome:
         count("replayed")
         if known.outcome is not None:
             return known.outcome

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pymongo.asynchronous.database import AsyncDatabase
 
 from hybridkit.dataservice._mongo._collection import ResourceCollection
-from hybridkit.dataservice._mongo._document_writer import SingleWriter
+from hybridkit.dataservice._mongo._document_writer import DocumentWriter
 from hybridkit.dataservice._mongo._driver._capabilities import Capabilities
 from hybridkit.dataservice._mongo._driver._database import StoredDocument, bounded, meaning
 from hybridkit.dataservice._mongo._driver._errors import write_error
@@ -40,8 +40,8 @@ class MongoWriter:
         capabilities: Capabilities,
         emitted: Callable[[], None],
     ) -> None:
-        self._single = SingleWriter(database, collections, emitted=emitted)
-        self._several = TransactionWriter(database, collections, emitted=emitted)
+        self._document_writer = DocumentWriter(database, collections, emitted=emitted)
+        self._transaction_writer = TransactionWriter(database, collections, emitted=emitted)
         self._capabilities = capabilities
         self._in_flight = InFlight()
 
@@ -54,7 +54,9 @@ class MongoWriter:
         Raises:
             TransactionsUnavailableError: it takes a transaction, and the server has none.
         """
-        work = self._several.write if self._takes_transaction(write) else self._single.write
+        work = (
+            self._transaction_writer.write if self._takes_transaction(write) else self._document_writer.write
+        )
 
         def again(fingerprint: bytes, outcome: Outcome) -> Outcome:
             return replayed(write, fingerprint, replace(outcome, replayed=True))
@@ -70,7 +72,7 @@ class MongoWriter:
 
     async def close(self) -> None:
         """Wait until no transaction is left open on the server."""
-        await self._several.close()
+        await self._transaction_writer.close()
 
     def _takes_transaction(self, write: Write) -> bool:
         if write.dry_run:

@@ -41,13 +41,14 @@ from hybridkit.dataservice._store._operations import (
 from hybridkit.dataservice._store._refusals import (
     hidden,
     left_out,
-    missing,
     not_a_number,
+    not_found,
     pointer,
+    requirement_failed,
     set_and_incremented,
-    stale,
+    stale_version,
 )
-from hybridkit.errors import InvalidQueryError, RejectedError, StaleVersionError
+from hybridkit.errors import InvalidQueryError, RejectedError
 from hybridkit.resources import Filter
 
 if TYPE_CHECKING:
@@ -215,7 +216,7 @@ class _Run:
         if current is None and self._table.resource.soft_delete:
             return hidden(operation)
         if current is not None and operation.only == "absent":
-            return stale(operation, current)
+            return stale_version(operation, current)
         return left_out(operation)
 
     async def _delete(self) -> list[Result]:
@@ -253,9 +254,9 @@ class _Run:
         statement = select(*self._table.all).where(self._table["id"] == self._id(operation))
         rows = await self._execute(statement)
         if not rows:
-            raise missing(operation)
+            raise not_found(operation)
         if operation.if_match not in (None, current := self._table.tag(rows[0])):
-            raise stale(operation, current)
+            raise stale_version(operation, current)
         return rows[0]
 
     # ── rows ─────────────────────────────────────────────────────────────────────────────────────
@@ -338,7 +339,7 @@ class _Run:
         changed: list[dict[str, Any]] = []
         for position, operation in enumerate(operations, 1):
             if position not in found:
-                raise missing(operation)
+                raise not_found(operation)
             changed.append(
                 {
                     name: self._table.bind(
@@ -410,14 +411,13 @@ class _Run:
                 continue
             current = await self._current(operation)
             if current is None and not isinstance(operation, Upsert):
-                raise missing(operation)
+                raise not_found(operation)
             # A condition on a record that is not there does not hold: RFC 9110, section 13.1.1.
             if current is not None and _tag(operation) in (None, current):
                 if not isinstance(operation, Update) or operation.require is None:
                     raise left_out(operation) if len(self._run) == 1 else UnnamedError
-                reason = operation.says("the requirement does not hold")
-                raise StaleVersionError(reason, current=current)
-            raise stale(operation, current)
+                raise requirement_failed(operation, current)
+            raise stale_version(operation, current)
 
     async def _current(self, operation: Operation) -> str | None:
         """The ETag of its record; None for one that is not there."""

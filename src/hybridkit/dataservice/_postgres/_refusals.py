@@ -13,7 +13,7 @@ from hybridkit.dataservice._postgres._driver._pool import Pool
 from hybridkit.dataservice._postgres._table import ResourceTable
 from hybridkit.dataservice._postgres._types._values import holds_nul
 from hybridkit.dataservice._store._operations import Create, Operation, Update, Upsert
-from hybridkit.dataservice._store._refusals import pointed, unreferred
+from hybridkit.dataservice._store._refusals import foreign_key_violation, pointed
 from hybridkit.errors import (
     ForeignKeyError,
     HybridkitError,
@@ -132,7 +132,7 @@ async def explained(pool: Pool, tables: Mapping[str, ResourceTable], refused: Re
         case UniqueViolationError():
             return UniqueViolationError(message, fields=names, errors=errors)
         case ForeignKeyError():
-            return unreferred(operation, names)
+            return foreign_key_violation(operation, names)
         case InvalidRequestError():
             return InvalidRequestError(message, errors=errors)
         case _:

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from hybridkit.codec import field_errors
 from hybridkit.dataservice._store._annotations import alternatives
 from hybridkit.dataservice._store._operations import Update
-from hybridkit.dataservice._store._refusals import fitting, not_a_number, pointer, set_and_incremented
+from hybridkit.dataservice._store._refusals import not_a_number, pointer, set_and_incremented, validated
 from hybridkit.errors import FieldError, InvalidRequestError
 
 __all__ = ["incremented"]
@@ -43,7 +43,7 @@ def incremented(operation: Update, name: str, value: Any) -> Any:
             "the sum is outside of what a number holds", errors=[FieldError(at, "out_of_range")]
         )
     _check_update(operation, name, total)
-    return fitting(operation, name, total, member="increment")
+    return validated(operation, name, total, member="increment")
 
 
 def _sum(before: float | Decimal, amount: float, kinds: set[type]) -> int | float | Decimal | None:

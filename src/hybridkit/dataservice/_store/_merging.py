@@ -12,7 +12,7 @@ from hybridkit.codec import field_errors
 from hybridkit.dataservice._store._losses import losses
 from hybridkit.dataservice._store._members import dumped, with_others
 from hybridkit.dataservice._store._operations import Update, merge_patch
-from hybridkit.dataservice._store._refusals import declared_type, unfit
+from hybridkit.dataservice._store._refusals import declared_type, invalid_value
 from hybridkit.errors import FieldError
 
 __all__ = ["merged"]
@@ -37,7 +37,7 @@ def merged(operation: Update, name: str, document: Any) -> Any:
     _, before = _read(adapter, document)
     known = {(problem.pointer, problem.code) for problem in before}
     if made := [problem for problem in problems if (problem.pointer, problem.code) not in known]:
-        raise unfit(operation, name, made)
+        raise invalid_value(operation, name, made)
     return value if kept is None else with_others(dumped(adapter, kept), value, kept)
 
 

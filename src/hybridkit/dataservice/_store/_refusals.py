@@ -21,34 +21,40 @@ from hybridkit.errors import (
 
 __all__ = [
     "declared_type",
-    "fitting",
+    "foreign_key_violation",
     "hidden",
-    "missing",
+    "invalid_value",
     "not_a_number",
+    "not_found",
     "pointed",
     "pointer",
+    "requirement_failed",
     "set_and_incremented",
-    "stale",
-    "taken",
-    "unfit",
-    "unreferred",
+    "stale_version",
+    "unique_violation",
+    "validated",
 ]
 
 
-def missing(operation: Operation) -> NotFoundError:
+def not_found(operation: Operation) -> NotFoundError:
     """The record is not there."""
     return NotFoundError(operation.says(f"{operation.resource.name} has no such record"))
 
 
-def stale(operation: Operation, current: str | None) -> StaleVersionError:
+def stale_version(operation: Operation, current: str | None) -> StaleVersionError:
     """The record is in another state, or there although it should not be; `current` is None where it is not there."""
     reason = "is not there" if current is None else "has changed, or was there already"
     return StaleVersionError(operation.says(f"the record {reason}"), current=current)
 
 
+def requirement_failed(operation: Operation, current: str | None) -> StaleVersionError:
+    """Return the refusal of an update whose `require` does not hold for the record, whose ETag is `current`."""
+    return StaleVersionError(operation.says("the requirement does not hold"), current=current)
+
+
 def hidden(operation: Operation) -> UniqueViolationError:
     """The id belongs to a record that a soft delete has hidden: neither is it replaced, nor brought back unseen."""
-    return taken(operation, ["id"], "a deleted record has this id; undelete it")
+    return unique_violation(operation, ["id"], "a deleted record has this id; undelete it")
 
 
 def left_out(operation: Operation) -> InvalidRequestError:
@@ -57,7 +63,7 @@ def left_out(operation: Operation) -> InvalidRequestError:
     return InvalidRequestError(operation.says("the database has left the record out"), errors=errors)
 
 
-def taken(
+def unique_violation(
     operation: Operation, fields: Sequence[str], message: str = "another record has this value"
 ) -> UniqueViolationError:
     """Another record has the values of those fields, which only one may have."""
@@ -66,7 +72,7 @@ def taken(
     )
 
 
-def unreferred(operation: Operation, fields: Sequence[str] = ()) -> ForeignKeyError:
+def foreign_key_violation(operation: Operation, fields: Sequence[str] = ()) -> ForeignKeyError:
     """Those fields refer to a record that isn't there; or without fields, the record itself is referred to."""
     if isinstance(operation, Delete):
         return ForeignKeyError(operation.says("the record is still referred to"))
@@ -107,7 +113,9 @@ def _field_pointer(operation: Operation, name: str) -> str:
     return f"{pointer(operation, 'increment' if is_increment else 'data')}/{name.replace('.', '/')}"
 
 
-def fitting(operation: Operation, name: str, value: Any, *, member: str = "data", bounds: bool = True) -> Any:
+def validated(
+    operation: Operation, name: str, value: Any, *, member: str = "data", bounds: bool = True
+) -> Any:
     """The value, if it is what the record declares.
 
     Args:
@@ -129,7 +137,7 @@ def fitting(operation: Operation, name: str, value: Any, *, member: str = "data"
     else:
         if not found:
             return dumped(adapter, kept)
-    raise unfit(operation, name, found, member=member)
+    raise invalid_value(operation, name, found, member=member)
 
 
 def declared_type(operation: Operation, name: str, *, bounds: bool = True) -> TypeAdapter[Any]:
@@ -140,7 +148,7 @@ def declared_type(operation: Operation, name: str, *, bounds: bool = True) -> Ty
     return TypeAdapter(annotation)
 
 
-def unfit(
+def invalid_value(
     operation: Operation, name: str, found: Sequence[FieldError], *, member: str = "data"
 ) -> InvalidRequestError:
     """A value that its field doesn't have, with a pointer to every problem."""

@@ -1,7 +1,7 @@
 """How long a request has waited for its database: a store adds it up, a route tells it (`Server-Timing: db;dur=1.8`).
 
 ```python
-waited = watch_database()                     # a route, before it asks the store
+waited = start_waiting_time()                     # a route, before it asks the store
 ...
 headers["server-timing"] = waited.header      # afterwards
 ```
@@ -11,10 +11,10 @@ https://www.w3.org/TR/server-timing/
 
 from contextvars import ContextVar
 
-__all__ = ["DatabaseTime", "add_database_seconds", "watch_database"]
+__all__ = ["WaitingTime", "add_waiting_seconds", "start_waiting_time"]
 
 
-class DatabaseTime:
+class WaitingTime:
     """What one request has waited so far.
 
     Attributes:
@@ -27,7 +27,7 @@ class DatabaseTime:
         self.seconds = 0.0
 
     def __repr__(self) -> str:
-        return f"DatabaseTime({self.seconds:.6f})"
+        return f"WaitingTime({self.seconds:.6f})"
 
     @property
     def header(self) -> str:
@@ -35,17 +35,17 @@ class DatabaseTime:
         return f"db;dur={self.seconds * 1000:.1f}"
 
 
-_watched: ContextVar[DatabaseTime | None] = ContextVar("hybridkit_database_time", default=None)
+_watched: ContextVar[WaitingTime | None] = ContextVar("hybridkit_database_time", default=None)
 
 
-def watch_database() -> DatabaseTime:
+def start_waiting_time() -> WaitingTime:
     """Add up from now on, in this task and those that it starts."""
-    waited = DatabaseTime()
+    waited = WaitingTime()
     _watched.set(waited)
     return waited
 
 
-def add_database_seconds(seconds: float) -> None:
+def add_waiting_seconds(seconds: float) -> None:
     """Count that time for the request that is being answered, if somebody watches."""
     waited = _watched.get()
     if waited is not None:

@@ -23,7 +23,7 @@ from pymongo.errors import (
 )
 
 from hybridkit.dataservice._store._operations import Operation
-from hybridkit.dataservice._store._refusals import taken
+from hybridkit.dataservice._store._refusals import unique_violation
 from hybridkit.errors import (
     ConflictError,
     DeadlineExceededError,
@@ -170,7 +170,7 @@ def telling(operation: Operation) -> Generator[None]:
         if not is_duplicate(error):
             raise
         known = operation.resource.record.model_fields
-        raise taken(operation, _fields(error, known)) from error
+        raise unique_violation(operation, _fields(error, known)) from error
 
 
 def pipeline_error(error: Exception) -> HybridkitError | None:

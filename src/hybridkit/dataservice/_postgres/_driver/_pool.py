@@ -40,7 +40,7 @@ from hybridkit.dataservice._postgres._driver._errors import (
     sqlstate_of,
 )
 from hybridkit.dataservice._store._documents import read_document
-from hybridkit.dataservice._store._waiting_time import add_database_seconds
+from hybridkit.dataservice._store._waiting_time import add_waiting_seconds
 from hybridkit.errors import (
     DeadlineExceededError,
     MisuseError,
@@ -129,7 +129,7 @@ class Pool:
         rows = await self._fetch(deadline, sql, arguments, meaning, again=True)
         if rows is None:
             rows = await self._fetch(deadline, sql, arguments, meaning) or ()
-        add_database_seconds(time.monotonic() - started)
+        add_waiting_seconds(time.monotonic() - started)
         return rows
 
     async def _fetch(
@@ -195,7 +195,7 @@ class Pool:
                 self._give_back(link)
             else:
                 await asyncio.shield(self._settle(link))
-            add_database_seconds(time.monotonic() - started)
+            add_waiting_seconds(time.monotonic() - started)
 
     # ── the pool ─────────────────────────────────────────────────────────────────────────────────
 
