@@ -20,7 +20,7 @@ from hybridkit.errors import UnavailableError
 from hybridkit.events import Event
 from hybridkit.idempotency import IdempotencyGuard
 from hybridkit.messaging import BrokerConnection, DeadLetters, Order, RobustConsumer, RobustPublisher
-from hybridkit.messaging._consuming import _processor as processor_module
+from hybridkit.messaging._consuming import _delivery as delivery_module
 from hybridkit.messaging._consuming import _subscription as subscription_module
 from hybridkit.retry import Retry
 from tests.helpers import until
@@ -265,7 +265,7 @@ async def test_what_waits_for_too_long_goes_back_in_order_and_goes_on_counting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Before the broker's own timeout, with everything that is in hand."""
-    monkeypatch.setattr(processor_module, "LOCAL_SECONDS", 6.0)
+    monkeypatch.setattr(delivery_module, "MAX_UNACKED_SECONDS", 6.0)
 
     async def handle(event: Moved) -> None:
         ledger.entries.append((event.account, event.number))
@@ -287,7 +287,7 @@ async def test_a_pause_that_takes_too_long_keeps_the_order(
     ledger: Ledger,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(processor_module, "LOCAL_SECONDS", 5.5)
+    monkeypatch.setattr(delivery_module, "MAX_UNACKED_SECONDS", 5.5)
     is_up, asked = False, 0
 
     async def handle(event: Moved) -> None:

@@ -12,8 +12,8 @@ from hybridkit.events import Event
 from hybridkit.idempotency import IdempotencyGuard, RedisDown
 from hybridkit.lifespan import ServiceResources
 from hybridkit.messaging import BrokerConnection, Order, RobustConsumer, RobustPublisher
+from hybridkit.messaging._consuming import _delivery as delivery_module
 from hybridkit.messaging._consuming import _pause as pause_module
-from hybridkit.messaging._consuming import _processor as processor_module
 from hybridkit.observability import metrics
 from hybridkit.retry import Retry
 from hybridkit.testing import FaultProxy
@@ -159,7 +159,7 @@ async def test_what_is_in_hand_for_too_long_goes_round_and_one_message_is_tried(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Before the broker's own timeout; then the queue has a consumer with one message only."""
-    monkeypatch.setattr(processor_module, "LOCAL_SECONDS", 5.5)
+    monkeypatch.setattr(delivery_module, "MAX_UNACKED_SECONDS", 5.5)
     consumer = consumer_of(dependency, concurrency=2, timeout_seconds=5)
     before = copies()
     async with consumer.running(connection, publisher=publisher):

@@ -75,11 +75,11 @@ class Desk:
             guard=guard,
             timeout_seconds=60,
             gate=self.gate,
-            lines=lines,
+            keyed=lines,
         )
         nowhere = cast("Any", None)
         self.consumer = Subscription(
-            QUEUE, handlers, nowhere, self.processor, self.gate, concurrency=concurrency, lines=lines
+            QUEUE, handlers, nowhere, self.processor, self.gate, concurrency=concurrency, keyed=lines
         )
 
     async def _handle(self, event: Ended) -> None:

@@ -242,7 +242,7 @@ def test_a_consumer_in_order_holds_more_messages() -> None:
 async def _nothing() -> None: ...
 
 
-def subscription(*, lines: ByKey | None) -> Subscription:
+def subscription(*, keyed: ByKey | None) -> Subscription:
     """One that is never started; nothing of it reaches a broker."""
     nowhere = cast("Any", None)
     return Subscription(
@@ -252,7 +252,7 @@ def subscription(*, lines: ByKey | None) -> Subscription:
         nowhere,
         Gate("tests.lines"),
         concurrency=1,
-        lines=lines,
+        keyed=keyed,
     )
 
 
@@ -262,7 +262,7 @@ async def test_a_cancelled_message_is_put_back_alone_only_where_nothing_is_in_or
     requeued: list[int] = []
     given_back: list[bool] = []
     origin = SimpleNamespace(is_open=True, requeue=requeued.append, give_back=lambda: given_back.append(True))
-    run = subscription(lines=ByKey() if ordered else None)
+    run = subscription(keyed=ByKey() if ordered else None)
     run._processor = cast("Any", SimpleNamespace(process=_cancel))
     with pytest.raises(asyncio.CancelledError):
         await asyncio.create_task(run._handle(delivery(Moved(account=1), tag=3, channel=cast("Any", origin))))
@@ -271,7 +271,7 @@ async def test_a_cancelled_message_is_put_back_alone_only_where_nothing_is_in_or
 
 async def test_a_late_answer_of_an_older_channel_changes_nothing() -> None:
     """Meanwhile another one consumes."""
-    run = subscription(lines=None)
+    run = subscription(keyed=None)
     open_channel = cast("Any", SimpleNamespace(raw=SimpleNamespace(basic_qos=_done, basic_consume=_done)))
     await run._consume(open_channel, 1)
     assert run._consuming == 0
@@ -288,7 +288,7 @@ async def test_a_channel_that_can_not_be_adjusted_is_replaced() -> None:
         raise NotConnectedError(f"{name}: no answer")
 
     retired: list[str] = []
-    run = subscription(lines=None)
+    run = subscription(keyed=None)
     open_channel = cast("Any", SimpleNamespace(connection=SimpleNamespace(ask=ask)))
     run._channel = cast(
         "Any", SimpleNamespace(current=open_channel, retire=lambda _, *, reason: retired.append(reason))

@@ -39,8 +39,9 @@ from hybridkit.idempotency._keys import fingerprint
 from hybridkit.messaging._amqp._frames import Deliver, encode_fields
 from hybridkit.messaging._amqp._port import Delivered
 from hybridkit.messaging._amqp._waiting import Backoff
+from hybridkit.messaging._consuming import _delivery as delivery_module
+from hybridkit.messaging._consuming import _execution as execution_module
 from hybridkit.messaging._consuming import _processor as processor_module
-from hybridkit.messaging._consuming import _work as work_module
 from hybridkit.messaging._consuming._delivery import Delivery, Identity
 from hybridkit.messaging._consuming._handlers import Handlers
 from hybridkit.messaging._consuming._order import ByKey
@@ -167,7 +168,7 @@ def processor(
     guard: FakeGuard | None = None,
     timeout_seconds: float = 5.0,
     gate: Gate | None = None,
-    lines: ByKey | None = None,
+    keyed: ByKey | None = None,
     parked: ParkedKeys | None = None,
 ) -> Processor:
     handlers = Handlers(QUEUE)
@@ -180,7 +181,7 @@ def processor(
         guard=guard,
         timeout_seconds=timeout_seconds,
         gate=gate or Gate(QUEUE),
-        lines=lines,
+        keyed=keyed,
         parked=parked,
     )
 
@@ -412,7 +413,7 @@ async def test_a_pause_that_takes_too_long_is_a_copy_that_counts_no_attempt(step
     gate = Gate(QUEUE)
     gate.shut(UnavailableError("down", retry_after_seconds=60))
     held = delivery(steps, envelope(), {"hk_attempt": 4})
-    held.received_at -= processor_module.LOCAL_SECONDS - 5.001
+    held.received_at -= delivery_module.MAX_UNACKED_SECONDS - 5.001
     await processor(steps, succeed, gate=gate, timeout_seconds=5).process(held)
     assert steps.log == ["copy to hk.delay.L0", "ack 7"]
     assert steps.copies[0].headers["hk_attempt"] == 4
@@ -519,7 +520,7 @@ async def test_a_message_that_waited_too_long_here_goes_round_again(
     steps: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The broker would close the channel in the middle of the handler."""
-    monkeypatch.setattr(processor_module, "LOCAL_SECONDS", 1.0)
+    monkeypatch.setattr(delivery_module, "MAX_UNACKED_SECONDS", 1.0)
     await processor(steps, succeed, timeout_seconds=2).process(delivery(steps, envelope(), {"hk_attempt": 4}))
     assert steps.log == ["copy to hk.delay.L0", "ack 7"]
     assert steps.copies[0].headers["hk_attempt"] == 4
@@ -531,7 +532,7 @@ async def test_a_retry_with_no_time_left_here_goes_to_the_broker(
     handled = asyncio.Event()
 
     async def handle(event: Happened) -> None:
-        monkeypatch.setattr(processor_module, "LOCAL_SECONDS", 1.0)
+        monkeypatch.setattr(delivery_module, "MAX_UNACKED_SECONDS", 1.0)
         handled.set()
         raise OSError
 
@@ -679,7 +680,7 @@ async def in_order(
     lines = ByKey()
     lines.put(delivery(steps, body))
     first = await lines.get()
-    await processor(steps, handler, lines=lines, **options).process(first)
+    await processor(steps, handler, keyed=lines, **options).process(first)
     lines.done(first)
     return lines, first
 
@@ -696,14 +697,14 @@ async def test_in_order_a_retry_rests_in_its_line(steps: Steps) -> None:
 async def test_in_order_failures_are_remembered(steps: Steps) -> None:
     """Also when the message comes again on another channel: there is no copy that could count them."""
     lines = ByKey()
-    same = processor(steps, failing(*[OSError()] * 3), retry=Retry.exponential(attempts=3), lines=lines)
+    same = processor(steps, failing(*[OSError()] * 3), retry=Retry.exponential(attempts=3), keyed=lines)
     body = envelope()
     for _ in range(3):
         lines.put(delivery(steps, body))
         run = await lines.get()
         await same.process(run)
         lines.stop()
-        lines = same._lines = ByKey()
+        lines = same._settlement._keyed = ByKey()
     assert steps.log == ["copy to hk.dlx", "ack 7"]
     assert steps.copies[0].headers["hk_attempt"] == 3
     assert same._failures == {}
@@ -713,7 +714,7 @@ async def test_in_order_not_everything_is_remembered(steps: Steps, monkeypatch: 
     """The oldest is forgotten: it has been gone for long, or begins its attempts anew."""
     monkeypatch.setattr(processor_module, "MAX_REMEMBERED", 1)
     lines = ByKey()
-    same = processor(steps, failing(*[OSError()] * 2), retry=Retry.exponential(attempts=3), lines=lines)
+    same = processor(steps, failing(*[OSError()] * 2), retry=Retry.exponential(attempts=3), keyed=lines)
     first, second = Happened(number=1), Happened(number=2)
     for event in (first, second):
         lines.put(delivery(steps, envelope(event)))
@@ -733,7 +734,7 @@ async def test_in_order_another_holder_is_waited_for_here(steps: Steps, answer: 
 async def test_in_order_what_waited_too_long_gives_all_back(
     steps: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processor_module, "LOCAL_SECONDS", 1.0)
+    monkeypatch.setattr(delivery_module, "MAX_UNACKED_SECONDS", 1.0)
     lines, first = await in_order(steps, envelope())
     assert steps.log == ["given back"]
     assert len(lines) == 0
@@ -756,7 +757,7 @@ async def test_in_order_a_newer_version_holds_its_key(steps: Steps) -> None:
     assert len(lines) == 1
     lines.stop()
     first.received_at -= 915
-    await processor(steps, succeed, lines=lines).process(first)
+    await processor(steps, succeed, keyed=lines).process(first)
     assert steps.copies[0].headers["hk_reason"] == "unknown_version"
 
 
@@ -774,7 +775,7 @@ async def test_in_order_what_has_no_key_waits_in_a_delay_level(steps: Steps) -> 
 async def parking(steps: Steps, parked: ParkedKeys, *messages: bytes, **options: Any) -> None:
     """Messages one after another, as far as their key lets them."""
     lines = ByKey()
-    same = processor(steps, options.pop("handler", succeed), lines=lines, parked=parked, **options)
+    same = processor(steps, options.pop("handler", succeed), keyed=lines, parked=parked, **options)
     for body in messages:
         lines.put(delivery(steps, body, options.get("headers")))
         run = await lines.get()
@@ -1019,8 +1020,8 @@ async def test_a_span_is_linked_to_the_producers(steps: Steps, monkeypatch: pyte
         spans.append((name, options))
         return nullcontext()
 
-    monkeypatch.setattr(work_module, "is_tracing", lambda: True)
-    monkeypatch.setattr(work_module, "span", span)
+    monkeypatch.setattr(execution_module, "is_tracing", lambda: True)
+    monkeypatch.setattr(execution_module, "span", span)
     headers = {"traceparent": "00-1-2-3", "number": 5}
     await processor(steps, succeed).process(delivery(steps, envelope(), headers))
     [(name, options)] = spans

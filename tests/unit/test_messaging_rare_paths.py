@@ -9,8 +9,8 @@ from pamqp.commands import Basic
 
 from hybridkit.messaging._amqp._odd_properties import read_properties
 from hybridkit.messaging._consuming._apart import run_apart
-from hybridkit.messaging._consuming._moves import Moves
 from hybridkit.messaging._consuming._order import key_of
+from hybridkit.messaging._consuming._settlement import Settlement
 from hybridkit.messaging._consuming._stalls import Stalls
 
 
@@ -43,9 +43,10 @@ def test_what_ends_the_process_ends_who_ran_it_too(ending: type[BaseException]) 
         loop.close()
 
 
-def test_moves_name_their_queue() -> None:
-    """The moves of a queue say in a log whose they are."""
-    assert repr(Moves("tests.moves", cast("Any", None), stalls=Stalls())) == "Moves('tests.moves')"
+def test_a_settlement_names_its_queue() -> None:
+    """Its repr in a log says whose deliveries it settles."""
+    settlement = Settlement("tests.moves", cast("Any", None), stalls=Stalls(), timeout_seconds=1)
+    assert repr(settlement) == "Settlement('tests.moves')"
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from hybridkit.messaging import RobustConsumer
 from hybridkit.messaging._amqp._frames import Deliver
 from hybridkit.messaging._amqp._port import Delivered
 from hybridkit.messaging._amqp._waiting import Backoff
-from hybridkit.messaging._consuming import _processor as processor_module
+from hybridkit.messaging._consuming import _runner as runner_module
 from hybridkit.messaging._consuming import _stalls as stalls_module
 from hybridkit.messaging._consuming._delivery import Delivery
 from hybridkit.messaging._consuming._handlers import Handlers
@@ -68,8 +68,8 @@ class Bench:
 
         handlers.add(Looked, run, Retry.immediate(attempts=1))
         parked = ParkedKeys(QUEUE) if parks else None
-        lines = ByKey() if parks else None
-        options: Any = {"gate": self.gate, "lines": lines, "parked": parked}
+        keyed = ByKey() if parks else None
+        options: Any = {"gate": self.gate, "keyed": keyed, "parked": parked}
         self.processor = Processor(
             QUEUE,
             handlers,
@@ -114,7 +114,7 @@ class Bench:
 def at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No time of grace, and no pauses."""
     monkeypatch.setattr(stalls_module, "GRACE_SECONDS", 0.0)
-    monkeypatch.setattr(processor_module, "GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(runner_module, "GRACE_SECONDS", 0.0)
     monkeypatch.setattr("hybridkit.messaging._consuming._subscription.UNEXPECTED_PAUSE_SECONDS", 0.0)
     monkeypatch.setattr(Backoff, "next_seconds", lambda _: 0.001)
     with capture_logs():

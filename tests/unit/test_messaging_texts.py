@@ -11,8 +11,9 @@ from pamqp.commands import Basic
 from hybridkit.errors import UnavailableError
 from hybridkit.messaging._amqp._frames import Deliver, encode_fields
 from hybridkit.messaging._amqp._port import Delivered
-from hybridkit.messaging._consuming._delivery import Dead, Delivery
+from hybridkit.messaging._consuming._delivery import Delivery
 from hybridkit.messaging._consuming._pause import Gate
+from hybridkit.messaging._consuming._verdict import DeadLettered
 from hybridkit.observability import class_name, printable, stack_of
 
 pytestmark = pytest.mark.usefixtures("logs")
@@ -87,7 +88,9 @@ def headers_of(error: BaseException, **headers: str) -> Mapping[str, Any]:
     properties = cast("Any", Basic.Properties(headers=cast("Any", headers))).marshal()
     delivered = Delivered(Deliver(1, False, "hk.events", "texts.told"), properties, b"{}")
     return (
-        Delivery("tests.texts", cast("Any", None), delivered).dead_letter(Dead("permanent", error, 1)).headers
+        Delivery("tests.texts", cast("Any", None), delivered)
+        .dead_letter(DeadLettered("permanent", error, 1))
+        .headers
     )
 
 

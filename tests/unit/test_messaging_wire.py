@@ -33,8 +33,9 @@ from hybridkit.messaging._amqp._frames import (
 from hybridkit.messaging._amqp._odd_properties import read_properties
 from hybridkit.messaging._amqp._port import Delivered, Port
 from hybridkit.messaging._amqp._socket import Sockets, Wire
-from hybridkit.messaging._consuming._delivery import Dead, Delivery, Later
+from hybridkit.messaging._consuming._delivery import Delivery
 from hybridkit.messaging._consuming._order import key_of
+from hybridkit.messaging._consuming._verdict import DeadLettered, RetryLater
 
 pytestmark = pytest.mark.usefixtures("logs")
 
@@ -218,7 +219,10 @@ def test_no_bytes_of_a_message_are_too_odd_to_be_dealt_with(body: bytes, propert
     assert isinstance(message.failures + message.generation + message.version_waits, int)
     assert key_of(message) is None
     RequestContext.from_amqp_headers(message.headers)
-    for copy in (message.delayed(Later(5.0)), message.dead_letter(Dead("malformed", ValueError("no"), 1))):
+    for copy in (
+        message.delayed(RetryLater(5.0)),
+        message.dead_letter(DeadLettered("malformed", ValueError("no"), 1)),
+    ):
         encode_fields(copy.headers)
         assert copy.content_type == (message._properties.content_type or "application/json")
 

@@ -9,12 +9,13 @@ from weakref import WeakKeyDictionary
 from hybridkit.errors import DeclarationError, MisuseError
 from hybridkit.events import Event, Message
 from hybridkit.messaging._amqp._connection import BrokerConnection
+from hybridkit.messaging._consuming._delivery import MAX_UNACKED_SECONDS
 from hybridkit.messaging._consuming._guard import Guard
 from hybridkit.messaging._consuming._handlers import Handlers
 from hybridkit.messaging._consuming._order import ByKey, Order
 from hybridkit.messaging._consuming._parking import ParkedKeys
 from hybridkit.messaging._consuming._pause import Gate, Paused
-from hybridkit.messaging._consuming._processor import LOCAL_SECONDS, Processor
+from hybridkit.messaging._consuming._processor import Processor
 from hybridkit.messaging._consuming._subscription import (
     PREFETCH_PER_HANDLER,
     PREFETCH_PER_HANDLER_IN_ORDER,
@@ -29,7 +30,7 @@ __all__ = ["RobustConsumer", "topology_of"]
 
 MAX_CONCURRENCY: Final = 65_535 // PREFETCH_PER_HANDLER
 MAX_CONCURRENCY_IN_ORDER: Final = 65_535 // PREFETCH_PER_HANDLER_IN_ORDER
-MAX_TIMEOUT_SECONDS: Final = LOCAL_SECONDS - 240.0
+MAX_TIMEOUT_SECONDS: Final = MAX_UNACKED_SECONDS - 240.0
 """What is left of the time that a message may be in our hands, after waiting for its turn."""
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*")
@@ -179,7 +180,7 @@ class RobustConsumer:
         self._check_namesakes(connection)
         available = {RobustPublisher: publisher, **(providers or {})}
         self._check_handlers(available)
-        gate, lines = Gate(self.name), None if self.order is None else ByKey()
+        gate, keyed = Gate(self.name), None if self.order is None else ByKey()
         parked = ParkedKeys(self.name) if self.order is Order.PARK else None
         processor = Processor(
             self.name,
@@ -189,7 +190,7 @@ class RobustConsumer:
             guard=guard,
             timeout_seconds=self.timeout_seconds,
             gate=gate,
-            lines=lines,
+            keyed=keyed,
             parked=parked,
         )
         self._run = Subscription(
@@ -199,7 +200,7 @@ class RobustConsumer:
             processor,
             gate,
             concurrency=self.concurrency,
-            lines=lines,
+            keyed=keyed,
             parked=parked,
         )
         _RUNNING[self._run] = _Place(self.name, connection.address, frozenset(self.handles))

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final, Protocol, TypedDict
 from uuid import UUID
@@ -32,47 +31,22 @@ from hybridkit.messaging._amqp._headers import (
     redriven_headers,
 )
 from hybridkit.messaging._amqp._port import Delivered
+from hybridkit.messaging._consuming._verdict import DeadLettered, RetryLater
 from hybridkit.messaging._publishing._writer import Outgoing
 from hybridkit.messaging._topology._declared import DEAD_LETTER_EXCHANGE, EVENT_EXCHANGE, delay_route
 from hybridkit.observability import class_name, printable, stack_of
 
-__all__ = ["Dead", "Delivery", "Done", "Identity", "Later", "Origin", "Verdict"]
+MAX_UNACKED_SECONDS: Final = 0.8 * 1800
+"""The time for which a message may stay unacknowledged: 80 % of RabbitMQ's consumer timeout, which closes the channel.
 
+https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout
+"""
 MAX_ERROR_CHARS: Final = 1000
 MAX_STACK_CHARS: Final = 8000
 MAX_NAME_CHARS: Final = 256
 
 _REASON: Final = REASON.encode()
 _FIRST_READ_AT: Final = FIRST_READ_AT.encode()
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """Nothing is left to do but to acknowledge. `outcome` is for the metrics."""
-
-    outcome: str = "done"
-
-
-@dataclass(frozen=True, slots=True)
-class Later:
-    """A copy comes back after that time; with these headers, which count what has to be counted."""
-
-    seconds: float
-    error: BaseException | None = None
-    headers: Mapping[str, Any] = field(default_factory=dict[str, Any])
-
-
-@dataclass(frozen=True, slots=True)
-class Dead:
-    """Given up: a copy goes to the dead-letter queue."""
-
-    reason: str
-    error: BaseException
-    failures: int
-
-
-type Verdict = Done | Later | Dead
-"""What becomes of a delivery."""
 
 
 type Identity = tuple[str, UUID, int]
@@ -232,6 +206,10 @@ class Delivery:
         """How long we have had it; the broker's consumer timeout counts the same."""
         return time.monotonic() - self.received_at
 
+    def left_seconds(self, timeout_seconds: float) -> float:
+        """Return how long it can still wait here before a run that may take that long has to begin."""
+        return MAX_UNACKED_SECONDS - timeout_seconds - self.age_seconds()
+
     def identify(self, service: str, event_id: UUID) -> bool:
         """Say which event it is.
 
@@ -273,7 +251,7 @@ class Delivery:
         """Give it back, with everything else from its channel: nothing overtakes anything."""
         self._origin.give_back()
 
-    def delayed(self, later: Later) -> Outgoing:
+    def delayed(self, later: RetryLater) -> Outgoing:
         """The copy that comes back."""
         exchange, routing_key = delay_route(later.seconds, self.queue)
         return self._copy(exchange, routing_key, {QUEUE: self.queue, **later.headers})
@@ -289,7 +267,7 @@ class Delivery:
             FAILED_AT: moment,
         }
 
-    def dead_letter(self, dead: Dead) -> Outgoing:
+    def dead_letter(self, dead: DeadLettered) -> Outgoing:
         """The copy that waits for a person, with all that is known about the reason."""
         reason = {
             QUEUE: self.queue,

@@ -51,7 +51,7 @@ class Subscription:
         processor: settles them.
         gate: of the processor; while it is shut, nothing more is taken.
         concurrency: how many at the same time.
-        lines: keeps those of a key in order, where that is wanted.
+        keyed: keeps those of a key in order, where that is wanted.
         parked: the keys that are parked, where they are.
     """
 
@@ -64,12 +64,12 @@ class Subscription:
         gate: Gate,
         *,
         concurrency: int,
-        lines: ByKey | None = None,
+        keyed: ByKey | None = None,
         parked: ParkedKeys | None = None,
     ) -> None:
         self._name = name
         self._own = consumer_topology(
-            name, handlers.event_types(), ordered=lines is not None, parks=parked is not None
+            name, handlers.event_types(), ordered=keyed is not None, parks=parked is not None
         )
         self._topology = shared_topology() + self._own
         self._restored = 0  # bindings, since the first one
@@ -77,13 +77,13 @@ class Subscription:
         self._concurrency = concurrency
         self._gate = gate
         gate.changed = self._adjust_soon
-        self._lines = lines
+        self._keyed = keyed
         self._parked = parked
         self._prefetch = concurrency * (
-            PREFETCH_PER_HANDLER if lines is None else PREFETCH_PER_HANDLER_IN_ORDER
+            PREFETCH_PER_HANDLER if keyed is None else PREFETCH_PER_HANDLER_IN_ORDER
         )
         self._finished = Finished(prefetch=self._prefetch)
-        self._backlog: Backlog = Fifo(prefetch=self._prefetch) if lines is None else lines
+        self._backlog: Backlog = Fifo(prefetch=self._prefetch) if keyed is None else keyed
         self._workers = Workers(self._backlog, self._handle, concurrency=concurrency, name=f"{name} message")
         self._background = Background()
         self._draining = False
@@ -103,7 +103,7 @@ class Subscription:
             probe=self._probe,
             probe_seconds=PROBE_SECONDS,
             # In order, a channel that consumes no more is closed at once: what it holds comes before all else.
-            linger_seconds=None if lines is None else 0.0,
+            linger_seconds=None if keyed is None else 0.0,
             prepare_seconds=PREPARE_SECONDS + SECONDS_PER_BINDING * len(self._topology.bindings),
         )
 
@@ -159,8 +159,8 @@ class Subscription:
         self._gate.stop()
         await self._workers.stop()
         channel = await self._channel.stop()
-        if self._lines is not None:
-            self._lines.stop()  # and the broker is not told: whoever consumes next must not begin before the end
+        if self._keyed is not None:
+            self._keyed.stop()  # and the broker is not told: whoever consumes next must not begin before the end
         elif channel is not None:
             await self._unsubscribe(channel)
         reserve_seconds = min(CANCEL_SECONDS, budget_seconds / 4)
@@ -209,7 +209,7 @@ class Subscription:
 
         In order the consumer stays: the next one would get messages whose predecessors are in hand here.
         """
-        if self._gate.paused is None or self._lines is not None:
+        if self._gate.paused is None or self._keyed is not None:
             return self._prefetch
         return 1 if self._gate.wants_one or self._consuming == 1 else 0
 
@@ -267,7 +267,7 @@ class Subscription:
         """Whether two probes in a row have seen messages wait for us, and nothing has come in between."""
         inbox = self._inboxes[-1]
         # Of the consumers of a queue in order, all but one wait for their turn.
-        if not waiting or not inbox.has_room or self._lines is not None or self._consuming < self._prefetch:
+        if not waiting or not inbox.has_room or self._keyed is not None or self._consuming < self._prefetch:
             self._starved_at = None
             return False
         was, self._starved_at = self._starved_at, inbox.received
@@ -298,7 +298,7 @@ class Subscription:
         except asyncio.CancelledError:
             if delivery.is_settled:
                 pass
-            elif self._lines is None:
+            elif self._keyed is None:
                 delivery.requeue()
             elif not self._draining:  # by whom ever: nothing of its key may run before it
                 delivery.give_back()

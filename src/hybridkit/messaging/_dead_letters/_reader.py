@@ -25,7 +25,7 @@ from hybridkit.messaging._amqp._channel import OpenChannel
 from hybridkit.messaging._amqp._connection import BrokerConnection
 from hybridkit.messaging._amqp._frames import decode_properties
 from hybridkit.messaging._amqp._port import Delivered, Port
-from hybridkit.messaging._consuming._processor import LOCAL_SECONDS
+from hybridkit.messaging._consuming._delivery import MAX_UNACKED_SECONDS
 from hybridkit.messaging._topology._declared import NO_DELIVERY_LIMIT, Queue
 from hybridkit.messaging._topology._inspection import Found, Inspection
 
@@ -124,7 +124,7 @@ class Inbox:
         self._awaited: tuple[Any, ...] | None = None
         self._back: Delivered | None = None
         self._changed = asyncio.Event()
-        self._over_at = asyncio.get_running_loop().time() + LOCAL_SECONDS
+        self._over_at = asyncio.get_running_loop().time() + MAX_UNACKED_SECONDS
 
     @property
     def is_over(self) -> bool:
