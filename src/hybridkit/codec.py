@@ -1,8 +1,8 @@
-"""Bytes and models: the one place where JSON is read and written.
+"""Read and write JSON: the one place where bytes become models, and models bytes.
 
-Reading never raises anything but `PayloadError`, whatever the bytes are. Writing gives canonical scalars, so that a
-value has the same bytes on every path: timestamps are UTC with `Z` and at most milliseconds, decimals are strings,
-UUIDs are lower case.
+Reading raises nothing but `PayloadError`, whatever the bytes are. Writing gives canonical scalars, so that a value has
+the same bytes on every path: timestamps are UTC with `Z` and at most milliseconds, decimals are strings, UUIDs are
+lower case.
 """
 
 import json
@@ -42,10 +42,10 @@ __all__ = [
 ]
 
 MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024
-"""What fits into one message, body included: 16 MiB, RabbitMQ's default `max_message_size` since 4.0."""
+"""The most bytes that one message can have, body included: 16 MiB, RabbitMQ's default `max_message_size` since 4.0."""
 
 MAX_FIELD_ERRORS: Final = 20
-"""How many problems one error lists; a hostile body can have millions."""
+"""The most problems that one error lists; a hostile body can have millions."""
 MAX_PLAIN_EXPONENT: Final = 131_072
 """As many digits as PostgreSQL's `numeric` has before its point."""
 MAX_LEVELS: Final = 200
@@ -55,13 +55,13 @@ _LONG_RUN: Final = re.compile(rb"[0-9]{9}")
 
 
 def now() -> datetime:
-    """The time now: UTC, truncated to milliseconds, which is what every store keeps."""
+    """Return the current time in UTC, truncated to the milliseconds that every store keeps."""
     moment = datetime.now(UTC)
     return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
 
 
 def truncate_timestamp(moment: datetime) -> datetime:
-    """That moment in UTC with whole milliseconds; a naive one is taken as UTC.
+    """Convert a moment to UTC and cut what is below milliseconds; a naive one is taken as UTC.
 
     Raises:
         ValueError: the moment falls outside the years 1 to 9999 once it is in UTC.
@@ -72,7 +72,7 @@ def truncate_timestamp(moment: datetime) -> datetime:
 
 
 def in_utc(moment: datetime) -> datetime:
-    """That moment in UTC, as exact as it is; a naive one is taken as UTC.
+    """Convert a moment to UTC with all its digits; a naive one is taken as UTC.
 
     Raises:
         ValueError: the moment falls outside the years 1 to 9999 once it is in UTC.
@@ -88,7 +88,7 @@ def in_utc(moment: datetime) -> datetime:
 
 
 def format_timestamp(moment: datetime) -> str:
-    """RFC 3339 in UTC with `Z`; milliseconds only where there are any: `2025-01-15T10:30:00Z`."""
+    """Format a moment as RFC 3339 in UTC with `Z`: `2025-01-15T10:30:00Z`, and milliseconds only where there are any."""
     if moment.tzinfo is not UTC and moment.utcoffset():
         moment = truncate_timestamp(moment)
     text = moment.isoformat("T", "milliseconds")
@@ -108,10 +108,10 @@ databases can't hold it; so is a moment that leaves the years 1 to 9999 once it 
 
 
 def encode_json(value: Any) -> bytes:
-    """Compact JSON; models by their own serialiser, anything else with canonical scalars. NaN becomes null.
+    """Write a value as compact JSON: models by their own serialiser, anything else with canonical scalars, NaN as null.
 
     Raises:
-        MalformedPayloadError: something in it has no JSON form.
+        MalformedPayloadError: the value holds something without a JSON form.
     """
     try:
         if isinstance(value, BaseModel):
@@ -122,27 +122,25 @@ def encode_json(value: Any) -> bytes:
 
 
 def canonical_json(value: Any) -> bytes:
-    """The same bytes for the same JSON value, in whatever order its members are: what fingerprints are made of.
+    """Write the same bytes for the same JSON value, in whatever order its members are, as fingerprints need.
 
     Args:
-        value: by `decode_json`.
+        value: a value from `decode_json`.
     """
     return _dumps(value, orjson.OPT_SORT_KEYS)
 
 
 def decode_json(body: bytes, *, limit_bytes: int = MAX_MESSAGE_BYTES, as_written: bool = False) -> Any:
-    """The value in those bytes (RFC 8259, UTF-8, no NaN and nothing infinite, at most 200 levels deep).
-
-    Integers are exact, however long they are.
+    """Read JSON of RFC 8259: UTF-8, without NaN and infinities, at most 200 levels deep, and with exact integers.
 
     Args:
-        body: JSON.
-        limit_bytes: of the body.
-        as_written: a number that no float is becomes an `InexactFloat`, which knows how it was written.
+        body: the bytes.
+        limit_bytes: the most bytes that the body may have.
+        as_written: read a number that no float is as an `InexactFloat`, which knows how it was written.
 
     Raises:
-        PayloadTooLargeError: over the limit; nothing was parsed.
-        MalformedPayloadError: not JSON.
+        PayloadTooLargeError: the body is over the limit; nothing was parsed.
+        MalformedPayloadError: the body is not JSON.
     """
     _judged(body, limit_bytes)
     try:
@@ -153,17 +151,17 @@ def decode_json(body: bytes, *, limit_bytes: int = MAX_MESSAGE_BYTES, as_written
 
 
 class InexactFloat(float):
-    """The float next to a number in JSON that no float is: `0.1000000000000000000001`, `1e-400`.
+    """The nearest float to a number in JSON that no float is, such as `0.1000000000000000000001` or `1e-400`.
 
     Attributes:
-        token: the number as it was written; `encode_json` writes it so again.
+        token: the number as it was written, which is how `encode_json` writes it again.
     """
 
     token: str
 
 
 def decode_numbers(body: bytes) -> Any:
-    """The value in bytes that `decode_json` takes, with an `InexactFloat` for each number that no float is."""
+    """Read bytes that `decode_json` takes, with an `InexactFloat` for each number that no float is."""
     if not _MAYBE_INEXACT.search(body):
         return from_json(body)
     return json.loads(body, parse_float=_written)
@@ -185,29 +183,30 @@ def _written(token: str) -> float:
 def decode_object(
     body: bytes, *, limit_bytes: int = MAX_MESSAGE_BYTES, as_written: bool = False
 ) -> dict[str, Any]:
-    """As `decode_json`, for a body that has to be a JSON object."""
+    """Read a body that has to be a JSON object, as `decode_json` does."""
     return _object(decode_json(body, limit_bytes=limit_bytes, as_written=as_written))
 
 
 def peek_object(body: bytes, *, limit_bytes: int = MAX_MESSAGE_BYTES) -> dict[str, Any]:
-    """As `decode_object` in half the time, to look at a body of which the values are read otherwise.
+    """Read a JSON object in half the time of `decode_object`, to look at a body whose values are read elsewhere.
 
-    Integers over 64 bits are floats in it, and 1024 levels are taken.
+    Integers over 64 bits become floats, and up to 1024 levels are taken.
     """
     return _object(_judged(body, limit_bytes))
 
 
 def validate_json[T](adapter: TypeAdapter[T], body: bytes, *, what: str, strict: bool | None = None) -> T:
-    """That JSON as the adapter's type.
+    """Read JSON as a value of the adapter's type.
 
     Args:
         adapter: the type to read.
         body: UTF-8 JSON.
-        what: the thing being read, for the error's message.
-        strict: whether a text is no number, and a boolean neither; as the type says if left out.
+        what: the name of the thing being read, for the error's message.
+        strict: refuse a text where a number or a boolean is declared; by default the type decides.
 
     Raises:
-        MalformedPayloadError: not JSON, or not of that type; every problem with its pointer, no values.
+        MalformedPayloadError: the body is not JSON, or not of the type. The error has a pointer for each problem, and
+            no values.
     """
     try:
         return cast("T", adapter.validator.validate_json(body, strict=strict))
@@ -216,7 +215,7 @@ def validate_json[T](adapter: TypeAdapter[T], body: bytes, *, what: str, strict:
 
 
 def validate_object[T](adapter: TypeAdapter[T], value: Any, *, what: str) -> T:
-    """An already parsed JSON value as the adapter's type; otherwise as `validate_json`."""
+    """Read an already parsed JSON value as a value of the adapter's type, as `validate_json` does."""
     try:
         return adapter.validate_python(value)
     except (ValidationError, RecursionError) as error:
@@ -224,7 +223,7 @@ def validate_object[T](adapter: TypeAdapter[T], value: Any, *, what: str) -> T:
 
 
 def field_errors(error: ValidationError) -> tuple[FieldError, ...]:
-    """Pydantic's findings as JSON pointers and codes, without the values that caused them."""
+    """Convert pydantic's findings to JSON pointers and codes, without the values that caused them."""
     found = error.errors(include_url=False, include_input=False, include_context=False)
     return tuple(
         FieldError(_pointer(detail["loc"]), detail["type"], _message(detail["type"], detail["msg"]))
@@ -236,7 +235,7 @@ def check_size(body: bytes, *, limit_bytes: int) -> None:
     """Refuse a body over the limit before anything reads it.
 
     Raises:
-        PayloadTooLargeError: with both sizes.
+        PayloadTooLargeError: the body is over the limit; the error has both sizes.
     """
     size_bytes = len(body)
     if size_bytes > limit_bytes:
@@ -248,21 +247,21 @@ def check_size(body: bytes, *, limit_bytes: int) -> None:
 
 
 def check_readable(body: bytes) -> None:
-    """Refuse JSON of our own that `decode_json` refuses: deeper than 200 levels, or with a number beyond a double's.
+    """Refuse our own JSON where `decode_json` would: deeper than 200 levels, or with a number beyond a double's.
 
     Args:
-        body: JSON that a serialiser has written. It is parsed only where it may hold such a thing: enough brackets, or
-            digits in so many places that a run of 309 would cover.
+        body: JSON that a serialiser has written. It is parsed only where it may hold such a thing: where it has enough
+            brackets, or digits in as many places as a run of 309 would cover.
 
     Raises:
-        MalformedPayloadError: nobody could read it.
+        MalformedPayloadError: no reader would take the body.
     """
     if body.count(b"[") + body.count(b"{") > MAX_LEVELS or _LONG_RUN.search(body[::_STRIDE]):
         decode_json(body)
 
 
 def _judged(body: bytes, limit_bytes: int) -> Any:
-    """The value, by the stricter of two readers: the other one takes NaN and numbers beyond a double's range."""
+    """Read the value by the stricter of two readers: the other one takes NaN and numbers beyond a double's range."""
     check_size(body, limit_bytes=limit_bytes)
     try:
         return orjson.loads(body)
@@ -313,7 +312,7 @@ def _encode_scalar(value: Any) -> Any:
 
 
 def _decimal_text(value: Decimal) -> str:
-    """As PostgreSQL prints it: no exponent, no sign of zero; with an exponent only beyond what that can hold."""
+    """Format a decimal as PostgreSQL prints it: without a sign of zero, with an exponent only beyond its own range."""
     if not value:
         value = Decimal((0, (0,), min(int(value.as_tuple().exponent), 0)))
     if value.is_finite() and abs(value.adjusted()) > MAX_PLAIN_EXPONENT:
@@ -331,12 +330,12 @@ def _malformed(what: str, error: ValidationError | RecursionError) -> MalformedP
 
 
 def _pointer(location: Sequence[int | str]) -> str:
-    """RFC 6901, section 3; cut where a hostile key would make it endless."""
+    """Format a place as a JSON pointer (RFC 6901, section 3), cut where a hostile key would make it endless."""
     return json_pointer(str(part)[:100] for part in location[:20])
 
 
 def _message(code: str, message: str) -> str:
-    """Pydantic's words, except the ones that quote what was sent."""
+    """Return pydantic's words, except where they quote what was sent."""
     return "" if code.startswith("union_tag") else message
 
 

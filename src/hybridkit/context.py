@@ -1,8 +1,8 @@
-"""Who asked, for how long, and under which claim: the context that travels with the work.
+"""Carry the context of one piece of work: its request id, user, deadline and idempotency claim.
 
 The edge makes one `RequestContext` per request, update or message and binds it; everything below reads it with
 `current()`. It crosses HTTP and AMQP in headers. The deadline crosses HTTP only: a message may wait in a queue for
-longer than whoever caused it.
+longer than its sender does.
 """
 
 import re
@@ -47,12 +47,12 @@ _IN_HTTP: Final = re.compile(r"[!-~]+")
 _NOT_ENCODED: Final = "".join(map(chr, range(0x21, 0x7F))).replace("%", "")
 
 ContextId = Annotated[str, StringConstraints(pattern=_ID_PATTERN)]
-"""A request's or a user's id in a model: 1 to 255 characters without control characters and line separators."""
+"""The id of a request or a user in a model: 1 to 255 characters without control characters and line separators."""
 
 
 @dataclass(slots=True)
 class Claim:
-    """The idempotency claim under which the current work runs, and what it has numbered so far.
+    """The idempotency claim of the current work, with a counter for each name that the work has used.
 
     Attributes:
         key: `context:entity:id`, the same on every run of this work.
@@ -62,7 +62,7 @@ class Claim:
     _ordinals: dict[str, int] = field(default_factory=dict[str, int], repr=False)
 
     def step(self, name: str) -> str:
-        """The name with its ordinal among equal ones in this run: the first `create users` is `create users#0`."""
+        """Add to a name its ordinal among equal ones in this run: the first `create users` is `create users#0`."""
         ordinal = self._ordinals.get(name, 0)
         self._ordinals[name] = ordinal + 1
         return f"{name}#{ordinal}"
@@ -73,13 +73,13 @@ class RequestContext:
     """What every log line, header and event of one piece of work shares.
 
     Attributes:
-        request_id: 1 to 255 characters, none of which controls or ends a line.
-        user_id: the user on whose behalf this happens, same syntax; None for the system itself.
+        request_id: 1 to 255 characters without control characters and line separators.
+        user_id: the user on whose behalf the work happens, in the same syntax; None for the system itself.
         deadline: the `time.monotonic()` instant at which the caller stops waiting; None without one.
-        claim: the idempotency claim that this runs under, if any.
+        claim: the idempotency claim of the work, if any.
 
     Raises:
-        InvalidRequestError: an id of another syntax, which could forge a line or a header.
+        InvalidRequestError: an id has another syntax, which could forge a line or a header.
     """
 
     request_id: str = field(default_factory=new_request_id)
@@ -96,15 +96,15 @@ class RequestContext:
 
     @classmethod
     def from_http_headers(cls, headers: Mapping[str, str]) -> Self:
-        """The caller's context. A request id that is absent or can't be read is replaced by a new one.
+        """Read the context of a caller; a request id that is absent or can't be read is replaced by a new one.
 
         Args:
-            headers: case-insensitive, or with lower-case names.
+            headers: a case-insensitive mapping, or one with lower-case names.
 
         Raises:
-            InvalidHeaderError: `X-User-ID` can't be read, without which it would be somebody else's work; or
-                `X-Request-Timeout` is no number of seconds. One of 0 or less is a deadline that has passed: callers
-                compute what is left.
+            InvalidHeaderError: `X-User-ID` can't be read, and the work would count as another user's; or
+                `X-Request-Timeout` is not a number of seconds. A timeout of 0 or less is a deadline that has passed, as
+                callers compute what is left.
         """
         timeout_seconds = _timeout(headers.get(REQUEST_TIMEOUT_HEADER))
         user = headers.get(USER_ID_HEADER)
@@ -122,14 +122,14 @@ class RequestContext:
 
     @classmethod
     def from_amqp_headers(cls, headers: Mapping[str, object]) -> Self:
-        """What a message's headers say, of any AMQP type: for one that can't be read otherwise; never a deadline."""
+        """Read the context from a message's headers, which have any AMQP type; it has no deadline."""
         return cls(
             request_id=_valid_id(headers.get(REQUEST_ID_HEADER)) or new_request_id(),
             user_id=_valid_id(headers.get(USER_ID_HEADER)),
         )
 
     def to_http_headers(self) -> dict[str, str]:
-        """Headers for a call made now; the deadline becomes the seconds that are left, relative, never below 0."""
+        """Return the headers for a call made now; the deadline becomes the seconds that are left, never below 0."""
         headers = {name: to_http(value) for name, value in self.to_amqp_headers().items()}
         remaining = self.remaining_seconds()
         if remaining is not None:
@@ -137,18 +137,18 @@ class RequestContext:
         return headers
 
     def to_amqp_headers(self) -> dict[str, str]:
-        """Headers for a message published now."""
+        """Return the headers for a message published now."""
         headers = {REQUEST_ID_HEADER: self.request_id}
         if self.user_id is not None:
             headers[USER_ID_HEADER] = self.user_id
         return headers
 
     def remaining_seconds(self) -> float | None:
-        """The time left, negative once it has passed; None without a deadline."""
+        """Return the seconds until the deadline, negative once it has passed; None without a deadline."""
         return None if self.deadline is None else self.deadline - time.monotonic()
 
     def within(self, seconds: float) -> "RequestContext":
-        """This context with a deadline at most that many seconds from now, never later than it had."""
+        """Return this context with a deadline in `seconds` from now at most, never later than the one that it has."""
         deadline = time.monotonic() + seconds
         return replace(self, deadline=deadline if self.deadline is None else min(deadline, self.deadline))
 
@@ -167,28 +167,29 @@ _current: ContextVar[RequestContext | None] = ContextVar("hybridkit_context", de
 
 
 def current() -> RequestContext:
-    """The bound context; outside of any, a new one that nothing else shares."""
+    """Return the bound context; outside of any, a new one that nothing else shares."""
     return _current.get() or RequestContext()
 
 
 def bound() -> RequestContext | None:
-    """The bound context, or None outside of any: for logs, which must not make a request id up."""
+    """Return the bound context, or None outside of any: for logs, which must not make up a request id."""
     return _current.get()
 
 
 def bind(context: RequestContext) -> AbstractContextManager[RequestContext]:
-    """Make it the current context inside the `with` block, and in the tasks started there.
+    """Make a context the current one inside the `with` block, and in the tasks started there.
 
-    A dependency of FastAPI's that binds is an `async def`: any other runs in a thread, and the route wouldn't see it.
+    A dependency of FastAPI's that binds has to be an `async def`: any other runs in a thread, whose binding the route
+    doesn't see.
 
     Raises:
-        MisuseError: when the block is entered, in such a dependency.
+        MisuseError: the block is entered in such a dependency.
     """
     return _Binding(context)
 
 
 class _Binding(AbstractContextManager[RequestContext]):
-    """A class, as a generator would cost each message and request twice as much."""
+    """The context manager of `bind`: a class, as a generator would cost each message and request twice as much."""
 
     __slots__ = ("_context", "_token")
 
@@ -213,7 +214,7 @@ class _Binding(AbstractContextManager[RequestContext]):
 
 
 class _UserNote:
-    """The first user whom work was bound to: shared with its threads and tasks."""
+    """The first user whom work was bound to, shared with the threads and tasks of that work."""
 
     __slots__ = ("user_id",)
 
@@ -226,7 +227,7 @@ _note: ContextVar[_UserNote | None] = ContextVar("hybridkit_user_note", default=
 
 @contextmanager
 def noting_user() -> Generator[None]:
-    """Note inside of the block the first user whom its work gets bound to, for `with_noted_user`."""
+    """Note the first user whom the work inside the block gets bound to, for `with_noted_user`."""
     token = _note.set(_UserNote())
     try:
         yield
@@ -235,7 +236,7 @@ def noting_user() -> Generator[None]:
 
 
 def with_noted_user(context: RequestContext) -> RequestContext:
-    """This context, or where it has no user, with the one who was noted: to tell of work whose binding is over."""
+    """Give a context without a user the one who was noted, so that a log line after the binding can name the user."""
     note = _note.get()
     if note is None or note.user_id is None or context.user_id is not None:
         return context
@@ -243,10 +244,10 @@ def with_noted_user(context: RequestContext) -> RequestContext:
 
 
 def _check_seen(frame: FrameType | None) -> None:
-    """Refuse what nobody would see: FastAPI enters a dependency that is a plain generator in a thread of its own.
+    """Refuse a binding that the route would not see: FastAPI enters a plain generator in a thread of its own.
 
     Raises:
-        MisuseError: the generator is such a dependency.
+        MisuseError: the generator is a dependency of FastAPI's.
     """
     dependency = ""
     while frame is not None and (
@@ -262,12 +263,12 @@ def _check_seen(frame: FrameType | None) -> None:
 
 
 def is_context_id(value: str) -> bool:
-    """Whether it may be a request's or a user's id: they end up in logs, headers and keys."""
+    """Return whether a text may be the id of a request or a user: these end up in logs, headers and keys."""
     return _ID_SYNTAX.fullmatch(value) is not None
 
 
 def to_http(value: str) -> str:
-    """An id as the value of a header: percent-encoded where it isn't visible ASCII, and where it has a `%`."""
+    """Percent-encode an id for a header: what isn't visible ASCII, and `%`."""
     return quote(value, safe=_NOT_ENCODED)
 
 

@@ -1,4 +1,4 @@
-"""Identifiers: time-ordered UUIDs for what is new, derived UUIDs for what may be made again.
+"""Make identifiers: time-ordered UUIDs for new things, derived UUIDs for things that may be made again.
 
 A record, an event and a request get a UUID of version 6 (RFC 9562, section 5.6): it sorts by creation time, so indexes
 stay dense, and two services never need to ask anyone for a number. Inside a claim, where a crash means that the same
@@ -27,7 +27,7 @@ _last_ticks = 0
 
 
 def new_id() -> UUID:
-    """A UUIDv6, greater than every one made before it in this process, from any thread."""
+    """Make a UUIDv6 that is greater than every one made before it in this process, from any thread."""
     # `uuid6.uuid6()` makes the same in three times the time, and each event, record and request needs one.
     global _last_ticks  # noqa: PLW0603 - the last one made, which is the point
     noise = int.from_bytes(os.urandom(8)) & _NOISE_BITS
@@ -37,27 +37,27 @@ def new_id() -> UUID:
 
 
 def new_request_id() -> str:
-    """A request id for a request that arrived without one."""
+    """Make a request id for a request that arrived without one."""
     return str(new_id())
 
 
 def derived_id(claim_key: str, step: str) -> UUID:
-    """The UUIDv8 that this step of this claim always gets.
+    """Derive the UUIDv8 that belongs to a step of a claim: the same on every run.
 
     Args:
         claim_key: the idempotency key of the claim, as `context:entity:id`.
-        step: what is being made, unique within the claim.
+        step: the name of what is being made, unique within the claim.
     """
     return UUID(int=uuid6.UUID(int=int.from_bytes(_digest(claim_key, step)[:16]), version=8).int)
 
 
 def derived_key(claim_key: str, step: str) -> str:
-    """The `Idempotency-Key` that this step of this claim always sends: 68 characters, prefix `hkd_`."""
+    """Derive the `Idempotency-Key` of a step of a claim: 68 characters with the prefix `hkd_`, the same on every run."""
     return DERIVED_KEY_PREFIX + _digest(claim_key, step).hex()
 
 
 def _digest(*parts: str) -> bytes:
-    """SHA-256 over length-prefixed parts, so that no two lists of parts share their bytes."""
+    """Hash length-prefixed parts with SHA-256, so that no two lists of parts share their bytes."""
     digest = hashlib.sha256()
     for part in parts:
         octets = part.encode()

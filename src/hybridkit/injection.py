@@ -1,8 +1,8 @@
-"""Passing arguments by type: what a handler's annotations ask for, and where each value comes from.
+"""Pass arguments by type: read what a handler's annotations ask for, and fill it from what is provided.
 
 ```python
 plan = plan_injection(handler)
-plan.missing({UserCreated, RequestContext})      # what nobody provides
+plan.missing({UserCreated, RequestContext})      # the parameters without a provider
 await handler(**plan.arguments({UserCreated: event, RequestContext: context}))
 ```
 """
@@ -24,9 +24,9 @@ class Wanted:
     """One parameter that is filled by type.
 
     Attributes:
-        name: of the parameter.
+        name: the parameter's name.
         type: the annotation, with `Annotated[X, ...]` and aliases resolved to X.
-        optional: it has a default, so it may stay without a provider.
+        optional: whether it has a default, which it keeps where nothing provides the type.
     """
 
     name: str
@@ -39,22 +39,22 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class InjectionPlan:
-    """What a callable wants, read once and applied per call.
+    """The parameters of a callable, read once and filled at every call.
 
     Attributes:
         owner: the callable's qualified name, for messages.
-        wanted: its parameters, in their order.
+        wanted: the parameters, in their order.
     """
 
     owner: str
     wanted: tuple[Wanted, ...]
 
     def missing(self, available: Container[Any]) -> tuple[Wanted, ...]:
-        """The parameters without a default whose type is not available."""
+        """Return the parameters without a default whose type is not available."""
         return tuple(want for want in self.wanted if not want.optional and want.type not in available)
 
     def arguments(self, values: Mapping[Any, object]) -> dict[str, Any]:
-        """The keyword arguments for a call; a parameter with a default and no value keeps its default.
+        """Return the keyword arguments for a call; a parameter with a default and no value keeps its default.
 
         Raises:
             DeclarationError: required parameters have no value; all of them are named.
@@ -71,11 +71,11 @@ def plan_injection(function: Callable[..., Any], *, skip: Container[str] = ()) -
     """Read the annotations of a function, method, partial or callable object.
 
     Args:
-        function: whose parameters are to be filled.
-        skip: names of parameters that somebody else fills.
+        function: the callable whose parameters are to be filled.
+        skip: the names of parameters that are filled otherwise.
 
     Raises:
-        DeclarationError: a parameter has no annotation, one that can't be resolved, or can't be passed by name.
+        DeclarationError: a parameter has no annotation, has one that can't be resolved, or can't be passed by name.
     """
     owner = _name_of(function)
     names = _namespace(function)
@@ -88,7 +88,7 @@ def plan_injection(function: Callable[..., Any], *, skip: Container[str] = ()) -
 
 
 def bare_type(annotation: Any) -> Any:
-    """The X of `Annotated[X, ...]` and of `type Alias = X`, however deeply they are nested."""
+    """Return the X of `Annotated[X, ...]` and of `type Alias = X`, however deeply they are nested."""
     while True:
         if isinstance(annotation, TypeAliasType):
             annotation = annotation.__value__
@@ -112,7 +112,7 @@ def _wanted(parameter: inspect.Parameter, owner: str, names: Mapping[str, Any]) 
 
 
 def _evaluated(annotation: str, where: str, names: Mapping[str, Any]) -> Any:
-    """What the text of an annotation means where the function was defined."""
+    """Evaluate an annotation that is a text, where the function was defined."""
     try:
         # Source code of the handler, not input.
         return eval(annotation, {**vars(builtins), **names})  # noqa: S307 # nosec B307
@@ -124,7 +124,7 @@ def _evaluated(annotation: str, where: str, names: Mapping[str, Any]) -> Any:
 
 
 def _namespace(function: Callable[..., Any]) -> Mapping[str, Any]:
-    """The names around the function: of its module, and of the functions it was defined in where it uses them."""
+    """Return the names around a function: of its module, and of enclosing functions where it uses them."""
     while isinstance(function, functools.partial):
         function = function.func
     inner = inspect.unwrap(function)

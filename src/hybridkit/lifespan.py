@@ -1,4 +1,4 @@
-"""What a process lives on: opened in order, closed in reverse, whatever goes wrong in between.
+"""Open what a process needs in order, and close it in reverse, whatever goes wrong in between.
 
 ```python
 async with ServiceResources(start_budget_seconds=60, shutdown_seconds=30) as resources:
@@ -9,11 +9,11 @@ async with ServiceResources(start_budget_seconds=60, shutdown_seconds=30) as res
 ```
 
 Start: each dependency is awaited with growing pauses until the start budget is used up; then one report names all that
-is missing. What was opened until then is closed again.
+is missing, and what was opened is closed again.
 
 Stop, all of it within `shutdown_seconds`: readiness turns red, a load balancer gets time to see it, nothing new is
-accepted, what runs is finished, everything is closed in reverse, telemetry is flushed. A second signal (`hurry`) skips
-to closing.
+accepted, running work is finished, everything is closed in reverse, telemetry is flushed. A second signal (`hurry`)
+skips to closing.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ __all__ = ["Dependency", "ServiceResources", "StopAction"]
 _log = get_logger("hybridkit.lifespan")
 
 type StopAction = Callable[[float], Awaitable[object]]
-"""One step of stopping; it is given the seconds that it may take."""
+"""One step of stopping; its argument is the seconds that it may take."""
 
 # What of `shutdown_seconds` is over at the end of each phase, at the latest.
 WAIT_UNTIL: Final = 0.3
@@ -47,7 +47,7 @@ CLOSE_UNTIL: Final = 0.93
 FLUSH_UNTIL: Final = 1.0
 
 CANCEL_GRACE_SECONDS: Final = 1.0
-"""How long something that was told to end by cancellation is waited for; then it is left behind."""
+"""How long to wait for the end of a task that was cancelled, before it is left behind."""
 
 FIRST_PAUSE_SECONDS: Final = 0.1
 LONGEST_PAUSE_SECONDS: Final = 3.0
@@ -61,10 +61,10 @@ class Dependency[T]:
     """One thing to open.
 
     Attributes:
-        name: for logs, the report and `/ready`.
+        name: the name for logs, the report and `/ready`.
         factory: makes a fresh async context manager for each try.
-        provides: the type under which handlers ask for it; None keeps it to oneself.
-        probe: raises when it doesn't work: asked before it counts as open, and for readiness from then on.
+        provides: the type under which handlers ask for it; None offers it to none.
+        probe: raises where it doesn't work; asked before it counts as open, and for readiness from then on.
     """
 
     name: str
@@ -74,16 +74,16 @@ class Dependency[T]:
 
 
 class ServiceResources:
-    """The registry of what is open, by type, and the order in which it goes away.
+    """The registry of what is open, by type, and the order in which it is closed.
 
     Args:
-        start_budget_seconds: from entering until everything has to be open.
-        shutdown_seconds: from the first step of stopping to the last.
+        start_budget_seconds: the time from entering until everything has to be open.
+        shutdown_seconds: the time from the first step of stopping to the last.
         unready_seconds: how long to go on working after readiness has turned red, for load balancers.
-        health: told of every probe and of the stop; by default a new one.
+        health: is told of every probe and of the stop; a new one by default.
 
     Attributes:
-        health: readiness of what is open.
+        health: the readiness of what is open.
     """
 
     def __init__(
@@ -128,19 +128,19 @@ class ServiceResources:
 
     @property
     def providers(self) -> Mapping[type, object]:
-        """What handlers can ask for by type; a live, read-only view."""
+        """What handlers can ask for by type, as a live, read-only view."""
         return MappingProxyType(self._providers)
 
     @property
     def errors(self) -> tuple[BaseException, ...]:
-        """What went wrong while stopping; each was logged."""
+        """The errors of stopping; each was logged."""
         return tuple(self._errors)
 
     def provide[T](self, type_: type[T], value: T) -> None:
         """Offer a value that needs no closing.
 
         Raises:
-            DeclarationError: the type has a provider.
+            DeclarationError: the type has a provider already.
         """
         self._check_free(type_)
         self._providers[type_] = value
@@ -153,20 +153,20 @@ class ServiceResources:
         provides: type[T] | None = None,
         probe: Callable[[T], Awaitable[object]] | None = None,
     ) -> T:
-        """Enter the context manager, again and again while it isn't there yet, and keep it until the stop.
+        """Enter a context manager, again and again until it succeeds, and keep it open until the stop.
 
         It is entered and left in a task of its own.
 
         Args:
-            name: for logs, the report and `/ready`.
+            name: the name for logs, the report and `/ready`.
             factory: makes a fresh async context manager for each try.
             provides: the type under which handlers ask for it.
-            probe: raises when it doesn't work: asked before it counts as open, and for readiness from then on.
+            probe: raises where it doesn't work; asked before it counts as open, and for readiness from then on.
 
         Raises:
-            UnavailableError: it was not there when the start budget was used up; the message is the report.
+            UnavailableError: it was not open when the start budget was used up; the message is the report.
             DeclarationError: the name or the type is taken.
-            Exception: whatever it raises that waiting can't cure.
+            Exception: the context manager raised an error that waiting can't cure.
         """
         [value] = await self.open_together(
             Dependency(name=name, factory=factory, provides=provides, probe=probe)
@@ -175,7 +175,7 @@ class ServiceResources:
         return opened
 
     async def open_together(self, *dependencies: Dependency[Any]) -> tuple[Any, ...]:
-        """As `open`, several at once that don't need each other. Answers the opened values, in the order given.
+        """Open several that don't need each other at once, as `open` does, and return their values in the order given.
 
         A dependency that can't be cured by waiting ends the waiting for the others.
         """
@@ -199,7 +199,7 @@ class ServiceResources:
         return tuple(task.result() for task in tasks)
 
     def started(self) -> None:
-        """Everything is open and serving: from now on the probes decide about readiness."""
+        """Declare that everything is open and serving: from now on the probes decide about readiness."""
         self.health.started()
         _log.info("started", open=[owner.name for owner in self._opened])
 
@@ -238,23 +238,23 @@ class ServiceResources:
     # ── stop ─────────────────────────────────────────────────────────────────────────────────────
 
     def on_stop_accepting(self, name: str, action: StopAction) -> None:
-        """Run this when nothing new is to be taken: stop listening, polling, consuming."""
+        """Register an action for when nothing new is to be taken: stop listening, polling, consuming."""
         self._actions["stop accepting"].append((name, action))
 
     def on_drain(self, name: str, action: StopAction) -> None:
-        """Run this to finish what runs."""
+        """Register an action that finishes running work."""
         self._actions["drain"].append((name, action))
 
     def on_flush(self, name: str, action: StopAction) -> None:
-        """Run this at the very end: send what logs, spans and reports are still buffered."""
+        """Register an action for the very end: send the logs, spans and reports that are still buffered."""
         self._actions["flush"].append((name, action))
 
     def hurry(self) -> None:
-        """The second signal: don't wait for anything any more, close."""
+        """Stop waiting for anything, and close: the answer to a second signal."""
         self._hurried.set()
 
     async def announce(self) -> None:
-        """The first step of `stop`, for those who have to do the next ones themselves: readiness red, and wait."""
+        """Turn readiness red and wait for load balancers: the first step of `stop`, for those who do the others themselves."""
         async with self._announcing:
             if self._stop_since is not None:
                 return
@@ -266,7 +266,7 @@ class ServiceResources:
                 await is_set_within(self._hurried, seconds=wait_seconds)
 
     async def stop(self) -> None:
-        """Stop in order, within `shutdown_seconds`; errors are logged and collected. Repeated calls do nothing."""
+        """Stop in order, within `shutdown_seconds`; errors are logged and collected, and repeated calls do nothing."""
         async with self._stopping:
             if self._is_stopped:
                 return
@@ -327,7 +327,7 @@ class ServiceResources:
 
 
 class _Opening:
-    """The tries to open one dependency."""
+    """The attempts to open one dependency."""
 
     def __init__(self, dependency: Dependency[Any], *, until: float) -> None:
         self.dependency = dependency
@@ -335,7 +335,7 @@ class _Opening:
         self._until = until
 
     async def run(self) -> "_Owner[Any]":
-        """The opened dependency, or the error of the last try."""
+        """Return the opened dependency, or raise the error of the last attempt."""
         tries = AsyncRetrying(
             sleep=asyncio.sleep,
             retry=retry_if_exception_type(_NOT_YET),
@@ -372,7 +372,7 @@ class _NoAnswerError(UnavailableError):
 class _Owner[T]:
     """One entered context manager, in a task that enters it, keeps it, and leaves it.
 
-    One task for all three, because cancel scopes and task groups inside it belong to the task that made them.
+    One task does all three, because cancel scopes and task groups inside it belong to the task that made them.
     """
 
     def __init__(self, dependency: Dependency[T]) -> None:
@@ -384,7 +384,7 @@ class _Owner[T]:
 
     @property
     def value(self) -> T:
-        """What the context manager gave."""
+        """The value that the context manager gave."""
         return self._open.result()
 
     async def open(self, timeout_seconds: float) -> None:
@@ -403,7 +403,7 @@ class _Owner[T]:
         raise _NoAnswerError(f"it did not open within {timeout_seconds:.1f} s")
 
     async def check(self, probe: Callable[[T], Awaitable[object]]) -> object:
-        """Whether it is still open, and works; what the probe answers."""
+        """Ask the probe whether it is still open and works, and return the probe's answer."""
         if self.task.done():
             raise UnavailableError(f"{self.name} has ended by itself")
         return await probe(self.value)

@@ -1,10 +1,11 @@
-"""Retry policies as values, and the pure decision: again in s seconds, pause, or give up.
+"""Decide after a failed attempt: try again in some seconds, pause, or give up.
 
 ```python
 Retry.exponential(first_seconds=1, cap_seconds=300, attempts=8).never(PermissionError).pause_on(UnavailableError)
 ```
 
-A policy never sleeps or reads a clock; the caller does, so that a decision can be tested without waiting.
+A policy is a value. It never sleeps or reads a clock; the caller does, so that a decision can be tested without
+waiting.
 """
 
 import math
@@ -34,26 +35,26 @@ __all__ = [
 
 MAX_DELAY_SECONDS: Final = 36 * 3600.0
 UNLIMITED: Final = sys.maxsize
-"""Attempts of a policy that never gives up."""
+"""The attempts of a policy that never gives up."""
 
 
 @dataclass(frozen=True, slots=True)
 class RetryAfter:
-    """Try again, `seconds` from now."""
+    """The decision to try again, `seconds` from now."""
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """Stop trying. `reason` is `permanent` (the error can't go away) or `exhausted` (no attempts left)."""
+    """The decision to stop: `reason` is `permanent` (the error can't go away) or `exhausted` (no attempts are left)."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """A dependency is down: stop taking work until it is back. The attempt doesn't count."""
+    """The decision to stop taking work until a dependency is back; the attempt doesn't count."""
 
 
 type Decision = RetryAfter | GiveUp | Pause
@@ -61,7 +62,7 @@ type Decision = RetryAfter | GiveUp | Pause
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retry:
-    """How often, how far apart, and for which errors. Make one with `immediate` or `exponential`.
+    """A policy: how many attempts, how far apart, and for which errors. Make one with `immediate` or `exponential`.
 
     Attributes:
         attempts: how often the work runs at most, the first time included; at least 1.
@@ -82,7 +83,7 @@ class Retry:
         """Refuse a policy that contradicts itself.
 
         Raises:
-            DeclarationError: naming the value.
+            DeclarationError: a value is out of its range; the message names it.
         """
         if self.attempts < 1:
             raise DeclarationError(f"attempts must be at least 1, not {self.attempts}")
@@ -94,36 +95,36 @@ class Retry:
 
     @classmethod
     def immediate(cls, *, attempts: int = 3) -> Self:
-        """Again at once: for races that the next attempt wins."""
+        """Make a policy that tries again at once: for races that the next attempt wins."""
         return cls(attempts=attempts, first_seconds=0.0, cap_seconds=0.0)
 
     @classmethod
     def exponential(
         cls, *, first_seconds: float = 1.0, cap_seconds: float = 300.0, attempts: int = 8
     ) -> Self:
-        """Full jitter: each delay is uniform between 0 and an upper bound that doubles up to the cap.
+        """Make a policy with full jitter: each delay is uniform between 0 and a bound that doubles up to the cap.
 
         https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
         """
         return cls(attempts=attempts, first_seconds=first_seconds, cap_seconds=cap_seconds)
 
     def never(self, *errors: type[BaseException]) -> Self:
-        """This policy, giving up at once on these errors."""
+        """Return a policy that also gives up at once on these errors."""
         return replace(self, never_for=self.never_for + errors)
 
     def pause_on(self, *errors: type[BaseException]) -> Self:
-        """This policy, pausing on these errors instead of spending attempts. `never` wins over it."""
+        """Return a policy that pauses on these errors instead of spending attempts; `never` wins over it."""
         return replace(self, pause_for=self.pause_for + errors)
 
     def decide(self, error: BaseException, *, attempt: int, jitter: float) -> Decision:
-        """What to do after a failed attempt.
+        """Decide what to do after a failed attempt.
 
         Where an error says when to come back (`asked_seconds`), the delay begins then; 36 h at most in all. A group is
         given up where one of its errors would be, and pauses where all of them would.
 
         Args:
-            error: what the attempt raised.
-            attempt: which attempt that was; the first is 1.
+            error: the error that the attempt raised.
+            attempt: the attempt's number; the first is 1.
             jitter: a random number from 0 up to 1, as `random.random()` gives it.
         """
         leaves = tuple(_leaves(error))
@@ -139,7 +140,7 @@ class Retry:
         return RetryAfter(min(seconds, MAX_DELAY_SECONDS))
 
     def bound_seconds(self, attempt: int) -> float:
-        """The longest delay that can follow that attempt."""
+        """Return the longest delay that can follow an attempt; the first attempt is 1."""
         return min(self.first_seconds * 2.0 ** min(attempt - 1, self._doublings), self.cap_seconds)
 
     @property
@@ -160,7 +161,7 @@ class Retry:
             yield self.bound_seconds(attempt) * (0.25 + 0.75 * jitter())
 
     def total_seconds(self) -> float:
-        """The longest time that all delays together can take."""
+        """Return the longest time that all delays together can take."""
         retries = self.attempts - 1
         growing = min(retries, self._doublings)
         bounds = (self.bound_seconds(attempt) for attempt in range(1, growing + 1))
@@ -168,10 +169,11 @@ class Retry:
 
 
 def asked_seconds(error: BaseException) -> float:
-    """How long whoever has refused asks to wait, from 0 (also for nonsense) to 36 h.
+    """Return how long the refusing side asks to wait, from 0 (also for nonsense) to 36 h.
 
-    It may say so in `retry_after_seconds` (hybridkit's errors), in `retry_after` (aiogram's), or by the `Retry-After`
-    of an HTTP answer, its `response` (httpx, requests) or its own `headers` (aiohttp). Of a group the longest counts.
+    It says so in `retry_after_seconds` (hybridkit's errors), in `retry_after` (aiogram's), or by the `Retry-After` of an
+    HTTP response, which is the error's `response` (httpx, requests) or has its headers in the error (aiohttp). Of a
+    group the longest counts.
     """
     if isinstance(error, BaseExceptionGroup):
         return max(map(asked_seconds, _leaves(cast("BaseException", error))), default=0.0)
@@ -181,7 +183,7 @@ def asked_seconds(error: BaseException) -> float:
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:
-    """The errors of a group and of the groups in it, which are no groups."""
+    """Yield the errors of a group and of the groups in it, without the groups."""
     pending = [error]
     while pending:
         one = pending.pop()
@@ -192,7 +194,7 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 
 
 def retry_after_seconds(value: object) -> float | None:
-    """What such a value means, or None: a number or text of seconds, a time span, or an HTTP date.
+    """Read a number or text of seconds, a time span, or an HTTP date as seconds from now; None for anything else.
 
     https://www.rfc-editor.org/rfc/rfc9110#section-10.2.3
     """
@@ -226,7 +228,7 @@ def _read_seconds(text: str) -> float:
 
 
 def _header(error: BaseException) -> object:
-    """The `Retry-After` of the answer that the error is about."""
+    """Return the `Retry-After` of the response that the error is about, or None."""
     for answer in (_look(error, "response"), error):
         headers: Any = _look(answer, "headers")
         for name in ("Retry-After", "retry-after"):
@@ -236,12 +238,12 @@ def _header(error: BaseException) -> object:
 
 
 def _look(value: object, name: str) -> object:
-    """The attribute, or None."""
+    """Return the attribute, or None."""
     return _tried(partial(getattr, value, name, None))
 
 
 def _tried(look: Callable[[], object]) -> object:
-    """What is found there, or None: whatever a property of somebody else's does."""
+    """Return what the look-up finds, or None where it raises: a property of a foreign class may do anything."""
     try:
         return look()
     except (KeyboardInterrupt, SystemExit):
