@@ -88,7 +88,7 @@ def in_utc(moment: datetime) -> datetime:
 
 
 def format_timestamp(moment: datetime) -> str:
-    """Format a moment as RFC 3339 in UTC with `Z`: `2025-01-15T10:30:00Z`, and milliseconds only where there are any."""
+    """Format a moment as RFC 3339 in UTC: `2025-01-15T10:30:00Z`, with milliseconds only where there are any."""
     if moment.tzinfo is not UTC and moment.utcoffset():
         moment = truncate_timestamp(moment)
     text = moment.isoformat("T", "milliseconds")

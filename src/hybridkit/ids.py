@@ -52,7 +52,7 @@ def derived_id(claim_key: str, step: str) -> UUID:
 
 
 def derived_key(claim_key: str, step: str) -> str:
-    """Derive the `Idempotency-Key` of a step of a claim: 68 characters with the prefix `hkd_`, the same on every run."""
+    """Derive the `Idempotency-Key` of a step of a claim, the same on every run: 68 characters, prefix `hkd_`."""
     return DERIVED_KEY_PREFIX + _digest(claim_key, step).hex()
 
 

@@ -254,7 +254,7 @@ class ServiceResources:
         self._hurried.set()
 
     async def announce(self) -> None:
-        """Turn readiness red and wait for load balancers: the first step of `stop`, for those who do the others themselves."""
+        """Turn readiness red and wait for load balancers, as the first step of `stop` does."""
         async with self._announcing:
             if self._stop_since is not None:
                 return

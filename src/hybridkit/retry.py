@@ -171,8 +171,8 @@ class Retry:
 def asked_seconds(error: BaseException) -> float:
     """Return how long the refusing side asks to wait, from 0 (also for nonsense) to 36 h.
 
-    It says so in `retry_after_seconds` (hybridkit's errors), in `retry_after` (aiogram's), or by the `Retry-After` of an
-    HTTP response, which is the error's `response` (httpx, requests) or has its headers in the error (aiohttp). Of a
+    It says so in `retry_after_seconds` (hybridkit's errors), in `retry_after` (aiogram's), or by the `Retry-After` of
+    an HTTP response, which is the error's `response` (httpx, requests) or has its headers in the error (aiohttp). Of a
     group the longest counts.
     """
     if isinstance(error, BaseExceptionGroup):
