@@ -18,7 +18,7 @@ from hybridkit.contract import Emission
 from hybridkit.dataservice import DocumentCollection, migrate
 from hybridkit.dataservice._mongo._collection import ResourceCollection
 from hybridkit.dataservice._mongo._store import open_mongo_store
-from hybridkit.dataservice._outbox._protocol import Parked
+from hybridkit.dataservice._outbox._protocol import ParkedRow
 from hybridkit.dataservice._postgres._driver._pool import Pool
 from hybridkit.dataservice._postgres._outbox import PostgresOutbox, add_emissions
 from hybridkit.dataservice._store._operations import Upsert, Write
@@ -76,10 +76,10 @@ def ids(postgres_url: str) -> list[UUID]:
         ]
         async with pool.session() as session:
             await add_emissions(session, emissions, service="api_service")
-        leases = (await store.acquire("the test")).leases
+        leases = (await store.renew_leases("the test")).leases
         rows = await store.waiting(range(16), without=(), limit=3)
-        await store.mark(leases, published=(), parked=[Parked(row, NOBODY) for row in rows])
-        await store.release("the test")
+        await store.mark(leases, published=(), parked=[ParkedRow(row, NOBODY) for row in rows])
+        await store.release_leases("the test")
         await pool.close()
         return [each.event_id for each in emissions]
 
@@ -100,9 +100,9 @@ async def fill_mongo(url: str) -> list[UUID]:
         await store.write(
             Write(caller="test", key="1", fingerprint=b"1", operations=(thing,), emit=tuple(emissions))
         )
-        leases = (await store.outbox.acquire("the test")).leases
+        leases = (await store.outbox.renew_leases("the test")).leases
         rows = await store.outbox.waiting(range(16), without=(), limit=3)
-        await store.outbox.mark(leases, published=(), parked=[Parked(rows[0], NOBODY)])
+        await store.outbox.mark(leases, published=(), parked=[ParkedRow(rows[0], NOBODY)])
         return [row.event_id for row in rows]
 
 

@@ -27,7 +27,7 @@ from hybridkit.contract import Emission
 from hybridkit.dataservice import DocumentCollection, create_data_service
 from hybridkit.dataservice._mongo._collection import ResourceCollection
 from hybridkit.dataservice._mongo._store import MongoStore, open_mongo_store
-from hybridkit.dataservice._outbox._protocol import PARTITIONS, Parked, Waiting, fair_share
+from hybridkit.dataservice._outbox._protocol import PARTITIONS, ParkedRow, WaitingRow, fair_share
 from hybridkit.dataservice._store._keys import RETENTION
 from hybridkit.dataservice._store._operations import Assert, Delete, Update, Upsert, Write
 from hybridkit.errors import UnroutableError
@@ -117,7 +117,7 @@ def apart(store: MongoStore) -> MongoStore:
     return MongoStore(store._database, store._collections, capabilities=capabilities, outbox=store.outbox)
 
 
-async def waiting(store: MongoStore, limit: int = 100) -> Sequence[Waiting]:
+async def waiting(store: MongoStore, limit: int = 100) -> Sequence[WaitingRow]:
     return await store.outbox.waiting(range(PARTITIONS), without=(), limit=limit)
 
 
@@ -246,12 +246,12 @@ async def test_two_movers_of_one_document_leave_its_order_alone(store: MongoStor
 async def test_each_partition_has_one_owner_among_many(store: MongoStore) -> None:
     owners = [f"owner{number}" for number in range(5)]
     for _ in range(3):
-        held = await asyncio.gather(*(store.outbox.acquire(owner) for owner in owners))
+        held = await asyncio.gather(*(store.outbox.renew_leases(owner) for owner in owners))
         for owner, its in zip(owners, held, strict=True):
             extra = [lease.partition for lease in its.leases[its.share :]]
             if extra:
-                await store.outbox.release(owner, extra)
-    held = await asyncio.gather(*(store.outbox.acquire(owner) for owner in owners))
+                await store.outbox.release_leases(owner, extra)
+    held = await asyncio.gather(*(store.outbox.renew_leases(owner) for owner in owners))
     owned = Counter(lease.partition for its in held for lease in its.leases)
     assert owned == dict.fromkeys(range(PARTITIONS), 1)
     assert {its.share for its in held} == {fair_share(5)}
@@ -259,10 +259,10 @@ async def test_each_partition_has_one_owner_among_many(store: MongoStore) -> Non
 
 async def test_a_new_owner_has_a_higher_fence_and_the_old_ones_marks_are_ignored(store: MongoStore) -> None:
     await store.write(write(upsert("a"), emit=[emission("a")]))
-    old = await store.outbox.acquire("old")
+    old = await store.outbox.renew_leases("old")
     [row] = await waiting(store)
-    await store.outbox.release("old")
-    new = await store.outbox.acquire("new")
+    await store.outbox.release_leases("old")
+    new = await store.outbox.renew_leases("new")
     fences = {lease.partition: lease.fence for lease in old.leases}
     assert all(lease.fence > fences[lease.partition] for lease in new.leases)
     lost = await store.outbox.mark(old.leases, published=[row], parked=[])
@@ -273,19 +273,19 @@ async def test_a_new_owner_has_a_higher_fence_and_the_old_ones_marks_are_ignored
 
 
 async def test_what_a_dead_replica_had_is_free_when_its_lease_has_run_out(store: MongoStore) -> None:
-    await store.outbox.acquire("dead")
-    assert (await store.outbox.acquire("other")).leases == []
+    await store.outbox.renew_leases("dead")
+    assert (await store.outbox.renew_leases("other")).leases == []
     await store._database["hk_leases"].update_many({}, {"$set": {"expires_at": now() - timedelta(seconds=1)}})
-    assert len((await store.outbox.acquire("other")).leases) == PARTITIONS
+    assert len((await store.outbox.renew_leases("other")).leases) == PARTITIONS
 
 
 async def test_parked_events_are_listed_counted_and_tried_again(store: MongoStore) -> None:
     first, second = emission("a", event_type="x.y"), emission("b")
     await store.write(write(emit=[first, second]))
-    held = await store.outbox.acquire("me")
+    held = await store.outbox.renew_leases("me")
     rows = {row.event_id: row for row in await waiting(store)}
     await store.outbox.mark(
-        held.leases, published=[], parked=[Parked(rows[first.event_id], "nobody wants it")]
+        held.leases, published=[], parked=[ParkedRow(rows[first.event_id], "nobody wants it")]
     )
     backlog = await store.outbox.backlog(range(PARTITIONS))
     assert (backlog.waiting, backlog.parked) == (1, 1)
@@ -311,17 +311,17 @@ async def test_what_documents_hold_is_in_the_backlog_once(store: MongoStore, apa
 async def test_an_event_waits_for_its_time(store: MongoStore) -> None:
     later = emission("a", not_before=now() + timedelta(hours=1))
     await store.write(write(emit=[later, emission("b")]))
-    assert [row.lane for row in await waiting(store)] == ["b"]
+    assert [row.ordering_key for row in await waiting(store)] == ["b"]
     await store._database["hk_outbox"].update_many({}, {"$set": {"not_before": now()}})
-    assert {row.lane for row in await waiting(store)} == {"a", "b"}
-    assert [row.lane for row in await store.outbox.waiting(range(PARTITIONS), without=["b"], limit=9)] == [
-        "a"
-    ]
+    assert {row.ordering_key for row in await waiting(store)} == {"a", "b"}
+    assert [
+        row.ordering_key for row in await store.outbox.waiting(range(PARTITIONS), without=["b"], limit=9)
+    ] == ["a"]
 
 
 async def test_published_events_are_deleted_after_a_while(store: MongoStore) -> None:
     await store.write(write(upsert("a"), emit=[emission("a")]))
-    held = await store.outbox.acquire("me")
+    held = await store.outbox.renew_leases("me")
     await store.outbox.mark(held.leases, published=await waiting(store), parked=[])
     assert await store.outbox.clean() == 0
     outbox = store._database["hk_outbox"]
@@ -397,14 +397,14 @@ PROGRAM = """
 
     async def main():
         async with open_mongo_store({url!r}, {{}}, name="replica") as store:
-            acquire = store.outbox.acquire
+            renew_leases = store.outbox.renew_leases
             store.outbox._sources.append(store._database["counters"])
 
             async def told(owner):
                 print("owner", owner, file=sys.stderr, flush=True)
-                return await acquire(owner)
+                return await renew_leases(owner)
 
-            store.outbox.acquire = told
+            store.outbox.renew_leases = told
             async with Relay(store.outbox, Publisher()):
                 await asyncio.sleep(3600)
 

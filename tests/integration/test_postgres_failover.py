@@ -77,7 +77,7 @@ async def test_a_server_that_only_reads_is_left_and_found_again(primary: Any) ->
         assert answer.json()["retryable"]
         assert int(answer.headers["retry-after"]) >= 1
     assert store._pool._free == []
-    for work in (store.clean(), store.outbox.acquire("replica"), store.outbox.retry()):
+    for work in (store.clean(), store.outbox.renew_leases("replica"), store.outbox.retry()):
         with pytest.raises(UnavailableError):
             await work
     await only_reads(service.url, on=False)

@@ -20,7 +20,14 @@ from sqlalchemy import text
 from hybridkit.codec import now
 from hybridkit.contract import Emission
 from hybridkit.dataservice import Relay, migrate
-from hybridkit.dataservice._outbox._protocol import PARTITIONS, Backlog, Lease, Parked, Waiting, fair_share
+from hybridkit.dataservice._outbox._protocol import (
+    PARTITIONS,
+    Backlog,
+    Lease,
+    ParkedRow,
+    WaitingRow,
+    fair_share,
+)
 from hybridkit.dataservice._postgres._driver._pool import Pool
 from hybridkit.dataservice._postgres._outbox import PostgresOutbox, add_emissions
 from hybridkit.dataservice._postgres._schema import histories_of, migrating_connection
@@ -57,10 +64,10 @@ class Replica:
         self.outbox.wake()
         return [event.event_id for event in emissions]
 
-    async def acquire(self, owner: str) -> dict[int, Lease]:
-        return {lease.partition: lease for lease in (await self.outbox.acquire(owner)).leases}
+    async def renew_leases(self, owner: str) -> dict[int, Lease]:
+        return {lease.partition: lease for lease in (await self.outbox.renew_leases(owner)).leases}
 
-    async def waiting(self, *, without: Collection[str] = (), limit: int = 100) -> Sequence[Waiting]:
+    async def waiting(self, *, without: Collection[str] = (), limit: int = 100) -> Sequence[WaitingRow]:
         return await self.outbox.waiting(range(PARTITIONS), without=without, limit=limit)
 
     async def backlog(self) -> Backlog:
@@ -121,7 +128,7 @@ async def test_rows_of_an_older_release_are_published(postgres_url: str) -> None
         await connection.commit()
     await migrate(postgres_url)
     async with replica_of(postgres_url) as one:
-        assert len(await one.acquire("one")) == PARTITIONS
+        assert len(await one.renew_leases("one")) == PARTITIONS
         assert [row.sequence for row in await one.waiting(limit=1000)] == list(range(1, 401))
     async with migrating_connection(postgres_url) as connection:
         await connection.run_sync(lambda sync: command.downgrade(own._config(sync), "hk_0001"))
@@ -137,55 +144,55 @@ async def pass_lease_time(replica: Replica) -> None:
 async def test_replicas_share_the_partitions(replicas: tuple[Replica, Replica]) -> None:
     """The first has all, then gives back what is the other's; each partition has one owner at a time."""
     one, two = replicas
-    first = await one.acquire("one")
+    first = await one.renew_leases("one")
     assert len(first) == PARTITIONS
-    assert await two.acquire("two") == {}
-    assert (await one.outbox.acquire("one")).share == PARTITIONS  # the other one has only just come
-    assert await two.acquire("two") == {}
-    renewed = await one.outbox.acquire("one")
+    assert await two.renew_leases("two") == {}
+    assert (await one.outbox.renew_leases("one")).share == PARTITIONS  # the other one has only just come
+    assert await two.renew_leases("two") == {}
+    renewed = await one.outbox.renew_leases("one")
     assert renewed.share == fair_share(2) == PARTITIONS // 2
     assert {lease.partition: lease.fence for lease in renewed.leases} == {
         partition: lease.fence for partition, lease in first.items()
     }
     assert renewed.leases[0].valid_until > first[0].valid_until
-    await one.outbox.release("one", range(10))
-    taken = await two.acquire("two")
+    await one.outbox.release_leases("one", range(10))
+    taken = await two.renew_leases("two")
     assert len(taken) == PARTITIONS // 2
     assert taken.keys() < set(range(10))
     assert all(lease.fence == first[partition].fence + 1 for partition, lease in taken.items())
-    assert len(await one.acquire("one")) == PARTITIONS // 2
-    await one.outbox.release("one", taken.keys())  # they are not his any more
-    assert (await two.acquire("two")).keys() == taken.keys()
+    assert len(await one.renew_leases("one")) == PARTITIONS // 2
+    await one.outbox.release_leases("one", taken.keys())  # they are not his any more
+    assert (await two.renew_leases("two")).keys() == taken.keys()
 
 
 async def test_who_leaves_does_not_count_any_more(replicas: tuple[Replica, Replica]) -> None:
     one, two = replicas
-    await one.acquire("one")
-    await two.acquire("two")
-    await one.outbox.release("one")
-    held = await two.outbox.acquire("two")
+    await one.renew_leases("one")
+    await two.renew_leases("two")
+    await one.outbox.release_leases("one")
+    held = await two.outbox.renew_leases("two")
     assert (len(held.leases), held.share) == (PARTITIONS, PARTITIONS)
 
 
 async def test_what_nobody_takes_is_for_anybody(replicas: tuple[Replica, Replica]) -> None:
     """Replicas that die young, again and again, keep no partition from being published."""
     one, two = replicas
-    await two.acquire("ghost")
-    await two.acquire("ghost")
-    await two.outbox.release("ghost", range(PARTITIONS))
-    assert len(await one.acquire("one")) == PARTITIONS // 2
+    await two.renew_leases("ghost")
+    await two.renew_leases("ghost")
+    await two.outbox.release_leases("ghost", range(PARTITIONS))
+    assert len(await one.renew_leases("one")) == PARTITIONS // 2
     await one.sql("UPDATE hk_leases SET expires_at = now() - interval '6 s' WHERE owner = ''")
     for number in range(PARTITIONS // 2):
-        assert len(await one.acquire("one")) == PARTITIONS // 2 + number + 1
+        assert len(await one.renew_leases("one")) == PARTITIONS // 2 + number + 1
 
 
 async def test_what_a_dead_replica_had_is_taken_over(replicas: tuple[Replica, Replica]) -> None:
     """Once its leases have run out; and nothing of it stays."""
     one, two = replicas
-    await one.acquire("dead")
-    assert await two.acquire("two") == {}
+    await one.renew_leases("dead")
+    assert await two.renew_leases("two") == {}
     await pass_lease_time(one)
-    assert len(await two.acquire("two")) == PARTITIONS
+    assert len(await two.renew_leases("two")) == PARTITIONS
     await two.outbox.clean()
     names = {row[0] for row in await one.sql("SELECT name FROM hk_leases WHERE name LIKE 'relay.replica.%'")}
     assert names == {"relay.replica.two"}
@@ -195,7 +202,7 @@ async def test_partitions_are_never_shared_in_a_race(replicas: tuple[Replica, Re
     one, two = replicas
     async with asyncio.TaskGroup() as group:
         tasks = [
-            group.create_task(replica.acquire(f"{n}"))
+            group.create_task(replica.renew_leases(f"{n}"))
             for n, replica in enumerate((one, two, one, two, one, two))
         ]
     taken = [partition for task in tasks for partition in task.result()]
@@ -209,13 +216,13 @@ async def test_marks_under_an_old_fence_count_for_nothing(replicas: tuple[Replic
     rows = await one.waiting()
     lost, kept = rows
     assert lost.partition != kept.partition
-    old = await one.acquire("one")
-    await two.acquire("two")
-    await one.outbox.release("one", [lost.partition])
-    new = await two.acquire("two")
+    old = await one.renew_leases("one")
+    await two.renew_leases("two")
+    await one.outbox.release_leases("one", [lost.partition])
+    new = await two.renew_leases("two")
     leases = [old[row.partition] for row in rows]
     assert await one.outbox.mark(leases, published=rows, parked=[]) == {lost.partition}
-    assert await one.outbox.mark(leases, published=[], parked=[Parked(lost, "no")]) == {lost.partition}
+    assert await one.outbox.mark(leases, published=[], parked=[ParkedRow(lost, "no")]) == {lost.partition}
     assert await two.waiting() == [lost]
     assert not await two.outbox.mark([new[lost.partition]], published=[lost], parked=[])
     assert not await two.waiting()
@@ -226,12 +233,12 @@ async def test_what_waits_comes_in_order_and_without_some_keys(replicas: tuple[R
     ids = await one.emit(("a", 1), ("b", 1), (None, 1), ("a", 2), ("c", 1))
     rows = await one.waiting(limit=4)
     assert [row.event_id for row in rows] == ids[:4]
-    assert [row.lane for row in rows] == ["a", "b", str(ids[2]), "a"]
+    assert [row.ordering_key for row in rows] == ["a", "b", str(ids[2]), "a"]
     assert rows[0].partition == rows[3].partition
     rest = await one.waiting(without={"a", str(ids[2])})
     assert [row.event_id for row in rest] == [ids[1], ids[4]]
     others = set(range(PARTITIONS)) - {rows[0].partition}
-    assert not {"a"} & {row.lane for row in await one.outbox.waiting(others, without=(), limit=10)}
+    assert not {"a"} & {row.ordering_key for row in await one.outbox.waiting(others, without=(), limit=10)}
 
 
 async def test_keys_are_spread_over_the_partitions(replicas: tuple[Replica, Replica]) -> None:
@@ -270,10 +277,12 @@ async def test_a_parked_row_keeps_its_reason_until_it_is_tried_again(
 ) -> None:
     one, _ = replicas
     ids = await one.emit(("a", 1), ("a", 2), ("b", 3))
-    leases = await one.acquire("one")
+    leases = await one.renew_leases("one")
     rows = await one.waiting()
     await one.outbox.mark(
-        list(leases.values()), published=[], parked=[Parked(row, "nobody wants it" * 100) for row in rows[:2]]
+        list(leases.values()),
+        published=[],
+        parked=[ParkedRow(row, "nobody wants it" * 100) for row in rows[:2]],
     )
     assert [row.event_id for row in await one.waiting()] == ids[2:]
     backlog = await one.backlog()
@@ -298,7 +307,7 @@ async def test_published_rows_are_deleted_after_their_retention(replicas: tuple[
     event_id = uuid4()
     await one.emit(("a", 1), event_id=event_id)
     await one.emit(("a", 2))
-    leases = await one.acquire("one")
+    leases = await one.renew_leases("one")
     first, _second = await one.waiting()
     await one.outbox.mark([leases[first.partition]], published=[first], parked=[])
     await one.emit(("a", 1), event_id=event_id)

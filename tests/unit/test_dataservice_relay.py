@@ -13,16 +13,15 @@ import pytest
 
 from hybridkit.context import current
 from hybridkit.dataservice import Relay
-from hybridkit.dataservice._outbox import _leases as _holdings
-from hybridkit.dataservice._outbox import _relay
-from hybridkit.dataservice._outbox._leases import Holdings
+from hybridkit.dataservice._outbox import _partition_leases, _relay
+from hybridkit.dataservice._outbox._partition_leases import PartitionLeases
 from hybridkit.dataservice._outbox._protocol import (
     PARTITIONS,
+    AcquiredLeases,
     Backlog,
-    Held,
     Lease,
-    Parked,
-    Waiting,
+    ParkedRow,
+    WaitingRow,
     fair_share,
     kept_of,
     partition_of,
@@ -46,7 +45,7 @@ class MemoryOutbox:
     """An outbox that forgets with the test."""
 
     def __init__(self) -> None:
-        self.rows: dict[int, Waiting] = {}
+        self.rows: dict[int, WaitingRow] = {}
         self.published: list[int] = []
         self.parked: dict[int, str] = {}
         self.replicas: set[str] = set()
@@ -60,11 +59,11 @@ class MemoryOutbox:
         self._sequences = itertools.count(1)
         self._changed = asyncio.Event()
 
-    def add(self, lane: str, event_type: str = "item.sold", **more: str) -> Waiting:
-        row = Waiting(
+    def add(self, ordering_key: str, event_type: str = "item.sold", **more: str) -> WaitingRow:
+        row = WaitingRow(
             sequence=next(self._sequences),
-            partition=partition_of(lane),
-            lane=lane,
+            partition=partition_of(ordering_key),
+            ordering_key=ordering_key,
             event_id=uuid4(),
             event_type=event_type,
             queue=more.get("queue"),
@@ -81,7 +80,7 @@ class MemoryOutbox:
         self.owners[partition] = owner
         self.fences[partition] += 1
 
-    async def acquire(self, owner: str) -> Held:
+    async def renew_leases(self, owner: str) -> AcquiredLeases:
         self._fail()
         self.replicas.add(owner)
         share = fair_share(len(self.replicas))
@@ -92,9 +91,11 @@ class MemoryOutbox:
         others = [list(self.owners.values()).count(other) for other in self.replicas - {owner}]
         kept = kept_of(len(mine), others, free=PARTITIONS - len(self.owners))
         valid_until = time.monotonic() + 9
-        return Held([Lease(partition, self.fences[partition], valid_until) for partition in mine], kept)
+        return AcquiredLeases(
+            [Lease(partition, self.fences[partition], valid_until) for partition in mine], kept
+        )
 
-    async def release(self, owner: str, partitions: Collection[int] | None = None) -> None:
+    async def release_leases(self, owner: str, partitions: Collection[int] | None = None) -> None:
         self._fail()
         if partitions is None:
             self.replicas.discard(owner)
@@ -104,10 +105,12 @@ class MemoryOutbox:
 
     async def waiting(
         self, partitions: Collection[int], *, without: Collection[str], limit: int
-    ) -> Sequence[Waiting]:
+    ) -> Sequence[WaitingRow]:
         self._fail()
         done = {*self.published, *self.parked}
-        rows = [row for row in self.rows.values() if row.sequence not in done and row.lane not in without]
+        rows = [
+            row for row in self.rows.values() if row.sequence not in done and row.ordering_key not in without
+        ]
         return [row for row in rows if row.partition in partitions][:limit]
 
     async def backlog(self, partitions: Collection[int]) -> Backlog:
@@ -120,7 +123,7 @@ class MemoryOutbox:
         self._changed.clear()
 
     async def mark(
-        self, leases: Sequence[Lease], *, published: Sequence[Waiting], parked: Sequence[Parked]
+        self, leases: Sequence[Lease], *, published: Sequence[WaitingRow], parked: Sequence[ParkedRow]
     ) -> Collection[int]:
         self._fail()
         self.marking = True
@@ -171,7 +174,7 @@ class MemoryPublisher:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_holdings, "RENEW_SECONDS", 0.02)
+    monkeypatch.setattr(_partition_leases, "RENEW_SECONDS", 0.02)
     monkeypatch.setattr(_relay, "IDLE_SECONDS", 0.02)
     monkeypatch.setattr(_relay, "DATABASE_PAUSE_SECONDS", 0.02)
     monkeypatch.setattr(_relay, "POLL_SECONDS", 0.02)
@@ -219,7 +222,7 @@ async def test_events_of_one_key_go_one_after_another(
     assert publisher.most_at_work == 1
 
 
-async def test_a_lane_that_ends_while_others_are_marked_is_not_begun_again(
+async def test_a_key_that_ends_while_others_are_marked_is_not_begun_again(
     outbox: MemoryOutbox, publisher: MemoryPublisher
 ) -> None:
     """What was confirmed in the meantime has no mark yet."""
@@ -241,7 +244,7 @@ async def test_keys_go_side_by_side(outbox: MemoryOutbox, publisher: MemoryPubli
     gate = publisher.gates[slow.event_id] = asyncio.Event()
     async with Relay(outbox, publisher):
         await until(lambda: publisher.at_work)
-        others = [outbox.add(f"lane {n}") for n in range(150)]
+        others = [outbox.add(f"key {n}") for n in range(150)]
         behind = outbox.add("slow")
         await until(lambda: len(outbox.published) == len(others))
         assert behind.event_id not in publisher.sent
@@ -328,8 +331,8 @@ async def test_keys_that_fail_together_are_one_failure_of_the_broker(
     async with relay:
         await until(lambda: len(publisher.at_work) == 20)
         gate.set()
-        await until(lambda: not publisher.at_work and not relay._lanes)
-        assert relay._broker.failures == 1
+        await until(lambda: not publisher.at_work and not relay._busy_keys)
+        assert relay._broker_backoff.failures == 1
 
 
 async def test_when_the_broker_is_back_no_key_waits_for_its_own_interval(
@@ -343,7 +346,7 @@ async def test_when_the_broker_is_back_no_key_waits_for_its_own_interval(
     monkeypatch.setattr(_relay, "_BACKOFF", Retry.exponential(first_seconds=3600, cap_seconds=3600))
     relay = Relay(outbox, publisher)
     async with relay:
-        await until(lambda: relay._pauses["a"].is_on)
+        await until(lambda: relay._key_backoffs["a"].is_on)
         monkeypatch.setattr(_relay, "_BACKOFF", Retry.immediate())
         publisher.gates[away.event_id].set()
         await until(lambda: len(outbox.published) == 2)
@@ -403,7 +406,7 @@ async def test_a_partition_is_handed_over_once_nothing_of_it_is_under_way(
 ) -> None:
     """The other replica never publishes beside this one, and what is behind waits for it."""
     rows = [outbox.add(f"{n}") for n in range(100)]
-    behind = [outbox.add(row.lane) for row in rows]
+    behind = [outbox.add(row.ordering_key) for row in rows]
     for row in rows:
         publisher.gates[row.event_id] = asyncio.Event()
     other = MemoryPublisher()
@@ -434,7 +437,7 @@ async def test_a_former_owner_stops_and_its_marks_count_for_nothing(
         for partition in range(PARTITIONS):
             outbox.give(partition, "somebody else")
         gate.set()
-        await until(lambda: not relay._held.partitions)
+        await until(lambda: not relay._leases.partitions)
         assert (publisher.sent, outbox.published) == ([row.event_id], [])
         await until(lambda: metrics.outbox_pending._value.get() == 0)
         outbox.owners.clear()
@@ -445,7 +448,7 @@ async def test_a_former_owner_stops_and_its_marks_count_for_nothing(
 async def test_a_mark_that_comes_too_late_loses_that_partition_only(
     outbox: MemoryOutbox, publisher: MemoryPublisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_holdings, "RENEW_SECONDS", 60)
+    monkeypatch.setattr(_partition_leases, "RENEW_SECONDS", 60)
     mine, lost = outbox.add("a"), outbox.add("b")
     assert mine.partition != lost.partition
     gates = [publisher.gates.setdefault(row.event_id, asyncio.Event()) for row in (mine, lost)]
@@ -454,24 +457,26 @@ async def test_a_mark_that_comes_too_late_loses_that_partition_only(
         outbox.give(lost.partition, "somebody else")
         for gate in gates:
             gate.set()
-        await until(lambda: lost.partition not in relay._held.partitions)
-        assert len(relay._held.partitions) == PARTITIONS - 1
+        await until(lambda: lost.partition not in relay._leases.partitions)
+        assert len(relay._leases.partitions) == PARTITIONS - 1
     assert outbox.published == [mine.sequence]
 
 
-async def test_a_lane_ends_with_the_lease(outbox: MemoryOutbox, publisher: MemoryPublisher) -> None:
+async def test_a_key_ends_with_the_lease(outbox: MemoryOutbox, publisher: MemoryPublisher) -> None:
     """A publish that could end after another owner has begun is not started."""
     relay = Relay(outbox, publisher)
     rows = [outbox.add("a"), outbox.add("a")]
-    [lease] = [each for each in (await outbox.acquire("x")).leases if each.partition == rows[0].partition]
-    await relay._publish_lane("a", rows, lease)  # it has none
-    relay._held._replace([Lease(lease.partition, lease.fence, time.monotonic() - 1)])
-    await relay._publish_lane("a", rows, lease)
-    relay._held._replace([Lease(lease.partition, lease.fence + 1, time.monotonic() + 9)])
-    await relay._publish_lane("a", rows, lease)
+    [lease] = [
+        each for each in (await outbox.renew_leases("x")).leases if each.partition == rows[0].partition
+    ]
+    await relay._publish_key("a", rows, lease)  # it has none
+    relay._leases._replace([Lease(lease.partition, lease.fence, time.monotonic() - 1)])
+    await relay._publish_key("a", rows, lease)
+    relay._leases._replace([Lease(lease.partition, lease.fence + 1, time.monotonic() + 9)])
+    await relay._publish_key("a", rows, lease)
     assert publisher.sent == []
-    relay._held._replace([lease])
-    await relay._publish_lane("a", rows, lease)
+    relay._leases._replace([lease])
+    await relay._publish_key("a", rows, lease)
     assert publisher.sent == [row.event_id for row in rows]
 
 
@@ -479,19 +484,19 @@ async def test_rows_of_a_partition_that_was_lost_meanwhile_are_not_begun(
     outbox: MemoryOutbox, publisher: MemoryPublisher
 ) -> None:
     relay = Relay(outbox, publisher)
-    relay._begin({"a": [outbox.add("a")]})
-    assert not relay._lanes
+    relay._start_publishing({"a": [outbox.add("a")]})
+    assert not relay._busy_keys
 
 
 async def test_what_lies_beyond_the_share_goes_idle_first(outbox: MemoryOutbox) -> None:
-    held = Holdings(outbox)
+    held = PartitionLeases(outbox)
     await held.renew(busy=())
-    await outbox.acquire("another")
+    await outbox.renew_leases("another")
     held._renew_at = 0
     busy = {0, 1, 2, *range(9, 14)}
     await held.renew(busy=busy)
     assert set(held.partitions) == busy
-    assert repr(held) == f"Holdings(partitions={sorted(busy)}, surplus=[])"
+    assert repr(held) == f"PartitionLeases(partitions={sorted(busy)}, surplus=[])"
 
 
 @pytest.mark.parametrize(
@@ -550,9 +555,9 @@ async def test_failures_are_forgotten_after_a_while(
     row = outbox.add("a")
     publisher.errors[row.event_id] = [NackedError("no")]
     async with Relay(outbox, publisher) as relay:
-        await until(lambda: relay._pauses)
+        await until(lambda: relay._key_backoffs)
         del outbox.rows[row.sequence]
-        await until(lambda: not relay._pauses)
+        await until(lambda: not relay._key_backoffs)
 
 
 async def test_stopping_finishes_what_is_under_way(outbox: MemoryOutbox, publisher: MemoryPublisher) -> None:

@@ -34,7 +34,7 @@ try:
     from hybridkit.dataservice._http._own_calls import CallContext, Database, DatabaseReader
     from hybridkit.dataservice._open_outbox import open_outbox
     from hybridkit.dataservice._outbox._protocol import OutboxEntries, OutboxEntry
-    from hybridkit.dataservice._outbox._relay import Publisher, Relay
+    from hybridkit.dataservice._outbox._relay import EventSink, Relay
     from hybridkit.dataservice._service import create_data_service
 except ImportError as error:
     # Either extra brings the web framework that both kinds of data service need.
@@ -56,10 +56,10 @@ __all__ = [
     "DatabaseReader",
     "DocumentCollection",
     "DocumentIndex",
+    "EventSink",
     "Grant",
     "OutboxEntries",
     "OutboxEntry",
-    "Publisher",
     "RecordColumns",
     "Relay",
     "SoftDeleteColumns",

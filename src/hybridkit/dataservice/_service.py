@@ -13,7 +13,7 @@ from hybridkit.dataservice._http._bodies import RequestBodies
 from hybridkit.dataservice._http._callers import Callers, Grant
 from hybridkit.dataservice._http._own_calls import AnyCall, CallHandler
 from hybridkit.dataservice._http._routes import add_routes
-from hybridkit.dataservice._outbox._relay import Publisher, Relay
+from hybridkit.dataservice._outbox._relay import EventSink, Relay
 from hybridkit.dataservice._store._protocol import Store
 from hybridkit.errors import DeclarationError, MissingExtraError
 from hybridkit.lifespan import ServiceResources
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["create_data_service"]
 
 type OpenStore = Callable[[Any], AbstractAsyncContextManager[Store]]
-type OpenPublisher = Callable[[], AbstractAsyncContextManager[Publisher]]
+type OpenEventSink = Callable[[], AbstractAsyncContextManager[EventSink]]
 
 
 def create_data_service(
@@ -37,7 +37,7 @@ def create_data_service(
     *,
     calls: Mapping[AnyCall, CallHandler] | None = None,
     migrations: Path | str | None = None,
-    publisher: OpenPublisher | None = None,
+    publisher: OpenEventSink | None = None,
     grants: Mapping[str, Grant] | None = None,
     title: str = "Data service",
     version: str = "0.1.0",
@@ -87,7 +87,7 @@ def create_data_service(
     return app
 
 
-async def _start_relay(resources: ServiceResources, store: Store, publisher: OpenPublisher | None) -> bool:
+async def _start_relay(resources: ServiceResources, store: Store, publisher: OpenEventSink | None) -> bool:
     """Whether there is one now: it needs an outbox, and a broker to empty it into."""
     outbox, publishing = store.outbox, await _open_publisher(resources, publisher)
     if outbox is None or publishing is None:
@@ -137,7 +137,7 @@ def _store_on_mongo(collections: "Mapping[AnyResource, DocumentCollection]") -> 
     return open_store
 
 
-async def _open_publisher(resources: ServiceResources, given: OpenPublisher | None) -> Publisher | None:
+async def _open_publisher(resources: ServiceResources, given: OpenEventSink | None) -> EventSink | None:
     if given is not None:
         return await resources.open("publisher", given)
     # The outbox keeps events while the broker is away, so that is no reason to send this service no requests.

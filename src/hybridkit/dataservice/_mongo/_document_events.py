@@ -70,13 +70,13 @@ def event_rows(emissions: Sequence[Emission], *, service: str, first: int) -> li
     moment = now()
     rows: list[StoredDocument] = []
     for sequence, emission in enumerate(emissions, start=first):
-        lane = str(emission.event_id) if emission.key is None else emission.key
+        ordering_key = str(emission.event_id) if emission.key is None else emission.key
         rows.append(
             {
                 "_id": str(emission.event_id),
                 "sequence": sequence,
-                "lane": lane,
-                "partition": partition_of(lane),
+                "lane": ordering_key,
+                "partition": partition_of(ordering_key),
                 "key": emission.key,
                 "event_type": emission.event_type,
                 "queue": emission.queue,

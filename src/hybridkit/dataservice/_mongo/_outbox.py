@@ -30,12 +30,12 @@ from hybridkit.dataservice._outbox._protocol import (
     LEASE_SECONDS,
     PARTITIONS,
     SAFETY_SECONDS,
+    AcquiredLeases,
     Backlog,
-    Held,
     Lease,
     OutboxEntry,
-    Parked,
-    Waiting,
+    ParkedRow,
+    WaitingRow,
     fair_share,
 )
 from hybridkit.dataservice._store._keys import RETENTION
@@ -99,7 +99,7 @@ class MongoOutbox:
 
     # ── leases ───────────────────────────────────────────────────────────────────────────────────
 
-    async def acquire(self, owner: str) -> Held:
+    async def renew_leases(self, owner: str) -> AcquiredLeases:
         """Give a sign of life, renew what this replica has, and take free partitions up to its share."""
         asked = time.monotonic()
         valid_until = asked + LEASE_SECONDS - SAFETY_SECONDS
@@ -119,7 +119,7 @@ class MongoOutbox:
                     break
                 held.append(taken)
         leases = [Lease(lease["partition"], lease["fence"], valid_until) for lease in held]
-        return Held(leases, share)
+        return AcquiredLeases(leases, share)
 
     async def _renewed(self, owner: str, end: datetime) -> list[StoredDocument]:
         mine = {"owner": owner, "partition": {"$gte": 0}}
@@ -141,7 +141,7 @@ class MongoOutbox:
         moment: datetime = about["localTime"]
         return moment.replace(tzinfo=UTC)
 
-    async def release(self, owner: str, partitions: Collection[int] | None = None) -> None:
+    async def release_leases(self, owner: str, partitions: Collection[int] | None = None) -> None:
         """Give partitions back, so that another replica needn't wait; None: all of them, and stop being alive."""
         mine: StoredDocument = {"owner": owner, "partition": {"$gte": 0}}
         if partitions is not None:
@@ -156,7 +156,7 @@ class MongoOutbox:
 
     async def waiting(
         self, partitions: Collection[int], *, without: Collection[str], limit: int
-    ) -> Sequence[Waiting]:
+    ) -> Sequence[WaitingRow]:
         """The oldest rows of these partitions whose time has come, after what documents hold has been moved here."""
         with bounded(PATIENCE_SECONDS), meaning(read_error):
             for source in self._sources:
@@ -188,7 +188,7 @@ class MongoOutbox:
         )
 
     async def mark(
-        self, leases: Sequence[Lease], *, published: Sequence[Waiting], parked: Sequence[Parked]
+        self, leases: Sequence[Lease], *, published: Sequence[WaitingRow], parked: Sequence[ParkedRow]
     ) -> Collection[int]:
         """Record what became of rows; the partitions that somebody else has by now, with nothing recorded of them."""
         with bounded(PATIENCE_SECONDS), meaning(read_error):
@@ -299,15 +299,15 @@ def _lease_name(partition: int) -> str:
     return f"partition.{partition:02}"
 
 
-def _waiting(row: Mapping[str, Any]) -> Waiting:
-    return Waiting(
+def _waiting(row: Mapping[str, Any]) -> WaitingRow:
+    return WaitingRow(
         event_id=UUID(row["_id"]),
+        ordering_key=row["lane"],
         **{
             name: row[name]
             for name in (
                 "sequence",
                 "partition",
-                "lane",
                 "event_type",
                 "queue",
                 "request_id",

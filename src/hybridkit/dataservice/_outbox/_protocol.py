@@ -18,14 +18,14 @@ from hybridkit.contract import Emission
 
 __all__ = [
     "PARTITIONS",
+    "AcquiredLeases",
     "Backlog",
-    "Held",
     "Lease",
     "Outbox",
     "OutboxEntries",
     "OutboxEntry",
-    "Parked",
-    "Waiting",
+    "ParkedRow",
+    "WaitingRow",
     "envelope_of",
     "fair_share",
     "kept_of",
@@ -44,9 +44,9 @@ SAFETY_SECONDS: Final = 1.0
 """How long before others may take over that an owner stops publishing."""
 
 
-def partition_of(lane: str) -> int:
+def partition_of(ordering_key: str) -> int:
     """Where a lane's rows belong, 0 to `PARTITIONS` - 1; for a database that doesn't compute it by itself."""
-    return blake2b(lane.encode(), digest_size=1).digest()[0] % PARTITIONS
+    return blake2b(ordering_key.encode(), digest_size=1).digest()[0] % PARTITIONS
 
 
 def fair_share(replicas: int) -> int:
@@ -89,7 +89,7 @@ def envelope_of(emission: Emission, *, service: str) -> bytes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Waiting:
+class WaitingRow:
     """A row of the outbox that has not been published, and whose time has come.
 
     Attributes:
@@ -109,7 +109,7 @@ class Waiting:
 
     sequence: int
     partition: int
-    lane: str
+    ordering_key: str
     event_id: UUID
     event_type: str
     queue: str | None
@@ -121,7 +121,7 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True)
-class Parked:
+class ParkedRow:
     """A row that can't be published.
 
     Attributes:
@@ -129,7 +129,7 @@ class Parked:
         reason: why, for whoever looks at it.
     """
 
-    row: Waiting
+    row: WaitingRow
     reason: str
 
 
@@ -149,7 +149,7 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class AcquiredLeases:
     """What a replica has after a sign of life.
 
     Attributes:
@@ -179,17 +179,17 @@ class Backlog:
 class Outbox(Protocol):
     """What a relay needs of a database. Nothing in it stays locked between two calls."""
 
-    async def acquire(self, owner: str) -> Held:
+    async def renew_leases(self, owner: str) -> AcquiredLeases:
         """Give a sign of life, renew what this replica has, and take free partitions up to its share."""
         ...
 
-    async def release(self, owner: str, partitions: Collection[int] | None = None) -> None:
+    async def release_leases(self, owner: str, partitions: Collection[int] | None = None) -> None:
         """Give partitions back, so that another replica needn't wait; None: all of them, and stop being alive."""
         ...
 
     async def waiting(
         self, partitions: Collection[int], *, without: Collection[str], limit: int
-    ) -> Sequence[Waiting]:
+    ) -> Sequence[WaitingRow]:
         """The oldest rows of these partitions whose time has come, by sequence, without those of some lanes.
 
         Of each lane it has the first rows, with none left out between them. One with a `not_before` is not in order
@@ -198,7 +198,7 @@ class Outbox(Protocol):
         ...
 
     async def mark(
-        self, leases: Sequence[Lease], *, published: Sequence[Waiting], parked: Sequence[Parked]
+        self, leases: Sequence[Lease], *, published: Sequence[WaitingRow], parked: Sequence[ParkedRow]
     ) -> Collection[int]:
         """Record what became of rows.
 

@@ -1,24 +1,23 @@
 """The relay: takes waiting events out of the outbox, publishes them, and marks them once the broker has confirmed.
 
-Each replica does it for its own partitions of the keys, by leases. Events with one key form a lane: one after another,
-each confirmed before the next is sent. Lanes run side by side, and a failure stops its own lane only. Nothing in the
-database is locked while the broker is asked, and a crash between the confirm and the mark publishes the same event
-again, by the same id.
+Each replica does it for its own partitions of the ordering keys, by leases (`_partition_leases`). Events with one
+ordering key are published one after another, each confirmed before the next is sent. Keys are published side by side,
+and a failure stops its own key only. Nothing in the database is locked while the broker is asked, and a crash between
+the confirm and the mark publishes the same event again, by the same id.
 """
 
 import asyncio
-import random
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Protocol, Self
 from uuid import UUID
 
 from hybridkit.context import RequestContext, bind
-from hybridkit.dataservice._outbox._leases import Holdings
-from hybridkit.dataservice._outbox._protocol import Backlog, Lease, Outbox, Parked, Waiting
+from hybridkit.dataservice._outbox._partition_leases import PartitionLeases
+from hybridkit.dataservice._outbox._protocol import Backlog, Lease, Outbox, ParkedRow, WaitingRow
 from hybridkit.errors import (
     HybridkitError,
     InvalidRequestError,
@@ -27,56 +26,62 @@ from hybridkit.errors import (
     UnroutableError,
 )
 from hybridkit.observability import get_logger, in_trace, metrics
-from hybridkit.retry import Retry
-
-__all__ = ["Publisher", "Relay"]
+from hybridkit.retry import UNLIMITED, Retry
 
 POLL_SECONDS: Final = 0.25
-"""How soon an event is seen that another replica has stored, where it is the first one for a while."""
+"""The longest pause between two looks for waiting rows: how late another replica's event may be seen."""
 BUSY_POLL_SECONDS: Final = 0.03
-"""How soon right after another one; each look that finds nothing doubles it."""
+"""The pause before the next look after rows were found; each look that finds nothing doubles it."""
 IDLE_SECONDS: Final = 1.0
-"""How soon a replica without partitions asks for some."""
+"""The pause of a replica without partitions before it asks for some again."""
 PUBLISH_SECONDS: Final = 10.0
+"""The longest time that one publish may take."""
 DATABASE_PAUSE_SECONDS: Final = 1.0
 COALESCE_SECONDS: Final = 0.01
-"""How long to wait for more lanes to end, so that they are marked together."""
+"""How long to wait for more keys to finish, so that their rows are marked together."""
 BACKLOG_SECONDS: Final = 5.0
-"""How often the backlog is measured."""
+"""The pause between two measurements of the backlog."""
 FORGET_SECONDS: Final = 60.0
 """How long after a pause the failures before it still count."""
 STOP_SECONDS: Final = 5.0
+"""How long a publish that is under way may take once the relay stops."""
 MAX_ROWS: Final = 100
-MAX_LANES: Final = 200
+MAX_BUSY_KEYS: Final = 200
 MAX_LOGGED_CHARS: Final = 255
 
 _NOTHING: Final = Backlog(waiting=0, parked=0, lag_seconds=0.0)
-_BACKOFF: Final = Retry.exponential(first_seconds=0.5, cap_seconds=30.0)
+_BACKOFF: Final = Retry.exponential(first_seconds=0.5, cap_seconds=30.0, attempts=UNLIMITED)
 _log = get_logger("hybridkit.relay")
 
 
-class Publisher(Protocol):
-    """What the relay needs of the broker; `hybridkit.messaging.RobustPublisher` is one."""
+class EventSink(Protocol):
+    """Where a relay sends events and commands; `hybridkit.messaging.RobustPublisher` is one."""
 
     async def publish_encoded(
         self, body: bytes, *, event_type: str, event_id: UUID, queue: str | None = None
     ) -> object:
-        """Return when the broker has stored and routed the message; raise a `HybridkitError` otherwise."""
+        """Return when the broker has stored and routed the message; raise a `HybridkitError` otherwise.
+
+        Args:
+            body: the envelope, encoded.
+            event_type: the routing key of an event.
+            event_id: the identity by which consumers recognize an event that is published twice.
+            queue: the queue of a command; None for an event.
+        """
         ...
 
 
 @dataclass(slots=True)
-class _Pause:
-    """After failures in a row: nothing until a `time.monotonic()` instant, later each time."""
+class _Backoff:
+    """Failures in a row, and the `time.monotonic()` instant before which nothing is tried again."""
 
     failures: int = 0
     until: float = 0.0
+    pauses: Iterator[float] = field(default_factory=_BACKOFF.pauses)
 
     def extend(self) -> None:
         self.failures += 1
-        # From half of the bound upwards: an immediate retry of what has just failed helps nobody.
-        jitter = random.uniform(0.5, 1.0)  # noqa: S311 - spreads load # nosec B311
-        self.until = time.monotonic() + _BACKOFF.bound_seconds(self.failures) * jitter
+        self.until = time.monotonic() + next(self.pauses)
 
     @property
     def is_on(self) -> bool:
@@ -88,8 +93,8 @@ class _Pause:
 
 
 @dataclass(slots=True)
-class _Lane:
-    """Rows of one key that are being published."""
+class _BusyKey:
+    """An ordering key whose rows are being published."""
 
     partition: int
     task: asyncio.Task[None]
@@ -98,30 +103,30 @@ class _Lane:
 class Relay:
     """Publishes what waits in an outbox, inside its `async with` block.
 
-    Any number of replicas may run one on the same outbox. While the broker or the database is away it waits; what it
-    could not finish is found again, and published again, by whoever comes next.
+    Any number of replicas may run one on the same outbox. While the broker or the database is away it waits; rows that
+    it could not finish are found again, and published again, by whichever replica has their partition next.
 
     Args:
         outbox: where events wait.
-        publisher: what publishes them; used by many lanes at a time.
+        publisher: what publishes them; it is called for many ordering keys at a time.
     """
 
-    def __init__(self, outbox: Outbox, publisher: Publisher) -> None:
+    def __init__(self, outbox: Outbox, publisher: EventSink) -> None:
         self._outbox = outbox
         self._publisher = publisher
-        self._held = Holdings(outbox)
+        self._leases = PartitionLeases(outbox)
         self._measure_at = 0.0
         self._poll_seconds = BUSY_POLL_SECONDS
-        self._lanes: dict[str, _Lane] = {}
-        self._pauses: defaultdict[str, _Pause] = defaultdict(_Pause)
-        self._broker = _Pause()
-        self._published: list[Waiting] = []
-        self._parked: list[Parked] = []
+        self._busy_keys: dict[str, _BusyKey] = {}
+        self._key_backoffs: defaultdict[str, _Backoff] = defaultdict(_Backoff)
+        self._broker_backoff = _Backoff()
+        self._published: list[WaitingRow] = []
+        self._parked: list[ParkedRow] = []
         self._stopping = False
         self._running: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
-        return f"Relay(partitions={sorted(self._held.partitions)}, lanes={len(self._lanes)})"
+        return f"Relay(partitions={sorted(self._leases.partitions)}, busy_keys={len(self._busy_keys)})"
 
     async def __aenter__(self) -> Self:
         self._running = asyncio.create_task(self._run(), name="hybridkit relay")
@@ -133,13 +138,14 @@ class Relay:
         if self._running is not None:
             self._running.cancel()
             await asyncio.wait({self._running})
-        if self._lanes:
+        if self._busy_keys:
             _done, late = await asyncio.wait(self._tasks(), timeout=STOP_SECONDS)
             for task in late:
                 task.cancel()
         with suppress(HybridkitError):  # then the leases run out, and what is not marked is published again
+            # In this order: the marks count only as long as the leases are this replica's.
             await self._mark()
-            await self._held.leave()
+            await self._leases.release_all()
 
     async def _run(self) -> None:
         while True:
@@ -155,67 +161,73 @@ class Relay:
                 await self._wait()
 
     async def _step(self) -> None:
-        """One turn. First what is done is marked, so that no row is taken up that is published already."""
-        await self._held.renew(busy={lane.partition for lane in self._lanes.values()})
-        # Taken before: a lane that ends while others are marked has confirmed rows without a mark.
-        ended = [name for name, lane in self._lanes.items() if lane.task.done()]
+        """Take one turn: renew the leases, mark what is done, and only then take up rows that are not marked."""
+        await self._leases.renew(busy={key.partition for key in self._busy_keys.values()})
+        # Before the marks, not after: a key that ends while others are marked has confirmed rows without a mark.
+        # Dropped now, it would be taken up again with the same rows.
+        ended = [name for name, key in self._busy_keys.items() if key.task.done()]
         await self._mark()
         for name in ended:
-            del self._lanes[name]
-        if self._held.open and not self._broker.is_on and len(self._lanes) < MAX_LANES:
-            lanes = await self._take()
-            self._poll_seconds = BUSY_POLL_SECONDS if lanes else min(2 * self._poll_seconds, POLL_SECONDS)
-            self._begin(lanes)
+            del self._busy_keys[name]
+        if self._leases.active and not self._broker_backoff.is_on and len(self._busy_keys) < MAX_BUSY_KEYS:
+            rows = await self._waiting_rows()
+            self._poll_seconds = BUSY_POLL_SECONDS if rows else min(2 * self._poll_seconds, POLL_SECONDS)
+            self._start_publishing(rows)
         if time.monotonic() >= self._measure_at:
             self._measure_at = time.monotonic() + BACKLOG_SECONDS
-            held = self._held.partitions
-            _show(await self._outbox.backlog(held) if held else _NOTHING)
+            partitions = self._leases.partitions
+            _show(await self._outbox.backlog(partitions) if partitions else _NOTHING)
 
     async def _wait(self) -> None:
-        """Until there may be something to do: a lane ended, rows came, or a while has passed."""
-        seconds = self._poll_seconds if self._held.partitions else IDLE_SECONDS
+        """Wait until there may be something to do: a key has finished, rows were added, or the pause is over."""
+        seconds = self._poll_seconds if self._leases.partitions else IDLE_SECONDS
         changed = asyncio.create_task(self._outbox.changed(timeout_seconds=seconds))
         try:
             await asyncio.wait({changed, *self._tasks()}, return_when=asyncio.FIRST_COMPLETED)
-            if self._lanes:
+            if self._busy_keys:
                 await asyncio.wait(self._tasks(), timeout=COALESCE_SECONDS)
         finally:
             changed.cancel()
 
     def _tasks(self) -> Sequence[asyncio.Task[None]]:
-        return [lane.task for lane in self._lanes.values()]
+        return [key.task for key in self._busy_keys.values()]
 
-    async def _take(self) -> dict[str, list[Waiting]]:
-        """Waiting rows by lane, none of a lane that is at work or has to pause."""
-        for name in [name for name, pause in self._pauses.items() if pause.is_over]:
-            del self._pauses[name]
-        paused = {name for name, pause in self._pauses.items() if pause.is_on}
+    async def _waiting_rows(self) -> dict[str, list[WaitingRow]]:
+        """Return waiting rows by ordering key, without the keys that are busy or have to pause."""
+        for name in [name for name, backoff in self._key_backoffs.items() if backoff.is_over]:
+            del self._key_backoffs[name]
+        paused = {name for name, backoff in self._key_backoffs.items() if backoff.is_on}
         rows = await self._outbox.waiting(
-            self._held.open, without=paused | self._lanes.keys(), limit=MAX_ROWS
+            self._leases.active, without=paused | self._busy_keys.keys(), limit=MAX_ROWS
         )
-        lanes: defaultdict[str, list[Waiting]] = defaultdict(list)
+        by_key: defaultdict[str, list[WaitingRow]] = defaultdict(list)
         for row in rows:
-            lanes[row.lane].append(row)
-        return lanes
+            by_key[row.ordering_key].append(row)
+        return by_key
 
-    def _begin(self, lanes: dict[str, list[Waiting]]) -> None:
-        leases = {lease.partition: lease for lease in self._held.of(self._held.open)}
-        for name, rows in lanes.items():
+    def _start_publishing(self, by_key: dict[str, list[WaitingRow]]) -> None:
+        leases = {lease.partition: lease for lease in self._leases.of(self._leases.active)}
+        for name, rows in by_key.items():
             if lease := leases.get(rows[0].partition):
-                task = asyncio.create_task(self._publish_lane(name, rows, lease))
-                self._lanes[name] = _Lane(lease.partition, task)
+                task = asyncio.create_task(self._publish_key(name, rows, lease))
+                self._busy_keys[name] = _BusyKey(lease.partition, task)
 
-    async def _publish_lane(self, name: str, rows: Sequence[Waiting], lease: Lease) -> None:
-        """Publish one row after another, until one has to wait or the lease is over."""
+    async def _publish_key(self, name: str, rows: Sequence[WaitingRow], lease: Lease) -> None:
+        """Publish the rows of an ordering key in their order, until one has to wait or the lease is over."""
         for row in rows:
-            left = min(self._held.seconds_left(lease), PUBLISH_SECONDS)
-            if self._stopping or left <= 0 or self._broker.is_on:
+            # Checked before each row, by the lease that the rows were taken up under: after another replica had the
+            # partition in between, it may have published them.
+            left = min(self._leases.seconds_left(lease), PUBLISH_SECONDS)
+            if self._stopping or left <= 0 or self._broker_backoff.is_on:
                 return
             if not await self._publish(name, row, seconds=left):
                 return
 
-    async def _publish(self, lane: str, row: Waiting, *, seconds: float) -> bool:
-        """Whether the lane may go on. A row whose fate is unknown is published again, as the same event."""
+    async def _publish(self, key: str, row: WaitingRow, *, seconds: float) -> bool:
+        """Publish or park a row, and return whether its key may go on.
+
+        A row whose fate is unknown is published again later, as the same event.
+        """
         try:
             context = RequestContext(request_id=row.request_id, user_id=row.user_id).within(seconds)
             with bind(context), in_trace(_trace(row)):
@@ -226,36 +238,38 @@ class Relay:
         except (UnroutableError, PayloadError, InvalidRequestError) as error:  # it never could be sent
             self._park(row, error)
         except UnavailableError as error:
-            if not self._broker.is_on:  # of many lanes that fail together, one counts
-                self._broker.extend()
+            if not self._broker_backoff.is_on:  # of many keys that fail together, one counts
+                self._broker_backoff.extend()
                 _log.warning("the relay waits for the broker", reason=str(error))
             return False
-        except Exception as error:  # noqa: BLE001 - whatever it is, only this lane has to wait
-            self._hold_up(lane, row, error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, only this key has to wait
+            self._pause_key(key, row, error)
             return False
         else:
             self._published.append(row)
-        self._pauses.pop(lane, None)
-        if self._broker.failures:  # it is back: what failed meanwhile needn't sit out its own interval
-            self._broker = _Pause()
-            self._pauses.clear()
+        self._key_backoffs.pop(key, None)
+        if (
+            self._broker_backoff.failures
+        ):  # it is back: what failed meanwhile needn't sit out its own interval
+            self._broker_backoff = _Backoff()
+            self._key_backoffs.clear()
         return True
 
-    def _hold_up(self, lane: str, row: Waiting, error: Exception) -> None:
-        self._pauses[lane].extend()
+    def _pause_key(self, key: str, row: WaitingRow, error: Exception) -> None:
+        self._key_backoffs[key].extend()
         expected = isinstance(error, HybridkitError | TimeoutError)
         _log.warning(
             "an event was not published and holds up its key",
             event_type=row.event_type,
             event_id=str(row.event_id),
             request_id=row.request_id[:MAX_LOGGED_CHARS],
-            failures=self._pauses[lane].failures,
+            failures=self._key_backoffs[key].failures,
             reason=f"{type(error).__name__}: {error}",
             exc_info=None if expected else error,
         )
 
-    def _park(self, row: Waiting, error: HybridkitError) -> None:
-        self._parked.append(Parked(row, f"{error.code}: {error}"))
+    def _park(self, row: WaitingRow, error: HybridkitError) -> None:
+        self._parked.append(ParkedRow(row, f"{error.code}: {error}"))
         _log.error(
             "an event can't be published and is parked",
             event_type=row.event_type,
@@ -265,12 +279,14 @@ class Relay:
         )
 
     async def _mark(self) -> None:
+        """Mark the rows that the broker has confirmed and those to park, as far as their partitions are still ours."""
+        # Keys go on publishing while the database is asked: only what is in these copies is taken off the lists.
         published, parked = tuple(self._published), tuple(self._parked)
         rows = [*published, *(each.row for each in parked)]
         if not rows:
             return
         partitions = {row.partition for row in rows}
-        leases = self._held.of(partitions)
+        leases = self._leases.of(partitions)
         lost = partitions - {lease.partition for lease in leases}
         if leases:
             lost |= set(
@@ -280,9 +296,10 @@ class Relay:
                     parked=[each for each in parked if each.row.partition not in lost],
                 )
             )
+        # Only now: had the database failed, the next turn would mark them.
         del self._published[: len(published)], self._parked[: len(parked)]
         if lost:
-            self._held.lose(lost)
+            self._leases.forget(lost)
             _log.warning(
                 "other replicas have these partitions; what this one published may be published twice",
                 partitions=sorted(lost),
@@ -290,7 +307,7 @@ class Relay:
             )
 
 
-def _trace(row: Waiting) -> dict[str, str]:
+def _trace(row: WaitingRow) -> dict[str, str]:
     trace = {"traceparent": row.traceparent, "tracestate": row.tracestate}
     return {name: value for name, value in trace.items() if value is not None}
 

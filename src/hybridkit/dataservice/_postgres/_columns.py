@@ -35,8 +35,8 @@ from hybridkit.dataservice._outbox._protocol import PARTITIONS
 
 __all__ = [
     "KEYS",
-    "LANE",
     "LEASES",
+    "ORDERING_KEY",
     "OUTBOX",
     "PARTITION",
     "SECRETS",
@@ -91,9 +91,9 @@ class SoftDeleteColumns:
     deleted_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True), sort_order=5)
 
 
-LANE: Final = "COALESCE(key, event_id::text)"
+ORDERING_KEY: Final = "COALESCE(key, event_id::text)"
 """What keeps rows of the outbox in order."""
-PARTITION: Final = f"(hashtextextended({LANE}, 0) & {PARTITIONS - 1})"
+PARTITION: Final = f"(hashtextextended({ORDERING_KEY}, 0) & {PARTITIONS - 1})"
 """Whose owner publishes a row. Computed, not stored: so it is right for rows of an older release too. The function is
 the one that hash partitions are made by, whose values PostgreSQL keeps from version to version."""
 

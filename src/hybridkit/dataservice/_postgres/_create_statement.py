@@ -27,7 +27,7 @@ from hybridkit.dataservice._postgres._driver._errors import UNTAKEN, commit_erro
 from hybridkit.dataservice._postgres._driver._pool import Pool
 from hybridkit.dataservice._postgres._keys import Recorded, key_lock, retention_of
 from hybridkit.dataservice._postgres._operations import new_row
-from hybridkit.dataservice._postgres._outbox import lane_locks, outbox_rows
+from hybridkit.dataservice._postgres._outbox import ordering_locks, outbox_rows
 from hybridkit.dataservice._postgres._refusals import UnnamedError
 from hybridkit.dataservice._postgres._table import ResourceTable
 from hybridkit.dataservice._postgres._types._json_printing import literal, projection, quoted
@@ -96,7 +96,7 @@ class SingleCreate:
         [operation] = write.operations
         table = self._tables[operation.resource.name]
         row = new_row(table, operation)  # type: ignore[arg-type] # `takes` has looked
-        locks = lane_locks(write.emit)
+        locks = ordering_locks(write.emit)
         statement = self._statement(table, tuple(row), locks=len(locks), events=len(write.emit))
         arguments: list[Any] = [
             key_lock(write),

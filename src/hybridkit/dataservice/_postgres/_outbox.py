@@ -17,12 +17,12 @@ from hybridkit.dataservice._outbox._protocol import (
     LEASE_SECONDS,
     PATIENT_SECONDS,
     SAFETY_SECONDS,
+    AcquiredLeases,
     Backlog,
-    Held,
     Lease,
     OutboxEntry,
-    Parked,
-    Waiting,
+    ParkedRow,
+    WaitingRow,
     envelope_of,
     fair_share,
     kept_of,
@@ -33,7 +33,7 @@ from hybridkit.dataservice._postgres._keys import lock_number
 from hybridkit.dataservice._postgres._outbox_sql import BACKLOG, BE_ALIVE, MARK, RENEW, SURVEY, TAKE, WAITING
 from hybridkit.dataservice._store._keys import RETENTION
 
-__all__ = ["PostgresOutbox", "add_emissions", "lane_locks", "outbox_rows"]
+__all__ = ["PostgresOutbox", "add_emissions", "ordering_locks", "outbox_rows"]
 
 PATIENCE_SECONDS: Final = 3.0
 """How long the relay waits for the database; well within its leases."""
@@ -57,7 +57,7 @@ async def add_emissions(session: Session, emissions: Sequence[Emission], *, serv
     """
     if not emissions:
         return
-    if locks := lane_locks(emissions):
+    if locks := ordering_locks(emissions):
         numbers = func.unnest(literal(locks, ARRAY(BIGINT))).column_valued("number")
         await session.execute(select(func.pg_advisory_xact_lock(numbers)))
     rows = outbox_rows(emissions, service=service)
@@ -66,13 +66,16 @@ async def add_emissions(session: Session, emissions: Sequence[Emission], *, serv
     )
 
 
-def lane_locks(emissions: Sequence[Emission]) -> list[int]:
+def ordering_locks(emissions: Sequence[Emission]) -> list[int]:
     """The advisory locks of their keys, sorted, so that two transactions can't wait for each other."""
     return sorted({lock_number("lane", emission.key) for emission in emissions if emission.key is not None})
 
 
 def outbox_rows(emissions: Sequence[Emission], *, service: str) -> list[dict[str, Any]]:
-    """Rows of `hk_outbox`, by column; the others have defaults. Take the `lane_locks` before the rows get numbers."""
+    """Return rows of `hk_outbox` by column; the other columns have defaults.
+
+    Take the `ordering_locks` before the rows get their numbers.
+    """
     return [
         {
             "event_id": emission.event_id,
@@ -106,7 +109,7 @@ class PostgresOutbox:
 
     # ── leases ───────────────────────────────────────────────────────────────────────────────────
 
-    async def acquire(self, owner: str) -> Held:
+    async def renew_leases(self, owner: str) -> AcquiredLeases:
         """Give a sign of life, renew what this replica has, and take free partitions up to its share."""
         asked = time.monotonic()
         async with self._session() as session:
@@ -122,9 +125,9 @@ class PostgresOutbox:
             taken = await session.execute(TAKE.bindparams(owner=owner, **take))
         valid_until = asked + LEASE_SECONDS - SAFETY_SECONDS
         leases = [Lease(partition, fence, valid_until) for partition, fence in (*mine, *taken)]
-        return Held(leases, kept_of(len(leases), others, free=free - len(taken)))
+        return AcquiredLeases(leases, kept_of(len(leases), others, free=free - len(taken)))
 
-    async def release(self, owner: str, partitions: Collection[int] | None = None) -> None:
+    async def release_leases(self, owner: str, partitions: Collection[int] | None = None) -> None:
         """Give partitions back, so that another replica needn't wait; None: all of them, and stop being alive."""
         mine = (LEASES.c.owner == owner) & LEASES.c.name.startswith("relay.partition.")
         if partitions is not None:
@@ -138,15 +141,15 @@ class PostgresOutbox:
 
     async def waiting(
         self, partitions: Collection[int], *, without: Collection[str], limit: int
-    ) -> Sequence[Waiting]:
+    ) -> Sequence[WaitingRow]:
         """The oldest rows of these partitions whose time has come, by sequence, without those of some lanes."""
         asked = WAITING.bindparams(partitions=sorted(partitions), without=sorted(without), most=limit)
         async with self._session() as session:
             rows = await session.execute(asked)
-        return [Waiting(**row._asdict()) for row in rows]
+        return [WaitingRow(**row._asdict()) for row in rows]
 
     async def mark(
-        self, leases: Sequence[Lease], *, published: Sequence[Waiting], parked: Sequence[Parked]
+        self, leases: Sequence[Lease], *, published: Sequence[WaitingRow], parked: Sequence[ParkedRow]
     ) -> Collection[int]:
         """Record what became of rows; the partitions that somebody else has by now, of whose rows nothing is."""
         asked = MARK.bindparams(

@@ -7,7 +7,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.sql.elements import TextClause
 
 from hybridkit.dataservice._outbox._protocol import ALIVE_SECONDS, LEASE_SECONDS
-from hybridkit.dataservice._postgres._columns import LANE, PARTITION
+from hybridkit.dataservice._postgres._columns import ORDERING_KEY, PARTITION
 
 __all__ = ["BACKLOG", "BE_ALIVE", "MARK", "RENEW", "SURVEY", "TAKE", "WAITING"]
 
@@ -78,17 +78,17 @@ WAITING: Final = _sql(
     WITH ready AS (
         SELECT first.sequence FROM unnest(:partitions) AS part CROSS JOIN LATERAL (
             SELECT sequence FROM hk_outbox
-            WHERE {_READY} AND {PARTITION} = part AND {LANE} <> ALL (:without)
+            WHERE {_READY} AND {PARTITION} = part AND {ORDERING_KEY} <> ALL (:without)
             ORDER BY sequence LIMIT :most
         ) AS first
         ORDER BY first.sequence LIMIT :most
     ), later AS (
         SELECT sequence FROM hk_outbox
-        WHERE {_LATER} AND not_before <= now() AND {PARTITION} = ANY (:partitions) AND {LANE} <> ALL (:without)
+        WHERE {_LATER} AND not_before <= now() AND {PARTITION} = ANY (:partitions) AND {ORDERING_KEY} <> ALL (:without)
         ORDER BY not_before LIMIT :most
     )
-    SELECT sequence, {PARTITION}::integer AS partition, {LANE} AS lane, event_id, event_type, queue, request_id,
-        user_id, traceparent, tracestate, body
+    SELECT sequence, {PARTITION}::integer AS partition, {ORDERING_KEY} AS ordering_key, event_id, event_type, queue,
+        request_id, user_id, traceparent, tracestate, body
     FROM hk_outbox WHERE sequence IN (SELECT sequence FROM ready UNION ALL SELECT sequence FROM later)
     ORDER BY sequence
     """,  # noqa: S608 - made of constants # nosec B608
