@@ -30,6 +30,7 @@ from hybridkit.messaging import (
     RobustPublisher,
 )
 from hybridkit.messaging._dead_letters import _reader as reader_module
+from hybridkit.messaging._publishing._writer import Writer
 from hybridkit.retry import Retry
 
 pytestmark = [pytest.mark.real_server, pytest.mark.usefixtures("logs")]
@@ -539,7 +540,7 @@ async def test_without_a_broker_to_send_to_everything_stays(
     async def refuse(*_: object) -> bool:
         raise BlockedError("a memory alarm")
 
-    monkeypatch.setattr(RobustPublisher, "forward", refuse)
+    monkeypatch.setattr(Writer, "forward", refuse)
     with pytest.raises(BlockedError):
         await letters.redrive()
     assert numbers(await letters.peek()) == list(range(5))

@@ -387,7 +387,7 @@ async def test_messages_over_16_mib_are_dead_letters(own_rabbitmq_server: Server
             first = await read(server.url, "tests.consumer.dlq")
         await send(18 * MIB)
         await limit_messages(server, MIB)
-        publisher.renew_topology(reason="a channel keeps the limit that it was opened with")
+        publisher._writer.renew_topology(reason="a channel keeps the limit that it was opened with")
         async with consumer.running(connection, publisher=publisher):
             second = await read(server.url, "tests.consumer.dlq")
             await publisher.publish(Consumed(number=1))

@@ -16,7 +16,7 @@ from hybridkit.idempotency import IdempotencyGuard
 from hybridkit.messaging import BrokerConnection, DeadLetters, Order, RobustConsumer, RobustPublisher
 from hybridkit.messaging._consuming import _parking as parking_module
 from hybridkit.messaging._consuming import _subscription as subscription_module
-from hybridkit.messaging._publishing._writer import Outgoing
+from hybridkit.messaging._publishing._writer import OutgoingMessage
 from hybridkit.retry import Retry
 from tests.helpers import until
 
@@ -60,8 +60,10 @@ class Service:
 
     async def mark(self, *entries: bytes) -> None:
         """Write these into the log of parked keys."""
-        forward = self._publisher.forward
-        await asyncio.gather(*(forward(Outgoing("", f"{QUEUE}.parked", entry, {})) for entry in entries))
+        forward = self._publisher._writer.forward
+        await asyncio.gather(
+            *(forward(OutgoingMessage("", f"{QUEUE}.parked", entry, {})) for entry in entries)
+        )
 
     async def publish(self, *numbers: int, account: int = 1) -> None:
         await self._publisher.publish_many(Booked(account=account, number=n) for n in numbers)

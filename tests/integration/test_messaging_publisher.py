@@ -344,7 +344,7 @@ async def test_a_connection_that_drops_leaves_what_was_sent_unknown_and_comes_ba
     async with proxied(rabbitmq_url) as (proxy, publisher):
         proxy.freeze()
         task = asyncio.create_task(publisher.publish(Published(number=1)))
-        await until(lambda: "unanswered=1" in repr(publisher._writer))
+        await until(lambda: "unconfirmed=1" in repr(publisher._writer))
         proxy.reset()
         with pytest.raises(OutcomeUnknownError, match="before the broker answered"):
             await task
@@ -395,7 +395,7 @@ async def test_leaving_is_bounded(rabbitmq_url: str, monkeypatch: pytest.MonkeyP
             async with RobustPublisher(proxy.url_for(rabbitmq_url), service="tests") as publisher:
                 proxy.freeze()
                 task = asyncio.create_task(publisher.publish(Unwanted()))
-                await until(lambda: "unanswered=1" in repr(publisher._writer))
+                await until(lambda: "unconfirmed=1" in repr(publisher._writer))
         with pytest.raises(OutcomeUnknownError):
             await task
 

@@ -18,13 +18,13 @@ from hybridkit.events import Event
 from hybridkit.messaging import (
     Broker,
     BrokerConnection,
-    Difference,
     Exchange,
     Order,
     Queue,
     RobustConsumer,
     RobustPublisher,
     Topology,
+    TopologyDifference,
     apply_topology,
     plan_topology,
     topology_of,
@@ -116,18 +116,18 @@ async def test_every_conflict_is_named_and_stops_everything(rabbitmq_url: str, t
     exchange, queue = plan.of("conflicting")
     assert exchange.name == "hk.dlx"
     assert set(exchange.differences) == {
-        Difference(name="type", declared="direct", actual="fanout"),
-        Difference(name="durable", declared=True, actual=False),
-        Difference(name="alternate-exchange", declared="hk.unrouted", actual=None),
+        TopologyDifference(name="type", declared="direct", actual="fanout"),
+        TopologyDifference(name="durable", declared=True, actual=False),
+        TopologyDifference(name="alternate-exchange", declared="hk.unrouted", actual=None),
     }
     assert queue.name == "topology.consumer"
     assert set(queue.differences) == {
-        Difference(name="x-delivery-limit", declared=20, actual=10),
-        Difference(name="x-max-length", declared=None, actual=7),
-        Difference(name="x-dead-letter-exchange", declared="hk.dlx", actual=None),
-        Difference(name="x-dead-letter-routing-key", declared="topology.consumer", actual=None),
-        Difference(name="x-dead-letter-strategy", declared="at-least-once", actual=None),
-        Difference(name="x-overflow", declared="reject-publish", actual=None),
+        TopologyDifference(name="x-delivery-limit", declared=20, actual=10),
+        TopologyDifference(name="x-max-length", declared=None, actual=7),
+        TopologyDifference(name="x-dead-letter-exchange", declared="hk.dlx", actual=None),
+        TopologyDifference(name="x-dead-letter-routing-key", declared="topology.consumer", actual=None),
+        TopologyDifference(name="x-dead-letter-strategy", declared="at-least-once", actual=None),
+        TopologyDifference(name="x-overflow", declared="reject-publish", actual=None),
     }
     with pytest.raises(TopologyError, match="nothing was declared") as refused:
         await apply_topology(topology, rabbitmq_url)

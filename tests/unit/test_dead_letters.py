@@ -13,8 +13,8 @@ from pamqp import commands
 from hybridkit.errors import MisuseError, UnroutableError
 from hybridkit.events.cloudevents import read_wire
 from hybridkit.messaging import DeadLetter, DeadLetterFilter, DeadLetters
-from hybridkit.messaging._amqp._frames import Deliver
-from hybridkit.messaging._amqp._port import Delivered
+from hybridkit.messaging._amqp._frames import DeliverMethod
+from hybridkit.messaging._amqp._port import IncomingMessage
 from hybridkit.messaging._dead_letters._letter import Groups, read_dead_letter
 from hybridkit.messaging._dead_letters._queue import Pace
 
@@ -34,7 +34,9 @@ def letter_of(
     return read_dead_letter(
         queue,
         1,
-        Delivered(Deliver(1, redelivered=False, exchange=exchange, routing_key=routing_key), encoded, body),
+        IncomingMessage(
+            DeliverMethod(1, redelivered=False, exchange=exchange, routing_key=routing_key), encoded, body
+        ),
     )
 
 
@@ -115,7 +117,9 @@ def test_nonsense_in_headers_is_read_as_absent(headers: dict[str, Any]) -> None:
 def test_properties_that_can_not_be_decoded_are_none() -> None:
     """A timestamp of the year 292277026596."""
     octets = struct.pack(">HQ", 0x0040, 2**63)
-    letter = read_dead_letter("a.dlq", 1, Delivered(Deliver(1, False, "", "a.dlq"), octets, b"{}"))
+    letter = read_dead_letter(
+        "a.dlq", 1, IncomingMessage(DeliverMethod(1, False, "", "a.dlq"), octets, b"{}")
+    )
     assert (letter.event_type, letter.target, dict(letter.headers)) == (None, "a", {})
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybridkit.messaging._amqp._frames import Deliver
-from hybridkit.messaging._amqp._port import Delivered, Port
+from hybridkit.messaging._amqp._frames import DeliverMethod
+from hybridkit.messaging._amqp._port import IncomingMessage, Port
 from hybridkit.messaging._consuming import _inbox as inbox_module
 from hybridkit.messaging._consuming import _lost_acks as finished_module
 from hybridkit.messaging._consuming._acks import Acks
@@ -45,8 +45,8 @@ class Broker:
     def deliver(self, port: Port, count: int = 1, *, first: int = 1) -> None:
         for tag in range(first, first + count):
             self.unacknowledged.append(tag)
-            deliver = Deliver(tag, False, "hk.events", "a.b")
-            cast("Any", port)._receiver.delivered(Delivered(deliver, b"\0\0", b"{}"))
+            deliver = DeliverMethod(tag, False, "hk.events", "a.b")
+            cast("Any", port)._receiver.delivered(IncomingMessage(deliver, b"\0\0", b"{}"))
 
     def write(self, octets: bytes) -> None:
         for frame in told(octets):

@@ -17,8 +17,8 @@ from hybridkit.errors import MalformedPayloadError
 from hybridkit.events import Event, EventEnvelope
 from hybridkit.events.cloudevents import decode_message
 from hybridkit.idempotency import Acquired, Finish, Outcome
-from hybridkit.messaging._amqp._frames import Deliver, address, encode_fields
-from hybridkit.messaging._amqp._port import Delivered
+from hybridkit.messaging._amqp._frames import DeliverMethod, address, encode_fields
+from hybridkit.messaging._amqp._port import IncomingMessage
 from hybridkit.messaging._amqp._waiting import Backoff
 from hybridkit.messaging._consuming._delivery import Delivery, Identity
 from hybridkit.messaging._consuming._handlers import Handlers
@@ -26,7 +26,7 @@ from hybridkit.messaging._consuming._order import ByKey
 from hybridkit.messaging._consuming._pause import Gate
 from hybridkit.messaging._consuming._processor import Processor
 from hybridkit.messaging._consuming._subscription import Subscription
-from hybridkit.messaging._publishing._writer import Outgoing
+from hybridkit.messaging._publishing._writer import OutgoingMessage
 from hybridkit.retry import Retry
 
 QUEUE = "tests.endings"
@@ -58,7 +58,7 @@ class Desk:
     ) -> None:
         self.done: list[int] = []
         self.settled: dict[int, str] = {}
-        self.copies: dict[int, Outgoing] = {}
+        self.copies: dict[int, OutgoingMessage] = {}
         self.runs: dict[int, int] = {}
         self.is_open = True
         self._run = run
@@ -96,8 +96,8 @@ class Desk:
     def put_body(self, number: int, body: bytes, *, headers: Mapping[str, Any] | None = None) -> None:
         properties = cast("Any", Basic.Properties(headers=cast("Any", headers))).marshal()
         self._numbers[body] = number
-        deliver = Deliver(number, False, "hk.events", "endings.ended")
-        self.consumer._take(Delivery(QUEUE, self, Delivered(deliver, properties, body)))
+        deliver = DeliverMethod(number, False, "hk.events", "endings.ended")
+        self.consumer._take(Delivery(QUEUE, self, IncomingMessage(deliver, properties, body)))
 
     async def settle(self, *numbers: int) -> None:
         """Work until the broker was told about these, and nothing is in hand."""
@@ -127,14 +127,13 @@ class Desk:
 
     # ── the publisher ────────────────────────────────────────────────────────────────────────────
 
-    async def forward(self, message: Outgoing) -> bool:
+    async def forward(self, message: OutgoingMessage) -> None:
         try:
             encode_fields(message.headers)
             address(message.exchange, message.routing_key, message.message_type, message.service)
         except (TypeError, ValueError) as error:
             raise MalformedPayloadError("AMQP can't carry it") from error
         self.copies[self._numbers[message.body]] = message
-        return True
 
     def renew_topology(self, *, reason: str) -> None:
         raise AssertionError(reason)
@@ -333,10 +332,9 @@ async def test_a_copy_whose_task_is_cancelled_goes_back(
     moving = asyncio.Event()
     desk = Desk(lambda _: fail(ValueError()), guard=None if bad else Memory(RuntimeError("bug")))
 
-    async def forward(_: Outgoing) -> bool:
+    async def forward(_: OutgoingMessage) -> None:
         moving.set()
         await asyncio.sleep(60)
-        return True
 
     monkeypatch.setattr(desk, "forward", forward)
     desk.consumer._workers.start()
@@ -351,7 +349,7 @@ async def test_a_process_that_is_told_to_end_does() -> None:
     for error in (SystemExit(3), KeyboardInterrupt()):
         desk = Desk(functools.partial(_raise, error))
         body = EventEnvelope.wrap(Ended(key="a", number=1), service="tests").encode()
-        delivery = Delivery(QUEUE, desk, Delivered(Deliver(1, False, "", ""), b"\0\0", body))
+        delivery = Delivery(QUEUE, desk, IncomingMessage(DeliverMethod(1, False, "", ""), b"\0\0", body))
         with pytest.raises(type(error)):
             await desk.consumer._handle(delivery)
         assert desk.settled == {}
@@ -537,7 +535,7 @@ async def test_a_mistake_after_the_end_changes_nothing(monkeypatch: pytest.Monke
 async def _nothing(_: int) -> None: ...
 
 
-async def _break(_: Outgoing) -> bool:
+async def _break(_: OutgoingMessage) -> None:
     raise RuntimeError("broken")
 
 
@@ -571,7 +569,7 @@ async def test_an_error_whose_words_nobody_can_write_is_a_dead_letter(
 async def test_a_copy_that_can_never_be_published_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """The broker moves the message itself. The guard keeps no end of it, so that it runs when it is sent back."""
 
-    async def refuse(_: Outgoing) -> bool:
+    async def refuse(_: OutgoingMessage) -> None:
         raise MalformedPayloadError("AMQP can't carry it")
 
     desk = Desk(lambda _: fail(ValueError()), guard=(guard := Memory()))

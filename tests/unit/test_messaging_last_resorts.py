@@ -8,8 +8,8 @@ from aiormq.exceptions import AMQPError
 
 from hybridkit.errors import NotConnectedError
 from hybridkit.events import EventEnvelope
-from hybridkit.messaging._amqp._frames import Deliver
-from hybridkit.messaging._amqp._port import Delivered
+from hybridkit.messaging._amqp._frames import DeliverMethod
+from hybridkit.messaging._amqp._port import IncomingMessage
 from hybridkit.messaging._consuming._delivery import Delivery
 from hybridkit.messaging._consuming._parking import Mark, ParkedKeys
 from hybridkit.retry import Retry
@@ -20,7 +20,9 @@ from tests.unit.test_messaging_parking import Broker, mark, read
 def delivered(desk: Desk) -> Delivery:
     """Number 1, which no worker has taken."""
     body = EventEnvelope.wrap(Ended(key="a", number=1), service="tests").encode()
-    return Delivery(QUEUE, desk, Delivered(Deliver(1, False, "hk.events", "endings.ended"), b"\0\0", body))
+    return Delivery(
+        QUEUE, desk, IncomingMessage(DeliverMethod(1, False, "hk.events", "endings.ended"), b"\0\0", body)
+    )
 
 
 async def test_a_log_that_the_broker_refuses_to_deliver_is_not_believed(

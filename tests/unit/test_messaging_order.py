@@ -11,8 +11,8 @@ from pamqp.commands import Basic
 
 from hybridkit.errors import DeclarationError, NotConnectedError
 from hybridkit.events import Command, Event, EventEnvelope
-from hybridkit.messaging._amqp._frames import Deliver
-from hybridkit.messaging._amqp._port import Delivered
+from hybridkit.messaging._amqp._frames import DeliverMethod
+from hybridkit.messaging._amqp._port import IncomingMessage
 from hybridkit.messaging._consuming._consumer import RobustConsumer
 from hybridkit.messaging._consuming._delivery import Delivery
 from hybridkit.messaging._consuming._handlers import Handlers
@@ -43,8 +43,10 @@ class Channel:
 def delivery(message: Event | Command | bytes, *, tag: int = 1, channel: Channel | None = None) -> Delivery:
     body = message if isinstance(message, bytes) else EventEnvelope.wrap(message, service="tests").encode()
     properties = cast("Any", Basic.Properties()).marshal()
-    deliver = Deliver(tag, False, "hk.events", "lines.moved")
-    return Delivery("tests.lines", cast("Any", channel or Channel()), Delivered(deliver, properties, body))
+    deliver = DeliverMethod(tag, False, "hk.events", "lines.moved")
+    return Delivery(
+        "tests.lines", cast("Any", channel or Channel()), IncomingMessage(deliver, properties, body)
+    )
 
 
 def wire(**changes: object) -> bytes:
@@ -162,9 +164,9 @@ def test_a_version_in_a_cloud_event_that_is_not_known_here_has_no_key() -> None:
     headers = {"cloudEvents_specversion": "1.0", "cloudEvents_type": "lines.moved", "cloudEvents_id": "1"}
     headers |= {"cloudEvents_source": "s", "cloudEvents_dataversion": "9"}
     properties = cast("Any", Basic).Properties(headers=headers).marshal()
-    deliver = Deliver(1, False, "hk.events", "lines.moved")
+    deliver = DeliverMethod(1, False, "hk.events", "lines.moved")
     assert (
-        key_of(Delivery("tests.lines", cast("Any", Channel()), Delivered(deliver, properties, b"[1]")))
+        key_of(Delivery("tests.lines", cast("Any", Channel()), IncomingMessage(deliver, properties, b"[1]")))
         is None
     )
 

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybridkit.errors import NackedError, NotConnectedError
-from hybridkit.messaging._amqp._frames import Deliver
-from hybridkit.messaging._amqp._port import Delivered
+from hybridkit.messaging._amqp._frames import DeliverMethod
+from hybridkit.messaging._amqp._port import IncomingMessage
 from hybridkit.messaging._consuming import _parking as parking_module
 from hybridkit.messaging._consuming._parking import Mark, ParkedKeys, _Inbox
-from hybridkit.messaging._publishing._writer import Outgoing
+from hybridkit.messaging._publishing._writer import OutgoingMessage
 
 QUEUE = "tests.q"
 
@@ -37,12 +37,12 @@ class Broker:
         self.window = 2_000
         self.taken: int | None = None
         self.cut_after: int | None = None
-        self.meanwhile: list[Outgoing] = []
+        self.meanwhile: list[OutgoingMessage] = []
         self._reader: Any = None
         self._delivered = 0
         self._held: dict[int, bytes] = {}
 
-    async def forward(self, message: Outgoing) -> bool:
+    async def forward(self, message: OutgoingMessage) -> None:
         if self.taken is not None:
             self.taken -= 1
             if self.taken < 0:
@@ -51,7 +51,6 @@ class Broker:
         if b'"end"' in message.body:  # what somebody else writes after it, and before it is read
             self.entries.extend(each.body for each in self.meanwhile)
         self._deliver()
-        return True
 
     def open_channel(self) -> Any:
         """A channel that messages come on; each is another one."""
@@ -88,7 +87,9 @@ class Broker:
             body = self.entries[len(self._held)]
             self._delivered += 1
             self._held[self._delivered] = body
-            self._reader.delivered(Delivered(Deliver(self._delivered, False, "", QUEUE), b"", body))
+            self._reader.delivered(
+                IncomingMessage(DeliverMethod(self._delivered, False, "", QUEUE), b"", body)
+            )
 
     def _ack(self, tag: int, *, multiple: bool = False) -> None:
         acked = [each for each in self._held if each == tag or (multiple and each < tag)]

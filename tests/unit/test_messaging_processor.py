@@ -36,8 +36,8 @@ from hybridkit.idempotency import (
     Outcome,
 )
 from hybridkit.idempotency._keys import fingerprint
-from hybridkit.messaging._amqp._frames import Deliver, encode_fields
-from hybridkit.messaging._amqp._port import Delivered
+from hybridkit.messaging._amqp._frames import DeliverMethod, encode_fields
+from hybridkit.messaging._amqp._port import IncomingMessage
 from hybridkit.messaging._amqp._waiting import Backoff
 from hybridkit.messaging._consuming import _delivery as delivery_module
 from hybridkit.messaging._consuming import _execution as execution_module
@@ -48,7 +48,7 @@ from hybridkit.messaging._consuming._order import ByKey
 from hybridkit.messaging._consuming._parking import ParkedKeys
 from hybridkit.messaging._consuming._pause import Gate, Paused
 from hybridkit.messaging._consuming._processor import Processor
-from hybridkit.messaging._publishing._writer import Outgoing
+from hybridkit.messaging._publishing._writer import OutgoingMessage
 from hybridkit.retry import Retry
 
 pytestmark = pytest.mark.usefixtures("logs")
@@ -73,7 +73,7 @@ class Steps:
     """Everything that happened, in order, and the fakes that wrote it down."""
 
     log: list[str] = field(default_factory=list[str])
-    copies: list[Outgoing] = field(default_factory=list[Outgoing])
+    copies: list[OutgoingMessage] = field(default_factory=list[OutgoingMessage])
     refusals: list[Exception] = field(default_factory=list[Exception])
     is_open: bool = True
 
@@ -100,13 +100,12 @@ class Steps:
         return event in self.finished
 
     # the publisher
-    async def forward(self, message: Outgoing) -> bool:
+    async def forward(self, message: OutgoingMessage) -> None:
         if self.refusals:
             self.log.append("refused")
             raise self.refusals.pop(0)
         self.copies.append(message)
         self.log.append(f"copy to {message.exchange}")
-        return True
 
     def renew_topology(self, *, reason: str) -> None:
         self.log.append("topology renewed")
@@ -151,8 +150,8 @@ def delivery(
     steps: Steps, body: bytes, headers: dict[str, Any] | None = None, *, redelivered: bool = False
 ) -> Delivery:
     properties = Basic.Properties(headers=headers, message_type="processor.happened", app_id="tests")
-    deliver = Deliver(7, redelivered, "hk.events", "processor.happened")
-    return Delivery(QUEUE, steps, Delivered(deliver, cast("Any", properties).marshal(), body))
+    deliver = DeliverMethod(7, redelivered, "hk.events", "processor.happened")
+    return Delivery(QUEUE, steps, IncomingMessage(deliver, cast("Any", properties).marshal(), body))
 
 
 def envelope(message: Event | None = None) -> bytes:
@@ -565,9 +564,8 @@ async def test_what_moved_on_as_a_copy_is_not_finished(steps: Steps) -> None:
     async def handle(event: Happened) -> None:
         raise OSError
 
-    async def forward(message: Outgoing) -> bool:
+    async def forward(message: OutgoingMessage) -> None:
         steps.is_open = False
-        return True
 
     steps.forward = forward  # type: ignore[method-assign]
     await processor(steps, handle, retry=Retry.exponential(first_seconds=9)).process(

@@ -20,8 +20,8 @@ from hybridkit.errors import (
 )
 from hybridkit.events import Event, EventEnvelope
 from hybridkit.messaging import RobustConsumer
-from hybridkit.messaging._amqp._frames import Deliver
-from hybridkit.messaging._amqp._port import Delivered
+from hybridkit.messaging._amqp._frames import DeliverMethod
+from hybridkit.messaging._amqp._port import IncomingMessage
 from hybridkit.messaging._amqp._waiting import Backoff
 from hybridkit.messaging._consuming import _runner as runner_module
 from hybridkit.messaging._consuming import _stalls as stalls_module
@@ -34,7 +34,7 @@ from hybridkit.messaging._consuming._processor import Processor
 from hybridkit.messaging._consuming._stalls import Stalls
 from hybridkit.messaging._consuming._subscription import Subscription
 from hybridkit.messaging._consuming._turns import Turns
-from hybridkit.messaging._publishing._writer import Outgoing
+from hybridkit.messaging._publishing._writer import OutgoingMessage
 from hybridkit.retry import Retry
 from tests.helpers import until
 from tests.unit.test_messaging_endings import Memory
@@ -92,7 +92,9 @@ class Bench:
     def put(self, count: int = 1) -> None:
         for number in range(count):
             body = EventEnvelope.wrap(Looked(number=number), service="tests").encode()
-            self.run._take(Delivery(QUEUE, self, Delivered(Deliver(1, False, "", ""), b"\0\0", body)))
+            self.run._take(
+                Delivery(QUEUE, self, IncomingMessage(DeliverMethod(1, False, "", ""), b"\0\0", body))
+            )
 
     def ack(self, *_: object) -> None:
         self.settled += 1
@@ -100,10 +102,9 @@ class Bench:
     def give_back(self) -> None:
         self.settled += 1
 
-    async def forward(self, _: Outgoing) -> bool:
+    async def forward(self, _: OutgoingMessage) -> None:
         if self.refusal is not None:
             raise self.refusal
-        return True
 
     def renew_topology(self, *, reason: str) -> None: ...
 

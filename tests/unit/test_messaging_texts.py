@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from pamqp.commands import Basic
 
 from hybridkit.errors import UnavailableError
-from hybridkit.messaging._amqp._frames import Deliver, encode_fields
-from hybridkit.messaging._amqp._port import Delivered
+from hybridkit.messaging._amqp._frames import DeliverMethod, encode_fields
+from hybridkit.messaging._amqp._port import IncomingMessage
 from hybridkit.messaging._consuming._delivery import Delivery
 from hybridkit.messaging._consuming._pause import Gate
 from hybridkit.messaging._consuming._verdict import DeadLettered
@@ -86,7 +86,7 @@ def _from(cause: BaseException) -> Exception:
 def headers_of(error: BaseException, **headers: str) -> Mapping[str, Any]:
     """Those of the dead letter of a message that has some already."""
     properties = cast("Any", Basic.Properties(headers=cast("Any", headers))).marshal()
-    delivered = Delivered(Deliver(1, False, "hk.events", "texts.told"), properties, b"{}")
+    delivered = IncomingMessage(DeliverMethod(1, False, "hk.events", "texts.told"), properties, b"{}")
     return (
         Delivery("tests.texts", cast("Any", None), delivered)
         .dead_letter(DeadLettered("permanent", error, 1))

@@ -23,7 +23,7 @@ from hybridkit.errors import PayloadError
 from hybridkit.messaging._amqp._frames import (
     HEARTBEAT_FRAME,
     PROPERTIES_AT,
-    Deliver,
+    DeliverMethod,
     address,
     decode_properties,
     encode_fields,
@@ -31,7 +31,7 @@ from hybridkit.messaging._amqp._frames import (
     message_frames,
 )
 from hybridkit.messaging._amqp._odd_properties import read_properties
-from hybridkit.messaging._amqp._port import Delivered, Port
+from hybridkit.messaging._amqp._port import IncomingMessage, Port
 from hybridkit.messaging._amqp._socket import Sockets, Wire
 from hybridkit.messaging._consuming._delivery import Delivery
 from hybridkit.messaging._consuming._order import key_of
@@ -54,7 +54,7 @@ class Inbox:
     def returned(self, properties: bytes) -> None:
         self.told.append(decode_properties(properties).message_id)
 
-    def delivered(self, message: Delivered, /) -> None:
+    def delivered(self, message: IncomingMessage, /) -> None:
         self.told.append(message)
 
     def closed(self, reason: str) -> None:
@@ -110,8 +110,8 @@ async def test_a_message_comes_through_the_port() -> None:
     line = Line()
     line.hears(*delivery(b"hello world", b"hello ", b"world"))
     [message] = line.inbox.told
-    assert isinstance(message, Delivered)
-    assert (message.deliver, message.body) == ((5, True, "hk.events", "a.b"), b"hello world")
+    assert isinstance(message, IncomingMessage)
+    assert (message.method, message.body) == ((5, True, "hk.events", "a.b"), b"hello world")
     assert decode_properties(message.properties).headers == {"hk_attempt": 2}
     assert line.passed_on() == b""
 
@@ -119,7 +119,7 @@ async def test_a_message_comes_through_the_port() -> None:
 async def test_an_empty_message_has_no_body_frame() -> None:
     line = Line()
     line.hears(*delivery(b"")[:2])
-    assert [cast("Delivered", each).body for each in line.inbox.told] == [b""]
+    assert [cast("IncomingMessage", each).body for each in line.inbox.told] == [b""]
 
 
 async def test_answers_to_publishes_come_through_the_port() -> None:
@@ -169,7 +169,7 @@ async def test_a_receiver_that_fails_over_one_message_takes_nothing_from_the_oth
     monkeypatch.undo()
     line.hears(*delivery(b"two"))
     assert told[:3] == ["failed"] * 3
-    assert cast("Delivered", told[3]).body == b"two"
+    assert cast("IncomingMessage", told[3]).body == b"two"
     assert not line.transport.aborted
     assert len([entry for entry in logs if entry["log_level"] == "error"]) == 3
 
@@ -194,7 +194,7 @@ async def test_what_is_on_its_way_to_a_closed_port_is_dropped() -> None:
     again = Inbox()
     line.wire.open_port(CHANNEL, again)  # the number is used again
     line.hears(*delivery(b"two"))
-    assert [cast("Delivered", each).body for each in again.told] == [b"two"]
+    assert [cast("IncomingMessage", each).body for each in again.told] == [b"two"]
 
 
 @given(
@@ -213,7 +213,9 @@ async def test_what_is_on_its_way_to_a_closed_port_is_dropped() -> None:
 )
 def test_no_bytes_of_a_message_are_too_odd_to_be_dealt_with(body: bytes, properties: bytes) -> None:
     """Read or refused; and a copy can be made either way."""
-    message = Delivery("q", cast("Any", None), Delivered(Deliver(1, False, "", ""), properties, body))
+    message = Delivery(
+        "q", cast("Any", None), IncomingMessage(DeliverMethod(1, False, "", ""), properties, body)
+    )
     with contextlib.suppress(PayloadError):
         message.read()
     assert isinstance(message.failures + message.generation + message.version_waits, int)
@@ -241,7 +243,7 @@ def test_frames_come_in_any_pieces(cut: list[int]) -> None:
             line.wire.data_received(octets[:size])
             octets = octets[size:]
         line.wire.data_received(octets)
-        assert [type(each).__name__ for each in line.inbox.told] == ["Delivered", "tuple"]
+        assert [type(each).__name__ for each in line.inbox.told] == ["IncomingMessage", "tuple"]
         assert line.passed_on() == pamqp.frame.marshal(Exchange.DeclareOk(), CHANNEL)
 
     asyncio.run(run())

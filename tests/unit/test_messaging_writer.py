@@ -30,7 +30,7 @@ from hybridkit.messaging._amqp._socket import Wire
 from hybridkit.messaging._publishing import _confirms as confirms_module
 from hybridkit.messaging._publishing import _publisher as publisher_module
 from hybridkit.messaging._publishing import _writer as writer_module
-from hybridkit.messaging._publishing._writer import Outgoing, Writer
+from hybridkit.messaging._publishing._writer import OutgoingMessage, Writer
 from hybridkit.observability import metrics
 from tests.helpers import until
 
@@ -125,7 +125,7 @@ class FakeConnection:
         return getattr(self._broker, name)
 
 
-MESSAGE = Outgoing(exchange="hk.events", routing_key="a.b", body=b"{}", headers={})
+MESSAGE = OutgoingMessage(exchange="hk.events", routing_key="a.b", body=b"{}", headers={})
 
 
 @asynccontextmanager
@@ -150,7 +150,7 @@ async def writing(monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[tuple[Write
 
 
 def submit(writer: Writer, *, seconds: float = 5.0) -> asyncio.Future[bool]:
-    return writer.submit(MESSAGE, deadline=time.monotonic() + seconds).answer
+    return writer.submit(MESSAGE, deadline=time.monotonic() + seconds).confirmation
 
 
 def error_of(answer: asyncio.Future[bool]) -> HybridkitError | None:
@@ -171,7 +171,7 @@ async def test_many_go_out_in_one_write_and_each_gets_its_own_answer(monkeypatch
         broker.says(Basic.Ack(4, multiple=True), Basic.Ack(6))
         assert [await answers[number] for number in (0, 1, 2, 3, 5)] == [True, False, True, True, True]
         assert isinstance(error_of(answers[4]), NackedError)
-        assert "unanswered=0" in repr(writer)
+        assert "unconfirmed=0" in repr(writer)
 
 
 async def test_an_answer_to_nothing_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,7 +254,7 @@ async def test_headers_that_fit_into_no_frame_are_refused_and_harm_nobody(
     async with writing(monkeypatch) as (writer, broker):
         broker.wire.frame_max = frame_max
         too_large = MESSAGE._replace(headers={"x-user-id": "u" * frame_max})
-        refused = writer.submit(too_large, deadline=None).answer
+        refused = writer.submit(too_large, deadline=None).confirmation
         sent = submit(writer)
         await until(lambda: broker.published == 1)
         error = error_of(refused)
@@ -263,7 +263,9 @@ async def test_headers_that_fit_into_no_frame_are_refused_and_harm_nobody(
         broker.says(Basic.Ack(1))
         assert await sent
         largest = frame_max - 8 - (error.size_bytes - frame_max)
-        fits = writer.submit(MESSAGE._replace(headers={"x-user-id": "u" * largest}), deadline=None).answer
+        fits = writer.submit(
+            MESSAGE._replace(headers={"x-user-id": "u" * largest}), deadline=None
+        ).confirmation
         await until(lambda: broker.published == 2)
         broker.says(Basic.Ack(2))
         assert await fits
@@ -272,7 +274,7 @@ async def test_headers_that_fit_into_no_frame_are_refused_and_harm_nobody(
 async def test_a_message_that_is_too_large_for_the_broker_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """The broker closes the channel for it; the others that were sent there may be published again."""
     async with writing(monkeypatch) as (writer, broker):
-        large = writer.submit(MESSAGE._replace(body=b"x" * 500), deadline=None).answer
+        large = writer.submit(MESSAGE._replace(body=b"x" * 500), deadline=None).confirmation
         other = submit(writer)
         await until(lambda: broker.published == 2)
         said = "PRECONDITION_FAILED - message size 500 is larger than configured max size 400"

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from hybridkit.messaging import Binding, Broker, Difference, Exchange, Finding, Plan, Queue, Topology
+from hybridkit.messaging import Binding, Broker, Exchange, Finding, Plan, Queue, Topology, TopologyDifference
 from hybridkit.messaging._topology._declared import Value, delayed_to
 from hybridkit.messaging._topology._inspection import difference_in
 from hybridkit.messaging._topology._management import Managed, Policies
@@ -79,7 +79,7 @@ def test_a_refusal_names_the_property_with_its_value(
 ) -> None:
     """As the type that it has, so that it can be said in the next declare."""
     found = difference_in(f"PRECONDITION_FAILED - inequivalent arg {said}", declared)
-    assert found == Difference(name=name, declared=declared.get(name), actual=actual)
+    assert found == TopologyDifference(name=name, declared=declared.get(name), actual=actual)
     assert found is not None
     assert type(found.actual) is type(actual)
 
@@ -98,8 +98,11 @@ def test_a_refusal_that_can_not_be_read_is_no_difference(said: str) -> None:
 
 
 def test_differences_are_told_in_words() -> None:
-    assert str(Difference(name="durable", declared=True, actual=False)) == "durable is false, declared true"
-    assert str(Difference(name="x-a", declared=None, actual="b")) == "x-a is b, declared not set"
+    assert (
+        str(TopologyDifference(name="durable", declared=True, actual=False))
+        == "durable is false, declared true"
+    )
+    assert str(TopologyDifference(name="x-a", declared=None, actual="b")) == "x-a is b, declared not set"
 
 
 @pytest.mark.parametrize(
@@ -206,7 +209,7 @@ def test_a_policy_that_tightens_a_limit_is_named() -> None:
 
 
 def test_a_plan_shows_what_is_not_as_declared() -> None:
-    difference = Difference(name="x-delivery-limit", declared=20, actual=10)
+    difference = TopologyDifference(name="x-delivery-limit", declared=20, actual=10)
     plan = Plan(
         broker=Broker(product="RabbitMQ", version="4.0.1"),
         findings=(

@@ -20,7 +20,7 @@ from hybridkit.messaging._dead_letters._queue import DeadLetters, DeadLetterSumm
 from hybridkit.messaging._publishing._publisher import Receipt, RobustPublisher
 from hybridkit.messaging._topology._broker_version import Broker
 from hybridkit.messaging._topology._declared import Binding, Exchange, Queue, Topology
-from hybridkit.messaging._topology._inspection import Difference
+from hybridkit.messaging._topology._inspection import TopologyDifference
 from hybridkit.messaging._topology._plan import (
     Finding,
     Plan,
@@ -38,7 +38,6 @@ __all__ = [
     "DeadLetterGroup",
     "DeadLetterSummary",
     "DeadLetters",
-    "Difference",
     "Exchange",
     "Finding",
     "Guard",
@@ -51,6 +50,7 @@ __all__ = [
     "RobustConsumer",
     "RobustPublisher",
     "Topology",
+    "TopologyDifference",
     "apply_topology",
     "plan_topology",
     "topology_of",

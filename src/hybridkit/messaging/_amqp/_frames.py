@@ -34,7 +34,7 @@ __all__ = [
     "PROPERTIES_AT",
     "RETURN",
     "Address",
-    "Deliver",
+    "DeliverMethod",
     "ack_frame",
     "address",
     "decode_properties",
@@ -90,7 +90,7 @@ _FIXED_BYTES: Final = _CONTENT.size - HEAD.size + len(_PERSISTENT) + 1  # and th
 _log = get_logger(__name__)
 
 
-class Deliver(NamedTuple):
+class DeliverMethod(NamedTuple):
     """What `basic.deliver` says about the message that follows it."""
 
     tag: int
@@ -251,13 +251,13 @@ def read_settled(data: bytes, start: int) -> tuple[int, int]:
     return tag, bits
 
 
-def read_deliver(data: bytes, start: int) -> Deliver:
+def read_deliver(data: bytes, start: int) -> DeliverMethod:
     """The `basic.deliver` at that place."""
     at = start + 5 + data[start + 4]  # after the consumer tag
     tag, redelivered = _TAG_AND_BITS.unpack_from(data, at)
     exchange, at = _read_short(data, at + 9)
     routing_key, _ = _read_short(data, at)
-    return Deliver(tag, bool(redelivered), exchange, routing_key)
+    return DeliverMethod(tag, bool(redelivered), exchange, routing_key)
 
 
 def read_close(data: bytes, start: int) -> str:

@@ -14,7 +14,7 @@ from hybridkit.messaging._amqp._frames import (
     NACK,
     PROPERTIES_AT,
     RETURN,
-    Deliver,
+    DeliverMethod,
     ack_frame,
     nack_frame,
     read_body_size,
@@ -23,7 +23,7 @@ from hybridkit.messaging._amqp._frames import (
 )
 from hybridkit.observability import get_logger
 
-__all__ = ["Delivered", "Port", "Receiver", "Socket"]
+__all__ = ["IncomingMessage", "Port", "Receiver", "Socket"]
 
 _MULTIPLE: Final = 1
 _OF_MESSAGES: Final = frozenset({DELIVER, RETURN, ACK, NACK})
@@ -31,16 +31,16 @@ _OF_MESSAGES: Final = frozenset({DELIVER, RETURN, ACK, NACK})
 _log = get_logger(__name__)
 
 
-class Delivered(NamedTuple):
+class IncomingMessage(NamedTuple):
     """A message that the broker hands to a consumer.
 
     Attributes:
-        deliver: its tag, and how it came here.
+        method: its delivery tag, exchange and routing key, and whether it was delivered before.
         properties: undecoded, for `decode_properties`.
         body: as it was published.
     """
 
-    deliver: Deliver
+    method: DeliverMethod
     properties: bytes
     body: bytes
 
@@ -56,7 +56,7 @@ class Receiver(Protocol):
         """No queue wanted a mandatory message; its acknowledgement follows."""
         ...
 
-    def delivered(self, message: Delivered, /) -> None:
+    def delivered(self, message: IncomingMessage, /) -> None:
         """A message for a consumer on this channel."""
         ...
 
@@ -89,7 +89,9 @@ class Port:
         self.is_open = True
         self._socket = socket
         self._receiver = receiver
-        self._deliver: Deliver | None = None  # of the message that is coming in; None also for a returned one
+        self._deliver: DeliverMethod | None = (
+            None  # of the message that is coming in; None also for a returned one
+        )
         self._properties = b""
         self._parts: list[bytes] = []
         self._missing = 0
@@ -161,6 +163,6 @@ class Port:
             if deliver is None:
                 self._receiver.returned(self._properties)
             else:
-                self._receiver.delivered(Delivered(deliver, self._properties, body))
+                self._receiver.delivered(IncomingMessage(deliver, self._properties, body))
         except Exception as error:  # noqa: BLE001 - a mistake over one message must not end everybody's connection
             _log.error("a channel failed over a message", channel=self.channel, exc_info=error)

@@ -185,7 +185,7 @@ class RobustConsumer:
         processor = Processor(
             self.name,
             self._handlers,
-            publisher=publisher,
+            publisher=publisher._writer,  # noqa: SLF001 - the same package
             providers=available,
             guard=guard,
             timeout_seconds=self.timeout_seconds,

@@ -30,9 +30,9 @@ from hybridkit.messaging._amqp._headers import (
     read_text,
     redriven_headers,
 )
-from hybridkit.messaging._amqp._port import Delivered
+from hybridkit.messaging._amqp._port import IncomingMessage
 from hybridkit.messaging._consuming._verdict import DeadLettered, RetryLater
-from hybridkit.messaging._publishing._writer import Outgoing
+from hybridkit.messaging._publishing._writer import OutgoingMessage
 from hybridkit.messaging._topology._declared import DEAD_LETTER_EXCHANGE, EVENT_EXCHANGE, delay_route
 from hybridkit.observability import class_name, printable, stack_of
 
@@ -103,13 +103,13 @@ class Delivery:
         message: from its port.
     """
 
-    def __init__(self, queue: str, origin: Origin, message: Delivered) -> None:
+    def __init__(self, queue: str, origin: Origin, message: IncomingMessage) -> None:
         self.queue = queue
         self.body = message.body
         self.key: str | None = None
         self.received_at = time.monotonic()
         self._origin = origin
-        self._tag, self._is_redelivered, self._exchange, self.routing_key = message.deliver
+        self._tag, self._is_redelivered, self._exchange, self.routing_key = message.method
         self._octets = message.properties
         self._event: Identity | None = None
         self._envelope: EventEnvelope[Any] | None = None
@@ -251,7 +251,7 @@ class Delivery:
         """Give it back, with everything else from its channel: nothing overtakes anything."""
         self._origin.give_back()
 
-    def delayed(self, later: RetryLater) -> Outgoing:
+    def delayed(self, later: RetryLater) -> OutgoingMessage:
         """The copy that comes back."""
         exchange, routing_key = delay_route(later.seconds, self.queue)
         return self._copy(exchange, routing_key, {QUEUE: self.queue, **later.headers})
@@ -267,7 +267,7 @@ class Delivery:
             FAILED_AT: moment,
         }
 
-    def dead_letter(self, dead: DeadLettered) -> Outgoing:
+    def dead_letter(self, dead: DeadLettered) -> OutgoingMessage:
         """The copy that waits for a person, with all that is known about the reason."""
         reason = {
             QUEUE: self.queue,
@@ -280,8 +280,8 @@ class Delivery:
         }
         return self._copy(DEAD_LETTER_EXCHANGE, self.queue, reason)
 
-    def _copy(self, exchange: str, routing_key: str, headers: Mapping[str, Any]) -> Outgoing:
-        return Outgoing(
+    def _copy(self, exchange: str, routing_key: str, headers: Mapping[str, Any]) -> OutgoingMessage:
+        return OutgoingMessage(
             exchange=exchange,
             routing_key=routing_key,
             body=self.body,

@@ -12,7 +12,7 @@ from typing import Final
 
 from hybridkit.messaging._amqp._channel import OpenChannel
 from hybridkit.messaging._amqp._frames import nack_frame
-from hybridkit.messaging._amqp._port import Delivered
+from hybridkit.messaging._amqp._port import IncomingMessage
 from hybridkit.messaging._consuming._acks import Acks
 from hybridkit.messaging._consuming._delivery import Delivery, Identity
 from hybridkit.messaging._consuming._lost_acks import Finished
@@ -146,7 +146,7 @@ class Inbox:
 
     # ── what the broker says: see `Receiver` ─────────────────────────────────────────────────────
 
-    def delivered(self, message: Delivered) -> None:
+    def delivered(self, message: IncomingMessage) -> None:
         """Hand it on."""
         if not self.in_hand:
             self._channel.__enter__()

@@ -28,8 +28,8 @@ from hybridkit.errors import NotConnectedError, PayloadError
 from hybridkit.ids import new_id
 from hybridkit.messaging._amqp._channel import OpenChannel
 from hybridkit.messaging._amqp._connection import OpenConnection
-from hybridkit.messaging._amqp._port import Delivered
-from hybridkit.messaging._publishing._writer import Outgoing
+from hybridkit.messaging._amqp._port import IncomingMessage
+from hybridkit.messaging._publishing._writer import OutgoingMessage
 from hybridkit.messaging._topology._declared import parked_queue
 
 __all__ = ["Mark", "ParkedKeys"]
@@ -44,7 +44,7 @@ FOLD_AFTER: Final = 1_000
 MARKS_PER_ENTRY: Final = 500
 """So the keys of a fold are millions before its parts fill the window."""
 
-type Forward = Callable[[Outgoing], Awaitable[bool]]
+type Forward = Callable[[OutgoingMessage], Awaitable[None]]
 """Publishes a message, confirmed."""
 
 
@@ -90,14 +90,14 @@ class ParkedKeys:
         mark = self._marks.get(key)
         return mark is not None and mark.last == event_id
 
-    def park(self, key: str, event_id: str, generation: int) -> Outgoing:
+    def park(self, key: str, event_id: str, generation: int) -> OutgoingMessage:
         """Hold this key, and the message that says so for good; it has to be confirmed before the dead letter."""
         known = self._marks.get(key, Mark(generation, event_id))
         mark = Mark(max(known.generation, generation), event_id)
         self._change(key, mark)
         return self._entry({"key": key, "generation": mark.generation, "last": event_id})
 
-    def free(self, key: str) -> Outgoing:
+    def free(self, key: str) -> OutgoingMessage:
         """Let this key go, and the message that says so for good."""
         self._change(key, None)
         return self._entry({"key": key})
@@ -153,7 +153,7 @@ class ParkedKeys:
             tag = 0
             while not log.has_ended(end):
                 message = await inbox.next(self._queue)
-                tag = message.deliver.tag
+                tag = message.method.tag
                 if (superseded := log.add(tag, message.body)) is not None:
                     port.ack(superseded)
             await self._write(log.marks(), forward)
@@ -174,8 +174,8 @@ class ParkedKeys:
                 self._entry({"key": None, "fold": fold, "part": number, "of": len(parts), "marks": told})
             )
 
-    def _entry(self, values: Mapping[str, Any]) -> Outgoing:
-        return Outgoing("", self._queue, encode_json(values), {})
+    def _entry(self, values: Mapping[str, Any]) -> OutgoingMessage:
+        return OutgoingMessage("", self._queue, encode_json(values), {})
 
 
 class _Log:
@@ -246,11 +246,11 @@ class _Inbox:
     """Hands out what is delivered, in its order; the `Receiver` of a port."""
 
     def __init__(self) -> None:
-        self._messages: deque[Delivered] = deque()
+        self._messages: deque[IncomingMessage] = deque()
         self._changed = asyncio.Event()
         self._closed = ""
 
-    async def next(self, queue: str) -> Delivered:
+    async def next(self, queue: str) -> IncomingMessage:
         """The next message.
 
         Raises:
@@ -267,7 +267,7 @@ class _Inbox:
             raise NotConnectedError(f"the channel that reads {queue} was closed: {self._closed}")
         return self._messages.popleft()
 
-    def delivered(self, message: Delivered, /) -> None:
+    def delivered(self, message: IncomingMessage, /) -> None:
         """Keep it."""
         self._messages.append(message)
         self._changed.set()

@@ -45,7 +45,7 @@ from hybridkit.messaging._consuming._verdict import (
     Settled,
     Verdict,
 )
-from hybridkit.messaging._publishing._writer import Outgoing
+from hybridkit.messaging._publishing._writer import OutgoingMessage
 from hybridkit.observability import get_logger, metrics, printable
 from hybridkit.retry import RetryAfter
 
@@ -168,9 +168,9 @@ class Processor:
             _log.error("message rejected without its reason", consumer=self._queue, exc_info=failure)
             delivery.reject()
 
-    async def forward(self, message: Outgoing) -> bool:
+    async def forward(self, message: OutgoingMessage) -> None:
         """Publish a message of the consumer's own, confirmed."""
-        return await self._publisher.forward(message)
+        await self._publisher.forward(message)
 
     async def _process(
         self, delivery: Delivery, envelope: EventEnvelope[Any], context: RequestContext, event_id: str

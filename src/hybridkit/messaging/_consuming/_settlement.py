@@ -21,16 +21,16 @@ from hybridkit.messaging._consuming._order import ByKey
 from hybridkit.messaging._consuming._parking import ParkedKeys
 from hybridkit.messaging._consuming._stalls import Stalls
 from hybridkit.messaging._consuming._verdict import DeadLettered, RetryLater, Settled, Verdict
-from hybridkit.messaging._publishing._writer import Outgoing
+from hybridkit.messaging._publishing._writer import OutgoingMessage
 from hybridkit.observability import fail_span, get_logger, metrics, printable
 
 _log = get_logger(__name__)
 
 
 class CopyPublisher(Protocol):
-    """Publishes copies of messages; `RobustPublisher` is one."""
+    """Publishes copies of messages; the publisher's `Writer` is one."""
 
-    async def forward(self, message: Outgoing) -> bool:
+    async def forward(self, message: OutgoingMessage) -> None:
         """Publish a message as it is; raises where no queue takes it."""
         ...
 
@@ -115,7 +115,7 @@ class Settlement:
         await self._publish_mark(delivery, key, parked.free(key), parked)
 
     async def _publish_mark(
-        self, delivery: Delivery, key: str, mark: Outgoing, parked: ParkedKeys
+        self, delivery: Delivery, key: str, mark: OutgoingMessage, parked: ParkedKeys
     ) -> Settled | None:
         try:
             return await self._publish(delivery, mark)
@@ -138,7 +138,7 @@ class Settlement:
         _log.info("message put off", delay_seconds=later.seconds, error=error)
         metrics.events_retried.labels(self._queue, event_type, error).inc()
 
-    async def _publish(self, delivery: Delivery, message: Outgoing) -> Settled | None:
+    async def _publish(self, delivery: Delivery, message: OutgoingMessage) -> Settled | None:
         """Publish a message until the broker has it, or can't have it.
 
         Returns:

@@ -32,8 +32,8 @@ from hybridkit.messaging._amqp._headers import (
     read_text,
     redriven_headers,
 )
-from hybridkit.messaging._amqp._port import Delivered
-from hybridkit.messaging._publishing._writer import Outgoing
+from hybridkit.messaging._amqp._port import IncomingMessage
+from hybridkit.messaging._publishing._writer import OutgoingMessage
 from hybridkit.messaging._topology._declared import (
     DEAD_LETTER_EXCHANGE,
     DELAY_DELIVER_EXCHANGE,
@@ -93,7 +93,7 @@ class DeadLetter:
     service: str | None = field(repr=False)
     content_type: str = field(default=JSON_MEDIA_TYPE, repr=False)
 
-    def copy(self) -> Outgoing:
+    def copy(self) -> OutgoingMessage:
         """The message that is sent back: the same event, one generation on, with all its attempts ahead.
 
         Raises:
@@ -101,7 +101,7 @@ class DeadLetter:
         """
         if self.target is None:
             raise UnroutableError("nothing says which queue it came from", exchange="", routing_key="")
-        return Outgoing(
+        return OutgoingMessage(
             exchange="",
             routing_key=self.target,
             body=self.body,
@@ -221,7 +221,7 @@ class _Death:
     at: datetime | None = None
 
 
-def read_dead_letter(queue: str, position: int, message: Delivered) -> DeadLetter:
+def read_dead_letter(queue: str, position: int, message: IncomingMessage) -> DeadLetter:
     """Understand a message, whoever made it a dead letter; nothing in it can make this fail.
 
     Args:
@@ -258,14 +258,14 @@ def read_dead_letter(queue: str, position: int, message: Delivered) -> DeadLette
     )
 
 
-def _target(queue: str, message: Delivered, headers: Mapping[str, Any], death: _Death) -> str | None:
+def _target(queue: str, message: IncomingMessage, headers: Mapping[str, Any], death: _Death) -> str | None:
     """The queue that it came from, by the best witness there is."""
     ours = read_text(headers, QUEUE)
     witnesses = (
         ours if REASON in headers else None,
         death.queue,
         ours,
-        _routed_to(message.deliver.exchange, message.deliver.routing_key),
+        _routed_to(message.method.exchange, message.method.routing_key),
         queue.removesuffix(dead_letter_queue("")),
     )
     return next((each for each in witnesses if each and each != queue), None)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from hybridkit.errors import MisuseError, NackedError, RejectedError, UnroutableError
-from hybridkit.messaging._amqp._port import Delivered
+from hybridkit.messaging._amqp._port import IncomingMessage
 from hybridkit.messaging._amqp._waiting import Background
 from hybridkit.messaging._consuming._consumer import RobustConsumer
 from hybridkit.messaging._dead_letters._letter import (
@@ -342,11 +342,11 @@ class _Redrive:
         inbox.keep()
 
     async def _move(
-        self, inbox: Inbox, message: Delivered, letter: DeadLetter, publisher: RobustPublisher
+        self, inbox: Inbox, message: IncomingMessage, letter: DeadLetter, publisher: RobustPublisher
     ) -> None:
         """One copy, then the acknowledgement; begun in the messages' order, and the broker keeps that."""
         try:
-            await publisher.forward(letter.copy())
+            await publisher._writer.forward(letter.copy())  # noqa: SLF001 - the same package
         except (UnroutableError, NackedError, RejectedError) as error:
             self._failed[str(error)] += 1
             self._keep(inbox)

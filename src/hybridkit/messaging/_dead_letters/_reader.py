@@ -24,7 +24,7 @@ from hybridkit.errors import InProgressError, NotConnectedError, NotFoundError, 
 from hybridkit.messaging._amqp._channel import OpenChannel
 from hybridkit.messaging._amqp._connection import BrokerConnection
 from hybridkit.messaging._amqp._frames import decode_properties
-from hybridkit.messaging._amqp._port import Delivered, Port
+from hybridkit.messaging._amqp._port import IncomingMessage, Port
 from hybridkit.messaging._consuming._delivery import MAX_UNACKED_SECONDS
 from hybridkit.messaging._topology._declared import NO_DELIVERY_LIMIT, Queue
 from hybridkit.messaging._topology._inspection import Found, Inspection
@@ -117,12 +117,12 @@ class Inbox:
         self._most = most
         self._skip = skip
         self._kept = 0
-        self._waiting: deque[Delivered] = deque()
+        self._waiting: deque[IncomingMessage] = deque()
         self._bytes = 0
         self._closed: str | None = None
-        self._last: Delivered | None = None
+        self._last: IncomingMessage | None = None
         self._awaited: tuple[Any, ...] | None = None
-        self._back: Delivered | None = None
+        self._back: IncomingMessage | None = None
         self._changed = asyncio.Event()
         self._over_at = asyncio.get_running_loop().time() + MAX_UNACKED_SECONDS
 
@@ -140,7 +140,7 @@ class Inbox:
         """Whether the broker delivers no more: the window is of what stays, and of what `flush` needs."""
         return self._kept + (self._last is not None) >= WINDOW
 
-    async def next(self) -> Delivered | None:
+    async def next(self) -> IncomingMessage | None:
         """The next message; None at the end of the queue, of the window, of its time or of the budget.
 
         Raises:
@@ -168,11 +168,11 @@ class Inbox:
         self._kept += 1
         self._changed.set()
 
-    def ack(self, message: Delivered) -> None:
+    def ack(self, message: IncomingMessage) -> None:
         """The message leaves the queue, at the latest with `flush`."""
         self.acknowledged += 1
         if self._last is not None:
-            self.port.ack(self._last.deliver.tag)
+            self.port.ack(self._last.method.tag)
         self._last = message
 
     async def flush(self) -> None:
@@ -186,14 +186,14 @@ class Inbox:
         if last is None or self._closed is not None:
             return
         self._awaited = _content(last)
-        self.port.requeue(last.deliver.tag)
+        self.port.requeue(last.method.tag)
         give_up_at = asyncio.get_running_loop().time() + SETTLE_SECONDS
         while not self._is_flushed and asyncio.get_running_loop().time() < give_up_at:
             await self._is_silent()
         if self._back is not None:
-            self.port.ack(self._back.deliver.tag)
+            self.port.ack(self._back.method.tag)
 
-    def _pop(self) -> Delivered:
+    def _pop(self) -> IncomingMessage:
         message = self._waiting.popleft()
         self._bytes -= len(message.body)
         self.seen += 1
@@ -210,9 +210,9 @@ class Inbox:
 
     # ── what the port says ───────────────────────────────────────────────────────────────────────
 
-    def delivered(self, message: Delivered, /) -> None:
+    def delivered(self, message: IncomingMessage, /) -> None:
         """Take it; over the budget it and all after it are for a new reader."""
-        if message.deliver.redelivered and self._awaited is not None and _content(message) == self._awaited:
+        if message.method.redelivered and self._awaited is not None and _content(message) == self._awaited:
             self._back = message
             self._changed.set()
             return
@@ -242,7 +242,7 @@ class Inbox:
         """Nothing is published here."""
 
 
-def _content(message: Delivered) -> tuple[Any, ...]:
+def _content(message: IncomingMessage) -> tuple[Any, ...]:
     """All but the broker's counts. Of two messages that are the same by this, either may leave for the other."""
     properties = dict(decode_properties(message.properties))
     headers = cast("dict[str, Any]", properties.pop("headers", None) or {})

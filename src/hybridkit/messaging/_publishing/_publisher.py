@@ -1,4 +1,4 @@
-"""Publishing: confirmed and routed, or an error that says what is known."""
+"""Publishing events and sending commands: confirmed and routed, or an error that says what is known."""
 
 import asyncio
 import time
@@ -19,14 +19,13 @@ from hybridkit.errors import (
     HybridkitError,
     MalformedPayloadError,
     MisuseError,
-    UnroutableError,
 )
 from hybridkit.events import Command, Event, EventEnvelope, Message, encode_message
 from hybridkit.events.cloudevents import to_binary
 from hybridkit.messaging._amqp._connection import BrokerConnection
 from hybridkit.messaging._amqp._frames import Address, address, encode_fields, encode_table
 from hybridkit.messaging._amqp._headers import EVENT_ID
-from hybridkit.messaging._publishing._confirms import Publish
+from hybridkit.messaging._publishing._confirms import PendingPublish
 from hybridkit.messaging._publishing._telemetry import (
     batch_span,
     count,
@@ -34,16 +33,15 @@ from hybridkit.messaging._publishing._telemetry import (
     outcome_of,
     publish_span,
 )
-from hybridkit.messaging._publishing._writer import Outgoing, Writer
+from hybridkit.messaging._publishing._writer import Writer, unroutable
 from hybridkit.messaging._topology._declared import EVENT_EXCHANGE, delay_route
 from hybridkit.observability import get_logger, trace_headers
 
-__all__ = ["Receipt", "RobustPublisher"]
-
 BATCH: Final = 500
+"""`publish_many` has up to two batches of this many events on their way."""
 MAX_NAME_BYTES: Final = 255
 MAX_WAITING: Final = 10_000
-"""`publish_nowait` drops what comes while so many messages wait to be sent."""
+"""While this many messages wait to be written, `publish_nowait` drops what comes."""
 
 _EVENT_ID_FIELD: Final = encode_fields({EVENT_ID: "-" * 36})[:-36]  # an id in text form follows
 
@@ -51,10 +49,10 @@ _log = get_logger(__name__)
 
 
 class Receipt(NamedTuple):
-    """The broker has stored the message.
+    """The proof that the broker has stored a message.
 
     Attributes:
-        event_id: the identity of what was published.
+        event_id: the id of the event or command.
         routed: whether a queue took it; False only with `allow_unrouted=True`.
     """
 
@@ -62,15 +60,15 @@ class Receipt(NamedTuple):
     routed: bool = True
 
 
-class _Letter(NamedTuple):
+class EncodedMessage(NamedTuple):
     """An event or command, ready for the writer.
 
     Attributes:
-        to: where it goes.
-        destination: the same for people and spans, without the delay that a routing key may have in it.
+        to: exchange, routing key, type and publisher.
+        destination: the same for people and spans, without the delay that a routing key may contain.
         body: the envelope.
-        event_id: of the event or command.
-        fields: headers of its own, encoded.
+        event_id: the id of the event or command.
+        fields: the headers of a CloudEvent, encoded; empty for an envelope.
     """
 
     to: Address
@@ -85,7 +83,7 @@ class _Letter(NamedTuple):
         return self.to.message_type or ""
 
     def span(self) -> AbstractContextManager[object]:
-        """The producer's, around its publish."""
+        """Return the producer's span around the publish of this message."""
         return publish_span(
             self.destination,
             routing_key=self.to.routing_key,
@@ -94,24 +92,24 @@ class _Letter(NamedTuple):
         )
 
 
-type _Pending = tuple[Event, Publish | HybridkitError]
-"""An event, and what came of handing it to the writer."""
+type _Begun = tuple[Event, PendingPublish | HybridkitError]
+"""An event of a batch, and its publish, or the error for which there is none."""
 
 
 class RobustPublisher:
-    """Publishes events and sends commands, over a connection of its own.
+    """Publishes events and sends commands, over a connection that nothing else uses.
 
-    Every call ends with the broker's answer or a typed error, at the latest at the context's deadline, or after 10 s
+    Every call ends with the broker's confirm or a typed error, at the latest at the context's deadline, or after 10 s
     without one.
 
     Args:
         url: as for `BrokerConnection`.
-        service: the name that envelopes carry as their `service`; printable, up to 255 bytes.
+        service: the `service` of the envelopes; printable, 1 to 255 bytes.
         cloudevents: publish in the binary form of CloudEvents 1.0 instead of the envelope, for readers outside of the
-            stack; our consumers read both. What comes as bytes, from an outbox, stays as it is.
+            stack; `RobustConsumer` reads both. `publish_encoded` sends its bytes as they are.
 
     Raises:
-        DeclarationError: no such name.
+        DeclarationError: the name is empty, too long, or not printable.
     """
 
     def __init__(self, url: str, *, service: str, cloudevents: bool = False) -> None:
@@ -132,7 +130,7 @@ class RobustPublisher:
 
         Raises:
             NotConnectedError: the broker did not answer in that time.
-            AccessDeniedError: it refuses the user or the password, or the user may not declare the exchanges.
+            AccessDeniedError: the broker refuses the user or the password, or the user may not declare the exchanges.
             TopologyError: an exchange exists with other properties.
         """
         await self._connection.__aenter__()
@@ -146,7 +144,7 @@ class RobustPublisher:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Wait up to 5 s for the broker's answers to what was published, then close."""
+        """Wait up to 5 s for the confirms of what was published, then close."""
         try:
             await self._writer.stop()
         finally:
@@ -158,23 +156,24 @@ class RobustPublisher:
         return self._writer.is_ready
 
     async def publish(self, event: Event, *, allow_unrouted: bool = False) -> Receipt:
-        """Publish to everybody who wants events of this type.
+        """Publish an event to all queues that are bound to its type, and wait for the broker's confirm.
 
-        Publishing the same object again is the same event: after `OutcomeUnknownError` just do it.
+        After `OutcomeUnknownError` publish the same object again: it is the same event, with the same id, so that a
+        consumer's guard removes the second one.
 
         Args:
-            event: what happened.
-            allow_unrouted: it is no error that no queue wants it; the receipt says so.
+            event: the event to publish.
+            allow_unrouted: return a receipt with `routed=False` where no queue is bound, instead of an error.
 
         Raises:
-            UnroutableError: no queue wants it.
-            NackedError: the broker gave it back.
-            BlockedError: the broker has an alarm; nothing was sent.
-            NotConnectedError: no connection; nothing was sent.
-            OutcomeUnknownError: it was sent, and no answer came.
-            MalformedPayloadError: it has no JSON form, or one that no consumer could read; nothing was sent.
+            UnroutableError: no queue is bound to the type.
+            NackedError: the broker gave the event back.
+            BlockedError: the broker has a memory or disk alarm; nothing was sent.
+            NotConnectedError: there is no connection; nothing was sent.
+            OutcomeUnknownError: the event was sent, and no confirm came in time.
+            MalformedPayloadError: the event has no JSON form, or one that no consumer could read; nothing was sent.
             MisuseError: the publisher was opened in another event loop, or before a fork; nothing was sent.
-            PayloadTooLargeError: over 16 MiB; nothing was sent.
+            PayloadTooLargeError: the envelope has over 16 MiB; nothing was sent.
         """
         context = bound() or RequestContext()
         return await self._publish(self._event(event, context), context, allow_unrouted=allow_unrouted)
@@ -182,69 +181,73 @@ class RobustPublisher:
     async def publish_many(
         self, events: Iterable[Event], *, allow_unrouted: bool = False
     ) -> list[Receipt | HybridkitError]:
-        """As `publish`, up to 1,000 at a time: a receipt or an error for each event, in their order.
+        """Publish many events, and return a receipt or an error for each, in their order.
 
-        The time limit is each event's own, and all of theirs where the context has a deadline. A trace has one span for
-        all of them.
+        Up to 1,000 are on their way at a time. Without a deadline in the context each event has 10 s. A trace has one
+        span for all of them.
+
+        Args:
+            events: the events to publish.
+            allow_unrouted: as for `publish`.
         """
         every = list(events)
         context = bound() or RequestContext()
-        answers: list[Receipt | HybridkitError] = []
+        receipts: list[Receipt | HybridkitError] = []
         with batch_span(EVENT_EXCHANGE, messages=len(every)):
             fields = _shared_fields(context)
-            before: list[_Pending] = []
+            before: list[_Begun] = []
             for batch in batched(every, BATCH):
-                pending = [(event, self._begin_or_error(event, context, fields)) for event in batch]
-                answers += await _answers(
-                    before, allow_unrouted=allow_unrouted
-                )  # while these are on their way
-                before = pending
-            answers += await _answers(before, allow_unrouted=allow_unrouted)
-        return answers
+                # Begun before the previous batch is awaited: the broker always has something to do.
+                begun = [(event, self._begin_or_error(event, context, fields)) for event in batch]
+                receipts += await _receipts(before, allow_unrouted=allow_unrouted)
+                before = begun
+            receipts += await _receipts(before, allow_unrouted=allow_unrouted)
+        return receipts
 
     def publish_nowait(self, event: Event) -> None:
-        """Publish without waiting for the answer: for what may be lost, such as a hint to refresh a cache.
+        """Publish an event without waiting for its confirm: for events that may be lost, such as a hint to a cache.
 
-        What no queue takes is counted by its reason (`hybridkit_events_published_total`) and logged. An event that
-        comes while 10,000 messages wait for the broker is dropped as well.
+        An event that is lost is logged, and counted by its reason (`hybridkit_events_published_total`). An event that
+        comes while 10,000 messages wait for the broker is lost as well.
 
         Raises:
-            MalformedPayloadError: it has no JSON form, or one that no consumer could read.
-            PayloadTooLargeError: over 16 MiB.
-            MisuseError: see `publish`.
+            MalformedPayloadError: the event has no JSON form, or one that no consumer could read.
+            PayloadTooLargeError: the envelope has over 16 MiB.
+            MisuseError: the publisher was opened in another event loop, or before a fork.
         """
         context = bound() or RequestContext()
-        letter = self._event(event, context)
+        message = self._event(event, context)
         if self._writer.waiting >= MAX_WAITING:
             _drop(
-                letter, BlockedError(f"{MAX_WAITING} messages wait for the broker; {letter.to} was not sent")
+                message,
+                BlockedError(f"{MAX_WAITING} messages wait for the broker; {message.to} was not sent"),
             )
             return
         try:
-            with letter.span():
-                publish = self._begin(letter, context, _shared_fields(context))
+            with message.span():
+                pending = self._begin(message, context, _shared_fields(context))
         except MisuseError:
             raise
         except HybridkitError as error:
-            _drop(letter, error)
+            _drop(message, error)
         else:
-            publish.answer.add_done_callback(partial(_look_at, letter))
+            pending.confirmation.add_done_callback(partial(_look_at, message))
 
     async def send(self, command: Command, *, delay_seconds: float = 0.0) -> Receipt:
-        """Give work to the command's queue; with the errors of `publish`.
+        """Send a command to its queue, and wait for the broker's confirm; raises as `publish` does.
 
         Args:
-            command: the work.
-            delay_seconds: the earliest time from now at which it is delivered, in whole seconds, at most 36 h. Then the
-                receipt says that the delay has the command; a queue that is missing at its end leaves it in
-                `hk.unrouted`.
+            command: the command to send.
+            delay_seconds: the least time until it is delivered; rounded up to whole seconds, at most 36 h. With a delay
+                the receipt confirms that a delay queue has the command: where its own queue is missing at the end, it
+                is left in `hk.unrouted`.
         """
         exchange, routing_key = (
             delay_route(delay_seconds, command.queue) if delay_seconds else ("", command.queue)
         )
         context = bound() or RequestContext()
         to = self._address(exchange, routing_key, command.message_type)
-        return await self._publish(self._letter(command, context, to, command.queue), context)
+        return await self._publish(self._encode(command, context, to, command.queue), context)
 
     async def publish_encoded(
         self,
@@ -255,41 +258,30 @@ class RobustPublisher:
         queue: str | None = None,
         allow_unrouted: bool = False,
     ) -> Receipt:
-        """Publish an envelope that is bytes already, as an outbox relay has it; with the errors of `publish`.
+        """Publish an envelope that is encoded already, as an outbox relay does; raises as `publish` does.
 
         The headers come from the bound context: bind one with the row's request id and user id.
 
         Args:
             body: the whole envelope, UTF-8 JSON.
-            event_type: its `event_type`; the routing key.
-            event_id: its `event_id`.
+            event_type: the `event_type` in the envelope; the routing key.
+            event_id: the `event_id` in the envelope.
             queue: send it to this queue instead, as a command.
-            allow_unrouted: it is no error that no queue wants it.
+            allow_unrouted: as for `publish`.
         """
         check_readable(body)
         exchange, routing_key = (EVENT_EXCHANGE, event_type) if queue is None else ("", queue)
         to = self._address(exchange, routing_key, event_type)
-        letter = _checked(_Letter(to, queue or f"{exchange}:{routing_key}", body, event_id))
-        return await self._publish(letter, bound() or RequestContext(), allow_unrouted=allow_unrouted)
+        message = _checked(EncodedMessage(to, queue or f"{exchange}:{routing_key}", body, event_id))
+        return await self._publish(message, bound() or RequestContext(), allow_unrouted=allow_unrouted)
 
-    async def forward(self, message: Outgoing, *, allow_unrouted: bool = False) -> bool:
-        """Publish a message as it is; whether a queue took it. The lowest level, for what this package moves itself."""
-        context = bound()
-        publish = self._writer.submit(message, deadline=context.deadline if context else None)
-        routed = await publish.answer
-        if not (routed or allow_unrouted):
-            raise _unroutable(publish.to)
-        return routed
-
-    def renew_topology(self, *, reason: str) -> None:
-        """Declare the shared exchanges and queues again, on a new channel."""
-        self._writer.renew_topology(reason=reason)
-
-    def _event(self, event: Event, context: RequestContext) -> _Letter:
+    def _event(self, event: Event, context: RequestContext) -> EncodedMessage:
         to = self._address(EVENT_EXCHANGE, event.message_type, event.message_type)
-        return self._letter(event, context, to, f"{EVENT_EXCHANGE}:{event.message_type}")
+        return self._encode(event, context, to, f"{EVENT_EXCHANGE}:{event.message_type}")
 
-    def _letter(self, message: Message, context: RequestContext, to: Address, destination: str) -> _Letter:
+    def _encode(
+        self, message: Message, context: RequestContext, to: Address, destination: str
+    ) -> EncodedMessage:
         fields = b""
         if self._cloudevents:
             with bind(context):
@@ -297,7 +289,7 @@ class RobustPublisher:
             fields = encode_fields(headers)
         else:
             body = encode_message(message, service=self.service, context=context)
-        return _checked(_Letter(to, destination, body, message.event_id, fields))
+        return _checked(EncodedMessage(to, destination, body, message.event_id, fields))
 
     def _address(self, exchange: str, routing_key: str, message_type: str) -> Address:
         try:
@@ -306,93 +298,84 @@ class RobustPublisher:
             raise MalformedPayloadError(f"an event type or queue that AMQP can't carry: {error}") from error
 
     async def _publish(
-        self, letter: _Letter, context: RequestContext, *, allow_unrouted: bool = False
+        self, message: EncodedMessage, context: RequestContext, *, allow_unrouted: bool = False
     ) -> Receipt:
         began = time.monotonic()
-        with letter.span():
+        with message.span():
             try:
-                routed = await self._begin(letter, context, _shared_fields(context)).answer
+                routed = await self._begin(message, context, _shared_fields(context)).confirmation
                 if not (routed or allow_unrouted):
-                    raise _unroutable(letter.to)
+                    raise unroutable(message.to)
             except HybridkitError as error:
-                count(letter.message_type, outcome_of(error))
+                count(message.message_type, outcome_of(error))
                 raise
             except asyncio.CancelledError:
-                count(letter.message_type, "cancelled")
+                count(message.message_type, "cancelled")
                 raise
-        count(letter.message_type, outcome_of(routed))
-        observe_seconds(letter.message_type, time.monotonic() - began)
-        return Receipt(letter.event_id, routed)
+        count(message.message_type, outcome_of(routed))
+        observe_seconds(message.message_type, time.monotonic() - began)
+        return Receipt(message.event_id, routed)
 
-    def _begin(self, letter: _Letter, context: RequestContext, fields: bytes) -> Publish:
-        table = encode_table(_EVENT_ID_FIELD + str(letter.event_id).encode() + letter.fields + fields)
-        return self._writer.begin(letter.to, table, letter.body, deadline=context.deadline)
+    def _begin(self, message: EncodedMessage, context: RequestContext, fields: bytes) -> PendingPublish:
+        table = encode_table(_EVENT_ID_FIELD + str(message.event_id).encode() + message.fields + fields)
+        return self._writer.begin(message.to, table, message.body, deadline=context.deadline)
 
     def _begin_or_error(
         self, event: Event, context: RequestContext, fields: bytes
-    ) -> Publish | HybridkitError:
+    ) -> PendingPublish | HybridkitError:
         try:
             return self._begin(self._event(event, context), context, fields)
         except HybridkitError as error:
             return error
 
 
-async def _answers(pending: Sequence[_Pending], *, allow_unrouted: bool) -> list[Receipt | HybridkitError]:
-    """A receipt or an error for each, counted together."""
-    answers: list[Receipt | HybridkitError] = []
+async def _receipts(begun: Sequence[_Begun], *, allow_unrouted: bool) -> list[Receipt | HybridkitError]:
+    """Wait for the outcomes of a batch, and count those that are equal together."""
+    receipts: list[Receipt | HybridkitError] = []
     outcomes: Counter[tuple[str, str]] = Counter()
-    for event, publish in pending:
-        answer = await _answer(event, publish, allow_unrouted=allow_unrouted)
-        answers.append(answer)
-        outcomes[
-            event.message_type, outcome_of(answer if isinstance(answer, HybridkitError) else answer.routed)
-        ] += 1
+    for event, pending in begun:
+        receipt = await _receipt(event, pending, allow_unrouted=allow_unrouted)
+        receipts.append(receipt)
+        outcome = outcome_of(receipt if isinstance(receipt, HybridkitError) else receipt.routed)
+        outcomes[event.message_type, outcome] += 1
     for (message_type, outcome), messages in outcomes.items():
         count(message_type, outcome, messages=messages)
-    return answers
+    return receipts
 
 
-async def _answer(
-    event: Event, publish: Publish | HybridkitError, *, allow_unrouted: bool
+async def _receipt(
+    event: Event, pending: PendingPublish | HybridkitError, *, allow_unrouted: bool
 ) -> Receipt | HybridkitError:
-    if isinstance(publish, HybridkitError):
-        return publish
+    if isinstance(pending, HybridkitError):
+        return pending
     try:
-        routed = await publish.answer
+        routed = await pending.confirmation
     except HybridkitError as error:
         return error
-    return Receipt(event.event_id, routed) if routed or allow_unrouted else _unroutable(publish.to)
+    return Receipt(event.event_id, routed) if routed or allow_unrouted else unroutable(pending.to)
 
 
-def _checked(letter: _Letter) -> _Letter:
-    check_size(letter.body, limit_bytes=MAX_MESSAGE_BYTES)
-    return letter
+def _checked(message: EncodedMessage) -> EncodedMessage:
+    check_size(message.body, limit_bytes=MAX_MESSAGE_BYTES)
+    return message
 
 
 def _shared_fields(context: RequestContext) -> bytes:
-    """The headers that all messages of one context and span have in common."""
+    """Encode the headers that all messages of one context and span have in common."""
     return encode_fields(context.to_amqp_headers() | trace_headers())
 
 
-def _unroutable(to: Address) -> UnroutableError:
-    return UnroutableError(
-        f"no queue wants {to}; start a consumer for it once",
-        exchange=to.exchange,
-        routing_key=to.routing_key,
-    )
-
-
-def _look_at(letter: _Letter, answer: asyncio.Future[bool]) -> None:
-    """See how a publish ended for which nobody waits."""
-    error = answer.exception()
-    if error is None and answer.result():
-        count(letter.message_type, outcome_of(True))
+def _look_at(message: EncodedMessage, confirmation: asyncio.Future[bool]) -> None:
+    """Count the outcome of a publish for which nobody waits."""
+    error = confirmation.exception()
+    if error is None and confirmation.result():
+        count(message.message_type, outcome_of(True))
     else:
-        _drop(letter, error if isinstance(error, HybridkitError) else _unroutable(letter.to))
+        _drop(message, error if isinstance(error, HybridkitError) else unroutable(message.to))
 
 
-def _drop(letter: _Letter, error: HybridkitError) -> None:
-    count(letter.message_type, outcome_of(error))
+def _drop(message: EncodedMessage, error: HybridkitError) -> None:
+    count(message.message_type, outcome_of(error))
     _log.warning(
-        "event dropped", event_type=letter.message_type, event_id=str(letter.event_id), error=str(error)
+        "event dropped", event_type=message.message_type, event_id=str(message.event_id), error=str(error)
     )

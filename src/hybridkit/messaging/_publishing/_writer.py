@@ -1,7 +1,7 @@
-"""Handing messages to the broker: many in one write, a window of unanswered ones, and an end for every caller.
+"""Writing messages to the broker: many in one write, a window of unconfirmed ones, and a deadline for every caller.
 
-A caller waits until its deadline and no longer. What it gave away isn't tied to it: a message that was written stays
-numbered until the broker answers or the channel closes, so no caller that leaves can shift what the broker's numbers
+A caller waits until its deadline and no longer. Its message isn't tied to it: a message that was written keeps its
+number until the broker confirms it or the channel closes, so a caller that leaves can't shift what the broker's numbers
 mean; it learns that the outcome is unknown. A message that wasn't written is taken back, and the caller learns that
 nothing was sent.
 """
@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
+from hybridkit.context import bound
 from hybridkit.errors import (
     BlockedError,
     DeadlineExceededError,
@@ -21,38 +22,38 @@ from hybridkit.errors import (
     NotConnectedError,
     OutcomeUnknownError,
     PayloadTooLargeError,
+    UnroutableError,
 )
 from hybridkit.messaging._amqp._channel import OpenChannel, SupervisedChannel
 from hybridkit.messaging._amqp._connection import BrokerConnection
 from hybridkit.messaging._amqp._frames import JSON_MEDIA_TYPE, Address, address, encode_fields, encode_table
 from hybridkit.messaging._amqp._waiting import Home
-from hybridkit.messaging._publishing._confirms import WINDOW, Confirms, Publish
+from hybridkit.messaging._publishing._confirms import WINDOW, Confirms, PendingPublish
 from hybridkit.messaging._topology._declared import declare, shared_topology
 from hybridkit.observability import get_logger
 
-__all__ = ["Outgoing", "Writer"]
-
 PUBLISH_SECONDS: Final = 10.0
-"""How long a publish may take where the context has no deadline."""
+"""The time limit of a publish where the context has no deadline."""
 PATIENCE_SECONDS: Final = 5.0
-"""A channel on which an answer is missing for longer is in doubt."""
+"""A channel on which a confirm is missing for longer is in doubt."""
 LINGER_SECONDS: Final = 30.0
-"""How long a channel in doubt is kept for answers that are still to come."""
+"""How long a channel in doubt stays open for confirms that are still to come."""
 FLUSH_SECONDS: Final = 5.0
+"""How long `stop` waits for confirms."""
 WRITE_AT: Final = 64
-"""So many messages are written at once, without waiting for more: the broker works while we encode the next ones."""
+"""This many waiting messages are written without waiting for more: the broker works while the next ones are encoded."""
 
 _log = get_logger(__name__)
 
 
-class Outgoing(NamedTuple):
-    """A message on its way out; persistent and mandatory, like all of ours.
+class OutgoingMessage(NamedTuple):
+    """A message to publish as it is; persistent and mandatory.
 
     Attributes:
         exchange: "" for the default exchange, where the routing key is the queue's name.
         routing_key: at most 255 bytes.
-        body: as it goes out.
-        headers: all of them.
+        body: the bytes of the message.
+        headers: all headers that it gets.
         message_type: AMQP's `type`: the event type.
         service: AMQP's `app_id`.
         content_type: of the body.
@@ -68,10 +69,10 @@ class Outgoing(NamedTuple):
 
 
 class Writer:
-    """Publishes over a connection of its own, on one channel at a time.
+    """Publishes on one supervised channel at a time.
 
     Args:
-        connection: for nothing but publishing.
+        connection: used for publishing only, as a broker alarm blocks all of it.
         name: for logs and errors.
     """
 
@@ -86,9 +87,9 @@ class Writer:
             linger_seconds=LINGER_SECONDS,
         )
         self._name = name
-        self._waiting: deque[Publish] = deque()
+        self._waiting: deque[PendingPublish] = deque()
         self._confirms: Confirms | None = None  # of the current channel
-        self._unfinished: set[Confirms] = set()
+        self._unfinished: set[Confirms] = set()  # with unconfirmed publishes, also on retired channels
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._flushing: asyncio.Handle | None = None
@@ -109,13 +110,15 @@ class Writer:
         self._is_open = True
 
     async def stop(self) -> None:
-        """Take no more messages, wait up to 5 s for the broker's answers, and close."""
+        """Take no more messages, wait up to 5 s for confirms, and close."""
         self._is_open = False
-        answers = {publish.answer for publish in self._unanswered() if not publish.answer.done()}
-        if answers and (await asyncio.wait(answers, timeout=FLUSH_SECONDS))[1]:
-            _log.warning("publishes unanswered", name=self._name, count=len(list(self._unanswered())))
-        for publish in self._waiting:
-            publish.fail(self._not_sent(publish))
+        unconfirmed = {
+            pending.confirmation for pending in self._unconfirmed() if not pending.confirmation.done()
+        }
+        if unconfirmed and (await asyncio.wait(unconfirmed, timeout=FLUSH_SECONDS))[1]:
+            _log.warning("publishes unanswered", name=self._name, count=len(list(self._unconfirmed())))
+        for pending in self._waiting:
+            pending.fail(self._not_sent(pending))
         self._waiting.clear()
         channel = await self._channel.stop()
         if channel is not None:
@@ -126,21 +129,33 @@ class Writer:
             if handle is not None:
                 handle.cancel()
 
+    async def forward(self, message: OutgoingMessage) -> None:
+        """Publish a message as it is, until the context's deadline, or for 10 s without one.
+
+        Raises:
+            UnroutableError: no queue takes it.
+            HybridkitError: see `submit` and `begin`.
+        """
+        context = bound()
+        pending = self.submit(message, deadline=context.deadline if context else None)
+        if not await pending.confirmation:
+            raise unroutable(pending.to)
+
     def renew_topology(self, *, reason: str) -> None:
-        """Go over to a new channel, which declares everything again."""
+        """Declare the shared exchanges and queues again, on a new channel."""
         if (channel := self._channel.current) is not None:
             self._channel.retire(channel, reason=reason)
 
     @property
     def waiting(self) -> int:
-        """How many messages are not sent yet."""
+        """The number of messages that are not written yet."""
         return len(self._waiting)
 
-    def submit(self, message: Outgoing, *, deadline: float | None) -> Publish:
-        """Publish it: encode it, then `begin`.
+    def submit(self, message: OutgoingMessage, *, deadline: float | None) -> PendingPublish:
+        """Encode a message, then `begin`.
 
         Raises:
-            MalformedPayloadError: a name or a header that AMQP can't carry.
+            MalformedPayloadError: AMQP can't carry a name or a header of it.
         """
         try:
             to = address(
@@ -155,24 +170,25 @@ class Writer:
             raise MalformedPayloadError(f"AMQP can't carry the message: {error}") from error
         return self.begin(to, table, message.body, deadline=deadline)
 
-    def begin(self, to: Address, table: bytes, body: bytes, *, deadline: float | None) -> Publish:
-        """Publish what is encoded already.
+    def begin(self, to: Address, table: bytes, body: bytes, *, deadline: float | None) -> PendingPublish:
+        """Publish an encoded message, without waiting for its confirm.
 
         Args:
             to: by `address`.
             table: the headers, by `encode_table`.
             body: UTF-8 JSON.
-            deadline: the `time.monotonic()` instant at which the answer is there at the latest; 10 s from now without.
+            deadline: the `time.monotonic()` instant by which there is an outcome; None for 10 s from now.
 
         Returns:
-            Its answer is whether a queue took it, or one of these errors: `NackedError` (the broker gave it back),
-            `BlockedError` (the broker has an alarm; nothing was sent), `NotConnectedError` (nothing was sent),
-            `OutcomeUnknownError` (it was sent, and no answer came in time), `PayloadTooLargeError` (its headers fit
-            into no frame, and nothing was sent; or the broker takes no message of this size).
+            The publish, whose `confirmation` says whether a queue took the message, or raises one of these errors:
+            `NackedError` (the broker gave it back), `BlockedError` (the broker has an alarm; nothing was sent),
+            `NotConnectedError` (nothing was sent), `OutcomeUnknownError` (it was sent, and no confirm came in time),
+            `PayloadTooLargeError` (its headers fit into no frame, and nothing was sent; or the broker takes no message
+            of this size).
 
         Raises:
             NotConnectedError: the writer is not open.
-            MisuseError: it was opened in another process or event loop; nothing was sent.
+            MisuseError: the writer was opened in another process or event loop; nothing was sent.
             DeadlineExceededError: the deadline has passed.
         """
         if not self._is_open:
@@ -183,20 +199,20 @@ class Writer:
             deadline = now + PUBLISH_SECONDS
         elif deadline <= now:
             raise DeadlineExceededError(f"the deadline passed {now - deadline:.3f} s ago; nothing was sent")
-        publish = Publish(to, table, body, deadline, asyncio.get_running_loop().create_future())
-        self._waiting.append(publish)
+        pending = PendingPublish(to, table, body, deadline, asyncio.get_running_loop().create_future())
+        self._waiting.append(pending)
         if self._timer is None or deadline < self._timer_at:
             self._wake_up_at(deadline)
         if len(self._waiting) >= WRITE_AT:
             self._flush()
         elif self._flushing is None:
             self._flush_soon()
-        return publish
+        return pending
 
     # ── writing ──────────────────────────────────────────────────────────────────────────────────
 
     def _flush_soon(self) -> None:
-        """Write in the loop's next turn, with all that comes until then."""
+        """Write in the next iteration of the event loop, together with what comes until then."""
         if self._flushing is None:
             self._flushing = asyncio.get_running_loop().call_soon(self._flush)
 
@@ -206,16 +222,16 @@ class Writer:
             self._flushing = None
         confirms = self._confirms
         if confirms is None or not confirms.channel.is_writable:
-            return  # `_ready` or the socket calls again
+            return  # `_ready` calls again for a new channel, and the socket when it can be written to
         now = time.monotonic()
         frames: list[bytes] = []
         while self._waiting and confirms.has_room:
-            publish = self._waiting.popleft()
-            if not publish.answer.done():
+            pending = self._waiting.popleft()
+            if not pending.confirmation.done():
                 try:
-                    frames.append(confirms.frames(publish, now=now))
+                    frames.append(confirms.frames(pending, now=now))
                 except PayloadTooLargeError as error:
-                    publish.fail(error)
+                    pending.fail(error)
         if frames:
             self._unfinished.add(confirms)
             confirms.port.send(b"".join(frames))
@@ -224,24 +240,24 @@ class Writer:
         await declare(shared_topology(), channel.raw)
 
     def _ready(self, channel: OpenChannel | None) -> None:
-        """Go over to a new channel, or have none."""
+        """Go over to a new channel, or to none."""
         self._confirms = None
         if channel is not None:
-            self._confirms = Confirms(channel, self._told)
+            self._confirms = Confirms(channel, self._settled)
             channel.connection.wire.on_writable = self._flush_soon
             self._flush_soon()
 
-    def _told(self, confirms: Confirms) -> None:
-        """There were answers."""
+    def _settled(self, confirms: Confirms) -> None:
+        """Use the room that confirms have made in the window."""
         if not len(confirms):
             self._unfinished.discard(confirms)
         if self._waiting:
             self._flush_soon()
 
-    def _unanswered(self) -> Iterator[Publish]:
+    def _unconfirmed(self) -> Iterator[PendingPublish]:
         return chain(self._waiting, *self._unfinished)
 
-    # ── the end of waiting ───────────────────────────────────────────────────────────────────────
+    # ── deadlines ────────────────────────────────────────────────────────────────────────────────
 
     def _wake_up_at(self, deadline: float) -> None:
         if self._timer is not None:
@@ -250,39 +266,48 @@ class Writer:
         self._timer = asyncio.get_running_loop().call_later(deadline - time.monotonic(), self._expire)
 
     def _expire(self) -> None:
-        """End what is over its deadline, and come again for the next."""
+        """Fail what is past its deadline, and set the timer for the next one."""
         self._timer = None
         now = time.monotonic()
         expired = False
         upcoming: float | None = None
-        for publish in self._unanswered():
-            if publish.answer.done():
+        for pending in self._unconfirmed():
+            if pending.confirmation.done():
                 continue
-            if publish.deadline <= now:
+            if pending.deadline <= now:
                 expired = True
-                publish.fail(self._not_sent(publish) if publish.sent_at is None else _unknown(publish))
-            elif upcoming is None or publish.deadline < upcoming:
-                upcoming = publish.deadline
-        self._waiting = deque(publish for publish in self._waiting if not publish.answer.done())
+                pending.fail(self._not_sent(pending) if pending.sent_at is None else _unknown(pending))
+            elif upcoming is None or pending.deadline < upcoming:
+                upcoming = pending.deadline
+        self._waiting = deque(pending for pending in self._waiting if not pending.confirmation.done())
         if upcoming is not None:
             self._wake_up_at(upcoming)
         if expired and self._confirms is not None:
             self._suspect(self._confirms, now)
 
     def _suspect(self, confirms: Confirms, now: float) -> None:
-        """Retire the channel if answers are missing for long, unless an alarm explains it."""
+        """Retire the channel if confirms are missing for long, unless a broker alarm explains that."""
         oldest = next(iter(confirms), None)
         if oldest is None or oldest.sent_at is None or confirms.channel.connection.is_blocked:
             return
         if now - oldest.sent_at >= PATIENCE_SECONDS:
             self._channel.retire(confirms.channel, reason="the broker does not answer publishes")
 
-    def _not_sent(self, publish: Publish) -> HybridkitError:
+    def _not_sent(self, pending: PendingPublish) -> HybridkitError:
         if self._confirms is None:
-            return NotConnectedError(f"no channel to {self._connection.address}; {publish} was not sent")
+            return NotConnectedError(f"no channel to {self._connection.address}; {pending} was not sent")
         why = f"a memory or disk alarm, or {WINDOW} unanswered publishes"
-        return BlockedError(f"the broker takes no messages ({why}); {publish} was not sent")
+        return BlockedError(f"the broker takes no messages ({why}); {pending} was not sent")
 
 
-def _unknown(publish: Publish) -> HybridkitError:
-    return OutcomeUnknownError(f"{publish} was sent, and the broker did not answer in time; publish it again")
+def _unknown(pending: PendingPublish) -> HybridkitError:
+    return OutcomeUnknownError(f"{pending} was sent, and the broker did not answer in time; publish it again")
+
+
+def unroutable(to: Address) -> UnroutableError:
+    """Return the error of a message that no queue takes."""
+    return UnroutableError(
+        f"no queue wants {to}; start a consumer for it once",
+        exchange=to.exchange,
+        routing_key=to.routing_key,
+    )

@@ -25,7 +25,7 @@ from hybridkit.messaging._amqp._channel import OpenChannel
 from hybridkit.messaging._amqp._connection import OpenConnection
 from hybridkit.messaging._topology._declared import Exchange, Queue, Value, declare_exchange, declare_queue
 
-__all__ = ["Difference", "Found", "Inspection", "difference_in"]
+__all__ = ["Found", "Inspection", "TopologyDifference", "difference_in"]
 
 type _Declare = Callable[[Channel, str, Mapping[str, Value]], Coroutine[Any, Any, None]]
 
@@ -38,7 +38,7 @@ _TYPED: Final = re.compile(r"the value '(?P<value>.*)' of type '(?P<type>\w+)'",
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Difference:
+class TopologyDifference:
     """One property of an exchange or queue that the broker has otherwise.
 
     Attributes:
@@ -68,7 +68,7 @@ class Found:
     """
 
     exists: bool
-    differences: tuple[Difference, ...] = ()
+    differences: tuple[TopologyDifference, ...] = ()
     refusal: str = ""
     messages: int = 0
     consumers: int = 0
@@ -174,9 +174,9 @@ class Inspection:
 
     async def _compare(
         self, declare: _Declare, name: str, declared: Mapping[str, Value]
-    ) -> tuple[tuple[Difference, ...], str]:
+    ) -> tuple[tuple[TopologyDifference, ...], str]:
         """The differences, and the broker's words where it says more than can be followed."""
-        differences: dict[str, Difference] = {}
+        differences: dict[str, TopologyDifference] = {}
         said = dict(declared)
         while True:
             try:
@@ -191,7 +191,7 @@ class Inspection:
                 return tuple(differences.values()), ""
 
 
-def difference_in(text: str, declared: Mapping[str, Value]) -> Difference | None:
+def difference_in(text: str, declared: Mapping[str, Value]) -> TopologyDifference | None:
     """The property that a 406 names; None where it names none, or where its text was cut off at 255 bytes.
 
     Args:
@@ -205,7 +205,7 @@ def difference_in(text: str, declared: Mapping[str, Value]) -> Difference | None
     if current.endswith("..."):
         return None
     value = declared.get(match["name"])
-    return Difference(name=match["name"], declared=value, actual=_value(current, like=value))
+    return TopologyDifference(name=match["name"], declared=value, actual=_value(current, like=value))
 
 
 def _value(text: str, *, like: Value) -> Value:

@@ -30,7 +30,7 @@ from hybridkit.messaging._topology._declared import (
     declare,
     delayed_to,
 )
-from hybridkit.messaging._topology._inspection import Difference, Found, Inspection
+from hybridkit.messaging._topology._inspection import Found, Inspection, TopologyDifference
 from hybridkit.messaging._topology._management import Managed, ask_management
 
 __all__ = ["Finding", "Plan", "apply_topology", "plan_topology", "verify_topology"]
@@ -59,7 +59,7 @@ class Finding:
     kind: Kind
     name: str
     state: State
-    differences: tuple[Difference, ...] = ()
+    differences: tuple[TopologyDifference, ...] = ()
     detail: str = ""
 
     def __str__(self) -> str:
