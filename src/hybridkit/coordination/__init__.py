@@ -1,4 +1,4 @@
-"""Redis, connected so that a dead or frozen one costs a caller fractions of a second.
+"""Connect to Redis, so that a dead or frozen one costs a caller fractions of a second.
 
 ```python
 async with connect_redis(url) as redis:

@@ -1,4 +1,4 @@
-"""The Redis client: its limits, and what a server has to fulfil before work is built on it."""
+"""The Redis client: its limits, and the demands on a server before work is built on it."""
 
 from typing import Any, Final, cast
 from urllib.parse import parse_qs, urlsplit
@@ -19,12 +19,14 @@ __all__ = ["Redis", "check_noeviction", "connect_redis", "probe_redis"]
 _log = get_logger("hybridkit.coordination")
 
 _RETRIES: Final = 1
-"""One: enough for a connection that Redis has closed meanwhile. redis-py's default is 10, at 5 s each."""
+"""The tries of a command after the first. One is enough for a connection that Redis has closed meanwhile; redis-py's
+default is 10, at 5 s each.
+"""
 
 _NO_KEY: Final = "hk:probe"
-"""Nobody sets it."""
+"""A key that nobody sets."""
 _TAKES_WRITES: Final = "return redis.call('SETRANGE', KEYS[1], 0, '')"
-"""Changes nothing, and is refused where a claim is: a full Redis still deletes, and a user may lack scripts."""
+"""A script that changes nothing. Redis refuses it where it refuses a claim: a full one still deletes."""
 
 _EVICTS: Final = (
     "its maxmemory-policy is {policy}: set `maxmemory-policy noeviction` in redis.conf, or run `redis-cli CONFIG SET"
@@ -39,7 +41,7 @@ def connect_redis(
     max_connections: int = 50,
     decode_responses: bool = True,
 ) -> Redis:
-    """A client that connects when it is first used; close it with `aclose()`, or use it in `async with`.
+    """Make a client that connects when it is first used; close it with `aclose()`, or use it in `async with`.
 
     A server that isn't the master any more, or takes no writes for another reason, counts as one that has gone: its
     connection is closed, and the name looked up again.
@@ -50,12 +52,12 @@ def connect_redis(
 
     Args:
         url: `redis://:password@host:6379/0`, or `rediss://`.
-        timeout_seconds: for connecting, for writing, and for each answer.
-        max_connections: further commands wait for a free one.
+        timeout_seconds: the time for connecting, for writing, and for each answer.
+        max_connections: the connections that are open at most; further commands wait for a free one.
         decode_responses: answer `str`; without it, `bytes`.
 
     Raises:
-        SettingsError: the URL is none that Redis has.
+        SettingsError: the URL is not one of Redis.
     """
     of_tcp = {} if url.startswith("unix:") else {"socket_keepalive": True}
     try:
@@ -78,10 +80,10 @@ def connect_redis(
 
 
 async def probe_redis(redis: Redis) -> None:
-    """For readiness: Redis answers, runs scripts and takes writes. A replica or a full one answers a `PING` as well.
+    """Check for readiness that Redis answers, runs scripts and takes writes: a replica or a full one answers `PING`.
 
     Raises:
-        UnavailableError: it does not.
+        UnavailableError: Redis does not do one of the three.
     """
     try:
         await cast("Any", redis).eval(_TAKES_WRITES, 1, _NO_KEY)
@@ -90,14 +92,14 @@ async def probe_redis(redis: Redis) -> None:
 
 
 async def check_noeviction(redis: Redis) -> None:
-    """For the start: this Redis never throws a key away to make room for another.
+    """Check at the start that Redis never throws a key away to make room for another.
 
     Claims, locks and sessions are such keys; one that is gone is work done twice. A server that won't tell its policy
     (a stand-in) is taken as it is, with a line in the log.
 
     Raises:
-        SettingsError: it evicts; with the words to change that.
-        UnavailableError: it does not answer.
+        SettingsError: Redis evicts keys; the message says how to change that.
+        UnavailableError: Redis does not answer.
     """
     try:
         memory = await redis.info("memory")  # pyright: ignore[reportUnknownMemberType]  # untyped kwargs
@@ -117,7 +119,7 @@ async def check_noeviction(redis: Redis) -> None:
 
 
 def _what_is_wrong(url: str, error: Exception) -> str:
-    """The option that is to blame; the client's own words may quote the password."""
+    """Name the option that is to blame; the client's own words may quote the password."""
     named = next((name for name in parse_qs(urlsplit(url).query) if f"'{name}'" in str(error)), None)
     if named is not None:
         return f"the option {named} can't be used: the client doesn't know it, or doesn't take its value"

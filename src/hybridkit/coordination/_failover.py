@@ -1,8 +1,8 @@
-"""Connections that notice that their server isn't the one to talk to any more.
+"""Connections that notice when their server isn't the master any more.
 
-After a failover the old master is up and answers: it takes no writes, and redis-py keeps its connections. What says so
+After a failover the old master is up and answers: it takes no writes, and redis-py keeps its connections. Its refusal
 is taken for a broken connection here, so that every user of a client (commands, scripts, pipelines) comes to the same:
-the connection is closed, the name is looked up again, and the command sent once more, which was not carried out.
+the connection is closed, the name is looked up again, and the command, which was not carried out, is sent once more.
 """
 
 import re
@@ -17,12 +17,13 @@ __all__ = ["NotMasterError", "following_master", "is_refused_for_now"]
 _CODE = re.compile(
     r"(?:^|-|: )(?:READONLY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|LOADING|NOREPLICAS|UNBLOCKED|MISCONF|BUSY)\b"
 )
-"""At the beginning, or in the middle: before Redis 7 a script's own error has that of its command in it, and a
-transaction's always has that of what it was discarded for."""
+"""The words of a refusal, at the beginning or in the middle: before Redis 7 a script's own error has that of its
+command in it, and a transaction's always has that of what it was discarded for.
+"""
 
 
 def is_refused_for_now(error: BaseException) -> bool:
-    """Whether that is an answer of Redis, to whichever client, that another one or this one later wouldn't give."""
+    """Return whether an error is an answer of Redis that another server, or this one later, wouldn't give."""
     return isinstance(error, OutOfMemoryError) or _takes_no_writes(error)
 
 
@@ -32,7 +33,7 @@ def _takes_no_writes(error: BaseException) -> bool:
 
 
 class NotMasterError(RedisConnectionError):
-    """The server takes no writes: it is a replica, or has not enough of them, or is still loading."""
+    """The server takes no writes: it is a replica, has not enough replicas, or is still loading."""
 
 
 class _FollowingMaster(AbstractConnection):
@@ -59,7 +60,7 @@ class _Unix(_FollowingMaster, UnixDomainSocketConnection):
 
 
 def following_master(connection_class: type[AbstractConnection]) -> type[AbstractConnection]:
-    """The same kind of connection, but one that gives up a server which isn't the master."""
+    """Make a subclass of a connection that gives up a server which isn't the master."""
     if issubclass(connection_class, SSLConnection):
         return _Tls
     return _Unix if issubclass(connection_class, UnixDomainSocketConnection) else _Tcp

@@ -1,4 +1,4 @@
-"""A place in Redis for what must outlive the process that has it in hand."""
+"""Keep in Redis what must outlive the process that works on it."""
 
 import json
 import time
@@ -16,7 +16,7 @@ from hybridkit.observability import get_logger
 __all__ = ["REDIS_IS_AWAY", "Shelf"]
 
 REDIS_IS_AWAY: Final = (RedisConnectionError, RedisTimeoutError, ReadOnlyError, MasterDownError)
-"""What the Redis client raises while its server is down, starting, or being replaced by another."""
+"""The errors of the Redis client while its server is down, starting, or being replaced by another."""
 
 
 _log = get_logger("hybridkit.coordination")
@@ -27,7 +27,7 @@ class Shelf:
 
     Args:
         redis: a client from `connect_redis`; it isn't closed here.
-        key: of the Redis hash.
+        key: the key of the Redis hash.
         retention_seconds: how long a value is kept that nobody takes away.
     """
 
@@ -41,7 +41,7 @@ class Shelf:
         return f"Shelf({self._key!r})"
 
     async def put(self, values: Mapping[int, object]) -> None:
-        """Keep these, all or none of them.
+        """Keep these values, all or none of them.
 
         Raises:
             UnavailableError: Redis did not answer.
@@ -58,7 +58,7 @@ class Shelf:
             raise _unavailable(error) from error
 
     async def take_away(self, numbers: Collection[int]) -> None:
-        """Keep these no longer.
+        """Remove the values of these numbers.
 
         Raises:
             UnavailableError: Redis did not answer.
@@ -69,7 +69,7 @@ class Shelf:
             raise _unavailable(error) from error
 
     async def values(self) -> list[Any]:
-        """What is kept, by ascending number.
+        """Return the kept values, by ascending number.
 
         Raises:
             UnavailableError: Redis did not answer.

@@ -1,12 +1,10 @@
-"""Logs, metrics and traces: one pipeline each, with the request id in all of them.
+"""Observe a process through logs, metrics and traces: one pipeline each, with the request id in all of them.
 
 ```python
 configure_logging(settings)
 log = get_logger(__name__)
 log.info("user registered", plan="free")     # JSON with service, request id and trace id
-
 metrics.events_published.labels("user.created", "confirmed").inc()
-
 with span("import users"):
     ...
 ```

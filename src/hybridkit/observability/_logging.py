@@ -2,7 +2,7 @@
 
 JSON lines follow the Elastic Common Schema (https://www.elastic.co/docs/reference/ecs): `@timestamp`, `log.level`,
 `message`, `service.name`, `trace.id`, `error.stack_trace`. The request id stands in `http.request.id` and, for people
-who search without a schema, in `request_id`. Other keys stay as the caller wrote them, but for those that the schema
+who search without a schema, in `request_id`. Other keys stay as the caller wrote them, except those that the schema
 uses for objects (`user`, `service`, …): a text there would make Elasticsearch refuse the line, so it goes to `labels`.
 """
 
@@ -79,19 +79,19 @@ _CREDENTIALS: Final = re.compile(rb"(://)[^\s/@\"]*:[^\s/@\"]*(?=@)|(/bot)[0-9]+
 
 
 def get_logger(name: str) -> FilteringBoundLogger:
-    """A logger of that name: `log.info("user registered", plan="free")`, the event first and its data as keywords.
+    """Return a logger: `log.info("user registered", plan="free")` has the event first and its data as keywords.
 
-    It may be made at import; it follows `configure_logging`, or a structlog configuration of the application's own,
-    whenever that comes. Without either it does what a library should: it writes to the standard library's logger of
-    that name, from where warnings and errors go to standard error unless the application says otherwise.
+    It may be made at import; it follows `configure_logging`, or the application's own structlog configuration, whenever
+    that comes. Without either it does what a library should: it writes to the standard library's logger of that name,
+    from where warnings and errors go to standard error unless the application says otherwise.
 
-    Whatever a processor of the application's own raises, the caller goes on: the line is counted as dropped.
+    Whatever a processor of the application raises, the caller goes on: the line is counted as dropped.
     """
     return cast("FilteringBoundLogger", _Logger(name))
 
 
 class _Logger:
-    """Follows the configuration: looks each time whether it is still the one that its logger was made for."""
+    """A logger that follows the configuration: it checks each time whether it was made for the current one."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -192,7 +192,7 @@ def _take_over_standard_logging(level: int) -> None:
 
 
 class _StandardHandler(logging.Handler):
-    """Hands a record of the standard library on to the structlog logger of the same name."""
+    """A handler that passes a record of the standard library to the structlog logger of the same name."""
 
     def emit(self, record: logging.LogRecord) -> None:
         extra = {key: value for key, value in vars(record).items() if key not in _RECORD_ATTRIBUTES}
@@ -210,7 +210,7 @@ class _StandardHandler(logging.Handler):
 
 
 class _LineLogger:
-    """The end of the pipeline: what structlog wraps, and where it leaves a finished line."""
+    """The end of the pipeline: structlog wraps it, and leaves finished lines in it."""
 
     def __init__(self, name: str = "") -> None:
         self.name = name
@@ -222,7 +222,7 @@ class _LineLogger:
 
 
 def _add_context(logger: Any, method: str, event: _Event) -> _Event:
-    """The ids that lines, headers and spans of one piece of work share."""
+    """Add the ids that lines, headers and spans of one piece of work share."""
     del logger, method
     context = bound()
     if context is not None:
@@ -237,7 +237,7 @@ def _add_context(logger: Any, method: str, event: _Event) -> _Event:
 
 
 class _Rendering:
-    """The last processor: an event becomes bytes, whatever it holds."""
+    """The last processor: it turns an event into bytes, whatever the event holds."""
 
     def __init__(self, render: _Render) -> None:
         self._render = render
@@ -296,19 +296,19 @@ def _console_renderer() -> _Render:
 
 
 def _plain_traceback(sink: TextIO, error: Any) -> None:
-    """Without the local variables of structlog's own formatter, and so without the secrets in them."""
+    """Print a traceback without the local variables of structlog's formatter, and so without the secrets in them."""
     told = io.StringIO()
     structlog.dev.plain_traceback(told, error)
     sink.write("\n".join(map(_one_line, told.getvalue().split("\n"))))
 
 
 def _one_line(text: str) -> str:
-    """The text with its control characters escaped: what others send must not forge a line, or steer a terminal."""
+    """Escape control characters: a text of others must not forge a line, or steer a terminal."""
     return text if text.isprintable() else _CONTROLS.sub(lambda it: repr(it.group())[1:-1], text)
 
 
 def _error_in(exc_info: object) -> BaseException | None:
-    """The exception that `exc_info` stands for: itself, a tuple of `sys.exc_info()`, or True for the active one."""
+    """Return the exception of `exc_info`: an exception, a tuple of `sys.exc_info()`, or True for the active one."""
     if exc_info is True:
         return sys.exc_info()[1]
     if isinstance(exc_info, tuple):
@@ -325,6 +325,6 @@ def _error_fields(error: BaseException) -> dict[str, str]:
 
 
 def _timestamp() -> str:
-    """UTC with milliseconds, as everywhere on the wire."""
+    """Return the current time in UTC with milliseconds, as everywhere on the wire."""
     now = time.time()
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now))}.{int(now * 1000) % 1000:03d}Z"

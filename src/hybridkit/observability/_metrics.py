@@ -21,7 +21,7 @@ _AGE_SECONDS: Final = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 
 class Metrics:
     """All metrics, registered with one registry.
 
-    In each comment: what the labels hold. Durations are in seconds, a histogram's count is the number of cases.
+    The comments say what the labels hold. Durations are in seconds; a histogram's count is the number of cases.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -208,13 +208,13 @@ class _Together:
 
 
 def render_metrics(accept: str = "") -> tuple[bytes, str]:
-    """What `/metrics` answers: the body and its content type.
+    """Return the body of `/metrics` and its content type.
 
     With `PROMETHEUS_MULTIPROC_DIR` in the environment (several Gunicorn workers, see
     https://prometheus.github.io/client_python/multiprocess/) it shows the sum over all of them.
 
     Args:
-        accept: the request's `Accept` header; OpenMetrics on demand, the classic text form otherwise.
+        accept: the request's `Accept` header; OpenMetrics where it asks for it, the classic text form otherwise.
     """
     encode, content_type = choose_encoder(accept)
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:

@@ -9,7 +9,7 @@ from hybridkit.settings import ServiceSettings
 
 
 def otlp_provider(settings: ServiceSettings, endpoint: str) -> TracerProvider:
-    """A provider that sends spans in batches, from a thread of its own.
+    """Make a provider that sends spans in batches, from a thread of its own.
 
     Args:
         settings: give the resource its names.

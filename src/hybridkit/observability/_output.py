@@ -1,4 +1,4 @@
-"""Where log lines leave the process: at once, whole, and without an error."""
+"""Write log lines out of the process: at once, whole, and without an error."""
 
 import os
 import sys
@@ -8,7 +8,7 @@ from hybridkit.observability._metrics import metrics
 
 
 class _Output:
-    """Standard output without its buffer, in which a line dies with the process and a failed one returns at its end."""
+    """Standard output without a buffer: a buffered line dies with the process, and its error comes back at the end."""
 
     def __init__(self) -> None:
         self._torn = False
@@ -34,7 +34,7 @@ class _Output:
 
 
 def _descriptor(stream: Any) -> int | None:
-    """The file descriptor; None for a stream in memory, as tests put one in place."""
+    """Return the file descriptor; None for a stream in memory, such as tests put in place."""
     try:
         return int(stream.fileno())
     except (AttributeError, OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Texts of values that others have made: whatever their `__str__` does, they have a form that UTF-8 can carry."""
+"""Texts of foreign values: whatever their `__str__` does, they get a form that UTF-8 can carry."""
 
 import traceback
 
@@ -6,7 +6,7 @@ __all__ = ["class_name", "printable", "stack_of"]
 
 
 def printable(value: object) -> str:
-    """The value as a text; a secret type shows its mask, half a surrogate pair its escape."""
+    """Return a value as a text: a secret type shows its mask, half a surrogate pair its escape."""
     try:
         text = str(value)
     except (KeyboardInterrupt, SystemExit):
@@ -17,7 +17,7 @@ def printable(value: object) -> str:
 
 
 def stack_of(error: BaseException) -> str:
-    """Its traceback and those of its causes, as Python shows them."""
+    """Return the traceback of an error and those of its causes, as Python shows them."""
     try:
         text = "".join(traceback.format_exception(error))
     except (KeyboardInterrupt, SystemExit):
@@ -28,5 +28,5 @@ def stack_of(error: BaseException) -> str:
 
 
 def class_name(error: BaseException) -> str:
-    """Its class with the module: `builtins.OSError`."""
+    """Return the class of an error with its module: `builtins.OSError`."""
     return printable(f"{type(error).__module__}.{type(error).__qualname__}")

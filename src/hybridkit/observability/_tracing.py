@@ -46,12 +46,12 @@ def span(
     linked: Mapping[str, str] | None = None,
     attributes: Mapping[str, AttributeValue] | None = None,
 ) -> AbstractContextManager[Span]:
-    """A span that is the current one inside the block; an error that leaves the block is recorded in it.
+    """Open a span that is the current one inside the block; an error that leaves the block is recorded in it.
 
     Its status is then `ERROR`, and `error.type` the name of the error's class.
 
     Args:
-        name: low in variety: a route's template, `user.created process`, never an id.
+        name: a name of low variety: a route's template, `user.created process`, never an id.
         kind: which side of a call this is.
         parent: headers whose trace this span continues; without them it is a child of the current span.
         linked: headers of a message whose trace is linked instead, as it may be long over.
@@ -97,7 +97,7 @@ def _started(
 
 
 def is_tracing() -> bool:
-    """Whether anything records spans. Where nothing does, one is empty work: 12 µs, as much as a publish."""
+    """Return whether anything records spans; where nothing does, a span is empty work of 12 µs."""
     return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
 
 
@@ -113,7 +113,7 @@ def fail_span(error: BaseException) -> None:
 
 
 def trace_headers() -> dict[str, str]:
-    """`traceparent` and `tracestate` of the current span (https://www.w3.org/TR/trace-context/), or nothing."""
+    """Return `traceparent` and `tracestate` of the current span (https://www.w3.org/TR/trace-context/), or nothing."""
     headers: dict[str, str] = {}
     if trace.get_current_span() is not trace.INVALID_SPAN:
         _propagator.inject(headers)
@@ -121,13 +121,13 @@ def trace_headers() -> dict[str, str]:
 
 
 def remote_trace(headers: Mapping[str, str]) -> Context:
-    """The caller's trace, as a context for OpenTelemetry's own functions; malformed headers make an empty one."""
+    """Read the caller's trace as a context for OpenTelemetry's own functions; malformed headers make an empty one."""
     return _propagator.extract(headers, context=Context())
 
 
 @contextmanager
 def in_trace(headers: Mapping[str, str]) -> Generator[None]:
-    """Inside the block the caller's trace goes on, without a span of its own; without headers there is none."""
+    """Continue the caller's trace inside the block, without a span of its own; without headers there is none."""
     token = attach(remote_trace(headers))
     try:
         yield
@@ -158,7 +158,7 @@ class Tracing:
         await self.aclose()
 
     async def aclose(self, *, timeout_seconds: float = FLUSH_SECONDS) -> None:
-        """Send the spans that are left. A collector that does not answer in time is left behind."""
+        """Send the spans that are left; a collector that does not answer in time is left behind."""
         provider, self._provider = self._provider, None
         if provider is None:
             return
@@ -182,7 +182,7 @@ class Tracing:
 def configure_tracing(settings: ServiceSettings) -> Tracing:
     """Send this process's spans to `settings.otel_exporter_otlp_endpoint`; without one, do nothing.
 
-    To be called once per process, as OpenTelemetry has one global provider.
+    Call it once per process, as OpenTelemetry has one global provider.
 
     Raises:
         MissingExtraError: an endpoint is set, but the extra `otel` is not installed.

@@ -1,4 +1,4 @@
-"""Who calls whom: short-lived service tokens, made by the caller and checked by the callee.
+"""Prove which service calls: short-lived service tokens, made by the caller and checked by the callee.
 
 ```python
 issuer = ServiceTokenIssuer("api_service", key=key, audience="db_postgres_service")
@@ -8,7 +8,7 @@ verifier = ServiceTokenVerifier({"api_service": key}, audience="db_postgres_serv
 caller = verifier.caller(request.headers["authorization"])
 ```
 
-A token is a JWT (RFC 7519) that says who made it and for whom; it lives for a minute, so that one that leaks is soon
+A token is a JWT (RFC 7519) that names its maker and its audience. It lives for a minute, so that a leaked one is soon
 worth nothing, and another service can't use it.
 """
 

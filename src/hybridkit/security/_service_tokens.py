@@ -23,11 +23,11 @@ type Algorithm = Literal["HS256", "EdDSA"]
 
 LIFETIME_SECONDS: Final = 60.0
 MAX_LIFETIME_SECONDS: Final = 600.0
-"""What a verifier takes at most, so that a token which leaks is worth nothing soon, whoever made it."""
+"""The longest lifetime that a verifier takes, so that a leaked token is soon worth nothing, whoever made it."""
 LEEWAY_SECONDS: Final = 10.0
 """How far the clocks of two machines may be apart."""
 RENEWAL_SHARE: Final = 0.5
-"""Of its lifetime, after which a token is made anew: what is on its way then is still good."""
+"""The part of its lifetime after which a token is made anew: one that is on its way then is still good."""
 MAX_REMEMBERED: Final = 1024
 MAX_LENGTH: Final = 4096
 
@@ -35,7 +35,7 @@ _SCHEME: Final = "Bearer "
 _SIGNATURE_ONLY: Final[Any] = {
     f"verify_{claim}": False for claim in ("exp", "nbf", "iat", "aud", "iss", "sub", "jti")
 }
-"""The claims are checked below, by one set of rules and by our own clock; the library looks at the system's."""
+"""The library checks no claims: they are checked below, by one set of rules and by our own clock."""
 
 MAX_CLAIMED_CHARS: Final = 100
 
@@ -43,21 +43,21 @@ _log = get_logger(__name__)
 
 
 class _RefusedError(Exception):
-    """Why a token is no good, in words for the log: whoever sent it learns only that it is not."""
+    """The reason why a token is refused, for the log; its sender learns only that it is."""
 
 
 _OF_CALLEE: Final = ": a caller has this service's name as POSTGRES_SERVICE_NAME or MONGO_SERVICE_NAME"
 
 
 class ServiceTokenIssuer:
-    """Makes the tokens with which one service calls another.
+    """The maker of the tokens with which one service calls another.
 
     Args:
         service: the caller's name.
         key: at least 32 bytes shared with the callee, or an Ed25519 private key as PEM.
         audience: the callee's name.
         lifetime_seconds: how long a token is good for, 1 to 600.
-        clock: Unix seconds.
+        clock: gives Unix seconds.
 
     Raises:
         DeclarationError: the key can't be used, or no verifier would take a token of that lifetime.
@@ -89,7 +89,7 @@ class ServiceTokenIssuer:
         return f"ServiceTokenIssuer({self._service!r}, audience={self._audience!r}, {self._algorithm})"
 
     def header(self) -> str:
-        """The value of the `Authorization` header for a call that begins now."""
+        """Return the value of the `Authorization` header for a call that begins now."""
         now = self._clock()
         if now >= self._renew_at or now < self._renew_at - self._lifetime_seconds:
             self._header = _SCHEME + self._token(now)
@@ -108,16 +108,16 @@ class ServiceTokenIssuer:
 
 
 class ServiceTokenVerifier:
-    """Knows callers by their tokens.
+    """The callee's side: it knows callers by their tokens.
 
     A token is good if the key that its `kid` names has signed it, `iss` and `sub` are that key's owner, `aud` is this
-    service alone, and now is between its times, which are at most ten minutes apart. One that was verified is
-    remembered until it expires: it costs a signature once, not with each request.
+    service alone, and now is between its times, which are at most ten minutes apart. A verified token is remembered
+    until it expires: it costs a signature once, not with each request.
 
     Args:
         keys: by the caller's name, the secret that it shares with this service, or its Ed25519 public key as PEM.
         audience: this service's name.
-        clock: Unix seconds.
+        clock: gives Unix seconds.
 
     Raises:
         DeclarationError: a key can't be used, or two callers have the same.
@@ -135,7 +135,7 @@ class ServiceTokenVerifier:
         return f"ServiceTokenVerifier({sorted(self._keys)}, audience={self._audience!r})"
 
     def caller(self, authorization: str | None) -> str:
-        """The name of the service that made this token.
+        """Return the name of the service that made a token.
 
         Args:
             authorization: the value of the header; None where there is none.
@@ -161,7 +161,7 @@ class ServiceTokenVerifier:
         return service
 
     def _verified(self, token: str) -> tuple[str, float]:
-        """Whose token it is, and its end."""
+        """Return the owner of the token, and the time of its end."""
         if len(token) > MAX_LENGTH:
             raise _RefusedError(f"it has more than {MAX_LENGTH} characters")
         try:
@@ -200,7 +200,7 @@ class ServiceTokenVerifier:
 
 
 def _owner(header: Mapping[str, object], keys: Mapping[str, object]) -> str:
-    """Whose key a token names, of those that are known."""
+    """Return the owner of the key that a token names, of the known ones."""
     service = header.get("kid")
     if not isinstance(service, str) or service not in keys:
         raise _RefusedError(f"its kid {service!r:.100} is no service that has a key here")
@@ -211,7 +211,7 @@ def _owner(header: Mapping[str, object], keys: Mapping[str, object]) -> str:
 
 
 def _claimed(token: str) -> str | None:
-    """Who the token says to be from, whether or not that is true; None where it can't be read."""
+    """Return the sender that the token names, whether or not that is true; None where it can't be read."""
     if len(token) > MAX_LENGTH:
         return None
     try:
@@ -222,7 +222,7 @@ def _claimed(token: str) -> str | None:
 
 
 def _moment(claims: Mapping[str, object], name: str) -> float:
-    """That claim in Unix seconds: a number, and no NaN or infinity, which JSON doesn't have and Python reads."""
+    """Read a claim in Unix seconds: a number, and no NaN or infinity, which JSON doesn't have and Python reads."""
     value = claims.get(name)
     if isinstance(value, int | float) and not isinstance(value, bool):
         try:

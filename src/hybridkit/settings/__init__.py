@@ -1,4 +1,4 @@
-"""Settings: read once when a process starts, checked as a whole, never printed.
+"""Read settings once when a process starts, check them as a whole, and never print them.
 
 ```python
 class Settings(ApiSettings):

@@ -1,4 +1,4 @@
-"""What each kind of process needs on top: three capabilities, and the kinds that combine them."""
+"""Settings of each kind of process: three capabilities, and the kinds that combine them."""
 
 import re
 
@@ -19,7 +19,7 @@ from hybridkit.settings._service_keys import signing_key, verifying_keys
 
 
 class RabbitSettings(ServiceSettings):
-    """For a process that publishes or consumes events.
+    """Settings of a process that publishes or consumes events.
 
     Attributes:
         rabbitmq_url: one broker, or several with one user: `amqp://user:password@a:5672,b:5672/`.
@@ -29,7 +29,7 @@ class RabbitSettings(ServiceSettings):
 
 
 class RedisSettings(ServiceSettings):
-    """For a process with an idempotency guard, a cache, locks, limits or sessions.
+    """Settings of a process that uses Redis, as the idempotency guard does.
 
     Attributes:
         redis_url: a server that evicts nothing (`maxmemory-policy noeviction`).
@@ -41,16 +41,17 @@ class RedisSettings(ServiceSettings):
 
 
 class DataClientSettings(ServiceSettings):
-    """For a process that reaches data, which it does over HTTP only.
+    """Settings of a process that reaches data, which it does over HTTP only.
 
     Attributes:
-        postgres_service_url: the PostgreSQL data service; the default is for development and tests, and in production
-            nothing provides a client until it is set.
-        mongo_service_url: the MongoDB data service; the same of its default.
-        postgres_service_name: its `service_name`, for which this service's tokens are made.
-        mongo_service_name: the same of the other one.
-        service_token_key: proves to both of them who calls: at least 32 bytes that this service shares with them, or
-            its Ed25519 private key as PEM; None only says who calls.
+        postgres_service_url: the URL of the PostgreSQL data service. The default is for development and tests; in
+            production nothing provides a client until it is set.
+        mongo_service_url: the URL of the MongoDB data service, with a default of the same kind.
+        postgres_service_name: the `service_name` of the PostgreSQL data service, for which this service's tokens are
+            made.
+        mongo_service_name: the `service_name` of the MongoDB data service.
+        service_token_key: proves to both data services who calls: a secret of at least 32 bytes that they share with
+            this service, or this service's Ed25519 private key as PEM. Without it, the service only says its name.
     """
 
     postgres_service_url: HttpUrl = SecretUrl("http://127.0.0.1:8001")
@@ -76,21 +77,21 @@ class DataClientSettings(ServiceSettings):
 
 
 class ApiSettings(DataClientSettings, RedisSettings, RabbitSettings):
-    """An HTTP application, by default on port 8000."""
+    """Settings of an HTTP application, by default on port 8000."""
 
 
 class WorkerSettings(DataClientSettings, RedisSettings, RabbitSettings):
-    """A consumer of events. Its `port` serves health and metrics, by default 8003."""
+    """Settings of a consumer of events. Its `port` serves health and metrics, by default 8003."""
 
     port: int = Field(default=8003, ge=0, le=65535)
 
 
 class BotSettings(DataClientSettings, RedisSettings, RabbitSettings):
-    """A Telegram bot. Its `port` serves health and metrics, by default 8004.
+    """Settings of a Telegram bot. Its `port` serves health and metrics, by default 8004.
 
     Attributes:
-        bot_token: as @BotFather gave it.
-        telegram_api_url: another address, for a Bot API server of one's own or for tests.
+        bot_token: the token that @BotFather gave.
+        telegram_api_url: the address of another Bot API server, such as a local one or a fake for tests.
     """
 
     port: int = Field(default=8004, ge=0, le=65535)
@@ -106,12 +107,12 @@ class BotSettings(DataClientSettings, RedisSettings, RabbitSettings):
 
 
 class DataServiceSettings(ServiceSettings):
-    """For a data service, of either kind.
+    """Settings of a data service, of either kind.
 
     Attributes:
         allow_unauthenticated_callers: lets production believe callers who only say who they are, where the network
             itself keeps everybody else out.
-        service_token_keys: by the name of each calling service, the secret that it shares with this one (at least 32
+        service_token_keys: for the name of each calling service, the secret that it shares with this one (at least 32
             bytes), or its Ed25519 public key as PEM. Empty believes every caller, which production refuses.
     """
 
@@ -143,11 +144,11 @@ class DataServiceSettings(ServiceSettings):
 
 
 class PostgresSettings(DataServiceSettings, RabbitSettings):
-    """The PostgreSQL data service, by default on port 8001. Its relay publishes events.
+    """Settings of the PostgreSQL data service, by default on port 8001. Its relay publishes events.
 
     Attributes:
         database_url: `postgresql://user:password@host:5432/database`.
-        database_pool_size: connections that one process has for requests; it has three more for itself.
+        database_pool_size: the connections that one process has for requests; it has three more for itself.
     """
 
     port: int = Field(default=8001, ge=0, le=65535)
@@ -156,7 +157,7 @@ class PostgresSettings(DataServiceSettings, RabbitSettings):
 
 
 class MongoSettings(DataServiceSettings):
-    """The MongoDB data service, by default on port 8002. Add `RabbitSettings` where it publishes events.
+    """Settings of the MongoDB data service, by default on port 8002. Add `RabbitSettings` where it publishes events.
 
     Attributes:
         database_url: `mongodb://user:password@host:27017/database`.

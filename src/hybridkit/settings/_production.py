@@ -1,4 +1,4 @@
-"""What production does not start with: placeholders, short secrets, unencrypted connections to other hosts."""
+"""Refuse what production must not start with: placeholders, short secrets, unencrypted connections to other hosts."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -43,10 +43,10 @@ _ADVICE: Final = "make one with: python -c 'import secrets; print(secrets.token_
 
 
 def check_for_production(value: object, *, allow_plaintext: bool) -> None:
-    """Refuse what a production process must not start with.
+    """Refuse a value that a production process must not start with.
 
     Raises:
-        PydanticCustomError: with all reasons and remedies, and without the value.
+        PydanticCustomError: the value is refused, with all reasons and remedies, and without the value.
     """
     reasons: list[str] = []
     if isinstance(value, SecretStr):

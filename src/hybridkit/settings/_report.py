@@ -1,4 +1,4 @@
-"""What is wrong with the settings: one line per problem, and never a value."""
+"""Report the problems of settings: one line for each, and never a value."""
 
 import difflib
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -11,7 +11,7 @@ from hybridkit.settings._sources import Found, Problem, key, variables
 
 
 class ProblemsError(Exception):
-    """Carries the report out of the frames that have seen values."""
+    """An error that carries the report out of the frames that have seen values."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__()
@@ -19,9 +19,9 @@ class ProblemsError(Exception):
 
 
 class Reporting(BaseModel):
-    """Stands between `BaseSettings`, which collects values, and `BaseModel`, which validates them.
+    """A base between `BaseSettings`, which collects values, and `BaseModel`, which validates them.
 
-    Here both are at hand: what the sources could not deliver, and what the fields refuse.
+    Both are at hand here: the problems of the sources, and the refusals of the fields.
     """
 
     def __init__(self, /, **found: Any) -> None:

@@ -1,4 +1,4 @@
-"""URLs that may carry a password: what they show of themselves, and which ones are accepted."""
+"""URLs that may carry a password: they show little of themselves, and only known options are accepted."""
 
 import re
 from collections.abc import Callable
@@ -14,7 +14,7 @@ MASK: Final = "**********"
 
 
 def refused(reason: str) -> PydanticCustomError:
-    """The error that a check raises: the reason and the remedy, never the value."""
+    """Make the error that a check raises: it has the reason and the remedy, never the value."""
     return PydanticCustomError("setting_refused", "{reason}", {"reason": reason})
 
 
@@ -22,7 +22,7 @@ _HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 
 
 def split(text: str) -> SplitResult | None:
-    """The parts of a URL that can be told apart without doubt; None for anything else."""
+    """Split a URL into its parts; None for a text whose parts can't be told apart without doubt."""
     try:
         parts = urlsplit(text)
     except ValueError:  # its message may quote the password, so it goes no further
@@ -47,12 +47,12 @@ def _check(text: str) -> str:
 class SecretUrl(Secret[Annotated[str, AfterValidator(_check)]]):
     """A URL whose `str` and `repr` show scheme, hosts and database only.
 
-    Masked are user and password, the query, and the path of an HTTP URL. It is immutable and refuses to be pickled.
+    User and password, the query, and the path of an HTTP URL are masked. It is immutable and refuses to be pickled.
     """
 
     @property
     def scheme(self) -> str:
-        """What stands before `://`, in lower case."""
+        """The part before `://`, in lower case."""
         return self.get_secret_value().partition("://")[0].lower()
 
     def _display(self) -> str:

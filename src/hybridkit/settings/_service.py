@@ -1,4 +1,4 @@
-"""What every process needs to know."""
+"""Settings of every process."""
 
 import re
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
@@ -20,7 +20,7 @@ from hybridkit.settings._sources import Arguments, DotEnv, Environment, SecretFi
 
 
 def required(example: str) -> Any:
-    """A field without a default; the report of problems shows the example.
+    """Declare a field without a default; the report of problems shows the example.
 
     Type checkers take it for a default, and so accept `Settings()`, whose values come from elsewhere.
     """
@@ -28,10 +28,10 @@ def required(example: str) -> Any:
 
 
 def checked_name(value: str) -> str:
-    """The name of a service.
+    """Return the name of a service, or refuse it.
 
     Raises:
-        PydanticCustomError: it is none.
+        PydanticCustomError: the text is not a name in snake_case.
     """
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", value) or len(value) > 63:
         raise refused("should be snake_case, at most 63 characters")
@@ -39,7 +39,7 @@ def checked_name(value: str) -> str:
 
 
 class ServiceSettings(BaseSettings, Reporting):  # pyright: ignore[reportIncompatibleVariableOverride]
-    """What every process needs. Subclass it, or one of the kinds of process, and add fields of your own.
+    """Settings of every process. Subclass it, or one of the kinds of process, and add your own fields.
 
     The arguments `_secrets_dir` and `_env_file` move those sources for one call; the variable `SECRETS_DIR` moves the
     directory for a deployment.
@@ -51,13 +51,13 @@ class ServiceSettings(BaseSettings, Reporting):  # pyright: ignore[reportIncompa
         log_level: the least severe level that is logged.
         log_format: by default a form for people in development, and JSON elsewhere.
         host: the address to listen on; a container sets `0.0.0.0`.
-        port: of the HTTP application, or of the health endpoint of a worker or bot; 0 takes a free one.
+        port: the port of the HTTP application, or of the health endpoint of a worker or bot; 0 takes a free one.
         start_budget_seconds: how long dependencies may take to answer before the start is given up.
-        shutdown_seconds: from SIGTERM to the end; the orchestrator's grace period should be the same.
-        otel_exporter_otlp_endpoint: base URL of an OTLP/HTTP collector; without one no trace is exported.
+        shutdown_seconds: the time from SIGTERM to the end; the orchestrator's grace period should be the same.
+        otel_exporter_otlp_endpoint: the base URL of an OTLP/HTTP collector; without one no trace is exported.
 
     Raises:
-        SettingsError: with every problem at once.
+        SettingsError: values are missing or refused; the error has every problem at once.
     """
 
     model_config = SettingsConfigDict(
@@ -104,7 +104,7 @@ class ServiceSettings(BaseSettings, Reporting):  # pyright: ignore[reportIncompa
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The one precedence: arguments, environment, secret files, `.env`."""
+        """Put the sources into their precedence: arguments, environment, secret files, `.env`."""
         del env_settings
         files = cast("DotEnvSettingsSource", dotenv_settings).env_file
         directory = cast("SecretsSettingsSource", file_secret_settings).secrets_dir

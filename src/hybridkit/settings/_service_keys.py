@@ -1,6 +1,6 @@
-"""The keys of service tokens, as settings hold them: a secret that both sides share, or an Ed25519 key as PEM.
+"""Read the keys of service tokens: a secret that both sides share, or an Ed25519 key as PEM.
 
-They are read here, below what signs and verifies with them, so that a process says at its start what is wrong with one.
+They are read here, below what signs and verifies with them, so that a process that has a bad one fails at its start.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 __all__ = ["MIN_SECRET_BYTES", "signing_key", "verifying_keys"]
 
 MIN_SECRET_BYTES: Final = 32
-"""As long as the hash, RFC 7518, section 3.2."""
+"""The shortest secret: as long as the hash, RFC 7518, section 3.2."""
 _ADVICE: Final = "make one with: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
 
 
 def signing_key(text: str) -> "Ed25519PrivateKey | bytes":
-    """What a service makes its tokens with: its private key, or its secret.
+    """Read the key with which a service makes its tokens: its private key, or its secret.
 
     Raises:
-        DeclarationError: it can't be used; the message holds nothing of it.
+        DeclarationError: the key can't be used; the message holds nothing of it.
         MissingExtraError: the extra `security` is not installed.
     """
     _need_extra()
@@ -46,11 +46,11 @@ def signing_key(text: str) -> "Ed25519PrivateKey | bytes":
 
 
 def verifying_keys(texts: Mapping[str, str]) -> "dict[str, Ed25519PublicKey | bytes]":
-    """What services are known by: for each name its public key, or the secret.
+    """Read the keys by which services are known: for each name its public key, or the secret.
 
     Raises:
-        DeclarationError: some can't be used; says why for all of them, and holds nothing of them.
-        MissingExtraError: there are any, and the extra `security` is not installed.
+        DeclarationError: keys can't be used; the message has the reasons for all of them, and nothing of the keys.
+        MissingExtraError: there are keys, and the extra `security` is not installed.
     """
     if texts:
         _need_extra()
@@ -68,7 +68,7 @@ def verifying_keys(texts: Mapping[str, str]) -> "dict[str, Ed25519PublicKey | by
 
 
 def _need_extra() -> None:
-    """Who has a key will need what makes tokens of it: better told at the start, by the setting's name."""
+    """Check at the start, by the setting's name, that what makes tokens of a key is installed."""
     if find_spec("jwt") is None:
         raise MissingExtraError("a service token key", extra="security")
 

@@ -1,4 +1,4 @@
-"""Where values come from, as sources of pydantic-settings.
+"""The places that values come from, as sources of pydantic-settings.
 
 pydantic-settings has sources of its own. They stop at the first text that is no JSON and chain an error that holds it,
 they warn where a directory is missing, and a debug switch of theirs logs every value. These report all problems, and
@@ -22,7 +22,7 @@ DEFAULT_SECRETS_DIR: Final = "/run/secrets"
 
 
 class Found:
-    """A value on its way from a source to its field; it has no repr of its own, so no log or traceback shows it."""
+    """A value on its way from a source to its field; it has no repr, so no log or traceback shows it."""
 
     __slots__ = ("value",)
 
@@ -31,20 +31,20 @@ class Found:
 
 
 class Problem(str):
-    """Why a source cannot deliver a value that it has."""
+    """The reason why a source can't deliver a value that it has."""
 
     __slots__ = ()
 
 
 class Arguments(PydanticBaseSettingsSource):
-    """What was passed to the constructor."""
+    """The arguments of the constructor."""
 
     def __init__(self, settings_cls: type[BaseSettings], arguments: PydanticBaseSettingsSource) -> None:
         super().__init__(settings_cls)
         self._arguments = arguments
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        """As the source that is wrapped here."""
+        """Return what the wrapped source has for the field."""
         return self._arguments.get_field_value(field, field_name)
 
     def __call__(self) -> dict[str, Any]:
@@ -56,11 +56,11 @@ class Environment(PydanticBaseSettingsSource):
 
     @cached_property
     def texts(self) -> Mapping[str, str | Path]:
-        """What is there, under upper-case names; a path stands for the content of that file."""
+        """The texts under upper-case names; a path stands for the content of its file."""
         return {name.upper(): text for name, text in os.environ.items()}
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        """The first text that is not empty, under any name of the field."""
+        """Return the first text that is not empty, under any name of the field."""
         candidates = (_read(self.texts.get(name)) for name in variables(self.settings_cls, field_name))
         text = next(filter(None, candidates), None)
         return _decode(text, field), key(self.settings_cls, field_name), False
@@ -77,7 +77,7 @@ class Environment(PydanticBaseSettingsSource):
 
 
 class SecretFiles(Environment):
-    """Mounted secrets, as Docker and Kubernetes make them: a file per setting, named like its variable."""
+    """Mounted secrets, as Docker and Kubernetes make them: a file for each setting, named like its variable."""
 
     def __init__(self, settings_cls: type[BaseSettings], directory: Any) -> None:
         super().__init__(settings_cls)
@@ -124,7 +124,7 @@ class DotEnv(Environment):
 
 
 def variables(settings_cls: type[BaseModel], field_name: str) -> tuple[str, ...]:
-    """The names under which a field is looked up, the preferred one first."""
+    """Return the names under which a field is looked up, the preferred one first."""
     alias = settings_cls.model_fields[field_name].validation_alias
     if isinstance(alias, AliasChoices):
         return tuple(choice.upper() for choice in alias.choices if isinstance(choice, str))
@@ -133,7 +133,7 @@ def variables(settings_cls: type[BaseModel], field_name: str) -> tuple[str, ...]
 
 
 def key(settings_cls: type[BaseModel], field_name: str) -> str:
-    """The name under which the model takes the value of a field."""
+    """Return the name under which the model takes the value of a field."""
     alias = settings_cls.model_fields[field_name].validation_alias
     if isinstance(alias, AliasChoices):
         return next(choice for choice in alias.choices if isinstance(choice, str))
@@ -161,7 +161,7 @@ def _decode(text: str | None, field: FieldInfo) -> Found | Problem | None:
 
 
 def _takes_json(annotation: Any) -> bool:
-    """Whether the field holds a collection or a model, which a text can only carry as JSON."""
+    """Return whether the field holds a collection or a model, which a text can only carry as JSON."""
     if isinstance(annotation, TypeAliasType):
         return _takes_json(annotation.__value__)
     origin = get_origin(annotation) or annotation

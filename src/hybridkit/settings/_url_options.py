@@ -1,4 +1,4 @@
-"""What stands behind the `?` of a URL: an option that nobody would follow is refused by its name, at the start.
+"""Check the query of a URL: an option that nothing would follow is refused by its name, at the start.
 
 https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS
 """
@@ -20,7 +20,7 @@ _POSTGRES_VALUES: Final[Mapping[str, frozenset[str]]] = {
     "load_balance_hosts": frozenset({"disable"}),
     "client_encoding": frozenset({"utf8", "UTF8", "utf-8", "UTF-8"}),
 }
-"""By option, what is followed; anything else is refused."""
+"""The values of each option that are followed; anything else is refused."""
 
 DROPPED: Final = frozenset({"channel_binding", "gssencmode", "client_encoding", "load_balance_hosts"})
 """Options of libpq whose allowed values ask for nothing that the driver wouldn't do by itself."""
@@ -90,12 +90,12 @@ _AMQP_INSTEAD: Final[Mapping[str, str]] = {
 
 
 def options_of(parts: SplitResult) -> list[tuple[str, str]]:
-    """The options and their values, in their order; one without a value has an empty one."""
+    """Return the options and their values, in their order; one without a value has an empty one."""
     return parse_qsl(parts.query, keep_blank_values=True)
 
 
 def postgres_problems(parts: SplitResult) -> list[str]:
-    """What is wrong with the options of PostgreSQL's URL; names that libpq doesn't have are for the server to judge."""
+    """Return the problems of a PostgreSQL URL's options; names that libpq doesn't have are for the server to judge."""
     return [problem for name, value in options_of(parts) if (problem := _postgres_problem(name, value))]
 
 
@@ -113,7 +113,7 @@ def _postgres_problem(name: str, value: str) -> str:
 
 
 def amqp_problems(parts: SplitResult) -> list[str]:
-    """What is wrong with the options of a URL of RabbitMQ."""
+    """Return the problems of a RabbitMQ URL's options."""
     found: list[str] = []
     for name, value in options_of(parts):
         if name not in _AMQP:
@@ -127,6 +127,6 @@ def amqp_problems(parts: SplitResult) -> list[str]:
 
 
 def one_host_problems(parts: SplitResult) -> list[str]:
-    """What is wrong with a URL that leads to one server."""
+    """Return the problems of a URL that has to lead to one server."""
     hosts = parts.netloc.rpartition("@")[2]
     return ["names several hosts, and only one can be used"] if "," in hosts else []
