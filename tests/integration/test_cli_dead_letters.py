@@ -128,7 +128,7 @@ def test_one_queue_that_can_not_be_read_does_not_hide_the_others(dlq: Dlq) -> No
 
 
 def test_what_was_not_counted_is_said(dlq: Dlq, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hybridkit.messaging._dead_letters._reader.WINDOW", 2)
+    monkeypatch.setattr("hybridkit.messaging._dead_letters._reader.WINDOW_MESSAGES", 2)
     assert f"{QUEUE}: the first 2 of 3 are counted" in dlq("list", QUEUE).stdout
     done = dlq("redrive", QUEUE, "--type", "none", "--dry-run")
     assert "only the first 2 were looked at" in done.stderr

@@ -236,7 +236,7 @@ async def test_a_classic_queue_counts_nothing(letters: DeadLetters, broker: Any)
 @pytest.mark.usefixtures("queues")
 async def test_only_one_reads_at_a_time(letters: DeadLetters, broker: Any) -> None:
     """Two would each hold messages that the other one looks for, and give them back in another order."""
-    async with reader_module.open_desk(broker.url, letters.queue):
+    async with reader_module.open_reader(broker.url, letters.queue):
         with pytest.raises(InProgressError, match="one at a time"):
             await letters.peek()
     async with broker.channel() as channel:
@@ -260,7 +260,7 @@ async def test_a_reader_sees_as_far_as_its_window(
     letters: DeadLetters, broker: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And says how far that was; what it takes out makes room for more."""
-    monkeypatch.setattr(reader_module, "WINDOW", 4)
+    monkeypatch.setattr(reader_module, "WINDOW_MESSAGES", 4)
     await fill(broker, *range(8))
     summary = await letters.summary()
     assert (summary.messages, summary.looked_at) == (8, 4)
@@ -307,14 +307,14 @@ async def test_a_message_that_does_not_come_back_is_waited_for_only_so_long(
     monkeypatch.setattr(reader_module, "SILENCE_SECONDS", 0.01)
     await fill(broker, 0)
     async with (
-        reader_module.open_desk(broker.url, letters.queue) as desk,
-        desk.reading(most=desk.messages) as inbox,
+        reader_module.open_reader(broker.url, letters.queue) as reader,
+        reader.window(most=reader.messages) as window,
     ):
-        message = await inbox.next()
+        message = await window.next()
         assert message
-        inbox.ack(message._replace(body=b"another"))
-        await inbox.flush()
-        await inbox.flush()
+        window.ack(message._replace(body=b"another"))
+        await window.flush()
+        await window.flush()
     await until_there_are(1, letters.queue, broker)
 
 
@@ -444,7 +444,7 @@ async def test_what_is_held_is_bounded(
     """At the bound a reader ends and another one goes on: in order, and what has failed fails once."""
     readers = 0
 
-    class Counted(reader_module.Inbox):
+    class Counted(reader_module.Window):
         def __init__(self, *arguments: Any, **options: Any) -> None:
             nonlocal readers
             readers += 1
@@ -457,7 +457,7 @@ async def test_what_is_held_is_bounded(
     wanted = DeadLetterFilter(predicate=lambda letter: letter.event_type != "other")
     with monkeypatch.context() as patch:
         patch.setattr(reader_module, "BUDGET_BYTES", 0)
-        patch.setattr(reader_module, "Inbox", Counted)
+        patch.setattr(reader_module, "Window", Counted)
         redriven = await letters.redrive(wanted)
     assert (redriven.matched, redriven.redriven, sum(redriven.failed.values())) == (11, 10, 1)
     assert [letter.body for letter in await letters.peek()] == [b"stays", b"fails"]
@@ -553,11 +553,11 @@ async def test_a_queue_that_is_emptied_meanwhile_is_at_its_end(
     """And what never comes back is not waited for."""
     monkeypatch.setattr(reader_module, "SETTLE_SECONDS", 0.1)
     await fill(broker, *range(3))
-    async with reader_module.open_desk(broker.url, letters.queue) as desk:
+    async with reader_module.open_reader(broker.url, letters.queue) as reader:
         async with broker.channel() as channel:
             await (await channel.get_queue(letters.queue)).purge()
-        async with desk.reading(most=desk.messages) as inbox:
-            assert await inbox.next() is None
+        async with reader.window(most=reader.messages) as window:
+            assert await window.next() is None
 
 
 @pytest.mark.usefixtures("queues")
@@ -565,16 +565,16 @@ async def test_a_broker_that_has_messages_and_delivers_none_is_not_waited_for(
     letters: DeadLetters, broker: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Here because the reader keeps more than it says."""
-    monkeypatch.setattr(reader_module, "WINDOW", 1)
+    monkeypatch.setattr(reader_module, "WINDOW_MESSAGES", 1)
     monkeypatch.setattr(reader_module, "SILENCE_SECONDS", 0.01)
     await fill(broker, *range(3))
     async with (
-        reader_module.open_desk(broker.url, letters.queue) as desk,
-        desk.reading(most=desk.messages) as inbox,
+        reader_module.open_reader(broker.url, letters.queue) as reader,
+        reader.window(most=reader.messages) as window,
     ):
-        assert await inbox.next()
+        assert await window.next()
         with pytest.raises(NotConnectedError, match="delivers none"):
-            await inbox.next()
+            await window.next()
 
 
 @pytest.mark.usefixtures("queues")
@@ -584,27 +584,27 @@ async def test_a_reader_whose_time_is_up_hands_out_nothing(
     monkeypatch.setattr(reader_module, "LOCAL_SECONDS", 0.0)
     await fill(broker, 0)
     async with (
-        reader_module.open_desk(broker.url, letters.queue) as desk,
-        desk.reading(most=desk.messages) as inbox,
+        reader_module.open_reader(broker.url, letters.queue) as reader,
+        reader.window(most=reader.messages) as window,
     ):
-        assert await inbox.next() is None
-        assert inbox.was_cut
+        assert await window.next() is None
+        assert window.was_cut
 
 
 @pytest.mark.usefixtures("queues")
 async def test_a_queue_that_is_deleted_meanwhile_is_an_error(letters: DeadLetters, broker: Any) -> None:
     await fill(broker, *range(3))
-    async with reader_module.open_desk(broker.url, letters.queue) as desk:
-        async with desk.reading(most=4) as inbox:
+    async with reader_module.open_reader(broker.url, letters.queue) as reader:
+        async with reader.window(most=4) as window:
             for _ in range(3):
-                inbox.ack(await inbox.next() or pytest.fail("the end came too soon"))
+                window.ack(await window.next() or pytest.fail("the end came too soon"))
             async with broker.channel() as channel:
                 await channel.queue_delete(letters.queue)
             with pytest.raises(NotConnectedError, match="was the queue deleted"):
-                await inbox.next()
-            inbox.acknowledged = 4
+                await window.next()
+            window.acknowledged = 4
         with pytest.raises(NotConnectedError, match="ChannelNotFoundEntity"):
-            async with desk.reading(most=1):
+            async with reader.window(most=1):
                 pass
 
 
@@ -612,18 +612,18 @@ async def test_a_queue_that_is_deleted_meanwhile_is_an_error(letters: DeadLetter
 async def test_a_lost_connection_is_an_error(broker: Any) -> None:
     await fill(broker, 0)
     async with (
-        reader_module.open_desk(broker.url, "letters.work.dlq") as desk,
+        reader_module.open_reader(broker.url, "letters.work.dlq") as reader,
         broker.proxied() as (proxy, url),
     ):
-        away = reader_module.Desk(url, desk.queue, desk._inspection, 2)
-        async with away.reading(most=2) as inbox:
-            await inbox.next()
+        away = reader_module.QueueReader(url, reader.queue, reader._inspection, 2)
+        async with away.window(most=2) as window:
+            await window.next()
             proxy.reset()
             with pytest.raises(NotConnectedError, match="connection lost"):
-                await inbox.next()
-            assert inbox.is_over
-            await inbox.flush()
-            inbox.acknowledged = 1
+                await window.next()
+            assert window.is_over
+            await window.flush()
+            window.acknowledged = 1
 
 
 async def test_dead_letters_that_were_moved_by_other_means_run_again(

@@ -475,7 +475,7 @@ async def test_finished_work_whose_acknowledgement_was_lost_is_not_done_again(
         await until(lambda: consumer.in_flight == 1)
         proxy.cut("to_server", at_byte=0)
         assert consumer._run
-        consumer._run._inboxes[-1].flush()
+        consumer._run._consumer_channels[-1].flush()
         await until(lambda: not consumer.is_ready)
         go_on.set()
         await until(lambda: consumer.in_flight == 0)

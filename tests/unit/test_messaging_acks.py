@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from hybridkit.messaging._amqp._frames import DeliverMethod
 from hybridkit.messaging._amqp._port import IncomingMessage, Port
 from hybridkit.messaging._consuming import _inbox as inbox_module
-from hybridkit.messaging._consuming import _lost_acks as finished_module
+from hybridkit.messaging._consuming import _lost_acks as lost_acks_module
 from hybridkit.messaging._consuming._acks import Acks
 from hybridkit.messaging._consuming._delivery import Delivery, Identity
-from hybridkit.messaging._consuming._inbox import Inbox
-from hybridkit.messaging._consuming._lost_acks import Finished
+from hybridkit.messaging._consuming._inbox import ConsumerChannel
+from hybridkit.messaging._consuming._lost_acks import LostAcks
 from tests.helpers import until
 
 KINDS = {80: "ack", 120: "nack"}
@@ -94,21 +94,21 @@ class FakeOpenChannel:
 class Channel:
     """An inbox between a broker and a list of what came in."""
 
-    def __init__(self, *, prefetch: int = 48, finished: Finished | None = None) -> None:
+    def __init__(self, *, prefetch: int = 48, lost_acks: LostAcks | None = None) -> None:
         self.broker = Broker()
         self.open_channel = FakeOpenChannel(self.broker)
         self.deliveries: list[Delivery] = []
-        self.finished = finished or Finished(prefetch=prefetch)
-        self.inbox = Inbox(
+        self.lost_acks = lost_acks or LostAcks(prefetch=prefetch)
+        self.consumer_channel = ConsumerChannel(
             cast("Any", self.open_channel),
             queue="tests",
             prefetch=prefetch,
-            finished=self.finished,
+            lost_acks=self.lost_acks,
             take=self.deliveries.append,
         )
 
     def deliver(self, count: int) -> None:
-        self.broker.deliver(self.open_channel.port, count, first=self.inbox.received + 1)
+        self.broker.deliver(self.open_channel.port, count, first=self.consumer_channel.received + 1)
 
     @property
     def told(self) -> list[tuple[str, int, int]]:
@@ -174,12 +174,12 @@ async def test_an_idle_consumer_does_not_wait() -> None:
     """The last one that is in hand takes all others with it."""
     channel = Channel()
     channel.deliver(2)
-    assert (channel.inbox.in_hand, channel.open_channel.users) == (2, 1)
+    assert (channel.consumer_channel.in_hand, channel.open_channel.users) == (2, 1)
     channel.deliveries[0].ack(finished=True)
     assert channel.told == []
     channel.deliveries[1].ack(finished=True)
     assert channel.told == [("ack", 2, 1)]
-    assert (channel.inbox.in_hand, channel.open_channel.users) == (0, 0)
+    assert (channel.consumer_channel.in_hand, channel.open_channel.users) == (0, 0)
 
 
 async def test_a_busy_consumer_sends_some_at_a_time() -> None:
@@ -223,7 +223,7 @@ async def test_what_is_in_hand_leaves_no_room() -> None:
     channel = Channel(prefetch=32)
 
     def has_room() -> bool:
-        return channel.inbox.has_room
+        return channel.consumer_channel.has_room
 
     channel.deliver(31)
     assert has_room()
@@ -239,10 +239,10 @@ async def test_what_was_collected_is_sent_before_the_channel_closes() -> None:
     channel = Channel()
     channel.deliver(2)
     channel.deliveries[0].ack(finished=True)
-    await channel.inbox.close()
+    await channel.consumer_channel.close()
     assert channel.told == [("ack", 1, 1)]
-    assert not channel.inbox.is_open
-    assert repr(channel.inbox) == "Inbox('tests', received=2, in_hand=1)"
+    assert not channel.consumer_channel.is_open
+    assert repr(channel.consumer_channel) == "ConsumerChannel('tests', received=2, in_hand=1)"
 
 
 # ── acknowledgements that are lost ───────────────────────────────────────────────────────────────
@@ -260,14 +260,19 @@ async def test_lost_acknowledgements_are_remembered() -> None:
     for number, delivery in enumerate(channel.deliveries):
         identified(delivery, number)
     channel.deliveries[0].ack(finished=True)
-    channel.inbox.flush()
+    channel.consumer_channel.flush()
     channel.deliveries[1].ack(finished=True)
     channel.open_channel.port.close("connection lost")
     channel.deliveries[2].ack(finished=True)
     channel.deliveries[3].ack(finished=False)
     channel.deliveries[3].requeue()
-    channel.inbox.flush()
-    assert [channel.inbox.was_finished(event(number)) for number in range(4)] == [True, True, True, False]
+    channel.consumer_channel.flush()
+    assert [channel.consumer_channel.was_finished(event(number)) for number in range(4)] == [
+        True,
+        True,
+        True,
+        False,
+    ]
     assert channel.told == [("ack", 1, 1)]
 
 
@@ -278,23 +283,23 @@ async def test_no_more_are_remembered_than_can_be_lost() -> None:
         channel.deliver(1)
         identified(channel.deliveries[-1], number).ack(finished=True)
     channel.open_channel.port.close("connection lost")
-    assert [event(number) in channel.finished for number in range(5)] == [False, False, False, True, True]
+    assert [event(number) in channel.lost_acks for number in range(5)] == [False, False, False, True, True]
 
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    finished = Finished(prefetch=2)
-    finished.add(event(number) for number in range(9))
-    finished.add([event(1)])
-    finished.add([event(9)])
-    assert repr(finished) == "Finished(8 of at most 8)"
-    assert [event(0) in finished, event(1) in finished, event(2) in finished] == [False, True, False]
-    monkeypatch.setattr(finished_module, "KEPT_SECONDS", 0.0)
-    finished.add([event(10)])
-    assert event(10) not in finished
+    lost_acks = LostAcks(prefetch=2)
+    lost_acks.add(event(number) for number in range(9))
+    lost_acks.add([event(1)])
+    lost_acks.add([event(9)])
+    assert repr(lost_acks) == "LostAcks(8 of at most 8)"
+    assert [event(0) in lost_acks, event(1) in lost_acks, event(2) in lost_acks] == [False, True, False]
+    monkeypatch.setattr(lost_acks_module, "KEPT_SECONDS", 0.0)
+    lost_acks.add([event(10)])
+    assert event(10) not in lost_acks
 
 
 async def test_nothing_is_published_on_a_consumers_channel() -> None:
     channel = Channel()
-    channel.inbox.settled(1, multiple=False, accepted=True)
-    channel.inbox.returned(b"")
+    channel.consumer_channel.settled(1, multiple=False, accepted=True)
+    channel.consumer_channel.returned(b"")
     assert channel.told == []

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from hybridkit.messaging._consuming import _backlog as backlog_module
-from hybridkit.messaging._consuming._backlog import Fifo, Workers
+from hybridkit.messaging._consuming._backlog import FifoBacklog, Workers
 from hybridkit.messaging._consuming._delivery import Delivery
 
 pytestmark = pytest.mark.usefixtures("logs")
@@ -34,13 +34,13 @@ def number_of(delivery: Delivery) -> int:
 
 
 @pytest.fixture
-def backlog() -> Fifo:
-    return Fifo(prefetch=3)
+def backlog() -> FifoBacklog:
+    return FifoBacklog(prefetch=3)
 
 
 @asynccontextmanager
 async def workers(
-    backlog: Fifo, process: Callable[[Delivery], Coroutine[Any, Any, None]], *, concurrency: int = 1
+    backlog: FifoBacklog, process: Callable[[Delivery], Coroutine[Any, Any, None]], *, concurrency: int = 1
 ) -> AsyncGenerator[Workers]:
     running = Workers(backlog, process, concurrency=concurrency, name="tests")
     running.start()
@@ -51,7 +51,7 @@ async def workers(
         await running.cancel(seconds=5)
 
 
-async def test_the_oldest_is_next(backlog: Fifo) -> None:
+async def test_the_oldest_is_next(backlog: FifoBacklog) -> None:
     first = asyncio.create_task(backlog.get())
     await asyncio.sleep(0)
     for number in range(3):
@@ -60,7 +60,7 @@ async def test_the_oldest_is_next(backlog: Fifo) -> None:
     assert len(backlog) == 1
 
 
-async def test_what_comes_again_does_not_pile_up(backlog: Fifo) -> None:
+async def test_what_comes_again_does_not_pile_up(backlog: FifoBacklog) -> None:
     """Each channel that closes leaves as many behind as it may deliver, and the next delivers them again."""
     lost = [delivery(number) for number in range(3)]
     for one in lost:
@@ -71,7 +71,7 @@ async def test_what_comes_again_does_not_pile_up(backlog: Fifo) -> None:
     assert number_of(await backlog.get()) == 3
 
 
-async def test_a_get_that_is_cancelled_takes_nothing(backlog: Fifo) -> None:
+async def test_a_get_that_is_cancelled_takes_nothing(backlog: FifoBacklog) -> None:
     getting = asyncio.create_task(backlog.get())
     await asyncio.sleep(0)
     backlog.put(delivery(1))
@@ -81,7 +81,7 @@ async def test_a_get_that_is_cancelled_takes_nothing(backlog: Fifo) -> None:
     assert len(backlog) == 1
 
 
-async def test_no_more_run_than_allowed(backlog: Fifo) -> None:
+async def test_no_more_run_than_allowed(backlog: FifoBacklog) -> None:
     begun, go_on, done = list[int](), asyncio.Event(), asyncio.Event()
 
     async def process(delivery: Delivery) -> None:
@@ -103,7 +103,7 @@ async def test_no_more_run_than_allowed(backlog: Fifo) -> None:
     assert len(running) == 0
 
 
-async def test_a_message_sees_no_variables_of_another(backlog: Fifo) -> None:
+async def test_a_message_sees_no_variables_of_another(backlog: FifoBacklog) -> None:
     """Each starts with what was set where the consumer was started."""
     seen, done = list[str](), asyncio.Event()
 
@@ -126,7 +126,7 @@ async def test_a_message_sees_no_variables_of_another(backlog: Fifo) -> None:
 
 
 async def test_a_handler_that_never_waits_holds_nobody_up(
-    backlog: Fifo, monkeypatch: pytest.MonkeyPatch
+    backlog: FifoBacklog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a slice of time the event loop has its turn, however much there is to do."""
     monkeypatch.setattr(backlog_module, "SLICE_SECONDS", 0.0)
@@ -145,7 +145,7 @@ async def test_a_handler_that_never_waits_holds_nobody_up(
     assert turns[:3] == ["message 0", "others", "message 1"]
 
 
-async def test_what_runs_ends_after_a_stop(backlog: Fifo) -> None:
+async def test_what_runs_ends_after_a_stop(backlog: FifoBacklog) -> None:
     """And nothing new begins."""
     begun, go_on, ended = asyncio.Event(), asyncio.Event(), list[int]()
 
@@ -167,7 +167,7 @@ async def test_what_runs_ends_after_a_stop(backlog: Fifo) -> None:
     assert len(backlog) == 1
 
 
-async def test_what_takes_too_long_can_be_cancelled(backlog: Fifo) -> None:
+async def test_what_takes_too_long_can_be_cancelled(backlog: FifoBacklog) -> None:
     begun = asyncio.Event()
 
     async def process(_: Delivery) -> None:
@@ -183,7 +183,7 @@ async def test_what_takes_too_long_can_be_cancelled(backlog: Fifo) -> None:
 
 @pytest.mark.parametrize("waits", [True, False])
 async def test_a_failed_worker_is_told_and_replaced(
-    backlog: Fifo, logs: list[MutableMapping[str, Any]], waits: bool
+    backlog: FifoBacklog, logs: list[MutableMapping[str, Any]], waits: bool
 ) -> None:
     done = asyncio.Event()
 
@@ -202,9 +202,9 @@ async def test_a_failed_worker_is_told_and_replaced(
 
 
 def test_reprs_count() -> None:
-    backlog = Fifo(prefetch=3)
+    backlog = FifoBacklog(prefetch=3)
     backlog.put(delivery(1))
-    assert repr(backlog) == "Fifo(1 deliveries)"
+    assert repr(backlog) == "FifoBacklog(1 deliveries)"
 
     async def process(_: Delivery) -> None: ...
 

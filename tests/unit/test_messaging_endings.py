@@ -22,8 +22,8 @@ from hybridkit.messaging._amqp._port import IncomingMessage
 from hybridkit.messaging._amqp._waiting import Backoff
 from hybridkit.messaging._consuming._delivery import Delivery, Identity
 from hybridkit.messaging._consuming._handlers import Handlers
-from hybridkit.messaging._consuming._order import ByKey
-from hybridkit.messaging._consuming._pause import Gate
+from hybridkit.messaging._consuming._order import KeyedBacklog
+from hybridkit.messaging._consuming._pause import PauseGate
 from hybridkit.messaging._consuming._processor import Processor
 from hybridkit.messaging._consuming._subscription import Subscription
 from hybridkit.messaging._publishing._writer import OutgoingMessage
@@ -43,7 +43,7 @@ class Odd(BaseException):
     """What a library written in Rust raises when it panics."""
 
 
-class Desk:
+class OfflineConsumer:
     """A consumer without a broker: what its handler is given, and what becomes of the messages.
 
     Attributes:
@@ -63,8 +63,8 @@ class Desk:
         self.is_open = True
         self._run = run
         self._numbers: dict[bytes, int] = {}
-        self.gate = Gate(QUEUE)
-        lines = ByKey() if ordered else None
+        self.gate = PauseGate(QUEUE)
+        lines = KeyedBacklog() if ordered else None
         handlers = Handlers(QUEUE)
         handlers.add(Ended, self._handle, Retry.immediate(attempts=attempts))
         self.processor = Processor(
@@ -243,14 +243,14 @@ async def test_whatever_ends_a_handler_is_a_failed_attempt(
             await ENDINGS[ending]()
 
     guard = Memory() if guarded else None
-    desk = Desk(run, ordered=ordered, guard=guard)
+    offline = OfflineConsumer(run, ordered=ordered, guard=guard)
     for number in range(1, 13):
-        desk.put(number, key=str(number % 6))
-    await desk.settle(*range(1, 13))
-    assert set(desk.settled.values()) == {"ack"}
-    assert set(desk.runs.values()) == {1}
-    assert sorted(desk.done) == list(range(7, 13))
-    assert {number: copy.headers["hk_reason"] for number, copy in desk.copies.items()} == dict.fromkeys(
+        offline.put(number, key=str(number % 6))
+    await offline.settle(*range(1, 13))
+    assert set(offline.settled.values()) == {"ack"}
+    assert set(offline.runs.values()) == {1}
+    assert sorted(offline.done) == list(range(7, 13))
+    assert {number: copy.headers["hk_reason"] for number, copy in offline.copies.items()} == dict.fromkeys(
         range(1, 7), "exhausted"
     )
     if guard is not None:
@@ -258,12 +258,14 @@ async def test_whatever_ends_a_handler_is_a_failed_attempt(
 
 
 async def test_a_cancelled_handler_is_tried_again_as_often_as_its_policy_says() -> None:
-    desk = Desk(lambda number: be_cancelled() if desk.runs[number] < 3 else fail(ValueError()), attempts=3)
-    desk.put(1)
-    await desk.settle(1)
-    assert desk.runs == {1: 3}
-    assert desk.copies[1].headers["hk_attempt"] == 3
-    assert desk.copies[1].headers["hk_error_type"] == "builtins.ValueError"
+    offline = OfflineConsumer(
+        lambda number: be_cancelled() if offline.runs[number] < 3 else fail(ValueError()), attempts=3
+    )
+    offline.put(1)
+    await offline.settle(1)
+    assert offline.runs == {1: 3}
+    assert offline.copies[1].headers["hk_attempt"] == 3
+    assert offline.copies[1].headers["hk_error_type"] == "builtins.ValueError"
 
 
 async def test_a_handler_that_is_done_is_done() -> None:
@@ -274,10 +276,10 @@ async def test_a_handler_that_is_done_is_done() -> None:
         assert task is not None
         task.cancel()
 
-    desk = Desk(run)
-    desk.put(1)
-    await desk.settle(1)
-    assert (desk.done, desk.copies) == ([1], {})
+    offline = OfflineConsumer(run)
+    offline.put(1)
+    await offline.settle(1)
+    assert (offline.done, offline.copies) == ([1], {})
 
 
 @pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
@@ -288,18 +290,18 @@ async def test_the_end_of_a_drain_is_no_failure(*, ordered: bool) -> None:
         del number
         await asyncio.sleep(60)
 
-    desk = Desk(run, ordered=ordered, guard=(guard := Memory()))
-    desk.consumer._workers.start()
-    desk.put(1, key="a")
-    desk.put(2, key="a")
-    while len(desk.runs) < (1 if ordered else 2):  # noqa: ASYNC110
+    offline = OfflineConsumer(run, ordered=ordered, guard=(guard := Memory()))
+    offline.consumer._workers.start()
+    offline.put(1, key="a")
+    offline.put(2, key="a")
+    while len(offline.runs) < (1 if ordered else 2):  # noqa: ASYNC110
         await asyncio.sleep(0)
-    desk.consumer._draining = True
-    await desk.consumer._workers.stop()
-    await desk.consumer._workers.cancel(seconds=10)
-    assert desk.settled == ({} if ordered else {1: "requeue", 2: "requeue"})
-    assert desk.copies == {}
-    assert desk.is_open
+    offline.consumer._draining = True
+    await offline.consumer._workers.stop()
+    await offline.consumer._workers.cancel(seconds=10)
+    assert offline.settled == ({} if ordered else {1: "requeue", 2: "requeue"})
+    assert offline.copies == {}
+    assert offline.is_open
     assert set(guard.outcomes) == {Outcome.RELEASED}
 
 
@@ -310,18 +312,18 @@ async def test_nothing_overtakes_a_message_whose_whole_task_was_cancelled() -> N
         if number == 1:
             await asyncio.sleep(60)
 
-    desk = Desk(run, ordered=True)
-    desk.consumer._workers.start()
-    desk.put(1, key="a")
-    desk.put(2, key="a")
-    while not desk.runs:  # noqa: ASYNC110
+    offline = OfflineConsumer(run, ordered=True)
+    offline.consumer._workers.start()
+    offline.put(1, key="a")
+    offline.put(2, key="a")
+    while not offline.runs:  # noqa: ASYNC110
         await asyncio.sleep(0)
-    for task in desk.consumer._workers._tasks:
+    for task in offline.consumer._workers._tasks:
         task.cancel()
-    while desk.consumer.in_flight:  # noqa: ASYNC110
+    while offline.consumer.in_flight:  # noqa: ASYNC110
         await asyncio.sleep(0)
-    assert not desk.is_open
-    assert (desk.runs, desk.settled) == ({1: 1}, {})
+    assert not offline.is_open
+    assert (offline.runs, offline.settled) == ({1: 1}, {})
 
 
 @pytest.mark.parametrize("bad", [False, True], ids=["readable", "unreadable"])
@@ -330,29 +332,31 @@ async def test_a_copy_whose_task_is_cancelled_goes_back(
 ) -> None:
     """Whatever it is a copy of: nothing stays in hand that nobody works on."""
     moving = asyncio.Event()
-    desk = Desk(lambda _: fail(ValueError()), guard=None if bad else Memory(RuntimeError("bug")))
+    offline = OfflineConsumer(
+        lambda _: fail(ValueError()), guard=None if bad else Memory(RuntimeError("bug"))
+    )
 
     async def forward(_: OutgoingMessage) -> None:
         moving.set()
         await asyncio.sleep(60)
 
-    monkeypatch.setattr(desk, "forward", forward)
-    desk.consumer._workers.start()
-    desk.put_body(1, b"{") if bad else desk.put(1)
+    monkeypatch.setattr(offline, "forward", forward)
+    offline.consumer._workers.start()
+    offline.put_body(1, b"{") if bad else offline.put(1)
     await moving.wait()
-    await desk.consumer._workers.cancel(seconds=10)
-    assert desk.settled == {1: "requeue"}
+    await offline.consumer._workers.cancel(seconds=10)
+    assert offline.settled == {1: "requeue"}
 
 
 async def test_a_process_that_is_told_to_end_does() -> None:
     """Whatever a handler raises is caught, but for what ends the process."""
     for error in (SystemExit(3), KeyboardInterrupt()):
-        desk = Desk(functools.partial(_raise, error))
+        offline = OfflineConsumer(functools.partial(_raise, error))
         body = EventEnvelope.wrap(Ended(key="a", number=1), service="tests").encode()
-        delivery = Delivery(QUEUE, desk, IncomingMessage(DeliverMethod(1, False, "", ""), b"\0\0", body))
+        delivery = Delivery(QUEUE, offline, IncomingMessage(DeliverMethod(1, False, "", ""), b"\0\0", body))
         with pytest.raises(type(error)):
-            await desk.consumer._handle(delivery)
-        assert desk.settled == {}
+            await offline.consumer._handle(delivery)
+        assert offline.settled == {}
 
 
 async def _raise(error: BaseException, _: int) -> None:
@@ -372,11 +376,11 @@ async def test_what_may_have_killed_processes_runs_alone(takeovers: int, togethe
             await asyncio.sleep(0)
         running -= 1
 
-    desk = Desk(run, guard=(guard := Memory(takeovers=takeovers)))
+    offline = OfflineConsumer(run, guard=(guard := Memory(takeovers=takeovers)))
     for number in range(1, 7):
-        desk.put(number)
-    await desk.settle(*range(1, 7))
-    assert sorted(desk.done) == list(range(1, 7))
+        offline.put(number)
+    await offline.settle(*range(1, 7))
+    assert sorted(offline.done) == list(range(1, 7))
     assert most == together
     assert guard.outcomes.count(Outcome.COMPLETED) == 6
     assert guard.outcomes.count(Outcome.RELEASED) == (6 if together == 1 else 0)
@@ -388,22 +392,22 @@ async def test_what_may_have_killed_processes_runs_alone(takeovers: int, togethe
 @pytest.mark.parametrize("error", [RuntimeError("bug"), Odd(), asyncio.CancelledError()], ids=repr)
 async def test_a_mistake_of_our_own_is_counted_in_the_copy(error: BaseException) -> None:
     """Its cause may pass, so the message comes again later, with one attempt more."""
-    desk = Desk(_nothing, guard=Memory(error))
-    desk.put(1, headers={"hk_attempt": 2})
-    await desk.settle(1)
-    copy = desk.copies[1]
+    offline = OfflineConsumer(_nothing, guard=Memory(error))
+    offline.put(1, headers={"hk_attempt": 2})
+    await offline.settle(1)
+    copy = offline.copies[1]
     assert copy.exchange.startswith("hk.delay.L")
     assert copy.headers["hk_attempt"] == 3
 
 
 @pytest.mark.parametrize("error", [RuntimeError("bug"), MalformedPayloadError("never")], ids=repr)
 async def test_a_mistake_of_our_own_has_an_end(error: Exception) -> None:
-    desk = Desk(_nothing, guard=Memory(error))
-    desk.put(1, headers={"hk_attempt": 4})
-    await desk.settle(1)
-    assert desk.copies[1].headers["hk_reason"] == "unexpected"
-    assert desk.copies[1].headers["hk_attempt"] == 5
-    assert desk.done == []
+    offline = OfflineConsumer(_nothing, guard=Memory(error))
+    offline.put(1, headers={"hk_attempt": 4})
+    await offline.settle(1)
+    assert offline.copies[1].headers["hk_reason"] == "unexpected"
+    assert offline.copies[1].headers["hk_attempt"] == 5
+    assert offline.done == []
 
 
 async def test_in_order_a_mistake_of_our_own_holds_its_key_for_a_while(
@@ -414,22 +418,22 @@ async def test_in_order_a_mistake_of_our_own_holds_its_key_for_a_while(
     monkeypatch.setattr(
         "hybridkit.messaging._consuming._processor.FAULTS", Retry(attempts=5, first_seconds=0, cap_seconds=0)
     )
-    desk = Desk(_nothing, ordered=True)
-    process, failed = desk.processor.process, []
+    offline = OfflineConsumer(_nothing, ordered=True)
+    process, failed = offline.processor.process, []
 
     async def trip(delivery: Delivery) -> None:
-        if desk._numbers[delivery.body] == 1:
-            failed.append(len(desk.done))
+        if offline._numbers[delivery.body] == 1:
+            failed.append(len(offline.done))
             raise RuntimeError("bug")
         await process(delivery)
 
-    monkeypatch.setattr(desk.processor, "process", trip)
+    monkeypatch.setattr(offline.processor, "process", trip)
     for number, key in ((1, "a"), (2, "a"), (3, "b")):
-        desk.put(number, key=key)
-    await desk.settle(1, 2, 3)
+        offline.put(number, key=key)
+    await offline.settle(1, 2, 3)
     assert len(failed) == 5
-    assert desk.copies[1].headers["hk_reason"] == "unexpected"
-    assert desk.done == [3, 2]
+    assert offline.copies[1].headers["hk_reason"] == "unexpected"
+    assert offline.done == [3, 2]
 
 
 @pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
@@ -441,7 +445,7 @@ async def test_whatever_a_declaration_raises_ends_with_its_message(
     """Its validators and upcasters are the application's code, as is the form of a key; others go on."""
 
     def read(body: bytes, **form: Any) -> Any:
-        if desk._numbers[body] == 1:
+        if offline._numbers[body] == 1:
             raise error
         return decode_message(body, **form)
 
@@ -454,12 +458,12 @@ async def test_whatever_a_declaration_raises_ends_with_its_message(
         monkeypatch.setattr("hybridkit.messaging._consuming._delivery.decode_message", read)
     else:
         monkeypatch.setattr(Ended, "ordering_key", property(key_of))
-    desk = Desk(_nothing, ordered=ordered)
-    desk.put(1)
-    desk.put(2)
-    await desk.settle(1, 2)
-    assert sorted(desk.done) == ([2] if place == "reading" else [1, 2])
-    reasons = {number: copy.headers["hk_reason"] for number, copy in desk.copies.items()}
+    offline = OfflineConsumer(_nothing, ordered=ordered)
+    offline.put(1)
+    offline.put(2)
+    await offline.settle(1, 2)
+    assert sorted(offline.done) == ([2] if place == "reading" else [1, 2])
+    reasons = {number: copy.headers["hk_reason"] for number, copy in offline.copies.items()}
     assert reasons == ({1: "malformed"} if place == "reading" else {})
 
 
@@ -474,13 +478,13 @@ async def test_logs_that_can_not_be_written_hold_no_message(run: Run, *, ordered
     configured = structlog.get_config()
     try:
         structlog.configure(processors=[broken])
-        desk = Desk(run, ordered=ordered, guard=Memory(RuntimeError("bug")))
+        offline = OfflineConsumer(run, ordered=ordered, guard=Memory(RuntimeError("bug")))
         for number in range(1, 7):
-            desk.put(number)
-        await desk.settle(*range(1, 7))
+            offline.put(number)
+        await offline.settle(*range(1, 7))
     finally:
         structlog.configure(**configured)
-    assert set(desk.settled.values()) == {"ack"}
+    assert set(offline.settled.values()) == {"ack"}
 
 
 @pytest.mark.parametrize("error", [ValueError(), Odd(), GeneratorExit(), asyncio.CancelledError()], ids=repr)
@@ -498,10 +502,10 @@ async def test_a_retry_policy_that_fails_gives_up_in_the_end(
 
     monkeypatch.setattr(Retry, "immediate", lambda attempts: Retry(attempts=attempts).never(NeverError))
     monkeypatch.setattr("random.random", lambda: 1.0)
-    desk = Desk(lambda _: fail(OSError()), guard=(guard := Memory()))
-    desk.put(1, headers={"hk_attempt": attempt - 1})
-    await desk.settle(1)
-    headers = desk.copies[1].headers
+    offline = OfflineConsumer(lambda _: fail(OSError()), guard=(guard := Memory()))
+    offline.put(1, headers={"hk_attempt": attempt - 1})
+    await offline.settle(1)
+    headers = offline.copies[1].headers
     assert (headers["hk_attempt"], headers.get("hk_reason")) == (
         attempt,
         "exhausted" if attempt == 5 else None,
@@ -511,25 +515,25 @@ async def test_a_retry_policy_that_fails_gives_up_in_the_end(
 
 async def test_what_can_not_be_concluded_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     """The broker dead-letters it by itself then."""
-    desk = Desk(_nothing, guard=Memory(RuntimeError("bug")))
-    monkeypatch.setattr(desk, "forward", _break)
-    desk.put(1)
-    await desk.settle(1)
-    assert desk.settled == {1: "reject"}
+    offline = OfflineConsumer(_nothing, guard=Memory(RuntimeError("bug")))
+    monkeypatch.setattr(offline, "forward", _break)
+    offline.put(1)
+    await offline.settle(1)
+    assert offline.settled == {1: "reject"}
 
 
 async def test_a_mistake_after_the_end_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    desk = Desk(_nothing)
-    ack = desk.ack
+    offline = OfflineConsumer(_nothing)
+    ack = offline.ack
 
     def fails(tag: int, finished: Identity | None) -> None:
         ack(tag, finished)
         raise RuntimeError("a logger of the application's own")
 
-    monkeypatch.setattr(desk, "ack", fails)
-    desk.put(1)
-    await desk.settle(1)
-    assert desk.copies == {}
+    monkeypatch.setattr(offline, "ack", fails)
+    offline.put(1)
+    await offline.settle(1)
+    assert offline.copies == {}
 
 
 async def _nothing(_: int) -> None: ...
@@ -557,12 +561,12 @@ async def test_an_error_whose_words_nobody_can_write_is_a_dead_letter(
     error: Exception, attempts: int
 ) -> None:
     """Its handler runs as often as its policy says, and no more."""
-    desk = Desk(lambda _: fail(error), guard=(guard := Memory()), attempts=attempts)
-    desk.put(1)
-    await desk.settle(1)
-    assert desk.settled == {1: "ack"}
-    assert desk.runs == {1: attempts}
-    assert desk.copies[1].headers["hk_reason"] == "exhausted"
+    offline = OfflineConsumer(lambda _: fail(error), guard=(guard := Memory()), attempts=attempts)
+    offline.put(1)
+    await offline.settle(1)
+    assert offline.settled == {1: "ack"}
+    assert offline.runs == {1: attempts}
+    assert offline.copies[1].headers["hk_reason"] == "exhausted"
     assert guard.outcomes[-1] is Outcome.FAILED
 
 
@@ -572,11 +576,11 @@ async def test_a_copy_that_can_never_be_published_is_not_tried_again(monkeypatch
     async def refuse(_: OutgoingMessage) -> None:
         raise MalformedPayloadError("AMQP can't carry it")
 
-    desk = Desk(lambda _: fail(ValueError()), guard=(guard := Memory()))
-    monkeypatch.setattr(desk, "forward", refuse)
-    desk.put(1)
-    await desk.settle(1)
-    assert desk.settled == {1: "reject"}
+    offline = OfflineConsumer(lambda _: fail(ValueError()), guard=(guard := Memory()))
+    monkeypatch.setattr(offline, "forward", refuse)
+    offline.put(1)
+    await offline.settle(1)
+    assert offline.settled == {1: "reject"}
     assert guard.outcomes == [Outcome.RELEASED]
 
 
@@ -596,8 +600,8 @@ async def test_whatever_can_be_read_ends(value: str, place: str) -> None:
         "data": {"key": "a", "number": 1},
     }
     (known["data"] if place == "data" else known)["free"] = "VALUE"  # type: ignore[index]
-    desk = Desk(_nothing, guard=Memory())
-    desk.put_body(1, orjson.dumps(known).replace(b'"VALUE"', value.encode()))
-    await desk.settle(1)
-    assert desk.settled == {1: "ack"}
-    assert desk.done == [1] or desk.copies[1].exchange == "hk.dlx"
+    offline = OfflineConsumer(_nothing, guard=Memory())
+    offline.put_body(1, orjson.dumps(known).replace(b'"VALUE"', value.encode()))
+    await offline.settle(1)
+    assert offline.settled == {1: "ack"}
+    assert offline.done == [1] or offline.copies[1].exchange == "hk.dlx"

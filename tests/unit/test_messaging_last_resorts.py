@@ -13,15 +13,15 @@ from hybridkit.messaging._amqp._port import IncomingMessage
 from hybridkit.messaging._consuming._delivery import Delivery
 from hybridkit.messaging._consuming._parking import Mark, ParkedKeys
 from hybridkit.retry import Retry
-from tests.unit.test_messaging_endings import QUEUE, Desk, Ended
+from tests.unit.test_messaging_endings import QUEUE, Ended, OfflineConsumer
 from tests.unit.test_messaging_parking import Broker, mark, read
 
 
-def delivered(desk: Desk) -> Delivery:
+def delivered(offline: OfflineConsumer) -> Delivery:
     """Number 1, which no worker has taken."""
     body = EventEnvelope.wrap(Ended(key="a", number=1), service="tests").encode()
     return Delivery(
-        QUEUE, desk, IncomingMessage(DeliverMethod(1, False, "hk.events", "endings.ended"), b"\0\0", body)
+        QUEUE, offline, IncomingMessage(DeliverMethod(1, False, "hk.events", "endings.ended"), b"\0\0", body)
     )
 
 
@@ -64,12 +64,12 @@ async def test_a_retry_policy_cannot_swallow_the_end_of_the_process(
         raise ValueError
 
     monkeypatch.setattr(Retry, "immediate", lambda attempts: Retry(attempts=attempts).never(NeverError))
-    desk = Desk(fail)
+    offline = OfflineConsumer(fail)
     with pytest.raises(end):
-        await desk.processor.process(delivered(desk))
-    assert desk.runs == {1: 1}
-    assert not desk.settled
-    assert not desk.copies
+        await offline.processor.process(delivered(offline))
+    assert offline.runs == {1: 1}
+    assert not offline.settled
+    assert not offline.copies
 
 
 @pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
@@ -77,18 +77,18 @@ async def test_a_message_that_is_settled_does_not_go_back_when_its_task_is_cance
     monkeypatch: pytest.MonkeyPatch, *, ordered: bool
 ) -> None:
     """The broker has its acknowledgement, so neither the message nor its channel is given back."""
-    desk, settled = Desk(cast("Any", None), ordered=ordered), asyncio.Event()
+    offline, settled = OfflineConsumer(cast("Any", None), ordered=ordered), asyncio.Event()
 
     async def settle_and_linger(delivery: Delivery) -> None:
         delivery.ack(finished=False)
         settled.set()
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(desk.processor, "process", settle_and_linger)
-    task = asyncio.create_task(desk.consumer._handle(delivered(desk)))
+    monkeypatch.setattr(offline.processor, "process", settle_and_linger)
+    task = asyncio.create_task(offline.consumer._handle(delivered(offline)))
     await asyncio.wait_for(settled.wait(), 60)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert desk.settled == {1: "ack"}
-    assert desk.is_open
+    assert offline.settled == {1: "ack"}
+    assert offline.is_open

@@ -5,30 +5,30 @@ from contextlib import suppress
 
 import pytest
 
-from hybridkit.messaging._consuming._time_limits import Limits
+from hybridkit.messaging._consuming._time_limits import RunTimeouts
 
 
 async def test_a_run_that_takes_too_long_ends() -> None:
-    limits = Limits(seconds=0.01)
-    limit = limits.one()
-    with pytest.raises(TimeoutError), limit:
+    timeouts = RunTimeouts(seconds=0.01)
+    timeout = timeouts.one()
+    with pytest.raises(TimeoutError), timeout:
         await asyncio.sleep(60)
-    assert limit.expired
+    assert timeout.expired
     task = asyncio.current_task()
     assert task
     assert task.cancelling() == 0
-    assert repr(limits) == "Limits(seconds=0.01, 0 runs)"
+    assert repr(timeouts) == "RunTimeouts(seconds=0.01, 0 runs)"
 
 
 async def test_each_has_its_own_deadline() -> None:
     """The timer goes on to the next one that still runs."""
-    limits, loop = Limits(seconds=0.3), asyncio.get_running_loop()
+    timeouts, loop = RunTimeouts(seconds=0.3), asyncio.get_running_loop()
 
     async def run(after: float, seconds: float) -> float | None:
         await asyncio.sleep(after)
         began = loop.time()
         try:
-            with limits.one():
+            with timeouts.one():
                 await asyncio.sleep(seconds)
         except TimeoutError:
             return loop.time() - began
@@ -43,30 +43,30 @@ async def test_each_has_its_own_deadline() -> None:
 
 
 async def test_a_run_that_ends_in_time_leaves_nothing_behind() -> None:
-    limits = Limits(seconds=0.2)
-    with limits.one() as limit:
+    timeouts = RunTimeouts(seconds=0.2)
+    with timeouts.one() as timeout:
         await asyncio.sleep(0)
-    while limits._timer is not None:  # noqa: ASYNC110
+    while timeouts._timer is not None:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
-    assert not limit.expired
+    assert not timeout.expired
 
 
 async def test_what_the_run_raises_is_its_own() -> None:
-    with pytest.raises(LookupError), Limits(seconds=60).one():
+    with pytest.raises(LookupError), RunTimeouts(seconds=60).one():
         raise LookupError
 
 
 async def test_a_cancellation_is_no_timeout() -> None:
     """Also where both come at the same time: who cancelled it waits for the end."""
-    limits, begun = Limits(seconds=60), asyncio.Event()
+    timeouts, begun = RunTimeouts(seconds=60), asyncio.Event()
 
     async def run() -> None:
-        with limits.one() as limit:
+        with timeouts.one() as timeout:
             begun.set()
             try:
                 await asyncio.sleep(60)
             finally:
-                limit.expire()
+                timeout.expire()
 
     task = asyncio.create_task(run())
     await begun.wait()
@@ -77,6 +77,6 @@ async def test_a_cancellation_is_no_timeout() -> None:
 
 async def test_a_run_may_finish_in_spite_of_the_limit() -> None:
     """It has caught the cancellation and come to its end: that is no failure."""
-    with Limits(seconds=0.01).one() as limit, suppress(asyncio.CancelledError):
+    with RunTimeouts(seconds=0.01).one() as timeout, suppress(asyncio.CancelledError):
         await asyncio.sleep(60)
-    assert limit.expired
+    assert timeout.expired

@@ -16,8 +16,8 @@ from hybridkit.messaging._amqp._port import IncomingMessage
 from hybridkit.messaging._consuming._consumer import RobustConsumer
 from hybridkit.messaging._consuming._delivery import Delivery
 from hybridkit.messaging._consuming._handlers import Handlers
-from hybridkit.messaging._consuming._order import ByKey, Order, key_of
-from hybridkit.messaging._consuming._pause import Gate
+from hybridkit.messaging._consuming._order import KeyedBacklog, Order, key_of
+from hybridkit.messaging._consuming._pause import PauseGate
 from hybridkit.messaging._consuming._subscription import Subscription
 
 
@@ -54,7 +54,7 @@ def wire(**changes: object) -> bytes:
     return orjson.dumps({**known, **changes})
 
 
-async def ready(lines: ByKey) -> list[Delivery]:
+async def ready(lines: KeyedBacklog) -> list[Delivery]:
     """All that may run now."""
     found: list[Delivery] = []
     while True:
@@ -73,7 +73,7 @@ async def settle() -> None:
 
 
 async def test_one_of_each_key_is_given_out() -> None:
-    lines = ByKey()
+    lines = KeyedBacklog()
     first, second, other = (delivery(Moved(account=account)) for account in (1, 1, 2))
     for each in (first, second, other):
         lines.put(each)
@@ -83,11 +83,11 @@ async def test_one_of_each_key_is_given_out() -> None:
     lines.done(first)
     assert await ready(lines) == [second]
     lines.done(second)
-    assert repr(lines) == "ByKey(0 deliveries, 0 keys)"
+    assert repr(lines) == "KeyedBacklog(0 deliveries, 0 keys)"
 
 
 async def test_whoever_waits_for_one_gets_the_next() -> None:
-    lines = ByKey()
+    lines = KeyedBacklog()
     getting = asyncio.create_task(lines.get())
     await asyncio.sleep(0)
     first = delivery(Moved(account=1))
@@ -96,7 +96,7 @@ async def test_whoever_waits_for_one_gets_the_next() -> None:
 
 
 async def test_what_rests_holds_its_key() -> None:
-    lines = ByKey()
+    lines = KeyedBacklog()
     first, second = delivery(Moved(account=1)), delivery(Moved(account=1))
     lines.put(first)
     lines.put(second)
@@ -113,7 +113,7 @@ async def test_what_rests_holds_its_key() -> None:
 
 async def test_what_comes_again_ends_the_rest_of_its_closed_channel() -> None:
     """The broker has delivered it once more, behind its own older self."""
-    lines, closed = ByKey(), Channel()
+    lines, closed = KeyedBacklog(), Channel()
     old, behind = delivery(Moved(account=1), channel=closed), delivery(Moved(account=1), channel=closed)
     lines.put(old)
     lines.put(behind)
@@ -152,7 +152,7 @@ class Odd(Event, type="lines.odd", key="account"):
 )
 async def test_what_can_not_be_read_disturbs_nobody(odd: bytes) -> None:
     """It is taken from the socket unread, and runs in no line; those before and after it keep theirs."""
-    lines = ByKey()
+    lines = KeyedBacklog()
     for each in (delivery(Moved(account=1)), delivery(odd, tag=2), delivery(Moved(account=1), tag=3)):
         lines.put(each)
     assert [each._tag for each in await ready(lines)] == [1, 2]
@@ -172,7 +172,7 @@ def test_a_version_in_a_cloud_event_that_is_not_known_here_has_no_key() -> None:
 
 
 async def test_nobody_wakes_after_the_end() -> None:
-    lines = ByKey()
+    lines = KeyedBacklog()
     first, other = delivery(Moved(account=1)), delivery(Moved(account=2))
     lines.put(first)
     lines.put(other)
@@ -185,7 +185,7 @@ async def test_nobody_wakes_after_the_end() -> None:
 
 
 async def test_what_has_no_key_stands_in_no_line() -> None:
-    lines = ByKey()
+    lines = KeyedBacklog()
     unreadable = [delivery(b"no json") for _ in range(3)]
     for each in unreadable:
         lines.put(each)
@@ -244,7 +244,7 @@ def test_a_consumer_in_order_holds_more_messages() -> None:
 async def _nothing() -> None: ...
 
 
-def subscription(*, keyed: ByKey | None) -> Subscription:
+def subscription(*, keyed: KeyedBacklog | None) -> Subscription:
     """One that is never started; nothing of it reaches a broker."""
     nowhere = cast("Any", None)
     return Subscription(
@@ -252,7 +252,7 @@ def subscription(*, keyed: ByKey | None) -> Subscription:
         Handlers("tests.lines"),
         nowhere,
         nowhere,
-        Gate("tests.lines"),
+        PauseGate("tests.lines"),
         concurrency=1,
         keyed=keyed,
     )
@@ -264,7 +264,7 @@ async def test_a_cancelled_message_is_put_back_alone_only_where_nothing_is_in_or
     requeued: list[int] = []
     given_back: list[bool] = []
     origin = SimpleNamespace(is_open=True, requeue=requeued.append, give_back=lambda: given_back.append(True))
-    run = subscription(keyed=ByKey() if ordered else None)
+    run = subscription(keyed=KeyedBacklog() if ordered else None)
     run._processor = cast("Any", SimpleNamespace(process=_cancel))
     with pytest.raises(asyncio.CancelledError):
         await asyncio.create_task(run._handle(delivery(Moved(account=1), tag=3, channel=cast("Any", origin))))

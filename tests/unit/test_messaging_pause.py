@@ -9,7 +9,7 @@ import pytest
 
 from hybridkit.errors import UnavailableError
 from hybridkit.messaging._consuming import _pause as pause_module
-from hybridkit.messaging._consuming._pause import Gate
+from hybridkit.messaging._consuming._pause import PauseGate
 from hybridkit.observability import metrics
 
 pytestmark = pytest.mark.usefixtures("logs")
@@ -22,12 +22,12 @@ class Timers:
         self.seconds: list[float] = []
         self._next: asyncio.TimerHandle | None = None
 
-        def arm(gate: Gate, seconds: float) -> asyncio.TimerHandle:
+        def arm(gate: PauseGate, seconds: float) -> asyncio.TimerHandle:
             self.seconds.append(seconds)
             self._next = asyncio.get_running_loop().call_later(3600, gate._probe)
             return self._next
 
-        monkeypatch.setattr(Gate, "_arm_timer", arm)
+        monkeypatch.setattr(PauseGate, "_arm_timer", arm)
 
     def run_out(self) -> None:
         assert self._next is not None
@@ -42,11 +42,11 @@ def timers(monkeypatch: pytest.MonkeyPatch) -> Timers:
 
 
 @pytest.fixture
-async def gate(timers: Timers) -> Gate:
-    return Gate("tests.gate")
+async def gate(timers: Timers) -> PauseGate:
+    return PauseGate("tests.gate")
 
 
-def waiting(gate: Gate, *, seconds: float = 60.0) -> "asyncio.Task[bool]":
+def waiting(gate: PauseGate, *, seconds: float = 60.0) -> "asyncio.Task[bool]":
     return asyncio.create_task(gate.turn(seconds=seconds))
 
 
@@ -59,12 +59,14 @@ def paused_metric() -> float:
     return float(metrics.consumer_paused.labels("tests.gate")._value.get())
 
 
-async def test_an_open_gate_lets_everybody_through(gate: Gate) -> None:
+async def test_an_open_gate_lets_everybody_through(gate: PauseGate) -> None:
     assert gate.is_open
     assert await gate.turn(seconds=0)
 
 
-async def test_a_shut_gate_says_why_and_since_when(gate: Gate, logs: list[MutableMapping[str, Any]]) -> None:
+async def test_a_shut_gate_says_why_and_since_when(
+    gate: PauseGate, logs: list[MutableMapping[str, Any]]
+) -> None:
     gate.shut(UnavailableError("db_postgres_service does not answer"))
     assert gate.paused
     assert gate.paused.reason == "UnavailableError: db_postgres_service does not answer"
@@ -81,13 +83,13 @@ async def test_a_shut_gate_says_why_and_since_when(gate: Gate, logs: list[Mutabl
     ]
 
 
-async def test_the_words_of_other_libraries_are_not_shown(gate: Gate) -> None:
+async def test_the_words_of_other_libraries_are_not_shown(gate: PauseGate) -> None:
     gate.shut(ConnectionError("amqp://user:password@host"))
     assert gate.paused
     assert gate.paused.reason == "ConnectionError"
 
 
-async def test_one_of_those_who_wait_is_the_probe(gate: Gate, timers: Timers) -> None:
+async def test_one_of_those_who_wait_is_the_probe(gate: PauseGate, timers: Timers) -> None:
     gate.shut(OSError())
     first, second = waiting(gate), waiting(gate)
     await settle()
@@ -99,7 +101,7 @@ async def test_one_of_those_who_wait_is_the_probe(gate: Gate, timers: Timers) ->
     assert await second
 
 
-async def test_the_probes_come_at_growing_intervals(gate: Gate, timers: Timers) -> None:
+async def test_the_probes_come_at_growing_intervals(gate: PauseGate, timers: Timers) -> None:
     gate.shut(OSError())
     for _ in range(8):
         turn = waiting(gate)
@@ -112,7 +114,7 @@ async def test_the_probes_come_at_growing_intervals(gate: Gate, timers: Timers) 
 
 
 async def test_a_gate_that_soon_shuts_again_goes_on_with_its_intervals(
-    gate: Gate, timers: Timers, monkeypatch: pytest.MonkeyPatch
+    gate: PauseGate, timers: Timers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for _ in range(3):
         gate.shut(OSError())
@@ -126,7 +128,7 @@ async def test_a_gate_that_soon_shuts_again_goes_on_with_its_intervals(
     ("asked", "waited"), [(0.1, 1), (30, 30), (10_000, 900), (None, 1), (math.nan, 1), (-5, 1)]
 )
 async def test_the_time_that_a_dependency_asks_for_is_given_once(
-    gate: Gate, timers: Timers, asked: float | None, waited: float
+    gate: PauseGate, timers: Timers, asked: float | None, waited: float
 ) -> None:
     gate.shut(UnavailableError("busy", retry_after_seconds=asked))
     with gate.probing():
@@ -134,14 +136,14 @@ async def test_the_time_that_a_dependency_asks_for_is_given_once(
     assert timers.seconds == [waited, 2]
 
 
-async def test_a_probe_that_opens_the_gate_is_the_last(gate: Gate, timers: Timers) -> None:
+async def test_a_probe_that_opens_the_gate_is_the_last(gate: PauseGate, timers: Timers) -> None:
     gate.shut(OSError())
     with gate.probing():
         gate.open()
     assert timers.seconds == [1]
 
 
-async def test_where_nobody_waits_one_is_wanted(gate: Gate, timers: Timers) -> None:
+async def test_where_nobody_waits_one_is_wanted(gate: PauseGate, timers: Timers) -> None:
     changes: list[bool] = []
     gate.changed = lambda: changes.append(gate.wants_one)
     gate.shut(OSError())
@@ -152,14 +154,14 @@ async def test_where_nobody_waits_one_is_wanted(gate: Gate, timers: Timers) -> N
     assert not gate.is_open
 
 
-async def test_nobody_waits_longer_than_he_can(gate: Gate) -> None:
+async def test_nobody_waits_longer_than_he_can(gate: PauseGate) -> None:
     gate.shut(OSError())
     assert not await gate.turn(seconds=0)
     assert not await gate.turn(seconds=0.001)
     assert "waiting=0" in repr(gate)
 
 
-async def test_a_probe_that_is_cancelled_gives_its_turn_to_the_next(gate: Gate, timers: Timers) -> None:
+async def test_a_probe_that_is_cancelled_gives_its_turn_to_the_next(gate: PauseGate, timers: Timers) -> None:
     gate.shut(OSError())
     first, second, third = waiting(gate), waiting(gate), waiting(gate)
     await settle()
@@ -173,7 +175,7 @@ async def test_a_probe_that_is_cancelled_gives_its_turn_to_the_next(gate: Gate, 
             await task
 
 
-async def test_whoever_is_cancelled_while_the_gate_opens_needs_no_successor(gate: Gate) -> None:
+async def test_whoever_is_cancelled_while_the_gate_opens_needs_no_successor(gate: PauseGate) -> None:
     gate.shut(OSError())
     task = waiting(gate)
     await settle()
@@ -184,7 +186,7 @@ async def test_whoever_is_cancelled_while_the_gate_opens_needs_no_successor(gate
     assert not gate.wants_one
 
 
-async def test_a_stop_sends_everybody_away(gate: Gate) -> None:
+async def test_a_stop_sends_everybody_away(gate: PauseGate) -> None:
     gate.shut(OSError())
     turn = waiting(gate)
     await settle()
@@ -196,7 +198,7 @@ async def test_a_stop_sends_everybody_away(gate: Gate) -> None:
     assert paused_metric() == 0
 
 
-async def test_who_has_nothing_to_go_on_with_is_no_probe(gate: Gate, timers: Timers) -> None:
+async def test_who_has_nothing_to_go_on_with_is_no_probe(gate: PauseGate, timers: Timers) -> None:
     """His channel has closed while he waited: the next one who can is the probe, at the same time."""
     gate.shut(OSError())
     stale = [asyncio.create_task(gate.turn(seconds=60, is_wanted=lambda: False)) for _ in range(5)]
@@ -208,7 +210,7 @@ async def test_who_has_nothing_to_go_on_with_is_no_probe(gate: Gate, timers: Tim
     assert timers.seconds == [1]
 
 
-async def test_who_has_nothing_to_go_on_with_leaves_at_once(gate: Gate) -> None:
+async def test_who_has_nothing_to_go_on_with_leaves_at_once(gate: PauseGate) -> None:
     """He may hold a handler's place, without which the probe can't be delivered."""
     is_open = True
     gate.shut(OSError())
@@ -225,7 +227,7 @@ async def test_who_has_nothing_to_go_on_with_leaves_at_once(gate: Gate) -> None:
     await fresh
 
 
-async def test_a_turn_that_is_passed_on_costs_no_interval(gate: Gate, timers: Timers) -> None:
+async def test_a_turn_that_is_passed_on_costs_no_interval(gate: PauseGate, timers: Timers) -> None:
     gate.shut(OSError())
     first, second = waiting(gate), waiting(gate)
     await settle()

@@ -44,9 +44,9 @@ from hybridkit.messaging._consuming import _execution as execution_module
 from hybridkit.messaging._consuming import _processor as processor_module
 from hybridkit.messaging._consuming._delivery import Delivery, Identity
 from hybridkit.messaging._consuming._handlers import Handlers
-from hybridkit.messaging._consuming._order import ByKey
+from hybridkit.messaging._consuming._order import KeyedBacklog
 from hybridkit.messaging._consuming._parking import ParkedKeys
-from hybridkit.messaging._consuming._pause import Gate, Paused
+from hybridkit.messaging._consuming._pause import Paused, PauseGate
 from hybridkit.messaging._consuming._processor import Processor
 from hybridkit.messaging._publishing._writer import OutgoingMessage
 from hybridkit.retry import Retry
@@ -166,8 +166,8 @@ def processor(
     retry: Retry | None = None,
     guard: FakeGuard | None = None,
     timeout_seconds: float = 5.0,
-    gate: Gate | None = None,
-    keyed: ByKey | None = None,
+    gate: PauseGate | None = None,
+    keyed: KeyedBacklog | None = None,
     parked: ParkedKeys | None = None,
 ) -> Processor:
     handlers = Handlers(QUEUE)
@@ -179,7 +179,7 @@ def processor(
         providers={},
         guard=guard,
         timeout_seconds=timeout_seconds,
-        gate=gate or Gate(QUEUE),
+        gate=gate or PauseGate(QUEUE),
         keyed=keyed,
         parked=parked,
     )
@@ -397,7 +397,7 @@ async def test_a_permanent_error_is_dead_at_once(steps: Steps) -> None:
 
 async def test_a_pause_counts_no_attempt(steps: Steps) -> None:
     """Nor does it make a copy: the message waits here, and is the probe that finds the dependency back."""
-    gate = Gate(QUEUE)
+    gate = PauseGate(QUEUE)
     states: list[Paused | None] = []
     gate.changed = lambda: states.append(gate.paused)
     retry = Retry.immediate(attempts=1).pause_on(UnavailableError)
@@ -409,7 +409,7 @@ async def test_a_pause_counts_no_attempt(steps: Steps) -> None:
 
 async def test_a_pause_that_takes_too_long_is_a_copy_that_counts_no_attempt(steps: Steps) -> None:
     """Before the broker would close the channel."""
-    gate = Gate(QUEUE)
+    gate = PauseGate(QUEUE)
     gate.shut(UnavailableError("down", retry_after_seconds=60))
     held = delivery(steps, envelope(), {"hk_attempt": 4})
     held.received_at -= delivery_module.MAX_UNACKED_SECONDS - 5.001
@@ -421,7 +421,7 @@ async def test_a_pause_that_takes_too_long_is_a_copy_that_counts_no_attempt(step
 
 async def test_a_pause_ends_with_the_consumer(steps: Steps) -> None:
     """What waits is left unacknowledged, and goes back to the queue with the channel."""
-    gate = Gate(QUEUE)
+    gate = PauseGate(QUEUE)
     gate.shut(OSError())
     task = asyncio.create_task(processor(steps, succeed, gate=gate).process(delivery(steps, envelope())))
     gate.stop()
@@ -431,7 +431,7 @@ async def test_a_pause_ends_with_the_consumer(steps: Steps) -> None:
 
 async def test_all_go_on_when_the_gate_is_opened(steps: Steps) -> None:
     """The first one that comes through opens it for the others."""
-    gate = Gate(QUEUE)
+    gate = PauseGate(QUEUE)
     gate.shut(UnavailableError("down", retry_after_seconds=60))
     same = processor(steps, succeed, gate=gate)
     async with asyncio.TaskGroup() as group:
@@ -445,7 +445,7 @@ async def test_all_go_on_when_the_gate_is_opened(steps: Steps) -> None:
 @pytest.mark.parametrize("opened", [False, True], ids=["probe", "opened"])
 async def test_what_comes_again_anyway_does_not_run_after_a_pause(steps: Steps, *, opened: bool) -> None:
     """Its channel has closed meanwhile."""
-    gate = Gate(QUEUE)
+    gate = PauseGate(QUEUE)
     gate.shut(UnavailableError("down", retry_after_seconds=60 if opened else None))
     task = asyncio.create_task(processor(steps, succeed, gate=gate).process(delivery(steps, envelope())))
     await asyncio.sleep(0)
@@ -459,7 +459,7 @@ async def test_what_comes_again_anyway_does_not_run_after_a_pause(steps: Steps, 
 
 async def test_a_retry_that_the_end_of_the_consumer_meets_is_counted(steps: Steps) -> None:
     """The next process gets a copy that knows of the failure."""
-    gate = Gate(QUEUE)
+    gate = PauseGate(QUEUE)
 
     async def handle(event: Happened) -> None:
         gate.stop()
@@ -471,7 +471,7 @@ async def test_a_retry_that_the_end_of_the_consumer_meets_is_counted(steps: Step
 
 
 async def test_any_other_failure_shows_that_the_dependency_is_back(steps: Steps) -> None:
-    gate = Gate(QUEUE)
+    gate = PauseGate(QUEUE)
     gate.shut(OSError())
     await processor(steps, failing(ValueError()), gate=gate).process(delivery(steps, envelope()))
     assert steps.log == ["copy to hk.dlx", "ack 7"]
@@ -673,9 +673,9 @@ async def test_no_copy_is_made_of_a_message_that_comes_again_anyway(steps: Steps
 
 async def in_order(
     steps: Steps, body: bytes, handler: Any = succeed, **options: Any
-) -> tuple[ByKey, Delivery]:
+) -> tuple[KeyedBacklog, Delivery]:
     """One run of a message in the line of its key."""
-    lines = ByKey()
+    lines = KeyedBacklog()
     lines.put(delivery(steps, body))
     first = await lines.get()
     await processor(steps, handler, keyed=lines, **options).process(first)
@@ -694,7 +694,7 @@ async def test_in_order_a_retry_rests_in_its_line(steps: Steps) -> None:
 
 async def test_in_order_failures_are_remembered(steps: Steps) -> None:
     """Also when the message comes again on another channel: there is no copy that could count them."""
-    lines = ByKey()
+    lines = KeyedBacklog()
     same = processor(steps, failing(*[OSError()] * 3), retry=Retry.exponential(attempts=3), keyed=lines)
     body = envelope()
     for _ in range(3):
@@ -702,7 +702,7 @@ async def test_in_order_failures_are_remembered(steps: Steps) -> None:
         run = await lines.get()
         await same.process(run)
         lines.stop()
-        lines = same._settlement._keyed = ByKey()
+        lines = same._settlement._keyed = KeyedBacklog()
     assert steps.log == ["copy to hk.dlx", "ack 7"]
     assert steps.copies[0].headers["hk_attempt"] == 3
     assert same._failures == {}
@@ -711,7 +711,7 @@ async def test_in_order_failures_are_remembered(steps: Steps) -> None:
 async def test_in_order_not_everything_is_remembered(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     """The oldest is forgotten: it has been gone for long, or begins its attempts anew."""
     monkeypatch.setattr(processor_module, "MAX_REMEMBERED", 1)
-    lines = ByKey()
+    lines = KeyedBacklog()
     same = processor(steps, failing(*[OSError()] * 2), retry=Retry.exponential(attempts=3), keyed=lines)
     first, second = Happened(number=1), Happened(number=2)
     for event in (first, second):
@@ -772,7 +772,7 @@ async def test_in_order_what_has_no_key_waits_in_a_delay_level(steps: Steps) -> 
 
 async def parking(steps: Steps, parked: ParkedKeys, *messages: bytes, **options: Any) -> None:
     """Messages one after another, as far as their key lets them."""
-    lines = ByKey()
+    lines = KeyedBacklog()
     same = processor(steps, options.pop("handler", succeed), keyed=lines, parked=parked, **options)
     for body in messages:
         lines.put(delivery(steps, body, options.get("headers")))

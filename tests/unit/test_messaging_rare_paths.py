@@ -8,10 +8,10 @@ import pytest
 from pamqp.commands import Basic
 
 from hybridkit.messaging._amqp._odd_properties import read_properties
-from hybridkit.messaging._consuming._apart import run_apart
+from hybridkit.messaging._consuming._apart import run_isolated
 from hybridkit.messaging._consuming._order import key_of
 from hybridkit.messaging._consuming._settlement import Settlement
-from hybridkit.messaging._consuming._stalls import Stalls
+from hybridkit.messaging._consuming._stalls import StallDetector
 
 
 def header(fields: bytes) -> bytes:
@@ -32,7 +32,7 @@ def test_what_ends_the_process_ends_who_ran_it_too(ending: type[BaseException]) 
 
     loop = asyncio.new_event_loop()
     try:
-        caller = loop.create_task(run_apart(work(), name="work"))
+        caller = loop.create_task(run_isolated(work(), name="work"))
         with pytest.raises(ending):  # out of the task of its own
             loop.run_until_complete(caller)
         assert not caller.done()
@@ -45,7 +45,7 @@ def test_what_ends_the_process_ends_who_ran_it_too(ending: type[BaseException]) 
 
 def test_a_settlement_names_its_queue() -> None:
     """Its repr in a log says whose deliveries it settles."""
-    settlement = Settlement("tests.moves", cast("Any", None), stalls=Stalls(), timeout_seconds=1)
+    settlement = Settlement("tests.moves", cast("Any", None), stalls=StallDetector(), timeout_seconds=1)
     assert repr(settlement) == "Settlement('tests.moves')"
 
 

@@ -27,13 +27,13 @@ from hybridkit.messaging._consuming import _runner as runner_module
 from hybridkit.messaging._consuming import _stalls as stalls_module
 from hybridkit.messaging._consuming._delivery import Delivery
 from hybridkit.messaging._consuming._handlers import Handlers
-from hybridkit.messaging._consuming._order import ByKey
+from hybridkit.messaging._consuming._order import KeyedBacklog
 from hybridkit.messaging._consuming._parking import ParkedKeys
-from hybridkit.messaging._consuming._pause import Gate
+from hybridkit.messaging._consuming._pause import PauseGate
 from hybridkit.messaging._consuming._processor import Processor
-from hybridkit.messaging._consuming._stalls import Stalls
+from hybridkit.messaging._consuming._stalls import StallDetector
 from hybridkit.messaging._consuming._subscription import Subscription
-from hybridkit.messaging._consuming._turns import Turns
+from hybridkit.messaging._consuming._turns import HandlerLock
 from hybridkit.messaging._publishing._writer import OutgoingMessage
 from hybridkit.retry import Retry
 from tests.helpers import until
@@ -60,7 +60,7 @@ class Bench:
         self.refusal: HybridkitError | None = None
         self.settled = 0
         self.is_open = True
-        self.gate = Gate(QUEUE)
+        self.gate = PauseGate(QUEUE)
         handlers = Handlers(QUEUE)
 
         async def run(_: Looked) -> None:
@@ -68,7 +68,7 @@ class Bench:
 
         handlers.add(Looked, run, Retry.immediate(attempts=1))
         parked = ParkedKeys(QUEUE) if parks else None
-        keyed = ByKey() if parks else None
+        keyed = KeyedBacklog() if parks else None
         options: Any = {"gate": self.gate, "keyed": keyed, "parked": parked}
         self.processor = Processor(
             QUEUE,
@@ -221,7 +221,7 @@ async def test_a_consumer_that_has_no_room_and_runs_nothing_is_not_ready(
     inbox = SimpleNamespace(has_room=True)
     goes_on = asyncio.Event()
     bench = Bench(goes_on.wait, timeout_seconds=60)
-    bench.run._inboxes = [cast("Any", inbox)]
+    bench.run._consumer_channels = [cast("Any", inbox)]
     assert bench.consumer.is_ready
     inbox.has_room = False
     with pytest.raises(UnavailableError, match="all that the broker lets it have waits"):
@@ -236,15 +236,15 @@ async def test_a_consumer_that_has_no_room_and_runs_nothing_is_not_ready(
 @pytest.mark.parametrize("waits_for", ["to be alone", "one that is alone"])
 async def test_a_consumer_whose_messages_wait_for_a_turn_is_not_ready(waits_for: str) -> None:
     """What may have killed processes runs alone, so others may have to wait for a handler that takes long."""
-    turns = Turns.here()
+    lock = HandlerLock.of_loop()
     takeovers = 2 if waits_for == "to be alone" else 0
     bench = Bench(done, guard=Memory(takeovers=takeovers), timeout_seconds=60)
     async with AsyncExitStack() as stack:
         if takeovers:
-            await turns.begin()
-            stack.callback(turns.end)
+            await lock.acquire_shared()
+            stack.callback(lock.release_shared)
         else:
-            await stack.enter_async_context(turns.alone(seconds=1))
+            await stack.enter_async_context(lock.exclusive(wait_seconds=1))
         bench.put()
         await until(lambda: bench.consumer.stalled)
         assert "alone" in (bench.consumer.stalled or "")
@@ -256,17 +256,17 @@ async def test_a_consumer_whose_messages_wait_for_a_turn_is_not_ready(waits_for:
 def test_a_stall_is_what_fails_for_long_and_is_still_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stalls_module, "GRACE_SECONDS", 10.0)
     now = 0.0
-    stalls = Stalls(clock=lambda: now)
+    stalls = StallDetector(clock=lambda: now)
 
     def tried(*, goes_well: bool) -> str | None:
-        with suppress(ZeroDivisionError), stalls.trying("a thing"):
+        with suppress(ZeroDivisionError), stalls.attempt("a thing"):
             assert 1 / goes_well
         return stalls.reason
 
     assert tried(goes_well=False) is None
     now = 11.0
     assert tried(goes_well=False) == "a thing"
-    assert repr(stalls) == "Stalls(a thing)"
+    assert repr(stalls) == "StallDetector(a thing)"
     now = 12.0
     assert tried(goes_well=True) is None
     assert tried(goes_well=False) is None

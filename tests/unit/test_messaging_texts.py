@@ -12,7 +12,7 @@ from hybridkit.errors import UnavailableError
 from hybridkit.messaging._amqp._frames import DeliverMethod, encode_fields
 from hybridkit.messaging._amqp._port import IncomingMessage
 from hybridkit.messaging._consuming._delivery import Delivery
-from hybridkit.messaging._consuming._pause import Gate
+from hybridkit.messaging._consuming._pause import PauseGate
 from hybridkit.messaging._consuming._verdict import DeadLettered
 from hybridkit.observability import class_name, printable, stack_of
 
@@ -104,7 +104,7 @@ def test_every_error_has_a_dead_letter(text: str) -> None:
 
 @pytest.mark.parametrize("text", TEXTS)
 async def test_every_error_can_be_the_reason_of_a_pause(text: str) -> None:
-    gate = Gate("tests.texts")
+    gate = PauseGate("tests.texts")
     gate.shut(TEXTS[text]())
     assert gate.paused is not None
     assert gate.paused.reason.encode()

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from hybridkit.messaging._consuming._turns import Turns
+from hybridkit.messaging._consuming._turns import HandlerLock
 
 
 async def settle() -> None:
@@ -13,19 +13,19 @@ async def settle() -> None:
 
 
 async def test_what_runs_alone_waits_for_the_others_and_they_for_it() -> None:
-    turns, log = Turns(), list[str]()
-    await turns.begin()
+    lock, log = HandlerLock(), list[str]()
+    await lock.acquire_shared()
 
     async def alone() -> None:
-        async with turns.alone(seconds=60) as is_alone:
+        async with lock.exclusive(wait_seconds=60) as is_alone:
             log.append(f"alone {is_alone}")
             await asyncio.sleep(0)
             log.append("alone no more")
 
     async def beside() -> None:
-        await turns.begin()
+        await lock.acquire_shared()
         log.append("beside")
-        turns.end()
+        lock.release_shared()
 
     async with asyncio.TaskGroup() as group:
         group.create_task(alone())
@@ -33,17 +33,17 @@ async def test_what_runs_alone_waits_for_the_others_and_they_for_it() -> None:
         group.create_task(beside())
         await settle()
         assert log == []
-        turns.end()
+        lock.release_shared()
     assert log == ["alone True", "alone no more", "beside"]
-    assert repr(turns) == "Turns(running=0, is_open=True)"
+    assert repr(lock) == "HandlerLock(running=0, is_free=True)"
 
 
 async def test_one_at_a_time_is_alone() -> None:
-    turns, together = Turns(), 0
+    lock, together = HandlerLock(), 0
 
     async def alone() -> None:
         nonlocal together
-        async with turns.alone(seconds=60) as is_alone:
+        async with lock.exclusive(wait_seconds=60) as is_alone:
             assert is_alone
             together += 1
             await settle()
@@ -57,11 +57,11 @@ async def test_one_at_a_time_is_alone() -> None:
 
 @pytest.mark.parametrize("ending", ["late", "cancelled"])
 async def test_who_can_not_be_alone_keeps_nobody_waiting(ending: str) -> None:
-    turns = Turns()
-    await turns.begin()
+    lock = HandlerLock()
+    await lock.acquire_shared()
 
     async def alone() -> bool:
-        async with turns.alone(seconds=0.01 if ending == "late" else 60) as is_alone:
+        async with lock.exclusive(wait_seconds=0.01 if ending == "late" else 60) as is_alone:
             return is_alone
 
     task = asyncio.create_task(alone())
@@ -72,37 +72,37 @@ async def test_who_can_not_be_alone_keeps_nobody_waiting(ending: str) -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-    await asyncio.wait_for(turns.begin(), 30)
-    turns.end()
-    turns.end()
-    async with turns.alone(seconds=60) as is_alone:
+    await asyncio.wait_for(lock.acquire_shared(), 30)
+    lock.release_shared()
+    lock.release_shared()
+    async with lock.exclusive(wait_seconds=60) as is_alone:
         assert is_alone
 
 
 async def test_an_error_of_the_block_opens_again() -> None:
-    turns = Turns()
+    lock = HandlerLock()
     with pytest.raises(LookupError):
-        async with turns.alone(seconds=60):
+        async with lock.exclusive(wait_seconds=60):
             raise LookupError
-    await asyncio.wait_for(turns.begin(), 30)
+    await asyncio.wait_for(lock.acquire_shared(), 30)
 
 
 async def test_a_loop_has_one_of_them() -> None:
-    assert Turns.here() is Turns.here()
-    assert await asyncio.to_thread(lambda: asyncio.run(_here())) is not Turns.here()
+    assert HandlerLock.of_loop() is HandlerLock.of_loop()
+    assert await asyncio.to_thread(lambda: asyncio.run(_here())) is not HandlerLock.of_loop()
 
 
-async def _here() -> Turns:
-    return Turns.here()
+async def _here() -> HandlerLock:
+    return HandlerLock.of_loop()
 
 
 async def test_others_wait_for_no_longer_than_they_have_to() -> None:
     """Who is alone and doesn't end runs on, beside them; the next one can be alone again."""
-    turns = Turns()
-    async with turns.alone(seconds=60, most_seconds=0.01) as is_alone:
+    lock = HandlerLock()
+    async with lock.exclusive(wait_seconds=60, max_hold_seconds=0.01) as is_alone:
         assert is_alone
-        await asyncio.wait_for(turns.begin(), 30)
-        turns.end()
-        async with turns.alone(seconds=60, most_seconds=60) as is_next:
+        await asyncio.wait_for(lock.acquire_shared(), 30)
+        lock.release_shared()
+        async with lock.exclusive(wait_seconds=60, max_hold_seconds=60) as is_next:
             assert is_next
-    assert turns.is_open
+    assert lock.is_free

@@ -18,8 +18,8 @@ from hybridkit.adapters._telegram._failures import answer_failure, is_temporary
 from hybridkit.context import RequestContext, bind, current
 from hybridkit.errors import ClaimLostError, UnavailableError
 from hybridkit.idempotency import Acquired, Completed, IdempotencyGuard, InProgress, Outcome, claim_key
-from hybridkit.messaging._consuming._apart import run_apart
-from hybridkit.messaging._consuming._turns import Turns
+from hybridkit.messaging._consuming._apart import run_isolated
+from hybridkit.messaging._consuming._turns import HandlerLock
 from hybridkit.observability import get_logger, metrics
 from hybridkit.retry import Retry, RetryAfter
 
@@ -146,16 +146,16 @@ class Updates:
     @asynccontextmanager
     async def _turn(self, *, alone: bool) -> AsyncGenerator[None]:
         """The block runs beside others, or with nothing beside it; where that can't be had, beside the last ones."""
-        turns = Turns.here()
+        lock = HandlerLock.of_loop()
         if alone:
-            async with turns.alone(seconds=ALONE_SECONDS, most_seconds=ALONE_SECONDS):
+            async with lock.exclusive(wait_seconds=ALONE_SECONDS, max_hold_seconds=ALONE_SECONDS):
                 yield
             return
-        await turns.begin()
+        await lock.acquire_shared()
         try:
             yield
         finally:
-            turns.end()
+            lock.release_shared()
 
     async def _claim(self, update_id: int) -> Acquired | InProgress | UnavailableError | None:
         """The right to run it; None when it has run; anything else: ask again."""
@@ -216,7 +216,7 @@ class Updates:
         token = _comes_again.set(not is_last)
         try:
             # Apart: what it does to its own task, such as cancelling it, ends neither this one nor its chat.
-            running = asyncio.create_task(run_apart(feed(), name=f"hybridkit handlers {update.update_id}"))
+            running = asyncio.create_task(run_isolated(feed(), name=f"hybridkit handlers {update.update_id}"))
         finally:
             _comes_again.reset(token)
         if not await self._ends(running):

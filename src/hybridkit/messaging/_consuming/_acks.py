@@ -8,8 +8,6 @@ https://www.rabbitmq.com/docs/confirms#consumer-acks-multiple-parameter
 
 from hybridkit.messaging._amqp._frames import ack_frame
 
-__all__ = ["Acks"]
-
 
 class Acks:
     """The tags of one channel.

@@ -5,10 +5,8 @@ from collections.abc import Coroutine
 from functools import partial
 from typing import Any
 
-__all__ = ["run_apart"]
 
-
-async def run_apart(work: Coroutine[Any, Any, object], *, name: str) -> BaseException | None:
+async def run_isolated(work: Coroutine[Any, Any, object], *, name: str) -> BaseException | None:
     """Run it to its end in a task of its own, which begins at once: one that never waits costs no turn of the loop.
 
     A cancellation of the caller goes through to it, and is raised here when it has ended by that. A cancellation of its

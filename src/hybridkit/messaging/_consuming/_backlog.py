@@ -8,8 +8,6 @@ from typing import Any, Final, Protocol
 from hybridkit.messaging._consuming._delivery import Delivery
 from hybridkit.observability import get_logger
 
-__all__ = ["Backlog", "Fifo", "Workers"]
-
 SLICE_SECONDS: Final = 0.005
 """How long deliveries may be worked off before the event loop does something else, where handlers never wait."""
 
@@ -36,7 +34,7 @@ class Backlog(Protocol):
         ...
 
 
-class Fifo:
+class FifoBacklog:
     """As they came.
 
     Args:
@@ -49,7 +47,7 @@ class Fifo:
         self._filled = asyncio.Event()
 
     def __repr__(self) -> str:
-        return f"Fifo({len(self)} deliveries)"
+        return f"FifoBacklog({len(self)} deliveries)"
 
     def __len__(self) -> int:
         return len(self._waiting)

@@ -12,9 +12,9 @@ from hybridkit.messaging._amqp._connection import BrokerConnection
 from hybridkit.messaging._consuming._delivery import MAX_UNACKED_SECONDS
 from hybridkit.messaging._consuming._guard import Guard
 from hybridkit.messaging._consuming._handlers import Handlers
-from hybridkit.messaging._consuming._order import ByKey, Order
+from hybridkit.messaging._consuming._order import KeyedBacklog, Order
 from hybridkit.messaging._consuming._parking import ParkedKeys
-from hybridkit.messaging._consuming._pause import Gate, Paused
+from hybridkit.messaging._consuming._pause import Paused, PauseGate
 from hybridkit.messaging._consuming._processor import Processor
 from hybridkit.messaging._consuming._subscription import (
     PREFETCH_PER_HANDLER,
@@ -25,8 +25,6 @@ from hybridkit.messaging._publishing._publisher import RobustPublisher
 from hybridkit.messaging._topology._declared import Topology, consumer_topology, shared_topology
 from hybridkit.observability import get_logger
 from hybridkit.retry import Retry
-
-__all__ = ["RobustConsumer", "topology_of"]
 
 MAX_CONCURRENCY: Final = 65_535 // PREFETCH_PER_HANDLER
 MAX_CONCURRENCY_IN_ORDER: Final = 65_535 // PREFETCH_PER_HANDLER_IN_ORDER
@@ -40,7 +38,7 @@ MAX_NAME_LENGTH: Final = 200
 _log = get_logger(__name__)
 
 
-class _Place(NamedTuple):
+class _RunningConsumer(NamedTuple):
     """Where a consumer runs, and what it knows."""
 
     name: str
@@ -48,7 +46,7 @@ class _Place(NamedTuple):
     handles: frozenset[type[Message]]
 
 
-_RUNNING: Final[WeakKeyDictionary[Subscription, _Place]] = WeakKeyDictionary()
+_RUNNING: Final[WeakKeyDictionary[Subscription, _RunningConsumer]] = WeakKeyDictionary()
 """All consumers of this process."""
 
 
@@ -180,7 +178,7 @@ class RobustConsumer:
         self._check_namesakes(connection)
         available = {RobustPublisher: publisher, **(providers or {})}
         self._check_handlers(available)
-        gate, keyed = Gate(self.name), None if self.order is None else ByKey()
+        gate, keyed = PauseGate(self.name), None if self.order is None else KeyedBacklog()
         parked = ParkedKeys(self.name) if self.order is Order.PARK else None
         processor = Processor(
             self.name,
@@ -203,7 +201,7 @@ class RobustConsumer:
             keyed=keyed,
             parked=parked,
         )
-        _RUNNING[self._run] = _Place(self.name, connection.address, frozenset(self.handles))
+        _RUNNING[self._run] = _RunningConsumer(self.name, connection.address, frozenset(self.handles))
         try:
             await self._run.start()
         except BaseException:
@@ -250,10 +248,10 @@ class RobustConsumer:
 
     def _check_namesakes(self, connection: BrokerConnection) -> None:
         """Refuse a second consumer of this queue, unless it is a replica: it handles the same messages."""
-        for place in _RUNNING.values():
-            if (place.name, place.address) != (self.name, connection.address):
+        for running in _RUNNING.values():
+            if (running.name, running.address) != (self.name, connection.address):
                 continue
-            if place.handles != frozenset(self.handles):
+            if running.handles != frozenset(self.handles):
                 raise DeclarationError(
                     f"another consumer named {self.name!r} runs in this process: they would share one queue, and each"
                     f" would get messages that only the other one handles. Register all handlers on one of them, or"

@@ -58,7 +58,7 @@ class _Form(TypedDict):
     content_type: str | None
 
 
-class Origin(Protocol):
+class Acknowledger(Protocol):
     """The channel that a delivery came on: there alone it can be settled."""
 
     @property
@@ -99,16 +99,16 @@ class Delivery:
 
     Args:
         queue: the consumer's name.
-        origin: the channel it came on.
+        acknowledger: the channel it came on.
         message: from its port.
     """
 
-    def __init__(self, queue: str, origin: Origin, message: IncomingMessage) -> None:
+    def __init__(self, queue: str, acknowledger: Acknowledger, message: IncomingMessage) -> None:
         self.queue = queue
         self.body = message.body
         self.key: str | None = None
         self.received_at = time.monotonic()
-        self._origin = origin
+        self._acknowledger = acknowledger
         self._tag, self._is_redelivered, self._exchange, self.routing_key = message.method
         self._octets = message.properties
         self._event: Identity | None = None
@@ -193,7 +193,7 @@ class Delivery:
     @property
     def is_ours(self) -> bool:
         """Whether it can still be settled; otherwise the broker delivers it again, to whomever."""
-        return self._origin.is_open
+        return self._acknowledger.is_open
 
     @property
     def destination(self) -> str:
@@ -217,7 +217,7 @@ class Delivery:
             Whether its work was finished before, and only the acknowledgement was lost with its channel.
         """
         self._event = (service, event_id, self.generation)
-        return self._is_redelivered and self._origin.was_finished(self._event)
+        return self._is_redelivered and self._acknowledger.was_finished(self._event)
 
     @property
     def event(self) -> Identity | None:
@@ -231,7 +231,7 @@ class Delivery:
             finished: the work of its event needn't be done again, should it be delivered again.
         """
         self.is_settled = True
-        self._origin.ack(self._tag, self._event if finished else None)
+        self._acknowledger.ack(self._tag, self._event if finished else None)
 
     def requeue(self) -> None:
         """Give it back at once, for what ends here and goes on elsewhere: nobody counts that.
@@ -240,16 +240,16 @@ class Delivery:
         with their channel, and none that was given back. https://www.rabbitmq.com/docs/quorum-queues
         """
         self.is_settled = True
-        self._origin.requeue(self._tag)
+        self._acknowledger.requeue(self._tag)
 
     def reject(self) -> None:
         """Have the broker move it to the dead-letter queue as it is: without a copy, and without our reason."""
         self.is_settled = True
-        self._origin.reject(self._tag)
+        self._acknowledger.reject(self._tag)
 
     def give_back(self) -> None:
         """Give it back, with everything else from its channel: nothing overtakes anything."""
-        self._origin.give_back()
+        self._acknowledger.give_back()
 
     def delayed(self, later: RetryLater) -> OutgoingMessage:
         """The copy that comes back."""

@@ -23,8 +23,8 @@ from hybridkit.messaging._consuming._delivery import Delivery
 from hybridkit.messaging._consuming._execution import Execution
 from hybridkit.messaging._consuming._parking import ParkedKeys
 from hybridkit.messaging._consuming._settlement import Settlement
-from hybridkit.messaging._consuming._stalls import Stalls
-from hybridkit.messaging._consuming._turns import Turns
+from hybridkit.messaging._consuming._stalls import StallDetector
+from hybridkit.messaging._consuming._turns import HandlerLock
 from hybridkit.messaging._consuming._verdict import (
     SHORTEST_DELAY_SECONDS,
     DeadLettered,
@@ -81,7 +81,7 @@ class GuardedRunner:
         run: Run,
         *,
         settlement: Settlement,
-        stalls: Stalls,
+        stalls: StallDetector,
         timeout_seconds: float,
         in_order: bool,
         parked: ParkedKeys | None,
@@ -99,22 +99,22 @@ class GuardedRunner:
 
     async def run(self, execution: Execution) -> RunResult:
         """Run the handler once, if the guard lets it: beside others, or alone where processes have died on it."""
-        turns = Turns.here()
-        if turns.is_open:
-            await turns.begin()
+        lock = HandlerLock.of_loop()
+        if lock.is_free:
+            await lock.acquire_shared()
         else:
-            with self._stalls.trying("a message runs alone, or waits for it, and all others wait"):
-                await turns.begin()
+            with self._stalls.attempt("a message runs alone, or waits for it, and all others wait"):
+                await lock.acquire_shared()
         try:
             result = await self._claim(execution, most_takeovers=MOST_TAKEOVERS_BESIDE)
         finally:
-            turns.end()
+            lock.release_shared()
         if result is not None:
             return result
         _log.warning("message runs alone", reason="processes have died while they had it")
         async with AsyncExitStack() as stack:
-            with self._stalls.trying("a message that has to run alone waits for the end of others"):
-                is_alone = await stack.enter_async_context(turns.alone(seconds=self._timeout_seconds))
+            with self._stalls.attempt("a message that has to run alone waits for the end of others"):
+                is_alone = await stack.enter_async_context(lock.exclusive(wait_seconds=self._timeout_seconds))
             result = await self._claim(execution) if is_alone else None
         return result or RetryHere(HOLDER_WAIT_SECONDS, None, execution.failures)
 

@@ -11,9 +11,6 @@ from hybridkit.events import Command, Event, EventEnvelope, Message
 from hybridkit.injection import InjectionPlan, plan_injection
 from hybridkit.retry import Retry
 
-__all__ = ["Handler", "Handlers"]
-
-
 type _Source = Callable[[EventEnvelope[Any], Mapping[Any, object]], object]
 """Where a parameter's value comes from: the message at hand, or what the process provides."""
 

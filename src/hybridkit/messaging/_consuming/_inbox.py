@@ -15,16 +15,14 @@ from hybridkit.messaging._amqp._frames import nack_frame
 from hybridkit.messaging._amqp._port import IncomingMessage
 from hybridkit.messaging._consuming._acks import Acks
 from hybridkit.messaging._consuming._delivery import Delivery, Identity
-from hybridkit.messaging._consuming._lost_acks import Finished
-
-__all__ = ["Inbox"]
+from hybridkit.messaging._consuming._lost_acks import LostAcks
 
 ACK_SECONDS: Final = 0.025
 PREFETCH_PER_ACK: Final = 16
 
 
-class Inbox:
-    """Takes the deliveries of one channel and settles them; the `Receiver` of its port, the `Origin` of a delivery.
+class ConsumerChannel:
+    """The consumer's end of one channel: the `Receiver` of its port, and the `Acknowledger` of its deliveries.
 
     Attributes:
         received: how many deliveries came in.
@@ -36,7 +34,7 @@ class Inbox:
         channel: the channel.
         queue: the consumer's name.
         prefetch: how many deliveries may be unacknowledged.
-        finished: remembers what could not be acknowledged.
+        lost_acks: remembers what could not be acknowledged.
         take: gets each delivery.
         left: called when the channel has closed: what is in hand comes again.
     """
@@ -47,13 +45,13 @@ class Inbox:
         *,
         queue: str,
         prefetch: int,
-        finished: Finished,
+        lost_acks: LostAcks,
         take: Callable[[Delivery], None],
         left: Callable[[], None] | None = None,
     ) -> None:
         self._channel = channel
         self._queue = queue
-        self._finished = finished
+        self._lost_acks = lost_acks
         self._take = take
         self._left = left
         self._port = channel.open_port(self)
@@ -66,14 +64,14 @@ class Inbox:
         self.in_hand = 0
 
     def __repr__(self) -> str:
-        return f"Inbox({self._queue!r}, received={self.received}, in_hand={self.in_hand})"
+        return f"ConsumerChannel({self._queue!r}, received={self.received}, in_hand={self.in_hand})"
 
     @property
     def has_room(self) -> bool:
         """Whether the broker may deliver more."""
         return self.in_hand + len(self._acks) < self._prefetch
 
-    # ── the origin of deliveries ─────────────────────────────────────────────────────────────────
+    # ── the acknowledger of deliveries ─────────────────────────────────────────────────────────────────
 
     @property
     def is_open(self) -> bool:
@@ -84,7 +82,7 @@ class Inbox:
         """Done with a delivery; remembered where the broker can't be told."""
         if not self._port.is_open:
             if finished is not None:
-                self._finished.add((finished,))
+                self._lost_acks.add((finished,))
             return
         if self._acks.is_settled(tag):
             return
@@ -114,7 +112,7 @@ class Inbox:
 
     def was_finished(self, event: Identity) -> bool:
         """Whether it was acknowledged on a channel that closed, maybe before the broker knew."""
-        return event in self._finished
+        return event in self._lost_acks
 
     def flush(self) -> None:
         """Send the acknowledgements that were collected."""
@@ -158,7 +156,7 @@ class Inbox:
         """Remember what the broker may not know."""
         del reason
         self._disarm()
-        self._finished.add(self._last)
+        self._lost_acks.add(self._last)
         if self._left is not None:
             self._left()
 

@@ -7,15 +7,13 @@ from typing import Final
 
 from hybridkit.messaging._consuming._delivery import Identity
 
-__all__ = ["Finished"]
-
 KEPT_SECONDS: Final = 3600.0
 """Longer than the broker leaves any message with a consumer (half an hour) or needs to notice that one is gone."""
 CHANNELS: Final = 4
 """How many lost channels in a row are remembered in full."""
 
 
-class Finished:
+class LostAcks:
     """Events that needn't run when they are delivered again.
 
     The broker lets a channel have `prefetch` unacknowledged messages. So at most the last `prefetch` acknowledgements
@@ -31,7 +29,7 @@ class Finished:
         self._events: OrderedDict[Identity, float] = OrderedDict()  # and until when
 
     def __repr__(self) -> str:
-        return f"Finished({len(self._events)} of at most {self._most})"
+        return f"LostAcks({len(self._events)} of at most {self._most})"
 
     def __contains__(self, event: Identity) -> bool:
         until = self._events.get(event)

@@ -17,8 +17,6 @@ from hybridkit.events import Event, registry
 from hybridkit.messaging._consuming._delivery import Delivery
 from hybridkit.observability import class_name, get_logger
 
-__all__ = ["ByKey", "Order", "key_of"]
-
 _log = get_logger(__name__)
 
 
@@ -42,7 +40,7 @@ class _Line:
     timer: asyncio.TimerHandle | None = None
 
 
-class ByKey:
+class KeyedBacklog:
     """A backlog that gives out one message of each key at a time."""
 
     def __init__(self) -> None:
@@ -52,7 +50,7 @@ class ByKey:
         self._lines: dict[str, _Line] = {}
 
     def __repr__(self) -> str:
-        return f"ByKey({len(self)} deliveries, {len(self._lines)} keys)"
+        return f"KeyedBacklog({len(self)} deliveries, {len(self._lines)} keys)"
 
     def __len__(self) -> int:
         behind = sum(len(line.waiting) + (line.resting is not None) for line in self._lines.values())

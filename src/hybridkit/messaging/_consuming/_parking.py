@@ -32,8 +32,6 @@ from hybridkit.messaging._amqp._port import IncomingMessage
 from hybridkit.messaging._publishing._writer import OutgoingMessage
 from hybridkit.messaging._topology._declared import parked_queue
 
-__all__ = ["Mark", "ParkedKeys"]
-
 READ_SECONDS: Final = 20.0
 """How long the broker may be silent before the end of the log."""
 WINDOW: Final = 65_535

@@ -18,8 +18,6 @@ from hybridkit.messaging._amqp._waiting import Backoff
 from hybridkit.observability import get_logger, metrics, printable
 from hybridkit.retry import asked_seconds
 
-__all__ = ["Gate", "Paused"]
-
 FIRST_PROBE_SECONDS: Final = 1.0
 LONGEST_PROBE_SECONDS: Final = 60.0
 LONGEST_ASKED_SECONDS: Final = 900.0
@@ -52,7 +50,7 @@ class Paused:
     since: datetime
 
 
-class Gate:
+class PauseGate:
     """Open, or shut and probed.
 
     Args:
@@ -78,7 +76,7 @@ class Gate:
         self._gauge = metrics.consumer_paused.labels(name)
 
     def __repr__(self) -> str:
-        return f"Gate({self._name!r}, {self.paused or 'open'}, waiting={len(self._waiting)})"
+        return f"PauseGate({self._name!r}, {self.paused or 'open'}, waiting={len(self._waiting)})"
 
     @property
     def is_open(self) -> bool:

@@ -32,12 +32,12 @@ from hybridkit.messaging._consuming._execution import (
 )
 from hybridkit.messaging._consuming._guard import Guard
 from hybridkit.messaging._consuming._handlers import Handlers
-from hybridkit.messaging._consuming._order import ByKey
+from hybridkit.messaging._consuming._order import KeyedBacklog
 from hybridkit.messaging._consuming._parking import ParkedKeys
-from hybridkit.messaging._consuming._pause import Gate
+from hybridkit.messaging._consuming._pause import PauseGate
 from hybridkit.messaging._consuming._runner import FAULTS, Runner
 from hybridkit.messaging._consuming._settlement import CopyPublisher, Settlement
-from hybridkit.messaging._consuming._stalls import Stalls
+from hybridkit.messaging._consuming._stalls import StallDetector
 from hybridkit.messaging._consuming._verdict import (
     SHORTEST_DELAY_SECONDS,
     DeadLettered,
@@ -82,8 +82,8 @@ class Processor:
         providers: Mapping[Any, object],
         guard: Guard | None,
         timeout_seconds: float,
-        gate: Gate,
-        keyed: ByKey | None = None,
+        gate: PauseGate,
+        keyed: KeyedBacklog | None = None,
         parked: ParkedKeys | None = None,
     ) -> None:
         self._queue = queue
@@ -96,7 +96,7 @@ class Processor:
         self._failures: dict[str, int] = {}  # of messages in order, which have no copy to count them
         self._age = metrics.event_age.labels(queue)
         self._meters: dict[str, Meters] = {}
-        self.stalls = Stalls()
+        self.stalls = StallDetector()
         self._settlement = Settlement(
             queue,
             publisher,
@@ -150,7 +150,7 @@ class Processor:
         finally:
             reset_contextvars(**tokens)
 
-    async def survive(self, delivery: Delivery, error: BaseException) -> None:
+    async def settle_unexpected(self, delivery: Delivery, error: BaseException) -> None:
         """Count an error that nothing else has caught as a failed attempt: its cause may pass, and attempts end."""
         _log.error("message not processed", consumer=self._queue, exc_info=error)
         if delivery.is_settled:

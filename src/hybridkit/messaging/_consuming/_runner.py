@@ -8,14 +8,14 @@ from typing import Any, Final, assert_never
 
 from hybridkit.context import Claim, RequestContext, bind
 from hybridkit.errors import DeadlineExceededError
-from hybridkit.messaging._consuming._apart import run_apart
+from hybridkit.messaging._consuming._apart import run_isolated
 from hybridkit.messaging._consuming._execution import Execution
 from hybridkit.messaging._consuming._guard import Guard, GuardedRunner
 from hybridkit.messaging._consuming._parking import ParkedKeys
-from hybridkit.messaging._consuming._pause import Gate
+from hybridkit.messaging._consuming._pause import PauseGate
 from hybridkit.messaging._consuming._settlement import Settlement
-from hybridkit.messaging._consuming._stalls import GRACE_SECONDS, Stalls
-from hybridkit.messaging._consuming._time_limits import Limits
+from hybridkit.messaging._consuming._stalls import GRACE_SECONDS, StallDetector
+from hybridkit.messaging._consuming._time_limits import RunTimeouts
 from hybridkit.messaging._consuming._verdict import (
     SHORTEST_DELAY_SECONDS,
     DeadLettered,
@@ -56,17 +56,17 @@ class Runner:
         *,
         providers: Mapping[Any, object],
         timeout_seconds: float,
-        gate: Gate,
+        gate: PauseGate,
         guard: Guard | None,
         settlement: Settlement,
-        stalls: Stalls,
+        stalls: StallDetector,
         in_order: bool,
         parked: ParkedKeys | None,
     ) -> None:
         self._queue = queue
         self._providers = providers
         self._timeout_seconds = timeout_seconds
-        self._timeouts = Limits(seconds=timeout_seconds)
+        self._timeouts = RunTimeouts(seconds=timeout_seconds)
         self._gate = gate
         self._in_order = in_order
         self._run_once = self._run_handler
@@ -159,7 +159,7 @@ class Runner:
         try:
             with timeout, bind(context):
                 run = execution.handler.run(execution.envelope, self._providers)
-                error = await run_apart(run, name=f"{self._queue} handler")
+                error = await run_isolated(run, name=f"{self._queue} handler")
         except TimeoutError as expired:  # ours: what the handler raises is returned
             error = expired
         finally:

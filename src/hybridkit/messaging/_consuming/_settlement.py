@@ -17,9 +17,9 @@ from hybridkit.errors import (
 from hybridkit.messaging._amqp._headers import lean_headers
 from hybridkit.messaging._amqp._waiting import Backoff
 from hybridkit.messaging._consuming._delivery import Delivery
-from hybridkit.messaging._consuming._order import ByKey
+from hybridkit.messaging._consuming._order import KeyedBacklog
 from hybridkit.messaging._consuming._parking import ParkedKeys
-from hybridkit.messaging._consuming._stalls import Stalls
+from hybridkit.messaging._consuming._stalls import StallDetector
 from hybridkit.messaging._consuming._verdict import DeadLettered, RetryLater, Settled, Verdict
 from hybridkit.messaging._publishing._writer import OutgoingMessage
 from hybridkit.observability import fail_span, get_logger, metrics, printable
@@ -56,9 +56,9 @@ class Settlement:
         queue: str,
         publisher: CopyPublisher,
         *,
-        stalls: Stalls,
+        stalls: StallDetector,
         timeout_seconds: float,
-        keyed: ByKey | None = None,
+        keyed: KeyedBacklog | None = None,
         parked: ParkedKeys | None = None,
     ) -> None:
         self._queue = queue
@@ -122,7 +122,9 @@ class Settlement:
         finally:
             parked.written(key)
 
-    def _rest(self, keyed: ByKey, key: str, delivery: Delivery, later: RetryLater, event_type: str) -> None:
+    def _rest(
+        self, keyed: KeyedBacklog, key: str, delivery: Delivery, later: RetryLater, event_type: str
+    ) -> None:
         """Keep a message that has to wait, in front of those of its key; in a delay level they would overtake it."""
         if (left_seconds := delivery.left_seconds(self._timeout_seconds)) < 0:
             _log.warning("messages given back", reason="one waited for as long as the broker allows")
@@ -149,7 +151,7 @@ class Settlement:
             delivery.is_ours
         ):  # once its channel has closed, the original comes again, and a copy would be a twin
             try:
-                with self._stalls.trying(
+                with self._stalls.attempt(
                     f"a copy for {message.exchange or message.routing_key} is not published"
                 ):
                     await self._publisher.forward(message)

@@ -5,15 +5,13 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Final
 
-__all__ = ["GRACE_SECONDS", "Stalls"]
-
 GRACE_SECONDS: Final = 10.0
 """What takes no longer is no stall: a broker that is restarted, or somebody who reads the same queue."""
 FORGOTTEN_SECONDS: Final = 60.0
 """What nobody has tried for so long has ended in another way: its message went elsewhere."""
 
 
-class Stalls:
+class StallDetector:
     """Knows since when each of these things fails.
 
     Args:
@@ -26,10 +24,10 @@ class Stalls:
         self._tried: dict[str, float] = {}
 
     def __repr__(self) -> str:
-        return f"Stalls({self.reason or 'none'})"
+        return f"StallDetector({self.reason or 'none'})"
 
     @contextmanager
-    def trying(self, what: str) -> Generator[None]:
+    def attempt(self, what: str) -> Generator[None]:
         """The block is one try; if it doesn't raise, whatever stood still moves again.
 
         Args:

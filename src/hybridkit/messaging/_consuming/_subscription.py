@@ -12,20 +12,18 @@ from hybridkit.ids import new_id
 from hybridkit.messaging._amqp._channel import PREPARE_SECONDS, OpenChannel, SupervisedChannel
 from hybridkit.messaging._amqp._connection import LIBRARY_ERRORS, BrokerConnection
 from hybridkit.messaging._amqp._waiting import Background, bounded, is_cancelled
-from hybridkit.messaging._consuming._backlog import Backlog, Fifo, Workers
+from hybridkit.messaging._consuming._backlog import Backlog, FifoBacklog, Workers
 from hybridkit.messaging._consuming._delivery import Delivery
 from hybridkit.messaging._consuming._handlers import Handlers
-from hybridkit.messaging._consuming._inbox import Inbox
-from hybridkit.messaging._consuming._lost_acks import Finished
-from hybridkit.messaging._consuming._order import ByKey
+from hybridkit.messaging._consuming._inbox import ConsumerChannel
+from hybridkit.messaging._consuming._lost_acks import LostAcks
+from hybridkit.messaging._consuming._order import KeyedBacklog
 from hybridkit.messaging._consuming._parking import ParkedKeys
-from hybridkit.messaging._consuming._pause import Gate, Paused
+from hybridkit.messaging._consuming._pause import Paused, PauseGate
 from hybridkit.messaging._consuming._processor import Processor
 from hybridkit.messaging._consuming._stalls import GRACE_SECONDS
 from hybridkit.messaging._topology._declared import Topology, consumer_topology, declare, shared_topology
 from hybridkit.observability import get_logger, metrics
-
-__all__ = ["PREFETCH_PER_HANDLER", "Subscription"]
 
 PREFETCH_PER_HANDLER: Final = 3
 PREFETCH_PER_HANDLER_IN_ORDER: Final = 30
@@ -61,10 +59,10 @@ class Subscription:
         handlers: Handlers,
         connection: BrokerConnection,
         processor: Processor,
-        gate: Gate,
+        gate: PauseGate,
         *,
         concurrency: int,
-        keyed: ByKey | None = None,
+        keyed: KeyedBacklog | None = None,
         parked: ParkedKeys | None = None,
     ) -> None:
         self._name = name
@@ -82,13 +80,15 @@ class Subscription:
         self._prefetch = concurrency * (
             PREFETCH_PER_HANDLER if keyed is None else PREFETCH_PER_HANDLER_IN_ORDER
         )
-        self._finished = Finished(prefetch=self._prefetch)
-        self._backlog: Backlog = Fifo(prefetch=self._prefetch) if keyed is None else keyed
+        self._lost_acks = LostAcks(prefetch=self._prefetch)
+        self._backlog: Backlog = FifoBacklog(prefetch=self._prefetch) if keyed is None else keyed
         self._workers = Workers(self._backlog, self._handle, concurrency=concurrency, name=f"{name} message")
         self._background = Background()
         self._draining = False
         self._tag = f"{name}.{new_id()}"
-        self._inboxes: list[Inbox] = []  # of the channels that are open; the last one is the current
+        self._consumer_channels: list[
+            ConsumerChannel
+        ] = []  # of the channels that are open; the last one is the current
         self._starved_at: int | None = None
         self._ran_at = time.monotonic()  # the last one
         self._open_channel: OpenChannel | None = None
@@ -134,7 +134,7 @@ class Subscription:
     @property
     def _is_full_and_idle(self) -> bool:
         """Whether for some time nothing runs and nothing can come: all of it rests, or is behind what rests."""
-        is_full = bool(self._inboxes) and not self._inboxes[-1].has_room
+        is_full = bool(self._consumer_channels) and not self._consumer_channels[-1].has_room
         return is_full and not len(self._workers) and time.monotonic() - self._ran_at >= GRACE_SECONDS
 
     @property
@@ -170,7 +170,11 @@ class Subscription:
                 "handlers cancelled at the end of the drain", consumer=self._name, count=len(self._workers)
             )
             await self._workers.cancel(seconds=reserve_seconds)
-        if closing := {inbox.close() for inbox in self._inboxes if inbox.is_open}:
+        if closing := {
+            consumer_channel.close()
+            for consumer_channel in self._consumer_channels
+            if consumer_channel.is_open
+        }:
             await asyncio.wait(closing, timeout=max(give_up_at - time.monotonic(), reserve_seconds))
         return finished
 
@@ -180,15 +184,18 @@ class Subscription:
         """Declare everything again, also what is there: a queue that was deleted is back before it is consumed."""
         await declare(self._topology, channel.raw)
         channel.raw.on_consumer_cancel_callbacks.add(partial(self._cancelled, channel))
-        inbox = Inbox(
+        consumer_channel = ConsumerChannel(
             channel,
             queue=self._name,
             prefetch=self._prefetch,
-            finished=self._finished,
+            lost_acks=self._lost_acks,
             take=self._take,
             left=self._gate.sift,
         )
-        self._inboxes = [*(known for known in self._inboxes if known.is_open), inbox]
+        self._consumer_channels = [
+            *(known for known in self._consumer_channels if known.is_open),
+            consumer_channel,
+        ]
         self._starved_at = None
         self._open_channel, self._consuming = channel, 0
         await self._consume(channel, self._wanted())
@@ -265,13 +272,18 @@ class Subscription:
 
     def _is_starving(self, waiting: int) -> bool:
         """Whether two probes in a row have seen messages wait for us, and nothing has come in between."""
-        inbox = self._inboxes[-1]
+        consumer_channel = self._consumer_channels[-1]
         # Of the consumers of a queue in order, all but one wait for their turn.
-        if not waiting or not inbox.has_room or self._keyed is not None or self._consuming < self._prefetch:
+        if (
+            not waiting
+            or not consumer_channel.has_room
+            or self._keyed is not None
+            or self._consuming < self._prefetch
+        ):
             self._starved_at = None
             return False
-        was, self._starved_at = self._starved_at, inbox.received
-        return was == inbox.received
+        was, self._starved_at = self._starved_at, consumer_channel.received
+        return was == consumer_channel.received
 
     async def _unsubscribe(self, channel: OpenChannel) -> None:
         try:
@@ -316,12 +328,12 @@ class Subscription:
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError) and is_cancelled():
                 raise
-            await self._processor.survive(delivery, error)
+            await self._processor.settle_unexpected(delivery, error)
 
     async def _knows_parked(self, parked: ParkedKeys, delivery: Delivery) -> bool:
         """Whether it is known which keys are parked; nothing runs before."""
         try:
-            with self._processor.stalls.trying("the log of parked keys is not read"):
+            with self._processor.stalls.attempt("the log of parked keys is not read"):
                 # There is one: it is set before anything can be delivered on it.
                 await parked.read(cast("OpenChannel", self._open_channel), self._processor.forward)
         except HybridkitError as error:

@@ -4,26 +4,24 @@ import asyncio
 from types import TracebackType
 from typing import Any, Self
 
-__all__ = ["Limit", "Limits"]
 
-
-class Limit:
+class RunTimeout:
     """Around one run: what `asyncio.timeout` does, without a timer of its own.
 
     Attributes:
         expired: whether the time was up before the run's end.
     """
 
-    __slots__ = ("_cancelling", "_limits", "_task", "expired")
+    __slots__ = ("_cancelling", "_task", "_timeouts", "expired")
 
-    def __init__(self, limits: "Limits", task: asyncio.Task[Any]) -> None:
-        self._limits = limits
+    def __init__(self, timeouts: "RunTimeouts", task: asyncio.Task[Any]) -> None:
+        self._timeouts = timeouts
         self._task = task
         self._cancelling = task.cancelling()
         self.expired = False
 
     def __enter__(self) -> Self:
-        self._limits.begin(self)
+        self._timeouts.begin(self)
         return self
 
     def __exit__(
@@ -34,7 +32,7 @@ class Limit:
         Raises:
             TimeoutError: the time was up, and nobody else had cancelled the task.
         """
-        self._limits.end(self)
+        self._timeouts.end(self)
         if self.expired:
             nobody_else = self._task.uncancel() <= self._cancelling
             if nobody_else and kind is asyncio.CancelledError:
@@ -46,7 +44,7 @@ class Limit:
         self._task.cancel()
 
 
-class Limits:
+class RunTimeouts:
     """The limits of the runs that are under way.
 
     Args:
@@ -56,34 +54,34 @@ class Limits:
     def __init__(self, *, seconds: float) -> None:
         self._seconds = seconds
         self._deadlines: dict[
-            Limit, float
+            RunTimeout, float
         ] = {}  # of the event loop's clock; the earliest first, as all are equal
-        self._expired: dict[Limit, float] = {}  # and since when they haven't ended
+        self._expired: dict[RunTimeout, float] = {}  # and since when they haven't ended
         self._timer: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
-        return f"Limits(seconds={self._seconds:g}, {len(self._deadlines)} runs)"
+        return f"RunTimeouts(seconds={self._seconds:g}, {len(self._deadlines)} runs)"
 
-    def one(self) -> Limit:
+    def one(self) -> RunTimeout:
         """A limit for one run of the current task."""
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 # nosec B101 - handlers run in tasks
-        return Limit(self, task)
+        return RunTimeout(self, task)
 
-    def begin(self, limit: Limit) -> None:
+    def begin(self, timeout: RunTimeout) -> None:
         """Count from now."""
         loop = asyncio.get_running_loop()
-        deadline = self._deadlines[limit] = loop.time() + self._seconds
+        deadline = self._deadlines[timeout] = loop.time() + self._seconds
         if self._timer is None:
             self._timer = loop.call_at(deadline, self._sweep)
 
-    def end(self, limit: Limit) -> None:
+    def end(self, timeout: RunTimeout) -> None:
         """Count no more."""
-        self._deadlines.pop(limit, None)
-        self._expired.pop(limit, None)
+        self._deadlines.pop(timeout, None)
+        self._expired.pop(timeout, None)
 
     def overdue(self, *, seconds: float) -> int:
-        """How many have not ended so long after their limit: they don't let themselves be cancelled."""
+        """How many have not ended so long after their timeout: they don't let themselves be cancelled."""
         since = asyncio.get_running_loop().time() - seconds
         return sum(expired <= since for expired in self._expired.values())
 
@@ -92,10 +90,10 @@ class Limits:
         loop = asyncio.get_running_loop()
         self._timer, now = None, loop.time()
         while self._deadlines:
-            limit, deadline = next(iter(self._deadlines.items()))
+            timeout, deadline = next(iter(self._deadlines.items()))
             if deadline > now:
                 self._timer = loop.call_at(deadline, self._sweep)
                 return
-            del self._deadlines[limit]
-            self._expired[limit] = now
-            limit.expire()
+            del self._deadlines[timeout]
+            self._expired[timeout] = now
+            timeout.expire()

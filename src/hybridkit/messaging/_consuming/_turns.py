@@ -10,62 +10,62 @@ from collections.abc import AsyncGenerator
 from contextlib import ExitStack, asynccontextmanager
 from weakref import WeakKeyDictionary
 
-__all__ = ["Turns"]
 
-
-class Turns:
+class HandlerLock:
     """Of all handlers in one event loop, whichever consumer they belong to: a process dies as a whole."""
 
     def __init__(self) -> None:
         self._running = 0
         self._idle = asyncio.Event()
-        self._open = asyncio.Event()
-        self._open.set()
+        self._free = asyncio.Event()
+        self._free.set()
         self._one = asyncio.Lock()
 
     def __repr__(self) -> str:
-        return f"Turns(running={self._running}, is_open={self._open.is_set()})"
+        return f"HandlerLock(running={self._running}, is_free={self._free.is_set()})"
 
     @classmethod
-    def here(cls) -> "Turns":
+    def of_loop(cls) -> "HandlerLock":
         """Those of the running loop."""
         loop = asyncio.get_running_loop()
-        turns = _TURNS.get(loop)
-        if turns is None:
-            turns = _TURNS[loop] = cls()
-        return turns
+        lock = _LOCKS.get(loop)
+        if lock is None:
+            lock = _LOCKS[loop] = cls()
+        return lock
 
     @property
-    def is_open(self) -> bool:
+    def is_free(self) -> bool:
         """Whether nobody is or wants to be alone."""
-        return self._open.is_set()
+        return self._free.is_set()
 
-    async def begin(self) -> None:
+    async def acquire_shared(self) -> None:
         """Begin beside others; waits while one is or wants to be alone."""
-        while not self._open.is_set():
-            await self._open.wait()
+        while not self._free.is_set():
+            await self._free.wait()
         self._running += 1
 
-    def end(self) -> None:
+    def release_shared(self) -> None:
         """End what was begun."""
         self._running -= 1
         if not self._running:
             self._idle.set()
 
     @asynccontextmanager
-    async def alone(self, *, seconds: float, most_seconds: float | None = None) -> AsyncGenerator[bool]:
+    async def exclusive(
+        self, *, wait_seconds: float, max_hold_seconds: float | None = None
+    ) -> AsyncGenerator[bool]:
         """The block runs with nothing beside it; with False if that could not be had in that time.
 
         Args:
-            seconds: how long to wait for the end of the others.
-            most_seconds: how long they wait; then they go on beside the block. None for as long as it takes.
+            wait_seconds: how long to wait for the end of the others.
+            max_hold_seconds: how long they wait; then they go on beside the block. None for as long as it takes.
         """
         is_alone = False
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(wait_seconds):
                 await self._one.acquire()
                 try:
-                    self._open.clear()
+                    self._free.clear()
                     while self._running:
                         self._idle.clear()
                         await self._idle.wait()
@@ -78,14 +78,14 @@ class Turns:
             return
         with ExitStack() as leaving:
             leaving.callback(self._leave)
-            if most_seconds is not None:
-                timer = asyncio.get_running_loop().call_later(most_seconds, leaving.close)
+            if max_hold_seconds is not None:
+                timer = asyncio.get_running_loop().call_later(max_hold_seconds, leaving.close)
                 leaving.callback(timer.cancel)
             yield True
 
     def _leave(self) -> None:
-        self._open.set()
+        self._free.set()
         self._one.release()
 
 
-_TURNS: WeakKeyDictionary[asyncio.AbstractEventLoop, Turns] = WeakKeyDictionary()
+_LOCKS: WeakKeyDictionary[asyncio.AbstractEventLoop, HandlerLock] = WeakKeyDictionary()

@@ -41,8 +41,6 @@ from hybridkit.messaging._topology._declared import (
     dead_letter_queue,
 )
 
-__all__ = ["DeadLetter", "DeadLetterFilter", "DeadLetterGroup", "Groups", "read_dead_letter"]
-
 MAX_TEXT_CHARS: Final = 16_000
 
 _DELAY_QUEUES: Final = "hk.delay."

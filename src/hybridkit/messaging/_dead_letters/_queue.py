@@ -30,12 +30,10 @@ from hybridkit.messaging._dead_letters._letter import (
     Groups,
     read_dead_letter,
 )
-from hybridkit.messaging._dead_letters._reader import Desk, Inbox, open_desk
+from hybridkit.messaging._dead_letters._reader import QueueReader, Window, open_reader
 from hybridkit.messaging._publishing._publisher import RobustPublisher
 from hybridkit.messaging._topology._declared import DEAD_LETTER_EXCHANGE, UNROUTED, dead_letter_queue
 from hybridkit.messaging._topology._management import ask_management
-
-__all__ = ["DeadLetterSummary", "DeadLetters", "Pace", "Redriven"]
 
 IN_FLIGHT: Final = 100
 """How many copies may be unconfirmed at the same time."""
@@ -156,14 +154,17 @@ class DeadLetters:
             AccessDeniedError: the user may not read or declare it.
         """
         groups = Groups()
-        async with open_desk(self._url, self.queue) as desk, desk.reading(most=desk.messages) as inbox:
-            while (message := await inbox.next()) is not None:
-                groups.add(read_dead_letter(self.queue, inbox.seen, message))
-                inbox.keep()
+        async with (
+            open_reader(self._url, self.queue) as reader,
+            reader.window(most=reader.messages) as window,
+        ):
+            while (message := await window.next()) is not None:
+                groups.add(read_dead_letter(self.queue, window.seen, message))
+                window.keep()
             return DeadLetterSummary(
                 queue=self.queue,
-                messages=desk.messages,
-                looked_at=inbox.seen,
+                messages=reader.messages,
+                looked_at=window.seen,
                 groups=groups.largest_first(),
             )
 
@@ -176,12 +177,15 @@ class DeadLetters:
         """
         wanted = matching or DeadLetterFilter()
         found: list[DeadLetter] = []
-        async with open_desk(self._url, self.queue) as desk, desk.reading(most=desk.messages) as inbox:
-            while len(found) < limit and (message := await inbox.next()) is not None:
-                letter = read_dead_letter(self.queue, inbox.seen, message)
+        async with (
+            open_reader(self._url, self.queue) as reader,
+            reader.window(most=reader.messages) as window,
+        ):
+            while len(found) < limit and (message := await window.next()) is not None:
+                letter = read_dead_letter(self.queue, window.seen, message)
                 if wanted.matches(letter):
                     found.append(letter)
-                inbox.keep()
+                window.keep()
         return found
 
     async def redrive(
@@ -211,13 +215,13 @@ class DeadLetters:
             MisuseError: no such rate.
         """
         work = _Redrive(matching or DeadLetterFilter(), limit, Pace(rate_per_second), on_progress)
-        async with open_desk(self._url, self.queue) as desk:
+        async with open_reader(self._url, self.queue) as reader:
             if dry_run:
-                await work.look(desk)
+                await work.look(reader)
             else:
                 async with RobustPublisher(self._url, service=SERVICE) as publisher:
-                    await work.send(desk, publisher)
-            return work.result(desk, dry_run=dry_run)
+                    await work.send(reader, publisher)
+            return work.result(reader, dry_run=dry_run)
 
 
 class Pace:
@@ -276,10 +280,10 @@ class _Redrive:
         self._slots = asyncio.Semaphore(IN_FLIGHT)
         self._tasks = Background()
 
-    def result(self, desk: Desk, *, dry_run: bool) -> Redriven:
+    def result(self, reader: QueueReader, *, dry_run: bool) -> Redriven:
         return Redriven(
-            queue=desk.queue,
-            messages=desk.messages,
+            queue=reader.queue,
+            messages=reader.messages,
             looked_at=self._redriven + self._left,
             matched=self._matched,
             redriven=self._redriven,
@@ -288,47 +292,47 @@ class _Redrive:
             dry_run=dry_run,
         )
 
-    async def look(self, desk: Desk) -> None:
+    async def look(self, reader: QueueReader) -> None:
         """Count what would be sent."""
-        async with desk.reading(most=desk.messages) as inbox:
-            while self._has_room() and (message := await inbox.next()) is not None:
-                letter = read_dead_letter(desk.queue, inbox.seen, message)
+        async with reader.window(most=reader.messages) as window:
+            while self._has_room() and (message := await window.next()) is not None:
+                letter = read_dead_letter(reader.queue, window.seen, message)
                 if self._matching.matches(letter):
                     self._count(letter)
-                self._keep(inbox)
+                self._keep(window)
 
-    async def send(self, desk: Desk, publisher: RobustPublisher) -> None:
+    async def send(self, reader: QueueReader, publisher: RobustPublisher) -> None:
         """Send what matches; a reader that was cut short is followed by another."""
         is_through = False
         while not is_through:
             # What readers before this one have left is at the head, in the same order.
-            most = desk.messages - self._redriven
-            async with desk.reading(most=most, skip=self._left) as inbox:
+            most = reader.messages - self._redriven
+            async with reader.window(most=most, skip=self._left) as window:
                 try:
-                    await self._send_from(inbox, desk, publisher)
+                    await self._send_from(window, reader, publisher)
                 finally:
                     await self._tasks.wait(seconds=FLUSH_SECONDS)
-                    await inbox.flush()
-                is_through = not inbox.was_cut
+                    await window.flush()
+                is_through = not window.was_cut
             self._tell()
             if self._error is not None:
                 raise self._error
 
-    async def _send_from(self, inbox: Inbox, desk: Desk, publisher: RobustPublisher) -> None:
-        while self._has_room() and (message := await inbox.next()) is not None:
+    async def _send_from(self, window: Window, reader: QueueReader, publisher: RobustPublisher) -> None:
+        while self._has_room() and (message := await window.next()) is not None:
             self._tell()
-            letter = read_dead_letter(desk.queue, inbox.seen, message)
+            letter = read_dead_letter(reader.queue, window.seen, message)
             if not self._matching.matches(letter):
-                self._keep(inbox)
+                self._keep(window)
                 continue
             await self._pace.turn()
             await self._slots.acquire()
-            if inbox.is_over:
-                inbox.was_cut = True
+            if window.is_over:
+                window.was_cut = True
                 self._slots.release()
                 return
             self._count(letter)
-            self._tasks.start(self._move(inbox, message, letter, publisher), name="redriving")
+            self._tasks.start(self._move(window, message, letter, publisher), name="redriving")
 
     def _has_room(self) -> bool:
         return self._error is None and (self._limit is None or self._matched < self._limit)
@@ -337,24 +341,24 @@ class _Redrive:
         self._matched += 1
         self._groups.add(letter)
 
-    def _keep(self, inbox: Inbox) -> None:
+    def _keep(self, window: Window) -> None:
         self._left += 1
-        inbox.keep()
+        window.keep()
 
     async def _move(
-        self, inbox: Inbox, message: IncomingMessage, letter: DeadLetter, publisher: RobustPublisher
+        self, window: Window, message: IncomingMessage, letter: DeadLetter, publisher: RobustPublisher
     ) -> None:
         """One copy, then the acknowledgement; begun in the messages' order, and the broker keeps that."""
         try:
             await publisher._writer.forward(letter.copy())  # noqa: SLF001 - the same package
         except (UnroutableError, NackedError, RejectedError) as error:
             self._failed[str(error)] += 1
-            self._keep(inbox)
+            self._keep(window)
         except Exception as error:  # noqa: BLE001 - no broker, or whatever else: the others would fail as well
             self._error = error
-            self._keep(inbox)
+            self._keep(window)
         else:
-            inbox.ack(message)
+            window.ack(message)
             self._redriven += 1
         finally:
             self._slots.release()

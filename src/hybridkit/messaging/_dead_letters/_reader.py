@@ -2,9 +2,9 @@
 
 AMQP has no way to look at a message but to have it delivered and to give it back. What a quorum queue gets back it puts
 into a line of its own, in front of all others, *at the end of that line*. So whoever takes a part of that line and puts
-it back has changed the order. Here every reader takes the same `WINDOW` of messages, never less than a reader before it
-can have left in that line, and keeps them unacknowledged until its connection closes: then they go back in the order in
-which they came.
+it back has changed the order. Here every reader takes the same `WINDOW_MESSAGES` messages, never less than a reader
+before it can have left in that line, and keeps them unacknowledged until its connection closes: then they go back in
+the order in which they came.
 
 The window is also how far a reader can see past messages that stay: behind so many of them it gets no more. Nothing of
 those is held here: a message is read, and forgotten. What waits to be sent back is held up to `BUDGET_BYTES`; then, and
@@ -29,9 +29,7 @@ from hybridkit.messaging._consuming._delivery import MAX_UNACKED_SECONDS
 from hybridkit.messaging._topology._declared import NO_DELIVERY_LIMIT, Queue
 from hybridkit.messaging._topology._inspection import Found, Inspection
 
-__all__ = ["WINDOW", "Desk", "Inbox", "open_desk"]
-
-WINDOW: Final = 50_000
+WINDOW_MESSAGES: Final = 50_000
 """How many messages a reader may have unacknowledged; AMQP counts them with 16 bits."""
 BUDGET_BYTES: Final = 64 * 1024 * 1024
 SILENCE_SECONDS: Final = 1.0
@@ -45,7 +43,7 @@ CONNECTION_NAME: Final = "hybridkit dlq"
 _COUNTS: Final = frozenset({"x-delivery-count", "x-acquired-count"})
 
 
-class Desk:
+class QueueReader:
     """One queue that is ours to read, as nobody else reads it.
 
     Args:
@@ -62,7 +60,7 @@ class Desk:
         self._inspection = inspection
 
     @asynccontextmanager
-    async def reading(self, *, most: int, skip: int = 0) -> AsyncGenerator["Inbox"]:
+    async def window(self, *, most: int, skip: int = 0) -> AsyncGenerator["Window"]:
         """Have the messages delivered from the head on; those that are not acknowledged go back after the block.
 
         Args:
@@ -72,18 +70,18 @@ class Desk:
         Raises:
             NotConnectedError: the broker doesn't answer.
         """
-        inbox = Inbox(self, most=most, skip=skip)
+        window = Window(self, most=most, skip=skip)
         try:
             # A connection and not only a channel: what is still on its way must not hold up the goodbye.
             async with BrokerConnection(self._url, name=f"{CONNECTION_NAME} {self.queue}") as connection:
                 channel = await OpenChannel.open(await connection.opened())
-                inbox.port = channel.open_port(inbox)
-                channel.raw.on_consumer_cancel_callbacks.add(inbox.cancelled)
+                window.port = channel.open_port(window)
+                channel.raw.on_consumer_cancel_callbacks.add(window.cancelled)
                 await channel.connection.ask(_consume(channel.raw, self.queue), name=f"reading {self.queue}")
-                yield inbox
+                yield window
         except AMQPError as error:
             raise NotConnectedError(f"reading {self.queue}: {type(error).__name__}: {error}") from error
-        await self._settled(most - inbox.acknowledged)
+        await self._settled(most - window.acknowledged)
 
     async def ready(self) -> int:
         """How many messages nobody has."""
@@ -99,7 +97,7 @@ class Desk:
             await asyncio.sleep(0.01)
 
 
-class Inbox:
+class Window:
     """What is delivered to a reader, in order.
 
     Attributes:
@@ -108,12 +106,12 @@ class Inbox:
         was_cut: it ended before it came to the end of the queue; a new reader sees more.
     """
 
-    def __init__(self, desk: Desk, *, most: int, skip: int) -> None:
+    def __init__(self, reader: QueueReader, *, most: int, skip: int) -> None:
         self.port: Port  # of the channel, before anything comes
         self.seen = 0
         self.acknowledged = 0
         self.was_cut = False
-        self._desk = desk
+        self._reader = reader
         self._most = most
         self._skip = skip
         self._kept = 0
@@ -138,7 +136,7 @@ class Inbox:
     @property
     def _is_full(self) -> bool:
         """Whether the broker delivers no more: the window is of what stays, and of what `flush` needs."""
-        return self._kept + (self._last is not None) >= WINDOW
+        return self._kept + (self._last is not None) >= WINDOW_MESSAGES
 
     async def next(self) -> IncomingMessage | None:
         """The next message; None at the end of the queue, of the window, of its time or of the budget.
@@ -149,7 +147,7 @@ class Inbox:
         silences = 0
         while True:
             if self._closed is not None:
-                raise NotConnectedError(f"reading {self._desk.queue}: {self._closed}")
+                raise NotConnectedError(f"reading {self._reader.queue}: {self._closed}")
             if self.is_over:
                 self.was_cut = True
                 return None
@@ -158,10 +156,10 @@ class Inbox:
             if self.was_cut or self.seen >= self._most or self._is_full:
                 return None
             silences += await self._is_silent()
-            if silences and not await self._desk.ready():
+            if silences and not await self._reader.ready():
                 return None  # somebody has emptied the queue meanwhile
             if silences > PATIENCE:
-                raise NotConnectedError(f"the broker has messages in {self._desk.queue} and delivers none")
+                raise NotConnectedError(f"the broker has messages in {self._reader.queue} and delivers none")
 
     def keep(self) -> None:
         """The message stays in the queue."""
@@ -250,7 +248,7 @@ def _content(message: IncomingMessage) -> tuple[Any, ...]:
 
 
 @asynccontextmanager
-async def open_desk(url: str, queue: str) -> AsyncGenerator[Desk]:
+async def open_reader(url: str, queue: str) -> AsyncGenerator[QueueReader]:
     """Reserve a queue for reading it.
 
     A quorum queue takes a second consumer although the first one is exclusive; so the lock is an exclusive queue, which
@@ -278,7 +276,7 @@ async def open_desk(url: str, queue: str) -> AsyncGenerator[Desk]:
                 raise InProgressError(
                     f"{queue} has {found.consumers} consumers that take messages out of it; stop them first"
                 )
-            yield Desk(url, queue, inspection, found.messages)
+            yield QueueReader(url, queue, inspection, found.messages)
 
 
 def _check_limit(queue: str, found: Found) -> None:
@@ -304,7 +302,7 @@ async def _lock(inspection: Inspection, queue: str) -> None:
 
 
 async def _consume(channel: Channel, queue: str) -> None:
-    await channel.basic_qos(prefetch_count=WINDOW)
+    await channel.basic_qos(prefetch_count=WINDOW_MESSAGES)
     await channel.basic_consume(queue, _nothing)
 
 
