@@ -21,8 +21,7 @@ import structlog
 from examples.demo.report import Report, chapter, say
 from examples.demo.scenario import play
 from examples.demo.stack import SERVICES, STOP_SECONDS, Stack, Urls
-from hybridkit.dev import KINDS, LocalServers
-from hybridkit.dev._processes._supervisor import Supervisor
+from hybridkit.dev import KINDS, LocalServers, Supervisor
 from hybridkit.errors import HybridkitError
 
 __all__ = ["main"]
@@ -74,7 +73,7 @@ async def _play(stack: Stack, supervisor: Supervisor, report: Report) -> None:
         await play(stack, supervisor, report)
         supervisor.check_running()
     except TimeoutError as error:
-        ends = "\n\n".join(f"{name}:\n{supervisor.last_words(name, lines=8)}" for name in SERVICES)
+        ends = "\n\n".join(f"{name}:\n{supervisor.log_tail(name, lines=8)}" for name in SERVICES)
         raise TimeoutError(f"{error}; the logs end with\n\n{ends}") from None
 
 
@@ -87,7 +86,7 @@ async def _stop(supervisor: Supervisor, report: Report) -> None:
 
 @asynccontextmanager
 async def _servers() -> AsyncGenerator[Urls]:
-    """Four servers by the ladder, one line for each that says what it is."""
+    """Start four servers and print where each one comes from."""
     servers = LocalServers()
     with chapter("Servers") as watch:
         try:

@@ -18,7 +18,7 @@ from examples.demo.report import Report, chapter, say
 from examples.demo.stack import OBSERVER, SERVICES, TELEGRAM, Stack
 from hybridkit import EventEnvelope
 from hybridkit.clients import MongoDataClient, PostgresDataClient
-from hybridkit.dev._processes._supervisor import Supervisor, merge_logs
+from hybridkit.dev import Supervisor, merge_logs
 from hybridkit.messaging import BrokerConnection, RobustConsumer, RobustPublisher
 
 __all__ = ["play"]

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import urlsplit, urlunsplit
 
-from hybridkit.dev._processes._supervisor import Service, Supervisor
-from hybridkit.dev._servers._probes import free_port
+from hybridkit.dev import Service, Supervisor, free_port
 from hybridkit.security import ServiceTokenIssuer
 from hybridkit.testing import FakeTelegram
 

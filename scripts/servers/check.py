@@ -10,10 +10,10 @@ import os
 import sys
 
 from hybridkit.dev._servers._choice import choose
-from hybridkit.dev._servers._local import surroundings
+from hybridkit.dev._servers._local import discovery
 
 wanted = sys.argv[1]
-source = choose("rabbitmq", surroundings(os.environ), private=True).source
+source = choose("rabbitmq", discovery(os.environ), private=True).source
 if f"{wanted}." not in source:
     sys.exit(f"servers: the tests want {wanted}, and would run on another server ({source})")
 print(f"servers: {source}")

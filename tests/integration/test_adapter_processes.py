@@ -17,8 +17,7 @@ from hybridkit import Event
 from hybridkit.adapters.aiogram import bot_lifespan
 from hybridkit.adapters.dependencies import Context, Mongo, Postgres, Publisher, Redis
 from hybridkit.adapters.worker import worker_lifespan
-from hybridkit.dev._processes._supervisor import Service, Supervisor
-from hybridkit.dev._servers._probes import free_port
+from hybridkit.dev import Service, Supervisor, free_port
 from hybridkit.lifespan import ServiceResources
 from hybridkit.messaging import RobustConsumer, RobustPublisher
 from hybridkit.settings import BotSettings, SecretUrl, WorkerSettings
@@ -85,7 +84,7 @@ class Worker:
             return await self.supervisor.wait(name)
 
     def log(self) -> str:
-        return "\n".join(self.supervisor.last_words(name, lines=10_000) for name in self.runs)
+        return "\n".join(self.supervisor.log_tail(name, lines=10_000) for name in self.runs)
 
     async def until_logged(self, text: str, *, times: int = 1) -> None:
         async with asyncio.timeout(60):
@@ -101,7 +100,7 @@ async def test_sigterm_finishes_what_runs_and_nothing_runs_twice(
         run = await worker.start()
         await publisher.publish(Asked(number=1, seconds=1.0))
         await worker.until_logged("begun 1")
-        supervisor.send(run, signal.SIGTERM)
+        supervisor.send_signal(run, signal.SIGTERM)
         assert await worker.ended(run) == 0
         assert "done 1" in worker.log()
         assert worker.log().endswith("main returned")
@@ -119,14 +118,14 @@ async def test_what_a_second_signal_breaks_off_runs_again(
         run = await worker.start()
         await publisher.publish(Asked(number=1, seconds=600.0))
         await worker.until_logged("begun 1")
-        supervisor.send(run, signal.SIGTERM)
+        supervisor.send_signal(run, signal.SIGTERM)
         await worker.until_logged("signal received")
-        supervisor.send(run, signal.SIGTERM)
+        supervisor.send_signal(run, signal.SIGTERM)
         assert await worker.ended(run) == 0
         assert "done 1" not in worker.log()
         again = await worker.start()
         await worker.until_logged("begun 1", times=2)
-        supervisor.send(again, signal.SIGKILL)
+        supervisor.send_signal(again, signal.SIGKILL)
 
 
 async def test_a_workers_handlers_get_what_the_settings_name(redis_url: str, rabbitmq_url: str) -> None:

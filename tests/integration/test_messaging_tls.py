@@ -10,8 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 import trustme
 
-from hybridkit.dev import Server
-from hybridkit.dev._servers._probes import free_port
+from hybridkit.dev import Server, free_port
 from hybridkit.errors import NotConnectedError
 from hybridkit.events import Event
 from hybridkit.messaging import BrokerConnection, Receipt, RobustConsumer, RobustPublisher

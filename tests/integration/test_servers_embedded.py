@@ -1,4 +1,4 @@
-"""The last rung: what comes from pip starts, answers a real client, and can be killed like any other."""
+"""The last origin: what comes from pip starts, answers a real client, and can be killed like any other."""
 
 import asyncio
 import dataclasses
@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from hybridkit.dev import Kind, Server
 from hybridkit.dev._processes._runs import Run
 from hybridkit.dev._servers._choice import choose, start
-from hybridkit.dev._servers._local import surroundings
+from hybridkit.dev._servers._local import discovery
 from hybridkit.dev._servers._server_root import state_directory
 
 Start = Callable[[Kind], Server]
@@ -25,7 +25,7 @@ Start = Callable[[Kind], Server]
 @pytest.fixture
 def start_embedded() -> Iterator[Start]:
     nothing_else = dataclasses.replace(
-        surroundings({}),
+        discovery({}),
         find_programs=lambda name, label: [],
         container_problem=lambda: "left out by the test",
     )

@@ -16,7 +16,7 @@ from hybridkit.dev import SharedServers
 from hybridkit.dev._processes._process import wait_until
 from hybridkit.dev._servers._probes import redis_answers
 from hybridkit.dev._servers._server_root import server_root_directory
-from hybridkit.dev._servers._shared import is_locked, read_answer
+from hybridkit.dev._servers._shared import is_locked, read_report
 
 RECORD_URL = """
 import os, pathlib, pytest
@@ -115,17 +115,17 @@ time.sleep(1000)
     assert dies(url)
 
 
-def test_a_server_whose_holder_was_killed_is_started_again(key: str) -> None:
+def test_a_server_whose_owner_was_killed_is_started_again(key: str) -> None:
     """The next one to ask does not get an answer of the dead."""
     first, second = SharedServers(key), SharedServers(key)
     url = first.get("redis").url
-    answer = read_answer(first._folder / "redis.json")
-    assert answer is not None
+    report = read_report(first._folder / "redis.json")
+    assert report is not None
     try:
-        answer.holder.send(signal.SIGKILL)
+        report.owner.send(signal.SIGKILL)
         assert dies(url)
         # The kernel ends a process thread by thread: the server has gone before the last one lets go of the lock.
-        assert wait_until(lambda: not is_locked(first._folder / "redis.holder"), timeout_seconds=60)
+        assert wait_until(lambda: not is_locked(first._folder / "redis.owner"), timeout_seconds=60)
         again = second.get("redis").url
         log = (second._folder / "redis.log").read_text()
         assert is_up(again), f"first {url}, then {again}: {log}"
@@ -146,7 +146,7 @@ def test_workers_of_xdist_share_one_server(pytester: pytest.Pytester) -> None:
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_run_leaves_no_server(pytester: pytest.Pytester, signal_number: int) -> None:
-    """The holder ends it, whatever became of the tests."""
+    """The owner ends it, whatever became of the tests."""
     pytester.makepyfile(HANG)
     said = Path(pytester.path / "url")
     with pytester.popen([sys.executable, "-m", "pytest"]) as run:

@@ -9,8 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from hybridkit.dev._processes._supervisor import Service, Supervisor
-from hybridkit.dev._servers._probes import free_port
+from hybridkit.dev import Service, Supervisor, free_port
 
 PROGRAM = """
 import asyncio, sys
@@ -65,10 +64,10 @@ class Api:
                 await asyncio.sleep(0.01)
 
     def log(self) -> str:
-        return self.supervisor.last_words("api", lines=1000)
+        return self.supervisor.log_tail("api", lines=1000)
 
     def signal(self, number: signal.Signals) -> None:
-        self.supervisor.send("api", number)
+        self.supervisor.send_signal("api", number)
 
     async def exit_code(self) -> int:
         async with asyncio.timeout(60):

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hybridkit.dev._processes._supervisor import Service, Supervisor
-from hybridkit.dev._servers._probes import free_port
+from hybridkit.dev import Service, Supervisor, free_port
 
 # Importing Aiogram takes seconds, and on a machine with much to do many of them.
 pytestmark = pytest.mark.timeout(300)
@@ -61,7 +60,7 @@ async def test_a_start_that_takes_too_long_is_given_up_with_a_report(
 ) -> None:
     await start(supervisor, kind, budget_seconds=1)
     assert await supervisor.wait(kind) == 1
-    log = supervisor.last_words(kind, lines=1000)
+    log = supervisor.log_tail(kind, lines=1000)
     assert "not everything came up within 1 s" in log
     assert "redis:" in log
     assert "rabbitmq:" in log
@@ -71,8 +70,8 @@ async def test_a_start_that_takes_too_long_is_given_up_with_a_report(
 
 async def test_a_signal_while_it_waits_ends_it_well(supervisor: Supervisor) -> None:
     await start(supervisor, "worker", budget_seconds=600)
-    while "waiting" not in supervisor.last_words("worker"):  # noqa: ASYNC110  # another process's file
+    while "waiting" not in supervisor.log_tail("worker"):  # noqa: ASYNC110  # another process's file
         await asyncio.sleep(0.01)
-    supervisor.send("worker", signal.SIGTERM)
+    supervisor.send_signal("worker", signal.SIGTERM)
     assert await supervisor.wait("worker") == 0
-    assert "stopped before the start was complete" in supervisor.last_words("worker")
+    assert "stopped before the start was complete" in supervisor.log_tail("worker")

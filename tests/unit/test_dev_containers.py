@@ -1,4 +1,4 @@
-"""The container rung with containers that are only played: what is asked of testcontainers, and when."""
+"""The container origin with containers that are only played: what is asked of testcontainers, and when."""
 
 import dataclasses
 import sys

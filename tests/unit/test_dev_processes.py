@@ -41,7 +41,7 @@ def spawn(run: Run) -> Callable[..., Process]:
         process = run.spawn(
             ["sh", "-c", script], name="sh", folder=folder, env=os.environ, stop_signal=stop_signal
         )
-        assert wait_until(lambda: "ready" in process.last_words(), timeout_seconds=10)
+        assert wait_until(lambda: "ready" in process.log_tail(), timeout_seconds=10)
         return process
 
     return spawn
@@ -94,7 +94,7 @@ def test_stop_lets_the_process_finish(spawn: Callable[..., Process]) -> None:
     )
     process.freeze()
     process.stop()
-    assert "finished" in process.last_words()
+    assert "finished" in process.log_tail()
 
 
 def test_each_child_notes_who_it_is_before_it_becomes_the_server(
@@ -135,7 +135,9 @@ def test_a_tool_that_fails_shows_what_it_said(run: Run) -> None:
     """The end of its output is in the error."""
     folder = run.folder("tool", owner=Owner())
     with pytest.raises(ServerStartError, match="ended with 3:\nno space left"):
-        run.call(["sh", "-c", "echo no space left; exit 3"], name="initdb", folder=folder, env=os.environ)
+        run.check_call(
+            ["sh", "-c", "echo no space left; exit 3"], name="initdb", folder=folder, env=os.environ
+        )
 
 
 def abandon_a_server(state: Path) -> ProcessId:
@@ -149,7 +151,7 @@ def abandon_a_server(state: Path) -> ProcessId:
         folder = run.folder("server", owner=Owner())
         argv = ["sh", "-c", "echo ready; exec sleep 1000"]
         process = run.spawn(argv, name="sleep", folder=folder, env=os.environ)
-        wait_until(process.last_words, timeout_seconds=10)
+        wait_until(process.log_tail, timeout_seconds=10)
         found = find_process(process.pid)
         print(found.pid, found.started, flush=True)
         os._exit(9)

@@ -1,4 +1,4 @@
-"""What users of a shared server see of a holder that has no server for them."""
+"""What users of a shared server see of an owner that has no server for them."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pytest
 
 from hybridkit.dev import SharedServers
 from hybridkit.dev._processes._process import own_process
-from hybridkit.dev._servers._shared import Answer, write_answer
+from hybridkit.dev._servers._shared import OwnerReport, write_report
 from hybridkit.errors import ServerMissingError, ServerStartError
 
 
@@ -26,8 +26,8 @@ def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SharedSe
 
 
 @pytest.fixture
-def play_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
-    """Let a shell script be the holder; what it is called with is -m MODULE KIND FOLDER."""
+def play_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Let a shell script be the owner; what it is called with is -m MODULE KIND FOLDER."""
 
     def play(script: str) -> Path:
         calls = tmp_path / "calls"
@@ -41,30 +41,30 @@ def play_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[st
 
 
 def test_a_holder_that_dies_shows_what_it_said(
-    shared: SharedServers, play_holder: Callable[[str], Path]
+    shared: SharedServers, play_owner: Callable[[str], Path]
 ) -> None:
-    """And nobody waits for its answer."""
-    play_holder("echo no module of that name >&2; exit 1")
+    """And nobody waits for its report."""
+    play_owner("echo no module of that name >&2; exit 1")
     with pytest.raises(ServerStartError, match="has ended:\nno module of that name"):
         shared.get("redis")
 
 
 def test_a_server_that_did_not_start_is_an_error(
-    shared: SharedServers, play_holder: Callable[[str], Path]
+    shared: SharedServers, play_owner: Callable[[str], Path]
 ) -> None:
-    """With the words of the holder."""
-    answer = json.dumps({"pid": 1, "started": "1", "error": "redis did not come up", "missing": None})
-    play_holder(f"echo '{answer}' >\"$4/redis.json\"; sleep 1")
+    """With the words of the owner."""
+    report = json.dumps({"pid": 1, "started": "1", "error": "redis did not come up", "missing": None})
+    play_owner(f"echo '{report}' >\"$4/redis.json\"; sleep 1")
     with pytest.raises(ServerStartError, match="redis did not come up"):
         shared.get("redis")
 
 
 def test_a_missing_server_is_looked_for_once(
-    shared: SharedServers, play_holder: Callable[[str], Path]
+    shared: SharedServers, play_owner: Callable[[str], Path]
 ) -> None:
-    """Each test that asks for it gets the same answer at once."""
-    answer = json.dumps({"pid": 1, "started": "1", "error": "no redis", "missing": ["URL: set one"]})
-    calls = play_holder(f"echo '{answer}' >\"$4/redis.json\"; sleep 1")
+    """Each test that asks for it gets the same report at once."""
+    report = json.dumps({"pid": 1, "started": "1", "error": "no redis", "missing": ["URL: set one"]})
+    calls = play_owner(f"echo '{report}' >\"$4/redis.json\"; sleep 1")
     for _ in range(3):
         with pytest.raises(ServerMissingError, match="no redis\n  - URL: set one") as caught:
             shared.get("redis")
@@ -73,16 +73,16 @@ def test_a_missing_server_is_looked_for_once(
 
 
 def test_folders_of_killed_runs_are_removed_after_a_while(
-    shared: SharedServers, play_holder: Callable[[str], Path], tmp_path: Path
+    shared: SharedServers, play_owner: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """Not those in use, and not those that may have been made just now."""
-    play_holder("exit 1")
+    play_owner("exit 1")
     an_hour_ago = time.time() - 3601
     for name, age in (("old", an_hour_ago), ("young", time.time()), ("used", an_hour_ago)):
         (tmp_path / "shared" / name).mkdir(parents=True)
         if name == "used":
             me = own_process()
-            write_answer(tmp_path / "shared/used/redis.json", Answer(pid=me.pid, started=me.started))
+            write_report(tmp_path / "shared/used/redis.json", OwnerReport(pid=me.pid, started=me.started))
         os.utime(tmp_path / "shared" / name, (age, age))
     with pytest.raises(ServerStartError):
         shared.get("redis")

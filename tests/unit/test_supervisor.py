@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hybridkit.dev._processes._supervisor import Service, Supervisor, merge_logs
-from hybridkit.dev._servers._probes import free_port
+from hybridkit.dev import Service, Supervisor, free_port, merge_logs
 from hybridkit.errors import MisuseError, ServerStartError
 
 SERVICE = """
@@ -85,7 +84,7 @@ async def test_last_words_are_readable_where_they_were_json(tmp_path: Path) -> N
     )
     async with Supervisor(tmp_path) as supervisor:
         (tmp_path / "users.log").write_text(f"printed\n{line}\n")
-        words = supervisor.last_words("users")
+        words = supervisor.log_tail("users")
     assert words == "printed\n10:00:00.100  error     no database  error.message=refused"
 
 
@@ -104,7 +103,7 @@ async def test_what_ignores_the_signal_is_killed_at_the_end_of_the_budget(tmp_pa
     async with Supervisor(tmp_path) as supervisor:
         await supervisor.start(deaf)
         async with asyncio.timeout(60):
-            while "deaf" not in supervisor.last_words("deaf"):  # noqa: ASYNC110  # another process's file
+            while "deaf" not in supervisor.log_tail("deaf"):  # noqa: ASYNC110  # another process's file
                 await asyncio.sleep(0.01)
         assert await supervisor.stop(timeout_seconds=0.1) == {"deaf": -signal.SIGKILL}
 
@@ -120,14 +119,14 @@ async def test_two_services_of_one_name_are_refused(tmp_path: Path) -> None:
 async def test_children_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     parent_script = f"""
 import asyncio, pathlib, sys
-from hybridkit.dev._processes._supervisor import Service, Supervisor
+from hybridkit.dev import Service, Supervisor
 async def main():
     async with Supervisor(pathlib.Path({str(tmp_path)!r})) as supervisor:
         script = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
         await supervisor.start(Service(name="child", argv=[sys.executable, "-c", script]))
-        while not supervisor.last_words("child"):
+        while not supervisor.log_tail("child"):
             await asyncio.sleep(0.01)
-        print(supervisor.last_words("child"), flush=True)
+        print(supervisor.log_tail("child"), flush=True)
         await asyncio.sleep(600)
 asyncio.run(main())
 """

@@ -21,8 +21,7 @@ from aiogram.exceptions import (
 )
 from aiogram.types import BufferedInputFile
 
-from hybridkit.dev._processes._supervisor import Service, Supervisor
-from hybridkit.dev._servers._probes import free_port
+from hybridkit.dev import Service, Supervisor, free_port
 from hybridkit.testing import FakeTelegram, TelegramUser
 
 ADA = TelegramUser(id=7, first_name="Ада", language_code="ru")

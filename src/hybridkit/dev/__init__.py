@@ -1,7 +1,10 @@
-"""Local servers for developers and tests: real ones by one ladder, and a broker with faults on demand."""
+"""Local servers, a development broker and supervised processes, for developers and tests."""
 
 from hybridkit.dev._broker import BrokerFaults, DevelopmentBroker, QueueState
+from hybridkit.dev._processes._logs import LogLine, merge_logs
+from hybridkit.dev._processes._supervisor import Service, Supervisor
 from hybridkit.dev._servers._local import LocalServers
+from hybridkit.dev._servers._probes import free_port
 from hybridkit.dev._servers._server import KINDS, Kind, Server
 from hybridkit.dev._servers._shared import SharedServers
 
@@ -11,7 +14,12 @@ __all__ = [
     "DevelopmentBroker",
     "Kind",
     "LocalServers",
+    "LogLine",
     "QueueState",
     "Server",
+    "Service",
     "SharedServers",
+    "Supervisor",
+    "free_port",
+    "merge_logs",
 ]

@@ -82,7 +82,7 @@ def _wait_until_one_ends(servers: Sequence[Server]) -> None:
     while all(server.is_running for server in ours):
         pause.wait(CHECK_SECONDS)
     ended = [
-        f"{server.kind} ({server.source}) has ended; its log ends with:\n{server.last_words()}"
+        f"{server.kind} ({server.source}) has ended; its log ends with:\n{server.log_tail()}"
         for server in ours
         if not server.is_running
     ]

@@ -260,13 +260,13 @@ class Process:
 
     def stop(self) -> None:
         """Let the child finish in good order; kill it when it has not after 15 seconds."""
-        self._leave(self._stop_signal, timeout_seconds=15)
+        self._terminate(self._stop_signal, timeout_seconds=15)
 
     def end(self) -> None:
         """Make the child end at once, with whatever it needs to leave nothing behind."""
-        self._leave(self._end_signal, timeout_seconds=3)
+        self._terminate(self._end_signal, timeout_seconds=3)
 
-    def _leave(self, signal_number: int, *, timeout_seconds: float) -> None:
+    def _terminate(self, signal_number: int, *, timeout_seconds: float) -> None:
         tree = self.tree()
         self.resume()
         if tree:
@@ -279,7 +279,7 @@ class Process:
         self._child.wait()
         self._record.unlink(missing_ok=True)
 
-    def last_words(self, *, lines: int = 15) -> str:
+    def log_tail(self, *, lines: int = 15) -> str:
         """The end of the log, to be shown when the child did not come up."""
         text = self._log.read_text(errors="replace") if self._log.exists() else ""
         return "\n".join(text.splitlines()[-lines:])

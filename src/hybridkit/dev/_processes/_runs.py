@@ -99,7 +99,7 @@ class Run:
             process.end()
         return process
 
-    def call(self, argv: Sequence[str], *, name: str, folder: Path, env: Mapping[str, str]) -> None:
+    def check_call(self, argv: Sequence[str], *, name: str, folder: Path, env: Mapping[str, str]) -> None:
         """Run a child of this run to its end.
 
         Raises:
@@ -108,7 +108,7 @@ class Run:
         # Not SIGKILL to end it early: initdb, for one, has memory to give back.
         process = self.spawn(argv, name=name, folder=folder, env=env, end_signal=signal.SIGINT)
         if code := process.wait():
-            raise ServerStartError(f"{name} ended with {code}:\n{process.last_words()}")
+            raise ServerStartError(f"{name} ended with {code}:\n{process.log_tail()}")
 
     def on_close(self, action: Callable[[], object]) -> None:
         """Do that too when the run is closed: after its processes have ended, before its folder goes."""

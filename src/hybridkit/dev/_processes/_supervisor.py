@@ -1,31 +1,19 @@
-"""The processes of a stack: started until ready, stopped in good order, their logs read as one story.
-
-```python
-async with Supervisor(log_directory) as supervisor:
-    await supervisor.start(Service(name="api_service", argv=[...], ready_url="http://127.0.0.1:8000/ready"))
-    ...
-    exit_codes = await supervisor.stop()        # the last one started is the first to be stopped
-```
-
-A child dies with its parent, also when that is killed: the kernel sends it SIGTERM (prctl(2), PR_SET_PDEATHSIG).
-"""
+"""The processes of a stack: started until they are ready, stopped in the reverse order."""
 
 import asyncio
 import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Final, Self
 from urllib.parse import urlsplit
 
-from hybridkit.codec import decode_object
-from hybridkit.errors import MisuseError, PayloadError, ServerStartError
-
-__all__ = ["LogLine", "Service", "Supervisor", "merge_logs"]
+from hybridkit.dev._processes._logs import readable
+from hybridkit.errors import MisuseError, ServerStartError
 
 POLL_SECONDS: Final = 0.05
 PROBE_TIMEOUT_SECONDS: Final = 2.0
@@ -39,13 +27,13 @@ _DIE_WITH_PARENT: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """One process of the stack.
+    """One process of a stack.
 
     Attributes:
-        name: also the name of its log file.
-        argv: the command.
-        environment: what it gets on top of this process's own environment.
-        ready_url: answers 200 once the service can work; without one it is ready as soon as it runs.
+        name: unique in its `Supervisor`; its log is `NAME.log`.
+        argv: the command with its arguments.
+        environment: variables that the process gets in addition to those of its parent.
+        ready_url: an HTTP URL that answers 200 when the service is ready. Without one it is ready as soon as it runs.
     """
 
     name: str
@@ -55,10 +43,21 @@ class Service:
 
 
 class Supervisor:
-    """Owns the processes that it starts; leaving it stops what still runs.
+    """Starts the processes of a stack, watches them, and stops those that still run when the block ends.
+
+    ```text
+    async with Supervisor(log_directory) as supervisor:
+        await supervisor.start(Service(name="api_service", argv=[...], ready_url="http://127.0.0.1:8000/ready"))
+        ...
+        exit_codes = await supervisor.stop()
+    ```
+
+    The processes do not outlive this one: when it dies, in whatever way, Linux sends them SIGTERM (prctl(2),
+    PR_SET_PDEATHSIG). Ctrl-C in the terminal does not reach them.
 
     Args:
-        log_directory: gets one `NAME.log` per service, standard output and error together.
+        log_directory: the folder that gets one `NAME.log` per service, with its standard output and error. It is
+            created when it does not exist.
     """
 
     def __init__(self, log_directory: Path) -> None:
@@ -79,15 +78,19 @@ class Supervisor:
 
     @property
     def logs(self) -> dict[str, Path]:
-        """The log file of each service started so far."""
+        """The log file of each service that has been started, by name."""
         return {name: self._log(name) for name in self._children}
 
     async def start(self, *services: Service, timeout_seconds: float = 30) -> None:
-        """Start services at the same time and wait until all are ready.
+        """Start services at the same time and wait until all of them are ready.
+
+        Args:
+            services: what to start.
+            timeout_seconds: how long all of them together have to become ready.
 
         Raises:
-            MisuseError: a service of that name was started already.
-            ServerStartError: one ended, or was not ready in time; the end of its log is in the message.
+            MisuseError: a service of the same name was started before.
+            ServerStartError: a service ended or was not ready in time; the message has the end of its log.
         """
         for service in services:
             await self._spawn(service)
@@ -98,65 +101,65 @@ class Supervisor:
             if time.monotonic() > ends_at:
                 raise ServerStartError(
                     f"{', '.join(service.name for service in waiting)} not ready after {timeout_seconds:g} s;"
-                    f" the log ends with:\n{self.last_words(waiting[0].name)}"
+                    f" the log ends with:\n{self.log_tail(waiting[0].name)}"
                 )
             await asyncio.sleep(POLL_SECONDS)
 
     async def stop(self, *names: str, timeout_seconds: float = 15) -> dict[str, int]:
-        """SIGTERM one after the other, in reverse order of their start; SIGKILL for what is left at the end.
+        """Send SIGTERM to one service after the other, the last one started first, and wait until each has ended.
 
         Args:
-            names: which services; all by default.
-            timeout_seconds: for all of them together.
+            names: the services to stop; all by default.
+            timeout_seconds: how long all of them together have to end; those that still run then get SIGKILL.
 
         Returns:
-            Exit codes by name, negative for the signal that ended a process.
+            The exit code of each service by name; of one that a signal ended, the negative number of the signal.
         """
         chosen = [name for name in self._children if name in names or not names]
         self._stopped.update(chosen)
         try:
             async with asyncio.timeout(timeout_seconds):
                 for name in reversed(chosen):
-                    self.send(name, signal.SIGTERM)
+                    self.send_signal(name, signal.SIGTERM)
                     await self.wait(name)
         except TimeoutError:
             pass  # the exit codes tell
         finally:
             for name in chosen:
-                self.send(name, signal.SIGKILL)
+                self.send_signal(name, signal.SIGKILL)
         return {name: await self.wait(name) for name in chosen}
 
-    def send(self, name: str, number: signal.Signals) -> None:
-        """Signal that service; nothing happens where it has ended."""
+    def send_signal(self, name: str, number: signal.Signals) -> None:
+        """Send a signal to a service; do nothing when it has ended."""
         if self._children[name].returncode is None:
             with suppress(ProcessLookupError):
                 self._children[name].send_signal(number)
 
     async def wait(self, name: str) -> int:
-        """The exit code of that service, once it has ended."""
+        """Wait until a service has ended, and return its exit code."""
         return await self._children[name].wait()
 
     def check_running(self, *names: str) -> None:
-        """Make sure that nothing has ended that was not stopped.
+        """Check that no service has ended without having been stopped.
 
         Args:
-            names: which services; all by default.
+            names: the services to check; all by default.
 
         Raises:
-            ServerStartError: with the name, the exit code and the end of the log.
+            ServerStartError: a service has ended; the message has its exit code and the end of its log.
         """
         for name in names or self._children:
             child = self._children[name]
             if child.returncode is not None and name not in self._stopped:
                 raise ServerStartError(
-                    f"{name} ended with exit code {child.returncode}; its log ends with:\n{self.last_words(name)}"
+                    f"{name} ended with exit code {child.returncode}; its log ends with:\n{self.log_tail(name)}"
                 )
 
-    def last_words(self, name: str, *, lines: int = 20) -> str:
-        """The end of that service's log, with JSON lines in a form for people."""
+    def log_tail(self, name: str, *, lines: int = 20) -> str:
+        """Return the last lines of a service's log, with JSON formatted for people."""
         log = self._log(name)
         words = log.read_text(errors="replace").splitlines() if log.exists() else []
-        return "\n".join(map(_readable, words[-lines:]))
+        return "\n".join(map(readable, words[-lines:]))
 
     async def _spawn(self, service: Service) -> None:
         if service.name in self._children:
@@ -199,83 +202,3 @@ async def _is_ready(service: Service) -> bool:
     except (OSError, TimeoutError):
         return False
     return status_line.split(b" ")[1:2] == [b"200"]
-
-
-# ── one story out of many logs ───────────────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogLine:
-    """One structured log line.
-
-    Attributes:
-        service: whose log it stands in.
-        timestamp: as logged, ISO 8601 in UTC, so that text order is time order.
-        message: what happened.
-        fields: the whole line.
-    """
-
-    service: str
-    timestamp: str
-    message: str
-    fields: Mapping[str, Any] = field(repr=False)
-
-    def __str__(self) -> str:
-        return f"{self.timestamp}  {self.service:<20} {self.message}"
-
-
-def merge_logs(logs: Mapping[str, Path], *, request_id: str) -> list[LogLine]:
-    """Every line with that request id, of all services, in the order in which it happened.
-
-    Args:
-        logs: log files of JSON lines by service; other lines are passed over.
-        request_id: which request.
-    """
-    lines = [line for service, path in logs.items() for line in _lines(service, path, request_id)]
-    return sorted(lines, key=lambda line: line.timestamp)
-
-
-def _lines(service: str, path: Path, request_id: str) -> Iterator[LogLine]:
-    with path.open(errors="replace") as log:
-        for text in log:
-            fields = _parsed(text) if request_id in text else None
-            if fields is not None and request_id in fields.values():
-                yield LogLine(
-                    service=service,
-                    timestamp=str(fields.get("@timestamp", "")),
-                    message=str(fields.get("message", "")),
-                    fields=fields,
-                )
-
-
-def _parsed(text: str) -> dict[str, Any] | None:
-    """A line of the log; None for what somebody printed."""
-    try:
-        return decode_object(text.encode())
-    except PayloadError:
-        return None
-
-
-def _readable(text: str) -> str:
-    fields = _parsed(text)
-    if fields is None:
-        return text
-    time_of_day = str(fields.get("@timestamp", ""))[11:23]
-    words = f"{time_of_day}  {fields.get('log.level', ''):<8}  {fields.get('message', '')}"
-    told = {name: value for name, value in fields.items() if name not in _BOILERPLATE}
-    return f"{words}  {' '.join(f'{name}={value}' for name, value in told.items())}".rstrip()
-
-
-_BOILERPLATE: Final = frozenset(
-    {
-        "@timestamp",
-        "ecs.version",
-        "error.stack_trace",
-        "http.request.id",
-        "log.level",
-        "log.logger",
-        "message",
-        "service.environment",
-        "service.name",
-    }
-)

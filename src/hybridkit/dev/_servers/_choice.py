@@ -1,4 +1,4 @@
-"""The ladder: which server of a kind is used here, the first rung that holds.
+"""The ladder: which server of a kind is used here, the first origin that holds.
 
 URL in the environment → program of this machine or of the server root → container → embedded → an error that names
 what is missing. Of several installations the newest is taken. Deciding and starting are two steps, so that the
@@ -15,7 +15,7 @@ from hybridkit.dev._servers._containers import IMAGES, start_container
 from hybridkit.dev._servers._mongo import FerretServer, MongodServer, NeosqliteServer, SecantusServer
 from hybridkit.dev._servers._postgres import start_postgres
 from hybridkit.dev._servers._programs import Program, newest
-from hybridkit.dev._servers._rabbitmq import BrokerServer, ErlangNeighbours, RabbitNode, start_cluster
+from hybridkit.dev._servers._rabbitmq import BrokerServer, ErlangDistribution, RabbitNode, start_cluster
 from hybridkit.dev._servers._redis import FakeRedisServer, RedisServer
 from hybridkit.dev._servers._server import Kind, ProcessServer, Server
 from hybridkit.errors import NotSupportedError, ServerMissingError
@@ -51,8 +51,8 @@ _EMBEDDED_SERVERS: Mapping[Kind, type[NeosqliteServer | FakeRedisServer | Broker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Surroundings:
-    """What the ladder can find here, each looked up when the rung is reached.
+class Discovery:
+    """What the ladder can find here, each looked up when the origin is reached.
 
     Attributes:
         environment: the environment variables.
@@ -71,52 +71,52 @@ class Surroundings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """The rung that holds for one kind of server.
+    """The origin that holds for one kind of server.
 
     Attributes:
         kind: which server.
-        rung: where it comes from.
+        origin: where it comes from.
         source: one line for people.
-        url: set on the first rung.
-        management_url: RabbitMQ's HTTP API, on the first rung.
+        url: set on the first origin.
+        management_url: RabbitMQ's HTTP API, on the first origin.
         programs: what to run: the server itself, then what it needs.
     """
 
     kind: Kind
-    rung: Literal["url", "binary", "container", "embedded"]
+    origin: Literal["url", "binary", "container", "embedded"]
     source: str
     url: str = ""
     management_url: str | None = None
     programs: tuple[Program, ...] = ()
 
 
-def choose(kind: Kind, surroundings: Surroundings, *, private: bool = False) -> Choice:
-    """Find the first rung that holds.
+def choose(kind: Kind, discovery: Discovery, *, private: bool = False) -> Choice:
+    """Find the first origin that holds.
 
     Args:
         kind: which server.
-        surroundings: what there is.
+        discovery: what there is.
         private: leave out the URL, because the server is going to be killed.
 
     Raises:
-        ServerMissingError: No rung holds; the message says what each of them needs.
+        ServerMissingError: No origin holds; the message says what each of them needs.
     """
     variable = URL_VARIABLES[kind]
-    url = surroundings.environment.get(variable)
+    url = discovery.environment.get(variable)
     if url and not private:
-        management_url = _management_url(url, surroundings.environment) if kind == "rabbitmq" else None
+        management_url = _management_url(url, discovery.environment) if kind == "rabbitmq" else None
         return Choice(
-            kind=kind, rung="url", source=f"URL: {variable}", url=url, management_url=management_url
+            kind=kind, origin="url", source=f"URL: {variable}", url=url, management_url=management_url
         )
     if kind == "mongo_transactions":
-        return _choose_transactions(surroundings, private=private)
-    if programs := _choose_programs(kind, surroundings):
+        return _choose_transactions(discovery, private=private)
+    if programs := _choose_programs(kind, discovery):
         source = "binary: " + " on ".join(map(str, programs))
-        return Choice(kind=kind, rung="binary", source=source, programs=programs)
-    problem = surroundings.container_problem()
+        return Choice(kind=kind, origin="binary", source=source, programs=programs)
+    problem = discovery.container_problem()
     if problem is None:
-        return Choice(kind=kind, rung="container", source=f"container: {IMAGES[kind].name}")
-    if choice := _choose_embedded(kind, surroundings):
+        return Choice(kind=kind, origin="container", source=f"container: {IMAGES[kind].name}")
+    if choice := _choose_embedded(kind, discovery):
         return choice
     name, label = _PROGRAMS[kind]
     missing = [
@@ -128,9 +128,9 @@ def choose(kind: Kind, surroundings: Surroundings, *, private: bool = False) -> 
     raise ServerMissingError(f"no {label} server can be had here", missing=missing)
 
 
-def _choose_transactions(surroundings: Surroundings, *, private: bool) -> Choice:
+def _choose_transactions(discovery: Discovery, *, private: bool) -> Choice:
     """A MongoDB with transactions, which `mongod` has as a replica set only, and FerretDB not at all."""
-    if choice := _choose_embedded("mongo_transactions", surroundings):
+    if choice := _choose_embedded("mongo_transactions", discovery):
         return choice
     missing = [
         "URL: not used, the test needs a server of its own"
@@ -147,7 +147,7 @@ def start(choice: Choice, run: Run) -> Server:
     Raises:
         ServerStartError: It did not come up.
     """
-    match choice.rung:
+    match choice.origin:
         case "url":
             return Server(choice.kind, choice.url, source=choice.source, management_url=choice.management_url)
         case "binary":
@@ -157,17 +157,17 @@ def start(choice: Choice, run: Run) -> Server:
         case "embedded":
             return _start_embedded(choice, run)
         case _:
-            assert_never(choice.rung)
+            assert_never(choice.origin)
 
 
-def start_rabbitmq_cluster(run: Run, surroundings: Surroundings, *, size: int) -> Sequence[Server]:
+def start_rabbitmq_cluster(run: Run, discovery: Discovery, *, size: int) -> Sequence[Server]:
     """Start a cluster of nodes; only of RabbitMQ's own program.
 
     Raises:
         ServerMissingError: There is no such program here.
         ServerStartError: A node did not come up.
     """
-    programs = _choose_programs("rabbitmq", surroundings)
+    programs = _choose_programs("rabbitmq", discovery)
     if not programs:
         missing = ["binary: install rabbitmq-server, or run `make servers` as root"]
         raise ServerMissingError("no RabbitMQ cluster can be had here", missing=missing)
@@ -184,33 +184,33 @@ def _management_url(url: str, environment: Mapping[str, str]) -> str:
     return f"{scheme}://{user}@{parts.hostname}:{port}"
 
 
-def _choose_programs(kind: Kind, surroundings: Surroundings) -> tuple[Program, ...]:
-    if server := newest(surroundings.find_programs(*_PROGRAMS[kind])):
+def _choose_programs(kind: Kind, discovery: Discovery) -> tuple[Program, ...]:
+    if server := newest(discovery.find_programs(*_PROGRAMS[kind])):
         return (server,)
-    if kind == "mongo" and (ferretdb := newest(surroundings.find_programs("ferretdb", "FerretDB"))):
+    if kind == "mongo" and (ferretdb := newest(discovery.find_programs("ferretdb", "FerretDB"))):
         # FerretDB's PostgreSQL must be the one beside it: no other has the DocumentDB extension.
-        candidates = surroundings.find_programs("postgres", "PostgreSQL")
-        if postgres := newest([program for program in candidates if program.place == ferretdb.place]):
+        candidates = discovery.find_programs("postgres", "PostgreSQL")
+        if postgres := newest([program for program in candidates if program.root == ferretdb.root]):
             return (ferretdb, postgres)
     return ()
 
 
-def _choose_embedded(kind: Kind, surroundings: Surroundings) -> Choice | None:
+def _choose_embedded(kind: Kind, discovery: Discovery) -> Choice | None:
     module, label = _EMBEDDED[kind]
-    if not surroundings.has_module(module):
+    if not discovery.has_module(module):
         return None
     if kind == "postgres":
-        wheel = surroundings.find_wheel()
+        wheel = discovery.find_wheel()
         return (
-            Choice(kind=kind, rung="embedded", source=f"embedded: {wheel}", programs=(wheel,))
+            Choice(kind=kind, origin="embedded", source=f"embedded: {wheel}", programs=(wheel,))
             if wheel
             else None
         )
     if kind == "mongo_transactions":
-        return Choice(kind=kind, rung="embedded", source="embedded: SecantusDB")
+        return Choice(kind=kind, origin="embedded", source="embedded: SecantusDB")
     if kind == "rabbitmq":
         label = "hybridkit's development broker, in memory"
-    return Choice(kind=kind, rung="embedded", source=f"embedded: stand-in, {label}")
+    return Choice(kind=kind, origin="embedded", source=f"embedded: stand-in, {label}")
 
 
 def _start_program(choice: Choice, run: Run) -> Server:
@@ -227,8 +227,8 @@ def _start_program(choice: Choice, run: Run) -> Server:
         case "redis":
             server = RedisServer(program, run, source=choice.source)
         case "rabbitmq":
-            neighbours = ErlangNeighbours(program, run)
-            server = node = RabbitNode(program, run, source=choice.source, neighbours=neighbours)
+            distribution = ErlangDistribution(program, run)
+            server = node = RabbitNode(program, run, source=choice.source, distribution=distribution)
             node.configure()
         case "mongo_transactions":
             raise NotSupportedError(f"{choice.source} is a Python package, not a program")

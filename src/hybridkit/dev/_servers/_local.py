@@ -8,7 +8,7 @@ from functools import partial
 from typing import Self
 
 from hybridkit.dev._processes._runs import Run
-from hybridkit.dev._servers import _choice as _ladder
+from hybridkit.dev._servers import _choice
 from hybridkit.dev._servers._containers import container_problem
 from hybridkit.dev._servers._programs import find_programs, postgres_from_wheel
 from hybridkit.dev._servers._server import Kind, Server
@@ -56,8 +56,8 @@ class LocalServers:
             ServerMissingError: None can be had; the message says what is missing and how to get it.
             ServerStartError: It was there and did not come up.
         """
-        return _ladder.start(
-            _ladder.choose(kind, surroundings(self._environment), private=private), self._entered()
+        return _choice.start(
+            _choice.choose(kind, discovery(self._environment), private=private), self._entered()
         )
 
     def start_rabbitmq_cluster(self, *, size: int = 3) -> Sequence[Server]:
@@ -67,7 +67,7 @@ class LocalServers:
             ServerMissingError: RabbitMQ's own program is not here; containers are not clustered.
             ServerStartError: A node did not come up.
         """
-        return _ladder.start_rabbitmq_cluster(self._entered(), surroundings(self._environment), size=size)
+        return _choice.start_rabbitmq_cluster(self._entered(), discovery(self._environment), size=size)
 
     def start_all(self, kinds: Sequence[Kind]) -> list[Server]:
         """Start several at once and wait until all answer; when one fails, none is left.
@@ -95,10 +95,10 @@ class LocalServers:
             self._run.close()
 
 
-def surroundings(environment: Mapping[str, str]) -> _ladder.Surroundings:
+def discovery(environment: Mapping[str, str]) -> _choice.Discovery:
     """What this machine really has."""
     root = find_server_root(environment)
-    return _ladder.Surroundings(
+    return _choice.Discovery(
         environment=environment,
         find_programs=partial(find_programs, root=root, search_path=environment.get("PATH", os.defpath)),
         container_problem=container_problem,

@@ -10,7 +10,7 @@ from hybridkit.dev._servers._postgres import PostgresServer
 from hybridkit.dev._servers._probes import LOOPBACK, free_port, mongo_answers
 from hybridkit.dev._servers._programs import Program
 from hybridkit.dev._servers._server import Kind, ProcessServer
-from hybridkit.dev._servers._server_root import Machine
+from hybridkit.dev._servers._server_root import HostRoot
 
 
 class _MongoServer(ProcessServer):
@@ -29,13 +29,13 @@ class MongodServer(_MongoServer):
         super().__init__(source=source)
         self._program = program
         self._run = run
-        self._folder = run.folder("mongo", owner=program.place.owner("mongodb"))
+        self._folder = run.folder("mongo", owner=program.root.owner("mongodb"))
 
     def _spawn(self) -> Sequence[Process]:
         where = ["--bind_ip", LOOPBACK, "--port", str(self.port), "--dbpath", str(self._folder)]
-        command = self._program.place.wrap([str(self._program.path), *where], user="mongodb")
+        command = self._program.root.wrap([str(self._program.path), *where], user="mongodb")
         return [
-            self._run.spawn(command, name="mongod", folder=self._folder, env=self._program.place.environment)
+            self._run.spawn(command, name="mongod", folder=self._folder, env=self._program.root.environment)
         ]
 
 
@@ -46,7 +46,7 @@ class FerretServer(_MongoServer):
         super().__init__(source=source)
         self._program = program
         self._run = run
-        self._folder = run.folder("ferretdb", owner=program.place.owner("postgres"))
+        self._folder = run.folder("ferretdb", owner=program.root.owner("postgres"))
         settings = {
             "shared_preload_libraries": "pg_cron,pg_documentdb_core,pg_documentdb",
             "cron.database_name": "postgres",
@@ -74,9 +74,9 @@ class FerretServer(_MongoServer):
             f"-listen-addr={LOOPBACK}:{self.port}",
             f"-state-dir={self._folder}",
         ]
-        command = self._program.place.wrap(argv, user="postgres")
+        command = self._program.root.wrap(argv, user="postgres")
         ferretdb = self._run.spawn(
-            command, name="ferretdb", folder=self._folder, env=self._program.place.environment
+            command, name="ferretdb", folder=self._folder, env=self._program.root.environment
         )
         return [*self._postgres.processes, ferretdb]
 
@@ -97,7 +97,7 @@ class SecantusServer(_MongoServer):
         options = ["--host", LOOPBACK, "--port", str(self.port), "--storage-path", str(self._folder / "data")]
         argv = [sys.executable, "-c", "from secantus.cli import main; main()", *options]
         argv += ["--sync-on-commit", "--enable-test-commands", "--log-level", "WARNING"]
-        command = Machine().wrap(argv, user=None)
+        command = HostRoot().wrap(argv, user=None)
         return [self._run.spawn(command, name="secantusdb", folder=self._folder, env=os.environ)]
 
 
@@ -120,5 +120,5 @@ class NeosqliteServer(_MongoServer):
         }
         words = [word for option in options.items() for word in option]
         argv = [sys.executable, "-c", "from nx_27017.nx_27017 import main; main()", *words]
-        command = Machine().wrap(argv, user=None)
+        command = HostRoot().wrap(argv, user=None)
         return [self._run.spawn(command, name="neosqlite", folder=self._folder, env=os.environ)]

@@ -31,7 +31,7 @@ class PostgresServer(ProcessServer):
         super().__init__("postgres", f"postgresql://postgres@{LOOPBACK}:{self.port}/postgres", source=source)
         self._program = program
         self._run = run
-        self._folder = run.folder("postgres", owner=program.place.owner("postgres"))
+        self._folder = run.folder("postgres", owner=program.root.owner("postgres"))
         self._data = self._folder / "data"
         self._settings = {**_SETTINGS, **(settings or {})}
 
@@ -54,19 +54,19 @@ class PostgresServer(ProcessServer):
             ServerStartError: It failed; its output is in the message.
         """
         argv = [self._program.beside(name), *arguments]
-        command = self._program.place.wrap(argv, user="postgres", die_with_owner="INT")
-        self._run.call(command, name=name, folder=self._folder, env=self._program.place.environment)
+        command = self._program.root.wrap(argv, user="postgres", die_with_owner="INT")
+        self._run.check_call(command, name=name, folder=self._folder, env=self._program.root.environment)
 
     def _spawn(self) -> Sequence[Process]:
         options = [word for name, value in self._settings.items() for word in ("-c", f"{name}={value}")]
         argv = [str(self._program.path), "-D", str(self._data), "-p", str(self.port), *options]
         # SIGQUIT makes it leave at once, as kill -9 would, but without leaving its shared memory behind.
-        command = self._program.place.wrap(argv, user="postgres", die_with_owner="QUIT")
+        command = self._program.root.wrap(argv, user="postgres", die_with_owner="QUIT")
         process = self._run.spawn(
             command,
             name="postgres",
             folder=self._folder,
-            env=self._program.place.environment,
+            env=self._program.root.environment,
             stop_signal=signal.SIGINT,
             end_signal=signal.SIGQUIT,
         )

@@ -15,7 +15,7 @@ _TIMEOUT_SECONDS = 2.0
 
 
 def free_port() -> int:
-    """A free loopback port below the ephemeral range.
+    """Return a free loopback port below the ephemeral range.
 
     A port of that range could be given to a client while its server is down for a restart; a client that reconnects
     could even get its own target as its source port and talk to itself.

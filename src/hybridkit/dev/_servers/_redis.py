@@ -9,7 +9,7 @@ from hybridkit.dev._processes._runs import Run
 from hybridkit.dev._servers._probes import LOOPBACK, free_port, redis_answers
 from hybridkit.dev._servers._programs import Program
 from hybridkit.dev._servers._server import ProcessServer
-from hybridkit.dev._servers._server_root import Machine
+from hybridkit.dev._servers._server_root import HostRoot
 
 DATABASES = 1024
 
@@ -22,7 +22,7 @@ class RedisServer(ProcessServer):
         super().__init__("redis", f"redis://{LOOPBACK}:{self.port}/0", source=source)
         self._program = program
         self._run = run
-        self._folder = run.folder("redis", owner=program.place.owner("redis"))
+        self._folder = run.folder("redis", owner=program.root.owner("redis"))
 
     def _spawn(self) -> Sequence[Process]:
         options = {
@@ -36,9 +36,9 @@ class RedisServer(ProcessServer):
             "save": "",
         }
         words = [word for name, value in options.items() for word in (f"--{name}", value)]
-        command = self._program.place.wrap([str(self._program.path), *words], user="redis")
+        command = self._program.root.wrap([str(self._program.path), *words], user="redis")
         return [
-            self._run.spawn(command, name="redis", folder=self._folder, env=self._program.place.environment)
+            self._run.spawn(command, name="redis", folder=self._folder, env=self._program.root.environment)
         ]
 
     def _answers(self) -> bool:
@@ -55,7 +55,7 @@ class FakeRedisServer(ProcessServer):
         self._folder = run.folder("redis", owner=Owner())
 
     def _spawn(self) -> Sequence[Process]:
-        argv = Machine().wrap(
+        argv = HostRoot().wrap(
             [sys.executable, "-m", "hybridkit.dev._servers._fake_redis", str(self.port)], user=None
         )
         return [self._run.spawn(argv, name="redis", folder=self._folder, env=os.environ)]

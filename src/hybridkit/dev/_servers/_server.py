@@ -121,14 +121,14 @@ class ProcessServer(Server):
         wait_until(lambda: self._answers() or not self.is_running, timeout_seconds=self._ready_within_seconds)
         if self._answers():
             return
-        logs = self.last_words()
+        logs = self.log_tail()
         for process in reversed(self._processes):
             process.end()
         raise ServerStartError(f"{self.kind} ({self.source}) did not come up; its log ends with:\n{logs}")
 
-    def last_words(self) -> str:
+    def log_tail(self) -> str:
         """Return the end of the log of each of its processes."""
-        return "\n".join(process.last_words() for process in self._processes)
+        return "\n".join(process.log_tail() for process in self._processes)
 
     def stop(self) -> None:
         """See `Server.stop`."""

@@ -29,7 +29,7 @@ _ENTER_TREE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class HostRoot:
     """Programs of this machine. As root, servers run as an unprivileged user: PostgreSQL insists on it."""
 
     label: str = "this machine"
@@ -111,7 +111,7 @@ class ServerRoot:
         return self.tree / str(inside).lstrip("/")
 
 
-Place = Machine | ServerRoot
+Root = HostRoot | ServerRoot
 
 
 def server_root_directory(environment: Mapping[str, str]) -> Path:

