@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, PlainSerializer, TypeAdapter, Va
 from pydantic_core import from_json
 
 from hybridkit._syntax import json_pointer
-from hybridkit.errors import FieldError, MalformedPayloadError, PayloadTooLargeError
+from hybridkit.errors import FieldProblem, MalformedPayloadError, PayloadTooLargeError
 
 __all__ = [
     "MAX_FIELD_ERRORS",
@@ -47,7 +47,7 @@ MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024
 MAX_FIELD_ERRORS: Final = 20
 """The most problems that one error lists; a hostile body can have millions."""
 MAX_PLAIN_EXPONENT: Final = 131_072
-"""As many digits as PostgreSQL's `numeric` has before its point."""
+"""The digits that PostgreSQL's `numeric` has before its point at most: larger numbers are written with an exponent."""
 MAX_LEVELS: Final = 200
 _STRIDE: Final = 32
 _LONG_RUN: Final = re.compile(rb"[0-9]{9}")
@@ -222,11 +222,11 @@ def validate_object[T](adapter: TypeAdapter[T], value: Any, *, what: str) -> T:
         raise _malformed(what, error) from None
 
 
-def field_errors(error: ValidationError) -> tuple[FieldError, ...]:
+def field_errors(error: ValidationError) -> tuple[FieldProblem, ...]:
     """Convert pydantic's findings to JSON pointers and codes, without the values that caused them."""
     found = error.errors(include_url=False, include_input=False, include_context=False)
     return tuple(
-        FieldError(_pointer(detail["loc"]), detail["type"], _message(detail["type"], detail["msg"]))
+        FieldProblem(_pointer(detail["loc"]), detail["type"], _message(detail["type"], detail["msg"]))
         for detail in found[:MAX_FIELD_ERRORS]
     )
 

@@ -18,7 +18,7 @@ from urllib.parse import quote, unquote
 
 from pydantic import StringConstraints
 
-from hybridkit.errors import DeadlineExceededError, InvalidHeaderError, InvalidRequestError, MisuseError
+from hybridkit.errors import DeadlinePassedError, InvalidHeaderError, InvalidRequestError, MisuseError
 from hybridkit.ids import new_request_id
 
 __all__ = [
@@ -156,11 +156,11 @@ class RequestContext:
         """Stop before work that nobody waits for.
 
         Raises:
-            DeadlineExceededError: the deadline has passed.
+            DeadlinePassedError: the deadline has passed.
         """
         remaining = self.remaining_seconds()
         if remaining is not None and remaining <= 0:
-            raise DeadlineExceededError(f"the deadline passed {-remaining:.3f} s ago; nothing was started")
+            raise DeadlinePassedError(f"the deadline passed {-remaining:.3f} s ago; nothing was started")
 
 
 _current: ContextVar[RequestContext | None] = ContextVar("hybridkit_context", default=None)

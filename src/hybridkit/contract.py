@@ -28,7 +28,7 @@ from hybridkit._header_fields import quote_string, read_string
 from hybridkit.codec import Timestamp, check_readable, decode_object, encode_json, field_errors
 from hybridkit.context import ContextId
 from hybridkit.errors import (
-    FieldError,
+    FieldProblem,
     ForeignKeyError,
     HybridkitError,
     InvalidHeaderError,
@@ -42,8 +42,8 @@ from hybridkit.errors import (
     StaleVersionError,
     TemporaryError,
     UniqueViolationError,
-    error_for_code,
 )
+from hybridkit.errors._codes import error_for_code
 from hybridkit.events import Command, Event, Message, encode_data
 from hybridkit.events._declaration import MAX_TYPE_LENGTH
 from hybridkit.retry import MAX_DELAY_SECONDS, retry_after_seconds
@@ -380,17 +380,17 @@ class Problem(BaseModel):
     @classmethod
     def from_error(cls, error: HybridkitError, *, instance: str, request_id: str) -> Self:
         """That error as its problem."""
-        findings: tuple[FieldError, ...] = ()
+        findings: tuple[FieldProblem, ...] = ()
         if isinstance(
             error, InvalidRequestError | MalformedPayloadError | UniqueViolationError | ForeignKeyError
         ):
             findings = error.errors
         elif isinstance(error, InvalidQueryError) and error.pointer:
-            findings = (FieldError(error.pointer, error.code),)
+            findings = (FieldProblem(error.pointer, error.code),)
         elif isinstance(error, InvalidHeaderError):
-            findings = (FieldError(f"{HEADER_POINTER}{error.field}", error.code),)
+            findings = (FieldProblem(f"{HEADER_POINTER}{error.field}", error.code),)
         elif isinstance(error, NoRouteError):
-            findings = (FieldError("", NO_ROUTE),)
+            findings = (FieldProblem("", NO_ROUTE),)
         return cls(
             title=type(error).__name__.removesuffix("Error"),
             status=error.status,
@@ -408,10 +408,11 @@ class Problem(BaseModel):
     def to_error(self) -> HybridkitError:
         """The error that a client raises for this problem."""
         error = _error_class(self)
-        found = [FieldError(entry.pointer, entry.code, entry.message) for entry in self.errors]
+        found = [FieldProblem(entry.pointer, entry.code, entry.message) for entry in self.errors]
         match error:
-            case None:
-                return ResponseError(f"{self.status} {self.code}: {self.detail}", response_status=self.status)
+            case _ if issubclass(error, ResponseError):
+                said = self.detail if self.code == error.code else f"{self.status} {self.code}: {self.detail}"
+                return ResponseError(said, response_status=self.status)
             case _ if issubclass(error, InvalidRequestError):
                 return InvalidRequestError(self._message_without(found), errors=found)
             case _ if issubclass(error, InvalidQueryError):
@@ -432,7 +433,7 @@ class Problem(BaseModel):
             case _:
                 return error(self.detail)
 
-    def _message_without(self, problems: Sequence[FieldError]) -> str:
+    def _message_without(self, problems: Sequence[FieldProblem]) -> str:
         """The detail without the list of problems that `InvalidRequestError` puts at its end."""
         if not problems:
             return self.detail
@@ -446,8 +447,8 @@ def _sendable_seconds(error: HybridkitError) -> float | None:
     return None if asked is None else min(max(asked, 0.0), MAX_DELAY_SECONDS)
 
 
-def _error_class(problem: Problem) -> type[HybridkitError] | None:
-    error = error_for_code(problem.code)
+def _error_class(problem: Problem) -> type[HybridkitError]:
+    error = error_for_code(problem.code) or ResponseError
     if error is NotFoundError and any(entry.code == NO_ROUTE for entry in problem.errors):
         return NoRouteError
     return error

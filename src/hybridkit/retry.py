@@ -20,7 +20,7 @@ from functools import partial
 from operator import getitem
 from typing import Any, Final, Self, cast
 
-from hybridkit.errors import DeclarationError, MisuseError, RejectedError
+from hybridkit.errors import DeclarationError, MisuseError, RejectedError, ResponseError
 
 __all__ = [
     "UNLIMITED",
@@ -69,7 +69,7 @@ class Retry:
         first_seconds: the upper bound of the first delay; 0 for retries at once.
         cap_seconds: the upper bound of every delay, at most 36 h.
         never_for: errors that are given up at once. Errors that blame the request or the code
-            (`RejectedError`, `MisuseError`) always are.
+            (`RejectedError`, `MisuseError`), and `ResponseError`, always are.
         pause_for: errors that say a dependency is down.
     """
 
@@ -132,7 +132,7 @@ class Retry:
             return GiveUp("permanent")
         if isinstance(error, self.pause_for) or all(isinstance(one, self.pause_for) for one in leaves):
             return Pause()
-        if any(isinstance(one, RejectedError | MisuseError) for one in leaves):
+        if any(isinstance(one, RejectedError | MisuseError | ResponseError) for one in leaves):
             return GiveUp("permanent")
         if attempt >= self.attempts:
             return GiveUp("exhausted")

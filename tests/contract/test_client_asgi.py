@@ -15,7 +15,7 @@ from hybridkit.clients import AnyTransport, AsgiTransport, ClientPolicy, Service
 from hybridkit.clients._pipeline._pipeline import Intent, Pipeline
 from hybridkit.clients._transports._httpx import open_transport
 from hybridkit.context import RequestContext, bind, current
-from hybridkit.errors import DeadlineExceededError, OutcomeUnknownError, UnavailableError
+from hybridkit.errors import DeadlinePassedError, OutcomeUnknownError, UnavailableError
 from hybridkit.retry import Retry
 
 POLICY = ClientPolicy(read_timeout_seconds=30, write_timeout_seconds=30, retry=Retry.immediate(attempts=1))
@@ -84,7 +84,7 @@ async def test_a_body_goes_there_and_back(make: Callable[[FastAPI], AnyTransport
 @pytest.mark.parametrize("make", [AsgiTransport, httpx.ASGITransport])
 async def test_a_deadline_ends_a_call_in_the_process_too(make: Callable[[FastAPI], AnyTransport]) -> None:
     async with client(make(Application().app), replace(POLICY, read_timeout_seconds=0.05)) as api:
-        with pytest.raises(DeadlineExceededError):
+        with pytest.raises(DeadlinePassedError):
             await api.get("/slow")
 
 
@@ -92,7 +92,7 @@ async def test_a_handler_goes_on_when_its_caller_has_left() -> None:
     """As it does behind a socket: this is how a lost answer is tested."""
     application = Application()
     async with client(AsgiTransport(application.app), replace(POLICY, read_timeout_seconds=0.2)) as api:
-        with pytest.raises(DeadlineExceededError):
+        with pytest.raises(DeadlinePassedError):
             await api.get("/slow")
         application.go_on.set()
         await application.done.wait()

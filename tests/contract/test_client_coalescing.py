@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from hybridkit.clients import ClientPolicy, PostgresDataClient, Request, Response
 from hybridkit.clients._transports._base import StreamedResponse
 from hybridkit.context import RequestContext, bind
-from hybridkit.errors import DeadlineExceededError, InvalidRequestError, NotFoundError, UnavailableError
+from hybridkit.errors import DeadlinePassedError, InvalidRequestError, NotFoundError, UnavailableError
 from hybridkit.ids import new_id
 from hybridkit.resources import Record, Resource
 from hybridkit.testing import FakeDataService
@@ -187,7 +187,7 @@ async def test_a_hasty_request_does_not_shorten_a_calm_one(
 
     wire.open.clear()
     calm = asyncio.create_task(read(RequestContext(request_id="calm")))
-    with pytest.raises(DeadlineExceededError):
+    with pytest.raises(DeadlinePassedError):
         await read(RequestContext(request_id="hasty").within(0.05))
     wire.open.set()
     assert await calm == notes[:2]

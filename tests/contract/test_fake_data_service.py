@@ -13,7 +13,7 @@ from hybridkit.clients._transports._aiohttp import AiohttpTransport
 from hybridkit.clients._transports._httpx import HttpxTransport, new_client
 from hybridkit.errors import (
     ConflictError,
-    DeadlineExceededError,
+    DeadlinePassedError,
     DeclarationError,
     ForeignKeyError,
     OutcomeUnknownError,
@@ -131,14 +131,14 @@ async def test_a_lasting_refusal_is_raised(
 async def test_latency_ends_at_the_deadline(connect: Connect, fake: FakeDataService) -> None:
     fake.faults.delay(30)
     async with connect(HURRIED) as client:
-        with pytest.raises(DeadlineExceededError):
+        with pytest.raises(DeadlinePassedError):
             await client.find(USERS).page()
 
 
 async def test_a_drip_ends_at_the_deadline(connect: Connect, fake: FakeDataService) -> None:
     fake.faults.drip(0.1)
     async with connect(HURRIED) as client:
-        with pytest.raises(DeadlineExceededError):
+        with pytest.raises(DeadlinePassedError):
             await client.find(USERS).page()
 
 

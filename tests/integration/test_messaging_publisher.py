@@ -15,7 +15,7 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from hybridkit.context import RequestContext, bind
 from hybridkit.errors import (
     AccessDeniedError,
-    DeadlineExceededError,
+    DeadlinePassedError,
     MisuseError,
     NackedError,
     NotConnectedError,
@@ -276,7 +276,7 @@ async def test_an_outbox_publishes_bytes(publisher: RobustPublisher, rabbitmq_ur
 
 
 async def test_after_the_deadline_nothing_is_started(publisher: RobustPublisher) -> None:
-    with bind(RequestContext().within(0)), pytest.raises(DeadlineExceededError):
+    with bind(RequestContext().within(0)), pytest.raises(DeadlinePassedError):
         await publisher.publish(Unwanted())
 
 

@@ -28,7 +28,7 @@ from hybridkit.dataservice._store._operations import (
     Write,
 )
 from hybridkit.errors import (
-    DeadlineExceededError,
+    DeadlinePassedError,
     InvalidQueryError,
     NotFoundError,
     StaleVersionError,
@@ -339,7 +339,7 @@ async def test_a_call_asks_with_the_drivers_database(sales: MongoStore) -> None:
         return CallAnswer(encode_json({"n": await database["sales"].count_documents({})}))
 
     assert await sales.ask(work) == b'{"n":6}'
-    with bind(RequestContext().within(0)), pytest.raises(DeadlineExceededError):
+    with bind(RequestContext().within(0)), pytest.raises(DeadlinePassedError):
         await sales.ask(work)
 
 

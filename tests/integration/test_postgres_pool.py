@@ -12,7 +12,7 @@ from hybridkit.context import RequestContext, bind
 from hybridkit.dataservice._postgres._driver._connection import limit_fits, limit_for
 from hybridkit.dataservice._postgres._driver._pool import Pool
 from hybridkit.dataservice._store._waiting_time import start_waiting_time
-from hybridkit.errors import DeadlineExceededError, InvalidRequestError, MisuseError, OverloadedError
+from hybridkit.errors import DeadlinePassedError, InvalidRequestError, MisuseError, OverloadedError
 
 PID = "SELECT pg_backend_pid()"
 LIMIT = "SELECT current_setting('statement_timeout')"
@@ -29,7 +29,7 @@ async def pool(postgres_url: str) -> AsyncIterator[Pool]:
 async def test_a_statement_stops_at_the_deadline_and_its_connection_goes_on(pool: Pool) -> None:
     [[pid]] = await pool.fetch(PID)
     started = time.monotonic()
-    with bind(RequestContext().within(0.3)), pytest.raises(DeadlineExceededError):
+    with bind(RequestContext().within(0.3)), pytest.raises(DeadlinePassedError):
         await pool.fetch("SELECT pg_sleep(30)")
     assert time.monotonic() - started < 5
     assert [[pid]] == [list(row) for row in await pool.fetch(PID)]
@@ -131,7 +131,7 @@ async def test_nobody_waits_for_long(pool: Pool) -> None:
     async with pool.session():
         with bind(RequestContext().within(0.05)), pytest.raises(OverloadedError):
             await pool.fetch("SELECT 1")
-    with bind(RequestContext().within(0)), pytest.raises(DeadlineExceededError):
+    with bind(RequestContext().within(0)), pytest.raises(DeadlinePassedError):
         await pool.fetch("SELECT 1")
 
 

@@ -121,7 +121,7 @@ async def test_a_route_of_the_application_ends_at_its_deadline(service: Any) -> 
 
     service.app.add_api_route("/slow", slow, methods=["GET"])
     answer = await service.get("/slow", x_request_timeout="0.3")
-    assert (answer.status_code, answer.json()["code"]) == (504, "DEADLINE_EXCEEDED")
+    assert (answer.status_code, answer.json()["code"]) == (504, "DEADLINE_PASSED")
 
 
 async def test_an_answer_says_how_long_the_database_took(service: Any) -> None:

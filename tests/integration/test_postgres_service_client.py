@@ -12,6 +12,7 @@ from hybridkit.clients import PostgresDataClient
 from hybridkit.context import Claim, RequestContext, bind
 from hybridkit.errors import (
     DeadlineExceededError,
+    DeadlinePassedError,
     InvalidQueryError,
     InvalidRequestError,
     NotFoundError,
@@ -111,5 +112,5 @@ async def test_a_rerun_of_a_claim_makes_the_same_record_and_event(
 async def test_the_deadline_of_the_context_bounds_a_call(client: PostgresDataClient, service: Any) -> None:
     made = await client.create(service.items, service.items.create(name="pen"))
     async with service.holding("SELECT 1 FROM items FOR UPDATE"):
-        with bind(RequestContext().within(0.3)), pytest.raises(DeadlineExceededError):
+        with bind(RequestContext().within(0.3)), pytest.raises((DeadlineExceededError, DeadlinePassedError)):
             await client.update(service.items, made, service.items.update(rank=1))

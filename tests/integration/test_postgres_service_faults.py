@@ -13,7 +13,7 @@ from sqlalchemy import func, select
 from hybridkit.dataservice._postgres import _keys, _writer
 from hybridkit.dataservice._postgres._create_statement import SingleCreate
 from hybridkit.dataservice._postgres._driver import _pool
-from hybridkit.errors import ConflictError, DeadlineExceededError, UnavailableError
+from hybridkit.errors import ConflictError, DeadlinePassedError, UnavailableError
 from hybridkit.testing import FaultProxy
 
 ITEM = "1f1e54a2-f5d4-612b-8824-ddcdfebdd6fc"
@@ -40,7 +40,7 @@ async def recovers(service: Any) -> None:
 async def test_nothing_is_done_after_the_deadline(service: Any) -> None:
     for method, path, body in (("GET", "/v1/items", None), ("POST", "/v1/items", {"name": "pen"})):
         answer = await service.send(method, path, body, x_request_timeout="0")
-        assert verdict(answer) == (504, "DEADLINE_EXCEEDED")
+        assert verdict(answer) == (504, "DEADLINE_PASSED")
     assert (await service.get("/v1/items")).json()["items"] == []
 
 
@@ -50,7 +50,7 @@ async def test_the_deadline_reaches_the_database(service: Any) -> None:
     async with service.holding(LOCK, "pen"):
         started = time.monotonic()
         answer = await service.send("PATCH", PATH, {"rank": 1}, x_request_timeout="0.3")
-        assert verdict(answer) == (504, "DEADLINE_EXCEEDED")
+        assert verdict(answer) == (504, "DEADLINE_PASSED")
         assert time.monotonic() - started < 5
         assert not await service.sql("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
     assert (await service.get(PATH)).json()["version"] == 1
@@ -65,7 +65,7 @@ async def test_each_statement_has_what_is_left(service: Any) -> None:
             limits.add(limit)
             session._link.deadline -= 3
         session._link.deadline = 0.0
-        with pytest.raises(DeadlineExceededError):
+        with pytest.raises(DeadlinePassedError):
             await session.execute(select(1))
     assert len(limits) == 3
 

@@ -27,7 +27,8 @@ from hybridkit.errors import (
     AccessDeniedError,
     ConflictError,
     DeadlineExceededError,
-    FieldError,
+    DeadlinePassedError,
+    FieldProblem,
     ForeignKeyError,
     HybridkitError,
     InvalidQueryError,
@@ -42,6 +43,7 @@ from hybridkit.errors import (
     UnavailableError,
     UniqueViolationError,
 )
+from hybridkit.errors._codes import error_for_code
 from hybridkit.resources import Call, Record, Resource
 from hybridkit.settings import ServiceSettings
 from hybridkit.testing import FakeDataService
@@ -255,7 +257,7 @@ HALF = "\ud800"
     "error",
     [
         NotFoundError(HALF),
-        InvalidRequestError("x", errors=[FieldError(f"/{HALF}", HALF, HALF)]),
+        InvalidRequestError("x", errors=[FieldProblem(f"/{HALF}", HALF, HALF)]),
         UniqueViolationError("x", fields=[HALF]),
         StaleVersionError("x", current=HALF),
     ],
@@ -462,7 +464,7 @@ async def test_of_several_errors_the_one_that_says_most_about_a_new_try_is_told(
 
 
 def every_error() -> list[type[HybridkitError]]:
-    return [getattr(errors, name) for name in errors.__all__ if name != "FieldError"]
+    return [getattr(errors, name) for name in errors.__all__ if name != "FieldProblem"]
 
 
 _NEEDED: dict[str, dict[str, Any]] = {
@@ -480,7 +482,7 @@ def made(error: type[HybridkitError]) -> HybridkitError:
     """One that says as much as it can."""
     given = dict(_NEEDED.get(error.__name__, {}))
     if issubclass(error, InvalidRequestError):
-        given["errors"] = [FieldError(f"/operations/0/{INNER}", INNER, INNER)]
+        given["errors"] = [FieldProblem(f"/operations/0/{INNER}", INNER, INNER)]
     if issubclass(error, InvalidQueryError):
         given["pointer"] = f"/{INNER}"
     if issubclass(error, UniqueViolationError):
@@ -501,6 +503,8 @@ def meant(error: type[HybridkitError]) -> tuple[int, str]:
     ):
         if issubclass(error, known):
             return known.status, known.code
+    if issubclass(error, DeadlinePassedError):  # what was not begun was a part of this request only
+        return 504, "DEADLINE_EXCEEDED"
     if issubclass(error, TemporaryError):
         return 503, "UNAVAILABLE"
     if issubclass(error, OutcomeUnknownError):
@@ -529,7 +533,7 @@ async def test_an_error_of_another_request_is_told_by_what_it_means_for_this_one
     async with serving(app) as client:
         answer = await client.post("/asks", headers={"x-request-timeout": "5"})
     # What reaches a client is the most general error with that code.
-    code = error.code if (known := errors.error_for_code(error.code)) is not None else ""
+    code = error.code if (known := error_for_code(error.code)) is not None else ""
     assert known is not None, code
     status, told = meant(error if issubclass(error, NoRouteError) else known)
     assert (answer.status_code, answer.json()["code"]) == (status, told)
@@ -551,7 +555,7 @@ async def test_a_broken_reference_names_its_field_without_the_way_to_it(app: Fas
 
     @inner.get("/fails")
     async def fails() -> None:
-        raise ForeignKeyError(INNER, errors=[FieldError("/operations/0/data/place_id", INNER, INNER)])
+        raise ForeignKeyError(INNER, errors=[FieldProblem("/operations/0/data/place_id", INNER, INNER)])
 
     @app.post("/asks")
     async def asks() -> None:

@@ -428,7 +428,7 @@ async def test_a_caller_waits_no_longer_for_its_own_body_than_it_said(served: Se
     async with served.peer() as peer:
         await peer.send(POST + b"x-request-timeout: 0.2\r\ncontent-length: 10\r\n\r\n1")
         answer = await peer.answer()
-        assert (answer.status, answer.problem["code"]) == (504, "DEADLINE_EXCEEDED")
+        assert (answer.status, answer.problem["code"]) == (504, "DEADLINE_PASSED")
 
 
 # ── slow peers ───────────────────────────────────────────────────────────────────────────────────

@@ -6,7 +6,7 @@ import contextlib
 import pytest
 
 from hybridkit.clients._pipeline._bulkhead import Bulkhead
-from hybridkit.errors import DeadlineExceededError, UnavailableError
+from hybridkit.errors import DeadlinePassedError, UnavailableError
 
 
 class Holder:
@@ -59,7 +59,7 @@ async def test_patience_ends() -> None:
     holder = Holder(bulkhead)
     await holder.entered.wait()
     for _ in range(3):
-        with pytest.raises(DeadlineExceededError, match="nothing was sent"):
+        with pytest.raises(DeadlinePassedError, match="nothing was sent"):
             async with bulkhead.place(timeout_seconds=0.001):
                 pass
     await holder.let_go()

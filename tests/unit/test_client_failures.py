@@ -12,7 +12,7 @@ from hybridkit.errors import (
     AccessDeniedError,
     ConflictError,
     DeadlineExceededError,
-    FieldError,
+    FieldProblem,
     HybridkitError,
     InvalidRequestError,
     NotFoundError,
@@ -164,6 +164,6 @@ def test_a_broken_problem_is_as_good_as_none(body: bytes) -> None:
 
 def test_field_errors_arrive() -> None:
     """Each with its pointer."""
-    error = judge_problem(InvalidRequestError("x", errors=[FieldError("/email", "missing")])).error
+    error = judge_problem(InvalidRequestError("x", errors=[FieldProblem("/email", "missing")])).error
     assert isinstance(error, InvalidRequestError)
-    assert error.errors == (FieldError("/email", "missing"),)
+    assert error.errors == (FieldProblem("/email", "missing"),)

@@ -18,6 +18,7 @@ from hybridkit.contract import Problem
 from hybridkit.errors import (
     ConflictError,
     DeadlineExceededError,
+    DeadlinePassedError,
     HybridkitError,
     InProgressError,
     MisuseError,
@@ -286,7 +287,7 @@ async def test_a_silent_service_holds_nobody_beyond_the_deadline() -> None:
     wire = Silence()
     started = time.monotonic()
     error = await failure(wire.pipeline(), READ)
-    assert isinstance(error, DeadlineExceededError)
+    assert isinstance(error, DeadlinePassedError)
     assert 0.14 < time.monotonic() - started < 5
     first, *others = (request.timeout_seconds for request in wire.requests)
     assert first == pytest.approx(0.1)
@@ -306,7 +307,7 @@ async def test_the_contexts_deadline_is_never_exceeded() -> None:
     wire = Silence()
     with bind(RequestContext().within(0.03)):
         error = await failure(wire.pipeline(ClientPolicy()), READ)
-    assert isinstance(error, DeadlineExceededError)
+    assert isinstance(error, DeadlinePassedError)
     assert all(request.timeout_seconds <= 0.02 for request in wire.requests)
 
 
@@ -314,7 +315,7 @@ async def test_after_the_deadline_nothing_is_sent() -> None:
     wire = Wire(OK)
     with bind(RequestContext(deadline=time.monotonic() - 1)):
         error = await failure(wire.pipeline(), READ)
-    assert isinstance(error, DeadlineExceededError)
+    assert isinstance(error, DeadlinePassedError)
     assert "was not sent" in str(error)
     assert wire.requests == []
 
@@ -337,7 +338,7 @@ async def test_a_cancelled_call_gives_its_place_back() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    with pytest.raises(DeadlineExceededError):
+    with pytest.raises(DeadlinePassedError):
         await pipeline.run_once(READ, timeout_seconds=0.01)
     await pipeline.aclose()
     assert "waiting=0" in repr(pipeline)
@@ -565,7 +566,7 @@ async def test_a_stream_has_the_contexts_deadline() -> None:
     with bind(RequestContext().within(60)):
         async with wire.pipeline().stream(READ) as answer:
             wire.now += 100
-            with pytest.raises(DeadlineExceededError, match="no further part"):
+            with pytest.raises(DeadlinePassedError, match="no further part"):
                 await anext(answer.chunks)
     assert float(wire.requests[0].headers["x-request-timeout"]) == pytest.approx(60, abs=1)
 

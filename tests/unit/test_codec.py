@@ -24,7 +24,7 @@ from hybridkit.codec import (
     validate_json,
     validate_object,
 )
-from hybridkit.errors import FieldError, MalformedPayloadError, PayloadError, PayloadTooLargeError
+from hybridkit.errors import FieldProblem, MalformedPayloadError, PayloadError, PayloadTooLargeError
 
 zones = st.integers(-1439, 1439).map(lambda minutes: timezone(timedelta(minutes=minutes)))
 moments = st.one_of(
@@ -192,7 +192,7 @@ def test_a_tag_that_no_variant_has_is_not_quoted() -> None:
 def test_an_already_parsed_value_is_checked_the_same_way() -> None:
     with pytest.raises(MalformedPayloadError) as caught:
         validate_object(TypeAdapter(dict[str, int]), {"a": "x"}, what="the map")
-    assert caught.value.errors == (FieldError("/a", "int_parsing"),)
+    assert caught.value.errors == (FieldProblem("/a", "int_parsing"),)
 
 
 def test_a_recursive_model_that_is_nested_without_end_is_refused() -> None:

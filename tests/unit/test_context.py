@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hybridkit.context import Claim, RequestContext, bind, current
-from hybridkit.errors import DeadlineExceededError, InvalidHeaderError, InvalidRequestError
+from hybridkit.errors import DeadlinePassedError, InvalidHeaderError, InvalidRequestError
 
 ids = st.text(
     st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1, max_size=255
@@ -92,7 +92,7 @@ def test_a_timeout_that_is_no_number_of_seconds_is_refused(value: str) -> None:
 @pytest.mark.parametrize("value", ["-1", "-0.2", "-0", "0", "0.000", "-999999999", "-.5"])
 def test_a_timeout_of_nothing_or_less_is_a_deadline_that_has_passed(value: str) -> None:
     """A caller that computes what is left sends just that when its time is over."""
-    with pytest.raises(DeadlineExceededError):
+    with pytest.raises(DeadlinePassedError):
         RequestContext.from_http_headers({"x-request-timeout": value}).check_deadline()
 
 
@@ -112,7 +112,7 @@ def test_a_deadline_only_shrinks() -> None:
 def test_work_that_nobody_waits_for_is_not_started() -> None:
     RequestContext().check_deadline()
     RequestContext().within(60).check_deadline()
-    with pytest.raises(DeadlineExceededError, match="nothing was started"):
+    with pytest.raises(DeadlinePassedError, match="nothing was started"):
         RequestContext(deadline=time.monotonic() - 1).check_deadline()
 
 

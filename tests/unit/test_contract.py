@@ -13,7 +13,8 @@ from hybridkit.contract import Emission, Problem, ProblemField, Transaction, par
 from hybridkit.errors import (
     ConflictError,
     DeadlineExceededError,
-    FieldError,
+    DeadlinePassedError,
+    FieldProblem,
     ForeignKeyError,
     HybridkitError,
     InProgressError,
@@ -29,8 +30,8 @@ from hybridkit.errors import (
     StaleVersionError,
     UnavailableError,
     UniqueViolationError,
-    error_for_code,
 )
+from hybridkit.errors._codes import error_for_code
 from hybridkit.events import Command, Event
 from hybridkit.retry import MAX_DELAY_SECONDS
 
@@ -150,7 +151,7 @@ def every_error() -> list[type[HybridkitError]]:
 
 
 field_problems = st.lists(
-    st.builds(FieldError, st.sampled_from(["", "/a", "/a/~1b/0"]), st.text(), st.text()), max_size=3
+    st.builds(FieldProblem, st.sampled_from(["", "/a", "/a/~1b/0"]), st.text(), st.text()), max_size=3
 )
 ARGUMENTS: dict[str, st.SearchStrategy[Any]] = {
     "errors": field_problems,
@@ -222,6 +223,7 @@ def test_a_client_raises_what_the_service_raised(kind: type[HybridkitError], dat
         ("SERIALIZATION_FAILURE", 409, ConflictError),
         ("LOCK_TIMEOUT", 409, errors.LockTimeoutError),
         ("DEADLINE_EXCEEDED", 504, DeadlineExceededError),
+        ("DEADLINE_PASSED", 504, DeadlinePassedError),
         ("UNAVAILABLE", 503, UnavailableError),
         ("OVERLOADED", 503, errors.OverloadedError),
         ("RATE_LIMITED", 429, RateLimitedError),

@@ -84,7 +84,7 @@ async def test_a_route_of_the_application_reads_the_database(routes: Any) -> Non
     assert answer.json()["database"] == "MemoryStore"
     assert "MemoryStore" in answer.json()["reader"]
     gone = await routes.send("GET", "/letters", x_request_timeout="0")
-    assert (gone.status_code, gone.json()["code"]) == (504, "DEADLINE_EXCEEDED")
+    assert (gone.status_code, gone.json()["code"]) == (504, "DEADLINE_PASSED")
 
 
 # ── declarations ─────────────────────────────────────────────────────────────────────────────────

@@ -20,7 +20,7 @@ from hybridkit.dataservice._postgres._driver._errors import (
 from hybridkit.dataservice._postgres._keys import _key_error
 from hybridkit.errors import (
     ConflictError,
-    DeadlineExceededError,
+    DeadlinePassedError,
     ForeignKeyError,
     HybridkitError,
     InvalidQueryError,
@@ -80,7 +80,7 @@ def wrapped(error: Exception) -> DBAPIError:
         ("40001", ConflictError),
         ("40P01", ConflictError),
         ("55P03", LockTimeoutError),
-        ("57014", DeadlineExceededError),
+        ("57014", DeadlinePassedError),
         ("25P04", UnavailableError),
         ("57P01", UnavailableError),
         ("57P03", UnavailableError),
@@ -141,7 +141,7 @@ def test_a_filter_that_compares_the_incomparable_is_a_bad_query(sqlstate: str) -
 
 
 def test_other_failures_of_a_query_are_what_they_are() -> None:
-    assert isinstance(query_error(wrapped(PostgresError("57014"))), DeadlineExceededError)
+    assert isinstance(query_error(wrapped(PostgresError("57014"))), DeadlinePassedError)
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_every_sqlstate_has_its_answer(sqlstate: str) -> None:
         if found is not None:
             assert SECRET not in str(found)
             assert found.retryable == (found.status in (503, 504) or isinstance(found, ConflictError))
-        if isinstance(found, TemporaryError):
+        if isinstance(found, TemporaryError) and not isinstance(found, DeadlinePassedError):
             assert found.retry_after_seconds
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from hybridkit.dataservice._http import _export
 from hybridkit.dataservice._store._protocol import Lines
-from hybridkit.errors import DeadlineExceededError, UnavailableError
+from hybridkit.errors import DeadlinePassedError, UnavailableError
 
 NDJSON = "application/x-ndjson"
 
@@ -138,6 +138,6 @@ async def test_a_reader_that_takes_nothing_loses_the_cursor(
 ) -> None:
     monkeypatch.setattr(_export, "SLOW_READER_SECONDS", 0.02)
     cursor = routes.app.state.store = Cursor(routes.store, pieces=1_000_000)
-    with pytest.raises(DeadlineExceededError, match="took nothing"):
+    with pytest.raises(DeadlinePassedError, match="took nothing"):
         await Reader(stops_after=2).export(routes.app)
     assert cursor.closed.is_set()

@@ -149,7 +149,7 @@ async def test_nothing_is_done_for_a_caller_that_has_gone(
 ) -> None:
     routes.app.state.store = None  # whatever touched it would raise
     answer = await routes.send(method, path, body, x_request_timeout="0")
-    assert code_of(answer) == (504, "DEADLINE_EXCEEDED")
+    assert code_of(answer) == (504, "DEADLINE_PASSED")
 
 
 @pytest.mark.parametrize(("method", "path", "body"), WRITES)

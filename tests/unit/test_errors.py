@@ -5,7 +5,8 @@ import re
 import pytest
 
 from hybridkit import errors
-from hybridkit.errors import FieldError, HybridkitError, error_for_code
+from hybridkit.errors import FieldProblem, HybridkitError
+from hybridkit.errors._codes import error_for_code
 
 
 def test_the_drawing_is_the_tree() -> None:
@@ -28,14 +29,13 @@ def test_the_drawing_is_the_tree() -> None:
 
 
 def test_every_error_is_public() -> None:
-    assert {error.__name__ for error in _tree(HybridkitError)} | {"HybridkitError", "FieldError"} == set(
-        errors.__all__
-    )
+    others = {"HybridkitError", "FieldProblem"}
+    assert {error.__name__ for error in _tree(HybridkitError)} | others == set(errors.__all__)
 
 
 def test_errors_split_by_what_the_caller_can_do() -> None:
     for error in _tree(HybridkitError):
-        branches = {"TemporaryError", "RejectedError", "MisuseError", "OutcomeUnknownError"}
+        branches = {"TemporaryError", "RejectedError", "MisuseError", "ResponseError", "OutcomeUnknownError"}
         assert len(branches & {base.__name__ for base in error.__mro__}) == 1
         assert error.retryable == issubclass(error, errors.TemporaryError | errors.OutcomeUnknownError)
 
@@ -52,13 +52,13 @@ def test_settings_problems_are_listed_one_a_line() -> None:
 
 
 def test_a_field_error_is_a_value_without_the_value() -> None:
-    error = FieldError("/email", "missing", "Field required")
-    assert error == FieldError("/email", "missing")
-    assert hash(error) == hash(FieldError("/email", "missing"))
+    error = FieldProblem("/email", "missing", "Field required")
+    assert error == FieldProblem("/email", "missing")
+    assert hash(error) == hash(FieldProblem("/email", "missing"))
     assert error != "x"
     assert str(error) == "/email: Field required"
-    assert str(FieldError("", "missing")) == "/: missing"
-    assert repr(error) == "FieldError(pointer='/email', code='missing')"
+    assert str(FieldProblem("", "missing")) == "/: missing"
+    assert repr(error) == "FieldProblem(pointer='/email', code='missing')"
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from hybridkit import Event
 from hybridkit.context import RequestContext, bind
 from hybridkit.errors import (
     BlockedError,
-    DeadlineExceededError,
+    DeadlinePassedError,
     HybridkitError,
     MalformedPayloadError,
     NackedError,
@@ -388,7 +388,7 @@ async def test_a_writer_that_is_not_open_says_so(monkeypatch: pytest.MonkeyPatch
 
 async def test_what_can_not_be_sent_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     async with writing(monkeypatch) as (writer, _):
-        with pytest.raises(DeadlineExceededError):
+        with pytest.raises(DeadlinePassedError):
             submit(writer, seconds=-1)
         for message in (MESSAGE._replace(headers={"a": object()}), MESSAGE._replace(routing_key="x" * 256)):
             with pytest.raises(MalformedPayloadError, match="AMQP can't carry"):
@@ -480,4 +480,4 @@ async def test_each_of_many_that_can_not_be_sent_has_its_error(monkeypatch: pyte
         assert isinstance(second, OutcomeUnknownError)
         with bind(RequestContext().within(-1)):
             answers = await publisher.publish_many([Forgettable()])
-        assert [type(answer) for answer in answers] == [DeadlineExceededError]
+        assert [type(answer) for answer in answers] == [DeadlinePassedError]

@@ -25,6 +25,7 @@ from hybridkit.dataservice._mongo._driver._errors import pipeline_error, read_er
 from hybridkit.errors import (
     ConflictError,
     DeadlineExceededError,
+    DeadlinePassedError,
     HybridkitError,
     InvalidQueryError,
     InvalidRequestError,
@@ -47,7 +48,7 @@ def bulk(**details: list[dict[str, object]]) -> BulkWriteError:
         (WaitQueueTimeoutError("CANARY"), OverloadedError, OverloadedError),
         (ConnectionFailure("CANARY"), UnavailableError, UnavailableError),
         (AutoReconnect("CANARY"), UnavailableError, OutcomeUnknownError),
-        (NetworkTimeout("CANARY"), DeadlineExceededError, OutcomeUnknownError),
+        (NetworkTimeout("CANARY"), DeadlinePassedError, OutcomeUnknownError),
         (NotPrimaryError("10107 CANARY", {"code": 10107}), UnavailableError, UnavailableError),
         (NotPrimaryError("13436 CANARY", {"code": 13436}), UnavailableError, UnavailableError),
         (NotPrimaryError("no CANARY", ["odd"]), UnavailableError, OutcomeUnknownError),
@@ -67,7 +68,7 @@ def bulk(**details: list[dict[str, object]]) -> BulkWriteError:
             for code in (225, 237, 246, 262, 290, 11601)
         ),
         (CursorNotFound("CANARY", 43), UnavailableError, OutcomeUnknownError),
-        (ExecutionTimeout("CANARY", 50), DeadlineExceededError, DeadlineExceededError),
+        (ExecutionTimeout("CANARY", 50), DeadlinePassedError, DeadlineExceededError),
         (OperationFailure("CANARY", 2), InvalidQueryError, InvalidRequestError),
         (WriteError("index row size 3032 exceeds CANARY", 261), None, InvalidRequestError),
         (WriteError("index row requires 100032 bytes, CANARY", 261), None, InvalidRequestError),

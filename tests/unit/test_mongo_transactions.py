@@ -23,7 +23,7 @@ from hybridkit.dataservice._mongo._driver import _sessions as _mongo_sessions
 from hybridkit.dataservice._mongo._driver._sessions import LostRaceError, Transactions
 from hybridkit.errors import (
     ConflictError,
-    DeadlineExceededError,
+    DeadlinePassedError,
     NotFoundError,
     OutcomeUnknownError,
     UnavailableError,
@@ -175,7 +175,7 @@ async def test_connections_that_break_each_time_are_no_conflict() -> None:
 async def test_a_timeout_ends_at_the_first_attempt_and_changes_nothing() -> None:
     """The driver labels it as a lost race, and the caller's time is over."""
     session = Session()
-    with pytest.raises(DeadlineExceededError):
+    with pytest.raises(DeadlinePassedError):
         await run(session, failing(labelled(NetworkTimeout("late"), "TransientTransactionError")))
     assert session.asked == ["start", "abort"]
 

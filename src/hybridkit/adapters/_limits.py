@@ -13,7 +13,7 @@ from hybridkit._asgi_types import Message, Receive
 from hybridkit.context import RequestContext
 from hybridkit.contract import MAX_BODY_BYTES
 from hybridkit.errors import (
-    DeadlineExceededError,
+    DeadlinePassedError,
     DeclarationError,
     HeadTooLargeError,
     PayloadTooLargeError,
@@ -161,9 +161,7 @@ class LimitedReceive:
             async with asyncio.timeout(remaining_seconds):
                 message = await self._receive()
         except TimeoutError:
-            raise DeadlineExceededError(
-                "the body did not come in the time allowed; nothing was done"
-            ) from None
+            raise DeadlinePassedError("the body did not come in the time allowed; nothing was done") from None
         self._size_bytes += len(message.get("body", b""))
         self._complete = not message.get("more_body", False)
         if self._size_bytes > self._limit_bytes:

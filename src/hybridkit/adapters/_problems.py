@@ -16,7 +16,8 @@ from hybridkit.context import current
 from hybridkit.contract import PROBLEM_MEDIA_TYPE, Problem, whole_characters
 from hybridkit.errors import (
     DeadlineExceededError,
-    FieldError,
+    DeadlinePassedError,
+    FieldProblem,
     ForeignKeyError,
     HybridkitError,
     MalformedPayloadError,
@@ -118,15 +119,15 @@ def _neutral(error: BaseException) -> HybridkitError | None:
             return ForeignKeyError("it is still referred to, or refers to something that is not there")
         case ForeignKeyError():
             names = [each.pointer.rpartition("/")[2] for each in error.errors]
-            found = [FieldError(f"/{name}", "foreign_key") for name in names]
+            found = [FieldProblem(f"/{name}", "foreign_key") for name in names]
             return ForeignKeyError("it refers to something that is not there", errors=found)
+        case DeadlineExceededError() | DeadlinePassedError():  # other parts of the request may have been done
+            return DeadlineExceededError("the time ran out before it was done")
         case TemporaryError():
             return UnavailableError(
                 "too much is going on at the moment; try again",
                 retry_after_seconds=error.retry_after_seconds or BUSY_SECONDS,
             )
-        case DeadlineExceededError():
-            return DeadlineExceededError("the time ran out before it was done")
         case OutcomeUnknownError():
             return OutcomeUnknownError("it may have been done or not")
         case _:

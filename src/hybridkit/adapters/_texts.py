@@ -11,7 +11,7 @@ from hybridkit._asgi_types import ASGIApp, Message, Receive, Scope, Send
 from hybridkit._header_fields import Fields
 from hybridkit._syntax import escape_token
 from hybridkit.codec import MAX_FIELD_ERRORS
-from hybridkit.errors import FieldError, InvalidRequestError
+from hybridkit.errors import FieldProblem, InvalidRequestError
 
 __all__ = ["TextMiddleware"]
 
@@ -65,7 +65,7 @@ class TextMiddleware:
 
 
 def _refuse(found: Iterator[str]) -> None:
-    errors = [FieldError(pointer, _CODE) for pointer in islice(found, MAX_FIELD_ERRORS)]
+    errors = [FieldProblem(pointer, _CODE) for pointer in islice(found, MAX_FIELD_ERRORS)]
     if errors:
         raise InvalidRequestError("text has neither U+0000 nor half of a surrogate pair", errors=errors)
 

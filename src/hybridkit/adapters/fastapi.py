@@ -39,7 +39,13 @@ from hybridkit.codec import encode_json
 from hybridkit.context import current
 from hybridkit.contract import Problem, whole_characters
 from hybridkit.coordination import Redis
-from hybridkit.errors import FieldError, HybridkitError, InvalidRequestError, MissingExtraError, NoRouteError
+from hybridkit.errors import (
+    FieldProblem,
+    HybridkitError,
+    InvalidRequestError,
+    MissingExtraError,
+    NoRouteError,
+)
 from hybridkit.idempotency import IdempotencyGuard
 from hybridkit.lifespan import ServiceResources
 from hybridkit.messaging import RobustPublisher
@@ -330,12 +336,12 @@ async def _answer_invalid_request(request: Request, error: Exception) -> Respons
     return _problem(problem, problem_body(problem))
 
 
-def _finding(detail: Mapping[str, Any]) -> FieldError:
+def _finding(detail: Mapping[str, Any]) -> FieldProblem:
     kind = str(detail["type"])
     if kind == "json_invalid":  # FastAPI has the place of a byte where others have a field
-        return FieldError("", kind, "the body is no JSON")
+        return FieldProblem("", kind, "the body is no JSON")
     words = str(detail.get("msg", "")) if kind in _TELLABLE else "the value is refused"
-    return FieldError(_pointer(detail["loc"]), kind, words)
+    return FieldProblem(_pointer(detail["loc"]), kind, words)
 
 
 def _pointer(location: Sequence[int | str]) -> str:

@@ -36,7 +36,7 @@ from hybridkit.contract import (
     UpdateOperation,
     UpsertOperation,
 )
-from hybridkit.errors import FieldError, InvalidRequestError, MisuseError, ResponseError
+from hybridkit.errors import FieldProblem, InvalidRequestError, MisuseError, ResponseError
 from hybridkit.events import Message
 from hybridkit.observability import trace_headers
 from hybridkit.resources import Filter, Query, Record, Resource
@@ -283,7 +283,7 @@ def _check_increments(
     resource: AnyResource, increment: Mapping[str, int | float], changes: Mapping[str, Any]
 ) -> None:
     wrong = {name: _what_is_wrong(resource, name, amount, changes) for name, amount in increment.items()}
-    found = [FieldError(f"/increment/{name}", *problem) for name, problem in wrong.items() if problem]
+    found = [FieldProblem(f"/increment/{name}", *problem) for name, problem in wrong.items() if problem]
     if found:
         raise InvalidRequestError(f"{resource.name} can't be incremented like that", errors=found)
 

@@ -159,7 +159,8 @@ class Writes(Reads):
         Raises:
             NotFoundError: there is no such record.
             StaleVersionError: others were faster each time.
-            DeadlineExceededError: the time was over first.
+            DeadlinePassedError: the time was over between two tries.
+            DeadlineExceededError: the time was over during a write.
             InvalidRequestError: the changes don't fit.
         """
         target = target_of(resource, record_or_id)

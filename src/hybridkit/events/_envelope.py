@@ -20,7 +20,7 @@ from hybridkit.codec import (
     validate_object,
 )
 from hybridkit.context import ContextId, RequestContext, current
-from hybridkit.errors import FieldError, MalformedPayloadError, PayloadError
+from hybridkit.errors import FieldProblem, MalformedPayloadError, PayloadError
 from hybridkit.events._declaration import EventRegistry, Message, Upcaster, encode_data
 from hybridkit.events._declaration import registry as default_registry
 
@@ -248,7 +248,7 @@ def _head(wire: Mapping[str, Any]) -> tuple[str, int]:
 
 def _not_an_envelope(pointer: str, code: str, message: str) -> MalformedPayloadError:
     return MalformedPayloadError(
-        "the body is not an event envelope", errors=[FieldError(pointer, code, message)]
+        "the body is not an event envelope", errors=[FieldProblem(pointer, code, message)]
     )
 
 

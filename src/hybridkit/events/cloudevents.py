@@ -44,7 +44,7 @@ from hybridkit.codec import (
     truncate_timestamp,
 )
 from hybridkit.context import is_context_id
-from hybridkit.errors import FieldError, MalformedPayloadError, PayloadError
+from hybridkit.errors import FieldProblem, MalformedPayloadError, PayloadError
 from hybridkit.events._declaration import EventRegistry
 from hybridkit.events._declaration import registry as default_registry
 from hybridkit.events._envelope import EventEnvelope, read_envelope
@@ -342,5 +342,5 @@ def _taken_apart(envelope: EventEnvelope[Any]) -> tuple[dict[str, Any], Any]:
 
 def _not_a_cloudevent(attribute: str, message: str) -> MalformedPayloadError:
     return MalformedPayloadError(
-        "the message is not a CloudEvent 1.0", errors=[FieldError(f"/{attribute}", "cloudevent", message)]
+        "the message is not a CloudEvent 1.0", errors=[FieldProblem(f"/{attribute}", "cloudevent", message)]
     )

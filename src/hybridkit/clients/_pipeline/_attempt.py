@@ -4,7 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from hybridkit.clients._pipeline._failures import Failure
-from hybridkit.errors import HybridkitError, OutcomeUnknownError, UnavailableError
+from hybridkit.errors import (
+    DeadlineExceededError,
+    DeadlinePassedError,
+    HybridkitError,
+    OutcomeUnknownError,
+    UnavailableError,
+)
 
 __all__ = ["Call", "Intent", "lost_answer", "refused"]
 
@@ -61,6 +67,11 @@ class Call:
 def refused(refusal: HybridkitError) -> Failure:
     """An attempt that ended before anything was sent, and not by the target's fault."""
     return Failure(refusal, retryable=False, counts=None, sent=False)
+
+
+def late(call: Call, message: str) -> HybridkitError:
+    """Return the error of a call whose time ran out after it was sent: where it is safe, nothing can have happened."""
+    return DeadlinePassedError(message) if call.intent.safe else DeadlineExceededError(message)
 
 
 def lost_answer(call: Call, lost: OutcomeUnknownError) -> HybridkitError:

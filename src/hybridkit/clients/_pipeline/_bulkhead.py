@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from hybridkit.errors import DeadlineExceededError, UnavailableError
+from hybridkit.errors import DeadlinePassedError, UnavailableError
 
 __all__ = ["Bulkhead"]
 
@@ -39,7 +39,7 @@ class Bulkhead:
 
         Raises:
             UnavailableError: the queue is full as well.
-            DeadlineExceededError: no place became free in time; nothing was sent.
+            DeadlinePassedError: no place became free in time; nothing was sent.
         """
         return _Place(self, timeout_seconds)
 
@@ -64,7 +64,7 @@ class Bulkhead:
             async with asyncio.timeout(timeout_seconds):
                 await self._free.acquire()
         except TimeoutError:
-            raise DeadlineExceededError(
+            raise DeadlinePassedError(
                 f"{self._target}: no place among {self._places} calls within {timeout_seconds:.3f} s;"
                 " nothing was sent"
             ) from None

@@ -10,6 +10,7 @@ from hybridkit.contract import PROBLEM_MEDIA_TYPE, Problem
 from hybridkit.errors import (
     AccessDeniedError,
     DeadlineExceededError,
+    DeadlinePassedError,
     HybridkitError,
     MalformedPayloadError,
     OutcomeUnknownError,
@@ -59,10 +60,12 @@ def failure_from(response: Response, *, what: str, safe: bool) -> Failure | None
         error = _error_without_problem(response, what=what, safe=safe)
         return Failure(error, error.retryable, counts=response.status in {502, 503, 504})
     error = problem.to_error()
+    if safe and isinstance(error, DeadlineExceededError):
+        error = DeadlinePassedError(str(error))
     if isinstance(error, TemporaryError):
         said = _clamped(retry_after_seconds(error.retry_after_seconds))
         error.retry_after_seconds = _retry_after(response) if said is None else said
-    own_504 = response.status == 504 and not isinstance(error, DeadlineExceededError)
+    own_504 = response.status == 504 and not isinstance(error, DeadlineExceededError | DeadlinePassedError)
     return Failure(error, problem.retryable, counts=response.status in {502, 503} or own_504)
 
 

@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
 from typing import Any, Final
 
-from hybridkit.clients._pipeline._attempt import Call, Intent, lost_answer, refused
+from hybridkit.clients._pipeline._attempt import Call, Intent, late, lost_answer, refused
 from hybridkit.clients._pipeline._breaker import Breaker, BreakerState
 from hybridkit.clients._pipeline._bulkhead import Bulkhead
 from hybridkit.clients._pipeline._deadline import Deadlines
@@ -35,6 +35,7 @@ from hybridkit.clients._transports._base import (
 from hybridkit.context import current
 from hybridkit.errors import (
     DeadlineExceededError,
+    DeadlinePassedError,
     HybridkitError,
     OutcomeUnknownError,
     ResponseError,
@@ -118,7 +119,8 @@ class Pipeline:
         """The successful answer to that intent.
 
         Raises:
-            DeadlineExceededError: the time ran out first.
+            DeadlinePassedError: the time ran out before anything was sent, or during a read.
+            DeadlineExceededError: the time ran out after a write was sent.
             OutcomeUnknownError: a write was sent, and nobody can tell what became of it.
             UnavailableError: the target doesn't answer, is held back by the breaker, or too many calls wait for it.
             ResponseError: it answers outside the contract.
@@ -141,7 +143,7 @@ class Pipeline:
         context, where there is one, ends all of it, and only then is the service told a deadline.
 
         The chunks raise `UnavailableError` where the body of a safe intent is cut, `OutcomeUnknownError` where that of
-        another one is, and `DeadlineExceededError` when one comes too late.
+        another one is, and `DeadlinePassedError` or `DeadlineExceededError` when one comes too late.
 
         Raises:
             HybridkitError: as `run`.
@@ -213,7 +215,7 @@ class Pipeline:
             async with self._bulkhead.place(timeout_seconds=self._left(call)):
                 outcome = await self._exchange(call, attempt, self._whole)
             failed = outcome.counts if isinstance(outcome, Failure) else False
-        except (UnavailableError, DeadlineExceededError) as refusal:  # no place: what is sent never raises
+        except (UnavailableError, DeadlinePassedError) as refusal:  # no place: what is sent never raises
             return refused(refusal)
         else:
             return outcome
@@ -234,7 +236,7 @@ class Pipeline:
                 if isinstance(outcome, StreamedResponse):
                     await stack.enter_async_context(kept.pop_all())
             failed = outcome.counts if isinstance(outcome, Failure) else False
-        except (UnavailableError, DeadlineExceededError) as refusal:
+        except (UnavailableError, DeadlinePassedError) as refusal:
             return refused(refusal)
         else:
             return outcome
@@ -273,9 +275,7 @@ class Pipeline:
             try:
                 chunk = await self._deadlines.run(_next(chunks), timeout_seconds=seconds)
             except TimeoutError:
-                raise DeadlineExceededError(
-                    f"{call.name}: no further part of the body within {seconds:.3f} s"
-                ) from None
+                raise late(call, f"{call.name}: no further part of the body within {seconds:.3f} s") from None
             except OutcomeUnknownError as cut:
                 self._breaker.note_failure()
                 raise lost_answer(call, cut) from cut
@@ -292,8 +292,8 @@ class Pipeline:
         """Send it once. Expected errors come back as values, so that the breaker sees them all."""
         seconds = min(self._left(call), call.attempt_seconds)
         if seconds <= 0:
-            late = DeadlineExceededError(f"{call.name}: the deadline had passed; this attempt was not sent")
-            return Failure(late, retryable=False, counts=None, sent=False)
+            passed = DeadlinePassedError(f"{call.name}: the deadline had passed; this attempt was not sent")
+            return Failure(passed, retryable=False, counts=None, sent=False)
         started = self._clock()
         self._telemetry.in_flight.inc()
         try:
@@ -317,8 +317,8 @@ class Pipeline:
         try:
             return await self._deadlines.run(sending, timeout_seconds=seconds)
         except TimeoutError:
-            late = DeadlineExceededError(f"{call.name}: no whole answer within {seconds:.3f} s")
-            return Failure(late, retryable=True, counts=True if seconds >= call.enough_seconds else None)
+            error = late(call, f"{call.name}: no whole answer within {seconds:.3f} s")
+            return Failure(error, retryable=True, counts=True if seconds >= call.enough_seconds else None)
         except UnavailableError as unsent:
             return Failure(unsent, retryable=True, counts=True, sent=False)
         except OutcomeUnknownError as lost:
@@ -354,9 +354,8 @@ class Pipeline:
     def _final_error(self, error: HybridkitError, attempts: int, *, in_doubt: bool) -> HybridkitError:
         """The last attempt's error, unless it would hide that an earlier attempt may have been carried out."""
         if in_doubt and isinstance(error, TemporaryError):
-            doubt = OutcomeUnknownError(
-                f"an earlier attempt may have been carried out; the last one: {error}"
-            )
+            kind = DeadlineExceededError if isinstance(error, DeadlinePassedError) else OutcomeUnknownError
+            doubt = kind(f"an earlier attempt may have been carried out; the last one: {error}")
             doubt.__cause__ = error
             error = doubt
         if attempts > 1:

@@ -8,7 +8,7 @@ from hybridkit.codec import decode_numbers, encode_json, validate_json
 from hybridkit.contract import BatchGet, BatchRecord, BatchWrite
 from hybridkit.dataservice._http._bodies import RequestBodies, read_id, read_tag, with_numbers
 from hybridkit.dataservice._store._operations import Operation
-from hybridkit.errors import FieldError, InvalidRequestError
+from hybridkit.errors import FieldProblem, InvalidRequestError
 from hybridkit.ids import derived_id
 
 type BatchKind = Literal["create", "update", "upsert", "delete"]
@@ -100,4 +100,4 @@ class _Items:
 
 
 def _wrong(at: str, member: str, code: str) -> InvalidRequestError:
-    return InvalidRequestError("the batch does not fit", errors=[FieldError(f"/{at}/{member}", code)])
+    return InvalidRequestError("the batch does not fit", errors=[FieldProblem(f"/{at}/{member}", code)])

@@ -33,7 +33,7 @@ from hybridkit.dataservice._store._operations import (
     Upsert,
 )
 from hybridkit.errors import (
-    FieldError,
+    FieldProblem,
     InvalidQueryError,
     InvalidRequestError,
     PreconditionRequiredError,
@@ -205,14 +205,14 @@ class RequestBodies:
         values = values_of(validate(self.replace_model, body, at=at))
         if values.pop("id", record_id) != record_id:
             raise InvalidRequestError(
-                "the body names another record", errors=[FieldError(f"{at}/id", "id_mismatch")]
+                "the body names another record", errors=[FieldProblem(f"{at}/id", "id_mismatch")]
             )
         return values
 
     def _increment(self, increment: Mapping[str, int | float], at: str) -> Mapping[str, int | float]:
         changeable = self.resource.update.model_fields
         found = [
-            FieldError(
+            FieldProblem(
                 f"/{at}/increment/{escape_token(name[:100])}",
                 "not_a_number" if name in changeable else "extra_forbidden",
             )
@@ -220,7 +220,7 @@ class RequestBodies:
             if self.resource.number_of(name) is None
         ]
         found += [
-            FieldError(
+            FieldProblem(
                 f"/{at}/increment/{escape_token(name[:100])}", "decimal_parsing", "no float is this number"
             )
             for name, amount in increment.items()
@@ -282,7 +282,7 @@ def _operation(wanted: contract.Operation, bodies: Mapping[str, RequestBodies], 
     body = bodies.get(wanted.resource)
     if body is None:
         raise InvalidRequestError(
-            f"{at}: there is no such resource", errors=[FieldError(f"/{at}/resource", "unknown_resource")]
+            f"{at}: there is no such resource", errors=[FieldProblem(f"/{at}/resource", "unknown_resource")]
         )
     resource, record_id = body.resource, read_id(body.resource, wanted.id, at)
     match wanted:
@@ -319,10 +319,10 @@ def read_tag(text: str | None, at: str) -> str | None:
     try:
         named = read_tags(text)
     except ValueError as error:
-        raise InvalidRequestError(f"{at}: {error}", errors=[FieldError(pointer, "invalid_tag")]) from None
+        raise InvalidRequestError(f"{at}: {error}", errors=[FieldProblem(pointer, "invalid_tag")]) from None
     if len(named.tags) > 1:
         raise InvalidRequestError(
-            f"{at}: an operation names one state", errors=[FieldError(pointer, "several_tags")]
+            f"{at}: an operation names one state", errors=[FieldProblem(pointer, "several_tags")]
         )
     return None if named.any else named.opaque[0]
 
@@ -338,7 +338,8 @@ def read_id(resource: AnyResource, text: str, at: str) -> Any:
     except ValueError:
         where = f"{at}: " if at else ""
         raise InvalidRequestError(
-            f"{where}no id of {resource.name}", errors=[FieldError(_pointer(at, "id") or "/id", "invalid_id")]
+            f"{where}no id of {resource.name}",
+            errors=[FieldProblem(_pointer(at, "id") or "/id", "invalid_id")],
         ) from None
 
 
@@ -374,8 +375,8 @@ def validate(model: type[BaseModel], body: bytes, *, at: str = "") -> BaseModel:
     return found
 
 
-def _refuse(problems: Iterable[FieldError], at: str) -> NoReturn:
-    found = [FieldError(at + problem.pointer, problem.code, problem.message) for problem in problems]
+def _refuse(problems: Iterable[FieldProblem], at: str) -> NoReturn:
+    found = [FieldProblem(at + problem.pointer, problem.code, problem.message) for problem in problems]
     raise InvalidRequestError("the body does not fit", errors=found) from None
 
 

@@ -14,7 +14,7 @@ from hybridkit.contract import NDJSON_MEDIA_TYPE
 from hybridkit.dataservice._http._requests import ContractRequest
 from hybridkit.dataservice._http._responses import Header, Response
 from hybridkit.dataservice._store._protocol import Lines
-from hybridkit.errors import DeadlineExceededError, InvalidQueryError
+from hybridkit.errors import DeadlinePassedError, InvalidQueryError
 from hybridkit.observability import get_logger
 from hybridkit.resources import Query
 from hybridkit.resources._resource import AnyResource
@@ -85,7 +85,7 @@ async def _send_piece(send: Send, body: bytes, *, more: bool = True) -> None:
         async with asyncio.timeout(SLOW_READER_SECONDS):
             await send({"type": "http.response.body", "body": body, "more_body": more})
     except TimeoutError:
-        raise DeadlineExceededError(
+        raise DeadlinePassedError(
             f"the reader of an export took nothing for {SLOW_READER_SECONDS:.0f} s"
         ) from None
 

@@ -164,7 +164,7 @@ class DatabaseReader:
         Raises:
             OverloadedError: every connection stayed taken.
             UnavailableError: the database does not answer.
-            DeadlineExceededError: not in time.
+            DeadlinePassedError: not in time.
         """
         found: list[T] = []
 

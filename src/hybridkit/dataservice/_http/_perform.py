@@ -6,7 +6,7 @@ from typing import Any, Literal
 from hybridkit.contract import Emission
 from hybridkit.dataservice._http._requests import ContractRequest, fingerprint, key_of
 from hybridkit.dataservice._store._operations import Assert, CallWork, Operation, Outcome, Write
-from hybridkit.errors import FieldError, InvalidRequestError
+from hybridkit.errors import FieldProblem, InvalidRequestError
 
 
 async def perform(
@@ -39,7 +39,7 @@ async def perform(
     elif limit is not None:  # ignored, it would be a limit that doesn't hold
         raise InvalidRequestError(
             "nobody counts what a service's own call touches; leave max-affected out",
-            errors=[FieldError("", "max_affected")],
+            errors=[FieldProblem("", "max_affected")],
         )
     write = Write(
         caller=request.caller,
@@ -61,5 +61,5 @@ def _check_affected(operations: Sequence[Operation], limit: int | None) -> None:
     if affected > limit:
         raise InvalidRequestError(
             f"this would touch {affected} records, and max-affected allows {limit}",
-            errors=[FieldError("", "max_affected")],
+            errors=[FieldProblem("", "max_affected")],
         )

@@ -21,7 +21,7 @@ from hybridkit.dataservice._store._keys import replayed
 from hybridkit.dataservice._store._operations import CallAnswer, CallWork, Outcome, Write
 from hybridkit.dataservice._store._protocol import Encoded, Found, Lines, Room, listed
 from hybridkit.errors import (
-    DeadlineExceededError,
+    DeadlinePassedError,
     DeclarationError,
     NotSupportedError,
     TransactionsUnavailableError,
@@ -196,7 +196,7 @@ class MemoryStore:
             async with asyncio.timeout(context.remaining_seconds()):
                 return await work(self)
         except TimeoutError:
-            raise DeadlineExceededError("stopped at the deadline; nothing was changed") from None
+            raise DeadlinePassedError("stopped at the deadline; nothing was changed") from None
 
     def _check_capability(self, write: Write) -> None:
         if not self._has_transactions and (write.dry_run or len(write.operations) > 1):

@@ -20,7 +20,7 @@ from hybridkit.dataservice._postgres._types._parameters import (
 from hybridkit.dataservice._postgres._types._values import check_limits, fitted, python_type, shown_by
 from hybridkit.dataservice._store._etags import State
 from hybridkit.dataservice._store._operations import Document
-from hybridkit.errors import DeclarationError, FieldError, InvalidRequestError
+from hybridkit.errors import DeclarationError, FieldProblem, InvalidRequestError
 from hybridkit.resources._resource import SYSTEM_FIELDS, AnyResource
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class ResourceTable:
             found = fitted(self[name].type, value)
             check_limits(self[name].type, found)
         except ValueError as error:
-            problem = FieldError(f"{at}/{name}", "wrong_type", str(error))
+            problem = FieldProblem(f"{at}/{name}", "wrong_type", str(error))
             raise InvalidRequestError("the table can't hold a value", errors=[problem]) from None
         return found
 

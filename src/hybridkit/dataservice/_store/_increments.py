@@ -10,7 +10,7 @@ from hybridkit.codec import field_errors
 from hybridkit.dataservice._store._annotations import alternatives
 from hybridkit.dataservice._store._operations import Update
 from hybridkit.dataservice._store._refusals import not_a_number, pointer, set_and_incremented, validated
-from hybridkit.errors import FieldError, InvalidRequestError
+from hybridkit.errors import FieldProblem, InvalidRequestError
 
 __all__ = ["incremented"]
 
@@ -40,7 +40,7 @@ def incremented(operation: Update, name: str, value: Any) -> Any:
     if total is None:
         at = f"{pointer(operation, 'increment')}/{name}"
         raise InvalidRequestError(
-            "the sum is outside of what a number holds", errors=[FieldError(at, "out_of_range")]
+            "the sum is outside of what a number holds", errors=[FieldProblem(at, "out_of_range")]
         )
     _check_update(operation, name, total)
     return validated(operation, name, total, member="increment")
@@ -86,7 +86,7 @@ def _check_update(operation: Update, name: str, total: Any) -> None:
     except ValidationError as error:
         at = pointer(operation, "increment")
         found = [
-            FieldError(at + problem.pointer, problem.code, problem.message)
+            FieldProblem(at + problem.pointer, problem.code, problem.message)
             for problem in field_errors(error)
             if problem.pointer == f"/{name}" or problem.pointer.startswith(f"/{name}/")
         ]

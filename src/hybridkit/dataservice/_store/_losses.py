@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from hybridkit._syntax import escape_token
 from hybridkit.codec import InexactFloat
 from hybridkit.dataservice._store._members import fields_by_member
-from hybridkit.errors import FieldError
+from hybridkit.errors import FieldProblem
 
 __all__ = ["DECIMALS", "is_exact", "is_integer", "losses"]
 
@@ -33,7 +33,7 @@ _DECIMAL: Final = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?
 _DAY: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
-def losses(given: Any, kept: Any, at: str = "") -> Iterator[FieldError]:
+def losses(given: Any, kept: Any, at: str = "") -> Iterator[FieldProblem]:
     """Every place where the model kept something else than was sent.
 
     Args:
@@ -57,22 +57,22 @@ def losses(given: Any, kept: Any, at: str = "") -> Iterator[FieldError]:
             yield from _in_scalar(given, kept, at)
 
 
-def _in_scalar(given: Any, kept: Any, at: str) -> Iterator[FieldError]:
+def _in_scalar(given: Any, kept: Any, at: str) -> Iterator[FieldProblem]:
     match kept:
         case float() if not isfinite(kept):
-            yield FieldError(at, "finite_number", "a number is finite")
+            yield FieldProblem(at, "finite_number", "a number is finite")
         case float() if isinstance(given, int) and not is_integer(kept, given):
-            yield FieldError(at, "inexact_number", "no float is this integer")
+            yield FieldProblem(at, "inexact_number", "no float is this integer")
         case Decimal():
             yield from _in_decimal(given, kept, at)
         case int() if isinstance(given, bool | float) and type(kept) is not type(given) and kept == given:
-            yield FieldError(at, "int_type", "an integer has no fraction, and is neither true nor false")
+            yield FieldProblem(at, "int_type", "an integer has no fraction, and is neither true nor false")
         case int() if not -(2**63) <= kept < 2**64 and "/" in at[1:]:
-            yield FieldError(at, "int_size", "an integer in a document has 64 bits")
+            yield FieldProblem(at, "int_size", "an integer in a document has 64 bits")
         case UUID() if isinstance(given, str) and given.lower() != str(kept):
-            yield FieldError(at, "uuid_parsing", "a UUID has five groups of hexadecimal digits")
+            yield FieldProblem(at, "uuid_parsing", "a UUID has five groups of hexadecimal digits")
         case datetime() | date() if isinstance(given, str) and not _DAY.match(given):
-            yield FieldError(at, "datetime_parsing", "a time is text by RFC 3339")
+            yield FieldProblem(at, "datetime_parsing", "a time is text by RFC 3339")
         case _:
             return
 
@@ -90,7 +90,7 @@ def is_exact(value: Decimal) -> bool:
     return value.adjusted() < MAX_INTEGER_DIGITS and -exponent <= MAX_FRACTION_DIGITS
 
 
-def _in_model(given: Any, kept: BaseModel, at: str) -> Iterator[FieldError]:
+def _in_model(given: Any, kept: BaseModel, at: str) -> Iterator[FieldProblem]:
     if not isinstance(given, Mapping):
         return
     model = type(kept)
@@ -100,39 +100,39 @@ def _in_model(given: Any, kept: BaseModel, at: str) -> Iterator[FieldError]:
         if sent in names:
             yield from losses(member, getattr(kept, names[sent]), pointer)
         elif model.model_config.get("extra", "ignore") == "ignore" and not _reshapes(model):
-            yield FieldError(pointer, "extra_forbidden", "there is no such member")
+            yield FieldProblem(pointer, "extra_forbidden", "there is no such member")
         if sent in names and _is_long_document(model.model_fields[names[sent]], getattr(kept, names[sent])):
-            yield FieldError(pointer, "int_size", "an integer in a document has 64 bits")
+            yield FieldProblem(pointer, "int_size", "an integer in a document has 64 bits")
 
 
-def _in_mapping(given: Any, kept: Mapping[Any, Any], at: str) -> Iterator[FieldError]:
+def _in_mapping(given: Any, kept: Mapping[Any, Any], at: str) -> Iterator[FieldProblem]:
     if not isinstance(given, Mapping):
         return
     sent = cast("Mapping[str, Any]", given)
     if len(sent) > len(kept):  # a dictionary of declared members takes no others
         yield from (
-            FieldError(f"{at}/{_token(name)}", "extra_forbidden", "there is no such member")
+            FieldProblem(f"{at}/{_token(name)}", "extra_forbidden", "there is no such member")
             for name in sent
             if name not in kept
         )
         return
     for (name, one), (own, other) in zip(sent.items(), kept.items(), strict=False):
         if type(own) is int and str(own) != name:
-            yield FieldError(
+            yield FieldProblem(
                 f"{at}/{_token(name)}", "int_parsing", "an integer has no zeros or blanks before it"
             )
         yield from losses(one, kept.get(name, other), f"{at}/{_token(name)}")
 
 
-def _in_decimal(given: Any, kept: Decimal, at: str) -> Iterator[FieldError]:
+def _in_decimal(given: Any, kept: Decimal, at: str) -> Iterator[FieldProblem]:
     if not is_exact(kept):
-        yield FieldError(at, "finite_number", f"these are {DECIMALS}")
+        yield FieldProblem(at, "finite_number", f"these are {DECIMALS}")
     elif isinstance(given, str) and not _DECIMAL.fullmatch(given):
-        yield FieldError(at, "decimal_parsing", "a decimal has the digits 0 to 9, a point and an exponent")
+        yield FieldProblem(at, "decimal_parsing", "a decimal has the digits 0 to 9, a point and an exponent")
     elif isinstance(given, InexactFloat) or (
         isinstance(given, float) and len(kept.normalize().as_tuple().digits) > FLOAT_DIGITS
     ):
-        yield FieldError(at, "decimal_parsing", "a decimal of so many digits is exact as text only")
+        yield FieldProblem(at, "decimal_parsing", "a decimal of so many digits is exact as text only")
 
 
 def _is_long_document(info: FieldInfo, kept: Any) -> bool:

@@ -13,7 +13,7 @@ from hybridkit.dataservice._store._losses import losses
 from hybridkit.dataservice._store._members import dumped, with_others
 from hybridkit.dataservice._store._operations import Update, merge_patch
 from hybridkit.dataservice._store._refusals import declared_type, invalid_value
-from hybridkit.errors import FieldError
+from hybridkit.errors import FieldProblem
 
 __all__ = ["merged"]
 
@@ -41,7 +41,7 @@ def merged(operation: Update, name: str, document: Any) -> Any:
     return value if kept is None else with_others(dumped(adapter, kept), value, kept)
 
 
-def _read(adapter: TypeAdapter[Any], value: Any) -> tuple[Any, tuple[FieldError, ...]]:
+def _read(adapter: TypeAdapter[Any], value: Any) -> tuple[Any, tuple[FieldProblem, ...]]:
     """What the type makes of it, None where it makes nothing; and what is wrong with it."""
     try:
         kept = adapter.validate_python(value)

@@ -99,7 +99,8 @@ class Store(Protocol):
     """One database. Every method ends by the deadline of the bound context, whatever the database does.
 
     All of them raise `UnavailableError` where the database can't be reached, `OverloadedError` where every connection
-    stays taken, and `DeadlineExceededError`.
+    stays taken, `DeadlinePassedError` where nothing was changed by the deadline, and `DeadlineExceededError` where
+    nobody knows.
     """
 
     @property

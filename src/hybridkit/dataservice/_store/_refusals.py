@@ -11,7 +11,7 @@ from hybridkit.dataservice._store._losses import losses
 from hybridkit.dataservice._store._members import dumped
 from hybridkit.dataservice._store._operations import Delete, Operation, Update
 from hybridkit.errors import (
-    FieldError,
+    FieldProblem,
     ForeignKeyError,
     InvalidRequestError,
     NotFoundError,
@@ -83,14 +83,14 @@ def foreign_key_violation(operation: Operation, fields: Sequence[str] = ()) -> F
 def not_a_number(operation: Operation, name: str) -> InvalidRequestError:
     """An increment of something else."""
     at = f"{pointer(operation, 'increment')}/{name}"
-    return InvalidRequestError("only a number can grow", errors=[FieldError(at, "not_a_number")])
+    return InvalidRequestError("only a number can grow", errors=[FieldProblem(at, "not_a_number")])
 
 
 def set_and_incremented(operation: Operation, name: str) -> InvalidRequestError:
     """Two answers to what a field should be."""
     at = f"{pointer(operation, 'increment')}/{name}"
     return InvalidRequestError(
-        "a field is either set or incremented", errors=[FieldError(at, "set_and_incremented")]
+        "a field is either set or incremented", errors=[FieldProblem(at, "set_and_incremented")]
     )
 
 
@@ -99,11 +99,11 @@ def pointer(operation: Operation, member: str = "data") -> str:
     return f"/{operation.label}/{member}" if operation.label else ""
 
 
-def pointed(operation: Operation, fields: Sequence[str], code: str) -> Sequence[FieldError]:
+def pointed(operation: Operation, fields: Sequence[str], code: str) -> Sequence[FieldProblem]:
     """A problem of those fields of the operation, or of the whole operation where nobody knows of which."""
     if not fields and operation.label:
-        return [FieldError(f"/{operation.label}", code)]
-    return [FieldError(_field_pointer(operation, name), code) for name in fields]
+        return [FieldProblem(f"/{operation.label}", code)]
+    return [FieldProblem(_field_pointer(operation, name), code) for name in fields]
 
 
 def _field_pointer(operation: Operation, name: str) -> str:
@@ -149,9 +149,9 @@ def declared_type(operation: Operation, name: str, *, bounds: bool = True) -> Ty
 
 
 def invalid_value(
-    operation: Operation, name: str, found: Sequence[FieldError], *, member: str = "data"
+    operation: Operation, name: str, found: Sequence[FieldProblem], *, member: str = "data"
 ) -> InvalidRequestError:
     """A value that its field doesn't have, with a pointer to every problem."""
     at = f"{pointer(operation, member)}/{name}"
-    problems = [FieldError(at + problem.pointer, problem.code, problem.message) for problem in found]
+    problems = [FieldProblem(at + problem.pointer, problem.code, problem.message) for problem in found]
     return InvalidRequestError("the value does not fit after the change", errors=problems[:MAX_FIELD_ERRORS])

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 from hybridkit.context import bound
 from hybridkit.errors import (
     BlockedError,
-    DeadlineExceededError,
+    DeadlinePassedError,
     HybridkitError,
     MalformedPayloadError,
     NotConnectedError,
@@ -189,7 +189,7 @@ class Writer:
         Raises:
             NotConnectedError: the writer is not open.
             MisuseError: the writer was opened in another process or event loop; nothing was sent.
-            DeadlineExceededError: the deadline has passed.
+            DeadlinePassedError: the deadline has passed.
         """
         if not self._is_open:
             raise NotConnectedError(f"{self._name} is not open: enter it with `async with`; nothing was sent")
@@ -198,7 +198,7 @@ class Writer:
         if deadline is None:
             deadline = now + PUBLISH_SECONDS
         elif deadline <= now:
-            raise DeadlineExceededError(f"the deadline passed {now - deadline:.3f} s ago; nothing was sent")
+            raise DeadlinePassedError(f"the deadline passed {now - deadline:.3f} s ago; nothing was sent")
         pending = PendingPublish(to, table, body, deadline, asyncio.get_running_loop().create_future())
         self._waiting.append(pending)
         if self._timer is None or deadline < self._timer_at:

@@ -169,12 +169,12 @@ class ProblemsConformance:
         """A caller that computes what is left sends less than nothing when its time is over."""
         for left in ("0", "-1", "-0.2", "-0"):
             made = await service.write("POST", THINGS.path, {"tag": service.tag}, x_request_timeout=left)
-            assert made.problem == (504, "DEADLINE_EXCEEDED"), left
+            assert made.problem == (504, "DEADLINE_PASSED"), left
             assert made.json()["retryable"] is True
         assert await service.find() == []
         for target in (THINGS.path, path_of(THINGS, fresh_id())):
             answer = await service.get(target, x_request_timeout="0.000")
-            assert answer.problem == (504, "DEADLINE_EXCEEDED"), target
+            assert answer.problem == (504, "DEADLINE_PASSED"), target
 
     async def test_a_deadline_reaches_the_database(self, service: ServiceUnderTest) -> None:
         """What it does for nobody any more is stopped there."""
@@ -183,7 +183,7 @@ class ProblemsConformance:
         began = time.monotonic()
         headers = {"x-request-timeout": "0.3"}
         answer = await service.ask("POST", SLOW.path, {"seconds": 30.0}, headers=headers)
-        assert answer.problem == (504, "DEADLINE_EXCEEDED")
+        assert answer.problem in {(504, "DEADLINE_PASSED"), (504, "DEADLINE_EXCEEDED")}
         assert time.monotonic() - began < 10
 
     @pytest.mark.parametrize("value", ["soon", "5s", "nan", "1e9", "1,2"])

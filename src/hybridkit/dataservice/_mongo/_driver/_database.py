@@ -48,7 +48,7 @@ def bounded(seconds: float | None = None) -> Generator[None]:
         seconds: of the work itself, where it is not that of a caller.
 
     Raises:
-        DeadlineExceededError: nothing is left.
+        DeadlinePassedError: nothing is left.
     """
     if seconds is None:
         context = current()

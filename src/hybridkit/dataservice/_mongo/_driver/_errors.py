@@ -27,6 +27,7 @@ from hybridkit.dataservice._store._refusals import unique_violation
 from hybridkit.errors import (
     ConflictError,
     DeadlineExceededError,
+    DeadlinePassedError,
     HybridkitError,
     InvalidQueryError,
     InvalidRequestError,
@@ -89,9 +90,9 @@ def read_error(error: Exception) -> HybridkitError | None:
         case WaitQueueTimeoutError():
             return OverloadedError("every connection stays taken", retry_after_seconds=_RETRY_AFTER_SECONDS)
         case ExecutionTimeout():
-            return DeadlineExceededError("the database stopped at the deadline")
+            return DeadlinePassedError("the database stopped at the deadline")
         case PyMongoError() if error.timeout and not isinstance(error, ServerSelectionTimeoutError):
-            return DeadlineExceededError("the database did not answer before the deadline")
+            return DeadlinePassedError("the database did not answer before the deadline")
         case ConnectionFailure():
             # By its words: the driver has one class for all that keeps it from a server.
             without_tls = "SSL handshake failed" in str(error)
@@ -143,7 +144,8 @@ def write_error(error: Exception) -> HybridkitError | None:
                 "the connection to the database broke during the write; the same Idempotency-Key finds out"
             )
         case _:
-            return read_error(error)
+            found = read_error(error)
+            return DeadlineExceededError(str(found)) if isinstance(found, DeadlinePassedError) else found
 
 
 def _is_broken(error: Exception) -> bool:

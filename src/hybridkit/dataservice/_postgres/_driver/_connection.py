@@ -25,7 +25,7 @@ from hybridkit.dataservice._postgres._driver._errors import (
     read_only_error,
 )
 from hybridkit.dataservice._postgres._driver._url import CONNECT_FAILURES, Target
-from hybridkit.errors import DeadlineExceededError
+from hybridkit.errors import DeadlineExceededError, DeadlinePassedError
 
 __all__ = ["FAILURES", "Link", "Meaning", "Mistakes", "connect", "limit_fits", "limit_for"]
 
@@ -136,11 +136,11 @@ class Link:
         """Seconds until the deadline.
 
         Raises:
-            DeadlineExceededError: none are left.
+            DeadlinePassedError: none are left.
         """
         left = self.deadline - time.monotonic()
         if left <= 0:
-            raise DeadlineExceededError("the deadline passed between two statements; nothing was changed")
+            raise DeadlinePassedError("the deadline passed between two statements; nothing was changed")
         return left
 
     async def limit(self) -> None:

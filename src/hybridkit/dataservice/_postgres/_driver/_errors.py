@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError, StatementError
 
 from hybridkit.errors import (
     ConflictError,
-    DeadlineExceededError,
+    DeadlinePassedError,
     ForeignKeyError,
     HybridkitError,
     InvalidQueryError,
@@ -204,7 +204,7 @@ def _locked(_error: Exception) -> HybridkitError:
 
 
 def _late(_error: Exception) -> HybridkitError:
-    return DeadlineExceededError("the database stopped at the deadline; nothing was changed")
+    return DeadlinePassedError("the database stopped at the deadline; nothing was changed")
 
 
 def _unanswered(_error: Exception) -> HybridkitError:

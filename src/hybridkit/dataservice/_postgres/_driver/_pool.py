@@ -42,7 +42,7 @@ from hybridkit.dataservice._postgres._driver._errors import (
 from hybridkit.dataservice._store._documents import read_document
 from hybridkit.dataservice._store._waiting_time import add_waiting_seconds
 from hybridkit.errors import (
-    DeadlineExceededError,
+    DeadlinePassedError,
     MisuseError,
     OverloadedError,
     SettingsError,
@@ -122,7 +122,8 @@ class Pool:
         Raises:
             OverloadedError: every connection stayed taken.
             UnavailableError: PostgreSQL does not answer.
-            DeadlineExceededError: the deadline has passed, or passes before the end.
+            DeadlinePassedError: the deadline has passed, and nothing was changed.
+            DeadlineExceededError: it passes while the database works, and nobody knows what became of it.
         """
         started = time.monotonic()
         deadline = _deadline(started)
@@ -181,7 +182,8 @@ class Pool:
         Raises:
             OverloadedError: every connection stayed taken.
             UnavailableError: PostgreSQL does not answer.
-            DeadlineExceededError: the deadline has passed, or passes before the end.
+            DeadlinePassedError: the deadline has passed, and nothing was changed.
+            DeadlineExceededError: it passes while the database works, and nobody knows what became of it.
             OutcomeUnknownError: the connection broke during the commit.
         """
         started = time.monotonic()
@@ -220,7 +222,7 @@ class Pool:
     async def _take_permit(self, deadline: float) -> None:
         left = deadline - time.monotonic()
         if left <= 0:
-            raise DeadlineExceededError("the deadline has passed; nothing was started")
+            raise DeadlinePassedError("the deadline has passed; nothing was started")
         if not self._permits.locked():
             await self._permits.acquire()
             return

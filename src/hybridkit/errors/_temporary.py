@@ -1,0 +1,80 @@
+"""Errors that pass: nothing was done, and the same call can succeed later."""
+
+from hybridkit.errors._root import HybridkitError
+
+
+class TemporaryError(HybridkitError):
+    """Nothing was done; the same call can succeed later."""
+
+    code = "TEMPORARY"
+    status = 503
+    retryable = True
+
+    def __init__(self, message: str, *, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class UnavailableError(TemporaryError):
+    """A service, database or broker is down, starting, or too busy to take the call."""
+
+    code = "UNAVAILABLE"
+
+
+class NotConnectedError(UnavailableError):
+    """There is no connection to the broker, so nothing was sent."""
+
+
+class BlockedError(UnavailableError):
+    """The broker has stopped reading from publishers (`connection.blocked`: a memory or disk alarm)."""
+
+
+class ServerStartError(UnavailableError):
+    """A local server for development and tests did not become ready; the end of its log is in the message."""
+
+
+class OverloadedError(UnavailableError):
+    """The service is alive, but every connection of its pool stayed taken for too long."""
+
+    code = "OVERLOADED"
+
+
+class RateLimitedError(TemporaryError):
+    """Too many requests."""
+
+    code = "RATE_LIMITED"
+    status = 429
+
+
+class ConflictError(TemporaryError):
+    """The database chose another transaction (SQLSTATE 40001, 40P01)."""
+
+    code = "SERIALIZATION_FAILURE"
+    status = 409
+
+
+class LockTimeoutError(ConflictError):
+    """Another transaction held a lock for too long (SQLSTATE 55P03)."""
+
+    code = "LOCK_TIMEOUT"
+
+
+class InProgressError(TemporaryError):
+    """Another call with the same idempotency key has not finished."""
+
+    code = "IDEMPOTENCY_IN_PROGRESS"
+    status = 409
+
+
+class DeadlinePassedError(TemporaryError):
+    """The time was over before anything was begun or sent, or during a read, which changes nothing.
+
+    The same call with more time can succeed.
+    """
+
+    code = "DEADLINE_PASSED"
+    status = 504
+
+
+class NackedError(TemporaryError):
+    """The broker answered a publish with `basic.nack`: it did not take responsibility for the message."""
