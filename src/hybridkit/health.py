@@ -20,6 +20,7 @@ from http import HTTPStatus
 from typing import Any, Final, Literal, Self
 
 from hybridkit._header_fields import Fields
+from hybridkit._http_server import HttpLimits, HttpRequest, HttpResponse, HttpServer
 from hybridkit.codec import encode_json
 from hybridkit.errors import DeclarationError, HybridkitError
 from hybridkit.observability import get_logger
@@ -34,7 +35,7 @@ type Probe = Callable[[], Awaitable[object]]
 type RenderMetrics = Callable[[str], tuple[bytes, str]]
 """Given the request's `Accept` header, answers the body and its content type."""
 
-REQUEST_LIMIT_BYTES: Final = 8 * 1024
+MAX_REQUEST_BYTES: Final = 8 * 1024
 REQUEST_TIMEOUT_SECONDS: Final = 5.0
 _MAX_DETAIL_CHARS: Final = 200
 
@@ -228,7 +229,14 @@ class HealthServer:
         self._health = health
         self._host = host
         self._metrics = metrics
-        self._serving: set[asyncio.Task[None]] = set()
+        self._server = HttpServer(
+            self._answer,
+            refuse=lambda status, _: _response(status),
+            name="hybridkit health connection",
+            limits=HttpLimits(
+                head_bytes=MAX_REQUEST_BYTES, body_bytes=0, exchange_seconds=REQUEST_TIMEOUT_SECONDS
+            ),
+        )
 
     async def __aenter__(self) -> Self:
         """Listen.
@@ -236,59 +244,23 @@ class HealthServer:
         Raises:
             OSError: the port is taken, or may not be used.
         """
-        self._server = await asyncio.start_server(
-            self._accept, self._host, self.port, limit=REQUEST_LIMIT_BYTES
-        )
-        self.port = self._server.sockets[0].getsockname()[1]
+        self.port = await self._server.listen(self._host, self.port)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        for task in self._serving:
-            task.cancel()
-        await asyncio.gather(*self._serving, return_exceptions=True)
+        await self._server.close()
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(self._serve(reader, writer), name="hybridkit health request")
-        self._serving.add(task)
-
-        def end(task: asyncio.Task[None]) -> None:
-            # Here and not in the task, which may be cancelled before its first step.
-            self._serving.discard(task)
-            writer.close()
-
-        task.add_done_callback(end)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            async with asyncio.timeout(REQUEST_TIMEOUT_SECONDS):
-                writer.write(await self._answer(reader))
-                await writer.drain()
-        except (OSError, TimeoutError, asyncio.IncompleteReadError):
-            pass  # the other side has gone, or is too slow to be answered
-
-    async def _answer(self, reader: asyncio.StreamReader) -> bytes:
-        try:
-            head = await reader.readuntil(b"\r\n\r\n")
-        except asyncio.LimitOverrunError:
-            return _response(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
-        request_line, *headers = head.split(b"\r\n")
-        match request_line.split(b" "):
-            case [b"GET", target, b"HTTP/1.0" | b"HTTP/1.1"]:
-                return await self._get(target.split(b"?", 1)[0], headers)
-            case [_, _, b"HTTP/1.0" | b"HTTP/1.1"]:
-                return _response(HTTPStatus.METHOD_NOT_ALLOWED)
-            case _:
-                return _response(HTTPStatus.BAD_REQUEST)
-
-    async def _get(self, path: bytes, headers: list[bytes]) -> bytes:
-        if path == b"/health":
+    async def _answer(self, request: HttpRequest) -> HttpResponse:
+        if request.method != "GET":
+            return _response(HTTPStatus.METHOD_NOT_ALLOWED)
+        path = request.target.partition("?")[0]
+        if path == "/health":
             return _json_response(HTTPStatus.OK, {"status": "alive"})
-        if path == b"/ready":
+        if path == "/ready":
             readiness = await self._health.readiness()
             return _json_response(readiness.status_code, readiness.to_dict())
-        if path == b"/metrics" and self._metrics is not None:
-            return _metrics_response(self._metrics, _accept(headers))
+        if path == "/metrics" and self._metrics is not None:
+            return _metrics_response(self._metrics, Fields(request.headers).listed("accept") or "")
         return _response(HTTPStatus.NOT_FOUND)
 
     def __repr__(self) -> str:
@@ -317,13 +289,7 @@ def _state_to_dict(state: DependencyState) -> dict[str, Any]:
     return {"status": "up" if state.up else "down", "seconds": round(state.seconds, 4), **detail}
 
 
-def _accept(headers: list[bytes]) -> str:
-    pairs = (header.partition(b":") for header in headers)
-    fields = Fields((name.lower(), value.strip()) for name, _, value in pairs)
-    return fields.listed("accept") or ""
-
-
-def _metrics_response(metrics: RenderMetrics, accept: str) -> bytes:
+def _metrics_response(metrics: RenderMetrics, accept: str) -> HttpResponse:
     try:
         body, content_type = metrics(accept)
     except Exception:  # noqa: BLE001 - somebody else's broken collector must not take the other paths with it
@@ -332,14 +298,16 @@ def _metrics_response(metrics: RenderMetrics, accept: str) -> bytes:
     return _response(HTTPStatus.OK, body, content_type=content_type)
 
 
-def _json_response(status: int, body: Mapping[str, Any]) -> bytes:
+def _json_response(status: int, body: Mapping[str, Any]) -> HttpResponse:
     return _response(status, encode_json(body), content_type="application/json")
 
 
-def _response(status: int, body: bytes = b"", *, content_type: str = "text/plain; charset=utf-8") -> bytes:
-    phrase = HTTPStatus(status).phrase
-    head = (
-        f"HTTP/1.1 {status:d} {phrase}\r\ncontent-type: {content_type}\r\ncontent-length: {len(body)}\r\n"
-        "cache-control: no-store\r\nconnection: close\r\n\r\n"
-    )
-    return head.encode() + body
+def _response(
+    status: int, body: bytes = b"", *, content_type: str = "text/plain; charset=utf-8"
+) -> HttpResponse:
+    headers = [
+        (b"content-type", content_type.encode()),
+        (b"cache-control", b"no-store"),
+        (b"connection", b"close"),
+    ]
+    return HttpResponse(status, headers, body)

@@ -93,12 +93,14 @@ async def test_there_is_nothing_else(server: HealthServer) -> None:
 @pytest.mark.parametrize(
     ("request_bytes", "status"),
     [
-        (b"POST /health HTTP/1.1\r\n\r\n", b"405"),
+        (b"POST /health HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n", b"405"),
+        (b"GET /health HTTP/1.1\r\n\r\n", b"400"),
+        (b"GET /health HTTP/2.0\r\nHost: a\r\n\r\n", b"400"),
         (b"GET /health\r\n\r\n", b"400"),
         (b"\x16\x03\x01\x02\x00\r\n\r\n", b"400"),
         (b"GET /health HTTP/1.1\r\nX: " + b"x" * 9000 + b"\r\n\r\n", b"431"),
     ],
-    ids=["another method", "another protocol", "TLS", "too large"],
+    ids=["another method", "no host", "another version", "another protocol", "TLS", "too large"],
 )
 async def test_other_requests_are_refused(server: HealthServer, request_bytes: bytes, status: bytes) -> None:
     assert (await exchange(server, request_bytes)).startswith(b"HTTP/1.1 " + status)
@@ -112,9 +114,10 @@ async def test_half_a_request_is_not_answered(server: HealthServer) -> None:
     writer.close()
 
 
-async def test_who_dawdles_is_dropped(server: HealthServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_dawdles_is_dropped(health: Health, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health_module, "REQUEST_TIMEOUT_SECONDS", 0.05)
-    assert await exchange(server, b"GET /health HTTP/1.1\r\n") == b""
+    async with HealthServer(health, port=0) as server:
+        assert await exchange(server, b"GET /health HTTP/1.1\r\n") == b""
 
 
 async def test_the_end_does_not_wait_for_open_connections(health: Health) -> None:

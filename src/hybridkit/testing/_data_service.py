@@ -8,11 +8,12 @@ async with FakeDataService({USERS, ORDERS}, unique={USERS: ["email"]}).postgres_
 
 import asyncio
 from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final
 from urllib.parse import urlsplit
 
 from hybridkit._asgi_types import ASGIApp
+from hybridkit._http_server import HttpLimits, HttpRequest, HttpResponse, HttpServer
 from hybridkit.adapters.fastapi import create_app
 from hybridkit.clients import ClientPolicy, MongoDataClient, PostgresDataClient, Request, Response
 from hybridkit.clients._transports._base import StreamedResponse, read_body
@@ -23,16 +24,15 @@ from hybridkit.dataservice._http._own_calls import AnyCall, CallHandler
 from hybridkit.dataservice._http._routes import add_routes
 from hybridkit.dataservice._memory._store import MemoryStore
 from hybridkit.dataservice._memory._table import Unique
-from hybridkit.errors import OutcomeUnknownError, RejectedError
+from hybridkit.errors import HeadTooLargeError, OutcomeUnknownError, RejectedError
 from hybridkit.lifespan import ServiceResources
 from hybridkit.resources._resource import AnyResource
 from hybridkit.settings import ServiceSettings
-from hybridkit.testing._asgi_calls import MAX_HEAD_BYTES, Asked, call, read_request, send_reply
+from hybridkit.testing._asgi_calls import call
 from hybridkit.testing._data_faults import DataFaults, Reply, reply_of
 
 BASE_URL: Final = "http://data.test"
 _LOOPBACK: Final = "127.0.0.1"
-_UNREADABLE: Final = Asked("GET", "", (), b"")
 
 
 class FakeDataService:
@@ -102,50 +102,31 @@ class FakeDataService:
         """Listen on 127.0.0.1 inside the block, which is given the URL."""
         return self._serve()
 
-    async def answer(self, asked: Asked, *, reused: bool) -> Reply | None:
-        """The answer to a request; None where its connection ends instead."""
-        self.requests.append(asked.line)
-        treatment = self.faults.meet(asked.line, reused=reused)
+    async def answer(self, request: HttpRequest) -> Reply | None:
+        """Return the reply to a request; None where its connection ends instead."""
+        line = f"{request.method} {request.target.partition('?')[0]}"
+        self.requests.append(line)
+        treatment = self.faults.meet(line, reused=request.is_reusing)
         if treatment.drops_connection:
             return None
         await asyncio.sleep(treatment.delay_seconds)
-        reply = treatment.refusal or await call(self._app, asked)
-        return treatment.spoilt(reply)
+        reply = treatment.spoilt(treatment.refusal or await call(self._app, request))
+        return None if reply.is_lost else reply
 
     @asynccontextmanager
     async def _serve(self) -> AsyncGenerator[str]:
-        open_connections: set[asyncio.Task[None]] = set()
-
-        def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            task = asyncio.get_running_loop().create_task(self._attend(reader, writer))
-            open_connections.add(task)
-            task.add_done_callback(open_connections.discard)
-
-        server = await asyncio.start_server(accept, _LOOPBACK, 0, limit=MAX_HEAD_BYTES)
+        server = HttpServer(
+            self._respond, refuse=_refuse, name="fake data service connection", limits=HttpLimits()
+        )
+        port = await server.listen(_LOOPBACK, 0)
         try:
-            yield f"http://{_LOOPBACK}:{server.sockets[0].getsockname()[1]}"
+            yield f"http://{_LOOPBACK}:{port}"
         finally:
-            server.close()
-            for task in open_connections:
-                task.cancel()
-            await asyncio.gather(*open_connections, return_exceptions=True)
+            await server.close()
 
-    async def _attend(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer what comes on one connection until it ends."""
-        reused = False
-        with suppress(ConnectionError, asyncio.IncompleteReadError):
-            try:
-                while (asked := await read_request(reader, writer)) is not None:
-                    reply = await self.answer(asked, reused=reused)
-                    if reply is None or reply.is_lost:
-                        return
-                    await send_reply(writer, reply, to=asked)
-                    reused = True
-            except RejectedError as refusal:
-                problem = Problem.from_error(refusal, instance="", request_id="fake")
-                await send_reply(writer, reply_of(problem), to=_UNREADABLE)
-            finally:
-                writer.close()
+    async def _respond(self, request: HttpRequest) -> HttpResponse | None:
+        reply = await self.answer(request)
+        return None if reply is None else _http_response(reply)
 
 
 class FakeTransport:
@@ -177,10 +158,12 @@ class FakeTransport:
         headers = [
             (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in fields.items()
         ]
-        asked = Asked(request.method, _target(request.url), headers, request.body)
-        reused, self._used = self._used, True
-        reply = await self._fake.answer(asked, reused=reused)
-        if reply is None or reply.is_lost:
+        received = HttpRequest(
+            request.method, _target(request.url), headers, request.body, is_reusing=self._used
+        )
+        self._used = True
+        reply = await self._fake.answer(received)
+        if reply is None:
             raise OutcomeUnknownError(f"{request}: no whole answer: the fake ended the connection")
         yield StreamedResponse(status=reply.status, headers=reply.headers, chunks=_chunks(reply))
 
@@ -200,6 +183,17 @@ async def _chunks(reply: Reply) -> AsyncGenerator[bytes]:
     for byte in reply.body:
         await asyncio.sleep(reply.drip_seconds)
         yield bytes([byte])
+
+
+def _refuse(status: int, reason: str) -> HttpResponse:
+    """Answer what is no HTTP as a data service does."""
+    error = HeadTooLargeError(reason) if status == HeadTooLargeError.status else RejectedError(reason)
+    return _http_response(reply_of(Problem.from_error(error, instance="", request_id="fake")))
+
+
+def _http_response(reply: Reply) -> HttpResponse:
+    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in reply.headers.items()]
+    return HttpResponse(reply.status, headers, reply.body, reply.drip_seconds)
 
 
 def _application(

@@ -29,6 +29,8 @@ from http import HTTPStatus
 from typing import Any, Final, Self
 from urllib.parse import parse_qsl, urlsplit
 
+from hybridkit._http_server import HttpLimits, HttpRequest, HttpResponse, HttpServer
+
 DEFAULT_TOKEN: Final = "4242:fake-telegram-token"  # noqa: S105  # a stand-in that opens nothing
 MAX_BODY_BYTES: Final = 64 * 1024 * 1024
 MAX_UPDATES_AT_ONCE: Final = 100
@@ -114,8 +116,12 @@ class FakeTelegram:
         """The highest update id that a `getUpdates` offset has confirmed."""
         self._parameters: list[tuple[str, Params]] = []
         self._port = port
-        self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.Task[None]] = set()
+        self._server = HttpServer(
+            self._respond,
+            refuse=_refuse,
+            name="fake Telegram connection",
+            limits=HttpLimits(body_bytes=MAX_BODY_BYTES),
+        )
         self._updates: dict[int, dict[str, Any]] = {}
         self._again: list[int] = []
         self._next_update_id = 1001
@@ -143,16 +149,11 @@ class FakeTelegram:
         return f"http://127.0.0.1:{self._port}"
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port)
-        self._port = self._server.sockets[0].getsockname()[1]
+        self._port = await self._server.listen("127.0.0.1", self._port)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._server is not None:
-            self._server.close()
-        for connection in list(self._connections):
-            connection.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+        await self._server.close()
 
     # ── what a test does ─────────────────────────────────────────────────────────────────────────
 
@@ -345,39 +346,12 @@ class FakeTelegram:
             case _:
                 raise _RefusedError(404, "Not Found: control knows state, updates, redeliver and faults")
 
-    # ── HTTP/1.1, as much of it as clients of the Bot API use ─────────────────────────────────────
+    # ── HTTP ─────────────────────────────────────────────────────────────────────────────────────
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # A task of our own: the one that asyncio would make can't be cancelled without a complaint before 3.12.2.
-        task = asyncio.create_task(self._serve(reader, writer), name="fake Telegram connection")
-        self._connections.add(task)
-        task.add_done_callback(self._connections.discard)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            with suppress(ConnectionError, asyncio.IncompleteReadError):
-                while await self._exchange(reader, writer):
-                    pass
-        finally:
-            writer.close()
-
-    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """One request and its answer; whether the connection stays open."""
-        head = await reader.readuntil(b"\r\n\r\n")
-        request_line, _, header_lines = head.partition(b"\r\n")
-        method, target, _ = request_line.decode("latin-1").split(" ", 2)
-        headers = BytesParser(policy=HTTP).parsebytes(header_lines, headersonly=True)
-        body = await _read_body(reader, headers)
-        url = urlsplit(target)
-        status, answer = await self._answer(url.path, url.query, headers.get("content-type", ""), body)
-        payload = json.dumps(answer).encode()
-        writer.write(
-            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(payload)}\r\n\r\n".encode()
-        )
-        writer.write(b"" if method == "HEAD" else payload)
-        await writer.drain()
-        return headers.get("connection", "").lower() != "close"
+    async def _respond(self, request: HttpRequest) -> HttpResponse:
+        url = urlsplit(request.target)
+        content_type = dict(request.headers).get(b"content-type", b"").decode("latin-1")
+        return _json_response(*await self._answer(url.path, url.query, content_type, request.body))
 
     async def _answer(
         self, path: str, query: str, content_type: str, body: bytes
@@ -411,21 +385,12 @@ class FakeTelegram:
         return condition()
 
 
-async def _read_body(reader: asyncio.StreamReader, headers: Any) -> bytes:
-    if headers.get("transfer-encoding", "").lower() != "chunked":
-        size = int(headers.get("content-length", 0))
-        if size > MAX_BODY_BYTES:
-            raise ConnectionError(f"a body of {size} bytes")
-        return await reader.readexactly(size)
-    body = bytearray()
-    while size := int((await reader.readline()).split(b";")[0], 16):
-        body += await reader.readexactly(size)
-        await reader.readline()
-        if len(body) > MAX_BODY_BYTES:
-            raise ConnectionError(f"a body of more than {len(body)} bytes")
-    while (await reader.readline()).strip():
-        pass  # trailers
-    return bytes(body)
+def _refuse(status: int, reason: str) -> HttpResponse:
+    return _json_response(status, _RefusedError(status, f"Bad Request: {reason}").answer())
+
+
+def _json_response(status: int, answer: Mapping[str, Any]) -> HttpResponse:
+    return HttpResponse(status, [(b"content-type", b"application/json")], json.dumps(answer).encode())
 
 
 def _params(content_type: str, body: bytes) -> dict[str, str]:

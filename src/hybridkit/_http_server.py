@@ -1,0 +1,218 @@
+"""A small HTTP/1.1 server: for the health of workers and bots, and for the fakes of `hybridkit.testing`.
+
+h11 reads and writes the protocol, https://h11.readthedocs.io/en/latest/api.html. Applications are served by uvicorn.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from http.client import responses as reason_phrases
+from typing import Final, NamedTuple
+
+import h11
+
+from hybridkit._tasks import TaskSet
+from hybridkit.observability import get_logger
+
+MAX_HEAD_BYTES: Final = 64 * 1024
+
+_log = get_logger("hybridkit.http_server")
+
+
+class HttpRequest(NamedTuple):
+    """A request.
+
+    Attributes:
+        method: as it was sent; methods are case-sensitive.
+        target: path and query, percent-encoded.
+        headers: names in lower case, and values.
+        body: without its framing.
+        is_reusing: whether the connection has carried another request before.
+    """
+
+    method: str
+    target: str
+    headers: Sequence[tuple[bytes, bytes]]
+    body: bytes
+    is_reusing: bool = False
+
+
+class HttpResponse(NamedTuple):
+    """A response; the server adds `Content-Length`.
+
+    Attributes:
+        status: the HTTP status.
+        headers: names and values; `Connection: close` ends the connection after the response.
+        body: left out in the response to HEAD, and with 204 and 304.
+        drip_seconds: the pause before each byte of the body; 0 sends it at once.
+    """
+
+    status: int
+    headers: Sequence[tuple[bytes, bytes]] = ()
+    body: bytes = b""
+    drip_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpLimits:
+    """The limits of a server.
+
+    Attributes:
+        head_bytes: the largest head; more is refused with 431.
+        body_bytes: the largest body; more is refused with 413. None for any size; 0 leaves bodies unread, and ends the
+            connection after the response to a request that has one.
+        exchange_seconds: the longest time for a request and its response, then the connection ends; None for any.
+    """
+
+    head_bytes: int = MAX_HEAD_BYTES
+    body_bytes: int | None = None
+    exchange_seconds: float | None = None
+
+
+class HttpServer:
+    """Answers the requests of one address, over connections that stay open.
+
+    Args:
+        answer: returns the response to a request; None ends the connection without one.
+        refuse: returns the response to what is no request or is too large, given the HTTP status and the reason.
+        name: of the tasks, for debuggers.
+        limits: of heads, bodies and time.
+    """
+
+    def __init__(
+        self,
+        answer: Callable[[HttpRequest], Awaitable[HttpResponse | None]],
+        *,
+        refuse: Callable[[int, str], HttpResponse],
+        name: str,
+        limits: HttpLimits,
+    ) -> None:
+        self.answer = answer
+        self.refuse = refuse
+        self.limits = limits
+        self._name = name
+        self._server: asyncio.Server | None = None
+        self._connections = TaskSet()
+
+    def __repr__(self) -> str:
+        return f"HttpServer({self._name!r}, connections={len(self._connections)})"
+
+    async def listen(self, host: str, port: int) -> int:
+        """Listen on that address, and return the port: a free one for 0.
+
+        Raises:
+            OSError: the port is taken, or may not be used.
+        """
+        self._server = await asyncio.start_server(self._accept, host, port)
+        bound: int = self._server.sockets[0].getsockname()[1]
+        return bound
+
+    async def close(self) -> None:
+        """Stop listening, and end the open connections without waiting for their responses."""
+        if self._server is not None:
+            self._server.close()
+        await self._connections.cancel()
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # asyncio can't cancel the task that it makes of a coroutine function without a complaint before 3.12.2.
+        task = self._connections.start(_Connection(self, reader, writer).serve(), name=self._name)
+        # Not in the task's own `finally`: it may be cancelled before its first step.
+        task.add_done_callback(lambda _: writer.close())
+
+
+class _Connection:
+    def __init__(
+        self, server: HttpServer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self._server = server
+        self._reader = reader
+        self._writer = writer
+        self._protocol = h11.Connection(h11.SERVER, max_incomplete_event_size=server.limits.head_bytes)
+        self._is_reused = False
+
+    async def serve(self) -> None:
+        """Answer request after request until the connection ends."""
+        try:
+            while True:
+                async with asyncio.timeout(self._server.limits.exchange_seconds):
+                    await self._exchange()
+                if self._protocol.states != {h11.SERVER: h11.DONE, h11.CLIENT: h11.DONE}:
+                    return
+                self._protocol.start_next_cycle()
+                self._is_reused = True
+        except OSError:  # the peer has left or, as a TimeoutError, is too slow to be answered
+            pass
+        except Exception:  # noqa: BLE001 - of a handler; the other connections go on
+            _log.exception("a request was not answered", server=repr(self._server))
+
+    async def _exchange(self) -> None:
+        try:
+            request = await self._read_request()
+        except h11.RemoteProtocolError as error:
+            await self._send(self._server.refuse(error.error_status_hint, str(error)), method="")
+            return
+        response = None if request is None else await self._server.answer(request)
+        if request is not None and response is not None:
+            await self._send(response, method=request.method)
+
+    async def _read_request(self) -> HttpRequest | None:
+        """Read the next request; None where the connection ends before or within it."""
+        head = await self._next_event()
+        if not isinstance(head, h11.Request):
+            return None
+        if head.http_version not in (b"1.0", b"1.1"):
+            raise h11.RemoteProtocolError("only HTTP/1.0 and HTTP/1.1 are spoken here")
+        limit_bytes = self._server.limits.body_bytes
+        body = bytearray()
+        while limit_bytes != 0:
+            match await self._next_event():
+                case h11.Data(data=data):
+                    body += data
+                case h11.EndOfMessage():
+                    break
+                case _:
+                    return None
+            if limit_bytes is not None and len(body) > limit_bytes:
+                raise h11.RemoteProtocolError(
+                    f"the body has more than {limit_bytes} bytes", error_status_hint=413
+                )
+        return HttpRequest(
+            head.method.decode(),
+            head.target.decode("latin-1"),
+            list(head.headers),
+            bytes(body),
+            self._is_reused,
+        )
+
+    async def _next_event(self) -> h11.Event | None:
+        """Wait for the next part of a request; None where the connection ends."""
+        while not isinstance(event := self._protocol.next_event(), h11.Event):
+            if self._protocol.they_are_waiting_for_100_continue:
+                self._write(h11.InformationalResponse(status_code=100, headers=[]))
+            # No more than a head may have: h11 takes a larger one that arrives at once.
+            unread_bytes = len(self._protocol.trailing_data[0])
+            data = await self._reader.read(self._server.limits.head_bytes + 1 - unread_bytes)
+            if not data:
+                return None
+            self._protocol.receive_data(data)
+        return event
+
+    async def _send(self, response: HttpResponse, *, method: str) -> None:
+        has_body = method != "HEAD" and response.status not in (204, 304)
+        headers = [field for field in response.headers if not has_body or field[0] != b"content-length"]
+        if has_body:
+            headers.append((b"content-length", b"%d" % len(response.body)))
+        reason = reason_phrases.get(response.status, "").encode()
+        self._write(h11.Response(status_code=response.status, headers=headers, reason=reason))
+        if has_body and response.drip_seconds:
+            for byte in response.body:
+                await self._writer.drain()
+                await asyncio.sleep(response.drip_seconds)
+                self._write(h11.Data(data=bytes([byte])))
+        elif has_body:
+            self._write(h11.Data(data=response.body))
+        self._write(h11.EndOfMessage())
+        await self._writer.drain()
+
+    def _write(self, event: h11.Event) -> None:
+        self._writer.write(self._protocol.send(event) or b"")

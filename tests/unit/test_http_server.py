@@ -1,0 +1,139 @@
+"""The small HTTP/1.1 server of health and of the fakes, by bytes on a socket."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+from structlog.testing import capture_logs
+
+from hybridkit._http_server import HttpLimits, HttpRequest, HttpResponse, HttpServer
+
+type Answer = Callable[[HttpRequest], Awaitable[HttpResponse | None]]
+type Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+async def echo(request: HttpRequest) -> HttpResponse:
+    words = f"{request.method} {request.target} {request.is_reusing} {request.body.decode()}"
+    return HttpResponse(200, [(b"content-length", b"99")], words.encode())
+
+
+@asynccontextmanager
+async def connected(answer: Answer = echo, limits: HttpLimits | None = None) -> AsyncGenerator[Streams]:
+    server = HttpServer(
+        answer,
+        refuse=lambda status, reason: HttpResponse(status, [], reason.encode()),
+        name="test server",
+        limits=limits or HttpLimits(),
+    )
+    port = await server.listen("127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        async with asyncio.timeout(60):
+            yield reader, writer
+    finally:
+        writer.close()
+        await server.close()
+
+
+async def exchange(streams: Streams, request: bytes) -> tuple[int, bytes]:
+    """The status and body of the response to a request."""
+    reader, writer = streams
+    writer.write(request)
+    head = (await reader.readuntil(b"\r\n\r\n")).lower()
+    length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
+    return int(head.split(b" ", 2)[1]), await reader.readexactly(length)
+
+
+GET = b"GET /a?b=%20 HTTP/1.1\r\nHost: a\r\n\r\n"
+POST = b"POST / HTTP/1.1\r\nHost: a\r\n"
+
+
+async def test_a_connection_carries_one_request_after_another() -> None:
+    """Also those that a client sends before it has the response to the first."""
+    async with connected() as streams:
+        assert await exchange(streams, GET + GET) == (200, b"GET /a?b=%20 False ")
+        assert await exchange(streams, b"") == (200, b"GET /a?b=%20 True ")
+        chunks = b"Transfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n"
+        assert await exchange(streams, POST + chunks) == (200, b"POST / True abc")
+
+
+@pytest.mark.parametrize("request_", [GET.replace(b"1.1", b"1.0"), GET[:-2] + b"Connection: close\r\n\r\n"])
+async def test_a_connection_ends_where_its_client_wants_no_other_response(request_: bytes) -> None:
+    """As HTTP/1.0 does by itself, and HTTP/1.1 with `Connection: close`."""
+    async with connected() as streams:
+        assert (await exchange(streams, request_))[0] == 200
+        assert await streams[0].read() == b""
+
+
+async def test_a_body_over_the_limit_is_refused() -> None:
+    """Its size is counted, not believed: chunks announce none."""
+    async with connected(limits=HttpLimits(body_bytes=3)) as streams:
+        assert (await exchange(streams, POST + b"Content-Length: 3\r\n\r\nabc"))[0] == 200
+        chunks = b"Transfer-Encoding: chunked\r\n\r\n4\r\nabcd\r\n"
+        assert await exchange(streams, POST + chunks) == (413, b"the body has more than 3 bytes")
+        assert await streams[0].read() == b""
+
+
+async def test_a_head_may_be_as_large_as_the_limit() -> None:
+    """One that is larger is refused, although it is whole and arrives at once."""
+    limits = HttpLimits(head_bytes=200)
+    largest = GET[:-2] + b"X: %b\r\n\r\n" % (b"x" * (200 - len(GET) - 5))
+    assert len(largest) == 200
+    async with connected(limits=limits) as streams:
+        assert (await exchange(streams, largest))[0] == 200
+        larger = largest.replace(b"X: ", b"X: xx")
+        assert (await exchange(streams, larger))[0] == 431
+
+
+async def test_the_response_to_head_has_no_body() -> None:
+    """Its length is that of the response to GET, and the connection goes on."""
+    async with connected() as streams:
+        streams[1].write(GET.replace(b"GET", b"HEAD"))
+        head = await streams[0].readuntil(b"\r\n\r\n")
+        assert b"content-length: 99" in head.lower()
+        assert (await exchange(streams, GET))[0] == 200
+
+
+async def test_a_response_may_drip() -> None:
+    """Byte by byte, for tests of clients that wait."""
+
+    async def drip(request: HttpRequest) -> HttpResponse:
+        return HttpResponse(200, [], b"slow", drip_seconds=0.001)
+
+    async with connected(drip) as streams:
+        assert await exchange(streams, GET) == (200, b"slow")
+
+
+async def test_an_answer_that_fails_ends_its_connection_only() -> None:
+    """The error is logged, as nobody else could see it; without a response the connection ends in silence."""
+
+    async def fail(request: HttpRequest) -> HttpResponse | None:
+        if request.target == "/":
+            return None
+        raise LookupError(request.target)
+
+    with capture_logs() as events:
+        async with connected(fail) as (reader, writer):
+            writer.write(GET)
+            assert await reader.read() == b""
+        async with connected(fail) as (reader, writer):
+            writer.write(POST + b"\r\n")
+            assert await reader.read() == b""
+    assert [event["event"] for event in events] == ["a request was not answered"]
+
+
+@pytest.mark.parametrize("request_", [b"", GET[:10], POST + b"Content-Length: 3\r\n\r\nab"])
+async def test_a_connection_that_ends_before_its_request_is_not_answered(request_: bytes) -> None:
+    """Neither with a refusal: there is nothing to refuse."""
+    async with connected() as (reader, writer):
+        writer.write(request_)
+        writer.write_eof()
+        assert await reader.read() == b""
+
+
+async def test_its_repr_names_what_it_is_for() -> None:
+    """And how many connections are open, of which a server that never listened has none to close."""
+    server = HttpServer(echo, refuse=lambda status, _: HttpResponse(status), name="test", limits=HttpLimits())
+    await server.close()
+    assert repr(server) == "HttpServer('test', connections=0)"
