@@ -21,7 +21,7 @@ from hybridkit.events import Command, Event, EventEnvelope
 from hybridkit.events.cloudevents import to_structured
 from hybridkit.idempotency import IdempotencyGuard
 from hybridkit.messaging import BrokerConnection, RobustConsumer, RobustPublisher
-from hybridkit.messaging._consuming import _inbox as inbox_module
+from hybridkit.messaging._consuming import _consumer_channel as channel_module
 from hybridkit.messaging._consuming import _subscription as subscription_module
 from hybridkit.messaging._topology._declared import (
     DEAD_LETTER_EXCHANGE,
@@ -457,7 +457,7 @@ async def test_finished_work_whose_acknowledgement_was_lost_is_not_done_again(
     publisher: RobustPublisher, ledger: Ledger, rabbitmq_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a guard too. Some acknowledgements were sent into the void, one message is finished afterwards."""
-    monkeypatch.setattr(inbox_module, "ACK_SECONDS", 60.0)
+    monkeypatch.setattr(channel_module, "ACK_SECONDS", 60.0)
     consumer, go_on = RobustConsumer("tests.consumer", concurrency=32), asyncio.Event()
 
     @consumer.on(Consumed)
@@ -763,7 +763,7 @@ async def test_a_drain_acknowledges_what_is_done(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Acknowledgements are collected for a moment; a drain doesn't wait for it. The others stay."""
-    monkeypatch.setattr(inbox_module, "ACK_SECONDS", 60.0)
+    monkeypatch.setattr(channel_module, "ACK_SECONDS", 60.0)
     consumer = RobustConsumer("tests.consumer")
 
     @consumer.on(Consumed)

@@ -14,7 +14,7 @@ from hybridkit.coordination import connect_redis
 from hybridkit.events import Event
 from hybridkit.idempotency import IdempotencyGuard
 from hybridkit.messaging import BrokerConnection, DeadLetters, Order, RobustConsumer, RobustPublisher
-from hybridkit.messaging._consuming import _parking as parking_module
+from hybridkit.messaging._consuming import _parked_keys as parked_keys_module
 from hybridkit.messaging._consuming import _subscription as subscription_module
 from hybridkit.messaging._publishing._writer import OutgoingMessage
 from hybridkit.retry import Retry
@@ -164,7 +164,7 @@ async def test_marks_that_can_not_be_read_are_asked_for_again(
 ) -> None:
     """Somebody else reads them; nothing runs before they are known. What nobody can read is removed."""
     monkeypatch.setattr(subscription_module, "UNEXPECTED_PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(parking_module, "READ_SECONDS", 0.3)
+    monkeypatch.setattr(parked_keys_module, "READ_SECONDS", 0.3)
     async with service.running():
         pass
     async with broker.channel() as channel:

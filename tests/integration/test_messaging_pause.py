@@ -13,7 +13,7 @@ from hybridkit.idempotency import IdempotencyGuard, RedisDown
 from hybridkit.lifespan import ServiceResources
 from hybridkit.messaging import BrokerConnection, Order, RobustConsumer, RobustPublisher
 from hybridkit.messaging._consuming import _delivery as delivery_module
-from hybridkit.messaging._consuming import _pause as pause_module
+from hybridkit.messaging._consuming import _pause_gate as pause_gate_module
 from hybridkit.observability import metrics
 from hybridkit.retry import Retry
 from hybridkit.testing import FaultProxy
@@ -49,8 +49,8 @@ class Dependency:
 
 @pytest.fixture(autouse=True)
 def quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pause_module, "FIRST_PROBE_SECONDS", 0.05)
-    monkeypatch.setattr(pause_module, "LONGEST_PROBE_SECONDS", 0.2)
+    monkeypatch.setattr(pause_gate_module, "FIRST_PROBE_SECONDS", 0.05)
+    monkeypatch.setattr(pause_gate_module, "LONGEST_PROBE_SECONDS", 0.2)
 
 
 @pytest.fixture
@@ -228,7 +228,7 @@ async def test_a_connection_that_is_lost_in_a_pause_makes_it_no_longer(
     order: Order | None,
 ) -> None:
     """Those who waited can't be probes any more. If each of them cost an interval, this would take days."""
-    monkeypatch.setattr(pause_module, "LONGEST_PROBE_SECONDS", 1e9)
+    monkeypatch.setattr(pause_gate_module, "LONGEST_PROBE_SECONDS", 1e9)
     dependency = Dependency(crowd=24)  # a message that came alone would keep the others from coming
     consumer = consumer_of(dependency, concurrency=24, order=order)
     async with consumer.running(connection, publisher=publisher):

@@ -11,12 +11,11 @@ from hypothesis import strategies as st
 
 from hybridkit.messaging._amqp._frames import DeliverMethod
 from hybridkit.messaging._amqp._port import IncomingMessage, Port
-from hybridkit.messaging._consuming import _inbox as inbox_module
-from hybridkit.messaging._consuming import _lost_acks as lost_acks_module
-from hybridkit.messaging._consuming._acks import Acks
+from hybridkit.messaging._consuming import _acks as acks_module
+from hybridkit.messaging._consuming import _consumer_channel as channel_module
+from hybridkit.messaging._consuming._acks import Acks, LostAcks
+from hybridkit.messaging._consuming._consumer_channel import ConsumerChannel
 from hybridkit.messaging._consuming._delivery import Delivery, Identity
-from hybridkit.messaging._consuming._inbox import ConsumerChannel
-from hybridkit.messaging._consuming._lost_acks import LostAcks
 from tests.helpers import until
 
 KINDS = {80: "ack", 120: "nack"}
@@ -196,7 +195,7 @@ async def test_a_busy_consumer_sends_some_at_a_time() -> None:
 
 async def test_acknowledgements_do_not_wait_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """A slow handler beside them, and nothing else comes: after some milliseconds they leave."""
-    monkeypatch.setattr(inbox_module, "ACK_SECONDS", 0.001)
+    monkeypatch.setattr(channel_module, "ACK_SECONDS", 0.001)
     channel = Channel()
     channel.deliver(3)
     channel.deliveries[1].ack(finished=True)
@@ -293,7 +292,7 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     lost_acks.add([event(9)])
     assert repr(lost_acks) == "LostAcks(8 of at most 8)"
     assert [event(0) in lost_acks, event(1) in lost_acks, event(2) in lost_acks] == [False, True, False]
-    monkeypatch.setattr(lost_acks_module, "KEPT_SECONDS", 0.0)
+    monkeypatch.setattr(acks_module, "KEPT_SECONDS", 0.0)
     lost_acks.add([event(10)])
     assert event(10) not in lost_acks
 

@@ -22,8 +22,8 @@ from hybridkit.messaging._amqp._port import IncomingMessage
 from hybridkit.messaging._amqp._waiting import Backoff
 from hybridkit.messaging._consuming._delivery import Delivery, Identity
 from hybridkit.messaging._consuming._handlers import Handlers
-from hybridkit.messaging._consuming._order import KeyedBacklog
-from hybridkit.messaging._consuming._pause import PauseGate
+from hybridkit.messaging._consuming._keyed_backlog import KeyedBacklog
+from hybridkit.messaging._consuming._pause_gate import PauseGate
 from hybridkit.messaging._consuming._processor import Processor
 from hybridkit.messaging._consuming._subscription import Subscription
 from hybridkit.messaging._publishing._writer import OutgoingMessage

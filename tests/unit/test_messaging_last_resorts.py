@@ -11,7 +11,7 @@ from hybridkit.events import EventEnvelope
 from hybridkit.messaging._amqp._frames import DeliverMethod
 from hybridkit.messaging._amqp._port import IncomingMessage
 from hybridkit.messaging._consuming._delivery import Delivery
-from hybridkit.messaging._consuming._parking import Mark, ParkedKeys
+from hybridkit.messaging._consuming._parked_keys import Mark, ParkedKeys
 from hybridkit.retry import Retry
 from tests.unit.test_messaging_endings import QUEUE, Ended, OfflineConsumer
 from tests.unit.test_messaging_parking import Broker, mark, read

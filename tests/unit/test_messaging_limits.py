@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import pytest
 
-from hybridkit.messaging._consuming._time_limits import RunTimeouts
+from hybridkit.messaging._consuming._run_timeouts import RunTimeouts
 
 
 async def test_a_run_that_takes_too_long_ends() -> None:

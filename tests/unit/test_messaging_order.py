@@ -13,11 +13,11 @@ from hybridkit.errors import DeclarationError, NotConnectedError
 from hybridkit.events import Command, Event, EventEnvelope
 from hybridkit.messaging._amqp._frames import DeliverMethod
 from hybridkit.messaging._amqp._port import IncomingMessage
-from hybridkit.messaging._consuming._consumer import RobustConsumer
+from hybridkit.messaging._consuming._consumer import Order, RobustConsumer
 from hybridkit.messaging._consuming._delivery import Delivery
 from hybridkit.messaging._consuming._handlers import Handlers
-from hybridkit.messaging._consuming._order import KeyedBacklog, Order, key_of
-from hybridkit.messaging._consuming._pause import PauseGate
+from hybridkit.messaging._consuming._keyed_backlog import KeyedBacklog, key_of
+from hybridkit.messaging._consuming._pause_gate import PauseGate
 from hybridkit.messaging._consuming._subscription import Subscription
 
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hybridkit.errors import NackedError, NotConnectedError
 from hybridkit.messaging._amqp._frames import DeliverMethod
 from hybridkit.messaging._amqp._port import IncomingMessage
-from hybridkit.messaging._consuming import _parking as parking_module
-from hybridkit.messaging._consuming._parking import Mark, ParkedKeys, _Inbox
+from hybridkit.messaging._consuming import _parked_keys as parked_keys_module
+from hybridkit.messaging._consuming._parked_keys import Mark, ParkedKeys, _Inbox
 from hybridkit.messaging._publishing._writer import OutgoingMessage
 
 QUEUE = "tests.q"
@@ -151,14 +151,14 @@ async def test_more_keys_may_be_parked_than_the_broker_leaves_with_a_reader_by_i
 
 async def test_a_log_may_be_longer_than_what_a_reader_may_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     """What says nothing any more takes no place, whatever it is."""
-    monkeypatch.setattr(parking_module, "WINDOW", 10)
+    monkeypatch.setattr(parked_keys_module, "WINDOW", 10)
     old = [each for n in range(200) for each in (mark("a", str(n)), {"key": "b"}, {"end": str(n)}, b"odd")]
     assert await read(Broker(*old, mark("b", "5"))) == {"a": Mark(0, "199"), "b": Mark(0, "5")}
 
 
 async def test_the_own_entries_are_folded_while_the_process_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each dead letter of a parked key writes one: without an end, if nobody reads them."""
-    monkeypatch.setattr(parking_module, "FOLD_AFTER", 10)
+    monkeypatch.setattr(parked_keys_module, "FOLD_AFTER", 10)
     broker, keys = Broker(), ParkedKeys(QUEUE)
     open_channel = broker.open_channel()
     for number in range(100):
@@ -188,7 +188,7 @@ async def test_a_fold_that_was_not_completed_is_not_believed(
     monkeypatch: pytest.MonkeyPatch, taken: int
 ) -> None:
     """What it stands for is still in the log, with the fold before it."""
-    monkeypatch.setattr(parking_module, "MARKS_PER_ENTRY", 2)
+    monkeypatch.setattr(parked_keys_module, "MARKS_PER_ENTRY", 2)
     broker = Broker(*(mark(key, "1") for key in "abcdef"))
     await read(broker)
     broker.entries.extend(orjson.dumps(each) for each in ({"key": "a"}, mark("b", "2")))
@@ -211,7 +211,7 @@ async def test_a_log_that_was_cut_is_not_believed(seen: int) -> None:
 
 
 async def test_a_silent_broker_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parking_module, "READ_SECONDS", 0.0)
+    monkeypatch.setattr(parked_keys_module, "READ_SECONDS", 0.0)
     inbox = _Inbox()
     inbox.settled(1, multiple=False, accepted=True)
     inbox.returned(b"")
@@ -229,7 +229,7 @@ CHANGES = st.lists(
 async def test_every_reader_knows_what_was_written(changes: Iterable[tuple[str, str]], size: int) -> None:
     """Whatever was folded before, and wherever a reader has died."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parking_module, "MARKS_PER_ENTRY", size)
+        patch.setattr(parked_keys_module, "MARKS_PER_ENTRY", size)
         broker, writer = Broker(), ParkedKeys(QUEUE)
         expected: dict[str, Mark] = {}
         for number, (key, what) in enumerate(changes):

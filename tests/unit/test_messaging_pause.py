@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from hybridkit.errors import UnavailableError
-from hybridkit.messaging._consuming import _pause as pause_module
-from hybridkit.messaging._consuming._pause import PauseGate
+from hybridkit.messaging._consuming import _pause_gate as pause_gate_module
+from hybridkit.messaging._consuming._pause_gate import PauseGate
 from hybridkit.observability import metrics
 
 pytestmark = pytest.mark.usefixtures("logs")
@@ -119,7 +119,7 @@ async def test_a_gate_that_soon_shuts_again_goes_on_with_its_intervals(
     for _ in range(3):
         gate.shut(OSError())
         gate.open()
-    monkeypatch.setattr(pause_module, "STEADY_SECONDS", 0.0)
+    monkeypatch.setattr(pause_gate_module, "STEADY_SECONDS", 0.0)
     gate.shut(OSError())
     assert timers.seconds == [1, 2, 4, 1]
 

@@ -44,9 +44,9 @@ from hybridkit.messaging._consuming import _execution as execution_module
 from hybridkit.messaging._consuming import _processor as processor_module
 from hybridkit.messaging._consuming._delivery import Delivery, Identity
 from hybridkit.messaging._consuming._handlers import Handlers
-from hybridkit.messaging._consuming._order import KeyedBacklog
-from hybridkit.messaging._consuming._parking import ParkedKeys
-from hybridkit.messaging._consuming._pause import Paused, PauseGate
+from hybridkit.messaging._consuming._keyed_backlog import KeyedBacklog
+from hybridkit.messaging._consuming._parked_keys import ParkedKeys
+from hybridkit.messaging._consuming._pause_gate import Paused, PauseGate
 from hybridkit.messaging._consuming._processor import Processor
 from hybridkit.messaging._publishing._writer import OutgoingMessage
 from hybridkit.retry import Retry

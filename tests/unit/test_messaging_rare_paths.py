@@ -8,10 +8,10 @@ import pytest
 from pamqp.commands import Basic
 
 from hybridkit.messaging._amqp._odd_properties import read_properties
-from hybridkit.messaging._consuming._apart import run_isolated
-from hybridkit.messaging._consuming._order import key_of
+from hybridkit.messaging._consuming._isolation import run_isolated
+from hybridkit.messaging._consuming._keyed_backlog import key_of
 from hybridkit.messaging._consuming._settlement import Settlement
-from hybridkit.messaging._consuming._stalls import StallDetector
+from hybridkit.messaging._consuming._stall_detector import StallDetector
 
 
 def header(fields: bytes) -> bytes:

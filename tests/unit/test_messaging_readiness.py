@@ -24,16 +24,16 @@ from hybridkit.messaging._amqp._frames import DeliverMethod
 from hybridkit.messaging._amqp._port import IncomingMessage
 from hybridkit.messaging._amqp._waiting import Backoff
 from hybridkit.messaging._consuming import _runner as runner_module
-from hybridkit.messaging._consuming import _stalls as stalls_module
+from hybridkit.messaging._consuming import _stall_detector as stall_module
 from hybridkit.messaging._consuming._delivery import Delivery
 from hybridkit.messaging._consuming._handlers import Handlers
-from hybridkit.messaging._consuming._order import KeyedBacklog
-from hybridkit.messaging._consuming._parking import ParkedKeys
-from hybridkit.messaging._consuming._pause import PauseGate
+from hybridkit.messaging._consuming._isolation import HandlerLock
+from hybridkit.messaging._consuming._keyed_backlog import KeyedBacklog
+from hybridkit.messaging._consuming._parked_keys import ParkedKeys
+from hybridkit.messaging._consuming._pause_gate import PauseGate
 from hybridkit.messaging._consuming._processor import Processor
-from hybridkit.messaging._consuming._stalls import StallDetector
+from hybridkit.messaging._consuming._stall_detector import StallDetector
 from hybridkit.messaging._consuming._subscription import Subscription
-from hybridkit.messaging._consuming._turns import HandlerLock
 from hybridkit.messaging._publishing._writer import OutgoingMessage
 from hybridkit.retry import Retry
 from tests.helpers import until
@@ -114,7 +114,7 @@ class Bench:
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No time of grace, and no pauses."""
-    monkeypatch.setattr(stalls_module, "GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(stall_module, "GRACE_SECONDS", 0.0)
     monkeypatch.setattr(runner_module, "GRACE_SECONDS", 0.0)
     monkeypatch.setattr("hybridkit.messaging._consuming._subscription.UNEXPECTED_PAUSE_SECONDS", 0.0)
     monkeypatch.setattr(Backoff, "next_seconds", lambda _: 0.001)
@@ -254,7 +254,7 @@ async def test_a_consumer_whose_messages_wait_for_a_turn_is_not_ready(waits_for:
 
 
 def test_a_stall_is_what_fails_for_long_and_is_still_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stalls_module, "GRACE_SECONDS", 10.0)
+    monkeypatch.setattr(stall_module, "GRACE_SECONDS", 10.0)
     now = 0.0
     stalls = StallDetector(clock=lambda: now)
 

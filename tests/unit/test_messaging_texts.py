@@ -12,7 +12,7 @@ from hybridkit.errors import UnavailableError
 from hybridkit.messaging._amqp._frames import DeliverMethod, encode_fields
 from hybridkit.messaging._amqp._port import IncomingMessage
 from hybridkit.messaging._consuming._delivery import Delivery
-from hybridkit.messaging._consuming._pause import PauseGate
+from hybridkit.messaging._consuming._pause_gate import PauseGate
 from hybridkit.messaging._consuming._verdict import DeadLettered
 from hybridkit.observability import class_name, printable, stack_of
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from hybridkit.messaging._consuming._turns import HandlerLock
+from hybridkit.messaging._consuming._isolation import HandlerLock
 
 
 async def settle() -> None:

@@ -34,7 +34,7 @@ from hybridkit.messaging._amqp._odd_properties import read_properties
 from hybridkit.messaging._amqp._port import IncomingMessage, Port
 from hybridkit.messaging._amqp._socket import Sockets, Wire
 from hybridkit.messaging._consuming._delivery import Delivery
-from hybridkit.messaging._consuming._order import key_of
+from hybridkit.messaging._consuming._keyed_backlog import key_of
 from hybridkit.messaging._consuming._verdict import DeadLettered, RetryLater
 
 pytestmark = pytest.mark.usefixtures("logs")

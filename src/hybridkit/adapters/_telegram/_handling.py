@@ -18,8 +18,7 @@ from hybridkit.adapters._telegram._failures import answer_failure, is_temporary
 from hybridkit.context import RequestContext, bind, current
 from hybridkit.errors import ClaimLostError, UnavailableError
 from hybridkit.idempotency import Acquired, Completed, IdempotencyGuard, InProgress, Outcome, claim_key
-from hybridkit.messaging._consuming._apart import run_isolated
-from hybridkit.messaging._consuming._turns import HandlerLock
+from hybridkit.messaging._consuming._isolation import HandlerLock, run_isolated
 from hybridkit.observability import get_logger, metrics
 from hybridkit.retry import Retry, RetryAfter
 

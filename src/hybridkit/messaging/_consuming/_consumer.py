@@ -3,6 +3,7 @@
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
+from enum import StrEnum
 from typing import Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -12,9 +13,9 @@ from hybridkit.messaging._amqp._connection import BrokerConnection
 from hybridkit.messaging._consuming._delivery import MAX_UNACKED_SECONDS
 from hybridkit.messaging._consuming._guard import Guard
 from hybridkit.messaging._consuming._handlers import Handlers
-from hybridkit.messaging._consuming._order import KeyedBacklog, Order
-from hybridkit.messaging._consuming._parking import ParkedKeys
-from hybridkit.messaging._consuming._pause import Paused, PauseGate
+from hybridkit.messaging._consuming._keyed_backlog import KeyedBacklog
+from hybridkit.messaging._consuming._parked_keys import ParkedKeys
+from hybridkit.messaging._consuming._pause_gate import Paused, PauseGate
 from hybridkit.messaging._consuming._processor import Processor
 from hybridkit.messaging._consuming._subscription import (
     PREFETCH_PER_HANDLER,
@@ -36,6 +37,17 @@ MAX_NAME_LENGTH: Final = 200
 """A routing key has 255 bytes, and the delay levels put 34 in front of the name."""
 
 _log = get_logger(__name__)
+
+
+class Order(StrEnum):
+    """What becomes of a key when one of its messages is given up."""
+
+    SKIP = "skip"
+    """The message goes to the dead-letter queue, and the key goes on with the next one."""
+
+    PARK = "park"
+    """The message goes to the dead-letter queue, and so does whatever comes after it with the same key, in order, until
+    all of that has been redriven."""
 
 
 class _RunningConsumer(NamedTuple):

@@ -21,10 +21,10 @@ from hybridkit.idempotency import (
 )
 from hybridkit.messaging._consuming._delivery import Delivery
 from hybridkit.messaging._consuming._execution import Execution
-from hybridkit.messaging._consuming._parking import ParkedKeys
+from hybridkit.messaging._consuming._isolation import HandlerLock
+from hybridkit.messaging._consuming._parked_keys import ParkedKeys
 from hybridkit.messaging._consuming._settlement import Settlement
-from hybridkit.messaging._consuming._stalls import StallDetector
-from hybridkit.messaging._consuming._turns import HandlerLock
+from hybridkit.messaging._consuming._stall_detector import StallDetector
 from hybridkit.messaging._consuming._verdict import (
     SHORTEST_DELAY_SECONDS,
     DeadLettered,

@@ -8,14 +8,14 @@ from typing import Any, Final, assert_never
 
 from hybridkit.context import Claim, RequestContext, bind
 from hybridkit.errors import DeadlineExceededError
-from hybridkit.messaging._consuming._apart import run_isolated
 from hybridkit.messaging._consuming._execution import Execution
 from hybridkit.messaging._consuming._guard import Guard, GuardedRunner
-from hybridkit.messaging._consuming._parking import ParkedKeys
-from hybridkit.messaging._consuming._pause import PauseGate
+from hybridkit.messaging._consuming._isolation import run_isolated
+from hybridkit.messaging._consuming._parked_keys import ParkedKeys
+from hybridkit.messaging._consuming._pause_gate import PauseGate
+from hybridkit.messaging._consuming._run_timeouts import RunTimeouts
 from hybridkit.messaging._consuming._settlement import Settlement
-from hybridkit.messaging._consuming._stalls import GRACE_SECONDS, StallDetector
-from hybridkit.messaging._consuming._time_limits import RunTimeouts
+from hybridkit.messaging._consuming._stall_detector import GRACE_SECONDS, StallDetector
 from hybridkit.messaging._consuming._verdict import (
     SHORTEST_DELAY_SECONDS,
     DeadLettered,

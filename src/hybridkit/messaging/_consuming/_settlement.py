@@ -17,9 +17,9 @@ from hybridkit.errors import (
 from hybridkit.messaging._amqp._headers import lean_headers
 from hybridkit.messaging._amqp._waiting import Backoff
 from hybridkit.messaging._consuming._delivery import Delivery
-from hybridkit.messaging._consuming._order import KeyedBacklog
-from hybridkit.messaging._consuming._parking import ParkedKeys
-from hybridkit.messaging._consuming._stalls import StallDetector
+from hybridkit.messaging._consuming._keyed_backlog import KeyedBacklog
+from hybridkit.messaging._consuming._parked_keys import ParkedKeys
+from hybridkit.messaging._consuming._stall_detector import StallDetector
 from hybridkit.messaging._consuming._verdict import DeadLettered, RetryLater, Settled, Verdict
 from hybridkit.messaging._publishing._writer import OutgoingMessage
 from hybridkit.observability import fail_span, get_logger, metrics, printable

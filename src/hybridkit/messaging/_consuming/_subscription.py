@@ -12,16 +12,16 @@ from hybridkit.ids import new_id
 from hybridkit.messaging._amqp._channel import PREPARE_SECONDS, OpenChannel, SupervisedChannel
 from hybridkit.messaging._amqp._connection import LIBRARY_ERRORS, BrokerConnection
 from hybridkit.messaging._amqp._waiting import Background, bounded, is_cancelled
+from hybridkit.messaging._consuming._acks import LostAcks
 from hybridkit.messaging._consuming._backlog import Backlog, FifoBacklog, Workers
+from hybridkit.messaging._consuming._consumer_channel import ConsumerChannel
 from hybridkit.messaging._consuming._delivery import Delivery
 from hybridkit.messaging._consuming._handlers import Handlers
-from hybridkit.messaging._consuming._inbox import ConsumerChannel
-from hybridkit.messaging._consuming._lost_acks import LostAcks
-from hybridkit.messaging._consuming._order import KeyedBacklog
-from hybridkit.messaging._consuming._parking import ParkedKeys
-from hybridkit.messaging._consuming._pause import Paused, PauseGate
+from hybridkit.messaging._consuming._keyed_backlog import KeyedBacklog
+from hybridkit.messaging._consuming._parked_keys import ParkedKeys
+from hybridkit.messaging._consuming._pause_gate import Paused, PauseGate
 from hybridkit.messaging._consuming._processor import Processor
-from hybridkit.messaging._consuming._stalls import GRACE_SECONDS
+from hybridkit.messaging._consuming._stall_detector import GRACE_SECONDS
 from hybridkit.messaging._topology._declared import Topology, consumer_topology, declare, shared_topology
 from hybridkit.observability import get_logger, metrics
 

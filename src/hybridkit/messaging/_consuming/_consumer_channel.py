@@ -13,9 +13,8 @@ from typing import Final
 from hybridkit.messaging._amqp._channel import OpenChannel
 from hybridkit.messaging._amqp._frames import nack_frame
 from hybridkit.messaging._amqp._port import IncomingMessage
-from hybridkit.messaging._consuming._acks import Acks
+from hybridkit.messaging._consuming._acks import Acks, LostAcks
 from hybridkit.messaging._consuming._delivery import Delivery, Identity
-from hybridkit.messaging._consuming._lost_acks import LostAcks
 
 ACK_SECONDS: Final = 0.025
 PREFETCH_PER_ACK: Final = 16

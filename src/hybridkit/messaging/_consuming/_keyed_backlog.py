@@ -9,7 +9,6 @@ https://www.rabbitmq.com/docs/consumers#single-active-consumer
 import asyncio
 from collections import deque
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any, cast
 
 from hybridkit.errors import PayloadError, UnknownEventVersionError
@@ -18,17 +17,6 @@ from hybridkit.messaging._consuming._delivery import Delivery
 from hybridkit.observability import class_name, get_logger
 
 _log = get_logger(__name__)
-
-
-class Order(StrEnum):
-    """What becomes of a key when one of its messages is given up."""
-
-    SKIP = "skip"
-    """The message goes to the dead-letter queue, and the key goes on with the next one."""
-
-    PARK = "park"
-    """The message goes to the dead-letter queue, and so does whatever comes after it with the same key, in order, until
-    all of that has been redriven."""
 
 
 @dataclass(slots=True, eq=False)

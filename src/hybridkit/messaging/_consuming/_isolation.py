@@ -1,14 +1,62 @@
-"""Beside each other or alone: a message that seems to kill its process must not take its neighbours along.
+"""Keep handlers from harming each other, and whoever runs them.
+
+A handler runs in a task of its own, so that whatever it does to its task happens to no task of ours.
 
 A process that dies on one message leaves the claims of all that ran beside it behind, and each of them is taken over.
-From the claims alone nobody can tell which of them it was. So what was taken over more than once runs by itself, in a
-process that does nothing else meanwhile: the next death then has one suspect.
+From the claims alone nobody can tell which of them it was. So an event that was taken over more than once runs by
+itself, in a process that does nothing else meanwhile: the next death then has one suspect.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import ExitStack, asynccontextmanager
+from functools import partial
+from typing import Any
 from weakref import WeakKeyDictionary
+
+
+async def run_isolated(work: Coroutine[Any, Any, object], *, name: str) -> BaseException | None:
+    """Run it to its end in a task of its own, which begins at once: one that never waits costs no turn of the loop.
+
+    A cancellation of the caller goes through to it, and is raised here when it has ended by that. A cancellation of its
+    own task, by itself or by anybody else, is only how it ended.
+
+    Returns:
+        What it raised, whatever that is, or None. What ends the process is raised: `KeyboardInterrupt`, `SystemExit`.
+    """
+    loop = asyncio.get_running_loop()
+    is_done = False
+
+    async def run() -> None:
+        nonlocal is_done
+        await work
+        is_done = True
+
+    task = asyncio.Task(run(), loop=loop, name=name, eager_start=True)
+    is_cancelled = False
+    while not task.done():
+        # Not the task itself: a `GeneratorExit` that it raises would be thrown into whoever awaits it, and close him.
+        ended: asyncio.Future[None] = loop.create_future()
+        task.add_done_callback(partial(_wake, ended))
+        try:
+            await ended
+        except asyncio.CancelledError:
+            is_cancelled = True
+            task.cancel()
+    try:
+        error = task.exception()
+    except asyncio.CancelledError as cancelled:
+        if is_cancelled:
+            raise
+        return None if is_done else cancelled
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        raise error
+    return error
+
+
+def _wake(ended: asyncio.Future[None], _: object) -> None:
+    if not ended.done():
+        ended.set_result(None)
 
 
 class HandlerLock:
