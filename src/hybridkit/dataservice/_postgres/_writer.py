@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -30,13 +30,12 @@ from hybridkit.errors import (
     KeyReusedError,
     RejectedError,
 )
-
-__all__ = ["PostgresWriter"]
+from hybridkit.retry import Retry
 
 POLL_SECONDS: Final = 0.04
-"""How long to leave a key at most that another process has, before it is asked for again."""
-MAX_RETRIES: Final = 3
-RETRY_SECONDS: Final = 0.02
+"""The longest pause before a key is asked for again that another process is working on."""
+CONFLICT_RETRY: Final = Retry.exponential(first_seconds=0.04, cap_seconds=0.16, attempts=4)
+"""How a transaction is run again that another one has beaten."""
 
 
 class PostgresWriter:
@@ -101,19 +100,19 @@ class PostgresWriter:
 
     async def _insist(self, write: Write) -> Outcome:
         give_up = time.monotonic() + PATIENCE_SECONDS
-        retries, careful = 0, False
+        pauses: Iterator[float] | None = None
+        careful = False
         while True:
             try:
                 return await self._write_once(write, careful=careful)
             except InProgressError:
                 if time.monotonic() >= give_up:
                     raise
-                pause = POLL_SECONDS
+                pause = POLL_SECONDS * random.random()  # noqa: S311 - spreads load # nosec B311
             except (ConflictError, OutdatedError):
-                retries += 1
-                if retries > MAX_RETRIES:
+                pauses = pauses or CONFLICT_RETRY.pauses()
+                if (pause := next(pauses, -1.0)) < 0:
                     raise
-                pause = RETRY_SECONDS * 2**retries
             except UnnamedError:
                 careful, pause = True, 0.0
             except KeyReusedError:
@@ -124,8 +123,8 @@ class PostgresWriter:
                 if recorded is None:
                     raise await self._explained(write, error) from error.__cause__
                 return await self._replay(write, recorded)
-            # Without a connection: those who wait must not keep those from working whom they wait for.
-            await asyncio.sleep(pause * random.random())  # noqa: S311 - spreads load # nosec B311
+            # Without a connection, so that a write which waits can't block the one that it waits for.
+            await asyncio.sleep(pause)
 
     async def _explained(self, write: Write, error: RejectedError | RefusedError) -> RejectedError:
         """What is refused, and where in the request it stands."""
