@@ -31,7 +31,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from hybridkit.codec import Timestamp
 from hybridkit.dataservice import RecordColumns, create_data_service
-from hybridkit.dataservice._postgres._driver._pool import connect
+from hybridkit.dataservice._postgres._driver._connection import connect
 from hybridkit.dataservice._postgres._schema import migrating_connection
 from hybridkit.messaging import BrokerConnection, RobustPublisher
 from hybridkit.resources import Record, Resource

@@ -13,6 +13,7 @@ from sqlalchemy import func, select
 from hybridkit.dataservice._postgres import _keys, _writer
 from hybridkit.dataservice._postgres._create_statement import SingleCreate
 from hybridkit.dataservice._postgres._driver import _pool
+from hybridkit.dataservice._postgres._driver._connection import connect
 from hybridkit.errors import ConflictError, DeadlinePassedError, UnavailableError
 from hybridkit.testing import FaultProxy
 
@@ -63,8 +64,8 @@ async def test_each_statement_has_what_is_left(service: Any) -> None:
         for _ in range(3):
             [[limit]] = await session.execute(select(func.current_setting("statement_timeout")))
             limits.add(limit)
-            session._link.deadline -= 3
-        session._link.deadline = 0.0
+            session._connection.deadline -= 3
+        session._connection.deadline = 0.0
         with pytest.raises(DeadlinePassedError):
             await session.execute(select(1))
     assert len(limits) == 3
@@ -72,7 +73,7 @@ async def test_each_statement_has_what_is_left(service: Any) -> None:
 
 async def test_the_driver_has_a_limit_of_its_own(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last one, for what neither the server nor the timer ends; the connection is not used again."""
-    monkeypatch.setattr(_pool, "connect", partial(_connect_impatiently, _pool.connect))
+    monkeypatch.setattr(_pool, "connect", partial(_connect_impatiently, connect))
     pool = _pool.Pool(service.url, pool_size=1, application_name="impatient")
     sleep = select(func.pg_sleep(5))
     with pytest.raises(UnavailableError):
@@ -113,7 +114,7 @@ async def test_a_caller_that_leaves_while_connecting_leaves_no_connection(
     service: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is opened to its end, and closed; its place in the pool is free again."""
-    gate, connect = asyncio.Event(), _pool.connect
+    gate = asyncio.Event()
 
     async def slowly(url: str, **options: Any) -> Any:
         await gate.wait()

@@ -13,7 +13,7 @@ import orjson
 import pytest
 
 from hybridkit.dataservice import create_data_service, open_outbox
-from hybridkit.dataservice._postgres._driver._pool import connect
+from hybridkit.dataservice._postgres._driver._connection import connect
 from hybridkit.settings import PostgresSettings, SecretUrl
 
 pytestmark = pytest.mark.real_server

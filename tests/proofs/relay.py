@@ -25,7 +25,7 @@ from typing import Any, TextIO
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateTable
 
-from hybridkit.dataservice._postgres._driver._pool import connect
+from hybridkit.dataservice._postgres._driver._connection import connect
 from hybridkit.dev import LocalServers, Server
 from tests.proofs._replica import Base
 from tests.proofs._sales import Row, Verdict, judge

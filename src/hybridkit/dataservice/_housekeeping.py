@@ -8,8 +8,6 @@ from hybridkit.dataservice._store._protocol import Store
 from hybridkit.errors import HybridkitError
 from hybridkit.observability import get_logger
 
-__all__ = ["Housekeeping"]
-
 PAUSE_SECONDS: Final = 60.0
 
 _log = get_logger("hybridkit.dataservice")

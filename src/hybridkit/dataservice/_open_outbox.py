@@ -6,8 +6,6 @@ from contextlib import asynccontextmanager
 from hybridkit.dataservice._outbox._protocol import OutboxEntries
 from hybridkit.errors import InvalidRequestError, MissingExtraError, UnavailableError
 
-__all__ = ["open_outbox"]
-
 
 @asynccontextmanager
 async def open_outbox(url: str) -> AsyncGenerator[OutboxEntries]:

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from hybridkit.dataservice._mongo._collection import DocumentCollection
     from hybridkit.dataservice._postgres._columns import RecordColumns
 
-__all__ = ["create_data_service"]
-
 type OpenStore = Callable[[Any], AbstractAsyncContextManager[Store]]
 type OpenEventSink = Callable[[], AbstractAsyncContextManager[EventSink]]
 

@@ -16,22 +16,6 @@ from uuid import UUID
 from hybridkit.codec import encode_json, format_timestamp
 from hybridkit.contract import Emission
 
-__all__ = [
-    "PARTITIONS",
-    "AcquiredLeases",
-    "Backlog",
-    "Lease",
-    "Outbox",
-    "OutboxEntries",
-    "OutboxEntry",
-    "ParkedRow",
-    "WaitingRow",
-    "envelope_of",
-    "fair_share",
-    "kept_of",
-    "partition_of",
-]
-
 PARTITIONS: Final = 16
 """How many there are, and so how many replicas can publish at a time; a power of two."""
 LEASE_SECONDS: Final = 10.0

@@ -19,8 +19,6 @@ from hybridkit.dataservice._store._documents import read_document
 from hybridkit.errors import InvalidQueryError
 from hybridkit.resources import Aggregation, Function
 
-__all__ = ["Aggregated"]
-
 type Value = tuple[str, TypeEngine[Any]]
 """SQL, and the type that says how to print it."""
 

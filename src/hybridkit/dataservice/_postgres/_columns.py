@@ -33,19 +33,6 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from hybridkit.dataservice._outbox._protocol import PARTITIONS
 
-__all__ = [
-    "KEYS",
-    "LEASES",
-    "ORDERING_KEY",
-    "OUTBOX",
-    "PARTITION",
-    "SECRETS",
-    "SYSTEM",
-    "RecordColumns",
-    "SoftDeleteColumns",
-    "now_in_milliseconds",
-]
-
 _NOW: Final = "date_trunc('milliseconds', now())"
 
 

@@ -38,8 +38,6 @@ from hybridkit.dataservice._store._kept_outcomes import MAX_BYTES
 from hybridkit.dataservice._store._operations import Create, Outcome, Result, Write
 from hybridkit.errors import ConflictError, InvalidRequestError, RejectedError
 
-__all__ = ["SingleCreate"]
-
 MAX_EVENTS: Final = 4
 """More of them are another statement each, which has to be prepared on each connection."""
 
@@ -109,7 +107,7 @@ class SingleCreate:
         ]
         for event in outbox_rows(write.emit, service=write.caller):
             arguments += (event[name] for name in _EVENT_COLUMNS)
-        [found] = await self._pool.fetch(statement.sql, *arguments, meaning=_meaning)
+        [found] = await self._pool.fetch(statement.sql, *arguments, translate=_translate)
         if found["body"] is not None:
             return Outcome((Result(read_document(found["body"]), created=True),))
         if found["results"] is not None:
@@ -125,7 +123,7 @@ class SingleCreate:
         return statement
 
 
-def _meaning(error: Exception) -> Exception | None:
+def _translate(error: Exception) -> Exception | None:
     found = commit_error(error)
     return UnnamedError() if isinstance(found, RejectedError | ConflictError) else found
 

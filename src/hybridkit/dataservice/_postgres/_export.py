@@ -16,8 +16,6 @@ from hybridkit.dataservice._store._documents import canonical
 from hybridkit.dataservice._store._protocol import Lines
 from hybridkit.resources import Query
 
-__all__ = ["export_lines"]
-
 PIECE_BYTES: Final = 256 * 1024
 """About how large a piece is; it can be larger by what one record is longer than the ones before it."""
 FIRST_ROWS: Final = 50
@@ -70,11 +68,11 @@ class _Printed:
     async def open(self, session: Session, table: ResourceTable, shown: Projection, query: Query) -> None:
         arguments = Arguments()
         sql = line_statement(table, shown, query, arguments)
-        self._cursor = await session.cursor(sql, *arguments.values, meaning=query_error)
+        self._cursor = await session.cursor(sql, *arguments.values, translate=query_error)
         self._shown = shown
 
     async def read(self, session: Session, rows: int) -> Lines:
-        records = await session.read(self._cursor, rows, meaning=query_error)
+        records = await session.read(self._cursor, rows, translate=query_error)
         if self._shown.has_documents:
             return Lines(b"".join(canonical(record[0]) + b"\n" for record in records), len(records))
         return Lines("".join(f"{record[0]}\n" for record in records).encode(), len(records))
@@ -87,10 +85,12 @@ class _Rows:
         arguments = Arguments(for_clause=True)
         sql = row_statement(table, shown, query, arguments)
         statement = arguments.clause(sql).columns(*shown.view.columns)
-        self._result = await session.run(lambda connection: connection.stream(statement), meaning=query_error)
+        self._result = await session.run(
+            lambda connection: connection.stream(statement), translate=query_error
+        )
         self._shown = shown
 
     async def read(self, session: Session, rows: int) -> Lines:
-        records = await session.run(lambda _: self._result.fetchmany(rows), meaning=query_error)
+        records = await session.run(lambda _: self._result.fetchmany(rows), translate=query_error)
         documents = map(self._shown.view.document, records)
         return Lines(b"".join(encode_json(document) + b"\n" for document in documents), len(records))

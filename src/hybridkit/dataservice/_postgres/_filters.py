@@ -32,8 +32,6 @@ from hybridkit.dataservice._store._annotations import alternatives
 from hybridkit.errors import InvalidQueryError, PageTokenError
 from hybridkit.resources import And, Compare, Filter, Not, Or, Query
 
-__all__ = ["Arguments", "Operand", "Ordering", "condition", "operand", "write_condition"]
-
 _COMPARISONS: Final = {"eq": "=", "neq": "<>", "gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 _STEPPED: Final = frozenset({*_COMPARISONS, "in"})
 

@@ -21,8 +21,6 @@ from hybridkit.dataservice._store._keys import DERIVED_RETENTION, RETENTION, is_
 from hybridkit.dataservice._store._operations import Outcome, Write
 from hybridkit.errors import ConflictError, HybridkitError
 
-__all__ = ["Recorded", "claim_key", "key_lock", "lock_number", "look_up_key", "record_key", "retention_of"]
-
 type Recorded = tuple[bytes, bytes]
 """The fingerprint of the call that a key was used for, and what it keeps of its answer."""
 
@@ -65,7 +63,7 @@ async def record_key(session: Session, write: Write, outcome: Outcome) -> None:
     """
     kept = encode_outcome(write, outcome)
     await session.fetch(
-        _RECORD, write.caller, write.key, write.fingerprint, kept, retention_of(write), meaning=_key_error
+        _RECORD, write.caller, write.key, write.fingerprint, kept, retention_of(write), translate=_key_error
     )
 
 

@@ -33,8 +33,6 @@ from hybridkit.dataservice._postgres._types._parameters import (
 from hybridkit.dataservice._postgres._types._values import in_texts
 from hybridkit.dataservice._store._operations import Create, Operation, Update, Upsert
 
-__all__ = ["Rows", "chunks", "runs"]
-
 
 def runs(operations: Iterable[Operation]) -> list[list[Operation]]:
     """The operations in their order, cut where the next one can't share a statement with those before it.

@@ -54,8 +54,6 @@ from hybridkit.resources import Filter
 if TYPE_CHECKING:
     from sqlalchemy.types import TypeEngine
 
-__all__ = ["apply", "apply_carefully", "new_row"]
-
 type Found = Row[*tuple[Any, ...]]
 
 _TWICE = "21000"
@@ -368,11 +366,11 @@ class _Run:
 
     async def _execute(self, statement: Executable) -> Sequence[Found]:
         try:
-            return await self._session.execute(statement, meaning=self._meaning)
+            return await self._session.execute(statement, translate=self._translate)
         except RejectedError as error:
             raise RefusedError(self._run[0], error) from error
 
-    def _meaning(self, error: Exception) -> Exception | None:
+    def _translate(self, error: Exception) -> Exception | None:
         first, found = self._run[0], database_error(error)
         if found is None and isinstance(first, Update) and first.require is not None:
             meant = query_error(error)

@@ -33,8 +33,6 @@ from hybridkit.dataservice._postgres._keys import lock_number
 from hybridkit.dataservice._postgres._outbox_sql import BACKLOG, BE_ALIVE, MARK, RENEW, SURVEY, TAKE, WAITING
 from hybridkit.dataservice._store._keys import RETENTION
 
-__all__ = ["PostgresOutbox", "add_emissions", "ordering_locks", "outbox_rows"]
-
 PATIENCE_SECONDS: Final = 3.0
 """How long the relay waits for the database; well within its leases."""
 CLEAN_ROWS: Final = 1000

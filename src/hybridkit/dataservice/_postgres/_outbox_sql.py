@@ -9,8 +9,6 @@ from sqlalchemy.sql.elements import TextClause
 from hybridkit.dataservice._outbox._protocol import ALIVE_SECONDS, LEASE_SECONDS
 from hybridkit.dataservice._postgres._columns import ORDERING_KEY, PARTITION
 
-__all__ = ["BACKLOG", "BE_ALIVE", "MARK", "RENEW", "SURVEY", "TAKE", "WAITING"]
-
 _INTEGERS: Final = ARRAY(Integer())
 _NUMBERS: Final = ARRAY(BigInteger())
 _TEXTS: Final = ARRAY(Text())

@@ -21,16 +21,6 @@ from hybridkit.dataservice._postgres._types._json_printing import Projection
 from hybridkit.dataservice._postgres._types._parameters import DIALECT, parameter_type
 from hybridkit.resources import Filter, Query
 
-__all__ = [
-    "batch_statement",
-    "limited_statement",
-    "line_statement",
-    "page_statement",
-    "record_statement",
-    "row_statement",
-    "where_clause",
-]
-
 
 def where_clause(table: ResourceTable, where: Filter | None, arguments: Arguments, *more: str) -> str:
     """` WHERE …` for the records that are there and fit; empty where all do."""

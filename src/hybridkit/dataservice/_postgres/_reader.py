@@ -34,8 +34,6 @@ from hybridkit.errors import NotSupportedError, OverloadedError
 from hybridkit.resources import Aggregation, Compare, Filter, Query
 from hybridkit.resources._resource import AnyResource
 
-__all__ = ["PostgresReader"]
-
 EXPORT_SHARE: Final = 3
 """One connection in so many may be busy with an export."""
 _EXPECTED_ROWS: Final = re.compile(r"rows=([0-9]+)")
@@ -63,7 +61,7 @@ class PostgresReader:
         hot = self._hot[resource.name]
         if not hot.whole.is_printed:
             return await self._get_row(hot, record_id)
-        rows = await self._pool.fetch(hot.record, hot.id(record_id), meaning=query_error)
+        rows = await self._pool.fetch(hot.record, hot.id(record_id), translate=query_error)
         if not rows:
             return None
         body, tag = rows[0]
@@ -75,7 +73,7 @@ class PostgresReader:
         if not hot.whole.is_printed:
             return await self._get_rows(hot, record_ids)
         ids = [hot.id(record_id) for record_id in record_ids]
-        [[body]] = await self._pool.fetch(hot.batch, ids, meaning=query_error)
+        [[body]] = await self._pool.fetch(hot.batch, ids, translate=query_error)
         if body is None:
             raise answer_too_large()
         return canonical(body) if hot.whole.has_documents else body.encode()
@@ -88,7 +86,7 @@ class PostgresReader:
             return await self._find_rows(table, shown, query, after)
         arguments = Arguments()
         sql = page_statement(table, shown, query, arguments, after=after)
-        [[body, last, more]] = await self._pool.fetch(sql, *arguments.values, meaning=query_error)
+        [[body, last, more]] = await self._pool.fetch(sql, *arguments.values, translate=query_error)
         items = canonical(body) if shown.has_documents else body.encode()
         return Found(items, last[0] if more else None)
 
@@ -97,7 +95,7 @@ class PostgresReader:
         table, arguments = self._tables[resource.name], Arguments()
         tail = f"FROM {table.source}{where_clause(table, where, arguments)}"
         sql = f"SELECT count(*) {tail}" if exact else f"EXPLAIN SELECT 1 {tail}"
-        rows = await self._pool.fetch(sql, *arguments.values, meaning=query_error)
+        rows = await self._pool.fetch(sql, *arguments.values, translate=query_error)
         if exact:
             return int(rows[0][0])
         expected = _EXPECTED_ROWS.search(rows[0][0])
@@ -119,7 +117,7 @@ class PostgresReader:
     async def aggregate(self, resource: AnyResource, aggregation: Aggregation) -> bytes:
         """A JSON array of rows, with a member for each group field and function."""
         aggregated = Aggregated(self._tables[resource.name], aggregation)
-        rows = await self._pool.fetch(aggregated.sql, *aggregated.arguments.values, meaning=query_error)
+        rows = await self._pool.fetch(aggregated.sql, *aggregated.arguments.values, translate=query_error)
         return aggregated.encoded(rows)
 
     async def run_pipeline(self, resource: AnyResource, pipeline: Sequence[Any]) -> bytes:  # noqa: ARG002 - MongoDB's
@@ -169,7 +167,7 @@ class PostgresReader:
         arguments = Arguments(for_clause=True)
         sql = limited_statement(table, shown, query, arguments, **options)
         statement = arguments.clause(sql).columns(*shown.view.columns)
-        return await self._pool.execute(statement, meaning=query_error)
+        return await self._pool.execute(statement, translate=query_error)
 
 
 class _HotStatements:

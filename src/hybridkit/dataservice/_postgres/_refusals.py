@@ -23,8 +23,6 @@ from hybridkit.errors import (
 )
 from hybridkit.observability import get_logger
 
-__all__ = ["RefusedError", "UnnamedError", "explained"]
-
 _log = get_logger("hybridkit.dataservice")
 
 _GENERATED: Final = "428C9"

@@ -25,18 +25,9 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
+from hybridkit.dataservice._postgres._driver._connection import connect
 from hybridkit.dataservice._postgres._driver._errors import database_error
-from hybridkit.dataservice._postgres._driver._pool import connect
 from hybridkit.errors import UnavailableError
-
-__all__ = [
-    "History",
-    "histories_of",
-    "migrate",
-    "migrating_connection",
-    "missing_revisions",
-    "write_revision",
-]
 
 LOCK_KEY: Final = 0x6879627269646B69
 """Of the advisory lock that one replica holds while it migrates."""

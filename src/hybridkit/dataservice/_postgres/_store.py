@@ -19,8 +19,6 @@ from hybridkit.dataservice._postgres._writer import PostgresWriter
 from hybridkit.dataservice._store._operations import Outcome, Write
 from hybridkit.errors import UnavailableError
 
-__all__ = ["POOL_SIZE", "PostgresStore", "open_postgres_store"]
-
 POOL_SIZE: Final = 10
 OWN_POOL_SIZE: Final = 3
 """For the relay, readiness and housekeeping, which must work while requests take every other connection."""

@@ -26,8 +26,6 @@ from hybridkit.resources._resource import SYSTEM_FIELDS, AnyResource
 if TYPE_CHECKING:
     from sqlalchemy.types import TypeEngine
 
-__all__ = ["ResourceTable", "as_read"]
-
 _NUMBERS: Final = (int, float, Decimal)
 
 

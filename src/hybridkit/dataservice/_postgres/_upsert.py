@@ -10,8 +10,6 @@ from sqlalchemy.ext.compiler import compiles
 
 from hybridkit.dataservice._postgres._table import ResourceTable
 
-__all__ = ["InsertOnConflict", "target"]
-
 _ALIAS: Final = "hk_target"
 
 

@@ -9,8 +9,6 @@ https://magicstack.github.io/asyncpg/current/api/index.html#asyncpg.connection.C
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from typing import Any, Final
 
-__all__ = ["set_codecs"]
-
 type Parts = tuple[int, ...]
 
 _EPOCH: Final = datetime(2000, 1, 1)  # noqa: DTZ001 - PostgreSQL's, on any clock

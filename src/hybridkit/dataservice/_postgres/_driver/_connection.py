@@ -1,7 +1,7 @@
-"""One connection to PostgreSQL, two ways in: asyncpg for compiled text, SQLAlchemy on top of it for statements.
+"""One connection to PostgreSQL with two interfaces: asyncpg for compiled text, SQLAlchemy on top of it for statements.
 
-SQLAlchemy never begins or ends a transaction here (its isolation level is AUTOCOMMIT); whoever holds the connection
-does, in as few round trips as there can be.
+SQLAlchemy never begins or ends a transaction here (its isolation level is AUTOCOMMIT); the pool and its sessions do,
+in as few round trips as there can be.
 """
 
 import asyncio
@@ -27,18 +27,16 @@ from hybridkit.dataservice._postgres._driver._errors import (
 from hybridkit.dataservice._postgres._driver._url import CONNECT_FAILURES, Target
 from hybridkit.errors import DeadlineExceededError, DeadlinePassedError
 
-__all__ = ["FAILURES", "Link", "Meaning", "Mistakes", "connect", "limit_fits", "limit_for"]
-
-type Meaning = Callable[[Exception], Exception | None]
-"""Which error a driver's error becomes; None lets it through."""
+type Translate = Callable[[Exception], Exception | None]
+"""From a driver's error to ours; None for one that is raised as it is."""
 
 GRACE_SECONDS: Final = 0.25
-"""What the server gets to cancel a statement by itself before its connection is dropped."""
+"""How long the server may take to cancel a statement by itself before its connection is dropped."""
 CLOSE_SECONDS: Final = 2.0
-MISTAKE_SECONDS: Final = 60.0
-MAX_MISTAKES: Final = 100
+KNOWN_SECONDS: Final = 60.0
+MAX_KNOWN_FAILURES: Final = 100
 _IN_RECOVERY: Final = ("0A000", "55000")
-"""How a replica refuses what is more than a plain change: a serializable transaction, for one."""
+"""The SQLSTATEs by which a replica refuses more than a plain change, such as a serializable transaction."""
 
 _driver: Final = cast("Any", asyncpg)
 
@@ -51,46 +49,49 @@ FAILURES: Final[tuple[type[Exception], ...]] = (
     TimeoutError,
     OSError,
 )
-"""Whatever a statement can fail with that is no mistake of ours."""
+"""Every error with which a statement can fail, unless the code is wrong."""
 
 
-class Mistakes:
-    """Failures that new connections have had too: no migration is to blame, so no other connection is worth a try."""
+class KnownFailures:
+    """Failures that new connections have had too.
+
+    No migration is to blame for them, so there is no point in trying another connection.
+    """
 
     def __init__(self) -> None:
         self._until: dict[str, float] = {}
 
     def __repr__(self) -> str:
-        return f"Mistakes({len(self._until)})"
+        return f"KnownFailures({len(self._until)})"
 
     def __contains__(self, error: object) -> bool:
         return self._until.get(str(error), 0.0) > time.monotonic()
 
     def add(self, error: Exception) -> None:
-        """It is one, for a minute."""
-        if len(self._until) >= MAX_MISTAKES:
+        """Remember a failure for a minute."""
+        if len(self._until) >= MAX_KNOWN_FAILURES:
             self._until.clear()
-        self._until[str(error)] = time.monotonic() + MISTAKE_SECONDS
+        self._until[str(error)] = time.monotonic() + KNOWN_SECONDS
 
 
-class Link:
-    """A connection, and until when it may be used.
+class PooledConnection:
+    """A connection of a pool, and the instant until which it may be used.
 
     Attributes:
-        connection: SQLAlchemy's.
-        driver: asyncpg's, the same.
-        deadline: `time.monotonic()` at which whoever uses it now must have finished.
+        sqlalchemy: SQLAlchemy's connection, on top of the driver's.
+        driver: asyncpg's connection.
+        deadline: the `time.monotonic()` instant at which its present user must have finished.
+        expired: whether the timer has dropped it, because its user had not finished by then.
         limit_seconds: the session's `statement_timeout`.
-        generation: of the pool's connections; older ones are not used again.
-        is_new: nothing was asked of it before whoever uses it now.
-        is_spent: nothing is to be asked of it any more, nor of those that are as old.
-        is_outdated: and that because the schema has changed since it was opened.
+        generation: the pool's generation that it belongs to; connections of an older one are not used again.
+        is_new: whether its present user is the first one.
+        is_spent: whether neither it nor any other connection of its generation may be used again.
+        is_outdated: whether that is because the schema has changed since it was opened.
     """
 
     __slots__ = (
         "_guard",
-        "_mistakes",
-        "connection",
+        "_known_failures",
         "deadline",
         "driver",
         "expired",
@@ -99,12 +100,13 @@ class Link:
         "is_outdated",
         "is_spent",
         "limit_seconds",
+        "sqlalchemy",
     )
 
     def __init__(
-        self, connection: AsyncConnection, driver: Any, *, generation: int, mistakes: Mistakes
+        self, sqlalchemy: AsyncConnection, driver: Any, *, generation: int, known_failures: KnownFailures
     ) -> None:
-        self.connection = connection
+        self.sqlalchemy = sqlalchemy
         self.driver = driver
         self.deadline = 0.0
         self.expired = False
@@ -113,30 +115,30 @@ class Link:
         self.is_new = True
         self.is_spent = False
         self.is_outdated = False
-        self._mistakes = mistakes
+        self._known_failures = known_failures
         self._guard: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
-        return f"Link(closed={self.driver.is_closed()}, limit_seconds={self.limit_seconds:.3f})"
+        return f"PooledConnection(closed={self.driver.is_closed()}, limit_seconds={self.limit_seconds:.3f})"
 
     def start(self, deadline: float) -> None:
-        """From now on it is in use; shortly after the deadline it is dropped, whatever the driver waits for."""
+        """Begin a use: shortly after the deadline the connection is dropped, whatever the driver waits for."""
         self.stop()
         self.deadline = deadline
         left = max(deadline - time.monotonic(), 0.0)
         self._guard = asyncio.get_running_loop().call_later(left + GRACE_SECONDS, self._expire)
 
     def stop(self) -> None:
-        """It is not in use any more."""
+        """End a use: the deadline counts no more."""
         if self._guard is not None:
             self._guard.cancel()
             self._guard = None
 
     def left(self) -> float:
-        """Seconds until the deadline.
+        """Return the seconds until the deadline.
 
         Raises:
-            DeadlinePassedError: none are left.
+            DeadlinePassedError: the deadline has passed.
         """
         left = self.deadline - time.monotonic()
         if left <= 0:
@@ -144,7 +146,7 @@ class Link:
         return left
 
     async def limit(self) -> None:
-        """Have the server stop the next statements at the deadline; a round trip only where it must be told."""
+        """Have the server stop the next statements at the deadline; a round trip only where the limit changes."""
         left = self.left()
         if not limit_fits(self.limit_seconds, left):
             seconds = limit_for(left)
@@ -152,32 +154,32 @@ class Link:
             self.limit_seconds = seconds
 
     async def settle(self) -> None:
-        """Wait for a cancelled statement to end, and undo what is not committed."""
+        """Wait until a cancelled statement has ended, and undo what is not committed."""
         if not self.driver.is_closed():
             await self.driver.execute("ROLLBACK")  # waits for what is still under way, and fails in no state
-        if self.connection.in_transaction():
-            await self.connection.rollback()  # SQLAlchemy's own idea of one; the server hears nothing of it
+        if self.sqlalchemy.in_transaction():
+            await self.sqlalchemy.rollback()  # only SQLAlchemy's own state; nothing is sent to the server
 
     async def drop(self) -> None:
-        """Close it, without waiting long for the server to take part."""
+        """Close the connection, without waiting long for the server to take part."""
         with suppress(*FAILURES):
             await self.driver.close(timeout=CLOSE_SECONDS)
         with suppress(*FAILURES):
-            await self.connection.invalidate()
-            await self.connection.close()
+            await self.sqlalchemy.invalidate()
+            await self.sqlalchemy.close()
 
-    def translated(self, error: Exception, meaning: Meaning) -> Exception:
-        """What that failure of a statement means, to the caller and to the connection."""
+    def translated(self, error: Exception, translate: Translate) -> Exception:
+        """Return the error for the caller, and note what the failure says about the connection."""
         if self.expired:
             return DeadlineExceededError("the database did not answer by the deadline")
         if isinstance(error, TimeoutError | OSError):  # `command_timeout`: it is in the middle of something
             self.driver.terminate()
-        found = self._own_fault(error) or meaning(error)
+        found = self._own_fault(error) or translate(error)
         note(error, found)
         return found or error
 
     def _own_fault(self, error: Exception) -> Exception | None:
-        """The error, where a new connection may well succeed with the same statement."""
+        """Return the error if the same statement may well succeed on a new connection."""
         self.is_spent |= ends_connection(error)
         if Diagnosis.of(error).sqlstate in _IN_RECOVERY and self._only_reads():
             self.is_spent = True
@@ -188,7 +190,7 @@ class Link:
         return None
 
     def _only_reads(self) -> bool:
-        """Whether the server has said that it takes no writes; PostgreSQL 14 and later do, unasked."""
+        """Return whether the server has said that it takes no writes; PostgreSQL 14 and later say so unasked."""
         told = self.driver.get_settings()
         return "on" in (
             getattr(told, "in_hot_standby", None),
@@ -197,8 +199,8 @@ class Link:
 
     def _may_blame_migration(self, error: Exception) -> bool:
         if self.is_new:
-            self._mistakes.add(error)
-        return error not in self._mistakes
+            self._known_failures.add(error)
+        return error not in self._known_failures
 
     def _expire(self) -> None:
         self.expired = True
@@ -206,26 +208,26 @@ class Link:
 
 
 def limit_fits(limit_seconds: float, left_seconds: float) -> bool:
-    """Whether a limit ends a statement near the deadline: a tenth before, or before the connection is dropped."""
+    """Return whether a limit ends a statement between a tenth before the deadline and the drop of its connection."""
     return 0.9 * left_seconds <= limit_seconds <= left_seconds + 0.8 * GRACE_SECONDS
 
 
 def limit_for(left_seconds: float) -> float:
-    """A limit that also fits the next requests, if they have about as much time; at least 1 ms, as 0 is none."""
+    """Return a limit that also fits later requests with about as much time; at least 1 ms, as 0 means no limit."""
     return max(left_seconds + min(0.1 * left_seconds, 0.5 * GRACE_SECONDS), 0.001)
 
 
 async def connect(url: str, *, timeout_seconds: float, command_seconds: float, **settings: str) -> Any:
-    """A connection of asyncpg's.
+    """Open a connection of asyncpg.
 
     Args:
         url: `postgresql://`, with libpq's options; SQLAlchemy's `postgresql+asyncpg://` is taken too.
-        timeout_seconds: until it is open, at most.
-        command_seconds: for one statement.
-        settings: of the server, for this connection; those in the URL win.
+        timeout_seconds: the longest time that opening it may take.
+        command_seconds: the longest time that one statement may take.
+        settings: settings of the server for this connection; those in the URL win.
 
     Raises:
-        SettingsError: the URL has an option that can't be followed, by the driver or by the server.
+        SettingsError: the URL has an option that the driver or the server can't follow.
     """
     target = Target.of(url)
     try:
@@ -237,7 +239,7 @@ async def connect(url: str, *, timeout_seconds: float, command_seconds: float, *
             ssl=target.ssl,
         )
     except CONNECT_FAILURES as error:
-        found = target.meaning(error)
+        found = target.connect_error(error)
         if found is None:
             raise
         raise found from error

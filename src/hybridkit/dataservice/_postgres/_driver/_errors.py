@@ -27,23 +27,6 @@ from hybridkit.errors import (
 )
 from hybridkit.observability import get_logger
 
-__all__ = [
-    "READ_ONLY",
-    "UNTAKEN",
-    "Diagnosis",
-    "OutdatedError",
-    "commit_error",
-    "constraint_of",
-    "database_error",
-    "ends_connection",
-    "is_outdated",
-    "may_be_outdated",
-    "note",
-    "query_error",
-    "read_only_error",
-    "sqlstate_of",
-]
-
 READ_ONLY: Final = "25006"
 """A change in a transaction that only reads: after a failover, on the old primary or on a replica."""
 _RETRY_AFTER_SECONDS: Final = 1.0
@@ -107,7 +90,7 @@ class Diagnosis:
     @classmethod
     def of(cls, error: BaseException) -> Self:
         """The diagnosis in what a driver raised."""
-        found = next((link for link in reversed([*_chain(error)]) if _own_state(link)), None)
+        found = next((cause for cause in reversed([*_chain(error)]) if _own_state(cause)), None)
         if found is None:
             return cls()
         return cls(
@@ -149,9 +132,9 @@ def database_error(error: Exception) -> HybridkitError | None:
         return OutdatedError()
     if not found.sqlstate:
         return _unanswered(error) if _is_connection_failure(error) else None
-    for states, meaning in _MEANINGS:
+    for states, make_error in _BY_SQLSTATE:
         if found.sqlstate.startswith(states):
-            return meaning(error)
+            return make_error(error)
     return InvalidRequestError("the database refuses a value") if _is_refusal(found) else None
 
 
@@ -211,7 +194,7 @@ def _unanswered(_error: Exception) -> HybridkitError:
     return UnavailableError("the database does not answer", retry_after_seconds=_RETRY_AFTER_SECONDS)
 
 
-_MEANINGS: Final[Sequence[tuple[tuple[str, ...], Callable[[Exception], HybridkitError]]]] = (
+_BY_SQLSTATE: Final[Sequence[tuple[tuple[str, ...], Callable[[Exception], HybridkitError]]]] = (
     (("23505", "23P01"), _taken),
     (("23503", "23001"), _needed),
     (("40003",), _unknown),
@@ -234,7 +217,7 @@ def ends_connection(error: Exception) -> bool:
 
 def is_outdated(error: Exception) -> bool:
     """Whether the driver knows that the schema has changed since it prepared the statement or learned a type."""
-    names = {type(link).__name__ for link in _chain(error)}
+    names = {type(cause).__name__ for cause in _chain(error)}
     return sqlstate_of(error).startswith("26") or not _OUTDATED.isdisjoint(names)
 
 
@@ -266,10 +249,10 @@ def note(error: Exception, found: Exception | None) -> None:
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
     """SQLAlchemy wraps its adapter's error, which wraps the driver's."""
-    link: BaseException | None = error
-    while link is not None:
-        yield link
-        link = link.orig if isinstance(link, DBAPIError) and link.orig else link.__cause__
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.orig if isinstance(cause, DBAPIError) and cause.orig else cause.__cause__
 
 
 def _own_state(error: BaseException) -> str | None:
@@ -312,7 +295,7 @@ _KNOWN_CLASSES: Final = _classes()
 
 def _is_connection_failure(error: Exception) -> bool:
     """No answer, no route, or a driver that found its connection closed, or closing in the middle of an answer."""
-    lost = any(isinstance(link, TimeoutError | OSError) for link in _chain(error))
+    lost = any(isinstance(cause, TimeoutError | OSError) for cause in _chain(error))
     return lost or _driver_error(error) in {"InterfaceError", "InternalClientError"}
 
 
@@ -323,7 +306,7 @@ def _driver_error(error: Exception) -> str:
 
 def _columns(error: Exception) -> tuple[str, ...]:
     """The columns in `Key (email)=(…) already exists.`, in any language of the server; an expression has none."""
-    details = (getattr(link, "detail", None) for link in _chain(error))
+    details = (getattr(cause, "detail", None) for cause in _chain(error))
     for detail in details:
         if isinstance(detail, str) and (match := _KEY_COLUMNS.search(detail)):
             return tuple(name for name in match["columns"].split(", ") if name.isidentifier())

@@ -4,30 +4,31 @@ Three bounds, because a frozen server honours none of them by itself: the server
 (`statement_timeout`); a timer drops the connection shortly after, whatever the driver waits for; the driver's own
 `command_timeout` is the last one. Cancelling a coroutine is no bound: asyncpg then waits for the server to confirm it.
 
-`Pool.fetch` is the short way: one statement, its own transaction, one round trip. `Pool.session` is a
-transaction of many statements.
+`Pool.fetch` runs one statement as its own transaction, in one round trip. `Pool.session` is a transaction of many
+statements.
 
-Connections are of a generation. What one of them finds out about all that are as old ends the generation: the server
-takes no writes since a failover, or the schema is another one than statements were prepared for. Then new ones are
-opened, and the name is looked up again.
+Connections belong to a generation. It ends when one of them finds out something that holds for all of them: the server
+takes no writes since a failover, or the schema is another one than statements were prepared for. Then new connections
+are opened, and the server's name is looked up again.
 """
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, Literal
 
 from sqlalchemy import Connection, Executable, NullPool, Row
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from hybridkit._tasks import TaskSet
 from hybridkit.codec import encode_json
 from hybridkit.context import current
 from hybridkit.dataservice._postgres._driver._connection import (
     FAILURES,
-    Link,
-    Meaning,
-    Mistakes,
+    KnownFailures,
+    PooledConnection,
+    Translate,
     connect,
     limit_fits,
     limit_for,
@@ -49,24 +50,24 @@ from hybridkit.errors import (
     UnavailableError,
 )
 
-__all__ = ["Isolation", "Pool", "Session", "connect"]
-
 type Isolation = Literal["read_committed", "repeatable_read", "serializable"]
 
 DEFAULT_SECONDS: Final = 10.0
 """How long work may take for a caller that sets no deadline."""
 MAX_SECONDS: Final = 60.0
+"""How long work may take whatever the deadline."""
 ACQUIRE_SECONDS: Final = 1.0
+"""How long to wait for a free connection."""
 CONNECT_SECONDS: Final = 3.0
 
 
 class Pool:
-    """A pool of connections. Nobody waits for one longer than a second, nor past the deadline.
+    """A pool of connections to PostgreSQL. Nobody waits for one longer than a second, nor past the deadline.
 
     Args:
         url: `postgresql://user:password@host:5432/name`, with libpq's options.
-        pool_size: how many connections there are at most.
-        application_name: what `pg_stat_activity` shows.
+        pool_size: the largest number of connections.
+        application_name: the name that `pg_stat_activity` shows.
     """
 
     def __init__(self, url: str, *, pool_size: int, application_name: str) -> None:
@@ -74,11 +75,11 @@ class Pool:
         self._url = url
         self._application_name = application_name
         self._permits = asyncio.Semaphore(pool_size)
-        self._free: list[Link] = []
+        self._free: list[PooledConnection] = []
         self._closed = False
         self._generation = 0
-        self._mistakes = Mistakes()
-        self._changing: set[asyncio.Task[Any]] = set()
+        self._known_failures = KnownFailures()
+        self._tasks = TaskSet()
         self._engine: AsyncEngine = create_async_engine(
             "postgresql+asyncpg://",
             async_creator=self._connect,
@@ -93,126 +94,133 @@ class Pool:
         return f"Pool(application_name={self._application_name!r}, pool_size={self.pool_size})"
 
     async def close(self) -> None:
-        """Close every connection; those in use when they come back, which is bounded as their work is."""
+        """Close every connection; one in use is closed when it is given back, which is bounded as its work is."""
         self._closed = True
         self.renew()
-        while self._changing:
-            await asyncio.wait(self._changing)
+        while self._tasks:  # a task that ends may start another one
+            await self._tasks.wait()
         await self._engine.dispose()
 
     def renew(self) -> None:
-        """From now on use connections only that are opened later; those in use are closed when they come back."""
+        """Use only connections that are opened from now on; those in use are closed when they are given back."""
         self._generation += 1
         while self._free:
-            self._start(self._free.pop().drop())
+            self._tasks.start(self._free.pop().drop())
 
-    async def fetch(self, sql: str, *arguments: Any, meaning: Meaning = database_error) -> Sequence[Any]:
+    async def fetch(self, sql: str, *arguments: Any, translate: Translate = database_error) -> Sequence[Any]:
         """Run one statement as a transaction of its own, in one round trip.
 
-        Where a migration has overtaken its connection it has done nothing, and runs again on a new one.
+        If a migration has changed the schema since its connection was opened, the statement has done nothing and runs
+        again on a new connection.
 
         Args:
-            sql: with `$1`, `$2`, … for the arguments.
-            arguments: of the types that asyncpg takes for the parameters' SQL types.
-            meaning: which of our errors a driver's error is; None lets it through.
+            sql: the statement, with `$1`, `$2`, … for the arguments.
+            arguments: values of the types that asyncpg takes for the parameters' SQL types.
+            translate: makes our error of a driver's; None for one that is raised as it is.
 
         Returns:
-            Records of asyncpg's.
+            Records of asyncpg.
 
         Raises:
-            OverloadedError: every connection stayed taken.
+            OverloadedError: every connection stayed in use.
             UnavailableError: PostgreSQL does not answer.
             DeadlinePassedError: the deadline has passed, and nothing was changed.
             DeadlineExceededError: it passes while the database works, and nobody knows what became of it.
         """
         started = time.monotonic()
         deadline = _deadline(started)
-        rows = await self._fetch(deadline, sql, arguments, meaning, again=True)
+        rows = await self._fetch(deadline, sql, arguments, translate, again=True)
         if rows is None:
-            rows = await self._fetch(deadline, sql, arguments, meaning) or ()
+            rows = await self._fetch(deadline, sql, arguments, translate) or ()
         add_waiting_seconds(time.monotonic() - started)
         return rows
 
     async def _fetch(
-        self, deadline: float, sql: str, arguments: Sequence[Any], meaning: Meaning, *, again: bool = False
+        self,
+        deadline: float,
+        sql: str,
+        arguments: Sequence[Any],
+        translate: Translate,
+        *,
+        again: bool = False,
     ) -> Sequence[Any] | None:
-        """The rows; None where the connection was outdated, and the caller wants to try `again`."""
-        link = await self._take(deadline)
+        """Return the rows, or None if the connection was outdated and the caller wants to try `again`."""
+        connection = await self._take(deadline)
         try:
-            await link.limit()
-            rows: Sequence[Any] = await link.driver.fetch(sql, *arguments)
+            await connection.limit()
+            rows: Sequence[Any] = await connection.driver.fetch(sql, *arguments)
         except (
             BaseException
         ) as error:  # also a caller that leaves: the connection is in the middle of something
-            failure = link.translated(error, meaning) if isinstance(error, FAILURES) else error
-            await asyncio.shield(self._settle(link))
-            if again and link.is_outdated:
+            failure = connection.translated(error, translate) if isinstance(error, FAILURES) else error
+            await asyncio.shield(self._settle(connection))
+            if again and connection.is_outdated:
                 return None
             if failure is error:
                 raise
             raise failure from error
-        self._give_back(link)
+        self._give_back(connection)
         return rows
 
     async def execute(
-        self, statement: Executable, *, meaning: Meaning = database_error
+        self, statement: Executable, *, translate: Translate = database_error
     ) -> Sequence[Row[*tuple[Any, ...]]]:
-        """As `fetch`, by SQLAlchemy, in a transaction that only reads."""
+        """Run a statement of SQLAlchemy in a transaction that only reads; once more if the connection was outdated."""
         try:
-            return await self._executed(statement, meaning)
+            return await self._executed(statement, translate)
         except OutdatedError:
-            return await self._executed(statement, meaning)
+            return await self._executed(statement, translate)
 
-    async def _executed(self, statement: Executable, meaning: Meaning) -> Sequence[Row[*tuple[Any, ...]]]:
+    async def _executed(self, statement: Executable, translate: Translate) -> Sequence[Row[*tuple[Any, ...]]]:
         async with self.session(read_only=True) as session:
-            return await session.execute(statement, meaning=meaning)
+            return await session.execute(statement, translate=translate)
 
     @asynccontextmanager
     async def session(
         self, *, isolation: Isolation = "read_committed", read_only: bool = False
     ) -> AsyncGenerator["Session"]:
-        """A transaction: committed at the end of the block, rolled back by any exception.
+        """Open a transaction: it is committed at the end of the block, and rolled back by any exception.
 
         It begins with the first statement.
 
         Args:
-            isolation: of the transaction.
-            read_only: whether PostgreSQL refuses to change anything.
+            isolation: the isolation level.
+            read_only: whether PostgreSQL refuses every change.
 
         Raises:
-            OverloadedError: every connection stayed taken.
+            OverloadedError: every connection stayed in use.
             UnavailableError: PostgreSQL does not answer.
             DeadlinePassedError: the deadline has passed, and nothing was changed.
             DeadlineExceededError: it passes while the database works, and nobody knows what became of it.
             OutcomeUnknownError: the connection broke during the commit.
         """
         started = time.monotonic()
-        link = await self._take(_deadline(started))
-        session = Session(link, isolation, read_only=read_only)
+        connection = await self._take(_deadline(started))
+        session = Session(connection, isolation, read_only=read_only)
         try:
             yield session
             await session.commit()
         finally:
-            if session.is_clean and not link.connection.in_transaction():
-                self._give_back(link)
+            if session.is_clean and not connection.sqlalchemy.in_transaction():
+                self._give_back(connection)
             else:
-                await asyncio.shield(self._settle(link))
+                await asyncio.shield(self._settle(connection))
             add_waiting_seconds(time.monotonic() - started)
 
     # ── the pool ─────────────────────────────────────────────────────────────────────────────────
 
     # Opening and settling are tasks: a cancelled caller leaves at once, and they go on to their end, which is bounded.
-    # Cancelled half-way, they would leave a connection behind that nobody closes.
+    # Cancelled halfway, they would leave a connection behind that nobody closes.
 
-    async def _take(self, deadline: float) -> Link:
+    async def _take(self, deadline: float) -> PooledConnection:
         await self._take_permit(deadline)
         while self._free:
-            link = self._free.pop()
-            if not link.driver.is_closed():
-                link.start(deadline)
-                return link
-            self._start(link.drop())  # the server closed it meanwhile; no round trip was needed to notice
-        opening = self._start(self._open(deadline))
+            connection = self._free.pop()
+            if not connection.driver.is_closed():
+                connection.start(deadline)
+                return connection
+            self._tasks.start(connection.drop())  # closed by the server; noticed without a round trip
+        opening = self._tasks.start(self._open(deadline))
         try:
             return await asyncio.shield(opening)
         except asyncio.CancelledError:
@@ -234,51 +242,47 @@ class Pool:
                 f"all {self.pool_size} connections to the database stayed taken", retry_after_seconds=1.0
             ) from None
 
-    async def _open(self, deadline: float) -> Link:
+    async def _open(self, deadline: float) -> PooledConnection:
         generation = self._generation
         try:
-            connection = await self._engine.connect()
-            raw = await connection.get_raw_connection()
+            sqlalchemy = await self._engine.connect()
+            raw = await sqlalchemy.get_raw_connection()
         except BaseException as error:  # whatever it is, the permit is free again
             self._permits.release()
             if isinstance(error, FAILURES) and (found := database_error(error)):
                 raise found from error
             raise
-        link = Link(connection, raw.driver_connection, generation=generation, mistakes=self._mistakes)
-        link.start(deadline)
-        return link
+        connection = PooledConnection(
+            sqlalchemy, raw.driver_connection, generation=generation, known_failures=self._known_failures
+        )
+        connection.start(deadline)
+        return connection
 
-    def _discard(self, opening: "asyncio.Task[Link]") -> None:
+    def _discard(self, opening: "asyncio.Task[PooledConnection]") -> None:
         if not opening.cancelled() and opening.exception() is None:
             self._settle(opening.result())
 
-    def _give_back(self, link: Link) -> None:
-        link.stop()
-        link.is_new = False
-        if link.is_spent and link.generation == self._generation:
+    def _give_back(self, connection: PooledConnection) -> None:
+        connection.stop()
+        connection.is_new = False
+        if connection.is_spent and connection.generation == self._generation:
             self.renew()
-        if self._closed or link.driver.is_closed() or link.generation != self._generation:
-            self._start(link.drop())
+        if self._closed or connection.driver.is_closed() or connection.generation != self._generation:
+            self._tasks.start(connection.drop())
         else:
-            self._free.append(link)
+            self._free.append(connection)
         self._permits.release()
 
-    def _settle(self, link: Link) -> asyncio.Task[None]:
-        return self._start(self._settled(link))
+    def _settle(self, connection: PooledConnection) -> asyncio.Task[None]:
+        return self._tasks.start(self._settled(connection))
 
-    async def _settled(self, link: Link) -> None:
+    async def _settled(self, connection: PooledConnection) -> None:
         try:
-            await link.settle()
+            await connection.settle()
         except FAILURES:  # the outcome is known by now; what can't be reset is not used again
-            link.driver.terminate()
+            connection.driver.terminate()
         finally:
-            self._give_back(link)
-
-    def _start[T](self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        task = asyncio.create_task(work)
-        self._changing.add(task)
-        task.add_done_callback(self._changing.discard)
-        return task
+            self._give_back(connection)
 
     async def _connect(self) -> Any:
         left = _deadline(time.monotonic()) - time.monotonic()
@@ -291,15 +295,17 @@ class Pool:
                 # A frozen process must not hold its locks for ever.
                 idle_in_transaction_session_timeout=f"{MAX_SECONDS:.0f}s",
             )
-        except SettingsError as error:  # it has worked at the start, so it is the server that has changed
+        except (
+            SettingsError
+        ) as error:  # the URL has worked at the start, so it is the server that has changed
             raise UnavailableError(str(error)) from error
 
 
 class Session:
     """One transaction on one connection, made by `Pool.session`."""
 
-    def __init__(self, link: Link, isolation: Isolation, *, read_only: bool) -> None:
-        self._link = link
+    def __init__(self, connection: PooledConnection, isolation: Isolation, *, read_only: bool) -> None:
+        self._connection = connection
         self._read_only = read_only
         self._begin = f"BEGIN ISOLATION LEVEL {isolation.replace('_', ' ').upper()}"
         if read_only:
@@ -308,99 +314,99 @@ class Session:
         self._limit_seconds = 0.0
 
     def __repr__(self) -> str:
-        return f"Session(left_seconds={self._link.deadline - time.monotonic():.3f})"
+        return f"Session(left_seconds={self._connection.deadline - time.monotonic():.3f})"
 
     @property
     def is_clean(self) -> bool:
-        """Whether nothing has been begun that is not committed."""
+        """Whether no transaction has begun that is not committed."""
         return not self._has_begun
 
     async def execute(
-        self, statement: Executable, *, meaning: Meaning = database_error
+        self, statement: Executable, *, translate: Translate = database_error
     ) -> Sequence[Row[*tuple[Any, ...]]]:
-        """The rows that the statement returns, if it returns any.
+        """Run a statement, and return its rows if it returns any.
 
         Args:
-            statement: with bound parameters only.
-            meaning: which of our errors a driver's error is; None lets it through.
+            statement: a statement of SQLAlchemy whose values are all bound parameters.
+            translate: makes our error of a driver's; None for one that is raised as it is.
         """
         try:
             await self._prepare()
-            result = await self._link.connection.execute(statement)
+            result = await self._connection.sqlalchemy.execute(statement)
         except FAILURES as error:
-            raise self._translated(error, meaning) from error
+            raise self._translated(error, translate) from error
         return result.all() if result.returns_rows else ()
 
-    async def fetch(self, sql: str, *arguments: Any, meaning: Meaning = database_error) -> Sequence[Any]:
-        """As `Pool.fetch`, within the transaction: asyncpg's records of compiled text."""
+    async def fetch(self, sql: str, *arguments: Any, translate: Translate = database_error) -> Sequence[Any]:
+        """Run compiled text as `Pool.fetch` does, but in this transaction, and return asyncpg's records."""
         try:
             await self._prepare()
-            rows: Sequence[Any] = await self._link.driver.fetch(sql, *arguments)
+            rows: Sequence[Any] = await self._connection.driver.fetch(sql, *arguments)
         except FAILURES as error:
-            raise self._translated(error, meaning) from error
+            raise self._translated(error, translate) from error
         return rows
 
-    async def cursor(self, sql: str, *arguments: Any, meaning: Meaning = database_error) -> Any:
-        """As `fetch`, but asyncpg's cursor, for `read`."""
+    async def cursor(self, sql: str, *arguments: Any, translate: Translate = database_error) -> Any:
+        """Run a query as `fetch` does, and return asyncpg's cursor, for `read`."""
         try:
             await self._prepare()
-            return await self._link.driver.cursor(sql, *arguments)
+            return await self._connection.driver.cursor(sql, *arguments)
         except FAILURES as error:
-            raise self._translated(error, meaning) from error
+            raise self._translated(error, translate) from error
 
-    async def read(self, cursor: Any, rows: int, *, meaning: Meaning = database_error) -> Sequence[Any]:
-        """The next rows of a cursor, at most so many; none at its end."""
+    async def read(self, cursor: Any, rows: int, *, translate: Translate = database_error) -> Sequence[Any]:
+        """Return the next rows of a cursor, at most `rows` of them; none at its end."""
         try:
             await self._prepare()
             records: Sequence[Any] = await cursor.fetch(rows)
         except FAILURES as error:
-            raise self._translated(error, meaning) from error
+            raise self._translated(error, translate) from error
         return records
 
     async def run[T](
-        self, work: Callable[[AsyncConnection], Awaitable[T]], *, meaning: Meaning = database_error
+        self, work: Callable[[AsyncConnection], Awaitable[T]], *, translate: Translate = database_error
     ) -> T:
-        """Let somebody else use the transaction, by SQLAlchemy's connection; the limit is that of their start.
+        """Let other code use the transaction through SQLAlchemy's connection; the time limit is set once, before it.
 
-        Its `commit` and `rollback` do nothing: the transaction ends with the session.
+        The connection's `commit` and `rollback` do nothing: the transaction ends with the session.
         """
         try:
             await self._prepare()
-            return await work(self._link.connection)
+            return await work(self._connection.sqlalchemy)
         except FAILURES as error:
-            raise self._translated(error, meaning) from error
+            raise self._translated(error, translate) from error
 
     def pause(self) -> None:
-        """Leave the transaction alone, for a minute at most: then its connection is dropped."""
-        self._link.start(time.monotonic() + MAX_SECONDS)
+        """Let the transaction rest, for a minute at most: then its connection is dropped."""
+        self._connection.start(time.monotonic() + MAX_SECONDS)
 
     def resume(self, seconds: float) -> None:
-        """Go on, with so much time for what comes next."""
-        self._link.start(time.monotonic() + seconds)
+        """Go on after `pause`, with so many seconds for what comes next."""
+        self._connection.start(time.monotonic() + seconds)
 
     async def run_sync[T](self, work: Callable[[Connection], T]) -> T:
-        """Call something that wants SQLAlchemy's plain connection, Alembic for one."""
+        """Call a function that needs SQLAlchemy's synchronous connection, such as Alembic's."""
         return await self.run(lambda connection: connection.run_sync(work))
 
     async def roll_back_to(self, savepoint: str) -> None:
-        """Undo what was done since that savepoint, a failed statement too; the transaction goes on."""
+        """Undo everything since that savepoint, also a failed statement; the transaction goes on."""
         try:
-            await self._link.driver.execute(f"ROLLBACK TO SAVEPOINT {savepoint}")
+            await self._connection.driver.execute(f"ROLLBACK TO SAVEPOINT {savepoint}")
         except FAILURES as error:
             raise self._translated(error, database_error) from error
         self._limit_seconds = -1.0  # a limit that was set since then is undone too
 
     async def commit(self) -> None:
-        """Commit; the end of the session does it.
+        """Commit; the end of the session's block does it.
 
         Raises:
-            OutcomeUnknownError: the connection broke on the way.
-            MisuseError: a statement failed and somebody went on as if it had not.
+            OutcomeUnknownError: the connection broke during the commit.
+            MisuseError: a statement of the transaction has failed, and its error was not let through.
         """
         if not self._has_begun:
             return
         try:
-            done = await self._link.driver.execute("COMMIT")
+            done = await self._connection.driver.execute("COMMIT")
         except FAILURES as error:
             raise self._translated(error, commit_error) from error
         self._has_begun = False
@@ -409,25 +415,25 @@ class Session:
                 "a statement of this transaction failed, so PostgreSQL undid all of it; let its error through"
             )
 
-    def _translated(self, error: Exception, meaning: Meaning) -> Exception:
+    def _translated(self, error: Exception, translate: Translate) -> Exception:
         if self._read_only and sqlstate_of(error) == READ_ONLY:
             return MisuseError(
                 "this transaction only reads; a call that changes something isn't declared `safe`"
             )
-        return self._link.translated(error, meaning)
+        return self._connection.translated(error, translate)
 
     async def _prepare(self) -> None:
-        """Begin, and have the server stop the next statement at the deadline; told again when less is left."""
-        left = self._link.left()
+        """Begin if nothing has begun, and have the server stop the next statement at the deadline."""
+        left = self._connection.left()
         limit = ""
-        if not limit_fits(self._limit_seconds or self._link.limit_seconds, left):
+        if not limit_fits(self._limit_seconds or self._connection.limit_seconds, left):
             self._limit_seconds = limit_for(left)
             limit = f"SET LOCAL statement_timeout = {int(self._limit_seconds * 1000)}"
         if not self._has_begun:
             self._has_begun = True  # even if it fails: then there is something to settle
-            await self._link.driver.execute(f"{self._begin};{limit}")
+            await self._connection.driver.execute(f"{self._begin};{limit}")
         elif limit:
-            await self._link.driver.execute(limit)
+            await self._connection.driver.execute(limit)
 
 
 def _deadline(now: float) -> float:

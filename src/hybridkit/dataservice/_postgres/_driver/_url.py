@@ -18,8 +18,6 @@ import asyncpg  # type: ignore[import-untyped] # it ships no types
 from hybridkit.errors import HybridkitError, SettingsError, UnavailableError
 from hybridkit.settings._url_options import DROPPED, options_of, postgres_problems
 
-__all__ = ["CONNECT_FAILURES", "Target"]
-
 _driver: Final = cast("Any", asyncpg)
 
 CONNECT_FAILURES: Final = (
@@ -100,7 +98,7 @@ class Target:
         """Settings of the server: ours, but for those that the URL has itself."""
         return {name: value for name, value in ours.items() if name not in self.options}
 
-    def meaning(self, error: Exception) -> HybridkitError | None:
+    def connect_error(self, error: Exception) -> HybridkitError | None:
         """What it means that no connection was opened; None where it says nothing about the URL."""
         match error:
             case ssl.SSLCertVerificationError():

@@ -28,8 +28,6 @@ from sqlalchemy.types import TypeEngine
 from hybridkit.dataservice._postgres._table import ResourceTable, View
 from hybridkit.dataservice._postgres._types._parameters import bare, is_real
 
-__all__ = ["Projection", "literal", "printed", "projection", "quoted"]
-
 MAX_NAME_BYTES: Final = 63
 """PostgreSQL cuts longer names."""
 

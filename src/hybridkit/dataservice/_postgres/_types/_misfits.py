@@ -39,8 +39,6 @@ from sqlalchemy.types import TypeEngine
 from hybridkit.dataservice._postgres._types._parameters import bare
 from hybridkit.injection import bare_type
 
-__all__ = ["misfit"]
-
 _TEXT: Final = "text"
 _NUMBER: Final = "number"
 _INTEGER: Final = "integer"

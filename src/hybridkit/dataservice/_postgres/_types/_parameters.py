@@ -39,19 +39,6 @@ from sqlalchemy.types import TypeEngine, UserDefinedType
 
 from hybridkit.codec import encode_json
 
-__all__ = [
-    "DIALECT",
-    "MAX_PARAMETERS",
-    "array_depth",
-    "bare",
-    "document_depth",
-    "is_document",
-    "is_perilous",
-    "is_real",
-    "is_scalar",
-    "parameter_type",
-]
-
 
 def _to_json(value: object) -> str:
     return encode_json(value).decode()

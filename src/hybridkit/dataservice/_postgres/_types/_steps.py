@@ -22,8 +22,6 @@ from sqlalchemy.types import TypeEngine
 from hybridkit.codec import in_utc
 from hybridkit.dataservice._postgres._types._parameters import bare, is_real
 
-__all__ = ["Step", "Steps", "steps_of"]
-
 FIRST_MOMENT: Final = datetime(1, 1, 1, tzinfo=UTC)
 LAST_MOMENT: Final = datetime(9999, 12, 31, 23, 59, 59, 999000, tzinfo=UTC)
 MILLISECOND: Final = timedelta(milliseconds=1)

@@ -22,8 +22,6 @@ from hybridkit.dataservice._postgres._types._parameters import array_depth, bare
 from hybridkit.dataservice._store._losses import DECIMALS, is_exact, is_integer
 from hybridkit.errors import MalformedPayloadError
 
-__all__ = ["check_limits", "fitted", "holds_nul", "in_texts", "python_type", "shown_by"]
-
 
 def python_type(kind: TypeEngine[Any]) -> type[Any] | None:
     """What the values are in Python; None where SQLAlchemy doesn't say, or pydantic doesn't know it."""
