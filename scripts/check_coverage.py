@@ -20,6 +20,7 @@ CRITICAL = [
     "src/hybridkit/dataservice/_postgres/_reader.py",
     "src/hybridkit/dataservice/_postgres/_store.py",
     "src/hybridkit/dataservice/_postgres/_writer.py",
+    "src/hybridkit/dataservice/_store/_decisions.py",
     "src/hybridkit/events/*.py",
     "src/hybridkit/idempotency/*.py",
     "src/hybridkit/messaging/**/*.py",

@@ -4,36 +4,17 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, assert_never
+from typing import Any
 
 from hybridkit.codec import now
 from hybridkit.dataservice._memory._filters import fits, value_at
+from hybridkit.dataservice._store._decisions import Removed, Unchanged, Written, decide
 from hybridkit.dataservice._store._etags import State
-from hybridkit.dataservice._store._increments import incremented
-from hybridkit.dataservice._store._merging import merged
-from hybridkit.dataservice._store._operations import (
-    Assert,
-    Create,
-    Delete,
-    Document,
-    Operation,
-    Result,
-    Undelete,
-    Update,
-    Upsert,
-)
-from hybridkit.dataservice._store._refusals import (
-    foreign_key_violation,
-    hidden,
-    not_found,
-    requirement_failed,
-    stale_version,
-    unique_violation,
-    validated,
-)
+from hybridkit.dataservice._store._operations import Assert, Document, Operation, Result
+from hybridkit.dataservice._store._refusals import foreign_key_violation, unique_violation, validated
 from hybridkit.errors import DeclarationError
 from hybridkit.resources import Filter
-from hybridkit.resources._resource import SYSTEM_FIELDS, AnyResource
+from hybridkit.resources._resource import AnyResource
 
 __all__ = ["MemoryTable", "Row", "Unique", "UniqueWhere"]
 
@@ -53,9 +34,30 @@ class Row:
     deleted_at: datetime | None = None
 
     @property
+    def version(self) -> int:
+        """The version, from 1."""
+        version: int = self.values["version"]
+        return version
+
+    @property
     def tag(self) -> str:
         """The ETag."""
-        return State(self.values["version"], self.incarnation).tag
+        return State(self.version, self.incarnation).tag
+
+    @property
+    def is_hidden(self) -> bool:
+        """Whether a soft delete has hidden the record."""
+        return self.deleted_at is not None
+
+    def value(self, name: str) -> Any:
+        """Return the value of a field."""
+        return self.values[name]
+
+    mergeable = value
+
+    def meets(self, require: Filter) -> bool:
+        """Say whether the filter holds for the record."""
+        return fits(require, self.values)
 
     def document(self, fields: Sequence[str] = ()) -> Document:
         """The record, or some fields of it under a weak ETag."""
@@ -145,85 +147,36 @@ class MemoryTable:
             ForeignKeyError: it would refer to a record that is not there, or is referred to.
             InvalidRequestError: a value that the record can't have.
         """
-        match operation:
-            case Assert():
-                self._existing(operation)
+        row = self.rows.get(operation.id)
+        decision = decide(operation, row, moment=now())
+        match decision:
+            case Written():
+                return self._put(operation, self._written(operation, row, decision))
+            case Removed():
+                self._remove(operation, decision)
                 return Result()
-            case Create():
-                if operation.id in self.rows:
-                    raise unique_violation(operation, ["id"])
-                return self._created(operation)
-            case Upsert():
-                return self._upserted(operation)
-            case Update():
-                return self._put(operation, self._changed(operation, self._updates(operation)))
-            case Delete():
-                self._delete(operation, self._existing(operation))
-                return Result()
-            case Undelete():
-                return self._undeleted(operation)
-            case _:
-                assert_never(operation)
+            case Unchanged():
+                return Result() if row is None or isinstance(operation, Assert) else Result(row.document())
 
-    def _existing(self, operation: Assert | Update | Upsert | Delete) -> Row:
-        row = self.find(operation.id)
+    def _written(self, operation: Operation, row: Row | None, decision: Written) -> Row:
+        # A database's columns say whether they can hold what they are given; here the record's fields do.
+        given = {
+            name: validated(operation, name, value, bounds=False) for name, value in decision.given.items()
+        }
+        values = {**given, **decision.computed}
         if row is None:
-            raise not_found(operation)
-        if operation.if_match not in (None, row.tag):
-            raise stale_version(operation, row.tag)
-        return row
+            names = [name for name in self.resource.record.model_fields if name != "etag"]
+            return Row({name: values.get(name) for name in names}, secrets.randbits(62))
+        return replace(row, values={**row.values, **values}, deleted_at=None)
 
-    def _created(self, operation: Create | Upsert) -> Result:
-        moment = now()
-        values = self._fitting(operation, {**self._defaults(), **operation.values})
-        system = {"id": operation.id, "version": 1, "created_at": moment, "updated_at": moment}
-        ordered = {name: {**values, **system}.get(name) for name in self._names}
-        result = self._put(operation, Row(ordered, secrets.randbits(62)))
-        return replace(result, created=True)
-
-    def _upserted(self, operation: Upsert) -> Result:
-        row = self.find(operation.id)
-        if row is None:
-            if operation.only == "present":
-                raise stale_version(operation, None)
-            if operation.id in self.rows:
-                raise hidden(operation)
-            return self._created(operation)
-        if operation.only == "absent" or operation.if_match not in (None, row.tag):
-            raise stale_version(operation, row.tag)
-        return self._put(operation, self._changed(operation, self._fitting(operation, operation.values)))
-
-    def _updates(self, operation: Update) -> dict[str, Any]:
-        row = self._existing(operation)
-        if not fits(operation.require, row.values):
-            raise requirement_failed(operation, row.tag)
-        documents = {name: merged(operation, name, row.values[name]) for name in operation.merges}
-        added = {name: incremented(operation, name, row.values[name]) for name in operation.increment}
-        return {**self._fitting(operation, operation.changes), **documents, **added}
-
-    def _changed(self, operation: Update | Upsert, changes: Mapping[str, Any]) -> Row:
-        row = self.rows[operation.id]
-        values = {**row.values, **changes, "version": row.values["version"] + 1, "updated_at": now()}
-        return replace(row, values=values)
-
-    def _delete(self, operation: Delete, row: Row) -> None:
-        if not self.resource.soft_delete:
+    def _remove(self, operation: Operation, decision: Removed) -> None:
+        if not decision.is_soft:
             self._check_not_referred_to(operation)
             del self.rows[operation.id]
             return
-        values = {**row.values, "version": row.values["version"] + 1}
+        row = self.rows[operation.id]
+        values = {**row.values, "version": decision.version}
         self.rows[operation.id] = replace(row, values=values, deleted_at=now())
-
-    def _undeleted(self, operation: Undelete) -> Result:
-        row = self.rows.get(operation.id)
-        if row is None:
-            raise not_found(operation)
-        if operation.if_match not in (None, row.tag):
-            raise stale_version(operation, row.tag)
-        if row.deleted_at is None:
-            return Result(row.document())
-        values = {**row.values, "version": row.values["version"] + 1, "updated_at": now()}
-        return self._put(operation, replace(row, values=values, deleted_at=None))
 
     def _put(self, operation: Operation, row: Row) -> Result:
         for index in self._unique:
@@ -233,8 +186,9 @@ class MemoryTable:
             is_itself = table is self and wanted == operation.id
             if wanted is not None and wanted not in table.rows and not is_itself:
                 raise foreign_key_violation(operation, [field])
+        created = operation.id not in self.rows
         self.rows[operation.id] = row
-        return Result(row.document())
+        return Result(row.document(), created)
 
     def _check_unique(self, operation: Operation, row: Row, index: UniqueWhere) -> None:
         wanted = [value_at(row.values, name) for name in index.fields]
@@ -245,30 +199,12 @@ class MemoryTable:
             if is_other and wanted == [value_at(other.values, name) for name in index.fields]:
                 raise unique_violation(operation, index.fields)
 
-    def _check_not_referred_to(self, operation: Delete) -> None:
+    def _check_not_referred_to(self, operation: Operation) -> None:
         for field, table in self._referring:
             for record_id, row in table.rows.items():
                 is_itself = table is self and record_id == operation.id
                 if row.values[field] == operation.id and not is_itself:
                     raise foreign_key_violation(operation)
-
-    def _fitting(self, operation: Operation, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The values as the record declares them, as a database's columns would have them."""
-        return {name: validated(operation, name, value, bounds=False) for name, value in values.items()}
-
-    @property
-    def _names(self) -> Sequence[str]:
-        return [name for name in self.resource.record.model_fields if name != "etag"]
-
-    def _defaults(self) -> dict[str, Any]:
-        """Values for the fields that a create doesn't name."""
-        return {
-            name: info.get_default(call_default_factory=True, validated_data={})
-            for name, info in self.resource.record.model_fields.items()
-            if name not in SYSTEM_FIELDS
-            and name not in self.resource.create.model_fields
-            and not info.is_required()
-        }
 
 
 def _unique_index(resource: AnyResource, declared: Unique) -> UniqueWhere:

@@ -14,7 +14,7 @@ from hybridkit.dataservice._mongo._values import from_bson, mergeable, to_bson
 from hybridkit.dataservice._store._etags import State
 from hybridkit.dataservice._store._operations import Document
 from hybridkit.errors import DeclarationError
-from hybridkit.resources._resource import SYSTEM_FIELDS, AnyResource
+from hybridkit.resources._resource import AnyResource
 
 __all__ = [
     "HIDDEN",
@@ -174,16 +174,6 @@ class ResourceCollection:
     def stored(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Those values as members of a document; what has no value is left out."""
         return {name: to_bson(value) for name, value in values.items() if value is not None}
-
-    def defaults(self) -> dict[str, Any]:
-        """Values for the fields that a create doesn't name."""
-        return {
-            name: info.get_default(call_default_factory=True, validated_data={})
-            for name, info in self.resource.record.model_fields.items()
-            if name not in SYSTEM_FIELDS
-            and name not in self.resource.create.model_fields
-            and not info.is_required()
-        }
 
 
 def stored_name(field: str) -> str:

@@ -18,7 +18,6 @@ from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import OperationFailure
 
-from hybridkit.dataservice._mongo._changes import Change, change_for
 from hybridkit.dataservice._mongo._collection import HIDDEN, ResourceCollection, bookkeeping
 from hybridkit.dataservice._mongo._document_events import EVENTS, Numbers, event_rows, with_events
 from hybridkit.dataservice._mongo._driver._database import StoredDocument, is_live
@@ -32,6 +31,7 @@ from hybridkit.dataservice._mongo._keys import (
     embedded,
     entry_for,
 )
+from hybridkit.dataservice._mongo._replacements import Replacement, replacement_for
 from hybridkit.dataservice._mongo._values import to_bson
 from hybridkit.dataservice._store._keys import check_repeated, count
 from hybridkit.dataservice._store._operations import CallAnswer, Operation, Outcome, Result, Write
@@ -110,24 +110,24 @@ class DocumentWriter:
             check_repeated(write, known.fingerprint)
             if known.done:
                 return replayed(known, collection, stored)
-        change = change_for(operation, collection, stored)
-        result = change.result(collection)
-        if change.only_looks and not write.emit:
+        replacement = replacement_for(operation, collection, stored)
+        result = replacement.result(collection)
+        if replacement.only_looks and not write.emit:
             return Outcome((result,))
-        document = await self._with_bookkeeping(write, change, stored, result)
+        document = await self._with_bookkeeping(write, replacement, stored, result)
         with telling(operation):
-            return Outcome((result,)) if await _put(documents, stored, document, change) else None
+            return Outcome((result,)) if await _put(documents, stored, document, replacement) else None
 
     async def _with_bookkeeping(
-        self, write: Write, change: Change, stored: StoredDocument | None, result: Result
+        self, write: Write, replacement: Replacement, stored: StoredDocument | None, result: Result
     ) -> StoredDocument:
         """The new document with the keys and events of the old one and this write's; the oldest keys move first."""
         before: StoredDocument = bookkeeping(stored) if stored else {}
         entries: list[StoredDocument] = [*before.get("keys", ()), entry_for(write, result)]
         leaving, staying = entries[:-EMBEDDED_KEYS], entries[-EMBEDDED_KEYS:]
         await self._keys.take_over(leaving)
-        hidden = with_events(change.document[HIDDEN], before.get(EVENTS, ()), await self._events(write))
-        return {**change.document, HIDDEN: {**hidden, "keys": staying}}
+        hidden = with_events(replacement.document[HIDDEN], before.get(EVENTS, ()), await self._events(write))
+        return {**replacement.document, HIDDEN: {**hidden, "keys": staying}}
 
     async def _events(self, write: Write, answer: CallAnswer | None = None) -> list[StoredDocument]:
         emissions = (*write.emit, *(answer.emit if answer else ()))
@@ -178,7 +178,7 @@ async def _put(
     documents: AsyncCollection[StoredDocument],
     stored: StoredDocument | None,
     document: StoredDocument,
-    change: Change,
+    replacement: Replacement,
 ) -> bool:
     """Write it where the document is still as it was read; whether it was.
 
@@ -196,10 +196,10 @@ async def _put(
             return False
         return True
     target = unchanged(stored)
-    required = {} if change.require is None else {"$and": [condition(change.require)]}
+    required = {} if replacement.require is None else {"$and": [condition(replacement.require)]}
     replaced = await documents.replace_one({**target, **required}, document)
     if replaced.matched_count:
         return True
     if required and await documents.find_one(target, {"_id": 1}) is not None:
-        raise requirement_failed(change.operation, change.before)
+        raise requirement_failed(replacement.operation, replacement.before)
     return False

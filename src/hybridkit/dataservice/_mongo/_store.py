@@ -11,7 +11,6 @@ from pymongo.errors import OperationFailure
 
 from hybridkit.codec import now
 from hybridkit.context import RequestContext, bind
-from hybridkit.dataservice._mongo._changes import GONE
 from hybridkit.dataservice._mongo._collection import HIDDEN, ResourceCollection
 from hybridkit.dataservice._mongo._document_events import EVENTS, Numbers
 from hybridkit.dataservice._mongo._driver._capabilities import Capabilities, probe
@@ -20,6 +19,7 @@ from hybridkit.dataservice._mongo._driver._errors import is_duplicate, read_erro
 from hybridkit.dataservice._mongo._keys import KEYS_COLLECTION, Keys
 from hybridkit.dataservice._mongo._outbox import MongoOutbox
 from hybridkit.dataservice._mongo._reader import MongoReader
+from hybridkit.dataservice._mongo._replacements import GONE
 from hybridkit.dataservice._mongo._transaction_writer import LANES_COLLECTION
 from hybridkit.dataservice._mongo._writer import MongoWriter
 from hybridkit.dataservice._store._keys import DERIVED_RETENTION

@@ -18,7 +18,6 @@ from pymongo.errors import DuplicateKeyError
 from pymongo.write_concern import WriteConcern
 
 from hybridkit.codec import now
-from hybridkit.dataservice._mongo._changes import Change, change_for
 from hybridkit.dataservice._mongo._collection import HIDDEN, ResourceCollection, bookkeeping
 from hybridkit.dataservice._mongo._document_events import (
     EVENTS,
@@ -33,6 +32,7 @@ from hybridkit.dataservice._mongo._driver._errors import telling
 from hybridkit.dataservice._mongo._driver._sessions import LostRaceError, Transactions
 from hybridkit.dataservice._mongo._filters import condition
 from hybridkit.dataservice._mongo._keys import KEYS_COLLECTION, Keys, KnownKey, embedded
+from hybridkit.dataservice._mongo._replacements import Replacement, replacement_for
 from hybridkit.dataservice._mongo._values import to_bson
 from hybridkit.dataservice._store._keys import check_repeated, count
 from hybridkit.dataservice._store._operations import (
@@ -132,32 +132,32 @@ class TransactionWriter:
         if stored is not None and not write.dry_run and (known := embedded(bookkeeping(stored), write)):
             check_repeated(write, known.fingerprint)
             raise _DoneWithoutError(replayed(known, collection, stored))
-        change = change_for(operation, collection, stored)
+        replacement = replacement_for(operation, collection, stored)
         if (
-            change.only_looks and stored is not None
+            replacement.only_looks and stored is not None
         ):  # a write, so that nobody else can write it before the commit
             await documents.update_one(
                 {"_id": stored["_id"]}, {"$set": {f"{HIDDEN}.asserted": ObjectId()}}, session=session
             )
-            return change.result(collection)
+            return replacement.result(collection)
         with telling(operation):
             if stored is None:
-                await documents.insert_one(change.document, session=session)
+                await documents.insert_one(replacement.document, session=session)
             else:
-                await self._replace(session, collection, stored, change)
-        return change.result(collection)
+                await self._replace(session, collection, stored, replacement)
+        return replacement.result(collection)
 
     async def _replace(
         self,
         session: AsyncClientSession,
         collection: ResourceCollection,
         stored: StoredDocument,
-        change: Change,
+        replacement: Replacement,
     ) -> None:
         before = bookkeeping(stored)
-        hidden = with_events(change.document[HIDDEN], before.get(EVENTS, ()), ())
-        document = {**change.document, HIDDEN: {**hidden, "keys": before.get("keys", [])}}
-        required = {} if change.require is None else {"$and": [condition(change.require)]}
+        hidden = with_events(replacement.document[HIDDEN], before.get(EVENTS, ()), ())
+        document = {**replacement.document, HIDDEN: {**hidden, "keys": before.get("keys", [])}}
+        required = {} if replacement.require is None else {"$and": [condition(replacement.require)]}
         replaced = await self._database[collection.name].replace_one(
             {**unchanged(stored), **required}, document, session=session
         )
@@ -165,7 +165,7 @@ class TransactionWriter:
             return
         if not required:
             raise LostRaceError
-        raise requirement_failed(change.operation, change.before)
+        raise requirement_failed(replacement.operation, replacement.before)
 
     async def _replayed(self, session: AsyncClientSession, write: Write, known: KnownKey) -> Outcome:
         count("replayed")
