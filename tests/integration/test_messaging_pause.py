@@ -49,8 +49,9 @@ class Dependency:
 
 @pytest.fixture(autouse=True)
 def quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pause_gate_module, "FIRST_PROBE_SECONDS", 0.05)
-    monkeypatch.setattr(pause_gate_module, "LONGEST_PROBE_SECONDS", 0.2)
+    monkeypatch.setattr(
+        pause_gate_module, "PROBES", Retry(first_seconds=0.05, cap_seconds=0.2, attempts=10**6)
+    )
 
 
 @pytest.fixture
@@ -228,7 +229,10 @@ async def test_a_connection_that_is_lost_in_a_pause_makes_it_no_longer(
     order: Order | None,
 ) -> None:
     """Those who waited can't be probes any more. If each of them cost an interval, this would take days."""
-    monkeypatch.setattr(pause_gate_module, "LONGEST_PROBE_SECONDS", 1e9)
+    days = 36 * 3600.0
+    monkeypatch.setattr(
+        pause_gate_module, "PROBES", Retry(first_seconds=0.05, cap_seconds=days, attempts=10**6)
+    )
     dependency = Dependency(crowd=24)  # a message that came alone would keep the others from coming
     consumer = consumer_of(dependency, concurrency=24, order=order)
     async with consumer.running(connection, publisher=publisher):

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import itertools
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, Never, cast
@@ -19,7 +20,6 @@ from hybridkit.events.cloudevents import decode_message
 from hybridkit.idempotency import Acquired, Finish, Outcome
 from hybridkit.messaging._amqp._frames import DeliverMethod, address, encode_fields
 from hybridkit.messaging._amqp._port import IncomingMessage
-from hybridkit.messaging._amqp._waiting import Backoff
 from hybridkit.messaging._consuming._delivery import Delivery, Identity
 from hybridkit.messaging._consuming._handlers import Handlers
 from hybridkit.messaging._consuming._keyed_backlog import KeyedBacklog
@@ -176,7 +176,7 @@ class Memory:
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(Backoff, "next_seconds", lambda _: 0.0)
+    monkeypatch.setattr(Retry, "pauses", lambda _: itertools.repeat(0.0))
     with capture_logs():
         yield
 

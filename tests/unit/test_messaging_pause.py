@@ -11,6 +11,7 @@ from hybridkit.errors import UnavailableError
 from hybridkit.messaging._consuming import _pause_gate as pause_gate_module
 from hybridkit.messaging._consuming._pause_gate import PauseGate
 from hybridkit.observability import metrics
+from hybridkit.retry import Retry
 
 pytestmark = pytest.mark.usefixtures("logs")
 
@@ -37,7 +38,8 @@ class Timers:
 
 @pytest.fixture
 def timers(monkeypatch: pytest.MonkeyPatch) -> Timers:
-    monkeypatch.setattr("random.uniform", lambda _, bound: bound)
+    pauses = Retry.pauses
+    monkeypatch.setattr(Retry, "pauses", lambda policy: pauses(policy, jitter=lambda: 1.0))
     return Timers(monkeypatch)
 
 

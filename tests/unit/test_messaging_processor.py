@@ -1,6 +1,7 @@
 """What becomes of a delivery: which copy goes where, in which order, and when the original is acknowledged."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -38,7 +39,6 @@ from hybridkit.idempotency import (
 from hybridkit.idempotency._keys import fingerprint
 from hybridkit.messaging._amqp._frames import DeliverMethod, encode_fields
 from hybridkit.messaging._amqp._port import IncomingMessage
-from hybridkit.messaging._amqp._waiting import Backoff
 from hybridkit.messaging._consuming import _delivery as delivery_module
 from hybridkit.messaging._consuming import _execution as execution_module
 from hybridkit.messaging._consuming import _processor as processor_module
@@ -208,8 +208,7 @@ def steps() -> Steps:
 def no_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Delays are their upper bound, and pauses of the process itself take no time."""
     monkeypatch.setattr("random.random", lambda: 1.0)
-    monkeypatch.setattr("random.uniform", lambda *_: 1.0)
-    monkeypatch.setattr(Backoff, "next_seconds", lambda _: 0.0)
+    monkeypatch.setattr(Retry, "pauses", lambda _: itertools.repeat(0.0))
 
 
 async def test_done_then_acknowledged(steps: Steps) -> None:

@@ -1,6 +1,7 @@
 """A consumer is ready only as long as messages move: each state in which it can stand still, one by one."""
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, suppress
 from types import SimpleNamespace
@@ -22,7 +23,6 @@ from hybridkit.events import Event, EventEnvelope
 from hybridkit.messaging import RobustConsumer
 from hybridkit.messaging._amqp._frames import DeliverMethod
 from hybridkit.messaging._amqp._port import IncomingMessage
-from hybridkit.messaging._amqp._waiting import Backoff
 from hybridkit.messaging._consuming import _runner as runner_module
 from hybridkit.messaging._consuming import _stall_detector as stall_module
 from hybridkit.messaging._consuming._delivery import Delivery
@@ -117,7 +117,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(stall_module, "GRACE_SECONDS", 0.0)
     monkeypatch.setattr(runner_module, "GRACE_SECONDS", 0.0)
     monkeypatch.setattr("hybridkit.messaging._consuming._subscription.UNEXPECTED_PAUSE_SECONDS", 0.0)
-    monkeypatch.setattr(Backoff, "next_seconds", lambda _: 0.001)
+    monkeypatch.setattr(Retry, "pauses", lambda _: itertools.repeat(0.001))
     with capture_logs():
         yield
 

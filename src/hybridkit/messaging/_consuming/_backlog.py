@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, Protocol
 
+from hybridkit._tasks import TaskSet
 from hybridkit.messaging._consuming._delivery import Delivery
 from hybridkit.observability import get_logger
 
@@ -96,7 +97,7 @@ class Workers:
         self._concurrency = concurrency
         self._name = name
         self._running = 0
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = TaskSet()
         self._one_less = asyncio.Event()
         self._dispatcher: asyncio.Task[None] | None = None
 
@@ -124,16 +125,11 @@ class Workers:
 
     async def wait(self, *, seconds: float) -> bool:
         """Wait for those that run now; whether all of them ended in time."""
-        if not self._tasks:
-            return True
-        _, pending = await asyncio.wait(set(self._tasks), timeout=seconds)
-        return not pending
+        return await self._tasks.wait(seconds=seconds)
 
     async def cancel(self, *, seconds: float) -> bool:
         """Cancel those that run now, and wait for their end; whether all of them ended in time."""
-        for task in self._tasks:
-            task.cancel()
-        return await self.wait(seconds=seconds)
+        return await self._tasks.cancel(seconds=seconds)
 
     async def _dispatch(self) -> None:
         loop = asyncio.get_running_loop()
@@ -150,25 +146,21 @@ class Workers:
     def _start(self, delivery: Delivery, loop: asyncio.AbstractEventLoop) -> None:
         # It gets a copy of the dispatcher's context, which is what there was at the start: no message changes that.
         task = asyncio.Task(self._run(delivery), loop=loop, name=self._name, eager_start=True)
-        if task.done():
-            self._look_at(task)
-        else:
-            self._tasks.add(task)
-            task.add_done_callback(self._ended)
+        if not task.done():
+            self._tasks.keep(task)
+        elif not task.cancelled():
+            task.exception()  # logged by `_run`; asyncio warns of one that nobody has asked for
 
     async def _run(self, delivery: Delivery) -> None:
         self._running += 1
         try:
             await self._process(delivery)
+        except (asyncio.CancelledError, GeneratorExit):
+            raise
+        except BaseException as error:
+            _log.error("a worker failed", name=self._name, exc_info=error)
+            raise
         finally:
             self._running -= 1
             self._one_less.set()
             self._backlog.done(delivery)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        self._look_at(task)
-
-    def _look_at(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("a worker failed", name=self._name, exc_info=error)

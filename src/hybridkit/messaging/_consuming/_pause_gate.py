@@ -14,12 +14,10 @@ from typing import Final
 
 from hybridkit.codec import now
 from hybridkit.errors import HybridkitError
-from hybridkit.messaging._amqp._waiting import Backoff
 from hybridkit.observability import get_logger, metrics, printable
-from hybridkit.retry import asked_seconds
+from hybridkit.retry import UNLIMITED, Retry, asked_seconds
 
-FIRST_PROBE_SECONDS: Final = 1.0
-LONGEST_PROBE_SECONDS: Final = 60.0
+PROBES: Final = Retry.exponential(first_seconds=1.0, cap_seconds=60.0, attempts=UNLIMITED)
 LONGEST_ASKED_SECONDS: Final = 900.0
 """A dependency that asks for more than this is tried anyway."""
 STEADY_SECONDS: Final = 60.0
@@ -67,7 +65,7 @@ class PauseGate:
         self._waiting: dict[
             asyncio.Future[bool], Callable[[], bool]
         ] = {}  # who, and whether there is a reason
-        self._backoff = Backoff(first_seconds=FIRST_PROBE_SECONDS, cap_seconds=LONGEST_PROBE_SECONDS)
+        self._intervals = PROBES.pauses()
         self._timer: asyncio.TimerHandle | None = None
         self._asked_seconds = 0.0
         self._opened_at = -STEADY_SECONDS
@@ -92,7 +90,7 @@ class PauseGate:
         self._gauge.set(1)
         _log.warning("consumer paused", consumer=self._name, reason=self.paused.reason)
         if time.monotonic() - self._opened_at >= STEADY_SECONDS:
-            self._backoff.reset()
+            self._intervals = PROBES.pauses()
         self._arm()
         self.changed()
 
@@ -163,7 +161,7 @@ class PauseGate:
                 self._arm()
 
     def _arm(self) -> None:
-        seconds = max(self._backoff.next_seconds(), self._asked_seconds)
+        seconds = max(next(self._intervals), self._asked_seconds)
         self._asked_seconds = 0.0
         self._disarm()
         self._timer = self._arm_timer(seconds)

@@ -5,7 +5,7 @@ before the dead letter. A crash between two of these steps leaves a duplicate, n
 """
 
 import asyncio
-from typing import Protocol, assert_never
+from typing import Final, Protocol, assert_never
 
 from hybridkit.errors import (
     HybridkitError,
@@ -15,7 +15,6 @@ from hybridkit.errors import (
     UnroutableError,
 )
 from hybridkit.messaging._amqp._headers import lean_headers
-from hybridkit.messaging._amqp._waiting import Backoff
 from hybridkit.messaging._consuming._delivery import Delivery
 from hybridkit.messaging._consuming._keyed_backlog import KeyedBacklog
 from hybridkit.messaging._consuming._parked_keys import ParkedKeys
@@ -23,6 +22,9 @@ from hybridkit.messaging._consuming._stall_detector import StallDetector
 from hybridkit.messaging._consuming._verdict import DeadLettered, RetryLater, Settled, Verdict
 from hybridkit.messaging._publishing._writer import OutgoingMessage
 from hybridkit.observability import fail_span, get_logger, metrics, printable
+from hybridkit.retry import UNLIMITED, Retry
+
+REPUBLISHING: Final = Retry.exponential(first_seconds=0.5, cap_seconds=10.0, attempts=UNLIMITED)
 
 _log = get_logger(__name__)
 
@@ -146,7 +148,7 @@ class Settlement:
         Returns:
             None when the broker has it; otherwise the end of the delivery: rejected, or requeued with its channel.
         """
-        backoff = Backoff(first_seconds=0.5)
+        pauses = REPUBLISHING.pauses()
         while (
             delivery.is_ours
         ):  # once its channel has closed, the original comes again, and a copy would be a twin
@@ -173,7 +175,7 @@ class Settlement:
                 return _reject(delivery, error)
             else:
                 return None
-            await asyncio.sleep(backoff.next_seconds())
+            await asyncio.sleep(next(pauses))
         return Settled.REQUEUED
 
 
