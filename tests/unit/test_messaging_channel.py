@@ -2,8 +2,10 @@
 
 import asyncio
 import ssl
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+import sys
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager
+from itertools import repeat
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -17,6 +19,7 @@ from aiormq.exceptions import (
     ChannelPreconditionFailed,
 )
 
+from hybridkit._tasks import TaskSet
 from hybridkit.context import RequestContext, bind
 from hybridkit.errors import (
     AccessDeniedError,
@@ -25,17 +28,15 @@ from hybridkit.errors import (
     TopologyError,
 )
 from hybridkit.messaging import BrokerConnection
-from hybridkit.messaging._amqp import _channel as channel_module
-from hybridkit.messaging._amqp import _connection as connection_module
+from hybridkit.messaging._amqp import _supervision as supervision_module
 from hybridkit.messaging._amqp._channel import OpenChannel, SupervisedChannel
 from hybridkit.messaging._amqp._connection import OpenConnection
 from hybridkit.messaging._amqp._port import Port
-from hybridkit.messaging._amqp._waiting import Background, Backoff, Home, bounded
+from hybridkit.messaging._amqp._waiting import Home, bounded
+from hybridkit.retry import Retry
 from tests.helpers import until
 
 pytestmark = pytest.mark.usefixtures("logs")
-
-NEXT_SECONDS = Backoff.next_seconds
 
 
 class FakeChannel:
@@ -84,7 +85,7 @@ class FakeConnections:
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Backoff, "next_seconds", lambda _: 0.0)
+    monkeypatch.setattr(supervision_module, "REOPEN", Retry.immediate(attempts=sys.maxsize))
 
 
 def supervised(connections: FakeConnections, **options: Any) -> SupervisedChannel:
@@ -108,17 +109,17 @@ async def started(channel: SupervisedChannel) -> AsyncGenerator[SupervisedChanne
 
 async def test_a_call_that_takes_too_long_is_left_alone() -> None:
     """It is not cancelled, because that would leave its channel in doubt."""
-    background, go_on, ended = Background(), asyncio.Event(), asyncio.Event()
+    tasks, go_on, ended = TaskSet(), asyncio.Event(), asyncio.Event()
 
     async def call() -> None:
         await go_on.wait()
         ended.set()
 
     with pytest.raises(TimeoutError, match=r"asking: no answer in 0\.01 s"):
-        await bounded(call(), seconds=0.01, background=background, name="asking")
-    assert "1 tasks" in repr(background)
+        await bounded(call(), seconds=0.01, tasks=tasks, name="asking")
+    assert len(tasks) == 1
     go_on.set()
-    assert await background.wait(seconds=5)
+    assert await tasks.wait(seconds=5)
     assert ended.is_set()
 
 
@@ -129,15 +130,7 @@ async def test_a_cancellation_out_of_the_library_is_a_lost_connection() -> None:
         raise asyncio.CancelledError
 
     with pytest.raises(ConnectionError, match="ended meanwhile"):
-        await bounded(call(), seconds=5, background=Background(), name="asking")
-
-
-def test_pauses_grow_to_a_cap_and_start_again() -> None:
-    backoff = Backoff(first_seconds=1, cap_seconds=4)
-    for bound in (1, 2, 4, 4):
-        assert bound / 4 <= NEXT_SECONDS(backoff) <= bound
-    backoff.reset()
-    assert repr(backoff) == "Backoff(bound_seconds=1)"
+        await bounded(call(), seconds=5, tasks=TaskSet(), name="asking")
 
 
 # ── lanes ────────────────────────────────────────────────────────────────────────────────────────
@@ -194,7 +187,7 @@ async def test_a_retired_channel_does_not_wait_for_ever() -> None:
 
 
 async def test_a_channel_that_closes_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channel_module, "STABLE_SECONDS", 0.0)
+    monkeypatch.setattr(supervision_module, "STABLE_SECONDS", 0.0)
     connections = FakeConnections()
     async with started(supervised(connections)) as channel:
         first = await channel.opened()
@@ -332,7 +325,7 @@ class FakeWire:
 @pytest.fixture
 def fake() -> tuple[FakeConnection, FakeWire, OpenConnection]:
     connection, wire = FakeConnection(), FakeWire()
-    return connection, wire, OpenConnection(cast("Any", connection), cast("Any", wire), Background())
+    return connection, wire, OpenConnection(cast("Any", connection), cast("Any", wire), TaskSet())
 
 
 async def test_a_silent_broker_loses_its_connection(
@@ -385,15 +378,18 @@ async def test_a_goodbye_that_fails_is_no_error(
 
 async def test_a_connection_that_drops_at_once_is_not_hammered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only one that lasted makes the pauses short again; a mistake of ours ends nothing."""
-    resets = 0
+    begun: list[str] = []
 
-    def count(_: object) -> None:
-        nonlocal resets
-        resets += 1
+    class Counted:
+        """A policy that notes when its pauses begin."""
+
+        def pauses(self) -> Iterator[float]:
+            begun.append("pauses")
+            return repeat(0.0)
 
     connections = [FakeConnection(), FakeConnection()]
     first, second = (
-        OpenConnection(cast("Any", each), cast("Any", FakeWire()), Background()) for each in connections
+        OpenConnection(cast("Any", each), cast("Any", FakeWire()), TaskSet()) for each in connections
     )
     open_connections: list[OpenConnection | Exception] = [first, LookupError("a bug"), second]
 
@@ -403,7 +399,7 @@ async def test_a_connection_that_drops_at_once_is_not_hammered(monkeypatch: pyte
             raise open_connection
         return open_connection
 
-    monkeypatch.setattr(Backoff, "reset", count)
+    monkeypatch.setattr(supervision_module, "REOPEN", Counted())
     monkeypatch.setattr(OpenConnection, "open", open_one)
     broker = BrokerConnection("amqp://127.0.0.1/", name="tests")
     waiting = asyncio.create_task(broker.opened())
@@ -412,15 +408,15 @@ async def test_a_connection_that_drops_at_once_is_not_hammered(monkeypatch: pyte
         assert await waiting is first
         connections[0].ended.set()
         await until(lambda: not open_connections)
-        assert resets == 0
-        monkeypatch.setattr(connection_module, "STABLE_SECONDS", 0.0)
+        assert len(begun) == 1
+        monkeypatch.setattr(supervision_module, "STABLE_SECONDS", 0.0)
         await broker.opened()
         open_connections.append(
-            OpenConnection(cast("Any", FakeConnection()), cast("Any", FakeWire()), Background())
+            OpenConnection(cast("Any", FakeConnection()), cast("Any", FakeWire()), TaskSet())
         )
         connections[1].ended.set()
         await until(lambda: not open_connections)
-        assert resets == 1
+        assert len(begun) == 2
 
 
 class Hosts:
@@ -434,9 +430,8 @@ class Hosts:
             error = errors[f"port{url.port}"]
             if error is not None:
                 raise error
-            return OpenConnection(cast("Any", FakeConnection()), cast("Any", FakeWire()), Background())
+            return OpenConnection(cast("Any", FakeConnection()), cast("Any", FakeWire()), TaskSet())
 
-        monkeypatch.setattr(Backoff, "next_seconds", lambda _: 0.0)
         monkeypatch.setattr(OpenConnection, "open", open_one)
         ports = ",".join(f"127.0.0.1:{name.removeprefix('port')}" for name in errors)
         self.connection = BrokerConnection(f"amqps://{ports}/", name="tests")

@@ -5,7 +5,6 @@ nothing new starts on it, what is still pending on it may end, and then it is cl
 """
 
 import asyncio
-import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
@@ -18,6 +17,7 @@ from aiormq.exceptions import (
     ChannelPreconditionFailed,
 )
 
+from hybridkit._tasks import TaskSet
 from hybridkit.errors import (
     AccessDeniedError,
     NotConnectedError,
@@ -27,17 +27,15 @@ from hybridkit.errors import (
 from hybridkit.messaging._amqp._connection import (
     ANSWER_SECONDS,
     LIBRARY_ERRORS,
-    STABLE_SECONDS,
     BrokerConnection,
     OpenConnection,
     closing,
     start_seconds,
 )
 from hybridkit.messaging._amqp._port import Port, Receiver
-from hybridkit.messaging._amqp._waiting import Background, Backoff, bounded
+from hybridkit.messaging._amqp._supervision import Supervised
+from hybridkit.messaging._amqp._waiting import bounded
 from hybridkit.observability import get_logger
-
-__all__ = ["PREPARE_SECONDS", "OpenChannel", "SupervisedChannel"]
 
 PREPARE_SECONDS: Final = 30.0
 """How long declaring some things may take: a broker makes a quorum queue in milliseconds, or in a second when busy."""
@@ -61,7 +59,7 @@ class OpenChannel:
         self.retired = asyncio.Event()
         self._linger_seconds = linger_seconds
         self._users = 0
-        self._background = Background()
+        self._tasks = TaskSet()
         self._closing: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
@@ -112,7 +110,7 @@ class OpenChannel:
         if self._closing is None:
             if self.port is not None:
                 self.port.close("closed by us")
-            self._closing = self._background.start(self._close(), name="closing a channel")
+            self._closing = self._tasks.start(self._close(), name="closing a channel")
         return self._closing
 
     async def _close(self) -> None:
@@ -120,9 +118,7 @@ class OpenChannel:
             return
         goodbye = self.raw.close(ChannelClosed(200, "closed"))
         try:
-            await bounded(
-                goodbye, seconds=ANSWER_SECONDS, background=self._background, name="closing a channel"
-            )
+            await bounded(goodbye, seconds=ANSWER_SECONDS, tasks=self._tasks, name="closing a channel")
         except LIBRARY_ERRORS as error:
             _log.debug("channel not closed cleanly", error=str(error))
 
@@ -131,17 +127,18 @@ type Step = Callable[[OpenChannel], Coroutine[Any, Any, None]]
 """Something to be done on a channel."""
 
 
-class SupervisedChannel:
-    """Keeps one channel prepared for its work.
+class SupervisedChannel(Supervised[OpenChannel]):
+    """Keeps one channel open and prepared for its work.
 
     Args:
-        connection: on which it is opened.
+        connection: the connection on which channels are opened.
         name: for logs and errors.
-        confirms: whether it publishes.
-        prepare: what has to be done on each new channel.
-        ready: told of each prepared channel, and with None when it is lost or retired.
-        probe: asks the broker, every now and then, whether the channel still does its work; raises if not.
-        probe_seconds: how often.
+        confirms: whether the channel publishes.
+        prepare: called with each new channel, which counts as open when it returns.
+        ready: called with each prepared channel, and with None when it is lost or retired.
+        probe: called every `probe_seconds` to ask the broker whether the channel still does its work; an error retires
+            the channel.
+        probe_seconds: the time between two probes.
         linger_seconds: see `OpenChannel`.
         prepare_seconds: how long `prepare` may take before the connection is given up.
     """
@@ -159,6 +156,7 @@ class SupervisedChannel:
         linger_seconds: float | None = None,
         prepare_seconds: float = PREPARE_SECONDS,
     ) -> None:
+        super().__init__(f"{name} channel")
         self._connection = connection
         self._name = name
         self._confirms = confirms
@@ -168,92 +166,46 @@ class SupervisedChannel:
         self._probe_seconds = probe_seconds
         self._linger_seconds = linger_seconds
         self._prepare_seconds = prepare_seconds
-        self._opened: OpenChannel | None = None
-        self._up = asyncio.Event()
-        self._keeper: asyncio.Task[None] | None = None
-        self._last_error = ""
 
     def __repr__(self) -> str:
         return f"SupervisedChannel({self._name!r}, {self._opened})"
 
     @property
     def current(self) -> OpenChannel | None:
-        """The prepared channel, if there is one now."""
+        """The prepared channel, while it is open."""
         channel = self._opened
         return channel if channel is not None and channel.is_open else None
 
     @property
     def is_kept(self) -> bool:
         """Whether there will be another channel if this one is lost."""
-        return self._keeper is not None and not self._keeper.done()
-
-    async def opened(self) -> OpenChannel:
-        """The prepared channel, as soon as there is one."""
-        while (channel := self.current) is None:
-            self._up.clear()
-            await self._up.wait()
-        return channel
+        return self._supervision is not None and not self._supervision.done()
 
     async def start(self) -> None:
         """Prepare a first channel, and keep one from then on.
 
         Raises:
-            NotConnectedError: not until the context's deadline, or for `prepare_seconds` without one.
-            TopologyError: the broker has something with other properties.
-            AccessDeniedError: the user may not do this.
+            NotConnectedError: no channel was ready by the context's deadline, or in `prepare_seconds` without one.
+            TopologyError: the broker has an exchange or queue with other properties.
+            AccessDeniedError: the user may not do what `prepare` does.
         """
         seconds = start_seconds(self._prepare_seconds)
-        first = asyncio.get_running_loop().create_future()
-        self._keeper = asyncio.create_task(self._keep(first), name=f"{self._name} channel")
-        try:
-            await asyncio.wait({first}, timeout=seconds)
-        except asyncio.CancelledError:
-            await self.stop()
-            raise
-        if first.done() and first.exception() is None:
-            return
-        await self.stop()
-        if first.done():
-            first.result()
-        raise NotConnectedError(
-            f"{self._name} is not up after {seconds:.1f} s: {self._last_error or 'no answer'}"
-        )
+        await self._start(seconds=seconds, failure=f"{self._name} is not up after {seconds:.1f} s")
 
     async def stop(self) -> OpenChannel | None:
-        """Open no more channels; the last one is still open and the caller's to close."""
-        keeper, self._keeper = self._keeper, None
-        if keeper is not None:
-            keeper.cancel()
-            await asyncio.wait({keeper})
-        channel, self._opened = self._opened, None
-        return channel
+        """Open no more channels, and return the last one, which the caller has to close."""
+        return await self._stop()
 
     def retire(self, channel: OpenChannel, *, reason: str) -> None:
-        """Replace that channel by a new one."""
+        """Replace a channel by a new one."""
         if not channel.retired.is_set():
             _log.warning("channel retired", name=self._name, reason=reason)
             channel.retire()
 
-    async def _keep(self, first: asyncio.Future[None]) -> None:
-        backoff = Backoff()
-        while True:
-            try:
-                channel = await self._open()
-            except Exception as error:  # noqa: BLE001 - whatever spoils one channel must not end the supervision
-                self._last_error = str(error)
-                if not (first.done() or isinstance(error, UnavailableError)):
-                    first.set_exception(error)
-                    return
-                _log.warning("channel not open", name=self._name, error=self._last_error)
-            else:
-                if not first.done():
-                    first.set_result(None)
-                if await self._live_through(channel) >= STABLE_SECONDS:
-                    backoff.reset()
-            await asyncio.sleep(backoff.next_seconds())
-
     async def _open(self) -> OpenChannel:
         connection = await self._connection.opened()
+        # A blocked broker reads nothing: `prepare` would run into its time limit, and end a connection that works.
+        # https://www.rabbitmq.com/docs/connection-blocked
         await connection.writable()
         channel = await OpenChannel.open(
             connection, confirms=self._confirms, linger_seconds=self._linger_seconds
@@ -277,31 +229,36 @@ class SupervisedChannel:
         except AMQPError as error:
             raise NotConnectedError(f"{self._name}: {type(error).__name__}: {error}") from error
 
-    async def _live_through(self, channel: OpenChannel) -> float:
-        """Have a prepared channel until it is lost or retired; the seconds for which it lasted."""
-        opened = time.monotonic()
-        self._opened = channel
-        self._up.set()
+    def _may_pass(self, error: Exception) -> bool:
+        return isinstance(error, UnavailableError)
+
+    def _failed(self, error: Exception) -> None:
+        _log.warning("channel not open", name=self._name, error=str(error))
+
+    async def _live_through(self, opened: OpenChannel) -> None:
         if self._ready:
-            self._ready(channel)
-        closed = closing(channel.raw)
-        retired = asyncio.ensure_future(channel.retired.wait())
+            self._ready(opened)
+        closed = closing(opened.raw)
+        retired = asyncio.ensure_future(opened.retired.wait())
         seconds = self._probe_seconds if self._probe else None
         try:
             while not closed.done() and not retired.done():
                 await asyncio.wait({closed, retired}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
                 if self._probe and not closed.done() and not retired.done():
-                    await self._check(channel, self._probe)
+                    await self._check(opened, self._probe)
         finally:
             retired.cancel()
-        self._opened = None
+
+    def _has_ended(self, opened: OpenChannel) -> bool:
+        return not opened.is_open
+
+    def _lost(self, opened: OpenChannel) -> None:
         if self._ready:
             self._ready(None)
-        if channel.is_open:
-            channel.retire()
+        if opened.is_open:
+            opened.retire()
         else:
             _log.warning("channel lost", name=self._name)
-        return time.monotonic() - opened
 
     async def _check(self, channel: OpenChannel, probe: Step) -> None:
         try:

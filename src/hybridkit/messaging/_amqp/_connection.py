@@ -7,7 +7,6 @@ open. Here a connection restores nothing; each `SupervisedChannel` looks after i
 
 import asyncio
 import ssl
-import time
 from collections.abc import Coroutine
 from itertools import cycle
 from types import TracebackType
@@ -25,11 +24,13 @@ from aiormq.exceptions import (
 )
 from yarl import URL
 
+from hybridkit._tasks import TaskSet
 from hybridkit.context import current
 from hybridkit.errors import AccessDeniedError, NotConnectedError, UnavailableError
 from hybridkit.messaging._amqp._port import Port, Receiver
 from hybridkit.messaging._amqp._socket import Sockets, Wire
-from hybridkit.messaging._amqp._waiting import Background, Backoff, Home, bounded
+from hybridkit.messaging._amqp._supervision import Supervised
+from hybridkit.messaging._amqp._waiting import Home, bounded
 from hybridkit.observability import get_logger
 
 __all__ = [
@@ -46,8 +47,6 @@ START_SECONDS: Final = 30.0
 ANSWER_SECONDS: Final = 10.0
 """How long the broker may take to answer a method before its connection is given up."""
 CLOSE_SECONDS: Final = 5.0
-STABLE_SECONDS: Final = 10.0
-"""A connection that lived shorter than this doesn't count as a success for the backoff."""
 
 LIBRARY_ERRORS: Final = (AMQPError, OSError, RuntimeError, ValueError)
 """What aiormq raises when a connection or channel fails; a `TimeoutError` of ours is an `OSError` as well."""
@@ -55,24 +54,28 @@ LIBRARY_ERRORS: Final = (AMQPError, OSError, RuntimeError, ValueError)
 _log = get_logger(__name__)
 
 
-class BrokerConnection:
-    """A connection that consumers share; publishers have their own, because a broker alarm blocks those that publish.
+class BrokerConnection(Supervised["OpenConnection"]):
+    """A connection to RabbitMQ that consumers share, opened again whenever it is lost.
+
+    Publishers have a connection each, because a broker alarm blocks those that publish, and a blocked connection would
+    hold up acknowledgements (https://www.rabbitmq.com/docs/connections#flow-control).
 
     Args:
-        url: `amqp://user:password@host:port/vhost`, or `amqps://`, with `?cafile=…` for an authority of your own.
-            Several brokers of a cluster, `amqp://user:password@a:5672,b,c/vhost`, are tried in turn.
+        url: `amqp://user:password@host:port/vhost`, or `amqps://`, with `?cafile=…` for a certificate authority that
+            the system doesn't know. Several brokers of a cluster, `amqp://user:password@a:5672,b,c/vhost`, are tried in
+            turn.
         name: shown in the management interface, normally the service's name.
     """
 
     def __init__(self, url: str, *, name: str) -> None:
+        super().__init__(f"{name} broker connection")
         self.name = name
         self._urls = _broker_urls(url)
-        self._opened: OpenConnection | None = None
-        self._up = asyncio.Event()
-        self._background = Background()
+        self._turns = cycle(enumerate(self._urls, start=1))
+        self._url = self._urls[0]  # the one that was tried last
+        self._refusals = 0  # of the hosts tried last, one after another
+        self._tasks = TaskSet()
         self._home: Home | None = None
-        self._keeper: asyncio.Task[None] | None = None
-        self._last_error = ""
 
     def __repr__(self) -> str:
         return f"BrokerConnection({self.address!r}, name={self.name!r}, is_ready={self.is_ready})"
@@ -82,106 +85,80 @@ class BrokerConnection:
 
         Raises:
             NotConnectedError: the broker did not answer in that time.
-            AccessDeniedError: it refuses the user or the password.
+            AccessDeniedError: the broker refuses the user or the password.
         """
         self._home = Home()
         seconds = start_seconds()
-        first = asyncio.get_running_loop().create_future()
-        self._keeper = asyncio.create_task(self._keep(first), name=f"{self.name} broker connection")
-        try:
-            await asyncio.wait({first}, timeout=seconds)
-        except asyncio.CancelledError:
-            await self._stop()
-            raise
-        if first.done() and first.exception() is None:
-            return self
-        await self._stop()
-        if first.done():
-            first.result()
-        raise NotConnectedError(
-            f"no connection to the broker at {self.address} in {seconds:.1f} s: {self._last_error or 'no answer'}"
-        )
+        failure = f"no connection to the broker at {self.address} in {seconds:.1f} s"
+        await self._start(seconds=seconds, failure=failure)
+        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close it; bounded, whatever the broker does."""
+        """Close the connection, within 10 s whatever the broker does."""
         await self._stop()
 
     @property
     def address(self) -> str:
-        """Host, port and virtual host: what may be said in logs and errors."""
+        """Host, port and virtual host, without the password: for logs and errors."""
         return ",".join(map(_host_and_port, self._urls)) + self._urls[0].path
 
     @property
     def is_ready(self) -> bool:
-        """Whether it is open now."""
+        """Whether the connection is open now."""
         return self._opened is not None
 
     @property
     def is_blocked(self) -> bool:
-        """Whether the broker has stopped reading from it (`connection.blocked`: a memory or disk alarm)."""
+        """Whether the broker has stopped reading from the connection (`connection.blocked`: a memory or disk alarm)."""
         return self._opened is not None and self._opened.is_blocked
 
     async def opened(self) -> "OpenConnection":
-        """Wait until there is an open connection, and return it.
+        """Wait until the connection is open, and return it.
 
         Raises:
-            MisuseError: it was opened in another process or event loop.
+            MisuseError: the connection was opened in another process or event loop.
         """
         if self._home is not None:
             self._home.check(f"the broker connection {self.name!r}")
-        while self._opened is None:
-            await self._up.wait()
-        return self._opened
+        return await super().opened()
 
     async def _stop(self) -> None:
-        keeper, self._keeper = self._keeper, None
-        if keeper is not None:
-            keeper.cancel()
-            await asyncio.wait({keeper})
-        connection, self._opened = self._opened, None
-        self._up.clear()
-        if connection is not None:
+        if (connection := await super()._stop()) is not None:
             await connection.close()
-        await self._background.cancel(seconds=CLOSE_SECONDS)
+        await self._tasks.cancel(seconds=CLOSE_SECONDS)
 
-    async def _keep(self, first: asyncio.Future[None]) -> None:
-        backoff = Backoff()
-        urls = cycle(enumerate(self._urls, start=1))
-        hopeless = 0  # of the hosts tried last, one after another
+    async def _open(self) -> "OpenConnection":
+        """Connect to the next host that can be had, up to the end of the list."""
         while True:
-            number, url = next(urls)
+            number, self._url = next(self._turns)
             try:
-                connection = await OpenConnection.open(url, name=self.name, background=self._background)
-            except Exception as error:  # noqa: BLE001 - whatever stops one attempt must not stop all others
-                self._last_error = str(error)
-                hopeless = 0 if _may_pass(error) else hopeless + 1
-                if hopeless >= len(self._urls) and not first.done():
-                    first.set_exception(error)
-                    return
-                _log.warning("broker not connected", broker=_host_and_port(url), error=self._last_error)
-                if number < len(self._urls):
-                    continue
+                connection = await OpenConnection.open(self._url, name=self.name, tasks=self._tasks)
+            except Exception as error:
+                self._refusals = 0 if _may_pass(error) else self._refusals + 1
+                if number == len(self._urls):
+                    raise
+                self._failed(error)
             else:
-                hopeless = 0
-                if not first.done():
-                    first.set_result(None)
-                if await self._live_through(connection, url) >= STABLE_SECONDS:
-                    backoff.reset()
-            await asyncio.sleep(backoff.next_seconds())
+                self._refusals = 0
+                return connection
 
-    async def _live_through(self, connection: "OpenConnection", url: URL) -> float:
-        """Be connected until the connection is lost; the seconds for which it lasted."""
-        opened = time.monotonic()
-        self._opened = connection
-        self._up.set()
-        _log.info("broker connected", broker=_host_and_port(url))
-        await connection.lost()
-        self._opened = None
-        self._up.clear()
-        _log.warning("broker connection lost", broker=_host_and_port(url))
-        return time.monotonic() - opened
+    def _may_pass(self, error: Exception) -> bool:
+        # A certificate or a user can be wrong on one host of a cluster only.
+        del error
+        return self._refusals < len(self._urls)
+
+    def _failed(self, error: Exception) -> None:
+        _log.warning("broker not connected", broker=_host_and_port(self._url), error=str(error))
+
+    async def _live_through(self, opened: "OpenConnection") -> None:
+        _log.info("broker connected", broker=_host_and_port(self._url))
+        await opened.lost()
+
+    def _lost(self, opened: "OpenConnection") -> None:
+        del opened
+        _log.warning("broker connection lost", broker=_host_and_port(self._url))
 
 
 class OpenConnection:
@@ -191,16 +168,16 @@ class OpenConnection:
         wire: its socket.
     """
 
-    def __init__(self, connection: aiormq.Connection, wire: Wire, background: Background) -> None:
+    def __init__(self, connection: aiormq.Connection, wire: Wire, tasks: TaskSet) -> None:
         self.wire = wire
         self._connection = connection
-        self._background = background
+        self._tasks = tasks
 
     def __repr__(self) -> str:
         return f"OpenConnection({self._connection})"
 
     @classmethod
-    async def open(cls, url: URL, *, name: str, background: Background) -> "OpenConnection":
+    async def open(cls, url: URL, *, name: str, tasks: TaskSet) -> "OpenConnection":
         """Connect within 10 s.
 
         Raises:
@@ -215,7 +192,7 @@ class OpenConnection:
             await bounded(
                 connection.connect(),  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType] - undecorated
                 seconds=ANSWER_SECONDS,
-                background=background,
+                tasks=tasks,
                 name="connecting",
             )
         except (AuthenticationError, ProbableAuthenticationError) as error:
@@ -232,7 +209,7 @@ class OpenConnection:
             raise
         wire = sockets.opened()
         wire.frame_max = connection.connection_tune.frame_max or wire.frame_max
-        return cls(connection, wire, background)
+        return cls(connection, wire, tasks)
 
     @property
     def is_blocked(self) -> bool:
@@ -242,9 +219,7 @@ class OpenConnection:
     async def writable(self) -> None:
         """Return when the broker reads from this connection, at once if it does, or when the connection is lost."""
         if self.is_blocked:
-            unblocked = self._background.start(
-                self.wire.unblocked.wait(), name="waiting for connection.unblocked"
-            )
+            unblocked = self._tasks.start(self.wire.unblocked.wait(), name="waiting for connection.unblocked")
             await asyncio.wait({unblocked, self._closing()}, return_when=asyncio.FIRST_COMPLETED)
             unblocked.cancel()
 
@@ -281,9 +256,7 @@ class OpenConnection:
             aiormq.exceptions.AMQPError: the broker refuses.
         """
         try:
-            return await bounded(
-                work, seconds=seconds or ANSWER_SECONDS, background=self._background, name=name
-            )
+            return await bounded(work, seconds=seconds or ANSWER_SECONDS, tasks=self._tasks, name=name)
         except TimeoutError as error:
             self.abort()
             raise NotConnectedError(str(error)) from error
@@ -303,7 +276,7 @@ class OpenConnection:
             await bounded(
                 self._connection.close(ConnectionClosed(200, "closed")),
                 seconds=CLOSE_SECONDS,
-                background=self._background,
+                tasks=self._tasks,
                 name="closing the connection",
             )
         except LIBRARY_ERRORS as error:

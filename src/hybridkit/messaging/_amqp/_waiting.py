@@ -11,52 +11,16 @@ import random
 from collections.abc import Coroutine
 from typing import Any
 
+from hybridkit._tasks import TaskSet
 from hybridkit.errors import MisuseError
 
-__all__ = ["Background", "Backoff", "Home", "bounded", "is_cancelled"]
 
-
-class Background:
-    """Tasks that nobody awaits: kept alive while they run, and their errors looked at."""
-
-    def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[Any]] = set()
-
-    def __repr__(self) -> str:
-        return f"Background({len(self._tasks)} tasks)"
-
-    def start[T](self, work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
-        """Run it."""
-        task = asyncio.create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._forget)
-        return task
-
-    async def wait(self, *, seconds: float) -> bool:
-        """Wait for those that run now; whether all of them ended in time."""
-        if not self._tasks:
-            return True
-        _, pending = await asyncio.wait(set(self._tasks), timeout=seconds)
-        return not pending
-
-    async def cancel(self, *, seconds: float) -> bool:
-        """Cancel those that run now, and wait for their end; whether all of them ended in time."""
-        for task in self._tasks:
-            task.cancel()
-        return await self.wait(seconds=seconds)
-
-    def _forget(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # whoever awaits the task gets it too; nobody is not a reason for a warning
-
-
-async def bounded[T](work: Coroutine[Any, Any, T], *, seconds: float, background: Background, name: str) -> T:
+async def bounded[T](work: Coroutine[Any, Any, T], *, seconds: float, tasks: TaskSet, name: str) -> T:
     """The result of a library call, or `TimeoutError`; the call itself is not cancelled.
 
     A `CancelledError` out of the library, which nobody asked for, becomes a `ConnectionError`.
     """
-    task = background.start(work, name=name)
+    task = tasks.start(work, name=name)
     done, _ = await asyncio.wait({task}, timeout=seconds)
     if not done:
         raise TimeoutError(f"{name}: no answer in {seconds:g} s")

@@ -7,11 +7,12 @@ from typing import Final, cast
 
 from aiormq.exceptions import ChannelAccessRefused, ChannelPreconditionFailed
 
+from hybridkit._tasks import TaskSet
 from hybridkit.errors import HybridkitError, NotConnectedError
 from hybridkit.ids import new_id
 from hybridkit.messaging._amqp._channel import PREPARE_SECONDS, OpenChannel, SupervisedChannel
 from hybridkit.messaging._amqp._connection import LIBRARY_ERRORS, BrokerConnection
-from hybridkit.messaging._amqp._waiting import Background, bounded, is_cancelled
+from hybridkit.messaging._amqp._waiting import bounded, is_cancelled
 from hybridkit.messaging._consuming._acks import LostAcks
 from hybridkit.messaging._consuming._backlog import Backlog, FifoBacklog, Workers
 from hybridkit.messaging._consuming._consumer_channel import ConsumerChannel
@@ -83,7 +84,7 @@ class Subscription:
         self._lost_acks = LostAcks(prefetch=self._prefetch)
         self._backlog: Backlog = FifoBacklog(prefetch=self._prefetch) if keyed is None else keyed
         self._workers = Workers(self._backlog, self._handle, concurrency=concurrency, name=f"{name} message")
-        self._background = Background()
+        self._tasks = TaskSet()
         self._draining = False
         self._tag = f"{name}.{new_id()}"
         self._consumer_channels: list[
@@ -221,7 +222,7 @@ class Subscription:
         return 1 if self._gate.wants_one or self._consuming == 1 else 0
 
     def _adjust_soon(self) -> None:
-        self._background.start(self._adjust(), name=f"adjusting {self._name}")
+        self._tasks.start(self._adjust(), name=f"adjusting {self._name}")
 
     async def _adjust(self) -> None:
         async with self._adjusting:
@@ -290,7 +291,7 @@ class Subscription:
             await bounded(
                 channel.raw.basic_cancel(self._tag),
                 seconds=CANCEL_SECONDS,
-                background=self._background,
+                tasks=self._tasks,
                 name=f"cancelling {self._name}",
             )
         except LIBRARY_ERRORS as error:

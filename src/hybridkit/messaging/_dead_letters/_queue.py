@@ -19,9 +19,9 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from hybridkit._tasks import TaskSet
 from hybridkit.errors import MisuseError, NackedError, RejectedError, UnroutableError
 from hybridkit.messaging._amqp._port import IncomingMessage
-from hybridkit.messaging._amqp._waiting import Background
 from hybridkit.messaging._consuming._consumer import RobustConsumer
 from hybridkit.messaging._dead_letters._letter import (
     DeadLetter,
@@ -278,7 +278,7 @@ class _Redrive:
         self._failed = Counter[str]()
         self._error: Exception | None = None
         self._slots = asyncio.Semaphore(IN_FLIGHT)
-        self._tasks = Background()
+        self._tasks = TaskSet()
 
     def result(self, reader: QueueReader, *, dry_run: bool) -> Redriven:
         return Redriven(
