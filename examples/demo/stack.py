@@ -73,7 +73,7 @@ class Stack:
         await supervisor.start(*map(self._service, BUSINESS_SERVICES), timeout_seconds=START_SECONDS)
 
     def _telegram(self) -> Service:
-        command = ["-m", "hybridkit.testing._telegram", "--port", str(self.ports[TELEGRAM])]
+        command = ["-m", "hybridkit.testing", "telegram", "--port", str(self.ports[TELEGRAM])]
         return Service(
             name=TELEGRAM,
             argv=[sys.executable, *command, "--token", self.telegram_token],

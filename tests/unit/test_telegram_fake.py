@@ -1,10 +1,10 @@
 """FakeTelegram keeps the Bot API's promises, seen through a real client over real HTTP."""
 
 import asyncio
+import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from pathlib import Path
 
 import httpx
 import pytest
@@ -21,8 +21,8 @@ from aiogram.exceptions import (
 )
 from aiogram.types import BufferedInputFile
 
-from hybridkit.dev import Service, Supervisor, free_port
 from hybridkit.testing import FakeTelegram, TelegramUser
+from hybridkit.testing.__main__ import main
 
 ADA = TelegramUser(id=7, first_name="Ада", language_code="ru")
 
@@ -196,21 +196,46 @@ async def test_parameters_come_in_the_url_as_json_or_as_a_form(telegram: FakeTel
     assert telegram.messages[3].parameters["photo"] == "a.png"
 
 
-async def test_it_runs_as_a_process_until_a_signal(tmp_path: Path) -> None:
-    port = free_port()
-    program = Service(
-        name="telegram",
-        argv=[
-            sys.executable,
-            "-m",
-            "hybridkit.testing._telegram",
-            "--port",
-            str(port),
-            "--token",
-            "7:secret",
-        ],
-        ready_url=f"http://127.0.0.1:{port}/health",
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "hybridkit.testing", "telegram", *arguments]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_as_a_process_it_answers_a_bot_until_a_signal(number: signal.Signals) -> None:
+    """It prints the settings of a bot, and ends on Ctrl-C or SIGTERM with 0."""
+    process = await asyncio.create_subprocess_exec(*command("--port", "0"), stdout=asyncio.subprocess.PIPE)
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(60):
+            lines = [(await process.stdout.readline()).decode().strip() for _ in range(2)]
+            settings = dict(line.split("=", 1) for line in lines)
+            session = AiohttpSession(api=TelegramAPIServer.from_base(settings["TELEGRAM_API_URL"]))
+            async with Bot(settings["BOT_TOKEN"], session=session).context() as bot:
+                assert (await bot.send_message(7, "hello")).text == "hello"
+            process.send_signal(number)
+            assert await process.wait() == 0
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+async def test_as_a_process_it_says_that_its_port_is_taken(telegram: FakeTelegram) -> None:
+    """With exit code 1, and without a traceback."""
+    process = await asyncio.create_subprocess_exec(
+        *command("--port", telegram.url.rpartition(":")[2], "--token", "7:secret"),
+        stderr=asyncio.subprocess.PIPE,
     )
-    async with Supervisor(tmp_path) as supervisor:
-        await supervisor.start(program)
-        assert await supervisor.stop() == {"telegram": 0}
+    _, errors = await process.communicate()
+    assert process.returncode == 1
+    assert errors.startswith(b"fake Telegram: ")
+    assert b"Traceback" not in errors
+
+
+def test_the_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    """Help names the options, their defaults, and how another process drives the fake."""
+    with pytest.raises(SystemExit) as end:
+        main(["telegram", "--help"])
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("--port", "8081", "--token", "/control/updates"))

@@ -9,16 +9,14 @@ async with FakeTelegram() as telegram:              # point the bot's API base U
 
 It keeps Telegram's promises where a bot's safety depends on them: an update is delivered until a later `getUpdates`
 confirms it through its offset, a second poller ends the first one with 409, a wrong token gets 401. As a process,
-`python -m hybridkit.testing._telegram --port 8081`, it is driven through `POST /control/updates`,
+`python -m hybridkit.testing telegram`, it is driven through `POST /control/updates`,
 `/control/redeliver`, `/control/faults` and `GET /control/state`.
 
 https://core.telegram.org/bots/api#making-requests
 """
 
-import argparse
 import asyncio
 import json
-import signal
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -409,26 +407,3 @@ def _params(content_type: str, body: bytes) -> dict[str, str]:
             for part in form.iter_parts()
         }
     return dict(parse_qsl(body.decode(), keep_blank_values=True))
-
-
-async def _run(*, port: int, token: str) -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    async with FakeTelegram(token=token, port=port) as telegram:
-        print(f"fake Telegram on {telegram.url}", flush=True)  # noqa: T201  # a program speaks by printing
-        await stop.wait()
-
-
-def main() -> None:
-    """Serve until SIGTERM or Ctrl-C."""
-    parser = argparse.ArgumentParser(prog="python -m hybridkit.testing._telegram", description=__doc__)
-    parser.add_argument("--port", type=int, default=8081)
-    parser.add_argument("--token", default=DEFAULT_TOKEN)
-    arguments = parser.parse_args()
-    asyncio.run(_run(port=arguments.port, token=arguments.token))
-
-
-if __name__ == "__main__":
-    main()
