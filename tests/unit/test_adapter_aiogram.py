@@ -16,7 +16,7 @@ from fakeredis import FakeAsyncRedis, FakeServer
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
-from hybridkit.adapters._telegram._handling import HANDLER_SECONDS, Updates
+from hybridkit.adapters._telegram._handling import HANDLER_SECONDS, UpdateRunner
 from hybridkit.adapters._telegram._polling import Polling
 from hybridkit.adapters.aiogram import FAILURE_TEXTS, _connected_bot, _started
 from hybridkit.context import RequestContext, current
@@ -64,7 +64,7 @@ class World:
             guard = IdempotencyGuard(redis, when_down=RedisDown.EXTERNAL)
             bot = await stack.enter_async_context(_connected_bot(self.settings))
             await stack.enter_async_context(_started(dispatcher, bot, {Menu: self.menu, Bot: bot}))
-            updates = Updates(
+            updates = UpdateRunner(
                 dispatcher,
                 bot,
                 guard,

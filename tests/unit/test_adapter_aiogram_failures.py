@@ -178,14 +178,6 @@ async def test_an_answer_that_is_no_list_does_not_end_the_asking(
         await world.telegram.wait_for_messages(1)
 
 
-def test_telegram_is_asked_again_when_it_wants_and_never_at_once() -> None:
-    for asked, least, most in ((30, 30, 30), (0, 4, 10), (-1, 4, 10)):
-        pause_seconds = _telegram_polling._pause_after(
-            TelegramRetryAfter(METHOD, "slowly", asked), failures=5
-        )
-        assert least <= pause_seconds <= most
-
-
 async def test_numbers_may_jump(world: World, dispatcher: Dispatcher) -> None:
     async with world.polling(dispatcher):
         for jump in (1, 5000, 3):
@@ -446,7 +438,7 @@ async def test_a_bot_that_has_no_room_left_says_that_it_is_not_ready(
     monkeypatch.setattr(_telegram_polling, "MAX_RUNNING", 3)
     async with world.polling(dispatcher) as polling:
         crowd(world.telegram, 3, "wait")
-        await until(lambda: len(dispatcher["seen"]) == 3 and polling._trouble)
+        await until(lambda: len(dispatcher["seen"]) == 3 and polling._problem)
         with pytest.raises(UnavailableError, match="in hand"):
             await polling.probe()
         dispatcher["release"].set()
@@ -459,11 +451,11 @@ async def test_a_bot_whose_handlers_all_wait_says_that_it_is_not_ready(
     world: World, dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As for one lock; where a few people wait, their handlers may just be slow."""
-    monkeypatch.setattr(_telegram_polling, "STILL_SECONDS", 0.05)
+    monkeypatch.setattr(_telegram_polling, "STALLED_SECONDS", 0.05)
     async with world.polling(dispatcher) as polling:
         crowd(world.telegram, 9, "wait")
         await until(lambda: len(dispatcher["seen"]) == 9)
-        await until(lambda: time.monotonic() - polling._moved_at > 0.1)
+        await until(lambda: time.monotonic() - polling._progress_at > 0.1)
         await polling.probe()
         crowd(world.telegram, 9, "wait for the first one")
         world.telegram.push_text("wait", from_user=ADA)
@@ -481,7 +473,7 @@ async def test_without_redis_for_the_shelf_the_bot_says_that_it_is_not_ready(
     async with world.polling(dispatcher) as polling:
         world.redis.connected = False
         crowd(world.telegram, 120)
-        await until(lambda: polling._trouble)
+        await until(lambda: polling._problem)
         with pytest.raises(UnavailableError, match="Redis"):
             await polling.probe()
         world.redis.connected = True

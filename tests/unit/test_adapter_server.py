@@ -165,7 +165,7 @@ def connection(request: pytest.FixtureRequest) -> Generator[None]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time runs a hundred times as fast for slow peers."""
-    for name in ("HEAD_SECONDS", "BODY_SECONDS", "READER_SECONDS", "LINGER_SECONDS"):
+    for name in ("HEAD_SECONDS", "BODY_SECONDS", "WRITE_STALL_SECONDS", "LINGER_SECONDS"):
         monkeypatch.setattr(_connection, name, 0.3)
 
 

@@ -10,7 +10,7 @@ def test_nothing_is_confirmed_before_anything_has_finished() -> None:
     log = UpdateLog()
     assert log.begin(7)
     assert log.offset is None
-    assert log.holding
+    assert log.unfinished
 
 
 def test_finished_updates_are_confirmed_up_to_the_oldest_that_runs() -> None:
@@ -58,7 +58,7 @@ def test_an_abandoned_update_is_not_confirmed() -> None:
     log.finish(7)
     log.abandon(8)
     assert log.offset == 8
-    assert not log.holding
+    assert not log.unfinished
 
 
 def test_what_is_kept_elsewhere_holds_no_offset_up() -> None:
@@ -66,7 +66,7 @@ def test_what_is_kept_elsewhere_holds_no_offset_up() -> None:
     for number in (7, 8, 9):
         log.begin(number)
     log.finish(8)
-    assert log.keep([7]) == set()
+    assert log.mark_shelved([7]) == set()
     assert log.offset == 9
     log.confirmed(9)
     assert not log.begin(7), "it still runs"
@@ -79,9 +79,9 @@ def test_what_finished_while_it_was_being_kept_is_told() -> None:
     log.begin(7)
     log.begin(8)
     log.finish(7)
-    assert log.keep([7, 8]) == {7}
-    assert log.is_kept(8)
-    assert not log.is_kept(7)
+    assert log.mark_shelved([7, 8]) == {7}
+    assert log.is_shelved(8)
+    assert not log.is_shelved(7)
 
 
 STEPS = st.sampled_from(["begin", "finish", "abandon", "keep", "confirm"])
@@ -100,7 +100,7 @@ def test_whatever_the_order_no_offset_passes_an_update_that_would_be_lost(
             running.discard(number)
             kept.discard(number)
         elif step == "keep" and number in running:
-            log.keep([number])
+            log.mark_shelved([number])
             kept.add(number)
         elif step == "confirm":
             log.confirmed(log.offset)

@@ -23,8 +23,8 @@ from prometheus_client import Histogram
 
 from hybridkit._asgi_types import ASGIApp, Message, Receive, Scope, Send
 from hybridkit._header_fields import Fields
-from hybridkit.adapters._limits import BodyLimits, LimitedReceive, UnclearHeadError, check_head
-from hybridkit.adapters._problems import is_of_another_request, problem_body, problem_headers, problem_of
+from hybridkit.adapters._limits import AmbiguousHeadError, BodyLimits, LimitedReceive, check_head
+from hybridkit.adapters._problems import is_upstream_error, problem_body, problem_headers, problem_of
 from hybridkit.context import (
     REQUEST_ID_HEADER,
     REQUEST_TIMEOUT_HEADER,
@@ -40,20 +40,20 @@ from hybridkit.errors import HybridkitError, InvalidHeaderError, OutcomeUnknownE
 from hybridkit.observability import get_logger, metrics
 
 __all__ = [
-    "CUT_EXTENSION",
+    "ABORT_EXTENSION",
     "EventStreams",
     "ProblemMiddleware",
     "RequestContextMiddleware",
 ]
 
-type AnswerFailure = Callable[[Scope, Receive, Send, Exception], Awaitable[bool]]
+type FailureHandler = Callable[[Scope, Receive, Send, Exception], Awaitable[bool]]
 type RawHeaders = list[tuple[bytes, bytes]]
 
 PROBE_PATHS: Final = frozenset({"/health", "/ready", "/metrics"})
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "QUERY"})
 
-CUT_EXTENSION: Final = "hybridkit.cut"
-"""In a scope's `extensions`: closes the connection at once. Half an answer can't be taken back in another way."""
+ABORT_EXTENSION: Final = "hybridkit.abort"
+"""In a scope's `extensions`: closes the connection at once. Half a response can't be taken back in another way."""
 
 _REQUEST_ID: Final = REQUEST_ID_HEADER.encode()
 _CONTEXT_HEADERS: Final = (REQUEST_ID_HEADER, REQUEST_TIMEOUT_HEADER)
@@ -98,44 +98,44 @@ class RequestContextMiddleware:
         except InvalidHeaderError as error:
             context, app = _context_of_refused(fields), _refusing(error)
         with bind(context), noting_user():
-            await _Exchange(scope, send, context, self).run(app, receive)
+            await _RequestCycle(scope, send, context, self).run(app, receive)
 
 
 class ProblemMiddleware:
-    """Turns errors into problems where other middleware stands around the application, and adds to every answer (CORS).
+    """Turns errors into problems where other middleware stands around the application, and adds to responses (CORS).
 
     Args:
         app: the application.
         internal: as in `RequestContextMiddleware`.
-        answer_failure: answers an error in the application's own way; false where it has none.
+        handle_failure: answers an error in the application's own way; false where it has none.
     """
 
     def __init__(
-        self, app: ASGIApp, *, internal: bool = False, answer_failure: "AnswerFailure | None" = None
+        self, app: ASGIApp, *, internal: bool = False, handle_failure: "FailureHandler | None" = None
     ) -> None:
         self.app = app
         self.internal = internal
-        self.answer_failure = answer_failure
+        self.handle_failure = handle_failure
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection of the server."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        answer = _Answer(send)
+        response = _BufferedResponse(send)
         try:
-            await self.app(scope, receive, answer.send)
+            await self.app(scope, receive, response.send)
         except (
             Exception
-        ) as error:  # whatever the application raises becomes an answer, as long as none is out
-            if not answer.is_replaceable:
+        ) as error:  # whatever the application raises becomes a response, as long as none is out
+            if not response.is_replaceable:
                 raise
-            if self.answer_failure and await self.answer_failure(scope, receive, send, error):
+            if self.handle_failure and await self.handle_failure(scope, receive, send, error):
                 _log_failure(error, "request failed", is_expected=False)
                 return
             await _send_problem(error, scope, send, internal=self.internal)
         else:
-            await answer.release()
+            await response.flush()
 
 
 class EventStreams:
@@ -163,44 +163,44 @@ class EventStreams:
         self._tasks.discard(task)
 
     def end(self) -> None:
-        """Cancel those that are open; each completes its answer."""
+        """Cancel those that are open; each completes its response."""
         for task in list(self._tasks):
             task.cancel()
 
 
-class _Answer:
-    """An answer on its way out. A 500 is held back: a mounted application's own, it may be, of an error behind it."""
+class _BufferedResponse:
+    """A response on its way out. A 500 is held back: an error may follow."""
 
     def __init__(self, send: Send) -> None:
         self.status: int | None = None
         self._send = send
-        self._held: list[Message] | None = None
+        self._buffered: list[Message] | None = None
 
     @property
     def is_replaceable(self) -> bool:
         """Whether nothing of it is out."""
-        return self.status is None or self._held is not None
+        return self.status is None or self._buffered is not None
 
     async def send(self, message: Message) -> None:
         """Pass its next part on, or hold it back."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             if self.status == 500:
-                self._held = []
-        if self._held is None:
+                self._buffered = []
+        if self._buffered is None:
             await self._send(message)
         else:
-            self._held.append(message)
+            self._buffered.append(message)
 
-    async def release(self) -> None:
+    async def flush(self) -> None:
         """Send what was held back."""
-        held, self._held = self._held, None
-        for message in held or ():
+        buffered, self._buffered = self._buffered, None
+        for message in buffered or ():
             await self._send(message)
 
 
-class _Exchange:
-    """One request and its answer."""
+class _RequestCycle:
+    """One request and its response."""
 
     def __init__(
         self,
@@ -213,7 +213,7 @@ class _Exchange:
         self.middleware = middleware
         self.context = context
         self._is_complete = False
-        self._answer = _Answer(send)
+        self._response = _BufferedResponse(send)
         self._send = send
         self._task = cast("asyncio.Task[Any]", asyncio.current_task())
 
@@ -228,7 +228,7 @@ class _Exchange:
                 receive, self.context, limit_bytes=limit_bytes, declared_bytes=declared_bytes
             )
             await app(self.scope, limited, self.send)
-            await self._answer.release()
+            await self._response.flush()
         except asyncio.CancelledError:
             cancellations = self._task.cancelling()  # none where middleware's task group has taken note of it
             if self._task in self.middleware.streams and cancellations <= 1:
@@ -236,21 +236,21 @@ class _Exchange:
                     self._task.uncancel()
                 await self._send({"type": "http.response.body", "body": b""})
                 return
-            if self._answer.status is None:  # the server stops and has waited long enough
+            if self._response.status is None:  # the server stops and has waited long enough
                 await self._replace(OutcomeUnknownError("the service was stopped before this was finished"))
             raise
-        except Exception as error:  # noqa: BLE001 - whatever the application raises becomes an answer
-            if self._answer.is_replaceable:
+        except Exception as error:  # noqa: BLE001 - whatever the application raises becomes a response
+            if self._response.is_replaceable:
                 await self._replace(error)
-            elif self._is_complete:  # of a background task, say: the answer is out, and stands
+            elif self._is_complete:  # of a background task, say: the response is out, and stands
                 _log_failure(error, "failed after the answer")
             else:
-                await self._cut(error)
+                await self._abort(error)
         finally:
             self.middleware.streams.discard(self._task)
             metrics.http_server_in_flight.dec()
             with bind(with_noted_user(current())):
-                self._note(time.perf_counter() - started)
+                self._record(time.perf_counter() - started)
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -264,23 +264,23 @@ class _Exchange:
                 self.middleware.streams.discard(self._task)
             if self.scope["method"] == "HEAD":  # RFC 9110, section 9.3.2: whatever the application sends
                 message = {**message, "body": b""}
-        await self._answer.send(message)
+        await self._response.send(message)
 
-    async def _cut(self, error: Exception) -> None:
-        """Close the connection: nothing else tells a client that what it got is half an answer."""
-        cut = self.scope.get("extensions", {}).get(CUT_EXTENSION)
-        if cut is None:
+    async def _abort(self, error: Exception) -> None:
+        """Close the connection: nothing else tells a client that what it got is half a response."""
+        abort = self.scope.get("extensions", {}).get(ABORT_EXTENSION)
+        if abort is None:
             raise error
         _log_failure(error, "answer cut")
-        await cut()
+        await abort()
 
     async def _replace(self, error: Exception) -> None:
-        self._answer = _Answer(self._send)
+        self._response = _BufferedResponse(self._send)
         await _send_problem(error, self.scope, self.send, internal=self.middleware.internal)
-        await self._answer.release()
+        await self._response.flush()
 
-    def _note(self, seconds: float) -> None:
-        method, path, status = self.scope["method"], self.scope["path"], self._answer.status or 500
+    def _record(self, seconds: float) -> None:
+        method, path, status = self.scope["method"], self.scope["path"], self._response.status or 500
         known_method = method if method in _METHODS else "OTHER"
         _duration(known_method, _template(self.scope), status).observe(seconds)
         log = _log.debug if path in PROBE_PATHS else _log.info
@@ -301,9 +301,9 @@ async def _send_problem(error: Exception, scope: Scope, send: Send, *, internal:
         _log_failure(error, "request failed", is_expected=problem.code != "INTERNAL")
     body = problem_body(problem)
     headers = [*problem_headers(problem), (b"content-length", b"%d" % len(body))]
-    if isinstance(error, UnclearHeadError):
+    if isinstance(error, AmbiguousHeadError):
         headers.append((b"connection", b"close"))
-    await send_answer(send, problem.status, headers, body)
+    await send_response(send, problem.status, headers, body)
 
 
 def _log_failure(error: Exception, event: str, *, is_expected: bool = True) -> None:
@@ -315,7 +315,7 @@ def _log_failure(error: Exception, event: str, *, is_expected: bool = True) -> N
         if is_expected and isinstance(error, HybridkitError) and (error.retryable or error.status != 500):
             _log.warning(event, reason=f"{type(error).__name__}: {error}")
         else:
-            is_answer = isinstance(error, RejectedError) and is_of_another_request(error)
+            is_answer = isinstance(error, RejectedError) and is_upstream_error(error)
             place = {} if is_answer else {"exc_info": error}
             _log.error(event, reason=f"{type(error).__name__}: {error}", **place)
 
@@ -327,8 +327,8 @@ def _is_event_stream(start: Message) -> bool:
     )
 
 
-async def send_answer(send: Send, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
-    """A whole answer at once."""
+async def send_response(send: Send, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
+    """A whole response at once."""
     await send({"type": "http.response.start", "status": status, "headers": list(headers)})
     await send({"type": "http.response.body", "body": body})
 

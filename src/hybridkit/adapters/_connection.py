@@ -18,7 +18,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from hybridkit._asgi_types import ASGIApp, Receive, Scope, Send
-from hybridkit.adapters._asgi import CUT_EXTENSION
+from hybridkit.adapters._asgi import ABORT_EXTENSION
 from hybridkit.adapters._problems import http_problem, problem_headers
 from hybridkit.observability import get_logger, metrics
 
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
 
     from uvicorn.protocols.http.flow_control import FlowControl
 
-__all__ = ["Awaited", "Connection", "H11Connection"]
+__all__ = ["Connection", "ExpectedPart", "H11Connection"]
 
 HEAD_SECONDS: Final = 20.0
 BODY_SECONDS: Final = 20.0
 MIN_BODY_BYTES_PER_SECOND: Final = 512
-READER_SECONDS: Final = 30.0
+WRITE_STALL_SECONDS: Final = 30.0
 LINGER_SECONDS: Final = 5.0
 """How long the rest of a body is read and dropped once its answer is out, so that the answer can arrive."""
 
 _log = get_logger("hybridkit.http")
 
 
-class Awaited(Enum):
+class ExpectedPart(Enum):
     """The part of a request that the peer owes us."""
 
     NOTHING = "nothing"
@@ -63,9 +63,9 @@ class Connection(asyncio.Protocol):
         self.app = self._with_extension(self.app)
         self._lost = asyncio.Event()
         self._received_bytes = 0
-        self._awaited = Awaited.HEAD
-        self._turn = 0  # counts the changes of what is awaited
-        self._turn_seen = (-1, False)
+        self._expected = ExpectedPart.HEAD
+        self._phase = 0  # counts the changes of what is expected
+        self._phase_seen = (-1, False)
         self._since = 0.0
         self._received_then = 0
         self._queued_bytes = 0
@@ -73,8 +73,8 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._received_bytes += len(data)
-        if self._awaited is Awaited.NOTHING and not self._answering:
-            self.now_awaits(Awaited.HEAD)
+        if self._expected is ExpectedPart.NOTHING and not self._answering:
+            self.expect(ExpectedPart.HEAD)
         super().data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -110,35 +110,35 @@ class Connection(asyncio.Protocol):
         Args:
             now: of `time.monotonic`.
         """
-        turn = (self._turn, self._answering)
-        if turn != self._turn_seen or not self._peer_owes():
-            self._turn_seen = turn
+        phase = (self._phase, self._answering)
+        if phase != self._phase_seen or not self._waits_for_peer():
+            self._phase_seen = phase
             self._begin_window(now)
         waited = now - self._since
-        if self._awaited is Awaited.HEAD and waited > HEAD_SECONDS:
+        if self._expected is ExpectedPart.HEAD and waited > HEAD_SECONDS:
             self.refuse(408, "the head of the request did not come in time")
-        elif self._awaited is Awaited.BODY and not self._answering and waited > LINGER_SECONDS:
-            self._give_up("it goes on with a body that is answered already")
-        elif self._awaited is Awaited.BODY and waited > BODY_SECONDS:
+        elif self._expected is ExpectedPart.BODY and not self._answering and waited > LINGER_SECONDS:
+            self._drop("it goes on with a body that is answered already")
+        elif self._expected is ExpectedPart.BODY and waited > BODY_SECONDS:
             if self._received_bytes - self._received_then < waited * MIN_BODY_BYTES_PER_SECOND:
-                self._give_up("its body comes too slowly")
+                self._drop("its body comes too slowly")
             self._begin_window(now)
-        self._check_reader(now)
+        self._check_writing(now)
 
-    def _check_reader(self, now: float) -> None:
+    def _check_writing(self, now: float) -> None:
         queued_bytes = self.transport.get_write_buffer_size()
         if queued_bytes == 0 or queued_bytes != self._queued_bytes:
             self._queued_bytes, self._queued_since = queued_bytes, now
-        elif now - self._queued_since > READER_SECONDS:
-            self._give_up("it takes nothing of its answer")
+        elif now - self._queued_since > WRITE_STALL_SECONDS:
+            self._drop("it takes nothing of its answer")
 
     def _begin_window(self, now: float) -> None:
         self._since, self._received_then = now, self._received_bytes
 
-    def _peer_owes(self) -> bool:
+    def _waits_for_peer(self) -> bool:
         """Whether the peer keeps us waiting; we keep it waiting where the application has yet to read."""
-        if self._awaited is not Awaited.BODY:
-            return self._awaited is Awaited.HEAD and not self._answering
+        if self._expected is not ExpectedPart.BODY:
+            return self._expected is ExpectedPart.HEAD and not self._answering
         cycle = self.cycle
         return not (self.flow.read_paused or (cycle is not None and cycle.waiting_for_100_continue))
 
@@ -146,21 +146,21 @@ class Connection(asyncio.Protocol):
     def _answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
-    def now_awaits(self, part: Awaited) -> None:
+    def expect(self, part: ExpectedPart) -> None:
         """Note which part of a request is to come now."""
-        self._awaited = part
-        self._turn += 1
+        self._expected = part
+        self._phase += 1
 
-    def _give_up(self, reason: str) -> None:
+    def _drop(self, reason: str) -> None:
         _log.info("a client was given up", reason=reason)
         self.transport.abort()
 
-    async def _cut(self) -> None:
+    async def _abort(self) -> None:
         self.transport.abort()  # `close` would wait for a reader that may never read
         await self._lost.wait()
 
     def _with_extension(self, app: ASGIApp) -> ASGIApp:
-        extensions = {CUT_EXTENSION: self._cut}
+        extensions = {ABORT_EXTENSION: self._abort}
 
         def serve(scope: Scope, receive: Receive, send: Send) -> "Awaitable[None]":
             scope["extensions"] = extensions
@@ -176,10 +176,10 @@ class H11Connection(Connection, H11Protocol):
         super().handle_events()
         theirs = self.conn.their_state
         if theirs is h11.SEND_BODY:
-            awaited = Awaited.BODY
+            expected = ExpectedPart.BODY
         elif theirs is h11.IDLE and (self.cycle is None or self.conn.trailing_data[0]):
-            awaited = Awaited.HEAD
+            expected = ExpectedPart.HEAD
         else:
-            awaited = Awaited.NOTHING
-        if awaited is not self._awaited:
-            self.now_awaits(awaited)
+            expected = ExpectedPart.NOTHING
+        if expected is not self._expected:
+            self.expect(expected)

@@ -10,7 +10,7 @@ from typing import Final, cast
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from hybridkit.adapters._connection import Awaited, Connection
+from hybridkit.adapters._connection import Connection, ExpectedPart
 from hybridkit.adapters._limits import MAX_HEAD_BYTES, MAX_HEAD_FIELDS
 
 __all__ = ["HttpToolsConnection"]
@@ -28,15 +28,15 @@ class HttpToolsConnection(Connection, HttpToolsProtocol):
     _in_head = True
     _trailers = 0
     _data = b""
-    _again = b""
+    _reparse = b""
     """What is to be parsed once more, by a parser that sees no upgrade."""
 
-    _waiting = b""
+    _unparsed = b""
     """What is not parsed before all requests so far are being answered: parsed they take thirty times the memory."""
 
     def data_received(self, data: bytes) -> None:
-        if self._waiting:
-            self._waiting += data
+        if self._unparsed:
+            self._unparsed += data
         else:
             self._feed(data)
 
@@ -44,24 +44,24 @@ class HttpToolsConnection(Connection, HttpToolsProtocol):
         at = 0
         while at < len(data) and not self.transport.is_closing():
             if self.pipeline:
-                self._waiting = data[at:]
+                self._unparsed = data[at:]
                 return
-            step = BODY_PIECE_BYTES if self._awaited is Awaited.BODY else HEAD_PIECE_BYTES
-            self._data, self._again = data[at : at + step], b""
+            step = BODY_PIECE_BYTES if self._expected is ExpectedPart.BODY else HEAD_PIECE_BYTES
+            self._data, self._reparse = data[at : at + step], b""
             at += step
-            self._take(self._data)
-            if self._again:
-                data, at = self._again + data[at:], 0
+            self._parse(self._data)
+            if self._reparse:
+                data, at = self._reparse + data[at:], 0
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self.pipeline:
             self.flow.pause_reading()
-        elif self._waiting:
-            waiting, self._waiting = self._waiting, b""
+        elif self._unparsed:
+            waiting, self._unparsed = self._unparsed, b""
             self._feed(waiting)
 
-    def _take(self, data: bytes) -> None:
+    def _parse(self, data: bytes) -> None:
         self._parsed = False
         super().data_received(data)
         if self._parsed:
@@ -89,7 +89,7 @@ class HttpToolsConnection(Connection, HttpToolsProtocol):
         if self._is_upgrade_ignored():
             return
         self._in_head = False
-        self.now_awaits(Awaited.BODY)
+        self.expect(ExpectedPart.BODY)
         super().on_headers_complete()
 
     def _is_upgrade_ignored(self) -> bool:
@@ -107,7 +107,7 @@ class HttpToolsConnection(Connection, HttpToolsProtocol):
         version = self.parser.get_http_version().encode()
         line = b"%b %b HTTP/%b\r\n" % (self.parser.get_method(), self.url, version)
         head = b"".join([line, *(b"%b: %b\r\n" % field for field in kept), b"\r\n"])
-        self._again = head + self._data[parsed_bytes:]
+        self._reparse = head + self._data[parsed_bytes:]
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
 
@@ -119,5 +119,5 @@ class HttpToolsConnection(Connection, HttpToolsProtocol):
         self._parsed = True
         if self._in_head:  # of a head that is parsed again
             return
-        self.now_awaits(Awaited.NOTHING)
+        self.expect(ExpectedPart.NOTHING)
         super().on_message_complete()

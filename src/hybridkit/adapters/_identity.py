@@ -32,7 +32,7 @@ _PARTY = re.compile(
     r"|(?:^|-)(?:org|orgid|team|project|shop|store|site|domain|roles?|scopes?|groups?|as|member|actor|caller|consumer"
     r"|merchant|partner|vendor|seller|owner|employee|player|wallet|device)(?:-|$)"
 )
-_OF_ONE_ATTEMPT = re.compile(
+_PER_ATTEMPT = re.compile(
     r"(?:x-)?(?:request|correlation|causation|amzn-request|amz-request|amz-cf|kong-request|ms-request|ms-client-request)-id"
     r"|(?:x-)?(?:request-timeout|request-deadline|request-start|queue-start|deadline|timeout)"
     r"|(?:x-)?(?:retry|retry-count|retry-attempt|attempt|attempts|attempt-count|date|amz-date|timestamp|nonce)|dpop"
@@ -95,7 +95,7 @@ def claim_name(scope: Scope, key: str, declared: Declared, *, internal: bool) ->
         internal: the callers are our own services, which are who they say they are.
     """
     principal = _principal(scope, internal=internal)
-    parties, credentials = _tell_apart(scope, declared)
+    parties, credentials = _distinguishing_fields(scope, declared)
     what = [scope["method"], _host(scope), _path(scope), key]
     if parties:
         what.append(_digest(parties).hex())
@@ -132,7 +132,7 @@ def _kind(name: bytes, declared: Declared) -> _Kind:
     word = name.decode("latin-1").replace("_", "-")
     if name in declared.secret_headers:
         return _Kind.CREDENTIAL
-    if _OF_ONE_ATTEMPT.fullmatch(word):
+    if _PER_ATTEMPT.fullmatch(word):
         return _Kind.ATTEMPT
     if _PARTY.search(word):
         return _Kind.PARTY
@@ -160,7 +160,7 @@ def _principal(scope: Scope, *, internal: bool) -> str | None:
         return None
 
 
-def _tell_apart(scope: Scope, declared: Declared) -> tuple[list[bytes], list[bytes]]:
+def _distinguishing_fields(scope: Scope, declared: Declared) -> tuple[list[bytes], list[bytes]]:
     """Names and values of what parts callers from each other, and of what may prove who they are."""
     parties: list[tuple[bytes, bytes]] = []
     credentials: list[tuple[bytes, bytes]] = []
@@ -179,10 +179,10 @@ def _tell_apart(scope: Scope, declared: Declared) -> tuple[list[bytes], list[byt
     certificate = scope.get("extensions", {}).get("tls", {}).get("client_cert_name")
     if certificate is not None:
         credentials.append((b"client_cert_name", str(certificate).encode()))
-    return _flat([*parties, *_found_out(scope)]), _flat(credentials)
+    return _flat([*parties, *_scope_identities(scope)]), _flat(credentials)
 
 
-def _found_out(scope: Scope) -> list[tuple[bytes, bytes]]:
+def _scope_identities(scope: Scope) -> list[tuple[bytes, bytes]]:
     """What middleware has put into the scope about the caller."""
     known = {"user": scope.get("user"), **scope.get("state", {})}
     named = ((name, _identity(value)) for name, value in known.items() if _KNOWN.search(name))

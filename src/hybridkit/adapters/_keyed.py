@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from hybridkit._asgi_types import ASGIApp, Message, Receive, Scope, Send
 from hybridkit._header_fields import Fields
-from hybridkit.adapters._asgi import RawHeaders, send_answer
+from hybridkit.adapters._asgi import RawHeaders, send_response
 from hybridkit.adapters._identity import UNDECLARED, Declared, claim_name, request_payload
 from hybridkit.context import Claim, RequestContext, bind, current
 from hybridkit.contract import IDEMPOTENCY_KEY_HEADER, IDEMPOTENCY_REPLAYED_HEADER, parse_key
@@ -36,10 +36,10 @@ KEYED: Final = "hybridkit.keyed"
 """Where a scope has its `KeyedRequest`."""
 
 _WRITES: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
-_DONE_ELSEWHERE: Final = frozenset({301, 302, 303})
+_DONE_REDIRECTS: Final = frozenset({301, 302, 303})
 """Redirects that say "done; look there". 307 and 308 say "not here; repeat it there", and 304 belongs to reads."""
 
-_OF_ONE_ANSWER: Final = frozenset(
+_PER_RESPONSE: Final = frozenset(
     {
         # of the connection, https://www.rfc-editor.org/rfc/rfc9110#section-7.6.1
         b"connection",
@@ -114,7 +114,7 @@ class IdempotencyMiddleware:
         async with guard.attempt() as attempt:
             keyed = scope[KEYED] = KeyedRequest(scope, attempt, key, body, send, internal=self.internal)
             run = self._run if self.claims_inside(scope) else self._claim_and_run
-            await run(keyed, scope, _replay(body, receive))
+            await run(keyed, scope, _receive_again(body, receive))
             await keyed.conclude()
 
     async def _run(self, keyed: "KeyedRequest", scope: Scope, receive: Receive) -> None:
@@ -126,7 +126,7 @@ class IdempotencyMiddleware:
 
     async def _claim_and_run(self, keyed: "KeyedRequest", scope: Scope, receive: Receive) -> None:
         await keyed.begin()
-        if not keyed.enter(is_let_in=False):
+        if not keyed.enter(is_authorized=False):
             return
         with bind(keyed.context()):
             try:
@@ -150,11 +150,11 @@ class KeyedRequest:
         self._send = send
         self._internal = internal
         self._name = ""
-        self._instead: _KeptAnswer | HybridkitError | None = None
+        self._replacement: _StoredResponse | HybridkitError | None = None
         self._has_entered = False
-        self._is_let_in = False
+        self._is_authorized = False
         self._head: Message | None = None
-        self._answer = _KeptAnswer(500)
+        self._response = _StoredResponse(500)
 
     def __repr__(self) -> str:
         return f"KeyedRequest({self._name!r}, is_stopped={self.is_stopped})"
@@ -173,22 +173,22 @@ class KeyedRequest:
         try:
             before = await self._attempt.begin(self._name, payload)
         except KeyReusedError as reused:
-            self._instead = RequestKeyReusedError(str(reused))
+            self._replacement = RequestKeyReusedError(str(reused))
         except (InProgressError, RejectedError) as refusal:
-            self._instead = refusal
+            self._replacement = refusal
         else:
             if before is not None:
-                self._instead = _KeptAnswer.load(before.result)
+                self._replacement = _StoredResponse.load(before.result)
 
-    def enter(self, *, is_let_in: bool = True) -> bool:
+    def enter(self, *, is_authorized: bool = True) -> bool:
         """Whether the work may run now. If it may not, what the application sends instead is dropped.
 
         Args:
-            is_let_in: the caller has been let in; otherwise what runs still has to find out who it is.
+            is_authorized: the caller has been let in; otherwise what runs still has to find out who it is.
         """
-        self.is_stopped = self._instead is not None
+        self.is_stopped = self._replacement is not None
         self._has_entered = not self.is_stopped
-        self._is_let_in = is_let_in
+        self._is_authorized = is_authorized
         return self._has_entered
 
     def context(self) -> RequestContext:
@@ -197,17 +197,17 @@ class KeyedRequest:
 
     async def refuse(self, status: int) -> None:
         """Note an answer that doesn't say that the work is done."""
-        is_unbegun = not self._has_entered or (status in (401, 403) and not self._is_let_in)
+        is_unbegun = not self._has_entered or (status in (401, 403) and not self._is_authorized)
         await self._attempt.finish(Outcome.FORGOTTEN if is_unbegun else Outcome.RELEASED)
 
     async def conclude(self) -> None:
         """Give what is there instead of the work."""
         if not self.is_stopped:
             return
-        if isinstance(self._instead, HybridkitError):
-            raise self._instead
-        if self._instead is not None:
-            await self._instead.give(self._send)
+        if isinstance(self._replacement, HybridkitError):
+            raise self._replacement
+        if self._replacement is not None:
+            await self._replacement.replay(self._send)
 
     async def send(self, message: Message) -> None:
         """Pass the application's answer on; its last part when it is recorded."""
@@ -215,12 +215,12 @@ class KeyedRequest:
             return
         match message["type"]:
             case "http.response.start":
-                self._answer = _KeptAnswer(message["status"], message.get("headers", ()))
-                if self._answer.has_length:  # what ends in one piece can still become an error
+                self._response = _StoredResponse(message["status"], message.get("headers", ()))
+                if self._response.has_length:  # what ends in one piece can still become an error
                     self._head = message
                     return
             case "http.response.body" | "http.response.pathsend" | "http.response.zerocopysend":
-                self._answer.add(message)
+                self._response.add(message)
                 if not message.get("more_body", False):
                     await self._record()
                 if self._head is not None:
@@ -231,26 +231,26 @@ class KeyedRequest:
         await self._send(message)
 
     async def _record(self) -> None:
-        if self._has_entered and self._answer.is_final:
-            await self._attempt.finish(Outcome.COMPLETED, self._answer.to_record())
+        if self._has_entered and self._response.is_final:
+            await self._attempt.finish(Outcome.COMPLETED, self._response.to_record())
         else:
-            await self.refuse(self._answer.status)
+            await self.refuse(self._response.status)
 
 
-class _KeptAnswer:
+class _StoredResponse:
     """An answer as far as it can be given again; without a body when that is too large."""
 
     def __init__(self, status: int, headers: Any = ()) -> None:
         self.status = status
         fields = [(bytes(name).lower(), bytes(value)) for name, value in headers]
         self.has_length = any(name == b"content-length" for name, _ in fields)
-        self.headers: RawHeaders = [field for field in fields if field[0] not in _OF_ONE_ANSWER]
+        self.headers: RawHeaders = [field for field in fields if field[0] not in _PER_RESPONSE]
         self.body: bytearray | None = bytearray()
 
     @property
     def is_final(self) -> bool:
         """Whether it says that the work is done."""
-        return 200 <= self.status < 300 or self.status in _DONE_ELSEWHERE
+        return 200 <= self.status < 300 or self.status in _DONE_REDIRECTS
 
     def add(self, message: Message) -> None:
         """Keep the next part of the body, unless it gets too large or is in a file."""
@@ -270,7 +270,7 @@ class _KeptAnswer:
         return {"status": self.status, "headers": headers, "body": self.body.decode("latin-1")}
 
     @classmethod
-    def load(cls, kept: dict[str, Any] | None) -> "_KeptAnswer | AnswerNotKeptError":
+    def load(cls, kept: dict[str, Any] | None) -> "_StoredResponse | AnswerNotKeptError":
         """What that record has to say to a repetition."""
         if kept is None:
             return AnswerNotKeptError(
@@ -283,13 +283,13 @@ class _KeptAnswer:
         answer.body = bytearray(kept["body"].encode("latin-1"))
         return answer
 
-    async def give(self, send: Send) -> None:
+    async def replay(self, send: Send) -> None:
         """Send it as a repetition."""
         body = bytes(self.body or b"")
         headers = [*self.headers, (IDEMPOTENCY_REPLAYED_HEADER.encode(), b"true")]
         if self.status != 204:  # https://www.rfc-editor.org/rfc/rfc9110#section-8.6
             headers.append((b"content-length", b"%d" % len(body)))
-        await send_answer(send, self.status, headers, body)
+        await send_response(send, self.status, headers, body)
 
 
 def _key_in(scope: Scope) -> str | None:
@@ -315,7 +315,7 @@ async def _read_body(receive: Receive) -> bytes:
     return b"".join(chunks)
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
+def _receive_again(body: bytes, receive: Receive) -> Receive:
     """What `receive` would have given, had nobody read it."""
     given = False
 

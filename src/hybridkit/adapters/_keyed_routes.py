@@ -27,9 +27,9 @@ from hybridkit.context import bind
 
 __all__ = ["claims_after_dependencies", "is_routed", "reads_body"]
 
-_answering: ContextVar[KeyedRequest | None] = ContextVar("hybridkit_keyed_request", default=None)
+_keyed_request: ContextVar[KeyedRequest | None] = ContextVar("hybridkit_keyed_request", default=None)
 
-STOPPED: Final = 409
+REPEATED_STATUS: Final = 409
 """What dependencies that wait for the route's end see of a repetition; the caller is given the kept answer."""
 
 
@@ -39,12 +39,12 @@ def claims_after_dependencies(scope: Scope) -> bool:
     Args:
         scope: of the request, before it is routed.
     """
-    dependant = getattr(_leaf(scope["app"].router.routes, scope), "dependant", None)
+    dependant = getattr(_matched_route(scope["app"].router.routes, scope), "dependant", None)
     if not isinstance(dependant, Dependant) or dependant.call is None:
         return False
-    if not any(isinstance(each.call, _Claiming) for each in dependant.dependencies):
-        dependant.dependencies.append(get_dependant(path="", call=_Claiming(_declared(dependant))))
-        dependant.call = _once(dependant.call)
+    if not any(isinstance(each.call, _ClaimDependency) for each in dependant.dependencies):
+        dependant.dependencies.append(get_dependant(path="", call=_ClaimDependency(_declared(dependant))))
+        dependant.call = _unless_repeated(dependant.call)
     return True
 
 
@@ -54,7 +54,7 @@ def is_routed(scope: Scope) -> bool:
     Args:
         scope: of the request, before it is routed.
     """
-    return _leaf(scope["app"].router.routes, scope) is not None
+    return _matched_route(scope["app"].router.routes, scope) is not None
 
 
 def reads_body(scope: Scope) -> bool:
@@ -63,13 +63,13 @@ def reads_body(scope: Scope) -> bool:
     Args:
         scope: of the request, before it is routed.
     """
-    dependant = getattr(_leaf(scope["app"].router.routes, scope), "dependant", None)
+    dependant = getattr(_matched_route(scope["app"].router.routes, scope), "dependant", None)
     return isinstance(dependant, Dependant) and any(
         each.body_params for each in (dependant, *_inner(dependant))
     )
 
 
-def _leaf(routes: Iterable[Any], scope: Scope) -> Any:
+def _matched_route(routes: Iterable[Any], scope: Scope) -> Any:
     """The route that will answer, also one of a router that is included or an application that is mounted."""
     for route in routes:
         match, child = route.matches(scope)
@@ -79,13 +79,13 @@ def _leaf(routes: Iterable[Any], scope: Scope) -> Any:
         route = getattr(route, "starlette_route", None) or route  # noqa: PLW2901
         inner = {**scope, **child}
         if isinstance(route, Mount | Host):
-            return _leaf(route.routes, inner)
+            return _matched_route(route.routes, inner)
         included = getattr(route, "effective_candidates", None)
-        return route if included is None else _leaf(included(), inner)
+        return route if included is None else _matched_route(included(), inner)
     return None
 
 
-class _Claiming:
+class _ClaimDependency:
     """The dependency that asks for the key.
 
     Args:
@@ -96,11 +96,11 @@ class _Claiming:
         self._declared = declared
 
     def __repr__(self) -> str:
-        return f"_Claiming({self._declared!r})"
+        return f"_ClaimDependency({self._declared!r})"
 
     async def __call__(self, request: Request) -> AsyncGenerator[None]:
         keyed: KeyedRequest | None = request.scope.get(KEYED)
-        _answering.set(keyed)
+        _keyed_request.set(keyed)
         if keyed is None:
             yield
             return
@@ -146,14 +146,14 @@ def _names(parameters: Iterable[ModelField]) -> Iterator[str]:
             yield field.alias or (name.replace("_", "-") if in_header else name)
 
 
-def _once(call: Callable[..., Any]) -> Callable[..., Any]:
+def _unless_repeated(call: Callable[..., Any]) -> Callable[..., Any]:
     """The same, be it a coroutine function, a generator, or something for a thread: it is only called later, or not."""
 
     @wraps(call)
     def enter(*args: Any, **kwargs: Any) -> Any:
-        keyed = _answering.get()
+        keyed = _keyed_request.get()
         if keyed is not None and not keyed.enter():
-            raise HTTPException(STOPPED)
+            raise HTTPException(REPEATED_STATUS)
         return call(*args, **kwargs)
 
     return enter

@@ -23,9 +23,9 @@ from hybridkit.errors import (
 __all__ = [
     "MAX_HEAD_BYTES",
     "MAX_HEAD_FIELDS",
+    "AmbiguousHeadError",
     "BodyLimits",
     "LimitedReceive",
-    "UnclearHeadError",
     "check_head",
 ]
 
@@ -38,7 +38,7 @@ MAX_LENGTH_DIGITS: Final = 20
 """Of a length that is looked at: one with more digits is beyond any limit as well."""
 
 
-class UnclearHeadError(RejectedError):
+class AmbiguousHeadError(RejectedError):
     """A head that can be read in several ways; its connection ends with the answer."""
 
 
@@ -50,7 +50,7 @@ def check_head(scope: Mapping[str, Any]) -> int:
 
     Raises:
         HeadTooLargeError: over 100 fields or 64 KiB.
-        UnclearHeadError: a proxy in front may read the head in another way, by its length, its transfer coding or its
+        AmbiguousHeadError: a proxy in front may read the head in another way, by its length, its transfer coding or its
             target (RFC 9112, sections 3.2 and 6), so that the rest of the connection can't be trusted either.
         RejectedError: an HTTP/1.1 request names its host not exactly once (RFC 9112, section 3.2), or its URL has
             escapes that are no UTF-8, so that several URLs would be one.
@@ -69,7 +69,7 @@ def check_head(scope: Mapping[str, Any]) -> int:
         elif name == b"content-length" and value.isdigit():
             framing.append(name)
             body_bytes = int(value[:MAX_LENGTH_DIGITS])
-    _check_clear(scope, framing)
+    _check_unambiguous(scope, framing)
     if size_bytes > MAX_HEAD_BYTES:
         raise HeadTooLargeError(f"the header fields have {size_bytes} bytes, {MAX_HEAD_BYTES} are allowed")
     if hosts != 1 and scope.get("http_version", "") not in _WITHOUT_HOST:
@@ -81,12 +81,14 @@ def check_head(scope: Mapping[str, Any]) -> int:
     return body_bytes
 
 
-def _check_clear(scope: Mapping[str, Any], framing: Sequence[bytes]) -> None:
+def _check_unambiguous(scope: Mapping[str, Any], framing: Sequence[bytes]) -> None:
     is_clear = framing in ([], [b"content-length"], [b"chunked"])
     if not is_clear or (framing == [b"chunked"] and scope.get("http_version") == "1.0"):
-        raise UnclearHeadError("a body has one length, or is sent in chunks by HTTP/1.1, in no other coding")
+        raise AmbiguousHeadError(
+            "a body has one length, or is sent in chunks by HTTP/1.1, in no other coding"
+        )
     if not scope["path"].startswith("/"):
-        raise UnclearHeadError("the target of a request is a path")
+        raise AmbiguousHeadError("the target of a request is a path")
 
 
 def _check_utf8(escaped: bytes, *, part: str) -> None:

@@ -31,19 +31,19 @@ from hybridkit.errors import (
 )
 
 __all__ = [
-    "alone",
     "http_problem",
-    "is_of_another_request",
+    "is_upstream_error",
     "json_form",
     "problem_body",
     "problem_headers",
     "problem_of",
+    "unwrapped",
 ]
 
 BUSY_SECONDS: Final = 1.0
 """When to try again, where nobody knows better."""
 
-_CALLERS_OF_OTHERS: Final = ("hybridkit.clients.", "hybridkit.messaging.")
+_UPSTREAM_MODULES: Final = ("hybridkit.clients.", "hybridkit.messaging.")
 
 
 def problem_of(error: BaseException, *, instance: str, request_id: str, internal: bool) -> Problem:
@@ -55,8 +55,8 @@ def problem_of(error: BaseException, *, instance: str, request_id: str, internal
         request_id: of the request.
         internal: the caller is one of our own services, which may read why.
     """
-    error = alone(error)
-    told = _neutral(error) if is_of_another_request(error) else error
+    error = unwrapped(error)
+    told = _translated(error) if is_upstream_error(error) else error
     if isinstance(told, HybridkitError):
         problem = Problem.from_error(told, instance=instance, request_id=request_id)
     else:
@@ -72,7 +72,7 @@ def problem_of(error: BaseException, *, instance: str, request_id: str, internal
     return problem if problem.status < 500 else problem.model_copy(update={"detail": ""})
 
 
-def alone(error: BaseException) -> BaseException:
+def unwrapped(error: BaseException) -> BaseException:
     """The error itself, where task groups have wrapped it; of several the one that says most about a new try.
 
     That is one which no new try helps against, the group where somebody has made a mistake, else the longest wait.
@@ -80,7 +80,7 @@ def alone(error: BaseException) -> BaseException:
     inner: tuple[BaseException, ...] = getattr(error, "exceptions", ())
     if not inner:
         return error
-    each = [alone(one) for one in inner]
+    each = [unwrapped(one) for one in inner]
     if len(each) > 1 and not all(isinstance(one, HybridkitError) for one in each):
         return error
     return max(each, key=_finality)
@@ -90,21 +90,21 @@ def _finality(error: BaseException) -> tuple[bool, float]:
     return not getattr(error, "retryable", False), getattr(error, "retry_after_seconds", None) or 0.0
 
 
-def is_of_another_request(error: BaseException) -> bool:
+def is_upstream_error(error: BaseException) -> bool:
     """Whether a client or a publisher raised it: they stand among the innermost frames of its traceback, ours.
 
     What an application's own function raises is about its caller, also where a client calls that function.
     """
     modules = [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__)]
     for module in reversed(modules):
-        if module.startswith(_CALLERS_OF_OTHERS):
+        if module.startswith(_UPSTREAM_MODULES):
             return True
         if not module.startswith("hybridkit."):
             break
     return False
 
 
-def _neutral(error: BaseException) -> HybridkitError | None:
+def _translated(error: BaseException) -> HybridkitError | None:
     """What the error of another request means for the caller's; None where it means that we asked wrongly."""
     match error:
         case NoRouteError():

@@ -49,10 +49,10 @@ try:
     from aiogram.exceptions import AiogramError, TelegramUnauthorizedError
     from aiogram.types import TelegramObject
 
-    from hybridkit.adapters._telegram._closed import CONTEXT_NAMES, closed_handlers
     from hybridkit.adapters._telegram._failures import FAILURE_TEXTS, check_texts
-    from hybridkit.adapters._telegram._handling import HANDLER_SECONDS, PassingErrors, Updates
-    from hybridkit.adapters._telegram._polling import Polling, bad_token
+    from hybridkit.adapters._telegram._handling import HANDLER_SECONDS, TemporaryErrors, UpdateRunner
+    from hybridkit.adapters._telegram._polling import Polling, token_error
+    from hybridkit.adapters._telegram._static_handlers import CONTEXT_NAMES, static_handlers
 except ImportError as error:
     if (error.name or "").partition(".")[0] != "aiogram":
         raise
@@ -151,7 +151,7 @@ async def _running_bot(
         await open_application(resources, lifespan)
         await resources.open("dispatcher", lambda: _started(dispatcher, bot, resources.providers))
         await start_consumers(resources, consumers, providers=resources.providers)
-        updates = Updates(
+        updates = UpdateRunner(
             dispatcher,
             bot,
             provided(resources, IdempotencyGuard),
@@ -173,7 +173,7 @@ async def _connected_bot(settings: BotSettings) -> AsyncGenerator[Bot]:
             me = await bot.me()
             await bot.delete_webhook()  # with one, Telegram refuses to be polled
         except TelegramUnauthorizedError:
-            raise bad_token() from None
+            raise token_error() from None
         except AiogramError as error:
             raise UnavailableError(f"Telegram does not answer: {type(error).__name__}") from error
         _log.info("signed in to Telegram", username=me.username)
@@ -185,7 +185,7 @@ async def _started(dispatcher: Dispatcher, bot: Bot, providers: Mapping[Any, obj
     """Handlers get what they ask for; those of `dispatcher.startup` and `dispatcher.shutdown` run as ever."""
     data = {"dispatcher": dispatcher, "bots": (bot,), **dispatcher.workflow_data}
     injection = _Injection(providers)
-    with injection.into(dispatcher), PassingErrors().around(dispatcher):
+    with injection.into(dispatcher), TemporaryErrors().around(dispatcher):
         await dispatcher.emit_startup(bot=bot, **data)
         try:
             injection.check(dispatcher)  # what handles the startup may have put into the dispatcher's data
@@ -209,7 +209,7 @@ class _Injection:
             DeclarationError: a handler's parameter is neither of a type that is provided, nor has the name of anything
                 that Aiogram, the dispatcher's data or a filter gives.
         """
-        for name, observer, handler in closed_handlers(dispatcher):
+        for name, observer, handler in static_handlers(dispatcher):
             given = {*dispatcher.workflow_data, *CONTEXT_NAMES}
             self._check_given(handler.callback, given, f"{name} of {observer}")
 

@@ -31,7 +31,7 @@ from hybridkit.adapters._asgi import EventStreams, ProblemMiddleware, RequestCon
 from hybridkit.adapters._head_requests import HeadMiddleware
 from hybridkit.adapters._keyed import IdempotencyMiddleware
 from hybridkit.adapters._limits import BodyLimits
-from hybridkit.adapters._problems import alone, http_problem, json_form, problem_body, problem_headers
+from hybridkit.adapters._problems import http_problem, json_form, problem_body, problem_headers, unwrapped
 from hybridkit.adapters._running import StopSignals, open_resources, run_process
 from hybridkit.adapters._server import Server
 from hybridkit.adapters._texts import TextMiddleware
@@ -141,7 +141,7 @@ def create_app(
     app.add_middleware(
         IdempotencyMiddleware, guard=_guard_of, claims_inside=claims_after_dependencies, internal=internal
     )
-    app.add_middleware(ProblemMiddleware, internal=internal, answer_failure=_answer_failure)
+    app.add_middleware(ProblemMiddleware, internal=internal, handle_failure=_handle_failure)
     app.state.event_streams = EventStreams()
     app.add_middleware(ExceptionMiddleware, handlers=dict(app.exception_handlers))
     app.add_middleware(
@@ -259,7 +259,7 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
         raise NoRouteError("there is no such route")
     if not 200 <= status <= 599:  # no answer has such a status
         raise error
-    lines = list(_raised_lines(error.headers or {}))
+    lines = list(_header_lines(error.headers or {}))
     if status < 400:
         answer = _without_problem(status, detail)
     else:
@@ -271,16 +271,16 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
     return answer
 
 
-def _raised_lines(headers: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _header_lines(headers: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """The header of an exception, one value a line, as it can be sent: a line can't be ended by a value."""
     for name, value in headers.items():
         if name.lower() in _OF_BODIES or value is None:
             continue
         values = cast("Sequence[Any]", value) if isinstance(value, list | tuple) else [value]
-        yield from ((name.lower(), _sendable(each)) for each in values)
+        yield from ((name.lower(), _header_text(each)) for each in values)
 
 
-def _sendable(value: Any) -> str:
+def _header_text(value: Any) -> str:
     text = _CONTROLS.sub(" ", whole_characters(str(value)))
     try:
         text.encode("latin-1")
@@ -291,7 +291,7 @@ def _sendable(value: Any) -> str:
 
 async def _answer_group(request: Request, error: Exception) -> Response:
     """What a task group has wrapped: where it is a single error, that one's answer."""
-    match alone(error):
+    match unwrapped(error):
         case HTTPException() as inner:
             return await _answer_http_exception(request, inner)
         case RequestValidationError() as inner:
@@ -300,11 +300,11 @@ async def _answer_group(request: Request, error: Exception) -> Response:
             raise error
 
 
-async def _answer_failure(scope: Scope, receive: Receive, send: Send, error: Exception) -> bool:
+async def _handle_failure(scope: Scope, receive: Receive, send: Send, error: Exception) -> bool:
     """Have the application's own handler of all errors answer; where Starlette asks it, none arrives."""
     handlers: Mapping[Any, Any] = scope["app"].exception_handlers
     handler = handlers.get(Exception) or handlers.get(500)
-    if handler is None or isinstance(alone(error), HybridkitError):
+    if handler is None or isinstance(unwrapped(error), HybridkitError):
         return False
     request = Request(scope, receive)
     answered = (
@@ -329,14 +329,14 @@ async def _answer_invalid_request(request: Request, error: Exception) -> Respons
     """A body, path or query that doesn't fit: where and why, never the value, which may be a secret."""
     if not isinstance(error, RequestValidationError):
         raise error
-    found = [_finding(detail) for detail in error.errors()]
+    found = [_field_problem(detail) for detail in error.errors()]
     invalid = InvalidRequestError("the request does not fit", errors=found)
     instance, request_id = request.url.path, current().request_id
     problem = Problem.from_error(invalid, instance=instance, request_id=request_id)
     return _problem(problem, problem_body(problem))
 
 
-def _finding(detail: Mapping[str, Any]) -> FieldProblem:
+def _field_problem(detail: Mapping[str, Any]) -> FieldProblem:
     kind = str(detail["type"])
     if kind == "json_invalid":  # FastAPI has the place of a byte where others have a field
         return FieldProblem("", kind, "the body is no JSON")

@@ -14,6 +14,7 @@ from aiogram.dispatcher.event.bases import UNHANDLED, CancelHandler, SkipHandler
 from aiogram.methods import TelegramMethod
 from aiogram.types import ErrorEvent, TelegramObject, Update
 
+from hybridkit._tasks import TaskSet, is_set_within
 from hybridkit.adapters._telegram._failures import answer_failure, is_temporary
 from hybridkit.context import RequestContext, bind, current
 from hybridkit.errors import ClaimLostError, UnavailableError
@@ -22,7 +23,7 @@ from hybridkit.messaging._consuming._isolation import HandlerLock, run_isolated
 from hybridkit.observability import get_logger, metrics
 from hybridkit.retry import Retry, RetryAfter
 
-__all__ = ["HANDLER_SECONDS", "RETRY", "Updates"]
+__all__ = ["HANDLER_SECONDS", "RETRY", "UpdateRunner"]
 
 HANDLER_SECONDS: Final = 300.0
 """How long a handler may take by default. The chat's next update waits for it, so it has to end."""
@@ -33,7 +34,7 @@ RETRY: Final = Retry.exponential(first_seconds=0.5, cap_seconds=10.0, attempts=8
 CANCELLED_SECONDS: Final = 5.0
 """How long a handler may take to end when its time is up; then it is left behind, and its chat goes on."""
 
-MOST_TAKEOVERS_BESIDE: Final = 1
+MAX_SHARED_TAKEOVERS: Final = 1
 """What was taken over more often runs alone, as in a consumer: a process that dies on it takes no others along."""
 ALONE_SECONDS: Final = 5.0
 """How long it waits for others then, and they for it: it may as well be one of those that take long or never end."""
@@ -52,11 +53,11 @@ class _OwnCancellationError(Exception):
     """A handler was cancelled, and not by us: what it waited for was."""
 
 
-_comes_again: ContextVar[bool] = ContextVar("hybridkit_bot_comes_again", default=False)
+_will_retry: ContextVar[bool] = ContextVar("hybridkit_bot_comes_again", default=False)
 """Whether the update that is handled would be handled again."""
 
 
-class Updates:
+class UpdateRunner:
     """Runs the handlers of an update, once, in a context of its own.
 
     Args:
@@ -85,10 +86,10 @@ class Updates:
         self._failure_texts = failure_texts
         self._handler_seconds = handler_seconds
         self._retry = retry
-        self._left_behind: set[asyncio.Task[Any]] = set()
+        self._abandoned = TaskSet()
 
     def __repr__(self) -> str:
-        return f"Updates({self.types}, handler_seconds={self._handler_seconds})"
+        return f"UpdateRunner({self.types}, handler_seconds={self._handler_seconds})"
 
     async def run(self, update: Update, stopping: asyncio.Event) -> bool:
         """Whether it is through, well or badly; False when the stop came first, and it has to be delivered again.
@@ -97,7 +98,7 @@ class Updates:
         """
         started = time.perf_counter()
         with bind(RequestContext()):
-            outcome = await self._outcome(update, stopping)
+            outcome = await self._claim_and_run(update, stopping)
             if outcome is None:
                 return False
             seconds = time.perf_counter() - started
@@ -108,8 +109,8 @@ class Updates:
             )
             return True
 
-    async def _outcome(self, update: Update, stopping: asyncio.Event) -> str | None:
-        most_takeovers: float = MOST_TAKEOVERS_BESIDE
+    async def _claim_and_run(self, update: Update, stopping: asyncio.Event) -> str | None:
+        most_takeovers: float = MAX_SHARED_TAKEOVERS
         while not stopping.is_set():
             async with self._turn(alone=most_takeovers == math.inf):
                 acquired = await self._claim(update.update_id)
@@ -123,17 +124,17 @@ class Updates:
                     most_takeovers = math.inf
                     continue
                 try:
-                    return await self._held(acquired, update, stopping)
+                    return await self._run_claimed(acquired, update, stopping)
                 except ClaimLostError as lost:
                     _log.warning("an update has another holder now", reason=str(lost))
         return None
 
-    async def _held(self, acquired: Acquired, update: Update, stopping: asyncio.Event) -> str | None:
+    async def _run_claimed(self, acquired: Acquired, update: Update, stopping: asyncio.Event) -> str | None:
         """How it ended for the holder of its claim; None when the stop came first."""
         recorded = Outcome.RELEASED
         try:
             async with self._guard.hold(acquired):
-                outcome = await self._to_its_end(update, stopping)
+                outcome = await self._run_with_retries(update, stopping)
             if outcome is not None:
                 recorded = Outcome.COMPLETED if outcome in {"done", "unhandled"} else Outcome.FAILED
         finally:
@@ -174,7 +175,7 @@ class Updates:
                 _log.warning("an update is not run again", reason=type(refused).__name__)
                 return None
 
-    async def _to_its_end(self, update: Update, stopping: asyncio.Event) -> str | None:
+    async def _run_with_retries(self, update: Update, stopping: asyncio.Event) -> str | None:
         """How it ended: `done`, `unhandled`, or why it was given up; None when the stop came first."""
         number = 0
         while True:
@@ -194,7 +195,7 @@ class Updates:
                 attempt=number,
                 in_seconds=round(seconds, 1),
             )
-            if await _is_set_within(stopping, seconds):
+            if await is_set_within(stopping, seconds=seconds):
                 return None
 
     def _pause_seconds(self, error: BaseException, number: int) -> float | None:
@@ -212,13 +213,13 @@ class Updates:
             nonlocal handled
             handled = await self._feed(update)
 
-        token = _comes_again.set(not is_last)
+        token = _will_retry.set(not is_last)
         try:
             # Apart: what it does to its own task, such as cancelling it, ends neither this one nor its chat.
             running = asyncio.create_task(run_isolated(feed(), name=f"hybridkit handlers {update.update_id}"))
         finally:
-            _comes_again.reset(token)
-        if not await self._ends(running):
+            _will_retry.reset(token)
+        if not await self._has_ended(running):
             return _TooLongError(f"not ended within {self._handler_seconds:g} s")
         match running.result():
             case None:
@@ -230,7 +231,7 @@ class Updates:
             case error:
                 return error
 
-    async def _ends(self, running: "asyncio.Task[Any]") -> bool:
+    async def _has_ended(self, running: "asyncio.Task[Any]") -> bool:
         """Whether it ends in its time; one that doesn't is cancelled, and left behind if that changes nothing."""
         try:
             if (await asyncio.wait({running}, timeout=self._handler_seconds))[0]:
@@ -238,8 +239,7 @@ class Updates:
             running.cancel()
             if not (await asyncio.wait({running}, timeout=CANCELLED_SECONDS))[0]:
                 _log.error("a handler does not let itself be cancelled, and its chat goes on without it")
-                self._left_behind.add(running)
-                running.add_done_callback(self._left_behind.discard)
+                self._abandoned.keep(running)
         except asyncio.CancelledError:
             running.cancel()
             await asyncio.wait({running}, timeout=CANCELLED_SECONDS)
@@ -255,22 +255,13 @@ class Updates:
         return result is not UNHANDLED
 
 
-async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:
-    waiting = asyncio.ensure_future(event.wait())
-    try:
-        await asyncio.wait({waiting}, timeout=seconds)
-    finally:
-        waiting.cancel()
-    return event.is_set()
-
-
 def _why_given_up(error: BaseException) -> str:
     if isinstance(error, _TooLongError):
         return "too_long"
     return "given_up" if is_temporary(error) else "error"
 
 
-class PassingErrors:
+class TemporaryErrors:
     """Keeps what will pass from the handlers of errors, until the last attempt: they would take it for dealt with."""
 
     @contextmanager
@@ -288,6 +279,6 @@ class PassingErrors:
         event: TelegramObject,
         data: dict[str, Any],
     ) -> Any:
-        if _comes_again.get() and isinstance(event, ErrorEvent) and is_temporary(event.exception):
+        if _will_retry.get() and isinstance(event, ErrorEvent) and is_temporary(event.exception):
             raise event.exception
         return await handler(event, data)

@@ -9,7 +9,6 @@ The updates of a chat are handled one after another, in their order.
 """
 
 import asyncio
-import random
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,15 +18,15 @@ from aiogram import Bot
 from aiogram.exceptions import AiogramError, TelegramUnauthorizedError
 from aiogram.types import Update
 
-from hybridkit.adapters._telegram._handling import Updates
+from hybridkit.adapters._telegram._handling import UpdateRunner
 from hybridkit.adapters._telegram._reading import UNKNOWN, AskForUpdates, chat_of, id_of, read_update, type_of
 from hybridkit.adapters._telegram._updates import UpdateLog
 from hybridkit.coordination import Redis, Shelf
 from hybridkit.errors import AccessDeniedError, HybridkitError, UnavailableError
 from hybridkit.observability import get_logger, metrics
-from hybridkit.retry import Retry, asked_seconds
+from hybridkit.retry import UNLIMITED, Retry, asked_seconds
 
-__all__ = ["Polling", "bad_token"]
+__all__ = ["Polling", "token_error"]
 
 POLL_SECONDS: Final = 25
 """How long Telegram may hold a call back while there is nothing new."""
@@ -38,7 +37,7 @@ BUSY_POLL_SECONDS: Final = 0.5
 FULL_ANSWER: Final = 100
 """Telegram delivers no more at once."""
 
-ROOM: Final = FULL_ANSWER // 2
+MAX_UNCONFIRMED: Final = FULL_ANSWER // 2
 """How many updates may wait for their confirmation; beyond, those that run go on the shelf."""
 
 MAX_RUNNING: Final = 1000
@@ -47,25 +46,25 @@ MAX_RUNNING: Final = 1000
 SHELF_SECONDS: Final = 86_400
 """As long as Telegram itself keeps an update; the guard remembers for as long that one has run."""
 
-LOOK_SECONDS: Final = 30.0
+SHELF_CHECK_SECONDS: Final = 30.0
 """How often to look for what another process has left on the shelf."""
 
-STILL_SECONDS: Final = 30.0
+STALLED_SECONDS: Final = 30.0
 """For how long no handler may end, in a bot that many people wait for, before it counts as standing still."""
 
-STILL_CHATS: Final = 10
+STALLED_CHATS: Final = 10
 """How many are many. Fewer may well be slow by themselves: an upload, a long answer."""
 
-MOST_FAULTS: Final = 5
+MAX_FAULTS: Final = 5
 """How often an update is taken up again where nobody knows what fails."""
 
 CANCEL_SECONDS: Final = 1.0
-_BACKOFF: Final = Retry.exponential(first_seconds=0.5, cap_seconds=10.0)
+_BACKOFF: Final = Retry.exponential(first_seconds=0.5, cap_seconds=10.0, attempts=UNLIMITED)
 
 _log = get_logger("hybridkit.bot")
 
 
-def bad_token() -> AccessDeniedError:
+def token_error() -> AccessDeniedError:
     """What to raise where Telegram says 401."""
     return AccessDeniedError("Telegram does not know BOT_TOKEN: set the one that @BotFather gave")
 
@@ -79,33 +78,33 @@ class Polling:
         redis: for what Telegram may forget while it runs.
     """
 
-    def __init__(self, bot: Bot, updates: Updates, redis: Redis) -> None:
+    def __init__(self, bot: Bot, updates: UpdateRunner, redis: Redis) -> None:
         self._bot = bot
         self._updates = updates
         self._shelf = Shelf(redis, key=f"hk:bot:{bot.id}:updates", retention_seconds=SHELF_SECONDS)
-        self._look_at = 0.0
+        self._shelf_check_at = 0.0
         self._seen = UpdateLog()
         self._running: dict[int, asyncio.Task[None]] = {}
         self._raw: dict[int, object] = {}
         self._last_of_chat: dict[object, asyncio.Task[None]] = {}
-        self._nameless: list[object] = []
+        self._without_id: list[object] = []
         self._faults: dict[int, int] = {}
-        self._asking: asyncio.Task[None]
+        self._polling: asyncio.Task[None]
         self._stopping = asyncio.Event()
-        self._trouble = ""
-        self._moved_at = time.monotonic()
+        self._problem = ""
+        self._progress_at = time.monotonic()
 
     def __repr__(self) -> str:
-        return f"Polling({self._seen!r}, trouble={self._trouble!r})"
+        return f"Polling({self._seen!r}, problem={self._problem!r})"
 
     async def __aenter__(self) -> Self:
-        await self._look_at_shelf()  # first: what is there is older than what Telegram has
-        self._asking = asyncio.create_task(self._ask_for_ever(), name="hybridkit updates")
+        await self._take_from_shelf()  # first: what is there is older than what Telegram has
+        self._polling = asyncio.create_task(self._poll(), name="hybridkit updates")
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.stop_asking(0.0)
-        await self._break_off()
+        await self._cancel_handlers()
 
     async def until(self, stopped: asyncio.Event) -> None:
         """Wait for that event.
@@ -115,11 +114,11 @@ class Polling:
         """
         waiting = asyncio.ensure_future(stopped.wait())
         try:
-            await asyncio.wait({waiting, self._asking}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({waiting, self._polling}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             waiting.cancel()
         if not stopped.is_set():
-            await self._asking
+            await self._polling
 
     async def probe(self) -> None:
         """For readiness: Telegram has answered the last time it was asked, and handlers end.
@@ -127,32 +126,32 @@ class Polling:
         Raises:
             UnavailableError: with the reason.
         """
-        if self._asking.done():
+        if self._polling.done():
             raise UnavailableError("Telegram gives no updates: nobody asks any more")
-        if self._trouble:
-            raise UnavailableError(f"Telegram gives no updates: {self._trouble}")
-        still_seconds = time.monotonic() - self._moved_at
-        if len(self._last_of_chat) >= STILL_CHATS and still_seconds > STILL_SECONDS:
+        if self._problem:
+            raise UnavailableError(f"Telegram gives no updates: {self._problem}")
+        stalled_seconds = time.monotonic() - self._progress_at
+        if len(self._last_of_chat) >= STALLED_CHATS and stalled_seconds > STALLED_SECONDS:
             raise UnavailableError(
-                f"{len(self._last_of_chat)} chats wait, and no handler has ended for {still_seconds:.0f} s"
+                f"{len(self._last_of_chat)} chats wait, and no handler has ended for {stalled_seconds:.0f} s"
             )
 
     async def stop_asking(self, _: float) -> None:
         """Take nothing new; what was delivered and not begun, or waits to be tried again, comes at the next start."""
         self._stopping.set()
-        self._asking.cancel()
-        await asyncio.wait({self._asking})
+        self._polling.cancel()
+        await asyncio.wait({self._polling})
 
     async def drain(self, seconds: float) -> None:
         """Wait for the handlers, break off those that take too long, and confirm the others."""
         if self._running:
             await asyncio.wait(self._running.values(), timeout=max(seconds - 2 * CANCEL_SECONDS, 0.0))
-        await self._break_off()
+        await self._cancel_handlers()
         if self._seen.offset is not None:
             with suppress(AiogramError):  # then they come again, and the guard knows them
                 await self._get_updates(timeout_seconds=0)
 
-    async def _break_off(self) -> None:
+    async def _cancel_handlers(self) -> None:
         for task in self._running.values():
             task.cancel()
         if self._running:
@@ -160,26 +159,25 @@ class Polling:
 
     # ── asking ───────────────────────────────────────────────────────────────────────────────────
 
-    async def _ask_for_ever(self) -> None:
-        failures = 0
+    async def _poll(self) -> None:
+        pauses = _BACKOFF.pauses()
         while True:
             try:
-                if time.monotonic() >= self._look_at:
+                if time.monotonic() >= self._shelf_check_at:
                     with suppress(UnavailableError):  # next time
-                        await self._look_at_shelf()
+                        await self._take_from_shelf()
                 await self._make_room()
-                answer = await self._get_updates(timeout_seconds=0 if self._seen.holding else POLL_SECONDS)
+                answer = await self._get_updates(timeout_seconds=0 if self._seen.unfinished else POLL_SECONDS)
             except TelegramUnauthorizedError:
-                raise bad_token() from None
+                raise token_error() from None
             except Exception as error:  # noqa: BLE001  # whatever an answer does to the library: the next may be good
-                failures += 1
-                self._trouble = str(error) if isinstance(error, HybridkitError) else type(error).__name__
-                pause_seconds = _pause_after(error, failures)
-                _log.warning("no updates", error=self._trouble, again_in_seconds=round(pause_seconds, 1))
+                self._problem = str(error) if isinstance(error, HybridkitError) else type(error).__name__
+                pause_seconds = max(asked_seconds(error), next(pauses))
+                _log.warning("no updates", error=self._problem, again_in_seconds=round(pause_seconds, 1))
                 await asyncio.sleep(pause_seconds)
                 continue
-            failures, self._trouble = 0, ""
-            await self._take(answer)
+            pauses, self._problem = _BACKOFF.pauses(), ""
+            await self._start_handlers(answer)
 
     async def _get_updates(self, *, timeout_seconds: int) -> Sequence[object]:
         offset = self._seen.offset
@@ -191,50 +189,50 @@ class Polling:
         self._seen.confirmed(offset)
         return cast("list[object]", answer)
 
-    async def _take(self, answer: Sequence[object]) -> None:
-        nameless = [raw for raw in answer if id_of(raw) is None]
+    async def _start_handlers(self, answer: Sequence[object]) -> None:
+        without_id = [raw for raw in answer if id_of(raw) is None]
         is_new = [self._begin(raw) for raw in answer if id_of(raw) is not None]
-        for raw in nameless:
-            if raw not in self._nameless:
+        for raw in without_id:
+            if raw not in self._without_id:
                 _skip(raw)
                 is_new.append(True)
-        self._nameless = nameless
+        self._without_id = without_id
         if len(answer) >= FULL_ANSWER and not any(is_new):
-            self._trouble = f"{len(answer)} wait for their confirmation, and others come after these only"
-            _log.warning("the bot stands still", reason=self._trouble)
-        if holding := [self._running[update_id] for update_id in self._seen.holding]:
-            await asyncio.wait(holding, timeout=BUSY_POLL_SECONDS)
+            self._problem = f"{len(answer)} wait for their confirmation, and others come after these only"
+            _log.warning("the bot stands still", reason=self._problem)
+        if unfinished := [self._running[update_id] for update_id in self._seen.unfinished]:
+            await asyncio.wait(unfinished, timeout=BUSY_POLL_SECONDS)
         elif answer and not any(is_new):
             await asyncio.sleep(BUSY_POLL_SECONDS)  # they come again at once
 
     # ── room for others ──────────────────────────────────────────────────────────────────────────
 
     async def _make_room(self) -> None:
-        if self._seen.unconfirmed_count > ROOM and self._seen.holding:
-            kept = {update_id: self._raw[update_id] for update_id in self._seen.holding}
+        if self._seen.unconfirmed_count > MAX_UNCONFIRMED and self._seen.unfinished:
+            kept = {update_id: self._raw[update_id] for update_id in self._seen.unfinished}
             await self._shelf.put(kept)
-            if finished := self._seen.keep(kept):
-                await self._take_away(*finished)
+            if finished := self._seen.mark_shelved(kept):
+                await self._remove_from_shelf(*finished)
         while len(self._running) >= MAX_RUNNING:
-            self._trouble = f"{len(self._running)} are in hand, and not one ends"
+            self._problem = f"{len(self._running)} are in hand, and not one ends"
             await asyncio.wait(self._running.values(), return_when=asyncio.FIRST_COMPLETED)
-            self._trouble = ""
+            self._problem = ""
 
-    async def _look_at_shelf(self) -> None:
+    async def _take_from_shelf(self) -> None:
         """Take up what was put there by a process that has ended since."""
-        self._look_at = time.monotonic() + LOOK_SECONDS
+        self._shelf_check_at = time.monotonic() + SHELF_CHECK_SECONDS
         for raw in await self._shelf.values():
-            self._begin(raw, kept=True)
+            self._begin(raw, shelved=True)
 
-    async def _take_away(self, *update_ids: int) -> None:
+    async def _remove_from_shelf(self, *update_ids: int) -> None:
         with suppress(UnavailableError):  # then it is looked at again, and the guard knows that it has run
             await self._shelf.take_away(update_ids)
 
     # ── one update ───────────────────────────────────────────────────────────────────────────────
 
-    def _begin(self, raw: Any, *, kept: bool = False) -> bool:
+    def _begin(self, raw: Any, *, shelved: bool = False) -> bool:
         update_id = id_of(raw)
-        if update_id is None or not self._seen.begin(update_id, kept=kept):
+        if update_id is None or not self._seen.begin(update_id, shelved=shelved):
             return False
         update = read_update(raw, self._bot)
         chat = None if update is None else chat_of(update)
@@ -246,13 +244,13 @@ class Polling:
         if chat is not None:
             self._last_of_chat[chat] = task
         if not self._running:
-            self._moved_at = time.monotonic()
+            self._progress_at = time.monotonic()
         self._raw[update_id] = raw
         self._running[update_id] = task
 
         def end(ended: asyncio.Task[None]) -> None:
             del self._running[update_id], self._raw[update_id]
-            self._moved_at = time.monotonic()
+            self._progress_at = time.monotonic()
             if self._last_of_chat.get(chat) is ended:
                 del self._last_of_chat[chat]
 
@@ -264,20 +262,20 @@ class Polling:
         try:
             if before is not None:
                 await asyncio.wait({before})
-            is_through = update is None or await self._handled(update)
-            if is_through and self._seen.is_kept(update_id):
-                await self._take_away(update_id)
+            is_through = update is None or await self._is_done(update)
+            if is_through and self._seen.is_shelved(update_id):
+                await self._remove_from_shelf(update_id)
         finally:
             (self._seen.finish if is_through else self._seen.abandon)(update_id)
 
-    async def _handled(self, update: Update) -> bool:
+    async def _is_done(self, update: Update) -> bool:
         """Whether it is through; also when, beside its handlers, something fails again and again."""
         try:
             return await self._updates.run(update, self._stopping)
         except Exception as error:  # noqa: BLE001  # nobody has foreseen it: its cause may pass, or stay
             faults = self._faults[update.update_id] = self._faults.get(update.update_id, 0) + 1
             _log.exception("an update was not handled", exc_info=error, faults=faults)
-            if faults < MOST_FAULTS:
+            if faults < MAX_FAULTS:
                 return False
             del self._faults[update.update_id]
             return True
@@ -290,8 +288,3 @@ def _skip(raw: Any) -> None:
         "an update can't be read and is skipped: is there a newer aiogram?",
         **{"telegram.update_id": id_of(raw), "telegram.update_type": update_type},
     )
-
-
-def _pause_after(error: Exception, failures: int) -> float:
-    own_seconds = _BACKOFF.bound_seconds(failures) * random.uniform(0.5, 1.0)  # noqa: S311 # nosec B311  # spreads
-    return max(asked_seconds(error), own_seconds)

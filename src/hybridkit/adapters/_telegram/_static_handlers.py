@@ -10,7 +10,7 @@ from aiogram.dispatcher.middlewares.data import DispatcherData, FSMData, UserCon
 from aiogram.filters import Command, CommandStart, StateFilter
 from magic_filter.operations import CallOperation, ComparatorOperation, GetAttributeOperation
 
-__all__ = ["CONTEXT_NAMES", "closed_handlers"]
+__all__ = ["CONTEXT_NAMES", "static_handlers"]
 
 CONTEXT_NAMES: Final = frozenset(
     {
@@ -30,7 +30,7 @@ _PLAIN: Final = (CallOperation, ComparatorOperation, GetAttributeOperation)
 _OWN: Final = ("aiogram.dispatcher.", "aiogram.fsm.", "hybridkit.")
 
 
-def closed_handlers(dispatcher: Dispatcher) -> Iterator[tuple[str, str, HandlerObject]]:
+def static_handlers(dispatcher: Dispatcher) -> Iterator[tuple[str, str, HandlerObject]]:
     """Those handlers, with their kind of update and the name of their router."""
     for router in dispatcher.chain_tail:
         for name, observer in router.observers.items():
