@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from hybridkit.errors import MalformedPayloadError
 from hybridkit.events import Command, Event, EventRegistry, Message
-from hybridkit.events.schemas import Difference, asyncapi_document, check, event_schemas
+from hybridkit.events.schemas import SchemaDifference, asyncapi_document, check, event_schemas
 
 
 def document(data: Any, *, version: int = 1, **mark: Any) -> Any:
@@ -566,7 +566,7 @@ def instances(schema: Any) -> st.SearchStrategy[Any]:
             return st.fixed_dictionaries(required, optional=members)
 
 
-def breaks(found: list[Difference]) -> bool:
+def breaks(found: list[SchemaDifference]) -> bool:
     return any(each.breaking for each in found)
 
 

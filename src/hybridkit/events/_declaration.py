@@ -22,7 +22,7 @@ from hybridkit.ids import derived_id, new_id
 __all__ = ["Command", "Event", "EventRegistry", "Message", "Upcaster", "encode_data", "registry"]
 
 type Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
-"""Turns the `data` of one version into that of the next."""
+"""A function that turns the `data` of one version into that of the next."""
 
 _TYPE_SYNTAX = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
 _QUEUE_SYNTAX = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*")
@@ -30,7 +30,7 @@ MAX_TYPE_LENGTH: Final = 127
 
 
 class Message(BaseModel):
-    """What `Event` and `Command` share: a type and a version on the wire, and an identity of its own.
+    """The base of `Event` and `Command`: a type and a version on the wire, and an identity.
 
     The identity (`event_id`, `timestamp`) is fixed the first time it is asked for, at the latest when the message is
     published or emitted. Publishing the same object again is therefore the same event, and consumers remove the twin.
@@ -48,16 +48,16 @@ class Message(BaseModel):
 
     @property
     def event_id(self) -> UUID:
-        """This message's id; the same each time."""
+        """The message's id; the same each time."""
         return self.identify()[0]
 
     @property
     def timestamp(self) -> datetime:
-        """When this message got its identity; UTC, whole milliseconds."""
+        """The time at which the message got its identity; UTC, whole milliseconds."""
         return self.identify()[1]
 
     def identify(self) -> tuple[UUID, datetime]:
-        """Both of them, made now if they aren't yet."""
+        """Return id and timestamp, and make them where there are none yet."""
         try:
             return cast("tuple[UUID, datetime]", _read_slot(self))
         except AttributeError:  # not made yet
@@ -75,7 +75,7 @@ class Message(BaseModel):
 
     @classmethod
     def upcast(cls, *, from_version: int) -> Callable[[Upcaster], Upcaster]:
-        """Register how `data` of that version becomes `data` of the next, as a decorator.
+        """Register, as a decorator, how the `data` of a version becomes that of the next.
 
         Raises:
             DeclarationError: the version is not below this class's, or has an upcaster already.
@@ -98,11 +98,11 @@ _fill_slot = vars(Message)["_identity"].__set__
 
 
 def encode_data(message: Message) -> bytes:
-    """The message as JSON, as it stands in the `data` of an envelope.
+    """Write a message as JSON, as it stands in the `data` of an envelope.
 
     Raises:
-        MalformedPayloadError: it has no JSON form, or one that its own class can't read, such as null for NaN: every
-            consumer would refuse it.
+        MalformedPayloadError: the message has no JSON form, or one that its own class can't read, such as null for NaN:
+            every consumer would refuse it.
     """
     try:
         data = message.__pydantic_serializer__.to_json(message, by_alias=True)
@@ -122,9 +122,9 @@ def encode_data(message: Message) -> bytes:
 
 
 class Event(Message):
-    """Something that happened, told to whoever wants to know.
+    """A fact that is published to every service that wants to know it.
 
-    Declared as `class UserCreated(Event, type="user.created", version=1, key="user_id")`. The type has lower-case
+    It is declared as `class UserCreated(Event, type="user.created", version=1, key="user_id")`. The type has lower-case
     words with dots between them, the thing first; the version changes only on a breaking change; `key` names the field
     whose value keeps events in order. A class without a `type` is a base for others.
     """
@@ -144,7 +144,7 @@ class Event(Message):
         """Check the declaration, now that the fields are known, and register it.
 
         Raises:
-            DeclarationError: naming what contradicts what.
+            DeclarationError: the declaration contradicts itself; the message names both sides.
         """
         if not cls.message_type:
             return
@@ -162,7 +162,7 @@ class Event(Message):
 
 
 class Command(Message):
-    """Work for exactly one queue: `class SendWelcomeEmail(Command, queue="email_tasks")`.
+    """A request for work by exactly one queue: `class SendWelcomeEmail(Command, queue="email_tasks")`.
 
     Its type on the wire is `command.` and the class's name in snake case, unless `type` says otherwise.
     """
@@ -182,7 +182,7 @@ class Command(Message):
         """Check the declaration and register it.
 
         Raises:
-            DeclarationError: naming what contradicts what.
+            DeclarationError: the declaration contradicts itself; the message names both sides.
         """
         if not cls.queue:
             return
@@ -196,7 +196,7 @@ class Command(Message):
 
 
 class EventRegistry:
-    """The event and command types that this process knows, by type and version."""
+    """The types of events and commands that this process knows, by type and version."""
 
     def __init__(self) -> None:
         self._types: dict[str, dict[int, type[Message]]] = {}
@@ -207,7 +207,7 @@ class EventRegistry:
         return f"EventRegistry({sorted(self._types)})"
 
     def __iter__(self) -> Iterator[type[Message]]:
-        """Every registered class, by type and then version."""
+        """Iterate over every registered class, by type and then version."""
         for message_type in sorted(self._types):
             versions = self._types[message_type]
             yield from (versions[version] for version in sorted(versions))
@@ -235,25 +235,25 @@ class EventRegistry:
         """Register the step from one version to the next.
 
         Raises:
-            DeclarationError: that step exists.
+            DeclarationError: the step has an upcaster already.
         """
         if (message_type, from_version) in self._upcasters:
             raise DeclarationError(f"{message_type!r} has an upcaster from version {from_version} already")
         self._upcasters[message_type, from_version] = upcaster
 
     def newest(self, message_type: str) -> type[Message] | None:
-        """The class with the highest version of that type, if any."""
+        """Return the class with the highest version of a type, if any."""
         return self._newest.get(message_type)
 
     def upcast_versions(self, message: type[Message]) -> list[int]:
-        """The older versions that upcasters bring to that class, ascending."""
+        """Return the older versions that upcasters bring to a class, ascending."""
         oldest = newest = message.message_version
         while (message.message_type, oldest - 1) in self._upcasters:
             oldest -= 1
         return list(range(oldest, newest))
 
     def resolve(self, message_type: str, version: int) -> tuple[type[Message], tuple[Upcaster, ...]]:
-        """The class that a message of this version becomes, and the upcasters that bring it there.
+        """Return the class that a message of a version becomes, and the upcasters that bring it there.
 
         Upcasters are followed as far as they go; the class declared for the version reached is the answer.
 

@@ -28,15 +28,15 @@ __all__ = ["EventEnvelope", "decode_envelope", "encode_message"]
 
 
 class EventEnvelope[DataT: Message](BaseModel):
-    """A message as it travels: who said it, when, on whose behalf, and the data itself.
+    """A message as it travels: its sender, its time, its user, and the data itself.
 
     Attributes:
-        event_type: `user.created`.
+        event_type: the type, such as `user.created`.
         event_id: the event's identity; consumers count it once.
         timestamp: when it happened; written in UTC with milliseconds.
-        service: who said so.
+        service: the name of the service that sent it.
         request_id: the request that caused it.
-        user_id: on whose behalf; always written, read as null where absent.
+        user_id: the user on whose behalf it happened; always written, read as null where absent.
         data: the event or command itself.
         version: the schema version of `data`; left out on the wire when it is 1.
         causation_id: the id of the event that this one answers, if any.
@@ -64,7 +64,7 @@ class EventEnvelope[DataT: Message](BaseModel):
 
         Args:
             message: the event or command.
-            service: the name of the service that says so.
+            service: the name of the sending service.
             causation_id: the id of the event that this one answers.
         """
         context = current()
@@ -89,11 +89,11 @@ class EventEnvelope[DataT: Message](BaseModel):
             return str(self.event_id)
 
     def keep_original_id(self, original_id: str) -> None:
-        """Remember the id of the CloudEvent that this has been."""
+        """Remember the id of the CloudEvent that this was read from."""
         _fill_original_id(self, original_id)
 
     def encode(self) -> bytes:
-        """The wire form, in UTF-8.
+        """Write the envelope as JSON in UTF-8.
 
         Raises:
             MalformedPayloadError: the data holds something that has no JSON form.
@@ -115,12 +115,12 @@ _fill_original_id = vars(EventEnvelope)["_original_id"].__set__
 
 
 def encode_message(message: Message, *, service: str, context: RequestContext) -> bytes:
-    """The wire form of a message in its envelope, in UTF-8, without making the envelope: what a publisher needs.
+    """Write a message in its envelope as JSON in UTF-8 without making the envelope, as a publisher needs it.
 
     Args:
         message: the event or command.
-        service: the name of the service that says so.
-        context: whose request id and user id it carries.
+        service: the name of the sending service.
+        context: gives the request id and the user id.
 
     Raises:
         MalformedPayloadError: the data holds something that has no JSON form.
@@ -173,34 +173,34 @@ def _encode(
 def decode_envelope(
     body: bytes, *, registry: EventRegistry = default_registry, limit_bytes: int = MAX_MESSAGE_BYTES
 ) -> EventEnvelope[Any]:
-    """The envelope in those bytes, its data brought to the newest version that this process can reach.
+    """Read an envelope, and bring its data to the newest version that this process can reach.
 
     Whatever the bytes are, nothing but `PayloadError` comes out.
 
     Args:
         body: UTF-8 JSON.
         registry: the types to choose from.
-        limit_bytes: refuse more, before parsing.
+        limit_bytes: the largest body; more is refused before parsing.
 
     Raises:
-        PayloadTooLargeError: over the limit.
-        MalformedPayloadError: not JSON, not an envelope, or data of another shape.
-        UnknownEventTypeError: no such type here.
-        UnknownEventVersionError: no such version here.
+        PayloadTooLargeError: the body is over the limit.
+        MalformedPayloadError: the body is not JSON, not an envelope, or has data of another shape.
+        UnknownEventTypeError: this process has no such type.
+        UnknownEventVersionError: this process has no such version.
     """
     return read_envelope(peek_object(body, limit_bytes=limit_bytes), body, registry=registry)
 
 
 def read_envelope(wire: Mapping[str, Any], body: bytes, *, registry: EventRegistry) -> EventEnvelope[Any]:
-    """The envelope with those members.
+    """Make an envelope of its members.
 
     Args:
-        wire: by `peek_object`: type and version decide which class the data becomes.
+        wire: the members from `peek_object`; type and version decide which class the data becomes.
         body: the same as JSON, from which the data is read, with numbers to their last digit.
         registry: the types to choose from.
 
     Raises:
-        PayloadError: as `decode_envelope`.
+        PayloadError: the members can't be read, as for `decode_envelope`.
     """
     message_type, version = _head(wire)
     message, steps = registry.resolve(message_type, version)
@@ -223,7 +223,7 @@ def read_envelope(wire: Mapping[str, Any], body: bytes, *, registry: EventRegist
 
 @cache
 def _envelope_class(message: type[Message]) -> type[EventEnvelope[Any]]:
-    """`EventEnvelope[message]`, without asking pydantic each time."""
+    """Return `EventEnvelope[message]`, without asking pydantic each time."""
     return EventEnvelope[message]  # type: ignore[valid-type]
 
 

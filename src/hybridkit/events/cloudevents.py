@@ -63,7 +63,7 @@ STRUCTURED_MEDIA_TYPE: Final = "application/cloudevents+json"
 HEADER_PREFIX: Final = "cloudEvents_"
 _MEDIA_TYPES: Final = "application/cloudevents"
 _PREFIXES: Final = ("cloudevents_", "cloudevents:", "ce-", "ce_")
-"""In any case: a bridge from HTTP, where names have none, may write `Ce-Id`."""
+"""Header names match in any case: a bridge from HTTP, where names have none, may write `Ce-Id`."""
 
 _NAMES: Final = {
     "type": "event_type",
@@ -87,10 +87,10 @@ class Wire(NamedTuple):
     """A message that was looked at, in the form of an envelope.
 
     Attributes:
-        members: of the envelope.
+        members: the members of the envelope.
         body: the same as JSON.
-        original_id: of a CloudEvent, the `id` as its source gave it; None for an envelope.
-        is_timed: whether it says itself when it happened.
+        original_id: the `id` that the source of a CloudEvent gave it; None for an envelope.
+        is_timed: whether the message itself has the time at which it happened.
     """
 
     members: dict[str, Any]
@@ -100,19 +100,19 @@ class Wire(NamedTuple):
 
 
 def to_structured(envelope: EventEnvelope[Any]) -> bytes:
-    """The envelope as one CloudEvents JSON object."""
+    """Write an envelope as one CloudEvents JSON object."""
     attributes, data = _taken_apart(envelope)
     return to_json({**attributes, "datacontenttype": "application/json", "data": data})
 
 
 def to_binary(envelope: EventEnvelope[Any]) -> tuple[dict[str, str], bytes]:
-    """The envelope as message headers (`cloudEvents_type`, …) and a body that holds the data alone."""
+    """Write an envelope as message headers (`cloudEvents_type`, …) and a body that has the data alone."""
     attributes, data = _taken_apart(envelope)
     return {f"{HEADER_PREFIX}{name}": str(value) for name, value in attributes.items()}, encode_json(data)
 
 
 def is_cloudevent(body: bytes, headers: Mapping[str, object], *, content_type: str | None = None) -> bool:
-    """Whether this message is a CloudEvent in either mode: by its content type or headers, else by its own members."""
+    """Return whether a message is a CloudEvent in either mode: by its content type or headers, else by its members."""
     if _mode(headers, content_type) is not None:
         return True
     try:
@@ -129,10 +129,11 @@ def decode_message(
     registry: EventRegistry = default_registry,
     limit_bytes: int = MAX_MESSAGE_BYTES,
 ) -> EventEnvelope[Any]:
-    """The envelope in that message, or the one that its CloudEvent makes.
+    """Read a message: an envelope, or a CloudEvent as an envelope.
 
     Raises:
-        PayloadError: as `hybridkit.events.decode_envelope`, and nothing else whatever the bytes are.
+        PayloadError: the message can't be read, as for `hybridkit.events.decode_envelope`; whatever the bytes are,
+            nothing else is raised.
     """
     mode = _mode(headers, content_type)
     if mode is None:
@@ -150,12 +151,12 @@ def decode_cloudevent(
     registry: EventRegistry = default_registry,
     limit_bytes: int = MAX_MESSAGE_BYTES,
 ) -> EventEnvelope[Any]:
-    """The envelope in that CloudEvent: binary mode where the headers carry its attributes, else structured.
+    """Read a CloudEvent as an envelope: in binary mode where the headers carry its attributes, else in structured mode.
 
     A `requestid` is optional in a CloudEvent from outside; without one the event's own id stands in.
 
     Raises:
-        PayloadError: as `hybridkit.events.decode_envelope`.
+        PayloadError: the message can't be read, as for `hybridkit.events.decode_envelope`.
     """
     mode = _mode(headers or {}, content_type) or "structured"
     return _envelope(_read(mode, body, headers or {}, limit_bytes), registry)
@@ -173,7 +174,7 @@ def read_wire(
     The properties are asked first: the data of an event may have members of any name.
 
     Raises:
-        PayloadError: it is no object of JSON, or a CloudEvent that can't be read.
+        PayloadError: the body is no JSON object, or a CloudEvent that can't be read.
     """
     mode = _mode(headers, content_type)
     if mode is not None:
@@ -190,10 +191,10 @@ def _envelope(wire: Wire, registry: EventRegistry) -> EventEnvelope[Any]:
 
 
 def _mode(headers: Mapping[str, object], content_type: str | None) -> _Mode | None:
-    """By what a message says of itself.
+    """Return the mode that a message's properties name, or None.
 
     Raises:
-        MalformedPayloadError: a form of CloudEvents that is not read here.
+        MalformedPayloadError: they name a form of CloudEvents that is not read here.
     """
     media_type = (content_type or "").partition(";")[0].strip().lower()
     if media_type == STRUCTURED_MEDIA_TYPE:
@@ -249,7 +250,7 @@ def _of_structured(members: Mapping[str, Any], headers: Mapping[str, object]) ->
 def _with_fragment(
     attributes: Mapping[str, Any], data: bytes, headers: Mapping[str, object], limit_bytes: int
 ) -> Wire:
-    """With data that is JSON already, which goes on byte by byte; null is no data, in this form too."""
+    """Make an envelope around data that is JSON already and goes on byte by byte; null is no data, in this form too."""
     members = _members(attributes, headers)
     parsed = decode_json(data or b"{}", limit_bytes=limit_bytes)
     if not data or parsed is None:
@@ -259,10 +260,10 @@ def _with_fragment(
 
 
 def _members(attributes: Mapping[str, Any], headers: Mapping[str, object]) -> dict[str, Any]:
-    """The envelope's members but the data.
+    """Return the envelope's members except the data.
 
     Raises:
-        MalformedPayloadError: what makes a CloudEvent is missing.
+        MalformedPayloadError: an attribute that a CloudEvent must have is missing.
     """
     if attributes.get("specversion") != "1.0":
         raise _not_a_cloudevent("specversion", "1.0 is required")
@@ -293,7 +294,7 @@ def _members(attributes: Mapping[str, Any], headers: Mapping[str, object]) -> di
 
 
 def _first_read_at(headers: Mapping[str, object]) -> datetime | None:
-    """When an earlier reader has read it, where its copy says so."""
+    """Return when an earlier reader has read the message, where its copy says so."""
     try:
         return truncate_timestamp(datetime.fromisoformat(str(headers.get(FIRST_READ_AT))))
     except ValueError:
@@ -301,7 +302,7 @@ def _first_read_at(headers: Mapping[str, object]) -> datetime | None:
 
 
 def _event_id(source: str, original_id: str) -> str:
-    """One for each source and id; of a UUID the canonical text alone, as others are other ids."""
+    """Derive one event id for each source and id; a UUID in its canonical text is its own."""
     if _is_uuid(original_id) and str(UUID(original_id)) == original_id:
         return original_id
     return str(derived_id(f"cloudevent {source}", original_id))
@@ -316,7 +317,7 @@ def _is_uuid(value: object) -> bool:
 
 
 def _text(name: str, value: object) -> str:
-    """An attribute in a header, which has the AMQP type that its writer chose."""
+    """Read an attribute of a header, which has the AMQP type that its writer chose."""
     match value:
         case str():
             return value
@@ -333,7 +334,7 @@ def _text(name: str, value: object) -> str:
 
 
 def _taken_apart(envelope: EventEnvelope[Any]) -> tuple[dict[str, Any], Any]:
-    """Its attributes, and its data."""
+    """Split an envelope into its attributes and its data."""
     wire = decode_object(envelope.encode())
     data = wire.pop("data")
     named = {name: wire[member] for name, member in _NAMES.items() if wire.get(member) is not None}

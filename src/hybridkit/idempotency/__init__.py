@@ -1,4 +1,4 @@
-"""One piece of work runs once, however often it arrives: a record per key in Redis, with a lease and an outcome.
+"""Run one piece of work once, however often it arrives: a record per key in Redis, with a lease and an outcome.
 
 ```python
 async with guard.claim("orders:order:42", body) as claim:

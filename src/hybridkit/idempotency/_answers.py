@@ -1,4 +1,4 @@
-"""What the guard answers: closed sets of frozen values, made for `match`."""
+"""The answers of the guard: closed sets of frozen values, made for `match`."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -21,7 +21,7 @@ __all__ = [
 
 
 class RedisDown(StrEnum):
-    """What a guard does while Redis doesn't answer."""
+    """The behaviour of a guard while Redis doesn't answer."""
 
     DURABLE = "durable"
     """Run anyway: every effect is a write through a data service, where the derived keys still protect it."""
@@ -37,23 +37,24 @@ class Outcome(StrEnum):
     """How a piece of work ended."""
 
     COMPLETED = "C"
-    """Done. Every later call gets the stored result."""
+    """The work is done. Every later call gets the stored result."""
 
     FAILED = "F"
-    """Given up for good, for example dead-lettered. Every later call is told so."""
+    """The work is given up for good, for example dead-lettered. Every later call is told so."""
 
     RELEASED = "R"
-    """Not done; the next call may run it at once."""
+    """The work is not done; the next call may run it at once."""
 
     FORGOTTEN = "X"
-    """Not even begun, such as a request that is refused before its work: as if nobody had asked."""
+    """The work was not even begun, as for a request that is refused before it: as if the key had never been asked for.
+    """
 
 
 class Finish(StrEnum):
-    """What became of the outcome that was reported."""
+    """The answer to `IdempotencyGuard.finish`."""
 
     OK = "OK"
-    """Recorded."""
+    """The outcome is recorded."""
 
     ALREADY = "ALREADY"
     """This holder had finished before, and nothing changed: the answer to a repeated call."""
@@ -65,11 +66,12 @@ class Finish(StrEnum):
     """There was no record to release: Redis has lost it, or it expired."""
 
     RECREATED = "RECREATED"
-    """There was no record any more; a new one holds the outcome."""
+    """There was no record any more; a new one has the outcome."""
 
     UNRECORDED = "UNRECORDED"
     """Redis did not answer. What was done stays done; the record, if any, says `in progress` until its lease ends, or
-    until Redis answers again: it is told once more in the background."""
+    until Redis answers again: the outcome is sent once more in the background.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +80,13 @@ class Acquired:
 
     Attributes:
         key: the claim's key, `context:entity:id`.
-        token: says whose it is; unique per call of `begin`.
-        fence: counts acquisitions of this key, from 1. A later holder has a greater one. 0 when unguarded.
-        taken_over: an earlier holder's lease ran out: it crashed, or it is frozen.
+        token: identifies the holder; unique for each call of `begin`.
+        fence: counts the acquisitions of this key, from 1. A later holder has a greater one. 0 when unguarded.
+        taken_over: whether an earlier holder's lease ran out: it crashed, or it is frozen.
         guarded: False when Redis did not answer and the guard continues without it (`RedisDown.DURABLE`).
-        fingerprint: of the payload.
+        fingerprint: the fingerprint of the payload.
         takeovers: how many holders of this key have ended in that way so far.
-        asked_at: when this was asked for, by `time.monotonic()`: the lease is not older than that. None when unguarded.
+        asked_at: the `time.monotonic()` of the question; the lease is not older than that. None when unguarded.
     """
 
     key: str
@@ -99,10 +101,10 @@ class Acquired:
 
 @dataclass(frozen=True, slots=True)
 class InProgress:
-    """Another holder is at it.
+    """Another holder does the work now.
 
     Attributes:
-        retry_after_ms: until its lease ends, unless it renews.
+        retry_after_ms: the time until its lease ends, unless it renews.
     """
 
     retry_after_ms: int
@@ -110,7 +112,7 @@ class InProgress:
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """Done before.
+    """The work was done before.
 
     Attributes:
         body: the stored result as JSON; None when it was over the limit and therefore not kept.
@@ -126,17 +128,17 @@ class Completed:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """Given up for good before.
+    """The work was given up for good before.
 
     Attributes:
-        body: what was stored about it, as JSON; None when that was over the limit.
+        body: the stored reason as JSON; None when it was over the limit.
     """
 
     body: bytes | None
 
     @property
     def result(self) -> Any:
-        """What was stored, decoded; None also when it was not kept."""
+        """The stored reason, decoded; None also when it was not kept."""
         return None if self.body is None else decode_json(self.body)
 
 

@@ -1,4 +1,4 @@
-"""A claim that is asked for somewhere inside of a block, and finished before the block ends."""
+"""A claim that begins somewhere inside a block, and is finished before the block ends."""
 
 from typing import TYPE_CHECKING, Any, Final, assert_never
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 __all__ = ["Attempt", "error_for", "refuse_lost"]
 
 SOON_SECONDS: Final = 1.0
-"""When to ask again for work that somebody is at."""
+"""The seconds after which to ask again for work that another holder does."""
 
 
 class Attempt:
-    """What `IdempotencyGuard.attempt` gives to its block."""
+    """The value of an `IdempotencyGuard.attempt` block."""
 
     def __init__(self, guard: "IdempotencyGuard") -> None:
         self._guard = guard
@@ -32,19 +32,19 @@ class Attempt:
         self._is_finished = False
 
     async def begin(self, key: str, payload: Any, *, wait_seconds: float = 0.5) -> Completed | None:
-        """Ask for the work: None when it is the block's to do, what is left of it when it was done before.
+        """Ask for the work, and return None where it is the block's to do, or its outcome where it was done before.
 
         Args:
             key: `context:entity:id`.
-            payload: what makes it the same request: anything with a JSON form, or bytes.
+            payload: the values that make it the same request: anything with a JSON form, or bytes.
             wait_seconds: how long to wait for another holder.
 
         Raises:
-            InProgressError: another holder is still at it.
+            InProgressError: another holder still does the work.
             KeyReusedError: the key came back with another payload.
-            RejectedError: it failed for good before, or too many holders died on it.
+            RejectedError: the work failed for good before, or too many holders died on it.
             UnavailableError: Redis is down, and `when_down` refuses.
-            MisuseError: it has asked before.
+            MisuseError: the block has asked before.
         """
         if self._acquired is not None:
             raise MisuseError("an attempt asks for one key, once")
@@ -72,7 +72,7 @@ class Attempt:
             result: anything with a JSON form, kept up to 32 KiB.
 
         Raises:
-            ClaimLostError: it is done, but another holder had taken it over.
+            ClaimLostError: the work is done, but another holder had taken it over.
         """
         if self._acquired is None or self._is_finished:
             return
@@ -82,7 +82,7 @@ class Attempt:
             refuse_lost(self._acquired)
 
     async def give_back(self) -> None:
-        """Release what was begun and not finished."""
+        """Release the work that was begun and not finished."""
         await self.finish(Outcome.RELEASED)
 
     def __repr__(self) -> str:
@@ -90,18 +90,18 @@ class Attempt:
 
 
 def refuse_lost(acquired: Acquired) -> None:
-    """The end of work that another holder has taken over.
+    """Fail the end of work that another holder has taken over.
 
     Raises:
-        ClaimLostError: unless it was unguarded, and so never had the key: then another holder is no surprise, and no
-            harm to its writes.
+        ClaimLostError: the claim was guarded. An unguarded one never had the key: another holder is no surprise then,
+            and does no harm to its writes.
     """
     if acquired.guarded:
         raise ClaimLostError("the claim was taken over by another holder before it ended")
 
 
 def error_for(answer: InProgress | Failed | Mismatch | Exhausted) -> Exception:
-    """That refusal as an error. It never names the key: who asks may be somebody else than who chose it."""
+    """Make an error of a refusal. It never names the key: the caller may be another one than who chose it."""
     match answer:
         case InProgress(retry_after_ms):
             # The lease is how long it takes at most, if the holder is dead; most work is done much sooner.

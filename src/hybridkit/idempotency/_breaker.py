@@ -11,10 +11,10 @@ COOLDOWN_SECONDS: Final = 1.0
 
 
 class Breaker:
-    """Open after three failures in a row; then one call per second tries, and a success closes it again.
+    """A breaker that opens after three failures in a row; one call per second tries then, and a success closes it.
 
     Args:
-        clock: seconds that never go back; for tests.
+        clock: gives seconds that never go back; for tests.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -28,7 +28,7 @@ class Breaker:
         return self._failures >= FAILURES_TO_OPEN
 
     def allows(self) -> bool:
-        """Whether to make the call. While open, the caller that gets True tries on behalf of all."""
+        """Return whether to make the call; while open, the caller that gets True tries on behalf of all."""
         if not self.is_open:
             return True
         now = self._clock()
@@ -38,13 +38,13 @@ class Breaker:
         return True
 
     def succeeded(self) -> bool:
-        """Note that Redis answered; True when this closes the breaker."""
+        """Note that Redis answered, and return whether this closes the breaker."""
         was_open = self.is_open
         self._failures = 0
         return was_open
 
     def failed(self) -> bool:
-        """Note that Redis did not answer; True when this opens the breaker."""
+        """Note that Redis did not answer, and return whether this opens the breaker."""
         was_open = self.is_open
         self._failures += 1
         self._next_try = self._clock() + COOLDOWN_SECONDS

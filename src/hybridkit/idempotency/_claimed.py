@@ -1,4 +1,4 @@
-"""What `IdempotencyGuard.claim` gives to its block."""
+"""The value of an `IdempotencyGuard.claim` block."""
 
 from typing import Any
 
@@ -10,11 +10,11 @@ __all__ = ["Claimed"]
 
 
 class Claimed:
-    """Either the work is the block's to do, or it was done before; `done` tells.
+    """A claim: the work is the block's to do, or `done` says that it was done before.
 
     Attributes:
         key: `context:entity:id`.
-        body: the result as JSON: the stored one when `done` (None when it was too large to keep), else what
+        body: the result as JSON: the stored one when `done` (None when it was too large to keep), else the one that
             `set_result` has left.
     """
 
@@ -26,7 +26,7 @@ class Claimed:
 
     @property
     def done(self) -> bool:
-        """Someone has completed this before: leave the block with `result`."""
+        """Whether the work was completed before: leave the block with `result` then."""
         self._looked = True
         return self._before is not None
 
@@ -37,10 +37,10 @@ class Claimed:
         return None if self._before is None else self._before.result
 
     def set_result(self, value: Any) -> None:
-        """Store this when the block ends without an error; kept up to 32 KiB.
+        """Store a result when the block ends without an error; it is kept up to 32 KiB.
 
         Raises:
-            MalformedPayloadError: it has no JSON form.
+            MalformedPayloadError: the result has no JSON form.
             MisuseError: the work was done before, and has its result.
         """
         if self._before is not None:

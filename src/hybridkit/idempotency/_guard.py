@@ -1,4 +1,4 @@
-"""The guard: one piece of work runs once, however often it is asked for.
+"""The guard: a piece of work runs once, however often it is asked for.
 
 `begin` asks for the work, `hold` keeps its lease while it runs, `finish` records how it ended; a consumer uses these
 three. `claim` puts them together for everyone else.
@@ -45,7 +45,7 @@ from hybridkit.observability import metrics
 __all__ = ["MAX_RESULT_BYTES", "IdempotencyGuard"]
 
 MAX_RESULT_BYTES: Final = 32 * 1024
-"""A larger result isn't kept: the record then says "done" without it."""
+"""The largest result that is kept; without it, the record only says that the work is done."""
 
 _POLL_SECONDS: Final = 0.05
 _OUTCOMES: Final = {
@@ -58,23 +58,23 @@ _OUTCOMES: Final = {
 
 
 class IdempotencyGuard:
-    """Keeps one record per key in Redis: who is working on it until when, or how it ended.
+    """One record per key in Redis: it has the holder and the end of its lease, or the outcome.
 
     The guarantee: effectively once for writes through a data service; at least once for everything else (a mail sent
     just before a crash may be sent again).
 
     Args:
         redis: a client from `connect_redis`; the guard doesn't close it.
-        when_down: what to do while Redis doesn't answer.
+        when_down: the behaviour while Redis doesn't answer.
         lease_seconds: how long a holder may go without renewing before another takes over.
         retention_seconds: how long an outcome is remembered. It has to be longer than the work can come back: at
             least twice the retry policy's total delay.
         max_takeovers: how many holders may die before the work is given up.
-        key_prefix: goes before every key in Redis.
+        key_prefix: the prefix of every key in Redis.
         timeout_seconds: how long one question to Redis may take.
 
     Raises:
-        DeclarationError: a lease that is not shorter than the retention, or a number that can't be.
+        DeclarationError: the lease is not shorter than the retention, or a number is out of its range.
     """
 
     def __init__(
@@ -108,23 +108,23 @@ class IdempotencyGuard:
 
     @asynccontextmanager
     async def claim(self, key: str, payload: Any, *, wait_seconds: float = 0.5) -> AsyncGenerator[Claimed]:
-        """Run the block once per key; when it was completed before, `done` says so and the block must not repeat it.
+        """Run the block once per key; `done` says that the work was completed before and must not be repeated.
 
         The block runs with `hybridkit.context` bound to the claim. An error, or a cancellation, releases the key for
         the next try.
 
         Args:
             key: `context:entity:id`.
-            payload: what makes it the same request: anything with a JSON form, or bytes.
+            payload: the values that make it the same request: anything with a JSON form, or bytes.
             wait_seconds: how long to wait for another holder.
 
         Raises:
-            InProgressError: another holder is still at it.
+            InProgressError: another holder still does the work.
             KeyReusedError: the key came back with another payload.
-            RejectedError: it failed for good before, or too many holders died on it.
+            RejectedError: the work failed for good before, or too many holders died on it.
             ClaimLostError: another holder has taken over; the block was cancelled.
             UnavailableError: Redis is down, and `when_down` refuses.
-            MisuseError: the block ended without looking at `done` although it was.
+            MisuseError: the block ended without looking at `done`, although the work was done.
         """
         match await self.begin(key, payload, wait_seconds=wait_seconds):
             case Acquired() as acquired:
@@ -148,7 +148,7 @@ class IdempotencyGuard:
     def idempotent[**P, T](
         self, *, key: Callable[P, str], payload: Callable[P, Any], wait_seconds: float = 0.5
     ) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Awaitable[T]]]:
-        """The decorator form of `claim`: a repeated call gets the stored result, read as the annotated return type.
+        """Decorate a function with `claim`: a repeated call gets the stored result, read as the annotated return type.
 
         Args:
             key: makes the key from the function's arguments.
@@ -177,13 +177,14 @@ class IdempotencyGuard:
 
     @asynccontextmanager
     async def attempt(self) -> AsyncGenerator[Attempt]:
-        """A block that asks for a key somewhere inside of it, and may have finished long before it ends.
+        """Open a block that asks for a key somewhere inside, and may have finished long before it ends.
 
         The lease is renewed from `Attempt.begin` to `Attempt.finish`, which other tasks may call than the block's.
-        What was begun and not finished is released at the end.
+        Work that was begun and not finished is released at the end.
 
         Raises:
-            ClaimLostError: as `hold`; the block was cancelled.
+            ClaimLostError: another holder has taken over, or Redis did not answer for a whole lease, as for `hold`; the
+                block was cancelled.
         """
         attempt = Attempt(self)
         try:
@@ -201,8 +202,8 @@ class IdempotencyGuard:
 
         Args:
             key: `context:entity:id`; `claim_key` makes one from parts that others choose.
-            payload: what makes it the same work; for an event its type, version and data, without timestamp and
-                request id.
+            payload: the values that make it the same work; for an event its type, version and data, without timestamp
+                and request id.
             wait_seconds: how long to wait for another holder before answering `InProgress`.
 
         Raises:
@@ -245,12 +246,11 @@ class IdempotencyGuard:
     async def finish(self, acquired: Acquired, outcome: Outcome, result: Any = None) -> Finish:
         """Record how the work ended. Redis being down is an answer here, not an error: see `Finish.UNRECORDED`.
 
-        What Redis doesn't confirm it is told again until it does, as long as this process lives.
-
-        Goes through even when the caller is cancelled meanwhile.
+        An outcome that Redis doesn't confirm is sent again until it does, as long as this process lives. It is recorded
+        even when the caller is cancelled meanwhile.
 
         Args:
-            acquired: what `begin` gave.
+            acquired: the answer of `begin`.
             outcome: completed, failed for good, released for another try, or forgotten.
             result: anything with a JSON form, kept up to 32 KiB; not for a release.
 
@@ -261,7 +261,7 @@ class IdempotencyGuard:
         return await self._finish(acquired, outcome, encode_json(result) if kept else None)
 
     async def renew(self, acquired: Acquired) -> bool:
-        """Extend the lease from now; False when another holder has it. `hold` does it by itself.
+        """Extend the lease from now, and return False when another holder has it. `hold` does it by itself.
 
         Raises:
             UnavailableError: Redis did not answer.

@@ -1,4 +1,4 @@
-"""Keys and fingerprints: what counts as the same work, and as the same payload."""
+"""Keys and fingerprints: they decide which work is the same, and which payload."""
 
 import hashlib
 import re
@@ -15,29 +15,29 @@ _WORD: Final = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 
 
 def claim_key(context: str, entity: str, *identity: object) -> str:
-    """The key `context:entity:id`, whatever comes in: for parts that other systems choose.
+    """Make a key `context:entity:id` of parts that other systems choose, whatever they are.
 
     Characters outside the syntax are percent-encoded, and an id that gets too long is replaced by its SHA-256. Equal
     parts give equal keys, different parts different ones.
 
     Args:
-        context: what kind of work, for example the consumer's queue, or `http`. It has few values: it is also the
+        context: the kind of work, for example the consumer's queue, or `http`. It has few values: it is also the
             `scope` of the guard's metric.
-        entity: whose, for example the service that sent an event, or the user.
-        identity: which one; several parts are joined with `:`.
+        entity: the owner, for example the service that sent an event, or the user.
+        identity: the id; several parts are joined with `:`.
     """
     parts = ":".join(quote(str(part), safe="") for part in identity)
     return f"{_word(context)}:{_word(entity)}:{parts if 0 < len(parts) <= MAX_ID_CHARS else _digest(parts)}"
 
 
 def check_key(key: str) -> str:
-    """The key itself, when it has the syntax `context:entity:id`.
+    """Return a key that has the syntax `context:entity:id`.
 
     Context and entity are up to 100 characters out of `A-Z a-z 0-9 _ . -`; the id is up to 300 printable ASCII
     characters without spaces.
 
     Raises:
-        ValueError: it has not.
+        ValueError: the key does not have three such parts.
     """
     if not _KEY.fullmatch(key):
         raise ValueError(
@@ -48,7 +48,7 @@ def check_key(key: str) -> str:
 
 
 def fingerprint(payload: Any) -> str:
-    """32 hexadecimal characters that are equal for equal payloads.
+    """Hash a payload to 32 hexadecimal characters that are equal for equal payloads.
 
     Args:
         payload: bytes as they are; anything else by its JSON form, in which the order of members doesn't count.

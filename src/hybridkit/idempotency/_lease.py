@@ -1,4 +1,4 @@
-"""Keeping a lease while a block runs, and stopping the block when the lease is lost."""
+"""Keep a lease while a block runs, and stop the block when the lease is lost."""
 
 import asyncio
 import time
@@ -11,23 +11,25 @@ from hybridkit.errors import ClaimLostError, UnavailableError
 __all__ = ["LeaseKeeper"]
 
 SAFE_PART: Final = 0.9
-"""Of a lease, before it counts as lost without news from Redis: time for the last question and for stopping."""
+"""The part of a lease after which it counts as lost without news from Redis: the rest is for the last question and for
+stopping.
+"""
 
 
 class LeaseKeeper:
-    """Renews every third of the lease while its `async with` block runs.
+    """A block that renews its lease every third of it.
 
     When another holder has the lease, the block is cancelled and leaves with `ClaimLostError` (the same bookkeeping as
     in `asyncio.timeout`, so that a cancellation from outside stays one).
 
     Args:
-        renew: extends the lease; False when another holder has it, `UnavailableError` when nobody knows.
+        renew: extends the lease; False when another holder has it, `UnavailableError` when Redis doesn't answer.
         lease_seconds: how long a lease lasts from its renewal.
         may_outlive: whether the block goes on when the lease could not be renewed in time; for work that two holders
             may do at once without harm.
         since: when the lease was asked for, by the clock; None for now. A block that would begin after its end, because
             the process was frozen in between, begins only if it can be renewed.
-        clock: seconds that never go back; for tests.
+        clock: gives seconds that never go back; for tests.
     """
 
     def __init__(
@@ -47,7 +49,7 @@ class LeaseKeeper:
         self._lost: str | None = None
 
     async def __aenter__(self) -> Self:
-        """Begin.
+        """Begin to renew.
 
         Raises:
             ClaimLostError: the lease was over before the block could begin.
@@ -83,7 +85,7 @@ class LeaseKeeper:
         self._body.cancel()
 
     async def _ask(self, safe_until: float) -> float:
-        """Renew it once; until when it is safe then."""
+        """Renew the lease once, and return the time until which it is safe then."""
         asked_at = self._clock()
         try:
             if await self._renew():
@@ -106,7 +108,7 @@ class LeaseKeeper:
 
 
 async def _pending_cancellation() -> asyncio.CancelledError | None:
-    """The cancellation that the task was sent after its last await, if any: absorbed here, or it would hit later."""
+    """Absorb the cancellation that the task was sent after its last await, if any: it would hit later otherwise."""
     try:
         await asyncio.sleep(0)
     except asyncio.CancelledError as pending:

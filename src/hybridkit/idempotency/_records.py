@@ -1,4 +1,4 @@
-"""Questions to Redis that are bounded in time and end in one of two ways: an answer, or `UnavailableError`."""
+"""Ask Redis within bounds: a question ends in time, with an answer or with `UnavailableError`."""
 
 import asyncio
 from typing import Any, cast
@@ -22,15 +22,15 @@ type Argument = str | bytes | int
 
 
 class Records:
-    """Runs the scripts, each in a task of its own.
+    """The records in Redis, and the scripts that change them, each in a task of its own.
 
-    A caller that is cancelled doesn't stop a script half-way: what was asked gets its answer, and the connection stays
+    A caller that is cancelled doesn't stop a script half-way: the question gets its answer, and the connection stays
     usable.
 
     Args:
-        redis: whose time limits may be longer than ours.
-        key_prefix: goes before every key.
-        timeout_seconds: for one script, connecting included.
+        redis: the client, whose time limits may be longer than ours.
+        key_prefix: the prefix of every key.
+        timeout_seconds: the time for one script, connecting included.
     """
 
     def __init__(self, redis: Redis, *, key_prefix: str, timeout_seconds: float) -> None:
@@ -49,7 +49,7 @@ class Records:
         self._running.keep(task)
 
     async def ask(self, script: Script, key: str, *arguments: Argument) -> list[Any]:
-        """The script's answer: text first, the rest as it came.
+        """Run a script and return its answer: text first, the rest as it came.
 
         Raises:
             UnavailableError: Redis did not answer, or refuses to run the script (out of memory).
@@ -57,7 +57,7 @@ class Records:
         return await self.answer(self.start(script, key, *arguments))
 
     async def answer(self, task: asyncio.Task[Any]) -> list[Any]:
-        """As `ask`, for a script that was started already."""
+        """Wait for the answer of a script that was started, as `ask` does."""
         # wait() returns at its time even if the driver were to sit on a cancellation, which wait_for() would await.
         await asyncio.wait({task}, timeout=self._timeout_seconds)
         if not task.done():
@@ -99,6 +99,6 @@ def _words(error: RedisError) -> str:
 
 
 def _as_list(reply: Any) -> list[Any]:
-    """Text or bytes, one value or several, depending on the script and on the client's `decode_responses`."""
+    """Convert a reply to a list: it is text or bytes, one value or several, by the script and the client's settings."""
     first, *rest = cast("list[Any]", reply) if isinstance(reply, list) else [reply]
     return [first.decode() if isinstance(first, bytes) else first, *rest]

@@ -159,7 +159,7 @@ return answer
 
 
 class Script:
-    """A Lua script that Redis knows by its SHA-1, and is sent again after it has forgotten it."""
+    """A Lua script that Redis knows by its SHA-1, and that is sent again after Redis has forgotten it."""
 
     __slots__ = ("name", "sha", "text")
 
@@ -169,7 +169,7 @@ class Script:
         self.sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
     async def run(self, redis: Redis, key: str, *arguments: str | bytes | int) -> Any:
-        """The script's answer; one round trip, two when Redis has been restarted since."""
+        """Run the script and return its answer: one round trip, two when Redis has been restarted since."""
         try:
             return await redis.evalsha(self.sha, 1, key, *arguments)
         except NoScriptError:

@@ -1,4 +1,4 @@
-"""What Redis was told and has not confirmed."""
+"""Outcomes that Redis was sent and has not confirmed."""
 
 import asyncio
 from typing import Final
@@ -11,14 +11,14 @@ from hybridkit.idempotency._scripts import FINISH
 __all__ = ["Unsettled"]
 
 MAX_UNSETTLED: Final = 1000
-"""Of up to 32 KiB each. The oldest go first: their leases end soonest."""
+"""The most outcomes that are kept, of up to 32 KiB each. The oldest go first: their leases end soonest."""
 
 
 class Unsettled:
-    """Tells Redis again how claims ended: one try a second while it is away, then all that has gathered.
+    """The sender of unconfirmed outcomes: one try a second while Redis is away, then all that have gathered.
 
-    Until then such a claim looks held, and after its lease like one whose holder died. Each end carries its holder's
-    token, so telling it twice or late changes nothing.
+    Until then such a claim looks held, and after its lease like one whose holder died. Each outcome carries its
+    holder's token, so sending it twice or late changes nothing.
 
     Args:
         records: asks Redis.
@@ -30,7 +30,7 @@ class Unsettled:
         self._telling: asyncio.Task[None] | None = None
 
     def add(self, key: str, token: Argument, *arguments: Argument) -> None:
-        """Have that end of a claim told, with the arguments of `FINISH`."""
+        """Keep an outcome, with the arguments of `FINISH`, until Redis confirms it."""
         self._ends[key, token] = (token, *arguments)
         if len(self._ends) > MAX_UNSETTLED:
             del self._ends[next(iter(self._ends))]

@@ -1,4 +1,4 @@
-"""What events and commands look like, for people and programs without this code, and whether a change breaks them.
+"""Describe events and commands for people and programs without this code, and check whether a change breaks them.
 
 ```python
 document = event_schemas()                  # after importing the modules that declare events
@@ -23,15 +23,15 @@ has to hold in both directions, as services are deployed one after another and m
 | type or version removed | **refused** | read |
 | version replaced by a newer one with an upcaster | read | wait for their deployment |
 
-What refuses is breaking: raise the version and add an upcaster. Keywords of JSON Schema that are not understood have to
-stay as they are.
+A change that makes a message refused is breaking: raise the version and add an upcaster. Keywords of JSON Schema that
+are not understood have to stay as they are.
 
 https://json-schema.org/draft/2020-12
 https://www.asyncapi.com/docs/reference/specification/v3.0.0
 """
 
 from hybridkit.events.schemas._asyncapi import asyncapi_document
-from hybridkit.events.schemas._differences import Difference, check
+from hybridkit.events.schemas._differences import SchemaDifference, check
 from hybridkit.events.schemas._json_schemas import Schema, event_schemas, to_json
 
-__all__ = ["Difference", "Schema", "asyncapi_document", "check", "event_schemas", "to_json"]
+__all__ = ["Schema", "SchemaDifference", "asyncapi_document", "check", "event_schemas", "to_json"]

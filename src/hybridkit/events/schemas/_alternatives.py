@@ -12,7 +12,7 @@ from hybridkit._syntax import unescape_token
 from hybridkit.errors import MalformedPayloadError
 from hybridkit.events.schemas._json_schemas import Schema
 
-__all__ = ["Branch", "branches", "canonical", "constraints", "follow", "same", "summary"]
+__all__ = ["Alternative", "alternatives_of", "canonical", "constraints", "follow", "same", "summary"]
 
 MAX_REFERENCES: Final = 100
 
@@ -36,12 +36,12 @@ _MAPS: Final = frozenset({"properties", "patternProperties", "dependentSchemas",
 
 
 @dataclass(frozen=True, slots=True)
-class Branch:
+class Alternative:
     """One alternative, with `const` or at most one `type`.
 
     Attributes:
-        keywords: what it demands, without annotations.
-        origin: which place of the document it comes from; recursive schemas come by there again.
+        keywords: its demands, without annotations.
+        origin: the place of the document that it comes from; recursive schemas come by there again.
     """
 
     keywords: Schema
@@ -58,24 +58,24 @@ class Branch:
         return "const" in self.keywords
 
 
-def branches(schema: Any, document: Schema) -> list[Branch]:
-    """The alternatives of a schema; none for `false`.
+def alternatives_of(schema: Any, document: Schema) -> list[Alternative]:
+    """List the alternatives of a schema; none for `false`.
 
     Args:
         schema: a part of the document.
-        document: where its references point to.
+        document: the document that its references point into.
 
     Raises:
-        MalformedPayloadError: it is no schema, or a reference leads nowhere or in a circle.
+        MalformedPayloadError: the part is no schema, or a reference leads nowhere or in a circle.
     """
-    return list(_branches(schema, document, MAX_REFERENCES))
+    return list(_alternatives_of(schema, document, MAX_REFERENCES))
 
 
 def constraints(schema: Any) -> Schema:
-    """A schema without what explains and does not demand.
+    """Return a schema without the keywords that explain and do not demand.
 
     Raises:
-        MalformedPayloadError: it is no schema.
+        MalformedPayloadError: the value is no schema.
     """
     if schema is True:
         return {}
@@ -90,10 +90,10 @@ def constraints(schema: Any) -> Schema:
 
 
 def follow(reference: str, document: Schema) -> Any:
-    """What a reference within the document points to (RFC 6901).
+    """Return the value that a reference within the document points to (RFC 6901).
 
     Raises:
-        MalformedPayloadError: nothing is there.
+        MalformedPayloadError: the document has no value there.
     """
     place: Any = document
     path, _, pointer = reference.partition("#/")
@@ -106,12 +106,12 @@ def follow(reference: str, document: Schema) -> Any:
 
 
 def canonical(value: Any, document: Schema, *, names: bool = False, depth: int = MAX_REFERENCES) -> Any:
-    """What a keyword demands, with references replaced by what they point to, to be compared as it is.
+    """Return the value of a keyword with references replaced by their targets, so that two can be compared.
 
     Args:
         value: the keyword's value.
-        document: where its references point to.
-        names: its members are names, as those of `properties`, and no keywords.
+        document: the document that its references point into.
+        names: whether its members are names, as those of `properties`, and no keywords.
         depth: how many references to follow.
     """
     if isinstance(value, list):
@@ -131,23 +131,23 @@ def canonical(value: Any, document: Schema, *, names: bool = False, depth: int =
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two JSON values are equal; `1` and `true` are not."""
+    """Return whether two JSON values are equal; `1` and `true` are not."""
     return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
-def summary(alternatives: Iterable[Branch]) -> str:
-    """What the alternatives allow, in a few words: `integer or null`, `"red", "blue"`."""
+def summary(alternatives: Iterable[Alternative]) -> str:
+    """Describe the alternatives in a few words: `integer or null`, `"red", "blue"`."""
     constants: list[str] = []
     types: list[str] = []
-    for branch in alternatives:
-        if branch.is_constant:
-            constants.append(json.dumps(branch.keywords["const"]))
+    for alternative in alternatives:
+        if alternative.is_constant:
+            constants.append(json.dumps(alternative.keywords["const"]))
         else:
-            types.append(branch.type or "anything")
+            types.append(alternative.type or "anything")
     return " or ".join(dict.fromkeys([*([", ".join(constants)] if constants else []), *types])) or "nothing"
 
 
-def _branches(schema: Any, document: Schema, references: int) -> Iterator[Branch]:
+def _alternatives_of(schema: Any, document: Schema, references: int) -> Iterator[Alternative]:
     if schema is False:
         return
     keywords = constraints(schema)
@@ -155,30 +155,35 @@ def _branches(schema: Any, document: Schema, references: int) -> Iterator[Branch
         if not references:
             raise MalformedPayloadError(f"the reference {keywords['$ref']!r} leads in a circle")
         target = follow(keywords.pop("$ref"), document)
-        yield from (_with(branch, keywords) for branch in _branches(target, document, references - 1))
+        yield from (
+            _with(alternative, keywords) for alternative in _alternatives_of(target, document, references - 1)
+        )
         return
     for union in ("anyOf", "oneOf"):
         if union in keywords:
             options = keywords.pop(union)
             for option in options:
-                yield from (_with(branch, keywords) for branch in _branches(option, document, references))
+                yield from (
+                    _with(alternative, keywords)
+                    for alternative in _alternatives_of(option, document, references)
+                )
             return
     origin = id(schema)
     if "enum" in keywords:
         values = keywords.pop("enum")
-        yield from (Branch({**keywords, "const": value}, origin) for value in values)
+        yield from (Alternative({**keywords, "const": value}, origin) for value in values)
     elif isinstance(kinds := keywords.get("type"), list):
-        yield from (Branch({**keywords, "type": kind}, origin) for kind in cast("list[str]", kinds))
+        yield from (Alternative({**keywords, "type": kind}, origin) for kind in cast("list[str]", kinds))
     else:
-        yield Branch(keywords, origin)
+        yield Alternative(keywords, origin)
 
 
-def _with(branch: Branch, more: Schema) -> Branch:
-    """The branch with what was demanded beside the reference or union; what both demand differently is kept aside."""
+def _with(alternative: Alternative, more: Schema) -> Alternative:
+    """Add the demands beside a reference or union to an alternative; keywords with two values are kept aside."""
     if not more:
-        return branch
-    keywords = {**more, **branch.keywords}
+        return alternative
+    keywords = {**more, **alternative.keywords}
     aside = {name: value for name, value in more.items() if not same(value, keywords[name])}
     if aside:
         keywords["allOf"] = [aside, *keywords.get("allOf", [])]
-    return Branch(keywords, branch.origin)
+    return Alternative(keywords, alternative.origin)

@@ -31,12 +31,12 @@ def asyncapi_document(
     sends: Iterable[type[Message]] = (),
     receives: Mapping[str, Iterable[type[Message]]] | None = None,
 ) -> Schema:
-    """What that service says and hears: a channel per event type and per queue of commands.
+    """Describe what a service sends and receives: a channel per event type and per queue of commands.
 
     Args:
         registry: the types to describe.
-        service: its name, the document's title.
-        version: of the service's contract.
+        service: the service's name, which is the document's title.
+        version: the version of the service's contract.
         sends: the messages that it publishes or sends; the registry can't know them.
         receives: the messages that its consumers handle, by the consumer's name.
 
@@ -72,7 +72,7 @@ def _channels(registry: EventRegistry) -> dict[str, Schema]:
 
 
 def _channel_name(message: type[Message]) -> str:
-    """A queue may have the name of an event type, so the kind is part of the name."""
+    """Return the name of a message's channel with its kind, as a queue may have the name of an event type."""
     if issubclass(message, Command):
         return f"queue.{message.queue}"
     return f"event.{message.message_type}"

@@ -1,4 +1,4 @@
-"""What changed between two documents, and whom it breaks.
+"""Compare two documents: list each change, and say which side it breaks.
 
 Producers and consumers are deployed one after another, in either order, and messages wait in queues meanwhile. So a
 change within one version has to hold in both directions: new code reads old messages, and old code reads new ones.
@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from hybridkit.errors import MalformedPayloadError
-from hybridkit.events.schemas._alternatives import Branch, branches, same
+from hybridkit.events.schemas._alternatives import Alternative, alternatives_of, same
 from hybridkit.events.schemas._incompatibilities import Comparison, below
 from hybridkit.events.schemas._json_schemas import MARK, Schema, to_json
 
-__all__ = ["Difference", "check"]
+__all__ = ["SchemaDifference", "check"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Difference:
+class SchemaDifference:
     """One change of one version of an event or command.
 
     Attributes:
@@ -56,8 +56,8 @@ class Difference:
         return f"{place}: {self.change}; {' and '.join(broken)}; {self.advice}"
 
 
-def check(old: Schema, new: Schema) -> list[Difference]:
-    """Compare two documents, each from `event_schemas` or `asyncapi_document`; the breaking differences first.
+def check(old: Schema, new: Schema) -> list[SchemaDifference]:
+    """Compare two documents, each from `event_schemas` or `asyncapi_document`; the breaking differences come first.
 
     Args:
         old: the document as it was released.
@@ -67,11 +67,11 @@ def check(old: Schema, new: Schema) -> list[Difference]:
         MalformedPayloadError: one of them is no such document.
     """
     before, after = _Document(old), _Document(new)
-    found: list[Difference] = []
+    found: list[SchemaDifference] = []
     for key, was in before.messages.items():
         found += _gone(*key, after) if key not in after.messages else _changed(was, before, after)
     for event_type, version in after.messages.keys() - before.messages.keys():
-        found.append(Difference(event_type=event_type, version=version, pointer="", change="added"))
+        found.append(SchemaDifference(event_type=event_type, version=version, pointer="", change="added"))
     return sorted(found, key=lambda each: (not each.breaking, each.event_type, each.version, each.pointer))
 
 
@@ -93,7 +93,7 @@ class _Document:
             )
 
     def reads(self, event_type: str, version: int) -> int | None:
-        """The version that a message of that version becomes here; None where it can't be read."""
+        """Return the version that a message of a version becomes here; None where it can't be read."""
         for (known_type, known), schema in self.messages.items():
             if known_type == event_type and (version == known or version in schema[MARK].get("reads", ())):
                 return known
@@ -112,7 +112,7 @@ def _definitions(document: Schema) -> Any:
 
 
 def _objects(value: Any) -> dict[str, Any]:
-    """The members of a JSON object; of anything else none."""
+    """Return the members of a JSON object; none of anything else."""
     return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
@@ -124,11 +124,11 @@ def _key(mark: Any) -> tuple[str, int]:
             raise MalformedPayloadError(f"{MARK} of an envelope has a type and a version")
 
 
-def _gone(event_type: str, version: int, after: _Document) -> Iterator[Difference]:
+def _gone(event_type: str, version: int, after: _Document) -> Iterator[SchemaDifference]:
     reached = after.reads(event_type, version)
     if reached is not None:
         change = f"replaced by version {reached}, which an upcaster makes of it"
-        yield Difference(event_type=event_type, version=version, pointer="", change=change)
+        yield SchemaDifference(event_type=event_type, version=version, pointer="", change=change)
         return
     newest = max(after.versions(event_type), default=None)
     advice = (
@@ -136,7 +136,7 @@ def _gone(event_type: str, version: int, after: _Document) -> Iterator[Differenc
         if newest is None
         else f"add an upcaster from version {version} to the class of version {newest}"
     )
-    yield Difference(
+    yield SchemaDifference(
         event_type=event_type,
         version=version,
         pointer="",
@@ -146,12 +146,14 @@ def _gone(event_type: str, version: int, after: _Document) -> Iterator[Differenc
     )
 
 
-def _changed(was: Schema, before: _Document, after: _Document) -> Iterator[Difference]:
+def _changed(was: Schema, before: _Document, after: _Document) -> Iterator[SchemaDifference]:
     event_type, version = _key(was[MARK])
     now = after.messages[event_type, version]
 
-    def difference(pointer: str, change: str, **more: Any) -> Difference:
-        return Difference(event_type=event_type, version=version, pointer=pointer, change=change, **more)
+    def difference(pointer: str, change: str, **more: Any) -> SchemaDifference:
+        return SchemaDifference(
+            event_type=event_type, version=version, pointer=pointer, change=change, **more
+        )
 
     raised = f"raise the version to {max(after.versions(event_type)) + 1} and add an upcaster from {version}"
     for name in ("key", "queue"):
@@ -169,12 +171,12 @@ def _changed(was: Schema, before: _Document, after: _Document) -> Iterator[Diffe
             advice = f"keep the upcaster from version {lost} until no queue holds such messages"
             yield difference("", change, breaks_old_messages=True, advice=advice)
     refused = {
-        (misfit.pointer, misfit.keyword): (misfit.written, misfit.read)
-        for misfit in Comparison(before.root, after.root).misfits(was, now)
+        (incompatibility.pointer, incompatibility.keyword): (incompatibility.written, incompatibility.read)
+        for incompatibility in Comparison(before.root, after.root).incompatibilities(was, now)
     }
     refusing = {
-        (misfit.pointer, misfit.keyword): (misfit.read, misfit.written)
-        for misfit in Comparison(after.root, before.root).misfits(now, was)
+        (incompatibility.pointer, incompatibility.keyword): (incompatibility.read, incompatibility.written)
+        for incompatibility in Comparison(after.root, before.root).incompatibilities(now, was)
     }
     for place, values in {**refusing, **refused}.items():
         pointer, keyword = place
@@ -212,7 +214,7 @@ def _change(keyword: str, old: Any, new: Any) -> str:
 
 
 def _way_out(keyword: str, old: Any, new: Any) -> str:
-    """What can be done within the same version."""
+    """Say what can be done within the same version."""
     match keyword, old, new:
         case "required", _, "required":
             return "give it a default"
@@ -228,15 +230,15 @@ def _told(value: Any) -> str:
 
 @dataclass(slots=True)
 class _Notes:
-    """What changed without breaking anything: optional fields that came or went, and defaults."""
+    """Changes that break nothing: optional fields that were added or removed, and defaults."""
 
     old: Schema
     new: Schema
     _seen: set[tuple[int, int]] = field(default_factory=set[tuple[int, int]])
 
     def between(self, was: Any, now: Any, pointer: str = "") -> Iterator[tuple[str, str]]:
-        """Pointers and sentences."""
-        old, new = _fields(branches(was, self.old)), _fields(branches(now, self.new))
+        """Yield a pointer and a sentence for each change."""
+        old, new = _fields(alternatives_of(was, self.old)), _fields(alternatives_of(now, self.new))
         if old is None or new is None or (old.origin, new.origin) in self._seen:
             return
         self._seen.add((old.origin, new.origin))
@@ -258,7 +260,7 @@ class _Notes:
             yield pointer, f"the default was {json.dumps(old['default'])}, is {json.dumps(new['default'])}"
 
 
-def _fields(alternatives: Iterable[Branch]) -> Branch | None:
-    """The one alternative that has fields; None for none or several."""
-    found = [branch for branch in alternatives if "properties" in branch.keywords]
+def _fields(alternatives: Iterable[Alternative]) -> Alternative | None:
+    """Return the one alternative that has fields; None for none or several."""
+    found = [alternative for alternative in alternatives if "properties" in alternative.keywords]
     return found[0] if len(found) == 1 else None

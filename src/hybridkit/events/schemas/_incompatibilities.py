@@ -1,8 +1,8 @@
-"""Whether everything that one schema allows to be written can be read by another one, and where not.
+"""Decide whether a reader of one schema can read everything that a writer of another one may write, and name where not.
 
 Reading is as pydantic reads: members that the reader doesn't declare are ignored, unless it forbids them. A writer
-writes the members that its schema declares, and others only where `additionalProperties` says which. What can't be
-decided here must be equal on both sides, so that nothing passes for readable that isn't.
+writes the members that its schema declares, and others only where `additionalProperties` says which. Keywords that
+can't be decided here must be equal on both sides, so that nothing passes for readable that isn't.
 """
 
 import math
@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 from hybridkit._syntax import escape_token
-from hybridkit.events.schemas._alternatives import Branch, branches, canonical, same, summary
+from hybridkit.events.schemas._alternatives import Alternative, alternatives_of, canonical, same, summary
 from hybridkit.events.schemas._json_schemas import Schema
 
-__all__ = ["Comparison", "Misfit", "below"]
+__all__ = ["Comparison", "Incompatibility", "below"]
 
 _AT_LEAST: Final = ("minLength", "minItems", "minProperties")
 _AT_MOST: Final = ("maxLength", "maxItems", "maxProperties")
@@ -40,14 +40,14 @@ _DECIDED: Final = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Misfit:
-    """A reason why what is written may be refused.
+class Incompatibility:
+    """A reason why a written message may be refused.
 
     Attributes:
-        pointer: where in the message, as an RFC 6901 JSON pointer; `*` stands for every element or member.
-        keyword: of JSON Schema; `enum` also for constants.
-        written: what the writer's schema says about it; for `required` one of `required`, `optional`, `absent`.
-        read: what the reader's schema says.
+        pointer: the place in the message, as an RFC 6901 JSON pointer; `*` stands for every element or member.
+        keyword: the keyword of JSON Schema; `enum` also for constants.
+        written: the keyword's value in the writer's schema; for `required` one of `required`, `optional`, `absent`.
+        read: the keyword's value in the reader's schema.
     """
 
     pointer: str
@@ -58,39 +58,39 @@ class Misfit:
 
 @dataclass(slots=True)
 class Comparison:
-    """What the messages of one document are to the readers of another one.
+    """The comparison of a writer's document with a reader's.
 
     Attributes:
         writer: the document that the written schema's references point into.
-        reader: that of the read one's.
+        reader: the document that the read schema's references point into.
     """
 
     writer: Schema
     reader: Schema
     _under_way: set[tuple[int, int]] = field(default_factory=set[tuple[int, int]], repr=False)
 
-    def misfits(self, written: Any, read: Any, pointer: str = "") -> list[Misfit]:
-        """Why messages of the first schema may be refused by a reader of the second one; empty if none can be.
+    def incompatibilities(self, written: Any, read: Any, pointer: str = "") -> list[Incompatibility]:
+        """List the reasons why messages of the first schema may be refused by a reader of the second one.
 
         Raises:
             MalformedPayloadError: one of them is no schema.
         """
-        writable, readable = branches(written, self.writer), branches(read, self.reader)
-        found: list[Misfit] = []
-        for branch in writable:
-            attempts = [self._between(branch, other, pointer) for other in readable]
+        writable, readable = alternatives_of(written, self.writer), alternatives_of(read, self.reader)
+        found: list[Incompatibility] = []
+        for alternative in writable:
+            attempts = [self._between(alternative, other, pointer) for other in readable]
             if [] in attempts:
                 continue
             meant = [
                 attempt
                 for attempt, other in zip(attempts, readable, strict=True)
-                if not branch.is_constant and not other.is_constant and branch.type == other.type
+                if not alternative.is_constant and not other.is_constant and alternative.type == other.type
             ]
             closest = min(meant, key=len, default=[_other_kind(writable, readable, pointer)])
-            found += [misfit for misfit in closest if misfit not in found]
+            found += [incompatibility for incompatibility in closest if incompatibility not in found]
         return found
 
-    def _between(self, written: Branch, read: Branch, pointer: str) -> list[Misfit]:
+    def _between(self, written: Alternative, read: Alternative, pointer: str) -> list[Incompatibility]:
         if written.is_constant or read.is_constant:
             fits = _takes_constant(written.keywords, read.keywords)
             return [] if fits else [_other_kind([written], [read], pointer)]
@@ -111,8 +111,8 @@ class Comparison:
             self._under_way.remove(pair)
         return found
 
-    def _undecided(self, written: Schema, read: Schema, pointer: str) -> Iterator[Misfit]:
-        """Keywords that have to be the same: `pattern`, `format`, and whatever else there may be."""
+    def _undecided(self, written: Schema, read: Schema, pointer: str) -> Iterator[Incompatibility]:
+        """Yield the keywords that have to be the same and aren't: `pattern`, `format`, and unknown ones."""
         names = {
             *read,
             *({"patternProperties"} & {*written}),
@@ -123,9 +123,9 @@ class Comparison:
                 for side, document in ((written, self.writer), (read, self.reader))
             )
             if not same(theirs, ours):
-                yield Misfit(pointer, name, written.get(name), read.get(name))
+                yield Incompatibility(pointer, name, written.get(name), read.get(name))
 
-    def _members(self, written: Schema, read: Schema, pointer: str) -> Iterator[Misfit]:
+    def _members(self, written: Schema, read: Schema, pointer: str) -> Iterator[Incompatibility]:
         writes, reads = written.get("properties", {}), read.get("properties", {})
         others = written.get(
             "additionalProperties", False
@@ -134,23 +134,23 @@ class Comparison:
         always = {*written.get("required", ())}
         for name in sorted({*read.get("required", ())} - always):
             state = "optional" if name in writes or others is not False else "absent"
-            yield Misfit(below(pointer, name), "required", state, "required")
+            yield Incompatibility(below(pointer, name), "required", state, "required")
         for name in sorted(writes):
             place = below(pointer, name)
             if name not in reads and other_reads is False:
-                yield Misfit(place, "additionalProperties", "written", "forbidden")
+                yield Incompatibility(place, "additionalProperties", "written", "forbidden")
             else:
-                yield from self.misfits(writes[name], reads.get(name, other_reads), place)
+                yield from self.incompatibilities(writes[name], reads.get(name, other_reads), place)
         if others is False:
             return
         for name in sorted({*reads} - {*writes}):
-            yield from self.misfits(others, reads[name], below(pointer, name))
-        yield from self.misfits(others, other_reads, below(pointer, "*"))
+            yield from self.incompatibilities(others, reads[name], below(pointer, name))
+        yield from self.incompatibilities(others, other_reads, below(pointer, "*"))
         if "propertyNames" in read:
             names = written.get("propertyNames", {})
-            yield from self.misfits(_text(names), _text(read["propertyNames"]), below(pointer, "*"))
+            yield from self.incompatibilities(_text(names), _text(read["propertyNames"]), below(pointer, "*"))
 
-    def _elements(self, written: Schema, read: Schema, pointer: str) -> Iterator[Misfit]:
+    def _elements(self, written: Schema, read: Schema, pointer: str) -> Iterator[Incompatibility]:
         writes, reads = written.get("prefixItems", []), read.get("prefixItems", [])
         most = written.get("maxItems", math.inf)
         known = max(len(writes), len(reads))
@@ -159,18 +159,20 @@ class Comparison:
                 prefix[index] if index < len(prefix) else side.get("items", True)
                 for prefix, side in ((writes, written), (reads, read))
             )
-            yield from self.misfits(theirs, ours, below(pointer, str(index)))
+            yield from self.incompatibilities(theirs, ours, below(pointer, str(index)))
         if most > known:
-            yield from self.misfits(written.get("items", True), read.get("items", True), below(pointer, "*"))
+            yield from self.incompatibilities(
+                written.get("items", True), read.get("items", True), below(pointer, "*")
+            )
 
 
-def _other_kind(written: list[Branch], read: list[Branch], pointer: str) -> Misfit:
-    keyword = "enum" if any(branch.is_constant for branch in (*written, *read)) else "type"
-    return Misfit(pointer, keyword, summary(written), summary(read))
+def _other_kind(written: list[Alternative], read: list[Alternative], pointer: str) -> Incompatibility:
+    keyword = "enum" if any(alternative.is_constant for alternative in (*written, *read)) else "type"
+    return Incompatibility(pointer, keyword, summary(written), summary(read))
 
 
 def _takes_constant(written: Schema, read: Schema) -> bool:
-    """Whether a reader takes the one value that is written."""
+    """Return whether a reader takes the one value that is written."""
     if "const" in read:
         return "const" in written and same(written["const"], read["const"])
     value = written["const"]
@@ -216,15 +218,17 @@ def _matches(pattern: str, value: str) -> bool:
         return False
 
 
-def _limits(written: Schema, read: Schema, pointer: str) -> Iterator[Misfit]:
-    """The limits of the reader that what is written may go beyond."""
+def _limits(written: Schema, read: Schema, pointer: str) -> Iterator[Incompatibility]:
+    """Yield the limits of the reader that a written value may go beyond."""
 
-    def misfit(keyword: str) -> Misfit:
-        return Misfit(pointer, keyword, written.get(keyword), read.get(keyword))
+    def incompatibility(keyword: str) -> Incompatibility:
+        return Incompatibility(pointer, keyword, written.get(keyword), read.get(keyword))
 
-    yield from (misfit(keyword) for keyword in _AT_LEAST if written.get(keyword, 0) < read.get(keyword, 0))
     yield from (
-        misfit(keyword)
+        incompatibility(keyword) for keyword in _AT_LEAST if written.get(keyword, 0) < read.get(keyword, 0)
+    )
+    yield from (
+        incompatibility(keyword)
         for keyword in _AT_MOST
         if written.get(keyword, math.inf) > read.get(keyword, math.inf)
     )
@@ -234,14 +238,14 @@ def _limits(written: Schema, read: Schema, pointer: str) -> Iterator[Misfit]:
     ):
         theirs, ours = (_bound(side, inclusive, exclusive, sign) for side in (written, read))
         if theirs < ours:
-            yield misfit(exclusive if ours[1] and exclusive in read else inclusive)
+            yield incompatibility(exclusive if ours[1] and exclusive in read else inclusive)
     step = read.get("multipleOf")
     if step is not None and not _is_multiple(written.get("multipleOf"), step):
-        yield misfit("multipleOf")
+        yield incompatibility("multipleOf")
 
 
 def _bound(schema: Schema, inclusive: str, exclusive: str, sign: int) -> tuple[float, bool]:
-    """The stricter of both bounds, the greater the stricter, whichever side it is on."""
+    """Return the stricter of both bounds: the greater, whichever side it is on."""
     return max(
         (sign * schema[inclusive] if inclusive in schema else -math.inf, False),
         (sign * schema[exclusive] if exclusive in schema else -math.inf, exclusive in schema),
@@ -253,12 +257,12 @@ def _is_multiple(number: float | None, step: float) -> bool:
 
 
 def _text(schema: Any) -> Any:
-    """The schema of a member's name, which is a text in any case."""
+    """Return the schema of a member's name, which is a text in any case."""
     if not isinstance(schema, dict) or "$ref" in schema:
         return cast("Any", schema)
     return {"type": "string", **cast("Schema", schema)}
 
 
 def below(pointer: str, name: str) -> str:
-    """The pointer to that member (RFC 6901)."""
+    """Extend a pointer by a member's name (RFC 6901)."""
     return f"{pointer}/{escape_token(name)}"

@@ -1,4 +1,4 @@
-"""JSON Schemas (draft 2020-12) of registered messages: of the data, and of the envelope around it.
+"""Make JSON Schemas (draft 2020-12) of registered messages: of the data, and of the envelope around it.
 
 Each message has names of its own in a document, so that a new one changes nothing about the others:
 
@@ -29,7 +29,8 @@ type Schema = dict[str, Any]
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 MARK: Final = "x-hybridkit"
-"""On each envelope's schema: type, version, the key or the queue, and the versions that upcasters bring to it."""
+"""The keyword on each envelope's schema: type, version, key or queue, and the versions that upcasters bring to it.
+"""
 
 _DESCRIPTIONS: Final = {
     "event_id": "The event's identity: consumers count it once.",
@@ -43,7 +44,7 @@ _DESCRIPTIONS: Final = {
 
 
 def event_schemas(registry: EventRegistry = default_registry) -> Schema:
-    """One document with a schema for every registered type and version; an envelope is valid if it fits one of them.
+    """Make a document with a schema for every registered type and version; a valid envelope fits one of them.
 
     The schemas describe what readers accept. What `EventEnvelope.encode` writes is within it, and more regular:
     fields with a default are always there.
@@ -60,19 +61,19 @@ def event_schemas(registry: EventRegistry = default_registry) -> Schema:
 
 
 def to_json(document: Schema) -> bytes:
-    """The document as a file to be committed: indented, keys sorted, so that equal documents have equal bytes."""
+    """Write a document for a file to be committed: indented, keys sorted, so that equal documents have equal bytes."""
     return json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n"
 
 
 def envelope_schemas(registry: EventRegistry, *, prefix: str) -> dict[str, Schema]:
-    """The schemas of all messages by their names.
+    """Make the schemas of all messages, by their names.
 
     Args:
         registry: the types to describe.
-        prefix: what a reference to a name begins with, as `#/$defs/`.
+        prefix: the beginning of a reference to a name, such as `#/$defs/`.
 
     Raises:
-        DeclarationError: as `event_schemas`.
+        DeclarationError: nothing is registered, or a field's type has no JSON Schema.
     """
     schemas: dict[str, Schema] = {}
     for message in registry:
@@ -83,7 +84,7 @@ def envelope_schemas(registry: EventRegistry, *, prefix: str) -> dict[str, Schem
 
 
 def schema_name(message: type[Message]) -> str:
-    """The name of that type and version in a document: `user.created.v2`."""
+    """Return the name of a type and version in a document: `user.created.v2`."""
     return f"{message.message_type}.v{message.message_version}"
 
 
@@ -91,24 +92,24 @@ class _Generator(GenerateJsonSchema):
     """Pydantic's generator, without what would change the file for no reason."""
 
     def emit_warning(self, kind: JsonSchemaWarningKind, detail: str) -> None:
-        """Nothing: a default without a JSON form, for example, is left out."""
+        """Do nothing: a default without a JSON form, for example, is left out."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
-        """Never: a title made from the field's name says nothing new."""
+        """Leave titles out: one that is made from the field's name says nothing new."""
         del schema
         return False
 
     def tagged_union_schema(self, schema: core_schema.TaggedUnionSchema) -> JsonSchemaValue:
-        """Without OpenAPI's `discriminator`, which AsyncAPI spells otherwise; the tags are constants in any case."""
+        """Leave out OpenAPI's `discriminator`, which AsyncAPI spells otherwise; the tags are constants in any case."""
         union = super().tagged_union_schema(schema)
         union.pop("discriminator", None)
         return union
 
     def decimal_schema(self, schema: core_schema.DecimalSchema) -> JsonSchemaValue:
-        """A number or a text; the text's pattern differs between versions of pydantic, so it has a format instead."""
-        branches = super().decimal_schema(schema)
+        """Describe a decimal as a number or a text with a format, as pydantic's pattern differs between versions."""
+        alternatives = super().decimal_schema(schema)
         text = {"type": "string", "format": "decimal"}
-        numbers = [branch for branch in branches["anyOf"] if branch["type"] != "string"]
+        numbers = [alternative for alternative in alternatives["anyOf"] if alternative["type"] != "string"]
         return {"anyOf": [*numbers, text]}
 
 
@@ -128,7 +129,7 @@ def _schemas_of(message: type[Message], registry: EventRegistry, prefix: str) ->
 
 
 def _envelope(message: type[Message], registry: EventRegistry, data: str) -> Schema:
-    """The envelope's own schema, with what this type and version settles."""
+    """Make the envelope's own schema, with what its type and version settle."""
     general = EventEnvelope[Message].model_json_schema(schema_generator=_Generator)
     properties: dict[str, Schema] = {
         name: {**schema, **_described(name)} for name, schema in general["properties"].items()
@@ -165,7 +166,7 @@ def _mark(message: type[Message], registry: EventRegistry) -> Schema:
 
 
 def _sorted(schema: Schema) -> Schema:
-    """With the names of required fields in a stable order."""
+    """Put the names of required fields into a stable order."""
     if "required" in schema:
         schema["required"] = sorted(schema["required"])
     return schema
