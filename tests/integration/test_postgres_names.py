@@ -25,7 +25,7 @@ pytestmark = pytest.mark.real_server
 OURS = (
     "anon_1", "body", "c0", "c1", "etag_", "event", "excluded", "expires_at", "fingerprint", "found", "free", "given",
     "hk", "hk_found", "hk_found_", "hk_given", "hk_given_", "hk_row", "hk_row_", "hk_target", "hk_wanted",
-    "hk_wanted_", "is_free", "kept", "key", "known", "lane", "lanes", "line", "made", "n", "number", "numbered",
+    "hk_wanted_", "is_free", "kept", "key", "key_lock", "known", "line", "locks", "made", "n", "number", "numbered",
     "ordered", "p", "param_1", "place", "position", "r", "results", "sent", "shown", "taken", "v0", "wanted",
 )  # fmt: skip
 """What our statements call things, and near it."""

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import func, select
 
 from hybridkit.dataservice._postgres import _keys, _writer
-from hybridkit.dataservice._postgres._create_statement import SingleCreate
+from hybridkit.dataservice._postgres._create_statement import CreateStatement
 from hybridkit.dataservice._postgres._driver import _pool
 from hybridkit.dataservice._postgres._driver._connection import connect
 from hybridkit.errors import ConflictError, DeadlinePassedError, UnavailableError
@@ -257,7 +257,7 @@ async def proxied(postgres_url: str, service: Any, run_service: Any) -> AsyncIte
 
 def before_commit(monkeypatch: pytest.MonkeyPatch, action: Any) -> None:
     """Have something happen when all is written and the commit comes next, or a statement that commits itself; once."""
-    record_key, write_single = _keys.record_key, SingleCreate.write
+    record_key, write_by_statement = _keys.record_key, CreateStatement.write
 
     async def record(*arguments: Any) -> None:
         await record_key(*arguments)
@@ -265,15 +265,15 @@ def before_commit(monkeypatch: pytest.MonkeyPatch, action: Any) -> None:
 
     async def write(*arguments: Any) -> Any:
         act()
-        return await write_single(*arguments)
+        return await write_by_statement(*arguments)
 
     def act() -> None:
         monkeypatch.setattr(_writer, "record_key", record_key)
-        monkeypatch.setattr(SingleCreate, "write", write_single)
+        monkeypatch.setattr(CreateStatement, "write", write_by_statement)
         action()
 
     monkeypatch.setattr(_writer, "record_key", record)
-    monkeypatch.setattr(SingleCreate, "write", write)
+    monkeypatch.setattr(CreateStatement, "write", write)
 
 
 WRITES = [("POST", "/v1/items"), ("PUT", PATH)]

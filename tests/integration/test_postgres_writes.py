@@ -535,7 +535,7 @@ async def test_a_create_with_its_events_is_one_statement(
         events[2].event_id,
         events[3].event_id,
     ]
-    assert "SingleCreate(1 " in repr(write.store._writer._single)
+    assert "CreateStatement(1 " in repr(write.store._writer._create_statement)
 
 
 async def test_a_lost_race_of_a_single_statement_is_a_replay(
@@ -544,17 +544,17 @@ async def test_a_lost_race_of_a_single_statement_is_a_replay(
     """Its snapshot is older than the lock and misses the key's row, which another replica has written meanwhile."""
     made = note("pen")
     first = await write(made, key="k")
-    single = write.store._writer._single
-    write_single = single.write
+    statement = write.store._writer._create_statement
+    write_by_statement = statement.write
 
     async def blind(asked: Write) -> Any:
         await write.rows("UPDATE hk_keys SET key = 'hidden' WHERE key = 'k'")
         try:
-            return await write_single(asked)
+            return await write_by_statement(asked)
         finally:
             await write.rows("UPDATE hk_keys SET key = 'k' WHERE key = 'hidden'")
 
-    monkeypatch.setattr(single, "write", blind)
+    monkeypatch.setattr(statement, "write", blind)
     again = await write(made, key="k")
     assert again.replayed
     assert [result.record and str(result.record["id"]) for result in again.results] == [
@@ -592,10 +592,10 @@ async def test_errors_have_their_operation(write: Writer) -> None:
 
 async def test_a_conflict_is_met_by_trying_again(write: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the single statement too: it is repeated as a transaction."""
-    single = write.store._writer._single
+    statement = write.store._writer._create_statement
 
     async def lose(_: Write) -> None:
         raise UnnamedError
 
-    monkeypatch.setattr(single, "write", lose)
+    monkeypatch.setattr(statement, "write", lose)
     assert (await write(note("pen"))).results[0].created

@@ -6,7 +6,7 @@ known   the key's row, if it was used before
 made    the record, if the key is free and not known
 shown   the record as JSON
 kept    the key's row, with that JSON
-lanes   the locks of the events' keys
+locks   the locks of the events' keys
 sent    the events; their rows get their numbers after the locks
 ```
 
@@ -45,7 +45,7 @@ type Convert = Callable[[Any], Any]
 
 
 @dataclass(frozen=True, slots=True)
-class _Statement:
+class _Compiled:
     """Compiled for a table and the fields that a create names.
 
     Attributes:
@@ -57,7 +57,7 @@ class _Statement:
     convert: Mapping[str, Convert]
 
 
-class SingleCreate:
+class CreateStatement:
     """Carries out writes that are one create, with or without events.
 
     Args:
@@ -69,10 +69,10 @@ class SingleCreate:
         self._pool = pool
         self._tables = tables
         self._simple = {name for name, table in tables.items() if _is_simple(table)}
-        self._statements: dict[tuple[str, tuple[str, ...], int, int], _Statement] = {}
+        self._statements: dict[tuple[str, tuple[str, ...], int, int], _Compiled] = {}
 
     def __repr__(self) -> str:
-        return f"SingleCreate({len(self._statements)} statements)"
+        return f"CreateStatement({len(self._statements)} statements)"
 
     def takes(self, write: Write) -> bool:
         """Whether the write is of that kind, and its table's records can be printed by PostgreSQL."""
@@ -116,7 +116,7 @@ class SingleCreate:
 
     def _statement(
         self, table: ResourceTable, names: tuple[str, ...], *, locks: int, events: int
-    ) -> _Statement:
+    ) -> _Compiled:
         name = (table.resource.name, names, locks, events)
         if (statement := self._statements.get(name)) is None:
             statement = self._statements[name] = _compile(table, names, locks=locks, events=events)
@@ -152,7 +152,7 @@ def _is_simple(table: ResourceTable) -> bool:
     return projection(table).is_printed and all(column.default is None for column in table.table.columns)
 
 
-def _compile(table: ResourceTable, names: Sequence[str], *, locks: int, events: int) -> _Statement:
+def _compile(table: ResourceTable, names: Sequence[str], *, locks: int, events: int) -> _Compiled:
     shown = projection(table)
     columns = ", ".join(quoted(table[name].name) for name in names)
     values = ", ".join(
@@ -177,7 +177,7 @@ def _compile(table: ResourceTable, names: Sequence[str], *, locks: int, events: 
         {sending}
         SELECT fingerprint, results, body FROM free LEFT JOIN known ON true LEFT JOIN shown ON true
     """  # noqa: S608 # nosec B608
-    return _Statement(sql, {name: _converter(table, name) for name in names})
+    return _Compiled(sql, {name: _converter(table, name) for name in names})
 
 
 def _results(table: ResourceTable) -> str:
@@ -194,8 +194,8 @@ def _events(place: int, locks: int, events: int) -> str:
     They are lists of values, not arrays: how long an array is would have PostgreSQL plan anew for each call.
     """
     kinds = [OUTBOX.c[name].type.compile(dialect=DIALECT) for name in _EVENT_COLUMNS]
-    numbers = ", ".join(f"(CAST(${place + number} AS bigint))" for number in range(locks))
-    lanes = f"VALUES {numbers}" if locks else "SELECT 0 WHERE false"
+    given = ", ".join(f"(CAST(${place + number} AS bigint))" for number in range(locks))
+    numbers = f"VALUES {given}" if locks else "SELECT 0 WHERE false"
     places = itertools.count(place + locks)
     rows = ", ".join(
         f"({number}, {', '.join(f'CAST(${next(places)} AS {kind})' for kind in kinds)})"
@@ -204,10 +204,10 @@ def _events(place: int, locks: int, events: int) -> str:
     names = ", ".join(_EVENT_COLUMNS)
     values = ", ".join(f"event.{name}" for name in _EVENT_COLUMNS)
     return f""",
-        lanes AS MATERIALIZED (SELECT pg_advisory_xact_lock(number) FROM shown, ({lanes}) AS lane(number)),
+        locks AS MATERIALIZED (SELECT pg_advisory_xact_lock(number) FROM shown, ({numbers}) AS key_lock(number)),
         sent AS (
             INSERT INTO hk_outbox ({names})
-            SELECT {values} FROM shown, (SELECT count(*) FROM lanes) AS taken,
+            SELECT {values} FROM shown, (SELECT count(*) FROM locks) AS taken,
                 (VALUES {rows}) AS event(place, {names}) ORDER BY event.place
             ON CONFLICT (event_id) DO NOTHING)
     """  # noqa: S608 # nosec B608
@@ -217,7 +217,7 @@ def _sql_type(kind: Any) -> str:
     return str(parameter_type(kind).compile(dialect=DIALECT))
 
 
-def _converted(row: Mapping[str, Any], statement: _Statement) -> Sequence[Any]:
+def _converted(row: Mapping[str, Any], statement: _Compiled) -> Sequence[Any]:
     try:
         return [convert(row[name]) for name, convert in statement.convert.items()]
     except UNTAKEN:

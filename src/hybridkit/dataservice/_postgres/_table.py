@@ -10,7 +10,7 @@ from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import DOMAIN
 
 from hybridkit.dataservice._postgres._columns import RecordColumns
-from hybridkit.dataservice._postgres._types._misfits import misfit
+from hybridkit.dataservice._postgres._types._column_fit import unfit_reason
 from hybridkit.dataservice._postgres._types._parameters import (
     DIALECT,
     array_depth,
@@ -54,9 +54,9 @@ class ResourceTable:
                 f"{mapped.__name__} has no column for {', '.join(missing)} of {resource.record.__name__};"
                 " a table of a data service inherits RecordColumns and has the record's fields"
             )
-        misfits = [misfit(resource.record, name, self[name].type) for name in self.fields]
-        if told := [each for each in misfits if each is not None]:
-            raise DeclarationError(f"{mapped.__name__} for {resource.record.__name__}: {'; '.join(told)}")
+        reasons = [unfit_reason(resource.record, name, self[name].type) for name in self.fields]
+        if unfit := [each for each in reasons if each is not None]:
+            raise DeclarationError(f"{mapped.__name__} for {resource.record.__name__}: {'; '.join(unfit)}")
         if resource.soft_delete and "deleted_at" not in self._columns:
             raise DeclarationError(
                 f"{mapped.__name__} has no column deleted_at; where {resource.name} is declared with soft_delete,"

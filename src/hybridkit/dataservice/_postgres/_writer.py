@@ -10,7 +10,7 @@ from typing import Final
 from sqlalchemy import select, text
 
 from hybridkit.contract import Emission
-from hybridkit.dataservice._postgres._create_statement import SingleCreate
+from hybridkit.dataservice._postgres._create_statement import CreateStatement
 from hybridkit.dataservice._postgres._driver._errors import OutdatedError
 from hybridkit.dataservice._postgres._driver._pool import Pool, Session
 from hybridkit.dataservice._postgres._keys import Recorded, claim_key, look_up_key, record_key
@@ -53,7 +53,7 @@ class PostgresWriter:
         self._pool = pool
         self._tables = tables
         self._emitted = emitted
-        self._single = SingleCreate(pool, tables)
+        self._create_statement = CreateStatement(pool, tables)
         self._in_flight = InFlight()
 
     def __repr__(self) -> str:
@@ -79,17 +79,17 @@ class PostgresWriter:
             raise
 
     async def _write(self, write: Write) -> Outcome:
-        done = await self._write_single(write) if self._single.takes(write) else None
+        done = await self._write_by_statement(write) if self._create_statement.takes(write) else None
         if done is None:
             done = await self._insist(write)
         if not done.replayed:
             count("acquired")
         return done
 
-    async def _write_single(self, write: Write) -> Outcome | None:
+    async def _write_by_statement(self, write: Write) -> Outcome | None:
         """The outcome of a single statement; None where it takes a transaction to find out."""
         try:
-            done = await self._single.write(write)
+            done = await self._create_statement.write(write)
         except (UnnamedError, InvalidRequestError):
             return None
         if isinstance(done, tuple):

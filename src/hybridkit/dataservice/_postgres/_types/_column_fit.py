@@ -87,7 +87,7 @@ _IMPOSSIBLE: Final[tuple[tuple[type[Any], frozenset[str]], ...]] = (
 _OWN_WAYS: Final = (BeforeValidator, PlainSerializer, PlainValidator, WrapSerializer, WrapValidator)
 
 
-def misfit(record: type[BaseModel], name: str, kind: TypeEngine[Any]) -> str | None:
+def unfit_reason(record: type[BaseModel], name: str, kind: TypeEngine[Any]) -> str | None:
     """Why no value of that field can be in a column of that type; None where some can, or nobody knows.
 
     Args:

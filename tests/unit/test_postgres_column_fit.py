@@ -34,7 +34,7 @@ from sqlalchemy.types import TypeEngine
 from hybridkit.codec import Timestamp
 from hybridkit.dataservice import RecordColumns
 from hybridkit.dataservice._postgres._table import ResourceTable
-from hybridkit.dataservice._postgres._types._misfits import misfit
+from hybridkit.dataservice._postgres._types._column_fit import unfit_reason
 from hybridkit.errors import DeclarationError
 from hybridkit.resources import Record, Resource
 
@@ -57,7 +57,7 @@ class Joined(TypeDecorator[Any]):
 
 
 def told(annotation: Any, kind: TypeEngine[Any]) -> str | None:
-    return misfit(create_model("Model", field=(annotation, ...)), "field", kind)
+    return unfit_reason(create_model("Model", field=(annotation, ...)), "field", kind)
 
 
 def on(annotation: Any, *kinds: TypeEngine[Any]) -> list[tuple[Any, TypeEngine[Any]]]:
@@ -140,7 +140,7 @@ def test_a_field_that_its_model_writes_may_be_anything() -> None:
         def joined(self, tags: list[str]) -> str:
             return ",".join(tags)
 
-    assert misfit(Tagged, "tags", Text()) is None
+    assert unfit_reason(Tagged, "tags", Text()) is None
 
 
 class Base(DeclarativeBase):
