@@ -1,6 +1,10 @@
 # Every target does its own set-up: scripts/bootstrap finds or installs uv and Python, then syncs an environment.
 
 .DEFAULT_GOAL := help
+
+# Images for containers often set it. The tests start a thousand Pythons, and each would compile all that it imports.
+export PYTHONDONTWRITEBYTECODE =
+
 .PHONY: help setup test test_lowest test_rabbitmq_3_10 lint format docs servers demo ledger relay schemathesis
 
 help: ## Print this list
