@@ -144,7 +144,7 @@ def test_what_is_put_back_is_not_acknowledged() -> None:
     acks.add(3)
     assert told(acks.frames()) == [("ack", 3, 1)]
     assert [acks.is_settled(tag) for tag in (1, 4, 5)] == [True, True, False]
-    assert repr(acks) == "Acks(channel=1, oldest=5, untold=0)"
+    assert repr(acks) == "Acks(channel=1, oldest=5, unsent=0)"
 
 
 @given(st.permutations(range(1, 25)), st.sets(st.integers(1, 24)), st.sets(st.integers(1, 24)))

@@ -101,7 +101,7 @@ async def test_what_rests_holds_its_key() -> None:
     lines.put(first)
     lines.put(second)
     assert await ready(lines) == [first]
-    lines.rest("1", first, 0.0005)
+    lines.retry_later("1", first, 0.0005)
     lines.done(first)
     assert len(lines) == 2
     assert await ready(lines) == []
@@ -118,7 +118,7 @@ async def test_what_comes_again_ends_the_rest_of_its_closed_channel() -> None:
     lines.put(old)
     lines.put(behind)
     assert await ready(lines) == [old]
-    lines.rest("1", old, 60)
+    lines.retry_later("1", old, 60)
     lines.done(old)
     closed.is_open = False
     again = delivery(Moved(account=1))
@@ -177,7 +177,7 @@ async def test_nobody_wakes_after_the_end() -> None:
     lines.put(first)
     lines.put(other)
     assert await ready(lines) == [first, other]
-    lines.rest("1", first, 0)
+    lines.retry_later("1", first, 0)
     lines.done(first)
     lines.stop()
     await settle()

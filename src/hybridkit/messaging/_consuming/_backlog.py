@@ -1,4 +1,4 @@
-"""What has been delivered and waits for its turn, and the tasks that take it from there."""
+"""The backlog of delivered messages that wait for a handler, and the workers that take them from there."""
 
 import asyncio
 from collections import deque
@@ -10,36 +10,36 @@ from hybridkit.messaging._consuming._delivery import Delivery
 from hybridkit.observability import get_logger
 
 SLICE_SECONDS: Final = 0.005
-"""How long deliveries may be worked off before the event loop does something else, where handlers never wait."""
+"""The time after which the event loop does something else, where handlers never wait."""
 
 _log = get_logger(__name__)
 
 
 class Backlog(Protocol):
-    """Says which delivery is next. All are called in the event loop, `get` by one task."""
+    """Decides which delivery is next. All methods are called in the event loop, `get` by one task."""
 
     def put(self, delivery: Delivery, /) -> None:
-        """Keep one that came in; those whose channel has closed may be dropped."""
+        """Add a delivery; those whose channel has closed may be dropped."""
         ...
 
     async def get(self) -> Delivery:
-        """The next that may run, as soon as there is one; a `get` that is cancelled takes none."""
+        """Return the next delivery that may run, as soon as there is one; a cancelled `get` takes none."""
         ...
 
     def done(self, delivery: Delivery, /) -> None:
-        """That one runs no more, however it ended."""
+        """Note that a delivery runs no more, however it ended."""
         ...
 
     def __len__(self) -> int:
-        """How many wait."""
+        """The number of deliveries that wait."""
         ...
 
 
 class FifoBacklog:
-    """As they came.
+    """A backlog that gives out deliveries in the order in which they came.
 
     Args:
-        prefetch: how many there can be of one channel.
+        prefetch: the number of deliveries that there can be of one channel.
     """
 
     def __init__(self, *, prefetch: int) -> None:
@@ -54,34 +54,34 @@ class FifoBacklog:
         return len(self._waiting)
 
     def put(self, delivery: Delivery) -> None:
-        """Append it."""
+        """Append a delivery."""
         if len(self._waiting) >= self._prefetch:  # some are of a channel that has closed, and come again
             self._waiting = deque(waiting for waiting in self._waiting if waiting.is_ours)
         self._waiting.append(delivery)
         self._filled.set()
 
     async def get(self) -> Delivery:
-        """Take the oldest."""
+        """Return the oldest delivery, as soon as there is one."""
         while not self._waiting:
             self._filled.clear()
             await self._filled.wait()
         return self._waiting.popleft()
 
     def done(self, delivery: Delivery) -> None:
-        """Nothing depends on it."""
+        """Do nothing: no delivery depends on another."""
 
 
 class Workers:
-    """Runs some deliveries at the same time, each in a task and a context of its own.
+    """Processes several deliveries at the same time, each in a task and a context of its own.
 
-    The tasks are ours: a connection that drops cancels none of them, and half-done work is finished. A task starts at
-    once instead of in the loop's next turn, and the many handlers that never wait cost no turn at all.
+    The tasks belong to us and not to aiormq: a connection that drops cancels none of them, and half-done work is
+    finished. A task starts at once instead of in the loop's next turn, so a handler that never waits costs no turn.
 
     Args:
-        backlog: where deliveries come from.
-        process: what is done with one.
-        concurrency: with how many at the same time.
-        name: of the tasks.
+        backlog: the source of deliveries.
+        process: sees one delivery through to its end.
+        concurrency: the number of deliveries that are processed at the same time.
+        name: the name of the tasks.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Workers:
         self._name = name
         self._running = 0
         self._tasks = TaskSet()
-        self._one_less = asyncio.Event()
+        self._place_free = asyncio.Event()
         self._dispatcher: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
@@ -109,26 +109,26 @@ class Workers:
 
     @property
     def is_running(self) -> bool:
-        """Whether it takes what comes."""
+        """Whether deliveries are taken from the backlog."""
         return self._dispatcher is not None and not self._dispatcher.done()
 
     def start(self) -> None:
-        """Run what there is, and what comes."""
+        """Process the deliveries that are in the backlog and those that come."""
         self._dispatcher = asyncio.create_task(self._dispatch(), name=f"{self._name} dispatcher")
 
     async def stop(self) -> None:
-        """Start nothing more; what runs goes on."""
+        """Take no more deliveries; those that are being processed go on."""
         dispatcher, self._dispatcher = self._dispatcher, None
         if dispatcher is not None:
             dispatcher.cancel()
             await asyncio.wait({dispatcher})
 
     async def wait(self, *, seconds: float) -> bool:
-        """Wait for those that run now; whether all of them ended in time."""
+        """Wait for the deliveries that are being processed, and return whether all of them ended in time."""
         return await self._tasks.wait(seconds=seconds)
 
     async def cancel(self, *, seconds: float) -> bool:
-        """Cancel those that run now, and wait for their end; whether all of them ended in time."""
+        """Cancel the tasks that run now, wait for their end, and return whether all of them ended in time."""
         return await self._tasks.cancel(seconds=seconds)
 
     async def _dispatch(self) -> None:
@@ -136,15 +136,15 @@ class Workers:
         pause_at = loop.time() + SLICE_SECONDS
         while True:
             while self._running >= self._concurrency:
-                self._one_less.clear()
-                await self._one_less.wait()
+                self._place_free.clear()
+                await self._place_free.wait()
             self._start(await self._backlog.get(), loop)
             if loop.time() >= pause_at:
                 await asyncio.sleep(0)
                 pause_at = loop.time() + SLICE_SECONDS
 
     def _start(self, delivery: Delivery, loop: asyncio.AbstractEventLoop) -> None:
-        # It gets a copy of the dispatcher's context, which is what there was at the start: no message changes that.
+        # Its context is a copy of the dispatcher's, as it was at the start: no message sees the variables of another.
         task = asyncio.Task(self._run(delivery), loop=loop, name=self._name, eager_start=True)
         if not task.done():
             self._tasks.keep(task)
@@ -162,5 +162,5 @@ class Workers:
             raise
         finally:
             self._running -= 1
-            self._one_less.set()
+            self._place_free.set()
             self._backlog.done(delivery)

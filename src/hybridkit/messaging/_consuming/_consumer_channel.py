@@ -88,8 +88,8 @@ class ConsumerChannel:
         if finished is not None:
             self._last.append(finished)
         self._acks.add(tag)
-        untold = len(self._acks)
-        if untold == self._acks_at_once:
+        unsent = len(self._acks)
+        if unsent == self._acks_at_once:
             self._disarm()
             self._timer = asyncio.get_running_loop().call_soon(self.flush)
         elif self._timer is None:

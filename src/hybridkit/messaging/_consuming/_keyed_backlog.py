@@ -1,8 +1,8 @@
-"""Order per key: messages of one key run one after another, and keys beside each other.
+"""Order per key: messages of one key run one after another, and messages of different keys beside each other.
 
-The queue has a single active consumer, so one process gets all messages, in order. There each key is a line: the next
-message of it runs when the one before is done with. A message that has to wait (for its next attempt, for another
-process that still works on it) rests at the head of its line, without a place among the running handlers.
+The queue has a single active consumer, so one process gets all messages, in order. A message becomes ready when the
+message before it with the same key is done. A message that has to wait (for its next attempt, or for another process
+that still works on it) waits in front of its key's messages, and occupies no handler.
 https://www.rabbitmq.com/docs/consumers#single-active-consumer
 """
 
@@ -20,11 +20,17 @@ _log = get_logger(__name__)
 
 
 @dataclass(slots=True, eq=False)
-class _Line:
-    """Who waits behind the message of a key that runs or rests."""
+class _KeyQueue:
+    """The messages of one key that wait behind the one that is ready, runs or is to be retried.
+
+    Attributes:
+        waiting: the messages behind it, in order.
+        retrying: the message itself while it waits for its next run.
+        timer: of that wait.
+    """
 
     waiting: deque[Delivery] = field(default_factory=deque[Delivery])
-    resting: Delivery | None = None
+    retrying: Delivery | None = None
     timer: asyncio.TimerHandle | None = None
 
 
@@ -35,87 +41,89 @@ class KeyedBacklog:
         self._incoming: deque[Delivery] = deque()  # not read yet
         self._ready: deque[Delivery] = deque()
         self._filled = asyncio.Event()
-        self._lines: dict[str, _Line] = {}
+        self._keys: dict[str, _KeyQueue] = {}
 
     def __repr__(self) -> str:
-        return f"KeyedBacklog({len(self)} deliveries, {len(self._lines)} keys)"
+        return f"KeyedBacklog({len(self)} deliveries, {len(self._keys)} keys)"
 
     def __len__(self) -> int:
-        behind = sum(len(line.waiting) + (line.resting is not None) for line in self._lines.values())
+        behind = sum(len(queue.waiting) + (queue.retrying is not None) for queue in self._keys.values())
         return len(self._incoming) + len(self._ready) + behind
 
     def put(self, delivery: Delivery) -> None:
-        """Keep it, unread: this is called while the socket is read, where a message's content can do no harm."""
+        """Append a delivery unread: this runs while the socket is read, where a message's content can do no harm."""
         self._incoming.append(delivery)
         self._filled.set()
 
-    def _line_up(self, delivery: Delivery) -> None:
-        """Append it to the line of its key; what has no key stands in none."""
-        key = delivery.key = key_of(delivery)
-        if key is None:
-            self._give_out(delivery)
-        elif (line := self._lines.get(key)) is None:
-            self._lines[key] = _Line()
-            self._give_out(delivery)
-        else:
-            line.waiting.append(delivery)
-            if line.resting is not None and not line.resting.is_ours:  # the same message is in the line again
-                self._go_on(key, line)
-
     async def get(self) -> Delivery:
-        """Take the message that has been ready for the longest time."""
+        """Return the delivery that has been ready for the longest time, as soon as there is one."""
         while not self._ready:
             if self._incoming:
-                self._line_up(self._incoming.popleft())
+                self._sort_in(self._incoming.popleft())
                 if not self._ready:
-                    await asyncio.sleep(0)  # a long line is read in pieces
+                    await asyncio.sleep(0)  # many messages behind one key are read in pieces
             else:
                 self._filled.clear()
                 await self._filled.wait()
         return self._ready.popleft()
 
-    def rest(self, key: str, delivery: Delivery, seconds: float) -> None:
-        """Have a running message wait at the head of its line, and run again after that time."""
-        line = self._lines[key]
-        line.resting = delivery
-        line.timer = asyncio.get_running_loop().call_later(seconds, self._wake, line, delivery)
+    def retry_later(self, key: str, delivery: Delivery, seconds: float) -> None:
+        """Keep a delivery that has just run in front of its key's messages, and make it ready again after a time."""
+        queue = self._keys[key]
+        queue.retrying = delivery
+        queue.timer = asyncio.get_running_loop().call_later(seconds, self._end_wait, queue, delivery)
 
     def done(self, delivery: Delivery) -> None:
-        """Go on with the next of its key, unless that one only rests."""
+        """Make the next message of the delivery's key ready, unless the delivery itself waits for its next run."""
         if delivery.key is None:
             return
-        line = self._lines[delivery.key]
-        if line.resting is None:
-            self._go_on(delivery.key, line)
+        queue = self._keys[delivery.key]
+        if queue.retrying is None:
+            self._release_next(delivery.key, queue)
 
     def stop(self) -> None:
-        """Wake nobody any more."""
-        for line in self._lines.values():
-            if line.timer is not None:
-                line.timer.cancel()
+        """Cancel all waits for a next run; nothing becomes ready by itself any more."""
+        for queue in self._keys.values():
+            if queue.timer is not None:
+                queue.timer.cancel()
 
-    def _wake(self, line: _Line, delivery: Delivery) -> None:
-        line.resting = line.timer = None
-        self._give_out(delivery)
+    def _sort_in(self, delivery: Delivery) -> None:
+        """Append a delivery to its key's messages; one without a key, or whose key is free, is ready."""
+        key = delivery.key = key_of(delivery)
+        if key is None:
+            self._make_ready(delivery)
+        elif (queue := self._keys.get(key)) is None:
+            self._keys[key] = _KeyQueue()
+            self._make_ready(delivery)
+        else:
+            queue.waiting.append(delivery)
+            # The channel of the message in front has closed: the broker delivers it again, and it is among these now.
+            if queue.retrying is not None and not queue.retrying.is_ours:
+                self._release_next(key, queue)
 
-    def _go_on(self, key: str, line: _Line) -> None:
-        if line.timer is not None:
-            line.timer.cancel()
-        line.resting = line.timer = None
-        while line.waiting:
-            following = line.waiting.popleft()
+    def _end_wait(self, queue: _KeyQueue, delivery: Delivery) -> None:
+        queue.retrying = queue.timer = None
+        self._make_ready(delivery)
+
+    def _release_next(self, key: str, queue: _KeyQueue) -> None:
+        """Make the key's next message ready that is still ours; without one the key is free."""
+        if queue.timer is not None:
+            queue.timer.cancel()
+        queue.retrying = queue.timer = None
+        while queue.waiting:
+            following = queue.waiting.popleft()
             if following.is_ours:
-                self._give_out(following)
+                self._make_ready(following)
                 return
-        del self._lines[key]
+        del self._keys[key]
 
-    def _give_out(self, delivery: Delivery) -> None:
+    def _make_ready(self, delivery: Delivery) -> None:
         self._ready.append(delivery)
         self._filled.set()
 
 
 def key_of(delivery: Delivery) -> str | None:
-    """The value that keeps a message in order; None where nothing can be read or its type has no key."""
+    """Return the value by which a message is kept in order; None where it can't be read or its type has no key."""
     try:
         message = delivery.read().data
         return message.ordering_key if isinstance(message, Event) else None
@@ -131,7 +139,7 @@ def key_of(delivery: Delivery) -> str | None:
 
 
 def _raw_key(data: Any, event_type: str) -> str | None:
-    """The key of a version that is not known here, should it be in the same place."""
+    """Return the key of an unknown version, where it has its key in the same member as the newest known version."""
     newest = registry.newest(event_type)
     name = newest.event_key if newest is not None and issubclass(newest, Event) else None
     if name is None or not isinstance(data, dict):

@@ -88,7 +88,7 @@ class Settlement:
                 settled = await self.dead_letter(delivery, verdict, event_type)
             case RetryLater():
                 if self._keyed is not None and delivery.key is not None:
-                    return self._rest(self._keyed, delivery.key, delivery, verdict, event_type)
+                    return self._retry_in_order(self._keyed, delivery.key, delivery, verdict, event_type)
                 self._count_retry(verdict, event_type)
                 settled = await self._publish(delivery, delivery.delayed(verdict)) or Settled.RETRIED
             case _:
@@ -124,7 +124,7 @@ class Settlement:
         finally:
             parked.written(key)
 
-    def _rest(
+    def _retry_in_order(
         self, keyed: KeyedBacklog, key: str, delivery: Delivery, later: RetryLater, event_type: str
     ) -> None:
         """Keep a message that has to wait, in front of those of its key; in a delay level they would overtake it."""
@@ -133,7 +133,7 @@ class Settlement:
             delivery.give_back()
         elif delivery.is_ours:
             self._count_retry(later, event_type)
-            keyed.rest(key, delivery, min(later.seconds, left_seconds))
+            keyed.retry_later(key, delivery, min(later.seconds, left_seconds))
 
     def _count_retry(self, later: RetryLater, event_type: str) -> None:
         error = printable(type(later.error).__name__) if later.error else "waiting"
