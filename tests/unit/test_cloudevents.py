@@ -45,6 +45,7 @@ def envelope(request_id: str = "req-1", user_id: str | None = None, causation_id
 def test_both_modes_read_back_as_the_same_envelope(
     request_id: str, user_id: str | None, causation_id: Any
 ) -> None:
+    """Every member that an envelope has survives the way there and back, whatever its ids are."""
     original = envelope(request_id, user_id, causation_id)
     assert decode_cloudevent(to_structured(original)) == original
     headers, body = to_binary(original)
@@ -67,24 +68,28 @@ def test_the_structured_form_has_the_specifications_names() -> None:
 
 
 def test_the_binary_form_leaves_the_data_alone_in_the_body() -> None:
+    """A reader that knows nothing of CloudEvents finds the bare data there."""
     headers, body = to_binary(envelope())
     assert headers["cloudEvents_type"] == "parcel.sent"
     assert orjson.loads(body) == {"parcel_id": "1f1e544b-a8e6-6cd0-b9f6-f62d3c05b3bc", "weight_grams": 5}
 
 
 def test_headers_with_the_other_legal_prefix_are_read() -> None:
+    """The binding for AMQP allows `cloudEvents:` as well as `cloudEvents_`."""
     headers, body = to_binary(envelope())
     colons = {name.replace("_", ":"): value for name, value in headers.items()}
     assert decode_cloudevent(body, colons).data.weight_grams == 5
 
 
 def test_an_event_from_outside_needs_no_request_id() -> None:
+    """Its own id stands in, so that its work can be followed in the logs."""
     wire = orjson.loads(to_structured(envelope()))
     del wire["requestid"]
     assert decode_cloudevent(orjson.dumps(wire)).request_id == wire["id"]
 
 
 def test_a_cloudevent_is_recognised_in_either_mode() -> None:
+    """By its headers, by its members, or by its content type alone; a plain envelope is none."""
     headers, body = to_binary(envelope())
     assert is_cloudevent(body, headers)
     assert is_cloudevent(to_structured(envelope()), {})
@@ -94,6 +99,7 @@ def test_a_cloudevent_is_recognised_in_either_mode() -> None:
 
 @pytest.mark.parametrize("attribute", ["specversion", "id", "source", "type"])
 def test_a_missing_attribute_is_named(attribute: str) -> None:
+    """The error points at the attribute that the specification requires."""
     wire = orjson.loads(to_structured(envelope()))
     del wire[attribute]
     with pytest.raises(MalformedPayloadError) as caught:
@@ -163,6 +169,7 @@ def test_a_time_is_not_needed() -> None:
 
 @given(text.filter(bool), text.filter(bool))
 def test_any_text_is_an_id_and_one_event_per_source_and_id(source: str, number: str) -> None:
+    """Ids of other sources become ids of ours that never meet, and go back as they came."""
     event = read(foreign(id=number, source=source))
     assert event.event_id == read(foreign(id=number, source=source)).event_id
     assert event.original_id == number
@@ -182,6 +189,7 @@ def test_a_uuid_is_the_event_id_itself_in_its_canonical_form_alone() -> None:
 
 
 def test_data_may_be_base64_or_absent() -> None:
+    """It is JSON in any case; what is not, and two forms of data at once, are refused."""
     encoded = base64.b64encode(b' {"plant": "fig", "height": 123456789012345678901234567890}').decode()
     assert read(foreign(data=None, data_base64=encoded)).data == PlantGrown(
         plant="fig", height=123456789012345678901234567890
@@ -213,10 +221,12 @@ def test_the_names_of_headers_have_no_case_and_no_two_values() -> None:
 
 
 def test_integers_over_64_bits_are_exact() -> None:
+    """A height of 2^90 comes out as it went in."""
     assert read(foreign(data={"height": 2**90})).data.height == 2**90
 
 
 def test_what_is_not_known_is_ignored() -> None:
+    """Extensions, and a causation id that is no UUID, don't keep an event from being read."""
     event = foreign(
         subject="fig",
         dataschema="https://example.com/plant.json",
@@ -231,6 +241,7 @@ def test_what_is_not_known_is_ignored() -> None:
 
 
 def test_headers_have_the_types_that_their_writer_chose() -> None:
+    """Numbers, bytes, times and booleans of AMQP are read as the texts they stand for."""
     headers = in_headers(foreign()) | {
         "cloudEvents_id": 17,
         "cloudEvents_source": b"/garden",
@@ -277,6 +288,7 @@ def test_extensions_may_be_integers_and_odd_request_ids_are_left_out(requestid: 
     ["application/cloudevents-batch+json", "application/cloudevents+avro", "application/cloudevents"],
 )
 def test_a_batch_and_other_formats_are_refused_by_name(content_type: str) -> None:
+    """The error says that events have to be sent one by one."""
     with pytest.raises(MalformedPayloadError, match="one by one"):
         decode_message(b"[]", {}, content_type=content_type)
 
@@ -285,6 +297,7 @@ def test_a_batch_and_other_formats_are_refused_by_name(content_type: str) -> Non
     "changes", [{"id": ""}, {"id": 17}, {"source": ""}, {"type": None}, {"specversion": "0.3"}]
 )
 def test_what_the_specification_requires_is_required(changes: dict[str, object]) -> None:
+    """An empty or wrong attribute is named as a missing one is."""
     with pytest.raises(MalformedPayloadError) as caught:
         decode_cloudevent(json.dumps(foreign(**changes)).encode())
     assert [error.pointer for error in caught.value.errors] == [f"/{next(iter(changes))}"]
@@ -312,6 +325,7 @@ def test_the_headers_are_asked_before_the_data() -> None:
     ),
 )
 def test_hostile_bytes_and_headers_give_the_documented_error(body: bytes, headers: dict[str, object]) -> None:
+    """Nothing but `PayloadError` comes out of bytes that are no event."""
     with pytest.raises(PayloadError):
         decode_cloudevent(body, headers)
 
@@ -332,6 +346,7 @@ json_values = st.recursive(
     )
 )
 def test_attributes_of_any_type_give_an_event_or_the_documented_error(changes: dict[str, Any]) -> None:
+    """In both modes, every attribute may be any JSON value."""
     event = {**foreign(), **changes}
     headers = in_headers(event)
     for body, asked in ((json.dumps(event).encode(), {}), (b"{}", headers)):

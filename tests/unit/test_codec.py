@@ -55,6 +55,7 @@ class Node(BaseModel):
 
 @given(moments)
 def test_a_timestamp_is_utc_with_whole_milliseconds_and_reads_back(moment: datetime) -> None:
+    """Models and the function write the same text, from any time zone."""
     text = format_timestamp(moment)
     assert text.endswith("Z")
     assert len(text) in (20, 24)
@@ -63,6 +64,7 @@ def test_a_timestamp_is_utc_with_whole_milliseconds_and_reads_back(moment: datet
 
 
 def test_a_timestamp_writes_milliseconds_only_where_there_are_any() -> None:
+    """They are cut, never rounded."""
     assert format_timestamp(datetime(2025, 1, 15, 10, 30, tzinfo=UTC)) == "2025-01-15T10:30:00Z"
     assert (
         format_timestamp(datetime(2025, 1, 15, 10, 30, 0, 120_999, tzinfo=UTC)) == "2025-01-15T10:30:00.120Z"
@@ -79,6 +81,7 @@ def test_a_moment_that_has_no_utc_year_is_a_validation_error() -> None:
 
 
 def test_scalars_have_one_form() -> None:
+    """In models and outside of them, a value has the same bytes."""
     value = {
         "id": UUID("1F1E544B-A8E6-6CD0-B9F6-F62D3C05B3BC"),
         "total": Decimal("10.00"),
@@ -108,12 +111,14 @@ def test_an_integer_is_exact_however_long_it_is(number: int) -> None:
 )
 @pytest.mark.parametrize("layout", ["{}", '{{"a":[{}]}}', '{{ "a" : {} }}', "[1,\n{}\n]"])
 def test_what_no_double_holds_is_no_json(number: str, layout: str) -> None:
+    """Wherever it stands and however the JSON is laid out."""
     with pytest.raises(MalformedPayloadError):
         decode_json(layout.format(number).encode())
 
 
 @pytest.mark.parametrize("value", [object(), {"x": b"\xff"}, "\ud800", [2**70, "\ud800"], {1: 2}])
 def test_what_has_no_json_form_is_refused(value: object) -> None:
+    """The error is the typed one, not the one of the JSON library."""
     with pytest.raises(MalformedPayloadError, match="no JSON form"):
         encode_json(value)
 
@@ -130,6 +135,7 @@ json_values = st.recursive(
 
 @given(json_values)
 def test_json_reads_back_as_it_was_written(value: Any) -> None:
+    """An infinite number is written as null, as JSON has none."""
     if isinstance(value, float) and math.isinf(value):
         assert decode_json(encode_json(value)) is None
     else:
@@ -138,6 +144,7 @@ def test_json_reads_back_as_it_was_written(value: Any) -> None:
 
 @given(st.binary())
 def test_any_bytes_give_a_value_or_the_documented_error(body: bytes) -> None:
+    """The error says at which byte reading ended."""
     try:
         decode_json(body)
     except MalformedPayloadError as error:
@@ -155,17 +162,21 @@ def test_any_bytes_give_a_value_or_the_documented_error(body: bytes) -> None:
     ],
 )
 def test_an_object_is_asked_for_by_name(body: bytes, kind: str) -> None:
+    """The error says which other kind of JSON came."""
     with pytest.raises(MalformedPayloadError, match=f"not a JSON object but {kind}"):
         decode_object(body)
 
 
 def test_a_body_over_the_limit_is_refused_unread() -> None:
+    """The error has both sizes, also for bytes that are no JSON."""
     with pytest.raises(PayloadTooLargeError, match="11 bytes, 10 are allowed") as caught:
         decode_json(b"not json at", limit_bytes=10)
     assert (caught.value.size_bytes, caught.value.limit_bytes) == (11, 10)
 
 
 def test_every_problem_is_named_with_its_pointer_and_without_its_value() -> None:
+    """A value may be a secret; names are escaped as RFC 6901 says."""
+
     class Order(BaseModel):
         total: int
         lines: list[dict[str, int]]
@@ -190,18 +201,22 @@ def test_a_tag_that_no_variant_has_is_not_quoted() -> None:
 
 
 def test_an_already_parsed_value_is_checked_the_same_way() -> None:
+    """The finding has the pointer and the code that JSON bytes would have got."""
     with pytest.raises(MalformedPayloadError) as caught:
         validate_object(TypeAdapter(dict[str, int]), {"a": "x"}, what="the map")
     assert caught.value.errors == (FieldProblem("/a", "int_parsing"),)
 
 
 def test_a_recursive_model_that_is_nested_without_end_is_refused() -> None:
+    """A model that contains itself can't exhaust the stack."""
     body = b'{"child":' * 3_000 + b"null" + b"}" * 3_000
     with pytest.raises(PayloadError):
         validate_json(TypeAdapter(Node), body, what="the tree")
 
 
 def test_a_validator_that_exhausts_the_stack_blames_the_payload() -> None:
+    """A `RecursionError` of a declaration is an error of the payload."""
+
     def recurse(value: object) -> object:
         return recurse(value)
 
@@ -211,6 +226,7 @@ def test_a_validator_that_exhausts_the_stack_blames_the_payload() -> None:
 
 
 def test_a_thousand_problems_are_reported_as_twenty() -> None:
+    """A hostile body can't make an error of any size."""
     with pytest.raises(MalformedPayloadError) as caught:
         validate_json(TypeAdapter(list[int]), orjson.dumps(["x"] * 1_000), what="the list")
     assert len(caught.value.errors) == 20
@@ -262,5 +278,6 @@ def test_what_no_datetime_holds_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("digits", [1, 3, 6, 7, 9, 12, 30])
 def test_a_fraction_is_cut_to_milliseconds_however_long_it_is(digits: int) -> None:
+    """A sender may write more digits than Python's `datetime` holds."""
     at = Moment.model_validate_json(orjson.dumps({"at": f"2026-01-01T00:00:00.{'9' * digits}Z"})).at
     assert at.microsecond == int("999"[:digits].ljust(3, "0")) * 1000

@@ -31,6 +31,7 @@ def test_ids_cross_http_and_amqp(request_id: str, user_id: str | None) -> None:
 
 @given(st.text("abcXYZ019._:@/+=-|!$&'()*,;[]{}~", min_size=1))
 def test_an_id_of_visible_ascii_is_sent_as_it_is(user_id: str) -> None:
+    """Percent-encoding is only for what a header can't carry."""
     assert RequestContext(user_id=user_id).to_http_headers()["x-user-id"] == user_id
 
 
@@ -45,6 +46,7 @@ def test_an_id_that_could_forge_a_line_is_refused_where_it_is_given(value: str) 
 
 @pytest.mark.parametrize("value", ["a b", "é", "%FF", "%0A", "a" * 256, "%c3%a9" * 256, "\x7f"])
 def test_a_user_in_a_header_that_can_not_be_read_is_refused(value: str) -> None:
+    """The work would count as another user's, where a request id is just made anew."""
     with pytest.raises(InvalidHeaderError) as refused:
         RequestContext.from_http_headers({"x-user-id": value})
     assert refused.value.field == "x-user-id"
@@ -54,16 +56,19 @@ def test_a_user_in_a_header_that_can_not_be_read_is_refused(value: str) -> None:
 
 @pytest.mark.parametrize("value", [*NO_IDS, None, 5, ["x"], b"\xff\n"])
 def test_an_id_of_a_message_that_could_forge_a_line_is_replaced(value: object) -> None:
+    """A message that is on its way already can't be refused for it."""
     context = RequestContext.from_amqp_headers({"x-request-id": value, "x-user-id": value})
     assert len(context.request_id) == 36
     assert context.user_id is None
 
 
 def test_header_values_of_other_publishers_may_be_bytes() -> None:
+    """AMQP has both, and some clients send texts as bytes."""
     assert RequestContext.from_amqp_headers({"x-request-id": b"req-1"}).request_id == "req-1"
 
 
 def test_a_deadline_crosses_http_as_the_seconds_that_are_left() -> None:
+    """Clocks of two machines differ, so no point in time is sent."""
     context = RequestContext().within(2.0)
     seconds = float(context.to_http_headers()["x-request-timeout"])
     assert 1.5 < seconds <= 2.0
@@ -72,10 +77,12 @@ def test_a_deadline_crosses_http_as_the_seconds_that_are_left() -> None:
 
 
 def test_a_deadline_never_crosses_a_queue() -> None:
+    """A message may wait there for longer than its sender does."""
     assert "x-request-timeout" not in RequestContext().within(2.0).to_amqp_headers()
 
 
 def test_a_passed_deadline_is_sent_as_nothing_left() -> None:
+    """A negative number would be a bad header for the other side."""
     assert RequestContext(deadline=time.monotonic() - 5).to_http_headers()["x-request-timeout"] == "0.000"
 
 
@@ -98,18 +105,21 @@ def test_a_timeout_of_nothing_or_less_is_a_deadline_that_has_passed(value: str) 
 
 @pytest.mark.parametrize("value", ["999999", "9999999", "3600.5", "9" * 30])
 def test_a_timeout_is_clamped_to_an_hour(value: str) -> None:
+    """A number of any length is read."""
     remaining = RequestContext.from_http_headers({"x-request-timeout": value}).remaining_seconds()
     assert remaining is not None
     assert 3500 < remaining <= 3600
 
 
 def test_a_deadline_only_shrinks() -> None:
+    """A part of the work can't give itself more time than the whole has."""
     context = RequestContext().within(1.0)
     assert context.within(5.0) == context
     assert (context.within(0.5).deadline or 0) < (context.deadline or 0)
 
 
 def test_work_that_nobody_waits_for_is_not_started() -> None:
+    """Work with time left, or without a deadline, goes on."""
     RequestContext().check_deadline()
     RequestContext().within(60).check_deadline()
     with pytest.raises(DeadlinePassedError, match="nothing was started"):
@@ -117,6 +127,7 @@ def test_work_that_nobody_waits_for_is_not_started() -> None:
 
 
 def test_binding_lasts_as_long_as_its_block() -> None:
+    """Blocks nest, and outside of any each call makes a context of its own."""
     with bind(RequestContext(request_id="outer")):
         with bind(RequestContext(request_id="inner")):
             assert current().request_id == "inner"
@@ -126,6 +137,7 @@ def test_binding_lasts_as_long_as_its_block() -> None:
 
 
 def test_a_claim_numbers_equal_steps() -> None:
+    """The same code in the same order gets the same names when it runs again."""
     claim = Claim("email_tasks:event:7")
     assert [claim.step("create users"), claim.step("create users"), claim.step("update users 1")] == [
         "create users#0",

@@ -38,6 +38,7 @@ def info(text: str) -> bytes:
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1/0", "redis://user:s3cret@host:s3cret/0", "127.0.0.1:6379"])
 def test_a_url_that_is_none_is_an_error_without_its_password(url: str) -> None:
+    """The message shows the form of a good one, and the cause is cut off too."""
     with pytest.raises(SettingsError, match="redis://user:password@host") as caught:
         connect_redis(url)
     assert "s3cret" not in str(caught.value)
@@ -45,6 +46,7 @@ def test_a_url_that_is_none_is_an_error_without_its_password(url: str) -> None:
 
 
 async def test_nothing_listens_is_told_at_once() -> None:
+    """The probe and the check of the policy give the same error."""
     async with connect_redis("redis://127.0.0.1:1/0") as redis:
         with pytest.raises(UnavailableError, match="Redis does not answer"):
             await probe_redis(redis)
@@ -53,6 +55,7 @@ async def test_nothing_listens_is_told_at_once() -> None:
 
 
 async def test_a_silent_server_costs_fractions_of_a_second() -> None:
+    """A server that takes the connection and never answers is one that is down."""
     async with answering(None) as url, connect_redis(url, timeout_seconds=0.05) as redis:
         since = time.monotonic()
         with pytest.raises(UnavailableError):
@@ -61,6 +64,7 @@ async def test_a_silent_server_costs_fractions_of_a_second() -> None:
 
 
 async def test_an_exhausted_pool_is_waited_for_only_so_long() -> None:
+    """Callers behind others that wait for a frozen server end too."""
     async with answering(None) as url, connect_redis(url, timeout_seconds=0.1, max_connections=1) as redis:
         since = time.monotonic()
         results = await asyncio.gather(*(probe_redis(redis) for _ in range(5)), return_exceptions=True)
@@ -69,6 +73,7 @@ async def test_an_exhausted_pool_is_waited_for_only_so_long() -> None:
 
 
 async def test_a_server_that_evicts_is_refused_with_the_words_to_fix_it() -> None:
+    """The message has the policy that it has, and the command that changes it."""
     async with (
         answering(info("# Memory\r\nmaxmemory_policy:allkeys-lru\r\n")) as url,
         connect_redis(url) as redis,
@@ -78,6 +83,7 @@ async def test_a_server_that_evicts_is_refused_with_the_words_to_fix_it() -> Non
 
 
 async def test_a_server_that_evicts_nothing_is_taken() -> None:
+    """It says `noeviction` in its answer to `INFO`."""
     async with (
         answering(info("# Memory\r\nmaxmemory_policy:noeviction\r\n")) as url,
         connect_redis(url) as redis,
@@ -89,6 +95,7 @@ async def test_a_server_that_evicts_nothing_is_taken() -> None:
     "answer", [info("# Memory\r\nused_memory:1\r\n"), b"-ERR unknown command 'INFO'\r\n"]
 )
 async def test_a_server_that_does_not_tell_is_taken_with_a_line_in_the_log(answer: bytes) -> None:
+    """A stand-in, or a service that forbids `INFO`, may be as good."""
     with capture_logs() as lines:
         async with answering(answer) as url, connect_redis(url) as redis:
             await check_noeviction(redis)
@@ -168,6 +175,7 @@ async def test_a_server_that_takes_no_writes_is_left_and_looked_up_again(told: b
 
 
 async def test_while_no_server_takes_writes_readiness_and_callers_are_told_quickly() -> None:
+    """The error has the words of Redis."""
     failover = Failover(REFUSALS[0], connections=1000)
     async with failover.open() as url, connect_redis(url) as redis:
         with pytest.raises(UnavailableError, match="takes no writes: You can't write"):
@@ -178,6 +186,7 @@ async def test_while_no_server_takes_writes_readiness_and_callers_are_told_quick
 
 
 async def test_another_refusal_keeps_the_connection() -> None:
+    """A mistake in a command says nothing about the server."""
     failover = Failover(b"-WRONGTYPE Operation against a key holding the wrong kind of value\r\n")
     async with failover.open() as url, connect_redis(url) as redis:
         for _ in range(2):
