@@ -82,6 +82,7 @@ def test_an_alias_is_the_name_on_the_wire() -> None:
 
 
 def test_wrapping_takes_request_and_user_from_the_context() -> None:
+    """The event keeps its identity, and reading gives an equal envelope of the same class."""
     event = joined()
     with bind(RequestContext(request_id="req-9", user_id="user-9")):
         envelope = EventEnvelope.wrap(event, service="api_service", causation_id=EVENT_ID)
@@ -93,11 +94,13 @@ def test_wrapping_takes_request_and_user_from_the_context() -> None:
 
 
 def test_what_was_received_keeps_its_identity_when_it_is_told_on() -> None:
+    """An event that a consumer publishes again is the same event."""
     received = decode_envelope(WIRE).data
     assert (received.event_id, received.timestamp) == (EVENT_ID, datetime(2025, 1, 15, 10, 30, tzinfo=UTC))
 
 
 def test_members_of_a_later_release_are_ignored_and_the_user_may_be_absent() -> None:
+    """What is written has the user in any case, as null."""
     wire = orjson.loads(WIRE)
     del wire["user_id"]
     wire["tenant"] = "t-1"
@@ -108,6 +111,7 @@ def test_members_of_a_later_release_are_ignored_and_the_user_may_be_absent() -> 
 
 
 def test_any_order_and_white_space_reads_the_same() -> None:
+    """Other writers order and indent as they like."""
     wire = orjson.loads(WIRE)
     body = orjson.dumps(dict(reversed(wire.items())), option=orjson.OPT_INDENT_2)
     assert decode_envelope(body) == decode_envelope(WIRE)
@@ -117,6 +121,7 @@ def test_any_order_and_white_space_reads_the_same() -> None:
     "timestamp", ["2025-01-15T10:30:00.123456Z", "2025-01-15T12:30:00.123+02:00", "2025-01-15T10:30:00.123"]
 )
 def test_other_writers_timestamps_become_utc_milliseconds(timestamp: str) -> None:
+    """Microseconds are cut, an offset is taken off, and a naive time is UTC."""
     envelope = decode_envelope(WIRE.replace(b"2025-01-15T10:30:00Z", timestamp.encode()))
     assert envelope.timestamp == datetime(2025, 1, 15, 10, 30, 0, 123_000, tzinfo=UTC)
     assert b'"timestamp":"2025-01-15T10:30:00.123Z"' in envelope.encode()
@@ -139,6 +144,7 @@ def test_an_older_version_is_brought_up_to_date() -> None:
 
 
 def test_an_upcaster_that_fails_blames_the_payload() -> None:
+    """An exception in it, or data that is no object, makes the message malformed."""
     with pytest.raises(MalformedPayloadError, match="from version 1 failed: KeyError"):
         decode_envelope(meter(1, {}))
     with pytest.raises(MalformedPayloadError, match="is not a JSON object"):
@@ -146,12 +152,14 @@ def test_an_upcaster_that_fails_blames_the_payload() -> None:
 
 
 def test_a_newer_version_is_named_as_newer() -> None:
+    """The consumer can tell a release that is late from an event that it forgot."""
     with pytest.raises(UnknownEventVersionError) as caught:
         decode_envelope(meter(3, {}))
     assert caught.value.newer
 
 
 def test_an_unknown_type_is_named() -> None:
+    """The error has the type as it came."""
     with pytest.raises(UnknownEventTypeError, match=r"'member\.left'"):
         decode_envelope(WIRE.replace(b"member.joined", b"member.left"))
 
@@ -165,12 +173,14 @@ def test_a_type_repeated_later_in_the_object_counts_as_json_readers_count_it() -
 
 @pytest.mark.parametrize("version", ["0", "-1", "1.0", '"1"', "true", "null", str(2**70)])
 def test_a_version_is_a_whole_number_from_one(version: str) -> None:
+    """A text, a boolean and a number with a point are none."""
     with pytest.raises(PayloadError):
         decode_envelope(WIRE[:-1] + f',"version":{version}}}'.encode())
 
 
 @pytest.mark.parametrize("member", ["event_type", "event_id", "timestamp", "service", "request_id", "data"])
 def test_a_missing_member_is_named(member: str) -> None:
+    """The error points at the one that is missing, and at nothing else."""
     wire = orjson.loads(WIRE)
     del wire[member]
     with pytest.raises(MalformedPayloadError) as caught:
@@ -191,6 +201,7 @@ def test_the_user_of_a_foreign_event_is_kept_or_the_event_is_refused(user_id: st
 
 
 def test_problems_in_the_data_have_their_pointer_and_no_value() -> None:
+    """The value may be a secret of a user."""
     with pytest.raises(MalformedPayloadError) as caught:
         decode_envelope(WIRE.replace(b'"email":"user@example.com"', b'"email":["CANARY"]'))
     assert caught.value.errors[0].pointer == "/data/email"
@@ -198,6 +209,7 @@ def test_problems_in_the_data_have_their_pointer_and_no_value() -> None:
 
 
 def test_a_body_over_the_limit_is_refused_unread() -> None:
+    """By default at 16 MiB, which is the broker's own limit."""
     with pytest.raises(PayloadTooLargeError):
         decode_envelope(WIRE, limit_bytes=len(WIRE) - 1)
     with pytest.raises(PayloadTooLargeError):
@@ -205,6 +217,8 @@ def test_a_body_over_the_limit_is_refused_unread() -> None:
 
 
 def test_data_without_a_json_form_is_refused_before_it_is_sent() -> None:
+    """The error names the type, not the object."""
+
     class Opaque(Event, type="thing.opaque"):
         thing: Any
 
@@ -213,6 +227,7 @@ def test_data_without_a_json_form_is_refused_before_it_is_sent() -> None:
 
 
 def test_a_registry_of_ones_own_knows_only_its_types() -> None:
+    """Types of the process's registry are unknown to it."""
     with pytest.raises(UnknownEventTypeError):
         decode_envelope(WIRE, registry=EventRegistry())
 
@@ -304,6 +319,7 @@ def said(value: str, event_type: str = "free.said") -> bytes:
 )
 @pytest.mark.parametrize("space", ["", " ", "\n\t "])
 def test_what_is_no_json_is_malformed_in_every_layout(number: str, space: str) -> None:
+    """Also in a member that no reader wants."""
     body = said(number).replace(b":", b":" + space.encode()).replace(b",", b"," + space.encode())
     with pytest.raises(MalformedPayloadError):
         decode_envelope(body)
@@ -313,6 +329,7 @@ def test_what_is_no_json_is_malformed_in_every_layout(number: str, space: str) -
 
 @given(st.integers(-(10**300), 10**300))
 def test_an_integer_arrives_as_it_was_sent(number: int) -> None:
+    """Through an upcaster too, to the last of 300 digits."""
     assert decode_envelope(EventEnvelope.wrap(FreeSaid(said=[number]), service="s").encode()).data.said == [
         number
     ]
@@ -333,6 +350,7 @@ def test_a_declaration_that_fails_over_its_data_blames_the_payload(value: str) -
 
 @given(st.binary(max_size=400))
 def test_random_bytes_give_the_documented_error(body: bytes) -> None:
+    """Nothing but `PayloadError` comes out."""
     with pytest.raises(PayloadError):
         decode_envelope(body)
 
@@ -375,6 +393,7 @@ json_values = st.recursive(
 def test_valid_json_of_the_wrong_shape_gives_the_documented_error(
     members: dict[str, Any], event_type: str
 ) -> None:
+    """Each member may be any JSON value."""
     wire = {**orjson.loads(WIRE), "event_type": event_type, **members}
     try:
         body = orjson.dumps(wire)
@@ -400,6 +419,7 @@ ids = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), min_si
 def test_every_envelope_reads_back_as_it_was_written(
     event: MemberJoined, service: str, request_id: str, user_id: str | None, causation_id: UUID | None
 ) -> None:
+    """In any order of its members."""
     with bind(RequestContext(request_id=request_id, user_id=user_id)):
         envelope = EventEnvelope.wrap(event, service=service, causation_id=causation_id)
     assert decode_envelope(envelope.encode()) == envelope

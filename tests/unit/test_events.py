@@ -27,6 +27,7 @@ def lent() -> BookLent:
 
 
 def test_a_declaration_carries_type_version_key_and_queue() -> None:
+    """A command's type comes from the name of its class."""
     assert (BookLent.message_type, BookLent.message_version, BookLent.event_key) == (
         "book.lent",
         3,
@@ -37,6 +38,8 @@ def test_a_declaration_carries_type_version_key_and_queue() -> None:
 
 
 def test_an_event_without_a_key_has_no_order() -> None:
+    """Its ordering key is None, and consumers run it beside others."""
+
     class ShopOpened(Event, type="shop.opened"):
         pass
 
@@ -54,6 +57,8 @@ def test_the_identity_is_made_once_and_belongs_to_the_object() -> None:
 
 
 def test_inside_a_claim_a_rerun_makes_the_same_events_again() -> None:
+    """Two equal events of one run stay two."""
+
     def handler() -> list[UUID]:
         with bind(RequestContext(claim=Claim("email_tasks:event:7"))):
             return [lent().event_id, lent().event_id]
@@ -65,6 +70,8 @@ def test_inside_a_claim_a_rerun_makes_the_same_events_again() -> None:
 
 
 def test_a_base_class_without_a_type_is_not_registered() -> None:
+    """Its subclass with a type is."""
+
     class Audited(Event):
         actor: str
 
@@ -79,11 +86,14 @@ def test_a_base_class_without_a_type_is_not_registered() -> None:
     "name", ["UserCreated", "user", "user-created.v1", "user..created", "a." + "b" * 130]
 )
 def test_a_type_that_is_not_dotted_snake_case_is_refused(name: str) -> None:
+    """The thing comes first, and one word is not enough."""
     with pytest.raises(DeclarationError, match="lower-case words with dots"):
         type("Bad", (Event,), {"__module__": __name__}, type=name)
 
 
 def test_a_command_without_a_queue_is_a_base_for_others() -> None:
+    """It can't be sent, so it isn't registered."""
+
     class Audited(Command):
         actor: str
 
@@ -91,6 +101,7 @@ def test_a_command_without_a_queue_is_a_base_for_others() -> None:
 
 
 def test_a_key_must_be_a_field() -> None:
+    """The declaration fails, not the first publish."""
     with pytest.raises(DeclarationError, match="no field 'isbn' to be its key"):
 
         class Keyless(Event, type="book.keyless", key="isbn"):
@@ -98,6 +109,7 @@ def test_a_key_must_be_a_field() -> None:
 
 
 def test_a_version_starts_at_one() -> None:
+    """Version 0 is refused at the declaration."""
     with pytest.raises(DeclarationError, match="at least 1, not 0"):
 
         class Early(Event, type="book.early", version=0):
@@ -105,6 +117,7 @@ def test_a_version_starts_at_one() -> None:
 
 
 def test_a_queue_name_is_snake_case() -> None:
+    """It becomes the name of a queue at the broker."""
     with pytest.raises(DeclarationError, match="not in snake_case"):
 
         class Shout(Command, queue="Email-Tasks"):
@@ -112,6 +125,7 @@ def test_a_queue_name_is_snake_case() -> None:
 
 
 def test_two_classes_cannot_be_the_same_version_of_one_type() -> None:
+    """A consumer couldn't choose between them."""
     with pytest.raises(DeclarationError, match=r"are both 'book\.lent' version 3"):
 
         class Twin(Event, type="book.lent", version=3):
@@ -133,6 +147,7 @@ def test_a_class_that_is_declared_again_replaces_itself() -> None:
 
 
 def test_upcasters_lead_as_far_as_they_go() -> None:
+    """The newest version needs none."""
     own = EventRegistry()
     own.add(BookLent)
     own.add_upcaster("book.lent", 1, lambda data: data)
@@ -144,6 +159,7 @@ def test_upcasters_lead_as_far_as_they_go() -> None:
 
 
 def test_an_unknown_type_or_version_says_what_is_known() -> None:
+    """The error tells a newer version from an older one without upcaster."""
     own = EventRegistry()
     own.add(BookLent)
     with pytest.raises(UnknownEventTypeError) as unknown:
@@ -158,6 +174,7 @@ def test_an_unknown_type_or_version_says_what_is_known() -> None:
 
 
 def test_an_upcaster_that_leads_nowhere_is_refused() -> None:
+    """One from the current version, and a second one for the same step."""
     with pytest.raises(DeclarationError, match="has no use"):
         BookLent.upcast(from_version=3)
     own = EventRegistry()
@@ -167,6 +184,8 @@ def test_an_upcaster_that_leads_nowhere_is_refused() -> None:
 
 
 def test_the_registry_lists_types_by_name_and_version() -> None:
+    """In this order also where they were declared in another one."""
+
     class Later(Event, type="zoo.opened"):
         pass
 

@@ -19,6 +19,7 @@ words = st.text(st.characters(exclude_categories=["Cs"]), max_size=150)
     "key", ["orders:order:42", "worker_service.mail:api-service:1f:g2", "http:anonymous:POST:/users%2F1"]
 )
 def test_a_key_of_context_entity_and_id_is_taken_as_it_is(key: str) -> None:
+    """The id may have further colons."""
     assert check_key(key) == key
 
 
@@ -38,11 +39,13 @@ def test_a_key_of_context_entity_and_id_is_taken_as_it_is(key: str) -> None:
     ],
 )
 def test_any_other_key_is_refused_with_the_way_out(key: str) -> None:
+    """The message names the function that makes a key of anything."""
     with pytest.raises(ValueError, match="claim_key"):
         check_key(key)
 
 
 def test_simple_parts_stay_readable() -> None:
+    """People look for such keys in Redis."""
     assert (
         claim_key("worker_service.mail", "api_service", "1f-2e", 3)
         == "worker_service.mail:api_service:1f-2e:3"
@@ -50,6 +53,7 @@ def test_simple_parts_stay_readable() -> None:
 
 
 def test_foreign_characters_are_encoded() -> None:
+    """A path and a space of a caller's can't change the form of a key."""
     assert (
         claim_key("http", "anonymous", "POST", "/users/1", "a b") == "http:anonymous:POST:%2Fusers%2F1:a%20b"
     )
@@ -57,12 +61,14 @@ def test_foreign_characters_are_encoded() -> None:
 
 @given(words, words, st.lists(words, max_size=3))
 def test_any_parts_make_a_valid_key(context: str, entity: str, identity: list[str]) -> None:
+    """Empty and endless parts too."""
     key = claim_key(context, entity, *identity)
     assert check_key(key) == key
 
 
 @given(st.lists(words, min_size=3, max_size=4), st.lists(words, min_size=3, max_size=4))
 def test_different_parts_make_different_keys(some: list[str], others: list[str]) -> None:
+    """Encoding and shortening never make two pieces of work one."""
     assert (claim_key(*some) == claim_key(*others)) is (some == others)
 
 
@@ -72,16 +78,19 @@ class Order(BaseModel):
 
 
 def test_the_order_of_members_does_not_count() -> None:
+    """The order of a list does."""
     assert fingerprint({"a": 1, "b": [1, 2]}) == fingerprint({"b": [1, 2], "a": 1})
     assert fingerprint({"b": [1, 2]}) != fingerprint({"b": [2, 1]})
 
 
 def test_a_model_and_its_json_form_are_the_same_payload() -> None:
+    """A caller may send what another one has parsed."""
     order = Order(number=1, at=datetime(2025, 1, 15, tzinfo=UTC))
     assert fingerprint(order) == fingerprint({"number": 1, "at": "2025-01-15T00:00:00Z"})
 
 
 def test_bytes_are_taken_as_they_are() -> None:
+    """A body that differs in a space is another one."""
     assert fingerprint(b"{}") != fingerprint(b"{ }")
 
 

@@ -14,6 +14,7 @@ TICKS_TO_1970 = 0x01B21DD213814000
 
 
 def test_ids_of_one_thread_grow() -> None:
+    """Also those of the same 100 nanoseconds; all are of version 6."""
     ids = [new_id() for _ in range(10_000)]
     assert ids == sorted(ids)
     assert {found.version for found in ids} == {6}
@@ -28,6 +29,7 @@ def test_an_id_tells_its_time_as_the_library_reads_it() -> None:
 
 
 def test_ids_of_many_threads_are_distinct_and_grow_in_each() -> None:
+    """Eight threads share one clock."""
     with ThreadPoolExecutor(8) as pool:
         runs = list(pool.map(lambda _: [new_id() for _ in range(2_000)], range(8)))
     assert all(run == sorted(run) for run in runs)

@@ -38,6 +38,8 @@ def test_arguments_are_found_by_type() -> None:
     ids=["plain", "annotated", "alias", "annotated alias", "text", "text of an alias"],
 )
 def test_an_alias_stands_for_its_type(annotation: Any) -> None:
+    """In every form that an annotation can have, also as a text."""
+
     def wants(value: object) -> None: ...
 
     wants.__annotations__["value"] = annotation
@@ -45,6 +47,8 @@ def test_an_alias_stands_for_its_type(annotation: Any) -> None:
 
 
 def test_a_default_stays_where_nothing_provides_the_type() -> None:
+    """It gives way where something does."""
+
     def wants(database: Database, number: int = 7) -> None: ...
 
     plan = plan_injection(wants)
@@ -97,11 +101,14 @@ def unresolvable(value: "Decimal") -> None: ...
     ],
 )
 def test_a_mistake_names_the_parameter(function: Callable[..., Any], words: str) -> None:
+    """When the handler is registered, and not at its first call."""
     with pytest.raises(DeclarationError, match=words):
         plan_injection(function)
 
 
 def test_methods_partials_and_callable_objects_have_annotations_too() -> None:
+    """What a partial has filled already is no longer required."""
+
     class Service:
         def method(self, database: "Database") -> None: ...
 
@@ -116,6 +123,8 @@ def test_methods_partials_and_callable_objects_have_annotations_too() -> None:
 
 
 def test_names_of_an_enclosing_function_resolve_where_they_are_used() -> None:
+    """A class inside a test is such a name."""
+
     class Local: ...
 
     def wants(value: "Local") -> type:
@@ -125,6 +134,8 @@ def test_names_of_an_enclosing_function_resolve_where_they_are_used() -> None:
 
 
 def test_a_wrapped_function_is_looked_through() -> None:
+    """A decorator with `functools.wraps` hides nothing."""
+
     @functools.wraps(handler)
     async def wrapper(*args: Any, **kwargs: Any) -> None: ...
 
@@ -132,9 +143,11 @@ def test_a_wrapped_function_is_looked_through() -> None:
 
 
 def test_a_bare_type_is_itself() -> None:
+    """A generic keeps its parameters."""
     assert bare_type(Database) is Database
     assert bare_type(list[int]) == list[int]
 
 
 def test_a_parameter_shows_as_it_is_written() -> None:
+    """Messages quote it so."""
     assert str(Wanted("values", list[int])) == "values: list[int]"

@@ -55,6 +55,7 @@ DOWN = NotConnectedError("nobody listens")
 
 
 async def test_what_is_opened_first_is_closed_last(journal: Journal) -> None:
+    """A consumer is gone before the connection that it uses."""
     async with ServiceResources() as resources:
         for name in ("redis", "rabbitmq", "consumers"):
             assert await resources.open(name, journal.resource(name)) == name
@@ -62,6 +63,7 @@ async def test_what_is_opened_first_is_closed_last(journal: Journal) -> None:
 
 
 async def test_what_is_opened_can_be_asked_for_by_type(journal: Journal) -> None:
+    """Values that need no closing too."""
     async with ServiceResources() as resources:
         await resources.open("name", journal.resource("value"), provides=str)
         resources.provide(int, 42)
@@ -70,6 +72,7 @@ async def test_what_is_opened_can_be_asked_for_by_type(journal: Journal) -> None
 
 
 async def test_a_type_has_one_provider(journal: Journal) -> None:
+    """The second one is not even opened."""
     async with ServiceResources() as resources:
         resources.provide(str, "first")
         with pytest.raises(DeclarationError, match="str"):
@@ -80,6 +83,7 @@ async def test_a_type_has_one_provider(journal: Journal) -> None:
 
 
 async def test_a_name_or_type_twice_in_one_go_is_refused(journal: Journal) -> None:
+    """Neither of the two is opened."""
     one = Dependency(name="one", factory=journal.resource("one"), provides=str)
     two = Dependency(name="two", factory=journal.resource("two"), provides=str)
     async with ServiceResources() as resources:
@@ -89,6 +93,7 @@ async def test_a_name_or_type_twice_in_one_go_is_refused(journal: Journal) -> No
 
 
 async def test_a_dependency_that_is_not_there_yet_is_awaited(journal: Journal) -> None:
+    """An error of ours, of the system and a timeout all mean "not yet"."""
     async with ServiceResources() as resources:
         factory = journal.resource("redis", DOWN, OSError("refused"), TimeoutError())
         assert await resources.open("redis", factory) == "redis"
@@ -96,6 +101,7 @@ async def test_a_dependency_that_is_not_there_yet_is_awaited(journal: Journal) -
 
 
 async def test_it_counts_as_open_when_its_probe_agrees(journal: Journal) -> None:
+    """One that opens and doesn't work is closed and tried again."""
     verdicts = [DOWN, None]
 
     async def probe(value: str) -> None:
@@ -109,6 +115,7 @@ async def test_it_counts_as_open_when_its_probe_agrees(journal: Journal) -> None
 
 
 async def test_what_waiting_can_not_cure_is_raised_at_once(journal: Journal) -> None:
+    """What was open until then is closed."""
     async with ServiceResources() as resources:
         await resources.open("redis", journal.resource("redis"))
         with pytest.raises(SettingsError, match="no URL"):
@@ -117,6 +124,7 @@ async def test_what_waiting_can_not_cure_is_raised_at_once(journal: Journal) -> 
 
 
 async def test_after_the_budget_one_report_names_all_that_is_missing(journal: Journal) -> None:
+    """It says what is open, and why the others are not."""
     async with ServiceResources(start_budget_seconds=0.3) as resources:
         await resources.open("redis", journal.resource("redis"))
         with pytest.raises(UnavailableError) as caught:
@@ -144,6 +152,7 @@ async def test_the_reason_says_more_than_that_the_time_was_over(journal: Journal
 
 
 async def test_independent_ones_open_at_the_same_time(journal: Journal) -> None:
+    """Each of the two waits for the other one here."""
     gates = [asyncio.Event(), asyncio.Event()]
 
     @asynccontextmanager
@@ -161,11 +170,13 @@ async def test_independent_ones_open_at_the_same_time(journal: Journal) -> None:
 
 
 async def test_a_process_may_have_nothing_to_open() -> None:
+    """The answer is an empty tuple."""
     async with ServiceResources() as resources:
         assert await resources.open_together() == ()
 
 
 async def test_a_mistake_in_one_ends_the_waiting_for_the_others(journal: Journal) -> None:
+    """The rest of the start budget is not spent."""
     since = time.monotonic()
     async with ServiceResources() as resources:
         with pytest.raises(SettingsError):
@@ -179,6 +190,7 @@ async def test_a_mistake_in_one_ends_the_waiting_for_the_others(journal: Journal
 
 
 async def test_a_cancelled_start_leaves_nothing_open(journal: Journal) -> None:
+    """What is being opened is left too."""
     opening = asyncio.Event()
 
     async def start() -> None:
@@ -196,6 +208,7 @@ async def test_a_cancelled_start_leaves_nothing_open(journal: Journal) -> None:
 
 
 async def test_readiness_asks_what_is_open(journal: Journal) -> None:
+    """Before `started` it is red in any case, and what has no probe is not asked."""
     verdicts: list[Exception | None] = [None, None, DOWN]
 
     async def probe(value: str) -> None:
@@ -214,6 +227,8 @@ async def test_readiness_asks_what_is_open(journal: Journal) -> None:
 
 
 async def test_a_resource_that_has_ended_by_itself_is_not_ready(journal: Journal) -> None:
+    """Its probe, which would succeed, is not asked any more."""
+
     async def probe(value: str) -> None:
         pass
 

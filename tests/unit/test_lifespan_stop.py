@@ -63,6 +63,7 @@ PHASES = ["stop accepting", "drain", "close rabbitmq", "close redis", "flush"]
 
 
 async def test_the_phases_follow_each_other(journal: Journal) -> None:
+    """Accepting ends before draining, closing comes in reverse, flushing last."""
     async with ServiceResources() as resources:
         await prepare(resources, journal)
     assert journal == PHASES
@@ -70,6 +71,7 @@ async def test_the_phases_follow_each_other(journal: Journal) -> None:
 
 
 async def test_readiness_is_red_before_anything_stops(journal: Journal) -> None:
+    """The first action sees it red already."""
     statuses: list[str] = []
 
     async with ServiceResources() as resources:
@@ -84,6 +86,7 @@ async def test_readiness_is_red_before_anything_stops(journal: Journal) -> None:
 
 
 async def test_a_load_balancer_gets_its_time(journal: Journal) -> None:
+    """Work goes on for `unready_seconds` after readiness has turned red."""
     since = time.monotonic()
     async with ServiceResources(unready_seconds=0.2) as resources:
         await prepare(resources, journal)
@@ -92,6 +95,7 @@ async def test_a_load_balancer_gets_its_time(journal: Journal) -> None:
 
 
 async def test_the_wait_takes_no_more_than_its_part_of_the_shutdown(journal: Journal) -> None:
+    """A wait longer than the whole shutdown is cut."""
     since = time.monotonic()
     async with ServiceResources(unready_seconds=60, shutdown_seconds=0.5):
         pass
@@ -99,6 +103,8 @@ async def test_the_wait_takes_no_more_than_its_part_of_the_shutdown(journal: Jou
 
 
 async def test_a_process_that_failed_is_not_kept_for_the_load_balancer(journal: Journal) -> None:
+    """An error inside the block skips the wait, and nothing else."""
+
     async def fail() -> None:
         async with ServiceResources(unready_seconds=5) as resources:
             await prepare(resources, journal)
@@ -112,6 +118,7 @@ async def test_a_process_that_failed_is_not_kept_for_the_load_balancer(journal: 
 
 
 async def test_who_serves_by_itself_announces_first_and_stops_later(journal: Journal) -> None:
+    """Announcing and stopping twice do nothing more."""
     async with ServiceResources() as resources:
         await prepare(resources, journal)
         await resources.announce()
@@ -124,6 +131,7 @@ async def test_who_serves_by_itself_announces_first_and_stops_later(journal: Jou
 
 
 async def test_a_second_signal_ends_the_wait_and_skips_to_closing(journal: Journal) -> None:
+    """Telemetry is flushed all the same."""
     async with ServiceResources(unready_seconds=9) as resources:
         await prepare(resources, journal)
         asyncio.get_running_loop().call_soon(resources.hurry)
@@ -134,6 +142,7 @@ async def test_a_second_signal_ends_the_wait_and_skips_to_closing(journal: Journ
 
 
 async def test_a_second_signal_cancels_what_still_runs(journal: Journal) -> None:
+    """A drain that hangs is given up, and the phases after it come."""
     async with ServiceResources(shutdown_seconds=60) as resources:
         await prepare(resources, journal)
 
@@ -149,6 +158,7 @@ async def test_a_second_signal_cancels_what_still_runs(journal: Journal) -> None
 
 
 async def test_an_endless_drain_takes_no_more_than_its_time(journal: Journal) -> None:
+    """It is reported, and the phases after it come."""
     since = time.monotonic()
     async with ServiceResources(shutdown_seconds=0.5) as resources:
         await prepare(resources, journal)
@@ -159,6 +169,7 @@ async def test_an_endless_drain_takes_no_more_than_its_time(journal: Journal) ->
 
 
 async def test_an_endless_closing_takes_no_time_from_the_others(journal: Journal) -> None:
+    """Those that come after it are closed all the same."""
     async with ServiceResources(shutdown_seconds=1.0) as resources:
         await prepare(resources, journal)
         await resources.open("hanging", hanging)
@@ -169,6 +180,7 @@ async def test_an_endless_closing_takes_no_time_from_the_others(journal: Journal
 async def test_what_can_not_even_be_cancelled_is_left_behind(
     journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The process can end without it."""
     monkeypatch.setattr("hybridkit.lifespan.CANCEL_GRACE_SECONDS", 0.05)
     end = asyncio.Event()
     async with ServiceResources(shutdown_seconds=0.5) as resources:
@@ -182,6 +194,8 @@ async def test_what_can_not_even_be_cancelled_is_left_behind(
 
 
 async def test_errors_are_collected_and_stop_nothing(journal: Journal) -> None:
+    """Each is logged under the name of its step."""
+
     async def fail(seconds: float) -> None:
         raise LookupError("drain")
 
@@ -204,6 +218,7 @@ async def test_errors_are_collected_and_stop_nothing(journal: Journal) -> None:
 
 
 async def test_a_cancellation_in_mid_stop_skips_to_closing(journal: Journal) -> None:
+    """It goes on to the caller once everything is closed."""
     draining = asyncio.Event()
 
     async def drain(seconds: float) -> None:
