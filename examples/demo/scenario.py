@@ -131,7 +131,7 @@ async def _register(world: World, report: Report) -> User:
         envelope = (await _until(lambda: _value(world.heard), "user.created on RabbitMQ"))[0]
         same_request = envelope.request_id == world.request_id
         report.check("the relay has published user.created", same_request, f"{watch} after the request")
-        stats = await _until(lambda: world.mongo.find_one(USER_STATS, user.id), "the analytics in MongoDB")
+        stats = await _until(lambda: world.mongo.get_or_none(USER_STATS, user.id), "the analytics in MongoDB")
         report.check(
             "the worker has put analytics into MongoDB", stats.registered, f"{watch} after the request"
         )

@@ -186,12 +186,12 @@ async def test_get_by_a_natural_key(app: Application, client: AnyClient) -> None
 
 
 async def test_a_missing_record(app: Application, client: AnyClient) -> None:
-    """`get` raises, `find_one` answers None."""
+    """`get` raises, `get_or_none` answers None."""
     app.answer(NotFoundError("no such user"), NotFoundError("no such user"), (200, stored()))
     with pytest.raises(NotFoundError, match="no such user"):
         await client.get(USERS, ID)
-    assert await client.find_one(USERS, ID) is None
-    assert await client.find_one(USERS, ID) is not None
+    assert await client.get_or_none(USERS, ID) is None
+    assert await client.get_or_none(USERS, ID) is not None
 
 
 async def test_find_sends_the_url_form(app: Application, client: AnyClient) -> None:

@@ -137,7 +137,7 @@ async def test_what_is_missing_is_missing_for_its_caller_only(
     found = await asyncio.gather(
         client.get(NOTES, notes[0].id),
         client.get(NOTES, new_id()),
-        client.find_one(NOTES, new_id()),
+        client.get_or_none(NOTES, new_id()),
         client.get(NOTES, "no id"),
         client.get(NOTES, notes[1].id),
         return_exceptions=True,
@@ -169,7 +169,7 @@ async def test_requests_are_not_mixed_up(
     await asyncio.gather(
         read(RequestContext(request_id="calm", user_id="ada"), ids[:2]),
         read(hasty, ids[2:4]),
-        client.find_one(TAGS, "x"),
+        client.get_or_none(TAGS, "x"),
         client.get(NOTES, ids[4]),
     )
     sent = {request.headers["x-request-id"]: request for request in wire.seen}
@@ -228,7 +228,7 @@ async def test_what_nobody_waits_for_is_given_up(
 
 
 async def test_more_than_one_batch_takes(client: PostgresDataClient, wire: Recorder) -> None:
-    found = await asyncio.gather(*(client.find_one(NOTES, new_id()) for _ in range(1001)))
+    found = await asyncio.gather(*(client.get_or_none(NOTES, new_id()) for _ in range(1001)))
     assert found == [None] * 1001
     assert sorted(path.partition("/v1/notes")[2][:5] for path in wire.paths)[1] == ":batc"
     assert len(wire.paths) == 2

@@ -297,13 +297,13 @@ async def test_replace_needs_a_record(client: AnyClient) -> None:
     assert (await client.replace(ITEMS, item.id, NewItem(name="by id"))).version == 3
     with pytest.raises(StaleVersionError):
         await client.replace(ITEMS, UNKNOWN, NewItem(name="nobody"))
-    assert await client.find_one(ITEMS, UNKNOWN) is None
+    assert await client.get_or_none(ITEMS, UNKNOWN) is None
 
 
 async def test_undelete(client: AnyClient) -> None:
     (item,) = await make(client, 1)
     await client.delete(ITEMS, item)
-    assert await client.find_one(ITEMS, item.id) is None
+    assert await client.get_or_none(ITEMS, item.id) is None
     again = await client.undelete(ITEMS, item.id)
     assert (again.id, again.name) == (item.id, item.name)
     assert await client.get(ITEMS, item.id) == again
@@ -376,7 +376,7 @@ async def test_a_dry_run_tells_and_keeps_nothing(client: AnyClient) -> None:
     async with client.transaction(dry_run=True) as tx:
         item = tx.create(ITEMS, NewItem(name="tried"))
     assert item.result.name == "tried"
-    assert await client.find_one(ITEMS, item.id) is None
+    assert await client.get_or_none(ITEMS, item.id) is None
     await make(client, 1)
     with pytest.raises(UniqueViolationError):
         async with client.transaction(dry_run=True) as tx:
@@ -391,7 +391,7 @@ async def test_a_service_that_ignores_the_wish_for_a_dry_run(applied: str) -> No
     async with PostgresDataClient("http://data", service="api", transport=transport) as client:
         tx = client.transaction(dry_run=True)
         await tx.__aenter__()
-        tx.check(ITEMS, UNKNOWN)
+        tx.require(ITEMS, UNKNOWN)
         with pytest.raises(ResponseError, match="was carried out"):
             await tx.__aexit__(None, None, None)
 
@@ -405,7 +405,7 @@ async def test_a_dry_run_may_be_confirmed_in_any_form(applied: str) -> None:
         PostgresDataClient("http://data", service="api", transport=transport) as client,
         client.transaction(dry_run=True) as tx,
     ):
-        tx.check(ITEMS, UNKNOWN)
+        tx.require(ITEMS, UNKNOWN)
 
 
 async def test_a_server_without_transactions() -> None:

@@ -90,9 +90,9 @@ async def use_every_verb(client: PostgresDataClient, key: str) -> None:
     changed = await client.update(PLANTS, key, PlantChanges(title="d"))
     assert (changed.id, changed.version) == (key, 4)
     async with client.transaction() as tx:
-        tx.check(PLANTS, key)
+        tx.require(PLANTS, key)
     await client.delete(PLANTS, changed)
-    assert await client.find_one(PLANTS, key) is None
+    assert await client.get_or_none(PLANTS, key) is None
     assert (await client.undelete(PLANTS, key)).title == "d"
     assert await client.get_many(PLANTS, [key]) == [await client.get(PLANTS, key)]
 
@@ -138,7 +138,7 @@ async def test_a_key_that_no_path_leads_to_is_refused_by_every_method(key: str) 
         attempts: list[Callable[[], Awaitable[object]]] = [
             lambda: client.create(PLANTS, new, id=key),
             lambda: client.get(PLANTS, key),
-            lambda: client.find_one(PLANTS, key),
+            lambda: client.get_or_none(PLANTS, key),
             lambda: client.get_many(PLANTS, [key]),
             lambda: client.upsert(PLANTS, key, new),
             lambda: client.replace(PLANTS, key, new),

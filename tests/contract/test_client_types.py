@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     async def reads(client: PostgresDataClient, user_id: UUID) -> None:
         assert_type(await client.get(USERS, user_id), User)
-        assert_type(await client.find_one(COUNTRIES, "fr"), Country | None)
+        assert_type(await client.get_or_none(COUNTRIES, "fr"), Country | None)
         assert_type(client.find(USERS), Find[User])
         assert_type(client.find(USERS).where(USERS["id"] == user_id).order_by("id").page_size(5), Find[User])
         assert_type(await client.find(USERS).page(), Page[User])

@@ -109,7 +109,7 @@ async def test_single_records(client: MongoDataClient) -> None:
     with pytest.raises(UniqueViolationError):
         await client.create(THINGS, NewThing(name="other"))
     await client.delete(THINGS, replaced)
-    assert await client.find_one(THINGS, thing.id) is None
+    assert await client.get_or_none(THINGS, thing.id) is None
     assert (await client.undelete(THINGS, thing.id)).name == "other"
 
 

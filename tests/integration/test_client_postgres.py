@@ -96,7 +96,7 @@ async def test_what_is_written_is_read(client: PostgresDataClient) -> None:
     replaced = await client.upsert(ITEMS, created.id, NewItem(name="pencil"))
     assert (replaced.name, replaced.quantity, replaced.version) == ("pencil", 0, 3)
     await client.delete(ITEMS, replaced)
-    assert await client.find_one(ITEMS, created.id) is None
+    assert await client.get_or_none(ITEMS, created.id) is None
     await client.probe()
 
 
@@ -141,7 +141,7 @@ async def test_a_transaction_happens_as_a_whole(client: PostgresDataClient, serv
 
     async def sell(name: str) -> None:
         async with client.transaction() as tx:
-            tx.check(OWNERS, "shop")
+            tx.require(OWNERS, "shop")
             sold.append(tx.create(ITEMS, NewItem(name=name)))
             tx.update(ITEMS, stock.id, increment={"quantity": -1}, require=ITEMS["quantity"] >= 1)
             tx.emit(ItemStocked(item_id=stock.id))
@@ -154,7 +154,7 @@ async def test_a_transaction_happens_as_a_whole(client: PostgresDataClient, serv
         await sell("second")
     assert (await client.get(ITEMS, stock.id)).quantity == 0
     assert sold[1].result == await client.get(ITEMS, sold[1].id)
-    assert await client.find_one(ITEMS, sold[2].id) is None
+    assert await client.get_or_none(ITEMS, sold[2].id) is None
     assert len(await service.sql("select * from hk_outbox")) <= 1
 
 
@@ -284,6 +284,6 @@ async def test_coalesced_reads(service: Any) -> None:
     async with PostgresDataClient("http://data", service="api", transport=transport, coalesce=True) as client:
         made = await make(client, 20)
         found = await asyncio.gather(
-            *(client.find_one(ITEMS, item.id) for item in made), client.find_one(ITEMS, UNKNOWN)
+            *(client.get_or_none(ITEMS, item.id) for item in made), client.get_or_none(ITEMS, UNKNOWN)
         )
     assert found == [*made, None]

@@ -42,7 +42,7 @@ async def test_records_make_the_round_trip(client: PostgresDataClient, service: 
     replaced = await client.upsert(items, made.id, new_item(name="ink"))
     assert [item async for item in client.find(items)] == [replaced]
     await client.delete(items, replaced)
-    assert await client.find_one(items, made.id) is None
+    assert await client.get_or_none(items, made.id) is None
 
 
 async def test_errors_arrive_as_they_were_raised(client: PostgresDataClient, service: Any) -> None:
@@ -78,7 +78,7 @@ async def test_a_transaction_is_one_request(client: PostgresDataClient, service:
         async with client.transaction() as tx:
             pen = tx.create(items, items.create(name="pen", quantity=3))
             tx.update(items, pen.id, increment={"quantity": -1}, require=items["quantity"] >= 1)
-            tx.check(items, pen.id)
+            tx.require(items, pen.id)
             tx.emit(ItemMade(item_id=pen.id))
     assert (pen.result.name, (await client.get(items, pen.id)).quantity) == ("pen", 2)
     await service.until("SELECT 1 FROM hk_outbox WHERE published_at IS NOT NULL")

@@ -150,8 +150,8 @@ async def test_every_operation_keeps_its_place() -> None:
     service = Service()
     user = User.model_validate(stored())
     async with service.transaction("serializable") as tx:
-        tx.check(USERS, user)
-        tx.check(USERS, ID)
+        tx.require(USERS, user)
+        tx.require(USERS, ID)
         tx.update(USERS, user, UserChanges(email="b@example.com"))
         tx.update(USERS, ID, increment={"visits": -1}, require=USERS["visits"] >= 1)
         tx.upsert(COUNTRIES, "fr", Country(name="France"))

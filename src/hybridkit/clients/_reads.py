@@ -50,7 +50,7 @@ class Reads(BaseClient):
             return await self._coalescer.get(resource, parsed)
         return await self._get_one(resource, parsed)
 
-    async def find_one[RecordT: Record[Any]](
+    async def get_or_none[RecordT: Record[Any]](
         self, resource: Resource[RecordT, Any, Any], id: RecordId
     ) -> RecordT | None:
         """The record with that id, None where there is none."""

@@ -213,7 +213,7 @@ class DataTransaction:
         target = target_of(resource, record_or_id)
         self._add(DeleteOperation(resource=resource.name, id=str(target.id), if_match=target.etag), None)
 
-    def check[RecordT: Record[Any]](
+    def require[RecordT: Record[Any]](
         self, resource: Resource[RecordT, Any, Any], record_or_id: RecordT | RecordId
     ) -> None:
         """Demand that a record is there, and in the state in which it was read, until the commit."""
