@@ -12,7 +12,7 @@ from hybridkit.errors import (
     UnavailableError,
 )
 
-__all__ = ["Call", "Intent", "lost_answer", "refused"]
+__all__ = ["CallPlan", "Intent", "lost_answer", "refused"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,7 @@ class Intent:
 
 
 @dataclass(slots=True, kw_only=True)
-class Call:
+class CallPlan:
     """An intent under way. Not frozen, as that would double what it costs to make one.
 
     Attributes:
@@ -69,12 +69,12 @@ def refused(refusal: HybridkitError) -> Failure:
     return Failure(refusal, retryable=False, counts=None, sent=False)
 
 
-def late(call: Call, message: str) -> HybridkitError:
+def late(call: CallPlan, message: str) -> HybridkitError:
     """Return the error of a call whose time ran out after it was sent: where it is safe, nothing can have happened."""
     return DeadlinePassedError(message) if call.intent.safe else DeadlineExceededError(message)
 
 
-def lost_answer(call: Call, lost: OutcomeUnknownError) -> HybridkitError:
+def lost_answer(call: CallPlan, lost: OutcomeUnknownError) -> HybridkitError:
     """What that means for the call: where it is safe, nothing can have happened."""
     if not call.intent.safe:
         return lost

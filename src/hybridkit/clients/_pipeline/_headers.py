@@ -6,7 +6,7 @@ All of that is between our own services; to other people's go the headers that H
 from collections.abc import Callable
 from typing import Final
 
-from hybridkit.clients._pipeline._attempt import Call, Intent
+from hybridkit.clients._pipeline._attempt import CallPlan, Intent
 from hybridkit.clients._pipeline._texts import checked_headers
 from hybridkit.context import (
     REQUEST_ID_HEADER,
@@ -57,7 +57,7 @@ class Headers:
             headers[IDEMPOTENCY_KEY_HEADER] = quote_key(intent.key)
         return headers
 
-    def of_attempt(self, call: Call, *, timeout_seconds: float | None, retries: int) -> dict[str, str]:
+    def of_attempt(self, call: CallPlan, *, timeout_seconds: float | None, retries: int) -> dict[str, str]:
         """Those of the call, and what the attempt says of itself: the seconds it has, and how many came before."""
         headers = call.headers.copy()
         if self._internal:

@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
 from typing import Any, Final
 
-from hybridkit.clients._pipeline._attempt import Call, Intent, late, lost_answer, refused
+from hybridkit.clients._pipeline._attempt import CallPlan, Intent, late, lost_answer, refused
 from hybridkit.clients._pipeline._breaker import Breaker, BreakerState
 from hybridkit.clients._pipeline._bulkhead import Bulkhead
 from hybridkit.clients._pipeline._deadline import Deadlines
@@ -166,7 +166,7 @@ class Pipeline:
         """Wait a moment for attempts that were given up and have not ended."""
         await self._deadlines.aclose()
 
-    async def _repeat[T](self, call: Call, send: Callable[[Call, int], Awaitable[T | Failure]]) -> T:
+    async def _repeat[T](self, call: CallPlan, send: Callable[[CallPlan, int], Awaitable[T | Failure]]) -> T:
         self._budget.deposit()
         in_doubt = False
         attempt = 1
@@ -182,7 +182,9 @@ class Pipeline:
             attempt += 1
         return outcome
 
-    def _begin(self, intent: Intent, *, only_seconds: float | None = None, streamed: bool = False) -> Call:
+    def _begin(
+        self, intent: Intent, *, only_seconds: float | None = None, streamed: bool = False
+    ) -> CallPlan:
         policy = self._policy
         context = current()
         repeatable = intent.safe or intent.key is not None or intent.idempotent
@@ -193,7 +195,7 @@ class Pipeline:
             usual, share = only_seconds, 1.0
         remaining = context.remaining_seconds()
         total = usual if remaining is None else min(usual, remaining)
-        return Call(
+        return CallPlan(
             intent=intent,
             name=f"{intent.method} {self._target}{intent.path.partition('?')[0]}",
             headers=self._headers.of_call(intent, context),
@@ -205,7 +207,7 @@ class Pipeline:
             body_deadline=context.deadline,
         )
 
-    async def _attempt(self, call: Call, attempt: int) -> Response | Failure:
+    async def _attempt(self, call: CallPlan, attempt: int) -> Response | Failure:
         try:
             ticket = self._breaker.enter()
         except UnavailableError as refusal:
@@ -222,7 +224,7 @@ class Pipeline:
         finally:
             self._breaker.leave(ticket, failed=failed)
 
-    async def _open(self, stack: AsyncExitStack, call: Call, attempt: int) -> StreamedResponse | Failure:
+    async def _open(self, stack: AsyncExitStack, call: CallPlan, attempt: int) -> StreamedResponse | Failure:
         """As `_attempt`, but an answer's body is left to be read, and its place and connection to that stack."""
         try:
             ticket = self._breaker.enter()
@@ -243,11 +245,13 @@ class Pipeline:
         finally:
             self._breaker.leave(ticket, failed=failed)
 
-    async def _whole(self, call: Call, request: Request) -> Response | Failure:
+    async def _whole(self, call: CallPlan, request: Request) -> Response | Failure:
         response = await self._transport.send(request)
         return failure_from(response, what=call.name, safe=call.intent.safe) or response
 
-    async def _head(self, kept: AsyncExitStack, call: Call, request: Request) -> StreamedResponse | Failure:
+    async def _head(
+        self, kept: AsyncExitStack, call: CallPlan, request: Request
+    ) -> StreamedResponse | Failure:
         """A success with its body left to be read; anything else as what it says."""
         task = asyncio.current_task()
         cancellations = task.cancelling() if task else 0
@@ -267,7 +271,7 @@ class Pipeline:
             kept.push_async_exit(opening.pop_all())
             return answer
 
-    async def _chunks(self, call: Call, chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+    async def _chunks(self, call: CallPlan, chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
         while True:
             seconds = self._policy.read_timeout_seconds
             if call.body_deadline is not None:
@@ -285,9 +289,9 @@ class Pipeline:
 
     async def _exchange[T](
         self,
-        call: Call,
+        call: CallPlan,
         attempt: int,
-        send: Callable[[Call, Request], Coroutine[Any, Any, T | Failure]],
+        send: Callable[[CallPlan, Request], Coroutine[Any, Any, T | Failure]],
     ) -> T | Failure:
         """Send it once. Expected errors come back as values, so that the breaker sees them all."""
         seconds = min(self._left(call), call.attempt_seconds)
@@ -312,7 +316,7 @@ class Pipeline:
         return outcome
 
     async def _judged[T](
-        self, call: Call, sending: Coroutine[Any, Any, T | Failure], *, seconds: float
+        self, call: CallPlan, sending: Coroutine[Any, Any, T | Failure], *, seconds: float
     ) -> T | Failure:
         try:
             return await self._deadlines.run(sending, timeout_seconds=seconds)
@@ -326,7 +330,7 @@ class Pipeline:
         except ResponseError as garbage:
             return Failure(garbage, retryable=False, counts=False)
 
-    def _request(self, call: Call, attempt: int, seconds: float) -> Request:
+    def _request(self, call: CallPlan, attempt: int, seconds: float) -> Request:
         told_seconds: float | None = seconds * ANSWER_SHARE
         if call.streamed:  # the body may take longer than the attempt
             told_seconds = None if call.body_deadline is None else call.body_deadline - self._clock()
@@ -340,7 +344,7 @@ class Pipeline:
             max_response_bytes=self._policy.max_response_bytes,
         )
 
-    def _pause(self, failure: Failure, call: Call, attempt: int) -> float | None:
+    def _pause(self, failure: Failure, call: CallPlan, attempt: int) -> float | None:
         """How long to wait before the next attempt; None for no further attempt."""
         if not failure.retryable or (failure.sent and not call.repeatable):
             return None
@@ -362,7 +366,7 @@ class Pipeline:
             error.add_note(f"given up after {attempts} attempts")
         return error
 
-    def _left(self, call: Call) -> float:
+    def _left(self, call: CallPlan) -> float:
         return call.deadline - self._clock()
 
 
