@@ -25,7 +25,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from benchmarks._report import Result, main
 from hybridkit.clients import PostgresDataClient
-from hybridkit.clients._pipeline._pipeline import Intent
+from hybridkit.clients._pipeline._attempt import Intent
 from hybridkit.codec import encode_json
 from hybridkit.context import RequestContext, bind
 from hybridkit.resources import Record, Resource

@@ -12,7 +12,8 @@ from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 
 from hybridkit.clients import AnyTransport, AsgiTransport, ClientPolicy, ServiceClient
-from hybridkit.clients._pipeline._pipeline import Intent, Pipeline
+from hybridkit.clients._pipeline._attempt import Intent
+from hybridkit.clients._pipeline._pipeline import Pipeline
 from hybridkit.clients._transports._httpx import open_transport
 from hybridkit.context import RequestContext, bind, current
 from hybridkit.errors import DeadlinePassedError, OutcomeUnknownError, UnavailableError

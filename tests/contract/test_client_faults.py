@@ -18,7 +18,8 @@ import pytest
 from pydantic import BaseModel
 
 from hybridkit.clients import ClientPolicy, PostgresDataClient, Request, ServiceClient
-from hybridkit.clients._pipeline._pipeline import Intent, Pipeline
+from hybridkit.clients._pipeline._attempt import Intent
+from hybridkit.clients._pipeline._pipeline import Pipeline
 from hybridkit.clients._transports._aiohttp import AiohttpTransport
 from hybridkit.clients._transports._httpx import open_transport
 from hybridkit.contract import Problem

@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from hybridkit.clients._pipeline._pipeline import Intent, Pipeline
+from hybridkit.clients._pipeline._attempt import Intent
+from hybridkit.clients._pipeline._pipeline import Pipeline
 from hybridkit.clients._pipeline._policy import ClientPolicy
 from hybridkit.clients._transports._base import Request, Response, StreamedResponse
 from hybridkit.codec import encode_json

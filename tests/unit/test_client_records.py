@@ -9,20 +9,17 @@ import pytest
 from pydantic import BaseModel
 
 from hybridkit.clients import ClientPolicy, Find, Page
-from hybridkit.clients._keys import identify
+from hybridkit.clients._answers import page_from, record_from, records_from, rows_from
 from hybridkit.clients._records import (
     changed_fields,
     fields_of,
-    found_in,
     new_id_for,
-    page_from,
     parse_id,
-    record_from,
     record_path,
-    rows_from,
     target_of,
 )
 from hybridkit.clients._transports._base import Response
+from hybridkit.clients._write_identity import identify
 from hybridkit.codec import encode_json
 from hybridkit.context import Claim, RequestContext, bind
 from hybridkit.errors import (
@@ -179,7 +176,7 @@ def test_garbage_is_a_typed_error(body: object) -> None:
     for read in (
         partial(record_from, USERS),
         partial(page_from, USERS, User),
-        partial(found_in, USERS, count=1),
+        partial(records_from, USERS, count=1),
         partial(rows_from, "users", User),
     ):
         with pytest.raises(ResponseError, match="users") as caught:
@@ -204,12 +201,12 @@ class Pages:
         self.pages = list(pages)
         self.seen: list[Query] = []
 
-    async def _fetch_page(self, resource: Any, model: Any, query: Query, *, count: object) -> Any:
+    async def fetch_page(self, resource: Any, model: Any, query: Query, *, count: object) -> Any:
         assert (resource, model, count) == (USERS, User, None)
         self.seen.append(query)
         return self.pages[len(self.seen) - 1]
 
-    def _export(self, resource: Any, model: Any, query: Query) -> AsyncGenerator[Any]:
+    def export(self, resource: Any, model: Any, query: Query) -> AsyncGenerator[Any]:
         raise NotImplementedError
 
     def find(self) -> Find[User]:

@@ -11,7 +11,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from hybridkit._asgi_types import ASGIApp
 from hybridkit.clients import AsgiTransport, ClientPolicy
-from hybridkit.clients._pipeline._pipeline import Intent, Pipeline
+from hybridkit.clients._pipeline._attempt import Intent
+from hybridkit.clients._pipeline._pipeline import Pipeline
 from hybridkit.errors import ResponseError
 from hybridkit.observability import _tracing
 from hybridkit.retry import Retry

@@ -14,8 +14,10 @@ Every call ends within its deadline with a result or with an error from `hybridk
 idempotency key, so that a repeated one changes nothing.
 """
 
+from hybridkit.clients._answers import Page
 from hybridkit.clients._client import MongoDataClient, PostgresDataClient
-from hybridkit.clients._find import Find, Page
+from hybridkit.clients._find import Find
+from hybridkit.clients._modify import Change
 from hybridkit.clients._pipeline._policy import ClientPolicy
 from hybridkit.clients._records import RecordId
 from hybridkit.clients._service_client import ReadOptions, ServiceClient, WriteOptions
@@ -23,7 +25,6 @@ from hybridkit.clients._transaction import DataTransaction, Handle
 from hybridkit.clients._transports._asgi import AsgiTransport
 from hybridkit.clients._transports._base import Request, Response, StreamedResponse, Transport
 from hybridkit.clients._transports._httpx import AnyTransport
-from hybridkit.clients._writes import Change
 
 __all__ = [
     "AnyTransport",

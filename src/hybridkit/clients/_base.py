@@ -1,18 +1,16 @@
 """What every client is: a service's address, a pipeline to it, and an `async with` block in which it is open."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Final, Self
 from urllib.parse import urlsplit
 
 from hybridkit._syntax import NAME_SYNTAX
-from hybridkit.clients._pipeline._pipeline import Intent, Pipeline
+from hybridkit.clients._pipeline._attempt import Intent
+from hybridkit.clients._pipeline._pipeline import Pipeline
 from hybridkit.clients._pipeline._policy import ClientPolicy
-from hybridkit.clients._transports._base import Response
 from hybridkit.clients._transports._httpx import AnyTransport, open_transport
-from hybridkit.codec import check_size
-from hybridkit.contract import MAX_BODY_BYTES
 from hybridkit.errors import (
     DeclarationError,
     HybridkitError,
@@ -21,9 +19,6 @@ from hybridkit.errors import (
     UnavailableError,
 )
 
-__all__ = ["JSON", "BaseClient"]
-
-JSON: Final = {"content-type": "application/json"}
 PROBE_SECONDS: Final = 0.9
 """Just below the second that a health check gives each probe, so that it hears the reason."""
 
@@ -104,24 +99,6 @@ class BaseClient:
             breaker = "" if pipeline.breaker_state == "closed" else f" (breaker: {pipeline.breaker_state})"
             raise UnavailableError(f"{self._base_url} is not ready{breaker}: {error}") from error
         return None if pipeline.breaker_state == "closed" else f"breaker: {pipeline.breaker_state}"
-
-    async def _read(
-        self, path: str, *, body: bytes = b"", headers: Mapping[str, str] | None = None
-    ) -> Response:
-        """A `GET`, or with a body a `POST` that changes nothing."""
-        check_size(body, limit_bytes=MAX_BODY_BYTES)
-        method, content = ("POST", JSON) if body else ("GET", {})
-        intent = Intent(
-            method=method, path=path, headers={**content, **(headers or {})}, body=body, safe=True
-        )
-        return await self._open_pipeline().run(intent)
-
-    async def _write(
-        self, method: str, path: str, body: bytes, *, key: str, headers: Mapping[str, str] = JSON
-    ) -> Response:
-        check_size(body, limit_bytes=MAX_BODY_BYTES)
-        intent = Intent(method=method, path=path, headers=headers, body=body, key=key)
-        return await self._open_pipeline().run(intent)
 
     def _open_pipeline(self) -> Pipeline:
         if self._pipeline is None:

@@ -1,47 +1,15 @@
 """The clients of the two data services: typed calls on resources, over HTTP."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self, overload
+from collections.abc import Mapping, Sequence
+from typing import Any, overload
 
-from hybridkit.clients._batches import Batches
-from hybridkit.clients._coalescer import Coalescer
-from hybridkit.clients._pipeline._policy import ClientPolicy
+from hybridkit.clients._data_client import DataClient
 from hybridkit.clients._transaction import DataTransaction, Isolation
-from hybridkit.clients._transports._httpx import AnyTransport
-from hybridkit.clients._writes import Writes
 from hybridkit.resources import Aggregation
 from hybridkit.resources._resource import AnyResource
 
-__all__ = ["MongoDataClient", "PostgresDataClient"]
 
-
-class _DataClient(Writes, Batches):
-    """What both clients can do."""
-
-    def __init__(
-        self,
-        base_url: str,
-        *,
-        service: str,
-        transport: AnyTransport | None = None,
-        policy: ClientPolicy | None = None,
-        authorization: Callable[[], str] | None = None,
-        coalesce: bool = False,
-    ) -> None:
-        super().__init__(
-            base_url, service=service, transport=transport, policy=policy, authorization=authorization
-        )
-        self._coalesce = coalesce
-
-    async def __aenter__(self) -> Self:
-        await super().__aenter__()
-        if self._coalesce:
-            self._coalescer = Coalescer(self._get_one, self._get_batch)
-            self._stack.push_async_callback(self._coalescer.aclose)
-        return self
-
-
-class PostgresDataClient(_DataClient):
+class PostgresDataClient(DataClient):
     """Reads and writes the records of a PostgreSQL data service.
 
     Args:
@@ -100,7 +68,7 @@ class PostgresDataClient(_DataClient):
         return await self._aggregate(resource, aggregation.to_json(), row_type)
 
 
-class MongoDataClient(_DataClient):
+class MongoDataClient(DataClient):
     """Reads and writes the records of a MongoDB data service; arguments as for `PostgresDataClient`."""
 
     def transaction(self, *, dry_run: bool = False, step: str | None = None) -> DataTransaction:

@@ -18,8 +18,6 @@ from hybridkit.errors import NotFoundError, UnavailableError
 from hybridkit.resources import Record, Resource
 from hybridkit.resources._resource import AnyResource
 
-__all__ = ["Coalescer"]
-
 type GetOne = Callable[[AnyResource, Any], Awaitable[Any]]
 type GetBatch = Callable[[AnyResource, Sequence[Any]], Awaitable[Sequence[Any]]]
 type GroupKey = tuple[AnyResource, tuple[str, str | None, float | None] | None]

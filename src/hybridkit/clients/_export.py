@@ -8,8 +8,6 @@ from pydantic import BaseModel, Field, TypeAdapter
 from hybridkit.codec import validate_json
 from hybridkit.errors import MalformedPayloadError, ResponseError, UnavailableError
 
-__all__ = ["read_export"]
-
 STATUS: Final = 200
 """Of the answer: by the time that its lines are read it can't be another one."""
 

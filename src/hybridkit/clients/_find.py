@@ -1,43 +1,25 @@
 """A query being built, and its answer by pages, record by record, or as an export."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from dataclasses import replace
+from typing import Protocol
 
 from pydantic import BaseModel
 
+from hybridkit.clients._answers import Counting, Page
 from hybridkit.errors import InvalidQueryError, ResponseError
 from hybridkit.resources import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, Direction, Filter, Query
 from hybridkit.resources._resource import AnyResource
-
-__all__ = ["Counting", "Find", "Page", "Source"]
-
-type Counting = Literal["exact", "estimated"]
-
-
-@dataclass(frozen=True, slots=True)
-class Page[ItemT: BaseModel]:
-    """Some records, and where the next ones are.
-
-    Attributes:
-        items: at most `page_size` records.
-        next_page_token: opaque; None on the last page.
-        total_size: how many records fit the query; None where nobody asked for a count.
-    """
-
-    items: tuple[ItemT, ...]
-    next_page_token: str | None = None
-    total_size: int | None = None
 
 
 class Source(Protocol):
     """Where the answers come from: the client that made the query."""
 
-    async def _fetch_page[ItemT: BaseModel](
+    async def fetch_page[ItemT: BaseModel](
         self, resource: AnyResource, model: type[ItemT], query: Query, *, count: Counting | None
     ) -> Page[ItemT]: ...
 
-    def _export[ItemT: BaseModel](
+    def export[ItemT: BaseModel](
         self, resource: AnyResource, model: type[ItemT], query: Query
     ) -> AsyncGenerator[ItemT]: ...
 
@@ -128,7 +110,7 @@ class Find[ItemT: BaseModel]:
     async def count(self, *, exact: bool = True) -> int:
         """How many records fit; or, not exact, about how many: what the database guesses, without looking at each."""
         query = Query(where=self._query.where, select=("id",), page_size=1)
-        page = await self._source._fetch_page(  # noqa: SLF001 - a query and its client are one thing
+        page = await self._source.fetch_page(
             self._resource, _Uncared, query, count="exact" if exact else "estimated"
         )
         if page.total_size is None:
@@ -151,7 +133,7 @@ class Find[ItemT: BaseModel]:
             ResponseError: a line is no such record.
         """
         query = replace(self._query, page_size=DEFAULT_PAGE_SIZE)
-        return self._source._export(self._resource, self._model, query)  # noqa: SLF001 - see `count`
+        return self._source.export(self._resource, self._model, query)
 
     async def __aiter__(self) -> AsyncIterator[ItemT]:
         """Every record, page after page, one page in memory at a time."""
@@ -165,9 +147,7 @@ class Find[ItemT: BaseModel]:
                 return
 
     async def _fetch(self, query: Query, count: Counting | None) -> Page[ItemT]:
-        return await self._source._fetch_page(  # noqa: SLF001 - see `count`
-            self._resource, self._model, query, count=count
-        )
+        return await self._source.fetch_page(self._resource, self._model, query, count=count)
 
     def _with(self, query: Query) -> "Find[ItemT]":
         return Find(self._source, self._resource, self._model, query)

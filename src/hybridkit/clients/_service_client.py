@@ -2,24 +2,22 @@
 
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from functools import cache
 from typing import Any, Final, TypedDict, Unpack, cast, overload
 
 from pydantic import BaseModel, TypeAdapter
 
-from hybridkit.clients._base import JSON, BaseClient
-from hybridkit.clients._keys import identify
+from hybridkit.clients._answers import adapter_of, read_answer
+from hybridkit.clients._base import BaseClient
 from hybridkit.clients._pipeline._attempt import Intent
 from hybridkit.clients._pipeline._policy import ClientPolicy
 from hybridkit.clients._pipeline._texts import query_string, quoted
-from hybridkit.clients._records import read_answer
+from hybridkit.clients._requests import JSON
 from hybridkit.clients._transports._base import Response
 from hybridkit.clients._transports._httpx import AnyTransport
+from hybridkit.clients._write_identity import identify
 from hybridkit.codec import encode_json
 from hybridkit.errors import MisuseError, NotFoundError, ResponseError
 from hybridkit.resources import Call
-
-__all__ = ["ReadOptions", "ServiceClient", "WriteOptions"]
 
 IDEMPOTENT: Final = frozenset({"PUT", "DELETE"})
 """Done twice it is the same as done once, says https://www.rfc-editor.org/rfc/rfc9110#section-9.2.2."""
@@ -171,7 +169,7 @@ class ServiceClient(BaseClient):
     ) -> ResponseT:
         """An operation that the service has declared."""
         response = await self._send("POST", call.path, {"json": request}, safe=call.safe)
-        adapter: TypeAdapter[ResponseT] = _adapter(call.response)
+        adapter: TypeAdapter[ResponseT] = adapter_of(call.response)
         return read_answer(adapter, response, what=f"what {call.name} answers")
 
     async def _call(
@@ -184,7 +182,7 @@ class ServiceClient(BaseClient):
         response = await self._send(method, path, options, safe=method == "GET")
         if response_model is None:
             return response
-        adapter: TypeAdapter[Any] = _adapter(
+        adapter: TypeAdapter[Any] = adapter_of(
             cast("Hashable", response_model)
         )  # mypy takes type[Any] for unhashable
         return read_answer(adapter, response, what=f"a {response_model.__name__}")
@@ -226,8 +224,3 @@ def _url(path: str, params: Mapping[str, Param | Sequence[Param]]) -> str:
 def _lower(params: Mapping[str, Param | Sequence[Param]]) -> dict[str, Param | Sequence[Param]]:
     """Booleans as JSON and most APIs have them: `true`, not `True`."""
     return {name: str(value).lower() if isinstance(value, bool) else value for name, value in params.items()}
-
-
-@cache
-def _adapter(model: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(model)

@@ -11,17 +11,9 @@ from typing import Any, Final, Generic, Literal, Self, TypeVar, cast
 
 from pydantic import BaseModel
 
-from hybridkit.clients._keys import identify
-from hybridkit.clients._records import (
-    RecordId,
-    changed_fields,
-    fields_of,
-    gone_since,
-    new_id_for,
-    parse_id,
-    result_from,
-    target_of,
-)
+from hybridkit.clients._answers import gone_since, result_from
+from hybridkit.clients._records import RecordId, changed_fields, fields_of, new_id_for, parse_id, target_of
+from hybridkit.clients._write_identity import identify
 from hybridkit.codec import now
 from hybridkit.context import bind, current
 from hybridkit.contract import (
@@ -41,8 +33,6 @@ from hybridkit.events import Message
 from hybridkit.observability import trace_headers
 from hybridkit.resources import Filter, Query, Record, Resource
 from hybridkit.resources._resource import AnyResource, IdT
-
-__all__ = ["DataTransaction", "Handle", "Isolation"]
 
 MAX_DELAY_SECONDS: Final = 366 * 86400.0
 

@@ -12,8 +12,6 @@ from hybridkit.errors import (
     UnavailableError,
 )
 
-__all__ = ["CallPlan", "Intent", "lost_answer", "refused"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Intent:

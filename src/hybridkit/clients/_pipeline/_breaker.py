@@ -14,8 +14,6 @@ from typing import Final, Literal
 
 from hybridkit.errors import UnavailableError
 
-__all__ = ["Breaker", "BreakerState"]
-
 type BreakerState = Literal["closed", "open", "half_open"]
 
 WINDOW_SECONDS: Final = 10.0

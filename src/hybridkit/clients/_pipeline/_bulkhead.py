@@ -5,8 +5,6 @@ from collections.abc import Callable
 
 from hybridkit.errors import DeadlinePassedError, UnavailableError
 
-__all__ = ["Bulkhead"]
-
 
 class Bulkhead:
     """Places for requests on the wire, and a queue of bounded length and patience before them.

@@ -9,8 +9,6 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, Final
 
-__all__ = ["Deadlines"]
-
 GRACE_SECONDS: Final = 1.0
 
 

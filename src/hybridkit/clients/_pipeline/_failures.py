@@ -21,8 +21,6 @@ from hybridkit.errors import (
 )
 from hybridkit.retry import retry_after_seconds
 
-__all__ = ["Failure", "failure_from"]
-
 MAX_RETRY_AFTER_SECONDS: Final = 3600.0
 SHOWN_CHARACTERS: Final = 80
 

@@ -18,8 +18,6 @@ from hybridkit.context import (
 from hybridkit.contract import CALLER_HEADER, IDEMPOTENCY_KEY_HEADER, quote_key
 from hybridkit.observability import trace_headers
 
-__all__ = ["RETRY_COUNT_HEADER", "Headers"]
-
 RETRY_COUNT_HEADER: Final = "x-retry-count"
 
 

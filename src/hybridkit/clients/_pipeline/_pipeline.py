@@ -45,8 +45,6 @@ from hybridkit.errors import (
 from hybridkit.observability import is_tracing
 from hybridkit.retry import RetryAfter
 
-__all__ = ["Intent", "Pipeline"]
-
 ATTEMPT_SHARE: Final = 2 / 3
 """Of the call's time, for one attempt: a replica that hangs leaves room for another one."""
 ANSWER_SHARE: Final = 0.95

@@ -6,8 +6,6 @@ from typing import Final, Self
 from hybridkit.errors import DeclarationError
 from hybridkit.retry import Retry
 
-__all__ = ["ClientPolicy"]
-
 MIB: Final = 1024 * 1024
 RETRY: Final = Retry.exponential(first_seconds=0.05, cap_seconds=1.0, attempts=3)
 WORKER_RETRY: Final = Retry.exponential(first_seconds=0.1, cap_seconds=2.0, attempts=4)

@@ -2,8 +2,6 @@
 
 from typing import Final
 
-__all__ = ["RetryBudget"]
-
 PER_CALL: Final = 0.2
 MAX_TOKENS: Final = 10.0
 

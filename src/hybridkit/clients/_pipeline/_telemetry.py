@@ -13,8 +13,6 @@ from hybridkit.observability import get_logger, metrics, span
 if TYPE_CHECKING:
     from prometheus_client import Histogram
 
-__all__ = ["Telemetry"]
-
 _LEVELS: Final[dict[BreakerState, int]] = {"closed": 0, "half_open": 1, "open": 2}
 
 _TIMING = re.compile(r"([a-z_]{1,32});dur=([0-9]{1,9}(?:\.[0-9]{1,6})?)")

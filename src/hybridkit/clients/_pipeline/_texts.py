@@ -10,8 +10,6 @@ from urllib.parse import quote, urlencode
 from hybridkit.codec import encode_json
 from hybridkit.errors import InvalidQueryError, InvalidRequestError, MalformedPayloadError
 
-__all__ = ["checked_headers", "encode_query", "query_string", "quoted"]
-
 
 def quoted(text: str, *, safe: str = "") -> str:
     """That text in a path.

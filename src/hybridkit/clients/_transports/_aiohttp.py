@@ -20,8 +20,6 @@ from hybridkit.clients._transports._base import (
 )
 from hybridkit.errors import HybridkitError, MisuseError, OutcomeUnknownError, UnavailableError
 
-__all__ = ["AiohttpTransport"]
-
 KEEPALIVE_SECONDS: Final = 30.0
 DNS_CACHE_SECONDS: Final = 10
 MAX_BODY_AT_ONCE: Final = 1024 * 1024

@@ -7,17 +7,6 @@ from typing import Final, Protocol
 
 from hybridkit.errors import ResponseError
 
-__all__ = [
-    "Prompt",
-    "Request",
-    "Response",
-    "StreamedResponse",
-    "Transport",
-    "headers_of",
-    "read_body",
-    "refuse_compressed",
-]
-
 MAX_LENGTH_DIGITS: Final = 20
 """Of an announced length that is read; a longer one is nonsense."""
 

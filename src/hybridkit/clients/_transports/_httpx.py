@@ -18,8 +18,6 @@ from hybridkit.clients._transports._base import (
 )
 from hybridkit.errors import MisuseError, OutcomeUnknownError, UnavailableError
 
-__all__ = ["AnyTransport", "HttpxTransport", "new_client", "open_transport"]
-
 type AnyTransport = Transport | httpx.AsyncClient | httpx.AsyncBaseTransport
 """What a client can be given to send with."""
 

@@ -8,15 +8,13 @@ from hybridkit.context import current
 from hybridkit.errors import InvalidRequestError
 from hybridkit.ids import derived_id, derived_key, new_id
 
-__all__ = ["BatchIdentity", "WriteIdentity", "identify", "identify_batch"]
-
 
 class WriteIdentity(NamedTuple):
     """What makes a repeated write the same write.
 
     Attributes:
         key: the `Idempotency-Key`, made once per logical call and kept over its retries.
-        id: for the record that the write may create.
+        id: the id of the record that the write may create.
     """
 
     key: str
@@ -24,11 +22,11 @@ class WriteIdentity(NamedTuple):
 
 
 class BatchIdentity(NamedTuple):
-    """The same for a write of several records.
+    """What makes a repeated write of several records the same write.
 
     Attributes:
-        key: the `Idempotency-Key` of all of it.
-        id_at: gives the id for the record at that place that the write may create.
+        key: the `Idempotency-Key` of the whole batch.
+        id_at: gives the id of the record that the write may create at that position.
     """
 
     key: str
@@ -36,26 +34,29 @@ class BatchIdentity(NamedTuple):
 
 
 def identify(name: str, step: str | None = None) -> WriteIdentity:
-    """The identity of the next write of that name.
+    """Return the identity of the next write of that name.
 
     Args:
         name: operation, resource and, where it is known, the target: `update users 1f0…`.
-        step: what the caller calls this write. Inside a claim equal names and steps are numbered in their order, so a
+        step: the caller's name for this write. Inside a claim equal names and steps are numbered in their order, so a
             rerun of the same code finds the same identities; where the order can change, the step tells them apart.
+
+    Raises:
+        InvalidRequestError: the step is no Unicode text.
     """
     claim = current().claim
     if claim is None:
         return WriteIdentity(str(new_id()), new_id())
-    numbered = claim.step(_with(name, step))
+    numbered = claim.step(_with_step(name, step))
     return WriteIdentity(derived_key(claim.key, numbered), derived_id(claim.key, numbered))
 
 
 def identify_batch(name: str, step: str | None = None) -> BatchIdentity:
-    """As `identify`, with an id for each record."""
+    """Return the identity of the next batch of that name, with an id for each record; otherwise as `identify`."""
     claim = current().claim
     if claim is None:
-        return BatchIdentity(str(new_id()), _any_id)
-    claim_key, numbered = claim.key, claim.step(_with(name, step))
+        return BatchIdentity(str(new_id()), _random_id)
+    claim_key, numbered = claim.key, claim.step(_with_step(name, step))
 
     def id_at(index: int) -> UUID:
         return derived_id(claim_key, f"{numbered} {index}")
@@ -63,16 +64,11 @@ def identify_batch(name: str, step: str | None = None) -> BatchIdentity:
     return BatchIdentity(derived_key(claim_key, numbered), id_at)
 
 
-def _any_id(_: int) -> UUID:
+def _random_id(_: int) -> UUID:
     return new_id()
 
 
-def _with(name: str, step: str | None) -> str:
-    """Both.
-
-    Raises:
-        InvalidRequestError: the step is no Unicode text.
-    """
+def _with_step(name: str, step: str | None) -> str:
     if step is None:
         return name
     try:

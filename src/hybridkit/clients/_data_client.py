@@ -1,0 +1,447 @@
+"""The client of a data service: a typed method for each of its routes."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from itertools import batched
+from typing import Any, Self
+
+from pydantic import BaseModel
+
+from hybridkit.clients import _batches, _requests
+from hybridkit.clients._answers import (
+    adapter_of,
+    read_answer,
+    record_from,
+    records_from,
+    rows_from,
+    transaction_from,
+    written_record,
+    written_records,
+)
+from hybridkit.clients._base import BaseClient
+from hybridkit.clients._coalescer import Coalescer
+from hybridkit.clients._find import Find
+from hybridkit.clients._modify import Change, modify
+from hybridkit.clients._pipeline._attempt import Intent
+from hybridkit.clients._pipeline._policy import ClientPolicy
+from hybridkit.clients._query_source import QuerySource
+from hybridkit.clients._records import RecordId, parse_id, target_of
+from hybridkit.clients._transaction import DataTransaction, Isolation
+from hybridkit.clients._transports._base import Response, StreamedResponse
+from hybridkit.clients._transports._httpx import AnyTransport
+from hybridkit.clients._write_identity import identify
+from hybridkit.codec import check_size
+from hybridkit.context import bind, current
+from hybridkit.contract import MAX_BATCH, MAX_BODY_BYTES, Transaction, TransactionResult
+from hybridkit.errors import AnswerTooLargeError, NotFoundError
+from hybridkit.resources import Call, Record, Resource
+from hybridkit.resources._resource import AnyResource
+
+
+class DataClient(BaseClient):
+    """The methods that the clients of both data services share.
+
+    A write's `step` names it inside a claim; it is needed only where the order of the writes can change between two
+    runs of the same work.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        service: str,
+        transport: AnyTransport | None = None,
+        policy: ClientPolicy | None = None,
+        authorization: Callable[[], str] | None = None,
+        coalesce: bool = False,
+    ) -> None:
+        super().__init__(
+            base_url, service=service, transport=transport, policy=policy, authorization=authorization
+        )
+        self._source = QuerySource(self._send, self._stream, max_line_bytes=self._policy.max_response_bytes)
+        self._coalesce = coalesce
+        self._coalescer: Coalescer | None = None
+
+    async def __aenter__(self) -> Self:
+        await super().__aenter__()
+        if self._coalesce:
+            self._coalescer = Coalescer(self._get_one, self._get_batch)
+            self._stack.push_async_callback(self._coalescer.aclose)
+        return self
+
+    # ── reads ────────────────────────────────────────────────────────────────────────────────────
+
+    async def get[RecordT: Record[Any]](self, resource: Resource[RecordT, Any, Any], id: RecordId) -> RecordT:
+        """Return the record with that id.
+
+        Raises:
+            NotFoundError: there is no such record.
+        """
+        parsed = parse_id(resource, id)
+        if self._coalescer is not None:
+            return await self._coalescer.get(resource, parsed)
+        return await self._get_one(resource, parsed)
+
+    async def get_or_none[RecordT: Record[Any]](
+        self, resource: Resource[RecordT, Any, Any], id: RecordId
+    ) -> RecordT | None:
+        """Return the record with that id, None where there is no such record."""
+        try:
+            return await self.get(resource, id)
+        except NotFoundError:
+            return None
+
+    async def get_many[RecordT: Record[Any]](
+        self, resource: Resource[RecordT, Any, Any], ids: Sequence[RecordId]
+    ) -> list[RecordT | None]:
+        """Return the records with those ids, in their order, None for each that is not there.
+
+        It takes one request for each 1,000 ids, and more where the records are too large for one answer.
+        """
+        parsed = [parse_id(resource, record_id) for record_id in ids]
+        found: list[RecordT | None] = []
+        for some in batched(parsed, MAX_BATCH):
+            found += await self._get_batch(resource, some)
+        return found
+
+    def find[RecordT: Record[Any]](self, resource: Resource[RecordT, Any, Any]) -> Find[RecordT]:
+        """Begin a query: it has all records until `where`, `order_by`, `page_size` and `select` say otherwise."""
+        return Find(self._source, resource, resource.record)
+
+    # ── writes of one record ─────────────────────────────────────────────────────────────────────
+
+    async def create[RecordT: Record[Any], CreateT: BaseModel](
+        self,
+        resource: Resource[RecordT, CreateT, Any],
+        data: CreateT,
+        *,
+        id: RecordId | None = None,
+        step: str | None = None,
+    ) -> RecordT:
+        """Create a record.
+
+        Args:
+            resource: the kind of record.
+            data: its fields.
+            id: needed for natural keys; a UUID is made by the client, in a claim the same one on every run.
+            step: the name of this write inside a claim, where the order of the writes can change between two runs.
+
+        Raises:
+            UniqueViolationError: another record has the id, or a value that only one may have.
+            InvalidRequestError: the data doesn't fit.
+        """
+        return written_record(resource, await self._send(_requests.create(resource, data, id, step)))
+
+    async def replace[RecordT: Record[Any], CreateT: BaseModel](
+        self,
+        resource: Resource[RecordT, CreateT, Any],
+        record_or_id: RecordT | RecordId,
+        data: CreateT,
+        *,
+        step: str | None = None,
+    ) -> RecordT:
+        """Replace all fields of a record that is there.
+
+        Args:
+            resource: the kind of record.
+            record_or_id: a record is replaced only if it is still in the state in which it was read; an id alone
+                means any state.
+            data: the new fields; those that aren't set get their defaults.
+            step: as for `create`.
+
+        Raises:
+            StaleVersionError: the record isn't there, or has changed since it was read.
+            UniqueViolationError: another record has a value that only one may have.
+            InvalidRequestError: the data doesn't fit.
+        """
+        target = target_of(resource, record_or_id)
+        return written_record(resource, await self._send(_requests.replace(resource, target, data, step)))
+
+    async def update[RecordT: Record[Any], UpdateT: BaseModel](
+        self,
+        resource: Resource[RecordT, Any, UpdateT],
+        record_or_id: RecordT | RecordId,
+        changes: UpdateT,
+        *,
+        step: str | None = None,
+    ) -> RecordT:
+        """Set the fields that are set in `changes` (None included); the others stay as they are.
+
+        Args:
+            resource: the kind of record.
+            record_or_id: a record is changed only if it is still in the state in which it was read; an id alone means
+                any state.
+            changes: the fields to set.
+            step: as for `create`.
+
+        Raises:
+            NotFoundError: there is no such record.
+            StaleVersionError: the record has changed since it was read; `modify` reads it again.
+            PreconditionRequiredError: the resource wants the record, not its id alone.
+            InvalidRequestError: the changes don't fit.
+        """
+        target = target_of(resource, record_or_id)
+        key = identify(f"update {resource.name} {target.id}", step).key
+        return written_record(resource, await self._send(_requests.update(resource, target, changes, key)))
+
+    async def modify[RecordT: Record[Any], UpdateT: BaseModel](
+        self,
+        resource: Resource[RecordT, Any, UpdateT],
+        record_or_id: RecordT | RecordId,
+        change: Change[RecordT, UpdateT],
+        *,
+        step: str | None = None,
+    ) -> RecordT:
+        """Change a record by what is in it, so that no other write is lost.
+
+        The record is read, changed, and written if it is still in that state; otherwise all over again, up to 10 times
+        within the time of one read and one write.
+
+        Args:
+            resource: the kind of record.
+            record_or_id: a record that was read is not read again for the first try.
+            change: a function, `async` or not, from the record to its changes, or to None to leave it as it is. It
+                may be called several times, so it should do nothing else.
+            step: as for `create`.
+
+        Raises:
+            NotFoundError: there is no such record.
+            StaleVersionError: other writes came first each time.
+            DeadlinePassedError: the time was over between two tries.
+            DeadlineExceededError: the time was over during a write.
+            InvalidRequestError: the changes don't fit.
+        """
+        target = target_of(resource, record_or_id)
+        # Only what was done is recorded under a key, so each try can have the same; in a claim a rerun finds it.
+        key = identify(f"modify {resource.name} {target.id}", step).key
+
+        async def write(record: RecordT, changes: UpdateT) -> RecordT:
+            request = _requests.update(resource, target_of(resource, record), changes, key)
+            return written_record(resource, await self._send(request))
+
+        seconds = self._policy.read_timeout_seconds + self._policy.write_timeout_seconds
+        with bind(current().within(seconds)):
+            return await modify(
+                record_or_id if isinstance(record_or_id, Record) else None,
+                change,
+                read=lambda: self._get_one(resource, target.id),
+                write=write,
+            )
+
+    async def upsert[RecordT: Record[Any], CreateT: BaseModel](
+        self,
+        resource: Resource[RecordT, CreateT, Any],
+        id: RecordId,
+        data: CreateT,
+        *,
+        step: str | None = None,
+    ) -> RecordT:
+        """Create the record with that id, or replace all its fields where it is there already.
+
+        Args:
+            resource: the kind of record.
+            id: its id.
+            data: its fields; those that aren't set get their defaults.
+            step: as for `create`.
+
+        Raises:
+            UniqueViolationError: another record has a value that only one may have.
+            InvalidRequestError: the data doesn't fit.
+        """
+        return written_record(resource, await self._send(_requests.upsert(resource, id, data, step)))
+
+    async def delete[RecordT: Record[Any]](
+        self,
+        resource: Resource[RecordT, Any, Any],
+        record_or_id: RecordT | RecordId,
+        *,
+        step: str | None = None,
+    ) -> None:
+        """Remove a record, or hide it where the resource deletes softly.
+
+        Args:
+            resource: the kind of record.
+            record_or_id: a record is removed only if it is still in the state in which it was read; an id alone means
+                any state.
+            step: as for `create`.
+
+        Raises:
+            NotFoundError: there is no such record.
+            StaleVersionError: the record has changed since it was read.
+            PreconditionRequiredError: the resource wants the record, not its id alone.
+        """
+        await self._send(_requests.delete(resource, target_of(resource, record_or_id), step))
+
+    async def undelete[RecordT: Record[Any]](
+        self, resource: Resource[RecordT, Any, Any], id: RecordId, *, step: str | None = None
+    ) -> RecordT:
+        """Bring back a record that a soft delete has hidden; one that is there stays as it is.
+
+        Args:
+            resource: the kind of record, declared with `soft_delete`.
+            id: its id.
+            step: as for `create`.
+
+        Raises:
+            NotFoundError: there never was such a record, or the resource doesn't delete softly.
+            UniqueViolationError: meanwhile another record has a value that only one may have.
+        """
+        return written_record(resource, await self._send(_requests.undelete(resource, id, step)))
+
+    async def call[RequestT: BaseModel, ResponseT: BaseModel](
+        self, call: Call[RequestT, ResponseT], body: RequestT, *, step: str | None = None
+    ) -> ResponseT:
+        """Call an operation that the service has declared beside its records.
+
+        Args:
+            call: the operation.
+            body: its argument.
+            step: as for `create`; a call that is declared as safe needs none.
+
+        Raises:
+            HybridkitError: the operation refuses, with any error of the tree.
+        """
+        response = await self._send(_requests.call(call, body, step))
+        answer: ResponseT = read_answer(
+            adapter_of(call.response), response, what=f"a {call.response.__name__}"
+        )
+        return answer
+
+    # ── writes of many records ───────────────────────────────────────────────────────────────────
+
+    async def create_many[RecordT: Record[Any], CreateT: BaseModel](
+        self,
+        resource: Resource[RecordT, CreateT, Any],
+        data: Sequence[CreateT],
+        *,
+        ids: Sequence[RecordId] | None = None,
+        step: str | None = None,
+    ) -> list[RecordT]:
+        """Create up to 1,000 records, all of them or none.
+
+        Args:
+            resource: the kind of record.
+            data: the fields of each.
+            ids: one for each, needed for natural keys; UUIDs are made by the client, in a claim the same on every run.
+            step: as for `create`.
+
+        Raises:
+            UniqueViolationError: another record has one of the ids, or a value that only one may have.
+            InvalidRequestError: one of the records doesn't fit, or there are more than 1,000.
+            PayloadTooLargeError: the records together have more than 1 MiB.
+        """
+        return await self._write_many(resource, _batches.create(resource, data, ids, step))
+
+    async def update_many[RecordT: Record[Any], UpdateT: BaseModel](
+        self,
+        resource: Resource[RecordT, Any, UpdateT],
+        changes: Iterable[tuple[RecordT | RecordId, UpdateT]],
+        *,
+        step: str | None = None,
+    ) -> list[RecordT]:
+        """Change up to 1,000 records, all of them or none.
+
+        Args:
+            resource: the kind of record.
+            changes: pairs of a record, or its id, and the fields to set, as for `update`.
+            step: as for `create`.
+
+        Raises:
+            NotFoundError: one of the records is not there.
+            StaleVersionError: one of the records has changed since it was read.
+            InvalidRequestError: one of the changes doesn't fit, or there are more than 1,000.
+            PayloadTooLargeError: the changes together have more than 1 MiB.
+        """
+        return await self._write_many(resource, _batches.update(resource, changes, step))
+
+    async def upsert_many[RecordT: Record[Any], CreateT: BaseModel](
+        self,
+        resource: Resource[RecordT, CreateT, Any],
+        records: Iterable[tuple[RecordId, CreateT]],
+        *,
+        step: str | None = None,
+    ) -> list[RecordT]:
+        """Create up to 1,000 records, or replace those that are there already; all of them or none.
+
+        Args:
+            resource: the kind of record.
+            records: pairs of an id and the fields.
+            step: as for `create`.
+
+        Raises:
+            UniqueViolationError: another record has a value that only one may have.
+            InvalidRequestError: one of the records doesn't fit, or there are more than 1,000.
+            PayloadTooLargeError: the records together have more than 1 MiB.
+        """
+        return await self._write_many(resource, _batches.upsert(resource, records, step))
+
+    async def delete_many[RecordT: Record[Any]](
+        self,
+        resource: Resource[RecordT, Any, Any],
+        records_or_ids: Iterable[RecordT | RecordId],
+        *,
+        step: str | None = None,
+    ) -> None:
+        """Remove up to 1,000 records, all of them or none.
+
+        Args:
+            resource: the kind of record.
+            records_or_ids: as for `delete`.
+            step: as for `create`.
+
+        Raises:
+            NotFoundError: one of the records is not there.
+            StaleVersionError: one of the records has changed since it was read.
+            InvalidRequestError: there are more than 1,000 records.
+        """
+        batch = _batches.delete(resource, records_or_ids, step)
+        if batch.items:
+            await self._send(_batches.request(resource, batch))
+
+    async def _write_many[RecordT: Record[Any]](
+        self, resource: Resource[RecordT, Any, Any], batch: _batches.Batch
+    ) -> list[RecordT]:
+        if not batch.items:
+            return []
+        response = await self._send(_batches.request(resource, batch))
+        return written_records(resource, response, count=len(batch.items))
+
+    # ── what the methods send ────────────────────────────────────────────────────────────────────
+
+    async def _get_one[RecordT: Record[Any]](
+        self, resource: Resource[RecordT, Any, Any], id: object
+    ) -> RecordT:
+        return record_from(resource, await self._send(_requests.get(resource, id)))
+
+    async def _get_batch[RecordT: Record[Any]](
+        self, resource: Resource[RecordT, Any, Any], ids: Sequence[object]
+    ) -> list[RecordT | None]:
+        try:
+            response = await self._send(_requests.get_batch(resource, ids))
+        except AnswerTooLargeError:
+            if len(ids) == 1:
+                raise
+            middle = len(ids) // 2
+            first = await self._get_batch(resource, ids[:middle])
+            return first + await self._get_batch(resource, ids[middle:])
+        return records_from(resource, response, count=len(ids))
+
+    async def _aggregate[RowT](
+        self, resource: AnyResource, aggregation: Mapping[str, Any], row_type: type[RowT]
+    ) -> list[RowT]:
+        response = await self._send(_requests.aggregate(resource, aggregation))
+        return rows_from(f"rows of {resource.name}", row_type, response)
+
+    def _begin_transaction(self, isolation: Isolation, *, dry_run: bool, step: str | None) -> DataTransaction:
+        async def commit(transaction: Transaction) -> TransactionResult:
+            request = _requests.transact(transaction, dry_run=dry_run, step=step)
+            return transaction_from(await self._send(request), dry_run=dry_run)
+
+        return DataTransaction(commit, isolation=isolation, step=step)
+
+    async def _send(self, request: Intent) -> Response:
+        check_size(request.body, limit_bytes=MAX_BODY_BYTES)
+        return await self._open_pipeline().run(request)
+
+    def _stream(self, request: Intent) -> AbstractAsyncContextManager[StreamedResponse]:
+        return self._open_pipeline().stream(request)

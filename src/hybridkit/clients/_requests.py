@@ -1,0 +1,156 @@
+"""The requests of a data client: from typed arguments to the method, path, headers and body that HTTP carries."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from pydantic import BaseModel
+
+from hybridkit.clients._answers import Counting
+from hybridkit.clients._pipeline._attempt import Intent
+from hybridkit.clients._pipeline._texts import encode_query, query_string
+from hybridkit.clients._records import (
+    RecordId,
+    Target,
+    changed_fields,
+    fields_of,
+    new_id_for,
+    parse_id,
+    record_path,
+)
+from hybridkit.clients._write_identity import identify
+from hybridkit.codec import encode_json
+from hybridkit.contract import NDJSON_MEDIA_TYPE, Transaction
+from hybridkit.resources import Call, Query, Resource
+from hybridkit.resources._resource import AnyResource
+
+JSON: Final = {"content-type": "application/json"}
+MERGE_PATCH: Final = {"content-type": "application/merge-patch+json"}
+DRY_RUN: Final = "tx=rollback"
+MAX_URL_LENGTH: Final = 2000
+"""In characters: a longer query is sent as a body, which no server or proxy cuts."""
+
+
+# ── reads ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def get(resource: AnyResource, id: object) -> Intent:
+    return Intent(method="GET", path=record_path(resource, id), safe=True)
+
+
+def get_batch(resource: AnyResource, ids: Sequence[object]) -> Intent:
+    body = encode_json({"ids": [str(record_id) for record_id in ids]})
+    return _read(f"{resource.path}:batch_get", body)
+
+
+def page(resource: AnyResource, query: Query, count: Counting | None) -> Intent:
+    path, body = _query(resource, query)
+    return _read(path, body) if count is None else _read(path, body, {"prefer": f"count={count}"})
+
+
+def export(resource: AnyResource, query: Query) -> Intent:
+    path, body = _query(resource, query)
+    return _read(path, body, {"accept": NDJSON_MEDIA_TYPE})
+
+
+def aggregate(resource: AnyResource, aggregation: Mapping[str, Any]) -> Intent:
+    return _read(f"{resource.path}:aggregate", encode_query(aggregation))
+
+
+def _query(resource: AnyResource, query: Query) -> tuple[str, bytes]:
+    """Return path and body: the GET form, which logs and caches understand, while it fits into a URL."""
+    params = query.to_params()
+    url = f"{resource.path}?{query_string(params)}" if params else resource.path
+    if len(url) <= MAX_URL_LENGTH:
+        return url, b""
+    return f"{resource.path}:query", encode_query(query.to_json())
+
+
+def _read(path: str, body: bytes, headers: Mapping[str, str] | None = None) -> Intent:
+    """Return a `GET`, or with a body a `POST` that changes nothing."""
+    method, content = ("POST", JSON) if body else ("GET", {})
+    return Intent(method=method, path=path, headers={**content, **(headers or {})}, body=body, safe=True)
+
+
+# ── writes ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def create[CreateT: BaseModel](
+    resource: Resource[Any, CreateT, Any], data: CreateT, id: RecordId | None, step: str | None
+) -> Intent:
+    identity = identify(f"create {resource.name}", step)
+    new_id = new_id_for(resource, data, id, identity.id)
+    body = encode_json({**fields_of(data), "id": new_id})
+    return Intent(method="POST", path=resource.path, headers=JSON, body=body, key=identity.key)
+
+
+def replace[CreateT: BaseModel](
+    resource: Resource[Any, CreateT, Any], target: Target, data: CreateT, step: str | None
+) -> Intent:
+    return Intent(
+        method="PUT",
+        path=record_path(resource, target.id),
+        headers=JSON | {"if-match": target.etag or "*"},
+        body=encode_json(fields_of(data)),
+        key=identify(f"replace {resource.name} {target.id}", step).key,
+    )
+
+
+def update[UpdateT: BaseModel](
+    resource: Resource[Any, Any, UpdateT], target: Target, changes: UpdateT, key: str
+) -> Intent:
+    return Intent(
+        method="PATCH",
+        path=record_path(resource, target.id),
+        headers=MERGE_PATCH | _if_match(target),
+        body=encode_json(changed_fields(changes)),
+        key=key,
+    )
+
+
+def upsert[CreateT: BaseModel](
+    resource: Resource[Any, CreateT, Any], id: RecordId, data: CreateT, step: str | None
+) -> Intent:
+    parsed = parse_id(resource, id)
+    return Intent(
+        method="PUT",
+        path=record_path(resource, parsed),
+        headers=JSON,
+        body=encode_json(fields_of(data)),
+        key=identify(f"upsert {resource.name} {parsed}", step).key,
+    )
+
+
+def delete(resource: AnyResource, target: Target, step: str | None) -> Intent:
+    return Intent(
+        method="DELETE",
+        path=record_path(resource, target.id),
+        headers=_if_match(target),
+        key=identify(f"delete {resource.name} {target.id}", step).key,
+    )
+
+
+def undelete(resource: AnyResource, id: RecordId, step: str | None) -> Intent:
+    parsed = parse_id(resource, id)
+    return Intent(
+        method="POST",
+        path=f"{record_path(resource, parsed)}:undelete",
+        key=identify(f"undelete {resource.name} {parsed}", step).key,
+    )
+
+
+def call[RequestT: BaseModel](call: Call[RequestT, Any], body: RequestT, step: str | None) -> Intent:
+    content = encode_json(fields_of(body))
+    if call.safe:
+        return _read(call.path, content)
+    key = identify(f"{call.name} {call.resource.name}", step).key
+    return Intent(method="POST", path=call.path, headers=JSON, body=content, key=key)
+
+
+def transact(transaction: Transaction, *, dry_run: bool, step: str | None) -> Intent:
+    name, headers = ("dry run", JSON | {"prefer": DRY_RUN}) if dry_run else ("transact", JSON)
+    key = identify(name, step).key
+    return Intent(method="POST", path="/v1:transact", headers=headers, body=encode_json(transaction), key=key)
+
+
+def _if_match(target: Target) -> dict[str, str]:
+    return {} if target.etag is None else {"if-match": target.etag}
