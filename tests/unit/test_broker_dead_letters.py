@@ -19,10 +19,10 @@ class Router:
         self.taken: list[bytes] = []
         self.asked = asyncio.Event()
 
-    def deliver_letter(self, letter: Message, reason: Reason) -> bool:
+    def deliver_dead_letter(self, dead_letter: Message, reason: Reason) -> bool:
         self.asked.set()
         if self.takes:
-            self.taken.append(letter.body)
+            self.taken.append(dead_letter.body)
         return self.takes
 
 

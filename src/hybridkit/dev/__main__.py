@@ -23,11 +23,11 @@ _HELP_KINDS = f"of {', '.join(URL_VARIABLES)}; without any, the four of the stac
 
 
 class _Interrupted(BaseException):
-    """SIGINT or SIGTERM came."""
+    """Raised in the main thread by SIGINT or SIGTERM."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0 after a signal, 1 when a server could not be had or has ended."""
+    """Run the command, and return its exit code: 0 after a signal, 1 when a server is missing or has ended."""
     parser = argparse.ArgumentParser(prog="python -m hybridkit.dev", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     servers = commands.add_parser(
@@ -72,10 +72,10 @@ def _serve(kinds: Sequence[Kind], *, as_json: bool) -> int:
 
 
 def _wait_until_one_ends(servers: Sequence[Server]) -> None:
-    """Wait for Ctrl-C.
+    """Wait until a server has ended.
 
     Raises:
-        ServerStartError: A server has ended by itself; the end of its log is in the message.
+        ServerStartError: a server has ended by itself; the message has the end of its log.
     """
     ours = [server for server in servers if isinstance(server, ProcessServer)]
     pause = threading.Event()
@@ -109,7 +109,7 @@ async def _serve_broker(port: int) -> None:
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    # A second signal must not break off the cleaning up that the first one asked for.
+    # A second signal must not interrupt the clean-up after the first one.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     raise _Interrupted
@@ -144,7 +144,7 @@ def _as_table(servers: Sequence[Server]) -> str:
 
 
 def _is_ours(server: Server) -> bool:
-    # The class itself, without any means to start or stop it, is what a URL of the environment leads to.
+    # A server given by URL is of the base class, which can't start or stop it.
     return type(server) is not Server
 
 

@@ -2,10 +2,10 @@
 
 ```
 socket -> Connection -> Channel -> VirtualHost -> Exchange -> Queue -> Consumer -> Connection -> socket
-           frames        publishes    routes                  holds      limits
+           frames        publishes    routes                  stores     limits
 ```
 
-Everything happens in the turn of the event loop that reads the frame: nothing is a task, so nothing can interleave.
+Each frame is handled within the callback of the event loop that has read it. There are no tasks, so no interleaving.
 """
 
 from hybridkit.dev._broker._broker import DevelopmentBroker, QueueState

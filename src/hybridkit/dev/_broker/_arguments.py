@@ -1,4 +1,4 @@
-"""What may be declared: the optional arguments of queues and exchanges, checked as RabbitMQ checks them.
+"""Optional arguments of queues and exchanges, checked as RabbitMQ checks them.
 
 https://www.rabbitmq.com/docs/queues#optional-arguments
 """
@@ -16,7 +16,7 @@ _DEFAULT_DELIVERY_LIMIT: Final = 20
 _OVERFLOWS: Final = ("drop-head", "reject-publish", "reject-publish-dlx")
 _CLASSIC_ONLY: Final = ("x-max-priority", "x-queue-mode", "x-queue-version")
 _QUORUM_ONLY: Final = ("x-delivery-limit", "x-dead-letter-strategy", "x-quorum-initial-group-size")
-# What has to be the same in a second declaration; any other argument is only carried.
+# The arguments that a second declaration has to repeat; RabbitMQ compares no others.
 _COMPARED: Final = (
     "x-expires",
     "x-message-ttl",
@@ -34,7 +34,7 @@ _COMPARED: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueSettings:
-    """What a queue's arguments mean."""
+    """The meaning of a queue's arguments."""
 
     kind: QueueKind = "classic"
     ttl_seconds: float | None = None
@@ -49,17 +49,17 @@ class QueueSettings:
     has_single_active_consumer: bool = False
 
 
-def queue_settings(arguments: Arguments, *, place: str) -> QueueSettings:
-    """Read a queue's arguments.
+def queue_settings(arguments: Arguments, *, subject: str) -> QueueSettings:
+    """Parse the arguments of a queue.
 
     Args:
-        arguments: as declared.
-        place: the queue, for the error.
+        arguments: the arguments as declared.
+        subject: the name of the queue in error messages.
 
     Raises:
-        RefusalError: 406, one of them is not possible; 540, what this broker doesn't have.
+        RefusalError: an argument is invalid (406), or this broker does not have what it asks for (540).
     """
-    read = _Reader(arguments, place)
+    read = _Reader(arguments, subject)
     kind = read.kind()
     read.refuse(_QUORUM_ONLY if kind == "classic" else _CLASSIC_ONLY, kind)
     milliseconds, expires = read.number("x-message-ttl"), read.number("x-expires", least=1)
@@ -70,7 +70,7 @@ def queue_settings(arguments: Arguments, *, place: str) -> QueueSettings:
     if overflow not in _OVERFLOWS:
         raise read.error("x-overflow", "invalid_overflow")
     if arguments.get("x-max-priority") is not None:
-        raise RefusalError(540, f"the development broker has no priorities: {place}")
+        raise RefusalError(540, f"the development broker has no priorities: {subject}")
     return QueueSettings(
         kind=kind,
         ttl_seconds=None if milliseconds is None else milliseconds / 1000,
@@ -97,15 +97,15 @@ def _delivery_limit(given: int | None) -> int | None:
 @dataclass(frozen=True, slots=True)
 class _Reader:
     arguments: Arguments
-    place: str
+    subject: str
 
     def error(self, name: str, why: str) -> RefusalError:
-        return RefusalError(406, f"invalid arg '{name}' for {self.place}: {why}")
+        return RefusalError(406, f"invalid arg '{name}' for {self.subject}: {why}")
 
     def kind(self) -> QueueKind:
         kind: object = self.arguments.get("x-queue-type", "classic")
         if kind == "stream":
-            raise RefusalError(540, f"the development broker has no streams: {self.place}")
+            raise RefusalError(540, f"the development broker has no streams: {self.subject}")
         if kind == "classic":
             return "classic"
         if kind == "quorum":
@@ -115,7 +115,7 @@ class _Reader:
     def refuse(self, names: tuple[str, ...], kind: str) -> None:
         for name in names:
             if name in self.arguments:
-                text = f"invalid arg '{name}' for {self.place} of queue type rabbit_{kind}_queue"
+                text = f"invalid arg '{name}' for {self.subject} of queue type rabbit_{kind}_queue"
                 raise RefusalError(406, text)
 
     def number(self, name: str, *, least: int = 0) -> int | None:
@@ -133,47 +133,47 @@ class _Reader:
     def text(self, name: str) -> str | None:
         value = self.arguments.get(name)
         if value is not None and not isinstance(value, str):
-            raise RefusalError(406, f"invalid type '{type_name(value)}' for arg '{name}' in {self.place}")
+            raise RefusalError(406, f"invalid type '{type_name(value)}' for arg '{name}' in {self.subject}")
         return value
 
 
-def alternate_exchange(arguments: Arguments, *, place: str) -> str | None:
-    """The exchange that gets what the declared one finds no queue for.
+def alternate_exchange(arguments: Arguments, *, subject: str) -> str | None:
+    """Return the exchange that gets the messages for which the declared one finds no queue, or None without one.
 
     Raises:
-        RefusalError: 406, that is no name.
+        RefusalError: the argument is not a string (406).
     """
-    return _Reader(arguments, place).text("alternate-exchange")
+    return _Reader(arguments, subject).text("alternate-exchange")
 
 
-def compare(place: str, current: Mapping[str, Any], received: Mapping[str, Any]) -> None:
-    """Demand that a second declaration says what the first one said.
+def compare(subject: str, current: Mapping[str, Any], received: Mapping[str, Any]) -> None:
+    """Check that a second declaration has the properties of the first one.
 
     Raises:
-        RefusalError: 406, names the first difference.
+        RefusalError: a property differs (406); the message names the first one that does.
     """
     for name, now in current.items():
         given = received[name]
         if now != given:
             raise RefusalError(
-                406, f"inequivalent arg '{name}' for {place}: {_difference(given, now, _plain)}"
+                406, f"inequivalent arg '{name}' for {subject}: {_difference(given, now, _plain)}"
             )
 
 
 def compare_arguments(
-    place: str, current: Arguments, received: Arguments, names: tuple[str, ...] = _COMPARED
+    subject: str, current: Arguments, received: Arguments, names: tuple[str, ...] = _COMPARED
 ) -> None:
-    """The same for the optional arguments.
+    """Check that a second declaration has the optional arguments of the first one.
 
     Raises:
-        RefusalError: 406, names the first difference.
+        RefusalError: an argument differs (406); the message names the first one that does.
     """
     for name in names:
         now, given = current.get(name), received.get(name)
         if now == given:
             continue
         form = _with_type if now is None or given is None else _plain
-        raise RefusalError(406, f"inequivalent arg '{name}' for {place}: {_difference(given, now, form)}")
+        raise RefusalError(406, f"inequivalent arg '{name}' for {subject}: {_difference(given, now, form)}")
 
 
 def _difference(received: object, current: object, form: Callable[[object], str]) -> str:
@@ -189,7 +189,7 @@ def _with_type(value: object) -> str:
 
 
 def type_name(value: object) -> str:
-    """What RabbitMQ calls the type of an argument, as far as pamqp has left it to be seen."""
+    """Return RabbitMQ's name for the type of an argument, as far as pamqp's decoding preserves it."""
     match value:
         case bool():
             return "bool"

@@ -1,4 +1,4 @@
-"""The server: its socket, its connections, its virtual hosts."""
+"""The broker itself: its socket, its connections and its virtual hosts."""
 
 import asyncio
 import logging
@@ -23,9 +23,9 @@ class QueueState:
     """A queue of a `DevelopmentBroker` at one moment.
 
     Attributes:
-        ready: how many messages wait to be delivered.
-        unacknowledged: how many are delivered and not settled.
-        consumers: how many there are.
+        ready: the number of messages that wait to be delivered.
+        unacknowledged: the number of messages that are delivered and not settled.
+        consumers: the number of consumers.
     """
 
     ready: int
@@ -36,8 +36,8 @@ class QueueState:
 class DevelopmentBroker:
     """An AMQP 0-9-1 broker in this event loop, for development and tests: loopback, in memory, faults on demand.
 
-    It behaves as RabbitMQ 4.3 does, and one suite of tests holds for both. Virtual hosts are there when somebody
-    connects to them. What it holds is lost with it.
+    It behaves as RabbitMQ 4.3 does; one test suite covers both. A virtual host is created when a client first
+    connects to it. All messages are lost when the broker ends.
 
     ```text
     async with DevelopmentBroker() as broker:
@@ -46,12 +46,12 @@ class DevelopmentBroker:
     ```
 
     Args:
-        port: where it listens; 0 for any that is free.
-        users: the passwords of those who may connect; without it anybody may.
+        port: the port to listen on; 0 for any free one.
+        users: the passwords of the users who may connect, by name. Without it every user may.
 
     Attributes:
-        port: where it listens, once it is entered.
-        faults: what it can be made to get wrong.
+        port: the port that the broker listens on, once it has been entered.
+        faults: the faults that the broker can be made to show.
     """
 
     def __init__(self, *, port: int = 0, users: Mapping[str, str] | None = None) -> None:
@@ -97,11 +97,11 @@ class DevelopmentBroker:
 
     @property
     def url(self) -> str:
-        """Where clients reach its virtual host `/`."""
+        """The URL of the virtual host `/`."""
         return self.url_for("/")
 
     def url_for(self, virtual_host: str) -> str:
-        """Where clients reach that virtual host.
+        """Return the URL of a virtual host.
 
         Raises:
             MisuseError: the broker has not been entered.
@@ -115,7 +115,7 @@ class DevelopmentBroker:
         return f"amqp://{quote(user, safe='')}:{quote(password, safe='')}@{_LOOPBACK}:{self.port}/{path}"
 
     def queues(self, virtual_host: str = "/") -> Mapping[str, QueueState]:
-        """Every queue of a virtual host by its name, as it is now."""
+        """Return the current state of each queue of a virtual host, by name."""
         return {
             name: QueueState(
                 ready=queue.ready, unacknowledged=queue.unacknowledged, consumers=queue.consumers
@@ -125,32 +125,32 @@ class DevelopmentBroker:
 
     @property
     def connections(self) -> list[str]:
-        """What the clients call their connections; empty where one gives no name."""
+        """The names that clients have given to their connections; empty for one without a name."""
         return [connection.name for connection in self._connections]
 
-    # ── asked by connections and faults ──────────────────────────────────────────────────────────
+    # ── for connections and faults ───────────────────────────────────────────────────────────────
 
     @property
     def open_connections(self) -> list[Connection]:
-        """The connections themselves."""
+        """The connections of all clients."""
         return list(self._connections)
 
     def virtual_host(self, name: str) -> VirtualHost:
-        """The virtual host of that name, made when it is first asked for."""
+        """Return the virtual host of that name, and create it when it does not exist."""
         if name not in self._virtual_hosts:
             self._virtual_hosts[name] = VirtualHost(name)
         return self._virtual_hosts[name]
 
-    def knows(self, user: str, password: str) -> bool:
-        """Whether that user may connect."""
+    def authenticates(self, user: str, password: str) -> bool:
+        """Return whether the user may connect with that password."""
         return self._users is None or self._users.get(user) == password
 
     def connected(self, connection: Connection) -> None:
-        """A client is there."""
+        """Register a connection that has begun."""
         self._connections[connection] = None
 
     def disconnected(self, connection: Connection) -> None:
-        """A client has gone."""
+        """Forget a connection that has ended."""
         self._connections.pop(connection, None)
         if not self._connections:
             self._is_empty.set()

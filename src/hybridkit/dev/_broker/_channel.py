@@ -1,4 +1,4 @@
-"""A channel: its publishes with their confirms, and the methods that are answered on it."""
+"""A channel: its publishes with their confirms, and the dispatch of its other methods."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ _IMMEDIATE: Final = 2
 
 
 type ChannelMethods = Mapping[type[base.Frame], Callable[[Channel, Any], None]]
-"""What answers a method of a channel, by the method's type."""
+"""The handlers of a channel's methods, by type."""
 
 
 @dataclass(slots=True)
 class Incoming:
-    """A publish whose content is still on its way."""
+    """A publish whose content has not arrived completely."""
 
     exchange: str
     key: str
@@ -69,14 +69,14 @@ class Channel:
     Args:
         connection: the connection that it belongs to.
         number: its number on that connection.
-        methods: what answers each method but those that `Channel` answers itself.
+        methods: the handlers of the methods that `Channel` does not handle itself.
 
     Attributes:
-        connection: which it belongs to.
-        number: on that connection.
-        deliveries: its consumers, and what they have.
-        last_queue: the name that an empty one stands for.
-        is_closing: `channel.close` was sent, and not answered yet.
+        connection: the connection that it belongs to.
+        number: its number on that connection.
+        deliveries: its consumers and their unsettled messages.
+        last_queue: the queue declared last, which an empty queue name stands for.
+        is_closing: whether `channel.close` has been sent.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Channel:
         self.connection.send(head + content)
 
     def close(self) -> None:
-        """It has ended: everything that hangs on it goes back."""
+        """End the channel; return its unsettled messages to their queues."""
         self.is_closing = True
         self._incoming = None
         self.deliveries.close()
@@ -118,10 +118,10 @@ class Channel:
     # ── frames ───────────────────────────────────────────────────────────────────────────────────
 
     def on_method(self, payload: bytes) -> None:
-        """Do what a method asks for.
+        """Handle a method frame.
 
         Raises:
-            RefusalError: the broker doesn't.
+            RefusalError: the broker refuses the method.
         """
         if self._incoming:
             raise _unexpected("expected content header for class 60, got non content header frame instead")
@@ -135,10 +135,10 @@ class Channel:
             self._answer(frames.decode_method(payload))
 
     def on_header(self, payload: bytes) -> None:
-        """Take the content header of a publish.
+        """Handle the content header of a publish.
 
         Raises:
-            RefusalError: 505, none is expected; 311 or 406, the broker doesn't take such a message.
+            RefusalError: no header is expected (505), or the broker refuses the message (406).
         """
         if (incoming := self._incoming) is None:
             raise _unexpected("expected method frame, got non method frame instead")
@@ -155,10 +155,10 @@ class Channel:
             self._complete(incoming, b"")
 
     def on_body(self, payload: bytes) -> None:
-        """Take a piece of a publish's body.
+        """Handle a part of the body of a publish.
 
         Raises:
-            RefusalError: 505, none is expected; 501, it is too long.
+            RefusalError: no body is expected (505), or it is longer than announced (501).
         """
         incoming = self._incoming
         if incoming is None:
@@ -213,7 +213,7 @@ class Channel:
         tag = self._published
         faults = self.connection.faults
         if faults.concern_confirms and faults.take_confirm(tag, self.confirm_late, is_ack=is_ack):
-            # One "all up to here" more would confirm that one too.
+            # A confirm with `multiple` would include the one that was dropped.
             self._can_confirm_many = False
         elif is_ack:
             self._confirmed.append(tag)
@@ -223,17 +223,17 @@ class Channel:
             self.send_confirm(tag, is_ack=False)
 
     def send_confirm(self, tag: int, *, is_ack: bool, multiple: bool = False) -> None:
-        """Confirm one publish, or all up to it."""
+        """Confirm one publish, or with `multiple` all up to it."""
         confirm = frames.encode_confirm(self.number, tag, multiple=multiple, is_ack=is_ack)
         self.connection.send(confirm)
 
     def confirm_late(self, tag: int) -> None:
-        """Confirm one publish, where that still interests somebody."""
+        """Confirm one publish, unless the channel has been closed meanwhile."""
         if not self.is_closing:
             self.send_confirm(tag, is_ack=True)
 
     def flush_confirms(self) -> None:
-        """Send the confirms that have come together since the last time: one for many, where that says the truth."""
+        """Send the confirms collected since the last flush, as one for many where none of those was left out."""
         if not self._confirmed:
             return
         confirmed, self._confirmed = self._confirmed, []
@@ -244,10 +244,10 @@ class Channel:
                 self.send_confirm(tag, is_ack=True)
 
     def on_control(self, method: base.Frame) -> None:
-        """Answer a method of the channel class that is not about opening and closing.
+        """Handle a method of the channel class other than open and close.
 
         Raises:
-            RefusalError: 540 or 503.
+            RefusalError: the method is not implemented (540 or 503).
         """
         if not isinstance(method, commands.Channel.Flow):
             raise RefusalError(503, "unimplemented method")
@@ -270,10 +270,10 @@ class Channel:
         self._is_confirming = True
 
     def queue(self, name: str | None) -> Queue:
-        """The queue of that name; empty for the one declared last.
+        """Return the queue of that name, or with an empty name the queue declared last.
 
         Raises:
-            RefusalError: 404 or 405.
+            RefusalError: there is no such queue (404), or it belongs to another connection (405).
         """
         name = name or self.last_queue
         if not name:
@@ -286,8 +286,8 @@ def _unexpected(text: str) -> RefusalError:
 
 
 def _message(exchange: str, key: str, properties: Properties, body: bytes) -> Message:
-    """The message, with the keys of the headers that RabbitMQ calls sender-selected distribution."""
-    # Most messages have neither: looking for the bytes is cheaper than looking into the table.
+    """Return the message, routed also by its CC and BCC headers (sender-selected distribution)."""
+    # Most messages have neither, and a search of the bytes costs less than decoding the table.
     if b"CC" not in properties.raw:
         return Message(exchange, (key,), properties, body)
     keys = [key, *_copies(properties, "CC"), *_copies(properties, "BCC")]

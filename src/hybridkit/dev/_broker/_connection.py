@@ -1,6 +1,6 @@
-"""A client's connection: handshake, heartbeats, and frames to and from its channels.
+"""A client's connection: its handshake, its heartbeats, and the frames to and from its channels.
 
-What is sent is collected and written once per piece of input, or per turn of the loop: many small frames, one write.
+Outgoing frames are collected and written once per chunk of input or turn of the loop: many small frames, one write.
 """
 
 import asyncio
@@ -40,8 +40,8 @@ SERVER_PROPERTIES: Final[dict[str, Any]] = {
 }
 _FRAME_MIN: Final = 4096
 _CLOSE_SECONDS: Final = 5.0
-_WRITE_AT_BYTES: Final = 65536
-_HOLD_AT_BYTES: Final = 1024 * 1024
+_FLUSH_AT_BYTES: Final = 65536
+_PAUSE_AT_BYTES: Final = 1024 * 1024
 _IDS: Final = struct.Struct(">HH")
 _METHODS: Final = {**DECLARATIONS, **CONSUMING}
 
@@ -64,7 +64,7 @@ class ConnectionHost(Protocol):
         """Return the virtual host of that name."""
         ...
 
-    def knows(self, user: str, password: str) -> bool:
+    def authenticates(self, user: str, password: str) -> bool:
         """Return whether that user may connect."""
         ...
 
@@ -78,19 +78,19 @@ class ConnectionHost(Protocol):
 
 
 class Connection(asyncio.Protocol):
-    """Speaks AMQP 0-9-1 with one client.
+    """The server's side of one AMQP 0-9-1 connection.
 
     Args:
-        broker: which the client has connected to.
-        faults: what has been asked to go wrong.
+        broker: the broker that the client has connected to.
+        faults: the faults that are due.
 
     Attributes:
-        faults: what has been asked to go wrong.
-        user: who it says it is.
-        name: what the client calls the connection.
-        virtual_host: which it has opened.
-        frame_max: no frame in either direction is larger.
-        wants_cancel_notifications: the client knows `basic.cancel` of the server.
+        faults: the faults that are due.
+        user: the name of the user that has logged in.
+        name: the client's name for the connection.
+        virtual_host: the virtual host that the client has opened.
+        frame_max: the size in bytes that no frame in either direction exceeds.
+        wants_cancel_notifications: whether the client accepts `basic.cancel` from the server.
     """
 
     def __init__(self, broker: ConnectionHost, faults: FaultPlan) -> None:
@@ -106,16 +106,16 @@ class Connection(asyncio.Protocol):
         self._state = _State.PROTOCOL
         self._channels: dict[int, Channel] = {}
         self._capabilities: dict[str, Any] = {}
-        self._rest = b""
-        self._out: list[bytes] = []
-        self._out_bytes = 0
+        self._unread = b""
+        self._outgoing: list[bytes] = []
+        self._outgoing_bytes = 0
         self._unflushed: dict[Channel, None] = {}
         self._flushing: asyncio.Handle | None = None
         self._is_reading = False
         self._is_blocked = False
         self._is_lost = False
         self._client_is_slow = False
-        self._heard_at = self._spoke_at = self._loop.time()
+        self._received_at = self._sent_at = self._loop.time()
         self._timers: list[asyncio.TimerHandle] = []
 
     def __repr__(self) -> str:
@@ -123,7 +123,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def channels(self) -> list[Channel]:
-        """Those that are open."""
+        """The open channels."""
         return [channel for channel in self._channels.values() if not channel.is_closing]
 
     # ── the socket ───────────────────────────────────────────────────────────────────────────────
@@ -145,15 +145,15 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
-        self._heard_at = self._loop.time()
+        self._received_at = self._loop.time()
         passing = self.faults.passing(self, "to_server", data)
-        self._rest += passing
+        self._unread += passing
         self._read()
         if len(passing) < len(data):
             self.abort()
 
     def pause_writing(self) -> None:
-        """See `asyncio.Protocol`: the client doesn't read what it is sent."""
+        """See `asyncio.Protocol`; the client reads too slowly."""
         self._client_is_slow = True
 
     def resume_writing(self) -> None:
@@ -163,53 +163,53 @@ class Connection(asyncio.Protocol):
 
     @property
     def can_send(self) -> bool:
-        """Whether the client reads what it is sent."""
-        return not (self._client_is_slow or self._is_lost or self._out_bytes > _HOLD_AT_BYTES)
+        """Whether the client keeps up with reading."""
+        return not (self._client_is_slow or self._is_lost or self._outgoing_bytes > _PAUSE_AT_BYTES)
 
     def send(self, data: bytes) -> None:
-        """Send a frame, soon."""
-        self._out.append(data)
-        self._out_bytes += len(data)
-        if self._out_bytes > _WRITE_AT_BYTES:
+        """Send an encoded frame with the next flush."""
+        self._outgoing.append(data)
+        self._outgoing_bytes += len(data)
+        if self._outgoing_bytes > _FLUSH_AT_BYTES:
             self.flush()
         elif not self._is_reading and self._flushing is None:
             self._flushing = self._loop.call_soon(self.flush)
 
     def flush_later(self, channel: Channel) -> None:
-        """The channel has confirms to send, soon."""
+        """Have the channel's confirms sent with the next flush."""
         self._unflushed[channel] = None
         if not self._is_reading and self._flushing is None:
             self._flushing = self._loop.call_soon(self.flush)
 
     def flush(self) -> None:
-        """Write what has been sent."""
+        """Write all pending confirms and frames to the socket."""
         self._flushing = None
         if self._is_lost or self.faults.is_frozen:
             return
         while self._unflushed:
             self._unflushed.popitem()[0].flush_confirms()
-        if not self._out:
+        if not self._outgoing:
             return
-        data = b"".join(self._out)
-        self._out.clear()
-        self._out_bytes = 0
+        data = b"".join(self._outgoing)
+        self._outgoing.clear()
+        self._outgoing_bytes = 0
         passing = self.faults.passing(self, "to_client", data)
         self._transport.write(passing)
-        self._spoke_at = self._loop.time()
+        self._sent_at = self._loop.time()
         if len(passing) < len(data):
             self._transport.close()
 
     def abort(self) -> None:
-        """Drop the connection without a word."""
+        """Drop the connection without a closing handshake."""
         self._transport.abort()
 
     def freeze(self) -> None:
-        """Read nothing."""
+        """Stop reading."""
         self._transport.pause_reading()
 
     def thaw(self) -> None:
-        """Go on where it was frozen."""
-        self._heard_at = self._loop.time()
+        """Continue reading and writing after a freeze."""
+        self._received_at = self._loop.time()
         self.flush()
         self._wake()
         if not self._is_blocked:
@@ -230,22 +230,22 @@ class Connection(asyncio.Protocol):
             if self._state is not _State.PROTOCOL or self._read_protocol():
                 self._read_frames()
         except RefusalError as refusal:
-            # Where the next frame begins is not known any more.
-            self._rest = b""
+            # The beginning of the next frame is unknown now.
+            self._unread = b""
             self.refuse(refusal)
         finally:
             self._is_reading = False
         self.flush()
 
     def _read_protocol(self) -> bool:
-        if len(self._rest) < len(frames.PROTOCOL) and frames.PROTOCOL.startswith(self._rest):
+        if len(self._unread) < len(frames.PROTOCOL) and frames.PROTOCOL.startswith(self._unread):
             return False
-        if not self._rest.startswith(frames.PROTOCOL):
+        if not self._unread.startswith(frames.PROTOCOL):
             self.send(frames.PROTOCOL)
             self.flush()
             self._transport.close()
             return False
-        self._rest = self._rest[len(frames.PROTOCOL) :]
+        self._unread = self._unread[len(frames.PROTOCOL) :]
         self._state = _State.START
         start = commands.Connection.Start(
             server_properties=SERVER_PROPERTIES, mechanisms="AMQPLAIN PLAIN", locales="en_US"
@@ -254,7 +254,7 @@ class Connection(asyncio.Protocol):
         return True
 
     def _read_frames(self) -> None:
-        data, done = self._rest, 0
+        data, done = self._unread, 0
         try:
             for kind, number, payload, end in frames.split_frames(data, self.frame_max):
                 done = end
@@ -262,7 +262,7 @@ class Connection(asyncio.Protocol):
                 if self._is_blocked:
                     break
         finally:
-            self._rest = data[done:]
+            self._unread = data[done:]
 
     def _on_frame(self, kind: int, number: int, payload: bytes) -> None:
         try:
@@ -277,12 +277,12 @@ class Connection(asyncio.Protocol):
             self.refuse(RefusalError(541, ""), number)
 
     def refuse(self, refusal: RefusalError, number: int = 0, method: bytes = b"") -> None:
-        """Close the channel, or the connection, as the code demands.
+        """Close the channel or the connection, whichever the reply code demands.
 
         Args:
-            refusal: why.
-            number: the channel's.
-            method: the one that is refused, as its ids.
+            refusal: the reason.
+            number: the channel's number, or 0.
+            method: the class and method ids of the refused method.
         """
         class_id, method_id = _IDS.unpack(method) if len(method) == _IDS.size else (0, 0)
         if refusal.ends_connection or number not in self._channels:
@@ -342,7 +342,7 @@ class Connection(asyncio.Protocol):
     def close_channel(
         self, channel: Channel, code: int, text: str, class_id: int = 0, method_id: int = 0
     ) -> None:
-        """End one channel; the client is told why."""
+        """Close one channel, and tell the client why."""
         channel.flush_confirms()
         channel.close()
         channel.send(commands.Channel.Close(code, text, class_id, method_id))
@@ -360,7 +360,7 @@ class Connection(asyncio.Protocol):
                 self.flush()
                 self._transport.close()
             case _, commands.Connection.Close():
-                self._say_goodbye()
+                self._answer_close()
             case _State.CLOSING, _:
                 pass
             case _State.START, commands.Connection.StartOk():
@@ -380,7 +380,7 @@ class Connection(asyncio.Protocol):
         self.wants_cancel_notifications = bool(self._capabilities.get("consumer_cancel_notify"))
         self.name = str(properties.get("connection_name", ""))
         self.user, password = _credentials(method.mechanism, method.response)
-        if not self._broker.knows(self.user, password):
+        if not self._broker.authenticates(self.user, password):
             if not self._capabilities.get("authentication_failure_close"):
                 self._transport.close()
                 return
@@ -406,7 +406,7 @@ class Connection(asyncio.Protocol):
         self.send(frames.encode_method(commands.Connection.OpenOk(), 0))
 
     def close(self, code: int, text: str, class_id: int = 0, method_id: int = 0) -> None:
-        """End the connection; the client is told why and has 5 s to answer."""
+        """Close the connection, and tell the client why; it has 5 s to answer."""
         if self._state is _State.CLOSING or self._is_lost:
             return
         self._end()
@@ -415,7 +415,7 @@ class Connection(asyncio.Protocol):
         self.send(frames.encode_method(close, 0))
         self._timers.append(self._loop.call_later(_CLOSE_SECONDS, self._transport.abort))
 
-    def _say_goodbye(self) -> None:
+    def _answer_close(self) -> None:
         self._end()
         self._state = _State.CLOSING
         self.send(frames.encode_method(commands.Connection.CloseOk(), 0))
@@ -436,27 +436,27 @@ class Connection(asyncio.Protocol):
     def _beat(self, interval_seconds: float) -> None:
         now = self._loop.time()
         is_held = self._is_blocked or self.faults.is_frozen
-        if not is_held and now - self._heard_at > 2 * interval_seconds:
+        if not is_held and now - self._received_at > 2 * interval_seconds:
             self.abort()
             return
-        if now - self._spoke_at >= interval_seconds / 2:
+        if now - self._sent_at >= interval_seconds / 2:
             self.send(frames.HEARTBEAT_FRAME)
         self._timers = [timer for timer in self._timers if timer.when() > now and not timer.cancelled()]
         self._timers.append(self._loop.call_later(interval_seconds / 2, self._beat, interval_seconds))
 
     def _block(self, reason: str) -> None:
-        # As RabbitMQ: who publishes is told, and nothing more is read, not even the content of that publish.
+        # As RabbitMQ does: the publisher is told, and nothing more is read, not even the content of that publish.
         self._is_blocked = True
         self._transport.pause_reading()
         if self._capabilities.get("connection.blocked"):
             self.send(frames.encode_method(commands.Connection.Blocked(reason), 0))
 
     def unblock(self) -> None:
-        """Read again."""
+        """End the alarm for this connection, and continue reading."""
         if not self._is_blocked:
             return
         self._is_blocked = False
-        self._heard_at = self._loop.time()
+        self._received_at = self._loop.time()
         if self._capabilities.get("connection.blocked"):
             self.send(frames.encode_method(commands.Connection.Unblocked(), 0))
         if not self.faults.is_frozen:
@@ -475,10 +475,10 @@ def _refused_method(kind: int, payload: bytes) -> bytes:
 
 
 def _credentials(mechanism: str | None, response: str | bytes | None) -> tuple[str, str]:
-    """User and password (RFC 4616, and RabbitMQ's AMQPLAIN: a table without its length).
+    """Return user and password, by PLAIN (RFC 4616) or RabbitMQ's AMQPLAIN (a field table without its length).
 
     Raises:
-        RefusalError: 503, another mechanism, or it is not well formed.
+        RefusalError: the mechanism is another one, or the response is malformed (503).
     """
     raw = response.encode() if isinstance(response, str) else response or b""
     with suppress(ValueError, struct.error, KeyError):

@@ -1,4 +1,4 @@
-"""The methods of a channel that consume, settle, and ask for confirms."""
+"""The methods of a channel that consume and settle, and the one that turns on confirms."""
 
 import secrets
 from typing import Final
@@ -19,7 +19,7 @@ def _select(channel: Channel, method: commands.Confirm.Select) -> None:
 def _qos(channel: Channel, method: commands.Basic.Qos) -> None:
     if method.prefetch_size:
         raise RefusalError(540, f"prefetch_size!=0 ({method.prefetch_size})")
-    # RabbitMQ 4.3 has no limit for a whole channel any more: `global` means each consumer too.
+    # RabbitMQ 4.3 dropped limits per channel; `global` is ignored.
     channel.deliveries.prefetch = method.prefetch_count
     channel.send(commands.Basic.QosOk())
 
@@ -29,11 +29,11 @@ def _consume(channel: Channel, method: commands.Basic.Consume) -> None:
     tag = method.consumer_tag or f"amq.ctag-{secrets.token_urlsafe(16)}"
     if tag in channel.deliveries.consumers:
         raise RefusalError(530, f"attempt to reuse consumer tag '{tag}'")
-    # RabbitMQ takes the flag for a quorum queue and forgets it.
+    # RabbitMQ ignores the flag for quorum queues.
     exclusive = method.exclusive and queue.settings.kind == "classic"
     if queue.is_exclusively_used or (exclusive and queue.consumers):
-        place = f"queue '{queue.name}' in vhost '{channel.connection.virtual_host.name}'"
-        raise RefusalError(403, f"{place} in exclusive use")
+        subject = f"queue '{queue.name}' in vhost '{channel.connection.virtual_host.name}'"
+        raise RefusalError(403, f"{subject} in exclusive use")
     consumer = Consumer(channel, queue, tag, no_ack=method.no_ack, prefetch=channel.deliveries.prefetch)
     channel.deliveries.consume(consumer)
     if not method.nowait:
@@ -48,7 +48,7 @@ def _cancel(channel: Channel, method: commands.Basic.Cancel) -> None:
 
 
 def _cancelled(_: Channel, _method: commands.Basic.CancelOk) -> None:
-    """The client's answer to our `basic.cancel`, which RabbitMQ doesn't wait for either."""
+    """Ignore the client's answer to our `basic.cancel`, as RabbitMQ does."""
 
 
 def _get(channel: Channel, method: commands.Basic.Get) -> None:
@@ -62,7 +62,7 @@ def _nack(channel: Channel, method: commands.Basic.Nack) -> None:
 
 
 def _reject(channel: Channel, method: commands.Basic.Reject) -> None:
-    # What goes back by reject counts as failed, what goes back by nack doesn't: so it is on RabbitMQ 4.3.
+    # RabbitMQ 4.3 counts a requeue by reject as a failure, and one by nack not.
     channel.deliveries.nack(method.delivery_tag or 0, multiple=False, requeue=method.requeue, failed=True)
 
 

@@ -1,4 +1,4 @@
-"""Where a queue's dead messages go: to its dead-letter exchange, at most once or at least once.
+"""The dead-lettering of one queue, at most once or at least once.
 
 https://www.rabbitmq.com/docs/quorum-queues#dead-lettering
 """
@@ -11,34 +11,34 @@ from hybridkit.dev._broker._arguments import QueueSettings
 from hybridkit.dev._broker._messages import Message, Reason
 
 PREFETCH: Final = 32
-"""So many may be on their way at once: as many as RabbitMQ's, so that it stalls behind them as there."""
+"""How many undelivered dead letters block those behind them, as in RabbitMQ."""
 
 RETRY_SECONDS: Final = 180.0
-"""After that time RabbitMQ tries again what no queue has taken."""
+"""The time after which RabbitMQ retries a dead letter that no queue has accepted."""
 
 
 class Router(Protocol):
-    """What dead letters are published with."""
+    """The virtual host, as a publisher of dead letters."""
 
-    def deliver_letter(self, letter: Message, reason: Reason) -> bool:
-        """Put it into every queue that it is routed to; False where there is none, or one refuses."""
+    def deliver_dead_letter(self, dead_letter: Message, reason: Reason) -> bool:
+        """Publish a dead letter to its queues, and return whether there are any and all have accepted it."""
         ...
 
 
 class DeadLetters:
-    """Publishes what dies in one queue.
+    """The publisher of one queue's dead letters.
 
     Args:
-        queue: the queue's name.
-        settings: where dead letters go, and with which guarantee.
-        router: finds their queues.
+        queue: the name of the queue.
+        settings: the dead-letter exchange and the guarantee of the queue.
+        router: publishes to the queues that the dead-letter exchange routes to.
     """
 
     def __init__(self, queue: str, settings: QueueSettings, router: Router) -> None:
         self._queue = queue
         self._settings = settings
         self._router = router
-        self._stuck: list[tuple[Message, Reason]] = []
+        self._undelivered: list[tuple[Message, Reason]] = []
         self._waiting: deque[tuple[Message, Reason]] = deque()
         self._retry: asyncio.TimerHandle | None = None
 
@@ -47,15 +47,15 @@ class DeadLetters:
 
     @property
     def pending(self) -> int:
-        """How many have not arrived yet."""
-        return len(self._stuck) + len(self._waiting)
+        """The number of dead letters that no queue has accepted yet."""
+        return len(self._undelivered) + len(self._waiting)
 
     def send(self, message: Message, reason: Reason, *, was_delivered: bool) -> None:
-        """Publish what has died; without a dead-letter exchange it is gone."""
+        """Publish a dead message; drop it when the queue has no dead-letter exchange."""
         exchange = self._settings.dead_letter_exchange
         if exchange is None:
             return
-        letter = message.died(
+        dead_letter = message.died(
             queue=self._queue,
             reason=reason,
             exchange=exchange,
@@ -63,28 +63,28 @@ class DeadLetters:
             was_delivered=was_delivered,
         )
         if not self._settings.is_at_least_once:
-            self._router.deliver_letter(letter, reason)
+            self._router.deliver_dead_letter(dead_letter, reason)
             return
-        self._waiting.append((letter, reason))
+        self._waiting.append((dead_letter, reason))
         self._deliver()
 
     def close(self) -> None:
-        """Forget what is pending."""
-        self._stuck.clear()
+        """Drop the pending dead letters."""
+        self._undelivered.clear()
         self._waiting.clear()
         if self._retry:
             self._retry.cancel()
 
     def _deliver(self) -> None:
-        while self._waiting and len(self._stuck) < PREFETCH:
-            letter, reason = self._waiting.popleft()
-            if not self._router.deliver_letter(letter, reason):
-                self._stuck.append((letter, reason))
-        if self._stuck and self._retry is None:
+        while self._waiting and len(self._undelivered) < PREFETCH:
+            dead_letter, reason = self._waiting.popleft()
+            if not self._router.deliver_dead_letter(dead_letter, reason):
+                self._undelivered.append((dead_letter, reason))
+        if self._undelivered and self._retry is None:
             self._retry = asyncio.get_running_loop().call_later(RETRY_SECONDS, self._try_again)
 
     def _try_again(self) -> None:
         self._retry = None
-        self._waiting.extendleft(reversed(self._stuck))
-        self._stuck.clear()
+        self._waiting.extendleft(reversed(self._undelivered))
+        self._undelivered.clear()
         self._deliver()

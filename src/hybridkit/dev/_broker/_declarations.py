@@ -1,4 +1,4 @@
-"""The methods of a channel that declare, bind and delete."""
+"""The methods of a channel that declare, bind, purge and delete."""
 
 from typing import Any, Final
 
@@ -70,23 +70,23 @@ def _delete_queue(channel: Channel, method: commands.Queue.Delete) -> None:
     count = 0
     if name in host.queues:
         queue = host.queue(name, user=channel.connection)
-        place = f"queue '{queue.name}' in vhost '{host.name}'"
-        _check_delete(queue, place, if_unused=method.if_unused, if_empty=method.if_empty)
+        subject = f"queue '{queue.name}' in vhost '{host.name}'"
+        _check_delete(queue, subject, if_unused=method.if_unused, if_empty=method.if_empty)
         count = queue.ready
         host.delete_queue(queue)
     _reply(channel, method, commands.Queue.DeleteOk(message_count=count))
 
 
-def _check_delete(queue: Queue, place: str, *, if_unused: bool, if_empty: bool) -> None:
+def _check_delete(queue: Queue, subject: str, *, if_unused: bool, if_empty: bool) -> None:
     conditions = {"if-unused": if_unused, "if-empty": if_empty}
     if queue.settings.kind == "quorum" and any(conditions.values()):
         name = next(name for name, is_given in conditions.items() if is_given)
         why = f"queue.delete operations with {name} flag set are not supported by quorum queues"
-        raise RefusalError(540, f"cannot delete {place}. {why}")
+        raise RefusalError(540, f"cannot delete {subject}. {why}")
     if if_unused and queue.consumers:
-        raise RefusalError(406, f"{place} in use")
+        raise RefusalError(406, f"{subject} in use")
     if if_empty and queue.ready:
-        raise RefusalError(406, f"{place} not empty")
+        raise RefusalError(406, f"{subject} not empty")
 
 
 def _purge_queue(channel: Channel, method: commands.Queue.Purge) -> None:

@@ -1,4 +1,4 @@
-"""What a channel has been given and not settled, and the consumers that it is given to."""
+"""The consumers of a channel, and the messages that it has not settled."""
 
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -22,7 +22,7 @@ class DeliveryConnection(Protocol):
 
     @property
     def can_send(self) -> bool:
-        """Whether the client reads what it is sent."""
+        """Whether the client keeps up with reading."""
         ...
 
     @property
@@ -32,7 +32,7 @@ class DeliveryConnection(Protocol):
 
     @property
     def wants_cancel_notifications(self) -> bool:
-        """Whether the client knows `basic.cancel` of the server."""
+        """Whether the client accepts `basic.cancel` from the server."""
         ...
 
 
@@ -56,7 +56,7 @@ class DeliveryChannel(Protocol):
 
     @property
     def is_closing(self) -> bool:
-        """Whether the channel takes part in nothing any more."""
+        """Whether `channel.close` has been sent."""
         ...
 
     def send(self, method: base.Frame) -> None:
@@ -64,19 +64,19 @@ class DeliveryChannel(Protocol):
         ...
 
     def send_content(self, head: bytes, properties: Properties, body: bytes) -> None:
-        """Send a method that is encoded already, and its content."""
+        """Send an encoded method with its content."""
         ...
 
 
 class Consumer:
-    """One `basic.consume`.
+    """The consumer that one `basic.consume` has started.
 
     Args:
-        channel: where deliveries go.
-        queue: where they come from.
+        channel: the channel that its deliveries go out on.
+        queue: the queue that they come from.
         tag: its name on the channel.
-        no_ack: what is delivered counts as acknowledged.
-        prefetch: how many it may have unacknowledged; 0 for any number.
+        no_ack: whether a delivery counts as acknowledged at once.
+        prefetch: the limit of its unacknowledged deliveries; 0 for no limit.
     """
 
     def __init__(
@@ -93,13 +93,13 @@ class Consumer:
     def __repr__(self) -> str:
         return f"Consumer({self.tag!r}, {self.queue}, unsettled={self.unsettled})"
 
-    def can_take(self) -> bool:
-        """See `Taker`: its limit, and whether the client reads what it is sent."""
+    def can_accept(self) -> bool:
+        """See `QueueConsumer`."""
         has_room = self.no_ack or not self.prefetch or self.unsettled < self.prefetch
         return has_room and self.channel.connection.can_send and not self.channel.is_closing
 
-    def take(self, entry: Entry) -> None:
-        """See `Taker`."""
+    def accept(self, entry: Entry) -> None:
+        """See `QueueConsumer`."""
         self.unsettled += not self.no_ack
         faults = self.channel.connection.faults
         if faults.concern_deliveries:
@@ -123,8 +123,8 @@ class Consumer:
         else:
             self.deliver(entry)
 
-    def cancelled(self) -> None:
-        """See `Taker`: the client is told, where it wants to be."""
+    def on_cancelled(self) -> None:
+        """See `QueueConsumer`; tell the client if it accepts that."""
         self.channel.deliveries.consumers.pop(self.tag, None)
         if self.channel.connection.wants_cancel_notifications and not self.channel.is_closing:
             self.channel.send(commands.Basic.Cancel(consumer_tag=self.tag, nowait=True))
@@ -132,12 +132,12 @@ class Consumer:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """What is unacknowledged under one tag.
+    """An unacknowledged delivery.
 
     Attributes:
-        queue: where it belongs.
-        entry: the message there.
-        consumer: who has it; None after `basic.get`.
+        queue: the queue of the message.
+        entry: the message in that queue.
+        consumer: the consumer that has the message; None after `basic.get`.
     """
 
     queue: Queue
@@ -145,24 +145,24 @@ class Delivery:
     consumer: Consumer | None
 
     def release(self) -> None:
-        """Make room for the consumer's next."""
+        """Make room for the consumer's next delivery."""
         if self.consumer:
             self.consumer.unsettled -= 1
 
 
 class Deliveries:
-    """The consumers of one channel and everything that is out on it.
+    """The consumers and unsettled deliveries of one channel.
 
     Attributes:
-        consumers: by their tags.
-        prefetch: the limit of the consumers that come.
+        consumers: the consumers by their tags.
+        prefetch: the limit of the consumers that start from now on.
     """
 
     def __init__(self, channel: DeliveryChannel) -> None:
         self.consumers: dict[str, Consumer] = {}
         self.prefetch = 0
         self._channel = channel
-        # Ordered, because a plain dict takes longer and longer to find its first key when the first ones are removed.
+        # A plain dict gets slower at finding its first key with every first key that is removed.
         self._unsettled: OrderedDict[int, Delivery] = OrderedDict()
         self._last_tag = 0
 
@@ -170,7 +170,7 @@ class Deliveries:
         return f"Deliveries(consumers={len(self.consumers)}, unsettled={len(self._unsettled)})"
 
     def send(self, consumer: Consumer, entry: Entry) -> None:
-        """Deliver to a consumer."""
+        """Deliver a message to a consumer."""
         channel = self._channel
         tag = self._register(consumer.queue, entry, consumer, no_ack=consumer.no_ack)
         head = frames.encode_deliver(
@@ -202,10 +202,10 @@ class Deliveries:
     # ── settling ─────────────────────────────────────────────────────────────────────────────────
 
     def ack(self, tag: int, *, multiple: bool) -> None:
-        """Settle one, or all up to it.
+        """Acknowledge one delivery, or with `multiple` all up to it.
 
         Raises:
-            RefusalError: 406, no such delivery.
+            RefusalError: the tag is unknown (406).
         """
         taken = self._take(tag, multiple=multiple)
         for delivery in taken:
@@ -213,16 +213,16 @@ class Deliveries:
         _dispatch(taken)
 
     def nack(self, tag: int, *, multiple: bool, requeue: bool, failed: bool) -> None:
-        """Give back or reject one, or all up to it.
+        """Return or reject one delivery, or several.
 
         Args:
-            tag: 0 with `multiple` means all.
-            multiple: all up to the tag.
-            requeue: give back; otherwise they are dead.
-            failed: giving back counts for the delivery limit.
+            tag: the delivery tag; with `multiple`, 0 means all deliveries.
+            multiple: include all deliveries up to the tag.
+            requeue: return the messages to their queue; otherwise they are dead-lettered.
+            failed: count the return towards the delivery limit.
 
         Raises:
-            RefusalError: 406, no such delivery.
+            RefusalError: the tag is unknown (406).
         """
         taken = self._take(tag, multiple=multiple)
         if requeue:
@@ -233,7 +233,7 @@ class Deliveries:
         _dispatch(taken)
 
     def give_all_back(self, *, failed: bool) -> None:
-        """Put everything back into its queue."""
+        """Return all unsettled messages to their queues."""
         taken = list(self._unsettled.values())
         self._unsettled.clear()
         for delivery in taken:
@@ -241,7 +241,7 @@ class Deliveries:
         _give_back(taken, failed=failed)
 
     def _take(self, tag: int, *, multiple: bool) -> list[Delivery]:
-        # A tag of 2^63 and more is none that was ever given; pamqp reads it as negative.
+        # pamqp decodes a tag from 2^63 on as a negative number.
         unknown = RefusalError(406, f"unknown delivery tag {tag % (2 * _MAX_TAG)}")
         taken: list[Delivery] = []
         if not multiple or (tag and tag not in self._unsettled):
@@ -259,22 +259,22 @@ class Deliveries:
     # ── consumers ────────────────────────────────────────────────────────────────────────────────
 
     def consume(self, consumer: Consumer) -> None:
-        """Remember a consumer; its queue gets to know it afterwards."""
+        """Register a consumer, before its queue does."""
         self.consumers[consumer.tag] = consumer
 
     def cancel(self, tag: str) -> None:
-        """Forget a consumer; what it has stays with the channel."""
+        """Forget a consumer; its unsettled messages stay with the channel."""
         if consumer := self.consumers.pop(tag, None):
             consumer.queue.remove(consumer)
 
     def wake(self) -> None:
-        """Deliver again: the client reads again."""
+        """Resume deliveries after the client has read."""
         for queue in dict.fromkeys(consumer.queue for consumer in self.consumers.values()):
             queue.dispatch()
 
     def close(self) -> None:
-        """Give back what is out, and end the consumers."""
-        # In this order: who comes after a single active consumer must not get later messages first.
+        """Return the unsettled messages, then end the consumers."""
+        # In this order: the successor of a single active consumer must not get later messages first.
         self.give_all_back(failed=True)
         for tag in list(self.consumers):
             self.cancel(tag)
@@ -294,7 +294,7 @@ def _give_back(deliveries: Iterable[Delivery], *, failed: bool) -> None:
 
 
 def _delivered_properties(entry: Entry) -> Properties:
-    """As published, with the counts that a quorum queue adds."""
+    """Return the published properties with the counts that a quorum queue adds."""
     properties = entry.message.properties
     if not entry.acquired:
         return properties

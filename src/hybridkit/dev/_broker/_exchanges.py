@@ -1,4 +1,4 @@
-"""Exchanges: which bindings a message matches (https://www.rabbitmq.com/docs/exchanges)."""
+"""Exchanges and the bindings that a message matches (https://www.rabbitmq.com/docs/exchanges)."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,12 +17,12 @@ _HEADER_MODES: Final = ("all", "any", "all-with-x", "any-with-x")
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """From an exchange to a queue or to another exchange.
+    """A binding of an exchange to a queue or to another exchange.
 
     Attributes:
-        target: the queue or the exchange.
-        key: the routing key, or its pattern.
-        arguments: what a headers exchange compares.
+        target: the queue or exchange that messages go to.
+        key: the routing key or its pattern.
+        arguments: the header values that a headers exchange compares.
     """
 
     target: "Queue | Exchange"
@@ -34,16 +34,16 @@ Matches = Callable[[Binding, str, Properties], bool]
 
 
 class Exchange:
-    """Finds the bindings that a message matches.
+    """An exchange with its bindings.
 
     Attributes:
-        name: empty for the default exchange.
-        kind: direct, fanout, topic or headers.
-        durable: only compared: everything here is lost with the broker.
-        auto_delete: it goes with its last binding.
-        internal: no client may publish to it.
-        alternate: the name of the exchange that gets what matches nothing.
-        arguments: as declared.
+        name: the name; empty for the default exchange.
+        kind: `direct`, `fanout`, `topic` or `headers`.
+        durable: compared by declarations only, as the whole broker is in memory.
+        auto_delete: whether it is deleted with its last binding.
+        internal: whether clients may not publish to it.
+        alternate: the name of the exchange that gets the messages that match no binding.
+        arguments: the arguments as declared.
     """
 
     def __init__(
@@ -72,10 +72,10 @@ class Exchange:
         return f"Exchange({self.name!r}, {self.kind}, bindings={len(self.bindings)})"
 
     def bind(self, binding: Binding) -> None:
-        """Add a binding; one that is there already stays.
+        """Add a binding; do nothing when the same one exists.
 
         Raises:
-            RefusalError: 406, a headers exchange doesn't know that way to match.
+            RefusalError: a headers exchange does not know the value of `x-match` (406).
         """
         mode = binding.arguments.get("x-match", "all")
         if self.kind == "headers" and mode not in _HEADER_MODES:
@@ -86,7 +86,7 @@ class Exchange:
             self._remembered.clear()
 
     def unbind(self, matches: Callable[[Binding], bool]) -> bool:
-        """Remove these bindings; whether there were any."""
+        """Remove the bindings for which `matches` is true, and return whether there were any."""
         kept = [binding for binding in self.bindings if not matches(binding)]
         found = len(kept) < len(self.bindings)
         self.bindings = kept
@@ -94,7 +94,7 @@ class Exchange:
         return found
 
     def targets(self, key: str, properties: Properties) -> Sequence["Queue | Exchange"]:
-        """Where a message goes from here, each target once."""
+        """Return the queues and exchanges that a message matches, each once."""
         if self.kind == "headers":
             return self._match(key, properties)
         if key not in self._remembered:
@@ -121,13 +121,13 @@ def _topic(binding: Binding, key: str, _: Properties) -> bool:
 
 
 def _words(key: str) -> Sequence[str]:
-    # RabbitMQ finds no word in an empty key, and an empty one at each end of ".".
+    # RabbitMQ finds no words in an empty key, and two empty words in ".".
     return key.split(".") if key else ()
 
 
 def topic_matches(pattern: Sequence[str], words: Sequence[str]) -> bool:
-    """Whether the words fit, where `*` is any one word and `#` any number of them."""
-    # Which numbers of words the pattern so far can have taken.
+    """Return whether the words match a pattern, where `*` is one word and `#` any number of words."""
+    # The numbers of words that the pattern can have matched so far.
     taken = {0}
     for part in pattern:
         if part == "#":
@@ -151,7 +151,7 @@ def _headers(binding: Binding, _: str, properties: Properties) -> bool:
 
 
 def _has_header(properties: Properties, name: str, value: Any) -> bool:
-    # A binding without a value asks only whether the header is there.
+    # A binding without a value matches any value of the header.
     if name not in properties.headers:
         return False
     given = properties.header(name)
@@ -167,7 +167,7 @@ KINDS: Final[Mapping[str, Matches]] = {
 
 
 def standard_exchanges() -> Iterable[Exchange]:
-    """Those that every virtual host has from the start."""
+    """Yield the exchanges that every virtual host begins with."""
     yield Exchange("", "direct")
     for kind in ("direct", "fanout", "topic", "headers"):
         yield Exchange(f"amq.{kind}", kind)

@@ -31,13 +31,13 @@ class FaultPlan:
     """The faults of one broker that have been asked for and are not used up.
 
     Attributes:
-        is_frozen: nothing is read or written.
+        is_frozen: whether reading and writing have stopped.
         blocked_because: the reason of the alarm that publishers are told of, or None without an alarm.
-        unconfirmed: how many of the next publishes are never confirmed.
-        nacks: how many of the next publishes are refused.
-        confirm_delay_seconds: how long each confirm waits.
-        duplicates: how many of the next messages are delivered twice.
-        reorder: how many messages are held back before they are delivered in reverse order.
+        unconfirmed: the number of next publishes that are never confirmed.
+        nacks: the number of next publishes that are refused.
+        confirm_delay_seconds: the delay of each confirm.
+        duplicates: the number of next messages that are delivered twice.
+        reorder: the number of messages that are held back and then delivered in reverse order.
     """
 
     is_frozen: bool = False
@@ -99,7 +99,7 @@ class FaultPlan:
         return True
 
     def deliver(self, consumer: Recipient, entry: Entry) -> None:
-        """Deliver a message once, twice or held back, as the faults have it."""
+        """Deliver a message once, twice or later, as the faults demand."""
         if self.reorder:
             self._held_back.append((consumer, entry))
             if len(self._held_back) >= self.reorder:

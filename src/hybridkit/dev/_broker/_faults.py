@@ -24,9 +24,9 @@ class FaultyBroker(Protocol):
 
 
 class BrokerFaults:
-    """Faults of a `DevelopmentBroker`, for all its connections, until they are used up or `clear` ends them.
+    """The faults of a `DevelopmentBroker`. Each applies to all connections, until it is used up or `clear` ends it.
 
-    Call everything from the event loop in which the broker runs.
+    Call the methods from the event loop that the broker runs in.
     """
 
     def __init__(self, broker: FaultyBroker, plan: FaultPlan) -> None:
@@ -49,11 +49,11 @@ class BrokerFaults:
     # ── publishers ───────────────────────────────────────────────────────────────────────────────
 
     def drop_confirms(self, count: int) -> None:
-        """Store the next publishes and never confirm them."""
+        """Accept the next publishes and never confirm them."""
         self._plan.unconfirmed = count
 
     def delay_confirms(self, seconds: float) -> None:
-        """Confirm each publish that much later."""
+        """Confirm each publish that many seconds later."""
         self._plan.confirm_delay_seconds = seconds
 
     def nack_publishes(self, count: int) -> None:
@@ -61,14 +61,14 @@ class BrokerFaults:
         self._plan.nacks = count
 
     def block(self, reason: str = "low on memory") -> None:
-        """Raise an alarm: who publishes is told (`connection.blocked`), and nothing more is read from it.
+        """Raise an alarm: a connection that publishes gets `connection.blocked`, and nothing more is read from it.
 
-        As in RabbitMQ, connections that don't publish go on, and the publish that is told waits unread.
+        As in RabbitMQ, connections that do not publish go on, and the publish that is told waits unread.
         """
         self._plan.blocked_because = reason
 
     def unblock(self) -> None:
-        """End the alarm: `connection.unblocked`, and what has waited is read."""
+        """End the alarm; send `connection.unblocked`, and read what has waited."""
         self._plan.blocked_because = None
         for connection in self._broker.open_connections:
             connection.unblock()
@@ -76,28 +76,28 @@ class BrokerFaults:
     # ── consumers ────────────────────────────────────────────────────────────────────────────────
 
     def duplicate_deliveries(self, count: int) -> None:
-        """Deliver each of the next messages twice, with a delivery tag each."""
+        """Deliver each of the next messages twice, under two delivery tags."""
         self._plan.duplicates = count
 
     def reorder_deliveries(self, count: int) -> None:
-        """Hold back the next messages until there are that many, and deliver them in reverse order."""
+        """Hold back that many messages, and then deliver them in reverse order."""
         self._plan.release()
         self._plan.reorder = count
 
     def cancel_consumers(self, queue: str, *, virtual_host: str = "/") -> int:
-        """Cancel a queue's consumers with `basic.cancel`, as a fail-over does; how many they were."""
+        """Cancel the consumers of a queue with `basic.cancel`, as a fail-over does; return their number."""
         found = self._broker.virtual_host(virtual_host).queues.get(queue)
         return found.cancel_consumers() if found else 0
 
     # ── channels and connections ─────────────────────────────────────────────────────────────────
 
     def close_channels(self, code: int = 406, text: str = "a fault", *, queue: str | None = None) -> int:
-        """Close channels with that code; how many they were.
+        """Close channels with a reply code, and return their number.
 
         Args:
             code: AMQP's reply code.
             text: the reply text.
-            queue: only those that consume from a queue of that name.
+            queue: close only the channels that consume from this queue.
         """
         channels = list(self._channels(queue))
         for connection, channel in channels:
@@ -105,35 +105,38 @@ class BrokerFaults:
         return len(channels)
 
     def close_connections(self, code: int = 320, text: str = "a fault") -> int:
-        """Close all connections with that code, as `rabbitmqctl close_all_connections` does; how many they were."""
+        """Close all connections with a reply code, and return their number.
+
+        `rabbitmqctl close_all_connections` does the same on RabbitMQ.
+        """
         connections = self._broker.open_connections
         for connection in connections:
             connection.close(code, reply_text(code, text))
         return len(connections)
 
     def cut(self, direction: Direction, *, at_byte: int) -> None:
-        """End each connection when that many more bytes went in that direction; exactly those arrive.
+        """End each connection after that many more bytes in one direction; exactly those bytes arrive.
 
         Args:
-            direction: `to_server` or `to_client`; each can have its own cut.
-            at_byte: how many bytes pass, counted per connection from now, or from its start if it comes later.
+            direction: `to_server` or `to_client`; each has a limit of its own.
+            at_byte: the number of bytes that pass, counted per connection from now or from its later start.
         """
         self._plan.cut(direction, at_byte)
 
     def freeze(self) -> None:
-        """Read and write nothing and close nothing, as under SIGSTOP; new connections wait."""
+        """Stop reading, writing and closing, as a process under SIGSTOP does; new connections wait."""
         self._plan.is_frozen = True
         for connection in self._broker.open_connections:
             connection.freeze()
 
     def thaw(self) -> None:
-        """Go on where it was frozen."""
+        """Continue after a freeze."""
         self._plan.is_frozen = False
         for connection in self._broker.open_connections:
             connection.thaw()
 
     def clear(self) -> None:
-        """End every fault; what was held back is delivered."""
+        """End every fault, and deliver the messages that were held back."""
         self._plan.clear()
         self.thaw()
         self.unblock()

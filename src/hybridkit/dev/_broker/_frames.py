@@ -1,4 +1,4 @@
-"""Frames on the wire: pamqp's codec, and by hand the few that are nearly all of the traffic.
+"""Frames on the wire: encoded by pamqp, and by hand the few kinds that make up nearly all traffic.
 
 https://www.rabbitmq.com/resources/specs/amqp0-9-1.pdf (4.2.3, General Frame Format).
 """
@@ -41,10 +41,10 @@ _BASIC: Final = 60
 
 
 def split_frames(data: bytes, max_bytes: int) -> Iterator[tuple[int, int, bytes, int]]:
-    """The whole frames in there: type, channel, payload, and where each one ends.
+    """Yield each complete frame of some bytes: its type, channel, payload, and the position where it ends.
 
     Raises:
-        RefusalError: 501, that is no frame, or it is too large.
+        RefusalError: the bytes are no frame, or the frame is too large (501).
     """
     at, size = 0, len(data)
     while at + 7 <= size:
@@ -72,10 +72,10 @@ def _shown(octets: bytes) -> str:
 
 
 def decode_method(payload: bytes) -> base.Frame:
-    """The method in a method frame.
+    """Return the method of a method frame.
 
     Raises:
-        RefusalError: 501 or 503, there is no such method, or its arguments are not well formed.
+        RefusalError: the method does not exist (503), or its arguments are malformed (501).
     """
     if len(payload) < 4:
         raise RefusalError(501, f"type 1, all octets = {_shown(payload)}: unknown_frame")
@@ -92,10 +92,10 @@ def decode_method(payload: bytes) -> base.Frame:
 
 
 def decode_publish(payload: bytes) -> tuple[str, str, int]:
-    """Exchange, routing key and flags (1 mandatory, 2 immediate) of a `basic.publish`.
+    """Return exchange, routing key and flags (1 mandatory, 2 immediate) of a `basic.publish`.
 
     Raises:
-        RefusalError: 501, it is not well formed.
+        RefusalError: the frame is malformed (501).
     """
     try:
         exchange_end = 7 + payload[6]
@@ -107,10 +107,10 @@ def decode_publish(payload: bytes) -> tuple[str, str, int]:
 
 
 def decode_ack(payload: bytes) -> tuple[int, bool]:
-    """Tag and "all up to it" of a `basic.ack`.
+    """Return delivery tag and `multiple` of a `basic.ack`.
 
     Raises:
-        RefusalError: 501, it is not well formed.
+        RefusalError: the frame is malformed (501).
     """
     if len(payload) < 13:
         raise RefusalError(501, f"cannot decode {_shown(payload[4:])}")
@@ -119,10 +119,10 @@ def decode_ack(payload: bytes) -> tuple[int, bool]:
 
 
 def decode_header(payload: bytes) -> tuple[int, Properties]:
-    """Size and properties of a content header.
+    """Return body size and properties of a content header.
 
     Raises:
-        RefusalError: 501, it is not well formed. 505, it belongs to another class.
+        RefusalError: the header is malformed (501), or belongs to another class (505).
     """
     try:
         kind, _, size = _CONTENT.unpack_from(payload)
@@ -134,40 +134,40 @@ def decode_header(payload: bytes) -> tuple[int, Properties]:
 
 
 def encode_method(method: base.Frame, channel: int) -> bytes:
-    """Any method but those below."""
+    """Encode a method that has no function of its own below."""
     return marshal(method, channel)
 
 
 def encode_deliver(
     channel: int, consumer_tag: bytes, tag: int, message: Message, *, redelivered: bool
 ) -> bytes:
-    """`basic.deliver`, without its content.
+    """Encode `basic.deliver` without its content.
 
     Args:
-        channel: its number.
-        consumer_tag: encoded by `short`.
-        tag: the delivery's.
-        message: its exchange and key are named.
-        redelivered: somebody may have had it before.
+        channel: the number of the channel.
+        consumer_tag: the tag, encoded by `short`.
+        tag: the delivery tag.
+        message: the message, for its exchange and routing key.
+        redelivered: whether the message may have been delivered before.
     """
     route = short(message.exchange) + short(message.keys[0])
     return _method(channel, _DELIVER + consumer_tag + _TAG.pack(tag, redelivered) + route)
 
 
 def encode_get_ok(channel: int, tag: int, message: Message, *, redelivered: bool, left: int) -> bytes:
-    """`basic.get-ok`, without its content."""
+    """Encode `basic.get-ok` without its content."""
     route = short(message.exchange) + short(message.keys[0])
     return _method(channel, _GET_OK + _TAG.pack(tag, redelivered) + route + _COUNT.pack(left))
 
 
 def encode_return(channel: int, message: Message) -> bytes:
-    """`basic.return` of what has no route, without its content."""
+    """Encode `basic.return` of a message without a route, without its content."""
     route = short(message.exchange) + short(message.keys[0])
     return _method(channel, _RETURN + _CODE.pack(312) + short("NO_ROUTE") + route)
 
 
 def encode_content(channel: int, properties: Properties, body: bytes, max_bytes: int) -> bytes:
-    """Header and body frames, none larger than the client takes."""
+    """Encode header and body frames, none larger than the client accepts."""
     payload = _CONTENT.pack(_BASIC, 0, len(body)) + properties.raw
     header = _FRAME.pack(HEADER, channel, len(payload)) + payload + _END
     step = max_bytes - OVERHEAD_BYTES
@@ -181,17 +181,17 @@ def encode_content(channel: int, properties: Properties, body: bytes, max_bytes:
 
 
 def encode_confirm(channel: int, tag: int, *, multiple: bool, is_ack: bool = True) -> bytes:
-    """`basic.ack` or `basic.nack` of a publish."""
+    """Encode `basic.ack` or `basic.nack` for a publish."""
     return _method(channel, (ACK if is_ack else _NACK) + _TAG.pack(tag, multiple))
 
 
 def encode_declare_ok(channel: int, queue: str, messages: int, consumers: int) -> bytes:
-    """`queue.declare-ok`: pamqp would refuse names that RabbitMQ takes."""
+    """Encode `queue.declare-ok`, also for names that pamqp refuses and RabbitMQ accepts."""
     return _method(channel, _DECLARE_OK + short(queue) + _COUNTS.pack(messages, consumers))
 
 
 def short(text: str) -> bytes:
-    """A short string."""
+    """Encode a short string."""
     encoded = text.encode()[:255]
     return bytes([len(encoded)]) + encoded
 

@@ -1,4 +1,4 @@
-"""A message, and what is written into it when it dies (https://www.rabbitmq.com/docs/dlx)."""
+"""Messages, and the headers of those that were dead-lettered (https://www.rabbitmq.com/docs/dlx)."""
 
 import time
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ _MAX_EXPIRATION_MS: Final = 2**32 - 1
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """How often it died of one cause in one queue, and how it was published there."""
+    """The count of a message's deaths by one reason in one queue, and its route there."""
 
     queue: str
     reason: Reason
@@ -27,7 +27,7 @@ class Death:
     expiration: str | None
 
     def encode(self) -> bytes:
-        """Its entry in `x-death`."""
+        """Encode the entry for the header `x-death`."""
         entries = (
             {} if self.expiration is None else {"original-expiration": fields.long_string(self.expiration)}
         )
@@ -45,15 +45,15 @@ class Death:
 
 
 class Message:
-    """What was published; the same object in every queue that it reached.
+    """A published message; the same object in each queue that it has reached.
 
     Attributes:
-        exchange: where it was published last: by a client, or by a queue that dead-lettered it.
-        keys: its routing key, and those of its CC header.
-        properties: with its headers.
-        body: as it came.
-        deaths: the latest first.
-        was_delivered: it was, before it died.
+        exchange: the exchange of the last publish, by a client or by dead-lettering.
+        keys: the routing key, and those of the CC and BCC headers.
+        properties: the properties with the headers.
+        body: the bytes as published.
+        deaths: the entries of `x-death`, the latest first.
+        was_delivered: whether it was delivered before it was dead-lettered.
     """
 
     __slots__ = ("body", "deaths", "exchange", "first_death", "keys", "properties", "was_delivered")
@@ -72,10 +72,10 @@ class Message:
 
     @property
     def ttl_seconds(self) -> float | None:
-        """How long its publisher wants it to wait at most.
+        """The time to live that the publisher has set, or None.
 
         Raises:
-            RefusalError: its expiration is no number of milliseconds.
+            RefusalError: the expiration is not a number of milliseconds (406).
         """
         text = self.properties.text("expiration")
         if text is None:
@@ -89,21 +89,21 @@ class Message:
     def died(
         self, *, queue: str, reason: Reason, exchange: str, key: str | None, was_delivered: bool
     ) -> "Message":
-        """The dead letter that is published in its place."""
+        """Return the dead letter that replaces this message."""
         death = self._death(queue, reason)
         others = tuple(old for old in self.deaths if (old.queue, old.reason) != (queue, reason))
         first = self.first_death or death
         deaths = (death, *others)
         headers = {**self.properties.headers, **_death_headers(deaths, first)}
         properties = self.properties.with_headers(headers, without="expiration")
-        letter = Message(exchange, self.keys if key is None else (key,), properties, self.body)
-        letter.deaths = deaths
-        letter.first_death = first
-        letter.was_delivered = was_delivered
-        return letter
+        dead_letter = Message(exchange, self.keys if key is None else (key,), properties, self.body)
+        dead_letter.deaths = deaths
+        dead_letter.first_death = first
+        dead_letter.was_delivered = was_delivered
+        return dead_letter
 
-    def is_going_in_circles(self, queue: str) -> bool:
-        """Whether it would come back to a queue without anybody having rejected it since."""
+    def is_in_cycle(self, queue: str) -> bool:
+        """Return whether the message was dead-lettered from that queue before, and not rejected since."""
         for death in self.deaths:
             if death.reason == "rejected":
                 return False

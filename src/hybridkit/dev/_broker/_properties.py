@@ -1,6 +1,6 @@
-"""A message's properties as they came: bytes that are only cut where the broker has to read or change one.
+"""A message's properties as raw bytes; only those that the broker reads or changes are decoded.
 
-pamqp would decode and encode them again, which costs time and loses the exact types that the publisher chose.
+Decoding and encoding by pamqp would cost time and lose the exact types that the publisher chose.
 """
 
 import struct
@@ -16,7 +16,7 @@ _FLAGS: Final = struct.Struct(">H")
 _LENGTH: Final = struct.Struct(">I")
 _LONG: Final = struct.Struct(">q")
 
-# In the order of the wire, from the highest flag down: the name, and how many bytes it takes (0: read it there).
+# In the order of the wire, from the highest flag down: the name of each property, and the form of its length.
 _FIELDS: Final = tuple(
     (name, 1 << (15 - position), kind)
     for position, (name, kind) in enumerate(
@@ -45,13 +45,13 @@ _SIZES: Final[Mapping[int, int]] = dict(
 
 
 class Properties:
-    """The properties of one message; never changed, but copied with changes.
+    """The properties of one message; immutable.
 
     Args:
-        raw: a content header's payload from its flags on.
+        raw: the payload of a content header from the flags on.
 
     Raises:
-        ValueError: it does not hold what its flags say.
+        ValueError: the bytes do not contain what the flags announce.
     """
 
     __slots__ = ("__dict__", "_parts", "raw")
@@ -64,23 +64,23 @@ class Properties:
         return f"Properties({', '.join(self._parts)})"
 
     def text(self, name: str) -> str | None:
-        """A short string among them, or None where it is absent."""
+        """Return a property that is a short string, or None without it."""
         part = self._parts.get(name)
         return None if part is None else part[1:].decode(errors="replace")
 
     @cached_property
     def headers(self) -> Mapping[str, bytes]:
-        """Each header's type and value, as they came."""
+        """The type and value of each header as raw bytes, by name."""
         part = self._parts.get("headers")
         return {} if part is None else split_table(part)
 
     def header(self, name: str) -> Any:
-        """One header's value, or None where it is absent."""
+        """Return the decoded value of a header, or None without it."""
         raw = self.headers.get(name)
         return None if raw is None else decode.embedded_value(raw)[1]
 
     def with_headers(self, headers: Mapping[str, bytes], *, without: str = "") -> "Properties":
-        """A copy with these headers, and without the property of that name."""
+        """Return a copy with other headers, and without the property named `without`."""
         parts = {name: part for name, part in self._parts.items() if name != without}
         parts["headers"] = join_table(headers)
         if not headers:
@@ -129,10 +129,13 @@ def _field_size(raw: bytes, at: int, kind: str) -> int:
 
 
 def split_table(part: bytes) -> dict[str, bytes]:
-    """A field table, with its length before it, as raw values by name.
+    """Return the raw values of a field table by name.
+
+    Args:
+        part: the table, preceded by its length.
 
     Raises:
-        ValueError: it is not well formed.
+        ValueError: the table is malformed.
     """
     return _entries(part, 4, len(part))
 
@@ -164,7 +167,7 @@ _NESTED: Final[Mapping[int, Callable[[bytes, int, int], None]]] = {
 
 
 def _value_end(raw: bytes, at: int, end: int) -> int:
-    """Where the value ends whose type stands there."""
+    """Return the end of the value whose type byte is at that position."""
     kind = _byte(raw, at)
     size = _SIZES.get(kind)
     if size is not None:
@@ -193,7 +196,7 @@ def _length(raw: bytes, at: int) -> int:
 
 
 def join_table(entries: Mapping[str, bytes]) -> bytes:
-    """The field table with these raw values, its length before it."""
+    """Encode a field table of raw values, preceded by its length."""
     pieces: list[bytes] = []
     for name, raw in entries.items():
         encoded = name.encode(errors="surrogateescape")
@@ -203,27 +206,27 @@ def join_table(entries: Mapping[str, bytes]) -> bytes:
 
 
 def long_integer(number: int) -> bytes:
-    """A field value: 64 bits, which is what RabbitMQ counts with."""
+    """Encode a field value of 64 bits, which RabbitMQ uses for counts."""
     return b"l" + _LONG.pack(number)
 
 
 def long_string(text: str) -> bytes:
-    """A field value: text."""
+    """Encode a field value that is text."""
     encoded = text.encode(errors="surrogateescape")
     return b"S" + _LENGTH.pack(len(encoded)) + encoded
 
 
 def timestamp(seconds: int) -> bytes:
-    """A field value: a point in time, seconds since 1970."""
+    """Encode a field value that is a time, in seconds since 1970."""
     return b"T" + _LONG.pack(seconds)
 
 
 def array(*values: bytes) -> bytes:
-    """A field value: a list of field values."""
+    """Encode a field value that is a list of field values."""
     body = b"".join(values)
     return b"A" + _LENGTH.pack(len(body)) + body
 
 
 def table(entries: Mapping[str, bytes]) -> bytes:
-    """A field value: a table in a table."""
+    """Encode a field value that is a table."""
     return b"F" + join_table(entries)

@@ -1,4 +1,4 @@
-"""Queues: messages in order, until somebody takes them, they expire, or there is no more room.
+"""Queues: messages in order, until they are acknowledged, expire, or are dropped.
 
 ```
 put -> ready -> delivered, unacknowledged -> acknowledged
@@ -25,13 +25,13 @@ class Entry:
     """A message in one queue.
 
     Attributes:
-        message: what was published.
-        order: its place in the queue.
-        expires_at: in the loop's time, or None.
-        redelivered: somebody has had it before.
-        acquired: how often somebody had it and gave it back (quorum queues count).
-        failures: how often because it was rejected, or its channel ended.
-        is_copy: a copy that the queue knows nothing of.
+        message: the published message.
+        order: its position in the queue.
+        expires_at: the time of the event loop when it expires, or None.
+        redelivered: whether it was delivered before.
+        acquired: how often it was delivered and given back; counted by quorum queues.
+        failures: how often it was given back by a reject or the end of its channel.
+        is_copy: whether it is a duplicate unknown to the queue.
     """
 
     message: Message
@@ -46,33 +46,33 @@ class Entry:
         return self.order < other.order
 
 
-class Taker(Protocol):
+class QueueConsumer(Protocol):
     """A consumer, as its queue sees it."""
 
-    def can_take(self) -> bool:
-        """Whether it may be given one more."""
+    def can_accept(self) -> bool:
+        """Return whether the consumer may have one more message."""
         ...
 
-    def take(self, entry: Entry) -> None:
-        """Deliver it."""
+    def accept(self, entry: Entry) -> None:
+        """Deliver a message to the consumer."""
         ...
 
-    def cancelled(self) -> None:
-        """The queue has gone."""
+    def on_cancelled(self) -> None:
+        """End the consumer: its queue was deleted, or its consumers were cancelled."""
         ...
 
 
 class Queue:
-    """Holds messages and hands them out.
+    """A queue with its messages and consumers.
 
     Attributes:
-        name: unique in its virtual host.
-        settings: what its arguments mean.
-        arguments: as declared.
-        durable: only compared: everything here is lost with the broker.
-        auto_delete: it goes with its last consumer.
-        owner: the connection that it belongs to, of an exclusive queue.
-        unacknowledged: how many are delivered and not settled.
+        name: the name, unique in its virtual host.
+        settings: the meaning of its arguments.
+        arguments: the arguments as declared.
+        durable: compared by declarations only, as the whole broker is in memory.
+        auto_delete: whether it is deleted with its last consumer.
+        owner: the connection that an exclusive queue belongs to, or None.
+        unacknowledged: the number of delivered and unsettled messages.
     """
 
     def __init__(
@@ -98,12 +98,12 @@ class Queue:
         self._delete = delete
         self._dead_letters = dead_letters
         self._loop = asyncio.get_running_loop()
-        self._fresh: deque[Entry] = deque()
+        self._published: deque[Entry] = deque()
         self._returned: list[Entry] = []
         self._orders = itertools.count()
         self._bytes = 0
-        self._takers: deque[Taker] = deque()
-        self._exclusive: Taker | None = None
+        self._consumers: deque[QueueConsumer] = deque()
+        self._exclusive: QueueConsumer | None = None
         self._expiry: asyncio.TimerHandle | None = None
         self._disuse: asyncio.TimerHandle | None = None
         self._is_dispatching = False
@@ -114,32 +114,32 @@ class Queue:
 
     @property
     def ready(self) -> int:
-        """How many wait to be delivered."""
-        return len(self._fresh) + len(self._returned)
+        """The number of messages that wait to be delivered."""
+        return len(self._published) + len(self._returned)
 
     @property
     def consumers(self) -> int:
-        """How many consumers it has."""
-        return len(self._takers)
+        """The number of consumers."""
+        return len(self._consumers)
 
     # ── messages in and out ──────────────────────────────────────────────────────────────────────
 
     def put(self, message: Message, *, ttl_seconds: float | None = None) -> bool:
-        """Take a message; False where it is full and refuses."""
+        """Add a message, and return False when the queue is full and refuses it."""
         if self._refuses(message):
             return False
         entry = Entry(message, next(self._orders), redelivered=message.was_delivered)
         lifetimes = [s for s in (self.settings.ttl_seconds, ttl_seconds) if s is not None]
         if lifetimes:
             entry.expires_at = self._loop.time() + min(lifetimes)
-        self._fresh.append(entry)
+        self._published.append(entry)
         self._bytes += len(message.body)
         self.dispatch()
         self._make_room()
         return True
 
     def get(self) -> Entry | None:
-        """Hand out the first one (`basic.get`); it is unacknowledged from then on."""
+        """Take the first message for a `basic.get`, or None from an empty queue."""
         self.touch()
         self._expire()
         if not self.ready:
@@ -148,38 +148,38 @@ class Queue:
         return self._pop()
 
     def dispatch(self) -> None:
-        """Deliver as long as there are messages and consumers that may have more."""
+        """Deliver while there are messages, and consumers that may have more."""
         if self._is_dispatching:
             return
         self._is_dispatching = True
         try:
-            if self._takers:
+            if self._consumers:
                 self._expire()
-                while self.ready and (taker := self._next_taker()):
+                while self.ready and (consumer := self._next_consumer()):
                     self.unacknowledged += 1
-                    taker.take(self._pop())
+                    consumer.accept(self._pop())
                     self._expire()
         finally:
             self._is_dispatching = False
         self._watch_expiry()
 
     def settle(self, entry: Entry) -> None:
-        """It was acknowledged."""
+        """Remove a message that was acknowledged."""
         if not entry.is_copy:
             self.unacknowledged -= 1
 
     def reject(self, entry: Entry) -> None:
-        """Somebody doesn't want it, and nobody else shall have it."""
+        """Dead-letter a message that was rejected."""
         if not entry.is_copy:
             self.unacknowledged -= 1
-            self._bury(entry, "rejected", was_delivered=True)
+            self._dead_letter(entry, "rejected", was_delivered=True)
 
     def give_back(self, entries: Iterable[Entry], *, failed: bool) -> None:
-        """Somebody had them and didn't settle them: they go to their old places.
+        """Return messages that were delivered and not settled.
 
         Args:
-            entries: in the order in which they come back.
-            failed: it counts for the delivery limit.
+            entries: the messages, in the order of their return.
+            failed: count the return towards the delivery limit.
         """
         for entry in entries:
             if not (entry.is_copy or self.is_deleted):
@@ -189,9 +189,9 @@ class Queue:
         self._make_room()
 
     def purge(self) -> int:
-        """Drop all that wait; how many they were."""
+        """Drop the messages that wait, and return their number."""
         count = self.ready
-        self._fresh.clear()
+        self._published.clear()
         self._returned.clear()
         self._bytes = 0
         return count
@@ -203,19 +203,19 @@ class Queue:
             entry.failures += failed
             limit = self.settings.delivery_limit
             if limit is not None and entry.failures > limit:
-                self._bury(entry, "delivery_limit", was_delivered=True)
+                self._dead_letter(entry, "delivery_limit", was_delivered=True)
                 return
-            # A quorum queue hands them out again in the order in which they came back, before all others.
+            # A quorum queue delivers returned messages in the order of their return, before all others.
             entry.order = next(self._orders)
         heapq.heappush(self._returned, entry)
         self._bytes += len(entry.message.body)
 
     def _pop(self) -> Entry:
-        entry = heapq.heappop(self._returned) if self._returned else self._fresh.popleft()
+        entry = heapq.heappop(self._returned) if self._returned else self._published.popleft()
         self._bytes -= len(entry.message.body)
         return entry
 
-    def _bury(self, entry: Entry, reason: Reason, *, was_delivered: bool | None = None) -> None:
+    def _dead_letter(self, entry: Entry, reason: Reason, *, was_delivered: bool | None = None) -> None:
         self._dead_letters.send(
             entry.message, reason, was_delivered=entry.redelivered if was_delivered is None else was_delivered
         )
@@ -237,16 +237,16 @@ class Queue:
     def _make_room(self) -> None:
         if self.settings.overflow == "drop-head":
             while self.ready and self._is_full():
-                self._bury(self._pop(), "maxlen")
+                self._dead_letter(self._pop(), "maxlen")
 
     def _expire(self) -> None:
         while head := self._head():
             if head.expires_at is None or head.expires_at > self._loop.time():
                 return
-            self._bury(self._pop(), "expired")
+            self._dead_letter(self._pop(), "expired")
 
     def _watch_expiry(self) -> None:
-        """Wake up when the first one expires: only those at the head do, as in RabbitMQ."""
+        """Set the timer to the expiry of the first message: only at the head do messages expire, as in RabbitMQ."""
         head = self._head()
         due = head.expires_at if head else None
         if self._expiry and (due is None or self._expiry.when() != due):
@@ -263,67 +263,67 @@ class Queue:
     def _head(self) -> Entry | None:
         if self._returned:
             return self._returned[0]
-        return self._fresh[0] if self._fresh else None
+        return self._published[0] if self._published else None
 
     def touch(self) -> None:
-        """It is in use: it expires (`x-expires`) only that long after the last consumer, get or declaration."""
+        """Restart the time without use after which the queue is deleted (`x-expires`)."""
         if self._disuse:
             self._disuse.cancel()
             self._disuse = None
-        if self.settings.expires_seconds is not None and not self._takers and not self.is_deleted:
+        if self.settings.expires_seconds is not None and not self._consumers and not self.is_deleted:
             self._disuse = self._loop.call_later(self.settings.expires_seconds, self._delete, self)
 
     # ── consumers ────────────────────────────────────────────────────────────────────────────────
 
     @property
     def is_exclusively_used(self) -> bool:
-        """Whether a consumer wants to be the only one."""
+        """Whether there is an exclusive consumer."""
         return self._exclusive is not None
 
-    def add(self, taker: Taker, *, exclusive: bool) -> None:
-        """Deliver to that consumer too."""
-        self._takers.append(taker)
+    def add(self, consumer: QueueConsumer, *, exclusive: bool) -> None:
+        """Add a consumer, and deliver to it."""
+        self._consumers.append(consumer)
         if exclusive:
-            self._exclusive = taker
+            self._exclusive = consumer
         self.touch()
         self.dispatch()
 
-    def remove(self, taker: Taker) -> None:
-        """Deliver nothing more to that consumer; what it has stays unacknowledged."""
-        if taker in self._takers:
-            self._takers.remove(taker)
-            if self._exclusive is taker:
+    def remove(self, consumer: QueueConsumer) -> None:
+        """Remove a consumer; its unsettled messages stay unacknowledged."""
+        if consumer in self._consumers:
+            self._consumers.remove(consumer)
+            if self._exclusive is consumer:
                 self._exclusive = None
             self.touch()
-            if self.auto_delete and not self._takers:
+            if self.auto_delete and not self._consumers:
                 self._delete(self)
             self.dispatch()
 
     def cancel_consumers(self) -> int:
-        """Send them away; how many they were."""
-        takers = list(self._takers)
-        for taker in takers:
-            taker.cancelled()
-            self.remove(taker)
-        return len(takers)
+        """Cancel all consumers, and return their number."""
+        consumers = list(self._consumers)
+        for consumer in consumers:
+            consumer.on_cancelled()
+            self.remove(consumer)
+        return len(consumers)
 
     def close(self) -> None:
-        """End it: nothing is delivered or expires any more."""
+        """End the queue: drop its messages and cancel its consumers."""
         self.is_deleted = True
         self.purge()
         self._watch_expiry()
-        while self._takers:
-            self._takers.popleft().cancelled()
+        while self._consumers:
+            self._consumers.popleft().on_cancelled()
         self.touch()
         self._dead_letters.close()
 
-    def _next_taker(self) -> Taker | None:
+    def _next_consumer(self) -> QueueConsumer | None:
         if self.settings.has_single_active_consumer:
-            first = self._takers[0] if self._takers else None
-            return first if first and first.can_take() else None
-        for _ in range(len(self._takers)):
-            taker = self._takers[0]
-            self._takers.rotate(-1)
-            if taker.can_take():
-                return taker
+            first = self._consumers[0] if self._consumers else None
+            return first if first and first.can_accept() else None
+        for _ in range(len(self._consumers)):
+            consumer = self._consumers[0]
+            self._consumers.rotate(-1)
+            if consumer.can_accept():
+                return consumer
         return None

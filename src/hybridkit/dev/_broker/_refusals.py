@@ -1,6 +1,6 @@
-"""What the broker says no with: AMQP's reply codes, in RabbitMQ's words.
+"""The broker's refusals: AMQP's reply codes with RabbitMQ's texts.
 
-Whether a code ends the channel or the whole connection is fixed by the protocol:
+The protocol says which codes end the channel and which the connection:
 https://www.rabbitmq.com/resources/specs/amqp-xml-doc0-9-1.pdf (constants).
 """
 
@@ -27,11 +27,11 @@ _SHORT_STRING_BYTES: Final = 255
 
 
 class RefusalError(Exception):
-    """A method that is answered with `channel.close` or `connection.close`.
+    """A refusal that is sent as `channel.close` or `connection.close`.
 
     Attributes:
         code: AMQP's reply code.
-        text: what the client is told.
+        text: the reply text.
     """
 
     def __init__(self, code: int, text: str) -> None:
@@ -41,12 +41,12 @@ class RefusalError(Exception):
 
     @property
     def ends_connection(self) -> bool:
-        """Whether the code is one of those that no connection survives."""
+        """Whether the code ends the connection, and not only the channel."""
         return self.code not in _ENDS_CHANNEL
 
 
 def reply_text(code: int, text: str) -> str:
-    """RabbitMQ's form of it, cut where a short string ends."""
+    """Return the reply text in RabbitMQ's form, cut to the size of a short string."""
     name = _NAMES.get(code)
     whole = f"{name} - {text}" if name and text else text or name or ""
     return whole.encode()[:_SHORT_STRING_BYTES].decode(errors="ignore")

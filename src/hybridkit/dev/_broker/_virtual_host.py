@@ -1,4 +1,4 @@
-"""A virtual host: its exchanges, queues and bindings, and the way of a message through them."""
+"""A virtual host: its exchanges, queues and bindings, and the routing of messages through them."""
 
 import base64
 import secrets
@@ -23,10 +23,10 @@ __all__ = ["VirtualHost"]
 
 
 class VirtualHost:
-    """Holds what is declared; each method refuses as RabbitMQ does.
+    """One virtual host. Its methods refuse what RabbitMQ refuses.
 
     Args:
-        name: as in the URL's path.
+        name: the name, as in the path of the URL.
     """
 
     def __init__(self, name: str) -> None:
@@ -38,14 +38,14 @@ class VirtualHost:
         return f"VirtualHost({self.name!r}, exchanges={len(self.exchanges)}, queues={len(self.queues)})"
 
     def close(self) -> None:
-        """End every queue."""
+        """Delete every queue."""
         for queue in list(self.queues.values()):
             self.delete_queue(queue)
 
     # ── routing ──────────────────────────────────────────────────────────────────────────────────
 
     def route(self, exchange: str, keys: Sequence[str], properties: Properties) -> list[Queue]:
-        """The queues that a message goes to, each once; none where the exchange doesn't exist."""
+        """Return the queues that a message goes to, each once; none when the exchange does not exist."""
         if not exchange:
             return [queue for key in dict.fromkeys(keys) if (queue := self.queues.get(key))]
         found: dict[Queue, None] = {}
@@ -71,25 +71,25 @@ class VirtualHost:
             return exchange.targets(keys[0], properties)
         return [target for key in keys for target in exchange.targets(key, properties)]
 
-    def deliver_letter(self, letter: Message, reason: Reason) -> bool:
-        """Put a dead letter where it belongs; see `Router`."""
-        queues = self.route(letter.exchange, letter.keys, letter.properties)
+    def deliver_dead_letter(self, dead_letter: Message, reason: Reason) -> bool:
+        """See `Router`."""
+        queues = self.route(dead_letter.exchange, dead_letter.keys, dead_letter.properties)
         if reason != "rejected":
-            straight = [queue for queue in queues if not letter.is_going_in_circles(queue.name)]
+            straight = [queue for queue in queues if not dead_letter.is_in_cycle(queue.name)]
             if queues and not straight:
-                # RabbitMQ drops what would go round for ever.
+                # RabbitMQ drops messages that would cycle forever.
                 return True
             queues = straight
-        refused = [queue for queue in queues if not queue.put(letter)]
+        refused = [queue for queue in queues if not queue.put(dead_letter)]
         return bool(queues) and not refused
 
     # ── exchanges ────────────────────────────────────────────────────────────────────────────────
 
     def exchange(self, name: str) -> Exchange:
-        """The exchange with that name.
+        """Return the exchange of that name.
 
         Raises:
-            RefusalError: 404.
+            RefusalError: it does not exist (404).
         """
         if found := self.exchanges.get(name):
             return found
@@ -105,16 +105,16 @@ class VirtualHost:
         internal: bool,
         arguments: Arguments,
     ) -> None:
-        """Make it, or demand that it is like that.
+        """Create an exchange, or check that the existing one has the same properties.
 
         Raises:
-            RefusalError: 403, a reserved name; 406, another type or other properties.
+            RefusalError: the name is reserved (403), or type or properties differ (406).
         """
         _refuse_default(name)
-        place = f"exchange '{name}' in vhost '{self.name}'"
+        subject = f"exchange '{name}' in vhost '{self.name}'"
         if kind not in KINDS:
             raise RefusalError(406, f"unknown exchange type '{kind}'")
-        alternate = alternate_exchange(arguments, place=place)
+        alternate = alternate_exchange(arguments, subject=subject)
         if found := self.exchanges.get(name):
             received = {"type": kind, "durable": durable, "auto_delete": auto_delete, "internal": internal}
             current = {
@@ -123,8 +123,8 @@ class VirtualHost:
                 "auto_delete": found.auto_delete,
                 "internal": found.internal,
             }
-            compare(place, current, received)
-            compare_arguments(place, found.arguments, arguments, ("alternate-exchange",))
+            compare(subject, current, received)
+            compare_arguments(subject, found.arguments, arguments, ("alternate-exchange",))
             return
         _refuse_reserved("exchange", name)
         self.exchanges[name] = Exchange(
@@ -138,19 +138,19 @@ class VirtualHost:
         )
 
     def delete_exchange(self, name: str, *, if_unused: bool) -> None:
-        """Remove it with its bindings; one that is not there is no error.
+        """Delete an exchange with its bindings; do nothing when it does not exist.
 
         Raises:
-            RefusalError: 403, one of the broker's own; 406, it has bindings.
+            RefusalError: it is one of the broker's own (403), or has bindings in spite of `if_unused` (406).
         """
         _refuse_default(name)
-        place = f"exchange '{name}' in vhost '{self.name}'"
+        subject = f"exchange '{name}' in vhost '{self.name}'"
         if name.startswith("amq."):
-            raise RefusalError(403, f"deletion of system {place} not allowed")
+            raise RefusalError(403, f"deletion of system {subject} not allowed")
         if (found := self.exchanges.get(name)) is None:
             return
         if if_unused and found.bindings:
-            raise RefusalError(406, f"{place} in use")
+            raise RefusalError(406, f"{subject} in use")
         self._forget_exchange(found)
 
     def _forget_exchange(self, exchange: Exchange) -> None:
@@ -163,7 +163,7 @@ class VirtualHost:
         """Add a binding.
 
         Raises:
-            RefusalError: 403, the default exchange; 404, no such source.
+            RefusalError: the source is the default exchange (403), or does not exist (404).
         """
         _refuse_default(source)
         if isinstance(target, Exchange):
@@ -171,10 +171,10 @@ class VirtualHost:
         self.exchange(source).bind(Binding(target, key, arguments))
 
     def unbind(self, source: str, target: Queue | Exchange | None, key: str, arguments: Arguments) -> None:
-        """Remove a binding; one that is not there is no error.
+        """Remove a binding; do nothing when it does not exist.
 
         Raises:
-            RefusalError: 403, the default exchange.
+            RefusalError: the source is the default exchange (403).
         """
         _refuse_default(source)
         if target is not None and (exchange := self.exchanges.get(source)):
@@ -193,14 +193,14 @@ class VirtualHost:
     # ── queues ───────────────────────────────────────────────────────────────────────────────────
 
     def queue(self, name: str, *, user: object) -> Queue:
-        """The queue with that name.
+        """Return the queue of that name.
 
         Args:
-            name: not empty.
-            user: the connection that wants to use it.
+            name: the name; not empty.
+            user: the connection that wants to use the queue.
 
         Raises:
-            RefusalError: 404; 405, it is another connection's own.
+            RefusalError: it does not exist (404), or belongs to another connection (405).
         """
         if (found := self.queues.get(name)) is None:
             raise RefusalError(404, f"no queue '{name}' in vhost '{self.name}'")
@@ -218,13 +218,14 @@ class VirtualHost:
         user: object,
         arguments: Arguments,
     ) -> Queue:
-        """Make it, or demand that it is like that; an empty name is replaced.
+        """Create a queue, or check that the existing one has the same properties. An empty name gets a generated one.
 
         Raises:
-            RefusalError: 403, a reserved name; 405, another connection's own; 406, impossible or other properties.
+            RefusalError: the name is reserved (403), the queue belongs to another connection (405), or arguments or
+                properties are invalid or differ (406).
         """
-        place = f"queue '{name}' in vhost '{self.name}'"
-        settings = queue_settings(arguments, place=place)
+        subject = f"queue '{name}' in vhost '{self.name}'"
+        settings = queue_settings(arguments, subject=subject)
         if name in self.queues:
             found = self.queue(name, user=user)
             if found.owner is not owner:
@@ -234,7 +235,7 @@ class VirtualHost:
             return found
         _refuse_reserved("queue", name)
         if settings.kind == "quorum":
-            _refuse_for_quorum(place, durable=durable, auto_delete=auto_delete, owner=owner)
+            _refuse_for_quorum(subject, durable=durable, auto_delete=auto_delete, owner=owner)
         name = name or f"amq.gen-{base64.urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip('=')}"
         queue = self.queues[name] = Queue(
             name,
@@ -249,27 +250,27 @@ class VirtualHost:
         return queue
 
     def delete_queue(self, queue: Queue) -> None:
-        """Remove it with its messages and bindings; its consumers are told."""
+        """Delete a queue with its messages and bindings, and cancel its consumers."""
         if self.queues.pop(queue.name, None):
             self._unbind_target(queue)
             queue.close()
 
     def queues_of(self, owner: object) -> Iterable[Queue]:
-        """The exclusive queues of a connection."""
+        """Return the exclusive queues of a connection."""
         return [queue for queue in self.queues.values() if queue.owner is owner]
 
     def _compare_queue(
         self, found: Queue, settings: QueueSettings, arguments: Arguments, *, durable: bool, auto_delete: bool
     ) -> None:
-        place = f"queue '{found.name}' in vhost '{self.name}'"
+        subject = f"queue '{found.name}' in vhost '{self.name}'"
         current = {
             "durable": found.durable,
             "auto_delete": found.auto_delete,
             "x-queue-type": found.settings.kind,
         }
         received = {"durable": durable, "auto_delete": auto_delete, "x-queue-type": settings.kind}
-        compare(place, current, received)
-        compare_arguments(place, found.arguments, arguments)
+        compare(subject, current, received)
+        compare_arguments(subject, found.arguments, arguments)
 
     def _locked(self, name: str) -> RefusalError:
         return RefusalError(
@@ -290,8 +291,8 @@ def _refuse_reserved(what: str, name: str) -> None:
         raise RefusalError(403, f"{what} name '{name}' contains reserved prefix 'amq.*'")
 
 
-def _refuse_for_quorum(place: str, *, durable: bool, auto_delete: bool, owner: object | None) -> None:
+def _refuse_for_quorum(subject: str, *, durable: bool, auto_delete: bool, owner: object | None) -> None:
     refused = {"non-durable": not durable, "exclusive-owner": owner is not None, "auto-delete": auto_delete}
     for name, is_given in refused.items():
         if is_given:
-            raise RefusalError(406, f"invalid property '{name}' for {place}")
+            raise RefusalError(406, f"invalid property '{name}' for {subject}")

@@ -1,1 +1,1 @@
-"""Processes of one's own: started, watched and stopped together."""
+"""Child processes that are started, watched and stopped together."""

@@ -1,8 +1,7 @@
-"""Child processes that can be killed, frozen and found again after their owner has died.
+"""Child processes that can be killed, frozen, and found again after their owner has died.
 
-A pid alone can be reused, so a process is always the pair of its pid and its start time as the kernel tells it.
-Each child writes that pair into a file of its owner's before it becomes the server, so there is no moment in which
-a server runs that nobody could find.
+A pid can be reused, so a process is identified by its pid and its start time. Each child writes both into a record file
+before it becomes the server, so a running server can always be found.
 """
 
 import os
@@ -33,38 +32,38 @@ _PS_LINE = re.compile(r"^\s*(\d+)\s+(\d+)\s+(\S.*\S)\s*$")
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """The user a server runs as; None on both where it is the one who asks."""
+    """The user and group that a server runs as; None for those of this process."""
 
     uid: int | None = None
     gid: int | None = None
 
     def give(self, path: Path) -> None:
-        """Make that user the owner of a file or folder."""
+        """Make this user the owner of a file or folder."""
         if self.uid is not None and self.gid is not None:
             os.chown(path, self.uid, self.gid)
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessId:
-    """One process of this boot, never mistaken for a later one with the same pid."""
+    """The identity of one process, which no later process with the same pid has."""
 
     pid: int
     started: str
 
     def is_alive(self) -> bool:
-        """Whether exactly this process still runs (one that waits to be reaped does not)."""
+        """Return whether this process still runs; one that waits to be reaped does not."""
         known = find_process(self.pid)
         return known is not None and known.started == self.started
 
     def send(self, signal_number: int) -> None:
-        """Signal exactly this process; nothing happens when it has gone."""
+        """Send a signal to this process; do nothing when it has ended."""
         if self.is_alive():
             with suppress(ProcessLookupError):
                 os.kill(self.pid, signal_number)
 
 
 def find_process(pid: int) -> ProcessId | None:
-    """The running process with that pid, if there is one."""
+    """Return the identity of the running process with that pid, or None."""
     if not LINUX:
         found = [process for process, _ in _ask_ps("-p", str(pid))]
         return found[0] if found else None
@@ -73,7 +72,7 @@ def find_process(pid: int) -> ProcessId | None:
 
 
 def own_process() -> ProcessId:
-    """The process that is asking."""
+    """Return the identity of this process."""
     found = find_process(os.getpid())
     if found is None:
         raise ServerStartError("this process cannot read its own start time from /proc or ps")
@@ -81,13 +80,13 @@ def own_process() -> ProcessId:
 
 
 def recorded_processes(text: str) -> list[ProcessId]:
-    """The processes noted in a record file, one per line."""
+    """Parse a record file, which has one process per line."""
     parse = _parse_stat if LINUX else _parse_ps
     return [parsed[0] for line in text.splitlines() if (parsed := parse(line))]
 
 
 def descendants(roots: Sequence[ProcessId]) -> list[ProcessId]:
-    """The roots that still run and everything below them, parents before children."""
+    """Return those of the roots that still run, with all their descendants, parents before children."""
     children: dict[int, list[ProcessId]] = {}
     running: set[ProcessId] = set()
     for process, parent in _all_processes():
@@ -100,8 +99,8 @@ def descendants(roots: Sequence[ProcessId]) -> list[ProcessId]:
 
 
 def kill_all(processes: Sequence[ProcessId], *, timeout_seconds: float = 5) -> None:
-    """SIGKILL these processes and everything below them, and wait until they are gone."""
-    # The children are looked up first: those of a dead parent belong to init and are found no more.
+    """Send SIGKILL to some processes and all their descendants, and wait until they are gone."""
+    # Before the first kill: children of a dead parent become init's, and can't be found any more.
     tree = descendants(processes)
     for process in tree:
         process.send(signal.SIGKILL)
@@ -109,7 +108,7 @@ def kill_all(processes: Sequence[ProcessId], *, timeout_seconds: float = 5) -> N
 
 
 def wait_until(condition: Callable[[], object], *, timeout_seconds: float) -> bool:
-    """Ask every few milliseconds until the condition holds or the time is over."""
+    """Poll until the condition holds, and return False when the time is over first."""
     ends_at = time.monotonic() + timeout_seconds
     while not condition():
         if time.monotonic() > ends_at:
@@ -155,14 +154,14 @@ def _parse_ps(line: str) -> tuple[ProcessId, int] | None:
 
 @cache
 def _launcher() -> ThreadPoolExecutor:
-    # The kernel takes "parent died" to mean the thread that forked (prctl(2), PR_SET_PDEATHSIG), so every fork
+    # For the kernel the parent is the thread that forked (prctl(2), PR_SET_PDEATHSIG), so every fork
     # is made by one thread that lives as long as the process. A forked process does not have that thread.
     os.register_at_fork(after_in_child=_launcher.cache_clear)
     return ThreadPoolExecutor(max_workers=1, thread_name_prefix="hybridkit-launcher")
 
 
 class Process:
-    """A direct child in a session of its own, with its log and the record that lets others find it."""
+    """A direct child in a session of its own, with its log and its record file."""
 
     def __init__(
         self, child: subprocess.Popen[bytes], *, log: Path, record: Path, stop_signal: int, end_signal: int
@@ -185,15 +184,15 @@ class Process:
         stop_signal: int = signal.SIGTERM,
         end_signal: int = signal.SIGKILL,
     ) -> "Process":
-        """Start `argv` with `exec` all the way down, standard output and error appended to the log.
+        """Start a command whose output is appended to a log.
 
         Args:
-            argv: the command; its last step must become the server without a fork.
-            log: the file that its output is appended to.
-            record: where the child notes who it is.
-            env: its whole environment.
-            stop_signal: what makes it end in good order.
-            end_signal: what makes it end at once.
+            argv: the command; its last step must become the server by `exec`, without a fork.
+            log: the log file.
+            record: the file that the child writes its identity to.
+            env: the complete environment of the child.
+            stop_signal: the signal for a graceful end.
+            end_signal: the signal for an immediate end.
         """
 
         def fork() -> subprocess.Popen[bytes]:
@@ -216,36 +215,36 @@ class Process:
 
     @property
     def pid(self) -> int:
-        """The pid of the child itself; its own children have others."""
+        """The pid of the child itself, not of its descendants."""
         return self._child.pid
 
     @property
     def is_running(self) -> bool:
-        """Whether the child has not ended (a frozen one has not)."""
+        """Whether the child has not ended; a frozen one has not."""
         return self._child.poll() is None
 
     def tree(self) -> list[ProcessId]:
-        """The child and everything it started, parents first; empty once the child has ended."""
+        """Return the child and its descendants, parents first; nothing once the child has ended."""
         root = find_process(self.pid) if self.is_running else None
         return descendants([root]) if root else []
 
     def wait(self) -> int:
-        """Wait until the child ends by itself; its exit code."""
+        """Wait until the child has ended by itself, and return its exit code."""
         code = self._child.wait()
         self._record.unlink(missing_ok=True)
         return code
 
     def kill(self) -> None:
-        """`kill -9` for the child and all below it, as if the machine had run out of memory."""
+        """Send SIGKILL to the child and its descendants."""
         kill_all([*self.tree(), *self._frozen])
         self._child.wait()
         self._frozen = []
         self._record.unlink(missing_ok=True)
 
     def freeze(self) -> None:
-        """SIGSTOP for the child and all below it: connections stay open, nothing answers."""
+        """Send SIGSTOP to the child and its descendants: connections stay open, and nothing answers."""
         while len(tree := self.tree()) > len(self._frozen):
-            # Noted first: a stopped child of a parent that was killed can be found in no other way.
+            # Recorded first: a stopped child of a parent that was killed can be found in no other way.
             stats = (_raw_identity(process) for process in tree)
             self._record.write_text("".join(stats))
             for process in tree:
@@ -253,17 +252,17 @@ class Process:
             self._frozen = tree
 
     def resume(self) -> None:
-        """SIGCONT for all that was frozen, children first, so that no parent sees a child that hangs."""
+        """Send SIGCONT to all frozen processes, children first, so that no parent finds a child hanging."""
         for process in reversed(self._frozen):
             process.send(signal.SIGCONT)
         self._frozen = []
 
     def stop(self) -> None:
-        """Let the child finish in good order; kill it when it has not after 15 seconds."""
+        """End the child gracefully, or by SIGKILL after 15 seconds."""
         self._terminate(self._stop_signal, timeout_seconds=15)
 
     def end(self) -> None:
-        """Make the child end at once, with whatever it needs to leave nothing behind."""
+        """End the child at once, but let it clean up what would outlive it."""
         self._terminate(self._end_signal, timeout_seconds=3)
 
     def _terminate(self, signal_number: int, *, timeout_seconds: float) -> None:
@@ -273,14 +272,14 @@ class Process:
             tree[0].send(signal_number)
         with suppress(subprocess.TimeoutExpired):
             self._child.wait(timeout_seconds)
-        # Its children see that it has gone, and may have something to put away.
+        # Its children notice its end, and may have to clean up.
         wait_until(lambda: not any(process.is_alive() for process in tree), timeout_seconds=1)
         kill_all(tree)
         self._child.wait()
         self._record.unlink(missing_ok=True)
 
     def log_tail(self, *, lines: int = 15) -> str:
-        """The end of the log, to be shown when the child did not come up."""
+        """Return the last lines of the log."""
         text = self._log.read_text(errors="replace") if self._log.exists() else ""
         return "\n".join(text.splitlines()[-lines:])
 

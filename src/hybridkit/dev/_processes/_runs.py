@@ -1,9 +1,9 @@
-"""What one owner has started, written down so that the next one can clean up after its `kill -9`.
+"""The processes of one owner, recorded on disk so that the next owner can clean up after a `kill -9`.
 
 ```
 STATE/runs/20261121-104500-4711-ab12cd/
 ├── owner.json       pid, start time and boot of the process that owns this run
-├── processes/NAME   each child, in its own words: one line of /proc/PID/stat
+├── processes/NAME   the record of each child: its line of /proc/PID/stat
 └── NAME/            data, configuration and log of one server
 ```
 """
@@ -36,7 +36,7 @@ _ABANDONED_AFTER_SECONDS = 3600
 
 
 class Run:
-    """A folder on disk and the processes started for it; both are gone when it is closed."""
+    """A folder on disk with the processes started for it; closing it removes both."""
 
     def __init__(self, state: Path) -> None:
         runs = state / "runs"
@@ -46,7 +46,7 @@ class Run:
         self._actions: list[Callable[[], object]] = []
         self._closed = threading.Event()
         self.directory = runs / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{secrets.token_hex(3)}"
-        # A run appears under its name only when it can be told whose it is.
+        # Renamed when it is complete, so that every run has an owner.
         fresh = runs / f".{self.directory.name}"
         (fresh / "processes").mkdir(parents=True)
         (fresh / "owner.json").write_text(json.dumps(_describe_owner()))
@@ -62,7 +62,7 @@ class Run:
         self.close()
 
     def folder(self, name: str, *, owner: Owner) -> Path:
-        """A new empty folder for one server, which only its user may read."""
+        """Create an empty folder for one server, readable by the server's user only."""
         path = self.directory / name
         number = 1
         while path.exists():
@@ -82,10 +82,10 @@ class Run:
         stop_signal: int = signal.SIGTERM,
         end_signal: int = signal.SIGKILL,
     ) -> Process:
-        """Start a child that this run owns; its log is `FOLDER/NAME.log`.
+        """Start a child that belongs to this run, with the log `FOLDER/NAME.log`.
 
         Raises:
-            ServerStartError: The run has been closed in the meantime.
+            ServerStartError: the run has been closed.
         """
         if self._closed.is_set():
             raise ServerStartError(f"{name} is not started: the run has been closed")
@@ -100,22 +100,22 @@ class Run:
         return process
 
     def check_call(self, argv: Sequence[str], *, name: str, folder: Path, env: Mapping[str, str]) -> None:
-        """Run a child of this run to its end.
+        """Start a child of this run, and wait until it has ended.
 
         Raises:
-            ServerStartError: It failed; the end of its output is in the message.
+            ServerStartError: the exit code is not 0; the message has the end of the output.
         """
-        # Not SIGKILL to end it early: initdb, for one, has memory to give back.
+        # SIGINT instead of SIGKILL: initdb has to release its shared memory.
         process = self.spawn(argv, name=name, folder=folder, env=env, end_signal=signal.SIGINT)
         if code := process.wait():
             raise ServerStartError(f"{name} ended with {code}:\n{process.log_tail()}")
 
     def on_close(self, action: Callable[[], object]) -> None:
-        """Do that too when the run is closed: after its processes have ended, before its folder goes."""
+        """Call an action when the run is closed, between the end of its processes and the removal of its folder."""
         self._actions.append(action)
 
     def close(self) -> None:
-        """End what still runs, the youngest first, and remove the folder."""
+        """End the processes that still run, the last one started first, and remove the folder."""
         self._closed.set()
         for process in reversed(self._processes[:]):
             process.end()
@@ -126,7 +126,7 @@ class Run:
 
 
 def clean_up(state: Path) -> list[Path]:
-    """Kill the servers of runs whose owner has died, and remove their folders; says which."""
+    """Kill the processes of runs whose owner has died, remove their folders, and return these."""
     removed: list[Path] = []
     runs = state / "runs"
     if not runs.is_dir():
@@ -144,15 +144,15 @@ def clean_up(state: Path) -> list[Path]:
 
 @contextmanager
 def file_lock(path: Path) -> Generator[None]:
-    """Hold an exclusive lock that the kernel releases with the process."""
+    """Hold an exclusive lock on a file; the kernel releases it with the process."""
     with path.open("a") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
 
 def _release_shared_memory(directory: Path) -> None:
-    # A PostgreSQL that was killed has left a System V segment to the machine, which no process's end removes. The
-    # 7th line of its postmaster.pid has the id; one that ended by itself has removed both.
+    # A PostgreSQL that was killed leaves a System V segment behind, with its id in the 7th line of postmaster.pid. One
+    # that has ended by itself has removed both.
     for note in directory.glob("*/data/postmaster.pid"):
         with suppress(OSError, IndexError):
             segment = note.read_text().splitlines()[6].split()[1]

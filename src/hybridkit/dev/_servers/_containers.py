@@ -1,7 +1,7 @@
-"""Servers in containers, through testcontainers where that is installed and a container engine answers.
+"""Servers in containers, through testcontainers where it is installed and a container engine answers.
 
-The host's port is chosen here, so that a restart keeps it. testcontainers' own reaper removes the containers of an
-owner that was killed.
+The host's port is chosen here, so that it stays the same after a restart. testcontainers' reaper removes the containers
+of an owner that was killed.
 """
 
 import importlib
@@ -31,7 +31,7 @@ _READY_WITHIN_SECONDS = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """What a container of one kind needs. The images are those of the deployment files."""
+    """The image and settings for one kind of server; the images are those of the deployment files."""
 
     name: str
     port: int
@@ -69,16 +69,16 @@ IMAGES: Mapping[Kind, Image] = {
 
 
 def container_problem() -> str | None:
-    """Why no container can be started here, or None."""
+    """Return why no container can be started, or None."""
     if importlib.util.find_spec("testcontainers") is None:
         return "pip install testcontainers, and start Docker or Podman"
-    # In a process of its own: asking leaves open sockets and a changed environment behind.
+    # In a process of its own, as the ping leaves open sockets and a changed environment behind.
     asked = subprocess.run([sys.executable, "-c", _ASK_ENGINE], capture_output=True, check=False)  # noqa: S603 # nosec B603
     return None if asked.returncode == 0 else "start Docker or Podman: no container engine answers"
 
 
 class ContainerServer(Server):
-    """A server in a container of its own; what is done to it is done to the whole container."""
+    """A server in a container of its own; faults affect the whole container."""
 
     def __init__(
         self, kind: Kind, container: Any, *, host: str, port: int, management_port: int | None
@@ -98,7 +98,7 @@ class ContainerServer(Server):
         """Wait until the server in the container answers.
 
         Raises:
-            ServerStartError: It did not within two minutes; the end of its log is in the message.
+            ServerStartError: there was no answer for two minutes; the message has the end of the log.
         """
         answers = IMAGES[self.kind].answers
         if not wait_until(
@@ -132,7 +132,7 @@ class ContainerServer(Server):
         """See `Server.ctl`.
 
         Raises:
-            ServerStartError: rabbitmqctl failed; what it said is in the message.
+            ServerStartError: rabbitmqctl failed; the message has its output.
         """
         if self.kind != "rabbitmq":
             return super().ctl(*arguments)
@@ -148,10 +148,10 @@ class ContainerServer(Server):
 
 
 def start_container(kind: Kind, run: Run) -> ContainerServer:
-    """A fresh container, ready for clients; removed when the run is closed.
+    """Start a new container and wait until its server answers; closing the run removes it.
 
     Raises:
-        ServerStartError: The image could not be had, or the server in it did not come up.
+        ServerStartError: the image is not available, or the server did not come up.
     """
     docker: Any = importlib.import_module("docker")
     testcontainers: Any = importlib.import_module("testcontainers.core.container")

@@ -1,4 +1,4 @@
-"""`python -m hybridkit.dev._servers._fake_redis PORT`: fakeredis on a loopback port, until it is killed."""
+"""`python -m hybridkit.dev._servers._fake_redis PORT`: run fakeredis on a loopback port until it is killed."""
 
 import sys
 

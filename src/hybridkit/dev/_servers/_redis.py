@@ -1,4 +1,4 @@
-"""Redis as a child process: the real one, or fakeredis' TCP server in a Python of its own."""
+"""Redis as a child process: the real one, or fakeredis' TCP server in its own Python process."""
 
 import os
 import sys
@@ -15,7 +15,7 @@ DATABASES = 1024
 
 
 class RedisServer(ProcessServer):
-    """One Redis that writes each command to its append-only file before it answers."""
+    """A Redis that appends each command to its file before it answers."""
 
     def __init__(self, program: Program, run: Run, *, source: str) -> None:
         self.port = free_port()
@@ -31,7 +31,7 @@ class RedisServer(ProcessServer):
             "dir": str(self._folder),
             "databases": str(DATABASES),
             "appendonly": "yes",
-            # Written before the answer, flushed by the kernel: that survives kill -9.
+            # Written before the answer and flushed by the kernel, which survives kill -9.
             "appendfsync": "no",
             "save": "",
         }
@@ -46,7 +46,7 @@ class RedisServer(ProcessServer):
 
 
 class FakeRedisServer(ProcessServer):
-    """fakeredis behind a socket: no persistence, so a restart finds it empty."""
+    """fakeredis behind a socket; in memory, so empty after a restart."""
 
     def __init__(self, run: Run, *, source: str) -> None:
         self.port = free_port()

@@ -1,4 +1,4 @@
-"""A local server as tests and developers handle it: its URL, what it is, and the faults it can be made to suffer."""
+"""A local server: its URL, its origin, and the faults it can be made to suffer."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -9,20 +9,20 @@ from hybridkit.errors import NotSupportedError, ServerStartError
 
 Kind = Literal["postgres", "mongo", "redis", "rabbitmq", "mongo_transactions"]
 KINDS: tuple[Kind, ...] = ("postgres", "mongo", "redis", "rabbitmq")
-"""Those of the stack. `mongo_transactions` is a second MongoDB, for what needs transactions."""
+"""The kinds of the stack. `mongo_transactions` is a second MongoDB, for code that needs transactions."""
 
 
 class Server:
-    """A running server; in this form one that somebody else runs, so that nothing can be done to it.
+    """A running server. This base class stands for a server that another process owns: its methods raise.
 
-    All methods block; in async code, give the slow ones (`stop`, `restart`, `ctl`) to `asyncio.to_thread`.
+    All methods block; in async code, run the slow ones (`stop`, `restart`, `ctl`) by `asyncio.to_thread`.
 
     Attributes:
         kind: `postgres`, `mongo`, `redis`, `rabbitmq` or `mongo_transactions`.
-        url: where clients reach it; the same over `restart`.
-        source: one line that says what it is and where it comes from.
-        is_real: False for a stand-in, which proves nothing about the server that it stands in for.
-        management_url: RabbitMQ's HTTP API, with the user in it, where there is one.
+        url: the URL for clients; `restart` does not change it.
+        source: a description of the server and its origin in one line.
+        is_real: False for a stand-in, which proves nothing about the real server.
+        management_url: RabbitMQ's HTTP API with user and password, or None.
     """
 
     def __init__(
@@ -38,51 +38,51 @@ class Server:
         return f"{type(self).__name__}({self.kind!r}, source={self.source!r})"
 
     def stop(self) -> None:
-        """End it as its operator would: it may finish what it is doing and write its data.
+        """End the server as its operator would: it may finish its work and write its data.
 
         Raises:
-            NotSupportedError: It is not ours to stop.
+            NotSupportedError: another process owns the server.
         """
         self._refuse("be stopped")
 
     def kill(self) -> None:
-        """`kill -9`: nothing is finished, nothing is flushed.
+        """Send SIGKILL to all its processes: nothing is finished or flushed.
 
         Raises:
-            NotSupportedError: It is not ours to kill.
+            NotSupportedError: another process owns the server.
         """
         self._refuse("be killed")
 
     def freeze(self) -> None:
-        """SIGSTOP for all its processes: connections stay open and nothing answers.
+        """Send SIGSTOP to all its processes: connections stay open, and nothing answers.
 
         Raises:
-            NotSupportedError: It is not ours to freeze.
+            NotSupportedError: another process owns the server.
         """
         self._refuse("be frozen")
 
     def resume(self) -> None:
-        """SIGCONT after `freeze`.
+        """Send SIGCONT to all its processes, after `freeze`.
 
         Raises:
-            NotSupportedError: It is not ours.
+            NotSupportedError: another process owns the server.
         """
         self._refuse("be resumed")
 
     def restart(self) -> None:
-        """Start it again on the same port with the same data, stopping it first where it runs.
+        """Start the server again with the same port and data, after stopping it if it runs.
 
         Raises:
-            NotSupportedError: It is not ours to restart.
-            ServerStartError: It did not come up again.
+            NotSupportedError: another process owns the server.
+            ServerStartError: the server did not come up again.
         """
         self._refuse("be restarted")
 
     def ctl(self, *arguments: str) -> str:
-        """What `rabbitmqctl ARGUMENTS` prints, for alarms, deletions and closed connections.
+        """Run `rabbitmqctl ARGUMENTS`, and return its output.
 
         Raises:
-            NotSupportedError: It is no RabbitMQ, or none whose cookie is known.
+            NotSupportedError: the server is not RabbitMQ, or its cookie is unknown.
         """
         self._refuse(f"run `rabbitmqctl {' '.join(arguments)}`")
 
@@ -91,7 +91,7 @@ class Server:
 
 
 class ProcessServer(Server):
-    """A server made of our own child processes."""
+    """A server made of child processes of this process."""
 
     _ready_within_seconds = 60.0
 
@@ -103,19 +103,19 @@ class ProcessServer(Server):
 
     @property
     def processes(self) -> Sequence[Process]:
-        """Its processes, the one that others need first."""
+        """The processes, those that others need first."""
         return self._processes
 
     @property
     def is_running(self) -> bool:
-        """Whether all its processes run; a frozen server does."""
+        """Whether all processes run; those of a frozen server do."""
         return bool(self._processes) and all(process.is_running for process in self._processes)
 
     def start(self) -> None:
-        """Start its processes and wait until it answers.
+        """Start the processes, and wait until the server answers.
 
         Raises:
-            ServerStartError: A process ended, or there was no answer in time; the end of its log is in the message.
+            ServerStartError: a process ended, or there was no answer in time; the message has the end of the log.
         """
         self._processes = self._spawn()
         wait_until(lambda: self._answers() or not self.is_running, timeout_seconds=self._ready_within_seconds)
@@ -157,8 +157,8 @@ class ProcessServer(Server):
 
     @abstractmethod
     def _spawn(self) -> Sequence[Process]:
-        """Start the processes, the one that others need first."""
+        """Start the processes, those that others need first, and return them."""
 
     @abstractmethod
     def _answers(self) -> bool:
-        """Whether it is ready for clients."""
+        """Return whether the server is ready for clients."""

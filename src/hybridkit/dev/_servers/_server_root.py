@@ -1,8 +1,8 @@
-"""Where a server's program lives, and how it is run there: on this machine, or in the server root.
+"""The file trees that server programs are installed in, and the commands that run them there.
 
-The server root is a Debian tree that `make servers` builds (`scripts/servers/build`). A program in it is started in a
-mount namespace of its own, where /proc, /dev and the state directory are bound into the tree: the mounts are gone with
-the process, whatever ends it.
+The server root is a Debian tree that `make servers` builds (`scripts/servers/build`). A program in it is started in its
+own mount namespace, where /proc, /dev and the state directory are bound into the tree. The mounts end with the process,
+however it ends.
 """
 
 import json
@@ -19,7 +19,7 @@ from hybridkit.errors import ServerStartError
 _SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 _LOCALE = "C.UTF-8"
 
-# What the build script writes into stamp.json; a tree of another layout is not used.
+# The layout that the build script writes into stamp.json; a tree with another one is not used.
 SERVER_ROOT_LAYOUT = 1
 
 _ENTER_TREE = (
@@ -30,17 +30,17 @@ _ENTER_TREE = (
 
 @dataclass(frozen=True, slots=True)
 class HostRoot:
-    """Programs of this machine. As root, servers run as an unprivileged user: PostgreSQL insists on it."""
+    """This machine's own tree. When run by root, servers run as another user, on which PostgreSQL insists."""
 
     label: str = "this machine"
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """The whole environment of a server: of the caller's it gets the PATH, for what it calls itself."""
+        """The complete environment of a server: of the caller's it has the PATH, for programs it runs."""
         return {"PATH": f"{os.environ.get('PATH', os.defpath)}:{_SYSTEM_PATH}", "LC_ALL": _LOCALE}
 
     def owner(self, user: str | None) -> Owner:
-        """The user with that name, else `nobody`; whoever is not root stays the same."""
+        """Return the user of that name or `nobody`, or the caller itself when it is not root."""
         if user is None or os.geteuid() != 0:
             return Owner()
         try:
@@ -50,7 +50,7 @@ class HostRoot:
         return Owner(entry.pw_uid, entry.pw_gid)
 
     def wrap(self, argv: Sequence[str], *, user: str | None, die_with_owner: str = "KILL") -> list[str]:
-        """The command that becomes `argv` as that user and gets the signal when its owner dies."""
+        """Return the command that runs `argv` as a user, and gets the signal when its owner dies."""
         owner = self.owner(user)
         if LINUX and shutil.which("setpriv"):
             change = (
@@ -66,13 +66,13 @@ class HostRoot:
         return list(argv)
 
     def path(self, inside: Path | str) -> Path:
-        """Where one of its paths is for us."""
+        """Return the path outside of the tree for a path inside of it."""
         return Path(inside)
 
 
 @dataclass(frozen=True, slots=True)
 class ServerRoot:
-    """A tree built by `make servers`: programs of a current Debian, beside the machine's own."""
+    """A tree built by `make servers`, with programs of a current Debian beside the machine's own."""
 
     tree: Path
     state: Path
@@ -81,11 +81,11 @@ class ServerRoot:
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """The whole environment of a server: nothing of the caller's reaches it."""
+        """The complete environment of a server, with nothing of the caller's."""
         return {"PATH": _SYSTEM_PATH, "LC_ALL": _LOCALE}
 
     def owner(self, user: str) -> Owner:
-        """The tree's own user of that name: its numbers are not the machine's."""
+        """Return the tree's user of that name; its ids differ from the machine's."""
         for line in (self.tree / "etc/passwd").read_text().splitlines():
             name, _, uid, gid, *_ = line.split(":")
             if name == user:
@@ -93,8 +93,8 @@ class ServerRoot:
         raise ServerStartError(f"{self.tree} has no user {user!r}: build it again with `make servers`")
 
     def wrap(self, argv: Sequence[str], *, user: str, die_with_owner: str = "KILL") -> list[str]:
-        """The command that enters the tree and becomes `argv` there; each step replaces the one before."""
-        # setpriv comes last, inside: a change of user clears the signal that the parent's death is to send.
+        """Return the command that enters the tree and runs `argv` there as a user, each step by `exec`."""
+        # setpriv comes last: a change of user clears the signal for the death of the parent.
         become = [
             "setpriv",
             f"--reuid={user}",
@@ -107,7 +107,7 @@ class ServerRoot:
         return [*enter, str(self.tree), str(self.state), *become, "--", *argv]
 
     def path(self, inside: Path | str) -> Path:
-        """Where one of its paths is for us."""
+        """Return the path outside of the tree for a path inside of it."""
         return self.tree / str(inside).lstrip("/")
 
 
@@ -115,22 +115,22 @@ Root = HostRoot | ServerRoot
 
 
 def server_root_directory(environment: Mapping[str, str]) -> Path:
-    """Where `make servers` builds: HYBRIDKIT_SERVER_ROOT, or a folder in the user's cache."""
+    """Return the folder of `make servers`: HYBRIDKIT_SERVER_ROOT, or one in the user's cache."""
     if chosen := environment.get("HYBRIDKIT_SERVER_ROOT"):
         return Path(chosen)
     return _user_cache(environment) / "servers"
 
 
 def state_directory(environment: Mapping[str, str]) -> Path:
-    """Where runs keep their data and their records.
+    """Return the folder that runs keep their data and records in.
 
-    As root it is /var/cache/hybridkit: the users that servers run as can't enter root's home.
+    For root it is /var/cache/hybridkit, as the users that servers run as can't enter root's home.
     """
     return Path("/var/cache/hybridkit") if os.geteuid() == 0 else _user_cache(environment)
 
 
 def find_server_root(environment: Mapping[str, str]) -> ServerRoot | None:
-    """The finished server root, or None where there is none that could be used."""
+    """Return the server root, or None when there is no finished or usable one."""
     directory = server_root_directory(environment)
     try:
         stamp = json.loads((directory / "stamp.json").read_text())

@@ -1,15 +1,15 @@
-"""One server for several processes: started by the first that asks, gone when the last one has.
+"""One server for several processes: started by the first that asks, ended with the last.
 
-A server has an owner, a process of its own (`python -m hybridkit.dev._servers._shared_owner KIND FOLDER`).
-Whoever uses the server holds a shared lock on a file; the owner waits for the exclusive one, which the kernel gives it
-when the last user has released its lock or has died, in whatever way.
+The server is owned by a process of its own (`python -m hybridkit.dev._servers._shared_owner KIND FOLDER`). Each user of
+the server holds a shared lock on a file. The owner waits for the exclusive lock, which the kernel grants when the last
+user has released its lock or has died.
 
 ```
 STATE/shared/KEY/
-├── KIND.start     locked while somebody finds out whether the server runs, and starts it
+├── KIND.start     locked while a process checks whether the server runs, and starts it
 ├── KIND.users     locked by every user
 ├── KIND.owner     locked by the owner as long as it lives
-└── KIND.json      what the owner has to say: the server's URL, or why there is none
+└── KIND.json      the owner's report: the URL of the server, or why there is none
 ```
 """
 
@@ -38,7 +38,7 @@ _KEY_FORGOTTEN_AFTER_SECONDS = 3600.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnerReport:
-    """What an owner has to say: who it is, and its server or why there is none."""
+    """The report of an owner process: its identity, and its server or why there is none."""
 
     pid: int
     started: str
@@ -56,10 +56,10 @@ class OwnerReport:
 
 
 class SharedServers:
-    """The servers of one test run, shared by all its processes that use the same key.
+    """The servers of one test run, shared by all its processes.
 
     Args:
-        key: what the processes of a run have in common; letters, digits and `-`.
+        key: the identity of the run; letters, digits and `-`.
         environment: where URLs and the server root are looked up; `os.environ` by default.
     """
 
@@ -74,13 +74,13 @@ class SharedServers:
         return f"SharedServers({self._folder.name!r}, {sorted(self._servers)})"
 
     def get(self, kind: Kind) -> Server:
-        """The run's server of that kind; started now if this is the first to ask.
+        """Return the run's server of a kind, and start it when this is the first process to ask.
 
-        Nothing can be done to it but using it: it belongs to all.
+        Its methods raise, as no user may stop a server that others use.
 
         Raises:
-            ServerMissingError: None can be had here; the message says what is missing.
-            ServerStartError: It did not come up.
+            ServerMissingError: no origin is available; the message says what is missing.
+            ServerStartError: the server did not come up.
         """
         if kind in self._missing:
             raise self._missing[kind]
@@ -89,14 +89,14 @@ class SharedServers:
         return self._servers[kind]
 
     def release(self) -> None:
-        """Let go of all of them; those that nobody else uses end."""
+        """Release all servers; those without another user end."""
         for users in self._user_locks.values():
             users.close()
         self._user_locks.clear()
         self._servers.clear()
 
     def close(self) -> None:
-        """Wait until no server of this key is left, and forget the key: for the last process, after `release`."""
+        """Wait until all servers of the key have ended, and remove its folder; call it once, after `release`."""
         reports = [read_report(path) for path in self._folder.glob("*.json")]
         owners = [report.owner for report in reports if report]
         wait_until(
@@ -109,16 +109,16 @@ class SharedServers:
         self._folder.mkdir(parents=True, exist_ok=True)
         with file_lock(self._folder / f"{kind}.start"):
             users = self._user_locks[kind] = (self._folder / f"{kind}.users").open("ab")
-            # Waits for an owner that is just ending; a lock that is held makes it stay.
+            # Waits for an owner that is just ending; with the lock held, the owner stays.
             fcntl.flock(users, fcntl.LOCK_SH)
             report = read_report(self._folder / f"{kind}.json")
-            # Not by its pid: a process that was killed is there a moment longer than its server.
+            # Checked by its lock: a killed owner has its pid for a moment longer than its server.
             if report is None or not is_locked(self._folder / f"{kind}.owner"):
                 report = self._start_owner(kind)
         if report.error:
             self._user_locks.pop(kind).close()
         if report.missing is not None:
-            # Looking for it costs a second, and every test that asks would look again.
+            # Remembered, as each look costs a second.
             self._missing[kind] = ServerMissingError(report.error, missing=report.missing)
             raise self._missing[kind]
         if report.error:
@@ -136,7 +136,7 @@ class SharedServers:
         log = self._folder / f"{kind}.log"
         path.unlink(missing_ok=True)
         command = [sys.executable, "-m", "hybridkit.dev._servers._shared_owner", kind, str(self._folder)]
-        # A session of its own and no parent that waits for it: Ctrl-C is for the tests, the owner ends after them.
+        # In a session of its own: Ctrl-C is for the tests, and the owner ends after them.
         spawned = subprocess.run(  # noqa: S603 # nosec B603
             ["/bin/sh", "-c", '"$@" >>"$0" 2>&1 </dev/null & echo $!', str(log), *command],
             stdout=subprocess.PIPE,
@@ -157,7 +157,7 @@ class SharedServers:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds the exclusive lock of that file."""
+    """Return whether a process holds the exclusive lock of a file."""
     with path.open("ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -167,7 +167,7 @@ def is_locked(path: Path) -> bool:
 
 
 def read_report(path: Path) -> OwnerReport | None:
-    """What an owner has written, or None where it has not yet."""
+    """Return the report of an owner, or None when it has not written one yet."""
     try:
         said: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -178,14 +178,14 @@ def read_report(path: Path) -> OwnerReport | None:
 
 
 def write_report(path: Path, report: OwnerReport) -> None:
-    """Put it there whole: nobody reads half of it."""
+    """Write a report at once, so that no reader finds a part of it."""
     draft = path.with_suffix(".new")
     draft.write_text(json.dumps(asdict(report)))
     draft.rename(path)
 
 
 def _forget_old_keys(shared: Path) -> None:
-    # Of runs that were killed: their servers have ended, and nobody has removed the files.
+    # The folders of runs that were killed; their servers have ended.
     for folder in shared.glob("*"):
         reports = [read_report(path) for path in folder.glob("*.json")]
         in_use = any(report and report.owner.is_alive() for report in reports)

@@ -1,4 +1,4 @@
-"""`python -m hybridkit.dev._servers._shared_owner KIND FOLDER`: owns one shared server until its last user has gone."""
+"""`python -m hybridkit.dev._servers._shared_owner KIND FOLDER`: own a shared server until its last user has gone."""
 
 import fcntl
 import signal
@@ -15,7 +15,7 @@ from hybridkit.errors import HybridkitError, ServerMissingError
 
 
 def own(kind: Kind, folder: Path) -> None:
-    """Start the server, say so in FOLDER/KIND.json, and end it when no lock on FOLDER/KIND.users is left."""
+    """Start the server, report it in FOLDER/KIND.json, and end it when FOLDER/KIND.users has no lock left."""
     path = folder / f"{kind}.json"
     with (folder / f"{kind}.users").open("ab") as users, (folder / f"{kind}.owner").open("ab") as alive:
         fcntl.flock(alive, fcntl.LOCK_EX)
@@ -24,7 +24,7 @@ def own(kind: Kind, folder: Path) -> None:
                 write_report(path, _start(kind, local))
                 fcntl.flock(users, fcntl.LOCK_EX)
         finally:
-            # While the lock is held: whoever waits for it must find nothing, and start a new owner.
+            # Before the lock is released: who waits for it must find no report, and start a new owner.
             path.unlink(missing_ok=True)
 
 
