@@ -17,10 +17,10 @@ from hybridkit.codec import encode_json, now
 from hybridkit.contract import Emission
 from hybridkit.dataservice import DocumentCollection, DocumentIndex
 from hybridkit.dataservice._mongo._collection import ResourceCollection
-from hybridkit.dataservice._mongo._keys import MAX_CLAIM_BYTES
 from hybridkit.dataservice._mongo._store import MongoStore, open_mongo_store
 from hybridkit.dataservice._mongo._transaction_writer import LANES_COLLECTION, TransactionWriter
 from hybridkit.dataservice._outbox._protocol import PARTITIONS
+from hybridkit.dataservice._store._kept_outcomes import MAX_KEPT_BYTES
 from hybridkit.dataservice._store._operations import (
     Assert,
     CallAnswer,
@@ -126,7 +126,7 @@ async def test_its_key_is_recorded_with_its_outcome(several: Several) -> None:
 
 
 async def test_a_large_outcome_is_read_again(several: Several) -> None:
-    creates = [create(f"{number}" + "x" * 2000) for number in range(MAX_CLAIM_BYTES // 2000)]
+    creates = [create(f"{number}" + "x" * 2000) for number in range(MAX_KEPT_BYTES // 2000)]
     await several.write(*creates, key="k")
     again = await several.write(*creates, key="k")
     assert (again.replayed, again.reread) == (True, True)

@@ -7,7 +7,7 @@ import orjson
 import pytest
 from pydantic import BaseModel
 
-from hybridkit.codec import now
+from hybridkit.codec import encode_json, now
 from hybridkit.contract import Emission
 from hybridkit.dataservice._memory._store import MemoryStore
 from hybridkit.dataservice._store._operations import (
@@ -99,7 +99,8 @@ async def test_a_key_answers_again_what_it_did(store: MemoryStore) -> None:
     first = await write(store, create, key="k")
     await write(store, Update(resource=THINGS, id=create.id, changes={"rank": 1}))
     again = await write(store, create, key="k")
-    assert (again.results, again.replayed) == (first.results, True)
+    assert again.replayed
+    assert encode_json(again.results) == encode_json(first.results)
     with pytest.raises(KeyReusedError):
         await write(store, create, key="k", body="another")
 

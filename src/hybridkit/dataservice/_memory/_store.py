@@ -17,8 +17,9 @@ from hybridkit.dataservice._memory._aggregations import aggregated
 from hybridkit.dataservice._memory._filters import Ordering, fits
 from hybridkit.dataservice._memory._table import MemoryTable, Row, Unique
 from hybridkit.dataservice._store._in_flight import InFlight
+from hybridkit.dataservice._store._kept_outcomes import decode_outcome, encode_outcome, result_of
 from hybridkit.dataservice._store._keys import replayed
-from hybridkit.dataservice._store._operations import CallAnswer, CallWork, Outcome, Write
+from hybridkit.dataservice._store._operations import CallAnswer, CallWork, Outcome, Result, Write
 from hybridkit.dataservice._store._protocol import Encoded, Found, Lines, Room, listed
 from hybridkit.errors import (
     DeadlinePassedError,
@@ -66,7 +67,7 @@ class MemoryStore:
             for name, other in fields.items():
                 self._table(resource).refer(name, self._table(other))
         self._has_transactions = has_transactions
-        self._done: dict[tuple[str, str], tuple[bytes, Outcome]] = {}
+        self._done: dict[tuple[str, str], tuple[bytes, bytes]] = {}
         self._in_flight = InFlight()
         self._turn = asyncio.Lock()
         self._signing_key = secrets.token_bytes(32)
@@ -148,16 +149,26 @@ class MemoryStore:
         if write.dry_run:
             return await self._write(write)
 
-        def replay(fingerprint: bytes, outcome: Outcome) -> Outcome:
-            again = Outcome(outcome.results, replayed=True, answer=outcome.answer)
-            return replayed(write, fingerprint, again)
-
         async def work() -> Outcome:
             if done := self._done.get((write.caller, write.key)):
-                return replay(*done)
+                fingerprint, kept = done
+                return replayed(write, fingerprint, self._outcome_of(kept))
             return await self._write(write)
 
-        return await self._in_flight.run(write, work, replay=replay)
+        return await self._in_flight.run(write, work)
+
+    def _outcome_of(self, kept: bytes) -> Outcome:
+        outcome = decode_outcome(kept)
+        if isinstance(outcome, Outcome):
+            return outcome
+        results: list[Result] = []
+        for reference in outcome:
+            row = None
+            if reference is not None:
+                table = self._tables[reference.resource]
+                row = table.find(table.resource.kept_id(reference.id))
+            results.append(result_of(reference, None if row is None else row.document()))
+        return Outcome(tuple(results), replayed=True, reread=True)
 
     async def _write(self, write: Write) -> Outcome:
         async with self._turn:
@@ -167,7 +178,7 @@ class MemoryStore:
             try:
                 outcome = await self._do(write)
                 if not write.dry_run:
-                    self._done[write.caller, write.key] = (write.fingerprint, outcome)
+                    self._done[write.caller, write.key] = (write.fingerprint, encode_outcome(write, outcome))
                     committed = True
                 return outcome
             finally:

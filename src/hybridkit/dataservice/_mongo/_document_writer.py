@@ -20,7 +20,7 @@ from pymongo.errors import OperationFailure
 
 from hybridkit.dataservice._mongo._collection import HIDDEN, ResourceCollection, bookkeeping
 from hybridkit.dataservice._mongo._document_events import EVENTS, Numbers, event_rows, with_events
-from hybridkit.dataservice._mongo._driver._database import StoredDocument, is_live
+from hybridkit.dataservice._mongo._driver._database import StoredDocument
 from hybridkit.dataservice._mongo._driver._errors import is_duplicate, telling
 from hybridkit.dataservice._mongo._filters import condition
 from hybridkit.dataservice._mongo._keys import (
@@ -30,6 +30,7 @@ from hybridkit.dataservice._mongo._keys import (
     KnownKey,
     embedded,
     entry_for,
+    replay,
 )
 from hybridkit.dataservice._mongo._replacements import Replacement, replacement_for
 from hybridkit.dataservice._mongo._values import to_bson
@@ -37,8 +38,6 @@ from hybridkit.dataservice._store._keys import check_repeated, count
 from hybridkit.dataservice._store._operations import CallAnswer, Operation, Outcome, Result, Write
 from hybridkit.dataservice._store._refusals import requirement_failed
 from hybridkit.errors import ConflictError, RejectedError
-
-__all__ = ["DocumentWriter", "replayed", "unchanged"]
 
 CONFLICT_SECONDS: Final = 2.0
 """How long a write tries to win against others on its document."""
@@ -108,8 +107,8 @@ class DocumentWriter:
         known = (embedded(bookkeeping(stored), write) if stored else None) or known
         if known is not None:
             check_repeated(write, known.fingerprint)
-            if known.done:
-                return replayed(known, collection, stored)
+            if known.kept is not None:
+                return await replay(known.kept, self._database, self._collections)
         replacement = replacement_for(operation, collection, stored)
         result = replacement.result(collection)
         if replacement.only_looks and not write.emit:
@@ -142,25 +141,16 @@ class DocumentWriter:
         """A call, or events alone: what came of it is recorded in the claim."""
         if known is not None:
             check_repeated(write, known.fingerprint)
-            if known.done and known.outcome is not None:
-                count("replayed")
-                return known.outcome
+            if known.kept is not None:
+                return await replay(known.kept, self._database, self._collections)
         answer = None if write.call is None else await write.call(self._database)
         outcome = Outcome((), answer=b"" if answer is None else answer.body)
         if await self._keys.finish(write, outcome, await self._events(write, answer)):
             return outcome
         known = await self._keys.look_up(write)  # another process was quicker
-        count("replayed")
-        return known.outcome if known is not None and known.outcome is not None else outcome
-
-
-def replayed(known: KnownKey, collection: ResourceCollection, stored: StoredDocument | None) -> Outcome:
-    """What was done to that document under a key that is known."""
-    count("replayed")
-    if known.outcome is not None:
-        return known.outcome
-    record = collection.document(stored) if is_live(stored) else None
-    return Outcome((Result(record, known.created == (True,)),), replayed=True, reread=True)
+        if known is None or known.kept is None:
+            return outcome
+        return await replay(known.kept, self._database, self._collections)
 
 
 def unchanged(stored: StoredDocument) -> StoredDocument:

@@ -11,29 +11,25 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-import orjson
 from pymongo import ASCENDING, IndexModel
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.collection import AsyncCollection
+from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import OperationFailure
 
-from hybridkit.codec import encode_json, now
-from hybridkit.dataservice._mongo._collection import HIDDEN
+from hybridkit.codec import now
+from hybridkit.dataservice._mongo._collection import HIDDEN, ResourceCollection
 from hybridkit.dataservice._mongo._document_events import EVENTS, with_events
-from hybridkit.dataservice._mongo._driver._database import StoredDocument
+from hybridkit.dataservice._mongo._driver._database import LIVE, StoredDocument
 from hybridkit.dataservice._mongo._driver._errors import is_duplicate
-from hybridkit.dataservice._store._keys import DERIVED_RETENTION, RETENTION, is_derived
+from hybridkit.dataservice._mongo._values import to_bson
+from hybridkit.dataservice._store._kept_outcomes import decode_outcome, encode_outcome, result_of
+from hybridkit.dataservice._store._keys import DERIVED_RETENTION, RETENTION, count, is_derived
 from hybridkit.dataservice._store._operations import Outcome, Result, Write
-
-__all__ = ["EMBEDDED_KEYS", "KEYS_COLLECTION", "Keys", "KnownKey", "embedded", "entry_for"]
 
 KEYS_COLLECTION: Final = "hk_keys"
 EMBEDDED_KEYS: Final = 20
 """How many outcomes stay in a document; older ones move to the claims."""
-MAX_RESULT_BYTES: Final = 16 * 1024
-"""A larger result isn't kept twice: its replay answers with the record as it is then."""
-MAX_CLAIM_BYTES: Final = 64 * 1024
-"""As `MAX_RESULT_BYTES`, of what stands in a claim."""
 CLEAN_KEYS: Final = 1000
 
 type Stored = Mapping[str, Any]
@@ -41,19 +37,15 @@ type Stored = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class KnownKey:
-    """What is known of a key.
+    """The request that a key belongs to, and what came of it.
 
     Attributes:
-        fingerprint: of the request that it belongs to.
-        outcome: what was done; None where that is not known, or too large to be kept.
-        done: it was done.
-        created: which records it made, where the outcome was too large.
+        fingerprint: of the request.
+        kept: the outcome, encoded; None where nothing was done yet.
     """
 
     fingerprint: bytes
-    outcome: Outcome | None
-    done: bool
-    created: tuple[bool, ...] = ()
+    kept: bytes | None
 
 
 class Keys:
@@ -91,20 +83,21 @@ class Keys:
     async def forget(self, write: Write) -> None:
         """Give up a claim under which nothing was done: only what was done is remembered."""
         await self._collection.delete_one(
-            {"_id": key_id(write), "fingerprint": write.fingerprint.hex(), "done": None}
+            {"_id": key_id(write), "fingerprint": write.fingerprint.hex(), "outcome": None}
         )
 
     async def finish(self, write: Write, outcome: Outcome, events: Sequence[StoredDocument]) -> bool:
         """Record in the claim what was done, and the events of it; whether nobody else did so before."""
         hidden = {HIDDEN: with_events({}, (), events)} if events else {}
         finished = await self._collection.update_one(
-            {"_id": key_id(write), "done": None}, {"$set": {**_kept(outcome), **hidden, "done": True}}
+            {"_id": key_id(write), "outcome": None},
+            {"$set": {"outcome": encode_outcome(write, outcome), **hidden}},
         )
         return bool(finished.matched_count)
 
     async def record(self, write: Write, outcome: Outcome, session: AsyncClientSession) -> None:
         """Record what the session's transaction does, in it. Another one with this key makes this one fail."""
-        done = {**_claim(write), **_kept(outcome), "done": True}
+        done = {**_claim(write), "outcome": encode_outcome(write, outcome)}
         replaced = await self._collection.replace_one({"_id": done["_id"]}, done, session=session)
         if not replaced.matched_count:
             await self._collection.insert_one(done, session=session)
@@ -112,8 +105,7 @@ class Keys:
     async def take_over(self, entries: Sequence[Stored]) -> None:
         """Record outcomes that are about to leave their document."""
         for entry in entries:
-            names = ("fingerprint", "expires_at", "results", "created")
-            known = {name: entry[name] for name in names if name in entry} | {"done": True}
+            known = {name: entry[name] for name in ("fingerprint", "expires_at", "outcome")}
             there = await self._collection.update_one({"_id": entry["key"]}, {"$set": known})
             if not there.matched_count:  # not by an upsert: not every server survives a race of two
                 await self._insert({"_id": entry["key"], **known})
@@ -148,17 +140,42 @@ def embedded(hidden: Stored, write: Write) -> KnownKey | None:
 
 def entry_for(write: Write, result: Result) -> StoredDocument:
     """The outcome as it stands in the document that it is about."""
-    results = encode_json([[result.record, result.created]])
-    kept = (
-        {"results": results.decode()} if len(results) <= MAX_RESULT_BYTES else {"created": [result.created]}
-    )
     return {
         "key": key_id(write),
         "fingerprint": write.fingerprint.hex(),
         "expires_at": _expires_at(write),
-        "done": True,
-        **kept,
+        "outcome": encode_outcome(write, Outcome((result,))),
     }
+
+
+async def replay(
+    kept: bytes,
+    database: AsyncDatabase[StoredDocument],
+    collections: Mapping[str, ResourceCollection],
+    session: AsyncClientSession | None = None,
+) -> Outcome:
+    """Return what was done under a key; the records of a large outcome are read again.
+
+    Args:
+        kept: by the key.
+        database: with the records.
+        collections: by the resource's name.
+        session: of the transaction that asks.
+    """
+    count("replayed")
+    outcome = decode_outcome(kept)
+    if isinstance(outcome, Outcome):
+        return outcome
+    results: list[Result] = []
+    for reference in outcome:
+        record = None
+        if reference is not None:
+            collection = collections[reference.resource]
+            record_id = to_bson(collection.resource.kept_id(reference.id))
+            stored = await database[collection.name].find_one({"_id": record_id, **LIVE}, session=session)
+            record = None if stored is None else collection.document(stored)
+        results.append(result_of(reference, record))
+    return Outcome(tuple(results), replayed=True, reread=True)
 
 
 def _claim(write: Write) -> StoredDocument:
@@ -173,20 +190,5 @@ def _expires_at(write: Write) -> datetime:
     return now() + (DERIVED_RETENTION if is_derived(write.key) else RETENTION)
 
 
-def _kept(outcome: Outcome) -> StoredDocument:
-    """What a claim keeps of an outcome: all of it, or which records it was about."""
-    results = encode_json([[result.record, result.created] for result in outcome.results])
-    if len(results) <= MAX_CLAIM_BYTES:
-        return {"results": results.decode(), "answer": outcome.answer}
-    return {"answer": outcome.answer, "created": [result.created for result in outcome.results]}
-
-
 def _known_key(entry: Stored) -> KnownKey:
-    results = entry.get("results")
-    outcome = None
-    if results is not None:
-        pairs: list[tuple[StoredDocument | None, bool]] = orjson.loads(results)
-        found = tuple(Result(record, created) for record, created in pairs)
-        outcome = Outcome(found, replayed=True, answer=entry.get("answer", b""))
-    created = tuple(entry.get("created", ()))
-    return KnownKey(bytes.fromhex(entry["fingerprint"]), outcome, bool(entry.get("done")), created)
+    return KnownKey(bytes.fromhex(entry["fingerprint"]), entry.get("outcome"))

@@ -26,20 +26,18 @@ from hybridkit.dataservice._mongo._document_events import (
     event_rows,
     with_events,
 )
-from hybridkit.dataservice._mongo._document_writer import replayed, unchanged
-from hybridkit.dataservice._mongo._driver._database import StoredDocument, is_live
+from hybridkit.dataservice._mongo._document_writer import unchanged
+from hybridkit.dataservice._mongo._driver._database import StoredDocument
 from hybridkit.dataservice._mongo._driver._errors import telling
 from hybridkit.dataservice._mongo._driver._sessions import LostRaceError, Transactions
 from hybridkit.dataservice._mongo._filters import condition
-from hybridkit.dataservice._mongo._keys import KEYS_COLLECTION, Keys, KnownKey, embedded
+from hybridkit.dataservice._mongo._keys import KEYS_COLLECTION, Keys, embedded, replay
 from hybridkit.dataservice._mongo._replacements import Replacement, replacement_for
 from hybridkit.dataservice._mongo._values import to_bson
 from hybridkit.dataservice._store._keys import check_repeated, count
 from hybridkit.dataservice._store._operations import (
-    Assert,
     CallAnswer,
     CallWork,
-    Delete,
     Operation,
     Outcome,
     Result,
@@ -110,8 +108,8 @@ class TransactionWriter:
         known = None if write.dry_run else await self._keys.look_up(write, session)
         if known is not None:
             check_repeated(write, known.fingerprint)
-            if known.done:
-                return await self._replayed(session, write, known)
+            if known.kept is not None:
+                return await replay(known.kept, self._database, self._collections, session)
         results = tuple([await self._apply(session, operation, write) for operation in write.operations])
         answer = None if write.call is None else await self._called(session, write.call)
         await self._emit(session, write, answer)
@@ -131,7 +129,9 @@ class TransactionWriter:
         stored = await documents.find_one({"_id": to_bson(operation.id)}, session=session)
         if stored is not None and not write.dry_run and (known := embedded(bookkeeping(stored), write)):
             check_repeated(write, known.fingerprint)
-            raise _DoneWithoutError(replayed(known, collection, stored))
+            if known.kept is not None:
+                outcome = await replay(known.kept, self._database, self._collections, session)
+                raise _DoneWithoutError(outcome)
         replacement = replacement_for(operation, collection, stored)
         if (
             replacement.only_looks and stored is not None
@@ -166,24 +166,6 @@ class TransactionWriter:
         if not required:
             raise LostRaceError
         raise requirement_failed(replacement.operation, replacement.before)
-
-    async def _replayed(self, session: AsyncClientSession, write: Write, known: KnownKey) -> Outcome:
-        count("replayed")
-        if known.outcome is not None:
-            return known.outcome
-        results = [
-            await self._reread(session, operation, created=created)
-            for operation, created in zip(write.operations, known.created, strict=False)
-        ]
-        return Outcome(tuple(results), replayed=True, reread=True)
-
-    async def _reread(self, session: AsyncClientSession, operation: Operation, *, created: bool) -> Result:
-        if isinstance(operation, Assert | Delete):
-            return Result()
-        collection = self._collections[operation.resource.name]
-        documents = self._database[collection.name]
-        stored = await documents.find_one({"_id": to_bson(operation.id)}, session=session)
-        return Result(collection.document(stored) if is_live(stored) else None, created)
 
     # ── calls and events ─────────────────────────────────────────────────────────────────────────
 

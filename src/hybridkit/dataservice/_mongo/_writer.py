@@ -4,7 +4,6 @@ One record without events is written by itself everywhere, which is as atomic an
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 from pymongo.asynchronous.database import AsyncDatabase
 
@@ -15,7 +14,7 @@ from hybridkit.dataservice._mongo._driver._database import StoredDocument, bound
 from hybridkit.dataservice._mongo._driver._errors import write_error
 from hybridkit.dataservice._mongo._transaction_writer import TransactionWriter
 from hybridkit.dataservice._store._in_flight import InFlight
-from hybridkit.dataservice._store._keys import count, replayed
+from hybridkit.dataservice._store._keys import count
 from hybridkit.dataservice._store._operations import Outcome, Write
 from hybridkit.errors import InProgressError
 
@@ -58,14 +57,11 @@ class MongoWriter:
             self._transaction_writer.write if self._takes_transaction(write) else self._document_writer.write
         )
 
-        def again(fingerprint: bytes, outcome: Outcome) -> Outcome:
-            return replayed(write, fingerprint, replace(outcome, replayed=True))
-
         with bounded(), meaning(write_error):
             if write.dry_run:
                 return await work(write)
             try:
-                return await self._in_flight.run(write, lambda: work(write), replay=again)
+                return await self._in_flight.run(write, lambda: work(write))
             except InProgressError:
                 count("in_progress")
                 raise

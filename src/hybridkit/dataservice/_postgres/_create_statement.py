@@ -34,7 +34,7 @@ from hybridkit.dataservice._postgres._types._json_printing import literal, proje
 from hybridkit.dataservice._postgres._types._parameters import DIALECT, bare, document_depth, parameter_type
 from hybridkit.dataservice._postgres._types._values import in_texts
 from hybridkit.dataservice._store._documents import read_document
-from hybridkit.dataservice._store._kept_outcomes import MAX_BYTES
+from hybridkit.dataservice._store._kept_outcomes import MAX_KEPT_BYTES
 from hybridkit.dataservice._store._operations import Create, Outcome, Result, Write
 from hybridkit.errors import ConflictError, InvalidRequestError, RejectedError
 
@@ -185,7 +185,7 @@ def _results(table: ResourceTable) -> str:
     name = literal(encode_json(table.resource.name).decode())
     reference = f"""'{{"records":[[' || {name} || ',' || to_json(id) || ',' || to_json(etag) || ',true]]}}'"""
     whole = "'[[' || body || ',true]]'"
-    return f"CASE WHEN octet_length(body) <= {MAX_BYTES} THEN {whole} ELSE {reference} END"
+    return f"CASE WHEN octet_length(body) <= {MAX_KEPT_BYTES} THEN {whole} ELSE {reference} END"
 
 
 def _events(place: int, locks: int, events: int) -> str:

@@ -18,11 +18,10 @@ from hybridkit.dataservice._postgres._operations import apply, apply_carefully
 from hybridkit.dataservice._postgres._outbox import add_emissions
 from hybridkit.dataservice._postgres._refusals import RefusedError, UnnamedError, explained
 from hybridkit.dataservice._postgres._table import ResourceTable
-from hybridkit.dataservice._store._etags import State
 from hybridkit.dataservice._store._in_flight import PATIENCE_SECONDS, InFlight
-from hybridkit.dataservice._store._kept_outcomes import Reference, decode_outcome
+from hybridkit.dataservice._store._kept_outcomes import Reference, decode_outcome, result_of
 from hybridkit.dataservice._store._keys import count, replayed
-from hybridkit.dataservice._store._operations import Document, Outcome, Result, Write
+from hybridkit.dataservice._store._operations import Document, Outcome, Write
 from hybridkit.errors import (
     ConflictError,
     InProgressError,
@@ -67,13 +66,8 @@ class PostgresWriter:
         if write.dry_run:
             return await self._insist(write)
 
-        def replay(fingerprint: bytes, outcome: Outcome) -> Outcome:
-            return replayed(
-                write, fingerprint, Outcome(outcome.results, replayed=True, answer=outcome.answer)
-            )
-
         try:
-            return await self._in_flight.run(write, lambda: self._write(write), replay=replay)
+            return await self._in_flight.run(write, lambda: self._write(write))
         except InProgressError:
             count("in_progress")
             raise
@@ -192,9 +186,7 @@ class PostgresWriter:
                 rows = await session.execute(select(*table.all).where(table["id"].in_(ids), table.live))
                 found |= {(name, str(record["id"])): record for record in map(table.document, rows)}
         results = [
-            Result()
-            if reference is None
-            else _as_it_is(reference, found.get((reference.resource, reference.id)))
+            result_of(reference, reference and found.get((reference.resource, reference.id)))
             for reference in references
         ]
         return Outcome(tuple(results), replayed=True, reread=True)
@@ -202,15 +194,3 @@ class PostgresWriter:
 
 class _TakenBackError(Exception):
     """Ends a dry run: whatever leaves a session's block by an error is undone."""
-
-
-def _as_it_is(reference: Reference, record: Document | None) -> Result:
-    """The record of an earlier answer as it is now, unless it is another one by now, with the same id."""
-    if record is not None and _incarnation(record["etag"]) != _incarnation(reference.etag):
-        record = None
-    return Result(record, reference.created)
-
-
-def _incarnation(tag: str) -> int | None:
-    state = State.of(tag)
-    return state and state.incarnation

@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from hybridkit.dataservice._store._keys import replayed
 from hybridkit.dataservice._store._operations import Outcome, Write
 from hybridkit.errors import InProgressError
 
@@ -17,7 +18,6 @@ PATIENCE_SECONDS: Final = 0.5
 """How long a call waits for another one with its key."""
 
 type Work = Callable[[], Awaitable[Outcome]]
-type Replay = Callable[[bytes, Outcome], Outcome]
 
 
 class InFlight:
@@ -29,16 +29,16 @@ class InFlight:
     def __repr__(self) -> str:
         return f"InFlight({len(self._running)})"
 
-    async def run(self, write: Write, work: Work, *, replay: Replay) -> Outcome:
+    async def run(self, write: Write, work: Work) -> Outcome:
         """Do the work, or wait for an equal call and give its outcome again. If that fails, the next one tries.
 
         Args:
             write: says whose key it is.
             work: does it.
-            replay: given the fingerprint and the outcome of the other call, decides what this one gets.
 
         Raises:
             InProgressError: the other call took too long.
+            KeyReusedError: the other call asks for something else, under a key that its caller made.
         """
         name = (write.caller, write.key)
         give_up = time.monotonic() + PATIENCE_SECONDS
@@ -47,7 +47,7 @@ class InFlight:
             if not done:
                 raise in_progress()
             if (found := other.result()) is not None:
-                return replay(*found)
+                return replayed(write, *found)
         mine = self._running[name] = asyncio.get_running_loop().create_future()
         outcome: Outcome | None = None
         try:

@@ -1,24 +1,24 @@
-"""What an idempotency key keeps of an answer: the answer, or what a large one was about.
+"""The outcome that an idempotency key keeps, in one form for every store.
 
-It says by its first byte what it is: a list has records as they were; an object has either what a service's own call
-answered (`answer`), or ids and entity tags (`records`), by which the records are read again.
+The first bytes tell three kinds apart: a list of records as they were; an object with the answer of a service's own
+call (`answer`); an object with ids and entity tags (`records`), by which the records of a large outcome are read again.
 """
 
 from typing import Any, Final, NamedTuple
 
 from hybridkit.codec import encode_json
 from hybridkit.dataservice._store._documents import read_document
-from hybridkit.dataservice._store._operations import Outcome, Result, Write
+from hybridkit.dataservice._store._etags import State
+from hybridkit.dataservice._store._operations import Document, Outcome, Result, Write
 
-__all__ = ["MAX_BYTES", "Reference", "decode_outcome", "encode_outcome"]
-
-MAX_BYTES: Final = 64 * 1024
-"""How much of records a key keeps; an answer with more is read again when its call is repeated."""
+MAX_KEPT_BYTES: Final = 64 * 1024
+"""The size up to which a key keeps records. A document of MongoDB has up to twenty outcomes beside its record: of its
+16 MiB they take at most 1.25."""
 _ANSWER: Final = b'{"answer":'
 
 
 class Reference(NamedTuple):
-    """A record that an answer had.
+    """A record that a large outcome had.
 
     Attributes:
         resource: the name of its resource.
@@ -34,11 +34,11 @@ class Reference(NamedTuple):
 
 
 def encode_outcome(write: Write, outcome: Outcome) -> bytes:
-    """What to keep."""
+    """Return what the key of the write keeps: the outcome, or references to the records of a large one."""
     if write.call is not None:
         return _ANSWER + outcome.answer + b"}"
     whole = encode_json([[result.record, result.created] for result in outcome.results])
-    if len(whole) <= MAX_BYTES:
+    if len(whole) <= MAX_KEPT_BYTES:
         return whole
     references = [
         None
@@ -51,11 +51,30 @@ def encode_outcome(write: Write, outcome: Outcome) -> bytes:
     return encode_json({"records": references})
 
 
-def decode_outcome(stored: bytes) -> Outcome | list[Reference | None]:
-    """What was kept: the answer, or the records to read again; None stands for an operation that had none."""
-    if stored.startswith(_ANSWER):
-        return Outcome((), replayed=True, answer=stored[len(_ANSWER) : -1])
-    kept: dict[str, list[Any]] | list[Any] = read_document(stored)
-    if isinstance(kept, dict):
-        return [entry and Reference(*entry) for entry in kept["records"]]
-    return Outcome(tuple(Result(record, created) for record, created in kept), replayed=True)
+def decode_outcome(kept: bytes) -> Outcome | list[Reference | None]:
+    """Return the outcome, or references to records to read again; None stands for an operation without a record."""
+    if kept.startswith(_ANSWER):
+        return Outcome((), replayed=True, answer=kept[len(_ANSWER) : -1])
+    found: dict[str, list[Any]] | list[Any] = read_document(kept)
+    if isinstance(found, dict):
+        return [entry and Reference(*entry) for entry in found["records"]]
+    return Outcome(tuple(Result(record, created) for record, created in found), replayed=True)
+
+
+def result_of(reference: Reference | None, record: Document | None) -> Result:
+    """Return the result of a large outcome with the record of now.
+
+    Args:
+        reference: to the record of then; None for an operation without one.
+        record: with the same id now, if there is one. It is left out if it was made since.
+    """
+    if reference is None:
+        return Result()
+    if record is not None and _incarnation(record["etag"]) != _incarnation(reference.etag):
+        record = None
+    return Result(record, reference.created)
+
+
+def _incarnation(tag: str) -> int | None:
+    state = State.of(tag)
+    return state and state.incarnation

@@ -1,5 +1,6 @@
 """Idempotency keys, whatever the database: how long they are kept, and what a repeated one means."""
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Final
 
@@ -31,7 +32,7 @@ def replayed(write: Write, fingerprint: bytes, outcome: Outcome) -> Outcome:
     check_repeated(write, fingerprint)
     if fingerprint == write.fingerprint:
         count("replayed")
-    return outcome
+    return outcome if outcome.replayed else replace(outcome, replayed=True)
 
 
 def check_repeated(write: Write, fingerprint: bytes) -> None:

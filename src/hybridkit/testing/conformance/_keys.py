@@ -95,6 +95,28 @@ class KeysConformance:
             assert (again.status, again.body) == (first.status, first.body), target
             assert again.headers["idempotency-replayed"] == "true", target
 
+    async def test_an_answer_of_up_to_64_kib_is_kept(self, service: ServiceUnderTest) -> None:
+        """A replay has the record of then; of a larger answer the record of now, and it says so."""
+        for kibibytes, reread in ((60, None), (70, "true")):
+            key = f"{service.tag} {kibibytes}"
+            body = {"tag": service.tag, "details": {"text": "x" * kibibytes * 1024}}
+            made = await service.write("POST", THINGS.path, body, key=key)
+            await service.write("PATCH", made.headers["location"], {"rank": 5})
+            again = await service.write("POST", THINGS.path, body, key=key)
+            assert (again.status, again.headers["idempotency-replayed"]) == (201, "true")
+            assert again.headers.get("idempotency-reread") == reread
+            assert again.json() == {**made.json(), **({} if reread is None else _changed(again.json()))}
+
+    async def test_a_large_answer_has_no_later_record_with_its_id(self, service: ServiceUnderTest) -> None:
+        """What was made after a delete is another record: the replay of the first one's write doesn't show it."""
+        path = path_of(THINGS, fresh_id())
+        body = {"tag": service.tag, "details": {"text": "x" * 70 * 1024}}
+        await service.write("PUT", path, body, key=service.tag)
+        await service.write("DELETE", path)
+        await service.write("PUT", path, {"tag": service.tag})
+        again = await service.write("PUT", path, body, key=service.tag)
+        assert (again.status, again.headers["idempotency-reread"]) == (204, "true")
+
     async def test_a_key_belongs_to_one_request(self, service: ServiceUnderTest) -> None:
         made = await service.write("POST", THINGS.path, {"tag": service.tag}, key=service.tag)
         path = made.headers["location"]
@@ -154,3 +176,7 @@ class KeysConformance:
             "POST", THINGS.path, {"tag": service.tag}, headers={"idempotency-key": service.tag}
         )
         assert (bare.status, bare.json()) == (201, quoted.json())
+
+
+def _changed(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: record[name] for name in ("rank", "version", "updated_at", "etag")}
