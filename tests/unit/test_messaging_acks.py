@@ -103,7 +103,7 @@ class Channel:
             queue="tests",
             prefetch=prefetch,
             lost_acks=self.lost_acks,
-            take=self.deliveries.append,
+            on_delivery=self.deliveries.append,
         )
 
     def deliver(self, count: int) -> None:
@@ -173,12 +173,12 @@ async def test_an_idle_consumer_does_not_wait() -> None:
     """The last one that is in hand takes all others with it."""
     channel = Channel()
     channel.deliver(2)
-    assert (channel.consumer_channel.in_hand, channel.open_channel.users) == (2, 1)
+    assert (channel.consumer_channel.unsettled, channel.open_channel.users) == (2, 1)
     channel.deliveries[0].ack(finished=True)
     assert channel.told == []
     channel.deliveries[1].ack(finished=True)
     assert channel.told == [("ack", 2, 1)]
-    assert (channel.consumer_channel.in_hand, channel.open_channel.users) == (0, 0)
+    assert (channel.consumer_channel.unsettled, channel.open_channel.users) == (0, 0)
 
 
 async def test_a_busy_consumer_sends_some_at_a_time() -> None:
@@ -241,7 +241,7 @@ async def test_what_was_collected_is_sent_before_the_channel_closes() -> None:
     await channel.consumer_channel.close()
     assert channel.told == [("ack", 1, 1)]
     assert not channel.consumer_channel.is_open
-    assert repr(channel.consumer_channel) == "ConsumerChannel('tests', received=2, in_hand=1)"
+    assert repr(channel.consumer_channel) == "ConsumerChannel('tests', received=2, unsettled=1)"
 
 
 # ── acknowledgements that are lost ───────────────────────────────────────────────────────────────

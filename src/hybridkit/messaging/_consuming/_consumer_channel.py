@@ -1,8 +1,8 @@
-"""The consumer's end of a channel: what comes in, and what the broker is told of it.
+"""The consumer's end of a channel: it takes the deliveries and sends their acknowledgements.
 
-Acknowledgements are collected for a moment, because a write of its own for each costs more than most handlers; `Acks`
-knows what is sent. They leave after 25 ms, in the loop's next turn when they are a sixteenth of the prefetch, and at
-once when nothing of this channel is in hand: then the broker may be waiting for them.
+Acknowledgements are collected for a moment, because a write for each of them costs more than most handlers. They are
+sent after 25 ms, in the loop's next turn when they are a sixteenth of the prefetch, and at once when no delivery of the
+channel is unsettled: then the broker may be waiting for them.
 """
 
 import asyncio
@@ -23,19 +23,19 @@ PREFETCH_PER_ACK: Final = 16
 class ConsumerChannel:
     """The consumer's end of one channel: the `Receiver` of its port, and the `Acknowledger` of its deliveries.
 
-    Attributes:
-        received: how many deliveries came in.
-        in_hand: how many of them are not settled.
+    As long as a delivery is unsettled, the channel is not closed when it is retired.
 
-    As long as something of it is in hand, the channel is not closed when it is retired.
+    Attributes:
+        received: the number of deliveries that came in.
+        unsettled: the number of those that are not settled.
 
     Args:
         channel: the channel.
         queue: the consumer's name.
-        prefetch: how many deliveries may be unacknowledged.
-        lost_acks: remembers what could not be acknowledged.
-        take: gets each delivery.
-        left: called when the channel has closed: what is in hand comes again.
+        prefetch: the number of deliveries that may be unacknowledged.
+        lost_acks: remembers the events that could not be acknowledged.
+        on_delivery: called with each delivery.
+        on_closed: called when the channel has closed: the broker delivers the unsettled messages again.
     """
 
     def __init__(
@@ -45,40 +45,40 @@ class ConsumerChannel:
         queue: str,
         prefetch: int,
         lost_acks: LostAcks,
-        take: Callable[[Delivery], None],
-        left: Callable[[], None] | None = None,
+        on_delivery: Callable[[Delivery], None],
+        on_closed: Callable[[], None] | None = None,
     ) -> None:
         self._channel = channel
         self._queue = queue
         self._lost_acks = lost_acks
-        self._take = take
-        self._left = left
+        self._on_delivery = on_delivery
+        self._on_closed = on_closed
         self._port = channel.open_port(self)
         self._acks = Acks(self._port.channel)
         self._acks_at_once = max(prefetch // PREFETCH_PER_ACK, 1)
-        self._last: deque[Identity] = deque(maxlen=prefetch)  # finished, and perhaps not known to the broker
+        self._acked: deque[Identity] = deque(maxlen=prefetch)  # finished, and perhaps not known to the broker
         self._timer: asyncio.Handle | None = None
         self._prefetch = prefetch
         self.received = 0
-        self.in_hand = 0
+        self.unsettled = 0
 
     def __repr__(self) -> str:
-        return f"ConsumerChannel({self._queue!r}, received={self.received}, in_hand={self.in_hand})"
+        return f"ConsumerChannel({self._queue!r}, received={self.received}, unsettled={self.unsettled})"
 
     @property
     def has_room(self) -> bool:
         """Whether the broker may deliver more."""
-        return self.in_hand + len(self._acks) < self._prefetch
+        return self.unsettled + len(self._acks) < self._prefetch
 
-    # ── the acknowledger of deliveries ─────────────────────────────────────────────────────────────────
+    # ── the acknowledger of deliveries ───────────────────────────────────────────────────────────────
 
     @property
     def is_open(self) -> bool:
-        """Whether the broker still hears what is said here."""
+        """Whether the channel is open, so that the broker still learns of an acknowledgement."""
         return self._channel.is_open
 
     def ack(self, tag: int, finished: Identity | None) -> None:
-        """Done with a delivery; remembered where the broker can't be told."""
+        """Acknowledge a delivery soon; `finished` names its event, to remember it where the broker can't be told."""
         if not self._port.is_open:
             if finished is not None:
                 self._lost_acks.add((finished,))
@@ -86,7 +86,7 @@ class ConsumerChannel:
         if self._acks.is_settled(tag):
             return
         if finished is not None:
-            self._last.append(finished)
+            self._acked.append(finished)
         self._acks.add(tag)
         unsent = len(self._acks)
         if unsent == self._acks_at_once:
@@ -94,7 +94,7 @@ class ConsumerChannel:
             self._timer = asyncio.get_running_loop().call_soon(self.flush)
         elif self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(ACK_SECONDS, self.flush)
-        self._let_go()
+        self._count_down()
 
     def requeue(self, tag: int) -> None:
         """Put a delivery back into its queue."""
@@ -105,22 +105,22 @@ class ConsumerChannel:
         self._settle(tag, nack_frame(self._port.channel, tag, requeue=False))
 
     def give_back(self) -> None:
-        """Have the queue get everything that is in hand, in its order, and another channel opened."""
+        """Close the channel, so that all unsettled messages go back in their order; another one is opened."""
         self._channel.retire()
         self.close()
 
     def was_finished(self, event: Identity) -> bool:
-        """Whether it was acknowledged on a channel that closed, maybe before the broker knew."""
+        """Return whether the event was acknowledged on a channel that closed, maybe before the broker knew of it."""
         return event in self._lost_acks
 
     def flush(self) -> None:
-        """Send the acknowledgements that were collected."""
+        """Send the collected acknowledgements."""
         self._disarm()
         if len(self._acks):
             self._port.send(self._acks.frames())
 
     def close(self) -> "asyncio.Task[None]":
-        """Send them and close the channel; what is in hand goes back to its queue."""
+        """Send the acknowledgements and close the channel; unsettled messages go back to their queue."""
         self.flush()
         return self._channel.close()
 
@@ -128,39 +128,39 @@ class ConsumerChannel:
         if self._port.is_open and not self._acks.is_settled(tag):
             self._acks.settle(tag)
             self._port.send(frame)
-            self._let_go()
+            self._count_down()
 
     def _disarm(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _let_go(self) -> None:
-        self.in_hand -= 1
-        if not self.in_hand:
+    def _count_down(self) -> None:
+        self.unsettled -= 1
+        if not self.unsettled:
             self.flush()
             self._channel.__exit__()
 
-    # ── what the broker says: see `Receiver` ─────────────────────────────────────────────────────
+    # ── the receiver of a port ───────────────────────────────────────────────────────────────────────
 
     def delivered(self, message: IncomingMessage) -> None:
-        """Hand it on."""
-        if not self.in_hand:
+        """Hand the delivery on."""
+        if not self.unsettled:
             self._channel.__enter__()
-        self.in_hand += 1
+        self.unsettled += 1
         self.received += 1
-        self._take(Delivery(self._queue, self, message))
+        self._on_delivery(Delivery(self._queue, self, message))
 
     def closed(self, reason: str) -> None:
-        """Remember what the broker may not know."""
+        """Remember the acknowledgements that the broker may not have got: the last `prefetch` of them."""
         del reason
         self._disarm()
-        self._lost_acks.add(self._last)
-        if self._left is not None:
-            self._left()
+        self._lost_acks.add(self._acked)
+        if self._on_closed is not None:
+            self._on_closed()
 
     def settled(self, tag: int, *, multiple: bool, accepted: bool) -> None:
-        """Nothing is published here."""
+        """Ignore it: nothing is published on this channel."""
 
     def returned(self, properties: bytes) -> None:
-        """Nothing is published here."""
+        """Ignore it: nothing is published on this channel."""

@@ -1,4 +1,4 @@
-"""A message that was delivered, what can become of it, and its copies."""
+"""A message that was delivered: its content, its settlement, and the copies that are published of it."""
 
 import time
 from collections.abc import Mapping
@@ -50,7 +50,7 @@ _FIRST_READ_AT: Final = FIRST_READ_AT.encode()
 
 
 type Identity = tuple[str, UUID, int]
-"""Which event a delivery is: the service that published it, its id, and how often it was redriven."""
+"""The identity of an event: the service that published it, its id, and how often it was redriven."""
 
 
 class _Form(TypedDict):
@@ -59,48 +59,48 @@ class _Form(TypedDict):
 
 
 class Acknowledger(Protocol):
-    """The channel that a delivery came on: there alone it can be settled."""
+    """Settles deliveries: the channel on which they came, as the broker takes a tag on no other one."""
 
     @property
     def is_open(self) -> bool:
-        """Whether the broker still hears what is said here."""
+        """Whether the channel is open, so that the broker still learns of a settlement."""
         ...
 
     def ack(self, tag: int, finished: Identity | None, /) -> None:
-        """Done with that delivery; `finished` names the event where its work needn't be done again."""
+        """Acknowledge a delivery; `finished` names the event where it need not run again."""
         ...
 
     def requeue(self, tag: int) -> None:
-        """Put that delivery back into its queue."""
+        """Put a delivery back into its queue."""
         ...
 
     def reject(self, tag: int) -> None:
-        """Have the broker dead-letter that delivery."""
+        """Have the broker dead-letter a delivery."""
         ...
 
     def give_back(self) -> None:
-        """Close it: everything of it that is in hand goes back into the queue, in its order."""
+        """Close the channel: all of its unsettled messages go back into the queue, in their order."""
         ...
 
     def was_finished(self, event: Identity, /) -> bool:
-        """Whether that event's work was finished before, on a channel that closed too early to say so."""
+        """Return whether the event was finished before, on a channel that closed too early to acknowledge it."""
         ...
 
 
 class Delivery:
     """A message from the broker, until it is settled: acknowledged, put back or rejected.
 
-    Its properties are decoded when something asks for them; of most messages nothing does.
+    Its properties are decoded when something asks for them; for most messages nothing does.
 
     Attributes:
-        key: what keeps it in order, where that is wanted.
-        faults: how often something has failed here that nobody has foreseen.
-        is_settled: whether the broker has been told what becomes of it.
+        key: the value by which it is kept in order, where the consumer keeps order.
+        faults: the number of errors in its processing that were none of its handler's.
+        is_settled: whether it is acknowledged, put back or rejected.
 
     Args:
         queue: the consumer's name.
-        acknowledger: the channel it came on.
-        message: from its port.
+        acknowledger: the channel on which it came.
+        message: the message as its port has it.
     """
 
     def __init__(self, queue: str, acknowledger: Acknowledger, message: IncomingMessage) -> None:
@@ -127,9 +127,9 @@ class Delivery:
     def headers(self) -> Mapping[str, Any]:
         """The message's headers; none where they can't be decoded.
 
-        A dead letter that somebody has moved back by other means, with RabbitMQ's shovel or "Move messages", has those
-        of a redriven one: it is meant to run again, with all its attempts ahead. One of another consumer says nothing
-        about its fate in this one: it is the event itself, which may well be done here.
+        A dead letter that was moved back by other means, with RabbitMQ's shovel or "Move messages", gets the headers of
+        a redriven one: it is meant to run again, with all its attempts ahead. The dead letter of another consumer gets
+        those of the event itself, which may well be done in this consumer.
         """
         headers: Mapping[str, Any] = self._properties.headers or {}
         if not self._was_dead:
@@ -144,27 +144,27 @@ class Delivery:
 
     @property
     def failures(self) -> int:
-        """How many runs of the handler have failed before this delivery."""
+        """The number of runs of the handler that failed before this delivery."""
         return self._count(ATTEMPT)
 
     @property
     def generation(self) -> int:
-        """How often it was taken out of a dead-letter queue and sent again."""
+        """The number of times that it was redriven from a dead-letter queue."""
         return self._count(GENERATION)
 
     @property
     def version_waits(self) -> int:
-        """How often it waited for a deployment that knows its version."""
+        """The number of waits for a deployment that knows its version."""
         return self._count(VERSION_WAITS)
 
     def _count(self, name: str) -> int:
         return read_count(self.headers, name) if name.encode() in self._octets or self._was_dead else 0
 
     def read(self) -> EventEnvelope[Any]:
-        """The envelope in the body, or the CloudEvent that the message is; parsed once.
+        """Return the envelope in the body, or the CloudEvent that the message is; it is parsed once.
 
         Raises:
-            PayloadError: see `decode_envelope`.
+            PayloadError: the message can't be read; see `decode_envelope`.
         """
         if self._envelope is None:
             try:
@@ -176,15 +176,15 @@ class Delivery:
         return self._envelope
 
     def wire(self) -> Mapping[str, Any]:
-        """The members of the envelope as they came, whether or not their type is known here.
+        """Return the members of the envelope as they came, whether or not their type is known here.
 
         Raises:
-            PayloadError: there are none.
+            PayloadError: the body has no such members.
         """
         return read_wire(self.body, **self._form()).members
 
     def _form(self) -> _Form:
-        """What the properties say of the body: nothing, where nothing in their bytes is about CloudEvents."""
+        """Return the headers and the content type of a CloudEvent; none where the properties don't mention one."""
         octets = self._octets.lower()
         if not (b"specversion" in octets or b"cloudevents" in octets or _FIRST_READ_AT in octets):
             return _Form(headers={}, content_type=None)
@@ -192,18 +192,18 @@ class Delivery:
 
     @property
     def is_ours(self) -> bool:
-        """Whether it can still be settled; otherwise the broker delivers it again, to whomever."""
+        """Whether it can still be settled; otherwise the broker delivers it again, here or elsewhere."""
         return self._acknowledger.is_open
 
     @property
     def destination(self) -> str:
-        """`{exchange}:{routing key}:{queue}` of an event, else the queue: the routing key of a delay has it in it."""
+        """The name for spans: `{exchange}:{routing key}:{queue}` of an event, the queue of all else."""
         if self._exchange == EVENT_EXCHANGE:
             return f"{self._exchange}:{self.routing_key}:{self.queue}"
         return self.queue
 
     def age_seconds(self) -> float:
-        """How long we have had it; the broker's consumer timeout counts the same."""
+        """Return the seconds since it was delivered; the broker's consumer timeout counts the same."""
         return time.monotonic() - self.received_at
 
     def left_seconds(self, timeout_seconds: float) -> float:
@@ -211,30 +211,30 @@ class Delivery:
         return MAX_UNACKED_SECONDS - timeout_seconds - self.age_seconds()
 
     def identify(self, service: str, event_id: UUID) -> bool:
-        """Say which event it is.
+        """Set which event it is.
 
         Returns:
-            Whether its work was finished before, and only the acknowledgement was lost with its channel.
+            Whether the event was finished before, and only the acknowledgement was lost with its channel.
         """
         self._event = (service, event_id, self.generation)
         return self._is_redelivered and self._acknowledger.was_finished(self._event)
 
     @property
     def event(self) -> Identity | None:
-        """Which event it is, where somebody has said so."""
+        """The identity of its event, once it could be read."""
         return self._event
 
     def ack(self, *, finished: bool) -> None:
-        """It is done with. Where its channel has closed there is nobody to tell: the broker delivers it again.
+        """Acknowledge it. Where its channel has closed, nothing is sent: the broker delivers it again.
 
         Args:
-            finished: the work of its event needn't be done again, should it be delivered again.
+            finished: whether its event need not run again, if it is delivered again.
         """
         self.is_settled = True
         self._acknowledger.ack(self._tag, self._event if finished else None)
 
     def requeue(self) -> None:
-        """Give it back at once, for what ends here and goes on elsewhere: nobody counts that.
+        """Give it back to its queue at once, to be delivered elsewhere; no attempt is counted.
 
         RabbitMQ before 4.3 dead-letters it at the twentieth time; since then its limit counts deliveries that were lost
         with their channel, and none that was given back. https://www.rabbitmq.com/docs/quorum-queues
@@ -248,16 +248,16 @@ class Delivery:
         self._acknowledger.reject(self._tag)
 
     def give_back(self) -> None:
-        """Give it back, with everything else from its channel: nothing overtakes anything."""
+        """Give it back with all other messages of its channel, so that none overtakes another."""
         self._acknowledger.give_back()
 
     def delayed(self, later: RetryLater) -> OutgoingMessage:
-        """The copy that comes back."""
+        """Return the copy that comes back after a delay."""
         exchange, routing_key = delay_route(later.seconds, self.queue)
         return self._copy(exchange, routing_key, {QUEUE: self.queue, **later.headers})
 
     def failed(self, failures: int) -> dict[str, Any]:
-        """The headers that count this many failures; none for none."""
+        """Return the headers that count so many failures; none where there are none."""
         if not failures:
             return {}
         moment = format_timestamp(now())
@@ -268,7 +268,7 @@ class Delivery:
         }
 
     def dead_letter(self, dead: DeadLettered) -> OutgoingMessage:
-        """The copy that waits for a person, with all that is known about the reason."""
+        """Return the copy for the dead letters, with all that is known about the reason."""
         reason = {
             QUEUE: self.queue,
             REASON: dead.reason,
@@ -292,7 +292,7 @@ class Delivery:
         )
 
     def _first_read(self) -> dict[str, str]:
-        """When a CloudEvent that has no time was read, so that whoever reads the copy sees the same time."""
+        """Return a header with the time at which a CloudEvent without a time was read: its copies have the same."""
         if b"specversion" not in self.body and b"specversion" not in self._octets.lower():
             return {}
         try:

@@ -12,20 +12,20 @@ from hybridkit.injection import InjectionPlan, plan_injection
 from hybridkit.retry import Retry
 
 type _Source = Callable[[EventEnvelope[Any], Mapping[Any, object]], object]
-"""Where a parameter's value comes from: the message at hand, or what the process provides."""
+"""Returns the value of a parameter, from the message or from what the process provides."""
 
 
 @dataclass(frozen=True, slots=True)
 class Handler:
-    """What to do with one type of event or command, and what when that fails.
+    """A function for one type of event or command, and its retry policy.
 
     Attributes:
         message: the event or command class.
-        function: the handler itself.
-        retry: what to do when it fails.
-        plan: what it wants.
+        function: the function itself.
+        retry: the policy for its failures.
+        plan: the parameters that it wants.
         sources: of its parameters, by name; looked up once, because a message costs less than a look into a plan.
-        optional: parameters that keep their default where nothing provides the type.
+        optional: the parameters that keep their default where nothing provides the type.
     """
 
     message: type[Message]
@@ -39,10 +39,10 @@ class Handler:
     def of(
         cls, message: type[Message], function: Callable[..., Awaitable[object]], retry: Retry
     ) -> "Handler":
-        """Read what the function wants.
+        """Make a handler of a function, by its annotations.
 
         Raises:
-            DeclarationError: it wants something that it can't get.
+            DeclarationError: the function wants a value that it can't get.
         """
         plan = plan_injection(function)
         _check_plan(plan, message)
@@ -56,7 +56,7 @@ class Handler:
         return cls(message, function, retry, plan, tuple(sources.items()), optional)
 
     def missing(self, providers: Mapping[Any, object]) -> str:
-        """The parameters that nothing provides, for an error; empty when all is there."""
+        """Return the parameters that nothing provides, for an error; empty where all are provided."""
         return ", ".join(map(str, self.plan.missing({*providers, *_sources_of(self.message)})))
 
     async def run(self, envelope: EventEnvelope[Any], providers: Mapping[Any, object]) -> object:
@@ -85,11 +85,11 @@ class Handlers:
         return len(self._by_type)
 
     def event_types(self) -> list[str]:
-        """The types to bind: those of events; commands are sent to the queue itself."""
+        """Return the types to bind the queue for: those of events, as commands are sent to the queue itself."""
         return [handler.message.message_type for handler in self if issubclass(handler.message, Event)]
 
     def find(self, message: Message) -> Handler | None:
-        """The handler for exactly that class."""
+        """Return the handler for exactly this message's class, if there is one."""
         handler = self._by_type.get(message.message_type)
         return handler if handler is not None and handler.message is type(message) else None
 
@@ -97,7 +97,7 @@ class Handlers:
         """Register a handler.
 
         Raises:
-            DeclarationError: naming what contradicts what.
+            DeclarationError: the queue can't get this message, or has a handler for it; or the function is none for it.
         """
         self._check_message(message)
         name = getattr(function, "__qualname__", repr(function))
@@ -120,7 +120,7 @@ class Handlers:
 
 
 def _sources_of(message: type[Message]) -> dict[Any, _Source]:
-    """What a handler of that message is given by the message itself."""
+    """Return the sources that a message itself is for a handler's parameters, by their annotation."""
     own: dict[Any, _Source] = {message: _data, RequestContext: _context}
     # All the ways in which a handler can ask for the envelope.
     envelopes = EventEnvelope, EventEnvelope[Any], EventEnvelope[message]  # type: ignore[valid-type] # known at run time

@@ -190,8 +190,8 @@ class Subscription:
             queue=self._name,
             prefetch=self._prefetch,
             lost_acks=self._lost_acks,
-            take=self._take,
-            left=self._gate.sift,
+            on_delivery=self._take,
+            on_closed=self._gate.sift,
         )
         self._consumer_channels = [
             *(known for known in self._consumer_channels if known.is_open),
