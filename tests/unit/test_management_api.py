@@ -11,7 +11,7 @@ import pytest
 
 from hybridkit.errors import AccessDeniedError, HybridkitError, MisuseError, ResponseError, UnavailableError
 from hybridkit.messaging import Binding
-from hybridkit.messaging._topology._management import Policies, ask_management
+from hybridkit.messaging._topology._management import Policies, fetch_virtual_host
 
 QUEUES = [
     {
@@ -78,7 +78,7 @@ def serve() -> Iterator[Serve]:
 async def test_bindings_and_policies_are_listed(serve: Serve) -> None:
     """Those of the virtual host, for that user, behind the path that a proxy puts before it."""
     server = serve(200, orjson.dumps(BINDINGS), orjson.dumps(QUEUES))
-    managed = await ask_management(server.url, vhost="/")
+    managed = await fetch_virtual_host(server.url, vhost="/")
     assert managed.bindings == {
         Binding(source="e", target="q", key="k"),
         Binding(source="e", target="f", key="#", to_exchange=True),
@@ -116,14 +116,14 @@ async def test_another_answer_is_an_error(
     said: str,
 ) -> None:
     with pytest.raises(expected, match=said) as refused:
-        await ask_management(serve(status, body).url, vhost="/")
+        await fetch_virtual_host(serve(status, body).url, vhost="/")
     assert "p@ss" not in str(refused.value)
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 async def test_no_answer_is_unavailable(scheme: str) -> None:
     with pytest.raises(UnavailableError, match=r"at 127\.0\.0\.1:1 does not answer"):
-        await ask_management(f"{scheme}://me:secret@127.0.0.1:1", vhost="/")
+        await fetch_virtual_host(f"{scheme}://me:secret@127.0.0.1:1", vhost="/")
 
 
 @pytest.mark.parametrize(
@@ -131,4 +131,4 @@ async def test_no_answer_is_unavailable(scheme: str) -> None:
 )
 async def test_a_url_of_another_kind_is_misuse(url: str) -> None:
     with pytest.raises(MisuseError, match="should be like http"):
-        await ask_management(url, vhost="/")
+        await fetch_virtual_host(url, vhost="/")

@@ -29,10 +29,11 @@ from hybridkit.errors import (
 )
 from hybridkit.messaging import BrokerConnection
 from hybridkit.messaging._amqp import _supervision as supervision_module
+from hybridkit.messaging._amqp._affinity import LoopAffinity
 from hybridkit.messaging._amqp._channel import OpenChannel, SupervisedChannel
 from hybridkit.messaging._amqp._connection import OpenConnection
 from hybridkit.messaging._amqp._port import Port
-from hybridkit.messaging._amqp._waiting import Home, bounded
+from hybridkit.messaging._amqp._waiting import bounded
 from hybridkit.retry import Retry
 from tests.helpers import until
 
@@ -312,7 +313,7 @@ class FakeConnection:
         raise ConnectionError("gone already")
 
 
-class FakeWire:
+class FakeProtocol:
     def __init__(self) -> None:
         self.aborted = False
         self.unblocked = asyncio.Event()
@@ -323,26 +324,26 @@ class FakeWire:
 
 
 @pytest.fixture
-def fake() -> tuple[FakeConnection, FakeWire, OpenConnection]:
-    connection, wire = FakeConnection(), FakeWire()
-    return connection, wire, OpenConnection(cast("Any", connection), cast("Any", wire), TaskSet())
+def fake() -> tuple[FakeConnection, FakeProtocol, OpenConnection]:
+    connection, protocol = FakeConnection(), FakeProtocol()
+    return connection, protocol, OpenConnection(cast("Any", connection), cast("Any", protocol), TaskSet())
 
 
 async def test_a_silent_broker_loses_its_connection(
-    fake: tuple[FakeConnection, FakeWire, OpenConnection],
+    fake: tuple[FakeConnection, FakeProtocol, OpenConnection],
 ) -> None:
-    _, wire, open_connection = fake
+    _, protocol, open_connection = fake
     with pytest.raises(NotConnectedError, match="no answer"):
         await open_connection.ask(asyncio.sleep(60), name="asking", seconds=0.01)
-    assert wire.aborted
+    assert protocol.aborted
     assert "OpenConnection(" in repr(open_connection)
 
 
 async def test_a_call_that_fails_costs_nobody_the_connection(
-    fake: tuple[FakeConnection, FakeWire, OpenConnection],
+    fake: tuple[FakeConnection, FakeProtocol, OpenConnection],
 ) -> None:
     """Its channel had closed meanwhile; other consumers share the connection."""
-    _, wire, open_connection = fake
+    _, protocol, open_connection = fake
 
     async def call() -> None:
         raise ChannelInvalidStateError("closed")
@@ -351,15 +352,15 @@ async def test_a_call_that_fails_costs_nobody_the_connection(
         await open_connection.ask(call(), name="asking")
     with pytest.raises(NotConnectedError, match="no channel"):
         await open_connection.channel(confirms=True)
-    assert not wire.aborted
+    assert not protocol.aborted
 
 
 async def test_a_blocked_connection_is_waited_for_until_it_is_lost(
-    fake: tuple[FakeConnection, FakeWire, OpenConnection],
+    fake: tuple[FakeConnection, FakeProtocol, OpenConnection],
 ) -> None:
-    connection, wire, open_connection = fake
+    connection, protocol, open_connection = fake
     before = open_connection.is_blocked
-    wire.unblocked.clear()
+    protocol.unblocked.clear()
     assert (before, open_connection.is_blocked) == (False, True)
     waiting = asyncio.create_task(open_connection.writable())
     await asyncio.sleep(0)
@@ -369,11 +370,11 @@ async def test_a_blocked_connection_is_waited_for_until_it_is_lost(
 
 
 async def test_a_goodbye_that_fails_is_no_error(
-    fake: tuple[FakeConnection, FakeWire, OpenConnection],
+    fake: tuple[FakeConnection, FakeProtocol, OpenConnection],
 ) -> None:
-    _, wire, open_connection = fake
+    _, protocol, open_connection = fake
     await open_connection.close()
-    assert wire.aborted
+    assert protocol.aborted
 
 
 async def test_a_connection_that_drops_at_once_is_not_hammered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -389,7 +390,7 @@ async def test_a_connection_that_drops_at_once_is_not_hammered(monkeypatch: pyte
 
     connections = [FakeConnection(), FakeConnection()]
     first, second = (
-        OpenConnection(cast("Any", each), cast("Any", FakeWire()), TaskSet()) for each in connections
+        OpenConnection(cast("Any", each), cast("Any", FakeProtocol()), TaskSet()) for each in connections
     )
     open_connections: list[OpenConnection | Exception] = [first, LookupError("a bug"), second]
 
@@ -412,7 +413,7 @@ async def test_a_connection_that_drops_at_once_is_not_hammered(monkeypatch: pyte
         monkeypatch.setattr(supervision_module, "STABLE_SECONDS", 0.0)
         await broker.opened()
         open_connections.append(
-            OpenConnection(cast("Any", FakeConnection()), cast("Any", FakeWire()), TaskSet())
+            OpenConnection(cast("Any", FakeConnection()), cast("Any", FakeProtocol()), TaskSet())
         )
         connections[1].ended.set()
         await until(lambda: not open_connections)
@@ -430,7 +431,7 @@ class Hosts:
             error = errors[f"port{url.port}"]
             if error is not None:
                 raise error
-            return OpenConnection(cast("Any", FakeConnection()), cast("Any", FakeWire()), TaskSet())
+            return OpenConnection(cast("Any", FakeConnection()), cast("Any", FakeProtocol()), TaskSet())
 
         monkeypatch.setattr(OpenConnection, "open", open_one)
         ports = ",".join(f"127.0.0.1:{name.removeprefix('port')}" for name in errors)
@@ -483,20 +484,20 @@ async def test_a_host_that_may_come_back_is_waited_for(monkeypatch: pytest.Monke
 
 async def test_what_was_opened_elsewhere_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a forked process or another event loop no answer would ever come."""
-    home = Home()
-    home.check("the publisher")
+    affinity = LoopAffinity()
+    affinity.check("the publisher")
 
     async def elsewhere() -> None:
         with pytest.raises(MisuseError, match="the publisher was opened in another event loop"):
-            home.check("the publisher")
+            affinity.check("the publisher")
 
     await asyncio.to_thread(lambda: asyncio.run(elsewhere()))
     with pytest.raises(MisuseError, match="in a thread without one"):
-        await asyncio.to_thread(home.check, "the publisher")
+        await asyncio.to_thread(affinity.check, "the publisher")
     monkeypatch.setattr("os.getpid", lambda: -1)
     with pytest.raises(MisuseError, match="before this process was forked"):
-        home.check("the publisher")
-    assert "Home(process=" in repr(home)
+        affinity.check("the publisher")
+    assert "LoopAffinity(process=" in repr(affinity)
 
 
 async def test_a_connection_of_another_loop_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from hybridkit.errors import MalformedPayloadError
 from hybridkit.events import Event, EventEnvelope
 from hybridkit.events.cloudevents import decode_message
 from hybridkit.idempotency import Acquired, Finish, Outcome
-from hybridkit.messaging._amqp._frames import DeliverMethod, address, encode_fields
+from hybridkit.messaging._amqp._frames import DeliverMethod, encode_fields, frame_template
 from hybridkit.messaging._amqp._port import IncomingMessage
 from hybridkit.messaging._consuming._delivery import Delivery, Identity
 from hybridkit.messaging._consuming._handlers import Handlers
@@ -130,7 +130,7 @@ class OfflineConsumer:
     async def forward(self, message: OutgoingMessage) -> None:
         try:
             encode_fields(message.headers)
-            address(message.exchange, message.routing_key, message.message_type, message.service)
+            frame_template(message.exchange, message.routing_key, message.message_type, message.service)
         except (TypeError, ValueError) as error:
             raise MalformedPayloadError("AMQP can't carry it") from error
         self.copies[self._numbers[message.body]] = message

@@ -24,15 +24,15 @@ from hybridkit.messaging._amqp._frames import (
     HEARTBEAT_FRAME,
     PROPERTIES_AT,
     DeliverMethod,
-    address,
     decode_properties,
     encode_fields,
     encode_table,
+    frame_template,
     message_frames,
 )
-from hybridkit.messaging._amqp._odd_properties import read_properties
+from hybridkit.messaging._amqp._lenient_properties import decode_leniently
 from hybridkit.messaging._amqp._port import IncomingMessage, Port
-from hybridkit.messaging._amqp._socket import Sockets, Wire
+from hybridkit.messaging._amqp._socket import FrameProtocol, SocketFactory
 from hybridkit.messaging._consuming._delivery import Delivery
 from hybridkit.messaging._consuming._keyed_backlog import key_of
 from hybridkit.messaging._consuming._verdict import DeadLettered, RetryLater
@@ -79,7 +79,7 @@ class Line:
 
     def __init__(self) -> None:
         self.reader = asyncio.StreamReader()
-        self.wire = Wire(self.reader, asyncio.get_running_loop())
+        self.wire = FrameProtocol(self.reader, asyncio.get_running_loop())
         self.transport = FakeTransport()
         self.wire.connection_made(self.transport)
         self.wire._alive_at = float("inf")  # no heartbeats but where they are what is tested
@@ -328,12 +328,12 @@ async def test_an_alarm_and_a_full_buffer_are_told_apart_from_the_end_of_both() 
 
 
 async def test_a_socket_that_was_never_opened_can_be_used_by_mistake() -> None:
-    sockets = Sockets()
+    sockets = SocketFactory()
     sockets.abort()
-    wire = Wire(asyncio.StreamReader(), asyncio.get_running_loop())
+    wire = FrameProtocol(asyncio.StreamReader(), asyncio.get_running_loop())
     wire.write(b"nothing")
     wire.abort()
-    assert repr(sockets) == "Sockets(None)"
+    assert repr(sockets) == "SocketFactory(None)"
 
 
 async def test_tls_is_asked_for_where_the_url_says_so() -> None:
@@ -344,7 +344,7 @@ async def test_tls_is_asked_for_where_the_url_says_so() -> None:
             raise FileNotFoundError("ca.pem")
 
     with pytest.raises(FileNotFoundError):
-        await Sockets().create(URL("amqps://127.0.0.1:1/"), ssl_context_provider=NoCertificates())
+        await SocketFactory().create(URL("amqps://127.0.0.1:1/"), ssl_context_provider=NoCertificates())
 
 
 # ── what our frames say ──────────────────────────────────────────────────────────────────────────
@@ -362,7 +362,7 @@ def frames_in(octets: bytes) -> list[Any]:
 
 def message(body: bytes, *, headers: dict[str, Any] | None = None, frame_max: int = 4096) -> bytes:
     return message_frames(
-        address("hk.events", "user.créée", "user.created", "api_service"),
+        frame_template("hk.events", "user.créée", "user.created", "api_service"),
         encode_table(encode_fields(headers or {})),
         body,
         message_id=b"prefix.1f",
@@ -394,7 +394,7 @@ def test_a_publish_is_what_pamqp_reads() -> None:
 
 def test_type_and_publisher_may_be_left_out() -> None:
     octets = message_frames(
-        address("", "queue", None, None),
+        frame_template("", "queue", None, None),
         encode_table(b""),
         b"{}",
         message_id=b"1",
@@ -424,7 +424,7 @@ def test_headers_are_what_pamqp_reads(headers: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", ["x" * 256, "é" * 128, "\ud800"])
 def test_a_name_that_does_not_fit_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=r"255 bytes|surrogates"):
-        address("hk.events", name, None, None)
+        frame_template("hk.events", name, None, None)
     with pytest.raises(ValueError, match=r"255 bytes|surrogates"):
         encode_fields({name: "value"})
 
@@ -502,7 +502,7 @@ header_values = st.recursive(
 @given(st.dictionaries(texts, header_values, max_size=5))
 def test_what_is_read_one_by_one_is_what_is_read_at_once(headers: dict[str, Any]) -> None:
     octets = encoded(Basic.Properties(headers=headers, message_id="m", priority=1))
-    assert dict(read_properties(octets)) == dict(decode_properties(octets))
+    assert dict(decode_leniently(octets)) == dict(decode_properties(octets))
 
 
 def test_reprs_say_where() -> None:

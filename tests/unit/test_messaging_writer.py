@@ -26,7 +26,7 @@ from hybridkit.errors import (
     PayloadTooLargeError,
 )
 from hybridkit.messaging import Receipt, RobustPublisher
-from hybridkit.messaging._amqp._socket import Wire
+from hybridkit.messaging._amqp._socket import FrameProtocol
 from hybridkit.messaging._publishing import _confirms as confirms_module
 from hybridkit.messaging._publishing import _publisher as publisher_module
 from hybridkit.messaging._publishing import _writer as writer_module
@@ -42,13 +42,13 @@ class Forgettable(Event, type="writer.forgettable"):
 
 
 class Broker(asyncio.Transport):
-    """The other end of a wire with channels on it: reads what is published, answers what it is told to."""
+    """The other end of a protocol with channels on it: reads what is published, answers what it is told to."""
 
     def __init__(self) -> None:
         super().__init__()
         self.received: list[Any] = []
-        self.wire = Wire(asyncio.StreamReader(), asyncio.get_running_loop())
-        self.wire.connection_made(self)
+        self.protocol = FrameProtocol(asyncio.StreamReader(), asyncio.get_running_loop())
+        self.protocol.connection_made(self)
         self.channel = 0
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -60,7 +60,9 @@ class Broker(asyncio.Transport):
 
     def says(self, *frames: object, channel: int | None = None) -> None:
         number = self.channel if channel is None else channel
-        self.wire.data_received(b"".join(pamqp.frame.marshal(cast("Any", each), number) for each in frames))
+        self.protocol.data_received(
+            b"".join(pamqp.frame.marshal(cast("Any", each), number) for each in frames)
+        )
 
     def returns(self, number: int) -> None:
         """Give the publish of that number back, as no queue wants it."""
@@ -82,13 +84,13 @@ class Broker(asyncio.Transport):
 
     @property
     def is_blocked(self) -> bool:
-        return not self.wire.unblocked.is_set()
+        return not self.protocol.unblocked.is_set()
 
     async def opened(self) -> "Broker":
         return self
 
     async def writable(self) -> None:
-        await self.wire.unblocked.wait()
+        await self.protocol.unblocked.wait()
 
     async def open_channel(self, *, confirms: bool) -> Any:
         self.channel += 1
@@ -108,7 +110,7 @@ class Broker(asyncio.Transport):
         return fake
 
     def port(self, channel: Any, receiver: Any) -> Any:
-        return self.wire.open_port(channel.number, receiver)
+        return self.protocol.open_port(channel.number, receiver)
 
     async def ask(self, work: Any, **_: object) -> Any:
         return await work
@@ -252,7 +254,7 @@ async def test_headers_that_fit_into_no_frame_are_refused_and_harm_nobody(
 ) -> None:
     """Sent, they would end the connection, and everything on it would be tried again for ever."""
     async with writing(monkeypatch) as (writer, broker):
-        broker.wire.frame_max = frame_max
+        broker.protocol.frame_max = frame_max
         too_large = MESSAGE._replace(headers={"x-user-id": "u" * frame_max})
         refused = writer.submit(too_large, deadline=None).confirmation
         sent = submit(writer)
@@ -349,10 +351,10 @@ async def test_a_slow_answer_is_no_reason_to_change_the_channel(monkeypatch: pyt
         for patience, blocked, retired in ((5.0, False, False), (0.0, True, False), (0.0, False, True)):
             monkeypatch.setattr(writer_module, "PATIENCE_SECONDS", patience)
             if blocked:
-                broker.wire.unblocked.clear()
+                broker.protocol.unblocked.clear()
             late = submit(writer, seconds=0.001)
             await until(late.done)
-            broker.wire.unblocked.set()
+            broker.protocol.unblocked.set()
             assert confirms.channel.retired.is_set() == retired
 
 

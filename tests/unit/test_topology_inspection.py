@@ -49,7 +49,7 @@ async def test_a_broker_that_repeats_itself_is_not_asked_for_ever() -> None:
     said = "inequivalent arg 'x-a' for queue 'q' in vhost '/': received '1' but current is 'what?'"
     connection = Connected(ChannelPreconditionFailed(said))
     async with Inspection(cast("Any", connection)) as inspection:
-        found = await inspection.queue(Queue(name="q", arguments={"x-a": 1}))
+        found = await inspection.compare_queue(Queue(name="q", arguments={"x-a": 1}))
     assert [(each.name, each.actual) for each in found.differences] == [("x-a", "what?")]
     assert found.refusal == said
     assert found.messages == 1
@@ -63,5 +63,5 @@ async def test_a_broker_that_repeats_itself_is_not_asked_for_ever() -> None:
 async def test_other_failures_are_errors_of_ours(raised: Exception, expected: type[HybridkitError]) -> None:
     async with Inspection(cast("Any", Connected(raised))) as inspection:
         with pytest.raises(expected, match=str(raised)):
-            await inspection.exchange(Exchange(name="e", kind="topic"))
+            await inspection.compare_exchange(Exchange(name="e", kind="topic"))
         assert "Inspection(" in repr(inspection)

@@ -7,7 +7,7 @@ import pytest
 from hybridkit.messaging import Binding, Broker, Exchange, Finding, Plan, Queue, Topology, TopologyDifference
 from hybridkit.messaging._topology._declared import Value, delayed_to
 from hybridkit.messaging._topology._inspection import difference_in
-from hybridkit.messaging._topology._management import Managed, Policies
+from hybridkit.messaging._topology._management import Policies, VirtualHostState
 from hybridkit.messaging._topology._plan import _altered, _bindings
 
 FULL = Queue(name="a", arguments={"x-delivery-limit": 20, "x-overflow": "reject-publish"}).properties
@@ -154,11 +154,11 @@ ONE_QUEUE = Topology(
 )
 
 
-def managed(*bindings: Binding, **policies: Policies) -> Managed:
-    return Managed(bindings=frozenset(bindings), policies=policies)
+def managed(*bindings: Binding, **policies: Policies) -> VirtualHostState:
+    return VirtualHostState(bindings=frozenset(bindings), policies=policies)
 
 
-def states(known: Managed | None) -> dict[str, str]:
+def states(known: VirtualHostState | None) -> dict[str, str]:
     return {finding.name: finding.state for finding in _bindings(ONE_QUEUE, known)}
 
 

@@ -1,7 +1,7 @@
-"""A channel that is there again after whatever closed it: the common half of publisher and consumer.
+"""Channels: one for as long as it is open, and one that is opened and prepared again whenever it is lost.
 
-What makes a channel useful (declared queues, a consumer) is done again on each new one. A channel in doubt is retired:
-nothing new starts on it, what is still pending on it may end, and then it is closed.
+The work that makes a channel useful (declaring queues, consuming) is done again on each new one. A channel in doubt is
+retired: nothing new starts on it, what is pending on it may end, and then it is closed.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ from hybridkit.messaging._amqp._waiting import bounded
 from hybridkit.observability import get_logger
 
 PREPARE_SECONDS: Final = 30.0
-"""How long declaring some things may take: a broker makes a quorum queue in milliseconds, or in a second when busy."""
+"""How long declaring a few queues may take: RabbitMQ makes a quorum queue in milliseconds, or in a second when busy."""
 
 _log = get_logger(__name__)
 
@@ -49,7 +49,7 @@ class OpenChannel:
     Args:
         raw: aiormq's channel.
         connection: the connection it is on.
-        linger_seconds: how long a retired channel waits for those that need it; None waits for all of them.
+        linger_seconds: how long a retired channel waits for its users; None waits for all of them.
     """
 
     def __init__(self, raw: Channel, connection: OpenConnection, *, linger_seconds: float | None) -> None:
@@ -66,6 +66,7 @@ class OpenChannel:
         return f"OpenChannel({self.raw}, users={self._users}, is_open={self.is_open})"
 
     def __enter__(self) -> None:
+        """Use the channel: while it has users, a retired one stays open for what they still have to send on it."""
         self._users += 1
 
     def __exit__(self, *_: object) -> None:
@@ -82,32 +83,36 @@ class OpenChannel:
 
     @property
     def is_open(self) -> bool:
-        """Whether acknowledgements and publishes can still be sent on it."""
+        """Whether acknowledgements and publishes can still be sent on the channel."""
+        # The port hears of `channel.close` and of a lost connection before aiormq acts on them, in a task of its own.
         return not self.raw.is_closed and (self.port is None or self.port.is_open)
 
     @property
     def is_writable(self) -> bool:
-        """Whether something new should be sent on it, and would leave soon."""
-        return self.is_open and not self.retired.is_set() and self.connection.wire.is_writable
+        """Whether a new message should be sent on the channel, and would leave soon."""
+        return self.is_open and not self.retired.is_set() and self.connection.protocol.is_writable
 
     def open_port(self, receiver: Receiver) -> Port:
-        """Have the messages of this channel from now on."""
+        """Send the messages of this channel to the receiver from now on."""
         self.port = self.connection.port(self.raw, receiver)
         return self.port
 
     def retire(self) -> None:
-        """Start nothing new on it, and close it when nobody needs it any more."""
+        """Start nothing new on the channel, and close it when it has no users any more."""
         if self.retired.is_set():
             return
         self.retired.set()
+        # Closing is what puts unacknowledged deliveries back into their queue, and confirms of this channel only come
+        # on it (https://www.rabbitmq.com/docs/confirms#automatic-requeueing): so it waits for them.
         if not self._users:
             self.close()
         elif self._linger_seconds is not None:
             asyncio.get_running_loop().call_later(self._linger_seconds, self.close)
 
     def close(self) -> asyncio.Task[None]:
-        """Close it in the background, once; what is unacknowledged goes back to its queue."""
+        """Close the channel in a task, once; the broker puts unacknowledged deliveries back into their queue."""
         if self._closing is None:
+            # First the port: a delivery that is on its way must not begin on a channel that can't acknowledge it.
             if self.port is not None:
                 self.port.close("closed by us")
             self._closing = self._tasks.start(self._close(), name="closing a channel")
@@ -124,7 +129,7 @@ class OpenChannel:
 
 
 type Step = Callable[[OpenChannel], Coroutine[Any, Any, None]]
-"""Something to be done on a channel."""
+"""Work to be done on a channel."""
 
 
 class SupervisedChannel(Supervised[OpenChannel]):
@@ -214,7 +219,7 @@ class SupervisedChannel(Supervised[OpenChannel]):
             await connection.ask(
                 self._prepared(channel), name=f"preparing {self._name}", seconds=self._prepare_seconds
             )
-        except BaseException:
+        except BaseException:  # also when the supervision ends: a forgotten channel may consume already
             channel.close()
             raise
         return channel
@@ -222,7 +227,10 @@ class SupervisedChannel(Supervised[OpenChannel]):
     async def _prepared(self, channel: OpenChannel) -> None:
         try:
             await self._prepare(channel)
-        except (ChannelPreconditionFailed, ChannelLockedResource) as error:
+        except (
+            ChannelPreconditionFailed,
+            ChannelLockedResource,
+        ) as error:  # 406, or 405 for an exclusive queue
             raise TopologyError(f"{self._name}: the broker has it with other properties: {error}") from error
         except ChannelAccessRefused as error:
             raise AccessDeniedError(f"{self._name}: {error}") from error
@@ -238,6 +246,8 @@ class SupervisedChannel(Supervised[OpenChannel]):
     async def _live_through(self, opened: OpenChannel) -> None:
         if self._ready:
             self._ready(opened)
+        # The broker closes a channel over many things: a deleted queue, a consumer timeout, a declare that doesn't fit.
+        # https://www.rabbitmq.com/docs/channels#error-handling
         closed = closing(opened.raw)
         retired = asyncio.ensure_future(opened.retired.wait())
         seconds = self._probe_seconds if self._probe else None
@@ -255,7 +265,7 @@ class SupervisedChannel(Supervised[OpenChannel]):
     def _lost(self, opened: OpenChannel) -> None:
         if self._ready:
             self._ready(None)
-        if opened.is_open:
+        if opened.is_open:  # it was retired, and its users may finish
             opened.retire()
         else:
             _log.warning("channel lost", name=self._name)

@@ -1,8 +1,8 @@
-"""One connection to the broker that is opened again whenever it is lost.
+"""Connections to RabbitMQ: one for as long as it lasts, and one that is opened again whenever it is lost.
 
-This drives aiormq, the layer beneath aio-pika, and leaves aio-pika's robust connection out: one queue that can't be
-restored makes that one reconnect for ever, and one failed restore leaves a dead channel on a connection that says it is
-open. Here a connection restores nothing; each `SupervisedChannel` looks after itself.
+This drives aiormq, the layer beneath aio-pika, without aio-pika's robust connection: there a queue that can't be
+restored makes the connection reconnect for ever, and a failed restore leaves a dead channel on a connection that says
+it is open. Here a connection restores nothing; each `SupervisedChannel` looks after itself.
 """
 
 import asyncio
@@ -27,29 +27,25 @@ from yarl import URL
 from hybridkit._tasks import TaskSet
 from hybridkit.context import current
 from hybridkit.errors import AccessDeniedError, NotConnectedError, UnavailableError
+from hybridkit.messaging._amqp._affinity import LoopAffinity
 from hybridkit.messaging._amqp._port import Port, Receiver
-from hybridkit.messaging._amqp._socket import Sockets, Wire
+from hybridkit.messaging._amqp._socket import FrameProtocol, SocketFactory
 from hybridkit.messaging._amqp._supervision import Supervised
-from hybridkit.messaging._amqp._waiting import Home, bounded
+from hybridkit.messaging._amqp._waiting import bounded
 from hybridkit.observability import get_logger
 
-__all__ = [
-    "ANSWER_SECONDS",
-    "LIBRARY_ERRORS",
-    "BrokerConnection",
-    "OpenConnection",
-    "closing",
-    "start_seconds",
-]
-
 HEARTBEAT_SECONDS: Final = 10
+"""The heartbeat where the URL has none: aiormq gives up a silent connection after 33 s; by its default, after 183 s.
+
+https://www.rabbitmq.com/docs/heartbeats
+"""
 START_SECONDS: Final = 30.0
 ANSWER_SECONDS: Final = 10.0
-"""How long the broker may take to answer a method before its connection is given up."""
+"""How long the broker may take to reply to a method before the connection is given up."""
 CLOSE_SECONDS: Final = 5.0
 
 LIBRARY_ERRORS: Final = (AMQPError, OSError, RuntimeError, ValueError)
-"""What aiormq raises when a connection or channel fails; a `TimeoutError` of ours is an `OSError` as well."""
+"""The errors of aiormq when a connection or channel fails, and of `bounded`: `TimeoutError` is an `OSError`."""
 
 _log = get_logger(__name__)
 
@@ -58,7 +54,7 @@ class BrokerConnection(Supervised["OpenConnection"]):
     """A connection to RabbitMQ that consumers share, opened again whenever it is lost.
 
     Publishers have a connection each, because a broker alarm blocks those that publish, and a blocked connection would
-    hold up acknowledgements (https://www.rabbitmq.com/docs/connections#flow-control).
+    hold up acknowledgements (https://www.rabbitmq.com/docs/alarms).
 
     Args:
         url: `amqp://user:password@host:port/vhost`, or `amqps://`, with `?cafile=…` for a certificate authority that
@@ -75,7 +71,7 @@ class BrokerConnection(Supervised["OpenConnection"]):
         self._url = self._urls[0]  # the one that was tried last
         self._refusals = 0  # of the hosts tried last, one after another
         self._tasks = TaskSet()
-        self._home: Home | None = None
+        self._affinity: LoopAffinity | None = None
 
     def __repr__(self) -> str:
         return f"BrokerConnection({self.address!r}, name={self.name!r}, is_ready={self.is_ready})"
@@ -87,7 +83,7 @@ class BrokerConnection(Supervised["OpenConnection"]):
             NotConnectedError: the broker did not answer in that time.
             AccessDeniedError: the broker refuses the user or the password.
         """
-        self._home = Home()
+        self._affinity = LoopAffinity()
         seconds = start_seconds()
         failure = f"no connection to the broker at {self.address} in {seconds:.1f} s"
         await self._start(seconds=seconds, failure=failure)
@@ -120,8 +116,8 @@ class BrokerConnection(Supervised["OpenConnection"]):
         Raises:
             MisuseError: the connection was opened in another process or event loop.
         """
-        if self._home is not None:
-            self._home.check(f"the broker connection {self.name!r}")
+        if self._affinity is not None:
+            self._affinity.check(f"the broker connection {self.name!r}")
         return await super().opened()
 
     async def _stop(self) -> None:
@@ -162,14 +158,14 @@ class BrokerConnection(Supervised["OpenConnection"]):
 
 
 class OpenConnection:
-    """One TCP connection that speaks AMQP, for as long as it lasts.
+    """One AMQP connection, for as long as it lasts.
 
     Attributes:
-        wire: its socket.
+        protocol: reads and writes its frames.
     """
 
-    def __init__(self, connection: aiormq.Connection, wire: Wire, tasks: TaskSet) -> None:
-        self.wire = wire
+    def __init__(self, connection: aiormq.Connection, protocol: FrameProtocol, tasks: TaskSet) -> None:
+        self.protocol = protocol
         self._connection = connection
         self._tasks = tasks
 
@@ -178,13 +174,18 @@ class OpenConnection:
 
     @classmethod
     async def open(cls, url: URL, *, name: str, tasks: TaskSet) -> "OpenConnection":
-        """Connect within 10 s.
+        """Connect, within 10 s.
+
+        Args:
+            url: of one broker.
+            name: shown in the management interface.
+            tasks: keeps the calls into aiormq.
 
         Raises:
-            NotConnectedError: nobody answered.
+            NotConnectedError: there is no broker, or TLS or the virtual host is set up wrong.
             AccessDeniedError: the broker refuses the user or the password.
         """
-        sockets = Sockets()
+        sockets = SocketFactory()
         connection = aiormq.Connection(
             url, transport_factory=sockets, client_properties={"connection_name": name}
         )
@@ -207,31 +208,33 @@ class OpenConnection:
         except asyncio.CancelledError:
             sockets.abort()
             raise
-        wire = sockets.opened()
-        wire.frame_max = connection.connection_tune.frame_max or wire.frame_max
-        return cls(connection, wire, tasks)
+        protocol = sockets.opened()
+        protocol.frame_max = connection.connection_tune.frame_max or protocol.frame_max
+        return cls(connection, protocol, tasks)
 
     @property
     def is_blocked(self) -> bool:
         """Whether the broker has sent `connection.blocked`."""
-        return not self.wire.unblocked.is_set()
+        return not self.protocol.unblocked.is_set()
 
     async def writable(self) -> None:
-        """Return when the broker reads from this connection, at once if it does, or when the connection is lost."""
+        """Wait until the broker reads from this connection (at once if it does), or until the connection is lost."""
         if self.is_blocked:
-            unblocked = self._tasks.start(self.wire.unblocked.wait(), name="waiting for connection.unblocked")
+            unblocked = self._tasks.start(
+                self.protocol.unblocked.wait(), name="waiting for connection.unblocked"
+            )
             await asyncio.wait({unblocked, self._closing()}, return_when=asyncio.FIRST_COMPLETED)
             unblocked.cancel()
 
     async def lost(self) -> None:
-        """Return when the connection has ended, for whatever reason."""
+        """Wait until the connection has ended, for whatever reason."""
         await asyncio.wait({self._closing()})
 
     async def channel(self, *, confirms: bool) -> Channel:
-        """Open a channel; what it publishes and consumes goes through a port.
+        """Open a channel for aiormq's methods; messages and their acknowledgements go through a `port`.
 
         Raises:
-            NotConnectedError: the broker did not answer; its connection is given up.
+            NotConnectedError: the broker did not reply, and the connection is given up; or it has no more channels.
         """
         opening = self._connection.channel(publisher_confirms=confirms)
         try:
@@ -240,38 +243,39 @@ class OpenConnection:
             raise NotConnectedError(f"opening a channel: {error}") from error
 
     def port(self, channel: Channel, receiver: Receiver) -> Port:
-        """The way for the messages of that channel."""
-        return self.wire.open_port(channel.number, receiver)
+        """Send the messages of a channel to this receiver from now on, past aiormq."""
+        return self.protocol.open_port(channel.number, receiver)
 
     async def ask[T](self, work: Coroutine[Any, Any, T], *, name: str, seconds: float | None = None) -> T:
-        """The broker's answer, or the end of this connection: a broker that is silent for that long is gone.
+        """Return the broker's reply to a method, or give up the connection where none comes in time.
 
         Args:
             work: a call into aiormq.
             name: for the error.
-            seconds: 10 by default.
+            seconds: how long to wait; 10 by default.
 
         Raises:
-            NotConnectedError: no answer, or the connection ended meanwhile.
+            NotConnectedError: no reply came in time, or the connection ended meanwhile.
             aiormq.exceptions.AMQPError: the broker refuses.
         """
         try:
             return await bounded(work, seconds=seconds or ANSWER_SECONDS, tasks=self._tasks, name=name)
         except TimeoutError as error:
+            # Replies come in order: with one missing, those to later methods would not come either.
             self.abort()
             raise NotConnectedError(str(error)) from error
         except (OSError, RuntimeError) as error:
             raise NotConnectedError(f"{name}: {error}") from error
 
     def abort(self) -> None:
-        """Drop the connection without a word; what is pending on it fails."""
-        self.wire.abort()
+        """Drop the connection without `connection.close`; what is pending on it fails."""
+        self.protocol.abort()
 
     def _closing(self) -> asyncio.Future[Any]:
         return closing(self._connection)
 
     async def close(self) -> None:
-        """Say goodbye; after 5 s just go."""
+        """Close the connection, and drop it where the broker doesn't reply within 5 s."""
         try:
             await bounded(
                 self._connection.close(ConnectionClosed(200, "closed")),
@@ -286,12 +290,12 @@ class OpenConnection:
 
 
 def closing(resource: AbstractChannel | AbstractConnection) -> asyncio.Future[Any]:
-    """Done when that connection or channel has ended; a new future each time, which may be thrown away."""
+    """Return a future that is done when a connection or channel of aiormq has ended; each call makes a new one."""
     return resource.closing  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType] - `Future` is bare
 
 
 def _broker_urls(url: str) -> list[URL]:
-    """One URL for each host, with our heartbeat where none is given."""
+    """Split a URL into one for each host, with the default heartbeat where it has none."""
     split = urlsplit(url)
     user, at, hosts = split.netloc.rpartition("@")
     urls = [URL(urlunsplit(split._replace(netloc=f"{user}{at}{host}"))) for host in hosts.split(",")]
@@ -305,19 +309,19 @@ def _host_and_port(url: URL) -> str:
 
 
 def _may_pass(error: Exception) -> bool:
-    """Whether trying again can help at the start: not against a password or a certificate."""
+    """Return whether another attempt can help at the start: not against a password or a certificate."""
     return isinstance(error, UnavailableError) and not _is_set_up_wrong(error.__cause__)
 
 
 def _is_set_up_wrong(cause: BaseException | None) -> bool:
-    """Whether TLS can't work: a file that is missing or no certificate, one that isn't trusted, a port without TLS."""
+    """Return whether TLS can't work: a file is missing or no certificate, or isn't trusted, or the port has no TLS."""
     # The plain class is what OpenSSL's own refusals are; a connection that breaks has a class of its own.
     wrong = (ssl.SSLCertVerificationError, FileNotFoundError, PermissionError)
     return isinstance(cause, wrong) or type(cause) is ssl.SSLError
 
 
 def _tls_files(url: URL) -> str:
-    """Where the certificates come from."""
+    """Name the files that certificates come from, for an error."""
     files = [
         f"{name}={url.query[name]}"
         for name in ("cafile", "capath", "certfile", "keyfile")
@@ -330,6 +334,6 @@ _DEFAULT_PORTS: Final = {"amqp": 5672, "amqps": 5671}
 
 
 def start_seconds(usual: float = START_SECONDS) -> float:
-    """How long a start may wait for the broker: what the context leaves, or the usual time without a deadline."""
+    """Return how long a start may take: the time until the context's deadline, or the usual time without one."""
     remaining = current().remaining_seconds()
     return usual if remaining is None else max(remaining, 0.0)

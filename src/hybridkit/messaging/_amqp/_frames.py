@@ -1,7 +1,7 @@
-"""The AMQP frames that carry messages, written and read without detours; pamqp does all the others.
+"""The AMQP frames that carry messages, encoded and decoded by hand; pamqp does all others.
 
-A message is a method frame, a content header frame and body frames. For each kind there is one function, which works on
-whole frames when it writes, and on a payload inside of a larger buffer when it reads.
+A message is a method frame, a content header frame and body frames. There is one function for each: an encoder returns
+whole frames, a decoder reads a payload inside of a larger buffer.
 https://www.rabbitmq.com/resources/specs/amqp0-9-1.pdf, sections 4.2.3 to 4.2.7.
 """
 
@@ -13,40 +13,8 @@ from typing import Any, Final, NamedTuple
 from pamqp import commands, encode
 
 from hybridkit.errors import PayloadTooLargeError
-from hybridkit.messaging._amqp._odd_properties import read_properties
+from hybridkit.messaging._amqp._lenient_properties import decode_leniently
 from hybridkit.observability import get_logger
-
-__all__ = [
-    "ACK",
-    "BODY",
-    "CHANNEL_CLOSE",
-    "CONNECTION_BLOCKED",
-    "CONNECTION_UNBLOCKED",
-    "DELIVER",
-    "FRAME_KINDS",
-    "FRAME_OVERHEAD",
-    "HEAD",
-    "HEADER",
-    "HEARTBEAT_FRAME",
-    "JSON_MEDIA_TYPE",
-    "METHOD",
-    "NACK",
-    "PROPERTIES_AT",
-    "RETURN",
-    "Address",
-    "DeliverMethod",
-    "ack_frame",
-    "address",
-    "decode_properties",
-    "encode_fields",
-    "encode_table",
-    "message_frames",
-    "nack_frame",
-    "read_body_size",
-    "read_close",
-    "read_deliver",
-    "read_settled",
-]
 
 METHOD: Final = 1
 HEADER: Final = 2
@@ -54,7 +22,7 @@ BODY: Final = 3
 FRAME_KINDS: Final = frozenset({METHOD, HEADER, BODY, 8})
 HEARTBEAT_FRAME: Final = b"\x08\0\0\0\0\0\0\xce"
 HEAD: Final = struct.Struct(">BHI")
-"""Kind, channel, and the size of the payload, which an end mark follows."""
+"""Kind, channel, and the size of the payload, which the frame end follows."""
 FRAME_OVERHEAD: Final = HEAD.size + 1
 
 # Class and method, as the first four bytes of a method frame's payload.
@@ -68,7 +36,7 @@ ACK: Final = b"\x00\x3c\x00\x50"
 NACK: Final = b"\x00\x3c\x00\x78"
 
 PROPERTIES_AT: Final = 12
-"""In a content header: class, weight and body size come before the property flags."""
+"""The offset of the property flags in a content header, after class, weight and body size."""
 MANDATORY: Final = b"\x01"
 END: Final = b"\xce"
 
@@ -91,7 +59,7 @@ _log = get_logger(__name__)
 
 
 class DeliverMethod(NamedTuple):
-    """What `basic.deliver` says about the message that follows it."""
+    """The fields of a `basic.deliver`, without the consumer tag."""
 
     tag: int
     redelivered: bool
@@ -99,16 +67,16 @@ class DeliverMethod(NamedTuple):
     routing_key: str
 
 
-class Address(NamedTuple):
-    """What stays the same for every message of one kind, encoded once.
+class FrameTemplate(NamedTuple):
+    """The parts of a message's frames that are the same for every message of one kind, encoded once.
 
     Attributes:
-        method: the payload of `basic.publish`, mandatory.
-        flags: which properties there are.
-        content_type: encoded, the first of them.
-        tail: the properties after the message id: type and application id.
+        method: the payload of a `basic.publish` with the mandatory bit.
+        flags: the property flags.
+        content_type: the first property, encoded.
+        tail: the properties after the message id, encoded: type and application id.
         exchange: "" for the default exchange, where the routing key is the queue's name.
-        routing_key: of the message.
+        routing_key: for the exchange.
         message_type: AMQP's `type`.
     """
 
@@ -125,24 +93,24 @@ class Address(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def address(
+def frame_template(
     exchange: str,
     routing_key: str,
     message_type: str | None,
     app_id: str | None,
     content_type: str = JSON_MEDIA_TYPE,
-) -> Address:
-    """Encode where a message goes and what it is.
+) -> FrameTemplate:
+    """Encode where messages go and what they are; the result is cached.
 
     Args:
-        exchange: up to 255 bytes, as all of these.
-        routing_key: for a topic exchange.
+        exchange: at most 255 bytes of UTF-8, like the other arguments.
+        routing_key: for the exchange.
         message_type: AMQP's `type`.
-        app_id: who published it.
+        app_id: the name of the publishing service.
         content_type: of the body.
 
     Raises:
-        ValueError: one of them is longer, or has no UTF-8 form.
+        ValueError: an argument is longer, or has no UTF-8 form.
     """
     flags, tail = _FLAGS, b""
     if message_type is not None:
@@ -152,24 +120,24 @@ def address(
         flags |= _HAS_APP_ID
         tail += _short(app_id)
     method = PUBLISH + b"\0\0" + _short(exchange) + _short(routing_key) + MANDATORY
-    return Address(method, flags, _short(content_type), tail, exchange, routing_key, message_type)
+    return FrameTemplate(method, flags, _short(content_type), tail, exchange, routing_key, message_type)
 
 
 def message_frames(
-    to: Address, table: bytes, body: bytes, *, message_id: bytes, channel: int, frame_max: int
+    template: FrameTemplate, table: bytes, body: bytes, *, message_id: bytes, channel: int, frame_max: int
 ) -> bytes:
-    """A whole persistent message: method, content header, body.
+    """Encode a persistent message: method, content header, body.
 
     Args:
-        to: by `address`.
+        template: by `frame_template`.
         table: the headers, by `encode_table`.
-        body: in one frame if it fits, otherwise in as many as it needs.
-        message_id: ASCII, up to 255 bytes.
-        channel: its number.
+        body: written in one frame if it fits, otherwise in as many as it needs.
+        message_id: ASCII, at most 255 bytes.
+        channel: the channel's number.
         frame_max: the largest frame that the broker takes, in bytes.
 
     Raises:
-        PayloadTooLargeError: the content header, unlike the body, can't be cut into frames.
+        PayloadTooLargeError: the content header, which can't be cut into frames, is larger than one.
     """
     body_bytes = len(body)
     if 0 < body_bytes <= frame_max - FRAME_OVERHEAD:
@@ -180,25 +148,27 @@ def message_frames(
             b"".join(_body_frames(channel, body, frame_max - FRAME_OVERHEAD)),
             b"",
         )
-    header_bytes = _FIXED_BYTES + len(to.content_type) + len(table) + len(message_id) + len(to.tail)
+    header_bytes = (
+        _FIXED_BYTES + len(template.content_type) + len(table) + len(message_id) + len(template.tail)
+    )
     if header_bytes > frame_max - FRAME_OVERHEAD:
         raise PayloadTooLargeError(
-            f"the headers of {to} have {header_bytes} bytes, and have to fit into a frame of {frame_max}",
+            f"the headers of {template} have {header_bytes} bytes, and have to fit into a frame of {frame_max}",
             size_bytes=header_bytes,
             limit_bytes=frame_max - FRAME_OVERHEAD,
         )
     return b"".join(
         (
-            HEAD.pack(METHOD, channel, len(to.method)),
-            to.method,
+            HEAD.pack(METHOD, channel, len(template.method)),
+            template.method,
             END,
-            _CONTENT.pack(HEADER, channel, header_bytes, 60, 0, body_bytes, to.flags),
-            to.content_type,
+            _CONTENT.pack(HEADER, channel, header_bytes, 60, 0, body_bytes, template.flags),
+            template.content_type,
             table,
             _PERSISTENT,
             _LENGTHS[len(message_id)],
             message_id,
-            to.tail,
+            template.tail,
             END,
             body_head,
             content,
@@ -214,21 +184,21 @@ def _body_frames(channel: int, body: bytes, most: int) -> Iterator[bytes]:
 
 
 def ack_frame(channel: int, tag: int, *, multiple: bool) -> bytes:
-    """`basic.ack`; with `multiple`, of everything up to that tag."""
+    """Encode a `basic.ack`; with `multiple`, of all deliveries up to that tag."""
     return _SETTLE.pack(METHOD, channel, 13, ACK, tag, multiple, END[0])
 
 
 def nack_frame(channel: int, tag: int, *, requeue: bool = True) -> bytes:
-    """`basic.nack`: puts the message back into its queue, or has the queue dead-letter it."""
+    """Encode a `basic.nack`, which puts the message back into its queue, or has the queue dead-letter it."""
     return _SETTLE.pack(METHOD, channel, 13, NACK, tag, 2 if requeue else 0, END[0])
 
 
 def encode_fields(headers: Mapping[str, Any]) -> bytes:
-    """The inside of a field table; several of them together are one as well.
+    """Encode the fields of a table, without its length; several results together are fields of one table.
 
     Raises:
-        TypeError: a value that AMQP can't carry.
-        ValueError: the same, or a name of more than 255 bytes.
+        TypeError: AMQP can't carry a value.
+        ValueError: AMQP can't carry a value, or a name has more than 255 bytes.
     """
     parts: list[bytes] = []
     for name, value in headers.items():
@@ -241,18 +211,18 @@ def encode_fields(headers: Mapping[str, Any]) -> bytes:
 
 
 def encode_table(fields: bytes) -> bytes:
-    """A field table: its length, then its fields by `encode_fields`."""
+    """Encode a field table: its length, then its fields, by `encode_fields`."""
     return _LENGTH.pack(len(fields)) + fields
 
 
 def read_settled(data: bytes, start: int) -> tuple[int, int]:
-    """Tag and bits of a `basic.ack` or `basic.nack` at that place; bit 0 is `multiple`."""
+    """Decode tag and bits of the `basic.ack` or `basic.nack` at that offset; bit 0 is `multiple`."""
     tag, bits = _TAG_AND_BITS.unpack_from(data, start + 4)
     return tag, bits
 
 
 def read_deliver(data: bytes, start: int) -> DeliverMethod:
-    """The `basic.deliver` at that place."""
+    """Decode the `basic.deliver` at that offset."""
     at = start + 5 + data[start + 4]  # after the consumer tag
     tag, redelivered = _TAG_AND_BITS.unpack_from(data, at)
     exchange, at = _read_short(data, at + 9)
@@ -261,21 +231,21 @@ def read_deliver(data: bytes, start: int) -> DeliverMethod:
 
 
 def read_close(data: bytes, start: int) -> str:
-    """Code and text of the `channel.close` at that place, such as `404 NOT_FOUND - no exchange 'a'`."""
+    """Decode code and text of the `channel.close` at that offset, such as `404 NOT_FOUND - no exchange 'a'`."""
     text, _ = _read_short(data, start + 6)
     return f"{int.from_bytes(data[start + 4 : start + 6], 'big')} {text}"
 
 
 def read_body_size(data: bytes, start: int) -> int:
-    """The body size in the content header at that place."""
+    """Decode the body size in the content header at that offset."""
     size: int = _SIZE.unpack_from(data, start + 4)[0]
     return size
 
 
 def decode_properties(octets: bytes) -> commands.Basic.Properties:
-    """The properties in a content header's flags and fields, without those that can't be decoded.
+    """Decode the properties of a content header, from its flags on, and leave out what can't be decoded.
 
-    A publisher can send a timestamp of the year 292277026596, and the broker passes it on to whoever consumes.
+    A publisher can send a timestamp of the year 292277026596, and the broker passes it on to the consumers.
     """
     properties = commands.Basic.Properties()
     try:
@@ -283,7 +253,7 @@ def decode_properties(octets: bytes) -> commands.Basic.Properties:
         properties.unmarshal(flags, octets[2:])
     except Exception as error:  # noqa: BLE001 - a decoder meets what its author did not expect
         _log.warning("message properties unreadable", error=f"{error!r:.200}")
-        return read_properties(octets)
+        return decode_leniently(octets)
     return properties
 
 

@@ -1,6 +1,6 @@
-"""Message headers: what we send, and what may be taken over from a message that came in.
+"""The headers of messages: their names, and which of them a copy of a message keeps.
 
-Whoever reads a message can do without all of them: the body decides.
+A reader can do without all of them: the body decides.
 """
 
 import struct
@@ -9,36 +9,16 @@ from typing import Any, Final
 
 from pamqp.encode import encode_table_value
 
-__all__ = [
-    "ATTEMPT",
-    "ERROR",
-    "ERROR_TYPE",
-    "EVENT_ID",
-    "FAILED_AT",
-    "FIRST_FAILED_AT",
-    "GENERATION",
-    "QUEUE",
-    "REASON",
-    "STACK",
-    "VERSION_WAITS",
-    "copied_headers",
-    "event_headers",
-    "lean_headers",
-    "read_count",
-    "read_text",
-    "redriven_headers",
-]
-
 EVENT_ID: Final = "hk_event_id"
-"""The event's identity; AMQP's own `message_id` is another one for every attempt to publish."""
+"""The event's id; AMQP's own `message_id` is different for every attempt to publish."""
 ATTEMPT: Final = "hk_attempt"
-"""How many runs of a handler have failed so far."""
+"""The number of handler runs that have failed so far."""
 VERSION_WAITS: Final = "hk_version_waits"
-"""How often the message was put off because its version is not known here yet."""
+"""How often the message was delayed because its version was not known yet."""
 GENERATION: Final = "hk_generation"
 """How often the message was taken out of a dead-letter queue and sent again."""
 QUEUE: Final = "hk_queue"
-"""The consumer's queue that a retry or dead letter comes from."""
+"""The consumer's queue from which a retry or dead letter comes."""
 REASON: Final = "hk_reason"
 ERROR_TYPE: Final = "hk_error_type"
 ERROR: Final = "hk_error"
@@ -46,7 +26,7 @@ STACK: Final = "hk_stack"
 FIRST_FAILED_AT: Final = "hk_first_failed_at"
 FAILED_AT: Final = "hk_failed_at"
 
-# What belongs to the failure and not to the event.
+# They belong to the failure and not to the event.
 _OF_THE_FAILURE: Final = frozenset(
     {ATTEMPT, ERROR, ERROR_TYPE, FAILED_AT, FIRST_FAILED_AT, QUEUE, REASON, STACK, VERSION_WAITS}
 )
@@ -66,9 +46,10 @@ _NOT_COPIED_PREFIXES: Final = ("x-first-death-", "x-last-death-")
 
 
 def copied_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
-    """The headers that a copy of this message carries on.
+    """Return the headers that a copy of a message keeps.
 
-    Left out are the broker's notes about its death, values that can't be written again, and what goes beyond 64 KiB.
+    Left out are the broker's headers about dead-lettering, values that can't be encoded again, and what goes beyond
+    64 KiB.
     """
     copied: dict[str, Any] = {}
     left = MAX_COPIED_BYTES
@@ -83,19 +64,19 @@ def copied_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def redriven_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a dead letter that runs again: one generation on, and without what belongs to its failure."""
+    """Return the headers of a dead letter that runs again: the next generation, and nothing about its failure."""
     return {**event_headers(headers), GENERATION: min(read_count(headers, GENERATION) + 1, MAX_COUNT)}
 
 
 def event_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the event itself: without what a consumer has added when it failed, and how often it ran again there."""
+    """Return the headers of the event itself, without those that a consumer adds for its own retries and redrives."""
     return {
         name: value for name, value in headers.items() if name not in _OF_THE_FAILURE and name != GENERATION
     }
 
 
 def lean_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of ours that say why and how often, cut short: for a broker whose frames hold no more."""
+    """Return only the headers that say why and how often an event failed, cut short: for small frames."""
     kept = _OF_THE_FAILURE - {STACK} | {EVENT_ID, GENERATION}
     return {
         name: value[:MAX_LEAN_CHARS] if isinstance(value, str) else value
@@ -105,13 +86,13 @@ def lean_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_count(headers: Mapping[str, Any], name: str) -> int:
-    """A count from a header; 0 where it is absent or nonsense."""
+    """Return a count from a header; 0 where it is absent or no count."""
     value = headers.get(name)
     return value if type(value) is int and 0 <= value <= MAX_COUNT else 0
 
 
 def read_text(headers: Mapping[str, Any], name: str) -> str | None:
-    """A short text from a header; None where it is absent or nonsense."""
+    """Return a text of at most 256 characters from a header; None where it is absent or something else."""
     value = headers.get(name)
     return value if isinstance(value, str) and len(value) <= 256 else None
 
@@ -121,7 +102,7 @@ def _ours_first(item: tuple[str, Any]) -> bool:
 
 
 def _encoded_bytes(name: str, value: Any) -> int:
-    """The size on the wire; more than fits for a value that AMQP can be read from but not written to."""
+    """Return the encoded size in bytes; more than fits for a value that can be decoded but not encoded."""
     try:
         return len(name.encode()) + 1 + len(encode_table_value(value))
     except (TypeError, ValueError, OverflowError, RecursionError, struct.error):

@@ -1,7 +1,7 @@
-"""The data plane of one channel: messages and their acknowledgements, both ways, beside aiormq's control plane.
+"""The data plane of one channel: messages and acknowledgements in both directions, beside aiormq's control plane.
 
-aiormq opens and closes the channel, declares, subscribes and cancels. What carries messages goes through here instead:
-a publish is bytes in the socket's buffer, an answer is a call of the receiver, and no task, lock or queue is between.
+aiormq opens and closes the channel, declares, subscribes and cancels. The frames of messages go through a port instead:
+a publish is bytes in the socket's buffer, a confirm is a call of the receiver, with no task, lock or queue in between.
 """
 
 from typing import Final, NamedTuple, Protocol
@@ -23,8 +23,6 @@ from hybridkit.messaging._amqp._frames import (
 )
 from hybridkit.observability import get_logger
 
-__all__ = ["IncomingMessage", "Port", "Receiver", "Socket"]
-
 _MULTIPLE: Final = 1
 _OF_MESSAGES: Final = frozenset({DELIVER, RETURN, ACK, NACK})
 
@@ -32,12 +30,12 @@ _log = get_logger(__name__)
 
 
 class IncomingMessage(NamedTuple):
-    """A message that the broker hands to a consumer.
+    """A message that the broker delivers.
 
     Attributes:
         method: its delivery tag, exchange and routing key, and whether it was delivered before.
-        properties: undecoded, for `decode_properties`.
-        body: as it was published.
+        properties: encoded, for `decode_properties`.
+        body: the bytes of the message.
     """
 
     method: DeliverMethod
@@ -46,27 +44,27 @@ class IncomingMessage(NamedTuple):
 
 
 class Receiver(Protocol):
-    """What a channel's owner is told, in the order in which the broker said it; none of these may raise or wait."""
+    """The owner of a port, called in the order of the broker's frames; no method may raise or wait."""
 
     def settled(self, tag: int, *, multiple: bool, accepted: bool) -> None:
-        """The broker has (`basic.ack`) or has not (`basic.nack`) taken a publish, or all of them up to that tag."""
+        """Settle a publish, or all up to that tag: the broker has (`basic.ack`) or has not (`basic.nack`) taken it."""
         ...
 
     def returned(self, properties: bytes) -> None:
-        """No queue wanted a mandatory message; its acknowledgement follows."""
+        """Note that no queue took a mandatory message; its `basic.ack` follows."""
         ...
 
     def delivered(self, message: IncomingMessage, /) -> None:
-        """A message for a consumer on this channel."""
+        """Take a message for a consumer on this channel."""
         ...
 
     def closed(self, reason: str) -> None:
-        """Nothing comes any more, and nothing can be sent."""
+        """Note the end of the port: nothing comes any more, and nothing can be sent."""
         ...
 
 
-class Socket(Protocol):
-    """What a port writes to."""
+class FrameWriter(Protocol):
+    """A connection as ports see it."""
 
     frame_max: int
 
@@ -76,18 +74,18 @@ class Socket(Protocol):
 
 
 class Port:
-    """One channel's messages.
+    """Sends and receives the messages of one channel.
 
     Args:
-        socket: of the connection.
-        channel: its number.
-        receiver: who is told.
+        writer: writes the frames to the connection.
+        channel: the channel's number.
+        receiver: gets what the broker sends.
     """
 
-    def __init__(self, socket: Socket, channel: int, receiver: Receiver) -> None:
+    def __init__(self, writer: FrameWriter, channel: int, receiver: Receiver) -> None:
         self.channel = channel
         self.is_open = True
-        self._socket = socket
+        self._writer = writer
         self._receiver = receiver
         self._deliver: DeliverMethod | None = (
             None  # of the message that is coming in; None also for a returned one
@@ -102,19 +100,19 @@ class Port:
     @property
     def frame_max(self) -> int:
         """The largest frame that the broker takes, in bytes."""
-        return self._socket.frame_max
+        return self._writer.frame_max
 
     def send(self, octets: bytes) -> None:
-        """Write whole frames of this channel; on a closed one there is nobody to read them."""
+        """Write whole frames of this channel; nothing happens when it is closed."""
         if self.is_open:
-            self._socket.write(octets)
+            self._writer.write(octets)
 
     def ack(self, tag: int, *, multiple: bool = False) -> None:
-        """Tell the broker that a delivery, or every one up to it, is done with."""
+        """Acknowledge a delivery, or all up to that tag."""
         self.send(ack_frame(self.channel, tag, multiple=multiple))
 
     def requeue(self, tag: int) -> None:
-        """Put a delivery back; the broker counts that, and dead-letters the message at the limit of its queue."""
+        """Put a delivery back into its queue; the broker counts that, up to the delivery limit of the queue."""
         self.send(nack_frame(self.channel, tag))
 
     def close(self, reason: str) -> None:
@@ -124,10 +122,10 @@ class Port:
             self._receiver.closed(reason)
 
     def take(self, kind: int, data: bytes, start: int, stop: int) -> bool:
-        """Take the payload of a frame of this channel; False for one that belongs to the control plane.
+        """Take the payload of a frame of this channel, or return False for one that belongs to the control plane.
 
-        A closed one takes messages too, which were on their way, and drops them: the control plane would decode their
-        properties, and end the connection over some that it can't.
+        A closed port takes the messages that were on their way, and drops them: the control plane would decode their
+        properties, and end the connection over some that can't be decoded.
         """
         if not self.is_open:
             return kind != METHOD or data[start : start + 4] in _OF_MESSAGES

@@ -1,8 +1,8 @@
-"""The socket under an AMQP connection, shared by two: aiormq's control plane and our own data plane.
+"""The socket under an AMQP connection, which aiormq's control plane and our data plane share.
 
-aiormq lets its user open the socket. This one looks at every frame that comes in: those that carry messages on a
-channel with a port go to that port, all others to aiormq. What goes out is written in whole frames by both sides, so
-they never mix. https://www.rabbitmq.com/resources/specs/amqp0-9-1.pdf, section 4.2.3.
+aiormq lets its user open the socket. This one looks at every frame that comes in: frames of messages on a channel with
+a port go to that port, all others to aiormq. Both sides write whole frames, so they never mix.
+https://www.rabbitmq.com/resources/specs/amqp0-9-1.pdf, section 4.2.3.
 """
 
 import asyncio
@@ -29,54 +29,53 @@ from hybridkit.observability import get_logger
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Sockets", "Wire"]
 
 ALIVE_SECONDS: Final = 1.0
-"""How often aiormq, which watches for a silent peer, is told that frames come in."""
+"""How often aiormq gets a heartbeat for frames that it doesn't see, as it closes a connection that is silent."""
 FRAME_MAX: Final = 131_072
-"""What RabbitMQ proposes, until the connection is tuned."""
+"""The largest frame in bytes until `connection.tune` says otherwise: RabbitMQ's default."""
 
 _log = get_logger(__name__)
 
 
-class Sockets(TransportFactory):
+class SocketFactory(TransportFactory):
     """Opens a socket for aiormq and keeps it, because aiormq's own way to close waits for a peer that may be frozen."""
 
     def __init__(self) -> None:
-        self.wire: Wire | None = None
+        self.protocol: FrameProtocol | None = None
 
     def __repr__(self) -> str:
-        return f"Sockets({self.wire})"
+        return f"SocketFactory({self.protocol})"
 
     async def create(self, url: URL, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Connect, with TLS for `amqps`: what `asyncio.open_connection` does, around a protocol of ours."""
+        """Connect, with TLS for `amqps`, as `asyncio.open_connection` does, but with a `FrameProtocol`."""
         certificates: SSLContextProvider = options.pop("ssl_context_provider")
         context = await certificates.get_context() if url.scheme == "amqps" else None
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(loop=loop)
-        transport, wire = await loop.create_connection(
-            lambda: Wire(reader, loop), url.host or "", url.port or 0, ssl=context, **options
+        transport, protocol = await loop.create_connection(
+            lambda: FrameProtocol(reader, loop), url.host or "", url.port or 0, ssl=context, **options
         )
-        self.wire = wire
-        return reader, asyncio.StreamWriter(transport, wire, reader, loop)
+        self.protocol = protocol
+        return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 
-    def opened(self) -> "Wire":
-        """The socket, once there is one."""
-        assert self.wire is not None  # noqa: S101 # nosec B101 - connecting ended well
-        return self.wire
+    def opened(self) -> "FrameProtocol":
+        """Return the protocol of the open socket."""
+        assert self.protocol is not None  # noqa: S101 # nosec B101 - connecting ended well
+        return self.protocol
 
     def abort(self) -> None:
-        """Drop the connection without a word."""
-        if self.wire is not None:
-            self.wire.abort()
+        """Drop the connection without `connection.close`."""
+        if self.protocol is not None:
+            self.protocol.abort()
 
 
-class Wire(asyncio.StreamReaderProtocol):
-    """Sorts the frames that come in, and writes those that carry messages.
+class FrameProtocol(asyncio.StreamReaderProtocol):
+    """Hands each incoming frame to a port or to aiormq, and writes the frames of the ports.
 
     Attributes:
         frame_max: the largest frame that the broker takes, in bytes.
-        unblocked: cleared while the broker reads nothing from this connection: a memory or disk alarm.
+        unblocked: cleared between `connection.blocked` and `connection.unblocked` (a memory or disk alarm).
         on_writable: called when messages can be written again, after an alarm or a full buffer.
     """
 
@@ -95,7 +94,7 @@ class Wire(asyncio.StreamReaderProtocol):
         self._alive_at = 0.0
 
     def __repr__(self) -> str:
-        return f"Wire({self._out}, ports={sorted(self._ports)}, is_writable={self.is_writable})"
+        return f"FrameProtocol({self._out}, ports={sorted(self._ports)}, is_writable={self.is_writable})"
 
     @property
     def is_writable(self) -> bool:
@@ -103,7 +102,7 @@ class Wire(asyncio.StreamReaderProtocol):
         return self.unblocked.is_set() and not self._is_full
 
     def open_port(self, channel: int, receiver: Receiver) -> Port:
-        """Take the messages of an open channel, also those that are on their way when the port is closed."""
+        """Send the messages of an open channel to the receiver from now on."""
         port = self._ports[channel] = Port(self, channel, receiver)
         return port
 
@@ -113,14 +112,14 @@ class Wire(asyncio.StreamReaderProtocol):
             self._out.write(octets)
 
     def abort(self) -> None:
-        """Drop the connection without a word."""
+        """Drop the connection without `connection.close`."""
         if self._out is not None:
             self._out.abort()
 
     # ── what asyncio calls ───────────────────────────────────────────────────────────────────────
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport."""
+        """Keep the transport, for writing."""
         super().connection_made(transport)
         self._out = cast("asyncio.Transport", transport)  # by its methods: uvloop's is no subclass
 
@@ -131,18 +130,18 @@ class Wire(asyncio.StreamReaderProtocol):
             port.close(f"connection lost: {exc or 'closed by the broker'}")
 
     def pause_writing(self) -> None:
-        """The socket's buffer is full."""
+        """Note that the socket's buffer is full."""
         super().pause_writing()
         self._is_full = True
 
     def resume_writing(self) -> None:
-        """There is room again."""
+        """Note that the socket's buffer has room again."""
         super().resume_writing()
         self._is_full = False
         self._tell_writable()
 
     def data_received(self, data: bytes) -> None:
-        """Sort whole frames; the beginning of one waits for its rest."""
+        """Hand on whole frames; the beginning of one waits for its rest."""
         if not self._speaks_amqp:
             super().data_received(data)
             return
@@ -159,7 +158,7 @@ class Wire(asyncio.StreamReaderProtocol):
     # ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def _sort(self, data: bytes) -> int:
-        """Hand on every whole frame; how many bytes that was."""
+        """Hand on every whole frame, and return the number of their bytes."""
         start, stop, end = 0, 0, len(data)
         taken = False
         while end - start >= FRAME_OVERHEAD:
@@ -184,7 +183,7 @@ class Wire(asyncio.StreamReaderProtocol):
         return start
 
     def _observe(self, port: Port | None, data: bytes, start: int) -> None:
-        """See what the control plane is told, at once: it acts on it later, and must not be overtaken."""
+        """Act at once on some methods for the control plane, which aiormq handles later, in a task."""
         method = data[start : start + 4]
         if method == CONNECTION_BLOCKED:
             self.unblocked.clear()

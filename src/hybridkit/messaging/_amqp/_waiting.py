@@ -1,24 +1,29 @@
-"""Waiting for the client library without trusting it: its calls run in tasks of ours, and nobody cancels them.
+"""Waiting for aiormq without trusting it: its calls run in tasks that nobody cancels.
 
-A call into aiormq that is cancelled or that times out leaves a channel in doubt (a lock that is never released,
-delivery tags off by one). So a caller that stops waiting only stops waiting; what was begun goes on, and its end is
-looked at.
+A call into aiormq that is cancelled or times out leaves its channel in doubt: a lock that is never released, delivery
+tags off by one. So a caller that stops waiting only stops waiting, and the call goes on.
 """
 
 import asyncio
-import os
 import random
 from collections.abc import Coroutine
 from typing import Any
 
 from hybridkit._tasks import TaskSet
-from hybridkit.errors import MisuseError
 
 
 async def bounded[T](work: Coroutine[Any, Any, T], *, seconds: float, tasks: TaskSet, name: str) -> T:
-    """The result of a library call, or `TimeoutError`; the call itself is not cancelled.
+    """Return the result of a call into aiormq, or stop waiting for it; the call itself is never cancelled.
 
-    A `CancelledError` out of the library, which nobody asked for, becomes a `ConnectionError`.
+    Args:
+        work: the call.
+        seconds: how long to wait.
+        tasks: keeps the call while it runs.
+        name: for errors and debuggers.
+
+    Raises:
+        TimeoutError: there is no result in that time.
+        ConnectionError: aiormq raised a `CancelledError`, which is how it says that the connection has ended.
     """
     task = tasks.start(work, name=name)
     done, _ = await asyncio.wait({task}, timeout=seconds)
@@ -31,38 +36,9 @@ async def bounded[T](work: Coroutine[Any, Any, T], *, seconds: float, tasks: Tas
 
 
 def is_cancelled() -> bool:
-    """Whether somebody has cancelled this task: aiormq raises `CancelledError` also where nobody has."""
+    """Return whether this task was cancelled: aiormq raises `CancelledError` also where it was not."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-class Home:
-    """The process and the event loop in which something was opened: in no other one it would ever get an answer."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._process = os.getpid()
-
-    def __repr__(self) -> str:
-        return f"Home(process={self._process})"
-
-    def check(self, what: str) -> None:
-        """Refuse to go on elsewhere.
-
-        Raises:
-            MisuseError: this is another process, a fork of the first one, another loop, or a thread that runs none.
-        """
-        if os.getpid() != self._process:
-            raise MisuseError(f"{what} was opened before this process was forked; open one in here")
-        try:
-            here = asyncio.get_running_loop()
-        except RuntimeError:
-            raise MisuseError(
-                f"{what} was opened in an event loop, and is used in a thread without one;"
-                " hand the call over with `loop.call_soon_threadsafe`"
-            ) from None
-        if here is not self._loop:
-            raise MisuseError(f"{what} was opened in another event loop; open one in this one")
 
 
 class Backoff:

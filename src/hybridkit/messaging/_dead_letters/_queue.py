@@ -33,7 +33,7 @@ from hybridkit.messaging._dead_letters._letter import (
 from hybridkit.messaging._dead_letters._reader import QueueReader, Window, open_reader
 from hybridkit.messaging._publishing._publisher import RobustPublisher
 from hybridkit.messaging._topology._declared import DEAD_LETTER_EXCHANGE, UNROUTED, dead_letter_queue
-from hybridkit.messaging._topology._management import ask_management
+from hybridkit.messaging._topology._management import fetch_virtual_host
 
 IN_FLIGHT: Final = 100
 """How many copies may be unconfirmed at the same time."""
@@ -139,7 +139,7 @@ class DeadLetters:
             UnavailableError: nobody answered in 10 s.
             ResponseError: what answered is not a management API that knows the virtual host.
         """
-        bindings = (await ask_management(management_url, vhost=vhost)).bindings
+        bindings = (await fetch_virtual_host(management_url, vhost=vhost)).bindings
         exchanges = {DEAD_LETTER_EXCHANGE, UNROUTED}
         return sorted({each.target for each in bindings if each.source in exchanges and not each.to_exchange})
 

@@ -27,7 +27,7 @@ from hybridkit.messaging._amqp._frames import decode_properties
 from hybridkit.messaging._amqp._port import IncomingMessage, Port
 from hybridkit.messaging._consuming._delivery import MAX_UNACKED_SECONDS
 from hybridkit.messaging._topology._declared import NO_DELIVERY_LIMIT, Queue
-from hybridkit.messaging._topology._inspection import Found, Inspection
+from hybridkit.messaging._topology._inspection import Inspected, Inspection
 
 WINDOW_MESSAGES: Final = 50_000
 """How many messages a reader may have unacknowledged; AMQP counts them with 16 bits."""
@@ -85,13 +85,13 @@ class QueueReader:
 
     async def ready(self) -> int:
         """How many messages nobody has."""
-        return (await self._inspection.look_at(self.queue)).messages
+        return (await self._inspection.find_queue(self.queue)).messages
 
     async def _settled(self, messages: int) -> None:
         """Wait until the queue has back what is left, so that whoever looks next sees it."""
         give_up_at = asyncio.get_running_loop().time() + SETTLE_SECONDS
         while asyncio.get_running_loop().time() < give_up_at:
-            found = await self._inspection.look_at(self.queue)
+            found = await self._inspection.find_queue(self.queue)
             if found.messages >= messages and not found.consumers:
                 return
             await asyncio.sleep(0.01)
@@ -264,14 +264,14 @@ async def open_reader(url: str, queue: str) -> AsyncGenerator[QueueReader]:
     async with BrokerConnection(url, name=f"{CONNECTION_NAME} {queue}") as connection:
         opened = await connection.opened()
         async with Inspection(opened) as inspection:
-            found = await inspection.queue(
+            found = await inspection.compare_queue(
                 Queue(name=queue, arguments={"x-delivery-limit": NO_DELIVERY_LIMIT})
             )
             if not found.exists:
                 raise NotFoundError(f"there is no queue {queue!r}; it is there once its consumer has started")
             _check_limit(queue, found)
             await _lock(inspection, queue)
-            found = await inspection.look_at(queue)
+            found = await inspection.find_queue(queue)
             if found.consumers:
                 raise InProgressError(
                     f"{queue} has {found.consumers} consumers that take messages out of it; stop them first"
@@ -279,7 +279,7 @@ async def open_reader(url: str, queue: str) -> AsyncGenerator[QueueReader]:
             yield QueueReader(url, queue, inspection, found.messages)
 
 
-def _check_limit(queue: str, found: Found) -> None:
+def _check_limit(queue: str, found: Inspected) -> None:
     """Every look at a message counts as a delivery of it, and at the limit a quorum queue drops it."""
     differences = {each.name: each.actual for each in found.differences}
     if "x-queue-type" in differences:

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from hybridkit.errors import HybridkitError, NackedError, OutcomeUnknownError, PayloadTooLargeError
 from hybridkit.messaging._amqp._channel import OpenChannel
-from hybridkit.messaging._amqp._frames import Address, message_frames
+from hybridkit.messaging._amqp._frames import FrameTemplate, message_frames
 from hybridkit.messaging._amqp._port import IncomingMessage, Port
 from hybridkit.observability import get_logger
 
@@ -32,7 +32,7 @@ class PendingPublish:
     """A message that waits to be written, or for its confirm.
 
     Attributes:
-        to: exchange, routing key, type and publisher.
+        template: exchange, routing key, type and publisher, encoded.
         table: the headers, encoded.
         body: the bytes of the message.
         deadline: the `time.monotonic()` instant at which the caller gets an error.
@@ -40,7 +40,7 @@ class PendingPublish:
         sent_at: the `time.monotonic()` instant at which it was written; None while it waits.
     """
 
-    to: Address
+    template: FrameTemplate
     table: bytes
     body: bytes
     deadline: float
@@ -48,7 +48,7 @@ class PendingPublish:
     sent_at: float | None = None
 
     def __str__(self) -> str:
-        return str(self.to)
+        return str(self.template)
 
     def fail(self, error: HybridkitError) -> None:
         """Give the caller this error, unless there is an outcome already."""
@@ -92,13 +92,13 @@ class Confirms:
         return self._count < WINDOW and self._bytes < WINDOW_BYTES
 
     def frames(self, pending: PendingPublish, *, now: float) -> bytes:
-        """Number a publish and encode it; the caller must write the frames in the same order and at once.
+        """Give a publish its number and encode it; the caller must write the frames at once and in this order.
 
         Raises:
             PayloadTooLargeError: the headers don't fit into one frame; no number was used.
         """
         frames = message_frames(
-            pending.to,
+            pending.template,
             pending.table,
             pending.body,
             message_id=self._prefix + b"%x" % (self._first + len(self._sent)),

@@ -23,7 +23,7 @@ from hybridkit.errors import (
 from hybridkit.events import Command, Event, EventEnvelope, Message, encode_message
 from hybridkit.events.cloudevents import to_binary
 from hybridkit.messaging._amqp._connection import BrokerConnection
-from hybridkit.messaging._amqp._frames import Address, address, encode_fields, encode_table
+from hybridkit.messaging._amqp._frames import FrameTemplate, encode_fields, encode_table, frame_template
 from hybridkit.messaging._amqp._headers import EVENT_ID
 from hybridkit.messaging._publishing._confirms import PendingPublish
 from hybridkit.messaging._publishing._telemetry import (
@@ -64,14 +64,14 @@ class EncodedMessage(NamedTuple):
     """An event or command, ready for the writer.
 
     Attributes:
-        to: exchange, routing key, type and publisher.
+        template: exchange, routing key, type and publisher, encoded.
         destination: the same for people and spans, without the delay that a routing key may contain.
         body: the envelope.
         event_id: the id of the event or command.
         fields: the headers of a CloudEvent, encoded; empty for an envelope.
     """
 
-    to: Address
+    template: FrameTemplate
     destination: str
     body: bytes
     event_id: UUID
@@ -80,13 +80,13 @@ class EncodedMessage(NamedTuple):
     @property
     def message_type(self) -> str:
         """The type of the event or command."""
-        return self.to.message_type or ""
+        return self.template.message_type or ""
 
     def span(self) -> AbstractContextManager[object]:
         """Return the producer's span around the publish of this message."""
         return publish_span(
             self.destination,
-            routing_key=self.to.routing_key,
+            routing_key=self.template.routing_key,
             event_id=self.event_id,
             body_bytes=len(self.body),
         )
@@ -220,7 +220,7 @@ class RobustPublisher:
         if self._writer.waiting >= MAX_WAITING:
             _drop(
                 message,
-                BlockedError(f"{MAX_WAITING} messages wait for the broker; {message.to} was not sent"),
+                BlockedError(f"{MAX_WAITING} messages wait for the broker; {message.template} was not sent"),
             )
             return
         try:
@@ -246,8 +246,8 @@ class RobustPublisher:
             delay_route(delay_seconds, command.queue) if delay_seconds else ("", command.queue)
         )
         context = bound() or RequestContext()
-        to = self._address(exchange, routing_key, command.message_type)
-        return await self._publish(self._encode(command, context, to, command.queue), context)
+        template = self._template(exchange, routing_key, command.message_type)
+        return await self._publish(self._encode(command, context, template, command.queue), context)
 
     async def publish_encoded(
         self,
@@ -271,16 +271,16 @@ class RobustPublisher:
         """
         check_readable(body)
         exchange, routing_key = (EVENT_EXCHANGE, event_type) if queue is None else ("", queue)
-        to = self._address(exchange, routing_key, event_type)
-        message = _checked(EncodedMessage(to, queue or f"{exchange}:{routing_key}", body, event_id))
+        template = self._template(exchange, routing_key, event_type)
+        message = _checked(EncodedMessage(template, queue or f"{exchange}:{routing_key}", body, event_id))
         return await self._publish(message, bound() or RequestContext(), allow_unrouted=allow_unrouted)
 
     def _event(self, event: Event, context: RequestContext) -> EncodedMessage:
-        to = self._address(EVENT_EXCHANGE, event.message_type, event.message_type)
-        return self._encode(event, context, to, f"{EVENT_EXCHANGE}:{event.message_type}")
+        template = self._template(EVENT_EXCHANGE, event.message_type, event.message_type)
+        return self._encode(event, context, template, f"{EVENT_EXCHANGE}:{event.message_type}")
 
     def _encode(
-        self, message: Message, context: RequestContext, to: Address, destination: str
+        self, message: Message, context: RequestContext, template: FrameTemplate, destination: str
     ) -> EncodedMessage:
         fields = b""
         if self._cloudevents:
@@ -289,11 +289,11 @@ class RobustPublisher:
             fields = encode_fields(headers)
         else:
             body = encode_message(message, service=self.service, context=context)
-        return _checked(EncodedMessage(to, destination, body, message.event_id, fields))
+        return _checked(EncodedMessage(template, destination, body, message.event_id, fields))
 
-    def _address(self, exchange: str, routing_key: str, message_type: str) -> Address:
+    def _template(self, exchange: str, routing_key: str, message_type: str) -> FrameTemplate:
         try:
-            return address(exchange, routing_key, message_type, self.service)
+            return frame_template(exchange, routing_key, message_type, self.service)
         except ValueError as error:
             raise MalformedPayloadError(f"an event type or queue that AMQP can't carry: {error}") from error
 
@@ -305,7 +305,7 @@ class RobustPublisher:
             try:
                 routed = await self._begin(message, context, _shared_fields(context)).confirmation
                 if not (routed or allow_unrouted):
-                    raise unroutable(message.to)
+                    raise unroutable(message.template)
             except HybridkitError as error:
                 count(message.message_type, outcome_of(error))
                 raise
@@ -318,7 +318,7 @@ class RobustPublisher:
 
     def _begin(self, message: EncodedMessage, context: RequestContext, fields: bytes) -> PendingPublish:
         table = encode_table(_EVENT_ID_FIELD + str(message.event_id).encode() + message.fields + fields)
-        return self._writer.begin(message.to, table, message.body, deadline=context.deadline)
+        return self._writer.begin(message.template, table, message.body, deadline=context.deadline)
 
     def _begin_or_error(
         self, event: Event, context: RequestContext, fields: bytes
@@ -352,7 +352,7 @@ async def _receipt(
         routed = await pending.confirmation
     except HybridkitError as error:
         return error
-    return Receipt(event.event_id, routed) if routed or allow_unrouted else unroutable(pending.to)
+    return Receipt(event.event_id, routed) if routed or allow_unrouted else unroutable(pending.template)
 
 
 def _checked(message: EncodedMessage) -> EncodedMessage:
@@ -371,7 +371,7 @@ def _look_at(message: EncodedMessage, confirmation: asyncio.Future[bool]) -> Non
     if error is None and confirmation.result():
         count(message.message_type, outcome_of(True))
     else:
-        _drop(message, error if isinstance(error, HybridkitError) else unroutable(message.to))
+        _drop(message, error if isinstance(error, HybridkitError) else unroutable(message.template))
 
 
 def _drop(message: EncodedMessage, error: HybridkitError) -> None:

@@ -1,4 +1,4 @@
-"""Spans and metrics of what is published, by the names of OpenTelemetry's conventions.
+"""The spans and metrics of publishing, by the names of OpenTelemetry's conventions.
 
 https://opentelemetry.io/docs/specs/semconv/messaging/rabbitmq/
 """
@@ -14,10 +14,8 @@ from prometheus_client import Counter, Histogram
 from hybridkit.errors import HybridkitError, UnroutableError
 from hybridkit.observability import is_tracing, metrics, span
 
-__all__ = ["batch_span", "count", "observe_seconds", "outcome_of", "publish_span"]
-
 LABELS: Final = 4096
-"""For so many event types and outcomes a metric is looked up once."""
+"""The most event types and outcomes whose metrics are cached."""
 
 _NO_SPAN: Final[AbstractContextManager[object]] = nullcontext()
 
@@ -25,13 +23,13 @@ _NO_SPAN: Final[AbstractContextManager[object]] = nullcontext()
 def publish_span(
     destination: str, *, routing_key: str, event_id: UUID, body_bytes: int
 ) -> AbstractContextManager[object]:
-    """The producer's span around one publish.
+    """Return the producer's span around one publish; nothing where no tracing is set up.
 
     Args:
-        destination: of low variety; not the routing key of a delay, which has the delay in it.
-        routing_key: as it is.
-        event_id: of the event or command.
-        body_bytes: the size.
+        destination: the span's name, of low cardinality: without the delay that a routing key may contain.
+        routing_key: of the message.
+        event_id: the id of the event or command.
+        body_bytes: the size of the body.
     """
     if not is_tracing():
         return _NO_SPAN
@@ -44,24 +42,24 @@ def publish_span(
 
 
 def batch_span(destination: str, *, messages: int) -> AbstractContextManager[object]:
-    """The producer's span around many publishes."""
+    """Return the producer's span around many publishes."""
     return _producer(destination, {"messaging.batch.message_count": messages}) if is_tracing() else _NO_SPAN
 
 
 def outcome_of(answer: bool | HybridkitError) -> str:  # noqa: FBT001 - the broker's answer is that: routed or not
-    """What the metrics call it: confirmed, unrouted, or an error's code."""
+    """Return the metrics' label for an outcome: `confirmed`, `unrouted`, or an error's code."""
     if isinstance(answer, HybridkitError):
         return "unrouted" if isinstance(answer, UnroutableError) else answer.code
     return "confirmed" if answer else "unrouted"
 
 
 def count(message_type: str, outcome: str, *, messages: int = 1) -> None:
-    """Count what became of a publish."""
+    """Count the outcome of a publish."""
     _counter(message_type, outcome).inc(messages)
 
 
 def observe_seconds(message_type: str, seconds: float) -> None:
-    """Note how long the broker's answer to a publish took."""
+    """Record the time between a publish and its confirm."""
     _duration(message_type).observe(seconds)
 
 

@@ -24,10 +24,16 @@ from hybridkit.errors import (
     PayloadTooLargeError,
     UnroutableError,
 )
+from hybridkit.messaging._amqp._affinity import LoopAffinity
 from hybridkit.messaging._amqp._channel import OpenChannel, SupervisedChannel
 from hybridkit.messaging._amqp._connection import BrokerConnection
-from hybridkit.messaging._amqp._frames import JSON_MEDIA_TYPE, Address, address, encode_fields, encode_table
-from hybridkit.messaging._amqp._waiting import Home
+from hybridkit.messaging._amqp._frames import (
+    JSON_MEDIA_TYPE,
+    FrameTemplate,
+    encode_fields,
+    encode_table,
+    frame_template,
+)
 from hybridkit.messaging._publishing._confirms import WINDOW, Confirms, PendingPublish
 from hybridkit.messaging._topology._declared import declare, shared_topology
 from hybridkit.observability import get_logger
@@ -105,7 +111,7 @@ class Writer:
 
     async def start(self) -> None:
         """Open the channel and declare what all services share; raises as `SupervisedChannel.start` does."""
-        self._home = Home()
+        self._affinity = LoopAffinity()
         await self._channel.start()
         self._is_open = True
 
@@ -139,7 +145,7 @@ class Writer:
         context = bound()
         pending = self.submit(message, deadline=context.deadline if context else None)
         if not await pending.confirmation:
-            raise unroutable(pending.to)
+            raise unroutable(pending.template)
 
     def renew_topology(self, *, reason: str) -> None:
         """Declare the shared exchanges and queues again, on a new channel."""
@@ -158,7 +164,7 @@ class Writer:
             MalformedPayloadError: AMQP can't carry a name or a header of it.
         """
         try:
-            to = address(
+            template = frame_template(
                 message.exchange,
                 message.routing_key,
                 message.message_type,
@@ -168,13 +174,15 @@ class Writer:
             table = encode_table(encode_fields(message.headers))
         except (TypeError, ValueError) as error:
             raise MalformedPayloadError(f"AMQP can't carry the message: {error}") from error
-        return self.begin(to, table, message.body, deadline=deadline)
+        return self.begin(template, table, message.body, deadline=deadline)
 
-    def begin(self, to: Address, table: bytes, body: bytes, *, deadline: float | None) -> PendingPublish:
+    def begin(
+        self, template: FrameTemplate, table: bytes, body: bytes, *, deadline: float | None
+    ) -> PendingPublish:
         """Publish an encoded message, without waiting for its confirm.
 
         Args:
-            to: by `address`.
+            template: by `frame_template`.
             table: the headers, by `encode_table`.
             body: UTF-8 JSON.
             deadline: the `time.monotonic()` instant by which there is an outcome; None for 10 s from now.
@@ -193,13 +201,13 @@ class Writer:
         """
         if not self._is_open:
             raise NotConnectedError(f"{self._name} is not open: enter it with `async with`; nothing was sent")
-        self._home.check(self._name)
+        self._affinity.check(self._name)
         now = time.monotonic()
         if deadline is None:
             deadline = now + PUBLISH_SECONDS
         elif deadline <= now:
             raise DeadlinePassedError(f"the deadline passed {now - deadline:.3f} s ago; nothing was sent")
-        pending = PendingPublish(to, table, body, deadline, asyncio.get_running_loop().create_future())
+        pending = PendingPublish(template, table, body, deadline, asyncio.get_running_loop().create_future())
         self._waiting.append(pending)
         if self._timer is None or deadline < self._timer_at:
             self._wake_up_at(deadline)
@@ -244,7 +252,7 @@ class Writer:
         self._confirms = None
         if channel is not None:
             self._confirms = Confirms(channel, self._settled)
-            channel.connection.wire.on_writable = self._flush_soon
+            channel.connection.protocol.on_writable = self._flush_soon
             self._flush_soon()
 
     def _settled(self, confirms: Confirms) -> None:
@@ -304,10 +312,10 @@ def _unknown(pending: PendingPublish) -> HybridkitError:
     return OutcomeUnknownError(f"{pending} was sent, and the broker did not answer in time; publish it again")
 
 
-def unroutable(to: Address) -> UnroutableError:
+def unroutable(template: FrameTemplate) -> UnroutableError:
     """Return the error of a message that no queue takes."""
     return UnroutableError(
-        f"no queue wants {to}; start a consumer for it once",
-        exchange=to.exchange,
-        routing_key=to.routing_key,
+        f"no queue wants {template}; start a consumer for it once",
+        exchange=template.exchange,
+        routing_key=template.routing_key,
     )

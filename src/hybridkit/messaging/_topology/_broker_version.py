@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-__all__ = ["Broker"]
-
 type Version = tuple[int, int, int]
 
 OLDEST: Final[Version] = (3, 10, 0)
@@ -14,7 +12,7 @@ OLDEST: Final[Version] = (3, 10, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Fact:
+class _VersionNote:
     """Something that holds from one version to before another."""
 
     said: str
@@ -22,23 +20,23 @@ class _Fact:
     until: Version = (999, 0, 0)
 
 
-_FACTS: Final = (
-    _Fact(
+_VERSION_NOTES: Final = (
+    _VersionNote(
         said="a message republished with its x-death header vanishes in the delay levels (until 4.0.1):"
         " hybridkit removes the header, others who republish must",
         until=(4, 0, 1),
     ),
-    _Fact(
+    _VersionNote(
         said="a delivery limit of -1 drops at the second delivery (until 4.0):"
         " queues that need no limit are declared with a large one",
         until=(4, 0, 0),
     ),
-    _Fact(
+    _VersionNote(
         said="a quorum queue without a delivery limit of its own has one of 20 (since 4.0):"
         " every queue declared here has its own",
         since=(4, 0, 0),
     ),
-    _Fact(
+    _VersionNote(
         said="quorum queues can delay retries by themselves, with linear growth (x-delayed-retry-type, since 4.3):"
         " the delay levels work on every version",
         since=(4, 3, 0),
@@ -85,7 +83,7 @@ class Broker:
         if number < OLDEST:
             said = "too old: quorum queues dead-letter at least once since RabbitMQ 3.10"
             return (f"{self} is {said}",)
-        return tuple(fact.said for fact in _FACTS if fact.since <= number < fact.until)
+        return tuple(fact.said for fact in _VERSION_NOTES if fact.since <= number < fact.until)
 
     def _number(self) -> Version | None:
         parts = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", self.version)

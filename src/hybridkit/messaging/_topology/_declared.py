@@ -24,26 +24,6 @@ from aiormq.abc import AbstractChannel
 
 from hybridkit.errors import DeclarationError
 
-__all__ = [
-    "DEAD_LETTER_EXCHANGE",
-    "EVENT_EXCHANGE",
-    "UNROUTED",
-    "Binding",
-    "Exchange",
-    "Queue",
-    "Topology",
-    "Value",
-    "consumer_topology",
-    "dead_letter_queue",
-    "declare",
-    "declare_exchange",
-    "declare_queue",
-    "delay_route",
-    "delayed_to",
-    "parked_queue",
-    "shared_topology",
-]
-
 EVENT_EXCHANGE: Final = "hk.events"
 DEAD_LETTER_EXCHANGE: Final = "hk.dlx"
 DELAY_DELIVER_EXCHANGE: Final = "hk.delay.deliver"

@@ -25,8 +25,6 @@ from hybridkit.messaging._amqp._channel import OpenChannel
 from hybridkit.messaging._amqp._connection import OpenConnection
 from hybridkit.messaging._topology._declared import Exchange, Queue, Value, declare_exchange, declare_queue
 
-__all__ = ["Found", "Inspection", "TopologyDifference", "difference_in"]
-
 type _Declare = Callable[[Channel, str, Mapping[str, Value]], Coroutine[Any, Any, None]]
 
 _INEQUIVALENT: Final = re.compile(
@@ -56,7 +54,7 @@ class TopologyDifference:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class Inspected:
     """What the broker says of one exchange or queue.
 
     Attributes:
@@ -97,7 +95,7 @@ class Inspection:
         """What the broker has said of itself."""
         return dict((await self._channel()).connection.server_properties)
 
-    async def exchange(self, exchange: Exchange) -> Found:
+    async def compare_exchange(self, exchange: Exchange) -> Inspected:
         """Compare an exchange.
 
         Raises:
@@ -107,32 +105,34 @@ class Inspection:
         try:
             await self.ask(lambda channel: channel.exchange_declare(exchange.name, passive=True))
         except ChannelNotFoundEntity:
-            return Found(exists=False)
+            return Inspected(exists=False)
         differences, refusal = await self._compare(declare_exchange, exchange.name, exchange.properties)
-        return Found(exists=True, differences=differences, refusal=refusal)
+        return Inspected(exists=True, differences=differences, refusal=refusal)
 
-    async def queue(self, queue: Queue) -> Found:
+    async def compare_queue(self, queue: Queue) -> Inspected:
         """Compare a queue.
 
         Raises:
             AccessDeniedError: the user may not declare it.
             NotConnectedError: the broker did not answer.
         """
-        found = await self.look_at(queue.name)
+        found = await self.find_queue(queue.name)
         if not found.exists or found.refusal:
             return found
         differences, refusal = await self._compare(declare_queue, queue.name, queue.properties)
         return replace(found, differences=differences, refusal=refusal)
 
-    async def look_at(self, name: str) -> Found:
+    async def find_queue(self, name: str) -> Inspected:
         """Whether there is a queue of that name, with how many messages and consumers."""
         try:
             answer = await self.ask(lambda channel: channel.queue_declare(name, passive=True))
         except ChannelNotFoundEntity:
-            return Found(exists=False)
+            return Inspected(exists=False)
         except ChannelLockedResource as error:
-            return Found(exists=True, refusal=str(error))
-        return Found(exists=True, messages=answer.message_count or 0, consumers=answer.consumer_count or 0)
+            return Inspected(exists=True, refusal=str(error))
+        return Inspected(
+            exists=True, messages=answer.message_count or 0, consumers=answer.consumer_count or 0
+        )
 
     async def ask[T](
         self, question: Callable[[Channel], Coroutine[Any, Any, T]], *, seconds: float | None = None

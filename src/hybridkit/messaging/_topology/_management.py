@@ -18,8 +18,6 @@ from pydantic import TypeAdapter, ValidationError
 from hybridkit.errors import AccessDeniedError, MisuseError, ResponseError, UnavailableError
 from hybridkit.messaging._topology._declared import Binding
 
-__all__ = ["Managed", "Policies", "ask_management", "list_bindings"]
-
 ANSWER_SECONDS: Final = 10.0
 
 _CONNECTIONS: Final = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
@@ -58,7 +56,7 @@ class Policies:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Managed:
+class VirtualHostState:
     """What the management API knows of a virtual host.
 
     Attributes:
@@ -70,7 +68,7 @@ class Managed:
     policies: Mapping[str, Policies]
 
 
-async def ask_management(management_url: str, *, vhost: str) -> Managed:
+async def fetch_virtual_host(management_url: str, *, vhost: str) -> VirtualHostState:
     """Ask for bindings and policies. New policies show up after some seconds: the API caches its lists.
 
     Args:
@@ -86,7 +84,7 @@ async def ask_management(management_url: str, *, vhost: str) -> Managed:
     bindings = await list_bindings(management_url, vhost=vhost)
     columns = ",".join(_QueueRow.__annotations__)
     queues = await _ask(management_url, f"/api/queues/{quote(vhost, safe='')}?columns={columns}", _QUEUES)
-    return Managed(
+    return VirtualHostState(
         bindings=bindings,
         policies={row["name"]: found for row in queues if (found := _policies(row))},
     )

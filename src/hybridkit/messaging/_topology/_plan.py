@@ -30,10 +30,8 @@ from hybridkit.messaging._topology._declared import (
     declare,
     delayed_to,
 )
-from hybridkit.messaging._topology._inspection import Found, Inspection, TopologyDifference
-from hybridkit.messaging._topology._management import Managed, ask_management
-
-__all__ = ["Finding", "Plan", "apply_topology", "plan_topology", "verify_topology"]
+from hybridkit.messaging._topology._inspection import Inspected, Inspection, TopologyDifference
+from hybridkit.messaging._topology._management import VirtualHostState, fetch_virtual_host
 
 type Kind = Literal["exchange", "queue", "binding"]
 type State = Literal["present", "missing", "conflicting", "unknown", "extra", "altered", "orphaned"]
@@ -135,7 +133,7 @@ async def plan_topology(
     if used := [name for name in renamed_from if name in {queue.name for queue in topology.queues}]:
         raise DeclarationError(f"{', '.join(used)} can't be a former name: it is declared now")
     async with _inspecting(broker) as (inspection, vhost):
-        managed = await ask_management(management_url, vhost=vhost) if management_url else None
+        managed = await fetch_virtual_host(management_url, vhost=vhost) if management_url else None
         plan = await _compare(topology, inspection, managed)
         leftovers = await _leftovers(topology, inspection, managed, renamed_from)
         return replace(plan, findings=(*plan.findings, *leftovers))
@@ -220,24 +218,25 @@ async def _inspecting(broker: BrokerConnection | str) -> AsyncGenerator[tuple[In
         yield inspection, unquote(broker.address.partition("/")[2]) or "/"
 
 
-async def _compare(topology: Topology, inspection: Inspection, managed: Managed | None) -> Plan:
+async def _compare(topology: Topology, inspection: Inspection, managed: VirtualHostState | None) -> Plan:
     broker = Broker.from_properties(await inspection.server_properties())
     exchanges = [
-        _finding("exchange", each.name, await inspection.exchange(each)) for each in topology.exchanges
+        _finding("exchange", each.name, await inspection.compare_exchange(each))
+        for each in topology.exchanges
     ]
-    queues = [_finding("queue", each.name, await inspection.queue(each)) for each in topology.queues]
+    queues = [_finding("queue", each.name, await inspection.compare_queue(each)) for each in topology.queues]
     others = (*_bindings(topology, managed), *_altered(topology, managed))
     return Plan(broker=broker, findings=(*exchanges, *queues, *others))
 
 
-def _finding(kind: Kind, name: str, found: Found) -> Finding:
+def _finding(kind: Kind, name: str, found: Inspected) -> Finding:
     if not found.exists:
         return Finding(kind=kind, name=name, state="missing")
     state: State = "conflicting" if found.differences or found.refusal else "present"
     return Finding(kind=kind, name=name, state=state, differences=found.differences, detail=found.refusal)
 
 
-def _bindings(topology: Topology, managed: Managed | None) -> list[Finding]:
+def _bindings(topology: Topology, managed: VirtualHostState | None) -> list[Finding]:
     """How the bindings stand, and which others lead to what the topology declares."""
     if managed is None:
         return [Finding(kind="binding", name=str(each), state="unknown") for each in topology.bindings]
@@ -264,7 +263,7 @@ def _extra_detail(binding: Binding) -> str:
     return ""
 
 
-def _altered(topology: Topology, managed: Managed | None) -> list[Finding]:
+def _altered(topology: Topology, managed: VirtualHostState | None) -> list[Finding]:
     """Queues that are as declared, but whose messages a policy expires, drops or refuses earlier."""
     found: list[Finding] = []
     for queue in topology.queues:
@@ -288,7 +287,7 @@ def _tightened(queue: Queue, definition: Mapping[str, Any]) -> list[str]:
 async def _leftovers(
     topology: Topology,
     inspection: Inspection,
-    managed: Managed | None,
+    managed: VirtualHostState | None,
     renamed_from: Iterable[str],
 ) -> list[Finding]:
     """Queues of consumers that are not declared: named by the caller, or known by their bindings and not consumed."""
@@ -298,14 +297,14 @@ async def _leftovers(
     bound = {each.target for each in bindings if each == delayed_to(each.target)} - declared - set(named)
     found: list[Finding] = []
     for name in [*named, *sorted(bound)]:
-        queue = await inspection.look_at(name)
+        queue = await inspection.find_queue(name)
         if name in named or not queue.consumers:
-            letters = await inspection.look_at(dead_letter_queue(name))
+            letters = await inspection.find_queue(dead_letter_queue(name))
             found += _leftover(name, queue, bindings) + _leftover(dead_letter_queue(name), letters, bindings)
     return found
 
 
-def _leftover(name: str, found: Found, bindings: Collection[Binding]) -> list[Finding]:
+def _leftover(name: str, found: Inspected, bindings: Collection[Binding]) -> list[Finding]:
     if not found.exists:
         return []
     events = sum(each.source == EVENT_EXCHANGE and each.target == name for each in bindings)

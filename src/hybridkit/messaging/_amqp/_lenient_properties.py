@@ -1,6 +1,6 @@
-"""The properties of a message in which something can't be decoded: all the others, one by one.
+"""Decoding the properties of a message one by one, without those that can't be decoded.
 
-pamqp gives up at the first one: a header that holds a time beyond the calendar would cost the message its attempts, its
+pamqp gives up at the first one: a header with a time beyond the calendar would cost the message its attempts, its
 request id and its content type.
 """
 
@@ -8,8 +8,6 @@ from contextlib import suppress
 from typing import Any, Final
 
 from pamqp import commands, decode
-
-__all__ = ["read_properties"]
 
 _SIZES: Final = {
     **dict.fromkeys(b"tbB", 1),
@@ -19,16 +17,16 @@ _SIZES: Final = {
     **dict.fromkeys(b"V\0", 0),
     ord("D"): 5,
 }
-"""In bytes, by the type of a value in a table (https://www.rabbitmq.com/amqp-0-9-1-errata.html)."""
+"""The size in bytes by the type of a value in a table (https://www.rabbitmq.com/amqp-0-9-1-errata.html)."""
 _SIZED: Final = frozenset(b"SAFx")
-"""Those that begin with their length, in four bytes."""
+"""The types whose values begin with their length, in four bytes."""
 
 
-def read_properties(octets: bytes) -> commands.Basic.Properties:
-    """Read as many of the properties as there are; one that can't be decoded is None, a header absent.
+def decode_leniently(octets: bytes) -> commands.Basic.Properties:
+    """Decode all properties that can be decoded; one that can't is None, and such a header is absent.
 
     Args:
-        octets: flags and fields of a content header. Where they end too early, so do the properties.
+        octets: a content header from its flags on. Where it ends too early, the properties do as well.
     """
     properties = commands.Basic.Properties()
     flags, at = int.from_bytes(octets[:2], "big"), 2
@@ -66,7 +64,7 @@ def _value(kind: str, octets: bytes) -> Any:
 
 
 def _fields(octets: bytes) -> dict[str, Any]:
-    """The fields of a table that can be decoded, up to where the next one can't be found."""
+    """Decode the fields of a table, up to one whose size isn't known, and without those that can't be decoded."""
     fields: dict[str, Any] = {}
     at, end = 0, len(octets)
     while at < end:
