@@ -76,6 +76,7 @@ def named(page: Path) -> str:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks_in(page, "python")], ids=named)
 def test_a_page_runs_and_prints_what_it_says(page: Path, tmp_path: Path) -> None:
+    """As a program of its own, with warnings as errors."""
     script = tmp_path / (page.stem + ".py")
     script.write_text(program_of(page))
     done = subprocess.run(
@@ -128,6 +129,7 @@ def problem_with(command: str) -> str | None:
 
 @pytest.mark.parametrize(("page", "command"), commands())
 def test_a_command_that_is_shown_exists(page: str, command: str) -> None:
+    """In pages, and in the README."""
     assert (problem := problem_with(command)) is None, f"{page}: `{command}`: {problem}"
 
 
@@ -141,6 +143,7 @@ def test_a_command_that_is_shown_exists(page: str, command: str) -> None:
     ],
 )
 def test_a_command_that_does_not_exist_is_found_out(command: str) -> None:
+    """The check itself can fail."""
     assert problem_with(command) is not None
 
 

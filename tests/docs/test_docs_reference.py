@@ -21,11 +21,13 @@ def public_modules() -> set[str]:
 
 
 def test_every_public_module_has_a_reference_page() -> None:
+    """And every page a module."""
     pages = {path.stem for path in ROOT.glob("docs/reference/*.md")} - {"index", "metrics"}
     assert pages == public_modules()
 
 
 def test_the_index_of_the_reference_names_every_page() -> None:
+    """By a link, with a line of what is in it."""
     index = (ROOT / "docs/reference/index.md").read_text()
     assert [name for name in sorted(public_modules()) if f"]({name}.md)" not in index] == []
 
@@ -46,6 +48,7 @@ def test_every_page_is_in_the_navigation() -> None:
 
 
 def test_the_layers_that_are_explained_are_the_ones_that_are_checked() -> None:
+    """The page has the contract of import-linter word for word."""
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     checked = [re.sub(r"[()]", "", layer).replace(" : ", ", ") for layer in contracts[0]["layers"]]
     assert "\n".join(checked) in (ROOT / "docs/explanation/architecture.md").read_text()

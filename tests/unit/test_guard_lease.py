@@ -49,6 +49,7 @@ DOWN = UnavailableError("down")
 
 
 async def test_the_block_outlives_many_leases_while_it_is_renewed() -> None:
+    """A lease of 30 ms and seven renewals end with the block."""
     redis = Redis(True)
     async with redis.keeper() as keeper:
         await redis.until_renewals(7)
@@ -56,6 +57,7 @@ async def test_the_block_outlives_many_leases_while_it_is_renewed() -> None:
 
 
 async def test_nothing_is_renewed_after_the_block() -> None:
+    """The task that renews ends with it."""
     redis = Redis(True)
     async with redis.keeper() as keeper:
         pass
@@ -69,6 +71,7 @@ async def run(keeper: LeaseKeeper, work: Callable[[], Awaitable[object]]) -> Non
 
 
 async def test_losing_the_lease_cancels_the_block() -> None:
+    """It may clean up, and the task isn't left in a cancelled state."""
     cleaned_up = asyncio.Event()
 
     async def work() -> None:
@@ -84,6 +87,8 @@ async def test_losing_the_lease_cancels_the_block() -> None:
 
 
 async def test_the_error_of_a_block_that_fails_while_it_is_stopped_is_kept() -> None:
+    """It says more than that the claim was lost."""
+
     async def work() -> None:
         try:
             await asyncio.Event().wait()
@@ -95,6 +100,8 @@ async def test_the_error_of_a_block_that_fails_while_it_is_stopped_is_kept() -> 
 
 
 async def test_a_block_that_ignores_its_cancellation_has_lost_the_claim_all_the_same() -> None:
+    """Its result must not be recorded."""
+
     async def work() -> None:
         with suppress(asyncio.CancelledError):
             await asyncio.Event().wait()
@@ -104,6 +111,7 @@ async def test_a_block_that_ignores_its_cancellation_has_lost_the_claim_all_the_
 
 
 async def test_a_loss_at_the_last_moment_does_not_cancel_what_comes_after_the_block() -> None:
+    """The cancellation is taken back on the way out."""
     keeper = Redis(True).keeper()
 
     async def work() -> None:
@@ -116,6 +124,7 @@ async def test_a_loss_at_the_last_moment_does_not_cancel_what_comes_after_the_bl
 
 
 async def test_a_cancellation_from_outside_stays_one() -> None:
+    """It isn't turned into the loss of a claim."""
     redis = Redis(True)
 
     async def work() -> None:
@@ -131,6 +140,7 @@ async def test_a_cancellation_from_outside_stays_one() -> None:
 
 @pytest.mark.parametrize("ends", ["waiting", "at once"])
 async def test_a_cancellation_from_outside_wins_over_a_loss_at_the_same_time(ends: str) -> None:
+    """The process is being stopped, whoever holds the key."""
     redis = Redis(True)
 
     async def work() -> None:
@@ -162,6 +172,7 @@ async def test_a_swallowed_cancellation_from_outside_is_not_turned_into_an_error
 
 
 async def test_without_news_from_redis_the_block_ends_before_its_lease() -> None:
+    """Another holder may begin when it is over."""
     redis = Redis(True, DOWN)
     with pytest.raises(ClaimLostError, match="Redis does not answer"):
         async with redis.keeper():
@@ -169,12 +180,14 @@ async def test_without_news_from_redis_the_block_ends_before_its_lease() -> None
 
 
 async def test_a_renewal_in_time_makes_up_for_failed_ones() -> None:
+    """Every other question fails here."""
     redis = Redis(DOWN, True, DOWN, True, DOWN, True)
     async with redis.keeper():
         await redis.until_renewals(7)
 
 
 async def test_harmless_work_goes_on_without_redis() -> None:
+    """Writes through a data service are safe in two holders' hands."""
     redis = Redis(DOWN)
     async with redis.keeper(may_outlive=True):
         await redis.until_renewals(9)
@@ -193,12 +206,14 @@ async def test_a_block_whose_lease_another_holder_has_by_now_does_not_begin(*, m
 
 
 async def test_a_block_that_begins_late_renews_first() -> None:
+    """The process was frozen between the answer and the block."""
     redis = Redis(True)
     async with redis.keeper(since=redis.now - LEASE_SECONDS):
         assert redis.renewals == 1
 
 
 async def test_a_block_that_begins_in_time_asks_nobody() -> None:
+    """A short piece of work costs no renewal."""
     redis = Redis(False)
     async with redis.keeper(since=redis.now - LEASE_SECONDS / 2):
         assert redis.renewals == 0

@@ -48,6 +48,7 @@ def outcomes(scope: str, outcome: str) -> float:
 
 
 async def test_durable_work_goes_on_and_is_counted(redis: Redis) -> None:
+    """The answer says that it is unguarded."""
     before = outcomes("orders", "unguarded")
     answer = await IdempotencyGuard(redis).begin(KEY, None)
     assert isinstance(answer, Acquired)
@@ -56,12 +57,14 @@ async def test_durable_work_goes_on_and_is_counted(redis: Redis) -> None:
 
 
 async def test_a_durable_block_runs_and_ends_well(redis: Redis) -> None:
+    """Its result has nowhere to go, which is no error."""
     async with IdempotencyGuard(redis).claim(KEY, None) as claim:
         claim.set_result("done")
 
 
 @pytest.mark.parametrize("mode", [RedisDown.EXTERNAL, RedisDown.STRICT])
 async def test_other_work_is_refused_and_counted(redis: Redis, mode: RedisDown) -> None:
+    """The error says when to come back."""
     before = outcomes("orders", "unavailable")
     guard = IdempotencyGuard(redis, when_down=mode)
     for _ in range(5):
@@ -76,6 +79,7 @@ async def test_other_work_is_refused_and_counted(redis: Redis, mode: RedisDown) 
 async def test_after_three_failures_redis_is_left_alone(
     redis: Redis, dead: DeadRedis, mode: RedisDown
 ) -> None:
+    """Twenty more questions make no connection."""
     guard = IdempotencyGuard(redis, when_down=mode)
 
     async def ask() -> None:
@@ -93,6 +97,7 @@ async def test_after_three_failures_redis_is_left_alone(
 
 
 async def test_strict_asks_every_time(redis: Redis, dead: DeadRedis) -> None:
+    """It never believes that Redis is still down."""
     guard = IdempotencyGuard(redis, when_down=RedisDown.STRICT)
     for _ in range(6):
         connections = dead.connections
@@ -105,6 +110,7 @@ async def test_strict_asks_every_time(redis: Redis, dead: DeadRedis) -> None:
 async def test_an_outcome_is_worth_a_timeout_only_where_nothing_else_protects(
     redis: Redis, dead: DeadRedis, mode: RedisDown, *, asks: bool
 ) -> None:
+    """Durable work tells it later, in the background."""
     guard = IdempotencyGuard(redis, when_down=mode)
     acquired = Acquired(key=KEY, token="t", fence=1, taken_over=False, guarded=True, fingerprint="f")
     for _ in range(3):
@@ -124,6 +130,7 @@ async def test_a_silent_redis_costs_the_guards_own_timeout(dead: DeadRedis) -> N
 
 
 async def test_renewing_says_that_nobody_knows(redis: Redis) -> None:
+    """The holder may still have the lease."""
     acquired = Acquired(key=KEY, token="t", fence=1, taken_over=False, guarded=True, fingerprint="f")
     with pytest.raises(UnavailableError, match="can't reach Redis"):
         await IdempotencyGuard(redis).renew(acquired)
@@ -132,6 +139,7 @@ async def test_renewing_says_that_nobody_knows(redis: Redis) -> None:
 async def test_a_key_of_another_form_is_refused_before_anything_is_asked(
     redis: Redis, dead: DeadRedis
 ) -> None:
+    """Redis sees no connection."""
     with pytest.raises(ValueError, match="context:entity:id"):
         await IdempotencyGuard(redis).begin("42", None)
     assert dead.connections == 0
@@ -148,11 +156,13 @@ async def test_a_key_of_another_form_is_refused_before_anything_is_asked(
     ids=str,
 )
 async def test_numbers_that_can_not_be_are_refused(redis: Redis, options: dict[str, float]) -> None:
+    """When the guard is made, and not at the first claim."""
     with pytest.raises(DeclarationError):
         IdempotencyGuard(redis, **options)  # type: ignore[arg-type] # numbers of every kind
 
 
 async def test_its_repr_names_what_decides_and_no_url(redis: Redis) -> None:
+    """The URL may have a password."""
     assert repr(IdempotencyGuard(redis)) == (
         "IdempotencyGuard(when_down='durable', lease_seconds=30.0, retention_seconds=86400.0,"
         " records=Records(key_prefix='hk:claim:', breaker=Breaker(closed, failures=0)))"

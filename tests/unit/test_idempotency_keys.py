@@ -95,10 +95,12 @@ def test_bytes_are_taken_as_they_are() -> None:
 
 
 def test_scalars_have_a_fingerprint_too() -> None:
+    """`1`, `"1"` and `true` are different payloads."""
     values: list[object] = [None, 1, "1", True, UUID(int=1), []]
     assert len({fingerprint(value) for value in values}) == len(values)
 
 
 def test_what_has_no_json_form_is_refused() -> None:
+    """With the typed error."""
     with pytest.raises(MalformedPayloadError):
         fingerprint(object())

@@ -15,6 +15,7 @@ print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
 
 
 def test_importing_the_package_loads_nothing_but_itself_and_the_standard_library() -> None:
+    """Every name is loaded when it is first used."""
     done = subprocess.run([sys.executable, "-I", "-c", LOADED], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert "hybridkit" in loaded
@@ -22,6 +23,7 @@ def test_importing_the_package_loads_nothing_but_itself_and_the_standard_library
 
 
 def test_every_exported_name_is_there() -> None:
+    """And in `dir()`, for completion."""
     names = hybridkit.__all__
     assert [name for name in names if getattr(hybridkit, name, None) is None] == []
     assert len(set(names)) == len(names)
@@ -29,5 +31,6 @@ def test_every_exported_name_is_there() -> None:
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
+    """As of every module."""
     module = importlib.import_module("hybridkit")
     assert not hasattr(module, "no_such_name")

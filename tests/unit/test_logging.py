@@ -86,6 +86,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> Lines:
 
 
 def test_a_line_follows_the_elastic_common_schema(lines: Lines) -> None:
+    """It has nothing else but what the caller said."""
     before = datetime.now(UTC)
     log.info("user registered", plan="free")
     line = lines.one()
@@ -103,6 +104,7 @@ def test_a_line_follows_the_elastic_common_schema(lines: Lines) -> None:
 
 
 def test_the_context_is_in_each_line_and_none_is_made_up(lines: Lines) -> None:
+    """Lines of other libraries have it too."""
     with bind(RequestContext(request_id="req-1", user_id="user-1")):
         log.info("inside")
     with bind(RequestContext(request_id="req-2")):
@@ -116,6 +118,7 @@ def test_the_context_is_in_each_line_and_none_is_made_up(lines: Lines) -> None:
 
 
 def test_a_line_inside_a_span_names_its_trace(lines: Lines) -> None:
+    """A log viewer can lead from the line to the trace."""
     with span("work", parent={"traceparent": TRACEPARENT}):
         assert trace_headers()["traceparent"] == TRACEPARENT
         log.info("traced")
@@ -124,6 +127,7 @@ def test_a_line_inside_a_span_names_its_trace(lines: Lines) -> None:
 
 
 def test_what_the_application_binds_is_in_each_line(lines: Lines) -> None:
+    """By context variables of structlog, or on a logger."""
     structlog.contextvars.bind_contextvars(tenant="blue")
     log.bind(attempt=2).info("bound")
     line = lines.one()
@@ -131,6 +135,7 @@ def test_what_the_application_binds_is_in_each_line(lines: Lines) -> None:
 
 
 def test_an_error_has_type_message_and_stack(lines: Lines) -> None:
+    """Asked for in any of the ways that both libraries have."""
     try:
         fail(LookupError("no such user"))
     except LookupError as error:
@@ -155,6 +160,7 @@ def test_keys_that_the_schema_uses_otherwise_go_to_labels(lines: Lines) -> None:
 
 
 def test_levels_below_the_configured_one_are_left_out(lines: Lines) -> None:
+    """For our loggers and for the standard library's."""
     log.debug("no")
     logging.getLogger("library").debug("no")
     configure(log_level="DEBUG")
@@ -167,6 +173,7 @@ def test_levels_below_the_configured_one_are_left_out(lines: Lines) -> None:
 
 
 def test_records_of_the_standard_library_take_the_same_way(lines: Lines) -> None:
+    """Their extras that the schema uses for objects become labels."""
     logging.getLogger("uvicorn.error").warning(
         "hi %s", "there", extra={"client": "10.0.0.1", "event": "x", "n": 1}
     )
@@ -182,6 +189,7 @@ def test_records_of_the_standard_library_take_the_same_way(lines: Lines) -> None
 def test_handlers_that_uvicorn_installed_are_replaced(
     lines: Lines, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """A line would come out twice."""
     uvicorn = logging.getLogger("uvicorn")
     uvicorn.addHandler(logging.StreamHandler(sys.stderr))
     uvicorn.propagate = False
@@ -193,6 +201,7 @@ def test_handlers_that_uvicorn_installed_are_replaced(
 
 
 def test_configuring_again_does_not_double_the_lines(lines: Lines) -> None:
+    """Also after `logging.basicConfig`."""
     logging.basicConfig(force=True)
     configure()
     configure()
@@ -201,12 +210,14 @@ def test_configuring_again_does_not_double_the_lines(lines: Lines) -> None:
 
 
 def test_other_handlers_of_the_root_logger_stay(lines: Lines, caplog: pytest.LogCaptureFixture) -> None:
+    """Such as pytest's, or an error tracker's."""
     logging.getLogger("library").warning("seen by both")
     assert caplog.messages == ["seen by both"]
     assert lines.one()["message"] == "seen by both"
 
 
 def test_levels_of_other_libraries_find_the_nearest(lines: Lines) -> None:
+    """A level of any number has a name in the line."""
     logger = logging.getLogger("library")
     for level in (25, 60):
         logger.log(level, "custom")
@@ -215,6 +226,7 @@ def test_levels_of_other_libraries_find_the_nearest(lines: Lines) -> None:
 
 
 def test_libraries_that_print_secrets_at_low_levels_are_held_back(lines: Lines) -> None:
+    """Their URLs and headers have tokens, also at DEBUG."""
     configure(log_level="DEBUG")
     logging.getLogger("httpx").info("HTTP Request: GET https://api.telegram.org/")
     logging.getLogger("httpcore.http11").debug("send_request_headers")
@@ -224,6 +236,7 @@ def test_libraries_that_print_secrets_at_low_levels_are_held_back(lines: Lines) 
 
 
 def test_warnings_of_python_are_lines(lines: Lines) -> None:
+    """They would go to standard error past the pipeline."""
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         logging.captureWarnings(capture=False)
@@ -252,6 +265,7 @@ class Credentials:
 
 
 def test_secrets_show_their_mask(lines: Lines) -> None:
+    """In containers and dataclasses too."""
     log.info(
         "secrets",
         token=SecretStr("CANARY"),
@@ -294,11 +308,13 @@ def test_credentials_inside_of_texts_are_masked(lines: Lines) -> None:
     ],
 )
 def test_any_value_makes_a_line(lines: Lines, value: object, shown: object) -> None:
+    """Also one whose `str` fails, and one that JSON doesn't have."""
     log.info("value", value=value)
     assert lines.one()["value"] == shown
 
 
 def test_a_value_inside_itself_makes_a_line(lines: Lines) -> None:
+    """So does a text that UTF-8 can't carry."""
     circle: list[object] = []
     circle.append(circle)
     try:
@@ -313,6 +329,7 @@ def test_a_value_inside_itself_makes_a_line(lines: Lines) -> None:
 def test_a_message_that_does_not_fit_its_arguments_makes_a_line(
     lines: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The caller's work goes on, and the text is kept."""
     root = logging.getLogger()
     ours = [handler for handler in root.handlers if handler.__class__.__module__.startswith("hybridkit.")]
     monkeypatch.setattr(root, "handlers", ours)  # pytest's own handler raises
@@ -321,6 +338,7 @@ def test_a_message_that_does_not_fit_its_arguments_makes_a_line(
 
 
 def test_a_record_that_cannot_pass_is_counted(lines: Lines) -> None:
+    """The metric of dropped lines says so."""
     before = metrics.log_lines_dropped._value.get()
     logging.getLogger("library").warning("x", extra={"self": 1})
     assert lines.all() == []
@@ -361,6 +379,7 @@ def test_a_processor_that_raises_fails_no_work() -> None:
 def test_development_reads_lines_and_the_rest_is_json(
     environment: str, log_format: str | None, is_json: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Unless the setting says otherwise."""
     configure(environment=environment, log_format=log_format, _env_file=None)
     log.info("user registered", plan="free")
     out = capsys.readouterr().out
@@ -420,6 +439,7 @@ def test_an_unconfigured_process_shows_control_characters_escaped(caplog: pytest
 
 
 def test_lines_of_many_threads_stay_whole(capfd: pytest.CaptureFixture[str]) -> None:
+    """800 lines of eight threads, none cut or mixed."""
     configure()
     start = threading.Barrier(8)
 
@@ -466,6 +486,7 @@ def test_a_process_that_configures_nothing_hears_of_trouble_on_the_standard_logg
 
 
 def test_an_applications_own_configuration_is_followed() -> None:
+    """Even where the logger was made before it."""
     with structlog.testing.capture_logs() as lines:
         log.info("theirs")
     assert [line["event"] for line in lines] == ["theirs"]

@@ -41,6 +41,7 @@ def test_no_line_is_lost_with_the_process(name: str) -> None:
 
 
 def test_a_full_disk_is_counted_and_does_not_fail_the_work() -> None:
+    """The process ends with exit code 0."""
     with Path("/dev/full").open("w") as full:
         done = run(f"log.info('line'); log.info('line'); {COUNT}", stdout=full)
     assert (done.returncode, done.stderr) == (0, "2.0\n")
@@ -57,6 +58,7 @@ def test_a_reader_that_went_away_is_counted_and_does_not_fail_the_work() -> None
 
 @pytest.mark.parametrize("end", ["sys.stdout.close()", "sys.stdout = None"])
 def test_a_closed_or_missing_output_is_counted(end: str) -> None:
+    """A daemon may have neither."""
     done = run(f"{end}\nlog.info('line'); {COUNT}", stdout=subprocess.PIPE)
     assert (done.returncode, done.stderr, done.stdout) == (0, "1.0\n", "")
 

@@ -16,6 +16,7 @@ UNITS = ("_seconds", "_requests", "_messages", "_events", "_paused", "_state")  
 
 
 def test_names_carry_a_prefix_and_a_unit() -> None:
+    """Each has a sentence as its help too."""
     registry = CollectorRegistry()
     Metrics(registry)
     families = list(registry.collect())
@@ -29,6 +30,7 @@ def test_names_carry_a_prefix_and_a_unit() -> None:
 
 
 def test_a_page_holds_ours_the_process_and_the_application() -> None:
+    """One page has all that a scraper wants to know."""
     own = Counter("my_application_things", "Things.", registry=REGISTRY)
     try:
         own.inc(3)
@@ -48,6 +50,7 @@ def test_a_page_holds_ours_the_process_and_the_application() -> None:
 
 
 def test_a_page_comes_as_openmetrics_on_demand() -> None:
+    """By the `Accept` header of the scraper."""
     page, content_type = render_metrics("application/openmetrics-text; version=1.0.0")
     assert content_type.startswith("application/openmetrics-text")
     assert page.endswith(b"# EOF\n")
@@ -102,6 +105,7 @@ def test_importing_observability_does_not_import_an_application_framework() -> N
 
 
 def test_a_missing_directory_for_workers_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A page of one worker would pass for that of all."""
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path / "absent"))
     with pytest.raises(ValueError, match="PROMETHEUS_MULTIPROC_DIR is not set or not a directory"):
         render_metrics()

@@ -119,6 +119,7 @@ def test_without_any_extra_every_failure_names_the_one_to_install() -> None:
     ],
 )
 def test_a_data_service_does_without_the_other_database(extra: str, failing: set[str]) -> None:
+    """What belongs to the missing one names its extra."""
     found = problems_without(extra, names=["create_data_service"], modules=["hybridkit.dataservice"])
     assert {what: error[1] for what, error in found.items()} == {
         f"hybridkit.dataservice.{name}": extra for name in failing

@@ -34,6 +34,7 @@ def test_the_tests_import_the_built_wheel() -> None:
 
 @built_wheel
 def test_the_wheel_holds_every_source_file(wheel_files: set[str]) -> None:
+    """The folder of migrations and the mark of typing too."""
     sources = {
         path.relative_to(ROOT / "src").as_posix()
         for path in (ROOT / "src/hybridkit").rglob("*")
@@ -55,6 +56,7 @@ def test_the_wheel_holds_nothing_but_the_package_and_its_metadata(wheel_files: s
 
 
 def test_the_metadata_says_what_pip_needs(installed: Distribution) -> None:
+    """Versions, license, and all extras."""
     metadata = installed.metadata
     assert metadata["Requires-Python"] == ">=3.12"
     assert metadata["License-Expression"] == "MIT"
@@ -93,6 +95,7 @@ def test_what_is_optional_is_not_required(installed: Distribution) -> None:
 
 
 def test_pytest_finds_the_plugin() -> None:
+    """By its entry point, without a `conftest.py`."""
     plugins = {plugin.name: plugin.value for plugin in entry_points(group="pytest11")}
     assert plugins["hybridkit"] == "hybridkit.testing.plugin"
 

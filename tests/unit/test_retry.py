@@ -38,6 +38,7 @@ jitters = st.floats(0, 1, exclude_max=True)
 def test_a_delay_lies_between_zero_and_a_bound_that_doubles_up_to_the_cap(
     policy: Retry, attempt: int, jitter: float
 ) -> None:
+    """For every policy, attempt and jitter."""
     decision = policy.decide(OSError(), attempt=attempt, jitter=jitter)
     if attempt >= policy.attempts:
         assert decision == GiveUp("exhausted")
@@ -72,6 +73,7 @@ def test_a_policy_without_a_limit_goes_on_with_pauses_at_its_cap() -> None:
 
 @given(policies, jitters)
 def test_retries_never_take_longer_than_the_total(policy: Retry, jitter: float) -> None:
+    """What a guard has to remember outcomes for depends on it."""
     delays = 0.0
     for attempt in range(1, policy.attempts):
         decision = policy.decide(OSError(), attempt=attempt, jitter=jitter)
@@ -82,10 +84,12 @@ def test_retries_never_take_longer_than_the_total(policy: Retry, jitter: float) 
 
 @given(st.integers(1, 10_000_000))
 def test_no_attempt_number_overflows(attempt: int) -> None:
+    """2 to the power of ten million is never computed."""
     assert Retry.exponential(attempts=10_000_001).bound_seconds(attempt) <= 300
 
 
 def test_immediate_retries_do_not_wait() -> None:
+    """They are bounded by their attempts as others are."""
     policy = Retry.immediate(attempts=3)
     assert policy.decide(OSError(), attempt=2, jitter=0.9) == RetryAfter(0.0)
     assert policy.decide(OSError(), attempt=3, jitter=0.9) == GiveUp("exhausted")
@@ -93,11 +97,13 @@ def test_immediate_retries_do_not_wait() -> None:
 
 
 def test_errors_that_blame_the_request_or_the_code_are_given_up_at_once() -> None:
+    """Another attempt would fail the same way."""
     for error in (NotFoundError("x"), MisuseError("x")):
         assert Retry.exponential().decide(error, attempt=1, jitter=0.5) == GiveUp("permanent")
 
 
 def test_never_and_pause_on_name_more_errors_and_never_wins() -> None:
+    """A pause costs no attempt, also after the last one."""
     policy = Retry.exponential().never(KeyError).pause_on(UnavailableError, LookupError)
     assert policy.decide(KeyError(), attempt=1, jitter=0.5) == GiveUp("permanent")
     assert policy.decide(IndexError(), attempt=1, jitter=0.5) == Pause()
@@ -119,12 +125,14 @@ def test_pausing_can_name_an_error_that_would_be_permanent() -> None:
 def test_a_policy_that_contradicts_itself_is_refused(
     first_seconds: float, cap_seconds: float, attempts: int
 ) -> None:
+    """When it is declared, and not at the first failure."""
     with pytest.raises(DeclarationError):
         Retry.exponential(first_seconds=first_seconds, cap_seconds=cap_seconds, attempts=attempts)
 
 
 @pytest.mark.parametrize(("asked", "waited"), [(None, 1), (0.5, 1.5), (30, 31), (10.0**9, 36 * 3600)])
 def test_an_error_that_says_when_to_come_back_is_not_asked_before(asked: float | None, waited: float) -> None:
+    """The jitter is added, and 36 hours are the end."""
     error = UnavailableError("busy", retry_after_seconds=asked)
     policy = Retry.exponential(first_seconds=1)
     assert policy.decide(error, attempt=1, jitter=1.0) == RetryAfter(waited)
@@ -247,6 +255,7 @@ def test_a_group_is_decided_by_its_errors(group: ExceptionGroup[Exception], deci
 
 
 def test_a_group_may_be_deep() -> None:
+    """5,000 groups in each other exhaust no stack."""
     error: Exception = RateLimitedError("slowly", retry_after_seconds=7)
     for _ in range(5000):
         error = ExceptionGroup[Exception]("", [error])

@@ -154,6 +154,7 @@ def test_what_travels_fits_the_document(registry: EventRegistry) -> None:
     ],
 )
 def test_what_the_reader_refuses_does_not_fit(registry: EventRegistry, place: str, value: Any) -> None:
+    """The schema is as strict as the class."""
     checks = validator(event_schemas(registry))
     envelope = wire(bought())
     *path, name = place.split(".")
@@ -166,6 +167,7 @@ def test_what_the_reader_refuses_does_not_fit(registry: EventRegistry, place: st
 
 
 def test_a_reader_can_do_without_the_optional_members(registry: EventRegistry) -> None:
+    """The schema says so, and the reader does."""
     envelope = wire(Sold(order_id=new_id()))
     del envelope["user_id"]
     validator(event_schemas(registry)).validate(envelope)
@@ -188,11 +190,13 @@ def test_each_message_has_its_own_definitions(registry: EventRegistry) -> None:
 
 
 def test_the_bytes_depend_on_the_declarations_only(registry: EventRegistry) -> None:
+    """Not on the order of imports, so a committed file changes only with them."""
     assert to_json(event_schemas(registry)) == to_json(event_schemas(registered(*reversed(MESSAGES))))
     assert to_json(event_schemas(registry)).endswith(b"\n}\n")
 
 
 def test_the_mark_names_key_queue_and_the_versions_that_are_read(registry: EventRegistry) -> None:
+    """These break readers too, and JSON Schema has no word for them."""
     registry.add_upcaster("schemas.bought", 1, lambda data: data)
     schemas = event_schemas(registry)["$defs"]
     assert schemas["schemas.bought.v2"]["x-hybridkit"] == {
@@ -205,11 +209,14 @@ def test_the_mark_names_key_queue_and_the_versions_that_are_read(registry: Event
 
 
 def test_nothing_declared_is_a_mistake() -> None:
+    """The message says that modules have to be imported first."""
     with pytest.raises(DeclarationError, match="import the modules"):
         event_schemas(EventRegistry())
 
 
 def test_a_field_without_a_schema_is_named() -> None:
+    """By the class that has it."""
+
     class Impossible(Event, type="schemas.impossible"):
         thing: Callable[[], None]
 
@@ -218,6 +225,8 @@ def test_a_field_without_a_schema_is_named() -> None:
 
 
 def test_a_default_without_a_json_form_is_left_out() -> None:
+    """The field stays."""
+
     class Odd(Event, type="schemas.odd"):
         thing: Any = object()
 
@@ -270,6 +279,7 @@ def test_the_document_has_what_asyncapi_demands(document: Any) -> None:
 
 
 def test_every_reference_leads_somewhere(document: Any) -> None:
+    """In the AsyncAPI document, where schemas stand elsewhere than in the other one."""
     found = list(references(document))
     assert len(found) > 30
     for reference in found:
@@ -277,6 +287,7 @@ def test_every_reference_leads_somewhere(document: Any) -> None:
 
 
 def test_names_are_what_asyncapi_allows(document: Any) -> None:
+    """Generators refuse other characters."""
     names = [name for part in document["components"].values() for name in part]
     allowed = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_")
     assert [
@@ -290,6 +301,7 @@ def test_a_union_names_its_kinds_by_constants_only(document: Any) -> None:
 
 
 def test_an_event_s_channel_is_its_routing_key(document: Any) -> None:
+    """Bound to the exchange of all events."""
     channel = document["channels"]["event.schemas.bought"]
     assert channel["address"] == "schemas.bought"
     assert channel["bindings"]["amqp"] == {
@@ -311,6 +323,7 @@ def test_names_of_the_broker_are_those_of_messaging() -> None:
 
 
 def test_a_command_s_channel_is_its_queue(document: Any) -> None:
+    """Two commands of one queue share it."""
     channel = document["channels"]["queue.packing"]
     assert channel["bindings"]["amqp"]["queue"] == {
         "name": "packing",
@@ -322,6 +335,7 @@ def test_a_command_s_channel_is_its_queue(document: Any) -> None:
 
 
 def test_a_message_has_payload_and_headers(document: Any, registry: EventRegistry) -> None:
+    """The payload's schema takes its own event and refuses others."""
     message = document["components"]["messages"]["schemas.bought.v2"]
     payload = pointed_to(document, message["payload"]["$ref"])
     schema = {**payload, "components": document["components"]}
@@ -334,6 +348,7 @@ def test_a_message_has_payload_and_headers(document: Any, registry: EventRegistr
 
 
 def test_operations_are_the_ones_that_the_caller_knows(document: Any, registry: EventRegistry) -> None:
+    """Without being told, the document has none."""
     assert sorted(document["operations"]) == [
         "receive.analytics.schemas.bought.v2",
         "receive.packing.command.pack_schemas.v1",
@@ -349,5 +364,6 @@ BOUGHT_SCHEMAS = event_schemas(registered(Bought))
 
 @given(price=st.decimals(allow_nan=False, allow_infinity=False), count=st.integers(1, 100), at=st.datetimes())
 def test_whatever_is_encoded_fits(price: Decimal, count: int, at: datetime) -> None:
+    """For any decimal and any time."""
     envelope = wire(bought(price=price, count=count, at=at))
     Draft202012Validator(BOUGHT_SCHEMAS).validate(envelope)

@@ -214,6 +214,7 @@ CASES: dict[str, tuple[Any, Any, str, Any, Any]] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_breaking_change_is_found_with_its_field_and_shown_by_a_message(case: str) -> None:
+    """A message exists that one side writes and the other refuses."""
     old, new, pointer, refused, refusing = CASES[case]
     found = check(document(old), document(new))
     assert pointer in {each.pointer.removeprefix("/data") for each in found if each.breaking}, found
@@ -233,6 +234,7 @@ def test_a_breaking_change_is_found_with_its_field_and_shown_by_a_message(case: 
 
 
 def test_forbidden_fields_are_told_from_changed_types() -> None:
+    """The words of the change say what happened."""
     closed, open_model = document({**may_have(), **NO_OTHERS}), document(may_have(a=STRING))
     assert "fields that are not declared are forbidden now" in [
         each.change for each in check(open_model, closed)
@@ -252,6 +254,7 @@ COMPATIBLE: dict[str, tuple[Any, Any, str]] = {
 
 @pytest.mark.parametrize("case", COMPATIBLE)
 def test_a_compatible_change_is_noted(case: str) -> None:
+    """One line, not breaking."""
     old, new, pointer = COMPATIBLE[case]
     (found,) = check(document(old), document(new))
     assert (found.pointer, found.breaking) == (f"/data{pointer}", False)
@@ -277,6 +280,7 @@ EQUIVALENT: list[tuple[Any, Any]] = [
 
 @pytest.mark.parametrize(("one", "other"), EQUIVALENT)
 def test_another_way_to_write_the_same_is_no_change(one: Any, other: Any) -> None:
+    """In both directions."""
     definitions = {"Text": {**STRING, "title": "Text"}}
     old, new = document(having(a=one)), document(having(a=other))
     old["$defs"] |= definitions
@@ -304,18 +308,21 @@ def test_values_of_an_enumeration_are_measured() -> None:
 
 
 def test_an_array_among_the_values_fits_anything_only() -> None:
+    """Its items are not compared, so any demand counts as breaking."""
     old = document(having(a={"enum": [["x"]]}))
     assert not any(each.breaks_old_messages for each in check(old, document(having(a={}))))
     assert any(each.breaks_old_messages for each in check(old, document(having(a={"maxItems": 3}))))
 
 
 def test_a_pattern_of_another_dialect_is_not_judged() -> None:
+    """It counts as breaking, as it can't be decided here."""
     old = document(having(a={"enum": ["x"]}))
     new = document(having(a={**STRING, "pattern": r"\p{L}"}))
     assert any(each.breaks_old_messages for each in check(old, new))
 
 
 def test_a_recursive_type_is_compared_once() -> None:
+    """The comparison ends, and finds what changed in it."""
     old, new = document({"$ref": "#/$defs/Node"}), document({"$ref": "#/$defs/Node"})
     old["$defs"]["Node"] = RECURSIVE
     new["$defs"]["Node"] = {**RECURSIVE, "properties": {**RECURSIVE["properties"], "a": STRING}}
@@ -325,6 +332,7 @@ def test_a_recursive_type_is_compared_once() -> None:
 
 
 def test_a_type_in_two_places_is_compared_in_both() -> None:
+    """Each place has its line."""
     old, new = (document(having(a={"$ref": "#/$defs/Part"}, b={"$ref": "#/$defs/Part"})) for _ in range(2))
     old["$defs"]["Part"], new["$defs"]["Part"] = having(c=STRING), having(c=INTEGER)
     assert [each.pointer for each in check(old, new)] == ["/data/a/c", "/data/b/c"]
@@ -365,6 +373,7 @@ def compared(old: EventRegistry, new: EventRegistry) -> list[tuple[str, int, str
 
 
 def test_a_version_that_an_upcaster_replaces_is_compatible() -> None:
+    """Both versions have their line."""
     found = compared(registered(declared(1)), registered(declared(2, more=int), upcasts=(1,)))
     assert found == [
         ("thing.made", 1, "replaced by version 2, which an upcaster makes of it", False),
@@ -373,6 +382,7 @@ def test_a_version_that_an_upcaster_replaces_is_compatible() -> None:
 
 
 def test_a_version_that_is_gone_breaks_what_is_queued() -> None:
+    """The advice is an upcaster."""
     found = check(event_schemas(registered(declared(1))), event_schemas(registered(declared(2))))
     assert str(found[0]) == (
         "thing.made version 1: removed; messages sent before are refused;"
@@ -381,16 +391,19 @@ def test_a_version_that_is_gone_breaks_what_is_queued() -> None:
 
 
 def test_a_type_that_is_gone_breaks_what_is_queued() -> None:
+    """The advice is to keep the class."""
     found = check(event_schemas(registered(declared(1))), document({}))
     assert "removed; messages sent before are refused; keep the class" in str(found[0])
 
 
 def test_an_upcaster_that_is_gone_breaks_what_is_queued() -> None:
+    """Messages of that version may still wait."""
     found = compared(registered(declared(3), upcasts=(1, 2)), registered(declared(3), upcasts=(2,)))
     assert found == [("thing.made", 3, "messages of version 1 have no upcaster any more", True)]
 
 
 def test_the_key_may_be_added_and_not_changed() -> None:
+    """Events of one thing would go different ways."""
     keyless, keyed, other = declared(), declared(key="id"), declared(key="more", more=str)
     assert compared(registered(keyless), registered(keyed)) == [
         ("thing.made", 1, "the key was absent, is id", False)
@@ -402,6 +415,8 @@ def test_the_key_may_be_added_and_not_changed() -> None:
 
 
 def test_a_command_that_moves_to_another_queue_breaks() -> None:
+    """What waits in the old one would not be consumed."""
+
     class Move(Command, queue="moves_a", type="command.move_schemas"):
         pass
 
@@ -436,6 +451,7 @@ def test_both_forms_can_be_compared_with_each_other() -> None:
     ],
 )
 def test_what_is_no_such_document_is_refused(broken: Any) -> None:
+    """With the typed error, also where references go in circles."""
     with pytest.raises(MalformedPayloadError):
         check(broken, broken)
 
@@ -573,6 +589,7 @@ def breaks(found: list[SchemaDifference]) -> bool:
 @FILTERED
 @given(schema=schemas())
 def test_nothing_differs_from_itself(schema: Any) -> None:
+    """For any schema."""
     assert check(document(schema), document(schema)) == []
 
 
@@ -591,6 +608,7 @@ def test_what_is_called_compatible_can_be_read(data: st.DataObject, old: Any) ->
 @FILTERED
 @given(data=st.data(), old=schemas())
 def test_the_reverse_change_breaks_the_others(data: st.DataObject, old: Any) -> None:
+    """Who writes and who reads change places."""
     new = data.draw(changed(old))
     there, back = check(document(old), document(new)), check(document(new), document(old))
     assume(breaks(there))

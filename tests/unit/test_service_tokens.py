@@ -84,6 +84,7 @@ def refusal(header: str | None) -> tuple[str, str]:
 
 @pytest.mark.parametrize("pair", [lambda: (SECRET, SECRET), pem_pair], ids=["secret", "ed25519"])
 def test_a_caller_is_known_by_its_key(pair: Callable[[], tuple[str, str]]) -> None:
+    """With secrets and with key pairs, and two callers in one verifier."""
     signing, verifying = pair()
     known = ServiceTokenVerifier({"api_service": verifying, "bot_service": OTHER}, audience="data")
     assert known.caller(issuer(signing).header()) == "api_service"
@@ -91,6 +92,7 @@ def test_a_caller_is_known_by_its_key(pair: Callable[[], tuple[str, str]]) -> No
 
 
 def test_a_token_is_used_again_and_renewed_in_time() -> None:
+    """For half of its lifetime one signature does."""
     clock = Clock()
     made = issuer(clock=clock, lifetime_seconds=60)
     first = made.header()
@@ -101,6 +103,7 @@ def test_a_token_is_used_again_and_renewed_in_time() -> None:
 
 
 def test_a_clock_that_was_set_back_makes_a_new_token() -> None:
+    """The old one would be from the future."""
     clock = Clock()
     made = issuer(clock=clock)
     first = made.header()
@@ -128,6 +131,7 @@ def test_a_clock_that_was_set_back_makes_a_new_token() -> None:
     ],
 )
 def test_what_does_not_prove_it_is_refused(header: str | None) -> None:
+    """No header, nonsense, a foreign key, another audience: the caller learns only that it is refused."""
     with pytest.raises(UnauthenticatedError):
         verifier().caller(header)
 
@@ -172,6 +176,7 @@ def test_a_token_is_good_at_one_service_only(audience: object) -> None:
 
 @pytest.mark.parametrize("header", [{"typ": "at+jwt"}, {"typ": 1}, {"crit": ["exp"]}, {"crit": []}])
 def test_a_token_of_another_kind_is_refused(header: dict[str, object]) -> None:
+    """A JWT made for something else is no service token."""
     assert verifier().caller(signed(claims_of(), header={"typ": "jwt"})) == "api_service"
     with pytest.raises(UnauthenticatedError):
         verifier().caller(signed(claims_of(), header=header))
@@ -254,6 +259,7 @@ def test_a_public_key_is_no_secret_to_sign_with() -> None:
 
 
 def test_a_verified_token_is_remembered_and_expires_all_the_same() -> None:
+    """What is remembered is the end, not only the caller."""
     clock = Clock()
     known = verifier(clock=clock)
     header = issuer(clock=clock, lifetime_seconds=60).header()
@@ -264,6 +270,7 @@ def test_a_verified_token_is_remembered_and_expires_all_the_same() -> None:
 
 
 def test_what_is_remembered_has_a_bound() -> None:
+    """A caller that makes a token for each request fills no memory."""
     clock = Clock()
     known = verifier(clock=clock)
     for _ in range(1100):
@@ -273,6 +280,7 @@ def test_what_is_remembered_has_a_bound() -> None:
 
 
 def test_keys_that_protect_nothing_are_refused() -> None:
+    """On both sides, when they are made."""
     with pytest.raises(DeclarationError, match="at least 32 bytes"):
         issuer("short")
     with pytest.raises(DeclarationError, match="at least 32 bytes"):
@@ -281,6 +289,7 @@ def test_keys_that_protect_nothing_are_refused() -> None:
 
 @pytest.mark.parametrize("seconds", [0, -1, 0.5, 601, float("nan"), float("inf")])
 def test_a_lifetime_that_no_verifier_takes_is_refused(seconds: float) -> None:
+    """The caller would find out by every call's refusal."""
     with pytest.raises(DeclarationError, match="1 to 600 s"):
         issuer(lifetime_seconds=seconds)
 
@@ -294,6 +303,7 @@ def test_two_callers_with_one_key_are_refused() -> None:
 
 
 def test_keys_of_another_kind_are_refused_without_being_shown() -> None:
+    """The message has nothing of the key."""
     other = generate_private_key(SECP256R1())
     private = other.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
     public = other.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
@@ -310,4 +320,5 @@ def test_keys_of_another_kind_are_refused_without_being_shown() -> None:
 
 
 def test_neither_side_shows_its_key() -> None:
+    """Their reprs end up in logs."""
     assert SECRET not in repr(issuer()) + repr(ServiceTokenVerifier({"api_service": SECRET}, audience="data"))

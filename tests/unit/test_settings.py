@@ -78,6 +78,7 @@ def test_each_source_gives_way_to_the_one_above_it(
 
 @pytest.mark.parametrize("environment", ["test", "production"])
 def test_dotenv_is_for_development_only(monkeypatch: pytest.MonkeyPatch, environment: str) -> None:
+    """A file that was left in an image changes nothing in production."""
     Path(".env").write_text("REGION=dotenv\n")
     assert load(Settings, environment=environment).region == "none"
     monkeypatch.setenv("ENVIRONMENT", environment)
@@ -94,17 +95,20 @@ def test_dotenv_cannot_leave_development() -> None:
 
 
 def test_dotenv_may_say_development_and_hold_what_is_not_ours() -> None:
+    """Compose reads the same file."""
     Path(".env").write_text("ENVIRONMENT=development\nCOMPOSE_PROJECT_NAME=stack\nREGION=\n")
     assert Settings().region == "none"
 
 
 def test_a_broken_dotenv_is_a_problem_in_development_and_nowhere_else() -> None:
+    """It is not even opened elsewhere."""
     Path(".env").write_bytes(b"REGION=\xff\n")
     assert problems_of(Settings) == (".env: cannot be read as UTF-8 text",)
     assert Settings(environment="test").region == "none"
 
 
 def test_another_dotenv_or_none_can_be_named(tmp_path: Path) -> None:
+    """For one call."""
     Path(".env").write_text("REGION=dotenv\n")
     (tmp_path / "other").write_text("REGION=other\n")
     assert load(Settings, _env_file=None).region == "none"
@@ -112,6 +116,7 @@ def test_another_dotenv_or_none_can_be_named(tmp_path: Path) -> None:
 
 
 def test_another_secrets_directory_can_be_named(tmp_path: Path) -> None:
+    """For one call."""
     (tmp_path / "mounted").mkdir()
     (tmp_path / "mounted" / "REGION").write_text("mounted")
     assert load(Settings, _secrets_dir=tmp_path / "mounted").region == "mounted"
@@ -120,6 +125,7 @@ def test_another_secrets_directory_can_be_named(tmp_path: Path) -> None:
 def test_the_default_secrets_directory_need_not_exist(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    """Outside of a container it usually doesn't."""
     monkeypatch.delenv("SECRETS_DIR")
     monkeypatch.setattr("hybridkit.settings._sources.DEFAULT_SECRETS_DIR", str(tmp_path / "absent"))
     assert Settings().region == "none"
@@ -128,11 +134,13 @@ def test_the_default_secrets_directory_need_not_exist(
 def test_a_secrets_directory_that_was_named_must_exist(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    """Otherwise a wrong mount would pass for "no secrets"."""
     monkeypatch.setenv("SECRETS_DIR", str(tmp_path / "absent"))
     assert problems_of(Settings) == ("SECRETS_DIR: cannot be read as a directory: No such file or directory",)
 
 
 def test_secret_files_follow_the_links_of_a_kubernetes_volume(secrets_dir: Path) -> None:
+    """Kubernetes swaps the directory behind `..data`."""
     (secrets_dir / "..data").mkdir()
     (secrets_dir / "..data" / "region").write_text("linked")
     (secrets_dir / "region").symlink_to(secrets_dir / "..data" / "region")
@@ -140,6 +148,7 @@ def test_secret_files_follow_the_links_of_a_kubernetes_volume(secrets_dir: Path)
 
 
 def test_a_secret_file_that_is_no_text_is_named(secrets_dir: Path) -> None:
+    """The report has its path, as its content is not shown."""
     (secrets_dir / "region").write_bytes(b"\xff\xfe")
     assert problems_of(Settings) == (
         f"REGION: the file {secrets_dir / 'region'} cannot be read as UTF-8 text",
@@ -154,6 +163,7 @@ def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch, se
 
 
 def test_collections_and_models_come_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a variable, which is a text."""
     monkeypatch.setenv("TAGS", '["a", "b"]')
     monkeypatch.setenv("NAMES", '["c"]')
     monkeypatch.setenv("LIMITS", '{"per_minute": 7}')
@@ -162,6 +172,8 @@ def test_collections_and_models_come_as_json(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_aliases_and_a_prefix_name_the_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report names the variable as it has to be set."""
+
     class Prefixed(Settings):
         model_config = SettingsConfigDict(env_prefix="users_")
 
@@ -177,6 +189,8 @@ def test_aliases_and_a_prefix_name_the_variables(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_default_environment_of_a_subclass_decides_about_dotenv() -> None:
+    """As the variable would."""
+
     class Tested(Settings):
         environment: str = "test"  # type: ignore[assignment]
 
@@ -188,6 +202,7 @@ def test_a_default_environment_of_a_subclass_decides_about_dotenv() -> None:
 
 
 def test_every_problem_is_in_one_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an example of what is missing, and the likeness of a misspelt name."""
     monkeypatch.setenv("PORT", "99999")
     monkeypatch.setenv("LOG_LEVEL", "loud")
     monkeypatch.setenv("REDIS_URL", "http://127.0.0.1")
@@ -208,6 +223,7 @@ def test_every_problem_is_in_one_report(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_one_problem_is_counted_as_one() -> None:
+    """The first line is a sentence."""
     with pytest.raises(SettingsError, match=r"^Settings has 1 problem:\n  - PORT: "):
         Settings(port=-1)
 
@@ -221,11 +237,13 @@ def test_the_error_stands_alone() -> None:
 
 
 def test_a_place_inside_a_collection_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its index."""
     monkeypatch.setenv("TAGS", '["a", 7]')
     assert problems_of(Settings) == ("TAGS[1]: should be a valid string",)
 
 
 def test_a_text_that_should_be_json_is_one_problem_among_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It hides none of them."""
     monkeypatch.setenv("TAGS", "a,b")
     monkeypatch.setenv("PORT", "x")
     found = problems_of(Settings)
@@ -234,10 +252,13 @@ def test_a_text_that_should_be_json_is_one_problem_among_others(monkeypatch: pyt
 
 
 def test_an_unknown_argument_without_a_lookalike_is_only_named() -> None:
+    """No guess is better than a wrong one."""
     assert problems_of(Settings, xyzzy=1) == ("xyzzy: is no setting of Settings",)
 
 
 def test_a_validator_of_the_whole_class_takes_part() -> None:
+    """Values that it quotes are masked."""
+
     class Paired(Settings):
         @model_validator(mode="after")
         def _both(self) -> "Paired":
@@ -248,11 +269,13 @@ def test_a_validator_of_the_whole_class_takes_part() -> None:
 
 @pytest.mark.parametrize("name", ["Users", "users-api", "users__api", "1users", "users_", "u" * 64])
 def test_a_service_name_is_snake_case(name: str) -> None:
+    """It becomes part of names at the broker and in logs."""
     assert problems_of(Settings, service_name=name)[0].startswith("SERVICE_NAME: should be snake_case")
 
 
 @pytest.mark.parametrize("token", ["token", "123456:", ":abc", "123 456:abc", "123456:a/b"])
 def test_a_bot_token_has_its_form(token: str) -> None:
+    """A wrong one is found at the start, and not by Telegram."""
     urls = {"rabbitmq_url": "amqp://localhost", "redis_url": "redis://localhost"}
     found = problems_of(BotSettings, service_name="bot", bot_token=token, **urls)
     assert found[0].startswith("BOT_TOKEN: should be digits, a colon, and the token itself; for example")
@@ -262,6 +285,7 @@ def test_a_bot_token_has_its_form(token: str) -> None:
 
 
 def test_levels_may_be_written_in_lower_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A number is no level."""
     monkeypatch.setenv("LOG_LEVEL", "debug")
     assert Settings().log_level == "DEBUG"
     assert problems_of(Settings, log_level=7)
@@ -276,6 +300,7 @@ def test_each_kind_of_process_has_a_port_of_its_own() -> None:
 
 
 def test_settings_of_every_kind_can_be_given_as_arguments() -> None:
+    """Tests need no environment."""
     rabbitmq, redis = SecretUrl("amqp://u:p@a:5672,b/v"), SecretUrl("redis://localhost")
     assert ApiSettings(service_name="api", rabbitmq_url=rabbitmq, redis_url=redis).rabbitmq_url == rabbitmq
     bot = BotSettings(service_name="bot", rabbitmq_url=rabbitmq, redis_url=redis, bot_token=SecretStr("1:a"))
@@ -287,6 +312,7 @@ def test_settings_of_every_kind_can_be_given_as_arguments() -> None:
 
 
 def test_settings_are_frozen_but_can_be_copied() -> None:
+    """What was checked at the start stays true."""
     settings = RabbitSettings(service_name="relay", rabbitmq_url=SecretUrl("amqp://localhost"))
     with pytest.raises(AttributeError, match="port cannot be changed"):
         settings.port = 1  # type: ignore[misc]
@@ -294,6 +320,8 @@ def test_settings_are_frozen_but_can_be_copied() -> None:
 
 
 def test_a_subclass_may_keep_private_state() -> None:
+    """As any model of pydantic's may."""
+
     class Counting(Settings):
         _reads: int = 0
 

@@ -141,6 +141,7 @@ def assert_clean(outputs: Iterator[object]) -> None:
 def test_good_settings_show_no_secret(
     source: Source, environment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Whichever source they come from, in every form that an object can be shown."""
     settings = load(Everything, {"environment": environment, **source(GOOD, monkeypatch)})
     assert_clean(outputs_of(settings))
 
@@ -177,6 +178,7 @@ def test_bad_settings_show_no_secret(
 
 @each_source
 def test_secrets_refused_by_production_are_not_shown(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report names them by their variables only."""
     weak = {name: value.replace("s://", "://").replace("sslmode", "mode") for name, value in GOOD.items()}
     arguments = {"environment": "production", **source(weak, monkeypatch)}
     if source is from_dotenv:
@@ -216,6 +218,8 @@ def test_a_file_that_cannot_be_decoded_is_not_shown() -> None:
 
 
 def test_a_validator_that_quotes_the_value_is_silenced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest of its message stays."""
+
     class Careless(ApiSettings):
         signing_key: SecretStr
 

@@ -60,6 +60,7 @@ def problems_of(**arguments: Any) -> tuple[str, ...]:
     ],
 )
 def test_a_placeholder_is_refused(secret: str) -> None:
+    """In any spelling, and an empty one too."""
     (problem,) = problems_of(jwt_secret=secret)
     assert problem.startswith(
         "JWT_SECRET: is a placeholder, which production refuses; make one with: python -c"
@@ -67,6 +68,7 @@ def test_a_placeholder_is_refused(secret: str) -> None:
 
 
 def test_a_short_secret_is_refused() -> None:
+    """The message has a command that makes a good one."""
     (problem,) = problems_of(jwt_secret=GOOD[:11])
     assert problem.startswith("JWT_SECRET: is shorter than the 12 characters that production wants; make one")
     assert problems_of(jwt_secret=GOOD[:12]) == ()
@@ -74,11 +76,13 @@ def test_a_short_secret_is_refused() -> None:
 
 @pytest.mark.parametrize("password", ["guest", "change%6De", "short", ""])
 def test_a_weak_password_in_a_url_is_refused(password: str) -> None:
+    """Also one that is percent-encoded."""
     (problem,) = problems_of(redis_url=f"rediss://cache:{password}@redis:6379/0")
     assert problem.startswith("REDIS_URL: has a password that is ")
 
 
 def test_a_url_may_do_without_a_password() -> None:
+    """The server may know its clients otherwise."""
     assert problems_of(redis_url="rediss://redis:6379/0", web_url="https://key@sentry.example/1") == ()
 
 
@@ -93,6 +97,7 @@ def test_a_url_may_do_without_a_password() -> None:
     ],
 )
 def test_an_unencrypted_connection_to_another_host_is_refused(name: str, url: str, remedy: str) -> None:
+    """The message says what to change in this kind of URL."""
     (problem,) = problems_of(**{name: url})
     assert problem == (
         f"{name.upper()}: is not encrypted, which production refuses; {remedy},"
@@ -102,6 +107,7 @@ def test_an_unencrypted_connection_to_another_host_is_refused(name: str, url: st
 
 
 def test_all_that_is_wrong_with_one_url_is_told_at_once() -> None:
+    """One start shows both."""
     (problem,) = problems_of(redis_url="redis://:guest@redis:6379/0")
     assert "has a password that is a placeholder" in problem
     assert "; and is not encrypted" in problem
@@ -122,10 +128,12 @@ def test_all_that_is_wrong_with_one_url_is_told_at_once() -> None:
     ],
 )
 def test_encrypted_local_and_unknown_connections_are_accepted(name: str, url: str) -> None:
+    """What never leaves the machine needs no TLS."""
     assert problems_of(**{name: url}) == ()
 
 
 def test_one_remote_host_among_local_ones_is_enough() -> None:
+    """The client may choose any of them."""
     with pytest.raises(SettingsError, match="use amqps://"):
         RabbitSettings(
             environment="production", service_name="relay", rabbitmq_url=SecretUrl("amqp://localhost,rabbit/")
@@ -134,10 +142,13 @@ def test_one_remote_host_among_local_ones_is_enough() -> None:
 
 @pytest.mark.parametrize("environment", ["development", "test"])
 def test_only_production_is_checked(environment: str) -> None:
+    """Development works with simple passwords."""
     assert problems_of(environment=environment, jwt_secret="changeme", web_url="http://data:8000") == ()
 
 
 def test_defaults_are_checked_too() -> None:
+    """A default in code is where secrets are forgotten."""
+
     class Forgotten(Settings):
         signing_key: SecretStr = SecretStr("changeme")
 
@@ -195,6 +206,7 @@ def test_production_wants_callers_that_prove_who_they_are() -> None:
 
 
 def test_a_weak_key_of_a_caller_is_named() -> None:
+    """By the caller's name, as there are several."""
     keys = {"api_service": SecretStr(GOOD), "bot_service": SecretStr("changeme")}
     with pytest.raises(SettingsError, match="SERVICE_TOKEN_KEYS: has for bot_service a placeholder"):
         data_settings(environment="production", service_token_keys=keys)
@@ -225,6 +237,7 @@ def test_keys_that_no_token_can_be_made_with_are_among_the_problems() -> None:
 
 
 def test_a_pem_key_without_its_extra_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the start of the process, on both sides."""
     monkeypatch.setitem(sys.modules, "cryptography.exceptions", None)
     pem = SecretStr("-----BEGIN PUBLIC KEY-----")
     with pytest.raises(SettingsError, match=r"SERVICE_TOKEN_KEYS: .*hybridkit\[security\]"):

@@ -27,6 +27,7 @@ ADAPTER = TypeAdapter(SecretUrl)
     ],
 )
 def test_scheme_hosts_and_database_are_shown(url: str, shown: str) -> None:
+    """Enough to see where it leads."""
     secret = ADAPTER.validate_python(url)
     assert str(secret) == shown
     assert repr(secret) == f"SecretUrl('{shown}')"
@@ -53,6 +54,7 @@ def test_scheme_hosts_and_database_are_shown(url: str, shown: str) -> None:
     ],
 )
 def test_what_is_ambiguous_is_refused_and_never_shown(url: str) -> None:
+    """A password could pass for a host."""
     with pytest.raises(ValidationError, match="should be a URL like"):
         ADAPTER.validate_python(url)
     assert str(SecretUrl(url)) == MASK
@@ -66,6 +68,7 @@ def test_no_text_in_the_place_of_a_password_is_shown(password: str) -> None:
 
 
 def test_it_is_not_pickled_but_copied() -> None:
+    """A pickle would hold the password."""
     secret = SecretUrl("amqp://user:pw@rabbit/")
     with pytest.raises(TypeError, match="cannot be pickled"):
         pickle.dumps(secret)

@@ -35,12 +35,14 @@ def settings(endpoint: str | None = None) -> ServiceSettings:
 
 
 def test_there_are_no_headers_outside_of_a_trace() -> None:
+    """A span that nobody records makes none."""
     assert trace_headers() == {}
     with span("work"):
         assert trace_headers() == {}
 
 
 def test_the_caller_s_trace_is_passed_on() -> None:
+    """Also by a service that exports nothing itself."""
     headers = {"traceparent": TRACEPARENT, "tracestate": "vendor=1"}
     with span("GET /users/{id}", kind="server", parent=headers), span("work"):
         assert trace_headers() == headers
@@ -49,6 +51,7 @@ def test_the_caller_s_trace_is_passed_on() -> None:
 
 @pytest.mark.parametrize("value", ["", "nonsense", f"00-{'0' * 32}-b7ad6b7169203331-01", "00-" + "a" * 500])
 def test_a_malformed_header_starts_no_trace(value: str) -> None:
+    """Neither as a parent nor as a link."""
     with span("work", parent={"traceparent": value}, linked={"traceparent": value}):
         assert trace_headers() == {}
 
@@ -77,17 +80,20 @@ def test_what_records_spans_can_not_fail_the_work(broken: str, monkeypatch: pyte
 
 
 def test_a_remote_trace_is_a_context_of_opentelemetry() -> None:
+    """Its own functions take it."""
     remote = trace.get_current_span(remote_trace({"traceparent": TRACEPARENT})).get_span_context()
     assert trace.format_trace_id(remote.trace_id) == TRACE_ID
 
 
 async def test_without_an_endpoint_nothing_is_exported() -> None:
+    """Closing it does nothing."""
     async with configure_tracing(settings()) as tracing:
         assert repr(tracing) == "Tracing(exporting=False)"
     await tracing.aclose()
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When it is configured, and not at the first span."""
     monkeypatch.delitem(sys.modules, "hybridkit.observability._otlp", raising=False)
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(MissingExtraError, match=r'pip install "hybridkit\[otel\]"'):
@@ -177,6 +183,7 @@ def run(endpoint: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_spans_reach_the_collector_before_the_process_ends(collector: Collector) -> None:
+    """With parents, links, errors and the names of the service."""
     run(collector.url)
     resource, spans = collector.spans()
     assert resource["service.name"] == "users_api"
@@ -203,6 +210,7 @@ class Stuck(TracerProvider):
 
 
 async def test_a_collector_that_does_not_answer_is_left_behind() -> None:
+    """Closing takes its time and no more."""
     provider = Stuck()
     tracing = Tracing(provider)
     assert repr(tracing) == "Tracing(exporting=True)"
@@ -214,6 +222,7 @@ async def test_a_collector_that_does_not_answer_is_left_behind() -> None:
 
 
 def test_a_flush_that_outlives_its_loop_ends_quietly() -> None:
+    """Its thread finds no loop to report to."""
     provider = Stuck()
     asyncio.run(Tracing(provider).aclose(timeout_seconds=0.01))
     (thread,) = (thread for thread in threading.enumerate() if thread.name == "hybridkit-flush-traces")
