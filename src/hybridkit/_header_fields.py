@@ -1,6 +1,6 @@
-"""Header fields as HTTP has them: lists over several lines, quoted values, media types, preferences, entity tags.
+"""HTTP header fields: lists over several lines, quoted values, media types, preferences, entity tags.
 
-Readers of one value raise `ValueError`; `Fields.read` makes of it the error that names the field.
+The readers raise `ValueError`; `Fields.read` turns it into the error that names the field.
 
 https://www.rfc-editor.org/rfc/rfc9110#section-5
 """
@@ -23,14 +23,14 @@ SINGLE_FIELDS: Final = frozenset(
         b"x-user-id",
     }
 )
-"""What has one value: where two lines differ, whoever reads the other one acts on another request."""
+"""The fields with one value: where two lines differ, a proxy and the service may act on different requests."""
 
 
 class Fields:
-    """The fields of one request.
+    """The header fields of one request.
 
     Args:
-        lines: name, in lower case, and value of each, as ASGI has them.
+        lines: the names, in lower case, and values, as in an ASGI scope.
     """
 
     __slots__ = ("_repeated", "_values")
@@ -47,22 +47,22 @@ class Fields:
         return f"Fields({sorted(name.decode('latin-1') for name in self._values)})"  # values may be secrets
 
     def check(self) -> None:
-        """Refuse a field of one value that has several.
+        """Refuse a request that has different values for a field with one value.
 
         Raises:
-            InvalidHeaderError: with its name.
+            InvalidHeaderError: a field of `SINGLE_FIELDS` has several values.
         """
         for name in self._repeated.keys() & SINGLE_FIELDS:
             self.single(name.decode())
 
     def single(self, name: str) -> str | None:
-        """The value of a field that has one; None where it is not there.
+        """Return the value of a field that has one; None where it is missing.
 
         Args:
-            name: in lower case.
+            name: the name in lower case.
 
         Raises:
-            InvalidHeaderError: its lines differ.
+            InvalidHeaderError: the field has lines with different values.
         """
         key = name.encode()
         if len(set(self._repeated.get(key, ()))) > 1:
@@ -71,7 +71,7 @@ class Fields:
         return None if value is None else value.decode("latin-1")
 
     def listed(self, name: str) -> str | None:
-        """The value of a list field: its lines are one list, in their order; None where it is not there.
+        """Return the value of a list field, with its lines joined in their order; None where it is missing.
 
         https://www.rfc-editor.org/rfc/rfc9110#section-5.3
         """
@@ -80,10 +80,10 @@ class Fields:
         return None if value is None else value.decode("latin-1")
 
     def read[T](self, name: str, reader: Callable[[str], T]) -> T | None:
-        """What the reader makes of a list field; None where it is not there.
+        """Return a list field's value, parsed by the reader; None where the field is missing.
 
         Raises:
-            InvalidHeaderError: the reader can't read it.
+            InvalidHeaderError: the reader raised `ValueError`.
         """
         value = self.listed(name)
         if value is None:
@@ -107,7 +107,7 @@ _BLANKS: Final = " \t"
 
 
 def split_list(value: str) -> list[str]:
-    """The elements of a list, without the empty ones; a comma in a quoted string ends none.
+    """Split a list into its elements, without the empty ones; a comma in a quoted string ends none.
 
     Raises:
         ValueError: a quotation mark is not closed.
@@ -129,7 +129,7 @@ def _split(text: str, mark: str) -> list[str]:
 
 
 def _parameter(text: str) -> tuple[str, str]:
-    """`name=value` with the name in lower case; without a value it is empty, which means the same (RFC 7240)."""
+    """Split `name=value`, with the name in lower case; no value means the same as an empty one (RFC 7240)."""
     match = _PARAMETER.fullmatch(text)
     if match is None:
         raise ValueError("a name is expected, with a value after `=` or without one")
@@ -149,17 +149,17 @@ _ITEM: Final = re.compile(
 
 
 def quote_string(text: str) -> str:
-    """Printable ASCII as a structured field's string, https://www.rfc-editor.org/rfc/rfc9651#section-4.1.6."""
+    """Write printable ASCII as a structured field's string, https://www.rfc-editor.org/rfc/rfc9651#section-4.1.6."""
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def read_string(value: str) -> str:
-    """The text in a structured field's string; parameters after it mean nothing here, and are left out.
+    """Return the text of a structured field's string, without the parameters after it, which have no meaning here.
 
     https://www.rfc-editor.org/rfc/rfc9651#section-4.2.5
 
     Raises:
-        ValueError: it is none.
+        ValueError: the value is no such string.
     """
     match = _ITEM.fullmatch(value.strip(" "))
     if match is None:
@@ -171,12 +171,12 @@ def read_string(value: str) -> str:
 
 
 def read_preferences(value: str) -> Mapping[str, str]:
-    """Preferences by name, in lower case; of one that comes twice the first holds. Their parameters are left out.
+    """Read the preferences by name, in lower case, without their parameters; of one that comes twice the first counts.
 
     https://www.rfc-editor.org/rfc/rfc7240#section-2
 
     Raises:
-        ValueError: it can't be read. A preference may be ignored; one that is misread would be another one.
+        ValueError: the value can't be read. A preference may be ignored; one that is misread would be another one.
     """
     wanted: dict[str, str] = {}
     for element in split_list(value):
@@ -195,12 +195,12 @@ _WEIGHT: Final = re.compile(r"(?:0(?:\.\d{0,3})?|1(?:\.0{0,3})?|\.\d{1,3})", re.
 
 
 class MediaType(NamedTuple):
-    """A media type, in lower case but for the values of its parameters.
+    """A media type; only the values of its parameters keep their case.
 
     Attributes:
-        type: `application`.
-        subtype: `json`.
-        parameters: names with their values; a charset in lower case.
+        type: the type, such as `application`.
+        subtype: the subtype, such as `json`.
+        parameters: the names with their values; a charset is in lower case.
     """
 
     type: str
@@ -209,15 +209,15 @@ class MediaType(NamedTuple):
 
     @property
     def name(self) -> str:
-        """`application/json`."""
+        """Type and subtype, such as `application/json`."""
         return f"{self.type}/{self.subtype}"
 
 
 class MediaRange(NamedTuple):
-    """What an answer may be, and how welcome it is.
+    """A range of media types in `Accept`, and its weight.
 
     Attributes:
-        media_type: with `*` for what doesn't matter.
+        media_type: the media type, with `*` for any type or subtype.
         weight: from 0, not at all, to 1.
     """
 
@@ -225,7 +225,7 @@ class MediaRange(NamedTuple):
     weight: float
 
     def takes(self, offer: MediaType) -> bool:
-        """Whether the offer is in that range."""
+        """Return whether the offer is in the range."""
         wanted = self.media_type
         return (
             wanted.type in ("*", offer.type)
@@ -235,16 +235,16 @@ class MediaRange(NamedTuple):
 
     @property
     def specificity(self) -> tuple[bool, bool, int]:
-        """The more specific of two ranges decides, https://www.rfc-editor.org/rfc/rfc9110#section-12.5.1."""
+        """A sort key; the most specific range decides, https://www.rfc-editor.org/rfc/rfc9110#section-12.5.1."""
         wanted = self.media_type
         return wanted.type != "*", wanted.subtype != "*", len(wanted.parameters)
 
 
 def read_media_type(value: str) -> MediaType:
-    """A media type, https://www.rfc-editor.org/rfc/rfc9110#section-8.3.1.
+    """Read a media type, https://www.rfc-editor.org/rfc/rfc9110#section-8.3.1.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the value is no media type.
     """
     name, *parts = _split(value, ";")
     match = _TYPE.fullmatch(name)
@@ -257,10 +257,10 @@ def read_media_type(value: str) -> MediaType:
 
 
 def read_accept(value: str) -> Sequence[MediaRange]:
-    """The ranges of an `Accept` field.
+    """Read the ranges of an `Accept` field.
 
     Raises:
-        ValueError: one of them can't be read.
+        ValueError: a range can't be read.
     """
     return [_media_range(element) for element in split_list(value)]
 
@@ -280,14 +280,14 @@ def _media_range(element: str) -> MediaRange:
 
 
 def best_offer(ranges: Sequence[MediaRange] | None, offers: Sequence[MediaType]) -> MediaType | None:
-    """The offer that is most welcome; of equally welcome ones that which is named, then the first.
+    """Return the offer with the highest weight; among equals one that `Accept` names, then the first.
 
     Args:
-        ranges: of `Accept`; without any everything is welcome.
-        offers: what there is, the usual one first.
+        ranges: the ranges of `Accept`; None or none accept everything.
+        offers: the media types to choose from, the default first.
 
     Returns:
-        None where none of them is welcome.
+        The media type; None where `Accept` allows none of them.
     """
     if not ranges:
         return offers[0]
@@ -307,11 +307,11 @@ _TAGS: Final = re.compile(rf"[ \t,]*+{_TAG}(?:[ \t]*+,[ \t,]*+(?:{_TAG})?)*+[ \t
 
 
 class EntityTags(NamedTuple):
-    """What `If-Match` or `If-None-Match` names.
+    """The entity tags in `If-Match` or `If-None-Match`.
 
     Attributes:
-        any: `*`: whatever state there is.
-        tags: with their quotes and, where they are weak, `W/`.
+        any: whether the value is `*`, which every state fits.
+        tags: the tags with their quotes and, where they are weak, `W/`.
     """
 
     any: bool
@@ -319,15 +319,15 @@ class EntityTags(NamedTuple):
 
     @property
     def opaque(self) -> Sequence[str]:
-        """The tags for the weak comparison: two are equal whether or not they are weak."""
+        """The tags without `W/`, for the weak comparison."""
         return [tag.removeprefix("W/") for tag in self.tags]
 
 
 def read_tags(value: str) -> EntityTags:
-    """Entity tags, or `*` alone, https://www.rfc-editor.org/rfc/rfc9110#section-8.8.3.
+    """Read entity tags, or `*` alone, https://www.rfc-editor.org/rfc/rfc9110#section-8.8.3.
 
     Raises:
-        ValueError: neither; a tag without its quotes is none.
+        ValueError: the value is neither; a tag needs its quotes.
     """
     if value.strip(_BLANKS) == "*":
         return EntityTags(any=True, tags=())

@@ -1,4 +1,4 @@
-"""The words of the HTTP contract that a data client and a data service share: headers, transactions, problems.
+"""The part of the HTTP contract that data clients and data services share: headers, transactions, batches, problems.
 
 Errors travel as `application/problem+json` (RFC 9457). `Problem.to_error` makes of a problem the error that
 `Problem.from_error` was given, with its message and those of its attributes that a problem has members for, except that
@@ -80,23 +80,23 @@ __all__ = [
 IDEMPOTENCY_KEY_HEADER: Final = "idempotency-key"
 IDEMPOTENCY_REPLAYED_HEADER: Final = "idempotency-replayed"
 IDEMPOTENCY_REREAD_HEADER: Final = "idempotency-reread"
-"""Of a replayed answer that was too large to keep: its records are those of now."""
+"""Marks the repetition of a response that was too large to keep: its records were read again."""
 CALLER_HEADER: Final = "x-service-name"
-"""Which service calls. It tells callers apart; it doesn't authenticate them."""
+"""Names the calling service. It tells callers apart; it doesn't authenticate them."""
 PROBLEM_MEDIA_TYPE: Final = "application/problem+json"
 NDJSON_MEDIA_TYPE: Final = "application/x-ndjson"
-"""Of an export: one record a line, and `{"$end": true, "count": n}` as the last one, so that a cut is noticed."""
+"""The media type of exports: a record per line, and `{"$end": true, "count": n}` as the last line, to notice a cut."""
 
 HEADER_POINTER: Final = "/header/"
-"""Where a problem points for a header field, as FastAPI does; the field's name follows."""
+"""The beginning of a problem's pointer to a header field, as in FastAPI; the field's name follows."""
 NO_ROUTE: Final = "NO_ROUTE"
-"""In a 404's `errors`: not the record is missing, but the route."""
+"""The code in the `errors` of a 404 that tells a missing route from a missing record."""
 MAX_OPERATIONS: Final = 100
 MAX_BATCH: Final = 1000
-"""Records in one `:batch_…` call."""
+"""The largest number of records in one `:batch_…` call."""
 MAX_BODY_BYTES: Final = 1024 * 1024
 MAX_PAGE_BYTES: Final = 4 * 1024 * 1024
-"""Of the records in one page, or in one answer to `:batch_get`; a record that is larger comes alone."""
+"""The largest size of the records in one page, or one response to `:batch_get`; a larger record comes alone."""
 MAX_KEY_LENGTH: Final = 255
 MAX_TRACE_STATE_LENGTH: Final = 512
 MAX_ORDERING_KEY_LENGTH: Final = 1024
@@ -105,10 +105,10 @@ _VISIBLE: Final = "^[!-~]+$"
 
 
 def quote_key(key: str) -> str:
-    """The key as a structured-field string (RFC 9651, section 3.3.3), as `Idempotency-Key` is sent.
+    """Write a key as a structured-field string (RFC 9651, section 3.3.3), the form of `Idempotency-Key`.
 
     Raises:
-        InvalidRequestError: empty, over 255 characters, or not printable ASCII.
+        InvalidRequestError: the key is empty, longer than 255 characters, or not printable ASCII.
     """
     if not 0 < len(key) <= MAX_KEY_LENGTH or not key.isascii() or not key.isprintable():
         raise InvalidRequestError(f"an idempotency key has 1 to {MAX_KEY_LENGTH} printable ASCII characters")
@@ -116,10 +116,10 @@ def quote_key(key: str) -> str:
 
 
 def parse_key(value: str) -> str:
-    """The key in that header value; quoted or, as many clients send it, bare.
+    """Read the key in a value of `Idempotency-Key`: quoted or, as many clients send it, bare.
 
     Raises:
-        InvalidRequestError: as `quote_key`; also a quotation mark in a bare key, or one that is not closed.
+        InvalidRequestError: `quote_key` would refuse the key, or the value has a quotation mark out of place.
     """
     value = value.strip()
     if '"' in value:
@@ -139,7 +139,7 @@ class _Strict(BaseModel):
 
 
 class AssertOperation(_Strict):
-    """The record is there, and in the state that `if_match` names; it stays so until the commit."""
+    """Require that a record exists, in the state that `if_match` names, until the commit."""
 
     op: Literal["assert"] = "assert"
     resource: str
@@ -148,7 +148,7 @@ class AssertOperation(_Strict):
 
 
 class CreateOperation(_Strict):
-    """A new record under an id that the client made."""
+    """Create a record under an id that the client has made."""
 
     op: Literal["create"] = "create"
     resource: str
@@ -169,7 +169,7 @@ class UpdateOperation(_Strict):
 
 
 class UpsertOperation(_Strict):
-    """Create the record, or change it where it is there already."""
+    """Create a record, or replace it where it exists."""
 
     op: Literal["upsert"] = "upsert"
     resource: str
@@ -178,7 +178,7 @@ class UpsertOperation(_Strict):
 
 
 class DeleteOperation(_Strict):
-    """Remove the record."""
+    """Delete a record."""
 
     op: Literal["delete"] = "delete"
     resource: str
@@ -195,17 +195,21 @@ type Operation = Annotated[
 class Emission(_Strict):
     """An event or command for the outbox, written in the same transaction as the operations.
 
-    What becomes a header or a routing key of the message is limited here, so that whatever is stored can be sent.
+    The limits are those of message headers and routing keys, so that whatever is stored can be sent.
 
     Attributes:
-        event_type: visible ASCII.
-        key: events with one key are published in commit order.
-        queue: for a command, the queue, in visible ASCII; None for an event.
-        not_before: when it may be published; None for at once.
-        request_id: of the request that causes it.
-        user_id: on whose behalf.
-        traceparent: the trace of the request that caused it, https://www.w3.org/TR/trace-context/.
-        tracestate: the same trace in its vendors' words.
+        event_type: the type of the event or command, in visible ASCII.
+        version: the version of the type.
+        event_id: the message's id.
+        timestamp: when the message was made.
+        key: the ordering key; events with one key are published in commit order.
+        queue: the queue of a command, in visible ASCII; None for an event.
+        not_before: the earliest time to publish it; None for at once.
+        request_id: the id of the request that causes it.
+        user_id: the user on whose behalf the request is made.
+        traceparent: the trace of that request, https://www.w3.org/TR/trace-context/.
+        tracestate: the vendors' data of that trace.
+        data: the message's own fields.
     """
 
     event_type: str = Field(min_length=1, max_length=MAX_TYPE_LENGTH, pattern=_VISIBLE)
@@ -231,18 +235,18 @@ class Emission(_Strict):
         not_before: datetime | None = None,
         trace: Mapping[str, str] | None = None,
     ) -> Self:
-        """The emission of that message; its identity is the message's own.
+        """Make the emission of a message, with the message's id and timestamp.
 
         Args:
             message: the event or command.
-            request_id: of the request that causes it.
-            user_id: on whose behalf.
-            not_before: when it may be published; None for at once.
+            request_id: the id of the request that causes it.
+            user_id: the user on whose behalf the request is made.
+            not_before: the earliest time to publish it; None for at once.
             trace: `traceparent` and `tracestate`; a state that is too long is left out, as W3C allows.
 
         Raises:
-            InvalidRequestError: no message can carry something of it, such as a key of 10,000 characters.
-            MalformedPayloadError: its data has no JSON form, or one that no consumer could read.
+            InvalidRequestError: a value is outside the limits, such as a key of 10,000 characters.
+            MalformedPayloadError: the message's data has no JSON form, or one that no consumer could read.
         """
         trace = trace or {}
         state = trace.get("tracestate", "")
@@ -271,19 +275,19 @@ class Emission(_Strict):
 
 
 def check_message_data(data: bytes) -> None:
-    """Refuse data that no consumer could read once it is in its envelope.
+    """Check that consumers can read a message's data once it is in its envelope.
 
     Args:
-        data: of a message, as JSON.
+        data: the data as JSON.
 
     Raises:
-        MalformedPayloadError: it is nested too deeply, or has a number beyond a double's range.
+        MalformedPayloadError: the data is nested too deeply, or has a number beyond the range of a double.
     """
     check_readable(b'{"data":' + data + b"}")
 
 
 class Transaction(_Strict):
-    """The body of `POST /v1:transact`: all or nothing, in order, at most 100 operations."""
+    """The body of `POST /v1:transact`: at most 100 operations, done in order, all of them or none."""
 
     operations: tuple[Operation, ...] = Field(default=(), max_length=MAX_OPERATIONS)
     emit: tuple[Emission, ...] = Field(default=(), max_length=MAX_OPERATIONS)
@@ -291,7 +295,7 @@ class Transaction(_Strict):
 
 
 class TransactionResult(BaseModel):
-    """The answer: one record per operation in the same order; null for `assert` and `delete`."""
+    """The response to `POST /v1:transact`: a record per operation, in their order; null for `assert` and `delete`."""
 
     results: tuple[dict[str, Any] | None, ...]
 
@@ -300,7 +304,7 @@ class TransactionResult(BaseModel):
 
 
 class BatchGet(_Strict):
-    """The body of `:batch_get`; answered by `{"items": […]}` in the same order, null for what is not there."""
+    """The body of `:batch_get`; the response is `{"items": […]}` in the same order, with null for a missing record."""
 
     ids: tuple[str, ...] = Field(max_length=MAX_BATCH)
 
@@ -309,9 +313,9 @@ class BatchRecord(_Strict):
     """One record of a batch.
 
     Attributes:
-        id: needed except where a create may make a UUID.
-        data: what a create, update or upsert takes; a delete has none.
-        if_match: the ETag that the record must have, for an update or a delete.
+        id: the record's id; a create may leave it out where ids are UUIDs.
+        data: the fields of a create, update or upsert; None for a delete.
+        if_match: the ETag that the record must have; not for a create.
     """
 
     id: str | None = None
@@ -320,9 +324,9 @@ class BatchRecord(_Strict):
 
 
 class BatchWrite(_Strict):
-    """The body of `:batch_create`, `:batch_update`, `:batch_upsert` and `:batch_delete`: all of it happens, or nothing.
+    """The body of `:batch_create`, `:batch_update`, `:batch_upsert` and `:batch_delete`: all items are done, or none.
 
-    Answered by `{"items": […]}` in the same order; null for what was deleted.
+    The response is `{"items": […]}` in the same order, with null for a deleted record.
 
     https://google.aip.dev/233
     """
@@ -334,7 +338,7 @@ class BatchWrite(_Strict):
 
 
 def whole_characters(text: Any) -> Any:
-    """The text without halves of surrogate pairs, which have no UTF-8; anything else as it is."""
+    """Replace halves of surrogate pairs in a text, which UTF-8 can't encode; return anything else as it is."""
     is_sendable = not isinstance(text, str) or text.isascii()
     return text if is_sendable else text.encode(errors="replace").decode()
 
@@ -351,7 +355,7 @@ class ProblemField(BaseModel):
 
 
 class Problem(BaseModel):
-    """What a data service answers instead of a result. No SQL and no values in it.
+    """A problem document, which a data service answers a failed request with. It shows no SQL and no values.
 
     https://www.rfc-editor.org/rfc/rfc9457#section-3.1
     """
@@ -372,14 +376,20 @@ class Problem(BaseModel):
     @field_validator("detail", mode="before")
     @classmethod
     def _as_text(cls, detail: Any) -> str:
-        """Other JSON, which APIs may have there, or half a character, is no reason to lose the rest."""
+        """Accept any JSON, which other APIs may send here, and halves of characters: the rest is worth reading."""
         if not isinstance(detail, str):
             return encode_json(detail).decode()
         return str(whole_characters(detail))
 
     @classmethod
     def from_error(cls, error: HybridkitError, *, instance: str, request_id: str) -> Self:
-        """That error as its problem."""
+        """Make the problem of an error.
+
+        Args:
+            error: the error.
+            instance: the path of the request.
+            request_id: the id of the request.
+        """
         findings: tuple[FieldProblem, ...] = ()
         if isinstance(
             error, InvalidRequestError | MalformedPayloadError | UniqueViolationError | ForeignKeyError
@@ -406,7 +416,7 @@ class Problem(BaseModel):
         )
 
     def to_error(self) -> HybridkitError:
-        """The error that a client raises for this problem."""
+        """Return the error that a client raises for this problem; `ResponseError` for an unknown code."""
         error = _error_class(self)
         found = [FieldProblem(entry.pointer, entry.code, entry.message) for entry in self.errors]
         match error:
@@ -434,7 +444,7 @@ class Problem(BaseModel):
                 return error(self.detail)
 
     def _message_without(self, problems: Sequence[FieldProblem]) -> str:
-        """The detail without the list of problems that `InvalidRequestError` puts at its end."""
+        """Return the detail without the list of problems that `InvalidRequestError` puts at its end."""
         if not problems:
             return self.detail
         listed = f": {'; '.join(map(str, problems))}"
@@ -442,7 +452,7 @@ class Problem(BaseModel):
 
 
 def _sendable_seconds(error: HybridkitError) -> float | None:
-    """When the error asks to come back, as far as that can be waited for."""
+    """Return the error's `retry_after_seconds` within the range that a caller can wait for."""
     asked = retry_after_seconds(error.retry_after_seconds) if isinstance(error, TemporaryError) else None
     return None if asked is None else min(max(asked, 0.0), MAX_DELAY_SECONDS)
 

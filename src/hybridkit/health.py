@@ -1,4 +1,4 @@
-"""Is this process alive, and can it work: liveness and readiness from probes, and a small server that tells them.
+"""Liveness and readiness of a process, from probes of its dependencies, and a small server for them.
 
 ```python
 health = Health()
@@ -8,8 +8,8 @@ async with HealthServer(health, port=8003):
     ...
 ```
 
-`/health` answers as long as the event loop turns. `/ready` asks the dependencies: 200 when all answer, 503 while one
-doesn't, before the start is complete, and from the moment the process is told to stop.
+`/health` answers 200 while the event loop runs. `/ready` probes the dependencies: 200 when all of them work; 503 while
+one does not, before the start is complete, and once the process is told to stop.
 """
 
 import asyncio
@@ -30,10 +30,10 @@ __all__ = ["DependencyState", "Health", "HealthServer", "Probe", "Readiness", "R
 _log = get_logger("hybridkit.health")
 
 type Probe = Callable[[], Awaitable[object]]
-"""Returns when the dependency works and raises when it doesn't. A string that it returns is told as the detail."""
+"""Returns when the dependency works and raises when it doesn't. A returned string is shown as the detail."""
 
 type RenderMetrics = Callable[[str], tuple[bytes, str]]
-"""Given the request's `Accept` header, answers the body and its content type."""
+"""Returns the body and its content type, given the request's `Accept` header."""
 
 MAX_REQUEST_BYTES: Final = 8 * 1024
 REQUEST_TIMEOUT_SECONDS: Final = 5.0
@@ -42,13 +42,13 @@ _MAX_DETAIL_CHARS: Final = 200
 
 @dataclass(frozen=True, slots=True)
 class DependencyState:
-    """What one probe found.
+    """The result of one probe.
 
     Attributes:
-        up: whether the dependency answered as it should.
-        detail: why not: the words of hybridkit's own errors, and no more than the class of any other. Of one that is
-            up, what its probe remarked.
-        seconds: how long the probe took.
+        up: whether the dependency works.
+        detail: the reason where it doesn't: the message of hybridkit's errors, and only the class of others. Where it
+            works, the string that its probe has returned.
+        seconds: the duration of the probe.
     """
 
     up: bool
@@ -58,11 +58,11 @@ class DependencyState:
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """Whether to send this process work.
+    """Whether the process can take work, and why not.
 
     Attributes:
-        status: `ready`, or why not: `starting`, `not_ready` (a dependency is down), `draining` (told to stop).
-        dependencies: what each probe found.
+        status: `ready`, `starting`, `not_ready` (a dependency is down) or `draining` (told to stop).
+        dependencies: the result of each probe by the dependency's name.
     """
 
     status: Literal["ready", "starting", "not_ready", "draining"]
@@ -79,7 +79,7 @@ class Readiness:
         return HTTPStatus.OK if self.is_ready else HTTPStatus.SERVICE_UNAVAILABLE
 
     def to_dict(self) -> dict[str, Any]:
-        """The body of `/ready`."""
+        """Return the body of `/ready`."""
         return {
             "status": self.status,
             "dependencies": {name: _state_to_dict(state) for name, state in self.dependencies.items()},
@@ -87,12 +87,12 @@ class Readiness:
 
 
 class Health:
-    """The probes of a process, its start and its end.
+    """The health of a process: its probes, its start and its end.
 
     Args:
-        timeout_seconds: how long one probe may take.
-        cache_seconds: how long an answer is given again without asking; many askers share one round of probes.
-        clock: seconds that never go back; for tests.
+        timeout_seconds: the longest time for one probe, in seconds.
+        cache_seconds: the time for which results are reused, in seconds; concurrent requests share one round of probes.
+        clock: a monotonic clock in seconds; for tests.
     """
 
     def __init__(
@@ -117,11 +117,11 @@ class Health:
         """Make readiness depend on this probe.
 
         Args:
-            name: of the dependency, in the answer.
-            probe: called at most once per `cache_seconds`; stopped after `timeout_seconds`.
+            name: the name of the dependency in `/ready`.
+            probe: called at most once per `cache_seconds`; cancelled after `timeout_seconds`.
 
         Raises:
-            DeclarationError: the name is taken.
+            DeclarationError: another probe has the name.
         """
         if name in self._probes:
             raise DeclarationError(f"there is a probe named {name!r} already")
@@ -129,25 +129,25 @@ class Health:
         self._fresh_until = -1.0
 
     def remove(self, name: str) -> None:
-        """Forget a dependency, for example because it was closed; unknown names are ignored."""
+        """Remove a dependency, for example because it was closed; unknown names are ignored."""
         self._probes.pop(name, None)
         self._states.pop(name, None)
 
     def started(self) -> None:
-        """The start is complete: from now on the probes decide."""
+        """Mark the start as complete: from now on the probes decide."""
         self._is_started = True
 
     def drain(self) -> None:
-        """The process is told to stop: not ready any more, whatever the probes say."""
+        """Mark the process as stopping: it is no longer ready, whatever the probes say."""
         self._is_draining = True
 
     async def readiness(self) -> Readiness:
-        """Ask every probe at once, or give the last answer if it is fresh."""
+        """Run all probes concurrently, or return the last results while they are fresh."""
         if self._clock() >= self._fresh_until:
             if self._round is None:
                 self._round = asyncio.create_task(self._ask_all(), name="hybridkit health probes")
                 self._round.add_done_callback(self._end_round)
-            # Shielded: an asker that goes away must not take the answer from the others.
+            # Shielded: a caller that is cancelled must not cancel the round for the others.
             await asyncio.shield(self._round)
         return Readiness(self._status(), dict(self._states))
 
@@ -171,7 +171,7 @@ class Health:
             return DependencyState(up=False, detail="an earlier probe still hangs", seconds=0.0)
         since = self._clock()
         task = asyncio.create_task(_call(probe), name=f"hybridkit probe {name}")
-        # wait() returns at its time also when the probe doesn't end on a cancellation.
+        # Unlike wait_for(), wait() returns in time also when the probe doesn't end on a cancellation.
         await asyncio.wait({task}, timeout=self._timeout_seconds)
         up = False
         if task.done():
@@ -193,7 +193,7 @@ class Health:
 
     def _forget(self, name: str, task: asyncio.Task[object]) -> None:
         del self._hanging[name]
-        _finding(task)  # takes note of its error, or asyncio would complain that nobody did
+        _finding(task)  # retrieves its error, or asyncio would complain that nobody did
 
     def _end_round(self, _task: asyncio.Task[None]) -> None:
         self._round = None
@@ -203,18 +203,18 @@ class Health:
 
 
 class HealthServer:
-    """HTTP for processes that have no web server: `GET /health`, `/ready`, `/metrics`, and nothing more.
+    """A server for processes without a web application: `GET /health`, `/ready` and `/metrics`.
 
-    One request per connection, at most 8 KiB and 5 s.
+    A connection carries one request, of at most 8 KiB, and ends after 5 s.
 
     Args:
-        health: what to tell.
-        port: where to listen; 0 takes a free one.
+        health: the health of the process.
+        port: the port to listen on; 0 takes a free one.
         host: the address to listen on; a container needs `0.0.0.0`.
-        metrics: makes what `/metrics` answers, as `observability.render_metrics`; without it that path is not found.
+        metrics: renders the metrics, such as `observability.render_metrics`; without it `/metrics` is not found.
 
     Attributes:
-        port: where it listens, once entered.
+        port: the port that it listens on, once entered.
     """
 
     def __init__(
@@ -272,14 +272,14 @@ async def _call(probe: Probe) -> object:
 
 
 def _finding(task: asyncio.Task[object]) -> tuple[bool, str | None]:
-    """What a finished probe says: whether the dependency is up, and in which words."""
+    """Return whether a finished probe found its dependency working, and the detail."""
     if task.cancelled():
         return False, "the probe was cancelled"
     error = task.exception()
     if error is None:
         remark = task.result()
         return True, remark[:_MAX_DETAIL_CHARS] if isinstance(remark, str) else None
-    # The words of other libraries may hold an address with a password in it.
+    # The messages of other libraries may have a URL with a password.
     words = f": {error}" if isinstance(error, HybridkitError) else ""
     return False, f"{type(error).__name__}{words}"[:_MAX_DETAIL_CHARS]
 

@@ -1,6 +1,6 @@
-"""Tools for tests of services: the pytest plugin's fixtures, fakes that speak the real protocols, and faults.
+"""Tools for tests of services: fixtures for pytest, fakes that speak the real protocols, and faults.
 
-The names are loaded when they are used, because pytest imports this package in every project that has it installed.
+Names are imported when they are used, because pytest imports this package in every project that has it installed.
 """
 
 from importlib import import_module

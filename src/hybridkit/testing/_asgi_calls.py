@@ -36,7 +36,7 @@ class _Collector:
 
 
 async def call(app: ASGIApp, request: HttpRequest) -> Reply:
-    """What the application answers, all of it."""
+    """Call an ASGI application, and return its complete response."""
     path, _, query = request.target.partition("?")
     scope = {
         "type": "http",

@@ -1,4 +1,4 @@
-"""What the fake data service can be told to get wrong, for tests of what a caller makes of it."""
+"""The faults that a fake data service can be given, for tests of its callers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,13 +16,13 @@ _HTML: Final = b"<html><body><h1>502 Bad Gateway</h1></body></html>"
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer, and how it gets to the caller.
+    """A response of the fake data service, and how it reaches the caller.
 
     Attributes:
-        status: of HTTP.
-        headers: lower-case names.
-        body: whole.
-        drip_seconds: between one byte of the body and the next; 0 sends it at once.
+        status: the HTTP status.
+        headers: the values by name, in lower case.
+        body: the whole body.
+        drip_seconds: the pause before each byte of the body; 0 sends it at once.
         is_lost: the connection ends before any of it arrives.
     """
 
@@ -34,7 +34,7 @@ class Reply:
 
 
 def reply_of(problem: Problem) -> Reply:
-    """That problem as an answer."""
+    """Return a problem as a response."""
     headers = {"content-type": PROBLEM_MEDIA_TYPE}
     if problem.retry_after_seconds is not None:
         headers["retry-after"] = f"{problem.retry_after_seconds:.0f}"
@@ -53,7 +53,7 @@ class _Fault:
     garbage: Garbage | None = None
     size_bytes: int = 0
 
-    def concerns(self, request: str, *, reused: bool) -> bool:
+    def matches(self, request: str, *, reused: bool) -> bool:
         if self.only_reused and not reused:
             return False
         method, _, path = request.partition(" ")
@@ -61,30 +61,30 @@ class _Fault:
         return fnmatchcase(f"{method} {path}", wanted)
 
 
-class Treatment:
-    """The faults that one request meets."""
+class RequestFaults:
+    """The faults of one request."""
 
     def __init__(self, faults: list[_Fault]) -> None:
         self._faults = faults
 
     @property
     def drops_connection(self) -> bool:
-        """The connection ends, and nothing is done."""
+        """Whether the connection ends before anything is done."""
         return any(fault.only_reused for fault in self._faults)
 
     @property
     def delay_seconds(self) -> float:
-        """How long it lies before anything is done."""
+        """The time before anything is done."""
         return sum(fault.delay_seconds for fault in self._faults)
 
     @property
     def refusal(self) -> Reply | None:
-        """What is answered instead of doing anything."""
+        """The response that is sent instead of doing anything; None for no refusal."""
         problem = next((fault.problem for fault in self._faults if fault.problem), None)
         return None if problem is None else reply_of(problem)
 
-    def spoilt(self, reply: Reply) -> Reply:
-        """The answer as it arrives."""
+    def apply_to(self, reply: Reply) -> Reply:
+        """Return the response as it arrives at the caller."""
         for fault in self._faults:
             if fault.garbage is not None:
                 reply = _garbled(reply, fault.garbage)
@@ -100,13 +100,13 @@ class Treatment:
 
 
 class DataFaults:
-    """Faults of a `FakeDataService`: each holds for the next requests that it matches, several of them together.
+    """The faults of a `FakeDataService`. Each applies to the next requests that it matches; several apply together.
 
-    Every method takes
+    The methods take
 
-    * `matching`: which requests: `POST /v1/orders`, `/v1/orders/*`, `PATCH *`; `*` stands for anything. All, if it is
-      left out.
-    * `times`: how many of them; None for all, until `clear`.
+    * `matching`: the requests, such as `POST /v1/orders`, `/v1/orders/*` or `PATCH *`, where `*` stands for any
+      characters; by default all.
+    * `times`: the number of requests; None, the default, for all until `clear`.
     """
 
     def __init__(self) -> None:
@@ -116,54 +116,54 @@ class DataFaults:
         return f"DataFaults({len(self._faults)} waiting)"
 
     def delay(self, seconds: float, *, matching: str = "", times: int | None = None) -> None:
-        """Let the request lie that long before anything is done."""
+        """Wait before anything is done."""
         self._add(_Fault(matching=matching, left=times, delay_seconds=seconds))
 
     def refuse(
         self, error: HybridkitError | None = None, *, matching: str = "", times: int | None = None
     ) -> None:
-        """Do nothing, and answer with the problem of that error; with 503 for none."""
+        """Do nothing, and answer with the problem of an error; by default with 503, `UnavailableError`."""
         error = error or UnavailableError("the fake was told so")
         problem = Problem.from_error(error, instance="/", request_id="fake")
         self._add(_Fault(matching=matching, left=times, problem=problem))
 
     def lose_reply(self, *, matching: str = "", times: int | None = None) -> None:
-        """Do what is asked, and end the connection before the answer."""
+        """Do what the request asks for, and end the connection before the response."""
         self._add(_Fault(matching=matching, left=times, loses_reply=True))
 
     def close_idle(self, *, matching: str = "", times: int | None = None) -> None:
-        """End a connection just as the caller sends another request on it; nothing is done."""
+        """Do nothing, and end a connection that the caller reuses, as a server does that has just closed it."""
         self._add(_Fault(matching=matching, left=times, only_reused=True))
 
     def drip(self, seconds: float = 0.05, *, matching: str = "", times: int | None = None) -> None:
-        """Send the answer's body a byte at a time, with that pause before each."""
+        """Send the response's body byte by byte, with a pause before each."""
         self._add(_Fault(matching=matching, left=times, drip_seconds=seconds))
 
     def garble(self, kind: Garbage, *, matching: str = "", times: int | None = None) -> None:
-        """Do what is asked, and answer with HTML, with half of the JSON, or with JSON of another schema."""
+        """Do what the request asks for, and answer with HTML, half of the JSON, or JSON of another schema."""
         self._add(_Fault(matching=matching, left=times, garbage=kind))
 
     def inflate(self, size_bytes: int, *, matching: str = "", times: int | None = None) -> None:
-        """Do what is asked, and answer with that much."""
+        """Do what the request asks for, and answer with a body of that size."""
         self._add(_Fault(matching=matching, left=times, size_bytes=size_bytes))
 
     def clear(self) -> None:
         """End every fault."""
         self._faults.clear()
 
-    def meet(self, request: str, *, reused: bool) -> Treatment:
-        """What that request is to meet; for the fake itself.
+    def take(self, request: str, *, reused: bool) -> RequestFaults:
+        """Return the faults of a request, and count it; the fake calls this.
 
         Args:
-            request: `POST /v1/orders`.
-            reused: it comes on a connection that has served another one.
+            request: method and path, such as `POST /v1/orders`.
+            reused: whether its connection has carried another request before.
         """
-        found = [fault for fault in self._faults if fault.concerns(request, reused=reused)]
+        found = [fault for fault in self._faults if fault.matches(request, reused=reused)]
         for fault in found:
             if fault.left is not None:
                 fault.left -= 1
         self._faults = [fault for fault in self._faults if fault.left != 0]
-        return Treatment(found)
+        return RequestFaults(found)
 
     def _add(self, fault: _Fault) -> None:
         self._faults.append(fault)

@@ -1,4 +1,4 @@
-"""A data service for tests: the real routes on records in memory, and faults at hand.
+"""A data service for tests: the contract's real routes on records in memory, and faults on demand.
 
 ```python
 async with FakeDataService({USERS, ORDERS}, unique={USERS: ["email"]}).postgres_client(service="api_service") as client:
@@ -36,23 +36,23 @@ _LOOPBACK: Final = "127.0.0.1"
 
 
 class FakeDataService:
-    """The contract's routes on records in memory: what a service's tests talk to instead of a database.
+    """A data service on records in memory, which a service's tests use instead of one on a database.
 
-    It needs no server and no start: clients reach it inside the process. `serve` puts it on a loopback socket, for
-    another process, or for what only a real connection can do.
+    It needs no server and no start: clients reach it inside the process. `serve` also opens a port on loopback, for
+    another process, or for faults that only a real connection has.
 
     Args:
-        resources: what it keeps.
-        unique: by resource, the fields (or tuples of fields) whose values only one record may have, as a table's
-            unique indexes say; `UniqueWhere` is such an index over some of the records.
-        references: by resource, the fields that are foreign keys, and to whose ids:
+        resources: the resources that it serves.
+        unique: by resource, the fields, or tuples of fields, whose values only one record may have, like a unique
+            index of a table; `UniqueWhere` is such an index over some of the records.
+        references: by resource, the fields that are foreign keys, each with the resource that it refers to:
             `{ORDERS: {"user_id": USERS}}`. A record that is referred to can't be deleted.
-        calls: the service's own, each with what answers it here; its `work.database` is the store in memory.
-        has_transactions: without them it answers as a data service on a MongoDB that has none.
+        calls: the service's own calls with their handlers; `work.database` is the store in memory.
+        has_transactions: False answers as a data service on a MongoDB without transactions.
 
     Attributes:
-        faults: what it shall get wrong.
-        requests: what it was asked, attempts included: `POST /v1/orders`.
+        faults: the faults of the next requests.
+        requests: method and path of every request, repeated attempts included, such as `POST /v1/orders`.
     """
 
     def __init__(
@@ -82,35 +82,35 @@ class FakeDataService:
 
     @property
     def transport(self) -> "FakeTransport":
-        """What a client is given to reach it inside this process: `PostgresDataClient(…, transport=fake.transport)`."""
+        """A transport for clients in this process: `PostgresDataClient(…, transport=fake.transport)`."""
         return FakeTransport(self)
 
     def postgres_client(self, *, service: str, policy: ClientPolicy | None = None) -> PostgresDataClient:
-        """A client of it.
+        """Return a PostgreSQL client of the fake.
 
         Args:
-            service: who calls.
-            policy: deadlines, retries and limits; the default one for none.
+            service: the name of the calling service.
+            policy: deadlines, retries and limits; None for the default policy.
         """
         return PostgresDataClient(BASE_URL, service=service, transport=self.transport, policy=policy)
 
     def mongo_client(self, *, service: str, policy: ClientPolicy | None = None) -> MongoDataClient:
-        """As `postgres_client`."""
+        """Return a MongoDB client of the fake, with the arguments of `postgres_client`."""
         return MongoDataClient(BASE_URL, service=service, transport=self.transport, policy=policy)
 
     def serve(self) -> AbstractAsyncContextManager[str]:
-        """Listen on 127.0.0.1 inside the block, which is given the URL."""
+        """Listen on 127.0.0.1 inside an `async with` block, and return the URL."""
         return self._serve()
 
     async def answer(self, request: HttpRequest) -> Reply | None:
-        """Return the reply to a request; None where its connection ends instead."""
+        """Return the response to a request; None where its connection ends instead."""
         line = f"{request.method} {request.target.partition('?')[0]}"
         self.requests.append(line)
-        treatment = self.faults.meet(line, reused=request.is_reusing)
-        if treatment.drops_connection:
+        faults = self.faults.take(line, reused=request.is_reusing)
+        if faults.drops_connection:
             return None
-        await asyncio.sleep(treatment.delay_seconds)
-        reply = treatment.spoilt(treatment.refusal or await call(self._app, request))
+        await asyncio.sleep(faults.delay_seconds)
+        reply = faults.apply_to(faults.refusal or await call(self._app, request))
         return None if reply.is_lost else reply
 
     @asynccontextmanager
@@ -130,10 +130,10 @@ class FakeDataService:
 
 
 class FakeTransport:
-    """Reaches a fake data service inside the process; a `Transport` of the clients.
+    """A transport of the clients that reaches a fake data service inside the process.
 
     Args:
-        fake: to be reached.
+        fake: the fake data service.
     """
 
     def __init__(self, fake: FakeDataService) -> None:
@@ -144,7 +144,7 @@ class FakeTransport:
         return f"FakeTransport({self._fake!r})"
 
     async def send(self, request: Request) -> Response:
-        """The whole answer."""
+        """Return the complete response."""
         async with self.stream(request) as answer:
             body = await read_body(
                 answer.chunks, request=request, status=answer.status, headers=answer.headers
@@ -153,7 +153,7 @@ class FakeTransport:
 
     @asynccontextmanager
     async def stream(self, request: Request) -> AsyncGenerator[StreamedResponse]:
-        """The answer, its body in chunks."""
+        """Return the response inside an `async with` block, with its body in chunks."""
         fields = {"host": urlsplit(request.url).netloc, **request.headers}  # as any real transport adds it
         headers = [
             (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in fields.items()
@@ -168,11 +168,11 @@ class FakeTransport:
         yield StreamedResponse(status=reply.status, headers=reply.headers, chunks=_chunks(reply))
 
     async def aclose(self) -> None:
-        """Nothing is open."""
+        """Do nothing: the transport holds no connection."""
 
 
 def _target(url: str) -> str:
-    """`/v1/users?…` of `http://host/v1/users?…`."""
+    """Return path and query of a URL."""
     return "/" + url.split("/", 3)[3]
 
 
@@ -186,7 +186,7 @@ async def _chunks(reply: Reply) -> AsyncGenerator[bytes]:
 
 
 def _refuse(status: int, reason: str) -> HttpResponse:
-    """Answer what is no HTTP as a data service does."""
+    """Refuse bytes that are no HTTP request with the problem that a data service answers."""
     error = HeadTooLargeError(reason) if status == HeadTooLargeError.status else RejectedError(reason)
     return _http_response(reply_of(Problem.from_error(error, instance="", request_id="fake")))
 
@@ -199,7 +199,7 @@ def _http_response(reply: Reply) -> HttpResponse:
 def _application(
     resources: Collection[AnyResource], store: MemoryStore, calls: Mapping[AnyCall, CallHandler]
 ) -> ASGIApp:
-    """The routes on that store. Its life is not started: that would make this process an API, and read its settings."""
+    """Make the application. Its lifespan never runs, as it would read settings and open connections."""
     app = create_app(ServiceSettings, title="Fake data service", internal=True)
     add_routes(app, {resource.name: RequestBodies(resource) for resource in resources}, calls)
     app.state.resources = ServiceResources()

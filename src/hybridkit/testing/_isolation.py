@@ -1,9 +1,9 @@
-"""A place of its own for each test on a server that all tests share.
+"""Isolation of tests that share a server: each test gets a database or virtual host.
 
-PostgreSQL: a database, copied from a template. RabbitMQ: a virtual host. Redis: a numbered database, leased so that
-no two tests of any process have the same. MongoDB: a database name, dropped afterwards.
+PostgreSQL: a database, copied from a template. RabbitMQ: a virtual host. Redis: a numbered database, leased so that no
+two tests of any process have the same. MongoDB: a database name, dropped afterwards.
 
-The drivers are those of the tests, loaded by name when a test needs one: this package must import without them.
+The drivers come from the tests' environment and are imported when a test needs one: the package works without them.
 """
 
 import asyncio
@@ -26,13 +26,13 @@ _LEASE_SECONDS = 3600
 
 
 def unique_name() -> str:
-    """A name that no other test has: letters, digits and `_`, so that it needs no quoting anywhere."""
+    """Return a random name of letters, digits and `_`, which needs no quoting in SQL or URLs."""
     return f"test_{secrets.token_hex(6)}"
 
 
 @contextmanager
 def postgres_database(server: Server, *, template: str = "template1") -> Generator[str]:
-    """A new database, copied from the template; dropped, with whoever is connected, at the end. Yields its URL."""
+    """Copy a database from the template, yield its URL, and drop it at the end, with all connections to it."""
     name = unique_name()
     _execute(server.url, f"create database {name} template {template}")
     try:
@@ -43,7 +43,7 @@ def postgres_database(server: Server, *, template: str = "template1") -> Generat
 
 @contextmanager
 def postgres_template(server: Server, fill: Callable[[str], None] | None) -> Generator[str]:
-    """A database filled once, to be copied for each test. Yields its name."""
+    """Create and fill a database to be copied for each test, and yield its name."""
     if fill is None:
         yield "template1"
         return
@@ -58,7 +58,7 @@ def postgres_template(server: Server, fill: Callable[[str], None] | None) -> Gen
 
 @contextmanager
 def mongo_database(server: Server) -> Generator[str]:
-    """A database name of its own; dropped at the end. Yields a URL that ends with it."""
+    """Yield a URL with a new database name, and drop the database at the end."""
     pymongo = _driver("pymongo", extra="mongo")
     name = unique_name()
     try:
@@ -70,12 +70,12 @@ def mongo_database(server: Server) -> Generator[str]:
 
 @contextmanager
 def redis_database(server: Server) -> Generator[str]:
-    """An empty numbered database; emptied at the end. Yields its URL.
+    """Lease an empty numbered database, yield its URL, and empty it at the end.
 
-    Channels of publish/subscribe are not part of a database: Redis shares them among all.
+    Channels of publish/subscribe are not part of a database: all databases share them.
 
     Raises:
-        UnavailableError: Every database of the server has keys in it, or is leased to another test.
+        UnavailableError: every database of the server has keys in it, or is leased to another test.
     """
     redis = _driver("redis")
     with redis.Redis.from_url(with_path(server.url, "0")) as leases:
@@ -91,10 +91,10 @@ def redis_database(server: Server) -> Generator[str]:
 
 @contextmanager
 def rabbitmq_virtual_host(server: Server) -> Generator[str]:
-    """A virtual host of its own; deleted, with its connections and queues, at the end. Yields its URL."""
+    """Create a virtual host, yield its URL, and delete it at the end, with its connections and queues."""
     name = unique_name()
     if not server.is_real:
-        # The development broker makes it when somebody connects to it, and it goes with the broker.
+        # The development broker creates a virtual host with the first connection to it, and keeps none on disk.
         yield with_path(server.url, name)
         return
     user = quote(urlsplit(server.url).username or "guest", safe="")
@@ -114,7 +114,7 @@ def _driver(name: str, *, extra: str = "testing") -> Any:
 
 
 def with_path(url: str, path: str) -> str:
-    """The URL with another last part: the database, or the virtual host."""
+    """Return the URL with another path: the database, or the virtual host."""
     return urlunsplit(urlsplit(url)._replace(path=f"/{path}"))
 
 
@@ -128,7 +128,7 @@ def _execute(url: str, statement: str) -> None:
         finally:
             await connection.close(timeout=10)
 
-    # In a thread of its own, because the test's own event loop may be set up in this one.
+    # In another thread, because this one may have the test's event loop.
     with ThreadPoolExecutor(max_workers=1) as thread:
         thread.submit(asyncio.run, execute()).result()
 
@@ -144,12 +144,12 @@ def _lease_database(redis: Any, leases: Any, url: str) -> int:
         with redis.Redis.from_url(with_path(url, str(number))) as database:
             if database.dbsize() == 0:
                 return number
-        # Somebody's data: the lease stays, so that the next test does not look at it again.
+        # It has data of others: the lease stays, so that the next test does not look at it again.
     raise UnavailableError("no Redis database is free for a test: each one has keys in it or is leased")
 
 
 def _count_databases(redis: Any, url: str) -> int:
-    # On a connection of its own: fakeredis does not know the command, and closes the connection after an error.
+    # On a separate connection: fakeredis does not know the command, and closes the connection after an error.
     try:
         with redis.Redis.from_url(url) as server:
             return int(server.config_get("databases")["databases"])

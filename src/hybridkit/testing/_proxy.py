@@ -17,6 +17,8 @@ from enum import Enum
 from typing import Literal, Self
 from urllib.parse import urlsplit, urlunsplit
 
+from hybridkit._tasks import TaskSet
+
 Direction = Literal["to_server", "to_client"]
 _CHUNK_BYTES = 65536
 _LOOPBACK = "127.0.0.1"
@@ -29,17 +31,17 @@ class _Mode(Enum):
 
 
 class FaultProxy:
-    """Stands between clients and a server, and does to their connections what networks and dying hosts do.
+    """A proxy between clients and a server that treats their connections as failing networks and hosts do.
 
-    `freeze`, `swallow`, `delay` and `cut` hold for the connections that are open and for those that come, until
-    `let_pass` ends them all. Call everything from the event loop that entered the proxy.
+    `freeze`, `swallow`, `delay` and `cut` apply to open and new connections, until `let_pass` ends them all. Call the
+    methods from the event loop that entered the proxy.
 
     Args:
-        host: where the real server is.
-        port: the port it listens on.
+        host: the host of the real server.
+        port: its port.
 
     Attributes:
-        port: where the proxy listens on 127.0.0.1, once it is entered.
+        port: the port of the proxy on 127.0.0.1, once it is entered.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -50,8 +52,8 @@ class FaultProxy:
         self._cuts: dict[Direction, int] = {}
         self._thawed = asyncio.Event()
         self._thawed.set()
-        self._links: set[_Link] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._pairs: set[_ConnectionPair] = set()
+        self._tasks = TaskSet()
         self._server: asyncio.Server | None = None
 
     def __repr__(self) -> str:
@@ -67,90 +69,90 @@ class FaultProxy:
         if self._server:
             self._server.close()
         self.reset()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.cancel()
         # The transports close their sockets in the loop's next turn.
         await asyncio.sleep(0)
 
     @property
     def connections(self) -> int:
-        """How many connections are open through the proxy."""
-        return len(self._links)
+        """The number of open connections through the proxy."""
+        return len(self._pairs)
 
     def url_for(self, url: str) -> str:
-        """The same URL with the proxy's address in place of the server's."""
+        """Return the URL with the proxy's address in place of the server's."""
         parts = urlsplit(url)
         user, found, _ = parts.netloc.rpartition("@")
         return urlunsplit(parts._replace(netloc=f"{user}{found}{_LOOPBACK}:{self.port}"))
 
     def let_pass(self) -> None:
-        """End every fault. A connection that has lost bytes to `swallow` is reset: no network would heal it so."""
+        """End every fault. A connection that has lost bytes to `swallow` is reset, as TCP can't go on without them."""
         self._mode = _Mode.PASSING
         self._delay_seconds = 0.0
         self._cuts.clear()
         self._thawed.set()
-        for link in [link for link in self._links if link.has_lost_bytes]:
-            link.reset()
+        for pair in [pair for pair in self._pairs if pair.has_lost_bytes]:
+            pair.reset()
 
     def freeze(self) -> None:
-        """Let no byte through and close nothing, as a server under SIGSTOP does; `let_pass` delivers what waits."""
+        """Hold all bytes back and close nothing, like a server under SIGSTOP; `let_pass` delivers them."""
         self._mode = _Mode.FROZEN
         self._thawed.clear()
 
     def swallow(self) -> None:
-        """Take all bytes and throw them away, as a network does that has lost the other side."""
+        """Read all bytes and drop them, like a network that has lost the other side."""
         self._mode = _Mode.SWALLOWING
         self._thawed.set()
 
     def delay(self, seconds: float) -> None:
-        """Deliver each byte that much later, in each direction; how many fit through stays the same."""
+        """Delay every byte in each direction, without limiting the bandwidth."""
         self._delay_seconds = seconds
 
     def reset(self) -> None:
-        """Close every open connection with RST on both sides, once; new ones are accepted."""
-        for link in list(self._links):
-            link.reset()
+        """Close all open connections with RST on both sides; new ones are accepted."""
+        for pair in list(self._pairs):
+            pair.reset()
 
     def cut(self, direction: Direction, *, at_byte: int) -> None:
-        """Close each connection when that many more bytes went in that direction; exactly those arrive.
+        """Close each connection after a number of bytes in one direction; exactly those arrive.
 
         Args:
             direction: `to_server` or `to_client`; each can have its own cut.
-            at_byte: how many bytes pass, counted per connection: from now, or from its start if it comes later.
+            at_byte: the number of bytes, counted per connection from now, or from the start of a new one.
         """
         self._cuts[direction] = at_byte
-        for link in self._links:
-            link.passed[direction] = 0
+        for pair in self._pairs:
+            pair.passed[direction] = 0
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.get_running_loop().create_task(self._serve(reader, _Link(writer)))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.start(self._serve(reader, _ConnectionPair(writer)))
 
-    async def _serve(self, reader: asyncio.StreamReader, link: "_Link") -> None:
-        self._links.add(link)
+    async def _serve(self, reader: asyncio.StreamReader, pair: "_ConnectionPair") -> None:
+        self._pairs.add(pair)
         try:
-            # A frozen host does not answer a new connection either: its kernel has only queued it.
+            # A frozen host does not answer a new connection either: its kernel only queues it.
             await self._thawed.wait()
-            server_reader, link.server = await asyncio.open_connection(*self._target)
+            server_reader, pair.server = await asyncio.open_connection(*self._target)
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._forward(link, "to_server", reader, link.server))
-                group.create_task(self._forward(link, "to_client", server_reader, link.client))
+                group.create_task(self._forward(pair, "to_server", reader, pair.server))
+                group.create_task(self._forward(pair, "to_client", server_reader, pair.client))
         except* OSError:
-            link.reset()
+            pair.reset()
         finally:
-            link.close()
-            self._links.discard(link)
+            pair.close()
+            self._pairs.discard(pair)
 
     async def _forward(
-        self, link: "_Link", direction: Direction, source: asyncio.StreamReader, sink: asyncio.StreamWriter
+        self,
+        pair: "_ConnectionPair",
+        direction: Direction,
+        source: asyncio.StreamReader,
+        sink: asyncio.StreamWriter,
     ) -> None:
-        # What is on its way: when it is to arrive, and the bytes; none at the end of the stream.
+        # The time of arrival and the bytes, which are empty at the end of the stream.
         on_the_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(maxsize=16)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._take(source, on_the_way))
-            group.create_task(self._deliver(link, direction, on_the_way, sink))
+            group.create_task(self._deliver(pair, direction, on_the_way, sink))
 
     async def _take(
         self, source: asyncio.StreamReader, on_the_way: asyncio.Queue[tuple[float, bytes]]
@@ -158,14 +160,14 @@ class FaultProxy:
         loop = asyncio.get_running_loop()
         data = b"-"
         while data:
-            # While frozen nothing is read, so that the sender comes to feel the full buffers.
+            # While frozen nothing is read, so that the sender's buffers fill up.
             await self._thawed.wait()
             data = await source.read(_CHUNK_BYTES)
             await on_the_way.put((loop.time() + self._delay_seconds, data))
 
     async def _deliver(
         self,
-        link: "_Link",
+        pair: "_ConnectionPair",
         direction: Direction,
         on_the_way: asyncio.Queue[tuple[float, bytes]],
         sink: asyncio.StreamWriter,
@@ -177,28 +179,28 @@ class FaultProxy:
             await asyncio.sleep(due - loop.time())
             await self._thawed.wait()
             if self._mode is _Mode.SWALLOWING:
-                link.has_lost_bytes = True
+                pair.has_lost_bytes = True
                 continue
             if sink.is_closing():
                 continue
             if not data:
                 sink.write_eof()
                 return
-            allowed = self._allowance(link, direction)
-            link.passed[direction] += len(data)
+            allowed = self._allowance(pair, direction)
+            pair.passed[direction] += len(data)
             sink.write(data[:allowed])
             await sink.drain()
             if allowed is not None and len(data) >= allowed:
-                link.close()
+                pair.close()
 
-    def _allowance(self, link: "_Link", direction: Direction) -> int | None:
+    def _allowance(self, pair: "_ConnectionPair", direction: Direction) -> int | None:
         limit = self._cuts.get(direction)
-        return None if limit is None else max(limit - link.passed[direction], 0)
+        return None if limit is None else max(limit - pair.passed[direction], 0)
 
 
 @dataclass(eq=False, slots=True)
-class _Link:
-    """One client's connection and the one to the server that belongs to it."""
+class _ConnectionPair:
+    """A client's connection, and the connection to the server that belongs to it."""
 
     client: asyncio.StreamWriter
     server: asyncio.StreamWriter | None = None
@@ -206,12 +208,12 @@ class _Link:
     passed: dict[Direction, int] = field(default_factory=lambda: {"to_server": 0, "to_client": 0})
 
     def close(self) -> None:
-        """Close both sides in good order: what was written still arrives."""
+        """Close both sides; written bytes still arrive."""
         for writer in self._writers():
             writer.close()
 
     def reset(self) -> None:
-        """Close both sides with RST, which is what a socket with SO_LINGER of 0 seconds does (socket(7))."""
+        """Close both sides with RST, as a socket with SO_LINGER of 0 seconds does (socket(7))."""
         for writer in self._writers():
             connection: socket.socket = writer.get_extra_info("socket")
             # Where the loop has closed the socket already, asyncio raises the one error and uvloop the other.

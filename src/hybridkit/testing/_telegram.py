@@ -1,4 +1,4 @@
-"""A Telegram of one's own: enough of the Bot API, over real HTTP, for a real bot client to work against.
+"""A fake Telegram: the part of the Bot API, over real HTTP, that the tests of a bot need.
 
 ```python
 async with FakeTelegram() as telegram:              # point the bot's API base URL at telegram.url
@@ -7,10 +7,10 @@ async with FakeTelegram() as telegram:              # point the bot's API base U
     telegram.fail("sendMessage", status=429, retry_after_seconds=1)
 ```
 
-It keeps Telegram's promises where a bot's safety depends on them: an update is delivered until a later `getUpdates`
-confirms it through its offset, a second poller ends the first one with 409, a wrong token gets 401. As a process,
-`python -m hybridkit.testing telegram`, it is driven through `POST /control/updates`,
-`/control/redeliver`, `/control/faults` and `GET /control/state`.
+It behaves like Telegram where a bot's safety depends on it: an update is delivered until a later `getUpdates` confirms
+it by its offset, a second poller ends the first one with 409, a wrong token gets 401. As a process,
+`python -m hybridkit.testing telegram`, it is controlled by `POST /control/updates`, `/control/redeliver`,
+`/control/faults` and `GET /control/state`.
 
 https://core.telegram.org/bots/api#making-requests
 """
@@ -38,13 +38,13 @@ type Params = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TelegramUser:
-    """Who writes to the bot, in a private chat whose id is the user's.
+    """A user who writes to the bot, in a private chat that has the user's id.
 
     Attributes:
-        id: of the user, and of the chat.
-        first_name: shown to others.
-        username: as in `@username`; None for the many who have none.
-        language_code: IETF tag of the user's client: `en`, `ru`, `pt-br`; None when it doesn't tell.
+        id: the id of the user, and of the chat.
+        first_name: the name that others see.
+        username: the name in `@username`; None for users without one.
+        language_code: the IETF tag of the user's language, such as `en`, `ru` or `pt-br`; None for an unknown one.
     """
 
     id: int
@@ -55,13 +55,13 @@ class TelegramUser:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SentMessage:
-    """What the bot has sent.
+    """A message that the bot has sent.
 
     Attributes:
-        message_id: of the message, from 1.
-        chat_id: where it was sent to; a user's id in a private chat.
-        text: of the message.
-        parameters: everything that the bot passed to the method, as text.
+        message_id: the message's number, from 1.
+        chat_id: the id of the chat; in a private chat that of the user.
+        text: the text.
+        parameters: all parameters of the method call, as text.
     """
 
     message_id: int
@@ -80,7 +80,7 @@ class _Fault:
 
 
 class _RefusedError(Exception):
-    """The answer `{"ok": false, …}` to one call."""
+    """The refusal of a call, which is answered with `{"ok": false, …}`."""
 
     def __init__(self, status: int, description: str, *, retry_after_seconds: int | None = None) -> None:
         super().__init__(description)
@@ -96,20 +96,20 @@ class _RefusedError(Exception):
 
 
 class FakeTelegram:
-    """A Bot API server on loopback for one bot, driven by the test that owns it.
+    """A Bot API server on loopback for one bot, controlled by its test.
 
     Args:
         token: the only token it accepts; the bot's id is the part before the colon.
-        port: 0 for any free one.
+        port: the port to listen on; 0 for a free one.
     """
 
     def __init__(self, *, token: str = DEFAULT_TOKEN, port: int = 0) -> None:
         self.token = token
         self.bot_id = int(token.partition(":")[0])
         self.messages: list[SentMessage] = []
-        """All messages that the bot has sent, oldest first."""
+        """All messages that the bot has sent, the oldest first."""
         self.calls: list[str] = []
-        """The names of all methods called, in order."""
+        """The names of all methods that were called, in order."""
         self.confirmed_update_id = 0
         """The highest update id that a `getUpdates` offset has confirmed."""
         self._parameters: list[tuple[str, Params]] = []
@@ -156,7 +156,7 @@ class FakeTelegram:
     # ── what a test does ─────────────────────────────────────────────────────────────────────────
 
     def push_text(self, text: str, *, from_user: TelegramUser) -> int:
-        """The user writes to the bot; returns the update's id."""
+        """Send a text from a user to the bot, and return the update's id."""
         sender = {name: value for name, value in asdict(from_user).items() if value is not None}
         message: dict[str, Any] = {
             "message_id": self._next_update_id,
@@ -172,7 +172,7 @@ class FakeTelegram:
         return self.push_update({"message": message})
 
     def push_update(self, update: Mapping[str, Any]) -> int:
-        """Any update, in the Bot API's own JSON form without `update_id`; returns the id it gets."""
+        """Deliver any update, in the Bot API's JSON form without `update_id`, and return the id that it gets."""
         update_id = self._next_update_id
         self._next_update_id += 1
         self._updates[update_id] = {"update_id": update_id, **update}
@@ -180,10 +180,10 @@ class FakeTelegram:
         return update_id
 
     def redeliver(self, update_id: int) -> None:
-        """Deliver an update once more, although its offset was confirmed.
+        """Deliver an update once more, although the bot has confirmed it.
 
         Raises:
-            KeyError: there never was such an update.
+            KeyError: no update has had this id.
         """
         self._again.append(self._updates[update_id]["update_id"])
         self._notify()
@@ -200,11 +200,11 @@ class FakeTelegram:
         """Refuse the next calls of a method, without doing what they ask for.
 
         Args:
-            method: as in the Bot API: `sendMessage`.
-            status: 429, 500, 502, 403 (the user blocked the bot), …
-            retry_after_seconds: sent with a 429.
-            times: how many calls.
-            description: the words; by default those of the HTTP status.
+            method: the name in the Bot API, such as `sendMessage`.
+            status: the HTTP status, such as 429, 500, 502, or 403 where the user has blocked the bot.
+            retry_after_seconds: the `retry_after` of a 429.
+            times: the number of calls.
+            description: the description; by default the phrase of the HTTP status.
         """
         words = description or HTTPStatus(status).phrase
         if retry_after_seconds is not None:
@@ -212,14 +212,14 @@ class FakeTelegram:
         self._faults.append(_Fault(method.lower(), status, words, retry_after_seconds, times))
 
     def parameters_of(self, method: str) -> list[Params]:
-        """What each call of that method was passed, as text, in order."""
+        """Return the parameters of each call of a method, as text, in order."""
         return [parameters for name, parameters in self._parameters if name == method]
 
     async def wait_for_messages(self, count: int, *, timeout_seconds: float = 10) -> list[SentMessage]:
-        """Every message sent so far, once there are at least `count`.
+        """Wait until the bot has sent at least `count` messages, and return all of them.
 
         Raises:
-            TimeoutError: naming what was sent.
+            TimeoutError: the bot has sent fewer in that time; the error names them.
         """
         if not await self._wait_until(lambda: len(self.messages) >= count, timeout_seconds):
             sent = [message.text for message in self.messages]
@@ -227,19 +227,19 @@ class FakeTelegram:
         return list(self.messages)
 
     async def wait_for_calls(self, method: str, *, count: int = 1, timeout_seconds: float = 10) -> None:
-        """Wait until the bot has called that method at least so often.
+        """Wait until the bot has called a method at least `count` times.
 
         Raises:
-            TimeoutError: naming what was called.
+            TimeoutError: the bot has called it less often in that time; the error names all calls.
         """
         if not await self._wait_until(lambda: self.calls.count(method) >= count, timeout_seconds):
             raise TimeoutError(f"{method} was not called {count} times in {timeout_seconds} s: {self.calls}")
 
     async def wait_until_confirmed(self, update_id: int, *, timeout_seconds: float = 10) -> None:
-        """Wait until the bot has told Telegram to forget that update.
+        """Wait until the bot has confirmed an update by the offset of `getUpdates`.
 
         Raises:
-            TimeoutError: it has not.
+            TimeoutError: the bot has not confirmed it in that time.
         """
         if not await self._wait_until(lambda: self.confirmed_update_id >= update_id, timeout_seconds):
             raise TimeoutError(
@@ -392,7 +392,7 @@ def _json_response(status: int, answer: Mapping[str, Any]) -> HttpResponse:
 
 
 def _params(content_type: str, body: bytes) -> dict[str, str]:
-    """The parameters of a call, in any of the three forms that the Bot API takes; a file counts by its name."""
+    """Read a call's parameters from a body in any form of the Bot API; a file stands for its name."""
     kind = content_type.partition(";")[0].strip().lower()
     if kind == "application/json":
         return {

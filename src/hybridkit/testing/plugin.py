@@ -1,10 +1,9 @@
-"""The pytest plugin: real PostgreSQL, MongoDB, Redis and RabbitMQ for each test that asks for one.
+"""The pytest plugin: fixtures with real PostgreSQL, MongoDB, Redis and RabbitMQ servers.
 
-`postgres_url`, `mongo_url`, `redis_url`, `rabbitmq_url` give a test a place of its own (database, virtual host) on a
-server that is started once per run, also over the processes of pytest-xdist; `mongo_transactions_url` does so on a
-MongoDB that has transactions. `own_postgres_server` and its like give it a whole server, to be killed, frozen and
-restarted. A test that needs a server which can't be had here is skipped with the reason; where the variable CI is set,
-it fails.
+`postgres_url`, `mongo_url`, `redis_url` and `rabbitmq_url` give each test a database or virtual host on a server that
+is started once per run, also over the processes of pytest-xdist; `mongo_transactions_url` does so on a MongoDB that
+has transactions. `own_postgres_server` and the like give a test a whole server, to be killed, frozen and restarted. A
+test whose server can't be started on this machine is skipped with the reason, or fails where the variable CI is set.
 
 Nothing is imported or started before a test asks for it.
 """
@@ -21,36 +20,39 @@ if TYPE_CHECKING:
     from hybridkit.dev import Kind, Server, SharedServers
     from hybridkit.errors import ServerMissingError
 
-# Its assertions shall say what was found, as those of a test file do.
+# The suite's assertions show their values, like those of a test file.
 pytest.register_assert_rewrite("hybridkit.testing.conformance")
 
 _RUN_KEY = pytest.StashKey[str]()
 _SHARED = pytest.StashKey["SharedServers"]()
-# By the function that fills it: a module can have another one than the rest of the suite.
+# By the function that fills the template, because a module can override the fixture.
 _TEMPLATES = pytest.StashKey[dict[Callable[[str], None] | None, str]]()
 _WORKER_INPUT = "hybridkit_run"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Name the run, so that its processes find each other, and register the marker."""
+    """Register the marker, and name the run, by which the processes of pytest-xdist find its servers."""
     config.addinivalue_line(
         "markers", "real_server: the test proves nothing against a stand-in such as fakeredis"
     )
     given: dict[str, str] = getattr(config, "workerinput", {})
     config.stash[_RUN_KEY] = given.get(_WORKER_INPUT) or secrets.token_hex(8)
-    # Cleaned up in reverse order: this comes after everything that the tests have added.
+    # Cleanups run in reverse order: this one runs after those that the tests add.
     config.add_cleanup(lambda: _wait_until_gone(config))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Tell a worker of pytest-xdist which run it belongs to."""
+    """Pass the name of the run to a worker of pytest-xdist."""
     node.workerinput[_WORKER_INPUT] = node.config.stash[_RUN_KEY]
 
 
 @pytest.fixture(scope="session")
 def postgres_template() -> Callable[[str], None] | None:
-    """Override it to fill the database that each test gets a copy of: a function that is given its URL."""
+    """Return the function that fills the template of the tests' databases, given its URL; None, the default, for none.
+
+    Override the fixture to provide it.
+    """
     return None
 
 
@@ -58,7 +60,7 @@ def postgres_template() -> Callable[[str], None] | None:
 def postgres_url(
     request: pytest.FixtureRequest, postgres_template: Callable[[str], None] | None
 ) -> Iterator[str]:
-    """URL of a database of the test's own, a copy of what `postgres_template` filled; dropped afterwards."""
+    """Yield the URL of a database for the test, a copy of what `postgres_template` filled; dropped afterwards."""
     from hybridkit.testing import _isolation  # noqa: PLC0415 - costs nothing where no test asks for it
 
     server = _find(request, "postgres")
@@ -74,7 +76,7 @@ def postgres_url(
 
 @pytest.fixture
 def mongo_url(request: pytest.FixtureRequest) -> Iterator[str]:
-    """URL that ends with a database name of the test's own; dropped afterwards."""
+    """Yield a URL with a database name for the test; the database is dropped afterwards."""
     from hybridkit.testing import _isolation  # noqa: PLC0415 - costs nothing where no test asks for it
 
     server = _find(request, "mongo")
@@ -88,7 +90,7 @@ def mongo_url(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture
 def mongo_transactions_url(request: pytest.FixtureRequest) -> Iterator[str]:
-    """As `mongo_url`, on a server that has transactions: several records, dry runs, batches, calls."""
+    """Yield a URL like `mongo_url`, on a server that has transactions: several records, dry runs, batches, calls."""
     from hybridkit.testing import _isolation  # noqa: PLC0415 - costs nothing where no test asks for it
 
     with _isolation.mongo_database(_find(request, "mongo_transactions")) as url:
@@ -97,7 +99,7 @@ def mongo_transactions_url(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture
 def redis_url(request: pytest.FixtureRequest) -> Iterator[str]:
-    """URL of a numbered database of the test's own; emptied afterwards."""
+    """Yield the URL of a numbered database for the test; emptied afterwards."""
     from hybridkit.testing import _isolation  # noqa: PLC0415 - costs nothing where no test asks for it
 
     with _isolation.redis_database(_find(request, "redis")) as url:
@@ -106,7 +108,7 @@ def redis_url(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture
 def rabbitmq_url(request: pytest.FixtureRequest) -> Iterator[str]:
-    """URL of a virtual host of the test's own; deleted afterwards with all that is in it."""
+    """Yield the URL of a virtual host for the test; deleted afterwards with its queues and exchanges."""
     from hybridkit.testing import _isolation  # noqa: PLC0415 - costs nothing where no test asks for it
 
     with _isolation.rabbitmq_virtual_host(_find(request, "rabbitmq")) as url:
@@ -115,37 +117,37 @@ def rabbitmq_url(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture
 def own_postgres_server(request: pytest.FixtureRequest) -> Iterator["Server"]:
-    """A PostgreSQL that only this test uses, fresh and empty: kill, freeze and restart it."""
+    """Start an empty PostgreSQL for this test only, which may kill, freeze and restart it."""
     yield from _own(request, "postgres")
 
 
 @pytest.fixture
 def own_mongo_server(request: pytest.FixtureRequest) -> Iterator["Server"]:
-    """A MongoDB that only this test uses, fresh and empty: kill, freeze and restart it."""
+    """Start an empty MongoDB for this test only, which may kill, freeze and restart it."""
     yield from _own(request, "mongo")
 
 
 @pytest.fixture
 def own_mongo_transactions_server(request: pytest.FixtureRequest) -> Iterator["Server"]:
-    """A MongoDB with transactions that only this test uses: kill, freeze and restart it, set fail points."""
+    """Start an empty MongoDB with transactions for this test only, which may kill it and set fail points."""
     yield from _own(request, "mongo_transactions")
 
 
 @pytest.fixture
 def own_redis_server(request: pytest.FixtureRequest) -> Iterator["Server"]:
-    """A Redis that only this test uses, fresh and empty: kill, freeze and restart it."""
+    """Start an empty Redis for this test only, which may kill, freeze and restart it."""
     yield from _own(request, "redis")
 
 
 @pytest.fixture
 def own_rabbitmq_server(request: pytest.FixtureRequest) -> Iterator["Server"]:
-    """A RabbitMQ node that only this test uses, fresh and empty: kill, freeze and restart it; 5 seconds."""
+    """Start an empty RabbitMQ node for this test only, which may kill, freeze and restart it; it takes about 5 s."""
     yield from _own(request, "rabbitmq")
 
 
 @pytest.fixture
 def own_rabbitmq_cluster() -> Iterator[Sequence["Server"]]:
-    """A cluster of three RabbitMQ nodes that only this test uses: kill, freeze and restart each; 10 seconds."""
+    """Start a cluster of three RabbitMQ nodes for this test only, which may kill and restart each; about 10 s."""
     from hybridkit.dev import LocalServers  # noqa: PLC0415 - costs nothing where no test asks for it
     from hybridkit.errors import ServerMissingError  # noqa: PLC0415
 
@@ -180,7 +182,7 @@ def _own(request: pytest.FixtureRequest, kind: "Kind") -> Iterator["Server"]:
 
 
 def _checked(request: pytest.FixtureRequest, server: "Server") -> "Server":
-    # A session's fixture has no markers of a test; each test asks again through its own fixture.
+    # A fixture of the session does not see the markers of a test; each test checks through its own fixture.
     if not server.is_real and request.node.get_closest_marker("real_server"):
         _give_up(f"the test needs a real {server.kind} server, and there is only a stand-in: {server.source}")
     return server
@@ -208,6 +210,6 @@ def _shared(config: pytest.Config) -> "SharedServers":
 def _wait_until_gone(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
         return
-    # The controller of pytest-xdist has used none itself, but it is the one that ends last.
+    # The controller of pytest-xdist has used no server itself, but it is the process that ends last.
     if _SHARED in config.stash or config.pluginmanager.has_plugin("dsession"):
         _shared(config).close()

@@ -1,1 +1,1 @@
-"""The contract's routes: from requests to operations of a store, and back to responses."""
+"""The HTTP side of a data service: requests become operations of a store, and outcomes become responses."""

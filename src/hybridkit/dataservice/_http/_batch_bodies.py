@@ -1,4 +1,4 @@
-"""From the bodies of `:batch_…` to ids and operations. Everything in a batch is of one kind and one resource."""
+"""The request bodies of the `:batch_…` routes, read into ids and operations of one kind on one resource."""
 
 from typing import Any, Final, Literal, assert_never
 
@@ -19,29 +19,29 @@ _BATCH_WRITE: Final = TypeAdapter(BatchWrite)
 
 
 def read_ids(bodies: RequestBodies, body: bytes) -> list[Any]:
-    """The ids in the body of `:batch_get`.
+    """Read the ids in the body of `:batch_get`.
 
     Raises:
-        MalformedPayloadError: it is no such body.
-        InvalidRequestError: an id that no record of the resource can have.
+        MalformedPayloadError: the body is no list of ids.
+        InvalidRequestError: no record of the resource can have one of the ids.
     """
     wanted = validate_json(_BATCH_GET, body, what="the batch", strict=True)
     return [read_id(bodies.resource, text, f"ids/{index}") for index, text in enumerate(wanted.ids)]
 
 
 def read_batch(bodies: RequestBodies, kind: BatchKind, body: bytes, *, call: str) -> tuple[Operation, ...]:
-    """The operations in the body of a `:batch_…` write.
+    """Read the operations in the body of a `:batch_…` write.
 
     Args:
-        bodies: of the resource.
-        kind: of the batch.
-        body: JSON.
-        call: names the call, the same on every attempt: records without an id get the same ones each time.
+        bodies: the request bodies of the resource.
+        kind: the kind of all operations.
+        body: the JSON as it came.
+        call: a name of the call that every attempt has, so that records without an id get the same ids each time.
 
     Raises:
-        MalformedPayloadError: it is no such body.
-        InvalidRequestError: an item that doesn't fit the resource, or the kind of batch.
-        PreconditionRequiredError: an item has to name the state that it changes.
+        MalformedPayloadError: the body is no batch.
+        InvalidRequestError: an item doesn't fit the resource, or the kind of the batch.
+        PreconditionRequiredError: an item doesn't name the state that it changes, and the resource requires it.
     """
     batch = validate_json(_BATCH_WRITE, body, what="the batch", strict=True)
     read = _Items(bodies, kind, call)
@@ -81,7 +81,7 @@ class _Items:
         return read_id(self._bodies.resource, item.id, at)
 
     def _new_id(self, item: BatchRecord, data: dict[str, Any], at: str) -> Any:
-        """As a `POST` has it: named outside of the data, or in it, or made for a resource whose ids are UUIDs."""
+        """Return the id beside the data, the one in them or, for a resource with UUIDs, a derived one."""
         named = item.id if item.id is not None else data.get("id")
         if isinstance(named, str | int):
             return read_id(self._bodies.resource, str(named), at)

@@ -1,4 +1,4 @@
-"""Many records by id: read together, or written together, all of them or none."""
+"""The routes that read or write many records by their ids; a write happens for all of them or for none."""
 
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -24,7 +24,7 @@ class BatchRoutes:
     """The `:batch_…` routes of one resource.
 
     Args:
-        bodies: what it takes.
+        bodies: the request bodies of the resource.
     """
 
     def __init__(self, bodies: RequestBodies) -> None:
@@ -35,7 +35,7 @@ class BatchRoutes:
         return f"BatchRoutes({self._resource!r})"
 
     def add_to(self, router: ContractRouter) -> None:
-        """Have them answered there."""
+        """Add the routes."""
         path, resource = self._resource.path, self._resource
         router.add(f"{path}:batch_get", "POST", Endpoint(self.get, resource, ("read",)))
         for kind in BATCH_KINDS:
@@ -43,12 +43,12 @@ class BatchRoutes:
             router.add(f"{path}:batch_{kind}", "POST", endpoint)
 
     async def get(self, request: ContractRequest) -> BytesResponse:
-        """`:batch_get`: the records in the order of their ids, null for what is not there."""
+        """Answer `:batch_get` with the records in the order of the ids, null for a missing one."""
         ids = read_ids(self._bodies, await read_body(request))
         return items_response(await request.store.get_many(self._resource, ids) if ids else b"[]")
 
     def writing(self, kind: BatchKind) -> Callable[[ContractRequest], Awaitable[BytesResponse]]:
-        """What answers the batch of that kind."""
+        """Return the handler of the batch writes of one kind."""
 
         async def write(request: ContractRequest) -> BytesResponse:
             body, members = await read_object(request)

@@ -1,4 +1,4 @@
-"""From bodies to operations: validated by the models that a resource declares, all problems at once, no values told."""
+"""Request bodies, validated by a resource's models and made into operations. Errors list all problems, no values."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
@@ -43,16 +43,16 @@ from hybridkit.resources._resource import AnyResource
 
 
 class _Closed(BaseModel):
-    """Refuses members that the model doesn't have: a newer client's field would be dropped in silence."""
+    """A model that refuses undeclared members: a newer client's field would be dropped in silence."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class RequestBodies:
-    """What one resource takes, as models and as operations.
+    """The request bodies of one resource, as models and as operations.
 
     Args:
-        resource: the declaration.
+        resource: the resource.
     """
 
     def __init__(self, resource: AnyResource) -> None:
@@ -63,7 +63,7 @@ class RequestBodies:
 
     @cached_property
     def create_model(self) -> type[BaseModel]:
-        """The body of `POST`: what a create takes, and the id, which the service makes where it is left out."""
+        """The body of `POST`: the resource's create model with the id, which the service makes where it is left out."""
         declared = self.resource.create
         if "id" in declared.model_fields:
             return closed(declared)
@@ -73,7 +73,7 @@ class RequestBodies:
 
     @property
     def has_uuids(self) -> bool:
-        """Whether the service can make ids."""
+        """Whether the ids are UUIDs, so that the service can make them."""
         return self._id_type is UUID
 
     @property
@@ -83,20 +83,20 @@ class RequestBodies:
 
     @cached_property
     def replace_model(self) -> type[BaseModel]:
-        """The body of `PUT`: what a create takes; the id stands in the URL."""
+        """The body of `PUT`: the resource's create model; the id is in the URL."""
         return closed(self.resource.create)
 
     @cached_property
     def update_model(self) -> type[BaseModel]:
-        """The body of `PATCH`: a merge patch of what an update takes."""
+        """The body of `PATCH`: the resource's update model, as a merge patch."""
         return closed(self.resource.update)
 
     def create(self, body: bytes, *, default_id: UUID) -> Create:
-        """A `POST`.
+        """Read the body of `POST`.
 
         Args:
             body: JSON.
-            default_id: of a record that the body doesn't name; the same on every attempt of one call.
+            default_id: the id where the body has none; the same on every attempt of one call.
 
         Raises:
             InvalidRequestError: with a pointer to every problem.
@@ -111,7 +111,7 @@ class RequestBodies:
         )
 
     def create_as(self, record_id: Any, data: Mapping[str, Any], *, at: str = "") -> Create:
-        """A `create` of a transaction, which has its id outside of the data."""
+        """Make a `create` of a transaction or batch, which has its id beside the data."""
         values = self._values(record_id, encode_json(data), at=_pointer(at, "data"))
         return Create(resource=self.resource, id=record_id, values=values, label=at)
 
@@ -124,18 +124,18 @@ class RequestBodies:
         if_match: str | None = None,
         at: str = "",
     ) -> Upsert:
-        """A `PUT`, or an `upsert` of a transaction.
+        """Make the operation of `PUT`, or of an `upsert` in a transaction or batch.
 
         Args:
-            record_id: of the record.
-            body: JSON.
+            record_id: the id.
+            body: the JSON as it came.
             only: `absent` replaces nothing, `present` creates nothing.
             if_match: the ETag that the record must have.
-            at: where it stands in the request.
+            at: the path of the operation in the request; empty for `PUT`.
 
         Raises:
             InvalidRequestError: with a pointer to every problem.
-            PreconditionRequiredError: it doesn't name the state that it replaces, and has to.
+            PreconditionRequiredError: no state to replace is named, and the resource requires it.
         """
         if only != "absent":
             self._check_match(if_match, at)
@@ -159,15 +159,15 @@ class RequestBodies:
         require: Filter | None = None,
         at: str = "",
     ) -> Update:
-        """A `PATCH`, or an `update` of a transaction.
+        """Make the operation of `PATCH`, or of an `update` in a transaction or batch.
 
         Raises:
             InvalidRequestError: with a pointer to every problem.
-            PreconditionRequiredError: it doesn't name the state that it changes, and has to.
+            PreconditionRequiredError: no state to change is named, and the resource requires it.
         """
         self._check_match(if_match, at)
         model = validate(self.update_model, encode_json(patch), at=_pointer(at, "data"))
-        # An object is merged into what is there, so it has what was sent only: a model would add its defaults.
+        # An object is merged into the stored one, so it may hold the sent members only: a model would add its defaults.
         names = fields_by_member(self.update_model)
         merges = {
             names[own]: patch_as_stored(value, getattr(model, names[own]))
@@ -186,10 +186,10 @@ class RequestBodies:
         )
 
     def delete(self, record_id: Any, *, if_match: str | None, at: str = "") -> Delete:
-        """A `DELETE`, alone or among others.
+        """Make the operation of `DELETE`, or of a `delete` in a transaction or batch.
 
         Raises:
-            PreconditionRequiredError: it doesn't name the state that it deletes, and has to.
+            PreconditionRequiredError: no state to delete is named, and the resource requires it.
         """
         self._check_match(if_match, at)
         return Delete(resource=self.resource, id=record_id, if_match=if_match, label=at)
@@ -235,10 +235,10 @@ class RequestBodies:
 
 
 def read_transaction(body: bytes) -> Transaction:
-    """The transaction in that body; what its operations hold is not looked at yet.
+    """Read the transaction in a body, without validating the data of its operations.
 
     Raises:
-        MalformedPayloadError: no transaction.
+        MalformedPayloadError: the body is no transaction.
     """
     found = validate_json(_TRANSACTION, body, what="the transaction", strict=True)
     written = decode_numbers(body).get("operations", ())
@@ -246,11 +246,11 @@ def read_transaction(body: bytes) -> Transaction:
 
 
 def with_numbers[T: BaseModel](parts: Sequence[T], written: Sequence[Mapping[str, Any]]) -> tuple[T, ...]:
-    """Operations or items with the numbers as they were written, of which pydantic makes floats.
+    """Put the numbers as they were written into operations or items, where pydantic has made floats of them.
 
     Args:
-        parts: of a body.
-        written: the same by `decode_numbers`.
+        parts: the operations or items of a body.
+        written: the same parts, read by `decode_numbers`.
     """
     return tuple(
         part.model_copy(update={name: one[name] for name in ("data", "increment") if name in one})
@@ -259,15 +259,15 @@ def with_numbers[T: BaseModel](parts: Sequence[T], written: Sequence[Mapping[str
 
 
 def read_operations(transaction: Transaction, bodies: Mapping[str, RequestBodies]) -> tuple[Operation, ...]:
-    """The operations of a transaction.
+    """Validate the operations of a transaction.
 
     Args:
-        transaction: as it was sent.
-        bodies: by name of the resource.
+        transaction: the transaction as it was sent.
+        bodies: the request bodies of each resource, by its name.
 
     Raises:
-        InvalidRequestError: an operation that doesn't fit its resource.
-        InvalidQueryError: a requirement that the resource doesn't allow.
+        InvalidRequestError: an operation doesn't fit its resource.
+        InvalidQueryError: a requirement uses a field or operator that the resource doesn't allow.
     """
     return tuple(
         _operation(wanted, bodies, f"operations/{index}")
@@ -308,10 +308,10 @@ def _operation(wanted: contract.Operation, bodies: Mapping[str, RequestBodies], 
 
 
 def read_tag(text: str | None, at: str) -> str | None:
-    """The ETag in a member `if_match`, which is written as in the header; None for `*`, which any state fits.
+    """Read the ETag in a member `if_match`, which has the form of the header; None for `*`, which any state fits.
 
     Raises:
-        InvalidRequestError: it is no tag, or several.
+        InvalidRequestError: the text is no tag, or several.
     """
     if text is None:
         return None
@@ -328,10 +328,10 @@ def read_tag(text: str | None, at: str) -> str | None:
 
 
 def read_id(resource: AnyResource, text: str, at: str) -> Any:
-    """The id that stands there, typed.
+    """Read an id as the type that the resource declares.
 
     Raises:
-        InvalidRequestError: it is none of that resource.
+        InvalidRequestError: no record of the resource can have it.
     """
     try:
         return resource.parse_id(text)
@@ -354,16 +354,16 @@ def _requirement(resource: AnyResource, tree: Mapping[str, Any] | None, at: str)
 
 
 def closed(model: type[BaseModel], *, suffix: str = "", **fields: Any) -> type[BaseModel]:
-    """That model, refusing members that it doesn't have, with those fields on top."""
+    """Return a subclass of the model that refuses undeclared members and has additional fields."""
     made = create_model(model.__name__ + suffix, __base__=(model, _Closed), __doc__=model.__doc__, **fields)
     return cast("type[BaseModel]", made)
 
 
 def validate(model: type[BaseModel], body: bytes, *, at: str = "") -> BaseModel:
-    """The body as that model: with the types that JSON has for its values, and nothing dropped or rounded.
+    """Validate a body by a model, with JSON's types only, and with no value dropped or rounded.
 
     Raises:
-        InvalidRequestError: with a pointer to every problem, from `at` on.
+        InvalidRequestError: the body doesn't fit; every problem has its pointer, which begins with `at`.
     """
     try:
         found = model.model_validate_json(body, strict=True)

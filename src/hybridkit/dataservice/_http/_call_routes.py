@@ -1,4 +1,4 @@
-"""The routes of a service's own calls."""
+"""The routes of the calls that a service declares itself."""
 
 from typing import Any
 
@@ -12,11 +12,11 @@ from hybridkit.dataservice._store._operations import CallAnswer
 
 
 class CallRoute:
-    """`POST /v1/{resource}:{call}`.
+    """The route `POST /v1/{resource}:{call}`.
 
     Args:
-        call: as it is declared.
-        handler: answers it.
+        call: the declaration.
+        handler: the function that answers the call.
     """
 
     def __init__(self, call: AnyCall, handler: CallHandler) -> None:
@@ -28,7 +28,7 @@ class CallRoute:
         return f"CallRoute({self.call.path})"
 
     def add_to(self, router: ContractRouter) -> None:
-        """Have it answered there: a safe call to whoever may read the resource, another to whoever may update it."""
+        """Add the route: a safe call is open to those who may read the resource, others to those who may update it."""
         resource = self.call.resource
         if self.call.safe:
             endpoint = Endpoint(self.ask, resource, ("read",))
@@ -37,7 +37,7 @@ class CallRoute:
         router.add(self.call.path, "POST", endpoint)
 
     async def ask(self, request: ContractRequest) -> BytesResponse:
-        """A safe call."""
+        """Answer a safe call, without a key."""
         body, _ = await read_object(request)
         model = validate(self.request_model, body)
 
@@ -48,7 +48,7 @@ class CallRoute:
         return json_response(await request.store.ask(work))
 
     async def change(self, request: ContractRequest) -> BytesResponse:
-        """A call that changes something, once per key."""
+        """Answer a call that changes something, once per key."""
         body, members = await read_object(request)
         model = validate(self.request_model, body)
         can_emit: bool = request.app.state.can_emit

@@ -1,4 +1,4 @@
-"""Who calls, and what they may do.
+"""The callers of a data service: who they are, and what they may do.
 
 ```python
 create_data_service(PostgresSettings, {USERS: UserTable, ORDERS: OrderTable}, grants={
@@ -7,8 +7,8 @@ create_data_service(PostgresSettings, {USERS: UserTable, ORDERS: OrderTable}, gr
 })
 ```
 
-The settings have a key for each caller, by which its service tokens are verified. Without keys a caller only says who
-it is, which tells callers apart and proves nothing; production refuses to start like that.
+The settings have a key for each caller, which verifies its service tokens. Without keys a caller only says who it is,
+which tells callers apart and proves nothing; production refuses to start like that.
 """
 
 from collections.abc import Collection, Mapping
@@ -27,42 +27,42 @@ if TYPE_CHECKING:
     from pydantic import SecretStr
 
 type Access = Literal["read", "create", "update", "delete", "emit"]
-type Reach = Collection[AnyResource] | Literal["*"]
+type GrantedResources = Collection[AnyResource] | Literal["*"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grant:
-    """What one caller may do.
+    """The permissions of one caller.
 
     Attributes:
-        read: resources that it may read; `"*"` for all.
-        write: resources that it may write, and so read; `"*"` for all.
+        read: the resources that it may read; `"*"` for all.
+        write: the resources that it may read and write; `"*"` for all.
         emit: whether its transactions may emit events and commands.
     """
 
-    read: Reach = ()
-    write: Reach = ()
+    read: GrantedResources = ()
+    write: GrantedResources = ()
     emit: bool = False
 
     @property
     def is_empty(self) -> bool:
-        """Whether that is nothing."""
+        """Whether the caller may do nothing."""
         return not (self.read or self.write or self.emit)
 
     def allows(self, resource: AnyResource | None, access: Access) -> bool:
-        """Whether that is among it."""
+        """Return whether the caller may access the resource in that way; without a resource, whether it may emit."""
         if resource is None:
             return self.emit
-        reaches = [self.write, self.read] if access == "read" else [self.write]
-        return any(isinstance(reach, str) or resource in reach for reach in reaches)
+        granted = [self.write, self.read] if access == "read" else [self.write]
+        return any(isinstance(resources, str) or resource in resources for resources in granted)
 
 
 class Callers:
     """The callers of one data service.
 
     Args:
-        verifier: knows them by their tokens; None believes what `X-Service-Name` says.
-        grants: by the caller's name; None lets every caller do everything.
+        verifier: verifies their tokens; None believes what `X-Service-Name` says.
+        grants: the permissions by the caller's name; None lets every caller do everything.
     """
 
     def __init__(self, verifier: ServiceTokenVerifier | None, grants: Mapping[str, Grant] | None) -> None:
@@ -74,7 +74,7 @@ class Callers:
 
     @classmethod
     def of(cls, settings: ServiceSettings, grants: Mapping[str, Grant] | None) -> Self:
-        """The callers that these settings have keys for.
+        """Return the callers that the settings have keys for.
 
         Raises:
             DeclarationError: a key can't be used, or a caller has a grant and no key.
@@ -96,21 +96,21 @@ class Callers:
         return self._verifier is not None
 
     def name(self, request: Request) -> str:
-        """The calling service.
+        """Return the name of the calling service.
 
         Raises:
-            UnauthenticatedError: it has no good token.
-            InvalidRequestError: without tokens, what it says is no service name.
+            UnauthenticatedError: the request has no valid token.
+            InvalidRequestError: tokens are not required, and `X-Service-Name` is no service name.
         """
         if self._verifier is None:
             return caller_of(request)
         return self._verifier.caller(request.headers.get("authorization"))
 
     def check_known(self, caller: str) -> None:
-        """Let it pass as far as what its body asks for is to be looked at.
+        """Check that the caller may do anything at all, before the body of its request is read.
 
         Raises:
-            AccessDeniedError: it may do nothing at all.
+            AccessDeniedError: the caller has no permission.
         """
         if self._grants is None:
             return
@@ -119,10 +119,10 @@ class Callers:
             raise AccessDeniedError(f"{caller} may do nothing here; the data service's grants say who may")
 
     def check(self, caller: str, resource: AnyResource | None, access: Access) -> None:
-        """Let it pass.
+        """Check that the caller may access the resource in that way; without a resource, that it may emit.
 
         Raises:
-            AccessDeniedError: it may not do that.
+            AccessDeniedError: the caller has no such permission.
         """
         if self._grants is None:
             return

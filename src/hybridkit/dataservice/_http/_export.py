@@ -1,7 +1,7 @@
-"""Everything that fits a query, as lines of JSON from a cursor, however much it is.
+"""Exports: all records that fit a query, streamed from a cursor as lines of JSON.
 
-The last line says how many there were: an answer without it was cut. What fails before the first line is an ordinary
-problem; what fails later cuts the connection, as the status is out by then.
+The last line has their number: a response without it was cut. An error before the first line becomes an ordinary
+problem; a later one cuts the connection, as the status is sent by then.
 """
 
 import asyncio
@@ -20,16 +20,16 @@ from hybridkit.resources import Query
 from hybridkit.resources._resource import AnyResource
 
 SLOW_READER_SECONDS: Final = 30.0
-"""How long a reader may take nothing before it loses its cursor."""
+"""The longest time in which a reader may take nothing before it loses its cursor."""
 
 _log = get_logger("hybridkit.dataservice")
 
 
 async def begin_export(request: ContractRequest, resource: AnyResource, query: Query) -> Response:
-    """The export, once its first lines are there.
+    """Return the export's response, once the first lines are there.
 
     Raises:
-        InvalidQueryError: it asks for a page, or the database can't compare a value with its field.
+        InvalidQueryError: the query has a page token, or the database can't compare a value with its field.
         HybridkitError: the database doesn't answer.
     """
     if query.page_token is not None:
@@ -55,7 +55,7 @@ class _Export:
         self._is_head = is_head
 
     async def send(self, receive: Receive, send: Send, headers: Sequence[Header]) -> None:
-        """Send the lines as the cursor gives them, until the reader leaves."""
+        """Send the lines as the cursor returns them, until the reader leaves."""
         async with aclosing(self._pieces):
             staying = asyncio.timeout(None)
             try:
@@ -92,7 +92,7 @@ async def _send_piece(send: Send, body: bytes, *, more: bool = True) -> None:
 
 @asynccontextmanager
 async def _watch(receive: Receive, staying: asyncio.Timeout) -> AsyncGenerator[None]:
-    """End the scope when the reader leaves: nothing else tells, as a server takes lines for nobody in silence."""
+    """End the scope when the reader leaves; the server accepts lines for a closed connection without an error."""
 
     async def watch() -> None:
         while (await receive())["type"] != "http.disconnect":

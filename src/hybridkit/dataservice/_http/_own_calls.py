@@ -1,4 +1,4 @@
-"""A service's own calls: declared as `Call`, answered by a handler inside of one transaction.
+"""The calls that a service declares itself as `Call`, each answered by a handler inside one transaction.
 
 ```python
 DEACTIVATE = Call("deactivate", resource=USERS, request=Deactivate, response=Deactivated)
@@ -11,7 +11,7 @@ async def deactivate(body: Deactivate, work: CallContext[AsyncConnection]) -> De
 app = create_data_service(PostgresSettings, {USERS: UserTable}, calls={DEACTIVATE: deactivate})
 ```
 
-What a route of the application's own reads, it reads through `Database`, within the request's deadline and the pool.
+A FastAPI route of the application reads through `Database`, within the request's deadline and the pool's limits.
 """
 
 import inspect
@@ -35,15 +35,15 @@ from hybridkit.resources import Call
 type AnyCall = Call[Any, Any]
 
 type CallHandler = Callable[[Any, CallContext[Any]], Awaitable[BaseModel]]
-"""Given the request and what it works with, returns the response."""
+"""Returns the response, given the request's body and the context."""
 
 
 class CallContext[DatabaseT]:
-    """What a handler works with. A call that lost a race runs again, with another one.
+    """The context of one run of a handler. A call that lost a race runs again, with a context of its own.
 
     Attributes:
         database: SQLAlchemy's `AsyncConnection` in the call's transaction, or PyMongo's `AsyncDatabase`.
-        caller: the service that asks.
+        caller: the name of the calling service.
     """
 
     def __init__(self, database: DatabaseT, *, caller: str, can_emit: bool) -> None:
@@ -56,14 +56,14 @@ class CallContext[DatabaseT]:
         return f"CallContext(caller={self.caller!r}, emissions={len(self._emissions)})"
 
     def emit(self, message: Message, *, not_before: datetime | None = None) -> None:
-        """Have that event or command published, if the call is committed.
+        """Publish an event or command, if the call is committed.
 
         Args:
             message: the event or command.
             not_before: when it may be published; None for at once.
 
         Raises:
-            NotSupportedError: nothing would publish it, or the call is declared as safe.
+            NotSupportedError: the service has no broker, or the call is declared as safe.
         """
         if not self._can_emit:
             raise NotSupportedError(
@@ -82,17 +82,17 @@ class CallContext[DatabaseT]:
 
     @property
     def emissions(self) -> tuple[Emission, ...]:
-        """What was emitted so far."""
+        """The events and commands that were emitted so far."""
         return tuple(self._emissions)
 
 
 async def run_call(
     call: AnyCall, handler: CallHandler, body: BaseModel, work: CallContext[Any]
 ) -> CallAnswer:
-    """What the handler makes of that request.
+    """Run the handler on a request's body, and return its response and what it has emitted.
 
     Raises:
-        DeclarationError: it returned something else than the call's response.
+        DeclarationError: the handler returned something else than the call's response.
     """
     response = await handler(body, work)
     if not isinstance(response, call.response):
@@ -103,11 +103,11 @@ async def run_call(
 
 
 def check_calls(calls: Mapping[AnyCall, CallHandler], resources: Mapping[str, Any]) -> None:
-    """Refuse what could only fail later.
+    """Refuse calls that would fail only when they are made.
 
     Raises:
-        DeclarationError: a call of a resource that isn't served, a name that is taken twice, or a handler that takes or
-            returns something else than the call declares.
+        DeclarationError: a call belongs to a resource that isn't served, two calls have one name, or a handler takes
+            or returns something else than its call declares.
     """
     paths: set[str] = set()
     for call, handler in calls.items():
@@ -143,10 +143,10 @@ def _check_handler(call: AnyCall, handler: CallHandler) -> None:
 
 
 class DatabaseReader:
-    """The data service's database for routes of the application's own. Whatever writes is a `Call`.
+    """The data service's database for FastAPI routes of the application, which only read: writes are `Call`s.
 
     Args:
-        store: of the running application.
+        store: the store of the running application.
     """
 
     def __init__(self, store: Store) -> None:
@@ -156,15 +156,15 @@ class DatabaseReader:
         return f"DatabaseReader({self._store!r})"
 
     async def read[T](self, query: Callable[[Any], Awaitable[T]]) -> T:
-        """What that function reads, within the deadline of the request and one connection of the pool.
+        """Return the query's result, within the request's deadline and on one connection of the pool.
 
         Args:
-            query: given SQLAlchemy's `AsyncConnection`, or PyMongo's `AsyncDatabase`.
+            query: a function that is given SQLAlchemy's `AsyncConnection`, or PyMongo's `AsyncDatabase`.
 
         Raises:
-            OverloadedError: every connection stayed taken.
+            OverloadedError: no connection of the pool became free.
             UnavailableError: the database does not answer.
-            DeadlinePassedError: not in time.
+            DeadlinePassedError: the request's deadline passed first.
         """
         found: list[T] = []
 
@@ -181,4 +181,4 @@ def _reader(request: Request) -> DatabaseReader:
 
 
 Database = Annotated[DatabaseReader, Depends(_reader)]
-"""The annotation by which a route of the application's own asks for a `DatabaseReader`."""
+"""The annotation by which a FastAPI route of the application asks for a `DatabaseReader`."""

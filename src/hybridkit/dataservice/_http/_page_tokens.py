@@ -1,7 +1,7 @@
-"""Page tokens: where a page ended, signed, and bound to the query that it belongs to.
+"""Page tokens: the position where a page ended, signed and bound to the query that it belongs to.
 
-Nothing is kept between requests: the token holds the values by which the last record stands in the order. It is not
-secret, as the reader has just read them; the signature keeps it from being made up.
+The service keeps nothing between requests: the token has the last record's values of the fields in the order. They are
+not secret, as the reader has just read them; the signature keeps others from making tokens up.
 """
 
 import hashlib
@@ -24,12 +24,12 @@ _BINDING_BYTES: Final = 8
 
 
 def write_token(resource: AnyResource, query: Query, position: Sequence[Any], *, key: bytes) -> str:
-    """The token for the page after that position.
+    """Return the token for the page after a position.
 
     Args:
-        resource: what was read.
-        query: how.
-        position: the values of `Query.total_order` in the last record; JSON-able.
+        resource: the resource that was read.
+        query: the query of the page.
+        position: the last record's values of the fields in `Query.total_order`; they have a JSON form.
         key: the store's signing key.
     """
     payload = _binding(resource, query) + orjson.dumps(list(position), default=str)
@@ -37,10 +37,10 @@ def write_token(resource: AnyResource, query: Query, position: Sequence[Any], *,
 
 
 def read_token(resource: AnyResource, query: Query, *, key: bytes) -> Sequence[Any] | None:
-    """The position that the query's token names; None without a token.
+    """Return the position in the query's token; None without a token.
 
     Raises:
-        PageTokenError: it belongs to another resource, filter or order, or was not made with this key.
+        PageTokenError: the token belongs to another resource, filter or order, or was not signed with this key.
     """
     if query.page_token is None:
         return None
@@ -50,7 +50,7 @@ def read_token(resource: AnyResource, query: Query, *, key: bytes) -> Sequence[A
         raise _mismatch() from None
     if (
         _text(token) != query.page_token
-    ):  # padding, line feeds and strange characters, which Python leaves out
+    ):  # Python ignores padding, line feeds and characters of other alphabets
         raise _mismatch()
     signature, payload = token[:_SIGNATURE_BYTES], token[_SIGNATURE_BYTES:]
     if not hmac.compare_digest(signature, _signature(payload, key)):
@@ -70,7 +70,7 @@ def _signature(payload: bytes, key: bytes) -> bytes:
 
 
 def _binding(resource: AnyResource, query: Query) -> bytes:
-    """What the token holds for: resource, filter and order. Page size and selection may change on the way."""
+    """Hash resource, filter and order. Page size and selection may change from page to page."""
     bound = replace(query, page_token=None, page_size=1, select=())
     return hashlib.sha256(encode_json([resource.name, bound.to_json()])).digest()[:_BINDING_BYTES]
 

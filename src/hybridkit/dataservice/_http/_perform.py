@@ -1,4 +1,4 @@
-"""What every write has in common: its key, what makes its repetition the same, and what the caller prefers."""
+"""The common part of all writes: the idempotency key, the request's fingerprint, and the caller's preferences."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -18,19 +18,20 @@ async def perform(
     emit: tuple[Emission, ...] = (),
     isolation: Literal["read_committed", "repeatable_read", "serializable"] = "read_committed",
 ) -> Outcome:
-    """Have the store do all of it once, or only try it where the caller prefers `tx=rollback`.
+    """Have the store do the operations once per key, or only try them where the caller prefers `tx=rollback`.
 
     Args:
-        request: of which come caller, key and preferences.
-        operations: in their order.
-        members: of the body; with method and path they tell whether a repeated key repeats the request.
-        call: a service's own call, instead of operations.
-        emit: events and commands for the outbox.
-        isolation: of the transaction.
+        request: the request; it tells the caller, the key and the preferences.
+        operations: the operations, in the order of the request.
+        members: the body's members; with method and path they tell whether a repeated key repeats the request.
+        call: the work of a service's own call, instead of operations.
+        emit: the events and commands for the outbox.
+        isolation: the isolation level of the transaction.
 
     Raises:
-        InvalidRequestError: more records than `max-affected` allows, or a call, which can't tell; nothing was done.
-        HybridkitError: as `Store.write`.
+        InvalidRequestError: the operations touch more records than `max-affected` allows, or `max-affected` comes
+            with a call, which can't count them; nothing was done.
+        HybridkitError: `Store.write` raised it.
     """
     preferences = request.preferences
     limit = preferences.max_affected()

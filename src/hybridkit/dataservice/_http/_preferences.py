@@ -1,7 +1,7 @@
-"""What a caller would like, and what of it was honoured.
+"""The preferences of a request, and the ones that were honoured.
 
-`Prefer: return=minimal, max-affected=10` is answered by `Preference-Applied: return=minimal, max-affected=10`. What a
-route doesn't know it ignores, and so doesn't name.
+`Prefer: return=minimal, max-affected=10` is answered by `Preference-Applied: return=minimal, max-affected=10`. A route
+ignores the preferences that it doesn't know, and so doesn't name them.
 
 https://www.rfc-editor.org/rfc/rfc7240
 """
@@ -16,7 +16,7 @@ class Preferences:
     """The preferences of one request.
 
     Args:
-        wanted: values by name, in lower case; of a value the case doesn't matter.
+        wanted: values by name in lower case; the case of a value doesn't matter.
     """
 
     __slots__ = ("_applied", "_wanted")
@@ -30,28 +30,28 @@ class Preferences:
 
     @property
     def applied(self) -> str:
-        """What was honoured, for `Preference-Applied`; empty for nothing."""
+        """The value of `Preference-Applied`; empty where no preference was honoured."""
         return ", ".join(f"{name}={value}" for name, value in self._applied.items())
 
     def minimal(self) -> bool:
-        """Whether a write shall be answered without a body."""
+        """Return whether the response to a write has no body."""
         return self._takes("return", "minimal")
 
     def rolled_back(self) -> bool:
-        """Whether a write shall only be tried."""
+        """Return whether a write is only tried, and rolled back."""
         return self._takes("tx", "rollback")
 
     def count(self) -> Literal["exact", "estimated"] | None:
-        """How a page shall count everything that fits."""
+        """Return how to count the records that fit a query; None for not at all."""
         if self._takes("count", "exact"):
             return "exact"
         return "estimated" if self._takes("count", "estimated") else None
 
     def max_affected(self) -> int | None:
-        """How many records a write may touch.
+        """Return the number of records that a write may touch; None for any.
 
         Raises:
-            InvalidRequestError: it is no number. Ignored, it would be a limit that doesn't hold.
+            InvalidRequestError: the limit is no number. To ignore it would be to exceed it.
         """
         value = self._wanted.get("max-affected")
         if value is None:

@@ -1,4 +1,4 @@
-"""Many records: pages in both forms, exports of everything that fits, aggregations."""
+"""The routes that read many records: pages by URL and by body, exports, aggregations."""
 
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ class QueryRoutes:
     """The routes that read many records of one resource.
 
     Args:
-        bodies: what it takes.
+        bodies: the request bodies of the resource.
     """
 
     def __init__(self, bodies: RequestBodies) -> None:
@@ -27,7 +27,7 @@ class QueryRoutes:
         return f"QueryRoutes({self._resource!r})"
 
     def add_to(self, router: ContractRouter) -> None:
-        """Have them answered there."""
+        """Add the routes."""
         path, resource = self._resource.path, self._resource
         offers = (JSON, NDJSON)
         found = Endpoint(self.find, resource, ("read",), offers=offers, prefers=True, takes_query=True)
@@ -38,18 +38,18 @@ class QueryRoutes:
         router.add(f"{path}:aggregate", "POST", Endpoint(self.aggregate, resource, ("read",)))
 
     async def find(self, request: ContractRequest) -> Response:
-        """`GET` of the collection: a page, or an export."""
+        """Answer `GET` of the collection with a page or, as NDJSON, with an export."""
         return await self._read(
             request, Query.from_params(self._resource, request.query_params.multi_items())
         )
 
     async def query(self, request: ContractRequest) -> Response:
-        """The same with the query in the body."""
+        """Answer a query in the body, as `find` does one in the URL."""
         _, members = await read_object(request)
         return await self._read(request, Query.from_json(self._resource, members))
 
     async def aggregate(self, request: ContractRequest) -> Response:
-        """Rows of groups and functions, or of a pipeline for MongoDB."""
+        """Answer with the rows of an aggregation or, on MongoDB, of a pipeline."""
         _, members = await read_object(request)
         if _PIPELINE in members:
             rows = await request.store.run_pipeline(self._resource, _pipeline(members))

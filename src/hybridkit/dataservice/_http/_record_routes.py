@@ -1,4 +1,4 @@
-"""One record: read, created, replaced, changed, deleted, brought back."""
+"""The routes of one record: reading, creating, replacing, changing, deleting, undeleting."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -27,7 +27,7 @@ class RecordRoutes:
     """The routes of one resource's records.
 
     Args:
-        bodies: what it takes.
+        bodies: the request bodies of the resource.
     """
 
     def __init__(self, bodies: RequestBodies) -> None:
@@ -38,7 +38,7 @@ class RecordRoutes:
         return f"RecordRoutes({self._resource!r})"
 
     def add_to(self, router: ContractRouter) -> None:
-        """Have them answered there. `undelete` is there for a resource whose deletes can be undone only."""
+        """Add the routes; `undelete` only for a resource with soft deletes."""
         resource = self._resource
         router.add(resource.path, "POST", Endpoint(self.create, resource, ("create",), prefers=True))
         router.add_record(resource, "GET", Endpoint(self.get, resource, ("read",)))
@@ -49,7 +49,7 @@ class RecordRoutes:
             router.add_undelete(resource, Endpoint(self.undelete, resource, ("delete",), prefers=True))
 
     async def get(self, request: ContractRequest) -> BytesResponse:
-        """`GET` of a record."""
+        """Answer `GET` of a record; 304 where the reader has its state already."""
         record = await request.store.get(self._resource, self._id(request))
         if record is None:
             raise self._missing()
@@ -60,14 +60,14 @@ class RecordRoutes:
         return json_response(record.body, headers=(etag_header(record.etag),))
 
     async def create(self, request: ContractRequest) -> BytesResponse:
-        """`POST` to the collection."""
+        """Answer `POST` to the collection: create a record."""
         body, members = await read_object(request)
         # A retry has to mean the same record, also on a database where only that record can tell of the first try.
         default_id = derived_id(f"{request.caller} {key_of(request)}", f"create {self._resource.name}")
         return await self._write(request, self._bodies.create(body, default_id=default_id), members)
 
     async def put(self, request: ContractRequest) -> BytesResponse:
-        """`PUT` of a record."""
+        """Answer `PUT` of a record: create or replace it."""
         record_id, only = self._id(request), request.condition.only
         body, members = await read_object(request)
         if_match = await self._if_match(request)
@@ -75,19 +75,19 @@ class RecordRoutes:
         return await self._write(request, operation, members)
 
     async def patch(self, request: ContractRequest) -> BytesResponse:
-        """`PATCH` of a record: a merge patch."""
+        """Answer `PATCH` of a record: apply a merge patch."""
         record_id = self._present(request)
         _, members = await read_object(request)
         if_match = await self._if_match(request)
         return await self._write(request, self._bodies.update(record_id, members, if_match=if_match), members)
 
     async def delete(self, request: ContractRequest) -> BytesResponse:
-        """`DELETE` of a record."""
+        """Answer `DELETE` of a record."""
         operation = self._bodies.delete(self._present(request), if_match=await self._if_match(request))
         return await self._write(request, operation, None)
 
     async def undelete(self, request: ContractRequest) -> BytesResponse:
-        """`POST` of `{id}:undelete`, which has no body."""
+        """Answer `POST` of `{id}:undelete`, which has no body."""
         record_id, if_match = self._present(request), await self._if_match(request)
         operation = Undelete(resource=self._resource, id=record_id, if_match=if_match)
         return await self._write(request, operation, None)
@@ -105,13 +105,13 @@ class RecordRoutes:
             raise self._missing() from None
 
     def _present(self, request: ContractRequest) -> Any:
-        """The id of a record that is changed, and so has to be there."""
+        """Return the id of a record that has to be there, as it is changed."""
         if request.condition.only == "absent":
             raise InvalidRequestError("If-None-Match: * contradicts a change of a record that is there")
         return self._id(request)
 
     async def _if_match(self, request: ContractRequest) -> str | None:
-        """The state that the record has to be in; of several that are named the one that it is in."""
+        """Return the ETag that the record must have; of several in the header, the one that it has."""
         named = request.condition.if_match
         if named is None or named.any:
             return None

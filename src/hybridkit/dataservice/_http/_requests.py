@@ -1,4 +1,4 @@
-"""What a request says besides its target: who calls, under which key, on which condition, with which body."""
+"""Requests to the contract's routes: caller, idempotency key, condition, preferences and body."""
 
 import hashlib
 from collections.abc import Mapping
@@ -32,21 +32,21 @@ from hybridkit.errors import (
 
 ANONYMOUS: Final = "anonymous"
 MAX_URL_BYTES: Final = 8 * 1024
-"""Of path and query together. What is longer is a body of `:query`."""
+"""The longest path and query together; a longer query is sent as the body of `:query`."""
 
 JSON_MEDIA_TYPE: Final = "application/json"
 MERGE_PATCH_MEDIA_TYPE: Final = "application/merge-patch+json"
 _CHARSETS: Final = frozenset({"utf-8", "utf8", "us-ascii"})
-"""UTF-8 by its names; ASCII is a part of it."""
+"""The names of UTF-8, and of ASCII, which is a subset."""
 
 
 class ContractRequest(Request):
     """A request for a route of the contract.
 
     Attributes:
-        caller: the service that asks; set once it is let in.
+        caller: the name of the calling service, once it is known.
         record_id: the id in the URL, as text; empty where there is none.
-        media_type: of the answer; None where it has no body.
+        media_type: the media type of the response; None where it has no body.
     """
 
     caller: str = ""
@@ -56,7 +56,7 @@ class ContractRequest(Request):
 
     @property
     def store(self) -> Store:
-        """The running application's."""
+        """The store of the running application."""
         store: Store = self.app.state.store
         return store
 
@@ -67,10 +67,10 @@ class ContractRequest(Request):
 
     @property
     def preferences(self) -> Preferences:
-        """What `Prefer` says, and what of it was honoured so far.
+        """The preferences in `Prefer`.
 
         Raises:
-            InvalidHeaderError: it can't be read.
+            InvalidHeaderError: `Prefer` can't be read.
         """
         if self._preferences is None:
             self._preferences = Preferences(self.fields.read("prefer", read_preferences) or {})
@@ -78,12 +78,12 @@ class ContractRequest(Request):
 
     @property
     def applied(self) -> str:
-        """What of the preferences was honoured."""
+        """The preferences that were honoured so far; empty for none."""
         return "" if self._preferences is None else self._preferences.applied
 
     @cached_property
     def condition(self) -> "Condition":
-        """What has to hold of the record, https://www.rfc-editor.org/rfc/rfc9110#section-13.1.
+        """The condition in `If-Match` and `If-None-Match`, https://www.rfc-editor.org/rfc/rfc9110#section-13.1.
 
         Raises:
             InvalidHeaderError: `If-Match` or `If-None-Match` can't be read.
@@ -94,10 +94,10 @@ class ContractRequest(Request):
 
 
 def check_url(request: ContractRequest) -> None:
-    """Refuse a URL that no route takes.
+    """Refuse a URL that is longer than any route takes.
 
     Raises:
-        UriTooLongError: it has more than 8 KiB.
+        UriTooLongError: path and query have more than 8 KiB.
     """
     scope = request.scope
     path: bytes = scope.get("raw_path") or quote(scope["path"]).encode()
@@ -110,10 +110,10 @@ def check_url(request: ContractRequest) -> None:
 
 
 def caller_of(request: Request) -> str:
-    """The name of the calling service; `anonymous` where it doesn't say.
+    """Return the service's name in `X-Service-Name`; `anonymous` without it.
 
     Raises:
-        InvalidRequestError: what it says is no service name.
+        InvalidRequestError: the value is no service name.
     """
     name = request.headers.get(CALLER_HEADER, ANONYMOUS)
     if not NAME_SYNTAX.fullmatch(name):
@@ -122,11 +122,11 @@ def caller_of(request: Request) -> str:
 
 
 def key_of(request: ContractRequest) -> str:
-    """The idempotency key, unquoted.
+    """Return the idempotency key, unquoted.
 
     Raises:
-        KeyMissingError: a write needs one.
-        InvalidRequestError: it is too long, or not printable ASCII.
+        KeyMissingError: the request has none, and every write needs one.
+        InvalidRequestError: the key is too long, or not printable ASCII.
     """
     value = request.fields.single(IDEMPOTENCY_KEY_HEADER)
     if value is None:
@@ -137,11 +137,11 @@ def key_of(request: ContractRequest) -> str:
 
 
 class Condition(NamedTuple):
-    """What has to hold of a record, so that it is read or written.
+    """The condition on which a record is read or written.
 
     Attributes:
-        if_match: it is there, in one of these states.
-        if_none_match: it is in none of these states; any: it is not there.
+        if_match: the record exists, in one of these states.
+        if_none_match: the record is in none of these states; with `any` it does not exist.
     """
 
     if_match: EntityTags | None = None
@@ -149,10 +149,10 @@ class Condition(NamedTuple):
 
     @property
     def only(self) -> Literal["absent", "present"] | None:
-        """Whether the record has to be there for a write, or must not be.
+        """Whether a write needs the record to exist, or not to exist; None for either.
 
         Raises:
-            InvalidRequestError: both, or `If-None-Match` with tags.
+            InvalidRequestError: the request has both headers, or `If-None-Match` with tags.
         """
         if self.if_none_match is None:
             return None if self.if_match is None else "present"
@@ -161,16 +161,16 @@ class Condition(NamedTuple):
         return "absent"
 
     def holds(self, tag: str) -> bool:
-        """Whether a record in that state may be read, as far as `If-Match` says."""
+        """Return whether `If-Match` allows to read a record in that state."""
         return self.if_match is None or self.if_match.any or tag in self.if_match.opaque
 
     def knows(self, tag: str) -> bool:
-        """Whether the reader has that state already."""
+        """Return whether the reader has that state already, as `If-None-Match` says."""
         known = self.if_none_match
         return known is not None and (known.any or tag in known.opaque)
 
     def to_json(self) -> dict[str, list[str]]:
-        """What it asks for, the same however it is written."""
+        """Return a JSON form that is the same for conditions with the same meaning."""
         asked = {"if_match": self.if_match, "if_none_match": self.if_none_match}
         return {
             name: sorted({"*"} if tags.any else set(tags.opaque))
@@ -180,12 +180,12 @@ class Condition(NamedTuple):
 
 
 async def read_body(request: ContractRequest) -> bytes:
-    """The body, which is JSON; how long it may be and may take has been settled by `RequestContextMiddleware`.
+    """Read the body, whose size and time `RequestContextMiddleware` limits.
 
     Raises:
-        UnsupportedMediaTypeError: it says that it is something else than JSON, or that it is compressed.
-        PayloadTooLargeError: it is longer than 1 MiB.
-        InvalidRequestError: the caller has left in the middle of it.
+        UnsupportedMediaTypeError: the headers say that the body is something else than JSON, or compressed.
+        PayloadTooLargeError: the body is longer than 1 MiB.
+        InvalidRequestError: the caller left before the body was complete.
     """
     _check_type(request)
     try:
@@ -195,19 +195,20 @@ async def read_body(request: ContractRequest) -> bytes:
 
 
 async def read_object(request: ContractRequest) -> tuple[bytes, dict[str, Any]]:
-    """The body as it came, and as the JSON object that it is, its numbers as exact as they were written.
+    """Return the body as it came, and the members of its JSON object, with numbers as exact as they were written.
 
     Raises:
-        MalformedPayloadError: it is none; otherwise as `read_body`.
+        MalformedPayloadError: the body is no JSON object.
+        HybridkitError: `read_body` raised it.
     """
     body = await read_body(request)
     return body, decode_object(body, limit_bytes=MAX_BODY_BYTES, as_written=True)
 
 
 def fingerprint(request: ContractRequest, members: Mapping[str, Any] | None) -> bytes:
-    """What a repeated request has in common with the first: method, path, condition and body.
+    """Hash what a repeated request has in common with the first: method, path, condition and body.
 
-    The order of members doesn't matter, nor do preferences: they say how to answer, or are not kept.
+    The order of members doesn't matter, nor do preferences: they change the response only, or are not kept.
     """
     asked = canonical_json(members)
     if condition := request.condition.to_json():
@@ -216,7 +217,7 @@ def fingerprint(request: ContractRequest, members: Mapping[str, Any] | None) -> 
 
 
 def without_times(transaction: Mapping[str, Any]) -> dict[str, Any]:
-    """A transaction as its rerun repeats it: which makes the same events at another time, for another request."""
+    """Return a transaction without the members that a rerun, which makes the same events later, may change."""
     emitted: list[Mapping[str, Any]] = transaction.get("emit") or []
     events = [{name: event[name] for name in event if name not in _VARYING} for event in emitted]
     return {**transaction, "emit": events}
@@ -226,7 +227,7 @@ _VARYING: Final = frozenset({"timestamp", "not_before", "request_id", "tracepare
 
 
 def _check_type(request: ContractRequest) -> None:
-    """JSON by a name that the route takes; without a name it is taken for JSON."""
+    """Refuse a body of another media type, or a compressed one; without a type it is taken for JSON."""
     codings = request.fields.read("content-encoding", split_list) or []
     if any(coding.lower() != "identity" for coding in codings):
         raise UnsupportedMediaTypeError("a compressed body is not taken; send it as it is")

@@ -1,4 +1,4 @@
-"""From what a store answers to HTTP: bytes, that go out as they are."""
+"""Responses of the contract's routes, made from what a store returns: bytes that are sent as they are."""
 
 from collections.abc import Sequence
 from typing import Final, NamedTuple, Protocol
@@ -17,20 +17,20 @@ _TRUE: Final = b"true"
 
 
 class Response(Protocol):
-    """An answer that can be sent."""
+    """A response that can be sent."""
 
     async def send(self, receive: Receive, send: Send, headers: Sequence[Header]) -> None:
-        """Send it, with those headers besides its own."""
+        """Send the response, with the given headers besides its own."""
         ...
 
 
 class BytesResponse(NamedTuple):
-    """An answer in one piece.
+    """A response whose body is complete.
 
     Attributes:
-        status: of HTTP.
-        body: empty for none.
-        headers: its own; the length is added.
+        status: the HTTP status.
+        body: the whole body; empty for none.
+        headers: names and values; the length is added.
     """
 
     status: int
@@ -38,7 +38,7 @@ class BytesResponse(NamedTuple):
     headers: Sequence[Header] = ()
 
     async def send(self, receive: Receive, send: Send, headers: Sequence[Header]) -> None:  # noqa: ARG002 - of a stream
-        """Send it at once."""
+        """Send head and body at once."""
         all_headers = [*self.headers, *headers]
         if self.status not in (204, 304):
             all_headers.append((b"content-length", b"%d" % len(self.body)))
@@ -47,27 +47,27 @@ class BytesResponse(NamedTuple):
 
 
 def json_response(body: bytes, *, status: int = 200, headers: Sequence[Header] = ()) -> BytesResponse:
-    """That JSON."""
+    """Return a response with a JSON body."""
     return BytesResponse(status, body, (_JSON, *headers))
 
 
 def items_response(items: bytes, *, headers: Sequence[Header] = ()) -> BytesResponse:
-    """`{"items": […]}` around that JSON array."""
+    """Return the response `{"items": […]}` around a JSON array."""
     return json_response(b'{"items":%b}' % items, headers=headers)
 
 
 def not_modified(etag: str) -> BytesResponse:
-    """The reader has this state already."""
+    """Return 304, for a reader that has the record's current state already."""
     return BytesResponse(304, b"", (etag_header(etag),))
 
 
 def write_response(outcome: Outcome, resource: AnyResource, *, minimal: bool = False) -> BytesResponse:
-    """The answer to a write of one record.
+    """Return the response to a write of one record.
 
     Args:
-        outcome: of that one operation.
-        resource: where it was done.
-        minimal: without a body; status, ETag and location say what happened.
+        outcome: what the store did; it has one result.
+        resource: the resource of the record.
+        minimal: leave the body out; status, ETag and location say what happened.
     """
     headers = replay_headers(outcome)
     [result] = outcome.results
@@ -83,12 +83,12 @@ def write_response(outcome: Outcome, resource: AnyResource, *, minimal: bool = F
 
 
 def etag_header(etag: str) -> Header:
-    """The record's state."""
+    """Return the header `ETag`."""
     return (b"etag", etag.encode())
 
 
 def replay_headers(outcome: Outcome) -> list[Header]:
-    """Says so where the answer is that of an earlier call, or where its records had to be read again."""
+    """Return the headers that mark the repetition of an earlier response, and one whose records were read again."""
     headers: list[Header] = []
     if outcome.replayed:
         headers.append((IDEMPOTENCY_REPLAYED_HEADER.encode(), _TRUE))

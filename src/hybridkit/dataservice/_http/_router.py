@@ -1,8 +1,8 @@
-"""From a path to what answers it: one route of the application for the whole contract.
+"""The router of the contract: one route of the application for all paths that the declarations make.
 
-A route of FastAPI's costs a regular expression for each one before it, the solving of dependencies and two exit stacks;
-the contract's routes need none of that. A path is split and looked up, and what every request has to pass stands here
-once: the length of its URL, who calls and what they may do, which answer they take.
+A FastAPI route costs a regular expression for each route before it, the solving of dependencies and two exit stacks;
+the contract's routes need none of that. A path is split and looked up, and the checks of every request stand here
+once: the length of its URL, its caller and the caller's permissions, the media types that it accepts.
 """
 
 from collections.abc import Awaitable, Callable
@@ -37,14 +37,14 @@ UNDELETE: Final = ":undelete"
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """What answers one method of one path.
+    """One method of one path.
 
     Attributes:
-        handler: answers a request that has been let in.
-        resource: what it reaches; None for what only its body tells.
-        accesses: what it does there; the caller needs all of them.
-        offers: the media types that its answer can have, the usual one first; none for an answer without a body.
-        prefers: whether `Prefer` changes the answer.
+        handler: answers a request that has passed the checks.
+        resource: the resource that it reaches; None where the body names them.
+        accesses: the permissions on the resource that the caller needs, all of them.
+        offers: the media types of the response, the default first; empty for a response without a body.
+        prefers: whether `Prefer` changes the response.
         takes_query: whether the URL may have a query.
     """
 
@@ -57,16 +57,16 @@ class Endpoint:
 
     @property
     def vary(self) -> str:
-        """The fields of a request that decide on the answer beside its URL, for caches."""
+        """The value of `Vary`: the request headers that the response depends on."""
         names = [name for name, decides in (("Accept", self.offers), ("Prefer", self.prefers)) if decides]
         return ", ".join(names)
 
     def check(self, request: ContractRequest) -> None:
-        """Refuse a request that asks for more than it can answer, and settle the answer's media type.
+        """Refuse a request that the endpoint can't answer, and choose the media type of the response.
 
         Raises:
-            InvalidQueryError: a query, where none is read.
-            NotAcceptableError: an answer of other media types only.
+            InvalidQueryError: the URL has a query, and the endpoint reads none.
+            NotAcceptableError: `Accept` allows none of the offers.
             InvalidHeaderError: `Accept` can't be read.
         """
         if not self.takes_query and request.scope["query_string"]:
@@ -86,7 +86,7 @@ class Endpoint:
 
 @lru_cache(maxsize=256)
 def _most_welcome(accept: str, offers: tuple[MediaType, ...]) -> MediaType | None:
-    """As `best_offer`; a client sends the same field with each request."""
+    """Return `best_offer` of an `Accept` field, cached because a client sends the same one with each request."""
     return best_offer(read_accept(accept), offers)
 
 
@@ -95,26 +95,26 @@ class PathItem:
     """One path of the contract.
 
     Attributes:
-        path: as the OpenAPI document has it, and as metrics and spans are labelled.
-        endpoints: by method.
+        path: the template as in the OpenAPI document, which also labels metrics and spans.
+        endpoints: the endpoints by method.
     """
 
     path: str
     endpoints: dict[str, Endpoint] = field(default_factory=dict[str, Endpoint])
 
     def endpoint(self, method: str) -> Endpoint | None:
-        """What answers that method; `HEAD` is `GET` without the body."""
+        """Return the endpoint of a method, or None; `HEAD` is `GET` without the body."""
         return self.endpoints.get("GET" if method == "HEAD" else method)
 
     @property
     def allow(self) -> str:
-        """Its methods, for `Allow`."""
+        """The value of `Allow`."""
         of_get = ["HEAD"] if "GET" in self.endpoints else []
         return ", ".join([*self.endpoints, *of_get, "OPTIONS"])
 
     @property
     def options(self) -> list[Header]:
-        """What `OPTIONS` tells of it; `Accept-Patch` is from RFC 5789, section 3.1."""
+        """The headers of the response to `OPTIONS`; `Accept-Patch` is from RFC 5789, section 3.1."""
         headers = [(b"allow", self.allow.encode())]
         if "PATCH" in self.endpoints:
             headers.append((b"accept-patch", f"{MERGE_PATCH_MEDIA_TYPE}, {JSON_MEDIA_TYPE}".encode()))
@@ -122,10 +122,10 @@ class PathItem:
 
 
 class ContractRouter(BaseRoute):
-    """Everything under `/v1` that the declarations make. What it doesn't know is left to the application's own routes.
+    """The route of all paths under `/v1` that the declarations make; others are left to the application's routes.
 
     Attributes:
-        path_items: by path.
+        path_items: the path items by their template.
     """
 
     path = path_format = "/v1"
@@ -140,10 +140,10 @@ class ContractRouter(BaseRoute):
         return f"ContractRouter({len(self.path_items)} paths)"
 
     def add(self, path: str, method: str, endpoint: Endpoint) -> PathItem:
-        """Answer that method of that path.
+        """Add an endpoint for a method of a path, and return the path item.
 
         Raises:
-            DeclarationError: something does already.
+            DeclarationError: the method of the path has an endpoint already.
         """
         item = self.path_items.setdefault(path, PathItem(path))
         if method in item.endpoints:
@@ -152,17 +152,17 @@ class ContractRouter(BaseRoute):
         return item
 
     def add_record(self, resource: AnyResource, method: str, endpoint: Endpoint) -> None:
-        """Answer that method of the resource's records."""
+        """Add an endpoint for a method of the resource's records."""
         self._records[resource.name] = self.add(f"{resource.path}/{{id}}", method, endpoint)
         if resource.record.model_fields["id"].annotation is str:
             self._natural.add(resource.name)
 
     def add_undelete(self, resource: AnyResource, endpoint: Endpoint) -> None:
-        """Answer the way back from a soft delete."""
+        """Add the endpoint that undoes a soft delete of the resource's records."""
         self._undeletes[resource.name] = self.add(f"{resource.path}/{{id}}{UNDELETE}", "POST", endpoint)
 
     def matches(self, scope: Any) -> tuple[Match, Any]:
-        """Whether that path is one of the contract's, and its method one of the path's."""
+        """Return whether the contract has the path, and whether the path has the method."""
         if scope["type"] != "http":
             return Match.NONE, {}
         path: str = scope["path"]
@@ -175,10 +175,10 @@ class ContractRouter(BaseRoute):
         return (Match.FULL if known else Match.PARTIAL), child
 
     async def handle(self, scope: Any, receive: Receive, send: Send) -> None:
-        """Answer a request that matches; `OPTIONS` with the methods that the path has.
+        """Answer a request that matches; `OPTIONS` with the methods of the path.
 
         Raises:
-            HTTPException: 405, with the same.
+            HTTPException: the path doesn't have the method (405).
         """
         item: PathItem = scope["route"]
         endpoint = item.endpoint(scope["method"])
@@ -204,7 +204,7 @@ class ContractRouter(BaseRoute):
         name, slash, record_id = path[len(PREFIX) :].partition("/")
         if not slash or not path.startswith(PREFIX):
             return self.path_items.get(path), ""
-        # A natural key may have a slash in it, sent as %2F, which a server hands on decoded; and a colon.
+        # A natural key may have a slash in it, sent as %2F, which servers decode before the application; and a colon.
         natural = name in self._natural
         if record_id.endswith(UNDELETE) and name in self._undeletes and (method == "POST" or not natural):
             return self._undeletes[name], record_id.removesuffix(UNDELETE)
@@ -223,7 +223,7 @@ def _common_headers(request: ContractRequest, endpoint: Endpoint, waited: Waitin
 
 
 def _name_span(method: str, path: str) -> None:
-    """As OpenTelemetry names it where it knows the route, which this one keeps to itself."""
+    """Name the request's span as OpenTelemetry's instrumentation does for the routes that it knows."""
     span = trace.get_current_span()
     if span.is_recording():
         span.update_name(f"{method} {path}")

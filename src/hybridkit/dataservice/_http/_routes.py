@@ -1,4 +1,4 @@
-"""The contract's routes, made from the declarations. What is database about them is behind `Store`."""
+"""The contract's routes, made from the declared resources and calls. They reach the database through `Store` only."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 def add_routes(
     app: FastAPI, bodies: Mapping[str, RequestBodies], calls: Mapping[AnyCall, CallHandler] | None = None
 ) -> None:
-    """Add everything under `/v1`, and its description; and let `/ready` refuse a caller whose token is refused there.
+    """Add all routes under `/v1` and their OpenAPI document, and let `/ready` refuse the callers that they refuse.
 
-    The running application's `state` has the `store`, the `callers`, and whether it `can_emit`.
+    The routes expect `store`, `callers` and `can_emit` in the `state` of the running application.
 
     Args:
-        app: may have routes of its own, also under `/v1`.
-        bodies: by name of the resource.
-        calls: the service's own, and what answers them.
+        app: the application; it may have routes of its own, also under `/v1`.
+        bodies: the request bodies of each resource, by its name.
+        calls: the service's own calls with their handlers.
 
     Raises:
-        DeclarationError: a call that doesn't fit the resources or its handler.
+        DeclarationError: a call doesn't fit the resources or its handler.
     """
     calls = calls or {}
     check_calls(calls, bodies)
@@ -56,7 +56,7 @@ def add_routes(
 
 
 def _knowing_callers(app: ASGIApp) -> ASGIApp:
-    """Readiness that tells a calling service too when its token is refused; an orchestrator calls as nobody."""
+    """Wrap `/ready` so that it refuses the bad token of a service; an orchestrator's probe, which has none, passes."""
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope)

@@ -1,4 +1,4 @@
-"""`POST /v1:transact`: several operations and events, one transaction."""
+"""The route `POST /v1:transact`: several operations and events in one transaction."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -25,10 +25,10 @@ _ACCESSES: Final[Mapping[str, tuple[Access, ...]]] = {
 
 
 class TransactRoute:
-    """The one route that reaches several resources.
+    """The route `POST /v1:transact`, the only one that reaches several resources.
 
     Args:
-        bodies: by name of the resource.
+        bodies: the request bodies of each resource, by its name.
     """
 
     def __init__(self, bodies: Mapping[str, RequestBodies]) -> None:
@@ -38,11 +38,11 @@ class TransactRoute:
         return f"TransactRoute({sorted(self._bodies)})"
 
     def add_to(self, router: ContractRouter) -> None:
-        """Have it answered there. What the caller may do is checked operation by operation."""
+        """Add the route; it checks by itself what the caller may do, operation by operation."""
         router.add(TRANSACT_PATH, "POST", Endpoint(self.transact, prefers=True))
 
     async def transact(self, request: ContractRequest) -> BytesResponse:
-        """Everything in the body, or nothing. Who may not do it learns nothing of what else is wrong with it."""
+        """Do everything in the body, or nothing. A caller that may not learns nothing else about its request."""
         callers: Callers = request.app.state.callers
         callers.check_known(request.caller)
         body, members = await read_object(request)

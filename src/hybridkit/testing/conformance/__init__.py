@@ -1,4 +1,4 @@
-"""The HTTP contract as tests, to be run against any data service.
+"""The HTTP contract as tests, which run against any data service.
 
 ```python
 class TestMyService(DataServiceConformance):
@@ -74,4 +74,4 @@ class DataServiceConformance(
     HeadersConformance,
     ProblemsConformance,
 ):
-    """Everything. A subclass whose name begins with `Test` has a fixture `service`."""
+    """All tests of the contract. A subclass, whose name begins with `Test`, has a fixture `service`."""

@@ -213,7 +213,7 @@ def _lines(answer: Answer) -> list[Any]:
 
 
 def _sorted(records: Sequence[dict[str, Any]], order: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-    """The contract's order: no value comes last, or first where it descends; the id decides at the end."""
+    """Sort by the contract's order: null comes last, or first in a descending order; ties are ordered by id."""
     ordered = sorted(records, key=lambda record: str(record["id"]))
     for name, direction in reversed(order):
         ordered.sort(key=lambda record: _rank(record, name), reverse=direction == "desc")
@@ -230,7 +230,7 @@ def _rank(record: dict[str, Any], path: str) -> tuple[bool, Any]:
 
 
 async def _fill(service: ServiceUnderTest) -> list[dict[str, Any]]:
-    """Records with ties, and with no value, in every field that can be ordered by."""
+    """Create records with ties and nulls in every sortable field."""
     operations = [
         {
             "id": fresh_id(),

@@ -1,4 +1,4 @@
-"""What a service serves so that the suite can be run on it: three resources with every kind of field and policy."""
+"""The resources that a service under test serves: three, with every kind of field and policy."""
 
 from decimal import Decimal
 from enum import StrEnum
@@ -13,7 +13,7 @@ from hybridkit.resources._resource import AnyResource
 
 
 class Kind(StrEnum):
-    """A closed set of words."""
+    """The kinds of things."""
 
     PAPER = "paper"
     PEN = "pen"
@@ -29,7 +29,7 @@ class Piece(BaseModel):
 
 
 class Parcel(BaseModel):
-    """A document of a declared form."""
+    """A document with declared members."""
 
     width: int = 0
     pieces: list[Piece] = []
@@ -37,16 +37,16 @@ class Parcel(BaseModel):
 
 
 class NewThing(BaseModel):
-    """Every kind of field.
+    """The fields of a new thing, of every kind.
 
     Attributes:
-        tag: the test that made it, so that tests don't see each other's.
+        tag: a text of the test that made it, by which tests find their own things only.
         name: any text.
-        code: unique; where foreign keys are, nothing refers to it.
-        place_id: of a place; a foreign key where the database has such.
-        details: a document of any form.
-        marks: a list; in an SQL database a JSON column too, which no driver may take for an array.
-        parcel: a document of a declared form.
+        code: a text that only one thing may have.
+        place_id: the id of a place; a foreign key where the database has such.
+        details: a document with any members.
+        marks: a list; in an SQL database a JSON column, which no driver may take for an array.
+        parcel: a document with declared members.
     """
 
     tag: str
@@ -89,7 +89,7 @@ class ThingChanges(BaseModel):
 
 
 class NewPlace(BaseModel):
-    """A record with a natural key."""
+    """The fields of a new place, with its natural key."""
 
     id: str
     title: str
@@ -108,7 +108,7 @@ class PlaceChanges(BaseModel):
 
 
 class NewLedger(BaseModel):
-    """A record that is only changed by who has read it."""
+    """The fields of a new ledger, which is changed only by callers that have read it."""
 
     balance: int = 0
 
@@ -146,7 +146,7 @@ THINGS: Final = Resource(
     ),
     sortable=("name", "price", "quantity", "rank", "due_at", "created_at", "details.size"),
 )
-"""A unique `code`, UUIDs as ids, deleted for good."""
+"""Records with UUIDs as ids, a unique `code` and hard deletes."""
 
 PLACES: Final = Resource(
     "conformance_places",
@@ -157,7 +157,7 @@ PLACES: Final = Resource(
     sortable=("title",),
     soft_delete=True,
 )
-"""Natural keys, only hidden when deleted."""
+"""Records with natural keys and soft deletes."""
 
 LEDGERS: Final = Resource(
     "conformance_ledgers",
@@ -167,16 +167,16 @@ LEDGERS: Final = Resource(
     filterable=("balance",),
     require_match=True,
 )
-"""Changes need `If-Match`."""
+"""Records whose changes require `If-Match`."""
 
 CONFORMANCE_RESOURCES: Final[tuple[AnyResource, ...]] = (THINGS, PLACES, LEDGERS)
 
 
 class Slow(BaseModel):
-    """How long to keep the database busy."""
+    """The time for which to keep the database busy."""
 
     seconds: float
 
 
 SLOW: Final = Call("slow", resource=THINGS, request=Slow, response=Slow, safe=True)
-"""Keeps the database busy for that long and answers what it was asked: `SELECT pg_sleep(seconds)` in PostgreSQL."""
+"""Keeps the database busy and returns its request: `SELECT pg_sleep(seconds)` in PostgreSQL."""

@@ -1,4 +1,4 @@
-"""The service that the suite is run against, and how it is spoken to: plain requests, whole answers."""
+"""The data service under test, with helpers for requests and their responses."""
 
 # ruff: noqa: S101 - these are tests
 
@@ -19,14 +19,14 @@ from hybridkit.resources._resource import AnyResource
 from hybridkit.testing.conformance._resources import THINGS
 
 type Capability = Literal["transactions", "foreign_keys", "events", "slow_call", "query_method", "pipelines"]
-"""What not every server can do.
+"""A capability that not every data service has.
 
-* `transactions`: several records in one write.
-* `foreign_keys`: `place_id` of a thing has to name a place.
-* `events`: a write may emit.
-* `slow_call`: it serves `SLOW`, a call that keeps the database busy.
-* `query_method`: the server knows the method QUERY.
-* `pipelines`: it is MongoDB.
+* `transactions`: one write changes several records.
+* `foreign_keys`: the `place_id` of a thing has to be the id of a place.
+* `events`: a write emits events.
+* `slow_call`: the service serves `SLOW`, a call that keeps the database busy.
+* `query_method`: the web server accepts the method QUERY.
+* `pipelines`: the database is MongoDB.
 """
 
 MAX_RESPONSE_BYTES: Final = 64 * 1024 * 1024
@@ -35,12 +35,12 @@ TIMEOUT_SECONDS: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back.
+    """A response.
 
     Attributes:
-        status: of HTTP.
-        headers: lower-case names.
-        body: as it came.
+        status: the HTTP status.
+        headers: the values by name, in lower case.
+        body: the body as it came.
     """
 
     status: int
@@ -48,7 +48,7 @@ class Answer:
     body: bytes
 
     def json(self) -> Any:
-        """The body's value."""
+        """Return the JSON value in the body."""
         return decode_json(self.body)
 
     @property
@@ -59,7 +59,7 @@ class Answer:
 
     @property
     def problem(self) -> tuple[int, str]:
-        """Status and code of a problem, which has to be one."""
+        """The status and code of the problem; fails where the response is none."""
         assert self.headers.get("content-type") == "application/problem+json", self
         found = self.json()
         assert found["status"] == self.status, self
@@ -67,7 +67,7 @@ class Answer:
 
     @property
     def pointers(self) -> list[str]:
-        """Where a problem says that the mistakes are."""
+        """The pointers of the problem's `errors`."""
         return [entry["pointer"] for entry in self.json().get("errors", [])]
 
 
@@ -75,13 +75,13 @@ class ServiceUnderTest:
     """A running data service that serves `CONFORMANCE_RESOURCES`. Open it in an `async with` block.
 
     Args:
-        base_url: where it is.
-        lacks: what it can't do, with the reason that the skipped tests tell.
-        headers: what every request has, such as `Authorization`.
-        transport: what to send with, as for a client; by default over the network.
+        base_url: the URL of the service.
+        lacks: the capabilities that it doesn't have, each with the reason for skipping its tests.
+        headers: headers of every request, such as `Authorization`.
+        transport: the transport, as for a client; by default over the network.
 
     Attributes:
-        tag: of the test that uses it; its records have it.
+        tag: a unique text, which the records of the test have.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class ServiceUnderTest:
         return f"ServiceUnderTest({self._base_url!r}, lacks={sorted(self._lacks)})"
 
     async def __aenter__(self) -> Self:
-        # Over the network by httpx: aiohttp makes one line of a field that is to be sent on two.
+        # Over the network by httpx: aiohttp joins a field's lines into one.
         self._transport = (
             HttpxTransport(new_client(None), owned=True)
             if self._given is None
@@ -119,12 +119,12 @@ class ServiceUnderTest:
             self._transport = None
 
     def needs(self, capability: Capability) -> None:
-        """Skip the test where the service lacks that."""
+        """Skip the test where the service lacks the capability."""
         if reason := self._lacks.get(capability):
             pytest.skip(reason)
 
     def has(self, capability: Capability) -> bool:
-        """Whether the service can do that."""
+        """Return whether the service has the capability."""
         return capability not in self._lacks
 
     # ── any request ──────────────────────────────────────────────────────────────────────────────
@@ -132,13 +132,13 @@ class ServiceUnderTest:
     async def ask(
         self, method: str, target: str, body: object = b"", *, headers: Mapping[str, str] | None = None
     ) -> Answer:
-        """Send exactly that.
+        """Send a request, and return its response.
 
         Args:
-            method: upper case.
+            method: the method in upper case.
             target: path and query, percent-encoded.
-            body: bytes as they are; anything else as JSON.
-            headers: besides those of every request.
+            body: bytes are sent as they are, other values as JSON.
+            headers: additional headers.
         """
         assert self._transport, "use it inside its `async with` block"
         content = body if isinstance(body, bytes) else encode_json(body)
@@ -157,53 +157,53 @@ class ServiceUnderTest:
         return Answer(response.status, response.headers, response.body)
 
     async def get(self, path: str, params: Iterable[tuple[str, str]] = (), **headers: str) -> Answer:
-        """A `GET`; headers by their names with `_` for `-`."""
+        """Send a `GET`, with headers by their names, with `_` for `-`."""
         query = urlencode(list(params))
         return await self.ask("GET", f"{path}?{query}" if query else path, headers=_named(headers))
 
     async def write(
         self, method: str, path: str, body: object = b"", *, key: str | None = None, **headers: str
     ) -> Answer:
-        """A write under a key of its own, or the given one."""
+        """Send a write under the given idempotency key, or a new one."""
         sent = {"idempotency-key": f'"{key or uuid4().hex}"', **_named(headers)}
         return await self.ask(method, path, body, headers=sent)
 
     async def transact(self, *operations: Mapping[str, Any], **more: Any) -> Answer:
-        """A `POST /v1:transact`; `key` and the members beside `operations` by name."""
+        """Send a `POST /v1:transact`, with `key` and the members beside `operations` by name."""
         key = more.pop("key", None)
         return await self.write("POST", "/v1:transact", {"operations": operations, **more}, key=key)
 
     # ── things ───────────────────────────────────────────────────────────────────────────────────
 
     async def thing(self, **values: object) -> dict[str, Any]:
-        """A new thing of this test."""
+        """Create a thing with the test's tag, and return it."""
         answer = await self.write("POST", THINGS.path, {"tag": self.tag, **values})
         assert answer.status == 201, answer
         return dict(answer.json())
 
     async def find(self, where: object = None, **members: object) -> list[Any]:
-        """This test's things that fit, by the JSON form; the id is added where nothing else is ordered by."""
+        """Return the test's things that fit a filter in its JSON form, with other members of the query by name."""
         mine = {"eq": ["tag", self.tag]}
         body = {"where": mine if where is None else {"and": [mine, where]}, **members}
         return (await self.ask("POST", f"{THINGS.path}:query", body)).items
 
     async def names(self, where: object = None) -> list[str]:
-        """Their names, in alphabetical order."""
+        """Return the names of the test's things that fit, in alphabetical order."""
         return sorted(item["name"] for item in await self.find(where, page_size=1000))
 
     async def names_by_url(self, *params: tuple[str, str]) -> list[str]:
-        """As `names`, by the URL form."""
+        """Return the names of the test's things that fit a filter in its URL form, in alphabetical order."""
         answer = await self.get(THINGS.path, [("tag", f"eq.{self.tag}"), *params, ("page_size", "1000")])
         return sorted(item["name"] for item in answer.items)
 
 
 def path_of(resource: AnyResource, record_id: object) -> str:
-    """Where a record is."""
+    """Return the path of a record."""
     return f"{resource.path}/{quote(str(record_id), safe='')}"
 
 
 def fresh_id() -> str:
-    """An id that nobody has."""
+    """Return an id that no record has."""
     return str(new_id())
 
 

@@ -114,22 +114,22 @@ class ValuesConformance:
 
 
 async def _things(service: ServiceUnderTest) -> list[str]:
-    """The ids of as many records as `_writes` changes."""
+    """Create the eight records that `_writes` changes, and return their ids."""
     return [str((await service.thing())["id"]) for _ in range(8)]
 
 
 async def _writes(
     service: ServiceUnderTest, old: Sequence[str], values: Sequence[Mapping[str, Any]]
 ) -> AsyncGenerator[tuple[str, Answer, list[Any]]]:
-    """Write the values in every way that the service has, two records at once where a request takes many.
+    """Write the values by every route of the service, two records at once where a request takes many.
 
     Args:
-        service: the one under test.
-        old: eight records to be changed.
-        values: of two records.
+        service: the service under test.
+        old: the ids of eight records to be changed.
+        values: the fields of two records.
 
     Yields:
-        The way's name, what was answered, and the records that came of it.
+        The name of the route, its response, and the records in it.
     """
     first, path, tag = values[0], THINGS.path, {"tag": service.tag}
     full = [{**tag, **value} for value in values]

@@ -1,4 +1,4 @@
-"""The OpenAPI description of the routes, which read their requests themselves.
+"""The OpenAPI document of the contract's routes, which FastAPI can't describe, as they read their requests themselves.
 
 QUERY is not in it: OpenAPI 3.1 has no such method. It takes what `POST …:query` takes.
 
@@ -49,15 +49,15 @@ if TYPE_CHECKING:
 
 
 class ContractDocument:
-    """What the contract adds to the application's document.
+    """The contract's part of the application's OpenAPI document.
 
     Args:
-        bodies: of every resource.
-        calls: the service's own.
+        bodies: the request bodies of every resource.
+        calls: the routes of the service's own calls.
 
     Attributes:
-        paths: by path and method.
-        schemas: by name.
+        paths: the operations by path and method.
+        schemas: the schemas by name.
     """
 
     def __init__(self, bodies: Iterable[RequestBodies], calls: Sequence[CallRoute]) -> None:
@@ -74,7 +74,7 @@ class ContractDocument:
 
     @property
     def components(self) -> dict[str, dict[str, Any]]:
-        """What the paths refer to."""
+        """The components that the paths refer to."""
         return {
             "schemas": self.schemas,
             "parameters": dict(PARAMETERS),
@@ -106,7 +106,7 @@ class ContractDocument:
         return cast("dict[type[BaseModel], str]", names)
 
     def _named(self, name: str, schema: Part) -> Part:
-        """That schema under a name, as what it is referred to by."""
+        """Add a schema under a name, and return the reference to it."""
         self.schemas[name] = dict(schema)
         return reference(name)
 
@@ -389,7 +389,7 @@ class _Described:
 
 
 def add_document(app: FastAPI, document: ContractDocument) -> None:
-    """Have the application's document begin with the contract."""
+    """Put the contract before the application's own paths in its OpenAPI document."""
     build = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -410,7 +410,7 @@ def add_document(app: FastAPI, document: ContractDocument) -> None:
 
 
 def _security(app: FastAPI) -> list[dict[str, list[str]]]:
-    """What a call has to prove: nothing, where the settings of the running service have no keys."""
+    """Return the security requirement of each operation: optional, where the settings have no keys for callers."""
     callers: Callers | None = getattr(app.state, "callers", None)
     required = [{"service_token": list[str]()}]
     return required if callers is not None and callers.prove_who_they_are else [{}, *required]

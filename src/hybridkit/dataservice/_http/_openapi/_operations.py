@@ -1,4 +1,4 @@
-"""The parts that every description of a route is put together from.
+"""Builders for the parts of an OpenAPI operation.
 
 https://spec.openapis.org/oas/v3.1.0#operation-object
 """
@@ -27,7 +27,7 @@ def operation_part(
     more: Iterable[Part] = (),
     body: Part | None = None,
 ) -> Part:
-    """An operation, with what every one can be refused for."""
+    """Return an operation, with the problems that every one can answer with."""
     refusals = {*problems, *ALWAYS}
     if any("content" in answer for answer in responses.values()):
         refusals.add(406)
@@ -53,13 +53,13 @@ def operation_part(
 
 
 def body_part(schema: Part, *media_types: str, example: Any = None) -> Part:
-    """A required body of that schema, in JSON unless other types are named."""
+    """Return a required body of a schema, in JSON unless other media types are named."""
     content = {"schema": schema} | ({} if example is None else {"example": example})
     return {"required": True, "content": dict.fromkeys(media_types or (JSON_MEDIA_TYPE,), content)}
 
 
 def answer_part(description: str, schema: Part | None, headers: Sequence[str] = ()) -> Part:
-    """An answer with those headers; without a schema it has no body."""
+    """Return a response with headers; without a schema it has no body."""
     answer: dict[str, Any] = {
         "description": description,
         "headers": {
@@ -72,7 +72,7 @@ def answer_part(description: str, schema: Part | None, headers: Sequence[str] = 
 
 
 def items_schema(item: Part) -> Part:
-    """`{"items": […]}`."""
+    """Return the schema of `{"items": […]}`."""
     return {
         "type": "object",
         "required": ["items"],
@@ -81,7 +81,7 @@ def items_schema(item: Part) -> Part:
 
 
 def page_schema(item: Part) -> Part:
-    """A page of such items."""
+    """Return the schema of a page of items."""
     return {
         "type": "object",
         "required": ["items", "next_page_token"],
@@ -98,10 +98,10 @@ def page_schema(item: Part) -> Part:
 
 
 def reference(name: str) -> Part:
-    """To the schema of that name."""
+    """Return a reference to the schema of that name."""
     return {"$ref": SCHEMAS + name}
 
 
 def problem_name(status: int) -> str:
-    """Under which the answer of that status is among the components."""
+    """Return the name of the component that describes the problems of a status."""
     return f"Problem{status}"

@@ -1,4 +1,4 @@
-"""What the descriptions of all routes share: headers, problems, options of a query.
+"""The parts that the descriptions of all routes share: headers, problems, options of a query.
 
 https://spec.openapis.org/oas/v3.1.0
 """
@@ -153,7 +153,7 @@ _OPERATORS: Final = "|".join(OPERATORS)
 
 
 def filter_parameters(resource: AnyResource) -> list[Part]:
-    """A parameter for each field that can be filtered by, and those that combine them."""
+    """Return a parameter for each field that can be filtered by, and those that combine conditions."""
     return [
         *(
             {
@@ -177,7 +177,7 @@ def filter_parameters(resource: AnyResource) -> list[Part]:
 
 
 def query_options(resource: AnyResource) -> list[Part]:
-    """The parameters of a `GET` besides its filter."""
+    """Return the parameters of a `GET` besides its filter."""
     ordered = "|".join(name.replace(".", "\\.") for name in ("id", *resource.sortable))
     selected = "|".join(resource.record.model_fields)
     entry = f"({ordered})(\\.(asc|desc))?"
@@ -222,7 +222,7 @@ _WHERE: Final[Part] = {
 
 
 def query_schema(resource: AnyResource) -> Part:
-    """The body of `:query`, and of the method QUERY."""
+    """Return the schema of the body of `:query`, and of the method QUERY."""
     return {
         "type": "object",
         "additionalProperties": False,
@@ -242,7 +242,7 @@ def query_schema(resource: AnyResource) -> Part:
 
 
 def aggregation_schema(resource: AnyResource) -> Part:
-    """The body of `:aggregate`."""
+    """Return the schema of the body of `:aggregate`."""
     fields = {"enum": ["id", *resource.filterable]}
     function = {
         "anyOf": [
