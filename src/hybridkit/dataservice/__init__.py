@@ -1,4 +1,4 @@
-"""The server side of the data contract: tables in, routes, migrations, idempotency and an outbox out.
+"""The server side of the data contract: from tables to routes, migrations, idempotency keys and an outbox.
 
 ```python
 class Base(DeclarativeBase):

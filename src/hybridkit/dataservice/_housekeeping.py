@@ -1,4 +1,4 @@
-"""Deletes what is past its retention, a little at a time, as long as the service runs."""
+"""Delete what is past its retention, a little at a time, as long as the service runs."""
 
 import asyncio
 import random
@@ -14,11 +14,11 @@ _log = get_logger("hybridkit.dataservice")
 
 
 class Housekeeping:
-    """Cleans a store inside its `async with` block. Replicas do it side by side without meeting.
+    """A task that cleans a store inside its `async with` block; replicas do it side by side without conflicts.
 
     Args:
-        store: what to clean.
-        pause_seconds: about how long to wait once nothing is left to delete.
+        store: the store to clean.
+        pause_seconds: the pause once nothing is left to delete, give or take a half of it.
     """
 
     def __init__(self, store: Store, *, pause_seconds: float = PAUSE_SECONDS) -> None:

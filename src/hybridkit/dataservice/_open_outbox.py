@@ -1,4 +1,4 @@
-"""A database's outbox by its URL, for people and programs that look after it from outside of the service."""
+"""Open the outbox of a database by its URL, for people and programs that look after it from outside of the service."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -9,7 +9,7 @@ from hybridkit.errors import InvalidRequestError, MissingExtraError, Unavailable
 
 @asynccontextmanager
 async def open_outbox(url: str) -> AsyncGenerator[OutboxEntries]:
-    """What waits in a data service's database to be published, and what can't be.
+    """Open the outbox of a data service, to see which events wait or can't be published, and to have these tried again.
 
     ```python
     async with open_outbox("postgresql://user:password@localhost/app") as outbox:
@@ -21,9 +21,9 @@ async def open_outbox(url: str) -> AsyncGenerator[OutboxEntries]:
         url: the service's `DATABASE_URL`: `postgresql://…` or `mongodb://…`.
 
     Raises:
-        UnavailableError: the database does not answer, or is no data service's of this release.
+        UnavailableError: the database does not answer, or belongs to no data service of this release.
         MissingExtraError: the extra `postgres` or `mongo` is not installed.
-        InvalidRequestError: a URL of something else.
+        InvalidRequestError: the URL has another scheme.
     """
     scheme = url.partition("://")[0].partition("+")[0]
     if scheme in ("postgresql", "postgres"):

@@ -1,4 +1,4 @@
-"""A data service as a FastAPI application, made from declarations."""
+"""Make a data service, a FastAPI application, from declarations."""
 
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -40,24 +40,24 @@ def create_data_service(
     title: str = "Data service",
     version: str = "0.1.0",
 ) -> FastAPI:
-    """The contract's routes for these resources, on one database, with a relay that publishes what they emit.
+    """Make an application that serves the contract's routes for these resources from one database.
 
-    When it starts it waits for the database and migrates it, or creates what indexes are missing. Without a broker
-    (settings that are no `RabbitSettings`, and no `publisher`) it refuses to emit. RabbitMQ may go away while it runs:
-    events wait in the outbox.
+    At its start it waits for the database and migrates it, or creates missing indexes. A relay publishes the events
+    that writes emit. Without a broker (settings that are no `RabbitSettings`, and no `publisher`) the service refuses
+    to emit. RabbitMQ may go away while it runs: events wait in the outbox.
 
     Args:
-        settings_class: read once, at the start; `PostgresSettings` or `MongoSettings`, or a subclass.
-        tables: by resource, what stores it: a declarative class in PostgreSQL, a `DocumentCollection` in MongoDB.
-        calls: the service's own, and for each an async function that takes its request and a `CallContext`.
-        migrations: the folder with the service's Alembic revisions; without one its tables are somebody else's concern.
-        publisher: publishes instead of RabbitMQ, in tests for example.
-        grants: by the calling service's name, what it may do; None lets every caller do everything.
-        title: in the OpenAPI document.
-        version: in the OpenAPI document.
+        settings_class: `PostgresSettings` or `MongoSettings`, or a subclass; read once, at the start.
+        tables: where each resource is stored: a declarative class in PostgreSQL, a `DocumentCollection` in MongoDB.
+        calls: the service's own calls, each with an async function that takes its request and a `CallContext`.
+        migrations: the folder with the service's Alembic revisions; without one its tables are left as they are.
+        publisher: opens what the relay publishes to instead of RabbitMQ, in tests for example.
+        grants: what each calling service may do, by its name; None lets every caller do everything.
+        title: the title in the OpenAPI document.
+        version: the version in the OpenAPI document.
 
     Raises:
-        DeclarationError: a resource and its table don't fit, a call and its handler don't, or a name is taken twice.
+        DeclarationError: a resource does not fit its table, a call does not fit its handler, or a name is taken twice.
     """
     if "database_url" not in settings_class.model_fields:
         raise DeclarationError(
@@ -86,7 +86,7 @@ def create_data_service(
 
 
 async def _start_relay(resources: ServiceResources, store: Store, publisher: OpenEventSink | None) -> bool:
-    """Whether there is one now: it needs an outbox, and a broker to empty it into."""
+    """Start the relay if there is an outbox and something to publish to, and return whether it runs."""
     outbox, publishing = store.outbox, await _open_publisher(resources, publisher)
     if outbox is None or publishing is None:
         return False
@@ -138,7 +138,7 @@ def _store_on_mongo(collections: "Mapping[AnyResource, DocumentCollection]") -> 
 async def _open_publisher(resources: ServiceResources, given: OpenEventSink | None) -> EventSink | None:
     if given is not None:
         return await resources.open("publisher", given)
-    # The outbox keeps events while the broker is away, so that is no reason to send this service no requests.
+    # The outbox keeps events while the broker is away, so the service stays ready without it.
     resources.health.remove("rabbitmq")
     publisher = resources.providers.get(RobustPublisher)
     return publisher if isinstance(publisher, RobustPublisher) else None

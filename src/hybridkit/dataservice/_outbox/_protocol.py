@@ -1,9 +1,9 @@
-"""The seam between the relay and a database: events that wait, who publishes which, and what became of them.
+"""The protocol between the relay and a database: waiting events, leases of partitions, and marks of what was published.
 
-Keys hash into partitions, and each partition has one owner among the replicas, by a lease. A replica says every second
-that it is alive (`acquire`), and takes up to its fair share: partitions divided by live replicas, rounded up. What it
-has beyond that it gives back where another one lacks it, once it has finished there; what a dead one had is free when
-its lease runs out.
+Ordering keys hash into partitions, and each partition has one owner among the replicas, by a lease. A replica says
+every second that it is alive (`renew_leases`), and takes up to its fair share: partitions divided by live replicas,
+rounded up. Partitions beyond its share it gives back if another replica lacks them, once it has finished there; those
+of a dead replica are free when their leases run out.
 """
 
 from collections.abc import Collection, Sequence
@@ -17,34 +17,34 @@ from hybridkit.codec import encode_json, format_timestamp
 from hybridkit.contract import Emission
 
 PARTITIONS: Final = 16
-"""How many there are, and so how many replicas can publish at a time; a power of two."""
+"""The number of partitions, and so of replicas that can publish at a time; a power of two."""
 LEASE_SECONDS: Final = 10.0
-"""After that without a sign of life what a replica had is free."""
+"""How long a lease lasts after its renewal; then its partition is free."""
 ALIVE_SECONDS: Final = 3.5
-"""For so long after its last sign of life a replica counts among those that share; they give one every second."""
+"""How long after its last sign of life, one a second, a replica counts among those that share the partitions."""
 PATIENT_SECONDS: Final = 5.0
-"""A partition that nobody has taken for so long is for anybody, whatever its share."""
+"""How long a partition is free before a replica may take it beyond its share."""
 SAFETY_SECONDS: Final = 1.0
-"""How long before others may take over that an owner stops publishing."""
+"""How long before others may take over a partition its owner stops publishing."""
 
 
 def partition_of(ordering_key: str) -> int:
-    """Where a lane's rows belong, 0 to `PARTITIONS` - 1; for a database that doesn't compute it by itself."""
+    """Return the partition of an ordering key, 0 to `PARTITIONS` - 1, for a database that doesn't compute it."""
     return blake2b(ordering_key.encode(), digest_size=1).digest()[0] % PARTITIONS
 
 
 def fair_share(replicas: int) -> int:
-    """How many partitions one of so many live replicas may have."""
+    """Return how many partitions each of so many live replicas may have."""
     return -(-PARTITIONS // max(replicas, 1))
 
 
 def kept_of(mine: int, others: Collection[int], *, free: int) -> int:
-    """How many of its partitions a replica may keep: beyond its share it gives back only what another one lacks.
+    """Return how many of its partitions a replica may keep: beyond its share it gives back only what another one lacks.
 
     Args:
-        mine: how many it has.
-        others: how many each of the other live replicas has.
-        free: how many nobody has; whoever lacks some takes these first.
+        mine: how many partitions the replica has.
+        others: how many partitions each of the other live replicas has.
+        free: how many partitions no replica has; a replica that lacks some takes these first.
     """
     share = fair_share(1 + len(others))
     lacking = sum(max(share - theirs, 0) for theirs in others)
@@ -52,11 +52,11 @@ def kept_of(mine: int, others: Collection[int], *, free: int) -> int:
 
 
 def envelope_of(emission: Emission, *, service: str) -> bytes:
-    """The bytes that are published, as `EventEnvelope.encode` writes them; this service doesn't know the types.
+    """Encode the envelope to publish as `EventEnvelope.encode` does; a data service doesn't know the event types.
 
     Args:
         emission: the event or command.
-        service: whose it is.
+        service: the service that emits it.
     """
     wire: dict[str, Any] = {
         "event_type": emission.event_type,
@@ -77,17 +77,16 @@ class WaitingRow:
     """A row of the outbox that has not been published, and whose time has come.
 
     Attributes:
-        sequence: its place; rows of one lane are published in this order.
-        partition: whose owner publishes it.
-        lane: what keeps rows in order: the event's key, or its id where it has none. All of one lane are in one
-            partition.
+        sequence: the row's number; rows with one ordering key are published in the order of these.
+        partition: the partition whose owner publishes the row.
+        ordering_key: the event's key, or its id if it has none. Rows with one ordering key are in one partition.
         event_id: the event's identity.
         event_type: the routing key.
-        queue: for a command, where it goes; None for an event.
-        request_id: of the request that caused it.
-        user_id: on whose behalf.
-        traceparent: the trace of that request.
-        tracestate: the same, in its vendors' words.
+        queue: the queue of a command; None for an event.
+        request_id: the request that caused the event.
+        user_id: the user on whose behalf the request was made, if there is one.
+        traceparent: the trace of that request, by W3C Trace Context.
+        tracestate: what the vendors of that trace add to it.
         body: the envelope, encoded.
     """
 
@@ -109,8 +108,8 @@ class ParkedRow:
     """A row that can't be published.
 
     Attributes:
-        row: which one.
-        reason: why, for whoever looks at it.
+        row: the row.
+        reason: the reason, for people who look at it.
     """
 
     row: WaitingRow
@@ -122,8 +121,8 @@ class Lease:
     """The right to publish one partition's rows, for a while.
 
     Attributes:
-        partition: which one.
-        fence: grows with each new owner; a former owner's marks are ignored.
+        partition: the partition, 0 to `PARTITIONS` - 1.
+        fence: a number that grows with each new owner; marks of a former owner are ignored.
         valid_until: the `time.monotonic()` instant at which to stop: `SAFETY_SECONDS` before another may take over.
     """
 
@@ -134,11 +133,11 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class AcquiredLeases:
-    """What a replica has after a sign of life.
+    """The leases of a replica after their renewal.
 
     Attributes:
-        leases: all of its own, each renewed; those that it has to give back too.
-        share: how many of them it may keep; what is beyond goes back by `release`.
+        leases: all leases of the replica, also those that it has to give back.
+        share: how many of them it may keep; it gives back the others by `release_leases`.
     """
 
     leases: Sequence[Lease]
@@ -147,12 +146,12 @@ class AcquiredLeases:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backlog:
-    """What is in some partitions.
+    """The number of rows in some partitions, and the age of the oldest one.
 
     Attributes:
-        waiting: rows that have not been published, also those whose time has not come.
-        parked: rows that can't be.
-        lag_seconds: for how long the oldest row could have been published; 0 where there is none.
+        waiting: the number of rows that have not been published, also of those whose time has not come.
+        parked: the number of rows that can't be published.
+        lag_seconds: for how long the oldest row could have been published; 0 if no row waits.
     """
 
     waiting: int
@@ -161,23 +160,37 @@ class Backlog:
 
 
 class Outbox(Protocol):
-    """What a relay needs of a database. Nothing in it stays locked between two calls."""
+    """An outbox as the relay sees it. Nothing in the database stays locked between two calls."""
 
     async def renew_leases(self, owner: str) -> AcquiredLeases:
-        """Give a sign of life, renew what this replica has, and take free partitions up to its share."""
+        """Give a sign of life, renew the leases of this replica, and take free partitions up to its share.
+
+        Args:
+            owner: the replica.
+        """
         ...
 
     async def release_leases(self, owner: str, partitions: Collection[int] | None = None) -> None:
-        """Give partitions back, so that another replica needn't wait; None: all of them, and stop being alive."""
+        """Give partitions back, so that another replica needn't wait until the leases run out.
+
+        Args:
+            owner: the replica.
+            partitions: the partitions; None for all of them, when the replica ends: it no longer counts as alive.
+        """
         ...
 
     async def waiting(
         self, partitions: Collection[int], *, without: Collection[str], limit: int
     ) -> Sequence[WaitingRow]:
-        """The oldest rows of these partitions whose time has come, by sequence, without those of some lanes.
+        """Return the oldest rows of these partitions whose time has come, by sequence.
 
-        Of each lane it has the first rows, with none left out between them. One with a `not_before` is not in order
-        with the others of its lane: it comes when its time has come.
+        Of each ordering key the first rows are returned, with none left out between them. A row with a `not_before` is
+        in no order with the others of its key: it comes when its time has come.
+
+        Args:
+            partitions: the partitions to look into.
+            without: ordering keys to leave out.
+            limit: the largest number of rows.
         """
         ...
 
@@ -187,39 +200,39 @@ class Outbox(Protocol):
         """Record what became of rows.
 
         Args:
-            leases: of all their partitions.
+            leases: the leases of all partitions of these rows.
             published: rows that the broker has confirmed.
             parked: rows that can't be published.
 
         Returns:
-            The partitions that somebody else has by now; nothing is recorded of their rows.
+            The partitions that another replica has by now; nothing is recorded of their rows.
         """
         ...
 
     async def backlog(self, partitions: Collection[int]) -> Backlog:
-        """How much there is in these partitions; over all of them it is the whole."""
+        """Return the backlog of these partitions."""
         ...
 
     async def changed(self, *, timeout_seconds: float) -> None:
-        """Return when rows may have come, at the latest after that time."""
+        """Wait until rows may have been added, at most for that time."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutboxEntry:
-    """A row of the outbox, for people.
+    """A row of the outbox, for people to look at.
 
     Attributes:
-        sequence: its place.
+        sequence: the row's number; events with one key are published in the order of these.
         event_id: the event's identity.
-        event_type: what it is.
-        key: what it is in order with, if anything.
-        queue: for a command, where it goes.
-        request_id: of the request that caused it.
-        created_at: when it was stored.
-        not_before: when it may be published; None for at once.
-        parked_at: when it was found that it can't be; None for a row that waits.
-        reason: why it can't be.
+        event_type: the event's name, such as `user.created`.
+        key: the key by which events are in order; None for an event that is in order with no other.
+        queue: the queue of a command; None for an event.
+        request_id: the request that caused the event.
+        created_at: when the row was stored.
+        not_before: when the event may be published; None for at once.
+        parked_at: when the row was parked because it can't be published; None for a row that waits.
+        reason: why it can't be published; None for a row that waits.
     """
 
     sequence: int
@@ -235,21 +248,21 @@ class OutboxEntry:
 
 
 class OutboxEntries(Protocol):
-    """What people need of an outbox: to see what is in it, and to have parked rows tried again."""
+    """An outbox as people see it: to look at its rows, and to have parked ones tried again."""
 
     async def entries(
         self, *, parked: bool, event_type: str | None = None, event_ids: Collection[UUID] = (), limit: int
     ) -> Sequence[OutboxEntry]:
-        """Rows that are parked, or those that wait, by sequence.
+        """Return parked rows, or waiting ones, by sequence.
 
         Args:
-            parked: which of the two.
-            event_type: only these; None for all.
-            event_ids: only these; empty for all.
-            limit: at most so many.
+            parked: whether to return parked rows instead of waiting ones.
+            event_type: the type of the events to return; None for all types.
+            event_ids: the ids of the events to return; empty for all.
+            limit: the largest number of rows.
         """
         ...
 
     async def retry(self, *, event_type: str | None = None, event_ids: Collection[UUID] = ()) -> int:
-        """Let parked rows wait again, in their old places; how many there were. Filters as for `entries`."""
+        """Let parked rows wait again, in their old order, and return their number; filters are those of `entries`."""
         ...

@@ -1,4 +1,4 @@
-"""The relay: takes waiting events out of the outbox, publishes them, and marks them once the broker has confirmed.
+"""Take waiting events out of the outbox, publish them, and mark them once the broker has confirmed.
 
 Each replica does it for its own partitions of the ordering keys, by leases (`_partition_leases`). Events with one
 ordering key are published one after another, each confirmed before the next is sent. Keys are published side by side,

@@ -1,4 +1,4 @@
-"""Aggregations as SQL: groups and functions of declared fields, printed with the scalars of every other answer."""
+"""Translate aggregations to SQL: groups and functions of declared fields, printed as in every other response."""
 
 # ruff: noqa: S608 - what is pasted comes from declarations, or is a whole number; values are arguments
 
@@ -20,18 +20,18 @@ from hybridkit.errors import InvalidQueryError
 from hybridkit.resources import Aggregation, Function
 
 type Value = tuple[str, TypeEngine[Any]]
-"""SQL, and the type that says how to print it."""
+"""An SQL expression, and the type by which it is printed."""
 
 
 class Aggregated:
     """The statement for an aggregation. Its rows are JSON arrays: the group's fields, then the functions.
 
     Attributes:
-        sql: the statement.
-        arguments: its values.
+        sql: the text.
+        arguments: the values of its parameters.
 
     Raises:
-        InvalidQueryError: a function that the field's type doesn't know.
+        InvalidQueryError: a field's type doesn't have the function.
     """
 
     def __init__(self, table: ResourceTable, aggregation: Aggregation) -> None:
@@ -53,11 +53,11 @@ class Aggregated:
         return f"Aggregated({self._names})"
 
     def encoded(self, rows: Sequence[Any]) -> bytes:
-        """The rows as a JSON array of objects."""
+        """Encode the rows as a JSON array of objects."""
         return encode_json([dict(zip(self._names, read_document(row[0]), strict=True)) for row in rows])
 
     def _order(self, aggregation: Aggregation) -> str:
-        """What is asked for, then the group, so that rows never change places."""
+        """Write `ORDER BY`: the order asked for, then the group's fields, so that the order is always the same."""
         asked = dict(aggregation.order)
         pairs = [*asked.items(), *((name, "asc") for name in aggregation.group_by if name not in asked)]
         columns = [f"{self._names.index(name) + 1} {direction.upper()}" for name, direction in pairs]
@@ -70,7 +70,7 @@ def _group(table: ResourceTable, field: str) -> Value:
 
 
 def _kind(found: Operand) -> TypeEngine[Any]:
-    """Also of a sum: integers add up to an integer, however large; numbers in documents stay numbers."""
+    """Return the type, also of a sum: integers add up to an integer of any size, numbers in documents stay numbers."""
     kind: TypeEngine[Any] = JSONB() if found.is_path else found.column.type
     return kind
 
@@ -93,7 +93,7 @@ def _result(table: ResourceTable, name: str, function: Function) -> Value:
 
 
 def _number(found: Operand, name: str) -> str:
-    """What can be added up; in a document, whatever is no number counts as nothing."""
+    """Write SQL for a number to add up; anything else in a document counts as nothing."""
     if found.is_path:
         return f"CASE WHEN jsonb_typeof({found.sql}) = 'number' THEN CAST({found.sql} AS numeric) END"
     if not isinstance(bare(found.column.type), Integer | Numeric | Float):
@@ -102,7 +102,7 @@ def _number(found: Operand, name: str) -> str:
 
 
 def _average(found: Operand, name: str) -> Value:
-    """Exact for decimals, otherwise a float."""
+    """Write the average: exact for decimals, otherwise a float."""
     mean = f"avg({_number(found, name)})"
     kind: Any = None if found.is_path else bare(found.column.type)
     if isinstance(kind, Numeric) and not isinstance(kind, Float):
@@ -113,7 +113,7 @@ def _average(found: Operand, name: str) -> Value:
 def _extreme(found: Operand, *, largest: bool) -> Value:
     kind = _kind(found)
     if found.is_path or isinstance(bare(kind), Boolean | Uuid):
-        # PostgreSQL orders these, but has no `min` and `max` for them.
+        # PostgreSQL orders values of these types, but has no `min` and `max` for them.
         direction = " DESC" if largest else ""
         ordered = (
             f"array_agg({found.sql} ORDER BY {found.sql}{direction}) FILTER (WHERE {found.sql} IS NOT NULL)"

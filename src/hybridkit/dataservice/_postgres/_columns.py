@@ -1,4 +1,4 @@
-"""What every table of a data service has, and the tables that hybridkit adds.
+"""Declare the columns that every table of a data service has, and the tables that hybridkit adds.
 
 ```python
 class Base(DeclarativeBase):
@@ -37,7 +37,7 @@ _NOW: Final = "date_trunc('milliseconds', now())"
 
 
 def now_in_milliseconds() -> ColumnElement[datetime]:
-    """The start of the transaction by the database's clock, as exact as the wire and MongoDB keep it."""
+    """Return the start of the transaction by the database's clock, to the millisecond as on the wire and in MongoDB."""
     return func.date_trunc("milliseconds", func.now(), type_=DateTime(timezone=True))
 
 
@@ -45,14 +45,15 @@ class RecordColumns:
     """The columns of `hybridkit.Record`, to inherit from beside a declarative base.
 
     The id is a UUID; a resource with natural keys declares `id: Mapped[str] = mapped_column(primary_key=True)`. The
-    others have defaults in the database, so that a row made by SQL is as good as one made over HTTP.
+    other columns have defaults in the database, so that a row made by SQL is as good as one made over HTTP.
 
     Attributes:
         id: the record's id, made by the client.
         version: 1 for a new record, one more with each change.
-        created_at: UTC, whole milliseconds.
-        updated_at: UTC, whole milliseconds.
-        incarnation: tells a record from an earlier one with the same id; part of its ETag, never shown by itself.
+        created_at: the instant of the create, to the millisecond.
+        updated_at: the instant of the last change, to the millisecond.
+        incarnation: a random number that tells a record from an earlier one with the same id; part of its ETag, never
+            shown by itself.
     """
 
     id: Mapped[Any] = mapped_column(Uuid(), primary_key=True, sort_order=-1)
@@ -69,23 +70,23 @@ class RecordColumns:
 
 
 class SoftDeleteColumns:
-    """What a table has beside `RecordColumns` where its resource is declared with `soft_delete=True`.
+    """The column that a table needs beside `RecordColumns` if its resource is declared with `soft_delete=True`.
 
     Attributes:
-        deleted_at: when the record was deleted; NULL for one that is there. Readers see neither.
+        deleted_at: when the record was deleted; NULL for a record that is not. Readers never see it.
     """
 
     deleted_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True), sort_order=5)
 
 
 ORDERING_KEY: Final = "COALESCE(key, event_id::text)"
-"""What keeps rows of the outbox in order."""
+"""The key by which rows of the outbox are in order."""
 PARTITION: Final = f"(hashtextextended({ORDERING_KEY}, 0) & {PARTITIONS - 1})"
-"""Whose owner publishes a row. Computed, not stored: so it is right for rows of an older release too. The function is
-the one that hash partitions are made by, whose values PostgreSQL keeps from version to version."""
+"""The partition of a row. It is computed, not stored, so it is right for rows of an older release too. The function is
+that of hash partitions, whose values PostgreSQL keeps from version to version."""
 
 SYSTEM: Final = MetaData()
-"""Our own tables; `_migrations` makes them, a test compares the two."""
+"""The tables of hybridkit; `_migrations` makes them, and a test compares the two."""
 
 KEYS: Final = Table(
     "hk_keys",
@@ -98,7 +99,7 @@ KEYS: Final = Table(
     PrimaryKeyConstraint("caller", "key", name="hk_keys_pkey"),
     Index("hk_keys_expires_at", "expires_at"),
 )
-"""Idempotency keys with what was answered, written in the transaction that they protect."""
+"""Idempotency keys with their outcomes, written in the transaction that they protect."""
 
 OUTBOX: Final = Table(
     "hk_outbox",
@@ -132,7 +133,7 @@ OUTBOX: Final = Table(
     Index("hk_outbox_parked", "sequence", postgresql_where=text("parked_at IS NOT NULL")),
     Index("hk_outbox_published_at", "published_at", postgresql_where=text("published_at IS NOT NULL")),
 )
-"""Events and commands, in commit order per key; published ones stay for a while, so that none is taken in twice."""
+"""Events and commands, in commit order per key; published ones stay for a while, so that none is added twice."""
 
 LEASES: Final = Table(
     "hk_leases",
@@ -142,7 +143,7 @@ LEASES: Final = Table(
     Column("fence", BigInteger, nullable=False),
     Column("expires_at", DateTime(timezone=True), nullable=False),
 )
-"""Which replica does what only one may do."""
+"""The owners of tasks that only one replica may do at a time."""
 
 SECRETS: Final = Table(
     "hk_secrets",
@@ -150,4 +151,4 @@ SECRETS: Final = Table(
     Column("name", Text, primary_key=True),
     Column("value", LargeBinary, nullable=False),
 )
-"""What all replicas share: the key that page tokens are signed with."""
+"""Secrets that all replicas share: the key that page tokens are signed with."""

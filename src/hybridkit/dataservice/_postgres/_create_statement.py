@@ -1,4 +1,4 @@
-"""One create with its key and its events as one statement, committed by itself: one round trip instead of six.
+"""Run one create with its key and its events as one statement, committed by itself: one round trip instead of six.
 
 ```
 free    the key's lock, if nobody has it
@@ -10,9 +10,9 @@ locks   the locks of the events' keys
 sent    the events; their rows get their numbers after the locks
 ```
 
-The statement's snapshot may be older than the lock. Then `known` misses what its former holder has committed, and the
-row of the record or of the key violates its uniqueness: nothing is done, and the transaction of many statements,
-which is asked next, finds out what that means. So it is with whatever the database refuses here.
+The statement's snapshot may be older than the lock. Then `known` misses what the former holder has committed, and the
+row of the record or of the key violates its uniqueness: nothing is done, and the transaction of many statements, which
+is tried next, finds out why. The same goes for everything else that the database refuses here.
 """
 
 import itertools
@@ -39,18 +39,18 @@ from hybridkit.dataservice._store._operations import Create, Outcome, Result, Wr
 from hybridkit.errors import ConflictError, InvalidRequestError, RejectedError
 
 MAX_EVENTS: Final = 4
-"""More of them are another statement each, which has to be prepared on each connection."""
+"""A write with more events goes the long way: each number of them is a statement that every connection prepares."""
 
 type Convert = Callable[[Any], Any]
 
 
 @dataclass(frozen=True, slots=True)
 class _Compiled:
-    """Compiled for a table and the fields that a create names.
+    """A statement for a table and the fields that a create names.
 
     Attributes:
-        sql: its text.
-        convert: for each field, what makes an argument of its value.
+        sql: the text.
+        convert: a function for each field that makes an argument of its value.
     """
 
     sql: str
@@ -58,11 +58,11 @@ class _Compiled:
 
 
 class CreateStatement:
-    """Carries out writes that are one create, with or without events.
+    """The statements for writes that are one create, with or without events.
 
     Args:
-        pool: for requests.
-        tables: by the resource's name.
+        pool: the connections for requests.
+        tables: the tables by their resource's name.
     """
 
     def __init__(self, pool: Pool, tables: Mapping[str, ResourceTable]) -> None:
@@ -75,7 +75,7 @@ class CreateStatement:
         return f"CreateStatement({len(self._statements)} statements)"
 
     def takes(self, write: Write) -> bool:
-        """Whether the write is of that kind, and its table's records can be printed by PostgreSQL."""
+        """Return whether the write is one create into a table whose records PostgreSQL can print."""
         if len(write.operations) != 1 or len(write.emit) > MAX_EVENTS:
             return False
         if write.dry_run or write.isolation != "read_committed":
@@ -84,12 +84,12 @@ class CreateStatement:
         return isinstance(operation, Create) and operation.resource.name in self._simple
 
     async def write(self, write: Write) -> Outcome | Recorded | None:
-        """Do it, or say what was done under the key before; None where another call has the key now.
+        """Do the write, or return what was recorded under its key; None if another call has the key now.
 
         Raises:
-            InvalidRequestError: a value that the table can't hold.
+            InvalidRequestError: the table can't hold a value.
             UnnamedError: the database refuses something, or another transaction won; nothing is done.
-            OutcomeUnknownError: the connection broke; the same key finds out.
+            OutcomeUnknownError: the connection broke; a call with the same key finds out.
         """
         [operation] = write.operations
         table = self._tables[operation.resource.name]
@@ -128,10 +128,10 @@ def _translate(error: Exception) -> Exception | None:
     return UnnamedError() if isinstance(found, RejectedError | ConflictError) else found
 
 
-# ── the text ─────────────────────────────────────────────────────────────────────────────────────
+# ── the text ──────────────────────────────────────────────────────────────────────────────────────
 
 _FIRST_VALUE: Final = 6
-"""The place of the first field's argument; before it are lock, caller, key, fingerprint and retention."""
+"""The number of the first field's argument; before it are lock, caller, key, fingerprint and retention."""
 
 _EVENT_COLUMNS: Final = (
     "event_id",
@@ -148,7 +148,7 @@ _EVENT_COLUMNS: Final = (
 
 
 def _is_simple(table: ResourceTable) -> bool:
-    """Whether PostgreSQL can print its records, and makes all the defaults there are."""
+    """Return whether PostgreSQL can print the table's records, and makes all of its defaults."""
     return projection(table).is_printed and all(column.default is None for column in table.table.columns)
 
 
@@ -160,7 +160,7 @@ def _compile(table: ResourceTable, names: Sequence[str], *, locks: int, events: 
     )
     record = shown.record(lambda name: f"made.{quoted(table[name].name)}")
     sending = _events(_FIRST_VALUE + len(names), locks, events) if events else ""
-    # Nothing of it comes from a request: those are names and types of our own declarations.
+    # Nothing in it comes from a request: names and types are those of the declarations.
     sql = f"""
         WITH free AS MATERIALIZED (SELECT pg_try_advisory_xact_lock($1) AS is_free),
         known AS MATERIALIZED (SELECT fingerprint, results FROM hk_keys WHERE caller = $2 AND key = $3),
@@ -181,7 +181,7 @@ def _compile(table: ResourceTable, names: Sequence[str], *, locks: int, events: 
 
 
 def _results(table: ResourceTable) -> str:
-    """As `encode_outcome` has it."""
+    """Write SQL for the outcome as `encode_outcome` encodes it."""
     name = literal(encode_json(table.resource.name).decode())
     reference = f"""'{{"records":[[' || {name} || ',' || to_json(id) || ',' || to_json(etag) || ',true]]}}'"""
     whole = "'[[' || body || ',true]]'"
@@ -189,9 +189,10 @@ def _results(table: ResourceTable) -> str:
 
 
 def _events(place: int, locks: int, events: int) -> str:
-    """Both parts are joined to what was made: a call that does nothing waits for nobody's events.
+    """Write the parts that lock the events' keys and add the events.
 
-    They are lists of values, not arrays: how long an array is would have PostgreSQL plan anew for each call.
+    Both are joined to `shown`, so a call that creates nothing waits for no other call's events. They are lists of
+    values, not arrays: PostgreSQL would plan anew for each call, by the length of the array.
     """
     kinds = [OUTBOX.c[name].type.compile(dialect=DIALECT) for name in _EVENT_COLUMNS]
     given = ", ".join(f"(CAST(${place + number} AS bigint))" for number in range(locks))

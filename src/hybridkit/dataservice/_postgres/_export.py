@@ -1,4 +1,4 @@
-"""A whole query, piece by piece, from a cursor on the server and in one consistent view."""
+"""Export a whole query piece by piece, from a cursor on the server and in one consistent view."""
 
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
@@ -17,16 +17,16 @@ from hybridkit.dataservice._store._protocol import Lines
 from hybridkit.resources import Query
 
 PIECE_BYTES: Final = 256 * 1024
-"""About how large a piece is; it can be larger by what one record is longer than the ones before it."""
+"""The size of a piece, about: its number of rows is chosen by the size of the rows before."""
 FIRST_ROWS: Final = 50
 MAX_ROWS: Final = 2000
 
 
 async def export_lines(pool: Pool, table: ResourceTable, query: Query) -> AsyncGenerator[Lines]:
-    """Every record of the query, as lines of JSON.
+    """Yield every record of a query as lines of JSON.
 
-    What is left until the deadline of the bound context is the time for each piece, not for all of them. A reader who
-    takes no piece for a minute loses the connection. A piece is read when the one before is taken.
+    The time until the deadline of the bound context is the time for each piece, not for all of them. A reader who takes
+    no piece for a minute loses the connection. A piece is read once the one before is taken.
     """
     left = current().remaining_seconds()
     seconds = DEFAULT_SECONDS if left is None else left
@@ -52,7 +52,7 @@ async def export_lines(pool: Pool, table: ResourceTable, query: Query) -> AsyncG
 async def _opened(
     stack: AsyncExitStack, pool: Pool, table: ResourceTable, shown: Projection, query: Query
 ) -> tuple[Session, "_Printed | _Rows"]:
-    """A cursor, in a transaction that the stack ends."""
+    """Open a cursor in a transaction that the stack ends."""
     source = _Printed() if shown.is_printed else _Rows()
     async with AsyncExitStack() as opening:
         begun = pool.session(isolation="repeatable_read", read_only=True)
@@ -63,7 +63,7 @@ async def _opened(
 
 
 class _Printed:
-    """Lines that PostgreSQL has printed."""
+    """A cursor over lines that PostgreSQL prints."""
 
     async def open(self, session: Session, table: ResourceTable, shown: Projection, query: Query) -> None:
         arguments = Arguments()
@@ -79,7 +79,7 @@ class _Printed:
 
 
 class _Rows:
-    """Rows that Python prints."""
+    """A cursor over rows that Python prints."""
 
     async def open(self, session: Session, table: ResourceTable, shown: Projection, query: Query) -> None:
         arguments = Arguments(for_clause=True)

@@ -1,6 +1,6 @@
-"""From a query's tree to SQL: declared columns, operators from a closed list, and bound values.
+"""Translate the filter and order of a query to SQL: declared columns, operators of a closed list, and bound values.
 
-What a caller sends is only ever a bound value; what is written into the text comes from the declarations.
+Whatever a caller sends is a bound value; everything that is written into the text comes from the declarations.
 """
 
 import re
@@ -36,15 +36,15 @@ _COMPARISONS: Final = {"eq": "=", "neq": "<>", "gt": ">", "gte": ">=", "lt": "<"
 _STEPPED: Final = frozenset({*_COMPARISONS, "in"})
 
 _MARK: Final = "\0"
-"""Around a place until SQLAlchemy gets it: the one character that no name and no literal has."""
+"""The character around a placeholder until SQLAlchemy gets it: no name and no literal can have it."""
 _PLACE: Final = re.compile(f"{_MARK}([0-9]+){_MARK}")
 
 
 class Arguments:
-    """The values of one statement, in the order of their places in its text.
+    """The values of one statement, in the order of their placeholders in its text.
 
     Args:
-        for_clause: whether the text goes to SQLAlchemy, by `clause`; else the places are asyncpg's `$1`, `$2`, ….
+        for_clause: whether the text goes to SQLAlchemy, by `clause`; else the placeholders are asyncpg's `$1`, `$2`, ….
     """
 
     def __init__(self, *, for_clause: bool = False) -> None:
@@ -55,10 +55,10 @@ class Arguments:
         return f"Arguments({len(self.values)})"
 
     def add(self, value: Any) -> str:
-        """The place where that value goes.
+        """Add a value, and return its placeholder.
 
         Raises:
-            InvalidQueryError: there are more than fit into a statement.
+            InvalidQueryError: there are more values than fit into a statement.
         """
         if len(self.values) == MAX_PARAMETERS:
             raise InvalidQueryError(f"the filter has more than {MAX_PARAMETERS} values of such types")
@@ -67,8 +67,8 @@ class Arguments:
         return f"{_MARK}{number}{_MARK}" if self._for_clause else f"${number}"
 
     def clause(self, sql: str) -> TextClause:
-        """SQL with places for SQLAlchemy, and the values bound to them."""
-        escaped = sql.replace(":", "\\:")  # a name or a literal with a colon would be a place to SQLAlchemy
+        """Make SQLAlchemy's clause of SQL, with the values bound to its placeholders."""
+        escaped = sql.replace(":", "\\:")  # a colon in a name or a literal would begin a placeholder
         places = (
             bindparam(f"hk_{n}", value, NullType(), unique=True) for n, value in enumerate(self.values, 1)
         )
@@ -76,10 +76,10 @@ class Arguments:
 
 
 def condition(table: ResourceTable, where: Filter) -> ColumnElement[bool]:
-    """The filter as a condition of an SQLAlchemy statement; one per statement.
+    """Make a condition of an SQLAlchemy statement of a filter; a statement can have only one of them.
 
     Raises:
-        InvalidQueryError: a comparison that the column's type doesn't know.
+        InvalidQueryError: a column's type doesn't have the comparison.
     """
     arguments = Arguments(for_clause=True)
     clause: Any = arguments.clause(f"({write_condition(table, where, arguments)})")
@@ -87,10 +87,10 @@ def condition(table: ResourceTable, where: Filter) -> ColumnElement[bool]:
 
 
 def write_condition(table: ResourceTable, where: Filter, arguments: Arguments) -> str:
-    """The filter as SQL.
+    """Write a filter as SQL.
 
     Raises:
-        InvalidQueryError: a comparison that the column's type doesn't know.
+        InvalidQueryError: a column's type doesn't have the comparison.
     """
     match where:
         case Compare():
@@ -121,7 +121,7 @@ def _compare(left: "Operand", compare: Compare, arguments: Arguments) -> str:
             clause = f"{left.sql} {_COMPARISONS[compare.operator]} {right}"
             if not left.is_path:
                 return clause
-            # JSON would order a text after every number: only values of one kind are compared.
+            # JSON orders every text after every number, but only values of one kind should compare.
             return f"(jsonb_typeof({left.sql}) = jsonb_typeof({right}) AND {clause})"
         case "in":
             return f"{left.sql} {left.among(value, arguments)}" if value else "false"
@@ -134,7 +134,7 @@ def _compare(left: "Operand", compare: Compare, arguments: Arguments) -> str:
 
 
 def _is(left: "Operand", value: bool | None) -> str:  # noqa: FBT001 - the operand of `is`
-    """A test for no value, true or false, which is never itself without an answer."""
+    """Write the test for no value, true or false; its result is never NULL."""
     if value is None:
         return f"{left.sql} IS NULL"
     word = "true" if value else "false"
@@ -149,13 +149,13 @@ class Operand:
     """The left side of a comparison: a column, or a path into a JSON column.
 
     Attributes:
-        field: as declared.
-        column: SQLAlchemy's.
-        is_path: whether it leads into a document.
-        sql: what is compared. Inside a document it is JSON, and JSON's null is no value, as outside.
-        text: what a pattern is matched with.
-        type: of the values, in SQL.
-        python_type: of the values; None where SQLAlchemy doesn't say.
+        field: the field as the query names it.
+        column: SQLAlchemy's column.
+        is_path: whether the field is a path into a document.
+        sql: the SQL that is compared. Inside a document it is JSON, where JSON's null counts as NULL.
+        text: the SQL that patterns are matched with.
+        type: the SQL type of the values.
+        python_type: the Python type of the values; None if SQLAlchemy doesn't say.
     """
 
     def __init__(self, table: ResourceTable, field: str) -> None:
@@ -170,7 +170,7 @@ class Operand:
         column = table.sql(name)
         self.type = self.column.type.compile(dialect=DIALECT)
         if isinstance(own, EnumType) and isinstance(self.column.type, DOMAIN):
-            # Of a domain PostgreSQL doesn't see by itself that it compares labels.
+            # PostgreSQL doesn't see by itself that it compares labels if they are of a domain.
             self.type = own.compile(dialect=DIALECT)
             column = f"CAST({column} AS {self.type})"
         if path:
@@ -184,7 +184,7 @@ class Operand:
             self.text = column if is_text else f"CAST({column} AS text)"
         self._is_foreign = isinstance(own, UserDefinedType)
         declared = set(alternatives(table.resource.record.model_fields[name].annotation))
-        # Decimals are texts in a document, where their field declares any.
+        # A document has decimals as texts if the field declares decimals.
         self._has_bare_numbers = document_depth(own) == 0 and Decimal not in declared
         self._has_decimals = document_depth(own) == 0 and Decimal in declared and int not in declared
         bound = parameter_type(self.column.type).dialect_impl(DIALECT)
@@ -195,25 +195,25 @@ class Operand:
 
     @property
     def is_nullable(self) -> bool:
-        """Whether there may be no value."""
+        """Whether the value may be NULL."""
         return self.is_path or bool(self.column.nullable)
 
     def steps(self, value: Any) -> Steps | None:
-        """The steps of the column, for values like that one or the first of these; None where it has none."""
+        """Return the column's steps for a value like this one, or the first of these; None if it has no steps."""
         if self.is_path or value == ():
             return None
         return steps_of(self.column.type, value[0] if isinstance(value, tuple) else value)
 
     def place(self, value: Any, arguments: Arguments) -> str:
-        """The right side."""
+        """Write the right side of a comparison."""
         if self.is_path:
             return f"CAST(CAST({arguments.add(_json(value))} AS text) AS jsonb)"
         place = arguments.add(self.bound(value))
-        # Beside a composite PostgreSQL would take it for a row of no type, which has no form on the wire.
+        # Without the cast PostgreSQL takes a composite's parameter for a row of no type, which can't be sent.
         return f"CAST({place} AS {self.type})" if self._is_foreign else place
 
     def among(self, values: Sequence[Any], arguments: Arguments) -> str:
-        """The right side of `in`, with its operator: an array, or a list where arrays would be of arrays."""
+        """Write the operator and right side of `in`: an array, or a list if the column itself may be an array."""
         if self.is_path:
             return (
                 f"= ANY(CAST(CAST({arguments.add([_json(value) for value in values])} AS text[]) AS jsonb[]))"
@@ -223,7 +223,11 @@ class Operand:
         return f"IN ({', '.join(self.place(value, arguments) for value in values)})"
 
     def bound(self, value: Any) -> Any:
-        """The value as asyncpg takes it."""
+        """Convert a value to what asyncpg takes.
+
+        Raises:
+            InvalidQueryError: the column can't be compared with the value.
+        """
         if isinstance(value, Decimal) and self._has_bare_numbers:
             return _json(value)
         if isinstance(value, int) and self._has_decimals:
@@ -237,15 +241,15 @@ class Operand:
 
 @lru_cache(maxsize=4096)
 def operand(table: ResourceTable, field: str) -> Operand:
-    """That field of the table, or path into one; a declared one."""
+    """Return the operand for a declared field of the table, or a path into one."""
     return Operand(table, field)
 
 
 class Ordering:
-    """The order of a query with the id at its end, and what comes after a position in it.
+    """The order of a query with the id at its end, and the condition for the rows after a position.
 
-    NULLs stand where PostgreSQL has them without being asked (last, or first when descending), as an index does.
-    Positions are PostgreSQL's own texts, so that they are exact whatever the type.
+    NULLs are where PostgreSQL puts them by default (last, or first when descending), as in an index. Positions are
+    PostgreSQL's own texts, so they are exact for every type.
     """
 
     def __init__(self, table: ResourceTable, query: Query) -> None:
@@ -257,22 +261,22 @@ class Ordering:
 
     @property
     def position(self) -> str:
-        """Where a row stands: an array of texts."""
+        """The SQL for a row's position: an array of texts."""
         return f"ARRAY[{', '.join(f'CAST({operand.sql} AS text)' for operand in self._operands)}]"
 
     @property
     def clause(self) -> str:
-        """For `ORDER BY`."""
+        """The SQL after `ORDER BY`."""
         return ", ".join(
             f"{operand.sql} DESC" if descending else operand.sql
             for operand, descending in zip(self._operands, self._descending, strict=True)
         )
 
     def after(self, position: Sequence[Any], arguments: Arguments) -> str:
-        """The rows that come after that one.
+        """Write the condition for the rows that come after a position.
 
         Raises:
-            PageTokenError: a position of another order.
+            PageTokenError: the position is of another order.
         """
         if len(position) != len(self._operands) or not all(
             value is None or isinstance(value, str) for value in position
@@ -289,12 +293,12 @@ class Ordering:
         return _joined(" OR ", [self._after_at(index, values) for index in range(len(values))], "false")
 
     def _is_plain(self) -> bool:
-        """All one way and never NULL: then one comparison of rows does, and an index serves it."""
+        """Return whether one comparison of rows will do, which an index serves: one direction, and never NULL."""
         nullable = any(operand.is_nullable for operand in self._operands)
         return not nullable and len(set(self._descending)) == 1
 
     def _after_at(self, index: int, values: Sequence[str | None]) -> str:
-        """Equal in every field before `index`, and beyond in that one."""
+        """Write the condition for rows that equal the position before `index`, and come after it in that field."""
         equal = [
             f"{operand.sql} IS NULL" if value is None else f"{operand.sql} = {value}"
             for operand, value in zip(self._operands[:index], values[:index], strict=True)
@@ -314,5 +318,5 @@ def _json(value: Any) -> str:
 
 
 def _array(keys: Sequence[str]) -> str:
-    """PostgreSQL's text form of an array."""
+    """Write an array of texts as PostgreSQL does."""
     return "{" + ",".join('"' + key.replace("\\", "\\\\").replace('"', '\\"') + '"' for key in keys) + "}"

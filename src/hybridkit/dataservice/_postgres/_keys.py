@@ -1,11 +1,12 @@
-"""Idempotency keys in the database: one row per caller and key, in the transaction that it stands for.
+"""Keep idempotency keys in the database: one row per caller and key, written in the transaction that it protects.
 
-A key in use is told by an advisory lock that is tried, never waited for, so no connection of the pool is held by a
-call that waits for another. Only what was done is recorded; a refusal is computed again, as the world may have changed.
+A key in use is recognized by an advisory lock that is tried, never waited for, so a call that waits for another one
+uses no connection of the pool. Only finished writes are recorded; a refusal is computed again, as the data may have
+changed.
 
-The lock and the row are asked for by one statement, whose snapshot may be older than the lock: then it doesn't show
-what the former holder of the lock has committed. That is no danger, as the row can't be written twice; whoever loses
-such a race undoes its work and finds the row when it looks again.
+One statement asks for the lock and the row, and its snapshot may be older than the lock: then it doesn't show what the
+former holder of the lock has committed. That is no danger, as the row can't be written twice; the call that loses such
+a race undoes its work and finds the row when it looks again.
 """
 
 import hashlib
@@ -22,7 +23,7 @@ from hybridkit.dataservice._store._operations import Outcome, Write
 from hybridkit.errors import ConflictError, HybridkitError
 
 type Recorded = tuple[bytes, bytes]
-"""The fingerprint of the call that a key was used for, and what it keeps of its answer."""
+"""The fingerprint of the call that a key was used for, and its outcome, encoded."""
 
 _CLAIM: Final = (
     "SELECT pg_try_advisory_xact_lock($1) AS is_free, fingerprint, results"
@@ -36,10 +37,10 @@ _RECORD: Final = (
 
 
 async def claim_key(session: Session, write: Write) -> Recorded | None:
-    """Take the key until the end of the transaction; or what was done under it.
+    """Lock the key until the end of the transaction, or return what was recorded under it.
 
     Raises:
-        InProgressError: another call has it now.
+        InProgressError: another call has the key now.
     """
     [row] = await session.fetch(_CLAIM, key_lock(write), write.caller, write.key)
     if row["results"] is not None:
@@ -50,16 +51,16 @@ async def claim_key(session: Session, write: Write) -> Recorded | None:
 
 
 async def look_up_key(pool: Pool, write: Write) -> Recorded | None:
-    """What was done under the key, if anything."""
+    """Return what was recorded under the key, if anything."""
     rows = await pool.fetch(_LOOK_UP, write.caller, write.key)
     return (rows[0]["fingerprint"], rows[0]["results"]) if rows else None
 
 
 async def record_key(session: Session, write: Write, outcome: Outcome) -> None:
-    """Record what was done; it becomes true with the commit.
+    """Record the outcome under the key, as part of the transaction.
 
     Raises:
-        ConflictError: another call with this key has done it meanwhile.
+        ConflictError: another call with this key was faster.
     """
     kept = encode_outcome(write, outcome)
     await session.fetch(
@@ -68,17 +69,17 @@ async def record_key(session: Session, write: Write, outcome: Outcome) -> None:
 
 
 def retention_of(write: Write) -> timedelta:
-    """How long its key is kept."""
+    """Return how long the write's key is kept."""
     return DERIVED_RETENTION if is_derived(write.key) else RETENTION
 
 
 def key_lock(write: Write) -> int:
-    """The advisory lock of its key."""
+    """Return the advisory lock of the write's key."""
     return lock_number("key", write.caller, write.key)
 
 
 def lock_number(*parts: str) -> int:
-    """The number of the advisory lock for those words; two that share one only wait for each other."""
+    """Return the number of the advisory lock for these words; two that share one only wait for each other."""
     digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big", signed=True)
 

@@ -1,7 +1,7 @@
-"""Neighbouring operations of one kind as one statement, their values its rows.
+"""Combine neighbouring operations of one kind into one statement whose rows are their values.
 
-The rows are a table that the statement joins. It is one array per column, so the statement is the same however many
-rows there are, and has no limit on their number.
+The rows are a table that the statement joins. It is made of one array per column, so the statement is the same for any
+number of rows, and has no limit on it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,9 +35,9 @@ from hybridkit.dataservice._store._operations import Create, Operation, Update, 
 
 
 def runs(operations: Iterable[Operation]) -> list[list[Operation]]:
-    """The operations in their order, cut where the next one can't share a statement with those before it.
+    """Split the operations where the next one can't share a statement with those before it.
 
-    It can't where it is of another kind, names other fields, or names a record again.
+    That is so if it is of another kind, names other fields, or names a record again.
     """
     found: list[list[Operation]] = []
     shape: object = None
@@ -53,10 +53,10 @@ def runs(operations: Iterable[Operation]) -> list[list[Operation]]:
 
 
 def chunks[T: Operation](table: ResourceTable, run: Sequence[T]) -> list[Sequence[T]]:
-    """The run in pieces that fit into a statement: one, for a table of ordinary columns."""
+    """Split a run into pieces that fit into a statement each; a table of ordinary columns needs only one."""
     size, columns = len(run), tuple(table.table.columns)
     if not all(_is_element(held.type) for held in columns):
-        # A change sets fields, adds to fields, and names a state.
+        # At most: a value and an increment for each column, the id, and the two parts of a tag.
         size = MAX_PARAMETERS // (2 * len(columns) + 3)
     if any(held.default is not None and held.default.is_callable for held in columns):
         size = 1  # SQLAlchemy calls it once per statement
@@ -64,10 +64,10 @@ def chunks[T: Operation](table: ResourceTable, run: Sequence[T]) -> list[Sequenc
 
 
 class Rows:
-    """The values of a run, to be joined; each row has its `position` in the run.
+    """The values of a run as a table to join; each row has its `position` in the run.
 
     Args:
-        name: of their table in the statement, not that of another one there.
+        name: the table's name in the statement, where no other table is called so.
         kinds: the type of each column, by name.
         rows: the values, in the order of the kinds.
     """
@@ -76,7 +76,7 @@ class Rows:
         self, name: str, kinds: Mapping[str, TypeEngine[Any]], rows: Sequence[Sequence[Any]]
     ) -> None:
         types = list(kinds.values())
-        # What a column is called must not matter, a reserved word for one.
+        # Numbered, as a column may be called anything, such as a reserved word.
         names = [f"c{number}" for number in range(len(types))]
         table = (_unnested if all(map(_is_element, types)) else _listed)(name, names, types, rows)
         self.position: ColumnElement[int] = table.c["position"]
@@ -89,7 +89,7 @@ class Rows:
         return f"Rows({list(self._columns)})"
 
     def __getitem__(self, name: str) -> ColumnElement[Any]:
-        """The column of that name."""
+        """Return the column of that name."""
         return self._columns[name]
 
 
@@ -115,7 +115,7 @@ def _shape(operation: Operation) -> object:
 def _unnested(
     name: str, names: Sequence[str], types: Sequence[TypeEngine[Any]], rows: Sequence[Sequence[Any]]
 ) -> FromClause:
-    """One array per column."""
+    """Write the rows as one array per column."""
     kinds = [_element_type(kind) for kind in types]
     arrays = [
         literal([in_texts(kind, row[number]) for row in rows], ARRAY(kinds[number]))
@@ -131,9 +131,9 @@ def _unnested(
 def _listed(
     name: str, names: Sequence[str], types: Sequence[TypeEngine[Any]], rows: Sequence[Sequence[Any]]
 ) -> FromClause:
-    """One parameter per value.
+    """Write the rows as one parameter per value.
 
-    The first row says what the others are: without a cast, a column of nothing but NULLs would be one of texts.
+    The first row is cast: without that, a column of nothing but NULLs would be one of texts.
     """
     kinds = [_element_type(kind) for kind in types]
     listed = [
@@ -154,7 +154,7 @@ def _is_element(kind: TypeEngine[Any]) -> bool:
 
 
 def _element_type(kind: TypeEngine[Any]) -> TypeEngine[Any]:
-    """Documents go as texts: one that is a list would be a dimension of an array."""
+    """Return the type for an array's elements; documents go as texts, as lists would be dimensions of the array."""
     match document_depth(kind):
         case None:
             return parameter_type(kind)

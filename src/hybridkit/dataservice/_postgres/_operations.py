@@ -1,4 +1,4 @@
-"""Operations as SQL: one statement for a run of them where it succeeds, one more to say why it doesn't."""
+"""Run operations as SQL: one statement for a run of them if it succeeds, and one more to find out why it doesn't."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
@@ -57,22 +57,22 @@ if TYPE_CHECKING:
 type Found = Row[*tuple[Any, ...]]
 
 _TWICE = "21000"
-"""Two ids that are one to PostgreSQL: it changes no record twice in one statement."""
+"""Two different ids name one record to PostgreSQL, which changes no record twice in one statement."""
 _NO_STATE = State(version=0, incarnation=0)
-"""What a tag means that no record can have."""
+"""The state for a tag that no record can have."""
 
 
 async def apply(
     session: Session, tables: Mapping[str, ResourceTable], operations: Sequence[Operation]
 ) -> list[Result]:
-    """Carry them out inside the session's transaction, in their order.
+    """Carry out the operations inside the session's transaction, in their order.
 
     Raises:
         NotFoundError: a record is not there.
         StaleVersionError: a condition does not hold.
-        InvalidRequestError: a value that the table can't hold.
+        InvalidRequestError: the table can't hold a value.
         RefusedError: the database refuses an operation.
-        UnnamedError: it refuses one of several.
+        UnnamedError: the database refuses one of several operations.
     """
     results: list[Result] = []
     for run in runs(operations):
@@ -85,7 +85,7 @@ async def apply(
 async def apply_carefully(
     session: Session, tables: Mapping[str, ResourceTable], operations: Sequence[Operation]
 ) -> list[Result]:
-    """As `apply`, but the error says which operation it means: by halves, down to the first that is refused."""
+    """Carry out operations as `apply`, but halve them down to the first that is refused, so that the error names it."""
     await session.execute(text("SAVEPOINT half"))
     try:
         results = await apply(session, tables, operations)
@@ -99,10 +99,10 @@ async def apply_carefully(
 
 
 def new_row(table: ResourceTable, operation: Create | Upsert) -> dict[str, Any]:
-    """The values of a new record, by field.
+    """Return the values of a new record, by field.
 
     Raises:
-        InvalidRequestError: a value that its column can't hold.
+        InvalidRequestError: a column can't hold its value.
     """
     values = {**table.defaults(), **operation.values, "id": operation.id}
     return {name: table.bind(name, value, at=pointer(operation)) for name, value in values.items()}
@@ -133,7 +133,7 @@ class _Run:
             case _:
                 return await self._undelete()
 
-    # ── each kind ────────────────────────────────────────────────────────────────────────────────
+    # ── each kind ─────────────────────────────────────────────────────────────────────────────────
 
     async def _assert(self) -> list[Result]:
         rows = self._targets()
@@ -248,7 +248,7 @@ class _Run:
         return results
 
     async def _undeleted_already(self, operation: Undelete) -> Found:
-        """The record that was there all the time; with a hidden one only its condition can be wrong."""
+        """Return the record that was not deleted at all; if it was, only the condition on it can have failed."""
         statement = select(*self._table.all).where(self._table["id"] == self._id(operation))
         rows = await self._execute(statement)
         if not rows:
@@ -257,7 +257,7 @@ class _Run:
             raise stale_version(operation, current)
         return rows[0]
 
-    # ── rows ─────────────────────────────────────────────────────────────────────────────────────
+    # ── rows ──────────────────────────────────────────────────────────────────────────────────────
 
     def _new_rows(self) -> tuple[Rows, Sequence[str]]:
         values = [new_row(self._table, cast("Create | Upsert", operation)) for operation in self._run]
@@ -268,7 +268,7 @@ class _Run:
     def _targets(
         self, values: Sequence[Mapping[str, Any]] = (), added: Sequence[Mapping[str, Any]] = ()
     ) -> Rows:
-        """A row for each operation: which record, in which state, with which values."""
+        """Return the row of each operation: the record's id, the state that it must have, and its values."""
         kinds: dict[str, TypeEngine[Any]] = {
             "id": self._table["id"].type,
             "=version": BigInteger(),
@@ -288,7 +288,7 @@ class _Run:
         return self._table.bind("id", operation.id)
 
     def _hit(self, rows: Rows) -> ColumnElement[bool]:
-        """The record of a row, in the state that was asked for."""
+        """Return the condition for the record of a row, in the state that it must have."""
         target: ColumnElement[bool] = self._table["id"] == rows["id"]
         if _tag(self._run[0]) is None:
             return target
@@ -321,7 +321,7 @@ class _Run:
             raise _incomparable(operation, str(error)) from None
 
     async def _merged(self, operations: Sequence[Update]) -> list[dict[str, Any]]:
-        """The documents after their merge patches; the records stay locked until they are written."""
+        """Return the documents after their merge patches; the records stay locked until they are written."""
         names = tuple(operations[0].merges)
         if not names:
             return [{}] * len(operations)
@@ -350,7 +350,7 @@ class _Run:
             )
         return changed
 
-    # ── statements ───────────────────────────────────────────────────────────────────────────────
+    # ── statements ────────────────────────────────────────────────────────────────────────────────
 
     async def _changed(
         self, rows: Rows, changes: Mapping[str, Any], where: ColumnElement[bool]
@@ -379,14 +379,14 @@ class _Run:
         return UnnamedError() if is_one_of_several and len(self._run) > 1 else found
 
     async def _by_id(self, statement: Executable) -> list[Found | None]:
-        """For each operation the row of its record, from a statement that returns `all` of some."""
+        """Return the row of each operation's record, from a statement that returns `all` columns."""
         rows = await self._execute(statement)
         if len(self._run) == 1:
             return [rows[0] if rows else None]
         found = {self._table.document(row)["id"]: row for row in rows}
         asked = [self._id(operation) for operation in self._run]
         if not found.keys() >= set(asked):
-            # Left out, or the same to PostgreSQL and not to Python, as texts of CITEXT are.
+            # Left out, or equal to PostgreSQL and not to Python, as texts of CITEXT may be.
             raise UnnamedError
         return [found[record_id] for record_id in asked]
 
@@ -398,11 +398,11 @@ class _Run:
         return {row[0]: row[1:] for row in rows}
 
     async def _explain(self, hit: Mapping[int, Any] | set[int]) -> None:
-        """Say why the first operation had no effect that had none.
+        """Find out why the first operation without an effect had none.
 
         Raises:
             NotFoundError: its record is not there.
-            StaleVersionError: it is in another state.
+            StaleVersionError: its record is in another state.
         """
         for position, operation in enumerate(self._run, 1):
             if position in hit:
@@ -410,7 +410,7 @@ class _Run:
             current = await self._current(operation)
             if current is None and not isinstance(operation, Upsert):
                 raise not_found(operation)
-            # A condition on a record that is not there does not hold: RFC 9110, section 13.1.1.
+            # A condition on a missing record does not hold: RFC 9110, section 13.1.1.
             if current is not None and _tag(operation) in (None, current):
                 if not isinstance(operation, Update) or operation.require is None:
                     raise left_out(operation) if len(self._run) == 1 else UnnamedError
@@ -418,17 +418,17 @@ class _Run:
             raise stale_version(operation, current)
 
     async def _current(self, operation: Operation) -> str | None:
-        """The ETag of its record; None for one that is not there."""
+        """Return the ETag of the operation's record; None if it is not there."""
         own = self._table["id"] == self._id(operation)
         rows = await self._execute(select(*self._table.all).where(own, self._table.live))
         return self._table.tag(rows[0]) if rows else None
 
 
 def _incomparable(operation: Update, reason: str) -> InvalidQueryError:
-    """What it requires compares what can't be compared."""
+    """Return the error for a requirement whose values can't be compared."""
     return InvalidQueryError(operation.says(reason), pointer=pointer(operation, "require"))
 
 
 def _tag(operation: Operation) -> str | None:
-    """The ETag that its record must have."""
+    """Return the ETag that the operation's record must have, if any."""
     return None if isinstance(operation, Create) else operation.if_match

@@ -1,4 +1,4 @@
-"""The outbox in PostgreSQL: rows go in with the write that causes them, and out in commit order per key."""
+"""Keep the outbox in PostgreSQL: a write adds the rows that it causes, and they are read in commit order per key."""
 
 import asyncio
 import time
@@ -34,7 +34,7 @@ from hybridkit.dataservice._postgres._outbox_sql import BACKLOG, BE_ALIVE, MARK,
 from hybridkit.dataservice._store._keys import RETENTION
 
 PATIENCE_SECONDS: Final = 3.0
-"""How long the relay waits for the database; well within its leases."""
+"""How long the relay waits for the database; much shorter than its leases last."""
 CLEAN_ROWS: Final = 1000
 MAX_REASON_LENGTH: Final = 500
 
@@ -43,15 +43,15 @@ _IS_PARKED: Final = _COLUMNS.parked_at.is_not(None)
 
 
 async def add_emissions(session: Session, emissions: Sequence[Emission], *, service: str) -> None:
-    """Put events and commands into the outbox; one that has been there already is left out.
+    """Add events and commands to the outbox, except for those that are in it already.
 
     The keys are locked until the commit, before the rows get their numbers: of two transactions with one key the one
     that commits first has the lower numbers.
 
     Args:
-        session: of the transaction that causes them.
-        emissions: in their order.
-        service: whose events they are.
+        session: the transaction that emits them.
+        emissions: the events and commands, in their order.
+        service: the service that emits them.
     """
     if not emissions:
         return
@@ -65,7 +65,8 @@ async def add_emissions(session: Session, emissions: Sequence[Emission], *, serv
 
 
 def ordering_locks(emissions: Sequence[Emission]) -> list[int]:
-    """The advisory locks of their keys, sorted, so that two transactions can't wait for each other."""
+    """Return the advisory locks of the keys, sorted, so that two transactions can't wait for each other."""
+    # Not to be renamed: during a deployment two releases must ask for the same lock.
     return sorted({lock_number("lane", emission.key) for emission in emissions if emission.key is not None})
 
 
@@ -92,10 +93,10 @@ def outbox_rows(emissions: Sequence[Emission], *, service: str) -> list[dict[str
 
 
 class PostgresOutbox:
-    """The relay's side of the outbox.
+    """The outbox as the relay and people see it.
 
     Args:
-        pool: of the relay's own, so that a busy service doesn't keep events waiting.
+        pool: connections of the relay's own, so that a busy service doesn't keep events waiting.
     """
 
     def __init__(self, pool: Pool) -> None:
@@ -105,10 +106,10 @@ class PostgresOutbox:
     def __repr__(self) -> str:
         return f"PostgresOutbox({self._pool!r})"
 
-    # ── leases ───────────────────────────────────────────────────────────────────────────────────
+    # ── leases ────────────────────────────────────────────────────────────────────────────────────
 
     async def renew_leases(self, owner: str) -> AcquiredLeases:
-        """Give a sign of life, renew what this replica has, and take free partitions up to its share."""
+        """Give a sign of life, renew the leases of this replica, and take free partitions up to its share."""
         asked = time.monotonic()
         async with self._session() as session:
             await session.execute(BE_ALIVE.bindparams(owner=owner))
@@ -121,12 +122,13 @@ class PostgresOutbox:
                 else {"room": 1, "free_seconds": PATIENT_SECONDS}
             )
             taken = await session.execute(TAKE.bindparams(owner=owner, **take))
+        # From before the round trip: the database may have renewed them at any time since.
         valid_until = asked + LEASE_SECONDS - SAFETY_SECONDS
         leases = [Lease(partition, fence, valid_until) for partition, fence in (*mine, *taken)]
         return AcquiredLeases(leases, kept_of(len(leases), others, free=free - len(taken)))
 
     async def release_leases(self, owner: str, partitions: Collection[int] | None = None) -> None:
-        """Give partitions back, so that another replica needn't wait; None: all of them, and stop being alive."""
+        """Give partitions back, or all of them and with them the sign of life."""
         mine = (LEASES.c.owner == owner) & LEASES.c.name.startswith("relay.partition.")
         if partitions is not None:
             mine &= LEASES.c.name.in_([f"relay.partition.{partition:02}" for partition in partitions])
@@ -135,12 +137,12 @@ class PostgresOutbox:
             if partitions is None:
                 await session.execute(delete(LEASES).where(LEASES.c.name == f"relay.replica.{owner}"))
 
-    # ── rows ─────────────────────────────────────────────────────────────────────────────────────
+    # ── rows ──────────────────────────────────────────────────────────────────────────────────────
 
     async def waiting(
         self, partitions: Collection[int], *, without: Collection[str], limit: int
     ) -> Sequence[WaitingRow]:
-        """The oldest rows of these partitions whose time has come, by sequence, without those of some lanes."""
+        """Return the oldest rows of these partitions whose time has come, by sequence, without some ordering keys."""
         asked = WAITING.bindparams(partitions=sorted(partitions), without=sorted(without), most=limit)
         async with self._session() as session:
             rows = await session.execute(asked)
@@ -149,7 +151,7 @@ class PostgresOutbox:
     async def mark(
         self, leases: Sequence[Lease], *, published: Sequence[WaitingRow], parked: Sequence[ParkedRow]
     ) -> Collection[int]:
-        """Record what became of rows; the partitions that somebody else has by now, of whose rows nothing is."""
+        """Record what became of rows, and return the partitions that another replica has by now."""
         asked = MARK.bindparams(
             partitions=[lease.partition for lease in leases],
             fences=[lease.fence for lease in leases],
@@ -164,24 +166,24 @@ class PostgresOutbox:
         return {lease.partition for lease in leases} - held
 
     async def backlog(self, partitions: Collection[int]) -> Backlog:
-        """How much there is in these partitions."""
+        """Return the backlog of these partitions."""
         async with self._session() as session:
             [row] = await session.execute(BACKLOG.bindparams(partitions=sorted(partitions)))
         return Backlog(waiting=row.waiting, parked=row.parked, lag_seconds=float(row.lag_seconds))
 
     async def changed(self, *, timeout_seconds: float) -> None:
-        """Return when this process has added rows, and in any case after that time."""
+        """Wait until this process has added rows, at most for that time."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_seconds):
                 await self._changed.wait()
         self._changed.clear()
 
     def wake(self) -> None:
-        """This process has added rows."""
+        """Tell the relay that this process has added rows."""
         self._changed.set()
 
     async def clean(self) -> int:
-        """Delete rows that were published a while ago, a batch of them, and what dead replicas left; how many."""
+        """Delete a batch of rows published a while ago and the signs of life of dead replicas; return how many rows."""
         published = (
             select(_COLUMNS.sequence)
             .where(_COLUMNS.published_at < func.now() - RETENTION)
@@ -200,12 +202,12 @@ class PostgresOutbox:
             )
         return len(rows)
 
-    # ── for people ───────────────────────────────────────────────────────────────────────────────
+    # ── for people ────────────────────────────────────────────────────────────────────────────────
 
     async def entries(
         self, *, parked: bool, event_type: str | None = None, event_ids: Collection[UUID] = (), limit: int
     ) -> Sequence[OutboxEntry]:
-        """Rows that are parked, or those that wait, by sequence."""
+        """Return parked rows, or waiting ones, by sequence."""
         state = _IS_PARKED if parked else _COLUMNS.parked_at.is_(None) & _COLUMNS.published_at.is_(None)
         shown = [_COLUMNS[name] for name in OutboxEntry.__slots__]
         statement = select(*shown).where(state, *_filters(event_type, event_ids))
@@ -214,7 +216,7 @@ class PostgresOutbox:
         return [OutboxEntry(**row._asdict()) for row in rows]
 
     async def retry(self, *, event_type: str | None = None, event_ids: Collection[UUID] = ()) -> int:
-        """Let parked rows wait again, in their old places; how many there were."""
+        """Let parked rows wait again, in their old order, and return their number."""
         parked = update(OUTBOX).where(_IS_PARKED, *_filters(event_type, event_ids))
         async with self._session() as session:
             rows = await session.execute(

@@ -1,4 +1,4 @@
-"""What the relay says to PostgreSQL. Its leases are rows of `hk_leases`: one per partition, one per live replica."""
+"""The relay's statements for PostgreSQL. Its leases are rows of `hk_leases`: one per partition and per live replica."""
 
 from typing import Any, Final
 
@@ -22,7 +22,7 @@ def _sql(statement: str, **types: Any) -> TextClause:
     return text(statement).bindparams(*(bindparam(name, type_=type_) for name, type_ in types.items()))
 
 
-# The first sign of life doesn't count yet: who dies while starting, again and again, is to get nothing.
+# The first sign of life doesn't count yet: a replica that dies at each start must not get a share again and again.
 BE_ALIVE: Final = _sql(
     f"""
     INSERT INTO hk_leases (name, owner, fence, expires_at)
@@ -45,7 +45,7 @@ SURVEY: Final = _sql(
     """,
     owner=Text(),
 )
-"""How many partitions are free, then how many each of the other replicas has."""
+"""The number of free partitions in the first row, then the number that each of the other replicas has."""
 
 RENEW: Final = _sql(
     f"""
@@ -95,7 +95,7 @@ WAITING: Final = _sql(
     most=Integer(),
 )
 
-# The leases stay locked until the commit, so that nobody takes one over between the look at it and the marks.
+# The leases stay locked until the commit, so that none is taken over between the look at its fence and the marks.
 MARK: Final = _sql(
     """
     WITH held AS MATERIALIZED (

@@ -1,12 +1,12 @@
-"""The statements that read records: one row comes back, with the JSON that goes out.
+"""Write the statements that read records: one row comes back, with the JSON of the response.
 
-A page is read in three layers: the rows in their order and no more of them than needed, the printing, and the numbers
-and bytes, so that no more is sent than one answer has room for. Rows of an ordered subquery are aggregated in its
-order:
+A page is read in three layers: the rows in their order and no more of them than needed, the printing, and the count of
+records and bytes, so that no more is sent than one response has room for. Rows of an ordered subquery are aggregated in
+its order:
 https://www.postgresql.org/docs/current/functions-aggregate.html
 
-A field may be called as anything here is: each name has its table's before it, and `r.*` is a row where `r` might be
-one of its columns. A table may be too, so beside it ours have the names that `ResourceTable.own` gives.
+A field may have any name that is used here: columns are written with their table's name, and `r.*` is a row even if `r`
+is one of its columns. A table may too, so names beside it come from `ResourceTable.own`.
 """
 
 # ruff: noqa: S608 - what is pasted comes from declarations, or is a whole number; values are arguments
@@ -23,7 +23,7 @@ from hybridkit.resources import Filter, Query
 
 
 def where_clause(table: ResourceTable, where: Filter | None, arguments: Arguments, *more: str) -> str:
-    """` WHERE …` for the records that are there and fit; empty where all do."""
+    """Write ` WHERE …` for the records that are not deleted and match; empty if all do."""
     parts = [table.live_sql] if table.resource.soft_delete else []
     if where is not None:
         parts.append(write_condition(table, where, arguments))
@@ -32,7 +32,7 @@ def where_clause(table: ResourceTable, where: Filter | None, arguments: Argument
 
 
 def record_statement(table: ResourceTable, shown: Projection) -> str:
-    """By `$1`, the id: the JSON of a record and its entity tag."""
+    """Write the statement that reads a record by its id, `$1`: its JSON and its entity tag."""
     where = where_clause(table, None, Arguments(), f"{table.sql('id')} = $1")
     row = table.own("row")
     return (
@@ -42,9 +42,9 @@ def record_statement(table: ResourceTable, shown: Projection) -> str:
 
 
 def batch_statement(table: ResourceTable, shown: Projection) -> str:
-    """By `$1`, ids: a JSON array of their records, in their order, with null for what is not there.
+    """Write the statement that reads records by their ids, `$1`: a JSON array in their order, null for a missing one.
 
-    It is null itself where they are more than one answer has room for.
+    The array itself is NULL if one response has no room for it.
     """
     kind = parameter_type(table["id"].type).compile(dialect=DIALECT)
     wanted, found, row = table.own("wanted"), table.own("found"), table.own("row")
@@ -68,10 +68,10 @@ def row_statement(
     after: Sequence[Any] | None = None,
     limit: int | None = None,
 ) -> str:
-    """The rows of a query in its order: the columns as `c0`, `c1`, …, and their position as `p`."""
+    """Write the statement for the rows of a query in its order: columns `c0`, `c1`, …, and their position `p`."""
     ordering = Ordering(table, query)
     more = [] if after is None else [ordering.after(after, arguments)]
-    # In the text, not as an argument: PostgreSQL plans otherwise for a page than for a table.
+    # In the text, not as an argument: PostgreSQL plans differently for a page and for a whole table.
     at_most = "" if limit is None else f" LIMIT {limit:d}"
     return (
         f"SELECT {shown.selected}, {ordering.position} AS p FROM {table.source}"  # nosec B608
@@ -87,10 +87,10 @@ def page_statement(
     *,
     after: Sequence[Any] | None,
 ) -> str:
-    """A page as a JSON array, the positions of its last record, and whether there are more records.
+    """Write the statement for a page: a JSON array, the position of its last record, and whether more records follow.
 
-    The array has as many records as one answer has room for; PostgreSQL counts their bytes, so that what is too much
-    never leaves it. The positions are an array of one.
+    The array has as many records as one response has room for; PostgreSQL counts their bytes, so that no more leave it.
+    The position comes as an array of one element.
     """
     size = query.page_size
     rows = row_statement(table, shown, query, arguments, after=after, limit=size + 1)
@@ -111,7 +111,7 @@ def page_statement(
 def limited_statement(
     table: ResourceTable, shown: Projection, query: Query, arguments: Arguments, **options: Any
 ) -> str:
-    """As `row_statement`, no more rows than about what one answer has room for; before `p`, whether a row follows."""
+    """Write as `row_statement`, but limit the rows to about one response; before `p` is whether a row follows."""
     rows = row_statement(table, shown, query, arguments, **options)
     columns = ", ".join(f"c{n}" for n, _ in enumerate(shown.columns))
     before = "ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING"
@@ -124,12 +124,12 @@ def limited_statement(
 
 
 def _fits(line: str, *, among: str = "") -> str:
-    """Whether an answer has room for that line after those before it; for the first one it always has."""
+    """Write SQL for whether a response has room for this line after those before it; always for the first one."""
     window = f"OVER ({among} ROWS UNBOUNDED PRECEDING)"
     return f"(COALESCE(sum(octet_length({line}) + 1) {window}, 0) <= {MAX_PAGE_BYTES:d} OR count({line}) {window} = 1)"
 
 
 def line_statement(table: ResourceTable, shown: Projection, query: Query, arguments: Arguments) -> str:
-    """Each record of a query as a line of JSON, in its order."""
+    """Write the statement for the records of a query as lines of JSON, in its order."""
     rows = row_statement(table, shown, query, arguments)
     return f"SELECT CAST(row_to_json(r.*) AS text) FROM ({rows}) ordered, LATERAL {shown.numbered} r"  # nosec B608

@@ -1,4 +1,4 @@
-"""Reading from PostgreSQL: one statement and one round trip a read, and the JSON that PostgreSQL has printed.
+"""Read records from PostgreSQL: one statement and one round trip for each read, with JSON that PostgreSQL prints.
 
 A table with a column that PostgreSQL can't print as `encode_json` does (`_types._json_printing`) is read by the same
 statements, and printed in Python.
@@ -35,16 +35,16 @@ from hybridkit.resources import Aggregation, Compare, Filter, Query
 from hybridkit.resources._resource import AnyResource
 
 EXPORT_SHARE: Final = 3
-"""One connection in so many may be busy with an export."""
+"""Of how many connections one may be busy with an export."""
 _EXPECTED_ROWS: Final = re.compile(r"rows=([0-9]+)")
 
 
 class PostgresReader:
-    """What can be asked of one PostgreSQL database.
+    """The reads of the contract on one PostgreSQL database.
 
     Args:
-        pool: for requests.
-        tables: by the resource's name.
+        pool: the connections for requests.
+        tables: the tables by their resource's name.
     """
 
     def __init__(self, pool: Pool, tables: Mapping[str, ResourceTable]) -> None:
@@ -57,7 +57,7 @@ class PostgresReader:
         return f"{type(self).__name__}({sorted(self._tables)})"
 
     async def get(self, resource: AnyResource, record_id: Any) -> Encoded | None:
-        """The record with that id, if there is one."""
+        """Return the record with that id, if there is one."""
         hot = self._hot[resource.name]
         if not hot.whole.is_printed:
             return await self._get_row(hot, record_id)
@@ -68,7 +68,7 @@ class PostgresReader:
         return Encoded(canonical(body) if hot.whole.has_documents else body.encode(), tag)
 
     async def get_many(self, resource: AnyResource, record_ids: Sequence[Any]) -> bytes:
-        """A JSON array of the records with those ids, in their order, null for what is not there."""
+        """Return a JSON array of the records with those ids, in their order, with null for a missing one."""
         hot = self._hot[resource.name]
         if not hot.whole.is_printed:
             return await self._get_rows(hot, record_ids)
@@ -79,7 +79,7 @@ class PostgresReader:
         return canonical(body) if hot.whole.has_documents else body.encode()
 
     async def find(self, resource: AnyResource, query: Query, *, after: Sequence[Any] | None) -> Found:
-        """One page of a query, by keyset: no row is skipped or seen twice, whatever is inserted meanwhile."""
+        """Return one page of a query, by keyset: no row is skipped or seen twice, whatever is inserted meanwhile."""
         table = self._tables[resource.name]
         shown = projection(table, query.select)
         if not shown.is_printed:
@@ -91,7 +91,7 @@ class PostgresReader:
         return Found(items, last[0] if more else None)
 
     async def count(self, resource: AnyResource, where: Filter | None, *, exact: bool) -> int:
-        """How many records fit; if not exactly, as many as PostgreSQL's planner expects."""
+        """Return how many records match; if `exact` is false, the estimate of PostgreSQL's planner."""
         table, arguments = self._tables[resource.name], Arguments()
         tail = f"FROM {table.source}{where_clause(table, where, arguments)}"
         sql = f"SELECT count(*) {tail}" if exact else f"EXPLAIN SELECT 1 {tail}"
@@ -102,10 +102,10 @@ class PostgresReader:
         return int(expected[1]) if expected else 0
 
     async def export(self, resource: AnyResource, query: Query) -> AsyncGenerator[Lines]:
-        """Every record of a query as one consistent view, from a cursor on the server.
+        """Yield every record of a query in one consistent view, from a cursor on the server.
 
         Raises:
-            OverloadedError: other exports have every connection that exports may have.
+            OverloadedError: other exports use every connection that exports may use.
         """
         if self._exports.locked():
             raise OverloadedError("other exports are under way; try again later", retry_after_seconds=5.0)
@@ -115,21 +115,25 @@ class PostgresReader:
                 yield lines
 
     async def aggregate(self, resource: AnyResource, aggregation: Aggregation) -> bytes:
-        """A JSON array of rows, with a member for each group field and function."""
+        """Return a JSON array of rows, with a member for each group field and function."""
         aggregated = Aggregated(self._tables[resource.name], aggregation)
         rows = await self._pool.fetch(aggregated.sql, *aggregated.arguments.values, translate=query_error)
         return aggregated.encoded(rows)
 
     async def run_pipeline(self, resource: AnyResource, pipeline: Sequence[Any]) -> bytes:  # noqa: ARG002 - MongoDB's
-        """Not here."""
+        """Refuse: only MongoDB has pipelines.
+
+        Raises:
+            NotSupportedError: always.
+        """
         raise NotSupportedError("PostgreSQL runs no MongoDB pipelines; send group_by and functions")
 
     async def ask(self, work: CallWork) -> bytes:
-        """Run a service's own call in a transaction that can't change anything; what it answers."""
+        """Run a service's own call in a transaction that can't change anything, and return its encoded result."""
         async with self._pool.session(read_only=True) as session:
             return (await session.run(work)).body
 
-    # ── what Python prints ───────────────────────────────────────────────────────────────────────
+    # ── printed by Python ─────────────────────────────────────────────────────────────────────────
 
     async def _get_row(self, hot: "_HotStatements", record_id: Any) -> Encoded | None:
         rows = await self._rows(hot.table, hot.whole, Query(where=Compare("id", "eq", record_id)))
@@ -163,7 +167,7 @@ class PostgresReader:
     async def _rows(
         self, table: ResourceTable, shown: Projection, query: Query, **options: Any
     ) -> Sequence[Row[*tuple[Any, ...]]]:
-        """The rows with SQLAlchemy's types; at the end of each whether another one follows, and its position."""
+        """Return rows in SQLAlchemy's types; each ends with whether another one follows, and its position."""
         arguments = Arguments(for_clause=True)
         sql = limited_statement(table, shown, query, arguments, **options)
         statement = arguments.clause(sql).columns(*shown.view.columns)
@@ -171,7 +175,7 @@ class PostgresReader:
 
 
 class _HotStatements:
-    """What is asked of a table all the time, written once."""
+    """The statements for the most frequent reads of a table, written once."""
 
     def __init__(self, table: ResourceTable) -> None:
         self.table = table
@@ -182,5 +186,5 @@ class _HotStatements:
             self.batch = batch_statement(table, self.whole)
 
     def id(self, record_id: Any) -> Any:
-        """The id as asyncpg takes it."""
+        """Convert an id to the type that asyncpg takes."""
         return self._id.bound(record_id)

@@ -1,7 +1,7 @@
-"""What PostgreSQL refuses of a write, pointed to: the constraint that it names is looked up, its columns are fields.
+"""Find the fields that PostgreSQL's refusal of a write is about, by the constraint that it names.
 
-Only the catalogue knows which columns a check, an expression in an index or a generated column is made of, whoever
-made them. It is asked after the refusal, on its own.
+Only the catalogue knows which columns a check, an expression in an index or a generated column is made of. It is asked
+after the refusal, by statements of their own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ _log = get_logger("hybridkit.dataservice")
 
 _GENERATED: Final = "428C9"
 _NULS: Final = ("22P05", "22021")
-"""U+0000 in a document or a text, which PostgreSQL doesn't have."""
+"""U+0000 in a document or a text, which PostgreSQL can't store."""
 _CODES: Final = {
     "22": "invalid_value",
     "23502": "not_null",
@@ -63,8 +63,8 @@ _OF_CONSTRAINT: Final = r"""
                     ~ ('\m' || regexp_replace(a.attname, '(\W)', '\\\1', 'g') || '\M'))))
     ORDER BY a.attnum
 """
-"""By table as declared, and schema, table and name of a constraint or index: the columns, not those of a predicate. A
-partition is as good as its table."""
+"""The columns of a constraint or index, without those of a predicate. Parameters: the table as declared, and the
+schema, table (also a partition of it) and name that PostgreSQL gives."""
 _OF_GENERATED: Final = """
     SELECT a.attname FROM pg_attribute a
     WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND (a.attgenerated <> '' OR a.attidentity = 'a')
@@ -76,7 +76,7 @@ _OF_DOMAIN: Final = """
     JOIN pg_namespace n ON n.oid = d.typnamespace AND n.nspname = $2
     WHERE a.attrelid = to_regclass($1) AND a.attnum > 0
 """
-"""By table, and schema and name of a domain: the columns of it, and of arrays of it."""
+"""The columns of a domain or of arrays of it. Parameters: the table, and the schema and name of the domain."""
 
 _OF_INDEXES: Final = """
     SELECT DISTINCT a.attname FROM pg_index i
@@ -88,9 +88,9 @@ _OF_INDEXES: Final = """
             AND d.refclassid = 'pg_class'::regclass AND d.refobjid = i.indrelid AND d.refobjsubid = a.attnum))
     WHERE i.indrelid = to_regclass($1)
 """
-"""By table: the columns of all its indexes, those of expressions too."""
+"""The columns of all indexes of a table, also those in expressions. Parameter: the table."""
 _INDEX_ROW_BYTES: Final = 8191
-"""What any index row can have; where even that is exceeded PostgreSQL doesn't say of which index."""
+"""The largest row of any index; for a larger one PostgreSQL doesn't say of which index it is."""
 
 
 class UnnamedError(Exception):
@@ -101,8 +101,8 @@ class RefusedError(Exception):
     """The database refuses an operation; `explained`, once the transaction is over, says which fields it means.
 
     Attributes:
-        operation: that is refused.
-        reason: by which error; the driver's is its cause.
+        operation: the operation that is refused.
+        reason: the error; its cause is the driver's.
     """
 
     def __init__(self, operation: Operation, reason: RejectedError) -> None:
@@ -112,7 +112,7 @@ class RefusedError(Exception):
 
 
 async def explained(pool: Pool, tables: Mapping[str, ResourceTable], refused: RefusedError) -> RejectedError:
-    """The reason with its operation, and a pointer to each field that it is about."""
+    """Return the refusal's reason with the operation named, and a pointer to each field that it is about."""
     operation, reason = refused.operation, refused.reason
     found = Diagnosis.of(reason.__cause__ or reason)
     names = await _fields(pool, tables[operation.resource.name], operation, found)
@@ -138,7 +138,7 @@ async def explained(pool: Pool, tables: Mapping[str, ResourceTable], refused: Re
 
 
 async def _fields(pool: Pool, table: ResourceTable, operation: Operation, found: Diagnosis) -> Sequence[str]:
-    """The fields of the operation's record that PostgreSQL's words are about; none if they are about another table."""
+    """Return the fields that PostgreSQL's refusal is about; none if it is about another table."""
     values = _values(operation)
     try:
         if found.domain:
@@ -162,13 +162,13 @@ async def _fields(pool: Pool, table: ResourceTable, operation: Operation, found:
 
 
 async def _named(pool: Pool, table: ResourceTable, sql: str, *arguments: str) -> Sequence[str]:
-    """The fields whose columns the statement finds."""
+    """Return the fields whose columns the statement finds."""
     found = {row[0] for row in await pool.fetch(sql, *arguments)}
     return [name for name in table.fields if table[name].name in found]
 
 
 def _values(operation: Operation) -> Mapping[str, Any]:
-    """What the operation sets, by field."""
+    """Return the values that the operation sets, by field."""
     match operation:
         case Create() | Upsert():
             return {**operation.values, "id": operation.id}

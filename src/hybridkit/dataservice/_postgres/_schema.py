@@ -1,8 +1,8 @@
-"""Bring a database to the schema that the code needs, from any number of replicas at a time.
+"""Migrate a database to the schema that the code needs, from any number of replicas at a time.
 
-There are two histories, each with a version table of its own: hybridkit's tables (`hk_revision`) and the service's
-(`alembic_version`, as Alembic has it by default). Both are run by the `env.py` in `_migrations`, so a service keeps
-nothing but a folder of revisions.
+There are two histories, each with its own version table: that of hybridkit's tables (`hk_revision`) and the service's
+(`alembic_version`, Alembic's default). Both are run by the `env.py` in `_migrations`, so a service needs only a folder
+of revisions.
 """
 
 import asyncio
@@ -30,11 +30,11 @@ from hybridkit.dataservice._postgres._driver._errors import database_error
 from hybridkit.errors import UnavailableError
 
 LOCK_KEY: Final = 0x6879627269646B69
-"""Of the advisory lock that one replica holds while it migrates."""
+"""The advisory lock that one replica holds while it migrates."""
 LOCK_TIMEOUT: Final = "5s"
-"""How long a migration waits for a table, and everybody else behind it."""
+"""How long a migration waits for a table's lock; all other statements on the table wait behind it."""
 
-# What separates folders in `version_locations`, so that a space in one doesn't; renamed in Alembic 1.16.
+# Newlines separate the folders in `version_locations`, as a folder may have a space; renamed in Alembic 1.16.
 _SEPARATOR_OPTION: Final = (
     "path_separator" if hasattr(Config, "get_version_locations_list") else "version_path_separator"
 )
@@ -43,11 +43,11 @@ _FOLDER: Final = Path(__file__).with_name("_migrations")
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """A line of revisions and how far a database has come on it.
+    """A history of revisions.
 
     Attributes:
         versions: the folder of revisions.
-        version_table: where a database keeps its place.
+        version_table: the table in which a database keeps the revision that it has reached.
     """
 
     versions: Path
@@ -59,7 +59,7 @@ class History:
         return ScriptDirectory.from_config(self._config())
 
     def missing(self, connection: Connection) -> Sequence[str]:
-        """The newest revisions of the code that the database has not reached.
+        """Return the newest revisions of the code that the database has not reached.
 
         A database whose revision the code doesn't know was migrated by a newer deployment: nothing is missing.
         """
@@ -71,14 +71,14 @@ class History:
         return sorted(set(self.script.get_heads()) - set(reached))
 
     def upgrade(self, connection: Connection) -> None:
-        """Run what is missing."""
+        """Run the missing revisions."""
         missing = self.missing(connection)
         connection.rollback()  # Alembic begins and commits by itself, each revision on its own
         if missing:
             command.upgrade(self._config(connection), "heads")
 
     def write(self, connection: Connection, message: str, metadata: MetaData) -> Path:
-        """Write the revision that brings the database to those tables; the file."""
+        """Write the revision that leads from the database's tables to the declared ones, and return its file."""
         self.versions.mkdir(parents=True, exist_ok=True)
         made = command.revision(self._config(connection, metadata), message, autogenerate=True)
         return Path(cast("Script", made).path)
@@ -99,7 +99,7 @@ class History:
 
 
 def histories_of(migrations: Path | str | None) -> tuple[History, ...]:
-    """Hybridkit's history and, with a folder of revisions, the service's."""
+    """Return hybridkit's history and, with a folder of revisions, the service's."""
     own = History(versions=_FOLDER / "versions", version_table="hk_revision")
     if migrations is None:
         return (own,)
@@ -107,15 +107,15 @@ def histories_of(migrations: Path | str | None) -> tuple[History, ...]:
 
 
 async def migrate(url: str, *, migrations: Path | str | None = None, wait_seconds: float = 60.0) -> None:
-    """Bring the database to the newest revision. One replica does it, the others wait; nothing to do is cheap.
+    """Migrate the database to the newest revision. One replica does it while the others wait.
 
     Args:
         url: `postgresql://user:password@host:5432/name`.
         migrations: the folder with the service's revisions; without one only hybridkit's tables are made.
-        wait_seconds: how long to wait for another replica that is at it.
+        wait_seconds: how long to wait for another replica that migrates.
 
     Raises:
-        UnavailableError: PostgreSQL does not answer or takes no writes, or another replica was still at it.
+        UnavailableError: PostgreSQL does not answer or takes no writes, or another replica is still migrating.
     """
     try:
         async with migrating_connection(url) as connection, _locked(connection, wait_seconds):
@@ -125,24 +125,25 @@ async def migrate(url: str, *, migrations: Path | str | None = None, wait_second
         found = database_error(error)
         if isinstance(found, UnavailableError):
             raise found from error
-        raise  # a revision that fails: in PostgreSQL's own words, for who wrote it
+        raise  # a revision that fails: its author needs PostgreSQL's own message
 
 
 def missing_revisions(connection: Connection, histories: Sequence[History]) -> Sequence[str]:
-    """The newest revisions of the code that the database has not reached, of all histories."""
+    """Return the newest revisions of the code, of all histories, that the database has not reached."""
     return [revision for history in histories for revision in history.missing(connection)]
 
 
 async def write_revision(url: str, *, metadata: MetaData, migrations: Path | str, message: str) -> Path:
     """Write the revision that leads from the database's tables to the declared ones, for people to review.
 
-    Returns the file.
-
     Args:
-        url: of a database at the newest revision.
-        metadata: of the declarative base.
+        url: the URL of a database at the newest revision.
+        metadata: the metadata of the declarative base.
         migrations: the folder with the service's revisions.
-        message: what it does, in a few words.
+        message: the purpose of the revision, in a few words; part of the file's name.
+
+    Returns:
+        The path of the file.
     """
     async with migrating_connection(url) as connection:
         return await connection.run_sync(histories_of(migrations)[-1].write, message, metadata)
@@ -150,7 +151,7 @@ async def write_revision(url: str, *, metadata: MetaData, migrations: Path | str
 
 @asynccontextmanager
 async def migrating_connection(url: str) -> AsyncGenerator[AsyncConnection]:
-    """A connection for as long as a migration may take, which no pool of a service gives."""
+    """Open a connection for as long as a migration may take; a service's pool would drop it much earlier."""
 
     async def connected() -> Any:
         return await connect(
@@ -179,7 +180,7 @@ async def migrating_connection(url: str) -> AsyncGenerator[AsyncConnection]:
 
 @asynccontextmanager
 async def _locked(connection: AsyncConnection, wait_seconds: float) -> AsyncGenerator[None]:
-    """The lock is the session's: it outlives transactions, and goes with the connection whatever happens."""
+    """Hold the lock for migrations, which belongs to the session and so ends with the connection, not before."""
     give_up = time.monotonic() + wait_seconds
     while not await connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": LOCK_KEY}):
         await connection.rollback()

@@ -1,4 +1,4 @@
-"""The contract's store on PostgreSQL: reads, and writes that happen once per idempotency key."""
+"""Store records in PostgreSQL by the contract: reads, and writes that happen once per idempotency key."""
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -21,19 +21,19 @@ from hybridkit.errors import UnavailableError
 
 POOL_SIZE: Final = 10
 OWN_POOL_SIZE: Final = 3
-"""For the relay, readiness and housekeeping, which must work while requests take every other connection."""
+"""Connections for the relay, readiness and housekeeping, which must work while requests use all others."""
 CHECK_SECONDS: Final = 0.9
 CLEAN_ROWS: Final = 1000
 
 
 class PostgresStore(PostgresReader):
-    """One PostgreSQL database behind the contract.
+    """A store in one PostgreSQL database.
 
     Args:
-        pool: for requests.
-        own_pool: for what must work while requests take every connection.
-        tables: by the resource's name.
-        histories: whose newest revisions the database has to have.
+        pool: the connections for requests.
+        own_pool: the connections for work that must go on while requests use all of theirs.
+        tables: the tables by their resource's name.
+        histories: the histories whose newest revisions the database must have.
     """
 
     def __init__(
@@ -51,13 +51,13 @@ class PostgresStore(PostgresReader):
         self._signing_key: bytes | None = None
 
     async def write(self, write: Write) -> Outcome:
-        """Do all of it, once per caller and key; again, at most three times, where another transaction won."""
+        """Do all of a write once per caller and key; again, at most three times, if another transaction won."""
         return await self._writer.write(write)
 
-    # ── keeping ──────────────────────────────────────────────────────────────────────────────────
+    # ── upkeep ────────────────────────────────────────────────────────────────────────────────────
 
     async def signing_key(self) -> bytes:
-        """The secret that page tokens are signed with; the first migration made it."""
+        """Return the secret that page tokens are signed with; the first migration made it."""
         if self._signing_key is None:
             async with self._pool.session() as session:
                 rows = await session.execute(select(SECRETS.c.value).where(SECRETS.c.name == "page_token"))
@@ -65,10 +65,10 @@ class PostgresStore(PostgresReader):
         return self._signing_key
 
     async def check(self) -> None:
-        """Answer within a second, take writes, and be at the newest revision.
+        """Check that PostgreSQL answers within a second, takes writes, and is at the newest revision.
 
         Raises:
-            UnavailableError: PostgreSQL doesn't, or only reads since a failover, or a migration has not been run.
+            UnavailableError: PostgreSQL does not answer, takes no writes, or is not migrated.
         """
         with bind(RequestContext().within(CHECK_SECONDS)):
             async with self._own_pool.session() as session:
@@ -77,7 +77,7 @@ class PostgresStore(PostgresReader):
                     lambda connection: missing_revisions(connection, self._histories)
                 )
         if only_reads == "on":
-            # Nobody may write meanwhile, and find that out: the next check looks the server up again.
+            # Perhaps nobody writes now, and so nobody else finds it out: the next check looks the server up again.
             self._own_pool.renew()
             self._pool.renew()
             raise read_only_error()
@@ -85,7 +85,7 @@ class PostgresStore(PostgresReader):
             raise UnavailableError(f"the database is not at revision {', '.join(missing)}; migrate it")
 
     async def clean(self) -> int:
-        """Delete keys that have expired and events that were published a while ago, a batch of each."""
+        """Delete expired keys and events published a while ago, a batch of each, and return how many."""
         expired = (
             select(KEYS.c.caller, KEYS.c.key)
             .where(KEYS.c.expires_at < func.now())
@@ -109,14 +109,14 @@ async def open_postgres_store(
     migrations: Path | str | None = None,
     wait_seconds: float = 60.0,
 ) -> AsyncGenerator[PostgresStore]:
-    """The store, its database brought to the newest revision.
+    """Bring a database to the newest revision, and open the store in it.
 
     Args:
         url: `postgresql://user:password@host:5432/name`.
-        tables: by the resource's name.
-        name: of the service, for `pg_stat_activity`.
-        pool_size: connections for requests.
-        migrations: the folder with the service's revisions; without one its tables are somebody else's concern.
+        tables: the tables by their resource's name.
+        name: the service's name, for `pg_stat_activity`.
+        pool_size: the largest number of connections for requests.
+        migrations: the folder with the service's revisions; without one its tables are left as they are.
         wait_seconds: how long to wait for another replica that migrates.
 
     Raises:

@@ -1,4 +1,4 @@
-"""One resource in its table: which column holds which field, and values on their way in and out."""
+"""Map a resource to its table: fields to columns, values to the columns' types, and rows to records."""
 
 from collections.abc import Sequence
 from decimal import Decimal
@@ -33,11 +33,11 @@ class ResourceTable:
     """A resource and its table.
 
     Args:
-        resource: the declaration.
+        resource: the resource's declaration.
         mapped: a declarative class with `RecordColumns`; its attributes are the record's fields.
 
     Raises:
-        DeclarationError: a field of the record has no column, or one that can't hold it.
+        DeclarationError: a field of the record has no column, or its column can't hold it.
     """
 
     def __init__(self, resource: AnyResource, mapped: type[RecordColumns]) -> None:
@@ -67,7 +67,7 @@ class ResourceTable:
         return f"ResourceTable({self.resource!r}, {self.table.name!r})"
 
     def __getitem__(self, name: str) -> Any:
-        """The column of that field."""
+        """Return the column of that field."""
         return self._columns[name]
 
     @cached_property
@@ -76,48 +76,48 @@ class ResourceTable:
         return str(DIALECT.identifier_preparer.format_table(self.table))
 
     def own(self, word: str) -> str:
-        """A name for something of ours in a statement on this table, which is never called so itself."""
+        """Return a name to use in a statement beside this table, which is never called so itself."""
         return f"hk_{word}_" if self.table.name == f"hk_{word}" else f"hk_{word}"
 
     def sql(self, name: str) -> str:
-        """The column of that field in SQL, with its table."""
+        """Return the SQL for the column of that field, with its table."""
         return f"{self.source}.{DIALECT.identifier_preparer.format_column(self[name])}"
 
     def read_sql(self, name: str) -> str:
-        """As `sql`, for the driver to read."""
+        """Return as `sql`, but cast if the driver can't read the column's own type."""
         return f"CAST({self.sql(name)} AS text[])" if is_perilous(self[name].type) else self.sql(name)
 
     @cached_property
     def live_sql(self) -> str:
-        """As `live`, in SQL."""
+        """The SQL of `live`."""
         return f"{self.sql('deleted_at')} IS NULL" if self.resource.soft_delete else "true"
 
     @cached_property
     def live(self) -> ColumnElement[bool]:
-        """That a row is a record that is there: everything but what a soft delete has hidden."""
+        """The condition for records that are not hidden by a soft delete."""
         return self["deleted_at"].is_(None) if self.resource.soft_delete else true()
 
     def python_type(self, name: str) -> type[Any] | None:
-        """What the column's values are in Python; None where SQLAlchemy doesn't say."""
+        """Return the Python type of the column's values; None if SQLAlchemy doesn't say."""
         return python_type(self[name].type)
 
     def holds_document(self, name: str) -> bool:
-        """Whether the column is JSON."""
+        """Return whether the column is JSON."""
         return is_document(self[name].type)
 
     def is_number(self, name: str) -> bool:
-        """Whether something can be added to it."""
+        """Return whether the field can be incremented."""
         return self.python_type(name) in _NUMBERS
 
-    # ── out ──────────────────────────────────────────────────────────────────────────────────────
+    # ── read ──────────────────────────────────────────────────────────────────────────────────────
 
     def view(self, fields: Sequence[str] = ()) -> "View":
-        """What to read for those fields of the record, or for all of them."""
+        """Return the columns to read for some fields of the record, or for all of them."""
         return View(self, fields)
 
     @cached_property
     def whole(self) -> "View":
-        """The whole record."""
+        """All fields of the record."""
         return View(self, ())
 
     @property
@@ -126,20 +126,25 @@ class ResourceTable:
         return self.whole.columns
 
     def document(self, row: Row[*tuple[Any, ...]]) -> Document:
-        """The record in a row of `all`."""
+        """Return the record in a row of `all`."""
         return self.whole.document(row)
 
     def tag(self, row: Row[*tuple[Any, ...]]) -> str:
-        """The ETag of the record in a row of `all`."""
+        """Return the ETag of the record in a row of `all`."""
         return str(self.document(row)["etag"])
 
-    # ── in ───────────────────────────────────────────────────────────────────────────────────────
+    # ── write ─────────────────────────────────────────────────────────────────────────────────────
 
     def bind(self, name: str, value: Any, *, at: str = "") -> Any:
-        """The value as the column takes it.
+        """Convert a value to what the column takes.
+
+        Args:
+            name: the field's name.
+            value: the value, in Python or as JSON.
+            at: the JSON pointer to the fields in the request, for the error.
 
         Raises:
-            InvalidRequestError: the column can't hold it.
+            InvalidRequestError: the column can't hold the value.
         """
         try:
             found = fitted(self[name].type, value)
@@ -151,7 +156,7 @@ class ResourceTable:
 
     @cached_property
     def _defaulted(self) -> Sequence[str]:
-        """Fields that no create names, with a default in the record but none in the table."""
+        """The fields that no create names, with a default in the record but none in the table."""
         record, create = self.resource.record.model_fields, self.resource.create.model_fields
         return tuple(
             name
@@ -164,7 +169,7 @@ class ResourceTable:
         )
 
     def defaults(self) -> dict[str, Any]:
-        """Values for the fields that a create doesn't name, where only the record's model has them."""
+        """Return the defaults of fields that no create names, if only the record's model has them."""
         fields = self.resource.record.model_fields
         return {
             name: fields[name].get_default(call_default_factory=True, validated_data={})
@@ -173,15 +178,15 @@ class ResourceTable:
 
 
 class View:
-    """Some fields of a record, and the columns that they take.
+    """Some fields of a record, and the columns to read for them.
 
     Args:
-        table: of the record.
-        fields: empty for all.
+        table: the record's table.
+        fields: the names of the fields; empty for all.
 
     Attributes:
-        stored: the fields that have columns to be read.
-        columns: these.
+        stored: the fields whose columns are read.
+        columns: the columns of these fields.
     """
 
     def __init__(self, table: ResourceTable, fields: Sequence[str]) -> None:
@@ -197,7 +202,7 @@ class View:
         return f"View({self._fields})"
 
     def document(self, row: Row[*tuple[Any, ...]]) -> Document:
-        """The fields in a row that begins with the columns. A subset's ETag is weak: it isn't the whole record."""
+        """Return the fields in a row that begins with the columns; the ETag of a part of the record is weak."""
         values = dict(zip(self.stored, row, strict=False))
         for name, show in self._shown.items():
             values[name] = show(values[name])
@@ -209,10 +214,10 @@ class View:
 
 
 def as_read(column: Any) -> ColumnElement[Any]:
-    """The column with the type to read it by: of an enumeration its labels, of an array of JSON its documents.
+    """Return the column with the type by which it is read: an enumeration as labels, an array of JSON as documents.
 
-    A label may be one that the code doesn't have; documents that are lists SQLAlchemy takes for dimensions of an array
-    that declares none.
+    A label may be one that the code doesn't have, and SQLAlchemy would take documents that are lists for dimensions of
+    an array that declares none.
     """
     kind = _read_by(column.type)
     if is_perilous(column.type):
@@ -221,7 +226,7 @@ def as_read(column: Any) -> ColumnElement[Any]:
 
 
 def _read_by(kind: "TypeEngine[Any]") -> "TypeEngine[Any] | None":
-    """The type to read such a column by; None where it is its own."""
+    """Return the type by which a column is read; None for its own type."""
     match kind:
         case DOMAIN():
             return _read_by(kind.data_type) or kind.data_type

@@ -1,4 +1,4 @@
-"""Inserts that know another name for their table, so that one called `excluded` isn't taken for the rows given."""
+"""Insert under another name for the table, so that a table called `excluded` isn't taken for the rows given."""
 
 from collections.abc import Mapping
 from functools import lru_cache
@@ -20,7 +20,7 @@ class InsertOnConflict(Insert):
 
 
 def target(table: ResourceTable, name: str) -> ColumnElement[Any]:
-    """The column of that field in the row that is there, or that has been written."""
+    """Return a field's column in the row that is there before the upsert, or after it in `RETURNING`."""
     return _aliased(table.table)[table[name].key]
 
 

@@ -1,4 +1,4 @@
-"""Writing to PostgreSQL: operations, their idempotency key and the events they cause, in one transaction."""
+"""Write to PostgreSQL: operations, their idempotency key and the events they cause, in one transaction."""
 
 import asyncio
 import random
@@ -38,12 +38,12 @@ CONFLICT_RETRY: Final = Retry.exponential(first_seconds=0.04, cap_seconds=0.16, 
 
 
 class PostgresWriter:
-    """Writes to one PostgreSQL database, once per caller and key.
+    """The writes of the contract to one PostgreSQL database, once per caller and key.
 
     Args:
-        pool: for requests.
-        tables: by the resource's name.
-        emitted: is called when a committed write has added to the outbox.
+        pool: the connections for requests.
+        tables: the tables by their resource's name.
+        emitted: called when a committed write has added to the outbox.
     """
 
     def __init__(
@@ -59,9 +59,9 @@ class PostgresWriter:
         return f"PostgresWriter({sorted(self._tables)}, {self._in_flight!r})"
 
     async def write(self, write: Write) -> Outcome:
-        """Do all of it, once per caller and key; again, at most three times, where another transaction won.
+        """Do all of a write once per caller and key; again, at most three times, if another transaction won.
 
-        A dry run has no part in keys: it is neither recorded nor answered by what was.
+        A dry run has nothing to do with keys: it is not recorded, and no recorded outcome replaces it.
         """
         if write.dry_run:
             return await self._insist(write)
@@ -81,7 +81,7 @@ class PostgresWriter:
         return done
 
     async def _write_by_statement(self, write: Write) -> Outcome | None:
-        """The outcome of a single statement; None where it takes a transaction to find out."""
+        """Return the outcome of a write by one statement; None if it takes a transaction to find out."""
         try:
             done = await self._create_statement.write(write)
         except (UnnamedError, InvalidRequestError):
@@ -112,7 +112,7 @@ class PostgresWriter:
             except KeyReusedError:
                 raise
             except (RejectedError, RefusedError) as error:
-                # What looks like a refusal may be the doing of the key's former holder, whom the snapshot missed.
+                # What looks like a refusal may be the work of the key's former holder, which the snapshot missed.
                 recorded = None if write.dry_run else await look_up_key(self._pool, write)
                 if recorded is None:
                     raise await self._explained(write, error) from error.__cause__
@@ -121,7 +121,7 @@ class PostgresWriter:
             await asyncio.sleep(pause)
 
     async def _explained(self, write: Write, error: RejectedError | RefusedError) -> RejectedError:
-        """What is refused, and where in the request it stands."""
+        """Return the refusal with pointers into the request."""
         if isinstance(error, RejectedError):
             if len(write.operations) != 1 or error.__cause__ is None:
                 return error
@@ -161,9 +161,7 @@ class PostgresWriter:
 
     async def _settle(self, session: Session, write: Write, outcome: Outcome) -> None:
         if write.dry_run:
-            await session.execute(
-                text("SET CONSTRAINTS ALL IMMEDIATE")
-            )  # what the commit would have looked at
+            await session.execute(text("SET CONSTRAINTS ALL IMMEDIATE"))  # those that the commit would check
             raise _TakenBackError
         await record_key(session, write, outcome)
 
@@ -193,4 +191,4 @@ class PostgresWriter:
 
 
 class _TakenBackError(Exception):
-    """Ends a dry run: whatever leaves a session's block by an error is undone."""
+    """Ends a dry run: an error that leaves a session's block undoes the transaction."""

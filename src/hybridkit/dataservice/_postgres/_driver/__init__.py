@@ -1,1 +1,1 @@
-"""The way to the server: URLs, connections, their pool, codecs, and what errors mean."""
+"""Connections to PostgreSQL: URLs, one connection, the pool, codecs, and the translation of errors."""

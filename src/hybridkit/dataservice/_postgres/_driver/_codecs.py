@@ -1,8 +1,8 @@
-"""Moments, days, times and durations as the driver reads them, whatever SQL has put there.
+"""Codecs for timestamps, dates, times and intervals, so that the driver reads every value that SQL can store.
 
-PostgreSQL knows more of them than Python does: the infinities, years before 1 and after 9999, `24:00`. By itself the
-driver fails on them, and with it the whole answer; here each becomes the nearest one that Python has. What Python has
-is written as it is. The forms are those of `set_type_codec`:
+PostgreSQL has values that Python lacks: the infinities, years before 1 and after 9999, `24:00`. The driver's own codecs
+fail on them, and with them the whole query; here each becomes the nearest value that Python has. All other values are
+kept as they are. The tuples are those of `set_type_codec`:
 https://magicstack.github.io/asyncpg/current/api/index.html#asyncpg.connection.Connection.set_type_codec
 """
 
@@ -11,15 +11,15 @@ from typing import Any, Final
 
 type Parts = tuple[int, ...]
 
-_EPOCH: Final = datetime(2000, 1, 1)  # noqa: DTZ001 - PostgreSQL's, on any clock
+_EPOCH: Final = datetime(2000, 1, 1)  # noqa: DTZ001 - PostgreSQL's epoch, in any time zone
 _MIDNIGHT: Final = 24 * 60 * 60 * 1_000_000
 _MICROSECOND: Final = timedelta(microseconds=1)
 _DAYS_OF_A_MONTH: Final = 30
-"""As PostgreSQL compares durations."""
+"""PostgreSQL takes a month for 30 days when it compares intervals."""
 
 
 async def set_codecs(connection: Any) -> None:
-    """Have the driver use them; asks the server nothing."""
+    """Set the codecs of a connection; this asks the server nothing."""
     for name, encoder, decoder in (
         ("timestamptz", _from_moment, _to_moment),
         ("timestamp", _from_local, _to_local),
@@ -49,7 +49,7 @@ def _to_local(parts: Parts) -> datetime:
     try:
         return _EPOCH + timedelta(microseconds=parts[0])
     except OverflowError:
-        return datetime.min if parts[0] < 0 else datetime.max  # noqa: DTZ901 - on any clock
+        return datetime.min if parts[0] < 0 else datetime.max  # noqa: DTZ901 - in any time zone
 
 
 def _from_day(value: date) -> Parts:

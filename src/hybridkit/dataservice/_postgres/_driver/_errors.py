@@ -1,7 +1,7 @@
-"""From SQLSTATE to the error tree, https://www.postgresql.org/docs/current/errcodes-appendix.html.
+"""Translate PostgreSQL's errors by their SQLSTATE, https://www.postgresql.org/docs/current/errcodes-appendix.html.
 
-PostgreSQL's own words quote values, so none of them goes on: neither to the caller nor into a log. What the log gets is
-the `Diagnosis`: names only.
+PostgreSQL's messages quote values, so they reach neither the caller nor a log. The log gets the `Diagnosis`, which has
+only names.
 """
 
 import re
@@ -28,28 +28,28 @@ from hybridkit.errors import (
 from hybridkit.observability import get_logger
 
 READ_ONLY: Final = "25006"
-"""A change in a transaction that only reads: after a failover, on the old primary or on a replica."""
+"""A change in a read-only transaction: after a failover, on the old primary or on a replica."""
 _RETRY_AFTER_SECONDS: Final = 1.0
 _QUERY_STATES: Final = ("42883", "42804")
-"""No such operator, mismatched types: the filter compares what can't be compared."""
+"""No such operator, mismatched types: the filter compares values that can't be compared."""
 _GONE: Final = ("08", "53", "57", "58", "F0", "28000", "28P01", "3D000", "25P03", "25P04", "HV00N")
-"""Connections, resources, an operator's intervention, the system and its files; no way in; what ends a transaction
-that takes too long; a foreign server that does not answer."""
+"""The server is gone or refuses: connection failures, lack of resources, an operator's intervention, errors of the
+system and its files, a refused login, timeouts of a transaction, a foreign server that does not answer."""
 _ENDING: Final = ("08", "57P", "25P03", "25P04", "26", READ_ONLY)
-"""The connection leads nowhere, or to a server that is on its way out."""
+"""The connection is broken, or leads to a server that shuts down or takes no writes."""
 _RULES: Final = ("22", "23", "44", "54", "428C9", "P0001", "P0002", "P0003")
-"""Values, constraints, a view's check, limits of the program (an index takes no text that long), generated columns,
-and what a function in the database refuses: `RAISE EXCEPTION`, or a `STRICT` that finds no row, or several."""
+"""Refusals of values: wrong values, constraints, a view's check, limits of the program (an index takes no text that
+long), generated columns, and functions in the database: `RAISE EXCEPTION`, or a `STRICT` that finds no or many rows."""
 _NO_RULES: Final = ("2200H",)
-"""A sequence has come to its end, which no other value of the caller's helps."""
+"""A sequence has come to its end; another value of the caller would not help."""
 _DOUBTFUL: Final = ("0A000", "42704", "42804", "42883", "XX000")
-"""What a statement meets that was prepared before a migration, and a mistake in the code too."""
+"""Errors both of statements that were prepared before a migration and of mistakes in the code."""
 _OUTDATED: Final = {"InvalidCachedStatementError", "OutdatedSchemaCacheError"}
 _POLICY_CHECK: Final = "ExecWithCheckOptions"
 _RAISED: Final = "exec_stmt_raise"
-"""The function of PostgreSQL that executes `RAISE` of PL/pgSQL."""
+"""The function of PostgreSQL's source that executes `RAISE` of PL/pgSQL."""
 UNTAKEN: Final = (ValueError, TypeError, LookupError)
-"""What a column's type raises for a value that it doesn't take."""
+"""Errors that a column's type raises for a value that it doesn't take."""
 _LOGGED: Final = ("sqlstate", "schema", "table", "column", "constraint", "domain")
 _KEY_COLUMNS: Final = re.compile(r"\((?P<columns>.+?)\)=\(")
 
@@ -57,7 +57,7 @@ _log = get_logger("hybridkit.dataservice")
 
 
 class OutdatedError(UnavailableError):
-    """A migration has overtaken the connection: nothing was done, and a new connection knows the schema."""
+    """The schema has changed since the connection was opened: nothing was done, and a new connection will do."""
 
     def __init__(self) -> None:
         super().__init__("the schema has just changed", retry_after_seconds=0.1)
@@ -65,17 +65,17 @@ class OutdatedError(UnavailableError):
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What PostgreSQL says about a failure without quoting values.
+    """The parts of PostgreSQL's error that quote no values; each is empty if PostgreSQL doesn't give it.
 
     Attributes:
-        sqlstate: five characters; empty where the connection broke.
-        schema: of the table.
-        table: that it is about.
-        column: that it is about.
-        constraint: that is violated, or the index.
-        domain: whose rule it is, or another type.
-        routine: of PostgreSQL's own source.
-        severity: `ERROR` where the connection goes on.
+        sqlstate: five characters; empty if the connection broke.
+        schema: the schema of the table.
+        table: the table that the error is about.
+        column: the column that the error is about.
+        constraint: the violated constraint, or its index.
+        domain: the domain whose rule is violated, or another type.
+        routine: the function in PostgreSQL's source that reported the error.
+        severity: `ERROR` if the connection can be used further.
     """
 
     sqlstate: str = ""
@@ -89,7 +89,7 @@ class Diagnosis:
 
     @classmethod
     def of(cls, error: BaseException) -> Self:
-        """The diagnosis in what a driver raised."""
+        """Read the diagnosis from a driver's error or its causes."""
         found = next((cause for cause in reversed([*_chain(error)]) if _own_state(cause)), None)
         if found is None:
             return cls()
@@ -105,28 +105,28 @@ class Diagnosis:
         )
 
     def to_log(self) -> Mapping[str, str]:
-        """Its parts that are there."""
+        """Return the parts to log that are not empty."""
         told = asdict(self)
         return {name: told[name] for name in _LOGGED if told[name]}
 
     @property
     def is_undone(self) -> bool:
-        """Whether PostgreSQL itself, and no proxy before it, says that nothing of the statement or commit is there."""
+        """Whether PostgreSQL itself, not a proxy before it, says that the statement or commit was undone."""
         return self.severity == "ERROR" and self.routine != ""
 
 
 def sqlstate_of(error: BaseException) -> str:
-    """The SQLSTATE of what a driver raised; empty where there is none, as when the connection broke."""
+    """Return the SQLSTATE of a driver's error; empty if there is none, as when the connection broke."""
     return Diagnosis.of(error).sqlstate
 
 
 def constraint_of(error: BaseException) -> str:
-    """The name of the violated constraint; empty where there is none."""
+    """Return the name of the violated constraint; empty if there is none."""
     return Diagnosis.of(error).constraint
 
 
 def database_error(error: Exception) -> HybridkitError | None:
-    """What that failure of a statement means to the caller; None for a mistake in the code."""
+    """Return the error for the caller of a failed statement; None for a mistake in the code."""
     found = Diagnosis.of(error)
     if is_outdated(error):
         return OutdatedError()
@@ -139,7 +139,7 @@ def database_error(error: Exception) -> HybridkitError | None:
 
 
 def query_error(error: Exception) -> HybridkitError | None:
-    """As `database_error`, for a filter: a value that can't be compared is a mistake in the query."""
+    """Translate as `database_error`, but blame a value that can't be compared on the query."""
     state = sqlstate_of(error)
     if state.startswith(("22", "54")) or state in _QUERY_STATES:
         return InvalidQueryError("the database can't compare a value of this filter with its field")
@@ -147,7 +147,7 @@ def query_error(error: Exception) -> HybridkitError | None:
 
 
 def commit_error(error: Exception) -> HybridkitError | None:
-    """As `database_error`, for a commit: if the connection is gone, nobody here knows what became of it."""
+    """Translate as `database_error`, but leave the outcome unknown if the connection broke during the commit."""
     found = database_error(error)
     is_known = Diagnosis.of(error).is_undone or sqlstate_of(error) == READ_ONLY or is_outdated(error)
     if isinstance(found, UnavailableError) and not is_known:
@@ -158,7 +158,7 @@ def commit_error(error: Exception) -> HybridkitError | None:
 
 
 def read_only_error(_error: Exception | None = None) -> UnavailableError:
-    """The server takes no writes, which another one does, or this one later."""
+    """Return the error for a server that takes no writes at the moment, as after a failover."""
     return UnavailableError(
         "the database takes no writes at the moment", retry_after_seconds=_RETRY_AFTER_SECONDS
     )
@@ -204,36 +204,36 @@ _BY_SQLSTATE: Final[Sequence[tuple[tuple[str, ...], Callable[[Exception], Hybrid
     ((READ_ONLY,), read_only_error),
     (_GONE, _unanswered),
 )
-"""By SQLSTATE or its first characters; the first that fits."""
+"""Errors by SQLSTATE or its first characters; the first entry that fits counts."""
 
 
-# ── connections ──────────────────────────────────────────────────────────────────────────────────
+# ── connections ───────────────────────────────────────────────────────────────────────────────────
 
 
 def ends_connection(error: Exception) -> bool:
-    """Whether nothing more should be asked of the connection that this came from, nor of those opened before it."""
+    """Return whether neither this connection nor those opened before it should be used again."""
     return sqlstate_of(error).startswith(_ENDING)
 
 
 def is_outdated(error: Exception) -> bool:
-    """Whether the driver knows that the schema has changed since it prepared the statement or learned a type."""
+    """Return whether the driver knows that the schema has changed since it prepared the statement or read a type."""
     names = {type(cause).__name__ for cause in _chain(error)}
     return sqlstate_of(error).startswith("26") or not _OUTDATED.isdisjoint(names)
 
 
 def may_be_outdated(error: Exception) -> bool:
-    """Whether that can come from a migration since the statement was prepared: it may work on a new connection."""
+    """Return whether a migration since the statement was prepared may be the cause: a new connection may do."""
     found = Diagnosis.of(error)
     return found.sqlstate in _DOUBTFUL and found.routine != _RAISED
 
 
-# ── the log ──────────────────────────────────────────────────────────────────────────────────────
+# ── the log ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def note(error: Exception, found: Exception | None) -> None:
-    """Log what the database has said, for those who look for the reason of an answer.
+    """Log a failure, so that the reason of a response can be found.
 
-    Lost races are left out, as they are run again; mistakes in the code too, which are logged with their stack.
+    Lost races are left out, as they are run again, and mistakes in the code, which are logged with their stack.
     """
     if not isinstance(found, HybridkitError) or isinstance(found, ConflictError):
         return
@@ -244,11 +244,11 @@ def note(error: Exception, found: Exception | None) -> None:
         _log.info("the database refused", code=found.code, **told)
 
 
-# ── what a driver raises ─────────────────────────────────────────────────────────────────────────
+# ── errors of the driver ──────────────────────────────────────────────────────────────────────────
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """SQLAlchemy wraps its adapter's error, which wraps the driver's."""
+    """Yield the error and its causes: SQLAlchemy wraps its adapter's error, which wraps the driver's."""
     cause: BaseException | None = error
     while cause is not None:
         yield cause
@@ -257,7 +257,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def _own_state(error: BaseException) -> str | None:
     state = getattr(error, "sqlstate", None)
-    if state is None and type(error).__name__ == "DataError":  # asyncpg's own: it can't send such a value
+    if state is None and type(error).__name__ == "DataError":  # of asyncpg, which can't send such a value
         return "22000"
     if type(error) is StatementError and isinstance(error.orig, UNTAKEN):
         return "22000"
@@ -270,9 +270,9 @@ def _text(error: BaseException, name: str) -> str:
 
 
 def _is_refusal(found: Diagnosis) -> bool:
-    """Whether another value of the caller's would have been taken.
+    """Return whether another value of the caller would have been accepted.
 
-    A function in the database refuses by whatever code it likes; one that PostgreSQL has no meaning for is such a code.
+    A function in the database may refuse with any SQLSTATE, also with one that PostgreSQL itself doesn't define.
     """
     if found.sqlstate in _NO_RULES:
         return found.routine == _RAISED
@@ -284,7 +284,7 @@ def _is_refusal(found: Diagnosis) -> bool:
 
 
 def _classes() -> frozenset[str]:
-    """The classes of SQLSTATEs that PostgreSQL itself has."""
+    """Return the classes of SQLSTATEs that PostgreSQL itself defines."""
     exceptions: Any = vars(asyncpg.exceptions)
     states = (getattr(kind, "sqlstate", None) for kind in exceptions.values())
     return frozenset(state[:2] for state in states if isinstance(state, str))
@@ -294,18 +294,18 @@ _KNOWN_CLASSES: Final = _classes()
 
 
 def _is_connection_failure(error: Exception) -> bool:
-    """No answer, no route, or a driver that found its connection closed, or closing in the middle of an answer."""
+    """Return whether the server did not answer, or the driver found its connection closed or closing."""
     lost = any(isinstance(cause, TimeoutError | OSError) for cause in _chain(error))
     return lost or _driver_error(error) in {"InterfaceError", "InternalClientError"}
 
 
 def _driver_error(error: Exception) -> str:
-    """The name of the driver's error, or of its twin, whose classes SQLAlchemy's adapter makes at run time."""
+    """Return the class name of the driver's error, or of its copy that SQLAlchemy's adapter makes at run time."""
     return type(error.orig if isinstance(error, DBAPIError) else error).__name__
 
 
 def _columns(error: Exception) -> tuple[str, ...]:
-    """The columns in `Key (email)=(…) already exists.`, in any language of the server; an expression has none."""
+    """Return the columns of `Key (email)=(…) already exists.`, in any language; none for an expression."""
     details = (getattr(cause, "detail", None) for cause in _chain(error))
     for detail in details:
         if isinstance(detail, str) and (match := _KEY_COLUMNS.search(detail)):

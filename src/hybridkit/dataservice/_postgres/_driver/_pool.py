@@ -207,7 +207,7 @@ class Pool:
                 await asyncio.shield(self._settle(connection))
             add_waiting_seconds(time.monotonic() - started)
 
-    # ── the pool ─────────────────────────────────────────────────────────────────────────────────
+    # ── the pool ──────────────────────────────────────────────────────────────────────────────────
 
     # Opening and settling are tasks: a cancelled caller leaves at once, and they go on to their end, which is bounded.
     # Cancelled halfway, they would leave a connection behind that nobody closes.

@@ -1,6 +1,6 @@
-"""From a URL as libpq reads it to what asyncpg is called with, and what its refusals to connect mean.
+"""Translate a URL as libpq reads it to asyncpg's arguments, and asyncpg's refusals to connect to errors.
 
-asyncpg takes every option that it doesn't know for a setting of the server, `connect_timeout` too, which the server
+asyncpg takes every option that it doesn't know for a setting of the server, also `connect_timeout`, which the server
 then refuses.
 
 https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS
@@ -50,20 +50,20 @@ _OF_DRIVER: Final = frozenset(
         "user",
     }
 )
-"""What is no setting of the server."""
+"""Options that are no settings of the server."""
 
 _SETTING_STATES: Final = ("42704", "22023", "42501", "55P02")
-"""No such setting, no value for it, not allowed to this user, not at this time."""
+"""No such setting, no such value, not allowed to this user, not allowed at this time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where to connect to, and how.
+    """The server to connect to, and the options of the connection.
 
     Attributes:
-        dsn: with what asyncpg reads itself.
-        options: of the URL, all of them.
-        ssl: the authorities of this system; None for what the options say.
+        dsn: the URL with the options that asyncpg reads itself.
+        options: all options of the URL.
+        ssl: a context that trusts the authorities of this system; None to follow the options.
     """
 
     dsn: str
@@ -75,7 +75,7 @@ class Target:
         """Read a URL.
 
         Raises:
-            SettingsError: it has an option that can't be followed, or names a file that can't be read.
+            SettingsError: the URL has an option that can't be followed, or names a file that can't be read.
         """
         parts = urlsplit(url.replace("postgresql+asyncpg://", "postgresql://", 1))
         if problems := postgres_problems(parts) + _file_problems(parts):
@@ -90,16 +90,16 @@ class Target:
         return cls(parts._replace(query=urlencode(own)).geturl(), options, context)
 
     def timeout_seconds(self, limit: float) -> float:
-        """How long a connection may take to open: the shorter of `connect_timeout` and that limit."""
+        """Return how long opening a connection may take: the shorter of `connect_timeout` and the limit."""
         asked = int(self.options.get("connect_timeout", "0"))
         return min(asked, limit) if asked > 0 else limit
 
     def settings(self, ours: Mapping[str, str]) -> dict[str, str]:
-        """Settings of the server: ours, but for those that the URL has itself."""
+        """Return our settings of the server without those that the URL has itself."""
         return {name: value for name, value in ours.items() if name not in self.options}
 
     def connect_error(self, error: Exception) -> HybridkitError | None:
-        """What it means that no connection was opened; None where it says nothing about the URL."""
+        """Return the error for a connection that was not opened; None if the URL is not to blame."""
         match error:
             case ssl.SSLCertVerificationError():
                 return _unusable(

@@ -1,1 +1,1 @@
-"""Values of columns: as parameters, as JSON, and those that do not fit."""
+"""Types of columns: values as parameters and as JSON, comparisons, and fields that do not fit."""

@@ -1,7 +1,7 @@
-"""Fields that their columns can't hold: found when a table is declared, not when its first record comes.
+"""Find fields that their columns can't hold when a table is declared, not when its first record comes.
 
-Only what can't work is named. A type of one's own, an enumeration of PostgreSQL, an array, and a field that reads or
-writes itself in a way of its own may be anything.
+Only what can't work is found. A custom type, an enumeration of PostgreSQL, an array, and a field with its own validator
+or serializer may hold anything.
 """
 
 import types
@@ -59,7 +59,7 @@ _COLUMNS: Final[tuple[tuple[type[TypeEngine[Any]], str], ...]] = (
     (LargeBinary, _OTHER),
     (Uuid, _OTHER),
 )
-"""What a column holds, by its type; the first that fits."""
+"""The kind of a column's values, by its type; the first entry that fits counts."""
 
 _ALL: Final = frozenset({_TEXT, _NUMBER, _INTEGER, _TRUTH, _MOMENT, _OTHER})
 _NONE: Final = frozenset[str]()
@@ -82,17 +82,17 @@ _IMPOSSIBLE: Final[tuple[tuple[type[Any], frozenset[str]], ...]] = (
     (set, _ALL),
     (frozenset, _ALL),
 )
-"""What columns a value can't be in, by its type; the first that fits."""
+"""The kinds of columns that can't hold a value, by its type; the first entry that fits counts."""
 
 _OWN_WAYS: Final = (BeforeValidator, PlainSerializer, PlainValidator, WrapSerializer, WrapValidator)
 
 
 def unfit_reason(record: type[BaseModel], name: str, kind: TypeEngine[Any]) -> str | None:
-    """Why no value of that field can be in a column of that type; None where some can, or nobody knows.
+    """Return why no value of a field can be in a column of that type; None if some can, or it is unknown.
 
     Args:
-        record: the model.
-        name: of its field.
+        record: the record's model.
+        name: the field's name.
         kind: the column's type.
     """
     holds = _holds(kind)
@@ -118,7 +118,7 @@ def _impossible(wanted: type[Any]) -> frozenset[str]:
 
 
 def _has_own_way(record: type[BaseModel], name: str) -> bool:
-    """Whether methods of the model read or write the field."""
+    """Return whether methods of the model validate or serialize the field."""
     decorators: Any = record.__pydantic_decorators__
     methods = (*decorators.field_serializers.values(), *decorators.field_validators.values())
     return any(name in method.info.fields or "*" in method.info.fields for method in methods)
@@ -129,7 +129,7 @@ def _is_own_way(metadata: Any) -> bool:
 
 
 def _types(annotation: Any) -> Iterator[type[Any]]:
-    """The types that a value may have, without None; `object` for what nobody knows."""
+    """Yield the types that a value may have, without None; `object` for an unknown one."""
     if get_origin(annotation) is Annotated and _is_own_way(annotation.__metadata__):
         yield object
         return

@@ -1,6 +1,6 @@
-"""Records printed as JSON by PostgreSQL, in the bytes that `codec.encode_json` makes of them.
+"""Have PostgreSQL print records as JSON, in the bytes that `codec.encode_json` makes of them.
 
-Each column's type has an expression that gives them through `row_to_json`, or none: then Python prints the table's
+A column's type has an expression that gives these bytes through `row_to_json`, or none: then Python prints the table's
 records, which is decided once. A test compares the two for every type.
 """
 
@@ -29,19 +29,19 @@ from hybridkit.dataservice._postgres._table import ResourceTable, View
 from hybridkit.dataservice._postgres._types._parameters import bare, is_real
 
 MAX_NAME_BYTES: Final = 63
-"""PostgreSQL cuts longer names."""
+"""The length to which PostgreSQL cuts longer names."""
 
 type Reference = Callable[[str], str]
-"""From a column's name to the SQL that stands for it."""
+"""From a column's name to its SQL."""
 
 
 class Projection:
-    """Some fields of a record, or all of them, as PostgreSQL gives them.
+    """Some fields of a record, or all of them, as PostgreSQL returns them.
 
     Attributes:
-        view: the same for Python.
-        is_printed: whether PostgreSQL prints the record; otherwise its columns are to be read and encoded.
-        has_documents: whether what it prints still has to be brought into the canonical form.
+        view: the same fields for records that Python prints.
+        is_printed: whether PostgreSQL prints the record; otherwise its columns are read, and Python prints it.
+        has_documents: whether the printed JSON still has to be made canonical, as it contains documents.
     """
 
     def __init__(self, table: ResourceTable, fields: Sequence[str]) -> None:
@@ -66,13 +66,13 @@ class Projection:
         return self.view.stored
 
     def record(self, reference: Reference) -> str:
-        """A subquery of one row, to join as LATERAL; `row_to_json` of it is the record, its `etag` the entity tag."""
+        """Write a subquery of one row, to join as LATERAL: `row_to_json` of it is the record, `etag` the entity tag."""
         members = [f"{self._member(name, reference)} AS {quoted(name)}" for name in self._names]
         return f"(SELECT {', '.join(members)})"
 
     @cached_property
     def numbered(self) -> str:
-        """As `record`, of rows with the columns `c0`, `c1` and so on."""
+        """As `record`, for rows with the columns `c0`, `c1` and so on."""
         places = {name: f"c{n}" for n, name in enumerate(self.columns)}
         return self.record(places.__getitem__)
 
@@ -90,16 +90,16 @@ class Projection:
 
 @lru_cache(maxsize=512)
 def projection(table: ResourceTable, fields: Sequence[str] = ()) -> Projection:
-    """Those fields of the table's record, or all of them; a tuple."""
+    """Return the projection to some fields (a tuple) of the table's record, or to all of them."""
     return Projection(table, fields)
 
 
 def printed(kind: TypeEngine[Any], value: str) -> str | None:  # noqa: C901 - one line per type
-    """The SQL that `row_to_json` shows as `encode_json` shows such a value; None where there is none.
+    """Write the SQL that `row_to_json` prints as `encode_json` prints such a value; None if there is none.
 
     Args:
-        kind: the column's type; one of somebody else's making may do anything, so Python has to print it.
-        value: SQL.
+        kind: the column's type; a custom one may do anything, so Python has to print it.
+        value: the SQL of the value.
     """
     match bare(kind):
         case ours if not type(ours).__module__.startswith("sqlalchemy."):
@@ -119,7 +119,7 @@ def printed(kind: TypeEngine[Any], value: str) -> str | None:  # noqa: C901 - on
         case Uuid() as identifier:
             return value if identifier.native_uuid else None
         case CHAR():
-            return f"CAST({value} AS text)"  # without the blanks that it is filled up with
+            return f"CAST({value} AS text)"  # without the blanks that pad it
         case JSON():
             return value
         case plain:
@@ -131,12 +131,12 @@ def _is_printed_as_is(kind: TypeEngine[Any]) -> bool:
 
 
 def quoted(name: str) -> str:
-    """A name as an SQL identifier."""
+    """Quote a name as an SQL identifier."""
     return '"' + name.replace('"', '""') + '"'
 
 
 def literal(text: str) -> str:
-    """A text as an SQL literal."""
+    """Quote a text as an SQL literal."""
     return "'" + text.replace("'", "''") + "'"
 
 
@@ -146,16 +146,16 @@ def _timestamp(value: str, in_utc: str) -> str:
 
 
 def _within_years(value: str, shown: str, first: str, last: str) -> str:
-    """What lies before the year 1 or after 9999 is the first or the last one; so are the infinities."""
+    """Print the first or last value for one before the year 1 or after 9999, also for an infinity."""
     return (
         f"CASE WHEN {value} < '{first}' THEN '{first}' WHEN {value} > '{last}' THEN '{last}' ELSE {shown} END"
     )
 
 
 def _float(value: str, kind: str) -> str:
-    """JSON with a fraction or an exponent, as orjson writes it: `1.0`, `1e16`, `1e-6`; a word for what is no number."""
+    """Print a float as orjson does, with fraction or exponent (`1.0`, `1e16`, `1e-6`); NaN and infinities as text."""
     text = f"CAST(CAST({value} AS {kind}) AS text)"
-    size = f"abs(CAST({text} AS float8))"  # of what is shown: 0.1 of 32 bits is another number
+    size = f"abs(CAST({text} AS float8))"  # of the printed number: as a float of 32 bits, 0.1 is another one
     plain = f"CAST(CAST({text} AS numeric) AS text)"
     return (
         f"CAST(CASE WHEN {value} IN ('NaN', 'Infinity', '-Infinity') THEN CAST(to_json({text}) AS text)"
@@ -167,7 +167,7 @@ def _float(value: str, kind: str) -> str:
 
 
 def _enumerated(names: EnumType, value: str) -> str | None:
-    """A Python enumeration is kept by its members' names, and shown by their values."""
+    """Print the values of a Python enumeration, whose members' names are stored; None if that can't be done in SQL."""
     label = f"CAST({value} AS text)"
     if names.enum_class is None:
         return label

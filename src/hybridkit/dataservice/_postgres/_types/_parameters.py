@@ -1,4 +1,4 @@
-"""Columns' types as parameters of statements: which value goes how, so that it arrives as it was given."""
+"""Find the parameter types for columns, so that each value arrives as it was given."""
 
 from functools import lru_cache
 from typing import Any, Final
@@ -51,12 +51,12 @@ DIALECT: Final = _Dialect(
 )
 
 MAX_PARAMETERS: Final = 16_000
-"""Of a filter, and of the rows that are written: PostgreSQL's protocol counts those of a statement in 16 bits."""
+"""The most parameters of a filter, and of the rows of a write: PostgreSQL's protocol counts them in 16 bits."""
 
 _LISTS: Final = (JSON, ANY_ARRAY, AbstractRange, UserDefinedType)
-"""What may have lists for values, by itself or under a type of one's own."""
+"""Types whose values may be lists, by themselves or under a custom type."""
 _BY_TEXT: Final = (CITEXT, HSTORE, TSQUERY, TSVECTOR)
-"""What asyncpg has no binary form for; of core's types only those that have an empty text."""
+"""Types that asyncpg sends as text because they have no binary form, and that have an empty text."""
 _SCALARS: Final = (
     Boolean,
     Date,
@@ -74,19 +74,19 @@ _SCALARS: Final = (
 
 @lru_cache(maxsize=1024)
 def bare(kind: TypeEngine[Any]) -> TypeEngine[Any]:
-    """The type as PostgreSQL has it; of a domain what it is over."""
+    """Return the type as PostgreSQL has it; of a domain its base type."""
     own = kind.dialect_impl(DIALECT)
     return bare(own.data_type) if isinstance(own, DOMAIN) else own
 
 
 def is_document(kind: TypeEngine[Any]) -> bool:
-    """Whether it is JSON, and nobody else's type stands over it."""
+    """Return whether the type is JSON, without a custom type over it."""
     return document_depth(kind) == 0
 
 
 @lru_cache(maxsize=1024)
 def document_depth(kind: TypeEngine[Any]) -> int | None:
-    """How many dimensions an array of JSON has, 0 for JSON itself; None for everything else."""
+    """Return the dimensions of an array of JSON, 0 for JSON itself; None for everything else."""
     match bare(kind):
         case JSON():
             return 0
@@ -97,16 +97,16 @@ def document_depth(kind: TypeEngine[Any]) -> int | None:
 
 
 def array_depth(array: ANY_ARRAY[Any]) -> int | None:
-    """How many dimensions it has: one where none are declared and its elements may be lists; None where they tell.
+    """Return the dimensions of an array: one if none are declared and its elements may be lists; None if values tell.
 
-    SQLAlchemy takes the first element for a hint, so that a document or a composite would be another dimension.
+    SQLAlchemy judges by the first element, so that a list in it, a document or composite, would be another dimension.
     """
     return array.dimensions or (1 if isinstance(_innermost(array.item_type), _LISTS) else None)
 
 
 @lru_cache(maxsize=1024)
 def is_perilous(kind: TypeEngine[Any]) -> bool:
-    """Whether it is an array in which the driver reads an empty text as no object at all, which ends the process."""
+    """Return whether the driver would crash the process on an empty text in an array of this type."""
     match _innermost(kind):
         case ANY_ARRAY(item_type=item):
             return isinstance(_innermost(item), _BY_TEXT)
@@ -116,13 +116,13 @@ def is_perilous(kind: TypeEngine[Any]) -> bool:
 
 @lru_cache(maxsize=1024)
 def _innermost(kind: TypeEngine[Any]) -> TypeEngine[Any]:
-    """The type under domains and types of one's own."""
+    """Return the type under domains and custom types."""
     own = bare(kind)
     return _innermost(own.load_dialect_impl(DIALECT)) if isinstance(own, TypeDecorator) else own
 
 
 def is_real(kind: TypeEngine[Any]) -> bool:
-    """Whether it is a float of 32 bits."""
+    """Return whether the type is a float of 32 bits."""
     if isinstance(kind, DOMAIN):
         return is_real(kind.data_type)
     own = bare(kind)
@@ -134,10 +134,10 @@ DOUBLE_BITS: Final = 53
 
 
 def is_scalar(kind: TypeEngine[Any]) -> bool:
-    """Whether its values can be the elements of an array.
+    """Return whether values of the type can be the elements of an array.
 
-    A closed list: a driver takes whatever is a sequence in Python for another dimension of the array, and its leaves
-    for the elements. Arrays, JSON, composites and multiranges have such values, and nobody knows what others have.
+    The list is closed: the driver takes every sequence in Python for another dimension of the array, and its leaves for
+    the elements. Arrays, JSON, composites and multiranges have such values, and custom types may have them.
     """
     own = bare(kind)
     return isinstance(own, _SCALARS) and type(own).__module__.startswith("sqlalchemy.")
@@ -145,9 +145,9 @@ def is_scalar(kind: TypeEngine[Any]) -> bool:
 
 @lru_cache(maxsize=1024)
 def parameter_type(kind: TypeEngine[Any]) -> TypeEngine[Any]:
-    """The type for a value of such a column: PostgreSQL's cast to it cuts nothing off, and no value is NULL.
+    """Return the parameter type for a column: a cast to it loses nothing, and None is NULL, not JSON's null.
 
-    A cast to `varchar(3)` would shorten a text unseen, which storing one refuses.
+    A cast to `varchar(3)` would shorten a text silently, where storing a longer one is an error.
     """
     match kind if isinstance(kind, TypeDecorator) else bare(kind):
         case TypeDecorator() as decorated:

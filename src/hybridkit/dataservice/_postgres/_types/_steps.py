@@ -1,9 +1,9 @@
-"""Comparing with values that a column doesn't have: between its steps, or beyond its ends.
+"""Compare columns with values that they can't have: between two of their steps, or beyond their ends.
 
-An integer column has whole numbers of 64 bits; a moment is kept to the microsecond and shown to the millisecond; what
-SQL has put there may lie beyond the years that are shown. A value that is asked for is put between two steps of what a
-reader sees, so that all integers are less than 3.5, and nothing is later than the moment that was shown. The column
-stands alone on its side of each comparison, as an index wants it.
+An integer column has whole numbers of 64 bits; a timestamp is stored to the microsecond and shown to the millisecond;
+values that SQL has stored may lie beyond the years that are shown. A value to compare with is put between two steps of
+what readers see, so that 3 is less than 3.5, and no timestamp is later than the one that is shown for it. The column
+stands alone on its side of each comparison, so that an index can be used.
 """
 
 import sys
@@ -30,21 +30,22 @@ MIN_INTEGER: Final = -(2**63)
 MAX_INTEGER: Final = 2**63 - 1
 MAX_REAL: Final = 3.4028234663852886e38
 MAX_NUMERIC_DIGITS: Final = 131_072
-"""Before the point; behind it there are at most so many:"""
+"""The most digits before the decimal point."""
 MAX_NUMERIC_SCALE: Final = 16_383
+"""The most digits after the decimal point."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """Where a value lies: at a step of what is shown, or between it and the next one.
+    """The position of a value: at a step of what is shown, or between it and the next one.
 
     Attributes:
         point: the value, if it is at the step; None between two.
-        start: the least kept value that is shown as this step; None where there is no other before it.
-        end: the least kept value that is shown as a later one, or with `closed` the last that isn't; None where there
-            is no other after it.
+        start: the least stored value that is shown as this step; None if no step is before it.
+        end: the least stored value that is shown as a later step, or with `closed` the last that isn't; None if no step
+            is after it.
         closed: whether `end` still belongs to the step.
-        before_all: it lies before every step.
+        before_all: whether the value lies before every step.
     """
 
     point: Any = None
@@ -59,10 +60,10 @@ class Steps:
     """The steps of a column.
 
     Attributes:
-        find: the step of a value.
-        place: SQL for the value that is compared with, or with `[]` for several; the column's own type, or another one.
-        left: SQL for the column as it is compared.
-        shown: SQL for what is shown of it, to look it up in a list.
+        find: a function that returns the step of a value.
+        place: the SQL of the value to compare with, or with `[]` of several.
+        left: the SQL of the column as it is compared.
+        shown: the SQL of the column as it is shown, to look it up in a list.
     """
 
     find: Callable[[Any], Step]
@@ -71,13 +72,13 @@ class Steps:
     shown: str = "{0}"
 
     def compared(self, column: str, operator: str, value: Any, add: Callable[[Any], str]) -> str:
-        """The condition; it has no answer where the column has no value, as any of SQL's.
+        """Write the condition; as with every comparison in SQL, it is NULL if the column is.
 
         Args:
-            column: SQL.
+            column: the SQL of the column.
             operator: `eq neq gt gte lt lte`, or `in` with several values.
-            value: that is asked for.
-            add: from a value to its place among the statement's arguments.
+            value: the value to compare with.
+            add: adds a value to the statement's arguments, and returns its placeholder.
         """
         left = self.left.format(column)
         if operator == "in":
@@ -124,11 +125,11 @@ class Steps:
 
 
 def steps_of(kind: TypeEngine[Any], value: Any) -> Steps | None:
-    """The steps of a column for a value like that; None where it is simply compared.
+    """Return the steps of a column for a value of this type; None if the two are simply compared.
 
     Args:
-        kind: the column's type; one of somebody else's making has its own ways.
-        value: that is asked for, or one of several.
+        kind: the column's type; a custom type has no steps.
+        value: the value to compare with, or one of several.
     """
     if not type(kind).__module__.startswith("sqlalchemy.") or isinstance(value, Enum | bool):
         return None
@@ -150,12 +151,12 @@ def steps_of(kind: TypeEngine[Any], value: Any) -> Steps | None:
 
 
 def _point(value: Any, *, is_last: bool = False) -> Step:
-    """A value that a column can have; the last one stands for what lies beyond too."""
+    """Return the step of a value that a column can have; the last one stands for everything beyond, too."""
     return Step(point=value, start=value, end=None if is_last else value, closed=not is_last)
 
 
 def _after(value: Any) -> Step:
-    """Between that value and the next one."""
+    """Return the step between a value and the next one."""
     return Step(end=value, closed=True)
 
 
@@ -169,7 +170,7 @@ def _integer(value: Any) -> Step:
 
 
 def _float(value: Any, *, largest: float = sys.float_info.max) -> Step:
-    """The nearest float is meant, as the text of each float stands for itself."""
+    """Return the step of the nearest float, as a float's text stands for the float."""
     try:
         found = float(value)
     except OverflowError:

@@ -1,4 +1,4 @@
-"""Values on their way into columns: of the types that the driver takes, and such as PostgreSQL can hold."""
+"""Convert values for columns and back: to types that the driver takes and PostgreSQL can hold, and to what is shown."""
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, time
@@ -24,15 +24,15 @@ from hybridkit.errors import MalformedPayloadError
 
 
 def python_type(kind: TypeEngine[Any]) -> type[Any] | None:
-    """What the values are in Python; None where SQLAlchemy doesn't say, or pydantic doesn't know it."""
+    """Return the Python type of a column's values; None if SQLAlchemy doesn't say, or pydantic doesn't know it."""
     return _python_type(kind)[0]
 
 
 def fitted(kind: TypeEngine[Any], value: Any) -> Any:
-    """The value as a column of that type takes it: text that a model gave is a UUID, time or decimal again.
+    """Convert a value to what a column of this type takes: a model's text to the UUID, time or decimal that it means.
 
     Raises:
-        ValueError: the column can't hold it, or not without changing it; says what it holds.
+        ValueError: the column can't hold the value unchanged; the message says which values it holds.
     """
     if value is None:
         return None
@@ -46,21 +46,21 @@ def fitted(kind: TypeEngine[Any], value: Any) -> Any:
 
 
 def in_texts(kind: TypeEngine[Any], value: Any) -> Any:
-    """A document as its JSON, an array of them as an array of their JSON; anything else as it is."""
+    """Encode a document, or each one in an array of them, as JSON; leave everything else as it is."""
     depth = document_depth(kind)
     return value if depth is None else _texts(value, depth)
 
 
 def _texts(value: Any, depth: int) -> Any:
-    if value is None:  # JSON's own null is another thing than no value
+    if value is None:  # NULL, not JSON's null
         return None
     return [_texts(member, depth - 1) for member in value] if depth else encode_json(value).decode()
 
 
 def _array(kind: Any, value: Any, depth: int | None) -> list[Any]:
-    """A list of elements, or of lists that all have as many; PostgreSQL has no other arrays."""
+    """Convert to a list of elements, or of lists of one length; PostgreSQL has no other arrays."""
     if not isinstance(value, list | tuple | set | frozenset):
-        raise ValueError("the column holds arrays")  # noqa: TRY004 - the caller's, not ours
+        raise ValueError("the column holds arrays")  # noqa: TRY004 - the caller's mistake
     members = list(cast("Sequence[Any]", value))
     if document_depth(kind) is None:
         nested = depth != 1 and any(isinstance(member, list | tuple) for member in members)
@@ -108,7 +108,7 @@ def _scalar(kind: TypeEngine[Any], value: Any) -> Any:
 
 
 def _checked_document(value: Any) -> Any:
-    """Refuse here what has no JSON form: inside SQLAlchemy it would be a failure of the statement."""
+    """Refuse a value that JSON doesn't have: inside SQLAlchemy it would fail the statement."""
     try:
         encoded = encode_json(value)
     except MalformedPayloadError as error:
@@ -119,9 +119,9 @@ def _checked_document(value: Any) -> Any:
 
 
 def holds_nul(value: Any) -> bool:
-    """Whether U+0000 is in a text, in a list or document of any depth: no text of PostgreSQL has it.
+    """Return whether U+0000 is in a text, list or document, at any depth: no text of PostgreSQL can have it.
 
-    A column of `json` would take it, and fail whoever looks into the document later.
+    A column of `json` would take it, and fail every later look into the document.
     """
     match value:
         case str():
@@ -136,14 +136,14 @@ def holds_nul(value: Any) -> bool:
 
 
 def _checked_uuid(value: str) -> str:
-    """As the column gives it back, by which a batch knows its records."""
+    """Return a UUID as the column gives it back, by which a batch finds its records."""
     if value.lower() != (found := str(UUID(value))):
         raise ValueError("the column holds UUIDs: five groups of hexadecimal digits")
     return found
 
 
 def _checked_float(value: float, given: Any) -> float:
-    """Refuse a number that the nearest float is not."""
+    """Refuse a number that no float equals."""
     if not isfinite(value):
         raise ValueError("the column holds numbers that JSON has")
     match given:
@@ -171,10 +171,10 @@ def _python_type(kind: TypeEngine[Any]) -> tuple[type[Any] | None, TypeAdapter[A
 
 
 def check_limits(kind: TypeEngine[Any], value: Any) -> None:
-    """Refuse a fitted value that the column is too small for, or would cut in silence, as it does with blanks.
+    """Refuse a fitted value that the column is too small for, or would cut silently, such as blanks at the end.
 
     Raises:
-        ValueError: says what the column holds.
+        ValueError: the column can't hold the value; the message says which values it holds.
     """
     match bare(kind), value:
         case (ANY_ARRAY() as array, list()):
@@ -197,7 +197,7 @@ def check_limits(kind: TypeEngine[Any], value: Any) -> None:
 
 
 def _check_digits(value: Decimal, precision: int, scale: int) -> None:
-    """Refuse what is too large, and what the column would round."""
+    """Refuse a decimal that is too large, or that the column would round."""
     if abs(value) >= 10 ** (precision - scale):
         raise ValueError(f"the column holds {precision - scale} digits before the point")
     if _digits_behind(value) > scale:
@@ -205,7 +205,7 @@ def _check_digits(value: Decimal, precision: int, scale: int) -> None:
 
 
 def _digits_behind(value: Decimal) -> int:
-    """How many digits behind the point say something."""
+    """Return the number of digits after the decimal point, without zeros at the end."""
     _, digits, exponent = value.as_tuple()
     written = "".join(map(str, digits))
     zeros = len(written) - len(written.rstrip("0"))
@@ -216,11 +216,11 @@ def _bits(number: Integer) -> int:
     return 63 if isinstance(number, BigInteger) else 15 if isinstance(number, SmallInteger) else 31
 
 
-# ── out ──────────────────────────────────────────────────────────────────────────────────────────
+# ── out ───────────────────────────────────────────────────────────────────────────────────────────
 
 
 def shown_by(kind: TypeEngine[Any]) -> Callable[[Any], Any] | None:
-    """What makes of a column's value what a reader is shown; None where it is that already."""
+    """Return the function that converts a column's value to what readers are shown; None if they are the same."""
     match bare(kind):
         case ANY_ARRAY() as array:
             show = shown_by(array.item_type)
@@ -242,11 +242,11 @@ def shown_by(kind: TypeEngine[Any]) -> Callable[[Any], Any] | None:
 
 _REAL: Final = Struct("f")
 _MAX_REAL: Final = 3.4028235677973366e38
-"""From here on it would be infinite."""
+"""The least number that would become infinite as a float of 32 bits."""
 
 
 def _short(value: Any) -> Any:
-    """With as few digits as tell it from every other number of 32 bits, as PostgreSQL prints it: `0.1`."""
+    """Round a float of 32 bits to the fewest digits that identify it, as PostgreSQL prints it: `0.1`."""
     if not isinstance(value, float) or not isfinite(value):
         return _in_words(value)
     bits = _REAL.pack(value)
@@ -256,12 +256,12 @@ def _short(value: Any) -> Any:
 
 
 def _without_padding(value: str | None) -> str | None:
-    """PostgreSQL fills up what is shorter with blanks, which mean nothing."""
+    """Remove the blanks with which PostgreSQL pads a `char`."""
     return None if value is None else value.rstrip(" ")
 
 
 def _in_text(value: bytes | None) -> str | None:
-    """As pydantic has bytes in JSON: UTF-8; what isn't, is escaped."""
+    """Decode bytes as pydantic does for JSON: as UTF-8, with everything else escaped."""
     return None if value is None else value.decode(errors="backslashreplace")
 
 
@@ -276,5 +276,5 @@ def _member(members: Mapping[str, Any], label: Any) -> Any:
 
 
 def _in_words(value: Any) -> Any:
-    """JSON has no number for them: `NaN`, `Infinity`, `-Infinity`."""
+    """Replace numbers that JSON lacks by their names: `NaN`, `Infinity`, `-Infinity`."""
     return str(Decimal(value)) if isinstance(value, float) and not isfinite(value) else value
