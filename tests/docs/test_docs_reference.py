@@ -54,6 +54,18 @@ def test_the_layers_that_are_explained_are_the_ones_that_are_checked() -> None:
     assert "\n".join(checked) in (ROOT / "docs/explanation/architecture.md").read_text()
 
 
+def test_the_files_that_the_architecture_names_exist() -> None:
+    """In the text by their path's end, and in the drawing by their folders."""
+    page = (ROOT / "docs/explanation/architecture.md").read_text()
+    files = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py")}
+    named = re.findall(r"`([\w/]+\.py)`", page)
+    assert len(named) > 20
+    assert [name for name in named if not any(f"/{file}".endswith(f"/{name}") for file in files)] == []
+    drawn = set(re.findall(r"(\w+)/", page[page.index("src/hybridkit/\n") :].partition("```")[0]))
+    folders = {path.parent.name for path in PACKAGE.rglob("__init__.py")} - {"hybridkit"}
+    assert drawn - {"src", "hybridkit"} <= folders
+
+
 def test_the_list_of_metrics_is_the_code_s() -> None:
     """Names, kinds, labels and meanings, in the code's order; every label is explained."""
     page = (ROOT / "docs/reference/metrics.md").read_text()
