@@ -1,4 +1,4 @@
-"""Events and commands over RabbitMQ: a publisher that cannot lie, and consumers that heal and can prove it.
+"""Events and commands over RabbitMQ: confirmed publishing, and consumers that outlive faults of the broker.
 
 ```python
 async with (

@@ -1,4 +1,4 @@
-"""Which broker answers, and what its version means for the topology."""
+"""The version of a broker, and its limits for the topology."""
 
 import re
 from collections.abc import Mapping
@@ -8,12 +8,12 @@ from typing import Any, Final
 type Version = tuple[int, int, int]
 
 OLDEST: Final[Version] = (3, 10, 0)
-"""The first whose quorum queues can dead-letter at least once, and expire messages."""
+"""The first version whose quorum queues dead-letter at least once and expire messages."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _VersionNote:
-    """Something that holds from one version to before another."""
+    """A note for the versions from `since` to before `until`."""
 
     said: str
     since: Version = OLDEST
@@ -46,11 +46,11 @@ _VERSION_NOTES: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Broker:
-    """What a broker says of itself when a connection is opened.
+    """The product and version that a broker tells when a connection is opened.
 
     Attributes:
-        product: `RabbitMQ`, or what else speaks AMQP there.
-        version: as it is told: `4.3.6`.
+        product: `RabbitMQ`, or the name of another AMQP broker.
+        version: the broker's own text, such as `4.3.6`.
     """
 
     product: str
@@ -58,7 +58,7 @@ class Broker:
 
     @classmethod
     def from_properties(cls, properties: Mapping[str, Any]) -> "Broker":
-        """From the server properties of `connection.start`.
+        """Read the server properties of `connection.start`.
 
         https://www.rabbitmq.com/amqp-0-9-1-reference#connection.start.server-properties
         """
@@ -69,13 +69,13 @@ class Broker:
 
     @property
     def is_supported(self) -> bool:
-        """Whether the topology can work: not on RabbitMQ before 3.10. Other brokers get the benefit of the doubt."""
+        """Whether the topology can work: not on RabbitMQ before 3.10; True for a broker that isn't known."""
         number = self._number()
         return number is None or number >= OLDEST
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What this version means for the topology, one sentence each."""
+        """The limits of this version for the topology, one sentence each."""
         number = self._number()
         if number is None:
             said = "no RabbitMQ that is known: quorum queues that dead-letter at least once are needed"

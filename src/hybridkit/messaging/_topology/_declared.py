@@ -1,4 +1,4 @@
-"""Exchanges, queues and bindings as values, and the ones that hybridkit uses (RabbitMQ 3.10 to 4.x, no plugin).
+"""Exchanges, queues and bindings as values, and those that hybridkit declares (RabbitMQ 3.10 to 4.x, no plugin).
 
 ```
 hk.events         topic                        event type -> the queues of consumers
@@ -6,7 +6,7 @@ hk.events         topic                        event type -> the queues of consu
 hk.dlx            direct                       <consumer> -> <consumer>.dlq
 hk.delay.L<n>     topic exchange and queue     waits 2^n s, then goes on to level n-1, finally to hk.delay.deliver
 hk.delay.deliver  topic                        17 bits and the queue's name -> that queue
-hk.unrouted       fanout and queue             what hk.dlx and hk.delay.deliver find no queue for
+hk.unrouted       fanout and queue             messages for which hk.dlx and hk.delay.deliver find no queue
 ```
 
 A delay is written in binary into the routing key, highest bit first, one word per bit; at level n a 1 leads through the
@@ -33,15 +33,16 @@ DELAY_LEVELS: Final = 17
 MAX_DELAY_SECONDS: Final = 2**DELAY_LEVELS - 1
 DELIVERY_LIMIT: Final = 20
 ORDERED_DELIVERY_LIMIT: Final = 1000
-"""In order, what is in hand goes back to the queue each time that waiting takes too long, and that counts."""
+"""A queue in order gets its unacknowledged messages back each time that waiting takes too long, and that counts."""
 
-# A queue without a consumer of ours still counts deliveries to whoever looks into it, and RabbitMQ 4 gives it a limit
-# of 20 where none is written. (-1 for "none" drops at the second delivery on 3.10.)
+# A queue that nothing consumes still counts the deliveries to tools that look into it, and RabbitMQ 4 gives it a limit
+# of 20 where none is declared. (-1 for "none" drops at the second delivery on 3.10.)
+# https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling
 NO_DELIVERY_LIMIT: Final = 1_000_000_000
 
 
 type Value = str | int | bool | None
-"""Of a property; None means that it isn't set."""
+"""The value of a property; None means that it isn't set."""
 
 _FLAGS: Final = frozenset({"type", "durable", "auto_delete", "internal"})
 
@@ -51,9 +52,9 @@ class Exchange:
     """A durable exchange.
 
     Attributes:
-        name: as the broker knows it.
-        kind: how it routes.
-        alternate: the exchange that gets what no binding matches.
+        name: the exchange's name.
+        kind: its type.
+        alternate: the exchange that gets the messages that no binding matches.
     """
 
     name: str
@@ -77,8 +78,8 @@ class Queue:
     """A durable quorum queue.
 
     Attributes:
-        name: as the broker knows it.
-        arguments: its `x-` arguments, without the queue type.
+        name: the queue's name.
+        arguments: the `x-` arguments, without the queue type.
     """
 
     name: str
@@ -92,13 +93,13 @@ class Queue:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Binding:
-    """From an exchange to a queue, or to another exchange.
+    """A binding of a queue or an exchange to an exchange.
 
     Attributes:
-        source: the exchange.
-        target: the name of the queue or exchange.
-        key: the routing key, or its pattern.
-        to_exchange: the target is an exchange.
+        source: the name of the exchange that messages come from.
+        target: the name of the queue or exchange that gets them.
+        key: the routing key, or a pattern for it.
+        to_exchange: whether the target is an exchange.
     """
 
     source: str
@@ -107,14 +108,14 @@ class Binding:
     to_exchange: bool = False
 
     def __str__(self) -> str:
-        """In short: `*{17}.a` stands for 17 stars."""
+        """Return a short form, in which `*{17}.a` stands for 17 stars."""
         key = re.sub(r"(\*\.){3,}", lambda stars: f"*{{{len(stars[0]) // 2}}}.", self.key)
         return f"{self.source} -> {self.target}" + (f" ({key})" if key else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Topology:
-    """What is to be there, in the order in which it is declared; `+` joins two, and what both have is there once."""
+    """Exchanges, queues and bindings in the order of their declaration; `+` joins two, without duplicates."""
 
     exchanges: tuple[Exchange, ...] = ()
     queues: tuple[Queue, ...] = ()
@@ -133,8 +134,9 @@ def _once[T](values: tuple[T, ...]) -> tuple[T, ...]:
 
 
 def shared_topology() -> Topology:
-    """What all services share: the event exchange, dead letters, delay levels, and the parking queue."""
+    """Return what all services share: events, dead letters, delay levels, and the queue of unrouted messages."""
     # hk.events has no alternate exchange: with one, an event that no queue wants is confirmed and never returned.
+    # https://www.rabbitmq.com/docs/ae
     basics = Topology(
         exchanges=(
             Exchange(name=UNROUTED, kind="fanout"),
@@ -153,13 +155,13 @@ def shared_topology() -> Topology:
 def consumer_topology(
     name: str, event_types: Iterable[str], *, ordered: bool = False, parks: bool = False
 ) -> Topology:
-    """A consumer's queue with its bindings, and its dead-letter queue.
+    """Return a consumer's queue with its bindings, and its dead-letter queue.
 
     Args:
-        name: of the queue.
-        event_types: the types to be delivered from the event exchange.
-        ordered: whether one consumer at a time gets the messages.
-        parks: whether it remembers parked keys.
+        name: the queue's name.
+        event_types: the types that the queue gets from the event exchange.
+        ordered: whether the queue has a single active consumer.
+        parks: whether a third queue remembers parked keys.
     """
     single = {"x-single-active-consumer": True} if ordered else {}
     queues: tuple[Queue, ...] = (
@@ -186,26 +188,26 @@ def consumer_topology(
 
 
 def delayed_to(name: str) -> Binding:
-    """The binding by which delayed messages reach that queue."""
+    """Return the binding by which delayed messages reach a queue."""
     # As many stars as bits: `#` would also deliver to the queue `a` what is meant for the queue `b.a`.
     return Binding(source=DELAY_DELIVER_EXCHANGE, target=name, key="*." * DELAY_LEVELS + name)
 
 
 def dead_letter_queue(name: str) -> str:
-    """The queue in which that consumer's dead letters wait."""
+    """Return the name of the queue for a consumer's dead letters."""
     return f"{name}.dlq"
 
 
 def parked_queue(name: str) -> str:
-    """The queue that remembers which keys of that consumer are parked."""
+    """Return the name of the queue that remembers which keys of a consumer are parked."""
     return f"{name}.parked"
 
 
 def delay_route(seconds: float, queue: str) -> tuple[str, str]:
-    """Exchange and routing key that bring a message to the queue after that time, rounded up to whole seconds.
+    """Return the exchange and routing key that bring a message to a queue after a delay, rounded up to whole seconds.
 
     Raises:
-        DeclarationError: not between 0 and 36 h.
+        DeclarationError: the delay is not between 0 and 36 h.
     """
     if not 0 <= seconds <= MAX_DELAY_SECONDS:
         raise DeclarationError(f"a delay is at least 0 and at most {MAX_DELAY_SECONDS} s, not {seconds}")
@@ -215,16 +217,17 @@ def delay_route(seconds: float, queue: str) -> tuple[str, str]:
 
 
 async def declare(topology: Topology, channel: AbstractChannel) -> None:
-    """Declare it all; what is there already stays.
+    """Declare everything in a topology; what exists as declared stays as it is.
 
     Raises:
-        aiormq.exceptions.AMQPError: the broker refuses something; the channel is closed.
+        aiormq.exceptions.AMQPError: the broker refuses something, and the channel is closed.
     """
     for exchange in topology.exchanges:
         await declare_exchange(channel, exchange.name, exchange.properties)
     for queue in topology.queues:
         await declare_queue(channel, queue.name, queue.properties)
-    # A consumer may have thousands. Only the last one is answered; where one is refused the channel ends instead.
+    # A consumer may have thousands, and each reply is a round trip. So only the last one has a reply, which comes after
+    # all of them: where one is refused, the broker closes the channel instead.
     for binding in topology.bindings[:-1]:
         bind = channel.exchange_bind if binding.to_exchange else channel.queue_bind
         await bind(binding.target, binding.source, binding.key, nowait=True)
@@ -282,7 +285,7 @@ def _level_name(level: int) -> str:
 
 
 def _dead_letter_to(exchange: str) -> dict[str, str]:
-    """At least once: the message leaves the queue when the next one has it. Needs `reject-publish`.
+    """Dead-letter at least once: a message leaves its queue when the next one has it. Needs `reject-publish`.
 
     https://www.rabbitmq.com/docs/quorum-queues#activating-at-least-once-dead-lettering
     """

@@ -1,8 +1,9 @@
-"""What a broker has of a topology, found out by declaring over plain AMQP, without creating anything.
+"""Comparing a broker with a topology by declaring over AMQP, without creating anything.
 
-Each thing is first asked for passively, which never creates it; only what is there is declared again as it should be.
-A broker that has it otherwise closes the channel with 406 and names the first property that differs, with its value.
-That value is then put into the next declare, which finds the second property, and so on.
+An exchange or queue is first declared passively, which never creates it; only one that exists is declared again with
+its own properties. A broker that has others closes the channel with 406 and names the first property that differs, with
+its value. The next declare has that value, and finds the second property, and so on.
+https://www.rabbitmq.com/docs/queues#property-equivalence
 """
 
 import re
@@ -37,12 +38,12 @@ _TYPED: Final = re.compile(r"the value '(?P<value>.*)' of type '(?P<type>\w+)'",
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopologyDifference:
-    """One property of an exchange or queue that the broker has otherwise.
+    """A property of an exchange or queue that has another value at the broker.
 
     Attributes:
         name: `durable`, `type`, or an argument such as `x-delivery-limit`.
-        declared: the value that it should have; None where it should not be there.
-        actual: the value at the broker; None where it isn't there.
+        declared: the value in the topology; None where the property isn't set.
+        actual: the value at the broker; None where the property isn't set.
     """
 
     name: str
@@ -55,14 +56,14 @@ class TopologyDifference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspected:
-    """What the broker says of one exchange or queue.
+    """The state of one exchange or queue at the broker.
 
     Attributes:
-        exists: whether it is there, as declared or not.
+        exists: whether there is one of that name, as declared or not.
         differences: the properties that differ.
-        refusal: the broker's words, where they name no property or could not be followed to the last one.
-        messages: how many wait in a queue.
-        consumers: how many a queue has.
+        refusal: the broker's error, where it names no property or not all differences could be found.
+        messages: the number of messages that wait in a queue.
+        consumers: the number of consumers of a queue.
     """
 
     exists: bool
@@ -73,7 +74,7 @@ class Inspected:
 
 
 class Inspection:
-    """Channels for questions, as the answer to a question can be the end of its channel."""
+    """Asks the broker about exchanges and queues, on a new channel after each one that an error has closed."""
 
     def __init__(self, connection: OpenConnection) -> None:
         self._connection = connection
@@ -92,15 +93,15 @@ class Inspection:
             await self._opened.close()
 
     async def server_properties(self) -> Mapping[str, Any]:
-        """What the broker has said of itself."""
+        """Return the broker's properties from `connection.start`."""
         return dict((await self._channel()).connection.server_properties)
 
     async def compare_exchange(self, exchange: Exchange) -> Inspected:
-        """Compare an exchange.
+        """Compare an exchange with the one of its name at the broker.
 
         Raises:
-            AccessDeniedError: the user may not declare it.
-            NotConnectedError: the broker did not answer.
+            AccessDeniedError: the user may not declare the exchange.
+            NotConnectedError: the broker did not reply.
         """
         try:
             await self.ask(lambda channel: channel.exchange_declare(exchange.name, passive=True))
@@ -110,11 +111,11 @@ class Inspection:
         return Inspected(exists=True, differences=differences, refusal=refusal)
 
     async def compare_queue(self, queue: Queue) -> Inspected:
-        """Compare a queue.
+        """Compare a queue with the one of its name at the broker.
 
         Raises:
-            AccessDeniedError: the user may not declare it.
-            NotConnectedError: the broker did not answer.
+            AccessDeniedError: the user may not declare the queue.
+            NotConnectedError: the broker did not reply.
         """
         found = await self.find_queue(queue.name)
         if not found.exists or found.refusal:
@@ -123,7 +124,7 @@ class Inspection:
         return replace(found, differences=differences, refusal=refusal)
 
     async def find_queue(self, name: str) -> Inspected:
-        """Whether there is a queue of that name, with how many messages and consumers."""
+        """Look for a queue by its name; its properties are not compared."""
         try:
             answer = await self.ask(lambda channel: channel.queue_declare(name, passive=True))
         except ChannelNotFoundEntity:
@@ -137,19 +138,19 @@ class Inspection:
     async def ask[T](
         self, question: Callable[[Channel], Coroutine[Any, Any, T]], *, seconds: float | None = None
     ) -> T:
-        """The answer; the channel is thrown away when the broker closes it.
+        """Return the broker's reply to a call on a channel.
 
         Args:
-            question: a call into aiormq.
-            seconds: 10 by default.
+            question: the call into aiormq.
+            seconds: how long to wait; 10 by default.
 
         Raises:
-            ChannelNotFoundEntity: what was asked for isn't there.
-            ChannelPreconditionFailed: it is there, but otherwise.
-            ChannelLockedResource: it belongs to another connection.
+            ChannelNotFoundEntity: there is no such exchange or queue.
+            ChannelPreconditionFailed: the exchange or queue has other properties.
+            ChannelLockedResource: the queue is exclusive to another connection.
             AccessDeniedError: the user may not do this.
-            DeclarationError: what is asked can't be said in AMQP.
-            NotConnectedError: the broker did not answer.
+            DeclarationError: AMQP can't carry a name or a value.
+            NotConnectedError: the broker did not reply.
         """
         channel = await self._channel()
         try:
@@ -175,7 +176,7 @@ class Inspection:
     async def _compare(
         self, declare: _Declare, name: str, declared: Mapping[str, Value]
     ) -> tuple[tuple[TopologyDifference, ...], str]:
-        """The differences, and the broker's words where it says more than can be followed."""
+        """Return the differences, and the broker's error where not all of them could be found."""
         differences: dict[str, TopologyDifference] = {}
         said = dict(declared)
         while True:
@@ -192,7 +193,7 @@ class Inspection:
 
 
 def difference_in(text: str, declared: Mapping[str, Value]) -> TopologyDifference | None:
-    """The property that a 406 names; None where it names none, or where its text was cut off at 255 bytes.
+    """Return the property that a 406 names; None where it names none, or where its text was cut off at 255 bytes.
 
     Args:
         text: `… inequivalent arg 'x-max-length' for queue 'a' in vhost '/': received '2' but current is '1'`.
@@ -209,7 +210,7 @@ def difference_in(text: str, declared: Mapping[str, Value]) -> TopologyDifferenc
 
 
 def _value(text: str, *, like: Value) -> Value:
-    """`none`, `'text'` of the same type as the declared one, or `the value '20' of type 'byte'`."""
+    """Read `none`, `'text'` of the same type as the declared value, or `the value '20' of type 'byte'`."""
     if text == "none":
         return None
     typed = _TYPED.fullmatch(text)

@@ -1,4 +1,4 @@
-"""What AMQP itself can't tell, from RabbitMQ's management API: the bindings of a virtual host, and its policies.
+"""The bindings and policies of a virtual host, which AMQP can't list, from RabbitMQ's management API.
 
 https://www.rabbitmq.com/docs/http-api-reference
 """
@@ -44,11 +44,11 @@ _QUEUES: Final = TypeAdapter(list[_QueueRow])
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policies:
-    """What policies set for a queue, on top of its own arguments.
+    """The policies of a queue, which add to its own arguments.
 
     Attributes:
-        names: of the policy and the operator policy that match it.
-        definition: what they set together, by the name without `x-`.
+        names: the names of the policy and the operator policy that match the queue.
+        definition: the values that they set together, by the argument's name without `x-`.
     """
 
     names: tuple[str, ...]
@@ -57,11 +57,11 @@ class Policies:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VirtualHostState:
-    """What the management API knows of a virtual host.
+    """The bindings and policies of a virtual host.
 
     Attributes:
-        bindings: all but those of the default exchange, by which every queue can be reached under its name.
-        policies: by queue, where there are some.
+        bindings: all bindings but those of the default exchange, which every queue has.
+        policies: the policies by queue, of queues that have some.
     """
 
     bindings: frozenset[Binding]
@@ -69,17 +69,19 @@ class VirtualHostState:
 
 
 async def fetch_virtual_host(management_url: str, *, vhost: str) -> VirtualHostState:
-    """Ask for bindings and policies. New policies show up after some seconds: the API caches its lists.
+    """Fetch the bindings and policies of a virtual host.
+
+    New policies appear after some seconds, because the API caches its lists.
 
     Args:
         management_url: `http://user:password@host:15672`, or `https://`; the user needs the tag `management`.
-        vhost: by its name, `/` for the default one.
+        vhost: the virtual host's name, `/` for the default one.
 
     Raises:
         MisuseError: the URL is no HTTP URL.
-        AccessDeniedError: the user may not ask.
-        UnavailableError: nobody answered in 10 s.
-        ResponseError: what answered is not a management API that knows the virtual host.
+        AccessDeniedError: the user may not use the management API.
+        UnavailableError: there was no response in 10 s.
+        ResponseError: the response is not that of a management API that knows the virtual host.
     """
     bindings = await list_bindings(management_url, vhost=vhost)
     columns = ",".join(_QueueRow.__annotations__)
@@ -91,7 +93,7 @@ async def fetch_virtual_host(management_url: str, *, vhost: str) -> VirtualHostS
 
 
 async def list_bindings(management_url: str, *, vhost: str) -> frozenset[Binding]:
-    """The bindings alone; takes and raises the same."""
+    """Fetch only the bindings of a virtual host; arguments and errors are those of `fetch_virtual_host`."""
     rows = await _ask(management_url, f"/api/bindings/{quote(vhost, safe='')}", _BINDINGS)
     return frozenset(_binding(row) for row in rows if row["source"])
 

@@ -1,10 +1,10 @@
-"""The difference between a topology and what the broker has: shown, made good, or demanded to be none.
+"""Comparing a topology with the broker: plan, apply and verify.
 
 ```python
 topology = topology_of([analytics, emails])
 print(await plan_topology(topology, url))       # changes nothing
 await apply_topology(topology, url)             # declares what is missing, deletes nothing
-await verify_topology(topology, url)            # raises TopologyError that names every difference
+await verify_topology(topology, url)            # raises a TopologyError that names every difference
 ```
 """
 
@@ -42,16 +42,16 @@ _CONNECTION_NAME: Final = "hybridkit topology"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One exchange, queue or binding, and how it stands.
+    """The state of one exchange, queue or binding.
 
     Attributes:
-        kind: what it is.
-        name: of the exchange or queue; of a binding `source -> target (routing key)`.
-        state: `present` as declared; `missing`; `conflicting`: there, but otherwise; `unknown`: a binding, where nobody
-            was asked who could know; `extra`: there, but not declared; `orphaned`: such a queue without a consumer;
-            `altered`: a queue as declared, for which a policy sets a lower limit.
-        differences: of a conflict.
-        detail: what else is known.
+        kind: exchange, queue or binding.
+        name: the name of the exchange or queue; of a binding `source -> target (routing key)`.
+        state: `present`: as declared; `missing`; `conflicting`: with other properties; `unknown`: a binding, where the
+            management API was not asked; `extra`: not declared; `orphaned`: a queue that is not declared and has no
+            consumer; `altered`: a queue as declared, for which a policy sets a lower limit.
+        differences: the properties that differ, of a conflict.
+        detail: anything else that is known, in words.
     """
 
     kind: Kind
@@ -72,11 +72,11 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What was declared, held against what the broker has.
+    """A topology compared with the broker.
 
     Attributes:
-        broker: who answered.
-        findings: everything that was looked at, also what is as it should be.
+        broker: the broker's product and version.
+        findings: everything that was compared, also what is as declared.
     """
 
     broker: Broker
@@ -88,12 +88,12 @@ class Plan:
 
     @property
     def is_clean(self) -> bool:
-        """Whether nothing is missing and nothing is in conflict, as far as could be seen."""
+        """Whether nothing is missing and nothing is in conflict, as far as could be compared."""
         return not self.of("missing", "conflicting")
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What one should know to read the plan: limits of the broker's version, and of the plan itself."""
+        """The limits of the broker's version, and of the plan itself."""
         unknown = len(self.of("unknown"))
         if not unknown:
             return self.broker.notes
@@ -101,7 +101,7 @@ class Plan:
         return (*self.broker.notes, said)
 
     def of(self, *states: State) -> tuple[Finding, ...]:
-        """The findings in one of these states."""
+        """Return the findings in one of these states."""
         return tuple(finding for finding in self.findings if finding.state in states)
 
 
@@ -112,22 +112,22 @@ async def plan_topology(
     management_url: str | None = None,
     renamed_from: Collection[str] = (),
 ) -> Plan:
-    """Compare, and change nothing.
+    """Compare a topology with the broker, and change nothing.
 
-    Exchanges and queues are compared by declaring again what is there, which the user must be allowed to. One that
-    somebody deletes between two questions can come back by that; nothing else is ever created.
+    Exchanges and queues are compared by declaring again those that exist, which the user must be allowed to. One that
+    is deleted between two requests can come back by that; nothing else is ever created.
 
     Args:
-        topology: what should be there.
-        broker: a connection, or a URL to connect to for this.
+        topology: what should exist.
+        broker: a connection, or the URL of one to open for this.
         management_url: `http://user:password@host:15672`; with it bindings are compared, and orphaned queues and
             policies are found.
-        renamed_from: names that consumers had before, whose queues may have been left behind.
+        renamed_from: former names of consumers, whose queues may have been left behind.
 
     Raises:
-        NotConnectedError: the broker did not answer, by the context's deadline or within 30 s.
-        AccessDeniedError: the user may not declare something, or not ask the management API.
-        UnavailableError: the management API did not answer.
+        NotConnectedError: the broker did not reply by the context's deadline, or within 30 s without one.
+        AccessDeniedError: the user may not declare something, or not use the management API.
+        UnavailableError: the management API did not respond.
         DeclarationError: a name in `renamed_from` is declared.
     """
     if used := [name for name in renamed_from if name in {queue.name for queue in topology.queues}]:
@@ -140,19 +140,19 @@ async def plan_topology(
 
 
 async def apply_topology(topology: Topology, broker: BrokerConnection | str) -> Plan:
-    """Declare what is missing. Nothing is deleted, and nothing is declared while there is a conflict.
+    """Declare what is missing; delete nothing, and declare nothing while there is a conflict.
 
     Args:
-        topology: what should be there.
-        broker: a connection, or a URL to connect to for this.
+        topology: what should exist.
+        broker: a connection, or the URL of one to open for this.
 
     Returns:
         The plan as it was before.
 
     Raises:
-        TopologyError: the broker has something otherwise; all of it is named.
+        TopologyError: there is a conflict; the error names all of them.
         NotSupportedError: the broker is too old.
-        NotConnectedError: the broker did not answer, by the context's deadline or within 30 s.
+        NotConnectedError: the broker did not reply by the context's deadline, or within 30 s without one.
         AccessDeniedError: the user may not declare something.
     """
     async with _inspecting(broker) as (inspection, _):
@@ -170,23 +170,21 @@ async def apply_topology(topology: Topology, broker: BrokerConnection | str) -> 
 async def verify_topology(
     topology: Topology, broker: BrokerConnection | str, *, management_url: str | None = None
 ) -> Plan:
-    """Demand that all is there as declared: for CI, before a deployment, or as a readiness check.
-
-    Without the management URL missing bindings can't be seen.
+    """Require that everything exists as declared: for CI, before a deployment, or as a readiness check.
 
     Args:
-        topology: what should be there.
-        broker: a connection, or a URL to connect to for this.
-        management_url: `http://user:password@host:15672`.
+        topology: what should exist.
+        broker: a connection, or the URL of one to open for this.
+        management_url: `http://user:password@host:15672`; without it missing bindings are not noticed.
 
     Returns:
-        The plan, which has nothing to do.
+        The plan, in which nothing is missing or in conflict.
 
     Raises:
-        TopologyError: something is missing or otherwise; all of it is named.
-        NotConnectedError: the broker did not answer, by the context's deadline or within 30 s.
-        AccessDeniedError: the user may not declare something, or not ask the management API.
-        UnavailableError: the management API did not answer.
+        TopologyError: something is missing or in conflict; the error names all of it.
+        NotConnectedError: the broker did not reply by the context's deadline, or within 30 s without one.
+        AccessDeniedError: the user may not declare something, or not use the management API.
+        UnavailableError: the management API did not respond.
     """
     plan = await plan_topology(topology, broker, management_url=management_url)
     _demand_none(plan.of("missing", "conflicting"), "the broker does not have what is declared:")
@@ -200,7 +198,7 @@ def _demand_none(findings: Collection[Finding], message: str) -> None:
 
 @asynccontextmanager
 async def _inspecting(broker: BrokerConnection | str) -> AsyncGenerator[tuple[Inspection, str]]:
-    """Questions to the broker, and the name of the virtual host."""
+    """Open an inspection of the broker, and name the virtual host."""
     if isinstance(broker, str):
         async with BrokerConnection(broker, name=_CONNECTION_NAME) as own, _inspecting(own) as opened:
             yield opened
@@ -237,7 +235,7 @@ def _finding(kind: Kind, name: str, found: Inspected) -> Finding:
 
 
 def _bindings(topology: Topology, managed: VirtualHostState | None) -> list[Finding]:
-    """How the bindings stand, and which others lead to what the topology declares."""
+    """Compare the bindings, and list others that lead to exchanges and queues of the topology."""
     if managed is None:
         return [Finding(kind="binding", name=str(each), state="unknown") for each in topology.bindings]
     found = [
@@ -264,7 +262,7 @@ def _extra_detail(binding: Binding) -> str:
 
 
 def _altered(topology: Topology, managed: VirtualHostState | None) -> list[Finding]:
-    """Queues that are as declared, but whose messages a policy expires, drops or refuses earlier."""
+    """List queues that are as declared, but whose messages a policy expires, drops or refuses earlier."""
     found: list[Finding] = []
     for queue in topology.queues:
         policies = managed and managed.policies.get(queue.name)
@@ -275,7 +273,7 @@ def _altered(topology: Topology, managed: VirtualHostState | None) -> list[Findi
 
 
 def _tightened(queue: Queue, definition: Mapping[str, Any]) -> list[str]:
-    """What holds in spite of the queue's own arguments: of two limits the lower one."""
+    """List the limits of a policy that are lower than the queue's own: of two limits the lower one counts."""
     limits = [(name, definition.get(name), queue.arguments.get(f"x-{name}")) for name in _LIMITS]
     return [
         f"{name} {value}"
@@ -290,7 +288,7 @@ async def _leftovers(
     managed: VirtualHostState | None,
     renamed_from: Iterable[str],
 ) -> list[Finding]:
-    """Queues of consumers that are not declared: named by the caller, or known by their bindings and not consumed."""
+    """List queues of consumers that are not declared: with a former name, or bound for delays and not consumed."""
     bindings = managed.bindings if managed else frozenset[Binding]()
     declared = {queue.name for queue in topology.queues}
     named = dict.fromkeys(renamed_from)
