@@ -23,6 +23,7 @@ __all__ = [
     "ResourceCollection",
     "bookkeeping",
     "stored_name",
+    "tag_of",
     "version_of",
 ]
 
@@ -118,13 +119,9 @@ class ResourceCollection:
     def __repr__(self) -> str:
         return f"ResourceCollection({self.resource!r}, {self.name!r})"
 
-    def tag(self, stored: Mapping[str, Any]) -> str:
-        """The ETag of a stored document."""
-        return State(version_of(stored), bookkeeping(stored).get("incarnation", 0)).tag
-
     def document(self, stored: Mapping[str, Any], fields: Sequence[str] = ()) -> Document:
         """The record in a stored document, or some fields of it under a weak ETag."""
-        tag = self.tag(stored)
+        tag = tag_of(stored)
         names = [name for name in fields or self.resource.record.model_fields if name != "etag"]
         record = {name: self.value(stored, name) for name in names}
         return {**record, "etag": f"W/{tag}" if fields else tag}
@@ -195,6 +192,11 @@ def version_of(stored: Mapping[str, Any]) -> int:
     """The version; 1 for a document that was stored by something else than a data service."""
     found = stored.get("version")
     return found if isinstance(found, int) and not isinstance(found, bool) and found > 0 else 1
+
+
+def tag_of(stored: Mapping[str, Any]) -> str:
+    """Return the ETag of the record in a document."""
+    return State(version_of(stored), bookkeeping(stored).get("incarnation", 0)).tag
 
 
 def _takes_none(annotation: Any) -> bool:

@@ -32,12 +32,12 @@ from hybridkit.dataservice._mongo._keys import (
     entry_for,
     replay,
 )
-from hybridkit.dataservice._mongo._replacements import Replacement, replacement_for
+from hybridkit.dataservice._mongo._replacements import Replacement, check_requirement, replacement_for
 from hybridkit.dataservice._mongo._values import to_bson
 from hybridkit.dataservice._store._keys import check_repeated, count
 from hybridkit.dataservice._store._operations import CallAnswer, Operation, Outcome, Result, Write
 from hybridkit.dataservice._store._refusals import requirement_failed
-from hybridkit.errors import ConflictError, RejectedError
+from hybridkit.errors import ConflictError, InvalidRequestError, RejectedError
 
 CONFLICT_SECONDS: Final = 2.0
 """How long a write tries to win against others on its document."""
@@ -109,7 +109,11 @@ class DocumentWriter:
             check_repeated(write, known.fingerprint)
             if known.kept is not None:
                 return await replay(known.kept, self._database, self._collections)
-        replacement = replacement_for(operation, collection, stored)
+        try:
+            replacement = replacement_for(operation, collection, stored)
+        except InvalidRequestError:
+            await check_requirement(operation, stored, documents)
+            raise
         result = replacement.result(collection)
         if replacement.only_looks and not write.emit:
             return Outcome((result,))

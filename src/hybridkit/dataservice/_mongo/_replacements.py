@@ -5,13 +5,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
+from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.asynchronous.collection import AsyncCollection
+
 from hybridkit.codec import now
-from hybridkit.dataservice._mongo._collection import HIDDEN, ResourceCollection, bookkeeping, version_of
+from hybridkit.dataservice._mongo._collection import (
+    HIDDEN,
+    ResourceCollection,
+    bookkeeping,
+    tag_of,
+    version_of,
+)
 from hybridkit.dataservice._mongo._driver._database import StoredDocument, is_live
+from hybridkit.dataservice._mongo._filters import condition
 from hybridkit.dataservice._mongo._values import to_bson
 from hybridkit.dataservice._store._decisions import Removed, Unchanged, Written, decide
 from hybridkit.dataservice._store._operations import Assert, Delete, Operation, Result, Update
-from hybridkit.dataservice._store._refusals import validated
+from hybridkit.dataservice._store._refusals import requirement_failed, validated
 from hybridkit.resources import Filter
 
 GONE: Final = "gone"
@@ -78,6 +88,24 @@ def replacement_for(
     return Replacement(operation=operation, document=new, before=None if record is None else record.tag)
 
 
+async def check_requirement(
+    operation: Operation,
+    stored: StoredDocument | None,
+    documents: AsyncCollection[StoredDocument],
+    session: AsyncClientSession | None = None,
+) -> None:
+    """Ask the server about the requirement of an operation whose values don't fit: it comes before them.
+
+    Raises:
+        StaleVersionError: the requirement does not hold.
+    """
+    if stored is None or not isinstance(operation, Update) or operation.require is None:
+        return
+    met = {"$and": [{"_id": stored["_id"]}, condition(operation.require)]}
+    if await documents.find_one(met, {"_id": 1}, session=session) is None:
+        raise requirement_failed(operation, tag_of(stored)) from None
+
+
 class _Record:
     """The record that a document holds, as `decide` looks at it."""
 
@@ -85,7 +113,7 @@ class _Record:
         self._collection = collection
         self._stored = stored
         self.version = version_of(stored)
-        self.tag = collection.tag(stored)
+        self.tag = tag_of(stored)
 
     @property
     def is_hidden(self) -> bool:

@@ -32,7 +32,7 @@ from hybridkit.dataservice._mongo._driver._errors import telling
 from hybridkit.dataservice._mongo._driver._sessions import LostRaceError, Transactions
 from hybridkit.dataservice._mongo._filters import condition
 from hybridkit.dataservice._mongo._keys import KEYS_COLLECTION, Keys, embedded, replay
-from hybridkit.dataservice._mongo._replacements import Replacement, replacement_for
+from hybridkit.dataservice._mongo._replacements import Replacement, check_requirement, replacement_for
 from hybridkit.dataservice._mongo._values import to_bson
 from hybridkit.dataservice._store._keys import check_repeated, count
 from hybridkit.dataservice._store._operations import (
@@ -44,6 +44,7 @@ from hybridkit.dataservice._store._operations import (
     Write,
 )
 from hybridkit.dataservice._store._refusals import requirement_failed
+from hybridkit.errors import InvalidRequestError
 
 __all__ = ["LANES_COLLECTION", "TransactionWriter"]
 
@@ -132,7 +133,11 @@ class TransactionWriter:
             if known.kept is not None:
                 outcome = await replay(known.kept, self._database, self._collections, session)
                 raise _DoneWithoutError(outcome)
-        replacement = replacement_for(operation, collection, stored)
+        try:
+            replacement = replacement_for(operation, collection, stored)
+        except InvalidRequestError:
+            await check_requirement(operation, stored, documents, session)
+            raise
         if (
             replacement.only_looks and stored is not None
         ):  # a write, so that nobody else can write it before the commit

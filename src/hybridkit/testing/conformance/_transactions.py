@@ -124,6 +124,15 @@ class TransactionsConformance:
         both = await service.transact(_on("update", record, data={"rank": 1}, increment={"rank": 1}))
         assert both.problem == (422, "VALIDATION")
 
+    async def test_a_requirement_comes_before_the_sum(self, service: ServiceUnderTest) -> None:
+        """Who asks for what is not there any more hears that, and not that the sum would not fit its field."""
+        record = await service.thing(weight=1.7e308)
+        more = _on("update", record, increment={"weight": 1.7e308})
+        refused = await service.transact({**more, "require": {"lt": ["weight", 5]}})
+        assert refused.problem == (412, "PRECONDITION_FAILED")
+        unfit = await service.transact({**more, "require": {"gt": ["weight", 5]}})
+        assert unfit.problem == (422, "VALIDATION")
+
     @pytest.mark.parametrize(
         ("values", "field", "amount"),
         [
