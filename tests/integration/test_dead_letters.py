@@ -469,7 +469,7 @@ async def test_what_is_held_is_bounded(
 async def test_a_reader_ends_before_the_broker_takes_its_messages_for_abandoned(
     letters: DeadLetters, broker: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reader_module, "LOCAL_SECONDS", 0.1)
+    monkeypatch.setattr(reader_module, "MAX_UNACKED_SECONDS", 0.1)
     await fill(broker, *range(6))
     assert (await letters.redrive(rate_per_second=20)).redriven == 6
     assert await bodies(broker, "letters.work") == [str(number) for number in range(6)]
@@ -581,7 +581,7 @@ async def test_a_broker_that_has_messages_and_delivers_none_is_not_waited_for(
 async def test_a_reader_whose_time_is_up_hands_out_nothing(
     letters: DeadLetters, broker: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reader_module, "LOCAL_SECONDS", 0.0)
+    monkeypatch.setattr(reader_module, "MAX_UNACKED_SECONDS", 0.0)
     await fill(broker, 0)
     async with (
         reader_module.open_reader(broker.url, letters.queue) as reader,

@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -27,6 +28,7 @@ from tests.helpers import until
 
 pytestmark = [pytest.mark.real_server, pytest.mark.usefixtures("logs")]
 
+ROOT = Path(__file__).parents[2]
 QUEUE = "tests.balances"
 
 
@@ -90,7 +92,7 @@ async def replicas(*urls: str) -> AsyncGenerator[dict[int, asyncio.subprocess.Pr
     try:
         for _ in range(2):
             process = await asyncio.create_subprocess_exec(
-                sys.executable, __file__, *urls, stdout=asyncio.subprocess.DEVNULL
+                *(sys.executable, "-m", __name__, *urls), cwd=ROOT, stdout=asyncio.subprocess.DEVNULL
             )
             running[process.pid] = process
         yield running
