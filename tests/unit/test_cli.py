@@ -110,9 +110,12 @@ def test_what_an_application_declares_is_found_once(module: ModuleType) -> None:
     """By itself, in a list, and again under another name."""
     first, second, third = (RobustConsumer(f"tests.{name}") for name in ("first", "second", "third"))
     module.__dict__.update(first=first, both=[first, second, "x"], mapping={"third": third}, again=second)
-    assert _common.find([module.__name__], RobustConsumer) == [first, second]
-    assert _common.find([f"{module.__name__}:again", module.__name__], RobustConsumer) == [second, first]
-    assert _common.find([f"{module.__name__}:both"], RobustConsumer) == [first, second]
+    assert _common.find_instances([module.__name__], RobustConsumer) == [first, second]
+    assert _common.find_instances([f"{module.__name__}:again", module.__name__], RobustConsumer) == [
+        second,
+        first,
+    ]
+    assert _common.find_instances([f"{module.__name__}:both"], RobustConsumer) == [first, second]
 
 
 @pytest.mark.parametrize(
@@ -127,7 +130,7 @@ def test_what_an_application_declares_is_found_once(module: ModuleType) -> None:
 )
 def test_an_application_that_is_not_there_is_wrong_use(path: str, said: str) -> None:
     with pytest.raises(typer.BadParameter, match=said):
-        _common.find([path], RobustConsumer)
+        _common.find_instances([path], RobustConsumer)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +158,7 @@ def test_an_application_is_imported_from_the_working_directory(
     (tmp_path / "app_of_here.py").write_text("numbers = (1, 2)")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path.copy())
-    assert _common.find(["app_of_here"], int) == [1, 2]
+    assert _common.find_instances(["app_of_here"], int) == [1, 2]
     assert sys.path.count(str(tmp_path)) == 1
     assert _common.import_app("app_of_here").numbers == (1, 2)
     assert sys.path.count(str(tmp_path)) == 1

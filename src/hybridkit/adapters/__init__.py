@@ -1,4 +1,4 @@
-"""One file per kind of process: `fastapi`, `aiogram`, `worker`; what handlers ask for by type in `dependencies`.
+"""The kinds of process, one module each: `fastapi`, `aiogram` and `worker`; `dependencies` has the injection aliases.
 
-Nothing is imported here: each of them needs an extra of its own.
+This package imports none of them, as each needs an extra of its own.
 """

@@ -1,12 +1,12 @@
-"""What stands around every request of an HTTP application, as plain ASGI: no framework, no copies of the body.
+"""The outermost middleware of an HTTP application, as plain ASGI, without a framework or copies of the body.
 
 ```
-RequestContextMiddleware            whose request is it, until when; what came of it (access log, problem, metrics)
+RequestContextMiddleware            binds the context, answers errors, logs and measures each request
 └── the application's middleware    whenever it was added
-    └── ProblemMiddleware           errors as problems, which pass through that middleware as answers do
-        └── IdempotencyMiddleware   a keyed write runs once; see `_keyed.py`
-            └── TextMiddleware      text that no database takes; not where our own services call
-                └── HeadMiddleware  `HEAD` as `GET`
+    └── ProblemMiddleware           turns errors into problems, which pass through that middleware as responses
+        └── IdempotencyMiddleware   runs a keyed write once; see `_keyed.py`
+            └── TextMiddleware      refuses text that no database stores; not when our own services call
+                └── HeadMiddleware  answers `HEAD` as `GET`
                     └── the application
 ```
 
@@ -53,7 +53,7 @@ PROBE_PATHS: Final = frozenset({"/health", "/ready", "/metrics"})
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "QUERY"})
 
 ABORT_EXTENSION: Final = "hybridkit.abort"
-"""In a scope's `extensions`: closes the connection at once. Half a response can't be taken back in another way."""
+"""The key in a scope's `extensions` of a function that closes the connection, to take back half a response."""
 
 _REQUEST_ID: Final = REQUEST_ID_HEADER.encode()
 _CONTEXT_HEADERS: Final = (REQUEST_ID_HEADER, REQUEST_TIMEOUT_HEADER)
@@ -62,14 +62,14 @@ _log = get_logger("hybridkit.http")
 
 
 class RequestContextMiddleware:
-    """Binds the request's context, answers with its id, turns errors into problems, and logs one line at the end.
+    """Binds the request's context, sends its id with the response, turns errors into problems, and logs one line.
 
     Args:
         app: the application.
-        internal: the callers are our own services: their `X-User-ID` is believed, and they are told why something
-            failed. Everybody else learns that it did.
-        body_limits: how long bodies may get; 1 MiB without them.
-        streams: gets the event streams that are open.
+        internal: whether the callers are our own services: their `X-User-ID` is believed, and they are told why
+            something failed. Other callers are told only that it did.
+        body_limits: the limits of request bodies; 1 MiB without them.
+        streams: the registry for open event streams.
     """
 
     def __init__(
@@ -86,14 +86,14 @@ class RequestContextMiddleware:
         self.streams = streams or EventStreams()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection of the server."""
+        """Serve one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         app, fields = self.app, Fields(scope["headers"])
         try:
             fields.check()
-            # From outside nobody is believed who they act for.
+            # An external caller's claim to act for a user is not believed.
             context = _context_of(fields, *_CONTEXT_HEADERS, *((USER_ID_HEADER,) if self.internal else ()))
         except InvalidHeaderError as error:
             context, app = _context_of_refused(fields), _refusing(error)
@@ -102,12 +102,12 @@ class RequestContextMiddleware:
 
 
 class ProblemMiddleware:
-    """Turns errors into problems where other middleware stands around the application, and adds to responses (CORS).
+    """Turns errors into problems inside of other middleware, which can then add to the responses, as CORS does.
 
     Args:
         app: the application.
         internal: as in `RequestContextMiddleware`.
-        handle_failure: answers an error in the application's own way; false where it has none.
+        handle_failure: answers an error in the application's own way, or returns False when it has none.
     """
 
     def __init__(
@@ -118,16 +118,14 @@ class ProblemMiddleware:
         self.handle_failure = handle_failure
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection of the server."""
+        """Serve one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         response = _BufferedResponse(send)
         try:
             await self.app(scope, receive, response.send)
-        except (
-            Exception
-        ) as error:  # whatever the application raises becomes a response, as long as none is out
+        except Exception as error:  # any error becomes a response, unless one has been sent
             if not response.is_replaceable:
                 raise
             if self.handle_failure and await self.handle_failure(scope, receive, send, error):
@@ -139,10 +137,10 @@ class ProblemMiddleware:
 
 
 class EventStreams:
-    """The event streams that are open: a server that stops ends them, as no client ever would.
+    """The open event streams, which a stopping server has to end, as their clients would not.
 
-    An event stream (`text/event-stream`) ends as if its source had ended; its client connects again by itself, to
-    another replica (https://html.spec.whatwg.org/multipage/server-sent-events.html#processing-model).
+    An event stream (`text/event-stream`) ends as if its source had ended. Its client reconnects by itself, to another
+    replica (https://html.spec.whatwg.org/multipage/server-sent-events.html#processing-model).
     """
 
     def __init__(self) -> None:
@@ -155,21 +153,21 @@ class EventStreams:
         return task in self._tasks
 
     def add(self, task: "asyncio.Task[Any]") -> None:
-        """Keep the task that serves one."""
+        """Register the task that serves an event stream."""
         self._tasks.add(task)
 
     def discard(self, task: "asyncio.Task[Any]") -> None:
-        """Forget a task that has ended."""
+        """Forget a task whose event stream has ended."""
         self._tasks.discard(task)
 
     def end(self) -> None:
-        """Cancel those that are open; each completes its response."""
+        """Cancel the open event streams; each completes its response."""
         for task in list(self._tasks):
             task.cancel()
 
 
 class _BufferedResponse:
-    """A response on its way out. A 500 is held back: an error may follow."""
+    """A response on its way to the client. A 500 is held back, as an error with more to say may follow."""
 
     def __init__(self, send: Send) -> None:
         self.status: int | None = None
@@ -178,11 +176,11 @@ class _BufferedResponse:
 
     @property
     def is_replaceable(self) -> bool:
-        """Whether nothing of it is out."""
+        """Whether nothing of the response has been sent."""
         return self.status is None or self._buffered is not None
 
     async def send(self, message: Message) -> None:
-        """Pass its next part on, or hold it back."""
+        """Send the next message, or hold it back."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             if self.status == 500:
@@ -193,7 +191,7 @@ class _BufferedResponse:
             self._buffered.append(message)
 
     async def flush(self) -> None:
-        """Send what was held back."""
+        """Send the messages that were held back."""
         buffered, self._buffered = self._buffered, None
         for message in buffered or ():
             await self._send(message)
@@ -230,19 +228,19 @@ class _RequestCycle:
             await app(self.scope, limited, self.send)
             await self._response.flush()
         except asyncio.CancelledError:
-            cancellations = self._task.cancelling()  # none where middleware's task group has taken note of it
+            cancellations = self._task.cancelling()  # none when a task group of middleware handles it
             if self._task in self.middleware.streams and cancellations <= 1:
                 for _ in range(cancellations):
                     self._task.uncancel()
                 await self._send({"type": "http.response.body", "body": b""})
                 return
-            if self._response.status is None:  # the server stops and has waited long enough
+            if self._response.status is None:  # the server stops, and its grace period is over
                 await self._replace(OutcomeUnknownError("the service was stopped before this was finished"))
             raise
-        except Exception as error:  # noqa: BLE001 - whatever the application raises becomes a response
+        except Exception as error:  # noqa: BLE001 - any error becomes a response
             if self._response.is_replaceable:
                 await self._replace(error)
-            elif self._is_complete:  # of a background task, say: the response is out, and stands
+            elif self._is_complete:  # of a background task, after the response
                 _log_failure(error, "failed after the answer")
             else:
                 await self._abort(error)
@@ -262,12 +260,12 @@ class _RequestCycle:
             self._is_complete = not message.get("more_body", False)
             if self._is_complete:
                 self.middleware.streams.discard(self._task)
-            if self.scope["method"] == "HEAD":  # RFC 9110, section 9.3.2: whatever the application sends
+            if self.scope["method"] == "HEAD":  # RFC 9110, section 9.3.2
                 message = {**message, "body": b""}
         await self._response.send(message)
 
     async def _abort(self, error: Exception) -> None:
-        """Close the connection: nothing else tells a client that what it got is half a response."""
+        """Close the connection, as nothing else tells a client that its response is incomplete."""
         abort = self.scope.get("extensions", {}).get(ABORT_EXTENSION)
         if abort is None:
             raise error
@@ -285,7 +283,7 @@ class _RequestCycle:
         _duration(known_method, _template(self.scope), status).observe(seconds)
         log = _log.debug if path in PROBE_PATHS else _log.info
         log(
-            f"{method} {path} {status}",  # without the query, which may hold what nobody should read
+            f"{method} {path} {status}",  # without the query, which may hold secrets
             **{
                 "http.request.method": method,
                 "url.path": path,
@@ -307,9 +305,9 @@ async def _send_problem(error: Exception, scope: Scope, send: Send, *, internal:
 
 
 def _log_failure(error: Exception, event: str, *, is_expected: bool = True) -> None:
-    """An error of ours says what happened; of any other, and of our own mistakes, the place is needed.
+    """Log an error: one of ours by its message, any other and our own mistakes with the traceback.
 
-    What another service has answered says by itself which request that was.
+    An upstream's refusal needs no traceback, as it names the request.
     """
     with bind(with_noted_user(current())):
         if is_expected and isinstance(error, HybridkitError) and (error.retryable or error.status != 500):
@@ -328,36 +326,36 @@ def _is_event_stream(start: Message) -> bool:
 
 
 async def send_response(send: Send, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
-    """A whole response at once."""
+    """Send a complete response."""
     await send({"type": "http.response.start", "status": status, "headers": list(headers)})
     await send({"type": "http.response.body", "body": body})
 
 
 def _template(scope: Scope) -> str:
-    """The matched route as it was declared: a label must not have as many values as there are paths."""
-    # Since routers are included by reference, FastAPI keeps the whole template in a place of its own.
+    """Return the matched route as declared; a metric's label must not have as many values as there are paths."""
+    # FastAPI includes routers by reference, and keeps the complete template apart.
     included = scope.get("fastapi", {}).get("effective_route_context")
     return getattr(included, "path", None) or getattr(scope.get("route"), "path", None) or "unknown"
 
 
 @lru_cache(maxsize=4096)
 def _duration(method: str, route: str, status: int) -> Histogram:
-    """The histogram of those labels, which costs as much to find as to observe."""
+    """Return the histogram for some labels; cached, as the look-up costs as much as the observation."""
     return metrics.http_server_duration.labels(method, route, status)
 
 
 def _context_of(fields: Fields, *names: str) -> RequestContext:
-    """The context that those headers tell of.
+    """Return the context that some headers carry.
 
     Raises:
-        InvalidHeaderError: one of them has several values, or can't be read.
+        InvalidHeaderError: a header has several values, or can't be parsed.
     """
     found = ((name, fields.single(name)) for name in names)
     return RequestContext.from_http_headers({name: value for name, value in found if value is not None})
 
 
 def _context_of_refused(fields: Fields) -> RequestContext:
-    """With the id that the request was sent under, so that its sender finds the refusal; if it has one."""
+    """Return a context with the request's id, if it has a valid one, so that its sender finds the refusal."""
     try:
         return _context_of(fields, REQUEST_ID_HEADER)
     except InvalidHeaderError:

@@ -1,12 +1,12 @@
-"""A connection of the server: what its peer may send, and how long it may take, before an application is asked.
+"""A client's connection: limits and deadlines that hold before an application is called.
 
 ```
 a head        at most 64 KiB (431), complete within 20 s (408)
-a body        comes with at least 512 bytes a second, and ends soon after its answer, or the connection is closed
-an answer     is taken by its reader, something of it every 30 s, or the connection is closed
+a body        at least 512 bytes per second, and over soon after its response, or the connection is closed
+a response    its client reads some of it every 30 s, or the connection is closed
 ```
 
-What uvicorn itself refuses (no HTTP, a wrong chunk, an unknown method) is answered as a problem too (RFC 9457).
+What uvicorn itself refuses (malformed HTTP, a wrong chunk, an unknown method) is answered as a problem too (RFC 9457).
 """
 
 import asyncio
@@ -34,13 +34,13 @@ BODY_SECONDS: Final = 20.0
 MIN_BODY_BYTES_PER_SECOND: Final = 512
 WRITE_STALL_SECONDS: Final = 30.0
 LINGER_SECONDS: Final = 5.0
-"""How long the rest of a body is read and dropped once its answer is out, so that the answer can arrive."""
+"""How long the rest of a body is read and dropped after the response, so that the response can arrive."""
 
 _log = get_logger("hybridkit.http")
 
 
 class ExpectedPart(Enum):
-    """The part of a request that the peer owes us."""
+    """The part of a request that the client has to send next."""
 
     NOTHING = "nothing"
     HEAD = "head"
@@ -48,14 +48,14 @@ class ExpectedPart(Enum):
 
 
 class Connection(asyncio.Protocol):
-    """What both of uvicorn's protocols get: limits, deadlines for the peer, and a way to cut an answer.
+    """Limits, deadlines for the client, and a way to abort a response, for both of uvicorn's protocols.
 
-    The hot path only counts; whether a peer is too slow is looked at once a second, over all connections.
+    The hot path only counts bytes; once a second all connections are checked for slow clients.
     """
 
     transport: asyncio.Transport
     flow: "FlowControl"
-    cycle: Any  # the two protocols have a class of that name each
+    cycle: Any  # a class of this name exists in each protocol
     app: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -64,7 +64,7 @@ class Connection(asyncio.Protocol):
         self._lost = asyncio.Event()
         self._received_bytes = 0
         self._expected = ExpectedPart.HEAD
-        self._phase = 0  # counts the changes of what is expected
+        self._phase = 0  # the number of changes of the expected part
         self._phase_seen = (-1, False)
         self._since = 0.0
         self._received_then = 0
@@ -82,15 +82,15 @@ class Connection(asyncio.Protocol):
         self._lost.set()
 
     def resume_writing(self) -> None:
-        self._queued_bytes = -1  # the reader has taken something
+        self._queued_bytes = -1  # the client has read something
         super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP; called by uvicorn while it handles the parser's error."""
+        """Answer malformed HTTP; called by uvicorn while it handles the parser's error."""
         self.refuse(getattr(sys.exception(), "error_status_hint", 400), msg)
 
     def refuse(self, status: int, detail: str) -> None:
-        """Answer with a problem and close; without an answer where one to an earlier request is on its way."""
+        """Answer with a problem and close the connection; only close it while an earlier request is being answered."""
         _log.info("a connection was refused", reason=detail, **{"http.response.status_code": status})
         metrics.http_server_refused.labels(status).inc()
         if not self._answering:
@@ -105,10 +105,10 @@ class Connection(asyncio.Protocol):
         self.transport.close()
 
     def check(self, now: float) -> None:
-        """Give the peer up if it is too slow.
+        """Close the connection if the client is too slow.
 
         Args:
-            now: of `time.monotonic`.
+            now: the time by `time.monotonic`.
         """
         phase = (self._phase, self._answering)
         if phase != self._phase_seen or not self._waits_for_peer():
@@ -136,7 +136,7 @@ class Connection(asyncio.Protocol):
         self._since, self._received_then = now, self._received_bytes
 
     def _waits_for_peer(self) -> bool:
-        """Whether the peer keeps us waiting; we keep it waiting where the application has yet to read."""
+        """Return whether the server waits for the client, and not the client for the application."""
         if self._expected is not ExpectedPart.BODY:
             return self._expected is ExpectedPart.HEAD and not self._answering
         cycle = self.cycle
@@ -147,7 +147,7 @@ class Connection(asyncio.Protocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     def expect(self, part: ExpectedPart) -> None:
-        """Note which part of a request is to come now."""
+        """Set the part of a request that comes next."""
         self._expected = part
         self._phase += 1
 
@@ -156,7 +156,7 @@ class Connection(asyncio.Protocol):
         self.transport.abort()
 
     async def _abort(self) -> None:
-        self.transport.abort()  # `close` would wait for a reader that may never read
+        self.transport.abort()  # `close` would wait for the client to read
         await self._lost.wait()
 
     def _with_extension(self, app: ASGIApp) -> ASGIApp:
@@ -170,7 +170,7 @@ class Connection(asyncio.Protocol):
 
 
 class H11Connection(Connection, H11Protocol):
-    """Pure Python; h11 has a limit for heads, and `RequestContextMiddleware` one for their fields."""
+    """The connection in pure Python; h11 limits the head's size, and `RequestContextMiddleware` its fields."""
 
     def handle_events(self) -> None:
         super().handle_events()

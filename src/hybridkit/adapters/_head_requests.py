@@ -1,4 +1,4 @@
-"""`HEAD` for whatever answers `GET` (RFC 9110, section 9.1): FastAPI's routes don't have it by themselves."""
+"""`HEAD` for every path that answers `GET` (RFC 9110, section 9.1), which FastAPI's routes lack."""
 
 from collections.abc import Callable
 from typing import Final
@@ -8,15 +8,15 @@ from hybridkit._asgi_types import ASGIApp, Message, Receive, Scope, Send
 __all__ = ["HeadMiddleware"]
 
 _ROUTED: Final = ("endpoint", "route", "fastapi")
-"""What routing notes in a scope, for those around it."""
+"""The keys that routing adds to a scope, for middleware."""
 
 
 class HeadMiddleware:
-    """Has `HEAD` answered as `GET` where nothing answers it otherwise.
+    """Answers `HEAD` as `GET` where no route answers it itself.
 
     Args:
         app: the application.
-        is_routed: whether something answers the request that this is.
+        is_routed: returns whether a route answers a request.
     """
 
     def __init__(self, app: ASGIApp, *, is_routed: Callable[[Scope], bool]) -> None:
@@ -24,7 +24,7 @@ class HeadMiddleware:
         self.is_routed = is_routed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection of the server."""
+        """Serve one request."""
         if scope["type"] != "http" or scope["method"] != "HEAD" or self.is_routed(scope):
             await self.app(scope, receive, send)
             return
@@ -39,7 +39,7 @@ class HeadMiddleware:
 
 
 class _Head:
-    """An answer that ends with its head: what makes its body, which may never end, is not waited for."""
+    """A response that ends after its head, without waiting for the body, which may never end."""
 
     def __init__(self, send: Send) -> None:
         self._send = send

@@ -1,7 +1,7 @@
-"""A connection whose parser is in C (the extra `fast`), and what it leaves to do.
+"""A connection whose parser is in C (the extra `fast`), with the checks that this parser lacks.
 
-It keeps a field that doesn't end for as long as bytes come, takes the fields behind a body for those of the head, and
-the body of a request that would like another protocol for that protocol.
+The parser buffers an endless header field without a limit, reports trailers as fields of the head, and takes the body
+of a request with an `Upgrade` for the other protocol's.
 """
 
 import sys
@@ -17,11 +17,11 @@ __all__ = ["HttpToolsConnection"]
 
 HEAD_PIECE_BYTES: Final = 4 * 1024
 BODY_PIECE_BYTES: Final = 16 * 1024
-"""How much is parsed at a time, as no parser stops in the middle of a piece."""
+"""How much is parsed at a time, as the parser can't stop within a piece."""
 
 
 class HttpToolsConnection(Connection, HttpToolsProtocol):
-    """Counts what the parser has taken without having anything whole to show for it."""
+    """Limits the bytes that the parser takes without completing a part of a request."""
 
     _unparsed_bytes = 0
     _parsed = False
@@ -29,10 +29,10 @@ class HttpToolsConnection(Connection, HttpToolsProtocol):
     _trailers = 0
     _data = b""
     _reparse = b""
-    """What is to be parsed once more, by a parser that sees no upgrade."""
+    """Bytes to be parsed again, without the upgrade."""
 
     _unparsed = b""
-    """What is not parsed before all requests so far are being answered: parsed they take thirty times the memory."""
+    """Bytes that wait until earlier requests are being answered; parsed, they take thirty times the memory."""
 
     def data_received(self, data: bytes) -> None:
         if self._unparsed:
@@ -78,7 +78,7 @@ class HttpToolsConnection(Connection, HttpToolsProtocol):
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        # https://www.rfc-editor.org/rfc/rfc9110#section-6.5.1: no proxy looks at trailers as it does at the head.
+        # Dropped, as proxies don't check trailers: https://www.rfc-editor.org/rfc/rfc9110#section-6.5.1
         if self._in_head:
             super().on_header(name, value)
         else:
@@ -93,14 +93,14 @@ class HttpToolsConnection(Connection, HttpToolsProtocol):
         super().on_headers_complete()
 
     def _is_upgrade_ignored(self) -> bool:
-        """Whether the head is to be parsed again without its wish for a protocol that is not spoken here."""
+        """Return whether the head has to be parsed again without an upgrade that is not supported."""
         wishes = self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
         return wishes and not self._should_upgrade()
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Go on in HTTP/1.1 (RFC 9110, section 7.8); called by uvicorn while it handles the parser's end.
+        """Continue in HTTP/1.1 (RFC 9110, section 7.8); called by uvicorn while it handles the parser's end.
 
-        The parser takes what follows for the other protocol: the body would be lost, or be read as the next request.
+        The parser hands over what follows to the other protocol: the body would be lost, or parsed as the next request.
         """
         parsed_bytes: int = cast("httptools.HttpParserUpgrade", sys.exception()).args[0]
         kept = [field for field in self.headers if field[0] != b"upgrade"]
@@ -117,7 +117,7 @@ class HttpToolsConnection(Connection, HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._parsed = True
-        if self._in_head:  # of a head that is parsed again
+        if self._in_head:  # the head is going to be parsed again
             return
         self.expect(ExpectedPart.NOTHING)
         super().on_message_complete()

@@ -1,7 +1,7 @@
-"""Which request a key stands for: whose, to what, and in which form its answer is wanted.
+"""The identity of a keyed request: its caller, its target, and the representation that it asks for.
 
-Somebody else's key is another key, and nobody learns of it; the same caller's key with another request is a mistake
-that is told.
+Two callers with the same key have different claims, and neither learns of the other. One caller's key with another
+request is an error.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ _PER_ATTEMPT = re.compile(
     # tracing
     r"|traceparent|tracestate|baggage|b3|x-b3-.+|sentry-trace|newrelic|uber-trace-id|uberctx-.+|x-datadog-.+"
     r"|x-cloud-trace-context|x-amzn-trace-id|x-trace-id|x-span-id|x-ot-span-context|ot-tracer-.+|grpc-trace-bin"
-    # the way here
+    # proxies and the network
     r"|(?:x-)?forwarded|x-forwarded-(?:for|proto|protocol|port|scheme|ssl|server|prefix|path|uri|by)|via|cdn-loop|x-scheme"
     r"|x-real-ip|x-client-ip|x-cluster-client-ip|true-client-ip|fastly-client-ip|fly-client-ip|x-real-port"
     r"|cf-(?:connecting-ip|connecting-ipv6|pseudo-ipv4|ray|ipcountry|visitor|ew-via|worker|request-id)|x-varnish|x-timer"
@@ -49,11 +49,11 @@ _PER_ATTEMPT = re.compile(
     r"|user-agent|origin|referer|referrer|sec-.+|dnt|priority|save-data|upgrade-insecure-requests|x-requested-with"
     r"|cache-control|pragma|.*(?:csrf|xsrf).*|idempotency-.+"
 )
-"""What says nothing of who calls and what for, and may differ from one attempt to the next."""
+"""Headers that identify neither the caller nor the request, and may differ between attempts."""
 _KNOWN = re.compile(
     r"(?:^|_)(?:user|auth|principal|identity|subject|claims|caller|actor|member|account|tenant|org|organi[sz]ation)(?:_|$)"
 )
-"""Names under which middleware puts what it has found out about the caller."""
+"""Names under which middleware stores facts about the caller."""
 _IDENTITIES: Final = ("identity", "id", "sub", "user_id", "uid", "username", "email")
 _CREDENTIAL_PARAMETER = re.compile(
     r"(?:api|access|auth|session)?-?(?:key|token|auth|session|sid|jwt|sig|signature)(?:-id)?"
@@ -61,13 +61,13 @@ _CREDENTIAL_PARAMETER = re.compile(
 
 
 class Declared(NamedTuple):
-    """What a route says that it reads of a request, beyond what every request may have.
+    """The headers and parameters that a route declares.
 
     Attributes:
-        secret_headers: those that hold API keys; in lower case, as all of these.
-        secret_parameters: of the query, as they are written; also what else its dependencies take from there.
-        of_dependencies: headers that its dependencies take, to find out who calls or otherwise.
-        of_route: headers that its function takes.
+        secret_headers: the headers that hold API keys. All header names are in lower case.
+        secret_parameters: query parameters that hold API keys, and all others that the route's dependencies read.
+        of_dependencies: the headers that the route's dependencies read.
+        of_route: the headers that the route's function reads.
     """
 
     secret_headers: frozenset[bytes] = frozenset()
@@ -80,19 +80,18 @@ UNDECLARED: Final = Declared()
 
 
 def claim_name(scope: Scope, key: str, declared: Declared, *, internal: bool) -> str:
-    """The claim of that key: of this caller, for this method, host and path.
+    """Return the name of the claim for a key: that of this caller, for this method, host and path.
 
-    The caller is the verified principal, where there is one: the context's user, or the user of Starlette's
-    authentication. Otherwise it is all that could prove who it is: `Authorization`, cookies, API keys, sessions, the
-    client's certificate, and by whatever name, all that the route's dependencies read. What else parts callers from
-    each other always counts: a tenant, and what middleware has put into the scope about them. None of it can be read
-    from the name.
+    The caller is the verified principal if there is one: the context's user, or the user of Starlette's authentication.
+    Otherwise it is everything that could prove an identity: `Authorization`, cookies, API keys, sessions, the client's
+    certificate, and whatever the route's dependencies read. What separates callers in other ways always counts: a
+    tenant, and facts that middleware has put into the scope. None of it can be read from the name.
 
     Args:
-        scope: of the request, as far as it has come: what its dependencies found out counts.
-        key: the caller's.
-        declared: what the route reads.
-        internal: the callers are our own services, which are who they say they are.
+        scope: the scope of the request, with what its dependencies have added.
+        key: the caller's key.
+        declared: what the route declares.
+        internal: whether the callers are our own services, whose headers are believed.
     """
     principal = _principal(scope, internal=internal)
     parties, credentials = _distinguishing_fields(scope, declared)
@@ -109,10 +108,10 @@ def claim_name(scope: Scope, key: str, declared: Declared, *, internal: bool) ->
 
 
 def request_payload(scope: Scope, body: bytes, declared: Declared) -> bytes:
-    """What a repetition has in common with the first request: query, body, and all headers that are of the request.
+    """Return a digest of what a repetition shares with the first request: query, body, and headers of the request.
 
-    A header that nobody knows counts: whoever reads it, in whatever way, an answer is given to no other value of it.
-    Those that only its dependencies read tell who calls.
+    An unknown header counts, as the application may read it. Headers that only the dependencies read identify the
+    caller instead.
     """
     read = declared._replace(of_dependencies=declared.of_dependencies - declared.of_route)
     wanted = sorted((name, value) for name, value in scope["headers"] if _kind(name, read) is _Kind.REQUEST)
@@ -120,7 +119,7 @@ def request_payload(scope: Scope, body: bytes, declared: Declared) -> bytes:
 
 
 class _Kind(Enum):
-    """What a header is about."""
+    """The meaning of a header."""
 
     CREDENTIAL = auto()
     PARTY = auto()
@@ -156,12 +155,12 @@ def _principal(scope: Scope, *, internal: bool) -> str | None:
         return None
     try:
         return str(user.identity) or None  # type: ignore[union-attr] # whatever the application made of it
-    except (AttributeError, NotImplementedError):  # a name to show is no identity: two users may share it
+    except (AttributeError, NotImplementedError):  # a display name is no identity: two users may share it
         return None
 
 
 def _distinguishing_fields(scope: Scope, declared: Declared) -> tuple[list[bytes], list[bytes]]:
-    """Names and values of what parts callers from each other, and of what may prove who they are."""
+    """Return names and values that separate callers, and those that may prove who they are."""
     parties: list[tuple[bytes, bytes]] = []
     credentials: list[tuple[bytes, bytes]] = []
     for name, value in scope["headers"]:
@@ -183,14 +182,14 @@ def _distinguishing_fields(scope: Scope, declared: Declared) -> tuple[list[bytes
 
 
 def _scope_identities(scope: Scope) -> list[tuple[bytes, bytes]]:
-    """What middleware has put into the scope about the caller."""
+    """Return the facts about the caller that middleware has put into the scope."""
     known = {"user": scope.get("user"), **scope.get("state", {})}
     named = ((name, _identity(value)) for name, value in known.items() if _KNOWN.search(name))
     return [(name.encode(), text.encode()) for name, text in named if text]
 
 
 def _identity(value: Any) -> str | None:
-    """Who that is, in whatever form middleware has put it there; None where nothing says it."""
+    """Return the identity in a value that middleware has stored in any form, or None."""
     if isinstance(value, str | int | UUID):
         return str(value)
     members = cast("Mapping[str, Any] | None", value) if isinstance(value, Mapping) else None
@@ -212,7 +211,7 @@ def _host(scope: Scope) -> str:
 
 
 def _path(scope: Scope) -> str:
-    """One form of all that lead to the same place: `%7E` is `~`, `%2f` is `%2F`, which is no `/`."""
+    """Return the one form of all paths to a place: `%7E` becomes `~`, and `%2f` becomes `%2F`, which is no `/`."""
     raw: bytes = scope.get("raw_path") or quote(scope["path"]).encode()
     return "/".join(quote(unquote_to_bytes(segment), safe="") for segment in raw.split(b"/"))
 

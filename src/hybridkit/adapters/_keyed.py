@@ -1,12 +1,12 @@
-"""A write with an `Idempotency-Key`: it runs once, and its answer is kept and given again.
+"""Writes with an `Idempotency-Key`: each runs once, and its response is stored and replayed.
 
 ```
-first       … dependencies ── begin ── the work ── answer complete ── recorded ── given      then its background tasks
-repetition  … dependencies ── begin ── the kept answer
+first       … dependencies ── begin ── the work ── response complete ── recorded ── sent      then its background tasks
+repetition  … dependencies ── begin ── the stored response
 ```
 
-A route of FastAPI's asks for the key when its dependencies have let the caller in, so that whoever they refuse learns
-nothing. Everything else has no such moment, and is asked for before it runs.
+A route of FastAPI's claims the key after its dependencies have let the caller in, so that a caller that they refuse
+learns nothing. For everything else the key is claimed before it runs.
 """
 
 from collections.abc import Callable
@@ -33,11 +33,11 @@ from hybridkit.idempotency import MAX_RESULT_BYTES, Attempt, IdempotencyGuard, O
 __all__ = ["KEYED", "IdempotencyMiddleware", "KeyedRequest"]
 
 KEYED: Final = "hybridkit.keyed"
-"""Where a scope has its `KeyedRequest`."""
+"""The key of a scope's `KeyedRequest`."""
 
 _WRITES: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 _DONE_REDIRECTS: Final = frozenset({301, 302, 303})
-"""Redirects that say "done; look there". 307 and 308 say "not here; repeat it there", and 304 belongs to reads."""
+"""Redirects to the result of finished work. 307 and 308 ask for a repetition elsewhere, and 304 belongs to reads."""
 
 _PER_RESPONSE: Final = frozenset(
     {
@@ -70,22 +70,22 @@ _PER_RESPONSE: Final = frozenset(
 
 
 class IdempotencyMiddleware:
-    """A write with an `Idempotency-Key` runs once; a repeated one gets the kept answer.
+    """Runs a write with an `Idempotency-Key` once, and replays its response to repetitions.
 
-    An answer is kept when its last byte is there, before that is sent; what the application does afterwards (background
-    tasks) is not waited for, and its failure takes nothing back. Kept are answers of 2xx, and redirects that say that
-    it is done (301, 302, 303); any other releases the key. One of more than 32 KiB is given, and recorded as done and
-    not kept.
+    A response is stored when it is complete, before its last part is sent. Background tasks are not waited for, and
+    their failure changes nothing. Stored are responses with 2xx, and redirects to the result (301, 302, 303); any other
+    releases the key. A response of more than 32 KiB is sent, and recorded as done and not stored.
 
-    Inside, the context carries the claim, so every write to a data service and every event derives its identity from
-    it: a rerun after a crash makes the same rows. The key belongs to the caller, the method, the host and the path.
+    Within the application the context carries the claim, so that each write to a data service and each event derives
+    its identity from it: a rerun after a crash creates the same rows. A key belongs to the caller, method, host and
+    path.
 
     Args:
         app: the application.
-        guard: finds the guard of the running application; None means that there is none.
-        claims_inside: whether the request will be answered by something that calls `KeyedRequest.begin` and
-            `KeyedRequest.enter` by itself; where it isn't, that is done before the application is called.
-        internal: the callers are our own services, which are who they say they are.
+        guard: returns the guard of the running application, or None without one.
+        claims_inside: returns whether the request goes to something that calls `KeyedRequest.begin` and `enter` itself;
+            otherwise the middleware calls them before the application.
+        internal: whether the callers are our own services, whose headers are believed.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class IdempotencyMiddleware:
         self.internal = internal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection of the server."""
+        """Serve one request."""
         key = None
         if scope["type"] == "http" and scope["method"] in _WRITES and KEYED not in scope:
             key = _key_in(scope)
@@ -121,7 +121,7 @@ class IdempotencyMiddleware:
         try:
             await self.app(scope, receive, keyed.send)
         except Exception:
-            if not keyed.is_stopped:  # else it is how the work was kept from running
+            if not keyed.is_stopped:  # else the error has kept the work from running
                 raise
 
     async def _claim_and_run(self, keyed: "KeyedRequest", scope: Scope, receive: Receive) -> None:
@@ -160,10 +160,10 @@ class KeyedRequest:
         return f"KeyedRequest({self._name!r}, is_stopped={self.is_stopped})"
 
     async def begin(self, declared: Declared = UNDECLARED) -> None:
-        """Ask for the key, as whoever the request has turned out to come from.
+        """Claim the key for the caller that the request comes from.
 
         Args:
-            declared: what the route says that it reads.
+            declared: what the route declares.
 
         Raises:
             UnavailableError: Redis is down, and the guard refuses.
@@ -181,10 +181,10 @@ class KeyedRequest:
                 self._replacement = _StoredResponse.load(before.result)
 
     def enter(self, *, is_authorized: bool = True) -> bool:
-        """Whether the work may run now. If it may not, what the application sends instead is dropped.
+        """Return whether the work may run now; if not, the application's response is dropped.
 
         Args:
-            is_authorized: the caller has been let in; otherwise what runs still has to find out who it is.
+            is_authorized: whether the caller has been let in; otherwise the work itself has to check that.
         """
         self.is_stopped = self._replacement is not None
         self._has_entered = not self.is_stopped
@@ -192,16 +192,16 @@ class KeyedRequest:
         return self._has_entered
 
     def context(self) -> RequestContext:
-        """The current context under the claim."""
+        """Return the current context with the claim."""
         return replace(current(), claim=Claim(self._name))
 
     async def refuse(self, status: int) -> None:
-        """Note an answer that doesn't say that the work is done."""
+        """Record a response which says that the work is not done."""
         is_unbegun = not self._has_entered or (status in (401, 403) and not self._is_authorized)
         await self._attempt.finish(Outcome.FORGOTTEN if is_unbegun else Outcome.RELEASED)
 
     async def conclude(self) -> None:
-        """Give what is there instead of the work."""
+        """Send the stored response, or raise the error, in place of work that was not run."""
         if not self.is_stopped:
             return
         if isinstance(self._replacement, HybridkitError):
@@ -210,13 +210,13 @@ class KeyedRequest:
             await self._replacement.replay(self._send)
 
     async def send(self, message: Message) -> None:
-        """Pass the application's answer on; its last part when it is recorded."""
+        """Send a part of the application's response, after recording a complete one."""
         if self.is_stopped:
             return
         match message["type"]:
             case "http.response.start":
                 self._response = _StoredResponse(message["status"], message.get("headers", ()))
-                if self._response.has_length:  # what ends in one piece can still become an error
+                if self._response.has_length:  # a response in one piece can still be replaced by an error
                     self._head = message
                     return
             case "http.response.body" | "http.response.pathsend" | "http.response.zerocopysend":
@@ -227,7 +227,7 @@ class KeyedRequest:
                     head, self._head = self._head, None
                     await self._send(head)
             case _:
-                pass  # hints, trailers: not part of what is kept
+                pass  # hints and trailers are not stored
         await self._send(message)
 
     async def _record(self) -> None:
@@ -238,7 +238,7 @@ class KeyedRequest:
 
 
 class _StoredResponse:
-    """An answer as far as it can be given again; without a body when that is too large."""
+    """A response as far as it can be replayed; without a body that is too large."""
 
     def __init__(self, status: int, headers: Any = ()) -> None:
         self.status = status
@@ -249,11 +249,11 @@ class _StoredResponse:
 
     @property
     def is_final(self) -> bool:
-        """Whether it says that the work is done."""
+        """Whether the status says that the work is done."""
         return 200 <= self.status < 300 or self.status in _DONE_REDIRECTS
 
     def add(self, message: Message) -> None:
-        """Keep the next part of the body, unless it gets too large or is in a file."""
+        """Store the next part of the body, unless the body gets too large or is in a file."""
         if self.body is None:
             return
         fits = len(self.body) + len(message.get("body", b"")) <= MAX_RESULT_BYTES
@@ -263,7 +263,7 @@ class _StoredResponse:
             self.body = None
 
     def to_record(self) -> dict[str, Any] | None:
-        """As JSON; None when it can't be kept."""
+        """Return the response as JSON, or None when its body is not stored."""
         if self.body is None:
             return None
         headers = [[name.decode("latin-1"), value.decode("latin-1")] for name, value in self.headers]
@@ -271,7 +271,7 @@ class _StoredResponse:
 
     @classmethod
     def load(cls, kept: dict[str, Any] | None) -> "_StoredResponse | AnswerNotKeptError":
-        """What that record has to say to a repetition."""
+        """Return the response of a record, or the error for a record without one."""
         if kept is None:
             return AnswerNotKeptError(
                 "this was done before, and is not done again; its answer was too large to keep: read what it made"
@@ -284,7 +284,7 @@ class _StoredResponse:
         return answer
 
     async def replay(self, send: Send) -> None:
-        """Send it as a repetition."""
+        """Send the response to a repetition."""
         body = bytes(self.body or b"")
         headers = [*self.headers, (IDEMPOTENCY_REPLAYED_HEADER.encode(), b"true")]
         if self.status != 204:  # https://www.rfc-editor.org/rfc/rfc9110#section-8.6
@@ -293,11 +293,11 @@ class _StoredResponse:
 
 
 def _key_in(scope: Scope) -> str | None:
-    """The request's key.
+    """Return the key of a request, or None without one.
 
     Raises:
-        InvalidRequestError: it is none.
-        InvalidHeaderError: there are several.
+        InvalidRequestError: the key is malformed.
+        InvalidHeaderError: the request has several keys.
     """
     key = Fields(scope["headers"]).single(IDEMPOTENCY_KEY_HEADER)
     return None if key is None else parse_key(key)
@@ -316,7 +316,7 @@ async def _read_body(receive: Receive) -> bytes:
 
 
 def _receive_again(body: bytes, receive: Receive) -> Receive:
-    """What `receive` would have given, had nobody read it."""
+    """Return a `receive` that yields the body once more, and then the server's further messages."""
     given = False
 
     async def once() -> Message:

@@ -1,9 +1,9 @@
-"""Where a route of FastAPI's asks for its key: after all its dependencies, before its function.
+"""The claim of a key by FastAPI's routes: after all dependencies of a route, before its function.
 
-FastAPI has no such place of its own. A dependency that is added as the last one asks, and the route's function is
-wrapped, which integrations do (https://docs.sentry.io/platforms/python/integrations/fastapi/): it doesn't run where
-the key was used before. That both are needed is due to parameters: FastAPI solves every dependency, also after one
-that had a header missing, and only then refuses.
+FastAPI has no hook at that point. So the claim is a dependency that is added as the last one, and the route's function
+is wrapped, as integrations do (https://docs.sentry.io/platforms/python/integrations/fastapi/), not to run for a key
+that was used before. Both are needed because of parameters: FastAPI solves every dependency, also after one with a
+missing header, and only then refuses.
 """
 
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
@@ -30,14 +30,14 @@ __all__ = ["claims_after_dependencies", "is_routed", "reads_body"]
 _keyed_request: ContextVar[KeyedRequest | None] = ContextVar("hybridkit_keyed_request", default=None)
 
 REPEATED_STATUS: Final = 409
-"""What dependencies that wait for the route's end see of a repetition; the caller is given the kept answer."""
+"""The status of a repetition for dependencies that see the route's end; the caller gets the stored response."""
 
 
 def claims_after_dependencies(scope: Scope) -> bool:
-    """Whether the request goes to a route with dependencies, which then asks for the key when it has solved them.
+    """Return whether the request goes to a route with dependencies, which claims the key after solving them.
 
     Args:
-        scope: of the request, before it is routed.
+        scope: the scope of the request, before routing.
     """
     dependant = getattr(_matched_route(scope["app"].router.routes, scope), "dependant", None)
     if not isinstance(dependant, Dependant) or dependant.call is None:
@@ -49,19 +49,19 @@ def claims_after_dependencies(scope: Scope) -> bool:
 
 
 def is_routed(scope: Scope) -> bool:
-    """Whether a route answers the request, by its path and its method.
+    """Return whether a route answers the request, by its path and its method.
 
     Args:
-        scope: of the request, before it is routed.
+        scope: the scope of the request, before routing.
     """
     return _matched_route(scope["app"].router.routes, scope) is not None
 
 
 def reads_body(scope: Scope) -> bool:
-    """Whether the request goes to a route whose function or dependencies take something of the body from FastAPI.
+    """Return whether FastAPI reads the body for the route's function or its dependencies.
 
     Args:
-        scope: of the request, before it is routed.
+        scope: the scope of the request, before routing.
     """
     dependant = getattr(_matched_route(scope["app"].router.routes, scope), "dependant", None)
     return isinstance(dependant, Dependant) and any(
@@ -70,12 +70,12 @@ def reads_body(scope: Scope) -> bool:
 
 
 def _matched_route(routes: Iterable[Any], scope: Scope) -> Any:
-    """The route that will answer, also one of a router that is included or an application that is mounted."""
+    """Return the route for a request, also one of an included router or a mounted application."""
     for route in routes:
         match, child = route.matches(scope)
         if match is not Match.FULL:
             continue
-        # Since routers are included by reference, FastAPI makes a route of its own for each place that it is in.
+        # FastAPI includes routers by reference, with a route of its own for each inclusion.
         route = getattr(route, "starlette_route", None) or route  # noqa: PLW2901
         inner = {**scope, **child}
         if isinstance(route, Mount | Host):
@@ -86,10 +86,10 @@ def _matched_route(routes: Iterable[Any], scope: Scope) -> Any:
 
 
 class _ClaimDependency:
-    """The dependency that asks for the key.
+    """The dependency that claims the key.
 
     Args:
-        declared: what the route reads of a request.
+        declared: what the route declares.
     """
 
     def __init__(self, declared: Declared) -> None:
@@ -135,7 +135,7 @@ def _inner(dependant: Dependant) -> Iterator[Dependant]:
 
 
 def _names(parameters: Iterable[ModelField]) -> Iterator[str]:
-    """What they are called in a request; several at once may be declared as a model."""
+    """Yield the names of parameters in a request; a model declares several at once."""
     for parameter in parameters:
         model = parameter.field_info.annotation
         if not isinstance(model, type) or not issubclass(model, BaseModel):
@@ -147,7 +147,7 @@ def _names(parameters: Iterable[ModelField]) -> Iterator[str]:
 
 
 def _unless_repeated(call: Callable[..., Any]) -> Callable[..., Any]:
-    """The same, be it a coroutine function, a generator, or something for a thread: it is only called later, or not."""
+    """Wrap a route's function, of whatever kind, so that it is not called for a repetition."""
 
     @wraps(call)
     def enter(*args: Any, **kwargs: Any) -> Any:

@@ -1,7 +1,7 @@
-"""What a request may be, checked before any application is asked: its head, its URL, and how long its body may get.
+"""The limits of a request: the size of its head, its URL, and the length of its body.
 
-The sizes of a head are those of common servers (gunicorn: 100 fields; h11: 64 KiB), so that what passes here passes
-behind another one as well.
+The limits of the head are those of common servers (gunicorn: 100 fields; h11: 64 KiB), so that what is accepted here is
+accepted behind another server as well.
 """
 
 import asyncio
@@ -33,27 +33,27 @@ __all__ = [
 MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_HEAD_FIELDS: Final = 100
 _WITHOUT_HOST: Final = frozenset({"", "0.9", "1.0", "2", "3"})
-"""Versions of HTTP; from 2 on the name of the host is elsewhere."""
+"""Versions of HTTP without `Host`; from 2 on, `:authority` names the host."""
 MAX_LENGTH_DIGITS: Final = 20
-"""Of a length that is looked at: one with more digits is beyond any limit as well."""
+"""How many digits of a length are parsed; longer numbers are beyond any limit."""
 
 
 class AmbiguousHeadError(RejectedError):
-    """A head that can be read in several ways; its connection ends with the answer."""
+    """A head that can be read in several ways; the connection is closed after the response."""
 
 
 def check_head(scope: Mapping[str, Any]) -> int:
-    """Refuse a head that is too large, ambiguous, or no UTF-8.
+    """Refuse a head that is too large, ambiguous, or not UTF-8.
 
     Returns:
-        The length that it declares for its body, in bytes; 0 where it declares none.
+        The declared length of the body in bytes; 0 when none is declared.
 
     Raises:
-        HeadTooLargeError: over 100 fields or 64 KiB.
-        AmbiguousHeadError: a proxy in front may read the head in another way, by its length, its transfer coding or its
-            target (RFC 9112, sections 3.2 and 6), so that the rest of the connection can't be trusted either.
-        RejectedError: an HTTP/1.1 request names its host not exactly once (RFC 9112, section 3.2), or its URL has
-            escapes that are no UTF-8, so that several URLs would be one.
+        HeadTooLargeError: the head has over 100 fields or 64 KiB.
+        AmbiguousHeadError: a proxy could read the head in another way, by its length, transfer coding or target (RFC
+            9112, sections 3.2 and 6), so that the rest of the connection can't be trusted either.
+        RejectedError: an HTTP/1.1 request does not have exactly one `Host` (RFC 9112, section 3.2), or its URL has
+            escapes that are not UTF-8, so that several URLs would be one.
     """
     fields = scope["headers"]
     if len(fields) > MAX_HEAD_FIELDS:
@@ -99,14 +99,14 @@ def _check_utf8(escaped: bytes, *, part: str) -> None:
 
 
 class BodyLimits:
-    """How many bytes a body may have, by where it is sent.
+    """The limits of request bodies, by path.
 
     Args:
-        by_path: a limit in bytes for the paths that begin with these segments; the longest that fits decides. `/`
-            stands for all others and is 1 MiB unless it is given.
+        by_path: limits in bytes for the paths that begin with these segments; the longest match decides. `/` stands for
+            all other paths, and is 1 MiB by default.
 
     Raises:
-        DeclarationError: a path doesn't begin with a slash, or a limit is not positive.
+        DeclarationError: a path does not begin with a slash, or a limit is not positive.
     """
 
     def __init__(self, by_path: Mapping[str, int]) -> None:
@@ -123,7 +123,7 @@ class BodyLimits:
         return f"BodyLimits({ {path or '/': limit for path, limit in self._by_segments} })"
 
     def of(self, path: str) -> int:
-        """Return the limit of that path, in bytes."""
+        """Return the limit for a path, in bytes."""
         return next(
             limit
             for segments, limit in self._by_segments
@@ -132,16 +132,17 @@ class BodyLimits:
 
 
 class LimitedReceive:
-    """Let an application read a body no further than to its limit, and wait for it no longer than its caller does.
+    """A `receive` that ends a body at its limit, and waits for it no longer than until the request's deadline.
 
     Args:
-        receive: of the server.
-        context: whose deadline holds for the body as well.
-        limit_bytes: how long the body may get.
-        declared_bytes: how long it is said to get.
+        receive: the server's `receive`.
+        context: the context whose deadline applies.
+        limit_bytes: the limit of the body.
+        declared_bytes: the declared length of the body.
 
     Raises:
-        PayloadTooLargeError: it is declared to be longer. One that gets longer undeclared fails where it is read.
+        PayloadTooLargeError: the declared length is over the limit. A body that turns out longer raises while it is
+            read.
     """
 
     def __init__(
@@ -156,7 +157,7 @@ class LimitedReceive:
         self._complete = False
 
     async def __call__(self) -> Message:
-        if self._complete:  # the application waits for its client to leave
+        if self._complete:  # the application waits for a disconnect
             return await self._receive()
         remaining_seconds = self._context.remaining_seconds()
         try:

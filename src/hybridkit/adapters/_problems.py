@@ -1,7 +1,7 @@
-"""What a caller is told when something went wrong: a problem (RFC 9457), about the caller's own request.
+"""Problems (RFC 9457): what callers are told about errors of their requests.
 
-An error that a client of ours raised is about another request, which the caller never made. What the caller can have
-meant goes on, in neutral words; that we asked wrongly is our mistake, and none of the caller's business.
+An error that one of our clients has raised is about another request, which the caller never made. What matters to the
+caller is translated into neutral words; a request that we made wrongly is our own mistake.
 """
 
 import math
@@ -41,19 +41,19 @@ __all__ = [
 ]
 
 BUSY_SECONDS: Final = 1.0
-"""When to try again, where nobody knows better."""
+"""The retry time when the error has none."""
 
 _UPSTREAM_MODULES: Final = ("hybridkit.clients.", "hybridkit.messaging.")
 
 
 def problem_of(error: BaseException, *, instance: str, request_id: str, internal: bool) -> Problem:
-    """What a caller is told of that error.
+    """Return the problem for an error.
 
     Args:
-        error: as it left the application.
+        error: the error that the application raised.
         instance: the path of the request.
-        request_id: of the request.
-        internal: the caller is one of our own services, which may read why.
+        request_id: the id of the request.
+        internal: whether the caller is one of our own services, which may read the reason.
     """
     error = unwrapped(error)
     told = _translated(error) if is_upstream_error(error) else error
@@ -73,9 +73,10 @@ def problem_of(error: BaseException, *, instance: str, request_id: str, internal
 
 
 def unwrapped(error: BaseException) -> BaseException:
-    """The error itself, where task groups have wrapped it; of several the one that says most about a new try.
+    """Return the error that task groups have wrapped; of several, the one that says most about a retry.
 
-    That is one which no new try helps against, the group where somebody has made a mistake, else the longest wait.
+    That is an error which no retry helps against, the group itself when it has an error that is not hybridkit's,
+    otherwise the one with the longest wait.
     """
     inner: tuple[BaseException, ...] = getattr(error, "exceptions", ())
     if not inner:
@@ -91,9 +92,9 @@ def _finality(error: BaseException) -> tuple[bool, float]:
 
 
 def is_upstream_error(error: BaseException) -> bool:
-    """Whether a client or a publisher raised it: they stand among the innermost frames of its traceback, ours.
+    """Return whether one of our clients or publishers raised the error, by the innermost frames of its traceback.
 
-    What an application's own function raises is about its caller, also where a client calls that function.
+    An error of the application's own function is about its caller, also when a client calls that function.
     """
     modules = [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__)]
     for module in reversed(modules):
@@ -105,7 +106,7 @@ def is_upstream_error(error: BaseException) -> bool:
 
 
 def _translated(error: BaseException) -> HybridkitError | None:
-    """What the error of another request means for the caller's; None where it means that we asked wrongly."""
+    """Return what an upstream error means for the caller, or None when our own request was wrong."""
     match error:
         case NoRouteError():
             return None
@@ -135,26 +136,26 @@ def _translated(error: BaseException) -> HybridkitError | None:
 
 
 def problem_body(problem: Problem) -> bytes:
-    """A problem as JSON, without the members that have nothing to say."""
+    """Return a problem as JSON, without its empty members."""
     return problem.model_dump_json(exclude_none=True).encode()
 
 
 def problem_headers(problem: Problem) -> list[tuple[bytes, bytes]]:
-    """The headers that go with a problem."""
+    """Return the headers of a response with a problem."""
     headers = [(b"content-type", PROBLEM_MEDIA_TYPE.encode())]
     if problem.retry_after_seconds is not None:
         headers.append((b"retry-after", str(math.ceil(problem.retry_after_seconds)).encode()))
-    if problem.status == 401:  # RFC 9110, section 15.5.2, wants one; all our tokens are bearer tokens
+    if problem.status == 401:  # required by RFC 9110, section 15.5.2; all our tokens are bearer tokens
         headers.append((b"www-authenticate", b"Bearer"))
     return headers
 
 
 def http_problem(status: int, detail: Any, *, instance: str) -> tuple[Problem, bytes]:
-    """The problem, and its body, of a status that no error of ours stands behind, such as 405.
+    """Return the problem and its body for a status without an error of ours, such as 405.
 
     Args:
-        status: from 400 to 599, of which many have no name.
-        detail: text, or any JSON, which then stands in the body as it is.
+        status: the status, from 400 to 599; it need not be a registered one.
+        detail: text, or any JSON, which becomes the member `detail` as it is.
         instance: the path of the request.
     """
     try:
@@ -176,7 +177,7 @@ def http_problem(status: int, detail: Any, *, instance: str) -> tuple[Problem, b
 
 
 def json_form(detail: Any) -> Any:
-    """That detail as FastAPI would show it; None where it has no JSON form: the status says more than a 500 would."""
+    """Return a detail as FastAPI would show it, or None when it can't be JSON."""
     if isinstance(detail, str):
         return whole_characters(detail)
     try:
@@ -184,6 +185,6 @@ def json_form(detail: Any) -> Any:
     except MalformedPayloadError:
         pass
     try:
-        return decode_json(to_json(detail))  # members may be named by numbers, ids and the like
+        return decode_json(to_json(detail))  # members may have numbers, ids and the like as names
     except (ValueError, MalformedPayloadError):
         return None

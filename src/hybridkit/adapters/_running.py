@@ -1,10 +1,10 @@
-"""What every kind of process does around its work.
+"""The life of a process of any kind around its work.
 
 ```
 settings → logs → traces → Redis, RabbitMQ, data services → work … SIGTERM → stop in order → exit 0
 ```
 
-One kind per process; the first SIGTERM or Ctrl-C asks it to stop, the second one hurries it.
+A process has one kind. The first SIGTERM or Ctrl-C asks it to stop, the second one to hurry.
 """
 
 import asyncio
@@ -47,11 +47,11 @@ __all__ = [
 type Kind = Literal["fastapi", "aiogram", "worker"]
 
 type Lifespan = Callable[[ServiceResources], AbstractAsyncContextManager[Mapping[Any, object] | None]]
-"""What an application opens for itself; it may yield what its handlers get, by type."""
+"""An application's own context manager; it may yield values for its handlers, by type."""
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 UNREADY_SECONDS: Final = 5.0
-"""How long a load balancer may take to see that a process in production is not ready any more."""
+"""How long a load balancer may take to notice that a process in production is not ready any more."""
 FAILED: Final = 1
 
 _log = get_logger("hybridkit.process")
@@ -64,10 +64,10 @@ _running: Final[list[Kind]] = []
 
 @contextmanager
 def one_kind(kind: Kind) -> Generator[None]:
-    """Be that kind of process inside the block.
+    """Claim the process for a kind inside the block.
 
     An API, a bot and a worker each own the event loop, the signals and the way of stopping. Two of them in one process
-    take these from each other, and one that is busy or crashes takes the other with it.
+    would take these from each other, and one that blocks or crashes would affect the other.
 
     Raises:
         MisuseError: the process is of another kind already.
@@ -85,21 +85,21 @@ def one_kind(kind: Kind) -> Generator[None]:
         _running.remove(kind)
 
 
-# ── what it lives on ─────────────────────────────────────────────────────────────────────────────
+# ── its resources ────────────────────────────────────────────────────────────────────────────────
 
 
 @asynccontextmanager
 async def open_resources(
     kind: Kind, settings: ServiceSettings, *, when_down: RedisDown = RedisDown.DURABLE
 ) -> AsyncGenerator[ServiceResources]:
-    """Everything that the settings name, open inside the block and provided by type.
+    """Open everything that the settings name, and provide it by type inside the block.
 
-    A data service is awaited, and part of readiness, when its URL is set; one whose URL is left at the default is
-    there for whoever calls it, but not in production: there nothing provides its client.
+    A data service whose URL is set is waited for, and is part of readiness. One whose URL is left at the default has a
+    client nevertheless, but not in production.
 
     Args:
-        kind: of process.
-        settings: their classes say what is needed: `RedisSettings`, `RabbitSettings`, `DataClientSettings`.
+        kind: the kind of process.
+        settings: their base classes say what is needed: `RedisSettings`, `RabbitSettings`, `DataClientSettings`.
         when_down: what the idempotency guard does while Redis is down.
     """
     with one_kind(kind):
@@ -154,7 +154,7 @@ def _dependencies(kind: Kind, settings: ServiceSettings) -> Generator[Dependency
         mongo_url = settings.mongo_service_url.get_secret_value()
         prove_to_postgres = _authorization(settings, callee=settings.postgres_service_name)
         prove_to_mongo = _authorization(settings, callee=settings.mongo_service_name)
-        # Somebody waits for an API and a bot; a worker's messages can wait.
+        # People wait for an API and a bot; a worker's messages can wait.
         policy = ClientPolicy.worker() if kind == "worker" else ClientPolicy.interactive()
         if _is_there(settings, "postgres_service_url"):
             yield Dependency(
@@ -177,7 +177,7 @@ def _dependencies(kind: Kind, settings: ServiceSettings) -> Generator[Dependency
 
 
 def _is_there(settings: DataClientSettings, url: str) -> bool:
-    """Whether there is a data service: the defaults are for a developer's machine, and would be a guess elsewhere."""
+    """Return whether a data service is used; in production the default URL of a developer's machine is ignored."""
     if url in settings.model_fields_set or settings.environment != "production":
         return True
     _log.info("a data service is left out", reason=f"{url.upper()} is not set")
@@ -219,15 +219,15 @@ async def _probe_consumer(consumer: RobustConsumer) -> None:
 
 
 async def open_application(resources: ServiceResources, lifespan: Lifespan | None) -> None:
-    """Enter what the application opens for itself, and provide what it yields; it is left when the work is drained.
+    """Enter the application's own context manager, and provide what it yields; it is left after the work is drained.
 
     Raises:
-        DeclarationError: it yields something under a key that is no type, or has a provider.
+        DeclarationError: it yields a key that is not a type, or a type that has a provider.
     """
     if lifespan is None:
         return
     provides = await resources.open("application", lambda: lifespan(resources))
-    # What has no type as its key could be asked for by nobody.
+    # Handlers ask by type, so a key of another kind would never be found.
     if named := [key for key in provides or () if not _is_type(key)]:
         raise DeclarationError(
             f"the lifespan yields {', '.join(map(repr, named))}; handlers ask by type, as in `{{Mailer: mailer}}`"
@@ -243,10 +243,10 @@ def _is_type(key: object) -> bool:
 async def start_consumers(
     resources: ServiceResources, consumers: Sequence[RobustConsumer], *, providers: Mapping[Any, object]
 ) -> None:
-    """Let them consume until the resources are stopped; each is part of readiness.
+    """Start consumers, which run until the resources are stopped; each is part of readiness.
 
     Raises:
-        DeclarationError: two of them have one name.
+        DeclarationError: two consumers have the same name.
     """
     if not consumers:
         return
@@ -272,21 +272,19 @@ def _drain_of(consumer: RobustConsumer) -> StopAction:
 
 
 def provided[T](resources: ServiceResources, type_: type[T]) -> T:
-    """What is open under that type."""
+    """Return the open resource of a type."""
     return cast("T", resources.providers[type_])
 
 
-# ── its start and its end ────────────────────────────────────────────────────────────────────────
+# ── start and stop ───────────────────────────────────────────────────────────────────────────────
 
 
 class StopSignals:
-    """SIGTERM and SIGINT, taken over for the running task.
-
-    While it starts, a signal cancels it.
+    """The handlers of SIGTERM and SIGINT for the running task. A signal during the start cancels the task.
 
     Attributes:
-        asked: set by the first signal: stop in order.
-        hurried: set by the second: close, whatever still runs.
+        asked: set by the first signal, which asks for a stop in order.
+        hurried: set by the second signal, which asks for an end at once.
     """
 
     def __init__(self) -> None:
@@ -308,7 +306,7 @@ class StopSignals:
             asyncio.get_running_loop().remove_signal_handler(number)
 
     def started(self, resources: ServiceResources) -> None:
-        """The start is over: these are to be stopped in order from now on."""
+        """End the phase of the start: from now on a signal stops these resources in order."""
         self._resources = resources
 
     def _receive(self, number: signal.Signals) -> None:
@@ -326,10 +324,10 @@ def run_process[SettingsT: ServiceSettings](
     settings_class: Callable[[], SettingsT],
     main: Callable[[SettingsT, StopSignals], Coroutine[Any, Any, None]],
 ) -> None:
-    """Read the settings, configure the logs, run `main`; return when it has ended well.
+    """Read the settings, configure the logs, and run `main` until it ends.
 
     Raises:
-        SystemExit: with code 1 and one readable report, when the settings are unusable or the start failed.
+        SystemExit: the settings are unusable, or the start failed; with code 1 and a readable report.
     """
     try:
         settings = settings_class()
@@ -355,9 +353,9 @@ def run_process[SettingsT: ServiceSettings](
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """That of uvloop, where the extra `fast` is installed."""
+    """Return uvloop's loop factory when the extra `fast` is installed, or None."""
     try:
-        import uvloop  # noqa: PLC0415  # most processes that import an adapter never come here
+        import uvloop  # noqa: PLC0415  # optional, and not needed to import an adapter
     except ImportError:
         return None
     return uvloop.new_event_loop

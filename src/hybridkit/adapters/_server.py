@@ -1,4 +1,4 @@
-"""The server of `run_api`: uvicorn with limits that hold before an application is asked, and an end in good order.
+"""The server of `run_api`: uvicorn with limits that hold before the application is called, and a stop in order.
 
 ```
 SIGTERM → readiness turns red → event streams end → requests finish → the sockets close
@@ -32,23 +32,23 @@ if TYPE_CHECKING:
 __all__ = ["Server"]
 
 KEEP_ALIVE_SECONDS: Final = 75
-"""Longer than our clients keep an idle connection (30 s), so that none is closed while a request is on its way."""
+"""Longer than our clients keep an idle connection (30 s), so that none is closed with a request on its way."""
 
 DRAIN_SHARE: Final = 0.7
-"""Of `shutdown_seconds`: the rest is for closing what the requests needed."""
+"""The share of `shutdown_seconds` for requests to finish; the rest is for closing their resources."""
 
 CHECK_SECONDS: Final = 1.0
-"""How often it is looked for peers that are too slow."""
+"""The interval of the checks for slow clients."""
 
 
 class Server(uvicorn.Server):
-    """Serve an application until it is asked to stop.
+    """Serves an application until it is asked to stop.
 
-    The socket stays open until readiness is red, and a signal is not raised a second time at the end.
+    The socket stays open until readiness is red, and no signal is raised again at the end.
 
     Args:
-        app: an application of `create_app` whose lifespan is entered already.
-        settings: host, port and how long a stop may take.
+        app: an application of `create_app` whose lifespan has been entered.
+        settings: host, port, and the time for a stop.
         stop: says when to stop, and when to hurry.
     """
 
@@ -109,7 +109,7 @@ class Server(uvicorn.Server):
 
 
 def _connection_class() -> type[asyncio.Protocol]:
-    """Return the parser in C where the extra `fast` is installed."""
+    """Return the class with the parser in C when the extra `fast` is installed, otherwise the one in Python."""
     try:
         from hybridkit.adapters._httptools_connection import HttpToolsConnection  # noqa: PLC0415 - an extra of its own
     except ImportError:

@@ -1,4 +1,4 @@
-"""Text that no database takes: U+0000, and half of a surrogate pair. Its sender is told where, and nothing runs."""
+"""Refusal of text that databases can't store: U+0000, and halves of surrogate pairs."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from hybridkit.errors import FieldProblem, InvalidRequestError
 __all__ = ["TextMiddleware"]
 
 _ESCAPES: Final = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])|\x00")
-"""What JSON may write such text with: escapes, or any in UTF-16, which has a zero byte in each letter."""
+"""The bytes that such text may have in JSON: escapes, or a zero byte, which JSON in UTF-16 also has."""
 
 _NO_TEXT: Final = re.compile("[\x00\ud800-\udfff]")
 _CODE: Final = "string_unicode"
@@ -25,11 +25,11 @@ _CODE: Final = "string_unicode"
 class TextMiddleware:
     """Refuses such text in a path, a query, and a JSON body that FastAPI reads.
 
-    A body that a route reads by itself is its own: it may be signed, or kept as it is.
+    A body that the route reads itself is not checked: it may be signed, or stored as it is.
 
     Args:
         app: the application.
-        reads_body: whether FastAPI reads the body of the route that the request goes to.
+        reads_body: returns whether FastAPI reads the body for the route of a request.
     """
 
     def __init__(self, app: ASGIApp, *, reads_body: Callable[[Scope], bool]) -> None:
@@ -37,10 +37,10 @@ class TextMiddleware:
         self.reads_body = reads_body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection of the server.
+        """Serve one request.
 
         Raises:
-            InvalidRequestError: there is such text, with a pointer to each.
+            InvalidRequestError: the request has such text; the error has a pointer to each.
         """
         if scope["type"] == "http":
             _refuse(_in_url(scope))
@@ -86,7 +86,7 @@ def _in_json(body: bytes) -> Iterator[str]:
     try:
         waiting: list[tuple[str, Any]] = [("", json.loads(body))]
     except (ValueError, RecursionError):
-        return  # it is refused as what it is
+        return  # the application refuses malformed JSON
     while waiting:
         pointer, value = waiting.pop()
         if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""The Telegram kind of process: an Aiogram dispatcher whose handlers get what they ask for, and lose no update.
+"""The Telegram kind of process: an Aiogram dispatcher with injection by type, which loses no update.
 
 ```python
 dispatcher = Dispatcher()
@@ -10,12 +10,12 @@ def main() -> None:
     run_bot(dispatcher, BotSettings)                        # until SIGTERM; exit code 0
 ```
 
-Aiogram's own polling confirms an update before its handler has run, and cancels running handlers when it stops. Here
-an update is confirmed when its handler is through, so a crash or a stop makes Telegram deliver it again; the
-idempotency guard sees to it that it still runs once. The updates of a chat are handled in their order, those of others
-beside. What fails for a moment is handled again (`TemporaryError` and the other retryable errors of hybridkit,
-Telegram's "retry later", 5xx and lost connections); what is given up is answered with the request id, unless a handler
-of errors of your own has dealt with it. Consumers of events can run beside.
+Aiogram's own polling confirms an update before its handler has run, and cancels running handlers when it stops. Here an
+update is confirmed after its handler, so Telegram delivers it again after a crash or a stop, and the idempotency guard
+makes it run once. Updates of one chat are handled in order, those of different chats concurrently. Temporary failures
+are retried (`TemporaryError` and the other retryable errors of hybridkit, Telegram's "retry later", 5xx and lost
+connections). When an update is given up, the user gets an answer with the request id, unless an error handler of the
+application has handled the error. Consumers of events can run in the same process.
 """
 
 import inspect
@@ -72,21 +72,21 @@ def run_bot(
     failure_texts: Mapping[str, str] = FAILURE_TEXTS,
     handler_seconds: float = HANDLER_SECONDS,
 ) -> None:
-    """Ask Telegram for updates until SIGTERM, then finish what runs and return. A second signal gives up what runs.
+    """Poll Telegram for updates until SIGTERM, then finish what runs and return. A second signal ends what runs.
 
     Args:
-        dispatcher: its handlers may ask for `Postgres`, `Mongo`, `Publisher`, `Redis`, `Context`, the settings, and
-            what `lifespan` provides, by type.
-        settings_class: read once, now.
-        consumers: run beside; their handlers may also ask for aiogram's `Bot`.
-        lifespan: a context manager of the application's own, entered when the resources are open and left when the
-            handlers have ended. It may yield a mapping of types to what handlers get for them: `{Mailer: mailer}`.
-        failure_texts: what a person is told whose update is given up, by language (`ru`); `{request_id}` is filled in.
-            English, or else the first, is for all other languages. An empty mapping says nothing.
-        handler_seconds: how long the handlers of an update may take; then they are cancelled, and it is given up.
+        dispatcher: the dispatcher. Its handlers may ask for `Postgres`, `Mongo`, `Publisher`, `Redis`, `Context`, the
+            settings, and what `lifespan` provides, by type.
+        settings_class: the class of the settings, which are read once, now.
+        consumers: consumers to run as well; their handlers may also ask for aiogram's `Bot`.
+        lifespan: a context manager of the application, entered when the resources are open, and left when the handlers
+            have ended. It may yield a mapping of types to values for handlers: `{Mailer: mailer}`.
+        failure_texts: the answer to a user whose update is given up, by language (`ru`); `{request_id}` is filled in.
+            English, or else the first, is for all other languages. An empty mapping turns the answers off.
+        handler_seconds: the time limit of an update's handlers; they are cancelled then, and the update is given up.
 
     Raises:
-        SystemExit: with code 1, when the settings are unusable or the start failed.
+        SystemExit: the settings are unusable, or the start failed; with code 1.
     """
 
     async def work(settings: BotSettings, stop: StopSignals) -> None:
@@ -116,7 +116,7 @@ async def bot_lifespan(
     failure_texts: Mapping[str, str] = FAILURE_TEXTS,
     handler_seconds: float = HANDLER_SECONDS,
 ) -> AsyncGenerator[ServiceResources]:
-    """What `run_bot` runs, for those who have a `main` of their own: inside the block the bot answers.
+    """Run the bot inside the block, as `run_bot` does, for an application with its own `main`.
 
     Call `resources.started()` to turn readiness green.
     """
@@ -145,7 +145,7 @@ async def _running_bot(
     check_texts(failure_texts)
     if handler_seconds <= 0:
         raise DeclarationError(f"handler_seconds must be positive, not {handler_seconds}")
-    # A message to a person can't be taken back: without Redis, better wait than send it twice.
+    # A message to a user can't be taken back: without Redis, waiting is better than sending it twice.
     async with open_resources("aiogram", settings, when_down=RedisDown.EXTERNAL) as resources:
         bot = await resources.open("telegram", lambda: _connected_bot(settings), provides=Bot)
         await open_application(resources, lifespan)
@@ -171,7 +171,7 @@ async def _connected_bot(settings: BotSettings) -> AsyncGenerator[Bot]:
     async with Bot(settings.bot_token.get_secret_value(), session=AiohttpSession(api=api)).context() as bot:
         try:
             me = await bot.me()
-            await bot.delete_webhook()  # with one, Telegram refuses to be polled
+            await bot.delete_webhook()  # with a webhook, Telegram refuses polling
         except TelegramUnauthorizedError:
             raise token_error() from None
         except AiogramError as error:
@@ -182,20 +182,20 @@ async def _connected_bot(settings: BotSettings) -> AsyncGenerator[Bot]:
 
 @asynccontextmanager
 async def _started(dispatcher: Dispatcher, bot: Bot, providers: Mapping[Any, object]) -> AsyncGenerator[None]:
-    """Handlers get what they ask for; those of `dispatcher.startup` and `dispatcher.shutdown` run as ever."""
+    """Run the dispatcher's startup and shutdown handlers around the block, with injection and error handling."""
     data = {"dispatcher": dispatcher, "bots": (bot,), **dispatcher.workflow_data}
     injection = _Injection(providers)
     with injection.into(dispatcher), TemporaryErrors().around(dispatcher):
         await dispatcher.emit_startup(bot=bot, **data)
         try:
-            injection.check(dispatcher)  # what handles the startup may have put into the dispatcher's data
+            injection.check(dispatcher)  # after the startup handlers, which may have added data
             yield
         finally:
             await dispatcher.emit_shutdown(bot=bot, **data)
 
 
 class _Injection:
-    """Gives handlers what they ask for by type, on top of what Aiogram gives them by name."""
+    """Passes arguments to handlers by type, in addition to those that Aiogram passes by name."""
 
     def __init__(self, providers: Mapping[Any, object]) -> None:
         self._providers = providers
@@ -203,11 +203,11 @@ class _Injection:
         self._by_name: dict[Any, InjectionPlan] = {}
 
     def check(self, dispatcher: Dispatcher) -> None:
-        """Find what nobody can provide, as far as that is certain before there is an update.
+        """Find parameters without a provider, as far as that is certain before the first update.
 
         Raises:
-            DeclarationError: a handler's parameter is neither of a type that is provided, nor has the name of anything
-                that Aiogram, the dispatcher's data or a filter gives.
+            DeclarationError: the type of a handler's parameter is not provided, and its name is not one that Aiogram,
+                the dispatcher's data or a filter provides.
         """
         for name, observer, handler in static_handlers(dispatcher):
             given = {*dispatcher.workflow_data, *CONTEXT_NAMES}
@@ -224,7 +224,7 @@ class _Injection:
 
     @contextmanager
     def into(self, dispatcher: Dispatcher) -> Generator[None]:
-        """Be part of that dispatcher inside the block.
+        """Register with a dispatcher inside the block.
 
         Raises:
             DeclarationError: an annotation of a handler can't be resolved.
@@ -254,14 +254,14 @@ class _Injection:
         try:
             return await handler(event, given)
         except TypeError as error:
-            if "required" in str(error):  # Python's word, where the handler was called without a parameter
+            if "required" in str(error):  # Python's message for a missing argument
                 self._check_given(callback, given, "neither does a filter or middleware")
             raise
 
     def _plan(self, callback: Callable[..., Any]) -> InjectionPlan:
         if callback not in self._plans:
             parameters = list(inspect.signature(callback).parameters.values())
-            # The first is the event; Aiogram finds others by their name, whether they have an annotation or not.
+            # The first is the event; Aiogram passes others by name, with or without an annotation.
             by_name = {it.name for it in parameters if it.annotation is it.empty or it.kind in _VARIADIC}
             plan = plan_injection(callback, skip={parameters[0].name, *by_name} if parameters else ())
             known = (*self._providers, RequestContext)

@@ -1,4 +1,4 @@
-"""What handlers ask for by type, by the same names in every kind of process.
+"""The types that handlers ask for, under the same names in every kind of process.
 
 ```python
 async def register(body: NewUser, postgres: Postgres) -> User: ...              # a FastAPI route
@@ -6,8 +6,8 @@ async def start(message: Message, postgres: Postgres) -> None: ...              
 async def on_created(event: UserCreated, mongo: Mongo) -> None: ...             # a consumer's handler
 ```
 
-FastAPI injects what its own `Depends` marks, so the aliases carry one where FastAPI is installed. Everywhere else the
-alias is looked through, and the bare class does as well.
+FastAPI injects parameters marked with `Depends`, so the aliases carry one where FastAPI is installed. The other kinds
+of process ignore it, and accept the bare class as well.
 """
 
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,7 +25,7 @@ __all__ = ["Context", "Mongo", "Postgres", "Publisher", "Redis"]
 
 
 def _marker(type_: type) -> Any:
-    """With this FastAPI finds, for each request, what the running application has of that type."""
+    """Return a `Depends` for what the running application has of a type, or None without FastAPI."""
     try:
         from fastapi import Depends  # noqa: PLC0415  # optional, and its absence is no error here
         from starlette.requests import HTTPConnection  # noqa: PLC0415
@@ -54,10 +54,10 @@ Mongo = Annotated[MongoDataClient, _marker(MongoDataClient)]
 """The client of the MongoDB data service."""
 
 Publisher = Annotated[RobustPublisher, _marker(RobustPublisher)]
-"""Publishes events and sends commands."""
+"""The publisher of events and commands."""
 
 Redis = Annotated[RedisClient, _marker(RedisClient)]
 """The connection to Redis that holds claims, locks and sessions; see `hybridkit.coordination`."""
 
 Context = Annotated[RequestContext, _marker(RequestContext)]
-"""The request id, user and deadline of what is being handled."""
+"""The request id, user and deadline of the current request, update or message."""

@@ -1,4 +1,4 @@
-"""The HTTP kind of process: a FastAPI application with its resources, and a server that stops in good order.
+"""The HTTP kind of process: a FastAPI application with its resources, and a server that stops in order.
 
 ```python
 app = create_app(ApiSettings, title="Users")        # settings are read when the application starts, not here
@@ -10,9 +10,9 @@ def main() -> None:
     run_api(app)
 ```
 
-Every request has a context (request id, deadline) and one log line; errors are answered as problems (RFC 9457), and
-those that a client of ours raised by what they mean for the caller, who has made no such request; `/health`, `/ready`
-and `/metrics` are there; a write with an `Idempotency-Key` runs once.
+Every request has a context (request id, deadline) and one log line. Errors are answered as problems (RFC 9457), those
+of our clients by their meaning for the caller. `/health`, `/ready` and `/metrics` are there. A write with an
+`Idempotency-Key` runs once.
 """
 
 import re
@@ -68,7 +68,7 @@ except ImportError:
 __all__ = ["IdempotencyMiddleware", "RequestContextMiddleware", "api_lifespan", "create_app", "run_api"]
 
 _UNREADABLE: Final = "There was an error parsing the body"
-"""FastAPI's words for whatever reading a body raised."""
+"""FastAPI's message for any error while a body was read."""
 _TELLABLE: Final = frozenset(get_args(ErrorType)) - {
     "assertion_error",
     "get_attribute_error",
@@ -79,9 +79,9 @@ _TELLABLE: Final = frozenset(get_args(ErrorType)) - {
     "uuid_parsing",
     "value_error",
 }
-"""Problems that pydantic tells in words of its own, without the value; somebody else's words may quote it."""
+"""Errors with pydantic's own messages, which do not quote the value; a validator's own message may."""
 _OF_BODIES: Final = frozenset({"content-type", "content-length", "content-encoding", "transfer-encoding"})
-"""Headers of a body that an exception doesn't have."""
+"""Headers that describe a body, which an exception does not have."""
 
 _CONTROLS: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
@@ -97,24 +97,25 @@ def create_app(
     internal: bool = False,
     body_limits: Mapping[str, int] | None = None,
 ) -> FastAPI:
-    """An application that opens its resources when it starts and closes them when it stops; it may start again.
+    """Return an application that opens its resources when it starts and closes them when it stops. It may start again.
 
     Its OpenAPI document and the pages made of it (`/docs`, `/redoc`) are served outside of production only. While it
-    runs, `app.state` has `settings`, `resources`, and of these `redis` and `rabbitmq` (the publisher). Whatever answers
-    `GET` answers `HEAD`.
+    runs, `app.state` has `settings`, `resources`, and of these `redis` and `rabbitmq` (the publisher). Every route that
+    answers `GET` also answers `HEAD`.
 
     Args:
-        settings_class: read at each start, unless `app.state.settings` was given for it, as a test does.
-        title: in the OpenAPI document.
-        version: in the OpenAPI document.
-        lifespan: a context manager of the application's own, entered when the resources are open.
-        internal: the callers are our own services: their `X-User-ID` is believed, and they are told why something
-            failed.
-        body_limits: how many bytes a request's body may have, by the path that its URL begins with, such as
-            `{"/photos": 20 * 2**20}`; 1 MiB everywhere else, or what `/` says. Longer ones are answered 413.
+        settings_class: the class of the settings, which are read at each start, unless `app.state.settings` was set for
+            it, as tests do.
+        title: the title in the OpenAPI document.
+        version: the version in the OpenAPI document.
+        lifespan: a context manager of the application, entered when the resources are open.
+        internal: whether the callers are our own services: their `X-User-ID` is believed, and they are told why
+            something failed.
+        body_limits: the limits of request bodies in bytes, by the path that a URL begins with, such as
+            `{"/photos": 20 * 2**20}`; 1 MiB for all others, or the limit of `/`. Longer bodies are answered with 413.
 
     Raises:
-        DeclarationError: a body limit is no path or not positive.
+        DeclarationError: a body limit's path does not begin with a slash, or the limit is not positive.
     """
 
     @asynccontextmanager
@@ -126,9 +127,9 @@ def create_app(
                 resources.started()
                 yield state
         finally:
-            app.state.settings = None  # they belonged to this start
+            app.state.settings = None  # the next start reads them again
 
-    # A redirect to the path without its slash would repeat a write, to an address made of the Host field.
+    # A redirect to the path without its slash would repeat a write, at an address taken from `Host`.
     app = _Api(title=title, version=version, lifespan=with_resources, redirect_slashes=False)
     _hide_documents(app)
     app.state.settings_class = settings_class
@@ -136,7 +137,7 @@ def create_app(
     app.add_exception_handler(RequestValidationError, _answer_invalid_request)
     app.add_exception_handler(ExceptionGroup, _answer_group)
     app.add_middleware(HeadMiddleware, is_routed=is_routed)
-    if not internal:  # a data service says better what it doesn't take, and why
+    if not internal:  # a data service refuses with more precise errors
         app.add_middleware(TextMiddleware, reads_body=reads_body)
     app.add_middleware(
         IdempotencyMiddleware, guard=_guard_of, claims_inside=claims_after_dependencies, internal=internal
@@ -155,7 +156,7 @@ def create_app(
 
 
 class _Api(FastAPI):
-    """Has what answers failures around all middleware, also around what an application adds."""
+    """Keeps the handling of failures outside of all middleware, also of an application's own."""
 
     def build_middleware_stack(self) -> ASGIApp:
         outermost: tuple[Any, ...] = (RequestContextMiddleware, ExceptionMiddleware)
@@ -167,13 +168,13 @@ class _Api(FastAPI):
 
 @asynccontextmanager
 async def api_lifespan(app: FastAPI, settings: ServiceSettings) -> AsyncGenerator[ServiceResources]:
-    """What `create_app` does around an application's life, for a FastAPI application that is there already.
+    """Open the resources of an existing FastAPI application inside the block, as `create_app` does.
 
-    Call `resources.started()` when the application can work.
+    Call `resources.started()` when the application is ready.
 
     Args:
-        app: its `state` gets the resources.
-        settings: decide which resources are opened.
+        app: the application; its `state` gets the resources.
+        settings: the settings, which decide what is opened.
     """
     async with open_resources("fastapi", settings) as resources:
         app.state.settings = settings
@@ -187,11 +188,11 @@ async def api_lifespan(app: FastAPI, settings: ServiceSettings) -> AsyncGenerato
 def run_api(app: FastAPI) -> None:
     """Serve an application of `create_app` until SIGTERM, then finish what runs and return.
 
-    A second signal gives up what still runs. The application works under other ASGI servers too; what they lack is
-    readiness that turns red before the socket closes, and exit code 0.
+    A second signal ends what still runs. The application works under other ASGI servers too; they lack readiness that
+    turns red before the socket closes, and exit code 0.
 
     Raises:
-        SystemExit: the settings are unusable, or the start failed.
+        SystemExit: the settings are unusable, or the start failed; with code 1.
     """
 
     async def serve(settings: ServiceSettings, stop: StopSignals) -> None:
@@ -225,7 +226,7 @@ def _add_routes(app: FastAPI) -> None:
 
 
 def _hide_documents(app: FastAPI) -> None:
-    """Serve the OpenAPI document and its pages outside of production only: they tell strangers all that there is."""
+    """Serve the OpenAPI document and its pages outside of production only, as they tell strangers everything."""
     hidden = {app.openapi_url, app.docs_url, app.redoc_url, app.swagger_ui_oauth2_redirect_url}
     for route in app.router.routes:
         if isinstance(route, Route) and route.path in hidden:
@@ -248,7 +249,7 @@ def _json(status: int, body: object) -> Response:
 
 
 async def _answer_http_exception(request: Request, error: Exception) -> Response:
-    """Unknown routes, wrong methods, and what routes raise on purpose: any status, with its headers and its detail."""
+    """Answer unknown routes, wrong methods, and `HTTPException` with any status, headers and detail."""
     if not isinstance(error, HTTPException):
         raise error
     if error.detail == _UNREADABLE and isinstance(error.__cause__, HybridkitError):
@@ -257,14 +258,14 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
     is_unrouted = not {"endpoint", "route"} & request.scope.keys()
     if status == 404 and is_unrouted and detail == responses[404]:
         raise NoRouteError("there is no such route")
-    if not 200 <= status <= 599:  # no answer has such a status
+    if not 200 <= status <= 599:  # no final response has such a status
         raise error
     lines = list(_header_lines(error.headers or {}))
     if status < 400:
         answer = _without_problem(status, detail)
     else:
         answer = _problem(*http_problem(status, detail, instance=request.url.path))
-    for name, _ in lines:  # its own are there unless others were raised
+    for name, _ in lines:  # the exception's headers replace the default ones
         del answer.headers[name]
     for name, value in lines:
         answer.headers.append(name, value)
@@ -272,7 +273,7 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
 
 
 def _header_lines(headers: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The header of an exception, one value a line, as it can be sent: a line can't be ended by a value."""
+    """Yield the headers of an exception, one value per line, without characters that would end a line."""
     for name, value in headers.items():
         if name.lower() in _OF_BODIES or value is None:
             continue
@@ -284,13 +285,13 @@ def _header_text(value: Any) -> str:
     text = _CONTROLS.sub(" ", whole_characters(str(value)))
     try:
         text.encode("latin-1")
-    except UnicodeEncodeError:  # as UTF-8, which readers guess
+    except UnicodeEncodeError:  # as UTF-8, which clients commonly try
         return text.encode().decode("latin-1")
     return text
 
 
 async def _answer_group(request: Request, error: Exception) -> Response:
-    """What a task group has wrapped: where it is a single error, that one's answer."""
+    """Answer the error that a task group has wrapped, when it is a single one."""
     match unwrapped(error):
         case HTTPException() as inner:
             return await _answer_http_exception(request, inner)
@@ -301,7 +302,7 @@ async def _answer_group(request: Request, error: Exception) -> Response:
 
 
 async def _handle_failure(scope: Scope, receive: Receive, send: Send, error: Exception) -> bool:
-    """Have the application's own handler of all errors answer; where Starlette asks it, none arrives."""
+    """Answer by the application's own handler for all errors, which Starlette would not reach."""
     handlers: Mapping[Any, Any] = scope["app"].exception_handlers
     handler = handlers.get(Exception) or handlers.get(500)
     if handler is None or isinstance(unwrapped(error), HybridkitError):
@@ -318,7 +319,7 @@ async def _handle_failure(scope: Scope, receive: Receive, send: Send, error: Exc
 
 
 def _without_problem(status: int, detail: Any) -> Response:
-    """Such as a redirect: what FastAPI makes of it, but without a body that only repeats the status."""
+    """Answer a redirect and the like as FastAPI does, but without a body that repeats the status."""
     told = None if detail in ("", responses.get(status)) else json_form(detail)
     if status in (204, 205, 304) or told is None:
         return Response(None, status)
@@ -326,7 +327,7 @@ def _without_problem(status: int, detail: Any) -> Response:
 
 
 async def _answer_invalid_request(request: Request, error: Exception) -> Response:
-    """A body, path or query that doesn't fit: where and why, never the value, which may be a secret."""
+    """Answer a misfit of body, path or query: where and why, but not the value, which may be secret."""
     if not isinstance(error, RequestValidationError):
         raise error
     found = [_field_problem(detail) for detail in error.errors()]
@@ -338,14 +339,14 @@ async def _answer_invalid_request(request: Request, error: Exception) -> Respons
 
 def _field_problem(detail: Mapping[str, Any]) -> FieldProblem:
     kind = str(detail["type"])
-    if kind == "json_invalid":  # FastAPI has the place of a byte where others have a field
+    if kind == "json_invalid":  # its location is a byte's, not a field's
         return FieldProblem("", kind, "the body is no JSON")
     words = str(detail.get("msg", "")) if kind in _TELLABLE else "the value is refused"
     return FieldProblem(_pointer(detail["loc"]), kind, words)
 
 
 def _pointer(location: Sequence[int | str]) -> str:
-    """RFC 6901; from the root of the body, or from the name of the part that it is in."""
+    """Return the JSON pointer (RFC 6901) from the root of the body, or from the name of another part."""
     parts = location[1:] if location and location[0] == "body" else location
     return json_pointer(parts)
 
@@ -355,7 +356,7 @@ def _problem(problem: Problem, body: bytes) -> Response:
     return Response(body, problem.status, own)
 
 
-# ── what the running application has ─────────────────────────────────────────────────────────────
+# ── the running application ──────────────────────────────────────────────────────────────────────
 
 
 def _guard_of(scope: Scope) -> IdempotencyGuard | None:
@@ -366,7 +367,7 @@ def _guard_of(scope: Scope) -> IdempotencyGuard | None:
 
 @contextmanager
 def _instrumented(app: FastAPI, settings: ServiceSettings) -> Generator[None]:
-    """Spans for requests, where spans go anywhere."""
+    """Trace requests inside the block when traces are exported."""
     if settings.otel_exporter_otlp_endpoint is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""The background kind of process: consumers of events and commands, and nothing else.
+"""The background kind of process: consumers of events and commands.
 
 ```python
 analytics = RobustConsumer("worker_service.analytics", concurrency=32)
@@ -10,8 +10,8 @@ def main() -> None:
     run_worker(WorkerSettings, consumers=[analytics])       # until SIGTERM; exit code 0
 ```
 
-Each event runs once (the idempotency guard is always there). On SIGTERM the worker takes nothing new, finishes what it
-has, acknowledges, and ends. `/health`, `/ready` and `/metrics` are on the port of the settings.
+Each event runs once, by the idempotency guard. On SIGTERM the worker takes nothing new, finishes what it has,
+acknowledges it, and ends. `/health`, `/ready` and `/metrics` are on the port of the settings.
 """
 
 from collections.abc import AsyncGenerator, Sequence
@@ -38,17 +38,17 @@ def run_worker(
     consumers: Sequence[RobustConsumer],
     lifespan: Lifespan | None = None,
 ) -> None:
-    """Consume until SIGTERM, then finish what runs and return. A second signal gives up what still runs.
+    """Consume until SIGTERM, then finish what runs and return. A second signal ends what still runs.
 
     Args:
-        settings_class: read once, now.
-        consumers: what to run; their handlers may ask for `Postgres`, `Mongo`, `Publisher`, `Redis`, `Context`, the
-            settings, and what `lifespan` provides, by type.
-        lifespan: a context manager of the application's own, entered when the resources are open and left when the
-            handlers have ended. It may yield a mapping of types to what handlers get for them: `{Mailer: mailer}`.
+        settings_class: the class of the settings, which are read once, now.
+        consumers: the consumers to run. Their handlers may ask for `Postgres`, `Mongo`, `Publisher`, `Redis`,
+            `Context`, the settings, and what `lifespan` provides, by type.
+        lifespan: a context manager of the application, entered when the resources are open, and left when the handlers
+            have ended. It may yield a mapping of types to values for handlers: `{Mailer: mailer}`.
 
     Raises:
-        SystemExit: with code 1, when the settings are unusable or the start failed.
+        SystemExit: the settings are unusable, or the start failed; with code 1.
     """
 
     async def work(settings: WorkerSettings, stop: StopSignals) -> None:
@@ -64,13 +64,13 @@ def run_worker(
 async def worker_lifespan(
     settings: WorkerSettings, *, consumers: Sequence[RobustConsumer], lifespan: Lifespan | None = None
 ) -> AsyncGenerator[ServiceResources]:
-    """What `run_worker` runs, for those who have a `main` of their own: inside the block the consumers consume.
+    """Run consumers inside the block, as `run_worker` does, for an application with its own `main`.
 
     Call `resources.started()` to turn readiness green.
 
     Args:
-        settings: where everything is.
-        consumers: what to run.
+        settings: the settings, which decide what is opened.
+        consumers: the consumers to run.
         lifespan: as in `run_worker`.
     """
     async with open_resources("worker", settings) as resources:

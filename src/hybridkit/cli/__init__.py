@@ -1,12 +1,12 @@
-"""The command `hybridkit`, for people and for CI: what an application has at its broker and in its outboxes.
+"""The command `hybridkit`, for people and for CI: an application's topology, dead letters, events and outboxes.
 
 ```
 hybridkit topology plan --app worker_service.main --url amqp://127.0.0.1:5672/
 ```
 
-Exit codes: 0 when all is well, 1 when something differs or failed, 2 when the command was used wrongly, 130 after
-Ctrl-C. With `--json` a command prints one JSON document on standard output and nothing else. What goes wrong is one
-line on standard error.
+Exit codes: 0 for success, 1 when something differs or failed, 2 when the command was used wrongly, 130 after Ctrl-C.
+With `--json` a command prints one JSON document on standard output and nothing else. An error is one line on standard
+error.
 """
 
 import sys

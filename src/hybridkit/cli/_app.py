@@ -1,4 +1,4 @@
-"""The root command: groups that are imported when they are used, and errors of ours as one line."""
+"""The root command, with groups that are imported on use, and hybridkit's errors in one line."""
 
 from importlib import import_module
 from importlib.metadata import version
@@ -20,13 +20,13 @@ INTERRUPTED: Final = 130
 
 
 class _Root(TyperGroup):
-    """Turns what a command raises into an exit code."""
+    """The group that turns errors into exit codes."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command.
 
         Raises:
-            typer.Exit: with 1 after an error of hybridkit, with 130 after Ctrl-C.
+            typer.Exit: the command has failed with an error of hybridkit (1), or was interrupted by Ctrl-C (130).
         """
         try:
             return super().invoke(ctx)
@@ -38,14 +38,14 @@ class _Root(TyperGroup):
 
 
 class _Lazy(TyperGroup):
-    """A group whose module is imported when its commands are asked for, so that `hybridkit --help` imports none."""
+    """A group that imports its module when its commands are needed, so that `hybridkit --help` imports none."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """The names in the module."""
+        """Return the names of the module's commands."""
         return self._group().list_commands(ctx)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of that name, or None."""
+        """Return the command of that name, or None."""
         return self._group().get_command(ctx, cmd_name)
 
     def _group(self) -> TyperGroup:

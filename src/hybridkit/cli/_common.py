@@ -1,4 +1,4 @@
-"""What all commands share: their options, finding what an application declares, and printing."""
+"""The parts that all commands share: options, the search for declarations, and printing."""
 
 import asyncio
 import logging
@@ -25,14 +25,14 @@ __all__ = [
     "JsonOption",
     "UrlOption",
     "checked_url",
-    "find",
+    "find_instances",
     "import_app",
     "is_terminal",
+    "one_line",
     "print_json",
     "print_table",
     "printable",
     "run",
-    "shown",
 ]
 
 SHOWN_CHARS: Final = 1000
@@ -43,14 +43,14 @@ def _checked_amqp_url(value: str) -> str:
 
 
 def checked_url(value: str, kind: Any) -> str:
-    """The URL, if it is one of that kind.
+    """Return a URL after checking its kind.
 
     Args:
-        value: what was given.
-        kind: such as `hybridkit.settings.AmqpUrl`.
+        value: the URL as given.
+        kind: the type of URL, such as `hybridkit.settings.AmqpUrl`.
 
     Raises:
-        typer.BadParameter: it is none; without the value, which may hold a password.
+        typer.BadParameter: the URL is not of that kind. The message does not have the URL, which may hold a password.
     """
     try:
         url: SecretUrl = TypeAdapter[SecretUrl](kind).validate_python(value)
@@ -82,28 +82,28 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 
 
 def run[T](work: Coroutine[Any, Any, T], *, deadline_seconds: float | None = None) -> T:
-    """Run the asynchronous half of a command; Ctrl-C cancels it, so that its connections are closed.
+    """Run the asynchronous part of a command; Ctrl-C cancels it, so that its connections are closed.
 
     Args:
         work: the coroutine.
-        deadline_seconds: of its context; without one a broker that is not there is waited for half a minute.
+        deadline_seconds: the deadline of its context. Without one a command waits half a minute for an absent broker.
     """
     context = RequestContext()
     with _no_logs(), bind(context.within(deadline_seconds) if deadline_seconds else context):
         return asyncio.run(work)
 
 
-def find[T](paths: Iterable[str], kind: type[T]) -> list[T]:
-    """The objects of that kind in the modules, each once, in the order in which they are found.
+def find_instances[T](paths: Iterable[str], kind: type[T]) -> list[T]:
+    """Return the objects of a type in some modules, each once, in the order of the modules.
 
-    A module is searched with the lists, tuples and other iterables of its top level, but not its submodules.
+    The top level of each module is searched, with its lists, tuples and sets, but not its submodules.
 
     Args:
-        paths: `package.module`, or `package.module:name` for one object or an iterable of them.
-        kind: what they must be instances of.
+        paths: `package.module`, or `package.module:name` for one object or a collection of them.
+        kind: the type of the objects.
 
     Raises:
-        typer.BadParameter: nothing can be imported from there, or nothing of that kind is in it.
+        typer.BadParameter: a module can't be imported, or has no object of that type.
     """
     found: dict[int, T] = {}
     for path in paths:
@@ -116,10 +116,10 @@ def find[T](paths: Iterable[str], kind: type[T]) -> list[T]:
 
 
 def import_app(path: str) -> ModuleType:
-    """The module, with the working directory on the path as `python -m` has it.
+    """Import a module, with the working directory on the path, as `python -m` does.
 
     Raises:
-        typer.BadParameter: it isn't there, or it fails while it is imported; the place is named.
+        typer.BadParameter: the module does not exist, or raises an error; the message has the place.
     """
     here = str(Path.cwd())
     if here not in sys.path:
@@ -131,12 +131,12 @@ def import_app(path: str) -> ModuleType:
 
 
 def print_json(document: Any) -> None:
-    """One JSON document, indented, on standard output."""
+    """Print one JSON document on standard output, indented."""
     typer.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS).decode())
 
 
 def print_table(rows: Sequence[Sequence[object]], *, headers: Sequence[str] = ()) -> None:
-    """Rows of equal length in columns as wide as they need to be, the last one unpadded."""
+    """Print rows of equal length in columns; the last one is not padded."""
     lines = [[str(cell) for cell in row] for row in ([headers] if headers else []) + list(rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
@@ -144,25 +144,25 @@ def print_table(rows: Sequence[Sequence[object]], *, headers: Sequence[str] = ()
         typer.echo("  ".join(cells).rstrip())
 
 
-def shown(value: object, *, most: int = SHOWN_CHARS) -> str:
-    """In one line, and not too long."""
+def one_line(value: object, *, max_chars: int = SHOWN_CHARS) -> str:
+    """Return a value as one line of at most `max_chars` characters; `-` for None."""
     text = "-" if value is None else printable(" ".join(str(value).split()))
-    return text if len(text) <= most else f"{text[:most]}…"
+    return text if len(text) <= max_chars else f"{text[:max_chars]}…"
 
 
 def printable(text: str) -> str:
-    """A message comes from anybody, and a terminal obeys the characters that aren't seen."""
+    """Replace the characters that a terminal would interpret, as messages come from anybody."""
     return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
 
 
 def is_terminal() -> bool:
-    """Whether there is somebody to ask."""
+    """Return whether there is a user to ask."""
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
 @contextmanager
 def _no_logs() -> Generator[None]:
-    """Log lines of a service would go to standard output, between the results; what matters to a command is raised."""
+    """Turn logging off inside the block, as log lines would mix with the results on standard output."""
     before, disabled = structlog.get_config(), logging.root.manager.disable
     structlog.configure(processors=[_drop])
     logging.disable()
@@ -200,7 +200,7 @@ def _instances[T](values: Iterable[object], kind: type[T]) -> Iterable[T]:
 
 
 def _in_one_line(error: Exception) -> str:
-    """What happened and where, of our own errors only what."""
+    """Return an error's message, with its place unless the error is one of ours."""
     said = f"{type(error).__name__}: {error}"
     frames = [each for each in traceback.extract_tb(error.__traceback__) if "importlib" not in each.filename]
     if isinstance(error, DeclarationError) or len(frames) < 2:

@@ -1,4 +1,4 @@
-"""`hybridkit dlq`: what is dead, why, and sending it back to its consumers."""
+"""`hybridkit dlq`: count, show and redrive dead letters."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -10,13 +10,13 @@ import typer
 from hybridkit.cli._common import (
     JsonOption,
     UrlOption,
-    find,
+    find_instances,
     is_terminal,
+    one_line,
     print_json,
     print_table,
     printable,
     run,
-    shown,
 )
 from hybridkit.codec import format_timestamp, truncate_timestamp
 from hybridkit.errors import HybridkitError
@@ -37,7 +37,7 @@ JSON_BODY_CHARS: Final = 16_000
 MAX_HEADER_LEVELS: Final = 50
 
 
-def _moment(text: str) -> datetime:
+def _parsed_time(text: str) -> datetime:
     try:
         return truncate_timestamp(datetime.fromisoformat(text))
     except ValueError:
@@ -56,11 +56,12 @@ ErrorOption = Annotated[
 SinceOption = Annotated[
     datetime | None,
     typer.Option(
-        "--since", parser=_moment, metavar="TIME", help="Only what failed then or later: ISO 8601, UTC."
+        "--since", parser=_parsed_time, metavar="TIME", help="Only what failed then or later: ISO 8601, UTC."
     ),
 ]
 UntilOption = Annotated[
-    datetime | None, typer.Option("--until", parser=_moment, metavar="TIME", help="Only what failed before.")
+    datetime | None,
+    typer.Option("--until", parser=_parsed_time, metavar="TIME", help="Only what failed before."),
 ]
 EventOption = Annotated[
     str | None,
@@ -95,7 +96,7 @@ def list_(
     AMQP can't list queues: name them, or the application that consumes, or the management API that knows all of them.
     Exit code 1 when one of them can't be read.
     """
-    names = _names(url, queues or (), apps or (), management_url)
+    names = _queue_names(url, queues or (), apps or (), management_url)
     found: list[DeadLetterSummary] = []
     errors: dict[str, str] = {}
     for name in names:
@@ -130,13 +131,13 @@ def peek(
     matching = DeadLetterFilter(
         event_type=event_type, reason=reason, error_type=error, since=since, until=until, event_id=event_id
     )
-    letters = run(DeadLetters(url, queue).peek(matching, limit=limit))
+    dead_letters = run(DeadLetters(url, queue).peek(matching, limit=limit))
     if as_json:
-        print_json([_document(letter) for letter in letters])
+        print_json([_document(dead_letter) for dead_letter in dead_letters])
         return
-    for letter in letters:
-        _print_letter(letter)
-    if not letters:
+    for dead_letter in dead_letters:
+        _print_dead_letter(dead_letter)
+    if not dead_letters:
         typer.echo("nothing fits")
 
 
@@ -165,11 +166,11 @@ def redrive(
     matching = DeadLetterFilter(
         event_type=event_type, reason=reason, error_type=error, since=since, until=until, event_id=event_id
     )
-    letters = DeadLetters(url, queue)
-    if not dry_run and not yes and not _is_agreed(letters, matching, limit, as_json=as_json):
+    dead_letters = DeadLetters(url, queue)
+    if not dry_run and not yes and not _is_confirmed(dead_letters, matching, limit, as_json=as_json):
         return
     done = run(
-        letters.redrive(
+        dead_letters.redrive(
             matching,
             dry_run=dry_run,
             rate_per_second=rate,
@@ -187,12 +188,14 @@ def redrive(
 # ── asking ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def _names(url: str, queues: Sequence[str], apps: Sequence[str], management_url: str | None) -> Sequence[str]:
-    """Each once: those that are named, those of the consumers, or all."""
+def _queue_names(
+    url: str, queues: Sequence[str], apps: Sequence[str], management_url: str | None
+) -> Sequence[str]:
+    """Return the queues to count: the named ones, those of the consumers, or all."""
     if queues:
         return list(dict.fromkeys(queues))
     if apps:
-        consumers = find(apps, RobustConsumer)
+        consumers = find_instances(apps, RobustConsumer)
         return DeadLetters.queues_of(consumers)
     if management_url:
         vhost = unquote(urlsplit(url).path.removeprefix("/")) or "/"
@@ -202,11 +205,13 @@ def _names(url: str, queues: Sequence[str], apps: Sequence[str], management_url:
     )
 
 
-def _is_agreed(letters: DeadLetters, matching: DeadLetterFilter, limit: int | None, *, as_json: bool) -> bool:
-    """Show what would be done, and ask whether to do it."""
+def _is_confirmed(
+    dead_letters: DeadLetters, matching: DeadLetterFilter, limit: int | None, *, as_json: bool
+) -> bool:
+    """Show what would be sent back, and ask the user to confirm it."""
     if as_json or not is_terminal():
         raise typer.BadParameter("there is nobody to ask: add --yes, or --dry-run to see what would be done")
-    preview = run(letters.redrive(matching, dry_run=True, limit=limit))
+    preview = run(dead_letters.redrive(matching, dry_run=True, limit=limit))
     _print_redriven(preview, limit)
     if preview.matched:
         typer.confirm(f"Send {_count(preview.matched)} back?", abort=True)
@@ -233,12 +238,12 @@ _HEADERS: Final = ("COUNT", "TYPE", "REASON", "ERROR", "FIRST FAILURE", "LAST", 
 def _row(group: DeadLetterGroup) -> tuple[object, ...]:
     return (
         group.count,
-        shown(group.event_type),
-        shown(group.reason),
-        shown(group.error_type).removeprefix("builtins."),
+        one_line(group.event_type),
+        one_line(group.reason),
+        one_line(group.error_type).removeprefix("builtins."),
         _time(group.first_failed_at),
         _time(group.last_failed_at),
-        shown(group.event_id),
+        one_line(group.event_id),
     )
 
 
@@ -254,46 +259,52 @@ def _print_redriven(done: Redriven, limit: int | None) -> None:
             f"only the first {done.looked_at} were looked at: too many stay in front of the others", err=True
         )
     for why, count in done.failed.items():
-        typer.echo(f"error: {_count(count)} not sent: {shown(why)}", err=True)
+        typer.echo(f"error: {_count(count)} not sent: {one_line(why)}", err=True)
 
 
 def _show_progress(redriven: int, failed: int) -> None:
     typer.echo(f"\r{redriven} sent back, {failed} failed ", nl=False, err=True)
 
 
-def _print_letter(letter: DeadLetter) -> None:
-    typer.echo(f"#{letter.position}  {shown(letter.event_type)}  {shown(letter.reason)}")
+def _print_dead_letter(dead_letter: DeadLetter) -> None:
+    typer.echo(f"#{dead_letter.position}  {one_line(dead_letter.event_type)}  {one_line(dead_letter.reason)}")
     rows = {
-        "event id": shown(letter.event_id),
-        **({"in the log": shown(letter.derived_id)} if letter.derived_id else {}),
-        "from": shown(letter.target),
-        "error": f"{shown(letter.error_type)}: {shown(letter.error)}" if letter.error_type else "-",
-        "attempts": f"{letter.attempts}, redriven {letter.generation} times",
-        "failed": f"first {_time(letter.first_failed_at)}, last {_time(letter.failed_at)}",
-        **{shown(name): shown(_plain(value)) for name, value in letter.headers.items() if name[:3] != "hk_"},
-        "body": shown(_body(letter, BODY_CHARS), most=2 * BODY_CHARS),
+        "event id": one_line(dead_letter.event_id),
+        **({"in the log": one_line(dead_letter.derived_id)} if dead_letter.derived_id else {}),
+        "from": one_line(dead_letter.target),
+        "error": f"{one_line(dead_letter.error_type)}: {one_line(dead_letter.error)}"
+        if dead_letter.error_type
+        else "-",
+        "attempts": f"{dead_letter.attempts}, redriven {dead_letter.generation} times",
+        "failed": f"first {_time(dead_letter.first_failed_at)}, last {_time(dead_letter.failed_at)}",
+        **{
+            one_line(name): one_line(_plain(value))
+            for name, value in dead_letter.headers.items()
+            if name[:3] != "hk_"
+        },
+        "body": one_line(_body(dead_letter, BODY_CHARS), max_chars=2 * BODY_CHARS),
     }
     print_table([(f"    {name}", value) for name, value in rows.items()])
-    if letter.stack:
-        typer.echo("\n".join(f"    {printable(line)}" for line in letter.stack.splitlines()))
+    if dead_letter.stack:
+        typer.echo("\n".join(f"    {printable(line)}" for line in dead_letter.stack.splitlines()))
 
 
-def _document(letter: DeadLetter) -> dict[str, Any]:
+def _document(dead_letter: DeadLetter) -> dict[str, Any]:
     return {
-        **{name: getattr(letter, name) for name in DeadLetter.__slots__},
-        "headers": _plain(letter.headers),
-        "body": _body(letter, JSON_BODY_CHARS),
-        "body_bytes": len(letter.body),
+        **{name: getattr(dead_letter, name) for name in DeadLetter.__slots__},
+        "headers": _plain(dead_letter.headers),
+        "body": _body(dead_letter, JSON_BODY_CHARS),
+        "body_bytes": len(dead_letter.body),
     }
 
 
-def _body(letter: DeadLetter, most: int) -> str:
-    text = letter.body[: 4 * most].decode(errors="replace")
-    return text if len(text) <= most else f"{text[:most]}… ({len(letter.body)} bytes)"
+def _body(dead_letter: DeadLetter, max_chars: int) -> str:
+    text = dead_letter.body[: 4 * max_chars].decode(errors="replace")
+    return text if len(text) <= max_chars else f"{text[:max_chars]}… ({len(dead_letter.body)} bytes)"
 
 
 def _plain(value: Any, *, levels: int = MAX_HEADER_LEVELS) -> Any:
-    """What JSON can carry; AMQP's headers can hold more."""
+    """Convert a header's value, which AMQP allows more types for, to JSON."""
     if not levels:
         return "…"
     if isinstance(value, Mapping):

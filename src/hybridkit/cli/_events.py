@@ -1,4 +1,4 @@
-"""`hybridkit events`: what an application's events look like, and whether they still do."""
+"""`hybridkit events`: export the schemas of an application's events, and compare them with a release."""
 
 from collections.abc import Iterable
 from enum import StrEnum
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hybridkit.cli._common import AppOption, JsonOption, find, import_app, print_json
+from hybridkit.cli._common import AppOption, JsonOption, find_instances, import_app, print_json
 from hybridkit.codec import decode_object
 from hybridkit.errors import MalformedPayloadError
 from hybridkit.events.schemas import Schema, asyncapi_document, check, event_schemas, to_json
@@ -70,11 +70,11 @@ def check_events(
 
 
 def _import(apps: Iterable[str]) -> list[RobustConsumer]:
-    """The consumers in the modules, of which there need not be any; importing the modules registers their events."""
+    """Import the modules, which registers their events, and return their consumers, if any."""
     found: list[RobustConsumer] = []
     for path in apps:
         if ":" in path:
-            found += find([path], RobustConsumer)
+            found += find_instances([path], RobustConsumer)
         else:
             found += [value for value in vars(import_app(path)).values() if isinstance(value, RobustConsumer)]
     return found

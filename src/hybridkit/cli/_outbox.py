@@ -1,4 +1,4 @@
-"""`hybridkit outbox`: what a data service has not published, why, and having it tried again."""
+"""`hybridkit outbox`: list the events that a data service has not published, and retry them."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from uuid import UUID
 
 import typer
 
-from hybridkit.cli._common import JsonOption, checked_url, is_terminal, print_json, print_table, run, shown
+from hybridkit.cli._common import JsonOption, checked_url, is_terminal, one_line, print_json, print_table, run
 from hybridkit.codec import format_timestamp
 from hybridkit.errors import MissingExtraError
 from hybridkit.settings import MongoUrl, PostgresUrl
@@ -141,10 +141,10 @@ def _row(entry: OutboxEntry) -> tuple[object, ...]:
     return (
         entry.sequence,
         entry.event_id,
-        shown(entry.event_type),
-        shown(entry.key),
+        one_line(entry.event_type),
+        one_line(entry.key),
         _age(_age_seconds(entry)),
-        shown(last, most=REASON_CHARS),
+        one_line(last, max_chars=REASON_CHARS),
     )
 
 
@@ -152,7 +152,7 @@ def _print_groups(entries: Sequence[OutboxEntry]) -> None:
     groups = Counter((entry.event_type, entry.reason) for entry in entries)
     if groups:
         rows = [
-            (count, shown(event_type), shown(reason, most=REASON_CHARS))
+            (count, one_line(event_type), one_line(reason, max_chars=REASON_CHARS))
             for (event_type, reason), count in groups.most_common()
         ]
         print_table(rows, headers=("COUNT", "TYPE", "REASON"))

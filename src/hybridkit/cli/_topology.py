@@ -1,4 +1,4 @@
-"""`hybridkit topology`: what consumers need of the broker, held against what it has."""
+"""`hybridkit topology`: compare what consumers need with what the broker has."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from hybridkit.cli._common import (
     AppOption,
     JsonOption,
     UrlOption,
-    find,
+    find_instances,
     print_json,
     print_table,
     run,
@@ -56,7 +56,7 @@ def plan(
 
     Exit code 1 when something is missing or conflicting.
     """
-    topology = topology_of(find(apps, RobustConsumer))
+    topology = topology_of(find_instances(apps, RobustConsumer))
     made = plan_topology(topology, url, management_url=management_url, renamed_from=renamed_from or ())
     found = run(made, deadline_seconds=CONNECT_SECONDS)
     _show(found, notes=found.notes, as_json=as_json)
@@ -70,7 +70,7 @@ def apply(apps: AppOption, url: UrlOption, *, as_json: JsonOption = False) -> No
 
     Exit code 1 when there is a conflict.
     """
-    topology = topology_of(find(apps, RobustConsumer))
+    topology = topology_of(find_instances(apps, RobustConsumer))
     before = run(apply_topology(topology, url), deadline_seconds=CONNECT_SECONDS)
     declared = before.of("missing")
     if as_json:
@@ -90,14 +90,14 @@ def verify(
 
     Exit code 1 when something is missing or conflicting.
     """
-    topology = topology_of(find(apps, RobustConsumer))
+    topology = topology_of(find_instances(apps, RobustConsumer))
     made = plan_topology(topology, url, management_url=management_url)
     found = run(made, deadline_seconds=CONNECT_SECONDS)
     _show(found, notes=(), as_json=as_json)
 
 
 def _show(plan: Plan, *, notes: Iterable[str], as_json: bool) -> NoReturn:
-    """Print the plan, and end with the exit code that it has."""
+    """Print the plan, and end the process with its exit code."""
     if as_json:
         document = {"is_clean": plan.is_clean, "broker": plan.broker, "notes": plan.notes}
         print_json({**document, "findings": plan.findings})

@@ -1,1 +1,1 @@
-"""Updates of Telegram: polled, read, handled, and tried again."""
+"""Updates of Telegram: polling, parsing, handling and retries."""

@@ -1,4 +1,4 @@
-"""What becomes of an update whose handler failed: again later, or an answer to the person who waits for one."""
+"""The failures of handlers: which are temporary, and the answer to a user whose update is given up."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -31,10 +31,10 @@ FAILURE_TEXTS: Final[Mapping[str, str]] = MappingProxyType(
         " Если это повторится, сообщите нам номер: {request_id}",
     }
 )
-"""What a person is told whose update was given up, by language."""
+"""The answer to a user whose update is given up, by language."""
 
 MAX_ALERT_CHARACTERS: Final = 200
-"""Telegram's limit for the text that answers a button."""
+"""Telegram's limit for the answer to a button."""
 
 _TEMPORARY: Final = (
     TelegramRetryAfter,
@@ -49,24 +49,24 @@ _log = get_logger("hybridkit.bot")
 
 
 def is_temporary(error: BaseException) -> bool:
-    """Whether the same update, handled later, can go well: nobody made a mistake."""
+    """Return whether a later attempt can succeed, as nobody has made a mistake."""
     match error:
         case HybridkitError():
             return error.retryable
         case BaseExceptionGroup():
             return all(map(is_temporary, error.exceptions))
-        case TelegramEntityTooLarge():  # to aiogram a trouble of the network
+        case TelegramEntityTooLarge():  # a network error in aiogram, but permanent
             return False
         case _:
-            # Redis also answers clients that aren't ours: aiogram's storage has one.
+            # Errors of Redis also come from aiogram's storage, which has a client of its own.
             return isinstance(error, _TEMPORARY) or is_refused_for_now(error)
 
 
 def check_texts(texts: Mapping[str, str]) -> None:
-    """Refuse texts that can't be filled in.
+    """Refuse texts that can't be formatted.
 
     Raises:
-        DeclarationError: naming the language.
+        DeclarationError: a text can't be formatted; the message names its language.
     """
     for language, text in texts.items():
         try:
@@ -79,7 +79,7 @@ def check_texts(texts: Mapping[str, str]) -> None:
 
 
 async def answer_failure(bot: Bot, update: Update, texts: Mapping[str, str], *, request_id: str) -> None:
-    """Tell the person that it didn't work, where the update has one that waits: best effort, once."""
+    """Tell the user of an update that it has failed, if there is one who waits; once, and without retries."""
     user = UserContextMiddleware.resolve_event_context(update).user
     if user is None or user.is_bot or not texts:
         return
@@ -93,13 +93,13 @@ async def answer_failure(bot: Bot, update: Update, texts: Mapping[str, str], *, 
 async def _answer(bot: Bot, update: Update, text: str) -> None:
     event = update.event
     match event:
-        # Not in a channel, nor in somebody's business chats, where it would be said in that person's name.
+        # Not in a channel or a business chat, where the answer would be in the owner's name.
         case Message() if update.event_type in {"message", "edited_message"}:
             await bot(event.answer(text, parse_mode=None))
         case CallbackQuery():
             try:
                 await bot(event.answer(text[:MAX_ALERT_CHARACTERS], show_alert=True))
-            except TelegramBadRequest:  # such an answer is taken for some seconds only
+            except TelegramBadRequest:  # Telegram accepts such an answer for some seconds only
                 await bot.send_message(event.from_user.id, text, parse_mode=None)
         case PreCheckoutQuery() | ShippingQuery():
             await bot(event.answer(ok=False, error_message=text))
@@ -108,6 +108,6 @@ async def _answer(bot: Bot, update: Update, text: str) -> None:
 
 
 def _text_for(texts: Mapping[str, str], language_code: str | None) -> str:
-    """Those of the language; otherwise English, or whatever comes first."""
+    """Return the text of a language, or else the English or the first one."""
     language = (language_code or "").lower().partition("-")[0]
     return texts.get(language) or texts.get("en") or next(iter(texts.values()))

@@ -1,4 +1,4 @@
-"""Handling one update: once, in a context of its own, again where an error will pass, with an answer where it won't."""
+"""The handling of one update: once, in its own context, with retries, and with an answer when it is given up."""
 
 import asyncio
 import math
@@ -26,18 +26,18 @@ from hybridkit.retry import Retry, RetryAfter
 __all__ = ["HANDLER_SECONDS", "RETRY", "UpdateRunner"]
 
 HANDLER_SECONDS: Final = 300.0
-"""How long a handler may take by default. The chat's next update waits for it, so it has to end."""
+"""The default time limit of an update's handlers; the chat's next update waits for them."""
 
 RETRY: Final = Retry.exponential(first_seconds=0.5, cap_seconds=10.0, attempts=8)
-"""For half a minute or so: that is how long a restart takes, and how long a person waits without a word."""
+"""Retries for about half a minute, which is a restart's time, and a user's patience."""
 
 CANCELLED_SECONDS: Final = 5.0
-"""How long a handler may take to end when its time is up; then it is left behind, and its chat goes on."""
+"""How long a cancelled handler may take to end before its chat goes on without it."""
 
 MAX_SHARED_TAKEOVERS: Final = 1
-"""What was taken over more often runs alone, as in a consumer: a process that dies on it takes no others along."""
+"""An update with more takeovers runs alone, as in a consumer: if it kills the process, no others are affected."""
 ALONE_SECONDS: Final = 5.0
-"""How long it waits for others then, and they for it: it may as well be one of those that take long or never end."""
+"""How long such an update waits for others, and they for it; some handlers never end."""
 
 CLAIM_WAIT_SECONDS: Final = 5.0
 REDIS_PAUSE_SECONDS: Final = 0.5
@@ -46,27 +46,27 @@ _log = get_logger("hybridkit.bot")
 
 
 class _TooLongError(Exception):
-    """A handler has not ended in its time."""
+    """The handlers did not end within their time limit."""
 
 
 class _OwnCancellationError(Exception):
-    """A handler was cancelled, and not by us: what it waited for was."""
+    """The handlers were cancelled by themselves or by what they waited for."""
 
 
 _will_retry: ContextVar[bool] = ContextVar("hybridkit_bot_comes_again", default=False)
-"""Whether the update that is handled would be handled again."""
+"""Whether the current update would be retried."""
 
 
 class UpdateRunner:
-    """Runs the handlers of an update, once, in a context of its own.
+    """Runs the handlers of each update once, in a context of its own.
 
     Args:
-        dispatcher: has the handlers.
-        bot: that was asked.
-        guard: knows what has run.
-        failure_texts: for a person whose update is given up.
-        handler_seconds: how long the handlers of an update may take.
-        retry: how often and how far apart, where an error is temporary.
+        dispatcher: the dispatcher with the handlers.
+        bot: the bot that has received the updates.
+        guard: knows which updates have run.
+        failure_texts: the answers to users whose update is given up, by language.
+        handler_seconds: the time limit of an update's handlers.
+        retry: the policy for temporary errors.
     """
 
     def __init__(
@@ -92,9 +92,9 @@ class UpdateRunner:
         return f"UpdateRunner({self.types}, handler_seconds={self._handler_seconds})"
 
     async def run(self, update: Update, stopping: asyncio.Event) -> bool:
-        """Whether it is through, well or badly; False when the stop came first, and it has to be delivered again.
+        """Handle an update, and return False when the stop came first, so that it has to be delivered again.
 
-        Never raises but for cancellation: an update that is given up is logged, answered and done with.
+        Only cancellation is raised: an update that is given up is logged, answered and finished.
         """
         started = time.perf_counter()
         with bind(RequestContext()):
@@ -130,7 +130,7 @@ class UpdateRunner:
         return None
 
     async def _run_claimed(self, acquired: Acquired, update: Update, stopping: asyncio.Event) -> str | None:
-        """How it ended for the holder of its claim; None when the stop came first."""
+        """Handle an update under a claim, and return its outcome, or None when the stop came first."""
         recorded = Outcome.RELEASED
         try:
             async with self._guard.hold(acquired):
@@ -145,7 +145,7 @@ class UpdateRunner:
 
     @asynccontextmanager
     async def _turn(self, *, alone: bool) -> AsyncGenerator[None]:
-        """The block runs beside others, or with nothing beside it; where that can't be had, beside the last ones."""
+        """Run the block beside other handlers, or alone as far as others end in time."""
         lock = HandlerLock.of_loop()
         if alone:
             async with lock.exclusive(wait_seconds=ALONE_SECONDS, max_hold_seconds=ALONE_SECONDS):
@@ -158,7 +158,7 @@ class UpdateRunner:
             lock.release_shared()
 
     async def _claim(self, update_id: int) -> Acquired | InProgress | UnavailableError | None:
-        """The right to run it; None when it has run; anything else: ask again."""
+        """Return the claim of an update, None when it has run, or another value when it has to be tried again."""
         key = claim_key("telegram", str(self._bot.id), update_id)
         try:
             answer = await self._guard.begin(key, update_id, wait_seconds=CLAIM_WAIT_SECONDS)
@@ -176,7 +176,7 @@ class UpdateRunner:
                 return None
 
     async def _run_with_retries(self, update: Update, stopping: asyncio.Event) -> str | None:
-        """How it ended: `done`, `unhandled`, or why it was given up; None when the stop came first."""
+        """Return `done`, `unhandled` or why the update was given up, or None when the stop came first."""
         number = 0
         while True:
             number += 1
@@ -206,7 +206,7 @@ class UpdateRunner:
         return decision.seconds if isinstance(decision, RetryAfter) else None
 
     async def _attempt(self, update: Update, *, is_last: bool) -> bool | BaseException:
-        """Whether there was a handler for it; or what it raised, whatever that is."""
+        """Return whether the update has a handler, or the error that its handlers raised."""
         handled = False
 
         async def feed() -> None:
@@ -215,7 +215,7 @@ class UpdateRunner:
 
         token = _will_retry.set(not is_last)
         try:
-            # Apart: what it does to its own task, such as cancelling it, ends neither this one nor its chat.
+            # In a task of its own: a handler that cancels its task ends neither this one nor its chat.
             running = asyncio.create_task(run_isolated(feed(), name=f"hybridkit handlers {update.update_id}"))
         finally:
             _will_retry.reset(token)
@@ -232,7 +232,7 @@ class UpdateRunner:
                 return error
 
     async def _has_ended(self, running: "asyncio.Task[Any]") -> bool:
-        """Whether it ends in its time; one that doesn't is cancelled, and left behind if that changes nothing."""
+        """Return whether the handlers end within their time limit; cancel them otherwise."""
         try:
             if (await asyncio.wait({running}, timeout=self._handler_seconds))[0]:
                 return True
@@ -244,13 +244,15 @@ class UpdateRunner:
             running.cancel()
             await asyncio.wait({running}, timeout=CANCELLED_SECONDS)
             if running.done() and not running.cancelled() and running.result() is None:
-                return True  # it was through already, and must not run again
+                return True  # it has ended already, and must not run again
             raise
         return False
 
     async def _feed(self, update: Update) -> bool:
         result = await self._dispatcher.feed_update(self._bot, update)
-        if isinstance(result, TelegramMethod):  # the short form: `return message.answer(…)`
+        if isinstance(
+            result, TelegramMethod
+        ):  # the handler has returned a method: `return message.answer(…)`
             await self._bot(cast("TelegramMethod[Any]", result))
         return result is not UNHANDLED
 
@@ -262,11 +264,11 @@ def _why_given_up(error: BaseException) -> str:
 
 
 class TemporaryErrors:
-    """Keeps what will pass from the handlers of errors, until the last attempt: they would take it for dealt with."""
+    """Hides temporary errors from the error handlers until the last attempt, so that they are retried."""
 
     @contextmanager
     def around(self, dispatcher: Dispatcher) -> Generator[None]:
-        """Be part of that dispatcher inside the block."""
+        """Register with a dispatcher inside the block."""
         dispatcher.errors.outer_middleware.register(self)
         try:
             yield

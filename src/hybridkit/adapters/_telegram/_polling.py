@@ -1,11 +1,11 @@
-"""Asking Telegram for updates: none is forgotten before it is through, and none holds the others up.
+"""The polling of updates: each is forgotten only after its handler, and none blocks the others.
 
-Telegram delivers the oldest hundred updates that were not confirmed, and confirms only in one go, up to an offset. So
-one handler that doesn't end would keep everything behind it from being confirmed, and after a hundred updates from
-being delivered. Before that, what runs is put on a shelf in Redis, and Telegram may forget it: after a crash the next
-process takes it from there.
+Telegram delivers the oldest hundred unconfirmed updates, and confirms all updates up to an offset at once. So one
+handler that does not end would block the confirmation of everything behind it and, after a hundred updates, their
+delivery. Before that, running updates are stored on a shelf in Redis, and Telegram may forget them. After a crash the
+next process takes them from there.
 
-The updates of a chat are handled one after another, in their order.
+The updates of a chat are handled in order.
 """
 
 import asyncio
@@ -29,34 +29,34 @@ from hybridkit.retry import UNLIMITED, Retry, asked_seconds
 __all__ = ["Polling", "token_error"]
 
 POLL_SECONDS: Final = 25
-"""How long Telegram may hold a call back while there is nothing new."""
+"""How long Telegram may wait for an update before it answers a call."""
 
 BUSY_POLL_SECONDS: Final = 0.5
-"""How often to ask while handlers run: their updates are not confirmed, so Telegram answers at once."""
+"""The interval of calls while handlers run: Telegram answers at once with their updates, which are unconfirmed."""
 
 FULL_ANSWER: Final = 100
-"""Telegram delivers no more at once."""
+"""The most updates that Telegram delivers at once."""
 
 MAX_UNCONFIRMED: Final = FULL_ANSWER // 2
-"""How many updates may wait for their confirmation; beyond, those that run go on the shelf."""
+"""How many updates may be unconfirmed before those that run are put on the shelf."""
 
 MAX_RUNNING: Final = 1000
-"""How many updates may be in hand; beyond, no more are asked for."""
+"""How many updates may run or wait for their chat before polling stops."""
 
 SHELF_SECONDS: Final = 86_400
-"""As long as Telegram itself keeps an update; the guard remembers for as long that one has run."""
+"""As long as Telegram keeps an update, and the guard its record of it."""
 
 SHELF_CHECK_SECONDS: Final = 30.0
-"""How often to look for what another process has left on the shelf."""
+"""The interval of checks for updates that another process has left on the shelf."""
 
 STALLED_SECONDS: Final = 30.0
-"""For how long no handler may end, in a bot that many people wait for, before it counts as standing still."""
+"""How long no handler may end, while many chats wait, before the bot counts as stalled."""
 
 STALLED_CHATS: Final = 10
-"""How many are many. Fewer may well be slow by themselves: an upload, a long answer."""
+"""How many chats have to wait for that; fewer may have slow handlers, such as uploads."""
 
 MAX_FAULTS: Final = 5
-"""How often an update is taken up again where nobody knows what fails."""
+"""How many unexpected errors outside of its handlers an update may cause before it is dropped."""
 
 CANCEL_SECONDS: Final = 1.0
 _BACKOFF: Final = Retry.exponential(first_seconds=0.5, cap_seconds=10.0, attempts=UNLIMITED)
@@ -65,17 +65,17 @@ _log = get_logger("hybridkit.bot")
 
 
 def token_error() -> AccessDeniedError:
-    """What to raise where Telegram says 401."""
+    """Return the error for a 401 of Telegram's."""
     return AccessDeniedError("Telegram does not know BOT_TOKEN: set the one that @BotFather gave")
 
 
 class Polling:
-    """Asks for updates, starts their handlers, and confirms those that are through.
+    """Polls for updates, starts their handlers, and confirms those that have finished.
 
     Args:
-        bot: that is asked.
+        bot: the bot to poll with.
         updates: runs the handlers.
-        redis: for what Telegram may forget while it runs.
+        redis: stores the updates that Telegram may forget while they run.
     """
 
     def __init__(self, bot: Bot, updates: UpdateRunner, redis: Redis) -> None:
@@ -98,7 +98,7 @@ class Polling:
         return f"Polling({self._seen!r}, problem={self._problem!r})"
 
     async def __aenter__(self) -> Self:
-        await self._take_from_shelf()  # first: what is there is older than what Telegram has
+        await self._take_from_shelf()  # first, as these are older than Telegram's
         self._polling = asyncio.create_task(self._poll(), name="hybridkit updates")
         return self
 
@@ -107,10 +107,10 @@ class Polling:
         await self._cancel_handlers()
 
     async def until(self, stopped: asyncio.Event) -> None:
-        """Wait for that event.
+        """Wait until an event is set.
 
         Raises:
-            AccessDeniedError: Telegram doesn't accept the token any more.
+            AccessDeniedError: Telegram does not accept the token any more.
         """
         waiting = asyncio.ensure_future(stopped.wait())
         try:
@@ -121,10 +121,10 @@ class Polling:
             await self._polling
 
     async def probe(self) -> None:
-        """For readiness: Telegram has answered the last time it was asked, and handlers end.
+        """Check that Telegram has answered the last call, and that handlers end.
 
         Raises:
-            UnavailableError: with the reason.
+            UnavailableError: one of them is not so; the message says which.
         """
         if self._polling.done():
             raise UnavailableError("Telegram gives no updates: nobody asks any more")
@@ -137,18 +137,18 @@ class Polling:
             )
 
     async def stop_asking(self, _: float) -> None:
-        """Take nothing new; what was delivered and not begun, or waits to be tried again, comes at the next start."""
+        """Stop polling. Updates that have not begun, or wait for a retry, are delivered at the next start."""
         self._stopping.set()
         self._polling.cancel()
         await asyncio.wait({self._polling})
 
     async def drain(self, seconds: float) -> None:
-        """Wait for the handlers, break off those that take too long, and confirm the others."""
+        """Wait for the handlers, cancel those that take too long, and confirm the finished updates."""
         if self._running:
             await asyncio.wait(self._running.values(), timeout=max(seconds - 2 * CANCEL_SECONDS, 0.0))
         await self._cancel_handlers()
         if self._seen.offset is not None:
-            with suppress(AiogramError):  # then they come again, and the guard knows them
+            with suppress(AiogramError):  # they are delivered again, and the guard knows them
                 await self._get_updates(timeout_seconds=0)
 
     async def _cancel_handlers(self) -> None:
@@ -170,7 +170,7 @@ class Polling:
                 answer = await self._get_updates(timeout_seconds=0 if self._seen.unfinished else POLL_SECONDS)
             except TelegramUnauthorizedError:
                 raise token_error() from None
-            except Exception as error:  # noqa: BLE001  # whatever an answer does to the library: the next may be good
+            except Exception as error:  # noqa: BLE001  # an odd answer may raise anything, and the next may be good
                 self._problem = str(error) if isinstance(error, HybridkitError) else type(error).__name__
                 pause_seconds = max(asked_seconds(error), next(pauses))
                 _log.warning("no updates", error=self._problem, again_in_seconds=round(pause_seconds, 1))
@@ -182,7 +182,7 @@ class Polling:
     async def _get_updates(self, *, timeout_seconds: int) -> Sequence[object]:
         offset = self._seen.offset
         ask = AskForUpdates(offset=offset, timeout=timeout_seconds, allowed_updates=self._updates.types)
-        # Beyond Telegram's own time: the network's. Aiogram knows whole seconds only.
+        # Telegram's own time, and some for the network. Aiogram accepts whole seconds only.
         answer: object = await self._bot(ask, request_timeout=timeout_seconds + 15)
         if not isinstance(answer, list):
             raise UnavailableError("what Telegram has answered is no list of updates")
@@ -203,7 +203,7 @@ class Polling:
         if unfinished := [self._running[update_id] for update_id in self._seen.unfinished]:
             await asyncio.wait(unfinished, timeout=BUSY_POLL_SECONDS)
         elif answer and not any(is_new):
-            await asyncio.sleep(BUSY_POLL_SECONDS)  # they come again at once
+            await asyncio.sleep(BUSY_POLL_SECONDS)  # Telegram would answer at once with the same updates
 
     # ── room for others ──────────────────────────────────────────────────────────────────────────
 
@@ -219,13 +219,13 @@ class Polling:
             self._problem = ""
 
     async def _take_from_shelf(self) -> None:
-        """Take up what was put there by a process that has ended since."""
+        """Start the updates that a process which has ended has left on the shelf."""
         self._shelf_check_at = time.monotonic() + SHELF_CHECK_SECONDS
         for raw in await self._shelf.values():
             self._begin(raw, shelved=True)
 
     async def _remove_from_shelf(self, *update_ids: int) -> None:
-        with suppress(UnavailableError):  # then it is looked at again, and the guard knows that it has run
+        with suppress(UnavailableError):  # it is taken from the shelf again, and the guard knows it
             await self._shelf.take_away(update_ids)
 
     # ── one update ───────────────────────────────────────────────────────────────────────────────
@@ -269,10 +269,10 @@ class Polling:
             (self._seen.finish if is_through else self._seen.abandon)(update_id)
 
     async def _is_done(self, update: Update) -> bool:
-        """Whether it is through; also when, beside its handlers, something fails again and again."""
+        """Return whether the update is finished, also after too many unexpected errors."""
         try:
             return await self._updates.run(update, self._stopping)
-        except Exception as error:  # noqa: BLE001  # nobody has foreseen it: its cause may pass, or stay
+        except Exception as error:  # noqa: BLE001  # unexpected, so it may be temporary or not
             faults = self._faults[update.update_id] = self._faults.get(update.update_id, 0) + 1
             _log.exception("an update was not handled", exc_info=error, faults=faults)
             if faults < MAX_FAULTS:

@@ -1,7 +1,7 @@
-"""Reading what Telegram delivers, one update at a time: one that can't be read must not take the others with it.
+"""Parsing of updates one by one, so that one that can't be parsed does not affect the others.
 
-A library knows the Bot API of the day it was released. Asked for a list of its own `Update`s, it refuses the whole
-answer for one message of a later kind, and is given the same answer again, for ever.
+A library knows the Bot API of the day of its release. If it parsed the whole list, it would refuse all of it for one
+message of a later kind, and would be given the same list again forever.
 """
 
 import re
@@ -21,7 +21,7 @@ _TYPE_SYNTAX: Final = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
 class AskForUpdates(TelegramMethod[Any]):
-    """As aiogram's `GetUpdates`, but the answer stays JSON."""
+    """aiogram's `GetUpdates`, with an answer that stays JSON."""
 
     __returning__: ClassVar[Any] = Any
     __api_method__: ClassVar[str] = "getUpdates"
@@ -32,16 +32,16 @@ class AskForUpdates(TelegramMethod[Any]):
 
 
 def id_of(raw: object) -> int | None:
-    """The number of an update; None for something that isn't one."""
+    """Return the id of an update, or None for something without a valid one."""
     update_id = cast("Mapping[str, object]", raw).get("update_id") if isinstance(raw, Mapping) else None
     if not isinstance(update_id, int) or isinstance(update_id, bool):
         return None
-    # A negative one would make an offset that has another meaning: forget all but the last ones.
+    # A negative offset has another meaning: forget all but the last updates.
     return update_id if update_id >= 0 else None
 
 
 def type_of(raw: object) -> tuple[str, bool]:
-    """What kind of update it says to be, and whether the library knows that kind."""
+    """Return the type that an update claims to have, and whether the library knows it."""
     names = list(cast("Mapping[str, Any]", raw)) if isinstance(raw, Mapping) else []
     known = next((name for name in names if name in _TYPES), None)
     if known is not None:
@@ -51,18 +51,18 @@ def type_of(raw: object) -> tuple[str, bool]:
 
 
 def read_update(raw: object, bot: Bot) -> Update | None:
-    """The update; None when this library can't read it."""
+    """Return the parsed update, or None when the library can't parse it."""
     if not type_of(raw)[1]:
         return None
     try:
         update = Update.model_validate(raw, context={"bot": bot})
-        _ = update.event_type  # a kind that is named and null has none
-    except Exception:  # noqa: BLE001  # the validators of a hundred models: whatever they raise, it can't be read
+        _ = update.event_type  # raises when the member of the type is null
+    except Exception:  # noqa: BLE001  # the validators of a hundred models may raise anything
         return None
     return update
 
 
 def chat_of(update: Update) -> object:
-    """What updates that follow each other have in common: their chat, or the user; None where they have neither."""
+    """Return what updates that are handled in order share: their chat, or else the user, or None."""
     context = UserContextMiddleware.resolve_event_context(update)
     return context.chat_id or context.user_id

@@ -1,4 +1,4 @@
-"""Handlers whose arguments are known before there is an update: nobody's filter or middleware adds any."""
+"""The handlers whose arguments are known before the first update, as no filter or middleware adds any."""
 
 from collections.abc import Iterator
 from typing import Any, Final
@@ -23,15 +23,15 @@ CONTEXT_NAMES: Final = frozenset(
         "command",
     }
 )
-"""What Aiogram and its own filters give by name."""
+"""The arguments that Aiogram and its own filters pass by name."""
 
 _PLAIN: Final = (CallOperation, ComparatorOperation, GetAttributeOperation)
-"""`F.text == "a"`, `F.photo`, `F.text.startswith("a")`: what they give is no mapping of names."""
+"""The operations of `F.text == "a"`, `F.photo` and `F.text.startswith("a")`, which add no arguments."""
 _OWN: Final = ("aiogram.dispatcher.", "aiogram.fsm.", "hybridkit.")
 
 
 def static_handlers(dispatcher: Dispatcher) -> Iterator[tuple[str, str, HandlerObject]]:
-    """Those handlers, with their kind of update and the name of their router."""
+    """Yield these handlers with the type of their updates and the name of their router."""
     for router in dispatcher.chain_tail:
         for name, observer in router.observers.items():
             if _is_closed(dispatcher.update) and all(_is_closed(each) for each in _above(router, name)):
@@ -46,17 +46,17 @@ def _above(router: Router, name: str) -> Iterator[TelegramEventObserver]:
 
 
 def _is_closed(observer: TelegramEventObserver) -> bool:
-    """Whether only Aiogram's own and ours stand before its handlers."""
+    """Return whether only middleware of Aiogram's and ours comes before the observer's handlers."""
     middlewares: list[Any] = [*observer.middleware, *observer.outer_middleware]
     return all(type(each).__module__.startswith(_OWN) for each in middlewares) and all(
-        map(_adds_nothing, observer._handler.filters or ())  # noqa: SLF001 - where a router's filters are
+        map(_adds_nothing, observer._handler.filters or ())  # noqa: SLF001 - a router's filters have no public name
     )
 
 
 def _adds_nothing(given: FilterObject) -> bool:
-    """Whether a filter only says yes or no, or adds what Aiogram's own do."""
+    """Return whether a filter adds no arguments, except for those of Aiogram's own filters."""
     if given.magic is not None:
-        operations: Any = given.magic._operations  # noqa: SLF001 - nothing else tells
+        operations: Any = given.magic._operations  # noqa: SLF001 - there is no public name
         return all(isinstance(each, _PLAIN) for each in operations)
     own: Any = given.callback
     return type(own) is StateFilter or (type(own) in (Command, CommandStart) and own.magic is None)
