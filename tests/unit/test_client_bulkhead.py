@@ -1,4 +1,4 @@
-"""The bulkhead: places, a queue, and patience."""
+"""The bulkhead: permits, and a queue before them."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,7 @@ from hybridkit.errors import DeadlinePassedError, UnavailableError
 
 
 class Holder:
-    """A call that holds a place until it is told to let go."""
+    """A call that holds a permit until it is told to let go."""
 
     def __init__(self, bulkhead: Bulkhead) -> None:
         self.entered = asyncio.Event()
@@ -18,7 +18,7 @@ class Holder:
         self.task = asyncio.create_task(self._hold(bulkhead))
 
     async def _hold(self, bulkhead: Bulkhead) -> None:
-        async with bulkhead.place(timeout_seconds=5):
+        async with bulkhead.permit(timeout_seconds=5):
             self.entered.set()
             await self.done.wait()
 
@@ -27,8 +27,8 @@ class Holder:
         await self.task
 
 
-async def test_a_call_waits_for_a_place() -> None:
-    bulkhead = Bulkhead("users", places=1, queue=1)
+async def test_a_call_waits_for_a_permit() -> None:
+    bulkhead = Bulkhead("users", permits=1, queue=1)
     first = Holder(bulkhead)
     await first.entered.wait()
     second = Holder(bulkhead)
@@ -40,14 +40,14 @@ async def test_a_call_waits_for_a_place() -> None:
 
 
 async def test_a_full_queue_refuses_at_once() -> None:
-    bulkhead = Bulkhead("users", places=1, queue=1)
+    bulkhead = Bulkhead("users", permits=1, queue=1)
     first = Holder(bulkhead)
     await first.entered.wait()
     second = Holder(bulkhead)
     await asyncio.sleep(0)
-    assert repr(bulkhead) == "Bulkhead('users', places=1, waiting=1 of 1)"
+    assert repr(bulkhead) == "Bulkhead('users', permits=1, waiting=1 of 1)"
     with pytest.raises(UnavailableError, match="1 calls are under way and 1 wait"):
-        async with bulkhead.place(timeout_seconds=5):
+        async with bulkhead.permit(timeout_seconds=5):
             pass
     await first.let_go()
     await second.let_go()
@@ -55,19 +55,19 @@ async def test_a_full_queue_refuses_at_once() -> None:
 
 async def test_patience_ends() -> None:
     """Who gives up leaves the queue, so that its place there is free."""
-    bulkhead = Bulkhead("users", places=1, queue=1)
+    bulkhead = Bulkhead("users", permits=1, queue=1)
     holder = Holder(bulkhead)
     await holder.entered.wait()
     for _ in range(3):
         with pytest.raises(DeadlinePassedError, match="nothing was sent"):
-            async with bulkhead.place(timeout_seconds=0.001):
+            async with bulkhead.permit(timeout_seconds=0.001):
                 pass
     await holder.let_go()
 
 
-async def test_a_cancelled_wait_leaks_no_place() -> None:
-    """Cancelled in the queue, and cancelled just as a place was handed over."""
-    bulkhead = Bulkhead("users", places=1, queue=2)
+async def test_a_cancelled_wait_leaks_no_permit() -> None:
+    """Cancelled in the queue, and cancelled just as a permit was handed over."""
+    bulkhead = Bulkhead("users", permits=1, queue=2)
     holder = Holder(bulkhead)
     await holder.entered.wait()
     waiting, next_one = Holder(bulkhead), Holder(bulkhead)
@@ -78,14 +78,14 @@ async def test_a_cancelled_wait_leaks_no_place() -> None:
         await waiting.task
     await next_one.entered.wait()
     await next_one.let_go()
-    async with bulkhead.place(timeout_seconds=0.001):
+    async with bulkhead.permit(timeout_seconds=0.001):
         pass
     await holder.task
 
 
 async def test_an_error_inside_gives_the_place_back() -> None:
-    bulkhead = Bulkhead("users", places=1, queue=0)
+    bulkhead = Bulkhead("users", permits=1, queue=0)
     for _ in range(2):
         with pytest.raises(ValueError, match="inside"):
-            async with bulkhead.place(timeout_seconds=1):
+            async with bulkhead.permit(timeout_seconds=1):
                 raise ValueError("inside")

@@ -73,16 +73,16 @@ async def test_prompt_work_needs_no_task() -> None:
     async def where() -> asyncio.Task[None] | None:
         return asyncio.current_task()
 
-    deadlines = Deadlines(prompt=True)
+    deadlines = Deadlines(in_place=True)
     assert await deadlines.run(where(), timeout_seconds=1) is asyncio.current_task()
     with pytest.raises(TimeoutError):
         await deadlines.run(asyncio.Event().wait(), timeout_seconds=0.01)
 
 
-@pytest.mark.parametrize("prompt", [True, False])
-async def test_without_time_nothing_begins(prompt: bool) -> None:
+@pytest.mark.parametrize("in_place", [True, False])
+async def test_without_time_nothing_begins(in_place: bool) -> None:
     async def work() -> None:
         raise AssertionError
 
     with pytest.raises(TimeoutError):
-        await Deadlines(prompt=prompt).run(work(), timeout_seconds=0)
+        await Deadlines(in_place=in_place).run(work(), timeout_seconds=0)

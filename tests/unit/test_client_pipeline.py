@@ -361,7 +361,7 @@ async def test_a_full_house_refuses_without_sending() -> None:
         await first
 
 
-async def test_backing_off_holds_no_place() -> None:
+async def test_a_pause_holds_no_permit() -> None:
     """While one call waits for its second attempt, another one passes."""
     wire = Wire(problem(UnavailableError("busy")), OK)
     pipeline = wire.pipeline(ClientPolicy(max_in_flight=1, max_queued=0))
@@ -541,7 +541,7 @@ async def test_the_breakers_state_is_a_metric() -> None:
 
 
 async def test_a_stream_is_opened_like_any_call() -> None:
-    """Repeated until it opens; then it holds a place until the block ends, and the service knows no deadline."""
+    """Repeated until it opens; then it holds a permit until the block ends, and the service knows no deadline."""
     wire = Wire(problem(UnavailableError("busy")), OK)
     pipeline = wire.pipeline(ClientPolicy(max_in_flight=1, max_queued=0))
     async with pipeline.stream(READ) as answer:

@@ -1,4 +1,4 @@
-"""Data over HTTP: `PostgresDataClient` and `MongoDataClient`, typed by the resources that a data service declares.
+"""Clients of services over HTTP: data clients, typed by the resources of a data service, and `ServiceClient`.
 
 ```python
 async with PostgresDataClient("http://127.0.0.1:8001", service="api_service") as postgres:

@@ -1,4 +1,4 @@
-"""What every client is: a service's address, a pipeline to it, and an `async with` block in which it is open."""
+"""The base of all clients: the address of a service, and the pipeline to it while the client is open."""
 
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -20,7 +20,7 @@ from hybridkit.errors import (
 )
 
 PROBE_SECONDS: Final = 0.9
-"""Just below the second that a health check gives each probe, so that it hears the reason."""
+"""Just below the second that a health check gives each probe, so that the check gets the reason."""
 
 
 class BaseClient:
@@ -75,13 +75,13 @@ class BaseClient:
         await self._stack.aclose()
 
     async def probe(self) -> str | None:
-        """Ask the service whether it is ready; within a second, without a retry, and whatever the breaker says.
+        """Ask the service whether it is ready: within a second, without a retry, and past the breaker.
 
         Returns:
             `breaker: open` or `breaker: half_open` while calls are held back, None while they go through.
 
         Raises:
-            UnavailableError: it is not ready, doesn't answer, or refuses this service's token.
+            UnavailableError: the service is not ready, doesn't answer, or refuses this service's token.
         """
         pipeline = self._open_pipeline()
         try:

@@ -13,14 +13,15 @@ class PostgresDataClient(DataClient):
     """Reads and writes the records of a PostgreSQL data service.
 
     Args:
-        base_url: where it listens, such as `http://127.0.0.1:8001`.
+        base_url: the URL of the data service, such as `http://127.0.0.1:8001`.
         service: the name of the calling service, in snake_case.
-        transport: what to send with, instead of an own HTTP client: an `httpx.AsyncClient` (which stays the caller's
-            to close), or an `httpx.AsyncBaseTransport` or `Transport`, closed with the client.
-        policy: other limits than the default ones, such as `ClientPolicy.bulk()`.
-        authorization: gives the value of the `Authorization` header for each attempt, such as
-            `ServiceTokenIssuer.header`; without it the service is only told who calls.
-        coalesce: calls of `get` that one request makes at the same time become one request to the service.
+        transport: sends the requests; by default an HTTP client that the data client opens and closes. An
+            `httpx.AsyncClient` stays the caller's to close; an `httpx.AsyncBaseTransport` or a `Transport` is closed
+            with the data client.
+        policy: the limits, such as `ClientPolicy.bulk()`; by default `ClientPolicy.interactive()`.
+        authorization: gives the value of the `Authorization` header, such as `ServiceTokenIssuer.header`; called for
+            each attempt. Without it the service is only told who calls.
+        coalesce: whether calls of `get` that one request makes at the same time become one request to the service.
 
     Raises:
         DeclarationError: the URL or the name can't be used.
@@ -33,12 +34,13 @@ class PostgresDataClient(DataClient):
         dry_run: bool = False,
         step: str | None = None,
     ) -> DataTransaction:
-        """Several operations and events, in one request at the end of the `async with` block.
+        """Begin a transaction: operations and events that are sent as one request at the end of the `async with` block.
 
         Args:
-            isolation: how much of other transactions it may see; stricter ones conflict more often.
-            dry_run: do all of it, tell its results or its error, and take it back: nothing is kept or published.
-            step: what this write is called inside a claim, where the order of its writes can change between two runs.
+            isolation: how much it sees of other transactions; stricter levels conflict more often.
+            dry_run: do all of it, return its results or raise its error, and take it back: nothing is kept or
+                published.
+            step: the name of this write inside a claim, where the order of the writes can change between two runs.
         """
         return self._begin_transaction(isolation, dry_run=dry_run, step=step)
 
@@ -53,16 +55,16 @@ class PostgresDataClient(DataClient):
     async def aggregate(
         self, resource: AnyResource, aggregation: Aggregation, *, row_type: type[Any] = dict[str, Any]
     ) -> list[Any]:
-        """Groups of records, and functions over them.
+        """Group records, and compute functions over each group.
 
         Args:
-            resource: of which records.
-            aggregation: what to compute.
-            row_type: what a row is: a model, a dataclass or a `TypedDict` with a field for each group field and
-                function; without it a `dict` of JSON values, in which decimals and timestamps are strings.
+            resource: the kind of record.
+            aggregation: the groups and functions.
+            row_type: the type of a row: a model, a dataclass or a `TypedDict` with a field for each group field and
+                function; by default a `dict` of JSON values, in which decimals and timestamps are strings.
 
         Raises:
-            InvalidQueryError: a field or function that the resource doesn't allow.
+            InvalidQueryError: the resource doesn't allow a field or function.
             ResponseError: a row doesn't fit the type.
         """
         return await self._aggregate(resource, aggregation.to_json(), row_type)
@@ -72,16 +74,17 @@ class MongoDataClient(DataClient):
     """Reads and writes the records of a MongoDB data service; arguments as for `PostgresDataClient`."""
 
     def transaction(self, *, dry_run: bool = False, step: str | None = None) -> DataTransaction:
-        """Several operations and events, in one request at the end of the `async with` block.
+        """Begin a transaction: operations and events that are sent as one request at the end of the `async with` block.
 
         One operation with its events works on every server, several where the server has transactions.
 
         Args:
-            dry_run: as for `PostgresDataClient.transaction`, where the server has transactions.
-            step: as there.
+            dry_run: as for `PostgresDataClient.transaction`; only where the server has transactions.
+            step: as for `PostgresDataClient.transaction`.
 
         Raises:
-            TransactionsUnavailableError: at the end of the block: the server can't do that; nothing was done.
+            TransactionsUnavailableError: the server has no transactions, so nothing was done; raised at the end of the
+                block.
         """
         return self._begin_transaction("read_committed", dry_run=dry_run, step=step)
 
@@ -106,16 +109,16 @@ class MongoDataClient(DataClient):
         *,
         row_type: type[Any] = dict[str, Any],
     ) -> list[Any]:
-        """Groups of records and functions over them, or what MongoDB's aggregation pipeline comes to.
+        """Group records and compute functions over each group, or run an aggregation pipeline of MongoDB.
 
         Args:
-            resource: of which records.
-            aggregation: what to compute, for both databases; or the stages of a pipeline, of which the service allows
-                those that only read this resource: `[{"$match": …}, {"$group": …}]`.
+            resource: the kind of record.
+            aggregation: the groups and functions, as for PostgreSQL; or the stages of a pipeline, of which the service
+                allows those that only read this resource: `[{"$match": …}, {"$group": …}]`.
             row_type: as for `PostgresDataClient.aggregate`.
 
         Raises:
-            InvalidQueryError: a field, function, stage or operator that is not allowed.
+            InvalidQueryError: the service doesn't allow a field, function, stage or operator.
             ResponseError: a row doesn't fit the type.
         """
         if isinstance(aggregation, Aggregation):

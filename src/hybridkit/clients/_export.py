@@ -1,4 +1,4 @@
-"""Reading an export: a record a line, and a last line that says how many there were, so that a cut is noticed."""
+"""Reading an export: one record on each line, and a last line with their number, so that a cut is noticed."""
 
 from collections.abc import AsyncGenerator, AsyncIterable
 from typing import Final, Literal
@@ -9,7 +9,7 @@ from hybridkit.codec import validate_json
 from hybridkit.errors import MalformedPayloadError, ResponseError, UnavailableError
 
 STATUS: Final = 200
-"""Of the answer: by the time that its lines are read it can't be another one."""
+"""The status of the answer whose lines are read: any other has raised before."""
 
 
 class _End(BaseModel):
@@ -25,16 +25,16 @@ _END: Final = TypeAdapter(_End)
 async def read_export[ItemT](
     chunks: AsyncIterable[bytes], adapter: TypeAdapter[ItemT], *, what: str, max_line_bytes: int
 ) -> AsyncGenerator[ItemT]:
-    """The records in those chunks.
+    """Yield the records in those chunks.
 
     Args:
         chunks: the body, in pieces of any size.
         adapter: reads one record.
-        what: is exported, for messages.
-        max_line_bytes: how long one record may be.
+        what: the name of the resource in messages.
+        max_line_bytes: the most bytes that one record may have.
 
     Raises:
-        UnavailableError: the body ends before its last line, or has not as many records as that says.
+        UnavailableError: the body ends before its last line, or has another number of records than that says.
         ResponseError: a line is no such record.
     """
     count = 0
@@ -53,7 +53,7 @@ async def read_export[ItemT](
 
 
 async def _lines(chunks: AsyncIterable[bytes], *, what: str, max_bytes: int) -> AsyncGenerator[bytes]:
-    """The whole lines that have something in them."""
+    """Yield the whole lines that are not empty."""
     begun: list[bytes] = []
     begun_bytes = 0
     async for chunk in chunks:
@@ -75,7 +75,7 @@ async def _lines(chunks: AsyncIterable[bytes], *, what: str, max_bytes: int) -> 
 
 
 def _is_end(line: bytes) -> bool:
-    """Whether it is the last line, whole; not every service writes it without spaces."""
+    """Whether the line is the last one, and whole; not every service writes it without spaces."""
     return line.lstrip(b"{ \t").startswith(b'"$end"') and line.rstrip().endswith(b"}")
 
 

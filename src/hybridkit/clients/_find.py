@@ -1,4 +1,4 @@
-"""A query being built, and its answer by pages, record by record, or as an export."""
+"""A query that is being built, and its answer: by pages, record by record, or as an export."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import replace
@@ -13,7 +13,7 @@ from hybridkit.resources._resource import AnyResource
 
 
 class Source(Protocol):
-    """Where the answers come from: the client that made the query."""
+    """Answers queries: a client's `QuerySource`, or a fake."""
 
     async def fetch_page[ItemT: BaseModel](
         self, resource: AnyResource, model: type[ItemT], query: Query, *, count: Counting | None
@@ -25,7 +25,7 @@ class Source(Protocol):
 
 
 class Find[ItemT: BaseModel]:
-    """A query on one resource. Each method gives a new one, so that a common part can be shared.
+    """A query on one resource; each method returns a new one, so that a common part can be shared.
 
     ```python
     async for user in client.find(USERS).where(USERS["is_active"] == True).order_by("created_at"):
@@ -47,7 +47,7 @@ class Find[ItemT: BaseModel]:
         return f"Find({self._resource.name!r}, {self._query!r})"
 
     def where(self, *conditions: Filter) -> "Find[ItemT]":
-        """Only records for which all of these hold, and all given before."""
+        """Keep only records for which all of these conditions hold, and all given before."""
         where = self._query.where
         for condition in conditions:
             where = condition if where is None else where & condition
@@ -70,20 +70,20 @@ class Find[ItemT: BaseModel]:
         return self._with(replace(self._query, order=(*self._query.order, *added)))
 
     def page_size(self, size: int) -> "Find[ItemT]":
-        """How many records one request brings, 1 to 1,000; 50 without it.
+        """Set how many records one request brings, 1 to 1,000; 50 by default.
 
         Raises:
-            InvalidQueryError: outside of that.
+            InvalidQueryError: the size is outside of that range.
         """
         if not 1 <= size <= MAX_PAGE_SIZE:
             raise InvalidQueryError(f"a page has 1 to {MAX_PAGE_SIZE} records, not {size}")
         return self._with(replace(self._query, page_size=size))
 
     def select[ModelT: BaseModel](self, model: type[ModelT]) -> "Find[ModelT]":
-        """Only the fields of that model, and the records as this model.
+        """Read only the fields of a model, and return the records as that model.
 
         Args:
-            model: its fields are some of the record's, by the same names and with types that take their values.
+            model: a model with some of the record's fields, of types that take their values.
 
         Raises:
             InvalidQueryError: the record has no such field.
@@ -95,12 +95,12 @@ class Find[ItemT: BaseModel]:
         return Find(self._source, self._resource, model, query)
 
     async def page(self, token: str | None = None, *, count: Counting | None = None) -> Page[ItemT]:
-        """One page.
+        """Return one page.
 
         Args:
             token: the `next_page_token` of the page before, from the same query; None for the first page.
-            count: ask for the page's `total_size` as well: an `exact` one makes the database look at every record
-                that fits, an `estimated` one is what it guesses.
+            count: ask for the page's `total_size` as well: `exact` makes the database look at every record that
+                matches, `estimated` is its guess.
 
         Raises:
             PageTokenError: the token belongs to another query.
@@ -108,35 +108,39 @@ class Find[ItemT: BaseModel]:
         return await self._fetch(replace(self._query, page_token=token), count)
 
     async def count(self, *, exact: bool = True) -> int:
-        """How many records fit; or, not exact, about how many: what the database guesses, without looking at each."""
+        """Count the records that match; with `exact=False` by the database's guess, without looking at each.
+
+        Raises:
+            ResponseError: the service has not counted them.
+        """
         query = Query(where=self._query.where, select=("id",), page_size=1)
         page = await self._source.fetch_page(
-            self._resource, _Uncared, query, count="exact" if exact else "estimated"
+            self._resource, _NoFields, query, count="exact" if exact else "estimated"
         )
         if page.total_size is None:
             raise ResponseError(f"the service has not counted its {self._resource.name}", response_status=200)
         return page.total_size
 
     async def first(self) -> ItemT | None:
-        """The first record in the order, None where no record fits."""
+        """Return the first record in the order, None where no record matches."""
         page = await self._fetch(replace(self._query, page_size=1), None)
         return page.items[0] if page.items else None
 
     def export(self) -> AsyncGenerator[ItemT]:
-        """Every record, in one stream that may take its time: as many as there are, a piece in memory at a time.
+        """Yield every record, in one stream that may take any time, with a piece in memory at a time.
 
-        The records are one consistent view where the database has such. A loop that is left early should close it:
+        The records are one consistent view where the database has such. To leave the loop early, close the stream:
         `async with contextlib.aclosing(find.export()) as records:`.
 
         Raises:
-            UnavailableError: the stream was cut, after the records so far; it never just ends early.
+            UnavailableError: the stream was cut after the records so far; it never ends early without this error.
             ResponseError: a line is no such record.
         """
         query = replace(self._query, page_size=DEFAULT_PAGE_SIZE)
         return self._source.export(self._resource, self._model, query)
 
     async def __aiter__(self) -> AsyncIterator[ItemT]:
-        """Every record, page after page, one page in memory at a time."""
+        """Yield every record, page after page, with one page in memory at a time."""
         token: str | None = None
         while True:
             page = await self.page(token)
@@ -153,5 +157,5 @@ class Find[ItemT: BaseModel]:
         return Find(self._source, self._resource, self._model, query)
 
 
-class _Uncared(BaseModel):
-    """A record of which only its being there counts."""
+class _NoFields(BaseModel):
+    """A record that is counted and not looked at."""

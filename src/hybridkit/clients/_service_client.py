@@ -1,4 +1,4 @@
-"""Calls to other business services and to other people's APIs, by the pipeline of the data clients."""
+"""A client of other business services and of other people's APIs, over the pipeline of the data clients."""
 
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -20,7 +20,7 @@ from hybridkit.errors import MisuseError, NotFoundError, ResponseError
 from hybridkit.resources import Call
 
 IDEMPOTENT: Final = frozenset({"PUT", "DELETE"})
-"""Done twice it is the same as done once, says https://www.rfc-editor.org/rfc/rfc9110#section-9.2.2."""
+"""The methods that have the same effect done twice: https://www.rfc-editor.org/rfc/rfc9110#section-9.2.2."""
 
 _NOT_A_PATH = re.compile(r"^[^/]|[?#]|(?:^|/)(?:\.|%2e){1,2}(?:/|$)", re.IGNORECASE)
 
@@ -28,11 +28,11 @@ type Param = str | int | float | bool
 
 
 class ReadOptions(TypedDict, total=False):
-    """What a read can be given.
+    """The options of a read.
 
     Attributes:
         params: the query; a list gives its name several times.
-        headers: of this call alone, with lower-case names.
+        headers: headers of this call alone, by lower-case names.
     """
 
     params: Mapping[str, Param | Sequence[Param]]
@@ -40,12 +40,12 @@ class ReadOptions(TypedDict, total=False):
 
 
 class WriteOptions(ReadOptions, total=False):
-    """What a write can be given.
+    """The options of a write.
 
     Attributes:
-        json: the body: a model, or whatever has a JSON form.
+        json: the body: a model, or any value that has a JSON form.
         idempotency_key: sent as `Idempotency-Key`, for a service that honours it: then the call may be repeated.
-        idempotent: that it may be repeated without a key. PUT and DELETE may, POST and PATCH may not.
+        idempotent: whether the call may be repeated without a key; by default PUT and DELETE, not POST and PATCH.
     """
 
     json: object
@@ -61,7 +61,7 @@ class ServiceClient(BaseClient):
         now = await weather.get("/v1/now", params={"city": "Oslo"}, response_model=Weather)
     ```
 
-    An answer without a 2xx status raises: what its problem document says (RFC 9457), or by its status `NotFoundError`
+    An answer without a 2xx status raises what its problem document says (RFC 9457), or by its status `NotFoundError`
     (404), `AccessDeniedError` (401, 403), `RateLimitedError` (429), `UnavailableError` (503; 502 and 504 of reads),
     `OutcomeUnknownError` (502 and 504 of writes), and `ResponseError` with the status for any other. No redirect is
     followed: it could lead a write, and the authorization, anywhere.
@@ -75,9 +75,9 @@ class ServiceClient(BaseClient):
         internal: whether it is one of our own services. These are told who calls, in which request and trace, for
             which user and for how long, and every write has an idempotency key, which they have to honour. Others are
             told nothing.
-        transport: what to send with, as for `PostgresDataClient`.
-        policy: other limits than the default ones.
-        authorization: gives the value of the `Authorization` header; asked for each attempt, so that it may change.
+        transport: sends the requests, as for `PostgresDataClient`.
+        policy: the limits; by default `ClientPolicy.interactive()`.
+        authorization: gives the value of the `Authorization` header; called for each attempt, so that it may change.
 
     Raises:
         DeclarationError: the URL or the name can't be used.
@@ -109,16 +109,16 @@ class ServiceClient(BaseClient):
     async def get(
         self, path: str, *, response_model: type[Any] | None = None, **options: Unpack[ReadOptions]
     ) -> Any:
-        """Read.
+        """Send a `GET` request.
 
         Args:
-            path: below the base URL, from `/` on; ids in it go through `urllib.parse.quote(id, safe="")`.
-            response_model: what the JSON of the answer is read as; without it the answer comes as it is.
-            **options: see `ReadOptions`.
+            path: the path below the base URL, from `/` on; ids in it go through `urllib.parse.quote(id, safe="")`.
+            response_model: the type as which the answer's JSON is read; by default the `Response` is returned.
+            **options: the options of `ReadOptions`.
 
         Raises:
             ResponseError: the answer is no such model, or has an unexpected status.
-            HybridkitError: as the class says.
+            HybridkitError: the service refuses, as the class describes.
         """
         return await self._call("GET", path, response_model, cast("WriteOptions", options))
 
@@ -129,7 +129,7 @@ class ServiceClient(BaseClient):
     async def post(
         self, path: str, *, response_model: type[Any] | None = None, **options: Unpack[WriteOptions]
     ) -> Any:
-        """Write, with the arguments of `get` and those of `WriteOptions`."""
+        """Send a `POST` request, with the arguments of `get` and those of `WriteOptions`."""
         return await self._call("POST", path, response_model, options)
 
     @overload
@@ -139,7 +139,7 @@ class ServiceClient(BaseClient):
     async def put(
         self, path: str, *, response_model: type[Any] | None = None, **options: Unpack[WriteOptions]
     ) -> Any:
-        """As `post`."""
+        """Send a `PUT` request, with the arguments of `post`."""
         return await self._call("PUT", path, response_model, options)
 
     @overload
@@ -149,7 +149,7 @@ class ServiceClient(BaseClient):
     async def patch(
         self, path: str, *, response_model: type[Any] | None = None, **options: Unpack[WriteOptions]
     ) -> Any:
-        """As `post`."""
+        """Send a `PATCH` request, with the arguments of `post`."""
         return await self._call("PATCH", path, response_model, options)
 
     @overload
@@ -161,13 +161,13 @@ class ServiceClient(BaseClient):
     async def delete(
         self, path: str, *, response_model: type[Any] | None = None, **options: Unpack[WriteOptions]
     ) -> Any:
-        """As `post`."""
+        """Send a `DELETE` request, with the arguments of `post`."""
         return await self._call("DELETE", path, response_model, options)
 
     async def call[RequestT: BaseModel, ResponseT: BaseModel](
         self, call: Call[RequestT, ResponseT], request: RequestT
     ) -> ResponseT:
-        """An operation that the service has declared."""
+        """Call an operation that the service has declared."""
         response = await self._send("POST", call.path, {"json": request}, safe=call.safe)
         adapter: TypeAdapter[ResponseT] = adapter_of(call.response)
         return read_answer(adapter, response, what=f"what {call.name} answers")
@@ -211,7 +211,7 @@ class ServiceClient(BaseClient):
 
 
 def _url(path: str, params: Mapping[str, Param | Sequence[Param]]) -> str:
-    """Refused is what an id that nobody has quoted can make of a path."""
+    """Return path and query, percent-encoded; refuse a path that an id which was not quoted has changed."""
     if _NOT_A_PATH.search(path):
         raise MisuseError(
             f"{path!r} can't be a path: it begins with / and has neither ? nor # nor a segment of dots; pass a query as"
@@ -222,5 +222,5 @@ def _url(path: str, params: Mapping[str, Param | Sequence[Param]]) -> str:
 
 
 def _lower(params: Mapping[str, Param | Sequence[Param]]) -> dict[str, Param | Sequence[Param]]:
-    """Booleans as JSON and most APIs have them: `true`, not `True`."""
+    """Write booleans as JSON and most APIs do: `true`, not `True`."""
     return {name: str(value).lower() if isinstance(value, bool) else value for name, value in params.items()}

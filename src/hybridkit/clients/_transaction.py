@@ -1,6 +1,6 @@
-"""Several writes and the events they cause, in one request: all of it happens, or nothing.
+"""A transaction: several writes and the events they cause, in one request, all of it or nothing.
 
-The block collects; nothing is sent before it ends. Ids are made here, so that one record can refer to another.
+The block collects; nothing is sent before it ends. Ids are made by the client, so that one record can refer to another.
 """
 
 import math
@@ -42,7 +42,7 @@ RecordT_co = TypeVar("RecordT_co", bound=Record[Any], covariant=True)
 
 
 class Handle(Generic[RecordT_co]):  # noqa: UP046 - inferred variance is not enough for `id` in pyright
-    """A record that a transaction will write: its id now, the record itself after the commit.
+    """A record that a transaction will write: it has the id at once, and the record after the commit.
 
     Made by `DataTransaction`.
     """
@@ -67,7 +67,7 @@ class Handle(Generic[RecordT_co]):  # noqa: UP046 - inferred variance is not eno
 
         Raises:
             MisuseError: the transaction hasn't ended, or wasn't committed.
-            NotFoundError: an earlier call with the same key did it, and the record has been removed since.
+            NotFoundError: an earlier call with the same key wrote the record, and it has been removed since.
         """
         if self._record is not None:
             return self._record
@@ -145,9 +145,9 @@ class DataTransaction:
         """Create a record.
 
         Args:
-            resource: of which kind.
+            resource: the kind of record.
             data: its fields.
-            id: for records with natural keys; otherwise it is made here, in a claim always the same.
+            id: needed for natural keys; a UUID is made by the client, in a claim the same one on every run.
         """
         new_id = new_id_for(resource, data, id, identify(f"create {resource.name}", self._step).id)
         operation = CreateOperation(resource=resource.name, id=str(new_id), data=fields_of(data))
@@ -165,15 +165,15 @@ class DataTransaction:
         """Change a record; one that was read has to be in the state in which it was read.
 
         Args:
-            resource: of which kind.
-            record_or_id: which one.
+            resource: the kind of record.
+            record_or_id: the record, or its id for any state.
             changes: the fields to set; those that aren't set in it stay as they are.
             increment: numbers to add to fields, negative ones to subtract. A field has to be a number of the record,
                 and one that the resource's update model has, as for any other change.
-            require: what has to hold before it changes, or the transaction fails.
+            require: a condition that has to hold before the change, or the transaction fails.
 
         Raises:
-            InvalidRequestError: an increment that the declaration rules out, with the field's name; nothing is sent.
+            InvalidRequestError: the declaration rules an increment out; the error names the field, and nothing is sent.
         """
         target = target_of(resource, record_or_id)
         data = {} if changes is None else changed_fields(changes)
@@ -213,17 +213,17 @@ class DataTransaction:
     def emit(
         self, message: Message, *, not_before: datetime | None = None, delay_seconds: float | None = None
     ) -> None:
-        """Publish this event or command once the transaction is committed, and only then.
+        """Publish an event or command once the transaction is committed, and only then.
 
         Args:
-            message: one with a later time is not in order with the others of its key.
-            not_before: when it may be published at the earliest; a naive time is UTC.
-            delay_seconds: the same, from now.
+            message: the event or command; with a later time it is not in order with the others of its key.
+            not_before: the earliest time at which it may be published; a naive time is UTC.
+            delay_seconds: the same as seconds from now, up to 36 h.
 
         Raises:
-            MisuseError: both times are given, the delay is negative, or the transaction is not open.
+            MisuseError: both times are given, the delay is out of range, or the transaction is not open.
         """
-        self._require_place(self._emit)
+        self._check_room(self._emit)
         if delay_seconds is not None:
             if not_before is not None or not 0 <= delay_seconds <= MAX_DELAY_SECONDS:
                 raise MisuseError(
@@ -241,12 +241,12 @@ class DataTransaction:
         )
 
     def _add[HandleT: Handle[Any] | None](self, operation: Operation, handle: HandleT) -> HandleT:
-        self._require_place(self._operations)
+        self._check_room(self._operations)
         self._operations.append(operation)
         self._handles.append(handle)
         return handle
 
-    def _require_place(self, collected: Sequence[object]) -> None:
+    def _check_room(self, collected: Sequence[object]) -> None:
         if self._state != "open":
             raise MisuseError(f"this transaction is {self._state}; add to it inside its `async with` block")
         if len(collected) == MAX_OPERATIONS:
@@ -272,16 +272,16 @@ class DataTransaction:
 def _check_increments(
     resource: AnyResource, increment: Mapping[str, int | float], changes: Mapping[str, Any]
 ) -> None:
-    wrong = {name: _what_is_wrong(resource, name, amount, changes) for name, amount in increment.items()}
+    wrong = {name: _increment_problem(resource, name, amount, changes) for name, amount in increment.items()}
     found = [FieldProblem(f"/increment/{name}", *problem) for name, problem in wrong.items() if problem]
     if found:
         raise InvalidRequestError(f"{resource.name} can't be incremented like that", errors=found)
 
 
-def _what_is_wrong(
+def _increment_problem(
     resource: AnyResource, name: str, amount: object, changes: Mapping[str, Any]
 ) -> tuple[str, str] | None:
-    """The code and the words."""
+    """Return the problem of one increment as code and words, None if there is none."""
     kind = resource.number_of(name)
     if kind is None:
         if name not in resource.record.model_fields:

@@ -1,1 +1,1 @@
-"""One call of a client, however many attempts it takes."""
+"""A client's call: its attempts, and what limits and observes them."""

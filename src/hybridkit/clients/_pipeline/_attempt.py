@@ -1,4 +1,4 @@
-"""One call: what it wants, and what its attempts share."""
+"""A call's intent, the plan for its attempts, and the errors of an attempt that failed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,16 +15,16 @@ from hybridkit.errors import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Intent:
-    """What a call wants, apart from how often it has to be sent.
+    """The request of a call, apart from how often it has to be sent.
 
     Attributes:
-        method: upper case.
-        path: with its query, percent-encoded, from `/` on.
-        headers: of this call alone.
+        method: the HTTP method, in upper case.
+        path: path and query, percent-encoded, from `/` on.
+        headers: the headers of this call alone, by lower-case names.
         body: JSON, or empty.
         key: the idempotency key of a write.
-        safe: changes nothing, so it can be repeated and its outcome can't be unknown.
-        idempotent: done twice it is the same as done once, so it can be repeated without a key.
+        safe: whether it changes nothing, so that it can be repeated and its outcome can't be unknown.
+        idempotent: whether done twice is the same as done once, so that it can be repeated without a key.
     """
 
     method: str
@@ -38,17 +38,18 @@ class Intent:
 
 @dataclass(slots=True, kw_only=True)
 class CallPlan:
-    """An intent under way. Not frozen, as that would double what it costs to make one.
+    """An intent under way, with its limits; not frozen, as that would double the cost of making one.
 
     Attributes:
+        intent: the request.
         name: method, target and path, for messages; the query may hold what a log shouldn't.
-        headers: those of each attempt, as far as they are the same.
-        deadline: by the pipeline's clock.
-        attempt_seconds: what one attempt may take at most.
-        enough_seconds: an attempt with less had a caller in a hurry, so its timeout tells nothing about the target.
+        headers: the headers that all attempts have in common.
+        deadline: the end of the whole call, by the pipeline's clock.
+        attempt_seconds: the most that one attempt may take.
+        enough_seconds: the timeout of an attempt with less says more about the caller's hurry than about the target.
         repeatable: whether it may be sent again although it may have arrived.
-        streamed: whether the body is read piece by piece, after the attempt.
-        body_deadline: until when such a body has to be there; None for no limit.
+        streamed: whether the answer's body is read piece by piece, after the attempt.
+        body_deadline: the time by which such a body has to be there; None for no limit.
     """
 
     intent: Intent
@@ -63,7 +64,7 @@ class CallPlan:
 
 
 def refused(refusal: HybridkitError) -> Failure:
-    """An attempt that ended before anything was sent, and not by the target's fault."""
+    """Return the failure of an attempt that ended before anything was sent, and not by the target's fault."""
     return Failure(refusal, retryable=False, counts=None, sent=False)
 
 
@@ -73,7 +74,7 @@ def late(call: CallPlan, message: str) -> HybridkitError:
 
 
 def lost_answer(call: CallPlan, lost: OutcomeUnknownError) -> HybridkitError:
-    """What that means for the call: where it is safe, nothing can have happened."""
+    """Return what a lost answer means for the call: where the call is safe, nothing can have happened."""
     if not call.intent.safe:
         return lost
     error = UnavailableError(str(lost))

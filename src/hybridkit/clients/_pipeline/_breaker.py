@@ -1,4 +1,4 @@
-"""Stops calling a target that fails, and finds out carefully when it is back.
+"""A circuit breaker: stops calling a target that fails, and finds out with single calls when it is back.
 
 ```
 closed ──half of at least 20 calls in 10 s failed──► open ──5 s──► half open ──one call succeeds──► closed
@@ -26,7 +26,7 @@ SLICES: Final = 10
 
 @dataclass(slots=True)
 class _Slice:
-    """The calls that ended in one tenth of the window; single calls would need memory by the load."""
+    """The calls that ended in one tenth of the window; remembering each would need memory in proportion to the load."""
 
     ends_at: float
     calls: int = 0
@@ -34,12 +34,12 @@ class _Slice:
 
 
 class Breaker:
-    """Counts how calls end and refuses new ones while the target is failing. Makes no calls itself.
+    """Counts how calls end, and refuses new ones while the target is failing; makes no calls itself.
 
     Args:
-        target: named in the refusal.
-        clock: monotonic seconds.
-        on_change: told of each new state.
+        target: the name of the target in the refusal.
+        clock: gives monotonic seconds.
+        on_change: called with each new state.
     """
 
     def __init__(
@@ -64,13 +64,13 @@ class Breaker:
 
     @property
     def state(self) -> BreakerState:
-        """`half_open` as soon as the next call would be let through to try."""
+        """The state; `half_open` as soon as the next call would be let through as a probe."""
         if self._state == "open" and self._wait_seconds() <= 0:
             return "half_open"
         return self._state
 
     def enter(self) -> int:
-        """Ask for leave to call; the answer is the ticket that `leave` wants back.
+        """Let a call through, and return the ticket that `leave` takes back.
 
         Raises:
             UnavailableError: the target is failing, so nothing is sent to it now.
@@ -89,16 +89,16 @@ class Breaker:
         return self._period
 
     def note_failure(self) -> None:
-        """Count a failure of the target that showed after the call had been judged: a body that broke off."""
+        """Count a failure of the target that showed after `leave`: a body that broke off."""
         if self._state == "closed":
             self._count(failed=True)
 
     def leave(self, ticket: int, *, failed: bool | None) -> None:
-        """Say how the call ended.
+        """Count how the call ended.
 
         Args:
-            ticket: from `enter`. One from before the last change of state says nothing about now.
-            failed: whether that was the target's fault; None when the call tells nothing about it.
+            ticket: the one from `enter`; a ticket from before the last change of state is ignored.
+            failed: whether the target is to blame; None if the call tells nothing about it.
         """
         if ticket != self._period:
             return

@@ -1,61 +1,64 @@
-"""How much of a process one slow target can occupy."""
+"""A bulkhead: limits how many calls one slow target can hold in a process."""
 
 import asyncio
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 
 from hybridkit.errors import DeadlinePassedError, UnavailableError
 
 
 class Bulkhead:
-    """Places for requests on the wire, and a queue of bounded length and patience before them.
+    """Permits for requests on the wire, and a queue of limited length before them.
 
     Args:
-        target: named in the refusal.
-        places: how many requests at a time.
-        queue: how many more may wait.
-        on_queue: told by how much the queue has grown.
+        target: the name of the target in the refusal.
+        permits: the most requests at a time.
+        queue: the most calls that wait for a permit.
+        on_queue: called with the change of the queue's length, 1 or -1.
     """
 
     def __init__(
-        self, target: str, *, places: int, queue: int, on_queue: Callable[[int], object] | None = None
+        self, target: str, *, permits: int, queue: int, on_queue: Callable[[int], object] | None = None
     ) -> None:
         self._target = target
-        self._places = places
+        self._permits = permits
         self._queue = queue
-        self._free = asyncio.Semaphore(places)
+        self._free = asyncio.Semaphore(permits)
         self._waiting = 0
         self._on_queue = on_queue
 
     def __repr__(self) -> str:
-        return f"Bulkhead({self._target!r}, places={self._places}, waiting={self._waiting} of {self._queue})"
+        return (
+            f"Bulkhead({self._target!r}, permits={self._permits}, waiting={self._waiting} of {self._queue})"
+        )
 
-    def place(self, *, timeout_seconds: float) -> "_Place":
-        """Hold a place inside the `async with` block.
+    def permit(self, *, timeout_seconds: float) -> AbstractAsyncContextManager[None]:
+        """Hold a permit inside the `async with` block.
 
         Args:
-            timeout_seconds: how long to wait for one.
+            timeout_seconds: the time to wait for one.
 
         Raises:
             UnavailableError: the queue is full as well.
-            DeadlinePassedError: no place became free in time; nothing was sent.
+            DeadlinePassedError: no permit became free in time; nothing was sent.
         """
-        return _Place(self, timeout_seconds)
+        return _Permit(self, timeout_seconds)
 
-    async def enter(self, timeout_seconds: float) -> None:
-        """Take a place; as `place`."""
+    async def acquire(self, timeout_seconds: float) -> None:
+        """Take a permit; as `permit`."""
         if self._free.locked():
             await self._wait(timeout_seconds)
         else:
             await self._free.acquire()
 
-    def leave(self) -> None:
-        """Give it back."""
+    def release(self) -> None:
+        """Give a permit back."""
         self._free.release()
 
     async def _wait(self, timeout_seconds: float) -> None:
         if self._waiting >= self._queue:
             raise UnavailableError(
-                f"{self._target}: {self._places} calls are under way and {self._waiting} wait; no more fit"
+                f"{self._target}: {self._permits} calls are under way and {self._waiting} wait; no more fit"
             )
         self._queue_by(1)
         try:
@@ -63,7 +66,7 @@ class Bulkhead:
                 await self._free.acquire()
         except TimeoutError:
             raise DeadlinePassedError(
-                f"{self._target}: no place among {self._places} calls within {timeout_seconds:.3f} s;"
+                f"{self._target}: none of {self._permits} calls under way ended within {timeout_seconds:.3f} s;"
                 " nothing was sent"
             ) from None
         finally:
@@ -75,7 +78,7 @@ class Bulkhead:
             self._on_queue(change)
 
 
-class _Place:
+class _Permit:
     """A class, as a generator would cost each call three times as much."""
 
     __slots__ = ("_bulkhead", "_timeout_seconds")
@@ -85,7 +88,7 @@ class _Place:
         self._timeout_seconds = timeout_seconds
 
     async def __aenter__(self) -> None:
-        await self._bulkhead.enter(self._timeout_seconds)
+        await self._bulkhead.acquire(self._timeout_seconds)
 
     async def __aexit__(self, *_: object) -> None:
-        self._bulkhead.leave()
+        self._bulkhead.release()

@@ -1,41 +1,43 @@
-"""A limit on waiting that needs nobody's help.
+"""A time limit that holds even for work which is slow to end when it is cancelled.
 
 httpx has no total timeout, and a driver may take its time over a cancellation. So the work runs in a task of its own:
-when its time is up, it is cancelled and left behind. What is known to end at once is spared the task, which costs as
-much as all the rest of the pipeline.
+when its time is up, it is cancelled and left behind. Work that is known to end at once is spared the task, which costs
+as much as all the rest of the pipeline.
 """
 
 import asyncio
 from collections.abc import Coroutine
 from typing import Any, Final
 
+from hybridkit._tasks import TaskSet
+
 GRACE_SECONDS: Final = 1.0
 
 
 class Deadlines:
-    """Runs coroutines for a limited time, and remembers those it has left behind until they have ended.
+    """Runs coroutines for a limited time, and remembers those that it has left behind until they have ended.
 
     Args:
-        prompt: what it runs ends at once when it is cancelled.
+        in_place: await the work without a task of its own, as it ends at once when it is cancelled.
     """
 
-    def __init__(self, *, prompt: bool = False) -> None:
-        self._prompt = prompt
-        self._left_behind: set[asyncio.Task[Any]] = set()
+    def __init__(self, *, in_place: bool = False) -> None:
+        self._in_place = in_place
+        self._left_behind = TaskSet()
 
     def __repr__(self) -> str:
         return f"Deadlines({len(self._left_behind)} left behind)"
 
     async def run[T](self, work: Coroutine[Any, Any, T], *, timeout_seconds: float) -> T:
-        """The result of that work.
+        """Return the result of the work.
 
         Raises:
-            TimeoutError: it has not ended in time; without any time, it has not begun.
+            TimeoutError: the work has not ended in time; without any time, it has not begun.
         """
         if timeout_seconds <= 0:
             work.close()
             raise TimeoutError
-        if self._prompt:
+        if self._in_place:
             async with asyncio.timeout(timeout_seconds):
                 return await work
         task = asyncio.create_task(work)
@@ -45,20 +47,10 @@ class Deadlines:
                 raise TimeoutError
         finally:
             if not task.done():
-                self._leave(task)
+                self._left_behind.keep(task)
+                task.cancel()
         return task.result()
 
     async def aclose(self) -> None:
-        """Give what was left behind a second to end."""
-        if self._left_behind:
-            await asyncio.wait(self._left_behind, timeout=GRACE_SECONDS)
-
-    def _leave(self, task: asyncio.Task[Any]) -> None:
-        self._left_behind.add(task)
-        task.add_done_callback(self._forget)
-        task.cancel()
-
-    def _forget(self, task: asyncio.Task[Any]) -> None:
-        self._left_behind.discard(task)
-        if not task.cancelled():
-            task.exception()  # asked for, so that asyncio doesn't report it as never retrieved
+        """Give the work that was left behind a second to end."""
+        await self._left_behind.wait(seconds=GRACE_SECONDS)

@@ -1,4 +1,4 @@
-"""What went wrong with one attempt: the error for the caller, and what retry and breaker need to know."""
+"""The failure of an attempt: the error for the caller, and what retry and breaker need to know."""
 
 from typing import Final, NamedTuple
 
@@ -31,9 +31,9 @@ class Failure(NamedTuple):
     """How an attempt failed.
 
     Attributes:
-        error: for the caller, if nothing better comes.
+        error: the error for the caller, if no later attempt succeeds.
         retryable: whether the target leaves room for another attempt.
-        counts: whether it is the target's fault, for the breaker; None when it tells nothing about the target.
+        counts: whether the breaker counts it as the target's fault; None if it tells nothing about the target.
         sent: whether something may have reached the target.
     """
 
@@ -44,12 +44,12 @@ class Failure(NamedTuple):
 
 
 def failure_from(response: Response, *, what: str, safe: bool) -> Failure | None:
-    """What an answer says went wrong; None for a success.
+    """Return what an answer says went wrong, None for a success.
 
     Args:
         response: the answer.
-        what: the request, for the error's message.
-        safe: the request changes nothing, so its outcome can't be unknown.
+        what: the name of the request in the error's message.
+        safe: whether the request changes nothing, so that its outcome can't be unknown.
     """
     if 200 <= response.status < 300:
         return None
@@ -77,7 +77,7 @@ def _problem_in(response: Response) -> Problem | None:
 
 
 def _error_without_problem(response: Response, *, what: str, safe: bool) -> HybridkitError:
-    """Such answers come from proxies, other servers, or crashes."""
+    """Return the error of an answer that no service of ours gives: a proxy's, another server's, or a crash."""
     said = f"{what}: answered {response.status} without a problem document"
     match response.status:
         case 429:
@@ -103,7 +103,7 @@ def _beginning(response: Response) -> str:
 
 
 def _retry_after(response: Response) -> float | None:
-    """Seconds or a date (RFC 9110, section 10.2.3), between 0 and an hour; None for anything else."""
+    """Return the seconds of `Retry-After`, a number or a date (RFC 9110, section 10.2.3), between 0 and an hour."""
     return _clamped(retry_after_seconds(response.headers.get("retry-after")))
 
 

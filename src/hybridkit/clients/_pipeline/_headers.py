@@ -1,6 +1,6 @@
-"""What travels with a call: who asks, for how long, in which trace, for the how manieth time.
+"""The headers of a call: who asks, for how long, in which trace, and how many attempts came before.
 
-All of that is between our own services; to other people's go the headers that HTTP itself needs.
+They go to our own services; others get only the headers that HTTP itself needs.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ class Headers:
     Args:
         service: the name of the calling service.
         internal: whether the target is one of our own services.
-        authorization: gives the value of the `Authorization` header; asked for each attempt.
+        authorization: gives the value of the `Authorization` header; called for each attempt.
     """
 
     def __init__(self, *, service: str, internal: bool, authorization: Callable[[], str] | None) -> None:
@@ -41,10 +41,10 @@ class Headers:
         return f"Headers(internal={self._internal})"
 
     def of_call(self, intent: Intent, context: RequestContext) -> dict[str, str]:
-        """What is the same on every attempt: request, user, caller, trace.
+        """Return the headers that are the same on every attempt: request, user, caller, trace.
 
         Raises:
-            InvalidRequestError: a header can't be sent, or the idempotency key.
+            InvalidRequestError: a header, or the idempotency key, can't be sent.
         """
         headers = self._fixed.copy()
         if self._internal:
@@ -56,7 +56,7 @@ class Headers:
         return headers
 
     def of_attempt(self, call: CallPlan, *, timeout_seconds: float | None, retries: int) -> dict[str, str]:
-        """Those of the call, and what the attempt says of itself: the seconds it has, and how many came before."""
+        """Return the call's headers with those of one attempt: the seconds that it has, and how many came before it."""
         headers = call.headers.copy()
         if self._internal:
             headers[RETRY_COUNT_HEADER] = str(retries)

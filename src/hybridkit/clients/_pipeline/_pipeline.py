@@ -1,9 +1,9 @@
-"""One call, however many attempts it takes, within one deadline.
+"""The way of a call: as many attempts as it takes, within one deadline.
 
 `total deadline → retry → budget → breaker → bulkhead → attempt timeout → transport`
 
-Waiting for a place counts against the deadline; backing off holds no place. Only what can be repeated is repeated:
-reads, keyed writes, and whatever was never sent.
+Waiting for a permit of the bulkhead counts against the deadline; a pause between attempts holds no permit. Only what
+can be repeated is repeated: reads, keyed writes, and whatever was never sent.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from hybridkit.clients._pipeline._policy import ClientPolicy
 from hybridkit.clients._pipeline._retry_budget import RetryBudget
 from hybridkit.clients._pipeline._telemetry import Telemetry
 from hybridkit.clients._transports._base import (
-    Prompt,
+    EndsWhenCancelled,
     Request,
     Response,
     StreamedResponse,
@@ -46,29 +46,30 @@ from hybridkit.observability import is_tracing
 from hybridkit.retry import RetryAfter
 
 ATTEMPT_SHARE: Final = 2 / 3
-"""Of the call's time, for one attempt: a replica that hangs leaves room for another one."""
+"""The share of the call's time that one attempt has, so that a replica that hangs leaves time for another."""
 ANSWER_SHARE: Final = 0.95
-"""Of the attempt's time, for the service: it can still say that its time ran out, so the outcome is known."""
+"""The share of the attempt's time that the service is told: it can still answer that its time ran out."""
 ENOUGH_SHARE: Final = 0.9
+"""The share of an attempt's usual time from which on its timeout counts against the target."""
 SMOOTHING: Final = 0.1
-"""How fast the typical duration of an answer follows the latest one."""
+"""The weight of the latest answer in the typical duration of one."""
 
 
 class Pipeline:
-    """Sends intents to one target. It doesn't own the transport.
+    """Sends requests to one target; it doesn't own the transport.
 
     Args:
-        transport: the wire.
+        transport: sends single attempts.
         base_url: scheme, host, port and a path before `/v1`, without a slash at the end.
-        target: what errors call it.
+        target: the name of the target in errors and metrics.
         service: the name of the calling service.
         policy: the limits.
-        authorization: gives the value of the `Authorization` header; asked for each attempt.
+        authorization: gives the value of the `Authorization` header; called for each attempt.
         internal: whether the target is one of our own services, which are told who asks, in which request and trace,
             and for how long.
-        clock: monotonic seconds, the same clock as the context's deadline.
+        clock: gives monotonic seconds, by the same clock as the context's deadline.
         sleep: waits between attempts.
-        jitter: a number from 0 up to 1.
+        jitter: gives a number from 0 up to 1.
     """
 
     def __init__(
@@ -98,11 +99,11 @@ class Pipeline:
         self._breaker = Breaker(target, clock=clock, on_change=self._telemetry.breaker)
         self._bulkhead = Bulkhead(
             target,
-            places=policy.max_in_flight,
+            permits=policy.max_in_flight,
             queue=policy.max_queued,
             on_queue=self._telemetry.queued.inc,
         )
-        self._deadlines = Deadlines(prompt=isinstance(transport, Prompt))
+        self._deadlines = Deadlines(in_place=isinstance(transport, EndsWhenCancelled))
         self._typical_seconds = 0.0
 
     def __repr__(self) -> str:
@@ -110,19 +111,19 @@ class Pipeline:
 
     @property
     def breaker_state(self) -> BreakerState:
-        """Whether calls go through (`closed`), are held back (`open`), or the next one is let through to try."""
+        """`closed` while calls go through, `open` while they are held back, `half_open` if the next one is a probe."""
         return self._breaker.state
 
     async def run(self, intent: Intent) -> Response:
-        """The successful answer to that intent.
+        """Return the successful answer to a request.
 
         Raises:
             DeadlinePassedError: the time ran out before anything was sent, or during a read.
             DeadlineExceededError: the time ran out after a write was sent.
             OutcomeUnknownError: a write was sent, and nobody can tell what became of it.
-            UnavailableError: the target doesn't answer, is held back by the breaker, or too many calls wait for it.
-            ResponseError: it answers outside the contract.
-            HybridkitError: whatever else its problem documents say.
+            UnavailableError: the target doesn't answer, the breaker holds calls back, or too many calls wait for it.
+            ResponseError: the target answers outside the contract.
+            HybridkitError: the target refuses; the class is the one that its problem document names.
         """
         if not is_tracing():
             return await self._repeat(self._begin(intent), self._attempt)
@@ -133,15 +134,15 @@ class Pipeline:
 
     @asynccontextmanager
     async def stream(self, intent: Intent) -> AsyncGenerator[StreamedResponse]:
-        """The successful answer to that intent, its body in chunks; it holds a place inside the `async with` block.
+        """Open the stream of a successful answer's body; it holds a permit inside the `async with` block.
 
         Until the headers are there it is a call like any other: repeated where possible, within the usual time. Then
         the body may be of any size and take any time in all, as long as each chunk comes within the policy's
         `read_timeout_seconds`; the time that the reader takes between two chunks doesn't count. The deadline of the
         context, where there is one, ends all of it, and only then is the service told a deadline.
 
-        The chunks raise `UnavailableError` where the body of a safe intent is cut, `OutcomeUnknownError` where that of
-        another one is, and `DeadlinePassedError` or `DeadlineExceededError` when one comes too late.
+        Where the body is cut, the chunks raise `UnavailableError` if the request is safe, else `OutcomeUnknownError`;
+        where one comes too late, `DeadlinePassedError` or `DeadlineExceededError`.
 
         Raises:
             HybridkitError: as `run`.
@@ -153,15 +154,15 @@ class Pipeline:
                 yield StreamedResponse(status=answer.status, headers=answer.headers, chunks=chunks)
 
     async def run_once(self, intent: Intent, *, timeout_seconds: float) -> Response:
-        """As `run`, but a single attempt that passes by breaker and bulkhead: to see how the target is right now."""
+        """Return the answer to a single attempt past breaker and bulkhead: to see how the target is right now."""
         call = self._begin(intent, only_seconds=timeout_seconds)
-        outcome = await self._exchange(call, 1, self._whole)
+        outcome = await self._send_once(call, 1, self._whole)
         if isinstance(outcome, Failure):
             raise outcome.error
         return outcome
 
     async def aclose(self) -> None:
-        """Wait a moment for attempts that were given up and have not ended."""
+        """Wait up to a second for attempts that were given up and have not ended."""
         await self._deadlines.aclose()
 
     async def _repeat[T](self, call: CallPlan, send: Callable[[CallPlan, int], Awaitable[T | Failure]]) -> T:
@@ -212,10 +213,10 @@ class Pipeline:
             return refused(refusal)
         failed: bool | None = None
         try:
-            async with self._bulkhead.place(timeout_seconds=self._left(call)):
-                outcome = await self._exchange(call, attempt, self._whole)
+            async with self._bulkhead.permit(timeout_seconds=self._left(call)):
+                outcome = await self._send_once(call, attempt, self._whole)
             failed = outcome.counts if isinstance(outcome, Failure) else False
-        except (UnavailableError, DeadlinePassedError) as refusal:  # no place: what is sent never raises
+        except (UnavailableError, DeadlinePassedError) as refusal:  # no permit: what is sent never raises
             return refused(refusal)
         else:
             return outcome
@@ -223,7 +224,7 @@ class Pipeline:
             self._breaker.leave(ticket, failed=failed)
 
     async def _open(self, stack: AsyncExitStack, call: CallPlan, attempt: int) -> StreamedResponse | Failure:
-        """As `_attempt`, but an answer's body is left to be read, and its place and connection to that stack."""
+        """As `_attempt`, but leave the body to be read; the stack takes over its permit and connection."""
         try:
             ticket = self._breaker.enter()
         except UnavailableError as refusal:
@@ -231,8 +232,8 @@ class Pipeline:
         failed: bool | None = None
         try:
             async with AsyncExitStack() as kept:
-                await kept.enter_async_context(self._bulkhead.place(timeout_seconds=self._left(call)))
-                outcome = await self._exchange(call, attempt, partial(self._head, kept))
+                await kept.enter_async_context(self._bulkhead.permit(timeout_seconds=self._left(call)))
+                outcome = await self._send_once(call, attempt, partial(self._head, kept))
                 if isinstance(outcome, StreamedResponse):
                     await stack.enter_async_context(kept.pop_all())
             failed = outcome.counts if isinstance(outcome, Failure) else False
@@ -250,7 +251,7 @@ class Pipeline:
     async def _head(
         self, kept: AsyncExitStack, call: CallPlan, request: Request
     ) -> StreamedResponse | Failure:
-        """A success with its body left to be read; anything else as what it says."""
+        """Return a success with its body left to be read, and a failure of anything else."""
         task = asyncio.current_task()
         cancellations = task.cancelling() if task else 0
         async with AsyncExitStack() as opening:
@@ -285,13 +286,13 @@ class Pipeline:
                 return
             yield chunk
 
-    async def _exchange[T](
+    async def _send_once[T](
         self,
         call: CallPlan,
         attempt: int,
         send: Callable[[CallPlan, Request], Coroutine[Any, Any, T | Failure]],
     ) -> T | Failure:
-        """Send it once. Expected errors come back as values, so that the breaker sees them all."""
+        """Send one attempt; expected errors come back as values, so that the breaker sees them all."""
         seconds = min(self._left(call), call.attempt_seconds)
         if seconds <= 0:
             passed = DeadlinePassedError(f"{call.name}: the deadline had passed; this attempt was not sent")
@@ -299,7 +300,7 @@ class Pipeline:
         started = self._clock()
         self._telemetry.in_flight.inc()
         try:
-            outcome = await self._judged(
+            outcome = await self._outcome(
                 call, send(call, self._request(call, attempt, seconds)), seconds=seconds
             )
         finally:
@@ -313,7 +314,7 @@ class Pipeline:
         self._telemetry.attempt(call.intent.method, result, taken_seconds)
         return outcome
 
-    async def _judged[T](
+    async def _outcome[T](
         self, call: CallPlan, sending: Coroutine[Any, Any, T | Failure], *, seconds: float
     ) -> T | Failure:
         try:
@@ -343,7 +344,7 @@ class Pipeline:
         )
 
     def _pause(self, failure: Failure, call: CallPlan, attempt: int) -> float | None:
-        """How long to wait before the next attempt; None for no further attempt."""
+        """Return the seconds to wait before the next attempt, None for no further attempt."""
         if not failure.retryable or (failure.sent and not call.repeatable):
             return None
         decision = self._policy.retry.decide(failure.error, attempt=attempt, jitter=self._jitter())
@@ -354,7 +355,7 @@ class Pipeline:
         return decision.seconds
 
     def _final_error(self, error: HybridkitError, attempts: int, *, in_doubt: bool) -> HybridkitError:
-        """The last attempt's error, unless it would hide that an earlier attempt may have been carried out."""
+        """Return the last attempt's error, unless it would hide that an earlier attempt may have been carried out."""
         if in_doubt and isinstance(error, TemporaryError):
             kind = DeadlineExceededError if isinstance(error, DeadlinePassedError) else OutcomeUnknownError
             doubt = kind(f"an earlier attempt may have been carried out; the last one: {error}")

@@ -1,4 +1,4 @@
-"""How patient a client is, as one frozen value."""
+"""The limits of a client, as one frozen value."""
 
 from dataclasses import dataclass
 from typing import Final, Self
@@ -14,28 +14,28 @@ BULK_RETRY: Final = Retry.exponential(first_seconds=0.2, cap_seconds=5.0, attemp
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientPolicy:
-    """Limits of one client; the defaults suit calls that somebody waits for.
+    """The limits of one client; the defaults suit calls that a person waits for.
 
     | | `interactive()`, the default | `worker()` | `bulk()` |
     |---|---|---|---|
-    | for | requests that somebody waits for | events, jobs | imports, exports, reports |
+    | for | requests that a person waits for | events, jobs | imports, exports, reports |
     | a read, a write | 3 s, 5 s | 10 s, 15 s | 60 s, 60 s |
     | a connection | 0.3 s | 1 s | 1 s |
     | attempts, pauses up to | 3, 1 s | 4, 2 s | 5, 5 s |
     | on the wire, waiting | 64, 128 | 32, 512 | 4, 64 |
     | an answer | 16 MiB | 16 MiB | 64 MiB |
 
-    Others are made of these: `dataclasses.replace(ClientPolicy.worker(), max_in_flight=8)`.
+    Make others from these: `dataclasses.replace(ClientPolicy.worker(), max_in_flight=8)`.
 
     Attributes:
-        read_timeout_seconds: for a whole read: queue, attempts and the pauses between them. One attempt takes at most
+        read_timeout_seconds: the time of a whole read: queue, attempts and the pauses between them. One attempt has
             two thirds of it, so that a replica that hangs leaves time for another.
         write_timeout_seconds: the same for a write. The context's deadline shortens both, nothing lengthens them.
-        connect_timeout_seconds: for one connection, TLS included.
-        retry: how often and how far apart; full jitter up to 50 ms, then 100 ms.
-        max_in_flight: requests on the wire at a time.
-        max_queued: calls that may wait for one of these places; a further one is refused.
-        max_response_bytes: the longest body of an answer.
+        connect_timeout_seconds: the time for one connection, TLS included.
+        retry: the number of attempts and the pauses between them; by default with full jitter up to 50 ms, then 100 ms.
+        max_in_flight: the most requests on the wire at a time.
+        max_queued: the most calls that wait for one of these to end; a further one is refused.
+        max_response_bytes: the most bytes that the body of an answer may have.
     """
 
     read_timeout_seconds: float = 3.0
@@ -48,12 +48,12 @@ class ClientPolicy:
 
     @classmethod
     def interactive(cls) -> Self:
-        """For requests that somebody waits for: an error now is better than an answer too late."""
+        """Return the policy for requests that a person waits for: an error now is better than an answer too late."""
         return cls()
 
     @classmethod
     def worker(cls) -> Self:
-        """For events and jobs: nobody waits, and what fails comes back later, so it is more patient."""
+        """Return the more patient policy for events and jobs: no person waits, and what fails is repeated later."""
         return cls(
             read_timeout_seconds=10.0,
             write_timeout_seconds=15.0,
@@ -65,7 +65,7 @@ class ClientPolicy:
 
     @classmethod
     def bulk(cls) -> Self:
-        """For imports, exports and reports: large and slow calls, a few at a time, so that others still get through."""
+        """Return the policy for imports, exports and reports: large, slow calls, a few at a time."""
         return cls(
             read_timeout_seconds=60.0,
             write_timeout_seconds=60.0,
@@ -80,7 +80,7 @@ class ClientPolicy:
         """Refuse limits that let nothing through.
 
         Raises:
-            DeclarationError: naming the limit.
+            DeclarationError: a limit is too low; the message names it.
         """
         for name in (
             "read_timeout_seconds",

@@ -1,4 +1,4 @@
-"""How many retries a target may cost: a dead service sees at most 20 % more calls, plus a burst of ten."""
+"""A budget of retries: a dead service sees at most 20 % more calls, plus a burst of ten."""
 
 from typing import Final
 
@@ -7,11 +7,11 @@ MAX_TOKENS: Final = 10.0
 
 
 class RetryBudget:
-    """A token bucket without a clock: calls fill it, retries empty it, so that it scales with the load.
+    """A token bucket without a clock: calls fill it and retries empty it, so that it scales with the load.
 
     Args:
-        per_call: what one call puts in.
-        max_tokens: what can be saved up; the bucket starts full.
+        per_call: the tokens that one call puts in.
+        max_tokens: the most tokens that the bucket holds, and those it starts with.
     """
 
     def __init__(self, *, per_call: float = PER_CALL, max_tokens: float = MAX_TOKENS) -> None:
@@ -27,7 +27,7 @@ class RetryBudget:
         self._tokens = min(self._tokens + self._per_call, self._max_tokens)
 
     def withdraw(self) -> bool:
-        """Pay for one retry, if there is enough to pay with."""
+        """Take the token for one retry, and return whether there was one."""
         if self._tokens < 1.0:
             return False
         self._tokens -= 1.0

@@ -1,4 +1,4 @@
-"""How a target looks from here: its metrics, its spans, and a line in the log when its breaker changes its state."""
+"""Metrics and spans of the calls to one target, and a line in the log when its breaker opens or closes."""
 
 import re
 from contextlib import AbstractContextManager
@@ -21,7 +21,7 @@ _log = get_logger("hybridkit.clients")
 
 
 class Telemetry:
-    """The metrics of one target. Their children are kept, as looking them up costs more than counting."""
+    """The metrics and spans of one target; metrics with their labels are kept, as a lookup costs more than counting."""
 
     def __init__(self, target: str) -> None:
         self._target = target
@@ -43,7 +43,7 @@ class Telemetry:
         child.observe(seconds)
 
     def span(self, method: str) -> AbstractContextManager[Span]:
-        """A call's span, all attempts together: https://opentelemetry.io/docs/specs/semconv/http/http-spans/."""
+        """Open the span of a call, all attempts together: https://opentelemetry.io/docs/specs/semconv/http/http-spans/."""
         attributes = {"http.request.method": method, "server.address": self._target}
         return span(f"{method} {self._target}", kind="client", attributes=attributes)
 

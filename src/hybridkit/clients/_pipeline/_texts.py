@@ -1,4 +1,4 @@
-"""Texts on their way into a URL or a header: percent-encoded, or refused before anything is sent.
+"""Texts for a URL or a header: percent-encoded, or refused before anything is sent.
 
 A `str` may hold halves of surrogate pairs, which no encoding has; a header may hold no line break.
 """
@@ -12,10 +12,10 @@ from hybridkit.errors import InvalidQueryError, InvalidRequestError, MalformedPa
 
 
 def quoted(text: str, *, safe: str = "") -> str:
-    """That text in a path.
+    """Percent-encode a text for a path.
 
     Raises:
-        InvalidRequestError: it is no Unicode text.
+        InvalidRequestError: the text is no Unicode text.
     """
     try:
         return quote(text, safe=safe)
@@ -24,10 +24,10 @@ def quoted(text: str, *, safe: str = "") -> str:
 
 
 def query_string(params: Any) -> str:
-    """Those parameters as they stand behind the `?`; a list gives its name several times.
+    """Encode parameters as they stand behind the `?`; a list gives its name several times.
 
     Raises:
-        InvalidQueryError: one is no Unicode text.
+        InvalidQueryError: a parameter is no Unicode text.
     """
     try:
         return urlencode(params, doseq=True)
@@ -36,10 +36,10 @@ def query_string(params: Any) -> str:
 
 
 def encode_query(query: Mapping[str, Any]) -> bytes:
-    """A query as a body.
+    """Encode a query as a body.
 
     Raises:
-        InvalidQueryError: something in it has no JSON form.
+        InvalidQueryError: a value in it has no JSON form.
     """
     try:
         return encode_json(query)
@@ -48,7 +48,7 @@ def encode_query(query: Mapping[str, Any]) -> bytes:
 
 
 def checked_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
-    """Those headers, which every transport sends as they are.
+    """Return the headers unchanged if every transport can send them.
 
     Raises:
         InvalidRequestError: a value is not printable ASCII; the message has the header's name only.

@@ -1,4 +1,4 @@
-"""The wire by aiohttp: what a client uses where aiohttp is installed and nothing else was given.
+"""A transport over aiohttp: the one of a client that was given none, where aiohttp is installed.
 
 It costs a fraction of httpx's CPU time per request, and its pool doesn't slow down with the number of connections.
 """
@@ -11,7 +11,7 @@ import aiohttp
 from yarl import URL
 
 from hybridkit.clients._transports._base import (
-    Prompt,
+    EndsWhenCancelled,
     Request,
     Response,
     StreamedResponse,
@@ -23,14 +23,14 @@ from hybridkit.errors import HybridkitError, MisuseError, OutcomeUnknownError, U
 KEEPALIVE_SECONDS: Final = 30.0
 DNS_CACHE_SECONDS: Final = 10
 MAX_BODY_AT_ONCE: Final = 1024 * 1024
-"""A longer one is sent in pieces, so that the event loop gets its turn."""
+"""A longer body is sent in pieces, so that the event loop can do other work in between."""
 PIECE: Final = 64 * 1024
 
 _EXPECTED: Final = (aiohttp.ClientError, OSError, ValueError, RuntimeError)
 
 
-class AiohttpTransport(Prompt):
-    """Sends by an own `aiohttp.ClientSession`; made while the event loop runs."""
+class AiohttpTransport(EndsWhenCancelled):
+    """Sends by an `aiohttp.ClientSession`, which it makes and closes; made while the event loop runs."""
 
     def __init__(self) -> None:
         self._connector = aiohttp.TCPConnector(
@@ -122,7 +122,7 @@ async def _chunks(request: Request, answer: aiohttp.ClientResponse) -> AsyncGene
 
 
 def _meaning(request: Request, error: Exception) -> HybridkitError:
-    """What aiohttp's error means for that request."""
+    """Return what aiohttp's error means for that request."""
     if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
         return UnavailableError(f"{request}: not sent: {_reason(error)}")
     if isinstance(error, ValueError | RuntimeError):  # aiohttp's way to refuse a header or URL; it is closed

@@ -1,8 +1,8 @@
-"""The wire without a wire: an ASGI application in the same process, for tests.
+"""A transport to an ASGI application in the same process, for tests.
 
 As a real server does, and httpx's ASGI transport doesn't, it passes a body on while it is being made, opens and closes
 the application's lifespan, goes on with a handler whose caller has left, and shows it nothing of the caller's context
-but what is in the headers. https://asgi.readthedocs.io/en/latest/specs/
+but the headers. https://asgi.readthedocs.io/en/latest/specs/
 """
 
 import asyncio
@@ -13,8 +13,9 @@ from typing import Any, Final, cast
 from urllib.parse import unquote, urlsplit
 
 from hybridkit._asgi_types import ASGIApp, Message
+from hybridkit._tasks import TaskSet
 from hybridkit.clients._transports._base import (
-    Prompt,
+    EndsWhenCancelled,
     Request,
     Response,
     StreamedResponse,
@@ -24,21 +25,21 @@ from hybridkit.clients._transports._base import (
 from hybridkit.errors import OutcomeUnknownError, UnavailableError
 
 GRACE_SECONDS: Final = 1.0
-"""How long handlers may go on, and the lifespan may take to end, once the transport is closed."""
+"""The time that handlers, and then the lifespan, have to end once the transport is closed."""
 VERSION: Final = {"version": "3.0", "spec_version": "2.4"}
 
 
-class AsgiTransport(Prompt):
-    """Sends to an application in the same process. Its lifespan begins with the first request and ends at `aclose`.
+class AsgiTransport(EndsWhenCancelled):
+    """Sends to an application in the same process; its lifespan begins with the first request and ends at `aclose`.
 
     Args:
-        application: FastAPI's, Starlette's, or any other of ASGI 3.
+        application: one of FastAPI's, Starlette's, or any other of ASGI 3.
     """
 
     def __init__(self, application: ASGIApp) -> None:
         self._application = application
         self._lifespan: _Lifespan | None = None
-        self._handling: set[asyncio.Task[None]] = set()
+        self._handling = TaskSet()
 
     def __repr__(self) -> str:
         return f"AsgiTransport(started={self._lifespan is not None})"
@@ -57,32 +58,29 @@ class AsgiTransport(Prompt):
         if self._lifespan is None:
             self._lifespan = _Lifespan(self._application)
         state = await self._lifespan.started()
-        exchange = _Exchange(request)
-        task = asyncio.create_task(exchange.run(self._application, state), context=Context())
-        self._handling.add(task)
-        task.add_done_callback(self._handling.discard)
+        cycle = _RequestCycle(request)
+        self._handling.start(cycle.run(self._application, state), context=Context())
         try:
-            start = await exchange.next("http.response.start")
+            start = await cycle.next("http.response.start")
             try:
                 status, headers = int(start["status"]), _headers(start)
             except (LookupError, TypeError, ValueError, AttributeError) as error:
                 raise OutcomeUnknownError(f"{request}: the head of its answer is none: {error!r}") from error
-            yield StreamedResponse(status=status, headers=headers, chunks=exchange.chunks())
+            yield StreamedResponse(status=status, headers=headers, chunks=cycle.chunks())
         finally:
-            exchange.left.set()
+            cycle.left.set()
 
     async def aclose(self) -> None:
-        """Let the handlers end, and then the lifespan."""
-        if self._handling:
-            await asyncio.wait(self._handling, timeout=GRACE_SECONDS)
-        for task in self._handling:
-            task.cancel()
+        """Give the handlers, and then the lifespan, a second each to end."""
+        if not await self._handling.wait(seconds=GRACE_SECONDS):
+            for task in self._handling:
+                task.cancel()
         if self._lifespan is not None:
             await self._lifespan.aclose()
             self._lifespan = None
 
 
-class _Exchange:
+class _RequestCycle:
     """One request and its answer; the application waits until each message has been taken."""
 
     def __init__(self, request: Request) -> None:
@@ -127,7 +125,7 @@ class _Exchange:
         await self._put(message)
 
     async def _put(self, message: Message | Exception | None) -> None:
-        """Nobody takes it any more where the caller has left."""
+        """Wait until the message is taken, or until the caller has left."""
         if self.left.is_set():
             return
         putting = asyncio.ensure_future(self._messages.put(message))
@@ -140,7 +138,7 @@ class _Exchange:
 
 
 class _Lifespan:
-    """The application's start and end, in a task of its own; without one where it has none."""
+    """The application's start and end, in a task of its own; nothing where the application has no lifespan."""
 
     def __init__(self, application: ASGIApp) -> None:
         self._state: dict[str, Any] = {}
@@ -150,7 +148,7 @@ class _Lifespan:
         self._task = asyncio.create_task(self._run(application), context=Context())
 
     async def started(self) -> dict[str, Any]:
-        """The state that each request gets a copy of."""
+        """Wait for the start, and return a copy of the lifespan's state for one request."""
         await asyncio.shield(self._started)
         return self._state.copy()
 
@@ -161,7 +159,8 @@ class _Lifespan:
 
     async def _run(self, application: ASGIApp) -> None:
         scope = {"type": "lifespan", "asgi": VERSION, "state": self._state}
-        # What an application does that knows no lifespan, says the specification, is to raise.
+        # An application without a lifespan raises:
+        # https://asgi.readthedocs.io/en/latest/specs/lifespan.html#scope
         with suppress(Exception):
             await application(scope, self._receive, self._send)
         if not self._started.done():

@@ -1,4 +1,4 @@
-"""The seam to the wire: one request out, one answer back, whole or in chunks."""
+"""The interface of a transport: one request out, one answer back, whole or in chunks."""
 
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
@@ -8,22 +8,22 @@ from typing import Final, Protocol
 from hybridkit.errors import ResponseError
 
 MAX_LENGTH_DIGITS: Final = 20
-"""Of an announced length that is read; a longer one is nonsense."""
+"""The most digits of an announced length that are read; a longer one is nonsense."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One attempt of one call, as it goes out.
+    """One attempt of a call, as it is sent.
 
     Attributes:
-        method: upper case.
+        method: the HTTP method, in upper case.
         url: absolute and percent-encoded; sent as it is.
-        headers: lower-case names.
+        headers: the header fields, by lower-case names.
         body: empty for none.
-        timeout_seconds: until the last byte of the answer. The pipeline stops waiting by itself; a transport uses
-            this to free what it holds.
-        connect_timeout_seconds: for the connection alone, TLS included.
-        max_response_bytes: an answer with a longer body is given up on.
+        timeout_seconds: the time until the last byte of the answer. The pipeline stops waiting by itself; a transport
+            uses this to free what it holds.
+        connect_timeout_seconds: the time for the connection alone, TLS included.
+        max_response_bytes: the most bytes of the answer's body; a longer one is given up.
     """
 
     method: str
@@ -43,9 +43,9 @@ class Response:
     """A whole answer.
 
     Attributes:
-        status: whatever it is; a transport judges nothing and follows no redirect.
-        headers: lower-case names; a field on several lines is one list.
-        body: undecoded.
+        status: any status; a transport judges none and follows no redirect.
+        headers: the header fields, by lower-case names; a field on several lines is one list.
+        body: the body, undecoded.
     """
 
     status: int
@@ -55,11 +55,11 @@ class Response:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamedResponse:
-    """An answer of which the body is still on its way.
+    """An answer whose body is still on its way.
 
     Attributes:
         status: as in `Response`.
-        headers: lower-case names.
+        headers: as in `Response`.
         chunks: the body in pieces of any size, undecoded; to be iterated once.
     """
 
@@ -69,21 +69,21 @@ class StreamedResponse:
 
 
 class Transport(Protocol):
-    """Whatever can send an HTTP request. One serves one client, with many requests at a time."""
+    """Sends HTTP requests for one client, many at a time."""
 
     async def send(self, request: Request) -> Response:
-        """The whole answer to that request.
+        """Send a request, and return its whole answer.
 
         Raises:
             UnavailableError: nothing was sent: no address, no connection, no TLS.
-            OutcomeUnknownError: it was sent, or a part of it, and no whole answer came back.
-            TimeoutError: not within `timeout_seconds`.
+            OutcomeUnknownError: the request was sent, or a part of it, and no whole answer came back.
+            TimeoutError: no whole answer came within `timeout_seconds`.
             ResponseError: the body is over the limit, or encoded in a way that was not asked for.
         """
         ...
 
     def stream(self, request: Request) -> AbstractAsyncContextManager[StreamedResponse]:
-        """The answer to that request once its headers are there; its body is read inside the `async with` block.
+        """Send a request, and open its answer once the headers are there; the `async with` block reads the body.
 
         The connection is given back at the end of the block; where the body was not read to its end, it is closed.
         `max_response_bytes` doesn't apply. The chunks raise `OutcomeUnknownError` where the body is cut.
@@ -99,15 +99,15 @@ class Transport(Protocol):
         ...
 
 
-class Prompt:
-    """Base of the transports of which every method ends at once when it is cancelled.
+class EndsWhenCancelled:
+    """Base of the transports whose methods all end at once when they are cancelled.
 
-    Others run in tasks of their own, to be left behind when their time is over.
+    The methods of others run in tasks, to be left behind when their time is over.
     """
 
 
 def headers_of(lines: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
-    """The header fields of an answer, by their names in lower case.
+    """Return the header fields of an answer, by their names in lower case.
 
     Several lines of one field are one list, in their order; a line that is there twice counts once, as that of a field
     with one value (https://www.rfc-editor.org/rfc/rfc9110#section-5.3).
@@ -126,10 +126,10 @@ def headers_of(lines: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
 async def read_body(
     chunks: AsyncIterable[bytes], *, request: Request, status: int, headers: Mapping[str, str]
 ) -> bytes:
-    """The body in those chunks, given up on as soon as it is known to be too long.
+    """Return the body in those chunks; stop reading as soon as it is known to be too long.
 
     Raises:
-        ResponseError: over the limit, or compressed.
+        ResponseError: the body is over the limit, or compressed.
     """
     refuse_compressed(request, status=status, headers=headers)
     length = headers.get("content-length", "")
@@ -152,10 +152,10 @@ async def read_body(
 
 
 def refuse_compressed(request: Request, *, status: int, headers: Mapping[str, str]) -> None:
-    """A few compressed bytes can become gigabytes, and `accept-encoding: identity` was asked for.
+    """Refuse a compressed answer: a few bytes can become gigabytes, and `accept-encoding: identity` was asked for.
 
     Raises:
-        ResponseError: it is compressed.
+        ResponseError: the answer is compressed.
     """
     codings = {coding.strip().lower() for coding in headers.get("content-encoding", "").split(",")}
     if codings - {"", "identity"}:

@@ -1,4 +1,4 @@
-"""The wire by httpx: any `httpx.AsyncClient` or `httpx.AsyncBaseTransport`, in-process ASGI among them."""
+"""A transport over httpx: any `httpx.AsyncClient` or `httpx.AsyncBaseTransport`, in-process ASGI among them."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Generator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
@@ -19,16 +19,16 @@ from hybridkit.clients._transports._base import (
 from hybridkit.errors import MisuseError, OutcomeUnknownError, UnavailableError
 
 type AnyTransport = Transport | httpx.AsyncClient | httpx.AsyncBaseTransport
-"""What a client can be given to send with."""
+"""What a client takes as its `transport`."""
 
 KEEPALIVE_SECONDS: Final = 30.0
-"""Below the 75 s after which our servers close an idle connection, so that the two don't race."""
+"""Below the 75 s after which our servers close an idle connection, so that no request meets the closing."""
 
 
 def open_transport(given: AnyTransport | None) -> Transport:
-    """The given transport, in a wrapper where it is httpx's; for none given, aiohttp's where it is installed.
+    """Return the given transport, in a wrapper where it is httpx's; for None, aiohttp's where it is installed.
 
-    Needs a running event loop.
+    It needs a running event loop.
     """
     if given is None:
         return _default_transport()
@@ -48,7 +48,7 @@ def _default_transport() -> Transport:
 
 
 def new_client(transport: httpx.AsyncBaseTransport | None) -> httpx.AsyncClient:
-    """A client as our clients use it, which sends by that transport, or over the network."""
+    """Return an httpx client with our settings, over that transport or the network."""
     limits = httpx.Limits(
         max_connections=None,  # the bulkhead limits them, and its queue has a length and a deadline
         max_keepalive_connections=None,
@@ -64,7 +64,7 @@ class HttpxTransport:
     """Sends by an `httpx.AsyncClient`.
 
     Args:
-        client: what to send with.
+        client: sends the requests.
         owned: whether closing the transport closes the client.
     """
 
