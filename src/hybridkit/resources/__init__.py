@@ -1,4 +1,4 @@
-"""Declare data once, for the service that keeps it and the services that use it, and ask for it.
+"""Declare data once, for the service that keeps it and the services that use it, and query it.
 
 ```python
 class NewUser(BaseModel):
@@ -41,8 +41,8 @@ An aggregation has the form in JSON only, the body of `POST /v1/{resource}:aggre
  "order": [["revenue", "desc"]], "limit": 100}
 ```
 
-Reading any of them refuses fields that the resource doesn't declare, unknown operators and values of the wrong type,
-with a JSON pointer to the place.
+Reading any of these forms refuses fields that the resource doesn't declare, unknown operators and values of the wrong
+type, with a JSON pointer to the part that is wrong.
 """
 
 from hybridkit.resources._aggregations import (

@@ -10,8 +10,6 @@ from hybridkit.resources._filters import Filter
 from hybridkit.resources._queries import Direction, Query
 from hybridkit.resources._resource import AnyResource
 
-__all__ = ["Aggregation", "Function", "average", "count", "distinct", "largest", "smallest", "total"]
-
 type FunctionName = Literal["count", "count_distinct", "sum", "avg", "min", "max"]
 
 FUNCTION_NAMES: Final[tuple[str, ...]] = get_args(FunctionName.__value__)
@@ -35,45 +33,46 @@ class Function:
 
 
 def count() -> Function:
-    """How many records."""
+    """Return the function that counts records."""
     return Function("count")
 
 
 def distinct(field: str) -> Function:
-    """How many different values."""
+    """Return the function that counts the different values of a field."""
     return Function("count_distinct", field)
 
 
 def total(field: str) -> Function:
-    """The sum; null where no record has a value."""
+    """Return the function that adds a field's values; its result is null where no record has one."""
     return Function("sum", field)
 
 
 def average(field: str) -> Function:
-    """The arithmetic mean; null where no record has a value."""
+    """Return the function for the arithmetic mean of a field; its result is null where no record has a value."""
     return Function("avg", field)
 
 
 def smallest(field: str) -> Function:
-    """The smallest value; null where no record has one."""
+    """Return the function for the smallest value of a field; its result is null where no record has one."""
     return Function("min", field)
 
 
 def largest(field: str) -> Function:
-    """The largest value; null where no record has one."""
+    """Return the function for the largest value of a field; its result is null where no record has one."""
     return Function("max", field)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Aggregation:
-    """What to compute of a resource.
+    """A computation over a resource: functions over the records of each group.
 
     Attributes:
-        functions: by the name that the result has in each row.
-        group_by: one row for each combination of these fields' values; empty for one row over all records.
-        where: which records count; None for all.
+        functions: 1 to 16, by the name that the result has in each row.
+        group_by: up to 8 fields; there is one row for each combination of their values. Empty for one row over all
+            records.
+        where: the filter for the records that count; None for all.
         order: (name, direction) pairs, of functions or `group_by` fields; rows are otherwise ordered by `group_by`.
-        limit: rows at most, 1 to 1,000.
+        limit: the most rows to return, 1 to 1,000; 100 by default.
     """
 
     functions: Mapping[str, Function]
@@ -83,7 +82,7 @@ class Aggregation:
     limit: int = DEFAULT_GROUPS
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON form; what is at its default is left out."""
+        """Return the JSON form, without members that have their default."""
         body: dict[str, Any] = {
             "functions": {
                 name: [function.name] if function.field is None else [function.name, function.field]
@@ -102,10 +101,10 @@ class Aggregation:
 
     @classmethod
     def from_json(cls, resource: AnyResource, body: Mapping[str, Any]) -> Self:
-        """The aggregation in that JSON form.
+        """Read an aggregation from its JSON form.
 
         Raises:
-            InvalidQueryError: with a pointer to what the resource doesn't allow.
+            InvalidQueryError: the resource doesn't allow a member; the error has a pointer to it.
         """
         for name in body:
             if name not in _MEMBERS:

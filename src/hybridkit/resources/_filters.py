@@ -28,8 +28,6 @@ from pydantic_core import PydanticCustomError, from_json
 from hybridkit.codec import InexactFloat, encode_json, in_utc, truncate_timestamp
 from hybridkit.errors import InvalidQueryError
 
-__all__ = ["And", "Compare", "Field", "Filter", "Not", "Operator", "Or", "operand_type"]
-
 type Operator = Literal["eq", "neq", "gt", "gte", "lt", "lte", "in", "like", "ilike", "is"]
 type Filter = Compare | And | Or | Not
 
@@ -40,11 +38,11 @@ MAX_CONDITIONS: Final = 100
 MAX_IN_VALUES: Final = 1000
 MAX_PATTERN_LENGTH: Final = 1000
 MAX_PARSE_DEPTH: Final = 32
-"""Where reading a tree stops, so that a hostile one is refused before it exhausts the stack."""
+"""The depth at which reading a tree stops, so that a hostile one is refused before it exhausts the stack."""
 
 
 class _Combinable:
-    """What every node of the tree can do."""
+    """A node of the tree: filters combine with `&`, `|` and `~`."""
 
     __slots__ = ()
 
@@ -80,21 +78,21 @@ class Compare(_Combinable):
 
 @dataclass(frozen=True, slots=True)
 class And(_Combinable):
-    """All of them."""
+    """A filter that holds where all its parts do."""
 
     parts: tuple[Filter, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Or(_Combinable):
-    """At least one of them."""
+    """A filter that holds where at least one of its parts does."""
 
     parts: tuple[Filter, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Not(_Combinable):
-    """The opposite; as in SQL, a condition on an absent value is neither true nor, negated, false."""
+    """The opposite of a filter. As in SQL, a condition on an absent value holds neither as it is nor negated."""
 
     part: "Compare | And | Or"
 
@@ -105,7 +103,7 @@ class Field:
 
     Attributes:
         name: the field, or a dotted path into it.
-        adapter: the type its values have.
+        adapter: of the type that values are compared as.
     """
 
     name: str
@@ -132,28 +130,28 @@ class Field:
         return self.compare("lte", value)
 
     def in_(self, values: Iterable[object]) -> Compare:
-        """Equal to one of at most 1,000 values."""
+        """Return the condition that the field is equal to one of at most 1,000 values."""
         return self.compare("in", list(values))
 
     def like(self, pattern: str) -> Compare:
-        """Text that matches a pattern with `%` and `_`, case-sensitive."""
+        """Return the condition that the text matches a pattern with `%` and `_`, case-sensitively."""
         return self.compare("like", pattern)
 
     def ilike(self, pattern: str) -> Compare:
-        """Text that matches a pattern with `%` and `_`, whatever its case."""
+        """Return the condition that the text matches a pattern with `%` and `_`, whatever its case."""
         return self.compare("ilike", pattern)
 
     def is_null(self) -> Compare:
-        """Without a value."""
+        """Return the condition that the field has no value."""
         return self.compare("is", None)
 
     def compare(self, operator: Operator, value: object, *, pointer: str = "") -> Compare:
-        """The condition, its value checked against the field's type.
+        """Return a condition on the field, its value checked against the field's type.
 
         Args:
             operator: as in `Compare`.
             value: a Python or JSON value.
-            pointer: where it stands in the query, for the error.
+            pointer: the JSON pointer of the condition in the query, for the error.
 
         Raises:
             InvalidQueryError: the value doesn't fit the field and operator.
@@ -175,10 +173,10 @@ class Field:
                 return Compare(self.name, operator, self._value(value, pointer))
 
     def parse(self, text: str, *, pointer: str = "") -> Any:
-        """The value that this text stands for, as in a URL.
+        """Read a value from its text in a URL.
 
         Raises:
-            InvalidQueryError: it stands for none.
+            InvalidQueryError: the text is no value of the field's type.
         """
         if "." in self.name:
             return json_scalar(text)
@@ -220,7 +218,7 @@ class Field:
         )
 
     def _text_probe(self) -> object:
-        """What the field makes of a text that nothing else could be; text only if the field holds text."""
+        """Read a text that is no number, word or date: only a field that holds text gives it back as text."""
         try:
             return self.adapter.validate_python("\N{SNOWMAN}")
         except ValidationError:
@@ -231,11 +229,11 @@ class Field:
         return InvalidQueryError(f"{self.name}: {reason}", pointer=pointer)
 
 
-# ── what a field is compared with ────────────────────────────────────────────────────────────────
+# ── operands ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def operand_type(annotation: Any) -> Any:
-    """The type of what a field of that type is compared with: its own, but for what would change the question.
+    """Return the type that a field's operands are read as: the field's own, except for what would change the question.
 
     A moment isn't cut to the milliseconds that a store keeps, and a number may be one that the field can't hold: all
     integers are less than 3.5 or more, and of an amount that is at least 0 one may ask whether it is above -1.
@@ -259,7 +257,7 @@ def operand_type(annotation: Any) -> Any:
 
 
 def _unwrapped(annotation: Any) -> tuple[Any, Sequence[Any]]:
-    """A type without its annotations and names, and the annotations, innermost first."""
+    """Return a type without its annotations and aliases, and the annotations, innermost first."""
     metadata: tuple[Any, ...] = ()
     while True:
         if isinstance(annotation, TypeAliasType):
@@ -280,7 +278,7 @@ def _truncates(annotation: object) -> bool:
 
 
 def _number(value: object) -> int | Decimal:
-    """A finite number, exact."""
+    """Return a finite number, exactly as it was given."""
     match value:
         case bool():
             pass
@@ -300,13 +298,13 @@ def _number(value: object) -> int | Decimal:
 
 
 def _integer_or_float(value: object) -> int | float | Decimal:
-    """A finite number, as a document has it."""
+    """Return a finite number in the form that documents have: an integer or a float."""
     number = _number(value)
     return number if isinstance(number, int) else _float(number)
 
 
 def _uuid_text(value: object) -> object:
-    """What is taken for a UUID in a body is in a filter, and nothing else."""
+    """Refuse texts that a body's UUID field refuses too, though Python's `UUID` takes them."""
     if isinstance(value, str) and not _UUID.fullmatch(value):
         raise PydanticCustomError("uuid_parsing", "a UUID has five groups of hexadecimal digits")
     return value
@@ -316,7 +314,7 @@ _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNOR
 
 
 def _float(value: object) -> int | float | Decimal:
-    """A finite number as a float, or as it is where no float is as large."""
+    """Return a finite number as a float, or unchanged where no float is as large."""
     number = _number(value)
     try:
         found = float(number)
@@ -330,7 +328,7 @@ _WHOLE: Final = re.compile(r"\s*[+-]?[0-9]{1,400}\s*", re.ASCII)
 
 
 def json_scalar(text: str) -> Any:
-    """A path into a document has no declared type: what reads as a JSON scalar is one, the rest is text."""
+    """Read a value for a path into a document, which has no type: a JSON scalar where it reads as one, or text."""
     try:
         value = from_json(text)
     except ValueError:
@@ -341,14 +339,14 @@ def json_scalar(text: str) -> Any:
 
 
 def pattern_tokens(pattern: str) -> Iterator[str]:
-    """The characters of a pattern, each with the backslash that escapes it."""
+    """Split a pattern into characters, each with the backslash that escapes it."""
     characters = iter(pattern)
     for character in characters:
         yield character + next(characters, "") if character == "\\" else character
 
 
 def wire_value(value: Any) -> Any:
-    """A filter value as JSON has it, and as exact as it is."""
+    """Return a filter value in its JSON form, without loss of digits or of fractions of a second."""
     if isinstance(value, tuple):
         return [wire_value(item) for item in cast("tuple[Any, ...]", value)]
     if isinstance(value, datetime):
@@ -359,10 +357,10 @@ def wire_value(value: Any) -> Any:
 
 
 def check_size(where: Filter) -> None:
-    """Refuse a tree that is too deep or too broad to be a sane query.
+    """Refuse a filter with more than 8 levels or more than 100 conditions.
 
     Raises:
-        InvalidQueryError: with the limit.
+        InvalidQueryError: the filter is beyond one of the limits.
     """
     conditions = 0
     pending: list[tuple[Filter, int]] = [(where, 1)]

@@ -1,4 +1,4 @@
-"""Queries on a resource, and their two forms on the wire: the query of a URL and a body of JSON."""
+"""Queries on a resource, and their two forms on the wire: the parameters of a URL and a JSON body."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +21,6 @@ from hybridkit.resources._filters import (
 from hybridkit.resources._query_strings import read_filter, write_filter
 from hybridkit.resources._resource import AnyResource
 
-__all__ = ["DEFAULT_PAGE_SIZE", "MAX_PAGE_SIZE", "Direction", "Query"]
-
 type Direction = Literal["asc", "desc"]
 
 DEFAULT_PAGE_SIZE: Final = 50
@@ -32,15 +30,15 @@ MAX_ORDER_FIELDS: Final = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Query:
-    """What to read of a resource, in which order, how much at a time.
+    """A request for records of a resource: filter, order, fields and page.
 
     Attributes:
         where: the filter; None for all records.
         order: (field, direction) pairs. The id is always the last tie-breaker, whether it is named or not. Records
             without a value come last, or first where the direction is `desc`.
         select: the fields to return; empty for all of them.
-        page_size: records a page, 1 to 1,000.
-        page_token: where to go on, as the page before told it; bound to filter and order.
+        page_size: the most records of a page, 1 to 1,000; 50 by default.
+        page_token: from the page before, to go on after it; valid for the same filter and order.
     """
 
     where: Filter | None = None
@@ -57,7 +55,7 @@ class Query:
         return (*self.order, ("id", "asc"))
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON form; what is at its default is left out."""
+        """Return the JSON form, without members that have their default."""
         body: dict[str, Any] = {}
         if self.where is not None:
             body["where"] = _to_tree(self.where)
@@ -72,7 +70,7 @@ class Query:
         return body
 
     def to_params(self) -> list[tuple[str, str]]:
-        """The GET form, as name and value pairs that are not percent-encoded yet."""
+        """Return the URL form: name and value pairs that are not percent-encoded yet."""
         params = write_filter(self.where)
         if self.order:
             params.append(("order", ",".join(f"{name}.{direction}" for name, direction in self.order)))
@@ -86,10 +84,10 @@ class Query:
 
     @classmethod
     def from_json(cls, resource: AnyResource, body: Mapping[str, Any]) -> Self:
-        """The query in that JSON form.
+        """Read a query from its JSON form.
 
         Raises:
-            InvalidQueryError: with a pointer to what the resource doesn't allow.
+            InvalidQueryError: the resource doesn't allow a member; the error has a pointer to it.
         """
         for name in body:
             if name not in _MEMBERS:
@@ -108,10 +106,10 @@ class Query:
 
     @classmethod
     def from_params(cls, resource: AnyResource, params: Iterable[tuple[str, str]]) -> Self:
-        """The query in those (percent-decoded) URL parameters.
+        """Read a query from percent-decoded URL parameters.
 
         Raises:
-            InvalidQueryError: with a pointer to the parameter.
+            InvalidQueryError: the resource doesn't allow a parameter; the error has a pointer to it.
         """
         parts: list[Filter] = []
         options: dict[str, str] = {}
@@ -249,7 +247,7 @@ def _to_tree(node: Filter) -> dict[str, Any]:
 
 
 class _TreeReader:
-    """Reads one tree, no further than to the first thing too many: what a condition costs is not paid for a million."""
+    """A reader of one tree that stops at the first condition too many, so that a hostile tree costs no more."""
 
     def __init__(self, resource: AnyResource) -> None:
         self._resource = resource

@@ -1,4 +1,4 @@
-"""Filters in the query of a URL, in the grammar of PostgREST.
+"""Filters as URL parameters, in the grammar of PostgREST.
 
 https://docs.postgrest.org/en/stable/references/api/tables_views.html#operators
 """
@@ -27,11 +27,9 @@ from hybridkit.resources._filters import (
 )
 from hybridkit.resources._resource import AnyResource
 
-__all__ = ["read_filter", "write_filter"]
-
 
 def write_filter(where: Filter | None) -> list[tuple[str, str]]:
-    """The filter as URL parameters, not percent-encoded yet; the parts of a conjunction stand side by side."""
+    """Return the filter as URL parameters that are not percent-encoded yet, one for each part of a conjunction."""
     match where:
         case None:
             return []
@@ -42,10 +40,10 @@ def write_filter(where: Filter | None) -> list[tuple[str, str]]:
 
 
 def read_filter(resource: AnyResource, name: str, text: str) -> Filter:
-    """The filter in one (percent-decoded) URL parameter.
+    """Read the filter in one percent-decoded URL parameter.
 
     Raises:
-        InvalidQueryError: with a pointer to the parameter.
+        InvalidQueryError: the parameter is no filter; the error has a pointer to it.
     """
     return _Parser(resource, name, text).parameter()
 
@@ -63,7 +61,7 @@ def _to_param(node: Filter, negated: str = "") -> tuple[str, str]:
 
 
 def _term(node: Filter) -> str:
-    """A condition inside parentheses."""
+    """Write a condition as it stands inside parentheses."""
     match node:
         case Compare():
             return f"{node.field}.{node.operator}.{_operand_text(node, quote=True)}"
@@ -112,7 +110,7 @@ def _quoted(text: str) -> str:
 
 
 def _text(field: str, value: Any) -> str:
-    """A filter value as a URL has it; text that would read as another JSON scalar keeps its quotes in a path."""
+    """Write a value; in a path, text that would read as another JSON scalar keeps its quotes."""
     if isinstance(value, Decimal) and "." in field:
         return str(value)  # a number, which in JSON would be a text
     wire = wire_value(value)
@@ -122,7 +120,7 @@ def _text(field: str, value: Any) -> str:
 
 
 class _Parser:
-    """Reads one URL parameter; `name` is a field, `or`, `and`, `not.or` or `not.and`."""
+    """A reader of one URL parameter, whose name is a field, `or`, `and`, `not.or` or `not.and`."""
 
     def __init__(self, resource: AnyResource, name: str, text: str) -> None:
         self._resource = resource
@@ -165,7 +163,7 @@ class _Parser:
         return self._condition(self._field(), nested=True)
 
     def _field(self) -> Field:
-        """The longest declared path that stands here; paths have dots, as the grammar has."""
+        """Read the longest declared path that stands here: a path may have dots, which separate operators too."""
         for name in sorted({"id", *self._resource.filterable}, key=len, reverse=True):
             if self._text.startswith(f"{name}.", self._at):
                 self._at += len(name) + 1
@@ -216,7 +214,7 @@ class _Parser:
         return values
 
     def _word(self) -> str:
-        """A value inside parentheses: quoted, or up to the next comma or parenthesis."""
+        """Read a value inside parentheses: quoted, or up to the next comma or parenthesis."""
         if not self._accept('"'):
             start = self._at
             while self._at < len(self._text) and self._text[self._at] not in ",)":

@@ -1,4 +1,4 @@
-"""Declarations of data: records, resources, and calls with a type for their arguments and their result."""
+"""Declarations of data: records, resources, and a service's own calls."""
 
 import dataclasses
 from decimal import Decimal
@@ -21,17 +21,17 @@ from hybridkit.resources._filters import operand_type
 IdT = TypeVar("IdT", UUID, str, int, default=UUID)
 
 RESERVED_NAMES: Final = frozenset({"select", "order", "or", "and", "not", "page_size", "page_token"})
-"""Query parameters; a field can't be called like one."""
+"""Names of query parameters, which no field may have."""
 
 SYSTEM_FIELDS: Final = ("id", "version", "created_at", "updated_at", "etag")
-"""What `Record` brings, and the data service alone writes."""
+"""The fields of `Record`, which only the data service writes."""
 
 NO_SEGMENTS: Final = frozenset({"", ".", ".."})
-"""Natural keys that can't stand in a path."""
+"""Texts that can't be an id, as no path leads to them."""
 
 
 def _take_words(schema: object) -> None:
-    """Have decimals be no number too. Those of limited digits can't be: pydantic has no such type."""
+    """Let decimals be NaN or infinite; those of limited digits can't be, as pydantic has no such type."""
     match schema:
         case {"type": "decimal"}:
             number = cast("dict[str, Any]", schema)
@@ -48,13 +48,13 @@ def _take_words(schema: object) -> None:
 
 
 class Record(BaseModel, Generic[IdT]):
-    """The base of everything stored: `class User(Record)`, or `Record[str]` for a natural key.
+    """The base of stored models: `class User(Record)`, or `Record[str]` for a natural key.
 
     Attributes:
         id: a UUIDv6 made by the client, unless the type argument says otherwise.
-        version: 1 when created, one more with each change.
-        created_at: UTC, milliseconds.
-        updated_at: UTC, milliseconds.
+        version: from 1, one more with each change.
+        created_at: in UTC, to the millisecond.
+        updated_at: in UTC, to the millisecond.
         etag: an opaque validator of this state of this record; an update sends it back, so that it changes what was
             read and nothing else.
     """
@@ -67,7 +67,7 @@ class Record(BaseModel, Generic[IdT]):
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """As pydantic has it, but for decimals: what SQL has put there is shown in words, and must be readable."""
+        """Build pydantic's schema, in which decimals may be `NaN` or infinite: SQL may have stored those."""
         schema = handler(source)
         _take_words(schema)
         return schema
@@ -75,13 +75,13 @@ class Record(BaseModel, Generic[IdT]):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Resource[RecordT: Record[Any], CreateT: BaseModel, UpdateT: BaseModel]:
-    """A named collection of records, and what may be done with it.
+    """A named collection of records and the models of its reads and writes.
 
     Attributes:
         name: plural snake_case, the path segment under `/v1/`; at most 63 characters.
-        record: what a read returns.
-        create: what a create takes.
-        update: what an update takes; a field that isn't set isn't touched.
+        record: the model of what a read returns.
+        create: the model of what a create takes.
+        update: the model of what an update takes; a field that isn't set isn't touched.
         filterable: record fields (or dotted paths into them) that a filter may name; `id` always may.
         sortable: record fields that an order may name; `id` always may.
         soft_delete: a deleted record is only hidden, and `undelete` brings it back.
@@ -107,7 +107,7 @@ class Resource[RecordT: Record[Any], CreateT: BaseModel, UpdateT: BaseModel]:
         """Check the declaration.
 
         Raises:
-            DeclarationError: naming the resource, the field and what to change.
+            DeclarationError: a name is no snake_case, reserved, or of a field that the record doesn't have.
         """
         if not NAME_SYNTAX.fullmatch(self.name):
             raise DeclarationError(f"resource {self.name!r}: a name is snake_case with at most 63 characters")
@@ -130,7 +130,7 @@ class Resource[RecordT: Record[Any], CreateT: BaseModel, UpdateT: BaseModel]:
         return f"Resource({self.name!r}, record={self.record.__name__})"
 
     def __getitem__(self, path: str) -> FilterField:
-        """The field to filter by: `USERS["email"] == "a@example.com"`.
+        """Return the field to filter by: `USERS["email"] == "a@example.com"`.
 
         Raises:
             InvalidQueryError: the resource doesn't declare it as filterable.
@@ -138,7 +138,7 @@ class Resource[RecordT: Record[Any], CreateT: BaseModel, UpdateT: BaseModel]:
         return self.field(path)
 
     def field(self, path: str, *, pointer: str = "") -> FilterField:
-        """As `USERS[path]`, with the place in a query for the error."""
+        """Return the field to filter by, as `USERS[path]` does, with a JSON pointer into the query for the error."""
         if path != "id" and path not in self.filterable:
             raise InvalidQueryError(
                 f"{self.name} can't be filtered by {path[:100]!r}, only by {sorted({'id', *self.filterable})}",
@@ -148,16 +148,16 @@ class Resource[RecordT: Record[Any], CreateT: BaseModel, UpdateT: BaseModel]:
 
     @property
     def path(self) -> str:
-        """`/v1/users`."""
+        """The path of the collection: `/v1/users`."""
         return f"/v1/{self.name}"
 
     def parse_id(self, text: str) -> Any:
-        """An id from a URL, as the record's id type.
+        """Read an id from a URL as the record's id type.
 
         Raises:
-            ValueError: it is none (pydantic's `ValidationError` is one), a UUID in another form than its own, or a
-                natural key that no path leads to: an empty one, one that is no Unicode text, and the segments `.` and
-                `..`, which everything on the way takes for directories
+            ValueError: the text is no id of that type (pydantic's `ValidationError` is a ValueError), a UUID in another
+                form than its own, or a natural key that no path leads to: an empty one, one that is no Unicode text, or
+                one of the segments `.` and `..`, which everything on the way takes for directories
                 (https://www.rfc-editor.org/rfc/rfc3986#section-5.2.4).
         """
         parsed = self.kept_id(text)
@@ -170,17 +170,17 @@ class Resource[RecordT: Record[Any], CreateT: BaseModel, UpdateT: BaseModel]:
         return parsed
 
     def kept_id(self, text: str) -> Any:
-        """As `parse_id`, for the id of a record that is there already, whoever made it.
+        """Read the id of a record that is there already, as `parse_id` does but in any form.
 
         Raises:
-            ValueError: it is none.
+            ValueError: the text is no id of that type.
         """
         return _adapter(self.record, "id").validate_strings(text)
 
     def number_of(self, name: str) -> type[int | float | Decimal] | None:
-        """The type of a field that an increment can add to: one that an update may change, and a number.
+        """Return the type of a number that an update may change, so that an increment can add to it.
 
-        None for any other field, and for one that there isn't.
+        None for any other field, and for a name that no field has.
         """
         return _number(self.record, name) if name in self.update.model_fields else None
 
@@ -196,13 +196,13 @@ def _number(record: type[Record[Any]], name: str) -> type[int | float | Decimal]
 
 @cache
 def _adapter(record: type[Record[Any]], path: str) -> TypeAdapter[Any]:
-    """The type of that field without its null; anything, for a path into a document."""
+    """Return the adapter for a field without its null, or for anything where the path leads into a document."""
     return TypeAdapter(_annotation(record, path))
 
 
 @cache
 def _operand_adapter(record: type[Record[Any]], path: str) -> TypeAdapter[Any]:
-    """The type of what that field is compared with."""
+    """Return the adapter for the operands of a field."""
     return TypeAdapter(operand_type(_annotation(record, path)))
 
 
@@ -219,19 +219,19 @@ def _annotation(record: type[Record[Any]], path: str) -> Any:
 
 
 type AnyResource = Resource[Any, Any, Any]
-"""A resource whose models don't matter."""
+"""A resource of any models."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Call[RequestT: BaseModel, ResponseT: BaseModel]:
-    """An operation of a service's own that no CRUD verb says: `POST /v1/{resource}:{name}`.
+    """An operation that a service defines itself beside the contract's: `POST /v1/{resource}:{name}`.
 
     Attributes:
         name: snake_case; not one of the contract's own calls (`query`, `batch_get`, …).
-        resource: what it belongs to.
-        request: the body.
-        response: the answer.
-        safe: it changes nothing, so it needs no idempotency key.
+        resource: the collection that it belongs to.
+        request: the model of the body.
+        response: the model of the answer.
+        safe: whether it changes nothing, so that it needs no idempotency key.
     """
 
     name: str
@@ -248,7 +248,7 @@ class Call[RequestT: BaseModel, ResponseT: BaseModel]:
         """Check the declaration.
 
         Raises:
-            DeclarationError: the name is not snake_case, or is one of the contract's own.
+            DeclarationError: the name is not snake_case, or the contract has a call with that name.
         """
         if not NAME_SYNTAX.fullmatch(self.name) or self.name in RESERVED_CALLS:
             raise DeclarationError(
@@ -257,7 +257,7 @@ class Call[RequestT: BaseModel, ResponseT: BaseModel]:
 
     @property
     def path(self) -> str:
-        """`/v1/users:deactivate`."""
+        """The path of the call: `/v1/users:deactivate`."""
         return f"{self.resource.path}:{self.name}"
 
 
