@@ -10,8 +10,6 @@ from hybridkit.errors import InvalidQueryError
 from hybridkit.resources import Aggregation, Function
 from hybridkit.resources._resource import AnyResource
 
-__all__ = ["aggregated"]
-
 type Values = Mapping[str, Any]
 
 

@@ -17,8 +17,6 @@ from hybridkit.resources import And, Compare, Filter, Not, Or, Query
 from hybridkit.resources._filters import pattern_tokens
 from hybridkit.resources._resource import AnyResource
 
-__all__ = ["Ordering", "compared", "fits", "value_at"]
-
 type Values = Mapping[str, Any]
 
 

@@ -30,8 +30,6 @@ from hybridkit.errors import (
 from hybridkit.resources import Aggregation, Filter, Query
 from hybridkit.resources._resource import AnyResource
 
-__all__ = ["MemoryStore"]
-
 PIECE_RECORDS: Final = 100
 
 

@@ -16,8 +16,6 @@ from hybridkit.errors import DeclarationError
 from hybridkit.resources import Filter
 from hybridkit.resources._resource import AnyResource
 
-__all__ = ["MemoryTable", "Row", "Unique", "UniqueWhere"]
-
 
 @dataclass(frozen=True, slots=True)
 class Row:

@@ -16,8 +16,6 @@ from hybridkit.dataservice._mongo._values import from_bson
 from hybridkit.errors import InvalidQueryError
 from hybridkit.resources import Aggregation, Function
 
-__all__ = ["Aggregated"]
-
 _NUMERIC: Final = ("sum", "avg")
 
 

@@ -16,17 +16,6 @@ from hybridkit.dataservice._store._operations import Document
 from hybridkit.errors import DeclarationError
 from hybridkit.resources._resource import AnyResource
 
-__all__ = [
-    "HIDDEN",
-    "DocumentCollection",
-    "DocumentIndex",
-    "ResourceCollection",
-    "bookkeeping",
-    "stored_name",
-    "tag_of",
-    "version_of",
-]
-
 HIDDEN: Final = "_hk"
 """The member of a stored document that readers never see: incarnation, idempotency keys, events, tombstone."""
 

@@ -19,8 +19,6 @@ from hybridkit.contract import Emission
 from hybridkit.dataservice._mongo._driver._errors import is_duplicate
 from hybridkit.dataservice._outbox._protocol import envelope_of, partition_of
 
-__all__ = ["EMITTED_AT", "EVENTS", "OUTBOX_COLLECTION", "Numbers", "event_rows", "with_events"]
-
 OUTBOX_COLLECTION: Final = "hk_outbox"
 COUNTERS_COLLECTION: Final = "hk_counters"
 EVENTS: Final = "events"

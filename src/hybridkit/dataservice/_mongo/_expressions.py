@@ -13,8 +13,6 @@ from hybridkit.codec import in_utc, truncate_timestamp
 from hybridkit.dataservice._mongo._values import to_bson
 from hybridkit.errors import InvalidQueryError
 
-__all__ = ["Checked", "checked_name", "expression", "literal", "reference", "refuse", "visible_path"]
-
 MAX_DEPTH: Final = 16
 MAX_NODES: Final = 2000
 MAX_LIST: Final = 1000

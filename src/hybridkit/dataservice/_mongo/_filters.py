@@ -15,8 +15,6 @@ from hybridkit.dataservice._mongo._values import to_bson
 from hybridkit.resources import And, Compare, Filter, Not, Or
 from hybridkit.resources._filters import pattern_tokens
 
-__all__ = ["condition"]
-
 type Clause = dict[str, Any]
 
 _ORDERED: Final = {"gt": "$gt", "gte": "$gte", "lt": "$lt", "lte": "$lte"}

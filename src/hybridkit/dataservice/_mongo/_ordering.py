@@ -37,8 +37,6 @@ from hybridkit.dataservice._store._annotations import alternatives
 from hybridkit.errors import PageTokenError
 from hybridkit.resources import Query
 
-__all__ = ["Ordering"]
-
 type Clause = dict[str, Any]
 
 _COMPUTED: Final = "_hk_order"

@@ -40,8 +40,6 @@ from hybridkit.dataservice._outbox._protocol import (
 )
 from hybridkit.dataservice._store._keys import RETENTION
 
-__all__ = ["MongoOutbox"]
-
 LEASES_COLLECTION: Final = "hk_leases"
 PATIENCE_SECONDS: Final = 3.0
 """How long the relay waits for the database; well within its leases."""

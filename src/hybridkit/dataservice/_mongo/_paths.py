@@ -11,8 +11,6 @@ from typing import Any, Final
 from hybridkit.dataservice._mongo._values import to_bson
 from hybridkit.resources import Compare
 
-__all__ = ["path_condition"]
-
 type Clause = dict[str, Any]
 
 _NOTHING: Final[Clause] = {"_id": {"$in": []}}

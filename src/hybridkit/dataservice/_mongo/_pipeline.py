@@ -26,8 +26,6 @@ from hybridkit.dataservice._mongo._expressions import (
 from hybridkit.dataservice._mongo._steps import floor
 from hybridkit.dataservice._mongo._values import to_bson
 
-__all__ = ["MAX_DOCUMENTS", "MAX_RESULT_BYTES", "MAX_STAGES", "checked_pipeline"]
-
 MAX_STAGES: Final = 20
 MAX_FACETS: Final = 8
 MAX_DOCUMENTS: Final = 1000

@@ -32,8 +32,6 @@ from hybridkit.errors import InvalidQueryError
 from hybridkit.resources import Aggregation, Filter, Query
 from hybridkit.resources._resource import AnyResource
 
-__all__ = ["MongoReader"]
-
 PIECE_RECORDS: Final = 500
 """Records in a piece of an export, at most."""
 PIECE_BYTES: Final = 256 * 1024

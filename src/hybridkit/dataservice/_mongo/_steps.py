@@ -14,8 +14,6 @@ from typing import Any, Final
 from hybridkit.codec import truncate_timestamp
 from hybridkit.resources import And, Compare, Filter, Operator, Or
 
-__all__ = ["floor", "storable"]
-
 _BETWEEN: Final[Mapping[Operator, Operator]] = {"gt": "gt", "gte": "gt", "lt": "lte", "lte": "lte"}
 _DECIMAL128: Final = Context(prec=34, rounding=ROUND_FLOOR, Emin=-6143, Emax=6144, clamp=1, traps=[])
 

@@ -26,8 +26,6 @@ from hybridkit.dataservice._store._keys import DERIVED_RETENTION
 from hybridkit.dataservice._store._operations import Outcome, Write
 from hybridkit.observability import get_logger
 
-__all__ = ["MongoStore", "open_mongo_store"]
-
 CHECK_SECONDS: Final = 0.9
 CLEAN_DOCUMENTS: Final = 1000
 

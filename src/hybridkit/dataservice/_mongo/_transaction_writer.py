@@ -46,8 +46,6 @@ from hybridkit.dataservice._store._operations import (
 from hybridkit.dataservice._store._refusals import requirement_failed
 from hybridkit.errors import InvalidRequestError
 
-__all__ = ["LANES_COLLECTION", "TransactionWriter"]
-
 LANES_COLLECTION: Final = "hk_lanes"
 LANES_EXPIRE: Final = timedelta(days=1)
 

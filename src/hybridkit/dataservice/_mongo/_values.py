@@ -31,8 +31,6 @@ from pydantic_core import to_jsonable_python
 
 from hybridkit.codec import truncate_timestamp
 
-__all__ = ["CODEC", "from_bson", "mergeable", "to_bson"]
-
 CODEC: Final[CodecOptions[dict[str, Any]]] = CodecOptions(
     tz_aware=True,
     uuid_representation=UuidRepresentation.STANDARD,

@@ -18,8 +18,6 @@ from hybridkit.dataservice._store._keys import count
 from hybridkit.dataservice._store._operations import Outcome, Write
 from hybridkit.errors import InProgressError
 
-__all__ = ["MongoWriter"]
-
 
 class MongoWriter:
     """Writes to one MongoDB database.

@@ -4,8 +4,6 @@ from collections.abc import Iterator
 from types import UnionType
 from typing import Annotated, Any, TypeAliasType, Union, get_args, get_origin
 
-__all__ = ["alternatives"]
-
 
 def alternatives(annotation: Any) -> Iterator[Any]:
     """The types of a union one by one, without aliases and constraints, and without None."""

@@ -11,8 +11,6 @@ import orjson
 from hybridkit.codec import decode_json, encode_json
 from hybridkit.errors import MalformedPayloadError
 
-__all__ = ["canonical", "read_document"]
-
 _MANY_DIGITS: Final = re.compile(rb"[0-9]{19}")
 """An integer that is longer than what the fast reader keeps."""
 _HALF_PAIR: Final = re.compile(

@@ -6,8 +6,6 @@ https://www.rfc-editor.org/rfc/rfc9110#section-8.8.3
 import re
 from typing import NamedTuple
 
-__all__ = ["State"]
-
 _SYNTAX = re.compile(r'"([1-9][0-9]{0,17})-([0-9a-f]{1,15}|[1-7][0-9a-f]{15})"')  # both fit into 64 bits
 
 

@@ -12,8 +12,6 @@ from hybridkit.dataservice._store._keys import replayed
 from hybridkit.dataservice._store._operations import Outcome, Write
 from hybridkit.errors import InProgressError
 
-__all__ = ["PATIENCE_SECONDS", "InFlight", "in_progress"]
-
 PATIENCE_SECONDS: Final = 0.5
 """How long a call waits for another one with its key."""
 

@@ -12,8 +12,6 @@ from hybridkit.dataservice._store._operations import Update
 from hybridkit.dataservice._store._refusals import not_a_number, pointer, set_and_incremented, validated
 from hybridkit.errors import FieldProblem, InvalidRequestError
 
-__all__ = ["incremented"]
-
 _EXACT: Final = Context(prec=400, traps=[Inexact, InvalidOperation, Overflow])
 """A sum is exact or refused; 400 digits are more than a float and 64 bits can differ by."""
 _MAX_INTEGER: Final = 2**63

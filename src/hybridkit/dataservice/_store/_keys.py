@@ -9,8 +9,6 @@ from hybridkit.errors import KeyReusedError
 from hybridkit.ids import DERIVED_KEY_PREFIX
 from hybridkit.observability import get_logger, metrics
 
-__all__ = ["DERIVED_RETENTION", "RETENTION", "count", "is_derived", "replayed"]
-
 RETENTION: Final = timedelta(hours=72)
 DERIVED_RETENTION: Final = timedelta(days=30)
 """As long as a dead letter may be redriven: its handler makes the same keys again."""

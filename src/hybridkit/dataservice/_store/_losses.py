@@ -17,8 +17,6 @@ from hybridkit.codec import InexactFloat
 from hybridkit.dataservice._store._members import fields_by_member
 from hybridkit.errors import FieldProblem
 
-__all__ = ["DECIMALS", "is_exact", "is_integer", "losses"]
-
 MAX_INTEGER_DIGITS: Final = 131_072
 MAX_FRACTION_DIGITS: Final = 16_383
 """Of PostgreSQL's `numeric`, beyond which its driver makes another number of it, and of every store's decimals:

@@ -12,8 +12,6 @@ from pydantic import AliasChoices, AliasPath, BaseModel, TypeAdapter
 
 from hybridkit.codec import InexactFloat, encode_json
 
-__all__ = ["dumped", "fields_by_member", "patch_as_stored", "values_of", "with_others"]
-
 
 def fields_by_member(model: type[BaseModel]) -> Mapping[str, str]:
     """The model's fields, by every name under which it takes one."""

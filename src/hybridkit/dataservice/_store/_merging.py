@@ -15,8 +15,6 @@ from hybridkit.dataservice._store._operations import Update, merge_patch
 from hybridkit.dataservice._store._refusals import declared_type, invalid_value
 from hybridkit.errors import FieldProblem
 
-__all__ = ["merged"]
-
 
 def merged(operation: Update, name: str, document: Any) -> Any:
     """The document in that field after the operation's patch of it.

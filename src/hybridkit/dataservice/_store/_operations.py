@@ -12,23 +12,6 @@ from hybridkit.contract import Emission
 from hybridkit.resources import Filter
 from hybridkit.resources._resource import AnyResource
 
-__all__ = [
-    "Assert",
-    "CallAnswer",
-    "CallWork",
-    "Create",
-    "Delete",
-    "Document",
-    "Operation",
-    "Outcome",
-    "Result",
-    "Undelete",
-    "Update",
-    "Upsert",
-    "Write",
-    "merge_patch",
-]
-
 type Document = Mapping[str, Any]
 """A record by field, `etag` included, ready for `codec.encode_json`."""
 

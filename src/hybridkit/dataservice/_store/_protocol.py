@@ -11,8 +11,6 @@ from hybridkit.errors import AnswerTooLargeError
 from hybridkit.resources import Aggregation, Filter, Query
 from hybridkit.resources._resource import AnyResource
 
-__all__ = ["Encoded", "Found", "Lines", "Room", "Store", "answer_too_large", "listed"]
-
 # What is read leaves the store as the bytes that go out: a database that prints JSON is believed, and nothing is
 # decoded only to be encoded again. The bytes are those that `codec.encode_json` makes of the record.
 

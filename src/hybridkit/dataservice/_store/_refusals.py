@@ -19,22 +19,6 @@ from hybridkit.errors import (
     UniqueViolationError,
 )
 
-__all__ = [
-    "declared_type",
-    "foreign_key_violation",
-    "hidden",
-    "invalid_value",
-    "not_a_number",
-    "not_found",
-    "pointed",
-    "pointer",
-    "requirement_failed",
-    "set_and_incremented",
-    "stale_version",
-    "unique_violation",
-    "validated",
-]
-
 
 def not_found(operation: Operation) -> NotFoundError:
     """The record is not there."""

@@ -11,8 +11,6 @@ https://www.w3.org/TR/server-timing/
 
 from contextvars import ContextVar
 
-__all__ = ["WaitingTime", "add_waiting_seconds", "start_waiting_time"]
-
 
 class WaitingTime:
     """What one request has waited so far.

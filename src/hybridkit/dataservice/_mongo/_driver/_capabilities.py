@@ -17,8 +17,6 @@ from hybridkit.codec import now
 from hybridkit.dataservice._mongo._driver._sessions import begin
 from hybridkit.errors import TransactionsUnavailableError, UnavailableError
 
-__all__ = ["Capabilities", "probe"]
-
 _LEFTOVERS_EXPIRE: Final = timedelta(minutes=1)
 _UNKNOWN_THERE: Final = frozenset({20, 59, 72, 115, 238, 263})
 """IllegalOperation, CommandNotFound, InvalidOptions, CommandNotSupported, NotImplemented,

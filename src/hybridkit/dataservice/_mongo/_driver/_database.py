@@ -22,8 +22,6 @@ from hybridkit.dataservice._mongo._driver._errors import MONGO_FAILURES
 from hybridkit.dataservice._mongo._values import CODEC
 from hybridkit.errors import HybridkitError, SettingsError
 
-__all__ = ["DEFAULT_SECONDS", "LIVE", "StoredDocument", "bounded", "is_live", "meaning", "open_database"]
-
 DEFAULT_SECONDS: Final = 10.0
 """How long work may take for a caller that sets no deadline."""
 CONNECT_SECONDS: Final = 3.0

@@ -38,16 +38,6 @@ from hybridkit.errors import (
     UniqueViolationError,
 )
 
-__all__ = [
-    "CONFLICTS",
-    "MONGO_FAILURES",
-    "is_duplicate",
-    "pipeline_error",
-    "read_error",
-    "telling",
-    "write_error",
-]
-
 MONGO_FAILURES: Final = (PyMongoError, BSONError, ArithmeticError)
 """Everything that a call of the driver raises about the database or a value."""
 

@@ -21,8 +21,6 @@ from pymongo.write_concern import WriteConcern
 from hybridkit.dataservice._mongo._driver._errors import CONFLICTS, read_error
 from hybridkit.errors import ConflictError, OutcomeUnknownError, UnavailableError
 
-__all__ = ["LostRaceError", "Transactions", "begin"]
-
 MAX_ATTEMPTS: Final = 8
 MAX_COMMITS: Final = 3
 PAUSE_SECONDS: Final = 0.01
