@@ -75,6 +75,7 @@ def connect(request: pytest.FixtureRequest, fake: FakeDataService) -> Connect:
 
 
 async def test_it_is_a_data_service(connect: Connect) -> None:
+    """Records are created, read, found and refused as on a database."""
     async with connect() as client:
         user = await client.create(USERS, NewUser(email="a@example.com"))
         assert await client.get(USERS, user.id) == user
@@ -96,6 +97,7 @@ async def test_a_lost_reply_is_found_under_its_key(connect: Connect, fake: FakeD
 async def test_a_service_that_never_answers_leaves_the_outcome_open(
     connect: Connect, fake: FakeDataService
 ) -> None:
+    """The write has happened, and only a look can tell."""
     fake.faults.lose_reply(matching="POST *")
     async with connect() as client:
         with pytest.raises(OutcomeUnknownError):
@@ -105,6 +107,7 @@ async def test_a_service_that_never_answers_leaves_the_outcome_open(
 
 
 async def test_a_connection_that_went_stale_is_replaced(connect: Connect, fake: FakeDataService) -> None:
+    """The call succeeds on another connection."""
     async with connect() as client:
         first = await client.create(USERS, NewUser(email="a@example.com"))
         fake.faults.close_idle(times=1)
@@ -112,6 +115,7 @@ async def test_a_connection_that_went_stale_is_replaced(connect: Connect, fake: 
 
 
 async def test_a_passing_refusal_is_waited_out(connect: Connect, fake: FakeDataService) -> None:
+    """The client tries again until the service takes the call."""
     fake.faults.refuse(times=2)
     async with connect() as client:
         await client.create(USERS, NewUser(email="a@example.com"))
@@ -122,6 +126,7 @@ async def test_a_passing_refusal_is_waited_out(connect: Connect, fake: FakeDataS
 async def test_a_lasting_refusal_is_raised(
     connect: Connect, fake: FakeDataService, error: UnavailableError | ConflictError
 ) -> None:
+    """As the class that the service raised, once the attempts are used up."""
     fake.faults.refuse(error)
     async with connect() as client:
         with pytest.raises(type(error)):
@@ -129,6 +134,7 @@ async def test_a_lasting_refusal_is_raised(
 
 
 async def test_latency_ends_at_the_deadline(connect: Connect, fake: FakeDataService) -> None:
+    """The caller waits no longer than its policy says."""
     fake.faults.delay(30)
     async with connect(HURRIED) as client:
         with pytest.raises(DeadlinePassedError):
@@ -136,6 +142,7 @@ async def test_latency_ends_at_the_deadline(connect: Connect, fake: FakeDataServ
 
 
 async def test_a_drip_ends_at_the_deadline(connect: Connect, fake: FakeDataService) -> None:
+    """Bytes that arrive don't extend it."""
     fake.faults.drip(0.1)
     async with connect(HURRIED) as client:
         with pytest.raises(DeadlinePassedError):
@@ -143,6 +150,7 @@ async def test_a_drip_ends_at_the_deadline(connect: Connect, fake: FakeDataServi
 
 
 async def test_a_quick_drip_is_a_whole_answer(connect: Connect, fake: FakeDataService) -> None:
+    """Slowness alone is no error."""
     fake.faults.drip(0.0001)
     async with connect() as client:
         assert [user async for user in client.find(USERS)] == []
@@ -150,6 +158,7 @@ async def test_a_quick_drip_is_a_whole_answer(connect: Connect, fake: FakeDataSe
 
 @pytest.mark.parametrize("kind", ["html", "cut_json", "wrong_schema"])
 async def test_garbage_is_a_typed_error(connect: Connect, fake: FakeDataService, kind: str) -> None:
+    """A proxy's page, half an answer and another schema blame the other side."""
     fake.faults.garble(kind)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     async with connect() as client:
         with pytest.raises(ResponseError):
@@ -157,6 +166,7 @@ async def test_garbage_is_a_typed_error(connect: Connect, fake: FakeDataService,
 
 
 async def test_a_huge_answer_is_given_up_on(connect: Connect, fake: FakeDataService) -> None:
+    """Before it fills the caller's memory."""
     fake.faults.inflate(PATIENT.max_response_bytes + 1)
     async with connect() as client:
         with pytest.raises(ResponseError):
@@ -164,6 +174,7 @@ async def test_a_huge_answer_is_given_up_on(connect: Connect, fake: FakeDataServ
 
 
 async def test_a_fault_only_meets_what_it_matches(fake: FakeDataService) -> None:
+    """Other routes go on as before."""
     fake.faults.refuse(matching="POST /v1/users")
     async with fake.postgres_client(service="api_service", policy=HURRIED) as client:
         assert [user async for user in client.find(USERS)] == []
@@ -172,6 +183,7 @@ async def test_a_fault_only_meets_what_it_matches(fake: FakeDataService) -> None
 
 
 async def test_both_clients_reach_it(fake: FakeDataService) -> None:
+    """MongoDB's client speaks the same contract."""
     async with fake.mongo_client(service="api_service") as client:
         await client.create(USERS, NewUser(email="a@example.com"))
     assert "users" in repr(fake)
@@ -305,6 +317,7 @@ async def test_what_is_referred_to_is_not_deleted(shop: PostgresDataClient) -> N
 
 
 async def test_an_index_over_some_records_looks_at_these_only(shop: PostgresDataClient) -> None:
+    """A record that leaves the index makes room for another one."""
     user = await shop.create(USERS, NewUser(email="a@example.com"))
     first = await shop.create(ORDERS, NewOrder(user_id=user.id, number=1))
     with pytest.raises(UniqueViolationError) as taken:
@@ -318,6 +331,7 @@ async def test_an_index_over_some_records_looks_at_these_only(shop: PostgresData
 
 
 async def test_an_index_may_leave_out_what_a_soft_delete_has_hidden(shop: PostgresDataClient) -> None:
+    """The value is free until the record is undeleted."""
     first = await shop.create(ORDERS, NewOrder(number=1))
     await shop.delete(ORDERS, first)
     await shop.create(ORDERS, NewOrder(number=1))
@@ -326,6 +340,7 @@ async def test_an_index_may_leave_out_what_a_soft_delete_has_hidden(shop: Postgr
 
 
 def test_what_a_fake_is_told_of_unknown_fields_and_resources_is_refused() -> None:
+    """A misspelt index would enforce nothing."""
     with pytest.raises(DeclarationError, match="colour"):
         FakeDataService([USERS], unique={USERS: ["colour"]})
     with pytest.raises(DeclarationError, match="owner"):

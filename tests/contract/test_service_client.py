@@ -82,6 +82,7 @@ CUT = httpx.ReadError("cut")
 
 
 async def test_a_typed_answer() -> None:
+    """Parameters are encoded as in a form: lists repeat, booleans are in lower case."""
     wire = Wire(fine())
     async with wire.client() as api:
         now = await api.get(
@@ -94,6 +95,7 @@ async def test_a_typed_answer() -> None:
 
 
 async def test_an_answer_as_it_is() -> None:
+    """Without a model the caller gets status, headers and bytes."""
     async with Wire(httpx.Response(204)).client() as api:
         answer = await api.delete("/stations/7")
     assert isinstance(answer, Response)
@@ -102,6 +104,7 @@ async def test_an_answer_as_it_is() -> None:
 
 @pytest.mark.parametrize("method", ["post", "put", "patch", "delete"])
 async def test_a_body_is_a_model_or_json(method: str) -> None:
+    """Both are sent as the same JSON, with its media type."""
     wire = Wire(fine())
     async with wire.client() as api:
         for body in (Weather(city="Oslo", degrees=-3.5), OSLO):
@@ -141,6 +144,7 @@ async def test_our_own_services_learn_who_asks() -> None:
 
 
 async def test_a_declared_call() -> None:
+    """It goes to the path of its resource, under a key, and its answer has the declared type."""
     wire = Wire(fine())
     async with wire.client(internal=True) as api:
         assert (await api.call(FORECAST, Forecasted(days=3))).city == "Oslo"
@@ -177,6 +181,7 @@ async def test_only_what_can_be_repeated_is(method: str, sent: int) -> None:
 
 
 async def test_a_write_is_repeated_when_the_caller_allows_it() -> None:
+    """By a flag or by a key, which each attempt carries; otherwise a broken connection ends it."""
     assert await attempts(Wire(CUT, fine()), "post", idempotent=True) == 2
     assert await attempts(Wire(CUT, fine()), "put", idempotent=False) == 1
     keyed = Wire(CUT, fine())
@@ -185,10 +190,12 @@ async def test_a_write_is_repeated_when_the_caller_allows_it() -> None:
 
 
 async def test_what_was_never_sent_is_repeated() -> None:
+    """A refused connection is safe to repeat for any method."""
     assert await attempts(Wire(httpx.ConnectError("refused"), fine()), "post") == 2
 
 
 async def test_writes_to_our_own_services_are_keyed_and_repeated() -> None:
+    """All attempts carry one key that the client has made."""
     wire = Wire(CUT, fine())
     assert await attempts(wire, "post", internal=True) == 2
     assert len({request.headers["idempotency-key"] for request in wire.requests}) == 1
@@ -229,6 +236,7 @@ async def test_every_status_has_its_error(status: int, method: str, error: type[
 
 
 async def test_a_problem_document_says_what_it_is() -> None:
+    """The caller gets the service's own error, with its attributes."""
     document = Problem.from_error(
         UniqueViolationError("taken", fields=["city"]), instance="/", request_id="r"
     )
@@ -242,6 +250,7 @@ async def test_a_problem_document_says_what_it_is() -> None:
 
 @pytest.mark.parametrize("body", [b"<html>", b"", b'{"city": 7}'])
 async def test_an_answer_that_is_no_such_model(body: bytes) -> None:
+    """It is an error of the other side, and names the model that was expected."""
     async with Wire(httpx.Response(200, content=body)).client() as api:
         with pytest.raises(ResponseError, match="Weather"):
             await api.get("/x", response_model=Weather)

@@ -44,6 +44,7 @@ def test_the_detail_of_another_api_does_not_swallow_its_findings() -> None:
 
 
 def test_a_problem_that_is_not_ours_is_a_response_outside_the_contract() -> None:
+    """The error keeps the HTTP status, which is all that can be relied on."""
     error = Problem(title="Teapot", status=418, code="TEAPOT").to_error()
     assert isinstance(error, ResponseError)
     assert error.response_status == 418
@@ -54,15 +55,18 @@ keys = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), min_size=1
 
 @given(keys)
 def test_a_key_reads_back_from_its_quoted_form(key: str) -> None:
+    """Any printable ASCII, quotation marks and backslashes included."""
     assert parse_key(quote_key(key)) == key
 
 
 def test_a_key_may_come_bare() -> None:
+    """Many clients send it without quotes."""
     assert parse_key(" 7c1-a ") == "7c1-a"
 
 
 @pytest.mark.parametrize("value", ["", '""', "k" * 256, "ключ", "a\nb"])
 def test_a_key_outside_the_syntax_is_refused(value: str) -> None:
+    """Empty, too long, or with characters that no header carries."""
     with pytest.raises(InvalidRequestError, match="idempotency key"):
         parse_key(value)
 
@@ -76,6 +80,7 @@ class PrintTicket(Command, queue="print_tasks"):
 
 
 def test_an_emission_keeps_the_identity_of_its_event() -> None:
+    """Id and timestamp are the event's, so that a repeated write emits the same event."""
     event = TicketSold(seat="A1")
     emission = Emission.of(event, request_id="req-1", user_id=None)
     assert (emission.event_id, emission.timestamp) == (event.event_id, event.timestamp)
@@ -89,6 +94,7 @@ def test_an_emission_keeps_the_identity_of_its_event() -> None:
 
 
 def test_an_emitted_command_names_its_queue() -> None:
+    """A command has a receiver; an event has none."""
     emission = Emission.of(PrintTicket(seat="A1"), request_id="req-1", user_id="user-1")
     assert (emission.queue, emission.key) == ("print_tasks", None)
 
@@ -101,6 +107,7 @@ def test_an_emission_leaves_out_a_trace_state_that_is_too_long() -> None:
 
 
 def test_a_transaction_is_read_by_its_operations() -> None:
+    """The member `op` decides on the class, and JSON reads back as it was written."""
     wire = {
         "operations": [
             {"op": "assert", "resource": "accounts", "id": "a1", "if_match": '"7-a"'},
@@ -130,11 +137,13 @@ def test_a_transaction_is_read_by_its_operations() -> None:
     ],
 )
 def test_an_operation_outside_the_contract_is_refused(operation: dict[str, object]) -> None:
+    """An unknown kind, and an unknown member of a known one."""
     with pytest.raises(ValidationError):
         Transaction.model_validate({"operations": [operation]})
 
 
 def test_a_transaction_has_at_most_a_hundred_operations() -> None:
+    """It is refused by the model, before a store sees it."""
     operation = {"op": "delete", "resource": "carts", "id": "c9"}
     with pytest.raises(ValidationError, match="at most 100"):
         Transaction.model_validate({"operations": [operation] * 101})
@@ -231,6 +240,7 @@ def test_a_client_raises_what_the_service_raised(kind: type[HybridkitError], dat
     ],
 )
 def test_the_codes_of_the_contract(code: str, status: int, kind: type[HybridkitError]) -> None:
+    """Clients in other languages rely on code and status, so neither may change."""
     assert (kind.code, kind.status) == (code, status)
     assert type(Problem(title="t", status=status, code=code, detail="d").to_error()) is kind
 
@@ -242,11 +252,13 @@ class Keyed(Event, type="contract_test.keyed", key="name"):
 
 @pytest.mark.parametrize("name", ["", "a" * 1024, "Ünal Çelik", "a b\n"])
 def test_an_event_is_in_order_by_any_text_of_reasonable_length(name: str) -> None:
+    """Up to 1,024 characters, empty and in any script."""
     assert Emission.of(Keyed(name=name), request_id="r", user_id=None).key == name
 
 
 @pytest.mark.parametrize("name", ["a" * 1025, "a\x00b"])
 def test_an_event_that_can_not_be_stored_is_refused_where_it_is_emitted(name: str) -> None:
+    """With a pointer, and without the value."""
     with pytest.raises(InvalidRequestError, match="can't be sent") as caught:
         Emission.of(Keyed(name=name), request_id="r", user_id=None)
     assert [error.pointer for error in caught.value.errors] == ["/key"]
@@ -263,5 +275,6 @@ def circle() -> list[Any]:
     "thing", [object(), b"\xff", {"\ud83d": 1}, circle()], ids=["object", "bytes", "half", "circle"]
 )
 def test_data_without_a_json_form_is_refused_where_it_is_emitted(thing: object) -> None:
+    """The caller learns it, not the relay that would have to publish it."""
     with pytest.raises(MalformedPayloadError, match="has no JSON form"):
         Emission.of(Keyed(name="a", thing=thing), request_id="r", user_id=None)

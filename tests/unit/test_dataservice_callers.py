@@ -1,7 +1,7 @@
 """A data service's callers: known by their tokens, held to their grants, on every route."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, cast
 from uuid import uuid4
 
@@ -9,7 +9,6 @@ import httpx
 import jwt
 import pytest
 from pydantic import BaseModel, SecretStr
-from structlog.testing import capture_logs
 
 from hybridkit.clients import DataTransaction, PostgresDataClient
 from hybridkit.dataservice import Grant
@@ -85,7 +84,7 @@ def fake() -> FakeDataService:
 
 
 async def test_a_caller_whose_token_is_refused_is_not_ready_and_told_what_to_compare(
-    fake: FakeDataService,
+    fake: FakeDataService, logs: list[MutableMapping[str, Any]]
 ) -> None:
     """Without this both sides are green while every call fails; whoever only asks for readiness needs no token."""
     wrong = PostgresDataClient(
@@ -95,12 +94,11 @@ async def test_a_caller_whose_token_is_refused_is_not_ready_and_told_what_to_com
         authorization=authorization("api_service", audience="db_postgres_service"),
     )
     keyless = PostgresDataClient("http://data", service="api_service", transport=fake.transport)
-    with capture_logs() as lines:
-        for client_ in (wrong, keyless):
-            async with client_:
-                with pytest.raises(UnavailableError, match="POSTGRES_SERVICE_NAME or MONGO_SERVICE_NAME"):
-                    await client_.probe()
-    [reason] = [line["reason"] for line in lines if line["event"] == "service token refused"]
+    for client_ in (wrong, keyless):
+        async with client_:
+            with pytest.raises(UnavailableError, match="POSTGRES_SERVICE_NAME or MONGO_SERVICE_NAME"):
+                await client_.probe()
+    [reason] = [line["reason"] for line in logs if line["event"] == "service token refused"]
     assert reason.startswith("it is signed by api_service, and its aud is not data: ")
     assert reason.endswith("as POSTGRES_SERVICE_NAME or MONGO_SERVICE_NAME")
     async with client(fake, "api_service") as right:
@@ -111,6 +109,7 @@ async def test_a_caller_whose_token_is_refused_is_not_ready_and_told_what_to_com
 
 
 async def test_what_is_granted_is_done(fake: FakeDataService) -> None:
+    """One caller writes and emits, another one reads what was written."""
     async with client(fake, "api_service") as api, client(fake, "bot_service") as bot:
         async with api.transaction() as tx:
             note = tx.create(NOTES, NewNote(text="a"))
@@ -120,6 +119,7 @@ async def test_what_is_granted_is_done(fake: FakeDataService) -> None:
 
 
 async def test_what_is_not_granted_is_refused_and_not_done(fake: FakeDataService) -> None:
+    """Whichever way it is asked for; the record stays as it was."""
     async with client(fake, "api_service") as api, client(fake, "bot_service") as bot:
         note = await api.create(NOTES, NewNote(text="a"))
         for refused in (
@@ -136,6 +136,7 @@ async def test_what_is_not_granted_is_refused_and_not_done(fake: FakeDataService
 
 
 async def test_a_transaction_needs_every_one_of_its_grants(fake: FakeDataService) -> None:
+    """One that lacks a single grant does nothing, and emits nothing."""
     async with client(fake, "api_service") as api, client(fake, "bot_service") as bot:
         half_granted, emitting = api.transaction(), bot.transaction()
         with pytest.raises(AccessDeniedError, match="api_service may not create others here"):
@@ -176,12 +177,14 @@ async def test_the_document_says_that_calls_need_a_token(fake: FakeDataService) 
 
 
 async def test_a_name_alone_proves_nothing(fake: FakeDataService) -> None:
+    """Where the settings have keys, a call without a token is refused."""
     async with PostgresDataClient("http://data", service="api_service", transport=fake.transport) as nobody:
         with pytest.raises(UnauthenticatedError):
             await nobody.get(NOTES, uuid4())
 
 
 async def test_a_token_for_another_service_is_no_good(fake: FakeDataService) -> None:
+    """Its audience is part of what is signed."""
     elsewhere = authorization("api_service", audience="another")
     async with PostgresDataClient(
         "http://data", service="api_service", transport=fake.transport, authorization=elsewhere
@@ -225,6 +228,7 @@ async def test_a_call_is_told_the_name_that_was_proven() -> None:
 
 
 async def test_without_keys_a_name_is_believed_and_grants_hold_all_the_same() -> None:
+    """So that a service can be tried out without tokens."""
     fake = serving(Callers.of(settings(), GRANTS))
     async with (
         PostgresDataClient("http://data", service="bot_service", transport=fake.transport) as bot,
@@ -236,6 +240,7 @@ async def test_without_keys_a_name_is_believed_and_grants_hold_all_the_same() ->
 
 
 def test_a_grant_for_everything() -> None:
+    """Writing includes reading; emitting is never included."""
     reader, writer = Grant(read="*"), Grant(write="*")
     assert reader.allows(NOTES, "read")
     assert not reader.allows(NOTES, "delete")
@@ -245,11 +250,14 @@ def test_a_grant_for_everything() -> None:
 
 
 def test_a_caller_with_a_grant_and_no_key_could_never_call() -> None:
+    """It is refused at the start, where somebody sees it."""
     with pytest.raises(DeclarationError, match="no key for bot_service, which has a grant"):
         Callers.of(settings("api_service"), GRANTS)
 
 
 async def test_a_safe_call_needs_to_read_and_another_one_to_write() -> None:
+    """A caller that may only read gets the safe call and not the other one."""
+
     class Asked(BaseModel):
         text: str
 

@@ -29,6 +29,7 @@ TELL = Call("tell", resource=THINGS, request=Ask, response=Told)
 
 
 async def test_a_call_has_a_typed_answer_and_emits_with_it(routes: Any) -> None:
+    """The event carries the id of the request that caused it."""
     answer = await routes.send("POST", "/v1/notes:praise", {"title": "abc"}, x_service_name="bot")
     assert (answer.status_code, answer.json()) == (200, {"caller": "bot", "letters": 3})
     [emission] = routes.store.emitted
@@ -37,6 +38,7 @@ async def test_a_call_has_a_typed_answer_and_emits_with_it(routes: Any) -> None:
 
 
 async def test_a_call_that_changes_something_is_done_once_per_key(routes: Any) -> None:
+    """A repetition gets the first answer; another body under the key is refused."""
     answers = [await routes.send("POST", "/v1/notes:praise", {"title": "a"}, key="k") for _ in range(2)]
     assert [answer.json() for answer in answers] == [{"caller": "anonymous", "letters": 1}] * 2
     assert answers[1].headers["idempotency-replayed"] == "true"
@@ -46,6 +48,7 @@ async def test_a_call_that_changes_something_is_done_once_per_key(routes: Any) -
 
 
 async def test_a_safe_call_needs_no_key_and_emits_nothing(routes: Any) -> None:
+    """A handler that tries to emit is answered with 501."""
     answer = await routes.http.post("/v1/notes:count_letters", json={"title": "abc"})
     assert answer.json() == {"caller": "anonymous", "letters": 3}
     refused = await routes.http.post("/v1/notes:count_letters", json={"title": "loud"})
@@ -53,18 +56,21 @@ async def test_a_safe_call_needs_no_key_and_emits_nothing(routes: Any) -> None:
 
 
 async def test_without_a_broker_a_call_emits_nothing(routes: Any) -> None:
+    """It is refused, as nobody would publish what it emits."""
     routes.app.state.can_emit = False
     answer = await routes.send("POST", "/v1/notes:praise", {"title": "a"})
     assert (answer.status_code, answer.json()["code"]) == (501, "NOT_SUPPORTED")
 
 
 async def test_what_a_handler_raises_is_a_problem(routes: Any) -> None:
+    """With its own code, and `Retry-After` where the error has it."""
     answer = await routes.send("POST", "/v1/notes:praise", {"title": "busy"})
     assert (answer.status_code, answer.json()["code"]) == (429, "RATE_LIMITED")
     assert answer.headers["retry-after"] == "3"
 
 
 async def test_a_request_that_does_not_fit_is_pointed_at(routes: Any) -> None:
+    """An undeclared member too: it may be a misspelt one."""
     answer = await routes.send("POST", "/v1/notes:praise", {"title": "a", "tittle": "b"})
     assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/tittle")
 
@@ -128,16 +134,19 @@ async def with_unknown_names(_body: "Nowhere", _work: Any) -> Told:  # type: ign
     ],
 )
 def test_a_handler_fits_its_call(handler: Any, complaint: str) -> None:
+    """Types, parameters and `async` are checked when the application is made."""
     with pytest.raises(DeclarationError, match=f"/v1/things:tell: .*{complaint}"):
         check_calls({TELL: handler}, {"things": RequestBodies(THINGS)})
 
 
 @pytest.mark.parametrize("handler", [tell, without_annotations, with_unknown_names])
 def test_what_annotations_do_not_tell_is_believed(handler: Any) -> None:
+    """A handler without them, or with ones that can't be resolved, is accepted."""
     check_calls({TELL: handler}, {"things": RequestBodies(THINGS)})
 
 
 def test_a_call_has_a_resource_and_a_name_of_its_own() -> None:
+    """A resource that isn't served and a second call of that name are refused."""
     with pytest.raises(DeclarationError, match="doesn't have things"):
         check_calls({TELL: tell}, {})
     other = Call("tell", resource=THINGS, request=Ask, response=Told, safe=True)
@@ -146,6 +155,7 @@ def test_a_call_has_a_resource_and_a_name_of_its_own() -> None:
 
 
 async def test_a_handler_that_returns_something_else_is_broken() -> None:
+    """It is found when it happens, as annotations may lie."""
     work = CallContext(None, caller="bot", can_emit=False)
     with pytest.raises(DeclarationError, match="/v1/things:tell returned Ask, not Told"):
         await run_call(TELL, with_another_response_after_all, Ask(name="a"), work)

@@ -91,6 +91,7 @@ def wrapped(error: Exception) -> DBAPIError:
     ],
 )
 def test_a_sqlstate_is_an_error(sqlstate: str, expected: type[HybridkitError]) -> None:
+    """Each class of codes becomes the error that says what the caller can do."""
     found = database_error(wrapped(PostgresError(sqlstate)))
     assert type(found) is expected
     assert SECRET not in str(found)
@@ -107,6 +108,7 @@ def test_a_sqlstate_is_an_error(sqlstate: str, expected: type[HybridkitError]) -
     ],
 )
 def test_no_answer_is_unavailable(error: Exception) -> None:
+    """Whether the network, the driver or a stale statement is to blame."""
     assert isinstance(database_error(error), UnavailableError)
 
 
@@ -114,6 +116,7 @@ def test_no_answer_is_unavailable(error: Exception) -> None:
     "error", [wrapped(PostgresError("42P01")), wrapped(PostgresError(None)), ValueError("x")]
 )
 def test_a_mistake_in_the_code_is_no_error_of_ours(error: Exception) -> None:
+    """It goes through as it is, and becomes a 500."""
     assert database_error(error) is None
     assert commit_error(error) is None
 
@@ -130,6 +133,7 @@ def test_a_mistake_in_the_code_is_no_error_of_ours(error: Exception) -> None:
 def test_the_fields_of_a_unique_value_are_read_in_any_language(
     detail: str | None, fields: tuple[str, ...]
 ) -> None:
+    """PostgreSQL translates the message, not the parentheses; without them no field is named."""
     found = database_error(wrapped(PostgresError("23505", detail)))
     assert isinstance(found, UniqueViolationError)
     assert found.fields == fields
@@ -137,10 +141,12 @@ def test_the_fields_of_a_unique_value_are_read_in_any_language(
 
 @pytest.mark.parametrize("sqlstate", ["22P02", "22003", "42883", "42804"])
 def test_a_filter_that_compares_the_incomparable_is_a_bad_query(sqlstate: str) -> None:
+    """The caller can fix it, so it isn't the service's failure."""
     assert isinstance(query_error(wrapped(PostgresError(sqlstate))), InvalidQueryError)
 
 
 def test_other_failures_of_a_query_are_what_they_are() -> None:
+    """A timeout stays a timeout."""
     assert isinstance(query_error(wrapped(PostgresError("57014"))), DeadlinePassedError)
 
 
@@ -148,15 +154,18 @@ def test_other_failures_of_a_query_are_what_they_are() -> None:
     "error", [TimeoutError(), wrapped(PostgresError("57P01")), wrapped(InterfaceError("closed"))]
 )
 def test_a_connection_that_breaks_in_a_commit_leaves_the_outcome_unknown(error: Exception) -> None:
+    """The commit may have reached the server."""
     assert type(commit_error(error)) is OutcomeUnknownError
 
 
 @pytest.mark.parametrize("sqlstate", ["40001", "23503"])
 def test_a_refused_commit_is_known_to_be_undone(sqlstate: str) -> None:
+    """PostgreSQL has answered, so nothing is unknown."""
     assert isinstance(commit_error(wrapped(PostgresError(sqlstate))), ConflictError | ForeignKeyError)
 
 
 def test_a_taken_key_is_a_lost_race_and_nothing_else_is() -> None:
+    """Another request with the key was faster, so this one is tried again."""
     taken = wrapped(PostgresError("23505", constraint_name="hk_keys_pkey"))
     assert constraint_of(taken) == "hk_keys_pkey"
     assert isinstance(_key_error(taken), ConflictError)
@@ -265,6 +274,7 @@ def test_who_ends_a_connection_at_the_commit_leaves_its_outcome_unknown(told: di
 
 @pytest.mark.parametrize("sqlstate", ["MY001", "99999", "ZZZZZ", "PT402"])
 def test_a_code_that_postgresql_does_not_have_is_a_rule_of_the_database(sqlstate: str) -> None:
+    """A trigger has raised it, so the caller's record is refused."""
     assert isinstance(database_error(wrapped(raised(sqlstate))), InvalidRequestError)
 
 

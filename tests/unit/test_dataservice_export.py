@@ -83,6 +83,7 @@ class Reader:
 
 @pytest.mark.parametrize("records", [0, 1, 250])
 async def test_an_export_is_every_record_and_their_number(routes: Any, records: int) -> None:
+    """By `GET` and by `QUERY`; without records there is the last line only."""
     items = [{"data": {"title": str(number)}} for number in range(records)]
     if items:
         await routes.send("POST", "/v1/notes:batch_create", {"items": items})
@@ -98,11 +99,13 @@ async def test_an_export_is_every_record_and_their_number(routes: Any, records: 
 
 
 async def test_an_export_has_no_pages(routes: Any) -> None:
+    """A page token is refused, as nothing could be meant by it."""
     answer = await routes.send("GET", "/v1/notes?page_token=x", accept=NDJSON)
     assert (answer.status_code, answer.json()["code"]) == (400, "INVALID_QUERY")
 
 
 async def test_what_fails_before_the_first_line_is_a_problem(routes: Any) -> None:
+    """The status is not sent yet, so the caller gets a proper one."""
     routes.app.state.store = Cursor(routes.store, pieces=0, failure=UnavailableError("away"))
     answer = await routes.send("GET", "/v1/notes", accept=NDJSON)
     assert (answer.status_code, answer.json()["code"]) == (503, "UNAVAILABLE")
@@ -118,12 +121,14 @@ async def test_what_fails_later_leaves_the_answer_without_an_end(routes: Any) ->
 
 
 async def test_a_cursor_that_times_out_is_no_reader_that_left(routes: Any) -> None:
+    """Its error goes through, so that the connection is cut."""
     routes.app.state.store = Cursor(routes.store, pieces=2, failure=TimeoutError("the cursor's own"))
     with pytest.raises(TimeoutError, match="the cursor's own"):
         await Reader().export(routes.app)
 
 
 async def test_a_reader_that_leaves_stops_the_cursor(routes: Any) -> None:
+    """After a few more lines at most, for it holds a connection of the pool."""
     cursor = routes.app.state.store = Cursor(routes.store, pieces=1_000_000)
     reader = Reader(leaves_after=3)
     async with asyncio.timeout(60):
@@ -136,6 +141,7 @@ async def test_a_reader_that_leaves_stops_the_cursor(routes: Any) -> None:
 async def test_a_reader_that_takes_nothing_loses_the_cursor(
     routes: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A connection that stays open without reading must not hold one of the pool."""
     monkeypatch.setattr(_export, "SLOW_READER_SECONDS", 0.02)
     cursor = routes.app.state.store = Cursor(routes.store, pieces=1_000_000)
     with pytest.raises(DeadlinePassedError, match="took nothing"):

@@ -8,6 +8,7 @@ from hybridkit.dataservice._store import _in_flight
 from hybridkit.dataservice._store._in_flight import InFlight
 from hybridkit.dataservice._store._operations import Outcome, Result, Write
 from hybridkit.errors import ConflictError, InProgressError, KeyReusedError
+from tests.helpers import until
 
 DONE = Outcome((Result({"id": "1"}, created=True),))
 
@@ -38,7 +39,7 @@ async def test_one_of_many_works() -> None:
     """Nineteen of twenty equal calls get the outcome of the first, marked as a replay."""
     flights, work = InFlight(), Work()
     calls = [asyncio.create_task(flights.run(call(), work)) for _ in range(20)]
-    await asyncio.sleep(0)
+    await until(lambda: work.runs)
     assert "InFlight(1)" in repr(flights)
     work.gate.set()
     outcomes = await asyncio.gather(*calls)
@@ -62,7 +63,7 @@ async def test_if_it_fails_the_next_one_tries() -> None:
     flights, work = InFlight(), Work()
     work.error = ConflictError("lost")
     calls = [asyncio.create_task(flights.run(call(), work)) for _ in range(3)]
-    await asyncio.sleep(0)
+    await until(lambda: work.runs)
     work.gate.set()
     first, second, third = await asyncio.gather(*calls, return_exceptions=True)
     assert isinstance(first, ConflictError)
@@ -75,7 +76,7 @@ async def test_if_its_caller_leaves_the_next_one_tries() -> None:
     """A cancelled call leaves nothing behind that the others would wait for."""
     flights, work = InFlight(), Work()
     leaving = asyncio.create_task(flights.run(call(), work))
-    await asyncio.sleep(0)
+    await until(lambda: work.runs)
     staying = asyncio.create_task(flights.run(call(), work))
     await asyncio.sleep(0)
     leaving.cancel()
@@ -87,7 +88,7 @@ async def test_another_request_under_the_key_is_refused() -> None:
     """Whoever waited for the key's first call is told so when that ends, without a run of its own."""
     flights, work = InFlight(), Work()
     first = asyncio.create_task(flights.run(call(), work))
-    await asyncio.sleep(0)
+    await until(lambda: work.runs)
     other = asyncio.create_task(flights.run(call(fingerprint=b"g"), work))
     await asyncio.sleep(0)
     work.gate.set()
@@ -101,7 +102,7 @@ async def test_nobody_waits_longer_than_half_a_second(monkeypatch: pytest.Monkey
     monkeypatch.setattr(_in_flight, "PATIENCE_SECONDS", 0.02)
     flights, work = InFlight(), Work()
     slow = asyncio.create_task(flights.run(call(), work))
-    await asyncio.sleep(0)
+    await until(lambda: work.runs)
     with pytest.raises(InProgressError):
         await flights.run(call(), work)
     work.gate.set()

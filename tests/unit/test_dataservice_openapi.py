@@ -28,6 +28,7 @@ def references(part: Any) -> Iterator[str]:
 
 
 async def test_every_path_is_described_and_every_description_is_a_path(routes: Any) -> None:
+    """But for QUERY, a method that OpenAPI 3.1 can't describe."""
     document = (await routes.http.get("/openapi.json")).json()
     described = {(path, method) for path, method, _ in operations(document)}
     served = {
@@ -40,6 +41,7 @@ async def test_every_path_is_described_and_every_description_is_a_path(routes: A
 
 
 def test_every_reference_leads_somewhere(routes: Any) -> None:
+    """No generator of clients would accept one that doesn't."""
     document = routes.app.openapi()
     for reference in set(references(document)):
         part: Any = document
@@ -49,6 +51,7 @@ def test_every_reference_leads_somewhere(routes: Any) -> None:
 
 
 def test_every_schema_is_one(routes: Any) -> None:
+    """Those of components, of bodies and of parameters."""
     document = routes.app.openapi()
     schemas = [*document["components"]["schemas"].values()]
     for _, _, operation in operations(document):
@@ -62,6 +65,7 @@ def test_every_schema_is_one(routes: Any) -> None:
 
 
 def test_every_example_fits_its_schema(routes: Any) -> None:
+    """Readers copy examples, so they have to work."""
     document = routes.app.openapi()
     components = document["components"]
     examples = [
@@ -83,6 +87,7 @@ def test_every_example_fits_its_schema(routes: Any) -> None:
 
 
 def test_every_operation_has_an_id_of_its_own_and_the_same_header_parameters(routes: Any) -> None:
+    """Writes have the key and preferences besides; all have the common problems."""
     seen: set[str] = set()
     for path, method, operation in operations(routes.app.openapi()):
         assert method in METHODS
@@ -99,6 +104,7 @@ def test_every_operation_has_an_id_of_its_own_and_the_same_header_parameters(rou
 
 
 def test_records_pages_and_problems_have_names(routes: Any) -> None:
+    """Generated clients name their classes by them."""
     schemas = routes.app.openapi()["components"]["schemas"]
     assert {
         "Note",
@@ -113,6 +119,8 @@ def test_records_pages_and_problems_have_names(routes: Any) -> None:
 
 
 async def test_routes_of_the_application_are_in_the_document_too(routes: Any) -> None:
+    """After the contract's, and each time the document is made."""
+
     async def mine() -> int:
         return 1
 
@@ -139,5 +147,6 @@ async def test_routes_of_the_application_are_in_the_document_too(routes: Any) ->
     ],
 )
 async def test_what_is_answered_is_documented(routes: Any, method: str, path: str, body: object) -> None:
+    """The fixture checks each answer against the document; refusals are answers too."""
     await routes.create()
     assert (await routes.send(method, path, body)).status_code in (200, 400, 404, 422, 501)

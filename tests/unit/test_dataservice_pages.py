@@ -39,6 +39,7 @@ def read(token: str, query: Query = QUERY, key: bytes = KEY) -> Any:
 
 
 def test_a_position_comes_back_whatever_the_page_size_and_selection() -> None:
+    """Its values in their JSON form, as both may change between two pages."""
     moment = datetime(2026, 1, 1, 0, 0, 0, 123456, tzinfo=UTC)
     position = [None, 1, "ä", moment, Decimal("1.50"), UUID(int=1)]
     assert read(write_token(ITEMS, QUERY, position, key=KEY)) == [
@@ -52,10 +53,12 @@ def test_a_position_comes_back_whatever_the_page_size_and_selection() -> None:
 
 
 def test_no_token_is_the_beginning() -> None:
+    """A query without one has no position."""
     assert read_token(ITEMS, QUERY, key=KEY) is None
 
 
 def test_another_key_or_order_refuses_it() -> None:
+    """A token of another service or query would begin at a wrong record."""
     token = write_token(ITEMS, QUERY, ["a"], key=KEY)
     with pytest.raises(PageTokenError):
         read(token, key=b"x" * 32)
@@ -65,6 +68,7 @@ def test_another_key_or_order_refuses_it() -> None:
 
 @given(st.text() | st.binary().map(lambda data: data.hex()))
 def test_nothing_but_a_token_is_a_token(text: str) -> None:
+    """Any other text is refused, not an error of the service."""
     with pytest.raises(PageTokenError):
         read(text)
 
@@ -93,6 +97,7 @@ def test_the_last_character_of_a_token_counts_in_full(length: int) -> None:
 
 @given(st.integers(min_value=0), st.integers(min_value=0, max_value=255))
 def test_a_changed_token_is_none(position: int, value: int) -> None:
+    """One flipped bit anywhere is noticed."""
     from base64 import urlsafe_b64decode, urlsafe_b64encode
 
     token = write_token(ITEMS, QUERY, [str(uuid4())], key=KEY)
@@ -104,10 +109,12 @@ def test_a_changed_token_is_none(position: int, value: int) -> None:
 
 @given(st.integers(min_value=1, max_value=10**17), st.integers(min_value=0, max_value=2**62))
 def test_a_tag_says_its_state(version: int, incarnation: int) -> None:
+    """Version and incarnation can be read back from it."""
     state = State(version, incarnation)
     assert State.of(state.tag) == state
 
 
 @pytest.mark.parametrize("tag", ["", '""', '"0-1"', '"1-G"', '"1-1', '"01-1"', '"1-11111111111111111"'])
 def test_a_tag_that_no_record_can_have_is_none(tag: str) -> None:
+    """It matches no state, instead of being an error."""
     assert State.of(tag) is None

@@ -1,4 +1,4 @@
-"""What HTTP says around the records: places, methods, limits, preferences, conditions, who may do what."""
+"""What HTTP says around the records: paths, methods, limits, preferences, conditions, who may do what."""
 
 from typing import Any, ClassVar
 
@@ -22,13 +22,14 @@ def code_of(answer: Any) -> tuple[int, str]:
     return answer.status_code, problem["code"]
 
 
-# ── places ───────────────────────────────────────────────────────────────────────────────────────
+# ── paths ────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
     "path", ["/v1/nothing", "/v1/nothing/1", "/v1/notes:nothing", "/v2/notes", f"/v1/notes/{MISSING}/more"]
 )
 async def test_what_is_not_there_is_a_problem(routes: Any, path: str) -> None:
+    """Unknown resources, calls, versions and deeper paths are answered in the contract's form."""
     assert code_of(await routes.send("GET", path)) == (404, "NOT_FOUND")
 
 
@@ -46,12 +47,14 @@ async def test_what_is_not_there_is_a_problem(routes: Any, path: str) -> None:
 async def test_a_wrong_method_is_told_the_right_ones(
     routes: Any, method: str, path: str, allowed: set[str]
 ) -> None:
+    """In `Allow`, also where an id looks like a call."""
     answer = await routes.send(method, path)
     assert code_of(answer) == (405, "METHOD_NOT_ALLOWED")
     assert set(answer.headers["allow"].split(", ")) == allowed
 
 
 async def test_a_natural_key_may_have_a_slash_and_a_colon(routes: Any) -> None:
+    """The `Location` of its record leads back to it."""
     for tag in ("a/b", "a:undelete"):
         answer = await routes.send("POST", "/v1/tags", {"id": tag, "color": "red"})
         read = await routes.send("GET", answer.headers["location"])
@@ -80,6 +83,7 @@ async def test_routes_of_the_application_work_beside_the_contract(routes: Any) -
 
 
 async def test_the_routes_work_under_a_prefix(routes: Any) -> None:
+    """A proxy's prefix, which ASGI has in `root_path`, is no part of the path."""
     record = await routes.create()
     scope: dict[str, Any] = {"type": "http", "path": f"/data/v1/notes/{record['id']}", "root_path": "/data"}
     match, child = routes.app.router.routes[0].matches({**scope, "method": "GET"})
@@ -88,7 +92,7 @@ async def test_the_routes_work_under_a_prefix(routes: Any) -> None:
     assert "paths" in repr(routes.app.router.routes[0])
 
 
-async def test_a_span_is_named_by_the_place(routes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_span_is_named_by_the_path(routes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """OpenTelemetry asks each route of the application for its path, and the contract is only one."""
 
     class Span:
@@ -110,7 +114,8 @@ async def test_a_span_is_named_by_the_place(routes: Any, monkeypatch: pytest.Mon
     assert (span.name, span.attributes) == ("GET /v1/notes/{id}", {"http.route": "/v1/notes/{id}"})
 
 
-def test_a_place_answers_a_method_once(routes: Any) -> None:
+def test_a_path_answers_a_method_once(routes: Any) -> None:
+    """A second endpoint would never be reached, so it is refused."""
     contract = routes.app.router.routes[0]
     with pytest.raises(DeclarationError, match="POST /v1:transact is declared twice"):
         TransactRoute({}).add_to(contract)
@@ -147,6 +152,7 @@ READS: list[tuple[str, str, Any]] = [
 async def test_nothing_is_done_for_a_caller_that_has_gone(
     routes: Any, method: str, path: str, body: object
 ) -> None:
+    """A deadline of 0 ends the request before the store is touched."""
     routes.app.state.store = None  # whatever touched it would raise
     answer = await routes.send(method, path, body, x_request_timeout="0")
     assert code_of(answer) == (504, "DEADLINE_PASSED")
@@ -154,17 +160,20 @@ async def test_nothing_is_done_for_a_caller_that_has_gone(
 
 @pytest.mark.parametrize(("method", "path", "body"), WRITES)
 async def test_every_write_needs_a_key(routes: Any, method: str, path: str, body: object) -> None:
+    """Without one a lost response would leave the caller with no safe retry."""
     answer = await routes.http.request(method, path, json=body)
     assert code_of(answer) == (400, "IDEMPOTENCY_KEY_REQUIRED")
 
 
 async def test_a_long_query_belongs_into_a_body(routes: Any) -> None:
+    """A URL of more than 8 KiB is refused with 414."""
     answer = await routes.send("GET", f"/v1/notes?title=eq.{'a' * 8192}")
     assert code_of(answer) == (414, "URI_TOO_LONG")
 
 
 @pytest.mark.parametrize("letter", ["a", "%C3%BC"])
 async def test_a_url_is_measured_in_bytes_with_its_question_mark(routes: Any, letter: str) -> None:
+    """8,192 bytes pass and 8,193 don't, however they are encoded."""
     for length, status in ((8192, 200), (8193, 414)):
         url = "/v1/notes?title=eq."
         url += letter * ((length - len(url)) // len(letter))
@@ -176,6 +185,7 @@ async def test_a_url_is_measured_in_bytes_with_its_question_mark(routes: Any, le
 
 @pytest.mark.parametrize("encoding", ["gzip", "br, identity"])
 async def test_a_compressed_body_is_refused(routes: Any, encoding: str) -> None:
+    """Its size is unknown before it is unpacked."""
     answer = await routes.send("POST", "/v1/notes", {"title": "a"}, content_encoding=encoding)
     assert code_of(answer) == (415, "UNSUPPORTED_MEDIA_TYPE")
 
@@ -204,11 +214,14 @@ async def test_a_compressed_body_is_refused(routes: Any, encoding: str) -> None:
     ],
 )
 async def test_a_body_is_json_by_its_name(routes: Any, media_type: str, status: int) -> None:
+    """Only `application/json` in UTF-8, or no type at all, is taken for JSON."""
     answer = await routes.send("POST", "/v1/notes", {"title": "a"}, content_type=media_type)
     assert answer.status_code == status
 
 
 async def test_a_body_has_its_limit_whether_it_says_its_length_or_not(routes: Any) -> None:
+    """Chunks without a length are counted as they come."""
+
     async def chunks() -> Any:
         for _ in range(17):
             yield b" " * 65536
@@ -219,6 +232,7 @@ async def test_a_body_has_its_limit_whether_it_says_its_length_or_not(routes: An
 
 
 async def test_a_caller_that_leaves_in_the_middle_is_no_broken_service(routes: Any) -> None:
+    """The request is refused as incomplete, not logged as a failure, and nothing is done."""
     sent: list[Any] = []
     messages: list[dict[str, Any]] = [
         {"type": "http.request", "body": b'{"title"', "more_body": True},
@@ -238,6 +252,7 @@ async def test_a_caller_that_leaves_in_the_middle_is_no_broken_service(routes: A
 
 
 async def test_a_problem_never_repeats_what_was_sent(routes: Any) -> None:
+    """A value may be a secret, and problems are logged."""
     for path, body in (
         ("/v1/notes", {"title": {"password": "hunter2"}}),
         ("/v1/notes:praise", {"title": ["hunter2"]}),
@@ -252,6 +267,7 @@ async def test_a_problem_never_repeats_what_was_sent(routes: Any) -> None:
 
 
 async def test_a_writer_may_do_without_the_record(routes: Any) -> None:
+    """Status, `Location` and ETag say what happened."""
     created = await routes.send("POST", "/v1/notes", {"title": "a"}, prefer="return=minimal")
     assert (created.status_code, created.content) == (201, b"")
     assert created.headers["preference-applied"] == "return=minimal"
@@ -271,6 +287,7 @@ async def test_a_writer_may_do_without_the_record(routes: Any) -> None:
 
 
 async def test_a_dry_run_answers_as_the_write_would_and_leaves_nothing(routes: Any) -> None:
+    """Neither a record nor its key is kept."""
     answer = await routes.send("POST", "/v1/notes", {"title": "a"}, key="k", prefer="tx=rollback")
     assert answer.status_code == 201
     assert answer.headers["preference-applied"] == "tx=rollback"
@@ -280,6 +297,7 @@ async def test_a_dry_run_answers_as_the_write_would_and_leaves_nothing(routes: A
 
 
 async def test_a_write_of_more_than_was_meant_is_not_done(routes: Any) -> None:
+    """`max-affected` is checked before anything is written; no number is no limit to ignore."""
     items = [{"data": {"title": "a"}}, {"data": {"title": "b"}}]
     for limit, status in (("1", 422), ("many", 422), ("2", 200)):
         answer = await routes.send(
@@ -291,6 +309,7 @@ async def test_a_write_of_more_than_was_meant_is_not_done(routes: Any) -> None:
 
 
 async def test_a_call_takes_no_limit_that_it_can_t_hold(routes: Any) -> None:
+    """It can't count what its handler touches, so `max-affected` is refused."""
     path = "/v1/notes:praise"
     limited = await routes.send("POST", path, {"title": "a"}, prefer="max-affected=1000")
     assert code_of(limited) == (422, "VALIDATION")
@@ -299,6 +318,7 @@ async def test_a_call_takes_no_limit_that_it_can_t_hold(routes: Any) -> None:
 
 
 async def test_an_assert_touches_nothing(routes: Any) -> None:
+    """It doesn't count for `max-affected`."""
     record = await routes.create()
     operations = [{"op": "assert", "resource": "notes", "id": record["id"]}]
     answer = await routes.send("POST", "/v1:transact", {"operations": operations}, prefer="max-affected=0")
@@ -307,6 +327,7 @@ async def test_an_assert_touches_nothing(routes: Any) -> None:
 
 @pytest.mark.parametrize("preference", ["count=exact", "count=estimated", 'COUNT="exact"; x=1, count=none'])
 async def test_a_page_counts_everything_that_fits_on_request(routes: Any, preference: str) -> None:
+    """Not only the page; an unknown way to count is ignored."""
     for _ in range(3):
         await routes.create()
     answer = await routes.send("GET", "/v1/notes?page_size=1&title=eq.a", prefer=preference)
@@ -321,6 +342,7 @@ async def test_a_page_counts_everything_that_fits_on_request(routes: Any, prefer
 
 
 async def test_a_resource_may_insist_on_a_condition(routes: Any) -> None:
+    """Every way to change its records is refused with 428 until it names a state; `*` names none."""
     created = await routes.send("PUT", "/v1/tags/a", {"id": "a", "color": "red"}, if_none_match="*")
     assert created.status_code == 201
     whole, changes = {"id": "a", "color": "blue"}, {"color": "blue"}
@@ -342,6 +364,7 @@ async def test_a_resource_may_insist_on_a_condition(routes: Any) -> None:
 
 
 async def test_a_reader_that_has_the_state_gets_no_body(routes: Any) -> None:
+    """Tags are compared weakly, and any of a list is enough."""
     record = await routes.create()
     path = f"/v1/notes/{record['id']}"
     answer = await routes.send("GET", path, if_none_match=f'W/{record["etag"]}, "other"')
@@ -359,6 +382,7 @@ async def test_a_reader_that_has_the_state_gets_no_body(routes: Any) -> None:
 async def test_a_condition_that_makes_no_sense_is_refused(
     routes: Any, method: str, condition: dict[str, str]
 ) -> None:
+    """Ignored, it would be a write on no condition."""
     body = None if method == "DELETE" else {"title": "a"}
     answer = await routes.send(method, f"/v1/notes/{MISSING}", body, **condition)
     assert code_of(answer) == (422, "VALIDATION")
@@ -379,6 +403,7 @@ async def test_a_replay_says_that_its_records_are_those_of_now(routes: Any) -> N
 
 
 async def test_a_removed_record_comes_back(routes: Any) -> None:
+    """With its values, under a new ETag."""
     record = await routes.create()
     path = f"/v1/notes/{record['id']}"
     assert (await routes.send("DELETE", path)).status_code == 204
@@ -392,6 +417,7 @@ async def test_a_removed_record_comes_back(routes: Any) -> None:
 
 
 async def test_a_batch_is_answered_in_its_order(routes: Any) -> None:
+    """Whatever its kind; made ids are the same when the batch is repeated."""
     items = [{"data": {"title": "a"}}, {"id": MISSING, "data": {"title": "b"}}]
     body = {"items": items}
     created = await routes.send("POST", "/v1/notes:batch_create", body, key="k")
@@ -432,12 +458,14 @@ async def test_a_batch_is_answered_in_its_order(routes: Any) -> None:
 async def test_a_batch_points_at_what_does_not_fit(
     routes: Any, kind: str, item: dict[str, Any], pointer: str
 ) -> None:
+    """By the number of the item and the member in it."""
     answer = await routes.send("POST", f"/v1/notes:batch_{kind}", {"items": [item]})
     assert code_of(answer) == (422, "VALIDATION")
     assert [error["pointer"] for error in answer.json()["errors"]] == [pointer]
 
 
 async def test_a_natural_key_is_in_a_batch_or_in_its_data(routes: Any) -> None:
+    """One that is in neither is missing; two that differ are refused."""
     tag = {"id": "a", "color": "red"}
     answer = await routes.send("POST", "/v1/tags:batch_create", {"items": [{"data": tag}]})
     assert answer.json()["items"][0]["id"] == "a"
@@ -451,6 +479,7 @@ async def test_a_natural_key_is_in_a_batch_or_in_its_data(routes: Any) -> None:
 
 @pytest.mark.parametrize("ids", [["nonsense"], "a", None, [MISSING] * 1001])
 async def test_a_batch_of_ids_has_its_limits(routes: Any, ids: object) -> None:
+    """At most 1,000 ids, and each of them one of the resource."""
     answer = await routes.send("POST", "/v1/notes:batch_get", {"ids": ids})
     assert code_of(answer) == (422, "VALIDATION")
 
@@ -470,6 +499,7 @@ NEED: dict[str, Any] = {
 
 
 async def test_a_reader_may_read_and_nothing_else(routes: Any) -> None:
+    """A grant without anything allows nothing."""
     routes.admit({"reader": Grant(read="*"), "stranger": Grant()})
     for target, body in NEED.items():
         method, path = target.split(" ")
@@ -503,6 +533,7 @@ async def test_who_may_do_nothing_learns_nothing_from_a_transaction(routes: Any,
 
 
 async def test_rights_are_checked_before_fields(routes: Any) -> None:
+    """A caller learns nothing about records that it may not touch."""
     routes.admit({"reader": Grant(read="*")})
     wrong: dict[str, Any] = {"resource": "notes", "id": "no id", "data": {"odd": 1}}
     for op, more in (("create", {}), ("upsert", {}), ("update", {"require": {"eq": ["odd", 1]}})):
@@ -515,6 +546,7 @@ async def test_rights_are_checked_before_fields(routes: Any) -> None:
 
 
 async def test_emitting_is_a_right_of_its_own(routes: Any) -> None:
+    """Writing everything does not include it, and without a broker nobody has it."""
     routes.admit({"quiet": Grant(write="*"), "loud": Grant(emit=True)})
     event = {
         "event_type": "note.read",
@@ -533,5 +565,6 @@ async def test_emitting_is_a_right_of_its_own(routes: Any) -> None:
 
 
 async def test_a_caller_has_a_name(routes: Any) -> None:
+    """In snake_case, as it is part of its keys."""
     answer = await routes.send("GET", "/v1/notes", x_service_name="No Name")
     assert code_of(answer) == (422, "VALIDATION")

@@ -50,6 +50,7 @@ def quoted(text: str) -> str:
 
 
 def test_the_lines_of_a_list_are_one_list() -> None:
+    """In their order, with other fields between them."""
     fields = lines(("prefer", "a"), ("accept", "*/*"), ("prefer", "b, c"))
     assert (fields.listed("prefer"), fields.listed("accept"), fields.listed("via")) == (
         "a, b, c",
@@ -71,12 +72,14 @@ def test_lines_of_one_value_agree_or_are_refused(name: str) -> None:
 
 
 def test_fields_that_are_lists_may_differ() -> None:
+    """Only fields with one value are refused for several."""
     fields = lines(("prefer", "a"), ("prefer", "b"), ("cookie", "a=1"), ("cookie", "b=2"))
     fields.check()
     assert fields.single("authorization") is None
 
 
 def test_what_can_t_be_read_is_refused_by_its_name() -> None:
+    """The error has the field's name, and shows no value of another one."""
     fields = lines(("if-match", "junk"), ("authorization", "secret"))
     with pytest.raises(InvalidHeaderError, match="if-match: ") as refused:
         fields.read("if-match", read_tags)
@@ -96,6 +99,7 @@ def test_a_list_is_split_at_its_commas(elements: list[tuple[str, str, str]]) -> 
 
 @given(printable)
 def test_a_string_is_read_as_it_was_written(text: str) -> None:
+    """Parameters after it mean nothing."""
     assert read_string(quote_string(text)) == text
     assert read_string(f' {quote_string(text)};x=1; y; z="a;b" ') == text
 
@@ -105,6 +109,7 @@ def test_a_string_is_read_as_it_was_written(text: str) -> None:
     ["", "a", '"', '"a', 'a"', '"a" b', '"a", "b"', '"a\\b"', '"\\"', '"a"b"', '"\xe9"', '"a\tb"', '"a";'],
 )
 def test_what_is_no_string_is_refused(value: str) -> None:
+    """Open quotes, stray text and characters beyond ASCII included."""
     with pytest.raises(ValueError, match="quoted string"):
         read_string(value)
 
@@ -114,6 +119,7 @@ def test_what_is_no_string_is_refused(value: str) -> None:
 
 @given(st.dictionaries(tokens.map(str.lower), quotable, max_size=5), st.booleans())
 def test_preferences_are_read_as_they_were_written(wanted: dict[str, str], shout: bool) -> None:
+    """Names have no case; parameters are left out."""
     elements = [
         f"{name.upper() if shout else name} = {quoted(word)} ; p = {quoted(word)};"
         for name, word in wanted.items()
@@ -134,6 +140,7 @@ def test_preferences_are_read_as_they_were_written(wanted: dict[str, str], shout
     ],
 )
 def test_a_preference_ends_where_it_ends(value: str, wanted: dict[str, str]) -> None:
+    """Commas and semicolons in quotes end none, and the first of two counts."""
     assert read_preferences(value) == wanted
 
 
@@ -141,6 +148,7 @@ def test_a_preference_ends_where_it_ends(value: str, wanted: dict[str, str]) -> 
     "value", ['note="a, tx=rollback', "=1", "a b", 'a="b"c', "a=b c", "a;=b", 'a"b"', "tx=rollback;(x)"]
 )
 def test_a_preference_that_can_t_be_read_is_refused(value: str) -> None:
+    """It could be read as another preference."""
     with pytest.raises(ValueError, match=r"quotation mark|a name is expected"):
         read_preferences(value)
 
@@ -150,6 +158,7 @@ def test_a_preference_that_can_t_be_read_is_refused(value: str) -> None:
 
 @given(tokens, tokens, st.dictionaries(tokens.map(str.lower), quotable, max_size=3))
 def test_a_media_type_is_read_as_it_was_written(kind: str, subtype: str, given_words: dict[str, str]) -> None:
+    """Type, subtype and names have no case, values of parameters do."""
     written = f"{kind}/{subtype}" + "".join(f"; {name}={quoted(word)}" for name, word in given_words.items())
     found = read_media_type(written)
     assert found.name == f"{kind}/{subtype}".lower()
@@ -160,6 +169,7 @@ def test_a_media_type_is_read_as_it_was_written(kind: str, subtype: str, given_w
     "value", ["", "json", "application/", "/json", "a/b/c", "a/b, c/d", 'a/b;c="', "a/b c"]
 )
 def test_what_is_no_media_type_is_refused(value: str) -> None:
+    """Lists and half a type included."""
     with pytest.raises(ValueError, match=r"expected|closed"):
         read_media_type(value)
 
@@ -205,6 +215,7 @@ def test_the_most_welcome_answer_is_given(accept: str, expected: MediaType | Non
 
 
 def test_without_accept_the_usual_answer_is_given() -> None:
+    """The first offer is the default."""
     assert best_offer(None, (JSON, LINES)) == JSON
 
 
@@ -224,6 +235,7 @@ def test_without_accept_the_usual_answer_is_given() -> None:
     ],
 )
 def test_ranges_that_can_t_be_read_are_refused(accept: str) -> None:
+    """One of them spoils the whole field."""
     with pytest.raises(ValueError, match=r"expected|weight|subtype|closed"):
         read_accept(f"text/plain, {accept}")
 
@@ -241,6 +253,7 @@ def test_tags_are_read_as_they_were_written(tags: list[tuple[bool, str]], blank:
 
 
 def test_a_star_is_any_state() -> None:
+    """Blanks around it don't matter."""
     assert read_tags(" * ") == EntityTags(any=True, tags=())
 
 
@@ -249,6 +262,7 @@ def test_a_star_is_any_state() -> None:
     ["", ",", "1-2a", 'w/"a"', "W/1-2a", '"a', 'a"', '"a" "b"', '*, "a"', '"a", *', '"a", b', "**", '"a"b'],
 )
 def test_what_is_no_tag_is_refused(value: str) -> None:
+    """Missing quotes, lists with `*`, and nothing at all."""
     with pytest.raises(ValueError, match="entity tags"):
         read_tags(value)
 
@@ -261,6 +275,7 @@ def test_what_is_no_tag_is_refused(value: str) -> None:
 )
 @given(value=st.text('aW*/"\\,;= \t.q01', max_size=30) | st.text(max_size=30))
 def test_any_text_is_read_or_refused(reader: Callable[[str], Any], value: str) -> None:
+    """No input leads to another exception, or to an endless search."""
     try:
         reader(value)
     except ValueError as error:

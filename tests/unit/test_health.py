@@ -2,10 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
 
 import pytest
-from structlog.testing import capture_logs
 
 from hybridkit.errors import DeclarationError, UnavailableError
 from hybridkit.health import Health, Probe
@@ -53,6 +53,7 @@ def hangs(*, ignores: asyncio.Event | None = None) -> Callable[[], Awaitable[Non
 
 
 async def test_it_is_ready_when_every_dependency_answers() -> None:
+    """Each of them is listed as up."""
     readiness = await health_with(redis=Dependency().probe, rabbitmq=Dependency().probe).readiness()
     assert readiness.is_ready
     assert readiness.status_code == 200
@@ -65,10 +66,12 @@ async def test_it_is_ready_when_every_dependency_answers() -> None:
 
 
 async def test_it_is_ready_without_any_dependency() -> None:
+    """Once it has started, nothing can keep it from work."""
     assert (await health_with().readiness()).to_dict() == {"status": "ready", "dependencies": {}}
 
 
 async def test_one_dependency_that_is_down_makes_it_not_ready() -> None:
+    """The others are still told, and the error says why."""
     down = Dependency(UnavailableError("nobody there"))
     readiness = await health_with(redis=Dependency().probe, rabbitmq=down.probe).readiness()
     assert (readiness.status, readiness.status_code) == ("not_ready", 503)
@@ -83,11 +86,13 @@ async def test_the_words_of_foreign_errors_stay_inside() -> None:
 
 
 async def test_a_long_detail_is_cut() -> None:
+    """At 200 characters."""
     readiness = await health_with(db=Dependency(UnavailableError("x" * 10_000)).probe).readiness()
     assert len(str(readiness.dependencies["db"].detail)) == 200
 
 
 async def test_until_the_start_is_complete_it_is_not_ready() -> None:
+    """Its status says that it is starting."""
     health = Health()
     assert (await health.readiness()).status == "starting"
     health.started()
@@ -95,6 +100,7 @@ async def test_until_the_start_is_complete_it_is_not_ready() -> None:
 
 
 async def test_from_the_stop_on_it_is_not_ready_whatever_the_probes_say() -> None:
+    """No new work is sent to a process that ends."""
     health = health_with(redis=Dependency().probe)
     health.drain()
     readiness = await health.readiness()
@@ -103,6 +109,7 @@ async def test_from_the_stop_on_it_is_not_ready_whatever_the_probes_say() -> Non
 
 
 async def test_a_probe_that_hangs_counts_as_down_after_its_time() -> None:
+    """It delays neither the answer nor the other probes."""
     since = time.monotonic()
     readiness = await health_with(redis=hangs(), rabbitmq=hangs(), db=Dependency().probe).readiness()
     assert time.monotonic() - since < 10
@@ -111,6 +118,7 @@ async def test_a_probe_that_hangs_counts_as_down_after_its_time() -> None:
 
 
 async def test_a_probe_that_can_not_even_be_cancelled_is_not_started_again() -> None:
+    """Until it has ended; otherwise each request would add one."""
     end = asyncio.Event()
     health = health_with(redis=hangs(ignores=end))
     await health.readiness()
@@ -122,6 +130,8 @@ async def test_a_probe_that_can_not_even_be_cancelled_is_not_started_again() -> 
 
 
 async def test_a_probe_that_was_cancelled_by_itself_is_down() -> None:
+    """Its cancellation doesn't reach the one who asks."""
+
     async def probe() -> None:
         raise asyncio.CancelledError
 
@@ -131,6 +141,7 @@ async def test_a_probe_that_was_cancelled_by_itself_is_down() -> None:
 
 
 async def test_an_answer_is_given_again_while_it_is_fresh() -> None:
+    """For `cache_seconds`, so that many requests do not load the dependencies."""
     clock, redis = Clock(), Dependency()
     health = Health(clock=clock)
     health.add("redis", redis.probe)
@@ -143,6 +154,7 @@ async def test_an_answer_is_given_again_while_it_is_fresh() -> None:
 
 
 async def test_many_askers_share_one_round() -> None:
+    """The dependency is probed once for all that ask at the same time."""
     redis = Dependency()
     health = health_with(redis=redis.probe)
     await asyncio.gather(*(health.readiness() for _ in range(20)))
@@ -150,6 +162,7 @@ async def test_many_askers_share_one_round() -> None:
 
 
 async def test_an_asker_that_goes_away_does_not_take_the_answer_from_the_others() -> None:
+    """The round goes on without it."""
     health = health_with(redis=Dependency().probe)
     askers = [asyncio.create_task(health.readiness()) for _ in range(2)]
     await asyncio.sleep(0)
@@ -158,6 +171,7 @@ async def test_an_asker_that_goes_away_does_not_take_the_answer_from_the_others(
 
 
 async def test_a_new_probe_is_asked_at_once() -> None:
+    """A fresh answer doesn't hold for it."""
     health = Health()
     health.started()
     assert (await health.readiness()).is_ready
@@ -166,6 +180,7 @@ async def test_a_new_probe_is_asked_at_once() -> None:
 
 
 async def test_a_removed_dependency_does_not_count_any_more() -> None:
+    """An unknown name is ignored."""
     health = health_with(redis=Dependency(UnavailableError("down")).probe)
     assert not (await health.readiness()).is_ready
     health.remove("redis")
@@ -174,6 +189,7 @@ async def test_a_removed_dependency_does_not_count_any_more() -> None:
 
 
 async def test_a_dependency_removed_while_it_is_asked_does_not_come_back() -> None:
+    """The result of its probe is dropped."""
     health = health_with()
 
     async def probe() -> None:
@@ -184,22 +200,24 @@ async def test_a_dependency_removed_while_it_is_asked_does_not_come_back() -> No
 
 
 def test_a_name_is_taken_once() -> None:
+    """A second probe would hide the first."""
     health = health_with(redis=Dependency().probe)
     with pytest.raises(DeclarationError, match="redis"):
         health.add("redis", Dependency().probe)
 
 
-async def test_only_changes_are_logged() -> None:
+async def test_only_changes_are_logged(logs: list[MutableMapping[str, Any]]) -> None:
+    """A dependency that stays down is logged once."""
     redis = Dependency()
     health = health_with(redis=redis.probe)
-    with capture_logs() as lines:
-        for error in (None, UnavailableError("down"), UnavailableError("down"), None, None):
-            redis.error = error
-            await health.readiness()
-    assert [line["event"] for line in lines] == ["dependency is down", "dependency is up again"]
+    for error in (None, UnavailableError("down"), UnavailableError("down"), None, None):
+        redis.error = error
+        await health.readiness()
+    assert [line["event"] for line in logs] == ["dependency is down", "dependency is up again"]
 
 
 def test_its_repr_tells_status_and_probes() -> None:
+    """For whoever prints it in a debugger."""
     assert repr(health_with(redis=Dependency().probe)) == "Health(ready, probes=['redis'])"
 
 

@@ -1,11 +1,11 @@
 """The small HTTP server of workers and bots, by bytes on a socket."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, MutableMapping
+from typing import Any
 
 import orjson
 import pytest
-from structlog.testing import capture_logs
 
 from hybridkit import health as health_module
 from hybridkit.errors import UnavailableError
@@ -42,12 +42,14 @@ async def get(server: HealthServer, target: str, *headers: str) -> tuple[int, st
 
 
 async def test_health_answers_while_the_loop_turns(server: HealthServer) -> None:
+    """With 200 and JSON, whatever the dependencies do."""
     status, head, body = await get(server, "/health")
     assert (status, body) == (200, b'{"status":"alive"}')
     assert "content-type: application/json" in head
 
 
 async def test_ready_answers_what_the_probes_say(server: HealthServer, health: Health) -> None:
+    """With 503 and the reason while one is down; a query in the URL is ignored."""
     assert (await get(server, "/ready?verbose"))[0] == 200
 
     async def down() -> None:
@@ -60,6 +62,7 @@ async def test_ready_answers_what_the_probes_say(server: HealthServer, health: H
 
 
 async def test_metrics_come_from_the_callable_in_the_form_that_was_asked_for(server: HealthServer) -> None:
+    """All lines of `Accept` count as one list."""
     status, head, body = await get(server, "/metrics")
     assert status == 200
     assert "content-type: text/plain; version=" in head
@@ -71,22 +74,27 @@ async def test_metrics_come_from_the_callable_in_the_form_that_was_asked_for(ser
 
 
 async def test_without_a_callable_there_are_no_metrics(health: Health) -> None:
+    """The path is not found."""
     async with HealthServer(health, port=0) as server:
         assert (await get(server, "/metrics"))[0] == 404
 
 
-async def test_broken_metrics_leave_the_rest_alone(health: Health) -> None:
+async def test_broken_metrics_leave_the_rest_alone(
+    health: Health, logs: list[MutableMapping[str, Any]]
+) -> None:
+    """They answer 500 and are logged; health is still answered."""
+
     def broken(accept: str) -> tuple[bytes, str]:
         raise LookupError(accept)
 
-    with capture_logs() as lines:
-        async with HealthServer(health, port=0, metrics=broken) as server:
-            assert (await get(server, "/metrics"))[0] == 500
-            assert (await get(server, "/health"))[0] == 200
-    assert [line["event"] for line in lines] == ["the metrics can't be collected"]
+    async with HealthServer(health, port=0, metrics=broken) as server:
+        assert (await get(server, "/metrics"))[0] == 500
+        assert (await get(server, "/health"))[0] == 200
+    assert [line["event"] for line in logs] == ["the metrics can't be collected"]
 
 
 async def test_there_is_nothing_else(server: HealthServer) -> None:
+    """Other paths are not found."""
     assert (await get(server, "/"))[0] == 404
 
 
@@ -103,10 +111,12 @@ async def test_there_is_nothing_else(server: HealthServer) -> None:
     ids=["another method", "no host", "another version", "another protocol", "TLS", "too large"],
 )
 async def test_other_requests_are_refused(server: HealthServer, request_bytes: bytes, status: bytes) -> None:
+    """With the status that says why, and without reading a body."""
     assert (await exchange(server, request_bytes)).startswith(b"HTTP/1.1 " + status)
 
 
 async def test_half_a_request_is_not_answered(server: HealthServer) -> None:
+    """Its sender has gone, so the connection just ends."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(b"GET /hea")
     writer.write_eof()
@@ -115,12 +125,14 @@ async def test_half_a_request_is_not_answered(server: HealthServer) -> None:
 
 
 async def test_who_dawdles_is_dropped(health: Health, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that doesn't come within the time holds no connection."""
     monkeypatch.setattr(health_module, "REQUEST_TIMEOUT_SECONDS", 0.05)
     async with HealthServer(health, port=0) as server:
         assert await exchange(server, b"GET /health HTTP/1.1\r\n") == b""
 
 
 async def test_the_end_does_not_wait_for_open_connections(health: Health) -> None:
+    """They are closed, and no new one is accepted."""
     async with HealthServer(health, port=0) as server:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         await get(server, "/health")  # answered after the first connection was accepted
@@ -131,10 +143,12 @@ async def test_the_end_does_not_wait_for_open_connections(health: Health) -> Non
 
 
 async def test_a_taken_port_is_an_error_at_the_start(server: HealthServer, health: Health) -> None:
+    """The process doesn't run without its health."""
     with pytest.raises(OSError, match="in use"):
         async with HealthServer(health, port=server.port):
             pass
 
 
 def test_its_repr_tells_where_it_listens(health: Health) -> None:
+    """And the state of the health that it serves."""
     assert repr(HealthServer(health, port=8003)) == "HealthServer(127.0.0.1:8003, Health(ready, probes=[]))"

@@ -41,10 +41,12 @@ async def bot(telegram: FakeTelegram) -> AsyncIterator[Bot]:
 
 
 async def test_a_bot_introduces_itself(telegram: FakeTelegram, bot: Bot) -> None:
+    """The bot's id is the one in its token."""
     assert (await bot.get_me()).id == telegram.bot_id == bot.id
 
 
 async def test_an_update_comes_again_until_an_offset_confirms_it(telegram: FakeTelegram, bot: Bot) -> None:
+    """A bot that dies before it confirms an update gets it again."""
     update_id = telegram.push_text("/start", from_user=ADA)
     for _ in range(2):
         [update] = await bot.get_updates()
@@ -58,6 +60,7 @@ async def test_an_update_comes_again_until_an_offset_confirms_it(telegram: FakeT
 
 
 async def test_a_confirmed_update_can_be_delivered_once_more(telegram: FakeTelegram, bot: Bot) -> None:
+    """As Telegram does now and then; once, although the bot's offset is beyond it."""
     update_id = telegram.push_text("hello", from_user=ADA)
     await bot.get_updates(offset=update_id + 1)
     telegram.redeliver(update_id)
@@ -66,6 +69,7 @@ async def test_a_confirmed_update_can_be_delivered_once_more(telegram: FakeTeleg
 
 
 async def test_a_long_poll_ends_with_the_first_update(telegram: FakeTelegram, bot: Bot) -> None:
+    """It doesn't wait for its timeout."""
     poll = asyncio.create_task(bot.get_updates(timeout=60))
     await telegram.wait_for_calls("getUpdates")
     update_id = telegram.push_text("hello", from_user=ADA)
@@ -74,6 +78,7 @@ async def test_a_long_poll_ends_with_the_first_update(telegram: FakeTelegram, bo
 
 
 async def test_a_second_poller_ends_the_first(telegram: FakeTelegram, bot: Bot) -> None:
+    """With 409, as Telegram does with two instances of one bot."""
     first = asyncio.create_task(bot.get_updates(timeout=60))
     await telegram.wait_for_calls("getUpdates")
     assert await bot.get_updates() == []
@@ -82,6 +87,7 @@ async def test_a_second_poller_ends_the_first(telegram: FakeTelegram, bot: Bot) 
 
 
 async def test_sent_messages_are_recorded(telegram: FakeTelegram, bot: Bot) -> None:
+    """With everything that the bot passed, in any script."""
     answer = await bot.send_message(7, "Добро пожаловать & welcome", parse_mode="HTML")
     [message] = await telegram.wait_for_messages(1)
     assert (message.chat_id, message.text) == (7, "Добро пожаловать & welcome")
@@ -90,6 +96,7 @@ async def test_sent_messages_are_recorded(telegram: FakeTelegram, bot: Bot) -> N
 
 
 async def test_a_refused_call_has_no_effect(telegram: FakeTelegram, bot: Bot) -> None:
+    """As often as it was told; the next call is done."""
     telegram.fail("sendMessage", status=429, retry_after_seconds=3)
     with pytest.raises(TelegramRetryAfter) as caught:
         await bot.send_message(7, "hello")
@@ -104,6 +111,7 @@ async def test_a_refused_call_has_no_effect(telegram: FakeTelegram, bot: Bot) ->
 
 
 async def test_a_wrong_token_opens_nothing(telegram: FakeTelegram) -> None:
+    """It is answered with 401."""
     session = AiohttpSession(api=TelegramAPIServer.from_base(telegram.url))
     async with Bot("1:another", session=session).context() as stranger:
         with pytest.raises(TelegramUnauthorizedError):
@@ -111,6 +119,7 @@ async def test_a_wrong_token_opens_nothing(telegram: FakeTelegram) -> None:
 
 
 async def test_what_telegram_refuses_is_refused(telegram: FakeTelegram, bot: Bot) -> None:
+    """With Telegram's own words, which bots match on."""
     with pytest.raises(TelegramBadRequest, match="chat not found"):
         await bot.send_message("nobody", "hello")
     with pytest.raises(TelegramBadRequest, match="text is empty"):
@@ -120,12 +129,14 @@ async def test_what_telegram_refuses_is_refused(telegram: FakeTelegram, bot: Bot
 
 
 async def test_pending_updates_can_be_dropped(telegram: FakeTelegram, bot: Bot) -> None:
+    """`deleteWebhook` confirms all of them."""
     telegram.push_text("old", from_user=ADA)
     await bot.delete_webhook(drop_pending_updates=True)
     assert await bot.get_updates() == []
 
 
 async def test_closing_ends_a_poll_in_progress() -> None:
+    """A bot that still polls doesn't keep the test from ending."""
     async with FakeTelegram() as telegram:
         session = AiohttpSession(api=TelegramAPIServer.from_base(telegram.url))
         async with Bot(telegram.token, session=session).context() as bot:
@@ -138,6 +149,7 @@ async def test_closing_ends_a_poll_in_progress() -> None:
 
 
 async def test_waiting_says_what_did_not_happen(telegram: FakeTelegram) -> None:
+    """The error names what did, so that a failing test explains itself."""
     with pytest.raises(TimeoutError, match="0 of 1 messages"):
         await telegram.wait_for_messages(1, timeout_seconds=0.01)
     with pytest.raises(TimeoutError, match="getMe was not called 2 times"):
@@ -150,6 +162,7 @@ async def test_waiting_says_what_did_not_happen(telegram: FakeTelegram) -> None:
 
 
 async def test_another_process_drives_it_over_http(telegram: FakeTelegram, bot: Bot) -> None:
+    """Updates, faults and redeliveries go in, and the state comes out."""
     async with httpx.AsyncClient(base_url=telegram.url) as client:
         said = {"text": "hello", "from_user": {"id": 7, "first_name": "Ada"}}
         text = (await client.post("/control/updates", json=said)).json()["result"]["update_id"]
@@ -179,11 +192,13 @@ async def test_another_process_drives_it_over_http(telegram: FakeTelegram, bot: 
 async def test_what_it_is_not_told_clearly_it_refuses(
     telegram: FakeTelegram, path: str, body: str, status: int
 ) -> None:
+    """With a status that a script notices."""
     async with httpx.AsyncClient(base_url=telegram.url) as client:
         assert (await client.post(path, content=body)).status_code == status
 
 
 async def test_parameters_come_in_the_url_as_json_or_as_a_form(telegram: FakeTelegram) -> None:
+    """As clients of the Bot API send them; of a file only its name is kept."""
     url = f"{telegram.url}/bot{telegram.token}/sendMessage"
     async with httpx.AsyncClient() as client:
         await client.get(f"{url}?chat_id=7&text=one")

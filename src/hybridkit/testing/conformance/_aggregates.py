@@ -23,6 +23,7 @@ class AggregatesConformance:
     """`POST /v1/x:aggregate`."""
 
     async def test_groups_and_functions(self, service: ServiceUnderTest) -> None:
+        """Each function of each kind of field, with nulls left out; the members come in the declared order."""
         await _fill(service)
         answer = await _ask(
             service,
@@ -46,6 +47,7 @@ class AggregatesConformance:
         assert list(answer.items[0]) == ["kind", "things", "names", "value", "ranks", "least", "most", "last"]
 
     async def test_averages_are_numbers(self, service: ServiceUnderTest) -> None:
+        """Over the values that are there, whatever the type of the field."""
         await _fill(service)
         [row] = (
             await _ask(
@@ -60,6 +62,7 @@ class AggregatesConformance:
         assert (float(row["price"]), float(row["rank"]), float(row["quantity"])) == (3.75, 2.0, 2.4)
 
     async def test_no_value_is_a_group(self, service: ServiceUnderTest) -> None:
+        """Null is a group of its own, and is ordered like null in a page."""
         await _fill(service)
         functions = {"things": ["count"]}
         rows = (await _ask(service, group_by=["rank"], functions=functions)).items
@@ -68,6 +71,7 @@ class AggregatesConformance:
         assert [row["rank"] for row in rows] == [None, 4, 1]
 
     async def test_order_and_limit(self, service: ServiceUnderTest) -> None:
+        """By functions as well as by fields, in the order that they are given."""
         await _fill(service)
         answer = await _ask(
             service,
@@ -83,11 +87,13 @@ class AggregatesConformance:
         ]
 
     async def test_a_filter_comes_first(self, service: ServiceUnderTest) -> None:
+        """What doesn't fit is in no group."""
         await _fill(service)
         answer = await _ask(service, where={"gt": ["quantity", 1]}, functions={"n": ["count"]})
         assert answer.items == [{"n": 3}]
 
     async def test_over_nothing_there_is_one_row(self, service: ServiceUnderTest) -> None:
+        """Without groups a count is 0 and a sum is null; with groups there are no rows."""
         functions = {"n": ["count"], "sum": ["sum", "quantity"], "names": ["count_distinct", "name"]}
         assert (await _ask(service, functions=functions)).items == [{"n": 0, "sum": None, "names": 0}]
         assert (await _ask(service, functions=functions, group_by=["kind"])).items == []
@@ -113,6 +119,7 @@ class AggregatesConformance:
     async def test_what_is_not_allowed_is_refused(
         self, service: ServiceUnderTest, members: dict[str, object]
     ) -> None:
+        """Undeclared fields, unknown functions, odd names and limits reach no database."""
         answer = await _ask(service, **members)
         assert answer.problem == (400, "INVALID_QUERY")
 

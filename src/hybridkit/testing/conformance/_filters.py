@@ -218,6 +218,7 @@ class FiltersConformance:
     """What a filter finds."""
 
     async def test_every_operator_in_both_forms(self, service: ServiceUnderTest) -> None:
+        """The JSON form and the URL form find the same records, which are listed by hand."""
         for record in RECORDS:
             await service.thing(**record)
         wrong: list[object] = []
@@ -260,6 +261,7 @@ class FiltersConformance:
     async def test_what_is_not_declared_is_refused(
         self, service: ServiceUnderTest, where: object, pointer: str
     ) -> None:
+        """With a pointer to the part of the filter that is wrong."""
         answer = await service.ask("POST", f"{THINGS.path}:query", {"where": where})
         assert answer.problem == (400, "INVALID_QUERY")
         assert answer.pointers == [pointer]
@@ -288,6 +290,7 @@ class FiltersConformance:
         ],
     )
     async def test_a_url_that_is_not_allowed_is_refused(self, service: ServiceUnderTest, query: str) -> None:
+        """Undeclared fields, odd values, repeated options and broken syntax."""
         answer = await service.get(f"{THINGS.path}?{quote(query, safe='=&.,()%$[]')}")
         assert answer.problem == (400, "INVALID_QUERY")
 
@@ -320,6 +323,7 @@ class FiltersConformance:
                 assert answer.problem == (400, "INVALID_QUERY")
 
     async def test_a_requirement_on_a_path_is_of_one_whole_value(self, service: ServiceUnderTest) -> None:
+        """A list that has the value is not the value."""
         single, several = await service.thing(details={"size": 1}), await service.thing(details={"size": [1]})
         for record, status in ((single, 200), (several, 412)):
             update = {"op": "update", "resource": THINGS.name, "id": record["id"], "data": {"rank": 1}}

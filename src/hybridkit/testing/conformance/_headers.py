@@ -26,6 +26,7 @@ class HeadersConformance:
 
     @pytest.mark.parametrize("limit", ["max-affected=1", "return=minimal; a, max-affected=1"])
     async def test_a_limit_holds_on_any_line_of_prefer(self, service: ServiceUnderTest, limit: str) -> None:
+        """A reader of the first line only would delete more records than the caller allows."""
         ids = [(await service.thing())["id"] for _ in range(2)]
         body = {"items": [{"id": record_id} for record_id in ids]}
         for first, second in ((limit, "x"), ("x", limit)):
@@ -36,6 +37,7 @@ class HeadersConformance:
         assert len(await service.find()) == 2
 
     async def test_a_trial_stays_one_on_any_line_of_prefer(self, service: ServiceUnderTest) -> None:
+        """A reader of one line only would do the write for good."""
         service.needs("transactions")
         for first, second in (("return=minimal", "tx=rollback"), ("tx=rollback", "return=minimal")):
             answer = await service.write(
@@ -63,6 +65,7 @@ class HeadersConformance:
         assert stale.problem == (412, "PRECONDITION_FAILED")
 
     async def test_a_list_of_media_types_is_one_on_any_line(self, service: ServiceUnderTest) -> None:
+        """The most welcome type is chosen over all lines of `Accept`."""
         headers = two_lines("accept", "application/json;q=0.5", NDJSON)
         answer = await service.ask("GET", f"{THINGS.path}?tag=eq.{service.tag}", headers=headers)
         assert answer.headers["content-type"].startswith(NDJSON)
@@ -91,6 +94,7 @@ class HeadersConformance:
     # ── what stands in a field ───────────────────────────────────────────────────────────────────
 
     async def test_a_quoted_preference_is_one_value(self, service: ServiceUnderTest) -> None:
+        """Commas and semicolons in quotes end nothing, so no other preference begins in it."""
         made = await service.write(
             "POST", THINGS.path, {"tag": service.tag}, prefer='note="a, tx=rollback; \\", return=minimal"'
         )
@@ -98,18 +102,21 @@ class HeadersConformance:
         assert "preference-applied" not in made.headers
 
     async def test_the_first_of_two_equal_preferences_holds(self, service: ServiceUnderTest) -> None:
+        """As RFC 7240, section 2, says; a second limit can't widen the first."""
         body = {"items": [{"data": {"tag": service.tag}}] * 2}
         path = f"{THINGS.path}:batch_create"
         answer = await service.write("POST", path, body, prefer="max-affected=1, max-affected=5")
         assert answer.problem == (422, "VALIDATION")
 
     async def test_a_preference_that_can_t_be_read_is_refused(self, service: ServiceUnderTest) -> None:
+        """The write is not done: what was meant might have been a dry run."""
         made = await service.write("POST", THINGS.path, {"tag": service.tag}, prefer='a="b, tx=rollback')
         assert made.problem == (400, "INVALID_HEADER")
         assert await service.find() == []
 
     @pytest.mark.parametrize("tag", ["1-2a", "junk", 'W/"a', '"a" "b"', '*, "a"'])
     async def test_a_tag_has_its_quotes(self, service: ServiceUnderTest, tag: str) -> None:
+        """Anything else is refused with a pointer to its header, and the record stays as it is."""
         record = await service.thing()
         path = path_of(THINGS, record["id"])
         for method, name in (("PATCH", "if-match"), ("GET", "if-none-match"), ("PUT", "if-none-match")):
@@ -121,6 +128,7 @@ class HeadersConformance:
 
     @pytest.mark.parametrize("key", ['"a', '"a" b', 'a"b', '"a"b"', '"a\\b"', '"a", "b"'])
     async def test_a_quoted_key_is_a_string(self, service: ServiceUnderTest, key: str) -> None:
+        """A key whose quotes are not in order could be read in two ways."""
         answer = await service.write("POST", THINGS.path, {"tag": service.tag}, idempotency_key=key)
         assert answer.problem == (422, "VALIDATION")
 
@@ -147,6 +155,7 @@ class HeadersConformance:
     async def test_a_body_is_of_a_type_that_the_route_takes(
         self, service: ServiceUnderTest, kind: str
     ) -> None:
+        """JSON under another name means something else, such as a list of patch operations."""
         record = await service.thing(rank=1)
         path = path_of(THINGS, record["id"])
         bodies: list[tuple[str, str, object]] = [
@@ -162,6 +171,7 @@ class HeadersConformance:
         assert await service.find() == [record]
 
     async def test_a_merge_patch_is_for_a_patch(self, service: ServiceUnderTest) -> None:
+        """`PATCH` takes it, and plain JSON too; `PUT` takes JSON only."""
         record = await service.thing(rank=1)
         path = path_of(THINGS, record["id"])
         for kind in ("application/merge-patch+json;charset=utf-8", "Application/JSON"):
@@ -190,6 +200,7 @@ class HeadersConformance:
     async def test_the_most_welcome_media_type_is_answered(
         self, service: ServiceUnderTest, accept: str, kind: str
     ) -> None:
+        """By weight, then as it is named; `Vary` tells caches that the answer depends on it."""
         target = f"{THINGS.path}?tag=eq.{service.tag}"
         answer = await service.ask("GET", target, headers={"accept": accept})
         assert answer.status == 200
@@ -208,6 +219,7 @@ class HeadersConformance:
     # ── methods ──────────────────────────────────────────────────────────────────────────────────
 
     async def test_head_is_get_without_its_body(self, service: ServiceUnderTest) -> None:
+        """Status and headers are those of `GET`, its length included."""
         record = await service.thing()
         await service.write("POST", PLACES.path, {"id": service.tag, "title": "x"})
         mine = f"{THINGS.path}?tag=eq.{service.tag}"
@@ -222,6 +234,7 @@ class HeadersConformance:
         assert export.headers["content-type"].startswith(NDJSON)
 
     async def test_head_is_refused_as_get_is(self, service: ServiceUnderTest) -> None:
+        """Conditions, filters and deadlines hold for it as well, and no refusal has a body."""
         record = await service.thing()
         path = path_of(THINGS, record["id"])
         for target, headers, status in (
@@ -239,6 +252,7 @@ class HeadersConformance:
                 assert not (method == "HEAD" and answer.body)
 
     async def test_options_tells_the_methods(self, service: ServiceUnderTest) -> None:
+        """Without a body, and also for a record that isn't there."""
         for target, allowed in (
             (THINGS.path, {"GET", "HEAD", "POST"}),
             (path_of(THINGS, fresh_id()), {"GET", "HEAD", "PUT", "PATCH", "DELETE"}),

@@ -63,6 +63,7 @@ class PagesConformance:
         assert before <= set(times)
 
     async def test_the_url_form_gives_the_same_pages(self, service: ServiceUnderTest) -> None:
+        """Its pages, put together, are one page of the same query in JSON."""
         await _fill(service)
         params = [("tag", f"eq.{service.tag}"), ("order", "rank.desc,name"), ("page_size", "10")]
         first = await service.get(THINGS.path, params)
@@ -72,6 +73,7 @@ class PagesConformance:
         assert [*first.items, *second.items] == same.items
 
     async def test_the_last_page_has_no_token(self, service: ServiceUnderTest) -> None:
+        """Neither where it is empty, nor where it is exactly full."""
         assert (await service.get(THINGS.path, [("tag", f"eq.{service.tag}")])).json() == {
             "items": [],
             "next_page_token": None,
@@ -151,6 +153,7 @@ class PagesConformance:
     # ── counts ───────────────────────────────────────────────────────────────────────────────────
 
     async def test_a_count_comes_when_it_is_preferred(self, service: ServiceUnderTest) -> None:
+        """Exact or estimated, beside the same page; without the preference there is none."""
         await _fill(service)
         params = [("tag", f"eq.{service.tag}"), ("page_size", "5")]
         plain = await service.get(THINGS.path, params)
@@ -167,6 +170,7 @@ class PagesConformance:
     # ── exports ──────────────────────────────────────────────────────────────────────────────────
 
     async def test_an_export_has_every_record_and_an_end(self, service: ServiceUnderTest) -> None:
+        """In the order of the query, by either form of it, with the number of records on the last line."""
         made = await _fill(service)
         params = [("tag", f"eq.{service.tag}"), ("order", "rank.desc")]
         answer = await service.get(THINGS.path, params, accept="application/x-ndjson")
@@ -180,16 +184,19 @@ class PagesConformance:
         assert posted.body == answer.body
 
     async def test_an_export_of_nothing_has_an_end(self, service: ServiceUnderTest) -> None:
+        """So that it can't be taken for one that was cut at once."""
         answer = await service.get(THINGS.path, [("tag", f"eq.{service.tag}")], accept="application/x-ndjson")
         assert _lines(answer) == [{"$end": True, "count": 0}]
 
     async def test_a_refused_export_is_a_problem(self, service: ServiceUnderTest) -> None:
+        """In JSON, although the caller accepts NDJSON only."""
         answer = await service.get(THINGS.path, [("secret", "eq.1")], accept="application/x-ndjson")
         assert answer.problem == (400, "INVALID_QUERY")
 
     # ── many by id ───────────────────────────────────────────────────────────────────────────────
 
     async def test_many_come_in_the_order_of_their_ids(self, service: ServiceUnderTest) -> None:
+        """With null for one that is missing, and a record as often as it is asked for."""
         first, second = await service.thing(), await service.thing()
         ids = [second["id"], fresh_id(), first["id"], second["id"].upper()]
         answer = await service.ask("POST", f"{THINGS.path}:batch_get", {"ids": ids})
@@ -197,6 +204,7 @@ class PagesConformance:
         assert (await service.ask("POST", f"{THINGS.path}:batch_get", {"ids": []})).items == []
 
     async def test_too_many_are_refused(self, service: ServiceUnderTest) -> None:
+        """At most 1,000 ids come in one request."""
         ids = [fresh_id() for _ in range(1001)]
         answer = await service.ask("POST", f"{THINGS.path}:batch_get", {"ids": ids})
         assert answer.problem == (422, "VALIDATION")

@@ -19,6 +19,7 @@ class ProblemsConformance:
     """RFC 9457, and nothing that isn't."""
 
     async def test_a_problem_says_what_it_is_about(self, service: ServiceUnderTest) -> None:
+        """It has the path, the code, whether a retry can help, and the request's own id."""
         path = path_of(THINGS, fresh_id())
         answer = await service.get(path, x_request_id=service.tag)
         problem = answer.json()
@@ -49,6 +50,7 @@ class ProblemsConformance:
     async def test_a_bad_body_is_told_with_pointers_and_without_values(
         self, service: ServiceUnderTest
     ) -> None:
+        """All problems at once, for values may be secrets."""
         secret = "s3cret-value"  # noqa: S105 - a value that no answer may tell
         body = {"tag": 1, "kind": secret, "price": secret, "odd": secret, "details": secret}
         answer = await service.write("POST", THINGS.path, body)
@@ -60,6 +62,7 @@ class ProblemsConformance:
         "body", [b"", b"{", b"[]", b"null", b'"x"', b"\xff\xfe", b'{"tag": NaN}', b"[" * 5000]
     )
     async def test_what_is_no_object_is_refused(self, service: ServiceUnderTest, body: bytes) -> None:
+        """On every route that reads a body, nested too deeply or not UTF-8 included."""
         for method, target in (("POST", THINGS.path), ("PATCH", path_of(THINGS, fresh_id()))):
             answer = await service.write(method, target, body, content_type="application/json")
             assert answer.problem == (422, "VALIDATION"), method
@@ -69,6 +72,7 @@ class ProblemsConformance:
             assert answer.problem[1] in ("VALIDATION", "INVALID_QUERY"), target
 
     async def test_a_unique_value_is_told_by_its_field(self, service: ServiceUnderTest) -> None:
+        """The field is named, the value is not; null may be there many times."""
         await service.thing(code=service.tag)
         answer = await service.write("POST", THINGS.path, {"tag": service.tag, "code": service.tag})
         assert answer.problem == (409, "UNIQUE_VIOLATION")
@@ -78,6 +82,7 @@ class ProblemsConformance:
         await service.thing()  # many may be without a value
 
     async def test_a_value_that_a_change_takes_is_unique_too(self, service: ServiceUnderTest) -> None:
+        """An update is refused as a create is."""
         await service.thing(code=service.tag)
         other = await service.thing()
         answer = await service.write("PATCH", path_of(THINGS, other["id"]), {"code": service.tag})
@@ -112,6 +117,7 @@ class ProblemsConformance:
                 assert [(error["pointer"], error["code"]) for error in errors] == [(at, "unique")]
 
     async def test_a_reference_that_leads_nowhere_is_pointed_to(self, service: ServiceUnderTest) -> None:
+        """Whichever way the write comes, the pointer leads to the value."""
         service.needs("foreign_keys")
         made, values = await service.thing(), {"tag": service.tag, "place_id": service.tag}
         operation = {"op": "create", "resource": THINGS.name, "id": fresh_id(), "data": values}
@@ -129,6 +135,7 @@ class ProblemsConformance:
                 assert [(error["pointer"], error["code"]) for error in errors] == [(at, "foreign_key")]
 
     async def test_a_reference_has_to_lead_somewhere(self, service: ServiceUnderTest) -> None:
+        """The same write is done once the place is there."""
         service.needs("foreign_keys")
         answer = await service.write("POST", THINGS.path, {"tag": service.tag, "place_id": service.tag})
         assert answer.problem == (409, "FOREIGN_KEY_VIOLATION")
@@ -136,11 +143,13 @@ class ProblemsConformance:
         await service.thing(place_id=service.tag)
 
     async def test_a_required_value_can_t_be_taken_away(self, service: ServiceUnderTest) -> None:
+        """Null in a merge patch removes a value, which this field must have."""
         record = await service.thing(quantity=1)
         answer = await service.write("PATCH", path_of(THINGS, record["id"]), {"quantity": None})
         assert answer.problem == (422, "VALIDATION")
 
     async def test_a_route_takes_its_methods_only(self, service: ServiceUnderTest) -> None:
+        """`Allow` names the ones that it takes."""
         for method, target in (
             ("DELETE", THINGS.path),
             ("PATCH", THINGS.path),
@@ -152,12 +161,14 @@ class ProblemsConformance:
             assert answer.headers["allow"]
 
     async def test_another_kind_of_body_is_refused(self, service: ServiceUnderTest) -> None:
+        """A form is not taken for JSON."""
         answer = await service.write(
             "POST", THINGS.path, b"tag=x", content_type="application/x-www-form-urlencoded"
         )
         assert answer.problem == (415, "UNSUPPORTED_MEDIA_TYPE")
 
     async def test_a_body_has_at_most_a_mebibyte(self, service: ServiceUnderTest) -> None:
+        """It is refused before it is parsed, whatever route it is for."""
         body = b'{"tag":"' + b"x" * 1024 * 1024 + b'"}'
         for target in (THINGS.path, f"{THINGS.path}:query", "/v1:transact"):
             answer = await service.write("POST", target, body)
@@ -215,6 +226,7 @@ class ProblemsConformance:
         ],
     )
     async def test_a_value_is_a_value(self, service: ServiceUnderTest, text: str) -> None:
+        """Text that looks like SQL, an operator or a header is stored, found and matched as text."""
         record = await service.thing(name=text, details={"size": text})
         await service.thing(name="other")
         assert record["name"] == text
@@ -244,6 +256,7 @@ class ProblemsConformance:
         assert (changed.json()["rank"], changed.json()["version"]) == (None, 2)
 
     async def test_names_are_declared_names(self, service: ServiceUnderTest) -> None:
+        """No other name reaches the database, whether in a filter, an order, a selection or an increment."""
         for name in (
             "rank; DROP TABLE x",
             "rank) OR (1=1",
@@ -266,6 +279,7 @@ class ProblemsConformance:
             assert answer.problem == (422, "VALIDATION"), name
 
     async def test_an_id_is_an_id(self, service: ServiceUnderTest) -> None:
+        """One that no record can have is not found, and nothing else happens."""
         for text in ("' OR 1=1", '{"$ne":null}', "../../etc/passwd", "%00", "1"):
             answer = await service.get(f"{THINGS.path}/{quote(text, safe='')}")
             assert answer.problem == (404, "NOT_FOUND"), text
@@ -285,6 +299,7 @@ class ProblemsConformance:
         assert document.status == 201 or document.problem == (422, "VALIDATION")
 
     async def test_numbers_out_of_range_are_refused_or_kept(self, service: ServiceUnderTest) -> None:
+        """Each database has its ranges; none may break at their ends."""
         for values in (
             {"rank": 2**31},
             {"rank": 2**70},
@@ -303,10 +318,12 @@ class ProblemsConformance:
 
     @pytest.mark.parametrize("name", ["Bad Name", "x' OR 1=1", "a" * 64, "\u00fc", "9lives", "$ne"])
     async def test_a_caller_has_a_name(self, service: ServiceUnderTest, name: str) -> None:
+        """In snake_case with at most 63 characters, as it becomes a part of keys and labels."""
         answer = await service.write("POST", THINGS.path, {"tag": service.tag}, x_service_name=name)
         assert answer.problem == (422, "VALIDATION")
 
     async def test_a_key_is_only_a_key(self, service: ServiceUnderTest) -> None:
+        """Text that looks like SQL or an operator is stored as a key."""
         for key in ("'; DROP TABLE hk_keys; --", '{"$ne": null}', "a b", "$where", "a.b.c", "\\"):
             quoted = quote_string(f"{service.tag} {key}")
             made = await service.write("POST", THINGS.path, {"tag": service.tag}, idempotency_key=quoted)

@@ -15,6 +15,7 @@ class RecordsConformance:
     """One record at a time."""
 
     async def test_a_created_record_has_a_location_and_a_tag(self, service: ServiceUnderTest) -> None:
+        """The tag is the record's own, its version is 1, and defaults are filled in."""
         answer = await service.write("POST", THINGS.path, {"tag": service.tag, "name": "pen"})
         record = answer.json()
         assert answer.status == 201
@@ -51,21 +52,25 @@ class RecordsConformance:
         assert one.body in many.body
 
     async def test_a_decimal_has_no_exponent(self, service: ServiceUnderTest) -> None:
+        """One number has one text, however it was written."""
         record = await service.thing(price="1.5e3")
         assert record["price"] == "1500"
         assert (await service.get(path_of(THINGS, record["id"]))).json() == record
 
     async def test_the_client_may_name_the_record(self, service: ServiceUnderTest) -> None:
+        """The id is kept in its canonical form."""
         given = fresh_id()
         record = await service.thing(id=given.upper())
         assert record["id"] == given
 
     async def test_a_taken_id_is_a_unique_violation(self, service: ServiceUnderTest) -> None:
+        """A `POST` never replaces a record."""
         record = await service.thing()
         answer = await service.write("POST", THINGS.path, {"tag": service.tag, "id": record["id"]})
         assert answer.problem == (409, "UNIQUE_VIOLATION")
 
     async def test_a_natural_key_may_hold_anything(self, service: ServiceUnderTest) -> None:
+        """Slashes, colons and percent signs too: its `Location` leads back to it."""
         for name in ("a/b", "a b", "%2F", "\u00fc?#", "a:undelete", "'; --"):
             key = f"{service.tag} {name}"
             made = await service.write("POST", PLACES.path, {"id": key, "title": name})
@@ -90,6 +95,7 @@ class RecordsConformance:
         assert [answer.problem for answer in answers] == [(422, "VALIDATION")] * len(answers)
 
     async def test_what_is_not_there_is_not_found(self, service: ServiceUnderTest) -> None:
+        """A record, a route and an id that can't exist answer alike."""
         for target in (path_of(THINGS, fresh_id()), f"{THINGS.path}/nonsense", "/v1/nothing", "/nothing"):
             assert (await service.get(target)).problem == (404, "NOT_FOUND")
         for method in ("PATCH", "DELETE"):
@@ -112,6 +118,7 @@ class RecordsConformance:
         assert answer.headers["etag"] == changed["etag"] != record["etag"]
 
     async def test_put_creates_and_replaces_under_its_condition(self, service: ServiceUnderTest) -> None:
+        """`*` in `If-Match` only replaces, in `If-None-Match` only creates; without them it does either."""
         path, body = path_of(THINGS, fresh_id()), {"tag": service.tag, "name": "first"}
         missing = await service.write("PUT", path, body, if_match="*")
         made = await service.write("PUT", path, body, if_none_match="*")
@@ -125,6 +132,7 @@ class RecordsConformance:
     # ── entity tags ──────────────────────────────────────────────────────────────────────────────
 
     async def test_a_reader_that_has_the_state_gets_no_body(self, service: ServiceUnderTest) -> None:
+        """Weak tags, lists and `*` count; the 304 names the state."""
         record = await service.thing()
         path = path_of(THINGS, record["id"])
         for known in (record["etag"], f"W/{record['etag']}", f'"x", {record["etag"]}', "*"):
@@ -133,6 +141,7 @@ class RecordsConformance:
         assert (await service.get(path, if_none_match='"1-0"')).status == 200
 
     async def test_a_stale_change_is_refused_with_the_current_tag(self, service: ServiceUnderTest) -> None:
+        """So that the caller knows which state to read."""
         record = await service.thing()
         path = path_of(THINGS, record["id"])
         current = (await service.write("PATCH", path, {"rank": 1})).json()["etag"]
@@ -150,6 +159,7 @@ class RecordsConformance:
         assert (await service.write("DELETE", path, if_match=f"W/{changed.json()['etag']}")).status == 204
 
     async def test_a_tag_that_no_record_can_have_matches_none(self, service: ServiceUnderTest) -> None:
+        """It is a condition that fails, not a broken request."""
         record = await service.thing()
         for tag in ('"x"', '"0-0"', '"1-0; DROP"', '"99999999999999999999-1"'):
             answer = await service.write("PATCH", path_of(THINGS, record["id"]), {"rank": 1}, if_match=tag)
@@ -165,11 +175,13 @@ class RecordsConformance:
         assert len(tags) == 3
 
     async def test_a_selection_has_a_weak_tag(self, service: ServiceUnderTest) -> None:
+        """It is not the whole record, so its bytes are no state of it."""
         record = await service.thing(name="pen")
         [found] = await service.find(select=["id", "name"])
         assert found == {"id": record["id"], "name": "pen", "etag": f"W/{record['etag']}"}
 
     async def test_a_resource_may_demand_a_condition(self, service: ServiceUnderTest) -> None:
+        """A change that names no state is refused with 428, and one that names it is done."""
         made = await service.write("POST", LEDGERS.path, {"balance": 1})
         path = path_of(LEDGERS, made.json()["id"])
         for method, body in (("PATCH", {"balance": 2}), ("DELETE", b""), ("PUT", {"balance": 3})):
@@ -181,6 +193,7 @@ class RecordsConformance:
     # ── soft deletes ─────────────────────────────────────────────────────────────────────────────
 
     async def test_a_hidden_record_is_not_there(self, service: ServiceUnderTest) -> None:
+        """No route reads or changes it after its soft delete."""
         place = await _place(service)
         path = path_of(PLACES, place["id"])
         assert (await service.write("DELETE", path)).status == 204
@@ -192,12 +205,14 @@ class RecordsConformance:
         assert batch.items == [None]
 
     async def test_a_hidden_record_keeps_its_id(self, service: ServiceUnderTest) -> None:
+        """Its row is still there, so the id can't be used again."""
         place = await _place(service)
         await service.write("DELETE", path_of(PLACES, place["id"]))
         answer = await service.write("POST", PLACES.path, {"id": place["id"], "title": "again"})
         assert answer.problem == (409, "UNIQUE_VIOLATION")
 
     async def test_a_hidden_record_comes_back(self, service: ServiceUnderTest) -> None:
+        """With its values, and in a new state."""
         place = await _place(service)
         path = path_of(PLACES, place["id"])
         await service.write("DELETE", path)
@@ -207,6 +222,7 @@ class RecordsConformance:
         assert (await service.get(path)).json() == back.json()
 
     async def test_what_is_there_stays_as_it_is(self, service: ServiceUnderTest) -> None:
+        """Undeleting a record that isn't deleted changes nothing; one that never was is not found."""
         place = await _place(service)
         back = await service.write("POST", f"{path_of(PLACES, place['id'])}:undelete")
         assert (back.status, back.json()) == (200, place)
@@ -216,6 +232,7 @@ class RecordsConformance:
     # ── preferences ──────────────────────────────────────────────────────────────────────────────
 
     async def test_an_answer_may_be_minimal(self, service: ServiceUnderTest) -> None:
+        """Status, `Location` and tag say what happened; there is no body."""
         made = await service.write("POST", THINGS.path, {"tag": service.tag}, prefer="return=minimal")
         assert (made.status, made.body) == (201, b"")
         assert "return=minimal" in made.headers["preference-applied"]
@@ -225,6 +242,7 @@ class RecordsConformance:
         assert (await service.get(made.headers["location"])).headers["etag"] == changed.headers["etag"]
 
     async def test_a_dry_run_changes_nothing(self, service: ServiceUnderTest) -> None:
+        """It answers as the write would, and leaves neither a record nor the key."""
         service.needs("transactions")
         made = await service.write(
             "POST", THINGS.path, {"tag": service.tag, "name": "dry"}, key=service.tag, prefer="tx=rollback"
@@ -236,6 +254,7 @@ class RecordsConformance:
         assert (real.status, real.headers.get("idempotency-replayed")) == (201, None)
 
     async def test_an_unknown_preference_is_ignored(self, service: ServiceUnderTest) -> None:
+        """And `Preference-Applied` doesn't name it."""
         made = await service.write(
             "POST", THINGS.path, {"tag": service.tag}, prefer="respond-async, foo; bar=baz"
         )

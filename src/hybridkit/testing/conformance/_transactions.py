@@ -26,6 +26,7 @@ class TransactionsConformance:
     """`POST /v1:transact` and the batches."""
 
     async def test_one_operation_needs_no_transactions(self, service: ServiceUnderTest) -> None:
+        """It is served on every database."""
         answer = await service.transact(_create(service, name="pen"))
         assert (answer.status, answer.json()["results"][0]["name"]) == (200, "pen")
 
@@ -35,6 +36,7 @@ class TransactionsConformance:
         assert (answer.status, answer.json()) == (200, {"results": []})
 
     async def test_without_transactions_several_are_refused(self, service: ServiceUnderTest) -> None:
+        """As 501, before any of them is done."""
         if service.has("transactions"):
             pytest.skip("the service has transactions")
         answer = await service.transact(_create(service), _create(service))
@@ -62,6 +64,7 @@ class TransactionsConformance:
         assert await service.names() == ["replaced"]
 
     async def test_all_or_nothing(self, service: ServiceUnderTest) -> None:
+        """Whichever operation fails, and for whatever reason, the ones before it leave nothing."""
         service.needs("transactions")
         old = await service.thing(name="old", rank=1, code=service.tag)
         missing = {"id": fresh_id()}
@@ -85,6 +88,7 @@ class TransactionsConformance:
             assert [item["rank"] for item in await service.find()] == [1], operation
 
     async def test_a_problem_names_its_operation(self, service: ServiceUnderTest) -> None:
+        """By pointers that begin with its place in the request."""
         service.needs("transactions")
         answer = await service.transact(_create(service), {**_create(service), "data": {"tag": 1, "odd": 2}})
         assert answer.problem == (422, "VALIDATION")
@@ -110,6 +114,7 @@ class TransactionsConformance:
         assert left["quantity"] == 0
 
     async def test_numbers_of_each_kind_grow(self, service: ServiceUnderTest) -> None:
+        """Decimals stay exact; a field can't be set and added to at once."""
         record = await service.thing(price="1.10", quantity=1, weight=0.5, rank=None)
         answer = await service.transact(
             _on("update", record, increment={"price": 2, "quantity": -3, "weight": 0.25, "rank": 4})
@@ -165,6 +170,7 @@ class TransactionsConformance:
         assert await service.find() == [record]
 
     async def test_an_increment_of_no_value_begins_at_zero(self, service: ServiceUnderTest) -> None:
+        """The whole range of the type can be reached."""
         record = await service.thing()
         answer = await service.transact(
             _on("update", record, increment={"price": 1.25, "weight": 2, "rank": -(2**31)})
@@ -174,12 +180,14 @@ class TransactionsConformance:
         assert await service.find() == [changed]
 
     async def test_a_policy_holds_in_a_transaction(self, service: ServiceUnderTest) -> None:
+        """A resource that requires a condition requires it here too."""
         made = await service.write("POST", LEDGERS.path, {"balance": 1})
         update = {"op": "update", "resource": LEDGERS.name, "id": made.json()["id"], "data": {"balance": 2}}
         assert (await service.transact(update)).problem == (428, "PRECONDITION_REQUIRED")
         assert (await service.transact({**update, "if_match": made.headers["etag"]})).status == 200
 
     async def test_a_dry_run_tells_and_changes_nothing(self, service: ServiceUnderTest) -> None:
+        """Its results are those of the transaction, which is rolled back."""
         service.needs("transactions")
         body = {"operations": [_create(service, name="a"), _create(service, name="b")]}
         answer = await service.write("POST", "/v1:transact", body, prefer="tx=rollback")
@@ -246,6 +254,7 @@ class TransactionsConformance:
         assert (await service.transact(emit=[{**event, "event_id": fresh_id()}])).status == 200
 
     async def test_a_transaction_is_limited(self, service: ServiceUnderTest) -> None:
+        """To 100 operations, to the known kinds of them, and to the known isolation levels."""
         answer = await service.transact(*(_create(service) for _ in range(101)))
         assert answer.problem == (422, "VALIDATION")
         odd = await service.transact({"op": "drop", "resource": THINGS.name, "id": "x"})
@@ -255,6 +264,7 @@ class TransactionsConformance:
     # ── batches ──────────────────────────────────────────────────────────────────────────────────
 
     async def test_a_batch_does_everything(self, service: ServiceUnderTest) -> None:
+        """Creates, updates, upserts and deletes answer in the order of their items."""
         service.needs("transactions")
         ids = [fresh_id() for _ in range(3)]
         creates = [{"id": one, "data": {"tag": service.tag, "rank": at}} for at, one in enumerate(ids)]
@@ -269,6 +279,7 @@ class TransactionsConformance:
         assert len(await service.find()) == 1
 
     async def test_a_batch_happens_as_a_whole(self, service: ServiceUnderTest) -> None:
+        """One item that fails leaves the others undone."""
         service.needs("transactions")
         record = await service.thing(rank=1)
         for kind, bad, expected in (
@@ -286,6 +297,7 @@ class TransactionsConformance:
         assert await service.find() == [record]
 
     async def test_a_batch_is_checked(self, service: ServiceUnderTest) -> None:
+        """Its number of items, and of each item the members that its kind needs."""
         too_many: list[object] = [{"data": {"tag": service.tag}}] * 1001
         batches: list[list[object]] = [[], too_many, [{"data": {"odd": 1}}], [{}]]
         for items in batches:
@@ -296,6 +308,7 @@ class TransactionsConformance:
             assert answer.problem == (422, "VALIDATION"), kind
 
     async def test_a_batch_may_be_limited_by_its_caller(self, service: ServiceUnderTest) -> None:
+        """`max-affected` refuses it before anything is done."""
         items = {"items": [{"data": {"tag": service.tag}}] * 3}
         answer = await service.write("POST", f"{THINGS.path}:batch_create", items, prefer="max-affected=2")
         assert answer.problem == (422, "VALIDATION")
