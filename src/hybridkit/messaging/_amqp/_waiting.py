@@ -5,7 +5,6 @@ tags off by one. So a caller that stops waiting only stops waiting, and the call
 """
 
 import asyncio
-import random
 from collections.abc import Coroutine
 from typing import Any
 
@@ -39,25 +38,3 @@ def is_cancelled() -> bool:
     """Return whether this task was cancelled: aiormq raises `CancelledError` also where it was not."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-class Backoff:
-    """Growing pauses: each is a random part, at least a quarter, of a bound that doubles up to the cap."""
-
-    def __init__(self, *, first_seconds: float = 0.2, cap_seconds: float = 10.0) -> None:
-        self._first_seconds = first_seconds
-        self._cap_seconds = cap_seconds
-        self._bound_seconds = first_seconds
-
-    def __repr__(self) -> str:
-        return f"Backoff(bound_seconds={self._bound_seconds:g})"
-
-    def reset(self) -> None:
-        """Start again with the shortest pause."""
-        self._bound_seconds = self._first_seconds
-
-    def next_seconds(self) -> float:
-        """The next pause."""
-        bound = self._bound_seconds
-        self._bound_seconds = min(bound * 2, self._cap_seconds)
-        return random.uniform(bound / 4, bound)  # noqa: S311 - spreads reconnects, protects nothing
