@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import aio_pika
 import pytest
-from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+from aio_pika.abc import AbstractIncomingMessage
 
 from hybridkit.context import RequestContext, bind
 from hybridkit.coordination import connect_redis
@@ -32,7 +32,7 @@ from hybridkit.messaging._topology._declared import (
 )
 from hybridkit.retry import Retry
 from hybridkit.testing import FaultProxy
-from tests.helpers import until
+from tests.helpers import plain_channel, until
 
 pytestmark = [pytest.mark.real_server, pytest.mark.usefixtures("logs", "no_jitter")]
 
@@ -86,13 +86,6 @@ def consumer_of(ledger: Ledger, name: str = "tests.consumer", **options: Any) ->
         await ledger.add(event.number)
 
     return consumer
-
-
-@asynccontextmanager
-async def plain_channel(url: str) -> AsyncGenerator[AbstractChannel]:
-    """Somebody else's client."""
-    async with await aio_pika.connect(url) as connection:
-        yield await connection.channel()
 
 
 async def read(url: str, name: str) -> AbstractIncomingMessage:

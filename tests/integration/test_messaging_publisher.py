@@ -10,7 +10,7 @@ import aio_pika
 import orjson
 import pytest
 import uvloop
-from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+from aio_pika.abc import AbstractIncomingMessage
 
 from hybridkit.context import RequestContext, bind
 from hybridkit.errors import (
@@ -32,7 +32,7 @@ from hybridkit.messaging._amqp import _channel as channel_module
 from hybridkit.messaging._amqp import _connection as connection_module
 from hybridkit.messaging._publishing import _writer as writer_module
 from hybridkit.testing import FaultProxy
-from tests.helpers import error_of, until
+from tests.helpers import error_of, plain_channel, until
 
 pytestmark = [pytest.mark.real_server, pytest.mark.usefixtures("logs")]
 
@@ -48,13 +48,6 @@ class Unwanted(Event, type="publisher.unwanted"):
 
 class Task(Command, queue="publisher_tasks", type="publisher.task"):
     number: int
-
-
-@asynccontextmanager
-async def plain_channel(url: str) -> AsyncGenerator[AbstractChannel]:
-    """Somebody else's client."""
-    async with await aio_pika.connect(url) as connection:
-        yield await connection.channel()
 
 
 async def bind_queue(url: str, name: str = "seen", *, arguments: dict[str, Any] | None = None) -> None:
@@ -92,6 +85,7 @@ async def proxied(url: str) -> AsyncGenerator[tuple[FaultProxy, RobustPublisher]
 
 
 async def test_a_receipt_means_stored_in_a_queue(publisher: RobustPublisher, rabbitmq_url: str) -> None:
+    """A published event is in the queue with its envelope, its headers and persistent, when the receipt is there."""
     await bind_queue(rabbitmq_url)
     event = Published(number=1)
     with bind(RequestContext(request_id="req-1", user_id="ann")):
@@ -156,6 +150,7 @@ async def test_the_next_broker_is_taken_where_one_is_gone(rabbitmq_url: str) -> 
 
 
 async def test_what_nobody_waits_for_is_published_all_the_same(rabbitmq_url: str) -> None:
+    """Leaving the publisher waits for the confirms of `publish_nowait`."""
     async with RobustPublisher(rabbitmq_url, service="tests") as publisher:
         await bind_queue(rabbitmq_url)
         for number in range(3):
@@ -167,6 +162,7 @@ async def test_what_nobody_waits_for_is_published_all_the_same(rabbitmq_url: str
 async def test_without_a_context_body_and_header_share_a_request_id(
     publisher: RobustPublisher, rabbitmq_url: str
 ) -> None:
+    """Without a bound context one new request id is in both the envelope and the header."""
     await bind_queue(rabbitmq_url)
     await publisher.publish(Published())
     (message,) = await read(rabbitmq_url, 1)
@@ -181,12 +177,14 @@ async def test_an_event_that_no_queue_wants_is_an_error(publisher: RobustPublish
 
 
 async def test_an_event_that_nobody_may_be_waiting_for_says_so(publisher: RobustPublisher) -> None:
+    """With `allow_unrouted` an event without a queue has a receipt with `routed=False`."""
     assert not (await publisher.publish(Unwanted(), allow_unrouted=True)).routed
 
 
 async def test_a_message_that_the_broker_gives_back_is_not_published(
     publisher: RobustPublisher, rabbitmq_url: str
 ) -> None:
+    """A full queue that rejects publishes raises `NackedError`."""
     await bind_queue(rabbitmq_url, arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
     await publisher.publish(Published())
     with pytest.raises(NackedError, match=r"basic\.nack"):
@@ -219,6 +217,7 @@ async def test_each_of_many_has_its_own_answer(publisher: RobustPublisher, rabbi
 
 
 async def test_what_is_too_large_is_not_sent(publisher: RobustPublisher, rabbitmq_url: str) -> None:
+    """An envelope over 16 MiB is refused before it is sent, whether as an event or as bytes."""
     with pytest.raises(PayloadTooLargeError, match="16777216 are allowed"):
         await publisher.publish(Published(text="x" * 16 * 1024 * 1024))
     with pytest.raises(PayloadTooLargeError):
@@ -229,6 +228,7 @@ async def test_what_is_too_large_is_not_sent(publisher: RobustPublisher, rabbitm
 
 
 async def test_a_command_goes_to_its_queue(publisher: RobustPublisher, rabbitmq_url: str) -> None:
+    """A command without its queue is unroutable, and with it is delivered there."""
     with pytest.raises(UnroutableError, match="'publisher_tasks'"):
         await publisher.send(Task(number=1))
     async with plain_channel(rabbitmq_url) as channel:
@@ -276,6 +276,7 @@ async def test_an_outbox_publishes_bytes(publisher: RobustPublisher, rabbitmq_ur
 
 
 async def test_after_the_deadline_nothing_is_started(publisher: RobustPublisher) -> None:
+    """A publish after the context's deadline sends nothing."""
     with bind(RequestContext().within(0)), pytest.raises(DeadlinePassedError):
         await publisher.publish(Unwanted())
 
@@ -320,6 +321,7 @@ async def test_a_silent_channel_is_replaced_then_its_connection(
 
 
 async def test_a_publish_cancelled_before_it_began_is_not_sent(rabbitmq_url: str) -> None:
+    """A publish that is cancelled while it waits for a connection is taken back."""
     await bind_queue_before_start(rabbitmq_url)
     async with proxied(rabbitmq_url) as (proxy, publisher):
         proxy.freeze()
@@ -340,6 +342,7 @@ async def test_a_publish_cancelled_before_it_began_is_not_sent(rabbitmq_url: str
 
 
 async def test_a_connection_that_drops_leaves_what_was_sent_unknown_and_comes_back(rabbitmq_url: str) -> None:
+    """A connection that drops fails the unconfirmed publish with `OutcomeUnknownError`, and the next one succeeds."""
     await bind_queue_before_start(rabbitmq_url)
     async with proxied(rabbitmq_url) as (proxy, publisher):
         proxy.freeze()
@@ -366,6 +369,7 @@ async def test_an_exchange_that_was_deleted_is_declared_again(
 
 
 async def test_a_stopped_publisher_sends_nothing(rabbitmq_url: str) -> None:
+    """A publisher that was left isn't ready, and refuses to publish."""
     async with RobustPublisher(rabbitmq_url, service="tests") as publisher:
         ready = publisher.is_ready
     assert (ready, publisher.is_ready) == (True, False)
@@ -404,6 +408,7 @@ async def test_leaving_is_bounded(rabbitmq_url: str, monkeypatch: pytest.MonkeyP
 
 
 async def test_a_start_without_a_broker_ends_with_the_context(rabbitmq_url: str) -> None:
+    """A start without a broker raises at the context's deadline, and says how long it tried."""
     async with FaultProxy("127.0.0.1", 1) as nobody:
         url = nobody.url_for(rabbitmq_url)
         with bind(RequestContext().within(0.5)), pytest.raises(NotConnectedError, match=r"in 0\.5 s"):
@@ -433,6 +438,7 @@ async def test_a_start_that_is_cancelled_leaves_nothing_behind() -> None:
 
 
 async def test_a_wrong_password_is_no_reason_to_wait(rabbitmq_url: str) -> None:
+    """A refused password ends the start at once, with the user's name and without the password."""
     url = rabbitmq_url.replace("guest:guest", "guest:wrong")
     with pytest.raises(AccessDeniedError, match="refuses user 'guest'") as caught:
         await RobustPublisher(url, service="tests").__aenter__()
@@ -440,12 +446,14 @@ async def test_a_wrong_password_is_no_reason_to_wait(rabbitmq_url: str) -> None:
 
 
 async def test_a_virtual_host_that_is_missing_is_named(rabbitmq_url: str) -> None:
+    """A missing virtual host is named in the error of the start."""
     url = f"{rabbitmq_url}_missing"
     with bind(RequestContext().within(0.5)), pytest.raises(NotConnectedError, match="_missing' exist"):
         await RobustPublisher(url, service="tests").__aenter__()
 
 
 async def test_an_exchange_of_another_kind_is_named(rabbitmq_url: str) -> None:
+    """An exchange that exists with another type ends the start with its name."""
     async with plain_channel(rabbitmq_url) as channel:
         await channel.declare_exchange("hk.events", "fanout", durable=True)
     with pytest.raises(TopologyError, match=r"hk\.events"):

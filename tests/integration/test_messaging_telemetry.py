@@ -142,6 +142,7 @@ async def read(url: str, name: str) -> Any:
 async def test_a_publish_has_a_span_that_names_where_it_goes(
     spans: Spans, publisher: RobustPublisher
 ) -> None:
+    """The producer's span has the attributes of OpenTelemetry's conventions, and no status when it succeeds."""
     event = Spoken()
     await publisher.publish(event, allow_unrouted=True)
     (published,) = spans.published
@@ -160,6 +161,7 @@ async def test_a_publish_has_a_span_that_names_where_it_goes(
 
 
 async def test_a_failed_publish_says_so(spans: Spans, publisher: RobustPublisher) -> None:
+    """The span of a publish that raises has the status ERROR and the error's class."""
     with pytest.raises(UnroutableError):
         await publisher.publish(Spoken())
     (published,) = spans.published
@@ -217,6 +219,7 @@ async def test_a_command_s_destination_is_its_queue(
 async def test_a_batch_has_one_span_that_all_its_events_link_to(
     spans: Spans, publisher: RobustPublisher, connection: BrokerConnection, queue: str
 ) -> None:
+    """`publish_many` makes one span with the number of events, to which every consumer span links."""
     consumer = RobustConsumer(queue)
 
     @consumer.on(Spoken)
@@ -257,6 +260,7 @@ async def test_a_retry_links_to_the_same_publish_and_keeps_the_request(
 async def test_a_redelivery_links_to_the_same_publish_and_keeps_the_request(
     spans: Spans, publisher: RobustPublisher, rabbitmq_url: str, queue: str
 ) -> None:
+    """A redelivery has the same request id, and its span links to the same publish."""
     consumer = RobustConsumer(queue)
     requests: list[str] = []
     parts = urlsplit(rabbitmq_url)
@@ -349,6 +353,7 @@ async def test_nothing_is_added_where_nothing_records(
 async def test_a_run_s_destination_is_exchange_routing_key_and_queue(
     spans: Spans, publisher: RobustPublisher, connection: BrokerConnection, queue: str
 ) -> None:
+    """A consumer's span is named by exchange, routing key and queue."""
     consumer = RobustConsumer(queue)
 
     @consumer.on(Spoken)
@@ -367,6 +372,7 @@ async def test_a_run_s_destination_is_exchange_routing_key_and_queue(
 async def test_consuming_that_begins_in_a_span_is_no_part_of_it(
     spans: Spans, publisher: RobustPublisher, connection: BrokerConnection, queue: str
 ) -> None:
+    """The spans of messages have no parent, although the consumer was started within a span."""
     consumer = RobustConsumer(queue)
 
     @consumer.on(Spoken)
@@ -429,6 +435,8 @@ async def test_what_cannot_be_read_has_a_span_too(
 
 
 async def test_publishes_are_counted_by_what_came_of_them(publisher: RobustPublisher) -> None:
+    """Unrouted publishes are counted as such, whether they raise or are allowed; only the allowed one is timed."""
+
     class Counted(Event, type="telemetry.counted"):
         pass
 
@@ -442,6 +450,8 @@ async def test_publishes_are_counted_by_what_came_of_them(publisher: RobustPubli
 async def test_confirmed_publishes_are_counted(
     publisher: RobustPublisher, connection: BrokerConnection, queue: str
 ) -> None:
+    """Each confirmed publish and each consumed event is counted and timed by its type."""
+
     class Confirmed(Event, type="telemetry.confirmed"):
         pass
 
@@ -467,6 +477,7 @@ async def test_confirmed_publishes_are_counted(
 async def test_retries_and_dead_letters_are_counted_with_their_reasons(
     publisher: RobustPublisher, connection: BrokerConnection, queue: str
 ) -> None:
+    """A retry is counted by its error, and a dead letter by its reason."""
     consumer = RobustConsumer(queue)
 
     @consumer.on(Spoken, retry=IN_A_SECOND)

@@ -93,6 +93,7 @@ async def test_events_travel_encrypted(tls: Listener) -> None:
 
 
 async def test_a_connection_that_drops_comes_back_encrypted(tls: Listener) -> None:
+    """Publisher and consumer reconnect over TLS, and go on."""
     async with FaultProxy("127.0.0.1", tls.port) as proxy:
         url = tls.url(port=proxy.port)
         async with consuming(url, "tls.reset") as (publisher, consumer, seen):
@@ -121,23 +122,27 @@ async def fails_to_start(starting: RobustPublisher | BrokerConnection) -> str:
 
 
 async def test_an_unknown_authority_is_said_at_once(tls: Listener, stranger: Path) -> None:
+    """A certificate of an unknown authority ends the start, of publisher and connection, without retries."""
     url = tls.url(authority=stranger)
     for starting in (RobustPublisher(url, service="tests"), BrokerConnection(url, name="tests")):
         assert "certificate verify failed" in await fails_to_start(starting)
 
 
 async def test_a_certificate_for_another_host_is_said_at_once(tls: Listener) -> None:
+    """A certificate for another host name ends the start without retries."""
     said = await fails_to_start(BrokerConnection(tls.url(host="localhost"), name="tests"))
     assert "certificate is not valid for 'localhost'" in said
 
 
 async def test_a_file_that_is_missing_is_said_at_once(tls: Listener, tmp_path: Path) -> None:
+    """A missing `cafile` ends the start without retries, and the error names the file."""
     said = await fails_to_start(BrokerConnection(tls.url(authority=tmp_path / "no.pem"), name="tests"))
     assert "No such file" in said
     assert "no.pem" in said
 
 
 async def test_a_file_without_certificates_is_said_at_once(tls: Listener, tmp_path: Path) -> None:
+    """A `cafile` without certificates ends the start without retries."""
     (tmp_path / "empty.pem").write_text("nothing")
     said = await fails_to_start(BrokerConnection(tls.url(authority=tmp_path / "empty.pem"), name="tests"))
     assert "no certificate" in said.lower()

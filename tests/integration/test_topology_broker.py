@@ -1,6 +1,5 @@
 """Topologies against a real RabbitMQ: planned without a trace, applied once, verified, and every conflict named."""
 
-import asyncio
 from typing import Any
 
 import aio_pika
@@ -19,6 +18,7 @@ from hybridkit.messaging import (
     Broker,
     BrokerConnection,
     Exchange,
+    Finding,
     Order,
     Queue,
     RobustConsumer,
@@ -32,6 +32,7 @@ from hybridkit.messaging import (
 )
 from hybridkit.messaging._topology import _plan as module
 from hybridkit.testing import _isolation, plugin
+from tests.helpers import until
 
 pytestmark = pytest.mark.real_server
 
@@ -226,17 +227,20 @@ async def test_a_policy_that_takes_something_away_is_found(
         "definition": {"max-length": 7, "overflow": "drop-head"},
     }
     _isolation._manage(plugin._find(request, "rabbitmq"), "PUT", f"policies/{vhost}/bounded", policy)
-    async with asyncio.timeout(60), BrokerConnection(rabbitmq_url, name="tests") as connection:
-        while not (  # noqa: ASYNC110 - it happens in the broker, whose management API caches its lists
-            found := (await plan_topology(topology, connection, management_url=management_url)).of("altered")
-        ):
-            await asyncio.sleep(0.5)
+    async with BrokerConnection(rabbitmq_url, name="tests") as connection:
+
+        async def altered() -> tuple[Finding, ...]:
+            return (await plan_topology(topology, connection, management_url=management_url)).of("altered")
+
+        await until(altered)  # the management API caches its lists
+        found = await altered()
     assert [str(each) for each in found] == [
         "queue topology.consumer.dlq is altered: max-length 7 (set by bounded)"
     ]
 
 
 async def test_a_name_that_is_declared_is_no_former_name(rabbitmq_url: str, topology: Topology) -> None:
+    """A declared queue in `renamed_from` is a mistake that is named."""
     with pytest.raises(DeclarationError, match=r"topology\.consumer can't be a former name"):
         await plan_topology(topology, rabbitmq_url, renamed_from=["topology.consumer"])
 
@@ -264,6 +268,8 @@ async def test_a_user_without_rights_is_told(request: pytest.FixtureRequest, rab
 async def test_an_old_broker_gets_nothing(
     rabbitmq_url: str, topology: Topology, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """`apply_topology` declares nothing on RabbitMQ before 3.10."""
+
     def old(_: Any) -> Broker:
         return Broker(product="RabbitMQ", version="3.9.29")
 

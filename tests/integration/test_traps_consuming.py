@@ -153,6 +153,7 @@ async def test_7_plain_a_channel_that_was_not_restored_once_is_dead(broker: Any)
 
 
 async def test_7_ours_one_bad_queue_harms_no_other(broker: Any, publisher: RobustPublisher) -> None:
+    """A consumer whose queue is refused stays down alone: the other one comes back, and the connection stays."""
     seen, nothing = asyncio.Queue[int](), asyncio.Queue[int]()
     good, bad = consumer_of(seen, "tests.good"), consumer_of(nothing, "tests.bad")
     async with (
@@ -203,6 +204,7 @@ async def test_8_plain_a_running_handler_is_cancelled_when_the_connection_drops(
 
 
 async def test_8_ours_a_running_handler_ends_by_itself(broker: Any, publisher: RobustPublisher) -> None:
+    """A handler that runs while the connection drops is not cancelled."""
     consumer = RobustConsumer("tests.consumer")
     begun, go_on, finished = asyncio.Event(), asyncio.Event(), asyncio.Event()
 

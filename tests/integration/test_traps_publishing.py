@@ -73,6 +73,7 @@ async def test_1_plain_after_a_timeout_the_channel_hangs(broker: Any) -> None:
 
 
 async def test_1_ours_after_a_timeout_the_next_is_published(broker: Any) -> None:
+    """A publish that expires within its write leaves the publisher usable."""
     async with (
         broker.proxied() as (proxy, url),
         RobustPublisher(url, service="tests") as publisher,
@@ -126,6 +127,7 @@ async def test_2_plain_a_publish_cancelled_as_its_answer_comes_stops_the_channel
 
 
 async def test_2_ours_after_a_cancelled_publish_each_gets_its_own_answer(broker: Any) -> None:
+    """Publishes cancelled at any step shift no delivery tags: each later one gets its own outcome."""
     async with RobustPublisher(broker.url, service="tests") as publisher:
         await want(broker)
         for turns in range(12):
@@ -151,6 +153,7 @@ async def test_4_plain_a_lost_message_is_no_error(broker: Any) -> None:
 
 
 async def test_4_ours_a_lost_message_is_an_error(broker: Any) -> None:
+    """An event that no queue takes raises `UnroutableError`."""
     async with RobustPublisher(broker.url, service="tests") as publisher:
         with pytest.raises(UnroutableError):
             await publisher.publish(Unwanted())
@@ -215,6 +218,7 @@ async def test_9_plain_a_frozen_broker_cancels_the_caller(broker: Any) -> None:
 
 
 async def test_9_ours_a_frozen_broker_is_unknown_at_the_callers_deadline(broker: Any) -> None:
+    """A frozen broker ends a publish at the deadline with `OutcomeUnknownError`, and the next one works after it."""
     async with (
         broker.proxied() as (proxy, url),
         RobustPublisher(url, service="tests") as publisher,

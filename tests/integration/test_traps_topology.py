@@ -179,6 +179,7 @@ async def test_12_plain_an_event_that_nobody_wants_is_confirmed(broker: Any) -> 
 
 
 async def test_12_ours_an_event_that_nobody_wants_is_an_error(publisher: RobustPublisher) -> None:
+    """The event exchange has no alternate exchange, so an event without a queue is returned."""
     with pytest.raises(UnroutableError):
         await publisher.publish(Unwanted())
 
@@ -214,6 +215,7 @@ async def test_13_plain_messages_without_a_target_stall_all_behind_them(broker: 
 
 
 async def test_13_ours_messages_without_a_target_are_parked(broker: Any, publisher: RobustPublisher) -> None:
+    """Forty delayed commands without a queue go to `hk.unrouted`, and don't hold up the one behind them."""
     async with broker.channel() as channel:
         queue = await channel.declare_queue("traps_alive", durable=True)
         await queue.bind("hk.delay.deliver", "*." * 17 + "traps_alive")
@@ -287,6 +289,7 @@ async def test_15_plain_a_dead_letter_vanishes_after_some_looks(broker: Any) -> 
 async def test_15_ours_a_dead_letter_stays(
     broker: Any, publisher: RobustPublisher, connection: BrokerConnection
 ) -> None:
+    """A dead letter survives 30 looks by a tool that returns it each time."""
     await declare_consumer(connection, publisher)
     async with broker.channel() as channel:
         await channel.default_exchange.publish(aio_pika.Message(b"looked at"), "tests.consumer.dlq")

@@ -115,6 +115,7 @@ async def test_another_answer_is_an_error(
     expected: type[HybridkitError],
     said: str,
 ) -> None:
+    """A response with another status or other JSON is a typed error without the password."""
     with pytest.raises(expected, match=said) as refused:
         await fetch_virtual_host(serve(status, body).url, vhost="/")
     assert "p@ss" not in str(refused.value)
@@ -122,6 +123,7 @@ async def test_another_answer_is_an_error(
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 async def test_no_answer_is_unavailable(scheme: str) -> None:
+    """A port on which nothing listens raises `UnavailableError` with the address."""
     with pytest.raises(UnavailableError, match=r"at 127\.0\.0\.1:1 does not answer"):
         await fetch_virtual_host(f"{scheme}://me:secret@127.0.0.1:1", vhost="/")
 
@@ -130,5 +132,6 @@ async def test_no_answer_is_unavailable(scheme: str) -> None:
     "url", ["amqp://me:secret@127.0.0.1", "http://", "127.0.0.1:15672", "http://h:port/"]
 )
 async def test_a_url_of_another_kind_is_misuse(url: str) -> None:
+    """A URL that is not HTTP, or has no host or no number as its port, raises before any request."""
     with pytest.raises(MisuseError, match="should be like http"):
         await fetch_virtual_host(url, vhost="/")

@@ -118,6 +118,7 @@ class Channel:
 
 
 def test_a_prefix_is_one_frame() -> None:
+    """Acknowledgements without a gap leave as one frame with `multiple`."""
     acks = Acks(1)
     for tag in (2, 1, 3):
         acks.add(tag)
@@ -126,6 +127,7 @@ def test_a_prefix_is_one_frame() -> None:
 
 
 def test_behind_a_slow_one_each_is_told_by_itself() -> None:
+    """Acknowledgements behind an unsettled delivery leave one by one, and together again after it."""
     acks = Acks(1)
     for tag in (1, 3, 4):
         acks.add(tag)
@@ -137,6 +139,7 @@ def test_behind_a_slow_one_each_is_told_by_itself() -> None:
 
 
 def test_what_is_put_back_is_not_acknowledged() -> None:
+    """A `multiple` acknowledgement never reaches past a delivery that was requeued or rejected by itself."""
     acks = Acks(1)
     acks.add(1)
     acks.settle(2)
@@ -205,6 +208,7 @@ async def test_acknowledgements_do_not_wait_for_long(monkeypatch: pytest.MonkeyP
 
 
 async def test_a_delivery_is_settled_once() -> None:
+    """Only the first settlement of a delivery is sent to the broker."""
     channel = Channel()
     channel.deliver(3)
     first, second, third = channel.deliveries
@@ -235,6 +239,7 @@ async def test_what_is_in_hand_leaves_no_room() -> None:
 
 
 async def test_what_was_collected_is_sent_before_the_channel_closes() -> None:
+    """Closing the channel first sends the acknowledgements that were collected."""
     channel = Channel()
     channel.deliver(2)
     channel.deliveries[0].ack(finished=True)
@@ -286,6 +291,7 @@ async def test_no_more_are_remembered_than_can_be_lost() -> None:
 
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lost acknowledgements are forgotten beyond four times the prefetch, the oldest first, and after an hour."""
     lost_acks = LostAcks(prefetch=2)
     lost_acks.add(event(number) for number in range(9))
     lost_acks.add([event(1)])
@@ -298,6 +304,7 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_nothing_is_published_on_a_consumers_channel() -> None:
+    """A consumer's channel ignores confirms and returns."""
     channel = Channel()
     channel.consumer_channel.settled(1, multiple=False, accepted=True)
     channel.consumer_channel.returned(b"")

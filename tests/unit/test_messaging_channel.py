@@ -174,6 +174,7 @@ async def test_a_channel_that_is_being_closed_sends_nothing_more() -> None:
 
 
 async def test_a_retired_channel_does_not_wait_for_ever() -> None:
+    """A retired channel that is still in use is closed after its `linger_seconds`."""
     channel = FakeChannel()
     open_channel = OpenChannel(
         cast("Any", channel), cast("OpenConnection", FakeConnections()), linger_seconds=0.01
@@ -188,6 +189,7 @@ async def test_a_retired_channel_does_not_wait_for_ever() -> None:
 
 
 async def test_a_channel_that_closes_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a channel is closed there is no current one, and `opened` waits for the next."""
     monkeypatch.setattr(supervision_module, "STABLE_SECONDS", 0.0)
     connections = FakeConnections()
     async with started(supervised(connections)) as channel:
@@ -199,6 +201,7 @@ async def test_a_channel_that_closes_is_replaced(monkeypatch: pytest.MonkeyPatch
 
 
 async def test_a_channel_is_retired_once() -> None:
+    """Retiring a channel a second time opens no further one."""
     connections = FakeConnections()
     async with started(supervised(connections)) as channel:
         first = await channel.opened()
@@ -209,6 +212,7 @@ async def test_a_channel_is_retired_once() -> None:
 
 
 async def test_what_was_never_started_can_be_stopped() -> None:
+    """Stopping a channel that was never started returns None."""
     assert await supervised(FakeConnections()).stop() is None
 
 
@@ -221,6 +225,8 @@ async def test_what_was_never_started_can_be_stopped() -> None:
     ],
 )
 async def test_a_refusal_is_named_at_the_start(refusal: AMQPError, error: type[Exception]) -> None:
+    """What the broker refuses at the first preparation ends the start with a typed error and the channel's name."""
+
     async def prepare(open_channel: OpenChannel) -> None:
         raise refusal
 
@@ -246,6 +252,8 @@ async def test_a_passing_trouble_is_tried_again() -> None:
 
 
 async def test_a_start_ends_with_the_context() -> None:
+    """A start that only fails in ways that may pass ends at the context's deadline, with the last reason."""
+
     async def prepare(open_channel: OpenChannel) -> None:
         raise ChannelNotFoundEntity("no exchange")
 
@@ -254,6 +262,7 @@ async def test_a_start_ends_with_the_context() -> None:
 
 
 async def test_a_probe_that_fails_replaces_the_channel() -> None:
+    """A probe that succeeds keeps the channel, and one that raises retires it."""
     answers: list[Exception | None] = [None, OSError("gone")]
 
     async def probe(open_channel: OpenChannel) -> None:
@@ -269,16 +278,19 @@ async def test_a_probe_that_fails_replaces_the_channel() -> None:
 
 
 def test_the_heartbeat_in_the_url_wins() -> None:
+    """The heartbeat is 10 s unless the URL has one."""
     url = "amqp://127.0.0.1/"
     assert BrokerConnection(url, name="tests")._urls[0].query["heartbeat"] == "10"
     assert BrokerConnection(f"{url}?heartbeat=3", name="tests")._urls[0].query["heartbeat"] == "3"
 
 
 def test_the_port_is_the_schemes_where_none_is_given() -> None:
+    """An `amqps` URL without a port has 5671, and the address shows it."""
     assert BrokerConnection("amqps://broker/vhost", name="tests").address == "broker:5671/vhost"
 
 
 async def test_a_connection_that_was_never_entered_can_be_left() -> None:
+    """Leaving a connection that was never entered does nothing."""
     await BrokerConnection("amqp://127.0.0.1/", name="tests").__aexit__(None, None, None)
 
 
@@ -292,6 +304,7 @@ def test_each_of_several_brokers_is_an_address() -> None:
 
 
 async def test_nobody_listens() -> None:
+    """A start against a closed port ends at the deadline with the operating system's reason."""
     with bind(RequestContext().within(0.2)), pytest.raises(NotConnectedError, match="Connect call failed"):
         await BrokerConnection("amqp://127.0.0.1:1/", name="tests").__aenter__()
 
@@ -332,6 +345,7 @@ def fake() -> tuple[FakeConnection, FakeProtocol, OpenConnection]:
 async def test_a_silent_broker_loses_its_connection(
     fake: tuple[FakeConnection, FakeProtocol, OpenConnection],
 ) -> None:
+    """A broker that doesn't reply to a method in time loses its connection."""
     _, protocol, open_connection = fake
     with pytest.raises(NotConnectedError, match="no answer"):
         await open_connection.ask(asyncio.sleep(60), name="asking", seconds=0.01)
@@ -358,6 +372,7 @@ async def test_a_call_that_fails_costs_nobody_the_connection(
 async def test_a_blocked_connection_is_waited_for_until_it_is_lost(
     fake: tuple[FakeConnection, FakeProtocol, OpenConnection],
 ) -> None:
+    """Waiting for a blocked connection also ends when the connection does."""
     connection, protocol, open_connection = fake
     before = open_connection.is_blocked
     protocol.unblocked.clear()
@@ -372,6 +387,7 @@ async def test_a_blocked_connection_is_waited_for_until_it_is_lost(
 async def test_a_goodbye_that_fails_is_no_error(
     fake: tuple[FakeConnection, FakeProtocol, OpenConnection],
 ) -> None:
+    """Closing a connection whose `connection.close` fails drops it without an error."""
     _, protocol, open_connection = fake
     await open_connection.close()
     assert protocol.aborted
@@ -463,6 +479,7 @@ async def test_all_hosts_are_tried_before_one_of_them_ends_the_start(
 
 @pytest.mark.parametrize("why", HOPELESS)
 async def test_hosts_that_all_refuse_end_the_start(monkeypatch: pytest.MonkeyPatch, why: str) -> None:
+    """Where every host refuses in a way that can't pass, the start ends after one round."""
     hosts = Hosts(monkeypatch, port1=HOPELESS[why](), port2=HOPELESS[why]())
     with pytest.raises((NotConnectedError, AccessDeniedError), match=r"certificate has expired|refused"):
         await hosts.connection.__aenter__()
@@ -470,6 +487,7 @@ async def test_hosts_that_all_refuse_end_the_start(monkeypatch: pytest.MonkeyPat
 
 
 async def test_a_host_that_may_come_back_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One host that may come back is enough to go on until the deadline."""
     hosts = Hosts(monkeypatch, port1=_expired(), port2=NotConnectedError("away"))
     with (
         bind(RequestContext().within(0.05)),
@@ -501,6 +519,7 @@ async def test_what_was_opened_elsewhere_is_refused(monkeypatch: pytest.MonkeyPa
 
 
 async def test_a_connection_of_another_loop_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another event loop that asks for the open connection gets a `MisuseError` instead of waiting for ever."""
     hosts = Hosts(monkeypatch, port1=None)
 
     async def elsewhere() -> None:

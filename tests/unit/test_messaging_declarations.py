@@ -50,18 +50,21 @@ def consumer() -> RobustConsumer:
 
 @pytest.mark.parametrize("name", ["", "Tasks", "tasks-mail", "tasks.", "täsks", "t" * 201])
 def test_a_name_is_snake_case(name: str) -> None:
+    """A consumer's name that is empty, too long or not snake_case is refused when it is declared."""
     with pytest.raises(DeclarationError, match="snake_case"):
         RobustConsumer(name)
 
 
 @pytest.mark.parametrize("concurrency", [0, -1, 30_000])
 def test_concurrency_is_a_number_that_the_broker_takes(concurrency: int) -> None:
+    """The prefetch, three for each handler, has to fit into AMQP's 16 bits."""
     with pytest.raises(DeclarationError, match="concurrency is from 1 to 21845"):
         RobustConsumer("tasks", concurrency=concurrency)
 
 
 @pytest.mark.parametrize("timeout_seconds", [0, 1201])
 def test_a_handler_ends_before_the_broker_wants_its_message_back(timeout_seconds: float) -> None:
+    """A handler's time limit is positive and at most 20 minutes, below RabbitMQ's consumer timeout."""
     with pytest.raises(DeclarationError, match="timeout_seconds is at most 1200"):
         RobustConsumer("tasks", timeout_seconds=timeout_seconds)
 
@@ -82,6 +85,8 @@ async def test_a_handler_stays_a_plain_function(consumer: RobustConsumer) -> Non
 
 
 def test_one_handler_per_type(consumer: RobustConsumer) -> None:
+    """A second handler for a type is refused, and the error names both handlers."""
+
     @consumer.on(Declared)
     async def first(event: Declared) -> None: ...
 
@@ -94,6 +99,8 @@ def test_one_handler_per_type(consumer: RobustConsumer) -> None:
 
 
 def test_a_handler_is_a_coroutine_function(consumer: RobustConsumer) -> None:
+    """A plain function is refused as a handler."""
+
     def handle(event: Declared) -> None: ...
 
     with pytest.raises(DeclarationError, match="handle must be `async def`"):
@@ -102,6 +109,8 @@ def test_a_handler_is_a_coroutine_function(consumer: RobustConsumer) -> None:
 
 @pytest.mark.parametrize("message", [Untyped, Anywhere])
 def test_a_base_class_can_not_be_handled(consumer: RobustConsumer, message: Any) -> None:
+    """`Event` and `Command` subclasses without a type have no handler."""
+
     async def handle() -> None: ...
 
     with pytest.raises(DeclarationError, match="is a base class"):
@@ -109,6 +118,8 @@ def test_a_base_class_can_not_be_handled(consumer: RobustConsumer, message: Any)
 
 
 def test_a_command_is_handled_where_it_is_sent() -> None:
+    """A command can only be handled by the consumer that is named like its queue."""
+
     async def handle(command: Work) -> None: ...
 
     with pytest.raises(DeclarationError, match="goes to the queue 'declared_tasks'"):
@@ -124,11 +135,14 @@ async def wants_another_envelope(envelope: EventEnvelope[Another]) -> None: ...
 
 @pytest.mark.parametrize("handler", [wants_another, wants_another_envelope])
 def test_a_handler_asks_for_what_it_gets(consumer: RobustConsumer, handler: Any) -> None:
+    """A handler that asks for another event, or for its envelope, is refused when it is registered."""
     with pytest.raises(DeclarationError, match="is called with Declared; it asks for"):
         consumer.on(Declared)(handler)
 
 
 def test_a_handler_may_ask_for_any_envelope_and_for_other_values(consumer: RobustConsumer) -> None:
+    """An envelope of any data, generic types and parameters with defaults are accepted."""
+
     async def handle(envelope: EventEnvelope[Any], names: list[str], number: int = 1) -> None: ...
 
     consumer.on(Declared)(handle)
@@ -165,6 +179,7 @@ async def test_a_handler_gets_what_it_asks_for(providers: dict[Any, object]) -> 
 
 
 async def test_nothing_starts_without_what_handlers_want(consumer: RobustConsumer) -> None:
+    """A consumer without handlers, or with a parameter that nothing provides, fails before it connects."""
     publisher = RobustPublisher(URL, service="tests")
     connection = BrokerConnection(URL, name="tests")
     with pytest.raises(DeclarationError, match="declared_tasks has no handlers"):
@@ -180,6 +195,7 @@ async def test_nothing_starts_without_what_handlers_want(consumer: RobustConsume
 
 
 async def test_a_consumer_that_is_not_running_is_drained_at_once(consumer: RobustConsumer) -> None:
+    """Draining a consumer that isn't running succeeds, and it is neither ready nor busy."""
     assert await consumer.drain(budget_seconds=0)
     assert not consumer.is_ready
     assert consumer.in_flight == 0
@@ -204,6 +220,7 @@ async def test_a_running_consumer_is_not_changed(
 
 
 def test_no_password_is_shown() -> None:
+    """The reprs of publisher and connection leave the URL's password out."""
     assert "secret" not in f"{RobustPublisher(URL, service='tests')!r}{BrokerConnection(URL, name='tests')!r}"
 
 

@@ -67,6 +67,7 @@ values = st.recursive(
 @settings(max_examples=50)
 @given(st.dictionaries(st.text(max_size=300), values, max_size=5))
 def test_whatever_came_in_a_copy_can_be_sent(headers: dict[str, Any]) -> None:
+    """The headers that a copy keeps can always be encoded, and fit into a frame of 128 KiB."""
     assert len(field_table(copied_headers(headers))) < 128 * 1024
 
 
@@ -74,11 +75,13 @@ def test_whatever_came_in_a_copy_can_be_sent(headers: dict[str, Any]) -> None:
     ("value", "count"), [(3, 3), (True, 0), (-1, 0), ("3", 0), (2**31, 0), (None, 0), ([1], 0)]
 )
 def test_a_count_is_a_count_or_nothing(value: object, count: int) -> None:
+    """A count that is absent, negative, too large or no integer reads as 0."""
     assert read_count({"hk_attempt": value}, "hk_attempt") == count
     assert read_count({}, "hk_attempt") == 0
 
 
 @pytest.mark.parametrize("value", [7, b"text", "x" * 257, datetime(2026, 1, 1, tzinfo=UTC)])
 def test_a_text_is_a_short_text_or_nothing(value: object) -> None:
+    """A header that is no text, or has over 256 characters, reads as None."""
     assert read_text({"name": value}, "name") is None
     assert read_text({"name": "fine"}, "name") == "fine"

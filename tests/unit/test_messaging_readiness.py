@@ -130,6 +130,7 @@ async def fail() -> None:
 
 
 async def test_a_consumer_that_works_is_ready() -> None:
+    """A consumer is ready before, during and after its work, and so is its health probe."""
     bench = Bench(done)
     assert bench.consumer.is_ready
     bench.put(5)
@@ -152,6 +153,7 @@ async def test_a_consumer_that_works_is_ready() -> None:
     ids=["no channel", "retired", "kept by nobody", "paused", "draining", "taken by nobody", "not started"],
 )
 async def test_a_consumer_that_takes_nothing_is_not_ready(stop: Callable[[Bench], object]) -> None:
+    """Each way to stop taking deliveries turns readiness and the health probe red."""
     bench = Bench(done)
     stop(bench)
     await until(lambda: not bench.consumer.is_ready)
@@ -181,6 +183,7 @@ async def test_a_consumer_whose_dead_letters_nobody_takes_is_not_ready(refusal: 
 
 
 async def test_a_consumer_that_can_not_know_its_parked_keys_is_not_ready() -> None:
+    """A log of parked keys that can't be read is a stall that is named."""
     bench = Bench(done, parks=True)
     bench.refusal = NotConnectedError("away")
     bench.put()
@@ -254,6 +257,7 @@ async def test_a_consumer_whose_messages_wait_for_a_turn_is_not_ready(waits_for:
 
 
 def test_a_stall_is_what_fails_for_long_and_is_still_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stall begins after the grace time of failures, and ends with a success or when nothing tries any more."""
     monkeypatch.setattr(stall_module, "GRACE_SECONDS", 10.0)
     now = 0.0
     stalls = StallDetector(clock=lambda: now)
@@ -280,6 +284,7 @@ def test_a_stall_is_what_fails_for_long_and_is_still_tried(monkeypatch: pytest.M
 
 
 async def test_two_consumers_of_one_name_are_refused_before_either_starts() -> None:
+    """Two consumers of one name are refused before anything connects."""
     consumers = [RobustConsumer(QUEUE), RobustConsumer(QUEUE)]
     with pytest.raises(DeclarationError, match=r"2 consumers are named 'tests\.readiness'"):
         await start_consumers(cast("Any", None), consumers, providers={})

@@ -104,6 +104,7 @@ def test_every_error_has_a_dead_letter(text: str) -> None:
 
 @pytest.mark.parametrize("text", TEXTS)
 async def test_every_error_can_be_the_reason_of_a_pause(text: str) -> None:
+    """A pause has a reason that can be encoded, whatever the error's text is."""
     gate = PauseGate("tests.texts")
     gate.shut(TEXTS[text]())
     assert gate.paused is not None
@@ -114,11 +115,14 @@ async def test_every_error_can_be_the_reason_of_a_pause(text: str) -> None:
 @settings(max_examples=50)
 @given(text=st.text(st.characters(codec=None, categories=None), max_size=40))
 def test_the_words_of_every_error_are_kept(text: str) -> None:
+    """An error's text reaches the header in full, with what UTF-8 can't carry escaped."""
     kept = headers_of(ValueError(text))["hk_error"]
     assert kept == text.encode("utf-8", "backslashreplace").decode()
 
 
 def test_words_that_are_no_words_are_named() -> None:
+    """An error whose text or traceback can't be made is named by its class and the reason."""
+
     def hide(_: object) -> None:
         raise RuntimeError
 

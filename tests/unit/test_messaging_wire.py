@@ -107,6 +107,7 @@ def delivery(body: bytes, *parts: bytes) -> list[object]:
 
 
 async def test_a_message_comes_through_the_port() -> None:
+    """A delivery in several body frames reaches the receiver as one message, and aiormq sees none of its frames."""
     line = Line()
     line.hears(*delivery(b"hello world", b"hello ", b"world"))
     [message] = line.inbox.told
@@ -117,12 +118,14 @@ async def test_a_message_comes_through_the_port() -> None:
 
 
 async def test_an_empty_message_has_no_body_frame() -> None:
+    """A message of 0 bytes is complete with its content header."""
     line = Line()
     line.hears(*delivery(b"")[:2])
     assert [cast("IncomingMessage", each).body for each in line.inbox.told] == [b""]
 
 
 async def test_answers_to_publishes_come_through_the_port() -> None:
+    """A return and its confirms reach the receiver in the broker's order."""
     line = Line()
     line.hears(
         Basic.Return(312, "NO_ROUTE", "hk.events", "a.b"),
@@ -259,6 +262,7 @@ async def test_messages_count_as_a_sign_of_life() -> None:
 
 
 async def test_another_protocol_is_left_to_those_who_have_words_for_it() -> None:
+    """Bytes of another protocol go to aiormq unchanged, for its error message."""
     line = Line()
     line.wire.data_received(b"HTTP/1.1 400 Bad Request\r\n")
     line.wire.data_received(b"\x01 more")
@@ -271,6 +275,7 @@ async def test_another_protocol_is_left_to_those_who_have_words_for_it() -> None
 async def test_a_broken_frame_ends_the_connection(
     payload: bytes, logs: list[MutableMapping[str, Any]]
 ) -> None:
+    """A frame that is too short for its method is logged and drops the connection."""
     line = Line()
     line.wire.data_received(struct.pack(">BHI", 1, CHANNEL, len(payload)) + payload + b"\xce")
     assert line.transport.aborted
@@ -293,6 +298,7 @@ async def test_a_channel_that_the_broker_closes_is_closed_at_once() -> None:
 
 
 async def test_a_lost_connection_closes_its_ports() -> None:
+    """The end of the connection closes every port with its reason, and aiormq's reader hears of it too."""
     line = Line()
     other = Inbox()
     line.wire.open_port(8, other)
@@ -312,6 +318,7 @@ async def test_a_port_that_was_replaced_does_not_take_the_other_along() -> None:
 
 
 async def test_an_alarm_and_a_full_buffer_are_told_apart_from_the_end_of_both() -> None:
+    """The owner is told that it can write when both the alarm and the full buffer have ended."""
     line = Line()
     told: list[str] = []
     line.wire.on_writable = lambda: told.append("writable")
@@ -328,6 +335,7 @@ async def test_an_alarm_and_a_full_buffer_are_told_apart_from_the_end_of_both() 
 
 
 async def test_a_socket_that_was_never_opened_can_be_used_by_mistake() -> None:
+    """Writing to or dropping a socket that was never opened does nothing."""
     sockets = SocketFactory()
     sockets.abort()
     wire = FrameProtocol(asyncio.StreamReader(), asyncio.get_running_loop())
@@ -372,6 +380,7 @@ def message(body: bytes, *, headers: dict[str, Any] | None = None, frame_max: in
 
 
 def test_a_publish_is_what_pamqp_reads() -> None:
+    """A publish encoded by hand decodes by pamqp to the same mandatory, persistent message."""
     headers = {"hk_event_id": "1f1e", "x-user-id": "ü", "hk_attempt": 3, "nested": {"a": [1, None, True]}}
     publish, header, body = frames_in(message(b'{"a":1}', headers=headers))
     assert (publish.exchange, publish.routing_key, publish.mandatory, publish.immediate) == (
@@ -393,6 +402,7 @@ def test_a_publish_is_what_pamqp_reads() -> None:
 
 
 def test_type_and_publisher_may_be_left_out() -> None:
+    """Without a type and a service, the message has no such properties."""
     octets = message_frames(
         frame_template("", "queue", None, None),
         encode_table(b""),
@@ -407,6 +417,7 @@ def test_type_and_publisher_may_be_left_out() -> None:
 
 @pytest.mark.parametrize(("size", "frames"), [(0, 0), (1, 1), (4088, 1), (4089, 2), (3 * 4088, 3)])
 def test_a_body_is_cut_into_frames_that_the_broker_takes(size: int, frames: int) -> None:
+    """A body gets as many frames of at most `frame_max` as it needs, and none if it is empty."""
     parts = frames_in(message(b"x" * size))[2:]
     assert len(parts) == frames
     assert b"".join(part.value for part in parts) == b"x" * size
@@ -417,12 +428,14 @@ VALUES = st.one_of(st.text(max_size=40), st.integers(-(2**31), 2**31), st.boolea
 
 @given(st.dictionaries(st.text(min_size=1, max_size=20), VALUES, max_size=6))
 def test_headers_are_what_pamqp_reads(headers: dict[str, Any]) -> None:
+    """Headers of every type that AMQP carries decode by pamqp to the same values."""
     _, header, _ = frames_in(message(b"{}", headers=headers))
     assert header.properties.headers == headers
 
 
 @pytest.mark.parametrize("name", ["x" * 256, "é" * 128, "\ud800"])
 def test_a_name_that_does_not_fit_is_refused(name: str) -> None:
+    """A routing key or header name over 255 bytes, or without a UTF-8 form, raises a ValueError."""
     with pytest.raises(ValueError, match=r"255 bytes|surrogates"):
         frame_template("hk.events", name, None, None)
     with pytest.raises(ValueError, match=r"255 bytes|surrogates"):
@@ -430,6 +443,7 @@ def test_a_name_that_does_not_fit_is_refused(name: str) -> None:
 
 
 async def test_acknowledgements_are_what_pamqp_reads() -> None:
+    """Acks and nacks encoded by hand decode by pamqp with their tags and bits."""
     line = Line()
     line.port.ack(3)
     line.port.ack(9, multiple=True)
@@ -459,6 +473,7 @@ IN_PLACE: Final = struct.pack(">Q", int(NEAR.timestamp()))
 
 
 def test_properties_that_can_not_be_decoded_are_none() -> None:
+    """A timestamp beyond the calendar reads as None instead of an error."""
     assert decode_properties(encoded(Basic.Properties(priority=3))).priority == 3
     assert decode_properties(struct.pack(">H", 0x0040) + FAR).timestamp is None
 
@@ -483,6 +498,7 @@ def test_one_property_that_can_not_be_decoded_costs_no_other() -> None:
 
 @pytest.mark.parametrize("where", ["first", "last", "in a table", "in a list"])
 def test_one_header_that_can_not_be_decoded_costs_no_other(where: str) -> None:
+    """A header that can't be decoded, also within a table or list, is left out alone."""
     odd: Any = {"in a table": {"x": NEAR}, "in a list": [1, NEAR]}.get(where, NEAR)
     others: dict[str, Any] = {"hk_attempt": 2, "list": [1, "a"], "table": {"t": NEAR.replace(year=2000)}, "text": "ä",
                               "yes": True, "none": None, "float": 1.5, "big": 2**40}  # fmt: skip
@@ -501,9 +517,11 @@ header_values = st.recursive(
 
 @given(st.dictionaries(texts, header_values, max_size=5))
 def test_what_is_read_one_by_one_is_what_is_read_at_once(headers: dict[str, Any]) -> None:
+    """The lenient decoder agrees with pamqp's wherever pamqp can decode everything."""
     octets = encoded(Basic.Properties(headers=headers, message_id="m", priority=1))
     assert dict(decode_leniently(octets)) == dict(decode_properties(octets))
 
 
 def test_reprs_say_where() -> None:
+    """A port's repr names its channel."""
     assert repr(Port(cast("Any", None), 3, Inbox())) == "Port(channel=3, is_open=True)"

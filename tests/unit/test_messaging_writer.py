@@ -177,6 +177,7 @@ async def test_many_go_out_in_one_write_and_each_gets_its_own_answer(monkeypatch
 
 
 async def test_an_answer_to_nothing_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Confirms of tags that are unknown or settled, and returns of other messages, change nothing."""
     async with writing(monkeypatch) as (writer, broker):
         answer = submit(writer)
         await until(lambda: broker.published == 1)
@@ -223,6 +224,7 @@ async def test_a_caller_that_leaves_shifts_no_numbers(monkeypatch: pytest.Monkey
 
 
 async def test_beyond_the_window_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message beyond the window is written when a confirm makes room."""
     monkeypatch.setattr(confirms_module, "WINDOW", 2)
     async with writing(monkeypatch) as (writer, broker):
         answers = [submit(writer) for _ in range(3)]
@@ -235,6 +237,7 @@ async def test_beyond_the_window_nothing_is_sent(monkeypatch: pytest.MonkeyPatch
 
 
 async def test_the_window_counts_bytes_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The window is full at its bytes although it has room for more messages."""
     monkeypatch.setattr(confirms_module, "WINDOW_BYTES", 3)
     async with writing(monkeypatch) as (writer, broker):
         answers = [submit(writer) for _ in range(3)]
@@ -333,6 +336,7 @@ async def test_during_an_alarm_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) 
 
 
 async def test_without_a_channel_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A publish without a channel waits until its deadline, and fails with `NotConnectedError`."""
     async with writing(monkeypatch) as (writer, broker):
         writer._ready(None)
         answer = submit(writer, seconds=0.01)
@@ -380,6 +384,7 @@ async def test_what_has_no_answer_when_the_writer_stops_is_named(
 
 
 async def test_a_writer_that_is_not_open_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A writer that was never started can be stopped, isn't ready, and refuses to publish."""
     writer = Writer(cast("Any", SimpleNamespace(address="fake", is_blocked=False)), name="fake")
     await writer.stop()
     writer.renew_topology(reason="there is no channel anyway")
@@ -389,6 +394,7 @@ async def test_a_writer_that_is_not_open_says_so(monkeypatch: pytest.MonkeyPatch
 
 
 async def test_what_can_not_be_sent_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A passed deadline and names or headers that AMQP can't carry raise before anything waits."""
     async with writing(monkeypatch) as (writer, _):
         with pytest.raises(DeadlinePassedError):
             submit(writer, seconds=-1)
@@ -399,6 +405,7 @@ async def test_what_can_not_be_sent_is_refused_at_once(monkeypatch: pytest.Monke
 
 
 async def test_a_retired_channel_is_kept_for_its_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A retired channel stays open until its last publish is confirmed."""
     async with writing(monkeypatch) as (writer, broker):
         answer = submit(writer)
         await until(lambda: broker.published == 1)
@@ -448,6 +455,7 @@ async def test_nobody_waits_but_everything_is_counted(
 
 
 async def test_without_a_connection_it_is_dropped(logs: list[MutableMapping[str, Any]]) -> None:
+    """`publish_nowait` without a connection logs and counts the event instead of raising."""
     before = published(NotConnectedError.code)
     RobustPublisher("amqp://127.0.0.1/", service="tests").publish_nowait(Forgettable())
     assert published(NotConnectedError.code) == before + 1
@@ -455,6 +463,7 @@ async def test_without_a_connection_it_is_dropped(logs: list[MutableMapping[str,
 
 
 async def test_what_never_could_be_published_is_the_callers_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`publish_nowait` raises for an event that is too large."""
     async with publishing(monkeypatch) as (publisher, _):
         monkeypatch.setattr(publisher_module, "MAX_MESSAGE_BYTES", 100)
         with pytest.raises(PayloadTooLargeError):
@@ -462,6 +471,7 @@ async def test_what_never_could_be_published_is_the_callers_mistake(monkeypatch:
 
 
 async def test_a_publish_that_is_cancelled_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A publish whose caller is cancelled has the outcome `cancelled` in the metrics."""
     before = published("cancelled")
     async with publishing(monkeypatch) as (publisher, broker):
         waiting = asyncio.create_task(publisher.publish(Forgettable()))
@@ -473,6 +483,7 @@ async def test_a_publish_that_is_cancelled_is_counted(monkeypatch: pytest.Monkey
 
 
 async def test_each_of_many_that_can_not_be_sent_has_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a batch a closed channel or a passed deadline is the error of each event that it concerns."""
     async with publishing(monkeypatch) as (publisher, broker):
         many = asyncio.create_task(publisher.publish_many([Forgettable(), Forgettable()]))
         await until(lambda: broker.published == 2)

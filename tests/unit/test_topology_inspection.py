@@ -61,6 +61,7 @@ async def test_a_broker_that_repeats_itself_is_not_asked_for_ever() -> None:
     [(AMQPError("lost"), NotConnectedError), (ValueError("too long"), DeclarationError)],
 )
 async def test_other_failures_are_errors_of_ours(raised: Exception, expected: type[HybridkitError]) -> None:
+    """A lost connection and a name that AMQP can't carry become typed errors with the same words."""
     async with Inspection(cast("Any", Connected(raised))) as inspection:
         with pytest.raises(expected, match=str(raised)):
             await inspection.compare_exchange(Exchange(name="e", kind="topic"))

@@ -94,10 +94,12 @@ def test_a_refusal_names_the_property_with_its_value(
     ids=["cut off in the name", "cut off in the value", "another refusal"],
 )
 def test_a_refusal_that_can_not_be_read_is_no_difference(said: str) -> None:
+    """A 406 whose text is cut off, or is about something else, names no property."""
     assert difference_in(said, FULL) is None
 
 
 def test_differences_are_told_in_words() -> None:
+    """A difference is shown with both values, and a property without a value as not set."""
     assert (
         str(TopologyDifference(name="durable", declared=True, actual=False))
         == "durable is false, declared true"
@@ -116,6 +118,7 @@ def test_differences_are_told_in_words() -> None:
     ],
 )
 def test_the_limits_of_a_version_are_named(version: str, words: list[str]) -> None:
+    """Each version of RabbitMQ has the notes that hold for it, also a pre-release."""
     broker = Broker(product="RabbitMQ", version=version)
     assert broker.is_supported
     assert len(broker.notes) == len(words)
@@ -123,6 +126,7 @@ def test_the_limits_of_a_version_are_named(version: str, words: list[str]) -> No
 
 
 def test_an_old_rabbitmq_is_not_supported() -> None:
+    """RabbitMQ before 3.10 is refused, with the reason as its only note."""
     broker = Broker(product="RabbitMQ", version="3.9.29")
     assert not broker.is_supported
     assert broker.notes == (
@@ -140,6 +144,7 @@ def test_an_old_rabbitmq_is_not_supported() -> None:
     ],
 )
 def test_another_broker_is_named_and_not_refused(properties: dict[str, Any], name: str) -> None:
+    """A broker or version that isn't known counts as supported, with a note that says so."""
     broker = Broker.from_properties(properties)
     assert broker.is_supported
     assert broker.notes[0].startswith(f"{name} is no RabbitMQ that is known")
@@ -163,11 +168,13 @@ def states(known: VirtualHostState | None) -> dict[str, str]:
 
 
 def test_a_binding_is_shown_in_short() -> None:
+    """The stars of a delay binding are shown as a number, and an empty key not at all."""
     assert str(delayed_to("a.b")) == "hk.delay.deliver -> a.b (*{17}.a.b)"
     assert str(Binding(source="hk.unrouted", target="hk.unrouted")) == "hk.unrouted -> hk.unrouted"
 
 
 def test_bindings_that_nobody_can_list_are_unknown() -> None:
+    """Without the management API the state of every binding is `unknown`."""
     assert states(None) == {"hk.events -> a (user.created)": "unknown"}
 
 
@@ -182,6 +189,7 @@ def test_bindings_are_compared_where_they_are_known() -> None:
 
 
 def test_a_stale_binding_says_what_becomes_of_its_events() -> None:
+    """A binding for a type without a handler is `extra`, and says that its events become dead letters."""
     stale = _bindings(ONE_QUEUE, managed(EVENTS, STALE))[1]
     assert str(stale) == (
         "binding hk.events -> a (user.deleted) is extra:"
@@ -209,6 +217,7 @@ def test_a_policy_that_tightens_a_limit_is_named() -> None:
 
 
 def test_a_plan_shows_what_is_not_as_declared() -> None:
+    """A printed plan lists conflicts and missing things, and only counts what could not be compared."""
     difference = TopologyDifference(name="x-delivery-limit", declared=20, actual=10)
     plan = Plan(
         broker=Broker(product="RabbitMQ", version="4.0.1"),
@@ -230,6 +239,7 @@ def test_a_plan_shows_what_is_not_as_declared() -> None:
 
 
 def test_topologies_are_joined_without_repeating_anything() -> None:
+    """Joining keeps one of two equal queues, and both of two that differ."""
     joined = ONE_QUEUE + Topology(queues=(Queue(name="a"), Queue(name="b")), bindings=(EVENTS,))
     assert joined == Topology(
         exchanges=ONE_QUEUE.exchanges, queues=(Queue(name="a"), Queue(name="b")), bindings=(EVENTS,)
