@@ -24,8 +24,6 @@ from examples.demo.stack import SERVICES, STOP_SECONDS, Stack, Urls
 from hybridkit.dev import KINDS, LocalServers, Supervisor
 from hybridkit.errors import HybridkitError
 
-__all__ = ["main"]
-
 INTERRUPTED = 130
 
 

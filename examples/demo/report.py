@@ -6,8 +6,6 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
-__all__ = ["Check", "Report"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:

@@ -21,8 +21,6 @@ from hybridkit.clients import MongoDataClient, PostgresDataClient
 from hybridkit.dev import Supervisor, merge_logs
 from hybridkit.messaging import BrokerConnection, RobustConsumer, RobustPublisher
 
-__all__ = ["play"]
-
 WAIT_SECONDS: Final = 60.0
 POLL_SECONDS: Final = 0.05
 

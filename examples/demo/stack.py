@@ -13,8 +13,6 @@ from hybridkit.dev import Service, Supervisor, free_port
 from hybridkit.security import ServiceTokenIssuer
 from hybridkit.testing import FakeTelegram
 
-__all__ = ["DATA_SERVICES", "SERVICES", "Stack", "Urls"]
-
 LOOPBACK: Final = "127.0.0.1"
 START_SECONDS: Final = 120.0
 STOP_SECONDS: Final = 60.0

@@ -39,13 +39,6 @@ from hybridkit.context import (
 from hybridkit.errors import HybridkitError, InvalidHeaderError, OutcomeUnknownError, RejectedError
 from hybridkit.observability import get_logger, metrics
 
-__all__ = [
-    "ABORT_EXTENSION",
-    "EventStreams",
-    "ProblemMiddleware",
-    "RequestContextMiddleware",
-]
-
 type FailureHandler = Callable[[Scope, Receive, Send, Exception], Awaitable[bool]]
 type RawHeaders = list[tuple[bytes, bytes]]
 

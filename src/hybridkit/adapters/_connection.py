@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
     from uvicorn.protocols.http.flow_control import FlowControl
 
-__all__ = ["Connection", "ExpectedPart", "H11Connection"]
-
 HEAD_SECONDS: Final = 20.0
 BODY_SECONDS: Final = 20.0
 MIN_BODY_BYTES_PER_SECOND: Final = 512

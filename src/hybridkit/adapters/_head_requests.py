@@ -5,8 +5,6 @@ from typing import Final
 
 from hybridkit._asgi_types import ASGIApp, Message, Receive, Scope, Send
 
-__all__ = ["HeadMiddleware"]
-
 _ROUTED: Final = ("endpoint", "route", "fastapi")
 """The keys that routing adds to a scope, for middleware."""
 

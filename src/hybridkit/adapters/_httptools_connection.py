@@ -13,8 +13,6 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from hybridkit.adapters._connection import Connection, ExpectedPart
 from hybridkit.adapters._limits import MAX_HEAD_BYTES, MAX_HEAD_FIELDS
 
-__all__ = ["HttpToolsConnection"]
-
 HEAD_PIECE_BYTES: Final = 4 * 1024
 BODY_PIECE_BYTES: Final = 16 * 1024
 """How much is parsed at a time, as the parser can't stop within a piece."""

@@ -19,9 +19,6 @@ from hybridkit.context import current
 from hybridkit.contract import CALLER_HEADER
 from hybridkit.idempotency import claim_key
 
-__all__ = ["UNDECLARED", "Declared", "claim_name", "request_payload"]
-
-
 _CREDENTIAL = re.compile(
     r"auth|token|api-?key|access-?key|secret|session|signature|credential|passw|cert|cookie|jwt|assertion|principal"
     r"|identity|oidc|saml|subject|client-?(?:id|name)|ssl-client|tls-client|app-?id|init-data|user-?name"

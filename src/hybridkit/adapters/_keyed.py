@@ -30,8 +30,6 @@ from hybridkit.errors import (
 )
 from hybridkit.idempotency import MAX_RESULT_BYTES, Attempt, IdempotencyGuard, Outcome
 
-__all__ = ["KEYED", "IdempotencyMiddleware", "KeyedRequest"]
-
 KEYED: Final = "hybridkit.keyed"
 """The key of a scope's `KeyedRequest`."""
 

@@ -25,8 +25,6 @@ from hybridkit.adapters._identity import Declared
 from hybridkit.adapters._keyed import KEYED, KeyedRequest
 from hybridkit.context import bind
 
-__all__ = ["claims_after_dependencies", "is_routed", "reads_body"]
-
 _keyed_request: ContextVar[KeyedRequest | None] = ContextVar("hybridkit_keyed_request", default=None)
 
 REPEATED_STATUS: Final = 409

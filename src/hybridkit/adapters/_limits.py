@@ -20,16 +20,6 @@ from hybridkit.errors import (
     RejectedError,
 )
 
-__all__ = [
-    "MAX_HEAD_BYTES",
-    "MAX_HEAD_FIELDS",
-    "AmbiguousHeadError",
-    "BodyLimits",
-    "LimitedReceive",
-    "check_head",
-]
-
-
 MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_HEAD_FIELDS: Final = 100
 _WITHOUT_HOST: Final = frozenset({"", "0.9", "1.0", "2", "3"})

@@ -30,16 +30,6 @@ from hybridkit.errors import (
     UniqueViolationError,
 )
 
-__all__ = [
-    "http_problem",
-    "is_upstream_error",
-    "json_form",
-    "problem_body",
-    "problem_headers",
-    "problem_of",
-    "unwrapped",
-]
-
 BUSY_SECONDS: Final = 1.0
 """The retry time when the error has none."""
 

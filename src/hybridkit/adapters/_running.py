@@ -33,17 +33,6 @@ from hybridkit.messaging import BrokerConnection, RobustConsumer, RobustPublishe
 from hybridkit.observability import configure_logging, configure_tracing, get_logger, render_metrics
 from hybridkit.settings import DataClientSettings, RabbitSettings, RedisSettings, ServiceSettings
 
-__all__ = [
-    "Kind",
-    "Lifespan",
-    "StopSignals",
-    "open_application",
-    "open_resources",
-    "provided",
-    "run_process",
-    "start_consumers",
-]
-
 type Kind = Literal["fastapi", "aiogram", "worker"]
 
 type Lifespan = Callable[[ServiceResources], AbstractAsyncContextManager[Mapping[Any, object] | None]]

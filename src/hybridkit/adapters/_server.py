@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from hybridkit.lifespan import ServiceResources
     from hybridkit.settings import ServiceSettings
 
-__all__ = ["Server"]
-
 KEEP_ALIVE_SECONDS: Final = 75
 """Longer than our clients keep an idle connection (30 s), so that none is closed with a request on its way."""
 

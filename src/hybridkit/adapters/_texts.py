@@ -13,8 +13,6 @@ from hybridkit._syntax import escape_token
 from hybridkit.codec import MAX_FIELD_ERRORS
 from hybridkit.errors import FieldProblem, InvalidRequestError
 
-__all__ = ["TextMiddleware"]
-
 _ESCAPES: Final = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])|\x00")
 """The bytes that such text may have in JSON: escapes, or a zero byte, which JSON in UTF-16 also has."""
 

@@ -14,8 +14,6 @@ try:
 except ImportError:
     raise MissingExtraError("the command hybridkit", extra="cli") from None
 
-__all__ = ["app"]
-
 INTERRUPTED: Final = 130
 
 

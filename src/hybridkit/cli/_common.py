@@ -20,21 +20,6 @@ from hybridkit.context import RequestContext, bind
 from hybridkit.errors import DeclarationError
 from hybridkit.settings import AmqpUrl, SecretUrl
 
-__all__ = [
-    "AppOption",
-    "JsonOption",
-    "UrlOption",
-    "checked_url",
-    "find_instances",
-    "import_app",
-    "is_terminal",
-    "one_line",
-    "print_json",
-    "print_table",
-    "printable",
-    "run",
-]
-
 SHOWN_CHARS: Final = 1000
 
 

@@ -21,8 +21,6 @@ from hybridkit.coordination._failover import is_refused_for_now
 from hybridkit.errors import DeclarationError, HybridkitError
 from hybridkit.observability import get_logger
 
-__all__ = ["FAILURE_TEXTS", "answer_failure", "check_texts", "is_temporary"]
-
 FAILURE_TEXTS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "en": "Sorry, that didn't work. Please try again later."

@@ -23,8 +23,6 @@ from hybridkit.messaging._consuming._isolation import HandlerLock, run_isolated
 from hybridkit.observability import get_logger, metrics
 from hybridkit.retry import Retry, RetryAfter
 
-__all__ = ["HANDLER_SECONDS", "RETRY", "UpdateRunner"]
-
 HANDLER_SECONDS: Final = 300.0
 """The default time limit of an update's handlers; the chat's next update waits for them."""
 

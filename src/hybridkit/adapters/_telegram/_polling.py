@@ -26,8 +26,6 @@ from hybridkit.errors import AccessDeniedError, HybridkitError, UnavailableError
 from hybridkit.observability import get_logger, metrics
 from hybridkit.retry import UNLIMITED, Retry, asked_seconds
 
-__all__ = ["Polling", "token_error"]
-
 POLL_SECONDS: Final = 25
 """How long Telegram may wait for an update before it answers a call."""
 

@@ -13,8 +13,6 @@ from aiogram.dispatcher.middlewares.user_context import UserContextMiddleware
 from aiogram.methods import TelegramMethod
 from aiogram.types import Update
 
-__all__ = ["AskForUpdates", "chat_of", "id_of", "read_update", "type_of"]
-
 UNKNOWN: Final = "unknown"
 _TYPES: Final = frozenset(Update.model_fields) - {"update_id"}
 _TYPE_SYNTAX: Final = re.compile(r"[a-z][a-z0-9_]{0,63}")

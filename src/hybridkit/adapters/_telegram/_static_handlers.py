@@ -10,8 +10,6 @@ from aiogram.dispatcher.middlewares.data import DispatcherData, FSMData, UserCon
 from aiogram.filters import Command, CommandStart, StateFilter
 from magic_filter.operations import CallOperation, ComparatorOperation, GetAttributeOperation
 
-__all__ = ["CONTEXT_NAMES", "static_handlers"]
-
 CONTEXT_NAMES: Final = frozenset(
     {
         *DispatcherData.__annotations__,

@@ -9,8 +9,6 @@ https://core.telegram.org/bots/api#getupdates
 
 from collections.abc import Collection
 
-__all__ = ["UpdateLog"]
-
 
 class UpdateLog:
     """The updates that Telegram has delivered and not forgotten yet, and those whose handlers run."""

@@ -10,8 +10,6 @@ from typing import Any, Final
 
 from pamqp import decode
 
-__all__ = ["Properties", "array", "join_table", "long_integer", "long_string", "table", "timestamp"]
-
 _FLAGS: Final = struct.Struct(">H")
 _LENGTH: Final = struct.Struct(">I")
 _LONG: Final = struct.Struct(">q")

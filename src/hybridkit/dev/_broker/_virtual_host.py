@@ -19,8 +19,6 @@ from hybridkit.dev._broker._properties import Properties
 from hybridkit.dev._broker._queues import Queue
 from hybridkit.dev._broker._refusals import RefusalError
 
-__all__ = ["VirtualHost"]
-
 
 class VirtualHost:
     """One virtual host. Its methods refuse what RabbitMQ refuses.
