@@ -35,7 +35,7 @@ from hybridkit.errors import (
     UnroutableError,
 )
 from hybridkit.observability import metrics, trace_headers
-from hybridkit.retry import Retry
+from hybridkit.retry import UNLIMITED, Retry
 from tests.helpers import until
 
 pytestmark = pytest.mark.usefixtures("logs")
@@ -172,6 +172,10 @@ class MemoryPublisher:
             self.at_work.remove(event_type)
 
 
+def _backoff(first_seconds: float, cap_seconds: float) -> Retry:
+    return Retry.exponential(first_seconds=first_seconds, cap_seconds=cap_seconds, attempts=UNLIMITED)
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_partition_leases, "RENEW_SECONDS", 0.02)
@@ -179,7 +183,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_relay, "DATABASE_PAUSE_SECONDS", 0.02)
     monkeypatch.setattr(_relay, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(_relay, "BACKLOG_SECONDS", 0.02)
-    monkeypatch.setattr(_relay, "_BACKOFF", Retry.exponential(first_seconds=0.02, cap_seconds=0.05))
+    monkeypatch.setattr(_relay, "_BACKOFF", _backoff(0.02, 0.05))
 
 
 @pytest.fixture
@@ -322,7 +326,7 @@ async def test_keys_that_fail_together_are_one_failure_of_the_broker(
     outbox: MemoryOutbox, publisher: MemoryPublisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The pauses grow with the length of the outage, and not with the number of events that wait."""
-    monkeypatch.setattr(_relay, "_BACKOFF", Retry.exponential(first_seconds=60, cap_seconds=3600))
+    monkeypatch.setattr(_relay, "_BACKOFF", _backoff(60, 3600))
     gate, away = asyncio.Event(), NotConnectedError("no connection")
     for number in range(20):
         row = outbox.add(f"{number}")
@@ -343,11 +347,11 @@ async def test_when_the_broker_is_back_no_key_waits_for_its_own_interval(
     publisher.errors[unknown.event_id] = [OutcomeUnknownError("no answer")]
     publisher.errors[away.event_id] = [NotConnectedError("no connection")]
     publisher.gates[away.event_id] = asyncio.Event()
-    monkeypatch.setattr(_relay, "_BACKOFF", Retry.exponential(first_seconds=3600, cap_seconds=3600))
+    monkeypatch.setattr(_relay, "_BACKOFF", _backoff(3600, 3600))
     relay = Relay(outbox, publisher)
     async with relay:
         await until(lambda: relay._key_backoffs["a"].is_on)
-        monkeypatch.setattr(_relay, "_BACKOFF", Retry.immediate())
+        monkeypatch.setattr(_relay, "_BACKOFF", _backoff(0, 0))
         publisher.gates[away.event_id].set()
         await until(lambda: len(outbox.published) == 2)
 
@@ -460,6 +464,20 @@ async def test_a_mark_that_comes_too_late_loses_that_partition_only(
         await until(lambda: lost.partition not in relay._leases.partitions)
         assert len(relay._leases.partitions) == PARTITIONS - 1
     assert outbox.published == [mine.sequence]
+
+
+async def test_rows_of_lost_partitions_are_not_marked(
+    outbox: MemoryOutbox, publisher: MemoryPublisher, logs: list[MutableMapping[str, Any]]
+) -> None:
+    """A relay that has lost all its leases asks the database for nothing, and says that events may come twice."""
+    relay = Relay(outbox, publisher)
+    row = outbox.add("a")
+    relay._published.append(row)
+    outbox.broken = AssertionError("the database was asked")
+    await relay._mark()
+    [line] = logs
+    assert (line["partitions"], line["events"]) == ([row.partition], 1)
+    assert not relay._published
 
 
 async def test_a_key_ends_with_the_lease(outbox: MemoryOutbox, publisher: MemoryPublisher) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import random
 from typing import Final, Self
 
+from hybridkit._tasks import TaskSet
 from hybridkit.dataservice._store._protocol import Store
 from hybridkit.errors import HybridkitError
 from hybridkit.observability import get_logger
@@ -24,19 +25,17 @@ class Housekeeping:
     def __init__(self, store: Store, *, pause_seconds: float = PAUSE_SECONDS) -> None:
         self._store = store
         self._pause_seconds = pause_seconds
-        self._running: asyncio.Task[None] | None = None
+        self._running = TaskSet()
 
     def __repr__(self) -> str:
         return f"Housekeeping({self._store!r})"
 
     async def __aenter__(self) -> Self:
-        self._running = asyncio.create_task(self._run(), name="hybridkit housekeeping")
+        self._running.start(self._run(), name="hybridkit housekeeping")
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._running is not None:
-            self._running.cancel()
-            await asyncio.wait({self._running})
+        await self._running.cancel()
 
     async def _run(self) -> None:
         while True:

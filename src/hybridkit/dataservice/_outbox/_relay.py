@@ -11,10 +11,11 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, Protocol, Self
 from uuid import UUID
 
+from hybridkit._tasks import TaskSet
 from hybridkit.context import RequestContext, bind
 from hybridkit.dataservice._outbox._partition_leases import PartitionLeases
 from hybridkit.dataservice._outbox._protocol import Backlog, Lease, Outbox, ParkedRow, WaitingRow
@@ -77,10 +78,11 @@ class _Backoff:
 
     failures: int = 0
     until: float = 0.0
-    pauses: Iterator[float] = field(default_factory=_BACKOFF.pauses)
+    pauses: Iterator[float] | None = None
 
     def extend(self) -> None:
         self.failures += 1
+        self.pauses = self.pauses or _BACKOFF.pauses()
         self.until = time.monotonic() + next(self.pauses)
 
     @property
@@ -123,21 +125,19 @@ class Relay:
         self._published: list[WaitingRow] = []
         self._parked: list[ParkedRow] = []
         self._stopping = False
-        self._running: asyncio.Task[None] | None = None
+        self._running = TaskSet()
 
     def __repr__(self) -> str:
         return f"Relay(partitions={sorted(self._leases.partitions)}, busy_keys={len(self._busy_keys)})"
 
     async def __aenter__(self) -> Self:
-        self._running = asyncio.create_task(self._run(), name="hybridkit relay")
+        self._running.start(self._run(), name="hybridkit relay")
         return self
 
     async def __aexit__(self, *_error: object) -> None:
         """Finish what is being published, mark it, and let other replicas take over at once."""
         self._stopping = True
-        if self._running is not None:
-            self._running.cancel()
-            await asyncio.wait({self._running})
+        await self._running.cancel()
         if self._busy_keys:
             _done, late = await asyncio.wait(self._tasks(), timeout=STOP_SECONDS)
             for task in late:
