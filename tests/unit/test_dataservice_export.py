@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from hybridkit.dataservice._http import _export
-from hybridkit.dataservice._store._protocol import Lines
+from hybridkit.dataservice._store._protocol import ExportChunk
 from hybridkit.errors import DeadlinePassedError, UnavailableError
 
 NDJSON = "application/x-ndjson"
@@ -27,11 +27,11 @@ class Cursor:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
-    async def export(self, *_: Any) -> AsyncGenerator[Lines]:
+    async def export(self, *_: Any) -> AsyncGenerator[ExportChunk]:
         try:
             while self.given < self._pieces:
                 self.given += 1
-                yield Lines(b'{"n":1}\n', 1)
+                yield ExportChunk(b'{"n":1}\n', 1)
                 await asyncio.sleep(0)
             if self._failure is not None:
                 raise self._failure

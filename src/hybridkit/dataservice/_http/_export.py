@@ -13,7 +13,7 @@ from hybridkit._asgi_types import Receive, Send
 from hybridkit.contract import NDJSON_MEDIA_TYPE
 from hybridkit.dataservice._http._requests import ContractRequest
 from hybridkit.dataservice._http._responses import Header, Response
-from hybridkit.dataservice._store._protocol import Lines
+from hybridkit.dataservice._store._protocol import ExportChunk
 from hybridkit.errors import DeadlinePassedError, InvalidQueryError
 from hybridkit.observability import get_logger
 from hybridkit.resources import Query
@@ -38,7 +38,7 @@ async def begin_export(request: ContractRequest, resource: AnyResource, query: Q
     try:
         first = await anext(pieces)
     except StopAsyncIteration:
-        first = Lines(b"", 0)
+        first = ExportChunk(b"", 0)
     except BaseException:  # also a reader that leaves: the cursor holds a connection
         await pieces.aclose()
         raise
@@ -47,7 +47,7 @@ async def begin_export(request: ContractRequest, resource: AnyResource, query: Q
 
 class _Export:
     def __init__(
-        self, first: Lines, pieces: AsyncGenerator[Lines], resource: AnyResource, *, is_head: bool
+        self, first: ExportChunk, pieces: AsyncGenerator[ExportChunk], resource: AnyResource, *, is_head: bool
     ) -> None:
         self._first = first
         self._pieces = pieces

@@ -20,7 +20,13 @@ from hybridkit.dataservice._store._in_flight import InFlight
 from hybridkit.dataservice._store._kept_outcomes import decode_outcome, encode_outcome, result_of
 from hybridkit.dataservice._store._keys import replayed
 from hybridkit.dataservice._store._operations import CallAnswer, CallWork, Outcome, Result, Write
-from hybridkit.dataservice._store._protocol import Encoded, Found, Lines, Room, listed
+from hybridkit.dataservice._store._protocol import (
+    AnswerSpace,
+    EncodedPage,
+    EncodedRecord,
+    ExportChunk,
+    encoded_list,
+)
 from hybridkit.errors import (
     DeadlinePassedError,
     DeclarationError,
@@ -80,28 +86,28 @@ class MemoryStore:
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────────
 
-    async def get(self, resource: AnyResource, record_id: Any) -> Encoded | None:
+    async def get(self, resource: AnyResource, record_id: Any) -> EncodedRecord | None:
         """The record with that id, if there is one."""
         row = self._read(resource).find(record_id)
-        return None if row is None else Encoded(encode_json(row.document()), row.tag)
+        return None if row is None else EncodedRecord(encode_json(row.document()), row.tag)
 
     async def get_many(self, resource: AnyResource, record_ids: Sequence[Any]) -> bytes:
         """A JSON array of the records with those ids, in their order, null for what is not there."""
         rows = map(self._read(resource).find, record_ids)
-        return listed(encode_json(row.document()) if row else None for row in rows)
+        return encoded_list(encode_json(row.document()) if row else None for row in rows)
 
-    async def find(self, resource: AnyResource, query: Query, *, after: Sequence[Any] | None) -> Found:
+    async def find(self, resource: AnyResource, query: Query, *, after: Sequence[Any] | None) -> EncodedPage:
         """One page of a query."""
         ordering = Ordering(resource, query)
         rows = self._ordered(resource, query, ordering)
         if after is not None:
             start = ordering.read(after)
             rows = [row for row in rows if ordering.is_after(row.values, start)]
-        room = Room()
+        space = AnswerSpace()
         records = (encode_json(row.document(query.select)) for row in rows[: query.page_size])
-        page = list(takewhile(room.takes, records))
+        page = list(takewhile(space.takes, records))
         more = len(rows) > len(page)
-        return Found(
+        return EncodedPage(
             b"[%b]" % b",".join(page), ordering.position(rows[len(page) - 1].values) if more else None
         )
 
@@ -109,13 +115,13 @@ class MemoryStore:
         """How many records fit."""
         return sum(fits(where, row.values) for row in self._read(resource).live)
 
-    async def export(self, resource: AnyResource, query: Query) -> AsyncGenerator[Lines]:
+    async def export(self, resource: AnyResource, query: Query) -> AsyncGenerator[ExportChunk]:
         """Every record of a query, as they are when it begins."""
         rows = self._ordered(resource, query, Ordering(resource, query))
         lines = [encode_json(row.document(query.select)) + b"\n" for row in rows]
         for start in range(0, len(lines), PIECE_RECORDS):
             piece = lines[start : start + PIECE_RECORDS]
-            yield Lines(b"".join(piece), len(piece))
+            yield ExportChunk(b"".join(piece), len(piece))
 
     async def aggregate(self, resource: AnyResource, aggregation: Aggregation) -> bytes:
         """A JSON array of rows, with a member for each group field and function."""

@@ -27,7 +27,14 @@ from hybridkit.dataservice._mongo._ordering import Ordering
 from hybridkit.dataservice._mongo._pipeline import MAX_DOCUMENTS, MAX_RESULT_BYTES, checked_pipeline
 from hybridkit.dataservice._mongo._values import from_bson, to_bson
 from hybridkit.dataservice._store._operations import CallWork
-from hybridkit.dataservice._store._protocol import Encoded, Found, Lines, Room, answer_too_large, listed
+from hybridkit.dataservice._store._protocol import (
+    AnswerSpace,
+    EncodedPage,
+    EncodedRecord,
+    ExportChunk,
+    answer_too_large,
+    encoded_list,
+)
 from hybridkit.errors import InvalidQueryError
 from hybridkit.resources import Aggregation, Filter, Query
 from hybridkit.resources._resource import AnyResource
@@ -56,7 +63,7 @@ class MongoReader:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({sorted(self._collections)})"
 
-    async def get(self, resource: AnyResource, record_id: Any) -> Encoded | None:
+    async def get(self, resource: AnyResource, record_id: Any) -> EncodedRecord | None:
         """The record with that id, if there is one."""
         collection = self._collections[resource.name]
         with bounded(), meaning(read_error):
@@ -64,7 +71,7 @@ class MongoReader:
         if stored is None:
             return None
         document = collection.document(stored)
-        return Encoded(encode_json(document), document["etag"])
+        return EncodedRecord(encode_json(document), document["etag"])
 
     async def get_many(self, resource: AnyResource, record_ids: Sequence[Any]) -> bytes:
         """A JSON array of the records with those ids, in their order, null for what is not there."""
@@ -72,30 +79,30 @@ class MongoReader:
         with bounded(), meaning(read_error):
             ids = to_bson(list(record_ids))
             cursor = self._documents(collection).find({"_id": {"$in": ids}, **LIVE})
-            room, found = Room(), dict[Any, bytes]()
+            space, found = AnswerSpace(), dict[Any, bytes]()
             try:
                 async for stored in cursor:
                     found[stored["_id"]] = record = encode_json(collection.document(stored))
-                    if not room.takes(record):
+                    if not space.takes(record):
                         raise answer_too_large()
             finally:
                 await _close(cursor)
-        return listed(map(found.get, ids))
+        return encoded_list(map(found.get, ids))
 
-    async def find(self, resource: AnyResource, query: Query, *, after: Sequence[Any] | None) -> Found:
+    async def find(self, resource: AnyResource, query: Query, *, after: Sequence[Any] | None) -> EncodedPage:
         """One page of a query, by keyset: no record is skipped or seen twice, whatever is inserted meanwhile."""
         collection = self._collections[resource.name]
         with bounded(), meaning(read_error):
             ordering = Ordering(collection, query)
             stages = [*_stages(ordering, query, after=after), {"$limit": query.page_size + 1}]
             cursor = await self._documents(collection).aggregate(stages)
-            room, page, last, more = Room(), list[bytes](), dict[str, Any](), False
+            space, page, last, more = AnswerSpace(), list[bytes](), dict[str, Any](), False
             no_place = False
             try:
                 async for stored in cursor:
                     no_place = no_place or ordering.has_no_place(stored)
                     record = encode_json(collection.document(stored, query.select))
-                    more = len(page) == query.page_size or not room.takes(record)
+                    more = len(page) == query.page_size or not space.takes(record)
                     if more:
                         break
                     page.append(record)
@@ -108,7 +115,7 @@ class MongoReader:
                 pointer="/order",
             )
         position = ordering.position(last) if more else None
-        return Found(b"[%b]" % b",".join(page), position)
+        return EncodedPage(b"[%b]" % b",".join(page), position)
 
     async def count(self, resource: AnyResource, where: Filter | None, *, exact: bool) -> int:
         """How many records fit; without a filter the server's own bookkeeping is estimate enough."""
@@ -120,7 +127,7 @@ class MongoReader:
             wanted = LIVE if where is None else {"$and": [LIVE, condition(where)]}
             return await documents.count_documents(wanted)
 
-    async def export(self, resource: AnyResource, query: Query) -> AsyncGenerator[Lines]:
+    async def export(self, resource: AnyResource, query: Query) -> AsyncGenerator[ExportChunk]:
         """Every record of a query, from a cursor on the server, which is closed with the generator.
 
         A record that is there from the beginning to the end is in it once. What is written meanwhile may be seen or
@@ -140,7 +147,7 @@ class MongoReader:
                     lines = await _lines(cursor, collection, query.select)
                 if not lines:
                     return
-                yield Lines(b"".join(lines), len(lines))
+                yield ExportChunk(b"".join(lines), len(lines))
         finally:
             await _close(cursor)
 

@@ -13,7 +13,7 @@ from hybridkit.dataservice._postgres._read_statements import line_statement, row
 from hybridkit.dataservice._postgres._table import ResourceTable
 from hybridkit.dataservice._postgres._types._json_printing import Projection, projection
 from hybridkit.dataservice._store._documents import canonical
-from hybridkit.dataservice._store._protocol import Lines
+from hybridkit.dataservice._store._protocol import ExportChunk
 from hybridkit.resources import Query
 
 PIECE_BYTES: Final = 256 * 1024
@@ -22,7 +22,7 @@ FIRST_ROWS: Final = 50
 MAX_ROWS: Final = 2000
 
 
-async def export_lines(pool: Pool, table: ResourceTable, query: Query) -> AsyncGenerator[Lines]:
+async def export_lines(pool: Pool, table: ResourceTable, query: Query) -> AsyncGenerator[ExportChunk]:
     """Yield every record of a query as lines of JSON.
 
     The time until the deadline of the bound context is the time for each piece, not for all of them. A reader who takes
@@ -71,11 +71,11 @@ class _Printed:
         self._cursor = await session.cursor(sql, *arguments.values, translate=query_error)
         self._shown = shown
 
-    async def read(self, session: Session, rows: int) -> Lines:
+    async def read(self, session: Session, rows: int) -> ExportChunk:
         records = await session.read(self._cursor, rows, translate=query_error)
         if self._shown.has_documents:
-            return Lines(b"".join(canonical(record[0]) + b"\n" for record in records), len(records))
-        return Lines("".join(f"{record[0]}\n" for record in records).encode(), len(records))
+            return ExportChunk(b"".join(canonical(record[0]) + b"\n" for record in records), len(records))
+        return ExportChunk("".join(f"{record[0]}\n" for record in records).encode(), len(records))
 
 
 class _Rows:
@@ -90,7 +90,7 @@ class _Rows:
         )
         self._shown = shown
 
-    async def read(self, session: Session, rows: int) -> Lines:
+    async def read(self, session: Session, rows: int) -> ExportChunk:
         records = await session.run(lambda _: self._result.fetchmany(rows), translate=query_error)
         documents = map(self._shown.view.document, records)
-        return Lines(b"".join(encode_json(document) + b"\n" for document in documents), len(records))
+        return ExportChunk(b"".join(encode_json(document) + b"\n" for document in documents), len(records))

@@ -29,7 +29,14 @@ from hybridkit.dataservice._postgres._table import ResourceTable
 from hybridkit.dataservice._postgres._types._json_printing import Projection, projection
 from hybridkit.dataservice._store._documents import canonical
 from hybridkit.dataservice._store._operations import CallWork
-from hybridkit.dataservice._store._protocol import Encoded, Found, Lines, Room, answer_too_large, listed
+from hybridkit.dataservice._store._protocol import (
+    AnswerSpace,
+    EncodedPage,
+    EncodedRecord,
+    ExportChunk,
+    answer_too_large,
+    encoded_list,
+)
 from hybridkit.errors import NotSupportedError, OverloadedError
 from hybridkit.resources import Aggregation, Compare, Filter, Query
 from hybridkit.resources._resource import AnyResource
@@ -56,7 +63,7 @@ class PostgresReader:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({sorted(self._tables)})"
 
-    async def get(self, resource: AnyResource, record_id: Any) -> Encoded | None:
+    async def get(self, resource: AnyResource, record_id: Any) -> EncodedRecord | None:
         """Return the record with that id, if there is one."""
         hot = self._hot[resource.name]
         if not hot.whole.is_printed:
@@ -65,7 +72,7 @@ class PostgresReader:
         if not rows:
             return None
         body, tag = rows[0]
-        return Encoded(canonical(body) if hot.whole.has_documents else body.encode(), tag)
+        return EncodedRecord(canonical(body) if hot.whole.has_documents else body.encode(), tag)
 
     async def get_many(self, resource: AnyResource, record_ids: Sequence[Any]) -> bytes:
         """Return a JSON array of the records with those ids, in their order, with null for a missing one."""
@@ -78,7 +85,7 @@ class PostgresReader:
             raise answer_too_large()
         return canonical(body) if hot.whole.has_documents else body.encode()
 
-    async def find(self, resource: AnyResource, query: Query, *, after: Sequence[Any] | None) -> Found:
+    async def find(self, resource: AnyResource, query: Query, *, after: Sequence[Any] | None) -> EncodedPage:
         """Return one page of a query, by keyset: no row is skipped or seen twice, whatever is inserted meanwhile."""
         table = self._tables[resource.name]
         shown = projection(table, query.select)
@@ -88,7 +95,7 @@ class PostgresReader:
         sql = page_statement(table, shown, query, arguments, after=after)
         [[body, last, more]] = await self._pool.fetch(sql, *arguments.values, translate=query_error)
         items = canonical(body) if shown.has_documents else body.encode()
-        return Found(items, last[0] if more else None)
+        return EncodedPage(items, last[0] if more else None)
 
     async def count(self, resource: AnyResource, where: Filter | None, *, exact: bool) -> int:
         """Return how many records match; if `exact` is false, the estimate of PostgreSQL's planner."""
@@ -101,7 +108,7 @@ class PostgresReader:
         expected = _EXPECTED_ROWS.search(rows[0][0])
         return int(expected[1]) if expected else 0
 
-    async def export(self, resource: AnyResource, query: Query) -> AsyncGenerator[Lines]:
+    async def export(self, resource: AnyResource, query: Query) -> AsyncGenerator[ExportChunk]:
         """Yield every record of a query in one consistent view, from a cursor on the server.
 
         Raises:
@@ -135,12 +142,12 @@ class PostgresReader:
 
     # ── printed by Python ─────────────────────────────────────────────────────────────────────────
 
-    async def _get_row(self, hot: "_HotStatements", record_id: Any) -> Encoded | None:
+    async def _get_row(self, hot: "_HotStatements", record_id: Any) -> EncodedRecord | None:
         rows = await self._rows(hot.table, hot.whole, Query(where=Compare("id", "eq", record_id)))
         if not rows:
             return None
         document = hot.whole.view.document(rows[0])
-        return Encoded(encode_json(document), document["etag"])
+        return EncodedRecord(encode_json(document), document["etag"])
 
     async def _get_rows(self, hot: "_HotStatements", record_ids: Sequence[Any]) -> bytes:
         wanted = Query(where=Compare("id", "in", tuple(record_ids)))
@@ -149,20 +156,20 @@ class PostgresReader:
             raise answer_too_large()
         documents = map(hot.whole.view.document, rows)
         found = {encode_json(document["id"]): encode_json(document) for document in documents}
-        return listed(found.get(encode_json(record_id)) for record_id in record_ids)
+        return encoded_list(found.get(encode_json(record_id)) for record_id in record_ids)
 
     async def _find_rows(
         self, table: ResourceTable, shown: Projection, query: Query, after: Sequence[Any] | None
-    ) -> Found:
+    ) -> EncodedPage:
         rows = await self._rows(table, shown, query, after=after, limit=query.page_size + 1)
-        room = Room()
+        space = AnswerSpace()
         lines = (encode_json(shown.view.document(row)) for row in rows[: query.page_size])
-        page = list(takewhile(room.takes, lines))
+        page = list(takewhile(space.takes, lines))
         position = None
         if page:
             *_, is_followed, last = rows[len(page) - 1]
             position = list(last) if is_followed else None
-        return Found(b"[%b]" % b",".join(page), position)
+        return EncodedPage(b"[%b]" % b",".join(page), position)
 
     async def _rows(
         self, table: ResourceTable, shown: Projection, query: Query, **options: Any

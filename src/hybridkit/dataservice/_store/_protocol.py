@@ -15,7 +15,7 @@ from hybridkit.resources._resource import AnyResource
 # decoded only to be encoded again. The bytes are those that `codec.encode_json` makes of the record.
 
 
-class Encoded(NamedTuple):
+class EncodedRecord(NamedTuple):
     """One record, ready to be sent.
 
     Attributes:
@@ -28,7 +28,7 @@ class Encoded(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class EncodedPage:
     """Some records of a query, in its order.
 
     Attributes:
@@ -40,7 +40,7 @@ class Found:
     position: Sequence[Any] | None
 
 
-class Room:
+class AnswerSpace:
     """What of one answer's room is left. Records are counted as they come, so that no more of them are read."""
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class Room:
         self._is_empty = True
 
     def __repr__(self) -> str:
-        return f"Room({self._left_bytes} bytes left)"
+        return f"AnswerSpace({self._left_bytes} bytes left)"
 
     def takes(self, record: bytes) -> bool:
         """Whether that record fits in; the first one always does."""
@@ -58,16 +58,16 @@ class Room:
         return fits
 
 
-def listed(records: Iterable[bytes | None]) -> bytes:
+def encoded_list(records: Iterable[bytes | None]) -> bytes:
     """A JSON array of records, null for what is not there.
 
     Raises:
         AnswerTooLargeError: they are too many for one answer.
     """
-    room = Room()
+    space = AnswerSpace()
     lines: list[bytes] = []
     for record in records:
-        if record is not None and not room.takes(record):
+        if record is not None and not space.takes(record):
             raise answer_too_large()
         lines.append(b"null" if record is None else record)
     return b"[%b]" % b",".join(lines)
@@ -81,7 +81,7 @@ def answer_too_large() -> AnswerTooLargeError:
     )
 
 
-class Lines(NamedTuple):
+class ExportChunk(NamedTuple):
     """A piece of an export.
 
     Attributes:
@@ -106,7 +106,7 @@ class Store(Protocol):
         """The events that wait to be published; None where the database can't keep them with the records."""
         ...
 
-    async def get(self, resource: AnyResource, record_id: Any) -> Encoded | None:
+    async def get(self, resource: AnyResource, record_id: Any) -> EncodedRecord | None:
         """The record with that id, if there is one."""
         ...
 
@@ -118,7 +118,7 @@ class Store(Protocol):
         """
         ...
 
-    async def find(self, resource: AnyResource, query: Query, *, after: Sequence[Any] | None) -> Found:
+    async def find(self, resource: AnyResource, query: Query, *, after: Sequence[Any] | None) -> EncodedPage:
         """One page of a query, which ends early where the next record would be too many bytes for one answer.
 
         Args:
@@ -144,7 +144,7 @@ class Store(Protocol):
         """
         ...
 
-    def export(self, resource: AnyResource, query: Query) -> AsyncGenerator[Lines]:
+    def export(self, resource: AnyResource, query: Query) -> AsyncGenerator[ExportChunk]:
         """Every record of a query, as one consistent view where the database has such, from a cursor of its own.
 
         The deadline of the bound context is not that of the whole export, but of the wait for each piece.
