@@ -133,11 +133,8 @@ def _parameter(text: str) -> tuple[str, str]:
     match = _PARAMETER.fullmatch(text)
     if match is None:
         raise ValueError("a name is expected, with a value after `=` or without one")
-    return match["name"].lower(), _unquoted(match["quoted"]) if match["quoted"] else match["bare"] or ""
-
-
-def _unquoted(quoted: str) -> str:
-    return _ESCAPED.sub(r"\1", quoted[1:-1])
+    value = _ESCAPED.sub(r"\1", match["quoted"][1:-1]) if match["quoted"] else match["bare"] or ""
+    return match["name"].lower(), value
 
 
 # ── structured strings ───────────────────────────────────────────────────────────────────────────

@@ -75,8 +75,8 @@ class HttpServer:
     Args:
         answer: returns the response to a request; None ends the connection without one.
         refuse: returns the response to what is no request or is too large, given the HTTP status and the reason.
-        name: of the tasks, for debuggers.
-        limits: of heads, bodies and time.
+        name: the name of the tasks, for debuggers.
+        limits: the limits of heads, bodies and time.
     """
 
     def __init__(

@@ -292,7 +292,7 @@ def _state_to_dict(state: DependencyState) -> dict[str, Any]:
 def _metrics_response(metrics: RenderMetrics, accept: str) -> HttpResponse:
     try:
         body, content_type = metrics(accept)
-    except Exception:  # noqa: BLE001 - somebody else's broken collector must not take the other paths with it
+    except Exception:  # noqa: BLE001 - of a collector; the other paths still answer
         _log.exception("the metrics can't be collected")
         return _response(HTTPStatus.INTERNAL_SERVER_ERROR)
     return _response(HTTPStatus.OK, body, content_type=content_type)

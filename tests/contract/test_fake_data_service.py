@@ -126,7 +126,7 @@ async def test_a_passing_refusal_is_waited_out(connect: Connect, fake: FakeDataS
 async def test_a_lasting_refusal_is_raised(
     connect: Connect, fake: FakeDataService, error: UnavailableError | ConflictError
 ) -> None:
-    """As the class that the service raised, once the attempts are used up."""
+    """The caller gets the service's own error once the attempts are used up."""
     fake.faults.refuse(error)
     async with connect() as client:
         with pytest.raises(type(error)):
@@ -166,7 +166,7 @@ async def test_garbage_is_a_typed_error(connect: Connect, fake: FakeDataService,
 
 
 async def test_a_huge_answer_is_given_up_on(connect: Connect, fake: FakeDataService) -> None:
-    """Before it fills the caller's memory."""
+    """The client stops reading before it fills the caller's memory."""
     fake.faults.inflate(PATIENT.max_response_bytes + 1)
     async with connect() as client:
         with pytest.raises(ResponseError):

@@ -181,7 +181,7 @@ async def test_only_what_can_be_repeated_is(method: str, sent: int) -> None:
 
 
 async def test_a_write_is_repeated_when_the_caller_allows_it() -> None:
-    """By a flag or by a key, which each attempt carries; otherwise a broken connection ends it."""
+    """The caller allows it by a flag or by a key, which each attempt carries."""
     assert await attempts(Wire(CUT, fine()), "post", idempotent=True) == 2
     assert await attempts(Wire(CUT, fine()), "put", idempotent=False) == 1
     keyed = Wire(CUT, fine())

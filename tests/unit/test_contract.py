@@ -55,7 +55,7 @@ keys = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), min_size=1
 
 @given(keys)
 def test_a_key_reads_back_from_its_quoted_form(key: str) -> None:
-    """Any printable ASCII, quotation marks and backslashes included."""
+    """A key may be any printable ASCII, quotation marks and backslashes included."""
     assert parse_key(quote_key(key)) == key
 
 
@@ -66,7 +66,7 @@ def test_a_key_may_come_bare() -> None:
 
 @pytest.mark.parametrize("value", ["", '""', "k" * 256, "ключ", "a\nb"])
 def test_a_key_outside_the_syntax_is_refused(value: str) -> None:
-    """Empty, too long, or with characters that no header carries."""
+    """It is empty, too long, or has characters that no header carries."""
     with pytest.raises(InvalidRequestError, match="idempotency key"):
         parse_key(value)
 
@@ -137,7 +137,7 @@ def test_a_transaction_is_read_by_its_operations() -> None:
     ],
 )
 def test_an_operation_outside_the_contract_is_refused(operation: dict[str, object]) -> None:
-    """An unknown kind, and an unknown member of a known one."""
+    """An unknown operation and an unknown member of a known one are both refused."""
     with pytest.raises(ValidationError):
         Transaction.model_validate({"operations": [operation]})
 
@@ -252,13 +252,13 @@ class Keyed(Event, type="contract_test.keyed", key="name"):
 
 @pytest.mark.parametrize("name", ["", "a" * 1024, "Ünal Çelik", "a b\n"])
 def test_an_event_is_in_order_by_any_text_of_reasonable_length(name: str) -> None:
-    """Up to 1,024 characters, empty and in any script."""
+    """An ordering key has up to 1,024 characters of any script, or none."""
     assert Emission.of(Keyed(name=name), request_id="r", user_id=None).key == name
 
 
 @pytest.mark.parametrize("name", ["a" * 1025, "a\x00b"])
 def test_an_event_that_can_not_be_stored_is_refused_where_it_is_emitted(name: str) -> None:
-    """With a pointer, and without the value."""
+    """The error has a pointer, and no value."""
     with pytest.raises(InvalidRequestError, match="can't be sent") as caught:
         Emission.of(Keyed(name=name), request_id="r", user_id=None)
     assert [error.pointer for error in caught.value.errors] == ["/key"]

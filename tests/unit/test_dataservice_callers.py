@@ -119,7 +119,7 @@ async def test_what_is_granted_is_done(fake: FakeDataService) -> None:
 
 
 async def test_what_is_not_granted_is_refused_and_not_done(fake: FakeDataService) -> None:
-    """Whichever way it is asked for; the record stays as it was."""
+    """Every way to ask for it is refused, and the record stays as it was."""
     async with client(fake, "api_service") as api, client(fake, "bot_service") as bot:
         note = await api.create(NOTES, NewNote(text="a"))
         for refused in (
@@ -228,7 +228,7 @@ async def test_a_call_is_told_the_name_that_was_proven() -> None:
 
 
 async def test_without_keys_a_name_is_believed_and_grants_hold_all_the_same() -> None:
-    """So that a service can be tried out without tokens."""
+    """A service can be tried out without tokens."""
     fake = serving(Callers.of(settings(), GRANTS))
     async with (
         PostgresDataClient("http://data", service="bot_service", transport=fake.transport) as bot,

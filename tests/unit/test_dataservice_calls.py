@@ -63,14 +63,14 @@ async def test_without_a_broker_a_call_emits_nothing(routes: Any) -> None:
 
 
 async def test_what_a_handler_raises_is_a_problem(routes: Any) -> None:
-    """With its own code, and `Retry-After` where the error has it."""
+    """The problem has the error's code, and `Retry-After` where the error asks for it."""
     answer = await routes.send("POST", "/v1/notes:praise", {"title": "busy"})
     assert (answer.status_code, answer.json()["code"]) == (429, "RATE_LIMITED")
     assert answer.headers["retry-after"] == "3"
 
 
 async def test_a_request_that_does_not_fit_is_pointed_at(routes: Any) -> None:
-    """An undeclared member too: it may be a misspelt one."""
+    """An undeclared member doesn't fit, as it may be a misspelt one."""
     answer = await routes.send("POST", "/v1/notes:praise", {"title": "a", "tittle": "b"})
     assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/tittle")
 

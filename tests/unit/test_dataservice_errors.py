@@ -108,7 +108,7 @@ def test_a_sqlstate_is_an_error(sqlstate: str, expected: type[HybridkitError]) -
     ],
 )
 def test_no_answer_is_unavailable(error: Exception) -> None:
-    """Whether the network, the driver or a stale statement is to blame."""
+    """It doesn't matter whether the network, the driver or a stale statement is to blame."""
     assert isinstance(database_error(error), UnavailableError)
 
 

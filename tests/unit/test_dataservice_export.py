@@ -83,7 +83,7 @@ class Reader:
 
 @pytest.mark.parametrize("records", [0, 1, 250])
 async def test_an_export_is_every_record_and_their_number(routes: Any, records: int) -> None:
-    """By `GET` and by `QUERY`; without records there is the last line only."""
+    """`GET` and `QUERY` export alike; without records there is the last line only."""
     items = [{"data": {"title": str(number)}} for number in range(records)]
     if items:
         await routes.send("POST", "/v1/notes:batch_create", {"items": items})
@@ -99,7 +99,7 @@ async def test_an_export_is_every_record_and_their_number(routes: Any, records: 
 
 
 async def test_an_export_has_no_pages(routes: Any) -> None:
-    """A page token is refused, as nothing could be meant by it."""
+    """A page token is refused, as it can't mean anything."""
     answer = await routes.send("GET", "/v1/notes?page_token=x", accept=NDJSON)
     assert (answer.status_code, answer.json()["code"]) == (400, "INVALID_QUERY")
 
@@ -128,7 +128,7 @@ async def test_a_cursor_that_times_out_is_no_reader_that_left(routes: Any) -> No
 
 
 async def test_a_reader_that_leaves_stops_the_cursor(routes: Any) -> None:
-    """After a few more lines at most, for it holds a connection of the pool."""
+    """The cursor holds a connection of the pool, so it ends after a few more lines."""
     cursor = routes.app.state.store = Cursor(routes.store, pieces=1_000_000)
     reader = Reader(leaves_after=3)
     async with asyncio.timeout(60):

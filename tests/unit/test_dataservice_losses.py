@@ -98,7 +98,7 @@ CLOSED = closed(Tree)
     ],
 )
 def test_what_a_model_would_lose_is_pointed_at(body: dict[str, Any], pointer: str) -> None:
-    """Undeclared members and changed values, however deeply they are nested."""
+    """Undeclared members and changed values are found, however deeply they are nested."""
     with pytest.raises(InvalidRequestError) as refused:
         validate(CLOSED, encode_json(body))
     assert [problem.pointer for problem in refused.value.errors] == [pointer]
@@ -120,7 +120,7 @@ def test_what_a_model_would_lose_is_pointed_at(body: dict[str, Any], pointer: st
     ids=str,
 )
 def test_what_is_kept_is_taken(body: dict[str, Any]) -> None:
-    """Aliases, open models, other spellings of one value and numbers that stay exact."""
+    """Aliases, open models, other spellings of one value and exact numbers lose nothing."""
     validate(CLOSED, encode_json(body))
 
 
@@ -131,5 +131,5 @@ def test_what_is_kept_is_taken(body: dict[str, Any]) -> None:
     ).filter(lambda value: "inf" not in repr(value))
 )
 def test_a_document_of_any_form_loses_nothing(value: Any) -> None:
-    """Compared with itself, no value is reported."""
+    """No value is reported where a document is compared with itself."""
     assert list(losses(value, value)) == []

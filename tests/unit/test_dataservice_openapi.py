@@ -28,7 +28,7 @@ def references(part: Any) -> Iterator[str]:
 
 
 async def test_every_path_is_described_and_every_description_is_a_path(routes: Any) -> None:
-    """But for QUERY, a method that OpenAPI 3.1 can't describe."""
+    """Only QUERY is missing, a method that OpenAPI 3.1 can't describe."""
     document = (await routes.http.get("/openapi.json")).json()
     described = {(path, method) for path, method, _ in operations(document)}
     served = {
@@ -51,7 +51,7 @@ def test_every_reference_leads_somewhere(routes: Any) -> None:
 
 
 def test_every_schema_is_one(routes: Any) -> None:
-    """Those of components, of bodies and of parameters."""
+    """The schemas of components, bodies and parameters are valid JSON Schema."""
     document = routes.app.openapi()
     schemas = [*document["components"]["schemas"].values()]
     for _, _, operation in operations(document):
@@ -119,7 +119,7 @@ def test_records_pages_and_problems_have_names(routes: Any) -> None:
 
 
 async def test_routes_of_the_application_are_in_the_document_too(routes: Any) -> None:
-    """After the contract's, and each time the document is made."""
+    """They come after the contract's, each time the document is made."""
 
     async def mine() -> int:
         return 1

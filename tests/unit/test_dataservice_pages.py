@@ -39,7 +39,7 @@ def read(token: str, query: Query = QUERY, key: bytes = KEY) -> Any:
 
 
 def test_a_position_comes_back_whatever_the_page_size_and_selection() -> None:
-    """Its values in their JSON form, as both may change between two pages."""
+    """Both may change between two pages; the values come back in their JSON form."""
     moment = datetime(2026, 1, 1, 0, 0, 0, 123456, tzinfo=UTC)
     position = [None, 1, "ä", moment, Decimal("1.50"), UUID(int=1)]
     assert read(write_token(ITEMS, QUERY, position, key=KEY)) == [

@@ -47,7 +47,7 @@ async def test_what_is_not_there_is_a_problem(routes: Any, path: str) -> None:
 async def test_a_wrong_method_is_told_the_right_ones(
     routes: Any, method: str, path: str, allowed: set[str]
 ) -> None:
-    """In `Allow`, also where an id looks like a call."""
+    """`Allow` has them, also where an id looks like a call."""
     answer = await routes.send(method, path)
     assert code_of(answer) == (405, "METHOD_NOT_ALLOWED")
     assert set(answer.headers["allow"].split(", ")) == allowed
@@ -327,7 +327,7 @@ async def test_an_assert_touches_nothing(routes: Any) -> None:
 
 @pytest.mark.parametrize("preference", ["count=exact", "count=estimated", 'COUNT="exact"; x=1, count=none'])
 async def test_a_page_counts_everything_that_fits_on_request(routes: Any, preference: str) -> None:
-    """Not only the page; an unknown way to count is ignored."""
+    """The count goes beyond the page; an unknown way to count is ignored."""
     for _ in range(3):
         await routes.create()
     answer = await routes.send("GET", "/v1/notes?page_size=1&title=eq.a", prefer=preference)
@@ -403,7 +403,7 @@ async def test_a_replay_says_that_its_records_are_those_of_now(routes: Any) -> N
 
 
 async def test_a_removed_record_comes_back(routes: Any) -> None:
-    """With its values, under a new ETag."""
+    """It has its values, and a new ETag."""
     record = await routes.create()
     path = f"/v1/notes/{record['id']}"
     assert (await routes.send("DELETE", path)).status_code == 204
@@ -417,7 +417,7 @@ async def test_a_removed_record_comes_back(routes: Any) -> None:
 
 
 async def test_a_batch_is_answered_in_its_order(routes: Any) -> None:
-    """Whatever its kind; made ids are the same when the batch is repeated."""
+    """Every kind of batch keeps it; made ids are the same when the batch is repeated."""
     items = [{"data": {"title": "a"}}, {"id": MISSING, "data": {"title": "b"}}]
     body = {"items": items}
     created = await routes.send("POST", "/v1/notes:batch_create", body, key="k")
@@ -458,7 +458,7 @@ async def test_a_batch_is_answered_in_its_order(routes: Any) -> None:
 async def test_a_batch_points_at_what_does_not_fit(
     routes: Any, kind: str, item: dict[str, Any], pointer: str
 ) -> None:
-    """By the number of the item and the member in it."""
+    """The pointer has the number of the item and the member in it."""
     answer = await routes.send("POST", f"/v1/notes:batch_{kind}", {"items": [item]})
     assert code_of(answer) == (422, "VALIDATION")
     assert [error["pointer"] for error in answer.json()["errors"]] == [pointer]
@@ -479,7 +479,7 @@ async def test_a_natural_key_is_in_a_batch_or_in_its_data(routes: Any) -> None:
 
 @pytest.mark.parametrize("ids", [["nonsense"], "a", None, [MISSING] * 1001])
 async def test_a_batch_of_ids_has_its_limits(routes: Any, ids: object) -> None:
-    """At most 1,000 ids, and each of them one of the resource."""
+    """It has at most 1,000 ids, and each of them is one of the resource."""
     answer = await routes.send("POST", "/v1/notes:batch_get", {"ids": ids})
     assert code_of(answer) == (422, "VALIDATION")
 
@@ -565,6 +565,6 @@ async def test_emitting_is_a_right_of_its_own(routes: Any) -> None:
 
 
 async def test_a_caller_has_a_name(routes: Any) -> None:
-    """In snake_case, as it is part of its keys."""
+    """It is in snake_case, as it becomes a part of keys."""
     answer = await routes.send("GET", "/v1/notes", x_service_name="No Name")
     assert code_of(answer) == (422, "VALIDATION")

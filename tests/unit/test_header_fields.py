@@ -50,7 +50,7 @@ def quoted(text: str) -> str:
 
 
 def test_the_lines_of_a_list_are_one_list() -> None:
-    """In their order, with other fields between them."""
+    """They keep their order, also with other fields between them."""
     fields = lines(("prefer", "a"), ("accept", "*/*"), ("prefer", "b, c"))
     assert (fields.listed("prefer"), fields.listed("accept"), fields.listed("via")) == (
         "a, b, c",
@@ -109,7 +109,7 @@ def test_a_string_is_read_as_it_was_written(text: str) -> None:
     ["", "a", '"', '"a', 'a"', '"a" b', '"a", "b"', '"a\\b"', '"\\"', '"a"b"', '"\xe9"', '"a\tb"', '"a";'],
 )
 def test_what_is_no_string_is_refused(value: str) -> None:
-    """Open quotes, stray text and characters beyond ASCII included."""
+    """Open quotes, stray text and characters beyond ASCII make it unreadable."""
     with pytest.raises(ValueError, match="quoted string"):
         read_string(value)
 
@@ -169,7 +169,7 @@ def test_a_media_type_is_read_as_it_was_written(kind: str, subtype: str, given_w
     "value", ["", "json", "application/", "/json", "a/b/c", "a/b, c/d", 'a/b;c="', "a/b c"]
 )
 def test_what_is_no_media_type_is_refused(value: str) -> None:
-    """Lists and half a type included."""
+    """A list of media types and half a type are none."""
     with pytest.raises(ValueError, match=r"expected|closed"):
         read_media_type(value)
 
@@ -262,7 +262,7 @@ def test_a_star_is_any_state() -> None:
     ["", ",", "1-2a", 'w/"a"', "W/1-2a", '"a', 'a"', '"a" "b"', '*, "a"', '"a", *', '"a", b', "**", '"a"b'],
 )
 def test_what_is_no_tag_is_refused(value: str) -> None:
-    """Missing quotes, lists with `*`, and nothing at all."""
+    """A tag without quotes, a list with `*` and an empty value are none."""
     with pytest.raises(ValueError, match="entity tags"):
         read_tags(value)
 

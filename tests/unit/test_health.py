@@ -86,7 +86,7 @@ async def test_the_words_of_foreign_errors_stay_inside() -> None:
 
 
 async def test_a_long_detail_is_cut() -> None:
-    """At 200 characters."""
+    """It has at most 200 characters."""
     readiness = await health_with(db=Dependency(UnavailableError("x" * 10_000)).probe).readiness()
     assert len(str(readiness.dependencies["db"].detail)) == 200
 
@@ -118,7 +118,7 @@ async def test_a_probe_that_hangs_counts_as_down_after_its_time() -> None:
 
 
 async def test_a_probe_that_can_not_even_be_cancelled_is_not_started_again() -> None:
-    """Until it has ended; otherwise each request would add one."""
+    """It would leave one more task behind with each request."""
     end = asyncio.Event()
     health = health_with(redis=hangs(ignores=end))
     await health.readiness()
@@ -141,7 +141,7 @@ async def test_a_probe_that_was_cancelled_by_itself_is_down() -> None:
 
 
 async def test_an_answer_is_given_again_while_it_is_fresh() -> None:
-    """For `cache_seconds`, so that many requests do not load the dependencies."""
+    """Many requests do not load the dependencies."""
     clock, redis = Clock(), Dependency()
     health = Health(clock=clock)
     health.add("redis", redis.probe)
@@ -217,7 +217,7 @@ async def test_only_changes_are_logged(logs: list[MutableMapping[str, Any]]) -> 
 
 
 def test_its_repr_tells_status_and_probes() -> None:
-    """For whoever prints it in a debugger."""
+    """A debugger shows both without asking the probes."""
     assert repr(health_with(redis=Dependency().probe)) == "Health(ready, probes=['redis'])"
 
 

@@ -42,14 +42,14 @@ async def get(server: HealthServer, target: str, *headers: str) -> tuple[int, st
 
 
 async def test_health_answers_while_the_loop_turns(server: HealthServer) -> None:
-    """With 200 and JSON, whatever the dependencies do."""
+    """The answer is JSON, and doesn't depend on any probe."""
     status, head, body = await get(server, "/health")
     assert (status, body) == (200, b'{"status":"alive"}')
     assert "content-type: application/json" in head
 
 
 async def test_ready_answers_what_the_probes_say(server: HealthServer, health: Health) -> None:
-    """With 503 and the reason while one is down; a query in the URL is ignored."""
+    """It is 503 with the reason while one is down; a query in the URL is ignored."""
     assert (await get(server, "/ready?verbose"))[0] == 200
 
     async def down() -> None:
@@ -111,7 +111,7 @@ async def test_there_is_nothing_else(server: HealthServer) -> None:
     ids=["another method", "no host", "another version", "another protocol", "TLS", "too large"],
 )
 async def test_other_requests_are_refused(server: HealthServer, request_bytes: bytes, status: bytes) -> None:
-    """With the status that says why, and without reading a body."""
+    """The status says why, and no body is read."""
     assert (await exchange(server, request_bytes)).startswith(b"HTTP/1.1 " + status)
 
 
@@ -150,5 +150,5 @@ async def test_a_taken_port_is_an_error_at_the_start(server: HealthServer, healt
 
 
 def test_its_repr_tells_where_it_listens(health: Health) -> None:
-    """And the state of the health that it serves."""
+    """It also shows the health that it serves."""
     assert repr(HealthServer(health, port=8003)) == "HealthServer(127.0.0.1:8003, Health(ready, probes=[]))"

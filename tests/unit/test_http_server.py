@@ -50,7 +50,7 @@ POST = b"POST / HTTP/1.1\r\nHost: a\r\n"
 
 
 async def test_a_connection_carries_one_request_after_another() -> None:
-    """Also those that a client sends before it has the response to the first."""
+    """A client may send the next one before it has the response to the first."""
     async with connected() as streams:
         assert await exchange(streams, GET + GET) == (200, b"GET /a?b=%20 False ")
         assert await exchange(streams, b"") == (200, b"GET /a?b=%20 True ")
@@ -60,7 +60,7 @@ async def test_a_connection_carries_one_request_after_another() -> None:
 
 @pytest.mark.parametrize("request_", [GET.replace(b"1.1", b"1.0"), GET[:-2] + b"Connection: close\r\n\r\n"])
 async def test_a_connection_ends_where_its_client_wants_no_other_response(request_: bytes) -> None:
-    """As HTTP/1.0 does by itself, and HTTP/1.1 with `Connection: close`."""
+    """HTTP/1.0 wants it by itself, and HTTP/1.1 by `Connection: close`."""
     async with connected() as streams:
         assert (await exchange(streams, request_))[0] == 200
         assert await streams[0].read() == b""
@@ -96,7 +96,7 @@ async def test_the_response_to_head_has_no_body() -> None:
 
 
 async def test_a_response_may_drip() -> None:
-    """Byte by byte, for tests of clients that wait."""
+    """It comes byte by byte, for tests of clients that wait."""
 
     async def drip(request: HttpRequest) -> HttpResponse:
         return HttpResponse(200, [], b"slow", drip_seconds=0.001)
@@ -122,7 +122,7 @@ async def test_an_answer_that_fails_ends_its_connection_only(logs: list[MutableM
 
 @pytest.mark.parametrize("request_", [b"", GET[:10], POST + b"Content-Length: 3\r\n\r\nab"])
 async def test_a_connection_that_ends_before_its_request_is_not_answered(request_: bytes) -> None:
-    """Neither with a refusal: there is nothing to refuse."""
+    """There is no request that could be refused."""
     async with connected() as (reader, writer):
         writer.write(request_)
         writer.write_eof()
@@ -130,7 +130,7 @@ async def test_a_connection_that_ends_before_its_request_is_not_answered(request
 
 
 async def test_its_repr_names_what_it_is_for() -> None:
-    """And how many connections are open, of which a server that never listened has none to close."""
+    """A server that never listened has no connection, and can be closed."""
     server = HttpServer(echo, refuse=lambda status, _: HttpResponse(status), name="test", limits=HttpLimits())
     await server.close()
     assert repr(server) == "HttpServer('test', connections=0)"

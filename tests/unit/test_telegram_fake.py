@@ -60,7 +60,7 @@ async def test_an_update_comes_again_until_an_offset_confirms_it(telegram: FakeT
 
 
 async def test_a_confirmed_update_can_be_delivered_once_more(telegram: FakeTelegram, bot: Bot) -> None:
-    """As Telegram does now and then; once, although the bot's offset is beyond it."""
+    """It comes once, although the bot's offset is beyond it, as Telegram does now and then."""
     update_id = telegram.push_text("hello", from_user=ADA)
     await bot.get_updates(offset=update_id + 1)
     telegram.redeliver(update_id)
@@ -78,7 +78,7 @@ async def test_a_long_poll_ends_with_the_first_update(telegram: FakeTelegram, bo
 
 
 async def test_a_second_poller_ends_the_first(telegram: FakeTelegram, bot: Bot) -> None:
-    """With 409, as Telegram does with two instances of one bot."""
+    """The first one gets 409, as Telegram answers two instances of one bot."""
     first = asyncio.create_task(bot.get_updates(timeout=60))
     await telegram.wait_for_calls("getUpdates")
     assert await bot.get_updates() == []
@@ -87,7 +87,7 @@ async def test_a_second_poller_ends_the_first(telegram: FakeTelegram, bot: Bot) 
 
 
 async def test_sent_messages_are_recorded(telegram: FakeTelegram, bot: Bot) -> None:
-    """With everything that the bot passed, in any script."""
+    """Each has everything that the bot passed, in any script."""
     answer = await bot.send_message(7, "Добро пожаловать & welcome", parse_mode="HTML")
     [message] = await telegram.wait_for_messages(1)
     assert (message.chat_id, message.text) == (7, "Добро пожаловать & welcome")
@@ -96,7 +96,7 @@ async def test_sent_messages_are_recorded(telegram: FakeTelegram, bot: Bot) -> N
 
 
 async def test_a_refused_call_has_no_effect(telegram: FakeTelegram, bot: Bot) -> None:
-    """As often as it was told; the next call is done."""
+    """The fault refuses as many calls as it was told, and the next call is done."""
     telegram.fail("sendMessage", status=429, retry_after_seconds=3)
     with pytest.raises(TelegramRetryAfter) as caught:
         await bot.send_message(7, "hello")
@@ -119,7 +119,7 @@ async def test_a_wrong_token_opens_nothing(telegram: FakeTelegram) -> None:
 
 
 async def test_what_telegram_refuses_is_refused(telegram: FakeTelegram, bot: Bot) -> None:
-    """With Telegram's own words, which bots match on."""
+    """The descriptions are Telegram's own, which bots match on."""
     with pytest.raises(TelegramBadRequest, match="chat not found"):
         await bot.send_message("nobody", "hello")
     with pytest.raises(TelegramBadRequest, match="text is empty"):
@@ -192,13 +192,13 @@ async def test_another_process_drives_it_over_http(telegram: FakeTelegram, bot: 
 async def test_what_it_is_not_told_clearly_it_refuses(
     telegram: FakeTelegram, path: str, body: str, status: int
 ) -> None:
-    """With a status that a script notices."""
+    """The HTTP status tells it to a script."""
     async with httpx.AsyncClient(base_url=telegram.url) as client:
         assert (await client.post(path, content=body)).status_code == status
 
 
 async def test_parameters_come_in_the_url_as_json_or_as_a_form(telegram: FakeTelegram) -> None:
-    """As clients of the Bot API send them; of a file only its name is kept."""
+    """Clients of the Bot API use all of these forms; of a file only its name is kept."""
     url = f"{telegram.url}/bot{telegram.token}/sendMessage"
     async with httpx.AsyncClient() as client:
         await client.get(f"{url}?chat_id=7&text=one")
@@ -236,7 +236,7 @@ async def test_as_a_process_it_answers_a_bot_until_a_signal(number: signal.Signa
 
 
 async def test_as_a_process_it_says_that_its_port_is_taken(telegram: FakeTelegram) -> None:
-    """With exit code 1, and without a traceback."""
+    """It ends with exit code 1, and without a traceback."""
     process = await asyncio.create_subprocess_exec(
         *command("--port", telegram.url.rpartition(":")[2], "--token", "7:secret"),
         stderr=asyncio.subprocess.PIPE,

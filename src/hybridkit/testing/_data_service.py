@@ -159,7 +159,7 @@ class FakeTransport:
             (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in fields.items()
         ]
         received = HttpRequest(
-            request.method, _target(request.url), headers, request.body, is_reusing=self._used
+            request.method, "/" + request.url.split("/", 3)[3], headers, request.body, is_reusing=self._used
         )
         self._used = True
         reply = await self._fake.answer(received)
@@ -169,11 +169,6 @@ class FakeTransport:
 
     async def aclose(self) -> None:
         """Do nothing: the transport holds no connection."""
-
-
-def _target(url: str) -> str:
-    """Return path and query of a URL."""
-    return "/" + url.split("/", 3)[3]
 
 
 async def _chunks(reply: Reply) -> AsyncGenerator[bytes]:

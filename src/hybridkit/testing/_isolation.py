@@ -50,7 +50,7 @@ def postgres_template(server: Server, fill: Callable[[str], None] | None) -> Gen
     with postgres_database(server) as url:
         fill(url)
         name = urlsplit(url).path.strip("/")
-        # PostgreSQL copies no database that somebody is still connected to.
+        # PostgreSQL does not copy a database that has connections.
         end = f"select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'"  # noqa: S608 # nosec B608
         _execute(server.url, end)
         yield name

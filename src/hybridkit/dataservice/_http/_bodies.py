@@ -279,19 +279,19 @@ _TRANSACTION: Final = TypeAdapter(Transaction)
 
 
 def _operation(wanted: contract.Operation, bodies: Mapping[str, RequestBodies], at: str) -> Operation:
-    body = bodies.get(wanted.resource)
-    if body is None:
+    resource_bodies = bodies.get(wanted.resource)
+    if resource_bodies is None:
         raise InvalidRequestError(
             f"{at}: there is no such resource", errors=[FieldProblem(f"/{at}/resource", "unknown_resource")]
         )
-    resource, record_id = body.resource, read_id(body.resource, wanted.id, at)
+    resource, record_id = resource_bodies.resource, read_id(resource_bodies.resource, wanted.id, at)
     match wanted:
         case contract.AssertOperation():
             return Assert(resource=resource, id=record_id, if_match=read_tag(wanted.if_match, at), label=at)
         case contract.CreateOperation():
-            return body.create_as(record_id, wanted.data, at=at)
+            return resource_bodies.create_as(record_id, wanted.data, at=at)
         case contract.UpdateOperation():
-            return body.update(
+            return resource_bodies.update(
                 record_id,
                 wanted.data,
                 if_match=read_tag(wanted.if_match, at),
@@ -300,9 +300,9 @@ def _operation(wanted: contract.Operation, bodies: Mapping[str, RequestBodies], 
                 at=at,
             )
         case contract.UpsertOperation():
-            return body.upsert(record_id, encode_json(wanted.data), at=at)
+            return resource_bodies.upsert(record_id, encode_json(wanted.data), at=at)
         case contract.DeleteOperation():
-            return body.delete(record_id, if_match=read_tag(wanted.if_match, at), at=at)
+            return resource_bodies.delete(record_id, if_match=read_tag(wanted.if_match, at), at=at)
         case _:
             assert_never(wanted)
 

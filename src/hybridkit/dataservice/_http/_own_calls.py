@@ -39,7 +39,7 @@ type CallHandler = Callable[[Any, CallContext[Any]], Awaitable[BaseModel]]
 
 
 class CallContext[DatabaseT]:
-    """The context of one run of a handler. A call that lost a race runs again, with a context of its own.
+    """The context of one run of a handler. A call that lost a race runs again, with another context.
 
     Attributes:
         database: SQLAlchemy's `AsyncConnection` in the call's transaction, or PyMongo's `AsyncDatabase`.

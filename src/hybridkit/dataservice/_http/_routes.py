@@ -30,7 +30,7 @@ def add_routes(
     The routes expect `store`, `callers` and `can_emit` in the `state` of the running application.
 
     Args:
-        app: the application; it may have routes of its own, also under `/v1`.
+        app: the application, which may have other routes, also under `/v1`.
         bodies: the request bodies of each resource, by its name.
         calls: the service's own calls with their handlers.
 
@@ -40,10 +40,10 @@ def add_routes(
     calls = calls or {}
     check_calls(calls, bodies)
     router = ContractRouter()
-    for body in bodies.values():
-        RecordRoutes(body).add_to(router)
-        QueryRoutes(body).add_to(router)
-        BatchRoutes(body).add_to(router)
+    for resource_bodies in bodies.values():
+        RecordRoutes(resource_bodies).add_to(router)
+        QueryRoutes(resource_bodies).add_to(router)
+        BatchRoutes(resource_bodies).add_to(router)
     own = [CallRoute(call, handler) for call, handler in calls.items()]
     for call in own:
         call.add_to(router)
@@ -51,11 +51,11 @@ def add_routes(
     app.router.routes.insert(0, router)
     for other in app.router.routes:
         if isinstance(other, Route) and other.path == "/ready":
-            other.app = _knowing_callers(other.app)
+            other.app = _refusing_bad_tokens(other.app)
     add_document(app, ContractDocument(bodies.values(), own))
 
 
-def _knowing_callers(app: ASGIApp) -> ASGIApp:
+def _refusing_bad_tokens(app: ASGIApp) -> ASGIApp:
     """Wrap `/ready` so that it refuses the bad token of a service; an orchestrator's probe, which has none, passes."""
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:

@@ -20,10 +20,10 @@ RECORDS: Final[tuple[dict[str, Any], ...]] = (
 
 @pytest.mark.asyncio
 class AggregatesConformance:
-    """`POST /v1/x:aggregate`."""
+    """Tests of `POST /v1/{resource}:aggregate`."""
 
     async def test_groups_and_functions(self, service: ServiceUnderTest) -> None:
-        """Each function of each kind of field, with nulls left out; the members come in the declared order."""
+        """Each function leaves nulls out, and a row's members come in the order of the request."""
         await _fill(service)
         answer = await _ask(
             service,
@@ -47,7 +47,7 @@ class AggregatesConformance:
         assert list(answer.items[0]) == ["kind", "things", "names", "value", "ranks", "least", "most", "last"]
 
     async def test_averages_are_numbers(self, service: ServiceUnderTest) -> None:
-        """Over the values that are there, whatever the type of the field."""
+        """They are taken over the values that are there, whatever the type of the field."""
         await _fill(service)
         [row] = (
             await _ask(
@@ -71,7 +71,7 @@ class AggregatesConformance:
         assert [row["rank"] for row in rows] == [None, 4, 1]
 
     async def test_order_and_limit(self, service: ServiceUnderTest) -> None:
-        """By functions as well as by fields, in the order that they are given."""
+        """Rows can be ordered by functions as well as by fields."""
         await _fill(service)
         answer = await _ask(
             service,
@@ -87,7 +87,7 @@ class AggregatesConformance:
         ]
 
     async def test_a_filter_comes_first(self, service: ServiceUnderTest) -> None:
-        """What doesn't fit is in no group."""
+        """A record that doesn't fit is in no group."""
         await _fill(service)
         answer = await _ask(service, where={"gt": ["quantity", 1]}, functions={"n": ["count"]})
         assert answer.items == [{"n": 3}]

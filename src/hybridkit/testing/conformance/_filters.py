@@ -184,7 +184,7 @@ _SIZES: Final[Mapping[str, Any]] = {
     "object": {"a": 1},
     "null": None,
 }
-"""What stands at one path in a document of each; beside them is one without a document."""
+"""The values at one path of a document, one for each record; another record has no document."""
 
 _ON_A_PATH: Final[Sequence[tuple[Mapping[str, Any], set[str]]]] = (
     ({"eq": ["details.size", 1]}, {"one"}),
@@ -215,7 +215,7 @@ _ON_A_PATH: Final[Sequence[tuple[Mapping[str, Any], set[str]]]] = (
 
 @pytest.mark.asyncio
 class FiltersConformance:
-    """What a filter finds."""
+    """Tests of filters: operators, syntax, limits and declared fields."""
 
     async def test_every_operator_in_both_forms(self, service: ServiceUnderTest) -> None:
         """The JSON form and the URL form find the same records, which are listed by hand."""
@@ -261,7 +261,7 @@ class FiltersConformance:
     async def test_what_is_not_declared_is_refused(
         self, service: ServiceUnderTest, where: object, pointer: str
     ) -> None:
-        """With a pointer to the part of the filter that is wrong."""
+        """The pointer leads to the part of the filter that is wrong."""
         answer = await service.ask("POST", f"{THINGS.path}:query", {"where": where})
         assert answer.problem == (400, "INVALID_QUERY")
         assert answer.pointers == [pointer]
@@ -290,7 +290,7 @@ class FiltersConformance:
         ],
     )
     async def test_a_url_that_is_not_allowed_is_refused(self, service: ServiceUnderTest, query: str) -> None:
-        """Undeclared fields, odd values, repeated options and broken syntax."""
+        """Undeclared fields, odd values, repeated options and broken syntax are bad queries."""
         answer = await service.get(f"{THINGS.path}?{quote(query, safe='=&.,()%$[]')}")
         assert answer.problem == (400, "INVALID_QUERY")
 

@@ -1,4 +1,4 @@
-"""Header fields, methods and media types: what HTTP itself says about a request and its answer."""
+"""Header fields, methods and media types: the rules that come from HTTP itself."""
 
 # ruff: noqa: S101 - these are tests
 
@@ -14,13 +14,13 @@ NDJSON = "application/x-ndjson"
 
 
 def two_lines(name: str, first: str, second: str) -> Mapping[str, str]:
-    """One field on two lines: names that differ in their case only are one name."""
+    """Return one field on two lines, by names that differ in their case only."""
     return {name: first, name.title(): second}
 
 
 @pytest.mark.asyncio
 class HeadersConformance:
-    """RFC 9110, and RFC 7240 for `Prefer`."""
+    """Tests of RFC 9110, and of RFC 7240 for `Prefer`."""
 
     # ── one field on several lines ───────────────────────────────────────────────────────────────
 
@@ -102,7 +102,7 @@ class HeadersConformance:
         assert "preference-applied" not in made.headers
 
     async def test_the_first_of_two_equal_preferences_holds(self, service: ServiceUnderTest) -> None:
-        """As RFC 7240, section 2, says; a second limit can't widen the first."""
+        """A second limit can't widen the first (RFC 7240, section 2)."""
         body = {"items": [{"data": {"tag": service.tag}}] * 2}
         path = f"{THINGS.path}:batch_create"
         answer = await service.write("POST", path, body, prefer="max-affected=1, max-affected=5")
@@ -200,7 +200,7 @@ class HeadersConformance:
     async def test_the_most_welcome_media_type_is_answered(
         self, service: ServiceUnderTest, accept: str, kind: str
     ) -> None:
-        """By weight, then as it is named; `Vary` tells caches that the answer depends on it."""
+        """The weight decides, then the order; `Vary` tells caches that the answer depends on it."""
         target = f"{THINGS.path}?tag=eq.{service.tag}"
         answer = await service.ask("GET", target, headers={"accept": accept})
         assert answer.status == 200
@@ -252,7 +252,7 @@ class HeadersConformance:
                 assert not (method == "HEAD" and answer.body)
 
     async def test_options_tells_the_methods(self, service: ServiceUnderTest) -> None:
-        """Without a body, and also for a record that isn't there."""
+        """The answer has no body, and is the same for a record that isn't there."""
         for target, allowed in (
             (THINGS.path, {"GET", "HEAD", "POST"}),
             (path_of(THINGS, fresh_id()), {"GET", "HEAD", "PUT", "PATCH", "DELETE"}),

@@ -15,7 +15,7 @@ from hybridkit.testing.conformance._resources import THINGS
 from hybridkit.testing.conformance._service import Answer, ServiceUnderTest, fresh_id, path_of
 
 LARGE: Final = 1024 * 1000
-"""Characters of which one body has room for, and a page for four times as many."""
+"""A number of characters that fits into one body, and four times into a page."""
 ORDERS: Final[tuple[tuple[tuple[str, str], ...], ...]] = (
     (),
     (("name", "asc"),),
@@ -32,7 +32,7 @@ ORDERS: Final[tuple[tuple[tuple[str, str], ...], ...]] = (
 
 @pytest.mark.asyncio
 class PagesConformance:
-    """Reading more than one record."""
+    """Tests of reading more than one record."""
 
     @pytest.mark.parametrize(
         "order", ORDERS, ids=lambda order: ",".join(f"{n}.{d}" for n, d in order) or "id"
@@ -73,7 +73,7 @@ class PagesConformance:
         assert [*first.items, *second.items] == same.items
 
     async def test_the_last_page_has_no_token(self, service: ServiceUnderTest) -> None:
-        """Neither where it is empty, nor where it is exactly full."""
+        """Neither an empty page nor one that is exactly full leads to another one."""
         assert (await service.get(THINGS.path, [("tag", f"eq.{service.tag}")])).json() == {
             "items": [],
             "next_page_token": None,
@@ -153,7 +153,7 @@ class PagesConformance:
     # ── counts ───────────────────────────────────────────────────────────────────────────────────
 
     async def test_a_count_comes_when_it_is_preferred(self, service: ServiceUnderTest) -> None:
-        """Exact or estimated, beside the same page; without the preference there is none."""
+        """The page is the same beside an exact count, an estimated one, and none."""
         await _fill(service)
         params = [("tag", f"eq.{service.tag}"), ("page_size", "5")]
         plain = await service.get(THINGS.path, params)
@@ -170,7 +170,7 @@ class PagesConformance:
     # ── exports ──────────────────────────────────────────────────────────────────────────────────
 
     async def test_an_export_has_every_record_and_an_end(self, service: ServiceUnderTest) -> None:
-        """In the order of the query, by either form of it, with the number of records on the last line."""
+        """Both forms of the query export the same lines in its order, and the last one has their number."""
         made = await _fill(service)
         params = [("tag", f"eq.{service.tag}"), ("order", "rank.desc")]
         answer = await service.get(THINGS.path, params, accept="application/x-ndjson")
@@ -184,19 +184,19 @@ class PagesConformance:
         assert posted.body == answer.body
 
     async def test_an_export_of_nothing_has_an_end(self, service: ServiceUnderTest) -> None:
-        """So that it can't be taken for one that was cut at once."""
+        """It can't be taken for an export that was cut at once."""
         answer = await service.get(THINGS.path, [("tag", f"eq.{service.tag}")], accept="application/x-ndjson")
         assert _lines(answer) == [{"$end": True, "count": 0}]
 
     async def test_a_refused_export_is_a_problem(self, service: ServiceUnderTest) -> None:
-        """In JSON, although the caller accepts NDJSON only."""
+        """The problem comes as JSON, although the caller accepts NDJSON only."""
         answer = await service.get(THINGS.path, [("secret", "eq.1")], accept="application/x-ndjson")
         assert answer.problem == (400, "INVALID_QUERY")
 
     # ── many by id ───────────────────────────────────────────────────────────────────────────────
 
     async def test_many_come_in_the_order_of_their_ids(self, service: ServiceUnderTest) -> None:
-        """With null for one that is missing, and a record as often as it is asked for."""
+        """A missing record is null, and one that is asked for twice comes twice."""
         first, second = await service.thing(), await service.thing()
         ids = [second["id"], fresh_id(), first["id"], second["id"].upper()]
         answer = await service.ask("POST", f"{THINGS.path}:batch_get", {"ids": ids})
@@ -204,7 +204,7 @@ class PagesConformance:
         assert (await service.ask("POST", f"{THINGS.path}:batch_get", {"ids": []})).items == []
 
     async def test_too_many_are_refused(self, service: ServiceUnderTest) -> None:
-        """At most 1,000 ids come in one request."""
+        """One request takes at most 1,000 ids."""
         ids = [fresh_id() for _ in range(1001)]
         answer = await service.ask("POST", f"{THINGS.path}:batch_get", {"ids": ids})
         assert answer.problem == (422, "VALIDATION")
@@ -272,7 +272,7 @@ async def _pages(service: ServiceUnderTest, where: object, order: object) -> lis
 
 
 async def _walk(service: ServiceUnderTest, page_size: int, order: object) -> list[Any]:
-    """All pages of this test's things, one after the other."""
+    """Read all pages of the test's things, one after the other."""
     where, seen, token = {"eq": ["tag", service.tag]}, list[Any](), None
     while True:
         body = {"where": where, "order": order, "page_size": page_size, "page_token": token}

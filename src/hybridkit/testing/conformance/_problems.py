@@ -1,4 +1,4 @@
-"""What goes wrong, and how it is told: problems, limits, deadlines, and attempts to break in."""
+"""Refusals: problem documents, limits, deadlines and injection attempts."""
 
 # ruff: noqa: S101 - these are tests
 
@@ -16,7 +16,7 @@ from hybridkit.testing.conformance._service import ServiceUnderTest, fresh_id, p
 
 @pytest.mark.asyncio
 class ProblemsConformance:
-    """RFC 9457, and nothing that isn't."""
+    """Tests of refusals, which are all problem documents (RFC 9457)."""
 
     async def test_a_problem_says_what_it_is_about(self, service: ServiceUnderTest) -> None:
         """It has the path, the code, whether a retry can help, and the request's own id."""
@@ -40,7 +40,7 @@ class ProblemsConformance:
 
     @pytest.mark.parametrize("sent", ["a b", "%FF", "%0A", "%E2%80%A8", "a" * 256])
     async def test_a_user_that_can_not_be_read_is_refused(self, service: ServiceUnderTest, sent: str) -> None:
-        """Left out, it would be somebody else's work; a request's id is made up anew."""
+        """A service that ignored it would do the work in another user's name; a bad request id is replaced."""
         answer = await service.get(path_of(THINGS, fresh_id()), x_user_id=sent)
         assert answer.problem == (400, "INVALID_HEADER")
         answer = await service.get(path_of(THINGS, fresh_id()), x_request_id=sent)
@@ -50,7 +50,7 @@ class ProblemsConformance:
     async def test_a_bad_body_is_told_with_pointers_and_without_values(
         self, service: ServiceUnderTest
     ) -> None:
-        """All problems at once, for values may be secrets."""
+        """All problems come at once, and none shows a value, which may be a secret."""
         secret = "s3cret-value"  # noqa: S105 - a value that no answer may tell
         body = {"tag": 1, "kind": secret, "price": secret, "odd": secret, "details": secret}
         answer = await service.write("POST", THINGS.path, body)
@@ -62,7 +62,7 @@ class ProblemsConformance:
         "body", [b"", b"{", b"[]", b"null", b'"x"', b"\xff\xfe", b'{"tag": NaN}', b"[" * 5000]
     )
     async def test_what_is_no_object_is_refused(self, service: ServiceUnderTest, body: bytes) -> None:
-        """On every route that reads a body, nested too deeply or not UTF-8 included."""
+        """Every route that reads a body refuses it, also where it is nested too deeply or not UTF-8."""
         for method, target in (("POST", THINGS.path), ("PATCH", path_of(THINGS, fresh_id()))):
             answer = await service.write(method, target, body, content_type="application/json")
             assert answer.problem == (422, "VALIDATION"), method
@@ -256,7 +256,7 @@ class ProblemsConformance:
         assert (changed.json()["rank"], changed.json()["version"]) == (None, 2)
 
     async def test_names_are_declared_names(self, service: ServiceUnderTest) -> None:
-        """No other name reaches the database, whether in a filter, an order, a selection or an increment."""
+        """No other name reaches the database in a filter, an order, a selection or an increment."""
         for name in (
             "rank; DROP TABLE x",
             "rank) OR (1=1",
@@ -318,7 +318,7 @@ class ProblemsConformance:
 
     @pytest.mark.parametrize("name", ["Bad Name", "x' OR 1=1", "a" * 64, "\u00fc", "9lives", "$ne"])
     async def test_a_caller_has_a_name(self, service: ServiceUnderTest, name: str) -> None:
-        """In snake_case with at most 63 characters, as it becomes a part of keys and labels."""
+        """It is in snake_case and has at most 63 characters, as it becomes a part of keys."""
         answer = await service.write("POST", THINGS.path, {"tag": service.tag}, x_service_name=name)
         assert answer.problem == (422, "VALIDATION")
 

@@ -1,4 +1,4 @@
-"""Records: what is written is what is read; entity tags; conditions; soft deletes; preferences."""
+"""Single records: writing and reading, entity tags, conditions, soft deletes, preferences."""
 
 # ruff: noqa: S101 - these are tests
 
@@ -12,7 +12,7 @@ from hybridkit.testing.conformance._service import ServiceUnderTest, fresh_id, p
 
 @pytest.mark.asyncio
 class RecordsConformance:
-    """One record at a time."""
+    """Tests of one record at a time."""
 
     async def test_a_created_record_has_a_location_and_a_tag(self, service: ServiceUnderTest) -> None:
         """The tag is the record's own, its version is 1, and defaults are filled in."""
@@ -70,7 +70,7 @@ class RecordsConformance:
         assert answer.problem == (409, "UNIQUE_VIOLATION")
 
     async def test_a_natural_key_may_hold_anything(self, service: ServiceUnderTest) -> None:
-        """Slashes, colons and percent signs too: its `Location` leads back to it."""
+        """A `Location` leads back to a key with slashes, colons and percent signs."""
         for name in ("a/b", "a b", "%2F", "\u00fc?#", "a:undelete", "'; --"):
             key = f"{service.tag} {name}"
             made = await service.write("POST", PLACES.path, {"id": key, "title": name})
@@ -82,7 +82,7 @@ class RecordsConformance:
     async def test_a_natural_key_that_no_path_leads_to_is_refused(
         self, service: ServiceUnderTest, key: str
     ) -> None:
-        """Whoever takes a path apart makes another one of it; so no record may have it, on whatever way it comes."""
+        """A client or proxy would normalise its path into another one, so no route accepts it."""
         item = {"id": key, "data": {"id": key, "title": service.tag}}
         operation = {"resource": PLACES.name, **item}
         answers = [
@@ -141,7 +141,7 @@ class RecordsConformance:
         assert (await service.get(path, if_none_match='"1-0"')).status == 200
 
     async def test_a_stale_change_is_refused_with_the_current_tag(self, service: ServiceUnderTest) -> None:
-        """So that the caller knows which state to read."""
+        """The refusal tells the caller which state there is now."""
         record = await service.thing()
         path = path_of(THINGS, record["id"])
         current = (await service.write("PATCH", path, {"rank": 1})).json()["etag"]
@@ -212,7 +212,7 @@ class RecordsConformance:
         assert answer.problem == (409, "UNIQUE_VIOLATION")
 
     async def test_a_hidden_record_comes_back(self, service: ServiceUnderTest) -> None:
-        """With its values, and in a new state."""
+        """It has its values, and a new state."""
         place = await _place(service)
         path = path_of(PLACES, place["id"])
         await service.write("DELETE", path)
@@ -254,7 +254,7 @@ class RecordsConformance:
         assert (real.status, real.headers.get("idempotency-replayed")) == (201, None)
 
     async def test_an_unknown_preference_is_ignored(self, service: ServiceUnderTest) -> None:
-        """And `Preference-Applied` doesn't name it."""
+        """`Preference-Applied` doesn't name it."""
         made = await service.write(
             "POST", THINGS.path, {"tag": service.tag}, prefer="respond-async, foo; bar=baz"
         )

@@ -21,7 +21,7 @@ class Kind(StrEnum):
 
 
 class Piece(BaseModel):
-    """A document in a document."""
+    """A document inside another one."""
 
     label: str
     weight: float = 0.0
@@ -66,13 +66,13 @@ class NewThing(BaseModel):
 
 
 class Thing(NewThing, Record):
-    """As it is kept."""
+    """A thing."""
 
     is_active: bool = True
 
 
 class ThingChanges(BaseModel):
-    """What may change."""
+    """The fields of a thing that an update may change."""
 
     name: str | None = Field(default=None, max_length=100)
     code: str | None = None
@@ -96,13 +96,13 @@ class NewPlace(BaseModel):
 
 
 class Place(Record[str]):
-    """As it is kept."""
+    """A place."""
 
     title: str
 
 
 class PlaceChanges(BaseModel):
-    """What may change."""
+    """The fields of a place that an update may change."""
 
     title: str | None = None
 
@@ -114,11 +114,11 @@ class NewLedger(BaseModel):
 
 
 class Ledger(NewLedger, Record):
-    """As it is kept."""
+    """A ledger."""
 
 
 class LedgerChanges(BaseModel):
-    """What may change."""
+    """The fields of a ledger that an update may change."""
 
     balance: int | None = None
 

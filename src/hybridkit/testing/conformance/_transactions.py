@@ -1,4 +1,4 @@
-"""Several records in one write: transactions and batches, all of it or nothing."""
+"""Writes of several records, all of them or none: transactions and batches."""
 
 # ruff: noqa: S101 - these are tests
 
@@ -23,7 +23,7 @@ def _on(op: str, record: dict[str, Any], **members: object) -> dict[str, Any]:
 
 @pytest.mark.asyncio
 class TransactionsConformance:
-    """`POST /v1:transact` and the batches."""
+    """Tests of `POST /v1:transact` and of the batches."""
 
     async def test_one_operation_needs_no_transactions(self, service: ServiceUnderTest) -> None:
         """It is served on every database."""
@@ -36,7 +36,7 @@ class TransactionsConformance:
         assert (answer.status, answer.json()) == (200, {"results": []})
 
     async def test_without_transactions_several_are_refused(self, service: ServiceUnderTest) -> None:
-        """As 501, before any of them is done."""
+        """The service answers 501 before any of them is done."""
         if service.has("transactions"):
             pytest.skip("the service has transactions")
         answer = await service.transact(_create(service), _create(service))
@@ -88,7 +88,7 @@ class TransactionsConformance:
             assert [item["rank"] for item in await service.find()] == [1], operation
 
     async def test_a_problem_names_its_operation(self, service: ServiceUnderTest) -> None:
-        """By pointers that begin with its place in the request."""
+        """The pointers begin with the operation's place in the request."""
         service.needs("transactions")
         answer = await service.transact(_create(service), {**_create(service), "data": {"tag": 1, "odd": 2}})
         assert answer.problem == (422, "VALIDATION")
@@ -254,7 +254,7 @@ class TransactionsConformance:
         assert (await service.transact(emit=[{**event, "event_id": fresh_id()}])).status == 200
 
     async def test_a_transaction_is_limited(self, service: ServiceUnderTest) -> None:
-        """To 100 operations, to the known kinds of them, and to the known isolation levels."""
+        """More than 100 operations, unknown operations and unknown isolation levels are refused."""
         answer = await service.transact(*(_create(service) for _ in range(101)))
         assert answer.problem == (422, "VALIDATION")
         odd = await service.transact({"op": "drop", "resource": THINGS.name, "id": "x"})
@@ -297,7 +297,7 @@ class TransactionsConformance:
         assert await service.find() == [record]
 
     async def test_a_batch_is_checked(self, service: ServiceUnderTest) -> None:
-        """Its number of items, and of each item the members that its kind needs."""
+        """The number of items and the members of each are checked for every kind of batch."""
         too_many: list[object] = [{"data": {"tag": service.tag}}] * 1001
         batches: list[list[object]] = [[], too_many, [{"data": {"odd": 1}}], [{}]]
         for items in batches:

@@ -1,4 +1,4 @@
-"""Values: every way to write one stores it as it is, or refuses it as the others do."""
+"""Values: every route that writes one stores it unchanged, or refuses it as the other routes do."""
 
 # ruff: noqa: S101 - these are tests
 
@@ -18,7 +18,7 @@ LISTS: Final[Sequence[tuple[list[Any], list[Any]]]] = (
     ([[1], 2], [None]),
     ([{"a": [1]}], ["x", None]),
 )
-"""Of two records of one batch."""
+"""The lists of two records in one batch."""
 
 REFUSED: Final[Sequence[dict[str, Any]]] = (
     *({"weight": word} for word in ("NaN", "Infinity", "-inf", "1e999", "0.5", True)),
@@ -42,7 +42,7 @@ REFUSED: Final[Sequence[dict[str, Any]]] = (
     {"parcel": {"pieces": [{"label": "a", "weight": "NaN"}]}},
     {"parcel": {"pieces": [{"label": "a", "cost": "Infinity"}]}},
 )
-"""Undeclared members, and what is another value, or another type of JSON, than the field's."""
+"""Undeclared members, and values or JSON types that the field doesn't have."""
 
 EXACT: Final[Sequence[tuple[str, Any, Any]]] = (
     ("price", 123456789012345678901234567890, "123456789012345678901234567890"),
@@ -55,12 +55,12 @@ EXACT: Final[Sequence[tuple[str, Any, Any]]] = (
     ("parcel", {"pieces": [{"label": "a", "cost": "1.50"}]},
      {"width": 0, "pieces": [{"label": "a", "weight": 0.0, "cost": "1.50"}], "cover": None}),
 )  # fmt: skip
-"""A field, what is sent, and what is read."""
+"""A field, the value that is sent, and the value that is read."""
 
 
 @pytest.mark.asyncio
 class ValuesConformance:
-    """What a field holds, whichever request has put it there."""
+    """Tests of a field's values, over every route that writes them."""
 
     async def test_a_list_is_stored_as_it_is(self, service: ServiceUnderTest) -> None:
         """Its members are no values of their own, and stay with their record."""

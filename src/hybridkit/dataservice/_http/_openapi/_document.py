@@ -65,8 +65,9 @@ class ContractDocument:
         self.paths: dict[str, dict[str, Part]] = {}
         self.schemas: dict[str, Any] = {}
         self._schema_names = self._define(listed, calls)
-        for body in listed:
-            self._describe(body, [route for route in calls if route.call.resource == body.resource])
+        for resource_bodies in listed:
+            own = [route for route in calls if route.call.resource == resource_bodies.resource]
+            self._describe(resource_bodies, own)
         self._describe_transactions(listed)
 
     def __repr__(self) -> str:
@@ -90,9 +91,9 @@ class ContractDocument:
     ) -> dict[type[BaseModel], str]:
         read: list[type[BaseModel]] = [Problem, TransactionResult]
         sent: list[type[BaseModel]] = [Transaction]
-        for body in bodies:
-            read.append(body.resource.record)
-            sent += [body.create_model, body.replace_model, body.update_model]
+        for models in bodies:
+            read.append(models.resource.record)
+            sent += [models.create_model, models.replace_model, models.update_model]
         for route in calls:
             read.append(route.call.response)
             sent.append(route.request_model)
