@@ -104,6 +104,7 @@ class Settings(ServiceSettings):
 
 
 async def test_each_type_comes_back_as_it_went(postgres_url: str) -> None:
+    """A create, a read and a replace return the value of every column type unchanged."""
     async with migrating_connection(postgres_url) as connection:
         await connection.run_sync(Base.metadata.create_all)
         await connection.commit()

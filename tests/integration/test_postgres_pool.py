@@ -27,6 +27,7 @@ async def pool(postgres_url: str) -> AsyncIterator[Pool]:
 
 
 async def test_a_statement_stops_at_the_deadline_and_its_connection_goes_on(pool: Pool) -> None:
+    """The server cancels the statement, so the next one runs in the same session."""
     [[pid]] = await pool.fetch(PID)
     started = time.monotonic()
     with bind(RequestContext().within(0.3)), pytest.raises(DeadlinePassedError):
@@ -53,6 +54,7 @@ async def test_the_limit_is_told_only_where_it_must_change(pool: Pool) -> None:
 
 @pytest.mark.parametrize("left", [0.0005, 0.01, 0.3, 1.0, 3.0, 10.0, 60.0])
 def test_a_limit_ends_a_statement_before_its_connection_is_dropped(left: float) -> None:
+    """The limit fits its own deadline at any scale, and neither a much later nor an earlier one."""
     assert limit_fits(limit_for(left), left)
     assert limit_for(left) >= 0.001
     assert not limit_fits(limit_for(left), left + 1 + left / 2)
@@ -60,6 +62,7 @@ def test_a_limit_ends_a_statement_before_its_connection_is_dropped(left: float) 
 
 
 async def test_a_cancelled_read_gives_its_connection_back(pool: Pool) -> None:
+    """A pool of one connection serves the next read after a caller left in the middle of a statement."""
     reading = asyncio.create_task(pool.fetch("SELECT pg_sleep(30)"))
     await asyncio.sleep(0.1)
     reading.cancel()
@@ -69,6 +72,7 @@ async def test_a_cancelled_read_gives_its_connection_back(pool: Pool) -> None:
 
 
 async def test_a_refused_statement_costs_no_connection(pool: Pool) -> None:
+    """After refusals by the server and by the driver the same session goes on."""
     [[pid]] = await pool.fetch(PID)
     with pytest.raises(InvalidRequestError):
         await pool.fetch("SELECT 1 / $1", 0)
@@ -98,6 +102,7 @@ async def test_both_ways_in_are_one_transaction(pool: Pool) -> None:
 
 
 async def test_somebody_elses_commit_ends_nothing(pool: Pool) -> None:
+    """A `commit` on the connection that `run` lends is undone with the session."""
     await pool.fetch("CREATE TABLE notes (n int)")
     with pytest.raises(KeyError):  # noqa: PT012 - the transaction is what fails
         async with pool.session() as session:
@@ -119,6 +124,7 @@ async def test_a_swallowed_failure_is_no_success(pool: Pool) -> None:
 
 
 async def test_failures_of_a_cursor_are_typed(pool: Pool) -> None:
+    """Opening a cursor and reading from it raise the same errors as a statement."""
     with pytest.raises(InvalidRequestError):
         async with pool.session() as session:
             await session.cursor("SELECT CAST($1 AS int)", 10**12)
@@ -128,6 +134,7 @@ async def test_failures_of_a_cursor_are_typed(pool: Pool) -> None:
 
 
 async def test_nobody_waits_for_long(pool: Pool) -> None:
+    """With all connections in use a caller is refused at its deadline; without time it does not wait at all."""
     async with pool.session():
         with bind(RequestContext().within(0.05)), pytest.raises(OverloadedError):
             await pool.fetch("SELECT 1")
@@ -136,6 +143,7 @@ async def test_nobody_waits_for_long(pool: Pool) -> None:
 
 
 async def test_a_request_knows_how_long_it_has_waited(pool: Pool) -> None:
+    """The times of statements and sessions add up in the `Server-Timing` header."""
     waited = start_waiting_time()
     await pool.fetch("SELECT pg_sleep(0.02)")
     once = waited.seconds
@@ -148,12 +156,14 @@ async def test_a_request_knows_how_long_it_has_waited(pool: Pool) -> None:
 
 
 async def test_a_session_without_statements_asks_nothing(pool: Pool) -> None:
+    """A transaction begins with its first statement, so an empty session leaves nothing to end."""
     async with pool.session() as session:
         assert session.is_clean
     assert repr(pool) == "Pool(application_name='pool', pool_size=1)"
 
 
 async def test_what_comes_back_after_the_end_is_closed(postgres_url: str) -> None:
+    """A connection in use while the pool closes is closed once it is given back."""
     pool = Pool(postgres_url, pool_size=1, application_name="late")
     other = Pool(postgres_url, pool_size=1, application_name="other")
     async with pool.session() as session:

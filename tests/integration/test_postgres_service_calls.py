@@ -60,6 +60,7 @@ async def calls(service: Any, run_service: Callable[..., Any]) -> AsyncIterator[
 
 
 async def test_a_call_its_rows_and_its_events_are_one_transaction(calls: Any) -> None:
+    """A call repeated with its key replays the answer, changes no row again, and emits one event."""
     await calls.create("pen", quantity=1)
     wanted = {"name": "pen", "quantity": 2}
     first, again = [await calls.send("POST", "/v1/items:restock", wanted, key="k") for _ in range(2)]
@@ -71,6 +72,7 @@ async def test_a_call_its_rows_and_its_events_are_one_transaction(calls: Any) ->
 
 
 async def test_a_call_that_fails_leaves_nothing(calls: Any) -> None:
+    """A failed call keeps neither rows, events nor its key, so the same key works later."""
     answer = await calls.send("POST", "/v1/items:restock", {"name": "ink", "quantity": 2}, key="k")
     assert (answer.status_code, answer.json()["code"]) == (404, "NOT_FOUND")
     assert await calls.sql("SELECT 1 FROM hk_outbox") == []
@@ -80,12 +82,14 @@ async def test_a_call_that_fails_leaves_nothing(calls: Any) -> None:
 
 
 async def test_what_a_constraint_refuses_in_a_call_is_the_callers_mistake(calls: Any) -> None:
+    """A violated check is 422, as in a write of the contract."""
     await calls.create("pen", quantity=1)
     answer = await calls.send("POST", "/v1/items:restock", {"name": "pen", "quantity": -2})
     assert (answer.status_code, answer.json()["code"]) == (422, "VALIDATION")
 
 
 async def test_a_dry_run_of_a_call_is_taken_back(calls: Any) -> None:
+    """`Prefer: tx=rollback` answers with the result, and the row stays as it was."""
     await calls.create("pen", quantity=1)
     answer = await calls.send(
         "POST", "/v1/items:restock", {"name": "pen", "quantity": 2}, prefer="tx=rollback"
@@ -96,12 +100,14 @@ async def test_a_dry_run_of_a_call_is_taken_back(calls: Any) -> None:
 
 
 async def test_many_calls_at_once_lose_nothing(calls: Any) -> None:
+    """Twenty calls that add one each count to twenty, however they race."""
     await calls.create("pen")
     sent = [calls.insist("POST", "/v1/items:restock", {"name": "pen", "quantity": 1}) for _ in range(20)]
     assert sorted(answer.json()["quantity"] for answer in await asyncio.gather(*sent)) == list(range(1, 21))
 
 
 async def test_a_safe_call_reads_and_can_do_nothing_else(calls: Any) -> None:
+    """A write in a call that is declared safe is refused and changes nothing."""
     await calls.create("pen", quantity=4)
     answer = await calls.http.post("/v1/items:stock", json={"name": "pen", "quantity": 0})
     assert answer.json() == {"quantity": 4}
@@ -113,6 +119,8 @@ async def test_a_safe_call_reads_and_can_do_nothing_else(calls: Any) -> None:
 
 
 async def test_a_route_of_the_application_ends_at_its_deadline(service: Any) -> None:
+    """A slow query of an own route is stopped by `X-Request-Timeout` with a 504."""
+
     async def slow(database: Database) -> int:
         async def query(connection: AsyncConnection) -> int:
             return int((await connection.execute(text("SELECT 1 FROM pg_sleep(30)"))).scalar_one())
@@ -125,12 +133,14 @@ async def test_a_route_of_the_application_ends_at_its_deadline(service: Any) -> 
 
 
 async def test_an_answer_says_how_long_the_database_took(service: Any) -> None:
+    """`Server-Timing` names the time that was spent in the database."""
     await service.create("pen")
     answer = await service.get("/v1/items")
     assert answer.headers["server-timing"].startswith("db;dur=")
 
 
 async def test_an_export_comes_from_a_cursor(service: Any) -> None:
+    """An export of many records is complete, and its last line counts them."""
     items = [{"data": {"name": str(number)}} for number in range(500)]
     assert (await service.send("POST", "/v1/items:batch_create", {"items": items})).status_code == 200
     answer = await service.get("/v1/items?select=name", accept="application/x-ndjson")

@@ -34,6 +34,7 @@ async def client(service: Any) -> AsyncIterator[PostgresDataClient]:
 
 
 async def test_records_make_the_round_trip(client: PostgresDataClient, service: Any) -> None:
+    """The client creates, reads, changes, replaces, finds and deletes a record of the real service."""
     items, new_item = service.items, service.items.create
     made = await client.create(items, new_item(name="pen", price=Decimal("1.10")))
     assert await client.get(items, made.id) == made
@@ -46,6 +47,7 @@ async def test_records_make_the_round_trip(client: PostgresDataClient, service: 
 
 
 async def test_errors_arrive_as_they_were_raised(client: PostgresDataClient, service: Any) -> None:
+    """Errors of the store reach the caller as the same classes, with their data."""
     items, new_item = service.items, service.items.create
     made = await client.create(items, new_item(name="pen"))
     changed = await client.update(items, made.id, items.update(rank=1))
@@ -64,6 +66,7 @@ async def test_errors_arrive_as_they_were_raised(client: PostgresDataClient, ser
 
 
 async def test_pages_are_walked(client: PostgresDataClient, service: Any) -> None:
+    """A filtered, descending query yields every record over several pages, in order."""
     items = service.items
     async with client.transaction() as tx:
         for number in range(25):
@@ -73,6 +76,7 @@ async def test_pages_are_walked(client: PostgresDataClient, service: Any) -> Non
 
 
 async def test_a_transaction_is_one_request(client: PostgresDataClient, service: Any) -> None:
+    """Its operations and its event are done together, in the name of the caller and the user."""
     items = service.items
     with bind(RequestContext(request_id="the-request", user_id="ann")):
         async with client.transaction() as tx:
@@ -93,6 +97,7 @@ async def test_a_transaction_is_one_request(client: PostgresDataClient, service:
 async def test_a_rerun_of_a_claim_makes_the_same_record_and_event(
     client: PostgresDataClient, service: Any
 ) -> None:
+    """Ids are derived from the claim, so the second run replays the first one."""
     items = service.items
 
     async def handle() -> UUID:
@@ -110,6 +115,7 @@ async def test_a_rerun_of_a_claim_makes_the_same_record_and_event(
 
 
 async def test_the_deadline_of_the_context_bounds_a_call(client: PostgresDataClient, service: Any) -> None:
+    """A write that waits for a lock ends when the caller's time is over."""
     made = await client.create(service.items, service.items.create(name="pen"))
     async with service.holding("SELECT 1 FROM items FOR UPDATE"):
         with bind(RequestContext().within(0.3)), pytest.raises((DeadlineExceededError, DeadlinePassedError)):

@@ -39,6 +39,7 @@ async def recovers(service: Any) -> None:
 
 
 async def test_nothing_is_done_after_the_deadline(service: Any) -> None:
+    """A request whose time is over reads nothing and writes nothing."""
     for method, path, body in (("GET", "/v1/items", None), ("POST", "/v1/items", {"name": "pen"})):
         answer = await service.send(method, path, body, x_request_timeout="0")
         assert verdict(answer) == (504, "DEADLINE_PASSED")
@@ -144,6 +145,7 @@ async def test_a_caller_that_leaves_while_connecting_leaves_no_connection(
 
 
 async def test_a_full_pool_says_so_and_readiness_stays(service: Any) -> None:
+    """Requests beyond the pool are refused with `Retry-After`, and `/ready` has connections of its own."""
     await service.create("pen", id=ITEM)
     async with service.holding(LOCK, "pen") as other:
         calls = [asyncio.create_task(service.send("PATCH", PATH, {"rank": n})) for n in range(10)]
@@ -193,6 +195,7 @@ async def test_a_lost_race_is_run_again(service: Any) -> None:
 
 
 async def test_races_are_lost_three_times_and_no_more(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write that always loses is tried four times and then answered with a retryable 409."""
     tries = 0
 
     async def lose(*_: Any) -> None:
@@ -211,6 +214,7 @@ async def test_races_are_lost_three_times_and_no_more(service: Any, monkeypatch:
 
 
 async def test_idle_connections_that_the_server_closed_are_not_noticed(service: Any) -> None:
+    """A closed connection is replaced before a request uses it."""
     await asyncio.gather(*(service.get("/v1/items") for _ in range(20)))
     await service.sql(
         "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = 'db_postgres_service'"
@@ -220,6 +224,7 @@ async def test_idle_connections_that_the_server_closed_are_not_noticed(service: 
 
 
 async def test_a_connection_lost_in_a_statement_is_unavailable(service: Any) -> None:
+    """The caller gets a 503 with `Retry-After`, and the next request has a new connection."""
     await service.create("pen", id=ITEM)
     async with service.holding(LOCK, "pen"):
         call = asyncio.create_task(service.send("PATCH", PATH, {"rank": 1}))
@@ -284,6 +289,7 @@ WRITES = [("POST", "/v1/items"), ("PUT", PATH)]
 async def test_a_lost_answer_to_a_commit_is_found_again_by_its_key(
     proxied: tuple[Any, FaultProxy], monkeypatch: pytest.MonkeyPatch, method: str, path: str
 ) -> None:
+    """The outcome is unknown at first; the same key then replays what the commit did."""
     far, proxy = proxied
     await far.create("ink")  # prepares the statement, which takes a round trip of its own
     before_commit(monkeypatch, lambda: proxy.cut("to_client", at_byte=0))
@@ -300,6 +306,7 @@ async def test_a_lost_answer_to_a_commit_is_found_again_by_its_key(
 async def test_a_commit_that_never_arrived_is_done_by_the_next_call(
     proxied: tuple[Any, FaultProxy], monkeypatch: pytest.MonkeyPatch, method: str, path: str
 ) -> None:
+    """Nothing was recorded under the key, so the same call is done and not replayed."""
     far, proxy = proxied
     await far.get("/v1/items")
     before_commit(monkeypatch, proxy.swallow)
@@ -334,6 +341,7 @@ async def test_a_silent_network_is_bounded(proxied: tuple[Any, FaultProxy]) -> N
 async def test_a_frozen_server_is_bounded(
     own_postgres_server: Any, run_service: Any, make_tables: Any
 ) -> None:
+    """Reads and writes end near the caller's deadline though the server never answers, and work once it does."""
     await make_tables(own_postgres_server.url)
     async with run_service(own_postgres_server.url) as service:
         await service.create("pen")
@@ -354,6 +362,7 @@ async def test_a_frozen_server_is_bounded(
 async def test_a_killed_server_is_unavailable_until_it_is_back(
     own_postgres_server: Any, run_service: Any, make_tables: Any
 ) -> None:
+    """Requests and readiness fail, health does not, and the service recovers by itself."""
     await make_tables(own_postgres_server.url)
     async with run_service(own_postgres_server.url) as service:
         record = await service.create("pen")

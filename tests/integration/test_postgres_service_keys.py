@@ -25,6 +25,7 @@ async def count_items(service: Any) -> int:
 
 
 async def test_a_write_without_a_key_is_refused(service: Any) -> None:
+    """Every writing route asks for an `Idempotency-Key`."""
     path = "/v1/items/1f1e54a2-f5d4-612b-8824-ddcdfebdd6fc"
     for method, target, body in (
         ("POST", "/v1/items", {"name": "pen"}),
@@ -39,6 +40,7 @@ async def test_a_write_without_a_key_is_refused(service: Any) -> None:
 
 @pytest.mark.parametrize("key", ["", "x" * 256, "\x7f"])
 async def test_a_key_that_is_none_is_refused(service: Any, key: str) -> None:
+    """A malformed key is the caller's mistake."""
     headers = {"idempotency-key": f'"{key}"'}
     answer = await service.http.post("/v1/items", json={"name": "pen"}, headers=headers)
     assert (answer.status_code, answer.json()["code"]) == (422, "VALIDATION")
@@ -65,6 +67,7 @@ async def test_a_repeated_write_gets_the_same_answer_and_does_nothing(service: A
 
 
 async def test_the_order_of_members_and_the_form_of_the_key_do_not_matter(service: Any) -> None:
+    """Bodies are compared as JSON, and a quoted key is the same key."""
     first = await service.http.post(
         "/v1/items", content=b'{"name": "pen", "rank": 1}', headers={"idempotency-key": "k"}
     )
@@ -82,6 +85,7 @@ async def test_keys_belong_to_their_caller(service: Any) -> None:
 
 
 async def test_a_key_with_another_request_is_refused(service: Any) -> None:
+    """Another body or route under a used key does nothing and is counted as a mismatch."""
     record = (await service.send("POST", "/v1/items", {"name": "pen"}, key="k")).json()
     before = outcomes("mismatch")
     for method, path, body in (
@@ -113,6 +117,7 @@ async def test_only_what_was_done_is_recorded(service: Any) -> None:
 
 
 async def test_derived_keys_are_kept_longer(service: Any) -> None:
+    """A key of a caller is kept for three days, one that is derived from a claim for thirty."""
     for key, hours in (("k", 72), (DERIVED, 720)):
         await service.send("POST", "/v1/items", {"name": key}, key=key)
         [row] = await service.sql(
@@ -187,6 +192,7 @@ async def test_a_key_that_was_taken_meanwhile_is_a_lost_race(service: Any) -> No
 
 
 async def test_expired_keys_and_published_events_are_deleted(service: Any) -> None:
+    """Housekeeping deletes what is past its retention, and leaves the rest."""
     await service.send("POST", "/v1/items", {"name": "pen"}, key="old")
     await service.send("POST", "/v1/items", {"name": "ink"}, key="new")
     await service.sql("UPDATE hk_keys SET expires_at = now() - interval '1 s' WHERE key = 'old'")

@@ -68,6 +68,7 @@ async def revisions(url: str, table: str) -> set[str]:
 
 
 async def test_both_histories_are_brought_to_their_ends(postgres_url: str, migrations: Path) -> None:
+    """Hybridkit's tables and the service's are migrated, also by a revision that comes later."""
     await migrate(postgres_url, migrations=migrations)
     assert {"colors", "hk_keys", "hk_outbox", "hk_leases", "hk_secrets"} <= await tables(postgres_url)
     assert await revisions(postgres_url, "alembic_version") == {"0001"}
@@ -77,12 +78,14 @@ async def test_both_histories_are_brought_to_their_ends(postgres_url: str, migra
 
 
 async def test_racing_replicas_do_not_collide(postgres_url: str, migrations: Path) -> None:
+    """Replicas that start together run each revision once."""
     (migrations / "0002_index.py").write_text(SECOND)
     await asyncio.gather(*(migrate(postgres_url, migrations=migrations) for _ in range(6)))
     assert await revisions(postgres_url, "alembic_version") == {"0002"}
 
 
 async def test_a_replica_waits_for_the_other_one_but_not_for_ever(postgres_url: str) -> None:
+    """While another process holds the lock, migrating is refused after the given time."""
     pool = Pool(postgres_url, pool_size=1, application_name="the other one")
     async with pool.session() as session:
         from sqlalchemy import func, select
@@ -95,6 +98,7 @@ async def test_a_replica_waits_for_the_other_one_but_not_for_ever(postgres_url: 
 
 
 async def test_a_broken_revision_leaves_nothing_behind(postgres_url: str, migrations: Path) -> None:
+    """The revisions before it stay; of its own statements none does."""
     (migrations / "0002_index.py").write_text(SECOND)
     (migrations / "0003_broken.py").write_text(BROKEN)
     with pytest.raises(Exception, match="nonsense"):
@@ -113,6 +117,7 @@ async def test_an_older_deployment_leaves_a_newer_schema_alone(postgres_url: str
 
 
 async def test_a_database_that_is_away_is_unavailable() -> None:
+    """Without a server, migrating raises the error that a start waits for."""
     with pytest.raises(UnavailableError):
         await migrate("postgresql://nobody@127.0.0.1:1/nothing")
 
@@ -120,6 +125,7 @@ async def test_a_database_that_is_away_is_unavailable() -> None:
 async def test_readiness_is_red_until_the_schema_is_there(
     postgres_url: str, migrations: Path, make_tables: Any, run_service: Any
 ) -> None:
+    """The check names the revision that the database lacks."""
     await make_tables(postgres_url)
     async with run_service(postgres_url, migrations=migrations) as service:
         assert (await service.get("/ready")).status_code == 200
@@ -132,6 +138,7 @@ async def test_readiness_is_red_until_the_schema_is_there(
 
 
 async def test_our_own_tables_are_what_the_code_declares(postgres_url: str) -> None:
+    """After a migration, Alembic finds no difference to the declared tables."""
     await migrate(postgres_url)
 
     def differences(connection: Connection) -> list[Any]:
@@ -145,6 +152,7 @@ async def test_our_own_tables_are_what_the_code_declares(postgres_url: str) -> N
 
 
 async def test_they_can_be_taken_away_again(postgres_url: str) -> None:
+    """A downgrade to the base leaves only the version table."""
     from alembic import command
 
     await migrate(postgres_url)

@@ -81,12 +81,14 @@ FILTERS: list[tuple[dict[str, Any], set[str]]] = [
 
 
 async def test_filters_find_what_they_say(service: Any) -> None:
+    """Each filter, sent as JSON, finds exactly its records."""
     await fill(service)
     for where, expected in FILTERS:
         assert await names(service, where) == expected, where
 
 
 async def test_both_forms_of_a_query_find_the_same(service: Any) -> None:
+    """The same filters as query strings find the same records."""
     await fill(service)
     for where, expected in FILTERS:
         params = Query.from_json(service.items, {"where": where}).to_params()
@@ -133,6 +135,7 @@ async def test_pages_are_the_whole_in_order(service: Any) -> None:
 
 
 async def test_an_order_is_what_it_says(service: Any) -> None:
+    """NULLs come last, or first in a descending order."""
     await fill(service)
     ranks = [
         [item["rank"] for item in (await service.get(f"/v1/items?order=rank.{way}")).json()["items"]]
@@ -166,6 +169,7 @@ async def test_rows_closer_together_than_a_millisecond_are_not_skipped(service: 
 
 
 async def test_a_token_holds_for_its_query_only(service: Any) -> None:
+    """A page token is refused with another order, filter or resource, and if it is forged."""
     await fill(service)
     first = (await service.get("/v1/items?order=rank&page_size=2&rank=lt.5")).json()["next_page_token"]
     assert (await service.get(f"/v1/items?order=rank&rank=lt.5&page_token={first}")).status_code == 200
@@ -184,6 +188,7 @@ async def test_a_token_holds_for_its_query_only(service: Any) -> None:
 
 
 async def test_a_selection_has_its_fields_and_a_weak_etag(service: Any) -> None:
+    """A page of selected fields has only these, with a weak ETag, and goes on as any other."""
     [first, *_] = await fill(service)
     page = (await service.get("/v1/items?select=name,etag&order=rank&page_size=1")).json()
     assert page["items"] == [{"name": first["name"], "etag": f"W/{first['etag']}"}]
@@ -210,6 +215,7 @@ async def test_a_selection_has_its_fields_and_a_weak_etag(service: Any) -> None:
     ],
 )
 async def test_what_a_resource_does_not_allow_is_400(service: Any, query: str) -> None:
+    """Unknown fields, operators and orders are refused before the database is asked."""
     answer = await service.get(f"/v1/items?{query}")
     assert (answer.status_code, answer.json()["code"]) == (400, "INVALID_QUERY")
 
@@ -229,6 +235,7 @@ INJECTIONS = [
 
 
 async def test_hostile_text_is_a_value_and_nothing_else(service: Any) -> None:
+    """SQL in a value is stored and found as text."""
     await fill(service)
     for text in INJECTIONS:
         assert await names(service, {"eq": ["name", text]}) == set()
@@ -240,6 +247,7 @@ async def test_hostile_text_is_a_value_and_nothing_else(service: Any) -> None:
 
 
 async def test_hostile_names_never_reach_the_database(service: Any) -> None:
+    """SQL in place of a field, operator or direction is an invalid query."""
     for text in INJECTIONS:
         for body in (
             {"where": {"eq": [text, "x"]}},

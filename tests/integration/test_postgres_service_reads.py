@@ -279,6 +279,7 @@ async def test_postgresql_prints_the_bytes_of_the_codec(things: Reading, added: 
     "value", [1e-5, 9.9e-6, 1e15, 1e16, 123456789012345680.0, -0.0, 5e-324, 1e100, 0.1, 100.0]
 )
 async def test_floats_are_printed_as_orjson_does(things: Reading, value: float) -> None:
+    """PostgreSQL's JSON has the same digits as the codec's for every float."""
     [record_id] = await things.add([{"ratio": value}])
     found = await things.reader.get(THINGS, record_id)
     assert found is not None
@@ -311,6 +312,7 @@ async def test_documents_are_printed_as_python_would(things: Reading) -> None:
 
 
 async def test_what_is_not_in_the_model_is_not_shown(things: Reading) -> None:
+    """Columns beyond the record's fields stay in the table."""
     await things.add([{"name": "a"}])
     found = await things.reader.find(THINGS, Query(), after=None)
     [record] = orjson.loads(found.items)
@@ -382,6 +384,7 @@ async def _then[T](rows: Awaitable[T], look: Callable[[T], T]) -> T:
 
 
 async def test_many_come_in_the_order_of_their_ids(things: Reading) -> None:
+    """A batch repeats an id that is asked for twice and has null for an unknown one."""
     ids = await things.add([{"name": f"{n}"} for n in range(3)])
     answer = orjson.loads(await things.reader.get_many(THINGS, [ids[2], UUID(int=99), ids[0], ids[2]]))
     assert [item and item["name"] for item in answer] == ["2", None, "0", "2"]
@@ -389,6 +392,7 @@ async def test_many_come_in_the_order_of_their_ids(things: Reading) -> None:
 
 
 async def test_what_is_deleted_is_seen_by_no_read(things: Reading) -> None:
+    """A softly deleted record is hidden from reads, counts, exports and aggregations."""
     ids = await things.add([{"name": "a"}, {"name": "b", "deleted_at": datetime.now(UTC)}])
     reader = things.reader
     assert await reader.get(THINGS, ids[1]) is None
@@ -430,6 +434,7 @@ async def test_pages_go_on_behind_any_type(things: Reading) -> None:
 
 
 async def test_a_count_is_exact_or_what_the_planner_expects(things: Reading) -> None:
+    """An estimate is near the real number once the table is analyzed."""
     await things.add([{"number": n % 10} for n in range(200)])
     async with things.pool.session() as session:
         await session.execute(text("ANALYZE things"))
@@ -451,6 +456,7 @@ async def aggregated(things: Reading, *, group_by: tuple[str, ...] = (), **more:
 
 
 async def test_groups_have_their_functions(things: Reading) -> None:
+    """Every function works on columns and on paths into documents, exactly for decimals."""
     await things.add(
         [
             {"name": "a", "price": Decimal("1.50"), "number": 1, "ratio": 0.5, "flag": True},
@@ -489,6 +495,7 @@ async def test_groups_have_their_functions(things: Reading) -> None:
 
 
 async def test_rows_are_ordered_and_limited(things: Reading) -> None:
+    """Groups come by their fields unless another order is asked for."""
     await things.add([{"name": name} for name in "abbccc"])
     asked: dict[str, Any] = {"functions": {"n": count()}, "group_by": ("name",)}
     assert [row["n"] for row in await aggregated(things, **asked)] == [1, 2, 3]
@@ -501,11 +508,13 @@ async def test_rows_are_ordered_and_limited(things: Reading) -> None:
     "function", [total("name"), average("at"), total("flag"), total("other"), Function("max", "raw")]
 )
 async def test_a_function_that_the_type_does_not_know_is_refused(things: Reading, function: Function) -> None:
+    """A sum of texts, for one, is an invalid query."""
     with pytest.raises(InvalidQueryError):
         await aggregated(things, functions={"x": function})
 
 
 async def test_pipelines_are_for_mongodb(things: Reading) -> None:
+    """The refusal says what PostgreSQL has instead."""
     with pytest.raises(NotSupportedError, match="group_by"):
         await things.reader.run_pipeline(THINGS, [])
 
@@ -532,6 +541,7 @@ async def test_an_export_is_one_view_in_bounded_pieces(things: Reading) -> None:
 
 
 async def test_the_deadline_of_an_export_is_that_of_each_piece(things: Reading) -> None:
+    """A reader who is slower than the deadline still gets every piece."""
     await things.add([{"name": "x" * 4000} for _ in range(200)])
     with bind(RequestContext().within(0.4)):
         pieces = 0
@@ -563,6 +573,7 @@ async def test_exports_leave_connections_for_others(postgres_url: str, things: R
 
 
 async def test_an_export_of_what_cannot_be_compared_is_refused(things: Reading) -> None:
+    """A number beyond every integer finds nothing; a text that PostgreSQL can't have is an invalid query."""
     assert await things.exported(THINGS, Query(where=Compare("number", "eq", 10**30))) == b""
     with pytest.raises(InvalidQueryError):
         await things.exported(THINGS, Query(where=Compare("name", "eq", "\0")))
@@ -572,6 +583,7 @@ async def test_an_export_of_what_cannot_be_compared_is_refused(things: Reading) 
 
 
 async def test_a_call_that_asks_can_change_nothing(things: Reading) -> None:
+    """A statement that writes in a reading call is the code's mistake."""
     await things.add([{"name": "a"}])
 
     async def names(connection: Any) -> CallAnswer:

@@ -7,6 +7,7 @@ import pytest
 
 
 async def test_a_created_record_has_a_location_and_an_etag(service: Any) -> None:
+    """The location leads to the same record as the body."""
     answer = await service.send("POST", "/v1/items", {"name": "pen"})
     record = answer.json()
     assert answer.status_code == 201
@@ -17,12 +18,14 @@ async def test_a_created_record_has_a_location_and_an_etag(service: Any) -> None
 
 
 async def test_the_client_names_the_record(service: Any) -> None:
+    """An id in upper case is the same UUID."""
     id_ = "1f1e54a2-f5d4-612b-8824-ddcdfebdd6fc"
     record = await service.create("pen", id=id_.upper())
     assert record["id"] == id_
 
 
 async def test_defaults_of_the_record_hold_for_what_a_create_does_not_name(service: Any) -> None:
+    """Fields that only the record declares get the record's defaults."""
     record = await service.create("pen")
     assert (record["is_active"], record["quantity"], record["price"]) == (True, 0, None)
 
@@ -42,11 +45,13 @@ async def test_scalars_are_canonical_on_every_path(service: Any) -> None:
 
 
 async def test_whole_seconds_have_no_fraction(service: Any) -> None:
+    """A timestamp is printed in the shortest form."""
     record = await service.create("pen", due_at="2026-01-15T10:30:00Z")
     assert record["due_at"] == "2026-01-15T10:30:00Z"
 
 
 async def test_a_missing_record_is_a_problem(service: Any) -> None:
+    """An unknown id and one that is no UUID are both 404."""
     for path in ("/v1/items/1f1e54a2-f5d4-612b-8824-ddcdfebdd6fc", "/v1/items/nonsense", "/v1/items/"):
         answer = await service.get(path)
         assert answer.status_code == 404
@@ -55,12 +60,14 @@ async def test_a_missing_record_is_a_problem(service: Any) -> None:
 
 
 async def test_natural_keys_may_hold_a_slash(service: Any) -> None:
+    """The slash is escaped in the location and in paths."""
     answer = await service.send("POST", "/v1/owners", {"id": "a/b", "title": "A"})
     assert answer.headers["location"] == "/v1/owners/a%2Fb"
     assert (await service.get("/v1/owners/a%2Fb")).json() == answer.json()
 
 
 async def test_a_reader_that_has_the_state_gets_no_body(service: Any) -> None:
+    """Any of the given tags may match, weak or strong; then the answer is 304."""
     record = await service.create("pen")
     path = f"/v1/items/{record['id']}"
     for known in (record["etag"], f"W/{record['etag']}", f'"x", {record["etag"]}', "*"):
@@ -70,6 +77,7 @@ async def test_a_reader_that_has_the_state_gets_no_body(service: Any) -> None:
 
 
 async def test_a_patch_changes_what_it_names(service: Any) -> None:
+    """All other fields stay, and version, ETag and `updated_at` move on."""
     record = await service.create("pen", price="2", rank=3)
     answer = await service.send(
         "PATCH", f"/v1/items/{record['id']}", {"rank": None, "is_active": False}, if_match=record["etag"]
@@ -102,6 +110,7 @@ async def test_a_patch_of_a_document_merges(service: Any) -> None:
 
 @pytest.mark.parametrize("method", ["PATCH", "PUT", "DELETE"])
 async def test_a_stale_write_is_refused_and_told_the_current_state(service: Any, method: str) -> None:
+    """Every conditional method answers 412 with the current ETag."""
     record = await service.create("pen")
     path = f"/v1/items/{record['id']}"
     current = (await service.send("PATCH", path, {"rank": 1})).json()["etag"]
@@ -127,6 +136,7 @@ async def test_a_weakened_tag_still_matches(service: Any) -> None:
 
 
 async def test_put_creates_and_replaces(service: Any) -> None:
+    """A replace resets fields that it does not name, and both conditions of HTTP work."""
     path = "/v1/items/1f1e54a2-f5d4-612b-8824-ddcdfebdd6fc"
     created = await service.send("PUT", path, {"name": "pen", "rank": 1})
     replaced = await service.send("PUT", path, {"name": "ink"})
@@ -145,11 +155,13 @@ async def test_put_creates_and_replaces(service: Any) -> None:
 
 
 async def test_the_body_of_a_put_names_no_other_record(service: Any) -> None:
+    """An id in the body that differs from the path is a mistake."""
     answer = await service.send("PUT", "/v1/owners/a", {"id": "b", "title": "A"})
     assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/id")
 
 
 async def test_a_deleted_record_is_gone_and_its_etag_never_comes_back(service: Any) -> None:
+    """A record created again with the same id and version has another ETag."""
     record = await service.create("pen")
     path = f"/v1/items/{record['id']}"
     answer = await service.send("DELETE", path, if_match=record["etag"])
@@ -162,12 +174,14 @@ async def test_a_deleted_record_is_gone_and_its_etag_never_comes_back(service: A
 
 
 async def test_a_change_of_a_missing_record_is_404(service: Any) -> None:
+    """So is a merge into a document of it."""
     path = "/v1/items/1f1e54a2-f5d4-612b-8824-ddcdfebdd6fc"
     for body in ({"rank": 1}, {"details": {"size": 1}}):
         assert (await service.send("PATCH", path, body)).status_code == 404
 
 
 async def test_constraints_become_problems_without_values(service: Any) -> None:
+    """Each violated constraint has its status and code, and no value is quoted."""
     await service.create("pen")
     taken = await service.send("POST", "/v1/items", {"name": "pen"})
     orphan = await service.send("POST", "/v1/items", {"name": "ink", "owner_id": "nobody"})
@@ -185,6 +199,7 @@ async def test_constraints_become_problems_without_values(service: Any) -> None:
 
 
 async def test_every_problem_of_a_body_is_pointed_at_and_no_value_told(service: Any) -> None:
+    """One answer points at each wrong field of the body."""
     secret = "a value that nobody may see"
     answer = await service.send(
         "POST", "/v1/items", {"price": secret, "rank": secret, secret[:7]: secret, "version": 7}
@@ -205,6 +220,7 @@ async def test_every_problem_of_a_body_is_pointed_at_and_no_value_told(service: 
     "body", [b"{", b"[]", b'"x"', b"\xff", b"[" * 100_000], ids=["cut", "array", "text", "binary", "deep"]
 )
 async def test_a_body_that_is_no_object_is_refused(service: Any, body: bytes) -> None:
+    """Broken JSON and other JSON values are 422 on every route with a body."""
     for method, path in (
         ("POST", "/v1/items"),
         ("POST", "/v1/items:query"),
@@ -216,6 +232,8 @@ async def test_a_body_that_is_no_object_is_refused(service: Any, body: bytes) ->
 
 
 async def test_a_body_is_not_read_past_its_limit(service: Any) -> None:
+    """A body that is too large is 413, whether its length is announced or not."""
+
     async def endless() -> Any:
         for _ in range(20):
             yield b" " * 100_000
@@ -226,12 +244,14 @@ async def test_a_body_is_not_read_past_its_limit(service: Any) -> None:
 
 
 async def test_a_body_nested_beyond_reason_is_refused(service: Any) -> None:
+    """Five hundred levels of arrays are no failure of the server."""
     body = b'{"name": "x", "details": {"a": ' + b"[" * 500 + b"]" * 500 + b"}}"
     answer = await service.http.post("/v1/items", content=body, headers={"idempotency-key": "k"})
     assert answer.status_code == 422
 
 
 async def test_unknown_routes_and_methods_are_problems(service: Any) -> None:
+    """They are answered as `application/problem+json` like every other error."""
     for method, path, status, code in (
         ("GET", "/v1/nothing", 404, "NOT_FOUND"),
         ("GET", "/", 404, "NOT_FOUND"),
@@ -252,27 +272,32 @@ async def test_unknown_routes_and_methods_are_problems(service: Any) -> None:
     ],
 )
 async def test_a_header_that_makes_no_sense_is_refused(service: Any, headers: dict[str, str]) -> None:
+    """Contradictory or malformed conditions are 422."""
     answer = await service.send("PUT", "/v1/owners/a", {"id": "a", "title": "A"}, **headers)
     assert (answer.status_code, answer.json()["code"]) == (422, "VALIDATION")
 
 
 async def test_a_change_only_of_what_is_absent_is_a_contradiction(service: Any) -> None:
+    """`If-None-Match: *` on PATCH or DELETE can never hold."""
     path = f"/v1/items/{(await service.create('pen'))['id']}"
     assert (await service.send("PATCH", path, {}, if_none_match="*")).status_code == 422
     assert (await service.send("DELETE", path, if_none_match="*")).status_code == 422
 
 
 async def test_an_empty_patch_is_a_change(service: Any) -> None:
+    """It names no field, and the version grows all the same."""
     record = await service.create("pen")
     assert (await service.send("PATCH", f"/v1/items/{record['id']}", {})).json()["version"] == 2
 
 
 async def test_the_request_id_of_the_caller_is_in_answer_and_problem(service: Any) -> None:
+    """The header and the body of an error have it."""
     answer = await service.get("/v1/nothing", x_request_id="the-caller-s-id")
     assert answer.headers["x-request-id"] == answer.json()["request_id"] == "the-caller-s-id"
 
 
 async def test_probes_and_metrics_answer(service: Any) -> None:
+    """Readiness names the database, and metrics count idempotency."""
     await service.create("pen")
     assert (await service.get("/health")).status_code == 200
     ready = await service.get("/ready")

@@ -46,6 +46,7 @@ async def count(service: Any, table: str) -> int:
 
 
 async def test_results_stand_in_the_order_of_the_operations(service: Any) -> None:
+    """A transaction of every kind of operation returns a result for each, null for those without a record."""
     pen, ink = await service.create("pen"), await service.create("ink")
     answer = await service.transact(
         {"op": "create", "resource": "owners", "id": "ann", "data": {"id": "ann", "title": "Ann"}},
@@ -93,6 +94,7 @@ async def test_one_failure_undoes_everything(
 
 
 async def test_an_error_says_which_operation_it_means(service: Any) -> None:
+    """The detail begins with the operation's place, and pointers lead into it."""
     unknown = {"op": "delete", "resource": "items", "id": str(uuid4())}
     assert (await service.transact(create("a"), unknown)).json()["detail"].startswith("operations/1: ")
     invalid = await service.transact(
@@ -124,6 +126,7 @@ SOME = {"resource": "items", "id": str(uuid4())}
 async def test_an_operation_that_cannot_be_is_pointed_at(
     service: Any, operation: dict[str, Any], status: int, pointer: str
 ) -> None:
+    """An operation that is malformed has a pointer to its wrong member."""
     answer = await service.transact(operation)
     assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (status, f"/operations/0{pointer}")
 
@@ -137,6 +140,7 @@ async def test_a_merge_that_breaks_the_record_is_refused(service: Any) -> None:
 
 
 async def test_an_increment_adds_where_its_requirement_holds(service: Any) -> None:
+    """Once the requirement fails, the answer is 412 with the current ETag."""
     pen = await service.create("pen", quantity=2, price="1.10")
     sell = update(pen, increment={"quantity": -1, "price": 0.05}, require={"gte": ["quantity", 1]})
     first = (await service.transact(sell)).json()["results"][0]
@@ -149,11 +153,13 @@ async def test_an_increment_adds_where_its_requirement_holds(service: Any) -> No
 
 
 async def test_an_increment_of_nothing_starts_at_zero(service: Any) -> None:
+    """A NULL counts as 0."""
     pen = await service.create("pen", rank=None)
     assert (await service.transact(update(pen, increment={"rank": 3}))).json()["results"][0]["rank"] == 3
 
 
 async def test_a_counter_loses_no_increment(service: Any) -> None:
+    """Thirty increments at once make thirty."""
     pen = await service.create("pen", quantity=0)
     answers = await asyncio.gather(
         *(service.transact_insistently(update(pen, increment={"quantity": 1})) for _ in range(30))
@@ -163,6 +169,7 @@ async def test_a_counter_loses_no_increment(service: Any) -> None:
 
 
 async def test_never_more_is_sold_than_there_was(service: Any) -> None:
+    """Of twenty racing sales seven succeed for seven pieces, each with its event."""
     pen = await service.create("pen", quantity=7)
     sell = update(pen, increment={"quantity": -1}, require={"gte": ["quantity", 1]})
     answers = await asyncio.gather(
@@ -173,6 +180,7 @@ async def test_never_more_is_sold_than_there_was(service: Any) -> None:
 
 
 async def test_an_operation_takes_a_state_as_its_condition(service: Any) -> None:
+    """An ETag guards an update, a delete and an assertion alike."""
     pen = await service.create("pen")
     for operation in (
         update(pen, data={"rank": 1}, if_match='"9-9"', require={"eq": ["name", "pen"]}),
@@ -199,6 +207,7 @@ async def test_an_assertion_locks_what_it_has_seen(service: Any) -> None:
 
 
 async def test_a_transaction_has_its_limits(service: Any) -> None:
+    """One hundred operations are done, one more is refused, and so is a body that is too large."""
     many = [create(f"item {n}") for n in range(101)]
     assert (await service.transact(*many)).status_code == 422
     assert (await service.transact(*many[:100])).status_code == 200
@@ -206,6 +215,7 @@ async def test_a_transaction_has_its_limits(service: Any) -> None:
 
 
 async def test_an_empty_transaction_is_done(service: Any) -> None:
+    """It has no results."""
     assert (await service.transact()).json() == {"results": []}
 
 
@@ -213,6 +223,7 @@ async def test_an_empty_transaction_is_done(service: Any) -> None:
 
 
 async def test_an_emitted_event_has_the_wire_form_of_an_envelope(service: Any) -> None:
+    """The stored bytes decode to the event, with caller, request and user."""
     event = ItemSold(item_id=uuid4(), quantity=2)
     sent = {
         "event_type": "item.sold",
@@ -233,6 +244,7 @@ async def test_an_emitted_event_has_the_wire_form_of_an_envelope(service: Any) -
 
 
 async def test_a_command_keeps_its_queue(service: Any) -> None:
+    """The relay publishes a command to the queue that it names."""
     await service.transact(emit=[emission(key=None, queue="email_tasks", event_type="command.send")])
     await service.until("SELECT 1 FROM hk_outbox WHERE published_at IS NOT NULL")
     assert [queue for _, queue, _ in service.publisher.published] == ["email_tasks"]
@@ -247,6 +259,7 @@ async def test_an_event_is_emitted_once_whatever_the_key(service: Any) -> None:
 
 
 async def test_a_rerun_that_makes_its_event_at_another_time_is_the_same_call(service: Any) -> None:
+    """An event's time and request are not compared, its data are."""
     event, before = emission(), metrics.idempotency_outcomes.labels("data_service", "mismatch")._value.get()
     await service.transact(emit=[event], key="k")
     again = await service.transact(
@@ -259,6 +272,7 @@ async def test_a_rerun_that_makes_its_event_at_another_time_is_the_same_call(ser
 
 
 async def test_an_event_that_is_none_is_refused(service: Any) -> None:
+    """A malformed event is 422."""
     for broken in (7, {}, emission(event_id="x"), emission(event_type="")):
         assert (await service.transact(emit=[broken])).status_code == 422
 
@@ -320,4 +334,5 @@ async def test_a_refusal_is_the_same_under_every_isolation(service: Any, isolati
 
 
 async def test_a_store_shows_what_it_stores(service: Any) -> None:
+    """The representation lists the resources."""
     assert repr(service.store) == "PostgresStore(['items', 'owners'])"

@@ -144,4 +144,5 @@ class Own(TypeDecorator[int]):
     ("kind", "value"), [(Own(), 1), (Integer(), True), (Integer(), "1"), (DateTime(), 1), (Date(), NOON)]
 )
 def test_what_is_no_value_of_the_column_is_left_to_it(kind: TypeEngine[Any], value: Any) -> None:
+    """A value of another type, or of a custom type, is compared as it is."""
     assert steps_of(kind, value) is None

@@ -219,6 +219,7 @@ async def test_a_batch_has_its_results_in_order(write: Writer, resource: Any) ->
 
 @pytest.mark.parametrize("resource", [TAGS, MARKED])
 async def test_tables_with_unusual_columns_take_batches_too(write: Writer, resource: Any) -> None:
+    """Arrays, which can't be elements of arrays, are written one parameter per value."""
     made = [Create(resource=resource, id=uuid4(), values={"words": ["a", str(n)]}) for n in range(7)]
     results = (await write(*made)).results
     assert [result.record and result.record["words"][1] for result in results] == list("0123456")
@@ -231,6 +232,7 @@ async def test_tables_with_unusual_columns_take_batches_too(write: Writer, resou
 
 
 async def test_a_default_of_the_table_is_made_for_each_row(write: Writer) -> None:
+    """A default that Python computes differs between the rows of a batch."""
     made = [Create(resource=MARKED, id=uuid4(), values={"words": []}) for _ in range(3)]
     await write(*made)
     assert len({row["mark"] for row in await write.rows("SELECT mark FROM marked")}) == 3
@@ -250,6 +252,7 @@ async def test_a_refusal_names_its_operation(write: Writer, culprit: int) -> Non
 
 
 async def test_no_text_is_cut_to_its_column(write: Writer) -> None:
+    """A text that is too long is refused, alone and in a batch."""
     for made in ([note("a", code="abcdef")], [note("a"), note("b", code="abcdef", label="items/1")]):
         with pytest.raises(InvalidRequestError):
             await write(*made)
@@ -273,6 +276,7 @@ async def test_what_only_works_in_turn_is_done_in_turn(write: Writer) -> None:
 
 
 async def test_conditions_hold_for_each_of_a_batch(write: Writer) -> None:
+    """The first operation whose condition fails is named, and none is done."""
     one, two = await write.note("one", size=1), await write.note("two", size=5)
     changes = [
         Update(
@@ -306,6 +310,7 @@ async def test_conditions_hold_for_each_of_a_batch(write: Writer) -> None:
 
 
 async def test_documents_are_merged_in_a_batch(write: Writer) -> None:
+    """Each record gets its merge patch and increment by one statement."""
     made = [await write.note(f"{n}", details={"a": n, "b": 1}) for n in range(3)]
     patches = [
         Update(resource=NOTES, id=r["id"], merges={"details": {"b": None}}, increment={"size": 2})
@@ -322,6 +327,7 @@ async def test_documents_are_merged_in_a_batch(write: Writer) -> None:
 
 
 async def test_upserts_create_and_replace_in_one_batch(write: Writer) -> None:
+    """The result says which of the two it was, and `only` allows one of them."""
     there = await write.note("there", size=1)
     put = [
         Upsert(resource=NOTES, id=there["id"], values={"title": "there", "size": 2}),
@@ -343,6 +349,7 @@ async def test_upserts_create_and_replace_in_one_batch(write: Writer) -> None:
 
 
 async def test_a_deleted_record_is_hidden_and_comes_back(write: Writer) -> None:
+    """Until it is undeleted it is not found by any operation; then it has a new version."""
     record = await write.note("pen")
     target: dict[str, Any] = {"resource": NOTES, "id": record["id"]}
     await write(Delete(**target, if_match=record["etag"]))
@@ -375,6 +382,7 @@ async def test_nothing_brings_a_deleted_record_back_unseen(write: Writer) -> Non
 
 
 async def test_undelete_asks_for_what_is_there(write: Writer) -> None:
+    """Undeleting what was never deleted changes nothing, and a condition must hold."""
     record = await write.note("pen")
     target: dict[str, Any] = {"resource": NOTES, "id": record["id"]}
     [same] = (await write(Undelete(**target, if_match=record["etag"]))).results
@@ -427,6 +435,7 @@ def emission(**changes: Any) -> Emission:
 
 
 async def test_a_call_happens_once_with_its_events(write: Writer) -> None:
+    """A repeated key replays the answer's bytes, and another call under it is refused."""
     runs = 0
 
     async def work(connection: Any) -> CallAnswer:
@@ -446,6 +455,8 @@ async def test_a_call_happens_once_with_its_events(write: Writer) -> None:
 
 
 async def test_a_call_that_fails_has_done_nothing(write: Writer) -> None:
+    """An error of the database undoes rows and key."""
+
     async def work(connection: Any) -> CallAnswer:
         await connection.execute(
             text("INSERT INTO hk_leases (name, owner, fence, expires_at) VALUES ('x', '', 1, now())")
@@ -484,6 +495,7 @@ async def test_a_large_answer_is_read_again(write: Writer) -> None:
 
 
 async def test_a_large_record_is_read_again_too(write: Writer) -> None:
+    """A record that is too large to keep under its key is replayed as it is now."""
     made = note("large", details={"text": "x" * 70_000})
     first = await write(made, key="k")
     again = await write(made, key="k")
@@ -496,6 +508,7 @@ async def test_a_large_record_is_read_again_too(write: Writer) -> None:
 
 
 async def test_keys_of_an_older_release_are_read(write: Writer) -> None:
+    """Outcomes in the former form are replayed."""
     await write.rows(
         "INSERT INTO hk_keys (caller, key, fingerprint, results, expires_at)"
         """ VALUES ('api_service', 'old', 'f', '[[{"id":"1"},true],[null,false]]', now() + interval '1 h')"""
@@ -583,6 +596,7 @@ async def test_a_lost_race_of_a_transaction_is_a_replay(
 
 
 async def test_errors_have_their_operation(write: Writer) -> None:
+    """The pointer begins with the operation's label, if it has one."""
     with pytest.raises(RejectedError, match="/operations/0/data/code"):
         await write(note("a", code="abcdef", label="operations/0"))
     with pytest.raises(InvalidRequestError):

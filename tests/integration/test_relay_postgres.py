@@ -166,6 +166,7 @@ async def test_replicas_share_the_partitions(replicas: tuple[Replica, Replica]) 
 
 
 async def test_who_leaves_does_not_count_any_more(replicas: tuple[Replica, Replica]) -> None:
+    """The other replica gets every partition at its next renewal."""
     one, two = replicas
     await one.renew_leases("one")
     await two.renew_leases("two")
@@ -199,6 +200,7 @@ async def test_what_a_dead_replica_had_is_taken_over(replicas: tuple[Replica, Re
 
 
 async def test_partitions_are_never_shared_in_a_race(replicas: tuple[Replica, Replica]) -> None:
+    """Replicas that take partitions at the same time get each of them once."""
     one, two = replicas
     async with asyncio.TaskGroup() as group:
         tasks = [
@@ -229,6 +231,7 @@ async def test_marks_under_an_old_fence_count_for_nothing(replicas: tuple[Replic
 
 
 async def test_what_waits_comes_in_order_and_without_some_keys(replicas: tuple[Replica, Replica]) -> None:
+    """Rows come by their number, without left-out keys and from the given partitions only."""
     one, _ = replicas
     ids = await one.emit(("a", 1), ("b", 1), (None, 1), ("a", 2), ("c", 1))
     rows = await one.waiting(limit=4)
@@ -242,6 +245,7 @@ async def test_what_waits_comes_in_order_and_without_some_keys(replicas: tuple[R
 
 
 async def test_keys_are_spread_over_the_partitions(replicas: tuple[Replica, Replica]) -> None:
+    """Many keys fill all partitions about evenly."""
     one, _ = replicas
     await one.emit(*((f"key {n}", n) for n in range(400)))
     rows = await one.waiting(limit=400)
@@ -266,6 +270,7 @@ async def test_a_row_waits_for_its_time(replicas: tuple[Replica, Replica]) -> No
 
 
 async def test_a_row_keeps_its_trace(replicas: tuple[Replica, Replica]) -> None:
+    """The trace of the request is stored with its event."""
     one, _ = replicas
     await one.emit(("a", 1), traceparent="00-a", tracestate="vendor=1")
     [row] = await one.waiting()
@@ -275,6 +280,7 @@ async def test_a_row_keeps_its_trace(replicas: tuple[Replica, Replica]) -> None:
 async def test_a_parked_row_keeps_its_reason_until_it_is_tried_again(
     replicas: tuple[Replica, Replica],
 ) -> None:
+    """It is listed by filters, counted apart, and waits in its old order after a retry."""
     one, _ = replicas
     ids = await one.emit(("a", 1), ("a", 2), ("b", 3))
     leases = await one.renew_leases("one")
@@ -322,6 +328,7 @@ async def test_published_rows_are_deleted_after_their_retention(replicas: tuple[
 
 
 async def test_an_empty_outbox_lags_by_nothing(replicas: tuple[Replica, Replica]) -> None:
+    """Without rows the backlog is all zeros."""
     assert await replicas[0].backlog() == Backlog(waiting=0, parked=0, lag_seconds=0)
     assert repr(replicas[0].outbox).startswith("PostgresOutbox(")
 
@@ -342,6 +349,7 @@ async def test_two_relays_publish_everything_once_and_in_order(replicas: tuple[R
 
 
 async def test_a_replica_takes_over_when_the_other_one_stops(replicas: tuple[Replica, Replica]) -> None:
+    """Events of one key go on in order across the replicas."""
     broker = Broker()
     one, two = replicas
     async with Relay(two.outbox, broker):

@@ -87,6 +87,7 @@ async def parked(database: str) -> list[Any]:
 
 
 async def test_events_arrive_in_order_and_as_envelopes(postgres_url: str, rabbitmq_url: str) -> None:
+    """A consumer gets the events of one key in order, in the name of caller, request and user."""
     async with (
         service_between(postgres_url, rabbitmq_url) as client,
         queue_for(rabbitmq_url, "item.sold") as queue,
@@ -105,6 +106,7 @@ async def test_events_arrive_in_order_and_as_envelopes(postgres_url: str, rabbit
 async def test_an_event_that_nobody_wants_is_parked_and_the_next_one_arrives(
     postgres_url: str, rabbitmq_url: str
 ) -> None:
+    """An unroutable event does not block its key."""
     async with (
         service_between(postgres_url, rabbitmq_url) as client,
         queue_for(rabbitmq_url, "item.sold") as queue,
@@ -117,6 +119,7 @@ async def test_an_event_that_nobody_wants_is_parked_and_the_next_one_arrives(
 
 
 async def test_a_command_goes_to_its_queue(postgres_url: str, rabbitmq_url: str) -> None:
+    """It arrives in the queue that it names, and no binding is needed."""
     async with (
         service_between(postgres_url, rabbitmq_url) as client,
         queue_for(rabbitmq_url, "unused", name="email_tasks") as queue,
@@ -142,6 +145,7 @@ async def test_a_command_for_later_waits_in_the_outbox(postgres_url: str, rabbit
 
 
 async def test_an_event_goes_on_in_the_trace_of_the_request(postgres_url: str, rabbitmq_url: str) -> None:
+    """The message has the trace headers that the event was stored with, and none without."""
     trace = {"traceparent": f"00-{'4b' * 16}-{'a1' * 8}-01", "tracestate": "vendor=1"}
     async with (
         service_between(postgres_url, rabbitmq_url) as client,
@@ -154,6 +158,7 @@ async def test_an_event_goes_on_in_the_trace_of_the_request(postgres_url: str, r
 
 
 async def test_what_was_parked_arrives_once_it_is_tried_again(postgres_url: str, rabbitmq_url: str) -> None:
+    """`open_outbox` lets it wait again, and the running relay publishes it."""
     async with service_between(postgres_url, rabbitmq_url) as client:
         await emit(client, emission("item.sold", 1))
         await parked(postgres_url)

@@ -197,6 +197,7 @@ def publisher() -> MemoryPublisher:
 
 
 async def test_what_waits_is_published_and_marked(outbox: MemoryOutbox, publisher: MemoryPublisher) -> None:
+    """Rows from before the start and from after it are published, commands to their queue."""
     rows = [outbox.add("a"), outbox.add("b"), outbox.add("c", queue="email_tasks")]
     async with Relay(outbox, publisher):
         await until(lambda: len(outbox.published) == 3)
@@ -209,6 +210,7 @@ async def test_what_waits_is_published_and_marked(outbox: MemoryOutbox, publishe
 async def test_an_event_travels_with_its_request_and_user(
     outbox: MemoryOutbox, publisher: MemoryPublisher
 ) -> None:
+    """The publisher runs in the context of the request that caused the event."""
     outbox.add("a")
     async with Relay(outbox, publisher):
         await until(lambda: outbox.published)
@@ -302,6 +304,7 @@ async def test_what_an_older_release_let_in_and_no_message_carries_is_parked(
 async def test_what_can_never_be_published_is_parked_and_blocks_nobody(
     outbox: MemoryOutbox, publisher: MemoryPublisher, error: Exception
 ) -> None:
+    """The next event of its key is published, and the row keeps the error as its reason."""
     first, second = outbox.add("a"), outbox.add("a")
     publisher.errors[first.event_id] = [error]
     async with Relay(outbox, publisher):
@@ -359,6 +362,7 @@ async def test_when_the_broker_is_back_no_key_waits_for_its_own_interval(
 async def test_without_a_database_it_waits_and_goes_on(
     outbox: MemoryOutbox, publisher: MemoryPublisher
 ) -> None:
+    """Neither an outage nor a defect in a turn ends the relay."""
     outbox.add("a")
     for broken in (UnavailableError("away"), RuntimeError("a bug")):
         outbox.broken, outbox.failures = broken, 0
@@ -452,6 +456,7 @@ async def test_a_former_owner_stops_and_its_marks_count_for_nothing(
 async def test_a_mark_that_comes_too_late_loses_that_partition_only(
     outbox: MemoryOutbox, publisher: MemoryPublisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Rows of partitions that are still its own are marked."""
     monkeypatch.setattr(_partition_leases, "RENEW_SECONDS", 60)
     mine, lost = outbox.add("a"), outbox.add("b")
     assert mine.partition != lost.partition
@@ -501,12 +506,14 @@ async def test_a_key_ends_with_the_lease(outbox: MemoryOutbox, publisher: Memory
 async def test_rows_of_a_partition_that_was_lost_meanwhile_are_not_begun(
     outbox: MemoryOutbox, publisher: MemoryPublisher
 ) -> None:
+    """Without a lease no row is taken up."""
     relay = Relay(outbox, publisher)
     relay._start_publishing({"a": [outbox.add("a")]})
     assert not relay._busy_keys
 
 
 async def test_what_lies_beyond_the_share_goes_idle_first(outbox: MemoryOutbox) -> None:
+    """Partitions without rows under way are handed over, busy ones stay."""
     held = PartitionLeases(outbox)
     await held.renew(busy=())
     await outbox.renew_leases("another")
@@ -546,6 +553,7 @@ def test_only_what_another_replica_lacks_is_given_back(
 async def test_an_event_goes_on_in_the_trace_of_its_request(
     outbox: MemoryOutbox, publisher: MemoryPublisher
 ) -> None:
+    """The publisher sees the stored trace, and none for an event without one."""
     parent = f"00-{'4b' * 16}-{'a1' * 8}-01"
     outbox.add("a", traceparent=parent)
     outbox.add("b")
@@ -593,6 +601,7 @@ async def test_stopping_finishes_what_is_under_way(outbox: MemoryOutbox, publish
 async def test_stopping_does_not_wait_for_ever(
     outbox: MemoryOutbox, publisher: MemoryPublisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A publish that is never confirmed is cancelled, and its row waits for the next replica."""
     monkeypatch.setattr(_relay, "STOP_SECONDS", 0.05)
     row = outbox.add("a")
     publisher.gates[row.event_id] = asyncio.Event()
@@ -602,6 +611,7 @@ async def test_stopping_does_not_wait_for_ever(
 
 
 async def test_stopping_without_a_database_ends_too(outbox: MemoryOutbox, publisher: MemoryPublisher) -> None:
+    """The leases are left to run out."""
     outbox.add("a")
     async with Relay(outbox, publisher):
         await until(lambda: outbox.published)
@@ -610,6 +620,7 @@ async def test_stopping_without_a_database_ends_too(outbox: MemoryOutbox, publis
 
 
 async def test_the_backlog_is_measured(outbox: MemoryOutbox, publisher: MemoryPublisher) -> None:
+    """The metrics follow the outbox up and down."""
     row = outbox.add("a")
     gate = publisher.gates[row.event_id] = asyncio.Event()
     async with Relay(outbox, publisher):

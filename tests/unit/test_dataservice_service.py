@@ -60,6 +60,7 @@ ITEMS = Resource("items", record=Item, create=NewItem, update=NewItem)
 
 
 def test_every_field_of_a_record_needs_a_column() -> None:
+    """The declaration is refused with the names of the missing columns."""
     with pytest.raises(DeclarationError, match="NamelessTable has no column for name, address of Item"):
         create_data_service(Settings, {ITEMS: NamelessTable})
 
@@ -77,12 +78,15 @@ def test_an_expression_is_no_column() -> None:
 
 
 def test_a_soft_delete_needs_its_column() -> None:
+    """A resource with `soft_delete` is refused on a table without `deleted_at`."""
     hidden = Resource("items", record=Item, create=NewItem, update=NewItem, soft_delete=True)
     with pytest.raises(DeclarationError, match="ItemTable has no column deleted_at"):
         create_data_service(Settings, {hidden: ItemTable})
 
 
 def test_two_resources_have_two_names() -> None:
+    """One path can't serve two resources."""
+
     class OtherItem(Item):
         pass
 
@@ -92,11 +96,13 @@ def test_two_resources_have_two_names() -> None:
 
 
 def test_a_service_without_a_database_url_is_none() -> None:
+    """Settings without `database_url` are refused at the declaration."""
     with pytest.raises(DeclarationError, match="no database_url"):
         create_data_service(ServiceSettings, {ITEMS: ItemTable})
 
 
 def test_settings_are_not_read_before_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An application can be made, and its document shown, without an environment."""
     monkeypatch.delenv("DATABASE_URL", raising=False)
     app = create_data_service(Settings, {ITEMS: ItemTable}, title="Items")
     assert app.title == "Items"
@@ -129,17 +135,20 @@ def test_models_of_one_name_are_told_apart_in_the_document() -> None:
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
+    """Names that are loaded late don't hide a misspelt one."""
     with pytest.raises(AttributeError, match="nothing"):
         _ = dataservice.nothing
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that needs SQLAlchemy says which extra brings it."""
     monkeypatch.setitem(sys.modules, "hybridkit.dataservice._postgres._columns", None)
     with pytest.raises(MissingExtraError, match=r"hybridkit\[postgres\]"):
         _ = dataservice.RecordColumns
 
 
 def test_a_column_of_an_unusual_type_takes_values_as_they_are() -> None:
+    """A type without a Python type is left to the driver."""
     table = ResourceTable(ITEMS, ItemTable)
     assert table.python_type("address") is None
     assert table.bind("address", "10.0.0.1") == "10.0.0.1"
@@ -156,6 +165,7 @@ def test_a_position_of_another_order_is_refused(position: list[Any]) -> None:
 
 
 def test_a_position_in_a_column_of_an_unusual_type_is_taken_as_it_is() -> None:
+    """The position is bound as text and cast by PostgreSQL."""
     ordering = Ordering(ResourceTable(ITEMS, ItemTable), Query(order=(("address", "asc"),)))
     arguments = Arguments()
     assert "AS INET" in ordering.after(["10.0.0.1", str(UUID(int=1))], arguments)
@@ -169,12 +179,14 @@ def test_a_value_that_its_column_cannot_hold_is_a_bad_query() -> None:
 
 
 def test_a_value_that_a_column_cannot_hold_is_pointed_at() -> None:
+    """The error's pointer leads to the field in the request."""
     with pytest.raises(InvalidRequestError) as refused:
         ResourceTable(ITEMS, ItemTable).bind("version", "many", at="/data")
     assert refused.value.errors[0].pointer == "/data/version"
 
 
 def test_a_create_that_names_no_id_gets_the_one_of_its_call() -> None:
+    """A null id counts as none."""
     bodies, default_id = RequestBodies(ITEMS), UUID(int=7)
     for body in (b'{"name": "a"}', b'{"name": "a", "id": null}'):
         assert bodies.create(body, default_id=default_id).id == default_id
@@ -182,6 +194,8 @@ def test_a_create_that_names_no_id_gets_the_one_of_its_call() -> None:
 
 
 def test_a_natural_key_has_to_be_named() -> None:
+    """No default id exists for a text; in an upsert the path names it."""
+
     class Owner(Record[str]):
         title: str
 
@@ -213,6 +227,7 @@ class FullStore:
 
 
 async def test_housekeeping_goes_on_until_nothing_is_left() -> None:
+    """A failed batch is only a pause."""
     store: Any = FullStore()
     async with Housekeeping(store, pause_seconds=0.001) as housekeeping, asyncio.timeout(60):
         await store.emptied.wait()

@@ -86,6 +86,7 @@ def on(annotation: Any, *kinds: TypeEngine[Any]) -> list[tuple[Any, TypeEngine[A
     ],
 )
 def test_what_can_not_work_is_named(annotation: Any, kind: TypeEngine[Any], *, optional: bool) -> None:
+    """The reason names the column for every pair that can never fit, optional or not."""
     found = told(annotation | None if optional else annotation, kind)
     assert found is not None
     assert "the column field is" in found
@@ -128,11 +129,14 @@ def test_what_can_not_work_is_named(annotation: Any, kind: TypeEngine[Any], *, o
     ],
 )
 def test_what_may_work_is_nobody_s_business(annotation: Any, kind: TypeEngine[Any]) -> None:
+    """Pairs of which some value fits are accepted."""
     assert told(annotation, kind) is None
     assert told(annotation | None, kind) is None
 
 
 def test_a_field_that_its_model_writes_may_be_anything() -> None:
+    """A serializer of the field may turn it into what the column holds."""
+
     class Tagged(BaseModel):
         tags: list[str]
 
@@ -163,6 +167,7 @@ class BookTable(RecordColumns, Base):
 
 
 def test_a_table_is_refused_with_all_its_misfits() -> None:
+    """One error lists every field that does not fit."""
     resource = Resource("books", record=Book, create=NewBook, update=NewBook)
     with pytest.raises(DeclarationError, match=r"BookTable for Book: .*price .*Decimal; .*pages .*int"):
         ResourceTable(resource, BookTable)

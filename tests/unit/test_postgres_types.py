@@ -47,10 +47,12 @@ class Doc(TypeDecorator[Any]):
     ids=repr,
 )
 def test_a_cast_to_the_type_of_a_parameter_cuts_nothing_off(kind: TypeEngine[Any], sql: str) -> None:
+    """Lengths are left out, so that a value that is too long is refused and not shortened."""
     assert parameter_type(kind).compile(dialect=DIALECT) == sql
 
 
 def test_only_known_types_are_taken_for_one_value() -> None:
+    """Arrays, documents, ranges and custom types can't be elements of an array."""
     known: list[TypeEngine[Any]] = [Integer(), Text(), Interval(), Numeric(), DOMAIN("d", Integer)]
     assert all(is_scalar(kind) for kind in known)
     others: list[TypeEngine[Any]] = [ARRAY(Integer), JSONB(), INT4RANGE(), Code(), DOMAIN("d", JSONB)]
@@ -58,6 +60,7 @@ def test_only_known_types_are_taken_for_one_value() -> None:
 
 
 def test_documents_go_as_texts_however_deep_their_array_is() -> None:
+    """Each document of an array becomes the text of its JSON."""
     assert [document_depth(kind) for kind in (JSON(), ARRAY(JSONB), ARRAY(JSONB, dimensions=2), Doc())] == [
         0, 1, 2, None
     ]  # fmt: skip
@@ -68,6 +71,7 @@ def test_documents_go_as_texts_however_deep_their_array_is() -> None:
 
 
 def test_the_elements_of_an_array_are_fitted_as_values_of_a_column_are() -> None:
+    """Texts become numbers and times lose what the column doesn't keep."""
     assert fitted(ARRAY(Integer), ("1", None)) == [1, None]
     at = datetime(2026, 1, 1, microsecond=1999, tzinfo=UTC)
     assert fitted(ARRAY(TIMESTAMP()), [at]) == [datetime(2026, 1, 1, microsecond=1000)]
@@ -90,6 +94,7 @@ def test_the_elements_of_an_array_are_fitted_as_values_of_a_column_are() -> None
     ids=repr,
 )
 def test_what_can_not_be_held_is_refused(kind: TypeEngine[Any], value: object) -> None:
+    """A value that the column would change or fail on says what the column holds."""
     with pytest.raises(ValueError, match=r"hold|length|JSON|int"):
         fitted(kind, value)
 
@@ -103,15 +108,18 @@ def test_digits_that_a_column_would_round_away_are_refused(amount: str) -> None:
 
 @pytest.mark.parametrize("amount", ["1.55", "1.5500", "0.0000", "1e3", "-99999999.99", "0"])
 def test_zeros_at_the_end_are_no_digits(amount: str) -> None:
+    """A decimal with more zeros than the column's scale fits."""
     check_limits(Numeric(10, 2), Decimal(amount))
 
 
 @pytest.mark.parametrize("kind", [JSON(), JSONB(), ARRAY(JSONB)])
 @pytest.mark.parametrize("document", ["a\0", ["\0"], {"a": [{"b": "\0"}]}, {"\0": 1}])
 def test_a_document_with_a_nul_is_refused(kind: TypeEngine[Any], document: Any) -> None:
+    """U+0000 in a key or text of a document has no form in PostgreSQL."""
     with pytest.raises(ValueError, match="without U\\+0000"):
         fitted(kind, [document] if isinstance(kind, ARRAY) else document)
 
 
 def test_a_backslash_is_no_nul() -> None:
+    """A text that looks like the escape of U+0000 is only a text."""
     assert fitted(JSONB(), ["\\u0000"]) == ["\\u0000"]
