@@ -15,7 +15,7 @@ from hybridkit.errors import NackedError, NotConnectedError
 from hybridkit.messaging._amqp._frames import DeliverMethod
 from hybridkit.messaging._amqp._port import IncomingMessage
 from hybridkit.messaging._consuming import _parked_keys as parked_keys_module
-from hybridkit.messaging._consuming._parked_keys import Mark, ParkedKeys, _Inbox
+from hybridkit.messaging._consuming._parked_keys import Mark, ParkedKeys, _LogReceiver
 from hybridkit.messaging._publishing._writer import OutgoingMessage
 
 QUEUE = "tests.q"
@@ -151,14 +151,14 @@ async def test_more_keys_may_be_parked_than_the_broker_leaves_with_a_reader_by_i
 
 async def test_a_log_may_be_longer_than_what_a_reader_may_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     """What says nothing any more takes no place, whatever it is."""
-    monkeypatch.setattr(parked_keys_module, "WINDOW", 10)
+    monkeypatch.setattr(parked_keys_module, "PREFETCH", 10)
     old = [each for n in range(200) for each in (mark("a", str(n)), {"key": "b"}, {"end": str(n)}, b"odd")]
     assert await read(Broker(*old, mark("b", "5"))) == {"a": Mark(0, "199"), "b": Mark(0, "5")}
 
 
 async def test_the_own_entries_are_folded_while_the_process_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each dead letter of a parked key writes one: without an end, if nobody reads them."""
-    monkeypatch.setattr(parked_keys_module, "FOLD_AFTER", 10)
+    monkeypatch.setattr(parked_keys_module, "SNAPSHOT_AFTER", 10)
     broker, keys = Broker(), ParkedKeys(QUEUE)
     open_channel = broker.open_channel()
     for number in range(100):
@@ -212,7 +212,7 @@ async def test_a_log_that_was_cut_is_not_believed(seen: int) -> None:
 
 async def test_a_silent_broker_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parked_keys_module, "READ_SECONDS", 0.0)
-    inbox = _Inbox()
+    inbox = _LogReceiver()
     inbox.settled(1, multiple=False, accepted=True)
     inbox.returned(b"")
     with pytest.raises(NotConnectedError, match="was not read in"):

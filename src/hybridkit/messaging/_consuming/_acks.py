@@ -39,7 +39,7 @@ class Acks:
         return f"Acks(channel={self._channel}, oldest={self._oldest}, unsent={len(self)})"
 
     def __len__(self) -> int:
-        """The number of acknowledgements that are not sent yet."""
+        """Return the number of acknowledgements that are not sent yet."""
         return len(self._unsent)
 
     def is_settled(self, tag: int) -> bool:

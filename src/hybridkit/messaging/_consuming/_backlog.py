@@ -31,7 +31,7 @@ class Backlog(Protocol):
         ...
 
     def __len__(self) -> int:
-        """The number of deliveries that wait."""
+        """Return the number of deliveries that wait."""
         ...
 
 

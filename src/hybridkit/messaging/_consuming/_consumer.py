@@ -1,4 +1,4 @@
-"""Consuming: a consumer is a queue, with one typed handler for each type of event or command in it."""
+"""Consumers: a consumer is a queue, with one typed handler for each type of event or command in it."""
 
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
@@ -30,28 +30,28 @@ from hybridkit.retry import Retry
 MAX_CONCURRENCY: Final = 65_535 // PREFETCH_PER_HANDLER
 MAX_CONCURRENCY_IN_ORDER: Final = 65_535 // PREFETCH_PER_HANDLER_IN_ORDER
 MAX_TIMEOUT_SECONDS: Final = MAX_UNACKED_SECONDS - 240.0
-"""What is left of the time that a message may be in our hands, after waiting for its turn."""
+"""The part of the time for which a message may be unacknowledged that its handler may take; the rest is for waiting."""
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*")
 MAX_NAME_LENGTH: Final = 200
-"""A routing key has 255 bytes, and the delay levels put 34 in front of the name."""
+"""A routing key has 255 bytes at most, and the delay levels put 34 in front of the name."""
 
 _log = get_logger(__name__)
 
 
 class Order(StrEnum):
-    """What becomes of a key when one of its messages is given up."""
+    """The policy for a key when one of its messages is given up."""
 
     SKIP = "skip"
     """The message goes to the dead-letter queue, and the key goes on with the next one."""
 
     PARK = "park"
-    """The message goes to the dead-letter queue, and so does whatever comes after it with the same key, in order, until
-    all of that has been redriven."""
+    """The message goes to the dead-letter queue, and so do all messages that come after it with the same key, in order,
+    until all of them have been redriven."""
 
 
 class _RunningConsumer(NamedTuple):
-    """Where a consumer runs, and what it knows."""
+    """The name, the broker and the messages of a consumer that runs."""
 
     name: str
     address: str
@@ -63,14 +63,18 @@ _RUNNING: Final[WeakKeyDictionary[Subscription, _RunningConsumer]] = WeakKeyDict
 
 
 class RobustConsumer:
-    """A durable queue and what is done with the messages in it; declared at import, started by the process.
+    """A durable queue with the handlers for its messages; declared at import, started by the process.
 
     Args:
         name: the queue's name, in snake_case with dots: `worker_service.analytics`.
-        concurrency: how many handlers run at the same time.
-        timeout_seconds: how long one run of a handler may take, at most 20 minutes; then it counts as failed.
-        order: keep the events of a key in order, and what to do when one of them is given up. The queue then has a
-            single active consumer: of several replicas one works, and the next takes over when it ends.
+        concurrency: the number of handlers that run at the same time.
+        timeout_seconds: the time that one run of a handler may take, at most 20 minutes; then it counts as failed.
+        order: keeps the events of a key in order, and says what to do when one of them is given up. The queue then has
+            a single active consumer: of several replicas one works, and the next takes over when it ends. None, the
+            default, keeps no order.
+
+    Raises:
+        DeclarationError: the name is no queue's name, or a number is out of its range.
     """
 
     def __init__(
@@ -105,27 +109,27 @@ class RobustConsumer:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the broker delivers to this consumer now, and what it delivers goes on."""
+        """Whether the broker delivers to this consumer now, and its messages get on."""
         return self._run is not None and self._run.is_ready
 
     @property
     def paused(self) -> Paused | None:
-        """Why it takes no messages at the moment: something that its handlers need is down. None while it works."""
+        """The reason why it takes no messages now: a dependency of its handlers is down. None while it works."""
         return None if self._run is None else self._run.paused
 
     @property
     def stalled(self) -> str | None:
-        """What it can't get past at the moment, so that nothing goes on. None while it works."""
+        """The step at which it is stuck now, as a sentence, so that its messages don't get on. None while it works."""
         return None if self._run is None else self._run.stalled
 
     @property
     def in_flight(self) -> int:
-        """How many messages are delivered and not yet settled."""
+        """The number of messages that are delivered and not yet settled."""
         return 0 if self._run is None else self._run.in_flight
 
     @property
     def handles(self) -> tuple[type[Message], ...]:
-        """The events and commands that it has handlers for."""
+        """The classes of the events and commands that it has handlers for."""
         return tuple(handler.message for handler in self._handlers)
 
     def on[HandlerT: Callable[..., Awaitable[object]]](
@@ -134,14 +138,15 @@ class RobustConsumer:
         """Register the handler for a type of event or command, as a decorator; the function stays as it is.
 
         Parameters are injected by their annotation: the message's class, `EventEnvelope[...]`, `RequestContext`,
-        `RobustPublisher`, and whatever the process provides.
+        `RobustPublisher`, and the classes that the process provides.
 
         Args:
             message: the event or command class.
-            retry: what to do when the handler fails; by default `Retry.exponential()`.
+            retry: the policy for the handler's failures; by default `Retry.exponential()`.
 
         Raises:
-            DeclarationError: naming what contradicts what.
+            DeclarationError: the consumer runs already, has a handler for this type, or can't get this message; or the
+                function is no handler for it.
         """
 
         def register(function: HandlerT) -> HandlerT:
@@ -173,14 +178,15 @@ class RobustConsumer:
         0.05 s for each type that is handled).
 
         Args:
-            connection: where messages come from; consumers of a process share one.
+            connection: the connection on which messages come; the consumers of a process share one.
             publisher: sends retries and dead letters, over its own connection.
-            providers: what handlers may ask for: the annotated class and the object to pass.
+            providers: the objects that handlers may ask for, by their annotation.
             guard: lets each event run once; without one, a redelivered event runs again.
 
         Raises:
-            DeclarationError: a handler wants something that no provider gives; or another consumer of this name runs in
+            DeclarationError: a handler wants an object that no provider gives; or another consumer of this name runs in
                 this process with other handlers.
+            MisuseError: this consumer runs already.
             TopologyError: the queue exists with other properties.
             AccessDeniedError: the user may not declare or read the queue.
             NotConnectedError: the broker did not answer in that time.
@@ -223,15 +229,15 @@ class RobustConsumer:
         _log.info("consumer started", consumer=self.name)
 
     async def drain(self, *, budget_seconds: float) -> bool:
-        """Stop taking messages, wait for the running handlers, acknowledge, unsubscribe.
+        """Stop taking messages, wait for the running handlers, acknowledge, and unsubscribe.
 
-        What is not finished in that time is cancelled and goes back to the queue.
+        Handlers that have not ended in that time are cancelled, and their messages go back to the queue.
 
         Args:
-            budget_seconds: for all of it.
+            budget_seconds: the time for all of it.
 
         Returns:
-            Whether everything was finished. A consumer that isn't running has nothing to finish.
+            Whether all handlers ended in time; True for a consumer that isn't running.
         """
         run, self._run = self._run, None
         if run is None:
@@ -251,7 +257,15 @@ class RobustConsumer:
         guard: Guard | None = None,
         drain_seconds: float = 10.0,
     ) -> AsyncGenerator[None]:
-        """`start` before the block and `drain` after it."""
+        """Run the block between `start` and `drain`.
+
+        Args:
+            connection: as in `start`, and so are the other arguments.
+            publisher: sends retries and dead letters.
+            providers: the objects that handlers may ask for.
+            guard: lets each event run once.
+            drain_seconds: the time for `drain`.
+        """
         await self.start(connection, publisher=publisher, providers=providers, guard=guard)
         try:
             yield
@@ -281,7 +295,7 @@ class RobustConsumer:
 
 
 def topology_of(consumers: Iterable[RobustConsumer]) -> Topology:
-    """What these consumers need of the broker: what all services share, and their own queues."""
+    """Return the topology that these consumers need: the part that all services share, and their own queues."""
     topology = shared_topology()
     for consumer in consumers:
         types = consumer._handlers.event_types()  # noqa: SLF001 - the same package

@@ -50,15 +50,15 @@ class Guard(Protocol):
     """Lets one piece of work run once per key."""
 
     async def begin(self, key: str, payload: Any, *, wait_seconds: float = 0.0) -> Begin:
-        """Ask for the work, waiting that long for another holder."""
+        """Ask for the claim of a key, and wait for so long while another process holds it."""
         ...
 
     def hold(self, acquired: Acquired) -> AbstractAsyncContextManager[None]:
-        """Run the block as the holder, with the claim in the context and the lease renewed."""
+        """Run the block as the holder of the claim, with the claim in the context and the lease renewed."""
         ...
 
     async def finish(self, acquired: Acquired, outcome: Outcome, result: Any = None) -> Finish:
-        """Record how it ended."""
+        """Record how the work ended."""
         ...
 
 
@@ -160,8 +160,8 @@ class GuardedRunner:
             async with self._guard.hold(acquired):
                 result = await self._run(execution)
                 if isinstance(result, DeadLettered):
-                    # Confirmed before the guard knows of it, and while the claim is still ours: after a crash in
-                    # between the other way round, the guard would say failed, and nobody would have the message.
+                    # Confirmed before the guard knows of it, and while the claim is still ours. The other way round, a
+                    # crash in between would lose the message: the guard has it as failed, and there is no copy.
                     result = await self._settlement.dead_letter(
                         execution.delivery, result, execution.envelope.event_type
                     )

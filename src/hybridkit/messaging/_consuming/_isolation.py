@@ -1,9 +1,9 @@
-"""Keep handlers from harming each other, and whoever runs them.
+"""Isolation: handlers harm neither each other nor the consumer.
 
-A handler runs in a task of its own, so that whatever it does to its task happens to no task of ours.
+A handler runs in a task of its own, so that it can cancel or end no task of ours.
 
 A process that dies on one message leaves the claims of all that ran beside it behind, and each of them is taken over.
-From the claims alone nobody can tell which of them it was. So an event that was taken over more than once runs by
+The claims alone don't tell which of them it was. So an event that was taken over more than once runs by
 itself, in a process that does nothing else meanwhile: the next death then has one suspect.
 """
 
@@ -16,13 +16,18 @@ from weakref import WeakKeyDictionary
 
 
 async def run_isolated(work: Coroutine[Any, Any, object], *, name: str) -> BaseException | None:
-    """Run it to its end in a task of its own, which begins at once: one that never waits costs no turn of the loop.
+    """Run a coroutine to its end in a task of its own; it starts at once, so one that never waits costs no loop turn.
 
-    A cancellation of the caller goes through to it, and is raised here when it has ended by that. A cancellation of its
-    own task, by itself or by anybody else, is only how it ended.
+    A cancellation of the caller cancels the coroutine, and is raised here if the coroutine ends by it. A cancellation
+    of the coroutine's own task, by itself or by any other task, is returned like an error.
+
+    Args:
+        work: the coroutine.
+        name: the task's name.
 
     Returns:
-        What it raised, whatever that is, or None. What ends the process is raised: `KeyboardInterrupt`, `SystemExit`.
+        The exception that the coroutine raised, whatever its class, or None. `KeyboardInterrupt` and `SystemExit` are
+        raised instead, as they end the process.
     """
     loop = asyncio.get_running_loop()
     is_done = False
@@ -35,7 +40,7 @@ async def run_isolated(work: Coroutine[Any, Any, object], *, name: str) -> BaseE
     task = asyncio.Task(run(), loop=loop, name=name, eager_start=True)
     is_cancelled = False
     while not task.done():
-        # Not the task itself: a `GeneratorExit` that it raises would be thrown into whoever awaits it, and close him.
+        # Not the task itself: a `GeneratorExit` that it raises would be thrown into this coroutine, and close it.
         ended: asyncio.Future[None] = loop.create_future()
         task.add_done_callback(partial(_wake, ended))
         try:
@@ -60,7 +65,7 @@ def _wake(ended: asyncio.Future[None], _: object) -> None:
 
 
 class HandlerLock:
-    """Of all handlers in one event loop, whichever consumer they belong to: a process dies as a whole."""
+    """A lock of all handlers in one event loop, shared or exclusive, as a process dies with all of its consumers."""
 
     def __init__(self) -> None:
         self._running = 0
@@ -74,7 +79,7 @@ class HandlerLock:
 
     @classmethod
     def of_loop(cls) -> "HandlerLock":
-        """Those of the running loop."""
+        """Return the lock of the running loop."""
         loop = asyncio.get_running_loop()
         lock = _LOCKS.get(loop)
         if lock is None:
@@ -83,17 +88,17 @@ class HandlerLock:
 
     @property
     def is_free(self) -> bool:
-        """Whether nobody is or wants to be alone."""
+        """Whether no handler runs alone or waits to."""
         return self._free.is_set()
 
     async def acquire_shared(self) -> None:
-        """Begin beside others; waits while one is or wants to be alone."""
+        """Begin to run beside others; wait while a handler runs alone or waits to."""
         while not self._free.is_set():
             await self._free.wait()
         self._running += 1
 
     def release_shared(self) -> None:
-        """End what was begun."""
+        """End a run that began with `acquire_shared`."""
         self._running -= 1
         if not self._running:
             self._idle.set()
@@ -102,11 +107,14 @@ class HandlerLock:
     async def exclusive(
         self, *, wait_seconds: float, max_hold_seconds: float | None = None
     ) -> AsyncGenerator[bool]:
-        """The block runs with nothing beside it; with False if that could not be had in that time.
+        """Run the block with no handler beside it.
 
         Args:
-            wait_seconds: how long to wait for the end of the others.
-            max_hold_seconds: how long they wait; then they go on beside the block. None for as long as it takes.
+            wait_seconds: the time to wait for the end of the other handlers.
+            max_hold_seconds: the time for which others wait; then they run beside the block. None: until its end.
+
+        Yields:
+            Whether the lock is held; False when the others have not ended in time.
         """
         is_alone = False
         try:

@@ -1,16 +1,17 @@
-"""Which keys are parked: known to every process that takes over, because the broker keeps it.
+"""Parked keys: the broker keeps them in a queue, so that every process that takes over knows them.
 
-The queue `<consumer>.parked` is a log of marks: this key stops at that generation, and that event is the last of it
-among the dead letters. Whoever begins to consume reads the log to its end before anything else. The log is written
-before the dead letter, so no dead letter is overtaken.
+The queue `<consumer>.parked` is a log of marks. A mark says at which generation its key stops, and which event of the
+key was the last to become a dead letter. A process that begins to consume reads the log to its end before it runs
+anything. The mark is written before the dead letter, so no dead letter is overtaken.
 
 The broker leaves a limited number of messages with a reader, so the log is kept short. While it is read, an entry is
-acknowledged as soon as a newer one of the same key has come. At the end the reader writes what it has found as a fold,
-many marks in one message, and acknowledges all that it has read. What else is in the log is newer than the fold, or in
-it as well if its writer died in between. A process that has written many entries reads the log again.
+acknowledged as soon as a newer one of the same key has come. At the end the reader writes a snapshot (a `fold` in the
+entries), many marks in one message, and acknowledges all that it has read. All other entries in the log are newer than
+the snapshot, or in it as well if its writer died in between. A process that has written many entries reads the log
+again.
 
-A key is free again when its last dead letter has been redriven and is done. Until then what was redriven runs, and
-whatever else comes goes to the end of the dead letters.
+A key is free again when its last dead letter has been redriven and is done. Until then its redriven messages run, and
+all others go to the end of the dead letters.
 """
 
 import asyncio
@@ -33,14 +34,14 @@ from hybridkit.messaging._publishing._writer import OutgoingMessage
 from hybridkit.messaging._topology._declared import parked_queue
 
 READ_SECONDS: Final = 20.0
-"""How long the broker may be silent before the end of the log."""
-WINDOW: Final = 65_535
-"""How many entries a reader may have unacknowledged; AMQP counts them with 16 bits. Without a number the broker takes
-2,000."""
-FOLD_AFTER: Final = 1_000
-"""The own entries after which the log is read again."""
+"""The time for which the broker may deliver nothing before the end of the log."""
+PREFETCH: Final = 65_535
+"""The number of entries that a reader may have unacknowledged; AMQP counts them with 16 bits. Without a number the
+broker takes 2,000."""
+SNAPSHOT_AFTER: Final = 1_000
+"""The number of entries of this process after which it reads the log again, and writes a snapshot."""
 MARKS_PER_ENTRY: Final = 500
-"""So the keys of a fold are millions before its parts fill the window."""
+"""A snapshot has room for millions of keys before its parts fill the prefetch."""
 
 type Forward = Callable[[OutgoingMessage], Awaitable[None]]
 """Publishes a message, confirmed."""
@@ -51,8 +52,8 @@ class Mark:
     """A key that is parked.
 
     Attributes:
-        generation: what was redriven more often than this runs.
-        last: the id of the event that came last to the dead letters.
+        generation: messages that were redriven more often than this run, all others don't.
+        last: the id of the event that was the last of its key to become a dead letter.
     """
 
     generation: int
@@ -79,42 +80,42 @@ class ParkedKeys:
         return f"ParkedKeys({self._queue!r}, {len(self._marks)} keys)"
 
     def holds(self, key: str, generation: int) -> bool:
-        """Whether a message of that key goes to the dead letters instead of its handler."""
+        """Return whether a message of this key goes to the dead letters instead of its handler."""
         mark = self._marks.get(key)
         return mark is not None and generation <= mark.generation
 
     def is_last(self, key: str, event_id: str) -> bool:
-        """Whether nothing of that key is among the dead letters once this event is done."""
+        """Return whether no dead letter of this key is left once this event is done."""
         mark = self._marks.get(key)
         return mark is not None and mark.last == event_id
 
     def park(self, key: str, event_id: str, generation: int) -> OutgoingMessage:
-        """Hold this key, and the message that says so for good; it has to be confirmed before the dead letter."""
+        """Park this key, and return the entry that keeps it parked; it has to be confirmed before the dead letter."""
         known = self._marks.get(key, Mark(generation, event_id))
         mark = Mark(max(known.generation, generation), event_id)
         self._change(key, mark)
         return self._entry({"key": key, "generation": mark.generation, "last": event_id})
 
     def free(self, key: str) -> OutgoingMessage:
-        """Let this key go, and the message that says so for good."""
+        """Free this key, and return the entry that keeps it free."""
         self._change(key, None)
         return self._entry({"key": key})
 
     def written(self, key: str) -> None:
-        """The newest message of that key is confirmed, or will never be."""
+        """Note that the newest entry of this key is confirmed, or will never be."""
         self._unwritten.pop(key, None)
-        if self._entries >= FOLD_AFTER:
+        if self._entries >= SNAPSHOT_AFTER:
             self.outdated()
 
     def outdated(self) -> None:
-        """Read the log again before the next message: there is something in it that isn't known here, or much of it."""
+        """Read the log again before the next message: it has entries that aren't known here, or it is long."""
         self._read_on = None
 
     async def read(self, channel: OpenChannel, forward: Forward) -> None:
-        """Know what the log says; once for each channel.
+        """Read the log, once for each channel.
 
         Args:
-            channel: the channel that messages come on now.
+            channel: the channel on which messages come now.
             forward: publishes a message, confirmed.
 
         Raises:
@@ -142,15 +143,15 @@ class ParkedKeys:
         self._entries += 1
 
     async def _read(self, connection: OpenConnection, end: str, forward: Forward) -> dict[str, Mark]:
-        """The marks in the log up to that end, which are a fold at the end of the log from then on."""
+        """Return the marks in the log up to that end, and replace them by a snapshot at the end of the log."""
         channel = await OpenChannel.open(connection)
-        inbox, log = _Inbox(), _Log()
-        port = channel.open_port(inbox)
+        receiver, log = _LogReceiver(), _MarkLog()
+        port = channel.open_port(receiver)
         try:
             await connection.ask(_consume(channel.raw, self._queue), name=f"reading {self._queue}")
             tag = 0
             while not log.has_ended(end):
-                message = await inbox.next(self._queue)
+                message = await receiver.next(self._queue)
                 tag = message.method.tag
                 if (superseded := log.add(tag, message.body)) is not None:
                     port.ack(superseded)
@@ -163,7 +164,7 @@ class ParkedKeys:
         return log.marks()
 
     async def _write(self, marks: Mapping[str, Mark], forward: Forward) -> None:
-        """Append a fold; of nothing, nothing is left when what was read is acknowledged."""
+        """Append a snapshot; without marks there is none, and the log is empty once its entries are acknowledged."""
         fold = str(new_id())
         parts = list(batched(marks.items(), MARKS_PER_ENTRY))
         for number, part in enumerate(parts, start=1):
@@ -176,29 +177,29 @@ class ParkedKeys:
         return OutgoingMessage("", self._queue, encode_json(values), {})
 
 
-class _Log:
-    """What the entries say, in the order in which they are added."""
+class _MarkLog:
+    """The marks that the entries of the log make, in their order."""
 
     def __init__(self) -> None:
         self._changes: dict[str, Mark | None] = {}  # of single entries; None frees
         self._tags: dict[str, int] = {}  # of the newest entry of each key
-        self._folded: dict[str, Mark] = {}  # by the newest complete fold
+        self._snapshot: dict[str, Mark] = {}  # in the newest complete snapshot
         self._fold = ""
-        self._parts: list[Mapping[str, Mark]] = []  # of a fold that isn't complete yet
+        self._parts: list[Mapping[str, Mark]] = []  # of a snapshot that isn't complete yet
         self._end = ""
         self._end_tag: int | None = None
 
     def has_ended(self, end: str) -> bool:
-        """Whether the newest entry is that end."""
+        """Return whether the newest end of the log is this one."""
         return self._end == end
 
     def marks(self) -> dict[str, Mark]:
-        """Of the keys that are parked."""
-        marks: dict[str, Mark | None] = {**self._folded, **self._changes}
+        """Return the marks of the keys that are parked, by key."""
+        marks: dict[str, Mark | None] = {**self._snapshot, **self._changes}
         return {key: mark for key, mark in marks.items() if mark is not None}
 
     def add(self, tag: int, body: bytes) -> int | None:
-        """Read one entry; the tag of an older one that says nothing any more. What nobody understands says nothing."""
+        """Add one entry, and return the tag of the older one that it supersedes, or its own if it is unreadable."""
         try:
             entry = decode_object(body)
         except PayloadError:
@@ -228,7 +229,7 @@ class _Log:
             return
         self._parts.append(dict(_read_marks(marks)))
         if part == parts:
-            self._folded = {key: mark for each in self._parts for key, mark in each.items()}
+            self._snapshot = {key: mark for each in self._parts for key, mark in each.items()}
 
 
 def _read_marks(marks: Any) -> Iterator[tuple[str, Mark]]:
@@ -240,8 +241,8 @@ def _read_marks(marks: Any) -> Iterator[tuple[str, Mark]]:
                 pass
 
 
-class _Inbox:
-    """Hands out what is delivered, in its order; the `Receiver` of a port."""
+class _LogReceiver:
+    """Keeps the entries that are delivered, in their order; the `Receiver` of a port."""
 
     def __init__(self) -> None:
         self._messages: deque[IncomingMessage] = deque()
@@ -249,10 +250,10 @@ class _Inbox:
         self._closed = ""
 
     async def next(self, queue: str) -> IncomingMessage:
-        """The next message.
+        """Return the next entry.
 
         Raises:
-            NotConnectedError: none came in 20 s, or the channel was closed.
+            NotConnectedError: no entry came in 20 s, or the channel was closed.
         """
         try:
             async with asyncio.timeout(READ_SECONDS):
@@ -266,26 +267,26 @@ class _Inbox:
         return self._messages.popleft()
 
     def delivered(self, message: IncomingMessage, /) -> None:
-        """Keep it."""
+        """Keep the entry."""
         self._messages.append(message)
         self._changed.set()
 
     def closed(self, reason: str) -> None:
-        """Nothing more comes, and nothing of it can be acknowledged."""
+        """End `next`: no more entries come, and none can be acknowledged."""
         self._closed = reason
         self._changed.set()
 
     def settled(self, tag: int, *, multiple: bool, accepted: bool) -> None:
-        """Nothing is published here."""
+        """Ignore it: nothing is published on this channel."""
 
     def returned(self, properties: bytes) -> None:
-        """Nothing is published here."""
+        """Ignore it: nothing is published on this channel."""
 
 
 async def _consume(channel: Channel, queue: str) -> None:
-    await channel.basic_qos(prefetch_count=WINDOW)
+    await channel.basic_qos(prefetch_count=PREFETCH)
     await channel.basic_consume(queue, _nothing)
 
 
 async def _nothing(_: object) -> None:
-    """For aiormq, which never sees a delivery."""
+    """Do nothing: aiormq wants a callback, but deliveries go to the port."""

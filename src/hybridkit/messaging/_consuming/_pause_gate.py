@@ -1,7 +1,7 @@
 """The gate in front of the handlers: shut while a dependency is down, and tried with one message at a time.
 
 While it is shut, messages wait here instead of failing one by one. After growing intervals one of them is let through
-as a probe; when it doesn't run into the same wall, the gate opens for all.
+as a probe; when the dependency answers it, the gate opens for all.
 """
 
 import asyncio
@@ -19,16 +19,16 @@ from hybridkit.retry import UNLIMITED, Retry, asked_seconds
 
 PROBES: Final = Retry.exponential(first_seconds=1.0, cap_seconds=60.0, attempts=UNLIMITED)
 LONGEST_ASKED_SECONDS: Final = 900.0
-"""A dependency that asks for more than this is tried anyway."""
+"""The longest time that a dependency may ask for; after it, it is tried anyway."""
 STEADY_SECONDS: Final = 60.0
-"""A gate that was open for less goes on with the intervals of the last pause."""
+"""A gate that was open for less time goes on with the intervals of the last pause."""
 MAX_REASON_CHARS: Final = 200
 
 _log = get_logger(__name__)
 
 
 def _ignore() -> None:
-    """Nobody wants to know."""
+    """Do nothing: no subscription listens."""
 
 
 def _always() -> bool:
@@ -40,8 +40,8 @@ class Paused:
     """Why a consumer takes no messages.
 
     Attributes:
-        reason: the error that asked for it: the words of hybridkit's own errors, no more than the class of any other.
-        since: when it began, in UTC.
+        reason: the error that caused the pause: the message of hybridkit's own errors, only the class of any other.
+        since: the time at which the pause began, in UTC.
     """
 
     reason: str
@@ -49,16 +49,16 @@ class Paused:
 
 
 class PauseGate:
-    """Open, or shut and probed.
+    """Lets messages through, or makes them wait and lets probes through.
 
     Args:
-        name: of the consumer, for logs and metrics.
+        name: the consumer's name, for logs and metrics.
     """
 
     def __init__(self, name: str) -> None:
         self.paused: Paused | None = None
         self.wants_one = False
-        """A probe is due, and nobody is here to be it."""
+        """Whether a probe is due, and no caller waits to be it."""
         self.changed: Callable[[], None] = _ignore
         """Called whenever `paused` or `wants_one` may have changed."""
         self._name = name
@@ -82,7 +82,7 @@ class PauseGate:
         return self.paused is None and not self.is_stopped
 
     def shut(self, error: BaseException) -> None:
-        """A dependency is down. Of many who say so at the same time, the first one counts."""
+        """Shut the gate, as a dependency is down. Of many errors at the same time, the first one is the reason."""
         self._asked_seconds = min(asked_seconds(error), LONGEST_ASKED_SECONDS) or self._asked_seconds
         if not self.is_open:
             return
@@ -95,7 +95,7 @@ class PauseGate:
         self.changed()
 
     def open(self) -> None:
-        """The dependency is back: everybody goes on."""
+        """Open the gate, as the dependency is back: all messages go on."""
         paused, self.paused = self.paused, None
         if paused is None:
             return
@@ -106,20 +106,20 @@ class PauseGate:
         self.changed()
 
     def stop(self) -> None:
-        """Let nobody through any more, and send away who waits."""
+        """Let no message through any more, and end all waiting."""
         self.is_stopped = True
         self.paused = None
         self._release(passed=False)
 
     async def turn(self, *, seconds: float, is_wanted: Callable[[], bool] = _always) -> bool:
-        """Wait until the gate is open, or until it is this caller's turn to be the probe.
+        """Wait until the gate is open, or until this caller is to be the probe.
 
         Args:
-            seconds: how long the caller can wait.
-            is_wanted: whether there still is something to go on with; who has nothing is no probe.
+            seconds: the time for which the caller can wait.
+            is_wanted: returns whether the caller still has a message to go on with; without one it is no probe.
 
         Returns:
-            Whether to go on; False when the time is up, when nothing is left to go on with, or when everything stops.
+            Whether to go on; False when the time is up, when the message is gone, or when the consumer stops.
         """
         if self.is_open or self.is_stopped or seconds <= 0:
             return self.is_open
@@ -140,12 +140,12 @@ class PauseGate:
         return place.result()
 
     def pass_on(self) -> None:
-        """Whoever was to be the probe can't be it, so somebody else is, at once."""
+        """Let another caller be the probe, at once, as the one that was to be it can't."""
         if self.paused is not None:
             self._probe()
 
     def sift(self) -> None:
-        """Send away who has nothing left to go on with: he may hold a place that the probe needs."""
+        """End the waiting of callers whose message is gone: they may occupy a place that the probe needs."""
         for place, is_wanted in tuple(self._waiting.items()):
             if not is_wanted():
                 del self._waiting[place]
@@ -153,7 +153,7 @@ class PauseGate:
 
     @contextmanager
     def probing(self) -> Generator[None]:
-        """The block is the probe; if the gate is still shut at its end, the next one comes after a longer interval."""
+        """Run the block as the probe; if the gate is shut at its end, the next one comes after a longer interval."""
         try:
             yield
         finally:
@@ -193,6 +193,6 @@ class PauseGate:
 
 
 def _words(error: BaseException) -> str:
-    """The words of other libraries may hold an address with a password in it."""
+    """Describe an error, without the message of another library: it may contain an address with a password."""
     words = f": {printable(error)}" if isinstance(error, HybridkitError) else ""
     return printable(f"{type(error).__name__}{words}")[:MAX_REASON_CHARS]

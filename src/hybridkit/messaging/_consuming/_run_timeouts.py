@@ -1,4 +1,4 @@
-"""A time limit for many runs beside each other. They are equally long, so one timer is enough for all of them."""
+"""Time limits for many runs at the same time. They are equally long, so one timer is enough for all of them."""
 
 import asyncio
 from types import TracebackType
@@ -6,7 +6,7 @@ from typing import Any, Self
 
 
 class RunTimeout:
-    """Around one run: what `asyncio.timeout` does, without a timer of its own.
+    """The time limit of one run: a context manager like `asyncio.timeout`, without a timer of its own.
 
     Attributes:
         expired: whether the time was up before the run's end.
@@ -27,10 +27,10 @@ class RunTimeout:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End it.
+        """End the run.
 
         Raises:
-            TimeoutError: the time was up, and nobody else had cancelled the task.
+            TimeoutError: the time was up, and nothing else had cancelled the task.
         """
         self._timeouts.end(self)
         if self.expired:
@@ -39,16 +39,16 @@ class RunTimeout:
                 raise TimeoutError from error
 
     def expire(self) -> None:
-        """The time is up."""
+        """Cancel the run, as its time is up."""
         self.expired = True
         self._task.cancel()
 
 
 class RunTimeouts:
-    """The limits of the runs that are under way.
+    """The time limits of the runs that are under way.
 
     Args:
-        seconds: of each.
+        seconds: the limit of each run.
     """
 
     def __init__(self, *, seconds: float) -> None:
@@ -63,30 +63,30 @@ class RunTimeouts:
         return f"RunTimeouts(seconds={self._seconds:g}, {len(self._deadlines)} runs)"
 
     def one(self) -> RunTimeout:
-        """A limit for one run of the current task."""
+        """Return a time limit for one run, in the current task."""
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 # nosec B101 - handlers run in tasks
         return RunTimeout(self, task)
 
     def begin(self, timeout: RunTimeout) -> None:
-        """Count from now."""
+        """Start the time of a run."""
         loop = asyncio.get_running_loop()
         deadline = self._deadlines[timeout] = loop.time() + self._seconds
         if self._timer is None:
             self._timer = loop.call_at(deadline, self._sweep)
 
     def end(self, timeout: RunTimeout) -> None:
-        """Count no more."""
+        """Forget a run that has ended."""
         self._deadlines.pop(timeout, None)
         self._expired.pop(timeout, None)
 
     def overdue(self, *, seconds: float) -> int:
-        """How many have not ended so long after their timeout: they don't let themselves be cancelled."""
+        """Return the number of runs that have not ended so long after their timeout, although they were cancelled."""
         since = asyncio.get_running_loop().time() - seconds
         return sum(expired <= since for expired in self._expired.values())
 
     def _sweep(self) -> None:
-        """End what is over its deadline, and come again at the next one."""
+        """Cancel the runs that are over their deadline, and set the timer for the next deadline."""
         loop = asyncio.get_running_loop()
         self._timer, now = None, loop.time()
         while self._deadlines:

@@ -1,4 +1,4 @@
-"""What a consumer can't get past: a thing that is tried again and again, and should have gone well long ago."""
+"""Stalls: steps that a consumer tries again and again, and that should have succeeded long ago."""
 
 import time
 from collections.abc import Callable, Generator
@@ -6,16 +6,16 @@ from contextlib import contextmanager
 from typing import Final
 
 GRACE_SECONDS: Final = 10.0
-"""What takes no longer is no stall: a broker that is restarted, or somebody who reads the same queue."""
+"""A shorter time is no stall: the broker restarts, or another process reads the same queue."""
 FORGOTTEN_SECONDS: Final = 60.0
-"""What nobody has tried for so long has ended in another way: its message went elsewhere."""
+"""A step that was not tried for so long has ended in another way: its message went elsewhere."""
 
 
 class StallDetector:
-    """Knows since when each of these things fails.
+    """Knows since when each step of a consumer fails.
 
     Args:
-        clock: seconds that never go back; for tests.
+        clock: returns seconds that never go back; for tests.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -28,10 +28,10 @@ class StallDetector:
 
     @contextmanager
     def attempt(self, what: str) -> Generator[None]:
-        """The block is one try; if it doesn't raise, whatever stood still moves again.
+        """Run the block as one attempt at a step; if it doesn't raise, the stall is over.
 
         Args:
-            what: a sentence for people, the same for each try.
+            what: the step, as a sentence for people; the same for each attempt.
         """
         now = self._clock()
         if now - self._tried.get(what, now) >= FORGOTTEN_SECONDS:
@@ -49,7 +49,7 @@ class StallDetector:
 
     @property
     def reason(self) -> str | None:
-        """What has failed for more than 10 s and is still tried; None where all goes on."""
+        """The step that has failed for more than 10 s and is still tried; None where there is none."""
         now = self._clock()
         for what, since in self._since.items():
             if now - since >= GRACE_SECONDS and now - self._tried.get(what, since) < FORGOTTEN_SECONDS:

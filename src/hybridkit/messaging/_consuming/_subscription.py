@@ -1,4 +1,4 @@
-"""A consumer while it runs: its channel, what the broker delivers on it, and how it ends."""
+"""The subscription of a running consumer: its channel, the deliveries on it, its pauses and its drain."""
 
 import asyncio
 import time
@@ -28,30 +28,30 @@ from hybridkit.observability import get_logger, metrics
 
 PREFETCH_PER_HANDLER: Final = 3
 PREFETCH_PER_HANDLER_IN_ORDER: Final = 30
-"""More, as those behind a message that waits for its next attempt take no other key's place."""
+"""More than without an order: messages behind one that waits for its next attempt must not keep out other keys."""
 PROBE_SECONDS: Final = 15.0
 BINDINGS_PER_PROBE: Final = 100
 SECONDS_PER_BINDING: Final = 0.05
-"""Each type has one, and RabbitMQ takes 4 ms for it, or 15 when busy, also where it is there already."""
+"""Each type has a binding, and RabbitMQ takes 4 ms to declare it, 15 when busy, also where it exists already."""
 CANCEL_SECONDS: Final = 2.0
-"""How long a handler gets to end when its time is up, and the broker to say that it stops delivering."""
+"""The time for a cancelled handler to end, and for the broker to confirm that it stops delivering."""
 UNEXPECTED_PAUSE_SECONDS: Final = 1.0
 
 _log = get_logger(__name__)
 
 
 class Subscription:
-    """One consumer between start and drain.
+    """One consumer between its start and its drain.
 
     Args:
-        name: of the queue.
-        handlers: whose types it is bound for.
-        connection: where messages come from.
-        processor: settles them.
-        gate: of the processor; while it is shut, nothing more is taken.
-        concurrency: how many at the same time.
-        keyed: keeps those of a key in order, where that is wanted.
-        parked: the keys that are parked, where they are.
+        name: the queue's name.
+        handlers: the handlers for whose types the queue is bound.
+        connection: the connection on which messages come.
+        processor: sees deliveries through to their end.
+        gate: the processor's gate; while it is shut, no more messages are taken.
+        concurrency: the number of handlers that run at the same time.
+        keyed: the backlog that keeps the messages of a key in order, where the consumer keeps order.
+        parked: the parked keys, where keys are parked.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Subscription:
             name, handlers.event_types(), ordered=keyed is not None, parks=parked is not None
         )
         self._topology = shared_topology() + self._own
-        self._restored = 0  # bindings, since the first one
+        self._restored = 0  # the number of bindings that are declared again in this round
         self._processor = processor
         self._concurrency = concurrency
         self._gate = gate
@@ -87,11 +87,9 @@ class Subscription:
         self._tasks = TaskSet()
         self._draining = False
         self._tag = f"{name}.{new_id()}"
-        self._consumer_channels: list[
-            ConsumerChannel
-        ] = []  # of the channels that are open; the last one is the current
+        self._consumer_channels: list[ConsumerChannel] = []  # the open ones; the last one is the current
         self._starved_at: int | None = None
-        self._ran_at = time.monotonic()  # the last one
+        self._ran_at = time.monotonic()  # the last time that a handler ended
         self._open_channel: OpenChannel | None = None
         self._consuming = 0
         self._adjusting = asyncio.Lock()
@@ -103,7 +101,7 @@ class Subscription:
             ready=lambda _: self._adjust_soon(),
             probe=self._probe,
             probe_seconds=PROBE_SECONDS,
-            # In order, a channel that consumes no more is closed at once: what it holds comes before all else.
+            # In order, a channel that consumes no more is closed at once: its unsettled messages come before others.
             linger_seconds=None if keyed is None else 0.0,
             prepare_seconds=PREPARE_SECONDS + SECONDS_PER_BINDING * len(self._topology.bindings),
         )
@@ -113,7 +111,7 @@ class Subscription:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the broker delivers, and what it delivers goes on.
+        """Whether the broker delivers, and the messages get on.
 
         It delivers from its answer to `basic.consume` until it cancels or the channel is lost.
         """
@@ -123,7 +121,7 @@ class Subscription:
 
     @property
     def stalled(self) -> str | None:
-        """What it can't get past."""
+        """The step at which it is stuck, as a sentence; None while it works."""
         if not self._workers.is_running:
             return "nothing takes what is delivered"
         if self._processor.overdue >= self._concurrency:
@@ -134,18 +132,18 @@ class Subscription:
 
     @property
     def _is_full_and_idle(self) -> bool:
-        """Whether for some time nothing runs and nothing can come: all of it rests, or is behind what rests."""
+        """Whether no handler has run for some time and no message can come: all wait for a retry, or behind one."""
         is_full = bool(self._consumer_channels) and not self._consumer_channels[-1].has_room
         return is_full and not len(self._workers) and time.monotonic() - self._ran_at >= GRACE_SECONDS
 
     @property
     def paused(self) -> Paused | None:
-        """Why it takes no messages."""
+        """The reason why it takes no messages; None while it takes them."""
         return self._gate.paused
 
     @property
     def in_flight(self) -> int:
-        """How many messages run or wait."""
+        """The number of messages that run or wait."""
         return len(self._workers) + len(self._backlog)
 
     async def start(self) -> None:
@@ -154,14 +152,14 @@ class Subscription:
         self._workers.start()
 
     async def drain(self, budget_seconds: float) -> bool:
-        """Unsubscribe, wait for what runs, acknowledge, close the channel; whether all was finished in time."""
+        """Unsubscribe, wait for the handlers, acknowledge, close the channel, and return whether all ended in time."""
         give_up_at = time.monotonic() + budget_seconds
         self._draining = True
         self._gate.stop()
         await self._workers.stop()
         channel = await self._channel.stop()
         if self._keyed is not None:
-            self._keyed.stop()  # and the broker is not told: whoever consumes next must not begin before the end
+            self._keyed.stop()  # the broker is not told: the next consumer must not begin before the end of this one
         elif channel is not None:
             await self._unsubscribe(channel)
         reserve_seconds = min(CANCEL_SECONDS, budget_seconds / 4)
@@ -182,7 +180,10 @@ class Subscription:
     # ── the channel ──────────────────────────────────────────────────────────────────────────────
 
     async def _subscribe(self, channel: OpenChannel) -> None:
-        """Declare everything again, also what is there: a queue that was deleted is back before it is consumed."""
+        """Declare the topology, so that a deleted queue is back, and consume.
+
+        The broker delivers on this channel from here on. Deliveries of older channels still run, but can't be settled.
+        """
         await declare(self._topology, channel.raw)
         channel.raw.on_consumer_cancel_callbacks.add(partial(self._cancelled, channel))
         consumer_channel = ConsumerChannel(
@@ -202,20 +203,21 @@ class Subscription:
         await self._consume(channel, self._wanted())
 
     async def _consume(self, channel: OpenChannel, count: int) -> None:
-        """Have up to so many unacknowledged messages delivered on this channel."""
+        """Have messages delivered on this channel, up to so many unacknowledged ones; none for 0."""
         if self._consuming:
             self._consuming = 0
             await channel.raw.basic_cancel(self._tag)
         if count:
             await channel.raw.basic_qos(prefetch_count=count)
             await channel.raw.basic_consume(self._name, _nothing, consumer_tag=self._tag)
-            if channel is self._open_channel:  # there may be another one by now
+            if channel is self._open_channel:  # another channel may have been opened meanwhile
                 self._consuming = count
 
     def _wanted(self) -> int:
-        """How many messages to have in hand: none in a pause, or one to try with.
+        """Return the prefetch that is wanted now: 0 in a pause, or 1 for a probe.
 
-        In order the consumer stays: the next one would get messages whose predecessors are in hand here.
+        In order, the consumer stays subscribed in a pause: the broker would deliver to the next consumer, and that one
+        would get messages whose predecessors wait here.
         """
         if self._gate.paused is None or self._keyed is not None:
             return self._prefetch
@@ -240,10 +242,10 @@ class Subscription:
         self._channel.retire(channel, reason="the broker cancelled the consumer")
 
     async def _probe(self, channel: OpenChannel) -> None:
-        """Find out whether the broker still knows this consumer: a subscription can die without a word.
+        """Find out whether the broker still delivers to this consumer: a subscription can end without a message.
 
-        The broker tells how many consumers a queue has, not which. So one that lives beside others is known by its
-        deliveries: where messages wait and there is room for them here, they come.
+        The broker tells how many consumers a queue has, not which. So a consumer that has others beside it is known by
+        its deliveries: where messages wait and there is room for them here, they come.
         """
         queue = await channel.raw.queue_declare(self._name, passive=True)
         metrics.queue_backlog.labels(self._name).set(queue.message_count or 0)
@@ -257,12 +259,12 @@ class Subscription:
     async def _restore(self, channel: OpenChannel) -> None:
         """Declare the queues and bindings around its queue again, of the bindings some at a time.
 
-        Who deletes an exchange deletes its bindings, and a publisher makes it again without them: nothing would come
-        any more, and nobody tells a consumer. Where the exchange isn't there, the next channel makes it.
+        A deleted exchange loses its bindings, and a publisher declares it again without them: no message would come any
+        more, and the broker does not tell a consumer. Where the exchange is missing, the next channel declares it.
         """
         following = self._own.bindings[self._restored : self._restored + BINDINGS_PER_PROBE]
         self._restored = (self._restored + len(following)) % len(self._own.bindings)
-        # A channel of its own: what is refused closes it, and must not stop what works.
+        # A channel of its own: a refused declaration closes it, and must not stop the deliveries.
         aside = await OpenChannel.open(channel.connection)
         try:
             await declare(Topology(queues=self._own.queues[1:], bindings=following), aside.raw)
@@ -272,9 +274,9 @@ class Subscription:
             await asyncio.wait({aside.close()})
 
     def _is_starving(self, waiting: int) -> bool:
-        """Whether two probes in a row have seen messages wait for us, and nothing has come in between."""
+        """Return whether two probes in a row have seen messages wait for us, and none has come in between."""
         consumer_channel = self._consumer_channels[-1]
-        # Of the consumers of a queue in order, all but one wait for their turn.
+        # Of the consumers of a queue in order, the broker delivers to one, and the others wait.
         if (
             not waiting
             or not consumer_channel.has_room
@@ -304,6 +306,7 @@ class Subscription:
             self._backlog.put(delivery)
 
     async def _handle(self, delivery: Delivery) -> None:
+        """Process a delivery; one whose handler is cancelled, as at the end of a drain, goes back to its queue."""
         if not delivery.is_ours:
             return
         try:
@@ -313,14 +316,16 @@ class Subscription:
                 pass
             elif self._keyed is None:
                 delivery.requeue()
-            elif not self._draining:  # by whom ever: nothing of its key may run before it
+            elif not self._draining:
+                # Alone it would come back behind its successors, so all unsettled messages go back with the channel. At
+                # the end of a drain the channel is closed anyway, and only then may the next consumer begin.
                 delivery.give_back()
             raise
         finally:
             self._ran_at = time.monotonic()
 
     async def _process(self, delivery: Delivery) -> None:
-        """See it to its end; a mistake in here must neither lose nor hold a message."""
+        """Process a delivery; an error that nothing has foreseen must neither lose nor keep a message."""
         try:
             if self._parked is None or await self._knows_parked(self._parked, delivery):
                 await self._processor.process(delivery)
@@ -332,10 +337,10 @@ class Subscription:
             await self._processor.settle_unexpected(delivery, error)
 
     async def _knows_parked(self, parked: ParkedKeys, delivery: Delivery) -> bool:
-        """Whether it is known which keys are parked; nothing runs before."""
+        """Return whether the parked keys are known, after reading them where needed; no handler runs before."""
         try:
             with self._processor.stalls.attempt("the log of parked keys is not read"):
-                # There is one: it is set before anything can be delivered on it.
+                # There is a channel: it is set before anything can be delivered on it.
                 await parked.read(cast("OpenChannel", self._open_channel), self._processor.forward)
         except HybridkitError as error:
             _log.warning("parked keys not read yet", consumer=self._name, error=str(error))
@@ -346,4 +351,4 @@ class Subscription:
 
 
 async def _nothing(_: object) -> None:
-    """For aiormq, which never sees a delivery."""
+    """Do nothing: aiormq wants a callback, but deliveries go to the port."""

@@ -1,8 +1,8 @@
-"""A dead letter as a value: what it was, why it is dead, where it came from, and the copy that is sent back.
+"""Dead letters as values: the message, the reason, the queue it came from, and the copy that is sent back.
 
-Three kinds of writers are understood. Our consumers publish a copy with the reason in `hk_` headers. The broker itself
-(a delivery limit, a reject by a plain client) writes `x-death`. A stranger's message has neither, and only its body and
-its queue can say something. https://www.rabbitmq.com/docs/dlx#effects
+Dead letters of three origins are understood. Our consumers publish a copy with the reason in `hk_` headers. The broker
+itself (a delivery limit, a reject by a plain client) writes `x-death`. Any other message has neither, and only its body
+and its queue can say something. https://www.rabbitmq.com/docs/dlx#effects
 """
 
 from collections.abc import Callable, Mapping
@@ -51,24 +51,25 @@ class DeadLetter:
     """One message of a dead-letter queue.
 
     Attributes:
-        queue: where it waits.
+        queue: the queue in which it waits.
         position: its place in the queue, from 1.
-        target: the consumer's queue that it came from and is sent back to; None where nothing says which.
-        event_type: from AMQP's `type`, otherwise from the body.
-        event_id: from the header, otherwise from the body; of a CloudEvent as its source gave it.
-        derived_id: by which consumers know and log it, where that is another: a CloudEvent's `id` may be any text.
+        target: the consumer's queue from which it came and to which it is sent back; None where it is unknown.
+        event_type: the event's type, from AMQP's `type`, otherwise from the body.
+        event_id: the event's id, from the header, otherwise from the body; of a CloudEvent as its source gave it.
+        derived_id: the id by which consumers know and log it, where that is another: a CloudEvent's `id` may be any
+            text.
         reason: `exhausted`, `permanent`, `malformed`, `unknown_type`, `unknown_version`, `mismatch`, `takeovers`,
             `key_parked` or `unexpected` by our consumers; `rejected`, `delivery_limit`, `expired` or `maxlen` by the
-            broker; None for a stranger's.
-        error_type: the exception's class with its module; only our consumers know it, as all of the following.
+            broker; None for a message of any other origin.
+        error_type: the exception's class with its module; only our consumers write it and the three that follow.
         error: its message, up to 1,000 characters.
         stack: its traceback, the last 8,000 characters.
-        attempts: how many runs of the handler failed.
-        generation: how often it was redriven already.
-        first_failed_at: when it failed for the first time; by the broker's clock if the broker gave it up.
-        failed_at: when it became a dead letter.
-        headers: as they are.
-        body: as it was published.
+        attempts: the number of runs of the handler that failed.
+        generation: the number of times that it was redriven already.
+        first_failed_at: the time of its first failure; by the broker's clock if the broker gave it up.
+        failed_at: the time at which it became a dead letter.
+        headers: its headers, unchanged.
+        body: its body, as it was published.
     """
 
     queue: str
@@ -92,10 +93,10 @@ class DeadLetter:
     content_type: str = field(default=JSON_MEDIA_TYPE, repr=False)
 
     def copy(self) -> OutgoingMessage:
-        """The message that is sent back: the same event, one generation on, with all its attempts ahead.
+        """Return the copy that is sent back: the same event, one generation on, with all its attempts ahead.
 
         Raises:
-            UnroutableError: there is no target.
+            UnroutableError: the dead letter has no target.
         """
         if self.target is None:
             raise UnroutableError("nothing says which queue it came from", exchange="", routing_key="")
@@ -112,16 +113,16 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetterFilter:
-    """Which dead letters are meant: those that fit everything that is given.
+    """Selects dead letters: those that match all attributes that are not None.
 
     Attributes:
-        event_type: equal to it.
-        reason: equal to it.
-        error_type: equal to it, with or without its module: `OSError` or `builtins.OSError`.
-        event_id: equal to it, or to the derived one in the consumers' log.
-        since: failed then or later; a naive time is UTC. What has no time doesn't fit.
-        until: failed before then.
-        predicate: says True to it.
+        event_type: the event's type.
+        reason: the reason.
+        error_type: the exception's class, with or without its module: `OSError` or `builtins.OSError`.
+        event_id: the event's id, or the derived one in the consumers' log.
+        since: the earliest time of failure; a naive time is UTC. A dead letter without a time doesn't match.
+        until: the time before which it failed.
+        predicate: returns whether a dead letter matches.
     """
 
     event_type: str | None = None
@@ -133,7 +134,7 @@ class DeadLetterFilter:
     predicate: Callable[[DeadLetter], bool] | None = None
 
     def matches(self, letter: DeadLetter) -> bool:
-        """Whether that one is meant."""
+        """Return whether a dead letter matches."""
         return (
             self.event_type in {None, letter.event_type}
             and self.reason in {None, letter.reason}
@@ -158,14 +159,14 @@ class DeadLetterGroup:
     """Dead letters that have the same type, reason and error.
 
     Attributes:
-        event_type: of all of them.
-        reason: of all of them.
-        error_type: of all of them.
-        count: how many there are.
-        first_failed_at: the earliest failure of all.
+        event_type: the type of all of them.
+        reason: the reason of all of them.
+        error_type: the exception's class of all of them.
+        count: the number of dead letters.
+        first_failed_at: the time of the earliest failure.
         last_failed_at: the latest time at which one became a dead letter.
-        event_id: of the one that came last, as an example.
-        error: its message.
+        event_id: the id of the one that came last, as an example.
+        error: the message of that one's exception.
     """
 
     event_type: str | None
@@ -179,7 +180,7 @@ class DeadLetterGroup:
 
 
 class Groups:
-    """Counts dead letters by type, reason and error, and keeps none of them."""
+    """Counts of dead letters by type, reason and error; the dead letters themselves are not kept."""
 
     def __init__(self) -> None:
         self._groups: dict[tuple[str | None, str | None, str | None], DeadLetterGroup] = {}
@@ -188,7 +189,7 @@ class Groups:
         return f"Groups({len(self._groups)})"
 
     def add(self, letter: DeadLetter) -> None:
-        """Count one."""
+        """Count one dead letter."""
         key = (letter.event_type, letter.reason, letter.error_type)
         known = self._groups.get(key)
         self._groups[key] = DeadLetterGroup(
@@ -203,7 +204,7 @@ class Groups:
         )
 
     def largest_first(self) -> tuple[DeadLetterGroup, ...]:
-        """What was counted."""
+        """Return the groups, the largest first."""
         return tuple(sorted(self._groups.values(), key=lambda group: -group.count))
 
 
@@ -220,12 +221,12 @@ class _Death:
 
 
 def read_dead_letter(queue: str, position: int, message: IncomingMessage) -> DeadLetter:
-    """Understand a message, whoever made it a dead letter; nothing in it can make this fail.
+    """Read a message as a dead letter, whatever its origin; no content can make this fail.
 
     Args:
-        queue: that it waits in.
-        position: its place there, from 1.
-        message: from a port.
+        queue: the queue in which it waits.
+        position: its place in the queue, from 1.
+        message: the message as its port has it.
     """
     properties = decode_properties(message.properties)
     headers = cast("Mapping[str, Any]", properties.headers or {})
@@ -257,20 +258,20 @@ def read_dead_letter(queue: str, position: int, message: IncomingMessage) -> Dea
 
 
 def _target(queue: str, message: IncomingMessage, headers: Mapping[str, Any], death: _Death) -> str | None:
-    """The queue that it came from, by the best witness there is."""
+    """Return the queue from which it came, by the most reliable source that names one."""
     ours = read_text(headers, QUEUE)
-    witnesses = (
+    sources = (
         ours if REASON in headers else None,
         death.queue,
         ours,
         _routed_to(message.method.exchange, message.method.routing_key),
         queue.removesuffix(dead_letter_queue("")),
     )
-    return next((each for each in witnesses if each and each != queue), None)
+    return next((each for each in sources if each and each != queue), None)
 
 
 def _routed_to(exchange: str, routing_key: str) -> str | None:
-    """The queue that a message of our exchanges was on its way to; an alternate exchange keeps both names."""
+    """Return the queue to which our exchanges routed a message; an alternate exchange keeps both names."""
     if exchange == DEAD_LETTER_EXCHANGE:
         return routing_key
     if exchange == DELAY_DELIVER_EXCHANGE:
@@ -279,7 +280,7 @@ def _routed_to(exchange: str, routing_key: str) -> str | None:
 
 
 def _newest_death(headers: Mapping[str, Any]) -> _Death:
-    """From `x-death`, which has the newest first, or from a stranger's nonsense under that name."""
+    """Read `x-death`, which has the newest first; any client can write any value under that name."""
     deaths: Any = headers.get("x-death")
     for death in cast("list[Any]", deaths) if isinstance(deaths, list) else ():
         if not isinstance(death, dict):
@@ -294,7 +295,7 @@ def _newest_death(headers: Mapping[str, Any]) -> _Death:
 def _identity(
     properties: commands.Basic.Properties, headers: Mapping[str, Any], body: bytes
 ) -> tuple[str | None, str | None, str | None]:
-    """Type, id and derived id; the body is looked into for what the properties don't say."""
+    """Return type, id and derived id, from the properties, otherwise from the body."""
     event_type, event_id = properties.message_type or None, read_text(headers, EVENT_ID)
     if event_type and event_id:
         return event_type, event_id, None
@@ -321,7 +322,7 @@ def _time(headers: Mapping[str, Any], name: str) -> datetime | None:
 
 
 def _moment(value: object) -> datetime | None:
-    """That moment in UTC; None where it is none, or none of the years that UTC has."""
+    """Return the moment in UTC; None for a value that is none, or in no year that UTC has."""
     try:
         return truncate_timestamp(value) if isinstance(value, datetime) else None
     except ValueError:

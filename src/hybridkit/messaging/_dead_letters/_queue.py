@@ -1,4 +1,4 @@
-"""The dead-letter toolkit: what is in a dead-letter queue, and sending it back to where it came from.
+"""Dead-letter queues: count their messages, look at them, and send them back to their consumers' queues.
 
 ```python
 letters = DeadLetters(url, "email_tasks.dlq")
@@ -36,26 +36,26 @@ from hybridkit.messaging._topology._declared import DEAD_LETTER_EXCHANGE, UNROUT
 from hybridkit.messaging._topology._management import fetch_virtual_host
 
 IN_FLIGHT: Final = 100
-"""How many copies may be unconfirmed at the same time."""
+"""The number of copies that may be unconfirmed at the same time."""
 SLOWEST_PER_SECOND: Final = 0.01
 MAX_NAME_BYTES: Final = 240
-"""Of a queue; the lock's name is a little longer."""
+"""The longest name of a queue; the lock's name is a little longer."""
 SERVICE: Final = "hybridkit_dlq"
 FLUSH_SECONDS: Final = 60.0
-"""For the last copies; each ends at its deadline, after 10 s if there is none."""
+"""The time for the last copies; each ends at its deadline, after 10 s if there is none."""
 
 type Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetterSummary:
-    """What is in a queue.
+    """The dead letters in a queue, by group.
 
     Attributes:
-        queue: its name.
-        messages: how many wait in it.
-        looked_at: how many of them were counted, from the head; at most 50,000.
-        groups: by type, reason and error; the largest first.
+        queue: the queue's name.
+        messages: the number of messages that wait in it.
+        looked_at: the number of them that were counted, from the head; at most 50,000.
+        groups: the groups by type, reason and error; the largest first.
     """
 
     queue: str
@@ -66,17 +66,17 @@ class DeadLetterSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Redriven:
-    """What became of the messages of a queue.
+    """The result of a redrive.
 
     Attributes:
-        queue: its name.
-        messages: how many waited in it at the beginning; what came later is not touched.
-        looked_at: how many of them were looked at. Fewer than all of them after `limit`, and where 50,000 stay.
-        matched: how many fit the filter.
-        redriven: how many of those are in their consumers' queues now; in a dry run none.
-        failed: why others of those are still here, and how many.
-        groups: those that fit, by type, reason and error.
-        dry_run: nothing was to be changed.
+        queue: the queue's name.
+        messages: the number of messages that waited in it at the beginning; messages that came later are not touched.
+        looked_at: the number of them that were looked at. Fewer than all of them after `limit`, and where 50,000 stay.
+        matched: the number of them that match the filter.
+        redriven: the number of those that are in their consumers' queues now; 0 in a dry run.
+        failed: the number of those that are still in the queue, by error.
+        groups: those that match, by type, reason and error.
+        dry_run: whether nothing was to be changed.
     """
 
     queue: str
@@ -90,21 +90,21 @@ class Redriven:
 
     @property
     def left(self) -> int:
-        """How many of those that waited at the beginning still do."""
+        """The number of messages that waited at the beginning and still do."""
         return self.messages - self.redriven
 
 
 class DeadLetters:
     """A dead-letter queue, or the parking queue `hk.unrouted`.
 
-    Every call opens its own connections and reserves the queue, so that two people don't read it at the same time.
+    Every call opens its own connections and reserves the queue, so that no two processes read it at the same time.
 
     Args:
         url: `amqp://user:password@host:port/vhost`, or `amqps://`; the user needs to read and declare the queue.
-        queue: its name: `email_tasks.dlq`.
+        queue: the queue's name: `email_tasks.dlq`.
 
     Raises:
-        MisuseError: no such name.
+        MisuseError: the name is empty or longer than 240 bytes.
     """
 
     def __init__(self, url: str, queue: str) -> None:
@@ -120,24 +120,24 @@ class DeadLetters:
 
     @staticmethod
     def queues_of(consumers: Iterable[RobustConsumer]) -> list[str]:
-        """The names of these consumers' dead-letter queues, and of the parking queue."""
+        """Return the names of these consumers' dead-letter queues, and of the parking queue."""
         return [*(dead_letter_queue(consumer.name) for consumer in consumers), UNROUTED]
 
     @staticmethod
     async def find_queues(management_url: str, *, vhost: str = "/") -> list[str]:
-        """The names of all dead-letter queues of a virtual host, and of the parking queue.
+        """Return the names of all dead-letter queues of a virtual host, and of the parking queue.
 
-        AMQP can't list queues, so this asks the management API: for what hangs on the dead-letter exchange.
+        AMQP can't list queues, so this asks the management API for those that are bound to the dead-letter exchange.
 
         Args:
             management_url: `http://user:password@host:15672`, or `https://`; the user needs the tag `management`.
-            vhost: by its name, `/` for the default one.
+            vhost: the virtual host's name, `/` for the default one.
 
         Raises:
             MisuseError: the URL is no HTTP URL.
-            AccessDeniedError: the user may not ask.
-            UnavailableError: nobody answered in 10 s.
-            ResponseError: what answered is not a management API that knows the virtual host.
+            AccessDeniedError: the user may not use the management API.
+            UnavailableError: the management API did not answer in 10 s.
+            ResponseError: the answer is not that of a management API that knows the virtual host.
         """
         bindings = (await fetch_virtual_host(management_url, vhost=vhost)).bindings
         exchanges = {DEAD_LETTER_EXCHANGE, UNROUTED}
@@ -148,10 +148,10 @@ class DeadLetters:
 
         Raises:
             NotFoundError: there is no such queue.
-            InProgressError: somebody else reads it.
+            InProgressError: another process reads it.
             TopologyError: the queue has a delivery limit, by which reading it could lose messages.
             NotConnectedError: the broker doesn't answer.
-            AccessDeniedError: the user may not read or declare it.
+            AccessDeniedError: the user may not read or declare the queue.
         """
         groups = Groups()
         async with (
@@ -169,11 +169,14 @@ class DeadLetters:
             )
 
     async def peek(self, matching: DeadLetterFilter | None = None, *, limit: int = 10) -> list[DeadLetter]:
-        """The messages themselves, from the head; the queue stays as it is. With the errors of `summary`.
+        """Return the dead letters themselves, from the head; the queue stays as it is.
 
         Args:
-            matching: only these; by default all.
-            limit: at most so many.
+            matching: selects dead letters; by default all.
+            limit: the largest number of dead letters to return.
+
+        Raises:
+            HybridkitError: the queue can't be read, as in `summary`.
         """
         wanted = matching or DeadLetterFilter()
         found: list[DeadLetter] = []
@@ -199,20 +202,22 @@ class DeadLetters:
     ) -> Redriven:
         """Send messages back to the queues of their consumers, in their order; the others stay, in theirs.
 
-        Each runs again with all its attempts and the next generation, so a guard that remembers its failure lets it.
-        What comes into the queue meanwhile is left alone, also what fails again. It may be called again after any
-        error or crash: nothing is lost, and what was under way may be sent twice.
+        Each runs again with all its attempts and the next generation, so a guard that remembers its failure lets it
+        run. Messages that come into the queue meanwhile stay, also those that fail again. It may be called again after
+        any error or crash: no message is lost, and those that were under way may be sent twice.
 
         Args:
-            matching: only these; by default all.
-            dry_run: only say what would be done.
-            rate_per_second: at most so many, from 0.01; by default as fast as the broker confirms.
-            limit: at most so many.
-            on_progress: told, over and over, how many are redriven and how many have failed.
+            matching: selects dead letters; by default all.
+            dry_run: whether to only count what would be sent.
+            rate_per_second: the largest number of messages per second, from 0.01; by default as fast as the broker
+                confirms.
+            limit: the largest number of messages to send.
+            on_progress: called over and over with the number of redriven and of failed messages.
 
         Raises:
-            HybridkitError: as `summary`, and as `RobustPublisher.publish` where that concerns all messages.
-            MisuseError: no such rate.
+            HybridkitError: the queue can't be read, as in `summary`; or no message can be published, as in
+                `RobustPublisher.publish`.
+            MisuseError: the rate is below 0.01.
         """
         work = _Redrive(matching or DeadLetterFilter(), limit, Pace(rate_per_second), on_progress)
         async with open_reader(self._url, self.queue) as reader:
@@ -225,12 +230,12 @@ class DeadLetters:
 
 
 class Pace:
-    """Lets things pass at a steady rate, without a burst after a pause.
+    """Keeps a steady rate, without a burst after a pause.
 
     Args:
-        rate_per_second: None for no limit.
-        clock: seconds; monotonic.
-        sleep: for so many seconds.
+        rate_per_second: the rate; None for no limit.
+        clock: returns seconds that never go back.
+        sleep: waits for so many seconds.
 
     Raises:
         MisuseError: the rate is below 0.01.
@@ -254,7 +259,7 @@ class Pace:
         return f"Pace(interval_seconds={self._interval_seconds:g})"
 
     async def turn(self) -> None:
-        """Wait for the next turn."""
+        """Wait until the next message may be sent."""
         begin = max(self._next_at, self._clock())
         self._next_at = begin + self._interval_seconds
         if (seconds := begin - self._clock()) > 0:
@@ -262,7 +267,7 @@ class Pace:
 
 
 class _Redrive:
-    """One redrive, over as many readers as it takes."""
+    """One redrive, over as many windows as it takes."""
 
     def __init__(
         self, matching: DeadLetterFilter, limit: int | None, pace: Pace, on_progress: Progress | None
@@ -293,7 +298,7 @@ class _Redrive:
         )
 
     async def look(self, reader: QueueReader) -> None:
-        """Count what would be sent."""
+        """Count the messages that would be sent."""
         async with reader.window(most=reader.messages) as window:
             while self._has_room() and (message := await window.next()) is not None:
                 letter = read_dead_letter(reader.queue, window.seen, message)
@@ -302,10 +307,10 @@ class _Redrive:
                 self._keep(window)
 
     async def send(self, reader: QueueReader, publisher: RobustPublisher) -> None:
-        """Send what matches; a reader that was cut short is followed by another."""
+        """Send the messages that match; a window that was cut short is followed by another."""
         is_through = False
         while not is_through:
-            # What readers before this one have left is at the head, in the same order.
+            # The messages that earlier windows have left are at the head, in the same order.
             most = reader.messages - self._redriven
             async with reader.window(most=most, skip=self._left) as window:
                 try:
@@ -348,7 +353,7 @@ class _Redrive:
     async def _move(
         self, window: Window, message: IncomingMessage, letter: DeadLetter, publisher: RobustPublisher
     ) -> None:
-        """One copy, then the acknowledgement; begun in the messages' order, and the broker keeps that."""
+        """Publish one copy, then acknowledge. Copies are begun in the messages' order, and the broker keeps that."""
         try:
             await publisher._writer.forward(letter.copy())  # noqa: SLF001 - the same package
         except (UnroutableError, NackedError, RejectedError) as error:

@@ -1,14 +1,14 @@
-"""Reading a dead-letter queue without changing it: not its order, not its length.
+"""The reader of a dead-letter queue, which changes neither the queue's order nor its length.
 
-AMQP has no way to look at a message but to have it delivered and to give it back. What a quorum queue gets back it puts
-into a line of its own, in front of all others, *at the end of that line*. So whoever takes a part of that line and puts
-it back has changed the order. Here every reader takes the same `WINDOW_MESSAGES` messages, never less than a reader
-before it can have left in that line, and keeps them unacknowledged until its connection closes: then they go back in
-the order in which they came.
+The only way to look at a message in AMQP is to have it delivered and to give it back. A quorum queue puts returned
+messages into a list in front of all others, *at the end of that list*. So a reader that takes a part of that list and
+puts it back changes the order. Here each window takes the same `WINDOW_MESSAGES` messages, never less than an earlier
+window can have left in that list, and keeps them unacknowledged until its connection closes: then they go back in the
+order in which they came.
 
-The window is also how far a reader can see past messages that stay: behind so many of them it gets no more. Nothing of
-those is held here: a message is read, and forgotten. What waits to be sent back is held up to `BUDGET_BYTES`; then, and
-before the broker takes messages for abandoned (`consumer_timeout`), a reader ends, and a new one begins from the head.
+Behind so many messages that stay, a window sees no more. Their bodies are not kept in memory; those of messages that
+wait to be sent back are, up to `BUDGET_BYTES`. A window ends there, and before the broker takes its messages for
+abandoned (`consumer_timeout`); a new one begins from the head.
 """
 
 import asyncio
@@ -30,27 +30,27 @@ from hybridkit.messaging._topology._declared import NO_DELIVERY_LIMIT, Queue
 from hybridkit.messaging._topology._inspection import Inspected, Inspection
 
 WINDOW_MESSAGES: Final = 50_000
-"""How many messages a reader may have unacknowledged; AMQP counts them with 16 bits."""
+"""The number of messages that a reader may have unacknowledged; AMQP counts them with 16 bits."""
 BUDGET_BYTES: Final = 64 * 1024 * 1024
 SILENCE_SECONDS: Final = 1.0
-"""After so long without a message the queue is asked whether there is one."""
+"""The time without a message after which the queue is asked whether it has one."""
 PATIENCE: Final = 30
-"""How often it may be silent and say that there are some."""
+"""The number of times that the queue may have messages and deliver none."""
 SETTLE_SECONDS: Final = 5.0
-"""How long to wait for the queue to have everything back; it takes milliseconds."""
+"""The time for the queue to get back all messages; it takes milliseconds."""
 LARGE_LIMIT: Final = 1_000_000
 CONNECTION_NAME: Final = "hybridkit dlq"
 _COUNTS: Final = frozenset({"x-delivery-count", "x-acquired-count"})
 
 
 class QueueReader:
-    """One queue that is ours to read, as nobody else reads it.
+    """Reads one queue that is reserved for it.
 
     Args:
-        url: of the broker.
-        queue: its name.
-        inspection: asks about it, over the connection that holds the lock.
-        messages: how many there were at first.
+        url: the broker's URL.
+        queue: the queue's name.
+        inspection: asks about the queue, over the connection that holds the lock.
+        messages: the number of messages in it when it was reserved.
     """
 
     def __init__(self, url: str, queue: str, inspection: Inspection, messages: int) -> None:
@@ -61,18 +61,18 @@ class QueueReader:
 
     @asynccontextmanager
     async def window(self, *, most: int, skip: int = 0) -> AsyncGenerator["Window"]:
-        """Have the messages delivered from the head on; those that are not acknowledged go back after the block.
+        """Have messages delivered from the head on; those that are not acknowledged go back after the block.
 
         Args:
-            most: after so many it ends.
-            skip: so many at the head stay, and are not handed out.
+            most: the number of messages after which the window ends.
+            skip: the number of messages at the head that stay, and are not handed out.
 
         Raises:
             NotConnectedError: the broker doesn't answer.
         """
         window = Window(self, most=most, skip=skip)
         try:
-            # A connection and not only a channel: what is still on its way must not hold up the goodbye.
+            # A connection and not only a channel: messages that are still on their way must not hold up the close.
             async with BrokerConnection(self._url, name=f"{CONNECTION_NAME} {self.queue}") as connection:
                 channel = await OpenChannel.open(await connection.opened())
                 window.port = channel.open_port(window)
@@ -84,11 +84,11 @@ class QueueReader:
         await self._settled(most - window.acknowledged)
 
     async def ready(self) -> int:
-        """How many messages nobody has."""
+        """Return the number of messages in the queue that are not delivered to any consumer."""
         return (await self._inspection.find_queue(self.queue)).messages
 
     async def _settled(self, messages: int) -> None:
-        """Wait until the queue has back what is left, so that whoever looks next sees it."""
+        """Wait until the queue has got back the messages that are left, so that the next window has them."""
         give_up_at = asyncio.get_running_loop().time() + SETTLE_SECONDS
         while asyncio.get_running_loop().time() < give_up_at:
             found = await self._inspection.find_queue(self.queue)
@@ -98,12 +98,12 @@ class QueueReader:
 
 
 class Window:
-    """What is delivered to a reader, in order.
+    """The messages that are delivered to a reader, in order; the `Receiver` of its port.
 
     Attributes:
-        seen: how many are skipped or handed out by `next`.
-        acknowledged: how many are out of the queue for good.
-        was_cut: it ended before it came to the end of the queue; a new reader sees more.
+        seen: the number of messages that were skipped or handed out by `next`.
+        acknowledged: the number of messages that are out of the queue for good.
+        was_cut: whether it ended before the end of the queue, so that a new window sees more.
     """
 
     def __init__(self, reader: QueueReader, *, most: int, skip: int) -> None:
@@ -126,7 +126,7 @@ class Window:
 
     @property
     def is_over(self) -> bool:
-        """Whether what it holds may be somebody else's by now: its time is up, or its connection gone."""
+        """Whether its messages may be delivered elsewhere by now: its time is up, or its connection is lost."""
         return self._closed is not None or asyncio.get_running_loop().time() >= self._over_at
 
     @property
@@ -135,11 +135,11 @@ class Window:
 
     @property
     def _is_full(self) -> bool:
-        """Whether the broker delivers no more: the window is of what stays, and of what `flush` needs."""
+        """Whether the messages that stay fill the window, with the one that `flush` needs: no more are delivered."""
         return self._kept + (self._last is not None) >= WINDOW_MESSAGES
 
     async def next(self) -> IncomingMessage | None:
-        """The next message; None at the end of the queue, of the window, of its time or of the budget.
+        """Return the next message; None at the end of the queue, of the window, of its time or of the budget.
 
         Raises:
             NotConnectedError: the connection is lost, or the broker has messages and delivers none.
@@ -157,24 +157,24 @@ class Window:
                 return None
             silences += await self._is_silent()
             if silences and not await self._reader.ready():
-                return None  # somebody has emptied the queue meanwhile
+                return None  # the queue was emptied meanwhile
             if silences > PATIENCE:
                 raise NotConnectedError(f"the broker has messages in {self._reader.queue} and delivers none")
 
     def keep(self) -> None:
-        """The message stays in the queue."""
+        """Leave the message in the queue."""
         self._kept += 1
         self._changed.set()
 
     def ack(self, message: IncomingMessage) -> None:
-        """The message leaves the queue, at the latest with `flush`."""
+        """Acknowledge the message, so that it leaves the queue, at the latest with `flush`."""
         self.acknowledged += 1
         if self._last is not None:
             self.port.ack(self._last.method.tag)
         self._last = message
 
     async def flush(self) -> None:
-        """Wait until the queue has taken all acknowledgements; they can be lost where this doesn't end in time.
+        """Wait until the queue has taken all acknowledgements; they can be lost where it doesn't in 5 s.
 
         A channel of RabbitMQ has no more than 32 commands under way to a quorum queue, and drops the others when it
         closes. They are carried out in order: so the last message is given back once, instead of acknowledged, and
@@ -206,10 +206,10 @@ class Window:
             return True
         return False
 
-    # ── what the port says ───────────────────────────────────────────────────────────────────────
+    # ── the receiver of a port ───────────────────────────────────────────────────────────────────
 
     def delivered(self, message: IncomingMessage, /) -> None:
-        """Take it; over the budget it and all after it are for a new reader."""
+        """Add the message; over the budget, it and all after it are for a new window."""
         if message.method.redelivered and self._awaited is not None and _content(message) == self._awaited:
             self._back = message
             self._changed.set()
@@ -225,23 +225,23 @@ class Window:
             self._changed.set()
 
     def closed(self, reason: str) -> None:
-        """Nothing comes any more."""
+        """End the window: no more messages come."""
         self._closed = reason
         self._changed.set()
 
     def cancelled(self, _: object) -> None:
-        """The broker has ended the subscription."""
+        """End the window, as the broker has ended the subscription."""
         self.closed("the broker cancelled the consumer: was the queue deleted?")
 
     def settled(self, tag: int, *, multiple: bool, accepted: bool) -> None:
-        """Nothing is published here."""
+        """Ignore it: nothing is published on this channel."""
 
     def returned(self, properties: bytes) -> None:
-        """Nothing is published here."""
+        """Ignore it: nothing is published on this channel."""
 
 
 def _content(message: IncomingMessage) -> tuple[Any, ...]:
-    """All but the broker's counts. Of two messages that are the same by this, either may leave for the other."""
+    """Return all but the broker's counts. Of two messages that are the same by this, either may leave for the other."""
     properties = dict(decode_properties(message.properties))
     headers = cast("dict[str, Any]", properties.pop("headers", None) or {})
     return message.body, properties, {name: headers[name] for name in headers.keys() - _COUNTS}
@@ -249,17 +249,17 @@ def _content(message: IncomingMessage) -> tuple[Any, ...]:
 
 @asynccontextmanager
 async def open_reader(url: str, queue: str) -> AsyncGenerator[QueueReader]:
-    """Reserve a queue for reading it.
+    """Reserve a queue, and read it in the block.
 
     A quorum queue takes a second consumer although the first one is exclusive; so the lock is an exclusive queue, which
     the broker removes with our connection, however that ends.
 
     Raises:
         NotFoundError: there is no such queue.
-        InProgressError: somebody reads it, with this toolkit or otherwise.
-        TopologyError: reading it could lose messages.
+        InProgressError: another process reads the queue, with this toolkit or otherwise.
+        TopologyError: reading the queue could lose messages.
         NotConnectedError: the broker did not answer in 30 s.
-        AccessDeniedError: the user may not read it.
+        AccessDeniedError: the user may not read the queue.
     """
     async with BrokerConnection(url, name=f"{CONNECTION_NAME} {queue}") as connection:
         opened = await connection.opened()
@@ -280,7 +280,7 @@ async def open_reader(url: str, queue: str) -> AsyncGenerator[QueueReader]:
 
 
 def _check_limit(queue: str, found: Inspected) -> None:
-    """Every look at a message counts as a delivery of it, and at the limit a quorum queue drops it."""
+    """Refuse a queue that counts deliveries: each look at a message is one, and at the limit the message is dropped."""
     differences = {each.name: each.actual for each in found.differences}
     if "x-queue-type" in differences:
         return  # another kind of queue, which counts nothing
@@ -307,4 +307,4 @@ async def _consume(channel: Channel, queue: str) -> None:
 
 
 async def _nothing(_: object) -> None:
-    """For aiormq, which never sees a delivery."""
+    """Do nothing: aiormq wants a callback, but deliveries go to the port."""
