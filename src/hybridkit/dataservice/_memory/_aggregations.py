@@ -16,10 +16,10 @@ type Values = Mapping[str, Any]
 def aggregated(
     resource: AnyResource, aggregation: Aggregation, records: Sequence[Values]
 ) -> list[dict[str, Any]]:
-    """A row for each group, in the aggregation's order.
+    """Return a row for each group, in the aggregation's order.
 
     Raises:
-        InvalidQueryError: a function that the field's type doesn't know.
+        InvalidQueryError: a field's type doesn't have a function.
     """
     for function in aggregation.functions.values():
         _check(resource, function)
@@ -57,7 +57,7 @@ def _computed(function: Function, members: Sequence[Values]) -> Any:
 
 
 def _check(resource: AnyResource, function: Function) -> None:
-    """Only numbers add up. What a path leads to has no declared type."""
+    """Refuse sums and averages of a field without numbers; a path into a document has no type to check."""
     if function.name not in ("sum", "avg") or "." in (function.field or ""):
         return
     annotation = resource.record.model_fields[function.field or ""].annotation

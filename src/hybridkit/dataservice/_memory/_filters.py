@@ -1,4 +1,4 @@
-"""Filters and orders over records in memory, as SQL has them: a condition on no value is neither true nor false."""
+"""Filters and orders over records in memory, with SQL's rule: a condition on no value is neither true nor false."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ type Values = Mapping[str, Any]
 
 
 def value_at(values: Values, path: str) -> Any:
-    """The value of a field, or of a dotted path into a document; None where there is none."""
+    """Return the value of a field, or of a dotted path into a document; None where there is none."""
     found: Any = values
     for name in path.split("."):
         found = cast("Values", found).get(name) if isinstance(found, Mapping) else None
@@ -31,7 +31,7 @@ def value_at(values: Values, path: str) -> Any:
 
 
 def fits(where: Filter | None, values: Values) -> bool:
-    """Whether the filter holds; what is neither true nor false doesn't."""
+    """Return whether the filter holds; it doesn't where it is neither true nor false."""
     return where is None or _truth(where, values) is True
 
 
@@ -106,7 +106,7 @@ def _text(value: Any) -> str:
 
 
 def compared(left: Any, right: Any) -> int:
-    """Below 0 where the left one comes first, above 0 where it comes last; no value comes after every value."""
+    """Compare two values: below 0 where the left one comes first, above 0 where it comes last; None comes last."""
     if left is None or right is None:
         return (left is None) - (right is None)
     left_kind, right_kind = _kind(left), _kind(right)
@@ -117,7 +117,7 @@ def compared(left: Any, right: Any) -> int:
 
 
 def _kind(value: Any) -> int:
-    """What can be compared with each other. Inside of documents values of any kind meet."""
+    """Return a number that values have in common that can be compared; in documents values of any kind meet."""
     match value:
         case bool():
             return 2
@@ -143,7 +143,7 @@ def _plain(value: Any) -> Any:
 
 
 class Ordering:
-    """The order of a query, with the id at its end so that no two records tie.
+    """The total order of a query over records in memory.
 
     Records without a value come last, or first where the order descends.
     """
@@ -154,22 +154,22 @@ class Ordering:
         self._key = cmp_to_key(self._sign)
 
     def position(self, values: Values) -> Sequence[Any]:
-        """Where a record stands."""
+        """Return the position of a record in the order."""
         return [value_at(values, name) for name, _ in self._pairs]
 
     def key(self, values: Values) -> Any:
-        """What to sort a record by."""
+        """Return the key to sort a record by."""
         return self._key(self.position(values))
 
     def is_after(self, values: Values, position: Sequence[Any]) -> bool:
-        """Whether a record comes after that position."""
+        """Return whether a record comes after the position."""
         return self._sign(self.position(values), position) > 0
 
     def read(self, position: Sequence[Any]) -> Sequence[Any]:
-        """A position as a page token has it, with values of the fields' types again.
+        """Read a position from a page token, with values of the fields' types.
 
         Raises:
-            PageTokenError: a position of another order.
+            PageTokenError: the position belongs to another order.
         """
         if len(position) != len(self._pairs):
             raise _another_order()

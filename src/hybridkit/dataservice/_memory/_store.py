@@ -1,7 +1,7 @@
 """The contract's store in memory: what a data service promises, without a database.
 
-It is what `FakeDataService` stands on, and the shortest account of the contract there is: the routes above it are the
-real ones, and the conformance suite holds it to the same answers as PostgreSQL and MongoDB.
+`FakeDataService` stands on it. The routes above it are the real ones, and the conformance suite holds it to the same
+answers as PostgreSQL and MongoDB.
 """
 
 import asyncio
@@ -40,14 +40,14 @@ PIECE_RECORDS: Final = 100
 
 
 class MemoryStore:
-    """Records in memory. One write at a time, each as a whole or not at all.
+    """Records in memory: one write at a time, each as a whole or not at all.
 
     Args:
-        resources: what it keeps.
+        resources: the collections.
         unique: by resource, the fields (or tuples of fields) whose values only one record may have.
         references: by resource, the fields that are the id of another resource's record.
-        has_transactions: whether a write may have several operations; without, as MongoDB is without them, such a
-            write is refused.
+        has_transactions: whether a write may have several operations; without them it refuses such a write, as some
+            servers of MongoDB do.
 
     Attributes:
         emitted: the events and commands of all writes, in commit order.
@@ -87,17 +87,17 @@ class MemoryStore:
     # ── reading ──────────────────────────────────────────────────────────────────────────────────
 
     async def get(self, resource: AnyResource, record_id: Any) -> EncodedRecord | None:
-        """The record with that id, if there is one."""
+        """Return the record with that id, or None."""
         row = self._read(resource).find(record_id)
         return None if row is None else EncodedRecord(encode_json(row.document()), row.tag)
 
     async def get_many(self, resource: AnyResource, record_ids: Sequence[Any]) -> bytes:
-        """A JSON array of the records with those ids, in their order, null for what is not there."""
+        """Return a JSON array of the records with those ids, in their order, with null for one that is not there."""
         rows = map(self._read(resource).find, record_ids)
         return encoded_list(encode_json(row.document()) if row else None for row in rows)
 
     async def find(self, resource: AnyResource, query: Query, *, after: Sequence[Any] | None) -> EncodedPage:
-        """One page of a query."""
+        """Return one page of a query."""
         ordering = Ordering(resource, query)
         rows = self._ordered(resource, query, ordering)
         if after is not None:
@@ -112,11 +112,11 @@ class MemoryStore:
         )
 
     async def count(self, resource: AnyResource, where: Filter | None, *, exact: bool) -> int:  # noqa: ARG002 - there is nothing to guess
-        """How many records fit."""
+        """Count the records for which the filter holds."""
         return sum(fits(where, row.values) for row in self._read(resource).live)
 
     async def export(self, resource: AnyResource, query: Query) -> AsyncGenerator[ExportChunk]:
-        """Every record of a query, as they are when it begins."""
+        """Yield every record of a query as it is when the export begins."""
         rows = self._ordered(resource, query, Ordering(resource, query))
         lines = [encode_json(row.document(query.select)) + b"\n" for row in rows]
         for start in range(0, len(lines), PIECE_RECORDS):
@@ -124,16 +124,16 @@ class MemoryStore:
             yield ExportChunk(b"".join(piece), len(piece))
 
     async def aggregate(self, resource: AnyResource, aggregation: Aggregation) -> bytes:
-        """A JSON array of rows, with a member for each group field and function."""
+        """Return a JSON array of rows, each with a member for each group field and function."""
         records = [row.values for row in self._read(resource).live]
         return encode_json(aggregated(resource, aggregation, records))
 
     async def run_pipeline(self, resource: AnyResource, pipeline: Sequence[Any]) -> bytes:  # noqa: ARG002 - the protocol's
-        """Not here."""
+        """Refuse: only MongoDB has pipelines."""
         raise NotSupportedError("there is no MongoDB here to run a pipeline; send group_by and functions")
 
     async def ask(self, work: CallWork) -> bytes:
-        """Run a service's own call that changes nothing; it is given this store."""
+        """Run a service's own call that changes nothing; it gets this store."""
         return (await self._call(work)).body
 
     def _read(self, resource: AnyResource) -> MemoryTable:
@@ -147,7 +147,7 @@ class MemoryStore:
     # ── writing ──────────────────────────────────────────────────────────────────────────────────
 
     async def write(self, write: Write) -> Outcome:
-        """Do all of it, once per caller and key; a service's own call is given this store."""
+        """Do all operations of the write or none, once per caller and key; a service's own call gets this store."""
         current().check_deadline()
         self._check_capability(write)
         if write.dry_run:
@@ -204,7 +204,7 @@ class MemoryStore:
         return Outcome(results, answer=answer)
 
     async def _call(self, work: CallWork) -> CallAnswer:
-        """Run it within the deadline, as a database would."""
+        """Run a service's own call within the deadline, as a database would."""
         context = current()
         context.check_deadline()
         try:
@@ -220,12 +220,12 @@ class MemoryStore:
     # ── keeping ──────────────────────────────────────────────────────────────────────────────────
 
     async def signing_key(self) -> bytes:
-        """The secret that page tokens are signed with."""
+        """Return the secret that page tokens are signed with."""
         return self._signing_key
 
     async def check(self) -> None:
-        """Is always ready."""
+        """Do nothing: memory is always ready."""
 
     async def clean(self) -> int:
-        """Keeps everything."""
+        """Delete nothing."""
         return 0

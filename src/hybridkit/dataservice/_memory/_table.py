@@ -1,4 +1,4 @@
-"""What an operation makes of a record in memory: the contract's rules, one after the other."""
+"""Tables in memory: records with their unique indexes and foreign keys, changed by one decision at a time."""
 
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,12 +19,12 @@ from hybridkit.resources._resource import AnyResource
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A record as it is kept.
+    """A record in memory.
 
     Attributes:
         values: by field, without the ETag.
-        incarnation: tells it from an earlier record with the same id.
-        deleted_at: when a soft delete hid it.
+        incarnation: a random number that tells the record from an earlier one with the same id.
+        deleted_at: the time when a soft delete hid the record; None for a live one.
     """
 
     values: Mapping[str, Any]
@@ -54,11 +54,11 @@ class Row:
     mergeable = value
 
     def meets(self, require: Filter) -> bool:
-        """Say whether the filter holds for the record."""
+        """Return whether the filter holds for the record."""
         return fits(require, self.values)
 
     def document(self, fields: Sequence[str] = ()) -> Document:
-        """The record, or some fields of it under a weak ETag."""
+        """Return the record, or some fields of it with a weak ETag."""
         names = [name for name in fields or self.values if name != "etag"]
         return {
             **{name: self.values[name] for name in names},
@@ -70,12 +70,12 @@ class UniqueWhere:
     """A unique index over some of the records: `UniqueWhere("email", where=USERS["is_active"] == True)`.
 
     Args:
-        *fields: of which only one record may have the same values.
-        where: which records it is about; besides the record's fields it may name `deleted_at`, as in
+        *fields: the fields whose values no two of the records may have in common.
+        where: the filter for the records in the index; besides the record's fields it may name `deleted_at`, as in
             `Compare("deleted_at", "is", None)` for those that no soft delete has hidden.
 
     Attributes:
-        fields: of which only one record may have the same values.
+        fields: the fields whose values no two of the records may have in common.
     """
 
     def __init__(self, *fields: str, where: Filter | None) -> None:
@@ -86,7 +86,7 @@ class UniqueWhere:
         return f"UniqueWhere({', '.join(map(repr, self.fields))}, where={self._where!r})"
 
     def holds_for(self, row: Row) -> bool:
-        """Whether that record is one of them."""
+        """Return whether the record is in the index."""
         return fits(self._where, {**row.values, "deleted_at": row.deleted_at})
 
 
@@ -117,33 +117,33 @@ class MemoryTable:
 
     @property
     def live(self) -> list[Row]:
-        """The records that are there."""
+        """The records that no soft delete has hidden."""
         return [row for row in self.rows.values() if row.deleted_at is None]
 
     def refer(self, field: str, to: "MemoryTable") -> None:
-        """A foreign key: that field, where it isn't null, is the id of a record of the other table.
+        """Add a foreign key: the field, where it isn't null, is the id of a record of the other table.
 
         Raises:
-            DeclarationError: there is no such field.
+            DeclarationError: the record has no such field.
         """
         _check_field(self.resource, field)
         self._references.append((field, to))
         to._referring.append((field, self))  # noqa: SLF001 - another table
 
     def find(self, record_id: Any) -> Row | None:
-        """The record with that id, if it is there."""
+        """Return the live record with that id, or None."""
         row = self.rows.get(record_id)
         return row if row and row.deleted_at is None else None
 
     def apply(self, operation: Operation) -> Result:
-        """Carry it out.
+        """Carry out an operation.
 
         Raises:
-            NotFoundError: its record is not there.
-            StaleVersionError: its condition does not hold.
-            UniqueViolationError: another record has that value.
-            ForeignKeyError: it would refer to a record that is not there, or is referred to.
-            InvalidRequestError: a value that the record can't have.
+            NotFoundError: the record is not there.
+            StaleVersionError: a condition on the record does not hold.
+            UniqueViolationError: another record has a value that only one may have.
+            ForeignKeyError: the record would refer to one that is not there, or another one refers to it.
+            InvalidRequestError: a field can't hold a value.
         """
         row = self.rows.get(operation.id)
         decision = decide(operation, row, moment=now())

@@ -1,1 +1,1 @@
-"""What a store does for the routes: the protocol, operations, and what each store decides alike."""
+"""The store protocol, its operations, and the decisions that all stores share."""

@@ -1,4 +1,4 @@
-"""What a field may hold, by its annotation."""
+"""Annotations of fields, taken apart."""
 
 from collections.abc import Iterator
 from types import UnionType
@@ -6,7 +6,7 @@ from typing import Annotated, Any, TypeAliasType, Union, get_args, get_origin
 
 
 def alternatives(annotation: Any) -> Iterator[Any]:
-    """The types of a union one by one, without aliases and constraints, and without None."""
+    """Yield the types of a union one by one, without aliases, constraints and None."""
     if isinstance(annotation, TypeAliasType):
         yield from alternatives(annotation.__value__)
     elif get_origin(annotation) is Annotated:

@@ -60,7 +60,7 @@ class StoredRecord(Protocol):
         ...
 
     def meets(self, require: Filter) -> bool:
-        """Say whether the filter holds; True also where the database itself says so while it writes."""
+        """Return whether the filter holds; also True where the database itself checks it while it writes."""
         ...
 
 

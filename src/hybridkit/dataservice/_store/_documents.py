@@ -1,4 +1,4 @@
-"""JSON as PostgreSQL has it, which is more than others can read: numbers of any size, halves of surrogate pairs."""
+"""JSON as PostgreSQL prints it, which not every reader takes: numbers of any size, halves of surrogate pairs."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from hybridkit.codec import decode_json, encode_json
 from hybridkit.errors import MalformedPayloadError
 
 _MANY_DIGITS: Final = re.compile(rb"[0-9]{19}")
-"""An integer that is longer than what the fast reader keeps."""
+"""An integer with more digits than orjson keeps."""
 _HALF_PAIR: Final = re.compile(
     r"(?<!\\)((?:\\\\)*)(?:\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})"
     r"\\u[dD][c-fC-F][0-9a-fA-F]{2})"
@@ -20,7 +20,7 @@ _HALF_PAIR: Final = re.compile(
 
 
 def canonical(body: bytes | str) -> bytes:
-    """JSON with documents in it as `encode_json` writes them: PostgreSQL has spaces in them, and other numbers.
+    """Return JSON with documents in it in the form of `encode_json`: PostgreSQL has spaces in them, and other numbers.
 
     What nothing here can read or write again (a document nested hundreds of levels deep) goes out as PostgreSQL
     printed it, which is JSON too: one record must not hide the others.
@@ -32,7 +32,7 @@ def canonical(body: bytes | str) -> bytes:
 
 
 def read_document(body: bytes | str) -> Any:
-    """The value; integers are exact, a number beyond a float's range is a whole one or a decimal."""
+    """Read a value of JSON; integers are exact, a number beyond a float's range is an integer or a decimal."""
     raw = body.encode() if isinstance(body, str) else body
     try:
         return decode_json(raw, limit_bytes=len(raw)) if _MANY_DIGITS.search(raw) else orjson.loads(raw)
@@ -41,7 +41,7 @@ def read_document(body: bytes | str) -> Any:
 
 
 def _mended(body: bytes | str) -> str:
-    """With a replacement character for each half of a surrogate pair, which is no character."""
+    """Replace each half of a surrogate pair, which is no character, by U+FFFD."""
     return _HALF_PAIR.sub(r"\1\\ufffd", body if isinstance(body, str) else body.decode())
 
 
@@ -51,7 +51,7 @@ def _number(text: str) -> float | int | Decimal:
 
 
 def _integer(text: str) -> int | Decimal:
-    """Whole, as PostgreSQL would print it, where that isn't megabytes of zeros."""
+    """Return an integer, or a decimal where the integer's text would be megabytes of zeros."""
     number = Decimal(text)
     return int(number) if number.adjusted() < MAX_DIGITS else number
 

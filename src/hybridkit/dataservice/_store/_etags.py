@@ -1,4 +1,4 @@
-"""Entity tags: the version of a record and its incarnation, so that delete and create again never repeats one.
+"""Entity tags: version and incarnation of a record, so that no tag comes again after a delete and a create.
 
 https://www.rfc-editor.org/rfc/rfc9110#section-8.8.3
 """
@@ -10,11 +10,11 @@ _SYNTAX = re.compile(r'"([1-9][0-9]{0,17})-([0-9a-f]{1,15}|[1-7][0-9a-f]{15})"')
 
 
 class State(NamedTuple):
-    """What an entity tag says.
+    """The state of a record that an entity tag names.
 
     Attributes:
-        version: 1 for a new record.
-        incarnation: a number, made with the record, that tells it from an earlier one with the same id.
+        version: from 1.
+        incarnation: a random number, made with the record, that tells it from an earlier one with the same id.
     """
 
     version: int
@@ -27,6 +27,6 @@ class State(NamedTuple):
 
     @classmethod
     def of(cls, tag: str) -> "State | None":
-        """The state that a tag names; None for a tag that no record can have."""
+        """Return the state that a tag names, or None for a tag that no record can have."""
         match = _SYNTAX.fullmatch(tag)
         return cls(int(match[1]), int(match[2], 16)) if match else None

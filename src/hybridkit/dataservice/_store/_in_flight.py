@@ -1,6 +1,6 @@
-"""Calls of this process with one idempotency key: one of them works, the others wait for what comes of it.
+"""Calls of this process with one idempotency key: one of them works, the others wait for its outcome.
 
-They hold no connection meanwhile, and ask the database nothing. Between processes the database itself decides.
+Those who wait hold no connection and ask the database nothing. Between processes the database itself decides.
 """
 
 import asyncio
@@ -13,13 +13,13 @@ from hybridkit.dataservice._store._operations import Outcome, Write
 from hybridkit.errors import InProgressError
 
 PATIENCE_SECONDS: Final = 0.5
-"""How long a call waits for another one with its key."""
+"""The longest wait of a call for another one with its key."""
 
 type Work = Callable[[], Awaitable[Outcome]]
 
 
 class InFlight:
-    """Which keys are at work here."""
+    """The keys that calls of this process work under."""
 
     def __init__(self) -> None:
         self._running: dict[tuple[str, str], asyncio.Future[tuple[bytes, Outcome] | None]] = {}
@@ -28,11 +28,13 @@ class InFlight:
         return f"InFlight({len(self._running)})"
 
     async def run(self, write: Write, work: Work) -> Outcome:
-        """Do the work, or wait for an equal call and give its outcome again. If that fails, the next one tries.
+        """Do the work, or wait for the call at work with the same key and return its outcome.
+
+        If the call at work fails, the next one does the work.
 
         Args:
-            write: says whose key it is.
-            work: does it.
+            write: has the key, its caller and the fingerprint.
+            work: carries the write out.
 
         Raises:
             InProgressError: the other call took too long.
@@ -57,5 +59,5 @@ class InFlight:
 
 
 def in_progress() -> InProgressError:
-    """Another call has the key."""
+    """Return the refusal of a call whose key another call works under."""
     return InProgressError("a call with this Idempotency-Key has not finished", retry_after_seconds=0.2)

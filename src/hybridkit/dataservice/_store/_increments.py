@@ -1,4 +1,4 @@
-"""What an increment makes of a value where a store adds by itself: a value that its field may have, or a refusal."""
+"""Increments where a store adds in Python: the sum is a value that its field can hold, or is refused."""
 
 from collections.abc import Iterator
 from decimal import Context, Decimal, Inexact, InvalidOperation, Overflow
@@ -18,15 +18,15 @@ _MAX_INTEGER: Final = 2**63
 
 
 def incremented(operation: Update, name: str, value: Any) -> Any:
-    """The value of that field after its increment. No value counts as 0.
+    """Return the value of a field after its increment; no value counts as 0.
 
     Args:
-        operation: says by how much.
+        operation: has the amount.
         name: of the field.
-        value: as it is.
+        value: before the increment.
 
     Raises:
-        InvalidRequestError: the field holds no numbers, or can't hold this one.
+        InvalidRequestError: the field holds no numbers, or can't hold the sum.
     """
     if name in operation.changes or name in operation.merges:
         raise set_and_incremented(operation, name)
@@ -45,7 +45,7 @@ def incremented(operation: Update, name: str, value: Any) -> Any:
 
 
 def _sum(before: float | Decimal, amount: float, kinds: set[type]) -> int | float | Decimal | None:
-    """As a number of one of these kinds, where it is one; None where there is no such number."""
+    """Return the sum as one of these types of numbers, as exact as it can be; None where it is beyond them."""
     if float in kinds and not isinstance(before, Decimal):
         return _integer_or_float(before, amount, kinds)
     try:
@@ -74,10 +74,10 @@ def _integer_or_float(before: float, amount: float, kinds: set[type]) -> int | f
 
 
 def _check_update(operation: Update, name: str, total: Any) -> None:
-    """Hold the sum to what a change of the field may make of it; a change could have set it as well.
+    """Check the sum against the model of an update, which could have set the field to it as well.
 
     Raises:
-        InvalidRequestError: with a pointer to the increment.
+        InvalidRequestError: the sum breaks a constraint of the field; the error has a pointer to the increment.
     """
     try:
         operation.resource.update.model_validate({name: total})
@@ -93,7 +93,7 @@ def _check_update(operation: Update, name: str, total: Any) -> None:
 
 
 def _numbers(annotation: Any) -> Iterator[type]:
-    """The kinds of numbers that a field so declared may hold; true and false are none."""
+    """Yield the types of numbers that a field with this annotation may hold; true and false are no numbers."""
     for kind in alternatives(annotation):
         if kind is Any or kind is object or isinstance(kind, TypeVar):
             yield from (int, float, Decimal)

@@ -1,4 +1,4 @@
-"""Idempotency keys, whatever the database: how long they are kept, and what a repeated one means."""
+"""Idempotency keys, whatever the database: retention, repeated requests, counters."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -11,21 +11,21 @@ from hybridkit.observability import get_logger, metrics
 
 RETENTION: Final = timedelta(hours=72)
 DERIVED_RETENTION: Final = timedelta(days=30)
-"""As long as a dead letter may be redriven: its handler makes the same keys again."""
+"""The time in which a dead letter may be redriven: its handler makes the same keys again."""
 
 _log = get_logger("hybridkit.dataservice")
 
 
 def is_derived(key: str) -> bool:
-    """Whether the key was derived from a claim and a step, so that a rerun of a half-done handler repeats it."""
+    """Return whether the key was derived from a claim and a step, so that a rerun of a half-done handler repeats it."""
     return key.startswith(DERIVED_KEY_PREFIX)
 
 
 def replayed(write: Write, fingerprint: bytes, outcome: Outcome) -> Outcome:
-    """What was done under the key before, for a request that repeats it.
+    """Return what was done under the key before, as the outcome of a request that repeats it.
 
     Raises:
-        KeyReusedError: it is another request, under a key that its caller made.
+        KeyReusedError: the key was used for another request, and its caller made the key.
     """
     check_repeated(write, fingerprint)
     if fingerprint == write.fingerprint:
@@ -34,10 +34,10 @@ def replayed(write: Write, fingerprint: bytes, outcome: Outcome) -> Outcome:
 
 
 def check_repeated(write: Write, fingerprint: bytes) -> None:
-    """Refuse another request under a key that its caller made; let it pass under a derived key, and say so.
+    """Refuse another request under a key that its caller made; under a derived key log it and let it pass.
 
     Raises:
-        KeyReusedError: it is another request.
+        KeyReusedError: the key was used for another request, and its caller made the key.
     """
     if fingerprint == write.fingerprint:
         return
@@ -55,5 +55,5 @@ def check_repeated(write: Write, fingerprint: bytes) -> None:
 
 
 def count(outcome: str) -> None:
-    """Count what became of a write."""
+    """Count a write by its outcome: `acquired`, `replayed`, `in_progress`, `mismatch` or `diverged`."""
     metrics.idempotency_outcomes.labels("data_service", outcome).inc()

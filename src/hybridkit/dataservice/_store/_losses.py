@@ -1,4 +1,4 @@
-"""What was sent beside what a model made of it: nothing is dropped, and nothing is taken for something else."""
+"""Values that a model would change or drop without an error: each is refused with a pointer."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,18 +26,18 @@ DECIMALS: Final = (
 )
 
 FLOAT_DIGITS: Final = 15
-"""So many digits of a decimal a float keeps for sure, https://en.cppreference.com/w/c/types/limits."""
+"""The decimal digits that a float keeps for sure, https://en.cppreference.com/w/c/types/limits."""
 _DECIMAL: Final = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _DAY: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
 def losses(given: Any, kept: Any, at: str = "") -> Iterator[FieldProblem]:
-    """Every place where the model kept something else than was sent.
+    """Yield a problem for each value that the model keeps in another form than it was sent.
 
     Args:
-        given: as JSON has it, by `decode_numbers`.
-        kept: the same by a model.
-        at: a JSON pointer to it.
+        given: the value as it was sent, from `decode_numbers`.
+        kept: the value as the model has it.
+        at: the JSON pointer of the value.
     """
     match kept:
         case BaseModel():
@@ -76,12 +76,12 @@ def _in_scalar(given: Any, kept: Any, at: str) -> Iterator[FieldProblem]:
 
 
 def is_integer(value: float, number: int) -> bool:
-    """Whether a float is that integer, by its value or as it is written."""
+    """Return whether a float is that integer, by its value or as it is written."""
     return int(value) == number or Decimal(repr(value)) == number
 
 
 def is_exact(value: Decimal) -> bool:
-    """Whether it is a number that a store keeps as it is."""
+    """Return whether every store keeps the decimal as it is."""
     exponent = value.as_tuple().exponent
     if isinstance(exponent, str):  # NaN and the infinities
         return False
@@ -134,13 +134,13 @@ def _in_decimal(given: Any, kept: Decimal, at: str) -> Iterator[FieldProblem]:
 
 
 def _is_long_document(info: FieldInfo, kept: Any) -> bool:
-    """Whether it is an integer over 64 bits where none is declared, so that it is a document."""
+    """Return whether the value is an integer over 64 bits in a field that declares none, and so holds a document."""
     declared = (info.annotation, *get_args(info.annotation))
     return isinstance(kept, int) and not -(2**63) <= kept < 2**64 and int not in declared
 
 
 def _reshapes(model: type[BaseModel]) -> bool:
-    """Whether it reads members by code of its own, which alone knows them."""
+    """Return whether validators of the model read its members, so that no other code can know them."""
     validators = model.__pydantic_decorators__.model_validators.values()
     return any(validator.info.mode in ("before", "wrap") for validator in validators)
 

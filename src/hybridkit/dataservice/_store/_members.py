@@ -1,4 +1,4 @@
-"""What members of a model are called: in what is sent, and in what is stored and shown.
+"""Names of a model's members: as they are sent, and as they are stored and shown.
 
 A field of a record is called by its name. Inside a document a member has its alias, as whoever reads it with the same
 model expects. What a model computes is not stored: it would be out of date, and a reader computes it again.
@@ -14,7 +14,7 @@ from hybridkit.codec import InexactFloat, encode_json
 
 
 def fields_by_member(model: type[BaseModel]) -> Mapping[str, str]:
-    """The model's fields, by every name under which it takes one."""
+    """Return the model's fields by every name under which the model takes one."""
     by_name = bool(model.model_config.get("populate_by_name") or model.model_config.get("validate_by_name"))
     return {
         own: name
@@ -24,11 +24,11 @@ def fields_by_member(model: type[BaseModel]) -> Mapping[str, str]:
 
 
 def values_of(model: BaseModel, *, only: Collection[str] | None = None) -> dict[str, Any]:
-    """The model's values by field, and what is in them as it is stored.
+    """Return the model's values by field, in the form in which they are stored.
 
     Args:
         model: validated.
-        only: these fields.
+        only: the fields to return; None for all.
     """
     found = model.model_dump(by_alias=True, round_trip=True, include=None if only is None else set(only))
     shown = {name: info.serialization_alias or name for name, info in type(model).model_fields.items()}
@@ -36,16 +36,16 @@ def values_of(model: BaseModel, *, only: Collection[str] | None = None) -> dict[
 
 
 def dumped(adapter: TypeAdapter[Any], value: Any) -> Any:
-    """A value of a field as it is stored."""
+    """Return a field's value in the form in which it is stored."""
     return _as_stored(adapter.dump_python(value, by_alias=True, round_trip=True))
 
 
 def patch_as_stored(sent: Any, kept: Any) -> Any:
-    """A merge patch, its members called as they are stored; it has no others than were sent.
+    """Return a merge patch with the names of stored members, and with no member that wasn't sent.
 
     Args:
         sent: the patch.
-        kept: what the field's type makes of it.
+        kept: the patch as the field's type reads it.
     """
     if not isinstance(sent, Mapping):
         return sent
@@ -68,12 +68,12 @@ def patch_as_stored(sent: Any, kept: Any) -> Any:
 
 
 def with_others(stored: Any, given: Any, kept: Any) -> Any:
-    """A document with the members that its model doesn't have, which somebody else has stored.
+    """Return a document completed with the members that its model doesn't have: others have stored them.
 
     Args:
-        stored: the document by its model, to be completed.
+        stored: the document as its model writes it, to be completed.
         given: the document as it is.
-        kept: what the model makes of it.
+        kept: the document as the model reads it.
     """
     match kept:
         case BaseModel() if isinstance(given, Mapping):
@@ -111,7 +111,7 @@ def _taken(name: str, alias: str | AliasPath | AliasChoices | None, *, by_name: 
 
 
 def _as_stored(value: Any) -> Any:
-    """With texts as the keys of dictionaries, as JSON has them, and numbers in documents as floats."""
+    """Make the keys of dictionaries texts, as in JSON, and inexact numbers floats."""
     match value:
         case dict():
             members = cast("dict[object, Any]", value)

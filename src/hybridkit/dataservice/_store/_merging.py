@@ -1,7 +1,7 @@
-"""A document after a merge patch: what its field declares, but for what others have stored in it before.
+"""Documents after a merge patch: as their field declares them, except for what others have stored in them before.
 
-SQL, or another owner of the database, may have put there what no write of ours would: members that the model doesn't
-have, values of other types. Who patches something else is not refused for it, and leaves it as it is.
+SQL, or another owner of the database, may have stored what no write of this service would: members that the model
+doesn't have, values of other types. A patch of something else is not refused for them, and leaves them as they are.
 """
 
 from typing import Any
@@ -17,15 +17,15 @@ from hybridkit.errors import FieldProblem
 
 
 def merged(operation: Update, name: str, document: Any) -> Any:
-    """The document in that field after the operation's patch of it.
+    """Return a field's document after the operation's merge patch.
 
     Args:
         operation: has the patch.
         name: of the field.
-        document: as it is.
+        document: before the patch.
 
     Raises:
-        InvalidRequestError: with a pointer to every problem that the patch has made.
+        InvalidRequestError: the patch has made problems; the error has a pointer to each.
     """
     value = merge_patch(document, operation.merges[name])
     adapter = declared_type(operation, name)
@@ -40,7 +40,7 @@ def merged(operation: Update, name: str, document: Any) -> Any:
 
 
 def _read(adapter: TypeAdapter[Any], value: Any) -> tuple[Any, tuple[FieldProblem, ...]]:
-    """What the type makes of it, None where it makes nothing; and what is wrong with it."""
+    """Return the value as the type reads it, or None where it doesn't, and the problems of the value."""
     try:
         kept = adapter.validate_python(value)
     except ValidationError as error:

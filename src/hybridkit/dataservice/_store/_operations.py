@@ -1,4 +1,4 @@
-"""What routes ask of a store, and what it answers: no HTTP in it, and no database.
+"""Operations that routes ask of a store, and their outcomes, without HTTP and without a database.
 
 Every write is a `Write`: one operation for a `POST`, `PUT`, `PATCH` or `DELETE` on a record, many for `:transact`. A
 store carries it out once per idempotency key, as a whole or not at all.
@@ -18,17 +18,17 @@ type Document = Mapping[str, Any]
 type Operation = Assert | Create | Update | Upsert | Delete | Undelete
 
 type CallWork = Callable[[Any], Awaitable[CallAnswer]]
-"""A service's own call at work: it is given the database as its driver has it, inside of the write's transaction."""
+"""The work of a service's own call: it gets the driver's object for the database, inside of the write's transaction."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Target:
-    """What every operation has.
+    """The record that an operation is about.
 
     Attributes:
         resource: the collection.
         id: of the resource's id type.
-        label: where the operation stands in the request, for messages: `operations/3`; empty for a single one.
+        label: the place of the operation in the request, for messages: `operations/3`; empty for a single one.
     """
 
     resource: AnyResource
@@ -36,13 +36,13 @@ class _Target:
     label: str = ""
 
     def says(self, message: str) -> str:
-        """That message, preceded by the operation it is about."""
+        """Return the message, preceded by the operation's place in the request."""
         return f"{self.label}: {message}" if self.label else message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assert(_Target):
-    """The record is there, in the state of `if_match` (if given), and stays so until the commit.
+    """Require that the record is there, in the state of `if_match` if that is given, until the commit.
 
     Raises in a store: `NotFoundError`, `StaleVersionError`.
     """
@@ -52,7 +52,7 @@ class Assert(_Target):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Create(_Target):
-    """A new record.
+    """Create a record.
 
     Raises in a store: `UniqueViolationError` where the id or another unique value is taken.
 
@@ -113,7 +113,7 @@ class Delete(_Target):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Undelete(_Target):
-    """Bring back a record that a soft delete has hidden. One that is there stays as it is.
+    """Bring back a record that a soft delete has hidden; leave a live one as it is.
 
     Raises in a store: `NotFoundError`, `StaleVersionError`.
     """
@@ -123,7 +123,7 @@ class Undelete(_Target):
 
 @dataclass(frozen=True, slots=True)
 class CallAnswer:
-    """What a service's own call came to.
+    """The outcome of a service's own call.
 
     Attributes:
         body: its answer, as JSON.
@@ -139,14 +139,14 @@ class Write:
     """Operations and events that happen together, once per key.
 
     Attributes:
-        caller: the service that asks; keys are its own, and its events carry its name.
+        caller: the service that asks; each has its own keys, and its events carry its name.
         key: the idempotency key.
-        fingerprint: of what was asked; another one under the same key is another request.
-        operations: in their order.
+        fingerprint: of the request; another one under the same key is another request.
+        operations: in the order in which they are done.
         call: a service's own call, instead of operations.
         emit: events and commands for the outbox.
         isolation: of the database transaction.
-        dry_run: do all of it, answer what came of it, and take it back (`Prefer: tx=rollback`); no key is recorded.
+        dry_run: do all of it, return the outcome, and take it back (`Prefer: tx=rollback`); no key is recorded.
     """
 
     caller: str
@@ -161,11 +161,11 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What one operation did.
+    """The outcome of one operation.
 
     Attributes:
-        record: as it is now; None after a delete or an assert.
-        created: the record was not there before.
+        record: after the operation; None after a delete or an assert.
+        created: whether the record is new.
     """
 
     record: Document | None = None
@@ -174,13 +174,13 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a write did.
+    """The outcome of a write.
 
     Attributes:
         results: one per operation, in the same order.
-        replayed: it was done before under this key; these are the results of then.
-        reread: the answer was large, so its key keeps ids only: the records are those of now, None for one gone since.
-        answer: what a service's own call answered.
+        replayed: whether the write was done before under this key; the results are those of then.
+        reread: whether the outcome was too large to be kept: the records are those of now, None for one gone since.
+        answer: of a service's own call, as JSON.
     """
 
     results: tuple[Result, ...]
@@ -190,7 +190,7 @@ class Outcome:
 
 
 def merge_patch(target: Any, patch: Any) -> Any:
-    """The target after that patch, https://www.rfc-editor.org/rfc/rfc7396#section-2."""
+    """Return the target after the merge patch, https://www.rfc-editor.org/rfc/rfc7396#section-2."""
     if not isinstance(patch, Mapping):
         return patch
     merged = dict(cast("Mapping[str, Any]", target)) if isinstance(target, Mapping) else {}

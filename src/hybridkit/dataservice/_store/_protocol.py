@@ -1,4 +1,4 @@
-"""The seam between the routes and a database."""
+"""The protocol between the routes and a database."""
 
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ from hybridkit.errors import AnswerTooLargeError
 from hybridkit.resources import Aggregation, Filter, Query
 from hybridkit.resources._resource import AnyResource
 
-# What is read leaves the store as the bytes that go out: a database that prints JSON is believed, and nothing is
-# decoded only to be encoded again. The bytes are those that `codec.encode_json` makes of the record.
+# Records leave the store as the bytes of the response: a database that prints JSON is believed, and nothing is decoded
+# only to be encoded again. The bytes are those that `codec.encode_json` makes of the record.
 
 
 class EncodedRecord(NamedTuple):
-    """One record, ready to be sent.
+    """A record as JSON.
 
     Attributes:
-        body: JSON.
-        etag: strong, also in the body.
+        body: the JSON.
+        etag: strong; also in the body.
     """
 
     body: bytes
@@ -29,11 +29,11 @@ class EncodedRecord(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class EncodedPage:
-    """Some records of a query, in its order.
+    """A page of a query's records as JSON.
 
     Attributes:
-        items: a JSON array of at most a page of them, and at most as many as one answer has room for.
-        position: where the last one stands in the order (its values, JSON-able); None where nothing follows it.
+        items: a JSON array of at most `page_size` records and `MAX_PAGE_BYTES` bytes, but of one record at least.
+        position: the values of `Query.total_order` in the last record, JSON-able; None where no record follows.
     """
 
     items: bytes
@@ -41,7 +41,7 @@ class EncodedPage:
 
 
 class AnswerSpace:
-    """What of one answer's room is left. Records are counted as they come, so that no more of them are read."""
+    """The bytes left for records in one answer, counted while records are read, so that no more are read than fit."""
 
     def __init__(self) -> None:
         self._left_bytes = MAX_PAGE_BYTES
@@ -51,7 +51,7 @@ class AnswerSpace:
         return f"AnswerSpace({self._left_bytes} bytes left)"
 
     def takes(self, record: bytes) -> bool:
-        """Whether that record fits in; the first one always does."""
+        """Count the record and return whether it fits into the answer; the first one always does."""
         self._left_bytes -= len(record) + 1
         fits = self._left_bytes >= 0 or self._is_empty
         self._is_empty = False
@@ -59,10 +59,10 @@ class AnswerSpace:
 
 
 def encoded_list(records: Iterable[bytes | None]) -> bytes:
-    """A JSON array of records, null for what is not there.
+    """Return a JSON array of records, with null for None.
 
     Raises:
-        AnswerTooLargeError: they are too many for one answer.
+        AnswerTooLargeError: the records have too many bytes for one answer.
     """
     space = AnswerSpace()
     lines: list[bytes] = []
@@ -74,7 +74,7 @@ def encoded_list(records: Iterable[bytes | None]) -> bytes:
 
 
 def answer_too_large() -> AnswerTooLargeError:
-    """The records with the given ids are more than one answer has room for."""
+    """Return the refusal of ids whose records have more than `MAX_PAGE_BYTES` bytes."""
     return AnswerTooLargeError(
         f"these records have more than {MAX_PAGE_BYTES} bytes; ask for fewer of them at a time",
         pointer="/ids",
@@ -82,11 +82,11 @@ def answer_too_large() -> AnswerTooLargeError:
 
 
 class ExportChunk(NamedTuple):
-    """A piece of an export.
+    """Some lines of an export.
 
     Attributes:
         body: records as JSON, each with a line feed after it.
-        records: how many.
+        records: their number.
     """
 
     body: bytes
@@ -94,7 +94,7 @@ class ExportChunk(NamedTuple):
 
 
 class Store(Protocol):
-    """One database. Every method ends by the deadline of the bound context, whatever the database does.
+    """One database; every method ends by the deadline of the bound context, whatever the database does.
 
     All of them raise `UnavailableError` where the database can't be reached, `OverloadedError` where every connection
     stays taken, `DeadlinePassedError` where nothing was changed by the deadline, and `DeadlineExceededError` where
@@ -107,103 +107,103 @@ class Store(Protocol):
         ...
 
     async def get(self, resource: AnyResource, record_id: Any) -> EncodedRecord | None:
-        """The record with that id, if there is one."""
+        """Return the record with that id, or None."""
         ...
 
     async def get_many(self, resource: AnyResource, record_ids: Sequence[Any]) -> bytes:
-        """A JSON array of the records with those ids, in their order, null for what is not there.
+        """Return a JSON array of the records with those ids, in their order, with null for one that is not there.
 
         Raises:
-            AnswerTooLargeError: they are more than one answer has room for; no more than that was read.
+            AnswerTooLargeError: the records have too many bytes for one answer; no more than those were read.
         """
         ...
 
     async def find(self, resource: AnyResource, query: Query, *, after: Sequence[Any] | None) -> EncodedPage:
-        """One page of a query, which ends early where the next record would be too many bytes for one answer.
+        """Return one page of a query; it ends early where the next record would be too many bytes for one answer.
 
         Args:
-            resource: what to read.
-            query: its page token is not looked at.
-            after: the position of the page before.
+            resource: the collection.
+            query: the query; its page token is ignored.
+            after: the position of the page before; None for the first page.
 
         Raises:
-            InvalidQueryError: a value that the database can't compare with the field.
+            InvalidQueryError: the database can't compare a value with its field.
         """
         ...
 
     async def count(self, resource: AnyResource, where: Filter | None, *, exact: bool) -> int:
-        """How many records fit.
+        """Count the records for which the filter holds.
 
         Args:
-            resource: what to count.
-            where: which; None for all.
-            exact: count them; otherwise what the database guesses is good enough.
+            resource: the collection.
+            where: the filter; None for all.
+            exact: whether to count each; otherwise the database's estimate is good enough.
 
         Raises:
-            InvalidQueryError: a value that the database can't compare with the field.
+            InvalidQueryError: the database can't compare a value with its field.
         """
         ...
 
     def export(self, resource: AnyResource, query: Query) -> AsyncGenerator[ExportChunk]:
-        """Every record of a query, as one consistent view where the database has such, from a cursor of its own.
+        """Yield every record of a query from a cursor, as one consistent view where the database has such views.
 
-        The deadline of the bound context is not that of the whole export, but of the wait for each piece.
+        The deadline of the bound context is not that of the whole export, but of the wait for each chunk.
 
         Raises:
-            InvalidQueryError: a value that the database can't compare with the field.
+            InvalidQueryError: the database can't compare a value with its field.
         """
         ...
 
     async def aggregate(self, resource: AnyResource, aggregation: Aggregation) -> bytes:
-        """A JSON array of rows, with a member for each group field and function.
+        """Return a JSON array of rows, each with a member for each group field and function.
 
         Raises:
-            InvalidQueryError: a function that the field's type doesn't know.
+            InvalidQueryError: a field's type doesn't have a function.
         """
         ...
 
     async def run_pipeline(self, resource: AnyResource, pipeline: Sequence[Any]) -> bytes:
-        """A JSON array of what MongoDB's aggregation pipeline comes to; its stages and operators are on a list.
+        """Return a JSON array of the results of a MongoDB aggregation pipeline of allowed stages and operators.
 
         Raises:
-            InvalidQueryError: a stage, operator or field that is not allowed, with a pointer.
-            NotSupportedError: this is no MongoDB.
+            InvalidQueryError: a stage, operator or field is not allowed; the error has a pointer to it.
+            NotSupportedError: the database is no MongoDB.
         """
         ...
 
     async def ask(self, work: CallWork) -> bytes:
-        """Run a service's own call that changes nothing; what it answers."""
+        """Run a service's own call that changes nothing, and return its answer as JSON."""
         ...
 
     async def write(self, write: Write) -> Outcome:
-        """Do all of it, once per caller and key.
+        """Do all operations of the write or none, once per caller and key.
 
         Raises:
             NotFoundError: an operation's record is not there.
-            StaleVersionError: it is in another state.
-            UniqueViolationError: another record has that value.
+            StaleVersionError: an operation's record is in another state.
+            UniqueViolationError: another record has a value that only one may have.
             ForeignKeyError: a record refers to one that is not there.
-            InvalidRequestError: a value that the database refuses.
+            InvalidRequestError: the database refuses a value.
             ConflictError: other transactions won each time.
             InProgressError: the key is in use by a call that has not finished.
             KeyReusedError: the key was used for another request.
             OutcomeUnknownError: the connection broke during the commit; the same key finds out.
-            NotSupportedError: this database can't do that in one transaction.
+            NotSupportedError: the database can't do all operations in one transaction.
         """
         ...
 
     async def signing_key(self) -> bytes:
-        """The secret that page tokens are signed with; the same for every replica."""
+        """Return the secret that page tokens are signed with, which all replicas share."""
         ...
 
     async def check(self) -> None:
-        """Be ready: reachable, and with the schema that this code needs.
+        """Check that the database can be reached and has the schema that this code needs.
 
         Raises:
-            UnavailableError: saying what is missing.
+            UnavailableError: the database can't be reached, or something is missing, which the message names.
         """
         ...
 
     async def clean(self) -> int:
-        """Delete what is past its retention, some of it; how many rows that were."""
+        """Delete a batch of rows past their retention, and return their number."""
         ...

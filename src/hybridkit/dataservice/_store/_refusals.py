@@ -1,4 +1,4 @@
-"""Why a store refuses an operation, in the same words whatever the database."""
+"""Refusals of operations, in the same words whatever the database."""
 
 from collections.abc import Sequence
 from itertools import islice
@@ -21,12 +21,12 @@ from hybridkit.errors import (
 
 
 def not_found(operation: Operation) -> NotFoundError:
-    """The record is not there."""
+    """Return the refusal of an operation whose record is not there."""
     return NotFoundError(operation.says(f"{operation.resource.name} has no such record"))
 
 
 def stale_version(operation: Operation, current: str | None) -> StaleVersionError:
-    """The record is in another state, or there although it should not be; `current` is None where it is not there."""
+    """Return the refusal of a condition on the record's state, which is `current`, or None where it is not there."""
     reason = "is not there" if current is None else "has changed, or was there already"
     return StaleVersionError(operation.says(f"the record {reason}"), current=current)
 
@@ -37,12 +37,12 @@ def requirement_failed(operation: Operation, current: str | None) -> StaleVersio
 
 
 def hidden(operation: Operation) -> UniqueViolationError:
-    """The id belongs to a record that a soft delete has hidden: neither is it replaced, nor brought back unseen."""
+    """Return the refusal of an id whose record is hidden: an upsert neither replaces it nor brings it back."""
     return unique_violation(operation, ["id"], "a deleted record has this id; undelete it")
 
 
 def left_out(operation: Operation) -> InvalidRequestError:
-    """The database has passed the record over, as a trigger or a rule can, and says no more."""
+    """Return the refusal of a record that the database has passed over without an error, as a trigger can."""
     errors = pointed(operation, (), "refused")
     return InvalidRequestError(operation.says("the database has left the record out"), errors=errors)
 
@@ -50,14 +50,14 @@ def left_out(operation: Operation) -> InvalidRequestError:
 def unique_violation(
     operation: Operation, fields: Sequence[str], message: str = "another record has this value"
 ) -> UniqueViolationError:
-    """Another record has the values of those fields, which only one may have."""
+    """Return the refusal of values that another record has in fields where only one may have them."""
     return UniqueViolationError(
         operation.says(message), fields=fields, errors=pointed(operation, fields, "unique")
     )
 
 
 def foreign_key_violation(operation: Operation, fields: Sequence[str] = ()) -> ForeignKeyError:
-    """Those fields refer to a record that isn't there; or without fields, the record itself is referred to."""
+    """Return the refusal of fields that refer to no record, or of a delete of a record that others refer to."""
     if isinstance(operation, Delete):
         return ForeignKeyError(operation.says("the record is still referred to"))
     message = "the record refers to one that is not there" if fields else "a reference would lead nowhere"
@@ -65,13 +65,13 @@ def foreign_key_violation(operation: Operation, fields: Sequence[str] = ()) -> F
 
 
 def not_a_number(operation: Operation, name: str) -> InvalidRequestError:
-    """An increment of something else."""
+    """Return the refusal of an increment of a field that holds no number."""
     at = f"{pointer(operation, 'increment')}/{name}"
     return InvalidRequestError("only a number can grow", errors=[FieldProblem(at, "not_a_number")])
 
 
 def set_and_incremented(operation: Operation, name: str) -> InvalidRequestError:
-    """Two answers to what a field should be."""
+    """Return the refusal of an update that both sets and increments a field."""
     at = f"{pointer(operation, 'increment')}/{name}"
     return InvalidRequestError(
         "a field is either set or incremented", errors=[FieldProblem(at, "set_and_incremented")]
@@ -79,12 +79,12 @@ def set_and_incremented(operation: Operation, name: str) -> InvalidRequestError:
 
 
 def pointer(operation: Operation, member: str = "data") -> str:
-    """Where a member of the operation stands in the request."""
+    """Return the JSON pointer of a member of the operation; empty where the operation is the whole request."""
     return f"/{operation.label}/{member}" if operation.label else ""
 
 
 def pointed(operation: Operation, fields: Sequence[str], code: str) -> Sequence[FieldProblem]:
-    """A problem of those fields of the operation, or of the whole operation where nobody knows of which."""
+    """Return a problem for each of the fields, or one of the whole operation where the fields aren't known."""
     if not fields and operation.label:
         return [FieldProblem(f"/{operation.label}", code)]
     return [FieldProblem(_field_pointer(operation, name), code) for name in fields]
@@ -100,17 +100,17 @@ def _field_pointer(operation: Operation, name: str) -> str:
 def validated(
     operation: Operation, name: str, value: Any, *, member: str = "data", bounds: bool = True
 ) -> Any:
-    """The value, if it is what the record declares.
+    """Return the value in the form in which it is stored, if the record's field can hold it.
 
     Args:
         operation: for the message.
         name: of the field.
         value: to be stored, or a sum.
-        member: of the operation, which says where the value comes from.
-        bounds: hold it to those of the record's field too, which a database's column doesn't have.
+        member: of the operation that the value comes from, for pointers.
+        bounds: whether the field's own constraints hold too, which a database's column doesn't have.
 
     Raises:
-        InvalidRequestError: with a pointer to every problem.
+        InvalidRequestError: the field can't hold the value; the error has a pointer to every problem.
     """
     adapter = declared_type(operation, name, bounds=bounds)
     try:
@@ -125,7 +125,7 @@ def validated(
 
 
 def declared_type(operation: Operation, name: str, *, bounds: bool = True) -> TypeAdapter[Any]:
-    """What the record declares for that field, with or without the bounds that stand at the field itself."""
+    """Return the adapter for a field of the record, with or without the field's own constraints."""
     declared = operation.resource.record.model_fields[name]
     bounded = bounds and declared.metadata
     annotation: Any = Annotated[declared.annotation, *declared.metadata] if bounded else declared.annotation
@@ -135,7 +135,7 @@ def declared_type(operation: Operation, name: str, *, bounds: bool = True) -> Ty
 def invalid_value(
     operation: Operation, name: str, found: Sequence[FieldProblem], *, member: str = "data"
 ) -> InvalidRequestError:
-    """A value that its field doesn't have, with a pointer to every problem."""
+    """Return the refusal of a value that its field can't hold, with a pointer to every problem."""
     at = f"{pointer(operation, member)}/{name}"
     problems = [FieldProblem(at + problem.pointer, problem.code, problem.message) for problem in found]
     return InvalidRequestError("the value does not fit after the change", errors=problems[:MAX_FIELD_ERRORS])

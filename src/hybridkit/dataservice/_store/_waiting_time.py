@@ -1,4 +1,4 @@
-"""How long a request has waited for its database: a store adds it up, a route tells it (`Server-Timing: db;dur=1.8`).
+"""The time that a request has waited for its database: a store adds, a route reports (`Server-Timing: db;dur=1.8`).
 
 ```python
 waited = start_waiting_time()                     # a route, before it asks the store
@@ -13,10 +13,10 @@ from contextvars import ContextVar
 
 
 class WaitingTime:
-    """What one request has waited so far.
+    """The time that one request has waited so far.
 
     Attributes:
-        seconds: for the database, connecting included.
+        seconds: of waiting for the database, connecting included.
     """
 
     __slots__ = ("seconds",)
@@ -37,14 +37,14 @@ _watched: ContextVar[WaitingTime | None] = ContextVar("hybridkit_database_time",
 
 
 def start_waiting_time() -> WaitingTime:
-    """Add up from now on, in this task and those that it starts."""
+    """Count waiting time from now on, in this task and those that it starts, and return the counter."""
     waited = WaitingTime()
     _watched.set(waited)
     return waited
 
 
 def add_waiting_seconds(seconds: float) -> None:
-    """Count that time for the request that is being answered, if somebody watches."""
+    """Add seconds to the waiting time of the current request, if it is counted."""
     waited = _watched.get()
     if waited is not None:
         waited.seconds += seconds
