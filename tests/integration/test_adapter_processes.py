@@ -95,6 +95,7 @@ class Worker:
 async def test_sigterm_finishes_what_runs_and_nothing_runs_twice(
     redis_url: str, rabbitmq_url: str, tmp_path: Path
 ) -> None:
+    """The running handler ends and acknowledges, so the next worker gets only the next event."""
     async with Supervisor(tmp_path) as supervisor, RobustPublisher(rabbitmq_url, service="test") as publisher:
         worker = Worker(supervisor, redis_url, rabbitmq_url)
         run = await worker.start()
@@ -113,6 +114,7 @@ async def test_sigterm_finishes_what_runs_and_nothing_runs_twice(
 async def test_what_a_second_signal_breaks_off_runs_again(
     redis_url: str, rabbitmq_url: str, tmp_path: Path
 ) -> None:
+    """The worker closes at once, and the next one runs the event."""
     async with Supervisor(tmp_path) as supervisor, RobustPublisher(rabbitmq_url, service="test") as publisher:
         worker = Worker(supervisor, redis_url, rabbitmq_url)
         run = await worker.start()
@@ -129,6 +131,7 @@ async def test_what_a_second_signal_breaks_off_runs_again(
 
 
 async def test_a_workers_handlers_get_what_the_settings_name(redis_url: str, rabbitmq_url: str) -> None:
+    """Each injection alias is provided."""
     consumer = RobustConsumer("worker.asked")
     seen: asyncio.Queue[list[str]] = asyncio.Queue()
 
@@ -165,6 +168,7 @@ async def test_a_workers_handlers_get_what_the_settings_name(redis_url: str, rab
 
 
 async def test_a_bot_answers_and_consumes_beside(redis_url: str, rabbitmq_url: str) -> None:
+    """A handler publishes an event, and a consumer in the same process answers by the bot."""
     dispatcher, consumer = Dispatcher(), RobustConsumer("bot.asked")
 
     @dispatcher.message(CommandStart())
@@ -210,7 +214,7 @@ class OwnSettings(BotSettings):
 async def test_handlers_get_what_the_application_opens_and_its_settings(
     redis_url: str, rabbitmq_url: str
 ) -> None:
-    """In a bot and in the consumers beside; it is closed when the handlers have ended, before what it was built on."""
+    """The application's resource closes after the handlers, and before the resources it was built on."""
     dispatcher, consumer, seen = Dispatcher(), RobustConsumer("bot.asked"), list[object]()
     mailer = Mailer()
 
@@ -256,6 +260,7 @@ async def test_handlers_get_what_the_application_opens_and_its_settings(
 
 
 async def test_what_an_application_fails_to_open_ends_the_start(redis_url: str, rabbitmq_url: str) -> None:
+    """The error of the application's own context manager is raised."""
     templates: dict[type, object] = {}
 
     @asynccontextmanager
@@ -271,6 +276,7 @@ async def test_what_an_application_fails_to_open_ends_the_start(redis_url: str, 
 
 
 async def test_a_handler_that_wants_what_nobody_has_ends_the_start(redis_url: str, rabbitmq_url: str) -> None:
+    """The error names the parameter."""
     consumer = RobustConsumer("worker.asked")
 
     @consumer.on(Asked)

@@ -91,6 +91,7 @@ def left(dlq: Dlq) -> int:
 
 
 def test_dead_letters_are_listed_without_who_they_are_about(dlq: Dlq) -> None:
+    """The counts have type, reason and error, and no keys or bodies."""
     done = dlq("list", QUEUE, "hk.unrouted")
     assert done.exit_code == 0
     line = r"^worker_service\.analytics\.dlq +2 +user\.created +exhausted +OSError +2026-01-01T00:00:00Z +\S+ +1$"
@@ -102,6 +103,7 @@ def test_dead_letters_are_listed_without_who_they_are_about(dlq: Dlq) -> None:
 
 
 def test_the_queues_are_the_applications_or_all(dlq: Dlq, request: pytest.FixtureRequest) -> None:
+    """`--app` gives the queues of its consumers, and `--management-url` all."""
     management_url = str(plugin._find(request, "rabbitmq").management_url)
     for where in (["--app", APP], ["--management-url", management_url]):
         assert {each["queue"]: each["messages"] for each in listed(dlq, *where)} == {
@@ -111,12 +113,14 @@ def test_the_queues_are_the_applications_or_all(dlq: Dlq, request: pytest.Fixtur
 
 
 def test_without_a_queue_it_says_what_is_missing(dlq: Dlq) -> None:
+    """The exit code is 2."""
     done = dlq("list")
     assert done.exit_code == 2
     assert "AMQP can't list queues" in done.stderr
 
 
 def test_one_queue_that_can_not_be_read_does_not_hide_the_others(dlq: Dlq) -> None:
+    """The exit code is 1, and the others are listed."""
     done = dlq("list", "gone.dlq", QUEUE)
     assert done.exit_code == 1
     assert "error: there is no queue 'gone.dlq'" in done.stderr
@@ -128,6 +132,7 @@ def test_one_queue_that_can_not_be_read_does_not_hide_the_others(dlq: Dlq) -> No
 
 
 def test_what_was_not_counted_is_said(dlq: Dlq, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With more messages than are read at once, the output says how many were."""
     monkeypatch.setattr("hybridkit.messaging._dead_letters._reader.WINDOW_MESSAGES", 2)
     assert f"{QUEUE}: the first 2 of 3 are counted" in dlq("list", QUEUE).stdout
     done = dlq("redrive", QUEUE, "--type", "none", "--dry-run")
@@ -138,7 +143,7 @@ def test_what_was_not_counted_is_said(dlq: Dlq, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_message_is_shown_with_its_reason(dlq: Dlq) -> None:
-    """Without the characters that a terminal would obey."""
+    """Characters that a terminal would interpret are replaced."""
     done = dlq("peek", QUEUE, "--limit", "1")
     assert done.exit_code == 0
     assert done.stdout.startswith("#1  user.created  exhausted\n")
@@ -157,6 +162,8 @@ def test_a_message_is_shown_with_its_reason(dlq: Dlq) -> None:
 
 
 def test_filters_choose_what_is_shown(dlq: Dlq) -> None:
+    """Type, error, reason and id can be combined."""
+
     def positions(*arguments: str) -> list[int]:
         return [each["position"] for each in json.loads(dlq("peek", QUEUE, "--json", *arguments).stdout)]
 
@@ -172,7 +179,7 @@ def test_filters_choose_what_is_shown(dlq: Dlq) -> None:
 
 
 def test_a_message_is_a_document_for_programs(dlq: Dlq) -> None:
-    """Whatever its headers hold; long bodies are cut, with their length."""
+    """Any header can be shown, and a long body is cut, with its length."""
     [letter] = json.loads(dlq("peek", QUEUE, "--json", "--type", "other").stdout)
     assert letter["headers"]["odd"][0].startswith("2026-01-01T00:00:00")
     assert (letter["body_bytes"], letter["attempts"], letter["target"]) == (
@@ -186,6 +193,8 @@ def test_a_message_is_a_document_for_programs(dlq: Dlq) -> None:
 
 
 def test_a_strangers_message_is_shown_as_far_as_it_goes(dlq: Dlq, rabbitmq_url: str) -> None:
+    """A message that hybridkit has not published is shown with its headers and body."""
+
     async def publish() -> None:
         async with await aio_pika.connect(rabbitmq_url) as connection:
             message = aio_pika.Message(b"hello", headers={"long": "x" * 2000})
@@ -203,6 +212,7 @@ def test_a_strangers_message_is_shown_as_far_as_it_goes(dlq: Dlq, rabbitmq_url: 
 
 
 def test_a_dry_run_needs_no_yes(dlq: Dlq) -> None:
+    """It says how many messages would be sent back, and sends none."""
     done = dlq("redrive", QUEUE, "--type", "user.created", "--dry-run")
     assert (done.exit_code, done.stdout.splitlines()[-1]) == (0, "2 messages of 3 would be sent back")
     assert left(dlq) == 3
@@ -210,6 +220,7 @@ def test_a_dry_run_needs_no_yes(dlq: Dlq) -> None:
 
 @pytest.mark.parametrize("arguments", [[], ["--json"]])
 def test_where_nobody_can_be_asked_nothing_is_sent(dlq: Dlq, arguments: list[str]) -> None:
+    """Without a terminal `--yes` is required."""
     done = dlq("redrive", QUEUE, *arguments)
     assert done.exit_code == 2
     assert "add --yes" in done.stderr
@@ -217,6 +228,7 @@ def test_where_nobody_can_be_asked_nothing_is_sent(dlq: Dlq, arguments: list[str
 
 
 def test_with_yes_it_is_sent(dlq: Dlq) -> None:
+    """`--limit` ends the redrive early, and the next one sends the rest."""
     done = dlq("redrive", QUEUE, "--yes", "--limit", "1", "--rate", "100")
     assert (done.exit_code, done.stdout.splitlines()[-1]) == (0, "1 message of 3 sent back, 2 left")
     document = json.loads(dlq("redrive", QUEUE, "--yes", "--json").stdout)
@@ -225,6 +237,7 @@ def test_with_yes_it_is_sent(dlq: Dlq) -> None:
 
 @pytest.mark.usefixtures("terminal")
 def test_on_a_terminal_it_shows_what_it_would_do_and_asks(dlq: Dlq) -> None:
+    """Nothing is sent after a no."""
     no = dlq("redrive", QUEUE, "--type", "other", answer="n\n")
     assert no.exit_code == 1
     assert "Send 1 message back?" in no.output
@@ -237,6 +250,8 @@ def test_on_a_terminal_it_shows_what_it_would_do_and_asks(dlq: Dlq) -> None:
 
 
 def test_what_can_not_be_sent_is_an_error(dlq: Dlq, rabbitmq_url: str) -> None:
+    """Without the consumer's queue the messages stay, and the exit code is 1."""
+
     async def delete() -> None:
         async with await aio_pika.connect(rabbitmq_url) as connection:
             await (await connection.channel()).queue_delete("worker_service.analytics")

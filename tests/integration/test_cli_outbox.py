@@ -113,6 +113,7 @@ def listed(outbox: Outbox, *arguments: str) -> list[dict[str, Any]]:
 
 
 def test_what_is_parked_is_listed_with_its_reason(outbox: Outbox, ids: list[UUID]) -> None:
+    """The oldest event is the first row."""
     done = outbox("list")
     lines = done.stdout.splitlines()
     assert done.exit_code == 0
@@ -124,6 +125,7 @@ def test_what_is_parked_is_listed_with_its_reason(outbox: Outbox, ids: list[UUID
 
 
 def test_what_waits_is_listed_with_its_time(outbox: Outbox, ids: list[UUID]) -> None:
+    """`--waiting` shows when each event may be published."""
     done = outbox("list", "--waiting")
     assert "NOT BEFORE" in done.stdout
     assert [line.split()[1] for line in done.stdout.splitlines()[1:]] == [str(each) for each in ids[3:]]
@@ -134,6 +136,7 @@ def test_what_waits_is_listed_with_its_time(outbox: Outbox, ids: list[UUID]) -> 
 
 
 def test_a_document_has_all_of_an_entry(outbox: Outbox, ids: list[UUID]) -> None:
+    """The JSON has ids, times, the reason and the age."""
     [entry] = listed(outbox, "--type", "item.lost")
     assert entry["event_id"] == str(ids[2])
     assert (entry["sequence"], entry["key"], entry["queue"], entry["reason"]) == (3, None, None, NOBODY)
@@ -143,6 +146,7 @@ def test_a_document_has_all_of_an_entry(outbox: Outbox, ids: list[UUID]) -> None
 
 
 def test_a_limit_is_said(outbox: Outbox) -> None:
+    """The hint goes to standard error."""
     done = outbox("list", "--limit", "2")
     assert len(done.stdout.splitlines()) == 3
     assert done.stderr == "only the first 2; --limit shows more\n"
@@ -153,6 +157,7 @@ def test_a_limit_is_said(outbox: Outbox) -> None:
     [(["--all"], 0), (["--type", "item.sold"], 1), (["--type", "none"], 3)],
 )
 def test_parked_events_wait_again(outbox: Outbox, arguments: list[str], left: int) -> None:
+    """All, those of a type, or those with an id are retried, and the others stay parked."""
     done = outbox("retry", "--yes", *arguments)
     assert done.exit_code == 0
     assert len(listed(outbox)) == left
@@ -161,7 +166,7 @@ def test_parked_events_wait_again(outbox: Outbox, arguments: list[str], left: in
 
 
 def test_one_event_is_tried_again_by_its_id(outbox: Outbox, ids: list[UUID]) -> None:
-    """An id that is not parked makes the exit code 1."""
+    """The exit code is 1 for an id that is not parked."""
     done = outbox("retry", str(ids[1]), str(ids[4]), "--yes")
     assert done.exit_code == 1
     assert done.stdout.endswith("1 event will be tried again\n")
@@ -170,6 +175,7 @@ def test_one_event_is_tried_again_by_its_id(outbox: Outbox, ids: list[UUID]) -> 
 
 
 def test_a_dry_run_changes_nothing(outbox: Outbox) -> None:
+    """It prints the groups and the count, as a table or JSON."""
     done = outbox("retry", "--all", "--dry-run")
     assert done.stdout.splitlines()[1].split()[:2] == ["2", "item.sold"]
     assert done.stdout.endswith("3 events would be tried again\n")
@@ -179,6 +185,7 @@ def test_a_dry_run_changes_nothing(outbox: Outbox) -> None:
 
 
 def test_a_document_of_a_retry(outbox: Outbox, ids: list[UUID]) -> None:
+    """The JSON names the ids that are not parked."""
     done = outbox("retry", str(ids[0]), str(ids[3]), "--yes", "--json")
     assert done.exit_code == 1
     assert json.loads(done.stdout) == {
@@ -191,6 +198,7 @@ def test_a_document_of_a_retry(outbox: Outbox, ids: list[UUID]) -> None:
 
 @pytest.mark.usefixtures("terminal")
 def test_somebody_is_asked_first(outbox: Outbox) -> None:
+    """Nothing is retried after a no."""
     refused = outbox("retry", "--all", answer="n\n")
     assert refused.exit_code == 1
     assert len(listed(outbox)) == 3
@@ -209,6 +217,7 @@ def test_somebody_is_asked_first(outbox: Outbox) -> None:
     ],
 )
 def test_wrong_use_is_explained(outbox: Outbox, arguments: list[str], said: str) -> None:
+    """The exit code is 2, and nothing is retried."""
     done = outbox(*arguments)
     assert done.exit_code == 2
     assert said in " ".join(done.stderr.replace("│", " ").split())
@@ -217,7 +226,7 @@ def test_wrong_use_is_explained(outbox: Outbox, arguments: list[str], said: str)
 
 @pytest.mark.parametrize("scheme", ["postgresql", "mongodb"])
 def test_a_database_that_is_away_is_one_line(outbox: Outbox, scheme: str) -> None:
-    """Never its password."""
+    """The line does not have the password."""
     done = outbox("list", "--database-url", f"{scheme}://user:s3cret@127.0.0.1:1/app")
     assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
     assert "error: " in done.stderr
@@ -225,6 +234,7 @@ def test_a_database_that_is_away_is_one_line(outbox: Outbox, scheme: str) -> Non
 
 
 def test_a_url_of_something_else_is_wrong_use(outbox: Outbox) -> None:
+    """The message names the accepted kinds, and not the password."""
     done = outbox("list", "--database-url", "mysql://user:s3cret@127.0.0.1:1/app")
     assert done.exit_code == 2
     assert "postgresql" in done.stderr
@@ -234,6 +244,7 @@ def test_a_url_of_something_else_is_wrong_use(outbox: Outbox) -> None:
 def test_a_database_of_something_else_is_named(
     own_postgres_server: Server, mongo_url: str, outbox: Outbox
 ) -> None:
+    """A database without an outbox is an error that asks whether it is a data service's."""
     for url in (own_postgres_server.url, mongo_url):
         done = outbox("list", "--database-url", url)
         assert done.exit_code == 1
@@ -241,6 +252,7 @@ def test_a_database_of_something_else_is_named(
 
 
 def test_an_outbox_in_mongodb_is_read_as_well(mongo_url: str, outbox: Outbox) -> None:
+    """Its events are listed and retried by the same commands."""
     first, second = asyncio.run(fill_mongo(mongo_url))
     arguments = ["--database-url", mongo_url]
     [entry] = listed(outbox, *arguments)
@@ -251,6 +263,7 @@ def test_an_outbox_in_mongodb_is_read_as_well(mongo_url: str, outbox: Outbox) ->
 
 
 def test_an_age_is_told_in_its_unit() -> None:
+    """A unit is used from two of it on."""
     assert [module._age(seconds) for seconds in (0, 119, 121, 7300, 200_000)] == [
         "0 s",
         "119 s",

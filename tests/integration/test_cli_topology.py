@@ -43,6 +43,7 @@ async def bind(url: str, queue: str, event_type: str) -> None:
 
 
 def test_planned_applied_and_verified(rabbitmq_url: str) -> None:
+    """The plan's missing parts are declared, and verifying ends with code 0."""
     planned = topology(rabbitmq_url, "plan")
     assert planned.exit_code == 1
     assert re.search(r"^\+  queue +worker_service\.analytics +missing$", planned.output, re.MULTILINE)
@@ -57,6 +58,7 @@ def test_planned_applied_and_verified(rabbitmq_url: str) -> None:
 
 
 def test_a_conflict_is_shown_with_both_values(rabbitmq_url: str) -> None:
+    """Applying declares nothing at all."""
     asyncio.run(declare_otherwise(rabbitmq_url))
     conflict = r"^! +queue +\S+\.dlq +conflicting +x-delivery-limit is not set, declared 1000000000"
     for command in ("plan", "verify"):
@@ -73,7 +75,7 @@ def test_a_conflict_is_shown_with_both_values(rabbitmq_url: str) -> None:
 def test_what_nobody_declared_is_shown_and_no_failure(
     rabbitmq_url: str, request: pytest.FixtureRequest
 ) -> None:
-    """Neither to the one who plans nor to the one who verifies."""
+    """A stray binding leaves the exit code of plan and verify at 0."""
     topology(rabbitmq_url, "apply")
     asyncio.run(bind(rabbitmq_url, "worker_service.analytics", "user.deleted"))
     management_url = str(plugin._find(request, "rabbitmq").management_url)
@@ -84,7 +86,7 @@ def test_what_nobody_declared_is_shown_and_no_failure(
 
 
 def test_json_is_for_programs(rabbitmq_url: str, request: pytest.FixtureRequest) -> None:
-    """One document, also where the code is 1; with the management URL nothing is unknown."""
+    """One document is printed, also with code 1; with the management URL nothing is unknown."""
     management_url = str(plugin._find(request, "rabbitmq").management_url)
     planned = json.loads(topology(rabbitmq_url, "plan", "--json").output)
     assert not planned["is_clean"]
@@ -103,6 +105,7 @@ def test_json_is_for_programs(rabbitmq_url: str, request: pytest.FixtureRequest)
 
 
 def test_the_process_ends_with_the_code(rabbitmq_url: str) -> None:
+    """The installed command ends with 1 before, and with 0 after the topology is applied."""
     environment = {**os.environ, "RABBITMQ_URL": rabbitmq_url}
     done = [
         subprocess.run(
@@ -120,7 +123,7 @@ def test_the_process_ends_with_the_code(rabbitmq_url: str) -> None:
 
 
 def test_ctrl_c_ends_it_without_a_stack() -> None:
-    """While it waits for a broker that takes the connection and never says a word."""
+    """This holds while the command waits for a broker that accepts and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         silent.settimeout(60)
         url = f"amqp://127.0.0.1:{silent.getsockname()[1]}/"

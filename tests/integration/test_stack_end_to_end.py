@@ -43,6 +43,7 @@ async def start_demo(environment: dict[str, str], *arguments: str) -> asyncio.su
 async def test_what_arrives_once_or_twice_happens_once_in_all_five_services(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
+    """Every check of the demo holds on real servers."""
     demo = await start_demo(environment, "--report", str(tmp_path / "report.json"))
     output, _ = await demo.communicate()
     assert demo.returncode == 0, output.decode()
@@ -72,6 +73,7 @@ async def test_what_arrives_once_or_twice_happens_once_in_all_five_services(
 
 @pytest.mark.parametrize("chapter", ["Services", "A registration"])
 async def test_a_signal_at_any_time_stops_everything(environment: dict[str, str], chapter: str) -> None:
+    """Whatever chapter the demo is in, no process below it survives."""
     demo = await start_demo(environment)
     assert demo.stdout is not None
     while chapter not in (line := (await demo.stdout.readline()).decode()):

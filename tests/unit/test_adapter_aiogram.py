@@ -106,6 +106,7 @@ def dispatcher() -> Dispatcher:
 
 
 async def test_handlers_get_what_they_ask_for_by_type_and_by_name(world: World) -> None:
+    """Types come from the providers, also through an alias, and names from the dispatcher's data."""
     dispatcher, router = Dispatcher(), Router()
     dispatcher.include_router(router)
     dispatcher["by_name"] = "kept"
@@ -131,6 +132,7 @@ async def test_handlers_get_what_they_ask_for_by_type_and_by_name(world: World) 
 
 
 async def test_an_annotation_that_cannot_be_resolved_is_refused_at_the_start(world: World) -> None:
+    """The error names the parameter."""
     dispatcher = Dispatcher()
 
     @dispatcher.message()
@@ -142,6 +144,7 @@ async def test_an_annotation_that_cannot_be_resolved_is_refused_at_the_start(wor
 
 
 async def test_an_update_that_is_delivered_again_runs_once(world: World, dispatcher: Dispatcher) -> None:
+    """A redelivered update is not handled again, and the next one is."""
     async with world.polling(dispatcher):
         first = world.telegram.push_text("echo 1", from_user=ADA)
         await world.telegram.wait_for_messages(1)
@@ -155,6 +158,7 @@ async def test_an_update_that_is_delivered_again_runs_once(world: World, dispatc
 async def test_a_slow_update_stays_unconfirmed_and_holds_nobody_up(
     world: World, dispatcher: Dispatcher
 ) -> None:
+    """Another chat is answered meanwhile, and neither update is confirmed before the handler ends."""
     async with world.polling(dispatcher):
         slow = world.telegram.push_text("slow", from_user=ADA)
         await dispatcher["begun"].wait()
@@ -167,6 +171,7 @@ async def test_a_slow_update_stays_unconfirmed_and_holds_nobody_up(
 
 
 async def test_a_stop_waits_for_what_runs_and_confirms_it(world: World, dispatcher: Dispatcher) -> None:
+    """Draining ends after the running handler, with its update confirmed."""
     async with world.polling(dispatcher) as polling:
         slow = world.telegram.push_text("slow", from_user=ADA)
         await dispatcher["begun"].wait()
@@ -181,6 +186,7 @@ async def test_a_stop_waits_for_what_runs_and_confirms_it(world: World, dispatch
 async def test_what_a_stop_breaks_off_is_delivered_again_and_runs(
     world: World, dispatcher: Dispatcher
 ) -> None:
+    """The update of a handler that a stop has cancelled is handled by the next process."""
     async with world.polling(dispatcher) as polling:
         slow = world.telegram.push_text("slow", from_user=ADA)
         await dispatcher["begun"].wait()
@@ -197,6 +203,7 @@ async def test_what_a_stop_breaks_off_is_delivered_again_and_runs(
 async def test_a_failing_handler_stops_nothing_and_does_not_run_again(
     world: World, dispatcher: Dispatcher
 ) -> None:
+    """The failed update is confirmed and logged once, and the next one is handled."""
     with capture_logs() as lines:
         async with world.polling(dispatcher):
             broken = world.telegram.push_text("broken", from_user=ADA)
@@ -211,6 +218,7 @@ async def test_a_failing_handler_stops_nothing_and_does_not_run_again(
 async def test_polling_goes_on_after_telegram_had_trouble(
     world: World, dispatcher: Dispatcher, status: int
 ) -> None:
+    """A failed call is repeated, and the bot is ready again after the next good answer."""
     world.telegram.fail("getUpdates", status=status, retry_after_seconds=1 if status == 429 else None)
     async with world.polling(dispatcher) as polling:
         await world.telegram.wait_for_calls("getUpdates")
@@ -220,6 +228,7 @@ async def test_polling_goes_on_after_telegram_had_trouble(
 
 
 async def test_readiness_says_that_telegram_gives_no_updates(world: World, dispatcher: Dispatcher) -> None:
+    """While calls fail, the probe raises with the kind of the error."""
     world.telegram.fail("getUpdates", status=502, times=1000)
     async with world.polling(dispatcher) as polling:
         await world.telegram.wait_for_calls("getUpdates", count=2)
@@ -228,6 +237,7 @@ async def test_readiness_says_that_telegram_gives_no_updates(world: World, dispa
 
 
 async def test_a_token_that_stops_being_valid_ends_the_process(world: World, dispatcher: Dispatcher) -> None:
+    """A 401 during polling ends the wait with an error that names BOT_TOKEN."""
     async with world.polling(dispatcher) as polling:
         await world.telegram.wait_for_calls("getUpdates")
         world.telegram.fail("getUpdates", status=401, times=1000)
@@ -239,6 +249,7 @@ async def test_a_token_that_stops_being_valid_ends_the_process(world: World, dis
 
 
 async def test_a_wrong_token_is_refused_at_the_start(world: World) -> None:
+    """The error names BOT_TOKEN."""
     settings = world.settings
     world.telegram.token = "7:another"
     with pytest.raises(AccessDeniedError, match="BOT_TOKEN"):
@@ -247,6 +258,7 @@ async def test_a_wrong_token_is_refused_at_the_start(world: World) -> None:
 
 
 async def test_a_telegram_that_is_not_there_yet_is_worth_waiting_for(world: World) -> None:
+    """A 502 at the start is a retryable error, which the start waits out."""
     world.telegram.fail("getMe", status=502)
     with pytest.raises(UnavailableError, match="TelegramServerError"):
         async with _connected_bot(world.settings):
@@ -254,6 +266,7 @@ async def test_a_telegram_that_is_not_there_yet_is_worth_waiting_for(world: Worl
 
 
 async def test_an_update_waits_while_redis_is_down(world: World, dispatcher: Dispatcher) -> None:
+    """Without Redis nothing is handled or confirmed, and afterwards the update is answered."""
     async with world.polling(dispatcher):
         world.redis.connected = False
         update = world.telegram.push_text("echo", from_user=ADA)
@@ -267,6 +280,7 @@ async def test_an_update_waits_while_redis_is_down(world: World, dispatcher: Dis
 async def test_startup_and_shutdown_handlers_run_around_the_updates(
     world: World, dispatcher: Dispatcher
 ) -> None:
+    """They also run in hybridkit's polling, which deletes a webhook first."""
     steps: list[str] = []
 
     @dispatcher.startup()
@@ -289,6 +303,7 @@ class Nope:
 
 @pytest.mark.parametrize("filters", [(), (F.text == "a",), (F.photo,), (Command("start"),)])
 async def test_what_nobody_provides_is_found_at_the_start(world: World, filters: tuple[Any, ...]) -> None:
+    """The error names the parameter, its type, the handler, and the types that are provided."""
     dispatcher = Dispatcher()
 
     @dispatcher.message(*filters)
@@ -300,7 +315,7 @@ async def test_what_nobody_provides_is_found_at_the_start(world: World, filters:
 
 
 async def test_what_somebody_may_provide_is_no_mistake(world: World) -> None:
-    """Aiogram, a filter, a middleware, the startup, or a default: none of them is a false alarm."""
+    """An argument that Aiogram, a filter, middleware, the startup or a default may provide is no error."""
     dispatcher, watched = Dispatcher(), Router()
     dispatcher.include_router(watched)
 
@@ -335,6 +350,7 @@ async def test_what_somebody_may_provide_is_no_mistake(world: World) -> None:
 
 
 async def test_what_a_filter_has_not_given_is_told_clearly(world: World) -> None:
+    """When a filter could have passed the argument and did not, the logged error names the parameter."""
     dispatcher = Dispatcher()
 
     @dispatcher.message(lambda message: True)

@@ -115,7 +115,7 @@ def crowd(telegram: FakeTelegram, count: int, text: str = "hello") -> None:
 async def test_updates_that_can_not_be_read_are_skipped_among_the_others(
     world: World, dispatcher: Dispatcher, lines: list[Any]
 ) -> None:
-    """Each is logged once, by number and type, and confirmed; those around it are handled once, and it is ready."""
+    """Each is logged once and confirmed, and those around it are handled once."""
     async with world.polling(dispatcher) as polling:
         last = 0
         for update in TOO_NEW.values():
@@ -132,6 +132,7 @@ async def test_updates_that_can_not_be_read_are_skipped_among_the_others(
 
 
 async def test_a_crowd_of_unreadable_updates_is_passed(world: World, dispatcher: Dispatcher) -> None:
+    """More than Telegram delivers at once are counted, and the update behind them is handled."""
     for _ in range(250):
         world.telegram.push_update(TOO_NEW_MESSAGE)
     world.telegram.push_text("good", from_user=ADA)
@@ -145,7 +146,7 @@ async def test_a_crowd_of_unreadable_updates_is_passed(world: World, dispatcher:
 async def test_what_is_no_update_at_all_is_logged_once_and_passed(
     world: World, dispatcher: Dispatcher, lines: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a number it can't be confirmed by itself: it comes again until something after it is."""
+    """Without an id it is delivered until an update behind it is confirmed."""
     oddities: list[Any] = [None, 7, SECRET, [SECRET], {"message": {}}, {"update_id": "7"}, {"update_id": -3}]
     asked = world.telegram._get_updates
 
@@ -167,6 +168,7 @@ async def test_what_is_no_update_at_all_is_logged_once_and_passed(
 async def test_an_answer_that_is_no_list_does_not_end_the_asking(
     world: World, dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch, answer: object
 ) -> None:
+    """The bot polls again, and handles the next update."""
     asked, odd = world.telegram._get_updates, [answer]
 
     async def first_odd(params: Mapping[str, str]) -> Any:
@@ -179,6 +181,7 @@ async def test_an_answer_that_is_no_list_does_not_end_the_asking(
 
 
 async def test_numbers_may_jump(world: World, dispatcher: Dispatcher) -> None:
+    """Gaps between update ids, as after a quiet week, do not delay a confirmation."""
     async with world.polling(dispatcher):
         for jump in (1, 5000, 3):
             world.telegram._next_update_id += jump
@@ -191,7 +194,7 @@ async def test_numbers_may_jump(world: World, dispatcher: Dispatcher) -> None:
 
 
 async def test_handlers_that_do_not_end_starve_nobody(world: World, dispatcher: Dispatcher) -> None:
-    """Three wait, 250 others are answered; at the end the three are, too."""
+    """While three handlers wait, 250 other updates are answered; in the end the three are, too."""
     async with world.polling(dispatcher) as polling:
         for number in range(3):
             world.telegram.push_text("wait", from_user=TelegramUser(id=10 + number))
@@ -207,6 +210,7 @@ async def test_handlers_that_do_not_end_starve_nobody(world: World, dispatcher: 
 async def test_more_handlers_than_telegram_delivers_at_once_may_hang(
     world: World, dispatcher: Dispatcher
 ) -> None:
+    """With 220 waiting handlers the next update is still delivered, and later all are answered."""
     async with world.polling(dispatcher):
         crowd(world.telegram, 220, "wait")
         world.telegram.push_text("next", from_user=ADA)
@@ -219,7 +223,7 @@ async def test_more_handlers_than_telegram_delivers_at_once_may_hang(
 async def test_what_telegram_has_forgotten_meanwhile_survives_a_crash(
     world: World, dispatcher: Dispatcher
 ) -> None:
-    """The update that held the others up is confirmed, and broken off: the next process handles it, once."""
+    """An update that was confirmed from the shelf and then cancelled is handled by the next process."""
     async with world.polling(dispatcher):
         slow = world.telegram.push_text("wait", from_user=ADA)
         crowd(world.telegram, 120)
@@ -249,7 +253,7 @@ async def test_what_telegram_has_forgotten_meanwhile_survives_a_crash(
 async def test_what_others_put_on_the_shelf_hides_nothing(
     world: World, dispatcher: Dispatcher, number: str, entry: str
 ) -> None:
-    """A release before or after this one, or a person: the bot starts, and what it can read there is handled."""
+    """Entries that the bot can't read keep it neither from starting nor from handling the others."""
     chat = {"id": 7, "type": "private"}
     message = {"message_id": 1, "date": 1_420_070_400, "chat": chat, "text": "kept"}
     kept = json.dumps([9e9, {"update_id": 900, "message": message}])
@@ -272,7 +276,7 @@ async def died_on(world: World, update_id: int) -> int:
 
 
 async def test_what_processes_have_died_on_runs_alone(world: World) -> None:
-    """Nobody can tell which of two updates it was: so the next death takes one of them along, and not both."""
+    """Two updates that processes died on do not run together, so the next death takes only one with it."""
     dispatcher, running, seen, last = Dispatcher(), set[str](), list[set[str]](), 0
 
     @dispatcher.message()
@@ -292,6 +296,7 @@ async def test_what_processes_have_died_on_runs_alone(world: World) -> None:
 async def test_what_runs_alone_and_does_not_end_starves_nobody(
     world: World, dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """An update that runs alone blocks others for a limited time only."""
     monkeypatch.setattr(_telegram_handling, "ALONE_SECONDS", 0.05)
     for number in range(3):
         await died_on(world, world.telegram.push_text("wait", from_user=TelegramUser(id=10 + number)))
@@ -304,6 +309,7 @@ async def test_what_runs_alone_and_does_not_end_starves_nobody(
 
 
 async def test_updates_of_a_chat_are_handled_in_their_order(world: World, dispatcher: Dispatcher) -> None:
+    """The second update of a chat waits for the first one, and another chat's does not."""
     async with world.polling(dispatcher):
         world.telegram.push_text("wait 1", from_user=ADA)
         world.telegram.push_text("2", from_user=ADA)
@@ -317,6 +323,7 @@ async def test_updates_of_a_chat_are_handled_in_their_order(world: World, dispat
 async def test_a_handler_that_takes_too_long_is_given_up_and_answered(
     world: World, dispatcher: Dispatcher
 ) -> None:
+    """After its time limit the user gets the failure text, and the chat's next update runs."""
     async with world.polling(dispatcher, handler_seconds=0.05):
         world.telegram.push_text("wait", from_user=ADA)
         world.telegram.push_text("next", from_user=ADA)
@@ -372,6 +379,7 @@ async def fail(error: BaseException) -> None:
 async def test_however_a_handler_ends_its_update_is_given_up_and_answered_once(
     world: World, end: Callable[[], Awaitable[object]]
 ) -> None:
+    """The next update is handled also after a panic, a cancellation, or a handler that cancels itself."""
     dispatcher, seen = Dispatcher(), []
 
     @dispatcher.message()
@@ -417,7 +425,7 @@ async def test_a_handler_that_can_not_be_cancelled_is_left_behind(
 async def test_what_fails_beside_the_handlers_has_an_end(
     world: World, dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is taken up again, as the cause may pass; five times, and not for ever."""
+    """An update with an unexpected error is retried five times, and then dropped."""
     asked = 0
 
     async def broken(*_: object, **__: object) -> None:
@@ -435,6 +443,7 @@ async def test_what_fails_beside_the_handlers_has_an_end(
 async def test_a_bot_that_has_no_room_left_says_that_it_is_not_ready(
     world: World, dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """At the limit of running handlers the probe raises, until one has ended."""
     monkeypatch.setattr(_telegram_polling, "MAX_RUNNING", 3)
     async with world.polling(dispatcher) as polling:
         crowd(world.telegram, 3, "wait")
@@ -450,7 +459,7 @@ async def test_a_bot_that_has_no_room_left_says_that_it_is_not_ready(
 async def test_a_bot_whose_handlers_all_wait_says_that_it_is_not_ready(
     world: World, dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As for one lock; where a few people wait, their handlers may just be slow."""
+    """The probe raises for ten waiting chats, but not for nine, whose handlers may just be slow."""
     monkeypatch.setattr(_telegram_polling, "STALLED_SECONDS", 0.05)
     async with world.polling(dispatcher) as polling:
         crowd(world.telegram, 9, "wait")
@@ -470,6 +479,7 @@ async def test_a_bot_whose_handlers_all_wait_says_that_it_is_not_ready(
 async def test_without_redis_for_the_shelf_the_bot_says_that_it_is_not_ready(
     world: World, dispatcher: Dispatcher
 ) -> None:
+    """The probe names Redis, and afterwards all updates are handled."""
     async with world.polling(dispatcher) as polling:
         world.redis.connected = False
         crowd(world.telegram, 120)
@@ -514,15 +524,18 @@ MISTAKES: list[BaseException] = [
 
 @pytest.mark.parametrize("error", TEMPORARY, ids=lambda error: f"{type(error).__name__} {str(error)[:6]}")
 def test_what_waiting_cures_is_temporary(error: BaseException) -> None:
+    """Errors of networks, servers and Redis are temporary, also within a group."""
     assert is_temporary(error)
 
 
 @pytest.mark.parametrize("error", MISTAKES, ids=lambda error: type(error).__name__)
 def test_a_mistake_is_not_temporary(error: BaseException) -> None:
+    """A group with one permanent error is permanent as well."""
     assert not is_temporary(error)
 
 
 def test_every_error_of_ours_is_temporary_exactly_when_it_is_retryable() -> None:
+    """This holds for every class of the error tree."""
     kinds, pending = set[type[HybridkitError]](), [HybridkitError]
     while pending:
         kinds.add(kind := pending.pop())
@@ -531,6 +544,7 @@ def test_every_error_of_ours_is_temporary_exactly_when_it_is_retryable() -> None
 
 
 def test_the_longest_wait_that_is_asked_for_counts() -> None:
+    """Of a group's errors the longest time decides, and an error without a time asks for none."""
     both = ExceptionGroup(
         "", [TelegramRetryAfter(METHOD, "", 6), UnavailableError("", retry_after_seconds=9.5)]
     )
@@ -541,6 +555,7 @@ def test_the_longest_wait_that_is_asked_for_counts() -> None:
 async def test_an_update_that_met_an_outage_is_handled_again_before_the_next_of_its_chat(
     world: World, error: Exception
 ) -> None:
+    """The second update of the chat waits until the first one has succeeded."""
     dispatcher, seen = Dispatcher(), []
 
     @dispatcher.message()
@@ -598,7 +613,7 @@ def _by_filter(dispatcher: Dispatcher, fail: Callable[[], None]) -> None:
 async def test_an_outage_anywhere_on_the_way_to_a_handler_is_tried_again(
     world: World, dispatcher: Dispatcher, breaks: Break, *, has_error_handler: bool
 ) -> None:
-    """In middlewares and filters, too, and although the application has a handler of errors, which sees nothing."""
+    """This includes middleware and filters, and the application's error handler sees nothing."""
     failures, reported = [UnavailableError("down")], list[BaseException]()
 
     def fail() -> None:
@@ -620,6 +635,7 @@ async def test_an_outage_anywhere_on_the_way_to_a_handler_is_tried_again(
 
 
 async def test_an_outage_in_a_handler_of_errors_is_tried_again(world: World) -> None:
+    """The whole update is retried, from its message handler on."""
     dispatcher, steps = Dispatcher(), list[str]()
 
     @dispatcher.message()
@@ -656,6 +672,7 @@ QUERIES: Mapping[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kind", QUERIES)
 async def test_queries_are_tried_again_as_messages_are(world: World, kind: str) -> None:
+    """A temporary error of a callback, inline or payment query is retried."""
     dispatcher, failures = Dispatcher(), [UnavailableError("down")]
     answered = asyncio.Event()
 
@@ -671,6 +688,7 @@ async def test_queries_are_tried_again_as_messages_are(world: World, kind: str) 
 
 
 async def test_telegrams_own_pause_is_kept(world: World, dispatcher: Dispatcher) -> None:
+    """An answer with `retry_after` delays the retry for at least that long."""
     async with world.polling(dispatcher):
         world.telegram.fail("sendMessage", status=429, retry_after_seconds=1)
         started = time.monotonic()
@@ -680,6 +698,7 @@ async def test_telegrams_own_pause_is_kept(world: World, dispatcher: Dispatcher)
 
 
 async def test_a_stop_gives_back_what_waits_to_be_tried_again(world: World) -> None:
+    """A drain does not wait for a retry in an hour, and the next process handles both updates."""
     dispatcher, failures = Dispatcher(), [UnavailableError("down", retry_after_seconds=3600)]
 
     @dispatcher.message()
@@ -723,6 +742,7 @@ def failing(error: BaseException) -> Dispatcher:
 async def test_what_is_given_up_is_answered_in_the_persons_language_with_the_request_id(
     world: World, lines: list[Any], error: Exception, runs: int, outcome: str
 ) -> None:
+    """The failed update is logged and counted once, with its outcome."""
     dispatcher = failing(error)
     counted = metrics.bot_update_duration.labels("message", outcome)
     before = counted._sum.get()
@@ -738,6 +758,7 @@ async def test_what_is_given_up_is_answered_in_the_persons_language_with_the_req
 
 
 async def test_buttons_and_payments_get_the_answer_that_they_wait_for(world: World) -> None:
+    """A button gets an alert of 200 characters at most, a payment its refusal, and no chat a message."""
     async with world.polling(failing(ValueError("a mistake"))):
         pushed = [world.telegram.push_update({kind: query}) for kind, query in QUERIES.items()]
         await world.telegram.wait_until_confirmed(max(pushed))
@@ -752,6 +773,7 @@ async def test_buttons_and_payments_get_the_answer_that_they_wait_for(world: Wor
 
 
 async def test_a_button_pressed_long_ago_is_answered_by_a_message(world: World) -> None:
+    """When Telegram refuses the answer to a button as too old, the user gets a message."""
     async with world.polling(failing(ValueError("a mistake"))):
         world.telegram.fail("answerCallbackQuery", status=400, description="query is too old")
         world.telegram.push_update({"callback_query": QUERIES["callback_query"]})
@@ -765,6 +787,7 @@ async def test_a_button_pressed_long_ago_is_answered_by_a_message(world: World) 
 async def test_the_texts_can_be_replaced(
     world: World, failure_texts: Mapping[str, str], said: str | None
 ) -> None:
+    """With an empty mapping nothing is said."""
     async with world.polling(failing(ValueError("a mistake")), failure_texts=failure_texts):
         update = world.telegram.push_text("hello", from_user=ADA)
         await world.telegram.wait_until_confirmed(update)
@@ -772,12 +795,14 @@ async def test_the_texts_can_be_replaced(
 
 
 async def test_a_text_that_can_not_be_filled_in_is_refused_at_the_start(world: World) -> None:
+    """The error names the language."""
     with pytest.raises(DeclarationError, match="'en'"):
         async with bot_lifespan(Dispatcher(), world.settings, failure_texts={"en": "{name}"}):
             pass
 
 
 async def test_a_person_who_has_blocked_the_bot_is_no_trouble(world: World, dispatcher: Dispatcher) -> None:
+    """The failure text is tried once, and the update is confirmed."""
     dispatcher.message.middleware(_raising)
     async with world.polling(dispatcher):
         world.telegram.fail("sendMessage", status=403)

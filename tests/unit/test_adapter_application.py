@@ -25,11 +25,12 @@ async def provided(yielded: Mapping[Any, object]) -> Mapping[type, object]:
 
 @pytest.mark.parametrize("key", ["nope", 1, None, "Mailer"])
 async def test_a_key_that_is_no_type_is_refused(key: object) -> None:
-    """Handlers ask by type, so nobody could ever ask for it."""
+    """Handlers ask by type, so no handler could get the value."""
     with pytest.raises(DeclarationError, match="the lifespan yields"):
         await provided({int: 1, key: 1})
 
 
 async def test_whatever_an_annotation_can_be_is_a_key() -> None:
+    """Classes, generic aliases and new types are accepted."""
     yielded = {dict: {}, list[int]: [1], City: "Tbilisi"}
     assert dict(await provided(yielded)) == yielded

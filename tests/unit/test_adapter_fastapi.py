@@ -73,6 +73,7 @@ def app() -> FastAPI:
 
 
 async def test_an_answer_carries_the_request_id_that_came_or_a_new_one(app: FastAPI) -> None:
+    """A malformed id is replaced by a new one."""
     async with serving(app) as client:
         kept = await client.get("/context", headers={"x-request-id": "r-1", "x-request-timeout": "5"})
         forged = await client.get("/context", headers={"x-request-id": "two words"})
@@ -96,7 +97,7 @@ async def test_an_answer_carries_the_request_id_that_came_or_a_new_one(app: Fast
 async def test_a_request_that_is_over_or_says_two_things_does_nothing(
     lines: list[tuple[str, str]], status: int, code: str
 ) -> None:
-    """Its refusal has the id that it came with, so that its sender finds it."""
+    """The refusal has the request's id, so that its sender finds it."""
     application = create_app(Settings, title="Test")
     done: list[Order] = []
 
@@ -111,6 +112,7 @@ async def test_a_request_that_is_over_or_says_two_things_does_nothing(
 
 
 async def test_the_id_of_a_request_with_two_is_a_new_one(app: FastAPI) -> None:
+    """The problem points to the header, and neither id is used."""
     async with serving(app) as client:
         answer = await client.get("/context", headers=[("x-request-id", "a"), ("x-request-id", "b")])
     assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (400, "/header/x-request-id")
@@ -119,6 +121,7 @@ async def test_the_id_of_a_request_with_two_is_a_new_one(app: FastAPI) -> None:
 
 @pytest.mark.parametrize(("internal", "user"), [(False, None), (True, "ada")])
 async def test_only_an_internal_service_believes_who_the_user_is(internal: bool, user: str | None) -> None:
+    """An external caller's `X-User-ID` is ignored, and an internal one's must be well formed."""
     application = create_app(Settings, title="Test", internal=internal)
 
     @application.get("/user")
@@ -132,6 +135,7 @@ async def test_only_an_internal_service_believes_who_the_user_is(internal: bool,
 
 
 async def test_errors_are_problems_with_what_a_client_needs(app: FastAPI) -> None:
+    """A conflict has its fields, and a refusal for load has `Retry-After`."""
     async with serving(app) as client:
         taken = await client.get("/taken", headers={"x-request-id": "r-2"})
         slow_down = await client.get("/slow_down")
@@ -152,6 +156,7 @@ async def test_errors_are_problems_with_what_a_client_needs(app: FastAPI) -> Non
 
 
 async def test_what_the_framework_refuses_is_a_problem_too(app: FastAPI) -> None:
+    """Unknown routes, wrong methods and `HTTPException` keep their status, headers and detail."""
     async with serving(app) as client:
         unknown = await client.get("/nowhere")
         wrong_method = await client.delete("/context")
@@ -162,6 +167,8 @@ async def test_what_the_framework_refuses_is_a_problem_too(app: FastAPI) -> None
 
 
 async def test_an_invalid_request_is_told_where_but_never_what(app: FastAPI) -> None:
+    """The problem has pointers to the wrong fields, and none of their values."""
+
     @app.post("/orders")
     async def create(body: Order) -> None: ...
 
@@ -175,6 +182,7 @@ async def test_an_invalid_request_is_told_where_but_never_what(app: FastAPI) -> 
 
 
 async def test_an_unexpected_error_tells_the_client_nothing(app: FastAPI) -> None:
+    """The log has the exception, and the client its request id."""
     with capture_logs() as lines:
         async with serving(app) as client:
             answer = await client.get("/broken", headers={"x-request-id": "r-3"})
@@ -189,6 +197,7 @@ async def test_an_unexpected_error_tells_the_client_nothing(app: FastAPI) -> Non
 
 @pytest.mark.parametrize("internal", [False, True])
 async def test_only_our_own_services_are_told_why_something_failed(internal: bool) -> None:
+    """External callers get the status and the code without the detail."""
     application = create_app(Settings, title="Test", internal=internal)
 
     @application.get("/unprovided")
@@ -209,6 +218,7 @@ async def test_only_our_own_services_are_told_why_something_failed(internal: boo
 
 
 async def test_metrics_name_the_whole_template_also_of_an_included_router() -> None:
+    """A label has neither the path's values nor an unknown method."""
     application, router = create_app(Settings, title="Test"), APIRouter(prefix="/things")
 
     @router.get("/{number}")
@@ -225,7 +235,7 @@ async def test_metrics_name_the_whole_template_also_of_an_included_router() -> N
 
 
 async def test_head_is_answered_as_get_without_the_body(app: FastAPI) -> None:
-    """At routes of FastAPI's, too, also included and mounted ones; errors as well. Others' `HEAD` stays theirs."""
+    """This includes FastAPI's, included and mounted routes, and errors; a route's own `HEAD` stays."""
     router, mounted = APIRouter(), FastAPI()
     router.get("/included")(lambda: "a")
     mounted.get("/deep")(lambda: "a")
@@ -247,7 +257,7 @@ async def test_head_is_answered_as_get_without_the_body(app: FastAPI) -> None:
 
 
 async def test_the_head_of_a_stream_without_end_is_given_at_once(app: FastAPI) -> None:
-    """What would be its body is ended, and not waited for."""
+    """The generator of the body is ended, and not waited for."""
     ended = asyncio.Event()
 
     async def ticks() -> AsyncGenerator[bytes]:
@@ -268,6 +278,7 @@ async def test_the_head_of_a_stream_without_end_is_given_at_once(app: FastAPI) -
 
 
 async def test_health_ready_and_metrics_are_there_and_undocumented(app: FastAPI) -> None:
+    """A draining process is not ready, and the OpenAPI document has none of the three."""
     async with serving(app) as client:
         health, ready = await client.get("/health"), await client.get("/ready")
         await client.get("/orders/7")
@@ -289,7 +300,7 @@ async def test_documents_are_not_served_in_production(
     status: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Strangers learn nothing of the routes there, nor load a page that runs scripts of other hosts."""
+    """Strangers learn none of the routes, and load no page with other hosts' scripts."""
     monkeypatch.setattr(_running, "UNREADY_SECONDS", 0.0)
     app.state.settings = Settings(environment=environment)
     async with serving(app) as client:
@@ -302,7 +313,7 @@ def _with_user(_: Any, __: str, line: MutableMapping[str, Any]) -> MutableMappin
 
 
 async def test_a_users_request_is_logged_as_theirs_whether_it_ends_well_or_not() -> None:
-    """The line comes when what the dependency had bound has ended; nobody else's request has that user."""
+    """The log line has the user that a dependency has bound, and no other request's line has."""
     application = create_app(Settings, title="Test")
 
     async def signed_in(x_name: Annotated[str, Header()]) -> AsyncGenerator[str]:
@@ -333,7 +344,7 @@ async def test_a_users_request_is_logged_as_theirs_whether_it_ends_well_or_not()
 
 @pytest.mark.parametrize("is_nested", [False, True])
 async def test_a_dependency_that_binds_where_nobody_sees_it_is_told(is_nested: bool) -> None:
-    """FastAPI runs a plain generator in a thread; the route would be nobody's."""
+    """FastAPI runs a plain generator in a thread, so the route would not see the user."""
     application, done = create_app(Settings, title="Test"), list[str | None]()
 
     @contextmanager
@@ -364,6 +375,7 @@ async def test_a_dependency_that_binds_where_nobody_sees_it_is_told(is_nested: b
 
 
 async def test_each_request_is_one_log_line_without_its_query(app: FastAPI) -> None:
+    """Probes are not logged at all, and secrets in a query never are."""
     with capture_logs() as lines:
         async with serving(app) as client:
             await client.get("/orders/7?token=hunter2")
@@ -374,6 +386,7 @@ async def test_each_request_is_one_log_line_without_its_query(app: FastAPI) -> N
 
 
 async def test_the_state_has_what_the_settings_name(app: FastAPI) -> None:
+    """Without Redis and RabbitMQ in the settings, both are None."""
     async with serving(app):
         assert app.state.settings.service_name == "test_service"
         assert app.state.redis is None
@@ -381,12 +394,14 @@ async def test_the_state_has_what_the_settings_name(app: FastAPI) -> None:
 
 
 async def test_an_application_of_ones_own_gets_the_same_resources() -> None:
+    """`api_lifespan` fills the state of any FastAPI application."""
     own = FastAPI()
     async with api_lifespan(own, Settings()) as resources:
         assert own.state.resources is resources
 
 
 async def test_a_lifespan_of_the_applications_own_runs_inside() -> None:
+    """It begins with open resources, and ends before they are closed."""
     steps: list[str] = []
 
     @asynccontextmanager
@@ -401,6 +416,7 @@ async def test_a_lifespan_of_the_applications_own_runs_inside() -> None:
 
 
 async def test_two_kinds_of_service_in_one_process_are_refused(app: FastAPI) -> None:
+    """When the first one has ended, the process may be of another kind."""
     from hybridkit.adapters._running import open_resources
 
     async with serving(app):
@@ -415,7 +431,7 @@ async def test_two_kinds_of_service_in_one_process_are_refused(app: FastAPI) -> 
 
 
 async def test_settings_belong_to_a_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An application at module level is started again with what holds then: the environment's, or those given."""
+    """Each start reads the environment again, unless settings were given for it."""
     app = create_app(Settings, title="Test")
 
     @app.get("/name")
@@ -436,6 +452,7 @@ async def test_settings_belong_to_a_start(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 async def test_a_start_that_failed_leaves_no_settings_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next start reads the environment, and succeeds."""
     failures = [LookupError("no templates")]
 
     @asynccontextmanager
@@ -456,7 +473,7 @@ async def test_a_start_that_failed_leaves_no_settings_behind(monkeypatch: pytest
 
 
 async def test_spans_are_those_of_the_start(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a collector at one start and none at the next, the requests of the first alone are instrumented."""
+    """Only the requests of a start with a collector are instrumented."""
     monkeypatch.setattr(
         _running, "configure_tracing", lambda _: Tracing(None)
     )  # it is the process's, not a start's

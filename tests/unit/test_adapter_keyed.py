@@ -77,6 +77,7 @@ def problem(answer: httpx.Response) -> tuple[int, str]:
 async def test_a_keyed_write_runs_once_and_its_answer_is_given_again(
     keyed: httpx.AsyncClient, done: list[Any]
 ) -> None:
+    """The replay is marked and equal but for its request id."""
     body = {"amount": 1, "note": "чай"}
     first = await keyed.post("/orders", json=body, headers=key('"k-1"'))
     second = await keyed.post("/orders", json=body, headers=key('"k-1"'))
@@ -90,6 +91,7 @@ async def test_a_keyed_write_runs_once_and_its_answer_is_given_again(
 
 
 async def test_a_refused_write_is_not_kept(keyed: httpx.AsyncClient, done: list[Any]) -> None:
+    """After a 400 the repetition runs again."""
     for _ in range(2):
         refused = await keyed.post("/orders", json={"amount": -1}, headers=key("k"))
         assert refused.status_code == 400
@@ -99,6 +101,7 @@ async def test_a_refused_write_is_not_kept(keyed: httpx.AsyncClient, done: list[
 async def test_a_request_that_does_not_fit_may_be_mended_under_its_key(
     keyed: httpx.AsyncClient, done: list[Any]
 ) -> None:
+    """After a 422 another body runs under the same key."""
     assert (await keyed.post("/orders", json={"amount": "x"}, headers=key("k"))).status_code == 422
     assert (await keyed.post("/orders", json={"amount": 1}, headers=key("k"))).status_code == 201
     assert len(done) == 1
@@ -107,6 +110,7 @@ async def test_a_request_that_does_not_fit_may_be_mended_under_its_key(
 async def test_writes_without_a_key_and_reads_with_one_run_each_time(
     keyed: httpx.AsyncClient, done: list[Any]
 ) -> None:
+    """Neither is ever replayed."""
     for _ in range(2):
         await keyed.post("/orders", json={"amount": 1})
     reads = [await keyed.get("/orders", headers=key("k")) for _ in range(2)]
@@ -117,6 +121,7 @@ async def test_writes_without_a_key_and_reads_with_one_run_each_time(
 async def test_a_key_out_of_syntax_or_two_keys_or_a_body_too_large_are_refused(
     keyed: httpx.AsyncClient,
 ) -> None:
+    """They are answered with 422, 400 and 413."""
     bad_key = await keyed.post("/orders", json={"amount": 1}, headers=key("x" * 300))
     two_keys = await keyed.post(
         "/orders", json={"amount": 1}, headers=[("idempotency-key", "a"), ("idempotency-key", "b")]
@@ -126,6 +131,7 @@ async def test_a_key_out_of_syntax_or_two_keys_or_a_body_too_large_are_refused(
 
 
 async def test_one_key_at_once_runs_once(app: FastAPI, serve_keyed: Api, done: list[Any]) -> None:
+    """A repetition during the first run gets 409 with `Retry-After`."""
     going, go_on = asyncio.Event(), asyncio.Event()
 
     @app.post("/slow")
@@ -151,6 +157,8 @@ async def test_one_key_at_once_runs_once(app: FastAPI, serve_keyed: Api, done: l
 async def test_every_kind_of_route_runs_once_under_its_claim(
     app: FastAPI, serve_keyed: Api, done: list[Any], kind: str
 ) -> None:
+    """This holds for functions in the event loop and in threads."""
+
     def work() -> str | None:
         done.append(1)
         claim = current().claim
@@ -218,6 +226,7 @@ def large(app: FastAPI, done: list[Any], tmp_path: Any) -> FastAPI:
 async def test_an_answer_too_large_to_keep_is_given_once_and_the_work_is_not_repeated(
     large: FastAPI, serve_keyed: Api, done: list[Any], path: str
 ) -> None:
+    """A repetition gets a 409 that says so, and another body still gets a 422."""
     async with serve_keyed(large) as client:
         first = await client.post(path, headers=key("k"))
         assert first.status_code == 200
@@ -232,6 +241,8 @@ async def test_an_answer_too_large_to_keep_is_given_once_and_the_work_is_not_rep
 async def test_a_stream_that_fits_is_kept_when_it_is_complete(
     app: FastAPI, serve_keyed: Api, done: list[Any]
 ) -> None:
+    """The replay has the whole body and its length."""
+
     @app.post("/stream")
     async def stream() -> StreamingResponse:
         done.append(1)
@@ -247,6 +258,8 @@ async def test_a_stream_that_fits_is_kept_when_it_is_complete(
 async def test_a_stream_that_breaks_off_may_run_again(
     app: FastAPI, serve_keyed: Api, done: list[Any]
 ) -> None:
+    """A response that failed half-way is not stored."""
+
     @app.post("/stream")
     async def stream() -> StreamingResponse:
         def parts() -> Iterable[bytes]:
@@ -273,7 +286,7 @@ async def _whole(client: httpx.AsyncClient, app: FastAPI, path: str) -> None:
 
 
 async def test_parts_of_a_stream_are_not_held_back(app: FastAPI, serve_keyed: Api) -> None:
-    """The first part is there before the second is made."""
+    """The first part is sent before the second one is generated."""
     sent: list[Any] = []
     first_is_out = asyncio.Event()
 
@@ -300,6 +313,8 @@ async def test_parts_of_a_stream_are_not_held_back(app: FastAPI, serve_keyed: Ap
 async def test_an_answer_that_says_done_is_kept_also_when_it_redirects(
     app: FastAPI, serve_keyed: Api, done: list[Any], status: int
 ) -> None:
+    """The replay has the status and the location."""
+
     @app.post("/done")
     async def finish() -> Response:
         done.append(1)
@@ -316,6 +331,8 @@ async def test_an_answer_that_says_done_is_kept_also_when_it_redirects(
 async def test_an_answer_that_does_not_say_done_is_not_kept(
     app: FastAPI, serve_keyed: Api, done: list[Any], status: int
 ) -> None:
+    """Other redirects and errors release the key."""
+
     @app.post("/other")
     async def other() -> Response:
         done.append(1)
@@ -333,6 +350,8 @@ async def test_an_answer_that_does_not_say_done_is_not_kept(
 async def test_a_file_that_the_server_sends_by_itself_is_sent_and_not_kept(
     app: FastAPI, serve_keyed: Api, done: list[Any], kind: str
 ) -> None:
+    """A repetition gets the error for a response that was not stored."""
+
     async def sends(scope: Any, receive: Any, send: Any) -> None:
         done.append(1)
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -357,7 +376,7 @@ async def test_a_file_that_the_server_sends_by_itself_is_sent_and_not_kept(
 async def test_an_answer_does_not_wait_for_what_comes_after_it(
     app: FastAPI, serve_keyed: Api, done: list[Any]
 ) -> None:
-    """It is out and kept while its background task still runs; the task goes on behind it."""
+    """The response is sent and stored while its background task still runs."""
     answered, go_on = asyncio.Event(), asyncio.Event()
 
     @app.post("/letters")
@@ -386,6 +405,8 @@ async def test_an_answer_does_not_wait_for_what_comes_after_it(
 async def test_a_failure_after_an_answer_takes_it_not_back(
     app: FastAPI, serve_keyed: Api, done: list[Any]
 ) -> None:
+    """The repetition gets the stored response although the background task has failed."""
+
     @app.post("/letters")
     async def letter(tasks: BackgroundTasks) -> str:
         def deliver() -> None:
@@ -433,6 +454,7 @@ async def test_a_request_that_is_cancelled_after_its_answer_has_been_answered(
 async def test_a_request_that_is_cancelled_before_its_answer_may_run_again(
     app: FastAPI, serve_keyed: Api, done: list[Any]
 ) -> None:
+    """The cancelled run releases its key."""
     going = asyncio.Event()
 
     @app.post("/slow")
@@ -457,6 +479,8 @@ async def test_a_request_that_is_cancelled_before_its_answer_may_run_again(
 async def test_a_client_that_leaves_before_the_answer_finds_it_kept(
     app: FastAPI, serve_keyed: Api, done: list[Any]
 ) -> None:
+    """The work goes on after the disconnect, and the repetition is a replay."""
+
     @app.post("/slow")
     async def slow(request: Request) -> str:
         await request.body()
@@ -475,6 +499,7 @@ async def test_a_client_that_leaves_before_the_answer_finds_it_kept(
 async def test_a_client_that_leaves_in_the_middle_of_its_body_has_asked_for_nothing(
     app: FastAPI, serve_keyed: Api, done: list[Any], fake_redis: FakeAsyncRedis
 ) -> None:
+    """Nothing runs, and Redis has no key."""
     messages = iter([{"type": "http.request", "body": b"{", "more_body": True}, _GONE])
 
     async def receive() -> Any:

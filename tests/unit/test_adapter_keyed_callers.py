@@ -100,7 +100,7 @@ PLACES = ["/direct", "/v1/notes", "/apps/deep/notes", "/plain", "/plain/notes"]
 async def test_a_kept_answer_is_for_whom_it_was_made(
     guarded: FastAPI, serve_keyed: Api, done: list[Any], path: str
 ) -> None:
-    """With one key and body: the same user gets it again, another user gets an own one, and nobody else any."""
+    """The same user gets it again, another user a response of their own, and a stranger none."""
     async with serve_keyed(guarded) as client:
         first = await client.post(path, headers=ANN | key("k"))
         again = await client.post(path, headers=ANN | key("k"))
@@ -119,7 +119,7 @@ async def test_a_kept_answer_is_for_whom_it_was_made(
 async def test_who_is_not_let_in_does_not_learn_that_a_key_is_taken(
     guarded: FastAPI, serve_keyed: Api, path: str
 ) -> None:
-    """Whatever is sent with it, and however often: 401, never 409 or 422."""
+    """Every request with it is answered with 401, never with 409 or 422."""
     async with serve_keyed(guarded) as client:
         await client.post(path, headers=ANN | key("k"), content=b"1")
         for headers in ({}, {"authorization": "Bearer eve"}):
@@ -133,6 +133,7 @@ async def test_who_is_not_let_in_does_not_learn_that_a_key_is_taken(
 async def test_a_kept_answer_is_not_given_to_whom_the_route_refuses_by_now(
     guarded: FastAPI, serve_keyed: Api, revoked: set[str], path: str
 ) -> None:
+    """With a revoked token the repetition gets a 401, and later again the stored response."""
     async with serve_keyed(guarded) as client:
         await client.post(path, headers=ANN | key("k"))
         revoked.add(ANN["authorization"])
@@ -144,7 +145,7 @@ async def test_a_kept_answer_is_not_given_to_whom_the_route_refuses_by_now(
 async def test_a_repetition_lacks_nothing_that_the_route_asks_for(
     app: FastAPI, serve_keyed: Api, done: list[Any]
 ) -> None:
-    """Also what is no credential: a header that a dependency needs, a cookie that the route itself needs."""
+    """A dependency's header and a route's cookie are required of it as well."""
 
     def has_seen_terms(x_terms: Annotated[str, Header()]) -> None: ...
 
@@ -200,6 +201,8 @@ async def test_a_repetition_lacks_nothing_that_the_route_asks_for(
 async def test_what_parts_callers_from_each_other_parts_their_keys(
     app: FastAPI, serve_keyed: Api, done: list[Any], header: str
 ) -> None:
+    """Two values of such a header are two callers with a response each."""
+
     @app.post("/mine")
     async def mine(request: Request) -> str:
         done.append(request.headers[header])
@@ -216,6 +219,8 @@ async def test_what_parts_callers_from_each_other_parts_their_keys(
 async def test_credentials_in_the_query_part_keys_as_well(
     app: FastAPI, serve_keyed: Api, done: list[Any], parameter: str
 ) -> None:
+    """Two values of such a parameter are two callers with a response each."""
+
     @app.post("/mine")
     async def mine(request: Request) -> str:
         done.append(request.query_params[parameter])
@@ -244,6 +249,8 @@ async def test_credentials_in_the_query_part_keys_as_well(
 async def test_what_differs_between_two_attempts_makes_no_other_request(
     app: FastAPI, serve_keyed: Api, done: list[Any], header: str
 ) -> None:
+    """A repetition with another value of such a header is a replay."""
+
     @app.post("/orders")
     async def order() -> int:
         done.append(1)
@@ -258,7 +265,7 @@ async def test_what_differs_between_two_attempts_makes_no_other_request(
 async def test_a_user_whom_a_dependency_has_made_known_may_change_the_token(
     app: FastAPI, serve_keyed: Api, done: list[Any]
 ) -> None:
-    """The verified principal owns the key, however it proves itself; two of them are two."""
+    """The verified principal owns the key, by whichever token."""
 
     async def signed_in(authorization: Annotated[str, Header()]) -> AsyncGenerator[str]:
         user_id = authorization.removeprefix("Bearer ").partition(".")[0]
@@ -304,7 +311,7 @@ class _Identified(_Named):
 async def test_the_user_of_starlettes_authentication_owns_the_key_by_identity_and_not_by_name(
     app: FastAPI, serve_keyed: Api, done: list[Any], names_only: bool
 ) -> None:
-    """A user who has but a name to show is told apart by what was shown: two may be called Kim."""
+    """Two users without an identity and with one display name have two keys."""
 
     class Backend(AuthenticationBackend):
         async def authenticate(self, conn: HTTPConnection) -> tuple[AuthCredentials, BaseUser]:
@@ -325,6 +332,7 @@ async def test_the_user_of_starlettes_authentication_owns_the_key_by_identity_an
 
 
 async def test_a_service_among_our_own_may_renew_its_token(serve_keyed: Api, done: list[Any]) -> None:
+    """A calling service and its user own the key, by whichever token."""
     app = create_app(Settings, title="Test", internal=True)
 
     @app.post("/notes")
@@ -347,6 +355,8 @@ async def test_a_service_among_our_own_may_renew_its_token(serve_keyed: Api, don
 async def test_what_an_answer_sets_for_its_caller_and_its_connection_is_not_kept(
     app: FastAPI, serve_keyed: Api
 ) -> None:
+    """The replay has neither cookies nor hop-by-hop headers, but the location."""
+
     @app.post("/sign_in")
     async def sign_in(response: Response) -> int:
         response.set_cookie("session", "secret")
@@ -366,6 +376,7 @@ async def test_what_an_answer_sets_for_its_caller_and_its_connection_is_not_kept
 async def test_nothing_of_a_caller_can_be_read_in_redis(
     guarded: FastAPI, serve_keyed: Api, fake_redis: FakeAsyncRedis
 ) -> None:
+    """The name of the claim has a digest in place of the credentials."""
     async with serve_keyed(guarded) as client:
         await client.post("/direct", headers=ANN | key("k"))
         names = await fake_redis.keys()
@@ -376,7 +387,7 @@ async def test_nothing_of_a_caller_can_be_read_in_redis(
 async def test_a_caller_who_is_refused_leaves_nothing_in_redis(
     guarded: FastAPI, serve_keyed: Api, fake_redis: FakeAsyncRedis
 ) -> None:
-    """Or for a minute, where the claim comes first: nobody can fill it from outside."""
+    """Where the claim comes first, it is released within a minute."""
     async with serve_keyed(guarded) as client:
         await client.post("/direct", headers=key("k"))
         assert await fake_redis.keys() == []
@@ -388,6 +399,8 @@ async def test_a_caller_who_is_refused_leaves_nothing_in_redis(
 
 
 async def test_a_key_with_another_body_is_refused(app: FastAPI, serve_keyed: Api, done: list[Any]) -> None:
+    """The 422 says nothing of the first request."""
+
     @app.post("/orders")
     async def order(request: Request) -> None:
         done.append(await request.json())
@@ -407,7 +420,7 @@ async def test_a_key_with_another_body_is_refused(app: FastAPI, serve_keyed: Api
 async def test_a_path_is_the_same_however_it_is_written(
     app: FastAPI, serve_keyed: Api, done: list[Any], path: str, *, is_the_same: bool
 ) -> None:
-    """A proxy may write a path anew between two attempts (RFC 3986, section 6.2.2); `%2F` is no slash."""
+    """A proxy may rewrite escapes between two attempts (RFC 3986, section 6.2.2); `%2F` is no slash."""
 
     @app.post("/notes/{name:path}")
     async def note(name: str) -> str:
@@ -424,6 +437,8 @@ async def test_a_path_is_the_same_however_it_is_written(
 async def test_a_slash_in_a_name_is_no_slash_of_a_path(
     app: FastAPI, serve_keyed: Api, done: list[Any]
 ) -> None:
+    """`a%2Fb` and `a/b` are two requests, `%2F` and `%2f` one."""
+
     @app.post("/notes/{name:path}")
     async def note(name: str) -> str:
         done.append(name)
@@ -439,6 +454,8 @@ async def test_a_slash_in_a_name_is_no_slash_of_a_path(
 async def test_a_key_with_another_query_is_refused(
     app: FastAPI, serve_keyed: Api, done: list[Any], query: str
 ) -> None:
+    """The payment of another query does not run."""
+
     @app.post("/payments")
     async def pay(request: Request) -> str:
         done.append(str(request.query_params))
@@ -456,6 +473,8 @@ async def test_a_key_with_another_query_is_refused(
 async def test_a_key_with_another_wish_for_the_answer_is_refused(
     app: FastAPI, serve_keyed: Api, header: str
 ) -> None:
+    """Another `Accept` or the like is another request, and the first one is still replayed."""
+
     @app.post("/greet")
     async def greet(request: Request) -> str:
         return request.headers[header]
@@ -470,6 +489,8 @@ async def test_a_key_with_another_wish_for_the_answer_is_refused(
 async def test_method_and_path_are_requests_of_their_own(
     app: FastAPI, serve_keyed: Api, done: list[Any]
 ) -> None:
+    """One key runs once for each of them."""
+
     @app.api_route("/files/{name:path}", methods=["POST", "PUT", "PATCH", "DELETE"])
     async def change(request: Request, name: str) -> str:
         done.append((request.method, name))

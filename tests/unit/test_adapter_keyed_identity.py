@@ -172,6 +172,8 @@ async def test_no_header_of_whatever_name_lets_one_caller_have_the_answer_of_ano
 async def test_cookies_and_parameters_that_dependencies_read_part_keys(
     app: FastAPI, serve_keyed: Api, done: list[Any]
 ) -> None:
+    """Another cookie or another parameter is another caller."""
+
     def read(who: str, badge: Annotated[str, Cookie()]) -> str:
         return who + badge
 

@@ -102,6 +102,7 @@ def raising(app: FastAPI, error: Exception) -> list[str]:
 async def test_a_status_that_is_no_error_is_answered_without_a_problem(
     app: FastAPI, serve_keyed: Api, status: int
 ) -> None:
+    """An `HTTPException` below 400 keeps its headers, keyed or not."""
     paths = raising(app, HTTPException(status, headers={"Location": "/sign-in", "X-Mine": "1"}))
     async with serve_keyed(app) as client:
         for path in paths:
@@ -114,6 +115,7 @@ async def test_a_status_that_is_no_error_is_answered_without_a_problem(
 
 
 async def test_what_is_raised_without_being_an_error_keeps_its_detail(app: FastAPI) -> None:
+    """The detail of a 202 is its body."""
     raising(app, HTTPException(202, {"left": 3}))
     async with serving(app) as client:
         assert (await client.post("/route")).json() == {"detail": {"left": 3}}
@@ -123,7 +125,7 @@ async def test_what_is_raised_without_being_an_error_keeps_its_detail(app: FastA
     "status", [400, 402, 404, 409, 410, 418, 422, 423, 428, 429, 451, 460, 499, 500, 503, 520, 599]
 )
 async def test_every_status_from_400_on_is_a_problem(app: FastAPI, serve_keyed: Api, status: int) -> None:
-    """Also one without a name, from wherever it is raised, keyed or not."""
+    """This includes statuses without a name, wherever they are raised, keyed or not."""
     paths = raising(
         app, HTTPException(status, "as it is", headers={"Retry-After": "7", "Content-Type": "x/y"})
     )
@@ -140,6 +142,7 @@ async def test_every_status_from_400_on_is_a_problem(app: FastAPI, serve_keyed: 
 
 @pytest.mark.parametrize("status", [99, 103, 600, 1000])
 async def test_a_status_that_no_answer_has_is_a_failure(app: FastAPI, status: int) -> None:
+    """It is answered with a 500."""
     raising(app, HTTPException(status, "?"))
     async with serving(app) as client:
         answer = await client.post("/route")
@@ -160,6 +163,7 @@ async def test_a_status_that_no_answer_has_is_a_failure(app: FastAPI, status: in
     ],
 )
 async def test_a_detail_of_any_json_stays_json(app: FastAPI, detail: Any) -> None:
+    """The problem is still valid for a client that expects text."""
     raising(app, HTTPException(409, detail))
     async with serving(app) as client:
         answer = await client.post("/route")
@@ -188,6 +192,7 @@ async def test_a_detail_of_any_json_stays_json(app: FastAPI, detail: Any) -> Non
 async def test_a_detail_of_no_json_leaves_the_status(
     app: FastAPI, status: int, detail: Any, told: Any
 ) -> None:
+    """The status is sent without the detail."""
     raising(app, HTTPException(status, detail))
     async with serving(app) as client:
         answer = await client.post("/route")
@@ -198,7 +203,7 @@ async def test_a_detail_of_no_json_leaves_the_status(
 
 
 async def test_headers_of_another_body_are_dropped(app: FastAPI) -> None:
-    """With a length and chunks both, no client could read the answer."""
+    """With both a length and chunks no client could read the response."""
     others = {"Content-Length": "5", "Transfer-Encoding": "chunked", "Content-Encoding": "gzip", "X-Own": "1"}
     for status in (202, 409):
         app.add_api_route(f"/{status}", fails(HTTPException(status, ["why"], headers=others)))
@@ -226,7 +231,7 @@ async def test_headers_of_another_body_are_dropped(app: FastAPI) -> None:
 async def test_a_header_of_an_exception_is_sent_as_it_can_be(
     app: FastAPI, value: Any, lines: list[str]
 ) -> None:
-    """A value that no line can hold neither costs the status nor makes a line of its own."""
+    """A value with odd characters neither costs the status nor adds a header line."""
     app.add_api_route("/a", fails(HTTPException(401, headers={"WWW-Authenticate": value})))
     async with serving(app) as client:
         answer = await client.get("/a")
@@ -242,7 +247,7 @@ async def test_a_header_of_an_exception_is_sent_as_it_can_be(
 async def test_nobody_is_asked_for_a_time_that_is_none(
     app: FastAPI, seconds: float, header: str | None
 ) -> None:
-    """Neither for an endless nor for a negative one; the status is as it was raised."""
+    """An infinite or negative `retry_after_seconds` is left out, and the status stays."""
     app.add_api_route("/a", fails(UnavailableError("busy", retry_after_seconds=seconds)))
     async with serving(app) as client:
         answer = await client.get("/a")
@@ -264,7 +269,7 @@ HALF = "\ud800"
     ids=lambda error: type(error).__name__,
 )
 async def test_half_a_character_in_an_error_costs_no_status(error: HybridkitError, *, internal: bool) -> None:
-    """It may come from what a caller has sent; the rest is told as it is."""
+    """Half of a surrogate pair, as a caller may send it, is replaced in the detail."""
     app = create_app(Settings, title="Test", internal=internal)
     app.add_api_route("/a", fails(error))
     async with serving(app) as client:
@@ -274,6 +279,8 @@ async def test_half_a_character_in_an_error_costs_no_status(error: HybridkitErro
 
 @pytest.mark.parametrize("name", ["WWW-Authenticate", "www-authenticate"])
 async def test_a_401_has_its_own_challenge_or_ours(app: FastAPI, name: str) -> None:
+    """Without a challenge of the route it is `Bearer`."""
+
     @app.get("/own")
     async def own() -> None:
         raise HTTPException(401, headers={name: 'Basic realm="shop"'})
@@ -297,6 +304,8 @@ async def test_a_401_has_its_own_challenge_or_ours(app: FastAPI, name: str) -> N
 async def test_an_exception_that_is_raised_from_an_error_of_ours_is_the_one_that_is_told(
     app: FastAPI,
 ) -> None:
+    """The cause does not replace it."""
+
     def error_of_ours() -> None:
         raise NotFoundError(INNER)
 
@@ -313,6 +322,7 @@ async def test_an_exception_that_is_raised_from_an_error_of_ours_is_the_one_that
 
 
 async def test_a_validation_error_that_a_route_raises_is_a_problem(app: FastAPI) -> None:
+    """It has a pointer to the field, and not its value."""
     paths = raising(
         app, RequestValidationError([{"loc": ("body", "a", 0), "type": "missing", "input": INNER}])
     )
@@ -326,7 +336,7 @@ async def test_a_validation_error_that_a_route_raises_is_a_problem(app: FastAPI)
 
 @pytest.mark.parametrize("error", [NotFoundError("no such loan"), ConflictError("busy"), RuntimeError(INNER)])
 async def test_what_a_mounted_application_lets_through_is_a_problem(app: FastAPI, error: Exception) -> None:
-    """Its own 500, which its framework sends before, isn't what the caller gets."""
+    """The 500 of the mounted framework is replaced."""
     raising(app, error)
     async with serving(app) as client:
         answer = await client.post("/mounted/route")
@@ -339,7 +349,7 @@ async def test_what_a_mounted_application_lets_through_is_a_problem(app: FastAPI
 async def test_a_failure_is_answered_by_the_applications_own_handler(
     app: FastAPI, logged: list[Any], of: Any, *, is_sync: bool
 ) -> None:
-    """It says what callers see; the log has the failure all the same. Errors of ours stay problems."""
+    """The failure is logged all the same, and hybridkit's errors stay problems."""
 
     def answer(request: Request, error: Exception) -> Response:
         return Response(f"{request.url.path}: {error}", 500)
@@ -358,6 +368,7 @@ async def test_a_failure_is_answered_by_the_applications_own_handler(
 
 
 async def test_a_500_that_an_application_means_is_its_own(app: FastAPI) -> None:
+    """A mounted application's `HTTPException(500)` keeps its detail."""
     raising(app, HTTPException(500, "our own"))
     async with serving(app) as client:
         assert (await client.post("/mounted/route")).json() == {"detail": "our own"}
@@ -377,7 +388,7 @@ FAILURES = [
 async def test_what_a_middleware_raises_is_a_problem(
     app: FastAPI, error: Exception, status: int, detail: Any, *, is_plain: bool, logged: list[Any]
 ) -> None:
-    """Also of one that is added when the application is there: it runs in the request's context, and is logged."""
+    """Middleware that was added later also runs in the request's context, and is logged."""
 
     async def refuse(_: Request, __: Any) -> Response:
         current().check_deadline()
@@ -408,7 +419,7 @@ async def test_what_a_middleware_raises_is_a_problem(
 async def test_middleware_adds_its_headers_to_problems(
     app: FastAPI, error: Exception, status: int, detail: Any, path: str
 ) -> None:
-    """Without those of CORS no page could read what was wrong."""
+    """Without CORS headers no page could read the problem."""
     app.add_middleware(CORSMiddleware, allow_origins=["http://shop"], allow_credentials=True)
     raising(app, error)
     async with serving(app) as client:
@@ -421,6 +432,8 @@ async def test_middleware_adds_its_headers_to_problems(
 async def test_a_task_group_changes_nothing_of_what_a_single_error_says(
     app: FastAPI, error: Exception, status: int, detail: Any
 ) -> None:
+    """The error is answered as without the group."""
+
     async def fail() -> None:
         raise error
 
@@ -448,7 +461,7 @@ async def test_a_task_group_changes_nothing_of_what_a_single_error_says(
 async def test_of_several_errors_the_one_that_says_most_about_a_new_try_is_told(
     app: FastAPI, errors_of_group: list[Exception], status: int
 ) -> None:
-    """Two calls at once, both to what is down, are no mistake of the application's."""
+    """Two outages at once are an outage, and no mistake of the application."""
 
     @app.get("/")
     async def both() -> None:
@@ -516,7 +529,7 @@ def meant(error: type[HybridkitError]) -> tuple[int, str]:
 async def test_an_error_of_another_request_is_told_by_what_it_means_for_this_one(
     app: FastAPI, logged: list[Any], error: type[HybridkitError]
 ) -> None:
-    """Each error that a service answers with, met by a route's client: no words and no pointers of its come through."""
+    """For each error of a data service, none of its words and pointers come through."""
     inner = create_app(Settings, title="Inner", internal=True)
 
     @inner.get("/fails")
@@ -550,7 +563,7 @@ async def test_an_error_of_another_request_is_told_by_what_it_means_for_this_one
 
 
 async def test_a_broken_reference_names_its_field_without_the_way_to_it(app: FastAPI) -> None:
-    """The caller knows its own fields; which operation of ours it was, and where that was sent, is not theirs."""
+    """The caller learns the field, and nothing of the request to the data service."""
     inner = create_app(Settings, title="Inner", internal=True)
 
     @inner.get("/fails")
@@ -577,7 +590,7 @@ async def test_a_broken_reference_names_its_field_without_the_way_to_it(app: Fas
 async def test_an_error_that_a_route_raises_is_told_as_it_says(
     app: FastAPI, error: type[HybridkitError]
 ) -> None:
-    """Its words are for the caller, except those of what failed here."""
+    """Its words are for the caller, except for those of a failure."""
     raising(app, made(error))
     async with serving(app) as client:
         for path in ("/route", "/first"):
@@ -602,7 +615,7 @@ NOTES = Resource("notes", record=Note, create=NewNote, update=NoteChanges)
 
 
 async def test_a_resource_or_call_that_is_not_served_is_a_mistake_of_ours(app: FastAPI) -> None:
-    """A record that is not there is none: the caller may have asked for it."""
+    """An unknown resource is a 500, and a missing record a 404."""
     fake, others = (
         FakeDataService([NOTES]),
         Resource("others", record=Note, create=NewNote, update=NoteChanges),
@@ -629,6 +642,7 @@ async def test_a_resource_or_call_that_is_not_served_is_a_mistake_of_ours(app: F
 
 
 async def test_what_a_client_refuses_to_send_is_a_mistake_of_ours(app: FastAPI) -> None:
+    """A wrong use of the client is a 500 without a detail."""
     fake = FakeDataService([NOTES])
     async with fake.postgres_client(service="test_service") as notes:
 
@@ -645,6 +659,7 @@ async def test_what_a_client_refuses_to_send_is_a_mistake_of_ours(app: FastAPI) 
 async def test_what_a_function_of_the_routes_own_raises_is_told_also_when_a_client_calls_it(
     app: FastAPI,
 ) -> None:
+    """The error of a function that `modify` calls is about the caller."""
     fake = FakeDataService([NOTES])
     async with fake.postgres_client(service="test_service") as notes:
         note = await notes.create(NOTES, NewNote(title="a"))
@@ -667,6 +682,7 @@ async def test_what_a_function_of_the_routes_own_raises_is_told_also_when_a_clie
 
 
 async def test_our_own_services_are_told_the_words_as_well(app: FastAPI) -> None:
+    """An internal caller gets the detail of a 500."""
     fake = FakeDataService([NOTES])
     internal = create_app(Settings, title="Internal", internal=True)
     async with fake.postgres_client(service="test_service") as notes:
@@ -682,7 +698,7 @@ async def test_our_own_services_are_told_the_words_as_well(app: FastAPI) -> None
 
 
 async def test_a_request_that_does_not_fit_is_told_in_words_without_the_value(app: FastAPI) -> None:
-    """What pydantic has words for is told in them; a validator's own words may quote the value, and aren't."""
+    """Pydantic's messages are told, and a validator's own, which may quote the value, are not."""
 
     class Sent(BaseModel):
         number: int

@@ -83,6 +83,7 @@ async def api(tmp_path: Path) -> AsyncGenerator[Api]:
 
 
 async def test_a_running_request_is_finished_and_everything_closed_before_exit_code_0(api: Api) -> None:
+    """The request gets its response after SIGTERM."""
     await api.start()
     request = asyncio.create_task(api.client.get("/wait/0.5"))
     await api.until_logged("waiting")
@@ -94,6 +95,7 @@ async def test_a_running_request_is_finished_and_everything_closed_before_exit_c
 
 
 async def test_readiness_turns_red_while_the_socket_is_still_open(api: Api) -> None:
+    """In production requests are served for some time after SIGTERM."""
     await api.start(ENVIRONMENT="production")
     api.signal(signal.SIGTERM)
     await api.until_logged("signal received")
@@ -105,6 +107,7 @@ async def test_readiness_turns_red_while_the_socket_is_still_open(api: Api) -> N
 
 
 async def test_a_second_signal_gives_up_what_runs_and_still_closes(api: Api) -> None:
+    """The running request loses its connection, and the resources are closed in order."""
     await api.start()
     request = asyncio.create_task(api.client.get("/wait/600"))
     await api.until_logged("waiting")
@@ -118,6 +121,7 @@ async def test_a_second_signal_gives_up_what_runs_and_still_closes(api: Api) -> 
 
 
 async def test_a_request_that_outlives_the_budget_is_given_up(api: Api) -> None:
+    """It is answered with the error for an unknown outcome."""
     await api.start(SHUTDOWN_SECONDS="2")
     request = asyncio.create_task(api.client.get("/wait/600"))
     await api.until_logged("waiting")
@@ -128,6 +132,7 @@ async def test_a_request_that_outlives_the_budget_is_given_up(api: Api) -> None:
 
 
 async def test_a_signal_during_the_start_ends_it(api: Api) -> None:
+    """The exit code is 0, as the process was asked to stop."""
     await api.start("hang_at_start", until_ready=False)
     await api.until_logged("opening")
     api.signal(signal.SIGTERM)
@@ -136,6 +141,7 @@ async def test_a_signal_during_the_start_ends_it(api: Api) -> None:
 
 
 async def test_unusable_settings_are_one_report_and_exit_code_1(api: Api) -> None:
+    """The report names all problems, and has no traceback."""
     await api.start(until_ready=False, PORT="none", LOG_LEVEL="LOUD")
     assert await api.exit_code() == 1
     report = api.log()
@@ -144,6 +150,7 @@ async def test_unusable_settings_are_one_report_and_exit_code_1(api: Api) -> Non
 
 
 async def test_a_taken_port_ends_the_start(api: Api) -> None:
+    """The log says that the address is in use."""
     blocker = await asyncio.start_server(lambda *_: None, "127.0.0.1", api.port)
     async with blocker:
         await api.start(until_ready=False)

@@ -58,6 +58,7 @@ async def start(supervisor: Supervisor, kind: str, *, budget_seconds: int) -> No
 async def test_a_start_that_takes_too_long_is_given_up_with_a_report(
     supervisor: Supervisor, kind: str
 ) -> None:
+    """The report names each missing server, without passwords and traceback."""
     await start(supervisor, kind, budget_seconds=1)
     assert await supervisor.wait(kind) == 1
     log = supervisor.log_tail(kind, lines=1000)
@@ -69,6 +70,7 @@ async def test_a_start_that_takes_too_long_is_given_up_with_a_report(
 
 
 async def test_a_signal_while_it_waits_ends_it_well(supervisor: Supervisor) -> None:
+    """The exit code is 0, as the process was asked to stop."""
     await start(supervisor, "worker", budget_seconds=600)
     while "waiting" not in supervisor.log_tail("worker"):  # noqa: ASYNC110  # another process's file
         await asyncio.sleep(0.01)

@@ -74,6 +74,7 @@ JSON = {"content-type": "application/json"}
 async def test_such_text_in_a_body_is_pointed_to(
     app: FastAPI, done: list[Any], path: str, body: bytes, pointers: list[str]
 ) -> None:
+    """The 422 has a pointer to each, and nothing runs."""
     answer = await sent(app, "POST", path, content=body, headers=JSON)
     assert (answer.status_code, answer.json()["code"]) == (422, "VALIDATION")
     assert [error["pointer"] for error in answer.json()["errors"]] == pointers
@@ -82,12 +83,13 @@ async def test_such_text_in_a_body_is_pointed_to(
 
 @pytest.mark.parametrize("body", [rb'{"a": "\ud83d\ude00"}', rb'{"a": "\\u0000"}', b'{"a": "\xc3\xbc"}'])
 async def test_all_other_text_is_taken(app: FastAPI, done: list[Any], body: bytes) -> None:
-    """A whole pair is a character; an escaped backslash is no escape."""
+    """A complete surrogate pair is a character, and an escaped backslash begins no escape."""
     assert (await sent(app, "POST", "/direct", content=body, headers=JSON)).status_code == 200
     assert len(done) == 1
 
 
 async def test_a_body_that_the_route_reads_by_itself_is_its_own(app: FastAPI, done: list[Any]) -> None:
+    """The route gets the bytes unchanged."""
     body = rb'{"a": "\u0000"}'
     assert (await sent(app, "POST", "/hooks", content=body, headers=JSON)).status_code == 200
     assert done == [body]
@@ -98,6 +100,7 @@ async def test_a_body_that_the_route_reads_by_itself_is_its_own(app: FastAPI, do
     [("/notes/a%00b", "/path"), ("/notes/a?query=%00", "/query/query"), ("/notes/a?%00=1", "/query")],
 )
 async def test_such_text_in_a_url_is_refused(app: FastAPI, done: list[Any], path: str, pointer: str) -> None:
+    """The 422 points to the path or the parameter, and nothing runs."""
     answer = await sent(app, "GET", path)
     assert answer.status_code == 422
     assert [error["pointer"] for error in answer.json()["errors"]] == [pointer]

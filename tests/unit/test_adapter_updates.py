@@ -7,6 +7,7 @@ from hybridkit.adapters._telegram._updates import UpdateLog
 
 
 def test_nothing_is_confirmed_before_anything_has_finished() -> None:
+    """A running update has no offset."""
     log = UpdateLog()
     assert log.begin(7)
     assert log.offset is None
@@ -14,6 +15,7 @@ def test_nothing_is_confirmed_before_anything_has_finished() -> None:
 
 
 def test_finished_updates_are_confirmed_up_to_the_oldest_that_runs() -> None:
+    """The offset moves on when that one has finished."""
     log = UpdateLog()
     for number in (7, 8, 9):
         log.begin(number)
@@ -28,6 +30,7 @@ def test_finished_updates_are_confirmed_up_to_the_oldest_that_runs() -> None:
 
 
 def test_what_comes_again_while_it_is_known_does_not_run_again() -> None:
+    """An id runs again only after Telegram was told to forget it."""
     log = UpdateLog()
     log.begin(7)
     log.begin(8)
@@ -40,7 +43,7 @@ def test_what_comes_again_while_it_is_known_does_not_run_again() -> None:
 
 
 def test_a_lower_number_than_the_last_is_taken_too() -> None:
-    """After a quiet week Telegram goes on with a random number."""
+    """After a week without updates Telegram goes on with a random id."""
     log = UpdateLog()
     log.begin(900)
     log.finish(900)
@@ -52,6 +55,7 @@ def test_a_lower_number_than_the_last_is_taken_too() -> None:
 
 
 def test_an_abandoned_update_is_not_confirmed() -> None:
+    """The offset stays before it, and it does not count as running."""
     log = UpdateLog()
     log.begin(7)
     log.begin(8)
@@ -62,6 +66,7 @@ def test_an_abandoned_update_is_not_confirmed() -> None:
 
 
 def test_what_is_kept_elsewhere_holds_no_offset_up() -> None:
+    """The offset passes a shelved update while it runs."""
     log = UpdateLog()
     for number in (7, 8, 9):
         log.begin(number)
@@ -75,6 +80,7 @@ def test_what_is_kept_elsewhere_holds_no_offset_up() -> None:
 
 
 def test_what_finished_while_it_was_being_kept_is_told() -> None:
+    """Finished updates are returned, so that they can be removed from the shelf."""
     log = UpdateLog()
     log.begin(7)
     log.begin(8)
@@ -91,6 +97,7 @@ STEPS = st.sampled_from(["begin", "finish", "abandon", "keep", "confirm"])
 def test_whatever_the_order_no_offset_passes_an_update_that_would_be_lost(
     steps: list[tuple[int, str]],
 ) -> None:
+    """Random steps never confirm an update that is neither finished nor shelved."""
     log, running, kept = UpdateLog(), set[int](), set[int]()
     for number, step in steps:
         if step == "begin" and log.begin(number):

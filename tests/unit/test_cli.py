@@ -38,12 +38,13 @@ def module() -> Iterator[ModuleType]:
 
 
 def test_the_console_script_is_the_function() -> None:
+    """The package installs `hybridkit` as `hybridkit.cli:main`."""
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     assert scripts == {"hybridkit": "hybridkit.cli:main"}
 
 
 def test_help_names_every_group_and_imports_none() -> None:
-    """Nobody waits for a broker's client to read a help page."""
+    """A help page does not load the client of a broker or database."""
     script = (
         "import sys; sys.argv = ['hybridkit', '--help']\n"
         "import atexit; atexit.register(lambda: print(*sys.modules))\n"
@@ -55,6 +56,7 @@ def test_help_names_every_group_and_imports_none() -> None:
 
 
 def test_every_group_has_its_module() -> None:
+    """The help of each group lists commands."""
     for name in cli.GROUPS:
         shown = hybridkit(name, "--help")
         assert shown.exit_code == 0
@@ -62,6 +64,7 @@ def test_every_group_has_its_module() -> None:
 
 
 def test_the_version_is_printed() -> None:
+    """It is the version of the package."""
     assert hybridkit("--version").output == "hybridkit 0.1.0\n"
 
 
@@ -69,10 +72,12 @@ def test_the_version_is_printed() -> None:
     "arguments", [["no_such_group"], ["topology", "no_such_command"], ["topology", "plan"]]
 )
 def test_wrong_use_is_2(arguments: list[str]) -> None:
+    """Unknown commands and options end with exit code 2."""
     assert hybridkit(*arguments).exit_code == 2
 
 
 def test_without_typer_the_command_says_what_to_install() -> None:
+    """The message names the extra, without a traceback."""
     script = "import sys; sys.modules['typer'] = None\nimport hybridkit.cli; hybridkit.cli.main()"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 1
@@ -89,6 +94,8 @@ def test_without_typer_the_command_says_what_to_install() -> None:
 def test_what_a_command_raises_becomes_a_line_and_a_code(
     monkeypatch: pytest.MonkeyPatch, module: ModuleType, raised: BaseException, code: int, printed: str
 ) -> None:
+    """An error of hybridkit is one line and code 1, and Ctrl-C is 130."""
+
     def fail(*_: object, **__: object) -> None:
         raise raised
 
@@ -100,6 +107,7 @@ def test_what_a_command_raises_becomes_a_line_and_a_code(
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1/", "amqp://guest:s3cret@host/@"])
 def test_a_wrong_url_is_refused_without_its_password(url: str) -> None:
+    """The message names the option only."""
     done = hybridkit("topology", "plan", "--app", "json", "--url", url)
     assert done.exit_code == 2
     assert "--url" in done.output
@@ -107,7 +115,7 @@ def test_a_wrong_url_is_refused_without_its_password(url: str) -> None:
 
 
 def test_what_an_application_declares_is_found_once(module: ModuleType) -> None:
-    """By itself, in a list, and again under another name."""
+    """An object that is in a list too, or has two names, is returned once."""
     first, second, third = (RobustConsumer(f"tests.{name}") for name in ("first", "second", "third"))
     module.__dict__.update(first=first, both=[first, second, "x"], mapping={"third": third}, again=second)
     assert _common.find_instances([module.__name__], RobustConsumer) == [first, second]
@@ -129,6 +137,7 @@ def test_what_an_application_declares_is_found_once(module: ModuleType) -> None:
     ],
 )
 def test_an_application_that_is_not_there_is_wrong_use(path: str, said: str) -> None:
+    """The message says whether the module or the object is missing."""
     with pytest.raises(typer.BadParameter, match=said):
         _common.find_instances([path], RobustConsumer)
 
@@ -143,7 +152,7 @@ def test_an_application_that_is_not_there_is_wrong_use(path: str, said: str) -> 
 def test_an_application_that_fails_is_told_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, said: str
 ) -> None:
-    """With the place, but for our own errors, which say what to do."""
+    """The line has the place, except for hybridkit's errors, which say what to do."""
     (tmp_path / "failing_app.py").write_text(source)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [each for each in sys.path if each != str(tmp_path)])
@@ -155,6 +164,7 @@ def test_an_application_that_fails_is_told_in_one_line(
 def test_an_application_is_imported_from_the_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The directory is added to the path once."""
     (tmp_path / "app_of_here.py").write_text("numbers = (1, 2)")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path.copy())
@@ -165,7 +175,7 @@ def test_an_application_is_imported_from_the_working_directory(
 
 
 def test_logs_do_not_mix_with_results(capfd: pytest.CaptureFixture[str]) -> None:
-    """Of hybridkit and of the libraries; afterwards they are as before."""
+    """Logging is off during a command, also that of libraries, and then as before."""
 
     async def work() -> int:
         structlog.get_logger("tests").error("lost")
@@ -180,12 +190,14 @@ def test_logs_do_not_mix_with_results(capfd: pytest.CaptureFixture[str]) -> None
 
 
 def test_tables_have_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    """Columns are as wide as their longest cell, and no rows print nothing."""
     _common.print_table([("a", 10), ("long", 2)], headers=("name", "count"))
     _common.print_table([])
     assert capsys.readouterr().out == "name  count\na     10\nlong  2\n"
 
 
 def test_json_is_one_document(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is indented by two spaces."""
     document: dict[str, Any] = {"a": [1], "b": None}
     _common.print_json(document)
     assert capsys.readouterr().out == '{\n  "a": [\n    1\n  ],\n  "b": null\n}\n'

@@ -70,6 +70,7 @@ def module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_the_document_names_service_and_handlers(module: ModuleType) -> None:
+    """The AsyncAPI document has an operation for each event that a consumer handles."""
     shown = hybridkit("export", "--app", module.__name__)
     assert shown.exit_code == 0
     document = json.loads(shown.stdout)
@@ -81,6 +82,7 @@ def test_the_document_names_service_and_handlers(module: ModuleType) -> None:
 
 
 def test_one_consumer_can_be_named(module: ModuleType) -> None:
+    """An unknown name is wrong use."""
     assert hybridkit("export", "--app", f"{module.__name__}:consumer").exit_code == 0
     refused = hybridkit("export", "--app", f"{module.__name__}:consumr")
     assert refused.exit_code == 2
@@ -88,7 +90,7 @@ def test_one_consumer_can_be_named(module: ModuleType) -> None:
 
 
 def test_json_schemas_go_into_a_file(module: ModuleType, tmp_path: Path) -> None:
-    """The same bytes each time, so that the file can be committed."""
+    """The bytes are the same each time, so that the file can be committed."""
     file = tmp_path / "events.json"
     done = hybridkit("export", "--app", module.__name__, "--format", "json_schema", "--output", str(file))
     assert (done.exit_code, done.output) == (0, "")
@@ -97,7 +99,7 @@ def test_json_schemas_go_into_a_file(module: ModuleType, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("document", ["event_schemas", "asyncapi_document"])
 def test_nothing_changed(module: ModuleType, tmp_path: Path, document: str) -> None:
-    """Whichever document was saved."""
+    """An AsyncAPI document and JSON Schemas are both accepted for the comparison."""
     declared = registered(Made, Make)
     made: Any = (
         event_schemas(declared) if document == "event_schemas" else asyncapi_document(declared, service="x")
@@ -109,6 +111,7 @@ def test_nothing_changed(module: ModuleType, tmp_path: Path, document: str) -> N
 
 
 def test_a_breaking_change_fails_with_the_field_named(module: ModuleType, tmp_path: Path) -> None:
+    """The line says what the change breaks and what to do."""
     saved = tmp_path / "events.json"
     saved.write_bytes(to_json(event_schemas(registered(MadeOtherwise))))
     done = hybridkit("check", str(saved), "--app", module.__name__)
@@ -125,6 +128,7 @@ def test_a_breaking_change_fails_with_the_field_named(module: ModuleType, tmp_pa
 
 
 def test_the_differences_as_json(module: ModuleType, tmp_path: Path) -> None:
+    """A compatible difference leaves the exit code 0."""
     saved = tmp_path / "events.json"
     saved.write_bytes(to_json(event_schemas(registered(Made))))
     done = hybridkit("check", str(saved), "--app", module.__name__, "--json")
@@ -140,6 +144,7 @@ def test_the_differences_as_json(module: ModuleType, tmp_path: Path) -> None:
 def test_a_file_of_another_kind_is_refused(
     module: ModuleType, tmp_path: Path, content: str, said: str
 ) -> None:
+    """The error says that the file has no events."""
     saved = tmp_path / "events.json"
     saved.write_text(content)
     done = hybridkit("check", str(saved), "--app", module.__name__)
@@ -148,11 +153,12 @@ def test_a_file_of_another_kind_is_refused(
 
 
 def test_a_file_that_is_not_there_is_wrong_use(module: ModuleType) -> None:
+    """The exit code is 2."""
     assert hybridkit("check", "no_such_file.json", "--app", module.__name__).exit_code == 2
 
 
 def test_a_module_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It need not have a consumer."""
+    """A module without a consumer is accepted."""
     (tmp_path / "cli_events_contracts.py").write_text(
         "from hybridkit.events import Event\nclass Kept(Event, type='cli_events.kept'): ...\n"
     )

@@ -43,6 +43,7 @@ def service(name: str, *, path: str = "/ready") -> Service:
 
 
 async def test_services_run_until_stopped_and_tell_their_exit_codes(tmp_path: Path) -> None:
+    """Each has a log with its output."""
     async with Supervisor(tmp_path) as supervisor:
         await supervisor.start(service("first"), service("second"))
         supervisor.check_running()
@@ -53,6 +54,7 @@ async def test_services_run_until_stopped_and_tell_their_exit_codes(tmp_path: Pa
 
 
 async def test_one_service_can_be_stopped_alone(tmp_path: Path) -> None:
+    """The other one still runs, and the check accepts the one that was stopped."""
     async with Supervisor(tmp_path) as supervisor:
         await supervisor.start(service("first"), service("second"))
         assert await supervisor.stop("second") == {"second": 0}
@@ -61,12 +63,14 @@ async def test_one_service_can_be_stopped_alone(tmp_path: Path) -> None:
 
 
 async def test_leaving_stops_what_still_runs(tmp_path: Path) -> None:
+    """A service gets SIGTERM at the end of the block."""
     async with Supervisor(tmp_path) as supervisor:
         await supervisor.start(service("only"))
     assert "stopped only" in (tmp_path / "only.log").read_text()
 
 
-async def test_a_service_that_ends_is_reported_with_its_last_words(tmp_path: Path) -> None:
+async def test_a_service_that_ends_is_reported_with_its_log_tail(tmp_path: Path) -> None:
+    """The error has the exit code, too."""
     broken = Service(
         name="broken",
         argv=[sys.executable, "-c", "import sys; print('no database'); sys.exit(3)"],
@@ -77,7 +81,8 @@ async def test_a_service_that_ends_is_reported_with_its_last_words(tmp_path: Pat
             await supervisor.start(broken)
 
 
-async def test_last_words_are_readable_where_they_were_json(tmp_path: Path) -> None:
+async def test_log_tails_are_readable_where_they_were_json(tmp_path: Path) -> None:
+    """A JSON line becomes time, level, message and the fields of interest."""
     line = (
         '{"@timestamp":"2026-11-21T10:00:00.100Z","log.level":"error","message":"no database",'
         '"service.name":"users","error.message":"refused","error.stack_trace":"Traceback …"}'
@@ -88,7 +93,8 @@ async def test_last_words_are_readable_where_they_were_json(tmp_path: Path) -> N
     assert words == "printed\n10:00:00.100  error     no database  error.message=refused"
 
 
-async def test_a_service_that_is_never_ready_is_reported_with_its_last_words(tmp_path: Path) -> None:
+async def test_a_service_that_is_never_ready_is_reported_with_its_log_tail(tmp_path: Path) -> None:
+    """The error names the service and the time that it had."""
     (tmp_path / "slow.log").write_text("waiting for a database\n")  # a log is continued, not begun anew
     async with Supervisor(tmp_path) as supervisor:
         with pytest.raises(ServerStartError, match=r"(?s)slow not ready after 0.1 s.*waiting for a database"):
@@ -96,6 +102,7 @@ async def test_a_service_that_is_never_ready_is_reported_with_its_last_words(tmp
 
 
 async def test_what_ignores_the_signal_is_killed_at_the_end_of_the_budget(tmp_path: Path) -> None:
+    """The exit code is that of SIGKILL."""
     script = (
         "import signal, time; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
     )
@@ -109,6 +116,7 @@ async def test_what_ignores_the_signal_is_killed_at_the_end_of_the_budget(tmp_pa
 
 
 async def test_two_services_of_one_name_are_refused(tmp_path: Path) -> None:
+    """Their logs would be one file."""
     async with Supervisor(tmp_path) as supervisor:
         await supervisor.start(service("one"))
         with pytest.raises(MisuseError, match="one was started already"):
@@ -117,6 +125,7 @@ async def test_two_services_of_one_name_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's promise is Linux's")
 async def test_children_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    """After a `kill -9` of the supervisor its service ends."""
     parent_script = f"""
 import asyncio, pathlib, sys
 from hybridkit.dev import Service, Supervisor
@@ -151,6 +160,7 @@ def _runs(pid: int) -> bool:
 
 
 def test_logs_are_merged_by_request_id_in_order_of_time(tmp_path: Path) -> None:
+    """Lines of other requests, and lines that are not JSON, are left out."""
     api, worker = tmp_path / "api.log", tmp_path / "worker.log"
     api.write_text(
         '{"@timestamp": "2026-11-21T10:00:00.100Z", "message": "asked", "request_id": "r-1"}\n'
