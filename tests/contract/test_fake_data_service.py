@@ -227,7 +227,7 @@ HEAD = b"POST /v1/users HTTP/1.1\r\nHost: data\r\nidempotency-key: k\r\n"
 async def test_on_a_port_it_refuses_what_is_no_http(
     fake: FakeDataService, request_: bytes, status: bytes
 ) -> None:
-    """As a data service does, instead of closing without a word."""
+    """It answers with a status, like a data service, instead of closing without a word."""
     lines = [line async for line in asked_by_bytes(fake, request_)]
     assert [line.split()[1] for line in lines] == [status]
 
@@ -282,7 +282,7 @@ async def shop() -> AsyncGenerator[PostgresDataClient]:
 
 
 async def test_a_reference_leads_to_a_record_that_is_there(shop: PostgresDataClient) -> None:
-    """At a create, an update, an upsert and in a transaction, which does nothing then; null refers to nothing."""
+    """Every kind of write is checked, a refused transaction does nothing, and null refers to nothing."""
     order = await shop.create(ORDERS, NewOrder())
     nobody = NewOrder(user_id=new_id(), number=1)
     for attempt in (
@@ -305,7 +305,7 @@ async def test_a_reference_leads_to_a_record_that_is_there(shop: PostgresDataCli
 
 
 async def test_what_is_referred_to_is_not_deleted(shop: PostgresDataClient) -> None:
-    """Nor when the record that refers to it is only hidden: its row is there, as in a database."""
+    """A record that is only hidden still refers to it: its row is there, as in a database."""
     user = await shop.create(USERS, NewUser(email="a@example.com"))
     order = await shop.create(ORDERS, NewOrder(user_id=user.id))
     await shop.delete(ORDERS, order)

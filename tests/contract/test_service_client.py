@@ -125,7 +125,7 @@ async def test_other_people_learn_nothing_of_us() -> None:
 
 
 async def test_our_own_services_learn_who_asks() -> None:
-    """And every write has a key: in a claim always the same one."""
+    """Every write has a key as well, which is always the same one in a claim."""
     keys: list[str] = []
     for _ in range(2):
         wire = Wire(fine())

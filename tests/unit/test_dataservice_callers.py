@@ -210,7 +210,7 @@ async def test_a_key_opens_nothing_of_another_caller(fake: FakeDataService) -> N
 
 
 async def test_a_call_is_told_the_name_that_was_proven() -> None:
-    """Not the one that `X-Service-Name` says; events carry it too."""
+    """It is the name in the token, not the one in `X-Service-Name`; events carry it too."""
     names: list[str] = []
 
     async def answer(body: NewNote, work: Any) -> NewNote:

@@ -247,7 +247,7 @@ def expected(sqlstate: str) -> Verdict:
 
 @pytest.mark.parametrize("sqlstate", STATES)
 def test_every_sqlstate_has_its_answer(sqlstate: str) -> None:
-    """Status, whether it may be repeated, whether its connection is given up; its words go nowhere."""
+    """The table has status, retry and loss of the connection; the server's message goes nowhere."""
     for error in (raised(sqlstate), wrapped(raised(sqlstate))):
         found = database_error(error)
         assert (found and found.status, ends_connection(error)) == expected(sqlstate)
@@ -324,7 +324,7 @@ def test_a_refusal_is_logged_by_names(caplog: pytest.LogCaptureFixture) -> None:
 def test_every_answer_to_a_caller_is_explained_in_the_log(
     sqlstate: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """But for lost races, which are run again, and mistakes in the code, which are logged with their stack."""
+    """Lost races, which are run again, and mistakes in the code, which have their stack, are not."""
     error = raised(sqlstate)
     found = database_error(error)
     with caplog.at_level("INFO"):

@@ -86,7 +86,7 @@ def test_a_token_with_more_in_it_is_none(position: int, odd: str, times: int) ->
 
 @pytest.mark.parametrize("length", range(12))
 def test_the_last_character_of_a_token_counts_in_full(length: int) -> None:
-    """Also its bits that no byte is made of."""
+    """Its bits beyond the last byte are checked too."""
     token = write_token(ITEMS, QUERY, ["a" * length], key=KEY)
     assert read(token) == ["a" * length]
     for character in string.ascii_letters + string.digits + "-_":

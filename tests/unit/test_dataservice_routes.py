@@ -62,7 +62,7 @@ async def test_a_natural_key_may_have_a_slash_and_a_colon(routes: Any) -> None:
 
 
 async def test_routes_of_the_application_work_beside_the_contract(routes: Any) -> None:
-    """Also under its paths, and with methods that the contract doesn't have there."""
+    """They may be under its paths, and have methods that it doesn't have there."""
 
     async def history(note_id: str) -> list[str]:
         return [note_id]
@@ -525,7 +525,7 @@ async def test_a_reader_may_read_and_nothing_else(routes: Any) -> None:
     ],
 )
 async def test_who_may_do_nothing_learns_nothing_from_a_transaction(routes: Any, body: object) -> None:
-    """Neither what it should look like, nor what there is; and no key is kept for it."""
+    """The refusal shows no schema and no record, and keeps no key."""
     routes.admit({"stranger": Grant()})
     for caller in ("stranger", "unheard_of"):
         answer = await routes.send("POST", "/v1:transact", body, x_service_name=caller)

@@ -87,7 +87,7 @@ def test_a_stand_in_does_not_do_for_a_test_of_the_real_server(
 def test_a_stand_in_does_for_any_other_test(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also in CI."""
+    """The test runs, in CI too."""
     monkeypatch.setenv("CI", "true")
     pytester.makepyfile(ASK_FOR_REAL.replace("@pytest.mark.real_server", ""))
     pytester.runpytest_inprocess(*PLAIN).assert_outcomes(passed=1)

@@ -84,7 +84,7 @@ async def test_frozen_bytes_wait(proxy: FaultProxy, connection: Connection) -> N
 
 
 async def test_new_connection_is_accepted_while_frozen(proxy: FaultProxy) -> None:
-    """As with a process under SIGSTOP: the connection opens, and then nothing comes."""
+    """The connection opens, and then nothing comes, as with a process under SIGSTOP."""
     proxy.freeze()
     reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
     writer.write(b"hello")

@@ -124,7 +124,7 @@ class AggregatesConformance:
         assert answer.problem == (400, "INVALID_QUERY")
 
     async def test_a_pipeline_is_checked(self, service: ServiceUnderTest) -> None:
-        """Only stages and operators on a list; none that writes, runs code or reads elsewhere."""
+        """No stage or operator passes that writes, runs code or reads another collection."""
         body = {
             "pipeline": [{"$match": {"tag": service.tag}}, {"$group": {"_id": "$kind", "n": {"$sum": 1}}}]
         }

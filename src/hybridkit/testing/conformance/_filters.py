@@ -231,7 +231,7 @@ class FiltersConformance:
         assert wrong == []
 
     async def test_the_method_query_is_the_same(self, service: ServiceUnderTest) -> None:
-        """RFC 10008."""
+        """QUERY (RFC 10008) answers what `POST …:query` does."""
         service.needs("query_method")
         record = await service.thing()
         answer = await service.ask("QUERY", THINGS.path, {"where": {"eq": ["tag", service.tag]}})
@@ -295,7 +295,7 @@ class FiltersConformance:
         assert answer.problem == (400, "INVALID_QUERY")
 
     async def test_filters_are_limited(self, service: ServiceUnderTest) -> None:
-        """Depth, the number of conditions and the length of `in`."""
+        """Their depth, the number of conditions and the length of `in` have limits."""
         deep: Any = {"eq": ["rank", 1]}
         for _ in range(40):
             deep = {"or": [deep, {"eq": ["rank", 2]}]}
@@ -309,7 +309,7 @@ class FiltersConformance:
         assert await service.find({"in": ["rank", list(range(1000))]}) == []
 
     async def test_a_condition_on_a_path_is_of_one_whole_value(self, service: ServiceUnderTest) -> None:
-        """Of the type that is asked for: an array is no element of it, and a path doesn't lead through one."""
+        """An array isn't its element, and a path doesn't lead through one."""
         for name, size in _SIZES.items():
             await service.thing(name=name, details={"size": size, "color": [{"red": 1}, "red"]})
         await service.thing(name="none")

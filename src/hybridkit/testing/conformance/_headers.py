@@ -47,7 +47,7 @@ class HeadersConformance:
         assert await service.find() == []
 
     async def test_a_state_is_named_on_any_line(self, service: ServiceUnderTest) -> None:
-        """For a reader that has it already, and for a writer that has read it."""
+        """A reader that has it gets no body, and a writer that has read it may write."""
         record = await service.thing()
         path, etag = path_of(THINGS, record["id"]), record["etag"]
         for headers in (
@@ -208,7 +208,7 @@ class HeadersConformance:
         assert sorted(answer.headers["vary"].lower().split(", ")) == ["accept", "prefer"]
 
     async def test_what_nobody_can_read_is_not_answered(self, service: ServiceUnderTest) -> None:
-        """Nor done: a write is refused before it happens."""
+        """A write is refused before it happens."""
         for accept in ("text/html", "application/json;q=0", f"{NDJSON}-foo"):
             found = await service.get(THINGS.path, accept=accept)
             assert found.problem == (406, "NOT_ACCEPTABLE"), accept

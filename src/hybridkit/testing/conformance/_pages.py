@@ -140,7 +140,7 @@ class PagesConformance:
         assert [item and item["id"] for item in alone.items] == [large["id"], None]
 
     async def test_many_by_id_that_are_too_many_bytes_are_refused(self, service: ServiceUnderTest) -> None:
-        """In one answer: what fits is read, and a record counts each time that it is asked for."""
+        """The size of one response is limited, and a record counts each time that it is asked for."""
         made = [await service.thing(details={"text": "x" * LARGE, "n": n}) for n in range(5)]
         ids = [record["id"] for record in made]
         for wanted in (ids, [ids[0], fresh_id()] * 5):

@@ -34,7 +34,7 @@ class ProblemsConformance:
     async def test_an_id_is_any_text_of_one_line(
         self, service: ServiceUnderTest, sent: str, known_as: str
     ) -> None:
-        """Percent-encoded in a header, where it is not visible ASCII."""
+        """It is percent-encoded in a header where it is not visible ASCII."""
         answer = await service.get(path_of(THINGS, fresh_id()), x_request_id=sent, x_user_id=sent)
         assert (answer.headers["x-request-id"], answer.json()["request_id"]) == (sent, known_as)
 

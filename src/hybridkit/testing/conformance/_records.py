@@ -105,7 +105,7 @@ class RecordsConformance:
             assert answer.problem == (404, "NOT_FOUND")
 
     async def test_a_patch_changes_what_it_names(self, service: ServiceUnderTest) -> None:
-        """RFC 7396: null takes a value away, and documents are merged."""
+        """Null takes a value away, and documents are merged (RFC 7396)."""
         record = await service.thing(name="pen", rank=3, details={"size": 1, "color": "red", "old": 1})
         answer = await service.write(
             "PATCH", path_of(THINGS, record["id"]), {"rank": None, "details": {"size": 2, "old": None}}

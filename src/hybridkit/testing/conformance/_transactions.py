@@ -31,7 +31,7 @@ class TransactionsConformance:
         assert (answer.status, answer.json()["results"][0]["name"]) == (200, "pen")
 
     async def test_what_a_transaction_leaves_out_is_empty(self, service: ServiceUnderTest) -> None:
-        """Such as the operations of one that only emits."""
+        """One that only emits has no operations."""
         answer = await service.write("POST", "/v1:transact", {})
         assert (answer.status, answer.json()) == (200, {"results": []})
 
@@ -97,7 +97,7 @@ class TransactionsConformance:
         assert unknown.pointers == ["/operations/0/resource"]
 
     async def test_an_increment_holds_its_condition(self, service: ServiceUnderTest) -> None:
-        """Of ten that take one of five, five get it, at the same time."""
+        """Ten concurrent requests take one of five, and five of them get it."""
         stock = await service.thing(quantity=5)
         take = _on("update", stock, increment={"quantity": -1}, require={"gte": ["quantity", 1]})
 
