@@ -78,12 +78,14 @@ async def test_the_lifespan_is_around_the_requests() -> None:
 
 @pytest.mark.parametrize("make", [AsgiTransport, httpx.ASGITransport])
 async def test_a_body_goes_there_and_back(make: Callable[[FastAPI], AnyTransport]) -> None:
+    """Both in-process transports carry a JSON body to a route and its answer back."""
     async with client(make(Application().app)) as api:
         assert await api.post("/echo", json={"a": [1]}, response_model=dict[str, list[int]]) == {"a": [1]}
 
 
 @pytest.mark.parametrize("make", [AsgiTransport, httpx.ASGITransport])
 async def test_a_deadline_ends_a_call_in_the_process_too(make: Callable[[FastAPI], AnyTransport]) -> None:
+    """A handler that takes longer than the policy allows raises at its caller."""
     async with client(make(Application().app), replace(POLICY, read_timeout_seconds=0.05)) as api:
         with pytest.raises(DeadlinePassedError):
             await api.get("/slow")
@@ -123,6 +125,7 @@ async def test_an_answer_whose_head_is_none_is_a_lost_one(start: dict[str, Any])
 
 
 async def test_a_body_comes_while_it_is_made() -> None:
+    """The first chunk is there while the handler still waits to make the second."""
     application = Application()
     wire = AsgiTransport(application.app)
     pipeline = Pipeline(wire, base_url="http://app", target="app", service="api", policy=POLICY)
@@ -136,6 +139,7 @@ async def test_a_body_comes_while_it_is_made() -> None:
 
 
 async def test_httpx_makes_the_whole_body_first() -> None:
+    """The difference that is the reason for a transport of our own: httpx's holds the body, and opens no lifespan."""
     application = Application()
     application.go_on.set()
     wire = open_transport(httpx.ASGITransport(application.app))
@@ -163,6 +167,8 @@ async def test_an_error_in_the_application_is_the_cause() -> None:
 
 
 async def test_an_application_that_does_not_start() -> None:
+    """A failed startup is an `UnavailableError` with its reason."""
+
     async def fails(
         scope: object, receive: object, send: Callable[[MutableMapping[str, object]], Awaitable[None]]
     ) -> None:

@@ -169,6 +169,7 @@ type AnyClient = PostgresDataClient | MongoDataClient
 
 
 async def test_get(app: Application, client: AnyClient) -> None:
+    """A read asks for the record's path, says who calls, and has no idempotency key."""
     app.answer((200, stored()))
     user = await client.get(USERS, ID)
     assert (user.id, user.email, user.etag) == (ID, "a@example.com", '"1-a"')
@@ -195,6 +196,7 @@ async def test_a_missing_record(app: Application, client: AnyClient) -> None:
 
 
 async def test_find_sends_the_url_form(app: Application, client: AnyClient) -> None:
+    """Conditions, order and page size are parameters, and the next page adds only its token."""
     app.answer((200, {"items": [stored()], "next_page_token": "t"}), (200, {"items": [stored()]}))
     query = client.find(USERS).where(USERS["email"] == "a&b=c d@example.com", USERS["is_active"] == True)  # noqa: E712 - a filter
     found = [user async for user in query.order_by("created_at", descending=True).page_size(1)]
@@ -224,6 +226,7 @@ async def test_a_long_query_goes_into_a_body(app: Application, client: AnyClient
 
 
 async def test_find_without_conditions(app: Application, client: AnyClient) -> None:
+    """`first` of everything asks for one record and nothing else."""
     app.answer((200, {"items": []}))
     assert await client.find(USERS).first() is None
     assert app.only().query == [("page_size", "1")]
@@ -247,6 +250,7 @@ async def test_create(app: Application, client: AnyClient) -> None:
 
 
 async def test_create_with_a_natural_key(app: Application, client: AnyClient) -> None:
+    """The key is a member of the body."""
     app.answer((201, stored("fr", name="France")))
     country = await client.create(COUNTRIES, Place(name="France"), id="fr")
     assert country.id == "fr"
@@ -266,6 +270,7 @@ async def test_update_of_a_record_depends_on_its_state(app: Application, client:
 
 
 async def test_update_by_id_is_unconditional(app: Application, client: AnyClient) -> None:
+    """Without a record there is no `If-Match`, and a field that was set to None is null."""
     app.answer((200, stored()))
     await client.update(USERS, ID, UserChanges(email=None))
     assert "if-match" not in app.only().headers
@@ -273,6 +278,7 @@ async def test_update_by_id_is_unconditional(app: Application, client: AnyClient
 
 
 async def test_a_stale_record_is_told_apart(app: Application, client: AnyClient) -> None:
+    """The error has the ETag that the record has now."""
     app.answer(StaleVersionError("it changed", current='"2-a"'))
     with pytest.raises(StaleVersionError) as caught:
         await client.update(USERS, User.model_validate(stored()), UserChanges(is_active=False))
@@ -280,6 +286,7 @@ async def test_a_stale_record_is_told_apart(app: Application, client: AnyClient)
 
 
 async def test_upsert(app: Application, client: AnyClient) -> None:
+    """It puts all fields to the record's path, with a key."""
     app.answer((201, stored()))
     await client.upsert(USERS, ID, NewUser(email="a@example.com"))
     seen = app.only()
@@ -288,6 +295,7 @@ async def test_upsert(app: Application, client: AnyClient) -> None:
 
 
 async def test_delete(app: Application, client: AnyClient) -> None:
+    """Deleting a record sends its ETag, deleting an id none."""
     app.answer((204, None), (204, None))
     await client.delete(USERS, ID)
     await client.delete(USERS, User.model_validate(stored()))
@@ -298,6 +306,7 @@ async def test_delete(app: Application, client: AnyClient) -> None:
 
 
 async def test_errors_keep_what_the_caller_needs(app: Application, client: AnyClient) -> None:
+    """The fields of a violated constraint reach the caller."""
     app.answer(UniqueViolationError("taken", fields=("email",)))
     with pytest.raises(UniqueViolationError) as caught:
         await client.create(USERS, NewUser(email="a@example.com"))
@@ -316,6 +325,8 @@ async def test_every_write_has_a_key_of_its_own(app: Application, client: AnyCli
 async def test_inside_a_claim_a_rerun_sends_the_same_keys_and_ids(
     app: Application, client: AnyClient
 ) -> None:
+    """Five writes have five keys, and the same five when the work runs again."""
+
     async def work() -> list[tuple[str, bytes]]:
         app.seen.clear()
         app.answer((201, stored()), (201, stored()), (200, stored()), (200, stored()), (204, None))
@@ -334,6 +345,7 @@ async def test_inside_a_claim_a_rerun_sends_the_same_keys_and_ids(
 
 
 async def test_a_body_over_the_limit_is_not_sent(app: Application, client: AnyClient) -> None:
+    """A body of more than 1 MiB raises before the transport."""
     with pytest.raises(PayloadTooLargeError):
         await client.upsert(USERS, ID, NewUser(email="x" * (1024 * 1024)))
     assert app.seen == []
@@ -343,6 +355,7 @@ async def test_a_body_over_the_limit_is_not_sent(app: Application, client: AnyCl
 
 
 async def test_a_transaction_is_one_request(app: Application, postgres: PostgresDataClient) -> None:
+    """The operations and events of a block are one body, which a retry sends again under the same key."""
     app.answer(UnavailableError("busy"), (200, {"results": [stored(), None]}))
     with bind(RequestContext(request_id="req-1")):
         async with postgres.transaction(isolation="serializable") as tx:
@@ -364,6 +377,7 @@ async def test_a_transaction_is_one_request(app: Application, postgres: Postgres
 async def test_a_failed_transaction_raises_the_services_error(
     app: Application, postgres: PostgresDataClient
 ) -> None:
+    """The error of the commit is raised at the end of the block."""
     app.answer(UniqueViolationError("taken", fields=("email",)))
     with pytest.raises(UniqueViolationError):
         async with postgres.transaction() as tx:
@@ -371,6 +385,7 @@ async def test_a_failed_transaction_raises_the_services_error(
 
 
 async def test_what_a_server_cannot_do_is_typed(app: Application, postgres: PostgresDataClient) -> None:
+    """A 501 raises `NotSupportedError`."""
     app.answer(NotSupportedError("no transactions here"))
     with pytest.raises(NotSupportedError):
         async with postgres.transaction() as tx:
@@ -378,6 +393,7 @@ async def test_what_a_server_cannot_do_is_typed(app: Application, postgres: Post
 
 
 async def test_a_transaction_answered_with_garbage(app: Application, postgres: PostgresDataClient) -> None:
+    """An answer without results raises `ResponseError`."""
     app.answer((200, {"result": []}))
     with pytest.raises(ResponseError, match="a transaction's results"):
         async with postgres.transaction() as tx:
@@ -388,6 +404,7 @@ async def test_a_transaction_answered_with_garbage(app: Application, postgres: P
 
 
 async def test_a_probe_asks_for_readiness(app: Application, client: AnyClient) -> None:
+    """A probe is one request to `/ready`, and anything but a success raises `UnavailableError`."""
     app.answer((200, {"status": "ready"}), (503, {"status": "not_ready"}), (404, {}))
     await client.probe()
     assert app.only().path == "/ready"
@@ -399,6 +416,7 @@ async def test_a_probe_asks_for_readiness(app: Application, client: AnyClient) -
 
 
 async def test_a_client_is_used_inside_its_block(app: Application) -> None:
+    """Before, after and twice inside raises `MisuseError`."""
     client = PostgresDataClient("http://users:8001", service="api", transport=app.transport())
     with pytest.raises(MisuseError, match="inside its `async with` block"):
         await client.get(USERS, ID)
@@ -411,6 +429,7 @@ async def test_a_client_is_used_inside_its_block(app: Application) -> None:
 
 
 async def test_an_httpx_client_stays_the_callers(app: Application) -> None:
+    """Closing our client leaves the given one open."""
     async with httpx.AsyncClient(transport=app.transport()) as own:
         app.answer((200, stored()))
         async with PostgresDataClient("http://users:8001", service="api", transport=own) as client:
@@ -423,11 +442,13 @@ async def test_an_httpx_client_stays_the_callers(app: Application) -> None:
     ["users:8001", "ftp://users", "http://", "http://users?x=1", "http://users#x", "http://me:secret@users"],
 )
 def test_an_unusable_url_is_refused_without_showing_it(base_url: str) -> None:
+    """A password in the URL doesn't get into the error."""
     with pytest.raises(DeclarationError) as caught:
         PostgresDataClient(base_url, service="api")
     assert "secret" not in str(caught.value)
 
 
 def test_a_services_name_is_snake_case() -> None:
+    """A name that other names are made of is refused when the client is made."""
     with pytest.raises(DeclarationError, match="snake_case"):
         MongoDataClient("http://mongo:8002", service="API service")

@@ -134,6 +134,7 @@ async def test_a_get_by_itself_stays_a_get(
 async def test_what_is_missing_is_missing_for_its_caller_only(
     client: PostgresDataClient, notes: list[Note]
 ) -> None:
+    """A missing record, or an id that is none, leaves the other calls of the batch their records."""
     found = await asyncio.gather(
         client.get(NOTES, notes[0].id),
         client.get(NOTES, new_id()),
@@ -150,6 +151,7 @@ async def test_what_is_missing_is_missing_for_its_caller_only(
 async def test_a_failure_is_everybodys(
     client: PostgresDataClient, service: FakeDataService, notes: list[Note]
 ) -> None:
+    """The error of the one request is raised at each of its callers."""
     service.faults.refuse(UnavailableError("down"), matching="/v1/notes:batch_get")
     found = await asyncio.gather(*(client.get(NOTES, note.id) for note in notes), return_exceptions=True)
     assert [type(error) for error in found] == [UnavailableError] * 5
@@ -181,6 +183,8 @@ async def test_requests_are_not_mixed_up(
 async def test_a_hasty_request_does_not_shorten_a_calm_one(
     client: PostgresDataClient, wire: Recorder, notes: list[Note]
 ) -> None:
+    """Calls with different deadlines are different requests."""
+
     async def read(context: RequestContext) -> list[Note]:
         with bind(context):
             return await asyncio.gather(*(client.get(NOTES, note.id) for note in notes[:2]))
@@ -228,6 +232,7 @@ async def test_what_nobody_waits_for_is_given_up(
 
 
 async def test_more_than_one_batch_takes(client: PostgresDataClient, wire: Recorder) -> None:
+    """A thousand and one reads of a moment are two requests."""
     found = await asyncio.gather(*(client.get_or_none(NOTES, new_id()) for _ in range(1001)))
     assert found == [None] * 1001
     assert sorted(path.partition("/v1/notes")[2][:5] for path in wire.paths)[1] == ":batc"
@@ -235,6 +240,7 @@ async def test_more_than_one_batch_takes(client: PostgresDataClient, wire: Recor
 
 
 async def test_closing_answers_those_who_wait(wire: Recorder) -> None:
+    """Callers of a request that the closing ends get an `UnavailableError`, not a cancellation."""
     wire.open.clear()
     async with PostgresDataClient("http://data", service="api", transport=wire, coalesce=True) as client:
         assert client._coalescer is not None

@@ -245,6 +245,7 @@ def create(client: PostgresDataClient) -> Awaitable[User]:
 
 
 async def test_one_connection_serves_many_calls(transport: MakeTransport) -> None:
+    """Five calls in a row keep one connection alive."""
     async with talking(transport, answering(RECORD)) as (client, server):
         for _ in range(5):
             assert (await client.get(USERS, ID)).id == ID
@@ -252,6 +253,7 @@ async def test_one_connection_serves_many_calls(transport: MakeTransport) -> Non
 
 
 async def test_a_chunked_answer_is_read(transport: MakeTransport) -> None:
+    """A body without a length is read to its last chunk."""
     size = f"{len(RECORD):x}\r\n".encode()
     chunked = sending(head(None, extra="transfer-encoding: chunked\r\n"), size, RECORD, b"\r\n0\r\n\r\n")
     async with talking(transport, chunked) as (client, _):
@@ -312,6 +314,7 @@ async def test_a_host_that_takes_no_connections(transport: MakeTransport) -> Non
 
 
 async def test_a_hung_service(transport: MakeTransport) -> None:
+    """A read ends with nothing changed, a write with an unknown outcome, both at their deadline."""
     async with talking(transport, hang, policy=HURRIED) as (client, _):
         assert isinstance(await failure(client.get(USERS, ID), policy=HURRIED), DeadlinePassedError)
         assert isinstance(await failure(create(client), policy=HURRIED), DeadlineExceededError)
@@ -340,6 +343,8 @@ async def test_a_dripping_service(transport: MakeTransport) -> None:
 
 
 async def test_a_service_that_drips_its_headers(transport: MakeTransport) -> None:
+    """Headers that never end are bounded by the deadline as well."""
+
     async def drip(connection: Connection) -> None:
         await connection.request()
         await connection.send(b"HTTP/1.1 200 OK\r\n")
@@ -365,6 +370,7 @@ async def test_a_service_that_reads_nothing(transport: MakeTransport) -> None:
 
 
 async def test_a_long_body_arrives(transport: MakeTransport) -> None:
+    """A body that is sent in pieces has its length in the header and is whole."""
     arrived: list[tuple[str | None, int]] = []
 
     async def take(connection: Connection) -> None:
@@ -422,6 +428,8 @@ async def test_half_an_answer(transport: MakeTransport, behaviour: Behaviour) ->
 
 
 async def test_a_connection_reset_in_mid_body(transport: MakeTransport) -> None:
+    """A write whose answer is cut may have been done."""
+
     async def reset(connection: Connection) -> None:
         await connection.request()
         await connection.send(head(1000), b"{")
@@ -601,6 +609,7 @@ async def test_a_stream_may_be_longer_than_any_answer(transport: MakeTransport) 
 
 
 async def test_a_stream_cut_in_mid_body(transport: MakeTransport) -> None:
+    """The chunks of a read raise where the connection ends before the length."""
     async with (
         piping(transport, sending(head(1000), b"{")) as (pipeline, _),
         pipeline.stream(LINES) as answer,
@@ -655,6 +664,7 @@ async def test_a_stream_left_early_closes_its_connection(transport: MakeTranspor
 
 
 async def test_a_compressed_stream_is_refused(transport: MakeTransport) -> None:
+    """A compressed body raises before its first chunk."""
     zipped = answering(b"\x1f\x8b" + bytes(100), extra="content-encoding: gzip\r\n")
     async with piping(transport, zipped) as (pipeline, _):
         with pytest.raises(ResponseError, match="compressed"):
@@ -759,6 +769,7 @@ async def test_many_calls_share_the_places(transport: MakeTransport) -> None:
 
 
 async def test_a_cancelled_call_leaves_the_client_usable(transport: MakeTransport) -> None:
+    """The permit of a cancelled call is free, and the next call has another connection."""
     reached = asyncio.Event()
 
     async def silent(connection: Connection) -> None:
@@ -846,6 +857,7 @@ async def test_aiohttp_is_used_where_it_is_installed(monkeypatch: pytest.MonkeyP
 
 
 async def test_a_transport_of_ones_own_is_used_as_it_is(transport: MakeTransport) -> None:
+    """A `Transport` is not wrapped in another one."""
     own = open_transport(transport())
     assert open_transport(own) is own
     await own.aclose()

@@ -122,6 +122,7 @@ async def test_many_by_id(client: AnyClient, service: FakeDataService) -> None:
 
 
 async def test_more_ids_than_one_request_takes(client: AnyClient, service: FakeDataService) -> None:
+    """The ids are cut into batches of a thousand, and the answers are in their order."""
     (item,) = await make(client, 1)
     service.requests.clear()
     found = await client.get_many(ITEMS, [UNKNOWN] * 2000 + [item.id])
@@ -130,6 +131,7 @@ async def test_more_ids_than_one_request_takes(client: AnyClient, service: FakeD
 
 
 async def test_a_selection_is_a_model_of_its_own(client: AnyClient) -> None:
+    """Only the model's fields are read, and a field that the record lacks is refused."""
     await make(client, 3)
     find = client.find(ITEMS).where(ITEMS["quantity"] > 0).select(Label).order_by("quantity")
     assert [label async for label in find] == [
@@ -166,6 +168,7 @@ async def test_an_export_is_everything(client: AnyClient, service: FakeDataServi
 
 
 async def test_an_export_that_is_cut(client: AnyClient, service: FakeDataService) -> None:
+    """The records before the cut are there, then the error comes."""
     await make(client, 3)
     service.faults.garble("cut_json", matching="GET /v1/items")
     found: list[Item] = []
@@ -180,6 +183,8 @@ async def test_an_export_that_is_cut(client: AnyClient, service: FakeDataService
 
 
 async def test_an_aggregation_has_typed_rows(client: AnyClient) -> None:
+    """Rows are read as the given type, and without one they are JSON values."""
+
     class Row(TypedDict):
         quantity: int
         items: int
@@ -195,6 +200,7 @@ async def test_an_aggregation_has_typed_rows(client: AnyClient) -> None:
 
 
 async def test_rows_that_do_not_fit(client: AnyClient) -> None:
+    """A row that is not of the given type raises `ResponseError`."""
     await make(client, 1)
     with pytest.raises(ResponseError, match="rows of items"):
         await client.aggregate(ITEMS, Aggregation(functions={"n": count()}), row_type=Said)
@@ -226,6 +232,7 @@ async def test_batches(client: AnyClient, service: FakeDataService) -> None:
 
 
 async def test_a_batch_happens_as_a_whole(client: AnyClient) -> None:
+    """One record that is stale, taken or missing leaves all others of its batch unchanged."""
     first, second = await make(client, 2)
     await client.update(ITEMS, second, ItemChanges(quantity=5))
     with pytest.raises(StaleVersionError):
@@ -241,6 +248,7 @@ async def test_a_batch_happens_as_a_whole(client: AnyClient) -> None:
 
 
 async def test_natural_keys_in_a_batch(client: AnyClient) -> None:
+    """Each record needs its key, and their numbers have to agree."""
     made = await client.create_many(COUNTRIES, [Place(name="France"), Place(name="Italy")], ids=["fr", "it"])
     assert [country.id for country in made] == ["fr", "it"]
     with pytest.raises(InvalidRequestError, match="1 records of countries have 2 ids"):
@@ -261,6 +269,8 @@ async def test_a_batch_is_never_split(client: AnyClient, service: FakeDataServic
 
 
 async def test_a_rerun_of_batches_in_a_claim_writes_nothing_twice(client: AnyClient) -> None:
+    """The versions say that each batch was applied once."""
+
     async def work() -> list[UUID]:
         with bind(RequestContext(claim=Claim("worker:event:7"))):
             items = await make(client, 3)
@@ -288,6 +298,7 @@ async def test_steps_tell_writes_apart_whatever_their_order(client: AnyClient) -
 
 
 async def test_replace_needs_a_record(client: AnyClient) -> None:
+    """A record that is stale or missing is not replaced; an id alone replaces any state."""
     (item,) = await make(client, 1)
     replaced = await client.replace(ITEMS, item, NewItem(name="other", quantity=3))
     assert (replaced.id, replaced.name, replaced.version) == (item.id, "other", 2)
@@ -301,6 +312,7 @@ async def test_replace_needs_a_record(client: AnyClient) -> None:
 
 
 async def test_undelete(client: AnyClient) -> None:
+    """A record that was hidden is back as it was; one that never was raises."""
     (item,) = await make(client, 1)
     await client.delete(ITEMS, item)
     assert await client.get_or_none(ITEMS, item.id) is None
@@ -341,6 +353,7 @@ async def test_concurrent_changes_are_all_kept(
 
 
 async def test_modify_begins_with_the_record_at_hand(client: AnyClient, service: FakeDataService) -> None:
+    """A fresh record costs one request, a stale one is read again, and None changes nothing."""
     (item,) = await make(client, 1)
     service.requests.clear()
     changed = await client.modify(ITEMS, item, one_more)
@@ -351,6 +364,7 @@ async def test_modify_begins_with_the_record_at_hand(client: AnyClient, service:
 
 
 async def test_modify_gives_up(client: AnyClient, service: FakeDataService) -> None:
+    """After ten lost races the error says so; a missing record ends it at once."""
     (item,) = await make(client, 1)
     service.faults.refuse(StaleVersionError("it changed"), matching="PATCH *")
     with pytest.raises(StaleVersionError) as stale:
@@ -373,6 +387,7 @@ async def test_modify_in_a_claim_is_done_once(client: AnyClient) -> None:
 
 
 async def test_a_dry_run_tells_and_keeps_nothing(client: AnyClient) -> None:
+    """The result or the error is that of the real transaction, and no record is there."""
     async with client.transaction(dry_run=True) as tx:
         item = tx.create(ITEMS, NewItem(name="tried"))
     assert item.result.name == "tried"
@@ -423,6 +438,7 @@ async def test_a_server_without_transactions() -> None:
 
 
 async def test_a_pipeline_is_sent_as_it_is() -> None:
+    """The stages reach MongoDB's data service untouched."""
     seen: list[bytes] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -437,6 +453,7 @@ async def test_a_pipeline_is_sent_as_it_is() -> None:
 
 @pytest.mark.parametrize("answer", [{"items": []}, {"items": [None, None]}])
 async def test_answers_of_another_length(answer: dict[str, Any]) -> None:
+    """An answer with more or fewer records than were asked for raises `ResponseError`."""
     transport = httpx.MockTransport(lambda _: httpx.Response(200, json=answer))
     async with PostgresDataClient("http://data", service="api", transport=transport) as client:
         with pytest.raises(ResponseError, match=r"records of items|the batch has 1 records"):
@@ -469,6 +486,7 @@ async def test_a_repeated_write_of_what_is_gone_since() -> None:
 
 
 def test_presets_differ_in_patience() -> None:
+    """Each preset waits longer, tries more often and does less at a time than the one before."""
     interactive, worker, bulk = ClientPolicy.interactive(), ClientPolicy.worker(), ClientPolicy.bulk()
     assert interactive == ClientPolicy()
     for patient, hasty in ((worker, interactive), (bulk, worker)):

@@ -132,6 +132,7 @@ async def test_a_key_reaches_its_record_or_is_refused(way: Way, key: str) -> Non
 
 @pytest.mark.parametrize("key", ["", ".", ".."])
 async def test_a_key_that_no_path_leads_to_is_refused_by_every_method(key: str) -> None:
+    """Dots as a natural key would lead to another route, so no request is made."""
     fake = FakeDataService([PLANTS])
     new = NewPlant(title="dots")
     async with fake.postgres_client(service="reader") as client:
@@ -158,6 +159,7 @@ async def test_a_key_that_no_path_leads_to_is_refused_by_every_method(key: str) 
 
 @pytest.mark.parametrize("path", ["/a/%2e%2e/b", "/%2E", "/a/.%2e", "/a/../b"])
 async def test_a_path_of_ones_own_has_no_segment_of_dots_however_it_is_written(path: str) -> None:
+    """Percent-encoded dots are dots to a server."""
     async with ServiceClient(
         "http://data.test", service="reader", transport=FakeDataService([]).transport
     ) as it:
@@ -192,6 +194,7 @@ async def test_what_is_no_unicode_is_refused_wherever_a_client_is_given_it() -> 
 
 
 async def test_a_body_that_is_no_unicode_is_an_error_of_ours() -> None:
+    """Half a surrogate pair in a value or a name raises a typed error, and nothing is sent."""
     fake = FakeDataService([PLANTS])
     odd = NewPlant(title="x", notes={"color": HALF})
     odd_name = NewPlant(title="x", notes={HALF: 1})
@@ -231,6 +234,7 @@ async def test_a_header_that_can_not_be_sent_is_refused(value: str) -> None:
     [{"params": {"q": HALF}}, {"params": {HALF: "q"}}, {"params": {"q": ["a", HALF]}}, {"json": {"q": HALF}}],
 )
 async def test_calls_of_other_services_refuse_what_is_no_unicode(options: dict[str, Any]) -> None:
+    """Half a surrogate pair in path, parameters, headers or body raises a typed error, and nothing is sent."""
     fake = FakeDataService([])
     async with ServiceClient("http://data.test", service="reader", transport=fake.transport) as service:
         with pytest.raises(HybridkitError):

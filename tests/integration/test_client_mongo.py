@@ -98,6 +98,7 @@ async def test_a_page_with_what_no_data_service_has_stored_is_read(
 
 
 async def test_single_records(client: MongoDataClient) -> None:
+    """Each write of one record works on a real server, with its refusals."""
     (thing,) = await make(client, 1)
     assert await client.get(THINGS, thing.id) == thing
     replaced = await client.replace(THINGS, thing, NewThing(name="other"))
@@ -114,6 +115,7 @@ async def test_single_records(client: MongoDataClient) -> None:
 
 
 async def test_many_records(client: MongoDataClient) -> None:
+    """Batches, queries, selections, counts and exports agree about the same records."""
     made = await make(client, 12)
     assert await client.get_many(THINGS, [made[3].id, UNKNOWN, made[0].id]) == [made[3], None, made[0]]
     find = client.find(THINGS).where(THINGS["quantity"] == 1).order_by("name")
@@ -125,6 +127,7 @@ async def test_many_records(client: MongoDataClient) -> None:
 
 
 async def test_aggregations_and_pipelines(client: MongoDataClient) -> None:
+    """Groups have typed rows, a pipeline its own, and a stage that writes is refused."""
     await make(client, 5)
     wanted = Aggregation(group_by=("quantity",), functions={"things": count(), "worth": total("price")})
     rows = await client.aggregate(THINGS, wanted, row_type=Group)
@@ -143,6 +146,7 @@ async def test_aggregations_and_pipelines(client: MongoDataClient) -> None:
 
 
 async def test_concurrent_changes_are_all_kept(client: MongoDataClient) -> None:
+    """Five changes of one record at a time add up."""
     (thing,) = await make(client, 1)
 
     def one_more(thing: Thing) -> ThingChanges:
@@ -153,6 +157,8 @@ async def test_concurrent_changes_are_all_kept(client: MongoDataClient) -> None:
 
 
 async def test_a_rerun_in_a_claim_writes_nothing_twice(client: MongoDataClient) -> None:
+    """The second run has the outcome of the first, and the record was changed once."""
+
     async def work() -> tuple[UUID, int]:
         with bind(RequestContext(claim=Claim("worker:event:7"))):
             thing = await client.create(THINGS, NewThing(name="one"))
@@ -166,6 +172,7 @@ async def test_a_rerun_in_a_claim_writes_nothing_twice(client: MongoDataClient) 
 
 
 async def test_a_transaction_of_one_operation(client: MongoDataClient) -> None:
+    """It works on a server without transactions too."""
     async with client.transaction() as tx:
         thing = tx.create(THINGS, NewThing(name="one"))
     assert thing.result == await client.get(THINGS, thing.id)

@@ -88,6 +88,7 @@ async def client(service: Any) -> AsyncGenerator[PostgresDataClient]:
 
 
 async def test_what_is_written_is_read(client: PostgresDataClient) -> None:
+    """A record goes through its whole life with its version and its decimals intact."""
     created = await client.create(ITEMS, NewItem(name="pen", price=Decimal("1.50"), quantity=3))
     assert created.price == Decimal("1.50")
     assert await client.get(ITEMS, created.id) == created
@@ -101,6 +102,7 @@ async def test_what_is_written_is_read(client: PostgresDataClient) -> None:
 
 
 async def test_natural_keys(client: PostgresDataClient) -> None:
+    """A key with a slash is one segment of the path."""
     owner = await client.create(OWNERS, NewOwner(id="a/b", title="A"))
     assert (await client.get(OWNERS, "a/b")) == owner
 
@@ -119,6 +121,7 @@ async def test_queries_and_pages(client: PostgresDataClient) -> None:
 
 
 async def test_errors_arrive_as_they_were_raised(client: PostgresDataClient) -> None:
+    """What PostgreSQL refuses is a typed error with its fields at the client."""
     item = await client.create(ITEMS, NewItem(name="pen"))
     with pytest.raises(UniqueViolationError) as twice:
         await client.create(ITEMS, NewItem(name="pen"))
@@ -136,6 +139,7 @@ async def test_errors_arrive_as_they_were_raised(client: PostgresDataClient) -> 
 
 
 async def test_a_transaction_happens_as_a_whole(client: PostgresDataClient, service: Any) -> None:
+    """A missing record or a condition that doesn't hold leaves neither records nor events."""
     stock = await client.create(ITEMS, NewItem(name="stock", quantity=1))
     sold: list[Handle[Item]] = []
 
@@ -221,6 +225,7 @@ async def test_a_rerun_of_a_batch_in_a_claim(client: PostgresDataClient) -> None
 
 
 async def test_selections_counts_and_exports(client: PostgresDataClient) -> None:
+    """Pages, counts and exports agree about the same records."""
     made = await make(client, 230)
     find = client.find(ITEMS).where(ITEMS["quantity"] >= 200).order_by("name")
     labels = [label async for label in find.select(Label)]
@@ -234,6 +239,7 @@ async def test_selections_counts_and_exports(client: PostgresDataClient) -> None
 
 
 async def test_aggregations(client: PostgresDataClient) -> None:
+    """Groups are filtered, ordered and typed by the database."""
     made = await make(client, 4)
     await client.update(ITEMS, made[3], ItemChanges(is_active=False))
     wanted = Aggregation(
@@ -280,6 +286,7 @@ async def test_a_dry_run(client: PostgresDataClient, service: Any) -> None:
 
 
 async def test_coalesced_reads(service: Any) -> None:
+    """Twenty reads of a moment are one batch against a real database."""
     transport = httpx.ASGITransport(service.app)
     async with PostgresDataClient("http://data", service="api", transport=transport, coalesce=True) as client:
         made = await make(client, 20)

@@ -37,6 +37,7 @@ def call(breaker: Breaker, *, failed: bool | None, times: int = 1) -> None:
 
 
 def test_it_opens_when_half_of_twenty_calls_failed(breaker: Breaker) -> None:
+    """The twentieth call opens the breaker, whose refusal says when to come back."""
     call(breaker, failed=False, times=10)
     call(breaker, failed=True, times=9)
     assert state(breaker) == "closed"
@@ -48,6 +49,7 @@ def test_it_opens_when_half_of_twenty_calls_failed(breaker: Breaker) -> None:
 
 
 def test_fewer_than_twenty_calls_say_nothing(breaker: Breaker) -> None:
+    """Nineteen failures in a row leave the breaker closed."""
     call(breaker, failed=True, times=19)
     assert state(breaker) == "closed"
 
@@ -60,6 +62,7 @@ def test_calls_that_tell_nothing_are_not_counted(breaker: Breaker) -> None:
 
 
 def test_old_failures_are_forgotten(breaker: Breaker, clock: Clock) -> None:
+    """Failures older than the window of ten seconds don't count."""
     call(breaker, failed=True, times=19)
     clock.now += 11
     call(breaker, failed=True, times=19)
@@ -67,6 +70,7 @@ def test_old_failures_are_forgotten(breaker: Breaker, clock: Clock) -> None:
 
 
 def test_one_call_tries_while_the_others_wait(breaker: Breaker, clock: Clock) -> None:
+    """A half-open breaker lets one call through, and its success closes the breaker for all."""
     call(breaker, failed=True, times=20)
     clock.now += 5
     assert state(breaker) == "half_open"
@@ -79,6 +83,7 @@ def test_one_call_tries_while_the_others_wait(breaker: Breaker, clock: Clock) ->
 
 
 def test_each_failed_try_doubles_the_wait_up_to_a_minute(breaker: Breaker, clock: Clock) -> None:
+    """The time until the next probe grows from 5 to 60 seconds."""
     call(breaker, failed=True, times=20)
     waits: list[float | None] = []
     for _ in range(6):
@@ -91,6 +96,7 @@ def test_each_failed_try_doubles_the_wait_up_to_a_minute(breaker: Breaker, clock
 
 
 def test_after_a_recovery_the_wait_is_short_again(breaker: Breaker, clock: Clock) -> None:
+    """A success resets the doubled time to 5 seconds."""
     call(breaker, failed=True, times=20)
     clock.now += 5
     call(breaker, failed=True)

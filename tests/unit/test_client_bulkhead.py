@@ -28,6 +28,7 @@ class Holder:
 
 
 async def test_a_call_waits_for_a_permit() -> None:
+    """The second call enters only when the first has given its permit back."""
     bulkhead = Bulkhead("users", permits=1, queue=1)
     first = Holder(bulkhead)
     await first.entered.wait()
@@ -40,6 +41,7 @@ async def test_a_call_waits_for_a_permit() -> None:
 
 
 async def test_a_full_queue_refuses_at_once() -> None:
+    """A call beyond permits and queue is refused without waiting, by an error with both numbers."""
     bulkhead = Bulkhead("users", permits=1, queue=1)
     first = Holder(bulkhead)
     await first.entered.wait()
@@ -83,7 +85,8 @@ async def test_a_cancelled_wait_leaks_no_permit() -> None:
     await holder.task
 
 
-async def test_an_error_inside_gives_the_place_back() -> None:
+async def test_an_error_inside_gives_the_permit_back() -> None:
+    """The only permit is free again after a block that raised."""
     bulkhead = Bulkhead("users", permits=1, queue=0)
     for _ in range(2):
         with pytest.raises(ValueError, match="inside"):

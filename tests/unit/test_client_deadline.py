@@ -8,6 +8,8 @@ from hybridkit.clients._pipeline._deadline import Deadlines
 
 
 async def test_work_in_time_has_its_result_and_its_error() -> None:
+    """The task around the work changes neither what it returns nor what it raises."""
+
     async def fine() -> int:
         return 7
 
@@ -48,6 +50,7 @@ async def test_work_that_ignores_its_cancellation_holds_nobody() -> None:
 
 
 async def test_the_callers_cancellation_reaches_the_work() -> None:
+    """The work is cancelled although it runs in a task of its own."""
     started, cancelled = asyncio.Event(), asyncio.Event()
 
     async def work() -> None:
@@ -81,6 +84,8 @@ async def test_prompt_work_needs_no_task() -> None:
 
 @pytest.mark.parametrize("in_place", [True, False])
 async def test_without_time_nothing_begins(in_place: bool) -> None:
+    """With no time left the work is closed unstarted, in a task or not."""
+
     async def work() -> None:
         raise AssertionError
 

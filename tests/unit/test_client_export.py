@@ -36,11 +36,13 @@ async def read(chunks: Sequence[bytes], *, max_line_bytes: int = 1000) -> list[i
 
 @pytest.mark.parametrize("size", [1, 2, 7, 8, 9, 1000])
 async def test_pieces_of_any_size(size: int) -> None:
+    """Records are found wherever the chunks of the body cut them."""
     assert await read([WHOLE[at : at + size] for at in range(0, len(WHOLE), size)]) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("end", [b'{"$end":true,"count":0}', b'{ "$end": true, "count": 0 }\r\n\n'])
 async def test_an_end_written_by_others(end: bytes) -> None:
+    """The last line is known with other spaces and another order of members too."""
     assert await read([end]) == []
 
 
@@ -55,6 +57,7 @@ async def test_a_cut_anywhere_is_an_error_after_the_records_so_far(length: int) 
 
 
 async def test_a_count_that_does_not_fit() -> None:
+    """An export with fewer records than its last line says was cut."""
     with pytest.raises(UnavailableError, match="cut after 1 of 2 records"):
         await read([b'{"n":1}\n{"$end":true,"count":2}\n'])
 
@@ -70,5 +73,6 @@ async def test_a_count_that_does_not_fit() -> None:
     ],
 )
 async def test_garbage_is_a_typed_error(body: bytes, message: str) -> None:
+    """A line that is no record, too long, or behind the end raises `ResponseError`."""
     with pytest.raises(ResponseError, match=message):
         await read([body[at : at + 100] for at in range(0, len(body), 100)])

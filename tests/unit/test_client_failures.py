@@ -43,10 +43,12 @@ def judge_problem(
 
 @pytest.mark.parametrize("status", [200, 201, 204])
 def test_a_success_is_no_failure(status: int) -> None:
+    """Every status from 200 to 299 is a success."""
     assert failure_from(Response(status=status, headers={}, body=b""), what="", safe=True) is None
 
 
 def test_a_problem_becomes_the_error_that_the_service_raised() -> None:
+    """The error has its attributes, is not repeated, and doesn't count against the target."""
     failure = judge_problem(StaleVersionError("changed", current='"3-a"'))
     assert isinstance(failure.error, StaleVersionError)
     assert failure.error.current == '"3-a"'
@@ -76,6 +78,7 @@ def test_the_breaker_counts_what_is_the_services_fault(error: HybridkitError, *,
 
 
 def test_retry_after_comes_from_the_problem_or_the_header() -> None:
+    """The problem document wins, as it has fractions of a second."""
     in_body = judge_problem(UnavailableError("x", retry_after_seconds=2.5), headers={"retry-after": "9"})
     in_header = judge_problem(UnavailableError("x"), headers={"retry-after": "9"})
     assert isinstance(in_body.error, UnavailableError)
@@ -99,6 +102,7 @@ def test_retry_after_comes_from_the_problem_or_the_header() -> None:
     ],
 )
 def test_retry_after_is_clamped(value: str, seconds: float | None) -> None:
+    """Nonsense is None, the past is 0, and nothing is longer than an hour."""
     failure = judge(503, headers={"retry-after": value})
     assert isinstance(failure.error, UnavailableError)
     assert failure.error.retry_after_seconds == seconds
@@ -149,6 +153,7 @@ def test_a_proxys_answer_has_the_honest_error(
 
 
 def test_garbage_shows_its_beginning_only() -> None:
+    """A page of HTML is quoted by its first characters in an error with its status."""
     failure = judge(500, b"<html>\xff" + b"x" * 10_000)
     assert isinstance(failure.error, ResponseError)
     assert failure.error.response_status == 500
@@ -158,6 +163,7 @@ def test_garbage_shows_its_beginning_only() -> None:
 
 @pytest.mark.parametrize("body", [b"", b"{", b'{"status": 503}', b"[]"])
 def test_a_broken_problem_is_as_good_as_none(body: bytes) -> None:
+    """A problem document that can't be read leaves the status to decide."""
     failure = judge(503, body, headers={"content-type": "application/problem+json"})
     assert isinstance(failure.error, UnavailableError)
 

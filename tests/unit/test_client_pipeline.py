@@ -132,6 +132,7 @@ async def failure(pipeline: Pipeline, intent: Intent) -> HybridkitError:
 
 
 async def test_a_read_is_tried_three_times_with_full_jitter() -> None:
+    """The error is the last attempt's with a note of their number, and each attempt says how many came before."""
     refused = UnavailableError("nobody listens")
     wire = Wire(refused)
     error = await failure(wire.pipeline(), READ)
@@ -142,6 +143,7 @@ async def test_a_read_is_tried_three_times_with_full_jitter() -> None:
 
 
 async def test_a_503_and_then_a_200_is_a_success() -> None:
+    """The caller notices nothing of a first attempt that was refused for a moment."""
     wire = Wire(problem(UnavailableError("starting")), OK)
     assert await wire.pipeline().run(READ) is OK
 
@@ -155,6 +157,7 @@ async def test_a_keyed_write_is_repeated_with_its_key() -> None:
 
 
 async def test_a_write_without_a_key_is_only_repeated_when_it_was_never_sent() -> None:
+    """A refused connection is tried again, a lost answer is not."""
     wire = Wire(REFUSED, CUT)
     error = await failure(wire.pipeline(), BARE_WRITE)
     assert error is CUT
@@ -172,6 +175,7 @@ async def test_a_write_without_a_key_is_only_repeated_when_it_was_never_sent() -
     ],
 )
 async def test_what_cannot_get_better_is_not_repeated(answer: Step) -> None:
+    """Refusals and garbage end the call with the first attempt."""
     wire = Wire(answer)
     await failure(wire.pipeline(), READ)
     assert len(wire.requests) == 1
@@ -185,6 +189,7 @@ async def test_retry_after_is_honoured() -> None:
 
 
 async def test_a_retry_after_beyond_the_deadline_is_told_to_the_caller() -> None:
+    """The call ends at once instead of waiting in vain."""
     wire = Wire(problem(UnavailableError("busy", retry_after_seconds=60.0)), OK)
     error = await failure(wire.pipeline(), READ)
     assert isinstance(error, UnavailableError)
@@ -226,6 +231,7 @@ async def test_a_policy_that_would_pause_gives_up() -> None:
 
 
 async def test_a_lost_answer_to_a_read_is_only_unavailable() -> None:
+    """A read changes nothing, so its outcome can't be unknown."""
     error = await failure(Wire(CUT).pipeline(), READ)
     assert type(error) is UnavailableError
     assert error.__cause__ is CUT
@@ -305,6 +311,7 @@ async def test_a_single_attempt_may_take_all_the_time() -> None:
 
 
 async def test_the_contexts_deadline_is_never_exceeded() -> None:
+    """Attempts get less time than the policy allows where the context has less."""
     wire = Silence()
     with bind(RequestContext().within(0.03)):
         error = await failure(wire.pipeline(ClientPolicy()), READ)
@@ -313,6 +320,7 @@ async def test_the_contexts_deadline_is_never_exceeded() -> None:
 
 
 async def test_after_the_deadline_nothing_is_sent() -> None:
+    """A call whose time is over before it begins reaches no transport."""
     wire = Wire(OK)
     with bind(RequestContext(deadline=time.monotonic() - 1)):
         error = await failure(wire.pipeline(), READ)
@@ -331,7 +339,8 @@ async def test_the_service_is_told_a_little_less_time_than_there_is() -> None:
     assert request.connect_timeout_seconds == 0.3
 
 
-async def test_a_cancelled_call_gives_its_place_back() -> None:
+async def test_a_cancelled_call_gives_its_permit_back() -> None:
+    """The permit of a cancelled call is free, and its attempt is waited for on closing."""
     wire = Silence()
     pipeline = wire.pipeline(ClientPolicy(max_in_flight=1, max_queued=0))
     task = asyncio.create_task(pipeline.run(READ))
@@ -349,6 +358,7 @@ async def test_a_cancelled_call_gives_its_place_back() -> None:
 
 
 async def test_a_full_house_refuses_without_sending() -> None:
+    """A call that finds neither permit nor queue is refused before the transport."""
     wire = Silence()
     pipeline = wire.pipeline(ClientPolicy(max_in_flight=1, max_queued=0))
     first = asyncio.create_task(pipeline.run(READ))
@@ -376,6 +386,7 @@ async def test_a_pause_holds_no_permit() -> None:
 
 
 async def test_the_breaker_stops_calls_to_a_dead_service() -> None:
+    """After twenty failures nothing is sent until the first probe, whose success lets calls through again."""
     wire = Wire(REFUSED)
     pipeline = wire.pipeline(ClientPolicy(retry=Retry.immediate(attempts=1)))
     for _ in range(20):
@@ -424,6 +435,7 @@ async def test_a_probe_passes_by_the_breaker() -> None:
 
 
 async def test_the_context_travels_with_the_call() -> None:
+    """Request id, user and calling service are headers of the request, and the URL is below the base URL."""
     wire = Wire(OK)
     context = RequestContext(request_id="req-1", user_id="user-1", claim=Claim("a:b:c"))
     with bind(context):
@@ -451,11 +463,13 @@ async def test_the_trace_travels_with_the_call() -> None:
 
 
 async def test_a_key_that_cannot_be_a_header_is_refused() -> None:
+    """A line break in an idempotency key never reaches the headers."""
     with pytest.raises(HybridkitError):
         await Wire(OK).pipeline().run(replace(WRITE, key="a\nb"))
 
 
 async def test_misuse_is_not_repeated() -> None:
+    """What the transport refuses to send at all is sent once."""
     wire = Wire(MisuseError("a header that can't be sent"))
     assert isinstance(await failure(wire.pipeline(), READ), MisuseError)
     assert len(wire.requests) == 1
@@ -485,6 +499,7 @@ async def test_other_peoples_services_are_told_nothing_of_ours() -> None:
 
 
 async def test_what_is_idempotent_by_itself_needs_no_key() -> None:
+    """A PUT that is declared idempotent is repeated after a lost answer."""
     wire = Wire(CUT, OK)
     assert await wire.pipeline().run(replace(BARE_WRITE, method="PUT", idempotent=True)) is OK
 
@@ -504,6 +519,7 @@ def sample(name: str, **labels: str) -> float:
 
 
 async def test_attempts_and_retries_are_counted() -> None:
+    """Each attempt is counted by its outcome, and the gauges are back at zero."""
     wire = Wire(problem(UnavailableError("busy")), OK)
     target = unique_name()
     await wire.pipeline(target=target).run(READ)
@@ -553,6 +569,7 @@ async def test_a_stream_is_opened_like_any_call() -> None:
 
 
 async def test_a_stream_that_does_not_open_says_why() -> None:
+    """A refusal is raised on entering, and its connection is closed."""
     wire = Wire(problem(NotFoundError("gone")))
     with pytest.raises(NotFoundError):
         async with wire.pipeline().stream(READ):
@@ -573,6 +590,7 @@ async def test_a_stream_has_the_contexts_deadline() -> None:
 
 
 async def test_a_stream_that_is_left_early_is_closed() -> None:
+    """Leaving the block closes the connection with the rest of the body unread."""
     wire = Wire(OK)
     async with wire.pipeline().stream(READ) as answer:
         await anext(answer.chunks)

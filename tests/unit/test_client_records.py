@@ -99,6 +99,7 @@ def answer(body: object) -> Response:
 
 @pytest.mark.parametrize("id", [ID, str(ID), str(ID).upper()])
 def test_an_id_is_of_the_declared_type(id: UUID | str) -> None:
+    """A UUID and its text in any case lead to the same path."""
     assert parse_id(USERS, id) == ID
     assert record_path(USERS, parse_id(USERS, id)) == f"/v1/users/{ID}"
 
@@ -111,11 +112,13 @@ def test_natural_keys_are_escaped() -> None:
 
 @pytest.mark.parametrize(("resource", "id"), [(USERS, "7"), (USERS, 7), (SEATS, "x"), (COUNTRIES, "")])
 def test_what_is_no_id_is_refused_before_it_is_sent(resource: Resource[Any, Any, Any], id: str | int) -> None:
+    """An id of another type, or an empty key, raises without a request."""
     with pytest.raises(InvalidRequestError, match="is no id of a"):
         parse_id(resource, id)
 
 
 def test_ids_are_minted_where_they_are_uuids() -> None:
+    """A natural key is never made up: without one the create is refused."""
     assert new_id_for(USERS, NewUser(email="a"), None, ID) == ID
     assert new_id_for(COUNTRIES, Place(name="France"), "fr", ID) == "fr"
     for resource in (COUNTRIES, SEATS):
@@ -131,6 +134,7 @@ def test_an_id_may_be_part_of_the_data() -> None:
 
 
 def test_a_record_says_in_which_state_it_was_read() -> None:
+    """A record carries its ETag into the write, an id alone none."""
     user = User.model_validate(STORED)
     assert target_of(USERS, user) == (ID, '"3-a"')
     assert target_of(USERS, ID) == (ID, None)
@@ -138,6 +142,7 @@ def test_a_record_says_in_which_state_it_was_read() -> None:
 
 @pytest.mark.parametrize("etag", ['"1"\r\nx-evil: 1', '"é"'])
 def test_an_etag_that_is_no_header_is_refused(etag: str) -> None:
+    """A service can't inject a header by the ETag of a record."""
     with pytest.raises(InvalidRequestError, match="can't be sent as a header"):
         target_of(USERS, User.model_validate(STORED | {"etag": etag}))
 
@@ -152,6 +157,7 @@ def test_only_set_fields_are_changed() -> None:
 
 
 def test_what_has_no_json_form_is_named() -> None:
+    """The error has the name of the model and not the value."""
     with pytest.raises(MalformedPayloadError, match="UserChanges has no JSON form"):
         fields_of(UserChanges(data=object()))
 
@@ -160,10 +166,12 @@ def test_what_has_no_json_form_is_named() -> None:
 
 
 def test_a_record_is_read() -> None:
+    """The body of an answer becomes the declared record."""
     assert record_from(USERS, answer(STORED)).email == "a@example.com"
 
 
 def test_a_page_is_read() -> None:
+    """A page has its records and the token of the next one; without a token it is the last."""
     page = page_from(USERS, User, answer({"items": [STORED], "next_page_token": "t"}))
     assert [user.id for user in page.items] == [ID]
     assert page.next_page_token == "t"
@@ -185,6 +193,7 @@ def test_garbage_is_a_typed_error(body: object) -> None:
 
 
 def test_the_error_shows_no_values() -> None:
+    """What a service sends may be a secret, so only the pointer is told."""
     with pytest.raises(ResponseError) as caught:
         record_from(USERS, answer(STORED | {"version": "hunter2"}))
     assert "hunter2" not in str(caught.value)
@@ -227,6 +236,7 @@ async def test_iteration_follows_the_pages() -> None:
 
 
 async def test_a_query_is_built_without_changing_the_one_before() -> None:
+    """Conditions and order add up in new queries, and the shared beginning stays as it was."""
     pages = Pages(Page(()), Page(()))
     everyone = pages.find()
     some = everyone.where(USERS["email"] > "a", USERS["email"] < "c").where(USERS["email"] != "b")
@@ -245,6 +255,7 @@ async def test_a_query_is_built_without_changing_the_one_before() -> None:
 
 
 async def test_the_first_record_costs_one_record() -> None:
+    """`first` asks for a page of one."""
     (a,) = users("a")
     pages = Pages(Page((a,), "more"), Page(()))
     assert await pages.find().first() == a
@@ -253,6 +264,7 @@ async def test_the_first_record_costs_one_record() -> None:
 
 
 def test_what_the_resource_does_not_declare_is_refused() -> None:
+    """An order by another field, or a page of another size, raises while the query is built."""
     find = Pages().find()
     with pytest.raises(InvalidQueryError, match="can't be ordered by 'version'"):
         find.order_by("version")
@@ -265,6 +277,7 @@ def test_what_the_resource_does_not_declare_is_refused() -> None:
 
 
 def test_outside_a_claim_every_write_is_new() -> None:
+    """Two equal writes have two keys and two ids."""
     first, second = identify("create users"), identify("create users")
     assert first.key != second.key
     assert first.id != second.id
@@ -284,12 +297,14 @@ def test_inside_a_claim_a_rerun_has_the_same_identities() -> None:
 
 @pytest.mark.parametrize("name", ["read_timeout_seconds", "connect_timeout_seconds", "max_in_flight"])
 def test_a_policy_that_lets_nothing_through_is_refused(name: str) -> None:
+    """A limit of 0 raises, and the error has its name."""
     limits: dict[str, Any] = {name: 0}
     with pytest.raises(DeclarationError, match=name):
         ClientPolicy(**limits)
 
 
 def test_a_policy_may_have_no_queue_but_no_negative_one() -> None:
+    """Without a queue a call beyond the limit is refused at once, which one may want."""
     assert ClientPolicy(max_queued=0).max_queued == 0
     with pytest.raises(DeclarationError, match="max_queued"):
         ClientPolicy(max_queued=-1)

@@ -75,6 +75,7 @@ async def test_a_call_is_one_span_however_many_attempts(exporter: InMemorySpanEx
 
 
 async def test_a_failed_call_is_a_failed_span(exporter: InMemorySpanExporter) -> None:
+    """The span has the status of an error and the class of the exception."""
     with pytest.raises(ResponseError):
         await call(answering(500, seen=[]))
     [span] = exporter.get_finished_spans()

@@ -147,6 +147,7 @@ async def test_a_block_is_one_request_at_its_end() -> None:
 
 
 async def test_every_operation_keeps_its_place() -> None:
+    """The request has all operations in order, with the ETags of the records that were read."""
     service = Service()
     user = User.model_validate(stored())
     async with service.transaction("serializable") as tx:
@@ -227,6 +228,7 @@ async def test_messages_carry_the_trace_in_which_they_were_emitted() -> None:
 
 
 async def test_without_a_context_events_and_request_share_one_id() -> None:
+    """The transaction makes one request id and uses it for all."""
     service = Service()
     async with service.transaction() as tx:
         tx.emit(Registered(user_id=ID))
@@ -236,6 +238,7 @@ async def test_without_a_context_events_and_request_share_one_id() -> None:
 
 
 async def test_a_block_that_raises_sends_nothing() -> None:
+    """The exception goes through, and the handles have no result."""
     service = Service()
     handles: list[Handle[User]] = []
 
@@ -252,6 +255,7 @@ async def test_a_block_that_raises_sends_nothing() -> None:
 
 
 async def test_an_empty_block_sends_nothing() -> None:
+    """A transaction without operations and events costs no request."""
     service = Service()
     async with service.transaction():
         pass
@@ -259,6 +263,7 @@ async def test_an_empty_block_sends_nothing() -> None:
 
 
 async def test_the_result_is_not_there_inside_the_block() -> None:
+    """Asking for it raises an error that says when it will be there."""
     async with Service().transaction() as tx:
         user = tx.create(USERS, NewUser(email="a@example.com"))
         with pytest.raises(MisuseError, match="after the transaction's `async with` block"):
@@ -266,6 +271,7 @@ async def test_the_result_is_not_there_inside_the_block() -> None:
 
 
 async def test_a_failed_commit_leaves_no_results() -> None:
+    """After an unknown outcome a handle has no record, and the transaction has ended."""
     transaction = Service(OutcomeUnknownError("cut")).transaction()
     handles: list[Handle[User]] = []
 
@@ -287,6 +293,7 @@ async def test_a_failed_commit_leaves_no_results() -> None:
     ids=["few", "many", "garbage"],
 )
 async def test_results_that_do_not_fit_are_an_error(results: tuple[dict[str, Any] | None, ...]) -> None:
+    """Too many, too few, or other results than the operations have raise `ResponseError`."""
     service = Service(TransactionResult(results=results))
     with pytest.raises(ResponseError):
         async with service.transaction() as tx:
@@ -294,6 +301,7 @@ async def test_results_that_do_not_fit_are_an_error(results: tuple[dict[str, Any
 
 
 async def test_a_transaction_is_used_once() -> None:
+    """Neither before its block, nor after it, nor in a second one does it take anything."""
     transaction = Service().transaction()
     with pytest.raises(MisuseError, match="this transaction is new"):
         transaction.delete(USERS, ID)
@@ -319,6 +327,7 @@ async def test_a_transaction_has_at_most_100_operations() -> None:
 
 
 async def test_what_cannot_be_sent_is_refused_inside_the_block() -> None:
+    """The line that is wrong raises, not the end of the block."""
     async with Service().transaction() as tx:
         with pytest.raises(InvalidRequestError, match="natural key"):
             tx.create(COUNTRIES, Country(name="France"))
@@ -348,6 +357,7 @@ async def test_a_rerun_in_a_claim_makes_the_same_ids() -> None:
 
 
 async def test_a_natural_key_is_typed_as_declared() -> None:
+    """The handle has the key of the declared type, before and after the commit."""
     service = Service(TransactionResult(results=(stored("fr", name="France"),)))
     async with service.transaction() as tx:
         country = tx.create(COUNTRIES, Country(name="France"), id="fr")
@@ -377,6 +387,7 @@ async def test_a_natural_key_is_typed_as_declared() -> None:
 async def test_an_increment_that_the_declaration_rules_out_is_refused_by_name_and_unsent(
     increment: Any, changes: LotChanges | None, code: str
 ) -> None:
+    """The pointer of the problem names the field, and no request is made."""
     service = Service()
     with pytest.raises(InvalidRequestError, match=re.escape(code)) as refusal:
         async with service.transaction() as tx:
@@ -386,6 +397,7 @@ async def test_an_increment_that_the_declaration_rules_out_is_refused_by_name_an
 
 
 async def test_an_integer_grows_by_integers() -> None:
+    """A float with a fraction is refused for an integer field, and taken for others."""
     service = Service()
     with pytest.raises(InvalidRequestError, match="visits"):
         async with service.transaction() as tx:

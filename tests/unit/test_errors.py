@@ -10,6 +10,7 @@ from hybridkit.errors._codes import error_for_code
 
 
 def test_the_drawing_is_the_tree() -> None:
+    """Every line of the drawing is an edge between two classes, and no class is missing."""
     lines = (errors.__doc__ or "").splitlines()
     found = [match for line in lines if (match := re.match(r"([│├└─ ]*)([A-Z]\w+Error)\b", line))]
     drawn = [(len(match[1]) // 4, match[2]) for match in found]
@@ -29,11 +30,13 @@ def test_the_drawing_is_the_tree() -> None:
 
 
 def test_every_error_is_public() -> None:
+    """`__all__` has each class of the tree, and nothing else but `FieldProblem`."""
     others = {"HybridkitError", "FieldProblem"}
     assert {error.__name__ for error in _tree(HybridkitError)} | others == set(errors.__all__)
 
 
 def test_errors_split_by_what_the_caller_can_do() -> None:
+    """Each error is of exactly one kind, and the kind decides whether it can be repeated."""
     for error in _tree(HybridkitError):
         branches = {"TemporaryError", "RejectedError", "MisuseError", "ResponseError", "OutcomeUnknownError"}
         assert len(branches & {base.__name__ for base in error.__mro__}) == 1
@@ -41,17 +44,20 @@ def test_errors_split_by_what_the_caller_can_do() -> None:
 
 
 def test_a_missing_extra_says_what_to_install_and_is_an_import_error() -> None:
+    """Code that catches `ImportError` around an optional import catches it."""
     error = errors.MissingExtraError("hybridkit.adapters.aiogram", extra="aiogram")
     assert 'pip install "hybridkit[aiogram]"' in str(error)
     assert isinstance(error, ImportError)
 
 
 def test_settings_problems_are_listed_one_a_line() -> None:
+    """The message has all problems at once, for people who read it in a terminal."""
     error = errors.SettingsError("the configuration is unusable", problems=["A: missing", "B: too short"])
     assert str(error) == "the configuration is unusable\n  - A: missing\n  - B: too short"
 
 
-def test_a_field_error_is_a_value_without_the_value() -> None:
+def test_a_field_problem_is_equal_by_pointer_and_code() -> None:
+    """Pointer and code make it equal; the words are for people, and the field's value is nowhere."""
     error = FieldProblem("/email", "missing", "Field required")
     assert error == FieldProblem("/email", "missing")
     assert hash(error) == hash(FieldProblem("/email", "missing"))
@@ -66,6 +72,7 @@ def test_a_field_error_is_a_value_without_the_value() -> None:
     [("NOT_FOUND", errors.NotFoundError), ("VALIDATION", errors.InvalidRequestError), ("TEAPOT", None)],
 )
 def test_a_problem_code_finds_its_class(code: str, expected: type[HybridkitError] | None) -> None:
+    """A code that several classes have finds the most general one, an unknown code none."""
     assert error_for_code(code) is expected
 
 
