@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import aio_pika
+import httpx
 import pytest
 from aio_pika.abc import AbstractChannel, AbstractConnection
 
 from hybridkit.dev import DevelopmentBroker, Server
 from hybridkit.testing._isolation import unique_name
+from tests.helpers.faulty_service import MakeTransport
 
 
 @contextmanager
@@ -99,3 +101,9 @@ def broker_version(connection: AbstractConnection) -> tuple[int, ...]:
     assert connection.transport is not None
     properties = connection.transport.connection.server_properties
     return tuple(int(part) for part in str(properties["version"]).split("."))
+
+
+@pytest.fixture(params=["httpx", "aiohttp"])
+def transport(request: pytest.FixtureRequest) -> MakeTransport:
+    """Make the transport of a client: httpx's, or None for aiohttp's."""
+    return httpx.AsyncHTTPTransport if request.param == "httpx" else lambda: None

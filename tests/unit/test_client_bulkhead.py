@@ -7,6 +7,7 @@ import pytest
 
 from hybridkit.clients._pipeline._bulkhead import Bulkhead
 from hybridkit.errors import DeadlinePassedError, UnavailableError
+from tests.helpers import until
 
 
 class Holder:
@@ -33,7 +34,7 @@ async def test_a_call_waits_for_a_permit() -> None:
     first = Holder(bulkhead)
     await first.entered.wait()
     second = Holder(bulkhead)
-    await asyncio.sleep(0)
+    await until(lambda: "waiting=1" in repr(bulkhead))
     assert not second.entered.is_set()
     await first.let_go()
     await second.entered.wait()
@@ -46,7 +47,7 @@ async def test_a_full_queue_refuses_at_once() -> None:
     first = Holder(bulkhead)
     await first.entered.wait()
     second = Holder(bulkhead)
-    await asyncio.sleep(0)
+    await until(lambda: "waiting=1" in repr(bulkhead))
     assert repr(bulkhead) == "Bulkhead('users', permits=1, waiting=1 of 1)"
     with pytest.raises(UnavailableError, match="1 calls are under way and 1 wait"):
         async with bulkhead.permit(timeout_seconds=5):
@@ -73,7 +74,7 @@ async def test_a_cancelled_wait_leaks_no_permit() -> None:
     holder = Holder(bulkhead)
     await holder.entered.wait()
     waiting, next_one = Holder(bulkhead), Holder(bulkhead)
-    await asyncio.sleep(0)
+    await until(lambda: "waiting=2" in repr(bulkhead))
     holder.done.set()
     waiting.task.cancel()
     with contextlib.suppress(asyncio.CancelledError):

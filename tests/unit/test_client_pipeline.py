@@ -1,25 +1,16 @@
 """The pipeline's decisions, with a transport that follows a script and a clock that sleeping moves."""
 
-import asyncio
-import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from hybridkit.clients._pipeline._attempt import Intent
 from hybridkit.clients._pipeline._pipeline import Pipeline
 from hybridkit.clients._pipeline._policy import ClientPolicy
-from hybridkit.clients._transports._base import Request, Response, StreamedResponse
-from hybridkit.codec import encode_json
+from hybridkit.clients._transports._base import Response
 from hybridkit.context import Claim, RequestContext, bind
-from hybridkit.contract import Problem
 from hybridkit.errors import (
     ConflictError,
-    DeadlineExceededError,
-    DeadlinePassedError,
     HybridkitError,
     InProgressError,
     MisuseError,
@@ -31,102 +22,18 @@ from hybridkit.errors import (
 from hybridkit.observability import render_metrics
 from hybridkit.retry import Retry
 from hybridkit.testing._isolation import unique_name
-
-READ = Intent(method="GET", path="/v1/users/7?select=id", safe=True)
-WRITE = Intent(method="POST", path="/v1/users", body=b"{}", key="k-1")
-BARE_WRITE = replace(WRITE, key=None)
-
-OK = Response(status=200, headers={}, body=b"{}")
-REFUSED = UnavailableError("nobody listens")
-CUT = OutcomeUnknownError("cut in mid body")
-
-type Step = Response | Exception | Callable[[], Response]
-
-
-def problem(error: HybridkitError, **changes: object) -> Response:
-    document = Problem.from_error(error, instance="/", request_id="r").model_copy(update=changes)
-    return Response(
-        status=document.status,
-        headers={"content-type": "application/problem+json"},
-        body=encode_json(document),
-    )
-
-
-class Wire:
-    """Follows a script, its last step over and over. Its clock moves when somebody sleeps."""
-
-    def __init__(self, *steps: Step) -> None:
-        self.then(*steps)
-        self.requests: list[Request] = []
-        self.slept: list[float] = []
-        self.now = 500.0
-        self.open = 0
-
-    def then(self, *steps: Step) -> None:
-        self.steps = list(steps)
-
-    async def send(self, request: Request) -> Response:
-        self.requests.append(request)
-        step = self.steps.pop(0) if len(self.steps) > 1 else self.steps[0]
-        if isinstance(step, Exception):
-            raise step
-        return step if isinstance(step, Response) else step()
-
-    @asynccontextmanager
-    async def stream(self, request: Request) -> AsyncGenerator[StreamedResponse]:
-        """The scripted answer in chunks of one byte."""
-        answer = await self.send(request)
-
-        async def chunks() -> AsyncGenerator[bytes]:
-            for byte in answer.body:
-                yield bytes([byte])
-
-        self.open += 1
-        try:
-            yield StreamedResponse(status=answer.status, headers=answer.headers, chunks=chunks())
-        finally:
-            self.open -= 1
-
-    async def aclose(self) -> None:
-        """Nothing is held."""
-
-    async def sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
-        self.now += seconds
-
-    def later(self, seconds: float, response: Response = OK) -> Callable[[], Response]:
-        """An answer that takes its time, by this clock."""
-
-        def answer() -> Response:
-            self.now += seconds
-            return response
-
-        return answer
-
-    def authorization(self) -> str:
-        return f"Bearer {len(self.requests)}"
-
-    def pipeline(
-        self, policy: ClientPolicy | None = None, *, jitter: float = 0.5, target: str = "users:8001"
-    ) -> Pipeline:
-        return Pipeline(
-            self,
-            base_url="http://users:8001",
-            target=target,
-            service="api_service",
-            policy=policy or ClientPolicy(),
-            authorization=self.authorization,
-            clock=lambda: self.now,
-            sleep=self.sleep,
-            jitter=lambda: jitter,
-        )
-
-
-async def failure(pipeline: Pipeline, intent: Intent) -> HybridkitError:
-    with pytest.raises(HybridkitError) as caught:
-        await pipeline.run(intent)
-    return caught.value
-
+from tests.helpers.scripted_transport import (
+    BARE_WRITE,
+    CUT,
+    OK,
+    READ,
+    REFUSED,
+    WRITE,
+    Step,
+    Wire,
+    failure,
+    problem,
+)
 
 # ── retries ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -260,177 +167,6 @@ async def test_what_a_transport_should_not_raise_passes_through() -> None:
     assert "closed" in repr(pipeline)
 
 
-# ── deadlines ────────────────────────────────────────────────────────────────────────────────────
-
-
-class Silence(Wire):
-    """Takes requests and never answers; time is real."""
-
-    def __init__(self) -> None:
-        super().__init__(OK)
-        self.asked = asyncio.Event()
-
-    async def send(self, request: Request) -> Response:
-        self.requests.append(request)
-        self.asked.set()
-        await asyncio.Event().wait()
-        raise AssertionError
-
-    def pipeline(
-        self, policy: ClientPolicy | None = None, *, jitter: float = 0.0, target: str = "users:8001"
-    ) -> Pipeline:
-        return Pipeline(
-            self,
-            base_url="http://users:8001",
-            target=target,
-            service="api_service",
-            policy=policy or ClientPolicy(read_timeout_seconds=0.15, write_timeout_seconds=0.15),
-            jitter=lambda: jitter,
-        )
-
-
-async def test_a_silent_service_holds_nobody_beyond_the_deadline() -> None:
-    """The first attempt takes two thirds of the time, so another replica could still answer."""
-    wire = Silence()
-    started = time.monotonic()
-    error = await failure(wire.pipeline(), READ)
-    assert isinstance(error, DeadlinePassedError)
-    assert 0.14 < time.monotonic() - started < 5
-    first, *others = (request.timeout_seconds for request in wire.requests)
-    assert first == pytest.approx(0.1)
-    assert all(seconds <= 0.051 for seconds in others)
-
-
-async def test_a_single_attempt_may_take_all_the_time() -> None:
-    """Without a key there is no second attempt to leave room for."""
-    wire = Silence()
-    error = await failure(wire.pipeline(), BARE_WRITE)
-    assert isinstance(error, DeadlineExceededError)
-    assert len(wire.requests) == 1
-    assert wire.requests[0].timeout_seconds > 0.1
-
-
-async def test_the_contexts_deadline_is_never_exceeded() -> None:
-    """Attempts get less time than the policy allows where the context has less."""
-    wire = Silence()
-    with bind(RequestContext().within(0.03)):
-        error = await failure(wire.pipeline(ClientPolicy()), READ)
-    assert isinstance(error, DeadlinePassedError)
-    assert all(request.timeout_seconds <= 0.02 for request in wire.requests)
-
-
-async def test_after_the_deadline_nothing_is_sent() -> None:
-    """A call whose time is over before it begins reaches no transport."""
-    wire = Wire(OK)
-    with bind(RequestContext(deadline=time.monotonic() - 1)):
-        error = await failure(wire.pipeline(), READ)
-    assert isinstance(error, DeadlinePassedError)
-    assert "was not sent" in str(error)
-    assert wire.requests == []
-
-
-async def test_the_service_is_told_a_little_less_time_than_there_is() -> None:
-    """So that its own 504 still arrives, which says that nothing was done."""
-    wire = Wire(OK)
-    await wire.pipeline().run(READ)
-    request = wire.requests[0]
-    assert request.timeout_seconds == pytest.approx(2.0)
-    assert request.headers["x-request-timeout"] == "1.900"
-    assert request.connect_timeout_seconds == 0.3
-
-
-async def test_a_cancelled_call_gives_its_permit_back() -> None:
-    """The permit of a cancelled call is free, and its attempt is waited for on closing."""
-    wire = Silence()
-    pipeline = wire.pipeline(ClientPolicy(max_in_flight=1, max_queued=0))
-    task = asyncio.create_task(pipeline.run(READ))
-    await wire.asked.wait()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    with pytest.raises(DeadlinePassedError):
-        await pipeline.run_once(READ, timeout_seconds=0.01)
-    await pipeline.aclose()
-    assert "waiting=0" in repr(pipeline)
-
-
-# ── bulkhead and breaker ─────────────────────────────────────────────────────────────────────────
-
-
-async def test_a_full_house_refuses_without_sending() -> None:
-    """A call that finds neither permit nor queue is refused before the transport."""
-    wire = Silence()
-    pipeline = wire.pipeline(ClientPolicy(max_in_flight=1, max_queued=0))
-    first = asyncio.create_task(pipeline.run(READ))
-    await wire.asked.wait()
-    error = await failure(pipeline, READ)
-    assert type(error) is UnavailableError
-    assert len(wire.requests) == 1
-    first.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await first
-
-
-async def test_a_pause_holds_no_permit() -> None:
-    """While one call waits for its second attempt, another one passes."""
-    wire = Wire(problem(UnavailableError("busy")), OK)
-    pipeline = wire.pipeline(ClientPolicy(max_in_flight=1, max_queued=0))
-    passed: list[Response] = []
-
-    async def meanwhile(_: float) -> None:
-        passed.append(await pipeline.run(READ))
-
-    pipeline._sleep = meanwhile
-    assert await pipeline.run(READ) is OK
-    assert passed == [OK]
-
-
-async def test_the_breaker_stops_calls_to_a_dead_service() -> None:
-    """After twenty failures nothing is sent until the first probe, whose success lets calls through again."""
-    wire = Wire(REFUSED)
-    pipeline = wire.pipeline(ClientPolicy(retry=Retry.immediate(attempts=1)))
-    for _ in range(20):
-        await failure(pipeline, READ)
-    error = await failure(pipeline, READ)
-    assert "held back" in str(error)
-    assert len(wire.requests) == 20
-    wire.now += 5
-    wire.then(OK)
-    assert await pipeline.run(READ) is OK
-
-
-async def test_short_deadlines_of_callers_open_no_breaker() -> None:
-    """Attempts that had less than their usual time say nothing about the service."""
-    wire = Silence()
-    pipeline = wire.pipeline(ClientPolicy())
-    for _ in range(25):
-        with bind(RequestContext().within(0.001)):
-            await failure(pipeline, READ)
-    assert "closed" in repr(pipeline)
-
-
-async def test_a_hung_service_opens_the_breaker() -> None:
-    """Attempts that had all their time count; on a busy machine one or the other may have had less."""
-    wire = Silence()
-    policy = ClientPolicy(read_timeout_seconds=0.01, retry=Retry.immediate(attempts=1))
-    pipeline = wire.pipeline(policy)
-    calls = 0
-    while "closed" in repr(pipeline) and calls < 100:
-        await failure(pipeline, READ)
-        calls += 1
-    assert 20 <= calls < 100
-
-
-async def test_a_probe_passes_by_the_breaker() -> None:
-    """Readiness wants to know how the service is now, not how it was."""
-    wire = Wire(REFUSED)
-    pipeline = wire.pipeline(ClientPolicy(retry=Retry.immediate(attempts=1)))
-    for _ in range(20):
-        await failure(pipeline, READ)
-    wire.then(OK)
-    assert await pipeline.run_once(READ, timeout_seconds=1) is OK
-
-
 # ── what is sent ─────────────────────────────────────────────────────────────────────────────────
 
 
@@ -551,47 +287,3 @@ async def test_the_breakers_state_is_a_metric() -> None:
     await pipeline.run(READ)
     states.append(sample("hybridkit_http_client_breaker_state", target=target))
     assert states == [0, 2, 1, 0]
-
-
-# ── streams ──────────────────────────────────────────────────────────────────────────────────────
-
-
-async def test_a_stream_is_opened_like_any_call() -> None:
-    """Repeated until it opens; then it holds a permit until the block ends, and the service knows no deadline."""
-    wire = Wire(problem(UnavailableError("busy")), OK)
-    pipeline = wire.pipeline(ClientPolicy(max_in_flight=1, max_queued=0))
-    async with pipeline.stream(READ) as answer:
-        assert [chunk async for chunk in answer.chunks] == [b"{", b"}"]
-        assert "calls are under way" in str(await failure(pipeline, READ))
-    assert wire.open == 0
-    assert all("x-request-timeout" not in request.headers for request in wire.requests)
-    await pipeline.run(READ)
-
-
-async def test_a_stream_that_does_not_open_says_why() -> None:
-    """A refusal is raised on entering, and its connection is closed."""
-    wire = Wire(problem(NotFoundError("gone")))
-    with pytest.raises(NotFoundError):
-        async with wire.pipeline().stream(READ):
-            raise AssertionError
-    assert wire.open == 0
-
-
-async def test_a_stream_has_the_contexts_deadline() -> None:
-    """The service is told all the time that there is, as the body takes longer than the first byte."""
-    wire = Wire(OK)
-    wire.now = time.monotonic()
-    with bind(RequestContext().within(60)):
-        async with wire.pipeline().stream(READ) as answer:
-            wire.now += 100
-            with pytest.raises(DeadlinePassedError, match="no further part"):
-                await anext(answer.chunks)
-    assert float(wire.requests[0].headers["x-request-timeout"]) == pytest.approx(60, abs=1)
-
-
-async def test_a_stream_that_is_left_early_is_closed() -> None:
-    """Leaving the block closes the connection with the rest of the body unread."""
-    wire = Wire(OK)
-    async with wire.pipeline().stream(READ) as answer:
-        await anext(answer.chunks)
-    assert wire.open == 0
