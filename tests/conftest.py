@@ -1,18 +1,46 @@
 """What the whole suite needs of pytest; fixtures with servers come from hybridkit's own plugin."""
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Generator, Iterator, MutableMapping
 from typing import Any
 
 import pytest
 import structlog
+from coverage import Coverage
 from hypothesis import HealthCheck, settings
 from structlog.testing import capture_logs
+
+from tests.helpers._measuring import Measuring, unmeasured
 
 pytest_plugins = ["pytester"]
 
 # How long an example takes says how busy the machine is. The rest is as hypothesis has it, in CI and elsewhere.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")
+
+_MEASURING = pytest.StashKey[Measuring]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Take over the measuring of coverage, if there is any."""
+    if running := Coverage.current():
+        measuring = config.stash[_MEASURING] = Measuring(running)
+        measuring.start()
+        config.add_cleanup(measuring.stop)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Measure each test as its module needs."""
+    if measuring := item.config.stash.get(_MEASURING, None):
+        measuring.prepare(item.path)
+    return (yield)
+
+
+@pytest.fixture
+def unmeasured_test() -> Iterator[None]:
+    """No coverage of the test and of the processes that it starts: it adds none, and takes half the time."""
+    with unmeasured():
+        yield
 
 
 @pytest.fixture(autouse=True)
