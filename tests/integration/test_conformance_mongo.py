@@ -96,6 +96,7 @@ class TestMongo(DataServiceConformance):
             yield service
 
 
+@pytest.mark.usefixtures("unmeasured_test")
 def test_every_answer_is_documented(
     base_url: str, explore: Callable[[str], list[str]], lacks: dict[Capability, str]
 ) -> None:

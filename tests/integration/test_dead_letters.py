@@ -498,6 +498,7 @@ async def kill_half_way(url: str, folder: Path, *, after: int) -> None:
         assert await process.wait() == -9
 
 
+@pytest.mark.usefixtures("unmeasured_test")
 async def test_a_redrive_that_is_killed_loses_nothing(
     work: Work,
     letters: DeadLetters,

@@ -107,6 +107,7 @@ async def effects(redis: Redis) -> int:
     return int(await redis.get("effects") or 0)
 
 
+@pytest.mark.usefixtures("unmeasured_test")
 async def test_nothing_overtakes_when_a_replica_is_killed(
     publisher: RobustPublisher, rabbitmq_url: str, redis_url: str
 ) -> None:

@@ -442,6 +442,7 @@ class Replica:
 
 
 @pytest.mark.real_server
+@pytest.mark.usefixtures("unmeasured_test")
 async def test_replicas_killed_at_random_lose_nothing_and_keep_each_keys_order(
     each_mongo_url: str, tmp_path: Path
 ) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hybridkit.dev import Server
 from tests.proofs.relay import prove
 
-pytestmark = pytest.mark.real_server
+pytestmark = [pytest.mark.real_server, pytest.mark.usefixtures("unmeasured_test")]
 
 
 async def test_replicas_that_are_killed_lose_no_event_and_no_order(

@@ -134,6 +134,7 @@ def test_a_server_whose_owner_was_killed_is_started_again(key: str) -> None:
         second.release()
 
 
+@pytest.mark.usefixtures("unmeasured_test")
 def test_workers_of_xdist_share_one_server(pytester: pytest.Pytester) -> None:
     """One process for all, a database for each; it has ended when the run has."""
     pytester.makepyfile(RECORD_URL)
@@ -144,6 +145,7 @@ def test_workers_of_xdist_share_one_server(pytester: pytest.Pytester) -> None:
     assert not answers(urls[0])
 
 
+@pytest.mark.usefixtures("unmeasured_test")
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_run_leaves_no_server(pytester: pytest.Pytester, signal_number: int) -> None:
     """The owner ends it, whatever became of the tests."""

@@ -15,7 +15,7 @@ from hybridkit.dev._processes._process import ProcessId, descendants, find_proce
 ROOT = Path(__file__).parents[2]
 
 # A demo that hangs says itself what it waited for; this only bounds a machine that is far too slow.
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.timeout(400), pytest.mark.usefixtures("unmeasured_test")]
 
 
 @pytest.fixture

@@ -84,6 +84,7 @@ def problems_without(*extras: str, names: Sequence[str], modules: Sequence[str])
     return found
 
 
+@pytest.mark.usefixtures("unmeasured_test")
 def test_without_any_extra_every_failure_names_the_one_to_install() -> None:
     """Of every module, of every name taken from the package's root, and of a setting that needs one."""
     found = problems_without(*OPTIONAL, names=hybridkit.__all__, modules=MODULES)
@@ -118,6 +119,7 @@ def test_without_any_extra_every_failure_names_the_one_to_install() -> None:
         ("mongo", {"DocumentCollection", "DocumentIndex"}),
     ],
 )
+@pytest.mark.usefixtures("unmeasured_test")
 def test_a_data_service_does_without_the_other_database(extra: str, failing: set[str]) -> None:
     """What belongs to the missing one names its extra."""
     found = problems_without(extra, names=["create_data_service"], modules=["hybridkit.dataservice"])
