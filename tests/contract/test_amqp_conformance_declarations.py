@@ -1,4 +1,4 @@
-"""Exchanges, queues and bindings are declared, refused, found and deleted alike on both brokers (aio-pika)."""
+"""Both brokers declare, refuse, find and delete exchanges, queues and bindings alike (aio-pika)."""
 
 import asyncio
 import re
@@ -50,7 +50,7 @@ async def until_gone(connection: AbstractConnection, queue: str) -> None:
 
 
 async def test_a_queue_without_a_name_gets_one(channel: AbstractChannel) -> None:
-    """And the empty name stands for it afterwards."""
+    """The empty name then stands for that queue."""
     queue = await channel.declare_queue(exclusive=True)
     assert queue.name.startswith("amq.gen-")
     await channel.default_exchange.publish(Message(b""), queue.name)
@@ -59,7 +59,7 @@ async def test_a_queue_without_a_name_gets_one(channel: AbstractChannel) -> None
 
 
 async def test_a_declaration_tells_what_is_in_the_queue(channel: AbstractChannel) -> None:
-    """Messages that are ready, and consumers."""
+    """The answer has the numbers of ready messages and of consumers."""
     queue = await declare(channel)
     for _ in range(3):
         await channel.default_exchange.publish(Message(b""), "queue")
@@ -83,7 +83,7 @@ async def test_a_declaration_tells_what_is_in_the_queue(channel: AbstractChannel
 async def test_a_queue_is_declared_again_only_as_it_is(
     channel: AbstractChannel, first: dict[str, Any], second: dict[str, Any], text: str
 ) -> None:
-    """406 names the first difference."""
+    """The 406 names the first argument that differs."""
     await channel.declare_queue("queue", durable=True, arguments=first)
     await channel.declare_queue("queue", durable=True, arguments=first)
     with pytest.raises(ChannelPreconditionFailed, match=text):
@@ -91,7 +91,7 @@ async def test_a_queue_is_declared_again_only_as_it_is(
 
 
 async def test_properties_are_compared_too(channel: AbstractChannel) -> None:
-    """Here auto-delete."""
+    """Another auto-delete is a 406."""
     await declare(channel)
     with pytest.raises(
         ChannelPreconditionFailed, match=r"'auto_delete'.*received 'true' but current is 'false'"
@@ -100,7 +100,7 @@ async def test_properties_are_compared_too(channel: AbstractChannel) -> None:
 
 
 async def test_arguments_that_mean_nothing_are_not_compared(channel: AbstractChannel) -> None:
-    """Nobody has to agree on them."""
+    """Unknown arguments may differ."""
     await declare(channel)
     await declare(channel, x_mine="here")
 
@@ -124,7 +124,7 @@ async def test_arguments_that_mean_nothing_are_not_compared(channel: AbstractCha
 async def test_impossible_arguments_are_refused(
     channel: AbstractChannel, arguments: dict[str, Any], text: str
 ) -> None:
-    """406, and there is no queue."""
+    """The answer is 406, and no queue is created."""
     with pytest.raises(ChannelPreconditionFailed, match=text):
         await channel.declare_queue("queue", durable=True, arguments=arguments)
 
@@ -140,13 +140,13 @@ async def test_impossible_arguments_are_refused(
 async def test_a_quorum_queue_is_there_to_stay(
     channel: AbstractChannel, options: dict[str, bool], text: str
 ) -> None:
-    """It has to be durable, and to belong to all."""
+    """It has to be durable, and neither exclusive nor auto-delete."""
     with pytest.raises(ChannelPreconditionFailed, match=text):
         await channel.declare_queue("queue", arguments=QUORUM, **options)
 
 
 async def test_an_exclusive_queue_is_locked_to_others(amqp_url: str, connection: AbstractConnection) -> None:
-    """405 whatever they ask, and it goes with its connection."""
+    """Every use is a 405, and the queue ends with its connection."""
     async with await aio_pika.connect(amqp_url) as owner:
         mine = await owner.channel()
         await mine.declare_queue("mine", exclusive=True)
@@ -163,7 +163,7 @@ async def test_an_exclusive_queue_is_locked_to_others(amqp_url: str, connection:
 
 
 async def test_an_auto_delete_queue_goes_with_its_last_consumer(connection: AbstractConnection) -> None:
-    """Not before it has had one."""
+    """It is not deleted before it has had one."""
     channel = await connection.channel()
     queue = await channel.declare_queue("queue", auto_delete=True)
     tags = [await queue.consume(ignore) for _ in range(2)]
@@ -174,14 +174,14 @@ async def test_an_auto_delete_queue_goes_with_its_last_consumer(connection: Abst
 
 
 async def test_a_queue_expires_when_nobody_uses_it(connection: AbstractConnection) -> None:
-    """`x-expires` runs from the last use; looking whether it is there is one."""
+    """`x-expires` runs from the last use, which a passive declaration is."""
     channel = await connection.channel()
     await declare(channel, x_expires=1)
     await until_gone(connection, "queue")
 
 
 async def test_deleting_and_purging_tell_how_many_messages_went(channel: AbstractChannel) -> None:
-    """What is out with a consumer doesn't count for the purge."""
+    """A purge does not count unacknowledged messages."""
     queue = await declare(channel)
     for _ in range(5):
         await channel.default_exchange.publish(Message(b""), "queue")
@@ -192,7 +192,7 @@ async def test_deleting_and_purging_tell_how_many_messages_went(channel: Abstrac
 
 
 async def test_conditions_of_a_deletion(connection: AbstractConnection) -> None:
-    """406 where they don't hold; a queue that isn't there is deleted already."""
+    """Unmet ones are a 406, and deleting a missing queue is no error."""
     channel = await connection.channel()
     queue = await declare(channel)
     await channel.default_exchange.publish(Message(b""), "queue")
@@ -208,7 +208,7 @@ async def test_conditions_of_a_deletion(connection: AbstractConnection) -> None:
 
 
 async def test_a_quorum_queue_is_deleted_without_conditions(channel: AbstractChannel) -> None:
-    """They are not implemented: 540 ends the connection."""
+    """With conditions a 540 ends the connection."""
     queue = await declare(channel, **QUORUM)
     with pytest.raises(ConnectionClosed, match="not supported by quorum queues"):
         await queue.delete(if_empty=True)
@@ -233,7 +233,7 @@ async def test_a_quorum_queue_is_deleted_without_conditions(channel: AbstractCha
 async def test_an_exchange_is_declared_again_only_as_it_is(
     channel: AbstractChannel, options: dict[str, Any], text: str
 ) -> None:
-    """406 names the first difference."""
+    """The 406 names the first property that differs."""
     plain: dict[str, Any] = {"type": "direct"}
     await channel.declare_exchange("exchange", **plain)
     await channel.declare_exchange("exchange", **plain, arguments={"x-mine": 1})
@@ -244,14 +244,14 @@ async def test_an_exchange_is_declared_again_only_as_it_is(
 async def test_an_unknown_type_of_exchange_is_refused(
     channel: AbstractChannel, broker_version: Version
 ) -> None:
-    """406 on RabbitMQ 4; on 3.10 503, which ends the connection."""
+    """RabbitMQ 4 answers 406; 3.10 answers 503, which ends the connection."""
     expected = ChannelPreconditionFailed if broker_version >= (4,) else ConnectionClosed
     with pytest.raises(expected, match="unknown exchange type 'funny'"):
         await channel.declare_exchange("exchange", type="funny")
 
 
 async def test_nobody_publishes_to_an_internal_exchange(channel: AbstractChannel) -> None:
-    """403."""
+    """The answer is 403."""
     await channel.declare_exchange("exchange", internal=True)
     amqp = await channel.get_underlay_channel()
     with pytest.raises(ChannelAccessRefused, match="cannot publish to internal exchange 'exchange'"):
@@ -259,7 +259,7 @@ async def test_nobody_publishes_to_an_internal_exchange(channel: AbstractChannel
 
 
 async def test_deleting_an_exchange(connection: AbstractConnection) -> None:
-    """406 while it has bindings, if asked; one that isn't there is deleted already."""
+    """With `if_unused` bindings are a 406, and deleting a missing exchange is no error."""
     channel = await connection.channel()
     exchange = await channel.declare_exchange("exchange")
     await (await declare(channel)).bind(exchange, "key")
@@ -271,7 +271,7 @@ async def test_deleting_an_exchange(connection: AbstractConnection) -> None:
 
 
 async def test_an_auto_delete_exchange_goes_with_its_last_binding(channel: AbstractChannel) -> None:
-    """Also when that goes with its queue."""
+    """It goes as well when the binding is deleted with its queue."""
     exchange = await channel.declare_exchange("exchange", auto_delete=True)
     queue = await declare(channel)
     await queue.bind(exchange, "key")
@@ -326,7 +326,7 @@ NOT_THEIRS: dict[str, Attempt] = {
 
 @pytest.mark.parametrize("attempt", NOT_THERE)
 async def test_what_is_not_there_is_404(channel: AbstractChannel, attempt: str) -> None:
-    """The channel ends, and the reason names it."""
+    """The reason names it, and the channel ends."""
     call, text = NOT_THERE[attempt]
     with pytest.raises(ChannelClosed, match=text):
         await call(await channel.get_underlay_channel())
@@ -334,14 +334,14 @@ async def test_what_is_not_there_is_404(channel: AbstractChannel, attempt: str) 
 
 @pytest.mark.parametrize("attempt", NOT_THEIRS)
 async def test_the_brokers_own_things_are_403(channel: AbstractChannel, attempt: str) -> None:
-    """Names that start with `amq.`, and the default exchange."""
+    """These are names with `amq.` and the default exchange."""
     call, text = NOT_THEIRS[attempt]
     with pytest.raises(ChannelAccessRefused, match=re.escape(text)):
         await call(await channel.get_underlay_channel())
 
 
 async def test_taking_a_binding_away_that_is_not_there_is_no_error(channel: AbstractChannel) -> None:
-    """Nor where its ends are not there."""
+    """Exchange and queue need not exist either."""
     amqp = await channel.get_underlay_channel()
     await declare(channel)
     await amqp.queue_unbind("queue", "amq.topic", "key")
@@ -351,7 +351,7 @@ async def test_taking_a_binding_away_that_is_not_there_is_no_error(channel: Abst
 
 
 async def test_a_channel_ends_and_its_connection_goes_on(connection: AbstractConnection) -> None:
-    """Also on the same channel number."""
+    """The same channel number can be opened again."""
     for _ in range(3):
         channel = await connection.channel()
         with pytest.raises(ChannelNotFoundEntity):

@@ -1,4 +1,4 @@
-"""Handshake, frames and their errors are alike on both brokers, seen from a bare socket."""
+"""Both brokers handle handshake, frames and errors alike, as seen from a plain socket."""
 
 import socket
 import struct
@@ -113,7 +113,7 @@ def content_header(size: int, *, class_id: int = 60, properties: bytes = b"\0\0"
 
 @pytest.mark.parametrize("greeting", [b"HTTP/1.1", b"GET / HTTP/1.1\r\n\r\n"])
 def test_another_protocol_is_answered_with_the_one_that_is_spoken(amqp_url: str, greeting: bytes) -> None:
-    """And the connection is closed; RabbitMQ 4 names AMQP 1.0."""
+    """Then the connection is closed; RabbitMQ 4 names AMQP 1.0."""
     with wire_to(amqp_url) as wire:
         wire.send(greeting)
         assert wire.read(8)[:4] == b"AMQP"
@@ -121,7 +121,7 @@ def test_another_protocol_is_answered_with_the_one_that_is_spoken(amqp_url: str,
 
 
 def test_a_wrong_password_is_refused(amqp_url: str) -> None:
-    """403 for those who can read it; the others only see the connection end."""
+    """Clients with the capability get a 403, and others a closed connection."""
     with wire_to(amqp_url) as wire:
         close = wire.log_in("PLAIN", "\0guest\0wrong")
         assert isinstance(close, commands.Connection.Close)
@@ -132,7 +132,7 @@ def test_a_wrong_password_is_refused(amqp_url: str) -> None:
 
 
 def test_amqplain(amqp_url: str) -> None:
-    """A table without its length."""
+    """Its credentials are a field table without a length."""
     with wire_to(amqp_url) as wire:
         table = b"\5LOGINS\0\0\0\5guest\10PASSWORDS\0\0\0\5guest"
         assert isinstance(wire.log_in("AMQPLAIN", table.decode()), commands.Connection.Tune)
@@ -145,13 +145,13 @@ def test_goodbye(wire: Wire) -> None:
 
 
 def test_the_secret_can_be_renewed(wire: Wire) -> None:
-    """`connection.update-secret`."""
+    """`connection.update-secret` is answered."""
     wire.send(commands.Connection.UpdateSecret("guest", "renewed"), channel=0)
     assert isinstance(wire.receive(), commands.Connection.UpdateSecretOk)
 
 
 def test_no_frame_is_larger_than_agreed(amqp_url: str) -> None:
-    """Bodies are cut accordingly, whoever published them."""
+    """Bodies are split accordingly, whoever has published them."""
     with wire_to(amqp_url) as wire:
         wire.connect(frame_max=8192)
         wire.ask(OPEN)
@@ -165,7 +165,7 @@ def test_no_frame_is_larger_than_agreed(amqp_url: str) -> None:
 
 
 def test_heartbeats_go_both_ways(amqp_url: str) -> None:
-    """The broker sends them, and drops who doesn't."""
+    """The broker sends them, and drops a client that does not."""
     with wire_to(amqp_url) as wire:
         wire.connect(heartbeat_seconds=1)
         assert wire.read(8) == frame.marshal(heartbeat.Heartbeat(), 0)
@@ -212,7 +212,7 @@ MISTAKES: dict[str, tuple[list[Any], int, str]] = {
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes_that_no_connection_survives(wire: Wire, amqp_url: str, mistake: str) -> None:
-    """The reason is told, and then the connection ends; the broker goes on for the others."""
+    """The client gets the reason, and the broker goes on for others."""
     frames, code, text = MISTAKES[mistake]
     if mistake == "a body that is too long" and wire.version.startswith("3.10"):
         pytest.skip("RabbitMQ 3.10 doesn't answer that at all")
@@ -229,14 +229,14 @@ def test_mistakes_that_no_connection_survives(wire: Wire, amqp_url: str, mistake
     "properties", [b"\xff\xff", b"\x20\x00\0\0\0\x05abcde", b"\x80\x00\xff", b"\x20\x00\0\0\0\x03\x01aZ"]
 )
 def test_properties_that_are_none_end_the_connection(wire: Wire, properties: bytes) -> None:
-    """RabbitMQ says 541, the development broker 502."""
+    """RabbitMQ says 541, and the development broker 502."""
     close = wire.ask(PUBLISH, content_header(1, properties=properties), raw(3, b"a"))
     assert isinstance(close, commands.Connection.Close)
     assert close.reply_code in (541, 502)
 
 
 def test_a_consumer_tag_is_used_once(wire: Wire) -> None:
-    """530."""
+    """A second use ends the connection with 530."""
     wire.ask(commands.Queue.Declare(queue="queue", durable=True))
     consume = commands.Basic.Consume(queue="queue", consumer_tag="tag")
     assert isinstance(wire.ask(consume), commands.Basic.ConsumeOk)
@@ -245,7 +245,7 @@ def test_a_consumer_tag_is_used_once(wire: Wire) -> None:
 
 
 def test_what_follows_a_refused_method_is_ignored(wire: Wire) -> None:
-    """Until the client has answered; then the number is free again."""
+    """After the client's answer the channel number is free again."""
     close = wire.ask(commands.Queue.Declare(queue="nowhere", passive=True), *[PUBLISH, content_header(0)] * 3)
     assert isinstance(close, commands.Channel.Close)
     assert (close.reply_code, close.class_id, close.method_id) == (404, 50, 10)
@@ -257,7 +257,7 @@ def test_what_follows_a_refused_method_is_ignored(wire: Wire) -> None:
 
 
 def test_without_the_capability_nobody_is_told_of_a_deleted_queue(amqp_url: str) -> None:
-    """The client that hasn't said that it knows `basic.cancel` gets none."""
+    """Such a client gets no `basic.cancel`."""
     with wire_to(amqp_url) as wire:
         wire.connect(consumer_cancel_notify=False)
         wire.ask(OPEN)
@@ -268,7 +268,7 @@ def test_without_the_capability_nobody_is_told_of_a_deleted_queue(amqp_url: str)
 
 
 def test_nowait_gets_no_answer(wire: Wire) -> None:
-    """The next answer is that to the next question."""
+    """The next answer belongs to the next method."""
     quiet: list[base.Frame] = [
         commands.Exchange.Declare(exchange="exchange", nowait=True),
         commands.Queue.Declare(queue="queue", durable=True, nowait=True),
@@ -283,7 +283,7 @@ def test_nowait_gets_no_answer(wire: Wire) -> None:
 
 
 def test_return_before_confirm(wire: Wire) -> None:
-    """And both where the body is empty."""
+    """This order also holds for an empty body."""
     wire.ask(commands.Confirm.Select())
     publish = commands.Basic.Publish(routing_key="nowhere", mandatory=True)
     returned = wire.ask(publish, content_header(0))
@@ -294,7 +294,7 @@ def test_return_before_confirm(wire: Wire) -> None:
 
 
 def test_publishes_that_fail_are_not_confirmed(wire: Wire) -> None:
-    """What came before them is."""
+    """The publishes before them are."""
     wire.ask(commands.Confirm.Select())
     nowhere = commands.Basic.Publish(exchange="nowhere", routing_key="key")
     wire.send(PUBLISH, content_header(0), nowhere, content_header(0))

@@ -1,4 +1,4 @@
-"""Messages expire, find no room, are given up and become dead letters alike on both brokers (aio-pika)."""
+"""Both brokers expire, drop, give up and dead-letter messages alike (aio-pika)."""
 
 import asyncio
 import time
@@ -58,7 +58,7 @@ def deaths(message: AbstractIncomingMessage) -> list[tuple[Any, ...]]:
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_messages_expire_after_the_queues_time(channel: AbstractChannel, kind: str) -> None:
-    """They are gone, whether anybody looks or not."""
+    """They are gone without a consumer or a get."""
     await declare(channel, x_queue_type=kind, x_message_ttl=50)
     await put(channel, "1", "2")
     await until_depth(channel, 0)
@@ -66,7 +66,7 @@ async def test_messages_expire_after_the_queues_time(channel: AbstractChannel, k
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_message_expires_after_its_own_time(channel: AbstractChannel, kind: str) -> None:
-    """Or after the queue's, whichever is shorter."""
+    """The shorter one of the message's and the queue's time decides."""
     await declare(channel, x_queue_type=kind, x_message_ttl=60_000)
     await put(channel, "1", expiration=0.05)
     await until_depth(channel, 0)
@@ -74,7 +74,7 @@ async def test_a_message_expires_after_its_own_time(channel: AbstractChannel, ki
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_only_the_first_in_the_queue_expires(channel: AbstractChannel, kind: str) -> None:
-    """One that is over waits behind one that isn't."""
+    """An expired message behind one that is not waits."""
     queue = await declare(channel, x_queue_type=kind)
     await put(channel, "long", expiration=60)
     await put(channel, "short", expiration=0)
@@ -86,7 +86,7 @@ async def test_only_the_first_in_the_queue_expires(channel: AbstractChannel, kin
 
 @pytest.mark.parametrize(("given", "text"), [("soon", "no_integer"), ("-1", "value_negative,-1")])
 async def test_a_time_that_is_none_is_refused(channel: AbstractChannel, given: str, text: str) -> None:
-    """406."""
+    """The answer is 406."""
     amqp: Any = await channel.get_underlay_channel()
     message = Message(b"").properties
     message.expiration = given
@@ -102,7 +102,7 @@ async def test_a_time_that_is_none_is_refused(channel: AbstractChannel, given: s
 async def test_a_full_queue_drops_its_oldest(
     channel: AbstractChannel, kind: str, limit: dict[str, int]
 ) -> None:
-    """What is out with a consumer doesn't count; a quorum queue counts some bytes more than the bodies."""
+    """Unacknowledged messages don't count; a quorum queue counts some bytes more than the bodies."""
     queue = await declare(channel, x_queue_type=kind, **limit)
     await put(channel, "0" * 1000)
     await get(queue)
@@ -113,7 +113,7 @@ async def test_a_full_queue_drops_its_oldest(
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_full_queue_can_refuse_instead(channel: AbstractChannel, kind: str) -> None:
-    """By `basic.nack`; a quorum queue of RabbitMQ takes a few more, the development broker none."""
+    """It uses `basic.nack`; a quorum queue of RabbitMQ accepts a few more messages."""
     queue = await declare(channel, x_queue_type=kind, x_max_length=2, x_overflow="reject-publish")
     with pytest.raises(DeliveryError):
         await put(channel, *"123456789")
@@ -127,7 +127,7 @@ async def test_a_full_queue_can_refuse_instead(channel: AbstractChannel, kind: s
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_dead_letter_tells_why(channel: AbstractChannel, kind: str, broker_version: Version) -> None:
-    """In `x-death`, and where it died first; 4.x adds where it died last, and keeps `redelivered`."""
+    """`x-death` and the first death are there; 4.x adds the last one, and keeps `redelivered`."""
     dead = await declare(channel, "dead")
     queue = await declare(channel, x_queue_type=kind, **DEAD)
     await put(channel, "body", expiration=60, headers={"mine": 1})
@@ -166,7 +166,7 @@ async def test_a_dead_letter_tells_why(channel: AbstractChannel, kind: str, brok
 async def test_what_the_queue_gives_up_is_a_dead_letter_too(
     channel: AbstractChannel, kind: str, reason: str, arguments: dict[str, int]
 ) -> None:
-    """It has not been delivered."""
+    """It is not marked as redelivered."""
     dead = await declare(channel, "dead")
     await declare(channel, x_queue_type=kind, **DEAD, **arguments)
     await put(channel, "1")
@@ -177,7 +177,7 @@ async def test_what_the_queue_gives_up_is_a_dead_letter_too(
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_deaths_are_counted_per_queue_and_reason(channel: AbstractChannel, kind: str) -> None:
-    """The latest first; the first one stays named."""
+    """The latest death comes first, and the first one keeps its headers."""
     back = {"x_dead_letter_exchange": "", "x_dead_letter_routing_key": "queue"}
     queue = await declare(
         channel, x_queue_type=kind, x_dead_letter_exchange="", x_dead_letter_routing_key="wait"
@@ -192,7 +192,7 @@ async def test_deaths_are_counted_per_queue_and_reason(channel: AbstractChannel,
 
 
 async def test_a_letter_that_nobody_rejects_does_not_go_in_circles(channel: AbstractChannel) -> None:
-    """It is dropped when it would come back to a queue in which it has died."""
+    """It is dropped before it comes back to a queue in which it has died."""
     await declare(channel, x_message_ttl=1, x_dead_letter_exchange="", x_dead_letter_routing_key="queue")
     await put(channel, "1")
     await until_depth(channel, 0)
@@ -201,7 +201,7 @@ async def test_a_letter_that_nobody_rejects_does_not_go_in_circles(channel: Abst
 async def test_deaths_that_a_publisher_writes_do_not_count(
     channel: AbstractChannel, broker_version: Version
 ) -> None:
-    """Not on 4.x; on 3.10 the queue believes them, which is how a copied header loses messages."""
+    """On 3.10 the queue believes them, so a copied header can lose messages."""
     dead = await declare(channel, "dead")
     queue = await declare(channel, **DEAD)
     await put(channel, "1")
@@ -213,7 +213,7 @@ async def test_deaths_that_a_publisher_writes_do_not_count(
 
 
 async def test_a_dead_letter_keeps_its_key_where_none_is_given(channel: AbstractChannel) -> None:
-    """And goes to the exchange that is given."""
+    """It goes to the dead-letter exchange with its old routing key."""
     exchange = await channel.declare_exchange("exchange")
     dead = await declare(channel, "dead")
     await dead.bind(exchange, "queue")
@@ -224,7 +224,7 @@ async def test_a_dead_letter_keeps_its_key_where_none_is_given(channel: Abstract
 
 
 async def test_a_dead_letter_exchange_that_is_not_there_takes_nothing(channel: AbstractChannel) -> None:
-    """The message is gone, without an error."""
+    """The message is lost without an error."""
     queue = await declare(channel, x_dead_letter_exchange="nowhere")
     await put(channel, "1")
     await (await get(queue)).reject()
@@ -242,7 +242,7 @@ async def die(connection: AbstractConnection) -> None:
 
 
 async def test_a_message_that_fails_too_often_is_a_dead_letter(connection: AbstractConnection) -> None:
-    """A quorum queue counts the channels that end with it."""
+    """A quorum queue counts each end of a channel with the message."""
     channel = await connection.channel()
     dead = await declare(channel, "dead")
     await declare(channel, x_queue_type="quorum", x_delivery_limit=2, **DEAD)
@@ -255,7 +255,7 @@ async def test_a_message_that_fails_too_often_is_a_dead_letter(connection: Abstr
 async def test_twenty_failures_are_the_limit_where_none_is_given(
     connection: AbstractConnection, broker_version: Version
 ) -> None:
-    """On 4.x; 3.10 has none."""
+    """This is so on 4.x; 3.10 has no limit."""
     if broker_version < (4,):
         pytest.skip("RabbitMQ 3.10 has no limit by itself")
     channel = await connection.channel()
@@ -270,7 +270,7 @@ async def test_twenty_failures_are_the_limit_where_none_is_given(
 
 
 async def test_what_counts_as_a_failure(channel: AbstractChannel, broker_version: Version) -> None:
-    """On 4.3 a reject does and a nack doesn't; on 3.10 both do, and the first delivery already says 0."""
+    """On 4.3 a reject counts and a nack does not; on 3.10 both do."""
     queue = await declare(channel, x_queue_type="quorum")
     await put(channel, "1")
     first = await get(queue)
@@ -286,7 +286,7 @@ async def test_what_counts_as_a_failure(channel: AbstractChannel, broker_version
 
 
 async def test_dead_letters_at_least_once(channel: AbstractChannel) -> None:
-    """They arrive as with the other strategy."""
+    """They arrive like those of the other strategy."""
     dead = await declare(channel, "dead", x_queue_type="quorum")
     queue = await declare(
         channel,
@@ -302,7 +302,7 @@ async def test_dead_letters_at_least_once(channel: AbstractChannel) -> None:
 
 
 async def test_dead_letters_at_least_once_wait_for_their_queue(channel: AbstractChannel) -> None:
-    """And those behind them too, once there are more than 32: why a target needs an alternate exchange."""
+    """More than 32 block those behind them, so a target needs an alternate exchange."""
     exchange = await channel.declare_exchange("exchange", ExchangeType.TOPIC)
     dead = await declare(channel, "dead")
     await dead.bind(exchange, "known")
@@ -327,7 +327,7 @@ async def test_dead_letters_at_least_once_wait_for_their_queue(channel: Abstract
 
 
 async def test_the_delay_levels_of_hybridkit(channel: AbstractChannel) -> None:
-    """A message comes after the whole seconds that it was given, through the levels' queues."""
+    """A message comes after the sum of its levels, in whole seconds."""
     amqp = await channel.get_underlay_channel()
     await topology.declare(topology.shared_topology() + topology.consumer_topology("work", ["event"]), amqp)
     queue = await channel.get_queue("work")

@@ -1,4 +1,4 @@
-"""Messages are routed, confirmed, returned, delivered and settled alike on both brokers (aio-pika)."""
+"""Both brokers route, confirm, return, deliver and settle messages alike (aio-pika)."""
 
 import asyncio
 from datetime import UTC, datetime
@@ -88,7 +88,7 @@ class Inbox:
     ],
 )
 async def test_topics(channel: AbstractChannel, pattern: str, key: str, matches: bool) -> None:
-    """`*` is one word, `#` any number of them."""
+    """`*` is one word, and `#` any number of words."""
     exchange = await channel.declare_exchange("exchange", ExchangeType.TOPIC)
     queue = await declare(channel)
     await queue.bind(exchange, pattern)
@@ -97,7 +97,7 @@ async def test_topics(channel: AbstractChannel, pattern: str, key: str, matches:
 
 
 async def test_direct_and_fanout(channel: AbstractChannel) -> None:
-    """By key, and to all; each queue once, however many bindings lead there."""
+    """A queue gets a message once, however many bindings match."""
     queue = await declare(channel)
     for kind in (ExchangeType.DIRECT, ExchangeType.FANOUT):
         exchange = await channel.declare_exchange(f"exchange.{kind.value}", kind)
@@ -124,7 +124,7 @@ async def test_direct_and_fanout(channel: AbstractChannel) -> None:
 async def test_headers(
     channel: AbstractChannel, arguments: dict[str, Any], headers: dict[str, Any], matches: bool
 ) -> None:
-    """All of them, or any; names that start with `x-` don't count."""
+    """All or any have to match, and names with `x-` are left out."""
     exchange = await channel.declare_exchange("exchange", ExchangeType.HEADERS)
     queue = await declare(channel)
     await queue.bind(exchange, "", arguments=arguments)
@@ -133,7 +133,7 @@ async def test_headers(
 
 
 async def test_exchanges_can_be_bound_to_exchanges(channel: AbstractChannel) -> None:
-    """Also in circles; a queue that is reached twice gets one message."""
+    """Cycles are allowed, and a queue that is reached twice gets one message."""
     first = await channel.declare_exchange("first", ExchangeType.TOPIC)
     second = await channel.declare_exchange("second", ExchangeType.FANOUT)
     queue = await declare(channel)
@@ -150,7 +150,7 @@ async def test_exchanges_can_be_bound_to_exchanges(channel: AbstractChannel) -> 
 
 
 async def test_an_alternate_exchange_takes_what_nobody_wants(channel: AbstractChannel) -> None:
-    """And a mandatory publish isn't returned then."""
+    """A mandatory publish is not returned then."""
     other = await channel.declare_exchange("other", ExchangeType.FANOUT)
     exchange = await channel.declare_exchange("exchange", arguments={"alternate-exchange": "other"})
     with pytest.raises(PublishError):
@@ -161,7 +161,7 @@ async def test_an_alternate_exchange_takes_what_nobody_wants(channel: AbstractCh
 
 
 async def test_cc_and_bcc_are_routing_keys_too(channel: AbstractChannel) -> None:
-    """BCC is taken out."""
+    """BCC is removed from the headers."""
     queues = [await declare(channel, name) for name in ("one", "two", "three")]
     await put(channel, "", queue="one", headers={"CC": ["two", "one"], "BCC": ["three"]})
     assert [list((await get(queue)).headers) for queue in queues] == [["CC"]] * 3
@@ -173,14 +173,14 @@ async def test_cc_and_bcc_are_routing_keys_too(channel: AbstractChannel) -> None
 async def test_a_mandatory_message_without_a_route_is_returned_before_it_is_confirmed(
     channel: AbstractChannel,
 ) -> None:
-    """312; and any other one without a route is confirmed and gone."""
+    """The code is 312; without `mandatory` it is confirmed and dropped."""
     await channel.default_exchange.publish(Message(b""), "nowhere", mandatory=False)
     with pytest.raises(PublishError, match="NO_ROUTE"):
         await channel.default_exchange.publish(Message(b""), "nowhere")
 
 
 async def test_a_thousand_publishes_are_confirmed(channel: AbstractChannel) -> None:
-    """One by one or many at once: each of them, and in order."""
+    """Each is confirmed in order, alone or together with others."""
     queue = await declare(channel)
     publishes = (channel.default_exchange.publish(Message(str(n).encode()), "queue") for n in range(1000))
     await asyncio.gather(*publishes)
@@ -189,7 +189,7 @@ async def test_a_thousand_publishes_are_confirmed(channel: AbstractChannel) -> N
 
 
 async def test_everything_about_a_message_arrives(channel: AbstractChannel) -> None:
-    """Properties, and headers of every type."""
+    """This includes all properties, and headers of every type."""
     queue = await declare(channel)
     headers: dict[str, Any] = {
         "text": "ä",
@@ -238,7 +238,7 @@ async def test_everything_about_a_message_arrives(channel: AbstractChannel) -> N
 
 @pytest.mark.parametrize("size", [0, 1, 131064, 131065, 1_000_000])
 async def test_bodies_of_any_size_arrive(channel: AbstractChannel, size: int) -> None:
-    """In as many frames as it takes."""
+    """They take as many frames as needed."""
     queue = await declare(channel)
     await put(channel, "x" * size)
     assert len((await get(queue)).body) == size
@@ -254,7 +254,7 @@ async def test_bodies_of_any_size_arrive(channel: AbstractChannel, size: int) ->
 async def test_impossible_messages_close_the_channel(
     channel: AbstractChannel, options: dict[str, Any], text: str
 ) -> None:
-    """406."""
+    """The code is 406."""
     await declare(channel)
     with pytest.raises(ChannelClosed, match=text):
         await put(channel, "", **options)
@@ -263,7 +263,7 @@ async def test_impossible_messages_close_the_channel(
 async def test_a_body_over_16_mib_is_refused(
     channel: AbstractChannel, broker_version: tuple[int, ...]
 ) -> None:
-    """RabbitMQ 3.10 takes 128 MiB."""
+    """RabbitMQ 3.10 accepts 128 MiB."""
     if broker_version < (4,):
         pytest.skip("RabbitMQ 3.10 takes 128 MiB")
     await declare(channel)
@@ -278,7 +278,7 @@ async def test_a_body_over_16_mib_is_refused(
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_consumer_gets_what_is_there_and_what_comes(channel: AbstractChannel, kind: str) -> None:
-    """In order, with ascending tags."""
+    """The messages are in order, with ascending tags."""
     inbox = Inbox()
     queue = await declare(channel, x_queue_type=kind)
     await put(channel, "1", "2")
@@ -295,7 +295,7 @@ async def test_a_consumer_gets_what_is_there_and_what_comes(channel: AbstractCha
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_prefetch_limits_each_consumer(channel: AbstractChannel, kind: str) -> None:
-    """An ack makes room for the next."""
+    """An acknowledgement makes room for the next message."""
     inbox = Inbox()
     queue = await declare(channel, x_queue_type=kind)
     await channel.set_qos(prefetch_count=2)
@@ -309,7 +309,7 @@ async def test_prefetch_limits_each_consumer(channel: AbstractChannel, kind: str
 
 
 async def test_a_global_prefetch(channel: AbstractChannel, broker_version: tuple[int, ...]) -> None:
-    """RabbitMQ 4.3 takes it for one of each consumer; on 3.10 it limits the channel's consumers together."""
+    """RabbitMQ 4.3 applies it to each consumer, and 3.10 to the channel."""
     inbox = Inbox()
     await channel.set_qos(prefetch_count=3, global_=True)
     for name in ("one", "two"):
@@ -322,7 +322,7 @@ async def test_a_global_prefetch(channel: AbstractChannel, broker_version: tuple
 
 
 async def test_consumers_take_turns(connection: AbstractConnection) -> None:
-    """Each gets its share."""
+    """Each gets its share of the messages."""
     channel = await connection.channel()
     queue = await declare(channel)
     inboxes = [Inbox(), Inbox()]
@@ -334,7 +334,7 @@ async def test_consumers_take_turns(connection: AbstractConnection) -> None:
 
 
 async def test_without_acknowledgements_nothing_stays(channel: AbstractChannel) -> None:
-    """What was delivered doesn't come back."""
+    """Delivered messages do not come back."""
     inbox = Inbox()
     queue = await declare(channel)
     await channel.set_qos(prefetch_count=1)
@@ -346,7 +346,7 @@ async def test_without_acknowledgements_nothing_stays(channel: AbstractChannel) 
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_an_ack_of_many_settles_all_up_to_it(connection: AbstractConnection, kind: str) -> None:
-    """The others come back when the channel ends."""
+    """Later messages come back when the channel ends."""
     channel = await connection.channel()
     queue = await declare(channel, x_queue_type=kind)
     await put(channel, *"12345")
@@ -362,7 +362,7 @@ async def test_an_ack_of_many_settles_all_up_to_it(connection: AbstractConnectio
 async def test_what_is_given_back_is_redelivered(
     channel: AbstractChannel, kind: str, broker_version: tuple[int, ...]
 ) -> None:
-    """A classic queue puts it where it was; a quorum queue before the others on 4.3, and behind them on 3.10."""
+    """A classic queue puts it at its old place, a quorum queue first on 4.3 and last on 3.10."""
     queue = await declare(channel, x_queue_type=kind)
     await put(channel, *"12345")
     first, second, third = [await get(queue) for _ in range(3)]
@@ -378,7 +378,7 @@ async def test_what_is_given_back_is_redelivered(
 
 
 async def test_an_unknown_delivery_tag_closes_the_channel(channel: AbstractChannel) -> None:
-    """406, also for one that has been settled; "all" is no error when there is nothing."""
+    """A settled tag is a 406 too, but settling all of none is no error."""
     amqp = await channel.get_underlay_channel()
     queue = await declare(channel)
     await amqp.basic_ack(0, multiple=True)
@@ -391,7 +391,7 @@ async def test_an_unknown_delivery_tag_closes_the_channel(channel: AbstractChann
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_rejected_message_is_gone(channel: AbstractChannel, kind: str) -> None:
-    """Without a dead-letter exchange; with `requeue` it comes back."""
+    """With `requeue` it comes back."""
     queue = await declare(channel, x_queue_type=kind)
     await put(channel, "1", "2")
     await (await get(queue)).reject()
@@ -402,7 +402,7 @@ async def test_a_rejected_message_is_gone(channel: AbstractChannel, kind: str) -
 
 
 async def test_recover_gives_everything_back(channel: AbstractChannel) -> None:
-    """`basic.recover` with requeue; without, it is not implemented."""
+    """Without `requeue` it is not implemented."""
     queue = await declare(channel)
     await put(channel, "1", "2")
     await bodies(queue, 2)
@@ -413,7 +413,7 @@ async def test_recover_gives_everything_back(channel: AbstractChannel) -> None:
 
 
 async def test_get_tells_how_many_are_left(channel: AbstractChannel) -> None:
-    """And that there is none."""
+    """An empty queue has an answer of its own."""
     queue = await declare(channel)
     await put(channel, "1", "2", "3")
     assert (await get(queue)).message_count == 2
@@ -436,7 +436,7 @@ async def test_a_cancelled_consumer_keeps_what_it_has(channel: AbstractChannel) 
 
 
 async def test_what_a_lost_connection_had_goes_back(amqp_url: str, channel: AbstractChannel) -> None:
-    """For the other consumers."""
+    """Another consumer gets it."""
     queue = await declare(channel)
     await put(channel, "1", "2")
     async with await aio_pika.connect(amqp_url) as other:
@@ -445,7 +445,7 @@ async def test_what_a_lost_connection_had_goes_back(amqp_url: str, channel: Abst
 
 
 async def test_an_exclusive_consumer_is_alone(connection: AbstractConnection) -> None:
-    """403 for whoever comes too, and for it where it isn't the first."""
+    """A second consumer gets a 403, and so does it when it is not the first."""
     channel = await connection.channel()
     queue = await declare(channel)
     tag = await queue.consume(Inbox().take, exclusive=True)
@@ -460,7 +460,7 @@ async def test_an_exclusive_consumer_is_alone(connection: AbstractConnection) ->
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_single_active_consumer_is_followed_by_the_next(channel: AbstractChannel, kind: str) -> None:
-    """At once, although it still has messages."""
+    """The next one begins at once, although the first has unsettled messages."""
     first, second = Inbox(), Inbox()
     queue = await declare(channel, x_queue_type=kind, x_single_active_consumer=True)
     tag = await queue.consume(first.take)
@@ -477,7 +477,7 @@ async def test_a_single_active_consumer_is_followed_by_the_next(channel: Abstrac
 async def test_who_follows_a_dead_consumer_starts_where_that_was(
     amqp_url: str, channel: AbstractChannel, kind: str
 ) -> None:
-    """What it had comes first."""
+    """The dead consumer's messages come first."""
     first, second = Inbox(), Inbox()
     queue = await declare(channel, x_queue_type=kind, x_single_active_consumer=True)
     async with await aio_pika.connect(amqp_url) as other:
@@ -493,7 +493,7 @@ async def test_who_follows_a_dead_consumer_starts_where_that_was(
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_the_consumers_of_a_deleted_queue_are_told(connection: AbstractConnection, kind: str) -> None:
-    """By `basic.cancel`; what they have can be settled without an error."""
+    """They get `basic.cancel`, and can settle without an error."""
     channel = await connection.channel()
     amqp: Any = await channel.get_underlay_channel()
     inbox = Inbox()

@@ -1,4 +1,4 @@
-"""What pika, another client with other habits, sees is alike on both brokers."""
+"""Both brokers behave alike for pika, a client with other habits."""
 
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -52,7 +52,7 @@ def take(channel: Channel, queue: str = "queue", **options: Any) -> Iterator[tup
 
 
 def test_publish_consume_and_ack(channel: Channel) -> None:
-    """In order, with what belongs to it."""
+    """The messages are in order, with their properties."""
     properties = pika.BasicProperties(headers={"key": "value"}, delivery_mode=2, content_type="text/plain")
     for body in (b"1", b"2"):
         channel.basic_publish("", "queue", body, properties, mandatory=True)
@@ -73,7 +73,7 @@ def test_publish_consume_and_ack(channel: Channel) -> None:
 
 
 def test_unroutable_and_nacked(channel: Channel) -> None:
-    """Each has its error."""
+    """Each raises its own error."""
     with pytest.raises(UnroutableError):
         channel.basic_publish("", "nowhere", b"", mandatory=True)
     arguments = {"x-max-length": 0, "x-overflow": "reject-publish"}
@@ -83,7 +83,7 @@ def test_unroutable_and_nacked(channel: Channel) -> None:
 
 
 def test_what_is_given_back_comes_again(channel: Channel) -> None:
-    """Marked, and in its place."""
+    """It is marked as redelivered, at its old place."""
     for body in (b"1", b"2", b"3"):
         channel.basic_publish("", "queue", body)
     first = channel.basic_get("queue")[0]
@@ -94,7 +94,7 @@ def test_what_is_given_back_comes_again(channel: Channel) -> None:
 
 
 def test_prefetch(channel: Channel) -> None:
-    """No more than that many are out."""
+    """No more messages than that are unacknowledged."""
     for _ in range(3):
         channel.basic_publish("", "queue", b"")
     channel.basic_qos(prefetch_count=2)
@@ -102,7 +102,7 @@ def test_prefetch(channel: Channel) -> None:
 
 
 def test_an_error_closes_the_channel_only(connection: Any, channel: Channel) -> None:
-    """With code and text; the connection goes on."""
+    """The client gets code and text, and the connection goes on."""
     with pytest.raises(ChannelClosedByBroker) as caught:
         channel.queue_declare("nowhere", passive=True)
     assert caught.value.reply_code == 404
@@ -111,14 +111,14 @@ def test_an_error_closes_the_channel_only(connection: Any, channel: Channel) -> 
 
 
 def test_a_worse_error_closes_the_connection(channel: Channel) -> None:
-    """Here 540."""
+    """A 540 does so."""
     with pytest.raises(ConnectionClosedByBroker) as caught:
         channel.basic_qos(prefetch_size=1)
     assert caught.value.reply_code == 540
 
 
 def test_a_deleted_queue_cancels_its_consumer(amqp_url: str, connection: Any, channel: Channel) -> None:
-    """pika ends the iteration, or calls back."""
+    """pika ends the iteration or calls back."""
     cancelled: list[Any] = []
     channel.add_on_cancel_callback(lambda frame: cancelled.append(frame.method.consumer_tag))
     tag = channel.basic_consume("queue", lambda *_: None)
@@ -132,7 +132,7 @@ def test_a_deleted_queue_cancels_its_consumer(amqp_url: str, connection: Any, ch
 
 
 def test_a_wrong_password(amqp_url: str) -> None:
-    """pika knows why the connection ended."""
+    """The client gets the reason."""
     with (
         pytest.raises(ProbableAuthenticationError, match="Login was refused"),
         connected(amqp_url.replace("guest:guest", "guest:wrong")),
@@ -141,7 +141,7 @@ def test_a_wrong_password(amqp_url: str) -> None:
 
 
 def test_exchanges_and_bindings(channel: Channel) -> None:
-    """Also between exchanges."""
+    """Exchanges are bound to queues and to exchanges."""
     channel.exchange_declare("topic", "topic")
     channel.exchange_declare("fanout", "fanout")
     channel.exchange_bind("fanout", "topic", "a.#")
@@ -156,7 +156,7 @@ def test_exchanges_and_bindings(channel: Channel) -> None:
 
 
 def test_a_large_message(channel: Channel) -> None:
-    """Over many frames, both ways."""
+    """It takes many frames in both directions."""
     channel.basic_publish("", "queue", b"x" * 1_000_000)
     assert channel.basic_get("queue", auto_ack=True)[2] == b"x" * 1_000_000
 
@@ -170,7 +170,7 @@ def until(connection: Any, condition: Callable[[], object]) -> None:
 
 
 def test_an_alarm_blocks_who_publishes(memory_alarm: Any) -> None:
-    """It is told, and what it sends waits unread; the others go on; afterwards all of it is read."""
+    """What a publisher sends waits unread until the end of the alarm, and others go on."""
     with connected(memory_alarm.url) as publisher, connected(memory_alarm.url) as other:
         told: list[str] = []
         publisher.add_on_connection_blocked_callback(lambda *_: told.append("blocked"))

@@ -69,7 +69,7 @@ class Inbox:
 
 
 async def test_dropped_confirms(broker: DevelopmentBroker, channel: AbstractChannel) -> None:
-    """The message is there, its publisher never hears of it, and the next one's confirm doesn't speak for it."""
+    """The messages are stored, and the confirm of a later publish does not include them."""
     broker.faults.drop_confirms(1)
     silent = putting(channel)
     await until(lambda: broker.queues()["queue"].ready == 1)
@@ -86,7 +86,7 @@ async def test_dropped_confirms(broker: DevelopmentBroker, channel: AbstractChan
 
 
 async def test_delayed_confirms(broker: DevelopmentBroker, channel: AbstractChannel) -> None:
-    """Each comes later, until it is cleared."""
+    """Each confirm is late until the fault is cleared."""
     broker.faults.delay_confirms(0.2)
     loop = asyncio.get_running_loop()
     started = loop.time()
@@ -102,7 +102,7 @@ async def test_delayed_confirms(broker: DevelopmentBroker, channel: AbstractChan
 
 
 async def test_nacked_publishes(broker: DevelopmentBroker, channel: AbstractChannel) -> None:
-    """They reach no queue; the next one does."""
+    """They reach no queue, and the next publish does."""
     broker.faults.nack_publishes(1)
     with pytest.raises(DeliveryError):
         await put(channel)
@@ -112,7 +112,7 @@ async def test_nacked_publishes(broker: DevelopmentBroker, channel: AbstractChan
 
 
 async def test_a_blocked_publisher(broker: DevelopmentBroker, channel: AbstractChannel) -> None:
-    """It is told when it publishes, its message waits unread, and others may consume."""
+    """It is told when it publishes, its message waits unread, and consumers go on."""
     connection: Any = await channel.get_underlay_channel()
     ready = connection.connection.ready
     broker.faults.block("no memory left")
@@ -132,7 +132,7 @@ async def test_a_blocked_publisher(broker: DevelopmentBroker, channel: AbstractC
 
 
 async def test_duplicated_deliveries(broker: DevelopmentBroker, channel: AbstractChannel) -> None:
-    """The same message under two tags; both can be settled, also by giving back."""
+    """The message comes under two tags, and both can be settled."""
     inbox = Inbox()
     await inbox.listen(channel)
     broker.faults.duplicate_deliveries(1)
@@ -146,7 +146,7 @@ async def test_duplicated_deliveries(broker: DevelopmentBroker, channel: Abstrac
 
 
 async def test_reordered_deliveries(broker: DevelopmentBroker, channel: AbstractChannel) -> None:
-    """Held back until there are enough, then the other way round."""
+    """The messages are held back until there are enough, and come in reverse order."""
     inbox = Inbox()
     await inbox.listen(channel)
     broker.faults.reorder_deliveries(3)
@@ -160,7 +160,7 @@ async def test_reordered_deliveries(broker: DevelopmentBroker, channel: Abstract
 async def test_what_is_held_back_comes_when_the_faults_are_cleared(
     broker: DevelopmentBroker, channel: AbstractChannel
 ) -> None:
-    """To its consumer, or back into the queue where that has gone."""
+    """It goes to its consumer, or back to the queue when the consumer has ended."""
     inbox = Inbox()
     tag = await inbox.listen(channel)
     broker.faults.reorder_deliveries(10)
@@ -176,7 +176,7 @@ async def test_what_is_held_back_comes_when_the_faults_are_cleared(
 
 
 async def test_cancelled_consumers(broker: DevelopmentBroker, channel: AbstractChannel) -> None:
-    """The queue stays, and so does what they have."""
+    """The queue and the unsettled messages of the consumers stay."""
     amqp: Any = await channel.get_underlay_channel()
     inbox = Inbox()
     tag = await inbox.listen(channel)
@@ -194,7 +194,7 @@ async def test_cancelled_consumers(broker: DevelopmentBroker, channel: AbstractC
 async def test_closed_channels(
     broker: DevelopmentBroker, connection: AbstractConnection, channel: AbstractChannel
 ) -> None:
-    """With any code; those of one queue, or all."""
+    """They are closed with any code, for one queue or for all."""
     consuming = await connection.channel()
     await Inbox().listen(consuming)
     assert broker.faults.close_channels(406, "timed out", queue="queue") == 1
@@ -205,7 +205,7 @@ async def test_closed_channels(
 
 
 async def test_closed_connections(broker: DevelopmentBroker, connection: AbstractConnection) -> None:
-    """As an operator closes them."""
+    """The clients get the code and the text."""
     assert connection.transport is not None
     closing: asyncio.Future[Any] = connection.transport.connection.closing
     assert broker.faults.close_connections(320, "by hand") == 1
@@ -215,7 +215,7 @@ async def test_closed_connections(broker: DevelopmentBroker, connection: Abstrac
 
 @pytest.mark.parametrize("at_byte", [0, 1, 5, 8, 30, 200])
 async def test_a_cut_connection(broker: DevelopmentBroker, at_byte: int) -> None:
-    """Exactly that many bytes arrive, then the connection ends."""
+    """Exactly that many bytes arrive before the connection ends."""
     broker.faults.cut("to_client", at_byte=at_byte)
     reader, writer = await asyncio.open_connection("127.0.0.1", broker.port)
     writer.write(b"AMQP\x00\x00\x09\x01")
@@ -227,7 +227,7 @@ async def test_a_cut_connection(broker: DevelopmentBroker, at_byte: int) -> None
 
 
 async def test_a_cut_on_the_way_in(broker: DevelopmentBroker, channel: AbstractChannel) -> None:
-    """A publish that is cut in its middle is none."""
+    """A publish that is cut in the middle is not stored."""
     broker.faults.cut("to_server", at_byte=20)
     with pytest.raises(aio_pika.exceptions.AMQPError):
         await put(channel, "x" * 100)
@@ -235,7 +235,7 @@ async def test_a_cut_on_the_way_in(broker: DevelopmentBroker, channel: AbstractC
 
 
 async def test_a_frozen_broker(broker: DevelopmentBroker, channel: AbstractChannel) -> None:
-    """Nothing answers, nothing is closed, nothing is lost."""
+    """Nothing answers, nothing is closed, and nothing is lost."""
     broker.faults.freeze()
     waiting = putting(channel)
     joining = asyncio.create_task(aio_pika.connect(broker.url))
@@ -250,7 +250,7 @@ async def test_a_frozen_broker(broker: DevelopmentBroker, channel: AbstractChann
 async def test_a_fault_of_its_own_costs_one_connection(
     broker: DevelopmentBroker, channel: AbstractChannel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """541, and the others go on."""
+    """An internal error closes it with 541, and other connections go on."""
     async with await aio_pika.connect(broker.url) as other:
         theirs = await other.channel()
         amqp: Any = await channel.get_underlay_channel()
@@ -269,7 +269,7 @@ async def test_a_fault_of_its_own_costs_one_connection(
 
 
 async def test_what_it_holds_can_be_looked_at(broker: DevelopmentBroker, channel: AbstractChannel) -> None:
-    """Queues by virtual host, connections by their names."""
+    """Queues are listed by virtual host, and connections by name."""
     await put(channel)
     assert broker.queues() == {"queue": QueueState(ready=1, unacknowledged=0, consumers=0)}
     assert broker.queues("another") == {}
@@ -280,7 +280,7 @@ async def test_what_it_holds_can_be_looked_at(broker: DevelopmentBroker, channel
 
 
 async def test_only_its_users_may_connect() -> None:
-    """Where it is given some; its URL is the first one's."""
+    """The URL has the first of the users."""
     async with DevelopmentBroker(users={"me": "pass/word"}) as broker:
         assert broker.url == f"amqp://me:pass%2Fword@127.0.0.1:{broker.port}/"
         async with await aio_pika.connect(broker.url):
@@ -290,7 +290,7 @@ async def test_only_its_users_may_connect() -> None:
 
 
 async def test_a_port_that_is_taken_is_named(broker: DevelopmentBroker) -> None:
-    """And a broker that isn't entered has no URL."""
+    """A broker that was not entered has no URL."""
     with pytest.raises(ServerStartError, match=f"can't listen on port {broker.port}"):
         async with DevelopmentBroker(port=broker.port):
             pass
@@ -307,14 +307,14 @@ NOT_THERE: dict[str, Callable[[Any], Awaitable[Any]]] = {
 
 @pytest.mark.parametrize("feature", NOT_THERE)
 async def test_what_it_does_not_have_is_not_implemented(connection: AbstractConnection, feature: str) -> None:
-    """540, which nobody overlooks."""
+    """Priorities, streams and transactions are refused with 540."""
     channel = await connection.channel(publisher_confirms=False)
     with pytest.raises(ConnectionNotImplemented, match=f"the development broker has no {feature}"):
         await NOT_THERE[feature](await channel.get_underlay_channel())
 
 
 async def test_leaving_ends_the_connections() -> None:
-    """Whoever is connected notices."""
+    """The clients notice at once."""
     async with DevelopmentBroker() as broker:
         connection = await aio_pika.connect(broker.url)
         assert connection.transport is not None
@@ -327,7 +327,7 @@ async def test_leaving_ends_the_connections() -> None:
 async def test_a_client_that_does_not_read_gets_no_more(
     broker: DevelopmentBroker, channel: AbstractChannel
 ) -> None:
-    """Without acknowledgements too: the messages stay in the queue until it reads."""
+    """Its messages stay in the queue until it reads, also without acknowledgements."""
     for _ in range(300):
         await put(channel, "x" * 100_000)
     reader, writer = await asyncio.open_connection("127.0.0.1", broker.port)

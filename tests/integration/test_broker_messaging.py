@@ -61,7 +61,7 @@ class Notes:
 async def test_events_arrive(
     broker: DevelopmentBroker, publisher: RobustPublisher, connection: BrokerConnection
 ) -> None:
-    """Confirmed, routed, handled, acknowledged."""
+    """They are confirmed, routed, handled and acknowledged."""
     notes = Notes()
     async with notes.consumer.running(connection, publisher=publisher):
         await asyncio.gather(*(publisher.publish(Noticed(number=n)) for n in range(100)))
@@ -74,7 +74,7 @@ async def test_events_arrive(
 async def test_a_failing_handler_gets_its_retries_over_the_delay_levels(
     publisher: RobustPublisher, connection: BrokerConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two of them, a second each."""
+    """The event is handled again twice, a second apart."""
     monkeypatch.setattr("random.random", lambda: 1.0)
     notes = Notes(failures=2, retry=Retry.exponential(first_seconds=1, cap_seconds=1, attempts=3))
     async with notes.consumer.running(connection, publisher=publisher):
@@ -85,7 +85,7 @@ async def test_a_failing_handler_gets_its_retries_over_the_delay_levels(
 async def test_what_fails_for_good_is_a_dead_letter(
     broker: DevelopmentBroker, publisher: RobustPublisher, connection: BrokerConnection
 ) -> None:
-    """In the consumer's own queue for them."""
+    """It is in the consumer's dead-letter queue."""
     notes = Notes(failures=2, retry=Retry.immediate(attempts=2))
     async with notes.consumer.running(connection, publisher=publisher):
         await publisher.publish(Noticed(number=1))
@@ -96,7 +96,7 @@ async def test_what_fails_for_good_is_a_dead_letter(
 async def test_faults_have_their_errors(
     broker: DevelopmentBroker, publisher: RobustPublisher, connection: BrokerConnection
 ) -> None:
-    """Each says what is known of the message."""
+    """Each error says what is known about the message."""
     async with Notes().consumer.running(connection, publisher=publisher):
         broker.faults.nack_publishes(1)
         with pytest.raises(NackedError):
@@ -129,7 +129,7 @@ FAULTS: dict[str, Callable[[BrokerFaults], int]] = {
 async def test_a_consumer_heals(
     broker: DevelopmentBroker, publisher: RobustPublisher, connection: BrokerConnection, fault: str
 ) -> None:
-    """And handles what is published then."""
+    """After the fault it handles newly published events."""
     notes = Notes()
     async with notes.consumer.running(connection, publisher=publisher):
         assert FAULTS[fault](broker.faults)

@@ -57,7 +57,7 @@ def children_of(command: subprocess.Popen[str]) -> list[ProcessId]:
 
 
 def test_all_four_start_answer_and_say_where_they_come_from() -> None:
-    """One line of JSON, for programs; SIGTERM ends the servers and the command, with exit code 0."""
+    """It prints one line of JSON; SIGTERM ends the servers and the command, with exit code 0."""
     with servers_command() as (command, servers):
         assert list(servers) == list(ANSWERS)
         for kind, server in servers.items():
@@ -69,7 +69,7 @@ def test_all_four_start_answer_and_say_where_they_come_from() -> None:
 
 
 def test_a_server_that_ends_by_itself_is_told_and_ends_the_command() -> None:
-    """Nobody waits for a server that isn't there: the command names it, shows its log and ends with exit code 1."""
+    """The command names it, prints its log and ends with exit code 1."""
     argv = [sys.executable, "-m", "hybridkit.dev", "servers", "redis"]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as command:
         try:
@@ -87,7 +87,7 @@ def test_a_server_that_ends_by_itself_is_told_and_ends_the_command() -> None:
 
 
 def test_ctrl_c_in_the_middle_of_the_start_leaves_nothing() -> None:
-    """Those that are still starting end as well, and the exit code is 0."""
+    """Servers that are still starting end as well, and the exit code is 0."""
     argv = [sys.executable, "-m", "hybridkit.dev", "servers", "postgres", "rabbitmq"]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as command:
         try:
@@ -101,7 +101,7 @@ def test_ctrl_c_in_the_middle_of_the_start_leaves_nothing() -> None:
 
 
 def test_after_kill_9_the_kernel_ends_the_servers_and_the_next_start_removes_the_rest() -> None:
-    """The servers get a signal when their owner dies; the folder is found by the next owner."""
+    """The servers get a signal by the owner's death, and the next owner removes the folder."""
     with servers_command("redis", "postgres") as (command, servers):
         children = children_of(command)
         (run,) = [
@@ -118,7 +118,7 @@ def test_after_kill_9_the_kernel_ends_the_servers_and_the_next_start_removes_the
 
 
 def test_a_frozen_orphan_is_killed_by_the_next_start() -> None:
-    """Nothing but SIGKILL reaches a stopped process, so it outlives its owner: the next one finds its record."""
+    """A stopped process outlives its owner, and is found by its record."""
     with servers_command("postgres") as (command, _):
         children = children_of(command)
         for child in children:
@@ -130,7 +130,7 @@ def test_a_frozen_orphan_is_killed_by_the_next_start() -> None:
 
 
 def test_a_program_that_is_there_and_does_not_start_is_an_error(tmp_path: Path) -> None:
-    """The ladder does not go on behind anybody's back: the newest Redis is broken, so there is none."""
+    """The next origin is not tried in place of a broken Redis."""
     redis = tmp_path / "redis-server"
     redis.write_text("#!/bin/sh\n[ $# = 1 ] && echo Redis server v=99.0.0 || exit 1\n")
     redis.chmod(0o755)
@@ -142,7 +142,7 @@ def test_a_program_that_is_there_and_does_not_start_is_an_error(tmp_path: Path) 
 
 
 def test_an_unknown_kind_is_refused_with_the_known_ones() -> None:
-    """Exit code 2, as for any wrong argument."""
+    """The exit code is 2."""
     argv = [sys.executable, "-m", "hybridkit.dev", "servers", "oracle"]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == 2
@@ -151,7 +151,7 @@ def test_an_unknown_kind_is_refused_with_the_known_ones() -> None:
 
 
 def test_a_url_is_only_named_and_its_password_hidden() -> None:
-    """Nothing is started for it; the table is for people, who may be looking over a shoulder."""
+    """Nothing is started for it, and the table may be read by others."""
     environment = {**os.environ, "HYBRIDKIT_REDIS_URL": "redis://me:secret@example:6379/0"}
     argv = [sys.executable, "-m", "hybridkit.dev", "servers", "redis"]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=environment) as command:
@@ -177,7 +177,7 @@ def test_the_development_broker_runs_until_a_signal(number: signal.Signals) -> N
 
 
 def test_a_port_that_is_taken_is_an_error() -> None:
-    """Exit code 1, and the port in the message."""
+    """The message has the port, and the exit code is 1."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         argv = [sys.executable, "-m", "hybridkit.dev", "broker", "--port", port]

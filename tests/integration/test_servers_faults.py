@@ -121,7 +121,7 @@ async def test_what_was_written_survives_a_kill(server: Server) -> None:
 
 
 async def test_a_frozen_server_is_silent_until_it_is_resumed(server: Server) -> None:
-    """SIGSTOP and SIGCONT reach every process of the server; then a restart in good order keeps the data."""
+    """All its processes stop and continue, and a graceful restart keeps the data."""
     await WRITE[server.kind](server.url)
     server.freeze()
     assert not await asyncio.to_thread(answers, server)
@@ -132,7 +132,7 @@ async def test_a_frozen_server_is_silent_until_it_is_resumed(server: Server) -> 
 
 
 async def test_open_sessions_of_a_frozen_postgres_are_frozen_too(own_postgres_server: Server) -> None:
-    """Each session is a process of its own, in a process group of its own: the signal has to find it."""
+    """Each session is a process in its own process group."""
     async with postgres_session(own_postgres_server.url) as session:
         own_postgres_server.freeze()
         with pytest.raises(TimeoutError):
@@ -142,7 +142,7 @@ async def test_open_sessions_of_a_frozen_postgres_are_frozen_too(own_postgres_se
 async def test_a_killed_postgres_can_be_restarted_while_its_sessions_were_busy(
     own_postgres_server: Server,
 ) -> None:
-    """PostgreSQL refuses to start while a session of its dead predecessor is still attached to the memory."""
+    """PostgreSQL refuses to start while a dead server's session is attached to its memory."""
     async with postgres_session(own_postgres_server.url) as session:
         busy = asyncio.create_task(session.execute("select count(*) from generate_series(1, 100000000000)"))
         await asyncio.sleep(0)
@@ -167,7 +167,7 @@ async def read_once_elected(url: str) -> object:
 
 
 async def test_a_quorum_queue_survives_the_death_of_a_node(own_rabbitmq_cluster: Sequence[Server]) -> None:
-    """Three nodes form a cluster: what one confirmed, another one has after the first was killed."""
+    """In a cluster of three, another node has what the killed one confirmed."""
     first, second, _ = own_rabbitmq_cluster
     async with await connect(first.url) as connection:
         channel = await connection.channel()

@@ -35,7 +35,7 @@ async def client(proxy: FaultProxy, redis_url: str) -> AsyncGenerator[Any]:
 
 
 async def test_a_frozen_redis_times_out_and_works_again(proxy: FaultProxy, client: Any) -> None:
-    """The command that timed out was only held back: it arrives when the fault ends."""
+    """The command that timed out arrives when the fault ends."""
     await client.set("before", "1")
     proxy.freeze()
     with pytest.raises(RedisTimeoutError):
@@ -48,7 +48,7 @@ async def test_a_frozen_redis_times_out_and_works_again(proxy: FaultProxy, clien
 
 
 async def test_a_command_into_a_black_hole_is_lost(proxy: FaultProxy, client: Any) -> None:
-    """It timed out as well, but nothing has happened."""
+    """The command times out as well, but is never run."""
     await client.set("before", "1")
     proxy.swallow()
     with pytest.raises(RedisTimeoutError):
@@ -58,7 +58,7 @@ async def test_a_command_into_a_black_hole_is_lost(proxy: FaultProxy, client: An
 
 
 async def test_a_reply_that_breaks_off_is_a_broken_connection(proxy: FaultProxy, client: Any) -> None:
-    """Half a reply never becomes a value."""
+    """A part of a reply never becomes a value."""
     await client.set("large", "x" * 10_000)
     proxy.cut("to_client", at_byte=5_000)
     with pytest.raises(RedisConnectionError):

@@ -67,7 +67,7 @@ def dies(url: str) -> bool:
 
 
 def test_the_last_one_to_let_go_ends_the_server(key: str) -> None:
-    """Both have the same server; it outlives the one that started it."""
+    """Both users have one server, which outlives the process that started it."""
     first, second = SharedServers(key), SharedServers(key)
     url = first.get("redis").url
     assert second.get("redis").url == url
@@ -78,7 +78,7 @@ def test_the_last_one_to_let_go_ends_the_server(key: str) -> None:
 
 
 def test_many_at_once_start_one_server(key: str) -> None:
-    """The first starts it, the others wait for it."""
+    """The first process starts it, and the others wait."""
     users = [SharedServers(key) for _ in range(6)]
     with ThreadPoolExecutor(max_workers=len(users)) as threads:
         urls = set(threads.map(lambda user: user.get("redis").url, users))
@@ -88,7 +88,7 @@ def test_many_at_once_start_one_server(key: str) -> None:
 
 
 def test_another_run_has_a_server_of_its_own(key: str) -> None:
-    """Runs that happen at the same time don't meet."""
+    """Runs at the same time do not share servers."""
     first, second = SharedServers(key), SharedServers(f"{key}-other")
     try:
         assert first.get("redis").url != second.get("redis").url
@@ -99,7 +99,7 @@ def test_another_run_has_a_server_of_its_own(key: str) -> None:
 
 
 def test_a_user_that_was_killed_holds_nothing(key: str) -> None:
-    """The kernel releases its lock."""
+    """The kernel releases its lock, and the server ends."""
     script = f"""
 import time
 from hybridkit.dev import SharedServers
@@ -116,7 +116,7 @@ time.sleep(1000)
 
 
 def test_a_server_whose_owner_was_killed_is_started_again(key: str) -> None:
-    """The next one to ask does not get an answer of the dead."""
+    """The next user does not get the dead owner's report."""
     first, second = SharedServers(key), SharedServers(key)
     url = first.get("redis").url
     report = read_report(first._folder / "redis.json")
@@ -136,7 +136,7 @@ def test_a_server_whose_owner_was_killed_is_started_again(key: str) -> None:
 
 @pytest.mark.usefixtures("unmeasured_test")
 def test_workers_of_xdist_share_one_server(pytester: pytest.Pytester) -> None:
-    """One process for all, a database for each; it has ended when the run has."""
+    """Each worker has a database of its own, and the server ends with the run."""
     pytester.makepyfile(RECORD_URL)
     result = pytester.runpytest_subprocess("-n", "2")
     result.assert_outcomes(passed=4)
@@ -148,7 +148,7 @@ def test_workers_of_xdist_share_one_server(pytester: pytest.Pytester) -> None:
 @pytest.mark.usefixtures("unmeasured_test")
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_run_leaves_no_server(pytester: pytest.Pytester, signal_number: int) -> None:
-    """The owner ends it, whatever became of the tests."""
+    """The owner ends the server, however the tests ended."""
     pytester.makepyfile(HANG)
     said = Path(pytester.path / "url")
     with pytester.popen([sys.executable, "-m", "pytest"]) as run:

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 
 @pytest.mark.parametrize("attempt", [1, 2])
 async def test_postgres_is_a_new_database_each_time(postgres_url: str, attempt: int) -> None:
-    """The second test could not create a table that the first one's database still had."""
+    """Both tests can create the same table."""
     connection: Any = await asyncpg.connect(postgres_url)  # pyright: ignore[reportUnknownMemberType]
     try:
         await connection.execute("create table things (id int)")
@@ -32,7 +32,7 @@ async def test_mongo_is_a_new_database_each_time(mongo_url: str, attempt: int) -
 
 @pytest.mark.parametrize("attempt", [1, 2])
 async def test_redis_is_an_empty_database_each_time(redis_url: str, attempt: int) -> None:
-    """Each test starts with no keys and leaves some."""
+    """Each test finds no keys, and leaves some."""
     client: Any = Redis.from_url(redis_url)  # pyright: ignore[reportUnknownMemberType]
     async with client as redis:
         assert await redis.dbsize() == 0
@@ -41,7 +41,7 @@ async def test_redis_is_an_empty_database_each_time(redis_url: str, attempt: int
 
 @pytest.mark.parametrize("attempt", [1, 2])
 async def test_rabbitmq_is_a_new_virtual_host_each_time(rabbitmq_url: str, attempt: int) -> None:
-    """The queue of the first test, and its message, are not there in the second."""
+    """The second test does not find the first one's queue."""
     async with await connect(rabbitmq_url) as connection:
         channel = await connection.channel()
         queue = await channel.declare_queue("things", durable=True)

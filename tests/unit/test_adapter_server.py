@@ -193,14 +193,14 @@ CHUNKED = POST + b"transfer-encoding: chunked\r\n\r\n"
     ids=["fields", "value", "name", "URL", "method", "trailer", "trailer value", "chunk extension"],
 )
 async def test_a_head_without_end_takes_no_memory(served: Served, begin: bytes, piece: bytes) -> None:
-    """Whatever part of a request doesn't end, the connection is closed long before it costs anything."""
+    """Whichever part of a request does not end, the connection is closed early."""
     async with served.peer() as peer:
         await peer.send(begin)
         assert await peer.pour(piece, up_to_bytes=64 * 2**20) < 16 * 2**20  # the kernel's buffers hold some
 
 
 async def test_what_never_becomes_a_request_leaves_a_line_and_a_count(served: Served) -> None:
-    """Nothing else would tell of it; what was sent is not in the line."""
+    """Neither has anything that was sent."""
     counted = metrics.http_server_refused.labels(400)
     before = counted._value.get()
     with capture_logs() as lines:
@@ -214,7 +214,7 @@ async def test_what_never_becomes_a_request_leaves_a_line_and_a_count(served: Se
 
 
 async def test_a_head_without_end_is_told_so(served: Served) -> None:
-    """The peer learns by a problem why it is refused."""
+    """The client gets a problem with the reason."""
     async with served.peer() as peer:
         await peer.send(GET + b"X-A: " + b"b" * 70_000)
         answer = await peer.answer()
@@ -227,13 +227,13 @@ async def test_a_head_without_end_is_told_so(served: Served) -> None:
     ids=["one field too many", "one byte too many"],
 )
 async def test_a_complete_head_has_the_same_limits(served: Served, fields: bytes) -> None:
-    """A head that came at once is refused from the same size on as one that came in pieces."""
+    """A head in one piece is refused from the same size on as one in many."""
     answer = await served.ask(GET + fields + b"\r\n")
     assert (answer.status, answer.problem["code"]) == (431, "REQUEST_HEADER_FIELDS_TOO_LARGE")
 
 
 async def test_a_large_head_within_the_limits_is_served(served: Served) -> None:
-    """Cookies and tokens of 48 KiB in 99 fields pass, also in small pieces."""
+    """48 KiB of cookies and tokens in 99 fields pass, also in small pieces."""
     fields = b"".join(b"X-%d: %b\r\n" % (number, b"b" * 500) for number in range(98))
     head = GET + fields + b"\r\n"
     async with served.peer() as peer:
@@ -253,7 +253,7 @@ async def test_a_large_head_within_the_limits_is_served(served: Served) -> None:
     ids=["no HTTP", "unknown method", "no chunk", "space before the colon"],
 )
 async def test_what_is_no_http_is_a_problem_or_no_answer(served: Served, request_: bytes) -> None:
-    """Nothing but problems is told to a peer that doesn't speak HTTP, and the connection ends."""
+    """The connection ends, and nothing but a problem is sent."""
     async with served.peer() as peer:
         await peer.send(request_)
         told = await peer.rest()
@@ -262,7 +262,7 @@ async def test_what_is_no_http_is_a_problem_or_no_answer(served: Served, request
 
 @pytest.mark.parametrize("hosts", [b"", b"Host: a\r\nHost: b\r\n"], ids=["none", "two"])
 async def test_a_request_names_its_host_exactly_once(served: Served, hosts: bytes) -> None:
-    """RFC 9112, section 3.2: anything else is a 400."""
+    """Anything else is a 400 (RFC 9112, section 3.2)."""
     answer = await served.ask(b"GET /health HTTP/1.1\r\n" + hosts + b"\r\n")
     assert (answer.status, answer.problem["status"]) == (400, 400)
 
@@ -281,7 +281,7 @@ async def test_a_url_that_is_no_utf_8_is_refused(served: Served, target: bytes) 
 
 @pytest.mark.parametrize("target", [b"/%EF%BF%BD", b"/health?a=%E2%82%AC&b=100%"])
 async def test_a_url_in_utf_8_is_served(served: Served, target: bytes) -> None:
-    """Also one that has the character by which decoders replace what they can't read."""
+    """The replacement character of decoders may itself be in a URL."""
     answer = await served.ask(b"GET %b HTTP/1.1\r\nHost: api\r\n\r\n" % target)
     assert answer.status in (200, 404)
 
@@ -304,7 +304,7 @@ UNCLEAR = [
 async def test_a_head_that_can_be_read_in_two_ways_ends_its_connection(
     served: Served, unclear: bytes
 ) -> None:
-    """What a proxy in front takes for the next request is not served as one (RFC 9112, section 6.3)."""
+    """What a proxy takes for the next request is not served as one (RFC 9112, section 6.3)."""
     async with served.peer() as peer:
         await peer.send(unclear + GET + b"\r\n")
         told = await peer.rest()
@@ -314,14 +314,14 @@ async def test_a_head_that_can_be_read_in_two_ways_ends_its_connection(
 
 
 async def test_a_host_is_named_in_every_version_from_1_1_on(served: Served) -> None:
-    """HTTP/1.2 is no way around the rule."""
+    """HTTP/1.2 does not bypass the rule."""
     async with served.peer() as peer:
         await peer.send(b"GET /health HTTP/1.2\r\n\r\n")
         assert (await peer.answer()).status == 400
 
 
 async def test_fields_behind_a_body_are_no_fields_of_the_head(served: Served) -> None:
-    """A proxy that takes `X-User-ID` out of a head lets trailers pass (RFC 9110, section 6.5.1)."""
+    """A proxy that removes `X-User-ID` from a head passes trailers (RFC 9110, section 6.5.1)."""
     head = POST.replace(b"/echo", b"/seen") + b"transfer-encoding: chunked\r\n\r\n"
     answer = await served.ask(head + b"3\r\nabc\r\n0\r\nX-User-ID: root\r\nAuthorization: Bearer x\r\n\r\n")
     seen = json.loads(answer.body)
@@ -338,7 +338,7 @@ async def test_fields_behind_a_body_are_no_fields_of_the_head(served: Served) ->
 async def test_a_wish_for_another_protocol_costs_no_body(
     served: Served, body: bytes, *, is_split: bool
 ) -> None:
-    """Java's client and curl send `Upgrade: h2c` with a POST; the body is neither lost nor the next request."""
+    """With `Upgrade: h2c`, as Java and curl send it, a POST keeps its body."""
     wish = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AA\r\n"
     head = POST.replace(b"/echo", b"/seen") + wish
     begin, end, rest = body.partition(b"\r\n\r\n")
@@ -354,7 +354,7 @@ async def test_a_wish_for_another_protocol_costs_no_body(
 
 
 async def test_many_wishes_at_once_are_many_requests(served: Served) -> None:
-    """A pipeline of them is answered one by one."""
+    """A pipeline of requests with `Upgrade` is answered one by one."""
     wish = GET + b"connection: Upgrade\r\nupgrade: h2c\r\n\r\n"
     async with served.peer() as peer:
         await peer.send(wish * 1500)
@@ -363,7 +363,7 @@ async def test_many_wishes_at_once_are_many_requests(served: Served) -> None:
 
 
 async def test_requests_that_come_before_the_answers_wait_unparsed(served: Served) -> None:
-    """A client that sends thousands of them takes no memory by it; each is answered, in order, with its body."""
+    """Thousands of pipelined requests take no memory, and each is answered in order."""
     most = 0
     head = POST.replace(b"/echo", b"/seen")
     requests = [
@@ -378,7 +378,7 @@ async def test_requests_that_come_before_the_answers_wait_unparsed(served: Serve
 
 
 async def test_a_slash_too_many_leads_nowhere(served: Served) -> None:
-    """No redirect is made of what the Host field says."""
+    """No redirect is made of the `Host` field."""
     answer = await served.ask(b"GET /health/ HTTP/1.1\r\nHost: elsewhere.example\r\n\r\n")
     assert (answer.status, answer.fields.get("location")) == (404, None)
 
@@ -409,14 +409,14 @@ def posting(path: bytes, size_bytes: int, *, chunked: bool) -> bytes:
 async def test_a_body_has_a_limit_by_its_path(
     served: Served, path: bytes, size_bytes: int, status: int, *, chunked: bool
 ) -> None:
-    """1 MiB everywhere, or what the application declares for a path; from there on it is a 413."""
+    """Beyond 1 MiB, or what the application declares for a path, it is a 413."""
     answer = await served.ask(posting(path, size_bytes, chunked=chunked))
     assert answer.status == status
 
 
 @pytest.mark.usefixtures("impatient")
 async def test_a_body_that_goes_on_after_its_answer_is_not_read_for_ever(served: Served) -> None:
-    """What was refused for its size is read for a moment, so that the answer arrives, and then no more."""
+    """It is read for a moment, so that the response arrives, and then the connection ends."""
     async with served.peer() as peer:
         await peer.send(POST + b"transfer-encoding: chunked\r\n\r\n")
         taken = await peer.pour(b"10000\r\n%b\r\n" % (b"x" * 65536), up_to_bytes=2**31)
@@ -424,7 +424,7 @@ async def test_a_body_that_goes_on_after_its_answer_is_not_read_for_ever(served:
 
 
 async def test_a_caller_waits_no_longer_for_its_own_body_than_it_said(served: Served) -> None:
-    """`X-Request-Timeout` holds while the body is read, too."""
+    """`X-Request-Timeout` applies while the body is read, too."""
     async with served.peer() as peer:
         await peer.send(POST + b"x-request-timeout: 0.2\r\ncontent-length: 10\r\n\r\n1")
         answer = await peer.answer()
@@ -439,7 +439,7 @@ async def test_a_caller_waits_no_longer_for_its_own_body_than_it_said(served: Se
     "begin", [b"", b"GE", GET, GET + b"X-A"], ids=["nothing", "method", "fields", "name"]
 )
 async def test_a_head_that_does_not_come_is_a_408(served: Served, begin: bytes) -> None:
-    """A peer that has sent nothing, or half a head, is not waited for."""
+    """Nothing and half a head are not waited for."""
     async with served.peer() as peer:
         await peer.send(begin)
         answer = await peer.answer()
@@ -450,7 +450,7 @@ async def test_a_head_that_does_not_come_is_a_408(served: Served, begin: bytes) 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("begin", [b"\r\n", b"GE"], ids=["empty line", "method"])
 async def test_a_second_head_that_does_not_come_ends_the_connection(served: Served, begin: bytes) -> None:
-    """Also on a connection that has had its answer."""
+    """The limit applies after a response as well."""
     async with served.peer() as peer:
         await peer.send(GET + b"\r\n")
         assert (await peer.answer()).status == 200
@@ -460,7 +460,7 @@ async def test_a_second_head_that_does_not_come_ends_the_connection(served: Serv
 
 @pytest.mark.usefixtures("impatient")
 async def test_a_body_that_does_not_come_closes_the_connection(served: Served) -> None:
-    """Without an answer: the application has its own."""
+    """There is no response, as the application is already at work on one."""
     async with served.peer() as peer:
         await peer.send(POST + b"content-length: 10\r\n\r\n1")
         await peer.rest()
@@ -469,7 +469,7 @@ async def test_a_body_that_does_not_come_closes_the_connection(served: Served) -
 
 @pytest.mark.usefixtures("connection", "impatient")
 async def test_a_peer_is_not_punished_for_a_slow_application() -> None:
-    """While the application has yet to read, the body may wait."""
+    """A body may wait until the application reads it."""
     app = create_app(Settings, title="Slow", body_limits={"/": 2**24})
     go = asyncio.Event()
 
@@ -489,7 +489,7 @@ async def test_a_peer_is_not_punished_for_a_slow_application() -> None:
 
 @pytest.mark.usefixtures("connection", "impatient")
 async def test_a_reader_that_takes_nothing_loses_its_connection() -> None:
-    """An answer in many pieces is given up, and the application learns that its reader is gone."""
+    """A response in many pieces ends, and the application gets a disconnect."""
     app = create_app(Settings, title="Endless")
     ended = asyncio.Event()
 
@@ -528,7 +528,7 @@ async def test_a_reader_that_takes_nothing_loses_its_connection() -> None:
 async def test_half_an_answer_is_cut_and_logged_once(
     error: Callable[[], Exception], level: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The client sees that the answer isn't whole, and one line says why."""
+    """The client sees that the response is incomplete, and one line says why."""
     app = create_app(Settings, title="Half")
 
     @app.get("/half")
@@ -552,7 +552,7 @@ async def test_half_an_answer_is_cut_and_logged_once(
 async def test_open_event_streams_do_not_hold_up_a_stop(
     caplog: pytest.LogCaptureFixture, has_middleware: bool
 ) -> None:
-    """They end as if their source had ended, in time and without an error; also through a middleware's task group."""
+    """They end in time without an error, also through a middleware's task group."""
     app = create_app(Settings, title="Events")
     if has_middleware:
         app.add_middleware(BaseHTTPMiddleware, dispatch=lambda request, call_next: call_next(request))

@@ -1,4 +1,4 @@
-"""What a topic pattern matches, compared with the regular expression that it stands for."""
+"""Topic patterns, compared with the regular expressions that they stand for."""
 
 import re
 
@@ -17,11 +17,11 @@ def as_expression(pattern: list[str]) -> str:
 
 @given(pattern=PATTERNS, words=WORDS)
 def test_topics_match_as_their_expression(pattern: list[str], words: list[str]) -> None:
-    """Each word with a dot behind it, so that the expression stays simple."""
+    """Each word is followed by a dot in both, so that the expression stays simple."""
     text = "".join(f"{word}." for word in words)
     assert topic_matches(pattern, words) == bool(re.fullmatch(as_expression(pattern), text))
 
 
 def test_many_signs_cost_little() -> None:
-    """A pattern that makes other matchers try each way."""
+    """A pattern with many `#` takes no exponential time."""
     assert not topic_matches(["#", "a"] * 30, ["a"] * 200 + ["b"])

@@ -117,7 +117,7 @@ def feed(data: bytes, *, step: int) -> Socket:
 @settings(max_examples=60)
 @given(data=INPUT, step=st.integers(1, 200))
 def test_a_client_can_send_anything(data: bytes, step: int) -> None:
-    """Every byte that it answers belongs to a frame."""
+    """Whatever the input, the broker's output consists of whole frames."""
     rest = feed(GREETING + data, step=step).written
     while rest:
         size, _, _ = frame.unmarshal(rest)
@@ -127,12 +127,12 @@ def test_a_client_can_send_anything(data: bytes, step: int) -> None:
 @settings(max_examples=60)
 @given(data=st.binary(max_size=100))
 def test_before_the_handshake_too(data: bytes) -> None:
-    """Bytes without any sense."""
+    """Random bytes in place of the handshake end the connection at most."""
     feed(data, step=10)
     feed(b"AMQP\x00\x00\x09\x01" + data, step=10)
 
 
 def test_frames_may_come_in_any_pieces() -> None:
-    """One byte at a time, or all at once: the answers are the same."""
+    """Byte by byte or all at once, the answers are the same."""
     data = GREETING + frame.marshal(commands.Basic.Qos(), 1)
     assert feed(data, step=1).written == feed(data, step=10_000).written != b""

@@ -1,4 +1,4 @@
-"""Properties are cut and put together again without touching what the publisher chose."""
+"""A message's properties are cut and joined without changing what the publisher chose."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -38,7 +38,7 @@ def decoded(raw: bytes) -> commands.Basic.Properties:
 def test_a_copy_changes_only_what_is_asked(
     headers: dict[str, Any], message_id: str, expiration: str, priority: int
 ) -> None:
-    """Headers are added, one property is left out, all else is as it was."""
+    """Headers are added, one property is left out, and all others are equal."""
     raw = encoded(
         headers=headers, message_id=message_id, expiration=expiration, priority=priority, app_id="app"
     )
@@ -57,7 +57,7 @@ def test_a_copy_changes_only_what_is_asked(
 
 
 def test_values_are_those_that_pamqp_reads() -> None:
-    """Numbers, text, times, lists and tables."""
+    """pamqp decodes the encoded numbers, texts, times, lists and tables."""
     entries = {
         "number": fields.long_integer(-(2**40)),
         "text": fields.long_string("ä"),
@@ -74,12 +74,12 @@ def test_values_are_those_that_pamqp_reads() -> None:
 
 
 def test_without_headers_there_is_no_table() -> None:
-    """A copy without any is as small as it can be."""
+    """A copy with no headers does not have the property at all."""
     assert Properties(encoded(headers={"a": 1})).with_headers({}).raw == encoded()
 
 
 def test_what_is_absent_is_none() -> None:
-    """A property, and a header."""
+    """This holds for a property and for a header."""
     properties = Properties(encoded(headers={"a": 1}))
     assert properties.text("expiration") is None
     assert (properties.header("a"), properties.header("b")) == (1, None)
@@ -87,7 +87,7 @@ def test_what_is_absent_is_none() -> None:
 
 @given(raw=st.binary(max_size=60))
 def test_anything_else_is_a_value_error(raw: bytes) -> None:
-    """Whatever the bytes are; and what is taken can be put together again."""
+    """Random bytes raise ValueError or are joined again unchanged."""
     try:
         properties = Properties(raw)
     except ValueError:
@@ -107,6 +107,6 @@ def test_anything_else_is_a_value_error(raw: bytes) -> None:
     ],
 )
 def test_tables_are_checked_to_their_depth(raw: bytes) -> None:
-    """A consumer shall not be the first to notice."""
+    """A malformed table within a table is refused before it reaches a consumer."""
     with pytest.raises(ValueError, match=r"."):
         Properties(raw)

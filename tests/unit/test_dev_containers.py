@@ -1,4 +1,4 @@
-"""The container origin with containers that are only played: what is asked of testcontainers, and when."""
+"""Servers in containers, with a fake testcontainers: the calls to it, and their order."""
 
 import dataclasses
 import sys
@@ -85,7 +85,7 @@ def played(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_port_is_chosen_here_so_that_a_restart_keeps_it(run: Run) -> None:
-    """The URL leads to the bound port, and the same for RabbitMQ's HTTP API."""
+    """The URL has the bound port, and so has RabbitMQ's HTTP API."""
     server = start_container("rabbitmq", run)
     ports = PlayedContainer.latest.ports
     assert PlayedContainer.latest.image == "rabbitmq:3.13-management"
@@ -95,14 +95,14 @@ def test_the_port_is_chosen_here_so_that_a_restart_keeps_it(run: Run) -> None:
 
 
 def test_postgresql_lets_everybody_in(run: Run) -> None:
-    """As the one that is started as a process does."""
+    """It needs no password, like a PostgreSQL that runs as a process."""
     server = start_container("postgres", run)
     assert PlayedContainer.latest.env == {"POSTGRES_HOST_AUTH_METHOD": "trust"}
     assert urlsplit(server.url).username == "postgres"
 
 
 def test_faults_reach_the_whole_container(run: Run) -> None:
-    """Pause is what SIGSTOP is to a process."""
+    """A freeze pauses the container."""
     server = start_container("mongo", run)
     for fault in (server.freeze, server.resume, server.kill, server.stop, server.restart):
         fault()
@@ -110,7 +110,7 @@ def test_faults_reach_the_whole_container(run: Run) -> None:
 
 
 def test_rabbitmqctl_runs_inside(run: Run) -> None:
-    """Its output comes back, its failure is an error with what it said."""
+    """Its output is returned, and its failure is an error with the output."""
     server = start_container("rabbitmq", run)
     assert server.ctl("list_queues", "name") == "rabbitmqctl list_queues name"
     with pytest.raises(ServerStartError, match="ended with 64: unknown command"):
@@ -118,13 +118,13 @@ def test_rabbitmqctl_runs_inside(run: Run) -> None:
 
 
 def test_no_other_server_has_a_rabbitmqctl(run: Run) -> None:
-    """The error says which server was asked."""
+    """The error names the server that was asked."""
     with pytest.raises(NotSupportedError, match="redis server"):
         start_container("redis", run).ctl("status")
 
 
 def test_the_container_goes_with_its_run(run: Run) -> None:
-    """Once."""
+    """Closing the run stops it once."""
     start_container("redis", run)
     run.close()
     run.close()
@@ -132,14 +132,14 @@ def test_the_container_goes_with_its_run(run: Run) -> None:
 
 
 def test_an_image_that_cannot_be_had_is_an_error(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An engine that answers may still have no network."""
+    """An engine may answer and have no network."""
     monkeypatch.setattr(PlayedContainer, "pull_fails", True)
     with pytest.raises(ServerStartError, match="redis:7 for redis: no such image"):
         start_container("redis", run)
 
 
 def test_a_server_that_does_not_come_up_shows_its_log(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The end of what the container wrote."""
+    """The error has the end of the container's log."""
     silent = dataclasses.replace(containers.IMAGES["redis"], answers=lambda port, host: False)
     monkeypatch.setattr(containers, "IMAGES", {"redis": silent})
     monkeypatch.setattr(containers, "_READY_WITHIN_SECONDS", 0.0)
@@ -153,7 +153,7 @@ def test_a_server_that_does_not_come_up_shows_its_log(run: Run, monkeypatch: pyt
 def test_an_engine_is_asked_before_it_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exit_code: int, problem: str | None
 ) -> None:
-    """The client alone, without an engine behind it, is what many machines have."""
+    """Many machines have the client without an engine."""
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\nexit {exit_code}\n")
     python.chmod(0o755)
@@ -162,6 +162,6 @@ def test_an_engine_is_asked_before_it_is_used(
 
 
 def test_without_the_client_no_engine_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first thing to do is to install it."""
+    """The problem names the package to install."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert container_problem() == "pip install testcontainers, and start Docker or Podman"

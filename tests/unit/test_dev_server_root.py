@@ -1,4 +1,4 @@
-"""scripts/servers/build, with debootstrap, Go and the like only played: what it does and what it says."""
+"""scripts/servers/build, with fakes for debootstrap, Go and the like."""
 
 import fcntl
 import json
@@ -92,7 +92,7 @@ def test_it_builds_what_python_then_finds(build: Build, root: Path) -> None:
 
 
 def test_a_root_with_an_old_rabbitmq(build: Build, played: Path, root: Path) -> None:
-    """Debian 12 has RabbitMQ 3.10; nothing of the other root is in it."""
+    """The Debian 12 root has RabbitMQ 3.10 and nothing of the other root."""
     done = build("rabbitmq_3_10")
     assert done.returncode == 0, done.stderr
     assert json.loads((root / "stamp.json").read_text())["versions"].keys() == {
@@ -104,6 +104,7 @@ def test_a_root_with_an_old_rabbitmq(build: Build, played: Path, root: Path) -> 
 
 
 def test_an_unknown_root_is_named(build: Build, root: Path) -> None:
+    """The exit code is 2, and nothing is created."""
     done = build("rabbitmq_2")
     assert done.returncode == 2
     assert "no root 'rabbitmq_2'" in done.stderr
@@ -111,7 +112,7 @@ def test_an_unknown_root_is_named(build: Build, root: Path) -> None:
 
 
 def test_a_second_call_does_nothing(build: Build, played: Path) -> None:
-    """It says so, and needs neither root nor network."""
+    """It says so, and needs neither root nor a network."""
     build()
     done = build(PATH=os.environ["PATH"])
     assert done.returncode == 0
@@ -120,14 +121,14 @@ def test_a_second_call_does_nothing(build: Build, played: Path) -> None:
 
 
 def test_a_tree_of_another_layout_is_built_again(build: Build, root: Path) -> None:
-    """After an update of hybridkit that needs another one."""
+    """That is the case after an update of hybridkit with a new layout."""
     finish(root, layout=SERVER_ROOT_LAYOUT + 1)
     assert build().returncode == 0
     assert json.loads((root / "stamp.json").read_text())["layout"] == SERVER_ROOT_LAYOUT
 
 
 def test_a_step_that_fails_shows_what_it_said(build: Build, played: Path, root: Path) -> None:
-    """Nothing looks finished, and the next call succeeds."""
+    """The tree is not finished then, and the next call succeeds."""
     (played / "fail").touch()
     done = build()
     assert done.returncode == 1
@@ -142,7 +143,7 @@ def test_a_step_that_fails_shows_what_it_said(build: Build, played: Path, root: 
 def test_an_interrupted_call_ends_what_it_started(
     build: Build, played: Path, environment: dict[str, str], signal_number: int
 ) -> None:
-    """And the next one starts that part again."""
+    """The next call begins that step again."""
     (played / "hang").touch()
     with subprocess.Popen([SCRIPT], env=environment, stdout=subprocess.DEVNULL) as call:
         assert wait_until((played / "hangs").exists, timeout_seconds=20)
@@ -159,7 +160,7 @@ def test_an_interrupted_call_ends_what_it_started(
 def test_what_a_killed_call_has_left_running_keeps_the_next_one_waiting(
     build: Build, played: Path, root: Path, environment: dict[str, str]
 ) -> None:
-    """Two of them must not write to the same tree: the child still has the lock of its parent."""
+    """The child has its parent's lock, as two builds must not write to one tree."""
     (played / "hang").touch()
     with subprocess.Popen([SCRIPT], env=environment, stdout=subprocess.DEVNULL) as call:
         assert wait_until((played / "hangs").exists, timeout_seconds=20)
@@ -173,7 +174,7 @@ def test_what_a_killed_call_has_left_running_keeps_the_next_one_waiting(
 
 
 def test_a_call_that_waited_for_another_uses_its_work(root: Path, environment: dict[str, str]) -> None:
-    """Two terminals, one build."""
+    """Two calls at once build once."""
     root.mkdir()
     with (root / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -197,7 +198,7 @@ def test_a_call_that_waited_for_another_uses_its_work(root: Path, environment: d
 def test_what_it_can_not_do_it_says_in_one_line(
     build: Build, played: Path, name: str, script: str, says: str
 ) -> None:
-    """On another system, as another user, in a container without the right to mount."""
+    """Another system, another user, and a container without mounts are errors."""
     (played / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
     done = build()
     assert done.returncode == 1
@@ -209,7 +210,7 @@ def test_what_it_can_not_do_it_says_in_one_line(
 def test_where_a_container_engine_answers_nothing_is_built(
     build: Build, played: Path, tmp_path: Path
 ) -> None:
-    """Unless a directory is named on purpose."""
+    """With HYBRIDKIT_SERVER_ROOT set, it is built all the same."""
     (played / "bin/docker").write_text("#!/bin/sh\nexit 0\n")
     done = build(HYBRIDKIT_SERVER_ROOT="", HOME=str(tmp_path))
     assert done.returncode == 0

@@ -1,4 +1,4 @@
-"""What users of a shared server see of an owner that has no server for them."""
+"""A shared server's users, when its owner has no server for them."""
 
 import json
 import os
@@ -40,10 +40,10 @@ def play_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str
     return play
 
 
-def test_a_holder_that_dies_shows_what_it_said(
+def test_an_owner_that_dies_shows_what_it_said(
     shared: SharedServers, play_owner: Callable[[str], Path]
 ) -> None:
-    """And nobody waits for its report."""
+    """The error comes at once, with the output of the owner."""
     play_owner("echo no module of that name >&2; exit 1")
     with pytest.raises(ServerStartError, match="has ended:\nno module of that name"):
         shared.get("redis")
@@ -52,7 +52,7 @@ def test_a_holder_that_dies_shows_what_it_said(
 def test_a_server_that_did_not_start_is_an_error(
     shared: SharedServers, play_owner: Callable[[str], Path]
 ) -> None:
-    """With the words of the owner."""
+    """The error has the owner's message."""
     report = json.dumps({"pid": 1, "started": "1", "error": "redis did not come up", "missing": None})
     play_owner(f"echo '{report}' >\"$4/redis.json\"; sleep 1")
     with pytest.raises(ServerStartError, match="redis did not come up"):
@@ -62,7 +62,7 @@ def test_a_server_that_did_not_start_is_an_error(
 def test_a_missing_server_is_looked_for_once(
     shared: SharedServers, play_owner: Callable[[str], Path]
 ) -> None:
-    """Each test that asks for it gets the same report at once."""
+    """Later requests get the same error at once."""
     report = json.dumps({"pid": 1, "started": "1", "error": "no redis", "missing": ["URL: set one"]})
     calls = play_owner(f"echo '{report}' >\"$4/redis.json\"; sleep 1")
     for _ in range(3):
@@ -75,7 +75,7 @@ def test_a_missing_server_is_looked_for_once(
 def test_folders_of_killed_runs_are_removed_after_a_while(
     shared: SharedServers, play_owner: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """Not those in use, and not those that may have been made just now."""
+    """Folders in use and recent ones are kept."""
     play_owner("exit 1")
     an_hour_ago = time.time() - 3601
     for name, age in (("old", an_hour_ago), ("young", time.time()), ("used", an_hour_ago)):

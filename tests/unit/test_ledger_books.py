@@ -25,7 +25,7 @@ def effect(number: int, queue: str, key: str = "key") -> Line:
 
 
 def test_a_message_with_its_effects_is_balanced() -> None:
-    """An event has two consumers, a command has one."""
+    """An event has two consumers, a command one."""
     command = [Line(1, "plan", "id2", "task"), Line(2, "confirm", "id2", "task"), effect(2, TASKS)]
     books = balance([*order(1), effect(1, ORDERS), effect(1, WATCHERS), *command])
     assert books.holds
@@ -33,7 +33,7 @@ def test_a_message_with_its_effects_is_balanced() -> None:
 
 
 def test_a_confirmed_message_without_effect_is_lost() -> None:
-    """In each queue that had to see it; a dead letter is an end as well."""
+    """It is counted for each queue without an effect; a dead letter counts as one."""
     books = balance([*order(1), effect(1, ORDERS)])
     assert books.lost == [(WATCHERS, "id1")]
     assert not books.holds
@@ -41,12 +41,12 @@ def test_a_confirmed_message_without_effect_is_lost() -> None:
 
 
 def test_what_was_never_confirmed_is_not_lost() -> None:
-    """Its outcome was unknown to the end, and its publisher knows that."""
+    """Its publisher knows that the outcome is unknown."""
     assert balance([Line(1, "plan", "id1", "order"), Line(2, "unknown", "id1", "order")]).holds
 
 
 def test_two_effects_are_doubled_and_a_repeated_write_is_told_apart() -> None:
-    """Two keys are two rows in a data service; one key twice is one row, and a handler that ran twice."""
+    """Two keys are two rows; one key twice is one row whose handler ran twice."""
     complete = [*order(1), effect(1, ORDERS), effect(1, WATCHERS)]
     assert balance([*complete, effect(1, ORDERS, "other key")]).doubled == [(ORDERS, "id1")]
     twice = balance([*complete, effect(1, ORDERS)])
@@ -55,14 +55,14 @@ def test_two_effects_are_doubled_and_a_repeated_write_is_told_apart() -> None:
 
 
 def test_an_effect_of_nothing_and_one_beside_a_dead_letter_are_one_too_many() -> None:
-    """An effect has one published message, and a message one end."""
+    """An effect needs a message, and a message ends once."""
     assert balance([effect(7, TASKS)]).doubled == [(TASKS, "id7")]
     complete = [*order(1), effect(1, ORDERS), effect(1, WATCHERS)]
     assert balance([*complete, Line(9, "dead", "id1", ORDERS)]).doubled == [(ORDERS, "id1")]
 
 
 def test_messages_go_with_a_deleted_queue_and_no_others() -> None:
-    """While it was away; of those before, as many as it held; of those after, none."""
+    """Those published without the queue count, and of earlier ones as many as it had."""
     deletion = Deletion(WATCHERS, at=10, healed_at=12, messages=1)
     while_away = [*order(1, at=9.8), effect(1, ORDERS)]
     assert balance(while_away, [deletion]).deleted_with_queue == 1
