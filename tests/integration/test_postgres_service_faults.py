@@ -16,6 +16,7 @@ from hybridkit.dataservice._postgres._driver import _pool
 from hybridkit.dataservice._postgres._driver._connection import connect
 from hybridkit.errors import ConflictError, DeadlinePassedError, UnavailableError
 from hybridkit.testing import FaultProxy
+from tests.helpers import until
 
 ITEM = "1f1e54a2-f5d4-612b-8824-ddcdfebdd6fc"
 PATH = f"/v1/items/{ITEM}"
@@ -27,12 +28,13 @@ def verdict(answer: Any) -> tuple[int, str]:
 
 
 async def recovers(service: Any) -> None:
-    """New connections replace the broken ones; the first calls may still find those."""
-    async with asyncio.timeout(60):
-        while (await service.get("/v1/items")).status_code != 200:  # noqa: ASYNC110 - the network has no event
-            await asyncio.sleep(0.05)
-        while (await service.get("/ready")).status_code != 200:  # noqa: ASYNC110
-            await asyncio.sleep(0.1)
+    """Wait until new connections have replaced the broken ones; the first calls may still find those."""
+    for path in ("/v1/items", "/ready"):
+        await until(partial(_is_well, service, path))
+
+
+async def _is_well(service: Any, path: str) -> bool:
+    return bool((await service.get(path)).status_code == 200)
 
 
 # ── deadlines ────────────────────────────────────────────────────────────────────────────────────

@@ -13,6 +13,7 @@ from hybridkit.clients import PostgresDataClient
 from hybridkit.context import Claim, RequestContext, bind
 from hybridkit.errors import OutcomeUnknownError, TemporaryError
 from hybridkit.events import Event
+from tests.helpers import until
 
 WRITERS = 6
 FAULTS = 3
@@ -61,9 +62,7 @@ class Ledger:
     async def more(self, count: int) -> None:
         """Wait until that many more are acknowledged."""
         wanted = len(self.acknowledged) + count
-        async with asyncio.timeout(60):
-            while len(self.acknowledged) < wanted:  # noqa: ASYNC110 - the writers have no event for it
-                await asyncio.sleep(0.01)
+        await until(lambda: len(self.acknowledged) >= wanted)
 
 
 async def insist(work: Callable[[], Awaitable[Any]]) -> Any:

@@ -32,6 +32,7 @@ from hybridkit.dataservice._postgres._driver._pool import Pool
 from hybridkit.dataservice._postgres._outbox import PostgresOutbox, add_emissions
 from hybridkit.dataservice._postgres._schema import histories_of, migrating_connection
 from hybridkit.dataservice._store._keys import RETENTION
+from tests.helpers import until
 
 
 class Broker:
@@ -74,9 +75,10 @@ class Replica:
         return await self.outbox.backlog(range(PARTITIONS))
 
     async def drained(self) -> None:
-        async with asyncio.timeout(60):
-            while (await self.backlog()).waiting:  # noqa: ASYNC110 - the relay may be in another process
-                await asyncio.sleep(0.01)
+        await until(self._is_empty)
+
+    async def _is_empty(self) -> bool:
+        return not (await self.backlog()).waiting
 
     async def sql(self, statement: str) -> Sequence[Any]:
         async with self.pool.session() as session:

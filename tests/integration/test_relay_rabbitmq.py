@@ -15,6 +15,7 @@ import pytest
 from hybridkit.dataservice import create_data_service, open_outbox
 from hybridkit.dataservice._postgres._driver._connection import connect
 from hybridkit.settings import PostgresSettings, SecretUrl
+from tests.helpers import until
 
 pytestmark = pytest.mark.real_server
 
@@ -68,20 +69,21 @@ async def receive(
     queue: aio_pika.abc.AbstractQueue, count: int
 ) -> list[aio_pika.abc.AbstractIncomingMessage]:
     received: list[aio_pika.abc.AbstractIncomingMessage] = []
-    async with asyncio.timeout(60):
-        while len(received) < count:
-            if message := await queue.get(fail=False, no_ack=True):
-                received.append(message)
-            else:
-                await asyncio.sleep(0.02)
+
+    async def are_there() -> bool:
+        while len(received) < count and (message := await queue.get(fail=False, no_ack=True)):
+            received.append(message)
+        return len(received) == count
+
+    await until(are_there)
     return received
 
 
 async def parked(database: str) -> list[Any]:
     connection = await connect(database, timeout_seconds=10, command_seconds=10, application_name="the test")
-    async with asyncio.timeout(60):
-        while not (rows := await connection.fetch("SELECT * FROM hk_outbox WHERE parked_at IS NOT NULL")):  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
+    query = "SELECT * FROM hk_outbox WHERE parked_at IS NOT NULL"
+    await until(lambda: connection.fetch(query))
+    rows = await connection.fetch(query)
     await connection.close()
     return list(rows)
 
