@@ -1,4 +1,4 @@
-"""An aggregation as stages of a pipeline, with the answers that SQL gives.
+"""Aggregations as stages of a pipeline, with the results that SQL gives.
 
 Four things differ from MongoDB's own functions: a sum over nothing is null and not 0, no value doesn't count as one,
 averages are exact where the values are decimals, and so are sums of integers beyond 64 bits, declared or inside of
@@ -20,14 +20,14 @@ _NUMERIC: Final = ("sum", "avg")
 
 
 class Aggregated:
-    """One aggregation on its way to the server and back.
+    """One aggregation: its stages for the server, and its rows from the server's results.
 
     Args:
         collection: of the resource.
-        aggregation: what is asked.
+        aggregation: the functions, groups and filter.
 
     Raises:
-        InvalidQueryError: the sum or average of a field that holds no numbers.
+        InvalidQueryError: a sum or average is asked of a field that holds no numbers.
     """
 
     def __init__(self, collection: ResourceCollection, aggregation: Aggregation) -> None:
@@ -41,7 +41,7 @@ class Aggregated:
         return f"Aggregated({self._aggregation!r})"
 
     def stages(self) -> list[StoredDocument]:
-        """What the server does. Names of results stand behind letters, so that none of them means anything to it."""
+        """Return the stages; letters stand for the names of results, so that none means anything to MongoDB."""
         where = self._aggregation.where
         wanted = LIVE if where is None else {"$and": [LIVE, condition(where)]}
         keys = {f"g{at}": _present(name) for at, name in enumerate(self._aggregation.group_by)}
@@ -78,7 +78,7 @@ class Aggregated:
                     pass
 
     def _finished(self) -> Iterator[tuple[str, Any]]:
-        """What can be sorted by."""
+        """Yield the results that rows can be sorted by."""
         yield "one", 1  # a stage without members is refused
         for at, (_, function) in enumerate(self._functions):
             result = f"$f{at}"
@@ -94,7 +94,7 @@ class Aggregated:
                     pass
 
     def _markers(self) -> Iterator[tuple[str, Any]]:
-        """Whether there is no value, as SQL sorts by that first."""
+        """Yield members that say whether a value is null: SQL sorts by that first."""
         for name in self._sorted_names():
             path = self._path(name)
             yield f"o_{path.replace('.', '_')}", {"$cond": [{"$eq": [f"${path}", None]}, 1, 0]}
@@ -121,10 +121,10 @@ class Aggregated:
         return f"m{at}" if self._aggregation.functions[name].name == "avg" else f"f{at}"
 
     def rows(self, found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """The answer.
+        """Return the rows of the aggregation.
 
         Raises:
-            InvalidQueryError: the sum of something else than numbers.
+            InvalidQueryError: a sum is asked of values that are no numbers.
         """
         if not found and not self._aggregation.group_by:  # over no records there is one row too
             empty = {"count": 0, "count_distinct": 0}
@@ -153,7 +153,7 @@ class Aggregated:
 
 
 def _present(name: str) -> Any:
-    """The value of a field; null where there is none, which is a group of its own."""
+    """Return the expression for a field's value, or null where there is none, so that those records form a group."""
     return {"$ifNull": [f"${stored_name(name)}", None]}
 
 
@@ -162,23 +162,23 @@ def _is_integer(value: Any) -> Any:
 
 
 def _exact(value: Any) -> Any:
-    """An integer as a decimal, whose sums have 34 digits."""
+    """Return the expression for an integer as a decimal, whose sums have 34 digits."""
     return {"$convert": {"input": value, "to": "decimal", "onError": None, "onNull": None}}
 
 
 def _added(others: str, integers: str) -> Any:
-    """The sum of floats or decimals, and the decimal sum of integers: a number of their own kind."""
+    """Return the expression that adds the decimal sum of integers to a sum of floats or decimals, in their type."""
     are_decimals = {"$eq": [{"$type": others}, "decimal"]}
     return {"$add": [others, {"$cond": [are_decimals, integers, {"$toDouble": integers}]}]}
 
 
 def _is_other(value: Any) -> Any:
-    """Neither a number nor nothing."""
+    """Return the expression that is true for a value that is neither a number nor null."""
     return {"$and": [{"$ne": [value, None]}, {"$not": [{"$isNumber": value}]}]}
 
 
 def _mean(total: Decimal, records: int) -> Decimal:
-    """The average to as many digits as PostgreSQL has of it: at least 16 that count, in groups of four.
+    """Return the average with as many digits as PostgreSQL computes: at least 16 significant ones, in groups of four.
 
     https://www.postgresql.org/docs/current/datatype-numeric.html#DATATYPE-NUMERIC-DECIMAL
     """
@@ -195,6 +195,6 @@ def _mean(total: Decimal, records: int) -> Decimal:
 
 
 def _leading_group(number: Decimal) -> tuple[int, int]:
-    """The power of 10,000 that a positive number begins with, and how often it has it."""
+    """Return the weight and the value of the first base-10,000 digit of a positive number."""
     weight = number.adjusted() // 4
     return weight, int(number.scaleb(-4 * weight))

@@ -1,4 +1,4 @@
-"""One resource in its collection: its indexes, and records on their way in and out of documents."""
+"""Resources in their collections: indexes, and records as documents."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ HIDDEN: Final = "_hk"
 
 
 _UNKNOWN_TIME: Final = datetime.fromtimestamp(0, UTC)
-"""When a document was stored by something else that doesn't say so: every record has a time."""
+"""The time of a document that was stored by something else without one: every record has a time."""
 _KEPT: Final[Mapping[str, type]] = {"incarnation": int, "keys": list, "events": list}
 
 
@@ -30,8 +30,8 @@ class DocumentIndex:
     """An index over fields of the record, in that order: `DocumentIndex("owner_id", "-created_at")`.
 
     Attributes:
-        fields: of the record, or dotted paths into it; descending with a `-` before it.
-        unique: no two records may have the same values; records without a value don't count.
+        fields: of the record, or dotted paths into it; with a `-` before it, a field is descending.
+        unique: whether no two records may have the same values; records without a value don't count.
     """
 
     fields: tuple[str, ...]
@@ -45,11 +45,11 @@ class DocumentIndex:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The fields without their directions."""
+        """The fields, without their directions."""
         return tuple(name.removeprefix("-") for name in self.fields)
 
     def model(self) -> IndexModel:
-        """The index as the driver creates it."""
+        """Return the index in the driver's form."""
         keys = [
             (stored_name(name.removeprefix("-")), DESCENDING if name.startswith("-") else ASCENDING)
             for name in self.fields
@@ -63,10 +63,10 @@ class DocumentIndex:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DocumentCollection:
-    """Where a resource is stored in MongoDB.
+    """The collection of a resource in MongoDB.
 
     Attributes:
-        name: of the collection; the resource's own name where it is empty.
+        name: of the collection; the resource's name where it is empty.
         indexes: created when the service starts.
     """
 
@@ -75,14 +75,14 @@ class DocumentCollection:
 
 
 class ResourceCollection:
-    """A resource and its collection.
+    """A resource with its collection, and the translation between its records and documents.
 
     Args:
         resource: the declaration.
         declared: name and indexes.
 
     Raises:
-        DeclarationError: an index over a field that the record doesn't have, or a name that means something else.
+        DeclarationError: an index names a field that the record doesn't have, or MongoDB reserves a name.
     """
 
     def __init__(self, resource: AnyResource, declared: DocumentCollection) -> None:
@@ -109,18 +109,18 @@ class ResourceCollection:
         return f"ResourceCollection({self.resource!r}, {self.name!r})"
 
     def document(self, stored: Mapping[str, Any], fields: Sequence[str] = ()) -> Document:
-        """The record in a stored document, or some fields of it under a weak ETag."""
+        """Return the record in a stored document, or some fields of it with a weak ETag."""
         tag = tag_of(stored)
         names = [name for name in fields or self.resource.record.model_fields if name != "etag"]
         record = {name: self.value(stored, name) for name in names}
         return {**record, "etag": f"W/{tag}" if fields else tag}
 
     def value(self, stored: Mapping[str, Any], name: str) -> Any:
-        """The value of a field; where none is stored, null if the record allows it, otherwise its default."""
+        """Return the value of a field; where none is stored, None if the record allows it, otherwise the default."""
         return from_bson(self._stored_value(stored, name))
 
     def mergeable(self, stored: Mapping[str, Any], name: str) -> Any:
-        """As `value`, to be merged with a patch and stored again."""
+        """Return the value of a field as `value` does, but with BSON's own types as they are, to be patched."""
         return mergeable(self._stored_value(stored, name))
 
     def _stored_value(self, stored: Mapping[str, Any], name: str) -> Any:
@@ -135,12 +135,12 @@ class ResourceCollection:
         return None if self.is_nullable(name) else self._default(name)
 
     def is_nullable(self, field: str) -> bool:
-        """Whether a record may be without a value for that field, or for that path into it."""
+        """Return whether a record may have no value for the field, or for the path into it."""
         name, dot, _ = field.partition(".")
         return bool(dot) or name in self._nullable
 
     def may_be_number(self, field: str) -> bool:
-        """Whether a value of that field, or of that path into it, can be added to another."""
+        """Return whether values of the field, or of the path into it, can be added."""
         if "." in field:
             return True
         adapter: TypeAdapter[Any] = TypeAdapter(self.resource.record.model_fields[field].annotation)
@@ -151,26 +151,27 @@ class ResourceCollection:
         return isinstance(found, int | float | Decimal) and not isinstance(found, bool)
 
     def _default(self, name: str) -> Any:
-        """For a field that the record got after the document was stored."""
+        """Return the default of a field that the record got after the document was stored."""
         default = self.resource.record.model_fields[name].get_default(
             call_default_factory=True, validated_data={}
         )
         return None if default is PydanticUndefined else default
 
     def stored(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Those values as members of a document; what has no value is left out."""
+        """Return the values as members of a document; fields without a value are left out."""
         return {name: to_bson(value) for name, value in values.items() if value is not None}
 
 
 def stored_name(field: str) -> str:
-    """Where a field of the record is stored."""
+    """Return the name under which a field of the record is stored."""
     return "_id" if field == "id" else field
 
 
 def bookkeeping(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """The hidden member; empty in a document that was stored by something else than a data service.
+    """Return the hidden member; it is empty in a document that was stored by something else than a data service.
 
-    Without what something else has made of its parts: a shell that stores a document again may make floats of integers.
+    Parts of another type than the data service stores are left out: a shell that stores a document again may make
+    floats of integers.
     """
     found = stored.get(HIDDEN)
     members = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
@@ -178,7 +179,7 @@ def bookkeeping(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def version_of(stored: Mapping[str, Any]) -> int:
-    """The version; 1 for a document that was stored by something else than a data service."""
+    """Return the version; 1 for a document that was stored by something else than a data service."""
     found = stored.get("version")
     return found if isinstance(found, int) and not isinstance(found, bool) and found > 0 else 1
 

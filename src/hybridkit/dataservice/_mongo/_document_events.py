@@ -1,4 +1,4 @@
-"""Events on their way into the outbox, as they stand in the document that they are about, and in the outbox itself.
+"""Events as rows of the outbox, and in the documents that they are about until a relay moves them there.
 
 Without transactions only one document changes at a time. So events wait inside of the document whose change they tell
 of, in its hidden member, and are there exactly when the change is. A relay moves them on to the outbox.
@@ -22,28 +22,28 @@ from hybridkit.dataservice._outbox._protocol import envelope_of, partition_of
 OUTBOX_COLLECTION: Final = "hk_outbox"
 COUNTERS_COLLECTION: Final = "hk_counters"
 EVENTS: Final = "events"
-"""In a document's hidden member: events that no relay has moved yet, in their order."""
+"""The part of a document's hidden member with the events that no relay has moved yet, in their order."""
 EMITTED_AT: Final = "emitted_at"
-"""Beside them: since when the first of them waits. An index finds documents by it."""
+"""The part with the time of the first of those events. An index finds documents by it."""
 
 type StoredDocument = dict[str, Any]
 
 
-class Numbers:
-    """Numbers of which each is given once, later ones higher.
+class SequenceNumbers:
+    """A counter whose numbers are given once each, later ones higher.
 
     Args:
-        database: with the counter.
+        database: the database that keeps the counter.
     """
 
     def __init__(self, database: AsyncDatabase[StoredDocument]) -> None:
         self._counters = database[COUNTERS_COLLECTION]
 
     def __repr__(self) -> str:
-        return f"Numbers({self._counters.full_name!r})"
+        return f"SequenceNumbers({self._counters.full_name!r})"
 
     async def prepare(self) -> None:
-        """Make the counter, before there can be a race for it, which not every server survives."""
+        """Create the counter before there can be a race for it, which not every server survives."""
         if await self._counters.find_one({"_id": "outbox"}) is None:
             try:
                 await self._counters.insert_one({"_id": "outbox", "last": 0})
@@ -52,19 +52,19 @@ class Numbers:
                     raise
 
     async def take(self, count: int) -> int:
-        """The first of so many numbers in a row."""
+        """Take that many numbers in a row, and return the first."""
         found: StoredDocument | None = None
         while found is None:
             found = await self._counters.find_one_and_update(
                 {"_id": "outbox"}, {"$inc": {"last": count}}, return_document=ReturnDocument.AFTER
             )
-            if found is None:  # somebody has emptied the collection
+            if found is None:  # the collection was emptied
                 await self.prepare()
         return int(found["last"]) - count + 1
 
 
 def event_rows(emissions: Sequence[Emission], *, service: str, first: int) -> list[StoredDocument]:
-    """Events and commands as they are stored, numbered from `first` on."""
+    """Return events and commands as rows of the outbox, numbered from `first` on."""
     moment = now()
     rows: list[StoredDocument] = []
     for sequence, emission in enumerate(emissions, start=first):
@@ -94,7 +94,7 @@ def event_rows(emissions: Sequence[Emission], *, service: str, first: int) -> li
 def with_events(
     hidden: StoredDocument, before: Sequence[StoredDocument], rows: Sequence[StoredDocument]
 ) -> StoredDocument:
-    """The hidden member of a document with the events that it has, and some more."""
+    """Return the hidden member of a document with its events and new ones after them."""
     events = [*before, *rows]
     if not events:
         return hidden

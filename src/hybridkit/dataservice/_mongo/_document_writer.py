@@ -1,8 +1,8 @@
-"""Writing one document at a time, atomic and once per key, on a server that has nothing better.
+"""Writes of one document at a time, atomic and once per key, for servers without transactions.
 
 A write reads its document, decides, and replaces it where it is still as it was read; otherwise it starts again. The
 idempotency key and the events stand in the document, so effect, key and events become true together. A deleted document
-leaves a tombstone with its keys and events, so that a late retry can't bring it back, and nothing it told gets lost.
+leaves a tombstone with its keys and events, so that a late retry can't bring it back and no event gets lost.
 
 A service's own call is not one document. Without transactions it runs at least once: its answer and its events become
 true together, under its key, and a crash before that lets a retry run it again.
@@ -19,9 +19,9 @@ from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import OperationFailure
 
 from hybridkit.dataservice._mongo._collection import HIDDEN, ResourceCollection, bookkeeping
-from hybridkit.dataservice._mongo._document_events import EVENTS, Numbers, event_rows, with_events
+from hybridkit.dataservice._mongo._document_events import EVENTS, SequenceNumbers, event_rows, with_events
 from hybridkit.dataservice._mongo._driver._database import StoredDocument
-from hybridkit.dataservice._mongo._driver._errors import is_duplicate, telling
+from hybridkit.dataservice._mongo._driver._errors import explained_duplicates, is_duplicate
 from hybridkit.dataservice._mongo._filters import condition
 from hybridkit.dataservice._mongo._keys import (
     EMBEDDED_KEYS,
@@ -40,17 +40,17 @@ from hybridkit.dataservice._store._refusals import requirement_failed
 from hybridkit.errors import ConflictError, InvalidRequestError, RejectedError
 
 CONFLICT_SECONDS: Final = 2.0
-"""How long a write tries to win against others on its document."""
+"""The time in which a write tries again when others write its document first."""
 CONFLICT_PAUSE_SECONDS: Final = 0.02
 
 
 class DocumentWriter:
-    """Writes of one record, of events alone, and calls, without transactions.
+    """A writer of one record, of events alone, and of calls, without transactions.
 
     Args:
         database: for requests.
         collections: by the resource's name.
-        emitted: is called when a write has added events.
+        emitted: called when a write has added events.
     """
 
     def __init__(
@@ -63,14 +63,14 @@ class DocumentWriter:
         self._database = database
         self._collections = collections
         self._keys = Keys(database[KEYS_COLLECTION])
-        self._numbers = Numbers(database)
+        self._numbers = SequenceNumbers(database)
         self._emitted = emitted
 
     def __repr__(self) -> str:
         return f"DocumentWriter({sorted(self._collections)})"
 
     async def write(self, write: Write) -> Outcome:
-        """Do it, once per caller and key; again, for a while, where another write of the same document won."""
+        """Do the write, once per caller and key; again, for two seconds, where another write of the document won."""
         known = await self._keys.claim(write)
         try:
             if write.operations:
@@ -100,7 +100,7 @@ class DocumentWriter:
             await asyncio.sleep(CONFLICT_PAUSE_SECONDS * random.random())  # noqa: S311 # nosec B311 - spreads load
 
     async def _write_once(self, write: Write, operation: Operation, known: KnownKey | None) -> Outcome | None:
-        """The outcome; None where another write came between reading and writing."""
+        """Read, decide and write; return None where another write came between reading and writing."""
         collection = self._collections[operation.resource.name]
         documents = self._database[collection.name]
         stored = await documents.find_one({"_id": to_bson(operation.id)})
@@ -118,13 +118,13 @@ class DocumentWriter:
         if replacement.only_looks and not write.emit:
             return Outcome((result,))
         document = await self._with_bookkeeping(write, replacement, stored, result)
-        with telling(operation):
+        with explained_duplicates(operation):
             return Outcome((result,)) if await _put(documents, stored, document, replacement) else None
 
     async def _with_bookkeeping(
         self, write: Write, replacement: Replacement, stored: StoredDocument | None, result: Result
     ) -> StoredDocument:
-        """The new document with the keys and events of the old one and this write's; the oldest keys move first."""
+        """Return the document with the old keys and events and this write's; the oldest keys move to the claims."""
         before: StoredDocument = bookkeeping(stored) if stored else {}
         entries: list[StoredDocument] = [*before.get("keys", ()), entry_for(write, result)]
         leaving, staying = entries[:-EMBEDDED_KEYS], entries[-EMBEDDED_KEYS:]
@@ -142,7 +142,7 @@ class DocumentWriter:
     # ── no record ────────────────────────────────────────────────────────────────────────────────
 
     async def _write_claim(self, write: Write, known: KnownKey | None) -> Outcome:
-        """A call, or events alone: what came of it is recorded in the claim."""
+        """Do a call, or emit events alone; the outcome is recorded in the claim."""
         if known is not None:
             check_repeated(write, known.fingerprint)
             if known.kept is not None:
@@ -158,7 +158,7 @@ class DocumentWriter:
 
 
 def unchanged(stored: StoredDocument) -> StoredDocument:
-    """Matches the document as it was read, also where something else has stored it."""
+    """Return the filter for the document as it was read, also where something else has stored it."""
     hidden = stored.get(HIDDEN)
     incarnation = cast("StoredDocument", hidden).get("incarnation") if isinstance(hidden, dict) else None
     return {
@@ -174,11 +174,11 @@ async def _put(
     document: StoredDocument,
     replacement: Replacement,
 ) -> bool:
-    """Write it where the document is still as it was read; whether it was.
+    """Write the document if it is still as it was read, and return whether it was.
 
     Raises:
         UniqueViolationError: another record has a value that only one may have.
-        StaleVersionError: the document is as it was read, but not as the change requires.
+        StaleVersionError: the document is as it was read, but not as the operation requires.
     """
     if stored is None:
         try:

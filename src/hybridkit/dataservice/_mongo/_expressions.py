@@ -1,4 +1,4 @@
-"""Expressions of an aggregation pipeline, checked: operators from a list, fields that can be seen at that point."""
+"""Checks of a pipeline's expressions: operators are on a list, fields are visible at that point."""
 
 import re
 from collections.abc import Iterable
@@ -36,7 +36,7 @@ _NAMED_OPERANDS: Final = {
     "$dateToString": frozenset({"date", "format", "timezone", "onNull"}),
     "$dateTrunc": frozenset({"date", "unit", "binSize", "timezone"}),
 }
-"""Operators whose operand is an object with names of its own."""
+"""Operators whose operand is an object, and the names in it."""
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,62}")
 _PATH: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}(\.[A-Za-z0-9_][A-Za-z0-9_-]{0,62}){0,15}")
 _MOMENT: Final[TypeAdapter[datetime]] = TypeAdapter(datetime)
@@ -44,29 +44,29 @@ _MOMENT: Final[TypeAdapter[datetime]] = TypeAdapter(datetime)
 
 @dataclass(slots=True)
 class Checked:
-    """How much has been looked at, so that a hostile pipeline is refused before it costs anything."""
+    """A count of checked nodes, so that a hostile pipeline is refused before it costs anything."""
 
     nodes: int = 0
 
     def step(self, depth: int, at: str) -> None:
-        """One more."""
+        """Count one node, and refuse too many of them or too many levels."""
         self.nodes += 1
         if depth > MAX_DEPTH or self.nodes > MAX_NODES:
             raise refuse(f"at most {MAX_DEPTH} levels and {MAX_NODES} parts", at[:200])
 
 
 def expression(value: object, visible: frozenset[str], at: str, *, checked: Checked, depth: int = 1) -> Any:
-    """The expression as it may run.
+    """Return the expression in the form in which it may run.
 
     Args:
-        value: as it came: a literal, `"$field"`, an operator, or an object or list of these.
-        visible: the fields that there are.
-        at: where it stands.
-        checked: counts.
-        depth: of this one.
+        value: as it was sent: a literal, `"$field"`, an operator, or an object or list of these.
+        visible: the fields that exist at that point.
+        at: the JSON pointer of the expression.
+        checked: the count of nodes.
+        depth: of this expression in the whole one.
 
     Raises:
-        InvalidQueryError: something in it is not allowed.
+        InvalidQueryError: a part of the expression is not allowed.
     """
     checked.step(depth, at)
     match value:
@@ -119,14 +119,14 @@ def _operator(
 
 
 def reference(text: str, visible: frozenset[str], at: str) -> str:
-    """`$field`, if there is such a field. Variables (`$$ROOT`) are not allowed: they reach around the checks."""
+    """Return `$field` if the field exists; refuse variables (`$$ROOT`), which reach around the checks."""
     if text.startswith("$$"):
         raise refuse("the only variable is $$NOW", at)
     return "$" + visible_path(text[1:], visible, at)
 
 
 def visible_path(path: object, visible: Iterable[str], at: str) -> str:
-    """The field, or path into it, if it can be seen."""
+    """Return the field, or the path into it, if it is visible."""
     if not isinstance(path, str) or not _PATH.fullmatch(path):
         raise refuse("no field can have this name", at)
     if not any(path == name or path.startswith(f"{name}.") for name in visible):
@@ -135,14 +135,14 @@ def visible_path(path: object, visible: Iterable[str], at: str) -> str:
 
 
 def checked_name(name: object, at: str) -> str:
-    """A name for something new."""
+    """Return the name of a new member if it has a valid form."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise refuse("a name has letters, digits and _, and begins with a letter", at)
     return name
 
 
 def literal(value: object, at: str) -> Any:
-    """A value that means itself: a scalar, or a time or decimal in MongoDB's extended JSON."""
+    """Return a value that means itself: a scalar, or a time or decimal in MongoDB's extended JSON."""
     match value:
         case None | bool() | int() | float():
             return value
@@ -173,7 +173,7 @@ def _is_single(value: object) -> bool:
 
 
 def refuse(message: str, pointer: str) -> InvalidQueryError:
-    """What is not allowed, and where."""
+    """Return the refusal of a part of the pipeline."""
     return InvalidQueryError(message, pointer=pointer[:500])
 
 

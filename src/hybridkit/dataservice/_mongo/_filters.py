@@ -1,4 +1,4 @@
-"""From a query's tree to MongoDB's: declared fields, operators from a closed list, values that are never operators.
+"""Filters as conditions of MongoDB: declared fields, operators from a closed list, values that are never operators.
 
 A field without a value compares as SQL's NULL does: neither equal nor unequal to anything, so `neq` and `not` leave
 such records out. MongoDB's own operators would let them in, so negations are pushed down to the single conditions.
@@ -22,7 +22,7 @@ _INVERSE: Final = {"gt": "$lte", "gte": "$lt", "lt": "$gte", "lte": "$gt"}
 
 
 def condition(where: Filter, *, negated: bool = False) -> Clause:
-    """The filter as a condition, or its opposite."""
+    """Return the filter, or its opposite, as a condition of MongoDB."""
     match where:
         case Compare() if (asked := storable(where)) is not where:
             return condition(asked, negated=negated)
@@ -78,14 +78,14 @@ def _refuted(compare: Compare) -> Clause:
 
 
 def _one_of(name: str, values: Sequence[Any]) -> Clause:
-    """One of these. Objects stand apart: in a list MongoDB takes one with a `$` for an operator, and refuses it."""
+    """Match one of the values; objects stand apart, as MongoDB takes one with a `$` in a list for an operator."""
     scalars = [value for value in values if not isinstance(value, dict)]
     objects: list[Clause] = [{name: {"$eq": value}} for value in values if isinstance(value, dict)]
     return {"$or": [{name: {"$in": scalars}}, *objects]} if objects else {name: {"$in": scalars}}
 
 
 def _none_of(name: str, values: Sequence[Any]) -> Clause:
-    """A value, and none of these."""
+    """Match a value that is none of these."""
     if any(isinstance(value, dict) for value in values):
         return {"$nor": [_one_of(name, [*values, None])]}
     return {name: {"$nin": [*values, None]}}

@@ -1,4 +1,4 @@
-"""Idempotency keys on a database without transactions over several documents.
+"""Idempotency keys on MongoDB, also without transactions over several documents.
 
 A single document is all that changes at once. So the outcome of a write stands in the document that it wrote, under the
 key, and becomes true with it. A collection of claims says, before anything is written, which request a key belongs to;
@@ -29,7 +29,7 @@ from hybridkit.dataservice._store._operations import Outcome, Result, Write
 
 KEYS_COLLECTION: Final = "hk_keys"
 EMBEDDED_KEYS: Final = 20
-"""How many outcomes stay in a document; older ones move to the claims."""
+"""The most outcomes that stay in a document; older ones move to the claims."""
 CLEAN_KEYS: Final = 1000
 
 type Stored = Mapping[str, Any]
@@ -37,7 +37,7 @@ type Stored = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class KnownKey:
-    """The request that a key belongs to, and what came of it.
+    """The request that a key belongs to, and its outcome.
 
     Attributes:
         fingerprint: of the request.
@@ -52,7 +52,7 @@ class Keys:
     """The claims of one database.
 
     Args:
-        collection: where they are.
+        collection: of the claims.
     """
 
     def __init__(self, collection: AsyncCollection[StoredDocument]) -> None:
@@ -66,7 +66,7 @@ class Keys:
         await self._collection.create_indexes([IndexModel([("expires_at", ASCENDING)], name="expiring")])
 
     async def claim(self, write: Write) -> KnownKey | None:
-        """Say that the key belongs to this request; what is known of it where it was claimed before."""
+        """Record that the key belongs to this request; return what is known of a key that was claimed before."""
         try:
             await self._collection.insert_one(_claim(write))
         except OperationFailure as error:
@@ -76,7 +76,7 @@ class Keys:
         return None
 
     async def look_up(self, write: Write, session: AsyncClientSession | None = None) -> KnownKey | None:
-        """What the claims know of the key."""
+        """Return what the claims know of the key."""
         found = await self._collection.find_one({"_id": key_id(write)}, session=session)
         return None if found is None else _known_key(found)
 
@@ -87,7 +87,7 @@ class Keys:
         )
 
     async def finish(self, write: Write, outcome: Outcome, events: Sequence[StoredDocument]) -> bool:
-        """Record in the claim what was done, and the events of it; whether nobody else did so before."""
+        """Record the outcome and its events in the claim, and return whether it had no outcome before."""
         hidden = {HIDDEN: with_events({}, (), events)} if events else {}
         finished = await self._collection.update_one(
             {"_id": key_id(write), "outcome": None},
@@ -96,7 +96,7 @@ class Keys:
         return bool(finished.matched_count)
 
     async def record(self, write: Write, outcome: Outcome, session: AsyncClientSession) -> None:
-        """Record what the session's transaction does, in it. Another one with this key makes this one fail."""
+        """Record the outcome in the session's transaction, which fails if another one with this key commits first."""
         done = {**_claim(write), "outcome": encode_outcome(write, outcome)}
         replaced = await self._collection.replace_one({"_id": done["_id"]}, done, session=session)
         if not replaced.matched_count:
@@ -111,7 +111,7 @@ class Keys:
                 await self._insert({"_id": entry["key"], **known})
 
     async def clean(self) -> int:
-        """Delete expired claims, except those with events that no relay has moved; how many."""
+        """Delete expired claims, except those with events that no relay has moved, and return their number."""
         old = {"expires_at": {"$lt": now()}, f"{HIDDEN}.{EVENTS}": None}
         found = await self._collection.find(old, {"_id": 1}).limit(CLEAN_KEYS).to_list()
         if not found:
@@ -128,18 +128,18 @@ class Keys:
 
 
 def key_id(write: Write) -> str:
-    """The key as it is stored; a caller's name has no space in it."""
+    """Return the key in the form in which it is stored; a caller's name has no space in it."""
     return f"{write.caller} {write.key}"
 
 
 def embedded(hidden: Stored, write: Write) -> KnownKey | None:
-    """What the document itself knows of the key."""
+    """Return what the document itself knows of the key."""
     wanted = key_id(write)
     return next((_known_key(entry) for entry in hidden.get("keys", ()) if entry["key"] == wanted), None)
 
 
 def entry_for(write: Write, result: Result) -> StoredDocument:
-    """The outcome as it stands in the document that it is about."""
+    """Return the entry with the outcome for the document that it is about."""
     return {
         "key": key_id(write),
         "fingerprint": write.fingerprint.hex(),

@@ -1,4 +1,4 @@
-"""The order of a query on MongoDB, and the cursor that goes on in it: both have to compare alike.
+"""The order of a query on MongoDB, and the condition for what follows a position in it: both must compare alike.
 
 MongoDB's `$sort` compares values of all types with each other, and of an array its least or greatest element, while
 `$gt` in a filter finds values of one type only, and arrays by any of their elements. So a cursor asks by expressions,
@@ -52,7 +52,7 @@ _SCALARS: Final[Mapping[type, str]] = {
     time: "text",
     timedelta: "text",
 }
-"""What these are stored as; in this order, as some are others too."""
+"""The stored type of each; in this order, as some are subclasses of others."""
 _BRACKETS: Final[Sequence[tuple[tuple[type, ...], Sequence[int]]]] = (
     ((MinKey,), []),
     ((NoneType,), [10]),
@@ -76,14 +76,14 @@ _PLACES: Final[Mapping[type, int]] = {kind: at for at, (kinds, _) in enumerate(_
 
 
 class Ordering:
-    """The order of a query, and what comes after a position in it.
+    """The order of a query, and the condition for the documents after a position in it.
 
     Records without a value come last, or first when descending, as PostgreSQL has it. MongoDB has it the other way
     round, so fields that may be without one are sorted by whether they have it first, which no index serves.
 
     Args:
         collection: of the resource.
-        query: says the order; the id is added at its end.
+        query: has the order.
     """
 
     def __init__(self, collection: ResourceCollection, query: Query) -> None:
@@ -97,7 +97,7 @@ class Ordering:
         return f"Ordering({self._pairs!r})"
 
     def _has_one_type(self, name: str) -> bool:
-        """Whether all its values are stored as one type, which is no array."""
+        """Return whether all values of the field are stored as one type that is no array."""
         if name == "id":
             return True
         if "." in name:
@@ -107,7 +107,7 @@ class Ordering:
         return len(kinds) == 1 and None not in kinds
 
     def stages(self) -> list[Clause]:
-        """The stages of an aggregation that bring matched documents into order."""
+        """Return the stages of an aggregation that bring matched documents into order."""
         computed = {
             f"k{at}": _whole_value(name) for at, (name, _) in enumerate(self._pairs) if name in self._whole
         }
@@ -120,12 +120,12 @@ class Ordering:
             yield key, _sign(direction)
 
     def has_no_place(self, stored: Mapping[str, Any]) -> bool:
-        """Whether somebody has stored a list where one value is declared: there `$sort` takes one of its elements."""
+        """Return whether a list was stored where one value is declared: there `$sort` takes one of its elements."""
         plain = [stored_name(name) for name, _ in self._pairs if name not in self._whole]
         return any(isinstance(stored.get(name), list) for name in plain)
 
     def position(self, stored: Mapping[str, Any]) -> Sequence[Any]:
-        """Where a document that the stages gave stands, for a token: JSON doesn't know all its types."""
+        """Return the position of a document from the stages, as texts of BSON: JSON doesn't know all its types."""
         return [self._at(stored, at, name) for at, (name, _) in enumerate(self._pairs)]
 
     def _at(self, stored: Mapping[str, Any], at: int, name: str) -> str:
@@ -133,10 +133,10 @@ class Ordering:
         return b64encode(bson.encode({"": value}, codec_options=CODEC)).decode()
 
     def after(self, position: Sequence[Any]) -> Clause:
-        """The documents that come after that one.
+        """Return the condition for the documents after the position.
 
         Raises:
-            PageTokenError: a position of another order.
+            PageTokenError: the position belongs to another order.
         """
         if len(position) != len(self._pairs):
             raise _another_order()
@@ -144,13 +144,13 @@ class Ordering:
         return {"$or": [self._after_at(index, values) for index in range(len(values))]}
 
     def _after_at(self, index: int, values: Sequence[Any]) -> Clause:
-        """Equal in every field before `index`, and beyond in that one."""
+        """Match documents that are equal in every field before `index` and beyond the value in that one."""
         equal = [self._compares(self._pairs[at][0], values[at], 0) for at in range(index)]
         name, direction = self._pairs[index]
         return {"$and": [*equal, self._compares(name, values[index], _sign(direction))]}
 
     def _compares(self, name: str, value: Any, sign: int) -> Clause:
-        """The documents whose value comes after that one (1), before it (-1), or neither (0)."""
+        """Match documents whose value comes after the given one (1), before it (-1), or neither (0)."""
         if name in self._whole:
             return {"$expr": _differs(_whole_value(name), value, sign)}
         stored = stored_name(name)
@@ -168,7 +168,7 @@ def _sign(direction: str) -> int:
 
 
 def _stored_as(kind: Any) -> str | None:
-    """What values of that type are stored as; None where there is no telling, or an array or object."""
+    """Return the stored type of a type's values; None where it isn't known, or is an array or object."""
     if not isinstance(kind, type):
         return None
     if issubclass(kind, Enum):
@@ -178,18 +178,18 @@ def _stored_as(kind: Any) -> str | None:
 
 
 def _whole_value(name: str) -> Clause:
-    """An object that compares as the value does: whether there is none, then the value itself."""
+    """Return an object that sorts values as SQL does: first by whether there is one, then by the value itself."""
     value: Clause = {"$ifNull": [f"${stored_name(name)}", None]}
     return {"none": {"$cond": [{"$eq": [value, None]}, 1, 0]}, "value": value}
 
 
 def _differs(found: Clause, value: Any, sign: int) -> Clause:
-    """Whether what is found is greater than the value (1), less (-1) or the same (0); one of these always holds."""
+    """Return an expression: the found value is greater (1), less (-1) or the same (0), of which one always holds."""
     return {"$eq": [{"$cmp": [found, {"$literal": value}]}, sign]}
 
 
 def _beyond(stored: str, value: Any, sign: int) -> Iterator[Clause]:
-    """Conditions for an index, of which one holds for every document on that side of the value."""
+    """Yield conditions that an index serves; for every document on that side of the value one of them holds."""
     own = _PLACES[type(value)]
     yield _near(stored, value, "$gt" if sign > 0 else "$lt")
     if sign < 0 and own == _PLACES[float]:
@@ -203,7 +203,7 @@ def _beyond(stored: str, value: Any, sign: int) -> Iterator[Clause]:
 
 
 def _near(stored: str, value: Any, operator: str) -> Clause:
-    """A condition for an index that holds for every document with a value of that kind for which the operator does."""
+    """Return a condition that an index serves; it holds for every value of that type for which the operator holds."""
     match value:
         case float() | Decimal128() if Decimal(str(value)).is_nan():
             pass

@@ -1,4 +1,4 @@
-"""The outbox in MongoDB: moves events out of the documents that they are about, and keeps who publishes which.
+"""The outbox in MongoDB, which moves events out of the documents that they are about, and its leases.
 
 A move puts events into the outbox first and only then takes them out of their document, so that a crash in between
 moves them again, and finds them there by their identity. Whoever moves them: they come in their document's order, each
@@ -42,9 +42,9 @@ from hybridkit.dataservice._store._keys import RETENTION
 
 LEASES_COLLECTION: Final = "hk_leases"
 PATIENCE_SECONDS: Final = 3.0
-"""How long the relay waits for the database; well within its leases."""
+"""The longest wait of the relay for the database; well within its leases."""
 MOVE_DOCUMENTS: Final = 50
-"""Documents of a collection whose events are moved in one turn."""
+"""The most documents of a collection whose events are moved in one turn."""
 MAX_REASON_LENGTH: Final = 500
 CLEAN_EVENTS: Final = 1000
 
@@ -56,7 +56,7 @@ _PARKED: Final[StoredDocument] = {"state": "parked"}
 
 
 class MongoOutbox:
-    """The relay's side of the outbox.
+    """The outbox as a relay uses it.
 
     Args:
         database: of the data service.
@@ -74,7 +74,7 @@ class MongoOutbox:
         return f"MongoOutbox({self._events.full_name!r})"
 
     async def prepare(self) -> None:
-        """Create indexes, and a free lease for each partition: to make them later would be a race."""
+        """Create indexes, and a free lease for each partition: creating them later would be a race."""
         await self._events.create_indexes(
             [
                 IndexModel(
@@ -98,7 +98,7 @@ class MongoOutbox:
     # ── leases ───────────────────────────────────────────────────────────────────────────────────
 
     async def renew_leases(self, owner: str) -> AcquiredLeases:
-        """Give a sign of life, renew what this replica has, and take free partitions up to its share."""
+        """Report this replica as alive, renew its leases, and take free partitions up to its share."""
         asked = time.monotonic()
         valid_until = asked + LEASE_SECONDS - SAFETY_SECONDS
         with bounded(PATIENCE_SECONDS), meaning(read_error):
@@ -134,13 +134,13 @@ class MongoOutbox:
         )
 
     async def _server_time(self) -> datetime:
-        """The server's clock: those of the replicas may differ."""
+        """Return the time by the server's clock: those of the replicas may differ."""
         about = await self._database.command("hello")
         moment: datetime = about["localTime"]
         return moment.replace(tzinfo=UTC)
 
     async def release_leases(self, owner: str, partitions: Collection[int] | None = None) -> None:
-        """Give partitions back, so that another replica needn't wait; None: all of them, and stop being alive."""
+        """Release partitions, so that no other replica has to wait; None: all of them, and report the replica's end."""
         mine: StoredDocument = {"owner": owner, "partition": {"$gte": 0}}
         if partitions is not None:
             mine["partition"] = {"$in": sorted(partitions)}
@@ -155,7 +155,7 @@ class MongoOutbox:
     async def waiting(
         self, partitions: Collection[int], *, without: Collection[str], limit: int
     ) -> Sequence[WaitingRow]:
-        """The oldest rows of these partitions whose time has come, after what documents hold has been moved here."""
+        """Move events out of documents, and return the oldest rows of the partitions whose time has come."""
         with bounded(PATIENCE_SECONDS), meaning(read_error):
             for source in self._sources:
                 await self.move(source)
@@ -166,7 +166,7 @@ class MongoOutbox:
         return [_waiting(row) for row in found]
 
     async def move(self, source: AsyncCollection[StoredDocument]) -> None:
-        """Put the events that documents of this collection hold into the outbox, and then take them out there."""
+        """Put the events that documents of the collection hold into the outbox, and then take them out there."""
         pending = source.find(_HOLDS_EVENTS, {_EVENTS: 1})
         for document in await pending.sort(_EMITTED_AT, ASCENDING).limit(MOVE_DOCUMENTS).to_list():
             rows: list[StoredDocument] = document[HIDDEN].get(EVENTS, [])
@@ -188,7 +188,7 @@ class MongoOutbox:
     async def mark(
         self, leases: Sequence[Lease], *, published: Sequence[WaitingRow], parked: Sequence[ParkedRow]
     ) -> Collection[int]:
-        """Record what became of rows; the partitions that somebody else has by now, with nothing recorded of them."""
+        """Record rows as published or parked; return the partitions of other replicas, whose rows stay as they are."""
         with bounded(PATIENCE_SECONDS), meaning(read_error):
             found = await self._leases.find({"partition": {"$gte": 0}}).to_list()
             fences = {lease["partition"]: lease["fence"] for lease in found}
@@ -219,7 +219,7 @@ class MongoOutbox:
         return {lease.partition for lease in leases} - held
 
     async def backlog(self, partitions: Collection[int]) -> Backlog:
-        """How much there is in these partitions; what documents still hold counts as the first partition's."""
+        """Return the backlog of the partitions; events that documents still hold count as the first partition's."""
         of = _of(partitions)
         with bounded(PATIENCE_SECONDS), meaning(read_error):
             waiting = await self._events.count_documents({**_WAITING, **of})
@@ -237,14 +237,14 @@ class MongoOutbox:
         return Backlog(waiting=waiting, parked=parked, lag_seconds=max(age.total_seconds(), 0.0))
 
     async def changed(self, *, timeout_seconds: float) -> None:
-        """Return when this process has added events, and in any case after that time."""
+        """Wait until this process has added events, or the time is over."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_seconds):
                 await self._changed.wait()
         self._changed.clear()
 
     def wake(self) -> None:
-        """This process has added events."""
+        """Wake `changed`: this process has added events."""
         self._changed.set()
 
     # ── for people ───────────────────────────────────────────────────────────────────────────────
@@ -252,14 +252,14 @@ class MongoOutbox:
     async def entries(
         self, *, parked: bool, event_type: str | None = None, event_ids: Collection[UUID] = (), limit: int
     ) -> Sequence[OutboxEntry]:
-        """Rows that are parked, or those that wait, by sequence."""
+        """Return rows that are parked, or those that wait, by sequence."""
         wanted = {**(_PARKED if parked else _WAITING), **_chosen(event_type, event_ids)}
         with bounded(), meaning(read_error):
             found = await self._events.find(wanted).sort("sequence", ASCENDING).limit(limit).to_list()
         return [_entry(row) for row in found]
 
     async def retry(self, *, event_type: str | None = None, event_ids: Collection[UUID] = ()) -> int:
-        """Let parked rows wait again, in their old places; how many there were."""
+        """Let parked rows wait again, with their old sequence, and return their number."""
         back = {"$set": {"state": "waiting"}, "$unset": {"parked_at": "", "reason": ""}}
         with bounded(), meaning(read_error):
             changed = await self._events.update_many({**_PARKED, **_chosen(event_type, event_ids)}, back)
@@ -267,7 +267,7 @@ class MongoOutbox:
         return changed.modified_count
 
     async def clean(self) -> int:
-        """Delete events that were published a while ago, and replicas that have been dead as long; how many events."""
+        """Delete events published before the retention and replicas dead as long; return the number of events."""
         old = {"published_at": {"$lt": now() - RETENTION}}
         await self._leases.delete_many(
             {"replica": {"$exists": True}, "expires_at": {"$lt": now() - RETENTION}}
@@ -280,7 +280,7 @@ class MongoOutbox:
 
 
 def _due(partitions: Collection[int]) -> StoredDocument:
-    """Rows whose time has come."""
+    """Return the filter for waiting rows whose time has come."""
     return {**_WAITING, **_of(partitions), "$or": [{"not_before": None}, {"not_before": {"$lte": now()}}]}
 
 
@@ -329,7 +329,7 @@ def _entry(row: Mapping[str, Any]) -> OutboxEntry:
 
 
 async def _insert(documents: AsyncCollection[StoredDocument], document: StoredDocument) -> None:
-    """Put it in, unless it is there."""
+    """Insert the document unless it is there."""
     try:
         await documents.insert_one(document)
     except OperationFailure as error:

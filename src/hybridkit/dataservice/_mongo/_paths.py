@@ -1,4 +1,4 @@
-"""Conditions on a path into a document, as PostgreSQL has them on `jsonb`: of one whole value.
+"""Conditions on a path into a document that are about one whole value, as PostgreSQL has them on `jsonb`.
 
 In a filter of MongoDB's a path leads through arrays, and a condition on an array holds where it holds for an element.
 An expression has the value itself: an array wherever there is one on the way. It stands beside the filter's own
@@ -17,12 +17,12 @@ _NOTHING: Final[Clause] = {"_id": {"$in": []}}
 
 
 def path_condition(compare: Compare, operand: Clause, *, negated: bool) -> Clause:
-    """The condition, or its opposite among the records that have a value there.
+    """Return the condition, or its opposite among the records that have a value at the path.
 
     Args:
         compare: on a path.
-        operand: what MongoDB's filter says about a value that is no array.
-        negated: whether the opposite is wanted.
+        operand: MongoDB's condition on a value that is no array.
+        negated: whether to return the opposite.
     """
     path = compare.field
     match compare.operator:
@@ -44,7 +44,7 @@ def path_condition(compare: Compare, operand: Clause, *, negated: bool) -> Claus
 
 
 def _equal(path: str, values: Sequence[Any]) -> Clause:
-    """One of these values: scalars by the filter's own condition, arrays and objects by comparing them whole."""
+    """Match one of the values: scalars by the filter's own condition, arrays and objects by comparing them whole."""
     stored = [to_bson(value) for value in values]
     scalars = [value for value in stored if not isinstance(value, list | dict)]
     parts = [_single(path, {"$in": scalars})] if scalars else []
@@ -60,12 +60,12 @@ def _otherwise(path: str, holds: Clause) -> Clause:
 
 
 def _single(path: str, operand: Clause) -> Clause:
-    """The value is no array, nor in one, and fits."""
+    """Match a value that is no array, nor in one, and for which the condition holds."""
     return {"$and": [{path: operand}, _is_no_array(path)]}
 
 
 def _present(path: str) -> Clause:
-    """There is a value, which may be an array, and isn't in one."""
+    """Match any value, also an array, that isn't in an array itself."""
     value: Clause = {"$ifNull": [f"${path}", None]}
     return {"$and": [{"$expr": {"$ne": [value, None]}}, _is_no_array(path.rpartition(".")[0])]}
 

@@ -1,8 +1,8 @@
-"""MongoDB's aggregation pipeline for callers: stages and operators from a list, fields that the resource declares.
+"""Checks of a caller's aggregation pipeline: stages and operators are on a list, fields are declared by the resource.
 
-Everything is checked before the server sees any of it, and what is not known is refused: a new operator of a new
-server can't be reached either. Two more walls stand behind the checks. Tombstones and hidden records are matched out
-first, and then only the record's own fields go on, so that the bookkeeping isn't there to be found.
+Everything is checked before the server sees any of it, and what is not known is refused, so that a new operator of a
+new server can't be reached either. Beyond the checks, tombstones and hidden records are filtered out first, and then
+only the record's own fields go on, without the bookkeeping.
 
 JSON has neither times nor decimals: `{"$date": "2026-01-15T10:30:00Z"}` and `{"$numberDecimal": "1.50"}` stand for
 them. What is compared with a declared field in a `$match` needs neither.
@@ -41,14 +41,14 @@ type Clause = dict[str, Any]
 
 
 def checked_pipeline(collection: ResourceCollection, pipeline: Sequence[Any]) -> list[Clause]:
-    """The stages that run, which are the caller's after the first that narrows documents down to records.
+    """Return the stages to run: the caller's, with a projection to records after the leading `$match` stages.
 
     Args:
         collection: of the resource.
-        pipeline: as it came.
+        pipeline: as it was sent.
 
     Raises:
-        InvalidQueryError: a stage, operator, field or value that is not allowed, with a pointer.
+        InvalidQueryError: a stage, operator, field or value is not allowed; the error has a pointer to it.
     """
     state = _Stages(collection)
     leading = 0
@@ -68,7 +68,7 @@ def checked_pipeline(collection: ResourceCollection, pipeline: Sequence[Any]) ->
 
 
 class _Stages:
-    """Checks one stage after the other, and knows which fields there are between them."""
+    """A check of one stage after the other, with the fields that are visible between them."""
 
     def __init__(self, collection: ResourceCollection, visible: frozenset[str] | None = None) -> None:
         resource = collection.resource
@@ -80,7 +80,7 @@ class _Stages:
         self._checked = Checked()
 
     def count(self, pipeline: object, pointer: str) -> Sequence[Any]:
-        """As many stages as are allowed, in all of it."""
+        """Count the stages of a pipeline or facet, and refuse too many in all."""
         if not isinstance(pipeline, list) or not pipeline:
             raise refuse("a pipeline is a list of stages", pointer)
         stages = cast("list[Any]", pipeline)
@@ -90,11 +90,11 @@ class _Stages:
         return stages
 
     def leading_match(self, stage: Any, pointer: str) -> Clause:
-        """A `$match` of stored documents, whose id has another name."""
+        """Check a `$match` of stored documents, whose id has another name."""
         return {"$match": self._match(stage["$match"], pointer, stored=True)}
 
     def stage(self, stage: object, pointer: str, *, nested: bool = False) -> Clause:
-        """One stage, checked."""
+        """Check one stage."""
         if not isinstance(stage, dict) or len(cast("Clause", stage)) != 1:
             raise refuse('a stage has one member, such as {"$match": {…}}', pointer)
         ((name, body),) = cast("Clause", stage).items()
@@ -285,7 +285,7 @@ class _Stages:
         return checked
 
     def _compared(self, path: str, operator: str, operand: Any, at: str) -> Clause:
-        """A comparison with that value, or the same question about the next lower one that BSON has."""
+        """Return a comparison with the value, or the equivalent one with the next lower value that BSON has."""
         kept, exact = floor(self._operand(path, operand, at))
         if exact:
             return {operator: to_bson(kept)}
@@ -298,7 +298,7 @@ class _Stages:
                 return {"$gt" if operator.startswith("$gt") else "$lte": to_bson(kept)}
 
     def _operand(self, path: str, value: Any, at: str) -> Any:
-        """A value to compare with: of the field's type, where the field is still the record's own."""
+        """Return a value to compare with, of the field's type where the field is still the record's own."""
         checked = literal(value, at)
         if checked is None or self._computed or path not in self._declared or "." in path:
             return checked

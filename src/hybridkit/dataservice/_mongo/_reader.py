@@ -1,4 +1,4 @@
-"""Reading from MongoDB: records as the JSON that goes out, pages by keyset, counts, exports, aggregations."""
+"""Reads from MongoDB: records as JSON, pages by keyset, counts, exports, aggregations."""
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, Final
@@ -40,14 +40,14 @@ from hybridkit.resources import Aggregation, Filter, Query
 from hybridkit.resources._resource import AnyResource
 
 PIECE_RECORDS: Final = 500
-"""Records in a piece of an export, at most."""
+"""The most records in a chunk of an export."""
 PIECE_BYTES: Final = 256 * 1024
-"""Where a piece ends; it is longer by what its last record is."""
+"""The size at which a chunk ends; it may be longer by one record."""
 CLOSE_SECONDS: Final = 1.0
 
 
 class MongoReader:
-    """What can be asked of one MongoDB database.
+    """Reads of one MongoDB database.
 
     Args:
         database: for requests.
@@ -64,7 +64,7 @@ class MongoReader:
         return f"{type(self).__name__}({sorted(self._collections)})"
 
     async def get(self, resource: AnyResource, record_id: Any) -> EncodedRecord | None:
-        """The record with that id, if there is one."""
+        """Return the record with that id, or None."""
         collection = self._collections[resource.name]
         with bounded(), meaning(read_error):
             stored = await self._documents(collection).find_one({"_id": to_bson(record_id), **LIVE})
@@ -74,7 +74,7 @@ class MongoReader:
         return EncodedRecord(encode_json(document), document["etag"])
 
     async def get_many(self, resource: AnyResource, record_ids: Sequence[Any]) -> bytes:
-        """A JSON array of the records with those ids, in their order, null for what is not there."""
+        """Return a JSON array of the records with those ids, in their order, with null for one that is not there."""
         collection = self._collections[resource.name]
         with bounded(), meaning(read_error):
             ids = to_bson(list(record_ids))
@@ -90,7 +90,7 @@ class MongoReader:
         return encoded_list(map(found.get, ids))
 
     async def find(self, resource: AnyResource, query: Query, *, after: Sequence[Any] | None) -> EncodedPage:
-        """One page of a query, by keyset: no record is skipped or seen twice, whatever is inserted meanwhile."""
+        """Return one page of a query, by keyset: no record is skipped or seen twice, whatever is inserted meanwhile."""
         collection = self._collections[resource.name]
         with bounded(), meaning(read_error):
             ordering = Ordering(collection, query)
@@ -118,7 +118,7 @@ class MongoReader:
         return EncodedPage(b"[%b]" % b",".join(page), position)
 
     async def count(self, resource: AnyResource, where: Filter | None, *, exact: bool) -> int:
-        """How many records fit; without a filter the server's own bookkeeping is estimate enough."""
+        """Count the records for which the filter holds; an estimate without a filter is the server's own."""
         documents = self._documents(self._collections[resource.name])
         with bounded(), meaning(read_error):
             if where is None and not exact:
@@ -128,10 +128,10 @@ class MongoReader:
             return await documents.count_documents(wanted)
 
     async def export(self, resource: AnyResource, query: Query) -> AsyncGenerator[ExportChunk]:
-        """Every record of a query, from a cursor on the server, which is closed with the generator.
+        """Yield every record of a query from a cursor on the server, which is closed with the generator.
 
-        A record that is there from the beginning to the end is in it once. What is written meanwhile may be seen or
-        not: a snapshot is what this server has for transactions only.
+        A record that is there from the beginning to the end is in it once. Writes meanwhile may be seen or not, as the
+        server has snapshots for transactions only.
         """
         collection = self._collections[resource.name]
         seconds = current().remaining_seconds()
@@ -152,7 +152,7 @@ class MongoReader:
             await _close(cursor)
 
     async def aggregate(self, resource: AnyResource, aggregation: Aggregation) -> bytes:
-        """A JSON array of rows, with a member for each group field and function."""
+        """Return a JSON array of rows, each with a member for each group field and function."""
         collection = self._collections[resource.name]
         with bounded(), meaning(read_error):
             wanted = Aggregated(collection, aggregation)
@@ -160,7 +160,7 @@ class MongoReader:
             return encode_json(wanted.rows(await cursor.to_list()))
 
     async def run_pipeline(self, resource: AnyResource, pipeline: Sequence[Any]) -> bytes:
-        """A JSON array of what a pipeline of allowed stages comes to: at most 1,000 documents and 4 MiB."""
+        """Return a JSON array of the results of a pipeline of allowed stages: at most 1,000 documents and 4 MiB."""
         collection = self._collections[resource.name]
         with bounded(), meaning(pipeline_error):
             stages = checked_pipeline(collection, pipeline)
@@ -183,7 +183,7 @@ class MongoReader:
         return b"[%b]" % b",".join(found)
 
     async def ask(self, work: CallWork) -> bytes:
-        """Run a service's own call that changes nothing; it is given PyMongo's `AsyncDatabase`."""
+        """Run a service's own call that changes nothing; it gets PyMongo's `AsyncDatabase`."""
         with bounded(), meaning(read_error):
             return (await work(self._database)).body
 
@@ -203,7 +203,7 @@ def _stages(ordering: Ordering, query: Query, *, after: Sequence[Any] | None) ->
 async def _lines(
     cursor: AsyncCommandCursor[StoredDocument], collection: ResourceCollection, select: Sequence[str]
 ) -> list[bytes]:
-    """The next records as lines of JSON: so many of them, or so many bytes."""
+    """Return the next records as lines of JSON, up to `PIECE_RECORDS` of them or about `PIECE_BYTES`."""
     lines: list[bytes] = []
     size_bytes = 0
     while len(lines) < PIECE_RECORDS and size_bytes < PIECE_BYTES:
@@ -216,7 +216,7 @@ async def _lines(
 
 
 async def _close(cursor: AsyncCommandCursor[StoredDocument] | AsyncCursor[StoredDocument]) -> None:
-    """Let the server forget it; a server that can't be reached forgets it by itself, after ten minutes."""
+    """Close a cursor; a server that can't be reached closes it by itself, after ten minutes."""
     try:
         with pymongo.timeout(CLOSE_SECONDS):
             await cursor.close()

@@ -1,4 +1,4 @@
-"""Decisions as documents: the document that an operation puts in the place of the one that was read."""
+"""Decisions as documents: each replaces the document that was read."""
 
 import secrets
 from collections.abc import Mapping
@@ -49,7 +49,7 @@ class Replacement:
 
     @property
     def only_looks(self) -> bool:
-        """Whether the document is the same, and nobody has to be told so."""
+        """Whether the operation only looks at the record, so that there is nothing to write."""
         return isinstance(self.operation, Assert)
 
     def result(self, collection: ResourceCollection) -> Result:

@@ -1,7 +1,7 @@
-"""Comparing with values that BSON doesn't have: finer than a millisecond, or with more digits than it keeps.
+"""Comparisons with values that BSON doesn't have: finer than a millisecond, or with more digits than it keeps.
 
-Such a value lies between two that can be stored. It is replaced by the lower one, and the operator by the one that asks
-the same of stored values.
+Such a value lies between two that can be stored. It is replaced by the lower one, and the operator by the one that has
+the same result for stored values.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ _DECIMAL128: Final = Context(prec=34, rounding=ROUND_FLOOR, Emin=-6143, Emax=614
 
 
 def storable(compare: Compare) -> Filter:
-    """The same question with values that BSON has; itself where it has them."""
+    """Return the equivalent filter with values that BSON has; the same one where it has them already."""
     field, operator = compare.field, compare.operator
     match operator:
         case "eq" | "neq" | "gt" | "gte" | "lt" | "lte":
@@ -42,7 +42,7 @@ def storable(compare: Compare) -> Filter:
 
 
 def floor(value: Any) -> tuple[Any, bool]:
-    """The greatest value of BSON's that isn't greater, and whether it is the same."""
+    """Return the greatest value of BSON that isn't greater, and whether it is the same value."""
     match value:
         case Enum() | bool():
             return value, True

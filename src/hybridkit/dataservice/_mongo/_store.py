@@ -1,4 +1,4 @@
-"""The contract's store on MongoDB: reads, and writes that happen once per idempotency key."""
+"""The store on MongoDB: reads, and writes that happen once per idempotency key."""
 
 import secrets
 from collections.abc import AsyncGenerator, Mapping
@@ -12,7 +12,7 @@ from pymongo.errors import OperationFailure
 from hybridkit.codec import now
 from hybridkit.context import RequestContext, bind
 from hybridkit.dataservice._mongo._collection import HIDDEN, ResourceCollection
-from hybridkit.dataservice._mongo._document_events import EVENTS, Numbers
+from hybridkit.dataservice._mongo._document_events import EVENTS, SequenceNumbers
 from hybridkit.dataservice._mongo._driver._capabilities import Capabilities, probe
 from hybridkit.dataservice._mongo._driver._database import StoredDocument, bounded, meaning, open_database
 from hybridkit.dataservice._mongo._driver._errors import is_duplicate, read_error
@@ -33,17 +33,17 @@ _log = get_logger("hybridkit.dataservice")
 
 
 class MongoStore(MongoReader):
-    """One MongoDB database behind the contract.
+    """One MongoDB database as a store.
 
     Args:
         database: of a client that `open_database` made.
         collections: by the resource's name.
-        capabilities: what its server can do.
-        outbox: where events wait.
+        capabilities: of its server.
+        outbox: the outbox in the same database.
 
     Attributes:
-        capabilities: what its server can do.
-        outbox: where events wait.
+        capabilities: of its server.
+        outbox: the outbox in the same database.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class MongoStore(MongoReader):
         self._signing_key: bytes | None = None
 
     async def write(self, write: Write) -> Outcome:
-        """Do all of it, once per caller and key."""
+        """Do all operations of the write or none, once per caller and key."""
         return await self._writer.write(write)
 
     async def close(self) -> None:
@@ -72,7 +72,7 @@ class MongoStore(MongoReader):
     # ── keeping ──────────────────────────────────────────────────────────────────────────────────
 
     async def signing_key(self) -> bytes:
-        """The secret that page tokens are signed with; whichever replica came first made it."""
+        """Return the secret that page tokens are signed with; the first replica to ask has made it."""
         if self._signing_key is None:
             made = self._database["hk_secrets"]
             with bounded(), meaning(read_error):
@@ -86,16 +86,16 @@ class MongoStore(MongoReader):
         return self._signing_key
 
     async def check(self) -> None:
-        """Answer within a second.
+        """Check that MongoDB answers within a second.
 
         Raises:
-            UnavailableError: MongoDB doesn't.
+            UnavailableError: MongoDB does not answer.
         """
         with bind(RequestContext().within(CHECK_SECONDS)), bounded(), meaning(read_error):
             await self._database.command("ping")
 
     async def clean(self) -> int:
-        """Delete tombstones that no retry can come back to, expired keys and old events, a batch of each."""
+        """Delete tombstones that no retry can refer to, expired keys and old events, a batch of each."""
         deleted = 0
         old = {
             f"{HIDDEN}.deleted_at": {"$lt": now() - DERIVED_RETENTION},
@@ -118,7 +118,7 @@ async def _prepare(
     collections: Mapping[str, ResourceCollection],
     outbox: MongoOutbox,
 ) -> Capabilities:
-    """Create what indexes are missing, and find out what the server can do."""
+    """Create missing indexes, and return the server's capabilities."""
     with bounded(), meaning(read_error):
         await Keys(database[KEYS_COLLECTION]).prepare()
         for collection in collections.values():
@@ -129,7 +129,7 @@ async def _prepare(
         await database[LANES_COLLECTION].create_indexes(
             [IndexModel([("expires_at", ASCENDING)], name="expiring")]
         )
-        await Numbers(database).prepare()
+        await SequenceNumbers(database).prepare()
         await outbox.prepare()
         return await probe(database, KEYS_COLLECTION)
 
@@ -138,7 +138,7 @@ async def _prepare(
 async def open_mongo_store(
     url: str, collections: Mapping[str, ResourceCollection], *, name: str
 ) -> AsyncGenerator[MongoStore]:
-    """The store, its indexes created and its server asked what it can do.
+    """Open the store: connect, create indexes, and probe the server's capabilities.
 
     Args:
         url: `mongodb://user:password@host:27017/name`.

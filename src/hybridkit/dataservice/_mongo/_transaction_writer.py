@@ -1,4 +1,4 @@
-"""Writing several documents in one transaction, on a server that has them (a replica set or a sharded cluster).
+"""Writes of several documents in one transaction, for servers that have them (a replica set or a sharded cluster).
 
 The records, the key with its outcome, and the rows of the outbox become true with one commit. Every transaction reads
 one snapshot, and the server refuses a write of what another has changed since: that attempt starts again.
@@ -22,13 +22,13 @@ from hybridkit.dataservice._mongo._collection import HIDDEN, ResourceCollection,
 from hybridkit.dataservice._mongo._document_events import (
     EVENTS,
     OUTBOX_COLLECTION,
-    Numbers,
+    SequenceNumbers,
     event_rows,
     with_events,
 )
 from hybridkit.dataservice._mongo._document_writer import unchanged
 from hybridkit.dataservice._mongo._driver._database import StoredDocument
-from hybridkit.dataservice._mongo._driver._errors import telling
+from hybridkit.dataservice._mongo._driver._errors import explained_duplicates
 from hybridkit.dataservice._mongo._driver._sessions import LostRaceError, Transactions
 from hybridkit.dataservice._mongo._filters import condition
 from hybridkit.dataservice._mongo._keys import KEYS_COLLECTION, Keys, embedded, replay
@@ -51,7 +51,7 @@ LANES_EXPIRE: Final = timedelta(days=1)
 
 
 class _DoneWithoutError(Exception):
-    """A replica that has no transactions has done it, and left the key in its document; this one is taken back."""
+    """The write was done without a transaction by another replica, whose key is in the document; this one ends."""
 
     def __init__(self, outcome: Outcome) -> None:
         super().__init__("done without a transaction")
@@ -59,12 +59,12 @@ class _DoneWithoutError(Exception):
 
 
 class TransactionWriter:
-    """Writes of any number of records, events and calls, in transactions.
+    """A writer of any number of records, events and calls, in transactions.
 
     Args:
         database: for requests.
         collections: by the resource's name.
-        emitted: is called when a write has added events.
+        emitted: called when a write has added events.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class TransactionWriter:
         self._transactions = Transactions(database.client)
         self._collections = collections
         self._keys = Keys(database[KEYS_COLLECTION])
-        self._numbers = Numbers(database)
+        self._numbers = SequenceNumbers(database)
         self._emitted = emitted
 
     def __repr__(self) -> str:
@@ -99,11 +99,11 @@ class TransactionWriter:
         return outcome
 
     async def close(self) -> None:
-        """Wait until no transaction is left open."""
+        """Wait until no transaction is open."""
         await self._transactions.close()
 
     async def attempt(self, session: AsyncClientSession, write: Write) -> Outcome:
-        """Everything inside of the transaction, once."""
+        """Do the write inside of the session's transaction, once."""
         known = None if write.dry_run else await self._keys.look_up(write, session)
         if known is not None:
             check_repeated(write, known.fingerprint)
@@ -143,7 +143,7 @@ class TransactionWriter:
                 {"_id": stored["_id"]}, {"$set": {f"{HIDDEN}.asserted": ObjectId()}}, session=session
             )
             return replacement.result(collection)
-        with telling(operation):
+        with explained_duplicates(operation):
             if stored is None:
                 await documents.insert_one(replacement.document, session=session)
             else:
@@ -173,7 +173,7 @@ class TransactionWriter:
     # ── calls and events ─────────────────────────────────────────────────────────────────────────
 
     async def _called(self, session: AsyncClientSession, work: CallWork) -> CallAnswer:
-        """Run a service's own call. What it does with the database belongs to the transaction, without saying so."""
+        """Run a service's own call; what it does with the database belongs to the transaction by itself."""
         # The driver adds the session when it sends a command, and has taken the collection's write concern before:
         # only the commit may have one.
         database = self._database.with_options(write_concern=WriteConcern())

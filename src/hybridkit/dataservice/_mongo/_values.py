@@ -1,4 +1,4 @@
-"""Values on their way into BSON and out of it.
+"""Values in BSON: how they are stored, and how they are read.
 
 BSON keeps milliseconds and has a type for decimals. Identifiers are stored as text, so that they are the same in a
 shell, in another language's driver and inside a document that came as JSON; what BSON doesn't know (dates, durations,
@@ -34,18 +34,18 @@ from hybridkit.codec import truncate_timestamp
 CODEC: Final[CodecOptions[dict[str, Any]]] = CodecOptions(
     tz_aware=True,
     uuid_representation=UuidRepresentation.STANDARD,
-    # What somebody else has stored must not make the other records of a page unreadable.
+    # A value that something else has stored must not make the other records of a page unreadable.
     unicode_decode_error_handler="replace",
     datetime_conversion=DatetimeConversion.DATETIME_AUTO,
 )
 """How documents are read and written."""
 
 _REFERENCE: Final = ("$ref", "$id", "$db")
-"""What an object needs to be taken for a reference (DBRef) by drivers, in the order in which they give it back."""
+"""The members by which drivers take an object for a reference (DBRef), in the order in which they give it back."""
 
 
 def to_bson(value: Any) -> Any:
-    """The value as it is stored."""
+    """Return the value in the form in which it is stored."""
     match value:
         case Enum():
             return to_bson(value.value)
@@ -70,7 +70,7 @@ def to_bson(value: Any) -> Any:
 
 
 def _as_read_back(members: dict[str, Any]) -> dict[str, Any]:
-    """The object as drivers read it, who take it for a reference."""
+    """Return the object in the form that drivers give back, who take it for a reference."""
     if not isinstance(members["$ref"], str) or "$id" not in members:
         return members
     if members.get("$db", "") is None:  # would come back without it
@@ -80,7 +80,7 @@ def _as_read_back(members: dict[str, Any]) -> dict[str, Any]:
 
 
 def from_bson(value: Any) -> Any:
-    """The value as a record has it: what JSON doesn't know is an object of Extended JSON."""
+    """Return the value as a record has it: types that JSON doesn't have become objects of Extended JSON."""
     match value:
         case Code() | Regex() | ObjectId() | Timestamp() | MinKey() | MaxKey() | DatetimeMS():
             return default(value, RELAXED_JSON_OPTIONS)
@@ -96,7 +96,7 @@ def from_bson(value: Any) -> Any:
 
 
 def mergeable(value: Any) -> Any:
-    """As `from_bson`, with what JSON doesn't know as it is: a patch of something else leaves it so."""
+    """Return the value as `from_bson` does, but with BSON's own types as they are, so that a patch keeps them."""
     match value:
         case dict() | DBRef():
             members = _members(cast("dict[str, Any] | DBRef", value))
@@ -124,7 +124,7 @@ def _members(value: dict[str, Any] | DBRef) -> Mapping[str, Any]:
 
 
 def _readable(value: bytes) -> Any:
-    """Bytes that are text, which is how JSON has them; otherwise Extended JSON."""
+    """Return bytes that are UTF-8 as they are, for JSON to have as text, and others as Extended JSON."""
     if not isinstance(value, Binary):
         try:
             value.decode()

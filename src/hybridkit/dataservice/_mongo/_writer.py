@@ -1,6 +1,6 @@
-"""Writing to MongoDB, once per caller and key: in a transaction where it takes one and the server has them.
+"""Writes to MongoDB, once per caller and key: in a transaction where one is needed and the server has them.
 
-One record without events is written by itself everywhere, which is as atomic and asks less of the server.
+One record without events is written by itself on every server, which is as atomic and costs less.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,13 +20,13 @@ from hybridkit.errors import InProgressError
 
 
 class MongoWriter:
-    """Writes to one MongoDB database.
+    """A writer to one MongoDB database.
 
     Args:
         database: for requests.
         collections: by the resource's name.
-        capabilities: what its server can do.
-        emitted: is called when a write has added events.
+        capabilities: of its server.
+        emitted: called when a write has added events.
     """
 
     def __init__(
@@ -46,10 +46,10 @@ class MongoWriter:
         return f"MongoWriter({self._capabilities!r}, {self._in_flight!r})"
 
     async def write(self, write: Write) -> Outcome:
-        """Do all of it, once per caller and key.
+        """Do all operations of the write or none, once per caller and key.
 
         Raises:
-            TransactionsUnavailableError: it takes a transaction, and the server has none.
+            TransactionsUnavailableError: the write needs a transaction, and the server has none.
         """
         work = (
             self._transaction_writer.write if self._takes_transaction(write) else self._document_writer.write
@@ -65,7 +65,7 @@ class MongoWriter:
                 raise
 
     async def close(self) -> None:
-        """Wait until no transaction is left open on the server."""
+        """Wait until no transaction is open on the server."""
         await self._transaction_writer.close()
 
     def _takes_transaction(self, write: Write) -> bool:

@@ -1,7 +1,7 @@
-"""What the server at hand can do, found out by doing it: a version number or a name proves nothing.
+"""Capabilities of a server, found out by trying: a version number or a name proves nothing.
 
-Several servers speak MongoDB's protocol. A `mongod` that stands alone has no transactions, and FerretDB takes the words
-of one and writes at once: only what is left after an abort tells them apart.
+Several servers speak MongoDB's protocol. A `mongod` that stands alone has no transactions, and FerretDB takes the
+commands of one and writes at once: only what is left after an abort tells them apart.
 """
 
 import secrets
@@ -20,7 +20,7 @@ from hybridkit.errors import TransactionsUnavailableError, UnavailableError
 _LEFTOVERS_EXPIRE: Final = timedelta(minutes=1)
 _UNKNOWN_THERE: Final = frozenset({20, 59, 72, 115, 238, 263})
 """IllegalOperation, CommandNotFound, InvalidOptions, CommandNotSupported, NotImplemented,
-OperationNotSupportedInTransaction: what a server says to a transaction that it doesn't know, or to its snapshot."""
+OperationNotSupportedInTransaction: the codes of a server that doesn't know transactions, or their snapshots."""
 _UNKNOWN_TO_DRIVER: Final = (ConfigurationError, InvalidOperation)
 
 type StoredDocument = dict[str, Any]
@@ -28,21 +28,21 @@ type StoredDocument = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """What this server can do beyond single documents.
+    """The capabilities of a server beyond single documents.
 
     Attributes:
-        server: which one it says it is: `MongoDB 8.0.4`, `FerretDB v2.7.0`.
-        transactions: several documents in one; otherwise a write has exactly one record.
+        server: its name and version: `MongoDB 8.0.4`, `FerretDB v2.7.0`.
+        transactions: whether several documents change in one; otherwise a write has exactly one record.
     """
 
     server: str
     transactions: bool
 
     def require_transactions(self, what: str) -> None:
-        """Refuse what can't be done without.
+        """Refuse work that needs transactions on a server without them.
 
         Raises:
-            TransactionsUnavailableError: there are none.
+            TransactionsUnavailableError: the server has no transactions.
         """
         if not self.transactions:
             raise TransactionsUnavailableError(
@@ -52,14 +52,14 @@ class Capabilities:
 
 
 async def probe(database: AsyncDatabase[StoredDocument], collection: str) -> Capabilities:
-    """Ask the server who it is, and try a transaction as writes begin it.
+    """Ask the server for its name, and try a transaction as writes begin it.
 
     Args:
-        database: where to try.
-        collection: one that is there, and deletes what has passed its `expires_at`.
+        database: to try it in.
+        collection: an existing one, from which documents past their `expires_at` are deleted.
 
     Raises:
-        UnavailableError: the server has refused it for now; whether it has transactions isn't known.
+        UnavailableError: the server refuses the attempt for now; whether it has transactions isn't known.
     """
     about = await database.command("buildInfo")
     ferret = about.get("ferretdb")
@@ -87,7 +87,7 @@ async def _has_transactions(database: AsyncDatabase[StoredDocument], collection:
 async def _takes_back(
     database: AsyncDatabase[StoredDocument], collection: str, session: AsyncClientSession
 ) -> bool:
-    """Whether nothing is left of a transaction that was aborted."""
+    """Return whether nothing is left of a transaction that was aborted."""
     documents = database[collection]
     trace = {"_id": f"probe {secrets.token_hex(8)}", "expires_at": now() + _LEFTOVERS_EXPIRE}
     await begin(session)

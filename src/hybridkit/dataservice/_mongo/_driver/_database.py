@@ -1,7 +1,7 @@
-"""What every part of the store on MongoDB needs of the driver: a client with limits, and its failures by their meaning.
+"""The driver's client with time limits, and its failures as errors of the error tree.
 
-Every call of the driver stands between `bounded()` and `meaning(…)`: it ends when the caller's time does, and what the
-driver raises becomes an error that says what the caller can do.
+Every call of the driver runs inside of `bounded()` and `meaning(…)`: it ends when the caller's time does, and a failure
+of the driver becomes an error that says what the caller can do.
 """
 
 import warnings
@@ -23,30 +23,30 @@ from hybridkit.dataservice._mongo._values import CODEC
 from hybridkit.errors import HybridkitError, SettingsError
 
 DEFAULT_SECONDS: Final = 10.0
-"""How long work may take for a caller that sets no deadline."""
+"""The time for a caller that sets no deadline."""
 CONNECT_SECONDS: Final = 3.0
 POOL_SIZE: Final = 50
 
 type StoredDocument = dict[str, Any]
 
 LIVE: Final[StoredDocument] = {f"{HIDDEN}.deleted_at": None}
-"""Matches records: neither tombstones nor what a soft delete has hidden."""
+"""A filter for records: neither tombstones nor records that a soft delete has hidden."""
 
 
 def is_live(stored: StoredDocument | None) -> TypeGuard[StoredDocument]:
-    """Whether that is a record, as far as readers are concerned."""
+    """Return whether the document is a record that readers see."""
     return stored is not None and bookkeeping(stored).get("deleted_at") is None
 
 
 @contextmanager
 def bounded(seconds: float | None = None) -> Generator[None]:
-    """The driver's own time limit for everything inside: what the caller has left.
+    """Set the driver's time limit for everything inside to the caller's remaining time.
 
     Args:
-        seconds: of the work itself, where it is not that of a caller.
+        seconds: the limit for work that is not a caller's; None for the caller's remaining time.
 
     Raises:
-        DeadlinePassedError: nothing is left.
+        DeadlinePassedError: the caller has no time left.
     """
     if seconds is None:
         context = current()
@@ -58,7 +58,7 @@ def bounded(seconds: float | None = None) -> Generator[None]:
 
 @contextmanager
 def meaning(of: Callable[[Exception], HybridkitError | None]) -> Generator[None]:
-    """Raise what the driver's failures mean."""
+    """Replace the driver's failures by the errors that the function makes of them."""
     try:
         yield
     except MONGO_FAILURES as error:
@@ -70,14 +70,14 @@ def meaning(of: Callable[[Exception], HybridkitError | None]) -> Generator[None]
 
 @asynccontextmanager
 async def open_database(url: str, *, name: str) -> AsyncGenerator[AsyncDatabase[StoredDocument]]:
-    """The database in that URL, `app` where it names none. Nothing is sent yet.
+    """Open the database that the URL names, or `app` where it names none; nothing is sent yet.
 
     Args:
         url: `mongodb://user:password@host:27017/name`, with the driver's options; they win over the ones here.
         name: of the service, for the server's log.
 
     Raises:
-        SettingsError: the URL has an option that the driver doesn't know, or a value that it doesn't take.
+        SettingsError: the driver doesn't know an option in the URL, or doesn't take its value.
     """
     client = _client(url, name)
     async with client:
@@ -112,7 +112,7 @@ def _client(url: str, name: str) -> "AsyncMongoClient[StoredDocument]":
 
 
 def _what_is_wrong(options: Sequence[tuple[str, str]], words: str) -> str:
-    """The option that is to blame: the driver's own words may quote a value."""
+    """Name the option that the driver refuses; the driver's own words may quote a value."""
     named = [name for name, _ in options if name.lower() in words]
     named += [name for name, value in options if value and value.lower() in words]
     if named:

@@ -1,4 +1,4 @@
-"""From PyMongo's errors to the error tree. The server's own words quote values, so none of them goes on."""
+"""PyMongo's errors as errors of the error tree, without the server's own words, which quote values."""
 
 import re
 from collections.abc import Collection, Generator, Mapping, Sequence
@@ -39,7 +39,7 @@ from hybridkit.errors import (
 )
 
 MONGO_FAILURES: Final = (PyMongoError, BSONError, ArithmeticError)
-"""Everything that a call of the driver raises about the database or a value."""
+"""The exceptions that a call of the driver raises about the database or a value."""
 
 CONFLICTS: Final = frozenset({24, 112, 251})
 """LockTimeout, WriteConflict, NoSuchTransaction: not every server labels them as repeatable."""
@@ -51,7 +51,7 @@ _BAD_VALUES: Final = frozenset({2, 9, 14, 15, 52, 57, 121, 10334, 17419})
 """BadValue, FailedToParse, TypeMismatch, Overflow (nested too deeply), DollarPrefixedFieldName, DottedFieldName,
 DocumentValidationFailure, and two of documents that are too large."""
 _NOT_THE_PRIMARY: Final = frozenset({10058, 10107, 13435, 13436})
-"""What a server says that takes no writes after an election; one that steps down in the middle says something else."""
+"""Codes of a server that takes no writes after an election; one that steps down during a write has other codes."""
 _BROKEN_BEHIND: Final = frozenset({6, 7, 89, 202, 317, 9001})
 """HostUnreachable, HostNotFound, NetworkTimeout, NetworkInterfaceExceededTimeLimit, PooledConnectionsDropped,
 SocketException: a router has lost the server behind it."""
@@ -69,7 +69,7 @@ _INDEX_NAME: Final = re.compile(r"[Ii]ndex:? (?:'(?P<quoted>[^']+)'|(?P<name>\S+
 
 
 def read_error(error: Exception) -> HybridkitError | None:
-    """What that failure of a read means to the caller; None for a mistake in the code."""
+    """Return the error that a failed read is to its caller, or None for a mistake in the code."""
     if isinstance(error, BulkWriteError):
         error = _first_of(error)
     match error:
@@ -111,7 +111,7 @@ def _refused(code: int | None) -> HybridkitError | None:
 
 
 def write_error(error: Exception) -> HybridkitError | None:
-    """As `read_error`, for a write: if the connection breaks in the middle, nobody here knows what became of it."""
+    """Return the error that a failed write is to its caller; if the connection broke, the outcome is unknown."""
     if isinstance(error, BulkWriteError):
         error = _first_of(error)
     match error:
@@ -139,7 +139,7 @@ def write_error(error: Exception) -> HybridkitError | None:
 
 
 def _is_broken(error: Exception) -> bool:
-    """Whether the server may have done what was asked, although nobody has said so."""
+    """Return whether the server may have done the write although it hasn't said so."""
     match error:
         case ServerSelectionTimeoutError():
             return False
@@ -154,8 +154,8 @@ def _is_broken(error: Exception) -> bool:
 
 
 @contextmanager
-def telling(operation: Operation) -> Generator[None]:
-    """Say of a value that is taken where it stands in the request."""
+def explained_duplicates(operation: Operation) -> Generator[None]:
+    """Replace the server's refusal of a duplicate by one that names the operation and the fields."""
     try:
         yield
     except OperationFailure as error:
@@ -166,7 +166,7 @@ def telling(operation: Operation) -> Generator[None]:
 
 
 def pipeline_error(error: Exception) -> HybridkitError | None:
-    """As `read_error`, for a pipeline of a caller: what the server doesn't like about it is the caller's to change."""
+    """Return the error that a failed pipeline is to its caller, who can change what the server refuses about it."""
     found = read_error(error)
     is_the_callers = isinstance(error, OperationFailure) and error.code not in _NOT_THE_CALLERS
     if isinstance(found, InvalidQueryError) or (found is None and is_the_callers):
@@ -175,17 +175,17 @@ def pipeline_error(error: Exception) -> HybridkitError | None:
 
 
 def is_duplicate(error: Exception) -> bool:
-    """Whether a unique index refused the document; neosqlite's wire server has only SQLite's words for it."""
+    """Return whether a unique index refused the document; neosqlite's wire server has only SQLite's words for it."""
     return isinstance(error, DuplicateKeyError) or str(error).startswith("UNIQUE constraint failed")
 
 
 def _is_too_long(error: OperationFailure) -> bool:
-    """Whether a value doesn't fit into an index; FerretDB has PostgreSQL's words for it, under a code of its own."""
+    """Return whether a value is too long for an index; FerretDB has PostgreSQL's words for that, under another code."""
     return error.code == _KEY_TOO_LONG or (error.code == _PROGRAM_LIMIT and "index row" in str(error))
 
 
 def _first_of(error: BulkWriteError) -> OperationFailure:
-    """What the first write of several met."""
+    """Return the failure of the first write of several."""
     refused: Sequence[Mapping[str, Any]] = error.details.get("writeErrors") or ()
     for told in refused:
         kind = DuplicateKeyError if told.get("code") == _DUPLICATE else WriteError
@@ -194,7 +194,7 @@ def _first_of(error: BulkWriteError) -> OperationFailure:
 
 
 def _fields(error: OperationFailure, known: Collection[str] = ()) -> tuple[str, ...]:
-    """The fields of the violated index, where the server names them; names of fields may have `__` in them."""
+    """Return the fields of the violated index, where the server names them; names of fields may have `__` in them."""
     details: dict[str, Any] = dict(error.details or {})
     if isinstance(details.get("keyPattern"), Mapping):
         pattern: Mapping[str, Any] = details["keyPattern"]

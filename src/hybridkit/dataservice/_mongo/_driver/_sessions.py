@@ -1,7 +1,7 @@
-"""Transactions of PyMongo, run by a caller's deadline: begun, committed, begun again, and taken back in any case.
+"""Transactions of PyMongo within a caller's deadline: begun, committed, begun again, and aborted in any case.
 
-A transaction that nobody ends keeps its records locked until the server's `transactionLifetimeLimitSeconds`, which is a
-minute: everybody who writes one of them is refused meanwhile. So it is also taken back when the caller's time is over.
+A transaction that isn't ended keeps its records locked until the server's `transactionLifetimeLimitSeconds`, which is a
+minute: other writes of those records are refused meanwhile. So it is also aborted when the caller's time is over.
 """
 
 import asyncio
@@ -26,9 +26,9 @@ MAX_COMMITS: Final = 3
 PAUSE_SECONDS: Final = 0.01
 MAX_PAUSE_SECONDS: Final = 0.3
 END_SECONDS: Final = 5.0
-"""How long a transaction is tried to be taken back."""
+"""The time limit for aborting a transaction."""
 GRACE_SECONDS: Final = 0.25
-"""How long its caller waits for that."""
+"""The longest wait of a caller for its transaction's abort."""
 
 
 class LostRaceError(Exception):
@@ -45,7 +45,7 @@ async def begin(session: AsyncClientSession) -> None:
 
 
 class Transactions:
-    """Runs work in transactions of one client.
+    """Transactions of one client.
 
     Args:
         client: of the database.
@@ -59,13 +59,13 @@ class Transactions:
         return f"{type(self).__name__}({len(self._ending)} ending)"
 
     async def run[T](self, work: Callable[[AsyncClientSession], Awaitable[T]], *, keep: bool = True) -> T:
-        """Run the work in a transaction, again where another one was first.
+        """Run the work in a transaction, and run it again where another transaction was first.
 
         PyMongo's `with_transaction` does as much, for two minutes; this ends by the caller's deadline.
 
         Args:
-            work: what to do in it; may be called several times.
-            keep: commit it; otherwise take it back.
+            work: called with the session, perhaps several times.
+            keep: whether to commit the transaction; otherwise it is aborted.
 
         Raises:
             ConflictError: other transactions won each time.
@@ -95,14 +95,14 @@ class Transactions:
         raise ConflictError("other transactions won each time", retry_after_seconds=0.1)
 
     async def close(self) -> None:
-        """Wait for transactions that are still being taken back."""
+        """Wait for transactions that are still being aborted."""
         if self._ending:
             await asyncio.wait(self._ending)
 
     async def _end(self, session: AsyncClientSession) -> None:
-        """End the session, and take its transaction back if it is open.
+        """End the session, and abort its transaction if it is open.
 
-        It has a time of its own, as the caller's may be over, and goes on when the caller leaves.
+        The abort has its own time limit, as the caller's may be over, and goes on when the caller leaves.
         """
         if not session.in_transaction:
             await session.end_session()
@@ -121,7 +121,7 @@ async def _end(session: AsyncClientSession) -> None:
 async def _taken_back_if_lost[T](
     work: Callable[[AsyncClientSession], Awaitable[T]], session: AsyncClientSession
 ) -> T:
-    """Do the work. A connection that breaks during it leaves nothing behind, whatever was sent."""
+    """Do the work; if the connection breaks, the transaction is lost, and nothing stays of what was sent."""
     try:
         return await work(session)
     except AutoReconnect as error:
@@ -131,7 +131,7 @@ async def _taken_back_if_lost[T](
 
 
 def _may_begin_again(error: LostRaceError | PyMongoError) -> bool:
-    """Whether the transaction has only lost; the driver labels timeouts so too, and the time is over then."""
+    """Return whether the transaction has only lost; the driver labels timeouts so too, and the time is over then."""
     if isinstance(error, LostRaceError):
         return True
     conflict = isinstance(error, OperationFailure) and error.code in CONFLICTS
@@ -139,7 +139,7 @@ def _may_begin_again(error: LostRaceError | PyMongoError) -> bool:
 
 
 async def _commit(session: AsyncClientSession) -> None:
-    """Commit; ask again where the answer got lost, which a server takes as the same commit."""
+    """Commit, and ask again where the answer got lost, which a server takes as the same commit."""
     for _ in range(MAX_COMMITS):
         try:
             await session.commit_transaction()
