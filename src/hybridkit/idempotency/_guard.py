@@ -301,12 +301,12 @@ class IdempotencyGuard:
         try:
             return _begin_answer(wanted, await self._records.answer(asking), asked_at=asked_at)
         except UnavailableError as error:
-            if (
-                self._when_down is not RedisDown.DURABLE
-            ):  # Redis may have given the key to somebody who is refused
+            if self._when_down is not RedisDown.DURABLE:
+                # The script may have run, and its answer be lost: the key would belong to a caller that is refused.
                 self._unsettled.add(wanted.key, *self._finish_arguments(wanted, Outcome.FORGOTTEN))
             return self._without_redis(wanted, error)
         except asyncio.CancelledError:
+            # Here too, the script may still run. Its token tells a late BEGIN that its work was forgotten.
             self._records.keep(asyncio.create_task(self._finish(wanted, Outcome.FORGOTTEN)))
             raise
 
@@ -322,7 +322,8 @@ class IdempotencyGuard:
     async def _finish(self, acquired: Acquired, outcome: Outcome, body: bytes | None = None) -> Finish:
         arguments = self._finish_arguments(acquired, outcome, body)
         try:
-            # Where only the record stands between a mail and its twin, it is worth a timeout to write it.
+            # Where only the record stands between a mail and its twin, it is worth a timeout to write it. A durable
+            # guard doesn't make the caller wait for a Redis that is down: the writes are protected by derived keys.
             if self._when_down is not RedisDown.DURABLE or self._records.breaker.allows():
                 [answer] = await self._records.ask(FINISH, acquired.key, *arguments)
                 return Finish(answer)

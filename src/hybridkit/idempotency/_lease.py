@@ -55,6 +55,7 @@ class LeaseKeeper:
             ClaimLostError: the lease was over before the block could begin.
         """
         safe_until = self._safe_from(self._clock() if self._since is None else self._since)
+        # A process that was frozen since it asked may find its lease over: another holder may be at work already.
         if self._clock() >= safe_until:
             safe_until = await self._ask(safe_until)
             if self._lost is not None:
@@ -70,6 +71,7 @@ class LeaseKeeper:
         self._renewing.cancel()
         if self._lost is None:
             return
+        # The block may have ended just before the cancellation that `_keep` has sent could reach it.
         left_with = error or await _pending_cancellation()
         if self._body.uncancel() > self._cancelling:  # someone else cancels this task as well
             if error is None and left_with is not None:
@@ -89,6 +91,7 @@ class LeaseKeeper:
         asked_at = self._clock()
         try:
             if await self._renew():
+                # From the question, not the answer: Redis extends the lease at some moment in between.
                 return self._safe_from(asked_at)
             self._lost = "another holder has taken it over"
         except UnavailableError:
