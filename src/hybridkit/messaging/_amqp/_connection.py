@@ -67,7 +67,7 @@ class BrokerConnection(Supervised["OpenConnection"]):
         super().__init__(f"{name} broker connection")
         self.name = name
         self._urls = _broker_urls(url)
-        self._turns = cycle(enumerate(self._urls, start=1))
+        self._hosts = cycle(enumerate(self._urls, start=1))
         self._url = self._urls[0]  # the one that was tried last
         self._refusals = 0  # of the hosts tried last, one after another
         self._tasks = TaskSet()
@@ -121,6 +121,7 @@ class BrokerConnection(Supervised["OpenConnection"]):
         return await super().opened()
 
     async def _stop(self) -> None:
+        # In this order: calls into aiormq that are still pending end by themselves with their connection.
         if (connection := await super()._stop()) is not None:
             await connection.close()
         await self._tasks.cancel(seconds=CLOSE_SECONDS)
@@ -128,21 +129,23 @@ class BrokerConnection(Supervised["OpenConnection"]):
     async def _open(self) -> "OpenConnection":
         """Connect to the next host that can be had, up to the end of the list."""
         while True:
-            number, self._url = next(self._turns)
+            number, self._url = next(self._hosts)
             try:
                 connection = await OpenConnection.open(self._url, name=self.name, tasks=self._tasks)
             except Exception as error:
-                self._refusals = 0 if _may_pass(error) else self._refusals + 1
+                self._refusals = 0 if _is_temporary(error) else self._refusals + 1
                 if number == len(self._urls):
                     raise
+                self._last_error = str(error)
                 self._failed(error)
             else:
                 self._refusals = 0
                 return connection
 
     def _may_pass(self, error: Exception) -> bool:
-        # A certificate or a user can be wrong on one host of a cluster only.
-        del error
+        del (
+            error
+        )  # A certificate or a user can be wrong on one host of a cluster only: all of them have to refuse.
         return self._refusals < len(self._urls)
 
     def _failed(self, error: Exception) -> None:
@@ -199,7 +202,7 @@ class OpenConnection:
         except (AuthenticationError, ProbableAuthenticationError) as error:
             raise AccessDeniedError(f"the broker refuses user {url.user!r}: {error}") from error
         except LIBRARY_ERRORS as error:
-            sockets.abort()
+            sockets.abort()  # aiormq would wait for its peer to close it, and that may be frozen
             if "Connection.Close" in str(error):  # aiormq's words for a refused connection.open
                 hint = f"does the virtual host {url.path!r} exist, and may user {url.user!r} use it?"
                 raise NotConnectedError(f"the broker closed the connection: {hint}") from error
@@ -209,7 +212,9 @@ class OpenConnection:
             sockets.abort()
             raise
         protocol = sockets.opened()
-        protocol.frame_max = connection.connection_tune.frame_max or protocol.frame_max
+        protocol.frame_max = (
+            connection.connection_tune.frame_max or protocol.frame_max
+        )  # 0: the broker sets no limit
         return cls(connection, protocol, tasks)
 
     @property
@@ -308,7 +313,7 @@ def _host_and_port(url: URL) -> str:
     return f"{url.host}:{url.port or _DEFAULT_PORTS.get(url.scheme, '')}"
 
 
-def _may_pass(error: Exception) -> bool:
+def _is_temporary(error: Exception) -> bool:
     """Return whether another attempt can help at the start: not against a password or a certificate."""
     return isinstance(error, UnavailableError) and not _is_set_up_wrong(error.__cause__)
 

@@ -50,7 +50,7 @@ class Supervised[T](ABC):
         self._supervision = asyncio.create_task(self._supervise(first), name=self._task_name)
         try:
             await asyncio.wait({first}, timeout=seconds)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError:  # whoever gives up starting leaves nothing behind that connects later
             await self._stop()
             raise
         if first.done() and first.exception() is None:
@@ -84,6 +84,7 @@ class Supervised[T](ABC):
                 if not first.done():
                     first.set_result(None)
                 opened_at = time.monotonic()
+                # Cancelled from here on, it stays open: `_stop` returns it to whoever closes it.
                 self._opened = opened
                 self._is_opened.set()
                 await self._live_through(opened)

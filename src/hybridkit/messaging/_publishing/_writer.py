@@ -126,6 +126,7 @@ class Writer:
         for pending in self._waiting:
             pending.fail(self._not_sent(pending))
         self._waiting.clear()
+        # Closing a channel fails what is still unconfirmed on it, so that no caller waits for ever.
         channel = await self._channel.stop()
         if channel is not None:
             await channel.close()
@@ -209,6 +210,7 @@ class Writer:
             raise DeadlinePassedError(f"the deadline passed {now - deadline:.3f} s ago; nothing was sent")
         pending = PendingPublish(template, table, body, deadline, asyncio.get_running_loop().create_future())
         self._waiting.append(pending)
+        # One timer for all publishes, at the earliest deadline: one for each would cost more than encoding it.
         if self._timer is None or deadline < self._timer_at:
             self._wake_up_at(deadline)
         if len(self._waiting) >= WRITE_AT:
@@ -294,7 +296,11 @@ class Writer:
             self._suspect(self._confirms, now)
 
     def _suspect(self, confirms: Confirms, now: float) -> None:
-        """Retire the channel if confirms are missing for long, unless a broker alarm explains that."""
+        """Retire the channel if confirms are missing for long, unless a broker alarm explains that.
+
+        A blocked broker confirms what it has read, and reads the rest when the alarm is over.
+        https://www.rabbitmq.com/docs/alarms
+        """
         oldest = next(iter(confirms), None)
         if oldest is None or oldest.sent_at is None or confirms.channel.connection.is_blocked:
             return
