@@ -25,7 +25,7 @@ class Chore(Command, queue="others_chores", type="others.chore"):
 
 
 def read_with_pika(url: str, queue: str) -> tuple[Any, Any, Any]:
-    """Method, properties and body of the message that is there."""
+    """Take the message that is in the queue, with pika."""
     with pika.BlockingConnection(pika.URLParameters(url)) as connection:
         found: tuple[Any, Any, Any] = connection.channel().basic_get(queue, auto_ack=True)
         return found
@@ -44,7 +44,7 @@ def declare_with_pika(url: str, queue: str) -> None:
 
 
 async def test_pika_reads_our_events(publisher: RobustPublisher, rabbitmq_url: str) -> None:
-    """JSON, and properties that say what it is, from whom, and in which request."""
+    """An event that we publish reaches pika as JSON, with type, service and request id in its properties."""
     await asyncio.to_thread(declare_with_pika, rabbitmq_url, "seen")
     event = Shared(number=5)
     with bind(RequestContext(request_id="req-1")):
@@ -68,7 +68,7 @@ async def test_pika_reads_our_commands(publisher: RobustPublisher, rabbitmq_url:
 
 
 async def test_a_bare_body_of_pika_is_handled(publisher: RobustPublisher, rabbitmq_url: str) -> None:
-    """An event and a command, without properties, headers or fields that may be absent: the body decides."""
+    """An event and a command from pika are handled without any properties: the body decides."""
     consumer, seen = RobustConsumer(Chore.queue), asyncio.Queue[tuple[str, int]]()
 
     @consumer.on(Shared)
@@ -113,7 +113,7 @@ class Kept(Event, type="others.kept", key="account"):
 async def test_a_message_from_the_end_of_the_calendar_stops_nobody(
     publisher: RobustPublisher, rabbitmq_url: str, logs: list[MutableMapping[str, Any]]
 ) -> None:
-    """Its time is of no year in UTC: it is a dead letter, and neither the connection nor any order suffers."""
+    """A message whose time has no year in UTC becomes a dead letter, and neither connection nor order suffers."""
     consumer, seen = RobustConsumer("others.kept", order=Order.SKIP), list[int]()
 
     @consumer.on(Kept)

@@ -51,14 +51,14 @@ class Task(Command, queue="publisher_tasks", type="publisher.task"):
 
 
 async def bind_queue(url: str, name: str = "seen", *, arguments: dict[str, Any] | None = None) -> None:
-    """A queue that wants `publisher.published`."""
+    """Bind a queue to `publisher.published`."""
     async with plain_channel(url) as channel:
         queue = await channel.declare_queue(name, durable=True, arguments=arguments)
         await queue.bind("hk.events", Published.message_type)
 
 
 async def read(url: str, count: int, name: str = "seen") -> list[AbstractIncomingMessage]:
-    """That many messages out of the queue; waits for them."""
+    """Take that many messages out of the queue, waiting for them."""
     async with plain_channel(url) as channel:
         queue = await channel.get_queue(name)
         found: list[AbstractIncomingMessage] = []
@@ -72,7 +72,7 @@ async def read(url: str, count: int, name: str = "seen") -> list[AbstractIncomin
 
 @asynccontextmanager
 async def proxied(url: str) -> AsyncGenerator[tuple[FaultProxy, RobustPublisher]]:
-    """A publisher whose network can fail."""
+    """Open a publisher behind a proxy."""
     parts = urlsplit(url)
     async with (
         FaultProxy(parts.hostname or "", parts.port or 0) as proxy,
@@ -106,7 +106,7 @@ async def test_a_receipt_means_stored_in_a_queue(publisher: RobustPublisher, rab
 
 
 async def test_cloudevents_are_published_for_readers_of_them(rabbitmq_url: str) -> None:
-    """In binary mode: the attributes are headers, the body is the data alone."""
+    """With `cloudevents=True` the attributes are headers, and the body is the data alone."""
     event = Published(number=7)
     async with RobustPublisher(rabbitmq_url, service="tests", cloudevents=True) as publisher:
         await bind_queue(rabbitmq_url)
@@ -120,7 +120,7 @@ async def test_cloudevents_are_published_for_readers_of_them(rabbitmq_url: str) 
 
 
 def test_another_event_loop_does_as_well(rabbitmq_url: str) -> None:
-    """Extra `fast`: uvloop's transports are no subclasses of asyncio's."""
+    """Publishing works on uvloop, whose transports are no subclasses of asyncio's."""
 
     async def there_and_back() -> None:
         consumer, seen = RobustConsumer("loops"), asyncio.Event()
@@ -143,7 +143,7 @@ def test_another_event_loop_does_as_well(rabbitmq_url: str) -> None:
 
 
 async def test_the_next_broker_is_taken_where_one_is_gone(rabbitmq_url: str) -> None:
-    """Here nobody listens on the first address."""
+    """Where nothing listens on the first address of a URL, the second one is used."""
     several = rabbitmq_url.replace("@", "@127.0.0.1:1,")
     async with RobustPublisher(several, service="tests") as publisher:
         assert not (await publisher.publish(Published(), allow_unrouted=True)).routed
@@ -170,7 +170,7 @@ async def test_without_a_context_body_and_header_share_a_request_id(
 
 
 async def test_an_event_that_no_queue_wants_is_an_error(publisher: RobustPublisher) -> None:
-    """By default aio-pika returns normally here (trap 4)."""
+    """An event without a queue raises `UnroutableError`; aio-pika returns normally by default (trap 4)."""
     with pytest.raises(UnroutableError, match=r"no queue wants publisher\.unwanted") as caught:
         await publisher.publish(Unwanted())
     assert (caught.value.exchange, caught.value.routing_key) == ("hk.events", "publisher.unwanted")
@@ -194,7 +194,7 @@ async def test_a_message_that_the_broker_gives_back_is_not_published(
 async def test_the_same_event_twice_is_two_messages_of_one_identity(
     publisher: RobustPublisher, rabbitmq_url: str
 ) -> None:
-    """Returns are matched by AMQP's `message_id`; two messages that shared one got each other's verdict (trap 5)."""
+    """One event published twice is two messages with different `message_id`s and one event id (trap 5)."""
     await bind_queue(rabbitmq_url)
     event = Published()
     await asyncio.gather(publisher.publish(event), publisher.publish(event))
@@ -204,7 +204,7 @@ async def test_the_same_event_twice_is_two_messages_of_one_identity(
 
 
 async def test_each_of_many_has_its_own_answer(publisher: RobustPublisher, rabbitmq_url: str) -> None:
-    """In their order, more than one batch of them."""
+    """`publish_many` returns a receipt or an error per event, in their order, over several batches."""
     await bind_queue(rabbitmq_url)
     events = [Published(number=n) if n % 3 else Unwanted(number=n) for n in range(600)]
     answers = await publisher.publish_many(events)
@@ -239,7 +239,7 @@ async def test_a_command_goes_to_its_queue(publisher: RobustPublisher, rabbitmq_
 
 
 async def test_a_delayed_command_arrives_later(publisher: RobustPublisher, rabbitmq_url: str) -> None:
-    """Through the levels 1 and 0: two seconds and one."""
+    """A command with a delay of 3 s arrives after it, through the levels 1 and 0."""
     async with plain_channel(rabbitmq_url) as channel:
         queue = await channel.declare_queue("publisher_tasks", durable=True)
         await queue.bind("hk.delay.deliver", "*." * 17 + "publisher_tasks")
@@ -250,7 +250,7 @@ async def test_a_delayed_command_arrives_later(publisher: RobustPublisher, rabbi
 
 
 async def test_an_outbox_publishes_bytes(publisher: RobustPublisher, rabbitmq_url: str) -> None:
-    """An envelope whose type this process doesn't know, as an event or to a queue."""
+    """An encoded envelope of a type that isn't declared here is published as an event or as a command."""
     await bind_queue(rabbitmq_url)
     event_id = new_id()
     with bind(RequestContext(request_id="req-7")):
@@ -282,7 +282,7 @@ async def test_after_the_deadline_nothing_is_started(publisher: RobustPublisher)
 
 
 async def test_a_broker_that_does_not_answer_leaves_the_outcome_unknown(rabbitmq_url: str) -> None:
-    """It may land later: here it does, and the publisher goes on with the same channel."""
+    """A confirm that comes after the deadline leaves an `OutcomeUnknownError`, and the publisher keeps its channel."""
     await bind_queue_before_start(rabbitmq_url)
     async with proxied(rabbitmq_url) as (proxy, publisher):
         proxy.freeze()
@@ -360,7 +360,7 @@ async def test_a_connection_that_drops_leaves_what_was_sent_unknown_and_comes_ba
 async def test_an_exchange_that_was_deleted_is_declared_again(
     publisher: RobustPublisher, rabbitmq_url: str
 ) -> None:
-    """The broker closes the channel (404); the publish after it finds a new one."""
+    """A deleted event exchange fails one publish (404), and is declared again on the next channel."""
     async with plain_channel(rabbitmq_url) as channel:
         await channel.exchange_delete("hk.events")
     with pytest.raises(OutcomeUnknownError, match="404 NOT_FOUND"):
@@ -378,7 +378,7 @@ async def test_a_stopped_publisher_sends_nothing(rabbitmq_url: str) -> None:
 
 
 async def test_leaving_waits_for_answers(rabbitmq_url: str) -> None:
-    """A publish that nobody awaits any more is still confirmed before the connection closes."""
+    """Leaving the publisher waits for the confirm of a publish that nothing awaits any more."""
     await bind_queue_before_start(rabbitmq_url)
     async with RobustPublisher(rabbitmq_url, service="tests") as publisher:
         task = asyncio.create_task(publisher.publish(Published(number=1)))
@@ -387,7 +387,7 @@ async def test_leaving_waits_for_answers(rabbitmq_url: str) -> None:
 
 
 async def test_leaving_is_bounded(rabbitmq_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the broker does: what has no answer by then stays unknown."""
+    """Leaving ends in bounded time beside a frozen broker, and the unconfirmed publish has an unknown outcome."""
     for module, name in (
         (writer_module, "FLUSH_SECONDS"),
         (channel_module, "ANSWER_SECONDS"),
@@ -416,7 +416,7 @@ async def test_a_start_without_a_broker_ends_with_the_context(rabbitmq_url: str)
 
 
 async def test_a_start_that_is_cancelled_leaves_nothing_behind() -> None:
-    """Here in the middle of connecting to somebody who never says a word."""
+    """A start that is cancelled while it connects to a silent host closes its connection."""
     arrived, left = asyncio.Event(), asyncio.Event()
 
     async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -464,7 +464,7 @@ async def test_an_exchange_of_another_kind_is_named(rabbitmq_url: str) -> None:
 
 
 async def test_a_publisher_of_another_event_loop_is_refused_at_once(publisher: RobustPublisher) -> None:
-    """Its answer would never wake anybody there."""
+    """A publish in another event loop raises a `MisuseError` at once."""
 
     async def elsewhere() -> None:
         event = Published(number=1)

@@ -64,7 +64,7 @@ class Spans:
 
 @pytest.fixture
 def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[Spans]:
-    """A tracer provider for one test: OpenTelemetry's own setter works once per process."""
+    """Set up a tracer provider for one test; OpenTelemetry's own setter works once per process."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
@@ -76,7 +76,7 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[Spans]:
 
 @pytest.fixture
 def queue(request: pytest.FixtureRequest) -> str:
-    """A name that no other test's metrics have."""
+    """Return a queue name that no other test's metrics have."""
     return f"telemetry.{request.node.name}"
 
 
@@ -84,7 +84,7 @@ def queue(request: pytest.FixtureRequest) -> str:
 async def consuming(
     consumer: RobustConsumer, connection: BrokerConnection, publisher: RobustPublisher, calls: int
 ) -> AsyncGenerator[None]:
-    """Runs it until its handlers were called that often, and until what they do is settled."""
+    """Run the consumer until its handlers were called that often and their messages are settled."""
     reached = asyncio.Semaphore(0)
     for handler in consumer._handlers:
         object.__setattr__(handler, "function", counted(handler.function, reached))
@@ -110,7 +110,7 @@ def attributes_of(span: ReadableSpan) -> dict[str, Any]:
 
 
 def linked(consumed: ReadableSpan) -> tuple[int, int]:
-    """The trace and the span that it links to."""
+    """Return the trace and the span to which a span links."""
     (link,) = consumed.links
     return link.context.trace_id, link.context.span_id
 
@@ -126,7 +126,7 @@ def sample(name: str, **labels: str) -> float:
 
 
 async def read(url: str, name: str) -> Any:
-    """The next message of a queue."""
+    """Take the next message of a queue."""
     async with await aio_pika.connect(url) as plain, asyncio.timeout(60):
         channel = await plain.channel()
         await channel.set_qos(prefetch_count=1)
@@ -172,7 +172,7 @@ async def test_a_failed_publish_says_so(spans: Spans, publisher: RobustPublisher
 async def test_a_run_has_a_span_of_its_own_trace_that_links_to_the_publish(
     spans: Spans, publisher: RobustPublisher, connection: BrokerConnection, queue: str
 ) -> None:
-    """The publish may be long over when it runs. What the handler publishes belongs to the run."""
+    """A handler's run is a trace that links to the publish, and what the handler publishes belongs to it."""
     consumer = RobustConsumer(queue)
 
     @consumer.on(Spoken)
@@ -200,7 +200,7 @@ async def test_a_run_has_a_span_of_its_own_trace_that_links_to_the_publish(
 async def test_a_command_s_destination_is_its_queue(
     spans: Spans, publisher: RobustPublisher, connection: BrokerConnection
 ) -> None:
-    """Also when it is delayed: names are low in variety, and a delay's routing key isn't."""
+    """A command's spans are named by its queue, also when it is delayed: a delay's routing key varies."""
     consumer = RobustConsumer("telemetry_tasks")
 
     @consumer.on(Speak)
@@ -237,7 +237,7 @@ async def test_a_batch_has_one_span_that_all_its_events_link_to(
 async def test_a_retry_links_to_the_same_publish_and_keeps_the_request(
     spans: Spans, publisher: RobustPublisher, connection: BrokerConnection, queue: str
 ) -> None:
-    """Through the broker's delay levels."""
+    """A retry through the delay levels keeps the link to the publish and the request id."""
     consumer = RobustConsumer(queue)
     requests: list[str] = []
 
@@ -288,7 +288,7 @@ async def test_a_redelivery_links_to_the_same_publish_and_keeps_the_request(
 async def test_a_dead_letter_keeps_the_trace_and_the_request(
     spans: Spans, publisher: RobustPublisher, connection: BrokerConnection, queue: str, rabbitmq_url: str
 ) -> None:
-    """Whoever redrives it continues from there."""
+    """A dead letter has the trace and the request id of its event, for its redrive."""
     consumer = RobustConsumer(queue)
 
     @consumer.on(Spoken)
@@ -308,7 +308,7 @@ async def test_a_dead_letter_keeps_the_trace_and_the_request(
 async def test_a_message_without_a_trace_starts_one(
     spans: Spans, publisher: RobustPublisher, connection: BrokerConnection, queue: str, rabbitmq_url: str
 ) -> None:
-    """Of a plain publisher, with nothing but a body, or with headers that nobody can use."""
+    """A message without headers, or with unreadable ones, is consumed in a trace without a link."""
     consumer = RobustConsumer(queue)
 
     @consumer.on(Spoken)
@@ -334,7 +334,7 @@ async def test_a_message_without_a_trace_starts_one(
 async def test_nothing_is_added_where_nothing_records(
     publisher: RobustPublisher, connection: BrokerConnection, queue: str, rabbitmq_url: str
 ) -> None:
-    """And the trace that the process is in goes on with the message."""
+    """Where no span is recorded none is made, and the current trace still goes on with the message."""
     remote = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
     consumer = RobustConsumer(queue)
 
@@ -391,7 +391,7 @@ async def test_consuming_that_begins_in_a_span_is_no_part_of_it(
 async def test_a_run_that_failed_says_why(
     spans: Spans, publisher: RobustPublisher, connection: BrokerConnection, queue: str
 ) -> None:
-    """Whether it is retried or given up; its error doesn't leave the consumer."""
+    """The span of a failed run has the error, whether it is retried or given up."""
     consumer = RobustConsumer(queue)
     errors: list[Exception] = [ConnectionError("not yet"), RejectedError("never")]
 
@@ -412,7 +412,7 @@ async def test_a_run_that_failed_says_why(
 async def test_what_cannot_be_read_has_a_span_too(
     spans: Spans, publisher: RobustPublisher, connection: BrokerConnection, queue: str, rabbitmq_url: str
 ) -> None:
-    """Named after its queue: whoever sends nonsense doesn't choose names."""
+    """A message that can't be read has a span named by its queue, and not by its own content."""
     consumer = RobustConsumer(queue)
 
     @consumer.on(Spoken)
@@ -497,7 +497,7 @@ async def test_retries_and_dead_letters_are_counted_with_their_reasons(
 async def test_what_cannot_be_read_is_counted_under_no_name_of_its_own(
     publisher: RobustPublisher, connection: BrokerConnection, queue: str, rabbitmq_url: str
 ) -> None:
-    """Whoever sends nonsense doesn't choose the number of labels."""
+    """Messages that can't be read are counted under one label, whatever type they claim."""
     consumer = RobustConsumer(queue)
 
     @consumer.on(Spoken)

@@ -28,7 +28,7 @@ class Encrypted(Event, type="tls.encrypted"):
 
 @dataclass(frozen=True)
 class Listener:
-    """Where a broker listens for TLS, and the file with the authority that signed its certificate."""
+    """A broker's TLS port, and the file of the authority that signed its certificate."""
 
     port: int
     authority: Path
@@ -54,7 +54,7 @@ def listen(server: Server, certificate: trustme.LeafCert) -> int:
 
 @pytest.fixture(scope="module")
 def tls(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Generator[Listener]:
-    """A broker that the tests of this file share."""
+    """Start a TLS listener that the tests of this file share."""
     authority = trustme.CA()
     path = tmp_path_factory.mktemp("tls") / "authority.pem"
     authority.cert_pem.write_to_path(str(path))
@@ -82,7 +82,7 @@ async def consuming(
 
 
 async def test_events_travel_encrypted(tls: Listener) -> None:
-    """Small ones in a batch, and one of many frames, both ways."""
+    """Batches and a message of many frames are published and consumed over TLS."""
     events = [Encrypted(number=n) for n in range(500)] + [Encrypted(text="-" * 2_000_000)]
     async with consuming(tls.url(), "tls.travel") as (publisher, _, seen), asyncio.timeout(60):
         answers = await publisher.publish_many(events)
@@ -107,14 +107,14 @@ async def test_a_connection_that_drops_comes_back_encrypted(tls: Listener) -> No
 
 @pytest.fixture
 def stranger(tmp_path: Path) -> Path:
-    """An authority that has signed nothing."""
+    """Make an authority that has signed nothing."""
     path = tmp_path / "stranger.pem"
     trustme.CA().cert_pem.write_to_path(str(path))
     return path
 
 
 async def fails_to_start(starting: RobustPublisher | BrokerConnection) -> str:
-    """What it says, which has to be soon: nothing gets better by waiting."""
+    """Return the error of a start, which has to come without retries."""
     async with asyncio.timeout(60):
         with pytest.raises(NotConnectedError) as caught:
             await starting.__aenter__()
@@ -149,6 +149,6 @@ async def test_a_file_without_certificates_is_said_at_once(tls: Listener, tmp_pa
 
 
 async def test_tls_where_there_is_none_is_said_at_once(tls: Listener, rabbitmq_url: str) -> None:
-    """The port of `amqp://`, at which `amqps://` knocks."""
+    """An `amqps://` URL with the port of `amqp://` ends the start without retries."""
     url = tls.url(port=urlsplit(rabbitmq_url).port)
     assert "SSL" in await fails_to_start(BrokerConnection(url, name="tests"))

@@ -64,7 +64,7 @@ def management_url(request: pytest.FixtureRequest) -> str:
 
 
 async def test_a_plan_creates_nothing(rabbitmq_url: str, topology: Topology) -> None:
-    """On an empty virtual host all is missing, and still is after the question."""
+    """On an empty virtual host a plan says that all is missing, and leaves it so."""
     plan = await plan_topology(topology, rabbitmq_url)
     assert {(each.kind, each.state) for each in plan.findings} == {
         ("exchange", "missing"),
@@ -79,7 +79,7 @@ async def test_a_plan_creates_nothing(rabbitmq_url: str, topology: Topology) -> 
 async def test_what_is_applied_is_verified(
     rabbitmq_url: str, management_url: str, topology: Topology
 ) -> None:
-    """Over one connection that is used for other things too; applying again finds nothing to do."""
+    """What `apply_topology` declares over a shared connection is verified, and a second time there is nothing to do."""
     async with BrokerConnection(rabbitmq_url, name="tests") as connection:
         before = await apply_topology(topology, connection)
         again = await apply_topology(topology, connection)
@@ -92,7 +92,7 @@ async def test_what_is_applied_is_verified(
 async def test_what_a_consumer_declares_itself_is_what_is_planned(
     rabbitmq_url: str, management_url: str, order: Order | None
 ) -> None:
-    """No more and no less, so a plan is true and a consumer starts after `apply`."""
+    """A consumer's own declarations are exactly what `topology_of` plans."""
     started = consumer(order=order)
     async with (
         BrokerConnection(rabbitmq_url, name="tests") as connection,
@@ -104,7 +104,7 @@ async def test_what_a_consumer_declares_itself_is_what_is_planned(
 
 
 async def test_every_conflict_is_named_and_stops_everything(rabbitmq_url: str, topology: Topology) -> None:
-    """All properties that differ, of all that differs, with both values; nothing of the rest is declared."""
+    """A conflict is reported with every differing property and both values, and nothing is declared."""
     async with await aio_pika.connect(rabbitmq_url) as connection:
         channel = await connection.channel()
         await channel.declare_exchange("hk.dlx", "fanout", durable=False)
@@ -137,7 +137,7 @@ async def test_every_conflict_is_named_and_stops_everything(rabbitmq_url: str, t
 
 
 async def test_a_classic_queue_is_in_conflict(rabbitmq_url: str) -> None:
-    """RabbitMQ 3.10 gives it no type at all."""
+    """A classic queue is in conflict, also on RabbitMQ 3.10, which reports no type for it."""
     async with await aio_pika.connect(rabbitmq_url) as connection:
         await (await connection.channel()).declare_queue("tasks", durable=True)
     plan = await plan_topology(Topology(queues=(Queue(name="tasks"),)), rabbitmq_url)
@@ -147,7 +147,7 @@ async def test_a_classic_queue_is_in_conflict(rabbitmq_url: str) -> None:
 
 
 async def test_a_queue_of_another_connection_is_in_conflict(rabbitmq_url: str) -> None:
-    """An exclusive one can't even be asked for; the broker's words are all there is."""
+    """Another connection's exclusive queue is in conflict, with the broker's error as the only detail."""
     async with await aio_pika.connect(rabbitmq_url) as connection:
         await (await connection.channel()).declare_queue("tasks", exclusive=True)
         plan = await plan_topology(Topology(queues=(Queue(name="tasks"),)), rabbitmq_url)
@@ -156,7 +156,7 @@ async def test_a_queue_of_another_connection_is_in_conflict(rabbitmq_url: str) -
 
 
 async def test_a_conflict_that_the_broker_can_not_tell_in_full_is_one(rabbitmq_url: str) -> None:
-    """Its answer has 255 bytes; of a long name little else fits."""
+    """A conflict whose error is cut off at 255 bytes is reported with the broker's words."""
     name = "a" * 200
     async with await aio_pika.connect(rabbitmq_url) as connection:
         await (await connection.channel()).declare_queue(
@@ -171,7 +171,7 @@ async def test_a_conflict_that_the_broker_can_not_tell_in_full_is_one(rabbitmq_u
 async def test_verifying_names_what_is_missing(
     rabbitmq_url: str, management_url: str, topology: Topology
 ) -> None:
-    """Bindings too, where the management API is asked: nobody else can see that one is gone."""
+    """`verify_topology` names every missing thing, bindings only with the management API."""
     with pytest.raises(TopologyError, match="does not have") as refused:
         await verify_topology(topology, rabbitmq_url)
     assert "exchange hk.events is missing" in refused.value.differences
@@ -190,7 +190,7 @@ async def test_verifying_names_what_is_missing(
 async def test_what_a_renamed_consumer_leaves_behind_is_found(
     rabbitmq_url: str, management_url: str, topology: Topology
 ) -> None:
-    """By its former name, and by its bindings where the management API is asked."""
+    """A renamed consumer's queue is found by its former name, or by its bindings with the management API."""
     old = topology_of([consumer("topology.old")])
     await apply_topology(old, rabbitmq_url)
     await apply_topology(topology, rabbitmq_url)
@@ -218,7 +218,7 @@ async def test_what_a_renamed_consumer_leaves_behind_is_found(
 async def test_a_policy_that_takes_something_away_is_found(
     request: pytest.FixtureRequest, rabbitmq_url: str, management_url: str, topology: Topology
 ) -> None:
-    """A dead-letter queue with a bound drops its oldest letters; nothing in a declaration can prevent it."""
+    """A policy that bounds a dead-letter queue is found, as the queue would drop its oldest letters."""
     await apply_topology(topology, rabbitmq_url)
     vhost = rabbitmq_url.rpartition("/")[2]
     policy = {
@@ -246,7 +246,7 @@ async def test_a_name_that_is_declared_is_no_former_name(rabbitmq_url: str, topo
 
 
 async def test_a_user_without_rights_is_told(request: pytest.FixtureRequest, rabbitmq_url: str) -> None:
-    """Declaring again what is there is refused like declaring it; so is the list of bindings."""
+    """A user without rights gets an `AccessDeniedError` from the broker and from the management API."""
     await apply_topology(Topology(exchanges=(Exchange(name="there", kind="topic"),)), rabbitmq_url)
     server = plugin._find(request, "rabbitmq")
     vhost = rabbitmq_url.rpartition("/")[2]
@@ -283,7 +283,7 @@ async def test_an_old_broker_gets_nothing(
 async def test_a_conflict_that_comes_while_applying_is_one(
     rabbitmq_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the comparison and the declaration somebody else declares it."""
+    """A conflict that appears between comparison and declaration is a `TopologyError`."""
     async with await aio_pika.connect(rabbitmq_url) as connection:
         await (await connection.channel()).declare_exchange("there", "fanout", durable=True)
 
@@ -296,7 +296,7 @@ async def test_a_conflict_that_comes_while_applying_is_one(
 
 
 async def test_a_broker_that_is_not_there_is_not_waited_for(topology: Topology) -> None:
-    """A connection that was never opened, like one that is lost, is waited for until the deadline."""
+    """A plan over a connection that isn't open ends at the deadline."""
     connection = BrokerConnection("amqp://guest:guest@127.0.0.1:1/", name="tests")
     with (
         bind(RequestContext().within(0.05)),

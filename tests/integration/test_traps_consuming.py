@@ -39,7 +39,7 @@ async def ignore(message: object) -> None: ...
 
 
 async def test_3_plain_a_cancelled_consumer_is_silent(broker: Any) -> None:
-    """Its queue was deleted and is back. The channel is open, nothing was raised, and nobody consumes."""
+    """When its queue is deleted and back, aio-pika's consumer is gone without an error, on an open channel."""
     async with broker.channel() as channel, broker.channel() as other:
         queue = await channel.declare_queue("tasks", durable=True)
         await queue.consume(ignore)
@@ -53,7 +53,7 @@ async def test_3_plain_a_cancelled_consumer_is_silent(broker: Any) -> None:
 
 
 async def test_3_ours_a_cancelled_consumer_comes_back(broker: Any, publisher: RobustPublisher) -> None:
-    """At once, and not when the slow probe after 15 s finds that nobody consumes."""
+    """Our consumer subscribes again at once, and not only at the probe after 15 s."""
     seen = asyncio.Queue[int]()
     consumer = consumer_of(seen)
     async with (
@@ -72,7 +72,7 @@ async def test_3_ours_a_cancelled_consumer_comes_back(broker: Any, publisher: Ro
 async def test_3_plain_and_ours_when_a_message_is_held_too_long(
     own_rabbitmq_server: Server, broker: Any
 ) -> None:
-    """RabbitMQ 4.3 then cancels the consumer of a quorum queue; the plain one is silent, ours comes back."""
+    """When RabbitMQ 4.3 cancels a consumer over its timeout, aio-pika's is silent and ours comes back."""
     if await broker.version() < (4, 3):
         pytest.skip("before RabbitMQ 4.3 the channel is closed, which a client notices")
     url, broker = own_rabbitmq_server.url, broker.at(own_rabbitmq_server.url)
@@ -108,14 +108,14 @@ async def test_3_plain_and_ours_when_a_message_is_held_too_long(
 
 
 async def replace(broker: Any, queue: str) -> None:
-    """Somebody else declares a queue of that name with other properties."""
+    """Declare a queue of that name with other properties."""
     async with broker.channel() as other:
         await other.queue_delete(queue)
         await other.declare_queue(queue, durable=True, arguments={"x-max-length": 1})
 
 
 async def test_7_plain_one_bad_queue_ends_the_connection_again_and_again(broker: Any) -> None:
-    """After an interruption; with the usual interval every 5 s. The good queue's consumer never stays."""
+    """One bad queue makes aio-pika's robust connection reconnect for ever, so that no other consumer stays."""
     ended = list[object]()
     async with (
         broker.proxied() as (proxy, url),
@@ -136,7 +136,7 @@ async def test_7_plain_one_bad_queue_ends_the_connection_again_and_again(broker:
 
 
 async def test_7_plain_a_channel_that_was_not_restored_once_is_dead(broker: Any) -> None:
-    """Also when what hindered it has gone: whoever uses it waits for ever, and the connection says that it is open."""
+    """A channel of aio-pika whose restore failed once hangs for ever on a connection that says it is open."""
     async with await aio_pika.connect_robust(broker.url, reconnect_interval=0.05) as connection:
         channel = await connection.channel()
         await channel.declare_queue("bad", durable=True)
@@ -178,7 +178,7 @@ async def test_7_ours_one_bad_queue_harms_no_other(broker: Any, publisher: Robus
 
 
 async def test_8_plain_a_running_handler_is_cancelled_when_the_connection_drops(broker: Any) -> None:
-    """In the middle of what it does, by nobody who knows what that is."""
+    """aiormq cancels a running handler when the connection drops."""
     begun, cancelled = asyncio.Event(), asyncio.Event()
 
     async def handle(message: AbstractIncomingMessage) -> None:

@@ -38,7 +38,7 @@ class Unwanted(Event, type="traps.unwanted"):
 
 
 async def want(broker: Any) -> None:
-    """A queue for `traps.wanted`, beside the publisher's exchanges."""
+    """Bind a queue to `traps.wanted`."""
     async with broker.channel() as channel:
         queue = await channel.declare_queue("wanted", durable=True)
         await queue.bind("hk.events", Wanted.message_type)
@@ -58,7 +58,7 @@ async def hangs(work: Awaitable[object], *, seconds: float = 1.0) -> bool:
 
 @pytest.mark.skipif(AIORMQ >= (7, 1, 1), reason="aiormq 7.1.1 lets go of the lock")
 async def test_1_plain_after_a_timeout_the_channel_hangs(broker: Any) -> None:
-    """For everybody who uses it, and it says that it is open."""
+    """After a publish of aio-pika has timed out, every later call on the channel hangs, and it says that it is open."""
     async with broker.proxied() as (proxy, url), await aio_pika.connect(url) as connection:
         channel = await connection.channel()
         proxy.freeze()
@@ -91,7 +91,7 @@ async def test_1_ours_after_a_timeout_the_next_is_published(broker: Any) -> None
 
 @pytest.mark.skipif(AIORMQ >= (7, 1, 3), reason="aiormq 7.1.3 counts only what it has written")
 async def test_2_plain_after_a_cancelled_publish_answers_are_shifted(broker: Any) -> None:
-    """A message that was still waiting to be written has been counted; the answer to the next is waited for in vain."""
+    """After a cancelled publish aiormq counts one message too many, and the next one waits in vain."""
 
     def publish_on_each(channels: list[Any]) -> list[asyncio.Task[Any]]:
         message = aio_pika.Message(b"")
@@ -115,7 +115,7 @@ async def test_2_plain_after_a_cancelled_publish_answers_are_shifted(broker: Any
 
 
 async def test_2_plain_a_publish_cancelled_as_its_answer_comes_stops_the_channel(broker: Any) -> None:
-    """Its reader dies of a future that has ended already, and for 10 s the channel hangs and says that it is open."""
+    """A publish of aio-pika that is cancelled as its confirm comes stops the channel's reader for 10 s."""
     async with broker.channel() as channel:
         await channel.declare_queue("wanted")
         cancelled = asyncio.create_task(channel.default_exchange.publish(aio_pika.Message(b""), "nobody"))
@@ -146,7 +146,7 @@ async def test_2_ours_after_a_cancelled_publish_each_gets_its_own_answer(broker:
 
 
 async def test_4_plain_a_lost_message_is_no_error(broker: Any) -> None:
-    """It was given back, as an argument that nobody looks at."""
+    """aio-pika returns normally for a message that no queue took."""
     async with broker.channel() as channel:
         answer = await channel.default_exchange.publish(aio_pika.Message(b"lost"), "nobody")
     assert answer.body == b"lost"
@@ -163,7 +163,7 @@ async def test_4_ours_a_lost_message_is_an_error(broker: Any) -> None:
 
 
 async def test_5_plain_messages_of_one_id_swap_their_answers(broker: Any) -> None:
-    """The lost one counts as stored, the stored one as lost."""
+    """Two messages of aio-pika that share a `message_id` get each other's outcome."""
     async with broker.proxied() as (proxy, url), await aio_pika.connect(url) as connection:
         channel = await connection.channel(on_return_raises=True)
         await channel.declare_queue("wanted")
@@ -182,7 +182,7 @@ async def test_5_plain_messages_of_one_id_swap_their_answers(broker: Any) -> Non
 
 
 async def test_5_ours_messages_of_one_event_get_their_own_answers(broker: Any) -> None:
-    """The same event to a queue that is there and to one that isn't, a hundred times at once."""
+    """One event sent a hundred times at once to a queue and to a missing one has the right outcome each time."""
     async with RobustPublisher(broker.url, service="tests") as publisher:
         await want(broker)
         event_id, body = new_id(), orjson.dumps({})
@@ -200,7 +200,7 @@ async def test_5_ours_messages_of_one_event_get_their_own_answers(broker: Any) -
 
 
 async def test_9_plain_a_frozen_broker_cancels_the_caller(broker: Any) -> None:
-    """Whom nobody has cancelled, and after three heartbeats: 6 s with the shortest, 183 s with the usual."""
+    """A frozen broker ends a publish of aio-pika in a `CancelledError` after three heartbeats."""
     async with (
         broker.proxied() as (proxy, url),
         await aio_pika.connect(f"{url}?heartbeat=1") as connection,
@@ -235,7 +235,7 @@ async def test_9_ours_a_frozen_broker_is_unknown_at_the_callers_deadline(broker:
 
 
 async def test_10_plain_and_ours_in_a_memory_alarm(own_rabbitmq_server: Server, broker: Any) -> None:
-    """Plain aio-pika's timeout looks like "not sent". Ours is unknown; then the publisher knows and sends nothing."""
+    """In a memory alarm aio-pika's timeout looks like "not sent"; ours is unknown, and later ones are blocked."""
     server = own_rabbitmq_server
     broker = broker.at(server.url)
     async with RobustPublisher(server.url, service="tests") as publisher, broker.channel() as channel:

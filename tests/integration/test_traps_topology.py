@@ -42,7 +42,7 @@ class Gone(Command, queue="traps_gone", type="traps.gone"):
 
 
 async def declare_consumer(connection: BrokerConnection, publisher: RobustPublisher) -> None:
-    """Leave the queues of a consumer behind, and no consumer."""
+    """Start and drain a consumer, which leaves its queues behind."""
     consumer = RobustConsumer("tests.consumer")
 
     @consumer.on(Noted)
@@ -53,7 +53,7 @@ async def declare_consumer(connection: BrokerConnection, publisher: RobustPublis
 
 
 async def delay_queue(channel: AbstractChannel, name: str, *, milliseconds: int, then: str) -> None:
-    """A queue in which messages wait, and from which they go to another one."""
+    """Declare a queue whose messages expire into another one."""
     arguments: dict[str, Any] = {
         "x-message-ttl": milliseconds,
         "x-dead-letter-exchange": "",
@@ -66,7 +66,7 @@ async def delay_queue(channel: AbstractChannel, name: str, *, milliseconds: int,
 
 
 async def test_6_plain_the_second_retry_of_a_message_is_lost(broker: Any) -> None:
-    """The broker takes the level that `x-death` names for a loop; the copy without the header gets through."""
+    """A copy with `x-death` is dropped at the second delay level as a loop, and one without it gets through."""
     if await broker.version() >= (4, 0, 1):
         pytest.skip("RabbitMQ 4.0.1 no longer reads x-death from what clients publish")
     async with broker.channel() as channel:
@@ -85,7 +85,7 @@ async def test_6_plain_the_second_retry_of_a_message_is_lost(broker: Any) -> Non
 async def test_6_ours_every_retry_comes_through_the_delay_levels(
     publisher: RobustPublisher, connection: BrokerConnection
 ) -> None:
-    """Three seconds are two levels; the second copy goes through them without a trace of the first."""
+    """Each retry of a message passes both delay levels of its 3 s."""
     consumer, times = RobustConsumer("tests.consumer"), asyncio.Queue[float]()
     loop = asyncio.get_running_loop()
 
@@ -114,7 +114,7 @@ async def deleted(broker: Any, *exchanges: str) -> None:
 
 @pytest.mark.skipif(AIO_PIKA >= (10, 2), reason="aio-pika 10.2 remembers every routing key")
 async def test_11_plain_one_of_two_bindings_is_restored(broker: Any) -> None:
-    """The robust connection remembers the last routing key."""
+    """aio-pika's robust connection restores only the last of two bindings between exchanges."""
     async with (
         broker.proxied() as (proxy, url),
         await aio_pika.connect_robust(url, reconnect_interval=0.05) as connection,
@@ -141,7 +141,7 @@ async def test_11_plain_one_of_two_bindings_is_restored(broker: Any) -> None:
 
 
 async def test_11_ours_every_binding_is_declared_again(broker: Any) -> None:
-    """Two seconds lead from one level past the next, over a binding between exchanges."""
+    """The bindings between the delay exchanges exist after a reconnect: a delay of 2 s passes one."""
     consumer, done = RobustConsumer("traps_alive"), asyncio.Event()
 
     @consumer.on(Work)
@@ -167,7 +167,7 @@ async def test_11_ours_every_binding_is_declared_again(broker: Any) -> None:
 
 
 async def test_12_plain_an_event_that_nobody_wants_is_confirmed(broker: Any) -> None:
-    """It was routed, to where such events are parked; the publisher never knows."""
+    """With an alternate exchange, an event that no queue wants is confirmed and never returned."""
     async with broker.channel(on_return_raises=True) as channel:
         await channel.declare_exchange("parking", ExchangeType.FANOUT, durable=True)
         await (await channel.declare_queue("parking", durable=True)).bind("parking")
@@ -188,7 +188,7 @@ async def test_12_ours_an_event_that_nobody_wants_is_an_error(publisher: RobustP
 
 
 async def test_13_plain_messages_without_a_target_stall_all_behind_them(broker: Any) -> None:
-    """One waits 1 s behind 40 of them, and isn't there when a message that waited 4 s beside them is."""
+    """Forty expired messages without a target hold up the one behind them for seconds."""
     async with broker.channel() as channel:
         delay = await channel.declare_exchange("delay", ExchangeType.FANOUT, durable=True)
         deliver = await channel.declare_exchange("deliver", ExchangeType.DIRECT, durable=True)
@@ -232,7 +232,7 @@ async def test_13_ours_messages_without_a_target_are_parked(broker: Any, publish
 
 
 async def test_14_plain_a_rejected_message_is_lost(broker: Any) -> None:
-    """Nothing is bound for its event type in the dead-letter exchange; one whose key is the queue's name gets there."""
+    """A rejected message is lost where the queue has no `x-dead-letter-routing-key`."""
     async with broker.channel() as channel:
         dead = await channel.declare_exchange("dead", ExchangeType.DIRECT, durable=True)
         await (await channel.declare_queue("work.dlq", durable=True)).bind(dead, "work")
@@ -251,7 +251,7 @@ async def test_14_plain_a_rejected_message_is_lost(broker: Any) -> None:
 async def test_14_ours_a_rejected_message_is_a_dead_letter(
     broker: Any, publisher: RobustPublisher, connection: BrokerConnection
 ) -> None:
-    """Here by a tool that looks into the queue."""
+    """A message that a tool rejects gets to our dead-letter queue."""
     await declare_consumer(connection, publisher)
     await publisher.publish(Noted(number=1))
     async with broker.channel() as channel:
@@ -264,7 +264,7 @@ async def test_14_ours_a_rejected_message_is_a_dead_letter(
 
 
 async def look_into(broker: Any, queue: str, *, times: int) -> None:
-    """As a tool does that shows messages and ends: each look is a delivery that isn't acknowledged."""
+    """Take and return the messages of a queue, each time as a delivery that isn't acknowledged."""
     async with await aio_pika.connect(broker.url) as connection:
         for _ in range(times):
             async with connection.channel() as channel:
@@ -274,7 +274,7 @@ async def look_into(broker: Any, queue: str, *, times: int) -> None:
 
 
 async def test_15_plain_a_dead_letter_vanishes_after_some_looks(broker: Any) -> None:
-    """On RabbitMQ 4 after 21, the limit of a queue without one; on 3.10 after one, with the -1 that shall mean none."""
+    """A dead letter vanishes after 21 looks on RabbitMQ 4 (a queue without a limit), or after one on 3.10 (with -1)."""
     modern = await broker.version() >= (4, 0)
     arguments = {"x-queue-type": "quorum"} | ({} if modern else {"x-delivery-limit": -1})
     async with broker.channel() as channel:

@@ -33,7 +33,7 @@ BINDINGS = [
 
 
 class Management(HTTPServer):
-    """Answers requests with one status and the bodies in turn, and notes what was asked."""
+    """A server that answers with one status and the bodies in turn, and notes the requests."""
 
     def __init__(self, status: int, *bodies: bytes) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -76,7 +76,7 @@ def serve() -> Iterator[Serve]:
 
 
 async def test_bindings_and_policies_are_listed(serve: Serve) -> None:
-    """Those of the virtual host, for that user, behind the path that a proxy puts before it."""
+    """Bindings and policies of the virtual host are requested with the user's password, under the URL's path."""
     server = serve(200, orjson.dumps(BINDINGS), orjson.dumps(QUEUES))
     managed = await fetch_virtual_host(server.url, vhost="/")
     assert managed.bindings == {

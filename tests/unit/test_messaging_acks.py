@@ -22,7 +22,7 @@ KINDS = {80: "ack", 120: "nack"}
 
 
 def told(octets: bytes) -> list[tuple[str, int, int]]:
-    """Method, tag and bits of each frame of 21 bytes."""
+    """Decode method, tag and bits of each frame."""
     frames = [octets[start : start + 21] for start in range(0, len(octets), 21)]
     parsed = [struct.unpack(">BHIHHQBB", frame) for frame in frames]
     return [(KINDS[method], tag, bits) for _, _, _, _, method, tag, bits, _ in parsed]
@@ -33,7 +33,7 @@ def event(number: int) -> Identity:
 
 
 class Broker:
-    """The broker's side of a channel: what is unacknowledged, and what it was told."""
+    """The broker's side of a channel: the unacknowledged tags, and the frames that it got."""
 
     frame_max = 131_072
 
@@ -52,7 +52,7 @@ class Broker:
             self.settle(*frame)
 
     def settle(self, kind: str, tag: int, bits: int) -> None:
-        """As RabbitMQ does it: a tag that it doesn't know closes the channel."""
+        """Settle a tag as RabbitMQ does: one that it doesn't know closes the channel."""
         assert tag in self.unacknowledged, "PRECONDITION_FAILED - unknown delivery tag"
         self.told.append((kind, tag, bits))
         multiple = kind == "ack" and bits
@@ -64,7 +64,7 @@ class Broker:
 
 
 class FakeOpenChannel:
-    """A channel that is closed when nobody needs it any more."""
+    """A channel that counts its users."""
 
     def __init__(self, broker: Broker) -> None:
         self.broker = broker
@@ -91,7 +91,7 @@ class FakeOpenChannel:
 
 
 class Channel:
-    """An inbox between a broker and a list of what came in."""
+    """A `ConsumerChannel` between a broker and a list of its deliveries."""
 
     def __init__(self, *, prefetch: int = 48, lost_acks: LostAcks | None = None) -> None:
         self.broker = Broker()
@@ -154,7 +154,7 @@ def test_what_is_put_back_is_not_acknowledged() -> None:
 def test_in_whatever_order_the_broker_is_told_everything_once(
     order: list[int], put_back: set[int], flushes: set[int]
 ) -> None:
-    """And never names a tag twice, which would close the channel."""
+    """In any order of settling, the broker gets each tag once: a second time would close the channel."""
     broker, acks = Broker(), Acks(1)
     broker.unacknowledged = list(range(1, 25))
     for step, tag in enumerate(order):
@@ -173,7 +173,7 @@ def test_in_whatever_order_the_broker_is_told_everything_once(
 
 
 async def test_an_idle_consumer_does_not_wait() -> None:
-    """The last one that is in hand takes all others with it."""
+    """When nothing is left to settle, the acknowledgements leave at once."""
     channel = Channel()
     channel.deliver(2)
     assert (channel.consumer_channel.unsettled, channel.open_channel.users) == (2, 1)
@@ -185,7 +185,7 @@ async def test_an_idle_consumer_does_not_wait() -> None:
 
 
 async def test_a_busy_consumer_sends_some_at_a_time() -> None:
-    """As soon as they are three of 48; what is done in the same turn of the loop leaves with them."""
+    """Three of 48 acknowledgements leave together, with those of the same iteration of the event loop."""
     channel = Channel()
     channel.deliver(10)
     for count in (2, 2, 5):
@@ -197,7 +197,7 @@ async def test_a_busy_consumer_sends_some_at_a_time() -> None:
 
 
 async def test_acknowledgements_do_not_wait_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A slow handler beside them, and nothing else comes: after some milliseconds they leave."""
+    """Beside a slow handler the acknowledgements leave after some milliseconds."""
     monkeypatch.setattr(channel_module, "ACK_SECONDS", 0.001)
     channel = Channel()
     channel.deliver(3)
@@ -222,7 +222,7 @@ async def test_a_delivery_is_settled_once() -> None:
 
 
 async def test_what_is_in_hand_leaves_no_room() -> None:
-    """Acknowledgements that haven't left count too."""
+    """Unsettled deliveries and unsent acknowledgements both count against the prefetch."""
     channel = Channel(prefetch=32)
 
     def has_room() -> bool:
@@ -258,7 +258,7 @@ def identified(delivery: Delivery, number: int) -> Delivery:
 
 
 async def test_lost_acknowledgements_are_remembered() -> None:
-    """Those that were sent last, those that were to be sent, and those that come afterwards; nothing is sent."""
+    """When a channel closes, the last acknowledgements are remembered: sent, unsent, and those that come after it."""
     channel = Channel()
     channel.deliver(4)
     for number, delivery in enumerate(channel.deliveries):
@@ -281,7 +281,7 @@ async def test_lost_acknowledgements_are_remembered() -> None:
 
 
 async def test_no_more_are_remembered_than_can_be_lost() -> None:
-    """The broker leaves a channel no more than its prefetch: what came before is known there."""
+    """No more acknowledgements than the prefetch are remembered of a channel, as the broker knows of all before."""
     channel = Channel(prefetch=2)
     for number in range(5):
         channel.deliver(1)

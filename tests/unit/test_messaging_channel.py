@@ -109,7 +109,7 @@ async def started(channel: SupervisedChannel) -> AsyncGenerator[SupervisedChanne
 
 
 async def test_a_call_that_takes_too_long_is_left_alone() -> None:
-    """It is not cancelled, because that would leave its channel in doubt."""
+    """A call that times out goes on, because cancelling it would leave its channel in doubt."""
     tasks, go_on, ended = TaskSet(), asyncio.Event(), asyncio.Event()
 
     async def call() -> None:
@@ -125,7 +125,7 @@ async def test_a_call_that_takes_too_long_is_left_alone() -> None:
 
 
 async def test_a_cancellation_out_of_the_library_is_a_lost_connection() -> None:
-    """Nobody has cancelled anything; that is how aiormq tells."""
+    """A `CancelledError` that aiormq raises by itself becomes a `ConnectionError`."""
 
     async def call() -> None:
         raise asyncio.CancelledError
@@ -138,7 +138,7 @@ async def test_a_cancellation_out_of_the_library_is_a_lost_connection() -> None:
 
 
 async def test_a_retired_channel_is_closed_when_nobody_needs_it() -> None:
-    """An acknowledgement can only be sent on the channel that delivered."""
+    """A retired channel stays open for its users: an acknowledgement can only be sent on the channel that delivered."""
     channel = FakeChannel()
     open_channel = OpenChannel(
         cast("Any", channel), cast("OpenConnection", FakeConnections()), linger_seconds=None
@@ -154,7 +154,7 @@ async def test_a_retired_channel_is_closed_when_nobody_needs_it() -> None:
 
 
 async def test_a_channel_that_is_being_closed_sends_nothing_more() -> None:
-    """The frames after a `channel.close` would be a protocol error."""
+    """A channel that is being closed sends nothing more: frames after a `channel.close` would be a protocol error."""
     channel, ended = FakeChannel(), list[str]()
 
     class Sink:
@@ -235,7 +235,7 @@ async def test_a_refusal_is_named_at_the_start(refusal: AMQPError, error: type[E
 
 
 async def test_a_passing_trouble_is_tried_again() -> None:
-    """Also what nobody has thought of: after the start nothing ends the supervision."""
+    """Temporary errors are tried again, and after the start no error at all ends the supervision."""
     troubles: list[Exception] = [ChannelNotFoundEntity("no exchange"), AMQPError("strange")]
 
     async def prepare(open_channel: OpenChannel) -> None:
@@ -295,7 +295,7 @@ async def test_a_connection_that_was_never_entered_can_be_left() -> None:
 
 
 def test_each_of_several_brokers_is_an_address() -> None:
-    """With one user, virtual host and options for all of them."""
+    """Each host of a URL becomes an address, with the URL's user, virtual host and options."""
     broker = BrokerConnection("amqp://u:p%40@a:1,b,[::1]:5/v%2Fw?heartbeat=3", name="tests")
     assert broker.address == "a:1,b:5672,::1:5/v/w"
     assert [str(url) for url in broker._urls] == [
@@ -356,7 +356,7 @@ async def test_a_silent_broker_loses_its_connection(
 async def test_a_call_that_fails_costs_nobody_the_connection(
     fake: tuple[FakeConnection, FakeProtocol, OpenConnection],
 ) -> None:
-    """Its channel had closed meanwhile; other consumers share the connection."""
+    """A call on a channel that has closed fails alone: other consumers share the connection."""
     _, protocol, open_connection = fake
 
     async def call() -> None:
@@ -394,7 +394,7 @@ async def test_a_goodbye_that_fails_is_no_error(
 
 
 async def test_a_connection_that_drops_at_once_is_not_hammered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only one that lasted makes the pauses short again; a mistake of ours ends nothing."""
+    """Only a connection that lasted makes the pauses short again, and an unforeseen error ends nothing."""
     begun: list[str] = []
 
     class Counted:
@@ -437,7 +437,7 @@ async def test_a_connection_that_drops_at_once_is_not_hammered(monkeypatch: pyte
 
 
 class Hosts:
-    """What comes of connecting to each of the hosts, by its port; one that is not named is never reached."""
+    """A connection to several hosts, each of which connects or fails as told for its port."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **errors: Exception | None) -> None:
         self.tried: list[int] = []
@@ -470,7 +470,7 @@ HOPELESS: Mapping[str, Callable[[], Exception]] = {
 async def test_all_hosts_are_tried_before_one_of_them_ends_the_start(
     monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
-    """A certificate belongs to one host, and so may a user that isn't synchronised yet."""
+    """A refusal of one host doesn't end the start: its certificate or its users may differ from the others'."""
     hosts = Hosts(monkeypatch, port1=HOPELESS[why](), port2=HOPELESS[why](), port3=None)
     async with hosts.connection as connection:
         assert connection.is_ready
@@ -501,7 +501,7 @@ async def test_a_host_that_may_come_back_is_waited_for(monkeypatch: pytest.Monke
 
 
 async def test_what_was_opened_elsewhere_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a forked process or another event loop no answer would ever come."""
+    """In a fork, another event loop or a thread without one, the check raises a `MisuseError` that says which."""
     affinity = LoopAffinity()
     affinity.check("the publisher")
 

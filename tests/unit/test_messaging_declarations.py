@@ -70,7 +70,7 @@ def test_a_handler_ends_before_the_broker_wants_its_message_back(timeout_seconds
 
 
 async def test_a_handler_stays_a_plain_function(consumer: RobustConsumer) -> None:
-    """It can be called in a test as it stands."""
+    """A registered handler is still the function, so that a test can call it."""
     seen: list[int] = []
 
     @consumer.on(Declared, retry=Retry.immediate())
@@ -149,7 +149,7 @@ def test_a_handler_may_ask_for_any_envelope_and_for_other_values(consumer: Robus
 
 
 class Limits:
-    """What a process may or may not provide."""
+    """A value that a process may or may not provide."""
 
 
 @pytest.mark.parametrize("providers", [{}, {Limits: Limits()}], ids=["absent", "provided"])
@@ -204,7 +204,7 @@ async def test_a_consumer_that_is_not_running_is_drained_at_once(consumer: Robus
 async def test_a_running_consumer_is_not_changed(
     consumer: RobustConsumer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither started again nor given a handler that its queue isn't bound for."""
+    """A running consumer can't be started again, nor get a handler for which its queue has no binding."""
     publisher = RobustPublisher(URL, service="tests")
 
     @consumer.on(Declared)
@@ -226,7 +226,7 @@ def test_no_password_is_shown() -> None:
 
 @pytest.mark.parametrize("service", ["", "ä" * 128, "a\r\nb", "\x00", "\ud800"], ids=ascii)
 def test_a_service_has_a_name_that_fits(service: str) -> None:
-    """Into a header, and into one line of a log."""
+    """A service's name fits into a header and one line of a log, or is refused."""
     with pytest.raises(DeclarationError, match="1 to 255 bytes and is printable"):
         RobustPublisher(URL, service=service)
 
@@ -235,7 +235,7 @@ def test_a_service_has_a_name_that_fits(service: str) -> None:
     ("event_type", "queue"), [("ä" * 128, None), ("a.b", "q" * 256)], ids=["type", "queue"]
 )
 async def test_a_name_that_amqp_can_not_carry_is_refused(event_type: str, queue: str | None) -> None:
-    """Before anything is sent, and as what it is: an outbox parks such a row and goes on."""
+    """A type or queue that AMQP can't carry raises `MalformedPayloadError`, on which an outbox parks the row."""
     publisher = RobustPublisher(URL, service="tests")
     publisher._writer._is_open = True
     with pytest.raises(MalformedPayloadError, match="255 bytes"):
@@ -244,7 +244,7 @@ async def test_a_name_that_amqp_can_not_carry_is_refused(event_type: str, queue:
 
 @pytest.mark.parametrize("data", [b"9" * 400, b"[" * 250 + b"]" * 250], ids=["digits", "levels"])
 async def test_bytes_that_no_consumer_could_read_are_refused(data: bytes) -> None:
-    """Such as an older release has left in an outbox, which parks them."""
+    """Encoded envelopes that no consumer could read, such as an older release's, raise before anything is sent."""
     publisher = RobustPublisher(URL, service="tests")
     with pytest.raises(MalformedPayloadError):
         await publisher.publish_encoded(b'{"data":' + data + b"}", event_id=new_id(), event_type="a.b")

@@ -13,7 +13,7 @@ from hybridkit.messaging._amqp._headers import copied_headers, read_count, read_
 
 
 def test_notes_about_a_death_stay_behind() -> None:
-    """With `x-death` a copy vanishes in the second delay level before RabbitMQ 4.0.1."""
+    """A copy keeps no `x-death`: with it, it would vanish in the second delay level before RabbitMQ 4.0.1."""
     headers: dict[str, Any] = {
         "x-death": [{"queue": "hk.delay.L0"}],
         "x-first-death-queue": "a",
@@ -30,7 +30,7 @@ def test_notes_about_a_death_stay_behind() -> None:
 
 
 def test_values_that_can_be_read_but_not_written_stay_behind() -> None:
-    """They would make every attempt to copy the message fail, for ever."""
+    """Values that can be decoded but not encoded are left out, as every attempt to copy the message would fail."""
     headers = {
         "bytes": b"\xff",
         "huge": 2**70,
@@ -42,7 +42,7 @@ def test_values_that_can_be_read_but_not_written_stay_behind() -> None:
 
 
 def test_a_copy_fits_into_one_frame_and_ours_come_first() -> None:
-    """Headers go in one frame of at most 128 KiB; a larger one would close the connection."""
+    """A copy's headers fit into one frame, our own first: a larger frame would close the connection."""
     headers = {"a": "x" * 60_000, "b": "y" * 60_000, "hk_attempt": 1, "x-request-id": "r" * 100, "z": 1}
     assert copied_headers(headers) == {
         name: headers[name] for name in ("a", "hk_attempt", "x-request-id", "z")

@@ -18,7 +18,7 @@ from tests.unit.test_messaging_parking import Broker, mark, read
 
 
 def delivered(offline: OfflineConsumer) -> Delivery:
-    """Number 1, which no worker has taken."""
+    """Return delivery number 1, which no worker has taken."""
     body = EventEnvelope.wrap(Ended(key="a", number=1), service="tests").encode()
     return Delivery(
         QUEUE, offline, IncomingMessage(DeliverMethod(1, False, "hk.events", "endings.ended"), b"\0\0", body)

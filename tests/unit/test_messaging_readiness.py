@@ -113,7 +113,7 @@ class Bench:
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No time of grace, and no pauses."""
+    """Leave out grace times and pauses."""
     monkeypatch.setattr(stall_module, "GRACE_SECONDS", 0.0)
     monkeypatch.setattr(runner_module, "GRACE_SECONDS", 0.0)
     monkeypatch.setattr("hybridkit.messaging._consuming._subscription.UNEXPECTED_PAUSE_SECONDS", 0.0)
@@ -168,7 +168,7 @@ async def test_a_consumer_that_takes_nothing_is_not_ready(stop: Callable[[Bench]
     ids=lambda error: type(error).__name__,
 )
 async def test_a_consumer_whose_dead_letters_nobody_takes_is_not_ready(refusal: HybridkitError) -> None:
-    """Until one of them is published."""
+    """A consumer whose dead letters aren't confirmed isn't ready until one of them is."""
     bench = Bench(fail)
     bench.refusal = refusal
     bench.put(3)
@@ -193,7 +193,7 @@ async def test_a_consumer_that_can_not_know_its_parked_keys_is_not_ready() -> No
 
 
 async def test_a_consumer_whose_handlers_never_end_is_not_ready() -> None:
-    """Their time is up, and they don't let themselves be cancelled. One that has a place left goes on."""
+    """A consumer isn't ready when all its handlers ignore their time limit, and is while one place is left."""
     goes_on = asyncio.Event()
 
     async def never_end() -> None:
@@ -219,7 +219,7 @@ async def test_a_consumer_whose_handlers_never_end_is_not_ready() -> None:
 async def test_a_consumer_that_has_no_room_and_runs_nothing_is_not_ready(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """All that it may have in hand is behind what rests between two attempts. While something runs, it moves."""
+    """A consumer whose whole prefetch waits for a retry isn't ready, unless a handler runs."""
     monkeypatch.setattr("hybridkit.messaging._consuming._subscription.GRACE_SECONDS", 0.0)
     inbox = SimpleNamespace(has_room=True)
     goes_on = asyncio.Event()
@@ -238,7 +238,7 @@ async def test_a_consumer_that_has_no_room_and_runs_nothing_is_not_ready(
 
 @pytest.mark.parametrize("waits_for", ["to be alone", "one that is alone"])
 async def test_a_consumer_whose_messages_wait_for_a_turn_is_not_ready(waits_for: str) -> None:
-    """What may have killed processes runs alone, so others may have to wait for a handler that takes long."""
+    """A consumer isn't ready while messages wait for one that has to run alone."""
     lock = HandlerLock.of_loop()
     takeovers = 2 if waits_for == "to be alone" else 0
     bench = Bench(done, guard=Memory(takeovers=takeovers), timeout_seconds=60)

@@ -84,7 +84,7 @@ def _from(cause: BaseException) -> Exception:
 
 
 def headers_of(error: BaseException, **headers: str) -> Mapping[str, Any]:
-    """Those of the dead letter of a message that has some already."""
+    """Return the headers of the dead letter of a message with these headers."""
     properties = cast("Any", Basic.Properties(headers=cast("Any", headers))).marshal()
     delivered = IncomingMessage(DeliverMethod(1, False, "hk.events", "texts.told"), properties, b"{}")
     return (
@@ -96,7 +96,7 @@ def headers_of(error: BaseException, **headers: str) -> Mapping[str, Any]:
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_every_error_has_a_dead_letter(text: str) -> None:
-    """Whatever its words are: in its text, its class or its traceback. The header frame has room for all of it."""
+    """Any text, class or traceback of an error fits into the headers of a dead letter."""
     headers = headers_of(TEXTS[text](), tenant="t" * 200_000, small="s" * 60_000)
     assert len(encode_fields(headers)) < 120_000
     assert all(headers[name] for name in ("hk_error_type", "hk_error", "hk_stack"))

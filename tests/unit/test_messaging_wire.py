@@ -42,8 +42,8 @@ pytestmark = pytest.mark.usefixtures("logs")
 CHANNEL = 7
 
 
-class Inbox:
-    """A receiver that writes down what it is told."""
+class FakeReceiver:
+    """A receiver that notes its calls."""
 
     def __init__(self) -> None:
         self.told: list[object] = []
@@ -74,20 +74,22 @@ class FakeTransport(asyncio.Transport):
         self.aborted = True
 
 
-class Line:
-    """A wire with one port, and what aiormq would read from it."""
+class FakeConnection:
+    """A connection with one port, and the bytes that aiormq would read from it."""
 
     def __init__(self) -> None:
         self.reader = asyncio.StreamReader()
-        self.wire = FrameProtocol(self.reader, asyncio.get_running_loop())
+        self.protocol = FrameProtocol(self.reader, asyncio.get_running_loop())
         self.transport = FakeTransport()
-        self.wire.connection_made(self.transport)
-        self.wire._alive_at = float("inf")  # no heartbeats but where they are what is tested
-        self.inbox = Inbox()
-        self.port = self.wire.open_port(CHANNEL, self.inbox)
+        self.protocol.connection_made(self.transport)
+        self.protocol._alive_at = float("inf")  # no heartbeats but where they are what is tested
+        self.receiver = FakeReceiver()
+        self.port = self.protocol.open_port(CHANNEL, self.receiver)
 
     def hears(self, *frames: object, channel: int = CHANNEL) -> None:
-        self.wire.data_received(b"".join(pamqp.frame.marshal(cast("Any", each), channel) for each in frames))
+        self.protocol.data_received(
+            b"".join(pamqp.frame.marshal(cast("Any", each), channel) for each in frames)
+        )
 
     def passed_on(self) -> bytes:
         return bytes(cast("Any", self.reader)._buffer)
@@ -108,38 +110,38 @@ def delivery(body: bytes, *parts: bytes) -> list[object]:
 
 async def test_a_message_comes_through_the_port() -> None:
     """A delivery in several body frames reaches the receiver as one message, and aiormq sees none of its frames."""
-    line = Line()
-    line.hears(*delivery(b"hello world", b"hello ", b"world"))
-    [message] = line.inbox.told
+    connection = FakeConnection()
+    connection.hears(*delivery(b"hello world", b"hello ", b"world"))
+    [message] = connection.receiver.told
     assert isinstance(message, IncomingMessage)
     assert (message.method, message.body) == ((5, True, "hk.events", "a.b"), b"hello world")
     assert decode_properties(message.properties).headers == {"hk_attempt": 2}
-    assert line.passed_on() == b""
+    assert connection.passed_on() == b""
 
 
 async def test_an_empty_message_has_no_body_frame() -> None:
     """A message of 0 bytes is complete with its content header."""
-    line = Line()
-    line.hears(*delivery(b"")[:2])
-    assert [cast("IncomingMessage", each).body for each in line.inbox.told] == [b""]
+    connection = FakeConnection()
+    connection.hears(*delivery(b"")[:2])
+    assert [cast("IncomingMessage", each).body for each in connection.receiver.told] == [b""]
 
 
 async def test_answers_to_publishes_come_through_the_port() -> None:
     """A return and its confirms reach the receiver in the broker's order."""
-    line = Line()
-    line.hears(
+    connection = FakeConnection()
+    connection.hears(
         Basic.Return(312, "NO_ROUTE", "hk.events", "a.b"),
         ContentHeader(0, 2, Basic.Properties(message_id="unwanted")),
         ContentBody(b"{}"),
         Basic.Ack(3, multiple=True),
         Basic.Nack(4, multiple=False),
     )
-    assert line.inbox.told == ["unwanted", (3, True, True), (4, False, False)]
+    assert connection.receiver.told == ["unwanted", (3, True, True), (4, False, False)]
 
 
 async def test_the_control_plane_gets_everything_else() -> None:
-    """Of a channel with a port as well as of others; in the order in which it came."""
-    line = Line()
+    """All other frames, of channels with and without a port, go to aiormq in their order."""
+    connection = FakeConnection()
     frames: list[tuple[Any, int]] = [
         (Exchange.DeclareOk(), CHANNEL),
         (Basic.ConsumeOk("tag"), CHANNEL),
@@ -148,55 +150,57 @@ async def test_the_control_plane_gets_everything_else() -> None:
         (Channel.OpenOk(), 9),
     ]
     for frame, channel in frames:
-        line.hears(frame, channel=channel)
-    assert line.passed_on() == b"".join(pamqp.frame.marshal(frame, channel) for frame, channel in frames)
-    assert line.inbox.told == []
+        connection.hears(frame, channel=channel)
+    assert connection.passed_on() == b"".join(
+        pamqp.frame.marshal(frame, channel) for frame, channel in frames
+    )
+    assert connection.receiver.told == []
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), struct.error("no"), IndexError("no")])
 async def test_a_receiver_that_fails_over_one_message_takes_nothing_from_the_others(
     error: Exception, monkeypatch: pytest.MonkeyPatch, logs: list[MutableMapping[str, Any]]
 ) -> None:
-    """The socket is everybody's: a mistake over one message, return or answer must not close it."""
-    line = Line()
-    told = line.inbox.told
+    """A receiver that raises over a message, return or confirm is logged, and everything after it is still received."""
+    connection = FakeConnection()
+    told = connection.receiver.told
 
     def fail(*_: object, **__: object) -> None:
         told.append("failed")
         raise error
 
     for name in ("delivered", "returned", "settled"):
-        monkeypatch.setattr(line.inbox, name, fail)
+        monkeypatch.setattr(connection.receiver, name, fail)
     unwanted = [Basic.Return(312, "", "", ""), ContentHeader(0, 1, Basic.Properties()), ContentBody(b"1")]
-    line.hears(*delivery(b"one"), *unwanted, Basic.Ack(1))
+    connection.hears(*delivery(b"one"), *unwanted, Basic.Ack(1))
     monkeypatch.undo()
-    line.hears(*delivery(b"two"))
+    connection.hears(*delivery(b"two"))
     assert told[:3] == ["failed"] * 3
     assert cast("IncomingMessage", told[3]).body == b"two"
-    assert not line.transport.aborted
+    assert not connection.transport.aborted
     assert len([entry for entry in logs if entry["log_level"] == "error"]) == 3
 
 
 async def test_what_is_on_its_way_to_a_closed_port_is_dropped() -> None:
-    """The control plane would decode its properties: a timestamp of the year 292277026596 ends the connection there."""
-    line = Line()
+    """Messages for a closed port never reach aiormq, which would close the connection over odd properties."""
+    connection = FakeConnection()
     deliver, header, body = (pamqp.frame.marshal(cast("Any", each), CHANNEL) for each in delivery(b"one"))
-    line.wire.data_received(deliver)
-    line.port.close("closed by us")
+    connection.protocol.data_received(deliver)
+    connection.port.close("closed by us")
     far = struct.pack(">HHQHQ", 60, 0, 3, 0x0040, 2**63 - 1)
     odd = struct.pack(">BHI", 2, CHANNEL, len(far)) + far + b"\xce"
     with pytest.raises(PAMQPException):
         pamqp.frame.unmarshal(odd)
     unwanted = [Basic.Return(312, "", "", ""), Basic.Ack(1), Basic.Nack(2)]
-    line.wire.data_received(odd + body + deliver + header + body)
-    line.hears(*unwanted)
-    assert line.inbox.told == ["closed by us"]
-    assert line.passed_on() == b""
-    line.hears(Channel.CloseOk())
-    assert line.passed_on() == pamqp.frame.marshal(Channel.CloseOk(), CHANNEL)
-    again = Inbox()
-    line.wire.open_port(CHANNEL, again)  # the number is used again
-    line.hears(*delivery(b"two"))
+    connection.protocol.data_received(odd + body + deliver + header + body)
+    connection.hears(*unwanted)
+    assert connection.receiver.told == ["closed by us"]
+    assert connection.passed_on() == b""
+    connection.hears(Channel.CloseOk())
+    assert connection.passed_on() == pamqp.frame.marshal(Channel.CloseOk(), CHANNEL)
+    again = FakeReceiver()
+    connection.protocol.open_port(CHANNEL, again)  # the number is used again
+    connection.hears(*delivery(b"two"))
     assert [cast("IncomingMessage", each).body for each in again.told] == [b"two"]
 
 
@@ -215,7 +219,7 @@ async def test_what_is_on_its_way_to_a_closed_port_is_dropped() -> None:
     ),
 )
 def test_no_bytes_of_a_message_are_too_odd_to_be_dealt_with(body: bytes, properties: bytes) -> None:
-    """Read or refused; and a copy can be made either way."""
+    """Any properties and body can be read or refused as a payload, and copied either way."""
     message = Delivery(
         "q", cast("Any", None), IncomingMessage(DeliverMethod(1, False, "", ""), properties, body)
     )
@@ -234,39 +238,39 @@ def test_no_bytes_of_a_message_are_too_odd_to_be_dealt_with(body: bytes, propert
 
 @given(cut=st.lists(st.integers(1, 60), max_size=12))
 def test_frames_come_in_any_pieces(cut: list[int]) -> None:
-    """The network cuts where it likes."""
+    """Messages are complete wherever the network cuts the bytes."""
 
     async def run() -> None:
-        line = Line()
+        connection = FakeConnection()
         octets = b"".join(
             pamqp.frame.marshal(cast("Any", each), CHANNEL)
             for each in [*delivery(b"hello"), Exchange.DeclareOk(), Basic.Ack(1, multiple=False)]
         )
         for size in cut:
-            line.wire.data_received(octets[:size])
+            connection.protocol.data_received(octets[:size])
             octets = octets[size:]
-        line.wire.data_received(octets)
-        assert [type(each).__name__ for each in line.inbox.told] == ["IncomingMessage", "tuple"]
-        assert line.passed_on() == pamqp.frame.marshal(Exchange.DeclareOk(), CHANNEL)
+        connection.protocol.data_received(octets)
+        assert [type(each).__name__ for each in connection.receiver.told] == ["IncomingMessage", "tuple"]
+        assert connection.passed_on() == pamqp.frame.marshal(Exchange.DeclareOk(), CHANNEL)
 
     asyncio.run(run())
 
 
 async def test_messages_count_as_a_sign_of_life() -> None:
-    """The control plane watches for a silent peer, and sees none of them."""
-    line = Line()
-    line.wire._alive_at = 0.0
-    line.hears(Basic.Ack(1, multiple=False))
-    line.hears(Basic.Ack(2, multiple=False))
-    assert line.passed_on() == HEARTBEAT_FRAME
+    """aiormq gets heartbeats while messages come in, which it doesn't see itself."""
+    connection = FakeConnection()
+    connection.protocol._alive_at = 0.0
+    connection.hears(Basic.Ack(1, multiple=False))
+    connection.hears(Basic.Ack(2, multiple=False))
+    assert connection.passed_on() == HEARTBEAT_FRAME
 
 
 async def test_another_protocol_is_left_to_those_who_have_words_for_it() -> None:
     """Bytes of another protocol go to aiormq unchanged, for its error message."""
-    line = Line()
-    line.wire.data_received(b"HTTP/1.1 400 Bad Request\r\n")
-    line.wire.data_received(b"\x01 more")
-    assert line.passed_on() == b"HTTP/1.1 400 Bad Request\r\n\x01 more"
+    connection = FakeConnection()
+    connection.protocol.data_received(b"HTTP/1.1 400 Bad Request\r\n")
+    connection.protocol.data_received(b"\x01 more")
+    assert connection.passed_on() == b"HTTP/1.1 400 Bad Request\r\n\x01 more"
 
 
 @pytest.mark.parametrize(
@@ -276,9 +280,9 @@ async def test_a_broken_frame_ends_the_connection(
     payload: bytes, logs: list[MutableMapping[str, Any]]
 ) -> None:
     """A frame that is too short for its method is logged and drops the connection."""
-    line = Line()
-    line.wire.data_received(struct.pack(">BHI", 1, CHANNEL, len(payload)) + payload + b"\xce")
-    assert line.transport.aborted
+    connection = FakeConnection()
+    connection.protocol.data_received(struct.pack(">BHI", 1, CHANNEL, len(payload)) + payload + b"\xce")
+    assert connection.transport.aborted
     assert [entry["event"] for entry in logs] == ["broker sent a malformed frame"]
 
 
@@ -286,66 +290,66 @@ async def test_a_broken_frame_ends_the_connection(
 
 
 async def test_a_channel_that_the_broker_closes_is_closed_at_once() -> None:
-    """Before aiormq has read it: a frame that we sent after its `close-ok` would be an error of the connection."""
-    line = Line()
-    line.hears(Channel.Close(404, "NOT_FOUND - no exchange", 60, 40), Basic.Ack(1, multiple=False))
-    line.port.ack(5)
-    assert line.inbox.told == ["404 NOT_FOUND - no exchange"]
-    assert line.transport.written == b""
-    assert "is_open=False" in repr(line.port)
-    line.port.close("again")
-    assert len(line.inbox.told) == 1
+    """A `channel.close` closes the port before aiormq replies: a frame after `close-ok` would end the connection."""
+    connection = FakeConnection()
+    connection.hears(Channel.Close(404, "NOT_FOUND - no exchange", 60, 40), Basic.Ack(1, multiple=False))
+    connection.port.ack(5)
+    assert connection.receiver.told == ["404 NOT_FOUND - no exchange"]
+    assert connection.transport.written == b""
+    assert "is_open=False" in repr(connection.port)
+    connection.port.close("again")
+    assert len(connection.receiver.told) == 1
 
 
 async def test_a_lost_connection_closes_its_ports() -> None:
     """The end of the connection closes every port with its reason, and aiormq's reader hears of it too."""
-    line = Line()
-    other = Inbox()
-    line.wire.open_port(8, other)
-    line.wire.connection_lost(OSError("reset"))
-    assert line.inbox.told == other.told == ["connection lost: reset"]
-    assert line.reader.exception() is not None
+    connection = FakeConnection()
+    other = FakeReceiver()
+    connection.protocol.open_port(8, other)
+    connection.protocol.connection_lost(OSError("reset"))
+    assert connection.receiver.told == other.told == ["connection lost: reset"]
+    assert connection.reader.exception() is not None
 
 
 async def test_a_port_that_was_replaced_does_not_take_the_other_along() -> None:
-    """Channel numbers are used again."""
-    line = Line()
-    inbox = Inbox()
-    line.wire.open_port(CHANNEL, inbox)
-    line.port.close("late")
-    line.hears(Basic.Ack(1, multiple=False))
+    """Closing a port leaves alone the newer one with the same channel number."""
+    connection = FakeConnection()
+    inbox = FakeReceiver()
+    connection.protocol.open_port(CHANNEL, inbox)
+    connection.port.close("late")
+    connection.hears(Basic.Ack(1, multiple=False))
     assert inbox.told == [(1, False, True)]
 
 
 async def test_an_alarm_and_a_full_buffer_are_told_apart_from_the_end_of_both() -> None:
     """The owner is told that it can write when both the alarm and the full buffer have ended."""
-    line = Line()
+    connection = FakeConnection()
     told: list[str] = []
-    line.wire.on_writable = lambda: told.append("writable")
-    line.hears(Connection.Blocked("low on memory"), channel=0)
-    line.wire.pause_writing()
-    assert (line.wire.is_writable, line.wire.unblocked.is_set()) == (False, False)
-    line.hears(Connection.Unblocked(), channel=0)
-    assert (line.wire.is_writable, told) == (False, [])
-    line.wire.resume_writing()
-    assert (line.wire.is_writable, told) == (True, ["writable"])
-    line.wire.on_writable = None
-    line.hears(Connection.Unblocked(), channel=0)
-    assert "is_writable=True" in repr(line.wire)
+    connection.protocol.on_writable = lambda: told.append("writable")
+    connection.hears(Connection.Blocked("low on memory"), channel=0)
+    connection.protocol.pause_writing()
+    assert (connection.protocol.is_writable, connection.protocol.unblocked.is_set()) == (False, False)
+    connection.hears(Connection.Unblocked(), channel=0)
+    assert (connection.protocol.is_writable, told) == (False, [])
+    connection.protocol.resume_writing()
+    assert (connection.protocol.is_writable, told) == (True, ["writable"])
+    connection.protocol.on_writable = None
+    connection.hears(Connection.Unblocked(), channel=0)
+    assert "is_writable=True" in repr(connection.protocol)
 
 
 async def test_a_socket_that_was_never_opened_can_be_used_by_mistake() -> None:
     """Writing to or dropping a socket that was never opened does nothing."""
     sockets = SocketFactory()
     sockets.abort()
-    wire = FrameProtocol(asyncio.StreamReader(), asyncio.get_running_loop())
-    wire.write(b"nothing")
-    wire.abort()
+    protocol = FrameProtocol(asyncio.StreamReader(), asyncio.get_running_loop())
+    protocol.write(b"nothing")
+    protocol.abort()
     assert repr(sockets) == "SocketFactory(None)"
 
 
 async def test_tls_is_asked_for_where_the_url_says_so() -> None:
-    """With the certificates that the URL names; here there are none that fit, so nothing is connected."""
+    """An `amqps` URL is connected with its own certificates, or not at all."""
 
     class NoCertificates:
         async def get_context(self) -> None:
@@ -444,11 +448,11 @@ def test_a_name_that_does_not_fit_is_refused(name: str) -> None:
 
 async def test_acknowledgements_are_what_pamqp_reads() -> None:
     """Acks and nacks encoded by hand decode by pamqp with their tags and bits."""
-    line = Line()
-    line.port.ack(3)
-    line.port.ack(9, multiple=True)
-    line.port.requeue(12)
-    first, second, third = frames_in(bytes(line.transport.written))
+    connection = FakeConnection()
+    connection.port.ack(3)
+    connection.port.ack(9, multiple=True)
+    connection.port.requeue(12)
+    first, second, third = frames_in(bytes(connection.transport.written))
     assert (first.name, first.delivery_tag, first.multiple) == ("Basic.Ack", 3, False)
     assert (second.delivery_tag, second.multiple) == (9, True)
     assert (third.name, third.delivery_tag, third.multiple, third.requeue) == ("Basic.Nack", 12, False, True)
@@ -456,13 +460,13 @@ async def test_acknowledgements_are_what_pamqp_reads() -> None:
 
 @given(flags=st.integers(0, 2**16 - 1), properties=st.binary(max_size=60))
 def test_no_properties_are_unreadable(flags: int, properties: bytes) -> None:
-    """A timestamp of the year 292277026596 ends a plain connection at each delivery, with all consumers on it."""
+    """Any bytes as properties can be decoded: pamqp's error would end the connection at each delivery."""
     octets = flags.to_bytes(2, "big") + properties
     assert isinstance(decode_properties(octets), Basic.Properties)
 
 
 def encoded(properties: Basic.Properties) -> bytes:
-    """As a port has them."""
+    """Encode properties as a port receives them."""
     return pamqp.frame.marshal(ContentHeader(0, 5, properties), 1)[7 + PROPERTIES_AT : -1]
 
 
@@ -479,7 +483,7 @@ def test_properties_that_can_not_be_decoded_are_none() -> None:
 
 
 def test_one_property_that_can_not_be_decoded_costs_no_other() -> None:
-    """Otherwise a foreign message loses its content type, its attempts and whose it is by a wrong clock."""
+    """A timestamp that can't be decoded leaves content type, headers and all other properties intact."""
     whole = Basic.Properties(
         content_type="application/json",
         headers={"hk_attempt": 2, "request_id": "r"},
@@ -524,4 +528,4 @@ def test_what_is_read_one_by_one_is_what_is_read_at_once(headers: dict[str, Any]
 
 def test_reprs_say_where() -> None:
     """A port's repr names its channel."""
-    assert repr(Port(cast("Any", None), 3, Inbox())) == "Port(channel=3, is_open=True)"
+    assert repr(Port(cast("Any", None), 3, FakeReceiver())) == "Port(channel=3, is_open=True)"

@@ -42,7 +42,7 @@ class Forgettable(Event, type="writer.forgettable"):
 
 
 class Broker(asyncio.Transport):
-    """The other end of a protocol with channels on it: reads what is published, answers what it is told to."""
+    """The broker's end of a connection: decodes what is published, and sends the frames that a test gives it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Broker(asyncio.Transport):
         )
 
     def returns(self, number: int) -> None:
-        """Give the publish of that number back, as no queue wants it."""
+        """Return the publish of that number, as no queue takes it."""
         headers = [frame for frame in self.received if isinstance(frame, ContentHeader)]
         self.says(
             Basic.Return(312, "NO_ROUTE", "hk.events", "a.b"),
@@ -163,7 +163,7 @@ def error_of(answer: asyncio.Future[bool]) -> HybridkitError | None:
 
 
 async def test_many_go_out_in_one_write_and_each_gets_its_own_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The broker answers in any order, alone or together; a returned message is one that no queue wanted."""
+    """Confirms in any order, alone or with `multiple`, reach their publishes; a return means that no queue took it."""
     async with writing(monkeypatch) as (writer, broker):
         answers = [submit(writer) for _ in range(6)]
         assert broker.published == 0
@@ -198,7 +198,7 @@ async def test_an_answer_to_nothing_is_no_answer(monkeypatch: pytest.MonkeyPatch
 async def test_a_return_that_is_not_of_ours_is_ignored(
     monkeypatch: pytest.MonkeyPatch, logs: list[MutableMapping[str, Any]]
 ) -> None:
-    """Its properties hold what our ids begin with, and then no number."""
+    """A returned message whose properties contain our id's prefix without a number is logged and ignored."""
     async with writing(monkeypatch) as (writer, broker):
         sent = submit(writer)
         await until(lambda: broker.published == 1)
@@ -211,7 +211,7 @@ async def test_a_return_that_is_not_of_ours_is_ignored(
 
 
 async def test_a_caller_that_leaves_shifts_no_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trap 2: what was written keeps its number; what was not is not written."""
+    """Trap 2: a cancelled publish keeps its number if it was written, and is not written otherwise."""
     async with writing(monkeypatch) as (writer, broker):
         unsent = submit(writer)
         unsent.cancel()
@@ -255,7 +255,7 @@ async def test_the_window_counts_bytes_too(monkeypatch: pytest.MonkeyPatch) -> N
 async def test_headers_that_fit_into_no_frame_are_refused_and_harm_nobody(
     monkeypatch: pytest.MonkeyPatch, frame_max: int
 ) -> None:
-    """Sent, they would end the connection, and everything on it would be tried again for ever."""
+    """Headers larger than a frame fail their own publish only; sent, they would end the connection again and again."""
     async with writing(monkeypatch) as (writer, broker):
         broker.protocol.frame_max = frame_max
         too_large = MESSAGE._replace(headers={"x-user-id": "u" * frame_max})
@@ -277,7 +277,7 @@ async def test_headers_that_fit_into_no_frame_are_refused_and_harm_nobody(
 
 
 async def test_a_message_that_is_too_large_for_the_broker_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The broker closes the channel for it; the others that were sent there may be published again."""
+    """The publish whose size closed the channel gets `PayloadTooLargeError`, the others an unknown outcome."""
     async with writing(monkeypatch) as (writer, broker):
         large = writer.submit(MESSAGE._replace(body=b"x" * 500), deadline=None).confirmation
         other = submit(writer)
@@ -294,7 +294,7 @@ async def test_a_message_that_is_too_large_for_the_broker_is_known(monkeypatch: 
 
 
 async def test_a_channel_that_closes_leaves_what_was_sent_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And what was not sent goes over the next one."""
+    """A closed channel fails what was written with `OutcomeUnknownError`; what was not goes over the next channel."""
     async with writing(monkeypatch) as (writer, broker):
         sent = submit(writer)
         await until(lambda: broker.published == 1)
@@ -309,7 +309,7 @@ async def test_a_channel_that_closes_leaves_what_was_sent_unknown(monkeypatch: p
 
 
 async def test_a_missing_answer_is_unknown_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each has its own deadline, also one that comes later and ends earlier; a late answer harms nobody."""
+    """Each publish fails at its own deadline, in whatever order they began, and a late confirm changes nothing."""
     async with writing(monkeypatch) as (writer, broker):
         later, earlier, latest = submit(writer), submit(writer, seconds=0.01), submit(writer, seconds=6.0)
         await until(earlier.done)
@@ -322,7 +322,7 @@ async def test_a_missing_answer_is_unknown_at_the_deadline(monkeypatch: pytest.M
 
 
 async def test_during_an_alarm_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A caller whose time is up knows so; the others go on at the end of the alarm."""
+    """During an alarm a publish fails at its deadline with `BlockedError`; the others are sent when the alarm ends."""
     async with writing(monkeypatch) as (writer, broker):
         broker.says(Connection.Blocked("low on memory"), channel=0)
         short, patient = submit(writer, seconds=0.01), submit(writer)
@@ -346,7 +346,7 @@ async def test_without_a_channel_nothing_is_sent(monkeypatch: pytest.MonkeyPatch
 
 
 async def test_a_slow_answer_is_no_reason_to_change_the_channel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not before the oldest has waited for five seconds, and not while an alarm explains it."""
+    """A channel is retired when a confirm is missing for five seconds, and not while an alarm explains it."""
     async with writing(monkeypatch) as (writer, broker):
         submit(writer)
         await until(lambda: broker.published == 1)
@@ -365,7 +365,7 @@ async def test_a_slow_answer_is_no_reason_to_change_the_channel(monkeypatch: pyt
 async def test_what_has_no_answer_when_the_writer_stops_is_named(
     monkeypatch: pytest.MonkeyPatch, logs: list[MutableMapping[str, Any]]
 ) -> None:
-    """What was sent is unknown, what was not is not sent; on channels in doubt as well."""
+    """Stopping fails what was written as unknown, also on retired channels, and what was not as not sent."""
     async with writing(monkeypatch) as (writer, broker):
         doubtful = submit(writer)
         await until(lambda: broker.published == 1)
@@ -437,7 +437,7 @@ async def publishing(monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[tuple[Ro
 async def test_nobody_waits_but_everything_is_counted(
     monkeypatch: pytest.MonkeyPatch, logs: list[MutableMapping[str, Any]]
 ) -> None:
-    """In a queue, wanted by none, given back, and dropped because too many wait: each has its number."""
+    """`publish_nowait` counts each outcome: confirmed, unrouted, nacked, and dropped because too many wait."""
     outcomes = ("confirmed", "unrouted", NackedError.code, BlockedError.code)
     before = [published(outcome) for outcome in outcomes]
     async with publishing(monkeypatch) as (publisher, broker):

@@ -13,7 +13,7 @@ from hybridkit.messaging._topology._inspection import Inspection
 
 
 class Channel:
-    """Answers passive questions, and refuses everything else with the error."""
+    """A channel that answers passive declares, and refuses all else with the error."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
@@ -29,7 +29,7 @@ class Channel:
 
 
 class Connected:
-    """A connection whose channels refuse everything; counts them."""
+    """A connection that counts its channels, which refuse everything."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
@@ -45,7 +45,7 @@ class Connected:
 
 
 async def test_a_broker_that_repeats_itself_is_not_asked_for_ever() -> None:
-    """A property whose value can't be said back is named once, with the broker's words."""
+    """A property whose value can't be declared is named once, with the broker's error."""
     said = "inequivalent arg 'x-a' for queue 'q' in vhost '/': received '1' but current is 'what?'"
     connection = Connected(ChannelPreconditionFailed(said))
     async with Inspection(cast("Any", connection)) as inspection:

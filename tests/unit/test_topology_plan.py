@@ -77,7 +77,7 @@ TOPIC = Exchange(name="a", kind="topic").properties
 def test_a_refusal_names_the_property_with_its_value(
     said: str, declared: dict[str, Value], name: str, actual: Value
 ) -> None:
-    """As the type that it has, so that it can be said in the next declare."""
+    """A 406 gives the property and its actual value in the type that the next declare needs."""
     found = difference_in(f"PRECONDITION_FAILED - inequivalent arg {said}", declared)
     assert found == TopologyDifference(name=name, declared=declared.get(name), actual=actual)
     assert found is not None
@@ -179,7 +179,7 @@ def test_bindings_that_nobody_can_list_are_unknown() -> None:
 
 
 def test_bindings_are_compared_where_they_are_known() -> None:
-    """What leads to something declared without being declared is extra; what leads elsewhere is nobody's business."""
+    """An undeclared binding to a declared queue is `extra`; one that leads elsewhere isn't in the plan."""
     assert states(managed(STALE, FOREIGN, CHAIN)) == {
         "hk.events -> a (user.created)": "missing",
         "hk.events -> a (user.deleted)": "extra",
@@ -198,7 +198,7 @@ def test_a_stale_binding_says_what_becomes_of_its_events() -> None:
 
 
 def test_a_policy_that_tightens_a_limit_is_named() -> None:
-    """Of an argument and a policy the lower one holds; what a policy sets above is without effect."""
+    """A queue is `altered` by a policy with a lower limit than its argument, and not by one with a higher limit."""
     topology = Topology(
         queues=(
             Queue(name="a", arguments={"x-delivery-limit": 20, "x-message-ttl": 1000}),
