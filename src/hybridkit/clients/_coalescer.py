@@ -71,7 +71,7 @@ class Coalescer:
         wanted = [
             (record_id, futures)
             for record_id, futures in self._groups.pop(key).items()
-            if not all(future.cancelled() for future in futures)
+            if not all(future.cancelled() for future in futures)  # callers may leave before the send
         ]
         for some in batched(wanted, MAX_BATCH):
             task = self._requests.start(self._request(resource, dict(some)))
@@ -80,7 +80,9 @@ class Coalescer:
     async def _request(self, resource: AnyResource, waiting: Waiting) -> None:
         try:
             records = await self._ask(resource, list(waiting))
-        except asyncio.CancelledError:
+        except (
+            asyncio.CancelledError
+        ):  # by `aclose`: `_Interest` cancels only where no future is left to settle
             _settle(waiting, UnavailableError("the client was closed before the answer came"))
             raise
         except Exception as error:  # noqa: BLE001 - each caller that waits gets it

@@ -100,7 +100,7 @@ class Breaker:
             ticket: the one from `enter`; a ticket from before the last change of state is ignored.
             failed: whether the target is to blame; None if the call tells nothing about it.
         """
-        if ticket != self._period:
+        if ticket != self._period:  # a slow call from before the breaker opened must not judge the probe
             return
         if self._state == "half_open":
             self._judge_probe(failed=failed)

@@ -46,7 +46,9 @@ class Bulkhead:
 
     async def acquire(self, timeout_seconds: float) -> None:
         """Take a permit; as `permit`."""
-        if self._free.locked():
+        if (
+            self._free.locked()
+        ):  # the semaphore is fair: it is locked as well while others wait for their turn
             await self._wait(timeout_seconds)
         else:
             await self._free.acquire()

@@ -173,6 +173,7 @@ class Pipeline:
             pause_seconds = self._pause(outcome, call, attempt)
             if pause_seconds is None:
                 raise self._final_error(outcome.error, attempt, in_doubt=in_doubt)
+            # A later refusal says nothing of an earlier attempt whose answer was lost.
             in_doubt = in_doubt or (
                 outcome.sent and not call.intent.safe and isinstance(outcome.error, OutcomeUnknownError)
             )
@@ -211,7 +212,9 @@ class Pipeline:
             ticket = self._breaker.enter()
         except UnavailableError as refusal:
             return refused(refusal)
-        failed: bool | None = None
+        failed: bool | None = (
+            None  # and so it stays where the caller cancels: that tells nothing about the target
+        )
         try:
             async with self._bulkhead.permit(timeout_seconds=self._left(call)):
                 outcome = await self._send_once(call, attempt, self._whole)
@@ -234,7 +237,7 @@ class Pipeline:
             async with AsyncExitStack() as kept:
                 await kept.enter_async_context(self._bulkhead.permit(timeout_seconds=self._left(call)))
                 outcome = await self._send_once(call, attempt, partial(self._head, kept))
-                if isinstance(outcome, StreamedResponse):
+                if isinstance(outcome, StreamedResponse):  # else permit and connection are given back here
                     await stack.enter_async_context(kept.pop_all())
             failed = outcome.counts if isinstance(outcome, Failure) else False
         except (UnavailableError, DeadlinePassedError) as refusal:
@@ -350,6 +353,7 @@ class Pipeline:
         decision = self._policy.retry.decide(failure.error, attempt=attempt, jitter=self._jitter())
         if not isinstance(decision, RetryAfter):
             return None
+        # An attempt that can't end in time would only be load; the budget pays for none of those.
         if decision.seconds + self._typical_seconds >= self._left(call) or not self._budget.withdraw():
             return None
         return decision.seconds

@@ -87,6 +87,7 @@ class _RequestCycle:
         self.left = asyncio.Event()
         self._request = request
         self._asked = False
+        # One at a time, as a socket's flow control would hold the application back from filling the memory.
         self._messages: asyncio.Queue[Message | Exception | None] = asyncio.Queue(maxsize=1)
 
     async def run(self, application: ASGIApp, state: Mapping[str, Any]) -> None:
