@@ -5,7 +5,7 @@
 # Images for containers often set it. The tests start a thousand Pythons, and each would compile all that it imports.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: help setup test test_lowest test_rabbitmq_3_10 lint format docs servers demo ledger relay schemathesis
+.PHONY: help setup quick test test_lowest test_rabbitmq_3_10 lint format docs servers demo ledger relay schemathesis
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z0-9_]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' Makefile
@@ -35,6 +35,9 @@ test_rabbitmq_3_10: ## Run the messaging tests on the oldest RabbitMQ that is su
 
 lint: setup ## Run the gates that need no tests, on the sources
 	@.venv/bin/python scripts/gates.py --static
+
+quick: setup ## Run ruff, mypy, import-linter and the unit tests of what differs from main; a minute
+	@.venv/bin/python scripts/gates.py --quick
 
 format: setup ## Format the code and apply ruff's safe fixes
 	@.venv/bin/ruff check --fix --quiet . || true

@@ -3,6 +3,8 @@
     python scripts/gates.py            everything, tests last: what `make test` does
     python scripts/gates.py --static   what needs no tests: what `make lint` does
     python scripts/gates.py --tests    the tests only, without coverage: what `make test_lowest` does
+    python scripts/gates.py --quick    one after the other until one fails: ruff, format, mypy, imports, then the unit
+                                       tests of the packages that differ from `main`: what `make quick` does
 
 Tools come from the environment of the Python that runs this. The static gates run side by side, the tests alone, so
 that nothing disturbs their timing. The last line counts tests and gates together.
@@ -10,6 +12,7 @@ that nothing disturbs their timing. The last line counts tests and gates togethe
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import time
@@ -22,6 +25,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 RESULTS = ROOT / "build" / "tests.xml"
+SOURCES = ROOT / "src" / "hybridkit"
+CHANGED = (["diff", "--name-only", "--merge-base", "main"], ["ls-files", "--others", "--exclude-standard"])
 NOT_RUN = 75  # EX_TEMPFAIL: how a gate's script says that it could not run here
 
 STATIC = {
@@ -34,6 +39,7 @@ STATIC = {
     "audit": ["python", "scripts/audit.py"],
     "docs": ["mkdocs", "build", "--strict", "--quiet"],
 }
+QUICK = ("ruff", "format", "mypy", "imports")
 # More than there are cores: half of the time a test waits for a server.
 PYTEST = ["-m", "pytest", "-n", "4", f"--junitxml={RESULTS}"]
 COVERAGE = {
@@ -81,7 +87,7 @@ def run(name: str, command: Sequence[str], *, live: bool = False) -> Outcome:
 def run_static() -> list[Outcome]:
     """Run the gates that need no running code, as many at a time as there are processors."""
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        return list(pool.map(lambda gate: run(*gate), STATIC.items()))
+        return list(pool.map(run, STATIC.keys(), STATIC.values()))
 
 
 def run_tests(extra: Sequence[str], *, coverage: bool) -> Iterator[Outcome]:
@@ -96,6 +102,34 @@ def run_tests(extra: Sequence[str], *, coverage: bool) -> Iterator[Outcome]:
     _quietly("coverage", "combine")
     for name, command in COVERAGE.items():
         yield run(name, command)
+
+
+def run_quick() -> Iterator[Outcome]:
+    """Run the fastest gates and the unit tests of what has changed, until something fails."""
+    for name in QUICK:
+        outcome = run(name, STATIC[name])
+        yield outcome
+        if outcome.status == "FAILED":
+            return
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.unlink(missing_ok=True)
+    yield run(
+        "tests",
+        ["python", "-m", "pytest", "-q", "-n", "2", f"--junitxml={RESULTS}", *changed_tests()],
+        live=True,
+    )
+
+
+def changed_tests() -> list[str]:
+    """Return the unit tests that differ from `main` or import a package that does; all of them if there are none."""
+    changed = {ROOT / name for command in CHANGED for name in _output("git", *command)}
+    packages = {
+        path.relative_to(SOURCES).parts[0].removesuffix(".py") for path in changed if SOURCES in path.parents
+    }
+    imports = re.compile(rf"\bhybridkit\.({'|'.join(map(re.escape, packages)) or '(?!)'})\b")
+    units = sorted(ROOT.glob("tests/unit/test_*.py"))
+    chosen = [path for path in units if path in changed or imports.search(path.read_text())]
+    return [path.relative_to(ROOT).as_posix() for path in chosen or units]
 
 
 def count_tests() -> Counts:
@@ -136,6 +170,11 @@ def _show(name: str, status: str, output: str) -> None:
         print(f"── {name}: {status}\n{output.rstrip()}", flush=True)
 
 
+def _output(*command: str) -> list[str]:
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.splitlines()
+
+
 def _quietly(*command: str) -> None:
     subprocess.run([str(BIN / command[0]), *command[1:]], cwd=ROOT, capture_output=True, check=False)
 
@@ -146,11 +185,14 @@ def main() -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--static", action="store_true")
     which.add_argument("--tests", action="store_true")
+    which.add_argument("--quick", action="store_true")
     options, extra = parser.parse_known_args()
     outcomes: list[Outcome] = []
-    if not options.tests:
+    if options.quick:
+        outcomes += run_quick()
+    elif not options.tests:
         outcomes += run_static()
-    if not options.static:
+    if not options.static and not options.quick:
         outcomes += run_tests(extra, coverage=not options.tests)
     sys.exit(not report(outcomes, count_tests() if not options.static else Counts(0, 0, 0)))
 
