@@ -51,7 +51,7 @@ def create_data_service(
         tables: where each resource is stored: a declarative class in PostgreSQL, a `DocumentCollection` in MongoDB.
         calls: the service's own calls, each with an async function that takes its request and a `CallContext`.
         migrations: the folder with the service's Alembic revisions; without one its tables are left as they are.
-        publisher: opens what the relay publishes to instead of RabbitMQ, in tests for example.
+        publisher: opens an event sink to use instead of RabbitMQ, for example in tests.
         grants: what each calling service may do, by its name; None lets every caller do everything.
         title: the title in the OpenAPI document.
         version: the version in the OpenAPI document.
@@ -86,7 +86,7 @@ def create_data_service(
 
 
 async def _start_relay(resources: ServiceResources, store: Store, publisher: OpenEventSink | None) -> bool:
-    """Start the relay if there is an outbox and something to publish to, and return whether it runs."""
+    """Start the relay if the store has an outbox and there is a broker, and return whether it runs."""
     outbox, publishing = store.outbox, await _open_publisher(resources, publisher)
     if outbox is None or publishing is None:
         return False

@@ -103,14 +103,14 @@ class _BusyKey:
 
 
 class Relay:
-    """Publishes what waits in an outbox, inside its `async with` block.
+    """A relay that publishes the waiting events of an outbox, inside its `async with` block.
 
     Any number of replicas may run one on the same outbox. While the broker or the database is away it waits; rows that
     it could not finish are found again, and published again, by whichever replica has their partition next.
 
     Args:
         outbox: where events wait.
-        publisher: what publishes them; it is called for many ordering keys at a time.
+        publisher: the sink to publish to; it is called for many ordering keys at a time.
     """
 
     def __init__(self, outbox: Outbox, publisher: EventSink) -> None:

@@ -156,7 +156,7 @@ def _compile(table: ResourceTable, names: Sequence[str], *, locks: int, events: 
     shown = projection(table)
     columns = ", ".join(quoted(table[name].name) for name in names)
     values = ", ".join(
-        f"CAST(${place} AS {_sql_type(table[name].type)})" for place, name in enumerate(names, _FIRST_VALUE)
+        f"CAST(${number} AS {_sql_type(table[name].type)})" for number, name in enumerate(names, _FIRST_VALUE)
     )
     record = shown.record(lambda name: f"made.{quoted(table[name].name)}")
     sending = _events(_FIRST_VALUE + len(names), locks, events) if events else ""
@@ -188,18 +188,18 @@ def _results(table: ResourceTable) -> str:
     return f"CASE WHEN octet_length(body) <= {MAX_KEPT_BYTES} THEN {whole} ELSE {reference} END"
 
 
-def _events(place: int, locks: int, events: int) -> str:
+def _events(first: int, locks: int, events: int) -> str:
     """Write the parts that lock the events' keys and add the events.
 
     Both are joined to `shown`, so a call that creates nothing waits for no other call's events. They are lists of
     values, not arrays: PostgreSQL would plan anew for each call, by the length of the array.
     """
     kinds = [OUTBOX.c[name].type.compile(dialect=DIALECT) for name in _EVENT_COLUMNS]
-    given = ", ".join(f"(CAST(${place + number} AS bigint))" for number in range(locks))
+    given = ", ".join(f"(CAST(${first + number} AS bigint))" for number in range(locks))
     numbers = f"VALUES {given}" if locks else "SELECT 0 WHERE false"
-    places = itertools.count(place + locks)
+    parameters = itertools.count(first + locks)
     rows = ", ".join(
-        f"({number}, {', '.join(f'CAST(${next(places)} AS {kind})' for kind in kinds)})"
+        f"({number}, {', '.join(f'CAST(${next(parameters)} AS {kind})' for kind in kinds)})"
         for number in range(events)
     )
     names = ", ".join(_EVENT_COLUMNS)

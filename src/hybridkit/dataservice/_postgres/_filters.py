@@ -37,7 +37,7 @@ _STEPPED: Final = frozenset({*_COMPARISONS, "in"})
 
 _MARK: Final = "\0"
 """The character around a placeholder until SQLAlchemy gets it: no name and no literal can have it."""
-_PLACE: Final = re.compile(f"{_MARK}([0-9]+){_MARK}")
+_PLACEHOLDER: Final = re.compile(f"{_MARK}([0-9]+){_MARK}")
 
 
 class Arguments:
@@ -69,10 +69,10 @@ class Arguments:
     def clause(self, sql: str) -> TextClause:
         """Make SQLAlchemy's clause of SQL, with the values bound to its placeholders."""
         escaped = sql.replace(":", "\\:")  # a colon in a name or a literal would begin a placeholder
-        places = (
+        parameters = (
             bindparam(f"hk_{n}", value, NullType(), unique=True) for n, value in enumerate(self.values, 1)
         )
-        return text(_PLACE.sub(r":hk_\1", escaped)).bindparams(*places)
+        return text(_PLACEHOLDER.sub(r":hk_\1", escaped)).bindparams(*parameters)
 
 
 def condition(table: ResourceTable, where: Filter) -> ColumnElement[bool]:
@@ -115,9 +115,9 @@ def _compare(left: "Operand", compare: Compare, arguments: Arguments) -> str:
         return steps.compared(left.sql, compare.operator, value, arguments.add)
     match compare.operator:
         case "eq" | "neq":
-            return f"{left.sql} {_COMPARISONS[compare.operator]} {left.place(value, arguments)}"
+            return f"{left.sql} {_COMPARISONS[compare.operator]} {left.right_side(value, arguments)}"
         case "gt" | "gte" | "lt" | "lte":
-            right = left.place(value, arguments)
+            right = left.right_side(value, arguments)
             clause = f"{left.sql} {_COMPARISONS[compare.operator]} {right}"
             if not left.is_path:
                 return clause
@@ -204,13 +204,13 @@ class Operand:
             return None
         return steps_of(self.column.type, value[0] if isinstance(value, tuple) else value)
 
-    def place(self, value: Any, arguments: Arguments) -> str:
+    def right_side(self, value: Any, arguments: Arguments) -> str:
         """Write the right side of a comparison."""
         if self.is_path:
             return f"CAST(CAST({arguments.add(_json(value))} AS text) AS jsonb)"
-        place = arguments.add(self.bound(value))
+        placeholder = arguments.add(self.bound(value))
         # Without the cast PostgreSQL takes a composite's parameter for a row of no type, which can't be sent.
-        return f"CAST({place} AS {self.type})" if self._is_foreign else place
+        return f"CAST({placeholder} AS {self.type})" if self._is_foreign else placeholder
 
     def among(self, values: Sequence[Any], arguments: Arguments) -> str:
         """Write the operator and right side of `in`: an array, or a list if the column itself may be an array."""
@@ -220,7 +220,7 @@ class Operand:
             )
         if is_scalar(self.column.type):
             return f"= ANY({arguments.add([self.bound(value) for value in values])})"
-        return f"IN ({', '.join(self.place(value, arguments) for value in values)})"
+        return f"IN ({', '.join(self.right_side(value, arguments) for value in values)})"
 
     def bound(self, value: Any) -> Any:
         """Convert a value to what asyncpg takes.

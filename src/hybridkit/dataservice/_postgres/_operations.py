@@ -54,7 +54,7 @@ from hybridkit.resources import Filter
 if TYPE_CHECKING:
     from sqlalchemy.types import TypeEngine
 
-type Found = Row[*tuple[Any, ...]]
+type AnyRow = Row[*tuple[Any, ...]]
 
 _TWICE = "21000"
 """Two different ids name one record to PostgreSQL, which changes no record twice in one statement."""
@@ -232,7 +232,7 @@ class _Run:
         return [Result()] * len(self._run)
 
     async def _undelete(self) -> list[Result]:
-        found: dict[int, Found] = {}
+        found: dict[int, AnyRow] = {}
         if self._table.resource.soft_delete:
             rows = self._targets()
             showing = self._versioned({self._table["deleted_at"].key: null()})
@@ -247,7 +247,7 @@ class _Run:
             results.append(Result(self._table.document(row)))
         return results
 
-    async def _undeleted_already(self, operation: Undelete) -> Found:
+    async def _undeleted_already(self, operation: Undelete) -> AnyRow:
         """Return the record that was not deleted at all; if it was, only the condition on it can have failed."""
         statement = select(*self._table.all).where(self._table["id"] == self._id(operation))
         rows = await self._execute(statement)
@@ -364,7 +364,7 @@ class _Run:
         version, updated_at = self._table["version"], self._table["updated_at"]
         return {**changes, version.key: version + 1, updated_at.key: now_in_milliseconds()}
 
-    async def _execute(self, statement: Executable) -> Sequence[Found]:
+    async def _execute(self, statement: Executable) -> Sequence[AnyRow]:
         try:
             return await self._session.execute(statement, translate=self._translate)
         except RejectedError as error:
@@ -378,7 +378,7 @@ class _Run:
         is_one_of_several = isinstance(found, RejectedError) or sqlstate_of(error) == _TWICE
         return UnnamedError() if is_one_of_several and len(self._run) > 1 else found
 
-    async def _by_id(self, statement: Executable) -> list[Found | None]:
+    async def _by_id(self, statement: Executable) -> list[AnyRow | None]:
         """Return the row of each operation's record, from a statement that returns `all` columns."""
         rows = await self._execute(statement)
         if len(self._run) == 1:
@@ -394,7 +394,7 @@ class _Run:
         return {row[0] for row in await self._execute(statement)}
 
     @staticmethod
-    def _by_position(rows: Sequence[Found]) -> dict[int, Any]:
+    def _by_position(rows: Sequence[AnyRow]) -> dict[int, Any]:
         return {row[0]: row[1:] for row in rows}
 
     async def _explain(self, hit: Mapping[int, Any] | set[int]) -> None:

@@ -77,7 +77,7 @@ class PostgresStore(PostgresReader):
                     lambda connection: missing_revisions(connection, self._histories)
                 )
         if only_reads == "on":
-            # Perhaps nobody writes now, and so nobody else finds it out: the next check looks the server up again.
+            # No request may find it out while none writes, so both pools look up the server again.
             self._own_pool.renew()
             self._pool.renew()
             raise read_only_error()

@@ -32,7 +32,7 @@ from hybridkit.errors import (
 from hybridkit.retry import Retry
 
 POLL_SECONDS: Final = 0.04
-"""The longest pause before a key is asked for again that another process is working on."""
+"""The longest pause before the next look at a key that another process is working on."""
 CONFLICT_RETRY: Final = Retry.exponential(first_seconds=0.04, cap_seconds=0.16, attempts=4)
 """How a transaction is run again that another one has beaten."""
 

@@ -1,4 +1,4 @@
-"""What Alembic runs in order to migrate; `hybridkit.dataservice._postgres._schema` starts it with a connection."""
+"""Migrate by Alembic, on the connection with which `hybridkit.dataservice._postgres._schema` starts this file."""
 
 from alembic import context
 

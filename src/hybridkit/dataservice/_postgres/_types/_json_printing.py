@@ -73,8 +73,8 @@ class Projection:
     @cached_property
     def numbered(self) -> str:
         """As `record`, for rows with the columns `c0`, `c1` and so on."""
-        places = {name: f"c{n}" for n, name in enumerate(self.columns)}
-        return self.record(places.__getitem__)
+        numbered = {name: f"c{n}" for n, name in enumerate(self.columns)}
+        return self.record(numbered.__getitem__)
 
     @cached_property
     def selected(self) -> str:

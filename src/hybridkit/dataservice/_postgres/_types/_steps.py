@@ -61,13 +61,13 @@ class Steps:
 
     Attributes:
         find: a function that returns the step of a value.
-        place: the SQL of the value to compare with, or with `[]` of several.
+        right: the SQL of the value to compare with, or with `[]` of several.
         left: the SQL of the column as it is compared.
         shown: the SQL of the column as it is shown, to look it up in a list.
     """
 
     find: Callable[[Any], Step]
-    place: str = "{0}"
+    right: str = "{0}"
     left: str = "{0}"
     shown: str = "{0}"
 
@@ -120,8 +120,8 @@ class Steps:
             return f"{left} {'=' if step.before_all else '<>'} {left}"
         return f"{left} {'>' if step.closed else '>='} {self._cast(add(step.end))}"
 
-    def _cast(self, place: str, several: str = "") -> str:
-        return self.place.format(place, several)
+    def _cast(self, placeholder: str, several: str = "") -> str:
+        return self.right.format(placeholder, several)
 
 
 def steps_of(kind: TypeEngine[Any], value: Any) -> Steps | None:

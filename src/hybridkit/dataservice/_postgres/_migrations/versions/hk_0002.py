@@ -47,6 +47,6 @@ def downgrade() -> None:
 
 
 def _replace_index(name: str, columns: str, where: str) -> None:
-    """Make it; one that an interrupted run left behind is not valid."""
+    """Create an index, after dropping an invalid one that an interrupted run has left."""
     op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
     op.execute(f"CREATE INDEX CONCURRENTLY {name} ON hk_outbox {columns} WHERE {where}")
