@@ -26,7 +26,9 @@ from hybridkit.events import Event
 from hybridkit.idempotency import IdempotencyGuard
 from hybridkit.lifespan import ServiceResources
 from hybridkit.resources import Call, Record, Resource
+from hybridkit.retry import Retry
 from hybridkit.settings import ServiceSettings
+from tests.helpers.consuming import Steps
 
 _OF_HTTP = {"content-type", "content-length", "x-request-id"}
 
@@ -192,3 +194,19 @@ def serve_keyed(
                 yield client
 
     return serve
+
+
+# ── a consumer without a broker ──────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def instant_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Delays are their upper bound, and pauses of the process itself take no time."""
+    monkeypatch.setattr("random.random", lambda: 1.0)
+    monkeypatch.setattr(Retry, "pauses", lambda _: itertools.repeat(0.0))
+
+
+@pytest.fixture
+def steps() -> Steps:
+    """Return fakes of a channel and a publisher, with a log of what happens to them."""
+    return Steps()
