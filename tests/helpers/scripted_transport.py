@@ -31,6 +31,7 @@ type Step = Response | Exception | Callable[[], Response]
 
 
 def problem(error: HybridkitError, **changes: object) -> Response:
+    """Return the answer of a service that raised that error."""
     document = Problem.from_error(error, instance="/", request_id="r").model_copy(update=changes)
     return Response(
         status=document.status,
@@ -40,7 +41,7 @@ def problem(error: HybridkitError, **changes: object) -> Response:
 
 
 class Wire:
-    """Follows a script, its last step over and over. Its clock moves when somebody sleeps."""
+    """Follows a script, its last step over and over; its clock moves when a call sleeps."""
 
     def __init__(self, *steps: Step) -> None:
         self.then(*steps)
@@ -110,6 +111,7 @@ class Wire:
 
 
 async def failure(pipeline: Pipeline, intent: Intent) -> HybridkitError:
+    """Return the error that ends the call."""
     with pytest.raises(HybridkitError) as caught:
         await pipeline.run(intent)
     return caught.value

@@ -12,6 +12,7 @@ from hybridkit.errors import (
     AccessDeniedError,
     ConflictError,
     DeadlineExceededError,
+    DeadlinePassedError,
     FieldProblem,
     HybridkitError,
     InvalidRequestError,
@@ -34,11 +35,11 @@ def judge(
 
 
 def judge_problem(
-    error: HybridkitError, *, headers: dict[str, str] | None = None, **changes: object
+    error: HybridkitError, *, safe: bool = False, headers: dict[str, str] | None = None, **changes: object
 ) -> Failure:
     problem = Problem.from_error(error, instance="/v1/users", request_id="r").model_copy(update=changes)
     media_type = {"content-type": "application/problem+json; charset=utf-8", **(headers or {})}
-    return judge(problem.status, encode_json(problem), headers=media_type)
+    return judge(problem.status, encode_json(problem), safe=safe, headers=media_type)
 
 
 @pytest.mark.parametrize("status", [200, 201, 204])
@@ -68,6 +69,7 @@ def test_not_retryable_wins_over_the_kind_of_error() -> None:
         (UnavailableError("pool"), True),
         (OutcomeUnknownError("commit"), True),
         (DeadlineExceededError("too short a deadline"), False),
+        (DeadlinePassedError("too short a deadline"), False),
         (NotFoundError("gone"), False),
         (RateLimitedError("slow down"), False),
     ],
@@ -75,6 +77,14 @@ def test_not_retryable_wins_over_the_kind_of_error() -> None:
 def test_the_breaker_counts_what_is_the_services_fault(error: HybridkitError, *, counts: bool) -> None:
     """A 504 only where it isn't the caller's deadline that was too short."""
     assert judge_problem(error).counts is counts
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_a_deadline_leaves_the_outcome_of_writes_only_unknown(*, safe: bool) -> None:
+    """A service says the same of both, and a read changes nothing."""
+    late = judge_problem(DeadlineExceededError("late"), safe=safe).error
+    assert type(late) is (DeadlinePassedError if safe else DeadlineExceededError)
+    assert type(judge_problem(DeadlinePassedError("late"), safe=safe).error) is DeadlinePassedError
 
 
 def test_retry_after_comes_from_the_problem_or_the_header() -> None:

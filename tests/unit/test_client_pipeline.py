@@ -11,6 +11,8 @@ from hybridkit.clients._transports._base import Response
 from hybridkit.context import Claim, RequestContext, bind
 from hybridkit.errors import (
     ConflictError,
+    DeadlineExceededError,
+    DeadlinePassedError,
     HybridkitError,
     InProgressError,
     MisuseError,
@@ -149,6 +151,14 @@ async def test_a_lost_answer_to_a_write_stays_unknown() -> None:
     error = await failure(Wire(CUT, REFUSED).pipeline(), WRITE)
     assert type(error) is OutcomeUnknownError
     assert error.__cause__ is REFUSED
+
+
+async def test_a_passed_deadline_hides_no_doubt() -> None:
+    """After a lost answer a second attempt that was too late says nothing of the first."""
+    wire = Wire(CUT, problem(DeadlinePassedError("too late to begin"), retryable=False))
+    error = await failure(wire.pipeline(), WRITE)
+    assert type(error) is DeadlineExceededError
+    assert "an earlier attempt may have been carried out" in str(error)
 
 
 async def test_a_definite_answer_ends_the_doubt() -> None:

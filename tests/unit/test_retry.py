@@ -19,6 +19,7 @@ from hybridkit.errors import (
     NotFoundError,
     RateLimitedError,
     RejectedError,
+    ResponseError,
     UnavailableError,
 )
 from hybridkit.retry import UNLIMITED, GiveUp, Pause, Retry, RetryAfter, asked_seconds
@@ -96,9 +97,9 @@ def test_immediate_retries_do_not_wait() -> None:
     assert policy.total_seconds() == 0
 
 
-def test_errors_that_blame_the_request_or_the_code_are_given_up_at_once() -> None:
+def test_errors_that_blame_the_request_the_code_or_the_other_side_are_given_up_at_once() -> None:
     """Another attempt would fail the same way."""
-    for error in (NotFoundError("x"), MisuseError("x")):
+    for error in (NotFoundError("x"), MisuseError("x"), ResponseError("x", response_status=418)):
         assert Retry.exponential().decide(error, attempt=1, jitter=0.5) == GiveUp("permanent")
 
 

@@ -192,7 +192,7 @@ class DataClient(BaseClient):
         *,
         step: str | None = None,
     ) -> RecordT:
-        """Change a record by what is in it, so that no other write is lost.
+        """Change a record by its own values, so that no other write is lost.
 
         The record is read, changed, and written if it is still in that state; otherwise all over again, up to 10 times
         within the time of one read and one write.

@@ -75,7 +75,7 @@ async def _lines(chunks: AsyncIterable[bytes], *, what: str, max_bytes: int) -> 
 
 
 def _is_end(line: bytes) -> bool:
-    """Whether the line is the last one, and whole; not every service writes it without spaces."""
+    """Return whether the line is the last one, and whole; not every service writes it without spaces."""
     return line.lstrip(b"{ \t").startswith(b'"$end"') and line.rstrip().endswith(b"}")
 
 

@@ -1,4 +1,4 @@
-"""Changing a record by what is in it: read, change, and write if nobody else has written meanwhile."""
+"""Changing a record by its own values: read, change, and write if no other write came in between."""
 
 import asyncio
 import inspect

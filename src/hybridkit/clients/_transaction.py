@@ -206,7 +206,7 @@ class DataTransaction:
     def require[RecordT: Record[Any]](
         self, resource: Resource[RecordT, Any, Any], record_or_id: RecordT | RecordId
     ) -> None:
-        """Demand that a record is there, and in the state in which it was read, until the commit."""
+        """Require that a record is there, and in the state in which it was read, until the commit."""
         target = target_of(resource, record_or_id)
         self._add(AssertOperation(resource=resource.name, id=str(target.id), if_match=target.etag), None)
 

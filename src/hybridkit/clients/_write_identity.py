@@ -10,7 +10,7 @@ from hybridkit.ids import derived_id, derived_key, new_id
 
 
 class WriteIdentity(NamedTuple):
-    """What makes a repeated write the same write.
+    """The key and the id by which a repeated write is the same write.
 
     Attributes:
         key: the `Idempotency-Key`, made once per logical call and kept over its retries.
@@ -22,7 +22,7 @@ class WriteIdentity(NamedTuple):
 
 
 class BatchIdentity(NamedTuple):
-    """What makes a repeated write of several records the same write.
+    """The key and the ids by which a repeated batch is the same batch.
 
     Attributes:
         key: the `Idempotency-Key` of the whole batch.

@@ -24,7 +24,7 @@ class SettingsError(MisuseError):
 
 
 class MissingExtraError(MisuseError, ImportError):
-    """An optional dependency is needed for this module.
+    """A module needs an optional dependency that is not installed.
 
     Attributes:
         extra: the extra to install, as in `pip install "hybridkit[EXTRA]"`.
@@ -44,8 +44,8 @@ class UnroutableError(MisuseError):
     """The broker confirmed the publish, but no queue wants the message (`basic.return`).
 
     Attributes:
-        exchange: where it was published; empty in the error of another process, like the key.
-        routing_key: with which key.
+        exchange: the exchange to which it was published; empty in the error of another process.
+        routing_key: its routing key; empty in the error of another process.
     """
 
     code = "UNROUTABLE"
@@ -60,7 +60,7 @@ class TopologyError(MisuseError):
     """The broker has an exchange, queue or binding that differs from the declared one.
 
     Attributes:
-        differences: one line each, where all of them were looked for.
+        differences: one line per difference, if all of them were looked for.
     """
 
     def __init__(self, message: str, *, differences: Sequence[str] = ()) -> None:

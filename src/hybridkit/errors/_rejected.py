@@ -50,7 +50,7 @@ class InvalidQueryError(RejectedError):
     """A filter, order, selection or page token that the resource does not allow.
 
     Attributes:
-        pointer: where in the query the problem is, as an RFC 6901 JSON pointer.
+        pointer: the place of the problem in the query, as an RFC 6901 JSON pointer.
     """
 
     code = "INVALID_QUERY"
@@ -73,10 +73,10 @@ class AnswerTooLargeError(InvalidQueryError):
 
 
 class InvalidHeaderError(RejectedError):
-    """A header field that can't be read, or whose lines differ where it has one value.
+    """A header field that can't be read, or that has one value and differing lines.
 
     Attributes:
-        field: its name, in lower case.
+        field: the name of the header field, in lower case.
     """
 
     code = "INVALID_HEADER"
@@ -97,8 +97,8 @@ class UniqueViolationError(RejectedError):
     """Another record already has this value.
 
     Attributes:
-        fields: the fields of the violated constraint, where the database names them.
-        errors: where in the request these fields are, where the service tells it.
+        fields: the fields of the violated constraint, if the database names them.
+        errors: the places of these fields in the request, if the service tells them.
     """
 
     code = "UNIQUE_VIOLATION"
@@ -116,7 +116,7 @@ class ForeignKeyError(RejectedError):
     """The record refers to one that does not exist, or is still referred to.
 
     Attributes:
-        errors: where in the request the reference is, where the service tells it.
+        errors: the place of the reference in the request, if the service tells it.
     """
 
     code = "FOREIGN_KEY_VIOLATION"
@@ -131,7 +131,7 @@ class StaleVersionError(RejectedError):
     """The record changed since it was read: read it again and apply the change to what is there now.
 
     Attributes:
-        current: the ETag that the record has now, where the service told it.
+        current: the ETag that the record has now, if the service told it.
     """
 
     code = "PRECONDITION_FAILED"
@@ -197,31 +197,31 @@ class UnsupportedMediaTypeError(RejectedError):
 
 
 class UnauthenticatedError(RejectedError):
-    """The caller doesn't prove who it is."""
+    """The caller doesn't prove its identity."""
 
     code = "UNAUTHENTICATED"
     status = 401
 
 
 class AccessDeniedError(RejectedError):
-    """What the caller asked for is not allowed to it."""
+    """The caller may not do this."""
 
     code = "ACCESS_DENIED"
     status = 403
 
 
 class PayloadError(RejectedError):
-    """Bytes that cannot become the message they claim to be."""
+    """A payload that cannot become the message that it claims to be."""
 
     code = "VALIDATION"
     status = 422
 
 
 class MalformedPayloadError(PayloadError):
-    """Not JSON, not an envelope, or data that does not fit the declared type.
+    """A payload that is no JSON or no envelope, or whose data does not fit the declared type.
 
     Attributes:
-        errors: where and why, one `FieldProblem` per problem; never the values.
+        errors: one `FieldProblem` per problem, without the values.
     """
 
     def __init__(self, message: str, *, errors: Sequence[FieldProblem] = ()) -> None:
@@ -230,7 +230,7 @@ class MalformedPayloadError(PayloadError):
 
 
 class PayloadTooLargeError(PayloadError):
-    """Larger than allowed; refused before it was parsed or sent.
+    """A payload that is larger than allowed, refused before it was parsed or sent.
 
     Attributes:
         size_bytes: the size that was found.

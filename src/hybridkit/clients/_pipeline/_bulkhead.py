@@ -45,7 +45,7 @@ class Bulkhead:
         return _Permit(self, timeout_seconds)
 
     async def acquire(self, timeout_seconds: float) -> None:
-        """Take a permit; as `permit`."""
+        """Take a permit, with the errors of `permit`."""
         if (
             self._free.locked()
         ):  # the semaphore is fair: it is locked as well while others wait for their turn

@@ -28,7 +28,7 @@ _PROBLEM = TypeAdapter(Problem)
 
 
 class Failure(NamedTuple):
-    """How an attempt failed.
+    """The failure of one attempt.
 
     Attributes:
         error: the error for the caller, if no later attempt succeeds.
@@ -44,7 +44,7 @@ class Failure(NamedTuple):
 
 
 def failure_from(response: Response, *, what: str, safe: bool) -> Failure | None:
-    """Return what an answer says went wrong, None for a success.
+    """Return the failure that an answer reports, None for a success.
 
     Args:
         response: the answer.

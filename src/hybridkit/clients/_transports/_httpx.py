@@ -19,7 +19,7 @@ from hybridkit.clients._transports._base import (
 from hybridkit.errors import MisuseError, OutcomeUnknownError, UnavailableError
 
 type AnyTransport = Transport | httpx.AsyncClient | httpx.AsyncBaseTransport
-"""What a client takes as its `transport`."""
+"""The values that a client takes as its `transport`."""
 
 KEEPALIVE_SECONDS: Final = 30.0
 """Below the 75 s after which our servers close an idle connection, so that no request meets the closing."""
