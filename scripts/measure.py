@@ -101,9 +101,9 @@ def figures() -> Iterator[Figure]:
         total = sum(text.count("\n") for text in texts)
         yield Figure(f"  in {part}", 100 * count_comments(texts) / total)
 
-    once = [node for tree in trees.values() for node in helpers_used_once(tree)]
+    once = [node for tree in trees.values() for node in helpers_called_once(tree)]
     yield Figure(
-        "one- or two-line helpers used once, per 1,000 lines", 1000 * len(once) / sum(lines.values())
+        "one- or two-line helpers called once, per 1,000 lines", 1000 * len(once) / sum(lines.values()), 1.5
     )
 
     tests = [node for _, node in test_functions()]
@@ -157,20 +157,26 @@ def count_comments(texts: Iterable[str]) -> int:
     return found
 
 
-def helpers_used_once(tree: ast.Module) -> list[Function]:
-    """Return the private functions and methods of one or two lines whose name occurs once beside its definition."""
-    names = Counter(
+def helpers_called_once(tree: ast.Module) -> list[Function]:
+    """Return the private functions and methods of one or two lines that are called once, and not passed on."""
+    used = Counter(
         node.id if isinstance(node, ast.Name) else node.attr
         for node in ast.walk(tree)
         if isinstance(node, ast.Name | ast.Attribute)
     )
+    called = {
+        node.func.id if isinstance(node.func, ast.Name) else node.func.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute)
+    }
     return [
         node
         for node in functions_of(tree)
         if re.match(r"_[^_]", node.name)
         and not node.decorator_list
         and body_lines(node) <= 2
-        and names[node.name] == 1
+        and used[node.name] == 1
+        and node.name in called
     ]
 
 

@@ -271,7 +271,8 @@ def _judged(body: bytes, limit_bytes: int) -> Any:
 
 def _object(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise MalformedPayloadError(f"the body is not a JSON object but {_json_name(value)}")
+        kind = _JSON_NAMES.get(type(cast("object", value)), "a number")
+        raise MalformedPayloadError(f"the body is not a JSON object but {kind}")
     return cast("dict[str, Any]", value)
 
 
@@ -337,10 +338,6 @@ def _pointer(location: Sequence[int | str]) -> str:
 def _message(code: str, message: str) -> str:
     """Return pydantic's words, except where they quote what was sent."""
     return "" if code.startswith("union_tag") else message
-
-
-def _json_name(value: object) -> str:
-    return _JSON_NAMES.get(type(value), "a number")
 
 
 _JSON_NAMES: Mapping[type, str] = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}

@@ -53,12 +53,8 @@ def fingerprint(payload: Any) -> str:
     Args:
         payload: bytes as they are; anything else by its JSON form, in which the order of members doesn't count.
     """
-    body = payload if isinstance(payload, bytes) else _canonical(payload)
+    body = payload if isinstance(payload, bytes) else canonical_json(decode_json(encode_json(payload)))
     return hashlib.sha256(body).hexdigest()[:32]
-
-
-def _canonical(payload: Any) -> bytes:
-    return canonical_json(decode_json(encode_json(payload)))
 
 
 def _word(text: str) -> str:

@@ -114,11 +114,8 @@ class _Logger:
         configuration = structlog.get_config() if structlog.is_configured() else {}
         if configuration != self._configuration:
             self._configuration = configuration
-            self._logger = self._configured() if configuration else self._standard()
+            self._logger = structlog.get_logger(self._name).bind() if configuration else self._standard()
         return self._logger
-
-    def _configured(self) -> Any:
-        return structlog.get_logger(self._name).bind()
 
     def _standard(self) -> Any:
         return structlog.wrap_logger(
