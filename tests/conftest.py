@@ -13,9 +13,12 @@ from tests.helpers._measuring import Measuring, unmeasured
 
 pytest_plugins = ["pytester"]
 
-# How long an example takes says how busy the machine is. The rest is as hypothesis has it, in CI and elsewhere.
-settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("unhurried")
+# How long an example takes says how busy the machine is. The gates run often and draw half of the usual hundred;
+# `make properties` draws a thousand.
+_UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("gate", _UNHURRIED, max_examples=50)
+settings.register_profile("thorough", _UNHURRIED, max_examples=1000)
+settings.load_profile("gate")
 
 _MEASURING = pytest.StashKey[Measuring]()
 

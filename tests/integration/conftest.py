@@ -334,7 +334,7 @@ def _explore(document_url: str) -> list[str]:
     from hypothesis.errors import HypothesisDeprecationWarning, Unsatisfiable
 
     often = settings(
-        max_examples=int(os.environ.get("HYBRIDKIT_SCHEMATHESIS_EXAMPLES", "5")),
+        max_examples=int(os.environ.get("HYBRIDKIT_SCHEMATHESIS_EXAMPLES", "3")),
         derandomize=True,
         database=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
