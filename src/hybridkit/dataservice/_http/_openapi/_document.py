@@ -21,19 +21,19 @@ from hybridkit.dataservice._http._openapi._operations import (
     SCHEMAS,
     WRITES,
     WRITTEN,
-    answer_part,
     body_part,
     items_schema,
     operation_part,
     page_schema,
     problem_name,
     reference,
+    response_part,
 )
 from hybridkit.dataservice._http._openapi._parts import (
-    ANSWER_HEADERS,
     EXAMPLE_ID,
     PARAMETERS,
     PROBLEMS,
+    RESPONSE_HEADERS,
     SECURITY,
     Part,
     aggregation_schema,
@@ -79,7 +79,7 @@ class ContractDocument:
         return {
             "schemas": self.schemas,
             "parameters": dict(PARAMETERS),
-            "headers": dict(ANSWER_HEADERS),
+            "headers": dict(RESPONSE_HEADERS),
             "responses": {problem_name(status): dict(part) for status, part in PROBLEMS.items()},
             "securitySchemes": dict(SECURITY),
         }
@@ -143,9 +143,9 @@ class ContractDocument:
     def _call(self, route: CallRoute, tag: str) -> Part:
         call = route.call
         answer = self._model(call.response)
-        responses = {200: answer_part("Done.", answer, () if call.safe else WRITTEN)}
+        responses = {200: response_part("Done.", answer, () if call.safe else WRITTEN)}
         if not call.safe:
-            responses[204] = answer_part("Done, and answered without a body.", None, WRITTEN)
+            responses[204] = response_part("Done, and answered without a body.", None, WRITTEN)
         problems = (404, 409, 412, 413, 415, 428, 429, 501)
         return operation_part(
             f"{call.name}_{tag}",
@@ -159,8 +159,8 @@ class ContractDocument:
 
     def _describe_transactions(self, bodies: Sequence[RequestBodies]) -> None:
         responses = {
-            200: answer_part("All of it is done.", self._model(TransactionResult), WRITTEN),
-            204: answer_part("All of it is done, and answered without a body.", None, WRITTEN),
+            200: response_part("All of it is done.", self._model(TransactionResult), WRITTEN),
+            204: response_part("All of it is done, and answered without a body.", None, WRITTEN),
         }
         first = bodies[0].resource.name if bodies else "users"
         example = {"operations": [{"op": "assert", "resource": first, "id": EXAMPLE_ID}]}
@@ -229,15 +229,15 @@ class _Described:
             "aggregate",
             "Group records and compute of each group",
             READS,
-            {200: answer_part("A row for each group.", self._rows)},
+            {200: response_part("A row for each group.", self._rows)},
             (413, 415, 501),
             body=body_part(self._aggregation),
         )
 
     def get(self) -> Part:
         responses = {
-            200: answer_part("The record.", self.record, ("ETag",)),
-            304: answer_part("The reader has it already.", None, ("ETag",)),
+            200: response_part("The record.", self.record, ("ETag",)),
+            304: response_part("The reader has it already.", None, ("ETag",)),
         }
         return self._operation(
             "get",
@@ -263,7 +263,7 @@ class _Described:
         responses = {
             200: self._written("Replaced.", "ETag"),
             201: self._written("Created.", "Location", "ETag"),
-            204: answer_part("Replaced, and answered without a body.", None, ("ETag", *WRITTEN)),
+            204: response_part("Replaced, and answered without a body.", None, ("ETag", *WRITTEN)),
         }
         return self._operation(
             "put",
@@ -287,7 +287,7 @@ class _Described:
         )
 
     def delete(self) -> Part:
-        responses = {204: answer_part("Removed.", None, WRITTEN)}
+        responses = {204: response_part("Removed.", None, WRITTEN)}
         return self._operation(
             "delete",
             "Remove a record",
@@ -313,7 +313,7 @@ class _Described:
             "batch_get",
             "Read records by id",
             READS,
-            {200: answer_part("In the order of the ids, null for what is not there.", self._items)},
+            {200: response_part("In the order of the ids, null for what is not there.", self._items)},
             (413, 415),
             body=body_part(
                 {
@@ -327,8 +327,8 @@ class _Described:
 
     def batch(self, kind: BatchKind) -> Part:
         responses = {
-            200: answer_part("In the order of the batch, null for what was removed.", self._items, WRITTEN),
-            204: answer_part("Done, and answered without a body.", None, WRITTEN),
+            200: response_part("In the order of the batch, null for what was removed.", self._items, WRITTEN),
+            204: response_part("Done, and answered without a body.", None, WRITTEN),
         }
         return self._operation(
             f"batch_{kind}",
@@ -364,7 +364,9 @@ class _Described:
         }
 
     def _found(self) -> Part:
-        answer = dict(answer_part("A page, or every line of an export.", self._page, ("Preference-Applied",)))
+        answer = dict(
+            response_part("A page, or every line of an export.", self._page, ("Preference-Applied",))
+        )
         lines = {"type": "string", "description": 'A record a line, and `{"$end":true,"count":n}`.'}
         answer["content"] = {**answer["content"], NDJSON_MEDIA_TYPE: {"schema": lines}}
         return answer
@@ -372,11 +374,11 @@ class _Described:
     def _changed(self, description: str) -> dict[int, Part]:
         return {
             200: self._written(description, "ETag"),
-            204: answer_part(f"{description} Answered without a body.", None, ("ETag", *WRITTEN)),
+            204: response_part(f"{description} Answered without a body.", None, ("ETag", *WRITTEN)),
         }
 
     def _written(self, description: str, *headers: str) -> Part:
-        return answer_part(description, self.record, (*headers, *WRITTEN))
+        return response_part(description, self.record, (*headers, *WRITTEN))
 
     def _operation(self, name: str, summary: str, *args: Any, **options: Any) -> Part:
         tag = self._resource.name

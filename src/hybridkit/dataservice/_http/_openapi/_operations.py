@@ -58,17 +58,17 @@ def body_part(schema: Part, *media_types: str, example: Any = None) -> Part:
     return {"required": True, "content": dict.fromkeys(media_types or (JSON_MEDIA_TYPE,), content)}
 
 
-def answer_part(description: str, schema: Part | None, headers: Sequence[str] = ()) -> Part:
+def response_part(description: str, schema: Part | None, headers: Sequence[str] = ()) -> Part:
     """Return a response with headers; without a schema it has no body."""
-    answer: dict[str, Any] = {
+    response: dict[str, Any] = {
         "description": description,
         "headers": {
             name: {"$ref": f"#/components/headers/{name}"} for name in (*headers, "Vary", "X-Request-ID")
         },
     }
     if schema is not None:
-        answer["content"] = {JSON_MEDIA_TYPE: {"schema": schema}}
-    return answer
+        response["content"] = {JSON_MEDIA_TYPE: {"schema": schema}}
+    return response
 
 
 def items_schema(item: Part) -> Part:

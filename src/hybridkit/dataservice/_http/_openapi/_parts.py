@@ -90,7 +90,7 @@ PARAMETERS: Final[Mapping[str, Part]] = {
     },
 }
 
-ANSWER_HEADERS: Final[Mapping[str, Part]] = {
+RESPONSE_HEADERS: Final[Mapping[str, Part]] = {
     "ETag": {"schema": {"type": "string"}, "description": "The record's state, for If-Match."},
     "Location": {"schema": {"type": "string"}, "description": "Of a new record."},
     "Idempotency-Replayed": {
