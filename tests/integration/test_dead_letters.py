@@ -191,6 +191,7 @@ async def test_a_dead_letter_says_what_is_known_of_it(
     letters: DeadLetters,
     broker: Any,
 ) -> None:
+    """A consumer's dead letter has its place, its event, its error and its attempts."""
     work.error = OSError("no bank")
     event = Paid(number=7)
     async with work.running():
@@ -224,6 +225,7 @@ async def test_a_queue_that_counts_looks_is_not_looked_at(letters: DeadLetters, 
 
 
 async def test_a_classic_queue_counts_nothing(letters: DeadLetters, broker: Any) -> None:
+    """A classic queue has no delivery limit, so it is read without one."""
     async with broker.channel() as channel:
         await channel.declare_queue("letters.work.dlq", durable=True, arguments={"x-queue-type": "classic"})
     await fill(broker, *range(3))
@@ -251,6 +253,7 @@ async def test_only_one_reads_at_a_time(letters: DeadLetters, broker: Any) -> No
 
 
 async def test_a_queue_that_is_not_there_is_named(letters: DeadLetters) -> None:
+    """A reader does not declare the queue that it is asked for."""
     with pytest.raises(NotFoundError, match=r"no queue 'letters\.work\.dlq'"):
         await letters.summary()
 
@@ -277,6 +280,7 @@ async def test_a_reader_sees_as_far_as_its_window(
 async def test_what_fits_the_filter_is_sent_back_and_the_rest_stays_in_order(
     letters: DeadLetters, broker: Any
 ) -> None:
+    """The counts say what matched and what is left, and progress is told."""
     for number in range(10):
         await fill(broker, number, type="odd" if number % 2 else "even")
     told: list[tuple[int, int]] = []
@@ -320,6 +324,7 @@ async def test_a_message_that_does_not_come_back_is_waited_for_only_so_long(
 
 @pytest.mark.usefixtures("queues")
 async def test_a_dry_run_changes_nothing(letters: DeadLetters, broker: Any) -> None:
+    """It counts what would be sent, up to the limit, and both queues stay as they are."""
     await fill(broker, *range(6), type="even")
     redriven = await letters.redrive(dry_run=True, limit=4)
     assert (redriven.matched, redriven.redriven, redriven.left, redriven.dry_run) == (4, 0, 6, True)
@@ -332,6 +337,7 @@ async def test_a_dry_run_changes_nothing(letters: DeadLetters, broker: Any) -> N
 
 @pytest.mark.usefixtures("queues")
 async def test_no_more_than_the_limit_is_sent_back(letters: DeadLetters, broker: Any) -> None:
+    """The oldest are sent, and the others stay in their order."""
     await fill(broker, *range(6))
     assert (await letters.redrive(limit=2)).redriven == 2
     assert numbers(await letters.peek()) == [2, 3, 4, 5]
@@ -339,6 +345,7 @@ async def test_no_more_than_the_limit_is_sent_back(letters: DeadLetters, broker:
 
 @pytest.mark.usefixtures("queues")
 async def test_no_faster_than_the_rate(letters: DeadLetters, broker: Any) -> None:
+    """Six messages at 20 per second take a quarter of a second, and a rate of 0 is refused."""
     await fill(broker, *range(6))
     began = asyncio.get_running_loop().time()
     assert (await letters.redrive(rate_per_second=20)).redriven == 6
@@ -391,6 +398,7 @@ async def test_what_the_broker_gave_up_is_sent_back_without_its_notes(
     letters: DeadLetters,
     broker: Any,
 ) -> None:
+    """The copy runs, without the broker's `x-death` headers of the rejected message."""
     async with work.running():
         pass
     await work.publisher.publish(Paid(number=3))
@@ -428,6 +436,7 @@ async def test_what_found_no_queue_can_be_sent_when_there_is_one(
 
 @pytest.mark.usefixtures("queues")
 async def test_what_can_not_be_sent_stays_in_its_place(letters: DeadLetters, broker: Any) -> None:
+    """Messages whose queue is gone are counted as failed, and the others are sent."""
     headers = {"hk_reason": "exhausted", "hk_queue": "letters.gone"}
     await fill(broker, 0)
     await fill(broker, 1, 2, headers=headers)
@@ -469,6 +478,7 @@ async def test_what_is_held_is_bounded(
 async def test_a_reader_ends_before_the_broker_takes_its_messages_for_abandoned(
     letters: DeadLetters, broker: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The redrive goes on with a new window, and sends each message once."""
     monkeypatch.setattr(reader_module, "MAX_UNACKED_SECONDS", 0.1)
     await fill(broker, *range(6))
     assert (await letters.redrive(rate_per_second=20)).redriven == 6
@@ -536,6 +546,7 @@ async def test_a_redrive_that_is_killed_loses_nothing(
 async def test_without_a_broker_to_send_to_everything_stays(
     letters: DeadLetters, broker: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """An error that concerns all messages is raised, and the queue keeps its order."""
     await fill(broker, *range(5))
 
     async def refuse(*_: object) -> bool:
@@ -582,6 +593,7 @@ async def test_a_broker_that_has_messages_and_delivers_none_is_not_waited_for(
 async def test_a_reader_whose_time_is_up_hands_out_nothing(
     letters: DeadLetters, broker: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Its messages may be delivered elsewhere, so the window is cut."""
     monkeypatch.setattr(reader_module, "MAX_UNACKED_SECONDS", 0.0)
     await fill(broker, 0)
     async with (
@@ -594,6 +606,7 @@ async def test_a_reader_whose_time_is_up_hands_out_nothing(
 
 @pytest.mark.usefixtures("queues")
 async def test_a_queue_that_is_deleted_meanwhile_is_an_error(letters: DeadLetters, broker: Any) -> None:
+    """Both the window that is open and the next one say so."""
     await fill(broker, *range(3))
     async with reader_module.open_reader(broker.url, letters.queue) as reader:
         async with reader.window(most=4) as window:
@@ -611,6 +624,7 @@ async def test_a_queue_that_is_deleted_meanwhile_is_an_error(letters: DeadLetter
 
 @pytest.mark.usefixtures("queues")
 async def test_a_lost_connection_is_an_error(broker: Any) -> None:
+    """The window is over, as the broker delivers its messages again."""
     await fill(broker, 0)
     async with (
         reader_module.open_reader(broker.url, "letters.work.dlq") as reader,

@@ -52,6 +52,7 @@ async def acquired_by(guard: IdempotencyGuard) -> Acquired:
 
 
 async def test_the_first_call_runs_and_the_second_gets_its_result(guard: IdempotencyGuard) -> None:
+    """The block asks `done`, and runs its work only once."""
     results: list[Any] = []
     for number in range(2):
         async with guard.claim(KEY, None) as claim:
@@ -63,6 +64,7 @@ async def test_the_first_call_runs_and_the_second_gets_its_result(guard: Idempot
 
 
 async def test_a_block_without_a_result_is_done_with_null(guard: IdempotencyGuard) -> None:
+    """The work counts as completed, with null as its result."""
     async with guard.claim(KEY, None) as claim:
         assert repr(claim) == "Claimed('orders:order:42', done=False)"
         assert claim.result is None
@@ -85,6 +87,7 @@ async def test_the_block_runs_under_the_claim_of_that_key(guard: IdempotencyGuar
 
 
 async def test_an_error_releases_the_key(guard: IdempotencyGuard) -> None:
+    """The next caller runs at once, and no crash is counted."""
     with pytest.raises(LookupError):
         async with guard.claim(KEY, None):
             raise LookupError
@@ -93,6 +96,7 @@ async def test_an_error_releases_the_key(guard: IdempotencyGuard) -> None:
 
 
 async def test_a_cancellation_releases_the_key(guard: IdempotencyGuard) -> None:
+    """A cancelled block leaves no lease that the next caller has to wait for."""
     inside = asyncio.Event()
 
     async def work() -> None:
@@ -118,6 +122,8 @@ async def test_a_second_caller_is_told_when_to_come_back(guard: IdempotencyGuard
 
 
 async def test_a_second_caller_that_waits_gets_the_result(guard: IdempotencyGuard) -> None:
+    """It waits while the first one works, and does not run."""
+
     async def second() -> Any:
         async with guard.claim(KEY, None, wait_seconds=10) as claim:
             return claim.done and claim.result
@@ -130,6 +136,7 @@ async def test_a_second_caller_that_waits_gets_the_result(guard: IdempotencyGuar
 
 
 async def test_another_payload_is_refused(guard: IdempotencyGuard) -> None:
+    """A key that stands for other data raises before the block."""
     async with guard.claim(KEY, {"amount": 1}):
         pass
     with pytest.raises(KeyReusedError, match="needs a new key"):
@@ -138,6 +145,7 @@ async def test_another_payload_is_refused(guard: IdempotencyGuard) -> None:
 
 
 async def test_what_was_given_up_is_refused(guard: IdempotencyGuard) -> None:
+    """Work that failed for good raises before the block."""
     await guard.finish(await acquired_by(guard), Outcome.FAILED)
     with pytest.raises(RejectedError, match="given up"):
         async with guard.claim(KEY, None):
@@ -145,6 +153,7 @@ async def test_what_was_given_up_is_refused(guard: IdempotencyGuard) -> None:
 
 
 async def test_what_kills_its_holders_is_refused(hasty: IdempotencyGuard) -> None:
+    """Work on which too many holders have died raises before the block."""
     await acquired_by(hasty)
     with pytest.raises(RejectedError, match="died"):
         async with hasty.claim(KEY, None, wait_seconds=5):
@@ -152,6 +161,7 @@ async def test_what_kills_its_holders_is_refused(hasty: IdempotencyGuard) -> Non
 
 
 async def test_a_block_that_never_looks_whether_it_was_done_is_found_out(guard: IdempotencyGuard) -> None:
+    """It would do finished work again, so it raises at its end."""
     async with guard.claim(KEY, None):
         pass
     with pytest.raises(MisuseError, match=r"claim\.done"):
@@ -160,6 +170,7 @@ async def test_a_block_that_never_looks_whether_it_was_done_is_found_out(guard: 
 
 
 async def test_the_result_of_finished_work_can_not_be_replaced(guard: IdempotencyGuard) -> None:
+    """A `set_result` in a block whose work is done raises, and the first result stays."""
     async with guard.claim(KEY, None) as claim:
         claim.set_result("first")
     with pytest.raises(MisuseError, match="keeps its result"):
@@ -169,6 +180,7 @@ async def test_the_result_of_finished_work_can_not_be_replaced(guard: Idempotenc
 
 
 async def test_a_result_without_a_json_form_fails_in_the_block(guard: IdempotencyGuard) -> None:
+    """The error is raised where the result is set, and the key is free again."""
     with pytest.raises(MalformedPayloadError):
         async with guard.claim(KEY, None) as claim:
             claim.set_result(object())
@@ -176,6 +188,7 @@ async def test_a_result_without_a_json_form_fails_in_the_block(guard: Idempotenc
 
 
 async def test_a_taken_over_claim_cancels_its_block(redis: Redis) -> None:
+    """The renewal finds another holder, and the block ends with that error while the other one works."""
     guard = IdempotencyGuard(redis, lease_seconds=0.3, timeout_seconds=5.0)
 
     async def work() -> None:
@@ -189,12 +202,14 @@ async def test_a_taken_over_claim_cancels_its_block(redis: Redis) -> None:
 
 
 async def test_a_claim_lost_at_the_very_end_is_no_success(guard: IdempotencyGuard, redis: Redis) -> None:
+    """The record of the end finds another holder, so the block raises."""
     with pytest.raises(ClaimLostError, match="before it ended"):
         async with guard.claim(KEY, None):
             await redis.hset(f"hk:claim:{KEY}", "token", "another")
 
 
 async def test_a_lost_claim_of_an_inner_block_releases_the_outer_one(guard: IdempotencyGuard) -> None:
+    """An error of that class from within is an error like any other."""
     with pytest.raises(ClaimLostError):
         async with guard.claim(KEY, None):
             raise ClaimLostError("of something else")
@@ -215,6 +230,7 @@ async def test_work_without_redis_that_another_one_does_too_is_no_error(guard: I
 async def test_the_decorator_runs_the_function_once_and_reads_the_stored_result(
     guard: IdempotencyGuard,
 ) -> None:
+    """The stored JSON is read as the type that the function is annotated with."""
     runs: list[int] = []
 
     @guard.idempotent(key=lambda number: f"orders:order:{number}", payload=lambda number: number)
@@ -231,6 +247,8 @@ async def test_the_decorator_runs_the_function_once_and_reads_the_stored_result(
 
 
 async def test_the_decorator_without_an_annotation_answers_json(guard: IdempotencyGuard) -> None:
+    """The first call returns the value itself, and later ones its JSON form."""
+
     @guard.idempotent(key=lambda: KEY, payload=lambda: None)
     async def count():  # type: ignore[no-untyped-def] # what the test is about
         return (1, 2)
@@ -240,6 +258,8 @@ async def test_the_decorator_without_an_annotation_answers_json(guard: Idempoten
 
 
 async def test_the_decorator_can_not_repeat_a_result_that_was_too_large(guard: IdempotencyGuard) -> None:
+    """The first call returns it, and later ones raise instead of returning null."""
+
     @guard.idempotent(key=lambda: KEY, payload=lambda: None)
     async def export() -> str:
         return "x" * 40_000
@@ -252,6 +272,7 @@ async def test_the_decorator_can_not_repeat_a_result_that_was_too_large(guard: I
 async def test_who_is_cancelled_while_asking_leaves_nothing_behind(
     guard: IdempotencyGuard, redis: Redis
 ) -> None:
+    """A claim that is granted after the cancellation is released, and no takeover is counted."""
     asking = asyncio.create_task(guard.begin(KEY, None))
     await asyncio.sleep(0)  # it has asked, and has no answer yet
     asking.cancel()
@@ -263,6 +284,7 @@ async def test_who_is_cancelled_while_asking_leaves_nothing_behind(
 
 
 async def test_who_is_cancelled_while_finishing_has_finished(guard: IdempotencyGuard) -> None:
+    """The record is written although its caller no longer waits."""
     acquired = await acquired_by(guard)
     finishing = asyncio.create_task(guard.finish(acquired, Outcome.COMPLETED, "done"))
     await asyncio.sleep(0)
@@ -275,6 +297,7 @@ async def test_who_is_cancelled_while_finishing_has_finished(guard: IdempotencyG
 
 
 async def test_the_lease_is_renewed_while_a_consumer_holds_it(redis: Redis) -> None:
+    """After more than its length another caller still has to wait."""
     guard = IdempotencyGuard(redis, lease_seconds=1.0, timeout_seconds=5.0)
     acquired = await acquired_by(guard)
     async with guard.hold(acquired):

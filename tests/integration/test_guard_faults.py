@@ -77,6 +77,7 @@ async def test_a_lost_reply_does_not_lock_the_owner_out(
 async def test_a_cancelled_question_is_undone_when_its_answer_comes(
     far_redis: Redis, proxy: FaultProxy, redis: Redis
 ) -> None:
+    """A claim whose caller is gone is released at once, and not after its lease."""
     guard = IdempotencyGuard(far_redis, timeout_seconds=5.0)
     proxy.delay(0.1)
     asking = asyncio.create_task(guard.begin(KEY, None))
@@ -92,6 +93,7 @@ async def test_a_cancelled_question_is_undone_when_its_answer_comes(
 async def test_a_silent_redis_costs_one_timeout_and_then_nothing(
     far_redis: Redis, proxy: FaultProxy, fault: str
 ) -> None:
+    """After a few timeouts the breaker opens, and further calls run unguarded without asking."""
     guard = IdempotencyGuard(far_redis, timeout_seconds=0.1)
     getattr(proxy, fault)()
     since = time.monotonic()
@@ -101,6 +103,7 @@ async def test_a_silent_redis_costs_one_timeout_and_then_nothing(
 
 
 async def test_work_without_redis_is_recorded_when_redis_is_back(far_redis: Redis, proxy: FaultProxy) -> None:
+    """Unguarded work writes its own record at its end."""
     guard = IdempotencyGuard(far_redis)
     proxy.cut("to_server", at_byte=0)
     unguarded = acquired(await guard.begin(KEY, None))
@@ -153,6 +156,7 @@ HOLDER = textwrap.dedent("""
 
 
 async def test_a_killed_redis_that_comes_back_still_knows_its_claims(own_redis_server: Server) -> None:
+    """The claim that was begun before the kill is finished after the restart."""
     async with connect_redis(own_redis_server.url) as redis:
         guard = IdempotencyGuard(redis)
         async with guard.claim(KEY, None) as claim:
@@ -174,6 +178,7 @@ async def test_work_whose_redis_is_killed_ends_all_the_same(own_redis_server: Se
 
 
 async def test_external_work_stops_before_its_lease_when_redis_is_gone(own_redis_server: Server) -> None:
+    """Its effects can not be undone, so it may not run beside a successor."""
     async with connect_redis(own_redis_server.url) as redis:
         guard = IdempotencyGuard(redis, when_down=RedisDown.EXTERNAL, lease_seconds=1.0)
 
@@ -236,6 +241,7 @@ async def test_a_claim_whose_answer_was_lost_is_given_back(
 async def test_an_outcome_whose_answer_was_lost_is_told_again(
     refusing: IdempotencyGuard, proxy: FaultProxy, redis: Redis
 ) -> None:
+    """It is recorded in the background as soon as Redis answers."""
     await warm(refusing)
     mine = acquired(await refusing.begin(KEY, None))
     proxy.cut("to_server", at_byte=0)
@@ -250,6 +256,7 @@ async def test_an_outcome_whose_answer_was_lost_is_told_again(
 async def test_a_release_whose_answer_was_lost_is_told_again(
     far_redis: Redis, proxy: FaultProxy, redis: Redis, mode: RedisDown
 ) -> None:
+    """The key is free as soon as Redis answers, and not after its lease."""
     guard = IdempotencyGuard(far_redis, when_down=mode)
     await warm(guard)
     mine = acquired(await guard.begin(KEY, None))
@@ -262,6 +269,7 @@ async def test_a_release_whose_answer_was_lost_is_told_again(
 async def test_a_renewal_whose_answer_was_lost_leaves_the_holder_the_holder(
     refusing: IdempotencyGuard, proxy: FaultProxy
 ) -> None:
+    """It can renew and finish afterwards."""
     await warm(refusing)
     mine = acquired(await refusing.begin(KEY, None))
     proxy.cut("to_client", at_byte=0)

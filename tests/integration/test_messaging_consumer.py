@@ -178,6 +178,7 @@ async def test_cloudevents_are_read_in_both_forms(
 async def test_each_queue_gets_every_event_it_wants(
     publisher: RobustPublisher, connection: BrokerConnection, ledger: Ledger
 ) -> None:
+    """Two consumers of one type each get the event."""
     other = Ledger()
     async with (
         consumer_of(ledger).running(connection, publisher=publisher),
@@ -279,6 +280,7 @@ async def test_a_slow_message_holds_nobody_up(
 async def test_a_message_sees_no_variables_of_another(
     publisher: RobustPublisher, connection: BrokerConnection, ledger: Ledger
 ) -> None:
+    """Each handler begins with the context variables that the process had at the start."""
     consumer = RobustConsumer("tests.consumer", concurrency=1)
 
     @consumer.on(Consumed)
@@ -317,6 +319,7 @@ async def test_a_delay_level_that_is_gone_is_declared_again(
 async def test_a_dead_letter_has_its_reason(
     publisher: RobustPublisher, connection: BrokerConnection, rabbitmq_url: str
 ) -> None:
+    """It has the exception, the attempts, the request id and the body of the event."""
     consumer = RobustConsumer("tests.consumer")
 
     @consumer.on(Consumed, retry=Retry.immediate(attempts=2))
@@ -400,6 +403,7 @@ async def test_an_event_that_is_published_twice_has_one_effect(
     rabbitmq_url: str,
     redis_url: str,
 ) -> None:
+    """The guard knows the event by its id, whichever message brings it."""
     async with connect_redis(redis_url, timeout_seconds=10) as redis:
         consumer = consumer_of(ledger)
         async with consumer.running(
@@ -676,6 +680,7 @@ async def test_a_channel_that_the_broker_closes_is_replaced(
 async def test_a_start_without_a_broker_ends_with_the_context(
     publisher: RobustPublisher, ledger: Ledger, rabbitmq_url: str
 ) -> None:
+    """It raises at the context's deadline, and a later start succeeds."""
     consumer = consumer_of(ledger)
     async with proxied(rabbitmq_url) as (proxy, connection):
         proxy.freeze()
@@ -693,6 +698,7 @@ async def test_a_start_without_a_broker_ends_with_the_context(
 async def test_a_start_that_is_cancelled_can_be_tried_again(
     publisher: RobustPublisher, connection: BrokerConnection, ledger: Ledger
 ) -> None:
+    """Wherever the cancellation hits it, nothing is left behind that keeps the next start from working."""
     consumer = consumer_of(ledger)
     for turns in range(0, 40, 8):
         task = asyncio.create_task(consumer.start(connection, publisher=publisher))
@@ -737,6 +743,7 @@ async def test_a_drain_finishes_what_runs_and_leaves_the_rest(
 async def test_what_arrives_while_stopping_goes_back(
     publisher: RobustPublisher, connection: BrokerConnection, ledger: Ledger, rabbitmq_url: str
 ) -> None:
+    """A delivery after the beginning of a drain runs nowhere here, and is in the queue after it."""
     consumer = consumer_of(ledger)
     await consumer.start(connection, publisher=publisher)
     assert consumer._run
@@ -819,6 +826,7 @@ async def test_a_drain_ends_in_time(
 async def test_a_drain_without_a_broker_ends_in_time(
     publisher: RobustPublisher, ledger: Ledger, rabbitmq_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """No answer to its cancellation is waited for beyond the budget."""
     monkeypatch.setattr(subscription_module, "CANCEL_SECONDS", 0.1)
     consumer = consumer_of(ledger)
     async with proxied(rabbitmq_url) as (proxy, connection):

@@ -186,6 +186,7 @@ def consumer_of(
 async def test_keys_run_beside_each_other_and_the_events_of_one_in_turn(
     publisher: RobustPublisher, connection: BrokerConnection, ledger: Ledger
 ) -> None:
+    """At most one event of each key runs at a time, and all keys do."""
     go_on, running, most = asyncio.Event(), Counter[int](), 0
 
     async def handle(event: Moved) -> None:
@@ -290,6 +291,7 @@ async def test_a_pause_that_takes_too_long_keeps_the_order(
     ledger: Ledger,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Messages that have waited too long go back with their channel, and come again in their order."""
     monkeypatch.setattr(delivery_module, "MAX_UNACKED_SECONDS", 5.5)
     is_up, asked = False, 0
 

@@ -94,6 +94,7 @@ def death(queue: str, reason: str = "rejected", **more: Any) -> dict[str, Any]:
 def test_where_it_came_from_is_told_by_the_best_witness(
     headers: dict[str, Any], where: dict[str, Any], target: str | None
 ) -> None:
+    """Our own header counts before the note of the broker, that before the routing, and the name of the queue last."""
     assert letter_of(headers, **where).target == target
 
 
@@ -109,6 +110,7 @@ def test_where_it_came_from_is_told_by_the_best_witness(
     ],
 )
 def test_nonsense_in_headers_is_read_as_absent(headers: dict[str, Any]) -> None:
+    """A redrive of such a message begins at generation 1."""
     letter = letter_of(headers, body=b"\xff")
     assert (letter.attempts, letter.generation, letter.failed_at, letter.event_id) == (0, 0, None, None)
     assert letter.copy().headers["hk_generation"] == 1
@@ -124,6 +126,7 @@ def test_properties_that_can_not_be_decoded_are_none() -> None:
 
 
 def test_the_body_says_what_the_properties_do_not() -> None:
+    """Type and id of the properties count where they are there."""
     body = b'{"event_type": "a.b", "event_id": "1", "data": {}}'
     assert (letter_of(body=body).event_type, letter_of(body=body).event_id) == ("a.b", "1")
     named = letter_of({"hk_event_id": "2"}, body=body, message_type="c.d")
@@ -131,6 +134,7 @@ def test_the_body_says_what_the_properties_do_not() -> None:
 
 
 def test_the_brokers_note_has_a_time() -> None:
+    """The reason and the time in `x-death` are those of a dead letter that the broker made."""
     letter = letter_of({"x-death": [death("work", "delivery_limit")]})
     assert (letter.reason, letter.failed_at, letter.first_failed_at) == ("delivery_limit", NOON, NOON)
 
@@ -200,10 +204,12 @@ FAILED = letter_of(
     ],
 )
 def test_a_filter_wants_all_that_it_names(wanted: dict[str, Any], fits: bool) -> None:
+    """One attribute that differs is enough to leave a dead letter out."""
     assert DeadLetterFilter(**wanted).matches(FAILED) is fits
 
 
 def test_what_has_no_time_is_in_no_period() -> None:
+    """A dead letter without a time matches only a filter without one."""
     assert not DeadLetterFilter(since=NOON).matches(letter_of())
     assert DeadLetterFilter().matches(letter_of())
     assert not DeadLetterFilter(error_type="OSError").matches(letter_of())
@@ -226,6 +232,7 @@ def test_a_group_spans_its_failures() -> None:
 
 
 async def test_a_pace_is_steady_and_saves_nothing_up() -> None:
+    """After a pause the next one comes at once, and the one after it at the interval again."""
     now, slept = 100.0, list[float]()
 
     async def sleep(seconds: float) -> None:
@@ -244,6 +251,8 @@ async def test_a_pace_is_steady_and_saves_nothing_up() -> None:
 
 
 async def test_no_pace_never_waits() -> None:
+    """Without a rate, each turn comes at once."""
+
     async def sleep(_: float) -> None:
         pytest.fail("waited")
 
@@ -254,17 +263,20 @@ async def test_no_pace_never_waits() -> None:
 
 @pytest.mark.parametrize("rate", [0, -1, 0.001, float("nan")])
 def test_a_rate_that_would_never_end_is_refused(rate: float) -> None:
+    """Zero, a negative number and one below 0.01 per second are errors of the caller."""
     with pytest.raises(MisuseError, match=r"at least 0\.01"):
         Pace(rate)
 
 
 @pytest.mark.parametrize("name", ["", "a" * 241])
 def test_a_queue_has_a_name(name: str) -> None:
+    """An empty name is refused, and one of more than 240 bytes."""
     with pytest.raises(MisuseError, match="1 to 240 bytes"):
         DeadLetters("amqp://localhost", name)
 
 
 def test_a_toolkit_shows_its_queue_and_not_its_password() -> None:
+    """The repr, which may be logged, has the name alone."""
     assert repr(DeadLetters("amqp://user:secret@host/", "a.dlq")) == "DeadLetters('a.dlq')"
 
 
@@ -279,12 +291,14 @@ def test_a_time_that_utc_has_not_is_none(moment: str) -> None:
 
 
 def test_times_are_shown_in_utc() -> None:
+    """A header with another offset is converted."""
     letter = letter_of({"hk_reason": "exhausted", "hk_failed_at": "2026-01-01T13:00:00.5+01:00"})
     assert letter.failed_at == NOON + timedelta(milliseconds=500)
 
 
 @pytest.mark.parametrize("prefix", ["cloudEvents_", "cloudEvents:", "ce-"])
 def test_a_cloud_event_is_listed_by_its_own_type_and_id(prefix: str) -> None:
+    """In both of its forms, and its copy keeps its content type."""
     attributes = {"specversion": "1.0", "type": "plant.grown", "source": "/garden", "id": "order-17"}
     binary = letter_of({f"{prefix}{name}": value for name, value in attributes.items()}, body=b'{"plant": 1}')
     structured = letter_of(

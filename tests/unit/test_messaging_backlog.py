@@ -52,6 +52,7 @@ async def workers(
 
 
 async def test_the_oldest_is_next(backlog: FifoBacklog) -> None:
+    """A `get` that waited takes the first delivery, and the next `get` the second."""
     first = asyncio.create_task(backlog.get())
     await asyncio.sleep(0)
     for number in range(3):
@@ -72,6 +73,7 @@ async def test_what_comes_again_does_not_pile_up(backlog: FifoBacklog) -> None:
 
 
 async def test_a_get_that_is_cancelled_takes_nothing(backlog: FifoBacklog) -> None:
+    """The delivery that would have been taken stays in the backlog."""
     getting = asyncio.create_task(backlog.get())
     await asyncio.sleep(0)
     backlog.put(delivery(1))
@@ -82,6 +84,7 @@ async def test_a_get_that_is_cancelled_takes_nothing(backlog: FifoBacklog) -> No
 
 
 async def test_no_more_run_than_allowed(backlog: FifoBacklog) -> None:
+    """The third of two waits in the backlog until a place is free."""
     begun, go_on, done = list[int](), asyncio.Event(), asyncio.Event()
 
     async def process(delivery: Delivery) -> None:
@@ -168,6 +171,7 @@ async def test_what_runs_ends_after_a_stop(backlog: FifoBacklog) -> None:
 
 
 async def test_what_takes_too_long_can_be_cancelled(backlog: FifoBacklog) -> None:
+    """A `cancel` ends the tasks that run, and says that they have ended."""
     begun = asyncio.Event()
 
     async def process(_: Delivery) -> None:
@@ -185,6 +189,7 @@ async def test_what_takes_too_long_can_be_cancelled(backlog: FifoBacklog) -> Non
 async def test_a_failed_worker_is_told_and_replaced(
     backlog: FifoBacklog, logs: list[MutableMapping[str, Any]], waits: bool
 ) -> None:
+    """An error that escapes is logged, whether or not its task has waited, and the next delivery runs."""
     done = asyncio.Event()
 
     async def process(delivery: Delivery) -> None:
@@ -202,6 +207,7 @@ async def test_a_failed_worker_is_told_and_replaced(
 
 
 def test_reprs_count() -> None:
+    """The reprs say how many deliveries wait, and how many run."""
     backlog = FifoBacklog(prefetch=3)
     backlog.put(delivery(1))
     assert repr(backlog) == "FifoBacklog(1 deliveries)"

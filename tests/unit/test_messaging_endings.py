@@ -258,6 +258,7 @@ async def test_whatever_ends_a_handler_is_a_failed_attempt(
 
 
 async def test_a_cancelled_handler_is_tried_again_as_often_as_its_policy_says() -> None:
+    """A cancellation that no caller asked for counts as a failed attempt."""
     offline = OfflineConsumer(
         lambda number: be_cancelled() if offline.runs[number] < 3 else fail(ValueError()), attempts=3
     )
@@ -402,6 +403,7 @@ async def test_a_mistake_of_our_own_is_counted_in_the_copy(error: BaseException)
 
 @pytest.mark.parametrize("error", [RuntimeError("bug"), MalformedPayloadError("never")], ids=repr)
 async def test_a_mistake_of_our_own_has_an_end(error: Exception) -> None:
+    """At the fifth failure the message is a dead letter, whatever class the error has."""
     offline = OfflineConsumer(_nothing, guard=Memory(error))
     offline.put(1, headers={"hk_attempt": 4})
     await offline.settle(1)
@@ -472,6 +474,8 @@ async def test_whatever_a_declaration_raises_ends_with_its_message(
     "run", [lambda _: fail(ValueError()), lambda _: asyncio.sleep(0)], ids=["bad", "good"]
 )
 async def test_logs_that_can_not_be_written_hold_no_message(run: Run, *, ordered: bool) -> None:
+    """An application's logging that raises neither keeps nor loses a message."""
+
     def broken(*_: object) -> Never:
         raise RuntimeError("a processor of the application's own")
 
@@ -523,6 +527,7 @@ async def test_what_can_not_be_concluded_is_rejected(monkeypatch: pytest.MonkeyP
 
 
 async def test_a_mistake_after_the_end_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An acknowledged message makes no copy, although an error follows."""
     offline = OfflineConsumer(_nothing)
     ack = offline.ack
 

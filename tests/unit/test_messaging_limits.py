@@ -9,6 +9,7 @@ from hybridkit.messaging._consuming._run_timeouts import RunTimeouts
 
 
 async def test_a_run_that_takes_too_long_ends() -> None:
+    """It ends with `TimeoutError`, and its task is not cancelled any more."""
     timeouts = RunTimeouts(seconds=0.01)
     timeout = timeouts.one()
     with pytest.raises(TimeoutError), timeout:
@@ -43,6 +44,7 @@ async def test_each_has_its_own_deadline() -> None:
 
 
 async def test_a_run_that_ends_in_time_leaves_nothing_behind() -> None:
+    """The timer stops when the last run has ended."""
     timeouts = RunTimeouts(seconds=0.2)
     with timeouts.one() as timeout:
         await asyncio.sleep(0)
@@ -52,6 +54,7 @@ async def test_a_run_that_ends_in_time_leaves_nothing_behind() -> None:
 
 
 async def test_what_the_run_raises_is_its_own() -> None:
+    """An error within the time passes unchanged."""
     with pytest.raises(LookupError), RunTimeouts(seconds=60).one():
         raise LookupError
 

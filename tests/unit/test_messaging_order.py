@@ -73,6 +73,7 @@ async def settle() -> None:
 
 
 async def test_one_of_each_key_is_given_out() -> None:
+    """A message behind another of its key is ready when that one is done, and its key is forgotten after the last."""
     lines = KeyedBacklog()
     first, second, other = (delivery(Moved(account=account)) for account in (1, 1, 2))
     for each in (first, second, other):
@@ -87,6 +88,7 @@ async def test_one_of_each_key_is_given_out() -> None:
 
 
 async def test_whoever_waits_for_one_gets_the_next() -> None:
+    """A `get` on an empty backlog returns the next delivery that comes."""
     lines = KeyedBacklog()
     getting = asyncio.create_task(lines.get())
     await asyncio.sleep(0)
@@ -96,6 +98,7 @@ async def test_whoever_waits_for_one_gets_the_next() -> None:
 
 
 async def test_what_rests_holds_its_key() -> None:
+    """While a message waits for its next run, its successors wait behind it."""
     lines = KeyedBacklog()
     first, second = delivery(Moved(account=1)), delivery(Moved(account=1))
     lines.put(first)
@@ -172,6 +175,7 @@ def test_a_version_in_a_cloud_event_that_is_not_known_here_has_no_key() -> None:
 
 
 async def test_nobody_wakes_after_the_end() -> None:
+    """After `stop`, the end of a wait makes no message ready."""
     lines = KeyedBacklog()
     first, other = delivery(Moved(account=1)), delivery(Moved(account=2))
     lines.put(first)
@@ -185,6 +189,7 @@ async def test_nobody_wakes_after_the_end() -> None:
 
 
 async def test_what_has_no_key_stands_in_no_line() -> None:
+    """Unreadable messages are ready at once, beside each other."""
     lines = KeyedBacklog()
     unreadable = [delivery(b"no json") for _ in range(3)]
     for each in unreadable:
@@ -225,11 +230,13 @@ async def test_what_has_no_key_stands_in_no_line() -> None:
     ],
 )
 def test_the_key_is_read_wherever_it_can_be(body: Event | Command | bytes, key: str | None) -> None:
+    """A newer version that is unknown here has the key in the same member; a command has none."""
     assert key_of(delivery(body)) == key
 
 
 @pytest.mark.parametrize("message", [Plain, Task])
 def test_a_consumer_in_order_wants_a_key(message: type[Event]) -> None:
+    """A handler for an event without a key is refused where it is registered, and one with a key is not."""
     consumer = RobustConsumer("lines_tasks", order=Order.SKIP)
     with pytest.raises(DeclarationError, match=f"{message.__name__} has no key"):
         consumer.on(message)(_nothing)
@@ -237,6 +244,7 @@ def test_a_consumer_in_order_wants_a_key(message: type[Event]) -> None:
 
 
 def test_a_consumer_in_order_holds_more_messages() -> None:
+    """Its prefetch is 30 messages per handler, so 65,535 allow 2,184 handlers."""
     with pytest.raises(DeclarationError, match="from 1 to 2184"):
         RobustConsumer("tests.lines", order=Order.SKIP, concurrency=2185)
 

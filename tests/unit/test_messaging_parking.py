@@ -111,12 +111,14 @@ async def read(broker: Broker, keys: ParkedKeys | None = None) -> dict[str, Mark
 
 
 async def test_the_newest_mark_of_a_key_counts() -> None:
+    """The marks are in one entry after the reading, a snapshot."""
     broker = Broker(mark("a", "1"), mark("b", "2"), mark("a", "3", 1))
     assert await read(broker) == {"a": Mark(1, "3"), "b": Mark(0, "2")}
     assert len(broker.entries) == 1  # a fold
 
 
 async def test_a_key_that_was_freed_leaves_nothing() -> None:
+    """Marks and the entries that free their keys are gone after the reading."""
     broker = Broker(mark("a", "1"), {"key": "a"}, {"key": "b"})
     assert await read(broker) == {}
     assert not broker.entries
@@ -211,6 +213,7 @@ async def test_a_log_that_was_cut_is_not_believed(seen: int) -> None:
 
 
 async def test_a_silent_broker_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reading that gets no entry in its time fails."""
     monkeypatch.setattr(parked_keys_module, "READ_SECONDS", 0.0)
     inbox = _LogReceiver()
     inbox.settled(1, multiple=False, accepted=True)
@@ -252,6 +255,7 @@ async def test_every_reader_knows_what_was_written(changes: Iterable[tuple[str, 
 
 
 def test_a_key_is_held_up_to_the_generation_that_failed() -> None:
+    """The highest generation and the last event count; a message that was redriven more often runs."""
     keys = ParkedKeys("tests.q")
     assert not keys.holds("a", 0)
     assert not keys.is_last("a", "1")

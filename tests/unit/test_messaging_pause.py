@@ -62,6 +62,7 @@ def paused_metric() -> float:
 
 
 async def test_an_open_gate_lets_everybody_through(gate: PauseGate) -> None:
+    """It is open at the beginning, and a caller without any time passes."""
     assert gate.is_open
     assert await gate.turn(seconds=0)
 
@@ -69,6 +70,7 @@ async def test_an_open_gate_lets_everybody_through(gate: PauseGate) -> None:
 async def test_a_shut_gate_says_why_and_since_when(
     gate: PauseGate, logs: list[MutableMapping[str, Any]]
 ) -> None:
+    """The first error is the reason, a second one changes nothing, and pause and end are logged once."""
     gate.shut(UnavailableError("db_postgres_service does not answer"))
     assert gate.paused
     assert gate.paused.reason == "UnavailableError: db_postgres_service does not answer"
@@ -86,12 +88,14 @@ async def test_a_shut_gate_says_why_and_since_when(
 
 
 async def test_the_words_of_other_libraries_are_not_shown(gate: PauseGate) -> None:
+    """Their messages may contain an address with a password, so the reason is the class alone."""
     gate.shut(ConnectionError("amqp://user:password@host"))
     assert gate.paused
     assert gate.paused.reason == "ConnectionError"
 
 
 async def test_one_of_those_who_wait_is_the_probe(gate: PauseGate, timers: Timers) -> None:
+    """After the interval the first one goes on alone, and the others when the gate opens."""
     gate.shut(OSError())
     first, second = waiting(gate), waiting(gate)
     await settle()
@@ -104,6 +108,7 @@ async def test_one_of_those_who_wait_is_the_probe(gate: PauseGate, timers: Timer
 
 
 async def test_the_probes_come_at_growing_intervals(gate: PauseGate, timers: Timers) -> None:
+    """Each failed probe doubles the interval, from one second up to a minute."""
     gate.shut(OSError())
     for _ in range(8):
         turn = waiting(gate)
@@ -118,6 +123,7 @@ async def test_the_probes_come_at_growing_intervals(gate: PauseGate, timers: Tim
 async def test_a_gate_that_soon_shuts_again_goes_on_with_its_intervals(
     gate: PauseGate, timers: Timers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Only a gate that was open for a minute begins with the shortest one again."""
     for _ in range(3):
         gate.shut(OSError())
         gate.open()
@@ -132,6 +138,7 @@ async def test_a_gate_that_soon_shuts_again_goes_on_with_its_intervals(
 async def test_the_time_that_a_dependency_asks_for_is_given_once(
     gate: PauseGate, timers: Timers, asked: float | None, waited: float
 ) -> None:
+    """It delays the first probe, up to 15 minutes, and a value that makes no sense does not."""
     gate.shut(UnavailableError("busy", retry_after_seconds=asked))
     with gate.probing():
         pass
@@ -139,6 +146,7 @@ async def test_the_time_that_a_dependency_asks_for_is_given_once(
 
 
 async def test_a_probe_that_opens_the_gate_is_the_last(gate: PauseGate, timers: Timers) -> None:
+    """No timer is set for another one."""
     gate.shut(OSError())
     with gate.probing():
         gate.open()
@@ -146,6 +154,7 @@ async def test_a_probe_that_opens_the_gate_is_the_last(gate: PauseGate, timers: 
 
 
 async def test_where_nobody_waits_one_is_wanted(gate: PauseGate, timers: Timers) -> None:
+    """The next caller is the probe, and the subscription is told that it needs a message."""
     changes: list[bool] = []
     gate.changed = lambda: changes.append(gate.wants_one)
     gate.shut(OSError())
@@ -157,6 +166,7 @@ async def test_where_nobody_waits_one_is_wanted(gate: PauseGate, timers: Timers)
 
 
 async def test_nobody_waits_longer_than_he_can(gate: PauseGate) -> None:
+    """A caller whose time is up is told not to go on, and is forgotten."""
     gate.shut(OSError())
     assert not await gate.turn(seconds=0)
     assert not await gate.turn(seconds=0.001)
@@ -164,6 +174,7 @@ async def test_nobody_waits_longer_than_he_can(gate: PauseGate) -> None:
 
 
 async def test_a_probe_that_is_cancelled_gives_its_turn_to_the_next(gate: PauseGate, timers: Timers) -> None:
+    """Of those that only wait, a cancelled one is passed over."""
     gate.shut(OSError())
     first, second, third = waiting(gate), waiting(gate), waiting(gate)
     await settle()
@@ -178,6 +189,7 @@ async def test_a_probe_that_is_cancelled_gives_its_turn_to_the_next(gate: PauseG
 
 
 async def test_whoever_is_cancelled_while_the_gate_opens_needs_no_successor(gate: PauseGate) -> None:
+    """All go on then, so no probe is wanted."""
     gate.shut(OSError())
     task = waiting(gate)
     await settle()
@@ -189,6 +201,7 @@ async def test_whoever_is_cancelled_while_the_gate_opens_needs_no_successor(gate
 
 
 async def test_a_stop_sends_everybody_away(gate: PauseGate) -> None:
+    """Callers are told not to go on, now and later, and an error pauses nothing any more."""
     gate.shut(OSError())
     turn = waiting(gate)
     await settle()
@@ -230,6 +243,7 @@ async def test_who_has_nothing_to_go_on_with_leaves_at_once(gate: PauseGate) -> 
 
 
 async def test_a_turn_that_is_passed_on_costs_no_interval(gate: PauseGate, timers: Timers) -> None:
+    """The next caller is the probe at once, or one is wanted; behind an open gate neither."""
     gate.shut(OSError())
     first, second = waiting(gate), waiting(gate)
     await settle()

@@ -62,11 +62,13 @@ def test_a_delayed_message_arrives_in_its_queue_after_its_delay(seconds: int, qu
 
 @pytest.mark.parametrize(("seconds", "whole"), [(0, 1), (0.2, 1), (1, 1), (1.01, 2), (59.5, 60)])
 def test_delays_are_rounded_up_to_whole_seconds(seconds: float, whole: int) -> None:
+    """A delay level counts whole seconds, and no message comes early."""
     assert delay_route(seconds, "q") == delay_route(whole, "q")
 
 
 @pytest.mark.parametrize("seconds", [-0.1, 2**17])
 def test_an_impossible_delay_is_refused(seconds: float) -> None:
+    """Seventeen levels add up to 131,071 seconds; a negative delay or none that is a number is refused as well."""
     with pytest.raises(DeclarationError, match="at least 0 and at most 131071 s"):
         delay_route(seconds, "q")
 

@@ -13,6 +13,7 @@ async def settle() -> None:
 
 
 async def test_what_runs_alone_waits_for_the_others_and_they_for_it() -> None:
+    """A run that comes while another waits to be alone begins after it."""
     lock, log = HandlerLock(), list[str]()
     await lock.acquire_shared()
 
@@ -39,6 +40,7 @@ async def test_what_runs_alone_waits_for_the_others_and_they_for_it() -> None:
 
 
 async def test_one_at_a_time_is_alone() -> None:
+    """Of five that want to be alone, none runs beside another."""
     lock, together = HandlerLock(), 0
 
     async def alone() -> None:
@@ -57,6 +59,7 @@ async def test_one_at_a_time_is_alone() -> None:
 
 @pytest.mark.parametrize("ending", ["late", "cancelled"])
 async def test_who_can_not_be_alone_keeps_nobody_waiting(ending: str) -> None:
+    """After its time, or its cancellation, shared and exclusive runs begin again."""
     lock = HandlerLock()
     await lock.acquire_shared()
 
@@ -80,6 +83,7 @@ async def test_who_can_not_be_alone_keeps_nobody_waiting(ending: str) -> None:
 
 
 async def test_an_error_of_the_block_opens_again() -> None:
+    """The lock is released, whatever ends the block."""
     lock = HandlerLock()
     with pytest.raises(LookupError):
         async with lock.exclusive(wait_seconds=60):
@@ -88,6 +92,7 @@ async def test_an_error_of_the_block_opens_again() -> None:
 
 
 async def test_a_loop_has_one_of_them() -> None:
+    """All consumers of one event loop share a lock; another loop has another one."""
     assert HandlerLock.of_loop() is HandlerLock.of_loop()
     assert await asyncio.to_thread(lambda: asyncio.run(_here())) is not HandlerLock.of_loop()
 
