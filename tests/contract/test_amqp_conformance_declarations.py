@@ -8,7 +8,7 @@ from typing import Any
 import aio_pika
 import pytest
 from aio_pika import Message
-from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractQueue
+from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import (
     ChannelClosed,
     ChannelNotFoundEntity,
@@ -17,14 +17,10 @@ from aio_pika.exceptions import (
 )
 from aiormq.exceptions import ChannelAccessRefused, ChannelLockedResource
 
+from tests.helpers.amqp import declare
+
 Version = tuple[int, ...]
 QUORUM: dict[str, Any] = {"x-queue-type": "quorum"}
-
-
-async def declare(channel: AbstractChannel, name: str = "queue", /, **arguments: Any) -> AbstractQueue:
-    """A durable queue."""
-    named = {key.replace("_", "-"): value for key, value in arguments.items()}
-    return await channel.declare_queue(name, durable=True, arguments=named)
 
 
 async def ignore(_: Any) -> None:

@@ -6,39 +6,15 @@ from typing import Any
 
 import pytest
 from aio_pika import ExchangeType, Message
-from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage, AbstractQueue
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
 from aio_pika.exceptions import ChannelPreconditionFailed, DeliveryError
 
 from hybridkit.messaging._topology import _declared as topology
+from tests.helpers.amqp import declare, depth, get, put
 
 Version = tuple[int, ...]
 KINDS = ["classic", "quorum"]
 DEAD = {"x_dead_letter_exchange": "", "x_dead_letter_routing_key": "dead"}
-
-
-async def declare(channel: AbstractChannel, name: str = "queue", /, **arguments: Any) -> AbstractQueue:
-    """A durable queue."""
-    named = {key.replace("_", "-"): value for key, value in arguments.items()}
-    return await channel.declare_queue(name, durable=True, arguments=named)
-
-
-async def put(channel: AbstractChannel, *bodies: str, queue: str = "queue", **options: Any) -> None:
-    for body in bodies:
-        await channel.default_exchange.publish(Message(body.encode(), **options), queue)
-
-
-async def get(queue: AbstractQueue) -> AbstractIncomingMessage:
-    """The next message; waits for it."""
-    async with asyncio.timeout(60):
-        while (message := await queue.get(fail=False)) is None:  # noqa: ASYNC110 - the broker tells nobody
-            await asyncio.sleep(0.01)
-        return message
-
-
-async def depth(channel: AbstractChannel, name: str = "queue") -> int:
-    count = (await channel.declare_queue(name, passive=True)).declaration_result.message_count
-    assert count is not None
-    return count
 
 
 async def until_depth(channel: AbstractChannel, count: int, name: str = "queue") -> None:

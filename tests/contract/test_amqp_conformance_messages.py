@@ -1,4 +1,4 @@
-"""Both brokers route, confirm, return, deliver and settle messages alike (aio-pika)."""
+"""Both brokers confirm, return, deliver and settle messages alike (aio-pika)."""
 
 import asyncio
 from datetime import UTC, datetime
@@ -7,164 +7,14 @@ from typing import Any
 
 import aio_pika
 import pytest
-from aio_pika import ExchangeType, Message
-from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage, AbstractQueue
+from aio_pika import Message
+from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import ChannelClosed, ChannelPreconditionFailed, ConnectionClosed, PublishError
 
 from tests.helpers import until
+from tests.helpers.amqp import Inbox, bodies, declare, depth, get, put
 
 KINDS = ["classic", "quorum"]
-
-
-async def declare(channel: AbstractChannel, name: str = "queue", /, **arguments: Any) -> AbstractQueue:
-    """A durable queue."""
-    named = {key.replace("_", "-"): value for key, value in arguments.items()}
-    return await channel.declare_queue(name, durable=True, arguments=named)
-
-
-async def put(channel: AbstractChannel, *bodies: str, queue: str = "queue", **options: Any) -> None:
-    for body in bodies:
-        await channel.default_exchange.publish(Message(body.encode(), **options), queue)
-
-
-async def get(queue: AbstractQueue, **options: Any) -> AbstractIncomingMessage:
-    """The next message; waits for it."""
-    async with asyncio.timeout(60):
-        while (message := await queue.get(fail=False, **options)) is None:  # noqa: ASYNC110 - the broker tells nobody
-            await asyncio.sleep(0.01)
-        return message
-
-
-async def bodies(queue: AbstractQueue, count: int) -> list[str]:
-    """What the next messages say; they stay unacknowledged."""
-    return [(await get(queue)).body.decode() for _ in range(count)]
-
-
-async def depth(channel: AbstractChannel, name: str = "queue") -> int:
-    count = (await channel.declare_queue(name, passive=True)).declaration_result.message_count
-    assert count is not None
-    return count
-
-
-class Inbox:
-    """A consumer that settles nothing."""
-
-    def __init__(self) -> None:
-        self.messages: list[AbstractIncomingMessage] = []
-
-    async def take(self, message: AbstractIncomingMessage) -> None:
-        self.messages.append(message)
-
-    @property
-    def bodies(self) -> list[str]:
-        return [message.body.decode() for message in self.messages]
-
-    async def receives(self, count: int) -> list[AbstractIncomingMessage]:
-        await until(lambda: len(self.messages) >= count)
-        return self.messages
-
-
-# ── routing ──────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize(
-    ("pattern", "key", "matches"),
-    [
-        ("a.b", "a.b", True),
-        ("a.b", "a.b.c", False),
-        ("a.*", "a.b", True),
-        ("a.*", "a", False),
-        ("a.*", "a.b.c", False),
-        ("*", "", False),
-        ("", "", True),
-        ("#", "", True),
-        ("a.#", "a", True),
-        ("a.#", "a.b.c", True),
-        ("#.c", "a.b.c", True),
-        ("a.#.c", "a.c", True),
-        ("a.#.*", "a", False),
-        ("*.*", "a.", True),
-        ("a.#.b.#.c", "a.x.b.y.z.c", True),
-    ],
-)
-async def test_topics(channel: AbstractChannel, pattern: str, key: str, matches: bool) -> None:
-    """`*` is one word, and `#` any number of words."""
-    exchange = await channel.declare_exchange("exchange", ExchangeType.TOPIC)
-    queue = await declare(channel)
-    await queue.bind(exchange, pattern)
-    await exchange.publish(Message(b""), key, mandatory=False)
-    assert await depth(channel) == matches
-
-
-async def test_direct_and_fanout(channel: AbstractChannel) -> None:
-    """A queue gets a message once, however many bindings match."""
-    queue = await declare(channel)
-    for kind in (ExchangeType.DIRECT, ExchangeType.FANOUT):
-        exchange = await channel.declare_exchange(f"exchange.{kind.value}", kind)
-        await queue.bind(exchange, "one")
-        await queue.bind(exchange, "two")
-    await (await channel.get_exchange("exchange.direct")).publish(Message(b"1"), "two")
-    await (await channel.get_exchange("exchange.direct")).publish(Message(b"-"), "three", mandatory=False)
-    await (await channel.get_exchange("exchange.fanout")).publish(Message(b"2"), "three")
-    assert await depth(channel) == 2
-
-
-@pytest.mark.parametrize(
-    ("arguments", "headers", "matches"),
-    [
-        ({"a": "1", "b": "2"}, {"a": "1", "b": "2", "c": "3"}, True),
-        ({"a": "1", "b": "2"}, {"a": "1"}, False),
-        ({"x-match": "any", "a": "1", "b": "2"}, {"a": "1"}, True),
-        ({"x-match": "any", "a": "1"}, {"a": "2"}, False),
-        ({"x-match": "all", "a": 7}, {"a": 7}, True),
-        ({"x-match": "all", "x-mine": "1"}, {}, True),
-        ({"x-match": "any"}, {"a": "1"}, False),
-    ],
-)
-async def test_headers(
-    channel: AbstractChannel, arguments: dict[str, Any], headers: dict[str, Any], matches: bool
-) -> None:
-    """All or any have to match, and names with `x-` are left out."""
-    exchange = await channel.declare_exchange("exchange", ExchangeType.HEADERS)
-    queue = await declare(channel)
-    await queue.bind(exchange, "", arguments=arguments)
-    await exchange.publish(Message(b"", headers=headers), "", mandatory=False)
-    assert await depth(channel) == matches
-
-
-async def test_exchanges_can_be_bound_to_exchanges(channel: AbstractChannel) -> None:
-    """Cycles are allowed, and a queue that is reached twice gets one message."""
-    first = await channel.declare_exchange("first", ExchangeType.TOPIC)
-    second = await channel.declare_exchange("second", ExchangeType.FANOUT)
-    queue = await declare(channel)
-    await second.bind(first, "a.*")
-    await first.bind(second, "")
-    await queue.bind(first, "#")
-    await queue.bind(second, "")
-    await first.publish(Message(b""), "a.b")
-    assert await depth(channel) == 1
-    await second.unbind(first, "a.*")
-    await queue.unbind(first, "#")
-    with pytest.raises(PublishError):
-        await first.publish(Message(b""), "a.b")
-
-
-async def test_an_alternate_exchange_takes_what_nobody_wants(channel: AbstractChannel) -> None:
-    """A mandatory publish is not returned then."""
-    other = await channel.declare_exchange("other", ExchangeType.FANOUT)
-    exchange = await channel.declare_exchange("exchange", arguments={"alternate-exchange": "other"})
-    with pytest.raises(PublishError):
-        await exchange.publish(Message(b""), "key")
-    await (await declare(channel)).bind(other)
-    await exchange.publish(Message(b""), "key")
-    assert await depth(channel) == 1
-
-
-async def test_cc_and_bcc_are_routing_keys_too(channel: AbstractChannel) -> None:
-    """BCC is removed from the headers."""
-    queues = [await declare(channel, name) for name in ("one", "two", "three")]
-    await put(channel, "", queue="one", headers={"CC": ["two", "one"], "BCC": ["three"]})
-    assert [list((await get(queue)).headers) for queue in queues] == [["CC"]] * 3
 
 
 # ── publishing ───────────────────────────────────────────────────────────────────────────────────

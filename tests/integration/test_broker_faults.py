@@ -7,7 +7,7 @@ from typing import Any
 import aio_pika
 import pytest
 from aio_pika import Message
-from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
+from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import ChannelPreconditionFailed, ConnectionClosed, DeliveryError
 from aiormq.exceptions import ConnectionInternalError, ConnectionNotImplemented
 from pamqp import commands, frame
@@ -15,6 +15,7 @@ from pamqp import commands, frame
 from hybridkit.dev import DevelopmentBroker, QueueState
 from hybridkit.errors import MisuseError, ServerStartError
 from tests.helpers import until
+from tests.helpers.amqp import Inbox
 
 
 @pytest.fixture
@@ -44,25 +45,9 @@ def putting(channel: AbstractChannel, body: str = "") -> asyncio.Task[None]:
     return asyncio.create_task(put(channel, body))
 
 
-class Inbox:
-    """A consumer that settles nothing."""
-
-    def __init__(self) -> None:
-        self.messages: list[AbstractIncomingMessage] = []
-
-    async def take(self, message: AbstractIncomingMessage) -> None:
-        self.messages.append(message)
-
-    @property
-    def bodies(self) -> list[str]:
-        return [message.body.decode() for message in self.messages]
-
-    async def listen(self, channel: AbstractChannel) -> str:
-        return str(await (await channel.get_queue("queue")).consume(self.take))
-
-    async def receives(self, count: int) -> list[AbstractIncomingMessage]:
-        await until(lambda: len(self.messages) >= count)
-        return self.messages
+async def listen(channel: AbstractChannel, inbox: Inbox) -> str:
+    """Consume the queue into the inbox, and return the consumer's tag."""
+    return str(await (await channel.get_queue("queue")).consume(inbox.take))
 
 
 # ── publishers ───────────────────────────────────────────────────────────────────────────────────
@@ -134,7 +119,7 @@ async def test_a_blocked_publisher(broker: DevelopmentBroker, channel: AbstractC
 async def test_duplicated_deliveries(broker: DevelopmentBroker, channel: AbstractChannel) -> None:
     """The message comes under two tags, and both can be settled."""
     inbox = Inbox()
-    await inbox.listen(channel)
+    await listen(channel, inbox)
     broker.faults.duplicate_deliveries(1)
     await put(channel, "1")
     await put(channel, "2")
@@ -148,7 +133,7 @@ async def test_duplicated_deliveries(broker: DevelopmentBroker, channel: Abstrac
 async def test_reordered_deliveries(broker: DevelopmentBroker, channel: AbstractChannel) -> None:
     """The messages are held back until there are enough, and come in reverse order."""
     inbox = Inbox()
-    await inbox.listen(channel)
+    await listen(channel, inbox)
     broker.faults.reorder_deliveries(3)
     for body in "1234":
         await put(channel, body)
@@ -162,7 +147,7 @@ async def test_what_is_held_back_comes_when_the_faults_are_cleared(
 ) -> None:
     """It goes to its consumer, or back to the queue when the consumer has ended."""
     inbox = Inbox()
-    tag = await inbox.listen(channel)
+    tag = await listen(channel, inbox)
     broker.faults.reorder_deliveries(10)
     await put(channel, "1")
     assert inbox.messages == []
@@ -179,7 +164,7 @@ async def test_cancelled_consumers(broker: DevelopmentBroker, channel: AbstractC
     """The queue and the unsettled messages of the consumers stay."""
     amqp: Any = await channel.get_underlay_channel()
     inbox = Inbox()
-    tag = await inbox.listen(channel)
+    tag = await listen(channel, inbox)
     await put(channel)
     await inbox.receives(1)
     assert broker.faults.cancel_consumers("queue") == 1
@@ -196,7 +181,7 @@ async def test_closed_channels(
 ) -> None:
     """They are closed with any code, for one queue or for all."""
     consuming = await connection.channel()
-    await Inbox().listen(consuming)
+    await listen(consuming, Inbox())
     assert broker.faults.close_channels(406, "timed out", queue="queue") == 1
     with pytest.raises(ChannelPreconditionFailed, match="PRECONDITION_FAILED - timed out"):
         await (await consuming.get_underlay_channel()).closing

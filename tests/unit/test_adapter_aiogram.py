@@ -1,9 +1,6 @@
 """No update is lost and none runs twice, seen by a real bot client against a fake Telegram over HTTP."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import pytest
@@ -12,73 +9,14 @@ from aiogram.filters import Command, CommandObject
 from aiogram.fsm.context import FSMContext
 from aiogram.methods import SendMessage
 from aiogram.types import Message, User
-from fakeredis import FakeAsyncRedis, FakeServer
-from pydantic import SecretStr
 from structlog.testing import capture_logs
 
-from hybridkit.adapters._telegram._handling import HANDLER_SECONDS, UpdateRunner
-from hybridkit.adapters._telegram._polling import Polling
-from hybridkit.adapters.aiogram import FAILURE_TEXTS, _connected_bot, _started
+from hybridkit.adapters.aiogram import _connected_bot
 from hybridkit.context import RequestContext, current
 from hybridkit.errors import AccessDeniedError, DeclarationError, UnavailableError
-from hybridkit.idempotency import IdempotencyGuard, RedisDown
-from hybridkit.retry import Retry
-from hybridkit.settings import BotSettings, SecretUrl
-from hybridkit.testing import FakeTelegram, TelegramUser
+from tests.helpers.bots import ADA, BEA, Menu, World, world
 
-ADA = TelegramUser(id=7)
-BEA = TelegramUser(id=8, language_code="ru-RU")
-QUICK = Retry.exponential(first_seconds=0.01, cap_seconds=0.02, attempts=3)
-
-
-class Menu:
-    """Stands for anything that a process provides."""
-
-
-@dataclass
-class World:
-    telegram: FakeTelegram
-    redis: FakeServer = field(default_factory=FakeServer)
-    menu: Menu = field(default_factory=Menu)
-
-    @property
-    def settings(self) -> BotSettings:
-        return BotSettings(
-            service_name="bot",
-            bot_token=SecretStr(self.telegram.token),
-            telegram_api_url=SecretUrl(self.telegram.url),
-            redis_url=SecretUrl("redis://127.0.0.1:1/0"),
-            rabbitmq_url=SecretUrl("amqp://127.0.0.1:1/"),
-        )
-
-    @asynccontextmanager
-    async def polling(
-        self,
-        dispatcher: Dispatcher,
-        *,
-        failure_texts: Mapping[str, str] = FAILURE_TEXTS,
-        handler_seconds: float = HANDLER_SECONDS,
-    ) -> AsyncGenerator[Polling]:
-        async with AsyncExitStack() as stack:
-            redis = await stack.enter_async_context(FakeAsyncRedis(server=self.redis, decode_responses=True))
-            guard = IdempotencyGuard(redis, when_down=RedisDown.EXTERNAL)
-            bot = await stack.enter_async_context(_connected_bot(self.settings))
-            await stack.enter_async_context(_started(dispatcher, bot, {Menu: self.menu, Bot: bot}))
-            updates = UpdateRunner(
-                dispatcher,
-                bot,
-                guard,
-                failure_texts=failure_texts,
-                handler_seconds=handler_seconds,
-                retry=QUICK,
-            )
-            yield await stack.enter_async_context(Polling(bot, updates, redis))
-
-
-@pytest.fixture
-async def world() -> AsyncGenerator[World]:
-    async with FakeTelegram() as telegram:
-        yield World(telegram)
+__all__ = ["world"]
 
 
 @pytest.fixture

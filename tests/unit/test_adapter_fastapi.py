@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-import httpx
 import pytest
 from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Request
 from fastapi.responses import StreamingResponse
@@ -20,24 +19,13 @@ from hybridkit.adapters.fastapi import api_lifespan, create_app
 from hybridkit.context import bind, current
 from hybridkit.errors import MisuseError, RateLimitedError, UnavailableError, UniqueViolationError
 from hybridkit.observability import Tracing
-from hybridkit.settings import SecretUrl, ServiceSettings
-
-
-class Settings(ServiceSettings):
-    service_name: str = "test_service"
+from hybridkit.settings import SecretUrl
+from tests.helpers.apis import Settings, serving
 
 
 class Order(BaseModel):
     amount: int
     note: str = ""
-
-
-@asynccontextmanager
-async def serving(app: FastAPI) -> AsyncGenerator[httpx.AsyncClient]:
-    async with app.router.lifespan_context(app):
-        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            yield client
 
 
 @pytest.fixture

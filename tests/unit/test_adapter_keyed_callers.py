@@ -1,11 +1,9 @@
 """Whose a keyed write is, and which request: nobody else is given its answer, and no other request of the caller's."""
 
-from collections.abc import AsyncGenerator, Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import Annotated, Any
 
-import httpx
 import pytest
 from fakeredis import FakeAsyncRedis
 from fastapi import APIRouter, Cookie, Depends, FastAPI, Header, HTTPException, Response
@@ -22,16 +20,10 @@ from starlette.routing import Route
 
 from hybridkit.adapters.fastapi import create_app
 from hybridkit.context import bind, current
-from hybridkit.settings import ServiceSettings
-
-type Api = Callable[[FastAPI], AbstractAsyncContextManager[httpx.AsyncClient]]
+from tests.helpers.apis import Api, Settings, key, problem
 
 ANN = {"authorization": "Bearer ann"}
 BEA = {"authorization": "Bearer bea"}
-
-
-class Settings(ServiceSettings):
-    service_name: str = "test_service"
 
 
 @pytest.fixture
@@ -43,14 +35,6 @@ def done() -> list[Any]:
 @pytest.fixture
 def app() -> FastAPI:
     return create_app(Settings, title="Test")
-
-
-def key(name: str) -> dict[str, str]:
-    return {"idempotency-key": name}
-
-
-def problem(answer: httpx.Response) -> tuple[int, str]:
-    return answer.status_code, answer.json()["code"]
 
 
 # ── whose answer it is ───────────────────────────────────────────────────────────────────────────

@@ -1,11 +1,9 @@
 """Who calls and what is asked for, as far as a route declares it and middleware has found it out."""
 
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from typing import Annotated, Any
 from uuid import NAMESPACE_DNS, uuid5
 
-import httpx
 import pytest
 from fastapi import APIRouter, Cookie, Depends, FastAPI, Header, Response, Security
 from fastapi.security import APIKeyHeader, APIKeyQuery
@@ -15,13 +13,7 @@ from starlette.requests import Request
 from starlette.routing import Route
 
 from hybridkit.adapters.fastapi import create_app
-from hybridkit.settings import ServiceSettings
-
-type Api = Callable[[FastAPI], AbstractAsyncContextManager[httpx.AsyncClient]]
-
-
-class Settings(ServiceSettings):
-    service_name: str = "test_service"
+from tests.helpers.apis import Api, Settings, key, problem
 
 
 @pytest.fixture
@@ -33,14 +25,6 @@ def done() -> list[Any]:
 @pytest.fixture
 def app() -> FastAPI:
     return create_app(Settings, title="Test")
-
-
-def key(name: str) -> dict[str, str]:
-    return {"idempotency-key": name}
-
-
-def problem(answer: httpx.Response) -> tuple[int, str]:
-    return answer.status_code, answer.json()["code"]
 
 
 async def test_whatever_header_or_parameter_a_scheme_names_parts_keys(

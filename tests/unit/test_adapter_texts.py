@@ -7,11 +7,7 @@ import pytest
 from fastapi import APIRouter, Depends, FastAPI, Request
 
 from hybridkit.adapters.fastapi import create_app
-from hybridkit.settings import ServiceSettings
-
-
-class Settings(ServiceSettings):
-    service_name: str = "test_service"
+from tests.helpers.apis import Settings
 
 
 @pytest.fixture

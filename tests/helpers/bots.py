@@ -1,0 +1,112 @@
+"""A bot on a fake Telegram and a fake Redis."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Generator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from aiogram import Bot, Dispatcher, F
+from aiogram.types import Message
+from fakeredis import FakeAsyncRedis, FakeServer
+from pydantic import SecretStr
+from structlog.testing import capture_logs
+
+from hybridkit.adapters._telegram._handling import HANDLER_SECONDS, UpdateRunner
+from hybridkit.adapters._telegram._polling import Polling
+from hybridkit.adapters.aiogram import FAILURE_TEXTS, _connected_bot, _started
+from hybridkit.idempotency import IdempotencyGuard, RedisDown
+from hybridkit.retry import Retry
+from hybridkit.settings import BotSettings, SecretUrl
+from hybridkit.testing import FakeTelegram, TelegramUser
+
+ADA = TelegramUser(id=7)
+BEA = TelegramUser(id=8, language_code="ru-RU")
+QUICK = Retry.exponential(first_seconds=0.01, cap_seconds=0.02, attempts=3)
+
+
+class Menu:
+    """Stands for anything that a process provides."""
+
+
+@dataclass
+class World:
+    telegram: FakeTelegram
+    redis: FakeServer = field(default_factory=FakeServer)
+    menu: Menu = field(default_factory=Menu)
+
+    @property
+    def settings(self) -> BotSettings:
+        return BotSettings(
+            service_name="bot",
+            bot_token=SecretStr(self.telegram.token),
+            telegram_api_url=SecretUrl(self.telegram.url),
+            redis_url=SecretUrl("redis://127.0.0.1:1/0"),
+            rabbitmq_url=SecretUrl("amqp://127.0.0.1:1/"),
+        )
+
+    @asynccontextmanager
+    async def polling(
+        self,
+        dispatcher: Dispatcher,
+        *,
+        failure_texts: Mapping[str, str] = FAILURE_TEXTS,
+        handler_seconds: float = HANDLER_SECONDS,
+    ) -> AsyncGenerator[Polling]:
+        async with AsyncExitStack() as stack:
+            redis = await stack.enter_async_context(FakeAsyncRedis(server=self.redis, decode_responses=True))
+            guard = IdempotencyGuard(redis, when_down=RedisDown.EXTERNAL)
+            bot = await stack.enter_async_context(_connected_bot(self.settings))
+            await stack.enter_async_context(_started(dispatcher, bot, {Menu: self.menu, Bot: bot}))
+            updates = UpdateRunner(
+                dispatcher,
+                bot,
+                guard,
+                failure_texts=failure_texts,
+                handler_seconds=handler_seconds,
+                retry=QUICK,
+            )
+            yield await stack.enter_async_context(Polling(bot, updates, redis))
+
+
+@pytest.fixture
+async def world() -> AsyncGenerator[World]:
+    async with FakeTelegram() as telegram:
+        yield World(telegram)
+
+
+def texts(telegram: FakeTelegram) -> list[str]:
+    return [message.text for message in telegram.messages]
+
+
+def crowd(telegram: FakeTelegram, count: int, text: str = "hello") -> None:
+    for number in range(count):
+        telegram.push_text(text, from_user=TelegramUser(id=100 + number))
+
+
+@pytest.fixture
+def lines() -> Generator[list[Any]]:
+    """What is logged; also spares the time for drawing each stack."""
+    with capture_logs() as found:
+        yield found
+
+
+@pytest.fixture
+def dispatcher() -> Dispatcher:
+    """Echoes, after it has waited for the event `release` where the text says so; counts what it got as `seen`."""
+    made = Dispatcher()
+    made["release"], made["seen"] = asyncio.Event(), []
+
+    @made.message(F.text.startswith("wait"))
+    async def wait(message: Message, release: asyncio.Event, seen: list[str]) -> None:
+        seen.append(f"{message.text}")
+        await release.wait()
+        await message.answer(f"{message.text}")
+
+    @made.message(F.text)
+    async def echo(message: Message, seen: list[str]) -> None:
+        seen.append(f"{message.text}")
+        await message.answer(f"{message.text}")
+
+    return made
