@@ -207,7 +207,7 @@ async def _measure() -> list[Result]:
 
 
 async def _coalesced(url: str) -> Result:
-    """A hundred gets of one request, put together and one by one."""
+    """Get a hundred records in one request, put together and one by one."""
     async with (
         PostgresDataClient(url, service="benchmark", coalesce=True) as together,
         PostgresDataClient(url, service="benchmark") as apart,

@@ -180,7 +180,7 @@ class _Side:
         self._process = process
 
     def cpu_seconds(self) -> float:
-        """What its process has used so far; a thread of it answers, so that no request is in the way."""
+        """Return what the process has used so far; a thread answers, so that no request is in the way."""
         assert self._process.stdin
         assert self._process.stderr
         self._process.stdin.write("\n")
@@ -317,7 +317,7 @@ def _real(server: Server) -> Server:
 
 
 def main() -> None:
-    """The command line of a side."""
+    """Read the command line of a side."""
     parser = argparse.ArgumentParser()
     parser.add_argument("side", choices=("ours", "peer"))
     chosen = parser.parse_args()

@@ -43,7 +43,7 @@ async def publish_many(url: str, count: int) -> Sample:
 
 
 async def consume(url: str, count: int, *, guard: IdempotencyGuard | None = None) -> Sample:
-    """A typed handler, and an acknowledgement for each."""
+    """Consume with a typed handler, and an acknowledgement for each event."""
     consumer, tally = RobustConsumer(CONSUMER, concurrency=CONCURRENCY), Tally(count)
 
     @consumer.on(UserCreated)
@@ -62,7 +62,7 @@ async def consume(url: str, count: int, *, guard: IdempotencyGuard | None = None
 
 
 async def consume_guarded(url: str, count: int) -> Sample:
-    """The same, and each event once."""
+    """Consume the same way, and each event once."""
     async with connect_redis(os.environ["BENCHMARK_REDIS_URL"], timeout_seconds=5) as redis:
         return await consume(url, count, guard=IdempotencyGuard(redis, timeout_seconds=5))
 
@@ -110,7 +110,7 @@ async def flat(url: str, count: int) -> Sample:
 
 
 def resident_mib() -> float:
-    """The memory of this process now; its peak where the system doesn't tell (macOS)."""
+    """Return the memory of this process now; its peak where the system doesn't tell (macOS)."""
     statm = Path("/proc/self/statm")
     if statm.exists():
         return int(statm.read_text().split()[1]) * resource.getpagesize() / 2**20

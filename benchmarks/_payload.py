@@ -70,7 +70,7 @@ def make_event() -> UserCreated:
 
 
 def make_plain_event() -> PlainEvent:
-    """The same for a peer."""
+    """Make the same event for a peer."""
     data = PlainData(
         user_id=new_id(), email="user@example.com", registration_source="web", biography=BIOGRAPHY
     )
@@ -78,7 +78,7 @@ def make_plain_event() -> PlainEvent:
 
 
 def wrap_plain(event: PlainEvent, request_id: str) -> PlainEnvelope:
-    """The peer's envelope."""
+    """Make the peer's envelope."""
     event_id, timestamp, data = event
     return PlainEnvelope(
         event_type=EVENT_TYPE,
@@ -92,12 +92,12 @@ def wrap_plain(event: PlainEvent, request_id: str) -> PlainEnvelope:
 
 
 def plain_headers(event: PlainEvent, request_id: str) -> dict[str, str]:
-    """The headers that ours have as well."""
+    """Return the headers that our messages have as well."""
     return {"hk_event_id": str(event[0]), "x-request-id": request_id}
 
 
 def make_bodies(count: int) -> Sequence[bytes]:
-    """Encoded envelopes for a consumer to read."""
+    """Encode envelopes for a consumer to read."""
     return [EventEnvelope.wrap(make_event(), service=SERVICE).encode() for _ in range(count)]
 
 

@@ -22,7 +22,7 @@ type Publish = Callable[[PlainEvent], Awaitable[None]]
 
 @asynccontextmanager
 async def publisher(url: str) -> AsyncGenerator[Publish]:
-    """A function that publishes one event and waits for its confirm."""
+    """Return a function that publishes one event and waits for its confirm."""
     request_id = str(new_id())
     async with channel_of(url, publisher_confirms=True, on_return_raises=True) as channel:
         exchange = await channel.get_exchange(EXCHANGE, ensure=False)

@@ -51,7 +51,7 @@ async def publish_in_flight(url: str, count: int) -> Sample:
 
 
 async def consume(url: str, count: int, *, redis: Redis | None = None) -> Sample:
-    """A typed handler, and an acknowledgement for each."""
+    """Consume with a typed handler, and an acknowledgement for each event."""
     tally = Tally(count)
     broker = RabbitBroker(url, logger=None, default_channel=Channel(prefetch_count=PREFETCH))
     queue = RabbitQueue(PEER_QUEUE, queue_type=QueueType.QUORUM, durable=True)
@@ -73,7 +73,7 @@ async def consume(url: str, count: int, *, redis: Redis | None = None) -> Sample
 
 
 async def consume_guarded(url: str, count: int) -> Sample:
-    """The same, and each event once."""
+    """Consume the same way, and each event once."""
     async with connect_redis(os.environ["BENCHMARK_REDIS_URL"], timeout_seconds=5) as redis:
         return await consume(url, count, redis=redis)
 

@@ -49,7 +49,7 @@ def cpu_microseconds(*operations: Callable[[], object], rounds: int = 15, repeat
 
 
 def main(description: str, measure: Callable[[], Iterable[Result]]) -> None:
-    """The command line of a benchmark without options of its own."""
+    """Read the command line of a benchmark without options of its own."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     as_json = parser.parse_args().json

@@ -25,7 +25,7 @@ type Scenario = Callable[[str, int], Awaitable[Sample]]
 
 
 def run(scenarios: Mapping[str, Scenario]) -> None:
-    """The command line of a side."""
+    """Read the command line of a side."""
     parser = argparse.ArgumentParser()
     parser.add_argument("scenario", choices=sorted(scenarios))
     parser.add_argument("url")
@@ -39,7 +39,7 @@ def run(scenarios: Mapping[str, Scenario]) -> None:
 
 
 async def timed[T](publish: Callable[[Sequence[T]], Awaitable[object]], items: Sequence[T]) -> Sample:
-    """The cost of publishing all but the first fifth, which warms up."""
+    """Measure the cost of publishing all but the first fifth, which warms up."""
     warm = len(items) // 5
     await publish(items[:warm])
     stopwatch = Stopwatch()
@@ -92,7 +92,7 @@ class Tally:
 
 @asynccontextmanager
 async def channel_of(url: str, **options: Any) -> AsyncGenerator[AbstractChannel]:
-    """A plain channel, for setting up and cleaning up."""
+    """Open a plain channel, for setting up and cleaning up."""
     async with await aio_pika.connect(url) as connection:
         yield await connection.channel(**options)
 

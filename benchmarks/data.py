@@ -17,7 +17,7 @@ PARTS: Final = ("client", "server", "writes")
 
 
 def main() -> None:
-    """The command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         prog="benchmarks.data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def _measure(part: str) -> Iterable[Result]:
-    """The part's results; its module is imported only now, as each part needs libraries of its own."""
+    """Run a part; its module is imported only now, as each part needs libraries of its own."""
     try:
         module = importlib.import_module(f"benchmarks._data_{part}")
     except ImportError as error:

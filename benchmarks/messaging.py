@@ -42,7 +42,7 @@ type Compared = Mapping[str, Sample]
 
 
 def main() -> None:
-    """The command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         prog="benchmarks.messaging",
         description=__doc__,
@@ -134,7 +134,7 @@ class Bench:
         yield _limit("consume", medians, microseconds=64.0)
 
     def consume_guarded(self) -> Iterator[Result]:
-        """The same with the idempotency guard; FastStream's handler does SET NX and SET by hand."""
+        """Consume with the idempotency guard; FastStream's handler does SET NX and SET by hand."""
         os.environ["BENCHMARK_REDIS_URL"] = _real(self._servers.start("redis")).url
         sides = {
             "ours": self._side(OURS, "consume_guarded"),
@@ -163,7 +163,7 @@ class Bench:
         return partial(_run_side, module, scenario, self._url, count)
 
     def _compare(self, name: str, sides: Mapping[str, Side]) -> Compared:
-        """The median of each side's figures; the sides take turns."""
+        """Return the median of each side's figures; the sides take turns."""
         samples: dict[str, list[Sample]] = {side: [] for side in sides}
         for number in range(self._rounds):
             for side, measure in sides.items():
@@ -177,7 +177,7 @@ class Bench:
         return {side: _median(of_side) for side, of_side in samples.items()}
 
     def _set_up(self) -> None:
-        """An empty queue for what is published; none of a consumer's."""
+        """Declare an empty queue for published events; no consumer has it."""
         asyncio.run(_delete_queues(self._url))
         asyncio.run(_declare_sink(self._url))
 

@@ -17,7 +17,7 @@ NOT_RUN = 75
 
 
 def audit(*options: str) -> list[dict[str, Any]] | None:
-    """The dependencies with their advisories, or None when no service answered."""
+    """Return the dependencies with their advisories, or None when no service answered."""
     command = [str(Path(sys.executable).with_name("pip-audit")), "--format=json", "--progress-spinner=off"]
     done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
     try:

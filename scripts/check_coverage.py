@@ -32,7 +32,7 @@ CRITICAL = [
 
 
 def measured() -> dict[str, Any]:
-    """What coverage knows about each file, by its path from the repository's root."""
+    """Return what coverage knows about each file, by its path from the repository's root."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "coverage.json")
         command = [sys.executable, "-m", "coverage", "json", "-q", "--fail-under=0", "-o", str(report)]

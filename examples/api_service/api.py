@@ -21,5 +21,5 @@ async def register(body: NewUser, postgres: Postgres) -> User:
 
 @users.get("/{user_id}")
 async def read_user(user_id: UUID, postgres: Postgres) -> User:
-    """The user with that id."""
+    """Return the user of an id."""
     return await application.find_user(postgres, user_id)

@@ -19,5 +19,5 @@ async def register(postgres: PostgresDataClient, new_user: NewUser) -> User:
 
 
 async def find_user(postgres: PostgresDataClient, user_id: UUID) -> User:
-    """The user with that id."""
+    """Return the user of an id."""
     return await postgres.get(USERS, user_id)

@@ -21,7 +21,7 @@ _STRANGER = {
 
 
 def language_of(code: str | None) -> Language:
-    """The closest language to a Telegram client's IETF tag: `ru-RU` is Russian, anything unknown English."""
+    """Choose the closest language to a Telegram client's IETF tag: `ru-RU` is Russian, anything unknown English."""
     return "ru" if (code or "").lower().partition("-")[0] == "ru" else "en"
 
 
@@ -31,5 +31,5 @@ def welcome(name: str, language: Language) -> str:
 
 
 def greeting(name: str, language: Language, *, is_registered: bool) -> str:
-    """The answer to /start."""
+    """Write the answer to /start."""
     return (_KNOWN if is_registered else _STRANGER)[language].format(name=name)

@@ -40,7 +40,7 @@ class Report:
         say(f"  {'PASS' if passed else 'FAIL'}  {name}{f'  ({detail})' if detail else ''}")
 
     def to_json(self) -> str:
-        """The report for programs."""
+        """Write the report for programs."""
         return json.dumps({"passed": self.passed, **asdict(self)}, ensure_ascii=False, indent=2)
 
     def __str__(self) -> str:

@@ -78,19 +78,19 @@ class World:
         return await self.api.post("/users", json=body, headers=self.headers)
 
     async def told(self) -> list[str]:
-        """What the bot has told this person so far."""
+        """Return what the bot has told this person so far."""
         state = (await self.telegram.get("/state")).json()["result"]
         return [sent["text"] for sent in state["messages"] if sent["chat_id"] == self.person.telegram_id]
 
     async def write_to_bot(self, text: str) -> int:
-        """This person writes to the bot; the id of the update."""
+        """Send the bot a text of this person, and return the id of the update."""
         sender = {"id": self.person.telegram_id, "first_name": "Ada", "language_code": "ru-RU"}
         answer = await self.telegram.post("/updates", json={"text": text, "from_user": sender})
         update_id: int = answer.json()["result"]["update_id"]
         return update_id
 
     async def skipped(self, service: str, metric: str) -> float:
-        """A counter of duplicates in that service's metrics."""
+        """Read a counter of duplicates in the metrics of a service."""
         async with httpx.AsyncClient() as client:
             lines = (await client.get(f"{self.stack.url(service)}/metrics")).text.splitlines()
         counted = [line for line in lines if line.startswith(metric) and 'outcome="duplicate"' in line]

@@ -61,7 +61,7 @@ class Stack:
         return f"Stack({self.ports})"
 
     def url(self, name: str) -> str:
-        """The base URL of that process."""
+        """Return the base URL of a process."""
         return f"http://{LOOPBACK}:{self.ports[name]}"
 
     async def start(self, supervisor: Supervisor) -> None:
@@ -113,7 +113,7 @@ class Stack:
                 return {**shared, **users}
 
     def _keys(self, name: str) -> dict[str, str]:
-        """A data service knows the keys of its callers, a caller only its own."""
+        """Give a data service the keys of its callers, and a caller its own."""
         if name in DATA_SERVICES:
             return {"SERVICE_TOKEN_KEYS": json.dumps(self.keys)}
         return {"SERVICE_TOKEN_KEY": self.keys[name]}
@@ -124,7 +124,7 @@ class Stack:
 
 
 def _choose_ports() -> dict[str, int]:
-    """The documented ports where they are free, any others where they are not."""
+    """Choose the documented ports where they are free, and any others where they are not."""
     return {name: port if _is_free(port) else free_port() for name, port in _PREFERRED_PORTS.items()}
 
 
