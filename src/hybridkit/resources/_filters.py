@@ -253,7 +253,7 @@ def operand_type(annotation: Any) -> Any:
     if kinds and kinds <= {int, float, Decimal}:
         return Annotated[Any, PlainValidator(_number)]
     exact = [AfterValidator(in_utc) if _truncates(each) else each for each in metadata]
-    return _annotated(plain, exact)
+    return Annotated[plain, *exact] if exact else plain
 
 
 def _unwrapped(annotation: Any) -> tuple[Any, Sequence[Any]]:
@@ -267,10 +267,6 @@ def _unwrapped(annotation: Any) -> tuple[Any, Sequence[Any]]:
             metadata = (*outer, *metadata)
         else:
             return annotation, metadata
-
-
-def _annotated(plain: Any, metadata: Sequence[Any]) -> Any:
-    return Annotated[plain, *metadata] if metadata else plain
 
 
 def _truncates(annotation: object) -> bool:

@@ -65,13 +65,9 @@ def _check(resource: AnyResource, function: Function) -> None:
         raise InvalidQueryError(f"{function.field} is no number", pointer="/functions")
 
 
-def _average(found: Sequence[Any]) -> Any:
-    return sum(found) / len(found)
-
-
 _FUNCTIONS: Final[Mapping[str, Callable[[Sequence[Any]], Any]]] = {
     "sum": sum,
-    "avg": _average,
+    "avg": lambda found: sum(found) / len(found),
     "min": lambda found: min(found, key=cmp_to_key(compared)),
     "max": lambda found: max(found, key=cmp_to_key(compared)),
 }

@@ -149,7 +149,8 @@ class MemoryStore:
     async def write(self, write: Write) -> Outcome:
         """Do all operations of the write or none, once per caller and key; a service's own call gets this store."""
         current().check_deadline()
-        self._check_capability(write)
+        if not self._has_transactions and (write.dry_run or len(write.operations) > 1):
+            raise TransactionsUnavailableError("this data service writes one record at a time")
         if write.dry_run:
             return await self._write(write)
 
@@ -212,10 +213,6 @@ class MemoryStore:
                 return await work(self)
         except TimeoutError:
             raise DeadlinePassedError("stopped at the deadline; nothing was changed") from None
-
-    def _check_capability(self, write: Write) -> None:
-        if not self._has_transactions and (write.dry_run or len(write.operations) > 1):
-            raise TransactionsUnavailableError("this data service writes one record at a time")
 
     # ── keeping ──────────────────────────────────────────────────────────────────────────────────
 

@@ -71,6 +71,7 @@ class DocumentWriter:
 
     async def write(self, write: Write) -> Outcome:
         """Do the write, once per caller and key; again, for two seconds, where another write of the document won."""
+        # Before anything is written: after a crash a retry finds out which request the key belongs to.
         known = await self._keys.claim(write)
         try:
             if write.operations:
@@ -96,6 +97,7 @@ class DocumentWriter:
                 return outcome
             if time.monotonic() >= give_up_at:
                 raise ConflictError("other writes of this record won each time", retry_after_seconds=0.1)
+            # The write that won may have been one with this key, whose outcome has moved to the claims since.
             known = await self._keys.look_up(write)
             await asyncio.sleep(CONFLICT_PAUSE_SECONDS * random.random())  # noqa: S311 # nosec B311 - spreads load
 
@@ -128,6 +130,7 @@ class DocumentWriter:
         before: StoredDocument = bookkeeping(stored) if stored else {}
         entries: list[StoredDocument] = [*before.get("keys", ()), entry_for(write, result)]
         leaving, staying = entries[:-EMBEDDED_KEYS], entries[-EMBEDDED_KEYS:]
+        # To the claims first: after a crash in between an outcome is there twice, and never lost.
         await self._keys.take_over(leaving)
         hidden = with_events(replacement.document[HIDDEN], before.get(EVENTS, ()), await self._events(write))
         return {**replacement.document, HIDDEN: {**hidden, "keys": staying}}

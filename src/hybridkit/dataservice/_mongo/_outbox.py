@@ -89,7 +89,7 @@ class MongoOutbox:
             )
         there = {lease["_id"] for lease in await self._leases.find({}, {"_id": 1}).to_list()}
         for partition in range(PARTITIONS):
-            if (name := _lease_name(partition)) not in there:
+            if (name := f"partition.{partition:02}") not in there:
                 await _insert(
                     self._leases,
                     {"_id": name, "partition": partition, "owner": None, "fence": 0, "expires_at": now()},
@@ -291,10 +291,6 @@ def _of(partitions: Collection[int]) -> StoredDocument:
 def _chosen(event_type: str | None, event_ids: Collection[UUID]) -> StoredDocument:
     chosen: StoredDocument = {} if event_type is None else {"event_type": event_type}
     return chosen | ({"_id": {"$in": [str(event_id) for event_id in event_ids]}} if event_ids else {})
-
-
-def _lease_name(partition: int) -> str:
-    return f"partition.{partition:02}"
 
 
 def _waiting(row: Mapping[str, Any]) -> WaitingRow:

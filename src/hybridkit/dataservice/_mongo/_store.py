@@ -20,7 +20,7 @@ from hybridkit.dataservice._mongo._keys import KEYS_COLLECTION, Keys
 from hybridkit.dataservice._mongo._outbox import MongoOutbox
 from hybridkit.dataservice._mongo._reader import MongoReader
 from hybridkit.dataservice._mongo._replacements import GONE
-from hybridkit.dataservice._mongo._transaction_writer import LANES_COLLECTION
+from hybridkit.dataservice._mongo._transaction_writer import ORDERING_KEYS_COLLECTION
 from hybridkit.dataservice._mongo._writer import MongoWriter
 from hybridkit.dataservice._store._keys import DERIVED_RETENTION
 from hybridkit.dataservice._store._operations import Outcome, Write
@@ -109,7 +109,7 @@ class MongoStore(MongoReader):
                 ids = [tombstone["_id"] for tombstone in found]
                 if ids:
                     deleted += (await documents.delete_many({"_id": {"$in": ids}, **old})).deleted_count
-            await self._database[LANES_COLLECTION].delete_many({"expires_at": {"$lt": now()}})
+            await self._database[ORDERING_KEYS_COLLECTION].delete_many({"expires_at": {"$lt": now()}})
             return deleted + await self._keys.clean() + await self.outbox.clean()
 
 
@@ -126,7 +126,7 @@ async def _prepare(
             await database[collection.name].create_indexes(
                 [deleted, *(index.model() for index in collection.indexes)]
             )
-        await database[LANES_COLLECTION].create_indexes(
+        await database[ORDERING_KEYS_COLLECTION].create_indexes(
             [IndexModel([("expires_at", ASCENDING)], name="expiring")]
         )
         await SequenceNumbers(database).prepare()

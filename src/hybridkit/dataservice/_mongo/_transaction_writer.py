@@ -46,8 +46,8 @@ from hybridkit.dataservice._store._operations import (
 from hybridkit.dataservice._store._refusals import requirement_failed
 from hybridkit.errors import InvalidRequestError
 
-LANES_COLLECTION: Final = "hk_lanes"
-LANES_EXPIRE: Final = timedelta(days=1)
+ORDERING_KEYS_COLLECTION: Final = "hk_lanes"
+ORDERING_KEYS_EXPIRE: Final = timedelta(days=1)
 
 
 class _DoneWithoutError(Exception):
@@ -136,9 +136,8 @@ class TransactionWriter:
         except InvalidRequestError:
             await check_requirement(operation, stored, documents, session)
             raise
-        if (
-            replacement.only_looks and stored is not None
-        ):  # a write, so that nobody else can write it before the commit
+        if replacement.only_looks and stored is not None:
+            # A write, so that no other transaction can write the document before this one commits.
             await documents.update_one(
                 {"_id": stored["_id"]}, {"$set": {f"{HIDDEN}.asserted": ObjectId()}}, session=session
             )
@@ -184,10 +183,11 @@ class TransactionWriter:
         emissions = (*write.emit, *(answer.emit if answer else ()))
         if not emissions:
             return
-        lanes = self._database[LANES_COLLECTION]
-        for lane in sorted({emission.key for emission in emissions if emission.key is not None}):
-            held = {"$set": {"expires_at": now() + LANES_EXPIRE}, "$inc": {"events": 1}}
-            await lanes.update_one({"_id": lane}, held, upsert=True, session=session)
+        ordering_keys = self._database[ORDERING_KEYS_COLLECTION]
+        # In one order, so that two transactions with the same keys don't wait for each other.
+        for key in sorted({emission.key for emission in emissions if emission.key is not None}):
+            counted = {"$set": {"expires_at": now() + ORDERING_KEYS_EXPIRE}, "$inc": {"events": 1}}
+            await ordering_keys.update_one({"_id": key}, counted, upsert=True, session=session)
         rows = event_rows(emissions, service=write.caller, first=await self._numbers.take(len(emissions)))
         outbox = self._database[OUTBOX_COLLECTION]
         there = await outbox.find(

@@ -38,7 +38,7 @@ CODEC: Final[CodecOptions[dict[str, Any]]] = CodecOptions(
     unicode_decode_error_handler="replace",
     datetime_conversion=DatetimeConversion.DATETIME_AUTO,
 )
-"""How documents are read and written."""
+"""The options with which documents are read and written."""
 
 _REFERENCE: Final = ("$ref", "$id", "$db")
 """The members by which drivers take an object for a reference (DBRef), in the order in which they give it back."""

@@ -16,10 +16,10 @@ __all__ = ["KeysConformance"]
 
 @pytest.mark.asyncio
 class KeysConformance:
-    """One effect per key."""
+    """Tests that a key has one effect."""
 
     async def test_twenty_at_once_create_one_record(self, service: ServiceUnderTest) -> None:
-        """One creates, nineteen get its answer; who finds the key in use comes again, as a client does."""
+        """One creates, nineteen get its answer; a call that finds the key in use comes again, as a client does."""
 
         async def create() -> tuple[int, str | None, Any]:
             while True:
@@ -38,7 +38,7 @@ class KeysConformance:
         assert len(await service.find()) == 1
 
     async def test_a_replay_is_the_answer_of_then(self, service: ServiceUnderTest) -> None:
-        """With its status, its tag and its place, whatever has happened since."""
+        """It has the status, the ETag and the location of then, whatever has happened since."""
         made = await service.write("POST", THINGS.path, {"tag": service.tag}, key=service.tag)
         await service.write("PATCH", made.headers["location"], {"rank": 5})
         again = await service.write("POST", THINGS.path, {"tag": service.tag}, key=service.tag)
@@ -61,6 +61,7 @@ class KeysConformance:
         assert (await service.get(path)).status == 200
 
     async def test_every_kind_of_write_is_replayed(self, service: ServiceUnderTest) -> None:
+        """Status and body are those of the first call, also after a delete, a batch and a transaction."""
         thing = await service.thing()
         await service.write("POST", PLACES.path, {"id": service.tag, "title": "x"})
         await service.write("DELETE", path_of(PLACES, service.tag))
@@ -118,6 +119,7 @@ class KeysConformance:
         assert (again.status, again.headers["idempotency-reread"]) == (204, "true")
 
     async def test_a_key_belongs_to_one_request(self, service: ServiceUnderTest) -> None:
+        """Another body, method or path under it is refused; only blanks may differ."""
         made = await service.write("POST", THINGS.path, {"tag": service.tag}, key=service.tag)
         path = made.headers["location"]
         for method, target, body in (
@@ -131,6 +133,7 @@ class KeysConformance:
         assert (await service.write("POST", THINGS.path, shuffled, key=service.tag)).status == 201
 
     async def test_keys_are_each_caller_s_own(self, service: ServiceUnderTest) -> None:
+        """Two services with the same key and body create two records."""
         first = await service.write("POST", THINGS.path, {"tag": service.tag}, key=service.tag)
         second = await service.write(
             "POST", THINGS.path, {"tag": service.tag}, key=service.tag, x_service_name="another_caller"
@@ -139,7 +142,7 @@ class KeysConformance:
         assert first.json()["id"] != second.json()["id"]
 
     async def test_a_refusal_is_not_remembered(self, service: ServiceUnderTest) -> None:
-        """The world may have changed: the same key tries again."""
+        """The same key tries again, as the world may have changed."""
         path = path_of(THINGS, fresh_id())
         refused = await service.write("PATCH", path, {"rank": 1}, key=service.tag)
         await service.write("PUT", path, {"tag": service.tag})
@@ -147,6 +150,7 @@ class KeysConformance:
         assert (refused.problem, again.status) == ((404, "NOT_FOUND"), 200)
 
     async def test_every_write_needs_a_key(self, service: ServiceUnderTest) -> None:
+        """Without a key nothing is done, whatever the route."""
         record = await service.thing()
         path = path_of(THINGS, record["id"])
         writes: list[tuple[str, str, object]] = [
@@ -165,12 +169,14 @@ class KeysConformance:
 
     @pytest.mark.parametrize("key", ['""', "x" * 256, '"' + "x" * 256 + '"', "\u00fc"])
     async def test_a_key_is_short_and_printable(self, service: ServiceUnderTest, key: str) -> None:
+        """An empty key, one of over 255 characters and one beyond ASCII are refused."""
         answer = await service.ask(
             "POST", THINGS.path, {"tag": service.tag}, headers={"idempotency-key": key}
         )
         assert answer.problem == (422, "VALIDATION")
 
     async def test_a_key_may_come_bare(self, service: ServiceUnderTest) -> None:
+        """A key is the same with and without the quotation marks of a structured field."""
         quoted = await service.write("POST", THINGS.path, {"tag": service.tag}, key=service.tag)
         bare = await service.ask(
             "POST", THINGS.path, {"tag": service.tag}, headers={"idempotency-key": service.tag}
