@@ -17,6 +17,7 @@ from hybridkit.dataservice import DocumentCollection, DocumentIndex, create_data
 from hybridkit.dev import Server
 from hybridkit.resources import Record, Resource
 from hybridkit.settings import MongoSettings, SecretUrl
+from tests.helpers import until
 
 
 class NewNote(BaseModel):
@@ -85,6 +86,7 @@ async def test_a_frozen_database_ends_calls_at_their_deadline_and_loses_nothing(
 
 @pytest.mark.real_server
 async def test_a_killed_database_is_unavailable_until_it_is_back(own_mongo_server: Server) -> None:
+    """The refused write is repeated under its key and done once."""
     async with running(own_mongo_server.url + "notes") as http:
         assert (await write(http, "before")).status_code == 201
         own_mongo_server.kill()
@@ -147,9 +149,12 @@ class Writers:
     async def until_more(self, notes: int = 10) -> None:
         """So many more have been written."""
         goal = len(self.written) + notes
-        async with asyncio.timeout(200):
-            while len(self.written) < goal:  # noqa: ASYNC110 - the writers are tasks of their own
-                await asyncio.sleep(0.02)
+        await until(lambda: len(self.written) >= goal, seconds=200)
+
+    async def until_refused(self) -> None:
+        """One more write has been refused."""
+        goal = self.codes.total() + 1
+        await until(lambda: self.codes.total() >= goal, seconds=200)
 
 
 @pytest.mark.real_server
@@ -165,19 +170,17 @@ async def test_nothing_is_lost_or_written_twice_while_the_database_comes_and_goe
                 group.create_task(writers.work(name))
             await writers.until_more()
             own_mongo_server.freeze()
-            await asyncio.sleep(1.5)  # longer than a call may take
+            await writers.until_refused()
             own_mongo_server.resume()
             await writers.until_more()
             for _ in range(2):
                 own_mongo_server.kill()
-                await asyncio.sleep(0.3)
+                await writers.until_refused()
                 await asyncio.to_thread(own_mongo_server.restart)
                 await writers.until_more()
             writers.stopping.set()
         stored = await _every_note(http)
-        async with asyncio.timeout(200):
-            while len(broker.event_ids) < len(stored):  # noqa: ASYNC110 - the relay is a task of the service's
-                await asyncio.sleep(0.05)
+        await until(lambda: len(broker.event_ids) >= len(stored), seconds=200)
     assert Counter(stored) == Counter(writers.written)
     assert set(broker.texts) == set(stored)
     for name in ("a", "b", "c", "d"):

@@ -33,6 +33,7 @@ from hybridkit.dataservice._store._operations import Assert, Delete, Update, Ups
 from hybridkit.errors import UnroutableError
 from hybridkit.resources import Record, Resource
 from hybridkit.settings import MongoSettings, SecretUrl
+from tests.helpers import until
 
 
 class NewCounter(BaseModel):
@@ -123,13 +124,13 @@ async def waiting(store: MongoStore, limit: int = 100) -> Sequence[WaitingRow]:
 
 async def drained(store: MongoStore, events: int) -> None:
     """Until so many events are in the outbox and none of them waits."""
-    async with asyncio.timeout(200):
-        while True:
-            outbox = store._database["hk_outbox"]
-            published = await outbox.count_documents({"state": "published"})
-            if published >= events and not await outbox.count_documents({"state": "waiting"}):
-                return
-            await asyncio.sleep(0.02)
+    outbox = store._database["hk_outbox"]
+
+    async def all_published() -> bool:
+        published = await outbox.count_documents({"state": "published"})
+        return published >= events and not await outbox.count_documents({"state": "waiting"})
+
+    await until(all_published, seconds=200)
 
 
 async def sources(store: MongoStore) -> list[dict[str, Any]]:
@@ -142,6 +143,7 @@ async def sources(store: MongoStore) -> list[dict[str, Any]]:
 async def test_an_event_is_in_the_outbox_with_its_change_where_there_are_transactions(
     store: MongoStore,
 ) -> None:
+    """Without transactions it waits in its document until a relay asks for it."""
     event = emission("a", 1)
     await store.write(write(upsert("a", 1), emit=[event]))
     in_outbox = await store._database["hk_outbox"].count_documents({"_id": str(event.event_id)})
@@ -169,12 +171,14 @@ async def test_an_event_stands_in_its_document_until_it_is_moved(
 
 
 async def test_a_refused_write_emits_nothing(store: MongoStore) -> None:
+    """An event is only told of what has happened."""
     with pytest.raises(Exception, match="no such record"):
         await store.write(write(increment("a"), emit=[emission("a")]))
     assert await waiting(store) == []
 
 
 async def test_a_repeated_write_emits_nothing_new(store: MongoStore) -> None:
+    """A replay finds the event of the first write in the outbox and adds no other."""
     event = emission("a")
     once = write(upsert("a"), emit=[event], key="k")
     await store.write(once)
@@ -196,6 +200,7 @@ async def test_a_tombstone_keeps_what_its_record_told(store: MongoStore) -> None
 async def test_clean_up_leaves_tombstones_and_claims_with_events(
     store: MongoStore, apart: MongoStore
 ) -> None:
+    """They are only deleted once a relay has moved their events."""
     await apart.write(write(upsert("a"), emit=[emission("a")]))
     await apart.write(write(Delete(resource=COUNTERS, id="a")))
     await apart.write(write(emit=[emission("b")]))
@@ -231,6 +236,7 @@ async def test_a_move_that_was_interrupted_is_done_again_without_a_second_event(
 
 
 async def test_two_movers_of_one_document_leave_its_order_alone(store: MongoStore) -> None:
+    """Four relays that move at once leave each event once, in the order of the document's changes."""
     events = [emission("a", value) for value in range(30)]
     await store.write(write(upsert("a")))
     for event in events:
@@ -244,6 +250,7 @@ async def test_two_movers_of_one_document_leave_its_order_alone(store: MongoStor
 
 
 async def test_each_partition_has_one_owner_among_many(store: MongoStore) -> None:
+    """Replicas that ask at once share the partitions without a gap and without two owners."""
     owners = [f"owner{number}" for number in range(5)]
     for _ in range(3):
         held = await asyncio.gather(*(store.outbox.renew_leases(owner) for owner in owners))
@@ -258,6 +265,7 @@ async def test_each_partition_has_one_owner_among_many(store: MongoStore) -> Non
 
 
 async def test_a_new_owner_has_a_higher_fence_and_the_old_ones_marks_are_ignored(store: MongoStore) -> None:
+    """A replica that has lost its leases can't record anything of their rows."""
     await store.write(write(upsert("a"), emit=[emission("a")]))
     old = await store.outbox.renew_leases("old")
     [row] = await waiting(store)
@@ -273,6 +281,7 @@ async def test_a_new_owner_has_a_higher_fence_and_the_old_ones_marks_are_ignored
 
 
 async def test_what_a_dead_replica_had_is_free_when_its_lease_has_run_out(store: MongoStore) -> None:
+    """Until then no other replica gets its partitions."""
     await store.outbox.renew_leases("dead")
     assert (await store.outbox.renew_leases("other")).leases == []
     await store._database["hk_leases"].update_many({}, {"$set": {"expires_at": now() - timedelta(seconds=1)}})
@@ -280,6 +289,7 @@ async def test_what_a_dead_replica_had_is_free_when_its_lease_has_run_out(store:
 
 
 async def test_parked_events_are_listed_counted_and_tried_again(store: MongoStore) -> None:
+    """A parked event keeps its reason and its place until somebody lets it wait again."""
     first, second = emission("a", event_type="x.y"), emission("b")
     await store.write(write(emit=[first, second]))
     held = await store.outbox.renew_leases("me")
@@ -299,6 +309,7 @@ async def test_parked_events_are_listed_counted_and_tried_again(store: MongoStor
 
 
 async def test_what_documents_hold_is_in_the_backlog_once(store: MongoStore, apart: MongoStore) -> None:
+    """Only the first partition's owner counts it, so that replicas don't add it twice."""
     await apart.write(write(upsert("a"), emit=[emission("a"), emission("a")]))
     await apart.write(write(emit=[emission("b")]))
     long_ago = {"$set": {"_hk.emitted_at": now() - timedelta(minutes=1)}}
@@ -309,6 +320,7 @@ async def test_what_documents_hold_is_in_the_backlog_once(store: MongoStore, apa
 
 
 async def test_an_event_waits_for_its_time(store: MongoStore) -> None:
+    """Until then it holds back no event of another key."""
     later = emission("a", not_before=now() + timedelta(hours=1))
     await store.write(write(emit=[later, emission("b")]))
     assert [row.ordering_key for row in await waiting(store)] == ["b"]
@@ -320,6 +332,7 @@ async def test_an_event_waits_for_its_time(store: MongoStore) -> None:
 
 
 async def test_published_events_are_deleted_after_a_while(store: MongoStore) -> None:
+    """They stay for the retention of keys, so that a repeated write finds them."""
     await store.write(write(upsert("a"), emit=[emission("a")]))
     held = await store.outbox.renew_leases("me")
     await store.outbox.mark(held.leases, published=await waiting(store), parked=[])
@@ -335,6 +348,7 @@ async def test_published_events_are_deleted_after_a_while(store: MongoStore) -> 
 async def test_a_service_with_a_broker_publishes_what_a_write_of_one_record_emits(
     each_mongo_url: str,
 ) -> None:
+    """One that no queue takes is parked, and those after it with its key are still published."""
     broker = Broker()
     broker.unroutable = {"nobody.listens"}
     app = create_data_service(MongoSettings, {COUNTERS: DocumentCollection()}, publisher=broker.open)

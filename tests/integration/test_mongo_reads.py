@@ -139,6 +139,7 @@ async def test_a_piece_of_an_export_ends_by_its_bytes(
 async def test_a_reader_that_leaves_closes_the_cursor(
     sales: MongoStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The server doesn't keep a cursor for an export that nobody reads."""
     monkeypatch.setattr(reads, "PIECE_RECORDS", 1)
     closed: list[Any] = []
     close = reads._close
@@ -157,6 +158,7 @@ async def test_a_reader_that_leaves_closes_the_cursor(
 async def test_each_piece_has_the_deadline_and_not_the_whole(
     sales: MongoStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """An export may take longer than its caller's deadline as long as each chunk comes in time."""
     monkeypatch.setattr(reads, "PIECE_RECORDS", 1)
     with bind(RequestContext().within(0.4)):
         export = sales.export(SALES, Query())
@@ -167,12 +169,14 @@ async def test_each_piece_has_the_deadline_and_not_the_whole(
 
 
 async def test_an_estimate_leaves_out_what_is_hidden(sales: MongoStore) -> None:
+    """With a filter the estimate is a count."""
     assert await sales.count(SALES, None, exact=True) == 5
     assert await sales.count(SALES, None, exact=False) == 5
     assert await sales.count(SALES, Compare("status", "eq", "paid"), exact=False) == 2
 
 
 async def test_many_records_come_in_the_order_of_their_ids(sales: MongoStore) -> None:
+    """Hidden and unknown ones are null, and an id may be asked for twice."""
     found = orjson.loads(await sales.get_many(SALES, ["c", "nobody", "a", "hidden", "c"]))
     assert [record and record["id"] for record in found] == ["c", None, "a", None, "c"]
 
@@ -200,6 +204,7 @@ async def test_groups_are_those_of_sql(sales: MongoStore) -> None:
 
 
 async def test_sums_and_averages_over_nothing_are_null_and_sorted_so(sales: MongoStore) -> None:
+    """MongoDB's own sum of nothing would be 0, and come first."""
     functions = {"sum": total("quantity"), "mean": average("quantity"), "n": distinct("quantity")}
     for order in ("sum", "mean"):
         found = await rows(sales, group_by=("id",), functions=functions, order=((order, "asc"),))
@@ -208,6 +213,7 @@ async def test_sums_and_averages_over_nothing_are_null_and_sorted_so(sales: Mong
 
 
 async def test_an_order_by_a_result_has_nothing_last(sales: MongoStore) -> None:
+    """A result without a value comes last, or first when descending, as in SQL."""
     functions = {"least": smallest("quantity"), "most": largest("price")}
     found = await rows(sales, group_by=("id",), functions=functions, order=(("most", "asc"),), limit=5)
     assert [(row["id"], row["most"], row["least"]) for row in found] == [
@@ -223,11 +229,13 @@ async def test_an_order_by_a_result_has_nothing_last(sales: MongoStore) -> None:
 
 @pytest.mark.parametrize(("where", "n", "mean"), [(None, 5, 3.0), (Compare("status", "eq", "none"), 0, None)])
 async def test_without_groups_there_is_one_row(sales: MongoStore, where: Any, n: int, mean: Any) -> None:
+    """There is one over no records too, with a count of 0."""
     [row] = await rows(sales, functions={"n": count(), "mean": average("quantity")}, where=where)
     assert row == {"n": n, "mean": mean}
 
 
 async def test_an_average_of_decimals_has_the_digits_that_postgresql_gives(store: MongoStore) -> None:
+    """It is computed from sums and counts, as MongoDB's average has 34 digits."""
     for record_id, price in (("a", "1"), ("b", "1"), ("c", "8.00")):
         await sell(store, record_id, price=Decimal(price))
     [row] = await rows(store, functions={"mean": average("price")})
@@ -246,6 +254,7 @@ async def test_a_sum_of_integers_is_exact_beyond_64_bits(store: MongoStore) -> N
 
 @pytest.mark.parametrize("function", [total("status"), average("created_at")])
 async def test_what_is_no_number_has_no_sum(sales: MongoStore, function: Any) -> None:
+    """A text and a time are refused, as SQL refuses them."""
     with pytest.raises(InvalidQueryError, match="no number"):
         await rows(sales, functions={"x": function})
 
@@ -258,6 +267,7 @@ async def run(store: MongoStore, *stages: Any) -> list[Any]:
 
 
 async def test_a_pipeline_sees_records_and_nothing_else(sales: MongoStore) -> None:
+    """Neither hidden records nor the bookkeeping of documents can be found."""
     found = await run(sales, {"$match": {"status": "paid"}}, {"$sort": {"id": 1}})
     assert [record["id"] for record in found] == ["a", "b"]
     assert found[0]["price"] == "1.50"
@@ -265,6 +275,7 @@ async def test_a_pipeline_sees_records_and_nothing_else(sales: MongoStore) -> No
 
 
 async def test_every_allowed_stage_runs(sales: MongoStore) -> None:
+    """The server takes each stage in the form that the checks give it."""
     group = {"$group": {"_id": {"status": "$status"}, "sum": {"$sum": "$price"}, "n": {"$count": {}}}}
     found = await run(
         sales,
@@ -320,11 +331,13 @@ async def test_a_pipeline_compares_with_the_value_that_was_given(sales: MongoSto
 
 
 async def test_what_the_server_cannot_run_is_the_callers_mistake(sales: MongoStore) -> None:
+    """A division by zero is a bad query, not a failure of the database."""
     with pytest.raises(InvalidQueryError, match="can't run this pipeline"):
         await run(sales, {"$project": {"x": {"$divide": ["$price", 0]}}})
 
 
 async def test_a_result_has_a_size(sales: MongoStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipeline with too many results is refused rather than cut off."""
     monkeypatch.setattr(reads, "MAX_DOCUMENTS", 3)
     with pytest.raises(InvalidQueryError, match="more than 3 documents"):
         await run(sales, {"$sort": {"id": 1}})
@@ -335,6 +348,8 @@ async def test_a_result_has_a_size(sales: MongoStore, monkeypatch: pytest.Monkey
 
 
 async def test_a_call_asks_with_the_drivers_database(sales: MongoStore) -> None:
+    """It counts hidden documents too, and ends by the caller's deadline."""
+
     async def work(database: Any) -> CallAnswer:
         return CallAnswer(encode_json({"n": await database["sales"].count_documents({})}))
 
@@ -344,6 +359,7 @@ async def test_a_call_asks_with_the_drivers_database(sales: MongoStore) -> None:
 
 
 async def test_without_transactions_a_call_runs_at_least_once_and_answers_once(store: MongoStore) -> None:
+    """A crash lets a retry run it again; after an answer the key has it."""
     runs: list[int] = []
 
     async def work(database: Any) -> CallAnswer:
@@ -364,6 +380,7 @@ async def test_without_transactions_a_call_runs_at_least_once_and_answers_once(s
 
 
 async def test_a_hidden_record_comes_back_as_it_was(sales: MongoStore) -> None:
+    """An undelete counts a version, and a second one changes nothing."""
     assert await sales.get(SALES, "hidden") is None
     with pytest.raises(NotFoundError):
         await do(sales, Update(resource=SALES, id="hidden", changes={"quantity": 1}))
@@ -379,12 +396,14 @@ async def test_a_hidden_record_comes_back_as_it_was(sales: MongoStore) -> None:
 
 @pytest.mark.parametrize("kind", [Create, Upsert])
 async def test_the_id_of_a_hidden_record_is_taken(sales: MongoStore, kind: Any) -> None:
+    """Neither a create nor an upsert replaces what an undelete could bring back."""
     with pytest.raises(UniqueViolationError) as refused:
         await do(sales, kind(resource=SALES, id="hidden", values={}))
     assert refused.value.fields == ("id",)
 
 
 async def test_clean_up_never_takes_a_hidden_record(sales: MongoStore) -> None:
+    """Only tombstones of hard deletes are deleted, however old."""
     long_ago = {"$set": {"_hk.deleted_at": datetime(2020, 1, 1, tzinfo=UTC)}}
     await sales._database["sales"].update_many({"_id": "hidden"}, long_ago)
     assert await sales.clean() == 0

@@ -18,7 +18,7 @@ from hybridkit.contract import Emission
 from hybridkit.dataservice import DocumentCollection, DocumentIndex
 from hybridkit.dataservice._mongo._collection import ResourceCollection
 from hybridkit.dataservice._mongo._store import MongoStore, open_mongo_store
-from hybridkit.dataservice._mongo._transaction_writer import LANES_COLLECTION, TransactionWriter
+from hybridkit.dataservice._mongo._transaction_writer import ORDERING_KEYS_COLLECTION, TransactionWriter
 from hybridkit.dataservice._outbox._protocol import PARTITIONS
 from hybridkit.dataservice._store._kept_outcomes import MAX_KEPT_BYTES
 from hybridkit.dataservice._store._operations import (
@@ -101,6 +101,7 @@ async def several(each_mongo_url: str) -> AsyncIterator[Several]:
 
 
 async def test_operations_see_what_those_before_them_did(several: Several) -> None:
+    """Reads inside of a transaction see its own writes, in the order of the operations."""
     outcome = await several.write(
         create("a", stock=3),
         Update(resource=THINGS, id="a", increment={"stock": -1}, require=Compare("stock", "gte", 1)),
@@ -115,6 +116,7 @@ async def test_operations_see_what_those_before_them_did(several: Several) -> No
 
 
 async def test_its_key_is_recorded_with_its_outcome(several: Several) -> None:
+    """A replay has the results of all records, and another request under the key is refused."""
     first = await several.write(create("a"), create("b"), key="k")
     again = await several.write(create("a"), create("b"), key="k")
     assert again.replayed
@@ -126,6 +128,7 @@ async def test_its_key_is_recorded_with_its_outcome(several: Several) -> None:
 
 
 async def test_a_large_outcome_is_read_again(several: Several) -> None:
+    """Each record is found by its reference and still counts as created."""
     creates = [create(f"{number}" + "x" * 2000) for number in range(MAX_KEPT_BYTES // 2000)]
     await several.write(*creates, key="k")
     again = await several.write(*creates, key="k")
@@ -137,6 +140,7 @@ async def test_a_large_outcome_is_read_again(several: Several) -> None:
 
 
 async def test_what_does_not_hold_is_refused(several: Several) -> None:
+    """A requirement and an assert are checked inside of the transaction."""
     await several.write(create("a"))
     with pytest.raises(StaleVersionError):
         await several.write(
@@ -146,17 +150,19 @@ async def test_what_does_not_hold_is_refused(several: Several) -> None:
         await several.write(Assert(resource=THINGS, id="b"))
 
 
-async def test_events_go_to_the_outbox_once_and_hold_the_lane_of_their_key(several: Several) -> None:
+async def test_events_go_to_the_outbox_once_in_the_order_of_their_key(several: Several) -> None:
+    """Events with a key change the key's document, so that their numbers follow the commits."""
     first, second, alone = event("a"), event("a"), event(None)
     await several.write(create("a"), create("b"), emit=(first, alone))
     await several.write(emit=(first, second))
     rows = await several.store.outbox.waiting(range(PARTITIONS), without=(), limit=10)
     assert [row.event_id for row in rows] == [first.event_id, alone.event_id, second.event_id]
-    [lane] = await several.store._database[LANES_COLLECTION].find().to_list()
-    assert (lane["_id"], lane["events"]) == ("a", 2)
+    [counted] = await several.store._database[ORDERING_KEYS_COLLECTION].find().to_list()
+    assert (counted["_id"], counted["events"]) == ("a", 2)
 
 
 async def test_a_call_has_its_answer_and_its_events_under_its_key(several: Several) -> None:
+    """What it wrote, its answer and its events are there once, however often it is asked."""
     told = event("a")
 
     async def work(database: Any) -> CallAnswer:

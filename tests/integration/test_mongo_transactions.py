@@ -4,7 +4,6 @@ Fail points (`configureFailPoint`) make a server of the module's own refuse, wai
 https://github.com/mongodb/mongo/wiki/The-%22failCommand%22-fail-point.
 """
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -27,6 +26,7 @@ from hybridkit.events import Event
 from hybridkit.resources import Call, Record, Resource
 from hybridkit.settings import MongoSettings, SecretUrl
 from hybridkit.testing import _isolation, plugin
+from tests.helpers import until
 
 
 class NewAccount(BaseModel):
@@ -186,6 +186,7 @@ def fail(server: Server, command: str, times: int = 1, **how: Any) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_a_call_writes_with_its_key_whatever_method_it_takes(each_service: Service, way: str) -> None:
+    """Each method of the driver's collection takes part in the transaction by itself."""
     first, again = [await each_service.send("/v1/accounts:note", {"way": way}, key="k") for _ in range(2)]
     assert (first.status_code, first.text, again.text) == (200, '{"notes":1}', first.text)
     assert again.headers["idempotency-replayed"] == "true"
@@ -195,6 +196,7 @@ async def test_a_call_writes_with_its_key_whatever_method_it_takes(each_service:
 
 
 async def test_a_call_that_fails_leaves_nothing_where_there_are_transactions(each_service: Service) -> None:
+    """Without them what it had written stays."""
     answer = await each_service.send("/v1/accounts:note", {"way": "insert_one", "fails": True})
     assert (answer.status_code, answer.json()["code"]) == (404, "NOT_FOUND")
     has_transactions = each_service.store.capabilities.transactions
@@ -213,9 +215,11 @@ async def test_a_transaction_that_met_its_deadline_leaves_its_records_free(
     late = await service.transact(add("a"), create("b"), seconds=0.4)
     assert (late.status_code, late.json()["code"]) == (504, "DEADLINE_PASSED")
     began = time.monotonic()
-    async with asyncio.timeout(60):
-        while (await service.transact(add("a"), create(uuid4().hex))).status_code != 200:  # noqa: ASYNC110 - the server's
-            await asyncio.sleep(0.05)
+
+    async def written() -> bool:
+        return (await service.transact(add("a"), create(uuid4().hex))).status_code == 200
+
+    await until(written)
     assert time.monotonic() - began < 15  # and not the minute after which the server gives it up
     assert (await service.balance("a"), await service.balance("b")) == (1, None)
 
@@ -224,6 +228,7 @@ async def test_a_transaction_that_met_its_deadline_leaves_its_records_free(
 async def test_a_server_that_stops_in_a_transaction_is_a_timeout_at_the_deadline(
     own_mongo_transactions_server: Server,
 ) -> None:
+    """The caller doesn't wait for the abort that no server answers."""
     stopped_at = 0.0
 
     async def stop(_: Note, work: CallContext[AsyncDatabase[dict[str, Any]]]) -> Noted:
@@ -305,6 +310,7 @@ async def test_a_server_without_the_snapshot_that_writes_need_has_no_transaction
 async def test_a_write_that_is_not_durable_yet_is_of_unknown_outcome_and_its_key_finds_out(
     service: Service, failing_server: Server, code: int, several: bool
 ) -> None:
+    """It was done, and the same key gets its answer once the server confirms writes again."""
     await service.create("a")
     concern = {"code": code, "errmsg": "waiting for replication timed out"}
     operations = [add("a"), create("b")] if several else [add("a")]

@@ -172,6 +172,7 @@ async def test_any_document_of_json_is_there_again_by_every_path(
 
 
 async def test_a_reference_that_drivers_would_change_is_refused(service: Service) -> None:
+    """A DBRef whose database is null would come back without that member."""
     answer = await service.send("POST", "/v1/boxes", {"id": "a", "doc": {"$ref": "a", "$id": 1, "$db": None}})
     assert (answer.status_code, answer.json()["code"]) == (422, "VALIDATION")
 
@@ -208,6 +209,7 @@ async def test_a_value_that_is_taken_is_named_whatever_its_fields_are_called(ser
 
 
 async def test_a_document_is_compared_as_one_value_whatever_its_members_are_called(service: Service) -> None:
+    """Members with a dollar are compared, not run as operators."""
     docs: dict[str, Any] = {"a": {"$gt": 1, "b": 2}, "b": {"x": 1}, "c": {"$ref": "a", "$id": 1}, "d": None}
     for record_id, doc in docs.items():
         await service.create(record_id, doc=doc, anything=doc)
@@ -258,6 +260,7 @@ async def test_what_json_does_not_know_is_read_as_extended_json(service: Service
 
 @pytest.mark.parametrize("name", [name for name in FOREIGN if name != "nan"])
 async def test_groups_and_extremes_show_what_json_does_not_know(service: Service, name: str) -> None:
+    """A value of BSON's own is shown as Extended JSON in groups, extremes and pipelines."""
     await service.create("a", name="x", doc={"size": 1})
     service.store("a", {"$set": {"doc.size": FOREIGN[name][0]}})
     for body in (
@@ -307,6 +310,7 @@ async def test_a_document_that_no_data_service_has_stored_is_a_record(service: S
 
 @pytest.mark.parametrize("version", [{"$gt": 0}, Regex("a"), "x", None, [1], Decimal128("2")], ids=str)
 async def test_a_record_can_be_changed_whatever_its_version_is(service: Service, version: Any) -> None:
+    """A version that something else has stored counts as 1."""
     await service.create("a")
     service.store("a", {"$set": {"version": version}})
     changed = await service.send("PATCH", "/v1/boxes/a", {"id": "a", "name": "b"})

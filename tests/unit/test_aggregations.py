@@ -34,6 +34,7 @@ ORDERS = Resource(
 
 
 def test_the_json_form_is_read_back_as_it_was() -> None:
+    """Every function, and each member with another value than its default, survives the wire."""
     wanted = Aggregation(
         functions={
             "orders": count(),
@@ -52,6 +53,7 @@ def test_the_json_form_is_read_back_as_it_was() -> None:
 
 
 def test_what_is_at_its_default_is_left_out() -> None:
+    """A body has only the members that say something."""
     assert Aggregation(functions={"orders": count()}).to_json() == {"functions": {"orders": ["count"]}}
 
 
@@ -81,6 +83,7 @@ def test_what_is_at_its_default_is_left_out() -> None:
     ],
 )
 def test_a_refusal_points_at_its_place(body: dict[str, Any], pointer: str) -> None:
+    """The JSON pointer leads to the member that the resource doesn't allow."""
     with pytest.raises(InvalidQueryError) as caught:
         Aggregation.from_json(ORDERS, body)
     assert caught.value.pointer == pointer

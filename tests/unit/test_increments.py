@@ -77,6 +77,7 @@ def added(name: str, value: Any, amount: float, **more: Any) -> Any:
     ],
 )
 def test_a_sum_has_the_type_of_its_field(name: str, value: Any, amount: float, total: Any) -> None:
+    """An integer stays one, a decimal is exact, and no value counts as 0."""
     found = added(name, value, amount)
     assert (found, type(found)) == (total, type(total))
 
@@ -112,6 +113,7 @@ def test_a_sum_has_the_type_of_its_field(name: str, value: Any, amount: float, t
     ],
 )
 def test_a_sum_that_the_field_cannot_have_is_refused(name: str, value: Any, amount: float) -> None:
+    """Bounds, fractions of integers, overflows and fields without numbers are refused with a pointer."""
     with pytest.raises(InvalidRequestError) as caught:
         added(name, value, amount)
     assert {problem.pointer for problem in caught.value.errors} <= {f"/increment/{name}", f"/{name}"}
@@ -119,6 +121,7 @@ def test_a_sum_that_the_field_cannot_have_is_refused(name: str, value: Any, amou
 
 @pytest.mark.parametrize("member", ["changes", "merges"])
 def test_a_field_is_not_set_and_incremented(member: str) -> None:
+    """Neither a change nor a merge of the same field may stand beside its increment."""
     with pytest.raises(InvalidRequestError) as caught:
         added("anything", 1, 1, **{member: {"anything": {}}})
     assert caught.value.errors[0].code == "set_and_incremented"
@@ -127,6 +130,7 @@ def test_a_field_is_not_set_and_incremented(member: str) -> None:
 @given(value=st.integers(0, 2**63 - 1), amount=st.integers(-(2**64), 2**64))
 @example(value=2**63 - 1, amount=0)
 def test_integers_are_exact_or_refused(value: int, amount: int) -> None:
+    """A sum is the mathematical one within the field's bounds and 64 bits; nothing is rounded."""
     if 0 <= value + amount < 2**63:
         assert added("count", value, amount) == value + amount
     else:
@@ -136,4 +140,5 @@ def test_integers_are_exact_or_refused(value: int, amount: int) -> None:
 
 @given(value=st.decimals(allow_nan=False, allow_infinity=False, places=4), amount=st.integers(-100, 100))
 def test_decimals_are_exact(value: Decimal, amount: int) -> None:
+    """A decimal of any length grows by exactly the amount."""
     assert Fraction(added("price", value, amount)) == Fraction(value) + amount

@@ -85,6 +85,7 @@ async def names(store: MemoryStore, where: Filter | None = None, **options: Any)
 
 
 async def test_a_write_that_fails_leaves_nothing(store: MemoryStore) -> None:
+    """Neither records nor events nor the key stay of it, so the same key may be used again."""
     emission = Emission(event_type="thing.made", event_id=uuid4(), timestamp=now(), request_id="r", data={})
     with pytest.raises(UniqueViolationError) as caught:
         await write(store, creates("pen"), creates("pen"), emit=(emission,), key="k")
@@ -95,6 +96,7 @@ async def test_a_write_that_fails_leaves_nothing(store: MemoryStore) -> None:
 
 
 async def test_a_key_answers_again_what_it_did(store: MemoryStore) -> None:
+    """A replay has the record of then, and another request under the key is refused."""
     create = creates("pen")
     first = await write(store, create, key="k")
     await write(store, Update(resource=THINGS, id=create.id, changes={"rank": 1}))
@@ -106,6 +108,7 @@ async def test_a_key_answers_again_what_it_did(store: MemoryStore) -> None:
 
 
 async def test_a_dry_run_tells_what_would_come_of_it(store: MemoryStore) -> None:
+    """It leaves no record behind, and its key is still free."""
     outcome = await write(store, creates("pen"), key="k", dry_run=True)
     assert outcome.results[0].created
     assert await names(store) == []
@@ -113,6 +116,7 @@ async def test_a_dry_run_tells_what_would_come_of_it(store: MemoryStore) -> None
 
 
 async def test_a_hidden_record_keeps_its_id_and_comes_back_with_another_tag(store: MemoryStore) -> None:
+    """Nobody can read it or take its id until an undelete."""
     create = creates("pen")
     first = (await write(store, create)).results[0].record
     await write(store, Delete(resource=THINGS, id=create.id))
@@ -126,6 +130,7 @@ async def test_a_hidden_record_keeps_its_id_and_comes_back_with_another_tag(stor
 
 
 async def test_conditions_are_checked(store: MemoryStore) -> None:
+    """A wrong ETag and a requirement that doesn't hold are refused; so is a record that isn't there."""
     create = creates("pen", rank=1)
     await write(store, create)
     for operation in (
@@ -140,6 +145,7 @@ async def test_conditions_are_checked(store: MemoryStore) -> None:
 
 
 async def test_without_transactions_one_record_is_written_at_a_time() -> None:
+    """A write of two records is refused as on a server of MongoDB without transactions."""
     store = MemoryStore([THINGS], has_transactions=False)
     await write(store, creates("pen"))
     with pytest.raises(TransactionsUnavailableError):
@@ -166,6 +172,7 @@ async def test_without_transactions_one_record_is_written_at_a_time() -> None:
 async def test_no_value_is_neither_equal_nor_different(
     store: MemoryStore, where: Filter, expected: list[str]
 ) -> None:
+    """A record without a value fits neither a condition nor its negation, as in SQL."""
     await write(
         store,
         creates("none"),
@@ -176,12 +183,14 @@ async def test_no_value_is_neither_equal_nor_different(
 
 
 async def test_what_has_no_value_comes_last_or_first_when_descending(store: MemoryStore) -> None:
+    """The order of records without a value is PostgreSQL's."""
     await write(store, creates("none"), creates("two", rank=2), creates("one", rank=1))
     assert await names(store, order=(("rank", "asc"),)) == ["one", "two", "none"]
     assert await names(store, order=(("rank", "desc"),)) == ["none", "two", "one"]
 
 
 async def test_pages_follow_each_other(store: MemoryStore) -> None:
+    """Records that tie, and those without a value, are each on one page."""
     await write(store, *(creates(str(number), rank=None if number % 3 else 1) for number in range(7)))
     query = Query(order=(("rank", "desc"),), page_size=2)
     seen: list[str] = []

@@ -90,12 +90,14 @@ def bulk(**details: list[dict[str, object]]) -> BulkWriteError:
 def test_a_failure_says_what_the_caller_can_do(
     error: Exception, on_read: type[HybridkitError] | None, on_write: type[HybridkitError] | None
 ) -> None:
+    """Each error of the driver has its class for reads and for writes, and none of its words."""
     for expected, found in ((on_read, read_error(error)), (on_write, write_error(error))):
         assert (None if found is None else type(found)) is expected
         assert "CANARY" not in str(found)
 
 
 def test_an_interrupted_pipeline_is_not_the_callers_mistake() -> None:
+    """A lost cursor can be tried again; a stage that the server refuses can't."""
     assert isinstance(pipeline_error(CursorNotFound("CANARY", 43)), UnavailableError)
     assert isinstance(pipeline_error(OperationFailure("CANARY", 16020)), InvalidQueryError)
 

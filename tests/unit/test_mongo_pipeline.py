@@ -102,12 +102,14 @@ GROUP = {"$group": {"_id": "$status", "total": {"$sum": "$price"}}}
     ],
 )
 def test_what_is_not_on_the_list_is_refused_with_its_place(stages: list[Any], pointer: str) -> None:
+    """Unknown stages, operators, variables and hidden fields are refused before the server sees them."""
     with pytest.raises(InvalidQueryError) as refused:
         checked(*stages)
     assert refused.value.pointer == pointer
 
 
 def test_what_is_on_the_list_goes_on_over_the_records_own_fields() -> None:
+    """Leading matches use stored names, and a projection behind them cuts off the bookkeeping."""
     record_id = "1f1e54a2-f5d4-612b-8824-ddcdfebdd6fc"
     stages = checked(
         {"$match": {"id": record_id, "price": {"$gte": 1}}}, GROUP, {"$sort": {"total": -1}}, {"$limit": 3}
@@ -119,16 +121,19 @@ def test_what_is_on_the_list_goes_on_over_the_records_own_fields() -> None:
 
 
 def test_values_are_of_the_types_that_the_fields_have() -> None:
+    """A text is compared as a time with a field that holds times."""
     [match, *_] = checked({"$match": {"sold_at": {"$gte": "2026-01-15T10:30:00Z"}}})
     assert match["$match"]["$and"][0]["sold_at"]["$gte"].year == 2026
 
 
 def test_an_unwound_field_is_compared_as_one_of_its_values() -> None:
+    """Behind an $unwind the declared list type no longer says what a value may be."""
     stages = checked({"$unwind": "$tags"}, {"$match": {"tags": "new"}})
     assert stages[-1] == {"$match": {"$and": [{"tags": {"$eq": "new"}}]}}
 
 
 def test_depth_and_number_of_parts_are_limited() -> None:
+    """A hostile expression is refused by its size, before it costs the server anything."""
     deep: Any = "$price"
     for _ in range(50):
         deep = {"$abs": deep}

@@ -106,12 +106,14 @@ def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_what_is_done_is_committed() -> None:
+    """One start and one commit, and the result of the work is returned."""
     session = Session()
     assert await run(session, failing()) == "done"
     assert session.asked == ["start", "commit"]
 
 
 async def test_a_dry_run_is_taken_back() -> None:
+    """The work runs and its result is returned, but the transaction is aborted."""
     session = Session()
     assert await run(session, failing(), keep=False) == "done"
     assert session.asked == ["start", "abort"]
@@ -130,18 +132,21 @@ async def test_a_dry_run_is_taken_back() -> None:
     ids=["write conflict", "key", "24", "112", "251", "connection"],
 )
 async def test_a_lost_race_is_run_again(error: Exception) -> None:
+    """Each attempt that lost is aborted, and the work begins in a new transaction."""
     session = Session()
     assert await run(session, failing(error, error)) == "done"
     assert session.asked == ["start", "abort", "start", "abort", "start", "commit"]
 
 
 async def test_a_commit_that_lost_the_race_is_run_again() -> None:
+    """The work is done anew, as the server has taken all of it back."""
     session = Session(transient())
     assert await run(session, failing()) == "done"
     assert session.asked == ["start", "commit", "start", "commit"]
 
 
 async def test_a_race_lost_each_time_is_a_conflict() -> None:
+    """After the last attempt the caller may try again, and no transaction stays open."""
     session = Session()
     with pytest.raises(ConflictError):
         await run(session, failing(*(transient() for _ in range(100))))
@@ -160,6 +165,7 @@ async def test_a_commit_without_an_answer_is_asked_again_and_not_done_again() ->
     "commits", [[unknown()] * 9, [unknown(NetworkTimeout("late"))]], ids=["away", "late"]
 )
 async def test_a_commit_that_stays_without_an_answer_is_of_unknown_outcome(commits: list[Exception]) -> None:
+    """The commit alone is repeated, never the work."""
     session = Session(*commits)
     with pytest.raises(OutcomeUnknownError):
         await run(session, failing())
@@ -181,6 +187,7 @@ async def test_a_timeout_ends_at_the_first_attempt_and_changes_nothing() -> None
 
 
 async def test_a_commit_that_cannot_be_made_durable_is_not_run_again() -> None:
+    """The write has been done already, so doing it again could do it twice."""
     session = Session(WriteConcernError("not enough members", 100))
     with pytest.raises(WriteConcernError):
         await run(session, failing())
@@ -204,6 +211,7 @@ async def test_a_server_that_stopped_does_not_keep_the_caller() -> None:
     "error", [NotFoundError("no such record"), OperationFailure("no", 13)], ids=["refused", "failed"]
 )
 async def test_anything_else_takes_it_back_at_once(error: Exception) -> None:
+    """An error of the work or of the server ends the transaction without another attempt."""
     session = Session()
     with pytest.raises(type(error)):
         await run(session, failing(error))
@@ -211,6 +219,7 @@ async def test_anything_else_takes_it_back_at_once(error: Exception) -> None:
 
 
 async def test_a_cancelled_transaction_is_taken_back() -> None:
+    """Cancelling the caller aborts its transaction before the cancellation goes on."""
     session, begun = Session(), asyncio.Event()
 
     async def work() -> str:

@@ -56,6 +56,7 @@ class Weight(Enum):
     ],
 )
 def test_what_bson_does_not_know_is_stored_as_json_has_it(value: object, stored: object) -> None:
+    """Dates, durations and identifiers are texts, also as keys of objects; decimals and times have types of BSON."""
     assert to_bson(value) == stored
 
 
@@ -89,6 +90,7 @@ def test_any_json_is_read_as_it_was_written_or_refused(document: dict[str, Any])
 
 
 def test_moments_come_back_in_utc_however_the_driver_gives_them() -> None:
+    """A time without a zone is UTC, and one of another zone is converted."""
     east = datetime(2026, 1, 15, 14, tzinfo=timezone(timedelta(hours=2)))
     assert from_bson([datetime(2026, 1, 15, 12), east]) == [datetime(2026, 1, 15, 12, tzinfo=UTC)] * 2
 
@@ -103,5 +105,6 @@ def test_a_field_that_the_record_got_later_has_its_default() -> None:
 
 @pytest.mark.parametrize("position", [["1"], ["many", str(UUID(int=7))], [1, "no id"]])
 def test_a_position_of_another_order_is_refused(position: list[Any]) -> None:
+    """A token with too few values, or with something else than BSON, is no server error."""
     with pytest.raises(PageTokenError):
         Ordering(PAGES, Query(order=(("number", "asc"),))).after(position)

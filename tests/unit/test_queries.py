@@ -131,6 +131,7 @@ queries = st.builds(
 
 @given(queries)
 def test_the_json_form_reads_back_as_the_same_query(query: Query) -> None:
+    """Filters, orders, selections and page tokens survive the wire."""
     assert Query.from_json(ORDERS, orjson.loads(orjson.dumps(query.to_json()))) == query
 
 
@@ -157,6 +158,7 @@ def _flat(where: Filter | None) -> Filter | None:
     )
 )
 def test_hostile_parameters_give_the_documented_error(params: list[tuple[str, str]]) -> None:
+    """Any parameters are a query or an InvalidQueryError with a pointer, never another error."""
     try:
         Query.from_params(ORDERS, params)
     except InvalidQueryError as error:
@@ -181,6 +183,7 @@ json_values = st.recursive(
     )
 )
 def test_hostile_bodies_give_the_documented_error(body: dict[str, Any]) -> None:
+    """Any body is a query or an InvalidQueryError with a pointer, never another error."""
     try:
         Query.from_json(ORDERS, body)
     except InvalidQueryError as error:
@@ -208,6 +211,7 @@ def test_the_url_form_follows_postgrest() -> None:
 
 
 def test_values_are_read_as_the_declared_type() -> None:
+    """The text of a URL becomes an integer or a UUID by the field that it is compared with."""
     query = Query.from_params(
         ORDERS, [("quantity", "eq.5"), ("id", "eq.1f1e544b-a8e6-6cd0-b9f6-f62d3c05b3bc")]
     )
@@ -254,6 +258,7 @@ def test_values_are_read_as_the_declared_type() -> None:
     ],
 )
 def test_what_the_resource_does_not_declare_is_refused(params: list[tuple[str, str]], pointer: str) -> None:
+    """Fields, operators and options that don't exist are refused with a pointer to the parameter."""
     with pytest.raises(InvalidQueryError) as caught:
         Query.from_params(ORDERS, params)
     assert caught.value.pointer == pointer
@@ -282,12 +287,14 @@ def test_what_the_resource_does_not_declare_is_refused(params: list[tuple[str, s
     ],
 )
 def test_a_bad_body_is_refused_with_its_pointer(body: dict[str, Any], pointer: str) -> None:
+    """The pointer leads to the member of the body that is wrong."""
     with pytest.raises(InvalidQueryError) as caught:
         Query.from_json(ORDERS, body)
     assert caught.value.pointer == pointer
 
 
 def test_a_deep_tree_is_refused_before_it_exhausts_the_stack() -> None:
+    """Five hundred levels are no RecursionError."""
     where: dict[str, Any] = {"eq": ["quantity", 1]}
     for _ in range(500):
         where = {"and": [where]}
@@ -327,6 +334,7 @@ def test_a_large_tree_is_read_to_its_limit_and_no_further(where: dict[str, Any],
 
 
 def test_a_hundred_conditions_are_read() -> None:
+    """The largest filter that is allowed goes through and back."""
     where = {"or": [{"eq": ["quantity", number]} for number in range(100)]}
     assert Query.from_json(ORDERS, {"where": where}).to_json()["where"] == where
 
@@ -341,6 +349,7 @@ def test_a_hundred_conditions_are_read() -> None:
     ],
 )
 def test_what_is_too_long_is_refused_before_it_is_read(body: dict[str, Any], limit: str) -> None:
+    """The limit is named, and no value of the long list is validated."""
     with pytest.raises(InvalidQueryError, match=limit):
         Query.from_json(ORDERS, body)
 
@@ -355,6 +364,7 @@ def test_what_is_too_long_is_refused_before_it_is_read(body: dict[str, Any], lim
     ids=["side by side", "flat", "nested"],
 )
 def test_a_long_url_is_read_to_the_same_limit(params: list[tuple[str, str]], compared: list[str]) -> None:
+    """The hundred and first condition is refused before it is compared with anything."""
     with pytest.raises(InvalidQueryError, match="more than 100 conditions"):
         Query.from_params(ORDERS, params)
     assert len(compared) == 100
@@ -374,6 +384,7 @@ def test_a_filter_takes_a_uuid_in_its_own_form_only(text: str) -> None:
 
 
 def test_python_operators_build_the_tree() -> None:
+    """Chains are flat, and a double negation is none."""
     quantity = ORDERS["quantity"]
     assert (quantity != 1) == Compare("quantity", "neq", 1)
     assert ((quantity < 1) | (quantity > 3) | (quantity <= 0)) == Or(
@@ -390,11 +401,13 @@ def test_python_and_is_caught_before_it_drops_half_of_the_filter() -> None:
 
 
 def test_none_is_compared_with_is() -> None:
+    """A comparison with None is refused and names is_null()."""
     with pytest.raises(InvalidQueryError, match="is_null"):
         _ = ORDERS["quantity"] == None  # noqa: E711
 
 
 def test_an_undeclared_field_is_refused_where_the_filter_is_built() -> None:
+    """The mistake shows in the client, not in the service."""
     with pytest.raises(InvalidQueryError, match="only by"):
         _ = ORDERS["password"]
 

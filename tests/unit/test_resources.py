@@ -35,6 +35,7 @@ COUNTRIES = Resource("countries", record=Country, create=CountryName, update=Cou
 
 
 def test_a_resource_is_a_value() -> None:
+    """Two equal declarations are one key of a dictionary."""
     again = Resource("books", record=Book, create=NewBook, update=NewBook, filterable=("title", "pages"))
     assert again == BOOKS
     assert {BOOKS: 1}[again] == 1
@@ -43,6 +44,7 @@ def test_a_resource_is_a_value() -> None:
 
 
 def test_ids_are_uuids_unless_the_record_says_otherwise() -> None:
+    """A UUID may have capitals; a natural key is taken as it is."""
     assert BOOKS.parse_id("1F1E544B-A8E6-6CD0-B9F6-F62D3C05B3BC") == UUID(
         "1f1e544b-a8e6-6cd0-b9f6-f62d3c05b3bc"
     )
@@ -52,23 +54,27 @@ def test_ids_are_uuids_unless_the_record_says_otherwise() -> None:
 
 
 def test_an_optional_field_is_filtered_by_its_type_without_null() -> None:
+    """Text is read as the number that the field may hold."""
     assert (BOOKS["pages"] == "12").value == 12
 
 
 @pytest.mark.parametrize("name", ["Books", "book-list", "", "1books", "b" * 64])
 def test_a_name_is_snake_case(name: str) -> None:
+    """A name that can't be a path segment of the contract is refused when it is declared."""
     with pytest.raises(DeclarationError, match="snake_case"):
         Resource(name, record=Book, create=NewBook, update=NewBook)
 
 
 @pytest.mark.parametrize("field", ["select", "order", "or", "and", "not", "page_size", "page_token"])
 def test_a_field_that_the_query_grammar_reserves_is_refused(field: str) -> None:
+    """A filter on such a field could not be told from an option of the query."""
     record: Any = type("Clash", (Record,), {"__annotations__": {field: str}, "__module__": __name__})
     with pytest.raises(DeclarationError, match=f"reserves '{field}'"):
         Resource("clashes", record=record, create=NewBook, update=NewBook)
 
 
 def test_fields_that_the_record_does_not_have_are_refused() -> None:
+    """Filters, orders and the models of writes may only name fields of the record."""
     with pytest.raises(DeclarationError, match="Book has no field 'author'"):
         Resource("books", record=Book, create=NewBook, update=NewBook, filterable=("author",))
     with pytest.raises(DeclarationError, match="Book has no field 'author'"):
@@ -78,12 +84,14 @@ def test_fields_that_the_record_does_not_have_are_refused() -> None:
 
 
 def test_a_call_has_its_path_below_its_resource() -> None:
+    """A colon separates the resource from the name of the call."""
     lend = Call("lend", resource=BOOKS, request=CountryName, response=Book)
     assert lend.path == "/v1/books:lend"
 
 
 @pytest.mark.parametrize("name", ["query", "batch_get", "Lend"])
 def test_a_call_cannot_take_the_contracts_own_names(name: str) -> None:
+    """Nor can a call have a name that is no snake_case."""
     with pytest.raises(DeclarationError, match="not reserved"):
         Call(name, resource=BOOKS, request=CountryName, response=Book)
 
