@@ -66,7 +66,7 @@ def client(transport: AnyTransport, policy: ClientPolicy = POLICY) -> ServiceCli
 
 
 async def test_the_lifespan_is_around_the_requests() -> None:
-    """And nothing of the caller's context but its headers comes through: this client is told to send none."""
+    """The application starts before its first request and ends with the client; the caller's context stays outside."""
     application = Application()
     with bind(RequestContext(user_id="user-1")):
         async with client(AsgiTransport(application.app)) as api:
@@ -92,7 +92,7 @@ async def test_a_deadline_ends_a_call_in_the_process_too(make: Callable[[FastAPI
 
 
 async def test_a_handler_goes_on_when_its_caller_has_left() -> None:
-    """As it does behind a socket: this is how a lost answer is tested."""
+    """The handler ends its work as it would behind a socket, so a lost answer can be tested."""
     application = Application()
     async with client(AsgiTransport(application.app), replace(POLICY, read_timeout_seconds=0.2)) as api:
         with pytest.raises(DeadlinePassedError):

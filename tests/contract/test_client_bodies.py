@@ -50,7 +50,7 @@ from tests.helpers.faulty_service import (
     ids=["closed", "cut head", "cut body", "cut chunk", "not HTTP"],
 )
 async def test_half_an_answer(transport: MakeTransport, behaviour: Behaviour) -> None:
-    """A read is unavailable; a write may have happened, and says so; another attempt helps both."""
+    """A read with half an answer is unavailable, a write may have happened, and another attempt helps both."""
     async with talking(transport, behaviour) as (client, server):
         assert type(await failure(client.get(USERS, ID))) is UnavailableError
         assert type(await failure(create(client))) is OutcomeUnknownError
@@ -72,7 +72,7 @@ async def test_a_connection_reset_in_mid_body(transport: MakeTransport) -> None:
 
 
 async def test_a_reply_lost_after_the_effect(transport: MakeTransport) -> None:
-    """The service did it and the connection died: the next attempt has the same key, body and id."""
+    """The attempt after a lost answer has the same key, body and id."""
     effects: dict[str, bytes] = {}
 
     async def lose(connection: Connection) -> None:
@@ -91,7 +91,7 @@ async def test_a_reply_lost_after_the_effect(transport: MakeTransport) -> None:
 
 
 async def test_a_stale_connection(transport: MakeTransport) -> None:
-    """Closed by the server just as the next request goes out: repeated on a new one, with the same key."""
+    """A request that meets the closing of its connection is repeated on a new one, with the same key."""
     keys: list[str] = []
 
     async def close_on_second(connection: Connection) -> None:
@@ -112,7 +112,7 @@ async def test_a_stale_connection(transport: MakeTransport) -> None:
 
 
 async def test_a_connection_closed_while_idle(transport: MakeTransport) -> None:
-    """Noticed, or repeated; either way the caller sees nothing of it."""
+    """The caller sees nothing of a connection that the server closed between two calls."""
     async with talking(transport, sending(head(len(RECORD)), RECORD), answering(RECORD)) as (client, _):
         await create(client)
         assert (await create(client)).id == ID
@@ -125,7 +125,7 @@ async def test_a_connection_closed_while_idle(transport: MakeTransport) -> None:
     "body", [b"<html>502 Bad Gateway</html>", RECORD[:40], b'{"id": 7}', b"\xff\xfe", b""]
 )
 async def test_garbage(transport: MakeTransport, body: bytes) -> None:
-    """HTML, cut JSON, another schema: a typed error at once, for nothing would get better."""
+    """HTML, cut JSON or another schema raises at once, as another attempt would get the same."""
     async with talking(transport, answering(body)) as (client, server):
         error = await failure(client.get(USERS, ID))
         assert isinstance(error, ResponseError)
@@ -134,7 +134,7 @@ async def test_garbage(transport: MakeTransport, body: bytes) -> None:
 
 
 async def test_a_huge_announced_body_is_not_read(transport: MakeTransport) -> None:
-    """500 MB, of which the first byte isn't even waited for."""
+    """An announced length over the limit raises before the first byte of the body."""
 
     async def announce(connection: Connection) -> None:
         await connection.request()
@@ -148,7 +148,7 @@ async def test_a_huge_announced_body_is_not_read(transport: MakeTransport) -> No
 
 
 async def test_an_endless_body_is_cut_off(transport: MakeTransport) -> None:
-    """Without a length: reading stops at the limit and the connection is closed, so the server can't go on."""
+    """A body without a length is read up to the limit, and then its connection is closed."""
     sent = 0
     stopped = asyncio.Event()
 
@@ -171,7 +171,7 @@ async def test_an_endless_body_is_cut_off(transport: MakeTransport) -> None:
 
 
 async def test_a_compressed_answer_is_refused(transport: MakeTransport) -> None:
-    """A thousand bytes can become a gigabyte, and nobody asked for compression."""
+    """Compression that was not asked for raises, as a thousand bytes can become a gigabyte."""
     zipped = answering(b"\x1f\x8b" + bytes(100), extra="content-encoding: gzip\r\n")
     async with talking(transport, zipped) as (client, _):
         error = await failure(client.get(USERS, ID))
@@ -188,7 +188,7 @@ async def test_a_compressed_answer_is_refused_on_whichever_line_it_says_so(trans
 
 @pytest.mark.parametrize("coding", ["Identity", ""])
 async def test_an_answer_may_say_that_it_is_not_compressed(transport: MakeTransport, coding: str) -> None:
-    """In whatever case."""
+    """The coding `identity` is taken in any case of letters."""
     async with talking(transport, answering(RECORD, extra=f"content-encoding: {coding}\r\n")) as (client, _):
         assert (await client.get(USERS, ID)).id == ID
 
@@ -203,7 +203,7 @@ async def test_a_field_that_comes_twice_counts_once(transport: MakeTransport) ->
 
 
 async def test_the_lines_of_a_field_are_one_list(transport: MakeTransport) -> None:
-    """Over every transport alike, with bytes that are no ASCII as Latin-1."""
+    """Each transport joins the lines of a field, and reads bytes that are no ASCII as Latin-1."""
     answer = b"HTTP/1.1 200 X\r\nlink: <a>\r\nLink: <\xe9>\r\ncontent-length: 0\r\n\r\n"
     async with (
         listening(Server(sending(answer))) as server,
@@ -213,7 +213,7 @@ async def test_the_lines_of_a_field_are_one_list(transport: MakeTransport) -> No
 
 
 async def test_no_cookie_goes_from_one_call_to_the_next(transport: MakeTransport) -> None:
-    """The next call may be another user's."""
+    """A cookie of one answer is not sent with the next call, which may be another user's."""
     cookies: list[str | None] = []
 
     async def set_cookie(connection: Connection) -> None:
@@ -275,7 +275,7 @@ async def test_a_stream_that_stops(transport: MakeTransport) -> None:
 
 
 async def test_a_stream_left_early_closes_its_connection(transport: MakeTransport) -> None:
-    """Otherwise the rest would have to be read before the connection can be used again."""
+    """The next call has a new connection, as the rest of the body is never read."""
     gone = asyncio.Event()
 
     async def flood(connection: Connection) -> None:

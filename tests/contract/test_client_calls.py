@@ -180,7 +180,7 @@ async def test_get(app: Application, client: AnyClient) -> None:
 
 
 async def test_get_by_a_natural_key(app: Application, client: AnyClient) -> None:
-    """Whatever the key holds, it stays one segment of the path."""
+    """A key stays one segment of the path, with any characters in it."""
     app.answer((200, stored("a/b", name="?")))
     assert (await client.get(COUNTRIES, "a/b")).id == "a/b"
     assert app.only().path == "/v1/countries/a%2Fb"
@@ -236,7 +236,7 @@ async def test_find_without_conditions(app: Application, client: AnyClient) -> N
 
 
 async def test_create(app: Application, client: AnyClient) -> None:
-    """The id is made here and sent along, so that a repeated create is the same create."""
+    """The id is made by the client and sent along, so that a repeated create is the same create."""
     app.answer((201, stored()))
     user = await client.create(USERS, NewUser(email="a@example.com"))
     assert user.id == ID
@@ -258,7 +258,7 @@ async def test_create_with_a_natural_key(app: Application, client: AnyClient) ->
 
 
 async def test_update_of_a_record_depends_on_its_state(app: Application, client: AnyClient) -> None:
-    """The ETag travels with the record; nobody has to think of it."""
+    """The ETag of the record is sent as `If-Match`."""
     app.answer((200, stored(is_active=False)))
     user = await client.update(USERS, User.model_validate(stored()), UserChanges(is_active=False))
     assert not user.is_active
@@ -314,7 +314,7 @@ async def test_errors_keep_what_the_caller_needs(app: Application, client: AnyCl
 
 
 async def test_every_write_has_a_key_of_its_own(app: Application, client: AnyClient) -> None:
-    """One per call, and the same on each of its attempts."""
+    """Each call has another key, and its attempts have the same."""
     app.answer(UnavailableError("busy"), (200, stored()), (200, stored()))
     await client.update(USERS, ID, UserChanges(is_active=True))
     await client.update(USERS, ID, UserChanges(is_active=True))

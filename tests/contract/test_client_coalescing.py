@@ -100,7 +100,7 @@ async def notes(client: PostgresDataClient, wire: Recorder) -> list[Note]:
 async def test_gets_of_one_moment_are_one_request(
     client: PostgresDataClient, wire: Recorder, notes: list[Note]
 ) -> None:
-    """Each record once, whoever asks for it."""
+    """The batch has each record once, and every caller gets its own."""
     ids = [note.id for note in (*notes, notes[0])]
     with bind(RequestContext(request_id="req-1")):
         assert await asyncio.gather(*(client.get(NOTES, each) for each in ids)) == [*notes, notes[0]]
@@ -112,7 +112,7 @@ async def test_gets_of_one_moment_are_one_request(
 async def test_records_that_one_answer_has_no_room_for_come_in_several(
     client: PostgresDataClient, wire: Recorder
 ) -> None:
-    """Who gets one record must not suffer from the size of somebody else's."""
+    """Records that are too large together are asked for in halves."""
     made = [await client.create(NOTES, NewNote(text=f"{n}" * 1_000_000)) for n in range(5)]
     wire.seen.clear()
     ids = [note.id for note in made]
@@ -124,7 +124,7 @@ async def test_records_that_one_answer_has_no_room_for_come_in_several(
 async def test_a_get_by_itself_stays_a_get(
     client: PostgresDataClient, wire: Recorder, notes: list[Note]
 ) -> None:
-    """So do several of one record, and what is asked for later."""
+    """One record, asked for once or several times, is a plain read and no batch."""
     first, second, *_ = notes
     assert await asyncio.gather(*(client.get(NOTES, first.id) for _ in range(3))) == [first] * 3
     assert await client.get(NOTES, second.id) == second
@@ -160,7 +160,7 @@ async def test_a_failure_is_everybodys(
 async def test_requests_are_not_mixed_up(
     client: PostgresDataClient, wire: Recorder, notes: list[Note]
 ) -> None:
-    """Neither resources, nor the contexts of two requests: each has its own id, user and deadline."""
+    """Two resources, or the contexts of two requests, are never one batch."""
 
     async def read(context: RequestContext, ids: list[UUID]) -> list[Note]:
         with bind(context):
@@ -200,7 +200,7 @@ async def test_a_hasty_request_does_not_shorten_a_calm_one(
 async def test_a_cancelled_caller_hurts_nobody(
     client: PostgresDataClient, wire: Recorder, notes: list[Note]
 ) -> None:
-    """Not even one who asked for the same record."""
+    """Another caller of the same record still gets it."""
     wire.open.clear()
     with bind(RequestContext()):
         tasks = [asyncio.create_task(client.get(NOTES, notes[n].id)) for n in (0, 0, 1)]
@@ -214,7 +214,7 @@ async def test_a_cancelled_caller_hurts_nobody(
 async def test_what_nobody_waits_for_is_given_up(
     client: PostgresDataClient, wire: Recorder, notes: list[Note]
 ) -> None:
-    """Before it is sent, and after."""
+    """A request whose callers have all left is not sent, or is cancelled."""
     tasks = [asyncio.create_task(client.get(NOTES, note.id)) for note in notes]
     await asyncio.sleep(0)
     for task in tasks:

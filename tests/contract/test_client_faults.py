@@ -73,7 +73,7 @@ async def test_a_chunked_answer_is_read(transport: MakeTransport) -> None:
 
 
 async def test_a_redirect_is_not_followed(transport: MakeTransport) -> None:
-    """It could lead a write, and its headers, anywhere."""
+    """A redirect raises with its status, as following it could lead a write anywhere."""
     away = answering(b"", status=307, extra="location: http://127.0.0.1:1/\r\n")
     async with talking(transport, away) as (client, _):
         error = await failure(client.get(USERS, ID))
@@ -85,7 +85,7 @@ async def test_a_redirect_is_not_followed(transport: MakeTransport) -> None:
 
 
 async def test_nobody_listens(transport: MakeTransport) -> None:
-    """For a write too it is certain that nothing happened."""
+    """A refused connection says for a write too that nothing happened."""
     async with listening(Server(hang)) as server:
         url = server.url
     async with PostgresDataClient(url, service="api", transport=transport(), policy=PATIENT) as client:
@@ -96,7 +96,7 @@ async def test_nobody_listens(transport: MakeTransport) -> None:
 
 
 async def test_an_unknown_host(transport: MakeTransport) -> None:
-    """Resolvers may take their time; the deadline ends that too."""
+    """The deadline also ends a resolver that takes its time."""
     policy = replace(PATIENT, read_timeout_seconds=3)
     url = "http://nobody.invalid:8001"
     async with PostgresDataClient(url, service="api", transport=transport(), policy=policy) as client:
@@ -133,7 +133,7 @@ async def test_a_hung_service(transport: MakeTransport) -> None:
 
 
 async def test_a_hung_connection_leaves_time_for_another(transport: MakeTransport) -> None:
-    """One frozen replica behind a balancer, one that works."""
+    """The second attempt reaches a replica that works, within the time of the call."""
     policy = replace(PATIENT, write_timeout_seconds=3)
     async with talking(transport, hang, answering(RECORD), policy=policy) as (client, server):
         assert (await create(client)).id == ID
@@ -169,7 +169,7 @@ async def test_a_service_that_drips_its_headers(transport: MakeTransport) -> Non
 
 
 async def test_a_service_that_reads_nothing(transport: MakeTransport) -> None:
-    """Neither does a body that can't be sent hold anybody, nor is its connection used again."""
+    """A body that can't be sent ends at the deadline, and its connection is not used again."""
 
     async def ignore(_: Connection) -> None:
         await asyncio.Event().wait()
@@ -196,7 +196,7 @@ async def test_a_long_body_arrives(transport: MakeTransport) -> None:
 
 
 async def test_a_service_that_has_moved(transport: MakeTransport, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its name leads elsewhere now: found by the next attempt, without a restart."""
+    """The next attempt asks for the address again, without a restart."""
     address = "127.0.0.1"
 
     async def resolve(_self: object, _host: object, port: int, **_: object) -> list[Any]:
@@ -224,7 +224,7 @@ def problem(error: HybridkitError) -> tuple[int, bytes]:
 
 
 async def test_a_503_and_then_a_200(transport: MakeTransport) -> None:
-    """Also when the 503 comes from a proxy, in HTML."""
+    """A 503 is repeated, also where a proxy sends it as HTML."""
 
     async def recover(connection: Connection) -> None:
         await connection.request()
@@ -238,7 +238,7 @@ async def test_a_503_and_then_a_200(transport: MakeTransport) -> None:
 
 
 async def test_too_many_requests(transport: MakeTransport) -> None:
-    """Later, as the service says; where that is too late, its word goes to the caller at once."""
+    """The call waits as long as the service says; a wait beyond the deadline goes to the caller at once."""
 
     async def limit(connection: Connection) -> None:
         await connection.request()
@@ -257,7 +257,7 @@ async def test_too_many_requests(transport: MakeTransport) -> None:
 
 
 async def test_a_key_in_flight_is_waited_for(transport: MakeTransport) -> None:
-    """The twin of this call is still running: the service says when to come back."""
+    """While the same call still runs elsewhere, the attempt is repeated when the service says so."""
     status, body = problem(InProgressError("running", retry_after_seconds=0.02))
 
     async def twin(connection: Connection) -> None:
@@ -275,7 +275,7 @@ async def test_a_key_in_flight_is_waited_for(transport: MakeTransport) -> None:
 
 
 async def test_a_dead_service_recovers_without_a_restart(transport: MakeTransport) -> None:
-    """Down for a while, then back on the same port: the same client goes on."""
+    """The same client goes on once the service is back on its port."""
     async with AsyncExitStack() as stack:
         async with listening(Server(answering(RECORD))) as server:
             client = PostgresDataClient(server.url, service="api", transport=transport(), policy=PATIENT)
@@ -287,7 +287,7 @@ async def test_a_dead_service_recovers_without_a_restart(transport: MakeTranspor
 
 
 async def test_the_probe_names_the_breaker(transport: MakeTransport) -> None:
-    """So that `/ready` says why calls fail although the service answers."""
+    """The probe of a service that answers says why calls to it are held back."""
 
     async def reset(connection: Connection) -> None:
         await connection.request()
@@ -302,8 +302,8 @@ async def test_the_probe_names_the_breaker(transport: MakeTransport) -> None:
         assert await client.probe() == "breaker: open"
 
 
-async def test_many_calls_share_the_places(transport: MakeTransport) -> None:
-    """Never more connections than places; the others wait and are served."""
+async def test_many_calls_share_the_permits(transport: MakeTransport) -> None:
+    """There are never more connections than permits; the other calls wait and are served."""
     policy = replace(PATIENT, max_in_flight=4)
     async with talking(transport, answering(RECORD), policy=policy) as (client, server):
         users = await asyncio.gather(*(client.get(USERS, ID) for _ in range(50)))
@@ -352,7 +352,7 @@ async def busy(connection: Connection) -> None:
 async def test_a_dead_service_sees_few_calls_more(
     transport: MakeTransport, dead: Behaviour, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At most a fifth more than were made, and ten at once: counted at the socket, in one burst and one by one."""
+    """The socket counts at most a fifth more calls than were made, plus ten."""
     monkeypatch.setattr("hybridkit.clients._pipeline._breaker.MIN_CALLS", 10_000)  # it would hide the budget
     asked = 0
 
@@ -377,7 +377,7 @@ async def test_a_dead_service_sees_few_calls_more(
 
 
 async def test_the_breaker_ends_the_storm(transport: MakeTransport) -> None:
-    """With it a dead service sees no more than it takes to notice."""
+    """A dead service sees no more calls than the breaker needs to open."""
     async with talking(transport, reset_each) as (client, server):
         for _ in range(300):
             await failure(client.get(USERS, ID))
@@ -388,7 +388,7 @@ async def test_the_breaker_ends_the_storm(transport: MakeTransport) -> None:
 
 
 async def test_aiohttp_is_used_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And httpx where it is not."""
+    """Without aiohttp a client sends over httpx."""
     chosen = open_transport(None)
     assert isinstance(chosen, AiohttpTransport)
     await chosen.aclose()
@@ -407,7 +407,7 @@ async def test_a_transport_of_ones_own_is_used_as_it_is(transport: MakeTransport
 
 
 async def test_a_transport_that_is_closed_is_a_misuse(transport: MakeTransport) -> None:
-    """Such as one that two clients share, of which the first has ended."""
+    """Sending over a transport that another client has closed raises `MisuseError`."""
     shared = open_transport(transport())
     await shared.aclose()
     async with PostgresDataClient("http://127.0.0.1:9", service="api", transport=shared) as client:
@@ -418,7 +418,7 @@ async def test_a_transport_that_is_closed_is_a_misuse(transport: MakeTransport) 
 
 
 async def test_what_http_cannot_carry_is_a_misuse(transport: MakeTransport) -> None:
-    """A header that would end the header block: refused by the protocol, and never repeated."""
+    """A header that would end the header block raises and is never repeated."""
     wire = open_transport(transport())
     async with listening(Server(hang)) as server:
         request = Request(

@@ -111,7 +111,7 @@ async def make(client: AnyClient, count: int) -> list[Item]:
 
 
 async def test_many_by_id(client: AnyClient, service: FakeDataService) -> None:
-    """In the order of the ids, twice where one is named twice, None for what is not there."""
+    """Records come in the order of their ids, twice where an id is, with None for what is missing."""
     first, second = await make(client, 2)
     found = await client.get_many(ITEMS, [second.id, UNKNOWN, str(first.id), second.id])
     assert found == [second, None, first, second]
@@ -144,7 +144,7 @@ async def test_a_selection_is_a_model_of_its_own(client: AnyClient) -> None:
 
 
 async def test_counts(client: AnyClient) -> None:
-    """Alone, or with a page; only where they are asked for."""
+    """A count comes alone or with a page, and only where it is asked for."""
     await make(client, 5)
     find = client.find(ITEMS).where(ITEMS["quantity"] >= 2).order_by("name").page_size(1)
     assert await find.count() == 3
@@ -155,7 +155,7 @@ async def test_counts(client: AnyClient) -> None:
 
 
 async def test_an_export_is_everything(client: AnyClient, service: FakeDataService) -> None:
-    """Whatever the page size, in both forms of a query."""
+    """An export has every record with any page size, in both forms of a query."""
     long_name = "x" * 100  # too long together for a URL
     made = await client.create_many(ITEMS, [NewItem(name=f"{long_name} {n}", quantity=n) for n in range(25)])
     service.requests.clear()
@@ -210,7 +210,7 @@ async def test_rows_that_do_not_fit(client: AnyClient) -> None:
 
 
 async def test_batches(client: AnyClient, service: FakeDataService) -> None:
-    """A request each, records in their order."""
+    """Each batch is one request, and its records come in order."""
     made = await make(client, 3)
     changed = await client.update_many(
         ITEMS, [(made[0], ItemChanges(quantity=10)), (made[1].id, ItemChanges(quantity=11))]
@@ -258,7 +258,7 @@ async def test_natural_keys_in_a_batch(client: AnyClient) -> None:
 
 
 async def test_a_batch_is_never_split(client: AnyClient, service: FakeDataService) -> None:
-    """What doesn't fit could not be atomic; what is empty needs no request."""
+    """A batch that is too large raises, as two could not be atomic; an empty one sends nothing."""
     with pytest.raises(InvalidRequestError, match="1001 records of items are more than the 1000"):
         await client.delete_many(ITEMS, [UNKNOWN] * 1001)
     with pytest.raises(PayloadTooLargeError):
@@ -285,7 +285,7 @@ async def test_a_rerun_of_batches_in_a_claim_writes_nothing_twice(client: AnyCli
 
 
 async def test_steps_tell_writes_apart_whatever_their_order(client: AnyClient) -> None:
-    """Inside a claim the order numbers equal writes, unless they have names."""
+    """Named steps find their identity on a rerun in another order."""
 
     async def work(*names: str) -> dict[str, UUID]:
         with bind(RequestContext(claim=Claim("worker:event:8"))):
@@ -324,7 +324,7 @@ async def test_undelete(client: AnyClient) -> None:
 
 
 async def test_calls(client: AnyClient, service: FakeDataService) -> None:
-    """A safe one is a read, another one is a write with a key."""
+    """A safe call is sent as a read, another one as a write with a key."""
     assert (await client.call(SAY, Words(words=["a", "b"]))).said == "api: a b"
     assert (await client.call(SHOUT, Words(words=["c"]))).said == "api: c"
     assert service.requests == ["POST /v1/items:say", "POST /v1/items:shout"]
@@ -400,7 +400,7 @@ async def test_a_dry_run_tells_and_keeps_nothing(client: AnyClient) -> None:
 
 @pytest.mark.parametrize("applied", ["", "return=minimal", "tx=", 'tx="rollback', "tx=rollbacks"])
 async def test_a_service_that_ignores_the_wish_for_a_dry_run(applied: str) -> None:
-    """It has done it; that must not look like a success."""
+    """A dry run that was carried out raises instead of looking like a success."""
     headers = {"preference-applied": applied}
     transport = httpx.MockTransport(lambda _: httpx.Response(200, json={"results": [None]}, headers=headers))
     async with PostgresDataClient("http://data", service="api", transport=transport) as client:
@@ -413,7 +413,7 @@ async def test_a_service_that_ignores_the_wish_for_a_dry_run(applied: str) -> No
 
 @pytest.mark.parametrize("applied", ["tx=rollback", 'return=minimal, TX = "rollback"; a=1'])
 async def test_a_dry_run_may_be_confirmed_in_any_form(applied: str) -> None:
-    """By RFC 7240, with quotes or without."""
+    """The confirmation is read by RFC 7240, with quotes or without."""
     headers = {"preference-applied": applied}
     transport = httpx.MockTransport(lambda _: httpx.Response(200, json={"results": [None]}, headers=headers))
     async with (
@@ -424,7 +424,7 @@ async def test_a_dry_run_may_be_confirmed_in_any_form(applied: str) -> None:
 
 
 async def test_a_server_without_transactions() -> None:
-    """One document with its events works everywhere, several are refused in so many words."""
+    """One operation with its events works, and several raise `TransactionsUnavailableError`."""
     service = FakeDataService([ITEMS], has_transactions=False)
     async with service.mongo_client(service="api") as client:
         async with client.transaction() as tx:
@@ -465,7 +465,7 @@ async def test_answers_of_another_length(answer: dict[str, Any]) -> None:
 
 
 async def test_a_repeated_write_of_what_is_gone_since() -> None:
-    """Its answer was too large to keep, so the service looks for the records of now. The write itself was done."""
+    """A repeated write whose record was removed since raises `NotFoundError`."""
 
     def answer(request: httpx.Request) -> httpx.Response:
         if request.url.path == "/v1:transact":

@@ -117,7 +117,7 @@ KEYS = st.one_of(
 @example(key="\u0000\n\u2028")
 @example(key="\udcff")
 async def test_a_key_reaches_its_record_or_is_refused(way: Way, key: str) -> None:
-    """By every verb and transport; no other path is ever asked, and what is refused is never sent."""
+    """No method and no transport ever asks for another path, and what is refused is never sent."""
     fake = FakeDataService([PLANTS])
     async with reached(fake, way) as client:
         try:
@@ -168,7 +168,7 @@ async def test_a_path_of_ones_own_has_no_segment_of_dots_however_it_is_written(p
 
 
 async def test_what_is_no_unicode_is_refused_wherever_a_client_is_given_it() -> None:
-    """Ids, filters in URLs and in bodies, page tokens, fields, aggregates, steps: an error of ours, nothing sent."""
+    """Ids, filters, page tokens, fields, aggregations and steps raise a typed error, and nothing is sent."""
     fake = FakeDataService([PLANTS])
     title = PLANTS["title"] == HALF
     refused = (InvalidRequestError, InvalidQueryError)
@@ -212,7 +212,7 @@ async def test_a_body_that_is_no_unicode_is_an_error_of_ours() -> None:
 
 @pytest.mark.parametrize("value", [HALF, "two\r\nlines", "\u00fcml\u00e4ut", "\x00"])
 async def test_a_header_that_can_not_be_sent_is_refused(value: str) -> None:
-    """Each transport would do something else with it."""
+    """The refusal comes before the transports, which would each do something else."""
     fake = FakeDataService([PLANTS])
     given: list[dict[str, Any]] = [{"headers": {"x-note": value}}, {"idempotency_key": value}]
     async with ServiceClient("http://data.test", service="reader", transport=fake.transport) as service:

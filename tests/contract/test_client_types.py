@@ -98,7 +98,7 @@ if TYPE_CHECKING:
 
 
 def test_a_handle_of_one_record_is_a_handle_of_any() -> None:
-    """Covariant, so that functions can take handles of a common base."""
+    """Handles are covariant, so that functions can take handles of a common base."""
 
     def name_of(handle: Handle[Record[Any]]) -> str:
         return str(handle.id)

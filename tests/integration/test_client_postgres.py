@@ -187,7 +187,7 @@ async def make(client: PostgresDataClient, size: int) -> list[Item]:
 
 
 async def test_batches(client: PostgresDataClient) -> None:
-    """A thousand at a time, in their order, as a whole."""
+    """Batches of a thousand records are written, read, changed and removed in their order."""
     made = await make(client, 1000)
     assert [item.quantity for item in made] == list(range(1000))
     found = await client.get_many(ITEMS, [made[999].id, UNKNOWN, made[0].id])
@@ -255,7 +255,7 @@ async def test_aggregations(client: PostgresDataClient) -> None:
 
 
 async def test_replace_and_modify(client: PostgresDataClient) -> None:
-    """No write of anybody is lost, however many change one record at a time."""
+    """A stale record is not replaced, and concurrent changes of one are all kept."""
     (item,) = await make(client, 1)
     replaced = await client.replace(ITEMS, item, NewItem(name="other"))
     with pytest.raises(StaleVersionError) as stale:
@@ -272,7 +272,7 @@ async def test_replace_and_modify(client: PostgresDataClient) -> None:
 
 
 async def test_a_dry_run(client: PostgresDataClient, service: Any) -> None:
-    """What would come of it, errors included, and nothing kept."""
+    """The result or the error of a dry run is the real one, and nothing is kept."""
     (item,) = await make(client, 1)
     async with client.transaction(dry_run=True) as tx:
         tried = tx.update(ITEMS, item, ItemChanges(quantity=9))

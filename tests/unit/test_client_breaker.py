@@ -55,7 +55,7 @@ def test_fewer_than_twenty_calls_say_nothing(breaker: Breaker) -> None:
 
 
 def test_calls_that_tell_nothing_are_not_counted(breaker: Breaker) -> None:
-    """A caller's own short deadline, for example."""
+    """A call that ended by its caller's own short deadline leaves the breaker closed."""
     call(breaker, failed=None, times=100)
     call(breaker, failed=True, times=19)
     assert state(breaker) == "closed"
@@ -109,7 +109,7 @@ def test_after_a_recovery_the_wait_is_short_again(breaker: Breaker, clock: Clock
 
 
 def test_a_try_that_tells_nothing_makes_room_for_the_next(breaker: Breaker, clock: Clock) -> None:
-    """A cancelled try must not hold the breaker half open for ever."""
+    """After a cancelled probe the next call is the probe."""
     call(breaker, failed=True, times=20)
     clock.now += 5
     call(breaker, failed=None)
@@ -118,7 +118,7 @@ def test_a_try_that_tells_nothing_makes_room_for_the_next(breaker: Breaker, cloc
 
 
 def test_calls_from_before_the_change_are_not_taken_for_the_try(breaker: Breaker, clock: Clock) -> None:
-    """A late success from before it opened says nothing about now."""
+    """A late success from before the breaker opened doesn't close it."""
     late = breaker.enter()
     call(breaker, failed=True, times=20)
     clock.now += 5
@@ -148,7 +148,7 @@ def test_it_opens_only_with_cause(calls: list[tuple[float, bool]]) -> None:
 
 @given(st.lists(st.booleans(), min_size=1, max_size=60), st.integers(20, 40))
 def test_a_target_that_only_fails_is_always_noticed(history: list[bool], failures: int) -> None:
-    """Failures that outnumber what came before, all within the window."""
+    """The breaker opens when failures within the window outnumber what came before."""
     breaker = Breaker("x", clock=Clock())
     for failed in history:
         if state(breaker) == "closed":

@@ -8,7 +8,7 @@ from hybridkit.clients._pipeline._retry_budget import RetryBudget
 
 @given(st.lists(st.booleans(), max_size=500))
 def test_retries_never_exceed_a_fifth_of_the_calls_and_ten(wishes: list[bool]) -> None:
-    """Whatever the order in which calls come and retries are wished for."""
+    """The bound holds for any order of calls and retries."""
     budget = RetryBudget()
     calls = retries = 0
     for wants_retry in wishes:
@@ -21,7 +21,7 @@ def test_retries_never_exceed_a_fifth_of_the_calls_and_ten(wishes: list[bool]) -
 
 
 def test_a_dead_target_gets_the_whole_budget() -> None:
-    """Each call wishes for two retries: ten are saved up, then every fifth call has one."""
+    """Of calls that each want two retries, ten are granted at once, and then one for every fifth call."""
     budget = RetryBudget()
     retries = 0
     for _ in range(100):

@@ -57,7 +57,7 @@ async def test_a_full_queue_refuses_at_once() -> None:
 
 
 async def test_patience_ends() -> None:
-    """Who gives up leaves the queue, so that its place there is free."""
+    """A call that gives up leaves the queue, so that another one may wait."""
     bulkhead = Bulkhead("users", permits=1, queue=1)
     holder = Holder(bulkhead)
     await holder.entered.wait()
@@ -69,7 +69,7 @@ async def test_patience_ends() -> None:
 
 
 async def test_a_cancelled_wait_leaks_no_permit() -> None:
-    """Cancelled in the queue, and cancelled just as a permit was handed over."""
+    """A call that is cancelled in the queue, or as it gets its permit, leaves the permit to the next."""
     bulkhead = Bulkhead("users", permits=1, queue=2)
     holder = Holder(bulkhead)
     await holder.entered.wait()

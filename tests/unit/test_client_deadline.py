@@ -1,4 +1,4 @@
-"""The deadline that needs nobody's help."""
+"""A time limit that holds even for work which ignores its cancellation."""
 
 import asyncio
 
@@ -71,7 +71,7 @@ async def test_the_callers_cancellation_reaches_the_work() -> None:
 
 
 async def test_prompt_work_needs_no_task() -> None:
-    """What ends at once when it is cancelled runs where it is awaited, for as long as it may."""
+    """Work that ends at once when it is cancelled runs in the caller's task, for as long as it may."""
 
     async def where() -> asyncio.Task[None] | None:
         return asyncio.current_task()

@@ -48,7 +48,7 @@ async def test_an_end_written_by_others(end: bytes) -> None:
 
 @pytest.mark.parametrize("length", range(len(WHOLE) - 1))
 async def test_a_cut_anywhere_is_an_error_after_the_records_so_far(length: int) -> None:
-    """Also where the last piece happens to be a whole record, or nothing came at all."""
+    """A cut raises too where the last piece is a whole record, or where nothing came at all."""
     cut = WHOLE[:length]
     whole = [n for n in (1, 2, 3) if b'{"n":%d}\n' % n in cut]
     with pytest.raises(UnavailableError, match=f"cut after {len(whole)}") as caught:

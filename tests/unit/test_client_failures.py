@@ -1,4 +1,4 @@
-"""What an answer says went wrong."""
+"""The failure that an answer reports: its error, and what retry and breaker make of it."""
 
 from datetime import timedelta
 
@@ -58,7 +58,7 @@ def test_a_problem_becomes_the_error_that_the_service_raised() -> None:
 
 
 def test_not_retryable_wins_over_the_kind_of_error() -> None:
-    """The service knows better than the table."""
+    """A problem that says it is not retryable is not repeated, whatever its class."""
     assert judge_problem(ConflictError("deadlock")).retryable
     assert not judge_problem(ConflictError("deadlock"), retryable=False).retryable
 
@@ -75,7 +75,7 @@ def test_not_retryable_wins_over_the_kind_of_error() -> None:
     ],
 )
 def test_the_breaker_counts_what_is_the_services_fault(error: HybridkitError, *, counts: bool) -> None:
-    """A 504 only where it isn't the caller's deadline that was too short."""
+    """A 504 counts unless it was the caller's deadline that was too short."""
     assert judge_problem(error).counts is counts
 
 
@@ -122,7 +122,7 @@ def test_retry_after_is_clamped(value: str, seconds: float | None) -> None:
     "form", ["%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT", "%a %b %d %H:%M:%S %Y"]
 )
 def test_retry_after_may_be_a_date(form: str) -> None:
-    """In each of the forms that a recipient has to take, https://www.rfc-editor.org/rfc/rfc9110#section-5.6.7."""
+    """Each form that a recipient has to take is read, https://www.rfc-editor.org/rfc/rfc9110#section-5.6.7."""
     failure = judge(429, headers={"retry-after": (now() + timedelta(seconds=60)).strftime(form)})
     assert isinstance(failure.error, RateLimitedError)
     assert failure.error.retry_after_seconds == pytest.approx(60, abs=2)
@@ -130,7 +130,7 @@ def test_retry_after_may_be_a_date(form: str) -> None:
 
 @pytest.mark.parametrize(("said", "seconds"), [("-5", 0.0), ("1e308", 3600.0), ("NaN", 7.0), ("null", 7.0)])
 def test_a_problem_asks_for_a_time_that_can_be_waited_for(said: str, seconds: float) -> None:
-    """Whatever number stands there; where it is none, the header counts."""
+    """A number out of range is clamped; where there is none, the header counts."""
     headers = {"content-type": "application/problem+json", "retry-after": "7"}
     body = f'{{"title": "Busy", "status": 503, "code": "UNAVAILABLE", "retry_after_seconds": {said}}}'
     failure = judge(503, body.encode(), headers=headers)
@@ -156,7 +156,7 @@ def test_a_problem_asks_for_a_time_that_can_be_waited_for(said: str, seconds: fl
 def test_a_proxys_answer_has_the_honest_error(
     status: int, safe: bool, expected: type[HybridkitError]
 ) -> None:
-    """502 and 504 come from in between: a read didn't happen, a write may have."""
+    """A 502 or 504 of a proxy means that a read didn't happen and a write may have."""
     failure = judge(status, safe=safe)
     assert type(failure.error) is expected
     assert failure.counts is (status in {502, 503, 504})
@@ -179,7 +179,7 @@ def test_a_broken_problem_is_as_good_as_none(body: bytes) -> None:
 
 
 def test_field_errors_arrive() -> None:
-    """Each with its pointer."""
+    """Each problem of a field keeps its pointer."""
     error = judge_problem(InvalidRequestError("x", errors=[FieldProblem("/email", "missing")])).error
     assert isinstance(error, InvalidRequestError)
     assert error.errors == (FieldProblem("/email", "missing"),)

@@ -58,7 +58,7 @@ async def test_a_503_and_then_a_200_is_a_success() -> None:
 
 
 async def test_a_keyed_write_is_repeated_with_its_key() -> None:
-    """The answer got lost after the effect; the key lets the service answer again."""
+    """After a lost answer the same key lets the service answer again."""
     wire = Wire(CUT, problem(InProgressError("still running")), OK)
     assert await wire.pipeline().run(WRITE) is OK
     assert [request.headers["idempotency-key"] for request in wire.requests] == ['"k-1"'] * 3
@@ -91,7 +91,7 @@ async def test_what_cannot_get_better_is_not_repeated(answer: Step) -> None:
 
 
 async def test_retry_after_is_honoured() -> None:
-    """Not before the service says, and then with jitter, so that all don't come back at once."""
+    """The next attempt comes after the time that the service says, plus jitter."""
     wire = Wire(problem(UnavailableError("busy", retry_after_seconds=1.0)), OK)
     await wire.pipeline().run(READ)
     assert wire.slept == [1.025]
@@ -107,7 +107,7 @@ async def test_a_retry_after_beyond_the_deadline_is_told_to_the_caller() -> None
 
 
 async def test_no_attempt_that_cannot_end_in_time() -> None:
-    """Answers have been taking 1.9 s; with 1.1 s left another attempt would only cost the service work."""
+    """With 1.1 s left no attempt is made at a service whose answers take 1.9 s."""
     wire = Wire(OK)
     pipeline = wire.pipeline()
     wire.then(wire.later(1.9))
@@ -120,7 +120,7 @@ async def test_no_attempt_that_cannot_end_in_time() -> None:
 
 
 async def test_a_dead_service_sees_a_fifth_more_calls() -> None:
-    """Connection refused, thousand times; the breaker is kept out of it by answers that it doesn't count."""
+    """A thousand failing calls cost at most two hundred retries, plus ten, without any help of the breaker."""
     wire = Wire(problem(ConflictError("deadlock")))
     pipeline = wire.pipeline()
     for _ in range(1000):
@@ -129,7 +129,7 @@ async def test_a_dead_service_sees_a_fifth_more_calls() -> None:
 
 
 async def test_a_policy_that_would_pause_gives_up() -> None:
-    """Nobody is there to pause a single call."""
+    """An error that pauses a consumer ends a single call."""
     policy = ClientPolicy(retry=Retry.immediate(attempts=3).pause_on(UnavailableError))
     wire = Wire(REFUSED)
     await failure(wire.pipeline(policy), READ)
@@ -147,7 +147,7 @@ async def test_a_lost_answer_to_a_read_is_only_unavailable() -> None:
 
 
 async def test_a_lost_answer_to_a_write_stays_unknown() -> None:
-    """Even when the last attempt was refused: the first may have done it."""
+    """A later refusal doesn't hide that the first attempt may have done it."""
     error = await failure(Wire(CUT, REFUSED).pipeline(), WRITE)
     assert type(error) is OutcomeUnknownError
     assert error.__cause__ is REFUSED
@@ -162,13 +162,13 @@ async def test_a_passed_deadline_hides_no_doubt() -> None:
 
 
 async def test_a_definite_answer_ends_the_doubt() -> None:
-    """With the same key the service would have repeated the success, had there been one."""
+    """A refusal under the same key means that no earlier attempt was carried out."""
     error = await failure(Wire(CUT, problem(NotFoundError("gone"))).pipeline(), WRITE)
     assert type(error) is NotFoundError
 
 
 async def test_what_a_transport_should_not_raise_passes_through() -> None:
-    """A bug is no outage: not counted, not repeated, not hidden."""
+    """An exception that is a bug is neither counted, nor repeated, nor hidden."""
     wire = Wire(KeyError("bug"))
     pipeline = wire.pipeline()
     for _ in range(30):
@@ -196,7 +196,7 @@ async def test_the_context_travels_with_the_call() -> None:
 
 
 async def test_the_trace_travels_with_the_call() -> None:
-    """The W3C header of the active span."""
+    """The W3C header of the active span is among the headers."""
     from opentelemetry import trace
 
     span = trace.NonRecordingSpan(
@@ -222,14 +222,14 @@ async def test_misuse_is_not_repeated() -> None:
 
 
 async def test_every_attempt_asks_for_its_authorization() -> None:
-    """A token may have run out between two attempts."""
+    """A second attempt has a new token, as the first may have run out."""
     wire = Wire(REFUSED, OK)
     await wire.pipeline().run(READ)
     assert [request.headers["authorization"] for request in wire.requests] == ["Bearer 0", "Bearer 1"]
 
 
 async def test_other_peoples_services_are_told_nothing_of_ours() -> None:
-    """Neither who asks for whom, nor in which request, nor for how long."""
+    """Neither caller, user, request, trace nor deadline is among the headers."""
     wire = Wire(OK)
     pipeline = Pipeline(
         wire,
@@ -278,7 +278,7 @@ async def test_attempts_and_retries_are_counted() -> None:
 
 
 async def test_the_breakers_state_is_a_metric() -> None:
-    """0 closed, 1 half open, 2 open."""
+    """The gauge is 0 while closed, 1 half open, 2 open."""
     wire = Wire(REFUSED)
     target = unique_name()
     pipeline = wire.pipeline(ClientPolicy(retry=Retry.immediate(attempts=1)), target=target)

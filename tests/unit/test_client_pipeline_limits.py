@@ -41,7 +41,7 @@ async def test_a_silent_service_holds_nobody_beyond_the_deadline() -> None:
 
 
 async def test_a_single_attempt_may_take_all_the_time() -> None:
-    """Without a key there is no second attempt to leave room for."""
+    """A write without a key has the whole time for its only attempt."""
     wire = Silence()
     error = await failure(wire.pipeline(), BARE_WRITE)
     assert isinstance(error, DeadlineExceededError)
@@ -69,7 +69,7 @@ async def test_after_the_deadline_nothing_is_sent() -> None:
 
 
 async def test_the_service_is_told_a_little_less_time_than_there_is() -> None:
-    """So that its own 504 still arrives, which says that nothing was done."""
+    """The service's own 504, which says that nothing was done, still arrives."""
     wire = Wire(OK)
     await wire.pipeline().run(READ)
     request = wire.requests[0]
@@ -149,7 +149,7 @@ async def test_short_deadlines_of_callers_open_no_breaker() -> None:
 
 
 async def test_a_hung_service_opens_the_breaker() -> None:
-    """Attempts that had all their time count; on a busy machine one or the other may have had less."""
+    """Timeouts of attempts that had their usual time count as failures."""
     wire = Silence()
     policy = ClientPolicy(read_timeout_seconds=0.01, retry=Retry.immediate(attempts=1))
     pipeline = wire.pipeline(policy)
@@ -161,7 +161,7 @@ async def test_a_hung_service_opens_the_breaker() -> None:
 
 
 async def test_a_probe_passes_by_the_breaker() -> None:
-    """Readiness wants to know how the service is now, not how it was."""
+    """The readiness probe reaches the service while the breaker holds calls back."""
     wire = Wire(REFUSED)
     pipeline = wire.pipeline(ClientPolicy(retry=Retry.immediate(attempts=1)))
     for _ in range(20):
@@ -174,7 +174,7 @@ async def test_a_probe_passes_by_the_breaker() -> None:
 
 
 async def test_a_stream_is_opened_like_any_call() -> None:
-    """Repeated until it opens; then it holds a permit until the block ends, and the service knows no deadline."""
+    """A stream is repeated until it opens, holds a permit until its block ends, and tells the service no deadline."""
     wire = Wire(problem(UnavailableError("busy")), OK)
     pipeline = wire.pipeline(ClientPolicy(max_in_flight=1, max_queued=0))
     async with pipeline.stream(READ) as answer:

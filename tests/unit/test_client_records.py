@@ -127,7 +127,7 @@ def test_ids_are_minted_where_they_are_uuids() -> None:
 
 
 def test_an_id_may_be_part_of_the_data() -> None:
-    """Where the resource's create declares it."""
+    """The id in the data is used where the resource's create model declares one."""
     coin = NewCoin(id="eur", name="Euro")
     assert new_id_for(COINS, coin, None, ID) == "eur"
     assert fields_of(coin) == {"id": "eur", "name": "Euro"}
@@ -151,7 +151,7 @@ def test_an_etag_that_is_no_header_is_refused(etag: str) -> None:
 
 
 def test_only_set_fields_are_changed() -> None:
-    """None is a value: it removes what is there (RFC 7396)."""
+    """None is sent as a value, which removes what is there (RFC 7396)."""
     assert changed_fields(Changes(email=None)) == {"email": None}
     assert fields_of(Changes()) == {"email": None, "name": None}
 
@@ -180,7 +180,7 @@ def test_a_page_is_read() -> None:
 
 @pytest.mark.parametrize("body", [b"", b"<html>", encode_json(STORED)[:50], {"id": "7"}, [], b"\xff"])
 def test_garbage_is_a_typed_error(body: object) -> None:
-    """HTML, a cut body, another schema."""
+    """HTML, a cut body or another schema raises `ResponseError` in every reader."""
     for read in (
         partial(record_from, USERS),
         partial(page_from, USERS, User),

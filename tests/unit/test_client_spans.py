@@ -57,7 +57,7 @@ async def call(application: ASGIApp) -> None:
 
 
 async def test_a_call_is_one_span_however_many_attempts(exporter: InMemorySpanExporter) -> None:
-    """The service continues its trace, and its `Server-Timing` is in it."""
+    """The service continues the trace of the span, which has the answer's `Server-Timing`."""
     seen: list[bytes] = []
     await call(answering(503, 200, seen=seen))
     [span] = exporter.get_finished_spans()

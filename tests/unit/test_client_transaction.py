@@ -128,7 +128,7 @@ class Service:
 
 
 async def test_a_block_is_one_request_at_its_end() -> None:
-    """The id is known inside, the record after it."""
+    """Inside the block a handle has the id, after it the record."""
     service = Service()
     async with service.transaction() as tx:
         user = tx.create(USERS, NewUser(email="a@example.com"))
@@ -181,7 +181,7 @@ async def test_every_operation_keeps_its_place() -> None:
 
 
 async def test_messages_go_with_the_writes() -> None:
-    """With the request that caused them; an event by its key, a command to its queue."""
+    """Messages carry the request that caused them, an event its key, a command its queue."""
     service = Service()
     event, command = Registered(user_id=ID), SendMail(user_id=ID)
     with bind(RequestContext(request_id="req-1", user_id="user-1")):
@@ -197,7 +197,7 @@ async def test_messages_go_with_the_writes() -> None:
 
 
 async def test_a_message_may_have_to_wait() -> None:
-    """Until a time, or for so long from now; naming both is a mistake."""
+    """A message waits until a time, or for some seconds; naming both raises."""
     service = Service()
     async with service.transaction() as tx:
         tx.emit(SendMail(user_id=ID), not_before=datetime(2030, 1, 31, 9, tzinfo=UTC))
@@ -214,7 +214,7 @@ async def test_a_message_may_have_to_wait() -> None:
 
 
 async def test_messages_carry_the_trace_in_which_they_were_emitted() -> None:
-    """The relay publishes in it, long after the request has ended."""
+    """The relay can publish in the trace of the request long after that has ended."""
     service = Service()
     trace = {"traceparent": f"00-{'4b' * 16}-{'a1' * 8}-01", "tracestate": "vendor=1"}
     async with service.transaction() as tx:
@@ -315,7 +315,7 @@ async def test_a_transaction_is_used_once() -> None:
 
 
 async def test_a_transaction_has_at_most_100_operations() -> None:
-    """The one that is too many is refused on the spot, with the line that adds it in the traceback."""
+    """The operation that is too many raises on its own line."""
     async with Service().transaction() as tx:
         for _ in range(100):
             tx.delete(USERS, ID)
@@ -338,7 +338,7 @@ async def test_what_cannot_be_sent_is_refused_inside_the_block() -> None:
 
 
 async def test_a_rerun_in_a_claim_makes_the_same_ids() -> None:
-    """Of records and of events, each in its order."""
+    """Records and events of a rerun have the ids of the first run, each in its order."""
 
     async def work(service: Service) -> dict[str, Any]:
         with bind(RequestContext(request_id="req-1", claim=Claim("worker:event:7"))):
