@@ -305,7 +305,7 @@ async def test_a_silent_channel_is_replaced_then_its_connection(
     """Traps 1 and 9: nothing hangs, and a broker that comes back is found again, whatever it was doing."""
     monkeypatch.setattr(writer_module, "PATIENCE_SECONDS", 0.1)
     monkeypatch.setattr(writer_module, "LINGER_SECONDS", 0.1)
-    monkeypatch.setattr(connection_module, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(connection_module, "REPLY_SECONDS", 0.3)
     await bind_queue_before_start(rabbitmq_url)
     async with proxied(rabbitmq_url) as (proxy, publisher):
         proxy.swallow()
@@ -390,7 +390,7 @@ async def test_leaving_is_bounded(rabbitmq_url: str, monkeypatch: pytest.MonkeyP
     """Leaving ends in bounded time beside a frozen broker, and the unconfirmed publish has an unknown outcome."""
     for module, name in (
         (writer_module, "FLUSH_SECONDS"),
-        (channel_module, "ANSWER_SECONDS"),
+        (channel_module, "REPLY_SECONDS"),
         (connection_module, "CLOSE_SECONDS"),
     ):
         monkeypatch.setattr(module, name, 0.1)

@@ -314,11 +314,11 @@ async def test_a_lost_connection_closes_its_ports() -> None:
 async def test_a_port_that_was_replaced_does_not_take_the_other_along() -> None:
     """Closing a port leaves alone the newer one with the same channel number."""
     connection = FakeConnection()
-    inbox = FakeReceiver()
-    connection.protocol.open_port(CHANNEL, inbox)
+    receiver = FakeReceiver()
+    connection.protocol.open_port(CHANNEL, receiver)
     connection.port.close("late")
     connection.hears(Basic.Ack(1, multiple=False))
-    assert inbox.told == [(1, False, True)]
+    assert receiver.told == [(1, False, True)]
 
 
 async def test_an_alarm_and_a_full_buffer_are_told_apart_from_the_end_of_both() -> None:

@@ -1,1 +1,1 @@
-"""AMQP 0-9-1: connections and channels that come back, frames, and headers."""
+"""AMQP 0-9-1: supervised connections and channels, frames, and headers."""

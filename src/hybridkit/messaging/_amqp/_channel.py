@@ -25,8 +25,8 @@ from hybridkit.errors import (
     UnavailableError,
 )
 from hybridkit.messaging._amqp._connection import (
-    ANSWER_SECONDS,
     LIBRARY_ERRORS,
+    REPLY_SECONDS,
     BrokerConnection,
     OpenConnection,
     closing,
@@ -123,7 +123,7 @@ class OpenChannel:
             return
         goodbye = self.raw.close(ChannelClosed(200, "closed"))
         try:
-            await bounded(goodbye, seconds=ANSWER_SECONDS, tasks=self._tasks, name="closing a channel")
+            await bounded(goodbye, seconds=REPLY_SECONDS, tasks=self._tasks, name="closing a channel")
         except LIBRARY_ERRORS as error:
             _log.debug("channel not closed cleanly", error=str(error))
 

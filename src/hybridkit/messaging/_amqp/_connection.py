@@ -40,7 +40,7 @@ HEARTBEAT_SECONDS: Final = 10
 https://www.rabbitmq.com/docs/heartbeats
 """
 START_SECONDS: Final = 30.0
-ANSWER_SECONDS: Final = 10.0
+REPLY_SECONDS: Final = 10.0
 """How long the broker may take to reply to a method before the connection is given up."""
 CLOSE_SECONDS: Final = 5.0
 
@@ -195,7 +195,7 @@ class OpenConnection:
         try:
             await bounded(
                 connection.connect(),  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType] - undecorated
-                seconds=ANSWER_SECONDS,
+                seconds=REPLY_SECONDS,
                 tasks=tasks,
                 name="connecting",
             )
@@ -264,7 +264,7 @@ class OpenConnection:
             aiormq.exceptions.AMQPError: the broker refuses.
         """
         try:
-            return await bounded(work, seconds=seconds or ANSWER_SECONDS, tasks=self._tasks, name=name)
+            return await bounded(work, seconds=seconds or REPLY_SECONDS, tasks=self._tasks, name=name)
         except TimeoutError as error:
             # Replies come in order: with one missing, those to later methods would not come either.
             self.abort()

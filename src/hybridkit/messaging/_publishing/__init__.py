@@ -1,1 +1,1 @@
-"""The publisher: messages written, and confirmed by the broker."""
+"""Publishing: events and commands, written in batches and confirmed by the broker."""

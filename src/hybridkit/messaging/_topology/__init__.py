@@ -1,1 +1,1 @@
-"""Exchanges, queues and bindings: planned, declared, and compared with what is there."""
+"""Exchanges, queues and bindings: declared, and compared with those of a broker."""

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from hybridkit.errors import AccessDeniedError, MisuseError, ResponseError, UnavailableError
 from hybridkit.messaging._topology._declared import Binding
 
-ANSWER_SECONDS: Final = 10.0
+RESPONSE_SECONDS: Final = 10.0
 
 _CONNECTIONS: Final = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
 
@@ -130,7 +130,7 @@ def _parts(management_url: str) -> SplitResult:
 
 def _get[T](url: SplitResult, path: str, shape: TypeAdapter[T]) -> T:
     where = f"the management API at {url.hostname}:{url.port or ''}"
-    connection = _CONNECTIONS[url.scheme](url.hostname or "", url.port, timeout=ANSWER_SECONDS)
+    connection = _CONNECTIONS[url.scheme](url.hostname or "", url.port, timeout=RESPONSE_SECONDS)
     try:
         connection.request("GET", url.path.rstrip("/") + path, headers=_authorization(url))
         response = connection.getresponse()
