@@ -48,7 +48,7 @@ async def primary(own_postgres_server: Server, run_service: Any, make_tables: An
 
 
 async def test_a_server_that_only_reads_is_left_and_found_again(primary: Any) -> None:
-    """Not ready although nobody writes; writes may be repeated; the relay and housekeeping wait, and then go on."""
+    """The store is not ready though nobody writes, writes are retryable, and the relay waits, then goes on."""
 
     service = primary
 
@@ -92,7 +92,7 @@ async def test_a_server_that_only_reads_is_left_and_found_again(primary: Any) ->
 
 
 async def test_a_change_in_a_transaction_that_only_reads_is_a_mistake_in_the_code(service: Any) -> None:
-    """PostgreSQL's answer is that of a server after a failover; the connection is as good as before."""
+    """PostgreSQL answers as after a failover, but the code is to blame, and the connection is used further."""
     store = service.store
     await service.create("before")
     with pytest.raises(MisuseError):

@@ -234,7 +234,7 @@ async def service(postgres_url: str) -> AsyncIterator[Service]:
 async def test_an_odd_value_is_read_everywhere_and_alike(
     service: Service, resource: Any, cases: list[tuple[str, str, object]]
 ) -> None:
-    """In lists, by id, in batches, exports, after a change and its repetition, and by a typed client."""
+    """Lists, reads by id, batches, exports, repeated changes and a typed client all show the same value."""
     path = resource.path
     for name in ("a", "c"):
         assert (await service.send("POST", path, {"name": name})).status_code == 201
@@ -270,7 +270,7 @@ async def test_an_odd_value_is_read_everywhere_and_alike(
 
 
 async def test_a_label_that_the_code_does_not_have_is_shown_as_it_is(service: Service) -> None:
-    """A migration of a newer release has added it; the others are shown as their values."""
+    """A label that a newer release has added is shown itself; the others are shown as their values."""
     connection = await connect(service.url, timeout_seconds=10, command_seconds=30, application_name="test")
     await connection.execute("ALTER TYPE mood ADD VALUE 'NEW'")
     await connection.close()
@@ -285,7 +285,7 @@ async def test_a_label_that_the_code_does_not_have_is_shown_as_it_is(service: Se
 
 @pytest.mark.parametrize("resource", [SIMPLE, ODD], ids=["simple", "odd"])
 async def test_what_is_shown_of_an_odd_value_finds_it(service: Service, resource: Any) -> None:
-    """`eq` finds the record, `gt` of the last one finds nothing."""
+    """`eq` with the shown value finds the record, and `gt` with the last one finds nothing."""
     cases = [
         case
         for case in (*COMMON, *MORE)
@@ -302,7 +302,7 @@ async def test_what_is_shown_of_an_odd_value_finds_it(service: Service, resource
 
 
 async def test_a_sum_of_integers_is_exact(service: Service) -> None:
-    """Beyond 64 bits too, on the wire and for a typed client."""
+    """A sum beyond 64 bits is exact on the wire and for a typed client."""
     largest = 2**63 - 1
     for _ in range(3):
         assert (await service.send("POST", SIMPLE.path, {"name": "a", "big": largest})).status_code == 201
@@ -326,7 +326,7 @@ TOO_MUCH: list[tuple[str, object]] = [
 
 
 async def test_what_a_column_is_too_small_for_is_refused_with_its_field(service: Service) -> None:
-    """Blanks too, which PostgreSQL would cut in silence; on every path."""
+    """So are blanks at the end, which PostgreSQL would cut silently, on every path."""
     mine = (await service.send("POST", SIMPLE.path, {"name": "a"})).json()["id"]
     for field, value in TOO_MUCH:
         body = {"name": "b", field: value}
@@ -354,7 +354,7 @@ async def test_what_a_column_is_too_small_for_is_refused_with_its_field(service:
 
 
 async def test_a_time_with_an_offset_is_refused_where_the_column_has_none(service: Service) -> None:
-    """PostgreSQL would drop it in silence."""
+    """PostgreSQL would drop the offset silently."""
     answer = await service.send("POST", ODD.path, {"name": "a", "start": "06:00:00+02:00"})
     assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/start")
     assert (await service.http.get(ODD.path, params={"start": "eq.06:00:00+02:00"})).status_code == 400

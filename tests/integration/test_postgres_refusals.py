@@ -206,7 +206,7 @@ def pointers(answer: httpx.Response) -> set[str]:
 async def test_a_refusal_points_to_its_fields_on_every_path(
     rules: Rules, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """On POST, PUT, PATCH, in batches and transactions, and whatever the constraint is made of."""
+    """POST, PUT, PATCH, batches and transactions point to the fields of every kind of constraint."""
     taken = {"email": "taken@X", "title": "taken", "word": "taken", "slot": 10}
     await rules.made(**taken)
     mine = await rules.made(size=1)
@@ -258,7 +258,7 @@ async def test_a_refusal_points_to_its_fields_on_every_path(
 
 
 async def test_an_increment_that_breaks_a_rule_is_pointed_to(rules: Rules) -> None:
-    """It stands elsewhere in the request than the data."""
+    """The pointer leads to `increment`, not to `data`."""
     mine = await rules.made(size=6)
     grow = {"op": "update", "resource": "rules", "id": mine, "increment": {"size": 1}}
     answer = await rules.send("POST", "/v1:transact", {"operations": [grow]})
@@ -310,7 +310,7 @@ async def test_a_record_that_is_referred_to_is_not_deleted(rules: Rules) -> None
 
 
 async def test_after_a_migration_every_request_works(rules: Rules) -> None:
-    """A column gets another type, and the next one too: requests run again on new connections."""
+    """After two columns have changed their type, requests run again on new connections and succeed."""
     mine = await rules.made(size=1)
 
     async def answers() -> list[httpx.Response]:
@@ -327,7 +327,7 @@ async def test_after_a_migration_every_request_works(rules: Rules) -> None:
 
 
 async def test_a_mistake_in_the_code_stays_one(rules: Rules) -> None:
-    """It isn't taken for a migration's doing again and again, which would open connections for each request."""
+    """It is not blamed on a migration each time, which would open connections for every request."""
     await rules.made(size=1)
     await rules.sql("ALTER TABLE rules RENAME COLUMN low TO lowest")
     statuses = [(await rules.send("GET", "/v1/rules")).status_code for _ in range(3)]

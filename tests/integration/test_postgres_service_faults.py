@@ -49,7 +49,7 @@ async def test_nothing_is_done_after_the_deadline(service: Any) -> None:
 
 
 async def test_the_deadline_reaches_the_database(service: Any) -> None:
-    """The server itself stops the statement; the connection goes on to serve others."""
+    """The server itself stops the statement, and the connection serves the next request."""
     await service.create("pen", id=ITEM)
     async with service.holding(LOCK, "pen"):
         started = time.monotonic()
@@ -75,7 +75,7 @@ async def test_each_statement_has_what_is_left(service: Any) -> None:
 
 
 async def test_the_driver_has_a_limit_of_its_own(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last one, for what neither the server nor the timer ends; the connection is not used again."""
+    """It ends what neither the server nor the timer ends, and the connection is not used again."""
     monkeypatch.setattr(_pool, "connect", partial(_connect_impatiently, connect))
     pool = _pool.Pool(service.url, pool_size=1, application_name="impatient")
     sleep = select(func.pg_sleep(5))
@@ -96,7 +96,7 @@ async def _connect_impatiently(connect: Any, url: str, **options: Any) -> Any:
 
 
 async def test_a_caller_that_leaves_leaves_nothing_behind(service: Any) -> None:
-    """Cancelled while it waits for a lock: the transaction is undone, the connection is free again."""
+    """A caller that is cancelled while it waits for a lock has its transaction undone and its connection freed."""
     await service.create("pen", id=ITEM)
     async with service.holding(LOCK, "pen"):
         calls = [asyncio.create_task(service.send("PATCH", PATH, {"rank": 1})) for _ in range(10)]
@@ -116,7 +116,7 @@ async def test_a_caller_that_leaves_leaves_nothing_behind(service: Any) -> None:
 async def test_a_caller_that_leaves_while_connecting_leaves_no_connection(
     service: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is opened to its end, and closed; its place in the pool is free again."""
+    """The connection is opened to its end and closed, and the pool has room again."""
     gate = asyncio.Event()
 
     async def slowly(url: str, **options: Any) -> Any:
@@ -241,7 +241,7 @@ async def test_a_connection_lost_in_a_statement_is_unavailable(service: Any) -> 
 
 
 async def test_a_table_that_changes_below_is_a_reason_to_try_again(service: Any) -> None:
-    """PostgreSQL refuses plans that were prepared for the old one; the next try makes new ones."""
+    """PostgreSQL refuses plans that were prepared for the old table, so the next try makes new ones."""
     await service.create("pen", id=ITEM)
     await asyncio.gather(*(service.get(PATH) for _ in range(20)))
     await service.sql("ALTER TABLE items ALTER COLUMN rank TYPE bigint")
@@ -324,7 +324,7 @@ async def test_a_commit_that_never_arrived_is_done_by_the_next_call(
 
 
 async def test_a_silent_network_is_bounded(proxied: tuple[Any, FaultProxy]) -> None:
-    """Neither what waits for an answer, nor what needs a connection, nor rolling back waits for ever."""
+    """Waiting for an answer, for a connection and for a rollback all end in time."""
     far, proxy = proxied
     await asyncio.gather(*(far.get("/v1/items") for _ in range(5)))
     proxy.freeze()

@@ -47,7 +47,7 @@ async def test_a_key_that_is_none_is_refused(service: Any, key: str) -> None:
 
 
 async def test_a_repeated_write_gets_the_same_answer_and_does_nothing(service: Any) -> None:
-    """Status, body, ETag and location, for every kind of write; also after the record has changed again."""
+    """Every kind of write repeats status, body, ETag and location, even after the record has changed again."""
     first = await service.send("POST", "/v1/items", {"name": "pen", "rank": 1}, key="create")
     path = first.headers["location"]
     answers = {
@@ -128,7 +128,7 @@ async def test_derived_keys_are_kept_longer(service: Any) -> None:
 
 
 async def test_a_key_in_use_elsewhere_is_waited_for_and_then_refused(service: Any) -> None:
-    """Half a second; no connection of the pool is held meanwhile."""
+    """The call waits for half a second, and uses no connection of the pool meanwhile."""
     lock = lock_number("key", "anonymous", "k")
     async with service.holding("SELECT pg_advisory_xact_lock($1)", lock) as other:
         answer = await service.send("POST", "/v1/items", {"name": "pen"}, key="k")
@@ -142,7 +142,7 @@ async def test_a_key_in_use_elsewhere_is_waited_for_and_then_refused(service: An
 
 
 async def test_twenty_calls_with_one_key_do_it_once(service: Any) -> None:
-    """Fifty times: one created, nineteen get the same answer again."""
+    """In each of fifty rounds one call creates the record, and nineteen get the same answer."""
     for run in range(50):
         answers = await asyncio.gather(
             *(

@@ -124,7 +124,7 @@ ORDERS = [
 
 
 async def test_pages_are_the_whole_in_order(service: Any) -> None:
-    """With ties and NULLs, in any order: the pages together are what one big page shows."""
+    """With ties and NULLs, in any order, the pages together show what one big page shows."""
     await fill(service)
     for order, size in itertools.product(ORDERS, (1, 2, 5)):
         whole = (await service.send("POST", "/v1/items:query", {"order": order})).json()
@@ -145,7 +145,7 @@ async def test_an_order_is_what_it_says(service: Any) -> None:
 
 
 async def test_rows_inserted_meanwhile_move_nothing(service: Any) -> None:
-    """A page goes on behind its last row: what was there is seen once, whatever is inserted before or after."""
+    """A page begins after the last row of the one before, so each row is seen once, whatever is inserted."""
     await fill(service)
     path = "/v1/items?order=name.desc&page_size=2"
     page = (await service.get(path)).json()

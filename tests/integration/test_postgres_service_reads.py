@@ -262,7 +262,7 @@ rows = st.fixed_dictionaries(
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.lists(rows, min_size=1, max_size=12))
 async def test_postgresql_prints_the_bytes_of_the_codec(things: Reading, added: list[dict[str, Any]]) -> None:
-    """For every type and on every way out: the database's JSON and Python's are the same."""
+    """For every type and every kind of read, the database's JSON and Python's are the same."""
     ids = await things.add(added)
     expected = await things.documents(THINGS)
     assert await things.reader.get_many(THINGS, ids) == encode_json(expected)
@@ -287,7 +287,7 @@ async def test_floats_are_printed_as_orjson_does(things: Reading, value: float) 
 
 
 async def test_the_elements_of_an_array_are_shown_as_what_is_alone(things: Reading) -> None:
-    """The values of an enumeration, not its names; a label that the code doesn't have; texts without padding."""
+    """Elements are shown as a column of their type: enumerations by value, unknown labels, texts without padding."""
     await things.add([{"kinds": [Kind.BIG, None], "codes": ["a", None, "b c"]}], ListingTable)
     async with things.pool.session() as session:
         await session.execute(text("ALTER TYPE kind ADD VALUE 'NEW'"))
@@ -301,7 +301,7 @@ async def test_the_elements_of_an_array_are_shown_as_what_is_alone(things: Readi
 
 
 async def test_documents_are_printed_as_python_would(things: Reading) -> None:
-    """Without spaces, in the order of their members, floats as orjson writes them, integers exact."""
+    """They have no spaces, keep the order of members, and print floats as orjson does and integers exactly."""
     [record_id] = await things.add([{}])
     raw = '{ "b" : 1.10, "a" : 1e2, "n" : 123456789012345678901234567890, "a" : [ ] }'
     async with things.pool.session() as session:
@@ -320,7 +320,7 @@ async def test_what_is_not_in_the_model_is_not_shown(things: Reading) -> None:
 
 
 async def test_what_postgresql_cannot_print_python_does(things: Reading) -> None:
-    """A column of such a type sends its table the other way, with the same answers."""
+    """A table with a column of such a type is printed by Python, with the same answers."""
     ids = await things.add(
         [{"opens": time(9, n), "title": f"t{n}"} for n in range(5)] + [{"title": "t5"}], OddTable
     )
@@ -351,7 +351,7 @@ async def test_what_postgresql_cannot_print_python_does(things: Reading) -> None
 async def test_no_more_is_read_than_one_answer_has_room_for(
     things: Reading, printed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """PostgreSQL counts the bytes: what a page or a batch is too small for never reaches this process."""
+    """PostgreSQL counts the bytes, so records beyond a page or a batch never reach this process."""
     resource, field, mapped = (THINGS, "name", ThingTable) if printed else (ODDS, "title", OddTable)
     ids = await things.add([{field: "x" * 1_000_000} for _ in range(12)], mapped)
     arrived: list[int] = []
@@ -404,7 +404,7 @@ async def test_what_is_deleted_is_seen_by_no_read(things: Reading) -> None:
 
 
 async def test_pages_go_on_behind_any_type(things: Reading) -> None:
-    """A position is exact for every type: nothing is skipped, nothing comes twice."""
+    """Positions are exact for every type, so nothing is skipped and nothing comes twice."""
     ids = await things.add(
         [
             {
@@ -523,7 +523,7 @@ async def test_pipelines_are_for_mongodb(things: Reading) -> None:
 
 
 async def test_an_export_is_one_view_in_bounded_pieces(things: Reading) -> None:
-    """What is written meanwhile is not in it; a piece has about 256 KiB."""
+    """Later writes are not in it, and a piece has about 256 KiB."""
     await things.add([{"name": "x" * 2000, "number": n} for n in range(600)])
     sizes: list[int] = []
     seen: list[int] = []
@@ -552,7 +552,7 @@ async def test_the_deadline_of_an_export_is_that_of_each_piece(things: Reading) 
 
 
 async def test_exports_leave_connections_for_others(postgres_url: str, things: Reading) -> None:
-    """More than a few at a time are refused; one that its reader leaves makes room."""
+    """Further exports are refused until a reader has left one."""
     await things.add([{"name": "a"}, {"name": "b"}])
     export = things.reader.export(THINGS, Query())
     await anext(export)

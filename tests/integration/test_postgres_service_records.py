@@ -94,7 +94,7 @@ async def test_a_patch_changes_what_it_names(service: Any) -> None:
 
 
 async def test_a_patch_of_a_document_merges(service: Any) -> None:
-    """RFC 7396: nested members are set, and null removes them."""
+    """By RFC 7396 nested members are set, and null removes them."""
     record = await service.create("pen", details={"size": 1, "color": "red", "box": {"a": 1, "b": 2}})
     answer = await service.send(
         "PATCH", f"/v1/items/{record['id']}", {"details": {"color": None, "box": {"b": 3}}}
@@ -306,7 +306,7 @@ async def test_probes_and_metrics_answer(service: Any) -> None:
 
 
 async def test_a_document_with_a_number_that_json_here_cannot_hold_is_refused(service: Any) -> None:
-    """An integer beyond 64 bits."""
+    """An integer beyond 64 bits in a document is 422."""
     body = b'{"name":"b","details":{"size":' + b"9" * 30 + b"}}"
     answer = await service.http.post("/v1/items", content=body, headers={"idempotency-key": "beyond"})
     assert answer.status_code == 422, answer.text

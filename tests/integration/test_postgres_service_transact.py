@@ -83,7 +83,7 @@ async def test_results_stand_in_the_order_of_the_operations(service: Any) -> Non
 async def test_one_failure_undoes_everything(
     service: Any, last: dict[str, Any], status: int, code: str
 ) -> None:
-    """Rows, events, and the key: the same call can be made again."""
+    """Neither rows, events nor the key are kept, so the same call can be made again."""
     await service.create("pen")
     keys = await count(service, "hk_keys")
     answer = await service.transact(create("ink"), last, emit=[emission()], key="k")
@@ -251,7 +251,7 @@ async def test_a_command_keeps_its_queue(service: Any) -> None:
 
 
 async def test_an_event_is_emitted_once_whatever_the_key(service: Any) -> None:
-    """Its identity was made with the event object: a repeated call emits nothing new."""
+    """The id belongs to the event, so a call with another key emits nothing new."""
     event = emission()
     for key in ("one", "one", "two"):
         assert (await service.transact(emit=[event], key=key)).status_code == 200
@@ -280,7 +280,7 @@ async def test_an_event_that_is_none_is_refused(service: Any) -> None:
 async def test_without_a_broker_nothing_is_emitted(
     postgres_url: str, make_tables: Any, run_service: Any
 ) -> None:
-    """Nobody would ever publish it; writing goes on."""
+    """Emitting is refused, as nobody would publish the event, and other writes work."""
     await make_tables(postgres_url)
     async with run_service(postgres_url, broker=False) as service:
         answer = await service.transact(create("a"), emit=[emission()])
@@ -289,7 +289,7 @@ async def test_without_a_broker_nothing_is_emitted(
 
 
 async def test_the_outbox_has_the_order_of_commits_per_key(service: Any) -> None:
-    """Two keys in either order: the counters, whose row locks make the order of commits, grow with the numbers."""
+    """For two keys, the counters, whose row locks order the commits, grow with the rows' numbers."""
     records = {"a": await service.create("a"), "b": await service.create("b")}
     values: dict[str, dict[str, int]] = {"a": {}, "b": {}}
 
@@ -315,7 +315,7 @@ async def test_the_outbox_has_the_order_of_commits_per_key(service: Any) -> None
 
 
 async def test_a_writer_waits_for_the_other_one_with_its_key(service: Any) -> None:
-    """And for nobody else."""
+    """A writer with another key does not wait."""
     lock = lock_number("lane", "k")
     async with service.holding("SELECT pg_advisory_xact_lock($1)", lock) as other:
         assert (await service.transact(emit=[emission("other"), emission(None)])).status_code == 200

@@ -109,7 +109,7 @@ async def database(postgres_url: str) -> AsyncIterator[Any]:
 
 @pytest.mark.parametrize("column", COLUMNS, ids=lambda column: f"{column[1]}, {column[0]!r}")
 async def test_what_is_asked_for_is_compared_with_what_is_shown(database: Any, column: Column) -> None:
-    """Every operator, for values of the column, between them and beyond them; no value is neither true nor false."""
+    """Every operator is right for values of the column, between them and beyond them, and NULL for no value."""
     kind, name, kept, more = column
     shown = [value for _, value in kept]
     rows = ", ".join(f"({n}, CAST('{text}' AS {name}))" for n, (text, _) in enumerate(kept))

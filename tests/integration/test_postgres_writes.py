@@ -240,7 +240,7 @@ async def test_a_default_of_the_table_is_made_for_each_row(write: Writer) -> Non
 
 @pytest.mark.parametrize("culprit", [0, 7, 19])
 async def test_a_refusal_names_its_operation(write: Writer, culprit: int) -> None:
-    """By halves: the first that the database refuses, whatever it is; nothing is done."""
+    """The first operation that the database refuses is found by halving, and nothing is done."""
     await write.note("note 19")
     made = notes(19)
     made.insert(culprit, note("note 19", label="items/taken"))
@@ -406,7 +406,7 @@ async def test_undelete_asks_for_what_is_there(write: Writer) -> None:
 
 
 async def test_a_dry_run_answers_and_leaves_nothing(write: Writer) -> None:
-    """Nor has it a part in keys: neither is it recorded, nor is it answered by what was done."""
+    """It has nothing to do with keys: it is not recorded, and no recorded outcome replaces it."""
     made = note("pen")
     for _ in range(2):
         [result] = (await write(made, emit=(emission(),), key="k", dry_run=True)).results
@@ -476,7 +476,7 @@ async def test_a_call_that_fails_has_done_nothing(write: Writer) -> None:
 
 
 async def test_a_large_answer_is_read_again(write: Writer) -> None:
-    """As the records are now; null for one that is gone, or another one with the same id."""
+    """A replay shows the records as they are now, and null for one that is gone or was created anew."""
     made = [note(f"{n}", resource=PLAIN, details={"text": "x" * 1000}) for n in range(100)]
     mixed: list[Operation] = [*made, Assert(resource=PLAIN, id=made[0].id)]
     await write(*mixed, key="k")
@@ -527,7 +527,7 @@ async def test_keys_of_an_older_release_are_read(write: Writer) -> None:
 async def test_a_create_with_its_events_is_one_statement(
     write: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In their order; an event that was there already is left out."""
+    """Its events are stored in their order, without one that is in the outbox already."""
     known = emission(key=None)
     await write(emit=(known,))
     statements: list[str] = []
@@ -579,7 +579,7 @@ async def test_a_lost_race_of_a_single_statement_is_a_replay(
 async def test_a_lost_race_of_a_transaction_is_a_replay(
     write: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What looks like a refusal was the doing of the key's former holder."""
+    """What looks like a refusal was the work of the key's former holder."""
     from hybridkit.dataservice._postgres import _writer
 
     record = await write.note("pen")
@@ -605,7 +605,7 @@ async def test_errors_have_their_operation(write: Writer) -> None:
 
 
 async def test_a_conflict_is_met_by_trying_again(write: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the single statement too: it is repeated as a transaction."""
+    """A conflict of the single statement is repeated as a transaction."""
     statement = write.store._writer._create_statement
 
     async def lose(_: Write) -> None:

@@ -91,7 +91,7 @@ async def freeze(server: Any) -> None:
 async def test_nothing_is_lost_or_done_twice(
     own_postgres_server: Any, run_service: Any, make_tables: Any, fault: Callable[[Any], Awaitable[None]]
 ) -> None:
-    """Two replicas and six writers, while PostgreSQL is killed or frozen, three times."""
+    """Two replicas and six writers keep every promise while PostgreSQL is killed or frozen three times."""
     url = own_postgres_server.url
     await make_tables(url)
     async with AsyncExitStack() as stack:
@@ -145,7 +145,7 @@ async def test_nothing_is_lost_or_done_twice(
 
 
 async def test_twenty_calls_with_one_key_through_clients_of_two_replicas(service: Any, replica: Any) -> None:
-    """One is created, and all twenty get it: nineteen are replays, for the clients no errors."""
+    """One call creates the record, and nineteen get it as a replay, without an error."""
     async with AsyncExitStack() as stack:
         replays = 0
 

@@ -114,7 +114,7 @@ async def replicas(postgres_url: str) -> AsyncIterator[tuple[Replica, Replica]]:
 
 
 async def test_rows_of_an_older_release_are_published(postgres_url: str) -> None:
-    """The migration keeps them, also after a run that was interrupted, and goes back again."""
+    """The migration keeps them, even after an interrupted run, and can be undone."""
     [own] = histories_of(None)
     async with migrating_connection(postgres_url) as connection:
         await connection.run_sync(lambda sync: command.upgrade(own._config(sync), "hk_0001"))
@@ -144,7 +144,7 @@ async def pass_lease_time(replica: Replica) -> None:
 
 
 async def test_replicas_share_the_partitions(replicas: tuple[Replica, Replica]) -> None:
-    """The first has all, then gives back what is the other's; each partition has one owner at a time."""
+    """The first one has all partitions, then gives back the other's share; each has one owner at a time."""
     one, two = replicas
     first = await one.renew_leases("one")
     assert len(first) == PARTITIONS
@@ -178,7 +178,7 @@ async def test_who_leaves_does_not_count_any_more(replicas: tuple[Replica, Repli
 
 
 async def test_what_nobody_takes_is_for_anybody(replicas: tuple[Replica, Replica]) -> None:
-    """Replicas that die young, again and again, keep no partition from being published."""
+    """Replicas that die at each start keep no partition from being published."""
     one, two = replicas
     await two.renew_leases("ghost")
     await two.renew_leases("ghost")
@@ -190,7 +190,7 @@ async def test_what_nobody_takes_is_for_anybody(replicas: tuple[Replica, Replica
 
 
 async def test_what_a_dead_replica_had_is_taken_over(replicas: tuple[Replica, Replica]) -> None:
-    """Once its leases have run out; and nothing of it stays."""
+    """Its partitions are free once its leases have run out, and no trace of it stays."""
     one, two = replicas
     await one.renew_leases("dead")
     assert await two.renew_leases("two") == {}
@@ -214,7 +214,7 @@ async def test_partitions_are_never_shared_in_a_race(replicas: tuple[Replica, Re
 
 
 async def test_marks_under_an_old_fence_count_for_nothing(replicas: tuple[Replica, Replica]) -> None:
-    """Those of other partitions do."""
+    """Marks of other partitions in the same call count."""
     one, two = replicas
     await one.emit(("a", 1), ("b", 1))
     rows = await one.waiting()
@@ -260,7 +260,7 @@ async def test_keys_are_spread_over_the_partitions(replicas: tuple[Replica, Repl
 
 
 async def test_a_row_waits_for_its_time(replicas: tuple[Replica, Replica]) -> None:
-    """It holds nobody up meanwhile, and is late from then on."""
+    """It holds up no other row until then, and counts as late from then on."""
     one, _ = replicas
     await one.emit(("a", 1), not_before=now() + timedelta(hours=1))
     [second] = await one.emit(("a", 2))
@@ -310,7 +310,7 @@ async def test_a_parked_row_keeps_its_reason_until_it_is_tried_again(
 
 
 async def test_published_rows_are_deleted_after_their_retention(replicas: tuple[Replica, Replica]) -> None:
-    """Until then they keep the same event from being taken in twice; what waits or is parked stays."""
+    """Until then they keep the same event from being added twice; waiting and parked rows stay."""
     one, _ = replicas
     event_id = uuid4()
     await one.emit(("a", 1), event_id=event_id)
@@ -390,7 +390,7 @@ CRASHES = """
 async def test_a_crash_between_confirm_and_mark_publishes_the_same_event_again(
     replicas: tuple[Replica, Replica], postgres_url: str, tmp_path: Path
 ) -> None:
-    """Killed with SIGKILL after its fifth confirm: nothing is lost, and the order holds; ids tell the twins."""
+    """After a SIGKILL behind the fifth confirm nothing is lost, the order holds, and ids identify duplicates."""
     one, _ = replicas
     ids = await one.emit(*(("a", value) for value in range(8)))
     confirmed = tmp_path / "confirmed"

@@ -132,7 +132,7 @@ async def test_a_command_goes_to_its_queue(postgres_url: str, rabbitmq_url: str)
 
 
 async def test_a_command_for_later_waits_in_the_outbox(postgres_url: str, rabbitmq_url: str) -> None:
-    """One without a time overtakes it."""
+    """A command without a time overtakes it."""
     command: dict[str, Any] = {"key": None, "queue": "email_tasks"}
     async with (
         service_between(postgres_url, rabbitmq_url) as client,

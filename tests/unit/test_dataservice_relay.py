@@ -220,7 +220,7 @@ async def test_an_event_travels_with_its_request_and_user(
 async def test_events_of_one_key_go_one_after_another(
     outbox: MemoryOutbox, publisher: MemoryPublisher
 ) -> None:
-    """Never two of them unconfirmed at a time, however many there are."""
+    """Of a key never two events are unconfirmed at a time, however many there are."""
     rows = [outbox.add("a") for _ in range(250)]
     async with Relay(outbox, publisher):
         await until(lambda: len(outbox.published) == 250)
@@ -231,7 +231,7 @@ async def test_events_of_one_key_go_one_after_another(
 async def test_a_key_that_ends_while_others_are_marked_is_not_begun_again(
     outbox: MemoryOutbox, publisher: MemoryPublisher
 ) -> None:
-    """What was confirmed in the meantime has no mark yet."""
+    """Its rows were confirmed after the marks were written, and would be published twice."""
     first, second = outbox.add("a"), outbox.add("b")
     gate = publisher.gates[second.event_id] = asyncio.Event()
     outbox.mark_gate.clear()
@@ -245,7 +245,7 @@ async def test_a_key_that_ends_while_others_are_marked_is_not_begun_again(
 
 
 async def test_keys_go_side_by_side(outbox: MemoryOutbox, publisher: MemoryPublisher) -> None:
-    """One whose confirm is late holds up nobody else."""
+    """A key whose confirm is late holds up no other key."""
     slow = outbox.add("slow")
     gate = publisher.gates[slow.event_id] = asyncio.Event()
     async with Relay(outbox, publisher):
@@ -268,7 +268,7 @@ async def test_a_failing_key_stops_until_it_goes_through(
     error: Exception,
     logs: list[MutableMapping[str, Any]],
 ) -> None:
-    """The same event again, before its successors; other keys go on."""
+    """The same event is published again before its successors, while other keys go on."""
     first, second, other = outbox.add("a"), outbox.add("a"), outbox.add("b")
     publisher.errors[first.event_id] = [error] * 3
     async with Relay(outbox, publisher):
@@ -284,7 +284,7 @@ async def test_a_failing_key_stops_until_it_goes_through(
 async def test_what_an_older_release_let_in_and_no_message_carries_is_parked(
     outbox: MemoryOutbox, publisher: MemoryPublisher, field: str, value: str
 ) -> None:
-    """With its reason, and at once: those of its key go on."""
+    """It is parked with its reason at once, and later events of its key are published."""
     first = outbox.add("a")
     outbox.rows[first.sequence] = replace(first, **cast("Any", {field: value}))
     behind = outbox.add("a")
@@ -315,7 +315,7 @@ async def test_what_can_never_be_published_is_parked_and_blocks_nobody(
 
 
 async def test_without_a_broker_everything_waits(outbox: MemoryOutbox, publisher: MemoryPublisher) -> None:
-    """One failure is enough: the others are not tried one by one."""
+    """One failure is enough; the other keys are not tried one by one."""
     rows = [outbox.add(f"{n}") for n in range(20)]
     away = NotConnectedError("no connection")
     for row in rows:
@@ -377,7 +377,7 @@ async def test_without_a_database_it_waits_and_goes_on(
 async def test_a_row_whose_mark_failed_is_not_published_twice(
     outbox: MemoryOutbox, publisher: MemoryPublisher
 ) -> None:
-    """As long as this relay lives it remembers what was confirmed."""
+    """A relay remembers confirmed rows until the database has marked them."""
     row = outbox.add("a")
     gate = publisher.gates[row.event_id] = asyncio.Event()
     async with Relay(outbox, publisher):
@@ -391,7 +391,7 @@ async def test_a_row_whose_mark_failed_is_not_published_twice(
 
 
 async def test_replicas_share_the_partitions(outbox: MemoryOutbox, publisher: MemoryPublisher) -> None:
-    """Each publishes its own; one that stops leaves its part to the others."""
+    """Each publishes its own partitions, and one that stops leaves them to the others."""
     other = MemoryPublisher()
     async with Relay(outbox, other) as second:
         await until(lambda: len(outbox.owners) == PARTITIONS)
@@ -412,7 +412,7 @@ async def test_replicas_share_the_partitions(outbox: MemoryOutbox, publisher: Me
 async def test_a_partition_is_handed_over_once_nothing_of_it_is_under_way(
     outbox: MemoryOutbox, publisher: MemoryPublisher
 ) -> None:
-    """The other replica never publishes beside this one, and what is behind waits for it."""
+    """The other replica never publishes beside this one, and the key's later rows wait for it."""
     rows = [outbox.add(f"{n}") for n in range(100)]
     behind = [outbox.add(row.ordering_key) for row in rows]
     for row in rows:
@@ -437,7 +437,7 @@ async def test_a_partition_is_handed_over_once_nothing_of_it_is_under_way(
 async def test_a_former_owner_stops_and_its_marks_count_for_nothing(
     outbox: MemoryOutbox, publisher: MemoryPublisher
 ) -> None:
-    """What it published comes twice, and that is all."""
+    """Its event is published again by the new owner, and nothing else happens."""
     row = outbox.add("a")
     gate = publisher.gates[row.event_id] = asyncio.Event()
     async with Relay(outbox, publisher) as relay:
@@ -546,7 +546,7 @@ async def test_what_lies_beyond_the_share_goes_idle_first(outbox: MemoryOutbox) 
 def test_only_what_another_replica_lacks_is_given_back(
     mine: int, others: list[int], free: int, kept: int
 ) -> None:
-    """And what nobody has it takes first."""
+    """Free partitions are taken by the other replica first."""
     assert kept_of(mine, others, free=free) == kept
 
 
@@ -565,7 +565,7 @@ async def test_an_event_goes_on_in_the_trace_of_its_request(
 async def test_it_looks_more_often_while_there_is_something_to_do(
     outbox: MemoryOutbox, publisher: MemoryPublisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Other replicas store events too, and tell nobody."""
+    """Events of other replicas are only found by looking."""
     monkeypatch.setattr(_relay, "BUSY_POLL_SECONDS", 0.005)
     async with Relay(outbox, publisher) as relay:
         await until(lambda: relay._poll_seconds == _relay.POLL_SECONDS)
@@ -576,7 +576,7 @@ async def test_it_looks_more_often_while_there_is_something_to_do(
 async def test_failures_are_forgotten_after_a_while(
     outbox: MemoryOutbox, publisher: MemoryPublisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A key whose rows somebody else has published by now leaves nothing behind."""
+    """A key whose rows another replica has published leaves nothing behind."""
     monkeypatch.setattr(_relay, "FORGET_SECONDS", 0.0)
     row = outbox.add("a")
     publisher.errors[row.event_id] = [NackedError("no")]
@@ -587,7 +587,7 @@ async def test_failures_are_forgotten_after_a_while(
 
 
 async def test_stopping_finishes_what_is_under_way(outbox: MemoryOutbox, publisher: MemoryPublisher) -> None:
-    """And nothing more; the lease is free at once."""
+    """No further row is published, and the leases are free at once."""
     first, second = outbox.add("a"), outbox.add("a")
     gate = publisher.gates[first.event_id] = asyncio.Event()
     async with Relay(outbox, publisher):

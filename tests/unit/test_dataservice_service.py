@@ -158,7 +158,7 @@ def test_a_column_of_an_unusual_type_takes_values_as_they_are() -> None:
 
 @pytest.mark.parametrize("position", [[], ["a", "b", "c"], [3, str(UUID(int=1))]])
 def test_a_position_of_another_order_is_refused(position: list[Any]) -> None:
-    """A column may have another type since the token was made."""
+    """A token may be older than the column's present type."""
     ordering = Ordering(ResourceTable(ITEMS, ItemTable), Query(order=(("created_at", "asc"),)))
     with pytest.raises(PageTokenError):
         ordering.after(position, Arguments())

@@ -101,7 +101,7 @@ def test_what_can_not_be_held_is_refused(kind: TypeEngine[Any], value: object) -
 
 @pytest.mark.parametrize("amount", ["1.555", "0.001", "-2.0050001", "1e-3"])
 def test_digits_that_a_column_would_round_away_are_refused(amount: str) -> None:
-    """What can't be stored as it is, isn't stored."""
+    """PostgreSQL would round the value silently."""
     with pytest.raises(ValueError, match="2 digits behind the point"):
         check_limits(Numeric(10, 2), Decimal(amount))
 
