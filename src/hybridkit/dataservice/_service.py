@@ -74,7 +74,9 @@ def create_data_service(
         resources: ServiceResources = app.state.resources
         settings = app.state.settings
         app.state.callers = Callers.of(settings, grants)
-        store = await resources.open("database", lambda: open_store(settings), probe=_probe)
+        store = await resources.open(
+            "database", lambda: open_store(settings), probe=lambda opened: opened.check()
+        )
         await resources.open("housekeeping", lambda: Housekeeping(store))
         app.state.store = store
         app.state.can_emit = await _start_relay(resources, store, publisher)
@@ -142,10 +144,6 @@ async def _open_publisher(resources: ServiceResources, given: OpenEventSink | No
     resources.health.remove("rabbitmq")
     publisher = resources.providers.get(RobustPublisher)
     return publisher if isinstance(publisher, RobustPublisher) else None
-
-
-async def _probe(store: Store) -> None:
-    await store.check()
 
 
 def _bodies_by_name(resources: Iterable[AnyResource]) -> dict[str, RequestBodies]:

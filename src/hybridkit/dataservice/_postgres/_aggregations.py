@@ -37,7 +37,8 @@ class Aggregated:
     def __init__(self, table: ResourceTable, aggregation: Aggregation) -> None:
         self.arguments = Arguments()
         self._names = [*aggregation.group_by, *aggregation.functions]
-        groups = [_group(table, field) for field in aggregation.group_by]
+        fields = [operand(table, field) for field in aggregation.group_by]
+        groups = [(field.sql, _kind(field)) for field in fields]
         results = [_result(table, name, function) for name, function in aggregation.functions.items()]
         values = [*groups, *results]
         shown = [_printed(self._names[n], kind, f"v{n}") for n, (_, kind) in enumerate(values)]
@@ -62,11 +63,6 @@ class Aggregated:
         pairs = [*asked.items(), *((name, "asc") for name in aggregation.group_by if name not in asked)]
         columns = [f"{self._names.index(name) + 1} {direction.upper()}" for name, direction in pairs]
         return f" ORDER BY {', '.join(columns)}" if columns else ""
-
-
-def _group(table: ResourceTable, field: str) -> Value:
-    found = operand(table, field)
-    return found.sql, _kind(found)
 
 
 def _kind(found: Operand) -> TypeEngine[Any]:

@@ -156,7 +156,8 @@ def _compile(table: ResourceTable, names: Sequence[str], *, locks: int, events: 
     shown = projection(table)
     columns = ", ".join(quoted(table[name].name) for name in names)
     values = ", ".join(
-        f"CAST(${number} AS {_sql_type(table[name].type)})" for number, name in enumerate(names, _FIRST_VALUE)
+        f"CAST(${number} AS {parameter_type(table[name].type).compile(dialect=DIALECT)})"
+        for number, name in enumerate(names, _FIRST_VALUE)
     )
     record = shown.record(lambda name: f"made.{quoted(table[name].name)}")
     sending = _events(_FIRST_VALUE + len(names), locks, events) if events else ""
@@ -212,10 +213,6 @@ def _events(first: int, locks: int, events: int) -> str:
                 (VALUES {rows}) AS event(place, {names}) ORDER BY event.place
             ON CONFLICT (event_id) DO NOTHING)
     """  # noqa: S608 # nosec B608
-
-
-def _sql_type(kind: Any) -> str:
-    return str(parameter_type(kind).compile(dialect=DIALECT))
 
 
 def _converted(row: Mapping[str, Any], statement: _Compiled) -> Sequence[Any]:

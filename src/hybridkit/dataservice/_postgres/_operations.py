@@ -162,7 +162,7 @@ class _Run:
 
     async def _update(self) -> list[Result]:
         operations = cast("Sequence[Update]", self._run)
-        values = [self._changes(operation) for operation in operations]
+        values = [self._bound(operation, operation.changes) for operation in operations]
         documents = await self._merged(operations)
         added = [self._increments(operation) for operation in operations]
         every = [{**one, **two} for one, two in zip(values, documents, strict=True)]
@@ -177,7 +177,8 @@ class _Run:
         return await self._changed(rows, changes, where)
 
     async def _replace(self) -> list[Result]:
-        values = [self._replacement(operation) for operation in cast("Sequence[Upsert]", self._run)]
+        operations = cast("Sequence[Upsert]", self._run)
+        values = [self._bound(operation, operation.values) for operation in operations]
         rows = self._targets(values)
         changes: dict[str, Any] = {self._table[name].key: rows[name] for name in values[0]}
         return await self._changed(rows, changes, and_(self._hit(rows), self._table.live))
@@ -295,13 +296,9 @@ class _Run:
         same_version = self._table["version"] == rows["=version"]
         return and_(target, same_version, self._table["incarnation"] == rows["=incarnation"])
 
-    def _changes(self, operation: Update) -> dict[str, Any]:
+    def _bound(self, operation: Operation, values: Mapping[str, Any]) -> dict[str, Any]:
         at = pointer(operation)
-        return {name: self._table.bind(name, value, at=at) for name, value in operation.changes.items()}
-
-    def _replacement(self, operation: Upsert) -> dict[str, Any]:
-        at = pointer(operation)
-        return {name: self._table.bind(name, value, at=at) for name, value in operation.values.items()}
+        return {name: self._table.bind(name, value, at=at) for name, value in values.items()}
 
     def _increments(self, operation: Update) -> dict[str, Any]:
         at = pointer(operation, "increment")

@@ -76,6 +76,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop them, with every event that waits in the outbox."""
+    """Drop hybridkit's own tables, with every event that waits in the outbox."""
     for name in ("hk_secrets", "hk_leases", "hk_outbox", "hk_keys"):
         op.drop_table(name)

@@ -1,4 +1,4 @@
-"""Partitions of the outbox, each with an owner of its own; rows that wait for their time; traces.
+"""Partitions of the outbox, each with its own owner; rows that wait for their time; traces.
 
 Every statement may run again, and none holds up requests: columns are added without a default, indexes are made beside
 the writers. That takes them out of the one transaction that a revision is elsewhere.
@@ -34,7 +34,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop them. Rows that wait for their time are published at once."""
+    """Drop indexes, leases and columns; rows that wait for their time are published at once."""
     with op.get_context().autocommit_block():
         _replace_index("hk_outbox_waiting", "(sequence)", WAITING)
         op.execute("DROP INDEX CONCURRENTLY IF EXISTS hk_outbox_ready")
@@ -47,6 +47,6 @@ def downgrade() -> None:
 
 
 def _replace_index(name: str, columns: str, where: str) -> None:
-    """Create an index, after dropping an invalid one that an interrupted run has left."""
+    """Create an index anew, as one that an interrupted run has left is not valid."""
     op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
     op.execute(f"CREATE INDEX CONCURRENTLY {name} ON hk_outbox {columns} WHERE {where}")
