@@ -7,6 +7,7 @@ statements, and printed in Python.
 import asyncio
 import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from itertools import takewhile
 from typing import Any, Final
 
@@ -117,8 +118,9 @@ class PostgresReader:
         if self._exports.locked():
             raise OverloadedError("other exports are under way; try again later", retry_after_seconds=5.0)
         table = self._tables[resource.name]
-        async with self._exports:
-            async for lines in export_lines(self._pool, table, query):
+        # Closed here: when a reader leaves, its connection is to be free before the next export may begin.
+        async with self._exports, aclosing(export_lines(self._pool, table, query)) as pieces:
+            async for lines in pieces:
                 yield lines
 
     async def aggregate(self, resource: AnyResource, aggregation: Aggregation) -> bytes:
