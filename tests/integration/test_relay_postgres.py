@@ -139,7 +139,7 @@ async def test_rows_of_an_older_release_are_published(postgres_url: str) -> None
 
 
 async def pass_lease_time(replica: Replica) -> None:
-    """As if ten seconds had passed without a sign of life from anybody."""
+    """As if ten seconds had passed without a heartbeat from anybody."""
     await replica.sql("UPDATE hk_leases SET expires_at = now() - interval '1 s'")
 
 

@@ -23,7 +23,7 @@ from hybridkit.dataservice._outbox._protocol import (
     ParkedRow,
     WaitingRow,
     fair_share,
-    kept_of,
+    kept_share,
     partition_of,
 )
 from hybridkit.errors import (
@@ -89,7 +89,7 @@ class MemoryOutbox:
                 self.give(partition, owner)
         mine = [partition for partition, its in self.owners.items() if its == owner]
         others = [list(self.owners.values()).count(other) for other in self.replicas - {owner}]
-        kept = kept_of(len(mine), others, free=PARTITIONS - len(self.owners))
+        kept = kept_share(len(mine), others, free=PARTITIONS - len(self.owners))
         valid_until = time.monotonic() + 9
         return AcquiredLeases(
             [Lease(partition, self.fences[partition], valid_until) for partition in mine], kept
@@ -547,7 +547,7 @@ def test_only_what_another_replica_lacks_is_given_back(
     mine: int, others: list[int], free: int, kept: int
 ) -> None:
     """Free partitions are taken by the other replica first."""
-    assert kept_of(mine, others, free=free) == kept
+    assert kept_share(mine, others, free=free) == kept
 
 
 async def test_an_event_goes_on_in_the_trace_of_its_request(

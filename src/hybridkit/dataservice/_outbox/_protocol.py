@@ -1,9 +1,9 @@
 """The protocol between the relay and a database: waiting events, leases of partitions, and marks of what was published.
 
-Ordering keys hash into partitions, and each partition has one owner among the replicas, by a lease. A replica says
-every second that it is alive (`renew_leases`), and takes up to its fair share: partitions divided by live replicas,
-rounded up. Partitions beyond its share it gives back if another replica lacks them, once it has finished there; those
-of a dead replica are free when their leases run out.
+Ordering keys hash into partitions, and each partition has one owner among the replicas, by a lease. A replica sends a
+heartbeat every second (`renew_leases`), and takes up to its fair share: partitions divided by live replicas, rounded
+up. Partitions beyond its share it gives back if another replica lacks them, once it has finished there; those of a dead
+replica are free when their leases run out.
 """
 
 from collections.abc import Collection, Sequence
@@ -20,9 +20,9 @@ PARTITIONS: Final = 16
 """The number of partitions, and so of replicas that can publish at a time; a power of two."""
 LEASE_SECONDS: Final = 10.0
 """How long a lease lasts after its renewal; then its partition is free."""
-ALIVE_SECONDS: Final = 3.5
-"""How long after its last sign of life, one a second, a replica counts among those that share the partitions."""
-PATIENT_SECONDS: Final = 5.0
+HEARTBEAT_TTL_SECONDS: Final = 3.5
+"""How long after its last heartbeat, one a second, a replica counts among those that share the partitions."""
+UNCLAIMED_SECONDS: Final = 5.0
 """How long a partition is free before a replica may take it beyond its share."""
 SAFETY_SECONDS: Final = 1.0
 """How long before others may take over a partition its owner stops publishing."""
@@ -38,7 +38,7 @@ def fair_share(replicas: int) -> int:
     return -(-PARTITIONS // max(replicas, 1))
 
 
-def kept_of(mine: int, others: Collection[int], *, free: int) -> int:
+def kept_share(mine: int, others: Collection[int], *, free: int) -> int:
     """Return how many of its partitions a replica may keep: beyond its share it gives back only what another one lacks.
 
     Args:
@@ -163,7 +163,7 @@ class Outbox(Protocol):
     """An outbox as the relay sees it. Nothing in the database stays locked between two calls."""
 
     async def renew_leases(self, owner: str) -> AcquiredLeases:
-        """Give a sign of life, renew the leases of this replica, and take free partitions up to its share.
+        """Send a heartbeat, renew the leases of this replica, and take free partitions up to its share.
 
         Args:
             owner: the replica.

@@ -15,8 +15,8 @@ from hybridkit.context import RequestContext, bind
 from hybridkit.contract import Emission
 from hybridkit.dataservice._outbox._protocol import (
     LEASE_SECONDS,
-    PATIENT_SECONDS,
     SAFETY_SECONDS,
+    UNCLAIMED_SECONDS,
     AcquiredLeases,
     Backlog,
     Lease,
@@ -25,12 +25,20 @@ from hybridkit.dataservice._outbox._protocol import (
     WaitingRow,
     envelope_of,
     fair_share,
-    kept_of,
+    kept_share,
 )
 from hybridkit.dataservice._postgres._columns import LEASES, OUTBOX
 from hybridkit.dataservice._postgres._driver._pool import Pool, Session
 from hybridkit.dataservice._postgres._keys import lock_number
-from hybridkit.dataservice._postgres._outbox_sql import BACKLOG, BE_ALIVE, MARK, RENEW, SURVEY, TAKE, WAITING
+from hybridkit.dataservice._postgres._outbox_sql import (
+    BACKLOG,
+    COUNT_LEASES,
+    HEARTBEAT,
+    MARK,
+    RENEW_LEASES,
+    TAKE_FREE,
+    WAITING,
+)
 from hybridkit.dataservice._store._keys import RETENTION
 
 PATIENCE_SECONDS: Final = 3.0
@@ -109,26 +117,26 @@ class PostgresOutbox:
     # ── leases ────────────────────────────────────────────────────────────────────────────────────
 
     async def renew_leases(self, owner: str) -> AcquiredLeases:
-        """Give a sign of life, renew the leases of this replica, and take free partitions up to its share."""
+        """Send a heartbeat, renew the leases of this replica, and take free partitions up to its share."""
         asked = time.monotonic()
         async with self._session() as session:
-            await session.execute(BE_ALIVE.bindparams(owner=owner))
-            free, *others = [row[0] for row in await session.execute(SURVEY.bindparams(owner=owner))]
-            mine = await session.execute(RENEW.bindparams(owner=owner))
+            await session.execute(HEARTBEAT.bindparams(owner=owner))
+            free, *others = [row[0] for row in await session.execute(COUNT_LEASES.bindparams(owner=owner))]
+            mine = await session.execute(RENEW_LEASES.bindparams(owner=owner))
             room = fair_share(1 + len(others)) - len(mine)
             take = (
                 {"room": room, "free_seconds": 0}
                 if room > 0
-                else {"room": 1, "free_seconds": PATIENT_SECONDS}
+                else {"room": 1, "free_seconds": UNCLAIMED_SECONDS}
             )
-            taken = await session.execute(TAKE.bindparams(owner=owner, **take))
+            taken = await session.execute(TAKE_FREE.bindparams(owner=owner, **take))
         # From before the round trip: the database may have renewed them at any time since.
         valid_until = asked + LEASE_SECONDS - SAFETY_SECONDS
         leases = [Lease(partition, fence, valid_until) for partition, fence in (*mine, *taken)]
-        return AcquiredLeases(leases, kept_of(len(leases), others, free=free - len(taken)))
+        return AcquiredLeases(leases, kept_share(len(leases), others, free=free - len(taken)))
 
     async def release_leases(self, owner: str, partitions: Collection[int] | None = None) -> None:
-        """Give partitions back, or all of them and with them the sign of life."""
+        """Give partitions back, or all of them together with the heartbeat."""
         mine = (LEASES.c.owner == owner) & LEASES.c.name.startswith("relay.partition.")
         if partitions is not None:
             mine &= LEASES.c.name.in_([f"relay.partition.{partition:02}" for partition in partitions])
@@ -183,7 +191,7 @@ class PostgresOutbox:
         self._changed.set()
 
     async def clean(self) -> int:
-        """Delete a batch of rows published a while ago and the signs of life of dead replicas; return how many rows."""
+        """Delete a batch of rows published a while ago and the heartbeats of dead replicas; return how many rows."""
         published = (
             select(_COLUMNS.sequence)
             .where(_COLUMNS.published_at < func.now() - RETENTION)

@@ -6,7 +6,7 @@ from sqlalchemy import BigInteger, Double, Integer, Text, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.sql.elements import TextClause
 
-from hybridkit.dataservice._outbox._protocol import ALIVE_SECONDS, LEASE_SECONDS
+from hybridkit.dataservice._outbox._protocol import HEARTBEAT_TTL_SECONDS, LEASE_SECONDS
 from hybridkit.dataservice._postgres._columns import ORDERING_KEY, PARTITION
 
 _INTEGERS: Final = ARRAY(Integer())
@@ -22,17 +22,17 @@ def _sql(statement: str, **types: Any) -> TextClause:
     return text(statement).bindparams(*(bindparam(name, type_=type_) for name, type_ in types.items()))
 
 
-# The first sign of life doesn't count yet: a replica that dies at each start must not get a share again and again.
-BE_ALIVE: Final = _sql(
+# The first heartbeat doesn't count yet: a replica that dies at each start must not get a share again and again.
+HEARTBEAT: Final = _sql(
     f"""
     INSERT INTO hk_leases (name, owner, fence, expires_at)
-    VALUES ('relay.replica.' || :owner, :owner, 1, now() + interval '{ALIVE_SECONDS} seconds')
+    VALUES ('relay.replica.' || :owner, :owner, 1, now() + interval '{HEARTBEAT_TTL_SECONDS} seconds')
     ON CONFLICT (name) DO UPDATE SET fence = hk_leases.fence + 1, expires_at = excluded.expires_at
     """,  # noqa: S608 - made of constants # nosec B608
     owner=Text(),
 )
 
-SURVEY: Final = _sql(
+COUNT_LEASES: Final = _sql(
     """
     SELECT count(*) FROM hk_leases WHERE name LIKE 'relay.partition.%' AND expires_at <= now()
     UNION ALL
@@ -47,7 +47,7 @@ SURVEY: Final = _sql(
 )
 """The number of free partitions in the first row, then the number that each of the other replicas has."""
 
-RENEW: Final = _sql(
+RENEW_LEASES: Final = _sql(
     f"""
     UPDATE hk_leases SET expires_at = {_END} WHERE name LIKE 'relay.partition.%' AND owner = :owner
     RETURNING right(name, 2)::integer, fence
@@ -55,7 +55,7 @@ RENEW: Final = _sql(
     owner=Text(),
 )
 
-TAKE: Final = _sql(
+TAKE_FREE: Final = _sql(
     f"""
     WITH free AS MATERIALIZED (
         SELECT name FROM hk_leases
