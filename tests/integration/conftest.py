@@ -1,4 +1,4 @@
-"""Two things that several files test: a data service on PostgreSQL in this process, and a broker as others see it."""
+"""What several files test: a data service on PostgreSQL in this process, a broker as others see it, dead letters."""
 
 import asyncio
 import itertools
@@ -30,13 +30,16 @@ from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from hybridkit.codec import Timestamp
+from hybridkit.coordination import connect_redis
 from hybridkit.dataservice import RecordColumns, create_data_service
 from hybridkit.dataservice._postgres._driver._connection import connect
 from hybridkit.dataservice._postgres._schema import migrating_connection
-from hybridkit.messaging import BrokerConnection, RobustPublisher
+from hybridkit.idempotency import IdempotencyGuard
+from hybridkit.messaging import BrokerConnection, DeadLetters, RobustPublisher
 from hybridkit.resources import Record, Resource
 from hybridkit.settings import PostgresUrl, SecretUrl, ServiceSettings
 from hybridkit.testing import FaultProxy
+from tests.helpers.dead_letters import NO_LIMIT, Work
 
 # ── a data service; its broker only takes notes ──────────────────────────────────────────────────
 
@@ -449,3 +452,34 @@ async def connection(rabbitmq_url: str) -> AsyncGenerator[BrokerConnection]:
     """A connection to RabbitMQ for consumers, in the virtual host of the test."""
     async with BrokerConnection(rabbitmq_url, name="tests") as connection:
         yield connection
+
+
+# ── dead letters ─────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+async def work(rabbitmq_url: str) -> AsyncGenerator[Work]:
+    async with RobustPublisher(rabbitmq_url, service="tests") as publisher:
+        yield Work(rabbitmq_url, publisher)
+
+
+@pytest.fixture
+async def guard(redis_url: str) -> AsyncGenerator[IdempotencyGuard]:
+    """A patient one, as it would go on without a Redis that a busy machine keeps from answering."""
+    async with connect_redis(redis_url, timeout_seconds=10) as redis:
+        yield IdempotencyGuard(redis, timeout_seconds=30)
+
+
+@pytest.fixture
+def letters(rabbitmq_url: str) -> DeadLetters:
+    return DeadLetters(rabbitmq_url, "letters.work.dlq")
+
+
+@pytest.fixture
+async def queues(broker: Any) -> None:
+    """The consumer's two queues, without the consumer."""
+    async with broker.channel() as channel:
+        for name in ("letters.work", "letters.work.dlq"):
+            await channel.declare_queue(
+                name, durable=True, arguments={"x-queue-type": "quorum", "x-delivery-limit": NO_LIMIT}
+            )

@@ -1,134 +1,30 @@
 """The dead-letter toolkit on a real RabbitMQ: looking changes nothing, sending back loses nothing."""
 
 import asyncio
-import sys
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
-import aio_pika
 import pytest
 
-from hybridkit.coordination import connect_redis
 from hybridkit.errors import (
-    BlockedError,
     InProgressError,
     MisuseError,
-    NotConnectedError,
     NotFoundError,
     TopologyError,
 )
-from hybridkit.events import Command, Event
+from hybridkit.events import Command
 from hybridkit.idempotency import IdempotencyGuard
 from hybridkit.messaging import (
-    BrokerConnection,
-    DeadLetter,
     DeadLetterFilter,
     DeadLetters,
-    RobustConsumer,
-    RobustPublisher,
 )
 from hybridkit.messaging._dead_letters import _reader as reader_module
-from hybridkit.messaging._publishing._writer import Writer
-from hybridkit.retry import Retry
+from tests.helpers.dead_letters import Paid, Shipped, Work, fill, numbers, until_there_are
 
 pytestmark = [pytest.mark.real_server, pytest.mark.usefixtures("logs")]
-
-NO_LIMIT = 1_000_000_000
-
-
-class Paid(Event, type="letters.paid"):
-    number: int = 0
-
-
-class Shipped(Event, type="letters.shipped"):
-    number: int = 0
 
 
 class Packed(Command, queue="letters_later", type="letters.packed"):
     number: int
-
-
-class Work:
-    """A consumer, what its handlers have done, and the error with which they fail meanwhile."""
-
-    def __init__(self, url: str, publisher: RobustPublisher) -> None:
-        self.publisher = publisher
-        self.numbers: list[int] = []
-        self.error: Exception | None = None
-        self.consumer = RobustConsumer("letters.work")
-        self.consumer.on(Paid, retry=Retry.immediate(attempts=2))(self._pay)
-        self.consumer.on(Shipped, retry=Retry.immediate(attempts=1))(self._ship)
-        self._url = url
-        self._changed = asyncio.Condition()
-
-    @asynccontextmanager
-    async def running(self, guard: IdempotencyGuard | None = None) -> AsyncGenerator[None]:
-        async with (
-            BrokerConnection(self._url, name="tests") as connection,
-            self.consumer.running(connection, publisher=self.publisher, guard=guard),
-        ):
-            yield
-
-    async def done(self, count: int) -> list[int]:
-        async with asyncio.timeout(60), self._changed:
-            await self._changed.wait_for(lambda: len(self.numbers) >= count)
-        return self.numbers
-
-    async def _pay(self, event: Paid) -> None:
-        await self._add(event.number)
-
-    async def _ship(self, event: Shipped) -> None:
-        await self._add(event.number)
-
-    async def _add(self, number: int) -> None:
-        if self.error is not None:
-            raise self.error
-        async with self._changed:
-            self.numbers.append(number)
-            self._changed.notify_all()
-
-
-@pytest.fixture
-async def work(rabbitmq_url: str) -> AsyncGenerator[Work]:
-    async with RobustPublisher(rabbitmq_url, service="tests") as publisher:
-        yield Work(rabbitmq_url, publisher)
-
-
-@pytest.fixture
-async def guard(redis_url: str) -> AsyncGenerator[IdempotencyGuard]:
-    """A patient one, as it would go on without a Redis that a busy machine keeps from answering."""
-    async with connect_redis(redis_url, timeout_seconds=10) as redis:
-        yield IdempotencyGuard(redis, timeout_seconds=30)
-
-
-@pytest.fixture
-def letters(rabbitmq_url: str) -> DeadLetters:
-    return DeadLetters(rabbitmq_url, "letters.work.dlq")
-
-
-@pytest.fixture
-async def queues(broker: Any) -> None:
-    """The consumer's two queues, without the consumer."""
-    async with broker.channel() as channel:
-        for name in ("letters.work", "letters.work.dlq"):
-            await channel.declare_queue(
-                name, durable=True, arguments={"x-queue-type": "quorum", "x-delivery-limit": NO_LIMIT}
-            )
-
-
-async def fill(broker: Any, *bodies: object, queue: str = "letters.work.dlq", **options: Any) -> None:
-    async with broker.channel() as channel:
-        for body in bodies:
-            message = aio_pika.Message(str(body).encode(), delivery_mode=2, **options)
-            await channel.default_exchange.publish(message, routing_key=queue)
-
-
-async def until_there_are(count: int, queue: str, broker: Any) -> None:
-    async with asyncio.timeout(60):
-        while (await broker.state(queue))[0] < count:  # noqa: ASYNC110 - it happens at the broker
-            await asyncio.sleep(0.01)
 
 
 async def bodies(broker: Any, queue: str) -> list[str]:
@@ -138,10 +34,6 @@ async def bodies(broker: Any, queue: str) -> list[str]:
         await channel.set_qos(count + 1)
         async with (await channel.get_queue(queue)).iterator(no_ack=True) as messages:
             return [(await anext(messages)).body.decode() for _ in range(count)]
-
-
-def numbers(letters: list[DeadLetter]) -> list[int]:
-    return [int(letter.body) for letter in letters]
 
 
 # ── looking ──────────────────────────────────────────────────────────────────────────────────────
@@ -483,192 +375,3 @@ async def test_a_reader_ends_before_the_broker_takes_its_messages_for_abandoned(
     await fill(broker, *range(6))
     assert (await letters.redrive(rate_per_second=20)).redriven == 6
     assert await bodies(broker, "letters.work") == [str(number) for number in range(6)]
-
-
-# ── faults ───────────────────────────────────────────────────────────────────────────────────────
-
-KILLED = """
-import asyncio, os, signal, sys
-from hybridkit.messaging import DeadLetters
-
-def progress(redriven, failed):
-    if redriven >= int(sys.argv[2]):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-asyncio.run(DeadLetters(sys.argv[1], "letters.work.dlq").redrive(on_progress=progress))
-"""
-
-
-async def kill_half_way(url: str, folder: Path, *, after: int) -> None:
-    """Run a redrive in a process that SIGKILL ends when so many are sent, and up to a hundred more under way."""
-    script = folder / "killed.py"
-    script.write_text(KILLED)
-    process = await asyncio.create_subprocess_exec(sys.executable, script, url, str(after))
-    async with asyncio.timeout(60):
-        assert await process.wait() == -9
-
-
-@pytest.mark.usefixtures("unmeasured_test")
-async def test_a_redrive_that_is_killed_loses_nothing(
-    work: Work,
-    letters: DeadLetters,
-    broker: Any,
-    guard: IdempotencyGuard,
-    tmp_path: Path,
-) -> None:
-    """Each event is in one of the queues or in both, and has one effect in the end."""
-    count = 240
-    work.error = OSError("no bank")
-    async with work.running(guard):
-        await work.publisher.publish_many([Shipped(number=number) for number in range(count)])
-        await until_there_are(count, letters.queue, broker)
-    await kill_half_way(broker.url, tmp_path, after=count // 8)
-    async with asyncio.timeout(60):
-        while (await broker.state(letters.queue))[1]:  # noqa: ASYNC110 - it happens at the broker
-            await asyncio.sleep(0.01)
-    sent, left = (await broker.state("letters.work"))[0], (await letters.summary()).messages
-    assert sent >= count // 8
-    assert left > 0
-    assert sent + left >= count
-
-    work.error = None
-    async with work.running(guard):
-        assert (await letters.redrive()).redriven == left
-        assert sorted(await work.done(count)) == list(range(count))
-        async with asyncio.timeout(60):
-            while (await broker.state("letters.work"))[0] or work.consumer.in_flight:  # noqa: ASYNC110 - as above
-                await asyncio.sleep(0.01)
-    assert sorted(work.numbers) == list(range(count))
-    assert (await letters.summary()).messages == 0
-
-
-@pytest.mark.usefixtures("queues")
-async def test_without_a_broker_to_send_to_everything_stays(
-    letters: DeadLetters, broker: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An error that concerns all messages is raised, and the queue keeps its order."""
-    await fill(broker, *range(5))
-
-    async def refuse(*_: object) -> bool:
-        raise BlockedError("a memory alarm")
-
-    monkeypatch.setattr(Writer, "forward", refuse)
-    with pytest.raises(BlockedError):
-        await letters.redrive()
-    assert numbers(await letters.peek()) == list(range(5))
-
-
-@pytest.mark.usefixtures("queues")
-async def test_a_queue_that_is_emptied_meanwhile_is_at_its_end(
-    letters: DeadLetters, broker: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And what never comes back is not waited for."""
-    monkeypatch.setattr(reader_module, "SETTLE_SECONDS", 0.1)
-    await fill(broker, *range(3))
-    async with reader_module.open_reader(broker.url, letters.queue) as reader:
-        async with broker.channel() as channel:
-            await (await channel.get_queue(letters.queue)).purge()
-        async with reader.window(most=reader.messages) as window:
-            assert await window.next() is None
-
-
-@pytest.mark.usefixtures("queues")
-async def test_a_broker_that_has_messages_and_delivers_none_is_not_waited_for(
-    letters: DeadLetters, broker: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Here because the reader keeps more than it says."""
-    monkeypatch.setattr(reader_module, "WINDOW_MESSAGES", 1)
-    monkeypatch.setattr(reader_module, "SILENCE_SECONDS", 0.01)
-    await fill(broker, *range(3))
-    async with (
-        reader_module.open_reader(broker.url, letters.queue) as reader,
-        reader.window(most=reader.messages) as window,
-    ):
-        assert await window.next()
-        with pytest.raises(NotConnectedError, match="delivers none"):
-            await window.next()
-
-
-@pytest.mark.usefixtures("queues")
-async def test_a_reader_whose_time_is_up_hands_out_nothing(
-    letters: DeadLetters, broker: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its messages may be delivered elsewhere, so the window is cut."""
-    monkeypatch.setattr(reader_module, "MAX_UNACKED_SECONDS", 0.0)
-    await fill(broker, 0)
-    async with (
-        reader_module.open_reader(broker.url, letters.queue) as reader,
-        reader.window(most=reader.messages) as window,
-    ):
-        assert await window.next() is None
-        assert window.was_cut
-
-
-@pytest.mark.usefixtures("queues")
-async def test_a_queue_that_is_deleted_meanwhile_is_an_error(letters: DeadLetters, broker: Any) -> None:
-    """Both the window that is open and the next one say so."""
-    await fill(broker, *range(3))
-    async with reader_module.open_reader(broker.url, letters.queue) as reader:
-        async with reader.window(most=4) as window:
-            for _ in range(3):
-                window.ack(await window.next() or pytest.fail("the end came too soon"))
-            async with broker.channel() as channel:
-                await channel.queue_delete(letters.queue)
-            with pytest.raises(NotConnectedError, match="was the queue deleted"):
-                await window.next()
-            window.acknowledged = 4
-        with pytest.raises(NotConnectedError, match="ChannelNotFoundEntity"):
-            async with reader.window(most=1):
-                pass
-
-
-@pytest.mark.usefixtures("queues")
-async def test_a_lost_connection_is_an_error(broker: Any) -> None:
-    """The window is over, as the broker delivers its messages again."""
-    await fill(broker, 0)
-    async with (
-        reader_module.open_reader(broker.url, "letters.work.dlq") as reader,
-        broker.proxied() as (proxy, url),
-    ):
-        away = reader_module.QueueReader(url, reader.queue, reader._inspection, 2)
-        async with away.window(most=2) as window:
-            await window.next()
-            proxy.reset()
-            with pytest.raises(NotConnectedError, match="connection lost"):
-                await window.next()
-            assert window.is_over
-            await window.flush()
-            window.acknowledged = 1
-
-
-async def test_dead_letters_that_were_moved_by_other_means_run_again(
-    work: Work, letters: DeadLetters, guard: IdempotencyGuard, broker: Any
-) -> None:
-    """A shovel, or "Move messages" in RabbitMQ's interface, publishes them as they are, with all their headers."""
-    work.error = OSError("a bug")
-    async with work.running(guard):
-        for again in range(2):
-            for number in range(0 if again else 5):
-                await work.publisher.publish(Paid(number=number))
-            await in_all(letters, 5)
-            work.error = OSError("still there") if again == 0 else None
-            await move(broker, "letters.work.dlq", "letters.work", 5)
-        assert sorted(await work.done(5)) == list(range(5))
-    assert (await letters.summary()).messages == 0
-
-
-async def in_all(letters: DeadLetters, count: int) -> None:
-    async with asyncio.timeout(60):
-        while (await letters.summary()).messages < count:  # noqa: ASYNC110 - the broker has no event for it
-            await asyncio.sleep(0.05)
-
-
-async def move(broker: Any, source: str, target: str, count: int) -> None:
-    """As the shovel plugin does it."""
-    async with broker.channel() as channel:
-        queue = await channel.get_queue(source)
-        for _ in range(count):
-            message = await queue.get()
-            moved = aio_pika.Message(message.body, headers=message.headers, type=message.type)
-            await channel.default_exchange.publish(moved, routing_key=target)
-            await message.ack()

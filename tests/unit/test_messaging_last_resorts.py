@@ -13,7 +13,7 @@ from hybridkit.messaging._amqp._port import IncomingMessage
 from hybridkit.messaging._consuming._delivery import Delivery
 from hybridkit.messaging._consuming._parked_keys import Mark, ParkedKeys
 from hybridkit.retry import Retry
-from tests.unit.test_messaging_endings import QUEUE, Ended, OfflineConsumer
+from tests.helpers.offline_consumer import QUEUE, Ended, OfflineConsumer
 from tests.unit.test_messaging_parking import Broker, mark, read
 
 

@@ -6,6 +6,7 @@ from contextlib import suppress
 import pytest
 
 from hybridkit.messaging._consuming._run_timeouts import RunTimeouts
+from tests.helpers import until
 
 
 async def test_a_run_that_takes_too_long_ends() -> None:
@@ -48,8 +49,7 @@ async def test_a_run_that_ends_in_time_leaves_nothing_behind() -> None:
     timeouts = RunTimeouts(seconds=0.2)
     with timeouts.one() as timeout:
         await asyncio.sleep(0)
-    while timeouts._timer is not None:  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
+    await until(lambda: timeouts._timer is None)
     assert not timeout.expired
 
 

@@ -37,7 +37,7 @@ from hybridkit.messaging._consuming._subscription import Subscription
 from hybridkit.messaging._publishing._writer import OutgoingMessage
 from hybridkit.retry import Retry
 from tests.helpers import until
-from tests.unit.test_messaging_endings import Memory
+from tests.helpers.offline_consumer import Memory
 
 QUEUE = "tests.readiness"
 
