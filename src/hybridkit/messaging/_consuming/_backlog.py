@@ -139,6 +139,7 @@ class Workers:
                 self._place_free.clear()
                 await self._place_free.wait()
             self._start(await self._backlog.get(), loop)
+            # Tasks start at once, so handlers that never wait would otherwise keep the socket from being read.
             if loop.time() >= pause_at:
                 await asyncio.sleep(0)
                 pause_at = loop.time() + SLICE_SECONDS
@@ -161,6 +162,7 @@ class Workers:
             _log.error("a worker failed", name=self._name, exc_info=error)
             raise
         finally:
+            # However it ended: a place that is not freed, or a key that is not released, would stop the others.
             self._running -= 1
             self._place_free.set()
             self._backlog.done(delivery)

@@ -80,13 +80,16 @@ class ConsumerChannel:
     def ack(self, tag: int, finished: Identity | None) -> None:
         """Acknowledge a delivery soon; `finished` names its event, to remember it where the broker can't be told."""
         if not self._port.is_open:
+            # The broker delivers the message again, marked as redelivered: then it need not run.
             if finished is not None:
                 self._lost_acks.add((finished,))
             return
         if self._acks.is_settled(tag):
             return
         if finished is not None:
-            self._acked.append(finished)
+            self._acked.append(
+                finished
+            )  # until the channel closes: the broker never confirms an acknowledgement
         self._acks.add(tag)
         unsent = len(self._acks)
         if unsent == self._acks_at_once:
@@ -106,6 +109,7 @@ class ConsumerChannel:
 
     def give_back(self) -> None:
         """Close the channel, so that all unsettled messages go back in their order; another one is opened."""
+        # Retired first, so that another channel is opened. A close returns all at once: none is delivered in between.
         self._channel.retire()
         self.close()
 
@@ -138,6 +142,7 @@ class ConsumerChannel:
     def _count_down(self) -> None:
         self.unsettled -= 1
         if not self.unsettled:
+            # First the acknowledgements: a retired channel closes as soon as no delivery uses it.
             self.flush()
             self._channel.__exit__()
 

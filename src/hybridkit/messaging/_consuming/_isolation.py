@@ -53,7 +53,7 @@ async def run_isolated(work: Coroutine[Any, Any, object], *, name: str) -> BaseE
     except asyncio.CancelledError as cancelled:
         if is_cancelled:
             raise
-        return None if is_done else cancelled
+        return None if is_done else cancelled  # one that came after the end of the work changes nothing
     if isinstance(error, KeyboardInterrupt | SystemExit):
         raise error
     return error
@@ -121,6 +121,7 @@ class HandlerLock:
             async with asyncio.timeout(wait_seconds):
                 await self._one.acquire()
                 try:
+                    # New shared runs wait from here on, or the others would never all have ended at the same time.
                     self._free.clear()
                     while self._running:
                         self._idle.clear()
@@ -135,6 +136,7 @@ class HandlerLock:
         with ExitStack() as leaving:
             leaving.callback(self._leave)
             if max_hold_seconds is not None:
+                # `close` releases once: the end of the block then finds nothing left to release.
                 timer = asyncio.get_running_loop().call_later(max_hold_seconds, leaving.close)
                 leaving.callback(timer.cancel)
             yield True

@@ -131,6 +131,7 @@ class PauseGate:
         try:
             await asyncio.wait({place}, timeout=seconds)
         except asyncio.CancelledError:
+            # Not among the waiting any more: it was chosen as the probe, and cancelled before it could go on.
             if self._waiting.pop(place, None) is None:
                 self.pass_on()
             raise
@@ -174,13 +175,14 @@ class PauseGate:
             self._timer.cancel()
 
     def _probe(self) -> None:
+        # A message whose channel has closed proves nothing as a probe: it would not be settled.
         self.sift()
         if self._waiting:
             place = next(iter(self._waiting))
             del self._waiting[place]
             place.set_result(True)
             return
-        self.wants_one = True
+        self.wants_one = True  # the subscription has one message delivered, and that is the probe
         self.changed()
 
     def _release(self, *, passed: bool) -> None:

@@ -129,6 +129,7 @@ class Runner:
             seconds=delivery.left_seconds(self._timeout_seconds), is_wanted=lambda: delivery.is_ours
         )
         if not delivery.is_ours:  # it comes again, and is no probe before
+            # Chosen as the probe, it has to hand that on: the gate waits for a probe to end, and would stay shut.
             if goes_on:
                 self._gate.pass_on()
             return None
@@ -167,6 +168,7 @@ class Runner:
         if error is None:
             return Settled.DONE
         if timeout.expired:
+            # Whatever it raised on its way out, the cause is its timeout.
             error = DeadlineExceededError(f"the handler took longer than {self._timeout_seconds:g} s")
         return self._after_failure(execution, error)
 

@@ -93,6 +93,7 @@ class Settlement:
                 settled = await self._publish(delivery, delivery.delayed(verdict)) or Settled.RETRIED
             case _:
                 assert_never(verdict)
+        # After the copy, also of a rejected or requeued message, where it does nothing: a tag is settled once.
         delivery.ack(finished=settled.is_finished)
         _log.info("message settled", outcome=settled.value)
         metrics.events_consumed.labels(self._queue, event_type, settled.value).inc()
@@ -122,6 +123,7 @@ class Settlement:
         try:
             return await self._publish(delivery, mark)
         finally:
+            # Also without a confirm: the message comes again then, and makes the mark anew.
             parked.written(key)
 
     def _retry_in_order(

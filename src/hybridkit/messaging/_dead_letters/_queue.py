@@ -316,6 +316,7 @@ class _Redrive:
                 try:
                     await self._send_from(window, reader, publisher)
                 finally:
+                    # Copies that are under way acknowledge their originals, which is possible only in this window.
                     await self._tasks.wait(seconds=FLUSH_SECONDS)
                     await window.flush()
                 is_through = not window.was_cut
@@ -332,7 +333,7 @@ class _Redrive:
                 continue
             await self._pace.turn()
             await self._slots.acquire()
-            if window.is_over:
+            if window.is_over:  # while it waited for its turn: another consumer may have the message by now
                 window.was_cut = True
                 self._slots.release()
                 return
@@ -359,7 +360,7 @@ class _Redrive:
         except (UnroutableError, NackedError, RejectedError) as error:
             self._failed[str(error)] += 1
             self._keep(window)
-        except Exception as error:  # noqa: BLE001 - no broker, or whatever else: the others would fail as well
+        except Exception as error:  # noqa: BLE001 - no broker, or any other cause: the others would fail as well
             self._error = error
             self._keep(window)
         else:
