@@ -32,8 +32,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from benchmarks._report import Result
 from hybridkit.contract import Emission
 from hybridkit.dataservice import RecordColumns, create_data_service
+from hybridkit.dataservice._postgres._json_printing import projection, quoted
 from hybridkit.dataservice._postgres._table import ResourceTable
-from hybridkit.dataservice._postgres._types._json_printing import projection, quoted
 from hybridkit.dataservice._store._operations import Create, Write
 from hybridkit.dev import LocalServers
 from hybridkit.resources import Record, Resource

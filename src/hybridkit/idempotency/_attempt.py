@@ -1,10 +1,11 @@
 """A claim that begins somewhere inside a block, and is finished before the block ends."""
 
-from typing import TYPE_CHECKING, Any, Final, assert_never
+from typing import Any, Final, Protocol, assert_never
 
 from hybridkit.errors import ClaimLostError, InProgressError, KeyReusedError, MisuseError, RejectedError
 from hybridkit.idempotency._answers import (
     Acquired,
+    Begin,
     Completed,
     Exhausted,
     Failed,
@@ -14,19 +15,32 @@ from hybridkit.idempotency._answers import (
     Outcome,
 )
 
-if TYPE_CHECKING:
-    from hybridkit.idempotency._guard import IdempotencyGuard
-
 __all__ = ["Attempt", "error_for", "refuse_lost"]
 
 SOON_SECONDS: Final = 1.0
 """The seconds after which to ask again for work that another holder does."""
 
 
+class AttemptGuard(Protocol):
+    """The guard that an attempt asks; see `IdempotencyGuard` for the methods."""
+
+    async def begin(self, key: str, payload: Any, *, wait_seconds: float = 0.0) -> Begin:
+        """Ask for the work."""
+        ...
+
+    async def renew(self, acquired: Acquired) -> bool:
+        """Extend the lease."""
+        ...
+
+    async def finish(self, acquired: Acquired, outcome: Outcome, result: Any = None) -> Finish:
+        """Record how the work ended."""
+        ...
+
+
 class Attempt:
     """The value of an `IdempotencyGuard.attempt` block."""
 
-    def __init__(self, guard: "IdempotencyGuard") -> None:
+    def __init__(self, guard: AttemptGuard) -> None:
         self._guard = guard
         self._acquired: Acquired | None = None
         self._is_finished = False

@@ -11,9 +11,9 @@ from sqlalchemy.types import TypeEngine
 
 from hybridkit.codec import encode_json
 from hybridkit.dataservice._postgres._filters import Arguments, Operand, operand
+from hybridkit.dataservice._postgres._json_printing import printed
 from hybridkit.dataservice._postgres._read_statements import where_clause
 from hybridkit.dataservice._postgres._table import ResourceTable
-from hybridkit.dataservice._postgres._types._json_printing import printed
 from hybridkit.dataservice._postgres._types._parameters import bare
 from hybridkit.dataservice._store._documents import read_document
 from hybridkit.errors import InvalidQueryError

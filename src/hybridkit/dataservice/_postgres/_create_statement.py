@@ -25,12 +25,12 @@ from hybridkit.codec import encode_json
 from hybridkit.dataservice._postgres._columns import OUTBOX
 from hybridkit.dataservice._postgres._driver._errors import UNTAKEN, commit_error
 from hybridkit.dataservice._postgres._driver._pool import Pool
+from hybridkit.dataservice._postgres._json_printing import literal, projection, quoted
 from hybridkit.dataservice._postgres._keys import Recorded, key_lock, retention_of
 from hybridkit.dataservice._postgres._operations import new_row
 from hybridkit.dataservice._postgres._outbox import ordering_locks, outbox_rows
 from hybridkit.dataservice._postgres._refusals import UnnamedError
 from hybridkit.dataservice._postgres._table import ResourceTable
-from hybridkit.dataservice._postgres._types._json_printing import literal, projection, quoted
 from hybridkit.dataservice._postgres._types._parameters import DIALECT, bare, document_depth, parameter_type
 from hybridkit.dataservice._postgres._types._values import in_texts
 from hybridkit.dataservice._store._documents import read_document

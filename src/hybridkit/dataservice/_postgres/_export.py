@@ -9,9 +9,9 @@ from hybridkit.context import current
 from hybridkit.dataservice._postgres._driver._errors import OutdatedError, query_error
 from hybridkit.dataservice._postgres._driver._pool import DEFAULT_SECONDS, Pool, Session
 from hybridkit.dataservice._postgres._filters import Arguments
+from hybridkit.dataservice._postgres._json_printing import Projection, projection
 from hybridkit.dataservice._postgres._read_statements import line_statement, row_statement
 from hybridkit.dataservice._postgres._table import ResourceTable
-from hybridkit.dataservice._postgres._types._json_printing import Projection, projection
 from hybridkit.dataservice._store._documents import canonical
 from hybridkit.dataservice._store._protocol import ExportChunk
 from hybridkit.resources import Query

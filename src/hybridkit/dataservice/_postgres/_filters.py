@@ -16,8 +16,8 @@ from sqlalchemy.types import NullType, UserDefinedType
 
 from hybridkit.codec import encode_json
 from hybridkit.dataservice._postgres._driver._errors import UNTAKEN
+from hybridkit.dataservice._postgres._json_printing import literal
 from hybridkit.dataservice._postgres._table import ResourceTable
-from hybridkit.dataservice._postgres._types._json_printing import literal
 from hybridkit.dataservice._postgres._types._parameters import (
     DIALECT,
     MAX_PARAMETERS,

@@ -16,8 +16,8 @@ from typing import Any
 
 from hybridkit.contract import MAX_PAGE_BYTES
 from hybridkit.dataservice._postgres._filters import Arguments, Ordering, write_condition
+from hybridkit.dataservice._postgres._json_printing import Projection
 from hybridkit.dataservice._postgres._table import ResourceTable
-from hybridkit.dataservice._postgres._types._json_printing import Projection
 from hybridkit.dataservice._postgres._types._parameters import DIALECT, parameter_type
 from hybridkit.resources import Filter, Query
 

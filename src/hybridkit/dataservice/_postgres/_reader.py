@@ -19,6 +19,7 @@ from hybridkit.dataservice._postgres._driver._errors import query_error
 from hybridkit.dataservice._postgres._driver._pool import Pool
 from hybridkit.dataservice._postgres._export import export_lines
 from hybridkit.dataservice._postgres._filters import Arguments, operand
+from hybridkit.dataservice._postgres._json_printing import Projection, projection
 from hybridkit.dataservice._postgres._read_statements import (
     batch_statement,
     limited_statement,
@@ -27,7 +28,6 @@ from hybridkit.dataservice._postgres._read_statements import (
     where_clause,
 )
 from hybridkit.dataservice._postgres._table import ResourceTable
-from hybridkit.dataservice._postgres._types._json_printing import Projection, projection
 from hybridkit.dataservice._store._documents import canonical
 from hybridkit.dataservice._store._operations import CallWork
 from hybridkit.dataservice._store._protocol import (
