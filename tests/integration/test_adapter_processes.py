@@ -22,6 +22,7 @@ from hybridkit.lifespan import ServiceResources
 from hybridkit.messaging import RobustConsumer, RobustPublisher
 from hybridkit.settings import BotSettings, SecretUrl, WorkerSettings
 from hybridkit.testing import FakeTelegram, TelegramUser
+from tests.helpers import until
 
 
 class Asked(Event, type="test.asked"):
@@ -87,9 +88,7 @@ class Worker:
         return "\n".join(self.supervisor.log_tail(name, lines=10_000) for name in self.runs)
 
     async def until_logged(self, text: str, *, times: int = 1) -> None:
-        async with asyncio.timeout(60):
-            while self.log().count(text) < times:  # noqa: ASYNC110  # another process's file
-                await asyncio.sleep(0.02)
+        await until(lambda: self.log().count(text) >= times)
 
 
 async def test_sigterm_finishes_what_runs_and_nothing_runs_twice(

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from hybridkit.dev import Service, Supervisor, free_port
+from tests.helpers import until
 
 PROGRAM = """
 import asyncio, sys
@@ -59,9 +60,7 @@ class Api:
         await self.supervisor.start(service)
 
     async def until_logged(self, text: str) -> None:
-        async with asyncio.timeout(60):
-            while text not in self.log():  # noqa: ASYNC110  # another process's file
-                await asyncio.sleep(0.01)
+        await until(lambda: text in self.log())
 
     def log(self) -> str:
         return self.supervisor.log_tail("api", lines=1000)

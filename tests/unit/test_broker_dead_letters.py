@@ -9,6 +9,7 @@ from hybridkit.dev._broker._arguments import QueueSettings
 from hybridkit.dev._broker._dead_letters import PREFETCH, DeadLetters
 from hybridkit.dev._broker._messages import Message, Reason
 from hybridkit.dev._broker._properties import Properties
+from tests.helpers import until
 
 
 class Router:
@@ -48,9 +49,7 @@ async def test_what_nobody_takes_comes_again_in_order(monkeypatch: pytest.Monkey
     await router.asked.wait()
     assert router.taken == []
     router.takes = True
-    async with asyncio.timeout(60):
-        while letters.pending:  # noqa: ASYNC110 - what is waited for has no event
-            await asyncio.sleep(0.001)
+    await until(lambda: not letters.pending)
     assert router.taken == bodies
     letters.close()
 

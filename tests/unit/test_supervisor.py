@@ -10,6 +10,7 @@ import pytest
 
 from hybridkit.dev import Service, Supervisor, free_port, merge_logs
 from hybridkit.errors import MisuseError, ServerStartError
+from tests.helpers import until
 
 SERVICE = """
 import http.server, os, signal, sys
@@ -109,9 +110,7 @@ async def test_what_ignores_the_signal_is_killed_at_the_end_of_the_budget(tmp_pa
     deaf = Service(name="deaf", argv=[sys.executable, "-c", script])
     async with Supervisor(tmp_path) as supervisor:
         await supervisor.start(deaf)
-        async with asyncio.timeout(60):
-            while "deaf" not in supervisor.log_tail("deaf"):  # noqa: ASYNC110  # another process's file
-                await asyncio.sleep(0.01)
+        await until(lambda: "deaf" in supervisor.log_tail("deaf"))
         assert await supervisor.stop(timeout_seconds=0.1) == {"deaf": -signal.SIGKILL}
 
 
@@ -146,9 +145,7 @@ asyncio.run(main())
     child = int(await parent.stdout.readline())
     parent.kill()
     await parent.wait()
-    async with asyncio.timeout(60):
-        while _runs(child):  # noqa: ASYNC110  # another process
-            await asyncio.sleep(0.01)
+    await until(lambda: not _runs(child))
 
 
 def _runs(pid: int) -> bool:
