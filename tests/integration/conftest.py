@@ -39,6 +39,7 @@ from hybridkit.messaging import BrokerConnection, DeadLetters, RobustPublisher
 from hybridkit.resources import Record, Resource
 from hybridkit.settings import PostgresUrl, SecretUrl, ServiceSettings
 from hybridkit.testing import FaultProxy
+from tests.helpers import until
 from tests.helpers.dead_letters import NO_LIMIT, Work
 
 # ── a data service; its broker only takes notes ──────────────────────────────────────────────────
@@ -213,9 +214,7 @@ class Service:
 
     async def until(self, statement: str, *arguments: object) -> None:
         """Wait for the statement to find something."""
-        async with asyncio.timeout(60):
-            while not await self.sql(statement, *arguments):  # noqa: ASYNC110 - it happens in another process
-                await asyncio.sleep(0.01)
+        await until(lambda: self.sql(statement, *arguments))
 
     async def sql(self, statement: str, *arguments: object) -> list[Any]:
         connection = await connect(
