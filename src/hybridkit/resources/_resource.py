@@ -30,7 +30,7 @@ NO_SEGMENTS: Final = frozenset({"", ".", ".."})
 """Texts that can't be an id, as no path leads to them."""
 
 
-def _take_words(schema: object) -> None:
+def _allow_nan(schema: object) -> None:
     """Let decimals be NaN or infinite; those of limited digits can't be, as pydantic has no such type."""
     match schema:
         case {"type": "decimal"}:
@@ -39,10 +39,10 @@ def _take_words(schema: object) -> None:
                 number.setdefault("allow_inf_nan", True)
         case dict():
             for member in cast("dict[str, object]", schema).values():
-                _take_words(member)
+                _allow_nan(member)
         case list() | tuple():
             for member in cast("list[object]", schema):
-                _take_words(member)
+                _allow_nan(member)
         case _:
             pass
 
@@ -69,7 +69,7 @@ class Record(BaseModel, Generic[IdT]):
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Build pydantic's schema, in which decimals may be `NaN` or infinite: SQL may have stored those."""
         schema = handler(source)
-        _take_words(schema)
+        _allow_nan(schema)
         return schema
 
 

@@ -117,7 +117,7 @@ def compared(left: Any, right: Any) -> int:
 
 
 def _kind(value: Any) -> int:
-    """Return a number that values have in common that can be compared; in documents values of any kind meet."""
+    """Return the number of a kind of values that can be compared with each other; documents mix kinds."""
     match value:
         case bool():
             return 2

@@ -43,7 +43,7 @@ _MOMENT: Final[TypeAdapter[datetime]] = TypeAdapter(datetime)
 
 
 @dataclass(slots=True)
-class Checked:
+class NodeCount:
     """A count of checked nodes, so that a hostile pipeline is refused before it costs anything."""
 
     nodes: int = 0
@@ -55,7 +55,7 @@ class Checked:
             raise refuse(f"at most {MAX_DEPTH} levels and {MAX_NODES} parts", at[:200])
 
 
-def expression(value: object, visible: frozenset[str], at: str, *, checked: Checked, depth: int = 1) -> Any:
+def expression(value: object, visible: frozenset[str], at: str, *, checked: NodeCount, depth: int = 1) -> Any:
     """Return the expression in the form in which it may run.
 
     Args:
@@ -91,7 +91,7 @@ def expression(value: object, visible: frozenset[str], at: str, *, checked: Chec
 
 
 def _operator(
-    value: dict[str, Any], visible: frozenset[str], at: str, *, checked: Checked, depth: int
+    value: dict[str, Any], visible: frozenset[str], at: str, *, checked: NodeCount, depth: int
 ) -> Any:
     if len(value) != 1:
         raise refuse("one operator, with what it takes", at)

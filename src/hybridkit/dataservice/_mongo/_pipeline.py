@@ -15,7 +15,7 @@ from typing import Any, Final, cast
 
 from hybridkit.dataservice._mongo._collection import ResourceCollection, stored_name
 from hybridkit.dataservice._mongo._expressions import (
-    Checked,
+    NodeCount,
     checked_name,
     expression,
     literal,
@@ -77,7 +77,7 @@ class _Stages:
         self._visible = self._declared if visible is None else visible
         self._computed = visible is not None
         self._stages = 0
-        self._checked = Checked()
+        self._checked = NodeCount()
 
     def count(self, pipeline: object, pointer: str) -> Sequence[Any]:
         """Count the stages of a pipeline or facet, and refuse too many in all."""
