@@ -1,4 +1,4 @@
-"""The routes: from HTTP to the application and back, nothing else."""
+"""The routes, which only translate between HTTP and the application."""
 
 from uuid import UUID
 
@@ -15,11 +15,11 @@ users = APIRouter(prefix="/users", tags=["users"])
 
 @users.post("", status_code=201)
 async def register(body: NewUser, postgres: Postgres) -> User:
-    """Register. Sent again with the same `Idempotency-Key`, the answer is the same and nothing is done twice."""
+    """Register a user. A repetition with the same `Idempotency-Key` gets the same response, and writes nothing."""
     return await application.register(postgres, body)
 
 
 @users.get("/{user_id}")
 async def read_user(user_id: UUID, postgres: Postgres) -> User:
-    """Return the user of an id."""
+    """Return the user with that id."""
     return await application.find_user(postgres, user_id)

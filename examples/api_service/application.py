@@ -1,4 +1,4 @@
-"""What the service does: each function is one thing that somebody wants done."""
+"""The use cases of the service, one function each."""
 
 from uuid import UUID
 
@@ -10,7 +10,7 @@ __all__ = ["find_user", "register"]
 
 
 async def register(postgres: PostgresDataClient, new_user: NewUser) -> User:
-    """Write the user and the event that tells about it: both, or neither, in one HTTP request."""
+    """Create the user and emit the event about it in one transaction, in one HTTP request."""
     new_user = new_user.model_copy(update={"email": canonical_email(new_user.email)})
     async with postgres.transaction() as tx:
         user = tx.create(USERS, new_user)
@@ -19,5 +19,5 @@ async def register(postgres: PostgresDataClient, new_user: NewUser) -> User:
 
 
 async def find_user(postgres: PostgresDataClient, user_id: UUID) -> User:
-    """Return the user of an id."""
+    """Return the user with that id."""
     return await postgres.get(USERS, user_id)

@@ -1,10 +1,10 @@
-"""What is true about registrations whatever carries them. Imports no framework."""
+"""The rules of registrations, without any framework."""
 
 __all__ = ["canonical_email"]
 
 
 def canonical_email(email: str) -> str:
-    """One spelling per mailbox, so that nobody registers twice by accident: `Ada@Example.org` is `ada@example.org`.
+    """Return the one spelling of a mailbox, so that nobody registers twice: `Ada@Example.org` is `ada@example.org`.
 
     The part before the @ may in theory depend on case; no mail provider of today makes use of it.
     """

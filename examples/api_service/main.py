@@ -1,4 +1,4 @@
-"""The public HTTP API, on port 8000: people register here."""
+"""The public HTTP API, on port 8000, for registrations."""
 
 from examples.api_service.api import users
 from hybridkit.adapters.fastapi import create_app, run_api
@@ -8,7 +8,7 @@ __all__ = ["Settings", "app", "main"]
 
 
 class Settings(ApiSettings):
-    """Read from the environment when the application starts."""
+    """The settings, read from the environment when the application starts."""
 
     service_name: str = "api_service"
 

@@ -1,4 +1,4 @@
-"""What people can say to the bot."""
+"""The commands that people can send to the bot."""
 
 from aiogram import Dispatcher
 from aiogram.filters import CommandStart
@@ -15,7 +15,7 @@ dispatcher = Dispatcher()
 
 @dispatcher.message(CommandStart())
 async def start(message: Message, postgres: Postgres) -> None:
-    """Greet by the name we know, or by Telegram's."""
+    """Greet the user by their registered name, or by Telegram's."""
     sender = message.from_user
     if sender is None:
         return  # a channel's post: nobody to greet

@@ -1,4 +1,4 @@
-"""What the bot does by itself when it hears of something."""
+"""The bot's reactions to events."""
 
 from aiogram import Bot
 
@@ -17,7 +17,7 @@ welcomes = RobustConsumer("bot_service.welcomes", concurrency=8)
 
 @welcomes.on(UserCreated, retry=Retry.exponential(first_seconds=1, cap_seconds=300, attempts=8))
 async def send_welcome(event: UserCreated, postgres: Postgres, bot: Bot) -> None:
-    """Welcome a new user who has told us their Telegram account."""
+    """Welcome a new user who has given their Telegram account."""
     user = await postgres.get(USERS, event.user_id)
     if user.telegram_id is not None:
         await bot.send_message(user.telegram_id, welcome(user.name, user.language))

@@ -1,4 +1,4 @@
-"""What the bot says, in the languages it speaks. Imports no framework."""
+"""The bot's texts in its languages, without any framework."""
 
 from typing import Literal
 
@@ -21,15 +21,15 @@ _STRANGER = {
 
 
 def language_of(code: str | None) -> Language:
-    """Choose the closest language to a Telegram client's IETF tag: `ru-RU` is Russian, anything unknown English."""
+    """Return the closest language to a Telegram client's IETF tag: Russian for `ru-RU`, English for unknown ones."""
     return "ru" if (code or "").lower().partition("-")[0] == "ru" else "en"
 
 
 def welcome(name: str, language: Language) -> str:
-    """Said once, when somebody has registered."""
+    """Return the message after a registration."""
     return _WELCOME[language].format(name=name)
 
 
 def greeting(name: str, language: Language, *, is_registered: bool) -> str:
-    """Write the answer to /start."""
+    """Return the answer to /start."""
     return (_KNOWN if is_registered else _STRANGER)[language].format(name=name)

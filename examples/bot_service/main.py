@@ -1,4 +1,4 @@
-"""The Telegram bot: answers people, and welcomes those who have registered."""
+"""The Telegram bot, which answers people and welcomes registered users."""
 
 from examples.bot_service.api import dispatcher
 from examples.bot_service.application import welcomes
@@ -9,7 +9,7 @@ __all__ = ["Settings", "main"]
 
 
 class Settings(BotSettings):
-    """Read from the environment when the bot starts."""
+    """The settings, read from the environment when the bot starts."""
 
     service_name: str = "bot_service"
 

@@ -1,4 +1,4 @@
-"""What is counted about a user, kept as documents by `db_mongo_service`. The id of a record is the user's."""
+"""The statistics of a user, stored as documents by `db_mongo_service`. The id of a record is the user's."""
 
 from typing import Literal
 
@@ -8,20 +8,20 @@ from hybridkit.resources import Record, Resource
 
 
 class NewUserStats(BaseModel):
-    """The first thing known about a user."""
+    """The statistics of a user at their registration."""
 
     registered: bool
     registration_source: Literal["web", "bot"]
 
 
 class UserStats(NewUserStats, Record):
-    """Everything counted about a user."""
+    """All statistics of a user."""
 
     messages_received: int = 0
 
 
 class UserStatsChanges(BaseModel):
-    """What is counted later."""
+    """The statistics that change later."""
 
     messages_received: int | None = None
 

@@ -1,6 +1,6 @@
-"""Users: the record, what creates and changes it, and the event that tells the others.
+"""Users: the record, what creates and changes it, and the event about a new one.
 
-Shared by `db_postgres_service`, which keeps users, and by every service that asks for them.
+Shared by `db_postgres_service`, which stores users, and by every service that asks for them.
 """
 
 from typing import Annotated, Literal
@@ -17,10 +17,10 @@ Language = Literal["en", "ru"]
 
 
 class NewUser(BaseModel):
-    """What somebody tells about themselves when they register.
+    """The data of a registration.
 
     Attributes:
-        telegram_id: their Telegram account, to be welcomed there.
+        telegram_id: the Telegram account to be welcomed.
     """
 
     email: Email
@@ -36,7 +36,7 @@ class User(NewUser, Record):
 
 
 class UserChanges(BaseModel):
-    """What may change later; a field that isn't set stays."""
+    """The fields that may change later; a field that is not set stays."""
 
     name: Name | None = None
     language: Language | None = None
@@ -55,7 +55,7 @@ USERS = Resource(
 
 
 class UserCreated(Event, type="user.created", version=1, key="user_id"):
-    """Somebody has registered."""
+    """A user has registered."""
 
     user_id: UUID
     email: str

@@ -1,4 +1,4 @@
-"""The MongoDB data service, on port 8002: the only process that talks to that database."""
+"""The MongoDB data service, on port 8002: the only process that connects to that database."""
 
 from examples.contracts.analytics import USER_STATS
 from hybridkit.adapters.fastapi import run_api
@@ -9,7 +9,7 @@ __all__ = ["Settings", "app", "main"]
 
 
 class Settings(MongoSettings):
-    """Read from the environment when the service starts."""
+    """The settings, read from the environment when the service starts."""
 
     service_name: str = "db_mongo_service"
 

@@ -1,4 +1,4 @@
-"""The PostgreSQL data service, on port 8001: the only process that talks to that database."""
+"""The PostgreSQL data service, on port 8001: the only process that connects to that database."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ __all__ = ["Settings", "app", "main"]
 
 
 class Settings(PostgresSettings):
-    """Read from the environment when the service starts."""
+    """The settings, read from the environment when the service starts."""
 
     service_name: str = "db_postgres_service"
 

@@ -1,4 +1,4 @@
-"""How users are stored. No rule of the business lives here: only columns, constraints and indexes."""
+"""The tables: only columns, constraints and indexes, and no business rules."""
 
 from sqlalchemy import BigInteger, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -9,11 +9,11 @@ __all__ = ["Base", "UserTable"]
 
 
 class Base(DeclarativeBase):
-    """What migrations are made from."""
+    """The metadata that migrations are generated from."""
 
 
 class UserTable(RecordColumns, Base):
-    """One row per user; the columns of `RecordColumns` (id, version, times) come on top."""
+    """One row per user, with the columns of `RecordColumns` (id, version, times)."""
 
     __tablename__ = "users"
 

@@ -1,8 +1,8 @@
 """`python -m examples.demo`: the five services on real servers, and a scenario that shows what they promise.
 
-It starts PostgreSQL, MongoDB, Redis and RabbitMQ as this machine has them (see `python -m hybridkit.dev servers`),
-then the five services and a fake Telegram, plays the scenario, and stops everything. Exit code 0 means that every
-check holds.
+It starts PostgreSQL, MongoDB, Redis and RabbitMQ as this machine has them (see `python -m hybridkit.dev servers`), then
+the five services and a fake Telegram, plays the scenario, and stops everything. Exit code 0 means that every check
+holds.
 """
 
 import argparse
@@ -28,7 +28,7 @@ INTERRUPTED = 130
 
 
 def main() -> int:
-    """Run the command; returns the exit code."""
+    """Run the command, and return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m examples.demo", description=__doc__)
     parser.add_argument("--keep-running", action="store_true", help="leave everything up until Ctrl-C")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the outcome there as JSON")
@@ -99,7 +99,7 @@ async def _servers() -> AsyncGenerator[Urls]:
 
 
 class _Interrupts:
-    """SIGTERM and Ctrl-C cancel the running task, or end what waits for them."""
+    """Cancels the running task on SIGTERM and Ctrl-C, or ends the wait for one of them."""
 
     def __init__(self) -> None:
         self._task = asyncio.current_task()
@@ -115,7 +115,7 @@ class _Interrupts:
             asyncio.get_running_loop().remove_signal_handler(number)
 
     async def next(self) -> None:
-        """Wait for the next one."""
+        """Wait for the next signal."""
         self._awaited = asyncio.Event()
         await self._awaited.wait()
         self._awaited = None

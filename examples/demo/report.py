@@ -1,4 +1,4 @@
-"""What the demo found out, for people and for tests."""
+"""The results of the demo, for people and for tests."""
 
 import json
 import time
@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass, field
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One thing that has to hold.
+    """One condition that has to hold.
 
     Attributes:
-        name: what holds, as a sentence.
-        passed: whether it does.
-        detail: the figures behind it, or why it doesn't.
+        name: the condition, as a sentence.
+        passed: whether it holds.
+        detail: figures, or the reason why it does not hold.
     """
 
     name: str
@@ -24,7 +24,7 @@ class Check:
 
 @dataclass(slots=True)
 class Report:
-    """Everything checked so far; each check is printed as it is made."""
+    """All checks so far, each printed when it is made."""
 
     checks: list[Check] = field(default_factory=list[Check])
     story: list[str] = field(default_factory=list[str])
@@ -35,12 +35,12 @@ class Report:
         return bool(self.checks) and all(check.passed for check in self.checks)
 
     def check(self, name: str, passed: bool, detail: str = "") -> None:  # noqa: FBT001  # the one thing to say
-        """Note whether something holds."""
+        """Print and record whether a condition holds."""
         self.checks.append(Check(name=name, passed=passed, detail=detail))
         say(f"  {'PASS' if passed else 'FAIL'}  {name}{f'  ({detail})' if detail else ''}")
 
     def to_json(self) -> str:
-        """Write the report for programs."""
+        """Return the report as JSON."""
         return json.dumps({"passed": self.passed, **asdict(self)}, ensure_ascii=False, indent=2)
 
     def __str__(self) -> str:
@@ -49,7 +49,7 @@ class Report:
 
 
 class Stopwatch:
-    """Milliseconds since it was made, as text."""
+    """The milliseconds since its creation, as text."""
 
     def __init__(self) -> None:
         self._since = time.perf_counter()
@@ -60,7 +60,7 @@ class Stopwatch:
 
 @contextmanager
 def chapter(title: str) -> Generator[Stopwatch]:
-    """Print a heading, and time what follows."""
+    """Print a heading, and time the block."""
     say(f"\n{title}")
     yield Stopwatch()
 

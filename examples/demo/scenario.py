@@ -1,7 +1,7 @@
-"""What happens in the demo: somebody registers, everybody hears of it once, whatever comes twice.
+"""The demo's scenario: a registration whose event reaches every service once, whatever is repeated.
 
-Nothing is mocked: registrations arrive over HTTP, events over RabbitMQ, Telegram updates over the Bot API's own
-protocol. The demo looks at the outcome from outside: through the data services, and at what Telegram was sent.
+Nothing is mocked: registrations arrive over HTTP, events over RabbitMQ, and Telegram updates over the Bot API's own
+protocol. The demo checks the outcome from outside: in the data services, and in the messages sent to Telegram.
 """
 
 import asyncio
@@ -41,12 +41,12 @@ async def play(stack: Stack, supervisor: Supervisor, report: Report) -> None:
 
 
 class World:
-    """Everything that the demo looks at the stack with.
+    """The demo's connections to the stack, and the person that it plays.
 
     Attributes:
-        person: the registration's body.
-        headers: of the registration: its idempotency key and its request id.
-        heard: every `user.created` about this person that RabbitMQ has delivered to the demo.
+        person: the body of the registration.
+        headers: the idempotency key and request id of the registration.
+        heard: the `user.created` events about this person that RabbitMQ has delivered to the demo.
     """
 
     def __init__(self, stack: Stack) -> None:
@@ -73,24 +73,24 @@ class World:
         self.publisher = RobustPublisher(stack.urls.rabbitmq, service="demo")
 
     async def register(self, **changes: str) -> httpx.Response:
-        """POST the registration, the same every time but for the changes."""
+        """POST the registration, with changes of its fields."""
         body = self.person.model_dump(mode="json") | changes
         return await self.api.post("/users", json=body, headers=self.headers)
 
     async def told(self) -> list[str]:
-        """Return what the bot has told this person so far."""
+        """Return the texts that the bot has sent to this person."""
         state = (await self.telegram.get("/state")).json()["result"]
         return [sent["text"] for sent in state["messages"] if sent["chat_id"] == self.person.telegram_id]
 
     async def write_to_bot(self, text: str) -> int:
-        """Send the bot a text of this person, and return the id of the update."""
+        """Write to the bot as this person, and return the id of the update."""
         sender = {"id": self.person.telegram_id, "first_name": "Ada", "language_code": "ru-RU"}
         answer = await self.telegram.post("/updates", json={"text": text, "from_user": sender})
         update_id: int = answer.json()["result"]["update_id"]
         return update_id
 
     async def skipped(self, service: str, metric: str) -> float:
-        """Read a counter of duplicates in the metrics of a service."""
+        """Return a counter of duplicates from a service's metrics."""
         async with httpx.AsyncClient() as client:
             lines = (await client.get(f"{self.stack.url(service)}/metrics")).text.splitlines()
         counted = [line for line in lines if line.startswith(metric) and 'outcome="duplicate"' in line]
@@ -214,10 +214,10 @@ def _tell_story(world: World, supervisor: Supervisor, report: Report) -> None:
 
 
 async def _until[T](look: Callable[[], Awaitable[T | None]], what: str) -> T:
-    """Look again and again until there is something.
+    """Poll until there is a result.
 
     Raises:
-        TimeoutError: naming what did not come.
+        TimeoutError: there was none in time; the message names what was awaited.
     """
     try:
         async with asyncio.timeout(WAIT_SECONDS):

@@ -36,7 +36,7 @@ _PREFERRED_PORTS: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Urls:
-    """Where the servers are."""
+    """The URLs of the servers."""
 
     postgres: str = field(repr=False)
     mongo: str = field(repr=False)
@@ -45,10 +45,10 @@ class Urls:
 
 
 class Stack:
-    """Which process runs where, with which environment.
+    """The processes with their ports and environments.
 
     Args:
-        urls: where the servers are.
+        urls: the URLs of the servers.
     """
 
     def __init__(self, urls: Urls) -> None:
@@ -65,7 +65,7 @@ class Stack:
         return f"http://{LOOPBACK}:{self.ports[name]}"
 
     async def start(self, supervisor: Supervisor) -> None:
-        """Start everything and wait until all of it is ready: what others need comes first."""
+        """Start all processes in the order of their dependencies, and wait until they are ready."""
         await supervisor.start(self._telegram(), timeout_seconds=START_SECONDS)
         await supervisor.start(*map(self._service, DATA_SERVICES), timeout_seconds=START_SECONDS)
         await supervisor.start(*map(self._service, BUSINESS_SERVICES), timeout_seconds=START_SECONDS)
@@ -96,7 +96,7 @@ class Stack:
         )
 
     def _environment(self, name: str) -> dict[str, str]:
-        """Only what the service needs: a business service learns no database's URL."""
+        """Return the settings of a service, and no more: a business service has no database's URL."""
         shared = {"REDIS_URL": self.urls.redis, "RABBITMQ_URL": self.urls.rabbitmq}
         users = {"POSTGRES_SERVICE_URL": self.url("db_postgres_service")}
         match name:
@@ -113,18 +113,18 @@ class Stack:
                 return {**shared, **users}
 
     def _keys(self, name: str) -> dict[str, str]:
-        """Give a data service the keys of its callers, and a caller its own."""
+        """Return the keys that a service needs: a data service those of its callers, a caller its own."""
         if name in DATA_SERVICES:
             return {"SERVICE_TOKEN_KEYS": json.dumps(self.keys)}
         return {"SERVICE_TOKEN_KEY": self.keys[name]}
 
     def authorization(self, callee: str) -> Callable[[], str]:
-        """Proves to that data service that it is the scenario that asks."""
+        """Return what authenticates the scenario to a data service."""
         return ServiceTokenIssuer(OBSERVER, key=self.keys[OBSERVER], audience=callee).header
 
 
 def _choose_ports() -> dict[str, int]:
-    """Choose the documented ports where they are free, and any others where they are not."""
+    """Return the documented ports, with others in place of those that are taken."""
     return {name: port if _is_free(port) else free_port() for name, port in _PREFERRED_PORTS.items()}
 
 

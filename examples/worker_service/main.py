@@ -1,4 +1,4 @@
-"""The background worker: what happens after somebody has registered, and nobody waits for."""
+"""The background worker: the work after a registration that nobody waits for."""
 
 from examples.worker_service.application import analytics
 from hybridkit.adapters.worker import run_worker
@@ -8,7 +8,7 @@ __all__ = ["Settings", "main"]
 
 
 class Settings(WorkerSettings):
-    """Read from the environment when the worker starts."""
+    """The settings, read from the environment when the worker starts."""
 
     service_name: str = "worker_service"
 

@@ -1,9 +1,8 @@
-"""Say which RabbitMQ the tests will run on; fail where it isn't the wanted one.
+"""Print which RabbitMQ the tests will use, and fail if it is not the given one.
 
     python scripts/servers/check.py "RabbitMQ 3.10"
 
-Of several installations the newest is taken, so a machine with a newer RabbitMQ of its own would hide the one that was
-built for the tests.
+Of several installations the newest is taken, so a newer RabbitMQ of the machine would hide the one built for the tests.
 """
 
 import os

@@ -1,17 +1,17 @@
-"""The ledger's books: what was promised and what came of it, and the verdict.
+"""The ledger's books: the record of what was promised and what happened, and the verdict.
 
-Each process appends lines to a file of its own, one write each, so that a line is there whole or not at all:
+Each process appends lines to a file of its own, in one write each, so that a line is there completely or not at all:
 
 ```
 81723.125 plan    1f1e… order            a publisher is about to publish
-81723.131 confirm 1f1e… order            it has the receipt
+81723.131 confirm 1f1e… order            its publish was confirmed
 81723.171 effect  1f1e… ledger.orders K  a handler has written its effect, with the idempotency key K
 81723.180 dead    1f1e… ledger.orders    its dead letter was found
 ```
 
-An effect is one write to a data service. There the row of the idempotency key decides: a second write with the same
-key changes nothing and gets the first one's answer. So lines with the same key are one effect, a handler that came to
-its end twice shows as `repeated`, and two keys for one event are `doubled`.
+An effect is one write to a data service. There a second write with the same idempotency key changes nothing and gets
+the first one's response. So lines with the same key are one effect, a handler that has run to its end twice counts as
+`repeated`, and two keys for one event count as `doubled`.
 """
 
 import os
@@ -33,7 +33,7 @@ PREFETCHED = 2 * 3 * 16
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of a book; `at` is the machine's monotonic clock, which all its processes share."""
+    """A line of a book; `at` is the time of the machine's monotonic clock, which all processes share."""
 
     at: float
     verb: str
@@ -43,7 +43,7 @@ class Line:
 
 
 class Book:
-    """A file that lines are appended to; they survive the process."""
+    """A file of lines, which survives its process."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -59,14 +59,14 @@ class Book:
         os.close(self._file)
 
     def write(self, verb: str, event_id: object, where: str, detail: object = "") -> None:
-        """Note it now."""
+        """Append a line."""
         os.write(
             self._file, f"{time.monotonic():.3f} {verb} {event_id} {where} {detail}".rstrip().encode() + b"\n"
         )
 
 
 def read_books(folder: Path) -> Iterator[Line]:
-    """All lines of all books."""
+    """Return all lines of all books."""
     for path in sorted(folder.glob("*.book")):
         for text in path.read_text().splitlines():
             at, verb, event_id, where, *detail = text.split(" ", 4)
@@ -75,13 +75,13 @@ def read_books(folder: Path) -> Iterator[Line]:
 
 @dataclass(frozen=True, slots=True)
 class Deletion:
-    """A queue was deleted: what was in it is gone by definition.
+    """The deletion of a queue, which loses its messages by definition.
 
     Attributes:
-        queue: its name.
-        at: when it was gone.
-        healed_at: when it was declared and bound again.
-        messages: how many were ready in it.
+        queue: the name of the queue.
+        at: the time when it was gone.
+        healed_at: the time when it was declared and bound again.
+        messages: the number of its ready messages.
     """
 
     queue: str
@@ -92,7 +92,7 @@ class Deletion:
 
 @dataclass(slots=True)
 class Balance:
-    """What the books say."""
+    """The result of comparing the books."""
 
     published: int = 0
     confirmed: int = 0
@@ -109,7 +109,7 @@ class Balance:
 
     @property
     def holds(self) -> bool:
-        """Nothing lost, nothing doubled, no handler through twice, nothing early."""
+        """Whether nothing is lost, doubled, repeated or early."""
         return not (self.lost or self.doubled or self.repeated or self.early)
 
 
@@ -152,10 +152,10 @@ def balance(lines: Iterable[Line], deletions: Iterable[Deletion] = ()) -> Balanc
 def _without_deleted(
     missing: list[tuple[str, Line]], plans: dict[str, Line], deletions: list[Deletion]
 ) -> tuple[list[tuple[str, str]], int]:
-    """What is missing for no good reason, and how many went with a deleted queue.
+    """Return what is missing without a reason, and the number of messages that a deleted queue has taken.
 
-    A message went with the queue if it was published while the queue was not there, or if it was one of those in the
-    queue. The broker tells how many were ready; others were in the hands of consumers.
+    A message may be missing if it was published while the queue was deleted, or was in the queue. The broker tells how
+    many messages were ready; others were unacknowledged.
     """
     lost: list[tuple[str, str]] = []
     left = {deletion: deletion.messages + PREFETCHED for deletion in deletions}

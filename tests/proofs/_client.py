@@ -1,4 +1,4 @@
-"""What the ledger's processes share: their messages, and the samples of what they hold."""
+"""The messages of the ledger's processes, and the samples of their resources."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ SAMPLE_SECONDS = 10.0
 
 
 class OrderPlaced(Event, type="ledger.order_placed"):
-    """Told to two consumers; its fate says how handlers take it."""
+    """An event for two consumers; its fate tells the handlers what to do."""
 
     number: int
     fate: Fate
@@ -30,7 +30,7 @@ class OrderPlaced(Event, type="ledger.order_placed"):
 
 
 class ShipOrder(Command, queue="ledger_tasks", type="ledger.ship_order"):
-    """Work for one queue, not to be done before its delay is over."""
+    """A command for one queue, which must not run before its delay is over."""
 
     number: int
     fate: Fate
@@ -38,11 +38,11 @@ class ShipOrder(Command, queue="ledger_tasks", type="ledger.ship_order"):
 
 
 class Sampler:
-    """Notes every 10 s what this process holds, and once more at the end.
+    """Records the resources of this process every 10 s, and once more at the end.
 
     Args:
-        path: a file; one JSON object per line.
-        more: what else to note.
+        path: the file, with one JSON object per line.
+        more: further figures to record.
     """
 
     def __init__(self, path: Path, *, more: Callable[[], dict[str, Any]]) -> None:
@@ -50,7 +50,7 @@ class Sampler:
         self._more = more
 
     def take(self, moment: str) -> None:
-        """Note it now. Counting the futures takes a walk through the heap, so that is done only when all is idle."""
+        """Record a sample. Futures are counted when the process is idle only, as that walks through the heap."""
         gc.collect()
         note = {
             "at": time.monotonic(),
@@ -64,7 +64,7 @@ class Sampler:
             file.write(json.dumps({**note, **self._more()}) + "\n")
 
     async def run_until(self, stopped: asyncio.Event) -> None:
-        """Sample until then."""
+        """Record samples until an event is set."""
         while not stopped.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stopped.wait(), SAMPLE_SECONDS)
@@ -72,7 +72,7 @@ class Sampler:
 
 
 def resident_mib() -> float:
-    """The memory of this process now."""
+    """Return the resident memory of this process in MiB."""
     statm = Path("/proc/self/statm")
     if statm.exists():
         return int(statm.read_text().split()[1]) * resource.getpagesize() / 2**20
@@ -80,14 +80,14 @@ def resident_mib() -> float:
 
 
 def stopped_by_signal() -> asyncio.Event:
-    """Set by SIGTERM."""
+    """Return an event that SIGTERM sets."""
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
     return stopped
 
 
 def log_warnings(path: Path) -> None:
-    """Send this process's warnings to a file."""
+    """Write this process's warnings to a file."""
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -102,6 +102,6 @@ def log_warnings(path: Path) -> None:
 
 
 def say(word: str) -> None:
-    """Tell the conductor."""
+    """Print a line for the process that conducts the proof."""
     sys.stdout.write(word + "\n")
     sys.stdout.flush()

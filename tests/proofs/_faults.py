@@ -1,4 +1,4 @@
-"""What is done to the broker while the ledger is kept, in an order that follows from the seed."""
+"""The faults of the broker during the proof, in an order that follows from the seed."""
 
 import asyncio
 import random
@@ -33,7 +33,7 @@ HEALS_WITHIN_SECONDS: Final = 90.0
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What, after how many calm seconds, for how long, and to which node."""
+    """A fault with its node, its duration, and the calm time before it."""
 
     kind: str
     calm_seconds: float
@@ -45,7 +45,7 @@ class Fault:
 
 
 def schedule(seed: int, *, nodes: int, count: int) -> list[Fault]:
-    """The faults of that seed: each kind once in a random order, then again in another one, and so on."""
+    """Yield the faults of a seed: each kind once in a random order, then again in another order, and so on."""
     dice = random.Random(seed)
     kinds = ON_ONE_NODE if nodes == 1 else ON_A_CLUSTER
     faults: list[Fault] = []
@@ -68,15 +68,15 @@ def _duration(kind: str, dice: random.Random) -> float:
 
 
 class Injector:
-    """Does the faults to the nodes of a broker.
+    """Injects faults into the nodes of a broker.
 
     Args:
         nodes: one node, or those of a cluster.
-        book: where the dead letters are noted that are taken out before their queue goes.
+        book: the record of dead letters that are removed before their queue is deleted.
 
     Attributes:
-        deletions: the queues that were deleted, and when they were back.
-        problems: what did not come back as it should.
+        deletions: the deleted queues, with the times of their return.
+        problems: what did not return as it should.
     """
 
     def __init__(self, nodes: Sequence[Server], book: Book) -> None:
@@ -97,18 +97,18 @@ class Injector:
         }
 
     async def inject(self, fault: Fault) -> None:
-        """Do it, and undo it after its time."""
+        """Inject a fault, and undo it after its time."""
         await self._kinds[fault.kind](fault)
 
     async def take_dead_letters(self) -> int:
-        """Note and remove what is in the dead-letter queues and in `hk.unrouted`; how many there were."""
+        """Record and remove the messages of all dead-letter queues, and return their number."""
         taken = 0
         for queue in (f"{ORDERS}.dlq", f"{TASKS}.dlq", f"{WATCHERS}.dlq", "hk.unrouted"):
             taken += await self._take(queue)
         return taken
 
     async def backlog(self) -> int:
-        """How many messages are in all queues."""
+        """Return the number of messages in all queues."""
         said = await self._ctl("list_queues", "messages", "--quiet", "--no-table-headers")
         return sum(int(word) for word in said.split())
 
@@ -164,7 +164,7 @@ class Injector:
         await self._ctl("close_all_connections", "the ledger")
 
     async def _delete_queue(self, _: Fault) -> None:
-        """The watchers': what is in it, and what comes until it is bound again, is gone by definition."""
+        """Delete the watchers' queue, whose messages are lost by definition until it is bound again."""
         async with self._channel() as channel:
             deleted = await channel.queue_delete(WATCHERS)
         at = time.monotonic()
@@ -187,7 +187,7 @@ class Injector:
         return answer.status_code == 200 and bool(answer.json())
 
     async def _delete_dead_letters(self, _: Fault) -> None:
-        """Emptied into the book first; those that come in between are counted by the broker's answer."""
+        """Delete a dead-letter queue after recording its messages; later ones are in the broker's count."""
         queue = f"{ORDERS}.dlq"
         await self._take(queue)
         async with self._channel() as channel:
@@ -213,7 +213,7 @@ class Injector:
 
     @asynccontextmanager
     async def _channel(self) -> AsyncGenerator[AbstractChannel]:
-        """A channel on whichever node answers."""
+        """Open a channel on any node that answers."""
         connection = await self._insist(self._connect)
         try:
             yield await connection.channel()
@@ -231,7 +231,7 @@ class Injector:
         return str(await self._insist(run, only=node))
 
     async def _insist(self, action: Callable[[Server], Awaitable[Any]], *, only: Server | None = None) -> Any:
-        """Until a node does it; nodes that are just coming up refuse."""
+        """Repeat an action until a node performs it; nodes that are starting refuse."""
         error: Exception | None = None
         ends_at = time.monotonic() + HEALS_WITHIN_SECONDS
         while time.monotonic() < ends_at:

@@ -25,7 +25,7 @@ DELAYS_SECONDS = (0.0, 0.0, 1.0, 2.0, 3.0, 5.0)
 
 
 class Producer:
-    """Makes messages, notes them, and publishes them until they are confirmed."""
+    """Publishes messages, with a record of each before it is published and after it is confirmed."""
 
     def __init__(self, publisher: RobustPublisher, book: Book, stopped: asyncio.Event, seed: int) -> None:
         self._publisher = publisher
@@ -35,7 +35,7 @@ class Producer:
         self._made = 0
 
     async def one_by_one(self) -> None:
-        """Events and commands, one after the other."""
+        """Publish events and commands one after another."""
         while not self._stopped.is_set():
             await asyncio.sleep(self._random.expovariate(1 / MEAN_PAUSE_SECONDS))
             if self._random.random() < 0.3:
@@ -49,7 +49,7 @@ class Producer:
                 await self._insist(event, _kind(event), partial(self._publisher.publish, event))
 
     async def in_bulk(self) -> None:
-        """Many events at once, and those that failed one by one."""
+        """Publish many events at once, and those that failed again one by one."""
         while not self._stopped.is_set():
             await asyncio.sleep(BULK_PAUSE_SECONDS)
             events = [self._event() for _ in range(BULK)]

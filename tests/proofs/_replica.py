@@ -1,4 +1,4 @@
-"""A replica of the data service whose relays are put to the proof: `python -m tests.proofs._replica`.
+"""A replica of the data service whose relays are tested: `python -m tests.proofs._replica`.
 
 It reads `DATABASE_URL`, `RABBITMQ_URL` and `PORT`, and is an ordinary data service of one resource.
 """
@@ -33,7 +33,7 @@ class Base(DeclarativeBase):
 
 
 class SaleTable(RecordColumns, Base):
-    """`sales`."""
+    """The table `sales`."""
 
     __tablename__ = "sales"
 
@@ -45,7 +45,7 @@ SALES = Resource("sales", record=Sale, create=NewSale, update=NewSale)
 
 
 class Settings(PostgresSettings):
-    """From the environment."""
+    """The settings, read from the environment."""
 
     service_name: str = "proof_service"
 

@@ -1,7 +1,7 @@
-"""What the relay's proof has seen, and the verdict: rows on one side, messages on the other.
+"""The observations of the relay's proof, and the verdict: rows on one side, messages on the other.
 
-The order in which transactions committed is PostgreSQL's own record of it (`track_commit_timestamp`), so that nothing
-which is to be proven is taken for granted.
+The order of commits is PostgreSQL's own record (`track_commit_timestamp`), so that the proof takes nothing for granted
+that it has to prove.
 """
 
 from collections import Counter, defaultdict
@@ -62,18 +62,18 @@ class Verdict:
 
     @property
     def holds(self) -> bool:
-        """Whether all is as it was promised."""
+        """Whether everything is as promised."""
         return not (self.lost or self.rowless or self.disordered or self.early)
 
     def within(self, share: float) -> float:
-        """The seconds in which this share of the events arrived."""
+        """Return the seconds within which a share of the events has arrived."""
         return (
             self.seconds[min(int(share * len(self.seconds)), len(self.seconds) - 1)] if self.seconds else 0.0
         )
 
 
 def judge(rows: Iterable[Row], arrivals: Sequence[Arrival]) -> Verdict:
-    """Compare them."""
+    """Compare rows and arrivals."""
     by_id = {row.id: row for row in rows}
     copies = Counter(arrival.id for arrival in arrivals)
     first: dict[str, float] = {}
@@ -92,7 +92,7 @@ def judge(rows: Iterable[Row], arrivals: Sequence[Arrival]) -> Verdict:
 
 
 def _disordered(arrived: Iterable[Row]) -> list[str]:
-    """Keys whose rows, in the order of their events' first arrivals, are not in the order of their commits."""
+    """Return the keys whose events did not first arrive in the order of their commits."""
     keys: Mapping[str, list[tuple[float, int]]] = defaultdict(list)
     for row in arrived:
         if row.key:

@@ -1,4 +1,4 @@
-"""The load of the relay's proof: writers that insist, a reader, and replicas that are killed, frozen and restarted."""
+"""The load of the relay's proof: writers that repeat, a reader, and replicas that are killed, frozen and restarted."""
 
 import asyncio
 import contextlib
@@ -49,7 +49,7 @@ class Replica:
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
-        """Start it, and wait until it is ready."""
+        """Start the process, and wait until it is ready."""
         command = [sys.executable, "-m", "tests.proofs._replica"]
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
@@ -65,14 +65,14 @@ class Replica:
                 await asyncio.sleep(0.05)
 
     async def end(self, number: signal.Signals) -> None:
-        """Send it that signal, and wait for its end."""
+        """Send a signal, and wait until the process has ended."""
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(number)
             await self._process.wait()
 
     def tell(self, number: signal.Signals) -> None:
-        """Send it that signal."""
+        """Send a signal."""
         if self._process is not None:
             self._process.send_signal(number)
 
@@ -81,7 +81,7 @@ class Replica:
 async def replicas(
     count: int, *, database_url: str, broker_url: str, folder: Path
 ) -> AsyncGenerator[list[Replica]]:
-    """So many processes; they end with the block."""
+    """Run several replicas inside the block."""
     environment = {"DATABASE_URL": database_url, "RABBITMQ_URL": broker_url, "LOG_LEVEL": "WARNING"}
     started = [Replica(f"replica_{number}", environment, folder) for number in range(count)]
     try:
@@ -110,7 +110,7 @@ class Havoc:
         self.faults: Counter[str] = Counter()
 
     async def rage(self, seconds: float) -> None:
-        """One fault after another for so long, also while replicas are still down from the ones before."""
+        """Inject one fault after another for some time, also while replicas are still down."""
         ends_at = time.monotonic() + seconds
         async with asyncio.TaskGroup() as group:
             while time.monotonic() < ends_at:
@@ -162,7 +162,7 @@ class Writers:
         self.attempts = 0
 
     async def run(self, writers: int, *, pause_seconds: float) -> None:
-        """Until `stopping`."""
+        """Write until `stopping` is set."""
         async with self._client, asyncio.TaskGroup() as group:
             for _ in range(writers):
                 group.create_task(self._write(pause_seconds))
@@ -218,7 +218,7 @@ class Writers:
 
 
 class Reader:
-    """Notes every message, in the order in which the broker has them."""
+    """Records every message, in the order of the broker."""
 
     def __init__(self) -> None:
         self.arrivals: list[Arrival] = []

@@ -28,7 +28,7 @@ REDIS_CONNECTIONS = 50
 
 
 def consumers(book: Book) -> list[RobustConsumer]:
-    """The three, with their handlers."""
+    """Return the three consumers with their handlers."""
     orders, watchers, tasks = RobustConsumer(ORDERS), RobustConsumer(WATCHERS), RobustConsumer(TASKS)
 
     @orders.on(OrderPlaced, retry=RETRY)
@@ -59,14 +59,14 @@ async def _work(message: OrderPlaced | ShipOrder) -> None:
 
 
 def _write(book: Book, message: OrderPlaced | ShipOrder, queue: str) -> None:
-    """What a call to a data service is in a handler: a key that derives from the claim and the step."""
+    """Record the effect of a handler, under a key that derives from the claim and the step, as a data client does."""
     claim = current().claim
     assert claim is not None
     book.write("effect", message.event_id, queue, derived_key(claim.key, claim.step("create effects")))
 
 
 def duplicates() -> float:
-    """How many deliveries were acknowledged because their work was done already."""
+    """Return the number of deliveries that were acknowledged because their work was done before."""
     return sum(
         sample.value
         for family in metrics.events_consumed.collect()

@@ -46,7 +46,7 @@ MORE_MIB = 16.0
 
 
 def main() -> int:
-    """The command line; 0 where the books balance and what the processes hold is flat."""
+    """Run the command; return 0 when the books balance and no process leaks."""
     parser = argparse.ArgumentParser(
         prog="ledger", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -113,7 +113,7 @@ async def _inject(
 
 
 def _url(nodes: Sequence[Server], *, first: int) -> str:
-    """All nodes in one URL, as clients of a cluster have it; each begins with another one."""
+    """Return a URL with all nodes, beginning with another one each time."""
     urls = [urlsplit(nodes[(first + number) % len(nodes)].url) for number in range(len(nodes))]
     hosts = ",".join(f"{url.hostname}:{url.port}" for url in urls)
     return urlunsplit(urls[0]._replace(netloc=f"{urls[0].username}:{urls[0].password}@{hosts}"))
@@ -121,7 +121,7 @@ def _url(nodes: Sequence[Server], *, first: int) -> str:
 
 @asynccontextmanager
 async def _process(folder: Path, module: str, name: str, url: str, last: str) -> AsyncGenerator[None]:
-    """One of the ledger's processes, ended by SIGTERM; one that fails ends the run."""
+    """Run one of the ledger's processes inside the block; SIGTERM ends it, and its failure ends the proof."""
     words = [sys.executable, "-m", f"tests.proofs.{module}", name, url, str(folder), last]
     with (folder / f"{name}.errors").open("wb") as errors:
         process = await asyncio.create_subprocess_exec(*words, stdout=asyncio.subprocess.PIPE, stderr=errors)
@@ -141,7 +141,7 @@ async def _process(folder: Path, module: str, name: str, url: str, last: str) ->
 
 
 async def _settle(folder: Path, injector: Injector) -> None:
-    """Wait until all is accounted for and all queues are empty, or nothing has happened for long."""
+    """Wait until everything is accounted for and all queues are empty, or nothing happens any more."""
     done, changed_at = (0, 0), time.monotonic()
     while time.monotonic() - changed_at < SETTLE_SECONDS:
         await injector.take_dead_letters()
@@ -206,7 +206,7 @@ def _read_samples(path: Path) -> list[dict[str, Any]]:
 
 
 def _leaks(name: str, samples: list[dict[str, Any]]) -> list[str]:
-    """What an idle process holds after the run and did not before it; memory from a third of the run on."""
+    """Return what an idle process has more of after the run than before; memory counts from a third of the run on."""
     before, after, third = samples[0], samples[-1], samples[len(samples) // 3]
     if after["moment"] != "after":
         return [f"{name} has no sample from its end"]

@@ -43,7 +43,7 @@ COPIES_OF_A_BURST = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a run came to."""
+    """The result of a run."""
 
     verdict: Verdict
     faults: Counter[str]
@@ -57,7 +57,7 @@ class Outcome:
 
     @property
     def holds(self) -> bool:
-        """Whether everything is as it was promised."""
+        """Whether everything is as promised."""
         promised = self.verdict.holds and not (self.unanswered or self.phantoms or self.parked)
         hurt = self.faults.total() + (REPLICAS - 1) * self.faults["kill -9 of all"]
         return promised and self.verdict.duplicates <= COPIES * hurt + COPIES_OF_A_BURST
@@ -89,7 +89,7 @@ class Outcome:
 
 
 def main() -> int:
-    """The command line; 0 where everything is as it was promised."""
+    """Run the command; return 0 when everything is as promised."""
     parser = argparse.ArgumentParser(
         prog="relay", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -180,7 +180,7 @@ async def _prepare(postgres: Server) -> None:
 
 
 async def _settle(database_url: str, reader: Reader) -> None:
-    """Wait until nothing waits and all has arrived, or nothing has happened for long."""
+    """Wait until nothing waits and everything has arrived, or nothing happens any more."""
     connection = await _connected(database_url)
     seen, changed_at = -1, time.monotonic()
     while time.monotonic() - changed_at < SETTLE_SECONDS:
