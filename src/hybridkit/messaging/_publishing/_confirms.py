@@ -125,7 +125,7 @@ class Confirms:
         if multiple:
             while self._sent and self._first <= tag:
                 self._settle(self._first, accepted=accepted)
-        elif self._first <= tag < self._first + len(self._sent):
+        elif self._first <= tag < self._first + len(self._sent):  # nothing may raise while the socket is read
             self._settle(tag, accepted=accepted)
         self._on_settled(self)
 

@@ -146,7 +146,7 @@ class RobustPublisher:
     ) -> None:
         """Wait up to 5 s for the confirms of what was published, then close."""
         try:
-            await self._writer.stop()
+            await self._writer.stop()  # first: the confirms that it waits for come over the connection
         finally:
             await self._connection.__aexit__(kind, error, trace)
 
@@ -217,6 +217,7 @@ class RobustPublisher:
         """
         context = bound() or RequestContext()
         message = self._event(event, context)
+        # Nothing slows this caller down: without a bound, an outage of the broker would fill the memory.
         if self._writer.waiting >= MAX_WAITING:
             _drop(
                 message,
@@ -309,7 +310,9 @@ class RobustPublisher:
             except HybridkitError as error:
                 count(message.message_type, outcome_of(error))
                 raise
-            except asyncio.CancelledError:
+            except (
+                asyncio.CancelledError
+            ):  # the message may be written already, and stays numbered: see `_writer`
                 count(message.message_type, "cancelled")
                 raise
         count(message.message_type, outcome_of(routed))
@@ -317,6 +320,7 @@ class RobustPublisher:
         return Receipt(message.event_id, routed)
 
     def _begin(self, message: EncodedMessage, context: RequestContext, fields: bytes) -> PendingPublish:
+        # Joined as bytes: the fields of context and span are encoded once for a whole batch.
         table = encode_table(_EVENT_ID_FIELD + str(message.event_id).encode() + message.fields + fields)
         return self._writer.begin(message.template, table, message.body, deadline=context.deadline)
 

@@ -63,6 +63,7 @@ def observe_seconds(message_type: str, seconds: float) -> None:
     _duration(message_type).observe(seconds)
 
 
+# Cached, as `labels` takes a lock and builds a tuple of texts each time.
 @lru_cache(LABELS)
 def _counter(message_type: str, outcome: str) -> Counter:
     return metrics.events_published.labels(message_type, outcome)
