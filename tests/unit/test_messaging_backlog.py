@@ -206,6 +206,24 @@ async def test_a_failed_worker_is_told_and_replaced(
     assert [repr(line["exc_info"]) for line in logs] == ["LookupError('a bug')"]
 
 
+async def test_a_worker_that_is_cancelled_before_it_waits_is_replaced(
+    backlog: FifoBacklog, logs: list[MutableMapping[str, Any]]
+) -> None:
+    """Its end is no error, so nothing is logged, and the next delivery runs."""
+    done = asyncio.Event()
+
+    async def process(delivery: Delivery) -> None:
+        if number_of(delivery) == 1:
+            raise asyncio.CancelledError
+        done.set()
+
+    async with workers(backlog, process):
+        backlog.put(delivery(1))
+        backlog.put(delivery(2))
+        await done.wait()
+    assert not logs
+
+
 def test_reprs_count() -> None:
     """The reprs say how many deliveries wait, and how many run."""
     backlog = FifoBacklog(prefetch=3)

@@ -225,6 +225,7 @@ async def test_a_span_is_linked_to_the_producers(steps: Steps, monkeypatch: pyte
 
 
 def test_reprs_say_where(steps: Steps) -> None:
-    """The queue is in the reprs of processor and delivery."""
-    shown: Sequence[object] = [processor(steps, succeed), delivery(steps, b"")]
+    """The queue is in the reprs of processor, runner and delivery."""
+    whole = processor(steps, succeed)
+    shown: Sequence[object] = [whole, whole._runner, delivery(steps, b"")]
     assert all(QUEUE in repr(each) for each in shown)

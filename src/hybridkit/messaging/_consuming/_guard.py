@@ -94,9 +94,6 @@ class GuardedRunner:
         self._in_order = in_order
         self._parked = parked
 
-    def __repr__(self) -> str:
-        return f"GuardedRunner({self._guard!r}, in_order={self._in_order})"
-
     async def run(self, execution: Execution) -> RunResult:
         """Run the handler once, if the guard lets it: beside others, or alone where processes have died on it."""
         lock = HandlerLock.of_loop()

@@ -134,9 +134,8 @@ class Runner:
                 self._gate.pass_on()
             return None
         if not goes_on:
-            if self._gate.is_stopped:
-                return None
-            return RetryHere(SHORTEST_DELAY_SECONDS, None, execution.failures)
+            again = RetryHere(SHORTEST_DELAY_SECONDS, None, execution.failures)
+            return None if self._gate.is_stopped else again
         if self._gate.is_open:
             return await self._run_once(execution)
         with self._gate.probing():
