@@ -38,6 +38,7 @@ STATIC = {
     "bandit": ["bandit", "-q", "-c", "pyproject.toml", "-r", "src", "examples"],
     "audit": ["python", "scripts/audit.py"],
     "docs": ["mkdocs", "build", "--strict", "--quiet"],
+    "measure": ["python", "scripts/measure.py"],
 }
 QUICK = ("ruff", "format", "mypy", "imports")
 # More than there are cores: half of the time a test waits for a server.

@@ -13,6 +13,7 @@ from hybridkit.idempotency import Completed, IdempotencyGuard, RedisDown
 
 
 async def test_a_fresh_redis_is_what_work_can_be_built_on(redis_url: str) -> None:
+    """It takes writes and evicts nothing."""
     async with connect_redis(redis_url) as redis:
         await probe_redis(redis)
         await check_noeviction(redis)
@@ -20,12 +21,14 @@ async def test_a_fresh_redis_is_what_work_can_be_built_on(redis_url: str) -> Non
 
 @pytest.mark.parametrize(("decode", "value"), [(True, "ü"), (False, "ü".encode())])
 async def test_answers_are_text_unless_bytes_are_wanted(redis_url: str, decode: bool, value: object) -> None:
+    """Texts are UTF-8."""
     async with connect_redis(redis_url, decode_responses=decode) as redis:
         await redis.set("key", "ü")
         assert await redis.get("key") == value
 
 
 async def test_more_commands_than_connections_wait_for_each_other(redis_url: str) -> None:
+    """A hundred of them over two connections, and none is lost."""
     async with connect_redis(redis_url, max_connections=2, timeout_seconds=5.0) as redis:
         counts = await asyncio.gather(*(redis.incr("counter") for _ in range(100)))
         assert sorted(counts) == list(range(1, 101))
@@ -33,6 +36,7 @@ async def test_more_commands_than_connections_wait_for_each_other(redis_url: str
 
 @pytest.mark.real_server
 async def test_a_restarted_redis_is_used_again_without_an_error(own_redis_server: Server) -> None:
+    """The one retry is for the connection that it closed."""
     async with connect_redis(own_redis_server.url) as redis:
         await redis.set("key", "kept")
         await asyncio.to_thread(own_redis_server.restart)
@@ -41,6 +45,7 @@ async def test_a_restarted_redis_is_used_again_without_an_error(own_redis_server
 
 @pytest.mark.real_server
 async def test_a_frozen_redis_is_given_up_and_used_again_when_it_wakes(own_redis_server: Server) -> None:
+    """The caller gets its error in time, and the client needs no new start."""
     async with connect_redis(own_redis_server.url) as redis:
         await probe_redis(redis)
         own_redis_server.freeze()
@@ -115,6 +120,7 @@ async def _copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> Non
 
 @pytest.mark.real_server
 async def test_a_redis_that_evicts_is_refused_until_it_is_told_otherwise(own_redis_server: Server) -> None:
+    """The check asks the server, and not a file."""
     async with connect_redis(own_redis_server.url) as redis:
         await redis.config_set("maxmemory-policy", "allkeys-lru")
         with pytest.raises(SettingsError, match="noeviction"):

@@ -22,6 +22,7 @@ async def until_ready(health: Health, *, ready: bool) -> None:
 
 
 async def test_an_open_redis_works_and_is_closed_at_the_end(redis_url: str) -> None:
+    """Handlers find it by its type, and no connection is left."""
     async with ServiceResources() as resources:
         redis = await open_redis(resources, redis_url)
         assert resources.providers[Redis] is redis
@@ -34,6 +35,7 @@ async def test_an_open_redis_works_and_is_closed_at_the_end(redis_url: str) -> N
 
 @pytest.mark.real_server
 async def test_a_start_waits_for_a_redis_that_is_late(own_redis_server: Server) -> None:
+    """The process needs no restart by its orchestrator."""
     await asyncio.to_thread(own_redis_server.kill)
     async with ServiceResources(start_budget_seconds=30) as resources:
         opening = asyncio.create_task(open_redis(resources, own_redis_server.url))
@@ -43,6 +45,7 @@ async def test_a_start_waits_for_a_redis_that_is_late(own_redis_server: Server) 
 
 
 async def test_a_start_without_redis_ends_with_a_report() -> None:
+    """It names the dependency and its error."""
     async with ServiceResources(start_budget_seconds=0.2) as resources:
         with pytest.raises(UnavailableError, match="redis: UnavailableError: Redis does not answer"):
             await open_redis(resources, "redis://127.0.0.1:1/0")
@@ -50,6 +53,7 @@ async def test_a_start_without_redis_ends_with_a_report() -> None:
 
 @pytest.mark.real_server
 async def test_readiness_follows_a_redis_that_freezes_dies_and_comes_back(own_redis_server: Server) -> None:
+    """In both directions, as often as it happens."""
     async with ServiceResources(health=Health(cache_seconds=0.05)) as resources:
         await open_redis(resources, own_redis_server.url)
         resources.started()
