@@ -35,7 +35,7 @@ class Task(Command, queue="lines_tasks"):
 
 
 class Channel:
-    """The origin of deliveries."""
+    """As much of a channel as a delivery asks."""
 
     is_open = True
 
@@ -54,11 +54,11 @@ def wire(**changes: object) -> bytes:
     return orjson.dumps({**known, **changes})
 
 
-async def ready(lines: KeyedBacklog) -> list[Delivery]:
+async def ready(backlog: KeyedBacklog) -> list[Delivery]:
     """All that may run now."""
     found: list[Delivery] = []
     while True:
-        getting = asyncio.create_task(lines.get())
+        getting = asyncio.create_task(backlog.get())
         for _ in range(10):  # what comes in is read one by one
             await asyncio.sleep(0)
         if not getting.done():
@@ -74,63 +74,63 @@ async def settle() -> None:
 
 async def test_one_of_each_key_is_given_out() -> None:
     """A message behind another of its key is ready when that one is done, and its key is forgotten after the last."""
-    lines = KeyedBacklog()
+    backlog = KeyedBacklog()
     first, second, other = (delivery(Moved(account=account)) for account in (1, 1, 2))
     for each in (first, second, other):
-        lines.put(each)
-    assert len(lines) == 3
-    assert await ready(lines) == [first, other]
-    lines.done(other)
-    lines.done(first)
-    assert await ready(lines) == [second]
-    lines.done(second)
-    assert repr(lines) == "KeyedBacklog(0 deliveries, 0 keys)"
+        backlog.put(each)
+    assert len(backlog) == 3
+    assert await ready(backlog) == [first, other]
+    backlog.done(other)
+    backlog.done(first)
+    assert await ready(backlog) == [second]
+    backlog.done(second)
+    assert repr(backlog) == "KeyedBacklog(0 deliveries, 0 keys)"
 
 
 async def test_whoever_waits_for_one_gets_the_next() -> None:
     """A `get` on an empty backlog returns the next delivery that comes."""
-    lines = KeyedBacklog()
-    getting = asyncio.create_task(lines.get())
+    backlog = KeyedBacklog()
+    getting = asyncio.create_task(backlog.get())
     await asyncio.sleep(0)
     first = delivery(Moved(account=1))
-    lines.put(first)
+    backlog.put(first)
     assert await getting is first
 
 
-async def test_what_rests_holds_its_key() -> None:
+async def test_what_waits_for_its_next_run_keeps_its_key_busy() -> None:
     """While a message waits for its next run, its successors wait behind it."""
-    lines = KeyedBacklog()
+    backlog = KeyedBacklog()
     first, second = delivery(Moved(account=1)), delivery(Moved(account=1))
-    lines.put(first)
-    lines.put(second)
-    assert await ready(lines) == [first]
-    lines.retry_later("1", first, 0.0005)
-    lines.done(first)
-    assert len(lines) == 2
-    assert await ready(lines) == []
+    backlog.put(first)
+    backlog.put(second)
+    assert await ready(backlog) == [first]
+    backlog.retry_later("1", first, 0.0005)
+    backlog.done(first)
+    assert len(backlog) == 2
+    assert await ready(backlog) == []
     await settle()
-    assert await ready(lines) == [first]
-    lines.done(first)
-    assert await ready(lines) == [second]
+    assert await ready(backlog) == [first]
+    backlog.done(first)
+    assert await ready(backlog) == [second]
 
 
 async def test_what_comes_again_ends_the_rest_of_its_closed_channel() -> None:
     """The broker has delivered it once more, behind its own older self."""
-    lines, closed = KeyedBacklog(), Channel()
+    backlog, closed = KeyedBacklog(), Channel()
     old, behind = delivery(Moved(account=1), channel=closed), delivery(Moved(account=1), channel=closed)
-    lines.put(old)
-    lines.put(behind)
-    assert await ready(lines) == [old]
-    lines.retry_later("1", old, 60)
-    lines.done(old)
+    backlog.put(old)
+    backlog.put(behind)
+    assert await ready(backlog) == [old]
+    backlog.retry_later("1", old, 60)
+    backlog.done(old)
     closed.is_open = False
     again = delivery(Moved(account=1))
-    lines.put(again)
-    assert await ready(lines) == [again]
-    lines.put(following := delivery(Moved(account=1)))
-    assert await ready(lines) == []
-    lines.done(again)
-    assert await ready(lines) == [following]
+    backlog.put(again)
+    assert await ready(backlog) == [again]
+    backlog.put(following := delivery(Moved(account=1)))
+    assert await ready(backlog) == []
+    backlog.done(again)
+    assert await ready(backlog) == [following]
 
 
 class Odd(Event, type="lines.odd", key="account"):
@@ -154,12 +154,12 @@ class Odd(Event, type="lines.odd", key="account"):
     ],
 )
 async def test_what_can_not_be_read_disturbs_nobody(odd: bytes) -> None:
-    """It is taken from the socket unread, and runs in no line; those before and after it keep theirs."""
-    lines = KeyedBacklog()
+    """It is taken from the socket unread, and runs out of order; the messages before and after it keep theirs."""
+    backlog = KeyedBacklog()
     for each in (delivery(Moved(account=1)), delivery(odd, tag=2), delivery(Moved(account=1), tag=3)):
-        lines.put(each)
-    assert [each._tag for each in await ready(lines)] == [1, 2]
-    assert len(lines) == 1
+        backlog.put(each)
+    assert [each._tag for each in await ready(backlog)] == [1, 2]
+    assert len(backlog) == 1
 
 
 def test_a_version_in_a_cloud_event_that_is_not_known_here_has_no_key() -> None:
@@ -176,28 +176,28 @@ def test_a_version_in_a_cloud_event_that_is_not_known_here_has_no_key() -> None:
 
 async def test_nobody_wakes_after_the_end() -> None:
     """After `stop`, the end of a wait makes no message ready."""
-    lines = KeyedBacklog()
+    backlog = KeyedBacklog()
     first, other = delivery(Moved(account=1)), delivery(Moved(account=2))
-    lines.put(first)
-    lines.put(other)
-    assert await ready(lines) == [first, other]
-    lines.retry_later("1", first, 0)
-    lines.done(first)
-    lines.stop()
+    backlog.put(first)
+    backlog.put(other)
+    assert await ready(backlog) == [first, other]
+    backlog.retry_later("1", first, 0)
+    backlog.done(first)
+    backlog.stop()
     await settle()
-    assert await ready(lines) == []
+    assert await ready(backlog) == []
 
 
-async def test_what_has_no_key_stands_in_no_line() -> None:
+async def test_what_has_no_key_waits_behind_nothing() -> None:
     """Unreadable messages are ready at once, beside each other."""
-    lines = KeyedBacklog()
+    backlog = KeyedBacklog()
     unreadable = [delivery(b"no json") for _ in range(3)]
     for each in unreadable:
-        lines.put(each)
-    assert await ready(lines) == unreadable
+        backlog.put(each)
+    assert await ready(backlog) == unreadable
     for each in unreadable:
-        lines.done(each)
-    assert len(lines) == 0
+        backlog.done(each)
+    assert len(backlog) == 0
 
 
 @pytest.mark.parametrize(

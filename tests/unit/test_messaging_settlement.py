@@ -124,36 +124,36 @@ async def test_no_copy_is_made_of_a_message_that_comes_again_anyway(steps: Steps
 async def in_order(
     steps: Steps, body: bytes, handler: Any = succeed, **options: Any
 ) -> tuple[KeyedBacklog, Delivery]:
-    """One run of a message in the line of its key."""
-    lines = KeyedBacklog()
-    lines.put(delivery(steps, body))
-    first = await lines.get()
-    await processor(steps, handler, keyed=lines, **options).process(first)
-    lines.done(first)
-    return lines, first
+    """One run of a message in the backlog of its key."""
+    backlog = KeyedBacklog()
+    backlog.put(delivery(steps, body))
+    first = await backlog.get()
+    await processor(steps, handler, keyed=backlog, **options).process(first)
+    backlog.done(first)
+    return backlog, first
 
 
 async def test_in_order_a_retry_waits_in_front_of_its_key(steps: Steps) -> None:
     """No copy is made, and nothing is acknowledged: the message waits in the backlog, in front of its key."""
-    lines, _ = await in_order(
+    backlog, _ = await in_order(
         steps, envelope(), failing(OSError()), retry=Retry.exponential(first_seconds=30)
     )
     assert steps.log == []
-    assert len(lines) == 1
-    lines.stop()
+    assert len(backlog) == 1
+    backlog.stop()
 
 
 async def test_in_order_failures_are_remembered(steps: Steps) -> None:
     """Also when the message comes again on another channel: there is no copy that could count them."""
-    lines = KeyedBacklog()
-    same = processor(steps, failing(*[OSError()] * 3), retry=Retry.exponential(attempts=3), keyed=lines)
+    backlog = KeyedBacklog()
+    same = processor(steps, failing(*[OSError()] * 3), retry=Retry.exponential(attempts=3), keyed=backlog)
     body = envelope()
     for _ in range(3):
-        lines.put(delivery(steps, body))
-        run = await lines.get()
+        backlog.put(delivery(steps, body))
+        run = await backlog.get()
         await same.process(run)
-        lines.stop()
-        lines = same._settlement._keyed = KeyedBacklog()
+        backlog.stop()
+        backlog = same._settlement._keyed = KeyedBacklog()
     assert steps.log == ["copy to hk.dlx", "ack 7"]
     assert steps.copies[0].headers["hk_attempt"] == 3
     assert same._failures == {}
@@ -162,23 +162,23 @@ async def test_in_order_failures_are_remembered(steps: Steps) -> None:
 async def test_in_order_not_everything_is_remembered(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     """The oldest is forgotten: it has been gone for long, or begins its attempts anew."""
     monkeypatch.setattr(processor_module, "MAX_REMEMBERED", 1)
-    lines = KeyedBacklog()
-    same = processor(steps, failing(*[OSError()] * 2), retry=Retry.exponential(attempts=3), keyed=lines)
+    backlog = KeyedBacklog()
+    same = processor(steps, failing(*[OSError()] * 2), retry=Retry.exponential(attempts=3), keyed=backlog)
     first, second = Happened(number=1), Happened(number=2)
     for event in (first, second):
-        lines.put(delivery(steps, envelope(event)))
-        await same.process(await lines.get())
-    lines.stop()
+        backlog.put(delivery(steps, envelope(event)))
+        await same.process(await backlog.get())
+    backlog.stop()
     assert list(same._failures) == [f"{QUEUE}:tests:{second.event_id}:0"]
 
 
 @pytest.mark.parametrize("answer", [InProgress(20_000), InProgress(10)], ids=["running", "nearly done"])
 async def test_in_order_another_holder_is_waited_for_here(steps: Steps, answer: Begin) -> None:
     """A message whose claim another process holds waits in front of its key, and not in a delay level."""
-    lines, _ = await in_order(steps, envelope(), guard=FakeGuard(steps, answer))
+    backlog, _ = await in_order(steps, envelope(), guard=FakeGuard(steps, answer))
     assert steps.log == []
-    assert len(lines) == 1
-    lines.stop()
+    assert len(backlog) == 1
+    backlog.stop()
 
 
 async def test_in_order_what_waited_too_long_gives_all_back(
@@ -186,9 +186,9 @@ async def test_in_order_what_waited_too_long_gives_all_back(
 ) -> None:
     """Before the broker closes the channel, all of its messages go back, in their order."""
     monkeypatch.setattr(delivery_module, "MAX_UNACKED_SECONDS", 1.0)
-    lines, first = await in_order(steps, envelope())
+    backlog, first = await in_order(steps, envelope())
     assert steps.log == ["given back"]
-    assert len(lines) == 0
+    assert len(backlog) == 0
     assert not first.is_ours
 
 
@@ -199,38 +199,38 @@ async def test_in_order_what_comes_again_anyway_holds_nobody(steps: Steps) -> No
         steps.is_open = False
         raise OSError
 
-    lines, _ = await in_order(steps, envelope(), handle, retry=Retry.exponential(first_seconds=30))
-    assert len(lines) == 0
+    backlog, _ = await in_order(steps, envelope(), handle, retry=Retry.exponential(first_seconds=30))
+    assert len(backlog) == 0
 
 
 async def test_in_order_a_newer_version_holds_its_key(steps: Steps) -> None:
     """Until a process that knows it takes over, or a quarter of an hour."""
-    lines, first = await in_order(steps, wire(version=2))
+    backlog, first = await in_order(steps, wire(version=2))
     assert steps.log == []
-    assert len(lines) == 1
-    lines.stop()
+    assert len(backlog) == 1
+    backlog.stop()
     first.received_at -= 915
-    await processor(steps, succeed, keyed=lines).process(first)
+    await processor(steps, succeed, keyed=backlog).process(first)
     assert steps.copies[0].headers["hk_reason"] == "unknown_version"
 
 
 async def test_in_order_what_has_no_key_waits_in_a_delay_level(steps: Steps) -> None:
     """Nothing says whom it would hold up."""
     body = wire(version=2, data={})
-    lines, _ = await in_order(steps, body)
+    backlog, _ = await in_order(steps, body)
     assert steps.log == ["copy to hk.delay.L2", "ack 7"]
-    assert len(lines) == 0
+    assert len(backlog) == 0
 
 
 async def parking(steps: Steps, parked: ParkedKeys, *messages: bytes, **options: Any) -> None:
     """Messages one after another, as far as their key lets them."""
-    lines = KeyedBacklog()
-    same = processor(steps, options.pop("handler", succeed), keyed=lines, parked=parked, **options)
+    backlog = KeyedBacklog()
+    same = processor(steps, options.pop("handler", succeed), keyed=backlog, parked=parked, **options)
     for body in messages:
-        lines.put(delivery(steps, body, options.get("headers")))
-        run = await lines.get()
+        backlog.put(delivery(steps, body, options.get("headers")))
+        run = await backlog.get()
         await same.process(run)
-        lines.done(run)
+        backlog.done(run)
 
 
 async def test_a_key_is_marked_before_its_dead_letter(steps: Steps) -> None:

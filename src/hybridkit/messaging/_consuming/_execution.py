@@ -1,6 +1,5 @@
 """The execution of one delivery by its handler: its parts, its context, its span and its metrics."""
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -98,10 +97,6 @@ def consumer_span(delivery: Delivery, event_id: str | None = None) -> AbstractCo
         f"process {delivery.destination}",
         kind="consumer",
         parent={},
-        linked=_texts(delivery.headers),
+        linked={name: value for name, value in delivery.headers.items() if isinstance(value, str)},
         attributes=attributes,
     )
-
-
-def _texts(headers: Mapping[str, Any]) -> dict[str, str]:
-    return {name: value for name, value in headers.items() if isinstance(value, str)}
