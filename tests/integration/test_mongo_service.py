@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from decimal import Decimal
 from enum import StrEnum
@@ -17,6 +17,7 @@ from pymongo import MongoClient
 
 from hybridkit.codec import Timestamp
 from hybridkit.dataservice import DocumentCollection, DocumentIndex, create_data_service
+from hybridkit.dataservice._mongo._collection import ResourceCollection
 from hybridkit.dataservice._mongo._keys import EMBEDDED_KEYS
 from hybridkit.dataservice._mongo._store import MongoStore
 from hybridkit.errors import DeclarationError
@@ -461,6 +462,30 @@ async def test_a_large_answer_is_read_again_on_replay(service: Service) -> None:
     again = await service.send("POST", "/v1/things", body, key="k")
     assert (again.status_code, again.json()) == (201, first.json())
     assert again.headers["idempotency-replayed"] == again.headers["idempotency-reread"] == "true"
+
+
+async def test_reads_leave_the_outcomes_under_keys_in_the_database(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A record of 50 KiB has up to 1 MiB of them in its document, which no read fetches."""
+    read: list[Mapping[str, Any]] = []
+    document = ResourceCollection.document
+
+    def noted(self: ResourceCollection, stored: Mapping[str, Any], fields: Sequence[str] = ()) -> Any:
+        read.append(stored)
+        return document(self, stored, fields)
+
+    created = await service.create("pen")
+    monkeypatch.setattr(ResourceCollection, "document", noted)
+    one = await service.get(f"/v1/things/{created['id']}")
+    page = await service.get("/v1/things?order=name")
+    lines = await service.get("/v1/things", accept="application/x-ndjson")
+    many = await service.http.post("/v1/things:batch_get", json={"ids": [created["id"]]})
+    assert one.json() == created
+    assert page.json()["items"] == many.json()["items"] == [created]
+    assert orjson.loads(lines.text.splitlines()[0]) == created
+    assert [list(stored["_hk"]) for stored in read] == [["incarnation"]] * 4
+    assert service.stored("things")[0]["_hk"]["keys"]
 
 
 async def test_increments_from_many_sides_all_count(service: Service) -> None:
