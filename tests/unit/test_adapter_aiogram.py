@@ -156,13 +156,17 @@ async def test_a_failing_handler_stops_nothing_and_does_not_run_again(
 async def test_polling_goes_on_after_telegram_had_trouble(
     world: World, dispatcher: Dispatcher, status: int
 ) -> None:
-    """A failed call is repeated, and the bot is ready again after the next good answer."""
-    world.telegram.fail("getUpdates", status=status, retry_after_seconds=1 if status == 429 else None)
-    async with world.polling(dispatcher) as polling:
-        await world.telegram.wait_for_calls("getUpdates")
-        world.telegram.push_text("echo", from_user=ADA)
-        await world.telegram.wait_for_messages(1)
-        await polling.probe()
+    """A failed call is repeated, when Telegram wants it and never at once, and the bot is ready again after it."""
+    asked_seconds = 1 if status == 429 else None
+    world.telegram.fail("getUpdates", status=status, retry_after_seconds=asked_seconds)
+    with capture_logs() as lines:
+        async with world.polling(dispatcher) as polling:
+            await world.telegram.wait_for_calls("getUpdates")
+            world.telegram.push_text("echo", from_user=ADA)
+            await world.telegram.wait_for_messages(1)
+            await polling.probe()
+    [pause_seconds] = [line["again_in_seconds"] for line in lines if line["event"] == "no updates"]
+    assert pause_seconds >= (asked_seconds or 0.1)
 
 
 async def test_readiness_says_that_telegram_gives_no_updates(world: World, dispatcher: Dispatcher) -> None:
