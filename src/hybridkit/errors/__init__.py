@@ -73,6 +73,7 @@ from hybridkit.errors._misuse import (
     TransactionsUnavailableError,
     UnroutableError,
 )
+from hybridkit.errors._outside_contract import ResponseError
 from hybridkit.errors._rejected import (
     AccessDeniedError,
     AnswerNotKeptError,
@@ -103,7 +104,6 @@ from hybridkit.errors._rejected import (
     UnsupportedMediaTypeError,
     UriTooLongError,
 )
-from hybridkit.errors._response import ResponseError
 from hybridkit.errors._root import HybridkitError
 from hybridkit.errors._temporary import (
     BlockedError,

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from hybridkit.errors._misuse import MisuseError
+from hybridkit.errors._outside_contract import ResponseError
 from hybridkit.errors._rejected import RejectedError
-from hybridkit.errors._response import ResponseError
 from hybridkit.errors._root import HybridkitError
 from hybridkit.errors._temporary import TemporaryError
 from hybridkit.errors._unknown import OutcomeUnknownError

@@ -1,0 +1,219 @@
+"""Bodies that write several records: operations and events of `POST /v1:transact`, and batches of a resource."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal, Self
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+
+from hybridkit.codec import Timestamp, check_readable, decode_object, field_errors
+from hybridkit.context import ContextId
+from hybridkit.errors import InvalidRequestError
+from hybridkit.events import Command, Event, Message, encode_data
+from hybridkit.events._declaration import MAX_TYPE_LENGTH
+
+MAX_OPERATIONS: Final = 100
+MAX_TRACE_STATE_LENGTH: Final = 512
+MAX_ORDERING_KEY_LENGTH: Final = 1024
+MAX_VERSION: Final = 2**31 - 1
+_VISIBLE: Final = "^[!-~]+$"
+MAX_BATCH: Final = 1000
+"""The largest number of records in one `:batch_…` call."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class AssertOperation(_Strict):
+    """Require that a record exists, in the state that `if_match` names, until the commit."""
+
+    op: Literal["assert"] = "assert"
+    resource: str
+    id: str
+    if_match: str | None = None
+
+
+class CreateOperation(_Strict):
+    """Create a record under an id that the client has made."""
+
+    op: Literal["create"] = "create"
+    resource: str
+    id: str
+    data: dict[str, Any]
+
+
+class UpdateOperation(_Strict):
+    """Change fields of a record (RFC 7396 merge patch), add to numbers, or both, if `require` holds."""
+
+    op: Literal["update"] = "update"
+    resource: str
+    id: str
+    data: dict[str, Any] = Field(default_factory=dict)
+    increment: dict[str, int | FiniteFloat] = Field(default_factory=dict)
+    require: dict[str, Any] | None = None
+    if_match: str | None = None
+
+
+class UpsertOperation(_Strict):
+    """Create a record, or replace it where it exists."""
+
+    op: Literal["upsert"] = "upsert"
+    resource: str
+    id: str
+    data: dict[str, Any]
+
+
+class DeleteOperation(_Strict):
+    """Delete a record."""
+
+    op: Literal["delete"] = "delete"
+    resource: str
+    id: str
+    if_match: str | None = None
+
+
+type Operation = Annotated[
+    AssertOperation | CreateOperation | UpdateOperation | UpsertOperation | DeleteOperation,
+    Field(discriminator="op"),
+]
+
+
+class Emission(_Strict):
+    """An event or command for the outbox, written in the same transaction as the operations.
+
+    The limits are those of message headers and routing keys, so that whatever is stored can be sent.
+
+    Attributes:
+        event_type: the type of the event or command, in visible ASCII.
+        version: the version of the type.
+        event_id: the message's id.
+        timestamp: when the message was made.
+        key: the ordering key; events with one key are published in commit order.
+        queue: the queue of a command, in visible ASCII; None for an event.
+        not_before: the earliest time to publish it; None for at once.
+        request_id: the id of the request that causes it.
+        user_id: the user on whose behalf the request is made.
+        traceparent: the trace of that request, https://www.w3.org/TR/trace-context/.
+        tracestate: the vendors' data of that trace.
+        data: the message's own fields.
+    """
+
+    event_type: str = Field(min_length=1, max_length=MAX_TYPE_LENGTH, pattern=_VISIBLE)
+    version: int = Field(default=1, ge=1, le=MAX_VERSION)
+    event_id: UUID
+    timestamp: Timestamp
+    key: str | None = Field(default=None, max_length=MAX_ORDERING_KEY_LENGTH, pattern=r"^[^\x00]*$")
+    queue: str | None = Field(default=None, min_length=1, max_length=MAX_TYPE_LENGTH, pattern=_VISIBLE)
+    not_before: Timestamp | None = None
+    request_id: ContextId
+    user_id: ContextId | None = None
+    traceparent: str | None = Field(default=None, max_length=128, pattern=_VISIBLE)
+    tracestate: str | None = Field(default=None, max_length=MAX_TRACE_STATE_LENGTH, pattern=r"^[\t -~]*$")
+    data: dict[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        message: Message,
+        *,
+        request_id: str,
+        user_id: str | None,
+        not_before: datetime | None = None,
+        trace: Mapping[str, str] | None = None,
+    ) -> Self:
+        """Make the emission of a message, with the message's id and timestamp.
+
+        Args:
+            message: the event or command.
+            request_id: the id of the request that causes it.
+            user_id: the user on whose behalf the request is made.
+            not_before: the earliest time to publish it; None for at once.
+            trace: `traceparent` and `tracestate`; a state that is too long is left out, as W3C allows.
+
+        Raises:
+            InvalidRequestError: a value is outside the limits, such as a key of 10,000 characters.
+            MalformedPayloadError: the message's data has no JSON form, or one that no consumer could read.
+        """
+        trace = trace or {}
+        state = trace.get("tracestate", "")
+        data = encode_data(message)
+        check_message_data(data)
+        members: dict[str, Any] = {
+            "event_type": message.message_type,
+            "version": message.message_version,
+            "event_id": message.event_id,
+            "timestamp": message.timestamp,
+            "key": message.ordering_key if isinstance(message, Event) else None,
+            "queue": message.queue if isinstance(message, Command) else None,
+            "not_before": not_before,
+            "request_id": request_id,
+            "user_id": user_id,
+            "traceparent": trace.get("traceparent"),
+            "tracestate": state if 0 < len(state) <= MAX_TRACE_STATE_LENGTH else None,
+            "data": decode_object(data),
+        }
+        try:
+            return cls(**members)
+        except ValidationError as error:
+            raise InvalidRequestError(
+                f"{message.message_type!r} can't be sent", errors=field_errors(error)
+            ) from None
+
+
+def check_message_data(data: bytes) -> None:
+    """Check that consumers can read a message's data once it is in its envelope.
+
+    Args:
+        data: the data as JSON.
+
+    Raises:
+        MalformedPayloadError: the data is nested too deeply, or has a number beyond the range of a double.
+    """
+    check_readable(b'{"data":' + data + b"}")
+
+
+class Transaction(_Strict):
+    """The body of `POST /v1:transact`: at most 100 operations, done in order, all of them or none."""
+
+    operations: tuple[Operation, ...] = Field(default=(), max_length=MAX_OPERATIONS)
+    emit: tuple[Emission, ...] = Field(default=(), max_length=MAX_OPERATIONS)
+    isolation: Literal["read_committed", "repeatable_read", "serializable"] = "read_committed"
+
+
+class TransactionResult(BaseModel):
+    """The response to `POST /v1:transact`: a record per operation, in their order; null for `assert` and `delete`."""
+
+    results: tuple[dict[str, Any] | None, ...]
+
+
+class BatchGet(_Strict):
+    """The body of `:batch_get`; the response is `{"items": […]}` in the same order, with null for a missing record."""
+
+    ids: tuple[str, ...] = Field(max_length=MAX_BATCH)
+
+
+class BatchRecord(_Strict):
+    """One record of a batch.
+
+    Attributes:
+        id: the record's id; a create may leave it out where ids are UUIDs.
+        data: the fields of a create, update or upsert; None for a delete.
+        if_match: the ETag that the record must have; not for a create.
+    """
+
+    id: str | None = None
+    data: dict[str, Any] | None = None
+    if_match: str | None = None
+
+
+class BatchWrite(_Strict):
+    """The body of `:batch_create`, `:batch_update`, `:batch_upsert` and `:batch_delete`: all items are done, or none.
+
+    The response is `{"items": […]}` in the same order, with null for a deleted record.
+
+    https://google.aip.dev/233
+    """
+
+    items: tuple[BatchRecord, ...] = Field(min_length=1, max_length=MAX_BATCH)
