@@ -23,7 +23,7 @@ from hybridkit.events import Event, EventEnvelope
 from hybridkit.messaging import RobustConsumer
 from hybridkit.messaging._amqp._frames import DeliverMethod
 from hybridkit.messaging._amqp._port import IncomingMessage
-from hybridkit.messaging._consuming import _runner as runner_module
+from hybridkit.messaging._consuming import _handler_runner as runner_module
 from hybridkit.messaging._consuming import _stall_detector as stall_module
 from hybridkit.messaging._consuming._delivery import Delivery
 from hybridkit.messaging._consuming._handlers import Handlers

@@ -12,7 +12,7 @@ async with (
 
 from hybridkit.messaging._amqp._connection import BrokerConnection
 from hybridkit.messaging._consuming._consumer import Order, RobustConsumer, topology_of
-from hybridkit.messaging._consuming._guard import Guard
+from hybridkit.messaging._consuming._guarded_runner import Guard
 from hybridkit.messaging._consuming._pause_gate import Paused
 from hybridkit.messaging._dead_letters._letter import DeadLetter, DeadLetterFilter, DeadLetterGroup
 from hybridkit.messaging._dead_letters._queue import DeadLetters, DeadLetterSummary, Redriven

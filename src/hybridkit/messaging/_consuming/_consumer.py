@@ -11,7 +11,7 @@ from hybridkit.errors import DeclarationError, MisuseError
 from hybridkit.events import Event, Message
 from hybridkit.messaging._amqp._connection import BrokerConnection
 from hybridkit.messaging._consuming._delivery import MAX_UNACKED_SECONDS
-from hybridkit.messaging._consuming._guard import Guard
+from hybridkit.messaging._consuming._guarded_runner import Guard
 from hybridkit.messaging._consuming._handlers import Handlers
 from hybridkit.messaging._consuming._keyed_backlog import KeyedBacklog
 from hybridkit.messaging._consuming._parked_keys import ParkedKeys

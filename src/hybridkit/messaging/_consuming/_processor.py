@@ -30,12 +30,12 @@ from hybridkit.messaging._consuming._execution import (
     consumer_span,
     context_of,
 )
-from hybridkit.messaging._consuming._guard import Guard
+from hybridkit.messaging._consuming._guarded_runner import Guard
+from hybridkit.messaging._consuming._handler_runner import FAULTS, Runner
 from hybridkit.messaging._consuming._handlers import Handlers
 from hybridkit.messaging._consuming._keyed_backlog import KeyedBacklog
 from hybridkit.messaging._consuming._parked_keys import ParkedKeys
 from hybridkit.messaging._consuming._pause_gate import PauseGate
-from hybridkit.messaging._consuming._runner import FAULTS, Runner
 from hybridkit.messaging._consuming._settlement import CopyPublisher, Settlement
 from hybridkit.messaging._consuming._stall_detector import StallDetector
 from hybridkit.messaging._consuming._verdict import (

@@ -1,4 +1,8 @@
-"""The runner: run a delivery's handler within its time, as often as its policy says, and give a verdict."""
+"""Run a delivery's handler within its time, as often as its policy says, and give a verdict.
+
+A handler that is cancelled because the process stops has none: the cancellation goes on to `Subscription`, which gives
+the delivery back to its queue. One that cancels itself has failed, as by any other error.
+"""
 
 import asyncio
 import random
@@ -9,7 +13,7 @@ from typing import Any, Final, assert_never
 from hybridkit.context import Claim, RequestContext, bind
 from hybridkit.errors import DeadlineExceededError
 from hybridkit.messaging._consuming._execution import Execution
-from hybridkit.messaging._consuming._guard import Guard, GuardedRunner
+from hybridkit.messaging._consuming._guarded_runner import Guard, GuardedRunner
 from hybridkit.messaging._consuming._isolation import run_isolated
 from hybridkit.messaging._consuming._parked_keys import ParkedKeys
 from hybridkit.messaging._consuming._pause_gate import PauseGate
