@@ -22,15 +22,10 @@ WITH_SQLALCHEMY = {"test_cli_outbox", "test_relay_rabbitmq"}  # and each module 
 class Measuring:
     """The two ways to measure; exactly one of them is at work between `start` and `stop`."""
 
-    def __init__(self, full: Coverage) -> None:
-        self._full = full
-        self._light = Coverage(concurrency=["thread"], data_suffix=True)
-        self._light.set_option(
-            "run:patch", []
-        )  # processes that are started have the full one, whoever starts them
-        # Imported before this one looked: the full one saw it.
-        self._light.set_option("run:disable_warnings", ["module-not-measured", "no-data-collected"])
-        self._active = full
+    def __init__(self, running: Coverage) -> None:
+        self._full = _another(concurrency=["thread", "greenlet"])
+        self._light = _another(concurrency=["thread"])
+        self._active = self._running = running
 
     def start(self) -> None:
         """Take over from the measuring that pytest was started with."""
@@ -43,9 +38,10 @@ class Measuring:
         self._switch(self._full if with_sqlalchemy else self._light)
 
     def stop(self) -> None:
-        """Save what was measured lightly, and leave the rest to the measuring that pytest was started with."""
-        self._switch(self._full)
-        self._light.save()
+        """Save what was measured."""
+        self._active.stop()
+        for each in (self._running, self._full, self._light):
+            each.save()
 
     def _switch(self, wanted: Coverage) -> None:
         if wanted is not self._active:
@@ -58,6 +54,14 @@ class Measuring:
             raise AssertionError(
                 "SQLAlchemy in a test that is measured without it: see tests/helpers/_measuring.py"
             )
+
+
+def _another(concurrency: list[str]) -> Coverage:
+    made = Coverage(concurrency=concurrency, data_suffix=True)
+    made.set_option("run:patch", [])  # processes that are started measure themselves, whoever starts them
+    # Modules were imported before this one looked: the one that pytest was started with saw it.
+    made.set_option("run:disable_warnings", ["module-not-measured", "no-data-collected"])
+    return made
 
 
 @contextmanager
