@@ -80,6 +80,7 @@ def test_what_is_optional_is_not_required(installed: Distribution) -> None:
     required = {re.split(r"[^\w.-]", line)[0] for line in installed.requires or () if "extra ==" not in line}
     assert required == {
         "aio-pika",
+        "h11",
         "httpx",
         "opentelemetry-api",
         "opentelemetry-instrumentation-fastapi",
