@@ -198,9 +198,11 @@ class _Connection:
         return event
 
     async def _send(self, response: HttpResponse, *, method: str) -> None:
-        has_body = method != "HEAD" and response.status not in (204, 304)
+        may_have_body = response.status not in (204, 304)
+        has_body = may_have_body and method != "HEAD"
         headers = [field for field in response.headers if not has_body or field[0] != b"content-length"]
-        if has_body:
+        # To HEAD too: without it, h11 announces chunks.
+        if may_have_body and not any(name == b"content-length" for name, _ in headers):
             headers.append((b"content-length", b"%d" % len(response.body)))
         reason = reason_phrases.get(response.status, "").encode()
         self._write(h11.Response(status_code=response.status, headers=headers, reason=reason))

@@ -95,6 +95,20 @@ async def test_the_response_to_head_has_no_body() -> None:
         assert (await exchange(streams, GET))[0] == 200
 
 
+async def test_the_response_to_head_has_a_length_of_its_own_accord() -> None:
+    """A response that names none has that of its body, also to HEAD."""
+
+    async def answer(request: HttpRequest) -> HttpResponse:
+        return HttpResponse(405, [], request.method.encode())
+
+    async with connected(answer) as streams:
+        streams[1].write(GET.replace(b"GET", b"HEAD"))
+        head = await streams[0].readuntil(b"\r\n\r\n")
+        assert b"content-length: 4" in head
+        assert b"transfer-encoding" not in head.lower()
+        assert await exchange(streams, GET) == (405, b"GET")
+
+
 async def test_a_response_may_drip() -> None:
     """It comes byte by byte, for tests of clients that wait."""
 
