@@ -1,6 +1,8 @@
 """An API's answer to errors of its own requests to other services: only what they mean for its caller."""
 
+import time
 from collections.abc import Generator
+from dataclasses import replace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -12,6 +14,7 @@ from structlog.testing import capture_logs
 from hybridkit import errors
 from hybridkit.adapters.fastapi import create_app
 from hybridkit.clients import AsgiTransport, ServiceClient
+from hybridkit.context import bind, current
 from hybridkit.errors import (
     AccessDeniedError,
     DeadlineExceededError,
@@ -301,3 +304,16 @@ async def test_a_request_that_does_not_fit_is_told_in_words_without_the_value(ap
     assert [(it["pointer"], it["code"], it["message"]) for it in broken.json()["errors"]] == [
         ("", "json_invalid", "the body is no JSON")
     ]
+
+
+async def test_a_deadline_that_a_handler_finds_passed_leaves_the_outcome_open(app: FastAPI) -> None:
+    """Other parts of the request may have been done before the check: "nothing was done" would be untrue."""
+
+    @app.post("/late")
+    async def late() -> None:
+        with bind(replace(current(), deadline=time.monotonic() - 1)):
+            current().check_deadline()
+
+    async with serving(app) as client:
+        answer = await client.post("/late")
+    assert (answer.status_code, answer.json()["code"]) == (504, "DEADLINE_EXCEEDED")

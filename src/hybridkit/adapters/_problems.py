@@ -46,7 +46,8 @@ def problem_of(error: BaseException, *, instance: str, request_id: str, internal
         internal: whether the caller is one of our own services, which may read the reason.
     """
     error = unwrapped(error)
-    told = _translated(error) if is_upstream_error(error) else error
+    is_translated = is_upstream_error(error) or _is_check_in_mid_request(error)
+    told = _translated(error) if is_translated else error
     if isinstance(told, HybridkitError):
         problem = Problem.from_error(told, instance=instance, request_id=request_id)
     else:
@@ -86,13 +87,22 @@ def is_upstream_error(error: BaseException) -> bool:
 
     An error of the application's own function is about its caller, also when a client calls that function.
     """
-    modules = [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__)]
-    for module in reversed(modules):
+    for module in _innermost_modules(error):
         if module.startswith(_UPSTREAM_MODULES):
             return True
         if not module.startswith("hybridkit."):
             break
     return False
+
+
+def _is_check_in_mid_request(error: BaseException) -> bool:
+    """Return whether the application found its deadline passed: what it had done until then stays done."""
+    modules = [*_innermost_modules(error), "", ""]
+    return modules[0] == "hybridkit.context" and not modules[1].startswith("hybridkit.")
+
+
+def _innermost_modules(error: BaseException) -> list[str]:
+    return [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__)][::-1]
 
 
 def _translated(error: BaseException) -> HybridkitError | None:
