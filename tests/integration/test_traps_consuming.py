@@ -138,12 +138,14 @@ async def test_7_plain_one_bad_queue_ends_the_connection_again_and_again(broker:
 async def test_7_plain_a_channel_that_was_not_restored_once_is_dead(broker: Any) -> None:
     """A channel of aio-pika whose restore failed once hangs for ever on a connection that says it is open."""
     async with await aio_pika.connect_robust(broker.url, reconnect_interval=0.05) as connection:
-        channel = await connection.channel()
+        channel: Any = await connection.channel()
         await channel.declare_queue("bad", durable=True)
         await replace(broker, "bad")
         underlay = await channel.get_underlay_channel()
         await underlay.basic_ack(99)
-        await until(lambda: underlay.is_closed)
+        # A queue that is deleted before the restore has met it would not be in its way.
+        await until(lambda: channel._channel is None or channel._channel.channel is not underlay)
+        await until(lambda: channel._channel is None or channel._channel.channel.is_closed)
         async with broker.channel() as other:
             await other.queue_delete("bad")
         with pytest.raises(TimeoutError):

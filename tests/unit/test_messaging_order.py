@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -97,18 +98,21 @@ async def test_whoever_waits_for_one_gets_the_next() -> None:
     assert await getting is first
 
 
-async def test_what_waits_for_its_next_run_keeps_its_key_busy() -> None:
+async def test_what_waits_for_its_next_run_keeps_its_key_busy(monkeypatch: pytest.MonkeyPatch) -> None:
     """While a message waits for its next run, its successors wait behind it."""
-    backlog = KeyedBacklog()
+    backlog, timers = KeyedBacklog(), list[partial[object]]()
+    monkeypatch.setattr(
+        asyncio.get_running_loop(), "call_later", lambda _, call, *given: timers.append(partial(call, *given))
+    )
     first, second = delivery(Moved(account=1)), delivery(Moved(account=1))
     backlog.put(first)
     backlog.put(second)
     assert await ready(backlog) == [first]
-    backlog.retry_later("1", first, 0.0005)
+    backlog.retry_later("1", first, 60)
     backlog.done(first)
     assert len(backlog) == 2
     assert await ready(backlog) == []
-    await settle()
+    timers.pop()()
     assert await ready(backlog) == [first]
     backlog.done(first)
     assert await ready(backlog) == [second]
