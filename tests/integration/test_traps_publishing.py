@@ -80,7 +80,7 @@ async def test_1_ours_after_a_timeout_the_next_is_published(broker: Any) -> None
     ):
         await want(broker)
         proxy.freeze()
-        with bind(RequestContext().within(0.2)), pytest.raises(OutcomeUnknownError):
+        with bind(RequestContext().within(2)), pytest.raises(OutcomeUnknownError):
             await publisher.publish(Wanted(text="-" * 15 * 1024 * 1024))
         proxy.let_pass()
         assert (await publisher.publish(Wanted(number=1))).routed

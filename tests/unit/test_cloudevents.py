@@ -89,12 +89,20 @@ def test_an_event_from_outside_needs_no_request_id() -> None:
 
 
 def test_a_cloudevent_is_recognised_in_either_mode() -> None:
-    """By its headers, by its members, or by its content type alone; a plain envelope is none."""
+    """By its headers, by its members, or by its content type alone; a plain envelope and other bytes are none."""
     headers, body = to_binary(envelope())
     assert is_cloudevent(body, headers)
     assert is_cloudevent(to_structured(envelope()), {})
     assert is_cloudevent(b"", {}, content_type="application/cloudevents+json; charset=utf-8")
     assert not is_cloudevent(envelope().encode(), {}, content_type="application/json")
+    assert not is_cloudevent(b"no json", {})
+
+
+def test_a_message_that_is_no_cloudevent_is_read_as_an_envelope() -> None:
+    """Its id is the event's, as no source gave it another one."""
+    event = envelope()
+    assert decode_message(event.encode(), {}) == event
+    assert decode_message(event.encode(), {}).original_id == str(event.event_id)
 
 
 @pytest.mark.parametrize("attribute", ["specversion", "id", "source", "type"])
