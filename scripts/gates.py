@@ -6,8 +6,8 @@
     python scripts/gates.py --quick    one after the other until one fails: ruff, format, mypy, imports, then the unit
                                        tests of the packages that differ from `main`: what `make quick` does
 
-Tools come from the environment of the Python that runs this. The static gates run side by side, the tests alone, so
-that nothing disturbs their timing. The last line counts tests and gates together.
+Tools come from the environment of the Python that runs this. The static gates run beside the tests, one after the
+other, as the tests leave a part of the processors idle. The last line counts tests and gates together.
 """
 
 import argparse
@@ -41,8 +41,8 @@ STATIC = {
     "measure": ["python", "scripts/measure.py"],
 }
 QUICK = ("ruff", "format", "mypy", "imports")
-# More than there are cores: half of the time a test waits for a server.
-PYTEST = ["-m", "pytest", "-n", "4", f"--junitxml={RESULTS}"]
+# More than there are cores: most of the time a test waits for a server.
+PYTEST = ["-m", "pytest", "-n", "6", f"--junitxml={RESULTS}"]
 COVERAGE = {
     "coverage": ["coverage", "report", "--skip-covered"],
     "critical": ["python", "scripts/check_coverage.py"],
@@ -85,9 +85,9 @@ def run(name: str, command: Sequence[str], *, live: bool = False) -> Outcome:
     return Outcome(name, status, time.monotonic() - started)
 
 
-def run_static() -> list[Outcome]:
-    """Run the gates that need no running code, as many at a time as there are processors."""
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+def run_static(*, at_once: int) -> list[Outcome]:
+    """Run the gates that need no running code, so many at a time."""
+    with ThreadPoolExecutor(max_workers=at_once) as pool:
         return list(pool.map(run, STATIC.keys(), STATIC.values()))
 
 
@@ -188,13 +188,17 @@ def main() -> None:
     which.add_argument("--tests", action="store_true")
     which.add_argument("--quick", action="store_true")
     options, extra = parser.parse_known_args()
-    outcomes: list[Outcome] = []
     if options.quick:
-        outcomes += run_quick()
-    elif not options.tests:
-        outcomes += run_static()
-    if not options.static and not options.quick:
-        outcomes += run_tests(extra, coverage=not options.tests)
+        outcomes = list(run_quick())
+    elif options.static:
+        outcomes = run_static(at_once=os.cpu_count() or 1)
+    elif options.tests:
+        outcomes = list(run_tests(extra, coverage=False))
+    else:
+        with ThreadPoolExecutor(max_workers=1) as beside:
+            static = beside.submit(run_static, at_once=1)
+            tests = list(run_tests(extra, coverage=True))
+            outcomes = [*static.result(), *tests]
     sys.exit(not report(outcomes, count_tests() if not options.static else Counts(0, 0, 0)))
 
 
