@@ -42,7 +42,7 @@ STATIC = {
 }
 QUICK = ("ruff", "format", "mypy", "imports")
 # More than there are cores: most of the time a test waits for a server.
-PYTEST = ["-m", "pytest", "-n", "6", f"--junitxml={RESULTS}"]
+PYTEST = ["-m", "pytest", "-n", "4", f"--junitxml={RESULTS}"]
 COVERAGE = {
     "coverage": ["coverage", "report", "--skip-covered"],
     "critical": ["python", "scripts/check_coverage.py"],

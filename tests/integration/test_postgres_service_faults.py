@@ -20,6 +20,8 @@ from tests.helpers import until
 
 ITEM = "1f1e54a2-f5d4-612b-8824-ddcdfebdd6fc"
 PATH = f"/v1/items/{ITEM}"
+HERE = "datname = current_database()"  # the server has databases of other tests too
+WAITS = f"wait_event_type = 'Lock' AND {HERE}"
 LOCK = "SELECT 1 FROM items WHERE name = $1 FOR UPDATE"
 
 
@@ -56,7 +58,7 @@ async def test_the_deadline_reaches_the_database(service: Any) -> None:
         answer = await service.send("PATCH", PATH, {"rank": 1}, x_request_timeout="0.3")
         assert verdict(answer) == (504, "DEADLINE_PASSED")
         assert time.monotonic() - started < 5
-        assert not await service.sql("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+        assert not await service.sql(f"SELECT 1 FROM pg_stat_activity WHERE {WAITS}")
     assert (await service.get(PATH)).json()["version"] == 1
 
 
@@ -100,15 +102,11 @@ async def test_a_caller_that_leaves_leaves_nothing_behind(service: Any) -> None:
     await service.create("pen", id=ITEM)
     async with service.holding(LOCK, "pen"):
         calls = [asyncio.create_task(service.send("PATCH", PATH, {"rank": 1})) for _ in range(10)]
-        await service.until(
-            "SELECT 1 WHERE (SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock') > 9"
-        )
+        await service.until(f"SELECT 1 WHERE (SELECT count(*) FROM pg_stat_activity WHERE {WAITS}) > 9")
         for call in calls:
             call.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
-        await service.until(
-            "SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock')"
-        )
+        await service.until(f"SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM pg_stat_activity WHERE {WAITS})")
         assert (await service.get(PATH)).json()["version"] == 1
     assert (await service.send("PATCH", PATH, {"rank": 1})).status_code == 200
 
@@ -151,9 +149,7 @@ async def test_a_full_pool_says_so_and_readiness_stays(service: Any) -> None:
     await service.create("pen", id=ITEM)
     async with service.holding(LOCK, "pen") as other:
         calls = [asyncio.create_task(service.send("PATCH", PATH, {"rank": n})) for n in range(10)]
-        await service.until(
-            "SELECT 1 WHERE (SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock') > 9"
-        )
+        await service.until(f"SELECT 1 WHERE (SELECT count(*) FROM pg_stat_activity WHERE {WAITS}) > 9")
         answer = await service.get(PATH)
         assert verdict(answer) == (503, "OVERLOADED")
         assert answer.headers["retry-after"] == "1"
@@ -173,7 +169,7 @@ async def test_a_deadlock_is_resolved_inside(service: Any) -> None:
     ]
     async with service.holding(LOCK, "b") as other:
         call = asyncio.create_task(service.transact(*both))
-        await service.until("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+        await service.until(f"SELECT 1 FROM pg_stat_activity WHERE {WAITS}")
         # Now it waits for b and has a; the other transaction asks for a, and has patience.
         await other.execute("SET LOCAL deadlock_timeout = '60s'")
         await other.execute(LOCK, "a")
@@ -219,7 +215,8 @@ async def test_idle_connections_that_the_server_closed_are_not_noticed(service: 
     """A closed connection is replaced before a request uses it."""
     await asyncio.gather(*(service.get("/v1/items") for _ in range(20)))
     await service.sql(
-        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = 'db_postgres_service'"
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+        f" WHERE application_name = 'db_postgres_service' AND {HERE}"
     )
     answers = await asyncio.gather(*(service.get("/v1/items") for _ in range(20)))
     assert {answer.status_code for answer in answers} == {200}
@@ -230,10 +227,8 @@ async def test_a_connection_lost_in_a_statement_is_unavailable(service: Any) -> 
     await service.create("pen", id=ITEM)
     async with service.holding(LOCK, "pen"):
         call = asyncio.create_task(service.send("PATCH", PATH, {"rank": 1}))
-        await service.until("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
-        await service.sql(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-        )
+        await service.until(f"SELECT 1 FROM pg_stat_activity WHERE {WAITS}")
+        await service.sql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {WAITS}")
         answer = await call
         assert verdict(answer) == (503, "UNAVAILABLE")
         assert answer.headers["retry-after"] == "1"
@@ -383,7 +378,7 @@ async def test_a_refused_write_holds_nothing(service: Any) -> None:
     await service.create("pen", id=ITEM)
     assert (await service.send("PATCH", PATH, {"name": None})).status_code == 422
     [row] = await service.sql(
-        "SELECT count(*) AS n FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'"
-        " AND datname = current_database() AND application_name = 'db_postgres_service'"
+        f"SELECT count(*) AS n FROM pg_stat_activity WHERE state LIKE 'idle in transaction%' AND {HERE}"
+        " AND application_name = 'db_postgres_service'"
     )
     assert row["n"] == 0

@@ -185,8 +185,7 @@ def read_wire(
 
 def _envelope(wire: Wire, registry: EventRegistry) -> EventEnvelope[Any]:
     envelope = read_envelope(wire.members, wire.body, registry=registry)
-    if wire.original_id is not None:
-        envelope.keep_original_id(wire.original_id)
+    envelope.keep_original_id(wire.original_id or str(envelope.event_id))
     return envelope
 
 
