@@ -183,7 +183,7 @@ def bind(context: RequestContext) -> AbstractContextManager[RequestContext]:
     doesn't see.
 
     Raises:
-        MisuseError: the block is entered in such a dependency.
+        MisuseError: the block is entered in a plain generator that FastAPI runs in a thread.
     """
     return _Binding(context)
 

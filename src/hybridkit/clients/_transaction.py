@@ -206,7 +206,12 @@ class DataTransaction:
     def require[RecordT: Record[Any]](
         self, resource: Resource[RecordT, Any, Any], record_or_id: RecordT | RecordId
     ) -> None:
-        """Require that a record is there, and in the state in which it was read, until the commit."""
+        """Require until the commit that a record is there; a record that was read, in the state in which it was read.
+
+        Args:
+            resource: the kind of record.
+            record_or_id: a record, whose ETag has to be the one of now; or an id, which only has to be there.
+        """
         target = target_of(resource, record_or_id)
         self._add(AssertOperation(resource=resource.name, id=str(target.id), if_match=target.etag), None)
 
@@ -216,7 +221,7 @@ class DataTransaction:
         """Publish an event or command once the transaction is committed, and only then.
 
         Args:
-            message: the event or command; with a later time it is not in order with the others of its key.
+            message: the event or command. One that is delayed is not in order with the others of its key.
             not_before: the earliest time at which it may be published; a naive time is UTC.
             delay_seconds: the same as seconds from now, up to 36 h.
 

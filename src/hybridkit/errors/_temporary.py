@@ -77,4 +77,4 @@ class DeadlinePassedError(TemporaryError):
 
 
 class NackedError(TemporaryError):
-    """The broker answered a publish with `basic.nack`: it did not take responsibility for the message."""
+    """The broker answered a publish with `basic.nack`: it does not have the message."""
