@@ -136,7 +136,10 @@ async def test_a_key_in_use_elsewhere_is_waited_for_and_then_refused(service: An
         assert answer.headers["retry-after"] == "1"
         assert answer.json()["retryable"] is True
         waiting = asyncio.create_task(service.send("POST", "/v1/items", {"name": "pen"}, key="k"))
-        await service.until("SELECT 1 FROM pg_stat_activity WHERE query LIKE '%pg_try_advisory_xact_lock%'")
+        await service.until(
+            "SELECT 1 FROM pg_stat_activity"
+            " WHERE query LIKE '%pg_try_advisory_xact_lock%' AND datname = current_database()"
+        )
         await other.execute("ROLLBACK")
         assert (await waiting).status_code == 201
 

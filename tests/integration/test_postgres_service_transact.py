@@ -200,7 +200,9 @@ async def test_an_assertion_locks_what_it_has_seen(service: Any) -> None:
         asserting = asyncio.create_task(
             service.transact({"op": "assert", "resource": "items", "id": pen["id"]})
         )
-        await service.until("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+        await service.until(
+            "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        )
         assert not asserting.done()
         await other.execute("ROLLBACK")
     assert (await asserting).status_code == 200
@@ -320,7 +322,9 @@ async def test_a_writer_waits_for_the_other_one_with_its_key(service: Any) -> No
     async with service.holding("SELECT pg_advisory_xact_lock($1)", lock) as other:
         assert (await service.transact(emit=[emission("other"), emission(None)])).status_code == 200
         waiting = asyncio.create_task(service.transact(emit=[emission("k")]))
-        await service.until("SELECT 1 FROM pg_stat_activity WHERE wait_event = 'advisory'")
+        await service.until(
+            "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'advisory' AND datname = current_database()"
+        )
         await other.execute("ROLLBACK")
         assert (await waiting).status_code == 200
 
