@@ -5,8 +5,11 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import httpx
-from fastapi import Depends, FastAPI
+from fastapi import Depends, FastAPI, HTTPException
+from pydantic import BaseModel
 
+from hybridkit.adapters.fastapi import create_app
+from hybridkit.context import current
 from hybridkit.settings import ServiceSettings
 
 type Api = Callable[[FastAPI], AbstractAsyncContextManager[httpx.AsyncClient]]
@@ -16,6 +19,33 @@ class Settings(ServiceSettings):
     """Settings of a service that needs nothing."""
 
     service_name: str = "test_service"
+
+
+class Order(BaseModel):
+    """The body of a write of `orders_app`."""
+
+    amount: int
+    note: str = ""
+
+
+def orders_app(done: list[Any]) -> FastAPI:
+    """Make an application with one write and one read, which add to `done` what they have done."""
+    application = create_app(Settings, title="Test")
+
+    @application.post("/orders", status_code=201)
+    async def create(body: Order) -> dict[str, Any]:
+        claim = current().claim
+        done.append(body)
+        if body.amount < 0:
+            raise HTTPException(400, "no debts")
+        return {"number": len(done), "claim": claim.key if claim else None, "note": body.note}
+
+    @application.get("/orders")
+    async def read() -> int:
+        done.append("read")
+        return len(done)
+
+    return application
 
 
 @asynccontextmanager

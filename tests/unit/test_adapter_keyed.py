@@ -6,19 +6,12 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI, HTTPException
-from pydantic import BaseModel
+from fastapi import FastAPI
 
-from hybridkit.adapters.fastapi import create_app
 from hybridkit.context import current
-from tests.helpers.apis import Api, Settings, key, problem
+from tests.helpers.apis import Api, key, orders_app, problem
 
 NOT_KEPT = (409, "IDEMPOTENCY_ANSWER_NOT_KEPT")
-
-
-class Order(BaseModel):
-    amount: int
-    note: str = ""
 
 
 @pytest.fixture
@@ -29,22 +22,7 @@ def done() -> list[Any]:
 
 @pytest.fixture
 def app(done: list[Any]) -> FastAPI:
-    application = create_app(Settings, title="Test")
-
-    @application.post("/orders", status_code=201)
-    async def create(body: Order) -> dict[str, Any]:
-        claim = current().claim
-        done.append(body)
-        if body.amount < 0:
-            raise HTTPException(400, "no debts")
-        return {"number": len(done), "claim": claim.key if claim else None, "note": body.note}
-
-    @application.get("/orders")
-    async def read() -> int:
-        done.append("read")
-        return len(done)
-
-    return application
+    return orders_app(done)
 
 
 @pytest.fixture

@@ -7,21 +7,13 @@ from typing import Any
 import httpx
 import pytest
 from fakeredis import FakeAsyncRedis
-from fastapi import BackgroundTasks, FastAPI, HTTPException, Response
+from fastapi import BackgroundTasks, FastAPI, Response
 from fastapi.responses import FileResponse, RedirectResponse, StreamingResponse
-from pydantic import BaseModel
 from starlette.requests import Request
 
-from hybridkit.adapters.fastapi import create_app
-from hybridkit.context import current
-from tests.helpers.apis import GONE, Api, Settings, key, problem, receive_of, scope_of
+from tests.helpers.apis import GONE, Api, key, orders_app, problem, receive_of, scope_of
 
 NOT_KEPT = (409, "IDEMPOTENCY_ANSWER_NOT_KEPT")
-
-
-class Order(BaseModel):
-    amount: int
-    note: str = ""
 
 
 @pytest.fixture
@@ -32,22 +24,7 @@ def done() -> list[Any]:
 
 @pytest.fixture
 def app(done: list[Any]) -> FastAPI:
-    application = create_app(Settings, title="Test")
-
-    @application.post("/orders", status_code=201)
-    async def create(body: Order) -> dict[str, Any]:
-        claim = current().claim
-        done.append(body)
-        if body.amount < 0:
-            raise HTTPException(400, "no debts")
-        return {"number": len(done), "claim": claim.key if claim else None, "note": body.note}
-
-    @application.get("/orders")
-    async def read() -> int:
-        done.append("read")
-        return len(done)
-
-    return application
+    return orders_app(done)
 
 
 @pytest.fixture
