@@ -20,7 +20,13 @@ from functools import partial
 from operator import getitem
 from typing import Any, Final, Self, cast
 
-from hybridkit.errors import DeclarationError, MisuseError, RejectedError, ResponseError
+from hybridkit.errors import (
+    DeclarationError,
+    MisuseError,
+    RejectedError,
+    ResponseError,
+    StaleVersionError,
+)
 
 __all__ = [
     "UNLIMITED",
@@ -69,7 +75,8 @@ class Retry:
         first_seconds: the upper bound of the first delay; 0 for retries at once.
         cap_seconds: the upper bound of every delay, at most 36 h.
         never_for: errors that are given up at once. Errors that blame the request or the code
-            (`RejectedError`, `MisuseError`), and `ResponseError`, always are.
+            (`RejectedError`, `MisuseError`), and `ResponseError`, always are, except `StaleVersionError`: work that
+            runs again reads the record again.
         pause_for: errors that say a dependency is down.
     """
 
@@ -132,7 +139,7 @@ class Retry:
             return GiveUp("permanent")
         if isinstance(error, self.pause_for) or all(isinstance(one, self.pause_for) for one in leaves):
             return Pause()
-        if any(isinstance(one, RejectedError | MisuseError | ResponseError) for one in leaves):
+        if any(map(_is_permanent, leaves)):
             return GiveUp("permanent")
         if attempt >= self.attempts:
             return GiveUp("exhausted")
@@ -180,6 +187,12 @@ def asked_seconds(error: BaseException) -> float:
     said = _look(error, "retry_after_seconds"), _look(error, "retry_after"), _header(error)
     found = (seconds for value in said if (seconds := retry_after_seconds(value)) is not None)
     return min(max(next(found, 0.0), 0.0), MAX_DELAY_SECONDS)
+
+
+def _is_permanent(error: BaseException) -> bool:
+    """Return whether the same work would fail again: a stale version is read again by the next run."""
+    permanent = isinstance(error, RejectedError | MisuseError | ResponseError)
+    return permanent and not isinstance(error, StaleVersionError)
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

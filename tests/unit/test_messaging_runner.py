@@ -6,6 +6,7 @@ import pytest
 
 from hybridkit.errors import (
     DeadlineExceededError,
+    StaleVersionError,
     UnavailableError,
 )
 from hybridkit.messaging._consuming import _delivery as delivery_module
@@ -94,6 +95,18 @@ async def test_a_permanent_error_is_dead_at_once(steps: Steps) -> None:
     await processor(steps, failing(ValueError()), retry=retry).process(delivery(steps, envelope()))
     assert steps.log == ["copy to hk.dlx", "ack 7"]
     assert steps.copies[0].headers["hk_reason"] == "permanent"
+
+
+async def test_a_stale_version_that_nobody_caught_runs_the_handler_again(steps: Steps) -> None:
+    """It is no permanent error: the next run reads the record again, and only the last one's is a dead letter."""
+    retry = Retry.immediate(attempts=3)
+    stale = StaleVersionError("the record changed since it was read")
+    await processor(steps, failing(stale, stale), retry=retry).process(delivery(steps, envelope()))
+    assert steps.log == ["ack 7"]
+    await processor(steps, failing(stale, stale, stale), retry=retry).process(delivery(steps, envelope()))
+    assert steps.log == ["ack 7", "copy to hk.dlx", "ack 7"]
+    assert steps.copies[0].headers["hk_reason"] == "exhausted"
+    assert steps.copies[0].headers["hk_attempt"] == 3
 
 
 async def test_a_pause_counts_no_attempt(steps: Steps) -> None:

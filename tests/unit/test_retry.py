@@ -20,6 +20,7 @@ from hybridkit.errors import (
     RateLimitedError,
     RejectedError,
     ResponseError,
+    StaleVersionError,
     UnavailableError,
 )
 from hybridkit.retry import UNLIMITED, GiveUp, Pause, Retry, RetryAfter, asked_seconds
@@ -101,6 +102,16 @@ def test_errors_that_blame_the_request_the_code_or_the_other_side_are_given_up_a
     """Another attempt would fail the same way."""
     for error in (NotFoundError("x"), MisuseError("x"), ResponseError("x", response_status=418)):
         assert Retry.exponential().decide(error, attempt=1, jitter=0.5) == GiveUp("permanent")
+
+
+def test_a_stale_version_is_tried_again_until_the_attempts_are_used_up() -> None:
+    """The next run reads the record again; `never` still wins, and another error of a group may be permanent."""
+    policy, stale = Retry.immediate(attempts=3), StaleVersionError("changed")
+    assert policy.decide(stale, attempt=2, jitter=0) == RetryAfter(0)
+    assert policy.decide(ExceptionGroup("", [stale, MISTAKE]), attempt=2, jitter=0) == RetryAfter(0)
+    assert policy.decide(stale, attempt=3, jitter=0) == GiveUp("exhausted")
+    assert policy.decide(ExceptionGroup("", [stale, REFUSED]), attempt=1, jitter=0) == GiveUp("permanent")
+    assert policy.never(StaleVersionError).decide(stale, attempt=1, jitter=0) == GiveUp("permanent")
 
 
 def test_never_and_pause_on_name_more_errors_and_never_wins() -> None:
