@@ -6,7 +6,9 @@ async with connect_redis(url) as redis:
 ```
 """
 
-from hybridkit.coordination._connection import Redis, check_noeviction, connect_redis, probe_redis
+from redis.asyncio import Redis
+
+from hybridkit.coordination._connection import check_noeviction, connect_redis, probe_redis
 from hybridkit.coordination._shelf import REDIS_IS_AWAY, Shelf
 
 __all__ = ["REDIS_IS_AWAY", "Redis", "Shelf", "check_noeviction", "connect_redis", "probe_redis"]

@@ -1,20 +1,19 @@
 """The Redis client: its limits, and the demands on a server before work is built on it."""
 
-from typing import Any, Final, cast
+from typing import Any, Final, cast, override
 from urllib.parse import parse_qs, urlsplit
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialWithJitterBackoff
+from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from hybridkit.coordination._failover import following_master
-from hybridkit.errors import SettingsError, UnavailableError
+from hybridkit.coordination._redis._multiplexer import Multiplexer
+from hybridkit.errors import MisuseError, SettingsError, UnavailableError
 from hybridkit.observability import get_logger
-
-__all__ = ["Redis", "check_noeviction", "connect_redis", "probe_redis"]
 
 _log = get_logger("hybridkit.coordination")
 
@@ -34,6 +33,28 @@ _EVICTS: Final = (
 )
 
 
+class _Client(Redis):
+    """A client of redis-py with the shared connection beside its pool."""
+
+    multiplexer: Multiplexer
+
+    @override
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:
+        await self.multiplexer.close()
+        await super().aclose(close_connection_pool)
+
+
+def multiplexer_of(redis: Redis) -> Multiplexer:
+    """Return the shared connection of a client.
+
+    Raises:
+        MisuseError: `connect_redis` has not made the client.
+    """
+    if not isinstance(redis, _Client):
+        raise MisuseError(f"make the Redis client with connect_redis(url), not with {type(redis).__name__}")
+    return redis.multiplexer
+
+
 def connect_redis(
     url: str,
     *,
@@ -46,9 +67,12 @@ def connect_redis(
     A server that isn't the master any more, or takes no writes for another reason, counts as one that has gone: its
     connection is closed, and the name looked up again.
 
-    A command takes at most about six times `timeout_seconds`, whatever happens: waiting for a free connection (twice
-    that time), and two tries to connect and to read. Commands that block on purpose (`BLPOP`) need a shorter timeout
-    of their own than `timeout_seconds`.
+    Beside its pool, the client has one shared connection for the commands of hybridkit itself (claims, locks, limits,
+    the cache): those of one turn of the event loop travel together, and each ends within twice `timeout_seconds`.
+
+    A command of the client takes at most about six times `timeout_seconds`, whatever happens: waiting for a free
+    connection (twice that time), and two tries to connect and to read. Commands that block on purpose (`BLPOP`) need a
+    shorter timeout of their own than `timeout_seconds`.
 
     Args:
         url: `redis://:password@host:6379/0`, or `rediss://`.
@@ -75,8 +99,14 @@ def connect_redis(
         pool.connection_class(**pool.connection_kwargs)  # it takes its options, or says which it doesn't know
     except (ValueError, TypeError, RedisError) as error:
         raise SettingsError("the Redis URL can't be used", problems=[_what_is_wrong(url, error)]) from None
-    pool.connection_class = following_master(pool.connection_class)
-    return Redis.from_pool(pool)
+    plain = pool.connection_class
+    options: dict[str, Any] = pool.connection_kwargs | {"retry": Retry(NoBackoff(), 0)}
+    pool.connection_class = following_master(plain)
+    client = cast("_Client", _Client.from_pool(pool))
+    client.multiplexer = Multiplexer(
+        lambda: plain(**options), name=_address(options), timeout_seconds=timeout_seconds * 2
+    )
+    return client
 
 
 async def probe_redis(redis: Redis) -> None:
@@ -116,6 +146,10 @@ async def check_noeviction(redis: Redis) -> None:
             "Redis may throw away claims, locks and sessions",
             problems=[_EVICTS.format(policy=policy)],
         )
+
+
+def _address(options: dict[str, Any]) -> str:
+    return str(options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}")
 
 
 def _what_is_wrong(url: str, error: Exception) -> str:

@@ -27,9 +27,14 @@ def is_refused_for_now(error: BaseException) -> bool:
     return isinstance(error, OutOfMemoryError) or _takes_no_writes(error)
 
 
+def takes_no_writes(message: str) -> bool:
+    """Return whether an error reply says that the server takes no writes now, because another one is the master."""
+    return bool(_CODE.search(message))
+
+
 def _takes_no_writes(error: BaseException) -> bool:
     typed = isinstance(error, ReadOnlyError | ClusterDownError | TryAgainError)
-    return typed or (isinstance(error, ResponseError) and bool(_CODE.search(str(error))))
+    return typed or (isinstance(error, ResponseError) and takes_no_writes(str(error)))
 
 
 class NotMasterError(RedisConnectionError):
