@@ -1,0 +1,138 @@
+"""What the parts of the Redis toolkit cost their caller, beside the plain commands of redis-py that do the same work.
+
+Both sides ask one Redis on this machine and take turns on one event loop (uvloop, which our processes run on). What
+counts is `time.process_time` of this process per operation, the median of many rounds. redis-py is as it comes, with
+its pool; ours has the client of `connect_redis`.
+
+Each part is a function that opens what both sides need and yields its comparisons; `PARTS` has them all.
+"""
+
+import argparse
+import asyncio
+import statistics
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import uvloop
+from redis.asyncio import Redis
+
+from benchmarks._report import Result, show
+from hybridkit.coordination import connect_redis
+from hybridkit.coordination._connection import multiplexer_of
+from hybridkit.dev import LocalServers
+
+ROUNDS: Final = 15
+IN_FLIGHT: Final = 100
+TURNS: Final = 10
+"""The operations that each of those in flight does in a round."""
+GOAL: Final = 3.0
+
+type Operation = Callable[[], Awaitable[object]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """One operation of ours and what does the same on redis-py.
+
+    Attributes:
+        name: what is measured.
+        ours: our operation.
+        peer: the peer's.
+        peer_name: the peer's commands.
+        in_flight: how many run at the same time.
+        goal: the ratio to reach at least.
+    """
+
+    name: str
+    ours: Operation
+    peer: Operation
+    peer_name: str
+    in_flight: int = IN_FLIGHT
+    goal: float = GOAL
+
+
+# ── the parts ────────────────────────────────────────────────────────────────────────────────────
+
+
+def plain_redis(url: str) -> Redis:
+    """Return redis-py's client as it comes."""
+    return Redis.from_url(url)  # pyright: ignore[reportUnknownMemberType]  # untyped kwargs
+
+
+@asynccontextmanager
+async def commands(url: str) -> AsyncGenerator[Sequence[Comparison]]:
+    """Compare one plain command over the shared connection: the floor of all other parts."""
+    async with connect_redis(url) as redis, plain_redis(url) as plain:
+        multiplexer = multiplexer_of(redis)
+        await plain.set("benchmark", b"value")
+
+        async def ours() -> object:
+            return await multiplexer.execute("GET", "benchmark")
+
+        async def peer() -> object:
+            return await plain.get("benchmark")
+
+        yield [Comparison(name="GET, 100 in flight", ours=ours, peer=peer, peer_name="redis-py GET")]
+
+
+PARTS: Final[Mapping[str, Callable[[str], AbstractAsyncContextManager[Sequence[Comparison]]]]] = {
+    "commands": commands,
+}
+
+
+# ── the measurement ──────────────────────────────────────────────────────────────────────────────
+
+
+async def _microseconds(operation: Operation, in_flight: int) -> float:
+    """Return the CPU time of this process per operation."""
+    turns = TURNS if in_flight > 1 else TURNS * IN_FLIGHT // 4
+
+    async def caller() -> None:
+        for _ in range(turns):
+            await operation()
+
+    start = time.process_time()
+    await asyncio.gather(*(caller() for _ in range(in_flight)))
+    return (time.process_time() - start) / (turns * in_flight) * 1e6
+
+
+async def _result(comparison: Comparison) -> Result:
+    ours: list[float] = []
+    peer: list[float] = []
+    for _ in range(ROUNDS + 1):  # the first one opens connections
+        ours.append(await _microseconds(comparison.ours, comparison.in_flight))
+        peer.append(await _microseconds(comparison.peer, comparison.in_flight))
+    return Result(
+        name=comparison.name,
+        ours=statistics.median(ours[1:]),
+        peer=statistics.median(peer[1:]),
+        peer_name=comparison.peer_name,
+        unit="us",
+        goal=comparison.goal,
+    )
+
+
+async def _measure(url: str, only: str | None, *, as_json: bool) -> None:
+    for name, part in PARTS.items():
+        if only in (None, name):
+            async with part(url) as comparisons:
+                for comparison in comparisons:
+                    show(await _result(comparison), as_json=as_json)
+
+
+def main() -> None:
+    """Read the command line, start a Redis, and measure."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line")
+    parser.add_argument("--only", choices=PARTS, help="measure one part")
+    arguments = parser.parse_args()
+    with LocalServers() as servers, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        url = servers.start("redis", private=True).url
+        runner.run(_measure(url, arguments.only, as_json=arguments.json))
+
+
+if __name__ == "__main__":
+    main()
