@@ -162,6 +162,10 @@ class _Connection:
             return None
         if head.http_version not in (b"1.0", b"1.1"):
             raise h11.RemoteProtocolError("only HTTP/1.0 and HTTP/1.1 are spoken here")
+        if head.method == b"CONNECT":  # a response of success would promise a tunnel, and have no body
+            raise h11.RemoteProtocolError(
+                "CONNECT asks for a tunnel: this is no proxy", error_status_hint=501
+            )
         limit_bytes = self._server.limits.body_bytes
         body = bytearray()
         while limit_bytes != 0:

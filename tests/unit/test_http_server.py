@@ -109,6 +109,15 @@ async def test_the_response_to_head_has_a_length_of_its_own_accord() -> None:
         assert await exchange(streams, GET) == (405, b"GET")
 
 
+async def test_a_tunnel_is_refused(logs: list[MutableMapping[str, Any]]) -> None:
+    """Whatever would be answered: after a response of success, CONNECT speaks another protocol."""
+    async with connected() as streams:
+        refused = await exchange(streams, b"CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n")
+        assert refused == (501, b"CONNECT asks for a tunnel: this is no proxy")
+        assert await streams[0].read() == b""
+    assert logs == []
+
+
 async def test_a_response_may_drip() -> None:
     """It comes byte by byte, for tests of clients that wait."""
 
