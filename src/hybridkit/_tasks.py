@@ -1,8 +1,12 @@
-"""Tasks that nobody awaits: kept alive while they run, waited for at the end, and their errors looked at."""
+"""Tasks that nobody awaits: kept alive while they run, waited for at the end, and their errors looked at.
+
+And code of others in a task of its own, so that it can cancel or end no task of ours.
+"""
 
 import asyncio
 from collections.abc import Coroutine, Iterator
 from contextvars import Context
+from functools import partial
 from typing import Any
 
 
@@ -75,3 +79,52 @@ async def is_set_within(event: asyncio.Event, *, seconds: float | None) -> bool:
     finally:
         waiting.cancel()
     return event.is_set()
+
+
+async def run_isolated(work: Coroutine[Any, Any, object], *, name: str) -> BaseException | None:
+    """Run a coroutine to its end in a task of its own; it starts at once, so one that never waits costs no loop turn.
+
+    A cancellation of the caller cancels the coroutine, and is raised here if the coroutine ends by it. A cancellation
+    of the coroutine's own task, by itself or by any other task, is returned like an error.
+
+    Args:
+        work: the coroutine.
+        name: the task's name.
+
+    Returns:
+        The exception that the coroutine raised, whatever its class, or None. `KeyboardInterrupt` and `SystemExit` are
+        raised instead, as they end the process.
+    """
+    loop = asyncio.get_running_loop()
+    is_done = False
+
+    async def run() -> None:
+        nonlocal is_done
+        await work
+        is_done = True
+
+    task = asyncio.Task(run(), loop=loop, name=name, eager_start=True)
+    is_cancelled = False
+    while not task.done():
+        # Not the task itself: a `GeneratorExit` that it raises would be thrown into this coroutine, and close it.
+        ended: asyncio.Future[None] = loop.create_future()
+        task.add_done_callback(partial(_wake, ended))
+        try:
+            await ended
+        except asyncio.CancelledError:
+            is_cancelled = True
+            task.cancel()
+    try:
+        error = task.exception()
+    except asyncio.CancelledError as cancelled:
+        if is_cancelled:
+            raise
+        return None if is_done else cancelled  # one that came after the end of the work changes nothing
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        raise error
+    return error
+
+
+def _wake(ended: asyncio.Future[None], _: object) -> None:
+    if not ended.done():
+        ended.set_result(None)

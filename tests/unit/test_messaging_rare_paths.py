@@ -1,6 +1,5 @@
-"""Rare paths of deliveries: a handler that ends the process, tables that lie about their lengths, a key that exits."""
+"""Rare paths of deliveries: tables that lie about their lengths, a key that exits."""
 
-import asyncio
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -8,7 +7,6 @@ import pytest
 from pamqp.commands import Basic
 
 from hybridkit.messaging._amqp._lenient_properties import decode_leniently
-from hybridkit.messaging._consuming._isolation import run_isolated
 from hybridkit.messaging._consuming._keyed_backlog import key_of
 from hybridkit.messaging._consuming._settlement import Settlement
 from hybridkit.messaging._consuming._stall_detector import StallDetector
@@ -20,27 +18,6 @@ def header(fields: bytes) -> bytes:
 
 
 KNOWN = b"\x01at\x01"  # the field a, a true boolean
-
-
-@pytest.mark.parametrize("ending", [KeyboardInterrupt, SystemExit])
-def test_what_ends_the_process_ends_who_ran_it_too(ending: type[BaseException]) -> None:
-    """Work that waits and then ends the process stops the loop, and whoever awaits it gets that same exception."""
-
-    async def work() -> None:
-        await asyncio.sleep(0)
-        raise ending
-
-    loop = asyncio.new_event_loop()
-    try:
-        caller = loop.create_task(run_isolated(work(), name="work"))
-        with pytest.raises(ending):  # out of the task of its own
-            loop.run_until_complete(caller)
-        assert not caller.done()
-        with pytest.raises(ending):  # and out of its caller's
-            loop.run_until_complete(caller)
-        assert isinstance(caller.exception(), ending)
-    finally:
-        loop.close()
 
 
 def test_a_settlement_names_its_queue() -> None:

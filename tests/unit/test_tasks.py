@@ -6,7 +6,7 @@ from contextvars import Context, ContextVar
 
 import pytest
 
-from hybridkit._tasks import TaskSet, is_set_within
+from hybridkit._tasks import TaskSet, is_set_within, run_isolated
 
 _shade: ContextVar[str] = ContextVar("_shade", default="none")
 
@@ -76,3 +76,24 @@ async def test_waiting_for_an_event_says_whether_it_came(is_set: bool) -> None:
     if is_set:
         event.set()
     assert await is_set_within(event, seconds=0.01) is is_set
+
+
+@pytest.mark.parametrize("ending", [KeyboardInterrupt, SystemExit])
+def test_what_ends_the_process_ends_who_ran_it_too(ending: type[BaseException]) -> None:
+    """Work that waits and then ends the process stops the loop, and whoever awaits it gets that same exception."""
+
+    async def work() -> None:
+        await asyncio.sleep(0)
+        raise ending
+
+    loop = asyncio.new_event_loop()
+    try:
+        caller = loop.create_task(run_isolated(work(), name="work"))
+        with pytest.raises(ending):  # out of the task of its own
+            loop.run_until_complete(caller)
+        assert not caller.done()
+        with pytest.raises(ending):  # and out of its caller's
+            loop.run_until_complete(caller)
+        assert isinstance(caller.exception(), ending)
+    finally:
+        loop.close()

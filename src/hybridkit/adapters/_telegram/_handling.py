@@ -14,12 +14,12 @@ from aiogram.dispatcher.event.bases import UNHANDLED, CancelHandler, SkipHandler
 from aiogram.methods import TelegramMethod
 from aiogram.types import ErrorEvent, TelegramObject, Update
 
-from hybridkit._tasks import TaskSet, is_set_within
+from hybridkit._tasks import TaskSet, is_set_within, run_isolated
 from hybridkit.adapters._telegram._failures import answer_failure, is_temporary
 from hybridkit.context import RequestContext, bind, current
 from hybridkit.errors import ClaimLostError, UnavailableError
 from hybridkit.idempotency import Acquired, Completed, IdempotencyGuard, InProgress, Outcome, claim_key
-from hybridkit.messaging._consuming._isolation import HandlerLock, run_isolated
+from hybridkit.messaging._consuming._isolation import HandlerLock
 from hybridkit.observability import get_logger, metrics
 from hybridkit.retry import Retry, RetryAfter
 

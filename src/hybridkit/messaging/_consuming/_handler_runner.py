@@ -10,11 +10,11 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final, assert_never
 
+from hybridkit._tasks import run_isolated
 from hybridkit.context import Claim, RequestContext, bind
 from hybridkit.errors import DeadlineExceededError
 from hybridkit.messaging._consuming._execution import Execution
 from hybridkit.messaging._consuming._guarded_runner import Guard, GuardedRunner
-from hybridkit.messaging._consuming._isolation import run_isolated
 from hybridkit.messaging._consuming._parked_keys import ParkedKeys
 from hybridkit.messaging._consuming._pause_gate import PauseGate
 from hybridkit.messaging._consuming._run_timeouts import RunTimeouts
