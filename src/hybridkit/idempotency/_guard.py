@@ -19,7 +19,8 @@ from redis.asyncio import Redis
 
 from hybridkit.codec import encode_json, validate_json
 from hybridkit.context import Claim, bind, current
-from hybridkit.errors import DeclarationError, MisuseError, UnavailableError
+from hybridkit.coordination._lease import LeaseKeeper
+from hybridkit.errors import ClaimLostError, DeclarationError, MisuseError, UnavailableError
 from hybridkit.idempotency._answers import (
     Acquired,
     Begin,
@@ -36,7 +37,6 @@ from hybridkit.idempotency._attempt import Attempt, error_for, refuse_lost
 from hybridkit.idempotency._breaker import COOLDOWN_SECONDS
 from hybridkit.idempotency._claimed import Claimed
 from hybridkit.idempotency._keys import check_key, fingerprint
-from hybridkit.idempotency._lease import LeaseKeeper
 from hybridkit.idempotency._records import Records
 from hybridkit.idempotency._scripts import BEGIN, FINISH, RENEW
 from hybridkit.idempotency._unsettled import Unsettled
@@ -345,6 +345,7 @@ class IdempotencyGuard:
             since=since,
             lease_seconds=self._lease_ms / 1000,
             may_outlive=self._when_down is RedisDown.DURABLE,
+            error_of_loss=lambda reason: ClaimLostError(f"the claim is lost: {reason}"),
         )
 
 

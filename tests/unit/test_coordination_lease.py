@@ -6,8 +6,8 @@ from contextlib import suppress
 
 import pytest
 
+from hybridkit.coordination._lease import LeaseKeeper
 from hybridkit.errors import ClaimLostError, UnavailableError
-from hybridkit.idempotency._lease import LeaseKeeper
 
 LEASE_SECONDS = 0.03
 
@@ -41,6 +41,7 @@ class Redis:
             since=since,
             lease_seconds=LEASE_SECONDS,
             may_outlive=may_outlive,
+            error_of_loss=ClaimLostError,
             clock=lambda: self.now,
         )
 
@@ -56,13 +57,23 @@ async def test_the_block_outlives_many_leases_while_it_is_renewed() -> None:
     assert repr(keeper) == "LeaseKeeper(lease_seconds=0.03, lost=None)"
 
 
+async def test_a_short_block_renews_nothing_and_starts_no_task() -> None:
+    """Its timer ends with it."""
+    redis = Redis(True)
+    async with redis.keeper() as keeper:
+        pass
+    assert keeper._timer.cancelled()
+    assert (keeper._renewing, redis.renewals) == (None, 0)
+
+
 async def test_nothing_is_renewed_after_the_block() -> None:
     """The task that renews ends with it."""
     redis = Redis(True)
     async with redis.keeper() as keeper:
-        pass
+        await redis.until_renewals(2)
+    assert keeper._renewing is not None
     await asyncio.wait({keeper._renewing})
-    assert redis.renewals == 0
+    assert keeper._renewing.cancelled()
 
 
 async def run(keeper: LeaseKeeper, work: Callable[[], Awaitable[object]]) -> None:
