@@ -16,6 +16,7 @@ CRITICAL = [
     "src/hybridkit/clients/_transaction.py",
     "src/hybridkit/codec.py",
     "src/hybridkit/coordination/_lease.py",
+    "src/hybridkit/coordination/_redis/*.py",
     "src/hybridkit/dataservice/_mongo/_collection.py",
     "src/hybridkit/dataservice/_mongo/_driver/_errors.py",
     "src/hybridkit/dataservice/_mongo/_filters.py",

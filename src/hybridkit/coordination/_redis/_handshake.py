@@ -1,7 +1,7 @@
 """Connections that redis-py opens and the shared connection takes over.
 
 redis-py resolves the name, encrypts, authenticates and selects the database. Then its socket gets another protocol.
-For that, two of redis-py's private names are read (`Connection._reader`, `_writer`); a check with each new connection
+For that, two of redis-py's private names are used (`Connection._reader`, `_writer`); a check with each new connection
 finds out whether they still mean the same, and without them redis-py's own reading and writing are used.
 """
 
@@ -36,21 +36,25 @@ async def open_connection(connection: AbstractConnection, owner: Owner) -> Conne
     """
     try:
         await connection.connect()  # type: ignore[no-untyped-call]
-    except RedisError as error:
-        raise UnavailableError(f"Redis can't be reached: {type(error).__name__}: {error}") from error
+    except BaseException as error:
+        await connection.disconnect(nowait=True)
+        if isinstance(error, RedisError):
+            raise UnavailableError(f"Redis can't be reached: {type(error).__name__}: {error}") from error
+        raise
     opened = _take_over(connection, owner)
     nonce = secrets.token_bytes(8)
     echo = Command(
         encode(("ECHO", nonce)), asyncio.get_running_loop().create_future(), float("inf"), is_final=True
     )
     try:
-        opened.write([echo])
-        is_ours = await echo.reply == nonce
+        if opened.is_open:
+            opened.write([echo])
+        is_usable = opened.is_open and await echo.reply == nonce
     except BaseException:
         echo.reply.cancel()
         opened.close("the first command has no reply")
         raise
-    if not is_ours:
+    if not is_usable:
         opened.close("the first reply is not that of the first command")
         raise UnavailableError("Redis has answered another command than the one that it was sent")
     return opened
@@ -61,8 +65,8 @@ def _take_over(connection: AbstractConnection, owner: Owner) -> Connection:
     try:
         writer: asyncio.StreamWriter = named._writer  # noqa: SLF001
         unread = bytes(named._reader._buffer)  # noqa: SLF001
-        opened = OpenConnection(owner, keep=(connection, writer))
-        opened.take_over(cast("asyncio.Transport", writer.transport))
+        opened = OpenConnection(cast("asyncio.Transport", writer.transport), owner, keep=writer)
+        named._reader = named._writer = None  # noqa: SLF001 - it would close the socket when it is collected
     except AttributeError as error:
         if str(error) not in _warned:
             _warned.add(str(error))

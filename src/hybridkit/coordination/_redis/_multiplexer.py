@@ -1,7 +1,8 @@
 """The shared connection as its users see it: commands and scripts with a deadline each."""
 
+import asyncio
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from redis.asyncio.connection import AbstractConnection
 
@@ -10,9 +11,7 @@ from hybridkit.coordination._redis._handshake import open_connection
 from hybridkit.coordination._redis._node import NodeConnection
 from hybridkit.coordination._redis._open_connection import Connection
 from hybridkit.coordination._redis._resp import Part, encode
-
-if TYPE_CHECKING:
-    import asyncio
+from hybridkit.errors import MisuseError
 
 
 class Multiplexer:
@@ -20,6 +19,8 @@ class Multiplexer:
 
     Every command may be sent twice, when the first connection is lost before the reply. Its replies are bytes, numbers,
     None, and lists of these. A caller may be cancelled at any time; the command runs nevertheless.
+
+    It belongs to the event loop of its first command. When that loop has ended, the next one gets a new connection.
 
     Args:
         make_connection: makes a connection of redis-py to the present address, not connected yet.
@@ -45,7 +46,7 @@ class Multiplexer:
 
     def run(
         self, script: Script, keys: Sequence[str], *arguments: Part, even_if_away: bool = False
-    ) -> "asyncio.Future[Any]":
+    ) -> asyncio.Future[Any]:
         """Run a script; the future gets its reply.
 
         Args:
@@ -59,8 +60,9 @@ class Multiplexer:
             CommandRefusedError: Redis has answered with an error.
             OverloadedError: too many commands wait for a reply; this one was not sent.
         """
-        node = self._node or self._start()
-        loop = node.loop
+        node, loop = self._node, asyncio.get_running_loop()
+        if node is None or node.loop is not loop:
+            node = self._start()
         command = Command(
             encode(script.by_digest(keys, arguments)),
             loop.create_future(),
@@ -70,10 +72,11 @@ class Multiplexer:
         node.send(command, even_if_away=even_if_away)
         return command.reply
 
-    def execute(self, *parts: Part) -> "asyncio.Future[Any]":
+    def execute(self, *parts: Part) -> asyncio.Future[Any]:
         """Send a command, as in `execute("GET", key)`; the future gets its reply, or an error as for `run`."""
-        node = self._node or self._start()
-        loop = node.loop
+        node, loop = self._node, asyncio.get_running_loop()
+        if node is None or node.loop is not loop:
+            node = self._start()
         command = Command(encode(parts), loop.create_future(), loop.time() + self.timeout_seconds)
         node.send(command)
         return command.reply
@@ -81,10 +84,14 @@ class Multiplexer:
     async def close(self) -> None:
         """Close the connection; commands without a reply fail with `UnavailableError`."""
         node, self._node = self._node, None
-        if node is not None:
+        if node is not None and not node.loop.is_closed():
             await node.close()
 
     def _start(self) -> NodeConnection:
+        if self._node is not None and not self._node.loop.is_closed():
+            raise MisuseError(
+                "a Redis client belongs to one event loop: make one for each with connect_redis(url)"
+            )
         self._node = NodeConnection(self._open, name=self.name, timeout_seconds=self.timeout_seconds)
         return self._node
 

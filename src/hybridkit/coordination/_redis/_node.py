@@ -20,7 +20,7 @@ from hybridkit.coordination._failover import takes_no_writes
 from hybridkit.coordination._redis._commands import Command, CommandRefusedError
 from hybridkit.coordination._redis._open_connection import Connection
 from hybridkit.coordination._redis._resp import ReplyError, encode
-from hybridkit.errors import UnavailableError
+from hybridkit.errors import OverloadedError, UnavailableError
 from hybridkit.observability import get_logger
 from hybridkit.retry import Retry
 
@@ -56,7 +56,7 @@ class NodeConnection:
         self.loop = asyncio.get_running_loop()
         self._open: Connection | None = None
         self._waiting: deque[Command] = deque()
-        self._waiting_bytes = 0
+        self._waiting_bytes = 0  # what is sent and has no reply yet is counted by the connection
         self._is_flushing = False
         self._timer: asyncio.TimerHandle | None = None
         self._connecting: asyncio.Task[None] | None = None
@@ -88,17 +88,25 @@ class NodeConnection:
             command: may run twice without harm: it is sent again when its connection is lost.
             even_if_away: wait for the deadline also while the node is away.
         """
-        opened = self._open
-        if opened is None and (self._is_closed or (self.is_away and not even_if_away)):
+        opened, waiting = self._open, self._waiting
+        size = self._waiting_bytes + len(command.payload)
+        if opened is not None:
+            is_too_much = (
+                len(waiting) + len(opened.sent) >= MAX_COMMANDS or size + opened.sent_bytes > MAX_BYTES
+            )
+        elif self._is_closed or (self.is_away and not even_if_away):
             command.fail(self._unavailable())
             return
-        waiting = self._waiting
-        self._waiting_bytes += len(command.payload)
-        waiting.append(command)
-        if self._is_flushing:
+        else:
+            is_too_much = len(waiting) >= MAX_COMMANDS or size > MAX_BYTES
+        if is_too_much:
+            command.fail(OverloadedError(f"too many commands wait for a reply of Redis at {self.name}"))
             return
-        self._is_flushing = True
-        self.loop.call_soon(self._flush)
+        self._waiting_bytes = size
+        waiting.append(command)
+        if not self._is_flushing:
+            self._is_flushing = True
+            self.loop.call_soon(self._flush)
 
     async def close(self) -> None:
         """Close the connection; commands without a reply fail."""
@@ -126,7 +134,7 @@ class NodeConnection:
             script, keys, arguments = command.call
             command.call = None
             command.payload = encode(script.in_full(keys, arguments))
-            self._waiting.appendleft(command)
+            self._wait_first(command)
             self.writable()
         elif takes_no_writes(str(error)):
             self.retire(f"{error}")
@@ -141,13 +149,14 @@ class NodeConnection:
         connection.sent.clear()
         if connection is not self._open:
             return
-        self._open = None
-        self._reason = reason
-        self._missing_since = self.loop.time()
+        now = self.loop.time()
+        self._open, self._reason, self._missing_since = None, reason, now
         if self._is_closed:
             return
-        _log.warning("the connection to Redis is lost", node=self.name, reason=reason)
-        self._fail_waiting(deadline=self.loop.time())
+        # A server that refuses every command would fill the log.
+        if now - self._opened_at >= STABLE_SECONDS:
+            _log.warning("the connection to Redis is lost", node=self.name, reason=reason)
+        self._fail_waiting(deadline=now)
         self._start_connecting()
 
     def writable(self) -> None:
@@ -174,7 +183,11 @@ class NodeConnection:
             command.fail(self._unavailable(str(why)))
         elif not command.reply.done():
             command.is_final = True
-            self._waiting.appendleft(command)
+            self._wait_first(command)
+
+    def _wait_first(self, command: Command) -> None:
+        self._waiting.appendleft(command)
+        self._waiting_bytes += len(command.payload)
 
     def _start_connecting(self) -> None:
         if self._connecting is None and not self._is_closed:
@@ -194,7 +207,8 @@ class NodeConnection:
             try:
                 async with asyncio.timeout(self._timeout_seconds):
                     opened = await self._connect(self)
-                break
+                if opened.is_open:  # it may have been lost in the turn of its first reply
+                    break
             except Exception as error:  # noqa: BLE001 - whatever the reason is, the next attempt may find it gone
                 self._reason = f"{type(error).__name__}: {error}"
             if self.is_away and not was_away:

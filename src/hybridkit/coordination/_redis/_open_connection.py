@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Iterable
-from typing import Protocol, cast
+from typing import Protocol
 
 from hybridkit.coordination._redis._commands import Command
 from hybridkit.coordination._redis._resp import INCOMPLETE, ReplyError, UnreadableReplyError, reply_reader
@@ -15,8 +15,14 @@ class Connection(Protocol):
     sent: deque[Command]
     """The commands without a reply, the oldest first."""
 
+    sent_bytes: int
+    """Their size."""
+
     takes_data: bool
     """Whether the socket takes data now."""
+
+    is_open: bool
+    """Whether commands can be sent; their owner is told of the end, also while it does not use the connection yet."""
 
     def write(self, commands: Iterable[Command]) -> None:
         """Send commands in one write."""
@@ -44,53 +50,46 @@ class Owner(Protocol):
 
 
 class OpenConnection(asyncio.Protocol):
-    """A protocol on an authenticated socket.
+    """The protocol of an authenticated socket that another protocol has opened.
 
     A caller that is cancelled leaves its command in the row, so the reply is read and dropped: replies never shift.
 
     Args:
+        transport: the socket.
         owner: gets errors and the end.
-        keep: the objects that would close the socket if they were collected.
+        keep: the object that would close the socket if it were collected.
     """
 
-    def __init__(self, owner: Owner, *, keep: object = None) -> None:
+    def __init__(self, transport: asyncio.Transport, owner: Owner, *, keep: object) -> None:
         self.sent: deque[Command] = deque()
+        self.sent_bytes = 0
         self.takes_data = True
+        self.is_open = True
         self._owner = owner
         self._keep = keep
         self._reader = reply_reader()
-        self._transport: asyncio.Transport | None = None
-
-    def __repr__(self) -> str:
-        return f"OpenConnection(sent={len(self.sent)}, open={self._transport is not None})"
-
-    def take_over(self, transport: asyncio.Transport) -> None:
-        """Become the protocol of a socket that another one has opened."""
-        self.connection_made(transport)
+        self._transport = transport
         transport.set_protocol(self)
         transport.resume_reading()
 
+    def __repr__(self) -> str:
+        return f"OpenConnection(sent={len(self.sent)}, open={self.is_open})"
+
     def write(self, commands: Iterable[Command]) -> None:
         """Send commands in one write."""
-        transport = self._transport
-        if transport is None:
-            return
         self.sent.extend(commands)
-        transport.write(b"".join([command.payload for command in commands]))
+        data = b"".join([command.payload for command in commands])
+        self.sent_bytes += len(data)
+        self._transport.write(data)
 
     def close(self, reason: str) -> None:
         """Close the socket at once; the commands without a reply go back to the owner."""
-        transport, self._transport = self._transport, None
-        if transport is None:
-            return
-        transport.abort()
-        self._owner.lost(self, reason)
+        if self.is_open:
+            self.is_open = False
+            self._transport.abort()
+            self._owner.lost(self, reason)
 
     # ── what the event loop calls ────────────────────────────────────────────────────────────────
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport."""
-        self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
         """Give each complete reply to its command."""
@@ -98,8 +97,9 @@ class OpenConnection(asyncio.Protocol):
         try:
             self._reader.feed(data)
             # A reply may close the connection: what came after it belongs to commands that are sent again.
-            while self._transport is not None and (reply := gets()) is not INCOMPLETE:
+            while self.is_open and (reply := gets()) is not INCOMPLETE:
                 command = sent.popleft()
+                self.sent_bytes -= len(command.payload)
                 if type(reply) is ReplyError:
                     self._owner.refused(command, reply)
                 elif not command.reply.done():

@@ -18,7 +18,6 @@ _CODES: Final[dict[type[Exception], str]] = {
     exceptions.MasterDownError: "MASTERDOWN",
     exceptions.ClusterDownError: "CLUSTERDOWN",
     exceptions.TryAgainError: "TRYAGAIN",
-    exceptions.BusyLoadingError: "LOADING",
     exceptions.MovedError: "MOVED",
     exceptions.AskError: "ASK",
 }
@@ -35,7 +34,9 @@ class StreamedConnection:
 
     def __init__(self, connection: AbstractConnection, owner: Owner) -> None:
         self.sent: deque[Command] = deque()
+        self.sent_bytes = 0
         self.takes_data = True
+        self.is_open = True
         self._connection: Any = connection
         self._owner = owner
         self._has_sent = asyncio.Event()
@@ -51,15 +52,17 @@ class StreamedConnection:
         """Send commands in one write."""
         commands = list(commands)
         self.sent.extend(commands)
-        self._outgoing.put_nowait(b"".join(command.payload for command in commands))
+        data = b"".join(command.payload for command in commands)
+        self.sent_bytes += len(data)
+        self._outgoing.put_nowait(data)
         self._has_sent.set()
 
     def close(self, reason: str) -> None:
         """Close the socket at once; the commands without a reply go back to the owner."""
-        tasks, self._tasks = self._tasks, []
-        if not tasks:
+        if not self.is_open:
             return
-        for task in tasks:
+        self.is_open = False
+        for task in self._tasks:
             task.cancel()
         self._closing = asyncio.create_task(self._connection.disconnect(nowait=True))
         self._owner.lost(self, reason)
@@ -78,14 +81,18 @@ class StreamedConnection:
                 await self._has_sent.wait()
             try:
                 reply = await self._connection.read_response(disable_decoding=True, timeout=float("inf"))
-            except (exceptions.ConnectionError, exceptions.TimeoutError, OSError) as error:
-                self.close(f"{type(error).__name__}: {error}")
-                return
             except exceptions.ResponseError as error:
                 code = _CODES.get(type(error))
-                command = self.sent.popleft()
-                self._owner.refused(command, ReplyError(f"{code} {error}" if code else str(error)))
+                self._owner.refused(self._oldest(), ReplyError(f"{code} {error}" if code else str(error)))
+            except (exceptions.RedisError, OSError) as error:
+                self.close(f"{type(error).__name__}: {error}")
+                return
             else:
-                command = self.sent.popleft()
+                command = self._oldest()
                 if not command.reply.done():
                     command.reply.set_result(reply)
+
+    def _oldest(self) -> Command:
+        command = self.sent.popleft()
+        self.sent_bytes -= len(command.payload)
+        return command
