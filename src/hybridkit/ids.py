@@ -12,9 +12,10 @@ import time
 from threading import Lock
 from uuid import UUID
 
+import orjson
 import uuid6
 
-__all__ = ["derived_id", "derived_key", "new_id", "new_request_id"]
+__all__ = ["derived_id", "derived_key", "new_id", "new_request_id", "uuid_octets"]
 
 DERIVED_KEY_PREFIX = "hkd_"
 
@@ -54,6 +55,12 @@ def derived_id(claim_key: str, step: str) -> UUID:
 def derived_key(claim_key: str, step: str) -> str:
     """Derive the `Idempotency-Key` of a step of a claim, the same on every run: 68 characters, prefix `hkd_`."""
     return DERIVED_KEY_PREFIX + _digest(claim_key, step).hex()
+
+
+def uuid_octets(value: UUID) -> bytes:
+    """Return the canonical text of a UUID in ASCII."""
+    # Four times as fast as `str`, for what is in every message.
+    return orjson.dumps(value)[1:-1] if type(value) is UUID else str(value).encode()
 
 
 def _digest(*parts: str) -> bytes:

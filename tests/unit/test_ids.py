@@ -2,13 +2,13 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
-from uuid import RFC_4122
+from uuid import RFC_4122, UUID
 
 import uuid6
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybridkit.ids import derived_id, derived_key, new_id
+from hybridkit.ids import derived_id, derived_key, new_id, uuid_octets
 
 TICKS_TO_1970 = 0x01B21DD213814000
 
@@ -18,6 +18,12 @@ def test_ids_of_one_thread_grow() -> None:
     ids = [new_id() for _ in range(10_000)]
     assert ids == sorted(ids)
     assert {found.version for found in ids} == {6}
+
+
+@given(st.uuids())
+def test_the_octets_of_an_id_are_its_text(found: UUID) -> None:
+    """Also those of a subclass, as other libraries make them."""
+    assert uuid_octets(found) == uuid_octets(uuid6.UUID(int=found.int)) == str(found).encode()
 
 
 def test_an_id_tells_its_time_as_the_library_reads_it() -> None:

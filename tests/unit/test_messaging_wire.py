@@ -28,7 +28,7 @@ from hybridkit.messaging._amqp._frames import (
     encode_fields,
     encode_table,
     frame_template,
-    message_frames,
+    message_parts,
 )
 from hybridkit.messaging._amqp._lenient_properties import decode_leniently
 from hybridkit.messaging._amqp._port import IncomingMessage, Port
@@ -373,7 +373,7 @@ def frames_in(octets: bytes) -> list[Any]:
 
 
 def message(body: bytes, *, headers: dict[str, Any] | None = None, frame_max: int = 4096) -> bytes:
-    return message_frames(
+    parts = message_parts(
         frame_template("hk.events", "user.créée", "user.created", "api_service"),
         encode_table(encode_fields(headers or {})),
         body,
@@ -381,6 +381,7 @@ def message(body: bytes, *, headers: dict[str, Any] | None = None, frame_max: in
         channel=CHANNEL,
         frame_max=frame_max,
     )
+    return b"".join(parts)
 
 
 def test_a_publish_is_what_pamqp_reads() -> None:
@@ -407,7 +408,7 @@ def test_a_publish_is_what_pamqp_reads() -> None:
 
 def test_type_and_publisher_may_be_left_out() -> None:
     """Without a type and a service, the message has no such properties."""
-    octets = message_frames(
+    parts = message_parts(
         frame_template("", "queue", None, None),
         encode_table(b""),
         b"{}",
@@ -415,7 +416,7 @@ def test_type_and_publisher_may_be_left_out() -> None:
         channel=CHANNEL,
         frame_max=4096,
     )
-    _, header, _ = frames_in(octets)
+    _, header, _ = frames_in(b"".join(parts))
     assert (header.properties.message_type, header.properties.app_id) == (None, None)
 
 

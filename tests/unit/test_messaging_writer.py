@@ -24,6 +24,7 @@ from hybridkit.errors import (
     NotConnectedError,
     OutcomeUnknownError,
     PayloadTooLargeError,
+    UnroutableError,
 )
 from hybridkit.messaging import Receipt, RobustPublisher
 from hybridkit.messaging._amqp._socket import FrameProtocol
@@ -494,3 +495,43 @@ async def test_each_of_many_that_can_not_be_sent_has_its_error(monkeypatch: pyte
         with bind(RequestContext().within(-1)):
             answers = await publisher.publish_many([Forgettable()])
         assert [type(answer) for answer in answers] == [DeadlinePassedError]
+
+
+async def test_a_caller_of_many_that_leaves_shifts_no_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the caller of a batch was cancelled, its events keep their numbers, and the next batch its own receipts."""
+    async with publishing(monkeypatch) as (publisher, broker):
+        leaving = asyncio.create_task(publisher.publish_many([Forgettable(), Forgettable()]))
+        await until(lambda: broker.published == 2)
+        leaving.cancel()
+        await asyncio.wait({leaving})
+        assert leaving.cancelled()
+        staying = asyncio.create_task(publisher.publish_many([Forgettable(), Forgettable()]))
+        await until(lambda: broker.published == 4)
+        broker.says(Basic.Nack(3), Basic.Ack(2, multiple=True))
+        broker.returns(4)
+        answers = await staying
+    assert [type(answer) for answer in answers] == [NackedError, UnroutableError]
+
+
+async def test_the_stop_waits_for_the_confirms_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch that is under way when the writer stops gets the confirms that still come."""
+    async with publishing(monkeypatch) as (publisher, broker):
+        monkeypatch.setattr(writer_module, "FLUSH_SECONDS", 60)
+        many = asyncio.create_task(publisher.publish_many([Forgettable(), Forgettable()]))
+        await until(lambda: broker.published == 2)
+        stopping = asyncio.create_task(publisher._writer.stop())
+        await until(lambda: not publisher._writer._is_open)
+        broker.says(Basic.Ack(2, multiple=True))
+        answers = await many
+        await stopping
+    assert [type(answer) for answer in answers] == [Receipt, Receipt]
+
+
+async def test_each_of_many_has_its_own_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An event that has no JSON form doesn't keep the others of its batch from being published."""
+    async with publishing(monkeypatch) as (publisher, broker):
+        many = asyncio.create_task(publisher.publish_many([Forgettable(text="\ud800"), Forgettable()]))
+        await until(lambda: broker.published == 1)
+        broker.says(Basic.Ack(1))
+        answers = await many
+    assert [type(answer) for answer in answers] == [MalformedPayloadError, Receipt]

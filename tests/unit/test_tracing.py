@@ -34,6 +34,11 @@ def settings(endpoint: str | None = None) -> ServiceSettings:
 # ── without an exporter ──────────────────────────────────────────────────────────────────────────
 
 
+def test_opentelemetry_has_the_name_that_makes_the_question_cheap() -> None:
+    """Without it, `is_tracing` would only be slower: nothing else would fail."""
+    assert hasattr(trace, "_TRACER_PROVIDER")
+
+
 def test_there_are_no_headers_outside_of_a_trace() -> None:
     """A span that nobody records makes none."""
     assert trace_headers() == {}

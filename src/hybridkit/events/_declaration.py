@@ -17,6 +17,7 @@ from hybridkit.errors import (
     UnknownEventTypeError,
     UnknownEventVersionError,
 )
+from hybridkit.events._plain_fields import plain_fields
 from hybridkit.ids import derived_id, new_id
 
 __all__ = ["Command", "Event", "EventRegistry", "Message", "Upcaster", "encode_data", "registry"]
@@ -101,6 +102,15 @@ def encode_data(message: Message) -> bytes:
     """Write a message as JSON, as it stands in the `data` of an envelope.
 
     Raises:
+        MalformedPayloadError: as for `write_data`.
+    """
+    return write_data(message)[0]
+
+
+def write_data(message: Message) -> tuple[bytes, bool]:
+    """Write a message as JSON, and return whether it may have long numbers or many levels, for `check_readable`.
+
+    Raises:
         MalformedPayloadError: the message has no JSON form, or one that its own class can't read, such as null for NaN:
             every consumer would refuse it.
     """
@@ -108,6 +118,9 @@ def encode_data(message: Message) -> bytes:
         data = message.__pydantic_serializer__.to_json(message, by_alias=True)
     except (PydanticSerializationError, ValueError, RecursionError) as error:
         raise MalformedPayloadError(f"{message.message_type!r} has no JSON form: {error}") from None
+    plain = plain_fields(type(message))
+    if plain is not None and plain.fit(message):
+        return data, plain.have_numbers
     try:
         message.__pydantic_validator__.validate_json(data)
     except ValidationError as error:
@@ -118,7 +131,7 @@ def encode_data(message: Message) -> bytes:
         raise MalformedPayloadError(
             f"{message.message_type!r} can't be read back from its JSON: {type(error).__name__}"
         ) from error
-    return data
+    return data, True
 
 
 class Event(Message):

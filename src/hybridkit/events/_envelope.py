@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, cast
 from uuid import UUID
 
@@ -21,8 +21,9 @@ from hybridkit.codec import (
 )
 from hybridkit.context import ContextId, RequestContext, current
 from hybridkit.errors import FieldProblem, MalformedPayloadError, PayloadError
-from hybridkit.events._declaration import EventRegistry, Message, Upcaster, encode_data
+from hybridkit.events._declaration import EventRegistry, Message, Upcaster, write_data
 from hybridkit.events._declaration import registry as default_registry
+from hybridkit.ids import uuid_octets
 
 __all__ = ["EventEnvelope", "decode_envelope", "encode_message"]
 
@@ -149,25 +150,41 @@ def _encode(
     causation_id: UUID | None,
     version: int,
 ) -> bytes:
-    wire: dict[str, Any] = {
-        "event_type": data.message_type,
-        "event_id": event_id,
-        "timestamp": format_timestamp(timestamp),
-        "service": service,
-        "request_id": request_id,
-        "user_id": user_id,
-        "data": orjson.Fragment(encode_data(data)),
-    }
-    if version != 1:
-        wire["version"] = version
-    if causation_id is not None:
-        wire["causation_id"] = causation_id
+    written, is_doubtful = write_data(data)
+    # Put together from parts, of which most are the same for many messages; the data is JSON already.
     try:
-        body = orjson.dumps(wire)
+        parts = [
+            _type_member(data.message_type),
+            uuid_octets(event_id),
+            b'","timestamp":"',
+            format_timestamp(timestamp).encode(),
+            _sender_members(service, request_id, user_id),
+            written,
+        ]
+        if version != 1:
+            parts += b',"version":', orjson.dumps(version)
+        if causation_id is not None:
+            parts += b',"causation_id":', orjson.dumps(causation_id)
     except orjson.JSONEncodeError as error:
         raise MalformedPayloadError(f"{data.message_type!r} has no JSON form: {error}") from None
-    check_readable(body)
+    parts.append(b"}")
+    body = b"".join(parts)
+    if is_doubtful:
+        check_readable(body)
     return body
+
+
+@lru_cache(4096)
+def _type_member(message_type: str) -> bytes:
+    """Return the beginning of an envelope, up to the event id."""
+    return b'{"event_type":' + orjson.dumps(message_type) + b',"event_id":"'
+
+
+@lru_cache(1024)
+def _sender_members(service: str, request_id: str, user_id: str | None) -> bytes:
+    """Return what is between the timestamp and the data."""
+    members = {"service": service, "request_id": request_id, "user_id": user_id}
+    return b'",' + orjson.dumps(members)[1:-1] + b',"data":'
 
 
 def decode_envelope(

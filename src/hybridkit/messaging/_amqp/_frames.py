@@ -52,8 +52,10 @@ _HAS_APP_ID: Final = 0x0008
 # Content type, headers, delivery mode (2: persistent) and message id are in every message of ours.
 _FLAGS: Final = 0x8000 | 0x2000 | 0x1000 | 0x0080
 JSON_MEDIA_TYPE: Final = "application/json"
-_PERSISTENT: Final = b"\x02"
-_FIXED_BYTES: Final = _CONTENT.size - HEAD.size + len(_PERSISTENT) + 1  # and the id's length
+_PERSISTENT_AND_LENGTHS: Final = tuple(
+    b"\x02" + length for length in _LENGTHS
+)  # that of the id, which follows
+_FIXED_BYTES: Final = _CONTENT.size - HEAD.size + len(_PERSISTENT_AND_LENGTHS[0])
 
 _log = get_logger(__name__)
 
@@ -71,10 +73,11 @@ class FrameTemplate(NamedTuple):
     """The parts of a message's frames that are the same for every message of one kind, encoded once.
 
     Attributes:
-        method: the payload of a `basic.publish` with the mandatory bit.
+        method: the payload of a `basic.publish` with the mandatory bit, and the end of its frame.
         flags: the property flags.
         content_type: the first property, encoded.
-        tail: the properties after the message id, encoded: type and application id.
+        tail: the properties after the message id, encoded (type and application id), and the end of the frame.
+        header_bytes: the size of a content header's payload, without the table of headers and the message id.
         exchange: "" for the default exchange, where the routing key is the queue's name.
         routing_key: for the exchange.
         message_type: AMQP's `type`.
@@ -84,6 +87,7 @@ class FrameTemplate(NamedTuple):
     flags: int
     content_type: bytes
     tail: bytes
+    header_bytes: int
     exchange: str
     routing_key: str
     message_type: str | None
@@ -119,14 +123,26 @@ def frame_template(
     if app_id is not None:
         flags |= _HAS_APP_ID
         tail += _short(app_id)
-    method = PUBLISH + b"\0\0" + _short(exchange) + _short(routing_key) + MANDATORY
-    return FrameTemplate(method, flags, _short(content_type), tail, exchange, routing_key, message_type)
+    method = PUBLISH + b"\0\0" + _short(exchange) + _short(routing_key) + MANDATORY + END
+    first = _short(content_type)
+    return FrameTemplate(
+        method=method,
+        flags=flags,
+        content_type=first,
+        tail=tail + END,
+        header_bytes=_FIXED_BYTES + len(first) + len(tail),
+        exchange=exchange,
+        routing_key=routing_key,
+        message_type=message_type,
+    )
 
 
-def message_frames(
+def message_parts(
     template: FrameTemplate, table: bytes, body: bytes, *, message_id: bytes, channel: int, frame_max: int
-) -> bytes:
-    """Encode a persistent message: method, content header, body.
+) -> tuple[bytes, ...]:
+    """Encode a persistent message: the parts of its method, content header and body frames, to be joined.
+
+    They are parts, because joining those of many messages at once copies each body once instead of twice.
 
     Args:
         template: by `frame_template`.
@@ -139,42 +155,28 @@ def message_frames(
     Raises:
         PayloadTooLargeError: the content header, which can't be cut into frames, is larger than one.
     """
-    body_bytes = len(body)
-    if 0 < body_bytes <= frame_max - FRAME_OVERHEAD:
-        body_head, content, body_end = HEAD.pack(BODY, channel, body_bytes), body, END
-    else:
-        body_head, content, body_end = (
-            b"",
-            b"".join(_body_frames(channel, body, frame_max - FRAME_OVERHEAD)),
-            b"",
-        )
-    header_bytes = (
-        _FIXED_BYTES + len(template.content_type) + len(table) + len(message_id) + len(template.tail)
-    )
-    if header_bytes > frame_max - FRAME_OVERHEAD:
+    most = frame_max - FRAME_OVERHEAD
+    body_bytes, id_bytes = len(body), len(message_id)
+    header_bytes = template.header_bytes + len(table) + id_bytes
+    if header_bytes > most:
         raise PayloadTooLargeError(
             f"the headers of {template} have {header_bytes} bytes, and have to fit into a frame of {frame_max}",
             size_bytes=header_bytes,
-            limit_bytes=frame_max - FRAME_OVERHEAD,
+            limit_bytes=most,
         )
-    return b"".join(
-        (
-            HEAD.pack(METHOD, channel, len(template.method)),
-            template.method,
-            END,
-            _CONTENT.pack(HEADER, channel, header_bytes, 60, 0, body_bytes, template.flags),
-            template.content_type,
-            table,
-            _PERSISTENT,
-            _LENGTHS[len(message_id)],
-            message_id,
-            template.tail,
-            END,
-            body_head,
-            content,
-            body_end,
-        )
+    head = (
+        HEAD.pack(METHOD, channel, len(template.method) - 1),
+        template.method,
+        _CONTENT.pack(HEADER, channel, header_bytes, 60, 0, body_bytes, template.flags),
+        template.content_type,
+        table,
+        _PERSISTENT_AND_LENGTHS[id_bytes],
+        message_id,
+        template.tail,
     )
+    if 0 < body_bytes <= most:
+        return (*head, HEAD.pack(BODY, channel, body_bytes), body, END)
+    return (*head, *_body_frames(channel, body, most))
 
 
 def _body_frames(channel: int, body: bytes, most: int) -> Iterator[bytes]:
@@ -210,9 +212,9 @@ def encode_fields(headers: Mapping[str, Any]) -> bytes:
     return b"".join(parts)
 
 
-def encode_table(fields: bytes) -> bytes:
+def encode_table(*fields: bytes) -> bytes:
     """Encode a field table: its length, then its fields, by `encode_fields`."""
-    return _LENGTH.pack(len(fields)) + fields
+    return b"".join((_LENGTH.pack(sum(map(len, fields))), *fields))
 
 
 def read_settled(data: bytes, start: int) -> tuple[int, int]:

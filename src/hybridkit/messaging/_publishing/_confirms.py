@@ -5,15 +5,16 @@ https://www.rabbitmq.com/docs/confirms#publisher-confirms
 
 import asyncio
 import re
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Any, Final
 from uuid import uuid4
 
 from hybridkit.errors import HybridkitError, NackedError, OutcomeUnknownError, PayloadTooLargeError
 from hybridkit.messaging._amqp._channel import OpenChannel
-from hybridkit.messaging._amqp._frames import FrameTemplate, message_frames
+from hybridkit.messaging._amqp._frames import FrameTemplate, message_parts
 from hybridkit.messaging._amqp._port import IncomingMessage, Port
 from hybridkit.observability import get_logger
 
@@ -28,7 +29,7 @@ _log = get_logger(__name__)
 
 
 @dataclass(slots=True, eq=False)
-class PendingPublish:
+class PendingPublish(ABC):
     """A message that waits to be written, or for its confirm.
 
     Attributes:
@@ -36,7 +37,6 @@ class PendingPublish:
         table: the headers, encoded.
         body: the bytes of the message.
         deadline: the `time.monotonic()` instant at which the caller gets an error.
-        confirmation: whether a queue took the message, or a `HybridkitError`.
         sent_at: the `time.monotonic()` instant at which it was written; None while it waits.
     """
 
@@ -44,17 +44,114 @@ class PendingPublish:
     table: bytes
     body: bytes
     deadline: float
-    confirmation: asyncio.Future[bool]
-    sent_at: float | None = None
+    sent_at: float | None = field(default=None, init=False)
 
     def __str__(self) -> str:
         return str(self.template)
 
+    @property
+    @abstractmethod
+    def is_settled(self) -> bool:
+        """Whether there is an outcome, or nobody waits for one."""
+
+    @property
+    @abstractmethod
+    def ended(self) -> "asyncio.Future[Any]":
+        """A future that is done when there is an outcome, of this publish and maybe of others."""
+
+    @abstractmethod
+    def confirm(self, *, routed: bool) -> None:
+        """Note that the broker has the message, and whether a queue took it, unless there is an outcome already."""
+
+    @abstractmethod
     def fail(self, error: HybridkitError) -> None:
         """Give the caller this error, unless there is an outcome already."""
+
+
+@dataclass(slots=True, eq=False)
+class AwaitedPublish(PendingPublish):
+    """A publish with a caller of its own.
+
+    Attributes:
+        confirmation: whether a queue took the message, or a `HybridkitError`.
+    """
+
+    confirmation: asyncio.Future[bool]
+
+    @property
+    def is_settled(self) -> bool:
+        return self.confirmation.done()
+
+    @property
+    def ended(self) -> asyncio.Future[bool]:
+        return self.confirmation
+
+    def confirm(self, *, routed: bool) -> None:
+        if not self.confirmation.done():
+            self.confirmation.set_result(routed)
+
+    def fail(self, error: HybridkitError) -> None:
         if not self.confirmation.done():
             self.confirmation.set_exception(error)
             self.confirmation.exception()  # a caller that has left is no reason for a warning
+
+
+class Batch:
+    """Publishes that one caller waits for together: one future for all of them.
+
+    Args:
+        size: the number of outcomes that it waits for.
+
+    Attributes:
+        ended: done when all outcomes are there.
+    """
+
+    __slots__ = ("_missing", "ended")
+
+    def __init__(self, size: int) -> None:
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._missing = size
+
+    def __repr__(self) -> str:
+        return f"Batch(missing={self._missing})"
+
+    def count_down(self) -> None:
+        """Note that one more outcome is there."""
+        self._missing -= 1
+        if not self._missing:
+            self.ended.set_result(None)
+
+
+@dataclass(slots=True, eq=False)
+class BatchedPublish(PendingPublish):
+    """A publish of a batch.
+
+    Attributes:
+        batch: the batch.
+        outcome: whether a queue took the message, or the error; None while it is not known.
+    """
+
+    batch: Batch
+    outcome: bool | HybridkitError | None = None
+
+    @property
+    def is_settled(self) -> bool:
+        return self.outcome is not None
+
+    @property
+    def ended(self) -> asyncio.Future[None]:
+        return self.batch.ended
+
+    def confirm(self, *, routed: bool) -> None:
+        self._end(routed)
+
+    def fail(self, error: HybridkitError) -> None:
+        self._end(error)
+
+    def _end(self, outcome: bool | HybridkitError) -> None:  # noqa: FBT001 - the outcome is that
+        if self.outcome is None:
+            self.outcome = outcome
+            self.batch.count_down()
 
 
 class Confirms:
@@ -91,28 +188,41 @@ class Confirms:
         """Whether the window takes one more message."""
         return self._count < WINDOW and self._bytes < WINDOW_BYTES
 
-    def frames(self, pending: PendingPublish, *, now: float) -> bytes:
-        """Give a publish its number and encode it; the caller must write the frames at once and in this order.
+    def frames(self, waiting: deque[PendingPublish], *, now: float) -> bytes:
+        """Take publishes from the left as long as there is room, number them and encode them.
 
-        Raises:
-            PayloadTooLargeError: the headers don't fit into one frame; no number was used.
+        The caller must write the frames at once. A publish whose headers don't fit into a frame fails, and uses no
+        number.
         """
-        frames = message_frames(
-            pending.template,
-            pending.table,
-            pending.body,
-            message_id=self._prefix + b"%x" % (self._first + len(self._sent)),
-            channel=self.port.channel,
-            frame_max=self.port.frame_max,
-        )
-        # The channel is in use while anything is unconfirmed: entered with the first, left with the last.
-        if not self._count:
-            self.channel.__enter__()
-        pending.sent_at = now
-        self._sent.append(pending)
-        self._count += 1
-        self._bytes += len(pending.body)
-        return frames
+        port, sent, prefix = self.port, self._sent, self._prefix
+        channel, frame_max = port.channel, port.frame_max
+        tag = self._first + len(sent)
+        parts: list[bytes] = []
+        while waiting and self.has_room:
+            pending = waiting.popleft()
+            if pending.is_settled:
+                continue
+            try:
+                parts += message_parts(
+                    pending.template,
+                    pending.table,
+                    pending.body,
+                    message_id=prefix + b"%x" % tag,
+                    channel=channel,
+                    frame_max=frame_max,
+                )
+            except PayloadTooLargeError as error:
+                pending.fail(error)
+                continue
+            # The channel is in use while anything is unconfirmed: entered with the first, left with the last.
+            if not self._count:
+                self.channel.__enter__()
+            pending.sent_at = now
+            sent.append(pending)
+            tag += 1
+            self._count += 1
+            self._bytes += len(pending.body)
+        return b"".join(parts)
 
     def __iter__(self) -> Iterator[PendingPublish]:
         """Iterate over the unconfirmed publishes, the oldest first."""
@@ -124,9 +234,16 @@ class Confirms:
         """Settle one publish, or all up to that tag."""
         if multiple:
             while self._sent and self._first <= tag:
-                self._settle(self._first, accepted=accepted)
+                pending = self._sent.popleft()
+                self._settle(pending, self._first, accepted=accepted)
+                self._first += 1
         elif self._first <= tag < self._first + len(self._sent):  # nothing may raise while the socket is read
-            self._settle(tag, accepted=accepted)
+            at = tag - self._first
+            pending, self._sent[at] = self._sent[at], None
+            self._settle(pending, tag, accepted=accepted)
+        while self._sent and self._sent[0] is None:
+            self._sent.popleft()
+            self._first += 1
         self._on_settled(self)
 
     def returned(self, properties: bytes) -> None:
@@ -150,29 +267,22 @@ class Confirms:
         self._count = 0
         self._on_settled(self)
 
-    def _settle(self, tag: int, *, accepted: bool) -> None:
-        pending = self._take(tag)
-        routed = tag not in self._unrouted
-        self._unrouted.discard(tag)
-        if pending is None or pending.confirmation.done():
+    def _settle(self, pending: PendingPublish | None, tag: int, *, accepted: bool) -> None:
+        """Give a publish that is no longer among the sent ones its outcome."""
+        routed = True
+        if self._unrouted:
+            routed = tag not in self._unrouted
+            self._unrouted.discard(tag)
+        if pending is None:
             return
+        self._bytes -= len(pending.body)
+        self._count -= 1
+        if not self._count:
+            self.channel.__exit__()
         if accepted:
-            pending.confirmation.set_result(routed)
+            pending.confirm(routed=routed)
         else:
             pending.fail(NackedError(f"the broker gave {pending} back (basic.nack)"))
-
-    def _take(self, tag: int) -> PendingPublish | None:
-        sent = self._sent
-        pending, sent[tag - self._first] = sent[tag - self._first], None
-        while sent and sent[0] is None:
-            sent.popleft()
-            self._first += 1
-        if pending is not None:
-            self._bytes -= len(pending.body)
-            self._count -= 1
-            if not self._count:
-                self.channel.__exit__()
-        return pending
 
 
 def _closed(pending: PendingPublish, reason: str) -> HybridkitError:

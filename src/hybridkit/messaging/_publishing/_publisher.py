@@ -5,10 +5,10 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
+from functools import lru_cache, partial
 from itertools import batched
 from types import TracebackType
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple, Self, cast
 from uuid import UUID
 
 from hybridkit.codec import MAX_MESSAGE_BYTES, check_readable, check_size
@@ -22,10 +22,11 @@ from hybridkit.errors import (
 )
 from hybridkit.events import Command, Event, EventEnvelope, Message, encode_message
 from hybridkit.events.cloudevents import to_binary
+from hybridkit.ids import uuid_octets
 from hybridkit.messaging._amqp._connection import BrokerConnection
 from hybridkit.messaging._amqp._frames import FrameTemplate, encode_fields, encode_table, frame_template
 from hybridkit.messaging._amqp._headers import EVENT_ID
-from hybridkit.messaging._publishing._confirms import PendingPublish
+from hybridkit.messaging._publishing._confirms import AwaitedPublish, Batch, BatchedPublish
 from hybridkit.messaging._publishing._telemetry import (
     batch_span,
     count,
@@ -92,7 +93,7 @@ class EncodedMessage(NamedTuple):
         )
 
 
-type _Begun = tuple[Event, PendingPublish | HybridkitError]
+type _Begun = tuple[Event, BatchedPublish | HybridkitError]
 """An event of a batch, and its publish, or the error for which there is none."""
 
 
@@ -119,6 +120,8 @@ class RobustPublisher:
             )
         self.service = service
         self._cloudevents = cloudevents
+        # By event class, of which a process declares few; commands have a routing key for each delay.
+        self._routes: dict[type[Event], tuple[FrameTemplate, str]] = {}
         self._connection = BrokerConnection(url, name=f"{service} publisher")
         self._writer = Writer(self._connection, name=f"{service} publisher")
 
@@ -195,13 +198,15 @@ class RobustPublisher:
         receipts: list[Receipt | HybridkitError] = []
         with batch_span(EVENT_EXCHANGE, messages=len(every)):
             fields = _shared_fields(context)
-            before: list[_Begun] = []
-            for batch in batched(every, BATCH):
+            before: _BegunBatch | None = None
+            for events_of_batch in batched(every, BATCH):
                 # Begun before the previous batch is awaited: the broker always has something to do.
-                begun = [(event, self._begin_or_error(event, context, fields)) for event in batch]
-                receipts += await _receipts(before, allow_unrouted=allow_unrouted)
+                begun = self._begin_batch(events_of_batch, context, fields)
+                if before is not None:
+                    receipts += await before.receipts(allow_unrouted=allow_unrouted)
                 before = begun
-            receipts += await _receipts(before, allow_unrouted=allow_unrouted)
+            if before is not None:
+                receipts += await before.receipts(allow_unrouted=allow_unrouted)
         return receipts
 
     def publish_nowait(self, event: Event) -> None:
@@ -277,8 +282,11 @@ class RobustPublisher:
         return await self._publish(message, bound() or RequestContext(), allow_unrouted=allow_unrouted)
 
     def _event(self, event: Event, context: RequestContext) -> EncodedMessage:
-        template = self._template(EVENT_EXCHANGE, event.message_type, event.message_type)
-        return self._encode(event, context, template, f"{EVENT_EXCHANGE}:{event.message_type}")
+        found = self._routes.get(type(event))
+        if found is None:
+            template = self._template(EVENT_EXCHANGE, event.message_type, event.message_type)
+            found = self._routes[type(event)] = template, f"{EVENT_EXCHANGE}:{event.message_type}"
+        return self._encode(event, context, *found)
 
     def _encode(
         self, message: Message, context: RequestContext, template: FrameTemplate, destination: str
@@ -319,44 +327,68 @@ class RobustPublisher:
         observe_seconds(message.message_type, time.monotonic() - began)
         return Receipt(message.event_id, routed)
 
-    def _begin(self, message: EncodedMessage, context: RequestContext, fields: bytes) -> PendingPublish:
-        # Joined as bytes: the fields of context and span are encoded once for a whole batch.
-        table = encode_table(_EVENT_ID_FIELD + str(message.event_id).encode() + message.fields + fields)
+    def _begin(self, message: EncodedMessage, context: RequestContext, fields: bytes) -> AwaitedPublish:
+        table = _table(message, fields)
         return self._writer.begin(message.template, table, message.body, deadline=context.deadline)
 
-    def _begin_or_error(
-        self, event: Event, context: RequestContext, fields: bytes
-    ) -> PendingPublish | HybridkitError:
+    def _begin_batch(self, events: Sequence[Event], context: RequestContext, fields: bytes) -> "_BegunBatch":
+        batch = Batch(len(events))
+        begun: list[_Begun] = []
+        refused: HybridkitError | None = None
+        deadline = 0.0
         try:
-            return self._begin(self._event(event, context), context, fields)
+            deadline = self._writer.admit(context.deadline)
         except HybridkitError as error:
-            return error
+            refused = error
+        for event in events:
+            try:
+                message = self._event(event, context)
+            except HybridkitError as error:
+                begun.append((event, error))
+                batch.count_down()
+                continue
+            if refused is not None:
+                begun.append((event, refused))
+                batch.count_down()
+                continue
+            pending = BatchedPublish(message.template, _table(message, fields), message.body, deadline, batch)
+            self._writer.add(pending)
+            begun.append((event, pending))
+        return _BegunBatch(batch, begun)
 
 
-async def _receipts(begun: Sequence[_Begun], *, allow_unrouted: bool) -> list[Receipt | HybridkitError]:
-    """Wait for the outcomes of a batch, and count those that are equal together."""
-    receipts: list[Receipt | HybridkitError] = []
-    outcomes: Counter[tuple[str, str]] = Counter()
-    for event, pending in begun:
-        receipt = await _receipt(event, pending, allow_unrouted=allow_unrouted)
-        receipts.append(receipt)
-        outcome = outcome_of(receipt if isinstance(receipt, HybridkitError) else receipt.routed)
-        outcomes[event.message_type, outcome] += 1
-    for (message_type, outcome), messages in outcomes.items():
-        count(message_type, outcome, messages=messages)
-    return receipts
+class _BegunBatch(NamedTuple):
+    """Events of one batch, each with its publish, or the error for which there is none."""
+
+    batch: Batch
+    begun: list[_Begun]
+
+    async def receipts(self, *, allow_unrouted: bool) -> list[Receipt | HybridkitError]:
+        """Wait for the outcomes, and count those that are equal together."""
+        await asyncio.wait(
+            {self.batch.ended}
+        )  # not by `await`: a caller that is cancelled would cancel the future
+        receipts: list[Receipt | HybridkitError] = []
+        outcomes: Counter[tuple[str, str]] = Counter()
+        for event, pending in self.begun:
+            receipt = _receipt(event, pending, allow_unrouted=allow_unrouted)
+            receipts.append(receipt)
+            outcome = outcome_of(receipt if isinstance(receipt, HybridkitError) else receipt.routed)
+            outcomes[event.message_type, outcome] += 1
+        for (message_type, outcome), messages in outcomes.items():
+            count(message_type, outcome, messages=messages)
+        return receipts
 
 
-async def _receipt(
-    event: Event, pending: PendingPublish | HybridkitError, *, allow_unrouted: bool
+def _receipt(
+    event: Event, pending: BatchedPublish | HybridkitError, *, allow_unrouted: bool
 ) -> Receipt | HybridkitError:
-    if isinstance(pending, HybridkitError):
-        return pending
-    try:
-        routed = await pending.confirmation
-    except HybridkitError as error:
-        return error
-    return Receipt(event.event_id, routed) if routed or allow_unrouted else unroutable(pending.template)
+    outcome = pending if isinstance(pending, HybridkitError) else pending.outcome
+    if isinstance(outcome, HybridkitError):
+        return outcome
+    if outcome or allow_unrouted:
+        return Receipt(event.event_id, bool(outcome))
+    return unroutable(cast("BatchedPublish", pending).template)
 
 
 def _checked(message: EncodedMessage) -> EncodedMessage:
@@ -364,9 +396,21 @@ def _checked(message: EncodedMessage) -> EncodedMessage:
     return message
 
 
+def _table(message: EncodedMessage, fields: bytes) -> bytes:
+    """Encode the headers of a message; those of context and span are encoded once for a whole batch."""
+    return encode_table(_EVENT_ID_FIELD, uuid_octets(message.event_id), message.fields, fields)
+
+
 def _shared_fields(context: RequestContext) -> bytes:
     """Encode the headers that all messages of one context and span have in common."""
-    return encode_fields(context.to_amqp_headers() | trace_headers())
+    fields = _context_fields(context.request_id, context.user_id)
+    trace = trace_headers()
+    return fields + encode_fields(trace) if trace else fields
+
+
+@lru_cache(1024)
+def _context_fields(request_id: str, user_id: str | None) -> bytes:
+    return encode_fields(RequestContext(request_id=request_id, user_id=user_id).to_amqp_headers())
 
 
 def _look_at(message: EncodedMessage, confirmation: asyncio.Future[bool]) -> None:

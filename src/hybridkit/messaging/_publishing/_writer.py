@@ -21,7 +21,6 @@ from hybridkit.errors import (
     MalformedPayloadError,
     NotConnectedError,
     OutcomeUnknownError,
-    PayloadTooLargeError,
     UnroutableError,
 )
 from hybridkit.messaging._amqp._affinity import LoopAffinity
@@ -34,7 +33,7 @@ from hybridkit.messaging._amqp._frames import (
     encode_table,
     frame_template,
 )
-from hybridkit.messaging._publishing._confirms import WINDOW, Confirms, PendingPublish
+from hybridkit.messaging._publishing._confirms import WINDOW, AwaitedPublish, Confirms, PendingPublish
 from hybridkit.messaging._topology._declared import declare, shared_topology
 from hybridkit.observability import get_logger
 
@@ -118,9 +117,7 @@ class Writer:
     async def stop(self) -> None:
         """Take no more messages, wait up to 5 s for confirms, and close."""
         self._is_open = False
-        unconfirmed = {
-            pending.confirmation for pending in self._unconfirmed() if not pending.confirmation.done()
-        }
+        unconfirmed = {pending.ended for pending in self._unconfirmed() if not pending.is_settled}
         if unconfirmed and (await asyncio.wait(unconfirmed, timeout=FLUSH_SECONDS))[1]:
             _log.warning("publishes unanswered", name=self._name, count=len(list(self._unconfirmed())))
         for pending in self._waiting:
@@ -158,7 +155,7 @@ class Writer:
         """The number of messages that are not written yet."""
         return len(self._waiting)
 
-    def submit(self, message: OutgoingMessage, *, deadline: float | None) -> PendingPublish:
+    def submit(self, message: OutgoingMessage, *, deadline: float | None) -> AwaitedPublish:
         """Encode a message, then `begin`.
 
         Raises:
@@ -179,7 +176,7 @@ class Writer:
 
     def begin(
         self, template: FrameTemplate, table: bytes, body: bytes, *, deadline: float | None
-    ) -> PendingPublish:
+    ) -> AwaitedPublish:
         """Publish an encoded message, without waiting for its confirm.
 
         Args:
@@ -200,24 +197,38 @@ class Writer:
             MisuseError: the writer was opened in another process or event loop; nothing was sent.
             DeadlinePassedError: the deadline has passed.
         """
+        pending = AwaitedPublish(
+            template, table, body, self.admit(deadline), asyncio.get_running_loop().create_future()
+        )
+        self.add(pending)
+        return pending
+
+    def admit(self, deadline: float | None) -> float:
+        """Return the deadline of publishes that begin now; raises as `begin` does.
+
+        Args:
+            deadline: as for `begin`.
+        """
         if not self._is_open:
             raise NotConnectedError(f"{self._name} is not open: enter it with `async with`; nothing was sent")
         self._affinity.check(self._name)
         now = time.monotonic()
         if deadline is None:
-            deadline = now + PUBLISH_SECONDS
-        elif deadline <= now:
+            return now + PUBLISH_SECONDS
+        if deadline <= now:
             raise DeadlinePassedError(f"the deadline passed {now - deadline:.3f} s ago; nothing was sent")
-        pending = PendingPublish(template, table, body, deadline, asyncio.get_running_loop().create_future())
+        return deadline
+
+    def add(self, pending: PendingPublish) -> None:
+        """Publish a message that was admitted, in this turn of the event loop."""
         self._waiting.append(pending)
         # One timer for all publishes, at the earliest deadline: one for each would cost more than encoding it.
-        if self._timer is None or deadline < self._timer_at:
-            self._wake_up_at(deadline)
+        if self._timer is None or pending.deadline < self._timer_at:
+            self._wake_up_at(pending.deadline)
         if len(self._waiting) >= WRITE_AT:
             self._flush()
         elif self._flushing is None:
             self._flush_soon()
-        return pending
 
     # ── writing ──────────────────────────────────────────────────────────────────────────────────
 
@@ -233,18 +244,10 @@ class Writer:
         confirms = self._confirms
         if confirms is None or not confirms.channel.is_writable:
             return  # `_ready` calls again for a new channel, and the socket when it can be written to
-        now = time.monotonic()
-        frames: list[bytes] = []
-        while self._waiting and confirms.has_room:
-            pending = self._waiting.popleft()
-            if not pending.confirmation.done():
-                try:
-                    frames.append(confirms.frames(pending, now=now))
-                except PayloadTooLargeError as error:
-                    pending.fail(error)
+        frames = confirms.frames(self._waiting, now=time.monotonic())
         if frames:
             self._unfinished.add(confirms)
-            confirms.port.send(b"".join(frames))
+            confirms.port.send(frames)
 
     async def _prepare(self, channel: OpenChannel) -> None:
         await declare(shared_topology(), channel.raw)
@@ -282,14 +285,14 @@ class Writer:
         expired = False
         upcoming: float | None = None
         for pending in self._unconfirmed():
-            if pending.confirmation.done():
+            if pending.is_settled:
                 continue
             if pending.deadline <= now:
                 expired = True
                 pending.fail(self._not_sent(pending) if pending.sent_at is None else _unknown(pending))
             elif upcoming is None or pending.deadline < upcoming:
                 upcoming = pending.deadline
-        self._waiting = deque(pending for pending in self._waiting if not pending.confirmation.done())
+        self._waiting = deque(pending for pending in self._waiting if not pending.is_settled)
         if upcoming is not None:
             self._wake_up_at(upcoming)
         if expired and self._confirms is not None:
