@@ -126,7 +126,7 @@ async def _measure(url: str) -> list[Result]:
         await stack.enter_async_context(app.router.lifespan_context(app))
         app.state.can_emit = True
         store = app.state.store
-        database = app.state.database = store._database  # noqa: SLF001 - the same pool for both
+        database = app.state.database = store._pool  # noqa: SLF001 - the same pool for both
         return [
             *await _compare("store", lambda: _write(store), lambda: _insert(database)),
             *await _compare("service", lambda: _transact(app), lambda: _post_plain(app)),
