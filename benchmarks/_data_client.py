@@ -34,7 +34,7 @@ ROUNDS: Final = 5
 CALLS: Final = 1024
 CONCURRENCY: Final = 64
 GOAL_HTTPX: Final = 5.0
-GOAL_AIOHTTP: Final = 0.5
+GOAL_AIOHTTP: Final = 1 / 1.5
 MANY: Final = 100
 GOAL_COALESCED: Final = 4.0
 

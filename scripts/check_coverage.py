@@ -14,6 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CRITICAL = [
     "src/hybridkit/_tasks.py",
     "src/hybridkit/clients/_transaction.py",
+    "src/hybridkit/clients/_transports/_heads.py",
+    "src/hybridkit/clients/_transports/_http1*.py",
     "src/hybridkit/codec.py",
     "src/hybridkit/coordination/_lease.py",
     "src/hybridkit/coordination/_redis/*.py",

@@ -103,7 +103,7 @@ def broker_version(connection: AbstractConnection) -> tuple[int, ...]:
     return tuple(int(part) for part in str(properties["version"]).split("."))
 
 
-@pytest.fixture(params=["httpx", "aiohttp"])
+@pytest.fixture(params=["httpx", "http1"])
 def transport(request: pytest.FixtureRequest) -> MakeTransport:
-    """Make the transport of a client: httpx's, or None for aiohttp's."""
+    """Make the transport of a client: httpx's, or None for our own over HTTP/1.1."""
     return httpx.AsyncHTTPTransport if request.param == "httpx" else lambda: None

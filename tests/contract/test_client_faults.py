@@ -14,7 +14,7 @@ import pytest
 
 from hybridkit.clients import PostgresDataClient, Request
 from hybridkit.clients._pipeline._attempt import Intent
-from hybridkit.clients._transports._aiohttp import AiohttpTransport
+from hybridkit.clients._transports._http1 import Http1Transport
 from hybridkit.clients._transports._httpx import open_transport
 from hybridkit.contract import Problem
 from hybridkit.errors import (
@@ -387,16 +387,12 @@ async def test_the_breaker_ends_the_storm(transport: MakeTransport) -> None:
 # ── transports ───────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_aiohttp_is_used_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without aiohttp a client sends over httpx."""
+async def test_a_client_without_a_transport_has_its_own() -> None:
+    """A client that was given no transport speaks HTTP/1.1 by itself."""
     chosen = open_transport(None)
-    assert isinstance(chosen, AiohttpTransport)
+    assert isinstance(chosen, Http1Transport)
+    assert repr(chosen) == "Http1Transport(0 connections)"
     await chosen.aclose()
-    assert repr(chosen) == "AiohttpTransport(closed=True)"
-    monkeypatch.setattr("hybridkit.clients._transports._httpx.find_spec", lambda _name: None)
-    fallback = open_transport(None)
-    assert repr(fallback) == "HttpxTransport(owned=True)"
-    await fallback.aclose()
 
 
 async def test_a_transport_of_ones_own_is_used_as_it_is(transport: MakeTransport) -> None:

@@ -48,8 +48,8 @@ PLANTS = Resource(
 )
 HALF = "half \ud800 of a pair"
 
-type Way = Literal["aiohttp", "httpx", "asgi", "fake"]
-WAYS: tuple[Way, ...] = ("aiohttp", "httpx", "asgi", "fake")
+type Way = Literal["http1", "httpx", "asgi", "fake"]
+WAYS: tuple[Way, ...] = ("http1", "httpx", "asgi", "fake")
 
 
 @asynccontextmanager
@@ -58,7 +58,7 @@ async def reached(fake: FakeDataService, way: Way) -> AsyncGenerator[PostgresDat
     async with AsyncExitStack() as stack:
         url = "http://data.test"
         transport: AnyTransport | None = None
-        if way in {"aiohttp", "httpx"}:
+        if way in {"http1", "httpx"}:
             url = await stack.enter_async_context(fake.serve())
         if way == "httpx":
             transport = httpx.AsyncHTTPTransport()

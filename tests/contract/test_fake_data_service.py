@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from hybridkit.clients import ClientPolicy, PostgresDataClient
-from hybridkit.clients._transports._aiohttp import AiohttpTransport
+from hybridkit.clients._transports._http1 import Http1Transport
 from hybridkit.clients._transports._httpx import HttpxTransport, new_client
 from hybridkit.errors import (
     ConflictError,
@@ -52,7 +52,7 @@ def fake() -> FakeDataService:
     return FakeDataService({USERS}, unique={USERS: ["email"]})
 
 
-@pytest.fixture(params=["in_process", "httpx", "aiohttp"])
+@pytest.fixture(params=["in_process", "httpx", "http1"])
 def connect(request: pytest.FixtureRequest, fake: FakeDataService) -> Connect:
     """Opens a client of the fake, over one of the ways that lead to it."""
 
@@ -63,7 +63,7 @@ def connect(request: pytest.FixtureRequest, fake: FakeDataService) -> Connect:
                 yield client
             return
         transport = (
-            AiohttpTransport() if request.param == "aiohttp" else HttpxTransport(new_client(None), owned=True)
+            Http1Transport() if request.param == "http1" else HttpxTransport(new_client(None), owned=True)
         )
         async with (
             fake.serve() as url,

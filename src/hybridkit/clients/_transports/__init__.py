@@ -1,1 +1,1 @@
-"""The ways to send a request: httpx, aiohttp, or an application in the same process."""
+"""The ways to send a request: HTTP/1.1 on asyncio, httpx, or an application in the same process."""

@@ -132,7 +132,7 @@ async def read_body(
         ResponseError: the body is over the limit, or compressed.
     """
     refuse_compressed(request, status=status, headers=headers)
-    length = headers.get("content-length", "")
+    length = "" if request.method == "HEAD" else headers.get("content-length", "")
     is_length = length.isascii() and length.isdecimal() and len(length) <= MAX_LENGTH_DIGITS
     size_bytes = int(length) if is_length else 0
     received: list[bytes] = []
@@ -144,11 +144,16 @@ async def read_body(
             if size_bytes > request.max_response_bytes:
                 break
     if size_bytes > request.max_response_bytes:
-        raise ResponseError(
-            f"{request}: the answer has more than {request.max_response_bytes} bytes; ask for smaller pages",
-            response_status=status,
-        )
+        raise too_large(request, status=status)
     return b"".join(received)
+
+
+def too_large(request: Request, *, status: int) -> ResponseError:
+    """Return the error of an answer whose body is over the limit."""
+    return ResponseError(
+        f"{request}: the answer has more than {request.max_response_bytes} bytes; ask for smaller pages",
+        response_status=status,
+    )
 
 
 def refuse_compressed(request: Request, *, status: int, headers: Mapping[str, str]) -> None:

@@ -3,8 +3,6 @@
 from collections.abc import AsyncGenerator, AsyncIterator, Generator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from importlib.util import find_spec
-from typing import Final
 
 import httpx
 
@@ -16,35 +14,22 @@ from hybridkit.clients._transports._base import (
     headers_of,
     read_body,
 )
+from hybridkit.clients._transports._http1 import KEEPALIVE_SECONDS, Http1Transport
 from hybridkit.errors import MisuseError, OutcomeUnknownError, UnavailableError
 
 type AnyTransport = Transport | httpx.AsyncClient | httpx.AsyncBaseTransport
 """The values that a client takes as its `transport`."""
 
-KEEPALIVE_SECONDS: Final = 30.0
-"""Below the 75 s after which our servers close an idle connection, so that no request meets the closing."""
-
 
 def open_transport(given: AnyTransport | None) -> Transport:
-    """Return the given transport, in a wrapper where it is httpx's; for None, aiohttp's where it is installed.
-
-    It needs a running event loop.
-    """
+    """Return the given transport, in a wrapper where it is httpx's; for None a new `Http1Transport`."""
     if given is None:
-        return _default_transport()
+        return Http1Transport()
     if isinstance(given, httpx.AsyncClient):
         return HttpxTransport(given, owned=False)
     if isinstance(given, httpx.AsyncBaseTransport):
         return HttpxTransport(new_client(given), owned=True)
     return given
-
-
-def _default_transport() -> Transport:
-    if find_spec("aiohttp") is None:
-        return HttpxTransport(new_client(None), owned=True)
-    from hybridkit.clients._transports._aiohttp import AiohttpTransport  # noqa: PLC0415 - an optional dependency
-
-    return AiohttpTransport()
 
 
 def new_client(transport: httpx.AsyncBaseTransport | None) -> httpx.AsyncClient:

@@ -103,7 +103,7 @@ class ServiceUnderTest:
         return f"ServiceUnderTest({self._base_url!r}, lacks={sorted(self._lacks)})"
 
     async def __aenter__(self) -> Self:
-        # Over the network by httpx: aiohttp joins a field's lines into one.
+        # Over the network by httpx, which sends a field's lines as they are.
         self._transport = (
             HttpxTransport(new_client(None), owned=True)
             if self._given is None
