@@ -19,6 +19,7 @@ CRITICAL = [
     "src/hybridkit/codec.py",
     "src/hybridkit/coordination/_lease.py",
     "src/hybridkit/coordination/_redis/*.py",
+    "src/hybridkit/coordination/_session*.py",
     "src/hybridkit/dataservice/_mongo/_collection.py",
     "src/hybridkit/dataservice/_mongo/_driver/_errors.py",
     "src/hybridkit/dataservice/_mongo/_filters.py",

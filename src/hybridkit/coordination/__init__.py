@@ -9,6 +9,17 @@ async with connect_redis(url) as redis:
 from redis.asyncio import Redis
 
 from hybridkit.coordination._connection import check_noeviction, connect_redis, probe_redis
+from hybridkit.coordination._sessions import Session, SessionInfo, Sessions
 from hybridkit.coordination._shelf import REDIS_IS_AWAY, Shelf
 
-__all__ = ["REDIS_IS_AWAY", "Redis", "Shelf", "check_noeviction", "connect_redis", "probe_redis"]
+__all__ = [
+    "REDIS_IS_AWAY",
+    "Redis",
+    "Session",
+    "SessionInfo",
+    "Sessions",
+    "Shelf",
+    "check_noeviction",
+    "connect_redis",
+    "probe_redis",
+]

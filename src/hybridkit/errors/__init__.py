@@ -36,7 +36,9 @@ HybridkitError
 │   ├── HeadTooLargeError              the header fields are too many or too long
 │   ├── UnsupportedMediaTypeError      the body is no JSON, or it is compressed
 │   ├── UnauthenticatedError           the caller doesn't prove who it is
+│   │   └── SessionEndedError          its session has ended, or has another id now
 │   ├── AccessDeniedError              the caller may not do this
+│   │   └── CrossSiteError             a page of another site has made the browser send this
 │   └── PayloadError                   bytes that are no valid message
 │       ├── MalformedPayloadError      not JSON, not an envelope, or data of the wrong shape
 │       ├── PayloadTooLargeError       over the size limit, refused before anything is read or sent
@@ -78,6 +80,7 @@ from hybridkit.errors._rejected import (
     AccessDeniedError,
     AnswerNotKeptError,
     AnswerTooLargeError,
+    CrossSiteError,
     ForeignKeyError,
     HeadTooLargeError,
     InvalidHeaderError,
@@ -96,6 +99,7 @@ from hybridkit.errors._rejected import (
     PreconditionRequiredError,
     RejectedError,
     RequestKeyReusedError,
+    SessionEndedError,
     StaleVersionError,
     UnauthenticatedError,
     UniqueViolationError,
@@ -132,6 +136,7 @@ __all__ = [
     "BlockedError",
     "ClaimLostError",
     "ConflictError",
+    "CrossSiteError",
     "DeadlineExceededError",
     "DeadlinePassedError",
     "DeclarationError",
@@ -168,6 +173,7 @@ __all__ = [
     "ResponseError",
     "ServerMissingError",
     "ServerStartError",
+    "SessionEndedError",
     "SettingsError",
     "StaleVersionError",
     "TemporaryError",

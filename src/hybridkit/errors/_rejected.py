@@ -203,11 +203,23 @@ class UnauthenticatedError(RejectedError):
     status = 401
 
 
+class SessionEndedError(UnauthenticatedError):
+    """The user's session has ended, or another request has given it a new id."""
+
+    code = "SESSION_ENDED"
+
+
 class AccessDeniedError(RejectedError):
     """The caller may not do this."""
 
     code = "ACCESS_DENIED"
     status = 403
+
+
+class CrossSiteError(AccessDeniedError):
+    """A page of another site has sent the request, and the user's browser has added its cookies (CSRF)."""
+
+    code = "CROSS_SITE_REQUEST"
 
 
 class PayloadError(RejectedError):

@@ -161,6 +161,26 @@ class Metrics:
             ("update_type",),
             registry=registry,
         )
+        self.bot_chat_wait = Histogram(
+            "hybridkit_bot_chat_wait_seconds",
+            "Time for which a Telegram update has waited for another replica to finish its chat's previous one.",
+            registry=registry,
+            buckets=_WORK_SECONDS,
+        )
+        self.bot_chat_takeovers = Counter(
+            "hybridkit_bot_chat_takeovers_total",
+            "Chats that were taken over from a replica which had died or frozen.",
+            registry=registry,
+        )
+        self.sessions = Counter(
+            "hybridkit_sessions_total",
+            "Sessions, by what became of them, and ids that opened none.",
+            (
+                "sessions",
+                "outcome",
+            ),  # outcome: created, rotated, ended, revoked, crowded_out; malformed, unknown, wrong_secret, …
+            registry=registry,
+        )
         self.idempotency_outcomes = Counter(
             "hybridkit_idempotency_outcomes_total",
             "What the guard answered to a claim.",
