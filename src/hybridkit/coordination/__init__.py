@@ -8,12 +8,15 @@ async with connect_redis(url) as redis:
 
 from redis.asyncio import Redis
 
+from hybridkit.coordination._cache._cache import Cache
 from hybridkit.coordination._connection import check_noeviction, connect_redis, probe_redis
+from hybridkit.coordination._process_redis import use_redis
 from hybridkit.coordination._sessions import Session, SessionInfo, Sessions
 from hybridkit.coordination._shelf import REDIS_IS_AWAY, Shelf
 
 __all__ = [
     "REDIS_IS_AWAY",
+    "Cache",
     "Redis",
     "Session",
     "SessionInfo",
@@ -22,4 +25,5 @@ __all__ = [
     "check_noeviction",
     "connect_redis",
     "probe_redis",
+    "use_redis",
 ]

@@ -190,6 +190,20 @@ class Metrics:
             ),  # scope: http, bot or a consumer; outcome: acquired, taken_over, completed, …
             registry=registry,
         )
+        self.cache_outcomes = Counter(
+            "hybridkit_cache_outcomes_total",
+            "Reads of a cache by where the value came from, and what happened to its loads.",
+            # outcome: hit, stale, miss, fallback (one per read); wait, takeover, oversized (per load)
+            ("cache", "outcome"),
+            registry=registry,
+        )
+        self.broadcast_messages = Counter(
+            "hybridkit_broadcast_messages_total",
+            "Messages of a broadcast, by what came of them.",
+            # outcome: published, received, dropped (a subscriber was too slow), unreadable
+            ("broadcast", "outcome"),
+            registry=registry,
+        )
         self.outbox_pending = Gauge(
             "hybridkit_outbox_pending_events",
             "Events stored with their rows and not confirmed by the broker yet; this replica's part of them.",
