@@ -466,7 +466,7 @@ async def work(rabbitmq_url: str) -> AsyncGenerator[Work]:
 async def guard(redis_url: str) -> AsyncGenerator[IdempotencyGuard]:
     """A patient one, as it would go on without a Redis that a busy machine keeps from answering."""
     async with connect_redis(redis_url, timeout_seconds=10) as redis:
-        yield IdempotencyGuard(redis, timeout_seconds=30)
+        yield IdempotencyGuard(redis)
 
 
 @pytest.fixture

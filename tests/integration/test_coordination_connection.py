@@ -97,7 +97,7 @@ async def test_a_master_that_becomes_a_replica_is_left_for_the_new_one(own_redis
             with pytest.raises(UnavailableError, match="takes no writes"):
                 await probe_redis(redis)
             leads_to[0] = new_port
-            guard = IdempotencyGuard(redis, when_down=RedisDown.EXTERNAL, timeout_seconds=5.0)
+            guard = IdempotencyGuard(redis, when_down=RedisDown.EXTERNAL)
             async with guard.claim("orders:order:42", 1) as claim:
                 claim.set_result("done")
             assert await guard.begin("orders:order:42", 1) == Completed(b'"done"')

@@ -20,6 +20,7 @@ from hybridkit.errors import (
     RejectedError,
 )
 from hybridkit.idempotency import Acquired, Completed, Finish, IdempotencyGuard, InProgress, Outcome
+from hybridkit.idempotency._records import Records
 
 KEY = "orders:order:42"
 
@@ -37,12 +38,12 @@ async def redis(redis_url: str) -> AsyncGenerator[Redis]:
 
 @pytest.fixture
 def guard(redis: Redis) -> IdempotencyGuard:
-    return IdempotencyGuard(redis, timeout_seconds=5.0)
+    return IdempotencyGuard(redis)
 
 
 @pytest.fixture
 def hasty(redis: Redis) -> IdempotencyGuard:
-    return IdempotencyGuard(redis, lease_seconds=0.001, max_takeovers=0, timeout_seconds=5.0)
+    return IdempotencyGuard(redis, lease_seconds=0.001, max_takeovers=0)
 
 
 async def acquired_by(guard: IdempotencyGuard) -> Acquired:
@@ -189,7 +190,7 @@ async def test_a_result_without_a_json_form_fails_in_the_block(guard: Idempotenc
 
 async def test_a_taken_over_claim_cancels_its_block(redis: Redis) -> None:
     """The renewal finds another holder, and the block ends with that error while the other one works."""
-    guard = IdempotencyGuard(redis, lease_seconds=0.3, timeout_seconds=5.0)
+    guard = IdempotencyGuard(redis, lease_seconds=0.3)
 
     async def work() -> None:
         async with guard.claim(KEY, None):
@@ -216,14 +217,16 @@ async def test_a_lost_claim_of_an_inner_block_releases_the_outer_one(guard: Idem
     assert (await acquired_by(guard)).fence == 2
 
 
-async def test_work_without_redis_that_another_one_does_too_is_no_error(guard: IdempotencyGuard) -> None:
+async def test_work_without_redis_that_another_one_does_too_is_no_error(
+    guard: IdempotencyGuard, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Both write through data services, where the derived keys make one of the two."""
     await acquired_by(guard)
-    breaker = guard._records.breaker
-    for _ in range(3):
-        breaker.failed()
-    async with guard.claim(KEY, None):
-        breaker.succeeded()
+    with monkeypatch.context() as away:
+        away.setattr(Records, "are_away", True)
+        claim = guard.claim(KEY, None)
+        await claim.__aenter__()
+    await claim.__aexit__(None, None, None)
     assert isinstance(await guard.begin(KEY, None), InProgress)
 
 
@@ -298,7 +301,7 @@ async def test_who_is_cancelled_while_finishing_has_finished(guard: IdempotencyG
 
 async def test_the_lease_is_renewed_while_a_consumer_holds_it(redis: Redis) -> None:
     """After more than its length another caller still has to wait."""
-    guard = IdempotencyGuard(redis, lease_seconds=1.0, timeout_seconds=5.0)
+    guard = IdempotencyGuard(redis, lease_seconds=1.0)
     acquired = await acquired_by(guard)
     async with guard.hold(acquired):
         claim = current().claim

@@ -24,6 +24,7 @@ from hybridkit.idempotency import (
     RedisDown,
 )
 from hybridkit.testing import FaultProxy
+from tests.helpers import until
 
 pytestmark = pytest.mark.real_server
 
@@ -52,6 +53,11 @@ async def far_redis(redis_url: str, proxy: FaultProxy) -> AsyncGenerator[Redis]:
         yield redis
 
 
+async def until_back(guard: IdempotencyGuard) -> None:
+    """Wait for the connection that is made in the background."""
+    await until(lambda: not guard._records.are_away)
+
+
 def acquired(answer: Begin) -> Acquired:
     assert isinstance(answer, Acquired), answer
     return answer
@@ -69,6 +75,7 @@ async def test_a_lost_reply_does_not_lock_the_owner_out(
     assert not mine.guarded
     assert await redis.hget(RECORD, "token") == mine.token
     proxy.let_pass()
+    await until_back(guard)
     assert await guard.renew(mine)
     assert await guard.finish(mine, Outcome.COMPLETED, "done") is Finish.OK
     assert await guard.begin(KEY, None) == Completed(b'"done"')
@@ -78,7 +85,8 @@ async def test_a_cancelled_question_is_undone_when_its_answer_comes(
     far_redis: Redis, proxy: FaultProxy, redis: Redis
 ) -> None:
     """A claim whose caller is gone is released at once, and not after its lease."""
-    guard = IdempotencyGuard(far_redis, timeout_seconds=5.0)
+    guard = IdempotencyGuard(far_redis)
+    await warm(guard)
     proxy.delay(0.1)
     asking = asyncio.create_task(guard.begin(KEY, None))
     while not await redis.exists(RECORD):
@@ -93,13 +101,17 @@ async def test_a_cancelled_question_is_undone_when_its_answer_comes(
 async def test_a_silent_redis_costs_one_timeout_and_then_nothing(
     far_redis: Redis, proxy: FaultProxy, fault: str
 ) -> None:
-    """After a few timeouts the breaker opens, and further calls run unguarded without asking."""
-    guard = IdempotencyGuard(far_redis, timeout_seconds=0.1)
+    """Once Redis counts as away, further calls run unguarded without asking; its first answer ends that."""
+    guard = IdempotencyGuard(far_redis)
+    assert acquired(await guard.begin(KEY, None)).guarded
     getattr(proxy, fault)()
     since = time.monotonic()
-    for number in range(200):  # a timeout for each would be 20 s
+    for number in range(200):  # a timeout for each would be 80 s
         assert not acquired(await guard.begin(f"orders:order:{number}", None)).guarded
-    assert 0.3 <= time.monotonic() - since < 10
+    assert 0.4 <= time.monotonic() - since < 20
+    proxy.let_pass()
+    await until_back(guard)
+    assert acquired(await guard.begin("orders:order:back", None)).guarded
 
 
 async def test_work_without_redis_is_recorded_when_redis_is_back(far_redis: Redis, proxy: FaultProxy) -> None:
@@ -108,6 +120,7 @@ async def test_work_without_redis_is_recorded_when_redis_is_back(far_redis: Redi
     proxy.cut("to_server", at_byte=0)
     unguarded = acquired(await guard.begin(KEY, None))
     proxy.let_pass()
+    await until_back(guard)
     assert await guard.finish(unguarded, Outcome.COMPLETED, "done") is Finish.RECREATED
     assert await guard.begin(KEY, None) == Completed(b'"done"')
 
@@ -121,7 +134,7 @@ async def test_a_frozen_holder_is_taken_over_and_stops_when_it_wakes(redis_url: 
     try:
         assert await holder.stdout.readline() == b"working\n"
         os.kill(holder.pid, signal.SIGSTOP)
-        guard = IdempotencyGuard(redis, timeout_seconds=5.0)
+        guard = IdempotencyGuard(redis)
         successor = acquired(await guard.begin(KEY, None, wait_seconds=20))
         assert (successor.taken_over, successor.fence) == (True, 2)
         assert await guard.finish(successor, Outcome.COMPLETED, "successor") is Finish.OK
@@ -142,7 +155,7 @@ HOLDER = textwrap.dedent("""
 
     async def main(url, key):
         async with connect_redis(url, timeout_seconds=2.0) as redis:
-            guard = IdempotencyGuard(redis, lease_seconds=1.5, timeout_seconds=5.0)
+            guard = IdempotencyGuard(redis, lease_seconds=1.5)
             try:
                 async with guard.claim(key, None) as claim:
                     print("working", flush=True)
@@ -163,6 +176,7 @@ async def test_a_killed_redis_that_comes_back_still_knows_its_claims(own_redis_s
             await asyncio.to_thread(own_redis_server.kill)
             assert acquired(await guard.begin("orders:order:43", None)).guarded is False
             await asyncio.to_thread(own_redis_server.restart)
+            await until_back(guard)
             claim.set_result("done")
         assert await guard.begin(KEY, None) == Completed(b'"done"')
 
@@ -276,5 +290,6 @@ async def test_a_renewal_whose_answer_was_lost_leaves_the_holder_the_holder(
     with pytest.raises(UnavailableError):
         await refusing.renew(mine)
     proxy.let_pass()
+    await until_back(refusing)
     assert await refusing.renew(mine)
     assert await refusing.finish(mine, Outcome.COMPLETED) is Finish.OK

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 import pytest
 
 from hybridkit.coordination import Redis, connect_redis
+from hybridkit.coordination._connection import multiplexer_of
 from hybridkit.idempotency import (
     Acquired,
     Begin,
@@ -34,13 +35,13 @@ async def redis(redis_url: str, request: pytest.FixtureRequest) -> AsyncGenerato
 
 @pytest.fixture
 def guard(redis: Redis) -> IdempotencyGuard:
-    return IdempotencyGuard(redis, timeout_seconds=5.0)
+    return IdempotencyGuard(redis)
 
 
 @pytest.fixture
 def hasty(redis: Redis) -> IdempotencyGuard:
     """Its leases are over at once, unless they are renewed."""
-    return IdempotencyGuard(redis, lease_seconds=0.001, max_takeovers=2, timeout_seconds=5.0)
+    return IdempotencyGuard(redis, lease_seconds=0.001, max_takeovers=2)
 
 
 async def acquire(guard: IdempotencyGuard, *, wait_seconds: float = 0.0) -> Acquired:
@@ -166,7 +167,7 @@ async def test_a_waiting_caller_gives_up_at_its_time(guard: IdempotencyGuard) ->
 
 async def test_renewing_extends_the_lease(hasty: IdempotencyGuard, redis: Redis) -> None:
     """Another caller is told that the work is in progress after the first lease has ended."""
-    patient = IdempotencyGuard(redis, timeout_seconds=5.0)
+    patient = IdempotencyGuard(redis)
     acquired = await acquire(hasty)
     assert await patient.renew(acquired)
     assert isinstance(await begin_again(hasty), InProgress)
@@ -252,46 +253,36 @@ async def test_a_redis_that_has_forgotten_the_scripts_is_given_them_again(
     assert await guard.finish(acquired, Outcome.COMPLETED) is Finish.OK
 
 
-async def test_the_first_answer_after_an_outage_ends_it(guard: IdempotencyGuard) -> None:
-    """One call that succeeds closes the breaker, and work is guarded again."""
-    breaker = guard._records.breaker
-    for _ in range(3):
-        breaker.failed()
-    assert not (await acquire(guard)).guarded
-    breaker._next_try = 0.0  # a second later
-    assert (await acquire(guard)).guarded
-    assert not breaker.is_open
-
-
 async def test_a_redis_that_refuses_the_script_is_as_good_as_none(
     guard: IdempotencyGuard, redis: Redis
 ) -> None:
     """Here a foreign value stands under the key; out of memory and read-only replicas answer in the same way."""
     await redis.set(RECORD, "not ours")
     assert not (await acquire(guard)).guarded
-    assert not guard._records.breaker.is_open
+    assert not guard._records.are_away
 
 
 async def test_every_script_may_run_twice(redis: Redis) -> None:
     """As when its reply was lost: the same token gets the same answer, and nothing is counted twice."""
+    scripts = multiplexer_of(redis)
     begin = ("token", "print", 30_000, 60_000, 5)
-    assert await BEGIN.run(redis, KEY, *begin) == await BEGIN.run(redis, KEY, *begin)
+    assert await scripts.run(BEGIN, [KEY], *begin) == await scripts.run(BEGIN, [KEY], *begin)
     renew = ("token", 30_000, 60_000, "print", 1)
-    assert await RENEW.run(redis, KEY, *renew) == await RENEW.run(redis, KEY, *renew)
+    assert await scripts.run(RENEW, [KEY], *renew) == await scripts.run(RENEW, [KEY], *renew)
     assert int(await redis.hget(KEY, "fence") or 0) == 1
     finish = ("token", "C", 60_000, "print", 1, b"1")
-    answers = [await FINISH.run(redis, KEY, *finish) for _ in range(2)]
-    assert [answer if isinstance(answer, str) else answer.decode() for answer in answers] == ["OK", "ALREADY"]
+    answers = [await scripts.run(FINISH, [KEY], *finish) for _ in range(2)]
+    assert answers == [b"OK", b"ALREADY"]
 
 
 async def test_who_took_over_is_told_so_again_when_the_reply_was_lost(redis: Redis) -> None:
     """The same token gets the same answer, and no second takeover is counted."""
-    await BEGIN.run(redis, KEY, "first", "print", 0, 60_000, 5)
+    scripts = multiplexer_of(redis)
+    await scripts.run(BEGIN, [KEY], "first", "print", 0, 60_000, 5)
     begin = ("second", "print", 30_000, 60_000, 5)
-    answers = [await BEGIN.run(redis, KEY, *begin) for _ in range(2)]
+    answers = [await scripts.run(BEGIN, [KEY], *begin) for _ in range(2)]
     assert answers[0] == answers[1]
-    assert answers[0][0] in ("TAKEN_OVER", b"TAKEN_OVER")
-    assert answers[0][1] == 2
+    assert answers[0] == [b"TAKEN_OVER", 2, 1]
 
 
 async def test_scripts_are_named_for_debugging() -> None:
@@ -302,7 +293,7 @@ async def test_scripts_are_named_for_debugging() -> None:
 @pytest.mark.real_server
 async def test_of_200_at_once_exactly_one_gets_the_work(redis: Redis) -> None:
     """The other 199, over ten guards, are told that it is in progress."""
-    guards = [IdempotencyGuard(redis, timeout_seconds=20.0) for _ in range(10)]
+    guards = [IdempotencyGuard(redis) for _ in range(10)]
     answers = await asyncio.gather(*(guards[n % 10].begin(KEY, ORDER) for n in range(200)))
     assert [type(answer) for answer in answers].count(Acquired) == 1
     assert [type(answer) for answer in answers].count(InProgress) == 199
@@ -323,7 +314,7 @@ async def test_a_key_that_was_given_back_is_not_taken_by_the_question_it_overtoo
     """Whether the question was there before or not: its token has no holder any more."""
     mine = Acquired(key=KEY, token="t", fence=0, taken_over=False, guarded=False, fingerprint="f")
     assert await guard.finish(mine, outcome) is Finish.GONE
-    assert await ask_late(guard, "t") == ["IN_PROGRESS", 0]
+    assert await ask_late(guard, "t") == [b"IN_PROGRESS", 0]
     assert await redis.ttl(RECORD) <= 60
     assert (await acquire(guard)).fence == 1
 

@@ -336,9 +336,7 @@ async def test_an_event_that_is_published_twice_has_one_effect(
     """The guard knows the event by its id, whichever message brings it."""
     async with connect_redis(redis_url, timeout_seconds=10) as redis:
         consumer = consumer_of(ledger)
-        async with consumer.running(
-            connection, publisher=publisher, guard=IdempotencyGuard(redis, timeout_seconds=30)
-        ):
+        async with consumer.running(connection, publisher=publisher, guard=IdempotencyGuard(redis)):
             event = Consumed(number=1)
             await asyncio.gather(*(publisher.publish(event) for _ in range(10)))
             await publisher.publish(Consumed(number=2))
@@ -365,9 +363,7 @@ async def test_a_handler_finishes_when_the_connection_drops_and_has_one_effect(
         connect_redis(redis_url, timeout_seconds=10) as redis,
         proxied(rabbitmq_url) as (proxy, connection),
     ):
-        async with consumer.running(
-            connection, publisher=publisher, guard=IdempotencyGuard(redis, timeout_seconds=30)
-        ):
+        async with consumer.running(connection, publisher=publisher, guard=IdempotencyGuard(redis)):
             await publisher.publish(Consumed(number=1))
             await begun.wait()
             proxy.reset()

@@ -59,7 +59,7 @@ async def test_a_broker_that_dies_loses_nothing_and_repeats_nothing(
         BrokerConnection(server.url, name="tests") as connection,
         # Redis is not what is tested: on a busy machine it gets more time than the guard would go on without it.
         connect_redis(redis_url, timeout_seconds=10) as redis,
-        consumer.running(connection, publisher=publisher, guard=IdempotencyGuard(redis, timeout_seconds=30)),
+        consumer.running(connection, publisher=publisher, guard=IdempotencyGuard(redis)),
     ):
         publishing = [
             asyncio.create_task(publish_until_confirmed(publisher, event)) for event in events[:150]

@@ -79,7 +79,7 @@ async def replica(rabbitmq_url: str, redis_url: str) -> None:
             connection,
             publisher=publisher,
             providers={Redis: redis},
-            guard=IdempotencyGuard(redis, lease_seconds=3, timeout_seconds=10),
+            guard=IdempotencyGuard(redis, lease_seconds=3),
         ),
     ):
         await asyncio.Event().wait()
@@ -330,7 +330,7 @@ async def test_another_holder_is_waited_for_in_place(
 
     first, second = Moved(account=1, number=1), Moved(account=1, number=2)
     async with connect_redis(redis_url, timeout_seconds=10) as redis:
-        guard = IdempotencyGuard(redis, lease_seconds=1.5, timeout_seconds=10)
+        guard = IdempotencyGuard(redis, lease_seconds=1.5)
         payload = ["order.moved", 1, first.model_dump()]
         await guard.begin(f"{QUEUE}:tests:{first.event_id}:0", payload)  # by a process that dies then
         async with consumer_of(handle).running(connection, publisher=publisher, guard=guard):

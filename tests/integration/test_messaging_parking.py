@@ -76,7 +76,7 @@ async def service(rabbitmq_url: str, redis_url: str) -> AsyncGenerator[Service]:
         RobustPublisher(rabbitmq_url, service="tests") as publisher,
         BrokerConnection(rabbitmq_url, name="tests") as connection,
     ):
-        yield Service(connection, publisher, IdempotencyGuard(redis, timeout_seconds=10))
+        yield Service(connection, publisher, IdempotencyGuard(redis))
 
 
 @pytest.fixture

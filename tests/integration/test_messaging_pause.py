@@ -206,9 +206,9 @@ async def test_a_guard_without_redis_pauses_the_consumer(
     host, port = redis_url.rpartition("@")[2].removeprefix("redis://").split("/")[0].split(":")
     async with (
         FaultProxy(host, int(port)) as proxy,
-        connect_redis(proxy.url_for(redis_url), timeout_seconds=10) as redis,
+        connect_redis(proxy.url_for(redis_url)) as redis,
     ):
-        guard = IdempotencyGuard(redis, when_down=RedisDown.STRICT, timeout_seconds=0.5)
+        guard = IdempotencyGuard(redis, when_down=RedisDown.STRICT)
         async with consumer.running(connection, publisher=publisher, guard=guard):
             proxy.freeze()
             await publisher.publish_many(Wanted(number=n) for n in range(5))

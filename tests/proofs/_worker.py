@@ -85,7 +85,7 @@ async def main(name: str, url: str, folder: Path, redis_url: str) -> None:
         redis = await stack.enter_async_context(
             connect_redis(redis_url, timeout_seconds=10, max_connections=REDIS_CONNECTIONS)
         )
-        guard = IdempotencyGuard(redis, timeout_seconds=30)
+        guard = IdempotencyGuard(redis)
         publisher = await stack.enter_async_context(RobustPublisher(url, service=name))
         connection = await stack.enter_async_context(BrokerConnection(url, name=name))
         running = consumers(book)

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 from fakeredis import FakeAsyncRedis
 
+from hybridkit.coordination._redis._commands import Script
+from hybridkit.coordination._redis._resp import Part
 from hybridkit.errors import (
     ClaimLostError,
     InProgressError,
@@ -17,8 +19,7 @@ from hybridkit.errors import (
 from hybridkit.idempotency import Acquired, Completed, IdempotencyGuard, InProgress, Outcome
 from hybridkit.idempotency._answers import Exhausted, Failed, Mismatch
 from hybridkit.idempotency._attempt import Attempt, error_for
-from hybridkit.idempotency._records import Argument, Records
-from hybridkit.idempotency._scripts import Script
+from hybridkit.idempotency._records import Records
 from hybridkit.idempotency._unsettled import MAX_UNSETTLED, Unsettled
 
 KEY = "orders:order:42"
@@ -193,21 +194,21 @@ class Told(Records):
     """Keeps what it is told; it is away for the first `failures` times, and may be told more meanwhile."""
 
     def __init__(self, *, failures: int = 0) -> None:
-        super().__init__(FakeAsyncRedis(), key_prefix="", timeout_seconds=1)
+        super().__init__(FakeAsyncRedis(), key_prefix="")
         self.failures = failures
-        self.told: list[tuple[str, tuple[Argument, ...]]] = []
+        self.told: list[tuple[str, tuple[Part, ...]]] = []
         self.asked = asyncio.Event()
         self.may_answer = asyncio.Event()
         self.may_answer.set()
 
-    async def ask(self, script: Script, key: str, *arguments: Argument) -> list[Any]:
+    async def ask(self, script: Script, key: str, *arguments: Part, even_if_away: bool = False) -> Any:
         self.asked.set()
         await self.may_answer.wait()
         if self.failures:
             self.failures -= 1
             raise UnavailableError("away")
         self.told.append((key, arguments))
-        return ["OK"]
+        return b"OK"
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from hybridkit.coordination._failover import following_master
 from hybridkit.coordination._redis._multiplexer import Multiplexer
-from hybridkit.errors import MisuseError, SettingsError, UnavailableError
+from hybridkit.coordination._redis._plain import PlainCommands
+from hybridkit.errors import SettingsError, UnavailableError
 from hybridkit.observability import get_logger
 
 _log = get_logger("hybridkit.coordination")
@@ -44,15 +45,15 @@ class _Client(Redis):
         await super().aclose(close_connection_pool)
 
 
-def multiplexer_of(redis: Redis) -> Multiplexer:
-    """Return the shared connection of a client.
-
-    Raises:
-        MisuseError: `connect_redis` has not made the client.
-    """
-    if not isinstance(redis, _Client):
-        raise MisuseError(f"make the Redis client with connect_redis(url), not with {type(redis).__name__}")
-    return redis.multiplexer
+def multiplexer_of(redis: Redis) -> Multiplexer | PlainCommands:
+    """Return the shared connection of a client, or a slower stand-in where `connect_redis` has not made the client."""
+    if isinstance(redis, _Client):
+        return redis.multiplexer
+    _log.warning(
+        "this Redis client sends one command at a time: make it with connect_redis()",
+        client=type(redis).__name__,
+    )
+    return PlainCommands(redis)
 
 
 def connect_redis(

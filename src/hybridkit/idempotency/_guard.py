@@ -34,10 +34,9 @@ from hybridkit.idempotency._answers import (
     RedisDown,
 )
 from hybridkit.idempotency._attempt import Attempt, error_for, refuse_lost
-from hybridkit.idempotency._breaker import COOLDOWN_SECONDS
 from hybridkit.idempotency._claimed import Claimed
 from hybridkit.idempotency._keys import check_key, fingerprint
-from hybridkit.idempotency._records import Records
+from hybridkit.idempotency._records import COOLDOWN_SECONDS, Records
 from hybridkit.idempotency._scripts import BEGIN, FINISH, RENEW
 from hybridkit.idempotency._unsettled import Unsettled
 from hybridkit.observability import metrics
@@ -48,6 +47,7 @@ MAX_RESULT_BYTES: Final = 32 * 1024
 """The largest result that is kept; without it, the record only says that the work is done."""
 
 _POLL_SECONDS: Final = 0.05
+_FINISHES: Final = {finish.value.encode(): finish for finish in Finish}
 _OUTCOMES: Final = {
     InProgress: "in_progress",
     Completed: "completed",
@@ -71,7 +71,6 @@ class IdempotencyGuard:
             least twice the retry policy's total delay.
         max_takeovers: how many holders may die before the work is given up.
         key_prefix: the prefix of every key in Redis.
-        timeout_seconds: how long one question to Redis may take.
 
     Raises:
         DeclarationError: the lease is not shorter than the retention, or a number is out of its range.
@@ -86,22 +85,18 @@ class IdempotencyGuard:
         retention_seconds: float = 86_400.0,
         max_takeovers: int = 5,
         key_prefix: str = "hk:claim:",
-        timeout_seconds: float = 0.5,
     ) -> None:
         if not 0 < lease_seconds < retention_seconds:
             raise DeclarationError(
                 f"0 < lease_seconds < retention_seconds must hold, not {lease_seconds} and {retention_seconds}"
             )
-        if max_takeovers < 0 or timeout_seconds <= 0:
-            raise DeclarationError(
-                "max_takeovers must not be negative and timeout_seconds must be positive,"
-                f" not {max_takeovers} and {timeout_seconds}"
-            )
+        if max_takeovers < 0:
+            raise DeclarationError(f"max_takeovers must not be negative, as {max_takeovers} is")
         self._when_down = when_down
         self._lease_ms = max(round(lease_seconds * 1000), 1)
         self._retention_ms = max(round(retention_seconds * 1000), 1)
         self._max_takeovers = max_takeovers
-        self._records = Records(redis, key_prefix=key_prefix, timeout_seconds=timeout_seconds)
+        self._records = Records(redis, key_prefix=key_prefix)
         self._unsettled = Unsettled(self._records)
 
     # ── for everyone ─────────────────────────────────────────────────────────────────────────────
@@ -266,7 +261,7 @@ class IdempotencyGuard:
         Raises:
             UnavailableError: Redis did not answer.
         """
-        [answer] = await self._records.ask(
+        answer = await self._records.ask(
             RENEW,
             acquired.key,
             acquired.token,
@@ -275,7 +270,7 @@ class IdempotencyGuard:
             acquired.fingerprint,
             max(acquired.fence, 1),
         )
-        return bool(answer != "LOST")
+        return bool(answer != b"LOST")
 
     def __repr__(self) -> str:
         return (
@@ -286,29 +281,31 @@ class IdempotencyGuard:
     # ── how ──────────────────────────────────────────────────────────────────────────────────────
 
     async def _ask_to_begin(self, wanted: Acquired) -> Begin:
-        if self._when_down is not RedisDown.STRICT and not self._records.breaker.allows():
+        is_strict = self._when_down is RedisDown.STRICT
+        if self._records.are_away and not is_strict:
             return self._without_redis(wanted)
         asked_at = time.monotonic()
-        asking = self._records.start(
-            BEGIN,
-            wanted.key,
-            wanted.token,
-            wanted.fingerprint,
-            self._lease_ms,
-            self._retention_ms,
-            self._max_takeovers,
-        )
         try:
-            return _begin_answer(wanted, await self._records.answer(asking), asked_at=asked_at)
+            reply = await self._records.ask(
+                BEGIN,
+                wanted.key,
+                wanted.token,
+                wanted.fingerprint,
+                self._lease_ms,
+                self._retention_ms,
+                self._max_takeovers,
+                even_if_away=is_strict,
+            )
         except UnavailableError as error:
             if self._when_down is not RedisDown.DURABLE:
                 # The script may have run, and its answer be lost: the key would belong to a caller that is refused.
                 self._unsettled.add(wanted.key, *self._finish_arguments(wanted, Outcome.FORGOTTEN))
             return self._without_redis(wanted, error)
         except asyncio.CancelledError:
-            # Here too, the script may still run. Its token tells a late BEGIN that its work was forgotten.
-            self._records.keep(asyncio.create_task(self._finish(wanted, Outcome.FORGOTTEN)))
+            # Here too, the script runs or has run. Redis gets the commands in their order.
+            self._unsettled.add(wanted.key, *self._finish_arguments(wanted, Outcome.FORGOTTEN))
             raise
+        return _begin_answer(wanted, reply, asked_at=asked_at)
 
     def _without_redis(self, wanted: Acquired, error: UnavailableError | None = None) -> Acquired:
         if self._when_down is RedisDown.DURABLE:
@@ -323,14 +320,16 @@ class IdempotencyGuard:
         arguments = self._finish_arguments(acquired, outcome, body)
         try:
             # Where only the record stands between a mail and its twin, it is worth a timeout to write it. A durable
-            # guard doesn't make the caller wait for a Redis that is down: the writes are protected by derived keys.
-            if self._when_down is not RedisDown.DURABLE or self._records.breaker.allows():
-                [answer] = await self._records.ask(FINISH, acquired.key, *arguments)
-                return Finish(answer)
+            # guard doesn't make the caller wait for a Redis that is away: the writes are protected by derived keys.
+            is_patient = self._when_down is not RedisDown.DURABLE
+            answer = await self._records.ask(FINISH, acquired.key, *arguments, even_if_away=is_patient)
         except UnavailableError:
-            pass  # it is told again
-        self._unsettled.add(acquired.key, *arguments)
-        return Finish.UNRECORDED
+            self._unsettled.add(acquired.key, *arguments)
+            return Finish.UNRECORDED
+        except asyncio.CancelledError:  # the answer is not known; a second one changes nothing
+            self._unsettled.add(acquired.key, *arguments)
+            raise
+        return _FINISHES[answer]
 
     def _finish_arguments(
         self, acquired: Acquired, outcome: Outcome, body: bytes | None = None
@@ -355,22 +354,22 @@ def _bound_to(key: str) -> Any:
 
 def _begin_answer(wanted: Acquired, reply: list[Any], *, asked_at: float) -> Begin:
     match reply:
-        case ["ACQUIRED" | "TAKEN_OVER" as how, fence, takeovers]:
+        case [b"ACQUIRED" | b"TAKEN_OVER" as how, fence, takeovers]:
             return replace(
                 wanted,
-                fence=int(fence),
-                taken_over=how == "TAKEN_OVER",
+                fence=fence,
+                taken_over=how == b"TAKEN_OVER",
                 guarded=True,
-                takeovers=int(takeovers),
+                takeovers=takeovers,
                 asked_at=asked_at,
             )
-        case ["IN_PROGRESS", left_ms]:
-            return InProgress(int(left_ms))
-        case ["COMPLETED", body]:
-            return Completed(_as_bytes(body))
-        case ["FAILED", body]:
-            return Failed(_as_bytes(body))
-        case ["MISMATCH"]:
+        case [b"IN_PROGRESS", left_ms]:
+            return InProgress(left_ms)
+        case [b"COMPLETED", body]:
+            return Completed(body)
+        case [b"FAILED", body]:
+            return Failed(body)
+        case [b"MISMATCH"]:
             return Mismatch()
         case _:
             return Exhausted()
@@ -386,10 +385,6 @@ def _outcome_name(answer: Begin) -> str:
             return "unguarded"
         return "taken_over" if answer.taken_over else "acquired"
     return _OUTCOMES[type(answer)]
-
-
-def _as_bytes(body: str | bytes | None) -> bytes | None:
-    return body.encode() if isinstance(body, str) else body
 
 
 @lru_cache

@@ -1,104 +1,62 @@
-"""Ask Redis within bounds: a question ends in time, with an answer or with `UnavailableError`."""
+"""The records in Redis: a question ends in time, with an answer or with `UnavailableError`."""
 
-import asyncio
-from typing import Any, cast
+from typing import Any, Final
 
 from redis.asyncio import Redis
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from hybridkit._tasks import TaskSet
+from hybridkit.coordination._connection import multiplexer_of
+from hybridkit.coordination._redis._commands import CommandRefusedError, Script
+from hybridkit.coordination._redis._resp import Part
 from hybridkit.errors import UnavailableError
-from hybridkit.idempotency._breaker import COOLDOWN_SECONDS, Breaker
-from hybridkit.idempotency._scripts import Script
 from hybridkit.observability import get_logger
-
-__all__ = ["Argument", "Records"]
 
 _log = get_logger("hybridkit.idempotency")
 
-type Argument = str | bytes | int
+COOLDOWN_SECONDS: Final = 1.0
+"""The seconds after which to ask again while Redis does not answer."""
 
 
 class Records:
-    """The records in Redis, and the scripts that change them, each in a task of its own.
-
-    A caller that is cancelled doesn't stop a script half-way: the question gets its answer, and the connection stays
-    usable.
+    """The records and the scripts that change them, on the client's shared connection.
 
     Args:
-        redis: the client, whose time limits may be longer than ours.
+        redis: a client from `connect_redis`.
         key_prefix: the prefix of every key.
-        timeout_seconds: the time for one script, connecting included.
     """
 
-    def __init__(self, redis: Redis, *, key_prefix: str, timeout_seconds: float) -> None:
-        self._redis = redis
+    def __init__(self, redis: Redis, *, key_prefix: str) -> None:
+        self._redis = multiplexer_of(redis)
         self._key_prefix = key_prefix
-        self._timeout_seconds = timeout_seconds
-        self._running = TaskSet()
-        self.breaker = Breaker()
 
-    def start(self, script: Script, key: str, *arguments: Argument) -> asyncio.Task[Any]:
-        """Ask without waiting for the answer."""
-        return self._running.start(self._run(script, key, *arguments), name=f"hybridkit guard {script.name}")
+    def __repr__(self) -> str:
+        return f"Records(key_prefix={self._key_prefix!r}, redis={self._redis!r})"
 
-    def keep(self, task: asyncio.Task[Any]) -> None:
-        """Keep a task that was started elsewhere until it is done."""
-        self._running.keep(task)
+    @property
+    def are_away(self) -> bool:
+        """Whether Redis can't be reached for so long that asking it costs no time and brings no answer."""
+        return self._redis.is_away
 
-    async def ask(self, script: Script, key: str, *arguments: Argument) -> list[Any]:
-        """Run a script and return its answer: text first, the rest as it came.
+    async def ask(self, script: Script, key: str, *arguments: Part, even_if_away: bool = False) -> Any:
+        """Run a script, and return its answer: bytes, or a list of bytes and numbers.
+
+        A caller that is cancelled meanwhile does not stop the script.
+
+        Args:
+            script: one of the three.
+            key: the claim's key.
+            arguments: the script's.
+            even_if_away: wait for the deadline also while Redis is away, rather than to fail at once.
 
         Raises:
             UnavailableError: Redis did not answer, or refuses to run the script (out of memory).
         """
-        return await self.answer(self.start(script, key, *arguments))
-
-    async def answer(self, task: asyncio.Task[Any]) -> list[Any]:
-        """Wait for the answer of a script that was started, as `ask` does."""
-        # wait() returns at its time even if the driver were to sit on a cancellation, which wait_for() would await.
-        await asyncio.wait({task}, timeout=self._timeout_seconds)
-        if not task.done():
-            task.cancel()
-            self._note_failure()
-            raise _unavailable(f"no answer within {self._timeout_seconds} s")
         try:
-            reply = task.result()
-        except (RedisConnectionError, RedisTimeoutError) as error:
-            self._note_failure()
-            raise _unavailable(_words(error)) from error
-        except RedisError as error:
-            # It is there and says no (OOM, MISCONF, WRONGTYPE): quick, so no matter for the breaker.
-            _log.warning("Redis refuses a script of the idempotency guard", reason=_words(error))
-            raise _unavailable(_words(error)) from error
-        if self.breaker.succeeded():
-            _log.info("Redis answers the idempotency guard again")
-        return _as_list(reply)
-
-    async def _run(self, script: Script, key: str, *arguments: Argument) -> Any:
-        return await script.run(self._redis, self._key_prefix + key, *arguments)
-
-    def _note_failure(self) -> None:
-        if self.breaker.failed():
-            _log.warning("Redis does not answer the idempotency guard", next_try_seconds=COOLDOWN_SECONDS)
-
-    def __repr__(self) -> str:
-        return f"Records(key_prefix={self._key_prefix!r}, breaker={self.breaker!r})"
-
-
-def _unavailable(words: str) -> UnavailableError:
-    return UnavailableError(
-        f"the idempotency guard can't reach Redis: {words}", retry_after_seconds=COOLDOWN_SECONDS
-    )
-
-
-def _words(error: RedisError) -> str:
-    return f"{type(error).__name__}: {error}"
-
-
-def _as_list(reply: Any) -> list[Any]:
-    """Convert a reply to a list: it is text or bytes, one value or several, by the script and the client's settings."""
-    first, *rest = cast("list[Any]", reply) if isinstance(reply, list) else [reply]
-    return [first.decode() if isinstance(first, bytes) else first, *rest]
+            return await self._redis.run(
+                script, (self._key_prefix + key,), *arguments, even_if_away=even_if_away
+            )
+        except UnavailableError as error:
+            if isinstance(error, CommandRefusedError):
+                _log.warning("Redis refuses a script of the idempotency guard", reason=str(error))
+            raise UnavailableError(
+                f"the idempotency guard can't reach Redis: {error}", retry_after_seconds=COOLDOWN_SECONDS
+            ) from error

@@ -21,13 +21,9 @@ its key back never takes it again, and what it gave back is remembered for a min
 a question that arrives late leaves no claim that nobody holds.
 """
 
-import hashlib
-from typing import Any, Final
+from typing import Final
 
-from redis.asyncio import Redis
-from redis.exceptions import NoScriptError
-
-__all__ = ["BEGIN", "FINISH", "RENEW", "Script"]
+from hybridkit.coordination._redis._commands import Script
 
 _NOW = """
 local time = redis.call('TIME')
@@ -156,27 +152,6 @@ redis.call('PEXPIRE', KEYS[1], ARGV[3])
 return answer
 """
 )
-
-
-class Script:
-    """A Lua script that Redis knows by its SHA-1, and that is sent again after Redis has forgotten it."""
-
-    __slots__ = ("name", "sha", "text")
-
-    def __init__(self, name: str, text: str) -> None:
-        self.name = name
-        self.text = text
-        self.sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
-
-    async def run(self, redis: Redis, key: str, *arguments: str | bytes | int) -> Any:
-        """Run the script and return its answer: one round trip, two when Redis has been restarted since."""
-        try:
-            return await redis.evalsha(self.sha, 1, key, *arguments)
-        except NoScriptError:
-            return await redis.eval(self.text, 1, key, *arguments)
-
-    def __repr__(self) -> str:
-        return f"Script({self.name!r})"
 
 
 BEGIN: Final = Script("BEGIN", _BEGIN)

@@ -72,13 +72,13 @@ class Multiplexer:
         node.send(command, even_if_away=even_if_away)
         return command.reply
 
-    def execute(self, *parts: Part) -> asyncio.Future[Any]:
+    def execute(self, *parts: Part, even_if_away: bool = False) -> asyncio.Future[Any]:
         """Send a command, as in `execute("GET", key)`; the future gets its reply, or an error as for `run`."""
         node, loop = self._node, asyncio.get_running_loop()
         if node is None or node.loop is not loop:
             node = self._start()
         command = Command(encode(parts), loop.create_future(), loop.time() + self.timeout_seconds)
-        node.send(command)
+        node.send(command, even_if_away=even_if_away)
         return command.reply
 
     async def close(self) -> None:
