@@ -64,7 +64,7 @@ async def consume(url: str, count: int, *, guard: IdempotencyGuard | None = None
 async def consume_guarded(url: str, count: int) -> Sample:
     """Consume the same way, and each event once."""
     async with connect_redis(os.environ["BENCHMARK_REDIS_URL"], timeout_seconds=5) as redis:
-        return await consume(url, count, guard=IdempotencyGuard(redis, timeout_seconds=5))
+        return await consume(url, count, guard=IdempotencyGuard(redis))
 
 
 async def flat(url: str, count: int) -> Sample:

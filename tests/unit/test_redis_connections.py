@@ -440,13 +440,13 @@ def test_a_client_goes_from_one_event_loop_to_the_next() -> None:
     async def use(*, forget: bool) -> None:
         async with server.open():
             client = connect_redis(server.url)
-            multiplexer._make_connection = cast("Multiplexer", multiplexer_of(client))._make_connection
+            multiplexer._make_connection = multiplexer_of(client)._make_connection
             assert await multiplexer.execute("GET", "key") == b"key"
             if forget:
                 multiplexer.execute("GET", "forgotten")
                 await until(lambda: len(server.commands) == 2)
 
-    multiplexer = cast("Multiplexer", multiplexer_of(redis))
+    multiplexer = multiplexer_of(redis)
     asyncio.run(use(forget=True))
     asyncio.run(use(forget=False))
     asyncio.run(multiplexer.close())

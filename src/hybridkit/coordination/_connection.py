@@ -45,7 +45,7 @@ class _Client(Redis):
         await super().aclose(close_connection_pool)
 
 
-def multiplexer_of(redis: Redis) -> Multiplexer | PlainCommands:
+def multiplexer_of(redis: Redis) -> Multiplexer:
     """Return the shared connection of a client, or a slower stand-in where `connect_redis` has not made the client."""
     if isinstance(redis, _Client):
         return redis.multiplexer
@@ -53,7 +53,7 @@ def multiplexer_of(redis: Redis) -> Multiplexer | PlainCommands:
         "this Redis client sends one command at a time: make it with connect_redis()",
         client=type(redis).__name__,
     )
-    return PlainCommands(redis)
+    return cast("Multiplexer", PlainCommands(redis))  # the same methods
 
 
 def connect_redis(
