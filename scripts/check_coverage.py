@@ -13,10 +13,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 CRITICAL = [
     "src/hybridkit/_tasks.py",
-    "src/hybridkit/clients/_transaction.py",
+    "src/hybridkit/clients/_transaction*.py",
     "src/hybridkit/clients/_transports/_heads.py",
     "src/hybridkit/clients/_transports/_http1*.py",
+    "src/hybridkit/clients/_write_identity.py",
     "src/hybridkit/codec.py",
+    "src/hybridkit/context.py",
     "src/hybridkit/coordination/_lease.py",
     "src/hybridkit/coordination/_redis/*.py",
     "src/hybridkit/coordination/_session*.py",
@@ -37,6 +39,8 @@ CRITICAL = [
     "src/hybridkit/dataservice/_postgres/_store.py",
     "src/hybridkit/dataservice/_postgres/_writer.py",
     "src/hybridkit/dataservice/_store/_decisions.py",
+    "src/hybridkit/dataservice/_store/_keys.py",
+    "src/hybridkit/dataservice/_store/_kept_outcomes.py",
     "src/hybridkit/events/*.py",
     "src/hybridkit/idempotency/*.py",
     "src/hybridkit/messaging/**/*.py",

@@ -5,6 +5,7 @@ The edge makes one `RequestContext` per request, update or message and binds it;
 longer than its sender does.
 """
 
+import asyncio
 import re
 import time
 from collections.abc import Generator, Mapping
@@ -12,13 +13,23 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field, replace
 from inspect import CO_GENERATOR, currentframe
-from types import FrameType
-from typing import Annotated, Final, Self
+from types import FrameType, TracebackType
+from typing import Annotated, Any, Final, Self
 from urllib.parse import quote, unquote
+from weakref import ReferenceType, ref
 
 from pydantic import StringConstraints
 
-from hybridkit.errors import DeadlinePassedError, InvalidHeaderError, InvalidRequestError, MisuseError
+from hybridkit.errors import (
+    AnswerNotKeptError,
+    DeadlinePassedError,
+    InvalidHeaderError,
+    InvalidRequestError,
+    MisuseError,
+    RejectedError,
+    SharedStepError,
+    TemporaryError,
+)
 from hybridkit.ids import new_request_id
 
 __all__ = [
@@ -52,20 +63,177 @@ ContextId = Annotated[str, StringConstraints(pattern=_ID_PATTERN)]
 
 @dataclass(slots=True)
 class Claim:
-    """The idempotency claim of the current work, with a counter for each name that the work has used.
+    """The idempotency claim of the current work, with the steps that the work has taken.
 
     Attributes:
         key: `context:entity:id`, the same on every run of this work.
     """
 
     key: str
-    _ordinals: dict[str, int] = field(default_factory=dict[str, int], repr=False)
+    _ordinals: dict[str, int] = field(default_factory=dict[str, int], repr=False, compare=False)
+    _steps: "dict[str, _EqualSteps]" = field(
+        default_factory=dict[str, "_EqualSteps"], repr=False, compare=False
+    )
+    _begun: int = field(default=0, repr=False, compare=False)
 
     def step(self, name: str) -> str:
-        """Add to a name its ordinal among equal ones in this run: the first `create users` is `create users#0`."""
+        """Add to a name its ordinal among equal ones in this run: the first `emit user.created` is number 0."""
         ordinal = self._ordinals.get(name, 0)
         self._ordinals[name] = ordinal + 1
         return f"{name}#{ordinal}"
+
+    def begin(self, name: str, *, method: str, content: object = None) -> "Step":
+        """Begin a write; use the step as a context manager, which tells the claim how the write ended.
+
+        Equal names are numbered in the order in which they commit, and a number is kept until its write has
+        committed. So a write that is tried again, by this run or the next, is the same step. After an error that
+        leaves the outcome open, only an equal content is a further try.
+
+        Args:
+            name: the operation, the resource and the target, or the name that the caller gave.
+            method: the method of the client, for the error.
+            content: the arguments of the write, compared by `==`.
+
+        Raises:
+            SharedStepError: another task writes under the name, or has written and still runs, so the order of the two
+                may be another one in the next run.
+        """
+        if (equal := self._steps.get(name)) is None:
+            equal = self._steps[name] = _EqualSteps()
+        task = _running_task()
+        progress = _progress.get()
+        if progress is not None and progress.claim is not self:
+            progress = None
+        if not equal.are_ordered(task, progress):
+            raise SharedStepError(
+                f"{method}(): another task of this claim writes the same ({name}), and the next run may number the two"
+                f" the other way round; name each: {method}(..., step=...)",
+                method=method,
+            )
+        self._begun += 1
+        starter = progress.starter if progress is not None and progress.task is task else progress
+        equal.last = _Progress(self, task, self._begun, starter)
+        _progress.set(equal.last)
+        return Step(name, equal, equal.take(task, content), content)
+
+
+class Step:
+    """One write of a claim; made by `Claim.begin`.
+
+    Attributes:
+        name: the name with the ordinal, such as `create users#0`.
+    """
+
+    __slots__ = ("_content", "_equal", "_try", "name")
+
+    def __init__(self, name: str, equal: "_EqualSteps", attempt: "_Try", content: object) -> None:
+        self.name = f"{name}#{attempt.ordinal}"
+        self._equal = equal
+        self._try = attempt
+        self._content = content
+
+    def __repr__(self) -> str:
+        return f"Step({self.name!r})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None or isinstance(error, AnswerNotKeptError):  # the second says that it was done before
+            self._equal.open.remove(self._try)
+        elif isinstance(error, TemporaryError | RejectedError | MisuseError):
+            self.give_back()
+        else:
+            self._try.task, self._try.content = None, (self._content,)
+
+    def give_back(self) -> None:
+        """End a try that has recorded nothing: the next write of the name takes the number over."""
+        self._try.task = self._try.content = None
+
+
+type _TaskRef = ReferenceType["asyncio.Task[Any]"]
+
+
+class _Try:
+    """A number whose write has not committed, as far as is known.
+
+    Attributes:
+        ordinal: the number.
+        task: the task that writes now; None for none.
+        content: the content of a write whose outcome is open, in a tuple; None where any content goes on.
+    """
+
+    __slots__ = ("content", "ordinal", "task")
+
+    def __init__(self, ordinal: int) -> None:
+        self.ordinal = ordinal
+        self.task: _TaskRef | None = None
+        self.content: tuple[object] | None = None
+
+
+class _EqualSteps:
+    """The writes of one name in a claim."""
+
+    __slots__ = ("count", "last", "open")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.open: list[_Try] = []
+        self.last: _Progress | None = None
+
+    def are_ordered(self, task: _TaskRef, progress: "_Progress | None") -> bool:
+        """Return whether every run would take the last step of the name before the one that the task begins now."""
+        if any(each.task is not None and each.task is not task for each in self.open):
+            return False
+        if self.last is None or self.last.task is task:
+            return True
+        writer = self.last.task()
+        return writer is None or writer.done() or self.last.is_before(progress)
+
+    def take(self, task: _TaskRef, content: object) -> _Try:
+        """Return the try to go on with, or a new one."""
+        for each in self.open:
+            if each.task is None and each.content in (None, (content,)):
+                each.task = task
+                return each
+        attempt = _Try(self.count)
+        attempt.task = task
+        self.count += 1
+        self.open.append(attempt)
+        return attempt
+
+
+class _Progress:
+    """The last step of a task in a claim; a task that is started inherits that of its starter."""
+
+    __slots__ = ("claim", "number", "starter", "task")
+
+    def __init__(self, claim: Claim, task: _TaskRef, number: int, starter: "_Progress | None") -> None:
+        self.claim = claim
+        self.task = task
+        self.number = number
+        self.starter = starter
+
+    def is_before(self, progress: "_Progress | None") -> bool:
+        """Return whether a task with that progress was started by this step's task, and after this step."""
+        while progress is not None:
+            if progress.task is self.task:
+                return progress.number >= self.number
+            progress = progress.starter
+        return False
+
+
+_progress: ContextVar[_Progress | None] = ContextVar("hybridkit_claim_progress", default=None)
+
+
+def _running_task() -> _TaskRef:
+    """Return the reference to the current task, always the same object for one task."""
+    task = asyncio.current_task()
+    if task is None:
+        raise MisuseError("a claim's writes are made in a task")
+    return ref(task)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,13 +13,14 @@ from hybridkit.clients._answers import page_from, record_from, records_from, row
 from hybridkit.clients._records import (
     changed_fields,
     fields_of,
-    new_id_for,
+    given_id,
+    minted_id,
     parse_id,
     record_path,
     target_of,
 )
 from hybridkit.clients._transports._base import Response
-from hybridkit.clients._write_identity import identify
+from hybridkit.clients._write_identity import begin_write
 from hybridkit.codec import encode_json
 from hybridkit.context import Claim, RequestContext, bind
 from hybridkit.errors import (
@@ -119,17 +120,17 @@ def test_what_is_no_id_is_refused_before_it_is_sent(resource: Resource[Any, Any,
 
 def test_ids_are_minted_where_they_are_uuids() -> None:
     """A natural key is never made up: without one the create is refused."""
-    assert new_id_for(USERS, NewUser(email="a"), None, ID) == ID
-    assert new_id_for(COUNTRIES, Place(name="France"), "fr", ID) == "fr"
+    assert minted_id(USERS, ID) == ID
+    assert given_id(COUNTRIES, Place(name="France"), "fr") == "fr"
     for resource in (COUNTRIES, SEATS):
         with pytest.raises(InvalidRequestError, match="natural key; pass it as id="):
-            new_id_for(resource, Place(name="France"), None, ID)
+            minted_id(resource, ID)
 
 
 def test_an_id_may_be_part_of_the_data() -> None:
     """The id in the data is used where the resource's create model declares one."""
     coin = NewCoin(id="eur", name="Euro")
-    assert new_id_for(COINS, coin, None, ID) == "eur"
+    assert given_id(COINS, coin, None) == "eur"
     assert fields_of(coin) == {"id": "eur", "name": "Euro"}
 
 
@@ -278,17 +279,21 @@ def test_what_the_resource_does_not_declare_is_refused() -> None:
 
 def test_outside_a_claim_every_write_is_new() -> None:
     """Two equal writes have two keys and two ids."""
-    first, second = identify("create users"), identify("create users")
+    first, second = (begin_write("create users", method="create") for _ in range(2))
     assert first.key != second.key
-    assert first.id != second.id
+    assert first.id_of() != second.id_of()
 
 
-def test_inside_a_claim_a_rerun_has_the_same_identities() -> None:
+async def test_inside_a_claim_a_rerun_has_the_same_identities() -> None:
     """Equal steps are told apart by their order, different claims by their key."""
 
     def run(claim_key: str) -> list[tuple[str, UUID]]:
+        found: list[tuple[str, UUID]] = []
         with bind(RequestContext(claim=Claim(claim_key))):
-            return [identify("create users"), identify("create users"), identify(f"update users {ID}")]
+            for name in ("create users", "create users", f"update users {ID}"):
+                with begin_write(name, method="create") as write:
+                    found.append((write.key, write.id_of()))
+        return found
 
     assert run("a:b:1") == run("a:b:1")
     assert len({*run("a:b:1"), *run("a:b:2")}) == 6

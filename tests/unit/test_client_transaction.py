@@ -20,6 +20,7 @@ from hybridkit.errors import (
     MisuseError,
     OutcomeUnknownError,
     ResponseError,
+    StepReusedError,
 )
 from hybridkit.events import Command, Event
 from hybridkit.observability import remote_trace
@@ -105,10 +106,12 @@ class Service:
     def __init__(self, answer: TransactionResult | HybridkitError | None = None) -> None:
         self.answer = answer
         self.seen: list[Transaction] = []
+        self.keys: list[str] = []
         self.contexts: list[RequestContext] = []
 
-    async def commit(self, transaction: Transaction) -> TransactionResult:
+    async def commit(self, transaction: Transaction, key: str) -> TransactionResult:
         self.seen.append(transaction)
+        self.keys.append(key)
         self.contexts.append(current())
         if isinstance(self.answer, HybridkitError):
             raise self.answer
@@ -118,8 +121,10 @@ class Service:
         ]
         return self.answer or TransactionResult(results=tuple(results))
 
-    def transaction(self, isolation: Isolation = "read_committed") -> DataTransaction:
-        return DataTransaction(self.commit, isolation=isolation)
+    def transaction(
+        self, isolation: Isolation = "read_committed", *, step: str | None = None
+    ) -> DataTransaction:
+        return DataTransaction(self.commit, isolation=isolation, step=step)
 
     def body(self) -> dict[str, Any]:
         """The only transaction seen, as JSON."""
@@ -354,6 +359,70 @@ async def test_a_rerun_in_a_claim_makes_the_same_ids() -> None:
     ids = {UUID(operation["id"]) for operation in first["operations"]}
     assert len(ids) == 2
     assert {made.version for made in ids} == {8}
+
+
+async def test_a_rerun_that_is_recorded_with_other_operations_is_another_transaction() -> None:
+    """The recorded results are not those of the handles, and the error asks for a step."""
+    service = Service(TransactionResult(results=(stored(), stored())))
+    with (
+        bind(RequestContext(claim=Claim("worker:event:7"))),
+        pytest.raises(StepReusedError, match=r"transaction\(step="),
+    ):
+        async with service.transaction() as tx:
+            tx.upsert(USERS, ID, NewUser(email="a@example.com"))
+
+
+async def test_a_named_transaction_has_its_name_for_key_ids_and_events() -> None:
+    """Whatever it writes, and in whatever order such transactions come, a rerun finds it by its name."""
+
+    async def work(*names: str) -> dict[str, tuple[str, UUID, UUID]]:
+        found: dict[str, tuple[str, UUID, UUID]] = {}
+        with bind(RequestContext(claim=Claim("worker:event:7"))):
+            for name in names:
+                service = Service()
+                async with service.transaction(step=name) as tx:
+                    if len(names) > 1:
+                        tx.delete(USERS, ID)
+                    user = tx.create(USERS, NewUser(email="a@example.com"))
+                    tx.emit(event := Registered(user_id=ID))
+                found[name] = (service.keys[0], user.id, event.event_id)
+        return found
+
+    both = await work("a", "b")
+    assert await work("b") == {"b": both["b"]}
+    assert len({*both["a"], *both["b"]}) == 6
+
+
+async def test_a_transaction_finds_its_new_records_by_the_record_it_changes_first() -> None:
+    """A loop over the records that are left makes the ids of the first run for each of them."""
+
+    async def work(*targets: UUID) -> list[UUID]:
+        made: list[UUID] = []
+        with bind(RequestContext(claim=Claim("worker:event:7"))):
+            for target in targets:
+                async with Service().transaction() as tx:
+                    tx.delete(USERS, target)
+                    made.append(tx.create(USERS, NewUser(email="a@example.com")).id)
+        return made
+
+    assert (await work(ID, UUID(int=2)))[1:] == await work(UUID(int=2))
+
+
+async def test_an_event_that_has_its_identity_keeps_it() -> None:
+    """A transaction gives ids only to events without one; one that is emitted twice has one id."""
+    service = Service()
+    with bind(RequestContext(claim=Claim("worker:event:7"))):
+        known, new = Registered(user_id=ID), Registered(user_id=ID)
+        known_id = known.event_id
+        async with service.transaction() as tx:
+            for event in (known, new, new):
+                tx.emit(event)
+    assert [event["event_id"] for event in service.body()["emit"]] == [
+        str(known_id),
+        str(new.event_id),
+        str(new.event_id),
+    ]
+    assert new.event_id != known_id
 
 
 async def test_a_natural_key_is_typed_as_declared() -> None:

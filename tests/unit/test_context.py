@@ -1,5 +1,6 @@
 """The context travels in headers; what comes in is checked, and deadlines only shrink."""
 
+import asyncio
 import time
 
 import pytest
@@ -7,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hybridkit.context import Claim, RequestContext, bind, current
-from hybridkit.errors import DeadlinePassedError, InvalidHeaderError, InvalidRequestError
+from hybridkit.errors import (
+    AnswerNotKeptError,
+    DeadlinePassedError,
+    InvalidHeaderError,
+    InvalidRequestError,
+    MisuseError,
+)
 
 ids = st.text(
     st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1, max_size=255
@@ -134,6 +141,43 @@ def test_binding_lasts_as_long_as_its_block() -> None:
         assert current().request_id == "outer"
     assert current().request_id != "outer"
     assert current() != current()
+
+
+async def test_a_write_outside_of_tasks_is_refused() -> None:
+    """A callback of the event loop has no task, so nothing is known of the order of its writes."""
+    done = asyncio.get_running_loop().create_future()
+
+    def call() -> None:
+        try:
+            Claim("a:b:c").begin("create users", method="create")
+        except MisuseError as error:
+            done.set_result(error)
+
+    asyncio.get_running_loop().call_soon(call)
+    assert "in a task" in str(await done)
+
+
+async def test_an_answer_that_was_not_kept_is_a_commit() -> None:
+    """The work was done before, so the next equal call is the next step."""
+    claim = Claim("a:b:c")
+    with pytest.raises(AnswerNotKeptError), claim.begin("POST /x", method="post") as first:
+        raise AnswerNotKeptError("done before")
+    with claim.begin("POST /x", method="post") as second:
+        pass
+    assert (repr(first), second.name) == ("Step('POST /x#0')", "POST /x#1")
+
+
+async def test_claims_within_each_other_know_nothing_of_each_other() -> None:
+    """A step of the outer claim orders none of the inner one."""
+    outer, inner = Claim("a:b:1"), Claim("a:b:2")
+    with outer.begin("create users", method="create"):
+        pass
+
+    async def write() -> str:
+        with inner.begin("create users", method="create") as step:
+            return step.name
+
+    assert [await asyncio.create_task(write()), await write()] == ["create users#0", "create users#1"]
 
 
 def test_a_claim_numbers_equal_steps() -> None:

@@ -13,7 +13,7 @@ from hybridkit.clients._transports._base import Response
 from hybridkit.codec import validate_json, validate_object
 from hybridkit.contract import TransactionResult
 from hybridkit.errors import MalformedPayloadError, NotFoundError, ResponseError
-from hybridkit.resources import Record, Resource
+from hybridkit.resources import Call, Record, Resource
 from hybridkit.resources._resource import AnyResource
 
 NO_CONTENT: Final = 204
@@ -55,32 +55,24 @@ def record_from[RecordT: Record[Any]](resource: Resource[RecordT, Any, Any], res
 
 def written_record[RecordT: Record[Any]](
     resource: Resource[RecordT, Any, Any], response: Response
-) -> RecordT:
-    """Return the record in the answer to a write.
+) -> RecordT | None:
+    """Return the record in the answer to a write; None for one that has been removed since.
+
+    Raises:
+        ResponseError: the body is no such record.
+    """
+    return None if response.status == NO_CONTENT else record_from(resource, response)
+
+
+def present[RecordT: Record[Any]](resource: Resource[RecordT, Any, Any], record: RecordT | None) -> RecordT:
+    """Return the record of a write that was done.
 
     Raises:
         NotFoundError: an earlier call with the same key wrote the record, and it has been removed since.
-        ResponseError: the body is no such record.
     """
-    if response.status == NO_CONTENT:
+    if record is None:
         raise gone_since(resource)
-    return record_from(resource, response)
-
-
-def written_records[RecordT: Record[Any]](
-    resource: Resource[RecordT, Any, Any], response: Response, *, count: int
-) -> list[RecordT]:
-    """Return the records in the answer to a batch of `count` writes.
-
-    Raises:
-        NotFoundError: an earlier call with the same key wrote the records, and one has been removed since.
-        ResponseError: the body has other items, or not that many.
-    """
-    items = records_from(resource, response, count=count)
-    records = [record for record in items if record is not None]
-    if len(records) < len(items):
-        raise gone_since(resource)
-    return records
+    return record
 
 
 def gone_since(resource: AnyResource) -> NotFoundError:
@@ -156,6 +148,16 @@ def result_from[RecordT: Record[Any]](resource: Resource[RecordT, Any, Any], val
             f"a result of the transaction should be a record of {resource.name}, but {error}",
             response_status=200,
         ) from None
+
+
+def answer_of[ResponseT: BaseModel](call: Call[Any, ResponseT], response: Response) -> ResponseT:
+    """Return the answer of a service's own operation.
+
+    Raises:
+        ResponseError: the body doesn't fit.
+    """
+    adapter: TypeAdapter[ResponseT] = adapter_of(call.response)
+    return read_answer(adapter, response, what=f"a {call.response.__name__}")
 
 
 def read_answer[T](adapter: TypeAdapter[T], response: Response, *, what: str) -> T:

@@ -9,14 +9,13 @@ from pydantic import BaseModel
 
 from hybridkit.clients import _batches, _requests
 from hybridkit.clients._answers import (
-    adapter_of,
-    read_answer,
+    answer_of,
+    present,
     record_from,
     records_from,
     rows_from,
     transaction_from,
     written_record,
-    written_records,
 )
 from hybridkit.clients._base import BaseClient
 from hybridkit.clients._coalescer import Coalescer
@@ -25,11 +24,11 @@ from hybridkit.clients._modify import Change, modify
 from hybridkit.clients._pipeline._attempt import Intent
 from hybridkit.clients._pipeline._policy import ClientPolicy
 from hybridkit.clients._query_source import QuerySource
-from hybridkit.clients._records import RecordId, parse_id, target_of
+from hybridkit.clients._records import RecordId, given_id, parse_id, target_of
 from hybridkit.clients._transaction import DataTransaction, Isolation
 from hybridkit.clients._transports._base import Response, StreamedResponse
 from hybridkit.clients._transports._httpx import AnyTransport
-from hybridkit.clients._write_identity import identify
+from hybridkit.clients._write_identity import WriteStep, begin_write
 from hybridkit.codec import check_size
 from hybridkit.context import bind, current
 from hybridkit.contract import MAX_BATCH, MAX_BODY_BYTES, Transaction, TransactionResult
@@ -130,7 +129,10 @@ class DataClient(BaseClient):
             UniqueViolationError: another record has the id, or a value that only one may have.
             InvalidRequestError: the data doesn't fit.
         """
-        return written_record(resource, await self._send(_requests.create(resource, data, id, step)))
+        given = given_id(resource, data, id)
+        name = f"create {resource.name}" if given is None else f"create {resource.name} {given}"
+        write = begin_write(name, method="create", step=step, content=(given, data), by_order=given is None)
+        return await self._write(resource, write, lambda: _requests.create(resource, data, given, write))
 
     async def replace[RecordT: Record[Any], CreateT: BaseModel](
         self,
@@ -155,7 +157,11 @@ class DataClient(BaseClient):
             InvalidRequestError: the data doesn't fit.
         """
         target = target_of(resource, record_or_id)
-        return written_record(resource, await self._send(_requests.replace(resource, target, data, step)))
+        name = f"replace {resource.name} {target.id}"
+        write = begin_write(name, method="replace", step=step, content=(target, data))
+        return await self._write(
+            resource, write, lambda: _requests.replace(resource, target, data, write.key)
+        )
 
     async def update[RecordT: Record[Any], UpdateT: BaseModel](
         self,
@@ -181,8 +187,11 @@ class DataClient(BaseClient):
             InvalidRequestError: the changes don't fit.
         """
         target = target_of(resource, record_or_id)
-        key = identify(f"update {resource.name} {target.id}", step).key
-        return written_record(resource, await self._send(_requests.update(resource, target, changes, key)))
+        name = f"update {resource.name} {target.id}"
+        write = begin_write(name, method="update", step=step, content=(target, changes))
+        return await self._write(
+            resource, write, lambda: _requests.update(resource, target, changes, write.key)
+        )
 
     async def modify[RecordT: Record[Any], UpdateT: BaseModel](
         self,
@@ -213,20 +222,24 @@ class DataClient(BaseClient):
         """
         target = target_of(resource, record_or_id)
         # Only what was done is recorded under a key, so each try can have the same; in a claim a rerun finds it.
-        key = identify(f"modify {resource.name} {target.id}", step).key
-
-        async def write(record: RecordT, changes: UpdateT) -> RecordT:
-            request = _requests.update(resource, target_of(resource, record), changes, key)
-            return written_record(resource, await self._send(request))
-
+        name, content = f"modify {resource.name} {target.id}", getattr(change, "__code__", change)
         seconds = self._policy.read_timeout_seconds + self._policy.write_timeout_seconds
-        with bind(current().within(seconds)):
-            return await modify(
+        with (
+            bind(current().within(seconds)),
+            begin_write(name, method="modify", step=step, content=content) as step_of_all,
+        ):
+
+            async def write(record: RecordT, changes: UpdateT) -> RecordT | None:
+                request = _requests.update(resource, target_of(resource, record), changes, step_of_all.key)
+                return written_record(resource, await self._send(request))
+
+            done = await modify(
                 record_or_id if isinstance(record_or_id, Record) else None,
                 change,
                 read=lambda: self._get_one(resource, target.id),
                 write=write,
             )
+        return present(resource, done)
 
     async def upsert[RecordT: Record[Any], CreateT: BaseModel](
         self,
@@ -248,7 +261,10 @@ class DataClient(BaseClient):
             UniqueViolationError: another record has a value that only one may have.
             InvalidRequestError: the data doesn't fit.
         """
-        return written_record(resource, await self._send(_requests.upsert(resource, id, data, step)))
+        parsed = parse_id(resource, id)
+        name = f"upsert {resource.name} {parsed}"
+        write = begin_write(name, method="upsert", step=step, content=data)
+        return await self._write(resource, write, lambda: _requests.upsert(resource, parsed, data, write.key))
 
     async def delete[RecordT: Record[Any]](
         self,
@@ -270,7 +286,10 @@ class DataClient(BaseClient):
             StaleVersionError: the record has changed since it was read.
             PreconditionRequiredError: the resource wants the record, not its id alone.
         """
-        await self._send(_requests.delete(resource, target_of(resource, record_or_id), step))
+        target = target_of(resource, record_or_id)
+        name = f"delete {resource.name} {target.id}"
+        with begin_write(name, method="delete", step=step, content=target) as write:
+            await self._send(_requests.delete(resource, target, write.key))
 
     async def undelete[RecordT: Record[Any]](
         self, resource: Resource[RecordT, Any, Any], id: RecordId, *, step: str | None = None
@@ -286,7 +305,9 @@ class DataClient(BaseClient):
             NotFoundError: there never was such a record, or the resource doesn't delete softly.
             UniqueViolationError: meanwhile another record has a value that only one may have.
         """
-        return written_record(resource, await self._send(_requests.undelete(resource, id, step)))
+        parsed = parse_id(resource, id)
+        write = begin_write(f"undelete {resource.name} {parsed}", method="undelete", step=step)
+        return await self._write(resource, write, lambda: _requests.undelete(resource, parsed, write.key))
 
     async def call[RequestT: BaseModel, ResponseT: BaseModel](
         self, call: Call[RequestT, ResponseT], body: RequestT, *, step: str | None = None
@@ -301,11 +322,11 @@ class DataClient(BaseClient):
         Raises:
             HybridkitError: the operation refuses, with any error of the tree.
         """
-        response = await self._send(_requests.call(call, body, step))
-        answer: ResponseT = read_answer(
-            adapter_of(call.response), response, what=f"a {call.response.__name__}"
-        )
-        return answer
+        if call.safe:
+            return answer_of(call, await self._send(_requests.safe_call(call, body)))
+        name = f"{call.name} {call.resource.name}"
+        with begin_write(name, method="call", step=step, content=body, by_order=True) as write:
+            return answer_of(call, await self._send(_requests.call(call, body, write.key)))
 
     # ── writes of many records ───────────────────────────────────────────────────────────────────
 
@@ -330,7 +351,7 @@ class DataClient(BaseClient):
             InvalidRequestError: one of the records doesn't fit, or there are more than 1,000.
             PayloadTooLargeError: the records together have more than 1 MiB.
         """
-        return await self._write_many(resource, _batches.create(resource, data, ids, step))
+        return await self._write_many(resource, _batches.create(resource, data, ids), step)
 
     async def update_many[RecordT: Record[Any], UpdateT: BaseModel](
         self,
@@ -352,7 +373,7 @@ class DataClient(BaseClient):
             InvalidRequestError: one of the changes doesn't fit, or there are more than 1,000.
             PayloadTooLargeError: the changes together have more than 1 MiB.
         """
-        return await self._write_many(resource, _batches.update(resource, changes, step))
+        return await self._write_many(resource, _batches.update(resource, changes), step)
 
     async def upsert_many[RecordT: Record[Any], CreateT: BaseModel](
         self,
@@ -373,7 +394,7 @@ class DataClient(BaseClient):
             InvalidRequestError: one of the records doesn't fit, or there are more than 1,000.
             PayloadTooLargeError: the records together have more than 1 MiB.
         """
-        return await self._write_many(resource, _batches.upsert(resource, records, step))
+        return await self._write_many(resource, _batches.upsert(resource, records), step)
 
     async def delete_many[RecordT: Record[Any]](
         self,
@@ -394,17 +415,28 @@ class DataClient(BaseClient):
             StaleVersionError: one of the records has changed since it was read.
             InvalidRequestError: there are more than 1,000 records.
         """
-        batch = _batches.delete(resource, records_or_ids, step)
+        batch = _batches.delete(resource, records_or_ids)
         if batch.items:
-            await self._send(_batches.request(resource, batch))
+            with _batches.begin(resource, batch, step) as write:
+                await self._send(_batches.request(resource, batch, write))
 
     async def _write_many[RecordT: Record[Any]](
-        self, resource: Resource[RecordT, Any, Any], batch: _batches.Batch
+        self, resource: Resource[RecordT, Any, Any], batch: _batches.Batch, step: str | None
     ) -> list[RecordT]:
         if not batch.items:
             return []
-        response = await self._send(_batches.request(resource, batch))
-        return written_records(resource, response, count=len(batch.items))
+        with _batches.begin(resource, batch, step) as write:
+            response = await self._send(_batches.request(resource, batch, write))
+            records = records_from(resource, response, count=len(batch.items))
+        return [present(resource, record) for record in records]
+
+    async def _write[RecordT: Record[Any]](
+        self, resource: Resource[RecordT, Any, Any], write: WriteStep, request: Callable[[], Intent]
+    ) -> RecordT:
+        """Return the record that a write answers with; what it answers belongs to its step."""
+        with write:
+            written = written_record(resource, await self._send(request()))
+        return present(resource, written)
 
     # ── what the methods send ────────────────────────────────────────────────────────────────────
 
@@ -433,11 +465,11 @@ class DataClient(BaseClient):
         return rows_from(f"rows of {resource.name}", row_type, response)
 
     def _begin_transaction(self, isolation: Isolation, *, dry_run: bool, step: str | None) -> DataTransaction:
-        async def commit(transaction: Transaction) -> TransactionResult:
-            request = _requests.transact(transaction, dry_run=dry_run, step=step)
+        async def commit(transaction: Transaction, key: str) -> TransactionResult:
+            request = _requests.transact(transaction, key, dry_run=dry_run)
             return transaction_from(await self._send(request), dry_run=dry_run)
 
-        return DataTransaction(commit, isolation=isolation, step=step)
+        return DataTransaction(commit, isolation=isolation, step=step, dry_run=dry_run)
 
     async def _send(self, request: Intent) -> Response:
         check_size(request.body, limit_bytes=MAX_BODY_BYTES)

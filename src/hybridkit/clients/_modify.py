@@ -18,14 +18,14 @@ type Change[RecordT, UpdateT] = Callable[[RecordT], UpdateT | Awaitable[UpdateT 
 """From a record to what should change in it, None for nothing; called again where another write came first."""
 
 
-async def modify[RecordT: Record[Any], UpdateT: BaseModel](
+async def modify[RecordT: Record[Any], UpdateT: BaseModel, WrittenT](
     record: RecordT | None,
     change: Change[RecordT, UpdateT],
     *,
     read: Callable[[], Awaitable[RecordT]],
-    write: Callable[[RecordT, UpdateT], Awaitable[RecordT]],
-) -> RecordT:
-    """Return the record as it was written, or as it was read where nothing was to be changed.
+    write: Callable[[RecordT, UpdateT], Awaitable[WrittenT]],
+) -> RecordT | WrittenT:
+    """Return the answer to the write, or the record as it was read where nothing was to be changed.
 
     Args:
         record: the record for the first try; None to read it first.

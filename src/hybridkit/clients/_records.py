@@ -56,15 +56,22 @@ def parse_id(resource: AnyResource, id: RecordId) -> Any:
         ) from None
 
 
-def new_id_for(resource: AnyResource, data: BaseModel, id: RecordId | None, minted: UUID) -> Any:
-    """Return the id of a record to be created: the given one, that in the data, or the minted one where ids are UUIDs.
+def given_id(resource: AnyResource, data: BaseModel, id: RecordId | None) -> Any:
+    """Return the id that the caller gives a record to be created, as `id=` or in the data; None where it gives none.
 
     Raises:
-        InvalidRequestError: a natural key is missing, or it is no id of that resource.
+        InvalidRequestError: it is no id of that resource.
     """
     given = getattr(data, "id", None) if id is None else id
-    if given is not None:
-        return parse_id(resource, given)
+    return None if given is None else parse_id(resource, given)
+
+
+def minted_id(resource: AnyResource, minted: UUID) -> UUID:
+    """Return the id of a record to be created that has none of its own.
+
+    Raises:
+        InvalidRequestError: the resource has natural keys, so the caller has to give one.
+    """
     try:
         parsed = resource.parse_id(str(minted))
     except ValueError:

@@ -9,15 +9,13 @@ from hybridkit.clients._answers import Counting
 from hybridkit.clients._pipeline._attempt import Intent
 from hybridkit.clients._pipeline._texts import encode_query, query_string
 from hybridkit.clients._records import (
-    RecordId,
     Target,
     changed_fields,
     fields_of,
-    new_id_for,
-    parse_id,
+    minted_id,
     record_path,
 )
-from hybridkit.clients._write_identity import identify
+from hybridkit.clients._write_identity import WriteStep
 from hybridkit.codec import encode_json
 from hybridkit.contract import NDJSON_MEDIA_TYPE, Transaction
 from hybridkit.resources import Call, Query, Resource
@@ -75,23 +73,22 @@ def _read(path: str, body: bytes, headers: Mapping[str, str] | None = None) -> I
 
 
 def create[CreateT: BaseModel](
-    resource: Resource[Any, CreateT, Any], data: CreateT, id: RecordId | None, step: str | None
+    resource: Resource[Any, CreateT, Any], data: CreateT, given: object, write: WriteStep
 ) -> Intent:
-    identity = identify(f"create {resource.name}", step)
-    new_id = new_id_for(resource, data, id, identity.id)
+    new_id = minted_id(resource, write.id_of()) if given is None else given
     body = encode_json({**fields_of(data), "id": new_id})
-    return Intent(method="POST", path=resource.path, headers=JSON, body=body, key=identity.key)
+    return Intent(method="POST", path=resource.path, headers=JSON, body=body, key=write.key)
 
 
 def replace[CreateT: BaseModel](
-    resource: Resource[Any, CreateT, Any], target: Target, data: CreateT, step: str | None
+    resource: Resource[Any, CreateT, Any], target: Target, data: CreateT, key: str
 ) -> Intent:
     return Intent(
         method="PUT",
         path=record_path(resource, target.id),
         headers=JSON | {"if-match": target.etag or "*"},
         body=encode_json(fields_of(data)),
-        key=identify(f"replace {resource.name} {target.id}", step).key,
+        key=key,
     )
 
 
@@ -108,47 +105,37 @@ def update[UpdateT: BaseModel](
 
 
 def upsert[CreateT: BaseModel](
-    resource: Resource[Any, CreateT, Any], id: RecordId, data: CreateT, step: str | None
+    resource: Resource[Any, CreateT, Any], id: object, data: CreateT, key: str
 ) -> Intent:
-    parsed = parse_id(resource, id)
     return Intent(
         method="PUT",
-        path=record_path(resource, parsed),
+        path=record_path(resource, id),
         headers=JSON,
         body=encode_json(fields_of(data)),
-        key=identify(f"upsert {resource.name} {parsed}", step).key,
+        key=key,
     )
 
 
-def delete(resource: AnyResource, target: Target, step: str | None) -> Intent:
-    return Intent(
-        method="DELETE",
-        path=record_path(resource, target.id),
-        headers=_if_match(target),
-        key=identify(f"delete {resource.name} {target.id}", step).key,
-    )
+def delete(resource: AnyResource, target: Target, key: str) -> Intent:
+    path = record_path(resource, target.id)
+    return Intent(method="DELETE", path=path, headers=_if_match(target), key=key)
 
 
-def undelete(resource: AnyResource, id: RecordId, step: str | None) -> Intent:
-    parsed = parse_id(resource, id)
-    return Intent(
-        method="POST",
-        path=f"{record_path(resource, parsed)}:undelete",
-        key=identify(f"undelete {resource.name} {parsed}", step).key,
-    )
+def undelete(resource: AnyResource, id: object, key: str) -> Intent:
+    return Intent(method="POST", path=f"{record_path(resource, id)}:undelete", key=key)
 
 
-def call[RequestT: BaseModel](call: Call[RequestT, Any], body: RequestT, step: str | None) -> Intent:
+def safe_call[RequestT: BaseModel](call: Call[RequestT, Any], body: RequestT) -> Intent:
+    return _read(call.path, encode_json(fields_of(body)))
+
+
+def call[RequestT: BaseModel](call: Call[RequestT, Any], body: RequestT, key: str) -> Intent:
     content = encode_json(fields_of(body))
-    if call.safe:
-        return _read(call.path, content)
-    key = identify(f"{call.name} {call.resource.name}", step).key
     return Intent(method="POST", path=call.path, headers=JSON, body=content, key=key)
 
 
-def transact(transaction: Transaction, *, dry_run: bool, step: str | None) -> Intent:
-    name, headers = ("dry run", JSON | {"prefer": DRY_RUN}) if dry_run else ("transact", JSON)
-    key = identify(name, step).key
+def transact(transaction: Transaction, key: str, *, dry_run: bool) -> Intent:
+    headers = JSON | {"prefer": DRY_RUN} if dry_run else JSON
     return Intent(method="POST", path="/v1:transact", headers=headers, body=encode_json(transaction), key=key)
 
 

@@ -6,7 +6,7 @@ from typing import Any, Final, TypedDict, Unpack, cast, overload
 
 from pydantic import BaseModel, TypeAdapter
 
-from hybridkit.clients._answers import adapter_of, read_answer
+from hybridkit.clients._answers import adapter_of, answer_of, read_answer
 from hybridkit.clients._base import BaseClient
 from hybridkit.clients._pipeline._attempt import Intent
 from hybridkit.clients._pipeline._policy import ClientPolicy
@@ -14,7 +14,7 @@ from hybridkit.clients._pipeline._texts import query_string, quoted
 from hybridkit.clients._requests import JSON
 from hybridkit.clients._transports._base import Response
 from hybridkit.clients._transports._httpx import AnyTransport
-from hybridkit.clients._write_identity import identify
+from hybridkit.clients._write_identity import begin_write
 from hybridkit.codec import encode_json
 from hybridkit.errors import MisuseError, NotFoundError, ResponseError
 from hybridkit.resources import Call
@@ -44,11 +44,13 @@ class WriteOptions(ReadOptions, total=False):
 
     Attributes:
         json: the body: a model, or any value that has a JSON form.
+        step: the name of the call inside a claim, where the order of the calls can change between two runs.
         idempotency_key: sent as `Idempotency-Key`, for a service that honours it: then the call may be repeated.
         idempotent: whether the call may be repeated without a key; by default PUT and DELETE, not POST and PATCH.
     """
 
     json: object
+    step: str
     idempotency_key: str
     idempotent: bool
 
@@ -165,12 +167,18 @@ class ServiceClient(BaseClient):
         return await self._call("DELETE", path, response_model, options)
 
     async def call[RequestT: BaseModel, ResponseT: BaseModel](
-        self, call: Call[RequestT, ResponseT], request: RequestT
+        self, call: Call[RequestT, ResponseT], request: RequestT, *, step: str | None = None
     ) -> ResponseT:
-        """Call an operation that the service has declared."""
-        response = await self._send("POST", call.path, {"json": request}, safe=call.safe)
-        adapter: TypeAdapter[ResponseT] = adapter_of(call.response)
-        return read_answer(adapter, response, what=f"what {call.name} answers")
+        """Call an operation that the service has declared.
+
+        Args:
+            call: the operation.
+            request: its argument.
+            step: as in `WriteOptions`.
+        """
+        options: WriteOptions = {"json": request} if step is None else {"json": request, "step": step}
+        response = await self._send("POST", call.path, options, safe=call.safe)
+        return answer_of(call, response)
 
     async def _call(
         self,
@@ -190,8 +198,21 @@ class ServiceClient(BaseClient):
     async def _send(self, method: str, path: str, options: WriteOptions, *, safe: bool) -> Response:
         url = _url(path, options.get("params", {}))
         key = options.get("idempotency_key")
-        if self._internal and not safe and key is None:
-            key = identify(f"{method} {path}").key
+        if not self._internal or safe or key is not None:
+            return await self._send_with(key, method, url, options, safe=safe)
+        content = (options.get("json"), options.get("params"))
+        with begin_write(
+            f"{method} {path}",
+            method=method.lower(),
+            step=options.get("step"),
+            content=content,
+            by_order=method == "POST",
+        ) as write:
+            return await self._send_with(write.key, method, url, options, safe=safe)
+
+    async def _send_with(
+        self, key: str | None, method: str, url: str, options: WriteOptions, *, safe: bool
+    ) -> Response:
         body, content = (encode_json(options["json"]), JSON) if "json" in options else (b"", {})
         intent = Intent(
             method=method,

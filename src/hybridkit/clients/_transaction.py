@@ -12,8 +12,16 @@ from typing import Any, Final, Generic, Literal, Self, TypeVar, cast
 from pydantic import BaseModel
 
 from hybridkit.clients._answers import gone_since, result_from
-from hybridkit.clients._records import RecordId, changed_fields, fields_of, new_id_for, parse_id, target_of
-from hybridkit.clients._write_identity import identify
+from hybridkit.clients._records import (
+    RecordId,
+    changed_fields,
+    fields_of,
+    given_id,
+    minted_id,
+    parse_id,
+    target_of,
+)
+from hybridkit.clients._transaction_identity import TransactionIdentity
 from hybridkit.codec import now
 from hybridkit.context import bind, current
 from hybridkit.contract import (
@@ -28,7 +36,7 @@ from hybridkit.contract import (
     UpdateOperation,
     UpsertOperation,
 )
-from hybridkit.errors import FieldProblem, InvalidRequestError, MisuseError, ResponseError
+from hybridkit.errors import FieldProblem, InvalidRequestError, MisuseError, ResponseError, StepReusedError
 from hybridkit.events import Message
 from hybridkit.observability import trace_headers
 from hybridkit.resources import Filter, Query, Record, Resource
@@ -106,15 +114,19 @@ class DataTransaction:
     A block that raises sends nothing. Made by the `transaction` of a client.
     """
 
-    def __init__(self, commit: "Commit", *, isolation: Isolation, step: str | None = None) -> None:
+    def __init__(
+        self, commit: "Commit", *, isolation: Isolation, step: str | None = None, dry_run: bool = False
+    ) -> None:
         self._commit = commit
         self._step = step
+        self._dry_run = dry_run
         self._isolation: Isolation = isolation
         self._state: Literal["new", "open", "ended"] = "new"
         self._operations: list[Operation] = []
         self._handles: list[Handle[Record[Any]] | None] = []
         self._emit: list[Emission] = []
         self._context = current()
+        self._identity = TransactionIdentity(None, None)
 
     def __repr__(self) -> str:
         counts = f"{len(self._operations)} operations, {len(self._emit)} messages"
@@ -125,16 +137,21 @@ class DataTransaction:
             raise MisuseError("a transaction is entered once; begin another with client.transaction()")
         self._state = "open"
         self._context = current()
+        # A dry run leaves nothing behind, so nothing of it has to be the same in a rerun.
+        self._identity = TransactionIdentity(None if self._dry_run else self._context.claim, self._step)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._state = "ended"
+        committed = False
         try:
             if kind is None and (self._operations or self._emit):
                 await self._send()
+                committed = True
         finally:
+            self._identity.end(committed=committed)
             for handle in self._handles:
                 if handle is not None:
                     handle._give_up()  # noqa: SLF001 - a transaction and its handles are one thing
@@ -149,7 +166,9 @@ class DataTransaction:
             data: its fields.
             id: needed for natural keys; a UUID is made by the client, in a claim the same one on every run.
         """
-        new_id = new_id_for(resource, data, id, identify(f"create {resource.name}", self._step).id)
+        new_id = given_id(resource, data, id)
+        if new_id is None:
+            new_id = minted_id(resource, self._identity.new_id(resource.name, self._operations))
         operation = CreateOperation(resource=resource.name, id=str(new_id), data=fields_of(data))
         return self._add(operation, Handle(resource, new_id))
 
@@ -235,15 +254,15 @@ class DataTransaction:
                     f"emit takes not_before, or delay_seconds of 0 to {MAX_DELAY_SECONDS:.0f}, not {delay_seconds}"
                 )
             not_before = now() + timedelta(seconds=delay_seconds)
-        self._emit.append(
-            Emission.of(
-                message,
-                request_id=self._context.request_id,
-                user_id=self._context.user_id,
-                not_before=not_before,
-                trace=trace_headers(),
-            )
+        emission = Emission.of(
+            message,
+            request_id=self._context.request_id,
+            user_id=self._context.user_id,
+            not_before=not_before,
+            trace=trace_headers(),
+            identity=self._identity.note(message, len(self._emit)),
         )
+        self._emit.append(emission)
 
     def _add[HandleT: Handle[Any] | None](self, operation: Operation, handle: HandleT) -> HandleT:
         self._check_room(self._operations)
@@ -260,12 +279,19 @@ class DataTransaction:
             )
 
     async def _send(self) -> None:
-        transaction = Transaction(
-            operations=tuple(self._operations), emit=tuple(self._emit), isolation=self._isolation
-        )
-        with bind(self._context):  # outside of any context each `current()` would be another request
-            answer = await self._commit(transaction)
+        # Outside of any context each `current()` would be another request.
+        with bind(self._context), self._identity.begin(self._operations, self._emit) as write:
+            emit = self._identity.identified(self._emit, write)
+            transaction = Transaction(
+                operations=tuple(self._operations), emit=emit, isolation=self._isolation
+            )
+            answer = await self._commit(transaction, write.key)
         if len(answer.results) != len(self._handles):
+            if self._identity.is_derived:
+                raise StepReusedError(
+                    f"this transaction of {len(self._handles)} operations is recorded as one of"
+                    f" {len(answer.results)}: another one of this claim; name each: transaction(step=...)"
+                )
             raise ResponseError(
                 f"{len(self._handles)} operations have {len(answer.results)} results", response_status=200
             )
@@ -303,4 +329,4 @@ def _increment_problem(
     return None
 
 
-type Commit = Callable[[Transaction], Awaitable[TransactionResult]]
+type Commit = Callable[[Transaction, str], Awaitable[TransactionResult]]

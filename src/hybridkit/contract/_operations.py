@@ -122,8 +122,9 @@ class Emission(_Strict):
         user_id: str | None,
         not_before: datetime | None = None,
         trace: Mapping[str, str] | None = None,
+        identity: tuple[UUID, datetime] | None = None,
     ) -> Self:
-        """Make the emission of a message, with the message's id and timestamp.
+        """Make the emission of a message.
 
         Args:
             message: the event or command.
@@ -131,6 +132,7 @@ class Emission(_Strict):
             user_id: the user on whose behalf the request is made.
             not_before: the earliest time to publish it; None for at once.
             trace: `traceparent` and `tracestate`; a state that is too long is left out, as W3C allows.
+            identity: the id and timestamp; by default the message's.
 
         Raises:
             InvalidRequestError: a value is outside the limits, such as a key of 10,000 characters.
@@ -140,11 +142,12 @@ class Emission(_Strict):
         state = trace.get("tracestate", "")
         data = encode_data(message)
         check_message_data(data)
+        event_id, timestamp = identity or message.identify()
         members: dict[str, Any] = {
             "event_type": message.message_type,
             "version": message.message_version,
-            "event_id": message.event_id,
-            "timestamp": message.timestamp,
+            "event_id": event_id,
+            "timestamp": timestamp,
             "key": message.ordering_key if isinstance(message, Event) else None,
             "queue": message.queue if isinstance(message, Command) else None,
             "not_before": not_before,

@@ -30,7 +30,8 @@ HybridkitError
 │   ├── PreconditionRequiredError      a change has to name the state that the caller has read
 │   ├── KeyMissingError                a write came without an idempotency key
 │   ├── KeyReusedError                 an idempotency key came back with another payload
-│   │   └── RequestKeyReusedError       the same at an API, with another request of the same caller
+│   │   ├── RequestKeyReusedError       the same at an API, with another request of the same caller
+│   │   └── StepReusedError             a claim's step came back as another one; name it with `step=`
 │   ├── AnswerNotKeptError             done before; its answer was too large to be given again
 │   ├── UriTooLongError                the query doesn't fit into a URL; send it as the body of `:query`
 │   ├── HeadTooLargeError              the header fields are too many or too long
@@ -48,6 +49,7 @@ HybridkitError
 │   ├── SettingsError                  every problem of the configuration in one report
 │   ├── MissingExtraError              an optional dependency is not installed (also an ImportError)
 │   ├── DeclarationError               a Resource, Event, Retry or consumer that contradicts itself
+│   ├── SharedStepError                two tasks of a claim write the same at once; name each with `step=`
 │   ├── UnroutableError                no queue wants what was published
 │   ├── TopologyError                  the broker has a queue or exchange with other arguments
 │   ├── ServerMissingError             no local server of that kind can be had on this machine
@@ -71,6 +73,7 @@ from hybridkit.errors._misuse import (
     NotSupportedError,
     ServerMissingError,
     SettingsError,
+    SharedStepError,
     TopologyError,
     TransactionsUnavailableError,
     UnroutableError,
@@ -101,6 +104,7 @@ from hybridkit.errors._rejected import (
     RequestKeyReusedError,
     SessionEndedError,
     StaleVersionError,
+    StepReusedError,
     UnauthenticatedError,
     UniqueViolationError,
     UnknownEventTypeError,
@@ -175,7 +179,9 @@ __all__ = [
     "ServerStartError",
     "SessionEndedError",
     "SettingsError",
+    "SharedStepError",
     "StaleVersionError",
+    "StepReusedError",
     "TemporaryError",
     "TopologyError",
     "TransactionsUnavailableError",

@@ -40,6 +40,20 @@ class DeclarationError(MisuseError, TypeError):
     """A Resource, Event, Retry policy or consumer was declared in a way that contradicts itself."""
 
 
+class SharedStepError(MisuseError):
+    """Two tasks of one claim write the same at once, so a rerun could take one write for the other: name each step.
+
+    Attributes:
+        method: the method of the client whose argument `step` tells the two apart.
+    """
+
+    code = "STEP_SHARED"
+
+    def __init__(self, message: str, *, method: str = "") -> None:
+        super().__init__(message)
+        self.method = method
+
+
 class UnroutableError(MisuseError):
     """The broker confirmed the publish, but no queue wants the message (`basic.return`).
 

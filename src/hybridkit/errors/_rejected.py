@@ -162,6 +162,15 @@ class KeyReusedError(RejectedError):
     status = 422
 
 
+class StepReusedError(KeyReusedError):
+    """A step that is told from equal ones by its order alone came back with another content: name it with `step=`.
+
+    It may be another item of a loop whose order has changed, so the recorded outcome is not its own.
+    """
+
+    code = "IDEMPOTENCY_STEP_REUSED"
+
+
 class RequestKeyReusedError(KeyReusedError):
     """A caller of an API sent its `Idempotency-Key` again with another query, body, or wish for the answer's form."""
 

@@ -57,6 +57,15 @@ class Message(BaseModel):
         """The time at which the message got its identity; UTC, whole milliseconds."""
         return self.identify()[1]
 
+    @property
+    def is_identified(self) -> bool:
+        """Whether the message has its identity already."""
+        try:
+            _read_slot(self)
+        except AttributeError:
+            return False
+        return True
+
     def identify(self) -> tuple[UUID, datetime]:
         """Return id and timestamp, and make them where there are none yet."""
         try:

@@ -34,7 +34,7 @@ from hybridkit.dataservice._mongo._keys import (
 )
 from hybridkit.dataservice._mongo._replacements import Replacement, check_requirement, replacement_for
 from hybridkit.dataservice._mongo._values import to_bson
-from hybridkit.dataservice._store._keys import check_repeated, count
+from hybridkit.dataservice._store._keys import count
 from hybridkit.dataservice._store._operations import CallAnswer, Operation, Outcome, Result, Write
 from hybridkit.dataservice._store._refusals import requirement_failed
 from hybridkit.errors import ConflictError, InvalidRequestError, RejectedError
@@ -108,7 +108,7 @@ class DocumentWriter:
         stored = await documents.find_one({"_id": to_bson(operation.id)})
         known = (embedded(bookkeeping(stored), write) if stored else None) or known
         if known is not None:
-            check_repeated(write, known.fingerprint)
+            known.check(write)
             if known.kept is not None:
                 return await replay(known.kept, self._database, self._collections)
         try:
@@ -147,7 +147,7 @@ class DocumentWriter:
     async def _write_claim(self, write: Write, known: KnownKey | None) -> Outcome:
         """Do a call, or emit events alone; the outcome is recorded in the claim."""
         if known is not None:
-            check_repeated(write, known.fingerprint)
+            known.check(write)
             if known.kept is not None:
                 return await replay(known.kept, self._database, self._collections)
         answer = None if write.call is None else await write.call(self._database)

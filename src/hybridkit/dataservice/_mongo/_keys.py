@@ -24,7 +24,7 @@ from hybridkit.dataservice._mongo._driver._database import LIVE, StoredDocument
 from hybridkit.dataservice._mongo._driver._errors import is_duplicate
 from hybridkit.dataservice._mongo._values import to_bson
 from hybridkit.dataservice._store._kept_outcomes import decode_outcome, encode_outcome, result_of
-from hybridkit.dataservice._store._keys import DERIVED_RETENTION, RETENTION, count, is_derived
+from hybridkit.dataservice._store._keys import DERIVED_RETENTION, RETENTION, check_repeated, count, is_derived
 from hybridkit.dataservice._store._operations import Outcome, Result, Write
 
 KEYS_COLLECTION: Final = "hk_keys"
@@ -46,6 +46,15 @@ class KnownKey:
 
     fingerprint: bytes
     kept: bytes | None
+
+    def check(self, write: Write) -> None:
+        """Refuse another request; a derived key is its request's only when something was done under it.
+
+        Raises:
+            KeyReusedError: `check_repeated` raised it.
+        """
+        if self.kept is not None or not is_derived(write.key):
+            check_repeated(write, self.fingerprint)
 
 
 class Keys:
@@ -91,7 +100,13 @@ class Keys:
         hidden = {HIDDEN: with_events({}, (), events)} if events else {}
         finished = await self._collection.update_one(
             {"_id": key_id(write), "outcome": None},
-            {"$set": {"outcome": encode_outcome(write, outcome), **hidden}},
+            {
+                "$set": {
+                    "fingerprint": write.fingerprint.hex(),
+                    "outcome": encode_outcome(write, outcome),
+                    **hidden,
+                }
+            },
         )
         return bool(finished.matched_count)
 

@@ -34,7 +34,7 @@ from hybridkit.dataservice._mongo._filters import condition
 from hybridkit.dataservice._mongo._keys import KEYS_COLLECTION, Keys, embedded, replay
 from hybridkit.dataservice._mongo._replacements import Replacement, check_requirement, replacement_for
 from hybridkit.dataservice._mongo._values import to_bson
-from hybridkit.dataservice._store._keys import check_repeated, count
+from hybridkit.dataservice._store._keys import count
 from hybridkit.dataservice._store._operations import (
     CallAnswer,
     CallWork,
@@ -106,7 +106,7 @@ class TransactionWriter:
         """Do the write inside of the session's transaction, once."""
         known = None if write.dry_run else await self._keys.look_up(write, session)
         if known is not None:
-            check_repeated(write, known.fingerprint)
+            known.check(write)
             if known.kept is not None:
                 return await replay(known.kept, self._database, self._collections, session)
         results = tuple([await self._apply(session, operation, write) for operation in write.operations])
@@ -127,7 +127,7 @@ class TransactionWriter:
         documents = self._database[collection.name]
         stored = await documents.find_one({"_id": to_bson(operation.id)}, session=session)
         if stored is not None and not write.dry_run and (known := embedded(bookkeeping(stored), write)):
-            check_repeated(write, known.fingerprint)
+            known.check(write)
             if known.kept is not None:
                 outcome = await replay(known.kept, self._database, self._collections, session)
                 raise _DoneWithoutError(outcome)

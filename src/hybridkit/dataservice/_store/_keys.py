@@ -5,8 +5,8 @@ from datetime import timedelta
 from typing import Final
 
 from hybridkit.dataservice._store._operations import Outcome, Write
-from hybridkit.errors import KeyReusedError
-from hybridkit.ids import DERIVED_KEY_PREFIX
+from hybridkit.errors import KeyReusedError, StepReusedError
+from hybridkit.ids import DERIVED_KEY_PREFIX, ORDERED_KEY_PREFIX
 from hybridkit.observability import get_logger, metrics
 
 RETENTION: Final = timedelta(hours=72)
@@ -25,7 +25,7 @@ def replayed(write: Write, fingerprint: bytes, outcome: Outcome) -> Outcome:
     """Return what was done under the key before, as the outcome of a request that repeats it.
 
     Raises:
-        KeyReusedError: the key was used for another request, and its caller made the key.
+        KeyReusedError: `check_repeated` raised it.
     """
     check_repeated(write, fingerprint)
     if fingerprint == write.fingerprint:
@@ -34,21 +34,30 @@ def replayed(write: Write, fingerprint: bytes, outcome: Outcome) -> Outcome:
 
 
 def check_repeated(write: Write, fingerprint: bytes) -> None:
-    """Refuse another request under a key that its caller made; under a derived key log it and let it pass.
+    """Refuse another request under a key that its caller made, or that was derived from an order alone.
+
+    Under any other derived key it is logged and passes.
 
     Raises:
         KeyReusedError: the key was used for another request, and its caller made the key.
+        StepReusedError: the key was used for another request, and only its order tells its step from equal ones.
     """
     if fingerprint == write.fingerprint:
         return
     if not is_derived(write.key):
         count("mismatch")
         raise KeyReusedError("this Idempotency-Key was used for another request; make one key per call")
+    if write.key.startswith(ORDERED_KEY_PREFIX):
+        count("mismatch")
+        raise StepReusedError(
+            "a rerun asks for something else under this step than the run before; it may be another item of a loop:"
+            " name each write with step=, or take its values from the event and not from the clock"
+        )
     # The rerun of a half-done handler must be able to go on, even where it now asks for something else.
     count("diverged")
     _log.warning(
         "a rerun asks for something else than the run before, and gets what that one did; does the handler read what"
-        " its own first step changed?",
+        " its own first step changed? Where the two are different writes, name each with step=",
         caller=write.caller,
         key=write.key,
     )

@@ -132,6 +132,18 @@ class KeysConformance:
         shuffled = b' { "tag" : "%b" } ' % service.tag.encode()
         assert (await service.write("POST", THINGS.path, shuffled, key=service.tag)).status == 201
 
+    async def test_a_key_by_order_alone_belongs_to_one_request(self, service: ServiceUnderTest) -> None:
+        """Another request may be another item of a loop, so it does nothing; after a refusal any request may come."""
+        key, path = f"hkd_n_{service.tag}", path_of(THINGS, fresh_id())
+        refused = await service.write("PATCH", path, {"rank": 1}, key=key)
+        made = await service.write("POST", THINGS.path, {"tag": service.tag}, key=key)
+        other = await service.write("POST", THINGS.path, {"tag": service.tag, "rank": 1}, key=key)
+        again = await service.write("POST", THINGS.path, {"tag": service.tag}, key=key)
+        assert (refused.status, made.status) == (404, 201)
+        assert other.problem == (422, "IDEMPOTENCY_STEP_REUSED")
+        assert (again.status, again.json()) == (201, made.json())
+        assert len(await service.find()) == 1
+
     async def test_keys_are_each_caller_s_own(self, service: ServiceUnderTest) -> None:
         """Two services with the same key and body create two records."""
         first = await service.write("POST", THINGS.path, {"tag": service.tag}, key=service.tag)
