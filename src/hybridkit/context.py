@@ -5,7 +5,6 @@ The edge makes one `RequestContext` per request, update or message and binds it;
 longer than its sender does.
 """
 
-import asyncio
 import re
 import time
 from collections.abc import Generator, Mapping
@@ -14,9 +13,9 @@ from contextvars import ContextVar, Token
 from dataclasses import dataclass, field, replace
 from inspect import CO_GENERATOR, currentframe
 from types import FrameType, TracebackType
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Final, Protocol, Self
 from urllib.parse import quote, unquote
-from weakref import ReferenceType, ref
+from weakref import ReferenceType
 
 from pydantic import StringConstraints
 
@@ -82,7 +81,9 @@ class Claim:
         self._ordinals[name] = ordinal + 1
         return f"{name}#{ordinal}"
 
-    def begin(self, name: str, *, method: str, content: object = None) -> "Step":
+    def begin(
+        self, name: str, task: "ReferenceType[RunningTask]", *, method: str, content: object = None
+    ) -> "Step":
         """Begin a write; use the step as a context manager, which tells the claim how the write ended.
 
         Equal names are numbered in the order in which they commit, and a number is kept until its write has
@@ -91,6 +92,7 @@ class Claim:
 
         Args:
             name: the operation, the resource and the target, or the name that the caller gave.
+            task: the task that writes, by the one reference that `weakref.ref` makes of it.
             method: the method of the client, for the error.
             content: the arguments of the write, compared by `==`.
 
@@ -100,7 +102,6 @@ class Claim:
         """
         if (equal := self._steps.get(name)) is None:
             equal = self._steps[name] = _EqualSteps()
-        task = _running_task()
         progress = _progress.get()
         if progress is not None and progress.claim is not self:
             progress = None
@@ -153,7 +154,15 @@ class Step:
         self._try.task = self._try.content = None
 
 
-type _TaskRef = ReferenceType["asyncio.Task[Any]"]
+class RunningTask(Protocol):
+    """A task of an event loop, of which the core only knows whether it has ended."""
+
+    def done(self) -> bool:
+        """Return whether the task has ended."""
+        ...
+
+
+type _TaskRef = ReferenceType[RunningTask]
 
 
 class _Try:
@@ -226,14 +235,6 @@ class _Progress:
 
 
 _progress: ContextVar[_Progress | None] = ContextVar("hybridkit_claim_progress", default=None)
-
-
-def _running_task() -> _TaskRef:
-    """Return the reference to the current task, always the same object for one task."""
-    task = asyncio.current_task()
-    if task is None:
-        raise MisuseError("a claim's writes are made in a task")
-    return ref(task)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

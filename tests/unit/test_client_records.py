@@ -1,5 +1,6 @@
 """Ids, bodies and answers; queries being built; identities of writes."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from functools import partial
 from typing import Any
@@ -20,7 +21,7 @@ from hybridkit.clients._records import (
     target_of,
 )
 from hybridkit.clients._transports._base import Response
-from hybridkit.clients._write_identity import begin_write
+from hybridkit.clients._write_identity import begin_write, running_task
 from hybridkit.codec import encode_json
 from hybridkit.context import Claim, RequestContext, bind
 from hybridkit.errors import (
@@ -28,6 +29,7 @@ from hybridkit.errors import (
     InvalidQueryError,
     InvalidRequestError,
     MalformedPayloadError,
+    MisuseError,
     ResponseError,
 )
 from hybridkit.resources import Query, Record, Resource
@@ -282,6 +284,20 @@ def test_outside_a_claim_every_write_is_new() -> None:
     first, second = (begin_write("create users", method="create") for _ in range(2))
     assert first.key != second.key
     assert first.id_of() != second.id_of()
+
+
+async def test_a_write_outside_of_tasks_is_refused() -> None:
+    """A callback of the event loop has no task, so nothing is known of the order of its writes."""
+    done = asyncio.get_running_loop().create_future()
+
+    def call() -> None:
+        try:
+            running_task()
+        except MisuseError as error:
+            done.set_result(error)
+
+    asyncio.get_running_loop().call_soon(call)
+    assert "in a task" in str(await done)
 
 
 async def test_inside_a_claim_a_rerun_has_the_same_identities() -> None:

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hybridkit.clients._write_identity import running_task
 from hybridkit.context import Claim, RequestContext, bind, current
 from hybridkit.errors import (
     AnswerNotKeptError,
     DeadlinePassedError,
     InvalidHeaderError,
     InvalidRequestError,
-    MisuseError,
 )
 
 ids = st.text(
@@ -143,26 +143,12 @@ def test_binding_lasts_as_long_as_its_block() -> None:
     assert current() != current()
 
 
-async def test_a_write_outside_of_tasks_is_refused() -> None:
-    """A callback of the event loop has no task, so nothing is known of the order of its writes."""
-    done = asyncio.get_running_loop().create_future()
-
-    def call() -> None:
-        try:
-            Claim("a:b:c").begin("create users", method="create")
-        except MisuseError as error:
-            done.set_result(error)
-
-    asyncio.get_running_loop().call_soon(call)
-    assert "in a task" in str(await done)
-
-
 async def test_an_answer_that_was_not_kept_is_a_commit() -> None:
     """The work was done before, so the next equal call is the next step."""
     claim = Claim("a:b:c")
-    with pytest.raises(AnswerNotKeptError), claim.begin("POST /x", method="post") as first:
+    with pytest.raises(AnswerNotKeptError), claim.begin("POST /x", running_task(), method="post") as first:
         raise AnswerNotKeptError("done before")
-    with claim.begin("POST /x", method="post") as second:
+    with claim.begin("POST /x", running_task(), method="post") as second:
         pass
     assert (repr(first), second.name) == ("Step('POST /x#0')", "POST /x#1")
 
@@ -170,11 +156,11 @@ async def test_an_answer_that_was_not_kept_is_a_commit() -> None:
 async def test_claims_within_each_other_know_nothing_of_each_other() -> None:
     """A step of the outer claim orders none of the inner one."""
     outer, inner = Claim("a:b:1"), Claim("a:b:2")
-    with outer.begin("create users", method="create"):
+    with outer.begin("create users", running_task(), method="create"):
         pass
 
     async def write() -> str:
-        with inner.begin("create users", method="create") as step:
+        with inner.begin("create users", running_task(), method="create") as step:
             return step.name
 
     assert [await asyncio.create_task(write()), await write()] == ["create users#0", "create users#1"]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
-from hybridkit.clients._write_identity import WriteStep, begin_write, digest_of, with_step
+from hybridkit.clients._write_identity import WriteStep, begin_write, digest_of, running_task, with_step
 from hybridkit.codec import now
 from hybridkit.context import Claim, Step
 from hybridkit.contract import Emission, Operation
@@ -59,7 +59,7 @@ class TransactionIdentity:
         if self._block is None:
             target = f" {operations[0].op} {operations[0].resource} {operations[0].id}" if operations else ""
             name = with_step(f"transaction{target}" if self._step is None else "transaction", self._step)
-            self._block = self._claim.begin(name, method="transaction")
+            self._block = self._claim.begin(name, running_task(), method="transaction")
         part = f"create {resource}#{self._counts[resource]}"
         self._counts[resource] += 1
         made = derived_id(self._claim.key, f"{self._block.name} {part}")

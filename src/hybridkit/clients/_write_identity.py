@@ -1,14 +1,16 @@
 """The identity of a write: random outside a claim, the same on every run and every try inside one."""
 
+import asyncio
 import hashlib
 from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 from uuid import UUID
+from weakref import ReferenceType, ref
 
 from hybridkit.codec import encode_json
-from hybridkit.context import Step, current
-from hybridkit.errors import InvalidRequestError
+from hybridkit.context import RunningTask, Step, current
+from hybridkit.errors import InvalidRequestError, MisuseError
 from hybridkit.ids import derived_id, derived_key, new_id
 
 
@@ -69,8 +71,20 @@ def begin_write(
     claim = current().claim
     if claim is None:
         return WriteStep()
-    begun = claim.begin(with_step(name, step), method=method, content=content)
+    begun = claim.begin(with_step(name, step), running_task(), method=method, content=content)
     return WriteStep(claim.key, begun, by_order=by_order and step is None)
+
+
+def running_task() -> ReferenceType[RunningTask]:
+    """Return the reference to the current task, always the same object for one task.
+
+    Raises:
+        MisuseError: the code runs in no task, so nothing is known of the order of its writes.
+    """
+    task: RunningTask | None = asyncio.current_task()
+    if task is None:
+        raise MisuseError("the writes of a claim are made in a task")
+    return ref(task)
 
 
 def digest_of(targets: Iterable[object]) -> str:
