@@ -9,19 +9,22 @@ Each part is a function that opens what both sides need and yields its compariso
 
 import argparse
 import asyncio
+import itertools
+import secrets
 import statistics
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import uvloop
 from redis.asyncio import Redis
 
 from benchmarks._report import Result, show
-from hybridkit.coordination import connect_redis
+from hybridkit.coordination import Lock, Rate, RateLimiter, connect_redis
 from hybridkit.coordination._connection import multiplexer_of
+from hybridkit.coordination._rate_limiter import CHECK
 from hybridkit.dev import LocalServers
 
 ROUNDS: Final = 15
@@ -78,8 +81,51 @@ async def commands(url: str) -> AsyncGenerator[Sequence[Comparison]]:
         yield [Comparison(name="GET, 100 in flight", ours=ours, peer=peer, peer_name="redis-py GET")]
 
 
+@asynccontextmanager
+async def limits(url: str) -> AsyncGenerator[Sequence[Comparison]]:
+    """Compare a check with running a script like ours by its digest, which an own limiter would do at the least."""
+    async with connect_redis(url) as redis, plain_redis(url) as plain:
+        limiter = RateLimiter("benchmark", Rate.parse("10000/s", burst=100_000), redis=redis)
+        script: Any = plain.register_script(CHECK.text)
+        await script(keys=["benchmark:limit"], args=[1, 100, 10_000_000])
+
+        async def ours() -> object:
+            return await limiter.check("anna")
+
+        async def peer() -> object:
+            return await plain.evalsha(script.sha, 1, "benchmark:limit", 1, 100, 10_000_000)
+
+        yield [
+            Comparison(name="rate limit, 100 in flight", ours=ours, peer=peer, peer_name="redis-py EVALSHA")
+        ]
+
+
+@asynccontextmanager
+async def locks(url: str) -> AsyncGenerator[Sequence[Comparison]]:
+    """Compare acquiring and releasing a free lock with `SET NX PX` and a script that compares and deletes."""
+    compare_and_delete = "return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('DEL', KEYS[1]) or 0"
+    numbers = itertools.count()
+    async with connect_redis(url) as redis, plain_redis(url) as plain:
+        script: Any = plain.register_script(compare_and_delete)
+        await script(keys=["benchmark:lock"], args=["token"])
+
+        async def ours() -> object:
+            async with Lock(f"benchmark:lock:{next(numbers) % 1_000}", redis=redis, wait_seconds=0) as held:
+                return held.fence
+
+        async def peer() -> object:
+            key, token = f"benchmark:lock:{next(numbers) % 1_000}:plain", secrets.token_hex(12)
+            await plain.set(key, token, nx=True, px=30_000)
+            return await plain.evalsha(script.sha, 1, key, token)
+
+        name = "lock and release, 100 in flight"
+        yield [Comparison(name=name, ours=ours, peer=peer, peer_name="redis-py SET NX PX, EVALSHA")]
+
+
 PARTS: Final[Mapping[str, Callable[[str], AbstractAsyncContextManager[Sequence[Comparison]]]]] = {
     "commands": commands,
+    "limits": limits,
+    "locks": locks,
 }
 
 

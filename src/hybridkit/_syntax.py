@@ -7,6 +7,10 @@ from typing import Final
 NAME_SYNTAX: Final = re.compile(r"[a-z][a-z0-9_]{0,62}")
 """A name in snake_case, as services, resources and their calls have: at most 63 bytes, like a PostgreSQL identifier."""
 
+MAX_ID_CHARS: Final = 300
+KEY_SYNTAX: Final = re.compile(rf"[A-Za-z0-9_.-]{{1,100}}:[A-Za-z0-9_.-]{{1,100}}:[!-~]{{1,{MAX_ID_CHARS}}}")
+"""A key `context:entity:id`, as idempotency claims and locks have."""
+
 
 def json_pointer(path: Iterable[int | str]) -> str:
     """Return the JSON pointer to the member at the end of a path, https://www.rfc-editor.org/rfc/rfc6901#section-3."""

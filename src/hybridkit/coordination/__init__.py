@@ -1,4 +1,4 @@
-"""Connect to Redis, so that a dead or frozen one costs a caller fractions of a second.
+"""Connect to Redis, so that a dead or frozen one costs a caller fractions of a second; locks and rate limits on it.
 
 ```python
 async with connect_redis(url) as redis:
@@ -10,13 +10,21 @@ from redis.asyncio import Redis
 
 from hybridkit.coordination._cache._cache import Cache
 from hybridkit.coordination._connection import check_noeviction, connect_redis, probe_redis
+from hybridkit.coordination._lock import HeldLock, Lock
 from hybridkit.coordination._process_redis import use_redis
+from hybridkit.coordination._rate_limiter import LimitDecision, RateLimiter
+from hybridkit.coordination._rates import Rate
 from hybridkit.coordination._sessions import Session, SessionInfo, Sessions
 from hybridkit.coordination._shelf import REDIS_IS_AWAY, Shelf
 
 __all__ = [
     "REDIS_IS_AWAY",
     "Cache",
+    "HeldLock",
+    "LimitDecision",
+    "Lock",
+    "Rate",
+    "RateLimiter",
     "Redis",
     "Session",
     "SessionInfo",

@@ -94,6 +94,8 @@ class LeaseKeeper:
         safe_until = await self._ask(safe_until)
         while self._lost is None:
             await asyncio.sleep(self._pause_seconds(safe_until))
+            if self._body.done():  # it has ended without leaving the block
+                return
             safe_until = await self._ask(safe_until)
         self._body.cancel()
 

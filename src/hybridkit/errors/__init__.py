@@ -58,7 +58,8 @@ HybridkitError
 ├── ResponseError                      look at the other side: it answered something outside the contract
 └── OutcomeUnknownError                it may have happened or not: repeat it with the same identity
     ├── DeadlineExceededError          the time ran out after a write was sent
-    └── ClaimLostError                 another holder has taken this work over
+    ├── ClaimLostError                 another holder has taken this work over
+    └── LockLostError                  the lock went to another holder while the block ran
 ```
 
 A data service sends an error as `application/problem+json` (RFC 9457). The problem's `code` and HTTP status are class
@@ -130,6 +131,7 @@ from hybridkit.errors._temporary import (
 from hybridkit.errors._unknown import (
     ClaimLostError,
     DeadlineExceededError,
+    LockLostError,
     OutcomeUnknownError,
 )
 
@@ -154,6 +156,7 @@ __all__ = [
     "InvalidRequestError",
     "KeyMissingError",
     "KeyReusedError",
+    "LockLostError",
     "LockTimeoutError",
     "MalformedPayloadError",
     "MethodNotAllowedError",

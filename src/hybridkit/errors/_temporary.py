@@ -54,7 +54,7 @@ class ConflictError(TemporaryError):
 
 
 class LockTimeoutError(ConflictError):
-    """Another transaction held a lock for too long (SQLSTATE 55P03)."""
+    """Another transaction held a lock for too long (SQLSTATE 55P03), or another holder a `Lock` of Redis."""
 
     code = "LOCK_TIMEOUT"
 

@@ -22,3 +22,7 @@ class DeadlineExceededError(OutcomeUnknownError):
 
 class ClaimLostError(OutcomeUnknownError):
     """The lease of an idempotency claim ran out, and another holder has taken the work over."""
+
+
+class LockLostError(OutcomeUnknownError):
+    """Another holder has the lock, or Redis didn't answer in time to keep it; the block was cancelled in the middle."""

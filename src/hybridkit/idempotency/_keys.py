@@ -5,12 +5,11 @@ import re
 from typing import Any, Final
 from urllib.parse import quote
 
+from hybridkit._syntax import KEY_SYNTAX, MAX_ID_CHARS
 from hybridkit.codec import canonical_json, decode_json, encode_json
 
 __all__ = ["check_key", "claim_key", "fingerprint"]
 
-MAX_ID_CHARS: Final = 300
-_KEY: Final = re.compile(rf"[A-Za-z0-9_.-]{{1,100}}:[A-Za-z0-9_.-]{{1,100}}:[!-~]{{1,{MAX_ID_CHARS}}}")
 _WORD: Final = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 
 
@@ -39,7 +38,7 @@ def check_key(key: str) -> str:
     Raises:
         ValueError: the key does not have three such parts.
     """
-    if not _KEY.fullmatch(key):
+    if not KEY_SYNTAX.fullmatch(key):
         raise ValueError(
             f"an idempotency key is context:entity:id, like orders:order:42, not {key[:80]!r};"
             " claim_key() makes one from any parts"

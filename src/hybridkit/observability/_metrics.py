@@ -204,6 +204,25 @@ class Metrics:
             ("broadcast", "outcome"),
             registry=registry,
         )
+        self.lock_outcomes = Counter(
+            "hybridkit_lock_outcomes_total",
+            "Locks that were asked for or lost, by what came of it.",
+            ("scope", "outcome"),  # scope: the key's context; outcome: acquired, taken_over, timed_out, …
+            registry=registry,
+        )
+        self.lock_wait = Histogram(
+            "hybridkit_lock_wait_seconds",
+            "Time until a lock was acquired.",
+            ("scope",),
+            registry=registry,
+            buckets=_WORK_SECONDS,
+        )
+        self.rate_limit_decisions = Counter(
+            "hybridkit_rate_limit_decisions_total",
+            "Requests that a rate limiter has decided on.",
+            ("limiter", "outcome"),  # outcome: allowed, denied; with _locally while Redis doesn't answer
+            registry=registry,
+        )
         self.outbox_pending = Gauge(
             "hybridkit_outbox_pending_events",
             "Events stored with their rows and not confirmed by the broker yet; this replica's part of them.",
