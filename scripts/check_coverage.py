@@ -12,6 +12,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 CRITICAL = [
+    "src/hybridkit/adapters/_web_sessions.py",
     "src/hybridkit/_tasks.py",
     "src/hybridkit/clients/_transaction*.py",
     "src/hybridkit/clients/_transports/_heads.py",

@@ -48,6 +48,9 @@ _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "O
 ABORT_EXTENSION: Final = "hybridkit.abort"
 """The key in a scope's `extensions` of a function that closes the connection, to take back half a response."""
 
+RESPONSE_COOKIES: Final = "hybridkit.response_cookies"
+"""The key in a scope of its response's `ResponseCookies`."""
+
 _REQUEST_ID: Final = REQUEST_ID_HEADER.encode()
 _CONTEXT_HEADERS: Final = (REQUEST_ID_HEADER, REQUEST_TIMEOUT_HEADER)
 
@@ -129,6 +132,38 @@ class ProblemMiddleware:
             await response.flush()
 
 
+class ResponseCookies:
+    """The cookies that a response sets, whatever becomes the response: a route's value, its own, or an error."""
+
+    __slots__ = ("_values", "are_sent")
+
+    def __init__(self) -> None:
+        self.are_sent = False
+        """Whether the head of the response has been sent, so that it can't take more."""
+        self._values: dict[str, str] = {}
+
+    def __repr__(self) -> str:
+        return f"ResponseCookies({list(self._values)}, are_sent={self.are_sent})"  # values may be secrets
+
+    def set(self, name: str, value: str) -> None:
+        """Set a cookie, in place of an earlier one with the name.
+
+        Args:
+            name: the cookie's name.
+            value: the value and the attributes, in ASCII.
+        """
+        self._values[name] = value
+
+    def onto(self, headers: RawHeaders) -> RawHeaders:
+        """Return the headers of a response with the cookies, and without leave to store it, if there are any."""
+        self.are_sent = True
+        if not self._values:
+            return headers
+        others = [field for field in headers if field[0].lower() != b"cache-control"]
+        lines = [(b"set-cookie", f"{name}={value}".encode()) for name, value in self._values.items()]
+        return [*others, *lines, (b"cache-control", b"no-store")]
+
+
 class EventStreams:
     """The open event streams, which a stopping server has to end, as their clients would not.
 
@@ -207,6 +242,7 @@ class _RequestCycle:
         self._response = _BufferedResponse(send)
         self._send = send
         self._task = cast("asyncio.Task[Any]", asyncio.current_task())
+        self._cookies = scope[RESPONSE_COOKIES] = ResponseCookies()
 
     async def run(self, app: ASGIApp, receive: Receive) -> None:
         started = time.perf_counter()
@@ -248,7 +284,7 @@ class _RequestCycle:
             if _is_event_stream(message):
                 self.middleware.streams.add(self._task)
             headers = [*message.get("headers", ()), (_REQUEST_ID, to_http(self.context.request_id).encode())]
-            message = {**message, "headers": headers}
+            message = {**message, "headers": self._cookies.onto(headers)}
         else:
             self._is_complete = not message.get("more_body", False)
             if self._is_complete:

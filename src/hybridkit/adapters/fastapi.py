@@ -62,10 +62,19 @@ try:
     from starlette.types import ASGIApp
 
     from hybridkit.adapters._keyed_routes import claims_after_dependencies, is_routed, reads_body
+    from hybridkit.adapters._web_sessions import SessionCookies, WebSession
 except ImportError:
     raise MissingExtraError(__name__, extra="fastapi") from None
 
-__all__ = ["IdempotencyMiddleware", "RequestContextMiddleware", "api_lifespan", "create_app", "run_api"]
+__all__ = [
+    "IdempotencyMiddleware",
+    "RequestContextMiddleware",
+    "SessionCookies",
+    "WebSession",
+    "api_lifespan",
+    "create_app",
+    "run_api",
+]
 
 _UNREADABLE: Final = "There was an error parsing the body"
 """FastAPI's message for any error while a body was read."""
