@@ -6,12 +6,13 @@ longer than its sender does.
 """
 
 import re
+import sys
 import time
 from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field, replace
-from inspect import CO_GENERATOR, currentframe
+from inspect import CO_GENERATOR
 from types import FrameType, TracebackType
 from typing import Annotated, Final, Protocol, Self
 from urllib.parse import quote, unquote
@@ -257,11 +258,13 @@ class RequestContext:
     claim: Claim | None = None
 
     def __post_init__(self) -> None:
-        for name, value in ("request_id", self.request_id), ("user_id", self.user_id):
-            if value is not None and not is_context_id(value):
-                raise InvalidRequestError(
-                    f"a {name} has 1 to 255 characters, without control characters and line separators"
-                )
+        name = None if is_context_id(self.request_id) else "request_id"
+        if name is None and self.user_id is not None and not is_context_id(self.user_id):
+            name = "user_id"
+        if name is not None:
+            raise InvalidRequestError(
+                f"a {name} has 1 to 255 characters, without control characters and line separators"
+            )
 
     @classmethod
     def from_http_headers(cls, headers: Mapping[str, str]) -> Self:
@@ -321,6 +324,18 @@ class RequestContext:
         deadline = time.monotonic() + seconds
         return replace(self, deadline=deadline if self.deadline is None else min(deadline, self.deadline))
 
+    def claimed(self, claim: Claim, *, deadline: float | None) -> Self:
+        """Return this context with another claim and deadline; its ids were checked before, and aren't again."""
+        copy = object.__new__(type(self))
+        for name, value in (
+            ("request_id", self.request_id),
+            ("user_id", self.user_id),
+            ("deadline", deadline),
+            ("claim", claim),
+        ):
+            object.__setattr__(copy, name, value)
+        return copy
+
     def check_deadline(self) -> None:
         """Stop before work that nobody waits for.
 
@@ -367,9 +382,8 @@ class _Binding(AbstractContextManager[RequestContext]):
         self._token: Token[RequestContext | None] | None = None
 
     def __enter__(self) -> RequestContext:
-        caller = currentframe()
-        caller = None if caller is None else caller.f_back
-        if caller is not None and caller.f_code.co_flags & CO_GENERATOR:
+        caller = sys._getframe(1)  # noqa: SLF001 - as `inspect.currentframe`, for each message and request
+        if caller.f_code.co_flags & CO_GENERATOR:
             _check_seen(caller)
         note = _note.get()
         if note is not None and note.user_id is None:

@@ -175,3 +175,14 @@ def test_a_claim_numbers_equal_steps() -> None:
         "update users 1#0",
     ]
     assert repr(claim) == "Claim(key='email_tasks:event:7')"
+
+
+@given(ids, st.none() | ids)
+def test_a_context_with_a_claim_is_the_same_work(request_id: str, user_id: str | None) -> None:
+    """A context that gets a claim and a deadline keeps its ids, and leaves the first one as it was."""
+    before = RequestContext(request_id=request_id, user_id=user_id)
+    claim = Claim("orders:order:42")
+    assert before.claimed(claim, deadline=7.0) == RequestContext(
+        request_id=request_id, user_id=user_id, deadline=7.0, claim=claim
+    )
+    assert (before.deadline, before.claim) == (None, None)

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from hybridkit.errors import MalformedPayloadError
 from hybridkit.events import EventEnvelope
-from hybridkit.events.cloudevents import decode_message
+from hybridkit.events.cloudevents import decode_body
 from hybridkit.idempotency import Outcome
 from hybridkit.messaging._amqp._frames import DeliverMethod
 from hybridkit.messaging._amqp._port import IncomingMessage
@@ -298,10 +298,10 @@ async def test_whatever_a_declaration_raises_ends_with_its_message(
 ) -> None:
     """Its validators and upcasters are the application's code, as is the form of a key; others go on."""
 
-    def read(body: bytes, **form: Any) -> Any:
+    def read(body: bytes, headers: Mapping[str, object]) -> Any:
         if offline._numbers[body] == 1:
             raise error
-        return decode_message(body, **form)
+        return decode_body(body, headers)
 
     def key_of(event: Ended) -> str:
         if event.number == 1:
@@ -309,7 +309,7 @@ async def test_whatever_a_declaration_raises_ends_with_its_message(
         return event.key
 
     if place == "reading":
-        monkeypatch.setattr("hybridkit.messaging._consuming._delivery.decode_message", read)
+        monkeypatch.setattr("hybridkit.messaging._consuming._delivery.decode_body", read)
     else:
         monkeypatch.setattr(Ended, "ordering_key", property(key_of))
     offline = OfflineConsumer(_nothing, ordered=ordered)

@@ -137,10 +137,26 @@ def decode_message(
     """
     mode = _mode(headers, content_type)
     if mode is None:
-        members = peek_object(body, limit_bytes=limit_bytes)
-        if not _is_structured(members):
-            return read_envelope(members, body, registry=registry)
-    return _envelope(_read(mode or "structured", body, headers, limit_bytes), registry)
+        return decode_body(body, headers, registry=registry, limit_bytes=limit_bytes)[0]
+    return _envelope(_read(mode, body, headers, limit_bytes), registry)
+
+
+def decode_body(
+    body: bytes,
+    headers: Mapping[str, object],
+    *,
+    registry: EventRegistry = default_registry,
+    limit_bytes: int = MAX_MESSAGE_BYTES,
+) -> tuple[EventEnvelope[Any], Mapping[str, Any] | None]:
+    """Read a message whose properties name no form of CloudEvents, as `decode_message` does.
+
+    Returns:
+        The envelope, and its members as `peek_object` reads them; None for the members of a CloudEvent.
+    """
+    members = peek_object(body, limit_bytes=limit_bytes)
+    if _is_structured(members):
+        return _envelope(_read("structured", body, headers, limit_bytes), registry), None
+    return read_envelope(members, body, registry=registry), members
 
 
 def decode_cloudevent(

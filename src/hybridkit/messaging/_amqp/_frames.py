@@ -223,13 +223,19 @@ def read_settled(data: bytes, start: int) -> tuple[int, int]:
     return tag, bits
 
 
-def read_deliver(data: bytes, start: int) -> DeliverMethod:
-    """Decode the `basic.deliver` at that offset."""
+def read_deliver(data: bytes, start: int, stop: int) -> DeliverMethod:
+    """Decode the `basic.deliver` between these offsets."""
     at = start + 5 + data[start + 4]  # after the consumer tag
     tag, redelivered = _TAG_AND_BITS.unpack_from(data, at)
-    exchange, at = _read_short(data, at + 9)
-    routing_key, _ = _read_short(data, at)
-    return DeliverMethod(tag, bool(redelivered), exchange, routing_key)
+    return DeliverMethod(tag, bool(redelivered), *_read_route(data[at + 9 : stop]))
+
+
+@lru_cache(maxsize=1024)
+def _read_route(octets: bytes) -> tuple[str, str]:
+    """Decode exchange and routing key, which are the same for many messages."""
+    exchange, at = _read_short(octets, 0)
+    routing_key, _ = _read_short(octets, at)
+    return exchange, routing_key
 
 
 def read_close(data: bytes, start: int) -> str:

@@ -130,20 +130,24 @@ class Port:
         if not self.is_open:
             return kind != METHOD or data[start : start + 4] in _OF_MESSAGES
         if kind == METHOD:
-            return self._take_method(data[start : start + 4], data, start)
+            return self._take_method(data[start : start + 4], data, start, stop)
         if kind == HEADER:
             self._properties = data[start + PROPERTIES_AT : stop]
             self._missing = read_body_size(data, start)
         else:
-            self._parts.append(data[start:stop])
             self._missing -= stop - start
+            if self._missing <= 0 and not self._parts:  # nearly all bodies are one frame
+                self._complete(data[start:stop])
+                return True
+            self._parts.append(data[start:stop])
         if self._missing <= 0:
-            self._complete()
+            body, self._parts = b"".join(self._parts), []
+            self._complete(body)
         return True
 
-    def _take_method(self, method: bytes, data: bytes, start: int) -> bool:
+    def _take_method(self, method: bytes, data: bytes, start: int, stop: int) -> bool:
         if method == DELIVER:
-            self._deliver = read_deliver(data, start)
+            self._deliver = read_deliver(data, start, stop)
         elif method in {ACK, NACK}:
             tag, bits = read_settled(data, start)
             try:
@@ -154,9 +158,8 @@ class Port:
             return False
         return True
 
-    def _complete(self) -> None:
+    def _complete(self, body: bytes) -> None:
         deliver, self._deliver = self._deliver, None
-        body, self._parts = b"".join(self._parts), []
         try:
             if deliver is None:
                 self._receiver.returned(self._properties)

@@ -11,7 +11,7 @@ from pamqp import commands
 from hybridkit.codec import format_timestamp, now
 from hybridkit.errors import MalformedPayloadError, PayloadError
 from hybridkit.events import EventEnvelope
-from hybridkit.events.cloudevents import FIRST_READ_AT, decode_message, read_wire
+from hybridkit.events.cloudevents import FIRST_READ_AT, decode_body, decode_message, read_wire
 from hybridkit.messaging._amqp._frames import JSON_MEDIA_TYPE, decode_properties
 from hybridkit.messaging._amqp._headers import (
     ATTEMPT,
@@ -45,7 +45,11 @@ MAX_ERROR_CHARS: Final = 1000
 MAX_STACK_CHARS: Final = 8000
 MAX_NAME_CHARS: Final = 256
 
+# A header's name stands in the undecoded bytes as it is.
+_ATTEMPT: Final = ATTEMPT.encode()
+_GENERATION: Final = GENERATION.encode()
 _REASON: Final = REASON.encode()
+_VERSION_WAITS: Final = VERSION_WAITS.encode()
 _FIRST_READ_AT: Final = FIRST_READ_AT.encode()
 
 
@@ -93,6 +97,7 @@ class Delivery:
     Its properties are decoded when something asks for them; for most messages nothing does.
 
     Attributes:
+        members: of the envelope, as `peek_object` reads them; None until it was read, and for a CloudEvent.
         key: the value by which it is kept in order, where the consumer keeps order.
         faults: the number of errors in its processing that were none of its handler's.
         is_settled: whether it is acknowledged, put back or rejected.
@@ -113,6 +118,7 @@ class Delivery:
         self._octets = message.properties
         self._event: Identity | None = None
         self._envelope: EventEnvelope[Any] | None = None
+        self.members: Mapping[str, Any] | None = None
         self.faults = 0
         self.is_settled = False
 
@@ -145,20 +151,20 @@ class Delivery:
     @property
     def failures(self) -> int:
         """The number of runs of the handler that failed before this delivery."""
-        return self._count(ATTEMPT)
+        return self._count(ATTEMPT, _ATTEMPT)
 
     @property
     def generation(self) -> int:
         """The number of times that it was redriven from a dead-letter queue."""
-        return self._count(GENERATION)
+        return self._count(GENERATION, _GENERATION)
 
     @property
     def version_waits(self) -> int:
         """The number of waits for a deployment that knows its version."""
-        return self._count(VERSION_WAITS)
+        return self._count(VERSION_WAITS, _VERSION_WAITS)
 
-    def _count(self, name: str) -> int:
-        return read_count(self.headers, name) if name.encode() in self._octets or self._was_dead else 0
+    def _count(self, name: str, octets: bytes) -> int:
+        return read_count(self.headers, name) if octets in self._octets or self._was_dead else 0
 
     def read(self) -> EventEnvelope[Any]:
         """Return the envelope in the body, or the CloudEvent that the message is; it is parsed once.
@@ -168,7 +174,11 @@ class Delivery:
         """
         if self._envelope is None:
             try:
-                self._envelope = decode_message(self.body, **self._form())
+                if self._may_be_cloudevent():
+                    form = self._form()
+                    self._envelope = decode_message(self.body, **form)
+                else:
+                    self._envelope, self.members = decode_body(self.body, {})
             except (PayloadError, KeyboardInterrupt, SystemExit):
                 raise
             except BaseException as error:  # upcasters and validators are the application's own code
@@ -185,11 +195,14 @@ class Delivery:
 
     def _form(self) -> _Form:
         """Return the headers and the content type of a CloudEvent; none where the properties don't mention one."""
-        # Decoding costs more than this search, and few messages are CloudEvents or copies of them.
-        octets = self._octets.lower()
-        if not (b"specversion" in octets or b"cloudevents" in octets or _FIRST_READ_AT in octets):
+        if not self._may_be_cloudevent():
             return _Form(headers={}, content_type=None)
         return _Form(headers=self.headers, content_type=self._properties.content_type)
+
+    def _may_be_cloudevent(self) -> bool:
+        # Decoding costs more than this search, and few messages are CloudEvents or copies of them.
+        octets = self._octets.lower()
+        return b"specversion" in octets or b"cloudevents" in octets or _FIRST_READ_AT in octets
 
     @property
     def is_ours(self) -> bool:

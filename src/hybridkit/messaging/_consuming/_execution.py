@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
 
-from hybridkit.context import RequestContext, is_context_id
+from hybridkit.context import RequestContext
+from hybridkit.errors import InvalidRequestError
 from hybridkit.events import EventEnvelope
 from hybridkit.idempotency import claim_key
 from hybridkit.messaging._consuming._delivery import Delivery
@@ -67,11 +68,12 @@ def context_of(envelope: EventEnvelope[Any]) -> RequestContext:
 
     A request id that is more than one line could forge a line of the log; the event's own id replaces it.
     """
-    request_id = envelope.request_id
-    if not is_context_id(request_id):
+    try:
+        return RequestContext(request_id=envelope.request_id, user_id=envelope.user_id)
+    except InvalidRequestError:  # the request id: the envelope has checked the user's
         request_id = str(envelope.event_id)
         _log.info("request id replaced, as it is no text of one line", event_id=request_id)
-    return RequestContext(request_id=request_id, user_id=envelope.user_id)
+        return RequestContext(request_id=request_id, user_id=envelope.user_id)
 
 
 def consumer_span(delivery: Delivery, event_id: str | None = None) -> AbstractContextManager[object]:

@@ -4,7 +4,7 @@ import asyncio
 import math
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from typing import Any, Final, Protocol, assert_never
+from typing import Any, Final, Protocol, assert_never, cast
 
 from hybridkit.codec import canonical_json
 from hybridkit.errors import ClaimLostError, KeyReusedError, RejectedError, UnavailableError
@@ -179,6 +179,16 @@ def payload_of(delivery: Delivery) -> bytes:
 
     They are of the message as it was sent, because upcasters change with the next deployment.
     """
-    wire = delivery.wire()
+    wire = delivery.members
+    if wire is None or not _is_flat(wire.get("data")):
+        wire = delivery.wire()
     # The canonical form that the guard would make of the list itself, without reading and writing it twice for that.
     return canonical_json([wire["event_type"], wire.get("version", 1), wire.get("data")])
+
+
+def _is_flat(data: object) -> bool:
+    """Return whether data was read to its last digit: without fractions, which integers over 64 bits become as well."""
+    return type(data) is dict and _EXACT.issuperset(map(type, cast("dict[str, object]", data).values()))
+
+
+_EXACT: Final = frozenset({bool, int, str, type(None)})

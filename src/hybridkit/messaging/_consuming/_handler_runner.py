@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Final, assert_never
 
 from hybridkit._tasks import run_isolated
-from hybridkit.context import Claim, RequestContext, bind
+from hybridkit.context import Claim, bind
 from hybridkit.errors import DeadlineExceededError
 from hybridkit.messaging._consuming._execution import Execution
 from hybridkit.messaging._consuming._guarded_runner import Guard, GuardedRunner
@@ -151,12 +151,8 @@ class Runner:
     async def _run_handler(self, execution: Execution) -> RunResult:
         """Run the handler once, within its time."""
         # Steps and ids derive from a claim without the generation: what a redriven event writes again is the same.
-        context = RequestContext(
-            request_id=execution.context.request_id,
-            user_id=execution.context.user_id,
-            deadline=time.monotonic() + self._timeout_seconds,
-            claim=Claim(execution.key),
-        )
+        deadline = time.monotonic() + self._timeout_seconds
+        context = execution.context.claimed(Claim(execution.key), deadline=deadline)
         began = time.perf_counter()
         timeout = self._timeouts.one()
         error: BaseException | None

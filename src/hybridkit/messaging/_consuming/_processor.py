@@ -9,9 +9,10 @@ the guard and the derived keys make one effect of it.
 import logging
 import time
 from collections.abc import Mapping
+from contextvars import ContextVar
 from typing import Any, Final
 
-from structlog.contextvars import bind_contextvars, bound_contextvars, reset_contextvars
+from structlog.contextvars import bind_contextvars, bound_contextvars
 
 from hybridkit.context import RequestContext, bind
 from hybridkit.errors import (
@@ -21,6 +22,7 @@ from hybridkit.errors import (
     UnknownEventVersionError,
 )
 from hybridkit.events import EventEnvelope
+from hybridkit.ids import uuid_octets
 from hybridkit.messaging._amqp._headers import VERSION_WAITS
 from hybridkit.messaging._consuming._delivery import Delivery
 from hybridkit.messaging._consuming._execution import (
@@ -54,6 +56,18 @@ VERSION_WAIT_SECONDS: Final = (5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 300.0, 300.0)
 """The waits for a deployment that knows a newer version: a quarter of an hour in all, then it is a dead letter."""
 
 _DONE: Final = Settled.DONE
+
+
+def _log_variable(name: str) -> ContextVar[Any]:
+    """Return the variable in which structlog keeps a name that all log lines get: set by it, they cost half as much."""
+    token = bind_contextvars(**{name: ""})[name]
+    token.var.reset(token)
+    return token.var
+
+
+_CONSUMER: Final = _log_variable("consumer")
+_EVENT_TYPE: Final = _log_variable("event_type")
+_EVENT_ID: Final = _log_variable("event_id")
 
 _log = get_logger(__name__)
 
@@ -138,17 +152,23 @@ class Processor:
             with bind(context), bound_contextvars(consumer=self._queue), consumer_span(delivery):
                 await self._settlement.settle(delivery, self._unreadable(delivery, error), "unknown")
             return
-        event_id = str(envelope.event_id)
+        event_id = uuid_octets(envelope.event_id).decode()
         context = context_of(envelope)
-        names = {"consumer": self._queue, "event_type": envelope.event_type, "event_id": event_id}
-        if (original_id := envelope.original_id) != event_id:
-            names["original_id"] = printable(original_id)
-        tokens = bind_contextvars(**names)
+        tokens = (
+            _CONSUMER.set(self._queue),
+            _EVENT_TYPE.set(envelope.event_type),
+            _EVENT_ID.set(event_id),
+        )
         try:
             with bind(context), consumer_span(delivery, event_id):
-                await self._process(delivery, envelope, context, event_id)
+                if delivery.members is None and (original_id := envelope.original_id) != event_id:
+                    with bound_contextvars(original_id=printable(original_id)):
+                        await self._process(delivery, envelope, context, event_id)
+                else:
+                    await self._process(delivery, envelope, context, event_id)
         finally:
-            reset_contextvars(**tokens)
+            for token in tokens:
+                token.var.reset(token)
 
     async def settle_unexpected(self, delivery: Delivery, error: BaseException) -> None:
         """Count an error that nothing else has caught as a failed attempt: its cause may pass, and attempts end."""
