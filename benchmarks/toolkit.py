@@ -145,7 +145,8 @@ async def _microseconds(operation: Operation, in_flight: int) -> float:
     return (time.process_time() - start) / (turns * in_flight) * 1e6
 
 
-async def _result(comparison: Comparison) -> Result:
+async def compare(comparison: Comparison) -> Result:
+    """Measure both sides, turn by turn."""
     ours: list[float] = []
     peer: list[float] = []
     for _ in range(ROUNDS + 1):  # the first one opens connections
@@ -166,7 +167,7 @@ async def _measure(url: str, only: str | None, *, as_json: bool) -> None:
         if only in (None, name):
             async with part(url) as comparisons:
                 for comparison in comparisons:
-                    show(await _result(comparison), as_json=as_json)
+                    show(await compare(comparison), as_json=as_json)
 
 
 def main() -> None:
