@@ -6,14 +6,14 @@ three. `claim` puts them together for everyone else.
 
 import asyncio
 import random
-import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from functools import lru_cache, wraps
+from functools import cache, lru_cache, wraps
 from typing import Any, Final, get_type_hints
 
+from prometheus_client import Counter
 from pydantic import TypeAdapter
 from redis.asyncio import Redis
 
@@ -36,7 +36,7 @@ from hybridkit.idempotency._answers import (
 from hybridkit.idempotency._attempt import Attempt, error_for, refuse_lost
 from hybridkit.idempotency._claimed import Claimed
 from hybridkit.idempotency._keys import check_key, fingerprint
-from hybridkit.idempotency._records import COOLDOWN_SECONDS, Records
+from hybridkit.idempotency._records import COOLDOWN_SECONDS, Records, unavailable
 from hybridkit.idempotency._scripts import BEGIN, FINISH, RENEW
 from hybridkit.idempotency._unsettled import Unsettled
 from hybridkit.observability import metrics
@@ -206,23 +206,20 @@ class IdempotencyGuard:
             ValueError: the key has another form.
             MalformedPayloadError: the payload has no JSON form.
         """
-        wanted = Acquired(
-            key=check_key(key),
-            token=secrets.token_hex(12),
-            fence=0,
-            taken_over=False,
-            guarded=False,
-            fingerprint=fingerprint(payload),
-        )
-        give_up_at = time.monotonic() + wait_seconds
+        check_key(key)
+        printed = fingerprint(payload)
+        # Reseeded in each forked process, and no secret: whoever can write to Redis needs no token.
+        token = f"{random.getrandbits(96):024x}"
+        asked_at = time.monotonic()
+        give_up_at = asked_at + wait_seconds
         while True:
-            answer = await self._ask_to_begin(wanted)
-            left_seconds = give_up_at - time.monotonic()
-            if not isinstance(answer, InProgress) or left_seconds <= 0:
-                _count(key, _outcome_name(answer))
+            answer = await self._ask_to_begin(key, token, printed, asked_at)
+            if not isinstance(answer, InProgress) or (asked_at := time.monotonic()) >= give_up_at:
+                _counter(key.partition(":")[0], _outcome_name(answer)).inc()
                 return answer
             pause_seconds = _POLL_SECONDS * random.uniform(0.5, 1.5)  # noqa: S311 - spreads the waiting, no secret
-            await asyncio.sleep(min(pause_seconds, left_seconds))
+            await asyncio.sleep(min(pause_seconds, give_up_at - asked_at))
+            asked_at = time.monotonic()
 
     @asynccontextmanager
     async def hold(self, acquired: Acquired) -> AsyncGenerator[None]:
@@ -252,8 +249,8 @@ class IdempotencyGuard:
         Raises:
             MalformedPayloadError: the result has no JSON form; nothing was recorded.
         """
-        kept = outcome in (Outcome.COMPLETED, Outcome.FAILED)
-        return await self._finish(acquired, outcome, encode_json(result) if kept else None)
+        body = encode_json(result) if outcome in (Outcome.COMPLETED, Outcome.FAILED) else None
+        return await self._finish(acquired, outcome, body)
 
     async def renew(self, acquired: Acquired) -> bool:
         """Extend the lease from now, and return False when another holder has it. `hold` does it by itself.
@@ -280,17 +277,16 @@ class IdempotencyGuard:
 
     # ── how ──────────────────────────────────────────────────────────────────────────────────────
 
-    async def _ask_to_begin(self, wanted: Acquired) -> Begin:
+    async def _ask_to_begin(self, key: str, token: str, printed: str, asked_at: float) -> Begin:
         is_strict = self._when_down is RedisDown.STRICT
         if self._records.are_away and not is_strict:
-            return self._without_redis(wanted)
-        asked_at = time.monotonic()
+            return self._without_redis(key, token, printed)
         try:
-            reply = await self._records.ask(
+            reply = await self._records.start(
                 BEGIN,
-                wanted.key,
-                wanted.token,
-                wanted.fingerprint,
+                key,
+                token,
+                printed,
                 self._lease_ms,
                 self._retention_ms,
                 self._max_takeovers,
@@ -299,44 +295,59 @@ class IdempotencyGuard:
         except UnavailableError as error:
             if self._when_down is not RedisDown.DURABLE:
                 # The script may have run, and its answer be lost: the key would belong to a caller that is refused.
-                self._unsettled.add(wanted.key, *self._finish_arguments(wanted, Outcome.FORGOTTEN))
-            return self._without_redis(wanted, error)
+                self._forget(key, token, printed)
+            return self._without_redis(key, token, printed, unavailable(error))
         except asyncio.CancelledError:
             # Here too, the script runs or has run. Redis gets the commands in their order.
-            self._unsettled.add(wanted.key, *self._finish_arguments(wanted, Outcome.FORGOTTEN))
+            self._forget(key, token, printed)
             raise
-        return _begin_answer(wanted, reply, asked_at=asked_at)
+        match reply:
+            case [b"ACQUIRED" | b"TAKEN_OVER" as how, fence, takeovers]:
+                return Acquired(key, token, fence, how == b"TAKEN_OVER", True, printed, takeovers, asked_at)
+            case [b"IN_PROGRESS", left_ms]:
+                return InProgress(left_ms)
+            case [b"COMPLETED", body]:
+                return Completed(body)
+            case [b"FAILED", body]:
+                return Failed(body)
+            case [b"MISMATCH"]:
+                return Mismatch()
+            case _:
+                return Exhausted()
 
-    def _without_redis(self, wanted: Acquired, error: UnavailableError | None = None) -> Acquired:
+    def _without_redis(
+        self, key: str, token: str, printed: str, error: UnavailableError | None = None
+    ) -> Acquired:
         if self._when_down is RedisDown.DURABLE:
-            return wanted
-        _count(wanted.key, "unavailable")
+            return Acquired(
+                key=key, token=token, fence=0, taken_over=False, guarded=False, fingerprint=printed
+            )
+        _counter(key.partition(":")[0], "unavailable").inc()
         raise error or UnavailableError(
             "the idempotency guard refuses work: Redis did not answer a moment ago",
             retry_after_seconds=COOLDOWN_SECONDS,
         )
 
+    def _forget(self, key: str, token: str, printed: str) -> None:
+        self._unsettled.add(key, token, Outcome.FORGOTTEN.value, self._retention_ms, printed, 1)
+
     async def _finish(self, acquired: Acquired, outcome: Outcome, body: bytes | None = None) -> Finish:
-        arguments = self._finish_arguments(acquired, outcome, body)
+        kept = () if body is None or len(body) > MAX_RESULT_BYTES else (body,)
+        fence = acquired.fence or 1
+        arguments = (acquired.token, outcome.value, self._retention_ms, acquired.fingerprint, fence, *kept)
         try:
             # Where only the record stands between a mail and its twin, it is worth a timeout to write it. A durable
             # guard doesn't make the caller wait for a Redis that is away: the writes are protected by derived keys.
             is_patient = self._when_down is not RedisDown.DURABLE
-            answer = await self._records.ask(FINISH, acquired.key, *arguments, even_if_away=is_patient)
-        except UnavailableError:
+            answer = await self._records.start(FINISH, acquired.key, *arguments, even_if_away=is_patient)
+        except UnavailableError as error:
+            unavailable(error)
             self._unsettled.add(acquired.key, *arguments)
             return Finish.UNRECORDED
         except asyncio.CancelledError:  # the answer is not known; a second one changes nothing
             self._unsettled.add(acquired.key, *arguments)
             raise
         return _FINISHES[answer]
-
-    def _finish_arguments(
-        self, acquired: Acquired, outcome: Outcome, body: bytes | None = None
-    ) -> tuple[str | bytes | int, ...]:
-        kept = () if body is None or len(body) > MAX_RESULT_BYTES else (body,)
-        fence = max(acquired.fence, 1)
-        return acquired.token, outcome.value, self._retention_ms, acquired.fingerprint, fence, *kept
 
     def _lease(self, renew: Callable[[], Awaitable[bool]], *, since: float | None = None) -> LeaseKeeper:
         return LeaseKeeper(
@@ -352,31 +363,9 @@ def _bound_to(key: str) -> Any:
     return bind(replace(current(), claim=Claim(key)))
 
 
-def _begin_answer(wanted: Acquired, reply: list[Any], *, asked_at: float) -> Begin:
-    match reply:
-        case [b"ACQUIRED" | b"TAKEN_OVER" as how, fence, takeovers]:
-            return replace(
-                wanted,
-                fence=fence,
-                taken_over=how == b"TAKEN_OVER",
-                guarded=True,
-                takeovers=takeovers,
-                asked_at=asked_at,
-            )
-        case [b"IN_PROGRESS", left_ms]:
-            return InProgress(left_ms)
-        case [b"COMPLETED", body]:
-            return Completed(body)
-        case [b"FAILED", body]:
-            return Failed(body)
-        case [b"MISMATCH"]:
-            return Mismatch()
-        case _:
-            return Exhausted()
-
-
-def _count(key: str, outcome: str) -> None:
-    metrics.idempotency_outcomes.labels(key.partition(":")[0], outcome).inc()
+@cache
+def _counter(scope: str, outcome: str) -> Counter:
+    return metrics.idempotency_outcomes.labels(scope, outcome)
 
 
 def _outcome_name(answer: Begin) -> str:
