@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import replace
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -64,6 +65,18 @@ async def test_a_repeated_write_gets_the_same_answer_and_does_nothing(service: A
         assert again.headers["idempotency-replayed"] == "true"
         assert "idempotency-replayed" not in answer.headers
     assert await count_items(service) == 0
+
+
+async def test_a_key_keeps_no_record_for_who_asks_for_none(service: Any) -> None:
+    """With `return=minimal` only ids and states stand in the table, by one statement and by a transaction."""
+    prefer = "return=minimal"
+    made = await service.send("POST", "/v1/items", {"name": "pen"}, key="a", prefer=prefer)
+    await service.send("PATCH", made.headers["location"], {"rank": 7}, key="b", prefer=prefer)
+    create = {"op": "create", "resource": "items", "id": str(uuid4()), "data": {"name": "ink"}}
+    await service.send("POST", "/v1:transact", {"operations": [create]}, key="c", prefer=prefer)
+    rows = await service.sql("SELECT convert_from(results, 'UTF8') AS kept FROM hk_keys")
+    assert len(rows) == 3
+    assert all(row["kept"].startswith('{"records":[["items",') for row in rows), rows
 
 
 async def test_the_order_of_members_and_the_form_of_the_key_do_not_matter(service: Any) -> None:

@@ -50,6 +50,7 @@ async def perform(
         call=call,
         emit=emit,
         isolation=isolation,
+        minimal=call is None and preferences.minimal(),
         dry_run=preferences.rolled_back(),
     )
     return await request.store.write(write)

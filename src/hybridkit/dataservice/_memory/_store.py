@@ -157,13 +157,13 @@ class MemoryStore:
         async def work() -> Outcome:
             if done := self._done.get((write.caller, write.key)):
                 fingerprint, kept = done
-                return replayed(write, fingerprint, self._outcome_of(kept))
+                return replayed(write, fingerprint, self._outcome_of(write, kept))
             return await self._write(write)
 
         return await self._in_flight.run(write, work)
 
-    def _outcome_of(self, kept: bytes) -> Outcome:
-        outcome = decode_outcome(kept)
+    def _outcome_of(self, write: Write, kept: bytes) -> Outcome:
+        outcome = decode_outcome(kept, write)
         if isinstance(outcome, Outcome):
             return outcome
         results: list[Result] = []

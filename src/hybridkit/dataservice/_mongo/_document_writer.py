@@ -110,7 +110,7 @@ class DocumentWriter:
         if known is not None:
             known.check(write)
             if known.kept is not None:
-                return await replay(known.kept, self._database, self._collections)
+                return await replay(write, known.kept, self._database, self._collections)
         try:
             replacement = replacement_for(operation, collection, stored)
         except InvalidRequestError:
@@ -149,7 +149,7 @@ class DocumentWriter:
         if known is not None:
             known.check(write)
             if known.kept is not None:
-                return await replay(known.kept, self._database, self._collections)
+                return await replay(write, known.kept, self._database, self._collections)
         answer = None if write.call is None else await write.call(self._database)
         outcome = Outcome((), answer=b"" if answer is None else answer.body)
         if await self._keys.finish(write, outcome, await self._events(write, answer)):
@@ -157,7 +157,7 @@ class DocumentWriter:
         known = await self._keys.look_up(write)  # another process was quicker
         if known is None or known.kept is None:
             return outcome
-        return await replay(known.kept, self._database, self._collections)
+        return await replay(write, known.kept, self._database, self._collections)
 
 
 def unchanged(stored: StoredDocument) -> StoredDocument:

@@ -164,6 +164,7 @@ def entry_for(write: Write, result: Result) -> StoredDocument:
 
 
 async def replay(
+    write: Write,
     kept: bytes,
     database: AsyncDatabase[StoredDocument],
     collections: Mapping[str, ResourceCollection],
@@ -172,13 +173,14 @@ async def replay(
     """Return what was done under a key; the records of a large outcome are read again.
 
     Args:
+        write: the repeated write.
         kept: by the key.
         database: with the records.
         collections: by the resource's name.
         session: of the transaction that asks.
     """
     count("replayed")
-    outcome = decode_outcome(kept)
+    outcome = decode_outcome(kept, write)
     if isinstance(outcome, Outcome):
         return outcome
     results: list[Result] = []

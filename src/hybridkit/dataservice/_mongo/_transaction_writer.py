@@ -108,7 +108,7 @@ class TransactionWriter:
         if known is not None:
             known.check(write)
             if known.kept is not None:
-                return await replay(known.kept, self._database, self._collections, session)
+                return await replay(write, known.kept, self._database, self._collections, session)
         results = tuple([await self._apply(session, operation, write) for operation in write.operations])
         answer = None if write.call is None else await self._called(session, write.call)
         await self._emit(session, write, answer)
@@ -129,7 +129,7 @@ class TransactionWriter:
         if stored is not None and not write.dry_run and (known := embedded(bookkeeping(stored), write)):
             known.check(write)
             if known.kept is not None:
-                outcome = await replay(known.kept, self._database, self._collections, session)
+                outcome = await replay(write, known.kept, self._database, self._collections, session)
                 raise _DoneWithoutError(outcome)
         try:
             replacement = replacement_for(operation, collection, stored)

@@ -69,7 +69,7 @@ class CreateStatement:
         self._pool = pool
         self._tables = tables
         self._simple = {name for name, table in tables.items() if _is_simple(table)}
-        self._statements: dict[tuple[str, tuple[str, ...], int, int], _Compiled] = {}
+        self._statements: dict[tuple[str, tuple[str, ...], int, int, bool], _Compiled] = {}
 
     def __repr__(self) -> str:
         return f"CreateStatement({len(self._statements)} statements)"
@@ -95,7 +95,9 @@ class CreateStatement:
         table = self._tables[operation.resource.name]
         row = new_row(table, operation)  # type: ignore[arg-type] # `takes` has looked
         locks = ordering_locks(write.emit)
-        statement = self._statement(table, tuple(row), locks=len(locks), events=len(write.emit))
+        statement = self._statement(
+            table, tuple(row), locks=len(locks), events=len(write.emit), minimal=write.minimal
+        )
         arguments: list[Any] = [
             key_lock(write),
             write.caller,
@@ -115,11 +117,13 @@ class CreateStatement:
         return None
 
     def _statement(
-        self, table: ResourceTable, names: tuple[str, ...], *, locks: int, events: int
+        self, table: ResourceTable, names: tuple[str, ...], *, locks: int, events: int, minimal: bool
     ) -> _Compiled:
-        name = (table.resource.name, names, locks, events)
+        name = (table.resource.name, names, locks, events, minimal)
         if (statement := self._statements.get(name)) is None:
-            statement = self._statements[name] = _compile(table, names, locks=locks, events=events)
+            results = _reference(table) if minimal else _results(table)
+            statement = _compile(table, names, locks=locks, events=events, results=results)
+            self._statements[name] = statement
         return statement
 
 
@@ -152,7 +156,9 @@ def _is_simple(table: ResourceTable) -> bool:
     return projection(table).is_printed and all(column.default is None for column in table.table.columns)
 
 
-def _compile(table: ResourceTable, names: Sequence[str], *, locks: int, events: int) -> _Compiled:
+def _compile(
+    table: ResourceTable, names: Sequence[str], *, locks: int, events: int, results: str
+) -> _Compiled:
     shown = projection(table)
     columns = ", ".join(quoted(table[name].name) for name in names)
     values = ", ".join(
@@ -174,7 +180,7 @@ def _compile(table: ResourceTable, names: Sequence[str], *, locks: int, events: 
             FROM made, LATERAL {record} r),
         kept AS (
             INSERT INTO hk_keys (caller, key, fingerprint, results, expires_at)
-            SELECT $2, $3, $4, convert_to({_results(table)}, 'UTF8'), now() + CAST($5 AS interval) FROM shown)
+            SELECT $2, $3, $4, convert_to({results}, 'UTF8'), now() + CAST($5 AS interval) FROM shown)
         {sending}
         SELECT fingerprint, results, body FROM free LEFT JOIN known ON true LEFT JOIN shown ON true
     """  # noqa: S608 # nosec B608
@@ -183,10 +189,14 @@ def _compile(table: ResourceTable, names: Sequence[str], *, locks: int, events: 
 
 def _results(table: ResourceTable) -> str:
     """Write SQL for the outcome as `encode_outcome` encodes it."""
-    name = literal(encode_json(table.resource.name).decode())
-    reference = f"""'{{"records":[[' || {name} || ',' || to_json(id) || ',' || to_json(etag) || ',true]]}}'"""
     whole = "'[[' || body || ',true]]'"
-    return f"CASE WHEN octet_length(body) <= {MAX_KEPT_BYTES} THEN {whole} ELSE {reference} END"
+    return f"CASE WHEN octet_length(body) <= {MAX_KEPT_BYTES} THEN {whole} ELSE {_reference(table)} END"
+
+
+def _reference(table: ResourceTable) -> str:
+    """Write SQL for the outcome of which only the id and the state are kept."""
+    name = literal(encode_json(table.resource.name).decode())
+    return f"""'{{"records":[[' || {name} || ',' || to_json(id) || ',' || to_json(etag) || ',true]]}}'"""
 
 
 def _events(first: int, locks: int, events: int) -> str:

@@ -167,7 +167,7 @@ class PostgresWriter:
 
     async def _replay(self, write: Write, recorded: Recorded) -> Outcome:
         fingerprint, stored = recorded
-        kept = decode_outcome(stored)
+        kept = decode_outcome(stored, write)
         outcome = kept if isinstance(kept, Outcome) else await self._read_again(kept)
         return replayed(write, fingerprint, outcome)
 

@@ -2,6 +2,7 @@
 
 The first bytes tell three kinds apart: a list of records as they were; an object with the answer of a service's own
 call (`answer`); an object with ids and entity tags (`records`), by which the records of a large outcome are read again.
+They are also all that an answer without a body needs.
 """
 
 from typing import Any, Final, NamedTuple
@@ -18,7 +19,7 @@ _ANSWER: Final = b'{"answer":'
 
 
 class Reference(NamedTuple):
-    """A record that a large outcome had.
+    """A record that an outcome had.
 
     Attributes:
         resource: the name of its resource.
@@ -34,12 +35,13 @@ class Reference(NamedTuple):
 
 
 def encode_outcome(write: Write, outcome: Outcome) -> bytes:
-    """Return what the key of the write keeps: the outcome, or references to the records of a large one."""
+    """Return what the key of the write keeps: the outcome, or references to the records of a large or minimal one."""
     if write.call is not None:
         return _ANSWER + outcome.answer + b"}"
-    whole = encode_json([[result.record, result.created] for result in outcome.results])
-    if len(whole) <= MAX_KEPT_BYTES:
-        return whole
+    if not write.minimal:
+        whole = encode_json([[result.record, result.created] for result in outcome.results])
+        if len(whole) <= MAX_KEPT_BYTES:
+            return whole
     references = [
         None
         if result.record is None
@@ -51,13 +53,19 @@ def encode_outcome(write: Write, outcome: Outcome) -> bytes:
     return encode_json({"records": references})
 
 
-def decode_outcome(kept: bytes) -> Outcome | list[Reference | None]:
-    """Return the outcome, or references to records to read again; None stands for an operation without a record."""
+def decode_outcome(kept: bytes, write: Write) -> Outcome | list[Reference | None]:
+    """Return the outcome, or references to records to read again; None stands for an operation without a record.
+
+    Args:
+        kept: by the key.
+        write: the repeated write; for one whose answer has no body, the references are the outcome.
+    """
     if kept.startswith(_ANSWER):
         return Outcome((), replayed=True, answer=kept[len(_ANSWER) : -1])
     found: dict[str, list[Any]] | list[Any] = read_document(kept)
     if isinstance(found, dict):
-        return [entry and Reference(*entry) for entry in found["records"]]
+        references = [entry and Reference(*entry) for entry in found["records"]]
+        return Outcome(tuple(map(_named, references)), replayed=True) if write.minimal else references
     return Outcome(tuple(Result(record, created) for record, created in found), replayed=True)
 
 
@@ -73,6 +81,13 @@ def result_of(reference: Reference | None, record: Document | None) -> Result:
     if record is not None and _incarnation(record["etag"]) != _incarnation(reference.etag):
         record = None
     return Result(record, reference.created)
+
+
+def _named(reference: Reference | None) -> Result:
+    """Return the result with the id and the state of then, and nothing else of the record."""
+    if reference is None:
+        return Result()
+    return Result({"id": reference.id, "etag": reference.etag}, reference.created)
 
 
 def _incarnation(tag: str) -> int | None:

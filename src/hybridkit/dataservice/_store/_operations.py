@@ -146,6 +146,7 @@ class Write:
         call: a service's own call, instead of operations.
         emit: events and commands for the outbox.
         isolation: of the database transaction.
+        minimal: whether the answer names the records only (`Prefer: return=minimal`), so that the key keeps no more.
         dry_run: do all of it, return the outcome, and take it back (`Prefer: tx=rollback`); no key is recorded.
     """
 
@@ -156,6 +157,7 @@ class Write:
     call: CallWork | None = None
     emit: tuple[Emission, ...] = ()
     isolation: Literal["read_committed", "repeatable_read", "serializable"] = "read_committed"
+    minimal: bool = False
     dry_run: bool = False
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hybridkit.testing.conformance._resources import PLACES, THINGS
-from hybridkit.testing.conformance._service import ServiceUnderTest, fresh_id, path_of
+from hybridkit.testing.conformance._service import Answer, ServiceUnderTest, fresh_id, path_of
 
 __all__ = ["KeysConformance"]
 
@@ -117,6 +117,46 @@ class KeysConformance:
         await service.write("PUT", path, {"tag": service.tag})
         again = await service.write("PUT", path, body, key=service.tag)
         assert (again.status, again.headers["idempotency-reread"]) == (204, "true")
+
+    @pytest.mark.parametrize("size", [1, 70 * 1024])
+    async def test_a_minimal_answer_is_replayed_as_it_was(self, service: ServiceUnderTest, size: int) -> None:
+        """Status, ETag and location are those of then, for each kind of write, whatever has happened since."""
+        body = {"tag": service.tag, "details": {"text": "x" * size}}
+        made = await service.write("POST", THINGS.path, body, key=service.tag, prefer="return=minimal")
+        path = made.headers["location"]
+        replaced = {**body, "rank": 2}
+        writes: list[tuple[str, str, object]] = [
+            ("PATCH", path, {"rank": 1}),
+            ("PUT", path, replaced),
+            ("POST", f"{THINGS.path}:batch_create", {"items": [{"data": body}]}),
+            ("POST", f"{THINGS.path}:batch_update", {"items": [{"id": path.rpartition("/")[2], "data": {}}]}),
+            ("DELETE", path, b""),
+        ]
+        answers: list[tuple[str, str, object, Answer]] = [("POST", THINGS.path, body, made)]
+        for number, (method, target, sent) in enumerate(writes):
+            key = f"{service.tag} {number}"
+            answer = await service.write(method, target, sent, key=key, prefer="return=minimal")
+            assert (answer.status, answer.body) == (204, b"")
+            answers.append((method, target, sent, answer))
+        for number, (method, target, sent, first) in enumerate(answers, -1):
+            key = service.tag if number < 0 else f"{service.tag} {number}"
+            again = await service.write(method, target, sent, key=key, prefer="return=minimal")
+            assert (again.status, again.body) == (first.status, b""), target
+            assert again.headers["idempotency-replayed"] == "true"
+            assert "idempotency-reread" not in again.headers
+            for name in ("etag", "location", "preference-applied"):
+                assert again.headers.get(name) == first.headers.get(name), (target, name)
+
+    async def test_a_minimal_answer_may_be_asked_for_with_its_record_later(
+        self, service: ServiceUnderTest
+    ) -> None:
+        """Only id and state were kept, so the record is the one of now, and the answer says that it was read again."""
+        body = {"tag": service.tag}
+        made = await service.write("POST", THINGS.path, body, key=service.tag, prefer="return=minimal")
+        changed = await service.write("PATCH", made.headers["location"], {"rank": 5})
+        again = await service.write("POST", THINGS.path, body, key=service.tag)
+        assert (again.status, again.headers["idempotency-reread"]) == (201, "true")
+        assert again.json() == changed.json()
 
     async def test_a_key_belongs_to_one_request(self, service: ServiceUnderTest) -> None:
         """Another body, method or path under it is refused; only blanks may differ."""
