@@ -44,7 +44,7 @@ PAGE: Final = 100
 CONNECTIONS: Final = 16
 ROUNDS: Final = 5
 READS: Final = {"by key": 3_000, "list of 100": 800}
-GOALS: Final = {"by key": 3.0, "list of 100": 5.0}
+GOALS: Final = {"by key": 5.0, "list of 100": 10.0}
 START_SECONDS: Final = 30
 
 

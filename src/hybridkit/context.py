@@ -8,8 +8,8 @@ longer than its sender does.
 import re
 import sys
 import time
-from collections.abc import Generator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field, replace
 from inspect import CO_GENERATOR
@@ -55,6 +55,7 @@ _TIMEOUT_SYNTAX = re.compile(r"-?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)")
 _ID_PATTERN: Final = "^[^\\x00-\\x1f\\x7f-\\x9f\u2028\u2029]{1,255}$"
 _ID_SYNTAX: Final = re.compile("[^\\x00-\\x1f\\x7f-\\x9f\u2028\u2029\\ud800-\\udfff]{1,255}")
 _IN_HTTP: Final = re.compile(r"[!-~]+")
+_SENT_AS_IS: Final = re.compile(r"[!-$&-~]*")
 _NOT_ENCODED: Final = "".join(map(chr, range(0x21, 0x7F))).replace("%", "")
 
 ContextId = Annotated[str, StringConstraints(pattern=_ID_PATTERN)]
@@ -408,14 +409,21 @@ class _UserNote:
 _note: ContextVar[_UserNote | None] = ContextVar("hybridkit_user_note", default=None)
 
 
-@contextmanager
-def noting_user() -> Generator[None]:
+def noting_user() -> AbstractContextManager[None]:
     """Note the first user whom the work inside the block gets bound to, for `with_noted_user`."""
-    token = _note.set(_UserNote())
-    try:
-        yield
-    finally:
-        _note.reset(token)
+    return _NotingUser()
+
+
+class _NotingUser(AbstractContextManager[None]):
+    """The context manager of `noting_user`: a class for the reason that `_Binding` is one."""
+
+    __slots__ = ("_token",)
+
+    def __enter__(self) -> None:
+        self._token = _note.set(_UserNote())
+
+    def __exit__(self, *_: object) -> None:
+        _note.reset(self._token)
 
 
 def with_noted_user(context: RequestContext) -> RequestContext:
@@ -452,7 +460,7 @@ def is_context_id(value: str) -> bool:
 
 def to_http(value: str) -> str:
     """Percent-encode an id for a header: what isn't visible ASCII, and `%`."""
-    return quote(value, safe=_NOT_ENCODED)
+    return value if _SENT_AS_IS.fullmatch(value) else quote(value, safe=_NOT_ENCODED)
 
 
 def _from_http(value: str) -> str | None:

@@ -348,10 +348,10 @@ def _log_failure(error: Exception, event: str, *, is_expected: bool = True) -> N
 
 
 def _is_event_stream(start: Message) -> bool:
-    return any(
-        name == b"content-type" and value.startswith(b"text/event-stream")
-        for name, value in start.get("headers", ())
-    )
+    for name, value in start.get("headers", ()):
+        if name == b"content-type" and value.startswith(b"text/event-stream"):
+            return True
+    return False
 
 
 async def send_response(send: Send, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:

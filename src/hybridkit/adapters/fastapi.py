@@ -49,12 +49,13 @@ from hybridkit.errors import (
 from hybridkit.idempotency import IdempotencyGuard
 from hybridkit.lifespan import ServiceResources
 from hybridkit.messaging import RobustPublisher
-from hybridkit.observability import render_metrics
+from hybridkit.observability import is_tracing, render_metrics
 from hybridkit.settings import ServiceSettings
 
 try:
     from fastapi import FastAPI, Request, Response
     from fastapi.exceptions import RequestValidationError
+    from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
     from starlette.exceptions import HTTPException
     from starlette.middleware.exceptions import ExceptionMiddleware
@@ -166,6 +167,13 @@ def create_app(
 
 class _Api(FastAPI):
     """Keeps the handling of failures outside of all middleware, also of an application's own."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request or the lifespan; FastAPI's telemetry looks for providers only where one is known."""
+        if scope["type"] == "http" and not self.root_path and not is_tracing():
+            await Starlette.__call__(self, scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
     def build_middleware_stack(self) -> ASGIApp:
         outermost: tuple[Any, ...] = (RequestContextMiddleware, ExceptionMiddleware)

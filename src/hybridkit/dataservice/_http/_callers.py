@@ -15,9 +15,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Self
 
-from fastapi import Request
-
-from hybridkit.dataservice._http._requests import caller_of
+from hybridkit.dataservice._http._requests import ContractRequest, caller_of
 from hybridkit.errors import AccessDeniedError, DeclarationError
 from hybridkit.resources._resource import AnyResource
 from hybridkit.security import ServiceTokenVerifier
@@ -95,7 +93,7 @@ class Callers:
         """Whether a call needs a service token."""
         return self._verifier is not None
 
-    def name(self, request: Request) -> str:
+    def name(self, request: ContractRequest) -> str:
         """Return the name of the calling service.
 
         Raises:
@@ -104,7 +102,7 @@ class Callers:
         """
         if self._verifier is None:
             return caller_of(request)
-        return self._verifier.caller(request.headers.get("authorization"))
+        return self._verifier.caller(request.fields.single("authorization"))
 
     def check_known(self, caller: str) -> None:
         """Check that the caller may do anything at all, before the body of its request is read.

@@ -109,13 +109,15 @@ def check_url(request: ContractRequest) -> None:
         )
 
 
-def caller_of(request: Request) -> str:
+def caller_of(request: ContractRequest) -> str:
     """Return the service's name in `X-Service-Name`; `anonymous` without it.
 
     Raises:
         InvalidRequestError: the value is no service name.
     """
-    name = request.headers.get(CALLER_HEADER, ANONYMOUS)
+    name = request.fields.single(CALLER_HEADER)
+    if name is None:
+        return ANONYMOUS
     if not NAME_SYNTAX.fullmatch(name):
         raise InvalidRequestError(f"{CALLER_HEADER} is no snake_case name of at most 63 characters")
     return name

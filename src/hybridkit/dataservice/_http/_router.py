@@ -14,7 +14,7 @@ from opentelemetry import trace
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match
 
-from hybridkit._asgi_types import Receive, Send
+from hybridkit._asgi_types import ASGIApp, Receive, Scope, Send
 from hybridkit._header_fields import MediaType, best_offer, read_accept, read_media_type
 from hybridkit._syntax import escape_token
 from hybridkit.dataservice._http._callers import Access, Callers
@@ -211,6 +211,30 @@ class ContractRouter(BaseRoute):
         if "/" in record_id and not natural:
             return None, ""
         return self._records.get(name), record_id
+
+
+class ContractMiddleware:
+    """Gives the contract's requests to their router, past FastAPI's routing and its two stacks of handlers.
+
+    It is the innermost middleware, so that an application's own works as for other routes.
+
+    Args:
+        app: serves everything else, also a method that a path of the contract doesn't have.
+        router: the contract's router.
+    """
+
+    def __init__(self, app: ASGIApp, *, router: ContractRouter) -> None:
+        self.app = app
+        self.router = router
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        match, child = self.router.matches(scope)
+        if match is Match.FULL:
+            scope.update(child)
+            await self.router.handle(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
 
 
 def _common_headers(request: ContractRequest, endpoint: Endpoint, waited: WaitingTime) -> list[Header]:

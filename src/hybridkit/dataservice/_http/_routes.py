@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
+from starlette.middleware import Middleware
 from starlette.routing import Route
 
 from hybridkit._asgi_types import ASGIApp, Receive, Scope, Send
@@ -15,7 +16,8 @@ from hybridkit.dataservice._http._openapi._document import ContractDocument, add
 from hybridkit.dataservice._http._own_calls import AnyCall, CallHandler, check_calls
 from hybridkit.dataservice._http._query_routes import QueryRoutes
 from hybridkit.dataservice._http._record_routes import RecordRoutes
-from hybridkit.dataservice._http._router import ContractRouter
+from hybridkit.dataservice._http._requests import ContractRequest
+from hybridkit.dataservice._http._router import ContractMiddleware, ContractRouter
 from hybridkit.dataservice._http._transact_route import TransactRoute
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ def add_routes(
         call.add_to(router)
     TransactRoute(bodies).add_to(router)
     app.router.routes.insert(0, router)
+    app.user_middleware.append(Middleware(ContractMiddleware, router=router))  # the innermost one
     for other in app.router.routes:
         if isinstance(other, Route) and other.path == "/ready":
             other.app = _refusing_bad_tokens(other.app)
@@ -59,7 +62,7 @@ def _refusing_bad_tokens(app: ASGIApp) -> ASGIApp:
     """Wrap `/ready` so that it refuses the bad token of a service; an orchestrator's probe, which has none, passes."""
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope)
+        request = ContractRequest(scope)
         callers: Callers = scope["app"].state.callers
         comes_from_service = not {CALLER_HEADER, "authorization"}.isdisjoint(request.headers)
         if comes_from_service and callers.prove_who_they_are:
