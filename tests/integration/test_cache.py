@@ -539,18 +539,28 @@ async def test_a_value_of_an_older_class_counts_as_a_miss(
 
 
 async def test_two_versions_of_a_class_do_not_go_in_circles(
-    cache: Cache[Profile], source: Source, redis: Redis, monkeypatch: pytest.MonkeyPatch
+    cache: Cache[Profile], source: Source, redis: Redis
 ) -> None:
     """Where each read finds the other version's value, it is loaded past Redis."""
     await cache.get_or_load("ada", source.load)
-    await redis.hset(f"hk:cache:{cache.name}:ada", "value", '{"nick": "Ada"}')
+    examine = cache._stored.examine
 
-    async def other_version_stores(_: str) -> None:
-        pass
+    async def other_version_stores(key: str, reply: Any) -> Any:
+        found = await examine(key, reply)
+        await _store_unreadable(redis, cache)
+        return found
 
-    monkeypatch.setattr(cache._stored, "drop", other_version_stores)
-    assert await cache.get_or_load("ada", source.load) == Profile(name="Ada")
+    await _store_unreadable(redis, cache)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache._stored, "examine", other_version_stores)
+        assert await cache.get_or_load("ada", source.load) == Profile(name="Ada")
     assert counted(cache)["fallback"] == 1
+
+
+async def _store_unreadable(redis: Redis, cache: Cache[Profile]) -> None:
+    await redis.hset(
+        f"hk:cache:{cache.name}:ada", mapping={"value": '{"nick": "Ada"}', "fresh": "9999999999999"}
+    )
 
 
 class Odd(BaseModel):
@@ -685,6 +695,24 @@ async def test_a_load_from_before_an_invalidation_of_its_tag_is_not_used(
     assert await reading == Profile(name="Ada", version=1)
     assert await other.get_or_load("ada", source.load) == wanted
     assert await tagged.get_or_load("ada", source.load) == wanted
+
+
+async def test_a_caller_after_an_invalidation_of_a_tag_gets_no_load_from_before(
+    tagged: Cache[Profile], make_cache: MakeCache, other_redis: Redis
+) -> None:
+    """The claim of the running load is still there; the caller that joined it notices, and loads anew."""
+    other = make_cache(other_redis, tags=lambda profile: [f"team:{profile.team}"])
+    source = Source(held=True)
+    first = asyncio.create_task(tagged.get_or_load("ada", source.load))
+    await until(lambda: source.started)
+    wanted = source.change()
+    await other.invalidate_tag("team:red")
+    later = [asyncio.create_task(tagged.get_or_load("ada", source.load)) for _ in range(10)]
+    await until(lambda: counted(tagged).get("miss") == 11)
+    source.let_go()
+    assert await asyncio.gather(*later) == [wanted] * 10
+    assert await first == Profile(name="Ada", version=1)
+    assert source.started == 2
 
 
 async def test_a_stale_value_with_an_invalid_tag_is_not_returned(

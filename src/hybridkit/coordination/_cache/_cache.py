@@ -3,13 +3,14 @@
 import inspect
 import re
 from collections.abc import Awaitable, Callable, Collection, Coroutine
+from contextlib import suppress
 from functools import partial, wraps
 from typing import Any, Final, Protocol, cast, overload
 
 from redis.asyncio import Redis
 
 from hybridkit.coordination._cache._keys import CacheId
-from hybridkit.coordination._cache._loader import Loader
+from hybridkit.coordination._cache._loader import InvalidatedError, Loader
 from hybridkit.coordination._cache._stored import Found, StoredValues, new_token
 from hybridkit.coordination._cache._values import UnreadableValueError
 from hybridkit.coordination._connection import multiplexer_of
@@ -154,31 +155,29 @@ class Cache[T]:
             Exception: the loader has raised it; all callers that waited for it get it, and the next one loads again.
         """
         stored = self._stored
-        key, token = stored.key(id), new_token()
+        key = stored.key(id)
         if key in stored.owed:
             return await self._loader.load_past_redis(key, None, load)
-        try:
-            reply = await stored.ask(key, token)
-            if type(reply) is bytes:
-                value = stored.values.read(reply)
-                self._count_hit()
-                return value
-            found = await stored.examine(reply)
-        except UnreadableValueError:
-            found = None
-        except UnavailableError:
-            return await self._loader.load_past_redis(key, token, load)
-        for _ in range(MAX_READS - 1):
-            if found is not None:
-                return await self._go_on(key, token, found, load, refresh)
+        for _ in range(MAX_READS):
             token = new_token()
             try:
-                await stored.drop(key)
-                found = await stored.examine(await stored.ask(key, token))
+                reply = await stored.ask(key, token)
+                if type(reply) is bytes:
+                    try:
+                        value = stored.values.read(reply)
+                    except UnreadableValueError:
+                        pass
+                    else:
+                        self._count_hit()
+                        return value
+                found = await stored.examine(key, reply)
             except UnavailableError:
                 return await self._loader.load_past_redis(key, token, load)
-        # Two versions of the class overwrite each other's values, or an invalidation is owed.
-        return await self._loader.load_past_redis(key, None, load)
+            if found is not None:
+                with suppress(InvalidatedError):
+                    return await self._go_on(key, token, found, load, refresh)
+        # Two versions of the class overwrite each other's values, or invalidations of tags come all the time.
+        return await self._loader.load_past_redis(key, None, load, may_join=False)
 
     def cached(self, *, key: str | Callable[..., CacheId]) -> CachedFunction[T]:
         """Decorate an async function with `get_or_load`: its result is the value, the function the loader.

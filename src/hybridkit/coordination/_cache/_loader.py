@@ -20,6 +20,10 @@ _POLLS: Final = Retry.exponential(first_seconds=0.005, cap_seconds=0.05, attempt
 type LoadFunction[T] = Callable[[], Awaitable[T | None]]
 
 
+class InvalidatedError(Exception):
+    """A value may not be given to a caller who came after the invalidation of one of its tags."""
+
+
 class Loader[T]:
     """Loads the values of one cache, one of a key at a time.
 
@@ -45,22 +49,39 @@ class Loader[T]:
         self.loads.start(key, token, partial(self._fill, load=load, old=old))
 
     async def join(self, key: str, holder: str, load: LoadFunction[T]) -> T | None:
-        """Wait for a load that runs under another's claim, in this process or another one."""
-        running = self.loads.find(key, holder)
-        if running is not None:
-            return self._own_copy(await running.wait())
-        return (await self.loads.start(key, holder, partial(self._follow, load=load)).wait()).value
+        """Wait for a load that runs under another's claim, in this process or another one.
 
-    async def load_past_redis(self, key: str, token: str | None, load: LoadFunction[T]) -> T | None:
+        Raises:
+            InvalidatedError: a tag of the value was invalidated after its load had begun.
+        """
+        running = self.loads.find(key, holder)
+        if running is None:
+            return (await self.loads.start(key, holder, partial(self._follow, load=load)).wait()).value
+        value = self._own_copy(await running.wait())
+        # Unlike that of an id, an invalidation of a tag leaves the claim, by which this load was found.
+        if running.epoch and not await self._is_valid(value, running.epoch):
+            raise InvalidatedError
+        return value
+
+    async def _is_valid(self, value: T | None, epoch: bytes) -> bool:
+        try:
+            return await self._stored.are_valid(self._stored.values.tags_of(value), epoch)
+        except UnavailableError:
+            return False
+
+    async def load_past_redis(
+        self, key: str, token: str | None, load: LoadFunction[T], *, may_join: bool = True
+    ) -> T | None:
         """Load a value, or wait for any load of it in this process, as Redis can't be asked.
 
         Args:
             key: the key.
             token: the token of a claim that Redis may have granted; None where it can't have.
             load: the loader.
+            may_join: wait for a load that runs already, whenever it began.
         """
         self._stored.count["fallback"]()
-        running = self.loads.find(key, None)
+        running = self.loads.find(key, None) if may_join else None
         if running is not None:
             return self._own_copy(await running.wait())
         return (await self.loads.start(key, token, partial(self._fill, load=load)).wait()).value
@@ -70,10 +91,9 @@ class Loader[T]:
         return loaded.value if loaded.body is None else self._stored.values.read(loaded.body)
 
     async def _fill(self, running: Load[T], *, load: LoadFunction[T], old: T | None = None) -> None:
-        epoch = b""
         if running.token is not None:
             try:
-                epoch = await self._stored.begin_epoch()
+                running.epoch = await self._stored.begin_epoch()
             except UnavailableError:
                 running.token = None  # nobody knows which invalidations the value will have seen
         try:
@@ -94,7 +114,7 @@ class Loader[T]:
         with suppress(UnavailableError):  # then the next caller loads it
             # Without tags it is sent in this turn, and so before anything that the callers ask next.
             await self._stored.store(
-                running.key, running.token, value, body, epoch, is_unchanged=is_unchanged
+                running.key, running.token, value, body, running.epoch, is_unchanged=is_unchanged
             )
 
     async def _call(self, load: LoadFunction[T]) -> T | None:
@@ -120,7 +140,7 @@ class Loader[T]:
             await asyncio.sleep(pause)
             token = new_token()
             try:
-                found = await self._stored.examine(await self._stored.ask(running.key, token))
+                found = await self._stored.examine(running.key, await self._stored.ask(running.key, token))
             except UnavailableError:
                 break
             if found is None or (found.how == b"HELD" and found.body is None and loop.time() > give_up_at):

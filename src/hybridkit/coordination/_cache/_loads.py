@@ -29,14 +29,16 @@ class Load[T]:
     Attributes:
         key: the key in Redis.
         token: the claim under which the value is loaded; None while Redis can't be asked.
+        epoch: the epoch of the cache in which it began; empty without tags, and for another process's load.
         result: gets the value, or the loader's error.
     """
 
-    __slots__ = ("key", "result", "token")
+    __slots__ = ("epoch", "key", "result", "token")
 
     def __init__(self, key: str, token: str | None) -> None:
         self.key = key
         self.token = token
+        self.epoch = b""
         self.result: asyncio.Future[Loaded[T]] = asyncio.get_running_loop().create_future()
         # A refresh in the background has no caller that would look at its error.
         self.result.add_done_callback(lambda result: result.cancelled() or result.exception())

@@ -111,7 +111,7 @@ return 1
 RELEASE: Final = Script(
     "CACHE_RELEASE",
     """
--- ARGV: token, pause_ms (until the next loader may try while there is a stale value)
+-- ARGV: token, pause_ms (until the next loader may try while there is a stale value; -1: there is no value any more)
 -- replies: 1 | 0 (the claim is gone)
 """
     + _NOW
@@ -120,12 +120,25 @@ local entry = redis.call('HMGET', KEYS[1], 'claim', 'value')
 if entry[1] ~= ARGV[1] then
     return 0
 end
-if entry[2] then
+if entry[2] and ARGV[2] ~= '-1' then
     redis.call('HSET', KEYS[1], 'claim', '', 'until', string.format('%.0f', now + ARGV[2]))
 else
     redis.call('DEL', KEYS[1])
 end
 return 1
+""",
+)
+
+DROP: Final = Script(
+    "CACHE_DROP",
+    """
+-- ARGV: value, epoch (empty without tags): those of an entry that can't be used
+-- replies: 1 | 0 (there is another one by now)
+local entry = redis.call('HMGET', KEYS[1], 'value', 'epoch')
+if entry[1] ~= ARGV[1] or (entry[2] or '') ~= ARGV[2] then
+    return 0
+end
+return redis.call('DEL', KEYS[1])
 """,
 )
 

@@ -2,13 +2,14 @@
 
 import random
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
 from hybridkit.coordination._cache._entries import Entries, forget
 from hybridkit.coordination._cache._keys import CacheId, key_part
 from hybridkit.coordination._cache._owed import OwedInvalidations
-from hybridkit.coordination._cache._scripts import READ, RELEASE, RENEW, STORE
+from hybridkit.coordination._cache._scripts import DROP, READ, RELEASE, RENEW, STORE
 from hybridkit.coordination._cache._tags import Tags
 from hybridkit.coordination._cache._values import UnreadableValueError, Values, read_tags, write_tags
 from hybridkit.coordination._redis._multiplexer import Multiplexer
@@ -111,11 +112,13 @@ class StoredValues[T]:
         """
         return await self.entries.run(READ, key, token, _CLAIM_MS)
 
-    async def examine(self, reply: Any) -> Found[T] | None:
+    async def examine(self, key: str, reply: Any) -> Found[T] | None:
         """Return what a reply says; None where its value can't be used: invalid by a tag, or of another type.
 
+        A value that can't be used is dropped, so that the next read claims its load.
+
         Raises:
-            UnavailableError: Redis was asked for the tags, and did not reply.
+            UnavailableError: Redis was asked again, and did not reply.
         """
         epoch: bytes = b""
         tags: bytes | None = None
@@ -131,15 +134,20 @@ class StoredValues[T]:
             self.count["takeover"]()
         if body is None:
             return Found[T](how, None, None, holder.decode())
-        if tags is not None and not await self._are_valid(read_tags(tags), epoch):
-            return None
-        try:
-            value = self.values.read(body)
-        except UnreadableValueError:
-            return None
-        return Found(how, body, value, holder.decode())
+        if tags is None or await self.are_valid(read_tags(tags), epoch):
+            with suppress(UnreadableValueError):
+                return Found(how, body, self.values.read(body), holder.decode())
+        await self.entries.run(DROP, key, body, epoch or b"")
+        return None
 
-    async def _are_valid(self, tags: list[str], epoch: bytes) -> bool:
+    async def are_valid(self, tags: list[str], epoch: bytes) -> bool:
+        """Return whether a value is valid whose load began in an epoch: none of its tags was invalidated since.
+
+        Raises:
+            UnavailableError: Redis did not reply.
+        """
+        if not tags:
+            return True
         if self._tags is None or any(self._tags.key(tag) in self.owed for tag in tags):
             return False
         return await self._tags.are_valid(tags, epoch=epoch)
@@ -183,11 +191,11 @@ class StoredValues[T]:
             self.count["oversized"]()
             body = None
         if body is None or lifetime_ms == 0:
-            await self.drop(key)  # an older value would be wrong by now
+            await self.entries.run(RELEASE, key, token, -1)  # an older value would be wrong by now
             return
         tags = self.values.tags_of(value)
         if self._tags is not None and tags and not await self._tags.use(tags, epoch=epoch):
-            await self.drop(key)
+            await self.entries.run(RELEASE, key, token, -1)
             return
         fresh_ms = max(round(lifetime_ms * random.uniform(1 - SPREAD, 1)), 1)  # noqa: S311 - no secret
         kept_ms = fresh_ms + (0 if value is None else self._stale_ms)
@@ -198,19 +206,14 @@ class StoredValues[T]:
 
     async def invalidate(self, key: str) -> bool:
         """Drop a value, or owe it, and return whether Redis has confirmed."""
-        return await self.owed.tell(key, partial(self.drop, key))
+        return await self.owed.tell(key, partial(self._unlink, key))
 
     async def invalidate_tag(self, tag: str) -> bool | None:
         """Drop all values with a tag, or owe it, and return whether Redis has confirmed; None without tags."""
         tags = self._tags
         return None if tags is None else await self.owed.tell(tags.key(tag), partial(tags.invalidate, tag))
 
-    async def drop(self, key: str) -> None:
-        """Delete a value and its claim.
-
-        Raises:
-            UnavailableError: Redis did not reply.
-        """
+    async def _unlink(self, key: str) -> None:
         await self.entries.execute("UNLINK", key)
 
 
