@@ -16,16 +16,20 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
+from uuid import UUID
 
 import uvloop
+from pydantic import BaseModel, TypeAdapter
 from redis.asyncio import Redis
 
 from benchmarks._report import Result, show
-from hybridkit.coordination import Lock, Rate, RateLimiter, connect_redis
+from hybridkit.coordination import Cache, Lock, Rate, RateLimiter, connect_redis
 from hybridkit.coordination._connection import multiplexer_of
 from hybridkit.coordination._rate_limiter import CHECK
 from hybridkit.dev import LocalServers
+from hybridkit.ids import new_id
 
 ROUNDS: Final = 15
 IN_FLIGHT: Final = 100
@@ -122,10 +126,79 @@ async def locks(url: str) -> AsyncGenerator[Sequence[Comparison]]:
         yield [Comparison(name=name, ours=ours, peer=peer, peer_name="redis-py SET NX PX, EVALSHA")]
 
 
+class User(BaseModel):
+    """The value in the cache."""
+
+    id: UUID
+    email: str
+    display_name: str
+    is_active: bool
+    version: int
+
+
+@asynccontextmanager
+async def cache(url: str) -> AsyncGenerator[Sequence[Comparison]]:
+    """Compare a hit, of one key in a hundred, with a GET whose reply pydantic reads."""
+    users = [
+        User(id=new_id(), email="user@example.com", display_name="A user", is_active=True, version=number)
+        for number in range(IN_FLIGHT)
+    ]
+    async with connect_redis(url) as redis, plain_redis(url) as plain:
+        # A benchmark measures the loaded loop, on which replies may take longer than the default wait.
+        ours = Cache("benchmark", User, redis=redis, timeout_seconds=5)
+        tagged = Cache("benchmark_tags", User, redis=redis, timeout_seconds=5, tags=lambda _: ["all"])
+        adapter = TypeAdapter(User)
+        turns = itertools.cycle(users)
+
+        async def load() -> User:
+            raise AssertionError("not a hit")
+
+        async def stored(user: User) -> User:
+            return user
+
+        for user in users:
+            await ours.get_or_load(user.id, partial(stored, user))
+            await tagged.get_or_load(user.id, partial(stored, user))
+            await plain.set(f"benchmark:{user.id}", user.model_dump_json())
+
+        async def hit() -> User:
+            return await ours.get_or_load(next(turns).id, load)
+
+        async def tagged_hit() -> User:
+            return await tagged.get_or_load(next(turns).id, load)
+
+        async def peer() -> User:
+            body = await plain.get(f"benchmark:{next(turns).id}")
+            assert isinstance(body, bytes)
+            return adapter.validate_json(body)
+
+        yield [
+            Comparison(
+                name="cache hit, 100 in flight", ours=hit, peer=peer, peer_name="redis-py GET and pydantic"
+            ),
+            Comparison(
+                name="cache hit, one at a time",
+                ours=hit,
+                peer=peer,
+                peer_name="redis-py GET and pydantic",
+                in_flight=1,
+                goal=1.0,
+            ),
+            Comparison(
+                name="cache hit with a tag, 100 in flight",
+                ours=tagged_hit,
+                peer=peer,
+                peer_name="redis-py GET and pydantic",
+                goal=1.0,
+            ),
+        ]
+
+
 PARTS: Final[Mapping[str, Callable[[str], AbstractAsyncContextManager[Sequence[Comparison]]]]] = {
     "commands": commands,
     "limits": limits,
     "locks": locks,
+    "cache": cache,
 }
 
 
