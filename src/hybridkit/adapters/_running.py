@@ -12,13 +12,13 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from typing import Any, Final, Literal, NewType, Self, cast, get_origin
 
 from hybridkit.clients import ClientPolicy, MongoDataClient, PostgresDataClient
 from hybridkit.codec import format_timestamp
-from hybridkit.coordination import Redis, check_noeviction, connect_redis, probe_redis
+from hybridkit.coordination import Redis, check_noeviction, connect_redis, probe_redis, use_redis
 from hybridkit.errors import (
     DeclarationError,
     HybridkitError,
@@ -109,7 +109,20 @@ async def open_resources(
             redis = resources.providers.get(Redis)
             if isinstance(redis, Redis):
                 resources.provide(IdempotencyGuard, IdempotencyGuard(redis, when_down=when_down))
+                await resources.open("redis_declarations", lambda: _for_declarations(redis, settings))
             yield resources
+
+
+@asynccontextmanager
+async def _for_declarations(redis: Redis, settings: ServiceSettings) -> AsyncGenerator[None]:
+    """Let what was declared at import use the Redis of this process; nothing waits for that of the caches."""
+    cache_url = settings.redis_cache_url if isinstance(settings, RedisSettings) else None
+    async with AsyncExitStack() as stack:
+        cache = None
+        if cache_url is not None:
+            cache = await stack.enter_async_context(connect_redis(cache_url.get_secret_value()))
+        stack.enter_context(use_redis(redis, cache=cache))
+        yield
 
 
 def _health_server(settings: ServiceSettings, health: Health) -> HealthServer:

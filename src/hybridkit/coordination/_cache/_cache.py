@@ -13,7 +13,6 @@ from hybridkit.coordination._cache._keys import CacheId
 from hybridkit.coordination._cache._loader import InvalidatedError, Loader
 from hybridkit.coordination._cache._stored import Found, StoredValues, new_token
 from hybridkit.coordination._cache._values import UnreadableValueError
-from hybridkit.coordination._connection import multiplexer_of
 from hybridkit.coordination._process_redis import redis_of_process
 from hybridkit.errors import DeclarationError, UnavailableError
 from hybridkit.events import Event
@@ -97,7 +96,7 @@ class Cache[T]:
         self._stored = StoredValues(
             name,
             type_,
-            lambda: multiplexer_of(redis or redis_of_process(f"cache {name}", cache=True)),
+            lambda: redis or redis_of_process(f"cache {name}", cache=True),
             ttl_ms=round(ttl_seconds * 1000),
             stale_ms=round(stale_seconds * 1000),
             none_ms=round(none_seconds * 1000),

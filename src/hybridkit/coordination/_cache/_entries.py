@@ -3,12 +3,17 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from redis.asyncio import Redis
+
+from hybridkit.coordination._connection import multiplexer_of
 from hybridkit.coordination._redis._commands import Script
-from hybridkit.coordination._redis._multiplexer import Multiplexer
 from hybridkit.coordination._redis._resp import Part
 from hybridkit.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from hybridkit.coordination._redis._multiplexer import Multiplexer
 
 QUIET_SECONDS: Final = 0.25
 """After a reply that did not come, nothing is asked for this long: of a frozen Redis few callers notice."""
@@ -21,13 +26,14 @@ class Entries:
     """Scripts with a wait that is shorter than that of the shared connection.
 
     Args:
-        multiplexer: returns the shared connection.
+        redis: returns the client.
         name: the cache's name, for errors.
         timeout_seconds: the time that a reply may take.
     """
 
-    def __init__(self, multiplexer: Callable[[], Multiplexer], *, name: str, timeout_seconds: float) -> None:
-        self._multiplexer = multiplexer
+    def __init__(self, redis: Callable[[], Redis], *, name: str, timeout_seconds: float) -> None:
+        self._redis = redis
+        self._client: Redis | None = None
         self._name = name
         self._timeout_seconds = timeout_seconds
         self._pending: deque[tuple[float, asyncio.Future[Any]]] = deque()
@@ -44,13 +50,13 @@ class Entries:
         Errors of the future:
             UnavailableError: Redis did not reply in time, did not a moment ago, or refuses the script.
         """
-        return self._ask(lambda: self._multiplexer().run(script, (key,), *arguments))
+        return self._ask(lambda commands: commands.run(script, (key,), *arguments))
 
     def execute(self, *parts: Part) -> "asyncio.Future[Any]":
         """Send a plain command; the future gets its reply, or an error as for `run`."""
-        return self._ask(lambda: self._multiplexer().execute(*parts))
+        return self._ask(lambda commands: commands.execute(*parts))
 
-    def _ask(self, send: "Callable[[], asyncio.Future[Any]]") -> "asyncio.Future[Any]":
+    def _ask(self, send: "Callable[[Multiplexer], asyncio.Future[Any]]") -> "asyncio.Future[Any]":
         loop = asyncio.get_running_loop()
         now = loop.time()
         if loop is not self._loop:  # a cache outlives the event loops of tests
@@ -60,7 +66,12 @@ class Entries:
             refused: asyncio.Future[Any] = loop.create_future()
             refused.set_exception(UnavailableError(f"cache {self._name}: Redis did not reply a moment ago"))
             return refused
-        reply = send()
+        client = self._redis()
+        if client is not self._client:
+            self._client, self._commands = client, multiplexer_of(client)
+        reply = send(self._commands)
+        if isinstance(reply, asyncio.Task):  # of a client that connect_redis has not made
+            reply = _result_of(reply)
         self._pending.append((now + self._timeout_seconds, reply))
         if self._timer is None:
             self._timer = loop.call_at(self._pending[0][0], self._look)
@@ -89,6 +100,22 @@ class Entries:
                     UnavailableError(f"cache {self._name}: no reply within {self._timeout_seconds} s")
                 )
         self._look()
+
+
+def _result_of(task: "asyncio.Task[Any]") -> "asyncio.Future[Any]":
+    """Return a future that gets what the task returns, unless it has an error by then."""
+    reply: asyncio.Future[Any] = task.get_loop().create_future()
+
+    def copy(done: "asyncio.Task[Any]") -> None:
+        if done.cancelled() or reply.done():
+            reply.cancel()
+        elif (error := done.exception()) is not None:
+            reply.set_exception(error)
+        else:
+            reply.set_result(done.result())
+
+    task.add_done_callback(copy)
+    return reply
 
 
 def forget(reply: "asyncio.Future[Any]") -> None:

@@ -6,13 +6,14 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
+from redis.asyncio import Redis
+
 from hybridkit.coordination._cache._entries import Entries, forget
 from hybridkit.coordination._cache._keys import CacheId, key_part
 from hybridkit.coordination._cache._owed import OwedInvalidations
 from hybridkit.coordination._cache._scripts import DROP, READ, RELEASE, RENEW, STORE
 from hybridkit.coordination._cache._tags import Tags
 from hybridkit.coordination._cache._values import UnreadableValueError, Values, read_tags, write_tags
-from hybridkit.coordination._redis._multiplexer import Multiplexer
 from hybridkit.observability import metrics
 
 CLAIM_SECONDS: Final = 2.0
@@ -57,7 +58,7 @@ class StoredValues[T]:
     Args:
         name: the cache's name.
         type_: the type of the values.
-        multiplexer: returns the shared connection.
+        redis: returns the client.
         ttl_ms: the time for which a value is fresh, in milliseconds.
         stale_ms: the time after that for which it is kept.
         none_ms: the time for which it is kept that there is none.
@@ -71,7 +72,7 @@ class StoredValues[T]:
         self,
         name: str,
         type_: type[T],
-        multiplexer: Callable[[], Multiplexer],
+        redis: Callable[[], Redis],
         *,
         ttl_ms: int,
         stale_ms: int,
@@ -83,7 +84,7 @@ class StoredValues[T]:
     ) -> None:
         self.name = name
         self.values = Values(name, type_, tags)
-        self.entries = Entries(multiplexer, name=name, timeout_seconds=timeout_seconds)
+        self.entries = Entries(redis, name=name, timeout_seconds=timeout_seconds)
         self.owed = OwedInvalidations(name)
         self._prefix = f"hk:cache:{name}:"
         self._ttl_ms, self._stale_ms, self._none_ms = ttl_ms, stale_ms, none_ms
