@@ -51,6 +51,9 @@ ABORT_EXTENSION: Final = "hybridkit.abort"
 RESPONSE_COOKIES: Final = "hybridkit.response_cookies"
 """The key in a scope of its response's `ResponseCookies`."""
 
+RESPONSE_HEADERS: Final = "hybridkit.response_headers"
+"""The key in a scope of a list of headers that the response gets, whatever kind of response it becomes."""
+
 _REQUEST_ID: Final = REQUEST_ID_HEADER.encode()
 _CONTEXT_HEADERS: Final = (REQUEST_ID_HEADER, REQUEST_TIMEOUT_HEADER)
 
@@ -243,6 +246,8 @@ class _RequestCycle:
         self._send = send
         self._task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._cookies = scope[RESPONSE_COOKIES] = ResponseCookies()
+        self._headers: RawHeaders = [(_REQUEST_ID, to_http(context.request_id).encode())]
+        scope[RESPONSE_HEADERS] = self._headers
 
     async def run(self, app: ASGIApp, receive: Receive) -> None:
         started = time.perf_counter()
@@ -283,7 +288,7 @@ class _RequestCycle:
         if message["type"] == "http.response.start":
             if _is_event_stream(message):
                 self.middleware.streams.add(self._task)
-            headers = [*message.get("headers", ()), (_REQUEST_ID, to_http(self.context.request_id).encode())]
+            headers = [*message.get("headers", ()), *self._headers]
             message = {**message, "headers": self._cookies.onto(headers)}
         else:
             self._is_complete = not message.get("more_body", False)

@@ -90,13 +90,13 @@ def claim_name(scope: Scope, key: str, declared: Declared, *, internal: bool) ->
         declared: what the route declares.
         internal: whether the callers are our own services, whose headers are believed.
     """
-    principal = _principal(scope, internal=internal)
+    user = principal(scope, internal=internal)
     parties, credentials = _distinguishing_fields(scope, declared)
     what = [scope["method"], _host(scope), _path(scope), key]
     if parties:
         what.append(_digest(parties).hex())
-    if principal is not None:
-        who = f"user.{principal}"
+    if user is not None:
+        who = f"user.{user}"
     elif credentials:  # what is weak, such as a password, is told by no hash that has no salt
         who = f"credentials.{_digest([*credentials, *(part.encode() for part in what)]).hex()}"
     else:
@@ -137,7 +137,13 @@ def _kind(name: bytes, declared: Declared) -> _Kind:
     return _Kind.REQUEST
 
 
-def _principal(scope: Scope, *, internal: bool) -> str | None:
+def principal(scope: Scope, *, internal: bool) -> str | None:
+    """Return the verified caller: the context's user, or the user of Starlette's authentication; None without one.
+
+    Args:
+        scope: the scope of the request, with what its dependencies have added.
+        internal: whether the callers are our own services, whose names are believed.
+    """
     user_id = current().user_id
     if internal:
         callers = [

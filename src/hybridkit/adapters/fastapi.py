@@ -63,6 +63,7 @@ try:
     from starlette.types import ASGIApp
 
     from hybridkit.adapters._keyed_routes import claims_after_dependencies, is_routed, reads_body
+    from hybridkit.adapters._rate_limits import document_limits, rate_limited
     from hybridkit.adapters._web_sessions import SessionCookies, WebSession
 except ImportError:
     raise MissingExtraError(__name__, extra="fastapi") from None
@@ -74,6 +75,7 @@ __all__ = [
     "WebSession",
     "api_lifespan",
     "create_app",
+    "rate_limited",
     "run_api",
 ]
 
@@ -181,6 +183,12 @@ class _Api(FastAPI):
             key=lambda each: outermost.index(each.cls) if each.cls in outermost else len(outermost)
         )
         return super().build_middleware_stack()
+
+    def openapi(self) -> dict[str, Any]:
+        """Return the OpenAPI document, with what the routes' limits add to it."""
+        if not self.openapi_schema:
+            document_limits(self.routes)
+        return super().openapi()
 
 
 @asynccontextmanager

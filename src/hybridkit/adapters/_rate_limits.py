@@ -1,0 +1,160 @@
+"""Rate limits of FastAPI's routes: 429 for whoever asks too often, and headers that say how much is left.
+
+https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Annotated, Any, Final, cast
+from weakref import WeakSet
+
+from fastapi import Depends, Request
+
+from hybridkit.adapters._asgi import RESPONSE_HEADERS
+from hybridkit.adapters._identity import principal
+from hybridkit.contract import PROBLEM_MEDIA_TYPE
+from hybridkit.coordination import LimitDecision, Rate, RateLimiter, Redis
+from hybridkit.errors import DeclarationError, RateLimitedError
+
+TOO_MANY_REQUESTS: Final[Mapping[str, Any]] = {
+    "description": "Too many requests; the same one is let through after `Retry-After`.",
+    "headers": {
+        "Retry-After": {
+            "description": "The seconds after which to try again.",
+            "schema": {"type": "integer", "minimum": 1},
+        },
+        "RateLimit-Policy": {
+            "description": 'The limits: `"name";q=requests;w=seconds`.',
+            "schema": {"type": "string"},
+        },
+        "RateLimit": {
+            "description": 'The limit that was reached: `"name";r=remaining;t=seconds`.',
+            "schema": {"type": "string"},
+        },
+    },
+    "content": {
+        PROBLEM_MEDIA_TYPE: {
+            "schema": {
+                "type": "object",
+                "required": ["title", "status", "code", "retryable", "retry_after_seconds"],
+                "properties": {
+                    "type": {"type": "string"},
+                    "title": {"type": "string"},
+                    "status": {"type": "integer", "const": 429},
+                    "code": {"type": "string", "const": RateLimitedError.code},
+                    "detail": {"type": "string"},
+                    "instance": {"type": "string"},
+                    "request_id": {"type": "string"},
+                    "retryable": {"type": "boolean", "const": True},
+                    "retry_after_seconds": {"type": "number"},
+                },
+            }
+        }
+    },
+}
+"""The response of a limited route in its OpenAPI document."""
+
+_checks: Final[WeakSet[Callable[..., Any]]] = WeakSet()
+"""The dependencies that `rate_limited` has made."""
+
+
+async def caller_of(request: Request) -> str:
+    """Return who is counted: the verified user, or the address of whoever is not known.
+
+    Credentials that nobody has verified do not count: whoever makes up a new one for each request would be let through.
+    """
+    user = principal(request.scope, internal=False)
+    if user is not None:
+        return f"user.{user}"
+    return "address." + (request.client.host if request.client else "unknown")
+
+
+def rate_limited(
+    name: str,
+    *,
+    per_caller: Rate | None = None,
+    in_total: Rate | None = None,
+    key: Callable[..., Any] = caller_of,
+    cost: int = 1,
+    replicas: int = 1,
+) -> Any:
+    """Limit a route, a router or an application, as in `dependencies=[rate_limited("uploads", per_caller=rate)]`.
+
+    A request over a limit is answered with 429 and `Retry-After`; every response has `RateLimit` and
+    `RateLimit-Policy`. While Redis doesn't answer, each replica allows its share.
+
+    Args:
+        name: the name of the limits, in snake_case; routes of one name share their counts.
+        per_caller: the rate of each caller.
+        in_total: the rate of all callers together; a request that one of both refuses takes nothing of the other.
+        key: a dependency that returns who is counted, such as the one that signs the caller in; without it, the user
+            whom an earlier dependency has bound, or the address of the client.
+        cost: how much a request takes of each limit.
+        replicas: the processes that share the limits, for the time in which Redis doesn't answer.
+
+    Raises:
+        DeclarationError: there is no rate, the name has another form, or the cost is more than a burst; also when a
+            request comes and the application has no Redis.
+    """
+    rates = {each: rate for each, rate in (("caller", per_caller), ("total", in_total)) if rate is not None}
+    if not rates:
+        raise DeclarationError(f"the limit {name!r} needs a rate: per_caller=, in_total=, or both")
+    limits = rates if len(rates) > 1 else next(iter(rates.values()))
+    if not 1 <= cost <= min(rate.burst for rate in rates.values()):
+        raise DeclarationError(
+            f"a cost of {cost} is never allowed by {name!r}: it is from 1 to its smallest burst"
+        )
+    RateLimiter(
+        name, limits, replicas=replicas
+    )  # refuses here what it can't take, and not with the first request
+    made: list[tuple[Redis, RateLimiter]] = []
+
+    async def check_rate(request: Request, caller: Annotated[Any, Depends(key)]) -> None:
+        redis = _redis_of(request)
+        if not made or made[0][0] is not redis:  # an application that was started again has another client
+            made[:] = [(redis, RateLimiter(name, limits, redis=redis, replicas=replicas))]
+        limiter = made[0][1]
+        keys = [str(caller) if each == "caller" else "all" for each in rates]
+        decision = await limiter.check(*keys, cost=cost)
+        request.scope.get(RESPONSE_HEADERS, []).extend(_headers(limiter.policies, decision))
+        if not decision.allowed:
+            raise RateLimitedError(
+                f"the limit {decision.policy} of {decision.limit} is reached",
+                retry_after_seconds=decision.retry_after_seconds,
+            )
+
+    _checks.add(check_rate)
+    return Depends(check_rate)
+
+
+def document_limits(routes: Iterable[Any]) -> None:
+    """Add the response 429 to the OpenAPI description of all routes that are limited."""
+    for route in routes:
+        included = getattr(route, "effective_candidates", None)
+        if included is not None:
+            document_limits(included())
+        elif any(call in _checks for call in _calls(getattr(route, "dependant", None))):
+            route.responses.setdefault(429, TOO_MANY_REQUESTS)
+
+
+def _calls(dependant: Any) -> Iterator[Any]:
+    for each in getattr(dependant, "dependencies", ()):
+        yield each.call
+        yield from _calls(each)
+
+
+def _redis_of(request: Request) -> Redis:
+    redis = cast("Redis | None", request.app.state.resources.providers.get(Redis))
+    if redis is None:
+        raise DeclarationError(
+            "a limited route needs Redis: the application's settings have to be RedisSettings too"
+        )
+    return redis
+
+
+def _headers(policies: Mapping[str, Rate], decision: LimitDecision) -> list[tuple[bytes, bytes]]:
+    policy = ", ".join(f'"{name}";q={rate.count};w={rate.period_seconds}' for name, rate in policies.items())
+    # Both name the same moment where `Retry-After` is sent.
+    seconds = decision.reset_seconds if decision.allowed else decision.retry_after_seconds
+    state = f'"{decision.policy}";r={decision.remaining};t={math.ceil(seconds)}'
+    return [(b"ratelimit-policy", policy.encode()), (b"ratelimit", state.encode())]
