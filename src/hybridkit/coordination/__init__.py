@@ -8,6 +8,7 @@ async with connect_redis(url) as redis:
 
 from redis.asyncio import Redis
 
+from hybridkit.coordination._broadcast import Broadcast, Subscription
 from hybridkit.coordination._cache._cache import Cache
 from hybridkit.coordination._connection import check_noeviction, connect_redis, probe_redis
 from hybridkit.coordination._lock import HeldLock, Lock
@@ -19,6 +20,7 @@ from hybridkit.coordination._shelf import REDIS_IS_AWAY, Shelf
 
 __all__ = [
     "REDIS_IS_AWAY",
+    "Broadcast",
     "Cache",
     "HeldLock",
     "LimitDecision",
@@ -30,6 +32,7 @@ __all__ = [
     "SessionInfo",
     "Sessions",
     "Shelf",
+    "Subscription",
     "check_noeviction",
     "connect_redis",
     "probe_redis",
