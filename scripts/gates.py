@@ -41,8 +41,8 @@ STATIC = {
     "measure": ["python", "scripts/measure.py"],
 }
 QUICK = ("ruff", "format", "mypy", "imports")
-# More than there are cores: most of the time a test waits for a server.
-PYTEST = ["-m", "pytest", "-n", "4", f"--junitxml={RESULTS}"]
+# More than there are cores: some tests wait. A worker that is done takes tests from the others.
+PYTEST = ["-m", "pytest", "-n", "4", "--dist", "worksteal", f"--junitxml={RESULTS}"]
 COVERAGE = {
     "coverage": ["coverage", "report", "--skip-covered"],
     "critical": ["python", "scripts/check_coverage.py"],
@@ -116,7 +116,18 @@ def run_quick() -> Iterator[Outcome]:
     RESULTS.unlink(missing_ok=True)
     yield run(
         "tests",
-        ["python", "-m", "pytest", "-q", "-n", "2", f"--junitxml={RESULTS}", *changed_tests()],
+        [
+            "python",
+            "-m",
+            "pytest",
+            "-q",
+            "-n",
+            "2",
+            "--dist",
+            "worksteal",
+            f"--junitxml={RESULTS}",
+            *changed_tests(),
+        ],
         live=True,
     )
 

@@ -1,6 +1,9 @@
 """What the whole suite needs of pytest; fixtures with servers come from hybridkit's own plugin."""
 
+import gc
+import sys
 from collections.abc import Generator, Iterator, MutableMapping
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -13,6 +16,10 @@ from tests.helpers._measuring import Measuring, unmeasured
 
 pytest_plugins = ["pytester"]
 
+# httpcore looks for it at each request: where it is not there, a full search each time.
+if find_spec("sniffio") is None:
+    sys.modules["sniffio"] = None  # type: ignore[assignment] # how the import system is told so
+
 # How long an example takes says how busy the machine is. The gates run often and draw half of the usual hundred;
 # `make properties` draws a thousand.
 _UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -24,11 +31,18 @@ _MEASURING = pytest.StashKey[Measuring]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Take over the measuring of coverage, if there is any."""
+    """Take over the measuring of coverage, if there is any, and collect tests without collecting garbage."""
+    gc.disable()
     if running := Coverage.current():
         measuring = config.stash[_MEASURING] = Measuring(running)
         measuring.start()
         config.add_cleanup(measuring.stop)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported, which stays until the end, to no collection of garbage."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

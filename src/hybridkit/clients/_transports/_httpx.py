@@ -1,7 +1,9 @@
 """A transport over httpx: any `httpx.AsyncClient` or `httpx.AsyncBaseTransport`, in-process ASGI among them."""
 
+import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Generator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from functools import cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import httpx
@@ -41,8 +43,16 @@ def new_client(transport: httpx.AsyncBaseTransport | None) -> httpx.AsyncClient:
     )
     # A cookie that is kept would go with the next call, which another user may have caused.
     no_cookies = CookieJar(policy=DefaultCookiePolicy(allowed_domains=()))
+    if transport is None:
+        transport = httpx.AsyncHTTPTransport(verify=_tls_context(), limits=limits, trust_env=False)
     # No proxies from the environment: they are for the way out, and data services are inside.
-    return httpx.AsyncClient(transport=transport, limits=limits, cookies=no_cookies, trust_env=False)
+    return httpx.AsyncClient(transport=transport, cookies=no_cookies, trust_env=False)
+
+
+@cache
+def _tls_context() -> ssl.SSLContext:
+    """Load the certificates of the authorities, which takes 20 ms, once per process."""
+    return httpx.create_ssl_context(trust_env=False)
 
 
 class HttpxTransport:
