@@ -27,6 +27,7 @@ class Client:
         self.writer = writer
         self.held: list[bytes] = []
         """Answers that a frozen server has not sent."""
+        self.is_subscribed = False
 
     def cut(self) -> None:
         self.writer.transport.abort()
@@ -42,6 +43,8 @@ class ScriptedRedis:
     def __init__(self, answer: Answer = echo_last) -> None:
         self.answer = answer
         self.commands: list[list[bytes]] = []
+        self.set_up: list[list[bytes]] = []
+        """The commands with which clients set their connections up."""
         self.reads: list[int] = []
         """How many commands came with each read."""
         self.clients: list[Client] = []
@@ -112,10 +115,13 @@ class ScriptedRedis:
         count = 0
         while (command := requests.gets()) is not INCOMPLETE:
             answer = self._set_up(command)
+            client.is_subscribed |= command[0] == b"SUBSCRIBE"
             if answer is None:
                 count += 1
                 self.commands.append(command)
                 answer = self.answer(command)
+            else:
+                self.set_up.append(command)
             if answer is None:
                 continue
             if self.is_frozen:

@@ -8,9 +8,17 @@ from contextlib import asynccontextmanager
 import pytest
 from redis.asyncio import BlockingConnectionPool
 from redis.exceptions import ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from structlog.testing import capture_logs
 
-from hybridkit.coordination import Redis, check_noeviction, connect_redis, probe_redis
+from hybridkit.coordination import (
+    Redis,
+    check_noeviction,
+    connect_redis,
+    probe_redis,
+    replication_problems,
+)
+from hybridkit.coordination._clients import SharedClient
 from hybridkit.errors import SettingsError, UnavailableError
 from hybridkit.idempotency import IdempotencyGuard, RedisDown
 
@@ -100,6 +108,48 @@ async def test_a_server_that_does_not_tell_is_taken_with_a_line_in_the_log(answe
         async with answering(answer) as url, connect_redis(url) as redis:
             await check_noeviction(redis)
     assert "make sure that it is noeviction" in lines[-1]["event"]
+
+
+MASTER = "# Replication\r\nrole:master\r\nconnected_slaves:{replicas}\r\n"
+
+
+@pytest.mark.parametrize(
+    ("replication", "is_risky"),
+    [
+        (MASTER.format(replicas=0), False),
+        (MASTER.format(replicas=2), True),
+        (MASTER.format(replicas=2) + "min_slaves_good_slaves:2\r\n", False),
+        ("# Replication\r\nrole:slave\r\nconnected_slaves:1\r\n", False),
+    ],
+)
+async def test_a_master_with_replicas_has_to_demand_one_of_them(replication: str, is_risky: bool) -> None:
+    """Redis tells in INFO whether it does, which needs no right to read its configuration."""
+    async with answering(info(replication)) as url, connect_redis(url) as redis:
+        problems = await replication_problems(redis)
+    assert [("min-replicas-to-write 1" in problem) for problem in problems] == [True] * is_risky
+
+
+async def _watched(redis: Redis) -> object:
+    async with redis.pipeline() as pipeline:
+        await pipeline.watch("key")
+        return await pipeline.execute()
+
+
+async def test_every_call_ends_at_its_deadline() -> None:
+    """The whole of it, however many timeouts of redis-py it is made of; its default is six of them."""
+    users: list[Callable[[Redis], Awaitable[object]]] = [
+        lambda redis: redis.get("key"),
+        lambda redis: redis.register_script("return 1")(),
+        _pipeline,
+        _watched,
+    ]
+    async with answering(None) as url, connect_redis(url, timeout_seconds=60) as redis:
+        assert isinstance(redis, SharedClient)
+        assert redis.call_seconds == 360
+        redis.call_seconds = 0.02
+        for use in users:
+            with pytest.raises(RedisTimeoutError, match=r"not answered within 0\.02 s"):
+                await use(redis)
 
 
 # ── a server that isn't the master any more ──────────────────────────────────────────────────────

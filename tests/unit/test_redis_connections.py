@@ -1,6 +1,7 @@
 """The shared connection on a server that answers as the test says: three ways to read, the same behaviour."""
 
 import asyncio
+import re
 import ssl
 from collections.abc import AsyncGenerator, MutableMapping
 from contextlib import asynccontextmanager
@@ -58,6 +59,21 @@ async def shared(url: str, *, seconds: float = 20.0) -> AsyncGenerator[Multiplex
         multiplexer = multiplexer_of(redis)
         assert isinstance(multiplexer, Multiplexer)
         yield multiplexer
+
+
+async def until_told(redis: Multiplexer, words: str) -> None:
+    """Ask until the error says why: on a busy machine the first deadline may pass before there is a reason.
+
+    It never has the password of the URL.
+    """
+
+    async def is_told() -> bool:
+        with pytest.raises(UnavailableError) as caught:
+            await redis.execute("GET", "key")
+        assert "s3cret" not in str(caught.value)
+        return re.search(words, str(caught.value)) is not None
+
+    await until(is_told)
 
 
 async def test_commands_of_one_turn_travel_in_one_write(kind: str) -> None:
@@ -294,8 +310,7 @@ async def test_a_first_reply_that_is_not_its_own_is_not_accepted(kind: str) -> N
     server = ScriptedRedis()
     server._set_up = lambda command: b"$5\r\nother\r\n" if command[0] == b"ECHO" else b"+OK\r\n"  # type: ignore[method-assign]
     async with server.open(), shared(server.url, seconds=0.3) as redis:
-        with pytest.raises(UnavailableError, match="another command"):
-            await redis.execute("GET", "key")
+        await until_told(redis, "another command")
 
 
 async def test_closing_fails_what_waits_and_all_that_comes(kind: str) -> None:
@@ -316,13 +331,15 @@ async def test_closing_fails_what_waits_and_all_that_comes(kind: str) -> None:
         await until(lambda: not server.clients)
 
 
-async def test_closing_while_it_connects_ends_the_attempt(kind: str) -> None:
-    """A server that takes connections and never answers."""
+@pytest.mark.parametrize("answers", [-1, 1])
+async def test_closing_while_it_connects_ends_the_attempt(kind: str, answers: int) -> None:
+    """A server that takes connections and never answers, or answers redis-py and not the first command."""
     server = ScriptedRedis()
-    server._set_up = lambda command: b""  # type: ignore[method-assign]
+    server._set_up = lambda command: b"" if answers < len(server.set_up) else b"+OK\r\n"  # type: ignore[method-assign]
     async with server.open(), shared(server.url) as redis:
+        redis.retire("nothing is open yet")
         waiting = redis.execute("GET", "key")
-        await until(lambda: server.clients)
+        await until(lambda: len(server.set_up) > answers)
         await redis.close()
         with pytest.raises(UnavailableError, match="the client is closed"):
             await waiting
@@ -336,9 +353,7 @@ async def test_a_password_that_is_refused_is_told(kind: str) -> None:
     async with server.open():
         url = server.url.replace("redis://", "redis://user:s3cret-s3cret@")
         async with shared(url, seconds=0.3) as redis:
-            with pytest.raises(UnavailableError, match="invalid username-password") as caught:
-                await redis.execute("GET", "key")
-            assert "s3cret" not in str(caught.value)
+            await until_told(redis, "invalid username-password")
 
 
 async def test_a_redis_py_that_keeps_its_socket_costs_a_warning_and_nothing_else(
@@ -420,8 +435,7 @@ async def test_tls_and_certificates_are_redis_pys(kind: str, tmp_path: Path) -> 
             server.cut()
             assert await redis.execute("GET", "key") == b"key"
         async with shared(server.url, seconds=0.4) as redis:
-            with pytest.raises(UnavailableError, match=r"certificate|SSL"):
-                await redis.execute("GET", "key")
+            await until_told(redis, "certificate|SSL")
 
 
 async def test_unix_sockets_work_too(kind: str, tmp_path: Path) -> None:

@@ -18,7 +18,14 @@ from typing import Any, Final, Literal, NewType, Self, cast, get_origin
 
 from hybridkit.clients import ClientPolicy, MongoDataClient, PostgresDataClient
 from hybridkit.codec import format_timestamp
-from hybridkit.coordination import Redis, check_noeviction, connect_redis, probe_redis, use_redis
+from hybridkit.coordination import (
+    Redis,
+    check_noeviction,
+    connect_redis,
+    probe_redis,
+    replication_problems,
+    use_redis,
+)
 from hybridkit.errors import (
     DeclarationError,
     HybridkitError,
@@ -199,6 +206,8 @@ def _authorization(settings: DataClientSettings, *, callee: str) -> Callable[[],
 async def _checked_redis(url: str) -> AsyncGenerator[Redis]:
     async with connect_redis(url) as redis:
         await check_noeviction(redis)
+        for problem in await replication_problems(redis):
+            _log.warning("Redis may lose writes that it has confirmed", problem=problem)
         yield redis
 
 

@@ -10,7 +10,12 @@ from redis.asyncio import Redis
 
 from hybridkit.coordination._broadcast import Broadcast, Subscription
 from hybridkit.coordination._cache._cache import Cache
-from hybridkit.coordination._connection import check_noeviction, connect_redis, probe_redis
+from hybridkit.coordination._connection import (
+    check_noeviction,
+    connect_redis,
+    probe_redis,
+    replication_problems,
+)
 from hybridkit.coordination._lock import HeldLock, Lock
 from hybridkit.coordination._process_redis import use_redis
 from hybridkit.coordination._rate_limiter import LimitDecision, RateLimiter
@@ -36,5 +41,6 @@ __all__ = [
     "check_noeviction",
     "connect_redis",
     "probe_redis",
+    "replication_problems",
     "use_redis",
 ]

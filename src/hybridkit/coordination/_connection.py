@@ -1,18 +1,24 @@
 """The Redis client: its limits, and the demands on a server before work is built on it."""
 
-from typing import Any, Final, cast, override
+from functools import partial
+from typing import Any, Final, cast
 from urllib.parse import parse_qs, urlsplit
 
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from hybridkit._tasks import TaskSet
+from hybridkit.coordination._clients import SharedClient
 from hybridkit.coordination._failover import following_master
 from hybridkit.coordination._redis._multiplexer import Multiplexer
 from hybridkit.coordination._redis._plain import PlainCommands
+from hybridkit.coordination._redis._sentinels import Sentinels, by_sentinels
+from hybridkit.coordination._urls import Target, target_of
 from hybridkit.errors import SettingsError, UnavailableError
 from hybridkit.observability import get_logger
 
@@ -22,6 +28,11 @@ _RETRIES: Final = 1
 """The tries of a command after the first. One is enough for a connection that Redis has closed meanwhile; redis-py's
 default is 10, at 5 s each.
 """
+
+_TIMEOUTS_OF_A_CALL: Final = 6
+"""The whole time of a call, in timeouts: two for a free connection, and two tries to connect and to read."""
+
+_NOT_OF_SENTINELS: Final = frozenset({"username", "password", "db", "client_name", "host", "port"})
 
 _NO_KEY: Final = "hk:probe"
 """A key that nobody sets."""
@@ -33,21 +44,16 @@ _EVICTS: Final = (
     " maxmemory-policy noeviction`; a cache that may be evicted belongs to a Redis of its own, REDIS_CACHE_URL"
 )
 
-
-class _Client(Redis):
-    """A client of redis-py with the shared connection beside its pool."""
-
-    multiplexer: Multiplexer
-
-    @override
-    async def aclose(self, close_connection_pool: bool | None = None) -> None:
-        await self.multiplexer.close()
-        await super().aclose(close_connection_pool)
+_MAY_LOSE_WRITES: Final = (
+    "the master has replicas, and takes writes also when none of them gets them: set `min-replicas-to-write 1` and"
+    " `min-replicas-max-lag 3` in redis.conf of every server, or run `redis-cli CONFIG SET min-replicas-to-write 1`;"
+    " otherwise a fail-over loses claims and locks that were confirmed"
+)
 
 
 def multiplexer_of(redis: Redis) -> Multiplexer:
     """Return the shared connection of a client, or a slower stand-in where `connect_redis` has not made the client."""
-    if isinstance(redis, _Client):
+    if isinstance(redis, SharedClient):
         return redis.multiplexer
     _log.warning(
         "this Redis client sends one command at a time: make it with connect_redis()",
@@ -66,17 +72,23 @@ def connect_redis(
     """Make a client that connects when it is first used; close it with `aclose()`, or use it in `async with`.
 
     A server that isn't the master any more, or takes no writes for another reason, counts as one that has gone: its
-    connection is closed, and the name looked up again.
+    connection is closed, and the name looked up again. With sentinels, the master is asked for with each connection;
+    they are also asked once a second, and listened to, and when they name another master, every connection is made
+    anew.
 
     Beside its pool, the client has one shared connection for the commands of hybridkit itself (claims, locks, limits,
     the cache): those of one turn of the event loop travel together, and each ends within twice `timeout_seconds`.
 
-    A command of the client takes at most about six times `timeout_seconds`, whatever happens: waiting for a free
-    connection (twice that time), and two tries to connect and to read. Commands that block on purpose (`BLPOP`) need a
-    shorter timeout of their own than `timeout_seconds`.
+    A command or a pipeline of the client takes at most six times `timeout_seconds`, whatever happens: waiting for a
+    free connection (twice that time), and two tries to connect and to read. After that it fails with redis-py's
+    `TimeoutError`; Redis may have carried it out. Commands that block on purpose (`BLPOP`) need a shorter timeout of
+    their own than `timeout_seconds`. Subscriptions have no such limit.
 
     Args:
-        url: `redis://:password@host:6379/0`, or `rediss://`.
+        url: `redis://user:password@host:6379/0`, or the name of a master that sentinels know:
+            `redis+sentinel://user:password@a:26379,b:26379/mymaster/0`. User and password are those of the servers;
+            those of the sentinels are the options `sentinel_username` and `sentinel_password`. With TLS the schemes
+            are `rediss` and `rediss+sentinel`.
         timeout_seconds: the time for connecting, for writing, and for each answer.
         max_connections: the connections that are open at most; further commands wait for a free one.
         decode_responses: answer `str`; without it, `bytes`.
@@ -84,30 +96,70 @@ def connect_redis(
     Raises:
         SettingsError: the URL is not one of Redis.
     """
-    of_tcp = {} if url.startswith("unix:") else {"socket_keepalive": True}
+    target = target_of(url)
+    pool = _pool(
+        target.plain_url,
+        max_connections=max_connections,
+        timeout=timeout_seconds * 2,
+        socket_timeout=timeout_seconds,
+        socket_connect_timeout=timeout_seconds,
+        retry=Retry(ExponentialWithJitterBackoff(base=0.01, cap=0.05), _RETRIES),
+        decode_responses=decode_responses,
+        protocol=2,  # the same replies from every supported redis-py; stand-ins speak nothing newer
+    )
+    plain = pool.connection_class
+    following = following_master(plain)
+    sentinels = _sentinels(target, plain, pool.connection_kwargs) if target.kind == "sentinel" else None
+    if sentinels is not None:
+        plain, following = by_sentinels(plain), by_sentinels(following)
+        pool.connection_kwargs["sentinels"] = sentinels
+    pool.connection_class = following
+    options: dict[str, Any] = pool.connection_kwargs | {"retry": Retry(NoBackoff(), 0)}
+    multiplexer = Multiplexer(
+        lambda: plain(**options), name=_name(target, options), timeout_seconds=timeout_seconds * 2
+    )
+    client = cast("SharedClient", SharedClient.from_pool(pool))
+    client.multiplexer = multiplexer
+    client.call_seconds = timeout_seconds * _TIMEOUTS_OF_A_CALL
+    if sentinels is not None:
+        client.closing = sentinels.close
+        dropping = TaskSet()
+        sentinels.on_change(multiplexer.retire)
+        sentinels.on_change(lambda _: dropping.start(pool.disconnect()))
+    return client
+
+
+def _pool(url: str, **options: Any) -> BlockingConnectionPool:
+    if not url.startswith("unix:"):
+        options["socket_keepalive"] = True
     try:
-        pool = BlockingConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType]  # untyped kwargs
-            url,
-            max_connections=max_connections,
-            timeout=timeout_seconds * 2,
-            socket_timeout=timeout_seconds,
-            socket_connect_timeout=timeout_seconds,
-            retry=Retry(ExponentialWithJitterBackoff(base=0.01, cap=0.05), _RETRIES),
-            decode_responses=decode_responses,
-            protocol=2,  # the same replies from every supported redis-py; stand-ins speak nothing newer
-            **of_tcp,
-        )
+        pool = BlockingConnectionPool.from_url(url, **options)  # pyright: ignore[reportUnknownMemberType]
         pool.connection_class(**pool.connection_kwargs)  # it takes its options, or says which it doesn't know
     except (ValueError, TypeError, RedisError) as error:
         raise SettingsError("the Redis URL can't be used", problems=[_what_is_wrong(url, error)]) from None
-    plain = pool.connection_class
-    options: dict[str, Any] = pool.connection_kwargs | {"retry": Retry(NoBackoff(), 0)}
-    pool.connection_class = following_master(plain)
-    client = cast("_Client", _Client.from_pool(pool))
-    client.multiplexer = Multiplexer(
-        lambda: plain(**options), name=_address(options), timeout_seconds=timeout_seconds * 2
+    return pool
+
+
+def _sentinels(
+    target: Target, connection_class: type[AbstractConnection], of_servers: dict[str, Any]
+) -> Sentinels:
+    """Make the look-up of a master: the sentinels take the options of the servers, but credentials of their own."""
+    options: dict[str, Any] = {
+        **{name: value for name, value in of_servers.items() if name not in _NOT_OF_SENTINELS},
+        **target.sentinel_options,
+        "connection_class": connection_class,
+        "decode_responses": True,
+        "retry": Retry(NoBackoff(), 0),
+    }
+
+    def make(host: str, port: int) -> Redis:
+        return Redis.from_pool(ConnectionPool(**options, host=host, port=port))
+
+    return Sentinels(
+        [partial(make, *address) for address in target.addresses],
+        master=target.master,
+        timeout_seconds=of_servers["socket_timeout"],
     )
-    return client
 
 
 async def probe_redis(redis: Redis) -> None:
@@ -122,6 +174,21 @@ async def probe_redis(redis: Redis) -> None:
         raise UnavailableError(f"Redis does not answer: {type(error).__name__}: {error}") from error
 
 
+async def replication_problems(redis: Redis) -> list[str]:
+    """Return what is wrong with the replication of a master: its words, with the remedy; empty without replicas.
+
+    A master that is cut off from its replicas goes on to take writes, and loses them when another one is made the
+    master meanwhile: claims are taken twice then, and locks are held twice. `min-replicas-to-write` stops it.
+
+    Raises:
+        UnavailableError: Redis does not answer.
+    """
+    replication = await _info(redis, "replication")
+    # Redis reports the good replicas only where it demands some, so that CONFIG need not be allowed.
+    is_alone = replication.get("role") != "master" or not replication.get("connected_slaves")
+    return [] if is_alone or "min_slaves_good_slaves" in replication else [_MAY_LOSE_WRITES]
+
+
 async def check_noeviction(redis: Redis) -> None:
     """Check at the start that Redis never throws a key away to make room for another.
 
@@ -132,14 +199,7 @@ async def check_noeviction(redis: Redis) -> None:
         SettingsError: Redis evicts keys; the message says how to change that.
         UnavailableError: Redis does not answer.
     """
-    try:
-        memory = await redis.info("memory")  # pyright: ignore[reportUnknownMemberType]  # untyped kwargs
-    except (RedisConnectionError, RedisTimeoutError) as error:
-        raise UnavailableError(f"Redis does not answer: {type(error).__name__}: {error}") from error
-    except ResponseError as error:
-        memory = {}
-        _log.info("Redis refuses INFO", reason=str(error))
-    policy = memory.get("maxmemory_policy")
+    policy = (await _info(redis, "memory")).get("maxmemory_policy")
     if policy is None:
         _log.warning("Redis does not tell its maxmemory-policy: make sure that it is noeviction")
     elif policy != "noeviction":
@@ -149,7 +209,19 @@ async def check_noeviction(redis: Redis) -> None:
         )
 
 
-def _address(options: dict[str, Any]) -> str:
+async def _info(redis: Redis, section: str) -> dict[str, Any]:
+    try:
+        return await redis.info(section)  # pyright: ignore[reportUnknownMemberType]  # untyped kwargs
+    except (RedisConnectionError, RedisTimeoutError) as error:
+        raise UnavailableError(f"Redis does not answer: {type(error).__name__}: {error}") from error
+    except ResponseError as error:
+        _log.info("Redis refuses INFO", reason=str(error))
+        return {}
+
+
+def _name(target: Target, options: dict[str, Any]) -> str:
+    if target.kind == "sentinel":
+        return f"{target.master} of {','.join(f'{host}:{port}' for host, port in target.addresses)}"
     return str(options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}")
 
 
@@ -158,4 +230,8 @@ def _what_is_wrong(url: str, error: Exception) -> str:
     named = next((name for name in parse_qs(urlsplit(url).query) if f"'{name}'" in str(error)), None)
     if named is not None:
         return f"the option {named} can't be used: the client doesn't know it, or doesn't take its value"
-    return "it should be redis://user:password@host:6379/0 or rediss://…, the password percent-encoded"
+    return (
+        "it should be redis://user:password@host:6379/0 (rediss:// with TLS),"
+        " redis+sentinel://user:password@a:26379,b:26379/mymaster/0 or redis+cluster://user:password@a:7001,b:7002,"
+        " the password percent-encoded"
+    )

@@ -12,8 +12,6 @@ from redis.asyncio.connection import AbstractConnection, Connection, SSLConnecti
 from redis.exceptions import ClusterDownError, OutOfMemoryError, ReadOnlyError, ResponseError, TryAgainError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-__all__ = ["NotMasterError", "following_master", "is_refused_for_now"]
-
 _CODE = re.compile(
     r"(?:^|-|: )(?:READONLY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|LOADING|NOREPLICAS|UNBLOCKED|MISCONF|BUSY)\b"
 )

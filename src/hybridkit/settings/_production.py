@@ -12,7 +12,13 @@ from hybridkit.settings._secret_url import SecretUrl, refused, split
 MIN_SECRET_LENGTH: Final = 12
 
 _LOOPBACK: Final = re.compile(r"(localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]+)?")
-_TLS_SCHEMES: Final = {"amqp": "amqps", "http": "https", "redis": "rediss"}
+_TLS_SCHEMES: Final = {
+    "amqp": "amqps",
+    "http": "https",
+    "redis": "rediss",
+    "redis+cluster": "rediss+cluster",
+    "redis+sentinel": "rediss+sentinel",
+}
 _TLS_PARAMETERS: Final = ("sslmode", "ssl", "tls")
 _TLS_VALUES: Final = frozenset({"1", "require", "true", "verify-ca", "verify-full"})
 _PLACEHOLDERS: Final = frozenset(

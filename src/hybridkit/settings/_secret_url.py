@@ -8,7 +8,12 @@ from urllib.parse import SplitResult, urlsplit
 from pydantic import AfterValidator, Secret
 from pydantic_core import PydanticCustomError
 
-from hybridkit.settings._url_options import amqp_problems, one_host_problems, postgres_problems
+from hybridkit.settings._url_options import (
+    amqp_problems,
+    one_host_problems,
+    postgres_problems,
+    redis_problems,
+)
 
 MASK: Final = "**********"
 
@@ -93,7 +98,11 @@ def _without(problems: Callable[[SplitResult], list[str]]) -> AfterValidator:
 
 
 AmqpUrl = Annotated[SecretUrl, _scheme("amqps", "amqp"), _without(amqp_problems)]
-RedisUrl = Annotated[SecretUrl, _scheme("rediss", "redis"), _without(one_host_problems)]
+RedisUrl = Annotated[
+    SecretUrl,
+    _scheme("rediss", "redis", "rediss+sentinel", "redis+sentinel", "rediss+cluster", "redis+cluster"),
+    _without(redis_problems),
+]
 HttpUrl = Annotated[SecretUrl, _scheme("https", "http"), _without(one_host_problems)]
 PostgresUrl = Annotated[
     SecretUrl, _scheme("postgresql", "postgresql+asyncpg", "postgres"), _without(postgres_problems)

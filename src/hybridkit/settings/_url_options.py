@@ -3,11 +3,19 @@
 https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS
 """
 
+import re
 from collections.abc import Mapping
 from typing import Final
 from urllib.parse import SplitResult, parse_qsl
 
-__all__ = ["DROPPED", "amqp_problems", "one_host_problems", "options_of", "postgres_problems"]
+__all__ = [
+    "DROPPED",
+    "amqp_problems",
+    "one_host_problems",
+    "options_of",
+    "postgres_problems",
+    "redis_problems",
+]
 
 _POSTGRES_VALUES: Final[Mapping[str, frozenset[str]]] = {
     "sslmode": frozenset({"disable", "allow", "prefer", "require", "verify-ca", "verify-full"}),
@@ -130,3 +138,23 @@ def one_host_problems(parts: SplitResult) -> list[str]:
     """Return the problems of a URL that has to lead to one server."""
     hosts = parts.netloc.rpartition("@")[2]
     return ["names several hosts, and only one can be used"] if "," in hosts else []
+
+
+_MASTER_PATH: Final = re.compile(r"/[A-Za-z0-9._-]+(/[0-9]*)?")
+_NO_MASTER: Final = (
+    "names no master, or one with a database that is no number: it should end in the name that the sentinels know,"
+    " as in redis+sentinel://a:26379,b:26379/mymaster/0"
+)
+
+
+def redis_problems(parts: SplitResult) -> list[str]:
+    """Return the problems of the hosts and the path of a Redis URL."""
+    match parts.scheme.partition("+")[2]:
+        case "sentinel" if not _MASTER_PATH.fullmatch(parts.path):
+            return [_NO_MASTER]
+        case "cluster" if parts.path not in {"", "/", "/0"}:
+            return ["names a database, and a cluster has only number 0: leave the path out"]
+        case "":
+            return one_host_problems(parts)
+        case _:
+            return []

@@ -81,6 +81,11 @@ class Multiplexer:
         node.send(command, even_if_away=even_if_away)
         return command.reply
 
+    def retire(self, reason: str) -> None:
+        """Give up the present connection, and send what has no reply over the next one."""
+        if self._node is not None:
+            self._node.retire(reason)
+
     async def close(self) -> None:
         """Close the connection; commands without a reply fail with `UnavailableError`."""
         node, self._node = self._node, None
