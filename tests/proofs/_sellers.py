@@ -37,9 +37,18 @@ class Replica:
         name: for its log.
         environment: its settings.
         folder: where its log goes.
+        module: the module that is run, with its arguments.
     """
 
-    def __init__(self, name: str, environment: dict[str, str], folder: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        environment: dict[str, str],
+        folder: Path,
+        *,
+        module: Sequence[str] = ("tests.proofs._replica",),
+    ) -> None:
+        self._command = [sys.executable, "-m", *module]
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -50,10 +59,9 @@ class Replica:
 
     async def start(self) -> None:
         """Start the process, and wait until it is ready."""
-        command = [sys.executable, "-m", "tests.proofs._replica"]
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *command, env=self._environment, stdout=log, stderr=log
+                *self._command, env=self._environment, stdout=log, stderr=log
             )
         async with httpx.AsyncClient() as client, asyncio.timeout(200):
             while True:
