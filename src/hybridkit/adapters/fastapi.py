@@ -43,6 +43,7 @@ from hybridkit.errors import (
     FieldProblem,
     HybridkitError,
     InvalidRequestError,
+    KeyMissingError,
     MissingExtraError,
     NoRouteError,
 )
@@ -64,11 +65,18 @@ try:
 
     from hybridkit.adapters._keyed_routes import claims_after_dependencies, is_routed, reads_body
     from hybridkit.adapters._rate_limits import document_limits, rate_limited
+    from hybridkit.adapters._required_key import (
+        IdempotencyKey,
+        describe_required_keys,
+        is_missing_key,
+        require_idempotency_key,
+    )
     from hybridkit.adapters._web_sessions import SessionCookies, WebSession
 except ImportError:
     raise MissingExtraError(__name__, extra="fastapi") from None
 
 __all__ = [
+    "IdempotencyKey",
     "IdempotencyMiddleware",
     "RequestContextMiddleware",
     "SessionCookies",
@@ -76,6 +84,7 @@ __all__ = [
     "api_lifespan",
     "create_app",
     "rate_limited",
+    "require_idempotency_key",
     "run_api",
 ]
 
@@ -185,10 +194,13 @@ class _Api(FastAPI):
         return super().build_middleware_stack()
 
     def openapi(self) -> dict[str, Any]:
-        """Return the OpenAPI document, with what the routes' limits add to it."""
-        if not self.openapi_schema:
-            document_limits(self.routes)
-        return super().openapi()
+        """Return the OpenAPI document, with what the routes' limits and required keys add to it."""
+        if self.openapi_schema:
+            return self.openapi_schema
+        document_limits(self.routes)
+        document = super().openapi()
+        describe_required_keys(document)
+        return document
 
 
 @asynccontextmanager
@@ -355,6 +367,10 @@ async def _answer_invalid_request(request: Request, error: Exception) -> Respons
     """Answer a misfit of body, path or query: where and why, but not the value, which may be secret."""
     if not isinstance(error, RequestValidationError):
         raise error
+    if any(map(is_missing_key, error.errors())):
+        raise KeyMissingError(
+            "this request needs an Idempotency-Key header, the same for each repetition of the request"
+        )
     found = [_field_problem(detail) for detail in error.errors()]
     invalid = InvalidRequestError("the request does not fit", errors=found)
     instance, request_id = request.url.path, current().request_id
