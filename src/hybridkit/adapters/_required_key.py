@@ -81,8 +81,8 @@ def describe_required_keys(document: dict[str, Any]) -> None:
 
 
 def _keyed_operations(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for item in document.get("paths", {}).values():
-        for operation in item.values():
-            parameters = operation.get("parameters", ()) if isinstance(operation, dict) else ()
-            if any(each.get("name") == KEY_HEADER and each.get("required") for each in parameters):
-                yield operation
+    items: dict[str, dict[str, dict[str, Any]]] = document.get("paths", {})
+    for operation in (each for item in items.values() for each in item.values()):
+        parameters: list[dict[str, Any]] = operation.get("parameters", [])
+        if any(each.get("name") == KEY_HEADER and each.get("required") for each in parameters):
+            yield operation
