@@ -6,6 +6,7 @@ import signal
 import sys
 import textwrap
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AsyncExitStack
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -128,6 +129,10 @@ async def test_a_lock_may_be_declared_before_there_is_a_redis(redis: Redis) -> N
     with use_redis(redis):
         async with lock as held:
             assert (held.key, await is_held(redis)) == (KEY, True)
+        block = AsyncExitStack()
+        await block.enter_async_context(lock)
+    await block.aclose()  # a process that stops takes its Redis back before the last block ends
+    assert not await is_held(redis)
 
 
 async def test_who_does_not_wait_is_refused_at_once(redis: Redis) -> None:

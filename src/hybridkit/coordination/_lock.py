@@ -112,8 +112,8 @@ class HeldLock(NamedTuple):
 
 
 class _Holding(NamedTuple):
+    multiplexer: Multiplexer
     token: str
-    fence: int
     keeper: LeaseKeeper
 
 
@@ -189,7 +189,7 @@ class Lock:
             MisuseError: this task holds the lock already.
         """
         place = self._place()
-        multiplexer = place[1]
+        multiplexer = multiplexer_of(self._redis or redis_of_process(f"the lock {self.key}"))
         if place in _holdings:
             raise MisuseError(
                 f"this task holds the lock {self.key} already, and would wait for itself: pass `held` to what needs it"
@@ -210,30 +210,29 @@ class Lock:
         except BaseException:  # the question may have been carried out, whatever became of its answer
             self._give_back(multiplexer, token)
             raise
-        _holdings[place] = _Holding(token, fence, keeper)
+        _holdings[place] = _Holding(multiplexer, token, keeper)
         return HeldLock(self.key, fence)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        place = self._place()
-        multiplexer = place[1]
-        holding = _holdings.pop(place, None)
+        holding = _holdings.pop(self._place(), None)
         if holding is None:
             for ended in [each for each in _holdings if each[0].done()]:
                 del _holdings[ended]
             raise MisuseError(f"the block of the lock {self.key} was entered by another task")
+        multiplexer, token, keeper = holding
         try:
-            await holding.keeper.__aexit__(kind, error, traceback)
+            await keeper.__aexit__(kind, error, traceback)
         except BaseException:
-            self._give_back(multiplexer, holding.token)
+            self._give_back(multiplexer, token)
             raise
         try:
-            is_released = await multiplexer.run(RELEASE, self._keys, holding.token, self._kept_ms)
+            is_released = await multiplexer.run(RELEASE, self._keys, token, self._kept_ms)
         except UnavailableError:
-            self._give_back(multiplexer, holding.token)
+            self._give_back(multiplexer, token)
         except asyncio.CancelledError:
-            self._give_back(multiplexer, holding.token)
+            self._give_back(multiplexer, token)
             raise
         else:
             if not is_released and error is None:
@@ -288,12 +287,11 @@ class Lock:
         _outcome(self._scope, "lost").inc()
         return LockLostError(f"the lock {self.key} is lost: {reason}")
 
-    def _place(self) -> tuple[asyncio.Task[Any], Multiplexer, str]:
-        redis = self._redis or redis_of_process(f"the lock {self.key}")
-        return cast("asyncio.Task[Any]", asyncio.current_task()), multiplexer_of(redis), self._keys[0]
+    def _place(self) -> tuple[asyncio.Task[Any], str]:
+        return cast("asyncio.Task[Any]", asyncio.current_task()), self._keys[0]
 
 
-_holdings: Final[dict[tuple[asyncio.Task[Any], Multiplexer, str], _Holding]] = {}
+_holdings: Final[dict[tuple[asyncio.Task[Any], str], _Holding]] = {}
 """The locks of this process, by the task that runs their block."""
 _returning: Final = TaskSet()
 
