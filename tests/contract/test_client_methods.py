@@ -110,6 +110,18 @@ async def make(client: AnyClient, count: int) -> list[Item]:
 # ── reads ────────────────────────────────────────────────────────────────────────────────────────
 
 
+async def test_a_refresh_brings_only_what_has_changed(client: AnyClient, service: FakeDataService) -> None:
+    """An unchanged record is the same object, by the ETag that it has; one that is gone is an error."""
+    (item,) = await make(client, 1)
+    assert await client.refresh(ITEMS, item) is item
+    assert service.requests[-1] == f"GET /v1/items/{item.id}"
+    changed = await client.update(ITEMS, item, ItemChanges(name="other"))
+    assert await client.refresh(ITEMS, item) == changed
+    await client.delete(ITEMS, changed)
+    with pytest.raises(NotFoundError):
+        await client.refresh(ITEMS, changed)
+
+
 async def test_many_by_id(client: AnyClient, service: FakeDataService) -> None:
     """Records come in the order of their ids, twice where an id is, with None for what is missing."""
     first, second = await make(client, 2)

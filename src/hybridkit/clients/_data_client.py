@@ -27,6 +27,7 @@ from hybridkit.clients._query_source import QuerySource
 from hybridkit.clients._records import RecordId, given_id, parse_id, target_of
 from hybridkit.clients._transaction import DataTransaction, Isolation
 from hybridkit.clients._transports._base import Response, StreamedResponse
+from hybridkit.clients._transports._heads import NOT_MODIFIED
 from hybridkit.clients._transports._httpx import AnyTransport
 from hybridkit.clients._write_identity import WriteStep, begin_write
 from hybridkit.codec import check_size
@@ -89,6 +90,17 @@ class DataClient(BaseClient):
             return await self.get(resource, id)
         except NotFoundError:
             return None
+
+    async def refresh[RecordT: Record[Any]](
+        self, resource: Resource[RecordT, Any, Any], record: RecordT
+    ) -> RecordT:
+        """Return the present state of a record: the same object where it has not changed, which needs no body.
+
+        Raises:
+            NotFoundError: the record is not there any more.
+        """
+        response = await self._send(_requests.get_changed(resource, target_of(resource, record)))
+        return record if response.status == NOT_MODIFIED else record_from(resource, response)
 
     async def get_many[RecordT: Record[Any]](
         self, resource: Resource[RecordT, Any, Any], ids: Sequence[RecordId]

@@ -35,6 +35,11 @@ def get(resource: AnyResource, id: object) -> Intent:
     return Intent(method="GET", path=record_path(resource, id), safe=True)
 
 
+def get_changed(resource: AnyResource, target: Target) -> Intent:
+    headers = {} if target.etag is None else {"if-none-match": target.etag}
+    return Intent(method="GET", path=record_path(resource, target.id), headers=headers, safe=True)
+
+
 def get_batch(resource: AnyResource, ids: Sequence[object]) -> Intent:
     body = encode_json({"ids": [str(record_id) for record_id in ids]})
     return _read(f"{resource.path}:batch_get", body)

@@ -32,6 +32,7 @@ from hybridkit.clients._transports._base import (
     read_body,
     refuse_compressed,
 )
+from hybridkit.clients._transports._heads import NOT_MODIFIED
 from hybridkit.context import current
 from hybridkit.errors import (
     DeadlineExceededError,
@@ -249,6 +250,8 @@ class Pipeline:
 
     async def _whole(self, call: CallPlan, request: Request) -> Response | Failure:
         response = await self._transport.send(request)
+        if response.status == NOT_MODIFIED and "if-none-match" in call.intent.headers:
+            return response
         return failure_from(response, what=call.name, safe=call.intent.safe) or response
 
     async def _head(
