@@ -114,29 +114,13 @@ class Cache[T]:
 
     # ── reads ────────────────────────────────────────────────────────────────────────────────────
 
-    @overload
-    async def get_or_load(
+    async def get_or_load[NoneT: None](
         self,
         id: CacheId,
-        load: Callable[[], Awaitable[T]],
-        *,
-        refresh: Callable[[T], Awaitable[T]] | None = None,
-    ) -> T: ...
-    @overload
-    async def get_or_load(
-        self,
-        id: CacheId,
-        load: Callable[[], Awaitable[T | None]],
+        load: Callable[[], Awaitable[T | NoneT]],
         *,
         refresh: Callable[[T], Awaitable[T | None]] | None = None,
-    ) -> T | None: ...
-    async def get_or_load(
-        self,
-        id: CacheId,
-        load: Callable[[], Awaitable[T | None]],
-        *,
-        refresh: Callable[[T], Awaitable[T | None]] | None = None,
-    ) -> T | None:
+    ) -> T | NoneT:
         """Return the value of an id, from Redis or from a loader.
 
         A load that has begun goes on when its caller is cancelled. It runs in the caller's context, but without its
@@ -145,7 +129,7 @@ class Cache[T]:
         Args:
             id: the id; whatever else the value depends on (a language, a tenant, the user who may see it) belongs
                 into it.
-            load: returns the value, or None where there is none.
+            load: returns the value, or None where there is none; the result has the type that it has.
             refresh: returns the value anew, given a stale one. Returning the same object says that it is still right;
                 only its lifetime is written then. A data client's `refresh` does so by the record's ETag.
 
@@ -153,17 +137,18 @@ class Cache[T]:
             DeadlinePassedError: the load took longer than `load_seconds`, or than this caller may wait.
             Exception: the loader has raised it; all callers that waited for it get it, and the next one loads again.
         """
+        # `cast`: a None comes from this loader, or from another one of this id that returns it too.
         stored = self._stored
         key = stored.key(id)
         if key in stored.owed:
-            return await self._loader.load_past_redis(key, None, load)
+            return cast("T", await self._loader.load_past_redis(key, None, load))
         for _ in range(MAX_READS):
             token = new_token()
             try:
                 reply = await stored.ask(key, token)
                 if type(reply) is bytes:
                     try:
-                        value = stored.values.read(reply)
+                        value = cast("T", stored.values.read(reply))
                     except UnreadableValueError:
                         pass
                     else:
@@ -171,12 +156,12 @@ class Cache[T]:
                         return value
                 found = await stored.examine(key, reply)
             except UnavailableError:
-                return await self._loader.load_past_redis(key, token, load)
+                return cast("T", await self._loader.load_past_redis(key, token, load))
             if found is not None:
                 with suppress(InvalidatedError):
-                    return await self._go_on(key, token, found, load, refresh)
+                    return cast("T", await self._go_on(key, token, found, load, refresh))
         # Two versions of the class overwrite each other's values, or invalidations of tags come all the time.
-        return await self._loader.load_past_redis(key, None, load, may_join=False)
+        return cast("T", await self._loader.load_past_redis(key, None, load, may_join=False))
 
     def cached(self, *, key: str | Callable[..., CacheId]) -> CachedFunction[T]:
         """Decorate an async function with `get_or_load`: its result is the value, the function the loader.
