@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from hybridkit.context import bind, current
 from hybridkit.coordination import HeldLock, Lock, Redis, connect_redis, use_redis
 from hybridkit.coordination import _lock as lock_module
 from hybridkit.coordination._connection import multiplexer_of
@@ -152,6 +153,18 @@ async def test_waiting_is_bounded(redis: Redis) -> None:
     async with Lock(KEY, redis=redis):
         with pytest.raises(LockTimeoutError):
             await asyncio.create_task(hold(Lock(KEY, redis=redis, wait_seconds=0.1), _never))
+
+
+async def test_nobody_waits_beyond_the_deadline(redis: Redis) -> None:
+    """The caller of this work would be gone when the lock is free."""
+
+    async def wait() -> None:
+        with bind(current().within(0.1)):
+            await hold(Lock(KEY, redis=redis, wait_seconds=3600), _never)
+
+    async with Lock(KEY, redis=redis):
+        with pytest.raises(LockTimeoutError):
+            await asyncio.create_task(wait())
 
 
 async def test_an_error_in_the_block_releases_the_lock(redis: Redis) -> None:

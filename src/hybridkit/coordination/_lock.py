@@ -1,6 +1,7 @@
 """Locks: one holder of a name at a time, over all replicas."""
 
 import asyncio
+import math
 import random
 import secrets
 import time
@@ -13,6 +14,7 @@ from redis.asyncio import Redis
 
 from hybridkit._syntax import KEY_SYNTAX
 from hybridkit._tasks import TaskSet
+from hybridkit.context import current
 from hybridkit.coordination._connection import multiplexer_of
 from hybridkit.coordination._lease import LeaseKeeper
 from hybridkit.coordination._process_redis import redis_of_process
@@ -140,7 +142,7 @@ class Lock:
     Args:
         key: `context:entity:id`; the context is also the `scope` of the metrics, so it has few values.
         redis: a client from `connect_redis`; by default that of the process, see `use_redis`.
-        wait_seconds: how long to wait for another holder; 0 to try once.
+        wait_seconds: how long to wait for another holder, but never beyond the context's deadline; 0 to try once.
         lease_seconds: how long a holder that has died keeps the lock.
         key_prefix: the prefix of the key in Redis.
 
@@ -241,6 +243,7 @@ class Lock:
     async def _acquire(self, multiplexer: Multiplexer, token: str) -> tuple[float, int]:
         """Return when the lock was asked for, and its fence."""
         since = time.monotonic()
+        give_up_at = min(since + self._wait_seconds, current().deadline or math.inf)
         while True:
             asked_at = time.monotonic()
             try:
@@ -253,7 +256,7 @@ class Lock:
                 _outcome(self._scope, "acquired" if how == 1 else "taken_over").inc()
                 _wait(self._scope).observe(now - since)
                 return asked_at, number
-            left_seconds = since + self._wait_seconds - now
+            left_seconds = give_up_at - now
             if left_seconds <= 0:
                 _outcome(self._scope, "timed_out").inc()
                 raise LockTimeoutError(
