@@ -12,6 +12,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 CRITICAL = [
+    "src/hybridkit/adapters/_telegram/_chat_turns.py",
+    "src/hybridkit/adapters/_telegram/_fsm.py",
     "src/hybridkit/adapters/_web_sessions.py",
     "src/hybridkit/_tasks.py",
     "src/hybridkit/clients/_transaction*.py",

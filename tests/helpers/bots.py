@@ -13,6 +13,7 @@ from fakeredis import FakeAsyncRedis, FakeServer
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
+from hybridkit.adapters._telegram._chat_turns import ChatTurns
 from hybridkit.adapters._telegram._handling import HANDLER_SECONDS, UpdateRunner
 from hybridkit.adapters._telegram._polling import Polling
 from hybridkit.adapters.aiogram import FAILURE_TEXTS, _connected_bot, _started
@@ -58,11 +59,12 @@ class World:
             redis = await stack.enter_async_context(FakeAsyncRedis(server=self.redis, decode_responses=True))
             guard = IdempotencyGuard(redis, when_down=RedisDown.EXTERNAL)
             bot = await stack.enter_async_context(_connected_bot(self.settings))
-            await stack.enter_async_context(_started(dispatcher, bot, {Menu: self.menu, Bot: bot}))
+            await stack.enter_async_context(_started(dispatcher, bot, redis, {Menu: self.menu, Bot: bot}))
             updates = UpdateRunner(
                 dispatcher,
                 bot,
                 guard,
+                ChatTurns(redis),
                 failure_texts=failure_texts,
                 handler_seconds=handler_seconds,
                 retry=QUICK,

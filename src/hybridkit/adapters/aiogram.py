@@ -49,7 +49,9 @@ try:
     from aiogram.exceptions import AiogramError, TelegramUnauthorizedError
     from aiogram.types import TelegramObject
 
+    from hybridkit.adapters._telegram._chat_turns import ChatTurns
     from hybridkit.adapters._telegram._failures import FAILURE_TEXTS, check_texts
+    from hybridkit.adapters._telegram._fsm import ChatIsolation, ChatStorage, fsm_in_redis
     from hybridkit.adapters._telegram._handling import HANDLER_SECONDS, TemporaryErrors, UpdateRunner
     from hybridkit.adapters._telegram._polling import Polling, token_error
     from hybridkit.adapters._telegram._static_handlers import CONTEXT_NAMES, static_handlers
@@ -58,7 +60,7 @@ except ImportError as error:
         raise
     raise MissingExtraError(__name__, extra="aiogram") from None
 
-__all__ = ["FAILURE_TEXTS", "bot_lifespan", "run_bot"]
+__all__ = ["FAILURE_TEXTS", "ChatIsolation", "ChatStorage", "bot_lifespan", "run_bot"]
 
 _log = get_logger("hybridkit.bot")
 
@@ -149,16 +151,17 @@ async def _running_bot(
     async with open_resources("aiogram", settings, when_down=RedisDown.EXTERNAL) as resources:
         bot = await resources.open("telegram", lambda: _connected_bot(settings), provides=Bot)
         await open_application(resources, lifespan)
-        await resources.open("dispatcher", lambda: _started(dispatcher, bot, resources.providers))
+        redis = provided(resources, Redis)
+        await resources.open("dispatcher", lambda: _started(dispatcher, bot, redis, resources.providers))
         await start_consumers(resources, consumers, providers=resources.providers)
         updates = UpdateRunner(
             dispatcher,
             bot,
             provided(resources, IdempotencyGuard),
+            ChatTurns(redis),
             failure_texts=failure_texts,
             handler_seconds=handler_seconds,
         )
-        redis = provided(resources, Redis)
         polling = await resources.open("updates", lambda: Polling(bot, updates, redis), probe=Polling.probe)
         resources.on_stop_accepting("updates", polling.stop_asking)
         resources.on_drain("updates", polling.drain)
@@ -181,11 +184,13 @@ async def _connected_bot(settings: BotSettings) -> AsyncGenerator[Bot]:
 
 
 @asynccontextmanager
-async def _started(dispatcher: Dispatcher, bot: Bot, providers: Mapping[Any, object]) -> AsyncGenerator[None]:
+async def _started(
+    dispatcher: Dispatcher, bot: Bot, redis: Redis, providers: Mapping[Any, object]
+) -> AsyncGenerator[None]:
     """Run the dispatcher's startup and shutdown handlers around the block, with injection and error handling."""
     data = {"dispatcher": dispatcher, "bots": (bot,), **dispatcher.workflow_data}
     injection = _Injection(providers)
-    with injection.into(dispatcher), TemporaryErrors().around(dispatcher):
+    with fsm_in_redis(dispatcher, redis), injection.into(dispatcher), TemporaryErrors().around(dispatcher):
         await dispatcher.emit_startup(bot=bot, **data)
         try:
             injection.check(dispatcher)  # after the startup handlers, which may have added data

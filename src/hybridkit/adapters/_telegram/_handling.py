@@ -15,9 +15,11 @@ from aiogram.methods import TelegramMethod
 from aiogram.types import ErrorEvent, TelegramObject, Update
 
 from hybridkit._tasks import TaskSet, is_set_within, run_isolated
+from hybridkit.adapters._telegram._chat_turns import ChatTurns
 from hybridkit.adapters._telegram._failures import answer_failure, is_temporary
+from hybridkit.adapters._telegram._reading import chat_of
 from hybridkit.context import RequestContext, bind, current
-from hybridkit.errors import ClaimLostError, UnavailableError
+from hybridkit.errors import ClaimLostError, LockLostError, UnavailableError
 from hybridkit.idempotency import Acquired, Completed, IdempotencyGuard, InProgress, Outcome, claim_key
 from hybridkit.messaging._consuming._isolation import HandlerLock
 from hybridkit.observability import get_logger, metrics
@@ -62,6 +64,7 @@ class UpdateRunner:
         dispatcher: the dispatcher with the handlers.
         bot: the bot that has received the updates.
         guard: knows which updates have run.
+        turns: knows which replica handles a chat.
         failure_texts: the answers to users whose update is given up, by language.
         handler_seconds: the time limit of an update's handlers.
         retry: the policy for temporary errors.
@@ -72,6 +75,7 @@ class UpdateRunner:
         dispatcher: Dispatcher,
         bot: Bot,
         guard: IdempotencyGuard,
+        turns: ChatTurns,
         *,
         failure_texts: Mapping[str, str],
         handler_seconds: float = HANDLER_SECONDS,
@@ -81,6 +85,7 @@ class UpdateRunner:
         self._dispatcher = dispatcher
         self._bot = bot
         self._guard = guard
+        self._turns = turns
         self._failure_texts = failure_texts
         self._handler_seconds = handler_seconds
         self._retry = retry
@@ -96,7 +101,7 @@ class UpdateRunner:
         """
         started = time.perf_counter()
         with bind(RequestContext()):
-            outcome = await self._claim_and_run(update, stopping)
+            outcome = await self._run_in_turn(update, stopping)
             if outcome is None:
                 return False
             seconds = time.perf_counter() - started
@@ -106,6 +111,23 @@ class UpdateRunner:
                 **{"telegram.update_id": update.update_id, "duration_ms": round(seconds * 1000, 1)},
             )
             return True
+
+    async def _run_in_turn(self, update: Update, stopping: asyncio.Event) -> str | None:
+        """Handle an update while no replica handles another one of its chat, retries included."""
+        chat = chat_of(update)
+        if chat is None:
+            return await self._claim_and_run(update, stopping)
+        while not stopping.is_set():
+            turn = self._turns.hold(self._bot.id, chat, update_id=update.update_id, stopping=stopping)
+            try:
+                async with turn as is_held:
+                    return await self._claim_and_run(update, stopping) if is_held else None
+            except LockLostError as lost:
+                _log.warning("another replica has the chat now", reason=str(lost))
+            except UnavailableError as error:
+                _log.warning("an update waits for Redis", reason=str(error))
+                await is_set_within(stopping, seconds=REDIS_PAUSE_SECONDS)
+        return None
 
     async def _claim_and_run(self, update: Update, stopping: asyncio.Event) -> str | None:
         most_takeovers: float = MAX_SHARED_TAKEOVERS
