@@ -7,8 +7,9 @@ requests are handed to the application as ASGI messages. Events stay in the outb
 A third peer is what one would write without us: a FastAPI route with an ORM session and a response model, which has
 neither key nor event.
 
-Both sides take turns, one operation at a time; latency is the median of all operations, CPU is `time.process_time` per
-operation of the best round. PostgreSQL's own CPU is not in it, but in the latency.
+Both sides take turns, one operation at a time, whose arguments are made beforehand; latency is the median of all
+operations, CPU is `time.process_time` per operation of the best round. PostgreSQL's own CPU is not in it, but in the
+latency.
 """
 
 import asyncio
@@ -52,6 +53,8 @@ VALUES: Final = {
 }
 
 type Operation = Callable[[], Awaitable[None]]
+type Prepare = Callable[[], Operation]
+"""Makes the arguments of an operation, which are its caller's cost."""
 
 
 class Base(DeclarativeBase):
@@ -137,16 +140,17 @@ async def _measure(url: str) -> list[Result]:
 
 
 async def _compare(
-    where: str, ours: Operation, peer: Operation, *, peer_name: str = "plain insert"
+    where: str, ours: Prepare, peer: Prepare, *, peer_name: str = "plain insert"
 ) -> list[Result]:
     sides = {"ours": ours, "peer": peer}
     cpu = dict.fromkeys(sides, float("inf"))
     latencies: dict[str, list[float]] = {name: [] for name in sides}
     for round_number in range(ROUNDS + 1):
-        for name, operation in sides.items():
+        for name, prepare in sides.items():
+            prepared = [prepare() for _ in range(OPERATIONS)]
             taken: list[float] = []
             started = time.process_time()
-            for _ in range(OPERATIONS):
+            for operation in prepared:
                 began = time.perf_counter()
                 await operation()
                 taken.append(time.perf_counter() - began)
@@ -171,7 +175,7 @@ async def _compare(
 # ── in the store ─────────────────────────────────────────────────────────────────────────────────
 
 
-async def _write(store: Any) -> None:
+def _write(store: Any) -> Operation:
     record_id = uuid4()
     emission = Emission(
         event_type="sale.made",
@@ -181,15 +185,18 @@ async def _write(store: Any) -> None:
         request_id="the-request",
         data={"sale_id": str(record_id)},
     )
-    await store.write(
-        Write(
-            caller="api_service",
-            key=str(uuid4()),
-            fingerprint=b"x" * 32,
-            operations=(Create(resource=SALES, id=record_id, values=VALUES),),
-            emit=(emission,),
-        )
+    write = Write(
+        caller="api_service",
+        key=str(uuid4()),
+        fingerprint=b"x" * 32,
+        operations=(Create(resource=SALES, id=record_id, values=VALUES),),
+        emit=(emission,),
     )
+
+    async def run() -> None:
+        await store.write(write)
+
+    return run
 
 
 def _insert_statement() -> str:
@@ -206,9 +213,14 @@ def _insert_statement() -> str:
 INSERT: Final = _insert_statement()
 
 
-async def _insert(database: Any) -> None:
-    [row] = await database.fetch(INSERT, uuid4(), *VALUES.values())
-    orjson.loads(row[0])
+def _insert(database: Any) -> Operation:
+    arguments = (uuid4(), *VALUES.values())
+
+    async def run() -> None:
+        [row] = await database.fetch(INSERT, *arguments)
+        orjson.loads(row[0])
+
+    return run
 
 
 # ── in the service ───────────────────────────────────────────────────────────────────────────────
@@ -220,8 +232,8 @@ async def _plain_route(request: Request) -> Response:
     return Response(row[0], 201, media_type="application/json")
 
 
-async def _post_plain(app: FastAPI) -> None:
-    await _post(app, "/plain", orjson.dumps(VALUES, default=str))
+def _post_plain(app: FastAPI) -> Operation:
+    return _post(app, "/plain", orjson.dumps(VALUES, default=str))
 
 
 async def _orm_route(request: Request, body: NewSale) -> SaleTable:
@@ -232,11 +244,11 @@ async def _orm_route(request: Request, body: NewSale) -> SaleTable:
         return row
 
 
-async def _post_orm(app: FastAPI) -> None:
-    await _post(app, "/orm", orjson.dumps(VALUES, default=str))
+def _post_orm(app: FastAPI) -> Operation:
+    return _post(app, "/orm", orjson.dumps(VALUES, default=str))
 
 
-async def _transact(app: FastAPI) -> None:
+def _transact(app: FastAPI) -> Operation:
     record_id = str(uuid4())
     created = {"op": "create", "resource": "sales", "id": record_id, "data": VALUES}
     event = {
@@ -248,10 +260,10 @@ async def _transact(app: FastAPI) -> None:
         "data": {"sale_id": record_id},
     }
     body = orjson.dumps({"operations": [created], "emit": [event]}, default=str)
-    await _post(app, "/v1:transact", body, (b"idempotency-key", f'"{uuid4()}"'.encode()))
+    return _post(app, "/v1:transact", body, (b"idempotency-key", f'"{uuid4()}"'.encode()))
 
 
-async def _post(app: FastAPI, path: str, body: bytes, *headers: tuple[bytes, bytes]) -> None:
+def _post(app: FastAPI, path: str, body: bytes, *headers: tuple[bytes, bytes]) -> Operation:
     answers: list[int] = []
 
     async def receive() -> dict[str, Any]:
@@ -281,6 +293,10 @@ async def _post(app: FastAPI, path: str, body: bytes, *headers: tuple[bytes, byt
         "client": ("127.0.0.1", 1),
         "server": ("127.0.0.1", 80),
     }
-    await app(scope, receive, send)
-    if answers not in ([200], [201]):
-        raise RuntimeError(f"{path} was answered with {answers}")
+
+    async def run() -> None:
+        await app(scope, receive, send)
+        if answers not in ([200], [201]):
+            raise RuntimeError(f"{path} was answered with {answers}")
+
+    return run

@@ -172,9 +172,14 @@ class InexactFloat(float):
 
 def decode_numbers(body: bytes) -> Any:
     """Read bytes that `decode_json` takes, with an `InexactFloat` for each number that no float is."""
-    if not _MAYBE_INEXACT.search(body):
+    if not may_be_inexact(body):
         return from_json(body)
     return json.loads(body, parse_float=_written)
+
+
+def may_be_inexact(body: bytes) -> bool:
+    """Return whether JSON may have a number that no float is; False means that every reader reads the same numbers."""
+    return _MAYBE_INEXACT.search(body) is not None
 
 
 _MAYBE_INEXACT: Final = re.compile(rb"[0-9.]{17}|[0-9][eE][+-]?[0-9]{2}")

@@ -5,7 +5,25 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from sqlalchemy import ARRAY, JSON, Integer, Interval, Numeric, String, Text, TypeDecorator
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import (
+    ARRAY,
+    CHAR,
+    JSON,
+    BigInteger,
+    Boolean,
+    Enum,
+    Integer,
+    Interval,
+    LargeBinary,
+    Numeric,
+    SmallInteger,
+    String,
+    Text,
+    TypeDecorator,
+    Uuid,
+)
 from sqlalchemy.dialects.postgresql import BIT, CITEXT, DOMAIN, INT4RANGE, JSONB, TIMESTAMP
 from sqlalchemy.types import TypeEngine
 
@@ -15,7 +33,7 @@ from hybridkit.dataservice._postgres._types._parameters import (
     is_scalar,
     parameter_type,
 )
-from hybridkit.dataservice._postgres._types._values import check_limits, fitted, in_texts
+from hybridkit.dataservice._postgres._types._values import check_limits, fitted, in_texts, is_kept
 
 
 class Code(TypeDecorator[str]):
@@ -123,3 +141,43 @@ def test_a_document_with_a_nul_is_refused(kind: TypeEngine[Any], document: Any) 
 def test_a_backslash_is_no_nul() -> None:
     """A text that looks like the escape of U+0000 is only a text."""
     assert fitted(JSONB(), ["\\u0000"]) == ["\\u0000"]
+
+
+KEPT_KINDS: list[TypeEngine[Any]] = [
+    Text(),
+    String(3),
+    CHAR(3),
+    SmallInteger(),
+    Integer(),
+    BigInteger(),
+    Boolean(),
+    Uuid(),
+    Uuid(as_uuid=False),
+    Numeric(4, 2),
+    Enum("abc", "b", name="letters"),
+    LargeBinary(),
+    JSON(),
+    Code(),
+    ARRAY(Text()),
+]
+
+
+@given(
+    kind=st.sampled_from(KEPT_KINDS),
+    value=st.one_of(
+        st.text(max_size=5),
+        st.sampled_from(["\0", "abc", "a ", "abcd"]),
+        st.integers(-(2**65), 2**65),
+        st.sampled_from([2**15, -(2**15), 2**31, -(2**31) - 1, 2**63]),
+        st.booleans(),
+        st.uuids(),
+        st.floats(),
+        st.binary(max_size=3),
+        st.none(),
+    ),
+)
+def test_a_value_that_is_kept_as_it_is_fits(kind: TypeEngine[Any], value: object) -> None:
+    """A value that skips the conversion is one that the conversion would take and leave as it is."""
+    if is_kept(kind, value):
+        assert fitted(kind, value) is value
+        check_limits(kind, value)

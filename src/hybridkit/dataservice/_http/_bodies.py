@@ -19,6 +19,7 @@ from hybridkit.codec import (
     decode_numbers,
     encode_json,
     field_errors,
+    may_be_inexact,
     validate_json,
 )
 from hybridkit.contract import Transaction
@@ -112,7 +113,7 @@ class RequestBodies:
 
     def create_as(self, record_id: Any, data: Mapping[str, Any], *, at: str = "") -> Create:
         """Make a `create` of a transaction or batch, which has its id beside the data."""
-        values = self._values(record_id, encode_json(data), at=_pointer(at, "data"))
+        values = self._values(record_id, encode_json(data), at=_pointer(at, "data"), given=data)
         return Create(resource=self.resource, id=record_id, values=values, label=at)
 
     def upsert(
@@ -201,8 +202,10 @@ class RequestBodies:
                 f"{where}{self.resource.name} are changed from the state that was read only; send its ETag (If-Match)"
             )
 
-    def _values(self, record_id: Any, body: bytes, *, at: str) -> dict[str, Any]:
-        values = values_of(validate(self.replace_model, body, at=at))
+    def _values(
+        self, record_id: Any, body: bytes, *, at: str, given: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        values = values_of(validate(self.replace_model, body, at=at, given=given))
         if values.pop("id", record_id) != record_id:
             raise InvalidRequestError(
                 "the body names another record", errors=[FieldProblem(f"{at}/id", "id_mismatch")]
@@ -234,14 +237,20 @@ class RequestBodies:
         return increment
 
 
-def read_transaction(body: bytes) -> Transaction:
+def read_transaction(body: bytes, members: Mapping[str, Any]) -> Transaction:
     """Read the transaction in a body, without validating the data of its operations.
+
+    Args:
+        body: the body as it came.
+        members: the same, with the numbers as they were written.
 
     Raises:
         MalformedPayloadError: the body is no transaction.
     """
     found = validate_json(_TRANSACTION, body, what="the transaction", strict=True)
-    written = decode_numbers(body).get("operations", ())
+    if not may_be_inexact(body):
+        return found
+    written = members.get("operations", ())
     return found.model_copy(update={"operations": with_numbers(found.operations, written)})
 
 
@@ -359,8 +368,16 @@ def closed(model: type[BaseModel], *, suffix: str = "", **fields: Any) -> type[B
     return cast("type[BaseModel]", made)
 
 
-def validate(model: type[BaseModel], body: bytes, *, at: str = "") -> BaseModel:
+def validate(
+    model: type[BaseModel], body: bytes, *, at: str = "", given: Mapping[str, Any] | None = None
+) -> BaseModel:
     """Validate a body by a model, with JSON's types only, and with no value dropped or rounded.
+
+    Args:
+        model: the model.
+        body: JSON.
+        at: the beginning of each problem's pointer.
+        given: the members of the body, if they are known already, with the numbers as they were written.
 
     Raises:
         InvalidRequestError: the body doesn't fit; every problem has its pointer, which begins with `at`.
@@ -369,7 +386,7 @@ def validate(model: type[BaseModel], body: bytes, *, at: str = "") -> BaseModel:
         found = model.model_validate_json(body, strict=True)
     except ValidationError as error:
         _refuse(field_errors(error), at)
-    lost = tuple(islice(losses(decode_numbers(body), found), MAX_FIELD_ERRORS))
+    lost = tuple(islice(losses(decode_numbers(body) if given is None else given, found), MAX_FIELD_ERRORS))
     if lost:
         _refuse(lost, at)
     return found

@@ -46,7 +46,7 @@ class TransactRoute:
         callers: Callers = request.app.state.callers
         callers.check_known(request.caller)
         body, members = await read_object(request)
-        transaction = read_transaction(body)
+        transaction = read_transaction(body, members)
         self._check_accesses(callers, request.caller, transaction)
         if transaction.emit and not request.app.state.can_emit:
             raise NotSupportedError("this data service has no broker, so nothing would publish the events")

@@ -19,6 +19,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from typing import Any, Final
 
 from hybridkit.codec import encode_json
@@ -50,11 +51,11 @@ class _Compiled:
 
     Attributes:
         sql: the text.
-        convert: a function for each field that makes an argument of its value.
+        convert: a function for each field that makes an argument of its value; None where the value is the argument.
     """
 
     sql: str
-    convert: Mapping[str, Convert]
+    convert: Mapping[str, Convert | None]
 
 
 class CreateStatement:
@@ -108,7 +109,7 @@ class CreateStatement:
             *locks,
         ]
         for event in outbox_rows(write.emit, service=write.caller):
-            arguments += (event[name] for name in _EVENT_COLUMNS)
+            arguments += _of_event(event)
         [found] = await self._pool.fetch(statement.sql, *arguments, translate=_translate)
         if found["body"] is not None:
             return Outcome((Result(read_document(found["body"]), created=True),))
@@ -149,6 +150,7 @@ _EVENT_COLUMNS: Final = (
     "traceparent",
     "tracestate",
 )
+_of_event: Final = itemgetter(*_EVENT_COLUMNS)
 
 
 def _is_simple(table: ResourceTable) -> bool:
@@ -227,17 +229,16 @@ def _events(first: int, locks: int, events: int) -> str:
 
 def _converted(row: Mapping[str, Any], statement: _Compiled) -> Sequence[Any]:
     try:
-        return [convert(row[name]) for name, convert in statement.convert.items()]
+        return [
+            row[name] if convert is None else convert(row[name])
+            for name, convert in statement.convert.items()
+        ]
     except UNTAKEN:
         raise InvalidRequestError("the database refuses a value") from None
 
 
-def _converter(table: ResourceTable, name: str) -> Convert:
+def _converter(table: ResourceTable, name: str) -> Convert | None:
     kind = table[name].type
     if document_depth(kind) is not None:
         return partial(in_texts, kind)
-    return bare(kind).bind_processor(DIALECT) or _same
-
-
-def _same(value: Any) -> Any:
-    return value
+    return bare(kind).bind_processor(DIALECT)

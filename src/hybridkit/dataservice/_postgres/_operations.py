@@ -105,7 +105,8 @@ def new_row(table: ResourceTable, operation: Create | Upsert) -> dict[str, Any]:
         InvalidRequestError: a column can't hold its value.
     """
     values = {**table.defaults(), **operation.values, "id": operation.id}
-    return {name: table.bind(name, value, at=pointer(operation)) for name, value in values.items()}
+    at = pointer(operation)
+    return {name: table.bind(name, value, at=at) for name, value in values.items()}
 
 
 class _Run:

@@ -17,7 +17,13 @@ from hybridkit.dataservice._postgres._types._parameters import (
     is_document,
     is_perilous,
 )
-from hybridkit.dataservice._postgres._types._values import check_limits, fitted, python_type, shown_by
+from hybridkit.dataservice._postgres._types._values import (
+    check_limits,
+    fitted,
+    is_kept,
+    python_type,
+    shown_by,
+)
 from hybridkit.dataservice._store._etags import State
 from hybridkit.dataservice._store._operations import Document
 from hybridkit.errors import DeclarationError, FieldProblem, InvalidRequestError
@@ -146,9 +152,12 @@ class ResourceTable:
         Raises:
             InvalidRequestError: the column can't hold the value.
         """
+        kind = self[name].type
+        if value is None or is_kept(kind, value):
+            return value
         try:
-            found = fitted(self[name].type, value)
-            check_limits(self[name].type, found)
+            found = fitted(kind, value)
+            check_limits(kind, found)
         except ValueError as error:
             problem = FieldProblem(f"{at}/{name}", "wrong_type", str(error))
             raise InvalidRequestError("the table can't hold a value", errors=[problem]) from None

@@ -2,12 +2,16 @@
 
 from dataclasses import replace
 from datetime import timedelta
-from typing import Final
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
 
 from hybridkit.dataservice._store._operations import Outcome, Write
 from hybridkit.errors import KeyReusedError, StepReusedError
 from hybridkit.ids import DERIVED_KEY_PREFIX, ORDERED_KEY_PREFIX
 from hybridkit.observability import get_logger, metrics
+
+if TYPE_CHECKING:
+    from prometheus_client import Counter
 
 RETENTION: Final = timedelta(hours=72)
 DERIVED_RETENTION: Final = timedelta(days=30)
@@ -65,4 +69,10 @@ def check_repeated(write: Write, fingerprint: bytes) -> None:
 
 def count(outcome: str) -> None:
     """Count a write by its outcome: `acquired`, `replayed`, `in_progress`, `mismatch` or `diverged`."""
-    metrics.idempotency_outcomes.labels("data_service", outcome).inc()
+    _counter(outcome).inc()
+
+
+@lru_cache(maxsize=16)
+def _counter(outcome: str) -> "Counter":
+    """Return the counter of an outcome; cached, as the look-up costs as much as the counting."""
+    return metrics.idempotency_outcomes.labels("data_service", outcome)

@@ -39,6 +39,8 @@ def losses(given: Any, kept: Any, at: str = "") -> Iterator[FieldProblem]:
         kept: the value as the model has it.
         at: the JSON pointer of the value.
     """
+    if kept is None or type(kept) is str:  # most values; a model keeps them or refuses them
+        return
     match kept:
         case BaseModel():
             yield from _in_model(given, kept, at)
@@ -94,13 +96,16 @@ def _in_model(given: Any, kept: BaseModel, at: str) -> Iterator[FieldProblem]:
     model = type(kept)
     names = fields_by_member(model)
     for sent, member in cast("Mapping[str, Any]", given).items():
-        pointer = f"{at}/{_token(sent)}"
         if sent in names:
-            yield from losses(member, getattr(kept, names[sent]), pointer)
+            value = getattr(kept, names[sent])
+            if value is None or type(value) is str:
+                continue
+            pointer = f"{at}/{_token(sent)}"
+            yield from losses(member, value, pointer)
+            if _is_long_document(model.model_fields[names[sent]], value):
+                yield FieldProblem(pointer, "int_size", "an integer in a document has 64 bits")
         elif model.model_config.get("extra", "ignore") == "ignore" and not _reshapes(model):
-            yield FieldProblem(pointer, "extra_forbidden", "there is no such member")
-        if sent in names and _is_long_document(model.model_fields[names[sent]], getattr(kept, names[sent])):
-            yield FieldProblem(pointer, "int_size", "an integer in a document has 64 bits")
+            yield FieldProblem(f"{at}/{_token(sent)}", "extra_forbidden", "there is no such member")
 
 
 def _in_mapping(given: Any, kept: Mapping[Any, Any], at: str) -> Iterator[FieldProblem]:
@@ -135,8 +140,9 @@ def _in_decimal(given: Any, kept: Decimal, at: str) -> Iterator[FieldProblem]:
 
 def _is_long_document(info: FieldInfo, kept: Any) -> bool:
     """Return whether the value is an integer over 64 bits in a field that declares none, and so holds a document."""
-    declared = (info.annotation, *get_args(info.annotation))
-    return isinstance(kept, int) and not -(2**63) <= kept < 2**64 and int not in declared
+    if not isinstance(kept, int) or -(2**63) <= kept < 2**64:
+        return False
+    return int not in (info.annotation, *get_args(info.annotation))
 
 
 def _reshapes(model: type[BaseModel]) -> bool:

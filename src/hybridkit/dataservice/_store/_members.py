@@ -4,7 +4,8 @@ A field of a record is called by its name. Inside a document a member has its al
 model expects. What a model computes is not stored: it would be out of date, and a reader computes it again.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, cast
 
 import orjson
@@ -13,6 +14,7 @@ from pydantic import AliasChoices, AliasPath, BaseModel, TypeAdapter
 from hybridkit.codec import InexactFloat, encode_json
 
 
+@lru_cache(maxsize=1024)
 def fields_by_member(model: type[BaseModel]) -> Mapping[str, str]:
     """Return the model's fields by every name under which the model takes one."""
     by_name = bool(model.model_config.get("populate_by_name") or model.model_config.get("validate_by_name"))
@@ -31,8 +33,13 @@ def values_of(model: BaseModel, *, only: Collection[str] | None = None) -> dict[
         only: the fields to return; None for all.
     """
     found = model.model_dump(by_alias=True, round_trip=True, include=None if only is None else set(only))
-    shown = {name: info.serialization_alias or name for name, info in type(model).model_fields.items()}
-    return {name: _as_stored(found[alias]) for name, alias in shown.items() if alias in found}
+    return {name: _as_stored(found[alias]) for name, alias in _shown(type(model)) if alias in found}
+
+
+@lru_cache(maxsize=1024)
+def _shown(model: type[BaseModel]) -> Sequence[tuple[str, str]]:
+    """Return the names of the model's fields, each with the one under which it is dumped."""
+    return [(name, _stored_name(model, name)) for name in model.model_fields]
 
 
 def dumped(adapter: TypeAdapter[Any], value: Any) -> Any:

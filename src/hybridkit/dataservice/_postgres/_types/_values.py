@@ -1,5 +1,6 @@
 """Convert values for columns and back: to types that the driver takes and PostgreSQL can hold, and to what is shown."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, time
 from decimal import Decimal
@@ -12,7 +13,18 @@ from uuid import UUID
 
 from pydantic import PydanticSchemaGenerationError, TypeAdapter
 from pydantic_core import to_jsonable_python
-from sqlalchemy import CHAR, BigInteger, Float, Integer, LargeBinary, Numeric, SmallInteger, String, Uuid
+from sqlalchemy import (
+    CHAR,
+    BigInteger,
+    Boolean,
+    Float,
+    Integer,
+    LargeBinary,
+    Numeric,
+    SmallInteger,
+    String,
+    Uuid,
+)
 from sqlalchemy import Enum as EnumType
 from sqlalchemy.types import ARRAY as ANY_ARRAY
 from sqlalchemy.types import TypeEngine
@@ -43,6 +55,37 @@ def fitted(kind: TypeEngine[Any], value: Any) -> Any:
             return _array(array, value, array_depth(array))
         case _:
             return _scalar(kind, value)
+
+
+def is_kept(kind: TypeEngine[Any], value: Any) -> bool:
+    """Return whether a value is one of those that nearly all are: of a simple type, and taken by the column as it is.
+
+    False means nothing: `fitted` and `check_limits` find out.
+    """
+    wanted, low, high = _simple(kind)
+    if type(value) is not wanted:
+        return False
+    if wanted is str:
+        return len(value) <= high and "\0" not in value
+    return wanted is not int or low <= value < high
+
+
+@lru_cache(maxsize=1024)
+def _simple(kind: TypeEngine[Any]) -> tuple[type[Any] | None, int, int]:
+    """Return the type whose values a column takes as they are, with the limits of integers or of a text's length."""
+    match bare(kind):
+        case EnumType() | CHAR():
+            return None, 0, 0
+        case String() as text if _python_type(kind)[0] is str:
+            return str, 0, sys.maxsize if text.length is None else text.length
+        case Integer() as number if _python_type(kind)[0] is int:
+            return int, -(2 ** _bits(number)), 2 ** _bits(number)
+        case Boolean():
+            return bool, 0, 0
+        case Uuid() if _python_type(kind)[0] is UUID:
+            return UUID, 0, 0
+        case _:
+            return None, 0, 0
 
 
 def in_texts(kind: TypeEngine[Any], value: Any) -> Any:
@@ -200,6 +243,9 @@ def _check_digits(value: Decimal, precision: int, scale: int) -> None:
     """Refuse a decimal that is too large, or that the column would round."""
     if abs(value) >= 10 ** (precision - scale):
         raise ValueError(f"the column holds {precision - scale} digits before the point")
+    exponent = value.as_tuple().exponent
+    if isinstance(exponent, int) and -exponent <= scale:
+        return
     if _digits_behind(value) > scale:
         raise ValueError(f"the column holds {scale} digits behind the point")
 
