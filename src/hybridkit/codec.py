@@ -90,19 +90,17 @@ def in_utc(moment: datetime) -> datetime:
 def format_timestamp(moment: datetime) -> str:
     """Format a moment as RFC 3339 in UTC: `2025-01-15T10:30:00Z`, with milliseconds only where there are any."""
     if type(moment) is datetime and moment.tzinfo is UTC:  # in a third of the time of `isoformat`
-        text = orjson.dumps(moment, option=orjson.OPT_UTC_Z)[1:-1].decode()
-        return text if len(text) == _WHOLE_SECONDS else _whole_or_milliseconds(text)
+        octets = orjson.dumps(moment, option=orjson.OPT_UTC_Z)  # in quotes
+        if len(octets) == _WHOLE_SECONDS:
+            return octets[1:-1].decode()
+        return octets[1:20].decode() + "Z" if octets[20:24] == b".000" else octets[1:24].decode() + "Z"
     if moment.tzinfo is not UTC and moment.utcoffset():
         moment = truncate_timestamp(moment)
-    return _whole_or_milliseconds(moment.isoformat("T", "milliseconds"))
-
-
-def _whole_or_milliseconds(text: str) -> str:
-    """Cut a fraction of three or six digits to milliseconds, or to nothing where these are zero."""
+    text = moment.isoformat("T", "milliseconds")
     return f"{text[:19]}Z" if text.startswith(".000", 19) else f"{text[:23]}Z"
 
 
-_WHOLE_SECONDS: Final = len("2025-01-15T10:30:00Z")
+_WHOLE_SECONDS: Final = len('"2025-01-15T10:30:00Z"')
 
 
 Timestamp = Annotated[

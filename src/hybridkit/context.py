@@ -328,13 +328,10 @@ class RequestContext:
     def claimed(self, claim: Claim, *, deadline: float | None) -> Self:
         """Return this context with another claim and deadline; its ids were checked before, and aren't again."""
         copy = object.__new__(type(self))
-        for name, value in (
-            ("request_id", self.request_id),
-            ("user_id", self.user_id),
-            ("deadline", deadline),
-            ("claim", claim),
-        ):
-            object.__setattr__(copy, name, value)
+        _set(copy, "request_id", self.request_id)
+        _set(copy, "user_id", self.user_id)
+        _set(copy, "deadline", deadline)
+        _set(copy, "claim", claim)
         return copy
 
     def check_deadline(self) -> None:
@@ -348,6 +345,7 @@ class RequestContext:
             raise DeadlinePassedError(f"the deadline passed {-remaining:.3f} s ago; nothing was started")
 
 
+_set = object.__setattr__  # past `frozen`
 _current: ContextVar[RequestContext | None] = ContextVar("hybridkit_context", default=None)
 
 

@@ -100,7 +100,7 @@ class FakeGuard:
         return answer
 
     @asynccontextmanager
-    async def hold(self, acquired: Acquired) -> AsyncGenerator[None]:
+    async def hold(self, acquired: Acquired, *, bound: bool = True) -> AsyncGenerator[None]:
         with bind(replace(current(), claim=Claim(acquired.key))):
             yield
         if self.lost:

@@ -152,7 +152,7 @@ class Memory:
             takeovers=self.takeovers,
         )
 
-    def hold(self, _: Acquired) -> AbstractAsyncContextManager[None]:
+    def hold(self, _: Acquired, *, bound: bool = True) -> AbstractAsyncContextManager[None]:
         return nullcontext()
 
     async def finish(self, _: Acquired, outcome: Outcome, result: object = None) -> Finish:

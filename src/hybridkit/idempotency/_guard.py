@@ -8,9 +8,8 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import replace
-from functools import cache, lru_cache, wraps
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import cache, lru_cache, partial, wraps
 from typing import Any, Final, get_type_hints
 
 from prometheus_client import Counter
@@ -18,7 +17,6 @@ from pydantic import TypeAdapter
 from redis.asyncio import Redis
 
 from hybridkit.codec import encode_json, validate_json
-from hybridkit.context import Claim, bind, current
 from hybridkit.coordination._lease import LeaseKeeper
 from hybridkit.errors import ClaimLostError, DeclarationError, MisuseError, UnavailableError
 from hybridkit.idempotency._answers import (
@@ -35,6 +33,7 @@ from hybridkit.idempotency._answers import (
 )
 from hybridkit.idempotency._attempt import Attempt, error_for, refuse_lost
 from hybridkit.idempotency._claimed import Claimed
+from hybridkit.idempotency._held import Held, bound_to
 from hybridkit.idempotency._keys import check_key, fingerprint
 from hybridkit.idempotency._records import COOLDOWN_SECONDS, Records, unavailable
 from hybridkit.idempotency._scripts import BEGIN, FINISH, RENEW
@@ -134,7 +133,7 @@ class IdempotencyGuard:
                     refuse_lost(acquired)
             case Completed(body):
                 claimed = Claimed(key, before=Completed(body))
-                with _bound_to(key):  # whoever forgets to look at `done` still writes the same rows
+                with bound_to(key):  # whoever forgets to look at `done` still writes the same rows
                     yield claimed
                 claimed.check_looked()
             case refused:
@@ -221,19 +220,21 @@ class IdempotencyGuard:
             await asyncio.sleep(min(pause_seconds, give_up_at - asked_at))
             asked_at = time.monotonic()
 
-    @asynccontextmanager
-    async def hold(self, acquired: Acquired) -> AsyncGenerator[None]:
+    def hold(self, acquired: Acquired, *, bound: bool = True) -> AbstractAsyncContextManager[None]:
         """Run the block as the holder: the context carries the claim, and the lease is renewed every third of it.
 
         Doesn't finish: call `finish` after the block.
+
+        Args:
+            acquired: the answer of `begin`.
+            bound: whether to bind the context; False where the block binds one of its own.
 
         Raises:
             ClaimLostError: another holder has taken over, or (unless `RedisDown.DURABLE`) Redis did not answer for a
                 whole lease; the block was cancelled.
         """
-        async with self._lease(lambda: self.renew(acquired), since=acquired.asked_at):
-            with _bound_to(acquired.key):
-                yield
+        lease = self._lease(partial(self.renew, acquired), since=acquired.asked_at)
+        return Held(lease, acquired.key if bound else None)
 
     async def finish(self, acquired: Acquired, outcome: Outcome, result: Any = None) -> Finish:
         """Record how the work ended. Redis being down is an answer here, not an error: see `Finish.UNRECORDED`.
@@ -249,7 +250,9 @@ class IdempotencyGuard:
         Raises:
             MalformedPayloadError: the result has no JSON form; nothing was recorded.
         """
-        body = encode_json(result) if outcome in (Outcome.COMPLETED, Outcome.FAILED) else None
+        body = None
+        if outcome in (Outcome.COMPLETED, Outcome.FAILED):
+            body = b"null" if result is None else encode_json(result)
         return await self._finish(acquired, outcome, body)
 
     async def renew(self, acquired: Acquired) -> bool:
@@ -357,10 +360,6 @@ class IdempotencyGuard:
             may_outlive=self._when_down is RedisDown.DURABLE,
             error_of_loss=lambda reason: ClaimLostError(f"the claim is lost: {reason}"),
         )
-
-
-def _bound_to(key: str) -> Any:
-    return bind(replace(current(), claim=Claim(key)))
 
 
 @cache

@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 from hybridkit._tasks import TaskSet
 from hybridkit.messaging._consuming._delivery import Delivery
@@ -148,21 +148,24 @@ class Workers:
         # Its context is a copy of the dispatcher's, as it was at the start: no message sees the variables of another.
         task = asyncio.Task(self._run(delivery), loop=loop, name=self._name, eager_start=True)
         if not task.done():
-            self._tasks.keep(task)
+            self._tasks.hold(task)
         elif not task.cancelled():
             task.exception()  # logged by `_run`; asyncio warns of one that nobody has asked for
 
     async def _run(self, delivery: Delivery) -> None:
         self._running += 1
+        task = cast("asyncio.Task[None]", asyncio.current_task())
         try:
             await self._process(delivery)
         except (asyncio.CancelledError, GeneratorExit):
             raise
         except BaseException as error:
             _log.error("a worker failed", name=self._name, exc_info=error)
+            self._tasks.keep(task)  # asks for the error
             raise
         finally:
             # However it ended: a place that is not freed, or a key that is not released, would stop the others.
+            self._tasks.release(task)
             self._running -= 1
             self._place_free.set()
             self._backlog.done(delivery)

@@ -53,8 +53,8 @@ class Guard(Protocol):
         """Ask for the claim of a key, and wait for so long while another process holds it."""
         ...
 
-    def hold(self, acquired: Acquired) -> AbstractAsyncContextManager[None]:
-        """Run the block as the holder of the claim, with the claim in the context and the lease renewed."""
+    def hold(self, acquired: Acquired, *, bound: bool = True) -> AbstractAsyncContextManager[None]:
+        """Run the block as the holder of the claim, with the lease renewed, and the claim in the context if `bound`."""
         ...
 
     async def finish(self, acquired: Acquired, outcome: Outcome, result: Any = None) -> Finish:
@@ -93,12 +93,15 @@ class GuardedRunner:
         self._timeout_seconds = timeout_seconds
         self._in_order = in_order
         self._parked = parked
+        self._lock: HandlerLock | None = None  # that of the loop in which it runs first, and always
 
     async def run(self, execution: Execution) -> RunResult:
         """Run the handler once, if the guard lets it: beside others, or alone where processes have died on it."""
-        lock = HandlerLock.of_loop()
+        if self._lock is None:
+            self._lock = HandlerLock.of_loop()
+        lock = self._lock
         if lock.is_free:
-            await lock.acquire_shared()
+            lock.enter_shared()
         else:
             with self._stalls.attempt("a message runs alone, or waits for it, and all others wait"):
                 await lock.acquire_shared()
@@ -124,12 +127,12 @@ class GuardedRunner:
             )
         except UnavailableError as error:
             return WaitForDependency(error)
-        match answer:
-            case Acquired(takeovers=takeovers) if takeovers > most_takeovers:
-                await self._guard.finish(answer, Outcome.RELEASED)
-                return None
-            case Acquired():
+        if isinstance(answer, Acquired):  # as nearly always; class patterns cost more
+            if answer.takeovers <= most_takeovers:
                 return await self._run_as_holder(answer, execution)
+            await self._guard.finish(answer, Outcome.RELEASED)
+            return None
+        match answer:
             case Completed():
                 return Settled.DUPLICATE
             case Failed():
@@ -154,7 +157,7 @@ class GuardedRunner:
     async def _run_as_holder(self, acquired: Acquired, execution: Execution) -> RunResult:
         """Run the handler once, and record how it ended."""
         try:
-            async with self._guard.hold(acquired):
+            async with self._guard.hold(acquired, bound=False):  # each run binds its own
                 result = await self._run(execution)
                 if isinstance(result, DeadLettered):
                     # Confirmed before the guard knows of it, and while the claim is still ours. The other way round, a

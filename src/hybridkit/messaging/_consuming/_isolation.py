@@ -42,10 +42,14 @@ class HandlerLock:
         """Begin to run beside others; wait while a handler runs alone or waits to."""
         while not self._free.is_set():
             await self._free.wait()
+        self.enter_shared()
+
+    def enter_shared(self) -> None:
+        """Begin to run beside others, while the lock is free."""
         self._running += 1
 
     def release_shared(self) -> None:
-        """End a run that began with `acquire_shared`."""
+        """End a run that began with `acquire_shared` or `enter_shared`."""
         self._running -= 1
         if not self._running:
             self._idle.set()

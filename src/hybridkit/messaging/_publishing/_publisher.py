@@ -93,6 +93,18 @@ class EncodedMessage(NamedTuple):
         )
 
 
+class _SharedFields(NamedTuple):
+    """The headers that messages have in common, encoded.
+
+    Attributes:
+        head: the table of an envelope's message up to its event id.
+        fields: what follows.
+    """
+
+    head: bytes
+    fields: bytes
+
+
 type _Begun = tuple[Event, BatchedPublish | HybridkitError]
 """An event of a batch, and its publish, or the error for which there is none."""
 
@@ -327,11 +339,15 @@ class RobustPublisher:
         observe_seconds(message.message_type, time.monotonic() - began)
         return Receipt(message.event_id, routed)
 
-    def _begin(self, message: EncodedMessage, context: RequestContext, fields: bytes) -> AwaitedPublish:
+    def _begin(
+        self, message: EncodedMessage, context: RequestContext, fields: _SharedFields
+    ) -> AwaitedPublish:
         table = _table(message, fields)
         return self._writer.begin(message.template, table, message.body, deadline=context.deadline)
 
-    def _begin_batch(self, events: Sequence[Event], context: RequestContext, fields: bytes) -> "_BegunBatch":
+    def _begin_batch(
+        self, events: Sequence[Event], context: RequestContext, fields: _SharedFields
+    ) -> "_BegunBatch":
         batch = Batch(len(events))
         begun: list[_Begun] = []
         refused: HybridkitError | None = None
@@ -396,21 +412,29 @@ def _checked(message: EncodedMessage) -> EncodedMessage:
     return message
 
 
-def _table(message: EncodedMessage, fields: bytes) -> bytes:
+def _table(message: EncodedMessage, shared: _SharedFields) -> bytes:
     """Encode the headers of a message; those of context and span are encoded once for a whole batch."""
-    return encode_table(_EVENT_ID_FIELD, uuid_octets(message.event_id), message.fields, fields)
+    event_id = uuid_octets(message.event_id)
+    if message.fields:
+        return encode_table(_EVENT_ID_FIELD, event_id, message.fields, shared.fields)
+    return shared.head + event_id + shared.fields
 
 
-def _shared_fields(context: RequestContext) -> bytes:
+def _shared_fields(context: RequestContext) -> _SharedFields:
     """Encode the headers that all messages of one context and span have in common."""
-    fields = _context_fields(context.request_id, context.user_id)
+    shared = _context_fields(context.request_id, context.user_id)
     trace = trace_headers()
-    return fields + encode_fields(trace) if trace else fields
+    return _with_head(shared.fields + encode_fields(trace)) if trace else shared
 
 
 @lru_cache(1024)
-def _context_fields(request_id: str, user_id: str | None) -> bytes:
-    return encode_fields(RequestContext(request_id=request_id, user_id=user_id).to_amqp_headers())
+def _context_fields(request_id: str, user_id: str | None) -> _SharedFields:
+    context = RequestContext(request_id=request_id, user_id=user_id)
+    return _with_head(encode_fields(context.to_amqp_headers()))
+
+
+def _with_head(fields: bytes) -> _SharedFields:
+    return _SharedFields(encode_table(_EVENT_ID_FIELD, b"-" * 36, fields)[: -36 - len(fields)], fields)
 
 
 def _look_at(message: EncodedMessage, confirmation: asyncio.Future[bool]) -> None:
