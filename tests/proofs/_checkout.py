@@ -18,8 +18,8 @@ from hybridkit.messaging import RobustPublisher
 from hybridkit.resources import Record, Resource
 from hybridkit.settings import MongoSettings, PostgresSettings
 
-STOCK_ID = UUID(int=1)
-"""The one record that every handler changes."""
+STOCK_IDS = [UUID(int=number) for number in range(1, 9)]
+"""The records that all handlers change."""
 
 
 class OrderPlaced(Event, type="crash_proof.placed", version=1, key="number"):
@@ -45,13 +45,13 @@ class Order(NewOrder, Record):
 
 
 class NewStock(BaseModel):
-    """What was sold of the one product."""
+    """What was sold of a product."""
 
     sold: int = 0
 
 
 class Stock(NewStock, Record):
-    """The row that all handlers change."""
+    """A row that many handlers change."""
 
 
 class StockChanges(BaseModel):
@@ -100,7 +100,9 @@ async def check_out(
 ) -> None:
     """Handle one event: three writes over HTTP, and one event."""
     await postgres.create(ORDERS, NewOrder(number=event.number))
-    await postgres.modify(STOCKS, STOCK_ID, lambda stock: StockChanges(sold=stock.sold + 1))
+    await postgres.modify(
+        STOCKS, STOCK_IDS[event.number % len(STOCK_IDS)], lambda stock: StockChanges(sold=stock.sold + 1)
+    )
     await mongo.create(RECEIPTS, NewReceipt(number=event.number))
     await publisher.publish(OrderConfirmed(number=event.number))
 

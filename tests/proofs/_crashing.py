@@ -30,6 +30,8 @@ MAX_TAKEOVERS = 100
 class Steps:
     """Counts the steps of all tasks from the first `begin` on, and kills the process at one of them.
 
+    A task has two steps at each await: it has begun to wait, with what it sent on its way, and it goes on.
+
     Args:
         deadly: the step to die at, from 1; None for none.
     """
@@ -63,7 +65,9 @@ class _Counted[T](Coroutine[Any, Any, T]):
     @override
     def send(self, value: Any) -> Any:
         self._step()
-        return self._inner.send(value)
+        waited = self._inner.send(value)
+        self._step()
+        return waited
 
     @override
     def throw(self, *error: Any) -> Any:
@@ -113,7 +117,7 @@ async def work(deadly: int | None) -> None:
         mongo = await stack.enter_async_context(
             MongoDataClient(os.environ["MONGO_SERVICE_URL"], service="crash_proof")
         )
-        consumer = RobustConsumer(QUEUE)
+        consumer = RobustConsumer(QUEUE, concurrency=8)
 
         @consumer.on(OrderPlaced, retry=RETRY)
         async def handle(event: OrderPlaced) -> None:
