@@ -21,8 +21,8 @@ from hybridkit.coordination._redis._commands import Script
 from hybridkit.errors import LockLostError
 from hybridkit.observability import get_logger, metrics
 
-LEASE_SECONDS: Final = 10.0
-"""How long a chat waits for a replica that has died."""
+LEASE_SECONDS: Final = 30.0
+"""How long a chat waits for a replica that has died: as long as the update that it had waits for its claim."""
 
 PLACE_SECONDS: Final = 3.0
 """How long a waiting update that asks no more keeps later ones behind it."""
