@@ -12,6 +12,7 @@ from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Request
 from fastapi.responses import PlainTextResponse
 from jsonschema import Draft202012Validator
 
+from hybridkit.adapters._rate_limits import caller_of
 from hybridkit.adapters.fastapi import create_app, rate_limited
 from hybridkit.context import bind, current
 from hybridkit.coordination import Rate, Redis, connect_redis
@@ -157,6 +158,24 @@ async def test_unverified_credentials_do_not_make_another_caller(app: FastAPI, r
         async with httpx.AsyncClient(transport=unknown, base_url="http://test") as another:
             assert (await another.get("/uploads")).status_code == 200
             assert (await another.get("/uploads")).status_code == 429
+
+
+@pytest.mark.parametrize(
+    ("host", "counted"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2:ffff::1", "2001:db8:1:2::/64"),
+        ("2001:db8:1:3::1", "2001:db8:1:3::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("testclient", "testclient"),
+    ],
+)
+async def test_an_address_of_ipv6_counts_by_its_network(host: str, counted: str) -> None:
+    """One customer has 2^64 of them."""
+    scope = {"type": "http", "client": (host, 1234), "headers": []}
+    assert await caller_of(Request(scope)) == f"address.{counted}"
 
 
 async def test_a_dependency_may_say_who_is_counted(app: FastAPI, redis: Redis) -> None:

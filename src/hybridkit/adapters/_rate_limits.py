@@ -5,6 +5,7 @@ https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from ipaddress import IPv6Address, IPv6Network, ip_address
 from typing import Annotated, Any, Final, cast
 from weakref import WeakSet
 
@@ -59,14 +60,25 @@ _checks: Final[WeakSet[Callable[..., Any]]] = WeakSet()
 
 
 async def caller_of(request: Request) -> str:
-    """Return who is counted: the verified user, or the address of whoever is not known.
+    """Return who is counted: the verified user, or the address of whoever is not known (of IPv6, its network).
 
     Credentials that nobody has verified do not count: whoever makes up a new one for each request would be let through.
     """
     user = principal(request.scope, internal=False)
     if user is not None:
         return f"user.{user}"
-    return "address." + (request.client.host if request.client else "unknown")
+    return "address." + (_network_of(request.client.host) if request.client else "unknown")
+
+
+def _network_of(host: str) -> str:
+    """Return an address, or of an IPv6 address its network of 64 bits: one customer has at least as many."""
+    try:
+        address = ip_address(host)
+    except ValueError:  # a name, as test clients have
+        return host
+    if not isinstance(address, IPv6Address):
+        return host
+    return str(address.ipv4_mapped or IPv6Network((int(address), 64), strict=False))
 
 
 def rate_limited(
