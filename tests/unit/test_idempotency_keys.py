@@ -1,10 +1,11 @@
 """Keys and fingerprints: equal for the same work, different for any other."""
 
 from datetime import UTC, datetime
+from urllib.parse import quote
 from uuid import UUID
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
@@ -104,3 +105,16 @@ def test_what_has_no_json_form_is_refused() -> None:
     """With the typed error."""
     with pytest.raises(MalformedPayloadError):
         fingerprint(object())
+
+
+@given(st.text())
+def test_a_part_of_a_key_is_percent_encoded_whatever_it_is(part: str) -> None:
+    """Texts that take the short way have the form of all others."""
+    assume(not any("\ud800" <= character <= "\udfff" for character in part))
+    assume(0 < len(quote(part, safe="")) <= 300)
+    assert claim_key("http", "ann", part) == f"http:ann:{quote(part, safe='')}"
+
+
+def test_slashes_of_a_part_are_encoded() -> None:
+    """A path is one part of an id."""
+    assert claim_key("http", "ann", "/orders/7~a-b_c.d", "k") == "http:ann:%2Forders%2F7~a-b_c.d:k"

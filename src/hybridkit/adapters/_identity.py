@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from enum import Enum, auto
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final, NamedTuple, cast
 from urllib.parse import parse_qsl, quote, unquote_to_bytes
 from uuid import UUID
@@ -51,6 +51,10 @@ _KNOWN = re.compile(
     r"(?:^|_)(?:user|auth|principal|identity|subject|claims|caller|actor|member|account|tenant|org|organi[sz]ation)(?:_|$)"
 )
 """Names under which middleware stores facts about the caller."""
+_PLAIN_PATH = re.compile(rb"[A-Za-z0-9_.~/-]*")
+"""A path in which nothing is encoded or has to be."""
+MAX_KNOWN_NAME: Final = 64
+"""The longest header name whose meaning is remembered, in bytes: names come from strangers."""
 _IDENTITIES: Final = ("identity", "id", "sub", "user_id", "uid", "username", "email")
 _CREDENTIAL_PARAMETER = re.compile(
     r"(?:api|access|auth|session)?-?(?:key|token|auth|session|sid|jwt|sig|signature)(?:-id)?"
@@ -110,9 +114,9 @@ def request_payload(scope: Scope, body: bytes, declared: Declared) -> bytes:
     An unknown header counts, as the application may read it. Headers that only the dependencies read identify the
     caller instead.
     """
-    read = declared._replace(of_dependencies=declared.of_dependencies - declared.of_route)
-    wanted = sorted((name, value) for name, value in scope["headers"] if _kind(name, read) is _Kind.REQUEST)
-    return _digest([scope["query_string"], body, *(part for field in wanted for part in field)])
+    read = _without_route(declared)
+    wanted = [(name, value) for name, value in scope["headers"] if _kind(name, read) is _Kind.REQUEST]
+    return _digest([scope["query_string"], body, *_flat(wanted)])
 
 
 class _Kind(Enum):
@@ -124,7 +128,17 @@ class _Kind(Enum):
     REQUEST = auto()
 
 
+@lru_cache(256)
+def _without_route(declared: Declared) -> Declared:
+    return declared._replace(of_dependencies=declared.of_dependencies - declared.of_route)
+
+
 def _kind(name: bytes, declared: Declared) -> _Kind:
+    """Return the meaning of a header, which is looked for once unless the name is a long one of a stranger's."""
+    return _known_kind(name, declared) if len(name) <= MAX_KNOWN_NAME else _kind_of(name, declared)
+
+
+def _kind_of(name: bytes, declared: Declared) -> _Kind:
     word = name.decode("latin-1").replace("_", "-")
     if name in declared.secret_headers:
         return _Kind.CREDENTIAL
@@ -135,6 +149,9 @@ def _kind(name: bytes, declared: Declared) -> _Kind:
     if name in declared.of_dependencies or _CREDENTIAL.search(word):
         return _Kind.CREDENTIAL
     return _Kind.REQUEST
+
+
+_known_kind = lru_cache(1024)(_kind_of)
 
 
 def principal(scope: Scope, *, internal: bool) -> str | None:
@@ -167,16 +184,15 @@ def _distinguishing_fields(scope: Scope, declared: Declared) -> tuple[list[bytes
     parties: list[tuple[bytes, bytes]] = []
     credentials: list[tuple[bytes, bytes]] = []
     for name, value in scope["headers"]:
-        match _kind(name, declared):
-            case _Kind.PARTY:
-                parties.append((name, value))
-            case _Kind.CREDENTIAL:
-                credentials.append((name, value))
-            case _:
-                pass
-    for word, text in parse_qsl(scope["query_string"].decode("latin-1")):
-        kind = word.lower().replace("_", "-")
-        if word in declared.secret_parameters or _CREDENTIAL_PARAMETER.fullmatch(kind):
+        kind = _kind(name, declared)
+        if kind is _Kind.PARTY:
+            parties.append((name, value))
+        elif kind is _Kind.CREDENTIAL:
+            credentials.append((name, value))
+    query = scope["query_string"].decode("latin-1")
+    for word, text in parse_qsl(query) if query else ():
+        plain = word.lower().replace("_", "-")
+        if word in declared.secret_parameters or _CREDENTIAL_PARAMETER.fullmatch(plain):
             credentials.append((word.encode(), text.encode()))
     certificate = scope.get("extensions", {}).get("tls", {}).get("client_cert_name")
     if certificate is not None:
@@ -186,8 +202,9 @@ def _distinguishing_fields(scope: Scope, declared: Declared) -> tuple[list[bytes
 
 def _scope_identities(scope: Scope) -> list[tuple[bytes, bytes]]:
     """Return the facts about the caller that middleware has put into the scope."""
-    known = {"user": scope.get("user"), **scope.get("state", {})}
-    named = ((name, _identity(value)) for name, value in known.items() if _KNOWN.search(name))
+    facts = [("user", scope.get("user")), *scope.get("state", {}).items()]
+    known = {name: value for name, value in facts if value is not None and _KNOWN.search(name)}
+    named = ((name, _identity(value)) for name, value in known.items())
     return [(name.encode(), text.encode()) for name, text in named if text]
 
 
@@ -210,18 +227,20 @@ def _flat(fields: list[tuple[bytes, bytes]]) -> list[bytes]:
 
 
 def _host(scope: Scope) -> str:
-    return next((value.decode("latin-1").lower() for name, value in scope["headers"] if name == b"host"), "")
+    for name, value in scope["headers"]:
+        if name == b"host":
+            host: str = value.decode("latin-1").lower()
+            return host
+    return ""
 
 
 def _path(scope: Scope) -> str:
     """Return the one form of all paths to a place: `%7E` becomes `~`, and `%2f` becomes `%2F`, which is no `/`."""
     raw: bytes = scope.get("raw_path") or quote(scope["path"]).encode()
+    if _PLAIN_PATH.fullmatch(raw):
+        return raw.decode()
     return "/".join(quote(unquote_to_bytes(segment), safe="") for segment in raw.split(b"/"))
 
 
 def _digest(parts: Iterable[bytes]) -> bytes:
-    hashed = hashlib.sha256()
-    for part in parts:
-        hashed.update(b"%d:" % len(part))
-        hashed.update(part)
-    return hashed.digest()
+    return hashlib.sha256(b"".join([b"%d:%b" % (len(part), part) for part in parts])).digest()

@@ -14,7 +14,6 @@ from dataclasses import replace
 from typing import Any, Final
 
 from hybridkit._asgi_types import ASGIApp, Message, Receive, Scope, Send
-from hybridkit._header_fields import Fields
 from hybridkit.adapters._asgi import RawHeaders, send_response
 from hybridkit.adapters._identity import UNDECLARED, Declared, claim_name, request_payload
 from hybridkit.context import Claim, RequestContext, bind, current
@@ -23,6 +22,7 @@ from hybridkit.errors import (
     AnswerNotKeptError,
     HybridkitError,
     InProgressError,
+    InvalidHeaderError,
     InvalidRequestError,
     KeyReusedError,
     RejectedError,
@@ -33,6 +33,7 @@ from hybridkit.idempotency import MAX_RESULT_BYTES, Attempt, IdempotencyGuard, O
 KEYED: Final = "hybridkit.keyed"
 """The key of a scope's `KeyedRequest`."""
 
+_KEY_HEADER: Final = IDEMPOTENCY_KEY_HEADER.encode()
 _WRITES: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 _DONE_REDIRECTS: Final = frozenset({301, 302, 303})
 """Redirects to the result of finished work. 307 and 308 ask for a repetition elsewhere, and 304 belongs to reads."""
@@ -297,8 +298,16 @@ def _key_in(scope: Scope) -> str | None:
         InvalidRequestError: the key is malformed.
         InvalidHeaderError: the request has several keys.
     """
-    key = Fields(scope["headers"]).single(IDEMPOTENCY_KEY_HEADER)
-    return None if key is None else parse_key(key)
+    lines = {value for name, value in scope["headers"] if name == _KEY_HEADER}
+    if not lines:
+        return None
+    if len(lines) > 1:
+        raise InvalidHeaderError(
+            f"{IDEMPOTENCY_KEY_HEADER} is given more than once, with different values",
+            field=IDEMPOTENCY_KEY_HEADER,
+        )
+    [line] = lines
+    return parse_key(line.decode("latin-1"))
 
 
 async def _read_body(receive: Receive) -> bytes:

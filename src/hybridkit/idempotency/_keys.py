@@ -11,6 +11,8 @@ from hybridkit.codec import canonical_json, decode_json, encode_json
 __all__ = ["check_key", "claim_key", "fingerprint"]
 
 _WORD: Final = re.compile(r"[A-Za-z0-9_.-]{1,100}")
+_UNRESERVED: Final = re.compile(r"[A-Za-z0-9_.~/-]*")
+"""Text in which only slashes are percent-encoded, https://www.rfc-editor.org/rfc/rfc3986#section-2.3."""
 
 
 def claim_key(context: str, entity: str, *identity: object) -> str:
@@ -25,7 +27,7 @@ def claim_key(context: str, entity: str, *identity: object) -> str:
         entity: the owner, for example the service that sent an event, or the user.
         identity: the id; several parts are joined with `:`.
     """
-    parts = ":".join(quote(str(part), safe="") for part in identity)
+    parts = ":".join(map(_quoted, identity))
     return f"{_word(context)}:{_word(entity)}:{parts if 0 < len(parts) <= MAX_ID_CHARS else _digest(parts)}"
 
 
@@ -54,6 +56,11 @@ def fingerprint(payload: Any) -> str:
     """
     body = payload if isinstance(payload, bytes) else canonical_json(decode_json(encode_json(payload)))
     return hashlib.sha256(body).hexdigest()[:32]
+
+
+def _quoted(part: object) -> str:
+    text = str(part)
+    return text.replace("/", "%2F") if _UNRESERVED.fullmatch(text) else quote(text, safe="")
 
 
 def _word(text: str) -> str:
