@@ -148,6 +148,20 @@ async def test_a_silent_loss_is_noticed_by_a_ping(
             await hears_again(publisher, messages)
 
 
+async def test_a_connection_that_is_cut_comes_back(redis_url: str, name: str) -> None:
+    """Without a pause; the subscriber sees that messages may be missing."""
+    parts = urlsplit(redis_url)
+    async with (
+        FaultProxy(str(parts.hostname), parts.port or 6379) as proxy,
+        connect_redis(proxy.url_for(redis_url), timeout_seconds=10) as redis,
+    ):
+        broadcast = Broadcast(name, ConfigChanged, redis=redis)
+        async with broadcast.subscribe() as messages:
+            proxy.reset()
+            await hears_again(broadcast, messages)
+            assert messages.interruptions == 1
+
+
 async def test_a_quiet_subscription_stays(redis: Redis, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Pings are answered, however long nobody says anything."""
     pings: list[object] = []

@@ -13,7 +13,10 @@ from pydantic import BaseModel
 
 from hybridkit.context import Claim, RequestContext, bind, current
 from hybridkit.coordination import Cache, Redis, connect_redis, use_redis
-from hybridkit.errors import DeadlinePassedError, DeclarationError, MisuseError
+from hybridkit.coordination._cache._loads import Load
+from hybridkit.errors import DeadlinePassedError, DeclarationError, MisuseError, UnavailableError
+from hybridkit.events import Event
+from hybridkit.messaging import RobustConsumer
 from tests.helpers import until
 from tests.helpers.caches import (
     UNHURRIED_SECONDS,
@@ -367,6 +370,16 @@ async def test_a_load_belongs_to_the_request_but_not_to_its_deadline_and_claim(
     assert inner.deadline is not None
     assert context.deadline is not None
     assert inner.deadline > context.deadline
+
+
+async def test_callers_of_a_load_that_is_cancelled_get_an_error(cache: Cache[Profile]) -> None:
+    """The process stops; nobody takes that for a cancellation of himself."""
+    source = Source(held=True)
+    read = asyncio.create_task(cache.get_or_load("ada", source.load))
+    await until(lambda: source.started)
+    await cache._loader.loads._tasks.cancel()
+    with pytest.raises(UnavailableError, match="the process stops"):
+        await read
 
 
 # ── stale values ─────────────────────────────────────────────────────────────────────────────────
@@ -797,6 +810,18 @@ async def test_a_decorated_function_is_the_loader(cache: Cache[Profile]) -> None
             return Profile(name=name)
 
 
+async def test_values_without_a_tag_in_a_cache_with_tags(make_cache: MakeCache) -> None:
+    """They are kept as in a cache without, and callers share their loads."""
+    cache, source = make_cache(tags=lambda _: []), Source(held=True)
+    reads = [asyncio.create_task(cache.get_or_load("ada", source.load)) for _ in range(10)]
+    await until(lambda: counted(cache).get("miss") == 10)
+    source.let_go()
+    assert await asyncio.gather(*reads) == [Profile(name="Ada")] * 10
+    await until(lambda: "0 running" in repr(cache._loader))
+    await cache.get_or_load("ada", source.load)
+    assert source.started == 1
+
+
 # ── declarations ─────────────────────────────────────────────────────────────────────────────────
 
 
@@ -833,6 +858,24 @@ def test_a_declaration_out_of_its_range_is_refused(options: dict[str, Any]) -> N
         Cache(options.pop("name", "users"), Profile, **options)
 
 
-def test_a_cache_shows_what_it_is() -> None:
-    """In logs and debuggers."""
-    assert repr(Cache("users", Profile)) == "Cache('users', ttl_seconds=300, stale_seconds=60)"
+def test_an_event_without_the_field_is_refused() -> None:
+    """Where the cache is declared, and not when the first event comes."""
+
+    class Renamed(Event, type="cache_test.renamed"):
+        profile_id: str
+
+    with pytest.raises(DeclarationError, match="Renamed has no field 'user_id'"):
+        Cache("users", Profile).invalidated_by(Renamed, key="user_id", consumer=RobustConsumer("tests.none"))
+
+
+async def test_a_cache_shows_what_it_is() -> None:
+    """In logs and debuggers, and so do its parts."""
+    cache = Cache("users", Profile, tags=lambda _: [])
+    stored, loader = cache._stored, cache._loader
+    assert repr(cache) == "Cache('users', ttl_seconds=300, stale_seconds=60)"
+    assert repr(stored) == "StoredValues('users')"
+    assert repr(stored.entries) == "Entries('users', pending=0)"
+    assert repr(stored.owed) == "OwedInvalidations('users', 0 owed)"
+    assert repr(stored._tags) == "Tags('hk:cache_tags:users:')"
+    assert repr(loader) == "Loader('users', Loads(0 running))"
+    assert repr(Load("key", None)) == "Load('key', done=False)"

@@ -1,6 +1,7 @@
 """Caches that are declared at import, in a process that reads its settings."""
 
 import asyncio
+from typing import Any
 
 import pytest
 from fakeredis import FakeAsyncRedis
@@ -52,3 +53,20 @@ async def test_a_client_that_connect_redis_has_not_made_works_too() -> None:
         await redis.set(f"hk:cache:{cache.name}:bea", "no hash")
         await cache.get_or_load("bea", source.load)
         assert counted(cache)["fallback"] == 1
+
+
+class HangingRedis(FakeAsyncRedis):
+    """A client whose commands have no end."""
+
+    async def execute_command(self, *_: Any, **__: Any) -> Any:
+        await asyncio.Event().wait()
+
+
+async def test_another_client_that_hangs_is_read_past() -> None:
+    """After the time that the cache waits, like the shared connection."""
+    async with HangingRedis() as redis:
+        cache, source = Cache(new_name(), Profile, redis=redis, timeout_seconds=0.01), Source()
+        assert await cache.get_or_load("ada", source.load) == Profile(name="Ada")
+        assert counted(cache)["fallback"] == 1
+        commands: Any = cache._stored.entries._commands
+        await commands._running.cancel()

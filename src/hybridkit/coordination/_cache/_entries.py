@@ -107,9 +107,10 @@ def _result_of(task: "asyncio.Task[Any]") -> "asyncio.Future[Any]":
     reply: asyncio.Future[Any] = task.get_loop().create_future()
 
     def copy(done: "asyncio.Task[Any]") -> None:
-        if done.cancelled() or reply.done():
-            reply.cancel()
-        elif (error := done.exception()) is not None:
+        error = UnavailableError("the command was cancelled") if done.cancelled() else done.exception()
+        if reply.done():
+            return
+        if error is not None:
             reply.set_exception(error)
         else:
             reply.set_result(done.result())

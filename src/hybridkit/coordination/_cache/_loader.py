@@ -4,7 +4,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Final, Self
@@ -97,7 +97,9 @@ class Loader[T]:
             except UnavailableError:
                 running.token = None  # nobody knows which invalidations the value will have seen
         try:
-            with _Renewal(self._stored, running):
+            with (
+                nullcontext() if running.token is None else _Renewal(self._stored, running.key, running.token)
+            ):
                 value = await self._call(load)
         except BaseException as error:
             running.fail(error)
@@ -136,8 +138,9 @@ class Loader[T]:
         self._stored.count["wait"]()
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + self._load_seconds
-        for pause in _POLLS.pauses():
-            await asyncio.sleep(pause)
+        pauses = _POLLS.pauses()
+        while True:
+            await asyncio.sleep(next(pauses))
             token = new_token()
             try:
                 found = await self._stored.examine(running.key, await self._stored.ask(running.key, token))
@@ -161,9 +164,10 @@ class Loader[T]:
 class _Renewal[T]:
     """Renews the claim of a load inside the block."""
 
-    def __init__(self, stored: StoredValues[T], running: Load[T]) -> None:
+    def __init__(self, stored: StoredValues[T], key: str, token: str) -> None:
         self._stored = stored
-        self._running = running
+        self._key = key
+        self._token = token
 
     def __enter__(self) -> Self:
         self._timer = asyncio.get_running_loop().call_later(CLAIM_SECONDS / 3, self._renew)
@@ -173,6 +177,5 @@ class _Renewal[T]:
         self._timer.cancel()
 
     def _renew(self) -> None:
-        if self._running.token is not None:
-            self._stored.renew(self._running.key, self._running.token)
+        self._stored.renew(self._key, self._token)
         self.__enter__()
