@@ -85,7 +85,7 @@ class Failover:
             assert self.recovery_seconds < RECOVERY_SECONDS + margin, self.told()
             await self.count_lost()
             assert not any(self.lost.values()), self.told()
-            await claim_once(self._client, f"fail:over:{self.name}")
+            await claim_once(self._client, f"fail:over:{self._tag}{self.name}")
 
     def told(self) -> str:
         head = (
@@ -99,7 +99,7 @@ class Failover:
 
 
 async def _in_pipeline(client: Any, key: str, number: int) -> None:
-    async with client.pipeline(transaction=True) as pipeline:
+    async with client.pipeline() as pipeline:
         pipeline.set(key, number)
         pipeline.expire(key, 3600)
         await pipeline.execute()

@@ -1,12 +1,18 @@
 """A server that speaks the protocol of Redis and answers as a test says."""
 
 import asyncio
+import re
 import ssl
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Self
 
+import pytest
+
+from hybridkit.coordination._redis._multiplexer import Multiplexer
 from hybridkit.coordination._redis._resp import INCOMPLETE, PythonReplyReader
+from hybridkit.errors import UnavailableError
+from tests.helpers._waiting import until
 
 type Answer = Callable[[list[bytes]], bytes | None]
 
@@ -139,3 +145,18 @@ class ScriptedRedis:
                 return bulk(command[1])
             case _:
                 return None
+
+
+async def until_told(shared: Multiplexer, words: str) -> None:
+    """Ask until the error says why: on a busy machine the first deadline may pass before there is a reason.
+
+    It never has the password of the URL.
+    """
+
+    async def is_told() -> bool:
+        with pytest.raises(UnavailableError) as caught:
+            await shared.execute("GET", "b")
+        assert "s3cret" not in str(caught.value)
+        return re.search(words, str(caught.value)) is not None
+
+    await until(is_told)

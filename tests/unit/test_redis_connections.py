@@ -1,7 +1,6 @@
 """The shared connection on a server that answers as the test says: three ways to read, the same behaviour."""
 
 import asyncio
-import re
 import ssl
 from collections.abc import AsyncGenerator, MutableMapping
 from contextlib import asynccontextmanager
@@ -25,7 +24,7 @@ from hybridkit.coordination._redis._open_connection import OpenConnection
 from hybridkit.coordination._redis._streamed_connection import StreamedConnection
 from hybridkit.errors import MisuseError, OverloadedError, UnavailableError
 from tests.helpers import until
-from tests.helpers.scripted_redis import ScriptedRedis, bulk, echo_last
+from tests.helpers.scripted_redis import ScriptedRedis, bulk, echo_last, until_told
 
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
@@ -59,21 +58,6 @@ async def shared(url: str, *, seconds: float = 20.0) -> AsyncGenerator[Multiplex
         multiplexer = multiplexer_of(redis)
         assert isinstance(multiplexer, Multiplexer)
         yield multiplexer
-
-
-async def until_told(redis: Multiplexer, words: str) -> None:
-    """Ask until the error says why: on a busy machine the first deadline may pass before there is a reason.
-
-    It never has the password of the URL.
-    """
-
-    async def is_told() -> bool:
-        with pytest.raises(UnavailableError) as caught:
-            await redis.execute("GET", "key")
-        assert "s3cret" not in str(caught.value)
-        return re.search(words, str(caught.value)) is not None
-
-    await until(is_told)
 
 
 async def test_commands_of_one_turn_travel_in_one_write(kind: str) -> None:

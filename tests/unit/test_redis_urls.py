@@ -83,6 +83,12 @@ def test_an_option_that_redis_py_does_not_know_is_named() -> None:
         connect_redis("redis+sentinel://a/mymaster?sentinel_name=x")
 
 
+def test_an_option_that_means_nothing_to_a_cluster_is_named() -> None:
+    """Nobody would follow it."""
+    with pytest.raises(SettingsError, match="the option retry_on_timeout can't be used with a cluster"):
+        connect_redis("redis+cluster://a:7001?retry_on_timeout=true")
+
+
 @pytest.mark.parametrize("kind", ["sentinel", "cluster"])
 def test_production_wants_tls_to_other_hosts(kind: str) -> None:
     """Of all hosts, and with the scheme to use."""

@@ -1,20 +1,26 @@
 """The Redis client: its limits, and the demands on a server before work is built on it."""
 
+import asyncio
+import inspect
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final, cast
 from urllib.parse import parse_qs, urlsplit
 
-from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
-from redis.asyncio.connection import AbstractConnection
+from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis, RedisCluster
+from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.connection import AbstractConnection, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError, ResponseError, SlotNotCoveredError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from hybridkit._tasks import TaskSet
-from hybridkit.coordination._clients import SharedClient
+from hybridkit.coordination._clients import ClusterClient, SharedClient
 from hybridkit.coordination._failover import following_master
+from hybridkit.coordination._redis._cluster import ClusterMultiplexer
 from hybridkit.coordination._redis._multiplexer import Multiplexer
 from hybridkit.coordination._redis._plain import PlainCommands
 from hybridkit.coordination._redis._sentinels import Sentinels, by_sentinels
@@ -34,8 +40,15 @@ _TIMEOUTS_OF_A_CALL: Final = 6
 
 _NOT_OF_SENTINELS: Final = frozenset({"username", "password", "db", "client_name", "host", "port"})
 
+_RETRIES_IN_A_CLUSTER: Final = 3
+"""The tries of redis-py after the first, with the table of slots asked for anew before each."""
+
+_NOT_OF_NODES: Final = frozenset({"self", "host", "port", "db", "path", "retry", "max_connections"})
+
 _NO_KEY: Final = "hk:probe"
 """A key that nobody sets."""
+_KEYS_TRIED: Final = 1000
+"""The keys among which one for each master of a cluster is found."""
 _TAKES_WRITES: Final = "return redis.call('SETRANGE', KEYS[1], 0, '')"
 """A script that changes nothing. Redis refuses it where it refuses a claim: a full one still deletes."""
 
@@ -76,6 +89,9 @@ def connect_redis(
     they are also asked once a second, and listened to, and when they name another master, every connection is made
     anew.
 
+    The client of a cluster has the commands of the others, and sends each to the owner of its key's slot; its attribute
+    `redis_cluster` is redis-py's `RedisCluster`, for what concerns the nodes.
+
     Beside its pool, the client has one shared connection for the commands of hybridkit itself (claims, locks, limits,
     the cache): those of one turn of the event loop travel together, and each ends within twice `timeout_seconds`.
 
@@ -85,10 +101,11 @@ def connect_redis(
     their own than `timeout_seconds`. Subscriptions have no such limit.
 
     Args:
-        url: `redis://user:password@host:6379/0`, or the name of a master that sentinels know:
-            `redis+sentinel://user:password@a:26379,b:26379/mymaster/0`. User and password are those of the servers;
-            those of the sentinels are the options `sentinel_username` and `sentinel_password`. With TLS the schemes
-            are `rediss` and `rediss+sentinel`.
+        url: `redis://user:password@host:6379/0`; or the name of a master that sentinels know,
+            `redis+sentinel://user:password@a:26379,b:26379/mymaster/0`; or some nodes of a cluster,
+            `redis+cluster://user:password@a:7001,b:7002`. User and password are those of the servers; those of the
+            sentinels are the options `sentinel_username` and `sentinel_password`. With TLS the schemes are `rediss`,
+            `rediss+sentinel` and `rediss+cluster`.
         timeout_seconds: the time for connecting, for writing, and for each answer.
         max_connections: the connections that are open at most; further commands wait for a free one.
         decode_responses: answer `str`; without it, `bytes`.
@@ -97,6 +114,7 @@ def connect_redis(
         SettingsError: the URL is not one of Redis.
     """
     target = target_of(url)
+    call_seconds = timeout_seconds * _TIMEOUTS_OF_A_CALL
     pool = _pool(
         target.plain_url,
         max_connections=max_connections,
@@ -107,6 +125,8 @@ def connect_redis(
         decode_responses=decode_responses,
         protocol=2,  # the same replies from every supported redis-py; stand-ins speak nothing newer
     )
+    if target.kind == "cluster":
+        return _cluster_client(target, pool, call_seconds)
     plain = pool.connection_class
     following = following_master(plain)
     sentinels = _sentinels(target, plain, pool.connection_kwargs) if target.kind == "sentinel" else None
@@ -120,12 +140,44 @@ def connect_redis(
     )
     client = cast("SharedClient", SharedClient.from_pool(pool))
     client.multiplexer = multiplexer
-    client.call_seconds = timeout_seconds * _TIMEOUTS_OF_A_CALL
+    client.call_seconds = call_seconds
     if sentinels is not None:
         client.closing = sentinels.close
         dropping = TaskSet()
         sentinels.on_change(multiplexer.retire)
         sentinels.on_change(lambda _: dropping.start(pool.disconnect()))
+    return client
+
+
+def _cluster_client(target: Target, pool: BlockingConnectionPool, call_seconds: float) -> ClusterClient:
+    """Make the client of a cluster; the pool has checked the options, and stays without a connection."""
+    plain: Any = pool.connection_class
+    of_nodes = pool.connection_kwargs
+    shared: dict[str, Any] = of_nodes | {"retry": Retry(NoBackoff(), 0)}
+    client = cast("ClusterClient", ClusterClient.from_pool(pool))
+    client.multiplexer = ClusterMultiplexer(
+        lambda host, port: plain(**shared | {"host": host, "port": port}),
+        target.addresses,
+        name=_name(target, of_nodes),
+        timeout_seconds=of_nodes["socket_timeout"] * 2,
+    )
+    client.call_seconds = call_seconds
+    client.free = asyncio.Semaphore(pool.max_connections)
+    make: Any = RedisCluster
+    taken = inspect.signature(make).parameters.keys() - _NOT_OF_NODES
+    asked_for = parse_qs(urlsplit(target.plain_url).query)
+    if unknown := sorted(asked_for.keys() - taken):
+        problems = [f"the option {name} can't be used with a cluster" for name in unknown]
+        raise SettingsError("the Redis URL can't be used", problems=problems)
+    options: dict[str, Any] = {name: value for name, value in of_nodes.items() if name in taken}
+    client.redis_cluster = make(
+        startup_nodes=[ClusterNode(host, port) for host, port in target.addresses],
+        ssl=issubclass(plain, SSLConnection),
+        require_full_coverage=False,
+        max_connections=pool.max_connections,
+        retry=Retry(ExponentialWithJitterBackoff(base=0.01, cap=0.05), _RETRIES_IN_A_CLUSTER),
+        **options,
+    )
     return client
 
 
@@ -165,13 +217,41 @@ def _sentinels(
 async def probe_redis(redis: Redis) -> None:
     """Check for readiness that Redis answers, runs scripts and takes writes: a replica or a full one answers `PING`.
 
+    Of a cluster, one master that does is enough: work on the keys of the others fails, and the rest goes on.
+
     Raises:
         UnavailableError: Redis does not do one of the three.
     """
+    keys = await _keys_of_masters(redis)
+    probes = await asyncio.gather(*(_probe(redis, key) for key in keys), return_exceptions=True)
+    errors = [error for error in probes if isinstance(error, BaseException)]
+    if len(errors) == len(probes):
+        raise errors[0]
+    for error in errors:
+        _log.warning("a master of the Redis cluster takes no writes", reason=str(error))
+
+
+async def _probe(redis: Redis, key: str) -> None:
     try:
-        await cast("Any", redis).eval(_TAKES_WRITES, 1, _NO_KEY)
+        await cast("Any", redis).eval(_TAKES_WRITES, 1, key)
     except RedisError as error:
         raise UnavailableError(f"Redis does not answer: {type(error).__name__}: {error}") from error
+
+
+async def _keys_of_masters(redis: Redis) -> Sequence[str]:
+    """Return a key that nobody sets for each master."""
+    if not isinstance(redis, ClusterClient):
+        return [_NO_KEY]
+    cluster: Any = redis.redis_cluster
+    try:
+        await redis.initialize_cluster()
+    except RedisError as error:
+        raise UnavailableError(f"Redis does not answer: {type(error).__name__}: {error}") from error
+    owners: dict[str, str] = {}
+    for key in (f"{_NO_KEY}:{number}" for number in range(_KEYS_TRIED)):
+        with suppress(SlotNotCoveredError):
+            owners.setdefault(cluster.get_node_from_key(key).name, key)
+    return list(owners.values()) or [_NO_KEY]
 
 
 async def replication_problems(redis: Redis) -> list[str]:
@@ -183,10 +263,14 @@ async def replication_problems(redis: Redis) -> list[str]:
     Raises:
         UnavailableError: Redis does not answer.
     """
-    replication = await _info(redis, "replication")
+    replications = await _info(redis, "replication")
+    return [_MAY_LOSE_WRITES] if any(map(_may_lose_writes, replications)) else []
+
+
+def _may_lose_writes(replication: Mapping[str, Any]) -> bool:
     # Redis reports the good replicas only where it demands some, so that CONFIG need not be allowed.
-    is_alone = replication.get("role") != "master" or not replication.get("connected_slaves")
-    return [] if is_alone or "min_slaves_good_slaves" in replication else [_MAY_LOSE_WRITES]
+    has_replicas = replication.get("role") == "master" and bool(replication.get("connected_slaves"))
+    return has_replicas and "min_slaves_good_slaves" not in replication
 
 
 async def check_noeviction(redis: Redis) -> None:
@@ -199,29 +283,36 @@ async def check_noeviction(redis: Redis) -> None:
         SettingsError: Redis evicts keys; the message says how to change that.
         UnavailableError: Redis does not answer.
     """
-    policy = (await _info(redis, "memory")).get("maxmemory_policy")
-    if policy is None:
+    policies = {memory.get("maxmemory_policy") for memory in await _info(redis, "memory")}
+    policy = next(iter(policies - {"noeviction", None}), None)
+    if None in policies:
         _log.warning("Redis does not tell its maxmemory-policy: make sure that it is noeviction")
-    elif policy != "noeviction":
+    if policy is not None:
         raise SettingsError(
             "Redis may throw away claims, locks and sessions",
             problems=[_EVICTS.format(policy=policy)],
         )
 
 
-async def _info(redis: Redis, section: str) -> dict[str, Any]:
+async def _info(redis: Redis, section: str) -> Sequence[Mapping[str, Any]]:
+    """Ask one server, or each master of a cluster."""
+    untyped: Any = redis
+    is_cluster = isinstance(redis, ClusterClient)
     try:
-        return await redis.info(section)  # pyright: ignore[reportUnknownMemberType]  # untyped kwargs
+        reply = await untyped.info(section, **{"target_nodes": "primaries"} if is_cluster else {})
     except (RedisConnectionError, RedisTimeoutError) as error:
         raise UnavailableError(f"Redis does not answer: {type(error).__name__}: {error}") from error
     except ResponseError as error:
         _log.info("Redis refuses INFO", reason=str(error))
-        return {}
+        return [{}]
+    several = is_cluster and all(isinstance(each, dict) for each in reply.values())
+    return list(reply.values()) if several else [reply]
 
 
 def _name(target: Target, options: dict[str, Any]) -> str:
-    if target.kind == "sentinel":
-        return f"{target.master} of {','.join(f'{host}:{port}' for host, port in target.addresses)}"
+    if target.kind != "server":
+        hosts = ",".join(f"{host}:{port}" for host, port in target.addresses)
+        return f"{target.master} of {hosts}" if target.master else hosts
     return str(options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}")
 
 

@@ -76,6 +76,11 @@ class NodeConnection:
         missing_since = self._missing_since
         return missing_since is not None and self.loop.time() - missing_since > self._timeout_seconds
 
+    @property
+    def is_missing(self) -> bool:
+        """Whether there should be a connection and is none."""
+        return self._missing_since is not None
+
     def send(self, command: Command, *, even_if_away: bool = False) -> None:
         """Send a command with all others of this turn of the event loop; its `reply` gets the reply or an error.
 
@@ -126,6 +131,18 @@ class NodeConnection:
         if self._open is not None:
             self._open.close(reason)
 
+    def release(self) -> list[Command]:
+        """Close the connection until the next command, and return the commands without a reply, for another node."""
+        self.retire("another node takes over")
+        released = list(self._waiting)
+        self._waiting.clear()
+        self._waiting_bytes = 0
+        if self._connecting is not None:
+            self._connecting.cancel()
+            self._connecting = None
+        self._missing_since = None
+        return released
+
     # ── what the open connection tells ───────────────────────────────────────────────────────────
 
     def refused(self, command: Command, error: ReplyError) -> None:
@@ -171,7 +188,8 @@ class NodeConnection:
         self._is_flushing = False
         opened, waiting = self._open, self._waiting
         if opened is None:
-            self._start_connecting()
+            if waiting:  # they may have been released to another node
+                self._start_connecting()
         elif opened.takes_data:
             opened.write(waiting)
             waiting.clear()
