@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pamqp.encode import field_table
 
 from hybridkit.messaging._amqp._headers import copied_headers, read_count, read_text
+from tests.helpers.consuming import QUEUE, Steps, delivery, envelope
 
 
 def test_notes_about_a_death_stay_behind() -> None:
@@ -85,3 +86,24 @@ def test_a_text_is_a_short_text_or_nothing(value: object) -> None:
     """A header that is no text, or has over 256 characters, reads as None."""
     assert read_text({"name": value}, "name") is None
     assert read_text({"name": "fine"}, "name") == "fine"
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize(
+    ("headers", "failures", "generation"),
+    [
+        ({}, 0, 0),
+        ({"hk_event_id": "1f1e"}, 0, 0),
+        ({"hk_event_id": "1f1e", "hk_attempt": 3}, 3, 0),
+        ({"hk_generation": 2}, 0, 2),
+        ({"hk_event_id": "hk_event_id", "note": "hk_", "hk_attempt": 1}, 1, 0),
+        ({"hk_event_id": "1f1e", "hk_reason": "failed", "hk_attempt": 3, "hk_queue": QUEUE}, 0, 1),
+        ({"hk_reason": "failed", "hk_queue": "another"}, 0, 0),
+    ],
+)
+def test_a_delivery_knows_its_counts(
+    headers: dict[str, Any], failures: int, generation: int, order: int
+) -> None:
+    """Failures and redrives are read from the headers, wherever these stand and whatever else is there."""
+    found = delivery(Steps(), envelope(), dict(list(headers.items())[::order]))
+    assert (found.failures, found.generation) == (failures, generation)

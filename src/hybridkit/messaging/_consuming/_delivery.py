@@ -17,6 +17,7 @@ from hybridkit.messaging._amqp._headers import (
     ATTEMPT,
     ERROR,
     ERROR_TYPE,
+    EVENT_ID,
     FAILED_AT,
     FIRST_FAILED_AT,
     GENERATION,
@@ -47,6 +48,7 @@ MAX_NAME_CHARS: Final = 256
 
 # A header's name stands in the undecoded bytes as it is.
 _ATTEMPT: Final = ATTEMPT.encode()
+_EVENT_ID: Final = EVENT_ID.encode()
 _GENERATION: Final = GENERATION.encode()
 _REASON: Final = REASON.encode()
 _VERSION_WAITS: Final = VERSION_WAITS.encode()
@@ -60,6 +62,14 @@ type Identity = tuple[str, UUID, int]
 class _Form(TypedDict):
     headers: Mapping[str, Any]
     content_type: str | None
+
+
+def _is_new(octets: bytes) -> bool:
+    """Return whether a message has no header of a copy or dead letter: of all of ours only its event's id, if any."""
+    at = octets.find(b"hk_")
+    if octets.startswith(_EVENT_ID, at):
+        at = octets.find(b"hk_", at + len(_EVENT_ID))
+    return at < 0
 
 
 class Acknowledger(Protocol):
@@ -116,6 +126,7 @@ class Delivery:
         self._acknowledger = acknowledger
         self._tag, self._is_redelivered, self._exchange, self.routing_key = message.method
         self._octets = message.properties
+        self._is_new = _is_new(message.properties)
         self._event: Identity | None = None
         self._envelope: EventEnvelope[Any] | None = None
         self.members: Mapping[str, Any] | None = None
@@ -151,12 +162,12 @@ class Delivery:
     @property
     def failures(self) -> int:
         """The number of runs of the handler that failed before this delivery."""
-        return self._count(ATTEMPT, _ATTEMPT)
+        return 0 if self._is_new else self._count(ATTEMPT, _ATTEMPT)
 
     @property
     def generation(self) -> int:
         """The number of times that it was redriven from a dead-letter queue."""
-        return self._count(GENERATION, _GENERATION)
+        return 0 if self._is_new else self._count(GENERATION, _GENERATION)
 
     @property
     def version_waits(self) -> int:
@@ -202,7 +213,8 @@ class Delivery:
     def _may_be_cloudevent(self) -> bool:
         # Decoding costs more than this search, and few messages are CloudEvents or copies of them.
         octets = self._octets.lower()
-        return b"specversion" in octets or b"cloudevents" in octets or _FIRST_READ_AT in octets
+        is_copy = not self._is_new and _FIRST_READ_AT in octets
+        return is_copy or b"specversion" in octets or b"cloudevents" in octets
 
     @property
     def is_ours(self) -> bool:
