@@ -67,12 +67,18 @@ def is_kept(kind: TypeEngine[Any], value: Any) -> bool:
         return False
     if wanted is str:
         return len(value) <= high and "\0" not in value
+    if wanted is Decimal:
+        _, digits, exponent = value.as_tuple()
+        return isinstance(exponent, int) and low <= exponent <= 0 and len(digits) + exponent <= high
     return wanted is not int or low <= value < high
 
 
 @lru_cache(maxsize=1024)
 def _simple(kind: TypeEngine[Any]) -> tuple[type[Any] | None, int, int]:
-    """Return the type whose values a column takes as they are, with the limits of integers or of a text's length."""
+    """Return the type whose values a column takes as they are, with its limits.
+
+    They are the limits of an integer, of a text's length, or of the exponent and the digits before a decimal's point.
+    """
     match bare(kind):
         case EnumType() | CHAR():
             return None, 0, 0
@@ -80,6 +86,9 @@ def _simple(kind: TypeEngine[Any]) -> tuple[type[Any] | None, int, int]:
             return str, 0, sys.maxsize if text.length is None else text.length
         case Integer() as number if _python_type(kind)[0] is int:
             return int, -(2 ** _bits(number)), 2 ** _bits(number)
+        case Numeric(precision=int() as precision, asdecimal=True) as number if not isinstance(number, Float):
+            scale = number.scale or 0
+            return Decimal, -scale, precision - scale
         case Boolean():
             return bool, 0, 0
         case Uuid() if _python_type(kind)[0] is UUID:
