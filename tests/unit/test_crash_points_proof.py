@@ -39,6 +39,6 @@ def test_each_effect_once_holds() -> None:
 def test_what_is_missing_or_doubled_is_named(
     orders: list[int], receipts: list[int], confirmed: dict[int, set[UUID]], sold: int, wrong: str
 ) -> None:
-    """Rows, documents, events and the shared row are each compared with the messages."""
+    """Rows, documents, events and the shared rows are each compared with the messages."""
     found = verdict(orders=Counter(orders), receipts=Counter(receipts), confirmed=confirmed, sold=sold)
     assert found.wrong == [wrong]
