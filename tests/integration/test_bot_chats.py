@@ -370,6 +370,14 @@ async def test_a_flushed_redis_gives_the_holder_its_turn_back(redis: Any) -> Non
         await until(is_back)
 
 
+async def test_the_end_of_a_turn_may_be_cancelled_with_its_loop(redis: Redis) -> None:
+    """Nobody waits for it, so neither its error nor its cancellation is anybody's; the reprs name the lease."""
+    ended: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    ended.cancel()
+    _chat_turns._look_at(ended)
+    assert "30" in repr(ChatIsolation(redis))
+
+
 # ── what breaks ──────────────────────────────────────────────────────────────────────────────────
 
 HOLDER = """

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from starlette.responses import RedirectResponse, StreamingResponse
 from structlog.testing import capture_logs
 
+from hybridkit.adapters._asgi import RESPONSE_COOKIES
 from hybridkit.adapters.fastapi import SessionCookies, WebSession, create_app
 from hybridkit.context import current
 from hybridkit.coordination import SessionInfo
@@ -97,6 +98,12 @@ async def streams(call: Literal["start", "rotate", "end"], session: Current) -> 
             yield type(error).__name__.encode()
 
     return StreamingResponse(body())
+
+
+@router.get("/reprs")
+async def reprs(session: Current, request: Request) -> str:
+    await session.rotate()
+    return f"{session!r} {session._cookie!r} {request.scope[RESPONSE_COOKIES]!r} {web!r}"
 
 
 @router.get("/sessions", response_model=None)
@@ -424,3 +431,15 @@ async def test_the_id_is_in_no_log_line(browser: Browsers) -> None:
         await ada.post("/logout")
         await ada.get("/me", headers={"cookie": f"{COOKIE}={value}"})
     assert value.partition(".")[2] not in repr(lines)
+
+
+async def test_no_repr_shows_the_id(browser: Browsers) -> None:
+    """Neither the session's, nor that of a cookie on its way in or out."""
+    ada = browser()
+    await ada.post("/login")
+    before = ada.cookies[COOKIE]
+    shown = (await ada.get("/reprs")).text
+    assert "user_id='ada'" in shown
+    assert COOKIE in shown
+    for value in (before, ada.cookies[COOKIE]):
+        assert value.partition(".")[2] not in shown
