@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from hybridkit.coordination import Redis, Session, Sessions, connect_redis
+from hybridkit.coordination import Redis, Session, Sessions, connect_redis, use_redis
 from hybridkit.dev import Server
 from hybridkit.errors import (
     DeclarationError,
@@ -168,6 +168,18 @@ async def test_data_that_fits_the_model_no_more_is_no_session(sessions: Sessions
         await redis.hset(key_of(session), "data", body)
         assert await sessions.load(session.id) is None
     assert counted("unreadable") == before + 2
+
+
+async def test_sessions_that_are_declared_at_import_use_the_redis_of_the_process(redis: Redis) -> None:
+    """Before the process has one, the error says what is missing."""
+    declared = Sessions("web", Cart)
+    with pytest.raises(MisuseError, match="the sessions web"):
+        await declared.load(f"{'a' * 22}.{'b' * 43}")
+    with use_redis(redis):
+        session = await declared.create(Cart(items=["tea"]))
+    found = await Sessions("web", Cart, redis=redis).load(session.id)
+    assert found is not None
+    assert found.data.items == ["tea"]
 
 
 # ── saving ───────────────────────────────────────────────────────────────────────────────────────

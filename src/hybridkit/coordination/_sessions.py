@@ -22,6 +22,8 @@ from redis.asyncio import Redis
 from hybridkit.codec import check_size, encode_json, validate_json
 from hybridkit.context import is_context_id
 from hybridkit.coordination._connection import multiplexer_of
+from hybridkit.coordination._process_redis import redis_of_process
+from hybridkit.coordination._redis._multiplexer import Multiplexer
 from hybridkit.coordination._session_scripts import CREATE, DESCRIBE, END, ENTER, LOAD, ROTATE, SAVE
 from hybridkit.errors import (
     DeclarationError,
@@ -92,7 +94,8 @@ class Sessions[T: BaseModel]:
         name: the name of these sessions, in snake_case; it is in the keys and in the metric.
         data: the model of the data. It is stored as JSON. A field that is added later needs a default, as a session
             that does not fit the model counts as ended.
-        redis: a client from `connect_redis`, whose server evicts nothing; it isn't closed here.
+        redis: a client from `connect_redis`, whose server evicts nothing; by default that of the process, see
+            `use_redis`. It isn't closed here.
         idle_seconds: the time after which an unused session ends.
         lifetime_seconds: the time after which a session ends in any case.
         max_data_bytes: the most bytes of the data as JSON.
@@ -108,7 +111,7 @@ class Sessions[T: BaseModel]:
         name: str,
         data: type[T],
         *,
-        redis: Redis,
+        redis: Redis | None = None,
         idle_seconds: float = 1800.0,
         lifetime_seconds: float = 43_200.0,
         max_data_bytes: int = 4096,
@@ -124,7 +127,7 @@ class Sessions[T: BaseModel]:
         self.name = name
         self.lifetime_seconds = lifetime_seconds
         self._data: TypeAdapter[T] = TypeAdapter(data)
-        self._redis = multiplexer_of(redis)
+        self._client = redis
         self._idle_ms = _milliseconds(idle_seconds)
         self._lifetime_ms = _milliseconds(lifetime_seconds)
         self._max_data_bytes = max_data_bytes
@@ -354,6 +357,10 @@ class Sessions[T: BaseModel]:
         await self._end_listed(user_id, [ref for ref in refs if keep is None or ref != keep.ref], "revoked")
 
     # ── how ──────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def _redis(self) -> Multiplexer:
+        return multiplexer_of(self._client or redis_of_process(f"the sessions {self.name}"))
 
     def _record_key(self, ref: str) -> str:
         return f"{self._prefix}record:{ref}"
