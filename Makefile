@@ -5,7 +5,7 @@
 # Images for containers often set it. The tests start a thousand Pythons, and each would compile all that it imports.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: help setup quick test test_lowest test_rabbitmq_3_10 lint format docs servers demo ledger relay crash_points properties schemathesis
+.PHONY: help setup quick test test_lowest test_rabbitmq_3_10 lint format docs servers demo ledger relay crash_points redis_failover properties schemathesis
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z0-9_]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' Makefile
@@ -65,6 +65,10 @@ relay: setup ## Prove that the outbox loses nothing and keeps the order while it
 crash_points: setup ## Prove that a handler killed at every await, and 200 times at random, has each effect once; 15 minutes
 	@$(MAKE) --no-print-directory servers
 	@.venv/bin/python -m tests.proofs.crash_points
+
+redis_failover: setup ## Prove that fail-overs of Redis lose nothing and hang nobody, by sentinels and in a cluster; 3 minutes
+	@$(MAKE) --no-print-directory servers
+	@.venv/bin/python -m tests.proofs.redis_failover
 
 properties: setup ## Run the property tests with twenty times the examples of make test; 10 minutes
 	@.venv/bin/pytest tests/unit tests/contract -m hypothesis --hypothesis-profile thorough -n 2 --timeout 3600 -o faulthandler_timeout=0

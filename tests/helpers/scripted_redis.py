@@ -34,6 +34,23 @@ class Client:
         self.held: list[bytes] = []
         """Answers that a frozen server has not sent."""
         self.is_subscribed = False
+        self._unsent = bytearray()
+
+    def send(self, data: bytes, piece: int | None) -> None:
+        """Write at once, or in pieces of this size, one in each turn of the event loop."""
+        if piece is None and not self._unsent:
+            self.writer.write(data)
+            return
+        is_sending = bool(self._unsent)
+        self._unsent += data
+        if not is_sending:
+            self._send_piece(piece or len(data))
+
+    def _send_piece(self, size: int) -> None:
+        if self._unsent:
+            self.writer.write(bytes(self._unsent[:size]))
+            del self._unsent[:size]
+            asyncio.get_running_loop().call_soon(self._send_piece, size)
 
     def cut(self) -> None:
         self.writer.transport.abort()
@@ -56,6 +73,8 @@ class ScriptedRedis:
         self.clients: list[Client] = []
         self.connections = 0
         self.is_frozen = False
+        self.piece: int | None = None
+        """The size of the pieces in which answers are sent; None for whole ones."""
         self.url = ""
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -85,13 +104,12 @@ class ScriptedRedis:
         """Answer nothing any more; the connections stay open."""
         self.is_frozen = True
 
-    def thaw(self, *, late: bool = True) -> None:
-        """Go on; what was not answered meanwhile is answered now, unless it is lost."""
+    def thaw(self) -> None:
+        """Go on, and answer what was not answered meanwhile."""
         self.is_frozen = False
         for client in self.clients:
             held, client.held = client.held, []
-            if late:
-                client.writer.write(b"".join(held))
+            client.send(b"".join(held), self.piece)
 
     def cut(self) -> None:
         """End every connection."""
@@ -133,7 +151,7 @@ class ScriptedRedis:
             if self.is_frozen:
                 client.held.append(answer)
             else:
-                client.writer.write(answer)
+                client.send(answer, self.piece)
         if count:
             self.reads.append(count)
 
