@@ -273,6 +273,14 @@ async def test_limited_routes_are_documented(app: FastAPI, redis: Redis) -> None
     app.add_api_route("/limited", lambda: None, dependencies=[check])
     app.add_api_route("/own", lambda: None, dependencies=[check], responses={429: {"description": "Slow."}})
     app.add_api_route("/free", lambda: None)
+    app.add_api_route("/signed_in", lambda: None, dependencies=[Depends(signed_in)])
+
+    async def signed_in_and_limited(
+        _: Annotated[str, Depends(signed_in)], __: Annotated[None, check]
+    ) -> None:
+        pass
+
+    app.add_api_route("/nested", lambda: None, dependencies=[Depends(signed_in_and_limited)])
     paths = app.openapi()["paths"]
     documented = {path: each["get"]["responses"].get("429") for path, each in paths.items()}
     assert documented.keys() == {
@@ -281,7 +289,10 @@ async def test_limited_routes_are_documented(app: FastAPI, redis: Redis) -> None
         "/limited",
         "/own",
         "/free",
+        "/signed_in",
+        "/nested",
     }
+    assert (documented["/signed_in"], documented["/nested"]) == (None, documented["/limited"])
     assert (documented["/free"], documented["/own"]) == (None, {"description": "Slow."})
     full = documented["/limited"]
     assert documented["/v1/in_router"] == documented["/v1/inner/in_inner_router"] == full
