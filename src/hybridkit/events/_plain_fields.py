@@ -64,13 +64,13 @@ def plain_fields(message: type[BaseModel]) -> PlainFields | None:
     fields = model.get("schema", {})
     if (
         model["type"] != "model"
-        or fields["type"] != "model-fields"
+        or fields.get("type") != "model-fields"
         or model.keys() - _MODEL_KEYS
         or fields.keys() - _FIELDS_KEYS
-        or model["config"].keys() - {"title", "frozen"}
-        or model["custom_init"]
-        or model["root_model"]
-        or fields["computed_fields"]
+        or model.get("config", {}).keys() - {"title", "frozen"}
+        or model.get("custom_init")
+        or model.get("root_model")
+        or fields.get("computed_fields")
     ):
         return None
     types = {name: _plain_types(field) for name, field in fields["fields"].items()}
