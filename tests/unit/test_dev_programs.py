@@ -146,6 +146,7 @@ def test_directories_follow_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     assert state_directory({"XDG_CACHE_HOME": "/cache"}) == Path("/cache/hybridkit")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert state_directory({"XDG_CACHE_HOME": "/cache"}) == Path("/var/cache/hybridkit")
+    assert state_directory({"HYBRIDKIT_STATE_DIRECTORY": "/dev/shm/state"}) == Path("/dev/shm/state")
 
 
 def test_only_root_changes_the_user(monkeypatch: pytest.MonkeyPatch) -> None:

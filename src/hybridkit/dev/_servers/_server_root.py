@@ -23,8 +23,8 @@ _LOCALE = "C.UTF-8"
 SERVER_ROOT_LAYOUT = 1
 
 _ENTER_TREE = (
-    'tree=$0 state=$1; shift; mkdir -p "$tree$state" && mount --bind /proc "$tree/proc" && '
-    'mount --bind /dev "$tree/dev" && mount --bind "$state" "$tree$state" && exec chroot "$tree" "$@"'
+    'tree=$0 state=$1; shift; mount --bind /proc "$tree/proc" && mount --rbind /dev "$tree/dev" && '
+    'mkdir -p "$tree$state" && mount --bind "$state" "$tree$state" && exec chroot "$tree" "$@"'
 )
 
 
@@ -122,10 +122,12 @@ def server_root_directory(environment: Mapping[str, str]) -> Path:
 
 
 def state_directory(environment: Mapping[str, str]) -> Path:
-    """Return the folder that runs keep their data and records in.
+    """Return the folder that runs keep their data and records in: HYBRIDKIT_STATE_DIRECTORY, or one in a cache.
 
-    For root it is /var/cache/hybridkit, as the users that servers run as can't enter root's home.
+    For root that is /var/cache/hybridkit, as the users that servers run as can't enter root's home.
     """
+    if chosen := environment.get("HYBRIDKIT_STATE_DIRECTORY"):
+        return Path(chosen)
     return Path("/var/cache/hybridkit") if os.geteuid() == 0 else _user_cache(environment)
 
 
