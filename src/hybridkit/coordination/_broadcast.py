@@ -221,6 +221,7 @@ class _Listener[T]:
             await asyncio.sleep(next(self._pauses))
 
     async def _listen(self) -> None:
+        await self._redis.exists(self._channel)  # the first command tells redis-py the nodes of a cluster
         async with self._redis.pubsub() as pubsub:
             await pubsub.subscribe(self._channel)
             is_asked = True
