@@ -4,10 +4,14 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from redis.asyncio import BlockingConnectionPool
-from redis.exceptions import ResponseError
+from redis.asyncio.connection import Connection
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisClusterException, ResponseError, SlotNotCoveredError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from structlog.testing import capture_logs
 
@@ -18,7 +22,8 @@ from hybridkit.coordination import (
     probe_redis,
     replication_problems,
 )
-from hybridkit.coordination._clients import SharedClient
+from hybridkit.coordination._clients import SharedClient, _reachable
+from hybridkit.coordination._failover import following_master
 from hybridkit.errors import SettingsError, UnavailableError
 from hybridkit.idempotency import IdempotencyGuard, RedisDown
 
@@ -252,3 +257,37 @@ def test_every_kind_of_connection_follows_the_master(url: str) -> None:
     following = connect_redis(url).connection_pool.connection_class
     assert issubclass(following, plain)
     assert following is not plain
+
+
+LOST = "'NoneType' object is not callable"
+
+
+@pytest.mark.parametrize(("said", "expected"), [(LOST, RedisConnectionError), ("a mistake", TypeError)])
+async def test_a_write_to_a_lost_connection_is_an_error_of_the_connection(
+    said: str, expected: type[Exception]
+) -> None:
+    """asyncio raises a TypeError there in some versions of Python, which nobody who uses Redis expects."""
+
+    async def fail() -> None:
+        raise TypeError(said)
+
+    make: Any = following_master(Connection)
+    connection = make(host="127.0.0.1", port=1)
+    connection._reader = connection._writer = Mock(writelines=Mock(side_effect=TypeError(said)))
+    with pytest.raises(expected):
+        await connection.send_packed_command(b"PING", check_health=False)
+    with pytest.raises(expected):
+        await _reachable(fail())
+
+
+async def test_keys_in_different_slots_stay_a_mistake() -> None:
+    """Only a cluster that can't be reached is an error of the connection."""
+
+    async def fail(error: Exception) -> None:
+        raise error
+
+    with pytest.raises(RedisClusterException, match="same slot"):
+        await _reachable(fail(RedisClusterException("all keys must map to the same slot")))
+    for error in (RedisClusterException("Redis Cluster cannot be connected"), SlotNotCoveredError("slot 1")):
+        with pytest.raises(RedisConnectionError):
+            await _reachable(fail(error))

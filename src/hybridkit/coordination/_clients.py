@@ -11,6 +11,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisClusterException, SlotNotCoveredError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from hybridkit.coordination._failover import is_write_to_lost_connection
 from hybridkit.coordination._redis._multiplexer import Multiplexer
 
 
@@ -143,3 +144,7 @@ async def _reachable[T](call: Awaitable[T]) -> T:
         if isinstance(error, SlotNotCoveredError) or "cannot be connected" in str(error):
             raise RedisConnectionError(str(error)) from error
         raise
+    except TypeError as error:
+        if not is_write_to_lost_connection(error):
+            raise
+        raise RedisConnectionError("the connection was lost before the command was written") from error

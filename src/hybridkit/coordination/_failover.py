@@ -39,7 +39,20 @@ class NotMasterError(RedisConnectionError):
     """The server takes no writes: it is a replica, has not enough replicas, or is still loading."""
 
 
+def is_write_to_lost_connection(error: TypeError) -> bool:
+    """Return whether an error is that of asyncio's `writelines` after the connection was lost, as in Python 3.12.1."""
+    return str(error) == "'NoneType' object is not callable"
+
+
 class _FollowingMaster(AbstractConnection):
+    async def send_packed_command(self, *args: Any, **options: Any) -> None:
+        try:
+            await super().send_packed_command(*args, **options)  # pyright: ignore[reportUnknownMemberType]
+        except TypeError as error:
+            if not is_write_to_lost_connection(error):
+                raise
+            raise RedisConnectionError("the connection was lost before the command was written") from error
+
     async def read_response(self, *args: Any, **options: Any) -> Any:
         try:
             return await super().read_response(*args, **options)  # pyright: ignore[reportUnknownVariableType]
