@@ -6,9 +6,13 @@ from typing import Any, cast
 import pytest
 from pymongo.errors import OperationFailure
 
+from hybridkit.dataservice._mongo._document_events import SequenceNumbers
+from hybridkit.dataservice._mongo._document_writer import DocumentWriter
 from hybridkit.dataservice._mongo._driver._capabilities import Capabilities
+from hybridkit.dataservice._mongo._keys import Keys
 from hybridkit.dataservice._mongo._outbox import MongoOutbox, _insert
 from hybridkit.dataservice._mongo._store import MongoStore
+from hybridkit.dataservice._mongo._transaction_writer import TransactionWriter
 from hybridkit.dataservice._mongo._writer import MongoWriter
 from hybridkit.errors import InProgressError
 
@@ -26,6 +30,12 @@ class Refusing:
 
     async def insert_one(self, document: object) -> None:
         raise OperationFailure("not authorized", code=UNAUTHORIZED)
+
+    async def find_one(self, _: object) -> None:
+        return None
+
+    async def update_one(self, *_: object) -> SimpleNamespace:
+        return SimpleNamespace(matched_count=0)
 
 
 class Busy:
@@ -58,6 +68,26 @@ async def test_a_document_of_the_outbox_that_may_not_be_inserted_is_an_error(dat
         await _insert(database, {"_id": "lease"})
 
 
+async def test_a_key_that_may_not_be_claimed_is_an_error(database: Any) -> None:
+    """Only a duplicate says that the key is known: otherwise a write would be done that no retry recognises."""
+    write = SimpleNamespace(caller="orders", key="k", fingerprint=b"f")
+    with pytest.raises(OperationFailure, match="not authorized"):
+        await Keys(database).claim(cast("Any", write))
+
+
+async def test_an_outcome_that_may_not_be_moved_to_its_claim_is_an_error(database: Any) -> None:
+    """It stays in its document then: an outcome in neither place would let a retry do the write again."""
+    entry = {"key": "orders k", "fingerprint": "66", "expires_at": None, "outcome": b""}
+    with pytest.raises(OperationFailure, match="not authorized"):
+        await Keys(database).take_over([entry])
+
+
+async def test_a_counter_that_may_not_be_made_is_an_error(database: Any) -> None:
+    """Only a duplicate says that another replica was first; events without numbers have no order."""
+    with pytest.raises(OperationFailure, match="not authorized"):
+        await SequenceNumbers(database).prepare()
+
+
 async def test_a_write_that_is_on_its_way_already_is_refused(
     database: Any, capabilities: Capabilities, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,3 +104,7 @@ def test_they_say_what_they_are(database: Any, capabilities: Capabilities) -> No
     writer = MongoWriter(database, {}, capabilities=capabilities, emitted=lambda: None)
     assert repr(MongoOutbox(database, ())) == "MongoOutbox('app.hk_outbox')"
     assert "MongoDB 8.0" in repr(writer)
+    assert repr(DocumentWriter(database, {}, emitted=lambda: None)) == "DocumentWriter([])"
+    assert repr(TransactionWriter(database, {}, emitted=lambda: None)) == "TransactionWriter([])"
+    assert repr(Keys(database)) == "Keys('app.hk_outbox')"
+    assert repr(SequenceNumbers(database)) == "SequenceNumbers('app.hk_outbox')"
