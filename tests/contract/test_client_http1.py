@@ -341,6 +341,15 @@ async def test_a_url_that_names_no_server_is_a_misuse(url: str) -> None:
     await transport.aclose()
 
 
+async def test_writing_goes_on_once_however_often_it_is_told() -> None:
+    """An event loop that lets a connection write again, which may write already, changes nothing."""
+    connection = Http1Connection(lambda _: None)
+    connection.pause_writing()
+    connection.resume_writing()
+    connection.resume_writing()
+    assert not connection.is_open
+
+
 # ── addresses and TLS ────────────────────────────────────────────────────────────────────────────
 
 
