@@ -27,6 +27,7 @@ from hybridkit.errors import (
     UnroutableError,
 )
 from hybridkit.messaging import Receipt, RobustPublisher
+from hybridkit.messaging._amqp._frames import frame_template
 from hybridkit.messaging._amqp._socket import FrameProtocol
 from hybridkit.messaging._publishing import _confirms as confirms_module
 from hybridkit.messaging._publishing import _publisher as publisher_module
@@ -535,3 +536,26 @@ async def test_each_of_many_has_its_own_reason(monkeypatch: pytest.MonkeyPatch) 
         broker.says(Basic.Ack(1))
         answers = await many
     assert [type(answer) for answer in answers] == [MalformedPayloadError, Receipt]
+
+
+async def test_the_first_outcome_of_a_batch_stays() -> None:
+    """A confirm that comes after the deadline changes neither the error nor the number of missing outcomes."""
+    batch = confirms_module.Batch(2)
+    template = frame_template("hk.events", "a.b", None, None)
+    late, other = (confirms_module.BatchedPublish(template, b"", b"", 0.0, batch) for _ in range(2))
+    error = OutcomeUnknownError("no answer")
+    late.fail(error)
+    late.confirm(routed=True)
+    assert late.outcome is error
+    assert repr(batch) == "Batch(missing=1)"
+    assert not other.ended.done()
+    other.confirm(routed=False)
+    assert other.outcome is False
+    assert batch.ended.done()
+
+
+async def test_no_events_have_no_receipts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Publishing an empty list sends nothing and returns an empty list."""
+    async with publishing(monkeypatch) as (publisher, broker):
+        assert await publisher.publish_many([]) == []
+        assert broker.published == 0
