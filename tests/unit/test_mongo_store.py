@@ -4,7 +4,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from pymongo.errors import OperationFailure
+from pymongo.errors import DuplicateKeyError, OperationFailure
 
 from hybridkit.dataservice._mongo._document_events import SequenceNumbers
 from hybridkit.dataservice._mongo._document_writer import DocumentWriter
@@ -86,6 +86,24 @@ async def test_a_counter_that_may_not_be_made_is_an_error(database: Any) -> None
     """Only a duplicate says that another replica was first; events without numbers have no order."""
     with pytest.raises(OperationFailure, match="not authorized"):
         await SequenceNumbers(database).prepare()
+
+
+async def test_numbers_go_on_when_the_counter_was_removed(
+    monkeypatch: pytest.MonkeyPatch, database: Any
+) -> None:
+    """It is made again, also where another replica has made it meanwhile."""
+    counted = [None, {"_id": "outbox", "last": 3}]
+
+    async def count(*_: object, **__: object) -> dict[str, Any] | None:
+        return counted.pop(0)
+
+    async def insert(_: object) -> None:
+        raise DuplicateKeyError("there is one", code=11000)
+
+    monkeypatch.setattr(Refusing, "find_one_and_update", count, raising=False)
+    monkeypatch.setattr(database, "insert_one", insert)
+    assert await SequenceNumbers(database).take(3) == 1
+    assert counted == []
 
 
 async def test_a_write_that_is_on_its_way_already_is_refused(
