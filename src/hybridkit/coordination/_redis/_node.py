@@ -125,6 +125,7 @@ class NodeConnection:
         if self._open is not None:
             self._open.close(self._reason)
         self._fail_waiting(deadline=float("inf"))
+        await asyncio.sleep(0)  # a transport closes its socket in the next turn of the event loop
 
     def retire(self, reason: str) -> None:
         """Give up the present connection, if any, and open another."""
