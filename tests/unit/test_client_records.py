@@ -283,6 +283,7 @@ def test_outside_a_claim_every_write_is_new() -> None:
     """Two equal writes have two keys and two ids."""
     first, second = (begin_write("create users", method="create") for _ in range(2))
     assert first.key != second.key
+    assert repr(first) == f"WriteStep({first.key!r})"
     assert first.id_of() != second.id_of()
 
 

@@ -11,6 +11,7 @@ from opentelemetry.context import attach, detach
 from pydantic import BaseModel, Field
 
 from hybridkit.clients._transaction import DataTransaction, Handle, Isolation
+from hybridkit.clients._transaction_identity import TransactionIdentity
 from hybridkit.context import Claim, RequestContext, bind, current
 from hybridkit.contract import Transaction, TransactionResult
 from hybridkit.errors import (
@@ -406,6 +407,7 @@ async def test_a_transaction_finds_its_new_records_by_the_record_it_changes_firs
         return made
 
     assert (await work(ID, UUID(int=2)))[1:] == await work(UUID(int=2))
+    assert repr(TransactionIdentity(Claim("a:b:c"), "s")) == "TransactionIdentity(Claim(key='a:b:c'), 's')"
 
 
 async def test_an_event_that_has_its_identity_keeps_it() -> None:

@@ -153,6 +153,22 @@ async def test_an_answer_that_was_not_kept_is_a_commit() -> None:
     assert (repr(first), second.name) == ("Step('POST /x#0')", "POST /x#1")
 
 
+async def test_a_task_of_a_task_goes_on_after_what_both_have_inherited() -> None:
+    """A step is in order with those that its starter took before, whatever it has done itself meanwhile."""
+    claim = Claim("a:b:c")
+
+    def write(name: str) -> str:
+        with claim.begin(name, running_task(), method="create") as step:
+            return step.name
+
+    async def child() -> str:
+        write("update users 1")
+        return write("create users")
+
+    write("create users")
+    assert await asyncio.create_task(child()) == "create users#1"
+
+
 async def test_claims_within_each_other_know_nothing_of_each_other() -> None:
     """A step of the outer claim orders none of the inner one."""
     outer, inner = Claim("a:b:1"), Claim("a:b:2")
