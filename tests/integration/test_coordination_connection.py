@@ -1,12 +1,16 @@
 """`connect_redis` on a Redis server, also on one that dies and comes back."""
 
 import asyncio
+import time
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import uvloop
 
 from hybridkit.coordination import check_noeviction, connect_redis, probe_redis
+from hybridkit.coordination._connection import multiplexer_of
 from hybridkit.dev import LocalServers, Server
 from hybridkit.errors import SettingsError, UnavailableError
 from hybridkit.idempotency import Completed, IdempotencyGuard, RedisDown
@@ -32,6 +36,33 @@ async def test_more_commands_than_connections_wait_for_each_other(redis_url: str
     async with connect_redis(redis_url, max_connections=2, timeout_seconds=5.0) as redis:
         counts = await asyncio.gather(*(redis.incr("counter") for _ in range(100)))
         assert sorted(counts) == list(range(1, 101))
+
+
+@pytest.mark.parametrize(
+    "new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"]
+)
+def test_a_stalled_event_loop_is_no_fault_of_redis(
+    redis_url: str, new_loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    """A reply that came in time and is read after the deadline counts, and the connection stays."""
+
+    async def stall() -> None:
+        async with connect_redis(redis_url, timeout_seconds=0.25) as redis:
+            shared = multiplexer_of(redis)
+            await shared.execute("SET", "key", "value")
+            node = shared._node
+            assert node is not None
+            before = node._open
+            reply = shared.execute("GET", "key")
+            await asyncio.sleep(0)  # it is written in this turn
+            ends_at = time.monotonic() + 0.7
+            while time.monotonic() < ends_at:
+                pass
+            assert await reply == b"value"
+            assert node._open is before
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(stall())
 
 
 @pytest.mark.real_server
