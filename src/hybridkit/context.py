@@ -375,9 +375,10 @@ class _Binding(AbstractContextManager[RequestContext]):
 
     __slots__ = ("_context", "_token")
 
+    _token: Token[RequestContext | None]
+
     def __init__(self, context: RequestContext) -> None:
         self._context = context
-        self._token: Token[RequestContext | None] | None = None
 
     def __enter__(self) -> RequestContext:
         caller = sys._getframe(1)  # noqa: SLF001 - as `inspect.currentframe`, for each message and request
@@ -390,8 +391,7 @@ class _Binding(AbstractContextManager[RequestContext]):
         return self._context
 
     def __exit__(self, *_: object) -> None:
-        if self._token is not None:
-            _current.reset(self._token)
+        _current.reset(self._token)
 
 
 class _UserNote:

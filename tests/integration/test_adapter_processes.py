@@ -159,7 +159,7 @@ async def test_a_workers_handlers_get_what_the_settings_name(redis_url: str, rab
             "PostgresDataClient",
             "MongoDataClient",
             "RobustPublisher",
-            "Redis",
+            "SharedClient",
             "RequestContext",
         ]
     assert readiness.is_ready

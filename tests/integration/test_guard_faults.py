@@ -55,7 +55,8 @@ async def far_redis(redis_url: str, proxy: FaultProxy) -> AsyncGenerator[Redis]:
 
 async def until_back(guard: IdempotencyGuard) -> None:
     """Wait for the connection that is made in the background."""
-    await until(lambda: not guard._records.are_away)
+    node = guard._records._redis._node
+    await until(lambda: node is not None and node._open is not None)
 
 
 def acquired(answer: Begin) -> Acquired:

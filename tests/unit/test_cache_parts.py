@@ -3,8 +3,9 @@
 import asyncio
 
 import pytest
+from redis.asyncio import Redis
 
-from hybridkit.coordination._cache._entries import _result_of
+from hybridkit.coordination._cache._entries import Entries, _result_of
 from hybridkit.coordination._cache._owed import OwedInvalidations
 from hybridkit.errors import UnavailableError
 from tests.helpers import until
@@ -48,3 +49,17 @@ async def test_a_command_that_is_cancelled_is_an_error_of_its_caller(*, is_late:
     with pytest.raises(UnavailableError, match="too late" if is_late else "cancelled"):
         await reply
     await asyncio.wait({task})
+
+
+async def test_of_late_replies_only_those_that_did_not_come_fail() -> None:
+    """A reply that came while the event loop was stalled counts."""
+    entries = Entries(Redis, name="users", timeout_seconds=1)
+    loop = asyncio.get_running_loop()
+    missing, there = loop.create_future(), loop.create_future()
+    there.set_result(b"value")
+    now = loop.time()
+    entries._pending.extend([(now, missing), (now, there)])
+    entries._expire(now)
+    assert there.result() == b"value"
+    with pytest.raises(UnavailableError, match="no reply within"):
+        missing.result()
