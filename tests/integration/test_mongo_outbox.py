@@ -264,6 +264,18 @@ async def test_each_partition_has_one_owner_among_many(store: MongoStore) -> Non
     assert {its.share for its in held} == {fair_share(5)}
 
 
+async def test_a_partition_that_is_released_is_free_and_its_replica_alive(store: MongoStore) -> None:
+    """The others stay with the replica that holds them; the fence of the next holder is greater."""
+    held = await store.outbox.renew_leases("one")
+    released = held.leases[0].partition
+    await store.outbox.release_leases("one", [released])
+    assert len((await store.outbox.renew_leases("two")).leases) == 1
+    again = await store.outbox.renew_leases("one")
+    assert {lease.partition for lease in again.leases} == {lease.partition for lease in held.leases} - {
+        released
+    }
+
+
 async def test_a_new_owner_has_a_higher_fence_and_the_old_ones_marks_are_ignored(store: MongoStore) -> None:
     """A replica that has lost its leases can't record anything of their rows."""
     await store.write(write(upsert("a"), emit=[emission("a")]))

@@ -6,6 +6,7 @@ import pytest
 from redis.asyncio import Redis
 
 from hybridkit.coordination._cache._entries import Entries, _result_of
+from hybridkit.coordination._cache._loads import Load, Loaded
 from hybridkit.coordination._cache._owed import OwedInvalidations
 from hybridkit.errors import UnavailableError
 from tests.helpers import until
@@ -63,3 +64,13 @@ async def test_of_late_replies_only_those_that_did_not_come_fail() -> None:
     assert there.result() == b"value"
     with pytest.raises(UnavailableError, match="no reply within"):
         missing.result()
+
+
+async def test_a_load_has_one_end() -> None:
+    """A value that comes after the load has failed changes nothing for its callers, nor does a second error."""
+    load: Load[str] = Load("key", "token")
+    load.fail(UnavailableError("down"))
+    load.succeed(Loaded("value", b'"value"'))
+    load.fail(UnavailableError("down again"))
+    with pytest.raises(UnavailableError, match=r"down$"):
+        await load.wait()
