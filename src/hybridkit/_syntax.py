@@ -7,8 +7,12 @@ from typing import Final
 NAME_SYNTAX: Final = re.compile(r"[a-z][a-z0-9_]{0,62}")
 """A name in snake_case, as services, resources and their calls have: at most 63 bytes, like a PostgreSQL identifier."""
 
+_KEY_PART: Final = "[A-Za-z0-9_.-]{1,100}"
+KEY_PART_SYNTAX: Final = re.compile(_KEY_PART)
+"""A name within a key of Redis, as the first two parts of `context:entity:id` and caches have."""
+
 MAX_ID_CHARS: Final = 300
-KEY_SYNTAX: Final = re.compile(rf"[A-Za-z0-9_.-]{{1,100}}:[A-Za-z0-9_.-]{{1,100}}:[!-~]{{1,{MAX_ID_CHARS}}}")
+KEY_SYNTAX: Final = re.compile(rf"{_KEY_PART}:{_KEY_PART}:[!-~]{{1,{MAX_ID_CHARS}}}")
 """A key `context:entity:id`, as idempotency claims and locks have."""
 
 

@@ -1,7 +1,6 @@
 """Broadcasts: hints to every process that listens now, such as that a configuration has changed."""
 
 import asyncio
-import re
 import sys
 from collections import deque
 from collections.abc import AsyncGenerator
@@ -11,6 +10,7 @@ from typing import Any, Final, Self
 from pydantic import TypeAdapter
 from redis.asyncio import Redis
 
+from hybridkit._syntax import KEY_PART_SYNTAX
 from hybridkit._tasks import is_set_within
 from hybridkit.codec import check_size, validate_json
 from hybridkit.coordination._connection import multiplexer_of
@@ -25,7 +25,6 @@ REPLY_SECONDS: Final = 1.0
 START_SECONDS: Final = 1.0
 """The time for which the beginning of a subscription waits for Redis, before it goes on without."""
 
-_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 _AGAIN: Final = Retry.exponential(first_seconds=0.01, cap_seconds=1.0, attempts=sys.maxsize)
 
 _log = get_logger("hybridkit.coordination")
@@ -117,7 +116,7 @@ class Broadcast[T]:
         max_queued: int = 1000,
         ping_seconds: float = 5.0,
     ) -> None:
-        if not _NAME.fullmatch(name):
+        if not KEY_PART_SYNTAX.fullmatch(name):
             raise DeclarationError(
                 f"a broadcast's name has up to 100 letters, digits, `_`, `.` and `-`, not {name[:120]!r}"
             )

@@ -19,6 +19,7 @@ from weakref import WeakValueDictionary
 from pydantic import BaseModel, TypeAdapter
 from redis.asyncio import Redis
 
+from hybridkit._syntax import NAME_SYNTAX
 from hybridkit.codec import check_size, encode_json, validate_json
 from hybridkit.context import is_context_id
 from hybridkit.coordination._connection import multiplexer_of
@@ -40,7 +41,6 @@ MAX_KEY_CHARACTERS: Final = 300
 UPDATE_ATTEMPTS: Final = 10
 """How often `update` reads the data again; each attempt of one request means that another one has succeeded."""
 
-_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _REF: Final = re.compile(r"[A-Za-z0-9_-]{22}")
 _ID: Final = re.compile(r"[A-Za-z0-9_-]{22}\.[A-Za-z0-9_-]{43}")
 
@@ -118,7 +118,7 @@ class Sessions[T: BaseModel]:
         max_per_user: int = 20,
         key_prefix: str = "hk:session:",
     ) -> None:
-        if not _NAME.fullmatch(name):
+        if not NAME_SYNTAX.fullmatch(name):
             raise DeclarationError(
                 f"the name of sessions is in snake_case, at most 63 characters, not {name!r}"
             )

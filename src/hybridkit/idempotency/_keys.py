@@ -5,12 +5,11 @@ import re
 from typing import Any, Final
 from urllib.parse import quote
 
-from hybridkit._syntax import KEY_SYNTAX, MAX_ID_CHARS
+from hybridkit._syntax import KEY_PART_SYNTAX, KEY_SYNTAX, MAX_ID_CHARS
 from hybridkit.codec import canonical_json, decode_json, encode_json
 
 __all__ = ["check_key", "claim_key", "fingerprint"]
 
-_WORD: Final = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 _UNRESERVED: Final = re.compile(r"[A-Za-z0-9_.~/-]*")
 """Text in which only slashes are percent-encoded, https://www.rfc-editor.org/rfc/rfc3986#section-2.3."""
 
@@ -64,7 +63,7 @@ def _quoted(part: object) -> str:
 
 
 def _word(text: str) -> str:
-    if _WORD.fullmatch(text):
+    if KEY_PART_SYNTAX.fullmatch(text):
         return text
     return f"_{_digest(text)}"
 

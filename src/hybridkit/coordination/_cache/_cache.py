@@ -1,7 +1,6 @@
 """The cache as its users see it: reads that load at most once, and invalidations that nothing overtakes."""
 
 import inspect
-import re
 from collections.abc import Awaitable, Callable, Collection, Coroutine
 from contextlib import suppress
 from functools import partial, wraps
@@ -9,6 +8,7 @@ from typing import Any, Final, Protocol, cast, overload
 
 from redis.asyncio import Redis
 
+from hybridkit._syntax import KEY_PART_SYNTAX
 from hybridkit.coordination._cache._keys import CacheId
 from hybridkit.coordination._cache._loader import InvalidatedError, Loader
 from hybridkit.coordination._cache._stored import Found, StoredValues, new_token
@@ -19,8 +19,6 @@ from hybridkit.events import Event
 
 MAX_READS: Final = 3
 """The reads for one value, where each finds one that can't be used."""
-
-_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 
 
 class _Consumer(Protocol):
@@ -82,7 +80,7 @@ class Cache[T]:
         max_bytes: int = 256 * 1024,
         timeout_seconds: float = 0.05,
     ) -> None:
-        if not _NAME.fullmatch(name):
+        if not KEY_PART_SYNTAX.fullmatch(name):
             raise DeclarationError(
                 f"a cache's name has up to 100 letters, digits, `_`, `.` and `-`, not {name[:120]!r}"
             )
