@@ -18,7 +18,7 @@ from aiogram.types import CallbackQuery, Message, PreCheckoutQuery, ShippingQuer
 
 from hybridkit.coordination import REDIS_IS_AWAY
 from hybridkit.coordination._failover import is_refused_for_now
-from hybridkit.errors import DeclarationError, HybridkitError
+from hybridkit.errors import DeclarationError, HybridkitError, StaleVersionError
 from hybridkit.observability import get_logger
 
 FAILURE_TEXTS: Final[Mapping[str, str]] = MappingProxyType(
@@ -49,6 +49,8 @@ _log = get_logger("hybridkit.bot")
 def is_temporary(error: BaseException) -> bool:
     """Return whether a later attempt can succeed, as nobody has made a mistake."""
     match error:
+        case StaleVersionError():  # the next run reads the record again
+            return True
         case HybridkitError():
             return error.retryable
         case BaseExceptionGroup():
